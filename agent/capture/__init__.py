@@ -1,0 +1,1 @@
+"""Capture: opens devices and streams, stamps time, hands frames on."""

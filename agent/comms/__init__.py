@@ -1,0 +1,1 @@
+"""Comms: sockets to brokers, and what goes over them."""

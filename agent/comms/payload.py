@@ -1,0 +1,191 @@
+"""What is published: events, detections and health as structs. Their JSON Schema is made from them.
+
+An event is encoded when it is put into the spool and finished when it is sent: only then are its `seq` and
+the time of publishing known.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from agent.messages import Detection, EventKind, Stored, Track
+
+
+class Latency(Struct, frozen=True, gc=False):
+    """Milliseconds from capture to publishing, by stage.
+
+    Attributes:
+        queue: capture → picked up by the stream's thread.
+        gate, prepare, infer, decode, track: the rooms in turn; `prepare` is resizing into the tensor.
+        publish: put into the spool → handed to the broker.
+        total: capture → handed to the broker.
+    """
+
+    queue: float
+    gate: float
+    prepare: float
+    infer: float
+    decode: float
+    track: float
+    publish: float = 0.0
+    total: float = 0.0
+
+
+class ModelId(Struct, frozen=True, gc=False):
+    """Which model answered: its name and the first 12 hex digits of its file's sha256."""
+
+    name: str
+    sha256: str
+
+
+class EventMessage(Struct, frozen=True):
+    """`<device>/<stream>/events`, QoS 1, never retained.
+
+    Attributes:
+        id: unique; a repeated delivery has the same.
+        device, stream: where it was seen.
+        kind: new | update | end.
+        reason: why it was sent, in a word or two.
+        track: as it stood then.
+        captured_at: UTC of the frame.
+        latency_ms: see `Latency`.
+        model, backend, rung: who computed it.
+        seq: per device and without gaps: a gap is a loss.
+    """
+
+    id: str
+    device: str
+    stream: str
+    kind: EventKind
+    reason: str
+    track: Track
+    captured_at: datetime
+    latency_ms: Latency
+    model: ModelId
+    backend: str
+    rung: str
+    seq: int = 0
+
+
+class DetectionsMessage(Struct, frozen=True):
+    """`<device>/<stream>/detections`, QoS 0: one processed frame. `seq` counts frames of the stream."""
+
+    device: str
+    stream: str
+    seq: int
+    captured_at: datetime
+    detections: list[Detection]
+    latency_ms: Latency
+    model: ModelId
+    backend: str
+    rung: str
+
+
+class SpoolHealth(Struct, frozen=True):
+    """State of the spool: events waiting, their bytes, dropped so far, and `disk` or `memory`."""
+
+    waiting: int
+    bytes: int
+    dropped: int
+    on: str
+
+
+class StreamHealth(Struct, frozen=True):
+    """State of one stream.
+
+    Attributes:
+        state: starting | running | lost | ended | failed | disabled.
+        detail: why, when it is not running.
+        fps: frames handled per second, over the last interval.
+        inferences_per_s: of those, frames that were inferred.
+        infer_ms: mean of the last interval.
+        frames, dropped, reopened: since start.
+        tracks: alive now.
+        model, backend, rung: in use.
+    """
+
+    state: str
+    detail: str = ""
+    fps: float = 0.0
+    inferences_per_s: float = 0.0
+    infer_ms: float = 0.0
+    frames: int = 0
+    dropped: int = 0
+    reopened: int = 0
+    tracks: int = 0
+    model: str = ""
+    backend: str = ""
+    rung: str = ""
+
+
+class HealthMessage(Struct, frozen=True):
+    """`<device>/health`, retained.
+
+    Attributes:
+        version: of Vedette.
+        at: UTC.
+        uptime_s: of the daemon, s.
+        streams: by name.
+        spool: see `SpoolHealth`.
+        rss_mb: resident memory of the daemon, MB.
+        temperature_c: hottest thermal zone, °C, where there is one.
+    """
+
+    version: str
+    at: datetime
+    uptime_s: float
+    streams: dict[str, StreamHealth]
+    spool: SpoolHealth
+    rss_mb: float
+    temperature_c: float | None = None
+
+
+_encoder = msgspec.json.Encoder(decimal_format="number")
+_event_decoder = msgspec.json.Decoder(EventMessage)
+
+MESSAGES: tuple[type[Struct], ...] = (EventMessage, DetectionsMessage, HealthMessage)
+
+
+def new_id() -> str:
+    """A unique message id: 32 hex digits."""
+    return uuid.uuid4().hex
+
+
+def encode(message: Struct) -> bytes:
+    """JSON, UTF-8."""
+    return _encoder.encode(message)
+
+
+def finish(stored: Stored, now: float | None = None) -> bytes:
+    """The JSON of a spooled event as it goes out: with its `seq` and the time that it waited.
+
+    Args:
+        stored: the spooled event.
+        now: Unix time of sending, s; default: now.
+
+    Raises:
+        msgspec.MsgspecError: the body is not an event (a damaged row).
+    """
+    event = _event_decoder.decode(stored.body)
+    waited_ms = max(0.0, ((time.time() if now is None else now) - stored.put_at) * 1e3)
+    latency = msgspec.structs.replace(
+        event.latency_ms, publish=round(waited_ms, 3), total=round(event.latency_ms.total + waited_ms, 3)
+    )
+    return encode(msgspec.structs.replace(event, seq=stored.seq, latency_ms=latency))
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of every JSON message, as `$defs` by struct name."""
+    (_, components) = msgspec.json.schema_components(MESSAGES, ref_template="#/$defs/{name}")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Vedette messages",
+        "anyOf": [{"$ref": f"#/$defs/{message.__name__}"} for message in MESSAGES],
+        "$defs": components,
+    }

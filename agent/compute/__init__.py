@@ -1,0 +1,1 @@
+"""Compute: arrays in, results out. Neither disk nor network."""

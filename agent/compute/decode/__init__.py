@@ -1,0 +1,1 @@
+"""Decode: output arrays and manifest to detections. Pure functions."""

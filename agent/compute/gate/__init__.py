@@ -1,0 +1,1 @@
+"""Gate: is there anything to look at, and how hard is it?"""

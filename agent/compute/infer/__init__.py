@@ -1,0 +1,1 @@
+"""Infer: input tensors, backends and sessions."""

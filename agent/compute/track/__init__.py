@@ -1,0 +1,1 @@
+"""Track: detections over time, and where they stand."""

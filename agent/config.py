@@ -1,0 +1,237 @@
+"""The configuration: one frozen struct per room. Reading a file is `agent.configfile`'s work.
+
+Every field has a default except a stream's `source` and `model`, so the smallest file is four lines:
+
+    [streams.front]
+    source = "v4l2:/dev/video0"
+    model = "nanodet"
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from agent.messages import Point
+
+Unit = Annotated[float, Meta(ge=0.0, le=1.0)]
+Seconds = Annotated[float, Meta(gt=0.0)]
+Count = Annotated[int, Meta(ge=1)]
+Bytes = Annotated[int, Meta(ge=0)]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+Durability = Literal["event", "batch", "memory"]
+
+
+class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[device]`: who we are.
+
+    Attributes:
+        name: in every topic; empty: the machine's host name.
+    """
+
+    name: Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,62})?$")] = ""
+
+
+class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[mqtt]`: the broker.
+
+    Attributes:
+        host, port: where; port 0 means 1883, or 8883 with TLS.
+        username: empty for an anonymous connection.
+        password_file: file whose first line is the password; `$CREDENTIALS_DIRECTORY` is expanded.
+        tls: encrypt; implied by `ca_file` and `cert_file`.
+        ca_file: PEM bundle to trust instead of the system's.
+        cert_file, key_file: client certificate and key, PEM.
+        protocol: `auto` tries MQTT 5 first and falls back to 3.1.1.
+        prefix: first level of every topic.
+        keepalive_s: silence after which the broker calls us offline, s.
+        reconnect_max_s: longest pause between two attempts, s.
+        inflight: messages sent and not yet acknowledged, at most.
+    """
+
+    host: str = "localhost"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    username: str = ""
+    password_file: str = ""
+    tls: bool = False
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    protocol: Literal["auto", "5", "3.1.1"] = "auto"
+    prefix: Annotated[str, Meta(pattern=r"^[^+#/\x00]+(/[^+#/\x00]+)*$")] = "vedette"
+    keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 30
+    reconnect_max_s: Seconds = 60.0
+    inflight: Annotated[int, Meta(ge=1, le=1000)] = 20
+
+
+class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[storage]`: the state folder.
+
+    Attributes:
+        folder: where state lives; `~` and `$STATE_DIRECTORY` are expanded. Empty: `$STATE_DIRECTORY`, else
+            `~/.local/state/vedette`.
+        spool_max_bytes: payload bytes kept for a broker that is away; the oldest are dropped first.
+        spool_max_age_s: events older than this are dropped, s.
+        durability: `event` syncs each batch of events to the disk before it is sent; `batch` leaves the
+            syncing to SQLite's checkpoints (a power cut may lose the last seconds); `memory` writes nothing.
+    """
+
+    folder: str = ""
+    spool_max_bytes: Annotated[int, Meta(ge=65536)] = 64 * 1024 * 1024
+    spool_max_age_s: Seconds = 7 * 86400.0
+    durability: Durability = "event"
+
+
+class HealthConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[health]`.
+
+    Attributes:
+        every_s: pause between two health messages, s; a change of state is published at once.
+    """
+
+    every_s: Seconds = 30.0
+
+
+class CaptureConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[streams.NAME.capture]`.
+
+    Attributes:
+        stall_s: no frame for so long → the source is closed and reopened, s.
+        reopen_max_s: longest pause between two attempts to reopen, s.
+        max_fps: frames per second handed on, at most; 0: all.
+    """
+
+    stall_s: Seconds = 10.0
+    reopen_max_s: Seconds = 30.0
+    max_fps: Annotated[float, Meta(ge=0.0)] = 0.0
+
+
+class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[streams.NAME.gate]`.
+
+    Attributes:
+        motion: skip inference while nothing moves.
+        sensitivity: 0 sees only large changes, 1 the smallest.
+        min_area: share of the frame that a moving region must cover.
+        hold_s: stays open for so long after the last motion, s.
+        max_idle_s: an inference at least so often, even when nothing moves, s.
+        crop: infer on the moving regions instead of the whole frame when they are small (far objects).
+    """
+
+    motion: bool = True
+    sensitivity: Unit = 0.5
+    min_area: Unit = 0.0005
+    hold_s: Annotated[float, Meta(ge=0.0)] = 1.0
+    max_idle_s: Seconds = 30.0
+    crop: bool = False
+
+
+class DecodeConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[streams.NAME.decode]`.
+
+    Attributes:
+        score_threshold: overrides the manifest's.
+        iou_threshold: overrides the manifest's.
+        labels: only these; empty: all.
+        max_detections: strongest kept per frame.
+    """
+
+    score_threshold: Unit | None = None
+    iou_threshold: Unit | None = None
+    labels: tuple[str, ...] = ()
+    max_detections: Count = 100
+
+
+class TrackConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[streams.NAME.track]`.
+
+    Attributes:
+        min_hits: detections before a track is announced by `new`.
+        lost_after_s: not seen for so long → `end`, s.
+        iou_threshold: least overlap of a detection with where a track should be by now.
+        update_every_s: at most one `update` per track in so long, unless its zones change, s.
+    """
+
+    min_hits: Count = 3
+    lost_after_s: Seconds = 1.5
+    iou_threshold: Unit = 0.2
+    update_every_s: Seconds = 2.0
+
+
+class ZoneConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[[streams.NAME.zones]]`: a polygon that tracks stand in or not.
+
+    Attributes:
+        name: in events and topics.
+        polygon: at least three corners, fractions 0..1 of the frame.
+        labels: only these count; empty: all.
+    """
+
+    name: Name
+    polygon: tuple[Point, ...]
+    labels: tuple[str, ...] = ()
+
+
+class PublishConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[streams.NAME.publish]`.
+
+    Attributes:
+        events: `new`, `update`, `end` of tracks, QoS 1.
+        only_zones: leave out tracks that have not stood in a zone.
+        detections: every processed frame's detections, QoS 0.
+        counts: number of live tracks per label, retained.
+        snapshot: JPEG of the best frame of the newest event, retained.
+        snapshot_every_s: at most one snapshot in so long, s.
+        snapshot_quality: JPEG quality.
+    """
+
+    events: bool = True
+    only_zones: bool = False
+    detections: bool = False
+    counts: bool = True
+    snapshot: bool = True
+    snapshot_every_s: Seconds = 2.0
+    snapshot_quality: Annotated[int, Meta(ge=1, le=100)] = 80
+
+
+class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[streams.NAME]`: one camera or file, one model.
+
+    Attributes:
+        source: URI, see `agent.capture.source`.
+        model: name of a bundled model, or a path to a `.tflite` or to its manifest `.toml`.
+        enabled: whether it runs.
+        rung: size or depth of the model; empty: its first.
+        backend: `auto`, or one that never falls back.
+        threads: of the CPU backend; 0: chosen by the number of cores.
+        capture, gate, decode, track, zones, publish: see each.
+    """
+
+    source: Annotated[str, Meta(min_length=1)]
+    model: Annotated[str, Meta(min_length=1)]
+    enabled: bool = True
+    rung: str = ""
+    backend: Literal["auto", "cpu", "null"] = "auto"
+    threads: Annotated[int, Meta(ge=0, le=64)] = 0
+    capture: CaptureConfig = CaptureConfig()
+    gate: GateConfig = GateConfig()
+    decode: DecodeConfig = DecodeConfig()
+    track: TrackConfig = TrackConfig()
+    zones: tuple[ZoneConfig, ...] = ()
+    publish: PublishConfig = PublishConfig()
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file.
+
+    Attributes:
+        streams: by name.
+        device, mqtt, storage, health: see each.
+    """
+
+    streams: dict[Name, StreamConfig] = {}
+    device: DeviceConfig = DeviceConfig()
+    mqtt: MqttConfig = MqttConfig()
+    storage: StorageConfig = StorageConfig()
+    health: HealthConfig = HealthConfig()

@@ -1,0 +1,51 @@
+"""Every error that Vedette raises on purpose.
+
+    VedetteError
+    ├── ConfigError          a configuration file or value cannot be used
+    ├── SourceError          a camera, stream, file or folder cannot be opened or read
+    ├── ModelError           a model file, its manifest, or the two together cannot be used
+    │   └── BackendError     a runtime or device cannot run a model that is itself sound
+    ├── StorageError         a state folder, spool or file cannot be used
+    └── BrokerError          a broker cannot be reached or refuses us
+
+A message says what, which one (path, topic, host), what was expected, what was found and what to do, in one
+line. Foreign errors are mapped to these once, at the room that meets them.
+"""
+
+from __future__ import annotations
+
+
+class VedetteError(Exception):
+    """The root of the tree: the command line prints its text as one line and exits with 1."""
+
+
+class ConfigError(VedetteError):
+    """A configuration cannot be used.
+
+    Attributes:
+        where: `file:line` of the offending key, as far as known.
+    """
+
+    def __init__(self, message: str, where: str = "") -> None:
+        self.where = where
+        super().__init__(f"{where}: {message}" if where else message)
+
+
+class SourceError(VedetteError):
+    """A source cannot be opened, or broke while it was read."""
+
+
+class ModelError(VedetteError):
+    """A model file or its manifest cannot be used."""
+
+
+class BackendError(ModelError):
+    """This machine cannot run a model that is itself sound."""
+
+
+class StorageError(VedetteError):
+    """The state folder or something in it cannot be used."""
+
+
+class BrokerError(VedetteError):
+    """A broker cannot be reached, or refuses us."""

@@ -1,0 +1,1 @@
+"""Health: what the daemon knows about itself and its board."""

@@ -1,0 +1,132 @@
+"""What flows between the rooms: frames, detections, tracks and events. Frozen, and free of any room's logic.
+
+Boxes are `(x0, y0, x1, y1)` as fractions 0..1 of the whole frame, x to the right and y down.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+"""H×W×3 uint8, C-contiguous."""
+
+Array = NDArray[Any]
+
+Box = tuple[float, float, float, float]
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+
+Point = tuple[float, float]
+ChannelOrder = Literal["bgr", "rgb"]
+EventKind = Literal["new", "update", "end"]
+
+
+class Frame(Struct, frozen=True, gc=False):
+    """One picture of a stream.
+
+    Attributes:
+        image: H×W×3 uint8. Valid until the frame is given back to its grabber.
+        stream: name of the stream.
+        seq: running number within the stream, from 0; a gap is a dropped frame.
+        captured_ns: CLOCK_MONOTONIC at capture, ns.
+        captured_at: UTC at capture.
+        order: order of the three channels.
+    """
+
+    image: Image
+    stream: str
+    seq: int
+    captured_ns: int
+    captured_at: datetime
+    order: ChannelOrder = "bgr"
+
+
+class Keypoint(Struct, frozen=True, gc=False):
+    """A named point (fractions of the frame) with its score 0..1."""
+
+    name: str
+    x: float
+    y: float
+    score: float
+
+
+class Detection(Struct, frozen=True, omit_defaults=True):
+    """One thing that a decoder found in one picture.
+
+    Attributes:
+        label: class name.
+        score: 0..1.
+        box: where; None for a verdict on the whole picture.
+        keypoints: named points, if the model gives any.
+        outline: polygon around a segmented region, if the model gives one.
+        area: share 0..1 of the frame that a segmented region covers.
+    """
+
+    label: str
+    score: float
+    box: Box | None = None
+    keypoints: tuple[Keypoint, ...] = ()
+    outline: tuple[Point, ...] = ()
+    area: float | None = None
+
+
+class Track(Struct, frozen=True, omit_defaults=True):
+    """A detection over time.
+
+    Attributes:
+        id: unique over streams and restarts.
+        label: class name.
+        score: of the newest detection, 0..1.
+        best_score: highest so far, 0..1.
+        hits: number of frames in which it was detected.
+        first_seen, last_seen: UTC of capture.
+        box, keypoints, outline, area: of the newest detection.
+        zones: names of the zones that it stands in now, in config order.
+    """
+
+    id: str
+    label: str
+    score: float
+    best_score: float
+    hits: int
+    first_seen: datetime
+    last_seen: datetime
+    box: Box | None = None
+    keypoints: tuple[Keypoint, ...] = ()
+    outline: tuple[Point, ...] = ()
+    area: float | None = None
+    zones: tuple[str, ...] = ()
+
+
+class Event(Struct, frozen=True):
+    """A track began, changed, or ended. Every `new` has exactly one `end`.
+
+    Attributes:
+        kind: new | update | end.
+        track: as it stands now.
+        reason: why: `appeared`, `zone`, `moved`, `still here`, `lost`, `stall`, `shutdown`, `reload` …
+    """
+
+    kind: EventKind
+    track: Track
+    reason: str
+
+
+class Stored(Struct, frozen=True, gc=False):
+    """A message that lies in the spool.
+
+    Attributes:
+        seq: gap-free number per device.
+        topic: where it goes.
+        body: JSON as it was put, without `seq` and without the time of publishing.
+        put_at: Unix time at which it was put, s.
+    """
+
+    seq: int
+    topic: str
+    body: bytes
+    put_at: float

@@ -1,0 +1,1 @@
+"""Bundled reference models and clips, each with its manifest and licence."""

@@ -1,0 +1,46 @@
+# Sourced by the scripts: makes environments from the lock file. Not a program.
+PYTHON=${PYTHON:-python3}
+
+die() {
+  echo "$*" >&2
+  exit 1
+}
+
+# The interpreter that makes environments: new enough, and able to.
+check_python() {
+  command -v "$PYTHON" >/dev/null || die "no $PYTHON: install Python 3.11 or newer, or set PYTHON"
+  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    die "$PYTHON is older than 3.11: set PYTHON to a newer one"
+  "$PYTHON" -c 'import ensurepip' 2>/dev/null && return
+  local package
+  package=$("$PYTHON" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || die "$PYTHON cannot make environments: sudo apt-get install $package"
+  apt_install "$package"
+}
+
+apt_install() {
+  echo "installing $*" >&2
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@" >/dev/null 2>&1 ||
+    { apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@" >/dev/null; } ||
+    die "apt-get install $* failed"
+}
+
+# make_env FOLDER [EXTRA,...]: an environment with Vedette, editable, and these extras. Reused while nothing that it
+# was made from has changed.
+make_env() {
+  local folder=$1 extras=${2:-} stamp
+  check_python
+  stamp=$({ cat requirements.lock pyproject.toml 2>/dev/null; "$PYTHON" -VV; echo "$PWD $extras"; } | sha256sum)
+  [ "$(cat "$folder/.stamp" 2>/dev/null)" = "$stamp" ] && return
+  echo "making $folder (once; a minute or so) …" >&2
+  "$PYTHON" -m venv --clear "$folder"
+  if [ -f requirements.lock ]; then
+    grep -A 100 '^uv==' requirements.lock | awk 'NR > 1 && !/^ / {exit} {print}' >"$folder/uv.lock"
+    "$folder/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$folder/uv.lock"
+    "$folder/bin/uv" pip install --quiet --python "$folder/bin/python" --constraints requirements.lock \
+      --build-constraints requirements.lock --editable ".${extras:+[$extras]}"
+  else
+    "$folder/bin/pip" install --quiet --disable-pip-version-check uv
+  fi
+  echo "$stamp" >"$folder/.stamp"
+}
