@@ -97,7 +97,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
         raise ModelError(f"model {self.name} has no rung {name!r}; it has: {known}")
 
 
-class Model(Struct, frozen=True):
+class Model(Struct, frozen=True, weakref=True):
     """A model in memory: bytes, their hash, and the manifest.
 
     Attributes:

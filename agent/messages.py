@@ -116,6 +116,36 @@ class Event(Struct, frozen=True):
     reason: str
 
 
+class Stages(Struct, frozen=True, gc=False):
+    """Nanoseconds spent in each room on one frame; `queue` is the waiting before it."""
+
+    queue: int = 0
+    gate: int = 0
+    prepare: int = 0
+    infer: int = 0
+    decode: int = 0
+    track: int = 0
+
+    @property
+    def total(self) -> int:
+        """Capture to now, without what lies between the rooms."""
+        return self.queue + self.gate + self.prepare + self.infer + self.decode + self.track
+
+
+class Seen(Struct, frozen=True):
+    """What one frame gave.
+
+    Attributes:
+        events: of the tracks.
+        detections: None when the gate was closed and nothing was inferred.
+        stages: see `Stages`.
+    """
+
+    events: list[Event]
+    detections: list[Detection] | None
+    stages: Stages
+
+
 class Stored(Struct, frozen=True, gc=False):
     """A message that lies in the spool.
 

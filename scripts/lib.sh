@@ -44,3 +44,16 @@ make_env() {
   fi
   echo "$stamp" >"$folder/.stamp"
 }
+
+# An environment with tflite-runtime and no LiteRT, in .venv-tflite. Its numpy is older than the lock file's, so it
+# is made from its own short list.
+make_tflite_env() {
+  local stamp
+  check_python
+  stamp=$({ cat tests/tflite.txt pyproject.toml; "$PYTHON" -VV; echo "$PWD"; } | sha256sum)
+  [ "$(cat .venv-tflite/.stamp 2>/dev/null)" = "$stamp" ] && return
+  "$PYTHON" -m venv --clear .venv-tflite
+  .venv/bin/uv pip install --quiet --python .venv-tflite/bin/python -r tests/tflite.txt
+  .venv/bin/uv pip install --quiet --python .venv-tflite/bin/python --no-deps --editable .
+  echo "$stamp" >.venv-tflite/.stamp
+}

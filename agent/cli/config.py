@@ -1,0 +1,60 @@
+"""`vedette config`: check, show, describe."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from agent.cli.run import DEFAULT_CONFIG
+
+_FILE = click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_CONFIG)
+
+
+@click.group()
+def config() -> None:
+    """Check, show or describe the configuration."""
+
+
+@config.command()
+@_FILE
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
+def check(file: Path, as_json: bool) -> None:
+    """Check FILE down to the models: every stream is opened but for its source. Exits with 1 on any error."""
+    import msgspec
+
+    from agent.check import problems
+
+    found = problems(file)
+    if as_json:
+        click.echo(msgspec.json.encode({"file": str(file), "ok": not found, "problems": found}).decode())
+    else:
+        for problem in found:
+            click.echo(problem, err=True)
+        if not found:
+            click.echo(f"{file}: fine")
+    sys.exit(bool(found))
+
+
+@config.command()
+@_FILE
+@click.option("--json", "as_json", is_flag=True, help="As JSON instead of TOML.")
+def show(file: Path, as_json: bool) -> None:
+    """Print FILE with every default filled in."""
+    import msgspec
+
+    from agent.configfile import dump, load
+
+    loaded = load(file).config
+    click.echo(msgspec.json.encode(loaded).decode() if as_json else dump(loaded), nl=as_json)
+
+
+@config.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration, for editors."""
+    import msgspec
+
+    from agent.config import Config
+
+    click.echo(msgspec.json.format(msgspec.json.encode(msgspec.json.schema(Config)), indent=2))

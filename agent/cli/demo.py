@@ -1,0 +1,75 @@
+"""`vedette demo`: the main job on this machine, with nothing to set up."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from agent.demo.show import Show
+
+
+class _Duration(click.ParamType):
+    """Seconds, as `20`, `20s` or `2m`."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m)?", str(value))
+        if not found:
+            self.fail(f"{value!r} is not a duration: write 20s or 2m", param, ctx)
+        return float(found[1]) * (60 if found[2] == "m" else 1)
+
+
+@click.command()
+@click.option("--for", "seconds", type=_Duration(), help="End after so long (20s, 2m); default: the clip's end.")
+@click.option("--source", help="A camera or clip of your own, such as v4l2:/dev/video0.")
+@click.option("--model", default="nanodet", show_default=True, help="A bundled model, or a file.")
+@click.option(
+    "--picture",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("vedette-demo.jpg"),
+    show_default=True,
+    help="Where the annotated picture goes.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Events as JSON lines, and a summary as the last.")
+def demo(seconds: float | None, source: str | None, model: str, picture: Path, as_json: bool) -> None:
+    """A real clip through a real INT8 model to a real (embedded) MQTT broker, as a subscriber sees it."""
+    from agent.demo.show import CLIP, Show
+
+    if source is None:
+        source = f"file:{CLIP}?pace=realtime" + ("&loop=1" if seconds else "")
+    show = Show(source, model, picture, seconds)
+    (_as_json if as_json else _as_table)(show)
+
+
+def _as_json(show: Show) -> None:
+    import msgspec
+
+    for message in show.messages():
+        if message is not None and message.kind == "events":
+            click.echo(message.payload.decode())
+    click.echo(msgspec.json.encode({"summary": show.summary}).decode())
+
+
+def _as_table(show: Show) -> None:
+    from rich.live import Live
+
+    from agent.cli.table import EventTable
+
+    table = EventTable("walkers → NanoDet INT8 → MQTT: events as a subscriber receives them")
+    with Live(table, refresh_per_second=8):
+        for message in show.messages():
+            if message is not None:
+                table.add(message)
+    summary = show.summary
+    labels = ", ".join(f"{count} {label}" for label, count in summary.labels.items()) or "nothing"
+    click.echo(
+        f"{summary.seconds} s: {summary.new} new, {summary.update} update, {summary.end} end ({labels}); "
+        f"median capture → publish {summary.median_ms} ms; lost {summary.lost}"
+    )
+    if summary.picture:
+        click.echo(f"annotated picture: {summary.picture}")

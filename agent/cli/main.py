@@ -1,0 +1,44 @@
+"""`vedette`: the verbs, each in a file of its own that is imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from agent import __version__
+
+_VERBS: dict[str, str] = {
+    "run": "Run the daemon in the foreground.",
+    "demo": "A real clip through a real model to a real broker.",
+    "watch": "Show what devices publish, live.",
+    "config": "Check, show or describe the configuration.",
+    "models": "List models, and look inside one.",
+    "events": "Describe the messages that are published.",
+    "completion": "Print the completion script of a shell.",
+}
+"""Name → help in a line: known without importing anything, so that `vedette --help` is instant."""
+
+
+class _Verbs(click.Group):
+    """A group whose members are modules `agent.cli.<verb>` with a command of the same name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        command = getattr(importlib.import_module(f"agent.cli.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_VERBS.items()))
+
+
+@click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="vedette")
+def vedette() -> None:
+    """Vedette sees and reports: cameras through TFLite models to MQTT, on ARM boards."""

@@ -1,0 +1,43 @@
+"""`vedette run`: the daemon in the foreground, as systemd starts it."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from pathlib import Path
+
+import click
+
+DEFAULT_CONFIG = Path("/etc/vedette/vedette.toml")
+
+
+@click.command()
+@click.option(
+    "-c",
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    help="The configuration file.",
+)
+@click.option("--exit-when-done", is_flag=True, help="End when every source has ended (clips).")
+@click.option("-v", "--verbose", is_flag=True, help="Log what the libraries say, too.")
+def run(path: Path, exit_when_done: bool, verbose: bool) -> None:
+    """Run until SIGTERM. SIGHUP reads the configuration again and swaps what changed."""
+    from agent.configfile import load
+
+    config = load(path).config
+    set_up_logging(verbose)
+    from agent.daemon import Daemon
+
+    daemon = Daemon(config, reload=lambda: load(path).config, exit_when_done=exit_when_done)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: daemon.request_stop())
+    signal.signal(signal.SIGHUP, lambda *_: daemon.request_reload())
+    daemon.run()
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Plain lines to stderr; the journal adds the time."""
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format="%(levelname)s %(message)s")

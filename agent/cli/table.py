@@ -1,0 +1,70 @@
+"""The live table of events that `watch` and `demo` show."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from agent.comms.payload import EventMessage
+from agent.comms.subscriber import Received
+
+_ROWS = 16
+_COLOURS = {"new": "green", "update": "cyan", "end": "magenta"}
+_STATUS_COLOURS = {"online": "green", "stopped": "yellow", "offline": "red"}
+
+
+class EventTable:
+    """The newest events, and the state of every device and count."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._events: deque[EventMessage] = deque(maxlen=_ROWS)
+        self._status: dict[str, str] = {}
+        self._counts: dict[str, str] = {}
+
+    def add(self, message: Received) -> None:
+        """Take in what came."""
+        if (event := message.event()) is not None:
+            self._events.append(event)
+        elif message.kind == "status":
+            self._status[message.device] = message.payload.decode(errors="replace")
+        elif message.kind == "count":
+            key = f"{message.device}/{message.stream} {message.topic.rsplit('/', 1)[-1]}"
+            self._counts[key] = message.payload.decode(errors="replace")
+
+    def __rich__(self) -> RenderableType:
+        """The table as rich draws it."""
+        table = Table(title=self._title, title_justify="left", expand=True)
+        for column in ("time", "stream", "event", "what", "score", "where", "zones", "total", "infer"):
+            right = column in ("score", "total", "infer")
+            table.add_column(column, justify="right" if right else "left", no_wrap=True)
+        for event in self._events:
+            table.add_row(*_row(event))
+        return Group(table, self._footer())
+
+    def _footer(self) -> Text:
+        line = Text(" ")
+        for device, status in sorted(self._status.items()):
+            line.append(f"{device} ").append(status, _STATUS_COLOURS.get(status, "white")).append("   ")
+        for key, count in sorted(self._counts.items()):
+            line.append(f"{key}: {count}   ", "dim" if count == "0" else "bold")
+        return line
+
+
+def _row(event: EventMessage) -> tuple[str | Text, ...]:
+    track = event.track
+    where = "whole picture" if track.box is None else " ".join(f"{edge:.2f}" for edge in track.box)
+    return (
+        event.captured_at.astimezone().strftime("%H:%M:%S.%f")[:-3],
+        event.stream,
+        Text(f"{event.kind} ({event.reason})", _COLOURS[event.kind]),
+        f"{track.label} {track.id.rsplit('-', 1)[-1]}",
+        f"{track.score:.2f}",
+        where,
+        ", ".join(track.zones),
+        f"{event.latency_ms.total:.0f} ms",
+        f"{event.latency_ms.infer:.0f} ms",
+    )

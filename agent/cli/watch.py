@@ -1,0 +1,86 @@
+"""`vedette watch`: what devices publish, as a live table or as JSON lines."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from agent.comms.subscriber import Received, Subscriber
+
+
+@click.command()
+@click.option("-h", "--host", default="localhost", show_default=True, help="The broker.")
+@click.option("-p", "--port", default=1883, show_default=True, help="Its port.")
+@click.option("-u", "--username", default="", help="User name at the broker.")
+@click.option(
+    "--password-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its first line."
+)
+@click.option("--tls", is_flag=True, help="Encrypt.")
+@click.option("--ca-file", type=click.Path(exists=True, dir_okay=False), help="Trust this CA (PEM).")
+@click.option("--prefix", default="vedette", show_default=True, help="First level of the topics.")
+@click.option("--device", default="+", help="Only this device.")
+@click.option("--json", "as_json", is_flag=True, help="Every message as a line of JSON.")
+@click.option("--for", "seconds", type=click.FloatRange(min=0), help="End after so many seconds.")
+def watch(
+    host: str,
+    port: int,
+    username: str,
+    password_file: Path | None,
+    tls: bool,
+    ca_file: str | None,
+    prefix: str,
+    device: str,
+    as_json: bool,
+    seconds: float | None,
+) -> None:
+    """Show what devices publish, live. Ctrl-C ends it."""
+    from agent.comms.subscriber import Access, Subscriber
+
+    password = password_file.read_text(encoding="utf-8").splitlines()[0] if password_file else ""
+    access = Access(host, port, username, password, ca_file or "", tls)
+    subscriber = Subscriber(access, prefix=prefix, device=device)
+    subscriber.start()
+    until = time.monotonic() + seconds if seconds is not None else None
+    try:
+        (_print_json if as_json else _show_table)(subscriber, until, f"{host}:{port} {prefix}/{device}")
+    except KeyboardInterrupt:
+        pass
+    finally:
+        subscriber.stop()
+
+
+def json_line(message: Received) -> str:
+    """A message as one line: its topic and its payload, JSON as it is, text as a string, a picture's size."""
+    import msgspec
+
+    body: object
+    if message.kind == "snapshot":
+        body = {"jpeg_bytes": len(message.payload)}
+    elif message.kind in ("events", "detections", "health"):
+        body = msgspec.Raw(message.payload)
+    else:
+        body = message.payload.decode(errors="replace")
+    line = {"topic": message.topic, "retained": message.retained, "payload": body}
+    return msgspec.json.encode(line).decode(errors="replace")
+
+
+def _print_json(subscriber: Subscriber, until: float | None, title: str) -> None:
+    for message in subscriber.messages(until):
+        if message is not None:
+            click.echo(json_line(message))
+
+
+def _show_table(subscriber: Subscriber, until: float | None, title: str) -> None:
+    from rich.live import Live
+
+    from agent.cli.table import EventTable
+
+    table = EventTable(title)
+    with Live(table, refresh_per_second=4):
+        for message in subscriber.messages(until):
+            if message is not None:
+                table.add(message)

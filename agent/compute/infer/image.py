@@ -1,0 +1,155 @@
+"""Pictures into input tensors, written straight into the tensor's own memory.
+
+The whole of normalising and quantising a pixel is one of 256 answers per channel, so it is a table:
+`q = round((pixel - mean) / std / scale) + zero_point`, or the float before rounding for a float input. A table
+that is the identity is left out; then one `cv2.resize` is everything.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from msgspec import Struct
+
+from agent.compute.tensors import TensorSpec
+from agent.errors import ModelError
+from agent.manifest import InputManifest
+from agent.messages import WHOLE, Array, Box, ChannelOrder, Image
+
+_PADDING = 114
+"""Grey of letterbox bars, as YOLO's training uses."""
+
+
+class Placement(Struct, frozen=True, gc=False):
+    """Where the model's input picture lies in the frame: `frame = offset + size * input`, as fractions."""
+
+    x: float = 0.0
+    y: float = 0.0
+    width: float = 1.0
+    height: float = 1.0
+
+    @property
+    def whole(self) -> bool:
+        """Whether the input picture is the whole frame."""
+        return self == _WHOLE
+
+    def to_frame(self, box: Box) -> Box:
+        """A box of the input picture as a box of the frame, cut to it."""
+        x0, y0 = self.point(box[0], box[1])
+        x1, y1 = self.point(box[2], box[3])
+        return (x0, y0, x1, y1)
+
+    def point(self, x: float, y: float) -> tuple[float, float]:
+        """A point of the input picture as a point of the frame, cut to it."""
+        return (
+            min(1.0, max(0.0, self.x + self.width * x)),
+            min(1.0, max(0.0, self.y + self.height * y)),
+        )
+
+
+_WHOLE = Placement()
+
+
+class ImageInput:
+    """Fills one input tensor from frames. Keeps a scratch picture where the tensor cannot be written at once."""
+
+    def __init__(self, spec: TensorSpec, manifest: InputManifest) -> None:
+        """Prepare for a tensor.
+
+        Raises:
+            ModelError: the tensor does not take pictures, shape [1, H, W, 3] or [1, H, W, 1].
+        """
+        if len(spec.shape) != 4 or spec.shape[0] != 1 or spec.shape[3] not in (1, 3) or min(spec.shape) < 1:
+            raise ModelError(f"input {spec} does not take a picture: expected [1, height, width, 3 or 1]")
+        _, self.height, self.width, self._channels = spec.shape
+        self._order = manifest.order
+        self._letterbox = manifest.resize == "letterbox"
+        self._table = _table(spec, manifest)
+        self._scratch: Image = np.full((self.height, self.width, 3), _PADDING, np.uint8)
+        self._inner = (0, 0, self.width, self.height)
+
+    def fill(self, tensor: Array, image: Image, order: ChannelOrder, crop: Box = WHOLE) -> Placement:
+        """Write a picture into the tensor.
+
+        Args:
+            tensor: view of the tensor's memory, [1, H, W, C].
+            image: H×W×3 uint8.
+            order: channel order of `image`.
+            crop: part of the frame to use.
+
+        Returns:
+            Where the model's picture lies in the frame.
+        """
+        part, placement = _cut(image, crop)
+        target = tensor[0]
+        straight = self._table is None and self._channels == 3
+        canvas = target if straight else self._scratch
+        placement = self._resize(part, canvas, placement)
+        if self._channels == 1:
+            self._grey(target, order)
+            return placement
+        if order != self._order:
+            cv2.cvtColor(canvas, cv2.COLOR_BGR2RGB, dst=canvas)
+        if self._table is not None:
+            cv2.LUT(canvas, self._table, dst=target)
+        return placement
+
+    def _resize(self, part: Image, canvas: Array, placement: Placement) -> Placement:
+        if not self._letterbox:
+            cv2.resize(part, (self.width, self.height), dst=canvas)
+            return placement
+        height, width = part.shape[:2]
+        ratio = min(self.width / width, self.height / height)
+        inner_w, inner_h = max(1, round(width * ratio)), max(1, round(height * ratio))
+        x, y = (self.width - inner_w) // 2, (self.height - inner_h) // 2
+        canvas[:y] = canvas[y + inner_h :] = _PADDING
+        canvas[:, :x] = canvas[:, x + inner_w :] = _PADDING
+        cv2.resize(part, (inner_w, inner_h), dst=canvas[y : y + inner_h, x : x + inner_w])
+        return Placement(
+            placement.x - placement.width * x / inner_w,
+            placement.y - placement.height * y / inner_h,
+            placement.width * self.width / inner_w,
+            placement.height * self.height / inner_h,
+        )
+
+    def _grey(self, target: Array, order: ChannelOrder) -> None:
+        code = cv2.COLOR_BGR2GRAY if order == "bgr" else cv2.COLOR_RGB2GRAY
+        grey = cv2.cvtColor(self._scratch, code)
+        target[:, :, 0] = grey if self._table is None else cv2.LUT(grey, self._table)
+
+
+def _cut(image: Image, crop: Box) -> tuple[Image, Placement]:
+    """The part of the picture inside `crop`, at whole pixels, at least one."""
+    if crop == WHOLE:
+        return image, _WHOLE
+    height, width = image.shape[:2]
+    x0, y0 = min(width - 1, int(crop[0] * width)), min(height - 1, int(crop[1] * height))
+    x1, y1 = max(x0 + 1, round(crop[2] * width)), max(y0 + 1, round(crop[3] * height))
+    part = image[y0:y1, x0:x1]
+    return part, Placement(x0 / width, y0 / height, part.shape[1] / width, part.shape[0] / height)
+
+
+def _table(spec: TensorSpec, manifest: InputManifest) -> np.ndarray[Any, Any] | None:
+    """256 answers per channel in the tensor's type; None when they are the pixels themselves."""
+    if min(manifest.std) <= 0.0:
+        raise ModelError(f"input {spec.name}: `std` must be positive, found {list(manifest.std)}")
+    channels = spec.shape[3]
+    mean, std = np.float64(manifest.mean)[:channels], np.float64(manifest.std)[:channels]
+    real = (np.arange(256.0)[:, None] - mean) / std
+    dtype = np.dtype(spec.dtype)
+    if dtype == np.float32:
+        return real.astype(dtype).reshape(1, 256, channels)
+    if dtype not in (np.dtype(np.uint8), np.dtype(np.int8)):
+        raise ModelError(f"input {spec} does not take a picture: expected uint8, int8 or float32")
+    limits = np.iinfo(dtype)
+    stored = np.clip(np.rint(real / (spec.scale or 1.0)) + spec.zero_point, limits.min, limits.max)
+    if stored.min() == stored.max():
+        raise ModelError(
+            f"input {spec}: `mean` {list(manifest.mean)} and `std` {list(manifest.std)} map every pixel to "
+            f"{stored.min():.0f}: they do not fit the tensor's quantisation"
+        )
+    if dtype == np.uint8 and (stored == np.arange(256.0)[:, None]).all():
+        return None
+    return stored.astype(dtype).reshape(1, 256, channels)

@@ -1,0 +1,173 @@
+"""The CPU backend: LiteRT's interpreter with XNNPACK, or tflite-runtime's where that is what is installed.
+
+A rung is a signature, and a signature is a subgraph: all of them share one interpreter and its weights. The
+public Python API reaches only the first subgraph without copying, so the interpreter's wrapper is called
+directly; its `tensor` and `Invoke` take a subgraph in both runtimes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from agent.compute.infer.backend import Options
+from agent.compute.infer.stderr import native_stderr
+from agent.compute.tensors import TensorSpec
+from agent.errors import BackendError, ModelError
+from agent.manifest import Model
+from agent.messages import Array
+
+log = logging.getLogger(__name__)
+
+Runtime = Literal["litert", "tflite-runtime"]
+
+RUNTIMES: dict[Runtime, str] = {
+    "litert": "ai_edge_litert.interpreter",
+    "tflite-runtime": "tflite_runtime.interpreter",
+}
+"""In order of preference: LiteRT is newer and runs what the other refuses or gets wrong."""
+
+
+def load_runtime() -> tuple[Runtime, Any]:
+    """The best runtime that is installed: its name and its interpreter module.
+
+    Raises:
+        BackendError: there is none.
+    """
+    for name, module in RUNTIMES.items():
+        try:
+            return name, importlib.import_module(module)
+        except ImportError as error:
+            log.debug("runtime %s: %s", name, error)
+    raise BackendError(
+        "no TFLite runtime is installed: pip install ai-edge-litert (64-bit) or 'vedette[tflite]' (32-bit)"
+    )
+
+
+def default_threads(cores: int) -> int:
+    """One core stays free for capture and delivery; beyond four, small models only get slower."""
+    return min(4, max(1, cores - 1))
+
+
+class CpuBackend:
+    """Runs models in this process."""
+
+    def open(self, model: Model, options: Options) -> CpuSession:
+        """See `Backend.open`."""
+        from agent.compute.infer.modelfile import read_modelfile, refusals
+
+        runtime, module = load_runtime()
+        if reasons := refusals(read_modelfile(model.content), runtime):
+            raise ModelError(f"{model.path}: refused: {'; '.join(reasons)}")
+        threads = options.threads or default_threads(len(os.sched_getaffinity(0)))
+        try:
+            with native_stderr(log):
+                interpreter = module.Interpreter(model_content=model.content, num_threads=threads)
+                return CpuSession(model, interpreter, options.rung)
+        except (ValueError, RuntimeError) as error:
+            raise BackendError(f"{model.path}: {runtime} cannot run it: {_first_line(error)}") from error
+
+
+class _Graph(Struct, frozen=True):
+    """One subgraph, allocated: its tensors, and their indices in the interpreter."""
+
+    subgraph: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    input_indices: tuple[int, ...]
+    output_indices: tuple[int, ...]
+
+
+class _Lease:
+    """Owner of the tensors' memory in the eyes of numpy: every live view holds a reference to it."""
+
+    def __init__(self, interpreter: Any) -> None:
+        self.interpreter = interpreter
+
+
+class CpuSession:
+    """A model in an interpreter; see `Session`."""
+
+    backend = "cpu"
+
+    def __init__(self, model: Model, interpreter: Any, rung: str) -> None:
+        self._model = model
+        self._interpreter = interpreter
+        self._wrapper = interpreter._interpreter
+        self._lease = _Lease(interpreter)
+        self._graphs: dict[str, _Graph] = {}
+        self.use(rung or model.manifest.rungs[0].name)
+        self._idle_references = sys.getrefcount(self._lease)
+
+    def use(self, rung: str) -> None:
+        """See `Session.use`."""
+        if rung not in self._graphs:
+            self._graphs[rung] = self._allocate(self._model.manifest.rung(rung).signature)
+        self._graph = self._graphs[rung]
+        self.rung = rung
+        self.inputs, self.outputs = self._graph.inputs, self._graph.outputs
+
+    def input(self, index: int) -> Array:
+        """See `Session.input`."""
+        return self._view(self._graph.input_indices[index])
+
+    def output(self, index: int) -> Array:
+        """See `Session.output`."""
+        return self._view(self._graph.output_indices[index])
+
+    def invoke(self) -> None:
+        """See `Session.invoke`."""
+        if sys.getrefcount(self._lease) != self._idle_references:
+            raise BackendError("a view of a tensor is still alive: drop it before `invoke`")
+        try:
+            self._wrapper.Invoke(self._graph.subgraph)
+        except (ValueError, RuntimeError) as error:
+            raise BackendError(f"{self._model.path}: inference failed: {_first_line(error)}") from error
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self._graphs.clear()
+        del self._lease, self._wrapper, self._interpreter
+
+    def _view(self, tensor: int) -> Array:
+        view: Array = self._wrapper.tensor(self._lease, tensor, self._graph.subgraph)
+        return view
+
+    def _allocate(self, signature: str) -> _Graph:
+        if not signature:
+            self._wrapper.AllocateTensors(0)
+            inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+            return _graph(0, {d["name"]: d for d in inputs}, {d["name"]: d for d in outputs})
+        known = self._interpreter.get_signature_list()
+        if signature not in known:
+            raise ModelError(
+                f"{self._model.path}: no signature {signature!r}; the file has: {', '.join(known) or 'none'}"
+            )
+        runner = self._interpreter.get_signature_runner(signature)
+        self._wrapper.AllocateTensors(runner._subgraph_index)
+        return _graph(runner._subgraph_index, runner.get_input_details(), runner.get_output_details())
+
+
+def _graph(subgraph: int, inputs: dict[str, Any], outputs: dict[str, Any]) -> _Graph:
+    return _Graph(
+        subgraph,
+        tuple(_spec(name, details) for name, details in inputs.items()),
+        tuple(_spec(name, details) for name, details in outputs.items()),
+        tuple(details["index"] for details in inputs.values()),
+        tuple(details["index"] for details in outputs.values()),
+    )
+
+
+def _spec(name: str, details: dict[str, Any]) -> TensorSpec:
+    scale, zero_point = details["quantization"]
+    shape = tuple(int(size) for size in details["shape"])
+    return TensorSpec(name, shape, details["dtype"].__name__, float(scale), int(zero_point))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,30 @@
+"""Native libraries write to file descriptor 2 as they please: catch it, and log it where one may look for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_one_at_a_time = threading.Lock()
+
+
+@contextmanager
+def native_stderr(log: logging.Logger) -> Iterator[None]:
+    """While it lasts, what is written to descriptor 2 goes to `log` at debug level instead."""
+    with _one_at_a_time, tempfile.TemporaryFile() as caught:
+        sys.stderr.flush()
+        saved = os.dup(2)
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            caught.seek(0)
+            for line in caught.read().decode(errors="replace").splitlines():
+                log.debug("%s", line)

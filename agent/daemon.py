@@ -1,0 +1,242 @@
+"""The house: opens the state folder, the spool and the broker, starts the streams, watches, reloads, stops."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from agent import __version__
+from agent.comms import payload
+from agent.comms.mqtt import Publisher
+from agent.comms.topics import Topics
+from agent.config import Config, StreamConfig
+from agent.errors import ConfigError, VedetteError
+from agent.health.machine import resident_mb, temperature_c
+from agent.storage.durable import lock_folder, state_folder
+from agent.storage.spool import Spool
+from agent.stream import Desk, Stream
+
+log = logging.getLogger(__name__)
+
+_STREAMS_STOP_S, _FLUSH_S, _DRAIN_S = 0.9, 0.3, 0.6
+"""Together below the two seconds in which a stop must be over."""
+_LOOK_S = 0.5
+"""Between two looks at the streams for a change of state that is worth a health message."""
+
+
+def device_name(config: Config) -> str:
+    """The configured name, or the host's with what a topic cannot hold replaced."""
+    host = "".join(c if c.isalnum() or c in "-_" else "-" for c in socket.gethostname())
+    return config.device.name or host.strip("-") or "vedette"
+
+
+class _Line:
+    """The line to the broker: stays where the streams hold it while the publisher behind it is exchanged."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self.publisher = publisher
+
+    def retain(self, topic: str, payload: bytes) -> None:
+        self.publisher.retain(topic, payload)
+
+    def send(self, topic: str, payload: bytes) -> None:
+        self.publisher.send(topic, payload)
+
+
+class Daemon:
+    """Everything that runs. `run` returns when it is over; the two requests may come from signal handlers."""
+
+    def __init__(
+        self, config: Config, *, reload: Callable[[], Config] | None = None, exit_when_done: bool = False
+    ) -> None:
+        """Take a validated configuration.
+
+        Args:
+            config: what to run.
+            reload: gives the configuration anew when asked to reload.
+            exit_when_done: end when every stream's source has.
+        """
+        self.config = config
+        self.topics = Topics(config.mqtt.prefix, device_name(config))
+        self.streams: dict[str, Stream] = {}
+        self._reload, self._exit_when_done = reload, exit_when_done
+        self._began = time.monotonic()
+        self._wake, self._stop, self._reload_asked = threading.Event(), threading.Event(), threading.Event()
+
+    def request_stop(self) -> None:
+        """End tracks, drain, say `stopped`, return from `run`."""
+        self._stop.set()
+        self._wake.set()
+
+    def request_reload(self) -> None:
+        """Read the configuration again and swap what changed."""
+        self._reload_asked.set()
+        self._wake.set()
+
+    def run(self) -> None:
+        """Run until asked to stop.
+
+        Raises:
+            VedetteError: nothing could be started, or every stream has failed.
+        """
+        with lock_folder(state_folder(self.config.storage)) as folder:
+            self._spool = Spool(folder, self.config.storage)
+            try:
+                self._line = _Line(Publisher(self.config.mqtt, self.topics, self._spool))
+                self.streams = self._prepared(self.config)
+                self._run_streams()
+            finally:
+                self._spool.close()
+
+    def _run_streams(self) -> None:
+        self._line.publisher.start()
+        try:
+            for stream in self.streams.values():
+                stream.start()
+            self._watch()
+        finally:
+            self._shut_down()
+        failed = [stream for stream in self.streams.values() if stream.state == "failed"]
+        if failed and not self._stop.is_set():
+            raise VedetteError(f"every stream is over; {failed[0].name}: {failed[0].detail}")
+
+    def _prepared(self, config: Config) -> dict[str, Stream]:
+        """Every stream, prepared. One that is refused is kept as failed, unless all are."""
+        streams: dict[str, Stream] = {}
+        errors: list[VedetteError] = []
+        for name, stream_config in config.streams.items():
+            streams[name] = self._stream(name, stream_config)
+            try:
+                streams[name].prepare()
+            except VedetteError as error:
+                errors.append(error)
+                log.error("stream %s: %s", name, error)
+        if not streams:
+            raise ConfigError("no [streams.NAME] in the configuration: there is nothing to run")
+        if errors and all(stream.over for stream in streams.values()):
+            raise errors[0]
+        return streams
+
+    def _stream(self, name: str, config: StreamConfig) -> Stream:
+        return Stream(name, config, Desk(self.topics, self._spool, self._line))
+
+    def _watch(self) -> None:
+        """Publish health at its pace and at every change of state, until it is time to stop."""
+        told, told_at = "", 0.0
+        while not self._stop.is_set():
+            if self._reload_asked.is_set():
+                self._reload_asked.clear()
+                self._do_reload()
+            states = "".join(f"{stream.state} {stream.has_result};" for stream in self.streams.values())
+            if states != told or time.monotonic() - told_at >= self.config.health.every_s:
+                told, told_at = states, time.monotonic()
+                self._publish_health()
+            if self._done():
+                return
+            self._wake.wait(_LOOK_S)
+            self._wake.clear()
+
+    def _done(self) -> bool:
+        """Whether every stream is over, and that is reason enough to end."""
+        if not all(stream.over for stream in self.streams.values()):
+            return False
+        return self._exit_when_done or all(s.state == "failed" for s in self.streams.values())
+
+    def _publish_health(self) -> None:
+        spool = self._spool.stats()
+        temperature = temperature_c()
+        message = payload.HealthMessage(
+            version=__version__,
+            at=datetime.now(UTC),
+            uptime_s=round(time.monotonic() - self._began, 1),
+            streams={name: stream.health() for name, stream in self.streams.items()},
+            spool=payload.SpoolHealth(spool.waiting, spool.bytes, spool.dropped, spool.on),
+            rss_mb=round(resident_mb(), 1),
+            temperature_c=None if temperature is None else round(temperature, 1),
+        )
+        self._line.retain(self.topics.health, payload.encode(message))
+
+    def _do_reload(self) -> None:
+        """Swap what changed; keep everything as it was when the new configuration cannot be used."""
+        if self._reload is None:
+            return
+        try:
+            config = self._reload()
+            _check_reloadable(self.config, config)
+            changed = self._changed_streams(config)
+            publisher = self._new_publisher(config)
+        except VedetteError as error:
+            log.error("reload refused, running on as before: %s", error)
+            return
+        gone = [name for name in self.streams if name not in config.streams]
+        self._swap_streams(changed, gone)
+        if publisher is not None:
+            old, self._line.publisher = self._line.publisher, publisher
+            old.stop(_DRAIN_S)
+            publisher.start()
+        self.config = config
+        log.info("reloaded: streams changed: %s; removed: %s", list(changed) or "none", gone or "none")
+
+    def _changed_streams(self, config: Config) -> dict[str, Stream]:
+        """New and changed streams, prepared while the old ones still run."""
+        changed = {
+            name: self._stream(name, stream_config)
+            for name, stream_config in config.streams.items()
+            if name not in self.streams or self.streams[name].config != stream_config
+        }
+        for stream in changed.values():
+            stream.prepare()
+        return changed
+
+    def _new_publisher(self, config: Config) -> Publisher | None:
+        if config.mqtt == self.config.mqtt:
+            return None
+        publisher = Publisher(config.mqtt, self.topics, self._spool)
+        for topic, retained in self._line.publisher.retained().items():
+            publisher.retain(topic, retained)
+        return publisher
+
+    def _swap_streams(self, changed: dict[str, Stream], gone: list[str]) -> None:
+        leaving = [self.streams[name] for name in (*changed, *gone) if name in self.streams]
+        _stop_streams(leaving, _STREAMS_STOP_S)
+        for name in gone:
+            del self.streams[name]
+        self.streams.update(changed)
+        for stream in changed.values():
+            stream.start()
+
+    def _shut_down(self) -> None:
+        _stop_streams(list(self.streams.values()), _STREAMS_STOP_S)
+        self._publish_health()
+        self._spool.flush(_FLUSH_S)
+        self._line.publisher.stop(_DRAIN_S)
+
+
+def _check_reloadable(old: Config, new: Config) -> None:
+    """Refuse what only a restart can change.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    fixed = {
+        "[storage]": (old.storage, new.storage),
+        "[device] name": (old.device.name, new.device.name),
+        "[mqtt] prefix": (old.mqtt.prefix, new.mqtt.prefix),
+    }
+    for key, (before, after) in fixed.items():
+        if before != after:
+            raise ConfigError(f"{key} changed: that takes a restart")
+
+
+def _stop_streams(streams: list[Stream], timeout_s: float) -> None:
+    """Stop them all at once, and wait for them no longer than this together."""
+    for stream in streams:
+        stream.ask_to_stop()
+    deadline = time.monotonic() + timeout_s
+    for stream in streams:
+        if not stream.join(max(0.0, deadline - time.monotonic())):
+            log.warning("stream %s did not stop in %.1f s: left behind", stream.name, timeout_s)

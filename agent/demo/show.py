@@ -1,0 +1,122 @@
+"""The main job in one process: the daemon on a clip, a broker, and a subscriber who tells what arrives."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from msgspec import Struct
+
+from agent.comms.subscriber import Access, Received, Subscriber
+from agent.config import Config, DeviceConfig, MqttConfig, PublishConfig, StorageConfig, StreamConfig
+from agent.daemon import Daemon
+from agent.demo.broker import EmbeddedBroker
+from agent.errors import VedetteError
+from agent.storage.durable import write_atomic
+
+CLIP = Path(__file__).parent.parent / "zoo" / "walkers.mp4"
+
+
+class Summary(Struct):
+    """What a demo came to.
+
+    Attributes:
+        seconds: how long it ran.
+        new, update, end: events received.
+        labels: tracks by label.
+        median_ms: of capture → publish, ms.
+        lost: events missing by their `seq`.
+        picture: where the annotated picture was written; empty when there was none.
+    """
+
+    seconds: float = 0.0
+    new: int = 0
+    update: int = 0
+    end: int = 0
+    labels: dict[str, int] = {}
+    median_ms: float = 0.0
+    lost: int = 0
+    picture: str = ""
+
+
+class Show:
+    """Runs the demo while it is iterated over; `summary` is complete afterwards."""
+
+    def __init__(self, source: str, model: str, picture: Path, seconds: float | None) -> None:
+        self.summary = Summary()
+        self._source, self._model, self._picture, self._seconds = source, model, picture, seconds
+        self._latencies: list[float] = []
+        self._seqs: set[int] = set()
+        self._error: VedetteError | None = None
+
+    def messages(self) -> Iterator[Received | None]:
+        """What the subscriber receives; None now and then when nothing does.
+
+        Raises:
+            VedetteError: the source or the model cannot be used.
+        """
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="vedette-demo-") as folder, EmbeddedBroker() as broker:
+            subscriber = Subscriber(Access("127.0.0.1", broker.port))
+            subscriber.start()
+            daemon = Daemon(self._config(folder, broker.port), exit_when_done=True)
+            thread = threading.Thread(target=self._run, args=(daemon,), name="demo-daemon")
+            thread.start()
+            try:
+                yield from self._until_stopped(subscriber, daemon)
+            finally:
+                daemon.request_stop()
+                thread.join()
+                subscriber.stop()
+        self._finish(time.monotonic() - began)
+        if self._error is not None:
+            raise self._error
+
+    def _run(self, daemon: Daemon) -> None:
+        try:
+            daemon.run()
+        except VedetteError as error:
+            self._error = error
+
+    def _config(self, folder: str, port: int) -> Config:
+        stream = StreamConfig(source=self._source, model=self._model, publish=PublishConfig(snapshot_every_s=1.0))
+        return Config(
+            streams={"demo": stream},
+            device=DeviceConfig(name="demo"),
+            mqtt=MqttConfig(host="127.0.0.1", port=port),
+            storage=StorageConfig(folder=folder),
+        )
+
+    def _until_stopped(self, subscriber: Subscriber, daemon: Daemon) -> Iterator[Received | None]:
+        """Everything until the daemon has said `stopped`: by itself, or because the time is over."""
+        until = time.monotonic() + self._seconds if self._seconds is not None else None
+        for message in subscriber.messages():
+            if until is not None and time.monotonic() >= until:
+                daemon.request_stop()
+                until = None
+            if message is not None:
+                self._take(message)
+            yield message
+            if self._error is not None or (message and message.payload == b"stopped"):
+                return
+
+    def _take(self, message: Received) -> None:
+        if message.kind == "snapshot" and message.payload:
+            write_atomic(self._picture, message.payload)
+            self.summary.picture = str(self._picture)
+        if (event := message.event()) is None:
+            return
+        setattr(self.summary, event.kind, getattr(self.summary, event.kind) + 1)
+        if event.kind == "new":
+            self.summary.labels[event.track.label] = self.summary.labels.get(event.track.label, 0) + 1
+        self._latencies.append(event.latency_ms.total)
+        self._seqs.add(event.seq)
+
+    def _finish(self, seconds: float) -> None:
+        self.summary.seconds = round(seconds, 1)
+        if self._seqs:
+            self.summary.lost = max(self._seqs) - min(self._seqs) + 1 - len(self._seqs)
+            self.summary.median_ms = round(sorted(self._latencies)[len(self._latencies) // 2], 1)

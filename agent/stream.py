@@ -1,0 +1,176 @@
+"""A supervised stream: prepares its rooms, runs its corridor in a thread, and starts it again when it breaks."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Literal
+
+from msgspec import Struct
+
+from agent.capture.grabber import Grabber
+from agent.capture.source import check_uri
+from agent.comms.payload import ModelId, StreamHealth
+from agent.comms.reporter import Board, EventSink, Reporter
+from agent.comms.topics import Topics
+from agent.compute.vision import Vision
+from agent.config import StreamConfig
+from agent.errors import BackendError, VedetteError
+from agent.library import open_model
+from agent.manifest import Model
+from agent.pipeline import Pipeline, Tally
+
+log = logging.getLogger(__name__)
+
+_RESTART_FIRST_S, _RESTART_LAST_S = 1.0, 60.0
+
+State = Literal["starting", "running", "ended", "failed", "disabled"]
+
+
+class Desk(Struct, frozen=True):
+    """What a stream reports to: the same for all of a device.
+
+    Attributes:
+        topics: of the device.
+        events: the spool.
+        board: the broker.
+    """
+
+    topics: Topics
+    events: EventSink
+    board: Board
+
+
+class Stream:
+    """One entry of `[streams]`, alive."""
+
+    def __init__(self, name: str, config: StreamConfig, desk: Desk) -> None:
+        self.name, self.config = name, config
+        self.state: State = "starting" if config.enabled else "disabled"
+        self.detail = ""
+        self._desk = desk
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._vision: Vision | None = None
+        self._pipeline: Pipeline | None = None
+        self._grabber: Grabber | None = None
+        self._model: Model | None = None
+        self._before, self._before_at = Tally(), time.monotonic()
+
+    def prepare(self) -> None:
+        """Open the model and check everything that can be checked without opening the source.
+
+        Raises:
+            ConfigError, SourceError, ModelError: what is wrong, in one line. The stream is `failed` then.
+        """
+        try:
+            check_uri(self.config.source)
+            if self.config.enabled:
+                self._model = open_model(self.config.model)
+                self._vision = Vision(self.name, self.config, self._model)
+        except VedetteError as error:
+            self.state, self.detail = "failed", str(error)
+            raise
+
+    def start(self) -> None:
+        """Run in a thread of its own, unless it is disabled or failed."""
+        if self.state == "starting":
+            self._thread = threading.Thread(target=self._supervise, name=f"stream-{self.name}", daemon=True)
+            self._thread.start()
+
+    def ask_to_stop(self) -> None:
+        """Begin to stop: `join` waits for it."""
+        self._stop.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Whether it has stopped in time, with every track ended."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        return self._thread is None or not self._thread.is_alive()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.state in ("ended", "failed", "disabled")
+
+    @property
+    def has_result(self) -> bool:
+        """Whether an inference has been made."""
+        return self._pipeline is not None and self._pipeline.first_result.is_set()
+
+    def health(self) -> StreamHealth:
+        """State now, and rates since the last call."""
+        now = time.monotonic()
+        tally = self._pipeline.tally if self._pipeline else Tally()
+        tally = Tally(tally.frames, tally.inferences, tally.infer_ns)
+        before, seconds = self._before, max(1e-3, now - self._before_at)
+        self._before, self._before_at = tally, now
+        inferences = max(0, tally.inferences - before.inferences)
+        capture = self._grabber.stats if self._grabber else None
+        state, detail = self.state, self.detail
+        if state == "running" and capture is not None:
+            state, detail = capture.state, capture.detail
+        return StreamHealth(
+            state=state,
+            detail=detail,
+            fps=round(max(0, tally.frames - before.frames) / seconds, 2),
+            inferences_per_s=round(inferences / seconds, 2),
+            infer_ms=round((tally.infer_ns - before.infer_ns) / 1e6 / inferences, 3) if inferences else 0.0,
+            frames=capture.frames if capture else 0,
+            dropped=capture.dropped if capture else 0,
+            reopened=capture.reopened if capture else 0,
+            tracks=self._vision.tracker.alive if self._vision else 0,
+            model=self._model.manifest.name if self._model else "",
+            backend=self._vision.session.backend if self._vision else "",
+            rung=self._vision.session.rung if self._vision else "",
+        )
+
+    def _supervise(self) -> None:
+        pause_s = _RESTART_FIRST_S
+        while not self._stop.is_set():
+            began = time.monotonic()
+            try:
+                self._run()
+                self.state, self.detail = "ended", ""
+                break
+            except VedetteError as error:
+                self.state, self.detail = "failed", str(error)
+                log.error("stream %s: %s", self.name, error)
+                if not isinstance(error, BackendError):
+                    break  # broken input stays broken: a reload or a restart tries it again
+            except Exception as error:
+                # A defect in one stream must not take the others with it.
+                self.state, self.detail = "failed", f"{type(error).__name__}: {error}"
+                log.exception("stream %s: a defect in Vedette; starting the stream again", self.name)
+            if time.monotonic() - began > _RESTART_LAST_S:
+                pause_s = _RESTART_FIRST_S
+            self._stop.wait(pause_s)
+            pause_s = min(_RESTART_LAST_S, pause_s * 2)
+        self._close()
+
+    def _run(self) -> None:
+        if self._vision is None:
+            self.prepare()
+        assert self._vision is not None
+        assert self._model is not None
+        model = ModelId(self._model.manifest.name, self._model.sha256[:12])
+        publish = self.config.publish
+        reporter = Reporter(self._desk.topics, self.name, publish, model, self._desk.events, self._desk.board)
+        reporter.counts(dict.fromkeys(self.config.decode.labels, 0))
+        self._grabber = Grabber(self.name, self.config.source, self.config.capture, on_change=self._changed)
+        self._pipeline = Pipeline(self._grabber, self._vision, reporter, publish)
+        self._grabber.start()
+        self.state, self.detail = "running", ""
+        try:
+            self._pipeline.run(self._stop)
+        finally:
+            self._grabber.stop()
+
+    def _changed(self, state: str, reason: str) -> None:
+        (log.warning if state == "lost" else log.info)("stream %s: %s: %s", self.name, state, reason)
+
+    def _close(self) -> None:
+        if self._vision is not None:
+            self._vision.close()
+            self._vision = None
