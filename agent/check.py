@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from agent.capture.source import check_uri
@@ -24,7 +25,7 @@ def problems(path: Path) -> list[str]:
 
 def _of_stream(file: ConfigFile, name: str, stream: StreamConfig) -> list[str]:
     found = []
-    checks = {
+    checks: dict[str, Callable[[], None]] = {
         "source": lambda: check_uri(stream.source),
         "zones": lambda: check_zones(stream.zones),
         "model": lambda: _open(name, stream),

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin
 import msgspec
 from msgspec import Struct
 
-from agent.config import Config, StreamConfig
+from agent.config import Config, Name, StreamConfig
 from agent.errors import ConfigError
 
 Keys = tuple[str | int, ...]
@@ -150,13 +150,10 @@ def _wrong_values(data: dict[str, Any]) -> Iterator[tuple[Keys, str]]:
         value = data.get(field.name, {})
         if field.name == "streams" and isinstance(value, dict):
             for name, stream in value.items():
+                yield from _wrong_value(name, Name, ("streams", name))
                 yield from _wrong_value(stream, StreamConfig, ("streams", name))
-            yield from _wrong_value(dict.fromkeys(value, _ANY_STREAM), field.type, ("streams",))
         else:
             yield from _wrong_value(value, field.type, (field.name,))
-
-
-_ANY_STREAM = {"source": "test:", "model": "any"}
 
 
 def _wrong_value(data: Any, kind: Any, at: Keys) -> Iterator[tuple[Keys, str]]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from weakref import WeakValueDictionary
 
+from agent.compute.decode.metadata import manifest_of
+from agent.compute.infer.modelfile import read_modelfile
+from agent.compute.infer.specs import specs
 from agent.manifest import Model
-from agent.storage.models import load_model
+from agent.storage.models import load_file
 
 _open: WeakValueDictionary[tuple[str, str], Model] = WeakValueDictionary()
 
@@ -16,5 +21,9 @@ def open_model(name_or_path: str) -> Model:
     Raises:
         ModelError: there is none, it is broken, or nothing tells how to use it.
     """
-    model = load_model(name_or_path)
-    return _open.setdefault((model.path, model.sha256), model)
+    content, manifest = load_file(name_or_path)
+    if manifest is None:
+        inputs, outputs = specs(read_modelfile(content), "", name_or_path)
+        manifest = manifest_of(content, inputs, outputs, Path(name_or_path).stem)
+    sha256 = hashlib.sha256(content).hexdigest()
+    return _open.setdefault((name_or_path, sha256), Model(content, sha256, manifest, name_or_path))

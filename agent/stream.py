@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 _RESTART_FIRST_S, _RESTART_LAST_S = 1.0, 60.0
 
-State = Literal["starting", "running", "ended", "failed", "disabled"]
+State = Literal["starting", "running", "lost", "ended", "failed", "disabled"]
 
 
 class Desk(Struct, frozen=True):
@@ -99,6 +99,11 @@ class Stream:
         """Whether an inference has been made."""
         return self._pipeline is not None and self._pipeline.first_result.is_set()
 
+    @property
+    def frames(self) -> int:
+        """Frames handled since the start."""
+        return self._pipeline.tally.frames if self._pipeline else 0
+
     def health(self) -> StreamHealth:
         """State now, and rates since the last call."""
         now = time.monotonic()
@@ -108,7 +113,8 @@ class Stream:
         self._before, self._before_at = tally, now
         inferences = max(0, tally.inferences - before.inferences)
         capture = self._grabber.stats if self._grabber else None
-        state, detail = self.state, self.detail
+        state: State = self.state
+        detail = self.detail
         if state == "running" and capture is not None:
             state, detail = capture.state, capture.detail
         return StreamHealth(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,20 +12,16 @@ if TYPE_CHECKING:
     from agent.demo.show import Show
 
 
-class _Duration(click.ParamType):
-    """Seconds, as `20`, `20s` or `2m`."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m)?", str(value))
-        if not found:
-            self.fail(f"{value!r} is not a duration: write 20s or 2m", param, ctx)
-        return float(found[1]) * (60 if found[2] == "m" else 1)
+def _duration(text: str) -> float:
+    """Seconds, written `20`, `20s` or `2m`."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m)?", text)
+    if not found:
+        raise click.BadParameter(f"{text!r} is not a duration: write 20s or 2m")
+    return float(found[1]) * (60 if found[2] == "m" else 1)
 
 
 @click.command()
-@click.option("--for", "seconds", type=_Duration(), help="End after so long (20s, 2m); default: the clip's end.")
+@click.option("--for", "seconds", type=_duration, metavar="DURATION", help="End after so long (20s, 2m); default: the clip's end.")
 @click.option("--source", help="A camera or clip of your own, such as v4l2:/dev/video0.")
 @click.option("--model", default="nanodet", show_default=True, help="A bundled model, or a file.")
 @click.option(

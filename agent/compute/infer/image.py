@@ -7,8 +7,6 @@ that is the identity is left out; then one `cv2.resize` is everything.
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
 from msgspec import Struct
@@ -131,20 +129,20 @@ def _cut(image: Image, crop: Box) -> tuple[Image, Placement]:
     return part, Placement(x0 / width, y0 / height, part.shape[1] / width, part.shape[0] / height)
 
 
-def _table(spec: TensorSpec, manifest: InputManifest) -> np.ndarray[Any, Any] | None:
+def _table(spec: TensorSpec, manifest: InputManifest) -> Array | None:
     """256 answers per channel in the tensor's type; None when they are the pixels themselves."""
     if min(manifest.std) <= 0.0:
         raise ModelError(f"input {spec.name}: `std` must be positive, found {list(manifest.std)}")
     channels = spec.shape[3]
-    mean, std = np.float64(manifest.mean)[:channels], np.float64(manifest.std)[:channels]
-    real = (np.arange(256.0)[:, None] - mean) / std
+    mean, std = np.array(manifest.mean)[:channels], np.array(manifest.std)[:channels]
+    real: Array = (np.arange(256.0)[:, None] - mean) / std
     dtype = np.dtype(spec.dtype)
     if dtype == np.float32:
         return real.astype(dtype).reshape(1, 256, channels)
     if dtype not in (np.dtype(np.uint8), np.dtype(np.int8)):
         raise ModelError(f"input {spec} does not take a picture: expected uint8, int8 or float32")
     limits = np.iinfo(dtype)
-    stored = np.clip(np.rint(real / (spec.scale or 1.0)) + spec.zero_point, limits.min, limits.max)
+    stored: Array = np.clip(np.rint(real / (spec.scale or 1.0)) + spec.zero_point, limits.min, limits.max)
     if stored.min() == stored.max():
         raise ModelError(
             f"input {spec}: `mean` {list(manifest.mean)} and `std` {list(manifest.std)} map every pixel to "

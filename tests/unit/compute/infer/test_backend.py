@@ -1,0 +1,136 @@
+"""The same for every backend and for both runtimes: whatever runtime is installed runs these."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.compute.infer.backend import Options, open_session
+from agent.compute.infer.litert import default_threads, load_runtime
+from agent.compute.infer.stderr import native_stderr
+from agent.errors import BackendError, ModelError
+from agent.manifest import Manifest, Model, OutputManifest, Rung
+from tests.support import tflite_builder as build
+
+
+def model(content: bytes, *rungs: Rung) -> Model:
+    manifest = Manifest(name="m", output=OutputManifest("classify"), rungs=rungs or (Rung("full"),))
+    return Model(content, hashlib.sha256(content).hexdigest(), manifest, "m.tflite")
+
+
+def test_a_model_answers() -> None:
+    session = open_session(model(build.add_model()), "cpu", Options(threads=1))
+    session.input(0)[:] = [[1, 2, 3, 4]]
+    session.invoke()
+    assert session.output(0).tolist() == [[2, 3, 4, 5]]
+    assert (session.backend, session.rung) == ("cpu", "full")
+
+
+def test_a_view_is_the_tensors_own_memory() -> None:
+    session = open_session(model(build.add_model()), "auto", Options())
+    session.input(0)[:] = 7
+    assert session.input(0).tolist() == [[7, 7, 7, 7]]
+
+
+def test_a_live_view_at_invoke_is_refused_and_a_dropped_one_is_not() -> None:
+    session = open_session(model(build.add_model()), "cpu", Options())
+    view = session.input(0)
+    with pytest.raises(BackendError, match="still alive"):
+        session.invoke()
+    del view
+    session.invoke()
+    slices = session.output(0)[0, 1:]
+    with pytest.raises(BackendError, match="still alive"):
+        session.invoke()
+    assert slices.shape == (3,)
+
+
+def test_a_rung_is_a_signature() -> None:
+    content = build.add_model(signature="deep")
+    session = open_session(model(content, Rung("12", "deep")), "cpu", Options(rung="12"))
+    assert [spec.name for spec in session.inputs] == ["image"]
+    session.input(0)[:] = 1
+    session.invoke()
+    assert session.output(0).tolist() == [[2, 2, 2, 2]]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "null"])
+def test_a_missing_signature_names_those_that_there_are(backend: str) -> None:
+    content = build.add_model(signature="deep")
+    with pytest.raises(ModelError, match="no signature 'deeper'; the file has: deep"):
+        open_session(model(content, Rung("12", "deeper")), backend, Options())
+
+
+def test_quantised_tensors_tell_their_scale() -> None:
+    session = open_session(model(build.add_model(dtype="int8", scale=0.5, zero_point=-3)), "cpu", Options())
+    spec = session.inputs[0]
+    assert (spec.dtype, spec.scale, spec.zero_point) == ("int8", 0.5, -3)
+    assert spec.real(np.array([-3, -1], np.int8)).tolist() == [0.0, 1.0]
+    assert spec.stored_threshold(1.0) == -1.0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"<!DOCTYPE html><html>not found</html>",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n",
+        build.add_model()[:200],
+        build.bad_dimension_model(),
+        build.custom_model("edgetpu-custom-op"),
+    ],
+    ids=["empty", "html", "lfs", "truncated", "dimension", "edgetpu"],
+)
+def test_a_model_that_cannot_run_is_refused_in_one_line(content: bytes) -> None:
+    with pytest.raises(ModelError) as caught:
+        open_session(model(content), "cpu", Options())
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_null_backend_has_the_models_tensors_and_no_answer() -> None:
+    content = build.add_model((1, 5), dtype="int8", scale=0.5, zero_point=-3)
+    null = open_session(model(content), "null", Options())
+    real = open_session(model(content), "cpu", Options())
+    assert (null.inputs, null.outputs) == (real.inputs, real.outputs)
+    null.input(0)[:] = 1
+    null.invoke()
+    assert null.output(0).tolist() == [[-3] * 5]
+    null.close()
+    real.close()
+
+
+def test_an_unknown_backend_names_the_known() -> None:
+    with pytest.raises(BackendError, match="no backend 'npu'; known: auto, cpu, null"):
+        open_session(model(build.add_model()), "npu", Options())
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (4, 3), (8, 4)])
+def test_a_core_stays_free(cores: int, threads: int) -> None:
+    assert default_threads(cores) == threads
+
+
+def test_a_machine_without_a_runtime_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.compute.infer.litert.RUNTIMES", {"litert": "no_such_runtime"})
+    with pytest.raises(BackendError, match="pip install ai-edge-litert"):
+        load_runtime()
+
+
+def test_what_native_code_says_goes_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with native_stderr(logging.getLogger("native")):
+        os.write(2, b"INFO: created a delegate\n")
+    assert "INFO: created a delegate" in caplog.text
+
+
+def test_dynamic_range_runs_on_litert_and_is_refused_where_it_answers_wrongly(tmp_path: Path) -> None:
+    hybrid = model(build.fully_connected_model(hybrid=True))
+    if load_runtime()[0] == "litert":
+        open_session(hybrid, "cpu", Options()).close()
+    else:
+        with pytest.raises(ModelError, match="dynamic"):
+            open_session(hybrid, "cpu", Options())

@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.compute.infer.modelfile import diagnose, read_modelfile, refusals
+from agent.errors import ModelError
+from tests.support import tflite_builder as builder
+from tests.support.tflite_builder import Op, Signature, T, write
+
+
+def test_a_file_tells_its_graph() -> None:
+    model = read_modelfile(builder.add_model((1, 4), dtype="int8", scale=0.5, zero_point=-3, signature="serve"))
+    (graph,) = model.subgraphs
+    assert (model.version, model.description) == (3, "test")
+    assert [t.name for t in graph.tensors] == ["image", "scores", "one"]
+    assert (graph.inputs, graph.outputs) == ((0,), (1,))
+    assert graph.tensors[0].shape == (1, 4)
+    assert graph.tensors[0].quantisation.kind == "tensor"
+    assert graph.tensors[0].quantisation.zero_point == -3
+    assert [(op.name, op.version) for op in graph.operations] == [("ADD", 2)]
+    assert model.weights == {"int8": 4}
+    (signature,) = model.signatures
+    assert (signature.name, signature.inputs, signature.outputs) == ("serve", {"image": 0}, {"scores": 1})
+
+
+def test_ends_are_what_a_backend_would_show() -> None:
+    model = read_modelfile(builder.add_model((1, 4), dtype="int8", scale=0.5, zero_point=-3, signature="serve"))
+    for signature in ("", "serve"):
+        (source,), (end,) = model.ends(signature)
+        assert str(source) == "image int8[1,4] ×0.5+3"
+        assert end.name == "scores"
+    with pytest.raises(ModelError, match="no signature 'x'; it has: serve"):
+        model.ends("x")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [
+        (T("w", (2, 4), "int8", np.ones((2, 4), np.int8), (0.5, 0.25), (0, 0), 0), "channel"),
+        (T("w", (2, 64), "int4", bytes(64), block=32), "block"),
+        (T("w", (2, 4), "int8", np.ones((2, 4), np.int8), 0.5), "tensor"),
+        (T("w", (2, 4), "float32", np.ones((2, 4), np.float32)), "none"),
+    ],
+)
+def test_kinds_of_quantisation(tensor: T, kind: str) -> None:
+    content = write(
+        [T("x", (1, 4)), tensor, T("y", (1, 2))], [Op("FULLY_CONNECTED", (0, 1, -1), (2,))], (0,), (2,)
+    )
+    model = read_modelfile(content)
+    found = model.subgraphs[0].tensors[1].quantisation
+    assert found.kind == kind
+    assert found.block == (32 if kind == "block" else 0)
+    assert model.int4 is (kind == "block")
+    assert model.dynamic_range is (kind != "none")
+    assert refusals(model, "litert") == []
+    assert bool(refusals(model, "tflite-runtime")) is (kind != "none")
+
+
+def test_static_int8_is_no_dynamic_range() -> None:
+    tensors = [
+        T("x", (1, 4), "int8", scale=(1.0,)),
+        T("w", (2, 4), "int8", np.ones((2, 4), np.int8), (1.0,)),
+        T("y", (1, 2), "int8", scale=(1.0,)),
+    ]
+    model = read_modelfile(write(tensors, [Op("FULLY_CONNECTED", (0, 1, -1), (2,), 4)], (0,), (2,)))
+    assert not model.dynamic_range
+    assert refusals(model, "tflite-runtime") == []
+    integers = [T("x", (1, 4), "int8", np.ones((1, 4), np.int8), (1.0,)), T("y", (1, 4))]
+    assert not read_modelfile(write(integers, [Op("DEQUANTIZE", (0,), (1,))], (), (1,))).dynamic_range
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (builder.custom_model("edgetpu-custom-op"), "Edge TPU"),
+        (builder.custom_model("FlexErf"), "FlexErf needs TensorFlow"),
+        (builder.custom_model("Nonsense"), "custom operation Nonsense is unknown"),
+        (builder.custom_model(""), "(no name)"),
+        (builder.bad_dimension_model(5), "quantised dimension must be in 0..1, is 5"),
+        (builder.bad_dimension_model(-1), "is -1"),
+        (builder.bad_dimension_model(1), "2 scales for 4 channels"),
+    ],
+)
+def test_both_runtimes_refuse(content: bytes, words: str) -> None:
+    model = read_modelfile(content)
+    for runtime in ("litert", "tflite-runtime"):
+        (reason,) = refusals(model, runtime)  # type: ignore[arg-type]
+        assert words in reason
+
+
+def test_scales_and_zero_points_must_be_as_many() -> None:
+    broken = T("w", (2, 4), "int8", bytes(8), 0.5, (), 0)
+    (reason,) = refusals(read_modelfile(write([broken], [], (), ())), "litert")
+    assert "1 scales, but 0 zero points" in reason
+
+
+@pytest.mark.parametrize("code", ["TFLite_Detection_PostProcess", "Mfcc"])
+def test_custom_operations_that_the_runtimes_bring_are_fine(code: str) -> None:
+    model = read_modelfile(builder.custom_model(code))
+    assert model.custom == (code,)
+    assert refusals(model, "litert") == refusals(model, "tflite-runtime") == []
+
+
+def test_an_operation_from_the_future_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(builder.CODES, "ADD", 120)
+    content = builder.add_model()
+    monkeypatch.setattr("agent.compute.infer.modelfile.OPERATORS", ("ADD",))
+    (reason,) = refusals(read_modelfile(content), "litert")
+    assert "#120 is newer" in reason
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 5\n", "git lfs pull"),
+        (b"\n  <!DOCTYPE html><html>", "web page"),
+        (b'{"error": 404}', "JSON"),
+        (b"PK\x03\x04" + bytes(20), "zip"),
+        (b"\x1f\x8b" + bytes(20), "gzip"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5"),
+        (b"\x1c\0\0\0TFL2" + bytes(20), "b'TFL2'"),
+        (b"abc", "no TFLite model"),
+    ],
+)
+def test_what_is_no_model_is_named(content: bytes, words: str) -> None:
+    assert words in str(diagnose(content))
+    with pytest.raises(ModelError) as error:
+        read_modelfile(content)
+    assert words in str(error.value)
+
+
+def test_a_model_is_no_foreign_file() -> None:
+    assert diagnose(builder.add_model()) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"operations": [Op("ADD", (0, 9), (1,))]}, "tensor 9 of 2"),
+        ({"operations": [Op("ADD", (0, 1), (-1,))]}, "tensor -1 of 2"),
+        ({"inputs": (7,)}, "tensor 7 of 2"),
+        ({"outputs": (-1,)}, "tensor -1 of 2"),
+        ({"tensors": [T("x", (1,), raw_buffer=5), T("y", (1,))]}, "buffer 5 of 1"),
+        ({"signatures": [Signature("s", {"x": 3}, {})]}, "tensor 3 of 2"),
+        ({"signatures": [Signature("s", {}, {}, subgraph=1)]}, "graph 1 of 1"),
+    ],
+)
+def test_numbers_that_lead_nowhere_are_damage(changes: dict, words: str) -> None:
+    whole = {
+        "tensors": [T("x", (1,)), T("y", (1,))],
+        "operations": [Op("ADD", (0, 0), (1,))],
+        "inputs": (0,),
+        "outputs": (1,),
+    }
+    with pytest.raises(ModelError, match="damaged") as error:
+        read_modelfile(write(**{**whole, **changes}))
+    assert words in str(error.value)
+
+
+def test_a_file_without_a_graph_is_refused() -> None:
+    import flatbuffers
+
+    empty = flatbuffers.Builder(16)
+    empty.StartObject(8)
+    empty.Finish(empty.EndObject(), b"TFL3")
+    with pytest.raises(ModelError, match="no graph"):
+        read_modelfile(bytes(empty.Output()))
+
+
+def test_weights_behind_the_flatbuffer_must_be_there() -> None:
+    import flatbuffers
+
+    def model(size: int) -> bytes:
+        writer = flatbuffers.Builder(64)
+        writer.StartObject(3)
+        writer.PrependUint64Slot(1, 16, 0)
+        writer.PrependUint64Slot(2, size, 0)
+        buffer = writer.EndObject()
+        writer.StartObject(6)
+        graph = writer.EndObject()
+        vectors = []
+        for table in (graph, buffer):
+            writer.StartVector(4, 1, 4)
+            writer.PrependUOffsetTRelative(table)
+            vectors.append(writer.EndVector())
+        writer.StartObject(8)
+        writer.PrependUOffsetTRelativeSlot(2, vectors[0], 0)
+        writer.PrependUOffsetTRelativeSlot(4, vectors[1], 0)
+        writer.Finish(writer.EndObject(), b"TFL3")
+        return bytes(writer.Output())
+
+    assert read_modelfile(model(8)).subgraphs
+    with pytest.raises(ModelError, match="truncated"):
+        read_modelfile(model(10**9))
+
+
+GOOD = write(
+    [
+        T("x", (1, 4), "int8", scale=(1.0,)),
+        T("w", (2, 4), "int8", np.ones((2, 4), np.int8), (0.5, 0.25), (0, 0)),
+        T("y", (1, 2), "int8", scale=(1.0,)),
+    ],
+    [Op("FULLY_CONNECTED", (0, 1, -1), (2,), 4), Op("Odd", (2,), (2,))],
+    (0,),
+    (2,),
+    [Signature("s", {"x": 0}, {"y": 2})],
+    {"note": b"hello"},
+)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(8, len(GOOD) - 1), st.sampled_from([0, 1, 4, 127, 128, 255])),
+        min_size=1,
+        max_size=6,
+    )
+)
+@settings(deadline=2000, max_examples=800)
+def test_mutations_raise_nothing_but_model_errors(changes: list[tuple[int, int]]) -> None:
+    content = bytearray(GOOD)
+    for place, value in changes:
+        content[place] = value
+    try:
+        model = read_modelfile(bytes(content))
+        for runtime in ("litert", "tflite-runtime"):
+            refusals(model, runtime)  # type: ignore[arg-type]
+        model.ends()
+    except ModelError as error:
+        assert str(error)
+
+
+@pytest.mark.parametrize("size", range(8, len(GOOD), 7))
+def test_every_cut_is_noticed_or_harmless(size: int) -> None:
+    try:
+        model = read_modelfile(GOOD[:size])
+    except ModelError as error:
+        assert "damaged" in str(error) or "truncated" in str(error)
+    else:
+        assert model.subgraphs
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (builder.add_model(), [[2.0] * 4]),
+        (builder.fully_connected_model(), [[6.0, 22.0]]),
+        (builder.constant_model({"a": np.full((1, 2), 7, np.float32)}), [[7.0, 7.0]]),
+    ],
+)
+def test_what_the_builder_writes_runs(content: bytes, expected: list) -> None:
+    runtime = pytest.importorskip("ai_edge_litert.interpreter")
+    interpreter = runtime.Interpreter(model_content=content)
+    interpreter.allocate_tensors()
+    (source,) = interpreter.get_input_details()
+    interpreter.set_tensor(source["index"], np.ones(source["shape"], source["dtype"]))
+    interpreter.invoke()
+    assert interpreter.get_tensor(interpreter.get_output_details()[0]["index"]).tolist() == expected
+
+
+def test_tensors_of_the_builder_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        T("x", (1,)).name = "y"  # type: ignore[misc]

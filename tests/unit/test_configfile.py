@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.config import Config, GateConfig, MqttConfig, StreamConfig, ZoneConfig
+from agent.configfile import dump, load, parse
+from agent.errors import ConfigError
+
+SMALLEST = '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
+
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,20}", fullmatch=True)
+units = st.floats(0, 1)
+texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20)
+corners = st.lists(st.tuples(units, units), min_size=3, max_size=6).map(tuple)
+zones = st.builds(ZoneConfig, name=names, polygon=corners, labels=st.lists(texts, max_size=2).map(tuple))
+gates = st.builds(GateConfig, motion=st.booleans(), sensitivity=units, hold_s=st.floats(0, 100))
+streams = st.builds(
+    StreamConfig, source=texts, model=texts, gate=gates, zones=st.lists(zones, max_size=2).map(tuple)
+)
+configs = st.builds(
+    Config,
+    streams=st.dictionaries(names, streams, max_size=3),
+    mqtt=st.builds(MqttConfig, host=texts, port=st.integers(0, 65535), tls=st.booleans()),
+)
+
+
+@given(configs)
+def test_what_is_dumped_is_read_back_the_same(config: Config) -> None:
+    assert parse(dump(config), "x").config == config
+
+
+def test_the_smallest_file_is_three_lines() -> None:
+    config = parse(SMALLEST, "v.toml").config
+    assert config.streams["front"].source == "test:"
+    assert config.streams["front"].gate.motion
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[mqtt]\nhots = 'x'", "v.toml:2: unknown key `mqtt.hots`; did you mean 'host'?"),
+        ("[mqqt]\nhost = 'x'", "v.toml:1: unknown key `mqqt`; did you mean 'mqtt'?"),
+        ("[mqtt]\nport = 99999", "v.toml:2: `mqtt.port`: expected `int` <= 65535"),
+        ("mqtt = 3", "v.toml:1: `mqtt`: expected `object`, got `int`"),
+        ("[storage]\ndurability = 'always'", "v.toml:2: `storage.durability`: invalid enum value 'always'"),
+        ("streams = 3", "v.toml:1: `streams`: expected `object`, got `int`"),
+        (
+            SMALLEST + "[streams.front.gate]\nhold_s = 'x'",
+            "v.toml:5: `streams.front.gate.hold_s`: expected `float`",
+        ),
+        (SMALLEST + "gate = {motoin = true}", "v.toml:4: unknown key `streams.front.gate.motoin`; did you mean"),
+        (
+            SMALLEST
+            + "[[streams.front.zones]]\nname='a'\npolygon=[]\n[[streams.front.zones]]\nnam='b'\npolygon=[]",
+            "v.toml:8: unknown key `streams.front.zones[1].nam`; did you mean 'name'?",
+        ),
+        (
+            "[streams.'a b']\nsource = 'test:'\nmodel = 'x'",
+            "v.toml:1: `streams.a b`: expected `str` matching regex",
+        ),
+        ("[streams.a]\nmodel = 'x'", "v.toml:1: `streams.a`: object missing required field `source`"),
+        ("a = \n", "v.toml:1: not TOML: Invalid value"),
+        ("wat = 1", "v.toml:1: unknown key `wat`; known: device, health, mqtt, storage, streams"),
+    ],
+)
+def test_an_error_names_file_line_key_and_the_nearest(text: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, "v.toml")
+    assert expected in str(caught.value)
+
+
+def test_every_error_of_a_file_is_told_at_once_in_its_order() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("[mqtt]\nhots = 'x'\nport = -1\n[streams.a]\nsource = 'test:'\nmodel = 'x'\nrnug = 'y'", "v.toml")
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[1] for line in lines] == ["2", "3", "7"]
+
+
+def test_a_missing_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.toml: cannot read the configuration: No such file"):
+        load(tmp_path / "nothing.toml")
+
+
+def test_a_file_that_is_not_utf8_says_so(tmp_path: Path) -> None:
+    (tmp_path / "v.toml").write_bytes(b"a = '\xff'")
+    with pytest.raises(ConfigError, match="not UTF-8 at byte 5"):
+        load(tmp_path / "v.toml")
+
+
+def test_where_falls_back_to_the_table_above() -> None:
+    file = parse(SMALLEST, "v.toml")
+    assert file.where("streams", "front", "model") == "v.toml:3"
+    assert file.where("streams", "front", "zones") == "v.toml:1"
+    assert file.where("health") == "v.toml"
+
+
+def test_the_schema_knows_every_room() -> None:
+    assert "StreamConfig" in msgspec.json.schema(Config)["$defs"]

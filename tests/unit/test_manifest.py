@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from agent.errors import ModelError
+from agent.manifest import manifest_from
+
+OUTPUT = {"decoder": "classify"}
+
+
+def test_a_manifest_has_one_rung_unless_it_names_several() -> None:
+    manifest = manifest_from({"name": "x", "output": OUTPUT}, "x.toml")
+    assert [rung.signature for rung in manifest.rungs] == [""]
+    assert manifest.rung("") == manifest.rungs[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"name": "x"}, "x.toml: Object missing required field `output`"),
+        ({"name": "x", "output": OUTPUT, "wat": 1}, "unknown field `wat`"),
+        ({"name": "x", "output": OUTPUT, "rungs": []}, "`rungs` is empty"),
+        ({"name": "x", "output": OUTPUT | {"score_threshold": 2.0}}, "score_threshold"),
+    ],
+)
+def test_a_bad_manifest_names_its_file_and_key(data: dict[str, object], expected: str) -> None:
+    with pytest.raises(ModelError, match=r"^x\.toml: ") as caught:
+        manifest_from(data, "x.toml")
+    assert expected in str(caught.value)
+
+
+def test_an_unknown_rung_names_the_known() -> None:
+    data = {"name": "x", "output": OUTPUT, "rungs": [{"name": "416"}, {"name": "320"}]}
+    with pytest.raises(ModelError, match="no rung '415'; it has: 416, 320"):
+        manifest_from(data, "x.toml").rung("415")

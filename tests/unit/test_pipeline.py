@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agent.comms.payload import DetectionsMessage, ModelId
+from agent.comms.reporter import Reporter
+from agent.comms.topics import Topics
+from agent.compute.vision import Vision
+from agent.config import DecodeConfig, GateConfig, PublishConfig, StreamConfig, TrackConfig, ZoneConfig
+from agent.errors import BackendError, ConfigError, ModelError
+from agent.library import open_model
+from agent.messages import Seen
+from agent.pipeline import Pipeline
+from tests.support.house import FrameList, Kept, frames, person_model
+
+RIGHT = ZoneConfig("right", ((0.5, 0.0), (1.0, 0.0), (1.0, 1.0), (0.5, 1.0)))
+LEFT = ZoneConfig("left", ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0)))
+
+
+def house(
+    folder: Path, kept: Kept, publish: PublishConfig | None = None, **config: object
+) -> tuple[Vision, Reporter]:
+    fields = {"gate": GateConfig(motion=False), "track": TrackConfig(min_hits=2), **config}
+    stream = StreamConfig(source="test:", model=str(person_model(folder)), **fields)  # type: ignore[arg-type]
+    vision = Vision("front", stream, open_model(stream.model))
+    topics = Topics("vedette", "porch")
+    return vision, Reporter(topics, "front", publish or PublishConfig(), ModelId("person", "0"), kept, kept)
+
+
+def run(
+    folder: Path, kept: Kept, source: FrameList, publish: PublishConfig | None = None, **config: object
+) -> Pipeline:
+    vision, reporter = house(folder, kept, publish, **config)
+    pipeline = Pipeline(source, vision, reporter, publish or PublishConfig())
+    pipeline.run(threading.Event())
+    return pipeline
+
+
+def test_a_person_is_announced_and_ended_when_the_clip_is_over(tmp_path: Path) -> None:
+    kept, source = Kept(), FrameList(frames(5))
+    pipeline = run(tmp_path, kept, source)
+    assert kept.kinds() == ["new", "end"]
+    new, end = kept.events()
+    assert (new.track.label, new.track.box, new.device, new.stream) == (
+        "person",
+        (0.25, 0.25, 0.5, 0.75),
+        "porch",
+        "front",
+    )
+    assert end.reason == "ended"
+    assert source.given_back == 5
+    assert (pipeline.tally.frames, pipeline.tally.inferences) == (5, 5)
+
+
+def test_every_event_tells_its_latency_by_stage(tmp_path: Path) -> None:
+    kept = Kept()
+    run(tmp_path, kept, FrameList(frames(3)))
+    latency = kept.events()[0].latency_ms
+    stages = (latency.queue, latency.gate, latency.prepare, latency.infer, latency.decode, latency.track)
+    assert latency.total == pytest.approx(sum(stages), abs=0.01)
+    assert latency.queue > 0
+
+
+def test_the_count_goes_up_and_down_and_is_told_once(tmp_path: Path) -> None:
+    kept = Kept()
+    run(tmp_path, kept, FrameList(frames(6)))
+    counts = [value for topic, value in kept.history if topic == "vedette/porch/front/count/person"]
+    assert counts == [b"1", b"0"]
+
+
+def test_a_snapshot_is_a_jpeg_of_the_event(tmp_path: Path) -> None:
+    kept = Kept()
+    run(tmp_path, kept, FrameList(frames(4)))
+    assert kept.retained["vedette/porch/front/snapshot"].startswith(b"\xff\xd8")
+
+
+def test_what_is_switched_off_is_not_published(tmp_path: Path) -> None:
+    kept = Kept()
+    run(tmp_path, kept, FrameList(frames(4)), PublishConfig(events=False, counts=False, snapshot=False))
+    assert (kept.puts, kept.retained, kept.sent) == ([], {}, [])
+
+
+def test_detections_are_sent_for_every_inference(tmp_path: Path) -> None:
+    kept = Kept()
+    run(tmp_path, kept, FrameList(frames(3)), PublishConfig(detections=True))
+    sent = [msgspec.json.decode(body, type=DetectionsMessage) for _, body in kept.sent]
+    assert [message.seq for message in sent] == [0, 1, 2]
+    assert sent[0].detections[0].label == "person"
+
+
+def test_a_stall_ends_tracks_at_once(tmp_path: Path) -> None:
+    kept, source = Kept(), FrameList(frames(3))
+    source.lost = True
+    vision, reporter = house(tmp_path, kept)
+    pipeline = Pipeline(source, vision, reporter, PublishConfig())
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    pipeline.run(stop)
+    assert kept.kinds() == ["new", "end"]
+    assert kept.events()[1].reason == "stall"
+
+
+def test_a_stop_ends_tracks(tmp_path: Path) -> None:
+    kept = Kept()
+    vision, reporter = house(tmp_path, kept)
+    stop = threading.Event()
+    source = FrameList(frames(50))
+    source.give_back = lambda frame: stop.set() if frame.seq == 3 else None  # type: ignore[method-assign]
+    Pipeline(source, vision, reporter, PublishConfig()).run(stop)
+    assert kept.kinds() == ["new", "end"]
+    assert kept.events()[1].reason == "shutdown"
+
+
+def test_a_failing_inference_still_ends_tracks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept()
+    vision, reporter = house(tmp_path, kept)
+    calls = iter(range(100))
+    real = vision.session.invoke
+
+    def invoke() -> None:
+        if next(calls) == 3:
+            raise BackendError("gone")
+        real()
+
+    monkeypatch.setattr(vision.session, "invoke", invoke)
+    with pytest.raises(BackendError, match="gone"):
+        Pipeline(FrameList(frames(10)), vision, reporter, PublishConfig()).run(threading.Event())
+    assert kept.kinds() == ["new", "end"]
+
+
+def test_only_zones_leaves_out_what_stands_elsewhere(tmp_path: Path) -> None:
+    kept = Kept()
+    run(tmp_path, kept, FrameList(frames(4)), PublishConfig(only_zones=True), zones=(RIGHT,))
+    assert kept.kinds() == []
+    kept = Kept()
+    run(tmp_path, kept, FrameList(frames(4)), PublishConfig(only_zones=True), zones=(LEFT,))
+    assert kept.kinds() == ["new", "end"]
+    assert kept.events()[0].track.zones == ("left",)
+
+
+def test_a_closed_gate_saves_the_inference(tmp_path: Path) -> None:
+    kept = Kept()
+    config = {"gate": GateConfig(max_idle_s=100.0, hold_s=0.0), "decode": DecodeConfig(labels=("cat",))}
+    with pytest.raises((ConfigError, ModelError)):
+        run(tmp_path, kept, FrameList(frames(2)), **config)
+    blind = {"gate": GateConfig(max_idle_s=100.0, hold_s=0.0), "decode": DecodeConfig(score_threshold=1.0)}
+    pipeline = run(tmp_path, kept, FrameList(frames(20)), **blind)
+    assert pipeline.tally.frames == 20
+    assert pipeline.tally.inferences <= 2
+
+
+def test_a_crop_is_mapped_back_to_the_frame(tmp_path: Path) -> None:
+    from agent.compute.infer.image import Placement
+    from agent.compute.vision import _placed
+    from agent.messages import Detection, Keypoint
+
+    found = Detection(
+        "x", 1.0, (0.0, 0.0, 1.0, 0.5), (Keypoint("nose", 0.5, 0.5, 1.0),), ((0.0, 0.0), (1.0, 1.0))
+    )
+    [placed] = _placed([found], Placement(0.5, 0.5, 0.5, 0.5))
+    assert placed.box == (0.5, 0.5, 1.0, 0.75)
+    assert (placed.keypoints[0].x, placed.keypoints[0].y) == (0.75, 0.75)
+    assert placed.outline == ((0.5, 0.5), (1.0, 1.0))
+
+
+def test_seen_without_events_reports_nothing(tmp_path: Path) -> None:
+    from agent.messages import Stages
+
+    kept = Kept()
+    _, reporter = house(tmp_path, kept)
+    reporter.seen(frames(1)[0], Seen([], None, Stages()), "cpu", "full")
+    assert kept.puts == []
