@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 
 from agent.compute.decode.metadata import manifest_of
 from agent.compute.infer.modelfile import read_modelfile
-from agent.compute.infer.specs import specs
+from agent.errors import ModelError
 from agent.manifest import Model
 from agent.storage.models import load_file
 
@@ -23,7 +23,10 @@ def open_model(name_or_path: str) -> Model:
     """
     content, manifest = load_file(name_or_path)
     if manifest is None:
-        inputs, outputs = specs(read_modelfile(content), "", name_or_path)
+        try:
+            inputs, outputs = read_modelfile(content).ends()
+        except ModelError as error:
+            raise ModelError(f"{name_or_path}: {error}") from None
         manifest = manifest_of(content, inputs, outputs, Path(name_or_path).stem)
     sha256 = hashlib.sha256(content).hexdigest()
     return _open.setdefault((name_or_path, sha256), Model(content, sha256, manifest, name_or_path))

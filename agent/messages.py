@@ -108,7 +108,7 @@ class Event(Struct, frozen=True):
     Attributes:
         kind: new | update | end.
         track: as it stands now.
-        reason: why: `appeared`, `zone`, `moved`, `still here`, `lost`, `stall`, `shutdown`, `reload` …
+        reason: why: `appeared`, `zone`, `moved`, `clearer`, `still here`, `lost`, `ended`, `stall`, `shutdown` …
     """
 
     kind: EventKind

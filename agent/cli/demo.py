@@ -21,7 +21,13 @@ def _duration(text: str) -> float:
 
 
 @click.command()
-@click.option("--for", "seconds", type=_duration, metavar="DURATION", help="End after so long (20s, 2m); default: the clip's end.")
+@click.option(
+    "--for",
+    "seconds",
+    type=_duration,
+    metavar="DURATION",
+    help="End after so long (20s, 2m); default: the clip's end.",
+)
 @click.option("--source", help="A camera or clip of your own, such as v4l2:/dev/video0.")
 @click.option("--model", default="nanodet", show_default=True, help="A bundled model, or a file.")
 @click.option(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 import paho.mqtt.client as mqtt
 from msgspec import Struct
+from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.comms.payload import EventMessage
 from agent.errors import BrokerError
@@ -67,7 +68,7 @@ class Subscriber:
         self._access, self._prefix, self._device = access, prefix, device
         self._received: queue.SimpleQueue[Received] = queue.SimpleQueue()
         self._refused: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+        self._client = mqtt.Client(CallbackAPIVersion.VERSION2)
         self._client.on_connect = self._connected
         self._client.on_message = self._message
         if access.username:
@@ -128,7 +129,7 @@ class Subscriber:
                 device,
                 stream,
                 kind,
-                message.payload,
+                bytes(message.payload),
                 time.monotonic_ns(),
                 message.retain,
             )

@@ -56,9 +56,8 @@ class Vision:
         """
         began = time.monotonic_ns()
         tracker = self.tracker
-        alive = tracker.alive
         keep = tracker.boxes() if self._config.gate.crop else ()
-        sight = self._gate.look(frame.image, began, tracks_alive=alive > 0, keep=keep)
+        sight = self._gate.look(frame.image, frame.captured_ns, tracks_alive=tracker.watching, keep=keep)
         gated = time.monotonic_ns()
         queue = began - frame.captured_ns
         if not sight.open:

@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
 
 CENTRES = [
     ((x + 0.5) * stride, (y + 0.5) * stride, stride)
@@ -28,7 +29,7 @@ ANCHORS = [
 
 def make(interpreter: Any, port: int, nanodet: bool) -> Callable[[Any], None]:
     """A function that takes a picture through the model to the broker."""
-    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+    client = mqtt.Client(CallbackAPIVersion.VERSION2)
     client.connect("127.0.0.1", port)
     client.loop_start()
     details = interpreter.get_input_details()[0]

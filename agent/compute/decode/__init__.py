@@ -1,1 +1,11 @@
-"""Decode: output arrays and manifest to detections. Pure functions."""
+"""Decode: output arrays and manifest to detections. Pure functions; nothing here knows a runtime.
+
+A decoder is built once for a model's tensors and called per frame; each lives in a module of its own that is
+imported when a manifest names it.
+"""
+
+from __future__ import annotations
+
+from agent.compute.decode.decoder import DECODERS, Decoder, build_decoder
+
+__all__ = ["DECODERS", "Decoder", "build_decoder"]

@@ -62,7 +62,11 @@ class CpuBackend:
         from agent.compute.infer.modelfile import read_modelfile, refusals
 
         runtime, module = load_runtime()
-        if reasons := refusals(read_modelfile(model.content), runtime):
+        try:
+            reasons = refusals(read_modelfile(model.content), runtime)
+        except ModelError as error:
+            raise ModelError(f"{model.path}: {error}") from None
+        if reasons:
             raise ModelError(f"{model.path}: refused: {'; '.join(reasons)}")
         threads = options.threads or default_threads(len(os.sched_getaffinity(0)))
         try:

@@ -6,8 +6,8 @@ import numpy as np
 
 from agent.compute.infer.backend import Options
 from agent.compute.infer.modelfile import ModelFile, read_modelfile
-from agent.compute.infer.specs import specs
 from agent.compute.tensors import TensorSpec
+from agent.errors import ModelError
 from agent.manifest import Model
 from agent.messages import Array
 
@@ -32,7 +32,10 @@ class NullSession:
     def use(self, rung: str) -> None:
         """See `Session.use`."""
         signature = self._model.manifest.rung(rung).signature
-        self.inputs, self.outputs = specs(self._file, signature, self._model.path)
+        try:
+            self.inputs, self.outputs = self._file.ends(signature)
+        except ModelError as error:
+            raise ModelError(f"{self._model.path}: {error}") from None
         self.rung = rung
         self._inputs = [_memory(spec) for spec in self.inputs]
         self._outputs = [_memory(spec) for spec in self.outputs]
@@ -54,4 +57,6 @@ class NullSession:
 
 
 def _memory(spec: TensorSpec) -> Array:
-    return np.full(spec.shape, spec.zero_point if spec.quantised else 0, np.dtype(spec.dtype))
+    return np.full(
+        [max(1, size) for size in spec.shape], spec.zero_point if spec.quantised else 0, np.dtype(spec.dtype)
+    )

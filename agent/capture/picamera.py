@@ -1,0 +1,102 @@
+"""A Raspberry Pi's camera, through Picamera2."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, cast
+
+import numpy as np
+
+from agent.capture.source import Source
+from agent.capture.uri import Address
+from agent.errors import SourceError
+from agent.messages import Image
+
+_SIZE = (1280, 720)
+
+
+class PiCamera(Source):
+    """A running Picamera2."""
+
+    # Picamera2 names formats from the last byte to the first: its "RGB888" lies in memory as B, G, R.
+    order = "bgr"
+
+    def __init__(self, camera: Any, shown: str, about: str) -> None:
+        self._camera, self._shown = camera, shown
+        self._request: Any = None
+        self.live, self.pace_s, self.period_s = True, 0.0, 0.0
+        self.about = about
+
+    def grab(self) -> bool:
+        """Wait for the next picture and hold it; False at the end."""
+        self._release()
+        try:
+            self._request = self._camera.capture_request()
+        except Exception as error:  # Picamera2 lets through whatever libcamera raises
+            raise SourceError(f"{self._shown}: expected the next picture; the camera failed: {error}") from error
+        return True
+
+    def picture(self, into: Image | None) -> Image:
+        """The picture held."""
+        image = cast(Image, self._request.make_array("main"))
+        self._release()
+        if into is None or into.shape != image.shape:
+            return np.ascontiguousarray(image)
+        np.copyto(into, image)
+        return into
+
+    def close(self) -> None:
+        """Free the device or file."""
+        self._release()
+        self._camera.close()
+
+    def _release(self) -> None:
+        """Give the buffer back: the camera has only a few."""
+        if self._request is not None:
+            self._request.release()
+            self._request = None
+
+
+def open_picamera(address: Address, stall_s: float) -> PiCamera:
+    """Start a camera.
+
+    Raises:
+        SourceError: Picamera2 is missing, there is no such camera, or it cannot be started.
+    """
+    library = _library(address.shown)
+    cameras = library.global_camera_info()
+    number = int(address.target)
+    if number >= len(cameras):
+        models = ", ".join(f"{i} ({camera.get('Model', '?')})" for i, camera in enumerate(cameras)) or "none"
+        raise SourceError(
+            f"{address.shown}: expected camera {number}; found {models}; check cable and config.txt"
+        )
+    size, fps = address.options.size or _SIZE, address.options.fps
+    camera = None
+    try:
+        camera = library(number)
+        _start(camera, size, fps)
+    except Exception as error:  # Picamera2 lets through whatever libcamera raises
+        if camera is not None:
+            camera.close()
+        raise SourceError(
+            f"{address.shown}: the camera cannot be started: {error}; does a program use it?"
+        ) from error
+    return PiCamera(camera, address.shown, f"{size[0]}x{size[1]}" + (f" at {fps:g} fps" if fps else ""))
+
+
+def _start(camera: Any, size: tuple[int, int], fps: float) -> None:
+    main = {"size": size, "format": "RGB888"}
+    controls = {"FrameRate": fps} if fps else {}
+    camera.configure(camera.create_video_configuration(main=main, controls=controls))
+    camera.start()
+
+
+def _library(shown: str) -> Any:
+    try:
+        return importlib.import_module("picamera2").Picamera2
+    except ImportError as error:
+        raise SourceError(
+            f"{shown}: expected Picamera2; it cannot be imported ({error}): sudo apt install python3-picamera2,"
+            " and make the environment with --system-site-packages"
+        ) from None

@@ -1,0 +1,108 @@
+"""Pictures: the image files of a folder, in order of their names."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from agent.capture.source import Source
+from agent.capture.uri import Address
+from agent.errors import SourceError
+from agent.messages import Image
+
+log = logging.getLogger(__name__)
+
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
+_FPS = 10.0
+
+
+class Pictures(Source):
+    """A folder of image files."""
+
+    order = "bgr"
+
+    def __init__(self, address: Address) -> None:
+        self._shown, self._loop = address.shown, address.options.loop
+        self._paths = _find(address)
+        self._next, self._readable = 0, 0
+        self._bad: set[Path] = set()
+        self._held: Image | None = None
+        fps = address.options.fps or _FPS
+        self.live = False
+        self.period_s = 1.0 / fps
+        self.pace_s = self.period_s if address.options.pace == "realtime" else 0.0
+        self.about = f"{len(self._paths)} pictures at {fps:g} fps"
+
+    def grab(self) -> bool:
+        """Decode the next readable picture: only decoding tells whether it is readable."""
+        while self._next < len(self._paths) or self._again():
+            path = self._paths[self._next]
+            self._next += 1
+            self._held = None if path in self._bad else _decode(path)
+            if self._held is not None:
+                self._readable += 1
+                return True
+            self._warn(path)
+        return False
+
+    def picture(self, into: Image | None) -> Image:
+        """The picture held."""
+        assert self._held is not None
+        if into is None or into.shape != self._held.shape:
+            return self._held
+        np.copyto(into, self._held)
+        return into
+
+    def close(self) -> None:
+        """Free the device or file."""
+        self._held = None
+
+    def _again(self) -> bool:
+        """At the end: whether it begins again."""
+        if self._readable == 0:
+            raise SourceError(
+                f"{self._shown}: expected pictures; none of the {len(self._paths)} files can be decoded"
+            )
+        self._next = 0
+        return self._loop
+
+    def _warn(self, path: Path) -> None:
+        if path not in self._bad:
+            self._bad.add(path)
+            log.warning("%s: %s is no picture that can be decoded: skipped", self._shown, path.name)
+
+
+def open_pictures(address: Address, stall_s: float) -> Pictures:
+    """The pictures of a folder.
+
+    Raises:
+        SourceError: there is no such folder, or no picture in it.
+    """
+    return Pictures(address)
+
+
+def _find(address: Address) -> list[Path]:
+    folder = Path(address.target)
+    if not folder.is_dir():
+        found = (
+            f"{folder} is a file; write file:{folder}" if folder.exists() else f"there is no {folder.absolute()}"
+        )
+        raise SourceError(f"{address.shown}: expected a folder of pictures; {found}")
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    except OSError as error:
+        raise SourceError(f"{address.shown}: {folder} cannot be read: {error.strerror}") from None
+    if not paths:
+        raise SourceError(f"{address.shown}: expected jpg, png or bmp files in {folder.absolute()}; found none")
+    return paths
+
+
+def _decode(path: Path) -> Image | None:
+    try:
+        data = np.fromfile(path, np.uint8)
+        return None if not data.size else cv2.imdecode(data, cv2.IMREAD_COLOR)  # type: ignore[return-value]
+    except (OSError, cv2.error):
+        return None

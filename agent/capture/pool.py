@@ -1,0 +1,27 @@
+"""The pool of picture memory: in steady state no picture is allocated."""
+
+from __future__ import annotations
+
+from agent.messages import Image
+
+_KEPT = 4
+"""One being read, up to two handed over, one in use."""
+
+
+class Pool:
+    """Pictures' memory that is free. Its methods are single operations of a list and need no lock."""
+
+    def __init__(self) -> None:
+        self._free: list[Image] = []
+
+    def take(self) -> Image | None:
+        """Memory of some picture before; None when the reader has to allocate."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return None
+
+    def give(self, image: Image) -> None:
+        """Nobody looks at this picture any more."""
+        if len(self._free) < _KEPT:
+            self._free.append(image)

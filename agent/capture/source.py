@@ -1,0 +1,92 @@
+"""Sources: a camera, a stream, a file or a folder, opened by its URI and read picture by picture.
+
+v4l2:/dev/video0?size=1280x720&fps=30&format=MJPG   a camera on USB or CSI through V4L2
+libcamera:0?size=1280x720&fps=30                     a Raspberry Pi's camera through Picamera2
+rtsp://user:password@host:554/path   rtsps:// http:// https://
+file:clip.mp4?pace=realtime|fast&loop=1
+dir:images/?pace=fast|realtime&fps=10&loop=1         jpg, png and bmp in order of their names
+test:?size=640x480&fps=10&frames=100&pace=fast       a moving pattern, always the same
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from agent.capture.uri import SCHEMES, Address, parse
+from agent.messages import ChannelOrder, Image
+
+
+class Source(Protocol):
+    """Pictures, one after the other. Used by one thread at a time.
+
+    Attributes:
+        live: it goes on by itself, so only its newest picture counts.
+        order: of the three channels.
+        pace_s: from one picture to the next when replayed at realtime, s; 0: as fast as it is read.
+        period_s: from one picture to the next where it was recorded, s; 0: unknown.
+        about: size and rate, for people.
+    """
+
+    live: bool
+    order: ChannelOrder
+    pace_s: float
+    period_s: float
+    about: str
+
+    def grab(self) -> bool:
+        """Wait for the next picture and hold it; False at the end of a finite source.
+
+        Raises:
+            SourceError: it broke.
+        """
+        ...
+
+    def picture(self, into: Image | None) -> Image:
+        """The picture held, H×W×3 uint8: in the memory of `into` where shape and kind allow, else in new memory.
+
+        Raises:
+            SourceError: it cannot be decoded.
+        """
+        ...
+
+    def read(self, into: Image | None) -> Image | None:
+        """The next picture; None at the end. `grab` and `picture` in one.
+
+        Raises:
+            SourceError: it broke.
+        """
+        return self.picture(into) if self.grab() else None
+
+    def close(self) -> None:
+        """Free the device or file. May be called twice."""
+        ...
+
+
+Opener = Callable[[Address, float], Source]
+
+
+def check_uri(uri: str) -> None:
+    """Check everything that can be checked without opening.
+
+    Raises:
+        SourceError: what is wrong, and the nearest that is right.
+    """
+    parse(uri)
+
+
+def open_source(uri: str, *, stall_s: float) -> Source:
+    """Open the source behind a URI.
+
+    Args:
+        uri: see the module.
+        stall_s: opening, and waiting for a picture, may take so long where the source lets us limit it, s.
+
+    Raises:
+        SourceError: the URI is wrong, or the source cannot be opened.
+    """
+    address = parse(uri)
+    module, _, function = SCHEMES[address.scheme].opener.partition(":")
+    opener = cast(Opener, getattr(importlib.import_module(module), function))
+    return opener(address, stall_s)

@@ -1,0 +1,112 @@
+"""`vedette models`: what there is, and what is inside a file."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from agent.cli.inspection import Inspection, Listed
+
+
+@click.group()
+def models() -> None:
+    """List models, and look inside one."""
+
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+
+
+@models.command("list")
+@click.argument("files", nargs=-1)
+@_JSON
+def list_(files: tuple[str, ...], as_json: bool) -> None:
+    """List the bundled models, and FILES besides. Exits with 1 when one of them cannot be used."""
+    from agent.cli.inspection import listed
+    from agent.storage.models import bundled
+
+    rows = [listed(name) for name in (*bundled(), *files)]
+    if as_json:
+        _print_json(rows)
+    else:
+        _print_list(rows)
+    sys.exit(any(row.error for row in rows))
+
+
+@models.command()
+@click.argument("file")
+@_JSON
+def inspect(file: str, as_json: bool) -> None:
+    """Look inside FILE (a .tflite, a manifest .toml, or the name of a bundled model) without running it.
+
+    Exits with 1 when a runtime refuses it, or when nothing tells how to decode it.
+    """
+    from agent.cli.inspection import inspection
+
+    found = inspection(file)
+    if as_json:
+        _print_json(found)
+    else:
+        _print_inspection(found)
+    sys.exit(found.refused)
+
+
+def _print_json(value: object) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def _print_list(rows: list[Listed]) -> None:
+    from rich.table import Table
+
+    table = Table(title="Models", title_justify="left")
+    for column in ("model", "decoder", "labels", "rungs", "input", "size", "licence"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        name = _plain(row.name)
+        if row.error:
+            table.add_row(name, f"[red]{_plain(row.error)}[/red]")
+            continue
+        cells = (row.decoder, str(row.labels), " ".join(row.rungs), row.input, _size(row.size), row.licence)
+        table.add_row(name, *map(_plain, cells))
+    _console().print(table)
+
+
+def _print_inspection(found: Inspection) -> None:
+    from rich.table import Table
+
+    console = _console()
+    table = Table(show_header=False, title=_plain(found.file), title_justify="left")
+    for key, value in found.summary().items():
+        table.add_row(key, _plain(value))
+    console.print(table)
+    for runtime, reasons in found.refusals.items():
+        for reason in reasons:
+            console.print(f"[red]{runtime} refuses:[/red] {_plain(reason)}")
+        if not reasons:
+            console.print(f"[green]{runtime}:[/green] nothing known against it")
+    if found.decoding_error:
+        console.print(f"[red]decoding:[/red] {_plain(found.decoding_error)}")
+
+
+def _console() -> Console:
+    """As wide as the terminal; wide enough for whole lines where there is none."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def _plain(text: str) -> str:
+    """Text of a file, whose brackets are no markup and whose control characters are no commands."""
+    from rich.markup import escape
+
+    return escape("".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text))
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"

@@ -1,0 +1,200 @@
+"""The publisher: keeps a connection to the broker for as long as the daemon lives, in a thread of its own.
+
+Events come from the spool and are settled when the broker has acknowledged them; retained topics are kept in
+memory; samples are sent or dropped. Nothing here writes to a disk, and nothing here blocks its callers.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from msgspec import Struct
+
+from agent.comms import reasons
+from agent.comms.backoff import Backoff
+from agent.comms.connection import Connection, RefusedError
+from agent.comms.credentials import port, read_credentials, uses_tls
+from agent.comms.events import Events
+from agent.comms.identity import client_id
+from agent.comms.outage import Outage
+from agent.comms.outgoing import Outgoing
+from agent.comms.protocol import ProtocolChoice
+from agent.comms.samples import Samples
+from agent.comms.session import OFFLINE, Session, Stop
+from agent.comms.states import States
+from agent.comms.topics import Topics
+from agent.comms.wake import Wake
+from agent.config import MqttConfig
+from agent.errors import BrokerError, ConfigError
+
+log = logging.getLogger(__name__)
+
+
+class LinkState(Struct, frozen=True):
+    """How the line to the broker is.
+
+    Attributes:
+        connected: whether the broker has accepted us.
+        detail: why not, or how.
+        sent, acknowledged: events, since the start.
+        dropped_samples: messages at QoS 0 that were not sent.
+    """
+
+    connected: bool
+    detail: str
+    sent: int
+    acknowledged: int
+    dropped_samples: int
+
+
+class Publisher:
+    """The device's voice. Every method may be called from any thread, and none blocks save `stop`."""
+
+    def __init__(self, config: MqttConfig, topics: Topics, outgoing: Outgoing) -> None:
+        """Check the configuration; nothing is sent before `start`.
+
+        Args:
+            config: the broker.
+            topics: of the device.
+            outgoing: where the events wait.
+
+        Raises:
+            ConfigError: there is no host, or a file that the configuration names cannot be used.
+        """
+        if not config.host:
+            raise ConfigError("[mqtt] host is empty; leave it out for localhost")
+        read_credentials(config)
+        where = f"{config.host}:{port(config)}"
+        self._config, self._topics, self._outgoing = config, topics, outgoing
+        self._client_id = client_id(topics)
+        self._events = Events(outgoing, where, config.reconnect_max_s)
+        self._states, self._samples = States(where), Samples()
+        self._outage = Outage(where, self._client_id)
+        self._protocol = ProtocolChoice(config.protocol)
+        self._backoff = Backoff(config.reconnect_max_s)
+        self._wake, self._stop, self._stopping = Wake(), Stop(), threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to connect; returns at once."""
+        self._outgoing.on_stored(self._more)
+        self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
+        self._thread.start()
+
+    def retain(self, topic: str, payload: bytes) -> None:
+        """Set a retained topic. Of several payloads the newest is sent, now or when the broker is back."""
+        if self._states.set(topic, payload):
+            self._wake.set()
+
+    def retained(self) -> dict[str, bytes]:
+        """Every retained topic with its payload, for a publisher that takes over from this one."""
+        return self._states.all()
+
+    def send(self, topic: str, payload: bytes) -> None:
+        """Send once at QoS 0; dropped, and counted, while the broker is away or the network is slow."""
+        if not self._outage.connected:
+            self._samples.drop(1)
+            return
+        self._samples.put(topic, payload)
+        self._wake.set()
+
+    @property
+    def state(self) -> LinkState:
+        """State now."""
+        return LinkState(
+            self._outage.connected,
+            self._outage.detail,
+            self._events.sent,
+            self._events.acknowledged,
+            self._samples.dropped,
+        )
+
+    def stop(self, timeout_s: float) -> None:
+        """Send what waits, say `stopped`, disconnect. Returns in time also when the broker is dead.
+
+        Args:
+            timeout_s: at most. Events that have not been acknowledged by then stay in the spool.
+        """
+        if self._thread is None:
+            return
+        self._stop.ask(timeout_s)
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join(timeout_s + 0.1)
+        self._outgoing.on_stored(None)
+        if not self._thread.is_alive():  # else it waits for a name or a handshake, and ends after that
+            self._wake.close()
+
+    def _more(self) -> None:
+        self._events.more()
+        self._wake.set()
+
+    def _run(self) -> None:
+        while self._is_worth_it():
+            try:
+                again = self._visit()
+            except Exception:
+                log.exception("mqtt: a defect in Vedette; going on")
+                self._outage.lost("a defect in Vedette")
+                again = False
+            if self._stopping.is_set():
+                return
+            if not again:
+                self._stopping.wait(self._backoff.next_s())
+
+    def _is_worth_it(self) -> bool:
+        """When asked to stop, one more attempt is made only for events that wait."""
+        return not self._stopping.is_set() or bool(self._outgoing.peek(0, 1))
+
+    def _visit(self) -> bool:
+        """One connection from its opening to its end; whether to try again at once."""
+        try:
+            connection = self._opened()
+        except ConfigError as error:
+            self._outage.lost(str(error), refused=True)
+            return False
+        except BrokerError as error:
+            if self._protocol.failed(error):
+                return True
+            self._outage.lost(self._said(error), refused=isinstance(error, RefusedError))
+            return False
+        if self._stop.left() <= 0.0:  # `stop` has not waited for us: nobody may hear of this connection
+            connection.farewell(0.1)
+            return False
+        self._live(connection)
+        return False
+
+    def _opened(self) -> Connection:
+        will = (self._topics.status, OFFLINE)
+        connection = Connection(self._config, self._client_id, self._protocol.current, will)
+        connection.open(self._wake, self._stop.left(), self._protocol.patience_s)
+        return connection
+
+    def _live(self, connection: Connection) -> None:
+        self._protocol.worked()
+        self._outage.over(self._how())
+        flows = (self._events, self._states, self._samples)
+        Session(connection, self._wake, self._topics.status, flows, self._outage).run(
+            self._stop, self._config.keepalive_s / 4
+        )
+        self._samples.drop()
+        if not self._outage.is_flapping:
+            self._backoff.reset()
+        if self._stopping.is_set():
+            self._outage.leave()
+            return
+        self._outage.lost(connection.lost, refused=bool(connection.lost_code))
+        if connection.lost_code == reasons.TAKEN_OVER:
+            self._backoff.harder()
+
+    def _how(self) -> str:
+        tls = " and TLS" if uses_tls(self._config) else ""
+        user = f" as user {self._config.username!r}" if self._config.username else ""
+        return f"MQTT {self._protocol.current}{tls}{user}"
+
+    def _said(self, error: BrokerError) -> str:
+        if not isinstance(error, RefusedError):
+            return str(error)
+        user = f"user {self._config.username!r}" if self._config.username else "us (no user name is set)"
+        return f"refuses {user}: {error}"

@@ -1,0 +1,100 @@
+"""Says when the broker is lost and when it is back: once each, with the length."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from agent.comms.reasons import TAKEN_OVER, in_words
+
+log = logging.getLogger(__name__)
+
+_STABLE_S = 10.0
+"""A connection that lasts so long was a real one."""
+_FLAPPING = 2
+"""So many short ones in a row are one outage, and being back is only believed after `_STABLE_S`."""
+_TAKEN_OVER = in_words(TAKEN_OVER)
+
+
+class Outage:
+    """The state of the line, for the log and for people.
+
+    Attributes:
+        connected: whether the broker has accepted us.
+        detail: why not, or to whom.
+    """
+
+    def __init__(self, where: str, client_id: str) -> None:
+        self._where, self._client_id = where, client_id
+        self.connected, self.detail = False, "connecting"
+        self._since = time.monotonic()  # of the outage
+        self._connected_at = 0.0
+        self._said: set[str] = set()
+        self._short = 0
+        self._unsaid = ""
+
+    @property
+    def is_flapping(self) -> bool:
+        """Whether connections do not last."""
+        return self._short >= _FLAPPING
+
+    def lost(self, reason: str, *, refused: bool = False) -> None:
+        """The connection broke, or none came about.
+
+        Args:
+            reason: in plain words.
+            refused: by the broker: somebody has to do something about it, so it is said also when
+                the outage began for another reason.
+        """
+        if self.connected:
+            self._ended(reason)
+        self.connected, self.detail, self._unsaid = False, reason, ""
+        if not self._said or (refused and reason not in self._said):
+            log.warning("broker %s: %s; events wait in the spool, trying again", self._where, reason)
+        self._said.add(reason)
+
+    def _ended(self, reason: str) -> None:
+        now = time.monotonic()
+        if not self._unsaid:
+            self._since = now
+        self._short = self._short + 1 if now - self._connected_at < _STABLE_S else 0
+        if reason == _TAKEN_OVER:
+            self._short = max(self._short, _FLAPPING)
+        elif self._short == _FLAPPING + 1 and _TAKEN_OVER not in self._said:
+            self._suspect()
+
+    def _suspect(self) -> None:
+        log.warning(
+            "broker %s: connections end right after they are made; does another device use the client id %s?",
+            self._where,
+            self._client_id,
+        )
+
+    def over(self, how: str) -> None:
+        """The broker has accepted us.
+
+        Args:
+            how: protocol and user.
+        """
+        self.connected, self.detail, self._connected_at = True, how, time.monotonic()
+        self._unsaid = how
+        if self._short < _FLAPPING:
+            self._say()
+
+    def settled(self) -> None:
+        """To be called now and then while the connection lasts."""
+        if self._unsaid and time.monotonic() - self._connected_at >= _STABLE_S:
+            self._short = 0
+            self._say()
+
+    def _say(self) -> None:
+        how, self._unsaid = self._unsaid, ""
+        if self._said:
+            log.info("broker %s: back after %.1f s, %s", self._where, time.monotonic() - self._since, how)
+        else:
+            log.info("broker %s: connected, %s", self._where, how)
+        self._said = set()
+
+    def leave(self) -> None:
+        """We left: no outage."""
+        self.connected, self.detail = False, "stopped"

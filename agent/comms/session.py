@@ -1,0 +1,145 @@
+"""What is said over one connection that the broker has accepted: from `online` to `stopped`, or to its loss."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+
+from agent.comms import reasons
+from agent.comms.connection import Acknowledged, Connection
+from agent.comms.events import Events
+from agent.comms.outage import Outage
+from agent.comms.samples import Samples
+from agent.comms.states import States
+from agent.comms.wake import Wake
+
+log = logging.getLogger(__name__)
+
+ONLINE, OFFLINE, STOPPED = b"online", b"offline", b"stopped"
+
+_SILENCE_S = 60.0
+"""A broker that acknowledges nothing for so long is not alive, whatever its pings say."""
+_PAUSE_S = 5.0
+_RESERVE_S = 0.3
+"""Of the time for stopping, kept for saying `stopped`; or a third of it, if that is less."""
+
+
+class Stop:
+    """A request to stop, with a deadline. Set by one thread, read by another."""
+
+    def __init__(self) -> None:
+        self._deadline = math.inf
+        self._reserve_s = 0.0
+
+    def ask(self, timeout_s: float) -> None:
+        """Be done in so long, s."""
+        self._reserve_s = min(_RESERVE_S, timeout_s / 3)
+        self._deadline = time.monotonic() + timeout_s
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether anyone has asked."""
+        return self._deadline != math.inf
+
+    def left(self) -> float:
+        """Seconds left; infinite when nobody has asked."""
+        return max(0.0, self._deadline - time.monotonic())
+
+    def drain_left(self) -> float:
+        """Seconds left for draining."""
+        return max(0.0, self.left() - self._reserve_s)
+
+
+class Session:
+    """Joins the flows on one connection."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        wake: Wake,
+        status: str,
+        flows: tuple[Events, States, Samples],
+        outage: Outage,
+    ) -> None:
+        """Begin with what the broker has accepted.
+
+        Args:
+            connection: open.
+            wake: set whenever a flow has more to send.
+            status: topic of the device's status.
+            flows: what to send.
+            outage: is told that it is over.
+        """
+        self._connection, self._wake, self._status, self._outage = connection, wake, status, outage
+        self._events, self._states, self._samples = flows
+        self._status_mid = 0
+        self._heard_at = time.monotonic()
+
+    def run(self, stop: Stop, longest_pause_s: float) -> None:
+        """Send until the connection is lost, or until asked to stop.
+
+        Args:
+            stop: what is left to send has until its deadline.
+            longest_pause_s: between two looks at the connection.
+        """
+        self._events.restart()
+        self._states.restart()
+        self._say(ONLINE)
+        while not self._connection.lost and not self._is_done(stop):
+            self._send()
+            pause_s = min(longest_pause_s, _PAUSE_S, self._events.retry_in(), stop.drain_left())
+            self._turn(0.0 if self._can_send_more() else pause_s)
+        if not self._connection.lost:
+            self._leave(stop)
+
+    def _say(self, status: bytes) -> None:
+        self._status_mid = self._connection.publish(self._status, status, qos=1, retain=True)
+
+    def _is_done(self, stop: Stop) -> bool:
+        if not stop.is_asked:
+            return False
+        left = self._events.is_waiting or self._states.is_waiting or self._in_flight()
+        return not left or stop.drain_left() <= 0.0
+
+    def _in_flight(self) -> int:
+        return self._events.in_flight + self._states.in_flight + bool(self._status_mid)
+
+    def _room(self) -> int:
+        return self._connection.window - self._in_flight()
+
+    def _can_send_more(self) -> bool:
+        return self._events.is_waiting and self._room() > 0
+
+    def _send(self) -> None:
+        # States are few and newest-wins; a quarter of the window leaves the rest to the events.
+        share = max(1, self._connection.window // 4) - self._states.in_flight
+        self._states.send(self._connection, min(share, self._room()))
+        self._events.send(self._connection, self._room())
+        self._samples.send(self._connection)
+
+    def _turn(self, timeout_s: float) -> None:
+        if not self._in_flight():
+            self._heard_at = time.monotonic()
+        for acknowledged in self._connection.turn(timeout_s):
+            self._take(acknowledged)
+        self._wake.clear()
+        self._events.settle()
+        self._outage.settled()
+        if time.monotonic() - self._heard_at > _SILENCE_S:
+            self._connection.drop(f"no acknowledgement for {_SILENCE_S:.0f} s")
+
+    def _take(self, acknowledged: Acknowledged) -> None:
+        self._heard_at = time.monotonic()
+        if acknowledged.mid == self._status_mid:
+            self._status_mid = 0
+            if acknowledged.is_refusal:
+                log.warning("the broker refuses %s: %s", self._status, reasons.in_words(acknowledged.code))
+        elif not self._events.take(acknowledged):
+            self._states.take(acknowledged)
+
+    def _leave(self, stop: Stop) -> None:
+        self._say(STOPPED)
+        while self._status_mid and not self._connection.lost and stop.left() > 0.0:
+            self._turn(stop.left())
+        self._connection.farewell(max(0.05, stop.left()))

@@ -1,0 +1,174 @@
+"""BlazeFace: faces with six keypoints, from MediaPipe's models for 128×128 (short range), 256×256 and 192×192.
+
+Anchors are cell centres of fixed size 1; offsets are pixels of the input. Instead of dropping the boxes that
+overlap the strongest, their average weighted by score is taken, which calms the box over time.
+Source: google-ai-edge/mediapipe, `face_detection_short_range_common.pbtxt`, `ssd_anchors_calculator.cc`,
+`tensors_to_detections_calculator.cc`; BlazeFace, https://arxiv.org/abs/1907.05047
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from agent.compute.decode.boxes import BoxEnd, tuples
+from agent.compute.decode.quant import Floats, Sieve
+from agent.compute.decode.roles import Role, Shape, cast
+from agent.compute.decode.setting import MisfitError, Options, Setting
+from agent.messages import Array, Detection, Keypoint
+
+POINTS = ("right_eye", "left_eye", "nose_tip", "mouth", "right_ear", "left_ear")
+_COLUMNS = 4 + 2 * len(POINTS)
+_STRIDES = {128: (8, 16, 16, 16), 256: (16, 32, 32, 32), 192: (4,)}
+"""Levels of the published models by the size of their input."""
+
+
+class BlazeFaceOptions(Options, frozen=True, forbid_unknown_fields=True):
+    """Options of `blazeface`.
+
+    Attributes:
+        strides: input pixels per cell of each level; empty: the published model's of that input size.
+        logits: the sigmoid has yet to be done.
+        blend: average overlapping boxes instead of dropping the weaker.
+    """
+
+    strides: tuple[int, ...] = ()
+    logits: bool = True
+    blend: bool = True
+
+
+def anchors(size: int, strides: Sequence[int]) -> Floats:
+    """Centres of the anchors in fractions, float32 [n,2] as (x, y).
+
+    Every level gives two anchors per cell, and those of levels with one stride stand cell by cell; a model with
+    a single level has one per cell (`interpolated_scale_aspect_ratio` 0).
+    """
+    each = 1 if len(strides) == 1 else 2
+    levels = []
+    for stride in dict.fromkeys(strides):
+        cells = -(-size // stride)
+        y, x = (np.mgrid[0:cells, 0:cells].reshape(2, -1) + 0.5) / cells
+        levels.append(np.repeat(np.stack((x, y), axis=1), each * list(strides).count(stride), axis=0))
+    return np.concatenate(levels).astype(np.float32)
+
+
+def build(setting: Setting) -> BlazeFace:
+    """A decoder for scores [1,n,1] and regressors [1,n,16], or both in two parts, coarse cells last.
+
+    Raises:
+        MisfitError: the tensors are others.
+    """
+    options = setting.options(BlazeFaceOptions)
+    height, width = setting.picture()
+    strides = options.strides or _STRIDES.get(width, ())
+    if height != width or not strides or min(strides) < 1:
+        raise MisfitError(f"expected a square input of 128, 192 or 256 (or `strides`), found {width}x{height}")
+    centres = anchors(width, strides)
+    parts = _parts(len(centres), strides, setting)
+    places = cast(
+        [*_roles("scores", parts, 1), *_roles("regressors", parts, _COLUMNS)], setting.outputs, options.tensors
+    )
+    return BlazeFace(setting, options, centres, places)
+
+
+def _parts(total: int, strides: Sequence[int], setting: Setting) -> list[int]:
+    """Rows of each tensor: one for all, or one per size of cell."""
+    if any(spec.shape[1:2] == (total,) for spec in setting.outputs):
+        return [total]
+    size = setting.picture()[1]
+    return [2 * strides.count(stride) * (size // stride) ** 2 for stride in dict.fromkeys(strides)]
+
+
+def _roles(name: str, parts: Sequence[int], columns: int) -> list[Role]:
+    hints = ("score", "class") if columns == 1 else ("reg", "box")
+    roles = []
+    for number, rows in enumerate(parts):
+        shapes: tuple[Shape, ...] = ((1, rows, columns), (1, rows)) if columns == 1 else ((1, rows, columns),)
+        roles.append(Role(name if len(parts) == 1 else f"{name}{number}", shapes, hints))
+    return roles
+
+
+class BlazeFace:
+    """See the module."""
+
+    def __init__(
+        self, setting: Setting, options: BlazeFaceOptions, centres: Floats, places: tuple[int, ...]
+    ) -> None:
+        half = len(places) // 2
+        self._places = tuple(zip(places[:half], places[half:], strict=True))
+        self._specs = setting.outputs
+        self._sieves = [
+            Sieve(self._specs[s], (self._specs[s].shape[1],), setting.score_threshold, logits=options.logits)
+            for s, _ in self._places
+        ]
+        self._blend = options.blend
+        self._size = np.float32(setting.picture()[0])
+        self._end = BoxEnd(setting, setting.labels(("face",)), 1)
+        self._label = self._end.labels[0]
+        # A row: centre of the box, its size, points. All but the size are offsets from the anchor.
+        self._base = np.tile(centres, _COLUMNS // 2)
+        self._base[:, 2:4] = 0.0
+
+    def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
+        """See `Decoder`."""
+        rows, scores = self._survivors(outputs)
+        chosen = self._end.choose(np.zeros(scores.size, np.intp), scores)
+        if chosen is not None:
+            rows, scores = rows[chosen], scores[chosen]
+        if not scores.size:
+            return []
+        sound = np.isfinite(rows).all(axis=1)
+        rows, scores = rows[sound], scores[sound]
+        rows[:, :2] -= rows[:, 2:4] / 2
+        rows[:, 2:4] += rows[:, :2]
+        boxes = np.ascontiguousarray(rows[:, :4])
+        kept = self._end.kept(boxes, scores, None)
+        np.clip(rows, 0.0, 1.0, out=rows)
+        faces = np.stack([self._face(i, boxes, rows, scores) for i in kept]) if kept else rows[:0]
+        return [
+            Detection(self._label, score, box, _points(points))
+            for score, box, points in zip(
+                scores[kept].tolist(), tuples(faces[:, :4]), faces[:, 4:].tolist(), strict=True
+            )
+        ]
+
+    def _survivors(self, outputs: Sequence[Array]) -> tuple[Floats, Floats]:
+        """Decoded rows [n,16] in fractions, boxes still as centre and size, and scores [n], of every part."""
+        rows, scores, first = [], [], 0
+        for sieve, (score, reg) in zip(self._sieves, self._places, strict=True):
+            indices, passed = sieve(outputs[score].reshape(-1))
+            if indices.size:
+                stored = outputs[reg][0].take(indices, axis=0)
+                real = np.asarray(self._specs[reg].real(stored), np.float32)
+                rows.append(real / self._size + self._base.take(indices + first, axis=0))
+                scores.append(passed)
+            first += self._specs[reg].shape[1]
+        if len(rows) == 1:
+            return rows[0], scores[0]
+        return (
+            (np.concatenate(rows), np.concatenate(scores)) if rows else (self._base[:0], np.empty(0, np.float32))
+        )
+
+    def _face(self, best: int, boxes: Floats, rows: Floats, scores: Floats) -> Floats:
+        """The row of a kept box, blended with all that it overlaps."""
+        if not self._blend:
+            return np.asarray(rows[best])
+        near = overlaps(boxes[best], boxes) > self._end.iou_threshold
+        near[best] = True
+        weights = scores[near]
+        return np.asarray(weights @ rows[near] / weights.sum(), np.float32)
+
+
+def overlaps(box: Floats, boxes: Floats) -> Floats:
+    """Intersection over union of one box [4] with boxes [n,4]; 0 where both are empty."""
+    size = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
+    inner = np.maximum(size, 0.0).prod(axis=1)
+    union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - inner
+    return np.asarray(inner / np.maximum(union, np.finfo(np.float32).tiny), np.float32)
+
+
+def _points(values: Sequence[float]) -> tuple[Keypoint, ...]:
+    """The model gives no score per point."""
+    pairs = zip(POINTS, values[::2], values[1::2], strict=True)
+    return tuple(Keypoint(name, x, y, 1.0) for name, x, y in pairs)

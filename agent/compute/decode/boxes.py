@@ -1,0 +1,64 @@
+"""From candidates to detections: what every decoder of boxes does at its end."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from agent.compute.decode.nms import suppress
+from agent.compute.decode.quant import Floats, Indices, strongest
+from agent.compute.decode.setting import Labels, Setting
+from agent.messages import Box, Detection
+
+CANDIDATES = 1000
+"""Boxes that go into suppression, at most: its time grows with their square, and noise may give any number."""
+
+
+class BoxEnd:
+    """Candidates → the strongest of the wanted classes → suppression → detections."""
+
+    def __init__(self, setting: Setting, labels: Labels, classes: int, *, agnostic: bool = False) -> None:
+        self.labels = labels
+        self.iou_threshold = setting.iou_threshold
+        self.limit = setting.config.max_detections
+        self._wanted = labels.mask(classes)
+        self._agnostic = agnostic
+
+    def choose(self, classes: Indices, scores: Floats) -> Indices | None:
+        """Which candidates are worth decoding; None for all."""
+        chosen: Indices | None = None
+        if self._wanted is not None:
+            chosen = np.flatnonzero(self._wanted.take(classes))
+            scores = scores[chosen]
+        best = strongest(scores, CANDIDATES)
+        if best is None:
+            return chosen
+        return best if chosen is None else chosen[best]
+
+    def kept(self, boxes: Floats, scores: Floats, classes: Indices | None) -> list[int]:
+        """Clip `boxes` to the picture in place, and choose which stay; see `suppress`."""
+        if not (finite := np.isfinite(boxes)).all():
+            boxes[~finite.all(axis=1)] = np.nan  # or clipping would make infinite boxes sound
+        np.maximum(boxes, 0.0, out=boxes)
+        np.minimum(boxes, 1.0, out=boxes)
+        return suppress(boxes, scores, None if self._agnostic else classes, self.iou_threshold, self.limit)
+
+    def detections(self, boxes: Floats, scores: Floats, classes: Indices) -> list[Detection]:
+        """Detections of the boxes that stay, strongest first.
+
+        Args:
+            boxes: float32 [n,4], `(x0, y0, x1, y1)` in fractions; clipped in place.
+            scores: float32 [n].
+            classes: integers [n].
+        """
+        kept = self.kept(boxes, scores, classes)
+        return [
+            Detection(self.labels[number], min(1.0, score), box)
+            for number, score, box in zip(
+                classes[kept].tolist(), scores[kept].tolist(), tuples(boxes[kept]), strict=True
+            )
+        ]
+
+
+def tuples(boxes: Floats) -> list[Box]:
+    """Rows of float32 [n,4] as boxes."""
+    return [(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes.tolist()]

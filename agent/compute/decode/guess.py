@@ -1,0 +1,62 @@
+"""What a model without a manifest most likely needs: conventions of the families that the decoders are for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from agent.compute.decode.decoder import DECODERS, fitting
+from agent.compute.tensors import TensorSpec
+from agent.errors import ModelError
+from agent.manifest import InputManifest, OutputManifest
+
+_SIGNED = InputManifest(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5))
+_INPUTS = {
+    "blazeface": replace(_SIGNED, resize="letterbox"),
+    "keypoints": InputManifest(resize="letterbox"),
+    "nanodet": InputManifest(order="bgr", mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395)),
+    "segment": _SIGNED,
+    "ssd": _SIGNED,
+    "yolo": InputManifest(resize="letterbox", std=(255.0, 255.0, 255.0)),
+}
+"""What the published float models were trained with. Classifiers differ too much."""
+_OUTPUTS = {"blazeface": OutputManifest("blazeface", score_threshold=0.5, iou_threshold=0.3)}
+"""Thresholds that differ from the manifest's defaults: MediaPipe's."""
+
+
+def guess_output(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> OutputManifest:
+    """The output part of a manifest for these tensors.
+
+    Raises:
+        ModelError: no decoder fits them; says what a manifest must say.
+    """
+    decoder = fitting(inputs, outputs)
+    if decoder is None:
+        raise ModelError(
+            f"no decoder fits outputs {', '.join(map(str, outputs)) or 'none'} on their own; its manifest must"
+            f" say [output] decoder (one of {', '.join(DECODERS)}), labels, and options where they differ"
+        )
+    return _OUTPUTS.get(decoder, OutputManifest(decoder))
+
+
+def guess_input(decoder: str, spec: TensorSpec) -> InputManifest:
+    """The input part of a manifest for this decoder and input.
+
+    A quantised input takes the pixels as they are, which is what its scale was calibrated for.
+
+    Raises:
+        ModelError: it cannot be guessed; says what a manifest must say.
+    """
+    usual = _INPUTS.get(decoder, InputManifest())
+    if spec.quantised:
+        mean = float(spec.zero_point + (128 if spec.dtype == "int8" else 0))
+        return replace(usual, mean=(mean,) * 3, std=(1.0 / spec.scale,) * 3)
+    if not spec.dtype.startswith("float"):
+        return replace(usual, mean=(0.0,) * 3, std=(1.0,) * 3)
+    if decoder not in _INPUTS:
+        raise ModelError(
+            f"the range of float input {spec} is unknown; its manifest must say [input] mean and std, such as"
+            " 127.5 and 127.5 for -1..1, 0 and 255 for 0..1, 0 and 1 for 0..255"
+        )
+    return usual

@@ -1,0 +1,105 @@
+"""NanoDet: scores per cell and class, and per side of the box a distribution over distances.
+
+The distance of a side is the expectation over its bins, times the stride, from the cell's centre `(i + offset) *
+stride`. Source: RangiLyu/nanodet, `nanodet_head.py` (`get_bboxes`) and `gfl_head.py` (`distribution_project`);
+Generalized Focal Loss, https://arxiv.org/abs/2006.04388
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from agent.compute.decode.boxes import BoxEnd
+from agent.compute.decode.quant import Floats, Sieve
+from agent.compute.decode.roles import Role, cast
+from agent.compute.decode.setting import DetectorOptions, MisfitError, Setting
+from agent.messages import Array, Detection
+
+
+class NanoDetOptions(DetectorOptions, frozen=True, forbid_unknown_fields=True):
+    """Options of `nanodet`.
+
+    Attributes:
+        strides: input pixels per cell of each level, in the order of the rows.
+        bins: of a side's distribution; 0: as many as the tensor has.
+        offset: of a cell's centre in cells; 0.5 for NanoDet, 0 for NanoDet-Plus.
+    """
+
+    strides: tuple[int, ...] = (8, 16, 32)
+    bins: int = 0
+    offset: float = 0.5
+
+
+def build(setting: Setting) -> NanoDet:
+    """A decoder for scores [1,N,classes] (sigmoid done) and distances [1,N,4*bins] (softmax done).
+
+    Raises:
+        MisfitError: the tensors are others.
+    """
+    options = setting.options(NanoDetOptions)
+    height, width = setting.picture()
+    cells = sum(-(-height // s) * -(-width // s) for s in options.strides if s > 0)
+    labels = setting.labels()
+    roles = (
+        Role("scores", ((1, cells, len(labels) or None),), ("score", "cls", "class")),
+        Role("reg", ((1, cells, 4 * options.bins or None),), ("reg", "box", "dist")),
+    )
+    places = cast(roles, setting.outputs, options.tensors)
+    columns = setting.outputs[places[1]].shape[2]
+    if columns % 4 or columns < 8:
+        raise MisfitError(f"expected reg [1,{cells},4*bins], found {setting.outputs[places[1]]}")
+    return NanoDet(setting, options, places)
+
+
+class NanoDet:
+    """See the module."""
+
+    def __init__(self, setting: Setting, options: NanoDetOptions, places: Sequence[int]) -> None:
+        self._scores, self._reg = places
+        scores, reg = setting.outputs[self._scores], setting.outputs[self._reg]
+        self._classes = scores.shape[2]
+        self._sieve = Sieve(scores, scores.shape[1:], setting.score_threshold)
+        self._end = BoxEnd(setting, setting.labels(), self._classes, agnostic=options.agnostic)
+        self._centres, self._steps = _grid(setting.picture(), options)
+        self._bins = reg.shape[2] // 4
+        ladder = np.arange(self._bins, dtype=np.float32)
+        self._project = np.stack((ladder, np.ones_like(ladder)), axis=1)
+        # The scale cancels out of the expectation, so stored values do; the zero point is taken off the sums.
+        self._zero = np.float32(reg.zero_point) * self._project.sum(axis=0)
+
+    def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
+        """See `Decoder`."""
+        indices, scores = self._sieve(outputs[self._scores][0])
+        cells, classes = np.divmod(indices, self._classes)
+        chosen = self._end.choose(classes, scores)
+        if chosen is not None:
+            cells, classes, scores = cells[chosen], classes[chosen], scores[chosen]
+        if not cells.size:
+            return []
+        boxes = self._boxes(outputs[self._reg][0].take(cells, axis=0), cells)
+        return self._end.detections(boxes, scores, classes)
+
+    def _boxes(self, stored: Array, cells: Array) -> Floats:
+        """Boxes [n,4] of rows [n,4*bins]. Dividing by the sum undoes what quantising did to the softmax."""
+        bins = stored.astype(np.float32).reshape(-1, self._bins)
+        with np.errstate(all="ignore"):
+            sums = bins @ self._project - self._zero
+            distances = (sums[:, 0] / sums[:, 1]).reshape(-1, 4)
+            return np.asarray(self._centres.take(cells, axis=0) + distances * self._steps.take(cells, axis=0))
+
+
+def _grid(picture: tuple[int, int], options: NanoDetOptions) -> tuple[Floats, Floats]:
+    """Centre, and the way of one cell outwards, per cell and side, in fractions: float32 [N,4] each."""
+    height, width = picture
+    centres, steps = [], []
+    for stride in options.strides:
+        rows, columns = (
+            np.mgrid[0 : -(-height // stride), 0 : -(-width // stride)].reshape(2, -1) + options.offset
+        )
+        x, y = columns * stride / width, rows * stride / height
+        centres.append(np.stack((x, y, x, y), axis=1))
+        step = (-stride / width, -stride / height, stride / width, stride / height)
+        steps.append(np.broadcast_to(step, (x.size, 4)))
+    return np.concatenate(centres).astype(np.float32), np.concatenate(steps).astype(np.float32)

@@ -1,0 +1,106 @@
+"""Threshold comparisons on stored values: only what survives is turned into reals.
+
+`real = scale * (stored - zero_point)` is monotone, so `real >= t` is `stored >= q` for a `q` found once.
+Source: https://ai.google.dev/edge/litert/models/quantization_spec
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.compute.tensors import TensorSpec
+from agent.messages import Array
+
+Floats = NDArray[np.float32]
+Indices = NDArray[np.intp]
+
+_LOGIT_LIMIT = 100.0
+"""Raw scores are clipped to ±100 before the sigmoid, as MediaPipe does (`score_clipping_thresh`)."""
+_TABLED = 16
+"""Integers of so many bits are tried one by one; nothing in the format scores in wider ones."""
+
+
+def sigmoid(logits: Floats) -> Floats:
+    """Logistic function of float32 logits, which are clipped first."""
+    clipped = np.clip(logits, -_LOGIT_LIMIT, _LOGIT_LIMIT)
+    return np.asarray(1.0 / (1.0 + np.exp(-clipped)), np.float32)
+
+
+def logit(score: float) -> float:
+    """Inverse of `sigmoid`, for 0..1."""
+    if score <= 0.0:
+        return -_LOGIT_LIMIT
+    return _LOGIT_LIMIT if score >= 1.0 else math.log(score / (1.0 - score))
+
+
+def stored_threshold(spec: TensorSpec, threshold: float) -> Any | None:
+    """The smallest stored value whose real is at least `threshold`, in its own type; None: there is none."""
+    kind = np.dtype(spec.dtype)
+    if kind.kind == "f":
+        return kind.type(threshold)
+    limits = np.iinfo(kind)
+    if limits.bits > _TABLED:
+        least = max(math.ceil(spec.stored_threshold(threshold)), limits.min)
+        return None if least > limits.max else kind.type(least)
+    values = np.arange(limits.min, limits.max + 1).astype(kind)
+    enough = np.flatnonzero(spec.real(values) >= np.float32(threshold))
+    return values[enough[0]] if enough.size else None
+
+
+class Sieve:
+    """Finds the scores at or above a threshold in one tensor, or in a part of it that always has the same shape.
+
+    The comparison writes into memory that is kept; looking for its few hits in words of eight is twice as fast
+    as looking at every one.
+    """
+
+    def __init__(
+        self, spec: TensorSpec, shape: tuple[int, ...], threshold: float, *, logits: bool = False, skip: int = 0
+    ) -> None:
+        """Prepare.
+
+        Args:
+            spec: of the tensor.
+            shape: of the arrays to come.
+            threshold: least score, 0..1.
+            logits: the stored scores have yet to go through a sigmoid.
+            skip: columns at the start of each row that are no scores.
+        """
+        self._real = spec.real
+        self._logits = logits
+        self._threshold = stored_threshold(spec, logit(threshold) if logits else threshold)
+        self._float = np.dtype(spec.dtype).kind == "f"
+        size = math.prod(shape)
+        hits = np.zeros(-(-size // 8) * 8, np.bool_)
+        self._hits = hits[:size].reshape(shape)
+        self._others = self._hits[:, :skip] if skip else self._hits[:0]
+        self._words = hits.view(np.uint64)
+        self._octets = hits.reshape(-1, 8)
+        self._live = np.empty(self._words.size, np.bool_)
+
+    def __call__(self, stored: Array) -> tuple[Indices, Floats]:
+        """Flat indices of the survivors, and their scores 0..1. What is not finite does not survive."""
+        if self._threshold is None:
+            return np.empty(0, np.intp), np.empty(0, np.float32)
+        np.greater_equal(stored, self._threshold, out=self._hits)
+        self._others[...] = False
+        np.not_equal(self._words, 0, out=self._live)
+        words = self._live.nonzero()[0]
+        inner = self._octets.take(words, axis=0).reshape(-1).nonzero()[0]
+        indices = words.take(inner >> 3) * 8 + (inner & 7)
+        survivors = stored.reshape(-1).take(indices) if stored.flags.c_contiguous else stored[self._hits]
+        if self._float and not (finite := np.isfinite(survivors)).all():
+            indices, survivors = indices[finite], survivors[finite]
+        scores = np.asarray(self._real(survivors), np.float32)
+        return indices, sigmoid(scores) if self._logits else scores
+
+
+def strongest(scores: Floats, limit: int) -> Indices | None:
+    """Indices of the `limit` highest scores in no particular order; None when there are no more than that."""
+    if scores.size <= limit:
+        return None
+    return np.argpartition(scores, scores.size - limit)[scores.size - limit :]

@@ -1,0 +1,100 @@
+"""SSD whose last operation is `TFLite_Detection_PostProcess`, as in EfficientDet-Lite and SSD-MobileNet.
+
+It suppresses overlaps itself, and gives boxes [1,n,4] as `(y0, x0, y1, x1)` in fractions, classes [1,n] from 0,
+scores [1,n] and count [1]. Source: tensorflow/tensorflow, tensorflow/lite/kernels/detection_postprocess.cc
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from itertools import islice
+
+import numpy as np
+
+from agent.compute.decode.roles import Role, cast
+from agent.compute.decode.setting import Labels, MisfitError, Options, Setting
+from agent.compute.tensors import TensorSpec
+from agent.messages import Array, Detection
+
+
+class SsdOptions(Options, frozen=True, forbid_unknown_fields=True):
+    """Options of `ssd`.
+
+    Attributes:
+        label_offset: added to a class to get the number of its label; 1 where labels begin with the background.
+    """
+
+    label_offset: int = 0
+
+
+_ROLES = (
+    Role("boxes", ((1, None, 4),), ("box", "location")),
+    Role("classes", ((1, None),), ("class", "categor")),
+    Role("scores", ((1, None),), ("score",)),
+    Role("count", ((1,), (1, 1)), ("count", "num")),
+)
+
+
+def build(setting: Setting) -> Ssd:
+    """A decoder for the four outputs, in any order.
+
+    Raises:
+        MisfitError: the tensors are others.
+    """
+    options = setting.options(SsdOptions)
+    boxes, classes, scores, count = cast(_ROLES, setting.outputs, options.tensors)
+    specs = [setting.outputs[i] for i in (boxes, classes, scores)]
+    if len({spec.shape[1] for spec in specs}) > 1:
+        raise MisfitError(f"expected as many boxes as classes and scores, found {', '.join(map(str, specs))}")
+    told = options.tensors or any(_ROLES[1 + i].hinted(spec) for i, spec in enumerate(specs[1:]))
+    if not told:
+        numbers = [_number(spec) for spec in setting.outputs]
+        # Classes are numbered next to boxes: 0 boxes, 1 classes, 2 scores, 3 count; by TensorFlow 2 backwards.
+        backwards = numbers[boxes] > numbers[count]
+        classes, scores = sorted((classes, scores), key=lambda place: numbers[place], reverse=backwards)
+    return Ssd(setting, setting.labels(), options, (boxes, classes, scores, count))
+
+
+def _number(spec: TensorSpec) -> int:
+    digits = re.search(r"(\d+)$", spec.name)
+    return int(digits[1]) if digits else 0
+
+
+class Ssd:
+    """See the module."""
+
+    def __init__(self, setting: Setting, labels: Labels, options: SsdOptions, places: tuple[int, ...]) -> None:
+        self._places = places
+        self._specs = [setting.outputs[i] for i in places]
+        self._threshold = setting.score_threshold
+        self._limit = setting.config.max_detections
+        self._offset = options.label_offset
+        self._labels = labels
+
+    def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
+        """See `Decoder`."""
+        boxes, classes, scores, counts = (
+            np.asarray(spec.real(outputs[place]), np.float32).reshape(-1)
+            for spec, place in zip(self._specs, self._places, strict=True)
+        )
+        count = counts[0]
+        found = min(int(count), scores.size) if 0 <= count < scores.size else scores.size
+        best = np.flatnonzero(scores[:found] >= self._threshold)
+        best = best[np.argsort(-scores[best], kind="stable")]
+        rows = zip(
+            classes[best].tolist(), scores[best].tolist(), boxes.reshape(-1, 4)[best].tolist(), strict=True
+        )
+        detections = (self._detection(number, score, corners) for number, score, corners in rows)
+        return list(islice((d for d in detections if d is not None), self._limit))
+
+    def _detection(self, number: float, score: float, corners: list[float]) -> Detection | None:
+        """None for an unwanted class, and for what is empty or not finite."""
+        if not all(map(math.isfinite, (number, score, *corners))):
+            return None
+        y0, x0, y1, x1 = (min(1.0, max(0.0, edge)) for edge in corners)
+        label = self._labels.wanted(round(number) + self._offset)
+        if label is None or x1 <= x0 or y1 <= y0:
+            return None
+        return Detection(label, min(score, 1.0), (x0, y0, x1, y1))

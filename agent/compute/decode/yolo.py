@@ -1,0 +1,200 @@
+"""YOLO heads whose boxes are decoded in the graph: v5 and v7, v6, v8 to v12, and those without suppression.
+
+Rows are `(cx, cy, w, h, classes…)`, in v5 with the objectness before the classes: [1,N,5+C]; since v8 [1,4+C,N].
+Heads that need no suppression give [1,n,6] as `(x0, y0, x1, y1, score, class)`. Boxes are in fractions or pixels.
+Source: https://docs.ultralytics.com/integrations/tflite/, ultralytics/yolov5 `export.py`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Literal
+
+import numpy as np
+from msgspec import Struct
+
+from agent.compute.decode.boxes import BoxEnd
+from agent.compute.decode.quant import Floats, Indices, Sieve
+from agent.compute.decode.roles import Role, cast
+from agent.compute.decode.setting import DetectorOptions, MisfitError, Setting
+from agent.compute.tensors import TensorSpec
+from agent.messages import Array, Detection
+
+_PIXELS = 2.0
+"""A box that reaches beyond is in pixels: fractions stay near 1."""
+_COARSE = 0.1
+"""A tensor in larger steps cannot hold scores beside its pixels."""
+
+
+class YoloOptions(DetectorOptions, frozen=True, forbid_unknown_fields=True):
+    """Options of `yolo`.
+
+    Attributes:
+        coordinates: of the boxes; `auto`: seen from their size.
+        objectness: whether a column of it stands before the classes; None: seen from the shape.
+        end_to_end: whether rows are final boxes `(x0, y0, x1, y1, score, class)`; None: seen from the shape.
+        strides: input pixels per cell of each level.
+    """
+
+    coordinates: Literal["auto", "fractions", "pixels"] = "auto"
+    objectness: bool | None = None
+    end_to_end: bool | None = None
+    strides: tuple[int, ...] = (8, 16, 32)
+
+
+class Layout(Struct, frozen=True):
+    """How the output tensor is to be read.
+
+    Attributes:
+        columns_first: [1,columns,N] instead of [1,N,columns].
+        rows: N.
+        classes: how many.
+        first: column of the first class.
+        end_to_end: see `YoloOptions`.
+    """
+
+    columns_first: bool
+    rows: int
+    classes: int
+    first: int
+    end_to_end: bool
+
+
+def build(setting: Setting) -> Yolo:
+    """A decoder for one output of three dimensions.
+
+    Raises:
+        MisfitError: the tensor is another.
+    """
+    options = setting.options(YoloOptions)
+    (place,) = cast((Role("output", ((1, None, None),)),), setting.outputs, options.tensors)
+    spec = setting.outputs[place]
+    layout = _layout(setting, options, (spec.shape[1], spec.shape[2]))
+    if layout is None:
+        labels = len(setting.labels())
+        expected = f"{4 + labels} or {5 + labels} columns for {labels} labels" if labels else "rows for each cell"
+        raise MisfitError(f"expected [1,N,5+C] or [1,4+C,N] with {expected}, found {spec}")
+    if spec.scale > _COARSE:
+        raise MisfitError(
+            f"{spec} holds pixels and scores in steps of {spec.scale:.3g}, so no score survives: export with"
+            " boxes in fractions, or with a float output"
+        )
+    return Yolo(setting, options, layout, place)
+
+
+def _layout(setting: Setting, options: YoloOptions, shape: tuple[int, int]) -> Layout | None:
+    """The reading that the number of cells or of labels confirms; None: none does."""
+    height, width = setting.picture()
+    cells = sum(-(-height // s) * -(-width // s) for s in options.strides if s > 0)
+    labels = len(setting.labels())
+    for rows, columns in (shape, shape[::-1]):
+        first = _first_class(rows, columns, cells, labels, options)
+        final = columns == 6 and rows < cells and first is None
+        if final if options.end_to_end is None else options.end_to_end and columns == 6:
+            return Layout(rows != shape[0], rows, labels, 5, True)
+        if first is not None and columns > first:
+            return Layout((rows, columns) != shape, rows, columns - first, first, False)
+    return None
+
+
+def _first_class(rows: int, columns: int, cells: int, labels: int, options: YoloOptions) -> int | None:
+    """Column of the first class, 4 or 5; None when this is not the way to read the tensor."""
+    for first in (4, 5):
+        if options.objectness not in (None, first == 5):
+            continue
+        # v5 and v7 have three boxes per cell and objectness, the others one box and none.
+        by_cells = rows == (3 * cells if first == 5 else cells) or (options.objectness is True and rows == cells)
+        if columns == first + labels if labels else by_cells:
+            return first
+    return None
+
+
+def _sieve(setting: Setting, spec: TensorSpec, layout: Layout) -> Sieve:
+    """For the column of objectness or final scores, for class rows, or for whole rows less their box."""
+    threshold = setting.score_threshold
+    if layout.first == 5:
+        return Sieve(spec, (layout.rows,), threshold)
+    if layout.columns_first:
+        return Sieve(spec, (layout.classes, layout.rows), threshold)
+    return Sieve(spec, (layout.rows, 4 + layout.classes), threshold, skip=4)
+
+
+class Yolo:
+    """See the module."""
+
+    def __init__(self, setting: Setting, options: YoloOptions, layout: Layout, place: int) -> None:
+        self._place = place
+        self._spec = spec = setting.outputs[place]
+        self._layout = layout
+        height, width = setting.picture()
+        self._size = np.array((width, height, width, height), np.float32)
+        self._coordinates = options.coordinates
+        self._threshold = np.float32(setting.score_threshold)
+        self._sieve = _sieve(setting, spec, layout)
+        self._end = BoxEnd(setting, setting.labels(), max(1, layout.classes), agnostic=options.agnostic)
+
+    def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
+        """See `Decoder`."""
+        table = outputs[self._place][0]
+        if self._layout.columns_first:
+            table = table.T
+        if self._layout.end_to_end:
+            return self._final(table)
+        rows, classes, scores = self._scored(table) if self._layout.first == 5 else self._sifted(table)
+        chosen = self._end.choose(classes, scores)
+        if chosen is not None:
+            rows, classes, scores = rows[chosen], classes[chosen], scores[chosen]
+        if not rows.size:
+            return []
+        boxes = self._fractions(self._real(table[rows, :4]))
+        with np.errstate(all="ignore"):
+            boxes[:, :2] -= boxes[:, 2:] / 2
+            boxes[:, 2:] += boxes[:, :2]
+        return self._end.detections(boxes, scores, classes)
+
+    def _sifted(self, table: Array) -> tuple[Indices, Indices, Floats]:
+        """Row, class and score of what passes, without objectness."""
+        if self._layout.columns_first:
+            indices, scores = self._sieve(table.T[4:])
+            classes, rows = np.divmod(indices, self._layout.rows)
+            return rows, classes, scores
+        indices, scores = self._sieve(table)
+        rows, columns = np.divmod(indices, 4 + self._layout.classes)
+        return rows, columns - 4, scores
+
+    def _scored(self, table: Array) -> tuple[Indices, Indices, Floats]:
+        """Row, class and score of what passes; a score is objectness times class, so objectness sifts first."""
+        live, objectness = self._sieve(table[:, 4])
+        with np.errstate(all="ignore"):
+            scores = self._real(table[live, 5:]) * objectness[:, None]
+            inner, classes = np.nonzero((scores >= self._threshold) & np.isfinite(scores))
+        return live[inner], classes, scores[inner, classes]
+
+    def _final(self, table: Array) -> list[Detection]:
+        """Detections of rows that are boxes already; the model has suppressed overlaps itself."""
+        live, scores = self._sieve(table[:, 4])
+        rows = self._real(table[live])
+        sound = np.isfinite(rows).all(axis=1)
+        rows, scores = rows[sound], scores[sound]
+        boxes = np.clip(self._fractions(rows[:, :4]), 0.0, 1.0)
+        order = np.argsort(-scores, kind="stable").tolist()
+        found = (self._detection(round(float(rows[i, 5])), float(scores[i]), boxes[i]) for i in order)
+        return list(islice((d for d in found if d is not None), self._end.limit))
+
+    def _detection(self, number: int, score: float, box: Floats) -> Detection | None:
+        x0, y0, x1, y1 = box.tolist()
+        label = self._end.labels.wanted(number)
+        if label is None or x1 <= x0 or y1 <= y0:
+            return None
+        return Detection(label, min(1.0, score), (x0, y0, x1, y1))
+
+    def _real(self, stored: Array) -> Floats:
+        return np.array(self._spec.real(stored), np.float32)
+
+    def _fractions(self, boxes: Floats) -> Floats:
+        """Boxes in fractions of the picture, whatever they were in."""
+        pixels = self._coordinates == "pixels"
+        if self._coordinates == "auto" and boxes.size:
+            pixels = bool(np.max(boxes, initial=0.0, where=np.isfinite(boxes)) > _PIXELS)
+        return boxes / self._size if pixels else boxes

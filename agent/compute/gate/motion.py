@@ -1,0 +1,100 @@
+"""The motion gate: is there anything to look at? Frames in, a `Sight` out that says whether to infer, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from agent.compute.gate.background import Background
+from agent.compute.gate.regions import complexity, crop_around
+from agent.config import GateConfig
+from agent.messages import Box, Image
+
+Reason = Literal["first", "motion", "hold", "track", "keep-alive", "off", "still"]
+
+
+class Sight(Struct, frozen=True):
+    """What the gate made of one picture.
+
+    Attributes:
+        open: infer.
+        reason: `first` picture of this size, `motion`, `track` alive, `hold` after motion, `keep-alive`, gate
+            `off`; or `still`: closed.
+        complexity: 0..1, see `regions.complexity`; 1 where nothing is known (`first`, `keep-alive`, `off`).
+        regions: what moves, largest first.
+        crop: infer on this part only; None: on the whole frame.
+    """
+
+    open: bool
+    reason: Reason
+    complexity: float = 1.0
+    regions: tuple[Box, ...] = ()
+    crop: Box | None = None
+
+
+_OFF = Sight(True, "off")
+_FIRST = Sight(True, "first")
+_KEEP_ALIVE = Sight(True, "keep-alive")
+_STILL = Sight(False, "still", 0.0)
+_LONG_AGO = -(1 << 62)
+
+
+class MotionGate:
+    """Decides for one stream which pictures are worth an inference. For one thread."""
+
+    def __init__(self, config: GateConfig) -> None:
+        self._config = config
+        self._background = Background(config.sensitivity, config.min_area)
+        self._hold_ns = round(config.hold_s * 1e9)
+        self._idle_ns = round(config.max_idle_s * 1e9)
+        self._before_ns = self._moved_ns = self._opened_ns = self._whole_ns = _LONG_AGO
+
+    def look(self, image: Image, now_ns: int, *, tracks_alive: bool, keep: Sequence[Box] = ()) -> Sight:
+        """Look at one picture.
+
+        Args:
+            image: H×W×3 uint8, any size; another size than before is learned anew.
+            now_ns: when it was captured, ns on any clock that does not jump back.
+            tracks_alive: never close.
+            keep: boxes that a crop must hold besides what moves.
+        """
+        if not self._config.motion:
+            return _OFF
+        regions = self._moving(image, now_ns, tracks_alive)
+        sight = _FIRST if regions is None else self._judge(regions, now_ns, tracks_alive, keep)
+        if sight.open:
+            self._opened_ns = now_ns
+            if sight.crop is None:
+                self._whole_ns = now_ns
+        return sight
+
+    def _moving(self, image: Image, now_ns: int, tracks_alive: bool) -> tuple[Box, ...] | None:
+        """None for the first picture of its size."""
+        dt_s, self._before_ns = (now_ns - self._before_ns) / 1e9, now_ns
+        if not self._background.fits(image):
+            self._background.learn(image)
+            return None
+        regions = self._background.moving(image, dt_s, tracked=tracks_alive)
+        if regions:
+            self._moved_ns = now_ns
+        return regions
+
+    def _judge(self, regions: tuple[Box, ...], now_ns: int, tracks_alive: bool, keep: Sequence[Box]) -> Sight:
+        if regions:
+            reason: Reason = "motion"
+        elif tracks_alive:
+            reason = "track"
+        elif now_ns - self._moved_ns < self._hold_ns:
+            reason = "hold"
+        else:
+            return _KEEP_ALIVE if now_ns - self._opened_ns >= self._idle_ns else _STILL
+        boxes = (*regions, *keep)
+        return Sight(True, reason, complexity(boxes), regions, self._crop(boxes, now_ns))
+
+    def _crop(self, boxes: Sequence[Box], now_ns: int) -> Box | None:
+        """None too when the whole frame has not been looked at for long: a still thing may be elsewhere."""
+        if not self._config.crop or now_ns - self._whole_ns >= self._idle_ns:
+            return None
+        return crop_around(boxes)

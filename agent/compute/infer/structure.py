@@ -1,0 +1,184 @@
+"""What a `.tflite` file says about itself, as frozen structs; `agent.compute.infer.modelfile` reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from msgspec import Struct
+
+from agent.compute.tensors import TensorSpec
+from agent.errors import ModelError
+
+CUSTOM = "CUSTOM"
+_MULTIPLY = {
+    "BATCH_MATMUL",
+    "BIDIRECTIONAL_SEQUENCE_LSTM",
+    "BIDIRECTIONAL_SEQUENCE_RNN",
+    "CONV_2D",
+    "CONV_3D",
+    "DEPTHWISE_CONV_2D",
+    "FULLY_CONNECTED",
+    "LSTM",
+    "RNN",
+    "SVDF",
+    "TRANSPOSE_CONV",
+    "UNIDIRECTIONAL_SEQUENCE_LSTM",
+    "UNIDIRECTIONAL_SEQUENCE_RNN",
+}
+"""Operations with kernels for float activations and integer weights; others only move or widen integers."""
+_INTEGERS = frozenset({"int8", "uint8", "int4", "int2", "uint4"})
+
+
+class Quantisation(Struct, frozen=True):
+    """How integers stand for reals.
+
+    Attributes:
+        kind: `tensor`: one scale; `channel`: one per slice of `dimension`; `block`: one per `block` values.
+        scales, zero_points: how many of each; equal in a sound file.
+        scale, zero_point: the first.
+        dimension: that the scales of `channel` belong to.
+        block: values per scale of `block`.
+    """
+
+    kind: Literal["none", "tensor", "channel", "block"] = "none"
+    scales: int = 0
+    zero_points: int = 0
+    scale: float = 0.0
+    zero_point: int = 0
+    dimension: int = 0
+    block: int = 0
+
+
+class TensorInfo(Struct, frozen=True):
+    """One tensor.
+
+    Attributes:
+        name: may be empty.
+        shape: sizes; -1 where they are only known at run time.
+        dtype: numpy name, or `int4`, `string` …
+        buffer: index of its bytes; 0 for none.
+        size: bytes of its constant value, 0 when it is computed.
+        quantisation: see `Quantisation`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    buffer: int
+    size: int
+    quantisation: Quantisation
+
+
+class Operation(Struct, frozen=True):
+    """One operation.
+
+    Attributes:
+        name: of the builtin, such as `CONV_2D`, or `CUSTOM`.
+        custom: code of a custom operation.
+        version: of the kernel that it needs.
+        inputs, outputs: tensor indices; -1 for an optional input that is left out.
+    """
+
+    name: str
+    custom: str
+    version: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+class Subgraph(Struct, frozen=True):
+    """One graph of a file: tensors, operations, and indices of the tensors that go in and out."""
+
+    name: str
+    tensors: tuple[TensorInfo, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    operations: tuple[Operation, ...]
+
+
+class Signature(Struct, frozen=True):
+    """A named way into a subgraph; its inputs and outputs map names to tensor indices."""
+
+    name: str
+    subgraph: int
+    inputs: dict[str, int]
+    outputs: dict[str, int]
+
+
+class ModelFile(Struct, frozen=True):
+    """What a `.tflite` file says about itself.
+
+    Attributes:
+        size: bytes of the file.
+        version: of the schema, 3 in every file of today.
+        description: as the converter wrote it.
+        subgraphs, signatures: see each.
+        metadata: names of the metadata buffers.
+        weights: bytes of constants by dtype, shared ones once.
+    """
+
+    size: int
+    version: int
+    description: str
+    subgraphs: tuple[Subgraph, ...]
+    signatures: tuple[Signature, ...]
+    metadata: tuple[str, ...]
+    weights: dict[str, int]
+
+    def steps(self) -> Iterator[tuple[Subgraph, Operation]]:
+        """Every operation with its subgraph."""
+        for graph in self.subgraphs:
+            for operation in graph.operations:
+                yield graph, operation
+
+    def ends(self, signature: str = "") -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Inputs and outputs as a backend would show them.
+
+        Args:
+            signature: that names them; empty: the first graph, whose tensors have names of their own.
+
+        Raises:
+            ModelError: there is no such signature.
+        """
+        if not signature:
+            graph = self.subgraphs[0]
+            inputs = {graph.tensors[i].name: i for i in graph.inputs}
+            outputs = {graph.tensors[i].name: i for i in graph.outputs}
+            return _specs(graph, inputs), _specs(graph, outputs)
+        for known in self.signatures:
+            if known.name == signature:
+                graph = self.subgraphs[known.subgraph]
+                return _specs(graph, known.inputs), _specs(graph, known.outputs)
+        names = ", ".join(known.name for known in self.signatures) or "none"
+        raise ModelError(f"the model file has no signature {signature!r}; it has: {names}")
+
+    @property
+    def int4(self) -> bool:
+        """Whether a tensor is of 4-bit integers."""
+        return any(t.dtype == "int4" for graph in self.subgraphs for t in graph.tensors)
+
+    @property
+    def dynamic_range(self) -> bool:
+        """Whether an operation multiplies float activations with integer weights."""
+        return any(_hybrid(graph, operation) for graph, operation in self.steps())
+
+    @property
+    def custom(self) -> tuple[str, ...]:
+        """Codes of the custom operations, each once."""
+        return tuple(dict.fromkeys(op.custom for _, op in self.steps() if op.name == CUSTOM))
+
+
+def _specs(graph: Subgraph, names: dict[str, int]) -> tuple[TensorSpec, ...]:
+    tensors = ((name, graph.tensors[i]) for name, i in names.items())
+    return tuple(
+        TensorSpec(name, tensor.shape, tensor.dtype, tensor.quantisation.scale, tensor.quantisation.zero_point)
+        for name, tensor in tensors
+    )
+
+
+def _hybrid(graph: Subgraph, operation: Operation) -> bool:
+    if operation.name not in _MULTIPLY or not operation.inputs:
+        return False
+    first, *rest = (graph.tensors[i] for i in operation.inputs if i >= 0)
+    return first.dtype == "float32" and any(t.size and t.dtype in _INTEGERS for t in rest)

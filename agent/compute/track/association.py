@@ -1,0 +1,106 @@
+"""Which detection is which track: by overlap, and by distance where small fast things do not overlap. Pure.
+
+Greedy, best pair first: against the optimal assignment it loses only in knots that no box can untie, and it
+costs a sort. There is no second round for weak detections as in ByteTrack (Zhang et al., ECCV 2022): the
+decoder has already dropped what is below the stream's threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from agent.messages import Box
+
+_REACH, _REACH_YOUNG = 1.0, 1.5
+"""Largest distance of centres, in mean diagonals of the two boxes; a young track has no velocity yet."""
+
+_ALIKE = 3.0
+"""Boxes that do not overlap must be so alike in area, either way."""
+
+_POINT = 1e-9
+
+
+class Expected(Struct, frozen=True, gc=False):
+    """Where a track should be by now, and whether its velocity is known."""
+
+    box: Box
+    settled: bool
+
+
+def associate(expected: Sequence[Expected], found: Sequence[Box], iou_threshold: float) -> list[tuple[int, int]]:
+    """Pairs of indices (expected, found), each index at most once; overlaps go before distances.
+
+    Args:
+        expected: one per track.
+        found: one per detection, of the same label.
+        iou_threshold: least overlap; less than this counts as none.
+    """
+    taken: set[int] = set()
+    given: set[int] = set()
+    chosen = []
+    for _, i, j in _candidates(expected, found, iou_threshold):
+        if i not in taken and j not in given:
+            taken.add(i)
+            given.add(j)
+            chosen.append((i, j))
+    return chosen
+
+
+def affinity(track: Expected, box: Box, iou_threshold: float) -> float:
+    """1..2 for an overlap (1 + IoU), 0..1 for a small distance, 0 for strangers."""
+    ax0, ay0, ax1, ay1 = track.box
+    bx0, by0, bx1, by1 = box
+    aw, ah, bw, bh = ax1 - ax0, ay1 - ay0, bx1 - bx0, by1 - by0
+    # Half-sums instead of diagonals, and squares instead of roots: this runs for every pair of every frame.
+    dx, dy = ax0 + ax1 - bx0 - bx1, ay0 + ay1 - by0 - by1
+    reach = _REACH if track.settled else _REACH_YOUNG
+    far = reach * reach * ((aw + bw) * (aw + bw) + (ah + bh) * (ah + bh)) + _POINT
+    distance = dx * dx + dy * dy
+    if distance >= far:
+        return 0.0
+    w = (ax1 if ax1 < bx1 else bx1) - (ax0 if ax0 > bx0 else bx0)
+    h = (ay1 if ay1 < by1 else by1) - (ay0 if ay0 > by0 else by0)
+    a, b = aw * ah, bw * bh
+    if w > 0.0 and h > 0.0:
+        iou = w * h / (a + b - w * h)
+        if iou >= iou_threshold:
+            return 1.0 + iou
+    return 1.0 - distance / far if a <= _ALIKE * b + _POINT and b <= _ALIKE * a + _POINT else 0.0
+
+
+def _candidates(
+    expected: Sequence[Expected], found: Sequence[Box], iou_threshold: float
+) -> list[tuple[float, int, int]]:
+    """Affinity and indices of every pair that may belong together, best first."""
+    pairs = []
+    sums = [(x0 + x1, x1 - x0 + y1 - y0) for x0, y0, x1, y1 in found]
+    for i, track in enumerate(expected):
+        x0, y0, x1, y1 = track.box
+        middle, size = x0 + x1, x1 - x0 + y1 - y0
+        for j, (other, other_size) in enumerate(sums):
+            # Most pairs are far apart, and this tells so for a fifth of the price.
+            if -_REACH_YOUNG * (size + other_size) <= middle - other <= _REACH_YOUNG * (size + other_size):
+                value = affinity(track, found[j], iou_threshold)
+                if value > 0.0:
+                    pairs.append((value, i, j))
+    pairs.sort(key=_strength)
+    return pairs
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union, 0..1; 0 for boxes without area."""
+    shared = overlap(a, b)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
+    return shared / union if union > 0.0 else 0.0
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Area of the intersection."""
+    w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return w * h if w > 0.0 and h > 0.0 else 0.0
+
+
+def _strength(pair: tuple[float, int, int]) -> float:
+    return -pair[0]

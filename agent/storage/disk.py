@@ -1,0 +1,153 @@
+"""The spool's disk: its table and what stands in its way. Says once when it is lost and once when it is back."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Collection, Container, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from agent.config import StorageConfig
+from agent.messages import Stored
+from agent.storage.repair import is_corrupt, salvage, set_aside
+from agent.storage.table import Table
+from agent.storage.watermark import Watermark
+
+log = logging.getLogger(__name__)
+
+_REPAIR_AGAIN_S = 60.0
+"""A second corruption so soon after the first is the disk's fault: a third file would not help."""
+_ERRNO = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROFS}
+_STILL_OPEN = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY)
+"""After these the connection is good, and what is on the disk can be read. A full disk cannot open another."""
+
+
+class Disk:
+    """Writes rows as long as it can. Only one thread may call it, except for `read`.
+
+    Attributes:
+        failing: whether rows cannot be written now.
+        salvaged: rows out of a corrupt file, for the caller to take and to write again.
+        rows, bytes, dropped: as of the last time that it could be read.
+    """
+
+    def __init__(self, path: Path, config: StorageConfig) -> None:
+        self.path, self._config = path, config
+        self.failing, self.salvaged = False, list[Stored]()
+        self.rows = self.bytes = self.dropped = 0
+        self._since, self._repaired_at, self._reopened = 0.0, float("-inf"), False
+        self._table: Table | None = None
+        self._mark = Watermark(path.with_suffix(".seq"))
+        try:
+            self._open()
+        except (sqlite3.Error, OSError) as error:
+            self.lost(error)
+
+    def next_seq(self) -> int:
+        """The first number that has not been given out. See `Watermark` for when it leaves a gap."""
+        known = self._table.last_seq if self._table else 0
+        if known and self._mark.trusted:
+            return known + 1
+        if known or self._mark.value or self.failing or self._repaired_at > 0:
+            return max(known + 1, self._mark.after())
+        return 1
+
+    def read(self, after: int, limit: int, leave_out: Container[int]) -> list[Stored]:
+        """The first rows above a number, in order; none while the table is closed.
+
+        Raises:
+            sqlite3.Error: they cannot be read.
+        """
+        rows: list[Stored] = []
+        with suppress(sqlite3.ProgrammingError):  # closed between two looks
+            while (table := self._table) is not None and len(rows) < limit:
+                found = table.read(after, limit)
+                rows += (row for row in found if row.seq not in leave_out)
+                if len(found) < limit:
+                    break
+                after = found[-1].seq
+        return rows
+
+    def write(self, insert: Sequence[Stored], delete: Collection[int], given: int, dropped: int) -> bool:
+        """See `Table.commit`. Whether it is done; it never raises."""
+        try:
+            table = self._table or self._open()
+            # The commit that failed may yet have reached the disk: then these rows are in it already.
+            delete = {*delete, *(row.seq for row in insert)} if self._reopened else delete
+            self._mark.reserve(given)
+            table.commit(insert, delete, given, dropped)
+        except (sqlite3.Error, OSError) as error:
+            self.lost(error)
+            return False
+        self._reopened = False
+        self.rows, self.bytes, self.dropped = table.rows, table.bytes, table.dropped
+        self._back(len(insert))
+        return True
+
+    def _open(self) -> Table:
+        self._table = table = Table(self.path, self._config)
+        self.rows, self.bytes, self.dropped = table.rows, table.bytes, table.dropped
+        self._reopened = True
+        return table
+
+    def lost(self, error: Exception) -> None:
+        """Take note of an error: repair what can be repaired, or fail until a write succeeds."""
+        if is_corrupt(error) and self._repair(error):
+            return
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code not in _STILL_OPEN:
+            self.close()
+        elif code == sqlite3.SQLITE_FULL and self._table is not None:
+            self._table.fold()
+        # Before a number is given out that only memory knows.
+        with suppress(OSError):
+            self._mark.trust(False)
+        if not self.failing:
+            self.failing, self._since = True, time.monotonic()
+            log.error(
+                "spool %s: %s: events are kept in memory until it can be written; make room, or look at the disk",
+                self.path,
+                _text(error),
+            )
+
+    def _repair(self, error: Exception) -> bool:
+        """Set the file aside and start a new one; whether that worked."""
+        if time.monotonic() - self._repaired_at < _REPAIR_AGAIN_S:
+            return False
+        self._repaired_at = time.monotonic()
+        self.close()
+        rows = salvage(self.path, self._mark.after() - 1)
+        try:
+            aside = set_aside(self.path)
+            self.salvaged = rows
+            self._open()
+        except (sqlite3.Error, OSError):
+            return False
+        log.error("spool %s: %s: set aside as %s; %d events saved", self.path, error, aside.name, len(rows))
+        return True
+
+    def _back(self, count: int) -> None:
+        # Were it not noted now, the next start would leave a gap in the numbers, and no more.
+        with suppress(OSError):
+            self._mark.trust(True)
+        if self.failing:
+            self.failing = False
+            seconds = time.monotonic() - self._since
+            log.info("spool %s: back on the disk after %.0f s with %d events", self.path, seconds, count)
+
+    def close(self) -> None:
+        """Close the table, if it is open."""
+        table, self._table = self._table, None
+        if table is not None:
+            table.close()
+
+
+def _text(error: Exception) -> str:
+    number = _ERRNO.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+    if number is not None:
+        return f"{os.strerror(number)} ({error})"
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,143 @@
+"""The state folder and files in it that survive being cut off at any instruction."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from agent.config import StorageConfig
+from agent.errors import StorageError
+
+_LOCK = "lock"
+_VARIABLE = "STATE_DIRECTORY"
+_HOME = "~/.local/state/vedette"
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace a file: whoever reads it, whenever the power goes, finds the old content or the new.
+
+    Args:
+        path: the file; its folder exists.
+        data: the whole content.
+        mode: permissions, before the umask.
+
+    Raises:
+        StorageError: it cannot be written; the old content is still there.
+    """
+    try:
+        _replace(path, data, mode)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {_text(error)}") from error
+
+
+def _replace(path: Path, data: bytes, mode: int) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names that were created, renamed or deleted in a folder survive a power cut.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[Path]:
+    """Own a folder while the context lasts; the kernel ends it with the process, however that ends.
+
+    Yields:
+        the folder.
+
+    Raises:
+        StorageError: another process owns it; names its pid.
+    """
+    path = folder / _LOCK
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be opened: {_text(error)}") from error
+    try:
+        _lock(descriptor, folder)
+        yield folder
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        raise StorageError(
+            f"{folder}: in use by another vedette, pid {holder}; stop that one, or give this one another "
+            "[storage] folder"
+        ) from error
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be locked: {_text(error)}") from error
+    # The pid is for people. A full disk must not keep the daemon from starting.
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+
+
+def state_folder(config: StorageConfig) -> Path:
+    """The state folder, created if need be.
+
+    Raises:
+        StorageError: it has no place, or it cannot be created or written.
+    """
+    folder = _expanded(config.folder)
+    try:
+        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: cannot be used as the state folder: {_text(error)}; "
+            "give the user that runs vedette write access, or set [storage] folder"
+        ) from error
+    return folder.resolve()
+
+
+def _expanded(folder: str) -> Path:
+    # systemd gives several folders as one text, separated by colons: ours is the first.
+    given = os.environ.get(_VARIABLE, "").partition(":")[0]
+    if not folder:
+        folder = given or _HOME
+    elif _VARIABLE in folder:
+        if not given:
+            raise StorageError(
+                f"[storage] folder = {folder!r}: ${_VARIABLE} is not set; "
+                "systemd sets it for a unit with StateDirectory="
+            )
+        folder = folder.replace(f"${{{_VARIABLE}}}", given).replace(f"${_VARIABLE}", given)
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise StorageError(f"[storage] folder = {folder!r}: {error}; set it to a full path") from error
+
+
+def _text(error: OSError) -> str:
+    return error.strerror or str(error)

@@ -1,0 +1,72 @@
+"""Rows in memory: on their way to the disk, or instead of it. Bounded like the spool on the disk."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from itertools import islice
+
+from agent.messages import Stored
+from agent.storage.table import size
+from agent.storage.watermark import CLOCK_SET
+
+
+class Held:
+    """Rows by number, in order. Its owner does the locking.
+
+    Attributes:
+        bytes: that they count for.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.bytes = 0
+        self._max_bytes = max_bytes
+        self._rows: OrderedDict[int, Stored] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, row: Stored) -> list[int]:
+        """Add the newest row; gives the numbers of those that it pushed out."""
+        self._rows[row.seq] = row
+        self.bytes += size(row)
+        shed: list[int] = []
+        while self.bytes > self._max_bytes:
+            shed.append(self._drop_oldest())
+        return shed
+
+    def expire(self, oldest: float) -> list[int]:
+        """Drop rows that were put before a Unix time, s; gives their numbers.
+
+        A row that was stamped before the clock was set has no known age.
+        """
+        shed: list[int] = []
+        while self._rows and CLOCK_SET < next(iter(self._rows.values())).put_at < oldest:
+            shed.append(self._drop_oldest())
+        return shed
+
+    def _drop_oldest(self) -> int:
+        seq, row = self._rows.popitem(last=False)
+        self.bytes -= size(row)
+        return seq
+
+    def remove(self, seq: int) -> bool:
+        """Take a row out; whether it was there."""
+        row = self._rows.pop(seq, None)
+        if row is not None:
+            self.bytes -= size(row)
+        return row is not None
+
+    def restore(self, rows: Iterable[Stored]) -> None:
+        """Put older rows in before the others."""
+        older = {row.seq: row for row in rows if row.seq not in self._rows}
+        self._rows = OrderedDict(sorted({**older, **self._rows}.items()))
+        self.bytes += sum(map(size, older.values()))
+
+    def all(self) -> list[Stored]:
+        """Every row."""
+        return list(self._rows.values())
+
+    def after(self, seq: int, limit: int) -> list[Stored]:
+        """The first rows above a number."""
+        return list(islice((row for row in self._rows.values() if row.seq > seq), limit))

@@ -1,0 +1,163 @@
+"""Models on disk: a bundled one by its name, or any by its path. Everything that is read is untrusted."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from agent.errors import ModelError
+from agent.manifest import Manifest, Model, manifest_from
+
+ZOO = Path(__file__).parent.parent / "zoo"
+_MODEL, _MANIFEST = ".tflite", ".toml"
+_LARGEST = 2 * 1024**3
+"""Bytes of a model: offsets inside a flatbuffer have 31 bits."""
+_LARGEST_TEXT = 1024**2
+"""Bytes of a manifest or a list of labels; ImageNet's 21,000 names take 500 kB."""
+
+
+def bundled() -> tuple[str, ...]:
+    """Names of the models that come with Vedette, sorted."""
+    return tuple(sorted(path.stem for path in ZOO.glob(f"*{_MANIFEST}")))
+
+
+def load_model(name_or_path: str) -> Model:
+    """A model with its manifest.
+
+    Args:
+        name_or_path: a bundled name, or a path to a `.tflite` or to its manifest `.toml`. A relative path
+            starts at the working folder.
+
+    Raises:
+        ModelError: there is none of that name, it cannot be read, its hash is wrong, or it has no manifest.
+    """
+    path = _resolve(name_or_path)
+    content, manifest = load_file(path)
+    if manifest is None:
+        raise ModelError(f"{path}: no manifest; expected {path.with_suffix(_MANIFEST).name} beside it")
+    return Model(content, hashlib.sha256(content).hexdigest(), manifest, str(path))
+
+
+def load_file(path: str | Path) -> tuple[bytes, Manifest | None]:
+    """A model file, and its manifest where there is one.
+
+    Args:
+        path: bundled name, `.tflite` or `.toml`. For a `.tflite` the manifest is the `.toml` of the same stem.
+
+    Returns:
+        the model's bytes, and None for a `.tflite` without a manifest.
+
+    Raises:
+        ModelError: as for `load_model`.
+    """
+    path = _resolve(str(path))
+    if path.suffix != _MANIFEST:
+        beside = path.with_suffix(_MANIFEST)
+        if not beside.is_file():
+            return _read(path, _LARGEST), None
+        manifest = _manifest(beside)
+        if manifest.file not in ("", path.name):
+            raise ModelError(f"{beside}: is the manifest of {manifest.file}, not of {path.name} beside it")
+    else:
+        manifest = _manifest(path)
+        path = _beside(path, manifest.file or path.with_suffix(_MODEL).name, "file")
+    return _verified(path, manifest), manifest
+
+
+def _resolve(name_or_path: str) -> Path:
+    path = Path(name_or_path)
+    if path.suffix in (_MODEL, _MANIFEST) or len(path.parts) != 1:
+        if path.suffix not in (_MODEL, _MANIFEST):
+            raise ModelError(f"{path}: a model is a {_MODEL} file or its manifest, a {_MANIFEST} file")
+        return path
+    names = bundled()
+    if name_or_path not in names:
+        near = difflib.get_close_matches(name_or_path, names, 1, 0.5)
+        raise ModelError(
+            f"no bundled model is called {name_or_path!r}"
+            + (f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(names) or 'none'};")
+            + f" A file of yours needs its suffix, {_MODEL} or {_MANIFEST}"
+        )
+    return ZOO / f"{name_or_path}{_MANIFEST}"
+
+
+def _manifest(path: Path) -> Manifest:
+    try:
+        data = tomllib.loads(_text(path))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ModelError(f"{path}: not TOML: {error}") from error
+    output = data.get("output")
+    if isinstance(output, dict) and isinstance(labels := output.get("labels"), str):
+        output["labels"] = _labels(_beside(path, labels, "labels"))
+    return _named(manifest_from(data, str(path)), data)
+
+
+def _named(manifest: Manifest, data: dict[str, Any]) -> Manifest:
+    """With its hash in the form that `hashlib` gives."""
+    return replace(manifest, sha256=manifest.sha256.strip().lower()) if data.get("sha256") else manifest
+
+
+def _labels(path: Path) -> list[str]:
+    """One name per line; empty lines at the end do not count, others keep their number."""
+    return [line.strip() for line in _text(path).rstrip().splitlines()]
+
+
+def _beside(manifest: Path, name: str, key: str) -> Path:
+    """The file of that name in the manifest's folder, and nowhere else."""
+    folder = manifest.parent
+    path = folder / name
+    try:
+        if Path(name).name == name and path.resolve().parent == folder.resolve():
+            return path
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{manifest}: {key} = {name!r}: {error}") from error
+    raise ModelError(f"{manifest}: {key} = {name!r} must be a file in the manifest's own folder")
+
+
+def _verified(path: Path, manifest: Manifest) -> bytes:
+    content = _read(path, _LARGEST)
+    found = hashlib.sha256(content).hexdigest()
+    if manifest.sha256 and found != manifest.sha256:
+        raise ModelError(
+            f"{path}: its sha256 is {found}, but its manifest says {manifest.sha256}; "
+            "the file is damaged or another one: fetch it again, or correct the manifest"
+        )
+    return content
+
+
+def _text(path: Path) -> str:
+    try:
+        return _read(path, _LARGEST_TEXT).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path}: not UTF-8 at byte {error.start}") from error
+
+
+def _read(path: Path, largest: int) -> bytes:
+    try:
+        found = path.stat()
+        # A pipe or a device would block, or never end.
+        if not stat.S_ISREG(found.st_mode):
+            raise ModelError(f"{path}: not a file")
+        if found.st_size > largest:
+            raise ModelError(f"{path}: {found.st_size} bytes; at most {largest} can be used")
+        if not found.st_size:
+            raise ModelError(f"{path}: the file is empty")
+        with path.open("rb") as file:
+            return file.read(largest)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: no such file{_nearest(path)}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _nearest(path: Path) -> str:
+    if path.parent == ZOO:
+        return ""
+    near = difflib.get_close_matches(path.stem, bundled(), 1, 0.5)
+    return f"; there is a bundled model {near[0]!r} (without a suffix)" if near else ""

@@ -1,0 +1,72 @@
+"""A corrupt spool: what can be read of it is kept, and the file is set aside for people to look at."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable
+from contextlib import closing, suppress
+from pathlib import Path
+
+from agent.messages import Stored
+from agent.storage.durable import sync_folder
+
+_BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_FILES = ("", "-wal", "-shm")
+_KEPT = 2
+"""Corrupt databases kept; a dying card must not fill itself with them."""
+
+
+def is_corrupt(error: Exception) -> bool:
+    """Whether an error says that the file is damaged, and not merely that it cannot be used now."""
+    return isinstance(error, sqlite3.Error) and (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _BROKEN
+
+
+def salvage(path: Path, highest: int) -> list[Stored]:
+    """The rows of a corrupt database up to the first that cannot be read, none if it cannot be opened.
+
+    Args:
+        path: of the database.
+        highest: a number above is no row of ours.
+    """
+    rows: list[Stored] = []
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
+        for row in connection.execute("SELECT seq, topic, body, put_at FROM spool ORDER BY seq"):
+            if _is_sound(row, rows[-1].seq if rows else 0, highest):
+                rows.append(Stored(*row))
+    return rows
+
+
+def _is_sound(row: tuple[object, ...], last: int, highest: int) -> bool:
+    seq, *rest = row
+    return isinstance(seq, int) and last < seq <= highest and [*map(type, rest)] == [str, bytes, float]
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a corrupt database, and delete all but the newest that were renamed before.
+
+    Returns:
+        its new name.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    base = f"{path.name}.corrupt-"
+    target = path.with_name(base + time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
+    number = 1
+    while target.exists():
+        number += 1
+        target = target.with_name(f"{target.name.partition('_')[0]}_{number}")
+    for suffix in _FILES:
+        with suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").replace(f"{target}{suffix}")
+    _forget_old(path.parent.glob(f"{base}*"))
+    sync_folder(path.parent)
+    return target
+
+
+def _forget_old(files: Iterable[Path]) -> None:
+    found = [file for file in files if not file.name.endswith(_FILES[1:])]
+    for old in sorted(found)[:-_KEPT]:
+        for suffix in _FILES:
+            Path(f"{old}{suffix}").unlink(missing_ok=True)

@@ -1,0 +1,84 @@
+"""The highest number that may have been given out: a tiny file beside the spool, for when the spool cannot say.
+
+As long as the spool's database is sound it alone knows the next number, and there are no gaps. When it is
+corrupt or gone, or when numbers were given out while it could not be written, the next number is one above
+this mark: a gap, which subscribers read as "something may be lost", and never a number twice.
+
+The file has a fixed length and is overwritten in place, because that works on a disk that is full.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+BLOCK = 10_000
+"""Numbers that are reserved by one write, and the largest gap that a repair makes."""
+
+_FORMAT = "%020d %s\n"
+_STATES = ("disk", "lost")
+_LENGTH = len(_FORMAT % (0, "disk"))
+CLOCK_SET = 1_700_000_000.0
+"""2023, Unix s: a board whose clock shows less has not been told the time yet."""
+
+
+def number_from_clock() -> int:
+    """A number above every count of events that a device has made: the time in ms."""
+    return int(max(time.time(), CLOCK_SET) * 1e3)
+
+
+class Watermark:
+    """The mark and its file.
+
+    Attributes:
+        value: no number above has been given out, as far as known.
+        known: whether the file said so.
+        trusted: whether the database knew every number that was given out when the mark was written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the file; a missing or damaged one gives 0."""
+        self.path = path
+        self.value, self.trusted, self.known = 0, True, False
+        try:
+            number, state = path.read_text(encoding="ascii").split()
+            if number.isdecimal() and state in _STATES:
+                self.value, self.trusted, self.known = int(number), state == "disk", True
+        except (OSError, ValueError):
+            pass
+
+    def after(self) -> int:
+        """A first number that is above every one given out before.
+
+        Without a readable file it comes from the clock.
+        """
+        return self.value + 1 if self.known else number_from_clock()
+
+    def reserve(self, seq: int) -> None:
+        """Make sure that numbers up to `seq` and some more are covered, on the disk.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        if seq > self.value - BLOCK // 2 or not self.known:
+            self._write(max(seq, self.value) + BLOCK, self.trusted)
+
+    def trust(self, trusted: bool) -> None:
+        """Note whether the database knows every number from here on.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        if trusted != self.trusted:
+            self._write(self.value, trusted)
+
+    def _write(self, value: int, trusted: bool) -> None:
+        text = (_FORMAT % (value, "disk" if trusted else "lost")).encode("ascii")
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.pwrite(descriptor, text, 0)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        self.value, self.trusted, self.known = value, trusted, True

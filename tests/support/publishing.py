@@ -1,0 +1,118 @@
+"""A device that publishes, for tests of delivery: a spool, a publisher, and events that are real messages.
+
+Run as a program (`python -m tests.support.publishing FOLDER PORT COUNT PAUSE_S`) it is a process to be killed.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from agent.comms import payload
+from agent.comms.mqtt import Publisher
+from agent.comms.topics import Topics
+from agent.config import MqttConfig, StorageConfig
+from agent.messages import Stored, Track
+from agent.storage.spool import Spool
+
+TOPICS = Topics("vedette", "porch")
+EVENTS = TOPICS.events("front")
+_decoder = msgspec.json.Decoder(payload.EventMessage)
+
+
+def event(message_id: str = "", stream: str = "front") -> bytes:
+    """The body of an event, as a stream puts it."""
+    now = datetime.now(UTC)
+    track = Track("front-1", "person", 0.9, 0.9, 3, now, now, (0.1, 0.1, 0.5, 0.9))
+    return payload.encode(
+        payload.EventMessage(
+            message_id or payload.new_id(),
+            TOPICS.device,
+            stream,
+            "new",
+            "appeared",
+            track,
+            now,
+            payload.Latency(1.0, 0.5, 1.0, 20.0, 1.0, 0.1),
+            payload.ModelId("nanodet", "0123456789ab"),
+            "cpu",
+            "full",
+        )
+    )
+
+
+def events_of(payloads: Iterable[bytes]) -> list[payload.EventMessage]:
+    """Decoded, in the order given."""
+    return [_decoder.decode(body) for body in payloads]
+
+
+def in_order(events: Iterable[payload.EventMessage]) -> list[payload.EventMessage]:
+    """As a subscriber that drops repeated ids sees them."""
+    return list({event.id: event for event in reversed(list(events))}.values())[::-1]
+
+
+class Kept:
+    """An `Outgoing` in memory."""
+
+    def __init__(self, rows: Iterable[Stored] = ()) -> None:
+        self.rows = {row.seq: row for row in rows}
+        self.settled: list[int] = []
+
+    def peek(self, after_seq: int, limit: int) -> list[Stored]:
+        return [row for seq, row in sorted(self.rows.items()) if seq > after_seq][:limit]
+
+    def settle(self, seqs: Iterable[int]) -> None:
+        for seq in seqs:
+            self.settled.append(seq)
+            self.rows.pop(seq, None)
+
+    def on_stored(self, hook: object) -> None:
+        self.hook = hook
+
+
+@contextmanager
+def device(
+    folder: Path, config: MqttConfig, storage: StorageConfig | None = None
+) -> Iterator[tuple[Spool, Publisher]]:
+    """A running one; what it has not delivered stays in its folder."""
+    spool = Spool(folder, storage or StorageConfig())
+    publisher = Publisher(config, TOPICS, spool)
+    publisher.start()
+    try:
+        yield spool, publisher
+    finally:
+        publisher.stop(2.0)
+        spool.close()
+
+
+def wait_for(what: object, timeout_s: float = 15.0) -> None:
+    """Wait until a callable is true."""
+    assert callable(what)
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+        time.sleep(0.01)
+
+
+def main(folder: str, port: str, count: str, pause_s: str) -> None:
+    """Publish `count` events, one every `pause_s`, saying each id once it is on the disk."""
+    config = MqttConfig(host="127.0.0.1", port=int(port), reconnect_max_s=0.5)
+    with device(Path(folder), config) as (spool, _):
+        print("ready", flush=True)
+        for _ in range(int(count)):
+            made = payload.new_id()
+            spool.put(EVENTS, event(made))
+            spool.flush(10.0)
+            print(made, flush=True)
+            time.sleep(float(pause_s))
+        time.sleep(60.0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,310 @@
+"""Writes tiny `.tflite` files for tests: runnable one-op models, and models that must be refused.
+
+Slot numbers are the public schema's, tensorflow/compiler/mlir/lite/schema/schema.fbs. Only `flatbuffers` is
+needed, so the helper works beside either runtime.
+
+    content = write(
+        [T("image", (1, 4)), T("scores", (1, 4)), T("bias", (4,), data=np.ones(4, np.float32))],
+        [Op("ADD", (0, 2), (1,))],
+        inputs=(0,),
+        outputs=(1,),
+    )
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import flatbuffers
+import numpy as np
+
+TYPES = {
+    "float32": 0,
+    "float16": 1,
+    "int32": 2,
+    "uint8": 3,
+    "int64": 4,
+    "string": 5,
+    "bool": 6,
+    "int16": 7,
+    "int8": 9,
+    "int4": 17,
+}
+CODES = {
+    "ADD": 0,
+    "CONCATENATION": 2,
+    "CONV_2D": 3,
+    "DEPTHWISE_CONV_2D": 4,
+    "DEQUANTIZE": 6,
+    "FULLY_CONNECTED": 9,
+    "LOGISTIC": 14,
+    "RESHAPE": 22,
+    "SOFTMAX": 25,
+    "CUSTOM": 32,
+}
+OPTIONS = {"FULLY_CONNECTED": 8, "SOFTMAX": 9, "ADD": 11, "RESHAPE": 17}
+"""The member of the `BuiltinOptions` union that a kernel insists on; its table may be empty."""
+
+
+@dataclass(frozen=True)
+class T:
+    """A tensor. `scale` with several values is per channel along `dimension`; `block` makes it blockwise.
+
+    `data` makes it a constant; its bytes are stored as they are, whatever `dtype` says. `raw_buffer` points at
+    a buffer index of your choice, to make broken files.
+    """
+
+    name: str
+    shape: Sequence[int]
+    dtype: str = "float32"
+    data: np.ndarray | bytes | None = None
+    scale: float | Sequence[float] = ()
+    zero_point: int | Sequence[int] = 0
+    dimension: int = 0
+    block: int = 0
+    raw_buffer: int | None = None
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation; `name` in `CODES`, or anything else for a custom operation of that code."""
+
+    name: str
+    inputs: Sequence[int]
+    outputs: Sequence[int]
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Signature `key` of the only subgraph: names to tensor indices."""
+
+    key: str
+    inputs: Mapping[str, int]
+    outputs: Mapping[str, int]
+    subgraph: int = 0
+
+
+def write(
+    tensors: Sequence[T],
+    operations: Sequence[Op],
+    inputs: Sequence[int],
+    outputs: Sequence[int],
+    signatures: Sequence[Signature] = (),
+    metadata: Mapping[str, bytes] | None = None,
+    description: str = "test",
+    identifier: bytes = b"TFL3",
+) -> bytes:
+    """The file's bytes. Nothing is checked, so that broken files can be written too."""
+    return _Writer().model(
+        tensors, operations, inputs, outputs, signatures, metadata or {}, description, identifier
+    )
+
+
+def add_model(
+    shape: Sequence[int] = (1, 4),
+    *,
+    dtype: str = "float32",
+    scale: float = 0.0,
+    zero_point: int = 0,
+    input_name: str = "image",
+    output_name: str = "scores",
+    signature: str = "",
+) -> bytes:
+    """Runnable: output = input + 1 (stored constant 1 for quantised types). One op, ADD, version 2."""
+    quant = (scale,) if scale else ()
+    one = np.ones(shape[-1], dtype)
+    tensors = [
+        T(input_name, shape, dtype, scale=quant, zero_point=zero_point),
+        T(output_name, shape, dtype, scale=quant, zero_point=zero_point),
+        T("one", one.shape, dtype, one, quant, zero_point),
+    ]
+    keys = [Signature(signature, {input_name: 0}, {output_name: 1})] if signature else []
+    return write(tensors, [Op("ADD", (0, 2), (1,), 2)], (0,), (1,), keys)
+
+
+def fully_connected_model(
+    weights: np.ndarray | None = None, *, hybrid: bool = False, input_name: str = "x", output_name: str = "y"
+) -> bytes:
+    """Runnable: y = x·Wᵀ in float; `hybrid` stores int8 weights for a float input (dynamic range)."""
+    matrix = np.arange(8, dtype=np.float32).reshape(2, 4) if weights is None else weights
+    rows, columns = matrix.shape
+    stored = T("w", matrix.shape, "float32", matrix.astype(np.float32))
+    if hybrid:
+        stored = T("w", matrix.shape, "int8", matrix.astype(np.int8), (1.0,))
+    tensors = [T(input_name, (1, columns)), stored, T(output_name, (1, rows))]
+    return write(tensors, [Op("FULLY_CONNECTED", (0, 1, -1), (2,), 3 if hybrid else 1)], (0,), (2,))
+
+
+def constant_model(
+    outputs: Mapping[str, np.ndarray], input_shape: Sequence[int] = (1, 8, 8, 3), signature: str = ""
+) -> bytes:
+    """Runnable: takes a uint8 picture, looks away, and always gives `outputs`: any model for a decoder's sake."""
+    tensors = [
+        T("image", input_shape, "uint8", scale=(1 / 255,)),
+        T("copy", input_shape, "uint8", scale=(1 / 255,)),
+    ]
+    tensors.append(T("shape", (len(input_shape),), "int32", np.array(input_shape, np.int32)))
+    operations, ends = [Op("RESHAPE", (0, 2), (1,))], {}
+    for name, value in outputs.items():
+        first = len(tensors)
+        tensors += [
+            T(f"{name}/value", value.shape, value.dtype.name, value),
+            T(f"{name}/shape", (value.ndim,), "int32", np.array(value.shape, np.int32)),
+            T(name, value.shape, value.dtype.name),
+        ]
+        operations.append(Op("RESHAPE", (first, first + 1), (first + 2,)))
+        ends[name] = first + 2
+    keys = [Signature(signature, {"image": 0}, ends)] if signature else []
+    return write(tensors, operations, (0,), tuple(ends.values()), keys)
+
+
+def custom_model(code: str) -> bytes:
+    """Not runnable by a runtime that does not know custom operation `code`."""
+    return write([T("x", (1, 4)), T("y", (1, 4))], [Op(code, (0,), (1,))], (0,), (1,))
+
+
+def bad_dimension_model(dimension: int = 5) -> bytes:
+    """To be refused: per-channel weights whose quantised dimension does not exist."""
+    weights = T("w", (2, 4), "int8", np.ones((2, 4), np.int8), (0.5, 0.25), (0, 0), dimension)
+    tensors = [T("x", (1, 4), "int8", scale=(1.0,)), weights, T("y", (1, 2), "int8", scale=(1.0,))]
+    return write(tensors, [Op("FULLY_CONNECTED", (0, 1, -1), (2,), 4)], (0,), (2,))
+
+
+class _Writer:
+    def __init__(self) -> None:
+        self._builder = flatbuffers.Builder(4096)
+        self._buffers: list[bytes] = [b""]
+
+    def model(
+        self,
+        tensors: Sequence[T],
+        operations: Sequence[Op],
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        signatures: Sequence[Signature],
+        metadata: Mapping[str, bytes],
+        description: str,
+        identifier: bytes,
+    ) -> bytes:
+        codes = list(dict.fromkeys((op.name, op.version) for op in operations))
+        graph = self._table(
+            {
+                0: self._offsets([self._tensor(t) for t in tensors]),
+                1: self._ints(inputs),
+                2: self._ints(outputs),
+                3: self._offsets([self._operation(op, codes) for op in operations]),
+                4: self._builder.CreateString("main"),
+            }
+        )
+        notes = [self._note(name, data) for name, data in metadata.items()]
+        fields = {
+            1: self._offsets([self._code(name, version) for name, version in codes]),
+            2: self._offsets([graph]),
+            3: self._builder.CreateString(description),
+            4: self._offsets([self._buffer(data) for data in self._buffers]),
+            6: self._offsets(notes),
+            7: self._offsets([self._signature(s) for s in signatures]),
+        }
+        root = self._table(fields, lambda b: b.PrependUint32Slot(0, 3, 0))
+        self._builder.Finish(root, identifier)
+        return bytes(self._builder.Output())
+
+    def _table(
+        self, offsets: Mapping[int, int], scalars: Callable[[flatbuffers.Builder], None] | None = None
+    ) -> int:
+        self._builder.StartObject(14)
+        for slot, offset in offsets.items():
+            self._builder.PrependUOffsetTRelativeSlot(slot, offset, 0)
+        if scalars:
+            scalars(self._builder)
+        return int(self._builder.EndObject())
+
+    def _offsets(self, offsets: Sequence[int]) -> int:
+        self._builder.StartVector(4, len(offsets), 4)
+        for offset in reversed(offsets):
+            self._builder.PrependUOffsetTRelative(offset)
+        return int(self._builder.EndVector())
+
+    def _ints(self, values: Sequence[int]) -> int:
+        return int(self._builder.CreateNumpyVector(np.asarray(values, np.int32)))
+
+    def _buffer(self, data: bytes) -> int:
+        if not data:
+            return self._table({})
+        self._builder.StartVector(1, len(data), 16)
+        self._builder.head -= len(data)
+        self._builder.Bytes[self._builder.head : self._builder.head + len(data)] = data
+        return self._table({0: int(self._builder.EndVector())})
+
+    def _add_buffer(self, data: bytes) -> int:
+        self._buffers.append(data)
+        return len(self._buffers) - 1
+
+    def _tensor(self, tensor: T) -> int:
+        index = 0
+        if tensor.data is not None:
+            index = self._add_buffer(tensor.data if isinstance(tensor.data, bytes) else tensor.data.tobytes())
+        index = index if tensor.raw_buffer is None else tensor.raw_buffer
+        fields = {0: self._ints(tensor.shape), 3: self._builder.CreateString(tensor.name)}
+        scales = np.atleast_1d(np.asarray(tensor.scale, np.float32))
+        if scales.size or tensor.block:
+            fields[4] = self._quantisation(tensor, scales)
+
+        def scalars(builder: flatbuffers.Builder) -> None:
+            builder.PrependInt8Slot(1, TYPES[tensor.dtype], 0)
+            builder.PrependUint32Slot(2, index, 0)
+
+        return self._table(fields, scalars)
+
+    def _quantisation(self, tensor: T, scales: np.ndarray) -> int:
+        points = np.asarray(tensor.zero_point, np.int64)
+        points = points if points.ndim else np.full(scales.size, points)
+        fields = {2: self._builder.CreateNumpyVector(scales), 3: self._builder.CreateNumpyVector(points)}
+        if tensor.block:
+            fields[5] = self._table({}, lambda b: b.PrependInt32Slot(2, tensor.block, 0))
+
+        def scalars(builder: flatbuffers.Builder) -> None:
+            builder.PrependUint8Slot(4, 2 if tensor.block else 0, 0)
+            builder.PrependInt32Slot(6, tensor.dimension, 0)
+
+        return self._table(fields, scalars)
+
+    def _code(self, name: str, version: int) -> int:
+        builtin = CODES.get(name, CODES["CUSTOM"])
+        custom = {} if name in CODES else {1: self._builder.CreateString(name)}
+
+        def scalars(builder: flatbuffers.Builder) -> None:
+            builder.PrependInt8Slot(0, builtin, 0)
+            builder.PrependInt32Slot(2, version, 1)
+            builder.PrependInt32Slot(3, builtin, 0)
+
+        return self._table(custom, scalars)
+
+    def _operation(self, op: Op, codes: Sequence[tuple[str, int]]) -> int:
+        fields = {1: self._ints(op.inputs), 2: self._ints(op.outputs)}
+        kind = OPTIONS.get(op.name, 0)
+        if kind:
+            fields[4] = self._table({})
+
+        def scalars(builder: flatbuffers.Builder) -> None:
+            builder.PrependUint32Slot(0, codes.index((op.name, op.version)), 0)
+            builder.PrependUint8Slot(3, kind, 0)
+
+        return self._table(fields, scalars)
+
+    def _note(self, name: str, data: bytes) -> int:
+        index = self._add_buffer(data)
+        return self._table({0: self._builder.CreateString(name)}, lambda b: b.PrependUint32Slot(1, index, 0))
+
+    def _signature(self, signature: Signature) -> int:
+        fields = {
+            0: self._offsets([self._map(*item) for item in signature.inputs.items()]),
+            1: self._offsets([self._map(*item) for item in signature.outputs.items()]),
+            2: self._builder.CreateString(signature.key),
+        }
+        return self._table(fields, lambda b: b.PrependUint32Slot(4, signature.subgraph, 0))
+
+    def _map(self, name: str, tensor: int) -> int:
+        return self._table({0: self._builder.CreateString(name)}, lambda b: b.PrependUint32Slot(1, tensor, 0))

@@ -1,0 +1,52 @@
+"""An RTSP server with one H.264 camera, in a process of its own; it says `ready` when it listens.
+
+/usr/bin/python3 rtsp_server.py PORT [USER PASSWORD]
+rtsp://127.0.0.1:PORT/cam
+"""
+
+import sys
+from typing import Any
+
+import gi  # type: ignore[import-not-found]
+
+gi.require_version("Gst", "1.0")
+gi.require_version("GstRtspServer", "1.0")
+from gi.repository import GLib, Gst, GstRtspServer  # type: ignore[import-not-found]  # noqa: E402
+
+CAMERA = (
+    "( videotestsrc is-live=true pattern=ball ! video/x-raw,width=320,height=240,framerate=15/1"
+    " ! x264enc tune=zerolatency speed-preset=ultrafast bitrate=500 key-int-max=15"
+    " ! rtph264pay name=pay0 pt=96 config-interval=1 )"
+)
+
+
+def protect(server: Any, factory: Any, user: str, password: str) -> None:
+    """Let only this user in."""
+    permissions, token = GstRtspServer.RTSPPermissions(), GstRtspServer.RTSPToken()
+    permissions.add_role("viewer")
+    permissions.add_permission_for_role("viewer", "media.factory.access", True)
+    permissions.add_permission_for_role("viewer", "media.factory.construct", True)
+    factory.set_permissions(permissions)
+    token.set_string("media.factory.role", "viewer")
+    auth = GstRtspServer.RTSPAuth()
+    auth.add_basic(GstRtspServer.RTSPAuth.make_basic(user, password), token)
+    server.set_auth(auth)
+
+
+def main(port: str, *account: str) -> None:
+    """Serve until killed."""
+    Gst.init(None)
+    server, factory = GstRtspServer.RTSPServer(), GstRtspServer.RTSPMediaFactory()
+    server.set_address("127.0.0.1")
+    server.set_service(port)
+    factory.set_launch(CAMERA)
+    factory.set_shared(True)
+    if account:
+        protect(server, factory, *account)
+    server.get_mount_points().add_factory("/cam", factory)
+    server.attach(None)
+    print("ready", flush=True)
+    GLib.MainLoop().run()
+
+
+main(*sys.argv[1:])

@@ -1,0 +1,416 @@
+"""Events and states on their way to a real broker that is away, restarted, wrong, strict or old."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from agent.comms.mqtt import Publisher
+from agent.config import MqttConfig
+from tests.support.mosquitto import HOST, Messages, Mosquitto, free_port
+from tests.support.publishing import EVENTS, TOPICS, Kept, device, event, events_of, in_order, wait_for
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def statuses(messages: Messages) -> list[bytes]:
+    return messages.of(TOPICS.status)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_events_arrive_in_order_with_their_numbers_and_are_settled(broker: Mosquitto, tmp_path: Path) -> None:
+    messages = broker.subscribe("vedette/#")
+    with device(tmp_path, broker.config()) as (spool, publisher):
+        for _ in range(500):
+            spool.put(EVENTS, event())
+        messages.wait(lambda m: len(m.of(EVENTS)) == 500)
+        wait_for(lambda: spool.stats().waiting == 0)
+        assert publisher.state.acknowledged == 500
+    events = events_of(messages.of(EVENTS))
+    assert [e.seq for e in events] == list(range(1, 501))
+    assert all(e.latency_ms.total >= e.latency_ms.publish > 0 for e in events)
+    assert not any(m.retain for m in messages if m.topic == EVENTS)
+    assert statuses(messages) == [b"online", b"stopped"]
+
+
+def test_an_event_waits_for_no_clock(broker: Mosquitto, tmp_path: Path) -> None:
+    messages = broker.subscribe("vedette/#")
+    with device(tmp_path, broker.config()) as (spool, publisher):
+        wait_for(lambda: publisher.state.connected)
+        time.sleep(0.2)
+        began = time.monotonic()
+        spool.put(EVENTS, event())
+        messages.wait(lambda m: len(m.of(EVENTS)) == 1)
+        assert messages[-1].at - began < 0.5
+
+
+def test_a_user_with_the_right_password_is_accepted(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path, users={"cam": "s3cret"}) as broker:
+        messages = broker.subscribe("vedette/#")
+        with device(tmp_path, broker.config()) as (_, publisher):
+            messages.wait(lambda m: statuses(m) == [b"online"])
+            assert publisher.state.detail == "MQTT 5 as user 'cam'"
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_wrong_password_is_said_once_and_never_shown_as_online(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, protocol: str
+) -> None:
+    (tmp_path / "wrong").write_text("not-it\n")
+    with Mosquitto(tmp_path, users={"cam": "s3cret"}) as broker:
+        messages = broker.subscribe("vedette/#")
+        config = broker.config(password_file=str(tmp_path / "wrong"), reconnect_max_s=0.2, protocol=protocol)
+        with device(tmp_path, config) as (_, publisher):
+            publisher.retain(TOPICS.health, b"{}")
+            time.sleep(1.5)
+            assert not publisher.state.connected
+            assert "not authorised" in publisher.state.detail
+        assert len(messages) == 0
+        said = warnings(caplog)
+        assert len(said) == 1
+        assert f"{HOST}:{broker.port}: refuses user 'cam': not authorised" in said[0]
+        assert "not-it" not in caplog.text
+        assert (broker.folder / "mosquitto.log").read_text().count("not authorised") >= 3, "it keeps trying"
+
+
+def test_a_password_that_is_corrected_is_used_without_a_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    secret = tmp_path / "secret"
+    secret.write_text("wrong")
+    with Mosquitto(tmp_path, users={"cam": "s3cret"}) as broker:
+        config = broker.config(password_file=str(secret), reconnect_max_s=0.2)
+        with device(tmp_path, config) as (_, publisher):
+            wait_for(lambda: "not authorised" in publisher.state.detail)
+            secret.write_text("s3cret\n")
+            wait_for(lambda: publisher.state.connected)
+    assert "back after" in caplog.text
+
+
+def test_tls_with_a_ca_of_ones_own(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path, tls=True) as broker:
+        messages = broker.subscribe("vedette/#")
+        with device(tmp_path, broker.config()) as (spool, publisher):
+            for _ in range(200):
+                spool.put(EVENTS, event())
+            messages.wait(lambda m: len(m.of(EVENTS)) == 200)
+            publisher.retain(TOPICS.snapshot("front"), b"\xff\xd8" + bytes(300_000))
+            messages.wait(lambda m: m.of(TOPICS.snapshot("front")))
+            assert publisher.state.detail == "MQTT 5 and TLS"
+
+
+def test_a_certificate_of_another_ca_is_not_trusted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Mosquitto(tmp_path, tls=True) as broker:
+        config = broker.config(ca_file=str(broker.folder / "other-ca.pem"), reconnect_max_s=0.2)
+        with device(tmp_path, config) as (_, publisher):
+            wait_for(lambda: "certificate is not accepted" in publisher.state.detail)
+            time.sleep(0.5)
+        assert len(warnings(caplog)) == 1
+
+
+def test_a_client_certificate_is_shown(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path, client_certificates=True) as broker:
+        messages = broker.subscribe("vedette/#")
+        with device(tmp_path, broker.config()):
+            messages.wait(lambda m: statuses(m) == [b"online"])
+
+
+@pytest.mark.parametrize("shown", ["none", "stranger"])
+def test_without_the_right_client_certificate_nothing_is_online(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, shown: str
+) -> None:
+    with Mosquitto(tmp_path, client_certificates=True) as broker:
+        messages = broker.subscribe("vedette/#")
+        files = {"cert_file": "", "key_file": ""}
+        if shown == "stranger":
+            files = {
+                "cert_file": str(broker.folder / "stranger.pem"),
+                "key_file": str(broker.folder / "stranger.key"),
+            }
+        with device(tmp_path, broker.config(reconnect_max_s=0.2, **files)) as (_, publisher):
+            wait_for(lambda: publisher.state.detail not in ("", "connecting"))
+            time.sleep(0.7)
+            assert not publisher.state.connected
+        assert len(messages) == 0
+        assert len(warnings(caplog)) == 1
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_broker_restarted_in_mid_stream_loses_nothing_and_keeps_the_order(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, protocol: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    with Mosquitto(tmp_path, persistence=True) as broker:
+        messages = broker.subscribe("vedette/#", lasting=True)
+        with device(tmp_path, broker.config(protocol=protocol, reconnect_max_s=0.3)) as (spool, publisher):
+            total = 0
+            for pause in (0.1, 1.0, 0.1):
+                until = time.monotonic() + 0.5
+                while time.monotonic() < until:
+                    spool.put(EVENTS, event())
+                    total += 1
+                    time.sleep(0.0005)
+                broker.stop()
+                for _ in range(50):
+                    spool.put(EVENTS, event())
+                    total += 1
+                time.sleep(pause)
+                broker.start()
+            messages.wait(lambda m: len({e.id for e in events_of(m.of(EVENTS))}) == total, 30)
+            wait_for(lambda: spool.stats().waiting == 0)
+            assert publisher.state.connected
+    events = in_order(events_of(messages.of(EVENTS)))
+    assert [e.seq for e in events] == list(range(1, total + 1))
+    assert "back after" in caplog.text
+
+
+def test_retained_topics_come_back_to_a_broker_that_lost_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with Mosquitto(tmp_path) as broker:
+        with device(tmp_path, broker.config(reconnect_max_s=0.3)) as (_, publisher):
+            for count in (1, 2, 2, 3):
+                publisher.retain(TOPICS.count("front", "person"), str(count).encode())
+            wait_for(lambda: publisher.state.connected)
+            broker.kill()
+            wait_for(lambda: not publisher.state.connected)
+            publisher.send(TOPICS.detections("front"), b"{}")
+            assert publisher.state.dropped_samples == 1
+            publisher.retain(TOPICS.health, b"{}")
+            time.sleep(1.0)
+            broker.start()
+            messages = broker.subscribe("vedette/#")
+            messages.wait(lambda m: {x.topic for x in m} >= {TOPICS.status, TOPICS.health})
+            messages.wait(lambda m: m.of(TOPICS.count("front", "person")) == [b"3"])
+            publisher.send(TOPICS.detections("front"), b"{}")
+            messages.wait(lambda m: m.of(TOPICS.detections("front")) == [b"{}"])
+        assert len(warnings(caplog)) == 1, "one outage, one line"
+        assert caplog.text.count("back after") == 1
+
+
+def test_a_killed_device_is_offline(broker: Mosquitto, tmp_path: Path) -> None:
+    messages = broker.subscribe("vedette/#")
+    with process(tmp_path, broker.port, count=1):
+        messages.wait(lambda m: statuses(m) == [b"online"])
+    messages.wait(lambda m: statuses(m) == [b"online", b"offline"])
+    late = broker.subscribe(TOPICS.status)
+    late.wait(lambda m: m.of(TOPICS.status) == [b"offline"] and m[0].retain)
+
+
+@contextmanager
+def process(folder: Path, port: int, count: int, pause_s: float = 0.0) -> Iterator[subprocess.Popen[str]]:
+    """A device in a process of its own, which is killed at the end."""
+    command = [sys.executable, "-m", "tests.support.publishing", str(folder), str(port), str(count), str(pause_s)]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ready\n"
+        yield running
+    finally:
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+
+
+def test_kill_9_in_mid_stream_loses_no_event_that_was_on_the_disk(broker: Mosquitto, tmp_path: Path) -> None:
+    messages = broker.subscribe("vedette/#")
+    stored: list[str] = []
+    for turn in range(4):
+        if turn == 2:
+            broker.stop()  # these are spooled only
+        with process(tmp_path, broker.port, count=10_000, pause_s=0.001) as running:
+            assert running.stdout is not None
+            stored += [running.stdout.readline().strip() for _ in range(100 + 37 * turn)]
+            running.send_signal(signal.SIGKILL)
+            stored += [line.strip() for line in running.stdout if len(line) == 33]
+        if turn == 2:
+            broker.start()
+    with device(tmp_path, broker.config()) as (spool, _):
+        wait_for(lambda: spool.stats().waiting == 0)
+    missing = set(stored) - {e.id for e in events_of(messages.of(EVENTS))}
+    messages.wait(lambda m: not missing - {e.id for e in events_of(m.of(EVENTS))} or len(m) > 10**6, 5)
+    events = in_order(events_of(messages.of(EVENTS)))
+    assert [e.id for e in events if e.id in set(stored)] == stored
+    numbers = [e.seq for e in events]
+    assert numbers == sorted(set(numbers)), "no number twice, none backwards"
+    assert numbers == list(range(1, len(numbers) + 1)), "no gap"
+
+
+def test_stop_sends_what_waits_and_says_stopped(broker: Mosquitto, tmp_path: Path) -> None:
+    messages = broker.subscribe("vedette/#")
+    with device(tmp_path, broker.config()) as (spool, publisher):
+        wait_for(lambda: publisher.state.connected)
+        for _ in range(300):
+            spool.put(EVENTS, event())
+        spool.flush(2.0)
+        publisher.stop(2.0)
+        assert not publisher.state.connected
+        assert spool.stats().waiting == 0
+    messages.wait(lambda m: statuses(m) == [b"online", b"stopped"])
+    assert len(messages.of(EVENTS)) == 300
+    assert messages[-1].topic == TOPICS.status
+
+
+def test_stop_makes_one_attempt_for_events_that_wait(broker: Mosquitto, tmp_path: Path) -> None:
+    messages = broker.subscribe("vedette/#")
+    with device(tmp_path, broker.config()) as (spool, publisher):
+        spool.put(EVENTS, event())
+        spool.flush(2.0)
+        publisher.stop(2.0)
+    messages.wait(lambda m: len(m.of(EVENTS)) == 1)
+
+
+@pytest.mark.parametrize("how", ["refused", "frozen before", "frozen after"])
+def test_stop_returns_in_time_when_the_broker_is_dead(tmp_path: Path, how: str) -> None:
+    with Mosquitto(tmp_path) as broker:
+        if how == "frozen before":
+            broker.freeze()
+        if how == "refused":
+            broker.kill()
+        with device(tmp_path, broker.config()) as (spool, publisher):
+            if how == "frozen after":
+                wait_for(lambda: publisher.state.connected)
+                broker.freeze()
+            for _ in range(100):
+                spool.put(EVENTS, event())
+            spool.flush(2.0)
+            time.sleep(0.2)
+            began = time.monotonic()
+            publisher.stop(0.6)
+            assert time.monotonic() - began < 0.9
+            assert spool.stats().waiting == 100
+
+
+def test_the_work_of_a_dead_broker_is_noticed_by_its_silence(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path) as broker, device(tmp_path, broker.config(keepalive_s=5)) as (_, publisher):
+        wait_for(lambda: publisher.state.connected)
+        broker.freeze()
+        wait_for(lambda: not publisher.state.connected, 20)
+        broker.thaw()
+        wait_for(lambda: publisher.state.connected)
+
+
+def test_two_devices_with_one_client_id_say_so_once(
+    broker: Mosquitto, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = broker.config(reconnect_max_s=0.2)
+    twins = [Publisher(config, TOPICS, Kept()) for _ in range(2)]
+    for twin in twins:
+        twin.start()
+    time.sleep(4.0)
+    for twin in twins:
+        twin.stop(1.0)
+    said = warnings(caplog)
+    assert 1 <= len(said) <= 2, "once for each"
+    assert "another client connected with our client id" in said[0]
+
+
+def test_a_topic_that_the_broker_refuses_waits_and_holds_up_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret_topic = TOPICS.events("secret")
+    acl = f"topic read #\ntopic write {EVENTS}\ntopic write {TOPICS.status}\n"
+    with Mosquitto(tmp_path, acl=acl) as broker:
+        messages = broker.subscribe("vedette/#")
+        with device(tmp_path, broker.config(inflight=5, reconnect_max_s=0.3)) as (spool, publisher):
+            publisher.retain(TOPICS.health, b"{}")
+            for _ in range(30):
+                spool.put(secret_topic, event(stream="secret"))
+                spool.put(EVENTS, event())
+            messages.wait(lambda m: len(m.of(EVENTS)) == 30)
+            time.sleep(1.0)
+            assert spool.stats().waiting == 30
+            said = warnings(caplog)
+            assert sum(secret_topic in line for line in said) == 1
+            assert sum(TOPICS.health in line for line in said) == 1
+            (broker.folder / "acl").write_text(acl + f"topic write {secret_topic}\n")
+            assert broker._process is not None
+            broker._process.send_signal(signal.SIGHUP)
+            messages.wait(lambda m: len(m.of(secret_topic)) == 30)
+            wait_for(lambda: spool.stats().waiting == 0)
+    numbers = [e.seq for e in in_order(events_of(messages.of(secret_topic)))]
+    assert numbers == list(range(1, 60, 2))
+
+
+def test_what_is_too_large_for_the_broker_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Mosquitto(tmp_path, lines=("max_packet_size 20000",)) as broker:
+        messages = broker.subscribe("vedette/#")
+        with device(tmp_path, broker.config()) as (spool, publisher):
+            publisher.retain(TOPICS.snapshot("front"), bytes(50_000))
+            wait_for(lambda: publisher.state.connected)
+            publisher.send(TOPICS.detections("front"), bytes(50_000))
+            spool.put(EVENTS, b"not an event")
+            spool.put(EVENTS, event("x" * 30_000))
+            spool.put(EVENTS, event())
+            messages.wait(lambda m: len(m.of(EVENTS)) == 1)
+            wait_for(lambda: spool.stats().waiting == 0)
+            assert publisher.state.dropped_samples == 1
+            assert publisher.state.connected
+    assert len(warnings(caplog)) == 3
+
+
+def test_a_small_window_of_the_broker_is_respected(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path, lines=("max_inflight_messages 1",)) as broker:
+        messages = broker.subscribe("vedette/#")
+        with device(tmp_path, broker.config(inflight=100)) as (spool, publisher):
+            publisher.retain(TOPICS.health, b"{}")
+            for _ in range(100):
+                spool.put(EVENTS, event())
+            messages.wait(lambda m: len(m.of(EVENTS)) == 100 and m.of(TOPICS.health))
+            assert publisher.state.connected
+
+
+def test_a_broker_that_only_speaks_3_1_1(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "agent")
+    with old_broker() as port:
+        config = MqttConfig(host=HOST, port=port)
+        with device(tmp_path, config) as (spool, publisher):
+            for _ in range(20):
+                spool.put(EVENTS, event())
+            wait_for(lambda: publisher.state.acknowledged == 20)
+            assert publisher.state.detail == "MQTT 3.1.1"
+        with device(tmp_path, replace(config, protocol="5", reconnect_max_s=0.2)) as (_, publisher):
+            time.sleep(0.5)
+            assert not publisher.state.connected
+    assert "MQTT 3.1.1" in caplog.text
+
+
+@contextmanager
+def old_broker() -> Iterator[int]:
+    """An amqtt, which knows MQTT 3.1.1 only."""
+    amqtt = pytest.importorskip("amqtt.broker", reason="amqtt is not installed (extra [demo])")
+    port, ready, over = free_port(), threading.Event(), threading.Event()
+    listener = {"type": "tcp", "bind": f"{HOST}:{port}"}
+    plugins = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
+
+    async def run() -> None:
+        broker = amqtt.Broker({"listeners": {"default": listener}, "plugins": plugins})
+        await broker.start()
+        ready.set()
+        while not over.is_set():
+            await asyncio.sleep(0.05)
+        await broker.shutdown()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()), name="old-broker")
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield port
+    finally:
+        over.set()
+        thread.join(10)

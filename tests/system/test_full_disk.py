@@ -1,0 +1,192 @@
+"""The spool on a real small filesystem that becomes full, or read-only, and recovers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.config import StorageConfig
+from agent.errors import StorageError
+from agent.messages import Stored
+from agent.storage import spool as spool_module
+from agent.storage.durable import write_atomic
+from agent.storage.spool import Spool
+from tests.support.mosquitto import Mosquitto
+from tests.support.publishing import EVENTS, device, event, events_of, in_order, wait_for
+
+BODY = bytes(500)
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A filesystem of 2 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("a filesystem of its own needs root")
+    monkeypatch.setattr(spool_module, "_RETRY_S", 0.1)
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "vedette-test", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is refused here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Take every byte that is left."""
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            pass
+    return filler
+
+
+def remount(folder: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], check=True)
+
+
+def said(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno == level and r.name.startswith("agent.storage")]
+
+
+def numbers(rows: list[Stored]) -> list[int]:
+    return [row.seq for row in rows]
+
+
+def test_a_full_disk_is_said_once_and_nothing_is_lost(small: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    spool = Spool(small, StorageConfig())
+    spool.put(EVENTS, BODY)
+    assert spool.flush(5.0)
+    filler = fill(small)
+    for _ in range(300):
+        spool.put(EVENTS, BODY)
+        time.sleep(0.001)
+    wait_for(lambda: spool.stats().on == "memory")
+    wait_for(lambda: numbers(spool.peek(0, 1000)) == list(range(1, 302)))
+    assert not spool.flush(1.0)
+    time.sleep(0.5)
+    (line,) = said(caplog, logging.ERROR)
+    assert str(small / "spool.db") in line
+    assert os.strerror(28) in line
+
+    spool.settle(range(1, 101))
+    assert numbers(spool.peek(0, 1000)) == list(range(101, 302))
+    filler.unlink()
+    wait_for(lambda: spool.stats().on == "disk")
+    assert spool.flush(5.0)
+    spool.put(EVENTS, BODY)
+    assert spool.flush(5.0)
+    assert numbers(spool.peek(0, 1000)) == list(range(101, 303))
+    assert len([line for line in said(caplog, logging.INFO) if "back on the disk" in line]) == 1
+    spool.close()
+
+    again = Spool(small, StorageConfig())
+    assert numbers(again.peek(0, 1000)) == list(range(101, 303))
+    again.put(EVENTS, BODY)
+    assert again.flush(5.0)
+    assert again.peek(0, 1000)[-1].seq == 303, "no gap"
+    again.close()
+
+
+def test_numbers_given_out_on_a_full_disk_are_never_given_again(small: Path) -> None:
+    spool = Spool(small, StorageConfig())
+    spool.put(EVENTS, BODY)
+    assert spool.flush(5.0)
+    fill(small)
+    for _ in range(200):
+        spool.put(EVENTS, BODY)
+    wait_for(lambda: spool.stats().on == "memory" and len(spool.peek(0, 1000)) == 201)
+    # As if the power had gone now: nothing more is written, and those in memory have been delivered.
+    copy = small.parent / "after"
+    copy.mkdir()
+    for file in small.glob("spool*"):
+        (copy / file.name).write_bytes(file.read_bytes())
+    after = Spool(copy, StorageConfig())
+    after.put(EVENTS, BODY)
+    assert after.flush(5.0)
+    rows = numbers(after.peek(0, 1000))
+    assert rows[0] == 1
+    assert rows[-1] > 201
+    after.close()
+    spool.close()
+
+
+def test_a_disk_that_is_full_at_the_start_is_used_when_it_is_not(
+    small: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    filler = fill(small)
+    spool = Spool(small, StorageConfig())
+    for _ in range(50):
+        spool.put(EVENTS, BODY)
+    wait_for(lambda: len(spool.peek(0, 100)) == 50)
+    assert spool.stats().on == "memory"
+    filler.unlink()
+    wait_for(lambda: spool.flush(1.0))
+    rows = numbers(spool.peek(0, 100))
+    assert rows == list(range(rows[0], rows[0] + 50))
+    assert len(said(caplog, logging.ERROR)) == 1
+    spool.close()
+
+
+def test_a_disk_that_becomes_read_only(small: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spool = Spool(small, StorageConfig())
+    spool.put(EVENTS, BODY)
+    assert spool.flush(5.0)
+    spool.close()
+    remount(small, "ro")
+    spool = Spool(small, StorageConfig())
+    spool.put(EVENTS, BODY)
+    wait_for(lambda: len(spool.peek(0, 10)) == 1)
+    assert spool.peek(0, 10)[0].seq > 1
+    assert len(said(caplog, logging.ERROR)) == 1
+    remount(small, "rw")
+    wait_for(lambda: spool.stats().on == "disk")
+    assert len(spool.peek(0, 10)) == 2
+    spool.close()
+
+
+def test_what_cannot_be_kept_is_said_at_the_end(small: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spool = Spool(small, StorageConfig())
+    fill(small)
+    for _ in range(100):
+        spool.put(EVENTS, BODY)
+    wait_for(lambda: spool.stats().on == "memory")
+    spool.close()
+    assert "100 events lay in memory only" in said(caplog, logging.ERROR)[-1]
+
+
+def test_an_atomic_write_on_a_full_disk_keeps_the_old_file(small: Path) -> None:
+    path = small / "state"
+    write_atomic(path, b"old")
+    fill(small)
+    with pytest.raises(StorageError, match="No space left"):
+        write_atomic(path, bytes(100_000))
+    assert path.read_bytes() == b"old"
+    assert not list(small.glob(".*"))
+
+
+def test_events_reach_the_broker_in_order_through_a_full_disk(small: Path) -> None:
+    with Mosquitto(small.parent) as broker:
+        messages = broker.subscribe("vedette/#")
+        with device(small, broker.config()) as (spool, _):
+            for step in range(3):
+                for _ in range(200):
+                    spool.put(EVENTS, event())
+                    time.sleep(0.0005)
+                if step == 0:
+                    filler = fill(small)
+                if step == 1:
+                    filler.unlink()
+            messages.wait(lambda m: len(m.of(EVENTS)) >= 600)
+            wait_for(lambda: spool.stats().waiting == 0 and spool.stats().on == "disk")
+    assert [e.seq for e in in_order(events_of(messages.of(EVENTS)))] == list(range(1, 601))

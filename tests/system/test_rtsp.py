@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from agent.capture.grabber import Grabber
+from agent.capture.source import open_source
+from agent.config import CaptureConfig
+from agent.errors import SourceError
+from tests.support.rtsp import RtspServer
+
+_CONFIG = CaptureConfig(stall_s=1.5, reopen_max_s=0.5)
+
+
+@contextmanager
+def grabbing(uri: str) -> Iterator[tuple[Grabber, list[tuple[str, str]]]]:
+    """A started grabber, and what it reports."""
+    news: list[tuple[str, str]] = []
+    grabber = Grabber("yard", uri, _CONFIG, on_change=lambda state, reason: news.append((state, reason)))
+    grabber.start()
+    try:
+        yield grabber, news
+    finally:
+        began = time.monotonic()
+        grabber.stop()
+        assert time.monotonic() - began < 0.5
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def frames_flow(grabber: Grabber, count: int = 10) -> None:
+    """So many frames come, each with its own picture."""
+    for _ in range(count):
+        frame = grabber.take(10)
+        assert frame is not None
+        assert frame.image.shape == (240, 320, 3)
+        grabber.give_back(frame)
+
+
+def test_a_camera_that_dies_and_returns_is_lost_once_and_back_once() -> None:
+    with RtspServer() as server, grabbing(server.uri) as (grabber, news):
+        frames_flow(grabber)
+        server.kill()
+        until(lambda: grabber.lost)
+        time.sleep(2)
+        server.start()
+        until(lambda: not grabber.lost)
+        frames_flow(grabber)
+        assert [state for state, _ in news] == ["lost", "running"]
+        assert "stopped sending" in news[0][1]
+        assert news[1][1].startswith("back after ")
+        assert grabber.stats.reopened == 1
+
+
+def test_a_camera_that_freezes_is_noticed_after_the_stall_time() -> None:
+    with RtspServer() as server, grabbing(server.uri) as (grabber, news):
+        frames_flow(grabber)
+        server.freeze()
+        began = time.monotonic()
+        until(lambda: grabber.lost)
+        assert 1.0 < time.monotonic() - began < 2.5
+        assert "no picture for 1.5 s" in news[0][1]
+        time.sleep(2)
+        server.thaw()
+        until(lambda: not grabber.lost)
+        frames_flow(grabber)
+        assert [state for state, _ in news] == ["lost", "running"]
+
+
+def test_a_camera_that_comes_later_is_waited_for() -> None:
+    server = RtspServer()
+    with grabbing(server.uri) as (grabber, news):
+        until(lambda: grabber.lost)
+        assert f"nothing listens on 127.0.0.1:{server.port}" in news[0][1]
+        with server:
+            frames_flow(grabber)
+            until(lambda: len(news) == 2)
+            assert [state for state, _ in news] == ["lost", "running"]
+
+
+def test_a_wrong_path_is_named() -> None:
+    with RtspServer() as server, pytest.raises(SourceError, match="404 Not Found: it has no such path"):
+        open_source(server.uri.replace("/cam", "/door"), stall_s=3)
+
+
+def test_a_wrong_password_is_named_and_not_shown() -> None:
+    with RtspServer("eve", "right") as server:
+        with pytest.raises(SourceError, match="refuses the ones given") as caught:
+            open_source(server.uri.replace("//", "//eve:wrong@"), stall_s=3)
+        assert "wrong" not in str(caught.value)
+        assert "eve:***@" in str(caught.value)
+        source = open_source(server.uri.replace("//", "//eve:right@"), stall_s=5)
+        assert source.read(None) is not None
+        source.close()
+
+
+def test_a_consumer_that_is_slow_sees_the_newest_frame() -> None:
+    with RtspServer() as server, grabbing(server.uri) as (grabber, _):
+        frames_flow(grabber)
+        time.sleep(1.0)
+        frame = grabber.take(1)
+        assert frame is not None
+        assert (time.monotonic_ns() - frame.captured_ns) / 1e9 < 0.3
+        assert grabber.stats.dropped > 5

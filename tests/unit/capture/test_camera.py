@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import pytest
+
+from agent.capture import camera
+from agent.capture.options import Options
+from agent.capture.source import open_source
+from agent.errors import SourceError
+
+
+class Device:
+    """A capture that gives 640×480 YUYV at 30 fps, whatever is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, float]] = []
+
+    def set(self, what: int, value: float) -> bool:
+        self.asked.append((what, value))
+        return False
+
+    def get(self, what: int) -> float:
+        return {
+            cv2.CAP_PROP_FRAME_WIDTH: 640.0,
+            cv2.CAP_PROP_FRAME_HEIGHT: 480.0,
+            cv2.CAP_PROP_FPS: 30.0,
+            cv2.CAP_PROP_FOURCC: float(cv2.VideoWriter.fourcc(*"YUYV")),
+        }[what]
+
+
+def test_a_camera_that_is_not_there_says_which_are() -> None:
+    with pytest.raises(SourceError, match=r"there is no /dev/video77; found .*; is it plugged in"):
+        open_source("v4l2:/dev/video77", stall_s=1)
+
+
+def test_a_device_that_is_no_camera_is_an_error() -> None:
+    with pytest.raises(SourceError, match="/dev/null gives no pictures: another program may use it"):
+        open_source("v4l2:/dev/null", stall_s=1)
+
+
+def test_a_camera_that_is_forbidden_names_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(SourceError, match="add it to the group video"):
+        open_source("v4l2:/dev/null", stall_s=1)
+
+
+def test_what_the_camera_gives_otherwise_is_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = Device()
+    monkeypatch.setattr(camera, "open_capture", lambda *_: device)
+    monkeypatch.setattr(Path, "exists", lambda _: True)
+    source = open_source("v4l2:/dev/null?size=1280x720&fps=60&format=MJPG", stall_s=1)
+    assert source.about == "640x480 at 30 fps"
+    messages = [
+        record.getMessage().partition(": ")[2] for record in caplog.records if record.levelname == "WARNING"
+    ]
+    assert messages == [
+        "asked for size 1280x720; the camera gives 640x480",
+        "asked for fps 60; the camera gives 30",
+        "asked for format MJPG; the camera gives YUYV",
+    ]
+    assert device.asked[0][0] == cv2.CAP_PROP_FOURCC, "the format decides which sizes there are"
+
+
+@pytest.mark.parametrize("options", [Options(), Options((640, 480), 30.0, "YUYV")])
+def test_a_camera_that_does_as_asked_is_not_mentioned(options: Options) -> None:
+    assert camera.differences(Device(), options) == []  # type: ignore[arg-type]

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from agent.capture.diagnosis import why_unreachable
+from agent.capture.source import open_source
+from agent.errors import SourceError
+
+Serve = Callable[[bytes], int]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Answers every connection with some bytes, and keeps silent when there are none; gives the port."""
+    listeners: list[socket.socket] = []
+    stopped = threading.Event()
+
+    def answer(listener: socket.socket, data: bytes) -> None:
+        while not stopped.is_set():
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                if data:
+                    connection.recv(4096)
+                    connection.sendall(data)
+                else:
+                    stopped.wait()
+
+    def start(data: bytes) -> int:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+        threading.Thread(target=answer, args=(listener, data), daemon=True).start()
+        return int(listener.getsockname()[1])
+
+    yield start
+    stopped.set()
+    for listener in listeners:
+        listener.close()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "data", "wants"),
+    [
+        ("rtsp", b"RTSP/1.0 401 Unauthorized\r\n\r\n", "wants a user name and a password, or refuses"),
+        ("rtsp", b"RTSP/1.0 404 Not Found\r\n\r\n", "it has no such path"),
+        ("rtsp", b"RTSP/1.0 599 Odd\r\n\r\n", "answers 599 Odd: check the path"),
+        ("rtsp", b"RTSP/1.0 200 OK\r\n\r\n", "nothing to decode in time"),
+        ("rtsp", b"SSH-2.0-OpenSSH\r\n", "not in this protocol"),
+        ("http", b"HTTP/1.0 503 Busy\r\n\r\n", "no further viewer"),
+        ("https", b"HTTP/1.0 200 OK\r\n\r\n", "does not speak TLS"),
+    ],
+)
+def test_the_answer_is_put_in_words(serve: Serve, scheme: str, data: bytes, wants: str) -> None:
+    assert wants in why_unreachable(f"{scheme}://127.0.0.1:{serve(data)}/cam?x=1", 2.0)
+
+
+def test_a_server_that_keeps_silent_is_told_from_one_that_is_not_there(serve: Serve) -> None:
+    assert "does not answer" in why_unreachable(f"rtsp://127.0.0.1:{serve(b'')}/", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    assert f"nothing listens on 127.0.0.1:{port}" in why_unreachable(f"rtsp://127.0.0.1:{port}/", 1.0)
+
+
+def test_an_unknown_name_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "create_connection", fail)
+    assert "no address is known for camera.invalid" in why_unreachable("rtsp://camera.invalid/", 1.0)
+
+
+def test_a_network_without_a_way_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(socket, "create_connection", fail)
+    assert "192.0.2.1:554 cannot be reached: Network is unreachable" in why_unreachable("rtsp://192.0.2.1/", 1.0)
+
+
+def test_a_stream_that_cannot_be_opened_says_why_without_the_password(serve: Serve) -> None:
+    port = serve(b"RTSP/1.0 401 Unauthorized\r\nCSeq: 1\r\n\r\n")
+    with pytest.raises(SourceError) as caught:
+        open_source(f"rtsp://user:secret@127.0.0.1:{port}/cam", stall_s=1)
+    assert str(caught.value).startswith(f"rtsp://user:***@127.0.0.1:{port}/cam: expected a video stream; ")
+    assert "401 Unauthorized" in str(caught.value)
+    assert "secret" not in str(caught.value)

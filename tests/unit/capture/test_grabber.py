@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from agent.capture.grabber import Grabber
+from agent.capture.uri import SCHEMES, Scheme
+from agent.config import CaptureConfig
+from agent.errors import SourceError
+from tests.unit.capture import scripted
+
+_LIVE = "v4l2:/dev/scripted"
+_QUICK = CaptureConfig(stall_s=0.2, reopen_max_s=0.05)
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[scripted.Script]:
+    """What `_LIVE` does."""
+    monkeypatch.setitem(SCHEMES, "v4l2", Scheme("tests.unit.capture.scripted:open_scripted", "", live=True))
+    monkeypatch.setattr(scripted, "script", scripted.Script())
+    yield scripted.script
+    scripted.script.released.set()
+
+
+@contextmanager
+def grabbing(
+    uri: str, config: CaptureConfig = _QUICK, name: str = "door"
+) -> Iterator[tuple[Grabber, list[tuple[str, str]]]]:
+    """A started grabber, and what it reports."""
+    news: list[tuple[str, str]] = []
+    grabber = Grabber(name, uri, config, on_change=lambda state, reason: news.append((state, reason)))
+    grabber.start()
+    try:
+        yield grabber, news
+    finally:
+        grabber.stop()
+
+
+def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def drain(grabber: Grabber, work_s: float = 0.0) -> list[int]:
+    """The numbers of all frames until the end."""
+    numbers = []
+    while not grabber.ended:
+        frame = grabber.take(0.25)
+        if frame is not None:
+            numbers.append(frame.seq)
+            time.sleep(work_s)
+            grabber.give_back(frame)
+    return numbers
+
+
+def test_a_fast_replay_hands_on_every_frame_to_a_slow_consumer() -> None:
+    with grabbing("test:?size=32x32&frames=60&pace=fast", CaptureConfig(stall_s=0.1)) as (grabber, news):
+        assert drain(grabber, work_s=0.003) == list(range(60))
+        assert grabber.stats.state == "ended"
+        assert (grabber.stats.frames, grabber.stats.dropped) == (60, 0)
+        assert grabber.take(0) is None
+    assert news == []
+
+
+def test_a_consumer_that_pauses_is_no_stall() -> None:
+    with grabbing("test:?size=32x32&frames=10&pace=fast", CaptureConfig(stall_s=0.1)) as (grabber, news):
+        time.sleep(0.5)
+        assert drain(grabber) == list(range(10))
+    assert news == []
+
+
+def test_a_slow_pace_is_no_stall() -> None:
+    with grabbing("test:?size=32x32&frames=3&fps=4", CaptureConfig(stall_s=0.1)) as (grabber, news):
+        began = time.monotonic()
+        assert drain(grabber) == [0, 1, 2]
+        assert time.monotonic() - began > 0.45
+    assert news == []
+
+
+def test_a_replay_at_realtime_drops_for_a_slow_consumer_and_counts() -> None:
+    with grabbing("test:?size=32x32&frames=40&fps=200") as (grabber, _):
+        numbers = drain(grabber, work_s=0.02)
+        stats = grabber.stats
+    assert numbers == sorted(set(numbers))
+    assert stats.frames == 40
+    assert stats.dropped == 40 - len(numbers) > 5
+
+
+def test_frames_carry_name_and_time() -> None:
+    with grabbing("test:?size=32x16&frames=5&pace=fast") as (grabber, _):
+        before = time.monotonic_ns()
+        frames = [grabber.take(1) for _ in range(5)]
+    times = [frame.captured_ns for frame in frames if frame]
+    assert times == sorted(times)
+    assert len(times) == 5
+    first = frames[0]
+    assert first is not None
+    assert (first.stream, first.order, first.image.shape) == ("door", "bgr", (16, 32, 3))
+    assert abs(first.captured_ns - before) < 1e9
+    assert first.captured_at.tzinfo is not None
+
+
+def test_memory_is_not_allocated_in_steady_state(script: scripted.Script) -> None:
+    with grabbing(_LIVE) as (grabber, _):
+        for _ in range(60):
+            frame = grabber.take(1)
+            assert frame is not None
+            grabber.give_back(frame)
+            grabber.give_back(frame)
+    assert script.allocated <= 3
+
+
+def test_a_frame_in_use_is_never_written_over() -> None:
+    with grabbing("test:?size=32x32&frames=100&pace=fast") as (grabber, _):
+        kept = grabber.take(1)
+        assert kept is not None
+        copy = kept.image.copy()
+        drain(grabber)
+    assert (kept.image == copy).all()
+
+
+def test_at_most_max_fps_are_handed_on(script: scripted.Script) -> None:
+    with grabbing(_LIVE, CaptureConfig(max_fps=20.0)) as (grabber, _):
+        began, count = time.monotonic(), 0
+        while time.monotonic() - began < 0.6:
+            frame = grabber.take(0.1)
+            if frame is not None:
+                count += 1
+                grabber.give_back(frame)
+    assert 8 <= count <= 14
+    assert grabber.stats.dropped <= 1
+
+
+def test_a_fast_replay_is_thinned_by_its_own_clock() -> None:
+    with grabbing("test:?size=32x32&frames=60&fps=30&pace=fast", CaptureConfig(max_fps=10.0)) as (grabber, _):
+        assert len(drain(grabber)) == 20
+
+
+def test_a_missing_file_fails_for_good(tmp_path: Path) -> None:
+    with grabbing(f"file:{tmp_path}/none.mp4") as (grabber, news):
+        for _ in range(2):
+            with pytest.raises(SourceError, match="there is no"):
+                grabber.take(2)
+        assert not grabber.ended
+        assert grabber.lost
+        assert "there is no" in grabber.stats.detail
+    assert news == []
+
+
+def test_a_file_that_hangs_fails_for_good_and_does_not_hold_up_stop(tmp_path: Path) -> None:
+    pipe = tmp_path / "clip.mp4"
+    os.mkfifo(pipe)
+    with grabbing(f"file:{pipe}") as (grabber, _):
+        with pytest.raises(SourceError, match=r"no picture for 0\.2 s"):
+            grabber.take(5)
+        began = time.monotonic()
+        grabber.stop()
+        assert time.monotonic() - began < 0.5
+    pipe.open("wb").close()  # lets the abandoned thread go
+
+
+def test_a_wrong_uri_is_refused_before_anything_starts() -> None:
+    with pytest.raises(SourceError, match="did you mean"):
+        Grabber("door", "flie:a.mp4", _QUICK, on_change=print)
+
+
+def test_a_camera_that_refuses_at_first_is_lost_once_and_tried_again(script: scripted.Script) -> None:
+    script.mood = "refuse"
+    with grabbing(_LIVE) as (grabber, news):
+        until(lambda: script.opened > 4)
+        assert grabber.lost
+        assert grabber.take(0) is None
+        assert news == [("lost", "nothing there")]
+        script.mood = "give"
+        until(lambda: not grabber.lost)
+        assert grabber.take(1) is not None
+    assert news == [("lost", "nothing there"), ("running", "back after 0 s")]
+    assert grabber.stats.detail == "16x16"
+
+
+def test_a_camera_that_breaks_comes_back_by_itself(script: scripted.Script) -> None:
+    with grabbing(_LIVE) as (grabber, news):
+        assert grabber.take(1) is not None
+        until(lambda: grabber.stats.state == "running")
+        script.mood = "break"
+        until(lambda: script.opened > 3)
+        assert news == [("lost", "the plug was pulled")]
+        script.mood = "give"
+        until(lambda: len(news) > 1)
+        assert grabber.take(1) is not None
+        assert grabber.stats.reopened == 1
+        until(lambda: script.closed == script.opened - 1)
+    assert [state for state, _ in news] == ["lost", "running"]
+
+
+def test_an_error_of_a_library_is_ours_and_masked(script: scripted.Script) -> None:
+    script.mood = "crash"
+    with grabbing(_LIVE) as (_, news):
+        until(lambda: bool(news))
+    assert news[0][1] == "v4l2:/dev/scripted: RuntimeError: in rtsp://user:***@host/"
+
+
+def test_a_camera_that_pauses_longer_than_a_stall_comes_back_without_reopening(script: scripted.Script) -> None:
+    with grabbing(_LIVE) as (grabber, news):
+        until(lambda: grabber.stats.state == "running")
+        script.mood = "hang"
+        until(lambda: grabber.lost)
+        script.mood = "give"
+        script.released.set()
+        until(lambda: not grabber.lost)
+        assert grabber.stats.reopened == 0
+    assert [state for state, _ in news] == ["lost", "running"]
+
+
+def test_a_reader_that_hangs_is_abandoned_and_closed_when_it_comes_back(script: scripted.Script) -> None:
+    with grabbing(_LIVE) as (grabber, news):
+        until(lambda: grabber.stats.state == "running")
+        script.mood = "hang"
+        until(lambda: grabber.lost)
+        until(lambda: script.opened == 2)
+        assert script.closed == 0
+        script.mood = "give"
+        script.released.set()
+        until(lambda: script.closed == 1)
+        until(lambda: not grabber.lost)
+    assert [state for state, _ in news] == ["lost", "running"]
+    assert news[0][1] == "v4l2:/dev/scripted: no picture for 0.2 s"
+
+
+def test_not_more_than_a_few_readers_may_hang(script: scripted.Script) -> None:
+    script.mood = "hang"
+    with grabbing(_LIVE, CaptureConfig(stall_s=0.05, reopen_max_s=0.01)) as (grabber, news):
+        until(lambda: script.opened == 3, 10)
+        time.sleep(2.0)
+        assert script.opened == 3
+        script.mood = "give"
+        script.released.set()
+        until(lambda: not grabber.lost)
+    assert [state for state, _ in news] == ["lost", "running"]
+
+
+def test_stop_returns_at_once_even_when_the_reader_hangs(script: scripted.Script) -> None:
+    with grabbing(_LIVE, CaptureConfig()) as (grabber, _):
+        assert grabber.take(1) is not None
+        script.mood = "hang"
+        time.sleep(0.05)
+        began = time.monotonic()
+        grabber.stop()
+        assert time.monotonic() - began < 0.5
+        script.released.set()
+        until(lambda: script.closed == 1)
+
+
+def test_stop_ends_every_thread_and_wakes_the_consumer(script: scripted.Script) -> None:
+    with grabbing(_LIVE, name="gate") as (grabber, _):
+        names = {thread.name for thread in threading.enumerate()}
+        assert {"capture-gate", "read-gate"} <= names
+        until(lambda: grabber.stats.frames > 0)
+    until(lambda: not {"capture-gate", "read-gate"} & {thread.name for thread in threading.enumerate()}, 1)
+    assert script.closed == 1
+
+
+def test_stop_before_start_does_no_harm() -> None:
+    grabber = Grabber("door", "test:", _QUICK, on_change=print)
+    assert grabber.stats.state == "starting"
+    grabber.stop()

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.capture.outage import BackOff, Outage, Thinning
+
+
+def test_an_outage_is_news_once_when_it_begins_and_once_when_it_ends() -> None:
+    outage = Outage()
+    assert outage.run(0, "640x480") is None
+    assert outage.lose(10, "no picture")
+    assert not outage.lose(15, "refused")
+    assert (outage.state, outage.detail) == ("lost", "refused")
+    assert outage.run(22, "640x480") == "back after 12 s"
+    assert outage.run(23, "640x480") is None
+    assert (outage.state, outage.detail) == ("running", "640x480")
+
+
+def test_the_end_is_no_outage() -> None:
+    outage = Outage()
+    outage.run(0, "x")
+    outage.end()
+    assert (outage.state, outage.detail) == ("ended", "")
+
+
+def test_pauses_double_up_to_the_limit_and_begin_again() -> None:
+    back_off = BackOff(0.5, 3.0)
+    assert [back_off.next(1.0) for _ in range(5)] == [0.5, 1.0, 2.0, 3.0, 3.0]
+    back_off.reset()
+    assert back_off.next(0.0) == 0.25
+
+
+def test_the_limit_holds_for_the_first_pause_too() -> None:
+    assert BackOff(0.5, 0.1).next(1.0) == 0.1
+
+
+@pytest.mark.parametrize(("source_fps", "max_fps"), [(30, 10), (30, 25), (25, 7), (10, 30), (60, 1)])
+def test_thinning_keeps_the_rate_on_average(source_fps: float, max_fps: float) -> None:
+    thinning, seconds = Thinning(max_fps), 20
+    passed = sum(thinning.passes(number / source_fps) for number in range(round(source_fps * seconds)))
+    assert passed == pytest.approx(min(source_fps, max_fps) * seconds, abs=2)
+
+
+@given(st.lists(st.floats(0, 10), max_size=80).map(sorted), st.floats(0.5, 20))
+def test_thinning_never_exceeds_its_rate(times: list[float], max_fps: float) -> None:
+    thinning = Thinning(max_fps)
+    passed = [time for time in times if thinning.passes(time)]
+    if len(passed) > 2:
+        assert len(passed) <= (passed[-1] - passed[0]) * max_fps + 2.01
+
+
+def test_without_a_limit_everything_passes() -> None:
+    thinning = Thinning(0.0)
+    assert all(thinning.passes(0.0) for _ in range(5))

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.capture.options import Options
+from agent.capture.source import check_uri
+from agent.capture.uri import SCHEMES, mask, parse
+from agent.errors import SourceError
+
+_words = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=12)
+
+
+@pytest.mark.parametrize(
+    ("uri", "target", "options"),
+    [
+        (
+            "v4l2:/dev/video0?size=1280x720&fps=30&format=mjpg",
+            "/dev/video0",
+            Options((1280, 720), 30.0, "MJPG"),
+        ),
+        ("libcamera:0?size=640x480&fps=12.5", "0", Options((640, 480), 12.5)),
+        ("file:clip.mp4", "clip.mp4", Options()),
+        ("file:///media/my%20clip.mp4?pace=fast&loop=1", "/media/my clip.mp4", Options(pace="fast", loop=True)),
+        ("file:a#b.mp4", "a#b.mp4", Options()),
+        ("dir:images/", "images/", Options(pace="fast")),
+        ("dir:images/?pace=realtime&fps=2&loop=0", "images/", Options(fps=2.0)),
+        ("test:?frames=3", "", Options(frames=3)),
+        ("test:", "", Options()),
+    ],
+)
+def test_a_uri_is_read(uri: str, target: str, options: Options) -> None:
+    address = parse(uri)
+    assert (address.target, address.options) == (target, options)
+
+
+@pytest.mark.parametrize("uri", ["rtsp://u:p@h:8554/a?tcp=1&x", "rtsps://h/", "http://h/v?size=3", "https://h"])
+def test_a_streams_query_belongs_to_its_server(uri: str) -> None:
+    address = parse(uri)
+    assert address.target == uri
+    assert address.live
+    assert not address.keeps_all
+
+
+@pytest.mark.parametrize(
+    ("uri", "wants"),
+    [
+        ("rstp://host/a", "did you mean rtsp:?"),
+        ("gopher://host", "expected one of v4l2:"),
+        ("/dev/video0", "did you mean v4l2:/dev/video0?"),
+        ("clip.mp4", "did you mean file:clip.mp4?"),
+        ("images/", "did you mean dir:images/?"),
+        ("", "found none"),
+        ("v4l2:video0", "found video0"),
+        ("v4l2:", "found nothing"),
+        ("file:", "found nothing"),
+        ("libcamera:front", "a camera's number"),
+        ("test:x", "found x"),
+        ("rtsp:///path", "it names no host"),
+        ("rtsp://host:99999/path", "not a URI"),
+        ("http://[::1/", "not a URI"),
+        ("v4l2:/dev/video0?fsp=30", "found fsp; did you mean fps?"),
+        ("v4l2:/dev/video0?zzz=30", "found zzz"),
+        ("file:a.mp4?size=640x480", "expected a key among pace, loop"),
+        ("v4l2:/dev/video0?fps=30&fps=15", "found it twice"),
+        ("v4l2:/dev/video0?size=640", "size: expected WIDTHxHEIGHT"),
+        ("v4l2:/dev/video0?size=1x1", "found '1x1'"),
+        ("v4l2:/dev/video0?fps=0", "fps: expected a number"),
+        ("v4l2:/dev/video0?fps=nan", "found 'nan'"),
+        ("v4l2:/dev/video0?format=MJPEG", "four characters"),
+        ("file:a.mp4?pace=slow", "pace: expected realtime or fast"),
+        ("file:a.mp4?loop=", "loop: expected 1 or 0"),
+        ("test:?frames=0", "frames: expected"),
+    ],
+)
+def test_a_wrong_uri_names_what_is_right(uri: str, wants: str) -> None:
+    with pytest.raises(SourceError) as caught:
+        check_uri(uri)
+    assert wants in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_a_fast_replay_keeps_every_picture() -> None:
+    assert parse("file:a.mp4?pace=fast").keeps_all
+    assert not parse("file:a.mp4").keeps_all
+    assert not parse("v4l2:/dev/video0").keeps_all
+
+
+@given(
+    st.sampled_from(["rtsp", "rtsps", "http", "https"]),
+    _words,
+    st.text(min_size=4).map(lambda t: "§" + t),
+    _words,
+)
+def test_a_password_is_never_shown(scheme: str, user: str, password: str, host: str) -> None:
+    secret = quote(password, safe="")
+    uri = f"{scheme}://{user}:{secret}@{host}/path"
+    assert mask(uri) == f"{scheme}://{user}:***@{host}/path"
+    assert parse(uri).shown == mask(uri)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("rtsp://a:p@ss@host/x", "rtsp://a:***@host/x"),
+        ("rtsp://a:p/ss@host/x", "rtsp://a:***@host/x"),
+        ("rtsp://:only@host/x", "rtsp://:***@host/x"),
+        ("rtsp://host:554/a@b", "rtsp://host:554/a@b"),
+        ("http://host/v?user=a&password=b&z=1", "http://host/v?user=a&password=***&z=1"),
+        ("tried rtsp://a:b@h/x and rtsp://c:d@i/y", "tried rtsp://a:***@h/x and rtsp://c:***@i/y"),
+        ("file:clip.mp4?pace=fast", "file:clip.mp4?pace=fast"),
+    ],
+)
+def test_credentials_are_masked_wherever_they_stand(text: str, shown: str) -> None:
+    assert mask(text) == shown
+
+
+@pytest.mark.parametrize("uri", ["rstp://a:secret@h/x", "rtsp://a:secret@:99999/x", "rtsp://a:secret@/x"])
+def test_an_error_does_not_show_the_password(uri: str) -> None:
+    with pytest.raises(SourceError) as caught:
+        parse(uri)
+    assert "secret" not in str(caught.value)
+
+
+@given(
+    st.tuples(st.integers(16, 16384), st.integers(16, 16384)),
+    st.floats(0.01, 1000),
+    st.sampled_from(["realtime", "fast"]),
+    st.integers(1, 10**6),
+)
+def test_what_is_written_is_read_again(size: tuple[int, int], fps: float, pace: str, frames: int) -> None:
+    options = parse(f"test:?size={size[0]}x{size[1]}&fps={fps!r}&pace={pace}&frames={frames}").options
+    assert (options.size, options.fps, options.pace, options.frames) == (size, fps, pace, frames)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_an_address_or_a_clear_error(text: str) -> None:
+    with contextlib.suppress(SourceError):
+        assert parse(text).scheme in SCHEMES
+
+
+def test_checking_a_uri_does_not_import_heavy_libraries() -> None:
+    code = (
+        "import sys, agent.capture.source as s; s.check_uri('file:a.mp4'); import agent.capture.grabber;"
+        "print([m for m in ('cv2', 'picamera2') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

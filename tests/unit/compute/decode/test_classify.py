@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from agent.compute.decode.classify import softmax
+from agent.config import DecodeConfig
+from agent.errors import ModelError
+from tests.support.decoding import decoder, picture, spec
+
+LABELS = ("cat", "dog", "cow", "hen")
+
+
+def test_the_strongest_label_of_probabilities() -> None:
+    tensor = spec("p", 1, 4, dtype="uint8", scale=1 / 256)
+    (found,) = decoder("classify", picture(8), [tensor], LABELS)([np.array([[5, 200, 110, 1]], np.uint8)])
+    assert (found.label, found.box) == ("dog", None)
+    assert found.score == pytest.approx(200 / 256)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (1, 1, 1, 4)])
+def test_logits_and_several_verdicts(shape: tuple[int, ...]) -> None:
+    decode = decoder("classify", picture(8), [spec("p", *shape)], LABELS, score=0.2, logits=True, top_k=3)
+    found = decode([np.array([2.0, 3.0, 2.5, np.nan], np.float32).reshape(shape)])
+    assert [d.label for d in found] == ["dog", "cow"]
+
+
+def test_only_wanted_labels() -> None:
+    decode = decoder("classify", picture(8), [spec("p", 1, 4)], LABELS, config=DecodeConfig(labels=("cow",)))
+    assert [d.label for d in decode([np.array([[0.1, 0.9, 0.5, 0]], np.float32)])] == ["cow"]
+
+
+def test_the_right_head_of_two_is_found_by_its_labels() -> None:
+    specs = [spec("embedding", 1, 64), spec("head", 1, 4)]
+    found = decoder("classify", picture(8), specs, LABELS)(
+        [np.ones((1, 64), np.float32), np.eye(1, 4, dtype=np.float32)]
+    )
+    assert [d.label for d in found] == ["cat"]
+
+
+@pytest.mark.parametrize("values", [[np.nan] * 4, [np.inf] * 4, [-np.inf] * 4])
+def test_nothing_finite_is_no_verdict(values: list[float]) -> None:
+    for logits in (False, True):
+        decode = decoder("classify", picture(8), [spec("p", 1, 4)], LABELS, logits=logits)
+        assert decode([np.array([values], np.float32)]) == []
+
+
+def test_softmax_of_infinities_is_finite() -> None:
+    assert softmax(np.array([np.inf, 1.0, 1.0], np.float32)).tolist() == [0.0, 0.5, 0.5]
+
+
+def test_top_k_must_be_positive() -> None:
+    with pytest.raises(ModelError, match="top_k"):
+        decoder("classify", picture(8), [spec("p", 1, 4)], LABELS, top_k=0)

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+
+from agent.compute.decode.guess import guess_input, guess_output
+from agent.errors import ModelError
+from tests.support.decoding import picture, spec
+
+
+def test_the_output_of_a_known_family() -> None:
+    output = guess_output([picture(128)], [spec("r", 1, 896, 16), spec("s", 1, 896, 1)])
+    assert (output.decoder, output.score_threshold, output.iou_threshold) == ("blazeface", 0.5, 0.3)
+    assert guess_output([picture(64)], [spec("out", 1, 6, 84)]).decoder == "yolo"
+
+
+def test_what_cannot_be_guessed_says_what_is_missing() -> None:
+    with pytest.raises(ModelError, match=r"out float32\[1,2,3,4,5\].*\[output\] decoder \(one of ssd, "):
+        guess_output([picture(64)], [spec("out", 1, 2, 3, 4, 5)])
+    with pytest.raises(ModelError, match=r"\[input\] mean and std"):
+        guess_input("classify", spec("image", 1, 224, 224, 3))
+
+
+@pytest.mark.parametrize(("dtype", "zero"), [("uint8", 0), ("uint8", 128), ("int8", -128), ("int8", 0)])
+def test_a_quantised_input_takes_pixels_as_they_are(dtype: str, zero: int) -> None:
+    tensor = spec("image", 1, 8, 8, 3, dtype=dtype, scale=1 / 127.5, zero_point=zero)
+    found = guess_input("classify", tensor)
+    shift = 128 if dtype == "int8" else 0
+    for pixel in (0, 100, 255):
+        real = (pixel - found.mean[0]) / found.std[0]
+        assert real / tensor.scale + zero == pytest.approx(pixel - shift)
+
+
+def test_other_inputs_follow_the_family() -> None:
+    assert guess_input("keypoints", spec("image", 1, 8, 8, 3, dtype="int32")).std == (1.0, 1.0, 1.0)
+    assert guess_input("yolo", spec("image", 1, 8, 8, 3)).std == (255.0, 255.0, 255.0)
+    assert guess_input("nanodet", spec("image", 1, 8, 8, 3)).order == "bgr"

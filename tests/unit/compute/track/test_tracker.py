@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.compute.track.tracker import Tracker
+from agent.compute.track.zones import Zones
+from agent.config import TrackConfig, ZoneConfig
+from agent.messages import WHOLE, Box, Detection, Event
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+RIGHT = ZoneConfig("right", ((0.5, 0.0), (1.0, 0.0), (1.0, 1.0), (0.5, 1.0)))
+
+
+def person(x: float, y: float = 0.5, w: float = 0.05, h: float = 0.15, score: float = 0.8) -> Detection:
+    return Detection("person", score, (x - w / 2, y - h / 2, x + w / 2, y + h / 2))
+
+
+class Clip:
+    """Feeds a tracker frame by frame and keeps its events."""
+
+    def __init__(self, fps: float = 10.0, zones: Sequence[ZoneConfig] = (), **config: float) -> None:
+        self.tracker = Tracker(TrackConfig(**config), Zones(zones), "front", run="abc123")  # type: ignore[arg-type]
+        self.events: list[Event] = []
+        self.now_s = 0.0
+        self._step_s = 1.0 / fps
+
+    def frame(self, *detections: Detection, seen: Box = WHOLE) -> list[Event]:
+        at = START + timedelta(seconds=self.now_s)
+        events = self.tracker.update(detections, round(self.now_s * 1e9), at, seen)
+        self.now_s += self._step_s
+        self.events += events
+        return events
+
+    def wait(self, seconds: float) -> list[Event]:
+        self.now_s += seconds
+        events = self.tracker.tick(round(self.now_s * 1e9), START + timedelta(seconds=self.now_s))
+        self.events += events
+        return events
+
+    def finish(self, reason: str = "shutdown") -> list[Event]:
+        events = self.tracker.finish(round(self.now_s * 1e9), START + timedelta(seconds=self.now_s), reason)
+        self.events += events
+        return events
+
+
+def told(events: Sequence[Event]) -> list[tuple[str, str]]:
+    return [(event.kind, event.reason) for event in events]
+
+
+def test_a_track_is_announced_at_its_third_detection() -> None:
+    clip = Clip()
+    assert [told(clip.frame(person(0.3))) for _ in range(4)] == [[], [], [("new", "appeared")], []]
+    (track,) = clip.tracker.tracks()
+    assert (track.id, track.hits, track.first_seen) == ("front-abc123-1", 4, START)
+
+
+def test_a_candidate_seen_too_seldom_is_forgotten() -> None:
+    clip = Clip(lost_after_s=0.5)
+    for _ in range(5):
+        clip.frame(person(0.3))
+        for _ in range(6):
+            clip.frame()
+    assert clip.events == []
+    assert clip.tracker.boxes() == ()
+
+
+def test_a_candidate_is_a_place_to_look_at_and_no_track_yet() -> None:
+    clip = Clip()
+    clip.frame(person(0.3))
+    assert len(clip.tracker.boxes()) == 1
+    assert (clip.tracker.alive, clip.tracker.tracks(), clip.tracker.counts()) == (0, (), {})
+
+
+def test_a_candidate_is_worth_another_look_until_a_look_misses_it() -> None:
+    clip = Clip()
+    watching = [clip.tracker.watching]
+    for detections in ([person(0.3)], [], *[[person(0.3)]] * 3, []):
+        clip.frame(*detections)
+        watching.append(clip.tracker.watching)
+    assert watching == [False, True, False, True, True, True, True]
+
+
+def test_a_track_is_lost_when_not_seen_for_long_enough() -> None:
+    clip = Clip(lost_after_s=1.5)
+    for _ in range(3):
+        clip.frame(person(0.3))
+    quiet = [told(clip.frame()) for _ in range(16)]
+    assert quiet[:14] == [[]] * 14
+    assert quiet[14:] == [[("end", "lost")], []]
+    assert clip.events[-1].track.last_seen == START + timedelta(seconds=0.2)
+
+
+def test_a_track_is_lost_without_any_frame() -> None:
+    clip = Clip(lost_after_s=1.5)
+    for _ in range(3):
+        clip.frame(person(0.3))
+    assert clip.wait(1.0) == []
+    assert told(clip.wait(0.5)) == [("end", "lost")]
+
+
+def test_a_gap_keeps_the_id() -> None:
+    clip = Clip()
+    for n in range(30):
+        clip.frame(*[] if n in (8, 9, 17) else [person(0.1 + 0.02 * n)])
+    assert [event.kind for event in clip.events].count("new") == 1
+
+
+@pytest.mark.parametrize("fps", [5.0, 10.0])
+@pytest.mark.parametrize("speed", [0.05, 0.3, 0.6])
+def test_a_small_fast_thing_keeps_its_id(fps: float, speed: float) -> None:
+    clip = Clip(fps)
+    for n in range(int(0.9 / speed * fps)):
+        clip.frame(person(0.05 + speed * n / fps, w=0.03, h=0.08))
+    assert [event.kind for event in clip.events].count("new") == 1
+
+
+def test_two_who_cross_keep_their_ids() -> None:
+    clip = Clip()
+    for n in range(60):
+        clip.frame(person(0.2 + 0.01 * n, 0.48), person(0.8 - 0.01 * n, 0.56))
+    by_id = {track.id: track.box for track in clip.tracker.tracks()}
+    first, second = by_id["front-abc123-1"], by_id["front-abc123-2"]
+    assert first is not None
+    assert second is not None
+    assert first[0] > second[0]
+
+
+def test_labels_do_not_mix() -> None:
+    clip = Clip(min_hits=1)
+    clip.frame(person(0.3))
+    clip.frame(Detection("car", 0.9, person(0.3).box))
+    assert clip.tracker.counts() == {"person": 1, "car": 1}
+
+
+def test_an_update_at_most_every_two_seconds_and_says_why() -> None:
+    clip = Clip(update_every_s=2.0)
+    for _ in range(25):
+        clip.frame(person(0.3))
+    for n in range(20):
+        clip.frame(person(0.3 + 0.01 * min(n, 10)))
+    for _ in range(20):
+        clip.frame(person(0.4, score=0.95))
+    assert told(clip.events) == [
+        ("new", "appeared"),
+        ("update", "still here"),
+        ("update", "moved"),
+        ("update", "clearer"),
+    ]
+
+
+def test_a_change_of_zones_is_told_at_once() -> None:
+    clip = Clip(zones=[RIGHT], min_hits=1)
+    kinds = [told(clip.frame(person(0.44 + 0.02 * n))) for n in range(5)]
+    assert kinds == [[("new", "appeared")], [], [], [("update", "zone")], []]
+    assert clip.events[-1].track.zones == ("right",)
+    assert clip.tracker.tracks()[0].zones == ("right",)
+
+
+def test_trembling_on_a_border_is_no_change_of_zones() -> None:
+    clip = Clip(zones=[RIGHT], min_hits=1)
+    for n in range(19):
+        clip.frame(person(0.5 + 0.004 * (-1) ** (n + 1)))
+    assert told(clip.events) == [("new", "appeared"), ("update", "zone")]
+
+
+def test_what_lies_outside_the_crop_is_not_missed() -> None:
+    clip = Clip(lost_after_s=0.5)
+    for _ in range(3):
+        clip.frame(person(0.2), person(0.8))
+    for _ in range(20):
+        clip.frame(person(0.8), seen=(0.5, 0.25, 1.0, 0.75))
+    assert clip.tracker.alive == 2
+    for _ in range(6):
+        clip.frame(person(0.8))
+    assert clip.tracker.alive == 1
+
+
+def test_what_lies_inside_the_crop_is_missed() -> None:
+    clip = Clip(lost_after_s=0.5)
+    for _ in range(3):
+        clip.frame(person(0.8))
+    for _ in range(6):
+        clip.frame(seen=(0.5, 0.25, 1.0, 0.75))
+    assert clip.tracker.alive == 0
+
+
+def test_a_model_slower_than_the_time_to_be_lost_still_keeps_a_track() -> None:
+    clip = Clip(fps=0.5, lost_after_s=1.5)
+    for _ in range(6):
+        clip.frame(person(0.3))
+    assert [event.kind for event in clip.events].count("new") == 1
+    clip.frame()
+    assert clip.tracker.alive == 0
+
+
+def test_verdicts_on_the_whole_picture_are_one_track_per_label() -> None:
+    clip = Clip()
+    for _ in range(5):
+        clip.frame(Detection("good", 0.9), Detection("good", 0.6), Detection("bad", 0.1))
+    assert clip.tracker.counts() == {"good": 1, "bad": 1}
+    assert [track.score for track in clip.tracker.tracks()] == [0.9, 0.1]
+    clip.frame(Detection("bad", 0.6), Detection("bad", 0.9))
+    assert clip.tracker.tracks()[1].score == 0.9
+
+
+def test_a_verdict_is_not_missed_by_a_look_at_a_crop() -> None:
+    clip = Clip(lost_after_s=0.5, min_hits=1)
+    clip.frame(Detection("good", 0.9))
+    for _ in range(10):
+        clip.frame(seen=(0.0, 0.0, 0.5, 0.5))
+    assert clip.tracker.alive == 1
+
+
+def test_finish_ends_every_track_with_its_reason_and_goes_on_with_new_ids() -> None:
+    clip = Clip(min_hits=1)
+    clip.frame(person(0.3), person(0.7))
+    assert told(clip.finish("stall")) == [("end", "stall")] * 2
+    assert clip.finish() == []
+    assert clip.tracker.counts() == {"person": 0}
+    clip.frame(person(0.3))
+    assert [track.id for track in clip.tracker.tracks()] == ["front-abc123-3"]
+
+
+def test_ids_are_unique_over_restarts() -> None:
+    runs = {Tracker(TrackConfig(), Zones(()), "front")._prefix for _ in range(20)}
+    assert len(runs) == 20
+
+
+_detection = st.builds(
+    Detection,
+    st.sampled_from(["person", "car", "dog"]),
+    st.floats(0.0, 1.0),
+    st.one_of(
+        st.none(),
+        st.tuples(st.floats(0, 0.8), st.floats(0, 0.8), st.floats(0, 0.2), st.floats(0, 0.2)).map(
+            lambda s: (s[0], s[1], s[0] + s[2], s[1] + s[3])
+        ),
+    ),
+)
+_crop = st.sampled_from([WHOLE, (0.0, 0.0, 0.5, 0.5), (0.25, 0.25, 0.75, 0.75)])
+_step: st.SearchStrategy[tuple[str, list[Detection], Box, float]] = st.one_of(
+    st.tuples(st.just("frame"), st.lists(_detection, max_size=5), _crop, st.floats(0.0, 2.0)),
+    st.tuples(st.just("tick"), st.just([]), st.just(WHOLE), st.floats(0.0, 2.0)),
+    st.tuples(st.just("finish"), st.just([]), st.just(WHOLE), st.just(0.0)),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(_step, max_size=25), st.integers(1, 4))
+def test_every_new_has_exactly_one_end_and_counts_add_up(
+    steps: list[tuple[str, list[Detection], Box, float]], min_hits: int
+) -> None:
+    clip = Clip(min_hits=min_hits, zones=[RIGHT], update_every_s=0.5)
+    alive: dict[str, str] = {}
+    ever: set[str] = set()
+    for what, detections, seen, seconds in [*steps, ("finish", [], WHOLE, 0.0)]:
+        clip.now_s += seconds
+        if what == "frame":
+            events = clip.frame(*detections, seen=seen)
+        else:
+            events = clip.wait(0.1) if what == "tick" else clip.finish()
+        for event in events:
+            _follow(event, alive, ever)
+        assert clip.tracker.alive == len(alive) == len(clip.tracker.tracks())
+        assert {track.id for track in clip.tracker.tracks()} == set(alive)
+        assert +Counter(clip.tracker.counts()) == Counter(alive.values())
+        assert min(clip.tracker.counts().values(), default=0) >= 0
+    assert alive == {}
+
+
+def _follow(event: Event, alive: dict[str, str], ever: set[str]) -> None:
+    track = event.track
+    if event.kind == "new":
+        assert track.id not in ever
+        ever.add(track.id)
+        alive[track.id] = track.label
+    else:
+        assert track.id in alive
+    if event.kind == "end":
+        del alive[track.id]
+    assert track.best_score >= track.score
+    assert track.first_seen <= track.last_seen

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.config import StorageConfig
+from agent.errors import StorageError
+from agent.storage.durable import lock_folder, state_folder, write_atomic
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    write_atomic(path, b"old")
+    with path.open("rb") as reader:
+        write_atomic(path, b"new and longer", mode=0o600)
+        assert reader.read() == b"old", "who has it open keeps the old one"
+    assert path.read_bytes() == b"new and longer"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == ["state.json"]
+
+
+def test_file_and_folder_are_synced_around_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    sync, rename = os.fsync, Path.replace
+
+    def note_sync(descriptor: int) -> None:
+        order.append("folder" if Path(f"/proc/self/fd/{descriptor}").readlink().is_dir() else "file")
+        sync(descriptor)
+
+    def note_rename(self: Path, target: Path) -> Path:
+        order.append("rename")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "replace", note_rename)
+    write_atomic(tmp_path / "state", b"x")
+    assert order == ["file", "rename", "folder"]
+
+
+def test_a_write_that_fails_names_the_file_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "full").touch()
+    with pytest.raises(StorageError, match=r"state: cannot be written: "):
+        write_atomic(tmp_path / "state", b"x")
+    assert os.listdir(tmp_path) == ["state"]
+    with pytest.raises(StorageError, match=r"nowhere/state: cannot be written: No such file"):
+        write_atomic(tmp_path / "nowhere" / "state", b"x")
+
+
+def test_a_second_daemon_is_told_who_has_the_folder(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from agent.storage.durable import lock_folder\n"
+        "with lock_folder(Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(StorageError, match=rf"{tmp_path}: in use by another vedette, pid {other.pid};"):
+            with lock_folder(tmp_path):
+                pass
+        other.kill()
+    with lock_folder(tmp_path) as folder:
+        assert folder == tmp_path
+    with lock_folder(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StorageError, match="nowhere/lock: cannot be opened: No such file"),
+        lock_folder(tmp_path / "nowhere"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("", "state"),
+        ("$STATE_DIRECTORY/spool", "state/spool"),
+        ("${STATE_DIRECTORY}", "state"),
+        ("~/here", "home/here"),
+    ],
+)
+def test_the_state_folder_is_expanded_and_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, expected: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("STATE_DIRECTORY", f"{tmp_path}/state:{tmp_path}/other")
+    assert state_folder(StorageConfig(folder=given)) == tmp_path / expected
+    assert (tmp_path / expected).is_dir()
+
+
+def test_without_systemd_it_is_in_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    assert state_folder(StorageConfig()) == tmp_path / ".local/state/vedette"
+    with pytest.raises(StorageError, match=r"\$STATE_DIRECTORY is not set"):
+        state_folder(StorageConfig(folder="$STATE_DIRECTORY/x"))
+
+
+def test_a_user_that_does_not_exist_has_no_home() -> None:
+    with pytest.raises(StorageError, match=r"~nobody-of-that-name/x.*set it to a full path"):
+        state_folder(StorageConfig(folder="~nobody-of-that-name/x"))
+
+
+def test_a_state_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"file/state: cannot be used as the state folder: Not a directory"):
+        state_folder(StorageConfig(folder=str(tmp_path / "file" / "state")))
