@@ -44,4 +44,4 @@ def _open(name: str, stream: StreamConfig) -> None:
     from agent.compute.vision import Vision
     from agent.library import open_model
 
-    Vision(name, stream, open_model(stream.model)).close()
+    Vision(name, stream, open_model(stream.model, stream.rung)).close()

@@ -1,4 +1,4 @@
-"""Models by name or path, ready for a backend; streams that run the same model share its bytes."""
+"""Models by name or path, ready for a backend; streams that run the same rung of a model share its bytes."""
 
 from __future__ import annotations
 
@@ -6,27 +6,43 @@ import hashlib
 from pathlib import Path
 from weakref import WeakValueDictionary
 
+from msgspec.structs import replace
+
 from agent.compute.decode.metadata import manifest_of
+from agent.compute.infer.extract import only_signature
 from agent.compute.infer.modelfile import read_modelfile
 from agent.errors import ModelError
-from agent.manifest import Model
+from agent.manifest import Manifest, Model
 from agent.storage.models import load_file
 
-_open: WeakValueDictionary[tuple[str, str], Model] = WeakValueDictionary()
+_open: WeakValueDictionary[tuple[str, str, str], Model] = WeakValueDictionary()
 
 
-def open_model(name_or_path: str) -> Model:
-    """The model of that name or path.
+def open_model(name_or_path: str, rung: str = "") -> Model:
+    """One rung of the model of that name or path, and nothing of the others.
+
+    Args:
+        name_or_path: see `agent.storage.models.load_model`.
+        rung: its name; empty: the manifest's first.
 
     Raises:
         ModelError: there is none, it is broken, or nothing tells how to use it.
     """
     content, manifest = load_file(name_or_path)
-    if manifest is None:
-        try:
-            inputs, outputs = read_modelfile(content).ends()
-        except ModelError as error:
-            raise ModelError(f"{name_or_path}: {error}") from None
-        manifest = manifest_of(content, inputs, outputs, Path(name_or_path).stem)
     sha256 = hashlib.sha256(content).hexdigest()
-    return _open.setdefault((name_or_path, sha256), Model(content, sha256, manifest, name_or_path))
+    try:
+        manifest = manifest or _guessed(content, name_or_path)
+        chosen = manifest.rung(rung)
+        key = (name_or_path, sha256, chosen.name)
+        if key in _open:
+            return _open[key]
+        if len(manifest.rungs) > 1:
+            content = only_signature(content, chosen.signature)
+    except ModelError as error:
+        raise ModelError(f"{name_or_path}: {error}") from None
+    return _open.setdefault(key, Model(content, sha256, replace(manifest, rungs=(chosen,)), name_or_path))
+
+
+def _guessed(content: bytes, path: str) -> Manifest:
+    inputs, outputs = read_modelfile(content).ends()
+    return manifest_of(content, inputs, outputs, Path(path).stem)

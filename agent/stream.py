@@ -67,7 +67,7 @@ class Stream:
         try:
             check_uri(self.config.source)
             if self.config.enabled:
-                self._model = open_model(self.config.model)
+                self._model = open_model(self.config.model, self.config.rung)
                 self._vision = Vision(self.name, self.config, self._model)
         except VedetteError as error:
             self.state, self.detail = "failed", str(error)

@@ -193,9 +193,10 @@ class Connection:
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         poll.register(sock, select.POLLIN | (select.POLLOUT if client.want_write() else 0))
-        # What TLS has decrypted already does not show on the socket.
+        # What TLS has decrypted does not show on the socket; at QoS 0 writing is all that there is to wait for.
         pending = bool(getattr(sock, "pending", int)())
-        found = dict(poll.poll(0 if pending else max(0, round(timeout_s * 1e3))))
+        at_once = pending or bool(self._acknowledged)
+        found = dict(poll.poll(0 if at_once else max(0, round(timeout_s * 1e3))))
         if pending or found.get(sock.fileno(), 0) & ~select.POLLOUT:
             client.loop_read()
         if client.want_write():

@@ -50,6 +50,8 @@ def read_credentials(config: MqttConfig) -> Credentials:
         raise ConfigError(
             "[mqtt] password_file is set but username is not; MQTT takes no password without a user"
         )
+    if config.key_file and not config.cert_file:
+        raise ConfigError("[mqtt] key_file is set but cert_file is not")
     return Credentials(_password(config), _context(config) if uses_tls(config) else None)
 
 
@@ -78,8 +80,6 @@ def _expanded(name: str) -> Path:
 
 
 def _context(config: MqttConfig) -> ssl.SSLContext:
-    if config.key_file and not config.cert_file:
-        raise ConfigError("[mqtt] key_file is set but cert_file is not")
     context = ssl.create_default_context()
     if config.ca_file:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

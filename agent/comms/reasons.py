@@ -57,7 +57,7 @@ def of_error(error: Exception) -> str:
             text += f"; the clock here says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, is that right?"
         return text
     if isinstance(error, ssl.SSLError):
-        return f"TLS failed: {error.reason or error}"
+        return f"TLS failed: {getattr(error, 'reason', None) or error}"
     if isinstance(error, socket.gaierror):
         return f"its name cannot be resolved: {error.strerror}"
     if isinstance(error, ConnectionRefusedError):

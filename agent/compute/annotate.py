@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from msgspec import Struct
 
+from agent.compute import lettering
 from agent.errors import BackendError
 from agent.messages import ChannelOrder, Image, Keypoint, Point, Track
 
@@ -30,7 +31,6 @@ _PALETTE: tuple[_Colour, ...] = (
     (200, 200, 80),
 )
 _DARK, _LIGHT = (24, 24, 24), (255, 255, 255)
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
 _FILL = 0.25
 """Opacity of the inside of an outline."""
 
@@ -187,15 +187,14 @@ def _caption_height(pen: _Pen) -> int:
 
 def _caption(picture: Image, text: str, at: tuple[int, int], colour: _Colour, pen: _Pen) -> int:
     """Text on a patch of colour, moved so that it lies in the picture. Its height, px."""
-    thick = max(1, round(pen.text * 1.6))
-    (wide, _), _ = cv2.getTextSize(text, _FONT, pen.text, thick)
-    wide, high = wide + 4 * pen.line, _caption_height(pen)
+    high = _caption_height(pen)
+    letters = lettering.line(text, high - 2 * pen.line)
+    wide = letters.shape[1] + 4 * pen.line
     x = max(0, min(at[0], pen.width - wide))
     y = max(0, min(at[1], pen.height - high))
     cv2.rectangle(picture, (x, y), (x + wide, y + high), colour, cv2.FILLED)
-    ink = _LIGHT if _luminance(colour, pen.order) < 140.0 else _DARK
-    foot = (x + 2 * pen.line, y + high - round(9 * pen.text) - pen.line)
-    cv2.putText(picture, text, foot, _FONT, pen.text, ink, thick, cv2.LINE_AA)
+    shade = _LIGHT if _luminance(colour, pen.order) < 140.0 else _DARK
+    lettering.ink(picture, letters, x + 2 * pen.line, y + pen.line, shade)
     return high
 
 

@@ -95,7 +95,7 @@ class Table:
             raise source.outside(self._vtable + size)
         self._slots = (size - 4) // 2
 
-    def _field(self, slot: int) -> int:
+    def position(self, slot: int) -> int:
         """Byte position of a field; 0 when absent."""
         if slot >= self._slots:
             return 0
@@ -103,7 +103,7 @@ class Table:
         return self._at + offset if offset else 0
 
     def _scalar(self, slot: int, form: struct.Struct, default: int) -> int:
-        at = self._field(slot)
+        at = self.position(slot)
         return self._source.unpack(form, at) if at else default
 
     def u8(self, slot: int) -> int:
@@ -128,7 +128,7 @@ class Table:
 
     def f32(self, slot: int) -> float | None:
         """32-bit float, None when absent."""
-        at = self._field(slot)
+        at = self.position(slot)
         return float(np.frombuffer(self._source.slice(at, 4), "<f4")[0]) if at else None
 
     def string(self, slot: int) -> str:
@@ -137,12 +137,12 @@ class Table:
 
     def data(self, slot: int) -> memoryview:
         """A vector of bytes, empty by default."""
-        at, count = self._vector(slot)
+        at, count = self.vector(slot)
         return self._source.slice(at, count)
 
     def length(self, slot: int) -> int:
         """Number of bytes of a vector of bytes, all of them there; 0 by default."""
-        at, count = self._vector(slot)
+        at, count = self.vector(slot)
         self._source.check(at, count)
         return count
 
@@ -153,24 +153,24 @@ class Table:
             slot: of the vector.
             dtype: little-endian numpy name, such as `<i4`.
         """
-        at, count = self._vector(slot)
+        at, count = self.vector(slot)
         kind = np.dtype(dtype)
         return np.frombuffer(self._source.slice(at, count * kind.itemsize), kind)
 
     def table(self, slot: int) -> Table | None:
         """A table, None when absent."""
-        at = self._field(slot)
+        at = self.position(slot)
         return Table(self._source, self._source.follow(at)) if at else None
 
     def tables(self, slot: int) -> list[Table]:
         """A vector of tables, empty by default."""
-        at, count = self._vector(slot)
+        at, count = self.vector(slot)
         self._source.slice(at, 4 * count)
         return [Table(self._source, self._source.follow(at + 4 * i)) for i in range(count)]
 
-    def _vector(self, slot: int) -> tuple[int, int]:
+    def vector(self, slot: int) -> tuple[int, int]:
         """Byte position and number of elements."""
-        at = self._field(slot)
+        at = self.position(slot)
         if not at:
             return 0, 0
         self._source.spend()

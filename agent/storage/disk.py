@@ -78,7 +78,8 @@ class Disk:
             table = self._table or self._open()
             # The commit that failed may yet have reached the disk: then these rows are in it already.
             delete = {*delete, *(row.seq for row in insert)} if self._reopened else delete
-            self._mark.reserve(given)
+            if given:  # a spool that was never used leaves no mark
+                self._mark.reserve(given)
             table.commit(insert, delete, given, dropped)
         except (sqlite3.Error, OSError) as error:
             self.lost(error)
@@ -101,6 +102,8 @@ class Disk:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code not in _STILL_OPEN:
             self.close()
+            with suppress(sqlite3.Error, OSError):  # what lies there should still be read, and goes first
+                self._open()
         elif code == sqlite3.SQLITE_FULL and self._table is not None:
             self._table.fold()
         # Before a number is given out that only memory knows.

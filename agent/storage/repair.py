@@ -53,10 +53,6 @@ def set_aside(path: Path) -> Path:
     """
     base = f"{path.name}.corrupt-"
     target = path.with_name(base + time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
-    number = 1
-    while target.exists():
-        number += 1
-        target = target.with_name(f"{target.name.partition('_')[0]}_{number}")
     for suffix in _FILES:
         with suppress(FileNotFoundError):
             Path(f"{path}{suffix}").replace(f"{target}{suffix}")

@@ -24,8 +24,8 @@ CLOCK_SET = 1_700_000_000.0
 
 
 def number_from_clock() -> int:
-    """A number above every count of events that a device has made: the time in ms."""
-    return int(max(time.time(), CLOCK_SET) * 1e3)
+    """A number above every count of events that a device has made: the time in µs."""
+    return int(max(time.time(), CLOCK_SET) * 1e6)
 
 
 class Watermark:

@@ -20,7 +20,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
         assert reader.read() == b"old", "who has it open keeps the old one"
     assert path.read_bytes() == b"new and longer"
     assert path.stat().st_mode & 0o777 == 0o600
-    assert os.listdir(tmp_path) == ["state.json"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_file_and_folder_are_synced_around_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def test_a_write_that_fails_names_the_file_and_leaves_nothing(tmp_path: Path) ->
     (tmp_path / "state" / "full").touch()
     with pytest.raises(StorageError, match=r"state: cannot be written: "):
         write_atomic(tmp_path / "state", b"x")
-    assert os.listdir(tmp_path) == ["state"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "state"]
     with pytest.raises(StorageError, match=r"nowhere/state: cannot be written: No such file"):
         write_atomic(tmp_path / "nowhere" / "state", b"x")
 
@@ -61,9 +61,9 @@ def test_a_second_daemon_is_told_who_has_the_folder(tmp_path: Path) -> None:
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(StorageError, match=rf"{tmp_path}: in use by another vedette, pid {other.pid};"):
-            with lock_folder(tmp_path):
-                pass
+        told = rf"{tmp_path}: in use by another vedette, pid {other.pid};"
+        with pytest.raises(StorageError, match=told), lock_folder(tmp_path):
+            pass
         other.kill()
     with lock_folder(tmp_path) as folder:
         assert folder == tmp_path

@@ -146,5 +146,5 @@ def test_a_model_of_more_than_two_gigabytes_is_not_read(zoo: Path) -> None:
 def test_a_pipe_is_not_waited_for(zoo: Path) -> None:
     (zoo / "walker.tflite").unlink()
     os.mkfifo(zoo / "walker.tflite")
-    with pytest.raises(ModelError, match="walker.tflite: not a file"):
+    with pytest.raises(ModelError, match=r"walker.tflite: not a file"):
         load_model("walker")

@@ -42,7 +42,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def settle(self, data: st.DataObject) -> None:
-        chosen = data.draw(st.lists(st.integers(0, self.last + 2), max_size=20))
+        chosen = data.draw(st.lists(st.sampled_from(sorted(self.rows)), unique=True)) if self.rows else []
         self.spool.settle(chosen)
         for seq in chosen:
             self.rows.pop(seq, None)

@@ -1,0 +1,96 @@
+"""NanoDet for the zoo: from a TensorFlow.js model to one `.tflite` with a signature per input size."""
+
+import argparse
+import hashlib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import quantise
+from calibrate import ranges
+from network import Network, nanodet
+from pictures import Picture, read_pictures
+from rounding import round_kernels
+from tfjs import read_convolutions
+from tflite import File
+
+_HERE = Path(__file__).resolve().parent
+_MODEL = _HERE.parents[1] / "agent" / "zoo" / "nanodet.tflite"
+_SIZES = (416, 320, 256)
+_OUTPUTS = ("scores", "reg")
+
+
+def main() -> int:
+    """Make what the arguments ask for; 1 if `--check` finds a difference."""
+    arguments = _arguments()
+    convolutions = read_convolutions(arguments.inputs / "package" / "models" / "nanodet.json")
+    networks = [nanodet(convolutions, size) for size in _SIZES]
+    if arguments.float:
+        _write(arguments.float, _float(networks))
+        return 0
+    content = _int8(networks, read_pictures(_HERE / "nanodet.sha256", arguments.inputs))
+    if arguments.check:
+        return _compare(arguments.output, content)
+    _write(arguments.output, content)
+    _name_in_manifest(arguments.output.with_suffix(".toml"), content)
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="scripts/build_models/nanodet", description=__doc__)
+    parser.add_argument("--inputs", type=Path, required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, default=_MODEL, help="where to write the INT8 model")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if --output differs")
+    parser.add_argument("--float", type=Path, metavar="FILE", help="write only the float model, there")
+    return parser.parse_args()
+
+
+def _float(networks: Sequence[Network]) -> bytes:
+    """The float file."""
+    file = File("NanoDet-g")
+    for network in networks:
+        file.add(f"s{network.size}", network, _OUTPUTS)
+    return file.pack()
+
+
+def _int8(networks: Sequence[Network], pictures: Sequence[Picture]) -> bytes:
+    """The INT8 file. All sizes have the same scales, and so the same weights and biases, stored once."""
+    scales = quantise.scales(networks[0], ranges(networks, pictures, _progress))
+    kernels = round_kernels(networks[0], scales, pictures, _progress)
+    file = File("NanoDet-g, INT8")
+    for network in networks:
+        file.add(f"s{network.size}", network, _OUTPUTS, scales, kernels)
+    return file.pack()
+
+
+def _progress(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    print(f"{path}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
+
+
+def _name_in_manifest(path: Path, content: bytes) -> None:
+    """Write the model's sha256 into the manifest, if there is one."""
+    if path.exists():
+        digest = hashlib.sha256(content).hexdigest()
+        path.write_text(re.sub(r'(?m)^sha256 = ".*"$', f'sha256 = "{digest}"', path.read_text()))
+
+
+def _compare(path: Path, content: bytes) -> int:
+    """0 if the file at `path` holds `content`, else 1."""
+    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "no file"
+    made = hashlib.sha256(content).hexdigest()
+    if found == made:
+        print(f"{path}: reproduced, sha256 {made}")
+        return 0
+    print(f"{path}: not reproduced: expected sha256 {made}, found {found}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""NanoDet-g as a list of layers, in NHWC: what the float writer, the calibration and the INT8 writer all walk over."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tfjs import Convolution
+
+CLASSES = 80
+SIDES = 4
+BINS = 11
+MEAN_BGR = np.array([103.53, 116.28, 123.675], np.float32)
+STD_BGR = np.array([57.375, 57.12, 58.395], np.float32)
+LEAK = 0.1
+STEM_STRIDE = 2
+STAGES = ((1, 1), (2, 2), (2, 2), (3, 2))
+"""(blocks, stride) of the four stages; the last three feed the pyramid."""
+
+LOUDEST = (18, 26)
+"""Channels of the first convolution whose values reach twice as far as all others'. They leave it halved and the next
+convolution doubles them: the same in float, and in INT8 the other channels get finer steps."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One operation: the tensors that it reads by name, the one that it writes, and what it needs besides."""
+
+    op: str
+    inputs: tuple[str, ...]
+    output: str
+    shape: Shape
+    stride: int = 1
+    convolution: Convolution | None = None
+    axis: int = 3
+
+
+@dataclass(slots=True)
+class Network:
+    """A network for one input size, built layer by layer; every method returns the name of its output."""
+
+    size: int
+    layers: list[Layer] = field(default_factory=list)
+    shapes: dict[str, Shape] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.shapes["image"] = (1, self.size, self.size, 3)
+
+    def add(self, op: str, *inputs: str, shape: Shape, name: str = "", **needs: object) -> str:
+        """Append one layer."""
+        output = name or f"{op.lower()}_{len(self.layers)}"
+        self.layers.append(Layer(op, inputs, output, shape, **needs))  # type: ignore[arg-type]
+        self.shapes[output] = shape
+        return output
+
+    def pad(self, x: str) -> str:
+        """One pixel of zeros on each side."""
+        batch, height, width, channels = self.shapes[x]
+        return self.add("PAD", x, shape=(batch, height + 2, width + 2, channels))
+
+    def conv(self, x: str, convolution: Convolution, stride: int = 1) -> str:
+        """Convolution that keeps the size, or halves it (padded by one on every side, as PyTorch pads)."""
+        if stride == 1:
+            shape = (*self.shapes[x][:3], len(convolution.bias))
+            return self.add("CONV_2D", x, shape=shape, convolution=convolution)
+        batch, height, width, _ = self.shapes[x]
+        shape = (batch, height // stride, width // stride, len(convolution.bias))
+        return self.add("CONV_2D", self.pad(x), shape=shape, stride=stride, convolution=convolution)
+
+    def half_max(self, x: str) -> str:
+        """3×3 max-pool with stride 2."""
+        batch, height, width, channels = self.shapes[x]
+        shape = (batch, height // 2, width // 2, channels)
+        return self.add("MAX_POOL_2D", self.pad(x), shape=shape, stride=2)
+
+    def join(self, *parts: str, axis: int = 3) -> str:
+        """Concatenation along `axis`."""
+        shape = list(self.shapes[parts[0]])
+        shape[axis] = sum(self.shapes[part][axis] for part in parts)
+        return self.add("CONCATENATION", *parts, shape=tuple(shape), axis=axis)
+
+    def resize_like(self, x: str, other: str) -> str:
+        """Bilinear resize to the height and width of `other`."""
+        shape = (*self.shapes[other][:3], self.shapes[x][3])
+        return self.add("RESIZE_BILINEAR", x, shape=shape)
+
+    def sum(self, a: str, b: str) -> str:
+        """Elementwise sum."""
+        return self.add("ADD", a, b, shape=self.shapes[a])
+
+    def reshape(self, x: str, shape: Shape, name: str = "") -> str:
+        """The same values in another shape."""
+        return self.add("RESHAPE", x, shape=shape, name=name)
+
+    def each(self, op: str, x: str, name: str = "") -> str:
+        """An operation that keeps the shape: LEAKY_RELU, LOGISTIC or, along the last axis, SOFTMAX."""
+        return self.add(op, x, shape=self.shapes[x], name=name)
+
+
+def nanodet(convolutions: Sequence[Convolution], size: int) -> Network:
+    """NanoDet-g for `size` × `size` BGR pixels 0..255.
+
+    Outputs, over the N cells of strides 8, 16 and 32: `scores` [1, N, 80], probabilities of the classes; `reg`
+    [1, N, 44], for each of left, top, right and bottom the probabilities of the distances 0..10 strides from the
+    cell's centre.
+
+    The layers are those of the source model, but arranged for INT8 and for XNNPACK: the normalisation sits in the
+    first convolution (so the picture's border is black, not the mean colour), max-pool comes before its
+    LeakyReLU (which is monotone; its border is 0, not -inf), and each head's convolution is split in two, so that
+    scores and distances have scales of their own.
+    """
+    stem, entry, *others = convolutions
+    net, (stem, entry) = Network(size), _evened(_normalised(stem), entry)
+    rest = iter((entry, *others))
+    x = net.conv("image", stem, STEM_STRIDE)
+    x = net.each("LEAKY_RELU", net.half_max(x))
+    levels = [
+        x := _stage(net, x, [next(rest) for _ in range(2 * blocks + 2)], stride) for blocks, stride in STAGES
+    ]
+    levels = [net.conv(level, next(rest)) for level in levels[1:]]
+    _heads(net, _pyramid(net, levels), list(rest))
+    return net
+
+
+def _normalised(stem: Convolution) -> Convolution:
+    """The first convolution for pixels 0..255 in place of (pixel - mean) / std."""
+    kernel = stem.kernel / STD_BGR[:, None]
+    return Convolution(kernel, stem.bias - np.einsum("hwio,i->o", kernel, MEAN_BGR))
+
+
+def _evened(first: Convolution, second: Convolution) -> tuple[Convolution, Convolution]:
+    """Two convolutions in a row with the loudest channels between them halved."""
+    gain = np.ones(len(first.bias), np.float32)
+    gain[list(LOUDEST)] = 0.5
+    return Convolution(first.kernel * gain, first.bias * gain), Convolution(
+        second.kernel / gain[:, None], second.bias
+    )
+
+
+def _stage(net: Network, x: str, convolutions: Sequence[Convolution], stride: int) -> str:
+    """A cross-stage-partial stage: blocks of two convolutions, whose input joins their output at the end."""
+    first, *blocks, last = convolutions
+    entry = x = net.each("LEAKY_RELU", net.conv(x, first, stride))
+    for narrow, deep in zip(blocks[::2], blocks[1::2], strict=True):
+        x = net.each("LEAKY_RELU", net.conv(x, narrow))
+        x = net.join(net.each("LEAKY_RELU", net.conv(x, deep)), x)
+    return net.join(net.each("LEAKY_RELU", net.conv(x, last)), entry)
+
+
+def _pyramid(net: Network, levels: Sequence[str]) -> list[str]:
+    """Path aggregation over strides 8, 16 and 32: sums from coarse to fine, then from fine to coarse."""
+    fine, middle, coarse = levels
+    middle = net.sum(middle, net.resize_like(coarse, middle))
+    fine = net.sum(fine, net.resize_like(middle, fine))
+    middle = net.sum(middle, net.resize_like(fine, middle))
+    return [fine, middle, net.sum(coarse, net.resize_like(middle, coarse))]
+
+
+def _heads(net: Network, levels: Sequence[str], convolutions: Sequence[Convolution]) -> None:
+    """One head per level; their outputs joined over the levels."""
+    scores, reg = [], []
+    for level, shared, both in zip(levels, convolutions[::2], convolutions[1::2], strict=True):
+        x = net.each("LEAKY_RELU", net.conv(level, shared))
+        cells = net.shapes[x][1] * net.shapes[x][2]
+        scores.append(net.reshape(net.conv(x, both.outputs(0, CLASSES)), (1, cells, CLASSES)))
+        sides = net.conv(x, both.outputs(CLASSES, CLASSES + SIDES * BINS))
+        reg.append(net.reshape(sides, (1, cells * SIDES, BINS)))
+    net.each("LOGISTIC", net.join(*scores, axis=1), "scores")
+    distances = net.each("SOFTMAX", net.join(*reg, axis=1), "distances")
+    net.reshape(distances, (1, net.shapes["scores"][1], SIDES * BINS), "reg")

@@ -1,0 +1,88 @@
+"""From ranges to integers: scales that the INT8 kernels accept, weights and biases rounded for the least error."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from network import Network
+
+SAME_SCALE = frozenset({"CONCATENATION", "LEAKY_RELU", "MAX_POOL_2D", "PAD", "RESHAPE", "RESIZE_BILINEAR"})
+"""Operations whose output has the scale of their input: those that only move values, and LeakyReLU, so that the
+positive values pass it unrounded."""
+INT8_MIN, INT8_MAX = -128, 127
+_WEIGHT_CLIPS = np.linspace(0.6, 1.0, 81)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantisation:
+    """real = scale × (integer - zero_point); one scale, or one per output channel."""
+
+    scale: NDArray[np.float32]
+    zero_point: int
+
+
+PIXELS = Quantisation(np.array([1.0], np.float32), INT8_MIN)
+PROBABILITIES = Quantisation(np.array([1 / 256], np.float32), INT8_MIN)
+FIXED = {"image": PIXELS, "scores": PROBABILITIES, "distances": PROBABILITIES}
+"""Tensors whose range is known beforehand."""
+
+
+def groups(network: Network) -> dict[str, str]:
+    """Map each tensor to the one that stands for all tensors that must share its scale."""
+    leader = {name: name for name in network.shapes}
+
+    def find(name: str) -> str:
+        while leader[name] != name:
+            name = leader[name]
+        return name
+
+    for layer in network.layers:
+        if layer.op in SAME_SCALE:
+            for name in layer.inputs:
+                leader[find(layer.output)] = find(name)
+    return {name: find(name) for name in network.shapes}
+
+
+def from_range(low: float, high: float) -> Quantisation:
+    """The asymmetric INT8 scale of the real range low..high, which is widened to hold 0."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / (INT8_MAX - INT8_MIN)
+    return Quantisation(
+        np.array([scale], np.float32), int(np.clip(round(INT8_MIN - low / scale), INT8_MIN, INT8_MAX))
+    )
+
+
+def scales(network: Network, ranges: Mapping[str, tuple[float, float]]) -> dict[str, Quantisation]:
+    """The scale of every tensor, from the range of each group's leader."""
+    leaders = groups(network)
+    fixed = {leaders[name]: quantisation for name, quantisation in FIXED.items()}
+    return {name: fixed.get(leader) or from_range(*ranges[leader]) for name, leader in leaders.items()}
+
+
+def round_to_int8(values: NDArray[np.float32], to: Quantisation) -> NDArray[np.int8]:
+    """The nearest integers of one scale, clipped."""
+    return np.clip(np.round(values / to.scale) + to.zero_point, INT8_MIN, INT8_MAX).astype(np.int8)
+
+
+def weight_scale(kernel: NDArray[np.float32]) -> Quantisation:
+    """A scale per output channel of a kernel [height, width, in, out], clipped where its squared error is least."""
+    peak = np.maximum(np.abs(kernel).max(axis=(0, 1, 2)), 1e-12)
+    best, error = peak / INT8_MAX, np.full(peak.shape, np.inf)
+    for clip in _WEIGHT_CLIPS:
+        scale = clip * peak / INT8_MAX
+        rounded = round_weights(kernel, scale) * scale
+        squared = np.square(rounded - kernel, dtype=np.float64).sum(axis=(0, 1, 2))
+        best, error = np.where(squared < error, scale, best), np.minimum(squared, error)
+    return Quantisation(best.astype(np.float32), 0)
+
+
+def round_weights(values: NDArray[np.floating], scale: NDArray[np.float32]) -> NDArray[np.int8]:
+    """The nearest integers of weights [..., out]; symmetric, as the kernels want them."""
+    return np.clip(np.round(values / scale), -INT8_MAX, INT8_MAX).astype(np.int8)
+
+
+def bias(values: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Round a bias to the scale of the products that it is added to."""
+    return np.round(values.astype(np.float64) / scale.astype(np.float64)).astype(np.int32)

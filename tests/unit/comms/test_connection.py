@@ -1,0 +1,239 @@
+"""The publisher against peers that are no brokers, or bad ones."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from agent.comms import session
+from agent.comms.connection import Connection
+from agent.comms.mqtt import Publisher
+from agent.config import MqttConfig
+from agent.messages import Stored
+from tests.support.mosquitto import HOST, free_port
+from tests.support.publishing import EVENTS, TOPICS, Kept, event, wait_for
+
+CONNACK_5 = b"\x20\x03\x00\x00\x00"
+
+
+@contextmanager
+def peer(serve: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A server that hands every connection to `serve`, and closes it after."""
+    with socket.create_server((HOST, 0)) as server:
+        over = threading.Event()
+
+        def accept() -> None:
+            while not over.is_set():
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.settimeout(5.0)
+                    try:
+                        serve(connection)
+                    except OSError:
+                        continue
+
+        thread = threading.Thread(target=accept, name="peer", daemon=True)
+        thread.start()
+        yield int(server.getsockname()[1])
+        over.set()
+        with socket.socket() as last:
+            last.connect_ex(server.getsockname())
+        thread.join(5)
+
+
+def publisher(port: int, outgoing: Kept | None = None, **fields: object) -> Publisher:
+    config = MqttConfig(host=HOST, port=port, reconnect_max_s=0.2, **fields)  # type: ignore[arg-type]
+    made = Publisher(config, TOPICS, outgoing or Kept())
+    made.start()
+    return made
+
+
+def receive_until(connection: socket.socket, what: bytes) -> bytes:
+    got = b""
+    while what not in got:
+        if not (more := connection.recv(4096)):
+            raise OSError("closed")
+        got += more
+    return got
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"\x20\xff\xff\xff\xff\xff",
+        b"\x20\x02\x00\xf3\x99",
+        b"\x20\x05\x00\x00\x02\x21",
+    ],
+)
+def test_a_peer_that_is_no_broker_harms_nothing(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    def serve(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(answer)
+
+    with peer(serve) as port:
+        made = publisher(port)
+        time.sleep(0.8)
+        assert not made.state.connected
+        assert made.state.detail != "connecting"
+        assert made._thread is not None
+        assert made._thread.is_alive()
+        made.stop(1.0)
+        assert not made._thread.is_alive()
+    assert 1 <= len([r for r in caplog.records if r.levelno >= logging.WARNING]) <= 2, "lost, and perhaps refused"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(0x86, "wrong user name or password"), (0x8A, "we are banned"), (0x85, "does not accept our client id")],
+)
+def test_a_refusal_is_told_in_plain_words(code: int, words: str) -> None:
+    def serve(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(bytes([0x20, 3, 0, code, 0]))
+        connection.recv(10)
+
+    with peer(serve) as port:
+        made = publisher(port, username="cam")
+        wait_for(lambda: words in made.state.detail)
+        assert made.state.detail.startswith("refuses user 'cam': ")
+        made.stop(1.0)
+
+
+def test_the_versions_are_tried_in_turn_when_the_peer_refuses_the_first() -> None:
+    levels: list[int] = []
+
+    def serve(connection: socket.socket) -> None:
+        packet = receive_until(connection, b"MQTT")
+        level = packet[packet.index(b"MQTT") + 4]
+        levels.append(level)
+        connection.sendall(b"\x20\x02\x00\x00" if level == 4 else b"\x20\x02\x00\x01")
+        receive_until(connection, b"online")
+        connection.sendall(b"\x40\x02\x00\x01")
+        receive_until(connection, b"stopped")
+
+    with peer(serve) as port:
+        made = publisher(port)
+        wait_for(lambda: made.state.connected)
+        assert made.state.detail == "MQTT 3.1.1"
+        assert levels == [5, 4]
+        made.stop(1.0)
+
+
+def test_a_broker_that_acknowledges_nothing_is_left_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "_SILENCE_S", 0.3)
+    monkeypatch.setattr(session, "_PAUSE_S", 0.1)
+    numbers: list[int] = []
+
+    def serve(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(CONNACK_5)
+        while data := connection.recv(65536):
+            numbers.append(data.count(b"appeared"))
+
+    with peer(serve) as port:
+        made = publisher(port, Kept([Stored(1, EVENTS, event(), 0.0)]))
+        wait_for(lambda: sum(numbers) >= 2, 10)
+        assert made.state.acknowledged == 0
+        made.stop(0.5)
+
+
+def test_a_broker_at_qos_0_gets_what_it_can() -> None:
+    got: list[bytes] = []
+
+    def serve(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(b"\x20\x05\x00\x00\x02\x24\x00")
+        while data := connection.recv(65536):
+            got.append(data)
+
+    with peer(serve) as port:
+        outgoing = Kept([Stored(1, EVENTS, event(), 0.0)])
+        made = publisher(port, outgoing)
+        wait_for(lambda: outgoing.settled == [1])
+        made.stop(1.0)
+        wait_for(lambda: b"stopped" in b"".join(got))
+
+
+def test_a_disconnect_by_the_broker_is_told_in_its_words() -> None:
+    def serve(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(CONNACK_5)
+        receive_until(connection, b"online")
+        connection.sendall(b"\xe0\x02\x98\x00")
+        connection.recv(10)
+
+    with peer(serve) as port:
+        made = publisher(port)
+        wait_for(lambda: "its operator ended the connection" in made.state.detail)
+        made.stop(1.0)
+
+
+def test_nothing_listens_and_no_such_name(caplog: pytest.LogCaptureFixture) -> None:
+    made = publisher(free_port())
+    wait_for(lambda: made.state.detail == "nothing listens there")
+    time.sleep(0.5)
+    made.stop(1.0)
+    assert len(caplog.records) == 1
+    named = Publisher(MqttConfig(host="no such host", reconnect_max_s=0.1), TOPICS, Kept())
+    named.start()
+    wait_for(lambda: named.state.detail != "connecting")
+    began = time.monotonic()
+    named.stop(0.5)
+    assert time.monotonic() - began < 1.0
+
+
+def test_a_defect_does_not_end_the_thread(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Connection, "open", lambda *_: 1 / 0)
+    made = publisher(free_port())
+    wait_for(lambda: len([r for r in caplog.records if "a defect in Vedette" in r.getMessage()]) >= 2)
+    made.stop(1.0)
+
+
+def test_a_file_that_vanishes_while_running_is_an_outage(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    secret = tmp_path_factory.mktemp("secret") / "password"
+    secret.write_text("x")
+    config = MqttConfig(
+        host=HOST, port=free_port(), username="cam", password_file=str(secret), reconnect_max_s=0.1
+    )
+    made = Publisher(config, TOPICS, Kept())
+    secret.unlink()
+    made.start()
+    wait_for(lambda: "password_file" in made.state.detail)
+    made.stop(1.0)
+
+
+def test_a_stop_before_the_start_and_a_connection_after_the_stop() -> None:
+    Publisher(MqttConfig(), TOPICS, Kept()).stop(1.0)
+    seen: list[bytes] = []
+
+    def serve(connection: socket.socket) -> None:
+        seen.append(connection.recv(4096))
+        time.sleep(0.6)
+        connection.sendall(CONNACK_5)
+        while data := connection.recv(4096):
+            seen.append(data)
+
+    with peer(serve) as port:
+        made = publisher(port)
+        wait_for(lambda: seen)
+        made.stop(0.1)
+        assert made._thread is not None
+        made._thread.join(3.0)
+        assert not made._thread.is_alive()
+    assert b"online" not in b"".join(seen[1:])
+    assert session.OFFLINE in seen[0]

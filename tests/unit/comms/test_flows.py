@@ -1,0 +1,254 @@
+"""Events, retained states and samples over a connection whose answers the test decides."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.comms import events as events_module
+from agent.comms.connection import Acknowledged
+from agent.comms.events import Events
+from agent.comms.samples import Samples
+from agent.comms.states import States
+from agent.messages import Stored
+from tests.support.publishing import EVENTS, TOPICS, Kept, event, events_of
+
+OTHER = TOPICS.events("other")
+
+
+class Line:
+    """Stands in for a connection: keeps what is published."""
+
+    max_packet = 0
+
+    def __init__(self) -> None:
+        self.published: list[tuple[str, bytes]] = []
+        self.is_clogged = False
+
+    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False) -> int:
+        if "+" in topic:
+            raise ValueError("a wildcard")
+        self.published.append((topic, payload))
+        return len(self.published)
+
+    def fits(self, topic: str, payload: bytes) -> bool:
+        return not self.max_packet or len(payload) <= self.max_packet
+
+    @property
+    def numbers(self) -> list[int]:
+        return [message.seq for message in events_of(payload for _, payload in self.published)]
+
+
+def kept(count: int, topics: tuple[str, ...] = (EVENTS,)) -> Kept:
+    return Kept(Stored(n, topics[n % len(topics)], event(), time.time()) for n in range(1, count + 1))
+
+
+def flow(outgoing: Kept) -> Events:
+    return Events(outgoing, "host:1883", 0.2)
+
+
+def send(events: Events, line: Line, room: int) -> None:
+    events.send(line, room)  # type: ignore[arg-type]
+
+
+def test_events_are_sent_in_order_within_the_room_and_settled_together() -> None:
+    outgoing, line = kept(10), Line()
+    events = flow(outgoing)
+    send(events, line, 4)
+    assert line.numbers == [1, 2, 3, 4]
+    assert (events.in_flight, events.sent, events.acknowledged) == (4, 4, 0)
+    for mid in (1, 2):
+        assert events.take(Acknowledged(mid, 0x10))
+    assert not events.take(Acknowledged(2, 0)), "a repeated acknowledgement is no news"
+    assert outgoing.settled == []
+    events.settle()
+    assert outgoing.settled == [1, 2]
+    send(events, line, 99)
+    assert line.numbers == list(range(1, 11))
+    assert not events.is_waiting
+
+
+def test_a_new_connection_begins_with_the_oldest_that_was_not_acknowledged() -> None:
+    outgoing, line = kept(6), Line()
+    events = flow(outgoing)
+    send(events, line, 4)
+    events.take(Acknowledged(2, 0))
+    events.settle()
+    events.restart()
+    line = Line()
+    assert not events.take(Acknowledged(1, 0)), "of the connection before"
+    send(events, line, 99)
+    assert line.numbers == [1, 3, 4, 5, 6]
+
+
+@given(st.data())
+@settings(max_examples=40, deadline=None)
+def test_whatever_is_lost_or_refused_every_event_arrives(
+    data: st.DataObject,
+) -> None:
+    outgoing, line = kept(20, (EVENTS, OTHER)), Line()
+    events = flow(outgoing)
+    arrived: list[tuple[str, int]] = []
+    open_mids: list[int] = []
+    for _ in range(150):
+        step = data.draw(st.sampled_from(["send", "acknowledge", "acknowledge", "lose", "refuse"]))
+        if step == "send":
+            before = len(line.published)
+            send(events, line, data.draw(st.integers(1, 8)))
+            open_mids += range(before + 1, len(line.published) + 1)
+        elif step == "lose":
+            events.restart()
+            line, open_mids = Line(), []
+        elif open_mids:
+            mid = open_mids.pop(0)
+            if step == "acknowledge":
+                arrived.append((line.published[mid - 1][0], line.numbers[mid - 1]))
+            else:  # everything that is in flight on that topic is refused with it
+                for hold in events._holds.values():
+                    hold.until = min(hold.until, time.monotonic()) if hold.until else 0.0
+            events.take(Acknowledged(mid, 0 if step == "acknowledge" else 0x97))
+            events.settle()
+        if not outgoing.rows:
+            break
+    events._holds.clear()
+    events.restart()
+    line = Line()
+    send(events, line, 99)
+    arrived += [(topic, number) for (topic, _), number in zip(line.published, line.numbers, strict=True)]
+    assert {number for _, number in arrived} == set(range(1, 21))
+
+
+def test_a_refused_topic_waits_and_others_go_on(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    outgoing, line = kept(8, (EVENTS, OTHER)), Line()
+    events = flow(outgoing)
+    send(events, line, 4)
+    for mid, code in ((1, 0x87), (2, 0), (3, 0x87), (4, 0)):
+        events.take(Acknowledged(mid, code))
+    events.settle()
+    assert outgoing.settled == [2, 4]
+    send(events, line, 99)
+    assert line.numbers[4:] == [6, 8], "odd ones are of the refused topic"
+    assert 0 < events.retry_in() <= 0.2
+    assert not events.is_waiting
+    now[0] += 0.3
+    send(events, line, 1)
+    assert line.numbers[6:] == [1], "the oldest first"
+    events.take(Acknowledged(7, 0))
+    send(events, line, 99)
+    assert line.numbers[7:] == [3, 5, 7]
+    warned = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warned) == 1
+    assert OTHER in warned[0].getMessage()
+    assert "takes" in caplog.records[-1].getMessage()
+
+
+def test_what_can_never_be_sent_does_not_stand_in_the_way(caplog: pytest.LogCaptureFixture) -> None:
+    outgoing, line = kept(3), Line()
+    line.max_packet = 10_000
+    rows = [
+        Stored(4, EVENTS, b"{broken", 0.0),
+        Stored(5, "a/+/b", event(), 0.0),
+        Stored(6, EVENTS, event("x" * 20_000), 0.0),
+        Stored(7, EVENTS, event(), 0.0),
+    ]
+    outgoing.rows.update({row.seq: row for row in rows})
+    events = flow(outgoing)
+    send(events, line, 99)
+    events.settle()
+    assert line.numbers == [1, 2, 3, 7]
+    assert outgoing.settled == [4, 5, 6]
+    assert len(caplog.records) == 3
+
+
+def test_a_search_through_many_refused_events_is_cut_into_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events_module, "_SCAN", 10)
+    monkeypatch.setattr(events_module, "_AHEAD", 8)
+    outgoing, line = kept(40), Line()
+    outgoing.rows[41] = Stored(41, OTHER, event(), 0.0)
+    events = flow(outgoing)
+    send(events, line, 1)
+    events.take(Acknowledged(1, 0x87))
+    for _ in range(10):
+        assert events.is_waiting or len(line.published) == 2
+        send(events, line, 1)
+    assert line.numbers == [1, 41]
+
+
+def test_events_that_come_back_late_from_a_disk_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    outgoing, line = kept(5), Line()
+    older = outgoing.rows.pop(2)
+    events = flow(outgoing)
+    send(events, line, 99)
+    for mid in range(1, 5):
+        events.take(Acknowledged(mid, 0))
+    events.settle()
+    outgoing.rows[2] = older
+    send(events, line, 99)
+    now[0] += 61.0
+    send(events, line, 99)
+    assert line.numbers == [1, 3, 4, 5, 2]
+
+
+def test_of_a_state_only_the_newest_is_sent_and_never_twice() -> None:
+    states, line = States("host:1883"), Line()
+    assert states.set("a", b"1")
+    assert states.set("a", b"2")
+    assert not states.set("a", b"2")
+    states.set("b", b"x")
+    states.send(line, 1)  # type: ignore[arg-type]
+    assert line.published == [("a", b"2")]
+    assert states.is_waiting
+    states.send(line, 9)  # type: ignore[arg-type]
+    assert (line.published[1:], states.in_flight, states.is_waiting) == ([("b", b"x")], 2, False)
+    assert states.take(Acknowledged(1, 0))
+    assert not states.take(Acknowledged(1, 0))
+    states.restart()
+    again = Line()
+    states.send(again, 9)  # type: ignore[arg-type]
+    assert again.published == [("a", b"2"), ("b", b"x")]
+    assert states.all() == {"a": b"2", "b": b"x"}
+
+
+def test_a_refused_state_is_said_once_until_it_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    states, line = States("host:1883"), Line()
+    for code in (0x87, 0x87, 0, 0x87):
+        states.set("a", str(len(line.published)).encode())
+        states.send(line, 9)  # type: ignore[arg-type]
+        states.take(Acknowledged(len(line.published), code))
+    line.max_packet = 10
+    states.set("b", bytes(100))
+    states.send(line, 9)  # type: ignore[arg-type]
+    assert [("a is refused" in r.getMessage(), "b cannot be sent" in r.getMessage()) for r in caplog.records] == [
+        (True, False),
+        (True, False),
+        (False, True),
+    ]
+
+
+def test_samples_are_dropped_and_counted_when_the_network_is_slow() -> None:
+    samples, line = Samples(), Line()
+    line.is_clogged = True
+    for number in range(100):
+        samples.put("t", b"%d" % number)
+    samples.send(line)  # type: ignore[arg-type]
+    assert not line.published
+    assert samples.dropped == 36
+    line.is_clogged, line.max_packet = False, 50
+    samples.put("t", bytes(100))
+    samples.send(line)  # type: ignore[arg-type]
+    assert [payload for _, payload in line.published] == [b"%d" % number for number in range(37, 100)]
+    assert samples.dropped == 38
+    samples.put("t", b"x")
+    samples.drop(2)
+    assert samples.dropped == 41
