@@ -154,9 +154,9 @@ class TrackConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     min_hits: Count = 3
-    lost_after_s: Seconds = 1.5
+    lost_after_s: Seconds = 2.5
     iou_threshold: Unit = 0.2
-    update_every_s: Seconds = 2.0
+    update_every_s: Seconds = 5.0
 
 
 class ZoneConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import queue
 import socket
-import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from agent import __version__
@@ -16,6 +17,7 @@ from agent.comms.topics import Topics
 from agent.config import Config, StreamConfig
 from agent.errors import ConfigError, VedetteError
 from agent.health.machine import resident_mb, temperature_c
+from agent.line import Line
 from agent.storage.durable import lock_folder, state_folder
 from agent.storage.spool import Spool
 from agent.stream import Desk, Stream
@@ -32,19 +34,6 @@ def device_name(config: Config) -> str:
     """The configured name, or the host's with what a topic cannot hold replaced."""
     host = "".join(c if c.isalnum() or c in "-_" else "-" for c in socket.gethostname())
     return config.device.name or host.strip("-") or "vedette"
-
-
-class _Line:
-    """The line to the broker: stays where the streams hold it while the publisher behind it is exchanged."""
-
-    def __init__(self, publisher: Publisher) -> None:
-        self.publisher = publisher
-
-    def retain(self, topic: str, payload: bytes) -> None:
-        self.publisher.retain(topic, payload)
-
-    def send(self, topic: str, payload: bytes) -> None:
-        self.publisher.send(topic, payload)
 
 
 class Daemon:
@@ -65,17 +54,19 @@ class Daemon:
         self.streams: dict[str, Stream] = {}
         self._reload, self._exit_when_done = reload, exit_when_done
         self._began = time.monotonic()
-        self._wake, self._stop, self._reload_asked = threading.Event(), threading.Event(), threading.Event()
+        self._stop_asked = self._reload_asked = False
+        # Not an Event: a signal handler that sets one waits for ever if it interrupts the same Event's `wait`.
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def request_stop(self) -> None:
         """End tracks, drain, say `stopped`, return from `run`."""
-        self._stop.set()
-        self._wake.set()
+        self._stop_asked = True
+        self._wake.put(None)
 
     def request_reload(self) -> None:
         """Read the configuration again and swap what changed."""
-        self._reload_asked.set()
-        self._wake.set()
+        self._reload_asked = True
+        self._wake.put(None)
 
     def run(self) -> None:
         """Run until asked to stop.
@@ -86,7 +77,7 @@ class Daemon:
         with lock_folder(state_folder(self.config.storage)) as folder:
             self._spool = Spool(folder, self.config.storage)
             try:
-                self._line = _Line(Publisher(self.config.mqtt, self.topics, self._spool))
+                self._line = Line(Publisher(self.config.mqtt, self.topics, self._spool))
                 self.streams = self._prepared(self.config)
                 self._run_streams()
             finally:
@@ -101,22 +92,14 @@ class Daemon:
         finally:
             self._shut_down()
         failed = [stream for stream in self.streams.values() if stream.state == "failed"]
-        if failed and not self._stop.is_set():
+        if failed and not self._stop_asked:
             raise VedetteError(f"every stream is over; {failed[0].name}: {failed[0].detail}")
 
     def _prepared(self, config: Config) -> dict[str, Stream]:
         """Every stream, prepared. One that is refused is kept as failed, unless all are."""
-        streams: dict[str, Stream] = {}
-        errors: list[VedetteError] = []
-        for name, stream_config in config.streams.items():
-            streams[name] = self._stream(name, stream_config)
-            try:
-                streams[name].prepare()
-            except VedetteError as error:
-                errors.append(error)
-                log.error("stream %s: %s", name, error)
-        if not streams:
-            raise ConfigError("no [streams.NAME] in the configuration: there is nothing to run")
+        _check_not_empty(config)
+        streams = {name: self._stream(name, stream_config) for name, stream_config in config.streams.items()}
+        errors = [error for stream in streams.values() if (error := _prepare(stream))]
         if errors and all(stream.over for stream in streams.values()):
             raise errors[0]
         return streams
@@ -127,24 +110,25 @@ class Daemon:
     def _watch(self) -> None:
         """Publish health at its pace and at every change of state, until it is time to stop."""
         told, told_at = "", 0.0
-        while not self._stop.is_set():
-            if self._reload_asked.is_set():
-                self._reload_asked.clear()
+        while not self._stop_asked:
+            if self._reload_asked:
+                self._reload_asked = False
                 self._do_reload()
-            states = "".join(f"{stream.state} {stream.has_result};" for stream in self.streams.values())
+            states = "".join(f"{name} {s.standing[0]} {s.has_result};" for name, s in self.streams.items())
             if states != told or time.monotonic() - told_at >= self.config.health.every_s:
                 told, told_at = states, time.monotonic()
                 self._publish_health()
             if self._done():
                 return
-            self._wake.wait(_LOOK_S)
-            self._wake.clear()
+            with suppress(queue.Empty):
+                self._wake.get(timeout=_LOOK_S)
 
     def _done(self) -> bool:
         """Whether every stream is over, and that is reason enough to end."""
         if not all(stream.over for stream in self.streams.values()):
             return False
-        return self._exit_when_done or all(s.state == "failed" for s in self.streams.values())
+        states = {stream.state for stream in self.streams.values()}
+        return self._exit_when_done or ("failed" in states and states <= {"failed", "disabled"})
 
     def _publish_health(self) -> None:
         spool = self._spool.stats()
@@ -170,44 +154,50 @@ class Daemon:
             changed = self._changed_streams(config)
             publisher = self._new_publisher(config)
         except VedetteError as error:
-            log.error("reload refused, running on as before: %s", error)
+            log.error("reload refused, running on as before: %s", "; ".join(str(error).splitlines()))
             return
         gone = [name for name in self.streams if name not in config.streams]
         self._swap_streams(changed, gone)
         if publisher is not None:
-            old, self._line.publisher = self._line.publisher, publisher
-            old.stop(_DRAIN_S)
+            self._line.exchange(publisher).stop(_DRAIN_S)
             publisher.start()
         self.config = config
         log.info("reloaded: streams changed: %s; removed: %s", list(changed) or "none", gone or "none")
 
     def _changed_streams(self, config: Config) -> dict[str, Stream]:
-        """New and changed streams, prepared while the old ones still run."""
-        changed = {
-            name: self._stream(name, stream_config)
-            for name, stream_config in config.streams.items()
-            if name not in self.streams or self.streams[name].config != stream_config
-        }
-        for stream in changed.values():
-            stream.prepare()
+        """New and changed streams, prepared while the old ones still run; those that failed are tried again."""
+        changed = {}
+        for name, stream_config in config.streams.items():
+            old = self.streams.get(name)
+            is_known = old is not None and old.config == stream_config
+            if old is not None and is_known and old.state != "failed":
+                continue
+            changed[name] = self._stream(name, stream_config)
+            if (error := _prepare(changed[name])) and not is_known:
+                raise error
         return changed
 
     def _new_publisher(self, config: Config) -> Publisher | None:
         if config.mqtt == self.config.mqtt:
             return None
-        publisher = Publisher(config.mqtt, self.topics, self._spool)
-        for topic, retained in self._line.publisher.retained().items():
-            publisher.retain(topic, retained)
-        return publisher
+        return Publisher(config.mqtt, self.topics, self._spool)
 
     def _swap_streams(self, changed: dict[str, Stream], gone: list[str]) -> None:
         leaving = [self.streams[name] for name in (*changed, *gone) if name in self.streams]
         _stop_streams(leaving, _STREAMS_STOP_S)
         for name in gone:
             del self.streams[name]
+            self._forget(name)
         self.streams.update(changed)
         for stream in changed.values():
             stream.start()
+
+    def _forget(self, name: str) -> None:
+        """Take back what the broker keeps of a stream: an empty payload deletes a retained one."""
+        ours = (self.topics.snapshot(name), self.topics.count(name, ""))
+        for topic in self._line.publisher.retained():
+            if topic.startswith(ours):
+                self._line.retain(topic, b"")
 
     def _shut_down(self) -> None:
         _stop_streams(list(self.streams.values()), _STREAMS_STOP_S)
@@ -222,6 +212,7 @@ def _check_reloadable(old: Config, new: Config) -> None:
     Raises:
         ConfigError: names the key.
     """
+    _check_not_empty(new)
     fixed = {
         "[storage]": (old.storage, new.storage),
         "[device] name": (old.device.name, new.device.name),
@@ -230,6 +221,21 @@ def _check_reloadable(old: Config, new: Config) -> None:
     for key, (before, after) in fixed.items():
         if before != after:
             raise ConfigError(f"{key} changed: that takes a restart")
+
+
+def _check_not_empty(config: Config) -> None:
+    if not config.streams:
+        raise ConfigError("no [streams.NAME] in the configuration: there is nothing to run")
+
+
+def _prepare(stream: Stream) -> VedetteError | None:
+    """Prepare a stream; the error, said, if it is refused."""
+    try:
+        stream.prepare()
+    except VedetteError as error:
+        log.error("stream %s: %s", stream.name, error)
+        return error
+    return None
 
 
 def _stop_streams(streams: list[Stream], timeout_s: float) -> None:

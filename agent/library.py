@@ -34,8 +34,8 @@ def open_model(name_or_path: str, rung: str = "") -> Model:
         manifest = manifest or _guessed(content, name_or_path)
         chosen = manifest.rung(rung)
         key = (name_or_path, sha256, chosen.name)
-        if key in _open:
-            return _open[key]
+        if (known := _open.get(key)) is not None:
+            return known
         if len(manifest.rungs) > 1:
             content = only_signature(content, chosen.signature)
     except ModelError as error:

@@ -32,9 +32,11 @@ class Frame(Struct, frozen=True, gc=False):
         image: H×W×3 uint8. Valid until the frame is given back to its grabber.
         stream: name of the stream.
         seq: running number within the stream, from 0; a gap is a dropped frame.
-        captured_ns: CLOCK_MONOTONIC at capture, ns.
-        captured_at: UTC at capture.
+        captured_ns: CLOCK_MONOTONIC at capture, ns. A replay at `pace=fast` counts recorded time from its
+            start instead, so that whatever follows things over time sees them move as they did.
+        captured_at: UTC at capture, on the same clock as `captured_ns`.
         order: order of the three channels.
+        read_ns: CLOCK_MONOTONIC when it was read, ns: what latency is counted from.
     """
 
     image: Image
@@ -43,6 +45,7 @@ class Frame(Struct, frozen=True, gc=False):
     captured_ns: int
     captured_at: datetime
     order: ChannelOrder = "bgr"
+    read_ns: int = 0
 
 
 class Keypoint(Struct, frozen=True, gc=False):

@@ -57,6 +57,7 @@ class Pipeline:
         self._source, self._vision, self._reporter = source, vision, reporter
         self._config = config
         self._best = BestShot(config.snapshot_every_s)
+        self._now: tuple[int, datetime] | None = None
         self.tally = Tally()
         self.first_result = threading.Event()
 
@@ -90,6 +91,7 @@ class Pipeline:
 
     def _handle(self, frame: Frame) -> None:
         vision, tally = self._vision, self.tally
+        self._now = frame.captured_ns, frame.captured_at
         seen = vision.look(frame)
         tally.frames += 1
         if seen.detections is not None:
@@ -98,7 +100,7 @@ class Pipeline:
         self._reporter.seen(frame, seen, vision.session.backend, vision.session.rung)
         if seen.events:
             self._reporter.counts(vision.tracker.counts())
-        if self._config.snapshot and vision.tracker.alive:
+        if self._config.snapshot and (seen.events or self._best.due(frame.captured_ns)):
             self._snapshot(frame, seen)
         if seen.detections is not None and not self.first_result.is_set():
             self.first_result.set()
@@ -114,13 +116,15 @@ class Pipeline:
         if self._source.lost:
             self._finish("stall")
         elif self._vision.tracker.alive:
-            self._report(self._vision.tick(time.monotonic_ns(), datetime.now(UTC)))
+            at = datetime.now(UTC)
+            self._report(self._vision.tick(time.monotonic_ns(), at), at)
 
     def _finish(self, reason: str) -> None:
-        self._report(self._vision.finish(time.monotonic_ns(), datetime.now(UTC), reason))
+        at_ns, at = self._now or (time.monotonic_ns(), datetime.now(UTC))
+        self._report(self._vision.finish(at_ns, at, reason), at)
 
-    def _report(self, events: list[Event]) -> None:
+    def _report(self, events: list[Event], at: datetime) -> None:
         if events:
             session = self._vision.session
-            self._reporter.events(events, datetime.now(UTC), Stages(), session.backend, session.rung)
+            self._reporter.events(events, at, Stages(), session.backend, session.rung)
             self._reporter.counts(self._vision.tracker.counts())

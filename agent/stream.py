@@ -49,6 +49,7 @@ class Stream:
         self.name, self.config = name, config
         self.state: State = "starting" if config.enabled else "disabled"
         self.detail = ""
+        self._tries_again = False
         self._desk = desk
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -92,7 +93,15 @@ class Stream:
     @property
     def over(self) -> bool:
         """Whether nothing more will come of it."""
-        return self.state in ("ended", "failed", "disabled")
+        return self.state in ("ended", "failed", "disabled") and not self._tries_again
+
+    @property
+    def standing(self) -> tuple[State, str]:
+        """State now and why; while it runs, its source's."""
+        if self.state == "running" and self._grabber is not None:
+            capture = self._grabber.stats
+            return capture.state, capture.detail
+        return self.state, self.detail
 
     @property
     def has_result(self) -> bool:
@@ -113,10 +122,8 @@ class Stream:
         self._before, self._before_at = tally, now
         inferences = max(0, tally.inferences - before.inferences)
         capture = self._grabber.stats if self._grabber else None
-        state: State = self.state
-        detail = self.detail
-        if state == "running" and capture is not None:
-            state, detail = capture.state, capture.detail
+        vision, model = self._vision, self._model  # the stream's thread may close its own meanwhile
+        state, detail = self.standing
         return StreamHealth(
             state=state,
             detail=detail,
@@ -126,34 +133,44 @@ class Stream:
             frames=capture.frames if capture else 0,
             dropped=capture.dropped if capture else 0,
             reopened=capture.reopened if capture else 0,
-            tracks=self._vision.tracker.alive if self._vision else 0,
-            model=self._model.manifest.name if self._model else "",
-            backend=self._vision.session.backend if self._vision else "",
-            rung=self._vision.session.rung if self._vision else "",
+            tracks=vision.tracker.alive if vision else 0,
+            model=model.manifest.name if model else "",
+            backend=vision.session.backend if vision else "",
+            rung=vision.session.rung if vision else "",
         )
 
     def _supervise(self) -> None:
         pause_s = _RESTART_FIRST_S
         while not self._stop.is_set():
             began = time.monotonic()
-            try:
-                self._run()
-                self.state, self.detail = "ended", ""
-                break
-            except VedetteError as error:
-                self.state, self.detail = "failed", str(error)
-                log.error("stream %s: %s", self.name, error)
-                if not isinstance(error, BackendError):
-                    break  # broken input stays broken: a reload or a restart tries it again
-            except Exception as error:
-                # A defect in one stream must not take the others with it.
-                self.state, self.detail = "failed", f"{type(error).__name__}: {error}"
-                log.exception("stream %s: a defect in Vedette; starting the stream again", self.name)
+            self._attempt()
+            self._close()
+            if not self._tries_again:
+                return
             if time.monotonic() - began > _RESTART_LAST_S:
                 pause_s = _RESTART_FIRST_S
             self._stop.wait(pause_s)
             pause_s = min(_RESTART_LAST_S, pause_s * 2)
-        self._close()
+
+    def _attempt(self) -> None:
+        """Run until the source ends, the stream is told to stop, or something breaks."""
+        try:
+            self._run()
+        except VedetteError as error:
+            # Broken input stays broken: a reload or a restart tries it again.
+            self._fail(str(error), again=isinstance(error, BackendError))
+            log.error("stream %s: %s", self.name, error)
+        except Exception as error:
+            # A defect in one stream must not take the others with it.
+            self._fail(f"{type(error).__name__}: {error}", again=True)
+            log.exception("stream %s: a defect in Vedette; starting the stream again", self.name)
+        else:
+            self._tries_again = False
+            self.state, self.detail = "ended", ""
+
+    def _fail(self, detail: str, *, again: bool) -> None:
+        self._tries_again = again  # first: a failed stream that does not try again is over
+        self.state, self.detail = "failed", detail
 
     def _run(self) -> None:
         if self._vision is None:
@@ -166,6 +183,7 @@ class Stream:
         reporter.counts(dict.fromkeys(self.config.decode.labels, 0))
         self._grabber = Grabber(self.name, self.config.source, self.config.capture, on_change=self._changed)
         self._pipeline = Pipeline(self._grabber, self._vision, reporter, publish)
+        self._before = Tally()
         self._grabber.start()
         self.state, self.detail = "running", ""
         try:
@@ -177,6 +195,6 @@ class Stream:
         (log.warning if state == "lost" else log.info)("stream %s: %s: %s", self.name, state, reason)
 
     def _close(self) -> None:
-        if self._vision is not None:
-            self._vision.close()
-            self._vision = None
+        vision, self._vision = self._vision, None
+        if vision is not None:
+            vision.close()

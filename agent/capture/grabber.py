@@ -6,13 +6,12 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime
 
 from msgspec import Struct
 
 from agent.capture.outage import BackOff, CaptureState, Outage
 from agent.capture.pool import Pool
-from agent.capture.reader import Reader
+from agent.capture.reader import Reader, Stamp
 from agent.capture.slot import Slot
 from agent.capture.uri import parse
 from agent.config import CaptureConfig
@@ -204,13 +203,11 @@ class Grabber:
         while len(self._hanging) >= _HANGING_MAX and not self._stopped.wait(1.0):
             self._hanging = [hung for hung in self._hanging if not hung.join(0)]
 
-    def _deliver(
-        self, reader: Reader, image: Image, captured_ns: int, captured_at: datetime, order: ChannelOrder
-    ) -> bool:
+    def _deliver(self, reader: Reader, image: Image, stamp: Stamp, order: ChannelOrder) -> bool:
         """Hand a picture on, from a reader's thread; False when this reader is not wanted any more."""
         if reader is not self._reader:
             return False
-        frame = Frame(image, self._stream, self._seq, captured_ns, captured_at, order)
+        frame = Frame(image, self._stream, self._seq, stamp.captured_ns, stamp.captured_at, order, stamp.read_ns)
         self._seq += 1
         replaced = self._slot.put(frame)
         if replaced is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from agent.messages import Image
 
-_KEPT = 4
-"""One being read, up to two handed over, one in use."""
+_KEPT = 6
+"""One being read, up to four handed over at `pace=fast`, one in use."""
 
 
 class Pool:

@@ -6,7 +6,8 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from agent.capture.outage import Thinning
 from agent.capture.pool import Pool
@@ -15,7 +16,16 @@ from agent.capture.uri import mask, parse
 from agent.errors import SourceError
 from agent.messages import ChannelOrder, Image
 
-Deliver = Callable[["Reader", Image, int, datetime, ChannelOrder], bool]
+
+class Stamp(NamedTuple):
+    """When a picture was captured and read; see `Frame`."""
+
+    captured_ns: int
+    captured_at: datetime
+    read_ns: int
+
+
+Deliver = Callable[["Reader", Image, Stamp, ChannelOrder], bool]
 """Gets image, CLOCK_MONOTONIC in ns, UTC and order of each picture; False when no more are wanted."""
 
 
@@ -94,9 +104,10 @@ class Reader:
             if not source.grab():
                 return
             now_ns = time.monotonic_ns()
-            clock_s = number * source.period_s if self._fast else now_ns / 1e9
+            recorded_s = number * source.period_s if self._fast else 0.0
             number += 1
-            if self._thinning.passes(clock_s) and not self._hand_on(source, now_ns):
+            stamp = self._stamp(now_ns, recorded_s)
+            if self._thinning.passes(stamp.captured_ns / 1e9) and not self._hand_on(source, stamp):
                 return
 
     def _pace(self, due_s: float, pace_s: float) -> float:
@@ -107,11 +118,19 @@ class Reader:
             self._abandoned.wait(due_s - now_s)
         return max(due_s, now_s - 1.0) + pace_s
 
-    def _hand_on(self, source: Source, captured_ns: int) -> bool:
-        captured_at = datetime.now(UTC)
+    def _stamp(self, read_ns: int, recorded_s: float) -> Stamp:
+        """Now; or, as far as recorded time is known and runs by itself, that time after the start."""
+        now = datetime.now(UTC)
+        if recorded_s <= 0.0:
+            self._origin = Stamp(read_ns, now, read_ns)
+            return self._origin
+        captured_ns = self._origin.captured_ns + round(recorded_s * 1e9)
+        return Stamp(captured_ns, self._origin.captured_at + timedelta(seconds=recorded_s), read_ns)
+
+    def _hand_on(self, source: Source, stamp: Stamp) -> bool:
         image = source.picture(self._pool.take())
         self._asked_ns = 0
-        wanted = self._deliver(self, image, captured_ns, captured_at, source.order)
+        wanted = self._deliver(self, image, stamp, source.order)
         self.frames += 1
         if self.frames == 1:
             self._woken.set()

@@ -30,10 +30,12 @@ class EventTable:
         if (event := message.event()) is not None:
             self._events.append(event)
         elif message.kind == "status":
-            self._status[message.device] = message.payload.decode(errors="replace")
+            self._status[message.device] = _plain(message.payload.decode(errors="replace"))
         elif message.kind == "count":
             key = f"{message.device}/{message.stream} {message.topic.rsplit('/', 1)[-1]}"
-            self._counts[key] = message.payload.decode(errors="replace")
+            self._counts[key] = _plain(message.payload.decode(errors="replace"))
+            if not message.payload:  # the stream is gone
+                del self._counts[key]
 
     def __rich__(self) -> RenderableType:
         """The table as rich draws it."""
@@ -48,19 +50,25 @@ class EventTable:
     def _footer(self) -> Text:
         line = Text(" ")
         for device, status in sorted(self._status.items()):
-            line.append(f"{device} ").append(status, _STATUS_COLOURS.get(status, "white")).append("   ")
+            line.append(f"{_plain(device)} ").append(status, _STATUS_COLOURS.get(status, "white")).append("   ")
         for key, count in sorted(self._counts.items()):
-            line.append(f"{key}: {count}   ", "dim" if count == "0" else "bold")
+            line.append(f"{_plain(key)}: {count}   ", "dim" if count == "0" else "bold")
         return line
 
 
-def _row(event: EventMessage) -> tuple[str | Text, ...]:
+def _plain(text: str) -> str:
+    """Text of a stranger, whose control characters are no commands to the terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _row(event: EventMessage) -> tuple[Text, ...]:
+    """As `Text`: square brackets in a name are no markup."""
     track = event.track
     where = "whole picture" if track.box is None else " ".join(f"{edge:.2f}" for edge in track.box)
-    return (
+    cells = (
         event.captured_at.astimezone().strftime("%H:%M:%S.%f")[:-3],
         event.stream,
-        Text(f"{event.kind} ({event.reason})", _COLOURS[event.kind]),
+        f"{event.kind} ({event.reason})",
         f"{track.label} {track.id.rsplit('-', 1)[-1]}",
         f"{track.score:.2f}",
         where,
@@ -68,3 +76,5 @@ def _row(event: EventMessage) -> tuple[str | Text, ...]:
         f"{event.latency_ms.total:.0f} ms",
         f"{event.latency_ms.infer:.0f} ms",
     )
+    colours = {2: _COLOURS[event.kind]}
+    return tuple(Text(_plain(cell), colours.get(column, "")) for column, cell in enumerate(cells))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ def watch(
     """Show what devices publish, live. Ctrl-C ends it."""
     from agent.comms.subscriber import Access, Subscriber
 
-    password = password_file.read_text(encoding="utf-8").splitlines()[0] if password_file else ""
+    password = password_file.read_text(encoding="utf-8").partition("\n")[0] if password_file else ""
     access = Access(host, port, username, password, ca_file or "", tls)
     subscriber = Subscriber(access, prefix=prefix, device=device)
     subscriber.start()
@@ -57,13 +58,12 @@ def json_line(message: Received) -> str:
     """A message as one line: its topic and its payload, JSON as it is, text as a string, a picture's size."""
     import msgspec
 
-    body: object
+    body: object = message.payload.decode(errors="replace")
     if message.kind == "snapshot":
         body = {"jpeg_bytes": len(message.payload)}
     elif message.kind in ("events", "detections", "health"):
-        body = msgspec.Raw(message.payload)
-    else:
-        body = message.payload.decode(errors="replace")
+        with suppress(msgspec.DecodeError):  # anybody may publish there: what is no JSON stays text
+            body = msgspec.json.decode(message.payload)
     line = {"topic": message.topic, "retained": message.retained, "payload": body}
     return msgspec.json.encode(line).decode(errors="replace")
 

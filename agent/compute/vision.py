@@ -59,7 +59,7 @@ class Vision:
         keep = tracker.boxes() if self._config.gate.crop else ()
         sight = self._gate.look(frame.image, frame.captured_ns, tracks_alive=tracker.watching, keep=keep)
         gated = time.monotonic_ns()
-        queue = began - frame.captured_ns
+        queue = began - frame.read_ns
         if not sight.open:
             events = tracker.tick(frame.captured_ns, frame.captured_at)
             return Seen(events, None, Stages(queue, gated - began, track=time.monotonic_ns() - gated))

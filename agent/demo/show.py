@@ -66,7 +66,7 @@ class Show:
             thread = threading.Thread(target=self._run, args=(daemon,), name="demo-daemon")
             thread.start()
             try:
-                yield from self._until_stopped(subscriber, daemon)
+                yield from self._until_stopped(subscriber, daemon, thread)
             finally:
                 daemon.request_stop()
                 thread.join()
@@ -86,11 +86,14 @@ class Show:
         return Config(
             streams={"demo": stream},
             device=DeviceConfig(name="demo"),
-            mqtt=MqttConfig(host="127.0.0.1", port=port),
+            # amqtt never answers an MQTT 5 CONNECT: `auto` would find out, after seconds.
+            mqtt=MqttConfig(host="127.0.0.1", port=port, protocol="3.1.1"),
             storage=StorageConfig(folder=folder),
         )
 
-    def _until_stopped(self, subscriber: Subscriber, daemon: Daemon) -> Iterator[Received | None]:
+    def _until_stopped(
+        self, subscriber: Subscriber, daemon: Daemon, thread: threading.Thread
+    ) -> Iterator[Received | None]:
         """Everything until the daemon has said `stopped`: by itself, or because the time is over."""
         until = time.monotonic() + self._seconds if self._seconds is not None else None
         for message in subscriber.messages():
@@ -100,7 +103,8 @@ class Show:
             if message is not None:
                 self._take(message)
             yield message
-            if self._error is not None or (message and message.payload == b"stopped"):
+            said = message is not None and message.kind == "status" and message.payload == b"stopped"
+            if said or (message is None and not thread.is_alive()):
                 return
 
     def _take(self, message: Received) -> None:

@@ -64,7 +64,7 @@ def decode_nanodet(results: list[Any]) -> list[tuple[str, float, list[float]]]:
     found = []
     best, classes = scores.max(1), scores.argmax(1)
     distances = (reg.reshape(-1, 4, 11) * np.arange(11)).sum(2)
-    for index in np.where(best > 0.4)[0]:
+    for index in np.where(best > 0.5)[0]:
         x, y, stride = CENTRES[index]
         left, top, right, bottom = distances[index] * stride
         box = [float(v) / 416 for v in (x - left, y - top, x + right, y + bottom)]

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
-
 import quantise
 from network import LEAK, Network
+from numpy.typing import NDArray
 from pictures import Picture
 from tflite import File, Runner
 
@@ -21,7 +20,7 @@ _SOURCES = frozenset({"ADD", "CONV_2D"})
 _BINS = 2048
 _MOST_VALUES = 100_000
 """Values taken of one tensor per picture, evenly spread over it."""
-_CLIPS = np.linspace(0.2, 1.0, 33)
+_CLIPS = np.linspace(0.1, 1.0, 91)
 _DIGITS = 2
 """Significant digits of a range: few enough that another processor's float arithmetic finds the same ones."""
 

@@ -1,10 +1,9 @@
-"""NanoDet-g as a list of layers, in NHWC: what the float writer, the calibration and the INT8 writer all walk over."""
+"""NanoDet-g as a list of layers, in NHWC: what the calibration, the rounding and the writer all walk over."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-
 from tfjs import Convolution
 
 CLASSES = 80
@@ -18,8 +17,8 @@ STAGES = ((1, 1), (2, 2), (2, 2), (3, 2))
 """(blocks, stride) of the four stages; the last three feed the pyramid."""
 
 LOUDEST = (18, 26)
-"""Channels of the first convolution whose values reach twice as far as all others'. They leave it halved and the next
-convolution doubles them: the same in float, and in INT8 the other channels get finer steps."""
+"""Channels of the first convolution whose values reach much further than all others'. They leave it halved and
+the next convolution doubles them: the same in float, and in INT8 the other channels get finer steps."""
 
 Shape = tuple[int, ...]
 

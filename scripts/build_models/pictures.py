@@ -15,12 +15,14 @@ Picture = NDArray[np.uint8]
 
 
 def read_pictures(checksums: Path, folder: Path) -> list[Picture]:
-    """The BGR pictures of the files that `checksums` (as sha256sum writes it) lists, read from `folder`, in order."""
+    """BGR pictures, in order, of the files in `folder` that `checksums`, in the form of sha256sum, lists."""
     pictures: list[Picture] = []
     for line in checksums.read_text().splitlines():
         path = folder / line.split(maxsplit=1)[1]
         if path.suffix in _PICTURES:
-            pictures.append(cv2.imread(str(path)).astype(np.uint8))
+            picture = cv2.imread(str(path))
+            assert picture is not None, path
+            pictures.append(picture.astype(np.uint8))
         elif path.suffix in _CLIPS:
             pictures.extend(_frames(path))
     return pictures

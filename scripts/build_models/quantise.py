@@ -1,12 +1,11 @@
-"""From ranges to integers: scales that the INT8 kernels accept, weights and biases rounded for the least error."""
+"""From ranges to integers: scales that the INT8 kernels accept, and numbers rounded to them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-
 from network import Network
+from numpy.typing import NDArray
 
 SAME_SCALE = frozenset({"CONCATENATION", "LEAKY_RELU", "MAX_POOL_2D", "PAD", "RESHAPE", "RESIZE_BILINEAR"})
 """Operations whose output has the scale of their input: those that only move values, and LeakyReLU, so that the
@@ -61,13 +60,16 @@ def scales(network: Network, ranges: Mapping[str, tuple[float, float]]) -> dict[
     return {name: fixed.get(leader) or from_range(*ranges[leader]) for name, leader in leaders.items()}
 
 
-def round_to_int8(values: NDArray[np.float32], to: Quantisation) -> NDArray[np.int8]:
+def round_to_int8(values: NDArray[np.floating], to: Quantisation) -> NDArray[np.int8]:
     """The nearest integers of one scale, clipped."""
-    return np.clip(np.round(values / to.scale) + to.zero_point, INT8_MIN, INT8_MAX).astype(np.int8)
+    integers: NDArray[np.int8] = np.clip(np.round(values / to.scale) + to.zero_point, INT8_MIN, INT8_MAX).astype(
+        np.int8
+    )
+    return integers
 
 
 def weight_scale(kernel: NDArray[np.float32]) -> Quantisation:
-    """A scale per output channel of a kernel [height, width, in, out], clipped where its squared error is least."""
+    """A scale per output channel of a kernel [height, width, in, out], clipped for the least squared error."""
     peak = np.maximum(np.abs(kernel).max(axis=(0, 1, 2)), 1e-12)
     best, error = peak / INT8_MAX, np.full(peak.shape, np.inf)
     for clip in _WEIGHT_CLIPS:
@@ -80,7 +82,8 @@ def weight_scale(kernel: NDArray[np.float32]) -> Quantisation:
 
 def round_weights(values: NDArray[np.floating], scale: NDArray[np.float32]) -> NDArray[np.int8]:
     """The nearest integers of weights [..., out]; symmetric, as the kernels want them."""
-    return np.clip(np.round(values / scale), -INT8_MAX, INT8_MAX).astype(np.int8)
+    integers: NDArray[np.int8] = np.clip(np.round(values / scale), -INT8_MAX, INT8_MAX).astype(np.int8)
+    return integers
 
 
 def bias(values: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.int32]:

@@ -9,15 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
-
 import quantise
 from network import Layer, Network
+from numpy.typing import NDArray
 from pictures import Picture
 from quantise import Quantisation
 from tflite import File, Runner
 
-_PLACES = 100
+_PLACES = 200
 """Places of each picture at which a convolution's input is looked at."""
 _DAMPING = 0.01
 """Share of the mean square added to every input's, so that inputs that hardly occur do no harm."""

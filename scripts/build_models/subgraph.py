@@ -1,14 +1,13 @@
-"""Writes one network as a TFLite subgraph: a tensor per layer, an operator per layer, constants in the file's buffers."""
+"""Writes one network as a TFLite subgraph: a tensor and an operator per layer, constants as shared buffers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
-from numpy.typing import NDArray
-
 import quantise
+from ai_edge_litert import schema_py_generated as schema
 from network import LEAK, Layer, Network, Shape
+from numpy.typing import NDArray
 from quantise import Quantisation
 
 _TYPES = {
@@ -28,9 +27,13 @@ Kernels = Mapping[str, tuple[NDArray[np.int8], Quantisation]]
 class Store(Protocol):
     """Where constants and operator codes are kept, once for all subgraphs."""
 
-    def buffer(self, data: bytes) -> int: ...
+    def buffer(self, data: bytes) -> int:
+        """The index of the buffer that holds `data`."""
+        ...
 
-    def code(self, op: str) -> int: ...
+    def code(self, op: str) -> int:
+        """The index of the operator code of `op`."""
+        ...
 
 
 class Subgraph:

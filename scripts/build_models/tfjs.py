@@ -1,4 +1,4 @@
-"""Reads the convolutions out of a TensorFlow.js graph model: its JSON topology and weights in, numpy kernels out."""
+"""Reads the convolutions out of a TensorFlow.js graph model: JSON and weights in, numpy kernels out."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Writes networks as one `.tflite` file: a signature per network, in float or in INT8, equal weights stored once."""
+"""Writes networks as one `.tflite` file: a signature per network, float or INT8, equal weights stored once."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,9 +6,8 @@ from typing import Any
 import flatbuffers
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
-from numpy.typing import NDArray
-
 from network import Network
+from numpy.typing import NDArray
 from quantise import Quantisation
 from subgraph import Kernels, Subgraph
 
@@ -32,7 +31,7 @@ _ALIGNMENT = 16
 class _Buffer(schema.BufferT):  # type: ignore[misc]
     """A buffer whose bytes are aligned as the schema asks, which its own packer forgets."""
 
-    def Pack(self, builder: flatbuffers.Builder) -> int:
+    def Pack(self, builder: flatbuffers.Builder) -> int:  # noqa: N802 - the packer calls it by this name
         data = None
         if self.data is not None:
             builder.StartVector(1, len(self.data), _ALIGNMENT)

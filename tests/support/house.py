@@ -1,4 +1,4 @@
-"""Small stand-ins around real rooms: a model that always sees one person, a list of frames, and sinks that keep."""
+"""Small stand-ins around real rooms: a model that always sees one person, a list of frames, sinks that keep."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def frames(count: int, stream: str = "front", every_s: float = 0.1) -> list[Fram
     now = time.monotonic_ns()
     picture = np.full((48, 64, 3), 128, np.uint8)
     step = round(every_s * 1e9)
-    return [Frame(picture, stream, n, now - (count - n) * step, datetime.now(UTC)) for n in range(count)]
+    return [
+        Frame(picture, stream, n, now - (count - n) * step, datetime.now(UTC), "bgr", now) for n in range(count)
+    ]
 
 
 class FrameList:

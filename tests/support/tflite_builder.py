@@ -42,6 +42,7 @@ CODES = {
     "RESHAPE": 22,
     "SOFTMAX": 25,
     "CUSTOM": 32,
+    "WHILE": 119,
 }
 OPTIONS = {"FULLY_CONNECTED": 8, "SOFTMAX": 9, "ADD": 11, "RESHAPE": 17}
 """The member of the `BuiltinOptions` union that a kernel insists on; its table may be empty."""
@@ -77,8 +78,18 @@ class Op:
 
 
 @dataclass(frozen=True)
+class Graph:
+    """A further subgraph."""
+
+    tensors: Sequence[T]
+    operations: Sequence[Op]
+    inputs: Sequence[int]
+    outputs: Sequence[int]
+
+
+@dataclass(frozen=True)
 class Signature:
-    """Signature `key` of the only subgraph: names to tensor indices."""
+    """Signature `key` of a subgraph, the first by default: names to tensor indices."""
 
     key: str
     inputs: Mapping[str, int]
@@ -95,11 +106,11 @@ def write(
     metadata: Mapping[str, bytes] | None = None,
     description: str = "test",
     identifier: bytes = b"TFL3",
+    more: Sequence[Graph] = (),
 ) -> bytes:
     """The file's bytes. Nothing is checked, so that broken files can be written too."""
-    return _Writer().model(
-        tensors, operations, inputs, outputs, signatures, metadata or {}, description, identifier
-    )
+    graphs = (Graph(tensors, operations, inputs, outputs), *more)
+    return _Writer().model(graphs, signatures, metadata or {}, description, identifier)
 
 
 def add_model(
@@ -179,29 +190,18 @@ class _Writer:
 
     def model(
         self,
-        tensors: Sequence[T],
-        operations: Sequence[Op],
-        inputs: Sequence[int],
-        outputs: Sequence[int],
+        graphs: Sequence[Graph],
         signatures: Sequence[Signature],
         metadata: Mapping[str, bytes],
         description: str,
         identifier: bytes,
     ) -> bytes:
-        codes = list(dict.fromkeys((op.name, op.version) for op in operations))
-        graph = self._table(
-            {
-                0: self._offsets([self._tensor(t) for t in tensors]),
-                1: self._ints(inputs),
-                2: self._ints(outputs),
-                3: self._offsets([self._operation(op, codes) for op in operations]),
-                4: self._builder.CreateString("main"),
-            }
-        )
+        codes = list(dict.fromkeys((op.name, op.version) for graph in graphs for op in graph.operations))
+        tables = [self._graph(graph, codes) for graph in graphs]
         notes = [self._note(name, data) for name, data in metadata.items()]
         fields = {
             1: self._offsets([self._code(name, version) for name, version in codes]),
-            2: self._offsets([graph]),
+            2: self._offsets(tables),
             3: self._builder.CreateString(description),
             4: self._offsets([self._buffer(data) for data in self._buffers]),
             6: self._offsets(notes),
@@ -210,6 +210,17 @@ class _Writer:
         root = self._table(fields, lambda b: b.PrependUint32Slot(0, 3, 0))
         self._builder.Finish(root, identifier)
         return bytes(self._builder.Output())
+
+    def _graph(self, graph: Graph, codes: Sequence[tuple[str, int]]) -> int:
+        return self._table(
+            {
+                0: self._offsets([self._tensor(t) for t in graph.tensors]),
+                1: self._ints(graph.inputs),
+                2: self._ints(graph.outputs),
+                3: self._offsets([self._operation(op, codes) for op in graph.operations]),
+                4: self._builder.CreateString("main"),
+            }
+        )
 
     def _table(
         self, offsets: Mapping[int, int], scalars: Callable[[flatbuffers.Builder], None] | None = None

@@ -145,10 +145,16 @@ def test_only_zones_leaves_out_what_stands_elsewhere(tmp_path: Path) -> None:
 
 def test_a_closed_gate_saves_the_inference(tmp_path: Path) -> None:
     kept = Kept()
-    config: dict[str, Any] = {"gate": GateConfig(max_idle_s=100.0, hold_s=0.0), "decode": DecodeConfig(labels=("cat",))}
+    config: dict[str, Any] = {
+        "gate": GateConfig(max_idle_s=100.0, hold_s=0.0),
+        "decode": DecodeConfig(labels=("cat",)),
+    }
     with pytest.raises((ConfigError, ModelError)):
         run(tmp_path, kept, FrameList(frames(2)), **config)
-    blind: dict[str, Any] = {"gate": GateConfig(max_idle_s=100.0, hold_s=0.0), "decode": DecodeConfig(score_threshold=1.0)}
+    blind: dict[str, Any] = {
+        "gate": GateConfig(max_idle_s=100.0, hold_s=0.0),
+        "decode": DecodeConfig(score_threshold=1.0),
+    }
     pipeline = run(tmp_path, kept, FrameList(frames(20)), **blind)
     assert pipeline.tally.frames == 20
     assert pipeline.tally.inferences <= 2

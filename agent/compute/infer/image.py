@@ -1,11 +1,14 @@
 """Pictures into input tensors, written straight into the tensor's own memory.
 
 The whole of normalising and quantising a pixel is one of 256 answers per channel, so it is a table:
-`q = round((pixel - mean) / std / scale) + zero_point`, or the float before rounding for a float input. A table
-that is the identity is left out; then one `cv2.resize` is everything.
+`q = round((pixel - mean) / std / scale) + zero_point`, or the float before rounding for a float input. Tables that
+can be had for less are not looked up: the identity (then one `cv2.resize` is everything), the step from uint8 to
+int8, which flips a bit, and a float input's line, which is a multiplication and an addition.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -65,6 +68,7 @@ class ImageInput:
         self._order = manifest.order
         self._letterbox = manifest.resize == "letterbox"
         self._table = _table(spec, manifest)
+        self._convert = None if _is_identity(self._table) else _conversion(self._table)
         self._scratch: Image = np.full((self.height, self.width, 3), _PADDING, np.uint8)
         self._inner = (0, 0, self.width, self.height)
 
@@ -82,7 +86,7 @@ class ImageInput:
         """
         part, placement = _cut(image, crop)
         target = tensor[0]
-        straight = self._table is None and self._channels == 3
+        straight = self._convert is None and self._channels == 3
         canvas = target if straight else self._scratch
         placement = self._resize(part, canvas, placement)
         if self._channels == 1:
@@ -90,8 +94,8 @@ class ImageInput:
             return placement
         if order != self._order:
             cv2.cvtColor(canvas, cv2.COLOR_BGR2RGB, dst=canvas)
-        if self._table is not None:
-            cv2.LUT(canvas, self._table, dst=target)
+        if self._convert is not None:
+            self._convert(canvas, target)
         return placement
 
     def _resize(self, part: Image, canvas: Array, placement: Placement) -> Placement:
@@ -115,7 +119,7 @@ class ImageInput:
     def _grey(self, target: Array, order: ChannelOrder) -> None:
         code = cv2.COLOR_BGR2GRAY if order == "bgr" else cv2.COLOR_RGB2GRAY
         grey = cv2.cvtColor(self._scratch, code)
-        target[:, :, 0] = grey if self._table is None else cv2.LUT(grey, self._table)
+        target[:, :, 0] = cv2.LUT(grey, self._table)
 
 
 def _cut(image: Image, crop: Box) -> tuple[Image, Placement]:
@@ -129,8 +133,39 @@ def _cut(image: Image, crop: Box) -> tuple[Image, Placement]:
     return part, Placement(x0 / width, y0 / height, part.shape[1] / width, part.shape[0] / height)
 
 
-def _table(spec: TensorSpec, manifest: InputManifest) -> Array | None:
-    """256 answers per channel in the tensor's type; None when they are the pixels themselves."""
+def _is_identity(table: Array) -> bool:
+    return table.dtype == np.uint8 and bool((table == np.arange(256)[None, :, None]).all())
+
+
+def _conversion(table: Array) -> Callable[[Image, Array], None]:
+    """The cheapest way to give every pixel its answer: from the scratch picture into the tensor."""
+    alike = bool((table == table[:, :, :1]).all())
+    if alike and table.dtype == np.float32:
+        # A line: its values at 0 and at 255 tell it all.
+        offset = np.float32(table[0, 0, 0])
+        slope = np.float32((table[0, 255, 0] - offset) / 255)
+        return lambda picture, target: _line(picture, slope, offset, target)
+    if table.dtype == np.int8 and bool((table == np.arange(-128, 128)[None, :, None]).all()):
+        return _flip
+    lookup = np.ascontiguousarray(table[:, :, 0] if alike else table)
+    return lambda picture, target: _look_up(picture, lookup, target)
+
+
+def _flip(picture: Image, target: Array) -> None:
+    np.bitwise_xor(picture, 128, out=target.view(np.uint8))
+
+
+def _look_up(picture: Image, lookup: Array, target: Array) -> None:
+    cv2.LUT(picture, lookup, dst=target)
+
+
+def _line(picture: Image, slope: np.float32, offset: np.float32, target: Array) -> None:
+    np.multiply(picture, slope, out=target)
+    np.add(target, offset, out=target)
+
+
+def _table(spec: TensorSpec, manifest: InputManifest) -> Array:
+    """256 answers per channel in the tensor's type, [1, 256, channels]."""
     if min(manifest.std) <= 0.0:
         raise ModelError(f"input {spec.name}: `std` must be positive, found {list(manifest.std)}")
     channels = spec.shape[3]
@@ -148,6 +183,4 @@ def _table(spec: TensorSpec, manifest: InputManifest) -> Array | None:
             f"input {spec}: `mean` {list(manifest.mean)} and `std` {list(manifest.std)} map every pixel to "
             f"{stored.min():.0f}: they do not fit the tensor's quantisation"
         )
-    if dtype == np.uint8 and (stored == np.arange(256.0)[:, None]).all():
-        return None
     return stored.astype(dtype).reshape(1, 256, channels)

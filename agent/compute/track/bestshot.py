@@ -13,6 +13,9 @@ _BETTER = 1.1
 _CUT = 0.5
 """Worth of a thing that the frame's edge cuts off."""
 
+_LOOKS = 0.125
+"""Between two looks at frames without events, as a share of `every_s`."""
+
 _EDGE = 0.005
 """A box so near to the frame's edge, as a share of it, touches it."""
 
@@ -31,9 +34,21 @@ class BestShot:
         """
         self._every_ns = round(every_s * 1e9)
         self._shot_ns: int | None = None
+        self._looked_ns: int | None = None
         self._id = ""
         self._hits = 0
         self._best = 0.0
+
+    def due(self, now_ns: int) -> bool:
+        """Whether a frame without events is worth considering: a few times within `every_s` are enough.
+
+        Args:
+            now_ns: its capture, ns.
+        """
+        if self._looked_ns is not None and now_ns - self._looked_ns < self._every_ns * _LOOKS:
+            return False
+        self._looked_ns = now_ns
+        return True
 
     def consider(self, events: Iterable[Event], tracks: Sequence[Track], now_ns: int) -> bool:
         """Whether to encode this frame now.

@@ -261,8 +261,7 @@ def test_stop_returns_at_once_even_when_the_reader_hangs(script: scripted.Script
 
 def test_stop_ends_every_thread_and_wakes_the_consumer(script: scripted.Script) -> None:
     with grabbing(_LIVE, name="gate") as (grabber, _):
-        names = {thread.name for thread in threading.enumerate()}
-        assert {"capture-gate", "read-gate"} <= names
+        until(lambda: {"capture-gate", "read-gate"} <= {thread.name for thread in threading.enumerate()})
         until(lambda: grabber.stats.frames > 0)
     until(lambda: not {"capture-gate", "read-gate"} & {thread.name for thread in threading.enumerate()}, 1)
     assert script.closed == 1

@@ -1,0 +1,32 @@
+"""The line to the broker: stays where the streams hold it while the publisher behind it is exchanged."""
+
+from __future__ import annotations
+
+import threading
+
+from agent.comms.mqtt import Publisher
+
+
+class Line:
+    """A board for the streams. Every method may be called from any thread."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self.publisher = publisher
+        self._lock = threading.Lock()
+
+    def exchange(self, publisher: Publisher) -> Publisher:
+        """Put another publisher behind it, which takes over every retained topic; gives the old one."""
+        with self._lock:
+            old, self.publisher = self.publisher, publisher
+            for topic, payload in old.retained().items():
+                publisher.retain(topic, payload)
+        return old
+
+    def retain(self, topic: str, payload: bytes) -> None:
+        """Set a retained topic; an empty payload deletes it at the broker."""
+        with self._lock:  # or a payload could go to a publisher that has just been taken over
+            self.publisher.retain(topic, payload)
+
+    def send(self, topic: str, payload: bytes) -> None:
+        """Send once at QoS 0, or drop."""
+        self.publisher.send(topic, payload)

@@ -1,0 +1,182 @@
+"""What INT8 costs: average precision (COCO's, over IoU .50:.95) of each rung of NanoDet, and of the float model.
+
+The pictures are 64 of COCO with their boxes, each as it is and mirrored, which halves the noise of so few. They go
+through the agent's own rooms: model file, input, inference, decoder. The float model is made of the same graph by
+`scripts/build_models/nanodet --float` and kept in `build/models`; making it fetches 280 MB the first time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import common
+import cv2
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from agent.compute.decode import build_decoder
+from agent.compute.infer.backend import Options, open_session
+from agent.compute.infer.image import ImageInput
+from agent.config import DecodeConfig
+from agent.manifest import Model
+from agent.messages import Detection, Image
+from agent.storage.models import load_model
+
+ARCHIVE = "coco64_dev.tar"
+MAKER = common.ROOT / "scripts" / "build_models" / "nanodet"
+BUILD = common.ROOT / "build" / "models"
+FLOAT = BUILD / "nanodet_float.tflite"
+ALL = DecodeConfig(score_threshold=0.02, iou_threshold=0.6, max_detections=100)
+TARGET = 0.985
+
+
+class Picture(Struct):
+    """A BGR picture and what is on it: class numbers, and boxes as fractions (centre x, centre y, width, height)."""
+
+    image: Image
+    classes: list[int]
+    boxes: np.ndarray[Any, np.dtype[np.float64]]
+
+
+def main() -> None:
+    args = arguments()
+    pictures = [twin for picture in read(args.data / ARCHIVE) for twin in (picture, mirrored(picture))]
+    truth, model = ground_truth(pictures), load_model("nanodet")
+    figures = {"pictures": float(len(pictures))}
+    for rung in model.manifest.rungs:
+        figures |= measure(f"int8_{rung.name}", model, rung.name, pictures, truth)
+    reference = float_model(model, quick=args.quick)
+    targets = {"int8_416_of_float": f">= {TARGET}"}
+    if reference is None:
+        print(f"no float model in {FLOAT.parent}: run this without --quick once", file=sys.stderr)
+        common.conclude("accuracy", figures, {"int8_416_of_float": f">= {TARGET}, not measured"}, False)
+        return
+    figures |= measure("float_416", reference, "416", pictures, truth)
+    figures["int8_416_of_float"] = figures["int8_416_ap"] / figures["float_416_ap"]
+    print(f"INT8 keeps {figures['int8_416_of_float']:.1%} of the float model's AP at 416")
+    common.conclude("accuracy", figures, targets, figures["int8_416_of_float"] >= TARGET)
+
+
+def arguments() -> argparse.Namespace:
+    """The arguments; exits with 2 where the pictures are not there."""
+    parser = common.arguments(__doc__ or "")
+    beside = os.environ.get("VEDETTE_DATA") or common.ROOT.parent / "shared" / "data"
+    parser.add_argument("--data", type=Path, default=Path(beside), help=f"folder of {ARCHIVE}; or $VEDETTE_DATA")
+    args = parser.parse_args()
+    if not (args.data / ARCHIVE).is_file():
+        print(f"{args.data / ARCHIVE}: no such file; give its folder by --data or $VEDETTE_DATA", file=sys.stderr)
+        sys.exit(2)
+    return args
+
+
+def read(archive: Path) -> Iterator[Picture]:
+    """The pictures of an archive of `images/*.jpg` with YOLO's `labels/*.txt`, by name."""
+    with tarfile.open(archive) as tar:
+        files = {member.name.removeprefix("./"): member for member in tar if member.isfile()}
+        for name in sorted(name for name in files if name.startswith("images/")):
+            image = cv2.imdecode(np.frombuffer(content(tar, files[name]), np.uint8), cv2.IMREAD_COLOR)
+            label = files.get(f"labels/{Path(name).stem}.txt")
+            rows = [line.split() for line in content(tar, label).decode().splitlines()] if label else []
+            boxes = np.array([row[1:] for row in rows], np.float64).reshape(-1, 4)
+            assert image is not None, name
+            yield Picture(image.astype(np.uint8), [int(row[0]) for row in rows], boxes)
+
+
+def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The bytes of a file."""
+    file = tar.extractfile(member)
+    assert file is not None, member.name
+    return file.read()
+
+
+def mirrored(picture: Picture) -> Picture:
+    """The same with left and right exchanged."""
+    boxes = picture.boxes.copy()
+    boxes[:, 0] = 1 - boxes[:, 0]
+    return Picture(np.ascontiguousarray(picture.image[:, ::-1]), picture.classes, boxes)
+
+
+def ground_truth(pictures: list[Picture]) -> COCO:
+    """The boxes in COCO's form; numbers of pictures and classes are indices."""
+    images, annotations = [], []
+    for number, picture in enumerate(pictures):
+        height, width = picture.image.shape[:2]
+        images.append({"id": number, "width": width, "height": height})
+        for kind, (x, y, w, h) in zip(picture.classes, picture.boxes, strict=True):
+            box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
+            known = {"image_id": number, "category_id": kind, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            annotations.append({"id": len(annotations) + 1, **known})
+    truth = COCO()
+    truth.dataset = {"images": images, "annotations": annotations, "categories": [{"id": i} for i in range(80)]}
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    return truth
+
+
+def measure(name: str, model: Model, rung: str, pictures: list[Picture], truth: COCO) -> dict[str, float]:
+    """AP and AP50 of one rung."""
+    found = detect(model, rung, pictures)
+    with contextlib.redirect_stdout(io.StringIO()):
+        scoring = COCOeval(truth, truth.loadRes(found), "bbox")
+        scoring.evaluate()
+        scoring.accumulate()
+        scoring.summarize()
+    average, at_half = float(scoring.stats[0]), float(scoring.stats[1])
+    print(f"{name:10} AP {average:.4f}  AP50 {at_half:.4f}", flush=True)
+    return {f"{name}_ap": average, f"{name}_ap50": at_half}
+
+
+def detect(model: Model, rung: str, pictures: list[Picture]) -> list[dict[str, Any]]:
+    """Detections of all pictures in COCO's form."""
+    session = open_session(model, "cpu", Options(rung=rung))
+    image = ImageInput(session.inputs[0], model.manifest.input)
+    decode = build_decoder(model.manifest, session.inputs, session.outputs, ALL)
+    numbers = {label: number for number, label in enumerate(model.manifest.output.labels)}
+    found = []
+    for number, picture in enumerate(pictures):
+        image.fill(session.input(0), picture.image, "bgr")
+        session.invoke()
+        detections = decode([session.output(index) for index in range(len(session.outputs))])
+        found += [in_coco(number, numbers[d.label], d, picture.image.shape) for d in detections]
+    session.close()
+    return found
+
+
+def in_coco(picture: int, kind: int, detection: Detection, shape: tuple[int, ...]) -> dict[str, Any]:
+    """One detection in COCO's form: pixels, corner and size."""
+    assert detection.box is not None
+    x0, y0, x1, y1 = np.multiply(detection.box, (shape[1], shape[0], shape[1], shape[0])).tolist()
+    box = [x0, y0, x1 - x0, y1 - y0]
+    return {"image_id": picture, "category_id": kind, "bbox": box, "score": detection.score}
+
+
+def float_model(model: Model, *, quick: bool) -> Model | None:
+    """The float model with the manifest of `model`; made anew when missing or older than its maker. None if a quick
+    run would have to fetch for it.
+    """
+    sources = MAKER.parent.glob("*.py")
+    stale = not FLOAT.exists() or any(FLOAT.stat().st_mtime < path.stat().st_mtime for path in sources)
+    if stale and not (quick and not (BUILD / "inputs").is_dir()):
+        subprocess.run([MAKER, "--float", FLOAT], check=True, stdout=sys.stderr)
+    if not FLOAT.exists():
+        return None
+    data = FLOAT.read_bytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Model(data, sha256, replace(model.manifest, sha256=sha256), str(FLOAT))
+
+
+if __name__ == "__main__":
+    main()

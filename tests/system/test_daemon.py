@@ -1,0 +1,300 @@
+"""The daemon as systemd runs it: a real process, real signals, a real broker."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.house import person_model
+from tests.support.mosquitto import Mosquitto
+from tests.support.publishing import TOPICS, wait_for
+from tests.support.received import Messages
+from tests.support.running import WALK, Vedette, camera, events, health, hear, kinds, left_open, states
+
+_CLIP = f"{WALK}&frames=40"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return person_model(tmp_path)
+
+
+@pytest.fixture
+def messages(broker: Mosquitto) -> Messages:
+    """What the broker was told."""
+    return broker.subscribe("vedette/#")
+
+
+@pytest.fixture
+def vedette(tmp_path: Path, broker: Mosquitto, model: Path) -> Iterator[Vedette]:
+    """Running, with two cameras."""
+    with Vedette(tmp_path, broker, front=camera(model), back=camera(model)) as running:
+        yield running
+
+
+def status(messages: Messages) -> list[bytes]:
+    return messages.of(TOPICS.status)
+
+
+def both_see(messages: Messages) -> Messages:
+    return messages.wait(lambda m: {"new", "update"} <= kinds(m, "front") & kinds(m, "back"))
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_ends_every_track_and_says_so_in_two_seconds(
+    vedette: Vedette, messages: Messages, how: signal.Signals
+) -> None:
+    both_see(messages)
+    code, seconds = vedette.end(how)
+    assert (code, status(messages)[-1]) == (0, b"stopped")
+    assert seconds < 2
+    for stream in ("front", "back"):
+        assert left_open(messages, stream) == set()
+        assert events(messages, stream)[-1].reason == "shutdown"
+        assert messages.of(TOPICS.count(stream, "person"))[-1] == b"0"
+    assert states(messages) == {"front": "ended", "back": "ended"}
+
+
+def test_a_killed_daemon_is_offline_by_its_will(vedette: Vedette, messages: Messages) -> None:
+    both_see(messages)
+    vedette.end(signal.SIGKILL)
+    messages.wait(lambda m: status(m) == [b"online", b"offline"])
+
+
+def test_a_reload_swaps_the_changed_stream_and_no_other(vedette: Vedette, messages: Messages) -> None:
+    both_see(messages)
+    vedette.config["streams"]["front"]["track"]["min_hits"] = 2
+    vedette.reload()
+    messages.wait(lambda m: [e.kind for e in events(m) if e.kind != "update"] == ["new", "end", "new"])
+    hear(messages, 5, "back")
+    assert len({event.track.id for event in events(messages, "back")}) == 1
+    assert [e.kind for e in events(messages, "back") if e.kind != "update"] == ["new"]
+    assert len({event.track.id for event in events(messages, "front")}) == 2
+    assert status(messages) == [b"online"]
+
+
+def test_a_reload_of_a_broken_file_changes_nothing_and_names_the_line(
+    vedette: Vedette, messages: Messages
+) -> None:
+    both_see(messages)
+    vedette.file.write_text('[streams.front]\nsource = "test:"\nmodell = "nanodet"\n')
+    vedette.process.send_signal(signal.SIGHUP)
+    said = vedette.wait_said("reload refused, running on as before")
+    assert f"{vedette.file}:3: unknown key `streams.front.modell`; did you mean 'model'?" in said
+    assert len(vedette.said("refused")) == 1
+    hear(messages, 3, "front")
+    hear(messages, 3, "back")
+    assert "end" not in kinds(messages) | kinds(messages, "back")
+
+
+@pytest.mark.parametrize(
+    ("room", "key", "value", "why"),
+    [
+        ("device", "name", "shed", r"[device] name changed: that takes a restart"),
+        ("storage", "durability", "memory", r"[storage] changed: that takes a restart"),
+        ("mqtt", "password_file", "/nothing/here", r"password_file is set but username is not"),
+    ],
+)
+def test_a_reload_that_cannot_be_done_is_refused_as_a_whole(
+    vedette: Vedette, messages: Messages, room: str, key: str, value: str, why: str
+) -> None:
+    both_see(messages)
+    vedette.config[room][key] = value
+    del vedette.config["streams"]["back"]
+    vedette.reload()
+    assert why in vedette.wait_said("reload refused")
+    assert "end" not in kinds(messages, "back")
+
+
+def test_a_reload_with_a_model_that_is_not_there_keeps_the_old_one(
+    vedette: Vedette, messages: Messages, tmp_path: Path
+) -> None:
+    both_see(messages)
+    vedette.config["streams"]["front"]["model"] = str(tmp_path / "gone.tflite")
+    vedette.reload()
+    assert "gone.tflite" in vedette.wait_said("reload refused")
+    hear(messages, 3)
+    assert "end" not in kinds(messages)
+
+
+def test_a_reload_adds_and_removes_streams(vedette: Vedette, messages: Messages, model: Path) -> None:
+    both_see(messages)
+    vedette.config["streams"]["side"] = camera(model)
+    del vedette.config["streams"]["back"]
+    vedette.reload()
+    messages.wait(lambda m: set(states(m)) == {"front", "side"} and "new" in kinds(m, "side"))
+    assert left_open(messages, "back") == set()
+    assert "end" not in kinds(messages, "front")
+    kept = (TOPICS.snapshot("back"), TOPICS.count("back", "person"))
+    messages.wait(lambda m: all(m.of(topic)[-1] == b"" for topic in kept))
+
+
+def test_a_reload_moves_to_another_broker(vedette: Vedette, messages: Messages, tmp_path: Path) -> None:
+    both_see(messages)
+    with Mosquitto(tmp_path / "other") as other:
+        there = other.subscribe("vedette/#")
+        vedette.use(other)
+        vedette.reload()
+        messages.wait(lambda m: status(m) == [b"online", b"stopped"])
+        there.wait(lambda m: status(m) == [b"online"] and states(m) and len(events(m)) > 3)
+        for stream in ("front", "back"):
+            assert there.of(TOPICS.count(stream, "person")) == [b"1"]
+            assert there.of(TOPICS.snapshot(stream))[-1].startswith(b"\xff\xd8")
+        assert len({event.track.id for event in (*events(messages), *events(there))}) == 1
+        seqs = {
+            e.seq for where in (messages, there) for stream in ("front", "back") for e in events(where, stream)
+        }
+        assert seqs == set(range(1, max(seqs) + 1))
+
+
+def test_a_reload_that_moves_and_swaps_leaves_no_old_count_behind(
+    vedette: Vedette, messages: Messages, tmp_path: Path
+) -> None:
+    both_see(messages)
+    with Mosquitto(tmp_path / "other") as other:
+        there = other.subscribe("vedette/#")
+        vedette.use(other)
+        vedette.config["streams"]["back"] = camera("nanodet", _CLIP, publish={"events": False})
+        vedette.reload()
+        there.wait(lambda m: m.of(TOPICS.count("back", "person")))
+        assert there.of(TOPICS.count("back", "person"))[-1] == b"0"
+
+
+def test_a_stream_that_cannot_run_leaves_the_others_alone(
+    tmp_path: Path, broker: Mosquitto, messages: Messages, model: Path
+) -> None:
+    garbage = tmp_path / "garbage.tflite"
+    garbage.write_bytes(b"no model")
+    streams = {
+        "front": camera(model),
+        "clip": camera(model, f"file:{tmp_path}/gone.mp4"),
+        "broken": camera(garbage),
+        "off": camera(model, enabled=False),
+    }
+    with Vedette(tmp_path, broker, **streams) as vedette:
+        expected = {"front": "running", "clip": "failed", "broken": "failed", "off": "disabled"}
+        messages.wait(lambda m: states(m) == expected and "update" in kinds(m))
+        newest = health(messages)
+        assert newest is not None
+        assert "gone.mp4" in newest.streams["clip"].detail
+        assert "garbage.tflite" in newest.streams["broken"].detail
+        assert newest.streams["front"].model == "person"
+        assert newest.streams["front"].fps > 0
+        assert len(vedette.said("gone.mp4")) == len(vedette.said("garbage.tflite")) == 1
+        assert vedette.end()[0] == 0
+
+
+def test_a_reload_tries_a_failed_stream_again(
+    tmp_path: Path, broker: Mosquitto, messages: Messages, model: Path
+) -> None:
+    streams = {"front": camera(model), "late": camera(tmp_path / "late.toml")}
+    with Vedette(tmp_path, broker, **streams) as vedette:
+        messages.wait(lambda m: states(m) == {"front": "running", "late": "failed"})
+        vedette.reload()
+        vedette.wait_said("reloaded")
+        (tmp_path / "late.toml").write_text('file = "person.tflite"\n' + model.read_text())
+        vedette.reload()
+        messages.wait(lambda m: states(m).get("late") == "running" and "new" in kinds(m, "late"))
+        assert "end" not in kinds(messages)
+
+
+def test_when_nothing_can_run_the_daemon_ends_with_one_line(
+    tmp_path: Path, broker: Mosquitto, model: Path
+) -> None:
+    streams = {"front": camera(model, f"file:{tmp_path}/gone.mp4"), "off": camera(model, enabled=False)}
+    with Vedette(tmp_path, broker, **streams) as vedette:
+        assert vedette.exit_code() == 1
+        (line,) = vedette.said("vedette: ")
+        assert "every stream is over; front: " in line
+        assert "gone.mp4" in line
+        assert not vedette.said("Traceback")
+
+
+def test_a_model_that_nobody_has_ends_the_daemon_with_one_line(tmp_path: Path, broker: Mosquitto) -> None:
+    with Vedette(tmp_path, broker, front=camera("nanodett")) as vedette:
+        assert vedette.exit_code() == 1
+        (line,) = vedette.said("vedette: ")
+        assert "did you mean 'nanodet'?" in line
+
+
+def test_a_second_daemon_on_the_same_state_is_refused(
+    vedette: Vedette, messages: Messages, tmp_path: Path, broker: Mosquitto, model: Path
+) -> None:
+    both_see(messages)
+    (tmp_path / "second").mkdir()
+    second = Vedette(tmp_path / "second", broker, front=camera(model))
+    second.config["storage"]["folder"] = str(vedette.state)
+    with second:
+        assert second.exit_code() == 1
+        (line,) = second.said()
+        assert line.startswith(f"vedette: {vedette.state}: in use by another vedette, pid {vedette.process.pid};")
+    assert status(messages) == [b"online"]
+
+
+def test_a_broker_that_is_restarted_misses_nothing(tmp_path: Path, model: Path) -> None:
+    with Mosquitto(tmp_path, persistence=True) as broker:
+        messages = broker.subscribe("vedette/#", lasting=True)
+        with Vedette(tmp_path, broker, front=camera(model)) as vedette:
+            for _ in range(2):
+                hear(messages, 5)
+                broker.stop()
+                vedette.wait_said("events wait in the spool")
+                broker.start()
+            hear(messages, 10)
+            vedette.end()
+            messages.wait(lambda m: "end" in kinds(m))
+        assert [event.seq for event in events(messages)] == list(range(1, len(events(messages)) + 1))
+        assert left_open(messages) == set()
+
+
+def test_events_of_a_broker_that_was_away_arrive_after_the_next_start(tmp_path: Path, model: Path) -> None:
+    with Mosquitto(tmp_path) as broker:
+        broker.stop()
+        with Vedette(tmp_path, broker, front=camera(model)) as vedette:
+            vedette.wait_said("nothing listens there")
+            wait_for(lambda: (vedette.state / "spool.db").exists())
+            time.sleep(1.0)  # and events with it
+            code, seconds = vedette.end()
+            assert code == 0
+            assert seconds < 2
+            broker.start()
+            messages = broker.subscribe("vedette/#")
+            vedette.start()
+            messages.wait(
+                lambda m: [e.kind for e in events(m) if e.kind != "update"][:3] == ["new", "end", "new"]
+            )
+        assert [event.seq for event in events(messages)][:3] == [1, 2, 3]
+
+
+def test_a_wrong_password_is_said_once_and_tried_on(tmp_path: Path, model: Path) -> None:
+    with Mosquitto(tmp_path, users={"porch": "right", "wrong": "other"}) as broker:
+        messages = broker.subscribe("vedette/#")
+        (tmp_path / "password").write_text("wrong\n")
+        vedette = Vedette(tmp_path, broker, front=camera(model))
+        vedette.config["mqtt"] |= {"username": "porch", "password_file": str(tmp_path / "password")}
+        with vedette:
+            vedette.wait_said("refuses user 'porch': ")
+            wait_for(lambda: (broker.folder / "mosquitto.log").read_text().count("not authorised") > 2)
+            assert len(vedette.said("refuses user")) == 1
+            assert status(messages) == []
+            assert vedette.process.poll() is None
+            (tmp_path / "password").write_text("right\n")
+            messages.wait(lambda m: status(m) == [b"online"] and "update" in kinds(m))
+
+
+def test_a_clip_is_reported_to_its_end(
+    tmp_path: Path, broker: Mosquitto, messages: Messages, model: Path
+) -> None:
+    vedette = Vedette(tmp_path, broker, front=camera(model, _CLIP), back=camera(model, f"{_CLIP}&pace=fast"))
+    vedette.options = ("--exit-when-done",)
+    with vedette:
+        assert vedette.exit_code() == 0
+    for stream in ("front", "back"):
+        assert kinds(messages, stream) >= {"new", "end"}
+        assert left_open(messages, stream) == set()
+        assert events(messages, stream)[-1].reason == "ended"
+    assert (status(messages), states(messages)) == ([b"online", b"stopped"], {"front": "ended", "back": "ended"})

@@ -1,0 +1,118 @@
+"""The demo as a newcomer runs it, and as a part of this process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+from click.testing import CliRunner, Result
+
+from agent.cli.demo import demo
+from agent.demo import broker as broker_module
+from agent.errors import BrokerError, SourceError, StorageError, VedetteError
+from tests.support.house import person_model
+from tests.support.running import ROOT
+
+pytest.importorskip("amqtt", reason="the extra [demo] is not installed")
+
+
+def call(*args: str) -> Result:
+    return CliRunner().invoke(demo, args, catch_exceptions=False)
+
+
+def person(folder: Path, *args: str) -> tuple[str, ...]:
+    """Options for a short pattern and the constant model."""
+    source = "test:?size=160x120&fps=20&frames=60"
+    return ("--source", source, "--model", str(person_model(folder)), "--picture", str(folder / "p.jpg"), *args)
+
+
+def test_the_clip_through_the_bundled_model_as_json(tmp_path: Path) -> None:
+    picture = tmp_path / "seen.jpg"
+    command = [sys.executable, "-m", "agent", "demo", "--for", "6s", "--json", "--picture", str(picture)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    *events, last = [json.loads(line) for line in done.stdout.splitlines()]
+    summary = last["summary"]
+    assert summary["new"] == summary["end"] >= 1
+    assert summary["lost"] == 0
+    assert summary["labels"]["person"] >= 1
+    assert summary["picture"] == str(picture)
+    assert len(events) == summary["new"] + summary["update"] + summary["end"]
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert picture.read_bytes().startswith(b"\xff\xd8")
+    seen = cv2.imread(str(picture))
+    assert seen is not None
+    assert seen.shape == (576, 768, 3)
+
+
+def test_the_table_ends_with_a_summary(tmp_path: Path) -> None:
+    shown = call(*person(tmp_path)).output
+    assert ": 1 new, " in shown
+    assert " 1 end (1 person); median capture → publish " in shown
+    assert "lost 0" in shown
+    assert f"annotated picture: {tmp_path / 'p.jpg'}" in shown
+
+
+def test_the_time_is_kept(tmp_path: Path) -> None:
+    options = ("--source", "test:?size=160x120&fps=20", *person(tmp_path)[2:], "--for", "2s", "--json")
+    summary = json.loads(call(*options).output.splitlines()[-1])["summary"]
+    assert (summary["new"], summary["end"], summary["lost"]) == (1, 1, 0)
+    assert 2.0 <= summary["seconds"] < 8.0
+
+
+def test_nothing_seen_is_said_so(tmp_path: Path) -> None:
+    blind = person(tmp_path)
+    person_model(tmp_path, score=0.1)
+    shown = call(*blind).output
+    assert "0 new, 0 update, 0 end (nothing)" in shown
+    assert "annotated picture" not in shown
+
+
+@pytest.mark.parametrize("written", ["soon", "5h", "-1", "1e3"])
+def test_a_duration_is_seconds_or_minutes(written: str) -> None:
+    result = CliRunner().invoke(demo, ["--for", written])
+    assert result.exit_code == 2
+    assert "is not a duration: write 20s or 2m" in result.output
+
+
+@pytest.mark.parametrize(
+    ("source", "why"), [("file:gone.mp4", "gone.mp4"), ("tset:", "did you mean")], ids=["missing", "misspelt"]
+)
+def test_a_source_that_cannot_be_used_is_one_error(tmp_path: Path, source: str, why: str) -> None:
+    with pytest.raises((VedetteError, SourceError), match=why):
+        call(*person(tmp_path), "--source", source)
+
+
+def test_a_picture_that_cannot_be_written_ends_the_demo(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"nowhere/p.jpg: cannot be written"):
+        call(*person(tmp_path), "--picture", str(tmp_path / "nowhere" / "p.jpg"))
+
+
+def test_a_defect_in_the_daemon_does_not_hang_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agent.demo import show
+
+    def run(self: object) -> None:
+        raise VedetteError("nothing works today")
+
+    monkeypatch.setattr(show.Daemon, "run", run)
+    with pytest.raises(VedetteError, match="nothing works today"):
+        call(*person(tmp_path))
+
+
+def test_without_the_extra_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "amqtt.broker", None)
+    with pytest.raises(BrokerError, match=r"pip install 'vedette\[demo\]'"):
+        call(*person(tmp_path))
+
+
+def test_a_broker_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with broker_module.EmbeddedBroker() as running:
+        monkeypatch.setattr(broker_module, "_free_port", lambda: running.port)
+        with pytest.raises(BrokerError, match=f"did not start on 127.0.0.1:{running.port}"):
+            broker_module.EmbeddedBroker().__enter__()

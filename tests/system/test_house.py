@@ -1,0 +1,281 @@
+"""The house inside this process, with a real broker: what `test_daemon` sees from outside, seen from inside."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from agent import stream as stream_module
+from agent.compute.vision import Vision
+from agent.config import Config, DeviceConfig, HealthConfig, MqttConfig, StorageConfig, StreamConfig, TrackConfig
+from agent.daemon import Daemon, device_name
+from agent.errors import BackendError, ConfigError, StorageError, VedetteError
+from agent.messages import Frame, Seen
+from tests.support.house import person_model
+from tests.support.mosquitto import Mosquitto
+from tests.support.publishing import TOPICS, wait_for
+from tests.support.received import Messages
+from tests.support.running import WALK, events, hear, kinds, left_open, states
+
+_CLIP = f"{WALK}&frames=20&pace=fast"
+
+
+class Inside:
+    """A daemon in a thread."""
+
+    def __init__(self, config: Config, *, exit_when_done: bool = False) -> None:
+        self.next: Config | ConfigError = config
+        self.error: VedetteError | None = None
+        self.daemon = Daemon(config, reload=self._read, exit_when_done=exit_when_done)
+        self._thread = threading.Thread(target=self._run, name="daemon")
+        self._thread.start()
+
+    def _read(self) -> Config:
+        if isinstance(self.next, ConfigError):
+            raise self.next
+        return self.next
+
+    def _run(self) -> None:
+        try:
+            self.daemon.run()
+        except VedetteError as error:
+            self.error = error
+
+    def reload(self, config: Config | ConfigError) -> None:
+        self.next = config
+        self.daemon.request_reload()
+
+    def wait(self) -> VedetteError | None:
+        """Its end, and what it ended with."""
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        return self.error
+
+
+@contextmanager
+def inside(config: Config, *, exit_when_done: bool = False) -> Iterator[Inside]:
+    running = Inside(config, exit_when_done=exit_when_done)
+    try:
+        yield running
+    finally:
+        running.daemon.request_stop()
+        running.wait()
+
+
+@pytest.fixture
+def messages(broker: Mosquitto) -> Messages:
+    return broker.subscribe("vedette/#")
+
+
+@pytest.fixture
+def camera(tmp_path: Path) -> StreamConfig:
+    return StreamConfig(source=WALK, model=str(person_model(tmp_path)), track=TrackConfig(update_every_s=0.1))
+
+
+@pytest.fixture
+def config(tmp_path: Path, broker: Mosquitto, camera: StreamConfig) -> Config:
+    """Two cameras."""
+    return Config(
+        {"front": camera, "back": camera},
+        DeviceConfig(TOPICS.device),
+        broker.config(),
+        StorageConfig(str(tmp_path / "state")),
+        HealthConfig(0.2),
+    )
+
+
+def refusals(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.name == "agent.daemon" and r.levelno == logging.ERROR]
+
+
+def both_see(messages: Messages) -> None:
+    messages.wait(lambda m: "update" in kinds(m, "front") & kinds(m, "back"))
+
+
+def test_a_day_in_the_house(config: Config, messages: Messages, camera: StreamConfig) -> None:
+    with inside(config) as running:
+        both_see(messages)
+        changed = replace(camera, track=TrackConfig(min_hits=2, update_every_s=0.1))
+        running.reload(replace(config, streams={"front": camera, "side": changed}))
+        messages.wait(lambda m: set(states(m)) == {"front", "side"} and "new" in kinds(m, "side"))
+    assert running.error is None
+    assert all(left_open(messages, stream) == set() for stream in ("front", "back", "side"))
+    assert len({event.track.id for event in events(messages)}) == 1
+    assert messages.of(TOPICS.snapshot("back"))[-1] == b""
+    assert messages.of(TOPICS.status) == [b"online", b"stopped"]
+
+
+def test_another_broker_gets_everything_that_is_retained(
+    config: Config, messages: Messages, tmp_path: Path
+) -> None:
+    with Mosquitto(tmp_path / "other") as other, inside(config) as running:
+        there = other.subscribe("vedette/#")
+        both_see(messages)
+        running.reload(replace(config, mqtt=other.config()))
+        messages.wait(lambda m: m.of(TOPICS.status) == [b"online", b"stopped"])
+        there.wait(lambda m: m.of(TOPICS.count("front", "person")) == [b"1"])
+        hear(there, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"streams": {}}, "no [streams.NAME]"),
+        ({"device": DeviceConfig("shed")}, "[device] name changed: that takes a restart"),
+        ({"mqtt": MqttConfig(prefix="eyes")}, "[mqtt] prefix changed: that takes a restart"),
+        ({"mqtt": MqttConfig(host="")}, "[mqtt] host is empty"),
+        ({"streams": {"front": StreamConfig("test:", "nanodett")}}, "did you mean 'nanodet'"),
+    ],
+)
+def test_what_cannot_be_reloaded_is_refused(
+    config: Config,
+    messages: Messages,
+    caplog: pytest.LogCaptureFixture,
+    change: dict[str, object],
+    why: str,
+) -> None:
+    with inside(config) as running:
+        both_see(messages)
+        running.reload(replace(config, **change))
+        wait_for(lambda: any("reload refused" in line for line in refusals(caplog)))
+        hear(messages, 3, "back")
+    assert why in refusals(caplog)[-1]
+
+
+def test_a_file_with_several_errors_is_refused_in_one_line(
+    config: Config, messages: Messages, caplog: pytest.LogCaptureFixture
+) -> None:
+    with inside(config) as running:
+        both_see(messages)
+        running.reload(ConfigError("f:1: this\nf:2: that"))
+        wait_for(lambda: refusals(caplog))
+        assert refusals(caplog) == ["reload refused, running on as before: f:1: this; f:2: that"]
+
+
+def test_without_a_file_a_reload_does_nothing(config: Config, messages: Messages) -> None:
+    daemon = Daemon(config)
+    thread = threading.Thread(target=daemon.run)
+    thread.start()
+    both_see(messages)
+    daemon.request_reload()
+    hear(messages, 3)
+    daemon.request_stop()
+    thread.join(5)
+    assert "end" in kinds(messages)
+
+
+def test_clips_end_the_house_when_it_was_asked_to(
+    config: Config, messages: Messages, camera: StreamConfig
+) -> None:
+    clip = replace(camera, source=_CLIP)
+    with inside(replace(config, streams={"front": clip}), exit_when_done=True) as running:
+        assert running.wait() is None
+    assert left_open(messages) == set()
+    assert kinds(messages) >= {"new", "end"}
+
+
+def test_one_that_failed_is_told_when_all_are_over(
+    config: Config, messages: Messages, camera: StreamConfig, tmp_path: Path
+) -> None:
+    streams = {
+        "front": replace(camera, source=_CLIP),
+        "gone": replace(camera, source=f"file:{tmp_path}/gone.mp4"),
+    }
+    with inside(replace(config, streams=streams), exit_when_done=True) as running:
+        assert "every stream is over; gone: " in str(running.wait())
+    assert states(messages) == {"front": "ended", "gone": "failed"}
+
+
+def test_failed_and_disabled_together_are_nothing_to_run(
+    config: Config, camera: StreamConfig, tmp_path: Path
+) -> None:
+    gone = replace(camera, source=f"file:{tmp_path}/gone.mp4")
+    with inside(replace(config, streams={"gone": gone, "off": replace(camera, enabled=False)})) as running:
+        assert "gone.mp4" in str(running.wait())
+
+
+def test_a_stream_that_tries_again_keeps_the_house_open(
+    config: Config, messages: Messages, camera: StreamConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "_RESTART_FIRST_S", 0.8)
+    errors, real = [BackendError("the delegate is gone")], Vision.look
+
+    def look(self: Vision, frame: Frame) -> Seen:
+        if errors and self.tracker.alive:
+            raise errors.pop()
+        return real(self, frame)
+
+    monkeypatch.setattr(Vision, "look", look)
+    with inside(replace(config, streams={"front": camera})):
+        messages.wait(lambda m: states(m) == {"front": "failed"})
+        messages.wait(lambda m: [e.kind for e in events(m) if e.kind != "update"] == ["new", "end", "new"])
+        messages.wait(lambda m: states(m) == {"front": "running"})
+
+
+def test_a_failed_stream_is_tried_again_by_a_reload(
+    config: Config, messages: Messages, camera: StreamConfig, tmp_path: Path
+) -> None:
+    late = tmp_path / "late.toml"
+    both = replace(config, streams={"front": camera, "late": replace(camera, model=str(late))})
+    with inside(both) as running:
+        messages.wait(lambda m: states(m) == {"front": "running", "late": "failed"})
+        late.write_text(f'file = "person.tflite"\n{Path(camera.model).read_text()}')
+        running.reload(both)
+        messages.wait(lambda m: states(m).get("late") == "running")
+        assert "end" not in kinds(messages)
+
+
+def test_a_loss_is_in_the_health_at_once(config: Config, messages: Messages, camera: StreamConfig) -> None:
+    lost = replace(camera, source="v4l2:/dev/video99")
+    rare = replace(config, streams={"front": camera, "gone": lost}, health=HealthConfig(3600.0))
+    with inside(rare):
+        messages.wait(lambda m: states(m) == {"front": "running", "gone": "lost"}, 5.0)
+
+
+def test_an_empty_house_does_not_open(config: Config) -> None:
+    with pytest.raises(ConfigError, match="nothing to run"):
+        Daemon(replace(config, streams={})).run()
+
+
+def test_a_house_is_for_one(config: Config, messages: Messages) -> None:
+    with inside(config):
+        both_see(messages)
+        with pytest.raises(StorageError, match="in use by another vedette"):
+            Daemon(config).run()
+
+
+def test_a_stream_that_hangs_is_left_behind(
+    config: Config,
+    messages: Messages,
+    camera: StreamConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    free, real = threading.Event(), Vision.look
+
+    def look(self: Vision, frame: Frame) -> Seen:
+        if self.tracker.alive:
+            free.wait(10)
+        return real(self, frame)
+
+    monkeypatch.setattr(Vision, "look", look)
+    with inside(replace(config, streams={"front": camera})) as running:
+        messages.wait(lambda m: "new" in kinds(m))
+        running.daemon.request_stop()
+        running.wait()
+    free.set()
+    assert any("did not stop in" in record.getMessage() for record in caplog.records)
+    assert messages.of(TOPICS.status)[-1] == b"stopped"
+
+
+def test_the_hosts_name_is_made_fit_for_a_topic(monkeypatch: pytest.MonkeyPatch) -> None:
+    for host, name in (("pi.local", "pi-local"), ("büro+1", "büro-1"), ("##", "vedette")):
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        assert device_name(Config()) == name
+    assert device_name(Config(device=DeviceConfig("porch"))) == "porch"

@@ -1,0 +1,95 @@
+"""`vedette watch` and its subscriber against a real broker."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from agent.cli.watch import watch
+from agent.comms.subscriber import Access, Subscriber
+from agent.errors import BrokerError
+from tests.support.certificates import make_certificates
+from tests.support.house import person_model
+from tests.support.mosquitto import HOST, Mosquitto, free_port
+from tests.support.publishing import EVENTS, TOPICS, device, event
+from tests.support.running import Vedette, camera, kinds
+
+
+def call(broker: Mosquitto, *args: str, seconds: float = 1.5) -> Result:
+    options = ["-h", HOST, "-p", str(broker.port), "--for", str(seconds), *args]
+    return CliRunner().invoke(watch, options, catch_exceptions=False)
+
+
+def test_what_a_running_daemon_publishes_as_lines_and_as_a_table(tmp_path: Path, broker: Mosquitto) -> None:
+    messages = broker.subscribe("vedette/#")
+    with Vedette(tmp_path, broker, front=camera(person_model(tmp_path))):
+        messages.wait(lambda m: "update" in kinds(m))
+        lines = [json.loads(line) for line in call(broker, "--json").output.splitlines()]
+        table = call(broker).output
+    by_topic = {line["topic"]: line for line in lines}
+    assert by_topic[TOPICS.status] == {"topic": TOPICS.status, "retained": True, "payload": "online"}
+    assert by_topic[TOPICS.count("front", "person")]["payload"] == "1"
+    assert by_topic[TOPICS.snapshot("front")]["payload"]["jpeg_bytes"] > 500
+    assert by_topic[TOPICS.health]["payload"]["streams"]["front"]["state"] == "running"
+    assert [line["payload"]["track"]["label"] for line in lines if line["topic"] == EVENTS][:2] == ["person"] * 2
+    assert "person 1" in table
+    assert "porch online" in table
+
+
+def test_nobody_there_is_one_line() -> None:
+    port = free_port()
+    with pytest.raises(BrokerError, match=f"cannot reach the broker at {HOST}:{port}: .*; is it running there?"):
+        CliRunner().invoke(watch, ["-h", HOST, "-p", str(port)], catch_exceptions=False)
+
+
+def test_a_password_from_a_file(tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("right\n")
+    with Mosquitto(tmp_path, users={"eve": "right"}) as broker:
+        access = ("-u", "eve", "--password-file", str(secret))
+        assert call(broker, *access, seconds=0.1).exit_code == 0
+        for wrong in ("wrong", ""):
+            secret.write_text(wrong)
+            with pytest.raises(BrokerError, match="refused us: not authorized"):
+                call(broker, *access)
+
+
+def test_a_ca_of_ones_own(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path, tls=True) as broker:
+        assert call(broker, "--ca-file", str(broker.ca_file), seconds=0.1).exit_code == 0
+        (tmp_path / "others").mkdir()
+        make_certificates(tmp_path / "others")
+        with pytest.raises(BrokerError, match="certificate verify failed"):
+            call(broker, "--ca-file", str(tmp_path / "others" / "ca.pem"))
+
+
+def test_only_one_device_of_a_prefix_with_levels(broker: Mosquitto) -> None:
+    subscriber = Subscriber(Access(HOST, broker.port), prefix="site/eyes", device="porch")
+    subscriber.start()
+    publisher = broker.subscribe("nothing").client
+    for topic in ("site/eyes/shed/status", "site/eyes/porch/status", "site/eyes/porch/front/count/traffic_light"):
+        publisher.publish(topic, b"1", qos=1)
+    came = [m for m in subscriber.messages(time.monotonic() + 1.0) if m is not None]
+    subscriber.stop()
+    assert [(m.device, m.stream, m.kind) for m in came] == [("porch", "", "status"), ("porch", "front", "count")]
+    assert came[0].event() is None
+
+
+def test_a_broker_that_comes_back_is_heard_again(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path) as broker, device(tmp_path, broker.config(reconnect_max_s=0.5)) as (spool, _):
+        subscriber = Subscriber(Access(HOST, broker.port))
+        subscriber.start()
+        broker.stop()
+        broker.start()
+        until = time.monotonic() + 15
+        for message in subscriber.messages(until):
+            if message is None:
+                spool.put(EVENTS, event())
+            elif message.kind == "events":
+                break
+        subscriber.stop()
+        assert time.monotonic() < until

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from agent.cli.config import config
+from agent.configfile import parse
+from agent.errors import ConfigError
+
+SQUARE = "[[0.1, 0.1], [0.9, 0.1], [0.9, 0.9]]"
+
+
+def call(*args: str) -> Result:
+    result = CliRunner().invoke(config, args)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "vedette.toml"
+
+
+def problems(file: Path, text: str) -> list[str]:
+    """What a check of this text says, one problem a line; it must have failed."""
+    file.write_text(text)
+    result = call("check", str(file))
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    return result.stderr.splitlines()
+
+
+def test_a_sound_file_is_fine(file: Path) -> None:
+    zone = f'[[streams.front.zones]]\nname = "yard"\npolygon = {SQUARE}\n'
+    file.write_text(f'[streams.front]\nsource = "test:"\nmodel = "nanodet"\nrung = "256"\n{zone}')
+    result = call("check", str(file))
+    assert (result.exit_code, result.output) == (0, f"{file}: fine\n")
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in Path("firmware_configs").glob("*.toml")))
+def test_every_config_that_comes_along_is_fine(name: str) -> None:
+    assert call("check", f"firmware_configs/{name}").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "why"),
+    [
+        (2, 'source = "test:"', "unknown key `streams.front.sorce`; did you mean 'source'?"),
+        (2, 'source = "tset:"', "did you mean 'test:"),
+        (2, 'source = "test:?siez=640x480"', "did you mean"),
+        (3, 'model = "nanodett"', "no bundled model is called 'nanodett'; did you mean 'nanodet'?"),
+        (3, 'model = "/nothing/here.tflite"', "/nothing/here.tflite"),
+        (4, 'rung = "999"', "has no rung '999'; it has: "),
+        (4, "threads = 65", "`streams.front.threads`: "),
+        (4, 'backend = "npu"', "`streams.front.backend`: "),
+    ],
+)
+def test_a_problem_is_named_with_its_line(file: Path, line: int, text: str, why: str) -> None:
+    lines = ["[streams.front]", 'source = "test:"', 'model = "nanodet"', "threads = 1"]
+    lines[line - 1] = text.replace("source", "sorce") if "sorce" in why else text
+    found = problems(file, "\n".join(lines))
+    # A rung belongs to the model, and the model's line is where it is told.
+    line = 3 if "rung" in text else line
+    assert any(said.startswith(f"{file}:{line}: ") and why in said for said in found), found
+
+
+def test_every_problem_of_every_stream_is_told(file: Path) -> None:
+    streams = [f'[streams.s{n}]\nsource = "tset:"\nmodel = "nobody{n}"\n' for n in range(3)]
+    assert [line.split(": ")[0] for line in problems(file, "".join(streams))] == [
+        f"{file}:{3 * n + row}" for n in range(3) for row in (2, 3)
+    ]
+
+
+def test_a_zone_needs_three_corners(file: Path) -> None:
+    zone = '[[streams.front.zones]]\nname = "line"\npolygon = [[0.1, 0.1], [0.9, 0.9]]\n'
+    (line,) = problems(file, f'[streams.front]\nsource = "test:"\nmodel = "nanodet"\n{zone}')
+    assert line.startswith(f"{file}:4: ")
+    assert "line" in line
+    assert "corners" in line
+
+
+def test_a_label_that_the_model_does_not_know(file: Path) -> None:
+    decode = '[streams.front.decode]\nlabels = ["persn"]\n'
+    (line,) = problems(file, f'[streams.front]\nsource = "test:"\nmodel = "nanodet"\n{decode}')
+    assert "persn" in line
+    assert "person" in line
+
+
+def test_a_model_of_another_kind_than_its_manifest_says(file: Path, tmp_path: Path) -> None:
+    from tests.support.house import person_model
+
+    manifest = person_model(tmp_path)
+    manifest.write_text(manifest.read_text().replace("ssd", "yolo"))
+    (line,) = problems(file, f'[streams.front]\nsource = "test:"\nmodel = "{manifest}"\n')
+    assert line.startswith(f"{file}:3: ")
+    assert "yolo" in line
+
+
+def test_a_file_without_streams_has_nothing_to_run(file: Path) -> None:
+    assert problems(file, "[health]\nevery_s = 5\n") == [f"{file}: no [streams.NAME]: there is nothing to run"]
+
+
+def test_what_is_no_toml_and_what_is_not_there(file: Path, tmp_path: Path) -> None:
+    (line,) = problems(file, "[streams.front\n")
+    assert line.startswith(f"{file}:1: not TOML: ")
+    result = call("check", str(tmp_path / "gone.toml"))
+    assert result.exit_code == 1
+    assert "No such file" in result.stderr
+
+
+def test_the_verdict_as_json(file: Path) -> None:
+    file.write_text("[streams.front]\n")
+    result = call("check", str(file), "--json")
+    verdict = json.loads(result.stdout)
+    assert (result.exit_code, verdict["ok"]) == (1, False)
+    assert verdict["problems"][0].startswith(f"{file}:1: ")
+
+
+def test_showing_fills_in_every_default_and_can_be_read_again(file: Path) -> None:
+    file.write_text('[streams.front]\nsource = "test:"\nmodel = "nanodet"\n')
+    shown = call("show", str(file)).stdout
+    assert tomllib.loads(shown)["mqtt"]["host"] == "localhost"
+    assert parse(shown, "shown").config == parse(file.read_text(), "file").config
+    as_json = json.loads(call("show", str(file), "--json").stdout)
+    assert as_json["streams"]["front"]["track"]["min_hits"] == 3
+
+
+def test_showing_a_broken_file_is_an_error(file: Path) -> None:
+    file.write_text("[streams.front]\n")
+    with pytest.raises(ConfigError, match=f"^{file}:1: "):
+        call("show", str(file))
+
+
+def test_the_schema_knows_every_room() -> None:
+    schema = json.loads(call("schema").stdout)
+    assert set(schema["$defs"]["Config"]["properties"]) == {"streams", "device", "mqtt", "storage", "health"}

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from agent import __version__
+from agent.__main__ import main
+from agent.cli.main import vedette
+
+ROOT = Path(__file__).parent.parent.parent.parent
+VERBS = ("run", "demo", "watch", "config", "models", "events", "completion")
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    """The exit code of the program."""
+    monkeypatch.setattr(sys, "argv", ["vedette", *args])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_the_help_names_every_verb() -> None:
+    shown = CliRunner().invoke(vedette, ["--help"])
+    assert shown.exit_code == 0
+    assert all(f"\n  {verb} " in shown.output for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str) -> None:
+    shown = CliRunner().invoke(vedette, [verb, "--help"])
+    assert shown.exit_code == 0
+    assert shown.output.startswith(f"Usage: vedette {verb}")
+
+
+def test_the_version() -> None:
+    assert CliRunner().invoke(vedette, ["--version"]).output == f"vedette, version {__version__}\n"
+
+
+def test_an_unknown_verb_is_a_mistake_in_usage() -> None:
+    shown = CliRunner().invoke(vedette, ["wacht"])
+    assert shown.exit_code == 2
+    assert "No such command 'wacht'" in shown.output
+
+
+def test_an_error_is_one_line_and_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert call(monkeypatch, "config", "show", str(tmp_path / "gone.toml")) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"vedette: {tmp_path}/gone.toml: cannot read the configuration: No such file or directory\n"
+
+
+def test_success_is_exit_code_0(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "config", "schema") == 0
+    assert json.loads(capsys.readouterr().out)
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    program = f"{sys.executable} -m agent"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {program} config schema | head -c 1"], cwd=ROOT, capture_output=True
+    )
+    assert (done.stdout, done.stderr) == (b"{", b"")
+
+
+def test_the_schema_of_the_messages() -> None:
+    shown = CliRunner().invoke(vedette, ["events", "schema"])
+    assert set(json.loads(shown.output)["$defs"]) >= {
+        "EventMessage",
+        "DetectionsMessage",
+        "HealthMessage",
+        "Track",
+    }
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_for_a_shell(shell: str) -> None:
+    shown = CliRunner().invoke(vedette, ["completion", shell])
+    assert shown.exit_code == 0
+    assert "_VEDETTE_COMPLETE" in shown.output
+
+
+def test_completion_for_another_shell_names_those_there_are() -> None:
+    shown = CliRunner().invoke(vedette, ["completion", "tcsh"])
+    assert shown.exit_code == 2
+    assert "'bash', 'zsh', 'fish'" in shown.output

@@ -1,0 +1,91 @@
+"""What `watch` makes of a message. The verb itself meets a broker in `tests/system/test_watch.py`."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from agent.cli.table import EventTable
+from agent.cli.watch import json_line
+from agent.comms.payload import EventMessage
+from agent.comms.subscriber import Kind, Received
+from tests.support.publishing import event
+
+
+def message(
+    kind: Kind, payload: bytes, topic: str = "", stream: str = "front", device: str = "porch"
+) -> Received:
+    return Received(topic or f"vedette/porch/front/{kind}", device, stream, kind, payload, 0, False)
+
+
+def drawn(*messages: Received) -> str:
+    table = EventTable("what is seen")
+    for one in messages:
+        table.add(one)
+    console = Console(file=io.StringIO(), width=140, force_terminal=True, color_system=None)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload", "body"),
+    [
+        ("events", b'{"a": [1, 2.5]}', {"a": [1, 2.5]}),
+        ("health", b'{"rss_mb": 57.0,\n "x": null}', {"rss_mb": 57.0, "x": None}),
+        ("status", b"online", "online"),
+        ("count", b"3", "3"),
+        ("snapshot", b"\xff\xd8\xff", {"jpeg_bytes": 3}),
+        ("events", b"no json\n", "no json\n"),
+        ("health", b"", ""),
+        ("status", b"\xff", "�"),
+    ],
+)
+def test_a_message_is_one_line_of_json(kind: Kind, payload: bytes, body: object) -> None:
+    line = json_line(message(kind, payload))
+    assert "\n" not in line
+    assert json.loads(line) == {"topic": f"vedette/porch/front/{kind}", "retained": False, "payload": body}
+
+
+def test_an_event_is_a_row() -> None:
+    shown = drawn(message("events", event()))
+    for words in ("what is seen", "front", "new (appeared)", "person 1", "0.90", "0.10 0.10 0.50 0.90"):
+        assert words in shown
+
+
+def test_the_newest_rows_stay() -> None:
+    shown = drawn(*(message("events", event(stream=f"s{n}")) for n in range(30)))
+    assert "s29" in shown
+    assert "s13" not in shown
+
+
+def test_devices_and_counts_stand_below() -> None:
+    count = message("count", b"2", "vedette/porch/front/count/person")
+    shown = drawn(message("status", b"online", stream=""), count)
+    assert "porch online" in shown
+    assert "porch/front person: 2" in shown
+    assert "person" not in drawn(count, message("count", b"", "vedette/porch/front/count/person"))
+
+
+def test_strangers_cannot_command_the_terminal() -> None:
+    hostile = event().replace(b'"person"', b'"[/red]\\u001b[2J"').replace(b'"appeared"', b'"[bold]"')
+    shown = drawn(message("events", hostile), message("status", b"\x1b[2J", device="a\x1bb"))
+    assert "\x1b[2J" not in shown
+    assert "[/red]?[2J" in shown
+    assert "new ([bold])" in shown
+
+
+def test_a_verdict_on_the_whole_picture_has_no_box() -> None:
+    import msgspec
+    from msgspec.structs import replace
+
+    whole = msgspec.json.decode(event(), type=EventMessage)
+    whole = replace(whole, track=replace(whole.track, box=None))
+    assert "whole picture" in drawn(message("events", msgspec.json.encode(whole)))
+
+
+def test_what_is_no_event_is_left_out() -> None:
+    assert "new" not in drawn(message("events", b"{}"), message("snapshot", b"\xff\xd8"))

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from agent.comms.payload import ModelId
+from agent.comms.reporter import Reporter
+from agent.comms.topics import Topics
+from agent.config import PublishConfig
+from agent.messages import Event, EventKind, Stages, Track
+from tests.support.house import Kept
+
+NOW = datetime.now(UTC)
+
+
+def reporter(kept: Kept, config: PublishConfig) -> Reporter:
+    return Reporter(Topics("vedette", "porch"), "front", config, ModelId("person", "0"), kept, kept)
+
+
+def event(kind: EventKind, *zones: str, track: str = "front-1") -> Event:
+    return Event(kind, Track(track, "person", 0.9, 0.9, 3, NOW, NOW, zones=zones), "because")
+
+
+def report(kept: Kept, config: PublishConfig, *events: Event) -> list[str]:
+    speaking = reporter(kept, config)
+    for one in events:
+        speaking.events([one], NOW, Stages(), "cpu", "full")
+    return kept.kinds()
+
+
+def test_a_count_that_stays_is_not_repeated() -> None:
+    kept = Kept()
+    speaking = reporter(kept, PublishConfig())
+    for counts in ({"cat": 1, "dog": 0}, {"cat": 1, "dog": 0}, {"cat": 2, "dog": 0}):
+        speaking.counts(counts)
+    assert [body for _, body in kept.history] == [b"1", b"0", b"2"]
+
+
+def test_without_zones_everything_is_told() -> None:
+    assert report(Kept(), PublishConfig(), event("new"), event("update"), event("end")) == [
+        "new",
+        "update",
+        "end",
+    ]
+
+
+def test_with_only_zones_a_track_begins_where_it_first_stands_in_one() -> None:
+    walk = (event("new"), event("update"), event("update", "yard"), event("update"), event("end"))
+    assert report(Kept(), PublishConfig(only_zones=True), *walk) == ["new", "update", "end"]
+
+
+def test_with_only_zones_a_track_that_never_stood_in_one_is_not_told() -> None:
+    assert report(Kept(), PublishConfig(only_zones=True), event("new"), event("update"), event("end")) == []
+
+
+def test_with_only_zones_a_track_ends_once() -> None:
+    walk = (event("new", "yard"), event("end", "yard"), event("end", "yard"))
+    assert report(Kept(), PublishConfig(only_zones=True), *walk) == ["new", "end"]
+
+
+def test_no_events_is_none_at_all() -> None:
+    assert report(Kept(), PublishConfig(events=False), event("new")) == []

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from agent.compute.infer.backend import Options, open_session
+from agent.compute.infer.extract import only_signature
+from agent.compute.infer.modelfile import read_modelfile
+from agent.errors import ModelError
+from agent.manifest import Manifest, Model, OutputManifest, Rung
+from agent.messages import Array
+from agent.storage.models import load_model
+from tests.support.tflite_builder import Graph, Op, Signature, T, add_model, write
+
+NANODET = load_model("nanodet")
+RUNGS = NANODET.manifest.rungs
+
+
+def answers(content: bytes, signature: str) -> dict[str, Array]:
+    """What a signature says to a picture of noise."""
+    manifest = Manifest("m", OutputManifest("classify"), rungs=(Rung("only", signature),))
+    session = open_session(
+        Model(content, hashlib.sha256(content).hexdigest(), manifest, "m.tflite"), "cpu", Options()
+    )
+    shape, dtype = session.inputs[0].shape, session.inputs[0].dtype
+    noise = np.random.default_rng(7).integers(0, 100, shape)
+    session.input(0)[:] = noise.astype(dtype)
+    session.invoke()
+    return {spec.name: session.output(index).copy() for index, spec in enumerate(session.outputs)}
+
+
+def two_graphs(*operations: Op) -> bytes:
+    """Signatures `one` and `two`, which add 1 and 2; further operations come into the first graph."""
+    tensors = [[T("x", (1, 4)), T("y", (1, 4)), T("c", (4,), data=np.full(4, n, np.float32))] for n in (1, 2)]
+    add = Op("ADD", (0, 2), (1,))
+    keys = [Signature(name, {"x": 0}, {"y": 1}, graph) for graph, name in enumerate(("one", "two"))]
+    return write(tensors[0], [add, *operations], (0,), (1,), keys, more=[Graph(tensors[1], [add], (0,), (1,))])
+
+
+@pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
+def test_the_cut_file_gives_the_same_answers(rung: Rung) -> None:
+    whole, cut = NANODET.content, only_signature(NANODET.content, rung.signature)
+    expected, found = answers(whole, rung.signature), answers(cut, rung.signature)
+    assert expected.keys() == found.keys()
+    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
+def test_the_cut_file_holds_nothing_else_and_every_weight_stays_in_its_place(rung: Rung) -> None:
+    cut = only_signature(NANODET.content, rung.signature)
+    file = read_modelfile(cut)
+    assert (len(file.subgraphs), [s.name for s in file.signatures]) == (1, [rung.signature])
+    assert len(cut) == len(NANODET.content)
+    changed = np.flatnonzero(np.frombuffer(cut, np.uint8) != np.frombuffer(NANODET.content, np.uint8))
+    assert changed.size <= 5 * 4
+
+
+@pytest.mark.parametrize(("name", "added"), [("one", 1), ("two", 2)])
+def test_either_of_two_graphs_can_be_kept(name: str, added: int) -> None:
+    assert answers(only_signature(two_graphs(), name), name)["y"].tolist() == [
+        (answers(two_graphs(), name)["y"][0]).tolist()
+    ]
+    ones = answers(two_graphs(), "one")["y"]
+    assert np.array_equal(answers(only_signature(two_graphs(), name), name)["y"], ones + added - 1)
+
+
+def test_a_file_whose_graphs_call_each_other_stays_whole() -> None:
+    content = two_graphs(Op("WHILE", (0,), (1,)))
+    assert only_signature(content, "two") is content
+
+
+def test_a_file_with_one_graph_stays_as_it_is() -> None:
+    content = add_model(signature="serve")
+    assert only_signature(content, "serve") is content
+
+
+def test_an_unknown_signature_is_named() -> None:
+    with pytest.raises(ModelError, match="no signature 'three'"):
+        only_signature(two_graphs(), "three")
+
+
+def test_a_damaged_file_is_refused() -> None:
+    with pytest.raises(ModelError):
+        only_signature(NANODET.content[:5000], RUNGS[0].signature)

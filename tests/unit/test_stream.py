@@ -1,0 +1,184 @@
+"""A stream alone: real rooms, a constant model, and sinks that keep."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent import stream as stream_module
+from agent.comms.topics import Topics
+from agent.compute.vision import Vision
+from agent.config import CaptureConfig, StreamConfig, TrackConfig
+from agent.errors import BackendError, ModelError, SourceError
+from agent.messages import Frame, Seen
+from agent.stream import Desk, Stream
+from tests.support.house import Kept, person_model
+from tests.support.mosquitto import free_port
+from tests.support.publishing import wait_for
+
+_WALK = "test:?size=64x48&fps=50"
+
+
+def stream(folder: Path, kept: Kept, source: str = _WALK, **fields: Any) -> Stream:
+    fields = {"model": str(person_model(folder)), "track": TrackConfig(min_hits=2), **fields}
+    return Stream("front", StreamConfig(source=source, **fields), Desk(Topics("vedette", "porch"), kept, kept))
+
+
+@contextmanager
+def running(made: Stream) -> Iterator[Stream]:
+    made.prepare()
+    made.start()
+    try:
+        yield made
+    finally:
+        made.ask_to_stop()
+        assert made.join(2.0)
+
+
+@pytest.fixture
+def breaks(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
+    """Errors that the next frames of any stream meet, one each; each stream starts again at once."""
+    errors: list[Exception] = []
+    real = Vision.look
+
+    def look(self: Vision, frame: Frame) -> Seen:
+        if errors and self.tracker.alive:
+            raise errors.pop(0)
+        return real(self, frame)
+
+    monkeypatch.setattr(Vision, "look", look)
+    monkeypatch.setattr(stream_module, "_RESTART_FIRST_S", 0.3)
+    return errors
+
+
+def test_a_clip_runs_to_its_end(tmp_path: Path) -> None:
+    kept = Kept()
+    with running(stream(tmp_path, kept, f"{_WALK}&frames=20&pace=fast")) as made:
+        wait_for(lambda: made.over)
+    assert (made.standing, made.frames, made.has_result) == (("ended", ""), 20, True)
+    assert kept.kinds() == ["new", "end"]
+    assert kept.retained["vedette/porch/front/count/person"] == b"0"
+
+
+def test_a_stop_ends_its_tracks(tmp_path: Path) -> None:
+    kept = Kept()
+    with running(stream(tmp_path, kept)):
+        wait_for(lambda: kept.kinds() == ["new"])
+    assert kept.events()[-1].reason == "shutdown"
+
+
+def test_health_tells_rates_since_the_last_look(tmp_path: Path) -> None:
+    with running(stream(tmp_path, Kept())) as made:
+        wait_for(lambda: made.frames > 5)
+        health = made.health()
+        assert (health.state, health.tracks, health.model, health.backend, health.rung) == (
+            "running",
+            1,
+            "person",
+            "cpu",
+            "full",
+        )
+        assert health.fps > 0
+        assert health.frames > 5
+        made.health()
+        assert made.health().fps < 1000
+
+
+def test_health_before_the_first_frame_is_all_zero(tmp_path: Path) -> None:
+    health = stream(tmp_path, Kept()).health()
+    assert (health.state, health.fps, health.infer_ms, health.frames, health.model) == ("starting", 0, 0, 0, "")
+
+
+def test_a_disabled_stream_is_over_and_opens_no_model(tmp_path: Path) -> None:
+    made = stream(tmp_path, Kept(), enabled=False, model="nobody has it")
+    with running(made):
+        assert made.over
+        assert made.standing == ("disabled", "")
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "why"),
+    [
+        ({"model": "nanodett"}, ModelError, "did you mean 'nanodet'"),
+        ({"source": "tset:"}, SourceError, "tset"),
+    ],
+)
+def test_what_cannot_work_fails_before_it_starts(
+    tmp_path: Path, fields: dict[str, Any], kind: type[Exception], why: str
+) -> None:
+    made = stream(tmp_path, Kept(), **fields)
+    with pytest.raises(kind, match=why):
+        made.prepare()
+    made.start()
+    assert made.over
+    assert made.state == "failed"
+    assert why in made.detail
+    assert made.join(0)
+
+
+def test_a_clip_that_is_not_there_fails_for_good(tmp_path: Path) -> None:
+    with running(stream(tmp_path, Kept(), f"file:{tmp_path}/gone.mp4")) as made:
+        wait_for(lambda: made.over)
+        assert made.state == "failed"
+        assert "gone.mp4" in made.detail
+        assert made.health().detail == made.detail
+
+
+def test_a_camera_that_is_not_there_is_lost_and_waited_for(tmp_path: Path) -> None:
+    capture = CaptureConfig(stall_s=1.0, reopen_max_s=0.2)
+    with running(stream(tmp_path, Kept(), f"http://127.0.0.1:{free_port()}/", capture=capture)) as made:
+        wait_for(lambda: made.standing[0] == "lost")
+        assert "nothing listens" in made.standing[1]
+        assert not made.over
+
+
+@pytest.mark.parametrize("error", [BackendError("the delegate is gone"), RuntimeError("a defect")])
+def test_what_may_pass_starts_the_stream_again(tmp_path: Path, breaks: list[Exception], error: Exception) -> None:
+    kept = Kept()
+    with running(stream(tmp_path, kept)) as made:
+        wait_for(lambda: kept.kinds() == ["new"])
+        breaks.append(error)
+        wait_for(lambda: made.state == "failed")
+        assert not made.over, "it tries again"
+        assert str(error) in made.detail
+        assert made.health().tracks == 0
+        wait_for(lambda: kept.kinds() == ["new", "end", "new"])
+        assert kept.events()[1].reason == "failure"
+        assert made.standing[0] == "running"
+        assert made.health().infer_ms >= 0
+
+
+def test_what_will_not_pass_does_not(tmp_path: Path, breaks: list[Exception]) -> None:
+    breaks.append(ModelError("broken for good"))
+    with running(stream(tmp_path, Kept())) as made:
+        wait_for(lambda: made.over)
+        assert (made.state, made.detail) == ("failed", "broken for good")
+
+
+def test_pauses_grow_and_a_stop_does_not_wait_for_them(
+    tmp_path: Path, breaks: list[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "_RESTART_FIRST_S", 60.0)
+    breaks.append(BackendError("gone"))
+    with running(stream(tmp_path, Kept())) as made:
+        wait_for(lambda: made.state == "failed")
+        began = time.monotonic()
+    assert time.monotonic() - began < 0.5
+
+
+def test_after_a_long_run_the_pause_is_the_first_again(
+    tmp_path: Path, breaks: list[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "_RESTART_FIRST_S", 0.01)
+    monkeypatch.setattr(stream_module, "_RESTART_LAST_S", 0.02)
+    breaks += [BackendError("gone")] * 4
+    kept = Kept()
+    with running(stream(tmp_path, kept)) as made:
+        wait_for(lambda: not breaks and made.standing[0] == "running")
+        wait_for(lambda: kept.kinds()[-1] == "new")
+    assert kept.kinds().count("new") == kept.kinds().count("end")
