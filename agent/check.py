@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from agent.capture.source import check_uri
 from agent.compute.track.zones import check_zones
 from agent.config import StreamConfig
-from agent.configfile import ConfigFile, load
+from agent.configfile import ConfigFile, Keys, load
 from agent.errors import ConfigError, VedetteError
+
+Step = tuple[Keys, Callable[[], object]]
+"""What is checked: its keys below the stream, and the check, which raises a `VedetteError`."""
 
 
 def problems(path: Path) -> list[str]:
@@ -24,20 +30,26 @@ def problems(path: Path) -> list[str]:
 
 
 def _of_stream(file: ConfigFile, name: str, stream: StreamConfig) -> list[str]:
-    found = []
-    checks: dict[str, Callable[[], None]] = {
-        "source": lambda: check_uri(stream.source),
-        "zones": lambda: check_zones(stream.zones),
-        "model": lambda: _open(name, stream),
-    }
-    for key, check in checks.items():
-        try:
-            check()
-        except VedetteError as error:
-            found.append(f"{file.where('streams', name, key)}: {error}")
-            if key == "zones":
-                break  # opening the model would find the same again
-    return found
+    """What is wrong with the source, and the first that is wrong of the rest: each step needs those before it."""
+    source: Step = ("source",), lambda: check_uri(stream.source)
+    return [
+        f"{file.where('streams', name, *keys)}: {error}"
+        for steps in ([source], _steps(name, stream))
+        for keys, error in _first_problem(steps)
+    ]
+
+
+def _steps(name: str, stream: StreamConfig) -> Iterator[Step]:
+    """From the zones to the opened model."""
+    from agent.library import open_model
+
+    for number in range(len(stream.zones)):
+        yield ("zones", number), partial(check_zones, stream.zones[: number + 1])
+    yield ("model",), lambda: open_model(stream.model)
+    yield ("rung",), lambda: open_model(stream.model, stream.rung)
+    yield ("model",), lambda: _open(name, replace(stream, decode=replace(stream.decode, labels=())))
+    if stream.decode.labels:
+        yield ("decode", "labels"), lambda: _open(name, stream)
 
 
 def _open(name: str, stream: StreamConfig) -> None:
@@ -45,3 +57,12 @@ def _open(name: str, stream: StreamConfig) -> None:
     from agent.library import open_model
 
     Vision(name, stream, open_model(stream.model, stream.rung)).close()
+
+
+def _first_problem(steps: Iterable[Step]) -> Iterator[tuple[Keys, VedetteError]]:
+    for keys, step in steps:
+        try:
+            step()
+        except VedetteError as error:
+            yield keys, error
+            return

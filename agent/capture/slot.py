@@ -9,8 +9,8 @@ from agent.errors import SourceError
 from agent.messages import Frame
 
 _ROOM, _LOW = 4, 1
-"""Of a slot that keeps all: a giver that found it full goes on when it is nearly empty, not for every place. Its
-thread then reads several frames in a row, and each costs less: it is woken less often, and its caches stay warm."""
+"""Of a slot that keeps all: a giver that found it full goes on when it is nearly empty, not for every place. It
+then reads several frames in a row, and each costs less: it is woken less often, and its caches stay warm."""
 
 
 class Slot:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
-from rich.console import Group, RenderableType
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -12,6 +13,10 @@ from agent.comms.payload import EventMessage
 from agent.comms.subscriber import Received
 
 _ROWS = 16
+_COLUMNS = ("time", "stream", "event", "what", "score", "where", "zones", "total", "infer")
+_RIGHT = ("score", "total", "infer")
+_WIDE, _LEFT_OUT = 100, ("where", "infer")
+"""A terminal of fewer columns than that shows the rest in full instead of everything cut short."""
 _COLOURS = {"new": "green", "update": "cyan", "end": "magenta"}
 _STATUS_COLOURS = {"online": "green", "stopped": "yellow", "offline": "red"}
 
@@ -37,15 +42,18 @@ class EventTable:
             if not message.payload:  # the stream is gone
                 del self._counts[key]
 
-    def __rich__(self) -> RenderableType:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table as rich draws it."""
-        table = Table(title=self._title, title_justify="left", expand=True)
-        for column in ("time", "stream", "event", "what", "score", "where", "zones", "total", "infer"):
-            right = column in ("score", "total", "infer")
-            table.add_column(column, justify="right" if right else "left", no_wrap=True)
+        table = Table(title=self._title, title_justify="left", box=box.SIMPLE_HEAD, expand=True, pad_edge=False)
+        left_out = _LEFT_OUT if options.max_width < _WIDE else ()
+        shown = [column for column in _COLUMNS if column not in left_out]
+        for column in shown:
+            table.add_column(column, justify="right" if column in _RIGHT else "left", no_wrap=True)
         for event in self._events:
-            table.add_row(*_row(event))
-        return Group(table, self._footer())
+            row = dict(zip(_COLUMNS, _row(event), strict=True))
+            table.add_row(*(row[column] for column in shown))
+        yield table
+        yield self._footer()
 
     def _footer(self) -> Text:
         line = Text(" ")

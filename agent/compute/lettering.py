@@ -1,5 +1,7 @@
-"""Letters on pictures. OpenCV 5 unpacks a whole font for its first letter, over 8 MB that stay: here is a strip of
-printable ASCII instead. Text beyond ASCII is left to OpenCV, so that whoever needs it pays for it.
+"""Letters on pictures.
+
+OpenCV 5 unpacks a whole font for its first letter, over 8 MB that stay: here is a strip of printable ASCII
+instead. Text beyond ASCII is left to OpenCV, so that whoever needs it pays for it.
 """
 
 from __future__ import annotations

@@ -103,6 +103,7 @@ class Reader:
         self._capture = self._cv2.VideoCapture(str(common.CLIP), self._cv2.CAP_FFMPEG, options)
 
     def __call__(self):  # type: ignore[no-untyped-def]
+        """The next picture."""
         ok, self.picture = self._capture.read(self.picture)
         if not ok:
             self._open()

@@ -1,4 +1,4 @@
-"""Renders the printable ASCII characters of a monospaced font into one row of equal cells: white on black, grey."""
+"""Renders the printable ASCII characters of a monospaced font into one row of equal cells, white on black."""
 
 from __future__ import annotations
 

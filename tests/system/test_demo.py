@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from agent.cli.demo import demo
+from agent.daemon import Daemon
 from agent.demo import broker as broker_module
 from agent.errors import BrokerError, SourceError, StorageError, VedetteError
 from tests.support.house import person_model
@@ -93,12 +94,10 @@ def test_a_picture_that_cannot_be_written_ends_the_demo(tmp_path: Path) -> None:
 
 
 def test_a_defect_in_the_daemon_does_not_hang_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from agent.demo import show
-
     def run(self: object) -> None:
         raise VedetteError("nothing works today")
 
-    monkeypatch.setattr(show.Daemon, "run", run)
+    monkeypatch.setattr(Daemon, "run", run)
     with pytest.raises(VedetteError, match="nothing works today"):
         call(*person(tmp_path))
 

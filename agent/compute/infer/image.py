@@ -1,9 +1,9 @@
 """Pictures into input tensors, written straight into the tensor's own memory.
 
 The whole of normalising and quantising a pixel is one of 256 answers per channel, so it is a table:
-`q = round((pixel - mean) / std / scale) + zero_point`, or the float before rounding for a float input. Tables that
-can be had for less are not looked up: the identity (then one `cv2.resize` is everything), the step from uint8 to
-int8, which flips a bit, and a float input's line, which is a multiplication and an addition.
+`q = round((pixel - mean) / std / scale) + zero_point`, or the float before rounding for a float input. Where
+there is a cheaper way, nothing is looked up: for the identity one `cv2.resize` is everything, the step from uint8
+to int8 flips a bit, and a float input is a multiplication and an addition.
 """
 
 from __future__ import annotations

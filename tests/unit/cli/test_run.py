@@ -31,7 +31,8 @@ class Told:
         Told.asked.append("reload")
 
     def run(self) -> None:
-        assert callable(reload := self.options["reload"])
+        reload = self.options["reload"]
+        assert callable(reload)
         Told.asked.append(f"{reload().streams['front'].model} {self.options['exit_when_done']}")
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
             signal.raise_signal(number)

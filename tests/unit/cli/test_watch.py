@@ -21,11 +21,11 @@ def message(
     return Received(topic or f"vedette/porch/front/{kind}", device, stream, kind, payload, 0, False)
 
 
-def drawn(*messages: Received) -> str:
+def drawn(*messages: Received, width: int = 140) -> str:
     table = EventTable("what is seen")
     for one in messages:
         table.add(one)
-    console = Console(file=io.StringIO(), width=140, force_terminal=True, color_system=None)
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     console.print(table)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -54,6 +54,15 @@ def test_an_event_is_a_row() -> None:
     shown = drawn(message("events", event()))
     for words in ("what is seen", "front", "new (appeared)", "person 1", "0.90", "0.10 0.10 0.50 0.90"):
         assert words in shown
+
+
+def test_a_narrow_terminal_shows_less_but_in_full() -> None:
+    shown = drawn(message("events", event()), width=80)
+    assert "new (appeared)" in shown
+    assert "person 1" in shown
+    assert "0.10 0.10" not in shown
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_the_newest_rows_stay() -> None:

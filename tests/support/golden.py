@@ -1,0 +1,87 @@
+"""What the bundled model sees on pictures that are kept, rung by rung.
+
+Run as a program (scripts/build_models/golden) it writes `tests/golden` anew: the pictures out of the bundled clip,
+and what the model of today sees on them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import cv2
+import msgspec
+
+from agent.capture.source import open_source
+from agent.compute.vision import Vision
+from agent.config import DecodeConfig, GateConfig, StreamConfig
+from agent.library import open_model
+from agent.messages import Detection, Frame, Image
+from agent.storage.models import ZOO, load_model
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+MODEL = "nanodet"
+WEAKEST = 0.3
+"""Score from which detections are kept: below the 0.4 that counts, so that one on the edge still finds its match."""
+
+_CUTS = {"walkers-020": (20, 340, 120), "walkers-150": (150, 270, 120), "walkers-280": (280, 170, 110)}
+"""Picture → number of the clip's frame, and left and top of what is cut out of it, pixels."""
+_WIDTH, _HEIGHT = 320, 240
+
+Golden = dict[str, dict[str, list[Detection]]]
+"""Picture → rung → detections."""
+
+
+def rungs() -> tuple[str, ...]:
+    """Names of the model's rungs."""
+    return tuple(rung.name for rung in load_model(MODEL).manifest.rungs)
+
+
+def picture(name: str) -> Image:
+    """A picture that is kept, BGR."""
+    read = cv2.imread(str(GOLDEN / f"{name}.png"))
+    assert read is not None, f"no picture {name} in {GOLDEN}"
+    return read.astype("uint8", copy=False)
+
+
+def expected() -> Golden:
+    """What was seen when the pictures were last remade."""
+    return msgspec.json.decode((GOLDEN / f"{MODEL}.json").read_bytes(), type=Golden)
+
+
+def seen(rung: str, image: Image) -> list[Detection]:
+    """What the model sees now."""
+    config = StreamConfig(
+        "test:", MODEL, gate=GateConfig(motion=False), decode=DecodeConfig(score_threshold=WEAKEST)
+    )
+    vision = Vision("golden", config, open_model(MODEL, rung))
+    found = vision.look(Frame(image, "golden", 0, time.monotonic_ns(), datetime.now(UTC))).detections
+    vision.close()
+    assert found is not None
+    return found
+
+
+def remake() -> None:
+    """Write the pictures and what is seen on them."""
+    _cut()
+    golden = {name: {rung: seen(rung, picture(name)) for rung in rungs()} for name in _CUTS}
+    plain = json.loads(msgspec.json.encode(golden), parse_float=lambda text: round(float(text), 3))
+    (GOLDEN / f"{MODEL}.json").write_text(json.dumps(plain, indent=1) + "\n")
+
+
+def _cut() -> None:
+    clip = open_source(f"file:{ZOO / 'walkers.mp4'}?pace=fast", stall_s=10.0)
+    number = 0
+    while (frame := clip.read(None)) is not None:
+        for name, (wanted, left, top) in _CUTS.items():
+            if number == wanted:
+                cut = frame[top : top + _HEIGHT, left : left + _WIDTH]
+                cv2.imwrite(str(GOLDEN / f"{name}.png"), cut, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+        number += 1
+    clip.close()
+
+
+if __name__ == "__main__":
+    remake()
