@@ -91,9 +91,6 @@ class Daemon:
             self._watch()
         finally:
             self._shut_down()
-        failed = [stream for stream in self.streams.values() if stream.state == "failed"]
-        if failed and not self._stop_asked:
-            raise VedetteError(f"every stream is over; {failed[0].name}: {failed[0].detail}")
 
     def _prepared(self, config: Config) -> dict[str, Stream]:
         """Every stream, prepared. One that is refused is kept as failed, unless all are."""
@@ -119,16 +116,21 @@ class Daemon:
                 told, told_at = states, time.monotonic()
                 self._publish_health()
             if self._done():
+                self._tell_failure()
                 return
             with suppress(queue.Empty):
                 self._wake.get(timeout=_LOOK_S)
 
     def _done(self) -> bool:
         """Whether every stream is over, and that is reason enough to end."""
-        if not all(stream.over for stream in self.streams.values()):
-            return False
+        over = all(stream.over for stream in self.streams.values())
         states = {stream.state for stream in self.streams.values()}
-        return self._exit_when_done or ("failed" in states and states <= {"failed", "disabled"})
+        return over and (self._exit_when_done or ("failed" in states and states <= {"failed", "disabled"}))
+
+    def _tell_failure(self) -> None:
+        for stream in self.streams.values():
+            if stream.state == "failed":
+                raise VedetteError(f"every stream is over; {stream.name}: {stream.detail}")
 
     def _publish_health(self) -> None:
         spool = self._spool.stats()

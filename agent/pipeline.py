@@ -108,7 +108,9 @@ class Pipeline:
     def _snapshot(self, frame: Frame, seen: Seen) -> None:
         tracks = self._vision.tracks()
         if self._best.consider(seen.events, tracks, frame.captured_ns):
-            picture = annotate(frame.image, tracks, order=frame.order)
+            # One that was missed in this very frame stays in memory only: its box is where it was.
+            found = [track for track in tracks if track.last_seen == frame.captured_at]
+            picture = annotate(frame.image, found, order=frame.order)
             self._reporter.snapshot(jpeg(picture, self._config.snapshot_quality, frame.order))
 
     def _idle(self) -> None:

@@ -1,6 +1,6 @@
 """What the bundled model sees on pictures that are kept, rung by rung.
 
-Run as a program (scripts/build_models/golden) it writes `tests/golden` anew: the pictures out of the bundled clip,
+Run as a program (scripts/build_models/golden) it writes `tests/golden` anew: pictures out of the bundled clip
 and what the model of today sees on them.
 """
 
@@ -24,11 +24,11 @@ from agent.storage.models import ZOO, load_model
 GOLDEN = Path(__file__).parent.parent / "golden"
 MODEL = "nanodet"
 WEAKEST = 0.3
-"""Score from which detections are kept: below the 0.4 that counts, so that one on the edge still finds its match."""
+"""Score from which detections are kept: below the 0.4 that counts, so that one on the edge finds its match."""
 
-_CUTS = {"walkers-020": (20, 340, 120), "walkers-150": (150, 270, 120), "walkers-280": (280, 170, 110)}
+_CUTS = {"walkers-020": (20, 340, 100), "walkers-150": (150, 270, 100), "walkers-280": (280, 100, 100)}
 """Picture → number of the clip's frame, and left and top of what is cut out of it, pixels."""
-_WIDTH, _HEIGHT = 320, 240
+_SIDE = 320
 
 Golden = dict[str, dict[str, list[Detection]]]
 """Picture → rung → detections."""
@@ -77,7 +77,7 @@ def _cut() -> None:
     while (frame := clip.read(None)) is not None:
         for name, (wanted, left, top) in _CUTS.items():
             if number == wanted:
-                cut = frame[top : top + _HEIGHT, left : left + _WIDTH]
+                cut = frame[top : top + _SIDE, left : left + _SIDE]
                 cv2.imwrite(str(GOLDEN / f"{name}.png"), cut, [cv2.IMWRITE_PNG_COMPRESSION, 9])
         number += 1
     clip.close()

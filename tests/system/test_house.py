@@ -200,6 +200,16 @@ def test_failed_and_disabled_together_are_nothing_to_run(
         assert "gone.mp4" in str(running.wait())
 
 
+def test_a_failure_is_told_although_a_stop_comes_while_it_shuts_down(
+    config: Config, camera: StreamConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = replace(camera, source=f"file:{tmp_path}/gone.mp4")
+    daemon = Daemon(replace(config, streams={"gone": gone}))
+    monkeypatch.setattr(daemon, "_publish_health", lambda: daemon.streams["gone"].over and daemon.request_stop())
+    with pytest.raises(VedetteError, match=r"gone\.mp4"):
+        daemon.run()
+
+
 def test_a_stream_that_tries_again_keeps_the_house_open(
     config: Config, messages: Messages, camera: StreamConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from agent.cli.config import config
 from agent.configfile import parse
 from agent.errors import ConfigError
 
+CONFIGS = Path(__file__).parent.parent.parent.parent / "firmware_configs"
 SQUARE = "[[0.1, 0.1], [0.9, 0.1], [0.9, 0.9]]"
 
 
@@ -42,9 +43,9 @@ def test_a_sound_file_is_fine(file: Path) -> None:
     assert (result.exit_code, result.output) == (0, f"{file}: fine\n")
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in Path("firmware_configs").glob("*.toml")))
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.toml")))
 def test_every_config_that_comes_along_is_fine(name: str) -> None:
-    assert call("check", f"firmware_configs/{name}").exit_code == 0
+    assert call("check", str(CONFIGS / name)).exit_code == 0
 
 
 @pytest.mark.parametrize(
