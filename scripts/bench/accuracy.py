@@ -1,8 +1,9 @@
 """What INT8 costs: average precision (COCO's, over IoU .50:.95) of each rung of NanoDet, and of the float model.
 
-The pictures are 64 of COCO with their boxes, each as it is and mirrored, which halves the noise of so few. They go
-through the agent's own rooms: model file, input, inference, decoder. The float model is made of the same graph by
-`scripts/build_models/nanodet --float` and kept in `build/models`; making it fetches 280 MB the first time.
+The pictures are 64 of COCO with their boxes, each as it is and mirrored, which halves the noise of so few. They
+go through the agent's own rooms: model file, input, inference, decoder. The float model is made of the same
+graph by `scripts/build_models/nanodet --float` and kept in `build/models`; making it fetches 280 MB the first
+time.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ TARGET = 0.985
 
 
 class Picture(Struct):
-    """A BGR picture and what is on it: class numbers, and boxes as fractions (centre x, centre y, width, height)."""
+    """A BGR picture and what is on it: class numbers, and boxes as fractions (centre x and y, width, height)."""
 
     image: Image
     classes: list[int]
@@ -111,7 +112,8 @@ def mirrored(picture: Picture) -> Picture:
 
 def ground_truth(pictures: list[Picture]) -> COCO:
     """The boxes in COCO's form; numbers of pictures and classes are indices."""
-    images, annotations = [], []
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
     for number, picture in enumerate(pictures):
         height, width = picture.image.shape[:2]
         images.append({"id": number, "width": width, "height": height})
@@ -164,8 +166,9 @@ def in_coco(picture: int, kind: int, detection: Detection, shape: tuple[int, ...
 
 
 def float_model(model: Model, *, quick: bool) -> Model | None:
-    """The float model with the manifest of `model`; made anew when missing or older than its maker. None if a quick
-    run would have to fetch for it.
+    """The float model with the manifest of `model`; made anew when missing or older than its maker.
+
+    None if a quick run would have to fetch for it.
     """
     sources = MAKER.parent.glob("*.py")
     stale = not FLOAT.exists() or any(FLOAT.stat().st_mtime < path.stat().st_mtime for path in sources)
