@@ -2,7 +2,7 @@
 
 Two passes: the first finds the extremes of each tensor, the second counts its values in a histogram. The range is
 then the one whose rounding does the least squared damage *behind* the operation that reads the tensor: what
-a LeakyReLU shrinks to a tenth, or a sigmoid flattens, needs no levels of its own.
+a LeakyReLU shrinks to a tenth needs no fine levels.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,11 +35,7 @@ def _leaky(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(x < 0, LEAK * x, x)
 
 
-def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 1 / (1 + np.exp(-x))
-
-
-_EFFECTS: Mapping[str, Effect] = {"LEAKY_RELU": _leaky, "LOGISTIC": _sigmoid}
+_EFFECTS: Mapping[str, Effect] = {"LEAKY_RELU": _leaky}
 """What becomes of a tensor that one of these operations reads."""
 
 

@@ -74,11 +74,11 @@ class Network:
         shape = (batch, height // 2, width // 2, channels)
         return self.add("MAX_POOL_2D", self.pad(x), shape=shape, stride=2)
 
-    def join(self, *parts: str, axis: int = 3) -> str:
+    def join(self, *parts: str, axis: int = 3, name: str = "") -> str:
         """Concatenation along `axis`."""
         shape = list(self.shapes[parts[0]])
         shape[axis] = sum(self.shapes[part][axis] for part in parts)
-        return self.add("CONCATENATION", *parts, shape=tuple(shape), axis=axis)
+        return self.add("CONCATENATION", *parts, shape=tuple(shape), axis=axis, name=name)
 
     def resize_like(self, x: str, other: str) -> str:
         """Bilinear resize to the height and width of `other`."""
@@ -166,6 +166,6 @@ def _heads(net: Network, levels: Sequence[str], convolutions: Sequence[Convoluti
         scores.append(net.reshape(net.conv(x, both.outputs(0, CLASSES)), (1, cells, CLASSES)))
         sides = net.conv(x, both.outputs(CLASSES, CLASSES + SIDES * BINS))
         reg.append(net.reshape(sides, (1, cells * SIDES, BINS)))
-    net.each("LOGISTIC", net.join(*scores, axis=1), "scores")
+    net.each("LOGISTIC", net.join(*scores, axis=1, name="logits"), "scores")
     distances = net.each("SOFTMAX", net.join(*reg, axis=1), "distances")
     net.reshape(distances, (1, net.shapes["scores"][1], SIDES * BINS), "reg")
