@@ -8,7 +8,8 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from agent.capture.source import check_uri
+from agent.capture.source import check_there
+from agent.comms.credentials import read_credentials
 from agent.compute.track.zones import check_zones
 from agent.config import StreamConfig
 from agent.configfile import ConfigFile, Keys, load
@@ -26,12 +27,22 @@ def problems(path: Path) -> list[str]:
         return str(error).splitlines()
     if not file.config.streams:
         return [f"{path}: no [streams.NAME]: there is nothing to run"]
-    return [line for name, stream in file.config.streams.items() for line in _of_stream(file, name, stream)]
+    return [
+        *(f"{file.where('mqtt')}: {error}" for error in _broker_files(file)),
+        *(line for name, stream in file.config.streams.items() for line in _of_stream(file, name, stream)),
+    ]
+
+
+def _broker_files(file: ConfigFile) -> Iterator[VedetteError]:
+    try:
+        read_credentials(file.config.mqtt)
+    except VedetteError as error:
+        yield error
 
 
 def _of_stream(file: ConfigFile, name: str, stream: StreamConfig) -> list[str]:
     """What is wrong with the source, and the first that is wrong of the rest: each step needs those before it."""
-    source: Step = ("source",), lambda: check_uri(stream.source)
+    source: Step = ("source",), lambda: check_there(stream.source)
     return [
         f"{file.where('streams', name, *keys)}: {error}"
         for steps in ([source], _steps(name, stream))

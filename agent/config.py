@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from agent.messages import Point
 
 Unit = Annotated[float, Meta(ge=0.0, le=1.0)]
-Seconds = Annotated[float, Meta(gt=0.0)]
+Seconds = Annotated[float, Meta(gt=0.0, le=1e8)]
 Count = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=0)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
@@ -104,7 +104,7 @@ class CaptureConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     stall_s: Seconds = 10.0
     reopen_max_s: Seconds = 30.0
-    max_fps: Annotated[float, Meta(ge=0.0)] = 0.0
+    max_fps: Annotated[float, Meta(ge=0.0, le=1000.0)] = 0.0
 
 
 class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -122,7 +122,7 @@ class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):
     motion: bool = True
     sensitivity: Unit = 0.5
     min_area: Unit = 0.0005
-    hold_s: Annotated[float, Meta(ge=0.0)] = 1.0
+    hold_s: Annotated[float, Meta(ge=0.0, le=1e8)] = 1.0
     max_idle_s: Seconds = 30.0
     crop: bool = False
 

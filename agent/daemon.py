@@ -158,6 +158,10 @@ class Daemon:
         except VedetteError as error:
             log.error("reload refused, running on as before: %s", "; ".join(str(error).splitlines()))
             return
+        except Exception:
+            # A defect that a new configuration brings out must not end what runs on the old one.
+            log.exception("reload refused, running on as before: a defect in Vedette")
+            return
         gone = [name for name in self.streams if name not in config.streams]
         self._swap_streams(changed, gone)
         if publisher is not None:
@@ -248,3 +252,4 @@ def _stop_streams(streams: list[Stream], timeout_s: float) -> None:
     for stream in streams:
         if not stream.join(max(0.0, deadline - time.monotonic())):
             log.warning("stream %s did not stop in %.1f s: left behind", stream.name, timeout_s)
+            stream.leave_behind()

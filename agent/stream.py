@@ -55,6 +55,7 @@ class Stream:
         self._thread: threading.Thread | None = None
         self._vision: Vision | None = None
         self._pipeline: Pipeline | None = None
+        self._reporter: Reporter | None = None
         self._grabber: Grabber | None = None
         self._model: Model | None = None
         self._before, self._before_at = Tally(), time.monotonic()
@@ -83,6 +84,11 @@ class Stream:
     def ask_to_stop(self) -> None:
         """Begin to stop: `join` waits for it."""
         self._stop.set()
+
+    def leave_behind(self) -> None:
+        """Give its thread up, which hangs in a library: end its tracks for it."""
+        if self._reporter is not None:
+            self._reporter.close("shutdown")
 
     def join(self, timeout_s: float) -> bool:
         """Whether it has stopped in time, with every track ended."""
@@ -179,7 +185,8 @@ class Stream:
         assert self._model is not None
         model = ModelId(self._model.manifest.name, self._model.sha256[:12])
         publish = self.config.publish
-        reporter = Reporter(self._desk.topics, self.name, publish, model, self._desk.events, self._desk.board)
+        desk = self._desk
+        reporter = self._reporter = Reporter(desk.topics, self.name, publish, model, desk.events, desk.board)
         reporter.counts(dict.fromkeys(self.config.decode.labels, 0))
         self._grabber = Grabber(self.name, self.config.source, self.config.capture, on_change=self._changed)
         self._pipeline = Pipeline(self._grabber, self._vision, reporter, publish)

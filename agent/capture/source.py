@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol, cast
 
 from agent.capture.uri import SCHEMES, Address, parse
+from agent.errors import SourceError
 from agent.messages import ChannelOrder, Image
 
 
@@ -74,6 +76,17 @@ def check_uri(uri: str) -> None:
         SourceError: what is wrong, and the nearest that is right.
     """
     parse(uri)
+
+
+def check_there(uri: str) -> None:
+    """`check_uri`, and that a file or folder exists. A camera or a server may still come.
+
+    Raises:
+        SourceError: what is wrong.
+    """
+    address = parse(uri)
+    if address.scheme in ("file", "dir") and not Path(address.target).exists():
+        raise SourceError(f"{address.shown}: no such file or folder: {Path(address.target).absolute()}")
 
 
 def open_source(uri: str, *, stall_s: float) -> Source:

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from agent.cli.duration import duration
+
 if TYPE_CHECKING:
     from agent.demo.show import Show
-
-
-def _duration(text: str) -> float:
-    """Seconds, written `20`, `20s` or `2m`."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m)?", text)
-    if not found:
-        raise click.BadParameter(f"{text!r} is not a duration: write 20s or 2m")
-    return float(found[1]) * (60 if found[2] == "m" else 1)
 
 
 @click.command()
 @click.option(
     "--for",
     "seconds",
-    type=_duration,
+    type=duration,
     metavar="DURATION",
     help="End after so long (20s, 2m); default: the clip's end.",
 )
@@ -42,6 +35,8 @@ def demo(seconds: float | None, source: str | None, model: str, picture: Path, a
     """A real clip through a real INT8 model to a real (embedded) MQTT broker, as a subscriber sees it."""
     from agent.demo.show import CLIP, Show
 
+    if not picture.absolute().parent.is_dir():
+        raise click.BadParameter(f"{picture}: no such folder to write it to", param_hint="--picture")
     if source is None:
         source = f"file:{CLIP}?pace=realtime" + ("&loop=1" if seconds else "")
     show = Show(source, model, picture, seconds)

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from agent.cli.duration import duration
+
 if TYPE_CHECKING:
     from agent.comms.subscriber import Received, Subscriber
 
 
 @click.command()
-@click.option("-h", "--host", default="localhost", show_default=True, help="The broker.")
-@click.option("-p", "--port", default=1883, show_default=True, help="Its port.")
+@click.option("-H", "--host", default="localhost", show_default=True, help="The broker.")
+@click.option("-p", "--port", type=click.IntRange(1, 65535), default=1883, show_default=True, help="Its port.")
 @click.option("-u", "--username", default="", help="User name at the broker.")
 @click.option(
     "--password-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its first line."
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--prefix", default="vedette", show_default=True, help="First level of the topics.")
 @click.option("--device", default="+", help="Only this device.")
 @click.option("--json", "as_json", is_flag=True, help="Every message as a line of JSON.")
-@click.option("--for", "seconds", type=click.FloatRange(min=0), help="End after so many seconds.")
+@click.option("--for", "seconds", type=duration, metavar="DURATION", help="End after so long (20s, 2m).")
 def watch(
     host: str,
     port: int,

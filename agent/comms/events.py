@@ -152,6 +152,7 @@ class Events:
         self._settled.append(stored.seq)
         self.acknowledged += 1
         if self._holds and (hold := self._holds.pop(stored.topic, None)) is not None:
+            self._look_at = 0.0  # those that were refused wait behind the ones that flew with them
             seconds = time.monotonic() - hold.since
             log.info("broker %s takes %s again after %.0f s", self._where, stored.topic, seconds)
         return True

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -11,9 +12,7 @@ from msgspec.structs import replace
 from agent.comms import payload
 from agent.comms.topics import Topics
 from agent.config import PublishConfig
-from agent.messages import Event, Frame, Seen, Stages
-
-_NO_STAGES = Stages()
+from agent.messages import Event, Frame, Seen, Stages, Track
 
 
 class EventSink(Protocol):
@@ -37,7 +36,10 @@ class Board(Protocol):
 
 
 class Reporter:
-    """Speaks for one stream."""
+    """Speaks for one stream, and remembers what it owes an `end`.
+
+    For the stream's thread; `close` may come from another when that one hangs.
+    """
 
     def __init__(
         self,
@@ -50,7 +52,9 @@ class Reporter:
     ) -> None:
         self._topics, self._stream, self._config, self._model = topics, stream, config, model
         self._events, self._board = events, board
-        self._announced: set[str] = set()
+        self._open: dict[str, Track] = {}
+        self._lock, self._closed = threading.Lock(), False
+        self._answered_by = ("", "")
         self._counts: dict[str, int] = {}
 
     def seen(self, frame: Frame, seen: Seen, backend: str, rung: str) -> None:
@@ -73,11 +77,23 @@ class Reporter:
 
     def events(self, events: Sequence[Event], at: datetime, stages: Stages, backend: str, rung: str) -> None:
         """Put events into the spool."""
-        if not self._config.events:
-            return
+        with self._lock:
+            if self._config.events and not self._closed:
+                self._answered_by = backend, rung
+                self._put([wanted for event in events if (wanted := self._wanted(event))], at, stages)
+
+    def close(self, reason: str) -> None:
+        """End what is still open, for a stream whose thread hangs; whatever that reports later is too late."""
+        with self._lock:
+            self._put([Event("end", track, reason) for track in self._open.values()], datetime.now(UTC), Stages())
+            self._open.clear()
+            self._closed = True
+        self.counts(dict.fromkeys(self._counts, 0))
+
+    def _put(self, events: Sequence[Event], at: datetime, stages: Stages) -> None:
         topic = self._topics.events(self._stream)
         latency = _latency(stages)
-        for event in filter(None, map(self._wanted, events)):
+        for event in events:
             message = payload.EventMessage(
                 payload.new_id(),
                 self._topics.device,
@@ -88,8 +104,7 @@ class Reporter:
                 at,
                 latency,
                 self._model,
-                backend,
-                rung,
+                *self._answered_by,
             )
             self._events.put(topic, payload.encode(message))
 
@@ -108,17 +123,15 @@ class Reporter:
 
     def _wanted(self, event: Event) -> Event | None:
         """With `only_zones`, a track begins when it first stands in a zone, and only then has an end."""
-        if not self._config.only_zones:
-            return event
-        track = event.track.id
-        if track in self._announced:
-            if event.kind == "end":
-                self._announced.discard(track)
-            return event
-        if event.kind == "end" or not event.track.zones:
-            return None
-        self._announced.add(track)
-        return event if event.kind == "new" else replace(event, kind="new")
+        track = event.track
+        if event.kind == "end":
+            return event if self._open.pop(track.id, None) else None
+        if track.id not in self._open:
+            if self._config.only_zones and not track.zones:
+                return None
+            event = event if event.kind == "new" else replace(event, kind="new")
+        self._open[track.id] = track
+        return event
 
 
 def _latency(stages: Stages) -> payload.Latency:

@@ -72,7 +72,7 @@ def load_file(path: str | Path) -> tuple[bytes, Manifest | None]:
 
 def _resolve(name_or_path: str) -> Path:
     path = Path(name_or_path)
-    if path.suffix in (_MODEL, _MANIFEST) or len(path.parts) != 1:
+    if path.suffix in (_MODEL, _MANIFEST) or len(path.parts) != 1 or path.exists():
         if path.suffix not in (_MODEL, _MANIFEST):
             raise ModelError(f"{path}: a model is a {_MODEL} file or its manifest, a {_MANIFEST} file")
         return path

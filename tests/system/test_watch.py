@@ -20,7 +20,7 @@ from tests.support.running import Vedette, camera, kinds
 
 
 def call(broker: Mosquitto, *args: str, seconds: float = 1.5) -> Result:
-    options = ["-h", HOST, "-p", str(broker.port), "--for", str(seconds), *args]
+    options = ["-H", HOST, "-p", str(broker.port), "--for", str(seconds), *args]
     return CliRunner().invoke(watch, options, catch_exceptions=False)
 
 
@@ -43,7 +43,7 @@ def test_what_a_running_daemon_publishes_as_lines_and_as_a_table(tmp_path: Path,
 def test_nobody_there_is_one_line() -> None:
     port = free_port()
     with pytest.raises(BrokerError, match=f"cannot reach the broker at {HOST}:{port}: .*; is it running there?"):
-        CliRunner().invoke(watch, ["-h", HOST, "-p", str(port)], catch_exceptions=False)
+        CliRunner().invoke(watch, ["-H", HOST, "-p", str(port)], catch_exceptions=False)
 
 
 def test_a_password_from_a_file(tmp_path: Path) -> None:

@@ -140,3 +140,18 @@ def test_showing_a_broken_file_is_an_error(file: Path) -> None:
 def test_the_schema_knows_every_room() -> None:
     schema = json.loads(call("schema").stdout)
     assert set(schema["$defs"]["Config"]["properties"]) == {"streams", "device", "mqtt", "storage", "health"}
+
+
+@pytest.mark.parametrize("value", ["inf", "1e300", "nan", "-1.0"])
+@pytest.mark.parametrize("key", ["track.lost_after_s", "gate.max_idle_s", "publish.snapshot_every_s"])
+def test_a_time_that_is_none_is_refused_with_its_line(file: Path, key: str, value: str) -> None:
+    (line,) = problems(file, f'[streams.front]\nsource = "test:"\nmodel = "nanodet"\n{key} = {value}\n')
+    assert line.startswith(f"{file}:4: `streams.front.{key}`: ")
+
+
+def test_files_that_are_not_there_are_told_before_the_daemon_meets_them(file: Path) -> None:
+    broker = '[mqtt]\nusername = "u"\npassword_file = "/nothing/here"\n'
+    stream = '[streams.front]\nsource = "file:/nothing/here.mp4"\nmodel = "nanodet"\n'
+    password, source = problems(file, broker + stream)
+    assert password.startswith(f"{file}:1: [mqtt] password_file = /nothing/here")
+    assert source.startswith(f"{file}:5: file:/nothing/here.mp4: no such file or folder")

@@ -252,3 +252,17 @@ def test_samples_are_dropped_and_counted_when_the_network_is_slow() -> None:
     samples.put("t", b"x")
     samples.drop(2)
     assert samples.dropped == 41
+
+
+def test_a_topic_that_is_allowed_again_while_some_are_in_flight_forgets_none() -> None:
+    outgoing, line = kept(8), Line()
+    events = flow(outgoing)
+    send(events, line, 5)
+    events.take(Acknowledged(1, 0x87))
+    for mid in range(2, 6):
+        events.take(Acknowledged(mid, 0))
+    events.settle()
+    time.sleep(0.3)
+    send(events, line, 99)
+    events.settle()
+    assert 1 in line.numbers[5:]

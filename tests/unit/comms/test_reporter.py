@@ -59,3 +59,17 @@ def test_with_only_zones_a_track_ends_once() -> None:
 
 def test_no_events_is_none_at_all() -> None:
     assert report(Kept(), PublishConfig(events=False), event("new")) == []
+
+
+def test_closing_ends_what_is_open_and_takes_nothing_more() -> None:
+    kept = Kept()
+    speaking = reporter(kept, PublishConfig())
+    for one in (event("new"), event("new", track="front-2"), event("end", track="front-2")):
+        speaking.events([one], NOW, Stages(), "cpu", "full")
+    speaking.counts({"person": 1})
+    speaking.close("shutdown")
+    speaking.events([event("update"), event("end")], NOW, Stages(), "cpu", "full")
+    told = [(message.kind, message.track.id, message.reason) for message in kept.events()]
+    assert told[-1] == ("end", "front-1", "shutdown")
+    assert [kind for kind, _, _ in told] == ["new", "new", "end", "end"]
+    assert kept.history[-1][1] == b"0"
