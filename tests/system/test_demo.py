@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from agent.cli.demo import demo
 from agent.daemon import Daemon
 from agent.demo import broker as broker_module
-from agent.errors import BrokerError, SourceError, StorageError, VedetteError
+from agent.errors import BrokerError, SourceError, VedetteError
 from tests.support.house import person_model
 from tests.support.running import ROOT
 
@@ -88,9 +88,10 @@ def test_a_source_that_cannot_be_used_is_one_error(tmp_path: Path, source: str, 
         call(*person(tmp_path), "--source", source)
 
 
-def test_a_picture_that_cannot_be_written_ends_the_demo(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"nowhere/p.jpg: cannot be written"):
-        call(*person(tmp_path), "--picture", str(tmp_path / "nowhere" / "p.jpg"))
+def test_a_picture_that_has_no_folder_is_refused_before_the_demo_begins(tmp_path: Path) -> None:
+    result = CliRunner().invoke(demo, ["--picture", str(tmp_path / "nowhere" / "p.jpg")])
+    assert result.exit_code == 2
+    assert "no such folder to write it to" in " ".join(result.output.split())
 
 
 def test_a_defect_in_the_daemon_does_not_hang_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
