@@ -1,6 +1,6 @@
 """The configuration: one frozen struct per room. Reading a file is `agent.configfile`'s work.
 
-Every field has a default except a stream's `source` and `model`, so the smallest file is four lines:
+Every field has a default except a stream's `source` and `model`, so the smallest file is three lines:
 
     [streams.front]
     source = "v4l2:/dev/video0"
