@@ -1,7 +1,8 @@
 """Events on their way: taken in order, sent at QoS 1, settled when they are acknowledged.
 
 Order is kept per device: after a lost connection everything that was not acknowledged is sent again, oldest
-first. Events of a topic that the broker refuses wait, those of other topics go on.
+first. Events of a topic that the broker refuses wait, those of other topics go on; from time to time the oldest
+of them alone tries whether the refusal lasts, so that none overtakes it.
 """
 
 from __future__ import annotations
@@ -30,10 +31,21 @@ _LOOK_S = 60.0
 
 
 class _Hold:
-    """A topic that the broker refuses."""
+    """A topic that the broker refuses.
+
+    Attributes:
+        since, until: from its first refusal to the next attempt, s of the monotonic clock; `until` is 0 when
+            an attempt is due.
+        trying: the event of that attempt is on its way.
+    """
 
     def __init__(self, max_s: float) -> None:
-        self.backoff, self.since, self.until = Backoff(max_s), time.monotonic(), 0.0
+        self.backoff, self.since, self.until, self.trying = Backoff(max_s), time.monotonic(), 0.0, False
+
+    @property
+    def lets_through(self) -> bool:
+        """Whether an event may be sent to see if the refusal lasts."""
+        return not self.until and not self.trying
 
 
 class Events:
@@ -63,9 +75,12 @@ class Events:
         """Begin on a new connection: everything that has not been acknowledged is sent again."""
         self._flight.clear()
         self._flying.clear()
+        for hold in self._holds.values():
+            hold.trying = False
         self._rewind()
 
     def _rewind(self) -> None:
+        self.settle()  # what is done with must not be found again
         self._ahead: deque[Stored] = deque()
         self._after, self._more = 0, True
         self._look_at = time.monotonic() + _LOOK_S
@@ -106,6 +121,8 @@ class Events:
                 continue
             self._flight[mid] = stored
             self._flying.add(stored.seq)
+            if self._holds and (hold := self._holds.get(stored.topic)) is not None:
+                hold.trying = True
             self.sent += 1
             room -= 1
 
@@ -124,7 +141,7 @@ class Events:
                 return None
             stored = self._ahead.popleft()
             hold = self._holds.get(stored.topic)
-            if stored.seq not in self._flying and (hold is None or not hold.until):
+            if stored.seq not in self._flying and (hold is None or hold.lets_through):
                 return stored
         return None
 
@@ -152,7 +169,7 @@ class Events:
         self._settled.append(stored.seq)
         self.acknowledged += 1
         if self._holds and (hold := self._holds.pop(stored.topic, None)) is not None:
-            self._look_at = 0.0  # those that were refused wait behind the ones that flew with them
+            self._rewind()  # those that waited lie behind
             seconds = time.monotonic() - hold.since
             log.info("broker %s takes %s again after %.0f s", self._where, stored.topic, seconds)
         return True
@@ -167,6 +184,7 @@ class Events:
                 topic,
                 reasons.in_words(code),
             )
+        hold.trying = False
         if not hold.until:  # all that were in flight together are one refusal
             hold.until = time.monotonic() + hold.backoff.next_s()
 

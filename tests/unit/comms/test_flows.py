@@ -151,6 +151,31 @@ def test_a_refused_topic_waits_and_others_go_on(
     assert "takes" in caplog.records[-1].getMessage()
 
 
+def test_one_event_alone_tries_a_refused_topic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were several sent and the first refused, the others would overtake it."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    outgoing, line = kept(5), Line()
+    events = flow(outgoing)
+    send(events, line, 2)
+    for mid in (1, 2):
+        events.take(Acknowledged(mid, 0x87))
+    for mid in (3, 4):
+        now[0] += 0.5
+        send(events, line, 99)
+        send(events, line, 99)
+        assert line.numbers[2:] == [1] * (mid - 2)
+        events.take(Acknowledged(mid, 0x87))
+    now[0] += 0.5
+    send(events, line, 99)
+    events.restart()  # the connection was lost with the attempt on its way
+    send(events, line, 99)
+    assert line.numbers[4:] == [1, 1]
+    events.take(Acknowledged(6, 0))
+    send(events, line, 99)
+    assert line.numbers[6:] == [2, 3, 4, 5]
+
+
 def test_what_can_never_be_sent_does_not_stand_in_the_way(caplog: pytest.LogCaptureFixture) -> None:
     outgoing, line = kept(3), Line()
     line.max_packet = 10_000
