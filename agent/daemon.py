@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from agent import __version__
 from agent.comms import payload
 from agent.comms.mqtt import Publisher
+from agent.comms.reporter import forget
 from agent.comms.topics import Topics
 from agent.config import Config, StreamConfig
 from agent.errors import ConfigError, VedetteError
@@ -78,10 +79,18 @@ class Daemon:
             self._spool = Spool(folder, self.config.storage)
             try:
                 self._line = Line(Publisher(self.config.mqtt, self.topics, self._spool))
+                self._settle_left()
                 self.streams = self._prepared(self.config)
                 self._run_streams()
             finally:
                 self._spool.close()
+
+    def _settle_left(self) -> None:
+        """The spool has ended what a killed process left open; its counts are still at the broker."""
+        ended = self._spool.executed
+        if ended:
+            log.info("the last run was cut off: %d open tracks end now", len(ended))
+            forget(self._line, self.topics, ended)
 
     def _run_streams(self) -> None:
         self._line.publisher.start()

@@ -149,6 +149,18 @@ class Seen(Struct, frozen=True):
     stages: Stages
 
 
+class Will(Struct, frozen=True, gc=False):
+    """What is to be said about a thing if the process dies before it has said so itself.
+
+    Attributes:
+        key: the thing; a later will replaces an earlier one.
+        body: JSON of the event; None: nothing, it has been said.
+    """
+
+    key: str
+    body: bytes | None
+
+
 class Stored(Struct, frozen=True, gc=False):
     """A message that lies in the spool.
 
@@ -157,9 +169,11 @@ class Stored(Struct, frozen=True, gc=False):
         topic: where it goes.
         body: JSON as it was put, without `seq` and without the time of publishing.
         put_at: Unix time at which it was put, s.
+        will: what changes with it, until it is on the disk.
     """
 
     seq: int
     topic: str
     body: bytes
     put_at: float
+    will: Will | None = None

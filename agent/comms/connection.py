@@ -133,7 +133,8 @@ class Connection:
         Raises:
             BrokerError: nobody there. `RefusedError` and `UnansweredError` are told apart.
         """
-        self._wake = wake
+        self._wake, self._poll = wake, select.poll()
+        self._poll.register(wake, select.POLLIN)
         deadline = time.monotonic() + timeout_s
         self._client.connect_timeout = max(0.05, min(timeout_s, _TCP_S))
         try:
@@ -148,7 +149,6 @@ class Connection:
                 self.drop("no answer to our CONNECT")
                 raise UnansweredError(self.lost, silent=True)
             self.turn(left)
-            self._wake.clear()
         self._client.on_log = None  # it costs time, and now the reasons come by themselves
         if self._answer is None:
             raise UnansweredError(f"{self.lost}{self._error and f': {self._error}'}", silent=False)
@@ -173,7 +173,10 @@ class Connection:
         return self._client.want_write()
 
     def turn(self, timeout_s: float) -> list[Acknowledged]:
-        """Write, wait for the network or the wake, read; gives what has been acknowledged."""
+        """Write, wait for the network or the wake, read; gives what has been acknowledged.
+
+        The wake is clear afterwards: look for work only then.
+        """
         try:
             self._turn(timeout_s)
         except Exception as error:
@@ -190,13 +193,13 @@ class Connection:
         if sock is None:
             self.lost = self.lost or "the connection broke"
             return
-        poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
-        poll.register(sock, select.POLLIN | (select.POLLOUT if client.want_write() else 0))
+        self._poll.register(sock, select.POLLIN | (select.POLLOUT if client.want_write() else 0))
         # What TLS has decrypted does not show on the socket; at QoS 0 writing is all that there is to wait for.
         pending = bool(getattr(sock, "pending", int)())
         at_once = pending or bool(self._acknowledged)
-        found = dict(poll.poll(0 if at_once else max(0, round(timeout_s * 1e3))))
+        found = dict(self._poll.poll(0 if at_once else max(0, round(timeout_s * 1e3))))
+        if self._wake.fileno() in found:
+            self._wake.clear()
         if pending or found.get(sock.fileno(), 0) & ~select.POLLOUT:
             client.loop_read()
         if client.want_write():
@@ -209,7 +212,6 @@ class Connection:
         self._client.disconnect()
         while not self.lost and (left := deadline - time.monotonic()) > 0:
             self.turn(left)
-            self._wake.clear()
         self.drop("we left")
 
     def drop(self, why: str) -> None:

@@ -175,7 +175,7 @@ class Publisher:
         self._protocol.worked()
         self._outage.over(self._how())
         flows = (self._events, self._states, self._samples)
-        Session(connection, self._wake, self._topics.status, flows, self._outage).run(
+        Session(connection, self._topics.status, flows, self._outage).run(
             self._stop, self._config.keepalive_s / 4
         )
         self._samples.drop()

@@ -12,14 +12,14 @@ from msgspec.structs import replace
 from agent.comms import payload
 from agent.comms.topics import Topics
 from agent.config import PublishConfig
-from agent.messages import Event, Frame, Seen, Stages, Track
+from agent.messages import Event, Frame, Seen, Stages, Track, Will
 
 
 class EventSink(Protocol):
     """Where events go: on disk before anything else."""
 
-    def put(self, topic: str, body: bytes) -> None:
-        """Take an event; never blocks."""
+    def put(self, topic: str, body: bytes, will: Will | None = None) -> None:
+        """Take an event, and what is to be said of its track if the process dies; never blocks."""
         ...
 
 
@@ -94,7 +94,15 @@ class Reporter:
         topic = self._topics.events(self._stream)
         latency = _latency(stages)
         for event in events:
-            message = payload.EventMessage(
+            body = self._body(event, at, latency)
+            will = (
+                None if event.kind == "end" else self._body(Event("end", event.track, "restart"), at, _NO_LATENCY)
+            )
+            self._events.put(topic, body, Will(event.track.id, will))
+
+    def _body(self, event: Event, at: datetime, latency: payload.Latency) -> bytes:
+        return payload.encode(
+            payload.EventMessage(
                 payload.new_id(),
                 self._topics.device,
                 self._stream,
@@ -106,7 +114,7 @@ class Reporter:
                 self._model,
                 *self._answered_by,
             )
-            self._events.put(topic, payload.encode(message))
+        )
 
     def counts(self, counts: Mapping[str, int]) -> None:
         """Set the number of live tracks of each label that changed."""
@@ -134,6 +142,18 @@ class Reporter:
         return event
 
 
+def forget(board: Board, topics: Topics, ended: Sequence[bytes]) -> None:
+    """Set the counts back of streams whose tracks the process before this one has left open.
+
+    Args:
+        board: the broker.
+        topics: of the device.
+        ended: bodies of the events that end them.
+    """
+    for event in map(payload.read_event, ended):
+        board.retain(topics.count(event.stream, event.track.label), b"0")
+
+
 def _latency(stages: Stages) -> payload.Latency:
     return payload.Latency(
         *(
@@ -150,3 +170,6 @@ def _latency(stages: Stages) -> payload.Latency:
             )
         )
     )
+
+
+_NO_LATENCY = _latency(Stages())

@@ -12,7 +12,6 @@ from agent.comms.events import Events
 from agent.comms.outage import Outage
 from agent.comms.samples import Samples
 from agent.comms.states import States
-from agent.comms.wake import Wake
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,6 @@ class Session:
     def __init__(
         self,
         connection: Connection,
-        wake: Wake,
         status: str,
         flows: tuple[Events, States, Samples],
         outage: Outage,
@@ -66,12 +64,11 @@ class Session:
 
         Args:
             connection: open.
-            wake: set whenever a flow has more to send.
             status: topic of the device's status.
             flows: what to send.
             outage: is told that it is over.
         """
-        self._connection, self._wake, self._status, self._outage = connection, wake, status, outage
+        self._connection, self._status, self._outage = connection, status, outage
         self._events, self._states, self._samples = flows
         self._status_mid = 0
         self._heard_at = time.monotonic()
@@ -123,7 +120,6 @@ class Session:
             self._heard_at = time.monotonic()
         for acknowledged in self._connection.turn(timeout_s):
             self._take(acknowledged)
-        self._wake.clear()
         self._events.settle()
         self._outage.settled()
         if time.monotonic() - self._heard_at > _SILENCE_S:

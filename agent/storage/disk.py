@@ -13,8 +13,8 @@ from pathlib import Path
 
 from agent.config import StorageConfig
 from agent.messages import Stored
-from agent.storage.repair import is_corrupt, salvage, set_aside
-from agent.storage.table import Table
+from agent.storage.repair import is_corrupt, salvage, salvage_wills, set_aside
+from agent.storage.table import LeftWill, Table
 from agent.storage.watermark import Watermark
 
 log = logging.getLogger(__name__)
@@ -32,12 +32,14 @@ class Disk:
     Attributes:
         failing: whether rows cannot be written now.
         salvaged: rows out of a corrupt file, for the caller to take and to write again.
+        inherited: wills of the process before, for the caller to execute.
         rows, bytes, dropped: as of the last time that it could be read.
     """
 
     def __init__(self, path: Path, config: StorageConfig) -> None:
         self.path, self._config = path, config
         self.failing, self.salvaged = False, list[Stored]()
+        self.inherited: list[LeftWill] | None = None
         self.rows = self.bytes = self.dropped = 0
         self._since, self._repaired_at, self._reopened = 0.0, float("-inf"), False
         self._table: Table | None = None
@@ -89,10 +91,14 @@ class Disk:
         self._back(len(insert))
         return True
 
-    def _open(self) -> Table:
+    def _open(self, saved: Sequence[LeftWill] = ()) -> Table:
         self._table = table = Table(self.path, self._config)
+        if saved:
+            table.restore(saved)
         self.rows, self.bytes, self.dropped = table.rows, table.bytes, table.dropped
         self._reopened = True
+        if self.inherited is None:  # the first one that could be opened: none of these wills is our own
+            self.inherited = table.wills()
         return table
 
     def lost(self, error: Exception) -> None:
@@ -123,11 +129,11 @@ class Disk:
             return False
         self._repaired_at = time.monotonic()
         self.close()
-        rows = salvage(self.path, self._mark.after() - 1)
+        rows, wills = salvage(self.path, self._mark.after() - 1), salvage_wills(self.path)
         try:
             aside = set_aside(self.path)
             self.salvaged = rows
-            self._open()
+            self._open(wills)
         except (sqlite3.Error, OSError):
             return False
         log.error("spool %s: %s: set aside as %s; %d events saved", self.path, error, aside.name, len(rows))

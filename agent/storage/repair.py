@@ -10,6 +10,7 @@ from pathlib import Path
 
 from agent.messages import Stored
 from agent.storage.durable import sync_folder
+from agent.storage.table import LeftWill
 
 _BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _FILES = ("", "-wal", "-shm")
@@ -35,6 +36,15 @@ def salvage(path: Path, highest: int) -> list[Stored]:
             if _is_sound(row, rows[-1].seq if rows else 0, highest):
                 rows.append(Stored(*row))
     return rows
+
+
+def salvage_wills(path: Path) -> list[LeftWill]:
+    """The wills of a corrupt database up to the first that cannot be read."""
+    wills: list[LeftWill] = []
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
+        rows = connection.execute("SELECT topic, key, body FROM will ORDER BY rowid")
+        wills.extend(LeftWill(*row) for row in rows if [*map(type, row)] == [str, str, bytes])
+    return wills
 
 
 def _is_sound(row: tuple[object, ...], last: int, highest: int) -> bool:

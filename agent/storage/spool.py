@@ -4,6 +4,9 @@ A put hands its event over to the thread `spool-writer`, which commits whatever 
 transaction. While the disk cannot be written the events lie in memory, in the same order and under the same
 numbers, and go to the disk when it is back.
 
+A put may bring a will with it: what is to be said if the process dies before it says so itself. The next process
+puts what the last one's wills say, as its first events.
+
 Delivery is at least once: an acknowledged event whose deletion a power cut undid is sent again, with the same
 id and the same number. A gap in the numbers is a loss, or the trace of a repair (see `watermark`).
 """
@@ -19,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent.config import StorageConfig
-from agent.messages import Stored
+from agent.messages import Stored, Will
 from agent.storage.disk import Disk
 from agent.storage.held import Held
 from agent.storage.stats import SpoolStats
@@ -47,7 +50,11 @@ class _Batch(NamedTuple):
 
 
 class Spool:
-    """Bounded, ordered, numbered. Every method may be called from any thread and none raises for the disk."""
+    """Bounded, ordered, numbered. Every method may be called from any thread and none raises for the disk.
+
+    Attributes:
+        executed: bodies of the events that the last process left as its wills, as far as they are known.
+    """
 
     def __init__(self, folder: Path, config: StorageConfig) -> None:
         """Open the spool of a folder that nobody else uses.
@@ -63,6 +70,7 @@ class Spool:
         self._settled: set[int] = set()
         self._settled_at = self._retry_at = 0.0
         self._look_at = time.monotonic() + _LOOK_S
+        self._wakes_at = self._wrote_at = 0.0
         self._dropped = self._writing = 0
         self._hook: Callable[[], None] | None = None
         self._trouble: Exception | None = None
@@ -70,19 +78,22 @@ class Spool:
         self._disk = None if config.durability == "memory" else Disk(folder / "spool.db", config)
         self._next = self._disk.next_seq() if self._disk else number_from_clock()
         self._announced = self._committed = self._next - 1
-        self._take_salvaged()
+        self.executed: list[bytes] = []
+        self._take_left()
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
         self._thread.start()
 
-    def put(self, topic: str, body: bytes) -> None:
-        """Take an event; returns at once. It can be peeked when it is committed."""
-        now = time.time()
+    def put(self, topic: str, body: bytes, will: Will | None = None) -> None:
+        """Take an event; returns at once. It can be peeked when it is committed, and its will holds then."""
         with self._lock:
-            seq = self._next
-            self._next = seq + 1
-            if shed := self._held.add(Stored(seq, topic, body, now)):
-                self._forget(shed)
+            self._add(topic, body, will)
             self._work.notify()
+
+    def _add(self, topic: str, body: bytes, will: Will | None) -> None:
+        seq = self._next
+        self._next = seq + 1
+        if shed := self._held.add(Stored(seq, topic, body, time.time(), will)):
+            self._forget(shed)
 
     def peek(self, after_seq: int, limit: int) -> list[Stored]:
         """Committed events above a number that are not settled, in order, at most `limit`."""
@@ -104,7 +115,10 @@ class Spool:
         with self._lock:
             for seq in seqs:
                 self._drop_from_disk(seq, self._held.remove(seq))
-            self._work.notify()
+            if len(self._settled) >= _MANY or (
+                self._settled and self._settled_at + _LINGER_S < self._wakes_at - _LINGER_S
+            ):
+                self._work.notify()
 
     def on_stored(self, hook: Callable[[], None] | None) -> None:
         """Call `hook` whenever there is more to peek, in place of the one before. It must be quick."""
@@ -169,6 +183,7 @@ class Spool:
         """Wait for work and do it; whether there will be more."""
         with self._lock:
             while (pause_s := self._pause()) > 0:
+                self._wakes_at = time.monotonic() + pause_s
                 self._work.wait(pause_s)
             closing, trouble, self._trouble = self._closing, self._trouble, None
             self._expire()
@@ -178,7 +193,7 @@ class Spool:
                 self._disk.lost(trouble)
             elif batch is not None:
                 self._wrote(batch, self._disk.write(*batch))
-            self._take_salvaged()
+            self._take_left()
         self._announce()
         return not closing
 
@@ -188,6 +203,8 @@ class Spool:
         if self._closing or self._trouble is not None or (self._in_memory and self._announced < self._next - 1):
             return 0.0
         pause_s = self._look_at - now
+        if now < self._wrote_at + _LINGER_S:
+            pause_s = min(pause_s, _LINGER_S)  # deletions that come now need not wake us
         if self._disk is not None:
             if self._disk.failing:
                 pause_s = min(pause_s, self._retry_at - now)
@@ -216,6 +233,7 @@ class Spool:
     def _wrote(self, batch: _Batch, done: bool) -> None:
         with self._lock:
             self._writing = 0
+            self._wrote_at = time.monotonic()
             if done:
                 for row in batch.insert:
                     self._held.remove(row.seq)
@@ -226,11 +244,17 @@ class Spool:
                 self._retry_at = time.monotonic() + _RETRY_S
             self._done.notify_all()
 
-    def _take_salvaged(self) -> None:
-        if self._disk is not None and self._disk.salvaged:
-            with self._lock:
-                rows, self._disk.salvaged = self._disk.salvaged, []
-                self._held.restore(row for row in rows if row.seq not in self._settled)
+    def _take_left(self) -> None:
+        """What the disk gave back: rows out of a corrupt file, and wills of the process before this one."""
+        if self._disk is None or not (self._disk.salvaged or self._disk.inherited):
+            return
+        with self._lock:
+            rows, self._disk.salvaged = self._disk.salvaged, []
+            self._held.restore(row for row in rows if row.seq not in self._settled)
+            wills, self._disk.inherited = self._disk.inherited or [], []
+            for topic, key, body in wills:
+                self._add(topic, body, Will(key, None))
+                self.executed.append(body)
 
     def _announce(self) -> None:
         with self._lock:

@@ -6,12 +6,13 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from agent.config import StorageConfig
-from agent.messages import Stored
+from agent.messages import Stored, Will
 from agent.storage.durable import sync_folder
 from agent.storage.watermark import CLOCK_SET
 
@@ -19,6 +20,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spool (
     seq INTEGER PRIMARY KEY, topic TEXT NOT NULL, body BLOB NOT NULL, put_at REAL NOT NULL
 );
+CREATE TABLE IF NOT EXISTS will (topic TEXT NOT NULL, key TEXT PRIMARY KEY, body BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT OR IGNORE INTO counter VALUES ('dropped', 0), ('seq', 0);
 """
@@ -30,6 +32,14 @@ _SIZE = "length(body) + length(CAST(topic AS BLOB))"
 def size(row: Stored) -> int:
     """Bytes that a row counts for."""
     return len(row.body) + len(row.topic.encode())
+
+
+class LeftWill(NamedTuple):
+    """A will on the disk: the topic and body of the event, and what `Will.key` says."""
+
+    topic: str
+    key: str
+    body: bytes
 
 
 class Table:
@@ -53,6 +63,7 @@ class Table:
         """
         self.path, self._config = path, config
         self._reading = threading.Lock()
+        self._syncs: bool | None = None
         self._writer = self._connect()
         try:
             self._check_and_count()
@@ -106,20 +117,43 @@ class Table:
             dropped: rows that the caller has dropped itself, to be counted.
         """
         # A deletion that a power cut undoes only means that a message is sent twice.
-        durable = self._config.durability == "event" and bool(insert)
-        self._writer.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+        self._sync(self._config.durability == "event" and bool(insert))
         rows, held = self.rows, self.bytes
         with self._transaction():
             count, freed = self._delete(delete)
             self._writer.executemany(
                 "INSERT INTO spool VALUES (?, ?, ?, ?)", ((r.seq, r.topic, r.body, r.put_at) for r in insert)
             )
+            for row in insert:
+                if row.will is not None:
+                    self._will(row.topic, row.will)
             rows, held = rows + len(insert) - count, held + sum(map(size, insert)) - freed
             count, freed = self._trim(held)
             dropped += count
             self._count(dropped, given)
         self.rows, self.bytes, self.dropped = rows - count, held - freed, self.dropped + dropped
         self.last_seq = max(self.last_seq, given)
+
+    def wills(self) -> list[LeftWill]:
+        """Every will."""
+        return [LeftWill(*row) for row in self._writer.execute("SELECT * FROM will ORDER BY rowid")]
+
+    def restore(self, wills: Iterable[LeftWill]) -> None:
+        """Put wills back that were saved out of another file."""
+        with self._transaction():
+            for topic, key, body in wills:
+                self._will(topic, Will(key, body))
+
+    def _will(self, topic: str, will: Will) -> None:
+        if will.body is None:
+            self._writer.execute("DELETE FROM will WHERE key = ?", (will.key,))
+        else:
+            self._writer.execute("INSERT OR REPLACE INTO will VALUES (?, ?, ?)", (topic, will.key, will.body))
+
+    def _sync(self, durable: bool) -> None:
+        if durable is not self._syncs:
+            self._writer.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+            self._syncs = durable
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -136,10 +170,9 @@ class Table:
         """Delete rows; gives how many there were, and their bytes."""
         if not seqs:
             return 0, 0
-        chosen, which = json.dumps(list(seqs)), "WHERE seq IN (SELECT value FROM json_each(?))"
-        count, freed = self._one(f"SELECT count(*), ifnull(sum({_SIZE}), 0) FROM spool {which}", chosen)
-        self._writer.execute(f"DELETE FROM spool {which}", (chosen,))
-        return count, freed
+        statement = f"DELETE FROM spool WHERE seq IN (SELECT value FROM json_each(?)) RETURNING {_SIZE}"
+        freed = self._writer.execute(statement, (json.dumps(list(seqs)),)).fetchall()
+        return len(freed), sum(row_bytes for (row_bytes,) in freed)
 
     def _count(self, dropped: int, given: int) -> None:
         if dropped:

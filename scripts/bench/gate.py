@@ -32,7 +32,7 @@ from agent.compute.track.association import iou
 from agent.compute.vision import Vision
 from agent.config import DecodeConfig, GateConfig, PublishConfig
 from agent.library import open_model
-from agent.messages import Frame
+from agent.messages import Frame, Will
 from agent.pipeline import Pipeline
 
 SAME_TIME, SAME_IOU = timedelta(seconds=0.5), 0.4
@@ -93,7 +93,7 @@ class Sink:
         self.events: list[EventMessage] = []
         self._decoder = msgspec.json.Decoder(EventMessage)
 
-    def put(self, topic: str, body: bytes) -> None:
+    def put(self, topic: str, body: bytes, will: Will | None = None) -> None:
         """An event."""
         event = self._decoder.decode(body)
         if event.kind != "update":

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from agent.comms.payload import EventMessage
-from agent.messages import Box, Frame
+from agent.messages import Box, Frame, Will
 from tests.support import tflite_builder as build
 
 MANIFEST = """
@@ -72,12 +72,15 @@ class Kept:
 
     def __init__(self) -> None:
         self.puts: list[tuple[str, bytes]] = []
+        self.wills: dict[str, bytes | None] = {}
         self.retained: dict[str, bytes] = {}
         self.history: list[tuple[str, bytes]] = []
         self.sent: list[tuple[str, bytes]] = []
 
-    def put(self, topic: str, body: bytes) -> None:
+    def put(self, topic: str, body: bytes, will: Will | None = None) -> None:
         self.puts.append((topic, body))
+        if will is not None:
+            self.wills[will.key] = will.body
 
     def retain(self, topic: str, payload: bytes) -> None:
         self.retained[topic] = payload

@@ -65,6 +65,26 @@ def test_a_killed_daemon_is_offline_by_its_will(vedette: Vedette, messages: Mess
     messages.wait(lambda m: status(m) == [b"online", b"offline"])
 
 
+def test_tracks_that_a_killed_daemon_left_open_end_at_the_next_start(
+    vedette: Vedette, messages: Messages
+) -> None:
+    both_see(messages)
+    vedette.end(signal.SIGKILL)
+    del vedette.config["streams"]["back"]
+    vedette.start()
+    messages.wait(lambda m: [e.kind for e in events(m) if e.kind != "update"] == ["new", "end", "new"])
+    messages.wait(lambda m: not left_open(m, "back"))
+    for stream in ("front", "back"):
+        (end,) = (event for event in events(messages, stream) if event.kind == "end")
+        assert end.reason == "restart"
+        assert b"0" in messages.of(TOPICS.count(stream, "person"))[1:]
+    assert "2 open tracks" in vedette.wait_said("was cut off")
+    vedette.end(signal.SIGKILL)
+    vedette.start()
+    messages.wait(lambda m: len([e for e in events(m) if e.kind == "end"]) == 2)
+    assert not left_open(messages, "back"), "executed once"
+
+
 def test_a_reload_swaps_the_changed_stream_and_no_other(vedette: Vedette, messages: Messages) -> None:
     both_see(messages)
     vedette.config["streams"]["front"]["track"]["min_hits"] = 2

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.config import Durability, StorageConfig
-from agent.messages import Stored
+from agent.messages import Stored, Will
 from agent.storage import disk, repair, spool, table
 from agent.storage.spool import Spool
 from agent.storage.stats import SpoolStats
@@ -437,3 +437,52 @@ def test_a_table_that_fails_its_check_is_corrupt(tmp_path: Path) -> None:
     error.sqlite_errorcode = sqlite3.SQLITE_NOTADB
     assert repair.is_corrupt(error)
     assert table.size(Stored(1, "ä", b"123", 0.0)) == 5
+
+
+def bodies(opened: Spool) -> list[bytes]:
+    return [row.body for row in opened.peek(0, 100)]
+
+
+def with_wills(folder: Path) -> Spool:
+    """Two things are open; a third was, and has been closed."""
+    opened = Spool(folder, StorageConfig())
+    for key in ("a", "b", "c"):
+        opened.put(TOPIC, b"new " + key.encode(), Will(key, b"end " + key.encode()))
+    opened.put(TOPIC, b"update a", Will("a", b"end a2"))
+    opened.put(TOPIC, b"end c", Will("c", None))
+    assert opened.flush(10.0)
+    return opened
+
+
+def test_wills_are_the_first_events_of_the_next_process_and_hold_once(tmp_path: Path) -> None:
+    opened = with_wills(tmp_path)
+    assert len(bodies(opened)) == 5
+    again = reopened(opened, tmp_path)
+    assert again.flush(10.0)
+    again.put(TOPIC, b"more")
+    assert again.flush(10.0)
+    assert bodies(again)[5:] == [b"end b", b"end a2", b"more"]
+    assert numbers(again) == list(range(1, 9))
+    assert sorted(again.executed) == [b"end a2", b"end b"]
+    third = reopened(again, tmp_path)
+    assert (third.executed, len(bodies(third))) == ([], 8)
+    third.close()
+
+
+def test_wills_outlive_a_corrupt_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    opened = with_wills(tmp_path)
+    opened._disk.lost(_corruption())  # type: ignore[union-attr]
+    opened.put(TOPIC, b"more")
+    assert opened.flush(10.0)
+    assert opened.executed == [], "they are of this process"
+    again = reopened(opened, tmp_path)
+    assert again.flush(10.0)
+    assert sorted(again.executed) == [b"end a2", b"end b"]
+    again.close()
+    assert "set aside" in errors(caplog)[0]
+
+
+def _corruption() -> sqlite3.DatabaseError:
+    error = sqlite3.DatabaseError("database disk image is malformed")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
