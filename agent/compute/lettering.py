@@ -24,8 +24,9 @@ Mask = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
 
+@functools.lru_cache(maxsize=128)
 def line(text: str, height: int) -> Mask:
-    """A line of text as a mask, `height` rows of uint8: 255 is ink."""
+    """A line of text as a mask, `height` rows of uint8: 255 is ink. Not to be written to: it is kept."""
     if not text:
         return np.zeros((height, 0), np.uint8)
     strip = _ascii(text) if text.isascii() and text.isprintable() else _any(text)

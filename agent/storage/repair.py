@@ -42,7 +42,7 @@ def salvage_wills(path: Path) -> list[LeftWill]:
     """The wills of a corrupt database up to the first that cannot be read."""
     wills: list[LeftWill] = []
     with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
-        rows = connection.execute("SELECT topic, key, body FROM will ORDER BY rowid")
+        rows = connection.execute("SELECT key, topic, body FROM will")
         wills.extend(LeftWill(*row) for row in rows if [*map(type, row)] == [str, str, bytes])
     return wills
 

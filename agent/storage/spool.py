@@ -252,7 +252,7 @@ class Spool:
             rows, self._disk.salvaged = self._disk.salvaged, []
             self._held.restore(row for row in rows if row.seq not in self._settled)
             wills, self._disk.inherited = self._disk.inherited or [], []
-            for topic, key, body in wills:
+            for key, topic, body in wills:
                 self._add(topic, body, Will(key, None))
                 self.executed.append(body)
 

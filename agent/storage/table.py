@@ -20,7 +20,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spool (
     seq INTEGER PRIMARY KEY, topic TEXT NOT NULL, body BLOB NOT NULL, put_at REAL NOT NULL
 );
-CREATE TABLE IF NOT EXISTS will (topic TEXT NOT NULL, key TEXT PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS will (key TEXT PRIMARY KEY, topic TEXT NOT NULL, body BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT OR IGNORE INTO counter VALUES ('dropped', 0), ('seq', 0);
 """
@@ -35,10 +35,10 @@ def size(row: Stored) -> int:
 
 
 class LeftWill(NamedTuple):
-    """A will on the disk: the topic and body of the event, and what `Will.key` says."""
+    """A will on the disk: the key of `Will`, and the topic and body of the event."""
 
-    topic: str
     key: str
+    topic: str
     body: bytes
 
 
@@ -93,7 +93,13 @@ class Table:
         self._writer.executescript(_SCHEMA)
         (self.rows, self.bytes) = self._one(f"SELECT count(*), ifnull(sum({_SIZE}), 0) FROM spool")
         (self.dropped,) = self._one("SELECT value FROM counter WHERE name = 'dropped'")
-        (self.last_seq,) = self._one("SELECT value FROM counter WHERE name = 'seq'")
+        # The counter knows of numbers that are gone: it is written only when the newest row is.
+        (counted,) = self._one("SELECT value FROM counter WHERE name = 'seq'")
+        self.last_seq = max(counted, self._newest())
+
+    def _newest(self) -> int:
+        (seq,) = self._one("SELECT ifnull(max(seq), 0) FROM spool")
+        return seq
 
     def _one(self, statement: str, *arguments: object) -> tuple[int, ...]:
         row: tuple[int, ...] = self._writer.execute(statement, arguments).fetchone()
@@ -136,19 +142,19 @@ class Table:
 
     def wills(self) -> list[LeftWill]:
         """Every will."""
-        return [LeftWill(*row) for row in self._writer.execute("SELECT * FROM will ORDER BY rowid")]
+        return [LeftWill(*row) for row in self._writer.execute("SELECT key, topic, body FROM will")]
 
     def restore(self, wills: Iterable[LeftWill]) -> None:
         """Put wills back that were saved out of another file."""
         with self._transaction():
-            for topic, key, body in wills:
+            for key, topic, body in wills:
                 self._will(topic, Will(key, body))
 
     def _will(self, topic: str, will: Will) -> None:
         if will.body is None:
             self._writer.execute("DELETE FROM will WHERE key = ?", (will.key,))
         else:
-            self._writer.execute("INSERT OR REPLACE INTO will VALUES (?, ?, ?)", (topic, will.key, will.body))
+            self._writer.execute("INSERT OR REPLACE INTO will VALUES (?, ?, ?)", (will.key, topic, will.body))
 
     def _sync(self, durable: bool) -> None:
         if durable is not self._syncs:
@@ -177,7 +183,7 @@ class Table:
     def _count(self, dropped: int, given: int) -> None:
         if dropped:
             self._writer.execute("UPDATE counter SET value = value + ? WHERE name = 'dropped'", (dropped,))
-        if given > self.last_seq:
+        if self._newest() < given:
             self._writer.execute("UPDATE counter SET value = ? WHERE name = 'seq'", (given,))
 
     def _trim(self, held: int) -> tuple[int, int]:

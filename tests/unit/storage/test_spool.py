@@ -461,7 +461,7 @@ def test_wills_are_the_first_events_of_the_next_process_and_hold_once(tmp_path: 
     assert again.flush(10.0)
     again.put(TOPIC, b"more")
     assert again.flush(10.0)
-    assert bodies(again)[5:] == [b"end b", b"end a2", b"more"]
+    assert bodies(again)[5:] == [b"end a2", b"end b", b"more"]
     assert numbers(again) == list(range(1, 9))
     assert sorted(again.executed) == [b"end a2", b"end b"]
     third = reopened(again, tmp_path)
