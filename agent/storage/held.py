@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import islice
@@ -9,6 +10,9 @@ from itertools import islice
 from agent.messages import Stored
 from agent.storage.table import size
 from agent.storage.watermark import CLOCK_SET
+
+_SPARE = 1000
+"""Numbers of rows that are gone may stay in the index, at most so many more than there are rows."""
 
 
 class Held:
@@ -22,13 +26,17 @@ class Held:
         self.bytes = 0
         self._max_bytes = max_bytes
         self._rows: OrderedDict[int, Stored] = OrderedDict()
+        self._index: list[int] = []
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def add(self, row: Stored) -> list[int]:
         """Add the newest row; gives the numbers of those that it pushed out."""
+        if len(self._index) > 2 * len(self._rows) + _SPARE:
+            self._index = list(self._rows)
         self._rows[row.seq] = row
+        self._index.append(row.seq)
         self.bytes += size(row)
         shed: list[int] = []
         while self.bytes > self._max_bytes:
@@ -61,6 +69,7 @@ class Held:
         """Put older rows in before the others."""
         older = {row.seq: row for row in rows if row.seq not in self._rows}
         self._rows = OrderedDict(sorted({**older, **self._rows}.items()))
+        self._index = list(self._rows)
         self.bytes += sum(map(size, older.values()))
 
     def all(self) -> list[Stored]:
@@ -69,4 +78,6 @@ class Held:
 
     def after(self, seq: int, limit: int) -> list[Stored]:
         """The first rows above a number."""
-        return list(islice((row for row in self._rows.values() if row.seq > seq), limit))
+        first = bisect_right(self._index, seq)
+        later = map(self._index.__getitem__, range(first, len(self._index)))
+        return list(islice((self._rows[number] for number in later if number in self._rows), limit))
