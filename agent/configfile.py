@@ -51,7 +51,7 @@ def load(path: Path) -> ConfigFile:
             several of these, its text has one line for each.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors of Windows begin a file with a mark
     except OSError as error:
         raise ConfigError(f"cannot read the configuration: {error.strerror}", str(path)) from error
     except UnicodeDecodeError as error:
@@ -63,13 +63,13 @@ def parse(text: str, path: str) -> ConfigFile:
     """Validate the text of a file; see `load`."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise _syntax_error(error, path) from error
+    except (ValueError, RecursionError) as error:
+        raise _syntax_error(error, text, path) from error
     lines = dict(_lines_of(text))
     unknown = list(_unknown_keys(data, Config, ()))
     for keys, _ in unknown:
         _drop(data, keys)
-    problems = sorted([*unknown, *_wrong_values(data)], key=lambda problem: lines.get(problem[0], 0))
+    problems = sorted([*unknown, *_wrong_values(data)], key=lambda problem: _line(lines, problem[0]))
     if problems:
         raise ConfigError("\n".join(f"{_where(path, lines, keys)}: {what}" for keys, what in problems))
     return ConfigFile(path, msgspec.convert(data, Config), lines)
@@ -89,10 +89,14 @@ def nearest(name: str, known: Iterator[str] | list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
 
 
-def _syntax_error(error: tomllib.TOMLDecodeError, path: str) -> ConfigError:
-    found = re.search(r"\(at line (\d+), column (\d+)\)", str(error))
-    what = re.sub(r" \(at .*\)$", "", str(error))
-    return ConfigError(f"not TOML: {what}", f"{path}:{found[1]}" if found else path)
+def _syntax_error(error: Exception, text: str, path: str) -> ConfigError:
+    """The error at its line: the file's last where it only shows at the end."""
+    if not isinstance(error, tomllib.TOMLDecodeError):
+        return ConfigError("not TOML: a number with too many digits, or brackets nested too deeply", path)
+    what, _, where = str(error).partition(" (at ")
+    found = re.match(r"line (\d+)", where)
+    last = max(1, len(text.splitlines()))
+    return ConfigError(f"not TOML: {what}", f"{path}:{found[1] if found else last}")
 
 
 def _lines_of(text: str) -> Iterator[tuple[Keys, int]]:
@@ -122,10 +126,18 @@ def _inside_arrays(table: Keys, counts: dict[Keys, int]) -> Keys:
 
 
 def _where(path: str, lines: dict[Keys, int], keys: Keys) -> str:
+    line = _line(lines, keys)
+    return f"{path}:{line}" if line else path
+
+
+def _line(lines: dict[Keys, int], keys: Keys) -> int:
+    """The line of a key; else of the first key inside it, else of the nearest table above; 0: of none."""
     for end in range(len(keys), 0, -1):
         if keys[:end] in lines:
-            return f"{path}:{lines[keys[:end]]}"
-    return path
+            return lines[keys[:end]]
+        if inside := [line for known, line in lines.items() if known[:end] == keys[:end]]:
+            return min(inside)
+    return 0
 
 
 def _unknown_keys(data: Any, kind: Any, at: Keys) -> Iterator[tuple[Keys, str]]:

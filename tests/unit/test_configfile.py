@@ -65,6 +65,12 @@ def test_the_smallest_file_is_three_lines() -> None:
         ),
         ("[streams.a]\nmodel = 'x'", "v.toml:1: `streams.a`: object missing required field `source`"),
         ("a = \n", "v.toml:1: not TOML: Invalid value"),
+        ("[mqtt]\nx = [", "v.toml:2: not TOML: Invalid value"),
+        ("[mqtt]\nx = '''\n\n", "v.toml:3: not TOML: Expected"),
+        ("a = " + "9" * 5000, "v.toml: not TOML: a number with too many digits"),
+        ("a = " + "[" * 5000, "v.toml: not TOML: a number with too many digits, or brackets nested too deeply"),
+        ("# two\n[streams.front.gate]\ncrop = true", "v.toml:2: `streams.front`: object missing required field"),
+        ("[[mqtt]]\nhost = 'x'", "v.toml:1: `mqtt`: expected `object`, got `array`"),
         ("wat = 1", "v.toml:1: unknown key `wat`; known: device, health, mqtt, storage, streams"),
     ],
 )
@@ -90,6 +96,11 @@ def test_a_file_that_is_not_utf8_says_so(tmp_path: Path) -> None:
     (tmp_path / "v.toml").write_bytes(b"a = '\xff'")
     with pytest.raises(ConfigError, match="not UTF-8 at byte 5"):
         load(tmp_path / "v.toml")
+
+
+def test_a_file_of_a_windows_editor_is_read(tmp_path: Path) -> None:
+    (tmp_path / "v.toml").write_bytes(b"\xef\xbb\xbf" + SMALLEST.encode())
+    assert load(tmp_path / "v.toml").config.streams
 
 
 def test_where_falls_back_to_the_table_above() -> None:
