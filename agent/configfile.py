@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.config import Config, Name, StreamConfig
-from agent.errors import ConfigError
+from agent.errors import ConfigError, reason_of
 
 Keys = tuple[str | int, ...]
 
@@ -53,7 +53,7 @@ def load(path: Path) -> ConfigFile:
     try:
         text = path.read_text(encoding="utf-8-sig")  # editors of Windows begin a file with a mark
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration: {error.strerror}", str(path)) from error
+        raise ConfigError(f"cannot read the configuration: {reason_of(error)}", str(path)) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8 at byte {error.start}: save it as UTF-8", str(path)) from error
     return parse(text, str(path))

@@ -15,6 +15,11 @@ line. Foreign errors are mapped to these once, at the room that meets them.
 from __future__ import annotations
 
 
+def reason_of(error: Exception) -> str:
+    """What the system or a library says, without its number: `Permission denied`, not `[Errno 13] …`."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 class VedetteError(Exception):
     """The root of the tree: the command line prints its text as one line and exits with 1."""
 

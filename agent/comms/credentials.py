@@ -9,8 +9,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from agent.comms.reasons import of_tls
 from agent.config import MqttConfig
-from agent.errors import ConfigError
+from agent.errors import ConfigError, reason_of
 
 _VARIABLE = "$CREDENTIALS_DIRECTORY"
 
@@ -65,7 +66,7 @@ def _password(config: MqttConfig) -> str | None:
         # The error holds the text that could not be read: it must not go further.
         raise ConfigError(f"[mqtt] password_file = {path}: not UTF-8 at byte {error.start}") from None
     except OSError as error:
-        raise ConfigError(f"[mqtt] password_file = {path}: {error.strerror}") from error
+        raise ConfigError(f"[mqtt] password_file = {path}: {reason_of(error)}") from error
 
 
 def _expanded(name: str) -> Path:
@@ -96,9 +97,8 @@ def _load(key: str, name: str, load: Callable[[str], None]) -> None:
     try:
         load(path)
     except (ssl.SSLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or str(error)
         raise ConfigError(
-            f"[mqtt] {key} = {path}: not usable as PEM (or its key does not fit): {reason}"
+            f"[mqtt] {key} = {path}: not usable as PEM (or its key does not fit): {of_tls(error)}"
         ) from error
 
 
@@ -108,7 +108,7 @@ def _readable(key: str, name: str) -> str:
         with path.open("rb"):
             return str(path)
     except OSError as error:
-        raise ConfigError(f"[mqtt] {key} = {path}: {error.strerror}") from error
+        raise ConfigError(f"[mqtt] {key} = {path}: {reason_of(error)}") from error
 
 
 def _no_password() -> str:

@@ -9,6 +9,8 @@ import socket
 import ssl
 from datetime import UTC, datetime
 
+from agent.errors import reason_of
+
 UNSUPPORTED_PROTOCOL, TAKEN_OVER, KEEP_ALIVE = 0x84, 0x8E, 0x8D
 
 _WORDS = {
@@ -40,6 +42,8 @@ _WORDS = {
     0x9D: "it has moved to another server",
     0x9F: "we connect too often",
 }
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_EOF_WHILE_READING")
+"""What OpenSSL makes of an answer that is not TLS."""
 _EXPIRED = (9, 10)
 """X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED: often it is the clock that is wrong."""
 
@@ -47,6 +51,15 @@ _EXPIRED = (9, 10)
 def in_words(code: int) -> str:
     """What an MQTT reason code means for a user."""
     return _WORDS.get(code, f"reason code {code:#04x}")
+
+
+def of_tls(error: Exception) -> str:
+    """What OpenSSL says, without its codes: `wrong version number`."""
+    reason = getattr(error, "reason", None)
+    if not reason:
+        return reason_of(error)
+    words = str(reason).replace("_", " ").lower()
+    return f"{words}: is it TLS that is spoken there?" if reason in _NO_TLS else words
 
 
 def of_error(error: Exception) -> str:
@@ -57,11 +70,11 @@ def of_error(error: Exception) -> str:
             text += f"; the clock here says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, is that right?"
         return text
     if isinstance(error, ssl.SSLError):
-        return f"TLS failed: {getattr(error, 'reason', None) or error}"
+        return f"TLS failed: {of_tls(error)}"
     if isinstance(error, socket.gaierror):
         return f"its name cannot be resolved: {error.strerror}"
     if isinstance(error, ConnectionRefusedError):
         return "nothing listens there"
     if isinstance(error, TimeoutError):
         return "no answer"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return reason_of(error)

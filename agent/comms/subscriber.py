@@ -13,6 +13,7 @@ from msgspec import Struct
 from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.comms.payload import EventMessage
+from agent.comms.reasons import of_error, of_tls
 from agent.errors import BrokerError
 
 Kind = Literal["status", "health", "events", "detections", "snapshot", "count"]
@@ -65,6 +66,11 @@ class Subscriber:
     """Subscribes to every topic of one device or of all. Reconnects by itself."""
 
     def __init__(self, access: Access, *, prefix: str = "vedette", device: str = "+") -> None:
+        """Prepare; `start` connects.
+
+        Raises:
+            BrokerError: the CA's file cannot be used.
+        """
         self._access, self._prefix, self._device = access, prefix, device
         self._received: queue.SimpleQueue[Received] = queue.SimpleQueue()
         self._refused: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -74,7 +80,13 @@ class Subscriber:
         if access.username:
             self._client.username_pw_set(access.username, access.password or None)
         if access.tls or access.ca_file:
-            self._client.tls_set(ca_certs=access.ca_file or None)
+            self._secure(access.ca_file)
+
+    def _secure(self, ca_file: str) -> None:
+        try:
+            self._client.tls_set(ca_certs=ca_file or None)
+        except (OSError, ValueError) as error:
+            raise BrokerError(f"{ca_file}: not usable as PEM: {of_tls(error)}") from error
 
     def start(self) -> None:
         """Connect and subscribe.
@@ -86,7 +98,8 @@ class Subscriber:
         try:
             self._client.connect(self._access.host, self._access.port, keepalive=30)
         except (OSError, ValueError) as error:
-            raise BrokerError(f"cannot reach the broker at {where}: {error}; is it running there?") from error
+            hint = "; is it running there?" if isinstance(error, (ConnectionRefusedError, TimeoutError)) else ""
+            raise BrokerError(f"cannot reach the broker at {where}: {of_error(error)}{hint}") from error
         self._client.loop_start()
         try:
             refusal = self._refused.get(timeout=_CONNECT_S)

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agent.config import StorageConfig
-from agent.errors import StorageError
+from agent.errors import StorageError, reason_of
 
 _LOCK = "lock"
 _VARIABLE = "STATE_DIRECTORY"
@@ -31,7 +31,7 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     try:
         _replace(path, data, mode)
     except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {_text(error)}") from error
+        raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
 
 
 def _replace(path: Path, data: bytes, mode: int) -> None:
@@ -77,7 +77,7 @@ def lock_folder(folder: Path) -> Iterator[Path]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise StorageError(f"{path}: cannot be opened: {_text(error)}") from error
+        raise StorageError(f"{path}: cannot be opened: {reason_of(error)}") from error
     try:
         _lock(descriptor, folder)
         yield folder
@@ -95,7 +95,7 @@ def _lock(descriptor: int, folder: Path) -> None:
             "[storage] folder"
         ) from error
     except OSError as error:
-        raise StorageError(f"{folder}: cannot be locked: {_text(error)}") from error
+        raise StorageError(f"{folder}: cannot be locked: {reason_of(error)}") from error
     # The pid is for people. A full disk must not keep the daemon from starting.
     with suppress(OSError):
         os.ftruncate(descriptor, 0)
@@ -115,7 +115,7 @@ def state_folder(config: StorageConfig) -> Path:
             pass
     except OSError as error:
         raise StorageError(
-            f"{folder}: cannot be used as the state folder: {_text(error)}; "
+            f"{folder}: cannot be used as the state folder: {reason_of(error)}; "
             "give the user that runs vedette write access, or set [storage] folder"
         ) from error
     return folder.resolve()
@@ -137,7 +137,3 @@ def _expanded(folder: str) -> Path:
         return Path(folder).expanduser()
     except RuntimeError as error:
         raise StorageError(f"[storage] folder = {folder!r}: {error}; set it to a full path") from error
-
-
-def _text(error: OSError) -> str:
-    return error.strerror or str(error)

@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from agent.errors import ModelError
+from agent.errors import ModelError, reason_of
 from agent.manifest import Manifest, Model, manifest_from
 
 ZOO = Path(__file__).parent.parent / "zoo"
@@ -116,7 +116,7 @@ def _beside(manifest: Path, name: str, key: str) -> Path:
         if Path(name).name == name and path.resolve().parent == folder.resolve():
             return path
     except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{manifest}: {key} = {name!r}: {error}") from error
+        raise ModelError(f"{manifest}: {key} = {name!r}: {reason_of(error)}") from error
     raise ModelError(f"{manifest}: {key} = {name!r} must be a file in the manifest's own folder")
 
 
@@ -153,7 +153,7 @@ def _read(path: Path, largest: int) -> bytes:
     except FileNotFoundError as error:
         raise ModelError(f"{path}: no such file{_nearest(path)}") from error
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise ModelError(f"{path}: cannot be read: {reason_of(error)}") from error
 
 
 def _nearest(path: Path) -> str:

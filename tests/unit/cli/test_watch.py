@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
 from agent.cli.table import EventTable
-from agent.cli.watch import json_line
+from agent.cli.watch import json_line, watch
 from agent.comms.payload import EventMessage
-from agent.comms.subscriber import Kind, Received
+from agent.comms.subscriber import Access, Kind, Received, Subscriber
+from agent.errors import BrokerError
 from tests.support.publishing import event
 
 
@@ -48,6 +51,47 @@ def test_a_message_is_one_line_of_json(kind: Kind, payload: bytes, body: object)
     line = json_line(message(kind, payload))
     assert "\n" not in line
     assert json.loads(line) == {"topic": f"vedette/porch/front/{kind}", "retained": False, "payload": body}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "why"),
+    [
+        ("--prefix", "#", "is no topic"),
+        ("--prefix", "", "is no topic"),
+        ("--device", "a/b", "is no device"),
+        ("--device", "#", "is no topic"),
+    ],
+)
+def test_what_is_no_topic_is_a_mistake_in_usage(option: str, value: str, why: str) -> None:
+    result = CliRunner().invoke(watch, [option, value])
+    assert result.exit_code == 2
+    assert why in result.output
+
+
+def test_a_password_file_that_is_no_text_is_a_mistake_in_usage(tmp_path: Path) -> None:
+    (tmp_path / "password").write_bytes(b"gr\xfc\xdfe")
+    result = CliRunner().invoke(watch, ["--password-file", str(tmp_path / "password")])
+    assert result.exit_code == 2
+    assert "not UTF-8 at byte 2" in " ".join(result.output.split())
+
+
+def test_a_ca_file_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("nothing")
+    with pytest.raises(BrokerError, match=r"ca\.pem: not usable as PEM: no certificate or crl found"):
+        Subscriber(Access(ca_file=str(tmp_path / "ca.pem")))
+
+
+def test_the_port_is_that_of_tls_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def connect(client: object, host: str, port: int, keepalive: int) -> None:
+        asked.append((host, port))
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr("paho.mqtt.client.Client.connect", connect)
+    for options in ([], ["--tls"], ["--tls", "-p", "7"]):
+        assert isinstance(CliRunner().invoke(watch, options).exception, BrokerError)
+    assert asked == [("localhost", 1883), ("localhost", 8883), ("localhost", 7)]
 
 
 def test_an_event_is_a_row() -> None:

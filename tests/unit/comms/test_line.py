@@ -97,6 +97,12 @@ def certificate_error(code: int, message: str) -> ssl.SSLCertVerificationError:
     return error
 
 
+def tls_error(reason: str) -> ssl.SSLError:
+    error = ssl.SSLError(1, f"[SSL: {reason}] (_ssl.c:1006)")
+    error.reason = reason
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -109,7 +115,9 @@ def certificate_error(code: int, message: str) -> ssl.SSLCertVerificationError:
         (OSError(113, "No route to host"), "No route to host"),
         (certificate_error(19, "self-signed"), "its certificate is not accepted: self-signed"),
         (certificate_error(9, "not yet valid"), "not yet valid; the clock here says 20"),
-        (ssl.SSLError(1, "wrong version number"), "TLS failed: "),
+        (ssl.SSLError(1, "wrong version number"), "TLS failed: wrong version number"),
+        (tls_error("WRONG_VERSION_NUMBER"), "TLS failed: wrong version number: is it TLS that is spoken there?"),
+        (tls_error("KEY_VALUES_MISMATCH"), "TLS failed: key values mismatch"),
         (ValueError("label too long"), "label too long"),
         (ValueError(), "ValueError"),
     ],
