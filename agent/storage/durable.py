@@ -114,11 +114,19 @@ def state_folder(config: StorageConfig) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise StorageError(
-            f"{folder}: cannot be used as the state folder: {reason_of(error)}; "
-            "give the user that runs vedette write access, or set [storage] folder"
-        ) from error
+        raise StorageError(f"{folder}: cannot be used as the state folder: {_advice(folder, error)}") from error
     return folder.resolve()
+
+
+def _advice(folder: Path, error: OSError) -> str:
+    """What is wrong with the folder, and what to do about it."""
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        file = next((path for path in (folder, *folder.parents) if path.is_file()), folder)
+        what = "it" if file == folder else str(file)
+        return f"{what} is a file; move that away, or set [storage] folder to another place"
+    if isinstance(error, PermissionError):
+        return f"{reason_of(error)}; give the user that runs vedette write access, or set [storage] folder"
+    return f"{reason_of(error)}; set [storage] folder to another place"
 
 
 def _expanded(folder: str) -> Path:

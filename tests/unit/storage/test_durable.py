@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -110,7 +112,26 @@ def test_a_user_that_does_not_exist_has_no_home() -> None:
         state_folder(StorageConfig(folder="~nobody-of-that-name/x"))
 
 
-def test_a_state_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("folder", "why"),
+    [
+        ("file", r"file: cannot be used as the state folder: it is a file; move that away, or set \[storage\]"),
+        ("file/state", r"file/state: cannot be used as the state folder: \S+/file is a file; move that away"),
+        ("n" * 300, "File name too long; set .storage. folder to another place"),
+    ],
+)
+def test_a_state_folder_that_cannot_be_one_is_named_with_advice(tmp_path: Path, folder: str, why: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=r"file/state: cannot be used as the state folder: Not a directory"):
-        state_folder(StorageConfig(folder=str(tmp_path / "file" / "state")))
+    with pytest.raises(StorageError, match=why):
+        state_folder(StorageConfig(folder=str(tmp_path / folder)))
+
+
+def test_a_state_folder_that_is_not_ours_wants_write_access(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(StorageError, match="Permission denied; give the user that runs vedette write access"):
+        state_folder(StorageConfig(folder=str(tmp_path)))
