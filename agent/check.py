@@ -9,7 +9,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from agent.capture.source import check_there
-from agent.comms.credentials import read_credentials
+from agent.comms.credentials import read_certificates, read_password
 from agent.compute.track.zones import check_zones
 from agent.config import StreamConfig
 from agent.configfile import ConfigFile, Keys, load
@@ -28,16 +28,17 @@ def problems(path: Path) -> list[str]:
     if not file.config.streams:
         return [f"{path}: no [streams.NAME]: there is nothing to run"]
     return [
-        *(f"{file.where('mqtt')}: {error}" for error in _broker_files(file)),
+        *_of_broker(file),
         *(line for name, stream in file.config.streams.items() for line in _of_stream(file, name, stream)),
     ]
 
 
-def _broker_files(file: ConfigFile) -> Iterator[VedetteError]:
-    try:
-        read_credentials(file.config.mqtt)
-    except VedetteError as error:
-        yield error
+def _of_broker(file: ConfigFile) -> Iterator[str]:
+    for read in (read_password, read_certificates):
+        try:
+            read(file.config.mqtt)
+        except ConfigError as error:
+            yield f"{file.where(*error.keys)}: {error}"
 
 
 def _of_stream(file: ConfigFile, name: str, stream: StreamConfig) -> list[str]:

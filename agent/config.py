@@ -50,7 +50,7 @@ class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
         inflight: messages sent and not yet acknowledged, at most.
     """
 
-    host: str = "localhost"
+    host: Annotated[str, Meta(min_length=1)] = "localhost"
     port: Annotated[int, Meta(ge=0, le=65535)] = 0
     username: str = ""
     password_file: str = ""

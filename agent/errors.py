@@ -29,10 +29,11 @@ class ConfigError(VedetteError):
 
     Attributes:
         where: `file:line` of the offending key, as far as known.
+        keys: path of the offending key, such as `("mqtt", "ca_file")`, where the file is not at hand.
     """
 
-    def __init__(self, message: str, where: str = "") -> None:
-        self.where = where
+    def __init__(self, message: str, where: str = "", *, keys: tuple[str, ...] = ()) -> None:
+        self.where, self.keys = where, keys
         super().__init__(f"{where}: {message}" if where else message)
 
 

@@ -47,40 +47,60 @@ def read_credentials(config: MqttConfig) -> Credentials:
     Raises:
         ConfigError: one is missing, unreadable, or not what it should be; names it.
     """
-    if config.password_file and not config.username:
-        raise ConfigError(
-            "[mqtt] password_file is set but username is not; MQTT takes no password without a user"
-        )
-    if config.key_file and not config.cert_file:
-        raise ConfigError("[mqtt] key_file is set but cert_file is not")
-    return Credentials(_password(config), _context(config) if uses_tls(config) else None)
+    return Credentials(read_password(config), read_certificates(config))
 
 
-def _password(config: MqttConfig) -> str | None:
-    if not config.password_file:
+def read_password(config: MqttConfig) -> str | None:
+    """The first line of the password's file; None where there is no file.
+
+    Raises:
+        ConfigError: see `read_credentials`.
+    """
+    name = config.password_file
+    if not name:
         return None
-    path = _expanded(config.password_file)
+    if not config.username:
+        raise _wrong("password_file", "is set but username is not; MQTT takes no password without a user")
+    path = _expanded("password_file", _with_folder(name))
     try:
         return path.read_text(encoding="utf-8").partition("\n")[0].removesuffix("\r")
     except UnicodeDecodeError as error:
         # The error holds the text that could not be read: it must not go further.
-        raise ConfigError(f"[mqtt] password_file = {path}: not UTF-8 at byte {error.start}") from None
-    except OSError as error:
-        raise ConfigError(f"[mqtt] password_file = {path}: {reason_of(error)}") from error
+        raise _wrong("password_file", f"= {path}: not UTF-8 at byte {error.start}") from None
+    except (OSError, ValueError) as error:
+        raise _wrong("password_file", f"= {path}: {reason_of(error)}") from error
 
 
-def _expanded(name: str) -> Path:
-    if _VARIABLE not in name and "${CREDENTIALS_DIRECTORY}" not in name:
+def _wrong(key: str, what: str) -> ConfigError:
+    return ConfigError(f"[mqtt] {key} {what}", keys=("mqtt", key))
+
+
+def _expanded(key: str, name: str) -> Path:
+    try:
         return Path(name).expanduser()
+    except RuntimeError as error:  # a home that nobody has
+        raise _wrong(key, f"= {name}: {error}; set it to a full path") from error
+
+
+def _with_folder(name: str) -> str:
+    if _VARIABLE not in name and "${CREDENTIALS_DIRECTORY}" not in name:
+        return name
     folder = os.environ.get(_VARIABLE[1:], "")
     if not folder:
-        raise ConfigError(
-            f"[mqtt] password_file = {name}: {_VARIABLE} is not set; systemd sets it with LoadCredential="
-        )
-    return Path(name.replace("${CREDENTIALS_DIRECTORY}", folder).replace(_VARIABLE, folder))
+        raise _wrong("password_file", f"= {name}: {_VARIABLE} is not set; systemd sets it with LoadCredential=")
+    return name.replace("${CREDENTIALS_DIRECTORY}", folder).replace(_VARIABLE, folder)
 
 
-def _context(config: MqttConfig) -> ssl.SSLContext:
+def read_certificates(config: MqttConfig) -> ssl.SSLContext | None:
+    """What TLS needs; None where the connection is not encrypted.
+
+    Raises:
+        ConfigError: see `read_credentials`.
+    """
+    if config.key_file and not config.cert_file:
+        raise _wrong("key_file", "is set but cert_file is not")
+    if not uses_tls(config):
+        return None
     context = ssl.create_default_context()
     if config.ca_file:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -96,19 +116,17 @@ def _load(key: str, name: str, load: Callable[[str], None]) -> None:
     path = _readable(key, name)
     try:
         load(path)
-    except (ssl.SSLError, OSError, ValueError) as error:
-        raise ConfigError(
-            f"[mqtt] {key} = {path}: not usable as PEM (or its key does not fit): {of_tls(error)}"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise _wrong(key, f"= {path}: not usable as PEM (or its key does not fit): {of_tls(error)}") from error
 
 
 def _readable(key: str, name: str) -> str:
-    path = Path(name).expanduser()
+    path = _expanded(key, name)
     try:
         with path.open("rb"):
             return str(path)
-    except OSError as error:
-        raise ConfigError(f"[mqtt] {key} = {path}: {reason_of(error)}") from error
+    except (OSError, ValueError) as error:
+        raise _wrong(key, f"= {path}: {reason_of(error)}") from error
 
 
 def _no_password() -> str:

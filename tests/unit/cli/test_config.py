@@ -150,8 +150,33 @@ def test_a_time_that_is_none_is_refused_with_its_line(file: Path, key: str, valu
 
 
 def test_files_that_are_not_there_are_told_before_the_daemon_meets_them(file: Path) -> None:
-    broker = '[mqtt]\nusername = "u"\npassword_file = "/nothing/here"\n'
+    broker = '[mqtt]\nusername = "u"\npassword_file = "/nothing/here"\n\n'
     stream = '[streams.front]\nsource = "file:/nothing/here.mp4"\nmodel = "nanodet"\n'
     password, source = problems(file, broker + stream)
-    assert password.startswith(f"{file}:1: [mqtt] password_file = /nothing/here")
-    assert source.startswith(f"{file}:5: file:/nothing/here.mp4: no such file or folder")
+    assert password.startswith(f"{file}:3: [mqtt] password_file = /nothing/here")
+    assert source.startswith(f"{file}:6: file:/nothing/here.mp4: no such file or folder")
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "why"),
+    [
+        (3, 'password_file = "/nothing/here"', "password_file is set but username is not"),
+        (3, 'username = "u"\npassword_file = "~nobody-of-that-name/x"', "password_file = ~nobody"),
+        (3, 'ca_file = "/nothing/here"', "ca_file = /nothing/here: No such file"),
+        (3, 'ca_file = "nul\\u0000"', "embedded null"),
+        (3, 'cert_file = "FILE"', "cert_file = FILE: not usable as PEM"),
+        (4, 'ca_file = "/etc"\nkey_file = "FILE"', "key_file is set but cert_file is not"),
+        (4, 'tls = true\nhost = ""', "`mqtt.host`: expected `str` of length >= 1"),
+    ],
+)
+def test_what_is_wrong_with_the_broker_is_told_at_its_key(file: Path, line: int, text: str, why: str) -> None:
+    broker = f"[mqtt]\nport = 1883\n{text}\n".replace("FILE", str(file))
+    (said,) = problems(file, f'{broker}[streams.front]\nsource = "test:"\nmodel = "nanodet"\n')
+    assert said.startswith(f"{file}:{line + text.count('username')}: ")
+    assert why.replace("FILE", str(file)) in said
+
+
+def test_password_and_certificates_are_both_told(file: Path) -> None:
+    broker = '[mqtt]\nca_file = "/nothing/ca"\nusername = "u"\npassword_file = "/nothing/password"\n'
+    found = problems(file, f'{broker}[streams.front]\nsource = "test:"\nmodel = "nanodet"\n')
+    assert [said.split(": ")[0] for said in found] == [f"{file}:4", f"{file}:2"]
