@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from agent.errors import VedetteError
+from agent.errors import StreamError, VedetteError
 
 
 def main() -> None:
@@ -14,6 +14,8 @@ def main() -> None:
 
     try:
         vedette(prog_name="vedette")
+    except StreamError:
+        sys.exit(1)
     except VedetteError as error:
         print(f"vedette: {error}", file=sys.stderr)
         sys.exit(1)

@@ -6,7 +6,8 @@
     ├── ModelError           a model file, its manifest, or the two together cannot be used
     │   └── BackendError     a runtime or device cannot run a model that is itself sound
     ├── StorageError         a state folder, spool or file cannot be used
-    └── BrokerError          a broker cannot be reached or refuses us
+    ├── BrokerError          a broker cannot be reached or refuses us
+    └── StreamError          every stream is over, and one has failed
 
 A message says what, which one (path, topic, host), what was expected, what was found and what to do, in one
 line. Foreign errors are mapped to these once, at the room that meets them.
@@ -55,3 +56,7 @@ class StorageError(VedetteError):
 
 class BrokerError(VedetteError):
     """A broker cannot be reached, or refuses us."""
+
+
+class StreamError(VedetteError):
+    """Every stream is over, and one has failed. The log has told why: the command line only exits with 1."""

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from agent import stream as stream_module
 from agent.compute.vision import Vision
 from agent.config import Config, DeviceConfig, HealthConfig, MqttConfig, StorageConfig, StreamConfig, TrackConfig
-from agent.daemon import Daemon, device_name
+from agent.daemon import Daemon
 from agent.errors import BackendError, ConfigError, StorageError, VedetteError
 from agent.messages import Frame, Seen
 from tests.support.house import person_model
@@ -206,7 +206,7 @@ def test_a_failure_is_told_although_a_stop_comes_with_it(
     daemon = Daemon(replace(config, streams={"gone": replace(camera, source=f"file:{tmp_path}/gone.mp4")}))
 
     def publish() -> None:
-        if daemon.streams["gone"].over:
+        if daemon.house.streams["gone"].over:
             daemon.request_stop()
 
     monkeypatch.setattr(daemon, "_publish_health", publish)
@@ -286,10 +286,3 @@ def test_a_stream_that_hangs_is_left_behind(
     free.set()
     assert any("did not stop in" in record.getMessage() for record in caplog.records)
     assert messages.of(TOPICS.status)[-1] == b"stopped"
-
-
-def test_the_hosts_name_is_made_fit_for_a_topic(monkeypatch: pytest.MonkeyPatch) -> None:
-    for host, name in (("pi.local", "pi-local"), ("büro+1", "büro-1"), ("##", "vedette")):
-        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
-        assert device_name(Config()) == name
-    assert device_name(Config(device=DeviceConfig("porch"))) == "porch"

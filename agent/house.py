@@ -1,0 +1,128 @@
+"""The house: the streams of a device, their spool and their line to the broker."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Iterable
+
+from agent.comms.mqtt import Publisher
+from agent.comms.reporter import forget
+from agent.comms.topics import Topics
+from agent.config import Config, MqttConfig, StreamConfig
+from agent.errors import ConfigError, StreamError, VedetteError
+from agent.line import Line
+from agent.storage.spool import Spool
+from agent.stream import Desk, Stream
+
+log = logging.getLogger(__name__)
+
+STREAMS_STOP_S, FLUSH_S, DRAIN_S = 0.9, 0.3, 0.6
+"""Together below the two seconds in which a stop must be over."""
+
+
+def device_name(config: Config) -> str:
+    """The configured name, or the host's with what a topic cannot hold replaced."""
+    host = "".join(c if c.isalnum() or c in "-_" else "-" for c in socket.gethostname())
+    return config.device.name or host.strip("-") or "vedette"
+
+
+def check_not_empty(config: Config) -> None:
+    """Refuse a configuration without streams.
+
+    Raises:
+        ConfigError: there is nothing to run.
+    """
+    if not config.streams:
+        raise ConfigError("no [streams.NAME] in the configuration: there is nothing to run")
+
+
+class House:
+    """What runs on one configuration.
+
+    Attributes:
+        config: in use.
+        topics: of the device.
+        spool: where events wait.
+        line: to the broker.
+        streams: by name; also those that are disabled or have failed.
+    """
+
+    def __init__(self, config: Config, spool: Spool) -> None:
+        """Nothing runs and nothing is sent before `start`.
+
+        Raises:
+            ConfigError: the broker's configuration cannot be used.
+        """
+        self.config, self.spool = config, spool
+        self.topics = Topics(config.mqtt.prefix, device_name(config))
+        self.line = Line(self.publisher(config.mqtt))
+        self.streams: dict[str, Stream] = {}
+
+    def publisher(self, config: MqttConfig) -> Publisher:
+        """A publisher of the house's events, to this broker."""
+        return Publisher(config, self.topics, self.spool)
+
+    def stream(self, name: str, config: StreamConfig) -> tuple[Stream, VedetteError | None]:
+        """A stream, prepared, and why it is refused."""
+        stream = Stream(name, config, Desk(self.topics, self.spool, self.line))
+        try:
+            stream.prepare()
+        except VedetteError as error:
+            return stream, error
+        return stream, None
+
+    def prepare(self) -> None:
+        """Prepare every stream. One that is refused is kept as failed, unless nothing is left to run.
+
+        Raises:
+            ConfigError: there are no streams.
+            StreamError: nothing is left to run.
+        """
+        check_not_empty(self.config)
+        refused = []
+        for name, config in self.config.streams.items():
+            self.streams[name], error = self.stream(name, config)
+            if error is not None:
+                log.error("stream %s: %s", name, error)
+                refused.append(f"stream {name}: {error}")
+        if refused and all(stream.over for stream in self.streams.values()):
+            raise StreamError("\n".join(refused))
+
+    def settle_left(self) -> None:
+        """The spool has ended what a killed process left open; its counts are still at the broker."""
+        if ended := self.spool.executed:
+            log.info("the last run was cut off: %d open tracks end now", len(ended))
+            forget(self.line, self.topics, ended)
+
+    def start(self) -> None:
+        """Begin to publish, and start every stream."""
+        self.line.publisher.start()
+        for stream in self.streams.values():
+            stream.start()
+
+    def stop(self) -> None:
+        """Say what is left to say, and leave the broker. The streams have stopped."""
+        self.spool.flush(FLUSH_S)
+        self.line.publisher.stop(DRAIN_S)
+
+    def remove(self, name: str) -> None:
+        """Drop a stream that has stopped, and what the broker keeps of it: an empty payload deletes that."""
+        del self.streams[name]
+        ours = (self.topics.snapshot(name), self.topics.count(name, ""))
+        for topic in self.line.publisher.retained():
+            if topic.startswith(ours):
+                self.line.retain(topic, b"")
+
+
+def stop_streams(streams: Iterable[Stream]) -> None:
+    """Stop them all at once, and wait for them no longer than `STREAMS_STOP_S` together."""
+    streams = list(streams)
+    for stream in streams:
+        stream.ask_to_stop()
+    deadline = time.monotonic() + STREAMS_STOP_S
+    for stream in streams:
+        if not stream.join(max(0.0, deadline - time.monotonic())):
+            log.warning("stream %s did not stop in %.1f s: left behind", stream.name, STREAMS_STOP_S)
+            stream.leave_behind()

@@ -1,0 +1,122 @@
+"""Reloading: a new configuration is prepared beside what runs, and swapped in; or it is refused as a whole."""
+
+from __future__ import annotations
+
+import logging
+
+from msgspec import Struct
+
+from agent.config import Config, StorageConfig
+from agent.errors import ConfigError, VedetteError
+from agent.house import DRAIN_S, House, check_not_empty, stop_streams
+from agent.stream import Stream
+
+log = logging.getLogger(__name__)
+
+_FIXED = {"device": ("name",), "mqtt": ("prefix",), "storage": StorageConfig.__struct_fields__}
+"""Keys by table that only a restart can change."""
+
+
+class Changes(Struct, frozen=True):
+    """What is different in a new configuration.
+
+    Attributes:
+        tables: keys by table, such as `host` and `port` of `mqtt`; streams are not among them.
+        changed: keys by stream.
+        added, removed: names of streams.
+    """
+
+    tables: dict[str, list[str]]
+    changed: dict[str, list[str]]
+    added: list[str]
+    removed: list[str]
+
+    def __str__(self) -> str:
+        said = [f"[{table}] {', '.join(keys)}" for table, keys in self.tables.items()]
+        said += [f"stream {name}: {', '.join(keys)}" for name, keys in self.changed.items()]
+        said += [f"stream {name} is new" for name in self.added]
+        said += [f"stream {name} is gone" for name in self.removed]
+        return "; ".join(said) or "nothing has changed"
+
+
+def changes(old: Config, new: Config) -> Changes:
+    """What is different in the new one."""
+    tables = [table for table in _keys(old, new) if table != "streams"]
+    both = [name for name in new.streams if name in old.streams]
+    return Changes(
+        {table: _keys(getattr(old, table), getattr(new, table)) for table in tables},
+        {name: keys for name in both if (keys := _keys(old.streams[name], new.streams[name]))},
+        [name for name in new.streams if name not in old.streams],
+        [name for name in old.streams if name not in new.streams],
+    )
+
+
+def _keys(old: Struct, new: Struct) -> list[str]:
+    return [key for key in old.__struct_fields__ if getattr(old, key) != getattr(new, key)]
+
+
+def check_reloadable(found: Changes) -> None:
+    """Refuse what only a restart can change.
+
+    Raises:
+        ConfigError: names the keys.
+    """
+    for table, fixed in _FIXED.items():
+        if keys := [key for key in found.tables.get(table, ()) if key in fixed]:
+            raise ConfigError(f"[{table}] {', '.join(keys)} changed: that takes a restart")
+
+
+class Reload:
+    """A new configuration, prepared while the old one runs on."""
+
+    def __init__(self, house: House, config: Config) -> None:
+        """Prepare it. The house is as it was until `apply`.
+
+        Raises:
+            VedetteError: it cannot be used.
+        """
+        check_not_empty(config)
+        self._house, self._config = house, config
+        self._changes = changes(house.config, config)
+        check_reloadable(self._changes)
+        self._streams = self._prepared()
+        self._publisher = house.publisher(config.mqtt) if "mqtt" in self._changes.tables else None
+
+    def _prepared(self) -> dict[str, Stream]:
+        """New and changed streams, and those that failed: they are tried again, and may fail again."""
+        streams, refused = {}, []
+        for name, config in self._config.streams.items():
+            is_new = name in self._changes.added or name in self._changes.changed
+            if not is_new and self._house.streams[name].state != "failed":
+                continue
+            streams[name], error = self._house.stream(name, config)
+            if error is not None and is_new:
+                refused.append(f"stream {name}: {error}")
+            elif error is not None:
+                log.error("stream %s: %s", name, error)
+        if refused:
+            raise VedetteError("\n".join(refused))
+        return streams
+
+    def apply(self) -> None:
+        """Swap what is different, and say so."""
+        self._swap_streams()
+        if self._publisher is not None:
+            self._house.line.exchange(self._publisher).stop(DRAIN_S)
+            self._publisher.start()
+        self._house.config = self._config
+        log.info("reloaded: %s", self)
+
+    def _swap_streams(self) -> None:
+        house, gone = self._house, self._changes.removed
+        stop_streams(house.streams[name] for name in (*self._streams, *gone) if name in house.streams)
+        for name in gone:
+            house.remove(name)
+        house.streams.update(self._streams)
+        for stream in self._streams.values():
+            stream.start()
+
+    def __str__(self) -> str:
+        known = {*self._changes.added, *self._changes.changed}
+        again = [f"stream {name} is tried again" for name in self._streams if name not in known]
+        return "; ".join([str(self._changes), *again])

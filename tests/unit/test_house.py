@@ -1,0 +1,53 @@
+"""The house before anything runs in it. `tests/system/test_house.py` meets it alive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.config import Config, DeviceConfig, StorageConfig, StreamConfig
+from agent.errors import ConfigError, StreamError
+from agent.house import House, device_name
+from agent.storage.spool import Spool
+from tests.support.house import person_model
+
+GONE = StreamConfig("test:", "nobody")
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    made = Spool(tmp_path, StorageConfig())
+    yield made
+    made.close()
+
+
+def test_a_stream_that_is_refused_is_kept_as_failed_beside_the_others(
+    spool: Spool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = House(Config({"front": StreamConfig("test:", str(person_model(tmp_path))), "gone": GONE}), spool)
+    house.prepare()
+    assert {name: stream.state for name, stream in house.streams.items()} == {
+        "front": "starting",
+        "gone": "failed",
+    }
+    assert len([message for message in caplog.messages if message.startswith("stream gone: ")]) == 1
+
+
+def test_when_every_stream_is_refused_each_is_named(spool: Spool) -> None:
+    with pytest.raises(StreamError) as caught:
+        House(Config({"a": GONE, "b": GONE}), spool).prepare()
+    assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == ["stream a", "stream b"]
+
+
+def test_an_empty_house_is_refused(spool: Spool) -> None:
+    with pytest.raises(ConfigError, match="there is nothing to run"):
+        House(Config(), spool).prepare()
+
+
+def test_the_hosts_name_is_made_fit_for_a_topic(monkeypatch: pytest.MonkeyPatch) -> None:
+    for host, name in (("pi.local", "pi-local"), ("büro+1", "büro-1"), ("##", "vedette")):
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        assert device_name(Config()) == name
+    assert device_name(Config(device=DeviceConfig("porch"))) == "porch"

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from agent.config import Config, DeviceConfig, HealthConfig, MqttConfig, StorageConfig, StreamConfig, TrackConfig
+from agent.errors import ConfigError, VedetteError
+from agent.house import House, stop_streams
+from agent.reload import Reload, changes, check_reloadable
+from agent.storage.spool import Spool
+from tests.support.house import person_model
+from tests.support.running import WALK
+
+FRONT = StreamConfig("test:", "nanodet")
+OLD = Config({"front": FRONT, "back": FRONT}, DeviceConfig("porch"))
+
+
+@pytest.mark.parametrize(
+    ("new", "said"),
+    [
+        (OLD, "nothing has changed"),
+        (replace(OLD, mqtt=MqttConfig(host="other", port=1)), "[mqtt] host, port"),
+        (replace(OLD, health=HealthConfig(1.0)), "[health] every_s"),
+        (
+            replace(OLD, streams={"front": replace(FRONT, rung="256", track=TrackConfig(2)), "back": FRONT}),
+            "stream front: rung, track",
+        ),
+        (replace(OLD, streams={"front": FRONT, "side": FRONT}), "stream side is new; stream back is gone"),
+    ],
+)
+def test_what_is_different_is_said_by_its_keys(new: Config, said: str) -> None:
+    assert str(changes(OLD, new)) == said
+
+
+@pytest.mark.parametrize(
+    ("new", "key"),
+    [
+        (replace(OLD, device=DeviceConfig("shed")), r"\[device\] name"),
+        (replace(OLD, mqtt=MqttConfig(host="other", prefix="eyes")), r"\[mqtt\] prefix"),
+        (replace(OLD, storage=StorageConfig("/x", durability="batch")), r"\[storage\] folder, durability"),
+    ],
+)
+def test_what_takes_a_restart_is_refused(new: Config, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{key} changed: that takes a restart$"):
+        check_reloadable(changes(OLD, new))
+
+
+@pytest.fixture
+def camera(tmp_path: Path) -> StreamConfig:
+    return StreamConfig(WALK, str(person_model(tmp_path)))
+
+
+@pytest.fixture
+def house(tmp_path: Path, camera: StreamConfig) -> Iterator[House]:
+    """Prepared, with two streams that run and a broker that is never asked."""
+    spool = Spool(tmp_path, StorageConfig())
+    house = House(replace(OLD, streams={"front": camera, "back": camera}), spool)
+    house.prepare()
+    for stream in house.streams.values():
+        stream.start()
+    yield house
+    stop_streams(house.streams.values())
+    spool.close()
+
+
+def test_only_what_is_different_is_swapped(
+    house: House, camera: StreamConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    front, back = house.streams.values()
+    house.line.retain(house.topics.count("back", "person"), b"1")
+    new = replace(house.config, streams={"front": camera, "side": camera})
+    with caplog.at_level(logging.INFO, "agent.reload"):
+        Reload(house, new).apply()
+    assert house.config is new
+    assert list(house.streams) == ["front", "side"]
+    assert house.streams["front"] is front
+    assert not front.over
+    assert back.over
+    assert house.line.publisher.retained()[house.topics.count("back", "person")] == b""
+    assert caplog.messages == ["reloaded: stream side is new; stream back is gone"]
+
+
+def test_what_is_refused_leaves_the_house_as_it_was(house: House, camera: StreamConfig) -> None:
+    before, config = dict(house.streams), house.config
+    wrong = replace(camera, model="nobody")
+    with pytest.raises(VedetteError) as caught:
+        Reload(house, replace(config, streams={"front": wrong, "side": wrong}))
+    assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == ["stream front", "stream side"]
+    assert (house.streams, house.config) == (before, config)
+    assert not any(stream.over for stream in before.values())
+
+
+def test_a_stream_that_failed_is_tried_again_and_may_fail_again(
+    house: House, camera: StreamConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    late = replace(camera, model=str(tmp_path / "late.toml"))
+    house.config = replace(house.config, streams={**house.config.streams, "late": late})
+    house.streams["late"], error = house.stream("late", late)
+    assert error is not None
+    with caplog.at_level(logging.INFO, "agent.reload"):
+        Reload(house, house.config).apply()
+    assert house.streams["late"].state == "failed"
+    assert [message.partition(": ")[0] for message in caplog.messages] == ["stream late", "reloaded"]
+    assert caplog.messages[-1] == "reloaded: nothing has changed; stream late is tried again"
+
+
+def test_a_configuration_without_streams_is_refused(house: House) -> None:
+    with pytest.raises(ConfigError, match="there is nothing to run"):
+        Reload(house, replace(house.config, streams={}))
