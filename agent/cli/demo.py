@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +13,7 @@ import click
 from agent.cli.duration import duration
 
 if TYPE_CHECKING:
+    from agent.comms.subscriber import Received
     from agent.demo.show import Show
 
 
@@ -33,35 +37,53 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Events as JSON lines, and a summary as the last.")
 def demo(seconds: float | None, source: str | None, model: str, picture: Path, as_json: bool) -> None:
     """A real clip through a real INT8 model to a real (embedded) MQTT broker, as a subscriber sees it."""
+    from agent.capture.uri import mask
     from agent.demo.show import CLIP, Show
 
     if not picture.absolute().parent.is_dir():
         raise click.BadParameter(f"{picture}: no such folder to write it to", param_hint="--picture")
+    title = f"{mask(source or 'walkers')} → {model} → MQTT: events as a subscriber receives them"
     if source is None:
         source = f"file:{CLIP}?pace=realtime" + ("&loop=1" if seconds else "")
     show = Show(source, model, picture, seconds)
-    (_as_json if as_json else _as_table)(show)
+    with _ended_by_signals(show.request_stop), closing(show.messages()) as messages:
+        if as_json:
+            _print_json(messages, show)
+        else:
+            _show_table(messages, show, title)
 
 
-def _as_json(show: Show) -> None:
+@contextmanager
+def _ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C, and being told to end, is an early end like any other; the second time it is the usual one."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: object) -> None:
+        signal.signal(number, before[signal.Signals(number)])
+        stop()
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _print_json(messages: Iterable[Received | None], show: Show) -> None:
     import msgspec
 
-    for message in show.messages():
+    for message in messages:
         if message is not None and message.kind == "events":
             click.echo(message.payload.decode())
     click.echo(msgspec.json.encode({"summary": show.summary}).decode())
 
 
-def _as_table(show: Show) -> None:
-    from rich.live import Live
+def _show_table(messages: Iterable[Received | None], show: Show, title: str) -> None:
+    from agent.cli.live import follow
 
-    from agent.cli.table import EventTable
-
-    table = EventTable("walkers → NanoDet INT8 → MQTT: events as a subscriber receives them")
-    with Live(table, refresh_per_second=8):
-        for message in show.messages():
-            if message is not None:
-                table.add(message)
+    follow(messages, title)
     summary = show.summary
     labels = ", ".join(f"{count} {label}" for label, count in summary.labels.items()) or "nothing"
     click.echo(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from agent.cli.plain import plain
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -105,7 +107,7 @@ def _plain(text: str) -> str:
     """Text of a file, whose brackets are no markup and whose control characters are no commands."""
     from rich.markup import escape
 
-    return escape("".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text))
+    return escape(plain(text, keep="\n"))
 
 
 def _size(size: int) -> str:

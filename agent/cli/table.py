@@ -1,4 +1,4 @@
-"""The live table of events that `watch` and `demo` show."""
+"""The live table of events that `watch` and `demo` show in a terminal."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from agent.cli.plain import plain
+from agent.cli.row import COLUMNS, RIGHT, cells
 from agent.comms.payload import EventMessage
 from agent.comms.subscriber import Received
 
-_ROWS = 16
-_COLUMNS = ("time", "stream", "event", "what", "score", "where", "zones", "total", "infer")
-_RIGHT = ("score", "total", "infer")
-_WIDE, _LEFT_OUT = 100, ("where", "infer")
-"""A terminal of fewer columns than that shows the rest in full instead of everything cut short."""
+_ROWS, _AROUND = 16, 7
+"""Rows at most, and lines of a terminal that are left for what stands around them."""
+_WIDE = 100
+"""A terminal of fewer columns has narrower gaps, so that all columns fit into 80."""
+_BREAKS = ("stream", "event", "what", "zones")
+"""Columns whose text may go on in a second line where it is too long."""
 _COLOURS = {"new": "green", "update": "cyan", "end": "magenta"}
 _STATUS_COLOURS = {"online": "green", "stopped": "yellow", "offline": "red"}
 
@@ -35,54 +38,44 @@ class EventTable:
         if (event := message.event()) is not None:
             self._events.append(event)
         elif message.kind == "status":
-            self._status[message.device] = _plain(message.payload.decode(errors="replace"))
+            self._status[message.device] = plain(message.payload.decode(errors="replace"))
         elif message.kind == "count":
             key = f"{message.device}/{message.stream} {message.topic.rsplit('/', 1)[-1]}"
-            self._counts[key] = _plain(message.payload.decode(errors="replace"))
+            self._counts[key] = plain(message.payload.decode(errors="replace"))
             if not message.payload:  # the stream is gone
                 del self._counts[key]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table as rich draws it."""
-        table = Table(title=self._title, title_justify="left", box=box.SIMPLE_HEAD, expand=True, pad_edge=False)
-        left_out = _LEFT_OUT if options.max_width < _WIDE else ()
-        shown = [column for column in _COLUMNS if column not in left_out]
-        for column in shown:
-            table.add_column(column, justify="right" if column in _RIGHT else "left", no_wrap=True)
-        for event in self._events:
-            row = dict(zip(_COLUMNS, _row(event), strict=True))
-            table.add_row(*(row[column] for column in shown))
+        table = Table(
+            title=self._title,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            padding=(0, 1 if options.max_width >= _WIDE else 0, 0, 0),
+        )
+        events = list(self._events)[-max(1, console.height - _AROUND) :]
+        # A house without zones has the room for something else.
+        shown = [name for name in COLUMNS if name != "zones" or any(event.track.zones for event in events)]
+        for name in shown:
+            table.add_column(
+                name, justify="right" if name in RIGHT else "left", no_wrap=name not in _BREAKS, overflow="fold"
+            )
+        for event in events:
+            row = cells(event)
+            table.add_row(*(_text(event, name, row[name]) for name in shown))
         yield table
         yield self._footer()
 
     def _footer(self) -> Text:
-        line = Text(" ")
+        line = Text()
         for device, status in sorted(self._status.items()):
-            line.append(f"{_plain(device)} ").append(status, _STATUS_COLOURS.get(status, "white")).append("   ")
+            line.append(f"{plain(device)} ").append(status, _STATUS_COLOURS.get(status, "white")).append("   ")
         for key, count in sorted(self._counts.items()):
-            line.append(f"{_plain(key)}: {count}   ", "dim" if count == "0" else "bold")
+            line.append(f"{plain(key)}: {count}   ", "dim" if count == "0" else "bold")
         return line
 
 
-def _plain(text: str) -> str:
-    """Text of a stranger, whose control characters are no commands to the terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
-def _row(event: EventMessage) -> tuple[Text, ...]:
+def _text(event: EventMessage, name: str, cell: str) -> Text:
     """As `Text`: square brackets in a name are no markup."""
-    track = event.track
-    where = "whole picture" if track.box is None else " ".join(f"{edge:.2f}" for edge in track.box)
-    cells = (
-        event.captured_at.astimezone().strftime("%H:%M:%S.%f")[:-3],
-        event.stream,
-        f"{event.kind} ({event.reason})",
-        f"{track.label} {track.id.rsplit('-', 1)[-1]}",
-        f"{track.score:.2f}",
-        where,
-        ", ".join(track.zones),
-        f"{event.latency_ms.total:.0f} ms",
-        f"{event.latency_ms.infer:.0f} ms",
-    )
-    colours = {2: _COLOURS[event.kind]}
-    return tuple(Text(_plain(cell), colours.get(column, "")) for column, cell in enumerate(cells))
+    return Text(cell, _COLOURS[event.kind] if name == "event" else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import click
 from agent.cli.duration import duration
 
 if TYPE_CHECKING:
-    from agent.comms.subscriber import Received, Subscriber
+    from agent.comms.subscriber import Received
 
 
 def _first_line(context: click.Context, option: click.Parameter, path: Path | None) -> str:
@@ -65,6 +66,7 @@ def watch(
     seconds: float | None,
 ) -> None:
     """Show what devices publish, live. Ctrl-C ends it."""
+    from agent.cli.live import follow
     from agent.comms.subscriber import Access, Subscriber
 
     port = port or (8883 if tls or ca_file else 1883)
@@ -73,7 +75,10 @@ def watch(
     subscriber.start()
     until = time.monotonic() + seconds if seconds is not None else None
     try:
-        (_print_json if as_json else _show_table)(subscriber, until, f"{host}:{port} {prefix}/{device}")
+        if as_json:
+            _print_json(subscriber.messages(until))
+        else:
+            follow(subscriber.messages(until), f"{host}:{port} {prefix}/{device}")
     except KeyboardInterrupt:
         pass
     finally:
@@ -94,19 +99,7 @@ def json_line(message: Received) -> str:
     return msgspec.json.encode(line).decode(errors="replace")
 
 
-def _print_json(subscriber: Subscriber, until: float | None, title: str) -> None:
-    for message in subscriber.messages(until):
+def _print_json(messages: Iterable[Received | None]) -> None:
+    for message in messages:
         if message is not None:
             click.echo(json_line(message))
-
-
-def _show_table(subscriber: Subscriber, until: float | None, title: str) -> None:
-    from rich.live import Live
-
-    from agent.cli.table import EventTable
-
-    table = EventTable(title)
-    with Live(table, refresh_per_second=4):
-        for message in subscriber.messages(until):
-            if message is not None:
-                table.add(message)

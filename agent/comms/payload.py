@@ -36,6 +36,11 @@ class Latency(Struct, frozen=True, gc=False):
     publish: float = 0.0
     total: float = 0.0
 
+    @property
+    def has_frame(self) -> bool:
+        """Whether a frame brought it about; an end at a loss or at shutdown has none, and only waits."""
+        return any((self.queue, self.gate, self.prepare, self.infer, self.decode, self.track))
+
 
 class ModelId(Struct, frozen=True, gc=False):
     """Which model answered: its name and the first 12 hex digits of its file's sha256."""

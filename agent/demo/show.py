@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from msgspec import Struct
@@ -27,7 +28,7 @@ class Summary(Struct):
         seconds: how long it ran.
         new, update, end: events received.
         labels: tracks by label.
-        median_ms: of capture → publish, ms.
+        median_ms: of capture → publish, ms; events without a frame do not count.
         lost: events missing by their `seq`.
         picture: where the annotated picture was written; empty when there was none.
     """
@@ -51,8 +52,13 @@ class Show:
         self._latencies: list[float] = []
         self._seqs: set[int] = set()
         self._error: VedetteError | None = None
+        self._until = math.inf
 
-    def messages(self) -> Iterator[Received | None]:
+    def request_stop(self) -> None:
+        """End early, with every track ended. For a signal handler."""
+        self._until = 0.0
+
+    def messages(self) -> Generator[Received | None]:
         """What the subscriber receives; None now and then when nothing does.
 
         Raises:
@@ -95,11 +101,12 @@ class Show:
         self, subscriber: Subscriber, daemon: Daemon, thread: threading.Thread
     ) -> Iterator[Received | None]:
         """Everything until the daemon has said `stopped`: by itself, or because the time is over."""
-        until = time.monotonic() + self._seconds if self._seconds is not None else None
+        if self._seconds is not None:
+            self._until = min(self._until, time.monotonic() + self._seconds)
         for message in subscriber.messages():
-            if until is not None and time.monotonic() >= until:
+            if time.monotonic() >= self._until:
                 daemon.request_stop()
-                until = None
+                self._until = math.inf
             if message is not None:
                 self._take(message)
             yield message
@@ -116,11 +123,13 @@ class Show:
         setattr(self.summary, event.kind, getattr(self.summary, event.kind) + 1)
         if event.kind == "new":
             self.summary.labels[event.track.label] = self.summary.labels.get(event.track.label, 0) + 1
-        self._latencies.append(event.latency_ms.total)
+        if event.latency_ms.has_frame:
+            self._latencies.append(event.latency_ms.total)
         self._seqs.add(event.seq)
 
     def _finish(self, seconds: float) -> None:
         self.summary.seconds = round(seconds, 1)
         if self._seqs:
             self.summary.lost = max(self._seqs) - min(self._seqs) + 1 - len(self._seqs)
+        if self._latencies:
             self.summary.median_ms = round(sorted(self._latencies)[len(self._latencies) // 2], 1)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from agent.cli.live import follow
+from agent.cli.row import COLUMNS, cells
 from agent.cli.table import EventTable
 from agent.cli.watch import json_line, watch
 from agent.comms.payload import EventMessage
@@ -24,11 +28,11 @@ def message(
     return Received(topic or f"vedette/porch/front/{kind}", device, stream, kind, payload, 0, False)
 
 
-def drawn(*messages: Received, width: int = 140) -> str:
+def drawn(*messages: Received, width: int = 140, height: int = 50) -> str:
     table = EventTable("what is seen")
     for one in messages:
         table.add(one)
-    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
     console.print(table)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -96,17 +100,76 @@ def test_the_port_is_that_of_tls_where_it_is_asked_for(monkeypatch: pytest.Monke
 
 def test_an_event_is_a_row() -> None:
     shown = drawn(message("events", event()))
-    for words in ("what is seen", "front", "new (appeared)", "person 1", "0.90", "0.10 0.10 0.50 0.90"):
+    for words in ("what is seen", "front", "new (appeared)", "person 1", "0.90", "10 10 50 90", "20 ms"):
         assert words in shown
 
 
-def test_a_narrow_terminal_shows_less_but_in_full() -> None:
+def changed(**fields: object) -> bytes:
+    """An event with other fields; those of its track and its latency as dictionaries."""
+    found = msgspec.json.decode(event())
+    for key, value in fields.items():
+        found[key] = found[key] | value if isinstance(value, dict) else value
+    return msgspec.json.encode(found)
+
+
+def test_eighty_columns_show_every_column_in_full() -> None:
     shown = drawn(message("events", event()), width=80)
-    assert "new (appeared)" in shown
-    assert "person 1" in shown
-    assert "0.10 0.10" not in shown
-    assert "…" not in shown
+    for words in ("new (appeared)", "person 1", "0.90", "10 10 50 90", "20 ms"):
+        assert words in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_long_names_go_on_in_a_second_line() -> None:
+    long = changed(stream="backdoor-of-the-barn", reason="still here", track={"zones": ["yard", "driveway"]})
+    shown = drawn(message("events", long), width=80)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    for words in ("10 10 50 90", "0.90", "20 ms", "infer", "total", "yard", "driveway"):
+        assert words in shown
+
+
+def test_zones_have_a_column_where_there_are_some() -> None:
+    assert "zones" not in drawn(message("events", event()))
+    assert "yard, door" in drawn(message("events", changed(track={"zones": ["yard", "door"]})))
+
+
+def test_what_an_event_without_a_frame_does_not_have_is_a_dash() -> None:
+    none = dict.fromkeys(("queue", "gate", "prepare", "infer", "decode", "track"), 0.0)
+    ended = changed(kind="end", reason="shutdown", latency_ms={**none, "publish": 6.0, "total": 6.0})
+    gated = changed(kind="end", reason="lost", latency_ms={**none, "gate": 2.0, "total": 8.0})
+    assert (cells_of(ended)["infer"], cells_of(ended)["total"]) == ("–", "–")
+    assert (cells_of(gated)["infer"], cells_of(gated)["total"]) == ("–", "8 ms")
+
+
+def cells_of(payload: bytes) -> dict[str, str]:
+    return cells(msgspec.json.decode(payload, type=EventMessage))
+
+
+def test_a_low_terminal_keeps_the_newest() -> None:
+    shown = drawn(*(message("events", event(stream=f"s{n}")) for n in range(16)), height=10)
+    assert "s15" in shown
+    assert "s12" not in shown
+
+
+def test_without_a_terminal_every_event_is_a_line_as_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
+    lines: list[str] = []
+
+    def messages() -> Iterator[Received | None]:
+        yield message("status", b"on\x1bline", stream="")
+        for number in range(30):
+            yield message("events", event(stream=f"s{number}"))
+            lines.extend(capsys.readouterr().out.splitlines())
+            yield None
+        yield message("snapshot", b"\xff\xd8")
+
+    follow(messages(), "what is seen")
+    assert capsys.readouterr().out == ""
+    title, header, status, *rows = lines
+    assert title == "what is seen"
+    assert header.split() == [word for name in COLUMNS for word in name.split()]
+    assert status.endswith("porch on?line")
+    assert [row.split()[1] for row in rows] == [f"s{number}" for number in range(30)]
+    assert all("new (appeared)" in row and row.index("person 1") == header.index("what") for row in rows)
 
 
 def test_the_newest_rows_stay() -> None:
@@ -132,12 +195,7 @@ def test_strangers_cannot_command_the_terminal() -> None:
 
 
 def test_a_verdict_on_the_whole_picture_has_no_box() -> None:
-    import msgspec
-    from msgspec.structs import replace
-
-    whole = msgspec.json.decode(event(), type=EventMessage)
-    whole = replace(whole, track=replace(whole.track, box=None))
-    assert "whole picture" in drawn(message("events", msgspec.json.encode(whole)))
+    assert "whole picture" in drawn(message("events", changed(track={"box": None})))
 
 
 def test_what_is_no_event_is_left_out() -> None:

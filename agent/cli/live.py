@@ -1,0 +1,50 @@
+"""What is published, as it comes: a live table in a terminal, and a line for each event where there is none."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+import click
+
+from agent.cli.plain import plain
+from agent.cli.row import COLUMNS, cells, clock, line
+from agent.comms.subscriber import Received
+
+
+def follow(messages: Iterable[Received | None], title: str) -> None:
+    """Show every message until there are no more."""
+    is_terminal = sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb", "unknown")
+    (_as_table if is_terminal else _as_lines)(messages, title)
+
+
+def _as_table(messages: Iterable[Received | None], title: str) -> None:
+    from rich.live import Live
+
+    from agent.cli.table import EventTable
+
+    table = EventTable(title)
+    with Live(table, refresh_per_second=8):
+        for message in messages:
+            if message is not None:
+                table.add(message)
+
+
+def _as_lines(messages: Iterable[Received | None], title: str) -> None:
+    click.echo(title)
+    click.echo(line(dict(zip(COLUMNS, COLUMNS, strict=True))))
+    for message in messages:
+        if message is not None and (text := _line(message)):
+            click.echo(text)
+
+
+def _line(message: Received) -> str:
+    """An event or a device's status; empty for what else there is."""
+    if (event := message.event()) is not None:
+        return line(cells(event))
+    if message.kind == "status":
+        status = plain(message.payload.decode(errors="replace"))
+        return f"{clock(datetime.now(UTC))}  {plain(message.device)} {status}"
+    return ""

@@ -1,0 +1,46 @@
+"""An event as a row: what `watch` and `demo` tell of it, in a table or as a line."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from agent.cli.plain import plain
+from agent.comms.payload import EventMessage
+
+COLUMNS = ("time", "stream", "event", "what", "score", "where %", "zones", "infer", "total")
+_WIDTHS = (10, 10, 19, 14, 5, 13, 10, 7, 7)
+"""Of a line, in characters; what is longer moves the rest."""
+RIGHT = ("score", "infer", "total")
+_NONE = "–"
+"""Where there was no frame, and nothing to measure."""
+
+
+def cells(event: EventMessage) -> dict[str, str]:
+    """Text by column."""
+    track, latency = event.track, event.latency_ms
+    texts = (
+        clock(event.captured_at),
+        event.stream,
+        f"{event.kind} ({event.reason})",
+        f"{track.label} {track.id.rsplit('-', 1)[-1]}",
+        f"{track.score:.2f}",
+        "whole picture" if track.box is None else " ".join(f"{edge * 100:.0f}" for edge in track.box),
+        ", ".join(track.zones),
+        f"{latency.infer:.0f} ms" if latency.infer else _NONE,
+        f"{latency.total:.0f} ms" if latency.has_frame else _NONE,
+    )
+    return dict(zip(COLUMNS, map(plain, texts), strict=True))
+
+
+def clock(at: datetime) -> str:
+    """Local time to a tenth of a second."""
+    return at.astimezone().strftime("%H:%M:%S.%f")[:-5]
+
+
+def line(texts: dict[str, str]) -> str:
+    """A row, or the header, as a line of text."""
+    padded = [
+        texts[name].rjust(width) if name in RIGHT else texts[name].ljust(width)
+        for name, width in zip(COLUMNS, _WIDTHS, strict=True)
+    ]
+    return "  ".join(padded).rstrip()
