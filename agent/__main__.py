@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import sys
 
-from agent.errors import StreamError, VedetteError
+from agent.errors import StreamError, VedetteError, reason_of
 
 
 def main() -> None:
@@ -17,12 +17,16 @@ def main() -> None:
     except StreamError:
         sys.exit(1)
     except VedetteError as error:
-        print(f"vedette: {error}", file=sys.stderr)
-        sys.exit(1)
-    except BrokenPipeError:
-        # The reader of a pipe has gone, as `| head` does: nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        _fail(str(error))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail(f"{error.filename or 'output'}: {reason_of(error)}")
+
+
+def _fail(text: str) -> None:
+    print(f"vedette: {text}", file=sys.stderr)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,11 @@ def _console() -> Console:
     """As wide as the terminal; wide enough for whole lines where there is none."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would exit with 1
+
+    return Output(width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
 def _plain(text: str) -> str:

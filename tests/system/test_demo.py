@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,33 @@ def test_the_time_is_kept(tmp_path: Path) -> None:
     summary = json.loads(call(*options).output.splitlines()[-1])["summary"]
     assert (summary["new"], summary["end"], summary["lost"]) == (1, 1, 0)
     assert 2.0 <= summary["seconds"] < 8.0
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_early_end_still_has_its_summary(tmp_path: Path, how: signal.Signals) -> None:
+    source = ("--source", "test:?size=160x120&fps=20")
+    command = [sys.executable, "-m", "agent", "demo", *person(tmp_path), *source]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        while "new (appeared)" not in running.stdout.readline():
+            pass
+        running.send_signal(how)
+        shown = running.stdout.read()
+        assert running.wait(20) == 0
+    assert "end (shutdown)" in shown
+    assert ": 1 new, " in shown
+
+
+def test_a_reader_that_leaves_ends_the_demo(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "agent", "demo", *person(tmp_path), "--json"]
+    command += ["--source", "test:?size=160x120&fps=20"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.readline()
+        running.stdout.close()
+        assert running.wait(30) == 0
+        assert running.stderr.read() == b""
 
 
 def test_nothing_seen_is_said_so(tmp_path: Path) -> None:

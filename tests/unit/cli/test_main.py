@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from agent import __version__
 from agent.__main__ import main
 from agent.cli.main import vedette
+from agent.errors import StreamError
 
 ROOT = Path(__file__).parent.parent.parent.parent
 VERBS = ("run", "demo", "watch", "config", "models", "events", "completion")
@@ -61,12 +62,41 @@ def test_success_is_exit_code_0(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert json.loads(capsys.readouterr().out)
 
 
-def test_a_reader_that_leaves_early_is_no_error() -> None:
-    program = f"{sys.executable} -m agent"
-    done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {program} config schema | head -c 1"], cwd=ROOT, capture_output=True
-    )
-    assert (done.stdout, done.stderr) == (b"{", b"")
+def piped(command: str) -> subprocess.CompletedProcess[bytes]:
+    """A command line of bash in which `vedette` is the program."""
+    line = f'set -o pipefail; vedette() {{ {sys.executable} -m agent "$@"; }}; {command}'
+    return subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, timeout=30)
+
+
+@pytest.mark.parametrize("verb", ["config schema", "models list", "events schema"])
+def test_a_reader_that_leaves_early_is_no_error(verb: str) -> None:
+    done = piped(f"vedette {verb} | true")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_a_full_disk_is_one_line() -> None:
+    done = piped("vedette config schema > /dev/full")
+    assert (done.returncode, done.stderr) == (1, b"vedette: output: No space left on device\n")
+
+
+def test_an_interruption_has_the_code_that_shells_give_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(path: Path) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agent.check.problems", interrupt)
+    shown = CliRunner().invoke(vedette, ["config", "check", "x.toml"])
+    assert (shown.exit_code, shown.output) == (130, "")
+
+
+def test_what_the_log_has_told_is_not_told_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(path: Path) -> list[str]:
+        raise StreamError("every stream is over")
+
+    monkeypatch.setattr("agent.check.problems", fail)
+    assert call(monkeypatch, "config", "check", "x.toml") == 1
+    assert capsys.readouterr().err == ""
 
 
 def test_the_schema_of_the_messages() -> None:
