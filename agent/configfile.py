@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -17,11 +17,10 @@ from agent.errors import ConfigError, reason_of
 
 Keys = tuple[str | int, ...]
 
-_HEADER = re.compile(r"^\s*(\[\[?)\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
-_KEY = re.compile(
-    r"""^\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*="""
-)
 _PART = re.compile(r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'""")
+_DOTTED = rf"((?:{_PART.pattern})(?:\s*\.\s*(?:{_PART.pattern}))*)"
+_HEADER = re.compile(rf"^\s*(\[\[?)\s*{_DOTTED}\s*\]\]?\s*(?:#.*)?$")
+_KEY = re.compile(rf"^\s*{_DOTTED}\s*=")
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?(?P<path>\$[^`]*)`)?$", re.DOTALL)
 
 
@@ -75,11 +74,21 @@ def parse(text: str, path: str) -> ConfigFile:
     return ConfigFile(path, msgspec.convert(data, Config), lines)
 
 
-def dump(config: Config) -> str:
-    """The configuration as TOML, defaults included; `parse` of it gives the same configuration."""
+def dump(config: Config, remarks: Mapping[Keys, str] | None = None) -> str:
+    """The configuration as TOML, defaults included; `parse` of it gives the same configuration.
+
+    Args:
+        config: what to write.
+        remarks: comments by key, in one line each.
+    """
     import tomli_w  # only `vedette config show` writes
 
-    return tomli_w.dumps(_without_none(msgspec.to_builtins(config)))
+    text = tomli_w.dumps(_without_none(msgspec.to_builtins(config)))
+    lines = text.split("\n")
+    where = dict(_lines_of(text))
+    for keys, remark in (remarks or {}).items():
+        lines[where[keys] - 1] += f"  # {remark}"
+    return "\n".join(lines)
 
 
 def nearest(name: str, known: Iterator[str] | list[str]) -> str:
@@ -95,7 +104,7 @@ def _syntax_error(error: Exception, text: str, path: str) -> ConfigError:
         return ConfigError("not TOML: a number with too many digits, or brackets nested too deeply", path)
     what, _, where = str(error).partition(" (at ")
     found = re.match(r"line (\d+)", where)
-    last = max(1, len(text.splitlines()))
+    last = text.removesuffix("\n").count("\n") + 1
     return ConfigError(f"not TOML: {what}", f"{path}:{found[1] if found else last}")
 
 
@@ -103,7 +112,7 @@ def _lines_of(text: str) -> Iterator[tuple[Keys, int]]:
     """Where tables and keys begin. A key inside an inline table is found at the line of that table."""
     table: Keys = ()
     counts: dict[Keys, int] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if header := _HEADER.match(line):
             table = tuple(part.strip("\"'") for part in _PART.findall(header[2]))
             table = _inside_arrays(table, counts)

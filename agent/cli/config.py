@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from agent.cli.plain import plain
 from agent.cli.run import DEFAULT_CONFIG
 
 _FILE = click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_CONFIG)
@@ -41,13 +42,17 @@ def check(file: Path, as_json: bool) -> None:
 @_FILE
 @click.option("--json", "as_json", is_flag=True, help="As JSON instead of TOML.")
 def show(file: Path, as_json: bool) -> None:
-    """Print FILE with every default filled in."""
+    """Print FILE with every default filled in, and with what streams take from their models."""
     import msgspec
 
     from agent.configfile import dump, load
+    from agent.effective import effective
 
-    loaded = load(file).config
-    click.echo(msgspec.json.encode(loaded).decode() if as_json else dump(loaded), nl=as_json)
+    used = effective(load(file).config)
+    if as_json:
+        click.echo(msgspec.json.encode(used.config).decode())
+    else:
+        click.echo(dump(used.config, {keys: plain(remark) for keys, remark in used.remarks.items()}), nl=False)
 
 
 @config.command()

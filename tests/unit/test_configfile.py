@@ -34,6 +34,13 @@ def test_what_is_dumped_is_read_back_the_same(config: Config) -> None:
     assert parse(dump(config), "x").config == config
 
 
+def test_a_remark_stands_at_its_key_and_is_no_part_of_it() -> None:
+    config = parse(SMALLEST.replace("test:", "a\u2028b"), "x").config
+    text = dump(config, {("streams", "front", "decode", "max_detections"): "many"})
+    assert "max_detections = 100  # many\n" in text
+    assert parse(text, "x").config == config
+
+
 def test_the_smallest_file_is_three_lines() -> None:
     config = parse(SMALLEST, "v.toml").config
     assert config.streams["front"].source == "test:"
@@ -70,6 +77,11 @@ def test_the_smallest_file_is_three_lines() -> None:
         ("a = " + "9" * 5000, "v.toml: not TOML: a number with too many digits"),
         ("a = " + "[" * 5000, "v.toml: not TOML: a number with too many digits, or brackets nested too deeply"),
         ("# two\n[streams.front.gate]\ncrop = true", "v.toml:2: `streams.front`: object missing required field"),
+        (
+            SMALLEST
+            + "[[streams.front.zones]]\nname = 'a'\npolygon = [\n[0.1, 0.1],\n[0.9, 0.9]\n]\nlabel = 'x'",
+            "v.toml:10: unknown key `streams.front.zones[0].label`; did you mean 'labels'?",
+        ),
         ("[[mqtt]]\nhost = 'x'", "v.toml:1: `mqtt`: expected `object`, got `array`"),
         ("wat = 1", "v.toml:1: unknown key `wat`; known: device, health, mqtt, storage, streams"),
     ],

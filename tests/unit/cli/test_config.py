@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 
 from agent.cli.config import config
 from agent.configfile import parse
+from agent.effective import effective
 from agent.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent.parent.parent / "firmware_configs"
@@ -126,9 +127,27 @@ def test_showing_fills_in_every_default_and_can_be_read_again(file: Path) -> Non
     file.write_text('[streams.front]\nsource = "test:"\nmodel = "nanodet"\n')
     shown = call("show", str(file)).stdout
     assert tomllib.loads(shown)["mqtt"]["host"] == "localhost"
-    assert parse(shown, "shown").config == parse(file.read_text(), "file").config
+    assert parse(shown, "shown").config == effective(parse(file.read_text(), "file").config).config
     as_json = json.loads(call("show", str(file), "--json").stdout)
     assert as_json["streams"]["front"]["track"]["min_hits"] == 3
+    assert as_json["streams"]["front"]["decode"]["score_threshold"] == 0.5
+
+
+def test_showing_tells_what_the_model_decides(file: Path) -> None:
+    file.write_text('[streams.front]\nsource = "test:"\nmodel = "nanodet"\ndecode.iou_threshold = 0.3\n')
+    shown = call("show", str(file)).stdout.splitlines()
+    assert "score_threshold = 0.5  # from the model's manifest" in shown
+    assert 'rung = "416"  # from the model\'s manifest' in shown
+    assert "iou_threshold = 0.3" in shown
+
+
+def test_showing_works_without_the_model(file: Path) -> None:
+    file.write_text('[streams.front]\nsource = "test:"\nmodel = "/nothing/he\\u001bre.tflite"\n')
+    result = call("show", str(file))
+    assert result.exit_code == 0
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("model = ")]
+    assert "  # cannot be opened, so its rung and thresholds are unknown: /nothing/he?re.tflite: no such" in line
+    assert parse(result.stdout, "shown").config == parse(file.read_text(), "file").config
 
 
 def test_showing_a_broken_file_is_an_error(file: Path) -> None:

@@ -1,0 +1,61 @@
+"""The configuration as it will be used: with what each stream takes from its model's manifest."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from agent.config import Config, StreamConfig
+from agent.configfile import Keys
+from agent.errors import ModelError
+from agent.library import open_model
+from agent.manifest import Manifest
+
+_ORIGIN = "from the model's manifest"
+
+
+class Effective(Struct, frozen=True):
+    """A configuration and remarks on it.
+
+    Attributes:
+        config: what is used.
+        remarks: what is to be said about keys: where their value comes from, or why it is not known.
+    """
+
+    config: Config
+    remarks: dict[Keys, str]
+
+
+def effective(config: Config) -> Effective:
+    """With the rung and the thresholds of every model that can be opened."""
+    streams, remarks = dict(config.streams), dict[Keys, str]()
+    for name, stream in config.streams.items():
+        try:
+            manifest = open_model(stream.model, stream.rung).manifest
+        except ModelError as error:
+            remarks["streams", name, "model"] = (
+                f"cannot be opened, so its rung and thresholds are unknown: {error}"
+            )
+            continue
+        streams[name] = _filled(stream, manifest)
+        remarks |= {("streams", name, *keys): _ORIGIN for keys in _left_open(stream)}
+    return Effective(replace(config, streams=streams), remarks)
+
+
+def _filled(stream: StreamConfig, manifest: Manifest) -> StreamConfig:
+    decode, output = stream.decode, manifest.output
+    score, iou = decode.score_threshold, decode.iou_threshold
+    decode = replace(
+        decode,
+        score_threshold=output.score_threshold if score is None else score,
+        iou_threshold=output.iou_threshold if iou is None else iou,
+    )
+    return replace(stream, rung=manifest.rungs[0].name, decode=decode)
+
+
+def _left_open(stream: StreamConfig) -> list[Keys]:
+    """Keys below the stream that leave the value to the manifest."""
+    left = [
+        ("decode", key) for key in ("score_threshold", "iou_threshold") if getattr(stream.decode, key) is None
+    ]
+    return [*left, *([] if stream.rung else [("rung",)])]

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from agent.config import Config, DecodeConfig, StreamConfig
+from agent.effective import effective
+from tests.support.house import person_model
+
+ORIGIN = "from the model's manifest"
+
+
+def test_what_is_left_open_comes_from_the_manifest(tmp_path: Path) -> None:
+    stream = StreamConfig("test:", str(person_model(tmp_path)), decode=DecodeConfig(score_threshold=0.0))
+    found = effective(Config({"front": stream}))
+    used = found.config.streams["front"]
+    assert (used.rung, used.decode.score_threshold, used.decode.iou_threshold) == ("full", 0.0, 0.6)
+    assert found.remarks == {
+        ("streams", "front", "rung"): ORIGIN,
+        ("streams", "front", "decode", "iou_threshold"): ORIGIN,
+    }
+
+
+def test_the_others_are_told_when_one_model_cannot_be_opened(tmp_path: Path) -> None:
+    gone, there = StreamConfig("test:", "nobody"), StreamConfig("test:", str(person_model(tmp_path)))
+    found = effective(Config({"gone": gone, "there": there}))
+    assert found.config.streams["gone"] == gone
+    assert found.config.streams["there"].decode.score_threshold == 0.4
+    assert "no bundled model is called 'nobody'" in found.remarks["streams", "gone", "model"]
