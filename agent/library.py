@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from agent.compute.decode.metadata import manifest_of
 from agent.compute.infer.extract import only_signature
-from agent.compute.infer.modelfile import read_modelfile
+from agent.compute.infer.modelfile import ModelFile, read_modelfile
 from agent.errors import ModelError
 from agent.manifest import Manifest, Model
 from agent.storage.models import load_file
@@ -31,7 +31,7 @@ def open_model(name_or_path: str, rung: str = "") -> Model:
     content, manifest = load_file(name_or_path)
     sha256 = hashlib.sha256(content).hexdigest()
     try:
-        manifest = manifest or _guessed(content, name_or_path)
+        manifest = manifest or guessed(content, read_modelfile(content), name_or_path)
         chosen = manifest.rung(rung)
         key = (name_or_path, sha256, chosen.name)
         if (known := _open.get(key)) is not None:
@@ -43,6 +43,10 @@ def open_model(name_or_path: str, rung: str = "") -> Model:
     return _open.setdefault(key, Model(content, sha256, replace(manifest, rungs=(chosen,)), name_or_path))
 
 
-def _guessed(content: bytes, path: str) -> Manifest:
-    inputs, outputs = read_modelfile(content).ends()
-    return manifest_of(content, inputs, outputs, Path(path).stem)
+def guessed(content: bytes, modelfile: ModelFile, path: str) -> Manifest:
+    """The manifest of a model that has none beside it, named after its file.
+
+    Raises:
+        ModelError: see `manifest_of`.
+    """
+    return manifest_of(content, *modelfile.ends(), Path(path).stem)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 from msgspec import Struct
 
 from agent.compute.decode.decoder import build_decoder
-from agent.compute.decode.metadata import manifest_of
 from agent.compute.infer.modelfile import ModelFile, Runtime, read_modelfile, refusals
 from agent.config import DecodeConfig
 from agent.errors import ModelError
+from agent.library import guessed
 from agent.manifest import Manifest
 from agent.storage.models import load_file
 
@@ -98,7 +97,7 @@ def listed(name: str) -> Listed:
     try:
         content, manifest = load_file(name)
         modelfile = read_modelfile(content)
-        manifest = manifest or _guess(name, content, modelfile)
+        manifest = manifest or guessed(content, modelfile, name)
         inputs, _ = modelfile.ends(manifest.rungs[0].signature)
     except ModelError as error:
         return Listed(name, error=str(error))
@@ -124,9 +123,9 @@ def inspection(file: str) -> Inspection:
         modelfile = read_modelfile(content)
     except ModelError as error:
         raise ModelError(f"{file}: {error}") from None
-    guessed, problem = manifest is None, ""
+    is_guess, problem = manifest is None, ""
     try:
-        manifest = manifest or _guess(file, content, modelfile)
+        manifest = manifest or guessed(content, modelfile, file)
         _check(manifest, modelfile)
     except ModelError as error:
         problem = str(error)
@@ -140,15 +139,10 @@ def inspection(file: str) -> Inspection:
         _signatures(modelfile),
         modelfile.metadata,
         manifest,
-        guessed,
+        is_guess,
         problem,
         {runtime: refusals(modelfile, runtime) for runtime in _RUNTIMES},
     )
-
-
-def _guess(name: str, content: bytes, modelfile: ModelFile) -> Manifest:
-    signature = modelfile.signatures[0].name if modelfile.signatures else ""
-    return manifest_of(content, *modelfile.ends(signature), Path(name).stem)
 
 
 def _check(manifest: Manifest, modelfile: ModelFile) -> None:
