@@ -9,7 +9,7 @@ import threading
 from types import TracebackType
 from typing import Any
 
-from agent.errors import BrokerError
+from agent.errors import BrokerError, reason_of
 
 _START_S = 10.0
 
@@ -31,14 +31,15 @@ class EmbeddedBroker:
             BrokerError: amqtt is not installed, or does not start.
         """
         try:
-            import amqtt.broker  # noqa: F401 (asked for here, so that its absence has a clear error)
+            from amqtt.broker import Broker
         except ImportError as error:
             raise BrokerError("the demo's broker is not installed: pip install 'vedette[demo]'") from error
+        self._kind = Broker
         for name in ("amqtt", "transitions"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._thread.start()
         if not self._up.wait(_START_S) or self._error is not None:
-            raise BrokerError(f"the demo's broker did not start on 127.0.0.1:{self.port}: {self._error}")
+            raise BrokerError(f"the demo's broker did not start on 127.0.0.1:{self.port}: {self._why()}")
         return self
 
     def __exit__(
@@ -51,15 +52,19 @@ class EmbeddedBroker:
         asyncio.set_event_loop(self._loop)
         self._loop.run_until_complete(self._serve())
 
-    async def _serve(self) -> None:
-        from amqtt.broker import Broker
+    def _why(self) -> str:
+        if self._error is None:
+            return f"no answer in {_START_S:g} s"
+        cause = self._error.__cause__  # amqtt wraps what the system says
+        return reason_of(cause if isinstance(cause, OSError) else self._error)
 
+    async def _serve(self) -> None:
         self._stop = asyncio.Event()
         config: dict[str, Any] = {
             "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{self.port}"}},
             "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
         }
-        broker = Broker(config)
+        broker = self._kind(config)
         try:
             await broker.start()
         except Exception as error:  # whatever amqtt raises: told by __enter__
