@@ -96,11 +96,14 @@ def listed(name: str) -> Listed:
     """A line for a bundled model or a file."""
     try:
         content, manifest = load_file(name)
+    except ModelError as error:
+        return Listed(name, error=str(error))
+    try:
         modelfile = read_modelfile(content)
         manifest = manifest or guessed(content, modelfile, name)
         inputs, _ = modelfile.ends(manifest.rungs[0].signature)
     except ModelError as error:
-        return Listed(name, error=str(error))
+        return Listed(name, error=f"{name}: {error}")
     return Listed(
         name,
         manifest.output.decoder,

@@ -64,19 +64,21 @@ def _print_json(value: object) -> None:
 
 
 def _print_list(rows: list[Listed]) -> None:
+    from rich import box
     from rich.table import Table
 
-    table = Table(title="Models", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for column in ("model", "decoder", "labels", "rungs", "input", "size", "licence"):
         table.add_column(column, overflow="fold")
     for row in rows:
-        name = _plain(row.name)
-        if row.error:
-            table.add_row(name, f"[red]{_plain(row.error)}[/red]")
-            continue
-        cells = (row.decoder, str(row.labels), " ".join(row.rungs), row.input, _size(row.size), row.licence)
-        table.add_row(name, *map(_plain, cells))
+        if not row.error:
+            rungs = " ".join(row.rungs)
+            cells = (row.name, row.decoder, str(row.labels), rungs, row.input, _size(row.size), row.licence)
+            table.add_row(*map(_plain, cells))
     _console().print(table)
+    for row in rows:
+        if row.error:
+            click.echo(f"vedette: {plain(row.error)}", err=True)
 
 
 def _print_inspection(found: Inspection) -> None:

@@ -118,5 +118,6 @@ def test_a_broken_file_in_the_list_exits_with_1(birds: Path, tmp_path: Path) -> 
     bad.write_bytes(b"PK\x03\x04")
     result = call("list", str(birds), str(bad))
     assert result.exit_code == 1
-    assert "zip archive" in result.output
-    assert "MIT" in result.output
+    assert result.stderr.startswith(f"vedette: {bad}: the model file is a zip archive")
+    assert "MIT" in result.stdout
+    assert "zip archive" not in result.stdout
