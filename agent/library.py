@@ -33,14 +33,17 @@ def open_model(name_or_path: str, rung: str = "") -> Model:
     try:
         manifest = manifest or guessed(content, read_modelfile(content), name_or_path)
         chosen = manifest.rung(rung)
-        key = (name_or_path, sha256, chosen.name)
-        if (known := _open.get(key)) is not None:
+        key, several = (name_or_path, sha256, chosen.name), len(manifest.rungs) > 1
+        manifest = replace(manifest, rungs=(chosen,))
+        known = _open.get(key)
+        if known is not None and known.manifest == manifest:  # it may have been written anew for the same file
             return known
-        if len(manifest.rungs) > 1:
+        if several:
             content = only_signature(content, chosen.signature)
     except ModelError as error:
         raise ModelError(f"{name_or_path}: {error}") from None
-    return _open.setdefault(key, Model(content, sha256, replace(manifest, rungs=(chosen,)), name_or_path))
+    _open[key] = model = Model(content, sha256, manifest, name_or_path)
+    return model
 
 
 def guessed(content: bytes, modelfile: ModelFile, path: str) -> Manifest:

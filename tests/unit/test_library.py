@@ -35,6 +35,15 @@ def test_a_file_that_has_changed_is_another_model(tmp_path: Path) -> None:
     assert open_model(path).sha256 != old.sha256
 
 
+def test_a_manifest_that_has_changed_is_read_anew(tmp_path: Path) -> None:
+    path = person_model(tmp_path)
+    old = open_model(str(path))
+    path.write_text(path.read_text().replace("score_threshold = 0.4", "score_threshold = 0.123"))
+    new = open_model(str(path))
+    assert (new.manifest.output.score_threshold, new.sha256) == (0.123, old.sha256)
+    assert open_model(str(path)) is new
+
+
 def test_a_rung_is_that_rung_alone() -> None:
     model = open_model("nanodet", "256")
     assert [rung.name for rung in model.manifest.rungs] == ["256"]
