@@ -22,7 +22,7 @@ def open_model(name_or_path: str, rung: str = "") -> Model:
     """One rung of the model of that name or path, and nothing of the others.
 
     Args:
-        name_or_path: see `agent.storage.models.load_model`.
+        name_or_path: see `agent.storage.models.load_file`.
         rung: its name; empty: the manifest's first.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from agent.errors import ModelError, reason_of
-from agent.manifest import Manifest, Model, manifest_from
+from agent.manifest import Manifest, manifest_from
 
 ZOO = Path(__file__).parent.parent / "zoo"
 _MODEL, _MANIFEST = ".tflite", ".toml"
@@ -27,34 +27,18 @@ def bundled() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in ZOO.glob(f"*{_MANIFEST}")))
 
 
-def load_model(name_or_path: str) -> Model:
-    """A model with its manifest.
-
-    Args:
-        name_or_path: a bundled name, or a path to a `.tflite` or to its manifest `.toml`. A relative path
-            starts at the working folder.
-
-    Raises:
-        ModelError: there is none of that name, it cannot be read, its hash is wrong, or it has no manifest.
-    """
-    path = _resolve(name_or_path)
-    content, manifest = load_file(path)
-    if manifest is None:
-        raise ModelError(f"{path}: no manifest; expected {path.with_suffix(_MANIFEST).name} beside it")
-    return Model(content, hashlib.sha256(content).hexdigest(), manifest, str(path))
-
-
 def load_file(path: str | Path) -> tuple[bytes, Manifest | None]:
     """A model file, and its manifest where there is one.
 
     Args:
-        path: bundled name, `.tflite` or `.toml`. For a `.tflite` the manifest is the `.toml` of the same stem.
+        path: a bundled name, or a path to a `.tflite` or to its manifest `.toml`; a relative one starts at the
+            working folder. The manifest of a `.tflite` is the `.toml` of the same stem.
 
     Returns:
         the model's bytes, and None for a `.tflite` without a manifest.
 
     Raises:
-        ModelError: as for `load_model`.
+        ModelError: there is none of that name, it cannot be read, or its hash is wrong.
     """
     path = _resolve(str(path))
     if path.suffix != _MANIFEST:

@@ -19,7 +19,7 @@ from agent.compute.vision import Vision
 from agent.config import DecodeConfig, GateConfig, StreamConfig
 from agent.library import open_model
 from agent.messages import Detection, Frame, Image
-from agent.storage.models import ZOO, load_model
+from agent.storage.models import ZOO, load_file
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 MODEL = "nanodet"
@@ -36,7 +36,9 @@ Golden = dict[str, dict[str, list[Detection]]]
 
 def rungs() -> tuple[str, ...]:
     """Names of the model's rungs."""
-    return tuple(rung.name for rung in load_model(MODEL).manifest.rungs)
+    _, manifest = load_file(MODEL)
+    assert manifest is not None
+    return tuple(rung.name for rung in manifest.rungs)
 
 
 def picture(name: str) -> Image:

@@ -11,11 +11,12 @@ from agent.compute.infer.modelfile import read_modelfile
 from agent.errors import ModelError
 from agent.manifest import Manifest, Model, OutputManifest, Rung
 from agent.messages import Array
-from agent.storage.models import load_model
+from agent.storage.models import load_file
 from tests.support.tflite_builder import Graph, Op, Signature, T, add_model, write
 
-NANODET = load_model("nanodet")
-RUNGS = NANODET.manifest.rungs
+NANODET, MANIFEST = load_file("nanodet")
+assert MANIFEST is not None
+RUNGS = MANIFEST.rungs
 
 
 def answers(content: bytes, signature: str) -> dict[str, Array]:
@@ -41,7 +42,7 @@ def two_graphs(*operations: Op) -> bytes:
 
 @pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
 def test_the_cut_file_gives_the_same_answers(rung: Rung) -> None:
-    whole, cut = NANODET.content, only_signature(NANODET.content, rung.signature)
+    whole, cut = NANODET, only_signature(NANODET, rung.signature)
     expected, found = answers(whole, rung.signature), answers(cut, rung.signature)
     assert expected.keys() == found.keys()
     assert all(np.array_equal(expected[name], found[name]) for name in expected)
@@ -49,11 +50,11 @@ def test_the_cut_file_gives_the_same_answers(rung: Rung) -> None:
 
 @pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
 def test_the_cut_file_holds_nothing_else_and_every_weight_stays_in_its_place(rung: Rung) -> None:
-    cut = only_signature(NANODET.content, rung.signature)
+    cut = only_signature(NANODET, rung.signature)
     file = read_modelfile(cut)
     assert (len(file.subgraphs), [s.name for s in file.signatures]) == (1, [rung.signature])
-    assert len(cut) == len(NANODET.content)
-    changed = np.flatnonzero(np.frombuffer(cut, np.uint8) != np.frombuffer(NANODET.content, np.uint8))
+    assert len(cut) == len(NANODET)
+    changed = np.flatnonzero(np.frombuffer(cut, np.uint8) != np.frombuffer(NANODET, np.uint8))
     assert changed.size <= 5 * 4
 
 
@@ -83,4 +84,4 @@ def test_an_unknown_signature_is_named() -> None:
 
 def test_a_damaged_file_is_refused() -> None:
     with pytest.raises(ModelError):
-        only_signature(NANODET.content[:5000], RUNGS[0].signature)
+        only_signature(NANODET[:5000], RUNGS[0].signature)
