@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 Image = NDArray[np.uint8]
 """H×W×3 uint8, C-contiguous."""
 
+Samples = NDArray[np.int16]
+"""N int16, one channel, C-contiguous."""
+
 Array = NDArray[Any]
 
 Box = tuple[float, float, float, float]
@@ -46,6 +49,36 @@ class Frame(Struct, frozen=True, gc=False):
     captured_at: datetime
     order: ChannelOrder = "bgr"
     read_ns: int = 0
+
+
+class AudioChunk(Struct, frozen=True, gc=False):
+    """Sound of a stream, without a gap in it.
+
+    Attributes:
+        samples: N int16, one channel, C-contiguous, N > 0. Read only; nobody writes over it, however long it is
+            kept.
+        rate_hz: samples per second.
+        stream: name of the stream.
+        first: index of the first sample since the source was first opened, counting those that were lost: where
+            it is more than the end of the chunk before, sound is missing in between.
+        captured_ns: CLOCK_MONOTONIC when the last sample was captured, ns. A replay at `pace=fast` counts
+            recorded time from its start instead, as a `Frame` does.
+        captured_at: UTC of the same moment, on the same clock as `captured_ns`.
+        read_ns: CLOCK_MONOTONIC when the last sample was read, ns: what latency is counted from.
+    """
+
+    samples: Samples
+    rate_hz: int
+    stream: str
+    first: int
+    captured_ns: int
+    captured_at: datetime
+    read_ns: int = 0
+
+    @property
+    def end(self) -> int:
+        """Index after the last sample."""
+        return self.first + len(self.samples)
 
 
 class Keypoint(Struct, frozen=True, gc=False):

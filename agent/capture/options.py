@@ -25,6 +25,8 @@ class Options(Struct, frozen=True):
         pace: `realtime` plays as it was recorded, `fast` as fast as the consumer takes.
         loop: begin again at the end.
         frames: ends after so many pictures; 0: never.
+        rate: samples per second that a microphone is asked for, Hz; 0: as many as are wanted.
+        channel: of sound, from 0; None: the mean of all.
     """
 
     size: tuple[int, int] | None = None
@@ -33,6 +35,8 @@ class Options(Struct, frozen=True):
     pace: Pace = "realtime"
     loop: bool = False
     frames: int = 0
+    rate: int = 0
+    channel: int | None = None
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -71,6 +75,23 @@ def _frames(text: str) -> int:
     return frames
 
 
+def _rate(text: str) -> int:
+    rate = int(text)
+    if not 4000 <= rate <= 384_000:
+        raise ValueError(text)
+    return rate
+
+
+def _channel(text: str) -> int | None:
+    named = {"mix": None, "left": 0, "right": 1}
+    if text in named:
+        return named[text]
+    channel = int(text)
+    if not 0 <= channel < 64:
+        raise ValueError(text)
+    return channel
+
+
 _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "size": (_size, "WIDTHxHEIGHT in pixels, such as 1280x720"),
     "fps": (_fps, "a number of pictures per second over 0, such as 15"),
@@ -78,6 +99,8 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "pace": (_pace, "realtime or fast"),
     "loop": (_loop, "1 or 0"),
     "frames": (_frames, "a whole number of pictures from 1"),
+    "rate": (_rate, "samples per second from 4000 to 384000, such as 16000"),
+    "channel": (_channel, "mix, left, right, or a channel's number from 0 to 63"),
 }
 
 

@@ -6,16 +6,17 @@ rtsp://user:password@host:554/path   rtsps:// http:// https://
 file:clip.mp4?pace=realtime|fast&loop=1
 dir:images/?pace=fast|realtime&fps=10&loop=1         jpg, png and bmp in order of their names
 test:?size=640x480&fps=10&frames=100&pace=fast       a moving pattern, always the same
+
+Sound has sources of its own: see `agent.capture.sound`.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, cast
 
-from agent.capture.uri import SCHEMES, Address, parse
+from agent.capture.uri import Address, opener, parse, parse_picture
 from agent.errors import SourceError
 from agent.messages import ChannelOrder, Image
 
@@ -85,7 +86,7 @@ def check_there(uri: str) -> None:
         SourceError: what is wrong.
     """
     address = parse(uri)
-    if address.scheme in ("file", "dir") and not Path(address.target).exists():
+    if address.scheme in ("file", "dir", "wav") and not Path(address.target).exists():
         raise SourceError(f"{address.shown}: no such file or folder: {Path(address.target).absolute()}")
 
 
@@ -97,9 +98,7 @@ def open_source(uri: str, *, stall_s: float) -> Source:
         stall_s: opening, and waiting for a picture, may take so long where the source lets us limit it, s.
 
     Raises:
-        SourceError: the URI is wrong, or the source cannot be opened.
+        SourceError: the URI is wrong or one of sound, or the source cannot be opened.
     """
-    address = parse(uri)
-    module, _, function = SCHEMES[address.scheme].opener.partition(":")
-    opener = cast(Opener, getattr(importlib.import_module(module), function))
-    return opener(address, stall_s)
+    address = parse_picture(uri)
+    return cast(Opener, opener(address))(address, stall_s)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Literal
+from typing import Literal, cast
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from msgspec import Struct
@@ -24,6 +26,7 @@ class Scheme(Struct, frozen=True):
         target: what stands behind the colon, and an example of it.
         keys: of the query.
         live: it goes on by itself: only the newest picture counts, and a loss is waited out.
+        sound: it gives sound instead of pictures.
         pace: default of the key `pace`.
         pattern: of the target.
     """
@@ -32,10 +35,12 @@ class Scheme(Struct, frozen=True):
     target: str
     keys: tuple[str, ...] = ()
     live: bool = False
+    sound: bool = False
     pace: Literal["realtime", "fast"] = "realtime"
     pattern: str = r".+"
 
 
+_SOUND_FILES = (".wav", ".flac", ".ogg")
 _STREAM = Scheme("agent.capture.stream:open_stream", "a host, such as //camera.local:554/path", live=True)
 
 SCHEMES: dict[str, Scheme] = {
@@ -70,6 +75,19 @@ SCHEMES: dict[str, Scheme] = {
         ("size", "fps", "frames", "pace"),
         pattern=r"",
     ),
+    "mic": Scheme(
+        "agent.capture.microphone:open_microphone",
+        "default, a microphone's number, or part of its name, such as USB PnP Sound",
+        ("rate", "channel"),
+        live=True,
+        sound=True,
+    ),
+    "wav": Scheme(
+        "agent.capture.recording:open_recording",
+        "a WAV, FLAC or OGG file, such as speech.wav",
+        ("pace", "loop", "channel"),
+        sound=True,
+    ),
 }
 """Every kind of source by its scheme."""
 
@@ -82,7 +100,7 @@ class Address(Struct, frozen=True):
         target: path, device or number; for a stream the whole URI, credentials included: never show it.
         options: of the query; a stream's query belongs to its server.
         shown: the URI with its credentials masked, for messages.
-        live: see `Scheme`.
+        live, sound: see `Scheme`.
     """
 
     scheme: str
@@ -90,10 +108,11 @@ class Address(Struct, frozen=True):
     options: Options
     shown: str
     live: bool
+    sound: bool = False
 
     @property
     def keeps_all(self) -> bool:
-        """Whether every picture counts, however long the consumer takes."""
+        """Whether every picture or sample counts, however long the consumer takes."""
         return not self.live and self.options.pace == "fast"
 
 
@@ -125,6 +144,38 @@ def parse(uri: str) -> Address:
     return _local(parts, scheme, shown)
 
 
+def opener(address: Address) -> Callable[..., object]:
+    """The function that opens this kind of source; imports its module."""
+    module, _, function = SCHEMES[address.scheme].opener.partition(":")
+    return cast(Callable[..., object], getattr(importlib.import_module(module), function))
+
+
+def parse_picture(uri: str) -> Address:
+    """Understand the URI of a source of pictures.
+
+    Raises:
+        SourceError: see `parse`; or it gives sound.
+    """
+    address = parse(uri)
+    if address.sound:
+        raise SourceError(f"{address.shown}: expected a source of pictures; {address.scheme}: gives sound")
+    return address
+
+
+def parse_sound(uri: str) -> Address:
+    """Understand the URI of a source of sound.
+
+    Raises:
+        SourceError: see `parse`; or it gives pictures.
+    """
+    address = parse(uri)
+    if not address.sound:
+        raise SourceError(
+            f"{address.shown}: expected a source of sound, mic: or wav:; {address.scheme}: gives pictures"
+        )
+    return address
+
+
 def _local(parts: SplitResult, scheme: Scheme, shown: str) -> Address:
     target = unquote(parts.netloc + parts.path)
     if not re.fullmatch(scheme.pattern, target):
@@ -132,7 +183,7 @@ def _local(parts: SplitResult, scheme: Scheme, shown: str) -> Address:
         raise SourceError(f"{shown}: expected {parts.scheme}: and {scheme.target}; {found}")
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     options = read_options(pairs, scheme.keys, scheme.pace, shown)
-    return Address(parts.scheme, target, options, shown, live=scheme.live)
+    return Address(parts.scheme, target, options, shown, scheme.live, scheme.sound)
 
 
 def _unknown(uri: str, scheme: str) -> str:
@@ -140,6 +191,7 @@ def _unknown(uri: str, scheme: str) -> str:
     shown = mask(uri)
     if not scheme:
         kind = "v4l2" if uri.startswith("/dev/") else "dir" if uri.endswith("/") else "file"
+        kind = "wav" if uri.lower().endswith(_SOUND_FILES) else kind
         return f"{shown}: expected a URI with a scheme; found none; did you mean {kind}:{shown}?"
     near = get_close_matches(scheme, SCHEMES, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}:?" if near else ""

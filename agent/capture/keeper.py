@@ -1,0 +1,181 @@
+"""The keeper of a source: opens it, watches it, and opens it again until it is back. What flows is not its affair."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from msgspec import Struct
+
+from agent.capture.opening import Opening
+from agent.capture.outage import BackOff, CaptureState, Outage
+from agent.capture.uri import Address
+from agent.config import CaptureConfig
+from agent.errors import SourceError
+
+_FIRST_PAUSE_S = 0.5
+_HANGING_MAX = 3
+"""Openings that hang, at most: each holds a thread and a device, and a fourth would hang as well."""
+_STOP_S = 0.3
+
+OnChange = Callable[[str, str], None]
+"""Called with (`lost`, reason) once per outage and (`running`, `back after 12 s`) once after it, from the keeper's
+thread. Logging it is the caller's."""
+
+
+class CaptureStats(Struct, frozen=True):
+    """Running totals of one source.
+
+    Attributes:
+        frames: captured and handed on: pictures, or for sound its samples. Pictures that `max_fps` left out do
+            not count.
+        dropped: lost on the way: pictures that were replaced by a newer one, samples that overran.
+        reopened: times that the source came back after it was opened again.
+        state, detail: see `agent.capture.outage.Outage`.
+    """
+
+    frames: int
+    dropped: int
+    reopened: int
+    state: CaptureState
+    detail: str
+
+
+class Keeper:
+    """Keeps one source open, in a thread of its own.
+
+    A live source that fails or stalls is opened again until it comes back; a finite one fails for good.
+
+    Attributes:
+        current: the newest opening; whatever an older one still delivers is not wanted.
+        woken: for openings to set.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        address: Address,
+        config: CaptureConfig,
+        *,
+        open_next: Callable[[], Opening[Any]],
+        finish: Callable[[SourceError | None], None],
+        on_change: OnChange,
+    ) -> None:
+        """Prepare; nothing is opened yet.
+
+        Args:
+            name: of the stream, for the thread.
+            address: of the source.
+            config: of the stream.
+            open_next: makes an opening that has not been started.
+            finish: called once, when a finite source is over, with what it failed with.
+            on_change: see `OnChange`.
+        """
+        self._shown, self._live, self._config = address.shown, address.live, config
+        self._missed = f"{self._shown}: no {'sound' if address.sound else 'picture'} for {config.stall_s:g} s"
+        self._open_next, self._finish_with, self._on_change = open_next, finish, on_change
+        self._outage = Outage()
+        self._back_off = BackOff(_FIRST_PAUSE_S, config.reopen_max_s)
+        self._stopped, self.woken = threading.Event(), threading.Event()
+        self._reopened = self._opened = 0
+        self.current: Opening[Any] | None = None
+        self._hanging: list[Opening[Any]] = []
+        self._thread = threading.Thread(target=self._keep, name=f"capture-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Open the source and read it, in threads of their own."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Close the source. Returns in 0.5 s even if it hangs: then it is closed when it answers."""
+        self._stopped.set()
+        self.woken.set()
+        opening = self.current
+        if opening is not None:
+            opening.abandon()
+            opening.join(_STOP_S)
+        if self._thread.is_alive():
+            self._thread.join(_STOP_S / 3)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stopped.is_set()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the source gives nothing now, although it should."""
+        return self._outage.state == "lost"
+
+    def stats(self, frames: int, dropped: int) -> CaptureStats:
+        """Totals and state as of now."""
+        return CaptureStats(frames, dropped, self._reopened, self._outage.state, self._outage.detail)
+
+    def _keep(self) -> None:
+        """Open, watch, and open again, until told to stop or a finite source is over."""
+        while not self._stopped.is_set():
+            self.woken.clear()
+            self._opened += 1
+            opening = self.current = self._open_next()
+            began_s = time.monotonic()
+            opening.start()
+            reason = self._watch(opening)
+            if self._stopped.is_set():
+                opening.abandon()
+                return
+            if not self._live:
+                self._finish(opening, reason)
+                return
+            self._lose(reason)
+            if opening.delivered and time.monotonic() - began_s > self._config.stall_s:
+                self._back_off.reset()
+            self._pause(opening)
+
+    def _watch(self, opening: Opening[Any]) -> str:
+        """Until the opening is over, or hangs and is abandoned: why, empty at a clean end."""
+        stall_s, seen, first = self._config.stall_s, 0, True
+        while not self._stopped.is_set():
+            over, waiting_s = opening.over, opening.waiting_s()
+            if opening.delivered > seen and waiting_s <= stall_s:
+                self._run(opening, again=first and self._opened > 1)
+                first = False
+            seen = opening.delivered
+            if over:
+                return str(opening.error or "")
+            if waiting_s > stall_s:
+                # A live source may still answer: its library's own limit is stall_s, too, and frees the thread.
+                if not self._live or waiting_s > 1.5 * stall_s + 1.0:
+                    opening.abandon()
+                    return self._missed
+                self._lose(self._missed)
+            self.woken.wait(min(1.0, stall_s / 4))
+            self.woken.clear()
+        return ""
+
+    def _run(self, opening: Opening[Any], *, again: bool) -> None:
+        self._reopened += again
+        news = self._outage.run(time.monotonic(), opening.about)
+        if news:
+            self._on_change("running", news)
+
+    def _lose(self, reason: str) -> None:
+        if self._outage.lose(time.monotonic(), reason):
+            self._on_change("lost", reason)
+
+    def _finish(self, opening: Opening[Any], reason: str) -> None:
+        if reason:
+            self._outage.lose(time.monotonic(), reason)
+            self._finish_with(opening.error or SourceError(reason))
+        else:
+            self._outage.end()
+            self._finish_with(None)
+
+    def _pause(self, opening: Opening[Any]) -> None:
+        """Before the next attempt; for as long as too many openings hang."""
+        self._hanging = [hung for hung in (*self._hanging, opening) if not hung.join(0)]
+        self._stopped.wait(self._back_off.next(random.random()))
+        while len(self._hanging) >= _HANGING_MAX and not self._stopped.wait(1.0):
+            self._hanging = [hung for hung in self._hanging if not hung.join(0)]
