@@ -14,8 +14,8 @@ from agent.messages import ChannelOrder, Frame, Image
 class Grabber:
     """Frames of one source, for one consumer.
 
-    A live source, and a replay at realtime, hands on its newest frame only; a replay at `pace=fast` every one. How
-    a source is kept open, see `agent.capture.keeper.Keeper`.
+    A live source, and a replay at realtime, hands on its newest frame only; a replay at `pace=fast` every one.
+    How a source is kept open, see `agent.capture.keeper.Keeper`.
     """
 
     def __init__(self, stream: str, uri: str, config: CaptureConfig, *, on_change: OnChange) -> None:

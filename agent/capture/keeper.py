@@ -1,4 +1,4 @@
-"""The keeper of a source: opens it, watches it, and opens it again until it is back. What flows is not its affair."""
+"""The keeper of a source: opens it, watches it, and opens it again until it is back, whatever it gives."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _HANGING_MAX = 3
 _STOP_S = 0.3
 
 OnChange = Callable[[str, str], None]
-"""Called with (`lost`, reason) once per outage and (`running`, `back after 12 s`) once after it, from the keeper's
-thread. Logging it is the caller's."""
+"""Called with (`lost`, reason) once per outage and (`running`, `back after 12 s`) once after it, from a thread of
+the keeper. Logging it is the caller's."""
 
 
 class CaptureStats(Struct, frozen=True):

@@ -1,0 +1,173 @@
+"""Microphones, through PortAudio: whatever ALSA, PulseAudio or PipeWire offer."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import time
+from typing import Any
+
+import numpy as np
+
+from agent.capture.choice import Format, choose, fitting, why
+from agent.capture.portaudio import PORTAUDIO, Input
+from agent.capture.ratemeter import RateMeter
+from agent.capture.ring import Ring
+from agent.capture.sound import Block, mono
+from agent.capture.uri import Address
+from agent.errors import SourceError
+
+log = logging.getLogger(__name__)
+
+_BLOCK_S, _RING_S = 0.03, 4.0
+_LATENCY_S = 0.2
+"""What the system keeps for us while we are held up. It hands on what it has, and costs less with more room."""
+_MOMENT_MS = 200
+_AGE_MAX_S = 1.0
+_NOTHING = np.empty(0, np.int16)
+
+
+class Microphone:
+    """An open microphone. PortAudio's thread writes into a ring and never waits; whoever reads is woken."""
+
+    live, paced = True, False
+
+    def __init__(self, address: Address, stall_s: float, rate_hz: int) -> None:
+        self._address, self._shown, self._stall_s, self._wanted_hz = address, address.shown, stall_s, rate_hz
+        self._stream: Any = None
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._wake, select.POLLIN)
+        self._lost = 0
+        try:
+            self._open()
+        except BaseException:
+            os.close(self._wake)
+            raise
+
+    def read(self) -> Block | None:
+        """The next sound; none after a moment in which nothing came."""
+        if PORTAUDIO.asks_to_close:
+            self._reopen()
+        if not self._poll.poll(_MOMENT_MS):
+            return self._silent()
+        os.eventfd_read(self._wake)
+        heard = self._ring.read()
+        lost, self._lost = self._lost, heard.lost
+        if not len(heard.frames):
+            self._lost += lost
+            return self._silent()
+        self._last_s = time.monotonic()
+        if heard.lost:
+            self._meter.restart()
+        elif (measured_hz := self._meter.add(len(heard.frames), heard.read_ns / 1e9)) is not None:
+            self._correct(measured_hz)
+        return Block(mono(heard.frames, self._channel), lost, heard.at_ns, heard.read_ns)
+
+    def close(self) -> None:
+        """Free the device. May be called twice."""
+        if self._stream is not None:
+            self._leave()
+            os.close(self._wake)  # after the callback's last breath: the number may be somebody else's soon
+
+    def _open(self) -> None:
+        self._finished = False
+        self._at_ns, self._last_s = 0, time.monotonic()
+        self._stream = PORTAUDIO.open(self._shown, self._stall_s, self._make)
+        self._meter = RateMeter(self.rate_hz)
+
+    def _leave(self) -> None:
+        stream, self._stream = self._stream, None
+        PORTAUDIO.close(self._shown, self._stall_s, stream)
+
+    def _reopen(self) -> None:
+        """Another microphone is missed, and is seen only when nobody has one open."""
+        gone_s = time.monotonic()
+        self._leave()
+        PORTAUDIO.gather()
+        try:
+            self._open()
+        except SourceError:
+            os.close(self._wake)
+            raise
+        self._lost += round((time.monotonic() - gone_s) * self.rate_hz)
+
+    def _make(self, library: Any, found: list[Input]) -> Any:
+        device = choose(found, self._address.target, library.default.device[0], self._shown)
+        form = fitting(library, device, self._address, self._wanted_hz)
+        self.rate_hz, self._channel = form.rate_hz, form.channel
+        self._ring = Ring(round(_RING_S * form.rate_hz), form.channels)
+        self.about = f"{device.name}: {form.rate_hz} Hz, {form.channels} channel{'s' * (form.channels != 1)}"
+        try:
+            return self._started(library, device.number, form)
+        except library.PortAudioError as error:
+            raise SourceError(f"{self._shown}: {device.name} cannot be opened: {why(error)}") from None
+
+    def _started(self, library: Any, number: int, form: Format) -> Any:
+        stream = library.RawInputStream(
+            samplerate=form.rate_hz,
+            channels=form.channels,
+            dtype="int16",
+            device=number,
+            blocksize=round(_BLOCK_S * form.rate_hz),
+            latency=_LATENCY_S,
+            callback=self._hear,
+            finished_callback=self._finish,
+        )
+        try:
+            stream.start()
+        except library.PortAudioError:
+            stream.close()
+            raise
+        return stream
+
+    def _hear(self, data: Any, count: int, times: Any, status: Any) -> None:
+        """PortAudio's callback: copies, wakes, and is gone."""
+        now_ns = time.monotonic_ns()
+        age_s = times.currentTime - times.inputBufferAdcTime - count / self.rate_hz
+        self._at_ns = max(self._at_ns, now_ns - round(min(max(age_s, 0.0), _AGE_MAX_S) * 1e9))
+        if status.input_overflow:
+            self._ring.miss(count)  # how many the system has lost nobody tells: at least about a block
+        self._ring.write(np.frombuffer(data, np.int16).reshape(count, -1), self._at_ns, now_ns)
+        self._rouse()
+
+    def _finish(self) -> None:
+        self._finished = True
+        self._rouse()
+
+    def _rouse(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(self._wake, 1)
+
+    def _silent(self) -> Block:
+        """Nothing came for a moment: whether that is bearable."""
+        if self._finished:
+            raise SourceError(f"{self._shown}: the microphone is gone: unplugged, or its sound server ended")
+        if time.monotonic() - self._last_s > self._stall_s:
+            raise SourceError(f"{self._shown}: no sound for {self._stall_s:g} s")
+        return Block(_NOTHING)
+
+    def _correct(self, measured_hz: int) -> None:
+        """The device lies about its rate: from here on what it really delivers is believed."""
+        log.error(
+            "%s: claims %d samples per second and delivers about %d; taking it for %d Hz. If it sounds wrong, the"
+            " driver or the cable loses sound",
+            self._shown,
+            self.rate_hz,
+            measured_hz,
+            measured_hz,
+        )
+        self.about = f"{self.about}, really {measured_hz} Hz"
+        self.rate_hz = measured_hz
+        self._meter = RateMeter(measured_hz)
+
+
+def open_microphone(address: Address, stall_s: float, rate_hz: int) -> Microphone:
+    """Open a microphone.
+
+    Raises:
+        SourceError: PortAudio is missing; there is no such microphone, or more than one; another program uses it.
+    """
+    return Microphone(address, stall_s, rate_hz)

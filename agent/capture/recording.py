@@ -1,0 +1,134 @@
+"""Recordings: sound files, once or in a loop, at their own pace or as fast as they are taken."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from agent.capture.resampler import to_int16
+from agent.capture.sound import Block, mono
+from agent.capture.uri import Address
+from agent.errors import SourceError
+
+_LIVE_BLOCK_S, _FAST_BLOCK_S = 0.03, 0.1
+
+
+class Recording:
+    """A sound file."""
+
+    live = False
+
+    def __init__(self, file: Any, address: Address) -> None:
+        self._file, self._shown = file, address.shown
+        self._channel, self._loop = address.options.channel, address.options.loop
+        self.paced = address.options.pace == "realtime"
+        self.rate_hz, self._seen = int(file.samplerate), 0
+        self._block = max(1, round(self.rate_hz * (_LIVE_BLOCK_S if self.paced else _FAST_BLOCK_S)))
+        self.about = f"{self.rate_hz} Hz, {_plural(file.channels, 'channel')}, {file.format} {file.subtype}"
+
+    def read(self) -> Block | None:
+        """The next block; None at the end."""
+        frames = self._frames()
+        if not len(frames):
+            if self._seen < self._file.frames:
+                expected = f"expected {self._file.frames:,} samples, as the file says"
+                raise SourceError(f"{self._shown}: {expected}; found {self._seen:,}: cut off")
+            if not self._loop:
+                return None
+            self._file.seek(0)
+            self._seen, frames = 0, self._frames()
+        self._seen += len(frames)
+        return Block(to_int16(mono(frames, self._channel)))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _frames(self) -> Any:
+        try:
+            return self._file.read(self._block, dtype="float32", always_2d=True)
+        except RuntimeError as error:  # soundfile's own are RuntimeErrors
+            raise SourceError(f"{self._shown}: expected more sound; the file is damaged: {error}") from None
+
+
+def open_recording(address: Address, stall_s: float, rate_hz: int) -> Recording:
+    """Open a sound file.
+
+    Raises:
+        SourceError: it is missing, cannot be read, is none, has no samples, is cut off, or lacks the channel.
+    """
+    path, shown = Path(address.target), address.shown
+    _check_path(path, shown)
+    library = _library(shown)
+    try:
+        file = library.SoundFile(path)
+    except (OSError, RuntimeError) as error:
+        raise SourceError(f"{shown}: expected a sound file; {_found(path, error)}") from None
+    try:
+        _check_content(file, path, address)
+    except SourceError:
+        file.close()
+        raise
+    return Recording(file, address)
+
+
+def _check_path(path: Path, shown: str) -> None:
+    if not path.exists():
+        raise SourceError(f"{shown}: expected a sound file; there is no {path.absolute()}")
+    if not path.is_file():
+        raise SourceError(f"{shown}: expected a sound file; found {'a folder' if path.is_dir() else 'none'}")
+
+
+def _check_content(file: Any, path: Path, address: Address) -> None:
+    if not file.frames:
+        raise SourceError(f"{address.shown}: expected sound; the file has no samples: cut off?")
+    channel = address.options.channel
+    if channel is not None and channel >= file.channels:
+        found = f"found {_plural(file.channels, 'channel')}, which count from 0"
+        raise SourceError(f"{address.shown}: expected a channel {channel}; {found}")
+    promised = _promised(path)
+    if promised > path.stat().st_size:
+        size = path.stat().st_size
+        raise SourceError(
+            f"{address.shown}: expected {promised:,} bytes, as the file says; found {size:,}: cut off"
+        )
+
+
+def _promised(path: Path) -> int:
+    """How long a WAV must be at least for the samples that its header promises, bytes; 0: it does not tell."""
+    with path.open("rb") as file:
+        if file.read(4) != b"RIFF":
+            return 0
+        file.seek(12)
+        while len(head := file.read(8)) == 8:
+            size = int.from_bytes(head[4:], "little")
+            if head[:4] == b"data":
+                # A recorder that wrote to a pipe could not know, and says the most or nothing.
+                return 0 if size >= 0x7FFFF000 else file.tell() + size
+            file.seek(size + size % 2, 1)
+    return 0
+
+
+def _found(path: Path, error: Exception) -> str:
+    try:
+        with path.open("rb"):
+            size = path.stat().st_size
+    except OSError as denied:
+        return f"it cannot be read: {denied.strerror}; check its owner and mode"
+    reason = getattr(error, "error_string", "") or str(error)
+    return "found an empty file" if not size else f"found {size:,} bytes that are none: {reason.rstrip('.')}"
+
+
+def _library(shown: str) -> Any:
+    try:
+        return importlib.import_module("soundfile")
+    except (ImportError, OSError) as error:
+        raise SourceError(
+            f"{shown}: expected the library that reads sound files; it cannot be loaded ({error}):"
+            " sudo apt install libsndfile1"
+        ) from None
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
