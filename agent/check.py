@@ -65,10 +65,9 @@ def _steps(name: str, stream: StreamConfig) -> Iterator[Step]:
 
 
 def _open(name: str, stream: StreamConfig) -> None:
-    from agent.compute.vision import Vision
-    from agent.library import open_model
+    from agent.senses import open_sense
 
-    Vision(name, stream, open_model(stream.model, stream.rung)).close()
+    open_sense(name, stream).close()
 
 
 def _first_problem(steps: Iterable[Step]) -> Iterator[tuple[Keys, VedetteError]]:

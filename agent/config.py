@@ -112,19 +112,33 @@ class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         motion: skip inference while nothing moves.
-        sensitivity: 0 sees only large changes, 1 the smallest.
+        voice: skip inference while nothing is to be heard.
+        sensitivity: 0 notices only large changes, 1 the smallest.
         min_area: share of the frame that a moving region must cover.
-        hold_s: stays open for so long after the last motion, s.
-        max_idle_s: an inference at least so often, even when nothing moves, s.
+        hold_s: stays open for so long after the last motion or sound, s.
+        max_idle_s: an inference at least so often, even when nothing moves or sounds, s.
+        pre_roll_s: what was heard for so long before the gate opened is listened to as well, s.
         crop: infer on the moving regions instead of the whole frame when they are small (far objects).
     """
 
     motion: bool = True
+    voice: bool = True
     sensitivity: Unit = 0.5
     min_area: Unit = 0.0005
     hold_s: Annotated[float, Meta(ge=0.0, le=1e8)] = 1.0
     max_idle_s: Seconds = 30.0
+    pre_roll_s: Annotated[float, Meta(ge=0.0, le=10.0)] = 0.5
     crop: bool = False
+
+
+class LadderConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[streams.NAME.ladder]`: for a model of several depths or sizes, with `rung` left open.
+
+    Attributes:
+        budget_ms: for all rungs of one input together; a deeper one is not begun that would exceed it, ms.
+    """
+
+    budget_ms: Annotated[float, Meta(gt=0.0, le=1e6)] = 100.0
 
 
 class DecodeConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -202,10 +216,11 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
         source: URI, see `agent.capture.source`.
         model: name of a bundled model, or a path to a `.tflite` or to its manifest `.toml`.
         enabled: whether it runs.
-        rung: size or depth of the model; empty: its first.
+        rung: size or depth of the model; empty: by how hard the input is where the model has learned that
+            (`vedette models calibrate`), else its first.
         backend: `auto`, or one that never falls back.
         threads: of the CPU backend; 0: chosen by the number of cores.
-        capture, gate, decode, track, zones, publish: see each.
+        capture, gate, ladder, decode, track, zones, publish: see each.
     """
 
     source: Annotated[str, Meta(min_length=1)]
@@ -216,6 +231,7 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
     threads: Annotated[int, Meta(ge=0, le=64)] = 0
     capture: CaptureConfig = CaptureConfig()
     gate: GateConfig = GateConfig()
+    ladder: LadderConfig = LadderConfig()
     decode: DecodeConfig = DecodeConfig()
     track: TrackConfig = TrackConfig()
     zones: tuple[ZoneConfig, ...] = ()

@@ -12,18 +12,18 @@ from agent.compute.decode.metadata import manifest_of
 from agent.compute.infer.extract import only_signature
 from agent.compute.infer.modelfile import ModelFile, read_modelfile
 from agent.errors import ModelError
-from agent.manifest import Manifest, Model
+from agent.manifest import Manifest, Model, Rung
 from agent.storage.models import load_file
 
 _open: WeakValueDictionary[tuple[str, str, str], Model] = WeakValueDictionary()
 
 
 def open_model(name_or_path: str, rung: str = "") -> Model:
-    """One rung of the model of that name or path, and nothing of the others.
+    """The model of that name or path with the rungs that may run, and nothing of the others.
 
     Args:
         name_or_path: see `agent.storage.models.load_file`.
-        rung: its name; empty: the manifest's first.
+        rung: its name; empty: those of its ladder, or the manifest's first.
 
     Raises:
         ModelError: there is none, it is broken, or nothing tells how to use it.
@@ -32,18 +32,25 @@ def open_model(name_or_path: str, rung: str = "") -> Model:
     sha256 = hashlib.sha256(content).hexdigest()
     try:
         manifest = manifest or guessed(content, read_modelfile(content), name_or_path)
-        chosen = manifest.rung(rung)
-        key, several = (name_or_path, sha256, chosen.name), len(manifest.rungs) > 1
-        manifest = replace(manifest, rungs=(chosen,))
+        kept = _kept(manifest, rung)
+        key, all_there_are = (name_or_path, sha256, " ".join(one.name for one in kept)), len(manifest.rungs)
+        manifest = replace(manifest, rungs=kept)
         known = _open.get(key)
         if known is not None and known.manifest == manifest:  # it may have been written anew for the same file
             return known
-        if several:
-            content = only_signature(content, chosen.signature)
+        if len(kept) == 1 < all_there_are:
+            content = only_signature(content, kept[0].signature)
     except ModelError as error:
         raise ModelError(f"{name_or_path}: {error}") from None
     _open[key] = model = Model(content, sha256, manifest, name_or_path)
     return model
+
+
+def _kept(manifest: Manifest, rung: str) -> tuple[Rung, ...]:
+    """The rungs that may run: every one of a ladder, else those that lead to the one asked for; deepest first."""
+    if not rung and manifest.ladder:
+        return manifest.rungs
+    return manifest.chain(rung)[::-1]
 
 
 def guessed(content: bytes, modelfile: ModelFile, path: str) -> Manifest:

@@ -29,6 +29,26 @@ class InputManifest(Struct, frozen=True, forbid_unknown_fields=True):
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
+class AudioManifest(Struct, frozen=True, forbid_unknown_fields=True):
+    """How sound becomes the input tensor: samples → rows of a front end → the newest rows, quantised.
+
+    Attributes:
+        rate_hz: of the samples that the front end takes.
+        frontend: name of a front end in `agent.compute.infer.audio`.
+        every_s: from one inference to the next, s; 0: whenever the tensor is full of new rows, for a model that
+            remembers what it has heard.
+        mean, std: `(row - mean) / std`, in the tensor's real-valued domain.
+        options: what this front end needs besides, checked by it.
+    """
+
+    rate_hz: Annotated[int, Meta(ge=4000, le=192_000)]
+    frontend: str
+    every_s: Annotated[float, Meta(ge=0.0, le=60.0)] = 0.0
+    mean: float = 0.0
+    std: Annotated[float, Meta(gt=0.0)] = 1.0
+    options: dict[str, Any] = {}
+
+
 class OutputManifest(Struct, frozen=True, forbid_unknown_fields=True):
     """How the output tensors become detections.
 
@@ -53,10 +73,22 @@ class Rung(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         name: what the config, the commands and the messages call it.
         signature: the signature of the file that runs it; empty for the model's only graph.
+        after: name of the rung whose hidden state it goes on from; empty: it takes the model's input itself.
+        depth: layers that its answer has gone through, for people.
+        multiply_adds: of this rung alone, without those that it goes on from.
+        confidence: at or above it no deeper rung is asked; None: it has the last word.
+        temperature: what the scores are divided by before the softmax, so that confidence means a share of hits.
+        complexity: an input up to this complexity, 0..1, may begin here; one above begins at a deeper rung.
     """
 
     name: str
     signature: str = ""
+    after: str = ""
+    depth: Annotated[int, Meta(ge=0)] = 0
+    multiply_adds: Annotated[int, Meta(ge=0)] = 0
+    confidence: Unit | None = None
+    temperature: Annotated[float, Meta(gt=0.0)] = 1.0
+    complexity: Unit = 1.0
 
 
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,7 +97,8 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         name: what the messages call the model.
         output: see `OutputManifest`.
-        input: see `InputManifest`.
+        input: for a model of pictures, see `InputManifest`.
+        audio: for a model of sound, see `AudioManifest`; None: it takes pictures.
         file: name of the model file beside the manifest.
         sha256: of the model file; checked when it is loaded. Empty: not checked.
         licence: SPDX expression of the weights.
@@ -77,6 +110,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     output: OutputManifest
     input: InputManifest = InputManifest()
+    audio: AudioManifest | None = None
     file: str = ""
     sha256: str = ""
     licence: str = ""
@@ -95,6 +129,26 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
                 return rung
         known = ", ".join(r.name for r in self.rungs)
         raise ModelError(f"model {self.name} has no rung {name!r}; it has: {known}")
+
+    @property
+    def ladder(self) -> tuple[Rung, ...]:
+        """Rungs that an input may climb, shallow first; empty when nothing was learned about when to stop."""
+        rungs = self.rungs[::-1]
+        return rungs if any(rung.confidence is not None for rung in rungs) else ()
+
+    def chain(self, name: str) -> tuple[Rung, ...]:
+        """The rungs that run for this one, in order: those whose hidden state it goes on from, and itself.
+
+        Raises:
+            ModelError: there is no such rung, or they go on from each other in a circle.
+        """
+        chain = [self.rung(name)]
+        while chain[0].after:
+            before = self.rung(chain[0].after)
+            if before in chain:
+                raise ModelError(f"model {self.name}: rung {before.name!r} goes on from itself")
+            chain.insert(0, before)
+        return tuple(chain)
 
 
 class Model(Struct, frozen=True, weakref=True):

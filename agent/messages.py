@@ -25,7 +25,7 @@ WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 Point = tuple[float, float]
 ChannelOrder = Literal["bgr", "rgb"]
-EventKind = Literal["new", "update", "end"]
+EventKind = Literal["new", "update", "end", "heard"]
 
 
 class Frame(Struct, frozen=True, gc=False):
@@ -139,12 +139,13 @@ class Track(Struct, frozen=True, omit_defaults=True):
 
 
 class Event(Struct, frozen=True):
-    """A track began, changed, or ended. Every `new` has exactly one `end`.
+    """A track began, changed, or ended, or a word was heard. Every `new` has exactly one `end`.
 
     Attributes:
-        kind: new | update | end.
-        track: as it stands now.
-        reason: why: `appeared`, `zone`, `moved`, `clearer`, `still here`, `lost`, `ended`, `stall`, `shutdown` …
+        kind: new | update | end | heard.
+        track: as it stands now; a word's is over when it is told.
+        reason: why: `appeared`, `zone`, `moved`, `clearer`, `still here`, `lost`, `ended`, `stall`, `shutdown`,
+            `restart`, `word` …
     """
 
     kind: EventKind

@@ -5,21 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 
-from agent.capture.grabber import Grabber
 from agent.capture.source import check_uri
 from agent.comms.payload import ModelId, StreamHealth
 from agent.comms.reporter import Board, EventSink, Reporter
 from agent.comms.topics import Topics
-from agent.compute.vision import Vision
 from agent.config import StreamConfig
+from agent.corridor import Corridor, Tally
 from agent.errors import BackendError, VedetteError
 from agent.library import open_model
 from agent.manifest import Model
-from agent.pipeline import Pipeline, Tally
+from agent.senses import Input, Sense, open_corridor, open_sense
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +52,10 @@ class Stream:
         self._desk = desk
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._vision: Vision | None = None
-        self._pipeline: Pipeline | None = None
+        self._sense: Sense | None = None
+        self._pipeline: Corridor[Any] | None = None
         self._reporter: Reporter | None = None
-        self._grabber: Grabber | None = None
+        self._source: Input | None = None
         self._model: Model | None = None
         self._before, self._before_at = Tally(), time.monotonic()
 
@@ -70,7 +69,7 @@ class Stream:
             check_uri(self.config.source)
             if self.config.enabled:
                 self._model = open_model(self.config.model, self.config.rung)
-                self._vision = Vision(self.name, self.config, self._model)
+                self._sense = open_sense(self.name, self.config, self._model)
         except VedetteError as error:
             self.state, self.detail = "failed", str(error)
             raise
@@ -104,9 +103,10 @@ class Stream:
     @property
     def standing(self) -> tuple[State, str]:
         """State now and why; while it runs, its source's."""
-        if self.state == "running" and self._grabber is not None:
-            capture = self._grabber.stats
-            return capture.state, capture.detail
+        if self.state == "running" and self._source is not None:
+            capture = self._source.stats
+            alarm = self._sense.alarm if self._sense is not None else ""
+            return capture.state, capture.detail or alarm
         return self.state, self.detail
 
     @property
@@ -127,8 +127,9 @@ class Stream:
         before, seconds = self._before, max(1e-3, now - self._before_at)
         self._before, self._before_at = tally, now
         inferences = max(0, tally.inferences - before.inferences)
-        capture = self._grabber.stats if self._grabber else None
-        vision, model = self._vision, self._model  # the stream's thread may close its own meanwhile
+        capture = self._source.stats if self._source else None
+        sense, model = self._sense, self._model  # the stream's thread may close its own meanwhile
+        backend, rung = sense.answered_by if sense else ("", "")
         state, detail = self.standing
         return StreamHealth(
             state=state,
@@ -139,10 +140,10 @@ class Stream:
             frames=capture.frames if capture else 0,
             dropped=capture.dropped if capture else 0,
             reopened=capture.reopened if capture else 0,
-            tracks=vision.tracker.alive if vision else 0,
+            tracks=sense.tracker.alive if sense else 0,
             model=model.manifest.name if model else "",
-            backend=vision.session.backend if vision else "",
-            rung=vision.session.rung if vision else "",
+            backend=backend,
+            rung=rung,
         )
 
     def _supervise(self) -> None:
@@ -179,29 +180,28 @@ class Stream:
         self.state, self.detail = "failed", detail
 
     def _run(self) -> None:
-        if self._vision is None:
+        if self._sense is None:
             self.prepare()
-        assert self._vision is not None
+        assert self._sense is not None
         assert self._model is not None
         model = ModelId(self._model.manifest.name, self._model.sha256[:12])
         publish = self.config.publish
         desk = self._desk
         reporter = self._reporter = Reporter(desk.topics, self.name, publish, model, desk.events, desk.board)
         reporter.counts(dict.fromkeys(self.config.decode.labels, 0))
-        self._grabber = Grabber(self.name, self.config.source, self.config.capture, on_change=self._changed)
-        self._pipeline = Pipeline(self._grabber, self._vision, reporter, publish)
+        self._source, self._pipeline = open_corridor(self.name, self.config, self._sense, reporter, self._changed)
         self._before = Tally()
-        self._grabber.start()
+        self._source.start()
         self.state, self.detail = "running", ""
         try:
             self._pipeline.run(self._stop)
         finally:
-            self._grabber.stop()
+            self._source.stop()
 
     def _changed(self, state: str, reason: str) -> None:
         (log.warning if state == "lost" else log.info)("stream %s: %s: %s", self.name, state, reason)
 
     def _close(self) -> None:
-        vision, self._vision = self._vision, None
-        if vision is not None:
-            vision.close()
+        sense, self._sense = self._sense, None
+        if sense is not None:
+            sense.close()

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from agent.comms import payload
 from agent.comms.topics import Topics
 from agent.config import PublishConfig
-from agent.messages import Event, Frame, Seen, Stages, Track, Will
+from agent.messages import Event, Seen, Stages, Track, Will
 
 
 class EventSink(Protocol):
@@ -57,16 +57,24 @@ class Reporter:
         self._answered_by = ("", "")
         self._counts: dict[str, int] = {}
 
-    def seen(self, frame: Frame, seen: Seen, backend: str, rung: str) -> None:
-        """Report what one frame gave."""
+    def seen(self, seq: int, at: datetime, seen: Seen, backend: str, rung: str) -> None:
+        """Report what one frame, or some sound, gave.
+
+        Args:
+            seq: its number within the stream.
+            at: its capture, UTC.
+            seen: what it gave.
+            backend: that answered.
+            rung: that answered.
+        """
         if seen.events:
-            self.events(seen.events, frame.captured_at, seen.stages, backend, rung)
+            self.events(seen.events, at, seen.stages, backend, rung)
         if self._config.detections and seen.detections is not None:
             message = payload.DetectionsMessage(
                 self._topics.device,
                 self._stream,
-                frame.seq,
-                frame.captured_at,
+                seq,
+                at,
                 seen.detections,
                 _latency(seen.stages),
                 self._model,
@@ -95,10 +103,15 @@ class Reporter:
         latency = _latency(stages)
         for event in events:
             body = self._body(event, at, latency)
-            will = (
-                None if event.kind == "end" else self._body(Event("end", event.track, "restart"), at, _NO_LATENCY)
-            )
-            self._events.put(topic, body, Will(event.track.id, will))
+            self._events.put(topic, body, self._will(event, at))
+
+    def _will(self, event: Event, at: datetime) -> Will | None:
+        """What is to be said of a track if the process dies; a word is over when it is told."""
+        if event.kind == "heard":
+            return None
+        over = event.kind == "end"
+        body = None if over else self._body(Event("end", event.track, "restart"), at, _NO_LATENCY)
+        return Will(event.track.id, body)
 
     def _body(self, event: Event, at: datetime, latency: payload.Latency) -> bytes:
         return payload.encode(
@@ -132,6 +145,8 @@ class Reporter:
     def _wanted(self, event: Event) -> Event | None:
         """With `only_zones`, a track begins when it first stands in a zone, and only then has an end."""
         track = event.track
+        if event.kind == "heard":
+            return event
         if event.kind == "end":
             return event if self._open.pop(track.id, None) else None
         if track.id not in self._open:

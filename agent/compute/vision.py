@@ -42,7 +42,7 @@ class Vision:
         # Streams are what runs in parallel. OpenCV's own threads halve the time of a resize at best, wait for
         # each other by spinning, and cost half as much CPU again.
         cv2.setNumThreads(1)
-        self.model = model
+        self.model, self.alarm = model, ""
         self._config = config
         zones = Zones(config.zones)
         options = Options(rung=model.manifest.rung(config.rung).name, threads=config.threads)
@@ -87,6 +87,11 @@ class Vision:
                 tracked - decoded,
             ),
         )
+
+    @property
+    def answered_by(self) -> tuple[str, str]:
+        """Backend and rung of the newest answer."""
+        return self.session.backend, self.session.rung
 
     def tick(self, at_ns: int, at: datetime) -> list[Event]:
         """Time passes and no frame comes: ends that are due."""

@@ -1,4 +1,7 @@
-"""Models on disk: a bundled one by its name, or any by its path. Everything that is read is untrusted."""
+"""Models on disk: a bundled one by its name, or any by its path. Everything that is read is untrusted.
+
+A manifest is a TOML file of ours, or a JSON file of microWakeWord's: `wakeword/NAME` is one of its package's.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from msgspec.structs import replace
 
 from agent.errors import ModelError, reason_of
 from agent.manifest import Manifest, manifest_from
+from agent.storage import wakeword
 
 ZOO = Path(__file__).parent.parent / "zoo"
 _MODEL, _MANIFEST = ".tflite", ".toml"
@@ -31,8 +35,8 @@ def load_file(path: str | Path) -> tuple[bytes, Manifest | None]:
     """A model file, and its manifest where there is one.
 
     Args:
-        path: a bundled name, or a path to a `.tflite` or to its manifest `.toml`; a relative one starts at the
-            working folder. The manifest of a `.tflite` is the `.toml` of the same stem.
+        path: a bundled name, or a path to a `.tflite` or to its manifest, `.toml` or `.json`; a relative one
+            starts at the working folder. The manifest of a `.tflite` is the `.toml` of the same stem.
 
     Returns:
         the model's bytes, and None for a `.tflite` without a manifest.
@@ -41,7 +45,7 @@ def load_file(path: str | Path) -> tuple[bytes, Manifest | None]:
         ModelError: there is none of that name, it cannot be read, or its hash is wrong.
     """
     path = _resolve(str(path))
-    if path.suffix != _MANIFEST:
+    if path.suffix == _MODEL:
         beside = path.with_suffix(_MANIFEST)
         if not beside.is_file():
             return _read(path, _LARGEST), None
@@ -56,8 +60,11 @@ def load_file(path: str | Path) -> tuple[bytes, Manifest | None]:
 
 def _resolve(name_or_path: str) -> Path:
     path = Path(name_or_path)
-    if path.suffix in (_MODEL, _MANIFEST) or len(path.parts) != 1 or path.exists():
-        if path.suffix not in (_MODEL, _MANIFEST):
+    known = (_MODEL, _MANIFEST, wakeword.SUFFIX)
+    if path.suffix not in known and name_or_path.startswith(wakeword.PREFIX):
+        return wakeword.packaged_path(name_or_path)
+    if path.suffix in known or len(path.parts) != 1 or path.exists():
+        if path.suffix not in known:
             raise ModelError(f"{path}: a model is a {_MODEL} file or its manifest, a {_MANIFEST} file")
         return path
     names = bundled()
@@ -72,6 +79,8 @@ def _resolve(name_or_path: str) -> Path:
 
 
 def _manifest(path: Path) -> Manifest:
+    if path.suffix == wakeword.SUFFIX:
+        return wakeword.read(_read(path, _LARGEST_TEXT), str(path))
     try:
         data = tomllib.loads(_text(path))
     except (tomllib.TOMLDecodeError, RecursionError) as error:

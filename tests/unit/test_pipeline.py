@@ -179,5 +179,6 @@ def test_seen_without_events_reports_nothing(tmp_path: Path) -> None:
 
     kept = Kept()
     _, reporter = house(tmp_path, kept)
-    reporter.seen(frames(1)[0], Seen([], None, Stages()), "cpu", "full")
+    frame = frames(1)[0]
+    reporter.seen(frame.seq, frame.captured_at, Seen([], None, Stages()), "cpu", "full")
     assert kept.puts == []

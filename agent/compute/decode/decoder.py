@@ -40,6 +40,7 @@ DECODERS: Mapping[str, str] = {
     "yolo": "agent.compute.decode.yolo",
     "segment": "agent.compute.decode.segment",
     "classify": "agent.compute.decode.classify",
+    "keyword": "agent.compute.decode.keyword",
 }
 """Name in a manifest → module, whose `build(setting)` gives the decoder. The most particular first, as `fitting`
 tries them in this order."""

@@ -1,0 +1,156 @@
+"""When to stop climbing, learned from labelled answers: a temperature per rung, and the cheapest thresholds.
+
+Temperatures: the one that makes the answers' log-likelihood largest (Guo and others, On Calibration of Modern
+Neural Networks, ICML 2017). Thresholds: for a price of a multiply-add, the best one of each rung given those
+of the deeper ones is found exactly, from the deepest to the shallowest; a sweep over prices gives the curve of
+accuracy against cost, and the cheapest point that loses no more than allowed is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from agent.compute.decode.classify import softmax
+from agent.errors import ModelError
+from agent.messages import Array
+
+Logits = NDArray[np.float32]
+"""Answers of every rung to every input, float32 [inputs, rungs, classes]; shallow first."""
+
+_PRICES = np.concatenate(([0.0], np.geomspace(1e-4, 10.0, 120)))
+"""Errors that a whole climb is worth."""
+_LOWEST, _HIGHEST, _STEPS = 0.05, 20.0, 60
+
+
+class Point(Struct, frozen=True):
+    """One choice of thresholds, and what it does on the data.
+
+    Attributes:
+        thresholds: least confidence of each rung but the last.
+        accuracy: share of right answers, 0..1.
+        cost: mean multiply-adds, as a share of those of a whole climb.
+        used: share of inputs that each rung answers.
+    """
+
+    thresholds: tuple[float, ...]
+    accuracy: float
+    cost: float
+    used: tuple[float, ...]
+
+
+class Calibration(Struct, frozen=True):
+    """What was learned.
+
+    Attributes:
+        temperatures: one per rung.
+        chosen: the point that was taken.
+        curve: the points to choose from, dear ones first.
+        full: accuracy of the deepest rung alone.
+        alone: accuracy of each rung alone.
+    """
+
+    temperatures: tuple[float, ...]
+    chosen: Point
+    curve: tuple[Point, ...]
+    full: float
+    alone: tuple[float, ...]
+
+
+def calibrate(logits: Logits, labels: Array, costs: Sequence[float], loss: float) -> Calibration:
+    """Learn temperatures and thresholds.
+
+    Args:
+        logits: see `Logits`.
+        labels: the right class of each input, int [inputs].
+        costs: multiply-adds of each rung by itself.
+        loss: accuracy that may be given away, 0..1.
+
+    Raises:
+        ModelError: there is nothing to learn from, or nothing to learn.
+    """
+    if logits.ndim != 3 or logits.shape[1] < 2 or len(costs) != logits.shape[1]:
+        raise ModelError("a model of one rung has no thresholds to learn")
+    if len(labels) != len(logits) or not len(labels):
+        raise ModelError("there are no labelled answers to learn from")
+    temperatures = tuple(temperature(logits[:, rung], labels) for rung in range(logits.shape[1]))
+    confidence, right = _judged(logits, labels, temperatures)
+    curve = _curve(confidence, right, costs)
+    full = float(right[:, -1].mean())
+    allowed = [point for point in curve if point.accuracy >= full - loss - 1e-9]
+    chosen = min(allowed, key=lambda point: point.cost)
+    alone = tuple(float(share) for share in right.mean(axis=0))
+    return Calibration(temperatures, chosen, tuple(curve), full, alone)
+
+
+def temperature(logits: Array, labels: Array) -> float:
+    """What to divide the logits [inputs, classes] of one rung by, so that a confidence is a share of hits."""
+    grid = np.geomspace(_LOWEST, _HIGHEST, _STEPS)
+    for _ in range(2):
+        losses = [_loss(logits, labels, t) for t in grid]
+        best = int(np.argmin(losses))
+        grid = np.geomspace(grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)], 20)
+    return float(grid[int(np.argmin([_loss(logits, labels, t) for t in grid]))])
+
+
+def tried(logits: Logits, labels: Array, costs: Sequence[float], learned: Calibration) -> Point:
+    """What the chosen thresholds do on other data."""
+    confidence, right = _judged(logits, labels, learned.temperatures)
+    return _point(confidence, right, np.asarray(costs, float), learned.chosen.thresholds)
+
+
+def _loss(logits: Array, labels: Array, t: float) -> float:
+    scores = softmax(np.asarray(logits / np.float32(t), np.float32))
+    return float(-np.log(np.maximum(scores[np.arange(len(labels)), labels], 1e-12)).mean())
+
+
+def _judged(logits: Logits, labels: Array, temperatures: Sequence[float]) -> tuple[Array, Array]:
+    """Confidence and rightness of every answer, [inputs, rungs] each."""
+    scores = softmax(logits / np.asarray(temperatures, np.float32)[None, :, None])
+    return scores.max(axis=2), scores.argmax(axis=2) == labels[:, None]
+
+
+def _curve(confidence: Array, right: Array, costs: Sequence[float]) -> list[Point]:
+    dear = np.asarray(costs, float)
+    found = {_thresholds(confidence, right, dear, price) for price in _PRICES}
+    points = [_point(confidence, right, dear, thresholds) for thresholds in found]
+    return sorted(points, key=lambda point: -point.cost)
+
+
+def _thresholds(confidence: Array, right: Array, costs: Array, price: float) -> tuple[float, ...]:
+    """The best for one price: each rung's given those of the deeper ones."""
+    whole = costs.sum()
+    later = (~right[:, -1]).astype(float) + price * costs[-1] / whole  # what it costs to go on, per input
+    thresholds: list[float] = []
+    for rung in range(confidence.shape[1] - 2, -1, -1):
+        here = (~right[:, rung]).astype(float)
+        order = np.argsort(-confidence[:, rung], kind="stable")
+        # Answers above the threshold stop here, those below go on: the sum over every place to cut.
+        stop = np.concatenate(([0.0], np.cumsum(here[order])))
+        go_on = np.concatenate((np.cumsum(later[order][::-1])[::-1], [0.0]))
+        cut = int(np.argmin(stop + go_on))
+        threshold = _between(confidence[order, rung], cut)
+        thresholds.insert(0, threshold)
+        later = np.where(confidence[:, rung] >= threshold, here, later) + price * costs[rung] / whole
+    return tuple(thresholds)
+
+
+def _between(falling: Array, cut: int) -> float:
+    """A confidence that the first `cut` reach and the others do not; ties go on."""
+    if cut == 0:
+        return 1.0
+    if cut == len(falling):
+        return 0.0
+    return float(min(1.0, (falling[cut - 1] + falling[cut]) / 2 + 1e-6))
+
+
+def _point(confidence: Array, right: Array, costs: Array, thresholds: tuple[float, ...]) -> Point:
+    stops = np.column_stack((confidence[:, :-1] >= np.asarray(thresholds), np.ones(len(confidence), bool)))
+    answered = stops.argmax(axis=1)
+    inputs = np.arange(len(answered))
+    used = np.bincount(answered, minlength=stops.shape[1]) / len(answered)
+    cost = np.cumsum(costs)[answered].mean() / costs.sum()
+    return Point(thresholds, float(right[inputs, answered].mean()), float(cost), tuple(map(float, used)))

@@ -1,0 +1,176 @@
+"""Climbs a model's rungs for one input: runs them, hands the hidden state on, and asks the ladder when to stop.
+
+Rungs that go on from each other (depths) repeat nothing. Rungs that stand alone (sizes) are given the input anew.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+from msgspec import Struct
+
+from agent.compute.decode import Decoder, build_decoder
+from agent.compute.decode.keyword import HIDDEN, Keyword
+from agent.compute.decode.quant import Floats
+from agent.compute.infer.backend import Session
+from agent.compute.infer.ladder import Ladder
+from agent.config import StreamConfig
+from agent.errors import ModelError
+from agent.manifest import Manifest, Rung
+from agent.messages import Array, Detection
+
+
+class Answer(Struct, frozen=True):
+    """What the model says of one input.
+
+    Attributes:
+        detections: of the rung that answered.
+        scores: float32 [classes]; for a decoder without them, of the detections.
+        confidence: of its best label, 0..1.
+        rung: that gave it.
+    """
+
+    detections: list[Detection]
+    scores: Floats
+    confidence: float
+    rung: str
+
+
+class _Step(Struct, frozen=True):
+    """A rung that is ready to run."""
+
+    rung: Rung
+    decoder: Decoder
+    hidden: int | None
+
+
+class Climb:
+    """One stream's model. For one thread.
+
+    Attributes:
+        keyword: the decoder of the deepest rung, where it tells words.
+        answered: the rung that gave the newest answer.
+    """
+
+    def __init__(self, session: Session, manifest: Manifest, config: StreamConfig) -> None:
+        """Prepare every rung that may run.
+
+        Raises:
+            ModelError: a rung is missing in the file, or does not take what the one before gives.
+        """
+        self._session = session
+        ladder = () if config.rung else manifest.ladder
+        deepest = (config.rung or manifest.rungs[0].name) if not ladder else ladder[-1].name
+        chain = manifest.chain(deepest)
+        if len(chain) == 1 and ladder:  # sizes: each stands alone
+            chain = ladder
+        self._climbs = bool(ladder)
+        self._policy = Ladder(chain, round(config.ladder.budget_ms * 1e6))
+        self._steps = [self._step(rung, manifest, config) for rung in chain]
+        _check_chain(session, chain)
+        session.use(chain[0].name)
+        last = self._steps[-1].decoder
+        self.keyword = last if isinstance(last, Keyword) else None
+        self.answered = deepest
+
+    @property
+    def used(self) -> dict[str, int]:
+        """How often each rung gave the answer."""
+        return {step.rung.name: count for step, count in zip(self._steps, self._policy.used, strict=True)}
+
+    def answer(self, fill: Callable[[Array], None], complexity: float) -> Answer:
+        """Answer one input.
+
+        Args:
+            fill: writes it into the input tensor of the first rung.
+            complexity: 0..1.
+
+        Raises:
+            BackendError: the inference failed.
+        """
+        began = time.monotonic_ns()
+        first = self._policy.first(complexity) if self._climbs else len(self._steps) - 1
+        # The way to a depth leads through those before it; a size is begun with.
+        index, spent = (0 if self._steps[first].rung.after else first), 0
+        while True:
+            self._run(index, fill)
+            now = time.monotonic_ns() - began
+            self._policy.took(index, now - spent)
+            spent, last = now, index + 1 == len(self._steps)
+            if index >= first or last or not self._policy.affords(index + 1, spent):
+                answer = self._read(index)
+                if last or not self._policy.goes_on(index, answer.confidence, spent):
+                    self._policy.used[index] += 1
+                    self.answered = answer.rung
+                    return answer
+            index += 1
+
+    def every(self, fill: Callable[[Array], None]) -> list[Floats]:
+        """What each rung says of one input, shallow first: its raw scores, float32 [classes].
+
+        Raises:
+            BackendError: the inference failed. ModelError: a rung gives no scores.
+        """
+        said = []
+        for index, step in enumerate(self._steps):
+            self._run(index, fill)
+            if not isinstance(step.decoder, Keyword):
+                raise ModelError(f"rung {step.rung.name!r} gives no score for each label")
+            outputs = [self._session.output(number) for number in range(len(self._session.outputs))]
+            said.append(step.decoder.raw(outputs))
+            del outputs
+        return said
+
+    def _step(self, rung: Rung, manifest: Manifest, config: StreamConfig) -> _Step:
+        session = self._session
+        session.use(rung.name)
+        decoder = build_decoder(manifest, session.inputs, session.outputs, config.decode)
+        names = [spec.name for spec in session.outputs]
+        return _Step(rung, decoder, names.index(HIDDEN) if HIDDEN in names else None)
+
+    def _run(self, index: int, fill: Callable[[Array], None]) -> None:
+        session, step = self._session, self._steps[index]
+        if not step.rung.after:
+            session.use(step.rung.name)
+            fill(session.input(0))
+        else:
+            before = self._steps[index - 1]
+            assert before.hidden is not None
+            session.use(before.rung.name)
+            hidden = session.output(before.hidden)
+            session.use(step.rung.name)
+            np.copyto(session.input(0), hidden)
+            del hidden
+        session.invoke()
+
+    def _read(self, index: int) -> Answer:
+        session, step = self._session, self._steps[index]
+        outputs = [session.output(number) for number in range(len(session.outputs))]
+        if isinstance(step.decoder, Keyword):
+            scores = step.decoder.probabilities(outputs, step.rung.temperature)
+            return Answer([], scores, float(scores.max(initial=0.0)), step.rung.name)
+        detections = step.decoder(outputs)
+        scores = np.array([detection.score for detection in detections], np.float32)
+        return Answer(detections, scores, float(scores.max(initial=0.0)), step.rung.name)
+
+
+def _check_chain(session: Session, chain: tuple[Rung, ...]) -> None:
+    for before, rung in pairwise(chain):
+        if not rung.after:
+            continue
+        session.use(before.name)
+        given = next((spec for spec in session.outputs if spec.name == HIDDEN), None)
+        session.use(rung.name)
+        taken = session.inputs[0]
+        if given is None or (given.shape, given.dtype) != (taken.shape, taken.dtype):
+            raise ModelError(
+                f"rung {rung.name!r} takes {taken}, but rung {before.name!r} gives "
+                f"{given or 'no output called ' + repr(HIDDEN)}"
+            )
+        if (given.scale, given.zero_point) != (taken.scale, taken.zero_point):
+            raise ModelError(
+                f"rung {rung.name!r} reads its hidden state at another scale than {before.name!r} writes"
+            )

@@ -1,0 +1,111 @@
+"""Keywords: one probability per word for the sound that the model hears now, or a single one for a wake word.
+
+What follows over time (means, thresholds, a word told once) is `agent.compute.track.words`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy as np
+from msgspec import Meta
+
+from agent.compute.decode.classify import softmax
+from agent.compute.decode.quant import Floats
+from agent.compute.decode.roles import Role, cast
+from agent.compute.decode.setting import Options, Setting
+from agent.compute.tensors import TensorSpec
+from agent.messages import Array, Detection
+
+HIDDEN = "hidden"
+"""Name of the output that a deeper rung goes on from."""
+
+
+class KeywordOptions(Options, frozen=True, forbid_unknown_fields=True):
+    """Options of `keyword`.
+
+    Attributes:
+        logits: the softmax has yet to be done.
+        mean_of: the mean of so many answers in a row is compared with the threshold.
+        refractory_s: after a word is told, it is not told again for so long, s.
+        ignore: labels that are no words.
+    """
+
+    logits: bool = False
+    mean_of: Annotated[int, Meta(ge=1, le=1000)] = 1
+    refractory_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 1.0
+    ignore: tuple[str, ...] = ("unknown", "silence")
+
+
+def build(setting: Setting) -> Keyword:
+    """A decoder for scores [1,classes]; an output called `hidden` is left to the ladder.
+
+    Raises:
+        MisfitError: the tensors are others.
+    """
+    options = setting.options(KeywordOptions)
+    count = len(setting.labels()) or None
+    role = Role(
+        "scores", ((1, count), (1, 1, 1, count), (count,)), ("logit", "score", "prob", "class", "softmax")
+    )
+    seen = tuple(spec for spec in setting.outputs if spec.name != HIDDEN)
+    (place,) = cast((role,), seen, options.tensors)
+    return Keyword(setting, options, setting.outputs.index(seen[place]))
+
+
+class Keyword:
+    """See the module.
+
+    Attributes:
+        options: see `KeywordOptions`.
+        labels: names in order.
+        threshold: least mean that tells a word, 0..1.
+        wanted: numbers of the labels that are words and are asked for.
+    """
+
+    def __init__(self, setting: Setting, options: KeywordOptions, place: int) -> None:
+        self._place, self._spec = place, setting.outputs[place]
+        self.options, self.threshold = options, setting.score_threshold
+        self._table = None if options.logits else _table(self._spec)
+        known = setting.labels()
+        self.labels = tuple(known[number] for number in range(self._spec.shape[-1]))
+        self.wanted = tuple(
+            number
+            for number, name in enumerate(self.labels)
+            if known.wanted(number) is not None and name not in options.ignore
+        )
+
+    def probabilities(self, outputs: Sequence[Array], temperature: float = 1.0) -> Floats:
+        """Probability of each label, float32 [classes]; zeros where the model gives nothing finite.
+
+        Args:
+            outputs: as for `Decoder`.
+            temperature: of the softmax.
+        """
+        stored = outputs[self._place].reshape(-1)
+        if self._table is not None:
+            return self._table.take(stored.view(np.uint8))
+        real = np.asarray(self._spec.real(stored), np.float32)
+        if self.options.logits:
+            return softmax(real / np.float32(temperature))
+        return np.clip(np.nan_to_num(real, nan=0.0, posinf=0.0, neginf=0.0), 0.0, 1.0)
+
+    def raw(self, outputs: Sequence[Array]) -> Floats:
+        """The scores as the model gives them, in reals, float32 [classes]: a copy."""
+        return np.array(self._spec.real(outputs[self._place]), np.float32).reshape(-1)
+
+    def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
+        """See `Decoder`."""
+        scores = self.probabilities(outputs)
+        found = [number for number in self.wanted if scores[number] >= self.threshold]
+        found.sort(key=lambda number: -float(scores[number]))
+        return [Detection(self.labels[number], float(scores[number])) for number in found]
+
+
+def _table(spec: TensorSpec) -> Floats | None:
+    """The probability of each of the 256 stored values, by its bits; None for wider types."""
+    if spec.dtype not in ("int8", "uint8"):
+        return None
+    stored = np.arange(256, dtype=np.uint8).view(spec.dtype)
+    return np.asarray(np.clip(spec.real(stored), 0.0, 1.0), np.float32)

@@ -1,0 +1,211 @@
+"""The rooms of compute in a row, for sound: gate → front end → infer → decode → words or tracks.
+
+Chunks in, events out. While the gate is closed only the gate itself costs anything; when it opens, what was heard
+just before is listened to as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import datetime, timedelta
+
+import numpy as np
+
+from agent.compute.climb import Climb
+from agent.compute.gate.voice import Sound, VoiceGate
+from agent.compute.infer.audio.frontend import Rows, build_frontend
+from agent.compute.infer.audio.rows import RowInput
+from agent.compute.infer.backend import Options, open_session
+from agent.compute.track.alarm import ConstantAlarm
+from agent.compute.track.tracker import Tracker
+from agent.compute.track.words import Words
+from agent.compute.track.zones import Zones
+from agent.config import StreamConfig
+from agent.errors import ConfigError, ModelError
+from agent.manifest import Model
+from agent.messages import Array, AudioChunk, Detection, Event, Samples, Seen, Stages
+
+log = logging.getLogger(__name__)
+
+_STATE_S = 2.0
+"""A model that remembers has heard so much again when the gate opens: longer than a wake word's field of view."""
+
+
+class Hearing:
+    """One stream's ear. For one thread.
+
+    Attributes:
+        rate_hz: of the samples that it takes.
+        session: runs the model.
+        tracker: of sounds that go on; words are told at once.
+        inferences: made for the newest chunk.
+    """
+
+    def __init__(self, stream: str, config: StreamConfig, model: Model) -> None:
+        """Open the model and prepare every room.
+
+        Raises:
+            ModelError: the model is broken, cannot run here, or does not fit its front end or decoder.
+            ConfigError: a label cannot be used, or something is asked for that only pictures have.
+        """
+        audio = model.manifest.audio
+        if audio is None:
+            raise ModelError(f"{model.path}: takes pictures: its manifest has no [audio]")
+        if config.zones or config.gate.crop:
+            raise ConfigError(f"stream {stream}: zones and gate.crop are for pictures, and its model takes sound")
+        self.model, self.rate_hz = model, audio.rate_hz
+        self.session = open_session(model, config.backend, Options(threads=config.threads))
+        self._climb = Climb(self.session, model.manifest, config)
+        self._frontend = build_frontend(audio)
+        self._rows = RowInput(self.session.inputs[0], audio, self._frontend)
+        self._gate = VoiceGate(config.gate, audio.rate_hz)
+        self._every_s = self._rows.every * self._frontend.hop_s
+        window_s = self._rows.rows * self._frontend.hop_s if audio.every_s else _STATE_S
+        before_s = max(config.gate.pre_roll_s, window_s)
+        per_s = 1.0 / self._frontend.hop_s if self._frontend.remembers else audio.rate_hz
+        self._before = _Memory(round(before_s * per_s))
+        self._words = Words(self._climb.keyword, stream) if self._climb.keyword else None
+        self.tracker = Tracker(config.track, Zones(()), stream)
+        self._alarm = ConstantAlarm(self._every_s)
+        self._next = self.inferences = 0
+        self._listening = False
+
+    def listen(self, chunk: AudioChunk) -> Seen:
+        """Take some sound through the rooms.
+
+        Raises:
+            BackendError: the inference failed.
+        """
+        began = time.monotonic_ns()
+        if chunk.first != self._next:
+            self.reset()
+        self._next = chunk.first + chunk.samples.size
+        sound = self._gate.look(chunk.samples)
+        gated = time.monotonic_ns()
+        queue = began - chunk.read_ns if chunk.read_ns else 0
+        rows = self._rows_of(chunk.samples, open_=sound.open)
+        prepared = time.monotonic_ns()
+        if rows is None:
+            events = self.tracker.tick(chunk.captured_ns, chunk.captured_at)
+            return Seen(events, None, Stages(queue, gated - began, prepared - gated))
+        spent = _Spent(queue, gated - began, prepared - gated)
+        events, detections = self._infer(chunk, rows, sound, spent)
+        return Seen(events, detections, spent.stages())
+
+    def tick(self, at_ns: int, at: datetime) -> list[Event]:
+        """Time passes and no sound comes: ends that are due."""
+        return self.tracker.tick(at_ns, at)
+
+    def finish(self, at_ns: int, at: datetime, reason: str) -> list[Event]:
+        """End every track."""
+        return self.tracker.finish(at_ns, at, reason)
+
+    def reset(self) -> None:
+        """Sound was lost: what comes next does not follow what came before."""
+        self._gate.reset()
+        self._frontend.reset()
+        self._rows.reset()
+        self._before.clear()
+        if self._words is not None:
+            self._words.reset()
+        self._listening = False
+
+    @property
+    def alarm(self) -> str:
+        """What is wrong with the model, as far as its answers tell; empty while nothing is."""
+        return self._alarm.text
+
+    @property
+    def answered_by(self) -> tuple[str, str]:
+        """Backend and rung of the newest answer."""
+        return self.session.backend, self._climb.answered
+
+    @property
+    def used(self) -> dict[str, int]:
+        """How often each rung gave the answer."""
+        return self._climb.used
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+        self.session.close()
+
+    def _rows_of(self, samples: Samples, *, open_: bool) -> Rows | None:
+        """The rows to infer on, with those of before when the gate has just opened; None while it is closed."""
+        was_listening, self._listening = self._listening, open_
+        if self._frontend.remembers:
+            rows = self._frontend(samples)
+            if not open_:
+                self._before.add(rows)
+                return None
+            return rows if was_listening else self._before.take(rows)
+        if not open_:
+            self._before.add(samples)
+            return None
+        if was_listening:
+            return self._frontend(samples)
+        self._frontend.reset()
+        return self._frontend(self._before.take(samples))
+
+    def _infer(
+        self, chunk: AudioChunk, rows: Rows, sound: Sound, spent: _Spent
+    ) -> tuple[list[Event], list[Detection] | None]:
+        events: list[Event] = []
+        detections: list[Detection] | None = None
+        self.inferences = 0
+        for left in self._rows.feed(rows):
+            self.inferences += 1
+            late_s = left * self._frontend.hop_s
+            at_ns, at = chunk.captured_ns - round(late_s * 1e9), chunk.captured_at - timedelta(seconds=late_s)
+            began = time.monotonic_ns()
+            answer = self._climb.answer(self._rows.fill, sound.complexity)
+            inferred = time.monotonic_ns()
+            detections = answer.detections
+            if self._words is not None:
+                events += self._words.hear(answer.scores, at_ns, at, self._every_s)
+            else:
+                events += self.tracker.update(detections, at_ns, at)
+            if sound.heard and self._alarm.saw(answer.scores):
+                log.error("%s: %s", self.model.path, self._alarm.text)
+            spent.add(inferred - began, time.monotonic_ns() - inferred)
+        return events, detections
+
+
+class _Memory:
+    """The newest samples, or rows, for when the gate opens."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._parts: list[Array] = []
+        self._held = 0
+
+    def add(self, part: Array) -> None:
+        """Add some, and forget what is older than the size."""
+        self._parts.append(part.copy())
+        self._held += len(part)
+        while self._held - len(self._parts[0]) >= self._size:
+            self._held -= len(self._parts.pop(0))
+
+    def take(self, newest: Array) -> Array:
+        """All of it with the newest behind, and forget it."""
+        parts, self._parts, self._held = [*self._parts, newest], [], 0
+        return np.concatenate(parts)[-(self._size + len(newest)) :]
+
+    def clear(self) -> None:
+        """Forget it."""
+        self._parts, self._held = [], 0
+
+
+class _Spent:
+    """Stages of one chunk, added up over its inferences."""
+
+    def __init__(self, queue: int, gate: int, prepare: int) -> None:
+        self._queue, self._gate, self._prepare = queue, gate, prepare
+        self._infer = self._track = 0
+
+    def add(self, infer: int, track: int) -> None:
+        self._infer += infer
+        self._track += track
+
+    def stages(self) -> Stages:
+        return Stages(self._queue, self._gate, self._prepare, self._infer, 0, self._track)

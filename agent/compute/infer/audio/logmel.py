@@ -1,0 +1,151 @@
+"""Log-mel rows out of a stream of samples, one per hop, so that a hop of sound costs a hop of work.
+
+The training of a model and the daemon use this same code: what was trained is what runs.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import numpy as np
+from msgspec import Meta, Struct
+from numpy.typing import NDArray
+
+from agent.compute.infer.audio.frontend import options
+from agent.manifest import AudioManifest
+
+_FULL_SCALE = 32768.0
+_BLOCK = 128
+"""Most rows made at once; more samples are worked off in several goes."""
+
+Positive = Annotated[float, Meta(gt=0.0)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class LogMelOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    """How sound becomes rows.
+
+    Attributes:
+        rate_hz: samples a second.
+        window_ms: length of sound that one row is made from.
+        hop_ms: from one row to the next; at most a window.
+        mels: width of a row, in bands evenly spread over the mel scale.
+        low_hz, high_hz: where the lowest band begins and the highest ends; at most half the rate.
+        offset: added to a band's energy before the logarithm, so that silence is a number too. An energy of 1 is
+            that of noise at full scale in one bin of the spectrum; 1e-6 lies 60 dB below.
+    """
+
+    rate_hz: Count = 8000
+    window_ms: Positive = 25.0
+    hop_ms: Positive = 10.0
+    mels: Count = 40
+    low_hz: Annotated[float, Meta(ge=0.0)] = 60.0
+    high_hz: Positive = 3800.0
+    offset: Positive = 1e-6
+
+    def __post_init__(self) -> None:
+        if not self.low_hz < self.high_hz <= self.rate_hz / 2:
+            raise ValueError(
+                f"bands from {self.low_hz:g} to {self.high_hz:g} Hz do not fit into sound of {self.rate_hz} Hz"
+            )
+        if not 1 <= self.hop <= self.window:
+            raise ValueError(f"a hop of {self.hop_ms:g} ms is not within a window of {self.window_ms:g} ms")
+
+    @property
+    def window(self) -> int:
+        """Samples of a window."""
+        return round(self.window_ms * self.rate_hz / 1000)
+
+    @property
+    def hop(self) -> int:
+        """Samples from one row to the next."""
+        return round(self.hop_ms * self.rate_hz / 1000)
+
+
+def build(audio: AudioManifest) -> LogMel:
+    """See `FRONTENDS`.
+
+    Raises:
+        ModelError: an option is wrong.
+    """
+    return LogMel(options(audio, LogMelOptions))
+
+
+class LogMel:
+    """See `FrontEnd`. The rows do not depend on how the stream is cut into pieces."""
+
+    remembers = False
+
+    def __init__(self, chosen: LogMelOptions) -> None:
+        self.options = chosen
+        self.columns, self.hop_s = chosen.mels, chosen.hop / chosen.rate_hz
+        self.floor = float(np.log(chosen.offset))
+        size = 1 << (chosen.window - 1).bit_length()
+        self._taper = _taper(chosen.window)
+        self._filters = mel_filters(chosen, size)
+        self._tapered = np.zeros((_BLOCK, size), np.float32)
+        self._energy = np.empty((_BLOCK, 1, size // 2 + 1), np.float32)
+        self._square = np.empty_like(self._energy)
+        self._kept = np.empty(chosen.window + chosen.hop, np.int16)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was heard: the next sample is the first of a stream."""
+        self._have = 0
+
+    def __call__(self, samples: NDArray[np.int16]) -> NDArray[np.float32]:
+        """The rows [n, mels] that these samples complete, natural logarithms of energy; never NaN or infinite.
+
+        The first row of a stream comes with its first full window, and every hop of samples then gives one.
+
+        Args:
+            samples: mono, int16 [any length]; need not be contiguous.
+        """
+        stream = np.concatenate((self._kept[: self._have], samples))
+        count = max(0, (len(stream) - self.options.window) // self.options.hop + 1)
+        rows = np.empty((count, self.options.mels), np.float32)
+        for start in range(0, count, _BLOCK):
+            self._fill(rows[start : start + _BLOCK], stream[start * self.options.hop :])
+        rest = stream[count * self.options.hop :]
+        self._have = len(rest)
+        self._kept[: self._have] = rest
+        return rows
+
+    def _fill(self, rows: NDArray[np.float32], stream: NDArray[np.int16]) -> None:
+        """Fill up to a block of rows from the start of `stream`."""
+        count, window = len(rows), self.options.window
+        windows = np.lib.stride_tricks.as_strided(
+            stream, (count, window), (stream.strides[0] * self.options.hop, stream.strides[0]), writeable=False
+        )
+        np.multiply(windows, self._taper, out=self._tapered[:count, :window])
+        spectrum: NDArray[Any] = np.fft.rfft(self._tapered[:count])[:, None]
+        energy, square = self._energy[:count], self._square[:count]
+        np.square(spectrum.real, out=energy, casting="same_kind")
+        np.square(spectrum.imag, out=square, casting="same_kind")
+        energy += square
+        # One product per row: a product for the block would round differently with the number of rows.
+        np.matmul(energy, self._filters, out=rows[:, None])
+        rows += np.float32(self.options.offset)
+        np.log(rows, out=rows)
+
+
+def _taper(window: int) -> NDArray[np.float32]:
+    """A periodic Hann window of unit energy, which also brings int16 to -1..1."""
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(window) + 0.5) / window)
+    return np.asarray(hann / (np.sqrt(np.square(hann).sum()) * _FULL_SCALE), np.float32)
+
+
+def mel_filters(options: LogMelOptions, size: int) -> NDArray[np.float32]:
+    """Triangles over the bins of a spectrum of `size` samples: [size / 2 + 1, mels].
+
+    A band narrower than the spectrum's bins takes the nearest one. The scale is O'Shaughnessy's, as HTK has it:
+    mel = 2595 log10(1 + f / 700).
+    """
+    low, high = (2595 * np.log10(1 + hz / 700) for hz in (options.low_hz, options.high_hz))
+    edges = 700 * (10 ** (np.linspace(low, high, options.mels + 2) / 2595) - 1)
+    bins = np.arange(size // 2 + 1)[:, None] * options.rate_hz / size
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    filters = np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clip(0)
+    for band in np.flatnonzero(filters.sum(axis=0) == 0):
+        filters[np.abs(bins[:, 0] - centre[band]).argmin(), band] = 1
+    return np.asarray(filters, np.float32)

@@ -1,0 +1,77 @@
+"""Words over time: probabilities of one inference after the other in, `heard` events out, each word once.
+
+The mean of the last N answers must exceed the threshold; then the word is told, and not again before its mean has
+fallen to half the threshold and the refractory time is over. Source: Chen, Parada and Heigold, Small-footprint
+keyword spotting using deep neural networks, ICASSP 2014
+"""
+
+from __future__ import annotations
+
+import secrets
+from datetime import datetime, timedelta
+
+import numpy as np
+
+from agent.compute.decode.keyword import Keyword
+from agent.compute.decode.quant import Floats
+from agent.messages import Event, Track
+
+_RELEASE = 0.5
+
+
+class Words:
+    """What one stream hears. For one thread."""
+
+    def __init__(self, decoder: Keyword, stream: str, *, run: str = "") -> None:
+        """Prepare.
+
+        Args:
+            decoder: labels, threshold and options.
+            stream: its name, the first part of every id.
+            run: makes ids unique over restarts; default: random.
+        """
+        self._labels, self._threshold, self._wanted = decoder.labels, decoder.threshold, frozenset(decoder.wanted)
+        self._refractory_ns = round(decoder.options.refractory_s * 1e9)
+        self._newest = np.zeros((decoder.options.mean_of, len(decoder.labels)), np.float32)
+        self._share = np.float32(1.0 / decoder.options.mean_of)
+        self._heard = 0
+        self._prefix = f"{stream}-{run or secrets.token_hex(3)}-"
+        self._told = 0
+        self._told_ns: dict[int, int] = {}
+        self._armed = np.ones(len(decoder.labels), bool)
+
+    def hear(self, probabilities: Floats, at_ns: int, at: datetime, span_s: float) -> list[Event]:
+        """One inference was made.
+
+        Args:
+            probabilities: float32 [classes].
+            at_ns: of the last sample that it heard, ns.
+            at: the same, UTC.
+            span_s: from one inference to the next.
+        """
+        count = len(self._newest)
+        self._newest[self._heard % count] = probabilities
+        self._heard += 1
+        if self._heard < count:
+            return []
+        mean = self._newest.sum(axis=0) * self._share
+        best = int(mean.argmax())
+        self._armed |= mean <= self._threshold * _RELEASE
+        if mean[best] <= self._threshold or best not in self._wanted or not self._armed[best]:
+            return []
+        if at_ns - self._told_ns.get(best, -self._refractory_ns) < self._refractory_ns:
+            return []
+        self._told_ns[best] = at_ns
+        self._armed[best] = False
+        return [self._event(best, float(mean[best]), at, span_s)]
+
+    def reset(self) -> None:
+        """Sound was lost: what comes next does not follow what came before."""
+        self._heard = 0
+
+    def _event(self, number: int, score: float, at: datetime, span_s: float) -> Event:
+        self._told += 1
+        hits = len(self._newest)
+        first = at - timedelta(seconds=span_s * (hits - 1))
+        track = Track(f"{self._prefix}{self._told}", self._labels[number], score, score, hits, first, at)
+        return Event("heard", track, "word")

@@ -1,0 +1,69 @@
+"""A stream's sense by its model: eyes for a model of pictures, ears for one of sound, each with its source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Union, cast
+
+from agent.capture.uri import parse
+from agent.config import StreamConfig
+from agent.errors import ConfigError
+from agent.library import open_model
+from agent.manifest import Model
+
+if TYPE_CHECKING:
+    from agent.capture.grabber import Grabber
+    from agent.capture.listener import Listener
+    from agent.comms.reporter import Reporter
+    from agent.compute.hearing import Hearing
+    from agent.compute.vision import Vision
+    from agent.pipeline import Pipeline
+    from agent.sound_pipeline import SoundPipeline
+
+OnChange = Callable[[str, str], None]
+Sense = Union["Vision", "Hearing"]
+Input = Union["Grabber", "Listener"]
+
+
+def open_sense(name: str, config: StreamConfig, model: Model | None = None) -> Sense:
+    """Open a stream's model and prepare every room of compute.
+
+    Args:
+        name: of the stream.
+        config: of the stream.
+        model: already opened, else the configured one.
+
+    Raises:
+        ConfigError: its source gives what its model does not take, or a zone or label cannot be used.
+        SourceError, ModelError: see `agent.capture.uri.parse`, `agent.library.open_model`.
+    """
+    model = model or open_model(config.model, config.rung)
+    takes_sound, address = model.manifest.audio is not None, parse(config.source)
+    if takes_sound is not address.sound:
+        gives, takes = ("sound", "pictures") if address.sound else ("pictures", "sound")
+        raise ConfigError(f"stream {name}: {address.shown} gives {gives}, and model {config.model} takes {takes}")
+    if takes_sound:
+        from agent.compute.hearing import Hearing
+
+        return Hearing(name, config, model)
+    from agent.compute.vision import Vision
+
+    return Vision(name, config, model)
+
+
+def open_corridor(
+    name: str, config: StreamConfig, sense: Sense, reporter: Reporter, on_change: OnChange
+) -> tuple[Input, Pipeline | SoundPipeline]:
+    """The source of a stream, not yet started, and the corridor that takes from it."""
+    if sense.model.manifest.audio is None:
+        from agent.capture.grabber import Grabber
+        from agent.pipeline import Pipeline
+
+        grabber = Grabber(name, config.source, config.capture, on_change=on_change)
+        return grabber, Pipeline(grabber, cast("Vision", sense), reporter, config.publish)
+    from agent.capture.listener import Listener
+    from agent.sound_pipeline import SoundPipeline
+
+    ear = cast("Hearing", sense)
+    listener = Listener(name, config.source, config.capture, ear.rate_hz, on_change=on_change)
+    return listener, SoundPipeline(listener, ear, reporter)

@@ -1,0 +1,119 @@
+"""Sound for tests: words that are tones, models that hear them, and chunks as a listener gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+
+from agent.messages import AudioChunk, Samples
+from tests.support import tflite_builder as build
+
+RATE, ROWS, MELS = 16000, 20, 20
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+_MANIFEST = f"""
+name = "tones"
+[audio]
+rate_hz = {RATE}
+frontend = "logmel"
+every_s = 0.1
+mean = -8.0
+std = 4.0
+options = {{ mels = {MELS}, high_hz = 7000.0 }}
+[output]
+decoder = "keyword"
+labels = ["low", "high", "silence"]
+score_threshold = 0.6
+options = {{ logits = true, refractory_s = 0.3 }}
+"""
+_RUNGS = """
+[[rungs]]
+name = "12"
+signature = "exit12"
+after = "3"
+depth = 12
+[[rungs]]
+name = "3"
+signature = "exit3"
+depth = 3
+confidence = {confidence}
+complexity = {complexity}
+"""
+
+
+def _weights(sharpness: float) -> np.ndarray:
+    """Three rows over all bands of all rows: low bands, high bands, and neither."""
+    low, high = np.zeros((ROWS, MELS)), np.zeros((ROWS, MELS))
+    low[:, :8], high[:, 12:] = 1.0 / (8 * ROWS), 1.0 / (8 * ROWS)
+    quiet = -np.full((ROWS, MELS), 0.5 / (MELS * ROWS))
+    return np.stack([low.ravel(), high.ravel(), quiet.ravel()]).astype(np.float32) * sharpness
+
+
+def tone_model(folder: Path, *, sharpness: float = 8.0) -> Path:
+    """A model of one depth; gives its manifest's path."""
+    tensors = [
+        build.T("features", (1, ROWS, MELS)),
+        build.T("w", (3, ROWS * MELS), "float32", _weights(sharpness)),
+        build.T("logits", (1, 3)),
+    ]
+    (folder / "tones.tflite").write_bytes(
+        build.write(tensors, [build.Op("FULLY_CONNECTED", (0, 1, -1), (2,))], (0,), (2,))
+    )
+    path = folder / "tones.toml"
+    path.write_text(_MANIFEST)
+    return path
+
+
+def ladder_model(folder: Path, *, confidence: float = 0.9, complexity: float = 1.0) -> Path:
+    """A model of two depths, of which the first is unsure of everything; gives its manifest's path."""
+    exits = [_exit(0.3, hidden=True), _exit(8.0, hidden=False)]
+    keys = [
+        build.Signature("exit3", {"features": 0}, {"logits": 2, "hidden": 4}, 0),
+        build.Signature("exit12", {"features": 0}, {"logits": 2}, 1),
+    ]
+    first, second = exits
+    (folder / "depths.tflite").write_bytes(
+        build.write(first.tensors, first.operations, first.inputs, first.outputs, keys, more=[second])
+    )
+    path = folder / "depths.toml"
+    path.write_text(_MANIFEST + _RUNGS.format(confidence=confidence, complexity=complexity))
+    return path
+
+
+def _exit(sharpness: float, *, hidden: bool) -> build.Graph:
+    tensors = [
+        build.T("features", (1, ROWS, MELS)),
+        build.T("w", (3, ROWS * MELS), "float32", _weights(sharpness)),
+        build.T("logits", (1, 3)),
+        build.T("zero", (MELS,), "float32", np.zeros(MELS, np.float32)),
+        build.T("hidden", (1, ROWS, MELS)),
+    ]
+    operations = [build.Op("FULLY_CONNECTED", (0, 1, -1), (2,))]
+    if hidden:
+        operations.append(build.Op("ADD", (0, 3), (4,)))
+    return build.Graph(tensors if hidden else tensors[:3], operations, (0,), (2, 4) if hidden else (2,))
+
+
+def quiet(seconds: float, level: float = 5.0) -> Samples:
+    """Noise as a microphone has it."""
+    random = np.random.default_rng(3)
+    return (random.standard_normal(round(seconds * RATE)) * level).astype(np.int16)
+
+
+def word(name: str, seconds: float = 0.6) -> Samples:
+    """`low` or `high`: many tones in the lower or the upper bands."""
+    t = np.arange(round(seconds * RATE)) / RATE
+    tones = np.arange(150, 1100, 90) if name == "low" else np.arange(2800, 6500, 300)
+    sound = sum(np.sin(2 * np.pi * hz * t + hz) for hz in tones)
+    return np.asarray(sound * 1500 * (0.8 + 0.2 * np.sin(20 * t)), np.int16)
+
+
+def chunks(samples: Samples, size: int = 480, first: int = 0) -> Iterator[AudioChunk]:
+    """As a listener gives them."""
+    for at in range(0, len(samples), size):
+        part = samples[at : at + size]
+        end_s = (first + at + len(part)) / RATE
+        yield AudioChunk(part, RATE, "kitchen", first + at, round(end_s * 1e9), NOW + timedelta(seconds=end_s), 0)

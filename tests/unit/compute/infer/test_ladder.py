@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.compute.infer.ladder import Ladder
+from agent.manifest import Rung
+
+RUNGS = (
+    Rung("3", confidence=0.9, complexity=0.3),
+    Rung("6", confidence=0.8, complexity=0.7),
+    Rung("12"),
+)
+
+
+def test_the_first_answer_is_looked_at_where_the_complexity_says() -> None:
+    ladder = Ladder(RUNGS, 10**9)
+    assert [ladder.first(c) for c in (0.0, 0.3, 0.31, 0.7, 0.9, 1.0)] == [0, 0, 1, 1, 2, 2]
+    assert Ladder(RUNGS[:2], 10**9).first(1.0) == 1, "the deepest there is"
+
+
+def test_it_goes_on_below_the_learned_confidence_and_never_beyond_the_last() -> None:
+    ladder = Ladder(RUNGS, 10**9)
+    assert [ladder.goes_on(0, c, 0) for c in (0.0, 0.89, 0.9, 1.0)] == [True, True, False, False]
+    assert not ladder.goes_on(2, 0.0, 0)
+
+
+@given(
+    times=st.lists(st.integers(1, 1000), min_size=3, max_size=3),
+    budget=st.integers(1, 2000),
+    confidences=st.lists(st.floats(0, 1), min_size=3, max_size=3),
+    complexity=st.floats(0, 1),
+)
+def test_no_rung_is_begun_that_exceeds_the_budget(
+    times: list[int], budget: int, confidences: list[float], complexity: float
+) -> None:
+    ladder = Ladder(RUNGS, budget)
+    for index, ns in enumerate(times):
+        ladder.took(index, ns)
+    spent, index = times[0], 0
+    first = ladder.first(complexity)
+    ran = [0]
+    while index + 1 < len(RUNGS):
+        on_the_way = index < first and ladder.affords(index + 1, spent)
+        if not on_the_way and not ladder.goes_on(index, confidences[index], spent):
+            break
+        index += 1
+        spent += times[index]
+        ran.append(index)
+        assert spent <= budget
+    assert ran == list(range(index + 1)), "each rung once, in order"
+
+
+def test_the_usual_time_follows_what_is_measured() -> None:
+    ladder = Ladder(RUNGS, 100)
+    ladder.took(1, 90)
+    assert ladder.goes_on(0, 0.0, 10)
+    assert not ladder.goes_on(0, 0.0, 11)
+    for _ in range(100):
+        ladder.took(1, 10)
+    assert ladder.goes_on(0, 0.0, 85)

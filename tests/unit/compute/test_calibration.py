@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.compute.calibration import calibrate, temperature, tried
+from agent.errors import ModelError
+
+COSTS = (1.0, 1.0, 4.0)
+
+
+def answers(seed: int, count: int = 600) -> tuple[np.ndarray, np.ndarray]:
+    """Deeper rungs see more clearly; some inputs are hard for all."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 5, count)
+    truth = np.eye(5)[labels][:, None]
+    hardness = random.uniform(0.2, 2.0, (count, 1, 1))
+    clarity = np.array([4.5, 5.0, 6.0])[None, :, None]
+    noise = random.standard_normal((count, 3, 5))
+    return (truth * clarity + noise * hardness).astype(np.float32), labels
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), loss=st.sampled_from([0.0, 0.002, 0.02, 1.0]))
+def test_the_choice_loses_no_more_than_allowed_and_nothing_allowed_is_cheaper(seed: int, loss: float) -> None:
+    learned = calibrate(*answers(seed), COSTS, loss)
+    assert learned.chosen.accuracy >= learned.full - loss - 1e-9
+    assert all(p.cost >= learned.chosen.cost for p in learned.curve if p.accuracy >= learned.full - loss)
+    assert sum(learned.chosen.used) == pytest.approx(1.0)
+    assert 1 / 6 <= learned.chosen.cost <= 1.0
+    assert tried(*answers(seed), COSTS, learned) == learned.chosen
+
+
+def test_it_is_much_cheaper_than_going_deep_each_time() -> None:
+    learned = calibrate(*answers(1, 4000), COSTS, 0.002)
+    assert learned.chosen.cost < 0.7
+    other = tried(*answers(2, 4000), COSTS, learned)
+    assert other.accuracy == pytest.approx(learned.chosen.accuracy, abs=0.03)
+    assert other.cost == pytest.approx(learned.chosen.cost, abs=0.05)
+    assert calibrate(*answers(1), COSTS, 1.0).chosen.cost == pytest.approx(1 / 6), "anything goes: the first rung"
+
+
+def test_a_temperature_makes_confidence_a_share_of_hits() -> None:
+    logits, labels = answers(3, 20_000)
+    for factor in (0.3, 1.0, 5.0):
+        rung = logits[:, 1] * factor
+        scaled = rung / temperature(rung, labels)
+        scores = np.exp(scaled) / np.exp(scaled).sum(axis=1, keepdims=True)
+        hits = scores.argmax(axis=1) == labels
+        assert scores.max(axis=1).mean() == pytest.approx(hits.mean(), abs=0.02)
+
+
+def test_what_cannot_be_learned_is_refused() -> None:
+    logits, labels = answers(0)
+    with pytest.raises(ModelError, match="one rung"):
+        calibrate(logits[:, :1], labels, (1.0,), 0.0)
+    with pytest.raises(ModelError, match="no labelled answers"):
+        calibrate(logits[:0], labels[:0], COSTS, 0.0)

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.compute import hearing as module
+from agent.compute.hearing import Hearing
+from agent.config import GateConfig, LadderConfig, StreamConfig, ZoneConfig
+from agent.errors import ConfigError, ModelError
+from agent.library import open_model
+from agent.messages import Samples
+from tests.support.house import person_model
+from tests.support.sound import chunks, ladder_model, quiet, tone_model, word
+
+STORY = np.concatenate((quiet(2), word("low"), quiet(2), word("high"), quiet(2), word("low"), quiet(1)))
+
+
+def ear(path: Path, **fields: object) -> Hearing:
+    config = StreamConfig(source="mic:default", model=str(path), **fields)  # type: ignore[arg-type]
+    return Hearing("kitchen", config, open_model(str(path), config.rung))
+
+
+def hear(hearing: Hearing, samples: Samples, size: int = 480) -> list[tuple[str, float]]:
+    """Words, and when they were told, s."""
+    told = []
+    for chunk in chunks(samples, size, hearing._next):
+        seen = hearing.listen(chunk)
+        told += [(event.track.label, chunk.captured_ns / 1e9) for event in seen.events]
+        assert all((e.kind, e.reason) == ("heard", "word") for e in seen.events)
+    return told
+
+
+def test_each_word_is_heard_once_while_it_is_said(tmp_path: Path) -> None:
+    told = hear(ear(tone_model(tmp_path)), STORY)
+    assert [label for label, _ in told] == ["low", "high", "low"]
+    for (_, at), began in zip(told, (2.0, 4.6, 7.2), strict=True):
+        assert began < at < began + 0.6
+
+
+@pytest.mark.parametrize("size", [160, 1024, 5000])
+def test_words_do_not_depend_on_the_size_of_the_chunks(tmp_path: Path, size: int) -> None:
+    assert [label for label, _ in hear(ear(tone_model(tmp_path)), STORY, size)] == ["low", "high", "low"]
+
+
+def test_a_closed_gate_infers_nothing_and_loses_no_word(tmp_path: Path) -> None:
+    path = tone_model(tmp_path)
+    counts = {}
+    for voice in (True, False):
+        hearing, count = ear(path, gate=GateConfig(voice=voice, hold_s=0.3)), 0
+        words = []
+        for chunk in chunks(STORY):
+            seen = hearing.listen(chunk)
+            count += hearing.inferences if seen.detections is not None else 0
+            words += [event.track.label for event in seen.events]
+        assert words == ["low", "high", "low"]
+        counts[voice] = count
+    assert counts[False] >= 80
+    assert counts[True] < 0.7 * counts[False]
+
+
+def test_lost_sound_is_not_glued_together(tmp_path: Path) -> None:
+    hearing = ear(tone_model(tmp_path), gate=GateConfig(voice=False))
+    for chunk in chunks(word("low", 0.1)):
+        hearing.listen(chunk)
+    before = hearing._rows._ring.copy()
+    for chunk in chunks(quiet(0.1), first=999_999):
+        hearing.listen(chunk)
+    assert not (hearing._rows._ring == before).all()
+    assert hearing._next == 999_999 + 1600
+
+
+def test_a_deeper_rung_is_asked_when_the_first_is_unsure(tmp_path: Path) -> None:
+    path = ladder_model(tmp_path)
+    hearing = ear(path)
+    assert [label for label, _ in hear(hearing, STORY)] == ["low", "high", "low"]
+    assert hearing.used["3"] == 0
+    assert hearing.used["12"] > 10
+    assert hearing.answered_by == ("cpu", "12")
+    sure = ear(ladder_model(tmp_path, confidence=0.0))
+    assert hear(sure, STORY) == [], "the first exit is unsure of everything"
+    assert sure.used["12"] == 0
+    assert sure.answered_by == ("cpu", "3")
+
+
+def test_depths_give_what_a_rung_that_was_asked_for_gives(tmp_path: Path) -> None:
+    path = ladder_model(tmp_path, confidence=1.0)
+    assert hear(ear(path), STORY) == hear(ear(path, rung="12"), STORY)
+    assert hear(ear(path, rung="3"), STORY) == []
+
+
+def test_the_budget_keeps_it_at_the_first_rung(tmp_path: Path) -> None:
+    hearing = ear(ladder_model(tmp_path), ladder=LadderConfig(budget_ms=1e-6))
+    hear(hearing, STORY)
+    assert hearing.used["12"] <= 1, "once, to learn how long it takes"
+
+
+def test_a_hard_input_begins_deeper(tmp_path: Path) -> None:
+    hearing = ear(ladder_model(tmp_path, confidence=0.0, complexity=0.0))
+    hear(hearing, STORY)
+    assert hearing.used["3"] == 0
+    assert hearing.used["12"] > 10
+
+
+def test_an_answer_that_never_moves_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.compute.track.alarm._LISTENED_S", 1.0)
+    hearing = ear(tone_model(tmp_path, sharpness=0.0), gate=GateConfig(voice=False))
+    caplog.set_level(logging.ERROR, module.__name__)
+    hear(hearing, STORY)
+    assert "has not moved" in hearing.alarm
+    assert len(caplog.records) == 1
+
+
+def test_what_is_for_pictures_is_refused(tmp_path: Path) -> None:
+    zone = ZoneConfig("z", ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0)))
+    with pytest.raises(ConfigError, match=r"zones and gate\.crop are for pictures"):
+        ear(tone_model(tmp_path), zones=(zone,))
+    with pytest.raises(ModelError, match="takes pictures"):
+        ear(person_model(tmp_path))
+
+
+def test_a_front_end_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
+    path = tone_model(tmp_path)
+    text = path.read_text()
+    for old, new, why in (
+        (f"mels = {20}", "mels = 30", "does not hold rows of front end 'logmel'"),
+        ('"logmel"', '"logmell"', "did you mean 'logmel'"),
+        ("high_hz", "hihg_hz", "unknown field|known:"),
+        ('"logmel"', '"micro"', "micro"),
+    ):
+        path.write_text(text.replace(old, new))
+        with pytest.raises(ModelError, match=why):
+            ear(path)

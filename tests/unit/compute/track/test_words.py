@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from agent.compute.decode.keyword import Keyword, build
+from agent.compute.decode.setting import Setting
+from agent.compute.tensors import TensorSpec
+from agent.compute.track.alarm import ConstantAlarm
+from agent.compute.track.words import Words
+from agent.config import DecodeConfig
+from agent.errors import ModelError
+from agent.manifest import OutputManifest
+from agent.messages import Array
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LABELS = ("yes", "no", "unknown", "silence")
+
+
+def decoder(*labels: str, threshold: float = 0.6, wanted: tuple[str, ...] = (), **options: object) -> Keyword:
+    output = OutputManifest("keyword", labels or LABELS, threshold, options=options)
+    specs = (
+        TensorSpec("hidden", (1, 9, 4), "int8", 0.1),
+        TensorSpec("scores", (1, len(labels or LABELS)), "float32"),
+    )
+    return build(Setting(output, (), specs, DecodeConfig(labels=wanted)))
+
+
+def tell(words: Words, answers: Sequence[tuple[float, ...]], every_s: float = 0.1) -> list[tuple[int, str]]:
+    """Index of the answer at which each word was told."""
+    told = []
+    for n, scores in enumerate(answers):
+        at_ns = round(n * every_s * 1e9)
+        at = NOW + timedelta(seconds=n * every_s)
+        for event in words.hear(np.array(scores, np.float32), at_ns, at, every_s):
+            assert (event.kind, event.reason, event.track.last_seen) == ("heard", "word", at)
+            told.append((n, event.track.label))
+    return told
+
+
+def test_a_word_is_told_once_while_it_lasts() -> None:
+    answers = [
+        (0.0, 0.0, 0.1, 0.9),
+        *[(0.9, 0.0, 0.1, 0.0)] * 8,
+        *[(0.0, 0.0, 0.1, 0.9)] * 3,
+        (0.9, 0.0, 0.1, 0.0),
+    ]
+    assert tell(Words(decoder(refractory_s=0.5), "s"), answers) == [(1, "yes"), (12, "yes")]
+
+
+def test_the_refractory_time_is_kept() -> None:
+    answers = [(0.9, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0)] * 6
+    assert tell(Words(decoder(refractory_s=0.5), "s"), answers) == [(0, "yes"), (6, "yes")]
+
+
+def test_a_word_that_sinks_a_little_is_not_told_again() -> None:
+    answers = [(0.9, 0.0, 0.0, 0.0), (0.5, 0.0, 0.0, 0.0)] * 20
+    assert len(tell(Words(decoder(refractory_s=0.0), "s"), answers)) == 1
+
+
+def test_the_mean_decides_and_needs_all_its_answers() -> None:
+    words = Words(decoder("alexa", threshold=0.9, mean_of=3), "s")
+    assert tell(words, [(1.0,), (1.0,)]) == []
+    words = Words(decoder("alexa", threshold=0.9, mean_of=3), "s")
+    assert tell(words, [(0.0,), (1.0,), (1.0,), (0.8,), (1.0,)]) == [(3, "alexa")]
+
+
+def test_what_is_no_word_is_never_told_and_only_the_best_is() -> None:
+    assert tell(Words(decoder(), "s"), [(0.0, 0.0, 0.9, 0.1), (0.0, 0.0, 0.0, 1.0)]) == []
+    assert tell(Words(decoder(threshold=0.3), "s"), [(0.4, 0.5, 0.0, 0.0)]) == [(0, "no")]
+    assert tell(Words(decoder(threshold=0.3), "s"), [(0.4, 0.0, 0.5, 0.0)]) == []
+
+
+def test_only_the_wanted_labels_are_told() -> None:
+    answers = [(0.9, 0.0, 0.0, 0.0), (0.0, 0.9, 0.0, 0.0)]
+    assert tell(Words(decoder(wanted=("no",)), "s"), answers) == [(1, "no")]
+    with pytest.raises(ModelError, match="did you mean 'yes'"):
+        decoder(wanted=("yess",))
+
+
+def test_ids_are_unique_and_scores_are_the_mean() -> None:
+    words = Words(decoder(refractory_s=0.0), "kitchen", run="r")
+    (one,) = words.hear(np.array([0.8, 0.0, 0.0, 0.2], np.float32), 0, NOW, 0.1)
+    words.hear(np.array([0.0, 0.0, 0.0, 1.0], np.float32), 10**8, NOW, 0.1)
+    (two,) = words.hear(np.array([0.7, 0.0, 0.0, 0.2], np.float32), 2 * 10**8, NOW, 0.1)
+    assert (one.track.id, two.track.id) == ("kitchen-r-1", "kitchen-r-2")
+    assert two.track.score == pytest.approx(0.7)
+
+
+def test_logits_become_probabilities_at_a_temperature() -> None:
+    made = decoder(logits=True)
+    outputs: list[Array] = [np.zeros((1, 9, 4), np.int8), np.array([[2.0, 0.0, 0.0, np.nan]], np.float32)]
+    sharp, soft = made.probabilities(outputs, 0.5), made.probabilities(outputs, 4.0)
+    assert sharp[0] > soft[0] > 1 / 3
+    assert sharp.sum() == pytest.approx(1.0)
+    assert sharp[3] == 0.0
+
+
+def test_the_alarm_goes_off_once_for_an_answer_that_never_moves() -> None:
+    alarm, same = ConstantAlarm(0.5), np.array([0.2, 0.8], np.float32)
+    assert sum(alarm.saw(same) for _ in range(1000)) == 1
+    assert "has not moved" in alarm.text
+    assert not alarm.saw(same + 0.1)
+    assert alarm.text == ""
+    assert sum(alarm.saw(np.array([n % 2, 0.0], np.float32)) for n in range(1000)) == 0
