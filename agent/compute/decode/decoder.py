@@ -84,6 +84,8 @@ def make(name: str, setting: Setting) -> Decoder:
 def fitting(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str | None:
     """Name of the most particular decoder that these tensors fit without any options; None: none does."""
     for name in DECODERS:
+        if name == "keyword":  # the scores of `classify`; only a manifest tells that they are about sound
+            continue
         try:
             make(name, Setting(OutputManifest(name), tuple(inputs), tuple(outputs), DecodeConfig()))
         except ModelError:

@@ -46,9 +46,7 @@ def build(setting: Setting) -> Keyword:
     """
     options = setting.options(KeywordOptions)
     count = len(setting.labels()) or None
-    role = Role(
-        "scores", ((1, count), (1, 1, 1, count), (count,)), ("logit", "score", "prob", "class", "softmax")
-    )
+    role = Role("scores", ((1, count), (1, 1, 1, count)), ("logit", "score", "prob", "class", "softmax"))
     seen = tuple(spec for spec in setting.outputs if spec.name != HIDDEN)
     (place,) = cast((role,), seen, options.tensors)
     return Keyword(setting, options, setting.outputs.index(seen[place]))
