@@ -205,7 +205,7 @@ class PublishConfig(Struct, frozen=True, forbid_unknown_fields=True):
     detections: bool = False
     counts: bool = True
     snapshot: bool = True
-    snapshot_every_s: Seconds = 2.0
+    snapshot_every_s: Seconds = 5.0
     snapshot_quality: Annotated[int, Meta(ge=1, le=100)] = 80
 
 

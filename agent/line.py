@@ -22,10 +22,10 @@ class Line:
                 publisher.retain(topic, payload)
         return old
 
-    def retain(self, topic: str, payload: bytes) -> None:
+    def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
         """Set a retained topic; an empty payload deletes it at the broker."""
         with self._lock:  # or a payload could go to a publisher that has just been taken over
-            self.publisher.retain(topic, payload)
+            self.publisher.retain(topic, payload, patient=patient)
 
     def send(self, topic: str, payload: bytes) -> None:
         """Send once at QoS 0, or drop."""

@@ -51,5 +51,5 @@ class Pipeline(Corridor[Frame]):
         if self._best.consider(seen.events, tracks, frame.captured_ns):
             # One that was missed in this very frame stays in memory only: its box is where it was.
             found = [track for track in tracks if track.last_seen == frame.captured_at]
-            picture = annotate(frame.image, found, order=frame.order)
+            picture = annotate(frame.image, found, order=frame.order, in_place=True)
             self._reporter.snapshot(jpeg(picture, self._config.snapshot_quality, frame.order))

@@ -82,9 +82,15 @@ class Publisher:
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
         self._thread.start()
 
-    def retain(self, topic: str, payload: bytes) -> None:
-        """Set a retained topic. Of several payloads the newest is sent, now or when the broker is back."""
-        if self._states.set(topic, payload):
+    def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
+        """Set a retained topic. Of several payloads the newest is sent, now or when the broker is back.
+
+        Args:
+            topic: of the device.
+            payload: its new one.
+            patient: it may wait up to a second to go together with something else, which costs less.
+        """
+        if self._states.set(topic, payload) and not patient:
             self._wake.set()
 
     def retained(self) -> dict[str, bytes]:

@@ -26,8 +26,8 @@ class EventSink(Protocol):
 class Board(Protocol):
     """Where state and samples go: straight to the broker."""
 
-    def retain(self, topic: str, payload: bytes) -> None:
-        """Set a retained topic; the newest wins."""
+    def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
+        """Set a retained topic; the newest wins. A patient one may wait up to a second for company."""
         ...
 
     def send(self, topic: str, payload: bytes) -> None:
@@ -136,11 +136,13 @@ class Reporter:
         for label, count in counts.items():
             if self._counts.get(label) != count:
                 self._counts[label] = count
-                self._board.retain(self._topics.count(self._stream, label), str(count).encode())
+                topic = self._topics.count(self._stream, label)
+                # Counts change with events, and travel with them.
+                self._board.retain(topic, str(count).encode(), patient=self._config.events)
 
     def snapshot(self, jpeg: bytes) -> None:
         """Set the picture of the newest event."""
-        self._board.retain(self._topics.snapshot(self._stream), jpeg)
+        self._board.retain(self._topics.snapshot(self._stream), jpeg, patient=True)
 
     def _wanted(self, event: Event) -> Event | None:
         """With `only_zones`, a track begins when it first stands in a zone, and only then has an end."""

@@ -19,7 +19,8 @@ ONLINE, OFFLINE, STOPPED = b"online", b"offline", b"stopped"
 
 _SILENCE_S = 60.0
 """A broker that acknowledges nothing for so long is not alive, whatever its pings say."""
-_PAUSE_S = 5.0
+_PAUSE_S = 1.0
+"""Longest wait for something to do: what is patient waits for it."""
 _RESERVE_S = 0.3
 """Of the time for stopping, kept for saying `stopped`; or a third of it, if that is less."""
 

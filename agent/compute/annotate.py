@@ -76,19 +76,22 @@ class _Pen(Struct, frozen=True):
         return round(x * (self.width - 1)), round(y * (self.height - 1))
 
 
-def annotate(image: Image, tracks: Sequence[Track], *, order: ChannelOrder, title: str = "") -> Image:
+def annotate(
+    image: Image, tracks: Sequence[Track], *, order: ChannelOrder, title: str = "", in_place: bool = False
+) -> Image:
     """Draw boxes, outlines, keypoints and labels with scores into a copy.
 
     Args:
-        image: H×W×3 uint8; stays as it is.
+        image: H×W×3 uint8; stays as it is, unless `in_place`.
         tracks: what to draw; those without a box are listed at the top left.
         order: of the image's channels.
         title: first line at the top left.
+        in_place: nobody needs the image any more: draw into it, if it is in one piece.
 
     Returns:
-        A new H×W×3 uint8 image.
+        H×W×3 uint8.
     """
-    picture = np.ascontiguousarray(image).copy()
+    picture = image if in_place and image.flags.c_contiguous else np.array(image, order="C")
     pen = _pen_for(picture, order)
     _fill_outlines(picture, tracks, pen)
     for track in tracks:

@@ -99,7 +99,7 @@ class Sink:
         if event.kind != "update":
             self.events.append(event)
 
-    def retain(self, topic: str, payload: bytes) -> None:
+    def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
         """A count."""
 
     def send(self, topic: str, payload: bytes) -> None:

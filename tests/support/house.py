@@ -82,7 +82,7 @@ class Kept:
         if will is not None:
             self.wills[will.key] = will.body
 
-    def retain(self, topic: str, payload: bytes) -> None:
+    def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
         self.retained[topic] = payload
         self.history.append((topic, payload))
 
