@@ -46,6 +46,20 @@ def open_model(name_or_path: str, rung: str = "") -> Model:
     return model
 
 
+def open_whole_model(name_or_path: str) -> Model:
+    """The model of that name or path with every rung.
+
+    Raises:
+        ModelError: see `open_model`.
+    """
+    content, manifest = load_file(name_or_path)
+    try:
+        manifest = manifest or guessed(content, read_modelfile(content), name_or_path)
+    except ModelError as error:
+        raise ModelError(f"{name_or_path}: {error}") from None
+    return Model(content, hashlib.sha256(content).hexdigest(), manifest, name_or_path)
+
+
 def _kept(manifest: Manifest, rung: str) -> tuple[Rung, ...]:
     """The rungs that may run: every one of a ladder, else those that lead to the one asked for; deepest first."""
     if not rung and manifest.ladder:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from agent.capture.resampler import to_int16
+import numpy as np
+
+from agent.capture.resampler import Resampler, to_int16
 from agent.capture.sound import Block, mono
-from agent.capture.uri import Address
+from agent.capture.uri import Address, parse_sound
 from agent.errors import SourceError
+from agent.messages import Samples
 
 _LIVE_BLOCK_S, _FAST_BLOCK_S = 0.03, 0.1
 
@@ -50,6 +54,23 @@ class Recording:
             return self._file.read(self._block, dtype="float32", always_2d=True)
         except RuntimeError as error:  # soundfile's own are RuntimeErrors
             raise SourceError(f"{self._shown}: expected more sound; the file is damaged: {error}") from None
+
+
+def read_whole(path: Path, rate_hz: int) -> Samples:
+    """All of a sound file, int16 [n], one channel, at another rate if need be.
+
+    Raises:
+        SourceError: see `open_recording`.
+    """
+    address = parse_sound(f"wav:{quote(str(path))}?pace=fast")
+    recording = open_recording(address, 1.0, rate_hz)
+    resampler, parts = Resampler(recording.rate_hz, rate_hz), []
+    try:
+        while (block := recording.read()) is not None:
+            parts.append(resampler.change(block.samples))
+    finally:
+        recording.close()
+    return np.concatenate((*parts, resampler.rest()))
 
 
 def open_recording(address: Address, stall_s: float, rate_hz: int) -> Recording:

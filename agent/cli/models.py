@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from agent.cli.calibrate import calibrate
 from agent.cli.plain import plain
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def models() -> None:
-    """List models, and look inside one."""
+    """List models, look inside one, and learn when one of several depths may stop."""
 
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
@@ -55,6 +56,9 @@ def inspect(file: str, as_json: bool) -> None:
     else:
         _print_inspection(found)
     sys.exit(found.refused)
+
+
+models.add_command(calibrate)
 
 
 def _print_json(value: object) -> None:

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import stat
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from msgspec.structs import replace
 from agent.errors import ModelError, reason_of
 from agent.manifest import Manifest, manifest_from
 from agent.storage import wakeword
+from agent.storage.durable import write_atomic
 
 ZOO = Path(__file__).parent.parent / "zoo"
 _MODEL, _MANIFEST = ".tflite", ".toml"
@@ -56,6 +58,38 @@ def load_file(path: str | Path) -> tuple[bytes, Manifest | None]:
         manifest = _manifest(path)
         path = _beside(path, manifest.file or path.with_suffix(_MODEL).name, "file")
     return _verified(path, manifest), manifest
+
+
+def rewrite(name_or_path: str, path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Write a model's manifest anew, changed; remarks in it are lost.
+
+    Args:
+        name_or_path: the model, with a TOML manifest.
+        path: where to, replaced as a whole or not at all.
+        change: is given the parsed document.
+
+    Raises:
+        ModelError: it has none. StorageError: it cannot be written.
+    """
+    import tomli_w
+
+    manifest = manifest_path(name_or_path)
+    data = tomllib.loads(_text(manifest))
+    change(data)
+    write_atomic(path, tomli_w.dumps(data).encode())
+
+
+def manifest_path(name_or_path: str) -> Path:
+    """Where a model's own manifest lies, a TOML file.
+
+    Raises:
+        ModelError: it has none.
+    """
+    path = _resolve(name_or_path)
+    path = path.with_suffix(_MANIFEST) if path.suffix == _MODEL else path
+    if path.suffix != _MANIFEST or not path.is_file():
+        raise ModelError(f"{name_or_path}: has no manifest {path.with_suffix(_MANIFEST).name} to write to")
+    return path
 
 
 def _resolve(name_or_path: str) -> Path:

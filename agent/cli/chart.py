@@ -1,0 +1,53 @@
+"""Charts as PNG files, by matplotlib, which comes with the extra `[charts]`."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent.errors import VedetteError
+
+if TYPE_CHECKING:
+    from agent.practice import Lesson
+
+
+def draw(lesson: Lesson, path: Path) -> None:
+    """Accuracy against cost, with the point that was chosen.
+
+    Raises:
+        VedetteError: matplotlib is missing, or the picture cannot be written.
+    """
+    figure = _figure()
+    axes = figure.add_subplot()
+    learned = lesson.learned
+    axes.plot(
+        [p.cost * 100 for p in learned.curve], [p.accuracy * 100 for p in learned.curve], ".-", label="ladder"
+    )
+    whole = sum(lesson.costs)
+    spent = [sum(lesson.costs[: n + 1]) / whole * 100 for n in range(len(lesson.costs))]
+    axes.plot(spent, [share * 100 for share in learned.alone], "s", label="one depth for all")
+    for name, x, y in zip(lesson.rungs, spent, learned.alone, strict=True):
+        axes.annotate(name, (x, y * 100), textcoords="offset points", xytext=(4, -12))
+    axes.plot(
+        learned.chosen.cost * 100,
+        learned.chosen.accuracy * 100,
+        "o",
+        markersize=10,
+        fillstyle="none",
+        label="chosen",
+    )
+    axes.set(xlabel="multiply-adds, % of the whole depth", ylabel="accuracy, %")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise VedetteError(f"{path}: the chart cannot be written: {error}") from error
+
+
+def _figure() -> Any:
+    try:
+        return importlib.import_module("matplotlib.figure").Figure(figsize=(7.0, 4.5), layout="constrained")
+    except ImportError as error:
+        raise VedetteError("charts need matplotlib: pip install 'vedette[charts]'") from error

@@ -1,0 +1,171 @@
+"""Recordings with known words, put through every rung of a model, so that it can be learned when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+
+from agent.capture.recording import read_whole
+from agent.compute.calibration import Calibration, Logits, Point, calibrate, tried
+from agent.compute.climb import Climb
+from agent.compute.infer.audio.frontend import build_frontend
+from agent.compute.infer.audio.rows import RowInput
+from agent.compute.infer.backend import Options, open_session
+from agent.config import StreamConfig
+from agent.errors import ModelError
+from agent.library import open_whole_model
+from agent.messages import Array, Samples
+
+SUFFIXES = (".wav", ".flac", ".ogg")
+_AFTER_S = 0.3
+"""A word is heard in windows that end up to so long after it, as it is when the sound goes on."""
+
+
+class Labelled(Struct, frozen=True):
+    """A recording and the number of its label."""
+
+    path: Path
+    label: int
+
+
+class Lesson(Struct, frozen=True):
+    """What was learned, and what it does on recordings that it was not learned from.
+
+    Attributes:
+        rungs: names, shallow first.
+        costs: multiply-adds of each rung by itself.
+        learned: from all recordings.
+        checked: thresholds from every other recording, tried on the others: what to expect.
+        recordings: how many.
+    """
+
+    rungs: tuple[str, ...]
+    costs: tuple[float, ...]
+    learned: Calibration
+    checked: Point
+    recordings: int
+
+
+def labelled(folder: Path, labels: tuple[str, ...]) -> list[Labelled]:
+    """The recordings of a folder with one folder per label.
+
+    Raises:
+        ModelError: a label has no recording, or a folder is called as no label is.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such folder; expected one with a folder per label: {', '.join(labels)}")
+    found = [
+        Labelled(path, number)
+        for number, label in enumerate(labels)
+        for path in sorted((folder / label).glob("*"))
+        if path.suffix.lower() in SUFFIXES
+    ]
+    missing = [label for number, label in enumerate(labels) if number not in {one.label for one in found}]
+    if missing:
+        raise ModelError(f"{folder}: no recordings ({', '.join(SUFFIXES)}) in {', '.join(missing)}")
+    strange = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in labels)
+    if strange:
+        raise ModelError(f"{folder}: no label is called {', '.join(strange)}; they are: {', '.join(labels)}")
+    return found
+
+
+class Pupil:
+    """A model of sound with all its rungs."""
+
+    def __init__(self, model: str) -> None:
+        """Open the model.
+
+        Raises:
+            ModelError: it cannot be opened, takes no sound, or tells no words.
+        """
+        self._model = open_whole_model(model)
+        manifest = self._model.manifest
+        if manifest.audio is None or manifest.output.decoder != "keyword" or len(manifest.rungs) < 2:
+            raise ModelError(f"{model}: thresholds can be learned for models of words with several depths only")
+        self.labels = manifest.output.labels
+        chain = manifest.chain(manifest.rungs[0].name)
+        self.rungs = tuple(rung.name for rung in chain)
+        self.costs = tuple(float(rung.multiply_adds or 1) for rung in chain)
+        # Whatever was learned before must not decide what is learned from.
+        blank = replace(manifest, rungs=tuple(replace(r, confidence=None) for r in manifest.rungs))
+        config = StreamConfig(source="wav:", model=model, rung=manifest.rungs[0].name)
+        self._session = open_session(replace(self._model, manifest=blank), "cpu", Options(threads=1))
+        self._climb = Climb(self._session, blank, config)
+        self._frontend = build_frontend(manifest.audio)
+        self._rows = RowInput(self._session.inputs[0], manifest.audio, self._frontend)
+        self._rate_hz = manifest.audio.rate_hz
+
+    def answers(self, recording: Labelled) -> Iterator[list[Array]]:
+        """What every rung says of each window that holds the recording, or as much of it as fits.
+
+        Raises:
+            SourceError: it cannot be read.
+        """
+        yield from self.answers_to(read_whole(recording.path, self._rate_hz))
+
+    def answers_to(self, samples: Samples) -> Iterator[list[Array]]:
+        """The same for int16 [n] at the model's rate."""
+        spare_s = self._rows.rows * self._frontend.hop_s - len(samples) / self._rate_hz
+        after_s = max(self._rows.every * self._frontend.hop_s, min(_AFTER_S, spare_s))
+        after = np.zeros(round(after_s * self._rate_hz), np.int16)
+        self._frontend.reset()
+        self._rows.reset()
+        rows = self._frontend(np.concatenate((samples, after)))
+        window = min(self._rows.rows, round(len(samples) / self._rate_hz / self._frontend.hop_s))
+        for left in self._rows.feed(rows):
+            if len(rows) - left >= window - 1:
+                yield self._climb.every(self._rows.fill)
+
+
+def learn(
+    pupil: Pupil, recordings: list[Labelled], loss: float, progress: Callable[[int], None] = lambda _: None
+) -> Lesson:
+    """Learn when to stop.
+
+    Args:
+        pupil: the model.
+        recordings: of every label.
+        loss: accuracy that may be given away, 0..1.
+        progress: is told how many recordings have been heard.
+
+    Raises:
+        ModelError: there is nothing to learn from. SourceError: a recording cannot be read.
+    """
+    logits: list[list[Array]] = []
+    labels: list[int] = []
+    numbers: list[int] = []
+    for number, recording in enumerate(recordings):
+        for answer in pupil.answers(recording):
+            logits.append(answer)
+            labels.append(recording.label)
+            numbers.append(number)
+        progress(number + 1)
+    said: Logits = np.array(logits, np.float32)
+    right, half = np.array(labels), np.array(numbers) % 2 == 0
+    learned = calibrate(said, right, pupil.costs, loss)
+    known = calibrate(said[half], right[half], pupil.costs, loss)
+    checked = tried(said[~half], right[~half], pupil.costs, known)
+    return Lesson(pupil.rungs, pupil.costs, learned, checked, len(recordings))
+
+
+def written(lesson: Lesson) -> Callable[[dict[str, object]], None]:
+    """What `agent.storage.models.rewrite` does to a manifest for a lesson."""
+    learned = lesson.learned
+    confidences = (*learned.chosen.thresholds, None)
+    found = dict(zip(lesson.rungs, zip(learned.temperatures, confidences, strict=True), strict=True))
+
+    def change(manifest: dict[str, object]) -> None:
+        rungs = manifest["rungs"]
+        assert isinstance(rungs, list)
+        for rung in rungs:
+            temperature, confidence = found[rung["name"]]
+            rung["temperature"] = round(temperature, 4)
+            rung.pop("confidence", None)
+            if confidence is not None:
+                rung["confidence"] = round(confidence, 5)
+
+    return change

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import soundfile
+from click.testing import CliRunner, Result
+
+from agent.cli.main import vedette
+from agent.library import open_model
+from agent.practice import Pupil, labelled
+from tests.support.sound import RATE, ladder_model, quiet, tone_model, word
+
+pytest.importorskip("soxr")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Recordings of three labels, at the model's rate and at others."""
+    folder = tmp_path / "data"
+    random = np.random.default_rng(1)
+    for label in ("low", "high", "silence"):
+        (folder / label).mkdir(parents=True)
+        for number in range(6):
+            samples = quiet(0.6) if label == "silence" else word(label, 0.5)
+            noisy = samples + random.standard_normal(len(samples)) * 50 * number
+            kind = ("wav", "flac", "ogg")[number % 3]
+            soundfile.write(folder / label / f"{number}.{kind}", noisy.astype(np.int16), RATE)
+    return folder
+
+
+def call(*args: object) -> Result:
+    return CliRunner().invoke(vedette, ["models", "calibrate", *map(str, args)])
+
+
+def test_what_is_learned_stands_in_the_manifest_and_is_used(tmp_path: Path, data: Path) -> None:
+    model = ladder_model(tmp_path, confidence=0.5)
+    done = call(model, data, "--json")
+    assert done.exit_code == 0, done.output
+    lesson = msgspec.json.decode(done.stdout)
+    assert lesson["rungs"] == ["3", "12"]
+    assert lesson["recordings"] == 18
+    assert lesson["learned"]["chosen"]["accuracy"] >= lesson["learned"]["full"] - 0.002
+    rungs = {rung["name"]: rung for rung in tomllib.loads(model.read_text())["rungs"]}
+    assert rungs["3"]["confidence"] == pytest.approx(lesson["learned"]["chosen"]["thresholds"][0], abs=1e-5)
+    assert "confidence" not in rungs["12"]
+    assert open_model(str(model)).manifest.ladder[0].temperature == rungs["3"]["temperature"]
+
+
+def test_a_table_and_a_picture(tmp_path: Path, data: Path) -> None:
+    pytest.importorskip("matplotlib")
+    model, picture, out = ladder_model(tmp_path), tmp_path / "curve.png", tmp_path / "new.toml"
+    before = model.read_text()
+    done = call(model, data, "--picture", picture, "--out", out)
+    assert done.exit_code == 0, done.output
+    assert "18 recordings" in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert model.read_text() == before
+    assert tomllib.loads(out.read_text())["name"] == "tones"
+
+
+def test_bad_data_is_refused_and_the_manifest_stays(tmp_path: Path, data: Path) -> None:
+    model = ladder_model(tmp_path)
+    before = model.read_text()
+    (data / "strange").mkdir()
+    assert "no label is called strange" in str(call(model, data).exception)
+    (data / "strange").rmdir()
+    for file in (data / "high").iterdir():
+        file.unlink()
+    assert "no recordings (.wav, .flac, .ogg) in high" in str(call(model, data).exception)
+    (data / "high" / "broken.wav").write_bytes(b"RIFF")
+    assert "broken.wav" in str(call(model, data).exception)
+    assert "no such folder" in str(call(model, tmp_path / "nothing").exception)
+    assert call(model, data, "--loss", "-1").exit_code == 2
+    assert model.read_text() == before
+
+
+def test_a_model_without_depths_has_nothing_to_learn(tmp_path: Path, data: Path) -> None:
+    assert "several depths only" in str(call(tone_model(tmp_path), data).exception)
+    assert "several depths only" in str(call("nanodet", data).exception)
+
+
+def test_each_window_holds_the_word(tmp_path: Path) -> None:
+    pupil = Pupil(str(ladder_model(tmp_path)))
+    answers = list(pupil.answers_to(word("low", 0.15)))
+    assert 2 <= len(answers) <= 5
+    assert all(np.argmax(rungs[1]) == 0 for rungs in answers)
+    assert labelled.__doc__
