@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     metavar="DURATION",
     help="End after so long (20s, 2m); default: the clip's end.",
 )
-@click.option("--source", help="A camera or clip of your own, such as v4l2:/dev/video0.")
-@click.option("--model", default="nanodet", show_default=True, help="A bundled model, or a file.")
+@click.option("--hear", is_flag=True, help="Sound instead of pictures: spoken digits.")
+@click.option("--source", help="A camera, microphone or clip of your own, such as v4l2:/dev/video0.")
+@click.option("--model", help="A bundled model, or a file. [default: nanodet, or small-speech]")
 @click.option(
     "--picture",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -35,16 +36,20 @@ if TYPE_CHECKING:
     help="Where the annotated picture goes.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Events as JSON lines, and a summary as the last.")
-def demo(seconds: float | None, source: str | None, model: str, picture: Path, as_json: bool) -> None:
+def demo(
+    seconds: float | None, hear: bool, source: str | None, model: str | None, picture: Path, as_json: bool
+) -> None:
     """A real clip through a real INT8 model to a real (embedded) MQTT broker, as a subscriber sees it."""
     from agent.capture.uri import mask
-    from agent.demo.show import CLIP, Show
+    from agent.demo.show import CLIP, SPOKEN, Show
 
     if not picture.absolute().parent.is_dir():
         raise click.BadParameter(f"{picture}: no such folder to write it to", param_hint="--picture")
-    title = f"{mask(source or 'walkers')} → {model} → MQTT: events as a subscriber receives them"
+    clip, model = (f"wav:{SPOKEN}" if hear else f"file:{CLIP}"), model or ("small-speech" if hear else "nanodet")
+    shown = mask(source) if source else SPOKEN.stem if hear else CLIP.stem
+    title = f"{shown} → {model} → MQTT: events as a subscriber receives them"
     if source is None:
-        source = f"file:{CLIP}?pace=realtime" + ("&loop=1" if seconds else "")
+        source = f"{clip}?pace=realtime" + ("&loop=1" if seconds else "")
     show = Show(source, model, picture, seconds)
     with _ended_by_signals(show.request_stop), closing(show.messages()) as messages:
         if as_json:
@@ -86,8 +91,10 @@ def _show_table(messages: Iterable[Received | None], show: Show, title: str) -> 
     follow(messages, title)
     summary = show.summary
     labels = ", ".join(f"{count} {label}" for label, count in summary.labels.items()) or "nothing"
+    heard = f"{summary.heard} heard" if summary.heard else ""
+    seen = f"{summary.new} new, {summary.update} update, {summary.end} end"
     click.echo(
-        f"{summary.seconds} s: {summary.new} new, {summary.update} update, {summary.end} end ({labels}); "
+        f"{summary.seconds} s: {heard or seen} ({labels}); "
         f"median capture → publish {summary.median_ms} ms; lost {summary.lost}"
     )
     if summary.picture:

@@ -24,12 +24,20 @@ def cells(event: EventMessage) -> dict[str, str]:
         f"{event.kind} ({event.reason})",
         f"{track.label} {track.id.rsplit('-', 1)[-1]}",
         f"{track.score:.2f}",
-        "whole picture" if track.box is None else " ".join(f"{edge * 100:.0f}" for edge in track.box),
+        _where(event),
         ", ".join(track.zones),
         f"{latency.infer:.0f} ms" if latency.infer else _NONE,
         f"{latency.total:.0f} ms" if latency.has_frame else _NONE,
     )
     return dict(zip(COLUMNS, map(plain, texts), strict=True))
+
+
+def _where(event: EventMessage) -> str:
+    """The box in percent of the frame; of what was heard, the depth of the model that heard it."""
+    if event.kind == "heard":
+        return f"rung {event.rung}"
+    box = event.track.box
+    return "whole picture" if box is None else " ".join(f"{edge * 100:.0f}" for edge in box)
 
 
 def clock(at: datetime) -> str:

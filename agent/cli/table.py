@@ -20,7 +20,7 @@ _WIDE = 100
 """A terminal of fewer columns has narrower gaps, so that all columns fit into 80."""
 _BREAKS = ("stream", "event", "what", "zones")
 """Columns whose text may go on in a second line where it is too long."""
-_COLOURS = {"new": "green", "update": "cyan", "end": "magenta"}
+_COLOURS = {"new": "green", "update": "cyan", "end": "magenta", "heard": "yellow"}
 _STATUS_COLOURS = {"online": "green", "stopped": "yellow", "offline": "red"}
 
 

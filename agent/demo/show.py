@@ -18,7 +18,8 @@ from agent.demo.broker import EmbeddedBroker
 from agent.errors import VedetteError
 from agent.storage.durable import write_atomic
 
-CLIP = Path(__file__).parent.parent / "zoo" / "walkers.mp4"
+_ZOO = Path(__file__).parent.parent / "zoo"
+CLIP, SPOKEN = _ZOO / "walkers.mp4", _ZOO / "spoken.flac"
 
 
 class Summary(Struct):
@@ -26,8 +27,8 @@ class Summary(Struct):
 
     Attributes:
         seconds: how long it ran.
-        new, update, end: events received.
-        labels: tracks by label.
+        new, update, end, heard: events received.
+        labels: tracks and words by label.
         median_ms: of capture → publish, ms; events without a frame do not count.
         lost: events missing by their `seq`.
         picture: where the annotated picture was written; empty when there was none.
@@ -37,6 +38,7 @@ class Summary(Struct):
     new: int = 0
     update: int = 0
     end: int = 0
+    heard: int = 0
     labels: dict[str, int] = {}
     median_ms: float = 0.0
     lost: int = 0
@@ -121,7 +123,7 @@ class Show:
         if (event := message.event()) is None:
             return
         setattr(self.summary, event.kind, getattr(self.summary, event.kind) + 1)
-        if event.kind == "new":
+        if event.kind in ("new", "heard"):
             self.summary.labels[event.track.label] = self.summary.labels.get(event.track.label, 0) + 1
         if event.latency_ms.has_frame:
             self._latencies.append(event.latency_ms.total)
