@@ -1,4 +1,4 @@
-"""The demo's recording: digits that people said, wake words and digits that espeak-ng says, with pauses between."""
+"""The demo's recording: digits that people said, and wake words and digits that espeak-ng says, with pauses."""
 
 from __future__ import annotations
 
