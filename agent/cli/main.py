@@ -19,6 +19,7 @@ _VERBS: dict[str, str] = {
     "demo": "A real clip through a real model to a real broker.",
     "watch": "Show what devices publish, live.",
     "config": "Check, show or describe the configuration.",
+    "devices": "List the cameras and microphones of this machine.",
     "models": "List models, and look inside one.",
     "events": "Describe the messages that are published.",
     "completion": "Print the completion script of a shell.",

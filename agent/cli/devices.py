@@ -1,0 +1,54 @@
+"""`vedette devices`: the cameras and microphones of this machine, and the URI of each."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from agent.capture.devices import Device, Devices
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def devices(as_json: bool) -> None:
+    """List cameras and microphones that would work here, with the URI that a configuration needs."""
+    import msgspec
+
+    from agent.capture import devices as room
+
+    found = room.devices()
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+    else:
+        _print(found)
+
+
+def _print(found: Devices) -> None:
+    for kind, some in (("camera", found.cameras), ("microphone", found.microphones)):
+        if some:
+            _print_table(f"{kind.capitalize()}s", some)
+        else:
+            click.echo(f"No {kind} was found.")
+    for sentence in found.missing:
+        click.echo(sentence)
+
+
+def _print_table(title: str, some: list[Device]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    for column in ("name", "offers", "source"):
+        table.add_column(column, overflow="fold")
+    for device in some:
+        table.add_row(*(Text(_plain(cell)) for cell in (device.name, device.offers, device.uri)))
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+
+
+def _plain(text: str) -> str:
+    """A device's name, whose control characters are no commands to the terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
