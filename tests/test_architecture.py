@@ -34,7 +34,18 @@ FORBIDDEN = {
 }
 
 EXTRAS = {"amqtt", "picamera2", "tensorflow", "torch", "matplotlib", "scipy", "PIL", "agent.optimise"}
-HEAVY = {"cv2", "numpy", "ai_edge_litert", "tflite_runtime", "sounddevice", "paho", "rich", "msgspec"}
+HEAVY = {
+    "cv2",
+    "numpy",
+    "ai_edge_litert",
+    "tflite_runtime",
+    "sounddevice",
+    "soundfile",
+    "soxr",
+    "paho",
+    "rich",
+    "msgspec",
+}
 
 
 def modules() -> list[Path]:
@@ -98,6 +109,11 @@ def loaded_after(statement: str) -> set[str]:
 
 def test_importing_the_daemon_loads_no_extra() -> None:
     assert loaded_after("import agent.daemon") & EXTRAS == set()
+
+
+def test_importing_the_daemon_loads_nothing_that_only_sound_needs() -> None:
+    loaded = loaded_after("import agent.daemon, agent.capture.listener")
+    assert loaded & {"sounddevice", "soundfile", "soxr"} == set()
 
 
 def test_the_help_loads_nothing_heavy() -> None:

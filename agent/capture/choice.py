@@ -17,7 +17,7 @@ from agent.errors import SourceError
 
 log = logging.getLogger(__name__)
 
-_CHANNELS_MAX = 8
+CHANNELS_MAX = 8
 """What says that it has more is no microphone but a sound server, which mixes by itself."""
 _INVALID_RATE, _UNAVAILABLE = -9997, -9985
 """PortAudio's paInvalidSampleRate and paDeviceUnavailable."""
@@ -121,7 +121,7 @@ def _listed(found: Sequence[Input]) -> str:
 
 
 def _channels(device: Input, channel: int | None, shown: str) -> Format:
-    server = device.channels > _CHANNELS_MAX
+    server = device.channels > CHANNELS_MAX
     if channel is not None and channel >= device.channels:
         raise SourceError(
             f"{shown}: expected a channel {channel}; {device.name} has {device.channels}, which count from 0"

@@ -1,8 +1,8 @@
 """PortAudio, the one library of this process that hears microphones, shared by every stream that has one.
 
-It makes its list of devices when it is initialised, and shows what was plugged in later only when it is
-initialised anew, which ends every stream. So it is when nobody has a stream open; and when somebody misses a device,
-and the cards of this machine have changed since, every stream is asked to be closed for a moment.
+It makes its list of devices when it is initialised, and shows what was plugged in later only when that is done
+again, which ends every stream. So it is done when nobody has a stream open; and when somebody misses a device and
+the cards of this machine have changed since, every stream is asked to be closed for a moment.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _import(shown: str) -> Any:
 
 
 def _quiet() -> None:
-    """No lines of ALSA and JACK on stderr for each device that they try: a function that does nothing takes them."""
+    """No lines of ALSA and JACK on stderr for each device that they try: what takes them does nothing."""
     nothing = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p)
     for name, setters in (
         ("libasound.so.2", ("snd_lib_error_set_handler",)),

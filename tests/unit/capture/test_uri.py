@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agent.capture.options import Options
 from agent.capture.source import check_uri
-from agent.capture.uri import SCHEMES, mask, parse
+from agent.capture.uri import SCHEMES, mask, parse, parse_picture, parse_sound
 from agent.errors import SourceError
 
 _words = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=12)
@@ -32,6 +32,10 @@ _words = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1
         ("dir:images/", "images/", Options(pace="fast")),
         ("dir:images/?pace=realtime&fps=2&loop=0", "images/", Options(fps=2.0)),
         ("test:?frames=3", "", Options(frames=3)),
+        ("mic:default?rate=48000&channel=0", "default", Options(rate=48000, channel=0)),
+        ("mic:USB PnP Sound: Audio (hw:1,0)", "USB PnP Sound: Audio (hw:1,0)", Options()),
+        ("mic:3?channel=mix", "3", Options()),
+        ("wav:a.wav?pace=fast&loop=1&channel=right", "a.wav", Options(pace="fast", loop=True, channel=1)),
         ("test:", "", Options()),
     ],
 )
@@ -55,6 +59,11 @@ def test_a_streams_query_belongs_to_its_server(uri: str) -> None:
         ("gopher://host", "expected one of v4l2:"),
         ("/dev/video0", "did you mean v4l2:/dev/video0?"),
         ("clip.mp4", "did you mean file:clip.mp4?"),
+        ("speech.WAV", "did you mean wav:speech.WAV?"),
+        ("mic:", "found nothing"),
+        ("mic:default?rate=99", "rate: expected samples per second"),
+        ("wav:a.wav?channel=middle", "channel: expected mix, left, right"),
+        ("wav:a.wav?rate=16000", "expected a key among pace, loop, channel"),
         ("images/", "did you mean dir:images/?"),
         ("", "found none"),
         ("v4l2:video0", "found video0"),
@@ -86,7 +95,22 @@ def test_a_wrong_uri_names_what_is_right(uri: str, wants: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_sound_is_told_from_pictures() -> None:
+    assert {scheme for scheme in SCHEMES if SCHEMES[scheme].sound} == {"mic", "wav"}
+    assert parse("mic:default").sound
+    assert not parse("test:").sound
+    assert parse_sound("wav:a.wav").target == "a.wav"
+    with pytest.raises(
+        SourceError, match=r"test:: expected a source of sound, mic: or wav:; test: gives pictures"
+    ):
+        parse_sound("test:")
+    with pytest.raises(SourceError, match="expected a source of pictures; mic: gives sound"):
+        parse_picture("mic:default")
+
+
 def test_only_a_fast_replay_keeps_every_picture() -> None:
+    assert parse("wav:a.wav?pace=fast").keeps_all
+    assert not parse("mic:default").keeps_all
     assert parse("file:a.mp4?pace=fast").keeps_all
     assert not parse("file:a.mp4").keeps_all
     assert not parse("v4l2:/dev/video0").keeps_all
@@ -147,8 +171,9 @@ def test_any_text_is_an_address_or_a_clear_error(text: str) -> None:
 
 def test_checking_a_uri_does_not_import_heavy_libraries() -> None:
     code = (
-        "import sys, agent.capture.source as s; s.check_uri('file:a.mp4'); import agent.capture.grabber;"
-        "print([m for m in ('cv2', 'picamera2') if m in sys.modules])"
+        "import sys, agent.capture.source as s; s.check_uri('file:a.mp4'); s.check_uri('mic:default');"
+        "import agent.capture.grabber, agent.capture.listener;"
+        "print([m for m in ('cv2', 'picamera2', 'sounddevice', 'soundfile', 'soxr') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,0 +1,184 @@
+"""A microphone over PortAudio and a real sound server, which is killed and comes back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.capture.listener import Listener
+from agent.capture.sound import open_sound
+from agent.config import CaptureConfig
+from agent.errors import SourceError
+from agent.messages import Array, AudioChunk, Samples
+from tests.support.running import ROOT
+from tests.support.soundserver import SoundServer
+
+_CONFIG = CaptureConfig(stall_s=2.0, reopen_max_s=0.5)
+_RATE = 16000
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SoundServer]:
+    """A running sound server that this process uses."""
+    prepared = SoundServer(tmp_path)
+    for name, value in prepared.environment.items():
+        monkeypatch.setenv(name, value)
+    with prepared as running:
+        yield running
+
+
+@contextmanager
+def listening(uri: str, rate_hz: int = _RATE) -> Iterator[tuple[Listener, list[tuple[str, str]]]]:
+    """A started listener, and what it reports."""
+    news: list[tuple[str, str]] = []
+    listener = Listener("hall", uri, _CONFIG, rate_hz, on_change=lambda state, why: news.append((state, why)))
+    listener.start()
+    try:
+        yield listener, news
+    finally:
+        began = time.monotonic()
+        listener.stop()
+        assert time.monotonic() - began < 0.5
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def hear(listener: Listener, seconds: float) -> list[AudioChunk]:
+    """What comes in so many seconds."""
+    chunks, end = [], time.monotonic() + seconds
+    while time.monotonic() < end:
+        chunk = listener.take(0.5)
+        if chunk is not None:
+            chunks.append(chunk)
+    return chunks
+
+
+def sweep(seconds: float = 1.0, rate_hz: int = _RATE) -> Samples:
+    """From 200 to 1000 Hz: unlike any shifted copy of itself, but for a part of a sample."""
+    t = np.arange(round(seconds * rate_hz)) / rate_hz
+    samples: Samples = np.rint(12000 * np.sin(2 * np.pi * (200 * t + 400 * t * t / seconds))).astype(np.int16)
+    return samples
+
+
+def likeness(heard: Array, played: Samples) -> float:
+    """The highest correlation of the played sound with any stretch of the heard one, 0..1."""
+    size = 1 << (len(heard) + len(played)).bit_length()
+    spectrum = np.fft.rfft(heard, size) * np.conj(np.fft.rfft(played, size))
+    products = np.fft.irfft(spectrum, size)[: len(heard) - len(played)]
+    energy = np.cumsum(np.concatenate([[0.0], heard.astype(float) ** 2]))
+    energies = (energy[len(played) :] - energy[: -len(played)])[: len(products)]
+    norm = np.sqrt(np.maximum(energies, 1.0) * (played.astype(float) ** 2).sum())
+    return float((products / norm).max())
+
+
+def is_heard(server: SoundServer, listener: Listener, rate_hz: int = _RATE) -> None:
+    """What is played now is heard, without a gap."""
+    while listener.take(0) is not None:
+        pass  # what nobody has taken yet, before a loss perhaps
+    played = sweep(rate_hz=rate_hz)
+    server.play(played, rate_hz)
+    chunks = hear(listener, 3.0)
+    assert [chunk.first for chunk in chunks[1:]] == [chunk.end for chunk in chunks[:-1]]
+    assert likeness(np.concatenate([chunk.samples for chunk in chunks]).astype(float), played) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("uri", "rate_hz"),
+    [("mic:default", 16000), ("mic:vedettemic", 16000), ("mic:default?rate=48000", 16000), ("mic:default", 8000)],
+)
+def test_what_is_played_is_heard(server: SoundServer, uri: str, rate_hz: int) -> None:
+    with listening(uri, rate_hz) as (listener, news):
+        assert listener.take(10) is not None
+        is_heard(server, listener, rate_hz)
+        assert listener.stats.dropped == 0
+    assert news == []
+
+
+def test_for_twenty_seconds_nothing_is_lost_and_time_is_right(server: SoundServer) -> None:
+    with listening("mic:default") as (listener, news):
+        first = listener.take(10)
+        assert first is not None
+        chunks = [first, *hear(listener, 20.0)]
+        assert [chunk.first for chunk in chunks[1:]] == [chunk.end for chunk in chunks[:-1]]
+        assert listener.stats.dropped == 0
+        seconds = (chunks[-1].captured_ns - first.captured_ns) / 1e9
+        assert (chunks[-1].end - first.end) / _RATE == pytest.approx(seconds, abs=0.2)
+        times = [chunk.captured_ns for chunk in chunks]
+        assert times == sorted(times)
+        assert max(chunk.read_ns - chunk.captured_ns for chunk in chunks) < 0.5e9
+    assert news == []
+
+
+def test_a_sound_server_that_dies_and_returns_is_lost_once_and_back_once(server: SoundServer) -> None:
+    with listening("mic:default") as (listener, news):
+        last = hear(listener, 1.0)[-1]
+        server.kill()
+        began = time.monotonic()
+        until(lambda: listener.lost)
+        assert time.monotonic() - began < 1.0
+        time.sleep(3.0)
+        last = (hear(listener, 0.1) or [last])[-1]
+        server.start()
+        until(lambda: not listener.lost)
+        is_heard(server, listener)
+        assert listener.take(2) is not None
+        assert [state for state, _ in news] == ["lost", "running"]
+        assert "the microphone is gone" in news[0][1]
+        assert news[1][1].startswith("back after ")
+        assert listener.stats.reopened == 1
+
+
+def test_two_streams_of_one_microphone_both_come_back(server: SoundServer) -> None:
+    with listening("mic:default") as (one, one_news), listening("mic:vedettemic", 8000) as (two, two_news):
+        assert one.take(10) is not None
+        assert two.take(10) is not None
+        server.kill()
+        until(lambda: one.lost and two.lost)
+        server.start()
+        until(lambda: not one.lost and not two.lost)
+        is_heard(server, one)
+        is_heard(server, two, 8000)
+        for news in (one_news, two_news):
+            assert [state for state, _ in news] == ["lost", "running"]
+
+
+def test_a_sound_server_that_comes_later_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = SoundServer(tmp_path)
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    with listening("mic:default") as (listener, news):
+        until(lambda: listener.lost)
+        assert "expected a microphone default; found none" in news[0][1]
+        with server:
+            until(lambda: not listener.lost)
+            is_heard(server, listener)
+        assert [state for state, _ in news][:2] == ["lost", "running"]
+
+
+def test_an_unknown_name_lists_what_there_is(server: SoundServer) -> None:
+    with pytest.raises(SourceError, match=r"expected a microphone parrot; found .*\(vedettemic\)"):
+        open_sound("mic:parrot", _RATE, stall_s=2)
+
+
+def test_devices_lists_the_microphone_with_its_uri(server: SoundServer) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "agent", "devices", "--json"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    microphones = json.loads(done.stdout)["microphones"]
+    (found,) = [microphone for microphone in microphones if microphone["name"] == "vedettemic"]
+    assert found["uri"] == "mic:vedettemic"
+    assert "16000 Hz" in found["offers"]
+    assert done.stderr == ""
