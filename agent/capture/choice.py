@@ -102,7 +102,7 @@ def missing() -> str:
     """Why there is no microphone at all, as far as one can see."""
     devices = sorted(Path("/dev/snd").glob("pcm*c"))
     if any(not os.access(device, os.R_OK | os.W_OK) for device in devices):
-        return "none that this user may open: add it to the group audio"
+        return "none that this user may open: add it to the group audio, and log in again"
     if devices:
         return "none that can be opened now: does another program use it (fuser -v /dev/snd/*)?"
     return "none: is one plugged in, or should a sound server run?"

@@ -123,7 +123,7 @@ def _microphones(absent: list[str]) -> list[Device]:
         absent.append(f"{error}.")
         return []
     if not found:
-        absent.append(f"microphones: {missing()}.")
+        absent.append(f"microphones: {missing()}")
     return found
 
 
