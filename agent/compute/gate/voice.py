@@ -7,6 +7,7 @@ that of noise tracking for speech enhancement: Cohen, IEEE Trans. Speech and Aud
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -15,11 +16,11 @@ from msgspec import Struct
 from agent.config import GateConfig
 from agent.messages import Array, Samples
 
-_BLOCK_S = 0.064
+_BLOCK_S = 0.096
 _LOW_HZ, _HIGH_HZ, _BANDS = 100.0, 3800.0, 8
-_RISE_DB_S, _FOLLOW = 2.0, 0.1
+_RISE_DB_S, _FOLLOW = 2.0, 0.14
 """While something is heard the floor rises by so many dB a second; else it goes this share of the way a block."""
-_SMOOTH = 0.7
+_SMOOTH = 0.85
 """Share of the newest block in a band's power: single blocks of noise jump by 10 dB."""
 _QUIETEST_DB = -75.0
 """Below this, of full scale in a band, is silence on any microphone."""
@@ -104,11 +105,11 @@ class VoiceGate:
         floor = bands if self._floor is None else self._floor
         above = bands - floor
         # The loudest half: speech never fills all bands, and a hum fills one.
-        above_db = float(np.sort(above)[_BANDS // 2 :].mean())
+        above_db = sum(sorted(above.tolist())[_BANDS // 2 :]) / (_BANDS - _BANDS // 2)
         heard = above_db >= self._needed_db
         step = _FOLLOW * above
         self._floor = floor + (np.minimum(step, self._rise_db) if heard else step)
-        flux = 0.0 if self._before is None else float(np.abs(bands - self._before).mean())
+        flux = 0.0 if self._before is None else float(np.add.reduce(np.abs(bands - self._before))) / _BANDS
         self._before = bands
         self._since = 0 if self._open_left else self._since + 1
         if heard:
@@ -118,7 +119,7 @@ class VoiceGate:
         else:
             self._open_left = max(0, self._open_left - 1)
         complexity = self._complexity.of(above_db, flux, power) if heard else self._last.complexity
-        level_db = float(10.0 * np.log10(power.sum() / self._size + 1e-12))
+        level_db = 10.0 * math.log10(float(np.add.reduce(power)) / self._size + 1e-12)
         self._last = Sound(self._open_left > 0, False, heard, complexity, level_db, above_db)
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from agent.compute.decode.quant import Floats
 
 _LISTENED_S = 300.0
 """So long to sound that stood out. A wake word's score may well be 0 through minutes of other words."""
-_STILL = 1e-6
 
 
 class ConstantAlarm:
@@ -26,14 +23,14 @@ class ConstantAlarm:
         """
         self.text = ""
         self._most = max(2, round(_LISTENED_S / every_s))
-        self._first: Floats | None = None
+        self._before = b""
         self._same = 0
 
     def saw(self, scores: Floats) -> bool:
         """Take note of an answer to sound that stood out; whether the alarm has just gone off."""
-        before = self._first
-        if before is None or before.shape != scores.shape or np.abs(scores - before).max(initial=0.0) > _STILL:
-            self._first, self._same, self.text = scores.copy(), 0, ""
+        now = scores.tobytes()
+        if now != self._before:
+            self._before, self._same, self.text = now, 0, ""
             return False
         self._same += 1
         if self._same < self._most or self.text:

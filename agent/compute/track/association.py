@@ -64,9 +64,10 @@ def affinity(track: Expected, box: Box, iou_threshold: float) -> float:
     h = (ay1 if ay1 < by1 else by1) - (ay0 if ay0 > by0 else by0)
     a, b = aw * ah, bw * bh
     if w > 0.0 and h > 0.0:
-        iou = w * h / (a + b - w * h)
-        if iou >= iou_threshold:
-            return 1.0 + iou
+        union = a + b - w * h
+        # Boxes may be so thin that they have no area.
+        if union > 0.0 and w * h / union >= iou_threshold:
+            return 1.0 + w * h / union
     return 1.0 - distance / far if a <= _ALIKE * b + _POINT and b <= _ALIKE * a + _POINT else 0.0
 
 

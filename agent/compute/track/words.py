@@ -54,7 +54,7 @@ class Words:
         self._heard += 1
         if self._heard < count:
             return []
-        mean = self._newest.sum(axis=0) * self._share
+        mean = np.add.reduce(self._newest) * self._share
         best = int(mean.argmax())
         self._armed |= mean <= self._threshold * _RELEASE
         if mean[best] <= self._threshold or best not in self._wanted or not self._armed[best]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -92,15 +93,17 @@ class RowInput:
         scale = audio.std * (spec.scale or 1.0)
         self._slope = np.float32(1.0 / scale)
         self._offset = np.float32(spec.zero_point - audio.mean / scale)
+        if self._kind.kind != "f":
+            limits = np.iinfo(self._kind)
+            self._least, self._most = np.float32(limits.min), np.float32(limits.max)
         self._plain = self._slope == 1.0 and self._offset == 0.0
 
     def _stored(self, rows: Rows) -> Array:
-        if not np.isfinite(rows.sum()):
+        if not math.isfinite(np.add.reduce(rows, axis=None)):
             rows = np.where(np.isfinite(rows), rows, self._silence)
         real = rows if self._plain else rows * self._slope + self._offset
         if self._kind.kind == "f":
             return real
-        limits = np.iinfo(self._kind)
         # Cutting by two ufuncs costs a fifth of what `np.clip` does.
-        cut = np.minimum(np.maximum(np.rint(real), limits.min), limits.max)
+        cut = np.minimum(np.maximum(np.rint(real), self._least), self._most)
         return cut.astype(self._kind)

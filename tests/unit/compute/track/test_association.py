@@ -87,3 +87,8 @@ def test_two_boxes_at_the_same_instant_give_no_velocity() -> None:
     motion = Motion(box(0.1), 0)
     motion.correct(box(0.2), 0)
     assert motion.predict(0) == motion.predict(SECOND)
+
+
+def test_boxes_without_area_are_told_by_distance() -> None:
+    thin = (0.0, 0.0, 0.5, 5e-324)
+    assert 0.0 < affinity(Expected(thin, True), thin, 0.2) <= 1.0
