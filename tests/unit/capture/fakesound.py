@@ -22,18 +22,21 @@ class Stream:
     def __init__(self, module: FakeSound, **settings: Any) -> None:
         module.refuse(settings["device"], settings["samplerate"])
         self.settings, self._module = settings, module
-        self.closed = False
+        self.closed = self.pulled = False
         module.streams.append(self)
 
     def start(self) -> None: ...
 
     def give(self, samples: Samples, *, overflow: bool = False) -> None:
+        if self.pulled or self.closed:
+            return
         block = np.ascontiguousarray(samples.reshape(-1, self.settings["channels"]))
         times = SimpleNamespace(currentTime=1.0, inputBufferAdcTime=0.97)
         self.settings["callback"](block.data, len(block), times, SimpleNamespace(input_overflow=overflow))
 
     def pull(self) -> None:
         """The plug."""
+        self.pulled = True
         self.settings["finished_callback"]()
 
     def abort(self) -> None:
