@@ -22,7 +22,9 @@ from agent.messages import Array, Samples
 
 SUFFIXES = (".wav", ".flac", ".ogg")
 _AFTER_S = 0.3
-"""A word is heard in windows that end up to so long after it, as it is when the sound goes on."""
+"""A window that ends up to so long after a word, and holds all of it, must tell it."""
+_SILENT = 0.1
+"""Share of a recording that is taken for its background."""
 
 
 class Labelled(Struct, frozen=True):
@@ -99,26 +101,31 @@ class Pupil:
         self._rows = RowInput(self._session.inputs[0], manifest.audio, self._frontend)
         self._rate_hz = manifest.audio.rate_hz
 
-    def answers(self, recording: Labelled) -> Iterator[list[Array]]:
-        """What every rung says of each window that holds the recording, or as much of it as fits.
+    def answers(self, recording: Labelled) -> Iterator[tuple[bool, list[Array]]]:
+        """What every rung says of each window as the recording passes by.
+
+        Yields:
+            whether the window holds the recording, or as much of it as fits; and the scores of each rung.
 
         Raises:
             SourceError: it cannot be read.
         """
         yield from self.answers_to(read_whole(recording.path, self._rate_hz))
 
-    def answers_to(self, samples: Samples) -> Iterator[list[Array]]:
+    def answers_to(self, samples: Samples) -> Iterator[tuple[bool, list[Array]]]:
         """The same for int16 [n] at the model's rate."""
-        spare_s = self._rows.rows * self._frontend.hop_s - len(samples) / self._rate_hz
-        after_s = max(self._rows.every * self._frontend.hop_s, min(_AFTER_S, spare_s))
-        after = np.zeros(round(after_s * self._rate_hz), np.int16)
+        hop_s, window = self._frontend.hop_s, self._rows.rows
+        around = _background(samples, round(window * hop_s * self._rate_hz))
         self._frontend.reset()
         self._rows.reset()
-        rows = self._frontend(np.concatenate((samples, after)))
-        window = min(self._rows.rows, round(len(samples) / self._rate_hz / self._frontend.hop_s))
+        rows = self._frontend(np.concatenate((around, samples, around)))
+        length = len(samples) / self._rate_hz / hop_s
+        begins = window + min(window, length) - 1
+        ends = window + max(length, min(window, length + _AFTER_S / hop_s))
         for left in self._rows.feed(rows):
-            if len(rows) - left >= window - 1:
-                yield self._climb.every(self._rows.fill)
+            at = len(rows) - left
+            if at >= window:
+                yield begins <= at < max(ends, begins + self._rows.every), self._climb.every(self._rows.fill)
 
 
 def learn(
@@ -136,20 +143,30 @@ def learn(
         ModelError: there is nothing to learn from. SourceError: a recording cannot be read.
     """
     logits: list[list[Array]] = []
-    labels: list[int] = []
-    numbers: list[int] = []
+    heard: list[tuple[int, int, bool]] = []
     for number, recording in enumerate(recordings):
-        for answer in pupil.answers(recording):
+        for whole, answer in pupil.answers(recording):
             logits.append(answer)
-            labels.append(recording.label)
-            numbers.append(number)
+            heard.append((number, recording.label, whole))
         progress(number + 1)
     said: Logits = np.array(logits, np.float32)
-    right, half = np.array(labels), np.array(numbers) % 2 == 0
-    learned = calibrate(said, right, pupil.costs, loss)
-    known = calibrate(said[half], right[half], pupil.costs, loss)
-    checked = tried(said[~half], right[~half], pupil.costs, known)
+    numbers, labels, known = map(np.array, zip(*heard, strict=True))
+    half = numbers % 2 == 0
+    learned = calibrate(said, labels, pupil.costs, loss, known)
+    other = calibrate(said[half], labels[half], pupil.costs, loss, known[half])
+    checked = tried(said[~half], labels[~half], pupil.costs, other, known[~half])
     return Lesson(pupil.rungs, pupil.costs, learned, checked, len(recordings))
+
+
+def _background(samples: Samples, count: int) -> Samples:
+    """Noise as loud as the quietest part of a recording."""
+    size = max(1, len(samples) // 50)
+    blocks = samples[: len(samples) // size * size].reshape(-1, size).astype(np.float64)
+    levels = np.sort(np.sqrt(np.square(blocks).mean(axis=1)))
+    level = levels[: max(1, round(_SILENT * len(levels)))].mean()
+    random = np.random.default_rng(len(samples))
+    noise = np.rint(random.standard_normal(count) * level)
+    return np.asarray(noise.clip(-32768, 32767), np.int16)
 
 
 def written(lesson: Lesson) -> Callable[[dict[str, object]], None]:

@@ -4,11 +4,15 @@ Temperatures: the one that makes the answers' log-likelihood largest (Guo and ot
 Neural Networks, ICML 2017). Thresholds: for a price of a multiply-add, the best one of each rung given those
 of the deeper ones is found exactly, from the deepest to the shallowest; a sweep over prices gives the curve of
 accuracy against cost, and the cheapest point that loses no more than allowed is taken.
+
+Most of what a stream hears is half a word or none. Such inputs have no right answer but that of the deepest rung:
+they are learned from as well, with less weight, and the cost is that of all inputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from msgspec import Struct
@@ -23,6 +27,8 @@ Logits = NDArray[np.float32]
 
 _PRICES = np.concatenate(([0.0], np.geomspace(1e-4, 10.0, 120)))
 """Errors that a whole climb is worth."""
+_WEIGHT = 0.25
+"""Of an input without a label of its own, against one that has it."""
 _LOWEST, _HIGHEST, _STEPS = 0.05, 20.0, 60
 
 
@@ -31,7 +37,7 @@ class Point(Struct, frozen=True):
 
     Attributes:
         thresholds: least confidence of each rung but the last.
-        accuracy: share of right answers, 0..1.
+        accuracy: share of right answers to the inputs that have a label, 0..1.
         cost: mean multiply-adds, as a share of those of a whole climb.
         used: share of inputs that each rung answers.
     """
@@ -60,7 +66,9 @@ class Calibration(Struct, frozen=True):
     alone: tuple[float, ...]
 
 
-def calibrate(logits: Logits, labels: Array, costs: Sequence[float], loss: float) -> Calibration:
+def calibrate(
+    logits: Logits, labels: Array, costs: Sequence[float], loss: float, known: Array | None = None
+) -> Calibration:
     """Learn temperatures and thresholds.
 
     Args:
@@ -68,6 +76,7 @@ def calibrate(logits: Logits, labels: Array, costs: Sequence[float], loss: float
         labels: the right class of each input, int [inputs].
         costs: multiply-adds of each rung by itself.
         loss: accuracy that may be given away, 0..1.
+        known: which inputs have a label, bool [inputs]; None: all.
 
     Raises:
         ModelError: there is nothing to learn from, or nothing to learn.
@@ -76,9 +85,11 @@ def calibrate(logits: Logits, labels: Array, costs: Sequence[float], loss: float
         raise ModelError("a model of one rung has no thresholds to learn")
     if len(labels) != len(logits) or not len(labels):
         raise ModelError("there are no labelled answers to learn from")
-    temperatures = tuple(temperature(logits[:, rung], labels) for rung in range(logits.shape[1]))
-    confidence, right = _judged(logits, labels, temperatures)
-    curve = _curve(confidence, right, costs)
+    known = np.ones(len(labels), bool) if known is None else known
+    temperatures = tuple(temperature(logits[known, rung], labels[known]) for rung in range(logits.shape[1]))
+    answers = _judged(logits, labels, temperatures, known)
+    curve = _curve(answers, costs)
+    right = answers.right[known]
     full = float(right[:, -1].mean())
     allowed = [point for point in curve if point.accuracy >= full - loss - 1e-9]
     chosen = min(allowed, key=lambda point: point.cost)
@@ -96,10 +107,13 @@ def temperature(logits: Array, labels: Array) -> float:
     return float(grid[int(np.argmin([_loss(logits, labels, t) for t in grid]))])
 
 
-def tried(logits: Logits, labels: Array, costs: Sequence[float], learned: Calibration) -> Point:
-    """What the chosen thresholds do on other data."""
-    confidence, right = _judged(logits, labels, learned.temperatures)
-    return _point(confidence, right, np.asarray(costs, float), learned.chosen.thresholds)
+def tried(
+    logits: Logits, labels: Array, costs: Sequence[float], learned: Calibration, known: Array | None = None
+) -> Point:
+    """What the chosen thresholds do on other data; arguments as for `calibrate`."""
+    known = np.ones(len(labels), bool) if known is None else known
+    answers = _judged(logits, labels, learned.temperatures, known)
+    return _point(answers, np.asarray(costs, float), learned.chosen.thresholds)
 
 
 def _loss(logits: Array, labels: Array, t: float) -> float:
@@ -107,26 +121,35 @@ def _loss(logits: Array, labels: Array, t: float) -> float:
     return float(-np.log(np.maximum(scores[np.arange(len(labels)), labels], 1e-12)).mean())
 
 
-def _judged(logits: Logits, labels: Array, temperatures: Sequence[float]) -> tuple[Array, Array]:
-    """Confidence and rightness of every answer, [inputs, rungs] each."""
+class _Answers(NamedTuple):
+    """Confidence and rightness of every answer [inputs, rungs], and which inputs have a label."""
+
+    confidence: Array
+    right: Array
+    known: Array
+
+
+def _judged(logits: Logits, labels: Array, temperatures: Sequence[float], known: Array) -> _Answers:
     scores = softmax(logits / np.asarray(temperatures, np.float32)[None, :, None])
-    return scores.max(axis=2), scores.argmax(axis=2) == labels[:, None]
+    best = scores.argmax(axis=2)
+    labels = np.where(known, labels, best[:, -1])
+    return _Answers(scores.max(axis=2), best == labels[:, None], known)
 
 
-def _curve(confidence: Array, right: Array, costs: Sequence[float]) -> list[Point]:
+def _curve(answers: _Answers, costs: Sequence[float]) -> list[Point]:
     dear = np.asarray(costs, float)
-    found = {_thresholds(confidence, right, dear, price) for price in _PRICES}
-    points = [_point(confidence, right, dear, thresholds) for thresholds in found]
-    return sorted(points, key=lambda point: -point.cost)
+    found = {_thresholds(answers, dear, price) for price in _PRICES}
+    return sorted((_point(answers, dear, thresholds) for thresholds in found), key=lambda point: -point.cost)
 
 
-def _thresholds(confidence: Array, right: Array, costs: Array, price: float) -> tuple[float, ...]:
+def _thresholds(answers: _Answers, costs: Array, price: float) -> tuple[float, ...]:
     """The best for one price: each rung's given those of the deeper ones."""
+    confidence, wrong = answers.confidence, (~answers.right) * np.where(answers.known, 1.0, _WEIGHT)[:, None]
     whole = costs.sum()
-    later = (~right[:, -1]).astype(float) + price * costs[-1] / whole  # what it costs to go on, per input
+    later = wrong[:, -1] + price * costs[-1] / whole  # what it costs to go on, per input
     thresholds: list[float] = []
     for rung in range(confidence.shape[1] - 2, -1, -1):
-        here = (~right[:, rung]).astype(float)
+        here = wrong[:, rung]
         order = np.argsort(-confidence[:, rung], kind="stable")
         # Answers above the threshold stop here, those below go on: the sum over every place to cut.
         stop = np.concatenate(([0.0], np.cumsum(here[order])))
@@ -147,10 +170,12 @@ def _between(falling: Array, cut: int) -> float:
     return float(min(1.0, (falling[cut - 1] + falling[cut]) / 2 + 1e-6))
 
 
-def _point(confidence: Array, right: Array, costs: Array, thresholds: tuple[float, ...]) -> Point:
+def _point(answers: _Answers, costs: Array, thresholds: tuple[float, ...]) -> Point:
+    confidence, right, known = answers
     stops = np.column_stack((confidence[:, :-1] >= np.asarray(thresholds), np.ones(len(confidence), bool)))
     answered = stops.argmax(axis=1)
     inputs = np.arange(len(answered))
     used = np.bincount(answered, minlength=stops.shape[1]) / len(answered)
     cost = np.cumsum(costs)[answered].mean() / costs.sum()
-    return Point(thresholds, float(right[inputs, answered].mean()), float(cost), tuple(map(float, used)))
+    accuracy = float(right[inputs, answered][known].mean())
+    return Point(thresholds, accuracy, float(cost), tuple(map(float, used)))

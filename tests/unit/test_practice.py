@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
 from agent.library import open_model
-from agent.practice import Pupil, labelled
+from agent.practice import Pupil
 from tests.support.sound import RATE, ladder_model, quiet, tone_model, word
 
 pytest.importorskip("soxr")
@@ -86,6 +86,6 @@ def test_a_model_without_depths_has_nothing_to_learn(tmp_path: Path, data: Path)
 def test_each_window_holds_the_word(tmp_path: Path) -> None:
     pupil = Pupil(str(ladder_model(tmp_path)))
     answers = list(pupil.answers_to(word("low", 0.15)))
-    assert 1 <= len(answers) <= 5
-    assert all(np.argmax(rungs[1]) == 0 for rungs in answers)
-    assert labelled.__doc__
+    whole = [np.argmax(rungs[1]) for holds, rungs in answers if holds]
+    assert 1 <= len(whole) < len(answers)
+    assert set(whole) == {0}

@@ -15,7 +15,6 @@ from agent.compute.decode.classify import softmax
 from agent.compute.decode.quant import Floats
 from agent.compute.decode.roles import Role, cast
 from agent.compute.decode.setting import Options, Setting
-from agent.compute.tensors import TensorSpec
 from agent.messages import Array, Detection
 
 HIDDEN = "hidden"
@@ -65,7 +64,8 @@ class Keyword:
     def __init__(self, setting: Setting, options: KeywordOptions, place: int) -> None:
         self._place, self._spec = place, setting.outputs[place]
         self.options, self.threshold = options, setting.score_threshold
-        self._table = None if options.logits else _table(self._spec)
+        self._byte = self._spec.dtype in ("int8", "uint8")
+        self._tables: dict[float, Floats] = {}
         known = setting.labels()
         self.labels = tuple(known[number] for number in range(self._spec.shape[-1]))
         self.wanted = tuple(
@@ -82,12 +82,23 @@ class Keyword:
             temperature: of the softmax.
         """
         stored = outputs[self._place].reshape(-1)
-        if self._table is not None:
-            return self._table.take(stored.view(np.uint8))
+        if self._byte:
+            answers = self._table(temperature).take(stored.view(np.uint8))
+            return answers / np.add.reduce(answers) if self.options.logits else answers
         real = np.asarray(self._spec.real(stored), np.float32)
         if self.options.logits:
             return softmax(real / np.float32(temperature))
         return np.clip(np.nan_to_num(real, nan=0.0, posinf=0.0, neginf=0.0), 0.0, 1.0)
+
+    def _table(self, temperature: float) -> Floats:
+        """By the bits of a stored byte: its probability; of logits, what the softmax sums up."""
+        if temperature not in self._tables:
+            real = self._spec.real(np.arange(256, dtype=np.uint8).view(self._spec.dtype))
+            table = np.clip(real, 0.0, 1.0)
+            if self.options.logits:
+                table = np.maximum(np.exp((real - real.max()) / temperature), 1e-30)
+            self._tables[temperature] = np.asarray(table, np.float32)
+        return self._tables[temperature]
 
     def raw(self, outputs: Sequence[Array]) -> Floats:
         """The scores as the model gives them, in reals, float32 [classes]: a copy."""
@@ -99,11 +110,3 @@ class Keyword:
         found = [number for number in self.wanted if scores[number] >= self.threshold]
         found.sort(key=lambda number: -float(scores[number]))
         return [Detection(self.labels[number], float(scores[number])) for number in found]
-
-
-def _table(spec: TensorSpec) -> Floats | None:
-    """The probability of each of the 256 stored values, by its bits; None for wider types."""
-    if spec.dtype not in ("int8", "uint8"):
-        return None
-    stored = np.arange(256, dtype=np.uint8).view(spec.dtype)
-    return np.asarray(np.clip(spec.real(stored), 0.0, 1.0), np.float32)

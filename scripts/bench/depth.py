@@ -1,0 +1,128 @@
+"""Depth by difficulty: the ladder against always the deepest exit, on the same streams of words.
+
+Held-out digits of six speakers, with pauses, clean and in noise at 10 and 0 dB, go through the whole ear with the
+default configuration. A word is right when it is the first that is told while it is said or just after; each
+inference's multiply-adds are those of the exits that ran. The ladder's own cost is what asking it costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import _digits
+import _sound
+import common
+from msgspec import Struct
+
+from agent.compute.hearing import Hearing
+from agent.compute.infer.ladder import Ladder
+from agent.config import StreamConfig
+from agent.library import open_model, open_whole_model
+from agent.manifest import Manifest
+from agent.messages import Event, Samples
+
+_LATE_S = 0.6
+
+
+class Run(Struct):
+    """What one way of listening gave."""
+
+    right: list[bool]
+    used: dict[str, int]
+    infer_ns: int
+    false_words: int
+
+
+def main() -> None:
+    args = arguments()
+    manifest = open_whole_model(args.model).manifest
+    words = _digits.digits(args.data, learn=False)[:: 3 if args.quick else 1]
+    noise = _digits.noises(args.data)
+    runs: dict[str, list[Run]] = {"ladder": [], "always": []}
+    figures: dict[str, float] = {"words": float(len(words))}
+    for condition, snr_db in _digits.CONDITIONS.items():
+        sound, said = _digits.stream(words, noise, snr_db)
+        for name, rung in (("ladder", ""), ("always", manifest.rungs[0].name)):
+            run = listen(args.model, rung, sound, said)
+            runs[name].append(run)
+            share = sum(run.right) / len(run.right)
+            key = condition.replace(" ", "")
+            figures[f"{key}_{name}_accuracy"] = share
+            print(f"{condition:6} {name:7} right {share:6.1%}, told wrongly {run.false_words}, exits {run.used}")
+    figures |= compared(manifest, runs)
+    targets = {
+        "accuracy_lost": "<= 0.002",
+        "multiply_adds_ratio": "<= 0.45",
+        "compute_ratio": "<= 0.55",
+        "ladder_share": "<= 0.02",
+    }
+    meets = all(figures[name] <= float(text[3:]) for name, text in targets.items())
+    common.conclude("depth", figures, targets, meets)
+
+
+def arguments() -> argparse.Namespace:
+    parser = common.arguments(__doc__ or "")
+    parser.add_argument("--data", type=Path, required=True, help="folder with fsdd_train.npz and esc10_dev.tar")
+    parser.add_argument("--model", default="small-speech", help="name or path of a model of digits with depths")
+    return parser.parse_args()
+
+
+def listen(model: str, rung: str, sound: Samples, said: list[_digits.Said]) -> Run:
+    config = StreamConfig(source="mic:default", model=model, rung=rung, threads=1)
+    hearing = Hearing("bench", config, open_model(model, rung))
+    events: list[tuple[float, Event]] = []
+    infer_ns = 0
+    for chunk in _sound.chunks(sound, _digits.RATE):
+        seen = hearing.listen(chunk)
+        infer_ns += seen.stages.infer
+        events += [(chunk.captured_ns / 1e9, event) for event in seen.events]
+    right, claimed = [], 0
+    for word in said:
+        window = word.first / _digits.RATE, word.last / _digits.RATE + _LATE_S
+        told = [event.track.label for at, event in events if window[0] <= at <= window[1]]
+        right.append(told[:1] == [word.label])
+        claimed += len(told[:1])
+    return Run(right, hearing.used, infer_ns, len(events) - sum(right))
+
+
+def compared(manifest: Manifest, runs: dict[str, list[Run]]) -> dict[str, float]:
+    """Ratios over all conditions."""
+    chain = manifest.chain(manifest.rungs[0].name)
+    costs, total = {}, 0
+    for rung in chain:
+        total += rung.multiply_adds
+        costs[rung.name] = total
+    used = {rung.name: sum(run.used[rung.name] for run in runs["ladder"]) for rung in chain}
+    inferences = {name: sum(sum(run.used.values()) for run in some) for name, some in runs.items()}
+    spent = sum(costs[name] * count for name, count in used.items())
+    infer_ns = {name: sum(run.infer_ns for run in some) for name, some in runs.items()}
+    shares = {name: [right for run in some for right in run.right] for name, some in runs.items()}
+    accuracy = {name: sum(rights) / len(rights) for name, rights in shares.items()}
+    each_ns = infer_ns["ladder"] / inferences["ladder"]
+    figures = {
+        "accuracy_lost": accuracy["always"] - accuracy["ladder"],
+        "multiply_adds_ratio": spent / inferences["ladder"] / total,
+        "compute_ratio": each_ns / (infer_ns["always"] / inferences["always"]),
+        "ladder_share": ladder_ns(manifest) / each_ns,
+        "inference_us": each_ns / 1e3,
+    }
+    return figures | {f"exit{name}_share": count / inferences["ladder"] for name, count in used.items()}
+
+
+def ladder_ns(manifest: Manifest, rounds: int = 20_000) -> float:
+    """What the policy costs an inference that climbs to the top, ns."""
+    chain = manifest.chain(manifest.rungs[0].name)
+    ladder = Ladder(chain, 10**9)
+    began = time.perf_counter_ns()
+    for _ in range(rounds):
+        ladder.first(0.5)
+        for index in range(len(chain)):
+            ladder.took(index, 1000)
+            ladder.goes_on(index, 0.0, 1000)
+    return (time.perf_counter_ns() - began) / rounds
+
+
+if __name__ == "__main__":
+    main()
