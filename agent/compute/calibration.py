@@ -12,6 +12,7 @@ they are learned from as well, with less weight, and the cost is that of all inp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +26,9 @@ from agent.messages import Array
 Logits = NDArray[np.float32]
 """Answers of every rung to every input, float32 [inputs, rungs, classes]; shallow first."""
 
-_PRICES = np.concatenate(([0.0], np.geomspace(1e-4, 10.0, 120)))
+_PRICES = np.concatenate(([0.0], np.geomspace(1e-3, 3.0, 150)))
 """Errors that a whole climb is worth."""
+_BETWEEN = 8
 _WEIGHT = 0.25
 """Of an input without a label of its own, against one that has it."""
 _LOWEST, _HIGHEST, _STEPS = 0.05, 20.0, 60
@@ -138,7 +140,11 @@ def _judged(logits: Logits, labels: Array, temperatures: Sequence[float], known:
 
 def _curve(answers: _Answers, costs: Sequence[float]) -> list[Point]:
     dear = np.asarray(costs, float)
-    found = {_thresholds(answers, dear, price) for price in _PRICES}
+    found = list(dict.fromkeys(_thresholds(answers, dear, price) for price in _PRICES))
+    # A price finds the corners of the curve's hull only: what lies between two of them is tried as well.
+    for one, other in pairwise(found.copy()):
+        steps = np.linspace(one, other, _BETWEEN + 2)[1:-1]
+        found += [tuple(thresholds) for thresholds in steps.tolist()]
     return sorted((_point(answers, dear, thresholds) for thresholds in found), key=lambda point: -point.cost)
 
 

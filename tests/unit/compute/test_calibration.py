@@ -35,7 +35,7 @@ def test_the_choice_loses_no_more_than_allowed_and_nothing_allowed_is_cheaper(se
 
 def test_it_is_much_cheaper_than_going_deep_each_time() -> None:
     learned = calibrate(*answers(1, 4000), COSTS, 0.002)
-    assert learned.chosen.cost < 0.7
+    assert learned.chosen.cost < 0.8
     other = tried(*answers(2, 4000), COSTS, learned)
     assert other.accuracy == pytest.approx(learned.chosen.accuracy, abs=0.03)
     assert other.cost == pytest.approx(learned.chosen.cost, abs=0.05)
