@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable
 
 from agent.comms.mqtt import Publisher
-from agent.comms.reporter import forget
 from agent.comms.topics import Topics
 from agent.config import Config, MqttConfig, StreamConfig
 from agent.errors import ConfigError, StreamError, VedetteError
@@ -91,10 +90,9 @@ class House:
             raise StreamError("\n".join(refused))
 
     def settle_left(self) -> None:
-        """The spool has ended what a killed process left open; its counts are still at the broker."""
+        """Say that the spool has ended what a killed process left open."""
         if ended := self.spool.executed:
-            log.info("the last run was cut off: %d open tracks end now", len(ended))
-            forget(self.line, self.topics, ended)
+            log.info("the last run was cut off: %d open tracks end now", ended)
 
     def start(self) -> None:
         """Begin to publish, and start every stream."""

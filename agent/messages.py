@@ -203,11 +203,9 @@ class Stored(Struct, frozen=True, gc=False):
         topic: where it goes.
         body: JSON as it was put, without `seq` and without the time of publishing.
         put_at: Unix time at which it was put, s.
-        will: what changes with it, until it is on the disk.
     """
 
     seq: int
     topic: str
     body: bytes
     put_at: float
-    will: Will | None = None

@@ -70,6 +70,13 @@ class Acknowledged(Struct, frozen=True, gc=False):
         return self.code >= 0x80
 
 
+class Found(Struct, frozen=True):
+    """A retained message at the broker."""
+
+    topic: str
+    payload: bytes
+
+
 class Connection:
     """A connection that is opened once.
 
@@ -99,6 +106,9 @@ class Connection:
         self._answer: int | None = None
         self._error = ""
         self._acknowledged: list[Acknowledged] = []
+        self._unanswered: set[int] = set()
+        self._found: list[Found] = []
+        self._subscribed = False
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2, client_id, protocol=_PROTOCOLS[protocol], reconnect_on_failure=False
         )
@@ -118,6 +128,8 @@ class Connection:
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_publish = self._on_publish
+        self._client.on_subscribe = self._on_subscribe
+        self._client.on_message = self._on_message
         self._client.on_log = self._on_log
         # With this callback set, paho only queues; `turn` writes what has come together.
         self._client.on_socket_register_write = lambda *_: None
@@ -161,7 +173,25 @@ class Connection:
         Raises:
             ValueError: no broker can take it: a wildcard in the topic, or too large for the protocol.
         """
-        return self._client.publish(topic, payload, min(qos, self.qos), retain).mid
+        mid = self._client.publish(topic, payload, min(qos, self.qos), retain).mid
+        if qos:  # of others paho says by itself that they are published, under numbers that come round
+            self._unanswered.add(mid)
+        return mid
+
+    def look(self, pattern: str) -> None:
+        """Ask for what the broker retains under a pattern; `found` gives it."""
+        self._client.subscribe(pattern, qos=0)
+
+    def look_away(self, pattern: str) -> None:
+        """No more of it."""
+        self._client.unsubscribe(pattern)
+
+    def found(self) -> list[Found] | None:
+        """What has come of it since the last time; None as long as the broker has not answered."""
+        if not self._subscribed:
+            return None
+        found, self._found = self._found, []
+        return found
 
     def fits(self, topic: str, payload: bytes) -> bool:
         """Whether the broker takes a message of that size."""
@@ -240,7 +270,16 @@ class Connection:
             self.lost = self.lost or "the connection broke"
 
     def _on_publish(self, client: Any, userdata: Any, mid: int, reason: Any, properties: Any) -> None:
-        self._acknowledged.append(Acknowledged(mid, int(reason.value)))
+        if mid in self._unanswered:
+            self._unanswered.discard(mid)
+            self._acknowledged.append(Acknowledged(mid, int(reason.value)))
+
+    def _on_subscribe(self, client: Any, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
+        self._subscribed = True
+
+    def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
+        if message.retain:  # else it is our own, on its way past
+            self._found.append(Found(message.topic, message.payload))
 
     def _on_log(self, client: Any, userdata: Any, level: int, text: str) -> None:
         if level == paho.MQTT_LOG_ERR:

@@ -2,7 +2,8 @@
 
 Order is kept per device: after a lost connection everything that was not acknowledged is sent again, oldest
 first. Events of a topic that the broker refuses wait, those of other topics go on; from time to time the oldest
-of them alone tries whether the refusal lasts, so that none overtakes it.
+of them alone tries whether the refusal lasts, so that none overtakes it. (Of several that were on their way when
+the broker began to refuse, it may have taken the later ones.)
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from agent.comms.protocol import ProtocolChoice
 from agent.comms.samples import Samples
 from agent.comms.session import OFFLINE, Session, Stop
 from agent.comms.states import States
+from agent.comms.sweep import Sweep
 from agent.comms.topics import Topics
 from agent.comms.wake import Wake
 from agent.config import MqttConfig
@@ -70,6 +71,7 @@ class Publisher:
         self._client_id = client_id(topics)
         self._events = Events(outgoing, where, config.reconnect_max_s)
         self._states, self._samples = States(where), Samples()
+        self._sweep = Sweep(self._states, topics.count("+", "") + "#")
         self._outage = Outage(where, self._client_id)
         self._protocol = ProtocolChoice(config.protocol)
         self._backoff = Backoff(config.reconnect_max_s)
@@ -181,7 +183,7 @@ class Publisher:
         self._protocol.worked()
         self._outage.over(self._how())
         flows = (self._events, self._states, self._samples)
-        Session(connection, self._topics.status, flows, self._outage).run(
+        Session(connection, self._topics.status, flows, self._sweep, self._outage).run(
             self._stop, self._config.keepalive_s / 4
         )
         self._samples.drop()

@@ -167,15 +167,6 @@ def encode(message: Struct) -> bytes:
     return _encoder.encode(message)
 
 
-def read_event(body: bytes) -> EventMessage:
-    """An event out of its JSON.
-
-    Raises:
-        msgspec.MsgspecError: it is none.
-    """
-    return _event_decoder.decode(body)
-
-
 def finish(stored: Stored, now: float | None = None) -> bytes:
     """The JSON of a spooled event as it goes out: with its `seq` and the time that it waited.
 
@@ -186,7 +177,7 @@ def finish(stored: Stored, now: float | None = None) -> bytes:
     Raises:
         msgspec.MsgspecError: the body is not an event (a damaged row).
     """
-    event = read_event(stored.body)
+    event = _event_decoder.decode(stored.body)
     waited_ms = max(0.0, ((time.time() if now is None else now) - stored.put_at) * 1e3)
     latency = msgspec.structs.replace(
         event.latency_ms, publish=round(waited_ms, 3), total=round(event.latency_ms.total + waited_ms, 3)

@@ -159,18 +159,6 @@ class Reporter:
         return event
 
 
-def forget(board: Board, topics: Topics, ended: Sequence[bytes]) -> None:
-    """Set the counts back of streams whose tracks the process before this one has left open.
-
-    Args:
-        board: the broker.
-        topics: of the device.
-        ended: bodies of the events that end them.
-    """
-    for event in map(payload.read_event, ended):
-        board.retain(topics.count(event.stream, event.track.label), b"0")
-
-
 def _latency(stages: Stages) -> payload.Latency:
     return payload.Latency(
         *(

@@ -12,6 +12,7 @@ from agent.comms.events import Events
 from agent.comms.outage import Outage
 from agent.comms.samples import Samples
 from agent.comms.states import States
+from agent.comms.sweep import Sweep
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Session:
         connection: Connection,
         status: str,
         flows: tuple[Events, States, Samples],
+        sweep: Sweep,
         outage: Outage,
     ) -> None:
         """Begin with what the broker has accepted.
@@ -67,10 +69,12 @@ class Session:
             connection: open.
             status: topic of the device's status.
             flows: what to send.
+            sweep: of what runs before have left at the broker.
             outage: is told that it is over.
         """
         self._connection, self._status, self._outage = connection, status, outage
         self._events, self._states, self._samples = flows
+        self._sweep = sweep
         self._status_mid = 0
         self._heard_at = time.monotonic()
 
@@ -84,6 +88,7 @@ class Session:
         self._events.restart()
         self._states.restart()
         self._say(ONLINE)
+        self._sweep.begin(self._connection)
         while not self._connection.lost and not self._is_done(stop):
             self._send()
             pause_s = min(longest_pause_s, _PAUSE_S, self._events.retry_in(), stop.drain_left())
@@ -122,6 +127,7 @@ class Session:
         for acknowledged in self._connection.turn(timeout_s):
             self._take(acknowledged)
         self._events.settle()
+        self._sweep.go_on(self._connection)
         self._outage.settled()
         if time.monotonic() - self._heard_at > _SILENCE_S:
             self._connection.drop(f"no acknowledgement for {_SILENCE_S:.0f} s")

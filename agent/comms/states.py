@@ -36,6 +36,15 @@ class States:
             self._due[topic] = None
             return True
 
+    def set_if_new(self, topic: str, payload: bytes) -> bool:
+        """Set a topic that nobody has set; whether that was so."""
+        with self._lock:
+            if topic in self._payloads:
+                return False
+            self._payloads[topic] = payload
+            self._due[topic] = None
+            return True
+
     def all(self) -> dict[str, bytes]:
         """Every topic with its payload."""
         with self._lock:

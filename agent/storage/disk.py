@@ -33,6 +33,7 @@ class Disk:
         failing: whether rows cannot be written now.
         salvaged: rows out of a corrupt file, for the caller to take and to write again.
         inherited: wills of the process before, for the caller to execute.
+        void: they are not to be executed: that process ended well, and could only not delete them.
         rows, bytes, dropped: as of the last time that it could be read.
     """
 
@@ -40,6 +41,7 @@ class Disk:
         self.path, self._config = path, config
         self.failing, self.salvaged = False, list[Stored]()
         self.inherited: list[LeftWill] | None = None
+        self.void = False
         self.rows = self.bytes = self.dropped = 0
         self._since, self._repaired_at, self._reopened = 0.0, float("-inf"), False
         self._table: Table | None = None
@@ -74,7 +76,14 @@ class Disk:
                 after = found[-1].seq
         return rows
 
-    def write(self, insert: Sequence[Stored], delete: Collection[int], given: int, dropped: int) -> bool:
+    def write(
+        self,
+        insert: Sequence[Stored],
+        delete: Collection[int],
+        given: int,
+        dropped: int,
+        wills: Sequence[LeftWill],
+    ) -> bool:
         """See `Table.commit`. Whether it is done; it never raises."""
         try:
             table = self._table or self._open()
@@ -82,7 +91,7 @@ class Disk:
             delete = {*delete, *(row.seq for row in insert)} if self._reopened else delete
             if given:  # a spool that was never used leaves no mark
                 self._mark.reserve(given)
-            table.commit(insert, delete, given, dropped)
+            table.commit(insert, delete, given, dropped, wills)
         except (sqlite3.Error, OSError) as error:
             self.lost(error)
             return False
@@ -98,7 +107,7 @@ class Disk:
         self.rows, self.bytes, self.dropped = table.rows, table.bytes, table.dropped
         self._reopened = True
         if self.inherited is None:  # the first one that could be opened: none of these wills is our own
-            self.inherited = table.wills()
+            self.inherited, self.void = table.wills(), self._mark.void
         return table
 
     def lost(self, error: Exception) -> None:
@@ -138,6 +147,11 @@ class Disk:
             return False
         log.error("spool %s: %s: set aside as %s; %d events saved", self.path, error, aside.name, len(rows))
         return True
+
+    def revoke_wills(self) -> None:
+        """Nothing is open any more, and the disk cannot be written: what lies there is not to be executed."""
+        with suppress(OSError):
+            self._mark.revoke_wills()
 
     def _back(self, count: int) -> None:
         # Were it not noted now, the next start would leave a gap in the numbers, and no more.

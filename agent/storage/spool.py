@@ -26,6 +26,7 @@ from agent.messages import Stored, Will
 from agent.storage.disk import Disk
 from agent.storage.held import Held
 from agent.storage.stats import SpoolStats
+from agent.storage.table import LeftWill
 from agent.storage.watermark import number_from_clock
 
 log = logging.getLogger(__name__)
@@ -47,13 +48,14 @@ class _Batch(NamedTuple):
     delete: set[int]
     given: int
     dropped: int
+    wills: list[LeftWill]
 
 
 class Spool:
     """Bounded, ordered, numbered. Every method may be called from any thread and none raises for the disk.
 
     Attributes:
-        executed: bodies of the events that the last process left as its wills, as far as they are known.
+        executed: how many events the last process left as its wills, as far as they are known.
     """
 
     def __init__(self, folder: Path, config: StorageConfig) -> None:
@@ -78,7 +80,10 @@ class Spool:
         self._disk = None if config.durability == "memory" else Disk(folder / "spool.db", config)
         self._next = self._disk.next_seq() if self._disk else number_from_clock()
         self._announced = self._committed = self._next - 1
-        self.executed: list[bytes] = []
+        self.executed = 0
+        # An event may be acknowledged before the disk can be written; what it does to a will stays to be done.
+        self._wills: dict[str, LeftWill] = {}
+        self._open_wills: set[str] = set()
         self._take_left()
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
         self._thread.start()
@@ -92,7 +97,10 @@ class Spool:
     def _add(self, topic: str, body: bytes, will: Will | None) -> None:
         seq = self._next
         self._next = seq + 1
-        if shed := self._held.add(Stored(seq, topic, body, time.time(), will)):
+        if will is not None and self._disk is not None:
+            self._wills[will.key] = LeftWill(will.key, topic, will.body)
+            (self._open_wills.discard if will.body is None else self._open_wills.add)(will.key)
+        if shed := self._held.add(Stored(seq, topic, body, time.time())):
             self._forget(shed)
 
     def peek(self, after_seq: int, limit: int) -> list[Stored]:
@@ -151,6 +159,8 @@ class Spool:
             self._work.notify()
         self._thread.join(_CLOSE_S)
         if self._disk is not None and not self._thread.is_alive():
+            if self._disk.failing and not self._open_wills:
+                self._disk.revoke_wills()
             self._disk.close()
         if self._held:
             log.error("spool: %d events lay in memory only and go with it", len(self._held))
@@ -208,7 +218,7 @@ class Spool:
         if self._disk is not None:
             if self._disk.failing:
                 pause_s = min(pause_s, self._retry_at - now)
-            elif self._held or len(self._settled) >= _MANY:
+            elif self._held or self._wills or len(self._settled) >= _MANY:
                 return 0.0
             elif self._settled:
                 pause_s = min(pause_s, self._settled_at + _LINGER_S - now)
@@ -228,7 +238,8 @@ class Spool:
         if self._disk.failing and time.monotonic() < self._retry_at and not self._closing:
             return None
         self._writing = self._next - 1
-        return _Batch(self._held.all(), self._settled.copy(), self._writing, self._dropped)
+        wills = list(self._wills.values())
+        return _Batch(self._held.all(), self._settled.copy(), self._writing, self._dropped, wills)
 
     def _wrote(self, batch: _Batch, done: bool) -> None:
         with self._lock:
@@ -238,6 +249,9 @@ class Spool:
                 for row in batch.insert:
                     self._held.remove(row.seq)
                 self._settled -= batch.delete
+                for will in batch.wills:
+                    if self._wills.get(will.key) is will:
+                        del self._wills[will.key]
                 self._dropped -= batch.dropped
                 self._committed = batch.given
             else:
@@ -253,8 +267,11 @@ class Spool:
             self._held.restore(row for row in rows if row.seq not in self._settled)
             wills, self._disk.inherited = self._disk.inherited or [], []
             for key, topic, body in wills:
-                self._add(topic, body, Will(key, None))
-                self.executed.append(body)
+                if self._disk.void or body is None:
+                    self._wills[key] = LeftWill(key, topic, None)
+                else:
+                    self._add(topic, body, Will(key, None))
+                    self.executed += 1
 
     def _announce(self) -> None:
         with self._lock:

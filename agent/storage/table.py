@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent.config import StorageConfig
-from agent.messages import Stored, Will
+from agent.messages import Stored
 from agent.storage.durable import sync_folder
 from agent.storage.watermark import CLOCK_SET
 
@@ -24,8 +25,8 @@ CREATE TABLE IF NOT EXISTS will (key TEXT PRIMARY KEY, topic TEXT NOT NULL, body
 CREATE TABLE IF NOT EXISTS counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT OR IGNORE INTO counter VALUES ('dropped', 0), ('seq', 0);
 """
-_JOURNAL_PAGES = 256
-"""1 MiB: the journal of a spool that is mostly empty must not be what fills a small partition."""
+_JOURNAL_PAGES, _LEAST_PAGES, _PAGE = 256, 16, 4096
+"""1 MiB, or less where there is little room: the journal must not be what fills a small partition."""
 _SIZE = "length(body) + length(CAST(topic AS BLOB))"
 
 
@@ -34,12 +35,18 @@ def size(row: Stored) -> int:
     return len(row.body) + len(row.topic.encode())
 
 
+def _journal_pages(folder: Path) -> int:
+    """A sixteenth of the partition, within bounds."""
+    found = os.statvfs(folder)
+    return min(_JOURNAL_PAGES, max(_LEAST_PAGES, found.f_blocks * found.f_frsize // _PAGE // 16))
+
+
 class LeftWill(NamedTuple):
-    """A will on the disk: the key of `Will`, and the topic and body of the event."""
+    """A will on its way to the disk or there: the key of `Will`, topic and body of the event; None: withdrawn."""
 
     key: str
     topic: str
-    body: bytes
+    body: bytes | None
 
 
 class Table:
@@ -77,8 +84,9 @@ class Table:
         connection = sqlite3.connect(self.path, timeout=2.0, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute(f"PRAGMA wal_autocheckpoint={_JOURNAL_PAGES}")
-            connection.execute(f"PRAGMA journal_size_limit={_JOURNAL_PAGES * 4096}")
+            pages = _journal_pages(self.path.parent)
+            connection.execute(f"PRAGMA wal_autocheckpoint={pages}")
+            connection.execute(f"PRAGMA journal_size_limit={pages * _PAGE}")
         except BaseException:
             connection.close()
             raise
@@ -113,7 +121,14 @@ class Table:
             ).fetchall()
         return [Stored(*row) for row in found]
 
-    def commit(self, insert: Sequence[Stored], delete: Collection[int], given: int, dropped: int = 0) -> None:
+    def commit(
+        self,
+        insert: Sequence[Stored],
+        delete: Collection[int],
+        given: int,
+        dropped: int = 0,
+        wills: Sequence[LeftWill] = (),
+    ) -> None:
         """Change everything or nothing, and keep the bounds.
 
         Args:
@@ -121,18 +136,18 @@ class Table:
             delete: numbers to delete; unknown ones do not matter.
             given: highest number given out so far; the newest of `insert`, or above.
             dropped: rows that the caller has dropped itself, to be counted.
+            wills: to replace those of the same keys.
         """
         # A deletion that a power cut undoes only means that a message is sent twice.
-        self._sync(self._config.durability == "event" and bool(insert))
+        self._sync(self._config.durability == "event" and bool(insert or wills))
         rows, held = self.rows, self.bytes
         with self._transaction():
             count, freed = self._delete(delete)
             self._writer.executemany(
                 "INSERT INTO spool VALUES (?, ?, ?, ?)", ((r.seq, r.topic, r.body, r.put_at) for r in insert)
             )
-            for row in insert:
-                if row.will is not None:
-                    self._will(row.topic, row.will)
+            for will in wills:
+                self._will(will)
             rows, held = rows + len(insert) - count, held + sum(map(size, insert)) - freed
             count, freed = self._trim(held)
             dropped += count
@@ -147,14 +162,14 @@ class Table:
     def restore(self, wills: Iterable[LeftWill]) -> None:
         """Put wills back that were saved out of another file."""
         with self._transaction():
-            for key, topic, body in wills:
-                self._will(topic, Will(key, body))
+            for will in wills:
+                self._will(will)
 
-    def _will(self, topic: str, will: Will) -> None:
+    def _will(self, will: LeftWill) -> None:
         if will.body is None:
             self._writer.execute("DELETE FROM will WHERE key = ?", (will.key,))
         else:
-            self._writer.execute("INSERT OR REPLACE INTO will VALUES (?, ?, ?)", (will.key, topic, will.body))
+            self._writer.execute("INSERT OR REPLACE INTO will VALUES (?, ?, ?)", will)
 
     def _sync(self, durable: bool) -> None:
         if durable is not self._syncs:

@@ -17,7 +17,7 @@ BLOCK = 10_000
 """Numbers that are reserved by one write, and the largest gap that a repair makes."""
 
 _FORMAT = "%020d %s\n"
-_STATES = ("disk", "lost")
+_STATES = ("disk", "lost", "void")
 _LENGTH = len(_FORMAT % (0, "disk"))
 CLOCK_SET = 1_700_000_000.0
 """2023, Unix s: a board whose clock shows less has not been told the time yet."""
@@ -35,16 +35,18 @@ class Watermark:
         value: no number above has been given out, as far as known.
         known: whether the file said so.
         trusted: whether the database knew every number that was given out when the mark was written.
+        void: it did not, and the wills in it have been overtaken.
     """
 
     def __init__(self, path: Path) -> None:
         """Read the file; a missing or damaged one gives 0."""
         self.path = path
-        self.value, self.trusted, self.known = 0, True, False
+        self.value, self.trusted, self.known, self.void = 0, True, False, False
         try:
             number, state = path.read_text(encoding="ascii").split()
             if number.isdecimal() and state in _STATES:
                 self.value, self.trusted, self.known = int(number), state == "disk", True
+                self.void = state == "void"
         except (OSError, ValueError):
             pass
 
@@ -70,15 +72,23 @@ class Watermark:
         Raises:
             OSError: the disk refuses.
         """
-        if trusted != self.trusted:
+        if trusted != self.trusted or self.void:
             self._write(self.value, trusted)
 
-    def _write(self, value: int, trusted: bool) -> None:
-        text = (_FORMAT % (value, "disk" if trusted else "lost")).encode("ascii")
+    def revoke_wills(self) -> None:
+        """Note that the database is behind, and that its wills have been overtaken.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        self._write(self.value, False, void=True)
+
+    def _write(self, value: int, trusted: bool, *, void: bool = False) -> None:
+        text = (_FORMAT % (value, "disk" if trusted else "void" if void else "lost")).encode("ascii")
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             os.pwrite(descriptor, text, 0)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        self.value, self.trusted, self.known = value, trusted, True
+        self.value, self.trusted, self.known, self.void = value, trusted, True, void

@@ -310,6 +310,25 @@ def test_the_work_of_a_dead_broker_is_noticed_by_its_silence(tmp_path: Path) -> 
         wait_for(lambda: publisher.state.connected)
 
 
+def test_counts_that_a_run_before_left_are_set_to_0_and_no_others(broker: Mosquitto, tmp_path: Path) -> None:
+    import paho.mqtt.publish as publish
+
+    left = {TOPICS.count("front", "person"): b"5", TOPICS.count("gone", "cat"): b"1"}
+    kept = {TOPICS.count("front", "dog"): b"2", "vedette/shed/front/count/person": b"3"}
+    for topic, payload in {**left, **kept}.items():
+        publish.single(topic, payload, retain=True, hostname="127.0.0.1", port=broker.port)
+    messages = broker.subscribe("vedette/#")
+    with device(tmp_path, broker.config()) as (_, publisher):
+        publisher.retain(TOPICS.count("front", "dog"), b"2")
+        messages.wait(lambda m: all(m.of(topic)[-1:] == [b"0"] for topic in left))
+        publisher.retain(TOPICS.count("front", "person"), b"7")
+        messages.wait(lambda m: m.of(TOPICS.count("front", "person"))[-1] == b"7")
+        time.sleep(4.0)
+    assert messages.of(TOPICS.count("front", "person"))[-1] == b"7"
+    for topic, payload in kept.items():
+        assert set(messages.of(topic)) == {payload}
+
+
 def test_two_devices_with_one_client_id_say_so_once(
     broker: Mosquitto, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

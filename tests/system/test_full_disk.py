@@ -13,7 +13,7 @@ import pytest
 
 from agent.config import StorageConfig
 from agent.errors import StorageError
-from agent.messages import Stored
+from agent.messages import Stored, Will
 from agent.storage import spool as spool_module
 from agent.storage.durable import write_atomic
 from agent.storage.spool import Spool
@@ -96,6 +96,63 @@ def test_a_full_disk_is_said_once_and_nothing_is_lost(small: Path, caplog: pytes
     assert again.flush(5.0)
     assert again.peek(0, 1000)[-1].seq == 303, "no gap"
     again.close()
+
+
+def put(spool: Spool, body: bytes, key: str, will: bytes | None) -> int:
+    """Put an event with its will, and let it be acknowledged; gives its number."""
+    spool.put(EVENTS, body, Will(key, will))
+    wait_for(lambda: any(row.body == body for row in spool.peek(0, 1000)))
+    seq = next(row.seq for row in spool.peek(0, 1000) if row.body == body)
+    spool.settle([seq])
+    return seq
+
+
+def left(folder: Path) -> list[bytes]:
+    """What the next process says first."""
+    spool = Spool(folder, StorageConfig())
+    spool.flush(5.0)
+    time.sleep(0.1)
+    said = [row.body for row in spool.peek(0, 1000) if b"restart" in row.body]
+    spool.close()
+    return said
+
+
+@pytest.mark.parametrize("freed", [True, False])
+def test_an_end_that_was_told_on_a_full_disk_is_not_told_again(small: Path, freed: bool) -> None:
+    spool = Spool(small, StorageConfig())
+    put(spool, b"new a", "a", b"end a restart")
+    assert spool.flush(5.0)
+    filler = fill(small)
+    for number in range(300):
+        spool.put(EVENTS, b"%d" % number + BODY)
+    wait_for(lambda: spool.stats().on == "memory")
+    put(spool, b"end a", "a", None)
+    if freed:
+        filler.unlink()
+        wait_for(lambda: spool.stats().on == "disk")
+    spool.close()
+    filler.unlink(missing_ok=True)
+    assert left(small) == []
+    assert left(small) == []
+
+
+def test_what_began_on_a_full_disk_has_its_will_when_there_is_room(small: Path) -> None:
+    spool = Spool(small, StorageConfig())
+    filler = fill(small)
+    for number in range(300):
+        spool.put(EVENTS, b"%d" % number + BODY)
+    wait_for(lambda: spool.stats().on == "memory")
+    put(spool, b"new a", "a", b"end a restart")
+    filler.unlink()
+    wait_for(lambda: spool.stats().on == "disk")
+    assert spool.flush(5.0)
+    copy = small.parent / "after"
+    copy.mkdir()
+    for file in small.glob("spool*"):
+        (copy / file.name).write_bytes(file.read_bytes())
+    spool.close()
+    assert left(copy) == [b"end a restart"]
+    assert left(copy) == [b"end a restart"], "it waits to be sent"
 
 
 def test_numbers_given_out_on_a_full_disk_are_never_given_again(small: Path) -> None:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from agent.comms.payload import ModelId, encode, read_event
-from agent.comms.reporter import Reporter, forget
+import msgspec
+
+from agent.comms.payload import EventMessage, ModelId
+from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.config import PublishConfig
 from agent.messages import Event, EventKind, Stages, Track
@@ -72,11 +74,9 @@ def test_the_will_of_an_open_track_is_its_end_and_an_end_takes_it_back() -> None
     ):
         speaking.events([one], NOW, Stages(), "cpu", "full")
     assert kept.wills["front-2"] is None
-    will = read_event(kept.wills["front-1"] or b"")
+    will = msgspec.json.decode(kept.wills["front-1"] or b"", type=EventMessage)
     assert (will.kind, will.reason, will.track.zones) == ("end", "restart", ("yard",))
     assert will.id not in {told.id for told in kept.events()}
-    forget(kept, Topics("vedette", "porch"), [encode(will)])
-    assert kept.retained == {"vedette/porch/front/count/person": b"0"}
 
 
 def test_closing_ends_what_is_open_and_takes_nothing_more() -> None:

@@ -39,7 +39,7 @@ def test_it_is_much_cheaper_than_going_deep_each_time() -> None:
     other = tried(*answers(2, 4000), COSTS, learned)
     assert other.accuracy == pytest.approx(learned.chosen.accuracy, abs=0.03)
     assert other.cost == pytest.approx(learned.chosen.cost, abs=0.05)
-    assert calibrate(*answers(1), COSTS, 1.0).chosen.cost == pytest.approx(1 / 6), "anything goes: the first rung"
+    assert calibrate(*answers(1), COSTS, 1.0).chosen.cost < 0.2, "anything goes: nearly always the first rung"
 
 
 def test_a_temperature_makes_confidence_a_share_of_hits() -> None:

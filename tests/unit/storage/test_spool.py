@@ -6,6 +6,7 @@ import sqlite3
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,9 +73,9 @@ def test_a_put_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     opened = filled(tmp_path, 1)
     stuck, commit = threading.Event(), Table.commit
 
-    def slow(self: Table, insert: list[Stored], delete: set[int], given: int, dropped: int = 0) -> None:
+    def slow(self: Table, insert: list[Stored], delete: set[int], given: int, *more: Any) -> None:
         stuck.wait(10.0)
-        commit(self, insert, delete, given, dropped)
+        commit(self, insert, delete, given, *more)
 
     monkeypatch.setattr(Table, "commit", slow)
     began = time.perf_counter()
@@ -463,9 +464,9 @@ def test_wills_are_the_first_events_of_the_next_process_and_hold_once(tmp_path: 
     assert again.flush(10.0)
     assert bodies(again)[5:] == [b"end a2", b"end b", b"more"]
     assert numbers(again) == list(range(1, 9))
-    assert sorted(again.executed) == [b"end a2", b"end b"]
+    assert again.executed == 2
     third = reopened(again, tmp_path)
-    assert (third.executed, len(bodies(third))) == ([], 8)
+    assert (third.executed, len(bodies(third))) == (0, 8)
     third.close()
 
 
@@ -474,10 +475,10 @@ def test_wills_outlive_a_corrupt_file(tmp_path: Path, caplog: pytest.LogCaptureF
     opened._disk.lost(_corruption())  # type: ignore[union-attr]
     opened.put(TOPIC, b"more")
     assert opened.flush(10.0)
-    assert opened.executed == [], "they are of this process"
+    assert opened.executed == 0, "they are of this process"
     again = reopened(opened, tmp_path)
     assert again.flush(10.0)
-    assert sorted(again.executed) == [b"end a2", b"end b"]
+    assert again.executed == 2
     again.close()
     assert "set aside" in errors(caplog)[0]
 
