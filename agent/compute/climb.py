@@ -22,6 +22,9 @@ from agent.errors import ModelError
 from agent.manifest import Manifest, Rung
 from agent.messages import Array, Detection
 
+_NO_NEWS = 0.5
+"""Least confidence with which a rung may say once more that there is no word."""
+
 
 class Answer(Struct, frozen=True):
     """What the model says of one input.
@@ -29,12 +32,14 @@ class Answer(Struct, frozen=True):
     Attributes:
         detections: of the rung that answered.
         scores: float32 [classes]; for a decoder without them, of the detections.
-        confidence: of its best label, 0..1.
+        label: number of its best label; -1 without scores.
+        confidence: of that, 0..1.
         rung: that gave it.
     """
 
     detections: list[Detection]
     scores: Floats
+    label: int
     confidence: float
     rung: str
 
@@ -75,6 +80,7 @@ class Climb:
         last = self._steps[-1].decoder
         self.keyword = last if isinstance(last, Keyword) else None
         self.answered = deepest
+        self._before = -1
 
     @property
     def used(self) -> dict[str, int]:
@@ -102,11 +108,17 @@ class Climb:
             spent, last = now, index + 1 == len(self._steps)
             if index >= first or last or not self._policy.affords(index + 1, spent):
                 answer = self._read(index)
-                if last or not self._policy.goes_on(index, answer.confidence, spent):
+                if last or self._is_no_news(answer) or not self._policy.goes_on(index, answer.confidence, spent):
                     self._policy.used[index] += 1
-                    self.answered = answer.rung
+                    self._before, self.answered = answer.label, answer.rung
                     return answer
             index += 1
+
+    def _is_no_news(self, answer: Answer) -> bool:
+        """No word, as before: in a stream the next answer looks much like this one, and a word will differ."""
+        if self.keyword is None or answer.label != self._before or answer.label in self.keyword.wanted:
+            return False
+        return answer.confidence >= _NO_NEWS
 
     def every(self, fill: Callable[[Array], None]) -> list[Floats]:
         """What each rung says of one input, shallow first: its raw scores, float32 [classes].
@@ -151,10 +163,11 @@ class Climb:
         outputs = [session.output(number) for number in range(len(session.outputs))]
         if isinstance(step.decoder, Keyword):
             scores = step.decoder.probabilities(outputs, step.rung.temperature)
-            return Answer([], scores, float(scores.max(initial=0.0)), step.rung.name)
+            label = int(scores.argmax())
+            return Answer([], scores, label, float(scores[label]), step.rung.name)
         detections = step.decoder(outputs)
         scores = np.array([detection.score for detection in detections], np.float32)
-        return Answer(detections, scores, float(scores.max(initial=0.0)), step.rung.name)
+        return Answer(detections, scores, -1, float(scores.max(initial=0.0)), step.rung.name)
 
 
 def _check_chain(session: Session, chain: tuple[Rung, ...]) -> None:

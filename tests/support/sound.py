@@ -67,9 +67,9 @@ def tone_model(folder: Path, *, sharpness: float = 8.0) -> Path:
     return path
 
 
-def ladder_model(folder: Path, *, confidence: float = 0.9, complexity: float = 1.0) -> Path:
+def ladder_model(folder: Path, *, confidence: float = 0.9, complexity: float = 1.0, first: float = 0.3) -> Path:
     """A model of two depths, of which the first is unsure of everything; gives its manifest's path."""
-    exits = [_exit(0.3, hidden=True), _exit(8.0, hidden=False)]
+    exits = [_exit(first, hidden=True), _exit(8.0, hidden=False)]
     keys = [
         build.Signature("exit3", {"features": 0}, {"logits": 2, "hidden": 4}, 0),
         build.Signature("exit12", {"features": 0}, {"logits": 2}, 1),

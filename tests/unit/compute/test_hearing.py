@@ -135,3 +135,13 @@ def test_a_front_end_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> N
         path.write_text(text.replace(old, new))
         with pytest.raises(ModelError, match=why):
             ear(path)
+
+
+def test_no_word_again_is_no_news_and_asks_no_deeper_rung(tmp_path: Path) -> None:
+    path = ladder_model(tmp_path, confidence=0.9999, first=3.0)
+    hearing = ear(path, gate=GateConfig(voice=False))
+    assert hear(hearing, quiet(3)) == []
+    assert hearing.used["12"] <= 3, "the first time it is asked, and then it stays so"
+    assert hearing.used["3"] > 20
+    assert [label for label, _ in hear(hearing, STORY)] == ["low", "high", "low"]
+    assert hearing.used["12"] > 10
