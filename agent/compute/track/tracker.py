@@ -36,7 +36,7 @@ class Tracker:
             run: makes ids unique over restarts; default: random, because a board's clock may begin anew.
         """
         self._config, self._zones = config, zones
-        self._prefix = f"{stream}-{run or secrets.token_hex(3)}-"
+        self._prefix = f"{stream}-{run or secrets.token_hex(4)}-"
         self._lost_ns = round(config.lost_after_s * 1e9)
         self._update_ns = round(config.update_every_s * 1e9)
         self._targets: dict[_Kind, list[Target]] = {}

@@ -35,7 +35,7 @@ class Words:
         self._newest = np.zeros((decoder.options.mean_of, len(decoder.labels)), np.float32)
         self._share = np.float32(1.0 / decoder.options.mean_of)
         self._heard = 0
-        self._prefix = f"{stream}-{run or secrets.token_hex(3)}-"
+        self._prefix = f"{stream}-{run or secrets.token_hex(4)}-"
         self._told = 0
         self._told_ns: dict[int, int] = {}
         self._armed = np.ones(len(decoder.labels), bool)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -51,6 +52,12 @@ class Clip:
 
 def told(events: Sequence[Event]) -> list[tuple[str, str]]:
     return [(event.kind, event.reason) for event in events]
+
+
+def test_runs_tell_their_ids_apart_by_32_random_bits() -> None:
+    tracker = Tracker(TrackConfig(min_hits=1), Zones(()), "front")
+    (event,) = tracker.update([person(0.3)], 0, START)
+    assert re.fullmatch(r"front-[0-9a-f]{8}-1", event.track.id)
 
 
 def test_a_track_is_announced_at_its_third_detection() -> None:

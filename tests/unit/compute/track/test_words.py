@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -88,6 +89,11 @@ def test_ids_are_unique_and_scores_are_the_mean() -> None:
     (two,) = words.hear(np.array([0.7, 0.0, 0.0, 0.2], np.float32), 2 * 10**8, NOW, 0.1)
     assert (one.track.id, two.track.id) == ("kitchen-r-1", "kitchen-r-2")
     assert two.track.score == pytest.approx(0.7)
+
+
+def test_runs_tell_their_ids_apart_by_32_random_bits() -> None:
+    (one,) = Words(decoder(), "kitchen").hear(np.array([0.8, 0.0, 0.0, 0.2], np.float32), 0, NOW, 0.1)
+    assert re.fullmatch(r"kitchen-[0-9a-f]{8}-1", one.track.id)
 
 
 def test_logits_become_probabilities_at_a_temperature() -> None:
