@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from agent.capture.source import check_there
+from agent.capture.source import check_there, check_uri
 from agent.comms.credentials import read_certificates, read_password
 from agent.compute.track.zones import check_zones
 from agent.config import StreamConfig
@@ -43,12 +43,15 @@ def _of_broker(file: ConfigFile) -> Iterator[str]:
 
 def _of_stream(file: ConfigFile, name: str, stream: StreamConfig) -> list[str]:
     """What is wrong with the source, and the first that is wrong of the rest: each step needs those before it."""
-    source: Step = ("source",), lambda: check_there(stream.source)
     return [
         f"{file.where('streams', name, *keys)}: {error}"
-        for steps in ([source], _steps(name, stream))
+        for steps in (_source_steps(stream), _steps(name, stream))
         for keys, error in _first_problem(steps)
     ]
+
+
+def _source_steps(stream: StreamConfig) -> Iterator[Step]:
+    yield ("source",), lambda: check_there(stream.source)
 
 
 def _steps(name: str, stream: StreamConfig) -> Iterator[Step]:
@@ -59,6 +62,8 @@ def _steps(name: str, stream: StreamConfig) -> Iterator[Step]:
         yield ("zones", number), partial(check_zones, stream.zones[: number + 1])
     yield ("model",), lambda: open_model(stream.model)
     yield ("rung",), lambda: open_model(stream.model, stream.rung)
+    if any(_first_problem([(("source",), lambda: check_uri(stream.source))])):
+        return  # told already, at its own line: whether it gives what the model takes is not known
     yield ("model",), lambda: _open(name, replace(stream, decode=replace(stream.decode, labels=())))
     if stream.decode.labels:
         yield ("decode", "labels"), lambda: _open(name, stream)

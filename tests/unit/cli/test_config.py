@@ -76,6 +76,12 @@ def test_every_problem_of_every_stream_is_told(file: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("source", ["tset:", "test:?siez=640x480", "wav:?loop=2"])
+def test_a_wrong_source_is_told_once_at_its_own_line(file: Path, source: str) -> None:
+    (line,) = problems(file, f'[streams.front]\nsource = "{source}"\nmodel = "nanodet"\n')
+    assert line.startswith(f"{file}:2: ")
+
+
 def test_a_zone_needs_three_corners(file: Path) -> None:
     zones = f'[[streams.front.zones]]\nname = "yard"\npolygon = {SQUARE}\n'
     zones += '[[streams.front.zones]]\nname = "line"\npolygon = [[0.1, 0.1], [0.9, 0.9]]\n'
