@@ -6,7 +6,7 @@ import logging
 
 from msgspec import Struct
 
-from agent.config import Config, StorageConfig
+from agent.config import Config, StorageConfig, StreamConfig
 from agent.errors import ConfigError, VedetteError
 from agent.house import DRAIN_S, House, check_not_empty, stop_streams
 from agent.stream import Stream
@@ -16,13 +16,16 @@ log = logging.getLogger(__name__)
 _FIXED = {"device": ("name",), "mqtt": ("prefix",), "storage": StorageConfig.__struct_fields__}
 """Keys by table that only a restart can change."""
 
+MODEL_FILE = "the model's file or manifest"
+"""In the place of keys: the configuration is the same, and what it names is not."""
+
 
 class Changes(Struct, frozen=True):
     """What is different in a new configuration.
 
     Attributes:
         tables: keys by table, such as `host` and `port` of `mqtt`; streams are not among them.
-        changed: keys by stream.
+        changed: keys by stream; `MODEL_FILE` in their place where only the model is another one.
         added, removed: names of streams.
     """
 
@@ -79,8 +82,18 @@ class Reload:
         self._house, self._config = house, config
         self._changes = changes(house.config, config)
         check_reloadable(self._changes)
+        self._changes.changed.update({name: [MODEL_FILE] for name in self._other_models()})
         self._streams = self._prepared()
         self._publisher = house.publisher(config.mqtt) if "mqtt" in self._changes.tables else None
+
+    def _other_models(self) -> list[str]:
+        """Streams whose configuration is the same and whose model is another one now."""
+        known = {*self._changes.changed, *self._changes.removed}
+        return [
+            name
+            for name, stream in self._house.streams.items()
+            if name not in known and stream.state != "failed" and stream.model_changed
+        ]
 
     def _prepared(self) -> dict[str, Stream]:
         """New and changed streams, and those that failed: they are tried again, and may fail again."""
@@ -91,12 +104,17 @@ class Reload:
                 continue
             streams[name], error = self._house.stream(name, config)
             if error is not None and is_new:
-                refused.append(f"stream {name}: {error}")
+                refused.append(self._refusal(name, config, error))
             elif error is not None:
                 log.error("stream %s: %s", name, error)
         if refused:
             raise VedetteError("\n".join(refused))
         return streams
+
+    def _refusal(self, name: str, config: StreamConfig, error: VedetteError) -> str:
+        """With the model's path where that is all that changed: not every room that meets a model knows it."""
+        unnamed = self._changes.changed.get(name) == [MODEL_FILE] and config.model not in str(error)
+        return f"stream {name}: {config.model}: {error}" if unnamed else f"stream {name}: {error}"
 
     def apply(self) -> None:
         """Swap what is different, and say so."""

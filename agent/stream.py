@@ -74,6 +74,17 @@ class Stream:
             self.state, self.detail = "failed", str(error)
             raise
 
+    @property
+    def model_changed(self) -> bool:
+        """Whether its model's file or manifest is another one now, or can no longer be used."""
+        if (model := self._model) is None:
+            return False
+        try:
+            now = open_model(self.config.model, self.config.rung)
+        except VedetteError:
+            return True
+        return (now.sha256, now.manifest) != (model.sha256, model.manifest)
+
     def start(self) -> None:
         """Run in a thread of its own, unless it is disabled or failed."""
         if self.state == "starting":

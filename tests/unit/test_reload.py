@@ -12,7 +12,9 @@ from agent.errors import ConfigError, VedetteError
 from agent.house import House, stop_streams
 from agent.reload import Reload, changes, check_reloadable
 from agent.storage.spool import Spool
+from agent.stream import Stream
 from tests.support.house import person_model
+from tests.support.publishing import wait_for
 from tests.support.running import WALK
 
 FRONT = StreamConfig("test:", "nanodet")
@@ -91,6 +93,63 @@ def test_what_is_refused_leaves_the_house_as_it_was(house: House, camera: Stream
         Reload(house, replace(config, streams={"front": wrong, "side": wrong}))
     assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == ["stream front", "stream side"]
     assert (house.streams, house.config) == (before, config)
+    assert not any(stream.over for stream in before.values())
+
+
+def all_see(house: House) -> dict[str, Stream]:
+    """The streams, when each has looked at a picture."""
+    wait_for(lambda: all(stream.has_result for stream in house.streams.values()))
+    return dict(house.streams)
+
+
+def edit(manifest: str, old: str, new: str) -> None:
+    path = Path(manifest)
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_an_edited_manifest_swaps_the_streams_of_that_model(
+    house: House, camera: StreamConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = all_see(house)
+    edit(camera.model, "score_threshold = 0.4", "score_threshold = 0.5")
+    with caplog.at_level(logging.INFO, "agent.reload"):
+        Reload(house, house.config).apply()
+        Reload(house, house.config).apply()
+    assert all(stream.over and house.streams[name] is not stream for name, stream in before.items())
+    changed = "the model's file or manifest"
+    assert caplog.messages == [
+        f"reloaded: stream front: {changed}; stream back: {changed}",
+        "reloaded: nothing has changed",
+    ]
+
+
+def test_a_model_file_that_was_replaced_swaps_only_its_streams(
+    house: House, camera: StreamConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = replace(camera, model=str(person_model(tmp_path / "other")))
+    all_see(house)
+    Reload(house, replace(house.config, streams={"front": camera, "back": other})).apply()
+    front, back = all_see(house).values()
+    person_model(tmp_path / "other", score=0.7)
+    Reload(house, house.config).apply()
+    assert house.streams["front"] is front
+    assert house.streams["back"] is not back
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"person"\n', '"person"\nrungs = 1\n'), ('"ssd"', '"yolo"'), ("[output]", "[output")],
+    ids=["unreadable", "misfit", "no TOML"],
+)
+def test_an_edited_manifest_that_cannot_be_used_is_refused_by_its_name(
+    house: House, camera: StreamConfig, old: str, new: str
+) -> None:
+    before = dict(house.streams)
+    edit(camera.model, old, new)
+    with pytest.raises(VedetteError, match=rf"^stream front: {camera.model}: .*\nstream back: {camera.model}: "):
+        Reload(house, house.config)
+    assert house.streams == before
     assert not any(stream.over for stream in before.values())
 
 
