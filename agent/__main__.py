@@ -6,10 +6,13 @@ import errno
 import sys
 
 from agent.errors import StreamError, VedetteError, reason_of
+from agent.signals import hold
 
 
 def main() -> None:
     """Run the command line. An error that Vedette raises on purpose is its text, and exit code 1."""
+    if sys.argv[1:2] == ["run"]:
+        hold()
     from agent.cli.main import vedette
 
     try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import signal
 from pathlib import Path
 
 import click
+
+from agent.signals import pass_on
 
 DEFAULT_CONFIG = Path("/etc/vedette/vedette.toml")
 
@@ -32,9 +33,7 @@ def run(path: Path, exit_when_done: bool, verbose: bool) -> None:
     from agent.daemon import Daemon
 
     daemon = Daemon(config, reload=lambda: load(path).config, exit_when_done=exit_when_done)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: daemon.request_stop())
-    signal.signal(signal.SIGHUP, lambda *_: daemon.request_reload())
+    pass_on(daemon.request_stop, daemon.request_reload)
     daemon.run()
 
 

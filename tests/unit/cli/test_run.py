@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import logging
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from agent import daemon as daemon_module
 from agent.cli.run import run, set_up_logging
 from agent.config import Config
 from agent.errors import ConfigError
+from agent.signals import hold
+from tests.support.running import ROOT
 
 SMALLEST = '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
 
@@ -56,6 +60,49 @@ def test_signals_become_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     result = CliRunner().invoke(run, ["-c", str(file), "--exit-when-done"], catch_exceptions=False)
     assert result.exit_code == 0
     assert Told.asked == ["nanodet True", "reload", "stop", "stop"]
+
+
+@pytest.mark.usefixtures("_signals")
+def test_a_reload_asked_for_while_the_rooms_are_imported_is_made_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon_module, "Daemon", Told)
+    file = tmp_path / "vedette.toml"
+    file.write_text(SMALLEST)
+    hold()
+    signal.raise_signal(signal.SIGHUP)
+    CliRunner().invoke(run, ["-c", str(file)], catch_exceptions=False)
+    assert Told.asked == ["reload", "nanodet False", "reload", "stop", "stop"]
+    CliRunner().invoke(run, ["-c", str(file)], catch_exceptions=False)
+    assert Told.asked == ["nanodet False", "reload", "stop", "stop"]
+
+
+EARLY = """
+import os, sys
+
+class SignalsItself:
+    def find_spec(self, name, path, target=None):
+        if name == "{module}":
+            os.kill(os.getpid(), {number})
+
+sys.meta_path.insert(0, SignalsItself())
+sys.argv = ["vedette", "run", "-c", "{file}"]
+from agent.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGHUP, 1)], ids=str)
+@pytest.mark.parametrize("module", ["click", "msgspec"])
+def test_a_signal_while_the_program_is_imported_is_no_death(
+    tmp_path: Path, module: str, how: signal.Signals, code: int
+) -> None:
+    """A reload goes on, to a file that is not there."""
+    early = EARLY.format(module=module, number=int(how), file=tmp_path / "gone.toml")
+    done = subprocess.run([sys.executable, "-c", early], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == code
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
