@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -20,6 +21,7 @@ _WIDE = 100
 """A terminal of fewer columns has narrower gaps, so that all columns fit into 80."""
 _BREAKS = ("stream", "event", "what", "zones")
 """Columns whose text may go on in a second line where it is too long."""
+_GAP = "   "
 _COLOURS = {"new": "green", "update": "cyan", "end": "magenta", "heard": "yellow"}
 _STATUS_COLOURS = {"online": "green", "stopped": "yellow", "offline": "red"}
 
@@ -65,15 +67,22 @@ class EventTable:
             row = cells(event)
             table.add_row(*(_text(event, name, row[name]) for name in shown))
         yield table
-        yield self._footer()
+        yield self._footer(options.max_width)
 
-    def _footer(self) -> Text:
-        line = Text()
+    def _footer(self, width: int) -> Text:
+        """Devices and counts, in lines that break only between them."""
+        lines = [Text()]
+        for item in self._items():
+            if lines[-1] and lines[-1].cell_len + len(_GAP) + item.cell_len > width:
+                lines.append(Text())
+            lines[-1].append(_GAP if lines[-1] else "").append_text(item)
+        return Text("\n").join(lines)
+
+    def _items(self) -> Iterator[Text]:
         for device, status in sorted(self._status.items()):
-            line.append(f"{plain(device)} ").append(status, _STATUS_COLOURS.get(status, "white")).append("   ")
+            yield Text(f"{plain(device)} ").append(status, _STATUS_COLOURS.get(status, "white"))
         for key, count in sorted(self._counts.items()):
-            line.append(f"{plain(key)}: {count}   ", "dim" if count == "0" else "bold")
-        return line
+            yield Text(f"{plain(key)}: {count}", "dim" if count == "0" else "bold")
 
 
 def _text(event: EventMessage, name: str, cell: str) -> Text:

@@ -186,6 +186,17 @@ def test_devices_and_counts_stand_below() -> None:
     assert "person" not in drawn(count, message("count", b"", "vedette/porch/front/count/person"))
 
 
+@pytest.mark.parametrize("width", [24, 33, 50, 60, 80])
+def test_a_count_stays_in_one_line_with_its_name(width: int) -> None:
+    labels = ("person", "car", "dog", "traffic light")
+    counts = [message("count", b"1", f"vedette/porch/front/count/{label}") for label in labels]
+    shown = drawn(message("status", b"online", stream=""), *counts, width=width)
+    below = [item.strip() for row in shown.splitlines() for item in row.split("   ")]
+    assert "porch online" in below
+    assert {f"porch/front {label}: 1" for label in labels[:3]} <= set(below)
+    assert max(map(len, shown.splitlines())) <= width
+
+
 def test_strangers_cannot_command_the_terminal() -> None:
     hostile = event().replace(b'"person"', b'"[/red]\\u001b[2J"').replace(b'"appeared"', b'"[bold]"')
     shown = drawn(message("events", hostile), message("status", b"\x1b[2J", device="a\x1bb"))
