@@ -112,6 +112,14 @@ class Pupil:
         """
         yield from self.answers_to(read_whole(recording.path, self._rate_hz))
 
+    def answer_to(self, samples: Samples) -> list[Array]:
+        """What every rung says of the newest window of int16 [n] at the model's rate."""
+        self._frontend.reset()
+        self._rows.reset()
+        for _ in self._rows.feed(self._frontend(samples)):
+            pass
+        return self._climb.every(self._rows.fill)
+
     def answers_to(self, samples: Samples) -> Iterator[tuple[bool, list[Array]]]:
         """The same for int16 [n] at the model's rate."""
         hop_s, window = self._frontend.hop_s, self._rows.rows

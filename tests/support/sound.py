@@ -74,9 +74,9 @@ def ladder_model(folder: Path, *, confidence: float = 0.9, complexity: float = 1
         build.Signature("exit3", {"features": 0}, {"logits": 2, "hidden": 4}, 0),
         build.Signature("exit12", {"features": 0}, {"logits": 2}, 1),
     ]
-    first, second = exits
+    shallow, deep = exits
     (folder / "depths.tflite").write_bytes(
-        build.write(first.tensors, first.operations, first.inputs, first.outputs, keys, more=[second])
+        build.write(shallow.tensors, shallow.operations, shallow.inputs, shallow.outputs, keys, more=[deep])
     )
     path = folder / "depths.toml"
     path.write_text(_MANIFEST + _RUNGS.format(confidence=confidence, complexity=complexity))

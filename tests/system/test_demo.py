@@ -51,6 +51,19 @@ def test_the_clip_through_the_bundled_model_as_json(tmp_path: Path) -> None:
     assert seen.shape == (576, 768, 3)
 
 
+def test_the_spoken_digits_are_heard() -> None:
+    pytest.importorskip("soundfile")
+    command = [sys.executable, "-m", "agent", "demo", "--hear", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    *events, last = [json.loads(line) for line in done.stdout.splitlines()]
+    words = ["three", "one", "four", "one", "five", "nine", "seven", "two"]
+    assert [event["track"]["label"] for event in events] == words
+    assert {event["kind"] for event in events} == {"heard"}
+    assert len({event["rung"] for event in events}) > 1, "the depth follows"
+    assert (last["summary"]["heard"], last["summary"]["lost"]) == (8, 0)
+
+
 def test_the_table_ends_with_a_summary(tmp_path: Path) -> None:
     shown = call(*person(tmp_path)).output
     assert ": 1 new, " in shown

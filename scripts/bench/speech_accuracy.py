@@ -1,0 +1,62 @@
+"""How often small-speech is right, in INT8, on recordings that training never saw: at each depth, clean and in noise.
+
+Each recording stands in the middle of the model's second, as it does at one moment of a stream. What quantising
+costs, and what a speaker costs who was not in training, is printed by `scripts/build_models/small_speech`, which has
+the float model.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import _digits
+import common
+import numpy as np
+
+from agent.messages import Samples
+from agent.practice import Pupil
+
+
+def main() -> None:
+    args = arguments()
+    pupil = Pupil(args.model)
+    words = [*_digits.digits(args.data, learn=True), *_digits.digits(args.data, learn=False)]
+    words = words[:: 3 if args.quick else 1]
+    noise = _digits.noises(args.data)
+    figures: dict[str, float] = {"recordings": float(len(words))}
+    for condition, snr_db in _digits.CONDITIONS.items():
+        right = np.zeros(len(pupil.rungs))
+        for number, (label, sound) in enumerate(words):
+            loud = _digits.mixed(centred(sound), noise[number % len(noise)], snr_db, number)
+            said = [pupil.labels[int(np.argmax(scores))] for scores in pupil.answer_to(loud)]
+            right += [one == label for one in said]
+        for rung, count in zip(pupil.rungs, right, strict=True):
+            figures[f"{condition.replace(' ', '')}_exit{rung}"] = float(count / len(words))
+        print(
+            f"{condition:6}",
+            "  ".join(f"exit {r}: {c / len(words):6.1%}" for r, c in zip(pupil.rungs, right, strict=True)),
+        )
+    deepest = figures[f"clean_exit{pupil.rungs[-1]}"]
+    common.conclude(
+        "speech_accuracy", figures, {f"clean_exit{pupil.rungs[-1]}": ">= 0.982"}, meets=deepest >= 0.982
+    )
+
+
+def arguments() -> argparse.Namespace:
+    parser = common.arguments(__doc__ or "")
+    parser.add_argument("--data", type=Path, required=True, help="folder with fsdd_train.npz and esc10_dev.tar")
+    parser.add_argument("--model", default="small-speech", help="name or path of a model of digits with depths")
+    return parser.parse_args()
+
+
+def centred(sound: Samples) -> Samples:
+    """In the middle of a second, or cut to it."""
+    spare = _digits.RATE - len(sound)
+    if spare < 0:
+        return sound[-spare // 2 :][: _digits.RATE]
+    return np.pad(sound, (spare // 2, spare - spare // 2))
+
+
+if __name__ == "__main__":
+    main()
