@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import _sound
+import common
 import numpy as np
 import soundfile
 from msgspec import Struct
@@ -37,7 +38,7 @@ class Said(Struct):
 
 def digits(data: Path, *, learn: bool) -> list[tuple[str, Samples]]:
     """Label and sound of held-out digits, for learning or for trying."""
-    stored = np.load(data / "fsdd_train.npz")
+    stored = np.load(common.needed(data / "fsdd_train.npz"))
     pcm, offsets = stored["pcm"], stored["offsets"]
     found = []
     for number, name in enumerate(map(str, stored["names"])):
@@ -49,12 +50,12 @@ def digits(data: Path, *, learn: bool) -> list[tuple[str, Samples]]:
 
 def noises(data: Path) -> list[Samples]:
     """Held-out noise."""
-    return [sound for _, sound in _sound.archived(data / "esc10_dev.tar", RATE)][_NOISES]
+    return [sound for _, sound in _sound.archived(common.needed(data / "esc10_dev.tar"), RATE)][_NOISES]
 
 
 def unknown(data: Path) -> list[Samples]:
     """Held-out words that are no digits."""
-    return [sound for _, sound in _sound.archived(data / "wakewords_dev.tar", RATE)][_UNKNOWN]
+    return [sound for _, sound in _sound.archived(common.needed(data / "wakewords_dev.tar"), RATE)][_UNKNOWN]
 
 
 def mixed(sound: Samples, noise: Samples, snr_db: float | None, seed: int) -> Samples:

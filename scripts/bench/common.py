@@ -42,6 +42,21 @@ def arguments(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
+def data_argument(parser: argparse.ArgumentParser) -> None:
+    """The switch of benches that need recorded data: a folder, or $VEDETTE_DATA, or one beside the clone."""
+    beside = os.environ.get("VEDETTE_DATA") or ROOT.parent / "shared" / "data"
+    parser.add_argument(
+        "--data", type=Path, default=Path(beside), help="folder of recorded data; or $VEDETTE_DATA"
+    )
+
+
+def needed(path: Path) -> Path:
+    """A file of the data folder; ends the bench where there is none."""
+    if not path.is_file():
+        raise SystemExit(f"{path}: no such file; give its folder by --data or $VEDETTE_DATA")
+    return path
+
+
 def free_port() -> int:
     """A port on loopback that was free a moment ago."""
     with socket.socket() as probe:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
 import _digits
 import _sound
@@ -64,7 +63,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = common.arguments(__doc__ or "")
-    parser.add_argument("--data", type=Path, required=True, help="folder with fsdd_train.npz and esc10_dev.tar")
+    common.data_argument(parser)
     parser.add_argument("--model", default="small-speech", help="name or path of a model of digits with depths")
     return parser.parse_args()
 

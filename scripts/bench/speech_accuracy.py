@@ -1,14 +1,13 @@
-"""How often small-speech is right, in INT8, on recordings that training never saw: at each depth, clean and in noise.
+"""How often small-speech is right, in INT8, on recordings that training never saw: at each depth, in noise too.
 
 Each recording stands in the middle of the model's second, as it does at one moment of a stream. What quantising
-costs, and what a speaker costs who was not in training, is printed by `scripts/build_models/small_speech`, which has
-the float model.
+costs, and what a speaker costs who was not in training, is printed by `scripts/build_models/small_speech`, which
+has the float model.
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import _digits
 import common
@@ -45,7 +44,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = common.arguments(__doc__ or "")
-    parser.add_argument("--data", type=Path, required=True, help="folder with fsdd_train.npz and esc10_dev.tar")
+    common.data_argument(parser)
     parser.add_argument("--model", default="small-speech", help="name or path of a model of digits with depths")
     return parser.parse_args()
 

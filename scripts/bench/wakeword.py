@@ -79,18 +79,16 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = common.arguments(__doc__ or "")
-    parser.add_argument("--data", type=Path, help="folder with wakewords_dev.tar; without: espeak-ng alone")
+    common.data_argument(parser)
     return parser.parse_args()
 
 
-def scene(data: Path | None, *, quick: bool) -> tuple[Samples, list[Clip]]:
+def scene(data: Path, *, quick: bool) -> tuple[Samples, list[Clip]]:
     """Everything in a row."""
     recordings = [(word, _sound.spoken(word, voice, RATE)) for word, voice in VOICES.items() for _ in range(2)]
     others = ("computer", "hello there", "what time is it", "alexander", "okay now", "the weather in november")
     recordings += [("other", _sound.spoken(text, voice, RATE)) for text in others for voice in VOICES.values()]
-    if data is not None:
-        archive = list(_sound.archived(data / "wakewords_dev.tar", RATE))
-        recordings += archive[:: 8 if quick else 1]
+    recordings += list(_sound.archived(common.needed(data / "wakewords_dev.tar"), RATE))[:: 8 if quick else 1]
     parts: list[Samples] = [_sound.quiet(2.0, RATE)]
     clips, at = [], len(parts[0])
     for number, (said, sound) in enumerate(recordings):
