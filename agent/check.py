@@ -33,6 +33,24 @@ def problems(path: Path) -> list[str]:
     ]
 
 
+def check_stream(name: str, stream: StreamConfig) -> None:
+    """Refuse a stream that cannot be used.
+
+    Raises:
+        VedetteError: the first thing that is wrong with it.
+    """
+    for _, step in (*_source_steps(stream), *_steps(name, stream)):
+        step()
+
+
+def keys_of(error: VedetteError, name: str, stream: StreamConfig) -> Keys:
+    """Below the stream, the key that an error is about: its check fails in the same words. Empty: none does."""
+    for keys, step in (*_source_steps(stream), *_steps(name, stream)):
+        if any(str(found) == str(error) for _, found in _first_problem([(keys, step)])):
+            return keys
+    return ()
+
+
 def _of_broker(file: ConfigFile) -> Iterator[str]:
     for read in (read_password, read_certificates):
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -16,6 +16,8 @@ from agent.config import Config, Name, StreamConfig
 from agent.errors import ConfigError, reason_of
 
 Keys = tuple[str | int, ...]
+Where = Callable[..., str]
+"""`file:line` of a key, whose path is given part by part."""
 
 _PART = re.compile(r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'""")
 _DOTTED = rf"((?:{_PART.pattern})(?:\s*\.\s*(?:{_PART.pattern}))*)"
@@ -40,6 +42,27 @@ class ConfigFile(Struct, frozen=True):
     def where(self, *keys: str | int) -> str:
         """`file:line` of a key, or of the nearest table above it."""
         return _where(self.path, self.lines, keys)
+
+
+class Rereadable:
+    """A file that is read again while its configuration is in use."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._newest: ConfigFile | None = None
+
+    def read(self) -> Config:
+        """What it says now.
+
+        Raises:
+            ConfigError: see `load`.
+        """
+        self._newest = load(self._path)
+        return self._newest.config
+
+    def where(self, *keys: str | int) -> str:
+        """`file:line` of a key as it was read last."""
+        return self._newest.where(*keys) if self._newest else str(self._path)
 
 
 def load(path: Path) -> ConfigFile:

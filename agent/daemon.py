@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from agent import __version__
 from agent.comms import payload
 from agent.config import Config
-from agent.errors import StreamError, VedetteError
+from agent.configfile import Where
+from agent.errors import ConfigError, StreamError, VedetteError
 from agent.health.machine import resident_mb, temperature_c
 from agent.house import House, stop_streams
 from agent.reload import Reload
@@ -35,16 +36,22 @@ class Daemon:
     house: House
 
     def __init__(
-        self, config: Config, *, reload: Callable[[], Config] | None = None, exit_when_done: bool = False
+        self,
+        config: Config,
+        *,
+        reload: Callable[[], Config] | None = None,
+        where: Where | None = None,
+        exit_when_done: bool = False,
     ) -> None:
         """Take a validated configuration.
 
         Args:
             config: what to run.
             reload: gives the configuration anew when asked to reload.
+            where: tells where in its file a key stands, for errors.
             exit_when_done: end when every stream's source has.
         """
-        self._config, self._reload, self._exit_when_done = config, reload, exit_when_done
+        self._config, self._reload, self._where, self._exit_when_done = config, reload, where, exit_when_done
         self._began = time.monotonic()
         self._stop_asked = self._reload_asked = False
         # Not an Event: a signal handler that sets one waits for ever if it interrupts the same Event's `wait`.
@@ -70,10 +77,12 @@ class Daemon:
         with lock_folder(state_folder(self._config.storage)) as folder:
             spool = Spool(folder, self._config.storage)
             try:
-                self.house = House(self._config, spool)
+                self.house = House(self._config, spool, self._where)
                 self.house.settle_left()
                 self.house.prepare()
                 self._live()
+            except ConfigError as error:
+                raise self._placed(error) from error
             finally:
                 spool.close()
 
@@ -129,6 +138,12 @@ class Daemon:
         )
         house.line.retain(house.topics.health, payload.encode(message))
 
+    def _placed(self, error: VedetteError) -> VedetteError:
+        """The same, with `file:line` where it tells of a key."""
+        if self._where is None or not isinstance(error, ConfigError) or not error.keys:
+            return error
+        return ConfigError(str(error), self._where(*error.keys))
+
     def _do_reload(self) -> None:
         """Swap what changed; keep everything as it was when the new configuration cannot be used."""
         if self._reload is None:
@@ -136,7 +151,8 @@ class Daemon:
         try:
             reload = Reload(self.house, self._reload())
         except VedetteError as error:
-            log.error("reload refused, running on as before: %s", "; ".join(str(error).splitlines()))
+            why = str(self._placed(error)).splitlines()
+            log.error("reload refused, running on as before: %s", "; ".join(why))
         except Exception:
             # A defect that a new configuration brings out must not end what runs on the old one.
             log.exception("reload refused, running on as before: a defect in Vedette")

@@ -7,10 +7,12 @@ import socket
 import time
 from collections.abc import Iterable
 
+from agent.check import keys_of
 from agent.comms.mqtt import Publisher
 from agent.comms.topics import Topics
 from agent.config import Config, MqttConfig, StreamConfig
-from agent.errors import ConfigError, StreamError, VedetteError
+from agent.configfile import Where
+from agent.errors import ConfigError, ModelError, StreamError, VedetteError
 from agent.line import Line
 from agent.storage.spool import Spool
 from agent.stream import Desk, Stream
@@ -34,7 +36,7 @@ def check_not_empty(config: Config) -> None:
         ConfigError: there is nothing to run.
     """
     if not config.streams:
-        raise ConfigError("no [streams.NAME] in the configuration: there is nothing to run")
+        raise ConfigError("no [streams.NAME] in the configuration: there is nothing to run", keys=("streams",))
 
 
 class House:
@@ -48,13 +50,18 @@ class House:
         streams: by name; also those that are disabled or have failed.
     """
 
-    def __init__(self, config: Config, spool: Spool) -> None:
+    def __init__(self, config: Config, spool: Spool, where: Where | None = None) -> None:
         """Nothing runs and nothing is sent before `start`.
+
+        Args:
+            config: in use.
+            spool: open.
+            where: tells where in the configuration's file a key stands, if there is one.
 
         Raises:
             ConfigError: the broker's configuration cannot be used.
         """
-        self.config, self.spool = config, spool
+        self.config, self.spool, self._where = config, spool, where
         self.topics = Topics(config.mqtt.prefix, device_name(config))
         self.line = Line(self.publisher(config.mqtt))
         self.streams: dict[str, Stream] = {}
@@ -63,14 +70,23 @@ class House:
         """A publisher of the house's events, to this broker."""
         return Publisher(config, self.topics, self.spool)
 
-    def stream(self, name: str, config: StreamConfig) -> tuple[Stream, VedetteError | None]:
-        """A stream, prepared, and why it is refused."""
+    def stream(self, name: str, config: StreamConfig) -> tuple[Stream, str]:
+        """A stream, prepared, and why it is refused; empty: it is not."""
         stream = Stream(name, config, Desk(self.topics, self.spool, self.line))
         try:
             stream.prepare()
         except VedetteError as error:
-            return stream, error
-        return stream, None
+            return stream, self._refusal(name, config, error)
+        return stream, ""
+
+    def _refusal(self, name: str, config: StreamConfig, error: VedetteError) -> str:
+        """With the place in the file, and with the model's path, which not every room knows."""
+        said = str(error).removeprefix(f"stream {name}: ")
+        if isinstance(error, ModelError) and config.model not in said:
+            said = f"{config.model}: {said}"
+        if self._where is None:
+            return f"stream {name}: {said}"
+        return f"{self._where('streams', name, *keys_of(error, name, config))}: stream {name}: {said}"
 
     def prepare(self) -> None:
         """Prepare every stream. One that is refused is kept as failed, unless nothing is left to run.
@@ -82,10 +98,10 @@ class House:
         check_not_empty(self.config)
         refused = []
         for name, config in self.config.streams.items():
-            self.streams[name], error = self.stream(name, config)
-            if error is not None:
-                log.error("stream %s: %s", name, error)
-                refused.append(f"stream {name}: {error}")
+            self.streams[name], refusal = self.stream(name, config)
+            if refusal:
+                log.error(refusal)
+                refused.append(refusal)
         if refused and all(stream.over for stream in self.streams.values()):
             raise StreamError("\n".join(refused))
 

@@ -6,7 +6,7 @@ import logging
 
 from msgspec import Struct
 
-from agent.config import Config, StorageConfig, StreamConfig
+from agent.config import Config, StorageConfig
 from agent.errors import ConfigError, VedetteError
 from agent.house import DRAIN_S, House, check_not_empty, stop_streams
 from agent.stream import Stream
@@ -66,7 +66,7 @@ def check_reloadable(found: Changes) -> None:
     """
     for table, fixed in _FIXED.items():
         if keys := [key for key in found.tables.get(table, ()) if key in fixed]:
-            raise ConfigError(f"[{table}] {', '.join(keys)} changed: that takes a restart")
+            raise ConfigError(f"[{table}] {', '.join(keys)} changed: that takes a restart", keys=(table, keys[0]))
 
 
 class Reload:
@@ -102,19 +102,14 @@ class Reload:
             is_new = name in self._changes.added or name in self._changes.changed
             if not is_new and self._house.streams[name].state != "failed":
                 continue
-            streams[name], error = self._house.stream(name, config)
-            if error is not None and is_new:
-                refused.append(self._refusal(name, config, error))
-            elif error is not None:
-                log.error("stream %s: %s", name, error)
+            streams[name], refusal = self._house.stream(name, config)
+            if refusal and is_new:
+                refused.append(refusal)
+            elif refusal:
+                log.error(refusal)
         if refused:
             raise VedetteError("\n".join(refused))
         return streams
-
-    def _refusal(self, name: str, config: StreamConfig, error: VedetteError) -> str:
-        """With the model's path where that is all that changed: not every room that meets a model knows it."""
-        unnamed = self._changes.changed.get(name) == [MODEL_FILE] and config.model not in str(error)
-        return f"stream {name}: {config.model}: {error}" if unnamed else f"stream {name}: {error}"
 
     def apply(self) -> None:
         """Swap what is different, and say so."""

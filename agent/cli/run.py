@@ -26,13 +26,14 @@ DEFAULT_CONFIG = Path("/etc/vedette/vedette.toml")
 @click.option("-v", "--verbose", is_flag=True, help="Log what the libraries say, too.")
 def run(path: Path, exit_when_done: bool, verbose: bool) -> None:
     """Run until SIGTERM. SIGHUP reads the configuration again and swaps what changed."""
-    from agent.configfile import load
+    from agent.configfile import Rereadable
 
-    config = load(path).config
+    file = Rereadable(path)
+    config = file.read()
     set_up_logging(verbose)
     from agent.daemon import Daemon
 
-    daemon = Daemon(config, reload=lambda: load(path).config, exit_when_done=exit_when_done)
+    daemon = Daemon(config, reload=file.read, where=file.where, exit_when_done=exit_when_done)
     pass_on(daemon.request_stop, daemon.request_reload)
     daemon.run()
 

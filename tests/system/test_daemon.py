@@ -40,6 +40,12 @@ def status(messages: Messages) -> list[bytes]:
     return messages.of(TOPICS.status)
 
 
+def line_of(vedette: Vedette, text: str) -> str:
+    """`file:line` of the first line that begins with this text."""
+    lines = vedette.file.read_text().splitlines()
+    return f"{vedette.file}:{next(n for n, line in enumerate(lines, 1) if line.startswith(text))}"
+
+
 def both_see(messages: Messages) -> Messages:
     return messages.wait(lambda m: {"new", "update"} <= kinds(m, "front") & kinds(m, "back"))
 
@@ -126,7 +132,9 @@ def test_a_reload_that_cannot_be_done_is_refused_as_a_whole(
     vedette.config[room][key] = value
     del vedette.config["streams"]["back"]
     vedette.reload()
-    assert why in vedette.wait_said("reload refused")
+    said = vedette.wait_said("reload refused")
+    assert why in said
+    assert f"running on as before: {line_of(vedette, f'{key} = ')}: [{room}] " in said
     assert "end" not in kinds(messages, "back")
 
 
@@ -138,7 +146,7 @@ def test_a_reload_with_a_model_that_is_not_there_keeps_the_old_one(
     vedette.reload()
     vedette.wait_said("reload refused")
     (line,) = vedette.said("gone.tflite")
-    assert "running on as before: stream front: " in line
+    assert f"running on as before: {line_of(vedette, 'model = ')}: stream front: " in line
     hear(messages, 3)
     assert "end" not in kinds(messages)
 
@@ -240,7 +248,19 @@ def test_a_model_that_nobody_has_ends_the_daemon_with_one_line(tmp_path: Path, b
         assert vedette.exit_code() == 1
         (line,) = vedette.said()
         assert line.startswith(
-            "ERROR stream front: no bundled model is called 'nanodett'; did you mean 'nanodet'?"
+            f"ERROR {line_of(vedette, 'model = ')}: stream front: "
+            "no bundled model is called 'nanodett'; did you mean 'nanodet'?"
+        )
+
+
+def test_a_broker_that_cannot_be_used_is_told_at_its_line(tmp_path: Path, broker: Mosquitto, model: Path) -> None:
+    vedette = Vedette(tmp_path, broker, front=camera(model))
+    vedette.config["mqtt"]["password_file"] = "/nothing/here"
+    with vedette:
+        assert vedette.exit_code() == 1
+        (line,) = vedette.said()
+        assert line.startswith(
+            f"vedette: {line_of(vedette, 'password_file = ')}: [mqtt] password_file is set but"
         )
 
 

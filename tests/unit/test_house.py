@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.config import Config, DeviceConfig, StorageConfig, StreamConfig
+from agent.configfile import Rereadable
 from agent.errors import ConfigError, StreamError
 from agent.house import House, device_name
 from agent.storage.spool import Spool
@@ -39,6 +40,39 @@ def test_when_every_stream_is_refused_each_is_named(spool: Spool) -> None:
     with pytest.raises(StreamError) as caught:
         House(Config({"a": GONE, "b": GONE}), spool).prepare()
     assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == ["stream a", "stream b"]
+
+
+ZONES = """
+[[streams.front.zones]]
+name = "line"
+polygon = [[0.1, 0.1], [0.9, 0.9]]
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "keys", "why"),
+    [
+        (2, {"source": "tset:"}, "tset:: "),
+        (3, {"source": "wav:x.wav"}, "wav:x.wav gives sound, and model MODEL takes pictures"),
+        (3, {"model": "nanodett"}, "no bundled model is called 'nanodett'"),
+        (4, {"rung": "9"}, "MODEL: model person has no rung '9'"),
+        (6, {"end": ZONES}, "zone 'line': `polygon` has 2 corners"),
+        (6, {"end": '[streams.front.decode]\nlabels = ["persn"]'}, "MODEL: model person: "),
+        (3, {"model": "nobody", "end": ZONES}, "no bundled model is called 'nobody'"),
+    ],
+)
+def test_why_a_stream_is_refused_is_told_at_its_line(
+    spool: Spool, tmp_path: Path, line: int, keys: dict[str, str], why: str
+) -> None:
+    model = str(person_model(tmp_path))
+    keys = {"source": "test:", "model": model, "rung": "", "end": "", **keys}
+    end = keys.pop("end")
+    file = tmp_path / "vedette.toml"
+    file.write_text("\n".join(["[streams.front]", *(f'{key} = "{value}"' for key, value in keys.items()), end]))
+    read = Rereadable(file)
+    with pytest.raises(StreamError) as caught:
+        House(read.read(), spool, read.where).prepare()
+    assert str(caught.value).startswith(f"{file}:{line}: stream front: {why.replace('MODEL', model)}")
 
 
 def test_an_empty_house_is_refused(spool: Spool) -> None:
