@@ -51,6 +51,7 @@ def demo(
     if source is None:
         source = f"{clip}?pace=realtime" + ("&loop=1" if seconds else "")
     show = Show(source, model, picture, seconds)
+    show.check()
     with _ended_by_signals(show.request_stop), closing(show.messages()) as messages:
         if as_json:
             _print_json(messages, show)

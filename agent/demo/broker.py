@@ -30,11 +30,7 @@ class EmbeddedBroker:
         Raises:
             BrokerError: amqtt is not installed, or does not start.
         """
-        try:
-            from amqtt.broker import Broker
-        except ImportError as error:
-            raise BrokerError("the demo's broker is not installed: pip install 'vedette[demo]'") from error
-        self._kind = Broker
+        self._kind = installed()
         for name in ("amqtt", "transitions"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._thread.start()
@@ -74,6 +70,19 @@ class EmbeddedBroker:
             self._up.set()
         await self._stop.wait()
         await broker.shutdown()
+
+
+def installed() -> Any:
+    """The broker's class, of amqtt.
+
+    Raises:
+        BrokerError: amqtt is not installed.
+    """
+    try:
+        from amqtt.broker import Broker
+    except ImportError as error:
+        raise BrokerError("the demo's broker is not installed: pip install 'vedette[demo]'") from error
+    return Broker
 
 
 def _free_port() -> int:

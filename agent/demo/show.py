@@ -11,10 +11,11 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from agent.check import check_stream
 from agent.comms.subscriber import Access, Received, Subscriber
 from agent.config import Config, DeviceConfig, MqttConfig, PublishConfig, StorageConfig, StreamConfig
 from agent.daemon import Daemon
-from agent.demo.broker import EmbeddedBroker
+from agent.demo.broker import EmbeddedBroker, installed
 from agent.errors import VedetteError
 from agent.storage.durable import write_atomic
 
@@ -56,6 +57,15 @@ class Show:
         self._error: VedetteError | None = None
         self._until = math.inf
 
+    def check(self) -> None:
+        """Refuse what cannot be shown, before anything begins.
+
+        Raises:
+            VedetteError: the broker is not installed, or the source or the model cannot be used.
+        """
+        installed()
+        check_stream("demo", self._stream())
+
     def request_stop(self) -> None:
         """End early, with every track ended. For a signal handler."""
         self._until = 0.0
@@ -89,10 +99,12 @@ class Show:
         except VedetteError as error:
             self._error = error
 
+    def _stream(self) -> StreamConfig:
+        return StreamConfig(source=self._source, model=self._model, publish=PublishConfig(snapshot_every_s=1.0))
+
     def _config(self, folder: str, port: int) -> Config:
-        stream = StreamConfig(source=self._source, model=self._model, publish=PublishConfig(snapshot_every_s=1.0))
         return Config(
-            streams={"demo": stream},
+            streams={"demo": self._stream()},
             device=DeviceConfig(name="demo"),
             # amqtt never answers an MQTT 5 CONNECT: `auto` would find out, after seconds.
             mqtt=MqttConfig(host="127.0.0.1", port=port, protocol="3.1.1"),

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from agent.cli.demo import demo
 from agent.daemon import Daemon
 from agent.demo import broker as broker_module
-from agent.errors import BrokerError, SourceError, VedetteError
+from agent.errors import BrokerError, ModelError, SourceError, VedetteError
 from tests.support.house import person_model
 from tests.support.running import ROOT
 
@@ -24,6 +24,11 @@ pytest.importorskip("amqtt", reason="the extra [demo] is not installed")
 
 def call(*args: str) -> Result:
     return CliRunner().invoke(demo, args, catch_exceptions=False)
+
+
+def begin(*args: str) -> None:
+    """The same, with what it prints left to `capsys`: errors come out as they are, and nothing before them."""
+    demo.main(list(args), standalone_mode=False)
 
 
 def person(folder: Path, *args: str) -> tuple[str, ...]:
@@ -124,9 +129,23 @@ def test_a_duration_is_seconds_or_minutes(written: str) -> None:
 @pytest.mark.parametrize(
     ("source", "why"), [("file:gone.mp4", "gone.mp4"), ("tset:", "did you mean")], ids=["missing", "misspelt"]
 )
-def test_a_source_that_cannot_be_used_is_one_error(tmp_path: Path, source: str, why: str) -> None:
-    with pytest.raises((VedetteError, SourceError), match=why):
-        call(*person(tmp_path), "--source", source)
+def test_a_source_that_cannot_be_used_is_one_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, why: str
+) -> None:
+    with pytest.raises(SourceError, match=why):
+        begin(*person(tmp_path), "--source", source)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("model", "why"), [("nanodett", "did you mean 'nanodet'"), ("broken.tflite", "broken")])
+def test_a_model_that_cannot_be_used_is_one_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, why: str
+) -> None:
+    broken = tmp_path / "broken.tflite"
+    broken.write_bytes(b"no model")
+    with pytest.raises(ModelError, match=why):
+        begin(*person(tmp_path), "--model", str(broken) if model == broken.name else model)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_picture_that_has_no_folder_is_refused_before_the_demo_begins(tmp_path: Path) -> None:
@@ -145,11 +164,12 @@ def test_a_defect_in_the_daemon_does_not_hang_the_demo(tmp_path: Path, monkeypat
 
 
 def test_without_the_extra_the_error_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "amqtt.broker", None)
     with pytest.raises(BrokerError, match=r"pip install 'vedette\[demo\]'"):
-        call(*person(tmp_path))
+        begin(*person(tmp_path))
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_broker_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
