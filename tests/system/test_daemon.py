@@ -151,6 +151,21 @@ def test_a_reload_with_a_model_that_is_not_there_keeps_the_old_one(
     assert "end" not in kinds(messages)
 
 
+def test_a_reload_after_a_manifest_was_edited_swaps_its_streams(
+    vedette: Vedette, messages: Messages, model: Path
+) -> None:
+    both_see(messages)
+    sound = model.read_text()
+    model.write_text(sound.replace('"ssd"', '"yolo"'))
+    vedette.reload()
+    said = vedette.wait_said("reload refused")
+    assert f"{line_of(vedette, 'model = ')}: stream front: {model}: " in said
+    model.write_text(sound.replace('["person"]', '["walker"]'))
+    vedette.reload()
+    messages.wait(lambda m: "walker" in {event.track.label for event in events(m)})
+    assert "end" in kinds(messages)
+
+
 def test_a_reload_adds_and_removes_streams(vedette: Vedette, messages: Messages, model: Path) -> None:
     both_see(messages)
     vedette.config["streams"]["side"] = camera(model)
