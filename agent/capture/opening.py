@@ -69,7 +69,9 @@ class Opening(ABC, Generic[S]):
         self._abandoned.set()
 
     def join(self, timeout_s: float) -> bool:
-        """Whether its thread has come to its end in time, with the source closed."""
+        """Whether its thread has come to its end in time, with the source closed; or was never started."""
+        if self._thread.ident is None:
+            return True
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
