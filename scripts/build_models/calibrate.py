@@ -1,4 +1,4 @@
-"""Finds the range of every tensor of the float network on calibration pictures.
+"""Finds the range of every tensor of the float network on calibration samples.
 
 Two passes: the first finds the extremes of each tensor, the second counts its values in a histogram. The range is
 then the one whose rounding does the least squared damage *behind* the operation that reads the tensor: what
@@ -6,20 +6,19 @@ a LeakyReLU shrinks to a tenth needs no fine levels.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-import cv2
 import numpy as np
 import quantise
-from network import LEAK, Network
+from layers import LEAK, Graph
 from numpy.typing import NDArray
-from pictures import Picture
 from tflite import File, Runner
 
-_SOURCES = frozenset({"ADD", "CONV_2D"})
+_SOURCES = frozenset({"ADD", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "MEAN", "MUL"})
 """Operations whose output needs a range of its own."""
 _BINS = 2048
 _MOST_VALUES = 100_000
-"""Values taken of one tensor per picture, evenly spread over it."""
+"""Values taken of one tensor per sample, evenly spread over it."""
 _CLIPS = np.linspace(0.1, 1.0, 91)
 _DIGITS = 2
 """Significant digits of a range: few enough that another processor's float arithmetic finds the same ones."""
@@ -39,24 +38,29 @@ _EFFECTS: Mapping[str, Effect] = {"LEAKY_RELU": _leaky}
 """What becomes of a tensor that one of these operations reads."""
 
 
+Samples = Sequence[NDArray[Any]]
+"""Inputs of a network, without the batch axis."""
+
+
 def ranges(
-    networks: Sequence[Network], pictures: Sequence[Picture], progress: Callable[[str], None]
+    sets: Sequence[tuple[Graph, Samples]], progress: Callable[[str], None]
 ) -> dict[str, tuple[float, float]]:
     """The range (low, high) of each group of tensors, by its leader; the networks differ in size only."""
-    leaders, found = quantise.groups(networks[0]), _Histograms()
+    first = sets[0][0]
+    leaders, found = quantise.groups(first), _Histograms()
     for measure in (found.widen, found.count):
-        for network in networks:
-            for number, values in enumerate(_run(network, pictures), 1):
+        for network, samples in sets:
+            for number, values in enumerate(_run(network, samples), 1):
                 for name, array in values.items():
                     measure(leaders[name], array)
-                if number % 16 == 0 or number == len(pictures):
-                    progress(f"{measure.__name__} {network.size}: picture {number} of {len(pictures)}")
-    effects = _effects(networks[0], leaders)
+                if number % 16 == 0 or number == len(samples):
+                    progress(f"{measure.__name__} {network.shapes[network.entry]}: {number} of {len(samples)}")
+    effects = _effects(first, leaders)
     return {leader: found.best_range(leader, effects.get(leader, _nothing)) for leader in found.extremes}
 
 
-def _run(network: Network, pictures: Iterable[Picture]) -> Iterable[dict[str, NDArray[np.float32]]]:
-    """The values of all source tensors, picture by picture; before a max-pool, only those that survive it."""
+def _run(network: Graph, samples: Samples) -> Iterable[dict[str, NDArray[np.float32]]]:
+    """The values of all source tensors, sample by sample; before a max-pool, only those that survive it."""
     producer = {layer.output: layer for layer in network.layers}
     names = {layer.output for layer in network.layers if layer.op in _SOURCES}
     for pool in (layer for layer in network.layers if layer.op == "MAX_POOL_2D"):
@@ -65,9 +69,8 @@ def _run(network: Network, pictures: Iterable[Picture]) -> Iterable[dict[str, ND
     file = File()
     file.add("all", network, sorted(names))
     run = Runner(file.pack(), "all")
-    for picture in pictures:
-        values = run(cv2.resize(picture, (network.size, network.size)))
-        yield {name: _thinned(array.ravel()) for name, array in values.items()}
+    for sample in samples:
+        yield {name: _thinned(array.ravel()) for name, array in run(sample).items()}
 
 
 def _thinned(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -75,7 +78,7 @@ def _thinned(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return values[:: (values.size // _MOST_VALUES) | 1]
 
 
-def _effects(network: Network, leaders: Mapping[str, str]) -> dict[str, Effect]:
+def _effects(network: Graph, leaders: Mapping[str, str]) -> dict[str, Effect]:
     """What becomes of the tensors of each group."""
     effects: dict[str, Effect] = {}
     for layer in network.layers:

@@ -10,7 +10,7 @@ from pathlib import Path
 import quantise
 from calibrate import ranges
 from network import Network, nanodet
-from pictures import Picture, read_pictures
+from pictures import Picture, Resized, read_pictures
 from rounding import round_kernels
 from tfjs import read_convolutions
 from tflite import File
@@ -56,8 +56,9 @@ def _float(networks: Sequence[Network]) -> bytes:
 
 def _int8(networks: Sequence[Network], pictures: Sequence[Picture]) -> bytes:
     """The INT8 file. All sizes have the same scales, and so the same weights and biases, stored once."""
-    scales = quantise.scales(networks[0], ranges(networks, pictures, _progress))
-    kernels = round_kernels(networks[0], scales, pictures, _progress)
+    sets = [(network, Resized(pictures, network.size)) for network in networks]
+    scales = quantise.scales(networks[0], ranges(sets, _progress), quantise.FIXED)
+    kernels = round_kernels(networks[0], scales, sets[0][1], _progress)
     file = File("NanoDet-g, INT8")
     for network in networks:
         file.add(f"s{network.size}", network, _OUTPUTS, scales, kernels)

@@ -1,17 +1,15 @@
-"""NanoDet-g as a list of layers, in NHWC: what the calibration, the rounding and the writer all walk over."""
+"""NanoDet-g as a list of layers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
-from tfjs import Convolution
+from layers import Convolution, Graph
 
 CLASSES = 80
 SIDES = 4
 BINS = 11
 MEAN_BGR = np.array([103.53, 116.28, 123.675], np.float32)
 STD_BGR = np.array([57.375, 57.12, 58.395], np.float32)
-LEAK = 0.1
 STEM_STRIDE = 2
 STAGES = ((1, 1), (2, 2), (2, 2), (3, 2))
 """(blocks, stride) of the four stages; the last three feed the pyramid."""
@@ -20,39 +18,13 @@ LOUDEST = (18, 26)
 """Channels of the first convolution whose values reach much further than all others'. They leave it halved and
 the next convolution doubles them: the same in float, and in INT8 the other channels get finer steps."""
 
-Shape = tuple[int, ...]
 
+class Network(Graph):
+    """NanoDet for one input size: `image`, `size` × `size` pixels."""
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One operation: the tensors that it reads by name, the one that it writes, and what it needs besides."""
-
-    op: str
-    inputs: tuple[str, ...]
-    output: str
-    shape: Shape
-    stride: int = 1
-    convolution: Convolution | None = None
-    axis: int = 3
-
-
-@dataclass(slots=True)
-class Network:
-    """A network for one input size, built layer by layer; every method returns the name of its output."""
-
-    size: int
-    layers: list[Layer] = field(default_factory=list)
-    shapes: dict[str, Shape] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.shapes["image"] = (1, self.size, self.size, 3)
-
-    def add(self, op: str, *inputs: str, shape: Shape, name: str = "", **needs: object) -> str:
-        """Append one layer."""
-        output = name or f"{op.lower()}_{len(self.layers)}"
-        self.layers.append(Layer(op, inputs, output, shape, **needs))  # type: ignore[arg-type]
-        self.shapes[output] = shape
-        return output
+    def __init__(self, size: int) -> None:
+        super().__init__("image", shapes={"image": (1, size, size, 3)}, pixels=True)
+        self.size = size
 
     def pad(self, x: str) -> str:
         """One pixel of zeros on each side."""
@@ -66,36 +38,18 @@ class Network:
             return self.add("CONV_2D", x, shape=shape, convolution=convolution)
         batch, height, width, _ = self.shapes[x]
         shape = (batch, height // stride, width // stride, len(convolution.bias))
-        return self.add("CONV_2D", self.pad(x), shape=shape, stride=stride, convolution=convolution)
+        return self.add("CONV_2D", self.pad(x), shape=shape, stride=(stride, stride), convolution=convolution)
 
     def half_max(self, x: str) -> str:
         """3×3 max-pool with stride 2."""
         batch, height, width, channels = self.shapes[x]
         shape = (batch, height // 2, width // 2, channels)
-        return self.add("MAX_POOL_2D", self.pad(x), shape=shape, stride=2)
-
-    def join(self, *parts: str, axis: int = 3, name: str = "") -> str:
-        """Concatenation along `axis`."""
-        shape = list(self.shapes[parts[0]])
-        shape[axis] = sum(self.shapes[part][axis] for part in parts)
-        return self.add("CONCATENATION", *parts, shape=tuple(shape), axis=axis, name=name)
+        return self.add("MAX_POOL_2D", self.pad(x), shape=shape, stride=(2, 2))
 
     def resize_like(self, x: str, other: str) -> str:
         """Bilinear resize to the height and width of `other`."""
         shape = (*self.shapes[other][:3], self.shapes[x][3])
         return self.add("RESIZE_BILINEAR", x, shape=shape)
-
-    def sum(self, a: str, b: str) -> str:
-        """Elementwise sum."""
-        return self.add("ADD", a, b, shape=self.shapes[a])
-
-    def reshape(self, x: str, shape: Shape, name: str = "") -> str:
-        """The same values in another shape."""
-        return self.add("RESHAPE", x, shape=shape, name=name)
-
-    def each(self, op: str, x: str, name: str = "") -> str:
-        """An operation that keeps the shape: LEAKY_RELU, LOGISTIC or, along the last axis, SOFTMAX."""
-        return self.add(op, x, shape=self.shapes[x], name=name)
 
 
 def nanodet(convolutions: Sequence[Convolution], size: int) -> Network:

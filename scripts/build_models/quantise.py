@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from network import Network
+from layers import Graph, Layer
 from numpy.typing import NDArray
 
-SAME_SCALE = frozenset({"CONCATENATION", "LEAKY_RELU", "MAX_POOL_2D", "PAD", "RESHAPE", "RESIZE_BILINEAR"})
+SAME_SCALE = frozenset(
+    {"CONCATENATION", "LEAKY_RELU", "MAX_POOL_2D", "PAD", "RESHAPE", "RESIZE_BILINEAR", "SLICE"}
+)
 """Operations whose output has the scale of their input: those that only move values, and LeakyReLU, so that the
 positive values pass it unrounded."""
 INT8_MIN, INT8_MAX = -128, 127
@@ -38,7 +40,7 @@ FIXED = {"image": PIXELS, "logits": LOGITS, "scores": PROBABILITIES, "distances"
 """Tensors whose range is known beforehand."""
 
 
-def groups(network: Network) -> dict[str, str]:
+def groups(network: Graph) -> dict[str, str]:
     """Map each tensor to the one that stands for all tensors that must share its scale."""
     leader = {name: name for name in network.shapes}
 
@@ -54,11 +56,13 @@ def groups(network: Network) -> dict[str, str]:
     return {name: find(name) for name in network.shapes}
 
 
-def scales(network: Network, ranges: Mapping[str, tuple[float, float]]) -> dict[str, Quantisation]:
-    """The scale of every tensor, from the range of each group's leader."""
+def scales(
+    network: Graph, ranges: Mapping[str, tuple[float, float]], fixed: Mapping[str, Quantisation]
+) -> dict[str, Quantisation]:
+    """The scale of every tensor: the fixed one of its group, or else that of the range of the group's leader."""
     leaders = groups(network)
-    fixed = {leaders[name]: quantisation for name, quantisation in FIXED.items()}
-    return {name: fixed.get(leader) or from_range(*ranges[leader]) for name, leader in leaders.items()}
+    known = {leaders[name]: quantisation for name, quantisation in fixed.items()}
+    return {name: known.get(leader) or from_range(*ranges[leader]) for name, leader in leaders.items()}
 
 
 def round_to_int8(values: NDArray[np.floating], to: Quantisation) -> NDArray[np.int8]:
@@ -78,6 +82,14 @@ def weight_scale(kernel: NDArray[np.float32]) -> Quantisation:
         squared = np.square(rounded - kernel, dtype=np.float64).sum(axis=(0, 1, 2))
         best, error = np.where(squared < error, scale, best), np.minimum(squared, error)
     return Quantisation(best.astype(np.float32), 0)
+
+
+def nearest(layer: Layer) -> tuple[NDArray[np.int8], Quantisation]:
+    """The kernel of a layer rounded to the nearest; FULLY_CONNECTED has one scale for all of it."""
+    assert layer.convolution is not None
+    kernel = layer.convolution.kernel
+    scale = weight_scale(kernel.reshape(1, 1, -1, 1) if layer.op == "FULLY_CONNECTED" else kernel)
+    return round_weights(kernel, scale.scale), scale
 
 
 def round_weights(values: NDArray[np.floating], scale: NDArray[np.float32]) -> NDArray[np.int8]:

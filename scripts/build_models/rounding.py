@@ -1,23 +1,22 @@
-"""Rounds the kernels so that the errors of a convolution's weights cancel out on real pictures.
+"""Rounds the kernels so that the errors of a convolution's weights cancel out on real samples.
 
 Each weight is rounded in turn, and the weights not yet rounded take up its error, as far as their inputs go
 together. Source: GPTQ, https://arxiv.org/abs/2210.17323. How inputs go together is counted on INT8
 activations, in integers, so that it comes out the same on every processor.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
-import cv2
 import numpy as np
 import quantise
-from network import Layer, Network
+from calibrate import Samples
+from layers import Graph, Layer
 from numpy.typing import NDArray
-from pictures import Picture
 from quantise import Quantisation
 from tflite import File, Runner
 
 _PLACES = 200
-"""Places of each picture at which a convolution's input is looked at."""
+"""Places of each sample at which a convolution's input is looked at."""
 _DAMPING = 0.01
 """Share of the mean square added to every input's, so that inputs that hardly occur do no harm."""
 _BLOCK = 64
@@ -27,16 +26,16 @@ Kernels = dict[str, tuple[NDArray[np.int8], Quantisation]]
 
 
 def round_kernels(
-    network: Network,
+    network: Graph,
     scales: Mapping[str, Quantisation],
-    pictures: Sequence[Picture],
+    samples: Samples,
     progress: Callable[[str], None],
 ) -> Kernels:
-    """Integers and scales of the kernel of every convolution, by the name of its output."""
+    """Integers and scales of the kernel of every CONV_2D, by the name of its output."""
     kernels: Kernels = {}
-    moments = _moments(network, scales, pictures, progress)
+    moments = _moments(network, scales, samples, progress)
     for layer in network.layers:
-        if layer.convolution:
+        if layer.output in moments and layer.convolution:
             scale = quantise.weight_scale(layer.convolution.kernel)
             integers = _round(layer.convolution.kernel, scale.scale, moments[layer.output])
             kernels[layer.output] = integers, scale
@@ -44,38 +43,38 @@ def round_kernels(
 
 
 def _moments(
-    network: Network,
+    network: Graph,
     scales: Mapping[str, Quantisation],
-    pictures: Sequence[Picture],
+    samples: Samples,
     progress: Callable[[str], None],
 ) -> dict[str, Moments]:
     """Sum over places of patch × patchᵀ for each convolution."""
-    layers = [layer for layer in network.layers if layer.convolution]
+    layers = [layer for layer in network.layers if layer.op == "CONV_2D"]
     names = sorted({layer.inputs[0] for layer in layers})
     file = File()
     file.add("inputs", network, names, scales)
     run, sums = Runner(file.pack(), "inputs"), dict[str, Moments]()
-    for number, picture in enumerate(pictures, 1):
-        values = run(cv2.resize(picture, (network.size, network.size)))
+    for number, sample in enumerate(samples, 1):
+        values = run(sample)
         for layer in layers:
             name = layer.inputs[0]
             patches = _patches(layer, values[name][0].astype(np.float64) - scales[name].zero_point)
             sums[layer.output] = sums.get(layer.output, 0) + patches.T @ patches
-        if number % 16 == 0 or number == len(pictures):
-            progress(f"rounding: picture {number} of {len(pictures)}")
+        if number % 16 == 0 or number == len(samples):
+            progress(f"rounding: {number} of {len(samples)}")
     return sums
 
 
 def _patches(layer: Layer, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """What the kernel sees at evenly spread places: [places, height × width × channels of the kernel]."""
     assert layer.convolution is not None
-    size = layer.convolution.kernel.shape[0]
-    if layer.stride == 1 and size > 1:
-        values = np.pad(values, ((1, 1), (1, 1), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(values, (size, size), axis=(0, 1))
-    windows = windows[:: layer.stride, :: layer.stride].reshape(-1, values.shape[2], size, size)
+    size = layer.convolution.kernel.shape[:2]
+    if layer.stride == (1, 1) and max(size) > 1:
+        values = np.pad(values, ((size[0] // 2,) * 2, (size[1] // 2,) * 2, (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(values, size, axis=(0, 1))
+    windows = windows[:: layer.stride[0], :: layer.stride[1]].reshape(-1, values.shape[2], *size)
     step = max(1, len(windows) // _PLACES) | 1
-    return windows[step // 2 :: step].transpose(0, 2, 3, 1).reshape(-1, size * size * values.shape[2])
+    return windows[step // 2 :: step].transpose(0, 2, 3, 1).reshape(-1, size[0] * size[1] * values.shape[2])
 
 
 def _round(kernel: NDArray[np.float32], scale: NDArray[np.float32], moments: Moments) -> NDArray[np.int8]:

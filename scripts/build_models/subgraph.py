@@ -6,8 +6,9 @@ from typing import Any, Protocol
 import numpy as np
 import quantise
 from ai_edge_litert import schema_py_generated as schema
-from network import LEAK, Layer, Network, Shape
+from layers import Graph, Layer, Shape
 from numpy.typing import NDArray
+from operations import OPTIONS
 from quantise import Quantisation
 
 _TYPES = {
@@ -16,7 +17,6 @@ _TYPES = {
     np.dtype(np.int8): schema.TensorType.INT8,
     np.dtype(np.uint8): schema.TensorType.UINT8,
 }
-_ONE_PIXEL = np.array([[0, 0], [1, 1], [1, 1], [0, 0]], np.int32)
 _UINT8_PIXELS = Quantisation(quantise.PIXELS.scale, 0)
 
 
@@ -40,7 +40,7 @@ class Subgraph:
     """A subgraph in the making: INT8 where `scales` are given, else float."""
 
     def __init__(
-        self, store: Store, network: Network, scales: Mapping[str, Quantisation] | None, kernels: Kernels
+        self, store: Store, network: Graph, scales: Mapping[str, Quantisation] | None, kernels: Kernels
     ) -> None:
         self._store = store
         self.kernels = kernels
@@ -58,7 +58,7 @@ class Subgraph:
             operands = [self._index[name] for name in layer.inputs]
             operands += _CONSTANTS.get(layer.op, _no_constants)(self, layer)
             self._index[layer.output] = self._activation(layer.output)
-            self._operator(layer.op, operands, self._index[layer.output], _OPTIONS[layer.op](layer))
+            self._operator(layer.op, operands, self._index[layer.output], OPTIONS[layer.op](layer))
         self._graph.outputs = [self._index[name] for name in outputs]
         return self._graph
 
@@ -73,13 +73,14 @@ class Subgraph:
         return self._scales[name] if self._scales else None
 
     def _write_input(self) -> int:
-        """The image as it comes in; the INT8 layers read it through a QUANTIZE that shifts uint8 to int8."""
-        if not self._scales:
-            self._index["image"] = self._activation("image")
-            return self._index["image"]
-        pixels = self._tensor("image", self._network.shapes["image"], np.dtype(np.uint8), _UINT8_PIXELS)
-        self._index["image"] = self._activation("image", "image_int8")
-        self._operator("QUANTIZE", [pixels], self._index["image"], schema.QuantizeOptionsT())
+        """The input; INT8 layers read pixels through a QUANTIZE that shifts uint8 to int8."""
+        name = self._network.entry
+        if not (self._scales and self._network.pixels):
+            self._index[name] = self._activation(name)
+            return self._index[name]
+        pixels = self._tensor(name, self._network.shapes[name], np.dtype(np.uint8), _UINT8_PIXELS)
+        self._index[name] = self._activation(name, f"{name}_int8")
+        self._operator("QUANTIZE", [pixels], self._index[name], schema.QuantizeOptionsT())
         return pixels
 
     def _activation(self, name: str, written_as: str = "") -> int:
@@ -116,26 +117,30 @@ def _no_constants(graph: Subgraph, layer: Layer) -> list[int]:
 def _convolution(graph: Subgraph, layer: Layer) -> list[int]:
     """Kernel and bias, rounded where the input has a scale."""
     assert layer.convolution is not None
+    place, axis = _KERNELS[layer.op]
     kernel, bias, incoming = layer.convolution.kernel, layer.convolution.bias, graph.scale(layer.inputs[0])
     if incoming is None:
-        kernel = np.ascontiguousarray(kernel.transpose(3, 0, 1, 2))
+        kernel = np.ascontiguousarray(place(kernel))
         return [graph.constant(f"{layer.output}/kernel", kernel), graph.constant(f"{layer.output}/bias", bias)]
-    integers, scale = graph.kernels.get(layer.output) or _nearest(kernel)
-    integers = np.ascontiguousarray(integers.transpose(3, 0, 1, 2))
+    integers, scale = graph.kernels.get(layer.output) or quantise.nearest(layer)
+    integers = np.ascontiguousarray(place(integers))
     product = Quantisation(incoming.scale * scale.scale, 0)
     return [
-        graph.constant(f"{layer.output}/kernel", integers, scale),
+        graph.constant(f"{layer.output}/kernel", integers, scale, axis),
         graph.constant(f"{layer.output}/bias", quantise.bias(bias, product.scale), product),
     ]
 
 
-def _nearest(kernel: NDArray[np.float32]) -> tuple[NDArray[np.int8], Quantisation]:
-    scale = quantise.weight_scale(kernel)
-    return quantise.round_weights(kernel, scale.scale), scale
+_KERNELS: Mapping[str, tuple[Callable[[NDArray[Any]], NDArray[Any]], int]] = {
+    "CONV_2D": (lambda kernel: kernel.transpose(3, 0, 1, 2), 0),
+    "DEPTHWISE_CONV_2D": (lambda kernel: kernel.transpose(2, 0, 1, 3), 3),
+    "FULLY_CONNECTED": (lambda kernel: kernel[0, 0].T, 0),
+}
+"""How a kernel [height, width, in, out] lies in the file, and the axis of its scales there."""
 
 
 def _padding(graph: Subgraph, layer: Layer) -> list[int]:
-    return [graph.constant(f"{layer.output}/pixels", _ONE_PIXEL)]
+    return [graph.constant(f"{layer.output}/pixels", np.array(layer.pads, np.int32))]
 
 
 def _size(graph: Subgraph, layer: Layer) -> list[int]:
@@ -146,57 +151,23 @@ def _shape(graph: Subgraph, layer: Layer) -> list[int]:
     return [graph.constant(f"{layer.output}/shape", np.array(layer.shape, np.int32))]
 
 
+def _axes(graph: Subgraph, layer: Layer) -> list[int]:
+    return [graph.constant(f"{layer.output}/axes", np.array(layer.axes, np.int32))]
+
+
+def _slice(graph: Subgraph, layer: Layer) -> list[int]:
+    begin = graph.constant(f"{layer.output}/begin", np.array(layer.begin, np.int32))
+    return [begin, graph.constant(f"{layer.output}/size", np.array(layer.shape, np.int32))]
+
+
 _CONSTANTS: Mapping[str, Callable[[Subgraph, Layer], list[int]]] = {
     "CONV_2D": _convolution,
+    "DEPTHWISE_CONV_2D": _convolution,
+    "FULLY_CONNECTED": _convolution,
+    "MEAN": _axes,
     "PAD": _padding,
     "RESHAPE": _shape,
     "RESIZE_BILINEAR": _size,
+    "SLICE": _slice,
 }
 """What each operation reads besides its inputs."""
-
-
-def _options(kind: type, **values: Any) -> Any:
-    options = kind()
-    for name, value in values.items():
-        setattr(options, name, value)
-    return options
-
-
-def _conv_options(layer: Layer) -> Any:
-    padding = schema.Padding.SAME if layer.stride == 1 else schema.Padding.VALID
-    return _options(
-        schema.Conv2DOptionsT,
-        padding=padding,
-        strideW=layer.stride,
-        strideH=layer.stride,
-        dilationWFactor=1,
-        dilationHFactor=1,
-    )
-
-
-def _pool_options(layer: Layer) -> Any:
-    return _options(
-        schema.Pool2DOptionsT,
-        padding=schema.Padding.VALID,
-        strideW=layer.stride,
-        strideH=layer.stride,
-        filterWidth=3,
-        filterHeight=3,
-    )
-
-
-_OPTIONS: Mapping[str, Callable[[Layer], Any]] = {
-    "ADD": lambda _: schema.AddOptionsT(),
-    "CONCATENATION": lambda layer: _options(schema.ConcatenationOptionsT, axis=layer.axis),
-    "CONV_2D": _conv_options,
-    "LEAKY_RELU": lambda _: _options(schema.LeakyReluOptionsT, alpha=LEAK),
-    "LOGISTIC": lambda _: None,
-    "MAX_POOL_2D": _pool_options,
-    "PAD": lambda _: schema.PadOptionsT(),
-    "RESHAPE": lambda layer: _options(schema.ReshapeOptionsT, newShape=list(layer.shape)),
-    "RESIZE_BILINEAR": lambda _: _options(
-        schema.ResizeBilinearOptionsT, halfPixelCenters=True, alignCorners=False
-    ),
-    "SOFTMAX": lambda _: _options(schema.SoftmaxOptionsT, beta=1.0),
-}
-"""What each operation is told besides its operands."""

@@ -2,28 +2,14 @@
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from layers import Convolution
 from numpy.typing import NDArray
 
 _CONVOLUTION = re.compile(r"(?:.*/)?convolution(?:_(\d+))?")
-
-
-@dataclass(frozen=True, slots=True)
-class Convolution:
-    """One 2-D convolution with its bias."""
-
-    kernel: NDArray[np.float32]
-    """[height, width, input channels, output channels]"""
-    bias: NDArray[np.float32]
-    """[output channels]"""
-
-    def outputs(self, start: int, stop: int) -> "Convolution":
-        """The convolution that computes only the output channels start..stop."""
-        return Convolution(self.kernel[..., start:stop], self.bias[start:stop])
 
 
 def read_convolutions(path: Path) -> list[Convolution]:

@@ -6,25 +6,12 @@ from typing import Any
 import flatbuffers
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
-from network import Network
+from layers import Graph
 from numpy.typing import NDArray
+from operations import VERSIONS
 from quantise import Quantisation
 from subgraph import Kernels, Subgraph
 
-_VERSIONS = {
-    "ADD": 2,
-    "CONCATENATION": 2,
-    "CONV_2D": 3,
-    "LEAKY_RELU": 2,
-    "LOGISTIC": 2,
-    "MAX_POOL_2D": 2,
-    "PAD": 2,
-    "QUANTIZE": 2,
-    "RESHAPE": 1,
-    "RESIZE_BILINEAR": 3,
-    "SOFTMAX": 2,
-}
-"""The first version of each operation that takes INT8 (for RESIZE_BILINEAR: half-pixel centres)."""
 _ALIGNMENT = 16
 
 
@@ -59,20 +46,23 @@ class File:
     def add(
         self,
         key: str,
-        network: Network,
+        network: Graph,
         outputs: Sequence[str],
         scales: Mapping[str, Quantisation] | None = None,
         kernels: Kernels | None = None,
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         """Add `network` as signature `key`: INT8 where `scales` are given, else float.
 
-        `kernels` are integer kernels by layer; a layer without gets its weights rounded to the nearest.
+        `kernels` are integer kernels by layer; a layer without gets its weights rounded to the nearest. `aliases`
+        are what the signature calls tensors, where that is not their own name.
         """
         graph = Subgraph(self, network, scales, kernels or {}).write(key, outputs)
         signature = schema.SignatureDefT()
         signature.signatureKey, signature.subgraphIndex = key, len(self._model.subgraphs)
-        signature.inputs = [_tensor_map("image", graph.inputs[0])]
-        signature.outputs = [_tensor_map(name, index) for name, index in zip(outputs, graph.outputs, strict=True)]
+        named = [(network.entry, graph.inputs[0]), *zip(outputs, graph.outputs, strict=True)]
+        maps = [_tensor_map((aliases or {}).get(name, name), index) for name, index in named]
+        signature.inputs, signature.outputs = maps[:1], maps[1:]
         self._model.subgraphs.append(graph)
         self._model.signatureDefs.append(signature)
 
@@ -96,22 +86,23 @@ class File:
         if op not in self._codes:
             code = schema.OperatorCodeT()
             code.builtinCode = getattr(schema.BuiltinOperator, op)
-            code.deprecatedBuiltinCode, code.version = min(code.builtinCode, 127), _VERSIONS[op]
+            code.deprecatedBuiltinCode, code.version = min(code.builtinCode, 127), VERSIONS[op]
             self._codes[op] = len(self._model.operatorCodes)
             self._model.operatorCodes.append(code)
         return self._codes[op]
 
 
 class Runner:
-    """Runs one signature of a file on one picture at a time."""
+    """Runs one signature of a file on one input at a time."""
 
     def __init__(self, content: bytes, key: str) -> None:
         self._run = Interpreter(model_content=content, num_threads=2).get_signature_runner(key)
-        self._dtype = self._run.get_input_details()["image"]["dtype"]
+        ((self._entry, details),) = self._run.get_input_details().items()
+        self._dtype = details["dtype"]
 
-    def __call__(self, pixels: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """The outputs by name, for BGR pixels 0..255 of the input's size."""
-        outputs: dict[str, NDArray[Any]] = self._run(image=pixels.astype(self._dtype)[None])
+    def __call__(self, values: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """The outputs by name, for an input such as BGR pixels 0..255, without the batch axis."""
+        outputs: dict[str, NDArray[Any]] = self._run(**{self._entry: values.astype(self._dtype)[None]})
         return outputs
 
 

@@ -32,7 +32,7 @@ class LogMelOptions(Struct, frozen=True, forbid_unknown_fields=True):
         mels: width of a row, in bands evenly spread over the mel scale.
         low_hz, high_hz: where the lowest band begins and the highest ends; at most half the rate.
         offset: added to a band's energy before the logarithm, so that silence is a number too. An energy of 1 is
-            that of noise at full scale in one bin of the spectrum; 1e-6 lies 60 dB below.
+            that of noise at full scale in one bin of the spectrum; 1e-7 lies 70 dB below.
     """
 
     rate_hz: Count = 8000
@@ -41,7 +41,7 @@ class LogMelOptions(Struct, frozen=True, forbid_unknown_fields=True):
     mels: Count = 40
     low_hz: Annotated[float, Meta(ge=0.0)] = 60.0
     high_hz: Positive = 3800.0
-    offset: Positive = 1e-6
+    offset: Positive = 1e-7
 
     def __post_init__(self) -> None:
         if not self.low_hz < self.high_hz <= self.rate_hz / 2:

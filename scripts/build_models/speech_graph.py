@@ -1,0 +1,142 @@
+"""The small speech model as a list of layers: twelve, with an exit after the third, fourth, sixth and twelfth.
+
+Layer 1 is a convolution; layers 2 to 12 are depthwise-separable, and residual where they keep the shape. Every
+exit is a mean over time and a fully connected layer; the mean keeps the bands of frequency apart, since the early
+layers have not yet seen how those go together.
+
+The last layer also attends, over time. Its attention is sparse and light: one narrow head, in which a step of 40
+ms sees only the band of three steps on either side, which is as long as a syllable. What is further away meets
+in the mean of the exit anyway, so that full attention would cost more and bring nothing. The weights of a band
+are sigmoids of the scores and not a softmax, https://arxiv.org/abs/2409.04431: XNNPACK has no INT8 softmax, so
+that one would break the graph in two; and with sigmoids a step may also attend to nothing.
+"""
+
+from collections.abc import Mapping
+
+from layers import Convolution, Graph
+
+FRAMES, MELS = 98, 40
+CLASSES = 12
+DEPTHS = (3, 4, 6, 12)
+"""The layers after which there is an exit."""
+FOLD = 4
+"""Neighbouring mels that the first layer reads as channels: for INT8 kernels one channel is as dear as four."""
+STEM_SIZE, STEM_STRIDE = (5, 3), (2, 1)
+HEAD, REACH = 32, 3
+"""Width of the attention's head, and steps that it sees on either side."""
+
+
+STEM_CHANNELS, CHANNELS = 16, 56
+"""Of the first layer, and of the others."""
+KERNEL = (5, 3)
+"""Of the depthwise convolutions. Longer in time, so that the early exits hear more than a fragment of a word."""
+HALVING = 2
+"""The layer after the first that halves the time again: 98 rows become 49, then 25."""
+
+Stride = tuple[int, int]
+Weights = Mapping[str, Convolution]
+"""Convolutions by the name of the tensor that they write."""
+
+
+def speech(weights: Weights) -> Graph:
+    """The network with all exits: `features` [1, 98, 40, 1] to `logits3`, …4, …6 and `logits12` [1, 12].
+
+    `hidden3`, `hidden4` and `hidden6` are what goes on to the next exit.
+    """
+    net = Graph("features", shapes={"features": (1, FRAMES, MELS, 1)})
+    folded = net.reshape("features", (1, FRAMES, MELS // FOLD, FOLD))
+    x = _conv(net, weights, folded, "stem", STEM_STRIDE, relu=True)
+    for depth in range(2, DEPTHS[-1] + 1):
+        x = _block(net, weights, x, depth)
+        if depth == DEPTHS[-1]:
+            x = _attention(net, weights, x)
+        if depth in DEPTHS:
+            _exit(net, weights, x, depth)
+    return net
+
+
+def stages(net: Graph) -> dict[str, Graph]:
+    """The network cut into one graph per exit, by the exit's signature: each goes on where the last one ended."""
+    entries = ["features", *(f"hidden{depth}" for depth in DEPTHS[:-1])]
+    return {
+        f"exit{depth}": net.between(entry, outputs(depth)) for depth, entry in zip(DEPTHS, entries, strict=True)
+    }
+
+
+def outputs(depth: int) -> list[str]:
+    """The tensors that leave the graph of an exit."""
+    return [f"logits{depth}"] + [f"hidden{depth}"] * (depth != DEPTHS[-1])
+
+
+def aliases() -> dict[str, str]:
+    """What the signatures call these tensors."""
+    return {f"{name}{depth}": name for depth in DEPTHS for name in ("logits", "hidden")}
+
+
+def _conv(net: Graph, weights: Weights, x: str, name: str, stride: Stride = (1, 1), relu: bool = False) -> str:
+    """A convolution that keeps the size or divides it, rounding up."""
+    batch, height, width, _ = net.shapes[x]
+    shape = (batch, -(-height // stride[0]), -(-width // stride[1]), len(weights[name].bias))
+    needs = {"convolution": weights[name], "stride": stride, "padding": "SAME", "relu": relu}
+    return net.add("CONV_2D", x, shape=shape, name=name, **needs)
+
+
+def _depthwise(net: Graph, weights: Weights, x: str, name: str, stride: Stride) -> str:
+    batch, height, width, channels = net.shapes[x]
+    shape = (batch, -(-height // stride[0]), -(-width // stride[1]), channels)
+    needs = {"convolution": weights[name], "stride": stride, "padding": "SAME", "relu": True}
+    return net.add("DEPTHWISE_CONV_2D", x, shape=shape, name=name, **needs)
+
+
+def _block(net: Graph, weights: Weights, x: str, depth: int) -> str:
+    """Depthwise, then pointwise convolution; their result is added to what came in, if it has the same shape."""
+    name = f"hidden{depth}"
+    narrow = _depthwise(net, weights, x, f"block{depth}/depthwise", STEM_STRIDE if depth == HALVING else (1, 1))
+    if depth == HALVING:
+        return _conv(net, weights, narrow, f"block{depth}/pointwise", relu=True)
+    return net.sum(x, _conv(net, weights, narrow, f"block{depth}/pointwise"), name, relu=True)
+
+
+def _across(net: Graph, weights: Weights, x: str, name: str) -> str:
+    """A weighted sum over the third axis, channel by channel: it becomes 1 wide."""
+    batch, height, _, channels = net.shapes[x]
+    needs = {"convolution": weights[name], "padding": "VALID"}
+    return net.add("DEPTHWISE_CONV_2D", x, shape=(batch, height, 1, channels), name=name, **needs)
+
+
+def _attention(net: Graph, weights: Weights, x: str) -> str:
+    """Banded attention over time, added to `x`."""
+    step = _across(net, weights, x, "attention/step")
+    projected = _conv(net, weights, step, "attention/projection")
+    query = _channels(net, projected, 0, HEAD)
+    band = _band(net, _channels(net, projected, HEAD, 3 * HEAD))
+    key, value = _channels(net, band, 0, HEAD), _channels(net, band, HEAD, 2 * HEAD)
+    match = net.add("MUL", key, query, shape=net.shapes[key], name="attention/match")
+    gate = net.each("LOGISTIC", _conv(net, weights, match, "attention/score"), "attention/gate")
+    seen = net.add("MUL", value, gate, shape=net.shapes[value], name="attention/seen")
+    gathered = _across(net, weights, seen, "attention/gathered")
+    return net.sum(x, _conv(net, weights, gathered, "attention/output"), "attended", relu=True)
+
+
+def _channels(net: Graph, x: str, start: int, stop: int) -> str:
+    return net.add("SLICE", x, shape=(*net.shapes[x][:3], stop - start), begin=(0, 0, 0, start))
+
+
+def _band(net: Graph, x: str) -> str:
+    """Beside each step [1, steps, 1, C], those around it: [1, steps, 2 × REACH + 1, C]. Zeros at both ends."""
+    batch, steps, _, channels = net.shapes[x]
+    pads = ((0, 0), (REACH, REACH), (0, 0), (0, 0))
+    padded = net.add("PAD", x, shape=(batch, steps + 2 * REACH, 1, channels), pads=pads)
+    shape = (batch, steps, 1, channels)
+    shifted = [net.add("SLICE", padded, shape=shape, begin=(0, at, 0, 0)) for at in range(2 * REACH + 1)]
+    halves = [net.join(*half, axis=2) for half in (shifted[:REACH], shifted[REACH:])]
+    return net.join(*halves, axis=2)
+
+
+def _exit(net: Graph, weights: Weights, x: str, depth: int) -> None:
+    """Mean over time, and a fully connected layer."""
+    batch, _, width, channels = net.shapes[x]
+    mean = net.add("MEAN", x, shape=(batch, width, channels), axes=(1,), name=f"mean{depth}")
+    pooled = net.reshape(mean, (batch, width * channels), f"pooled{depth}")
+    name = f"logits{depth}"
+    net.add("FULLY_CONNECTED", pooled, shape=(batch, CLASSES), name=name, convolution=weights[name])

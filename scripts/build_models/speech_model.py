@@ -1,0 +1,149 @@
+"""The small speech model in PyTorch, for training; `folded` turns it into the weights of `speech_graph`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from layers import Convolution
+from numpy.typing import NDArray
+from speech_graph import (
+    CHANNELS,
+    CLASSES,
+    DEPTHS,
+    FOLD,
+    HALVING,
+    HEAD,
+    KERNEL,
+    MELS,
+    REACH,
+    STEM_CHANNELS,
+    STEM_SIZE,
+    STEM_STRIDE,
+)
+from torch import Tensor, nn
+from torch.nn import functional
+
+_BANDS = MELS // FOLD
+_DROPOUT = 0.1
+
+
+class SamePadded(nn.Conv2d):  # type: ignore[misc]
+    """A convolution padded as TensorFlow pads: what is left over goes behind."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, channels, time, bands] in and out."""
+        pads: list[int] = []
+        for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+            total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
+            pads += [total // 2, total - total // 2]
+        return super().forward(functional.pad(x, pads))
+
+
+def _normalised(name: str, convolution: nn.Conv2d) -> list[tuple[str, nn.Module]]:
+    return [(name, convolution), (f"{name}_norm", nn.BatchNorm2d(convolution.out_channels))]
+
+
+class Separable(nn.Module):  # type: ignore[misc]
+    """Depthwise, then pointwise convolution; residual if it keeps the shape."""
+
+    def __init__(self, incoming: int, outgoing: int, stride: tuple[int, int]) -> None:
+        super().__init__()
+        self.residual = incoming == outgoing
+        self.depthwise = SamePadded(incoming, incoming, KERNEL, stride, groups=incoming, bias=False)
+        self.depthwise_norm = nn.BatchNorm2d(incoming)
+        self.pointwise = nn.Conv2d(incoming, outgoing, 1, bias=False)
+        self.pointwise_norm = nn.BatchNorm2d(outgoing)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, channels, time, bands] in and out."""
+        y = functional.relu(self.depthwise_norm(self.depthwise(x)))
+        y = self.pointwise_norm(self.pointwise(y))
+        return functional.relu(x + y if self.residual else y)
+
+
+class BandedAttention(nn.Module):  # type: ignore[misc]
+    """One light head over time; see `speech_graph`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        seen = 2 * REACH + 1
+        self.step = nn.Conv2d(CHANNELS, CHANNELS, (1, _BANDS), groups=CHANNELS)
+        self.projection = nn.Conv2d(CHANNELS, 3 * HEAD, 1)
+        self.score = nn.Conv2d(HEAD, 1, 1)
+        self.gathered = nn.Conv2d(HEAD, HEAD, (1, seen), groups=HEAD)
+        self.output = nn.Conv2d(HEAD, CHANNELS, 1)
+        nn.init.constant_(self.step.weight, 1 / _BANDS)
+        nn.init.constant_(self.score.weight, HEAD**-0.5)
+        nn.init.constant_(self.score.bias, -float(np.log(seen)))
+        nn.init.constant_(self.gathered.weight, 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, channels, time, bands] in and out."""
+        query, rest = self.projection(self.step(x)).split((HEAD, 2 * HEAD), dim=1)
+        padded = functional.pad(rest, (0, 0, REACH, REACH))
+        steps = x.shape[2]
+        band = torch.cat([padded[:, :, at : at + steps] for at in range(2 * REACH + 1)], dim=3)
+        key, value = band.split((HEAD, HEAD), dim=1)
+        gate = torch.sigmoid(self.score(key * query))
+        return functional.relu(x + self.output(self.gathered(value * gate)))
+
+
+class Speech(nn.Module):  # type: ignore[misc]
+    """All twelve layers and the four exits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = SamePadded(FOLD, STEM_CHANNELS, STEM_SIZE, STEM_STRIDE, bias=False)
+        self.stem_norm = nn.BatchNorm2d(STEM_CHANNELS)
+        self.blocks = nn.ModuleDict()
+        for depth in range(2, DEPTHS[-1] + 1):
+            incoming = STEM_CHANNELS if depth == HALVING else CHANNELS
+            stride = STEM_STRIDE if depth == HALVING else (1, 1)
+            self.blocks[str(depth)] = Separable(incoming, CHANNELS, stride)
+        self.attention = BandedAttention()
+        self.exits = nn.ModuleDict({str(depth): nn.Linear(CHANNELS * _BANDS, CLASSES) for depth in DEPTHS})
+        self.dropout = nn.Dropout(_DROPOUT)
+
+    def forward(self, features: Tensor) -> list[Tensor]:
+        """Logits [batch, classes] of all exits, for normalised features [batch, time, mels]."""
+        batch, steps, _ = features.shape
+        x = features.reshape(batch, steps, _BANDS, FOLD).permute(0, 3, 1, 2)
+        x = functional.relu(self.stem_norm(self.stem(x)))
+        logits = []
+        for depth in range(2, DEPTHS[-1] + 1):
+            x = self.blocks[str(depth)](x)
+            if depth == DEPTHS[-1]:
+                x = self.attention(x)
+            if depth in DEPTHS:
+                pooled = x.mean(2).transpose(1, 2).flatten(1)
+                logits.append(self.exits[str(depth)](self.dropout(pooled)))
+        return logits
+
+
+def folded(model: Speech) -> dict[str, Convolution]:
+    """Kernels and biases by the names of `speech_graph`, with the batch normalisation inside."""
+    weights = {"stem": _fold(model.stem, model.stem_norm)}
+    for depth, block in model.blocks.items():
+        weights[f"block{depth}/depthwise"] = _fold(block.depthwise, block.depthwise_norm)
+        weights[f"block{depth}/pointwise"] = _fold(block.pointwise, block.pointwise_norm)
+    for name, convolution in model.attention.named_children():
+        weights[f"attention/{name}"] = _fold(convolution)
+    for depth, linear in model.exits.items():
+        weights[f"logits{depth}"] = Convolution(_array(linear.weight).T[None, None], _array(linear.bias))
+    return weights
+
+
+def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> Convolution:
+    kernel = _array(convolution.weight)
+    kernel = kernel.transpose(2, 3, 1, 0)
+    if norm is None:
+        return Convolution(np.ascontiguousarray(kernel), _array(convolution.bias))
+    deviation = np.sqrt(_array(norm.running_var) + np.float32(norm.eps))
+    gain = (_array(norm.weight) / deviation).astype(np.float32)
+    bias = _array(norm.bias) - _array(norm.running_mean) * gain
+    return Convolution(np.ascontiguousarray(kernel * gain), bias)
+
+
+def _array(tensor: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.detach().numpy().astype(np.float32)
+    return array
