@@ -22,7 +22,7 @@ frontend = "logmel"
 every_s = 0.1
 mean = -8.0
 std = 4.0
-options = {{ mels = {MELS}, high_hz = 7000.0 }}
+options = {{ mels = {MELS}, high_hz = 7000.0, offset = 1e-6 }}
 [output]
 decoder = "keyword"
 labels = ["low", "high", "silence"]
