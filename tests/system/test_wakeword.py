@@ -1,0 +1,46 @@
+"""A wake word of microWakeWord in our own session, against the package itself, on the demo's recording."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from agent.capture.recording import read_whole
+from agent.compute.hearing import Hearing
+from agent.config import GateConfig, StreamConfig
+from agent.library import open_model
+from agent.storage.models import ZOO
+from agent.storage.wakeword import packaged_path
+from tests.support.sound import chunks
+
+package = pytest.importorskip("pymicro_wakeword", reason="the extra [wakeword] is not installed")
+SPOKEN = ZOO / "spoken.flac"
+
+
+def theirs(model: str, samples: bytes) -> list[float]:
+    """Times at which the package first says so, s."""
+    word = package.MicroWakeWord.from_config(packaged_path(model))
+    features = package.MicroWakeWordFeatures()
+    told, before = [], False
+    for at in range(0, len(samples), 960):
+        for row in features.process_streaming(samples[at : at + 960]):
+            now = bool(word.process_streaming(row))
+            if now and not before:
+                told.append((at + 960) / 32000)
+            before = now
+    return told
+
+
+@pytest.mark.parametrize("model", ["wakeword/alexa", "wakeword/okay_nabu", "wakeword/hey_jarvis"])
+@pytest.mark.parametrize("gate", [True, False])
+def test_it_is_heard_when_the_package_hears_it(model: str, gate: bool) -> None:
+    importlib.import_module("soundfile")
+    sound = read_whole(SPOKEN, 16_000)
+    config = StreamConfig(source="mic:default", model=model, gate=GateConfig(voice=gate))
+    hearing = Hearing("kitchen", config, open_model(model))
+    heard = [c.captured_ns / 1e9 for c in chunks(sound) for _ in hearing.listen(c).events]
+    expected = theirs(model, sound.tobytes())
+    assert len(heard) == len(expected)
+    assert heard == pytest.approx(expected, abs=0.1)
+    assert bool(expected) == (model != "wakeword/hey_jarvis"), "the recording says two of the three"

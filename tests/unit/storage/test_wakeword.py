@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from agent.errors import ModelError
+from agent.storage import wakeword
+from agent.storage.models import load_file
+from tests.support.tflite_builder import add_model
+
+FILE = {
+    "type": "micro",
+    "wake_word": "Hey You",
+    "author": "somebody",
+    "model": "hey.tflite",
+    "version": 2,
+    "micro": {"probability_cutoff": 0.9, "sliding_window_size": 5, "feature_step_size": 10},
+}
+
+
+def test_a_manifest_of_theirs_becomes_one_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "hey.json").write_text(json.dumps(FILE))
+    (tmp_path / "hey.tflite").write_bytes(add_model())
+    content, manifest = load_file(str(tmp_path / "hey.json"))
+    assert content == add_model()
+    assert manifest is not None
+    assert (manifest.name, manifest.output.labels, manifest.output.score_threshold) == (
+        "hey-you",
+        ("Hey You",),
+        0.9,
+    )
+    assert manifest.output.options == {"mean_of": 5}
+    assert manifest.audio is not None
+    assert (manifest.audio.frontend, manifest.audio.rate_hz, manifest.audio.every_s) == ("micro", 16000, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"{", "not a manifest of microWakeWord"),
+        (b"[]", "not a manifest of microWakeWord"),
+        (json.dumps({**FILE, "type": "other"}).encode(), "expected type 'micro'"),
+        (json.dumps({**FILE, "micro": {"probability_cutoff": 1}}).encode(), "sliding_window_size"),
+        (json.dumps({**FILE, "model": "../hey.tflite"}).encode(), "must be a file in the manifest's own folder"),
+    ],
+)
+def test_what_is_none_is_refused(tmp_path: Path, content: bytes, why: str) -> None:
+    (tmp_path / "bad.json").write_bytes(content)
+    with pytest.raises(ModelError, match=why):
+        load_file(str(tmp_path / "bad.json"))
+
+
+def test_without_the_package_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wakeword, "_PACKAGE", "there_is_no_such_package")
+    assert wakeword.packaged() == ()
+    with pytest.raises(ModelError, match=r"vedette\[wakeword\]"):
+        load_file("wakeword/alexa")
+
+
+def test_the_packages_models_are_found_by_name() -> None:
+    pytest.importorskip("pymicro_wakeword", reason="the extra [wakeword] is not installed")
+    assert "wakeword/alexa" in wakeword.packaged()
+    with pytest.raises(ModelError, match="no wake word 'wakeword/alexis'"):
+        load_file("wakeword/alexis")
