@@ -22,13 +22,12 @@ def theirs(model: str, samples: bytes) -> list[float]:
     """Times at which the package first says so, s."""
     word = package.MicroWakeWord.from_config(packaged_path(model))
     features = package.MicroWakeWordFeatures()
-    told, before = [], False
+    told: list[float] = []
     for at in range(0, len(samples), 960):
         for row in features.process_streaming(samples[at : at + 960]):
-            now = bool(word.process_streaming(row))
-            if now and not before:
-                told.append((at + 960) / 32000)
-            before = now
+            at_s = (at + 960) / 32000
+            if word.process_streaming(row) and (not told or at_s - told[-1] > 1.0):
+                told.append(at_s)
     return told
 
 
