@@ -218,6 +218,7 @@ class Connection:
     def _turn(self, timeout_s: float) -> None:
         client = self._client
         if client.want_write():
+            self._read_first()
             client.loop_write()
         sock: Any = client.socket()
         if sock is None:
@@ -235,6 +236,14 @@ class Connection:
         if client.want_write():
             client.loop_write()
         client.loop_misc()
+
+    def _read_first(self) -> None:
+        """A broker that throws us out says why before it closes: that is read before a write fails."""
+        sock: Any = self._client.socket()
+        if sock is not None:
+            self._poll.register(sock, select.POLLIN)
+            if dict(self._poll.poll(0)).get(sock.fileno(), 0):
+                self._client.loop_read()
 
     def farewell(self, timeout_s: float) -> None:
         """Disconnect in order: the broker forgets the will."""
