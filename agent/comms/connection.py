@@ -174,8 +174,9 @@ class Connection:
             ValueError: no broker can take it: a wildcard in the topic, or too large for the protocol.
         """
         mid = self._client.publish(topic, payload, min(qos, self.qos), retain).mid
-        if qos:  # of others paho says by itself that they are published, under numbers that come round
-            self._unanswered.add(mid)
+        # Of the others paho says by itself that they are published; and numbers come round: what has waited for
+        # its answer so long is sent again on the next connection.
+        (self._unanswered.add if qos else self._unanswered.discard)(mid)
         return mid
 
     def look(self, pattern: str) -> None:

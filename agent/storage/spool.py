@@ -159,7 +159,7 @@ class Spool:
             self._work.notify()
         self._thread.join(_CLOSE_S)
         if self._disk is not None and not self._thread.is_alive():
-            if self._disk.failing and not self._open_wills:
+            if self._disk.failing and not self._open_wills and not self._held:
                 self._disk.revoke_wills()
             self._disk.close()
         if self._held:

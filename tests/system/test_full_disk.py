@@ -130,10 +130,26 @@ def test_an_end_that_was_told_on_a_full_disk_is_not_told_again(small: Path, free
     if freed:
         filler.unlink()
         wait_for(lambda: spool.stats().on == "disk")
+    else:  # and everything else was delivered, too
+        spool.settle(numbers(spool.peek(0, 1000)))
     spool.close()
     filler.unlink(missing_ok=True)
     assert left(small) == []
     assert left(small) == []
+
+
+def test_an_end_that_a_full_disk_takes_with_it_is_told_by_its_will(small: Path) -> None:
+    spool = Spool(small, StorageConfig())
+    put(spool, b"new a", "a", b"end a restart")
+    assert spool.flush(5.0)
+    filler = fill(small)
+    for number in range(300):
+        spool.put(EVENTS, b"%d" % number + BODY)
+    wait_for(lambda: spool.stats().on == "memory")
+    spool.put(EVENTS, b"end a", Will("a", None))  # the broker is away
+    spool.close()
+    filler.unlink()
+    assert left(small) == [b"end a restart"]
 
 
 def test_what_began_on_a_full_disk_has_its_will_when_there_is_room(small: Path) -> None:

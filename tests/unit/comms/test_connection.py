@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.comms import session
 from agent.comms.connection import Connection
@@ -155,6 +157,15 @@ def test_a_broker_that_acknowledges_nothing_is_left_after_a_while(
         wait_for(told_twice, 10)
         assert made.state.acknowledged == 0
         made.stop(0.5)
+
+
+def test_a_sample_under_the_number_of_an_event_acknowledges_nothing() -> None:
+    connection = Connection(MqttConfig(), "id", "5", (TOPICS.status, b"offline"))
+    mid = connection.publish(EVENTS, b"1", qos=1)
+    connection._client._last_mid = mid - 1  # as after 65,535 others
+    assert connection.publish(TOPICS.detections("front"), b"2", qos=0) == mid
+    connection._on_publish(None, None, mid, ReasonCode(PacketTypes.PUBACK), None)
+    assert connection._acknowledged == []
 
 
 def test_a_broker_at_qos_0_gets_what_it_can() -> None:
