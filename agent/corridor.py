@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Generic, Protocol, TypeVar
@@ -69,7 +70,7 @@ class Tally(Struct):
     infer_ns: int = 0
 
 
-class Corridor(Generic[T]):
+class Corridor(ABC, Generic[T]):
     """Runs one stream until its source ends or it is told to stop."""
 
     def __init__(self, source: Source[T], sense: Sense, reporter: Reporter) -> None:
@@ -103,9 +104,9 @@ class Corridor(Generic[T]):
         else:
             self._handle(taken)
 
+    @abstractmethod
     def _handle(self, taken: T) -> None:
         """Take one input through the rooms."""
-        raise NotImplementedError
 
     def _note(self, seen: Seen, inferences: int) -> None:
         """Keep the totals, after the results are on their way."""

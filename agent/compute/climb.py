@@ -22,6 +22,7 @@ from agent.errors import ModelError
 from agent.manifest import Manifest, Rung
 from agent.messages import Array, Detection
 
+_NO_BUDGET = 1 << 62
 _NO_NEWS = 0.5
 """Least confidence with which a rung may say once more that there is no word."""
 
@@ -73,7 +74,8 @@ class Climb:
         if len(chain) == 1 and ladder:  # sizes: each stands alone
             chain = ladder
         self._climbs = bool(ladder)
-        self._policy = Ladder(chain, round(config.ladder.budget_ms * 1e6))
+        # A rung that was asked for by name answers, however long it takes.
+        self._policy = Ladder(chain, round(config.ladder.budget_ms * 1e6) if ladder else _NO_BUDGET)
         self._steps = [self._step(rung, manifest, config) for rung in chain]
         _check_chain(session, chain)
         session.use(chain[0].name)

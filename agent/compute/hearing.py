@@ -161,12 +161,12 @@ class Hearing:
             answer = self._climb.answer(self._rows.fill, sound.complexity)
             inferred = time.monotonic_ns()
             detections = answer.detections
-            if self._words is not None:
-                events += self._words.hear(answer.scores, at_ns, at, self._every_s)
-            else:
+            if self._words is None:
                 events += self.tracker.update(detections, at_ns, at)
-            if sound.heard and self._alarm.saw(answer.scores):
-                log.error("%s: %s", self.model.path, self._alarm.text)
+            else:
+                events += self._words.hear(answer.scores, at_ns, at, self._every_s)
+                if sound.heard and self._alarm.saw(answer.scores):
+                    log.error("%s: %s", self.model.path, self._alarm.text)
             spent.add(inferred - began, time.monotonic_ns() - inferred)
         return events, detections
 

@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import hashlib
 import io
-import os
 import subprocess
 import sys
 import tarfile
@@ -91,14 +90,10 @@ def compare(model: Model, reference: Model | None, pictures: list[Picture]) -> d
 
 
 def arguments() -> argparse.Namespace:
-    """The arguments; exits with 2 where the pictures are not there."""
     parser = common.arguments(__doc__ or "")
-    beside = os.environ.get("VEDETTE_DATA") or common.ROOT.parent / "shared" / "data"
-    parser.add_argument("--data", type=Path, default=Path(beside), help=f"folder of {ARCHIVE}; or $VEDETTE_DATA")
+    common.data_argument(parser)
     args = parser.parse_args()
-    if not (args.data / ARCHIVE).is_file():
-        print(f"{args.data / ARCHIVE}: no such file; give its folder by --data or $VEDETTE_DATA", file=sys.stderr)
-        sys.exit(2)
+    common.needed(args.data / ARCHIVE)
     return args
 
 

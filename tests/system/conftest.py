@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.mosquitto import Mosquitto
+from tests.support.soundserver import SoundServer
 
 _HERE = Path(__file__).parent
 
@@ -22,4 +23,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def broker(tmp_path: Path) -> Iterator[Mosquitto]:
     """A running mosquitto, open to anyone on the loopback."""
     with Mosquitto(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SoundServer]:
+    """A running sound server that this process and its children use."""
+    prepared = SoundServer(tmp_path)
+    for name, value in prepared.environment.items():
+        monkeypatch.setenv(name, value)
+    with prepared as running:
         yield running

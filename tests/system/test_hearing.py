@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +9,12 @@ import pytest
 
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
+from tests.support.received import Messages
 from tests.support.running import WALK, Vedette, camera, events, health, left_open
 from tests.support.sound import RATE, quiet, tone_model, word
 from tests.support.soundserver import SoundServer
 
 WORDS = np.concatenate((quiet(1.0), word("low"), quiet(1.0), word("high"), quiet(0.5)))
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SoundServer]:
-    prepared = SoundServer(tmp_path)
-    for name, value in prepared.environment.items():
-        monkeypatch.setenv(name, value)
-    with prepared as running:
-        yield running
 
 
 def test_words_that_are_spoken_arrive_also_after_the_sound_server_died(
@@ -70,14 +61,6 @@ def test_a_recording_is_heard_and_a_picture_model_does_not_take_it(tmp_path: Pat
         vedette.end()
 
 
-def _running(messages: object, stream: str) -> None:
-    from tests.support.publishing import wait_for
-    from tests.support.received import Messages
-
-    assert isinstance(messages, Messages)
-
-    def runs() -> bool:
-        now = health(messages)
-        return now is not None and now.streams[stream].state == "running"
-
-    wait_for(runs)
+def _running(messages: Messages, stream: str) -> None:
+    """Wait until a stream runs."""
+    messages.wait(lambda m: (now := health(m)) is not None and now.streams[stream].state == "running")

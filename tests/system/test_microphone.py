@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,21 +18,12 @@ from agent.capture.sound import open_sound
 from agent.config import CaptureConfig
 from agent.errors import SourceError
 from agent.messages import Array, AudioChunk, Samples
+from tests.support.publishing import wait_for
 from tests.support.running import ROOT
 from tests.support.soundserver import SoundServer
 
 _CONFIG = CaptureConfig(stall_s=2.0, reopen_max_s=0.5)
 _RATE = 16000
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SoundServer]:
-    """A running sound server that this process uses."""
-    prepared = SoundServer(tmp_path)
-    for name, value in prepared.environment.items():
-        monkeypatch.setenv(name, value)
-    with prepared as running:
-        yield running
 
 
 @contextmanager
@@ -47,13 +38,6 @@ def listening(uri: str, rate_hz: int = _RATE) -> Iterator[tuple[Listener, list[t
         began = time.monotonic()
         listener.stop()
         assert time.monotonic() - began < 0.5
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def hear(listener: Listener, seconds: float) -> list[AudioChunk]:
@@ -127,12 +111,12 @@ def test_a_sound_server_that_dies_and_returns_is_lost_once_and_back_once(server:
         last = hear(listener, 1.0)[-1]
         server.kill()
         began = time.monotonic()
-        until(lambda: listener.lost)
+        wait_for(lambda: listener.lost)
         assert time.monotonic() - began < 1.0
         time.sleep(3.0)
         last = (hear(listener, 0.1) or [last])[-1]
         server.start()
-        until(lambda: not listener.lost)
+        wait_for(lambda: not listener.lost)
         is_heard(server, listener)
         assert listener.take(2) is not None
         assert [state for state, _ in news] == ["lost", "running"]
@@ -146,9 +130,9 @@ def test_two_streams_of_one_microphone_both_come_back(server: SoundServer) -> No
         assert one.take(10) is not None
         assert two.take(10) is not None
         server.kill()
-        until(lambda: one.lost and two.lost)
+        wait_for(lambda: one.lost and two.lost)
         server.start()
-        until(lambda: not one.lost and not two.lost)
+        wait_for(lambda: not one.lost and not two.lost)
         is_heard(server, one)
         is_heard(server, two, 8000)
         for news in (one_news, two_news):
@@ -160,10 +144,10 @@ def test_a_sound_server_that_comes_later_is_waited_for(tmp_path: Path, monkeypat
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     with listening("mic:default") as (listener, news):
-        until(lambda: listener.lost)
+        wait_for(lambda: listener.lost)
         assert "expected a microphone default; found none" in news[0][1]
         with server:
-            until(lambda: not listener.lost)
+            wait_for(lambda: not listener.lost)
             is_heard(server, listener)
         assert [state for state, _ in news][:2] == ["lost", "running"]
 

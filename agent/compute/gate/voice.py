@@ -7,7 +7,6 @@ that of noise tracking for speech enhancement: Cohen, IEEE Trans. Speech and Aud
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import numpy as np
@@ -38,19 +37,15 @@ class Sound(Struct, frozen=True, gc=False):
         began: it has just opened: what came before should be heard, too.
         heard: the newest block stands out, it is not only held open.
         complexity: 0..1, how hard it is to understand; 1 where nothing is known.
-        level_db: of the newest block, dB of full scale.
-        above_db: how far its bands stand above their floors, dB.
     """
 
     open: bool
     began: bool
     heard: bool
     complexity: float
-    level_db: float
-    above_db: float
 
 
-_ALWAYS = Sound(True, False, True, 1.0, 0.0, 0.0)
+_ALWAYS = Sound(True, False, True, 1.0)
 
 
 class VoiceGate:
@@ -71,7 +66,7 @@ class VoiceGate:
         self._before: Array | None = None
         self._open_left = self._since = 0
         self._complexity = _Complexity()
-        self._last = Sound(False, False, False, 1.0, -100.0, 0.0)
+        self._last = Sound(False, False, False, 1.0)
 
     def look(self, samples: Samples) -> Sound:
         """Look at the next samples.
@@ -89,7 +84,7 @@ class VoiceGate:
         self._rest = samples[samples.size - samples.size % self._size :].copy()
         last = self._last
         # Open for any block is open for all of them: a word that begins in the middle is not cut.
-        return Sound(last.open or began, began, last.heard, last.complexity, last.level_db, last.above_db)
+        return Sound(last.open or began, began, last.heard, last.complexity)
 
     def reset(self) -> None:
         """Sound was lost: what comes next does not follow what came before."""
@@ -119,8 +114,7 @@ class VoiceGate:
         else:
             self._open_left = max(0, self._open_left - 1)
         complexity = self._complexity.of(above_db, flux, power) if heard else self._last.complexity
-        level_db = 10.0 * math.log10(float(np.add.reduce(power)) / self._size + 1e-12)
-        self._last = Sound(self._open_left > 0, False, heard, complexity, level_db, above_db)
+        self._last = Sound(self._open_left > 0, False, heard, complexity)
 
 
 class _Complexity:

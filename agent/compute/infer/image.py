@@ -70,7 +70,6 @@ class ImageInput:
         self._table = _table(spec, manifest)
         self._convert = None if _is_identity(self._table) else _conversion(self._table)
         self._scratch: Image = np.full((self.height, self.width, 3), _PADDING, np.uint8)
-        self._inner = (0, 0, self.width, self.height)
 
     def fill(self, tensor: Array, image: Image, order: ChannelOrder, crop: Box = WHOLE) -> Placement:
         """Write a picture into the tensor.

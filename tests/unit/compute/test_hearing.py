@@ -145,3 +145,9 @@ def test_no_word_again_is_no_news_and_asks_no_deeper_rung(tmp_path: Path) -> Non
     assert hearing.used["3"] > 20
     assert [label for label, _ in hear(hearing, STORY)] == ["low", "high", "low"]
     assert hearing.used["12"] > 10
+
+
+def test_a_rung_that_was_asked_for_keeps_to_no_budget(tmp_path: Path) -> None:
+    hearing = ear(ladder_model(tmp_path), rung="12", ladder=LadderConfig(budget_ms=1e-6))
+    assert [label for label, _ in hear(hearing, STORY)] == ["low", "high", "low"]
+    assert hearing.used["3"] == 0

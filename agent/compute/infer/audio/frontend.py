@@ -16,7 +16,7 @@ from agent.manifest import AudioManifest
 from agent.messages import Samples
 
 Rows = NDArray[np.float32]
-O = TypeVar("O")  # noqa: E741
+Chosen = TypeVar("Chosen")
 
 
 class FrontEnd(Protocol):
@@ -70,7 +70,7 @@ def build_frontend(audio: AudioManifest) -> FrontEnd:
     return made
 
 
-def options(audio: AudioManifest, kind: type[O]) -> O:
+def options(audio: AudioManifest, kind: type[Chosen]) -> Chosen:
     """The manifest's options as a front end's struct; `rate_hz` is added where it takes one.
 
     Raises:
