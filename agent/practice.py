@@ -23,6 +23,10 @@ from agent.messages import Array, Samples
 SUFFIXES = (".wav", ".flac", ".ogg")
 _AFTER_S = 0.3
 """A window that ends up to so long after a word, and holds all of it, must tell it."""
+_PARTS = 4
+"""What is learned must hold in each quarter of the recordings."""
+_NEVER = 2.0
+"""A confidence that no answer reaches."""
 _SILENT = 0.1
 """Share of a recording that is taken for its background."""
 
@@ -42,6 +46,7 @@ class Lesson(Struct, frozen=True):
         costs: multiply-adds of each rung by itself.
         learned: from all recordings.
         checked: thresholds from every other recording, tried on the others: what to expect.
+        checked_full: accuracy of the deepest rung alone on these others.
         recordings: how many.
     """
 
@@ -49,6 +54,7 @@ class Lesson(Struct, frozen=True):
     costs: tuple[float, ...]
     learned: Calibration
     checked: Point
+    checked_full: float
     recordings: int
 
 
@@ -97,6 +103,8 @@ class Pupil:
         config = StreamConfig(source="wav:", model=model, rung=manifest.rungs[0].name)
         self._session = open_session(replace(self._model, manifest=blank), "cpu", Options(threads=1))
         self._climb = Climb(self._session, blank, config)
+        assert self._climb.keyword is not None
+        self.told = self._climb.keyword.wanted
         self._frontend = build_frontend(manifest.audio)
         self._rows = RowInput(self._session.inputs[0], manifest.audio, self._frontend)
         self._rate_hz = manifest.audio.rate_hz
@@ -159,11 +167,14 @@ def learn(
         progress(number + 1)
     said: Logits = np.array(logits, np.float32)
     numbers, labels, known = map(np.array, zip(*heard, strict=True))
-    half = numbers % 2 == 0
-    learned = calibrate(said, labels, pupil.costs, loss, known)
-    other = calibrate(said[half], labels[half], pupil.costs, loss, known[half])
-    checked = tried(said[~half], labels[~half], pupil.costs, other, known[~half])
-    return Lesson(pupil.rungs, pupil.costs, learned, checked, len(recordings))
+    costs, told = pupil.costs, pupil.told
+    learned = calibrate(said, labels, costs, loss, known, told, numbers % _PARTS)
+    one, other = numbers % 2 == 0, numbers % 2 == 1
+    half = calibrate(said[one], labels[one], costs, loss, known[one], told, numbers[one] // 2 % _PARTS)
+    checked = tried(said[other], labels[other], costs, half, known[other], told)
+    never = replace(half, chosen=replace(half.chosen, thresholds=(_NEVER,) * (len(costs) - 1)))
+    full = tried(said[other], labels[other], costs, never, known[other], told).accuracy
+    return Lesson(pupil.rungs, costs, learned, checked, full, len(recordings))
 
 
 def _background(samples: Samples, count: int) -> Samples:

@@ -81,6 +81,6 @@ def _print(lesson: Lesson, target: Path) -> None:
     )
     console.print(
         f"learned from every other recording and tried on the rest: {lesson.checked.accuracy:.2%} "
-        f"at {lesson.checked.cost:.0%}"
+        f"(deepest alone {lesson.checked_full:.2%}) at {lesson.checked.cost:.0%}"
     )
     console.print(f"written to {plain(str(target))}")

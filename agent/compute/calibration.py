@@ -7,6 +7,10 @@ accuracy against cost, and the cheapest point that loses no more than allowed is
 
 Most of what a stream hears is half a word or none. Such inputs have no right answer but that of the deepest rung:
 they are learned from as well, with less weight, and the cost is that of all inputs.
+
+What holds for all inputs together may be luck: a choice must hold for each part of them by itself.
+
+Labels that nobody is told of (silence, other words) are one answer: which of them it is makes nothing better.
 """
 
 from __future__ import annotations
@@ -69,7 +73,13 @@ class Calibration(Struct, frozen=True):
 
 
 def calibrate(
-    logits: Logits, labels: Array, costs: Sequence[float], loss: float, known: Array | None = None
+    logits: Logits,
+    labels: Array,
+    costs: Sequence[float],
+    loss: float,
+    known: Array | None = None,
+    told: Sequence[int] | None = None,
+    parts: Array | None = None,
 ) -> Calibration:
     """Learn temperatures and thresholds.
 
@@ -79,6 +89,8 @@ def calibrate(
         costs: multiply-adds of each rung by itself.
         loss: accuracy that may be given away, 0..1.
         known: which inputs have a label, bool [inputs]; None: all.
+        told: numbers of the classes that make a difference, all others being one answer; None: all of them.
+        parts: number of the part that each input belongs to, int [inputs]; None: there is one.
 
     Raises:
         ModelError: there is nothing to learn from, or nothing to learn.
@@ -89,14 +101,14 @@ def calibrate(
         raise ModelError("there are no labelled answers to learn from")
     known = np.ones(len(labels), bool) if known is None else known
     temperatures = tuple(temperature(logits[known, rung], labels[known]) for rung in range(logits.shape[1]))
-    answers = _judged(logits, labels, temperatures, known)
+    answers = _judged(logits, labels, temperatures, known, told)
     curve = _curve(answers, costs)
-    right = answers.right[known]
-    full = float(right[:, -1].mean())
-    allowed = [point for point in curve if point.accuracy >= full - loss - 1e-9]
-    chosen = min(allowed, key=lambda point: point.cost)
-    alone = tuple(float(share) for share in right.mean(axis=0))
-    return Calibration(temperatures, chosen, tuple(curve), full, alone)
+    never = _point(answers, np.asarray(costs, float), (1.0,) * (len(costs) - 1))
+    parts = np.zeros(len(labels), int) if parts is None else parts
+    allowed = [point for point in curve if _most_lost(answers, point, parts) <= loss + 1e-9]
+    chosen = min(allowed, key=lambda point: point.cost, default=never)
+    alone = tuple(float(share) for share in answers.right[known].mean(axis=0))
+    return Calibration(temperatures, chosen, tuple(curve), alone[-1], alone)
 
 
 def temperature(logits: Array, labels: Array) -> float:
@@ -110,11 +122,16 @@ def temperature(logits: Array, labels: Array) -> float:
 
 
 def tried(
-    logits: Logits, labels: Array, costs: Sequence[float], learned: Calibration, known: Array | None = None
+    logits: Logits,
+    labels: Array,
+    costs: Sequence[float],
+    learned: Calibration,
+    known: Array | None = None,
+    told: Sequence[int] | None = None,
 ) -> Point:
     """What the chosen thresholds do on other data; arguments as for `calibrate`."""
     known = np.ones(len(labels), bool) if known is None else known
-    answers = _judged(logits, labels, learned.temperatures, known)
+    answers = _judged(logits, labels, learned.temperatures, known, told)
     return _point(answers, np.asarray(costs, float), learned.chosen.thresholds)
 
 
@@ -131,8 +148,15 @@ class _Answers(NamedTuple):
     known: Array
 
 
-def _judged(logits: Logits, labels: Array, temperatures: Sequence[float], known: Array) -> _Answers:
+def _judged(
+    logits: Logits, labels: Array, temperatures: Sequence[float], known: Array, told: Sequence[int] | None
+) -> _Answers:
     scores = softmax(logits / np.asarray(temperatures, np.float32)[None, :, None])
+    if told is not None and len(told) < scores.shape[2]:
+        wanted, group = list(told), np.full(scores.shape[2], len(told))
+        group[wanted] = np.arange(len(wanted))
+        rest = scores.sum(axis=2, keepdims=True) - scores[..., wanted].sum(axis=2, keepdims=True)
+        scores, labels = np.concatenate((scores[..., wanted], rest), axis=2), group[labels]
     best = scores.argmax(axis=2)
     labels = np.where(known, labels, best[:, -1])
     return _Answers(scores.max(axis=2), best == labels[:, None], known)
@@ -176,12 +200,23 @@ def _between(falling: Array, cut: int) -> float:
     return float(min(1.0, (falling[cut - 1] + falling[cut]) / 2 + 1e-6))
 
 
+def _answered(answers: _Answers, thresholds: Sequence[float]) -> Array:
+    """Number of the rung that answers each input."""
+    stops = answers.confidence[:, :-1] >= np.asarray(thresholds)
+    answered: Array = np.column_stack((stops, np.ones(len(stops), bool))).argmax(axis=1)
+    return answered
+
+
+def _most_lost(answers: _Answers, point: Point, parts: Array) -> float:
+    """Accuracy that is given away, in the part of the inputs where it is most."""
+    inputs = np.arange(len(parts))
+    gained = answers.right[inputs, _answered(answers, point.thresholds)].astype(float) - answers.right[:, -1]
+    return -min(float(gained[answers.known & (parts == part)].mean()) for part in np.unique(parts[answers.known]))
+
+
 def _point(answers: _Answers, costs: Array, thresholds: tuple[float, ...]) -> Point:
-    confidence, right, known = answers
-    stops = np.column_stack((confidence[:, :-1] >= np.asarray(thresholds), np.ones(len(confidence), bool)))
-    answered = stops.argmax(axis=1)
-    inputs = np.arange(len(answered))
-    used = np.bincount(answered, minlength=stops.shape[1]) / len(answered)
+    answered = _answered(answers, thresholds)
+    used = np.bincount(answered, minlength=len(costs)) / len(answered)
     cost = np.cumsum(costs)[answered].mean() / costs.sum()
-    accuracy = float(right[inputs, answered][known].mean())
+    accuracy = float(answers.right[np.arange(len(answered)), answered][answers.known].mean())
     return Point(thresholds, accuracy, float(cost), tuple(map(float, used)))

@@ -6,14 +6,14 @@ Rungs that go on from each other (depths) repeat nothing. Rungs that stand alone
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import pairwise
 
 import numpy as np
 from msgspec import Struct
 
 from agent.compute.decode import Decoder, build_decoder
-from agent.compute.decode.keyword import HIDDEN, Keyword
+from agent.compute.decode.keyword import HIDDEN, NO_WORD, Keyword
 from agent.compute.decode.quant import Floats
 from agent.compute.infer.backend import Session
 from agent.compute.infer.ladder import Ladder
@@ -23,8 +23,8 @@ from agent.manifest import Manifest, Rung
 from agent.messages import Array, Detection
 
 _NO_BUDGET = 1 << 62
-_NO_NEWS = 0.5
-"""Least confidence with which a rung may say once more that there is no word."""
+_STILL = 0.5
+"""Least confidence with which a rung may say that a word which has been told goes on."""
 
 
 class Answer(Struct, frozen=True):
@@ -33,7 +33,7 @@ class Answer(Struct, frozen=True):
     Attributes:
         detections: of the rung that answered.
         scores: float32 [classes]; for a decoder without them, of the detections.
-        label: number of its best label; -1 without scores.
+        label: number of the word that is told; -1: of none.
         confidence: of that, 0..1.
         rung: that gave it.
     """
@@ -82,19 +82,20 @@ class Climb:
         last = self._steps[-1].decoder
         self.keyword = last if isinstance(last, Keyword) else None
         self.answered = deepest
-        self._before = -1
 
     @property
     def used(self) -> dict[str, int]:
         """How often each rung gave the answer."""
         return {step.rung.name: count for step, count in zip(self._steps, self._policy.used, strict=True)}
 
-    def answer(self, fill: Callable[[Array], None], complexity: float) -> Answer:
+    def answer(self, fill: Callable[[Array], None], complexity: float, told: Collection[int] = ()) -> Answer:
         """Answer one input.
 
         Args:
             fill: writes it into the input tensor of the first rung.
             complexity: 0..1.
+            told: numbers of the words that have been told and go on: to hear one of them once more is no news,
+                and not worth another rung.
 
         Raises:
             BackendError: the inference failed.
@@ -110,17 +111,12 @@ class Climb:
             spent, last = now, index + 1 == len(self._steps)
             if index >= first or last or not self._policy.affords(index + 1, spent):
                 answer = self._read(index)
-                if last or self._is_no_news(answer) or not self._policy.goes_on(index, answer.confidence, spent):
+                old = answer.label in told and answer.confidence >= _STILL
+                if last or old or not self._policy.goes_on(index, answer.confidence, spent):
                     self._policy.used[index] += 1
-                    self._before, self.answered = answer.label, answer.rung
+                    self.answered = answer.rung
                     return answer
             index += 1
-
-    def _is_no_news(self, answer: Answer) -> bool:
-        """No word, as before: in a stream the next answer looks much like this one, and a word will differ."""
-        if self.keyword is None or answer.label != self._before or answer.label in self.keyword.wanted:
-            return False
-        return answer.confidence >= _NO_NEWS
 
     def every(self, fill: Callable[[Array], None]) -> list[Floats]:
         """What each rung says of one input, shallow first: its raw scores, float32 [classes].
@@ -165,11 +161,10 @@ class Climb:
         outputs = [session.output(number) for number in range(len(session.outputs))]
         if isinstance(step.decoder, Keyword):
             scores = step.decoder.probabilities(outputs, step.rung.temperature)
-            label = int(scores.argmax())
-            return Answer([], scores, label, float(scores[label]), step.rung.name)
+            return Answer([], scores, *step.decoder.verdict(scores), step.rung.name)
         detections = step.decoder(outputs)
         scores = np.array([detection.score for detection in detections], np.float32)
-        return Answer(detections, scores, -1, float(scores.max(initial=0.0)), step.rung.name)
+        return Answer(detections, scores, NO_WORD, float(scores.max(initial=0.0)), step.rung.name)
 
 
 def _check_chain(session: Session, chain: tuple[Rung, ...]) -> None:

@@ -158,7 +158,8 @@ class Hearing:
             late_s = left * self._frontend.hop_s
             at_ns, at = chunk.captured_ns - round(late_s * 1e9), chunk.captured_at - timedelta(seconds=late_s)
             began = time.monotonic_ns()
-            answer = self._climb.answer(self._rows.fill, sound.complexity)
+            told = self._words.told if self._words is not None else ()
+            answer = self._climb.answer(self._rows.fill, sound.complexity, told)
             inferred = time.monotonic_ns()
             detections = answer.detections
             if self._words is None:

@@ -23,6 +23,8 @@ from agent.messages import Samples
 RATE = 8000
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CONDITIONS: dict[str, float | None] = {"clean": None, "10 dB": 10.0, "0 dB": 0.0}
+_TURNS = 3
+"""Noises that each word is heard in."""
 _HELD_OUT, _LEARNED_BELOW = 7, 30
 _UNKNOWN, _NOISES = slice(3, None, 10), slice(3, None, 6)
 """As `scripts/build_models/speech_corpus.py` keeps them out of training."""
@@ -93,7 +95,8 @@ def recordings(data: Path) -> Iterator[tuple[str, Samples]]:
     noise = noises(data)
     for number, (label, sound) in enumerate(digits(data, learn=True)):
         for snr_db in CONDITIONS.values():
-            yield label, mixed(sound, noise[number % len(noise)], snr_db, number)
+            for turn in range(1 if snr_db is None else _TURNS):
+                yield label, mixed(sound, noise[(number + turn) % len(noise)], snr_db, number + turn)
     for number, sound in enumerate(unknown(data)):
         for snr_db in (None, 10.0):
             yield "unknown", mixed(sound, noise[number % len(noise)], snr_db, number)

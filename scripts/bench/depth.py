@@ -1,7 +1,8 @@
 """Depth by difficulty: the ladder against always the deepest exit, on the same streams of words.
 
 Held-out digits of six speakers, with pauses, clean and in noise at 10 and 0 dB, go through the whole ear with the
-default configuration. A word is right when it is the first that is told while it is said or just after; each
+default configuration; in noise three times, with other noise. A word is right when it is the first that is told
+while it is said or just after; whatever else is told is told wrongly. Each
 inference's multiply-adds are those of the exits that ran. The ladder's own cost is what asking it costs.
 """
 
@@ -13,6 +14,7 @@ import time
 import _digits
 import _sound
 import common
+import numpy as np
 from msgspec import Struct
 
 from agent.compute.hearing import Hearing
@@ -42,14 +44,16 @@ def main() -> None:
     runs: dict[str, list[Run]] = {"ladder": [], "always": []}
     figures: dict[str, float] = {"words": float(len(words))}
     for condition, snr_db in _digits.CONDITIONS.items():
-        sound, said = _digits.stream(words, noise, snr_db)
+        turns = 1 if snr_db is None else 1 if args.quick else 3
+        streams = [_digits.stream(words, noise[turn:] + noise[:turn], snr_db) for turn in range(turns)]
         for name, rung in (("ladder", ""), ("always", manifest.rungs[0].name)):
-            run = listen(args.model, rung, sound, said)
-            runs[name].append(run)
-            share = sum(run.right) / len(run.right)
-            key = condition.replace(" ", "")
-            figures[f"{key}_{name}_accuracy"] = share
-            print(f"{condition:6} {name:7} right {share:6.1%}, told wrongly {run.false_words}, exits {run.used}")
+            some = [listen(args.model, rung, sound, said) for sound, said in streams]
+            runs[name] += some
+            share = float(np.mean([run.right for run in some]))
+            wrong = sum(run.false_words for run in some)
+            used = {exit_: sum(run.used[exit_] for run in some) for exit_ in some[0].used}
+            figures[f"{condition.replace(' ', '')}_{name}_accuracy"] = share
+            print(f"{condition:6} {name:7} right {share:6.1%}, told wrongly {wrong}, exits {used}")
     figures |= compared(manifest, runs)
     targets = {
         "accuracy_lost": "<= 0.002",
@@ -101,6 +105,9 @@ def compared(manifest: Manifest, runs: dict[str, list[Run]]) -> dict[str, float]
     accuracy = {name: sum(rights) / len(rights) for name, rights in shares.items()}
     each_ns = infer_ns["ladder"] / inferences["ladder"]
     figures = {
+        "decisions": float(len(shares["always"])),
+        "false_words_ladder": float(sum(run.false_words for run in runs["ladder"])),
+        "false_words_always": float(sum(run.false_words for run in runs["always"])),
         "accuracy_lost": accuracy["always"] - accuracy["ladder"],
         "multiply_adds_ratio": spent / inferences["ladder"] / total,
         "compute_ratio": each_ns / (infer_ns["always"] / inferences["always"]),

@@ -19,6 +19,7 @@ from agent.messages import Array, Detection
 
 HIDDEN = "hidden"
 """Name of the output that a deeper rung goes on from."""
+NO_WORD = -1
 
 
 class KeywordOptions(Options, frozen=True, forbid_unknown_fields=True):
@@ -73,6 +74,7 @@ class Keyword:
             for number, name in enumerate(self.labels)
             if known.wanted(number) is not None and name not in options.ignore
         )
+        self._words = np.array(self.wanted, np.intp)
 
     def probabilities(self, outputs: Sequence[Array], temperature: float = 1.0) -> Floats:
         """Probability of each label, float32 [classes]; zeros where the model gives nothing finite.
@@ -89,6 +91,21 @@ class Keyword:
         if self.options.logits:
             return softmax(real / np.float32(temperature))
         return np.clip(np.nan_to_num(real, nan=0.0, posinf=0.0, neginf=0.0), 0.0, 1.0)
+
+    def verdict(self, scores: Floats) -> tuple[int, float]:
+        """The word that is told, or -1 for none of them, and how sure that is.
+
+        All labels that are no words, or are not asked for, are one answer: which of them it is matters to nobody.
+
+        Args:
+            scores: probabilities, float32 [classes].
+        """
+        words = scores[self._words]
+        none = float(np.add.reduce(scores)) - float(np.add.reduce(words))
+        best = int(words.argmax()) if words.size else 0
+        if not words.size or none >= words[best]:
+            return NO_WORD, none
+        return self.wanted[best], float(words[best])
 
     def _table(self, temperature: float) -> Floats:
         """By the bits of a stored byte: its probability; of logits, what the softmax sums up."""

@@ -20,7 +20,11 @@ _RELEASE = 0.5
 
 
 class Words:
-    """What one stream hears. For one thread."""
+    """What one stream hears. For one thread.
+
+    Attributes:
+        told: numbers of the labels that have been told and are not over yet.
+    """
 
     def __init__(self, decoder: Keyword, stream: str, *, run: str = "") -> None:
         """Prepare.
@@ -36,9 +40,9 @@ class Words:
         self._share = np.float32(1.0 / decoder.options.mean_of)
         self._heard = 0
         self._prefix = f"{stream}-{run or secrets.token_hex(4)}-"
-        self._told = 0
+        self._count = 0
         self._told_ns: dict[int, int] = {}
-        self._armed = np.ones(len(decoder.labels), bool)
+        self.told: frozenset[int] = frozenset()
 
     def hear(self, probabilities: Floats, at_ns: int, at: datetime, span_s: float) -> list[Event]:
         """One inference was made.
@@ -56,13 +60,14 @@ class Words:
             return []
         mean = np.add.reduce(self._newest) * self._share
         best = int(mean.argmax())
-        self._armed |= mean <= self._threshold * _RELEASE
-        if mean[best] <= self._threshold or best not in self._wanted or not self._armed[best]:
+        if self.told:
+            self.told = frozenset(label for label in self.told if mean[label] > self._threshold * _RELEASE)
+        if mean[best] <= self._threshold or best not in self._wanted or best in self.told:
             return []
         if at_ns - self._told_ns.get(best, -self._refractory_ns) < self._refractory_ns:
             return []
         self._told_ns[best] = at_ns
-        self._armed[best] = False
+        self.told |= {best}
         return [self._event(best, float(mean[best]), at, span_s)]
 
     def reset(self) -> None:
@@ -70,8 +75,8 @@ class Words:
         self._heard = 0
 
     def _event(self, number: int, score: float, at: datetime, span_s: float) -> Event:
-        self._told += 1
+        self._count += 1
         hits = len(self._newest)
         first = at - timedelta(seconds=span_s * (hits - 1))
-        track = Track(f"{self._prefix}{self._told}", self._labels[number], score, score, hits, first, at)
+        track = Track(f"{self._prefix}{self._count}", self._labels[number], score, score, hits, first, at)
         return Event("heard", track, "word")

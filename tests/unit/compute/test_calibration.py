@@ -52,6 +52,33 @@ def test_a_temperature_makes_confidence_a_share_of_hits() -> None:
         assert scores.max(axis=1).mean() == pytest.approx(hits.mean(), abs=0.02)
 
 
+def test_a_choice_holds_in_each_part() -> None:
+    logits, labels = answers(4, 3000)
+    parts = np.arange(3000) % 3
+    # In one part the first rung is always sure, and always wrong.
+    logits[parts == 2, 0] = 12.0 * np.eye(5)[(labels[parts == 2] + 1) % 5]
+    chosen = calibrate(logits, labels, COSTS, 0.35, parts=parts).chosen
+    assert calibrate(logits, labels, COSTS, 0.35).chosen.used[0] > 0.5
+    assert chosen.used[0] < 0.1
+
+
+def test_what_nobody_is_told_of_is_one_answer() -> None:
+    logits, labels = answers(5, 3000)
+    # The first rung takes classes 3 and 4 for each other, and else knows as much as the last one.
+    logits[:, 0] = logits[:, 2][:, [0, 1, 2, 4, 3]]
+    told = calibrate(logits, labels, COSTS, 0.0, told=(0, 1, 2)).chosen
+    assert told.used[0] > 0.9
+    assert calibrate(logits, labels, COSTS, 0.0).chosen.cost > 0.3
+
+
+def test_a_choice_that_nothing_allows_is_to_go_deep_each_time() -> None:
+    labels = np.arange(40) % 5
+    logits = np.repeat(8.0 * np.eye(5)[labels][:, None], 2, axis=1).astype(np.float32)
+    logits[::2, 0] = logits[::2, 0][:, [1, 2, 3, 4, 0]]
+    chosen = calibrate(logits, labels, (1.0, 1.0), 0.0).chosen
+    assert (chosen.cost, chosen.accuracy) == (1.0, 1.0)
+
+
 def test_what_cannot_be_learned_is_refused() -> None:
     logits, labels = answers(0)
     with pytest.raises(ModelError, match="one rung"):

@@ -6,8 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from agent.compute.decode.keyword import Keyword, build
+from agent.compute.decode.keyword import NO_WORD, Keyword, build
 from agent.compute.decode.setting import Setting
 from agent.compute.tensors import TensorSpec
 from agent.compute.track.alarm import ConstantAlarm
@@ -94,6 +96,35 @@ def test_ids_are_unique_and_scores_are_the_mean() -> None:
 def test_runs_tell_their_ids_apart_by_32_random_bits() -> None:
     (one,) = Words(decoder(), "kitchen").hear(np.array([0.8, 0.0, 0.0, 0.2], np.float32), 0, NOW, 0.1)
     assert re.fullmatch(r"kitchen-[0-9a-f]{8}-1", one.track.id)
+
+
+def test_a_word_is_told_until_its_mean_has_fallen() -> None:
+    words = Words(decoder(mean_of=2, refractory_s=0.0), "s")
+    tell(words, [(0.9, 0.0, 0.0, 0.1)] * 2)
+    assert words.told == {0}
+    tell(words, [(0.1, 0.0, 0.0, 0.9)])
+    assert words.told == {0}, "0.5 is not half of 0.6"
+    tell(words, [(0.1, 0.0, 0.0, 0.9)])
+    assert words.told == set()
+
+
+def test_what_is_no_word_is_one_answer() -> None:
+    def verdict(made: Keyword, *scores: float) -> tuple[int, float]:
+        label, confidence = made.verdict(np.array(scores, np.float32))
+        return label, round(confidence, 5)
+
+    assert verdict(decoder(), 0.4, 0.05, 0.3, 0.25) == (NO_WORD, 0.55)
+    assert verdict(decoder(), 0.1, 0.6, 0.3, 0.0) == (1, 0.6)
+    assert verdict(decoder(wanted=("yes",)), 0.1, 0.6, 0.3, 0.0) == (NO_WORD, 0.9)
+    assert verdict(decoder("unknown", "silence"), 0.3, 0.7) == (NO_WORD, 1.0)
+
+
+@given(scores=st.lists(st.floats(0.001, 1.0), min_size=4, max_size=4))
+def test_a_verdict_is_at_least_as_sure_as_the_best_label(scores: list[float]) -> None:
+    shares = np.array(scores, np.float32) / np.float32(sum(scores))
+    label, confidence = decoder().verdict(shares)
+    assert confidence >= shares.max() - 1e-6
+    assert label in (NO_WORD, 0, 1)
 
 
 def test_logits_become_probabilities_at_a_temperature() -> None:
