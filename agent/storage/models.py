@@ -176,7 +176,7 @@ def _read(path: Path, largest: int) -> bytes:
         if not found.st_size:
             raise ModelError(f"{path}: the file is empty")
         with path.open("rb") as file:
-            return file.read(largest)
+            return file.read(found.st_size)
     except FileNotFoundError as error:
         raise ModelError(f"{path}: no such file{_nearest(path)}") from error
     except (OSError, ValueError) as error:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,13 @@ def test_a_model_of_more_than_two_gigabytes_is_not_read(zoo: Path) -> None:
         file.truncate(2**31 + 1)
     with pytest.raises(ModelError, match="2147483649 bytes; at most 2147483648 can be used"):
         load_file("walker")
+
+
+def test_reading_takes_no_more_memory_than_the_file(zoo: Path) -> None:
+    tracemalloc.start()
+    load_file("walker")
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000, "a board may not have 2 GB"
+    tracemalloc.stop()
 
 
 def test_a_pipe_is_not_waited_for(zoo: Path) -> None:
