@@ -1,0 +1,84 @@
+"""Depths of the bundled model, whatever the thresholds are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from agent.compute.climb import Climb
+from agent.compute.infer.backend import Options, Session, open_session
+from agent.config import LadderConfig, StreamConfig
+from agent.library import open_whole_model
+from agent.manifest import Model
+from agent.messages import Array
+
+CONFIG = StreamConfig(source="mic:default", model="small-speech")
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return open_whole_model("small-speech")
+
+
+@pytest.fixture(scope="module")
+def session(model: Model) -> Iterator[Session]:
+    session = open_session(model, "cpu", Options(threads=1))
+    yield session
+    session.close()
+
+
+def climb(session: Session, model: Model, confidences: tuple[float, ...], budget_ms: float = 1e6) -> Climb:
+    """Learned confidences, deepest first; the deepest rung has none."""
+    rungs = [
+        replace(rung, confidence=enough)
+        for rung, enough in zip(model.manifest.rungs, (None, *confidences), strict=True)
+    ]
+    manifest = replace(model.manifest, rungs=tuple(rungs))
+    return Climb(session, manifest, replace(CONFIG, ladder=LadderConfig(budget_ms=budget_ms)))
+
+
+def noise(seed: int) -> Array:
+    return np.random.default_rng(seed).integers(-128, 128, (1, 98, 40), np.int8)
+
+
+UNIT = st.floats(0.0, 1.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    confidences=st.tuples(UNIT, UNIT, UNIT),
+    complexity=UNIT,
+    seed=st.integers(0, 1000),
+    told=st.sets(st.integers(0, 9), max_size=3),
+)
+def test_deeper_never_repeats_and_answers_as_the_rung_by_itself(
+    session: Session,
+    model: Model,
+    confidences: tuple[float, ...],
+    complexity: float,
+    seed: int,
+    told: set[int],
+) -> None:
+    ran: list[str] = []
+    climbing = climb(session, model, confidences)
+    invoke = session.invoke
+
+    def counted() -> None:
+        ran.append(session.rung)
+        invoke()
+
+    features = noise(seed).reshape(session.inputs[0].shape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "invoke", counted)
+        answer = climbing.answer(lambda tensor: np.copyto(tensor, features), complexity, told)
+    depths = [rung.name for rung in model.manifest.chain("12")]
+    assert ran == depths[: depths.index(answer.rung) + 1], "each depth up to the answer once, shallow first"
+    assert sum(climbing.used.values()) == climbing.used[answer.rung] == 1
+    alone = Climb(session, model.manifest, replace(CONFIG, rung=answer.rung))
+    again = alone.answer(lambda tensor: np.copyto(tensor, features), complexity)
+    assert (again.scores == answer.scores).all()
