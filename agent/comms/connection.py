@@ -17,6 +17,8 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.comms import reasons
 from agent.comms.credentials import port, read_credentials
+from agent.comms.refusal import RefusedError, UnansweredError
+from agent.comms.retained import Look
 from agent.comms.wake import Wake
 from agent.config import MqttConfig
 from agent.errors import BrokerError
@@ -27,30 +29,6 @@ _PROTOCOLS = {"5": paho.MQTTv5, "3.1.1": paho.MQTTv311}
 _TCP_S = 5.0
 _OVERHEAD = 32
 """Bytes of a PUBLISH packet besides topic and payload, at most."""
-
-
-class RefusedError(BrokerError):
-    """The broker answered, and does not want us.
-
-    Attributes:
-        code: MQTT 5 reason code.
-    """
-
-    def __init__(self, code: int) -> None:
-        self.code = code
-        super().__init__(reasons.in_words(code))
-
-
-class UnansweredError(BrokerError):
-    """The broker took the connection and did not answer our CONNECT.
-
-    Attributes:
-        silent: it let us wait; else it ended the connection.
-    """
-
-    def __init__(self, text: str, *, silent: bool) -> None:
-        self.silent = silent
-        super().__init__(text)
 
 
 class Acknowledged(Struct, frozen=True, gc=False):
@@ -68,13 +46,6 @@ class Acknowledged(Struct, frozen=True, gc=False):
     def is_refusal(self) -> bool:
         """Whether the broker did not take it."""
         return self.code >= 0x80
-
-
-class Found(Struct, frozen=True):
-    """A retained message at the broker."""
-
-    topic: str
-    payload: bytes
 
 
 class Connection:
@@ -107,8 +78,6 @@ class Connection:
         self._error = ""
         self._acknowledged: list[Acknowledged] = []
         self._unanswered: set[int] = set()
-        self._found: list[Found] = []
-        self._subscribed = False
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2, client_id, protocol=_PROTOCOLS[protocol], reconnect_on_failure=False
         )
@@ -128,8 +97,6 @@ class Connection:
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_publish = self._on_publish
-        self._client.on_subscribe = self._on_subscribe
-        self._client.on_message = self._on_message
         self._client.on_log = self._on_log
         # With this callback set, paho only queues; `turn` writes what has come together.
         self._client.on_socket_register_write = lambda *_: None
@@ -179,20 +146,9 @@ class Connection:
         (self._unanswered.add if qos else self._unanswered.discard)(mid)
         return mid
 
-    def look(self, pattern: str) -> None:
-        """Ask for what the broker retains under a pattern; `found` gives it."""
-        self._client.subscribe(pattern, qos=0)
-
-    def look_away(self, pattern: str) -> None:
-        """No more of it."""
-        self._client.unsubscribe(pattern)
-
-    def found(self) -> list[Found] | None:
-        """What has come of it since the last time; None as long as the broker has not answered."""
-        if not self._subscribed:
-            return None
-        found, self._found = self._found, []
-        return found
+    def look(self, pattern: str) -> Look:
+        """Ask for what the broker retains under a pattern."""
+        return Look(self._client, pattern)
 
     def fits(self, topic: str, payload: bytes) -> bool:
         """Whether the broker takes a message of that size."""
@@ -283,13 +239,6 @@ class Connection:
         if mid in self._unanswered:
             self._unanswered.discard(mid)
             self._acknowledged.append(Acknowledged(mid, int(reason.value)))
-
-    def _on_subscribe(self, client: Any, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
-        self._subscribed = True
-
-    def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
-        if message.retain:  # else it is our own, on its way past
-            self._found.append(Found(message.topic, message.payload))
 
     def _on_log(self, client: Any, userdata: Any, level: int, text: str) -> None:
         if level == paho.MQTT_LOG_ERR:

@@ -13,13 +13,14 @@ from msgspec import Struct
 
 from agent.comms import reasons
 from agent.comms.backoff import Backoff
-from agent.comms.connection import Connection, RefusedError
+from agent.comms.connection import Connection
 from agent.comms.credentials import port, read_credentials, uses_tls
 from agent.comms.events import Events
 from agent.comms.identity import client_id
 from agent.comms.outage import Outage
 from agent.comms.outgoing import Outgoing
 from agent.comms.protocol import ProtocolChoice
+from agent.comms.refusal import RefusedError
 from agent.comms.samples import Samples
 from agent.comms.session import OFFLINE, Session, Stop
 from agent.comms.states import States

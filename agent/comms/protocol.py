@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from agent.comms.connection import Protocol, RefusedError, UnansweredError
+from agent.comms.connection import Protocol
 from agent.comms.reasons import UNSUPPORTED_PROTOCOL
+from agent.comms.refusal import RefusedError, UnansweredError
 
 _PATIENCE = 2
 """An old broker may end the connection without an answer; but so does one that is just starting."""

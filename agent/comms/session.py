@@ -127,7 +127,7 @@ class Session:
         for acknowledged in self._connection.turn(timeout_s):
             self._take(acknowledged)
         self._events.settle()
-        self._sweep.go_on(self._connection)
+        self._sweep.go_on()
         self._outage.settled()
         if time.monotonic() - self._heard_at > _SILENCE_S:
             self._connection.drop(f"no acknowledgement for {_SILENCE_S:.0f} s")

@@ -11,6 +11,7 @@ import logging
 import time
 
 from agent.comms.connection import Connection
+from agent.comms.retained import Look
 from agent.comms.states import States
 
 log = logging.getLogger(__name__)
@@ -32,16 +33,17 @@ class Sweep:
         """
         self._states, self._pattern = states, pattern
         self._done, self._until = False, 0.0
+        self._look: Look | None = None
 
     def begin(self, connection: Connection) -> None:
         """Ask, on a new connection."""
         self._until = 0.0
         if not self._done:
-            connection.look(self._pattern)
+            self._look = connection.look(self._pattern)
 
-    def go_on(self, connection: Connection) -> None:
+    def go_on(self) -> None:
         """Look at what has come."""
-        if self._done or (found := connection.found()) is None:
+        if self._look is None or (found := self._look.found()) is None:
             return
         now = time.monotonic()
         self._until = self._until or now + _LOOK_S
@@ -51,4 +53,5 @@ class Sweep:
                 log.info("%s was left at %s by a run before: set to 0", one.topic, before)
         if now >= self._until:
             self._done = True
-            connection.look_away(self._pattern)
+            self._look.end()
+            self._look = None
