@@ -7,15 +7,16 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from agent.config import StorageConfig
 from agent.messages import Stored
 from agent.storage.repair import is_corrupt, salvage, salvage_wills, set_aside
-from agent.storage.table import LeftWill, Table
+from agent.storage.table import Batch, Table
 from agent.storage.watermark import Watermark
+from agent.storage.wills import LeftWill
 
 log = logging.getLogger(__name__)
 
@@ -76,28 +77,21 @@ class Disk:
                 after = found[-1].seq
         return rows
 
-    def write(
-        self,
-        insert: Sequence[Stored],
-        delete: Collection[int],
-        given: int,
-        dropped: int,
-        wills: Sequence[LeftWill],
-    ) -> bool:
+    def write(self, batch: Batch) -> bool:
         """See `Table.commit`. Whether it is done; it never raises."""
         try:
             table = self._table or self._open()
-            # The commit that failed may yet have reached the disk: then these rows are in it already.
-            delete = {*delete, *(row.seq for row in insert)} if self._reopened else delete
-            if given:  # a spool that was never used leaves no mark
-                self._mark.reserve(given)
-            table.commit(insert, delete, given, dropped, wills)
+            if self._reopened:  # the commit that failed may yet have reached the disk: then these rows are in it
+                batch = batch._replace(delete={*batch.delete, *(row.seq for row in batch.insert)})
+            if batch.given:  # a spool that was never used leaves no mark
+                self._mark.reserve(batch.given)
+            table.commit(batch)
         except (sqlite3.Error, OSError) as error:
             self.lost(error)
             return False
         self._reopened = False
         self.rows, self.bytes, self.dropped = table.rows, table.bytes, table.dropped
-        self._back(len(insert))
+        self._back(len(batch.insert))
         return True
 
     def _open(self, saved: Sequence[LeftWill] = ()) -> Table:

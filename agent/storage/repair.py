@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agent.messages import Stored
 from agent.storage.durable import sync_folder
-from agent.storage.table import LeftWill
+from agent.storage.wills import LeftWill
 
 _BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _FILES = ("", "-wal", "-shm")

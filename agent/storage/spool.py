@@ -19,36 +19,24 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from agent.config import StorageConfig
 from agent.messages import Stored, Will
+from agent.storage.backlog import Backlog
+from agent.storage.deletions import LINGER_S
 from agent.storage.disk import Disk
-from agent.storage.held import Held
 from agent.storage.stats import SpoolStats
-from agent.storage.table import LeftWill
+from agent.storage.table import Batch
 from agent.storage.watermark import number_from_clock
 
 log = logging.getLogger(__name__)
 
-_LINGER_S = 2.0
-"""Deletions wait so long for company, or for the next put: each commit wears the card."""
-_MANY = 1000
-"""Deletions that do not wait."""
 _RETRY_S = 5.0
 """Between two attempts to write to a disk that failed."""
 _LOOK_S = 60.0
 """Between two looks for rows that have become too old."""
 _CLOSE_S = 10.0
 """For the last write; a disk that hangs longer does not hold up the daemon's end."""
-
-
-class _Batch(NamedTuple):
-    insert: list[Stored]
-    delete: set[int]
-    given: int
-    dropped: int
-    wills: list[LeftWill]
 
 
 class Spool:
@@ -68,22 +56,16 @@ class Spool:
         self._config = config
         self._lock = threading.Lock()
         self._work, self._done = threading.Condition(self._lock), threading.Condition(self._lock)
-        self._held = Held(config.spool_max_bytes)
-        self._settled: set[int] = set()
-        self._settled_at = self._retry_at = 0.0
         self._look_at = time.monotonic() + _LOOK_S
-        self._wakes_at = self._wrote_at = 0.0
-        self._dropped = self._writing = 0
+        self._retry_at = self._wakes_at = self._wrote_at = 0.0
         self._hook: Callable[[], None] | None = None
         self._trouble: Exception | None = None
         self._closing = False
         self._disk = None if config.durability == "memory" else Disk(folder / "spool.db", config)
-        self._next = self._disk.next_seq() if self._disk else number_from_clock()
-        self._announced = self._committed = self._next - 1
+        given = (self._disk.next_seq() if self._disk else number_from_clock()) - 1
+        self._backlog = Backlog(config.spool_max_bytes, given, has_disk=self._disk is not None)
+        self._announced = self._committed = given
         self.executed = 0
-        # An event may be acknowledged before the disk can be written; what it does to a will stays to be done.
-        self._wills: dict[str, LeftWill] = {}
-        self._open_wills: set[str] = set()
         self._take_left()
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
         self._thread.start()
@@ -91,23 +73,14 @@ class Spool:
     def put(self, topic: str, body: bytes, will: Will | None = None) -> None:
         """Take an event; returns at once. It can be peeked when it is committed, and its will holds then."""
         with self._lock:
-            self._add(topic, body, will)
+            self._backlog.add(topic, body, will)
             self._work.notify()
-
-    def _add(self, topic: str, body: bytes, will: Will | None) -> None:
-        seq = self._next
-        self._next = seq + 1
-        if will is not None and self._disk is not None:
-            self._wills[will.key] = LeftWill(will.key, topic, will.body)
-            (self._open_wills.discard if will.body is None else self._open_wills.add)(will.key)
-        if shed := self._held.add(Stored(seq, topic, body, time.time())):
-            self._forget(shed)
 
     def peek(self, after_seq: int, limit: int) -> list[Stored]:
         """Committed events above a number that are not settled, in order, at most `limit`."""
         with self._lock:
-            held = self._held.after(after_seq, limit) if self._in_memory else []
-            settled = self._settled.copy()
+            held = self._backlog.held.after(after_seq, limit) if self._in_memory else []
+            settled = self._backlog.deletions.all()
         rows: dict[int, Stored] = {}
         try:
             rows = {row.seq: row for row in self._disk.read(after_seq, limit, settled)} if self._disk else {}
@@ -122,10 +95,8 @@ class Spool:
         """Forget events that have been acknowledged. Unknown numbers do not matter."""
         with self._lock:
             for seq in seqs:
-                self._drop_from_disk(seq, self._held.remove(seq))
-            if len(self._settled) >= _MANY or (
-                self._settled and self._settled_at + _LINGER_S < self._wakes_at - _LINGER_S
-            ):
+                self._backlog.settle(seq)
+            if self._backlog.deletions.due_at < self._wakes_at - LINGER_S:
                 self._work.notify()
 
     def on_stored(self, hook: Callable[[], None] | None) -> None:
@@ -138,19 +109,18 @@ class Spool:
         Returns at once while the disk fails: nothing can be told then.
         """
         with self._lock:
-            given = self._next - 1
+            given = self._backlog.given
             self._done.wait_for(lambda: self._committed >= given or self._in_memory, timeout_s)
             return self._disk is None or self._committed >= given
 
     def stats(self) -> SpoolStats:
         """State now."""
         with self._lock:
-            rows, size, dropped = (
-                (self._disk.rows, self._disk.bytes, self._disk.dropped) if self._disk else (0, 0, 0)
-            )
-            waiting = max(0, rows - len(self._settled)) + len(self._held)
-            size = size + self._held.bytes if waiting else 0
-            return SpoolStats(waiting, size, dropped + self._dropped, "memory" if self._in_memory else "disk")
+            disk, backlog = self._disk, self._backlog
+            rows, size, dropped = (disk.rows, disk.bytes, disk.dropped) if disk else (0, 0, 0)
+            waiting = max(0, rows - len(backlog.deletions)) + len(backlog.held)
+            size = size + backlog.held.bytes if waiting else 0
+            return SpoolStats(waiting, size, dropped + backlog.dropped, "memory" if self._in_memory else "disk")
 
     def close(self) -> None:
         """Commit what is left and close. Says what could not be kept."""
@@ -159,26 +129,15 @@ class Spool:
             self._work.notify()
         self._thread.join(_CLOSE_S)
         if self._disk is not None and not self._thread.is_alive():
-            if self._disk.failing and not self._open_wills and not self._held:
+            if self._disk.failing and not self._backlog.wills.any_open and not self._backlog.held:
                 self._disk.revoke_wills()
             self._disk.close()
-        if self._held:
-            log.error("spool: %d events lay in memory only and go with it", len(self._held))
+        if self._backlog.held:
+            log.error("spool: %d events lay in memory only and go with it", len(self._backlog.held))
 
     @property
     def _in_memory(self) -> bool:
         return self._disk is None or self._disk.failing
-
-    def _forget(self, shed: Iterable[int]) -> None:
-        for seq in shed:
-            self._dropped += 1
-            self._drop_from_disk(seq, True)
-
-    def _drop_from_disk(self, seq: int, was_held: bool) -> None:
-        """A row that was held is on the disk only if it is being written right now."""
-        if self._disk is not None and (not was_held or seq <= self._writing):
-            self._settled_at = self._settled_at if self._settled else time.monotonic()
-            self._settled.add(seq)
 
     def _run(self) -> None:
         going_on = True
@@ -202,7 +161,7 @@ class Spool:
             if trouble is not None:
                 self._disk.lost(trouble)
             elif batch is not None:
-                self._wrote(batch, self._disk.write(*batch))
+                self._wrote(batch, self._disk.write(batch))
             self._take_left()
         self._announce()
         return not closing
@@ -210,18 +169,22 @@ class Spool:
     def _pause(self) -> float:
         """Seconds until there is something to do."""
         now = time.monotonic()
-        if self._closing or self._trouble is not None or (self._in_memory and self._announced < self._next - 1):
+        if (
+            self._closing
+            or self._trouble is not None
+            or (self._in_memory and self._announced < self._backlog.given)
+        ):
             return 0.0
         pause_s = self._look_at - now
-        if now < self._wrote_at + _LINGER_S:
-            pause_s = min(pause_s, _LINGER_S)  # deletions that come now need not wake us
+        if now < self._wrote_at + LINGER_S:
+            pause_s = min(pause_s, LINGER_S)  # deletions that come now need not wake us
         if self._disk is not None:
             if self._disk.failing:
                 pause_s = min(pause_s, self._retry_at - now)
-            elif self._held or self._wills or len(self._settled) >= _MANY:
+            elif self._backlog.held or self._backlog.wills:
                 return 0.0
-            elif self._settled:
-                pause_s = min(pause_s, self._settled_at + _LINGER_S - now)
+            else:
+                pause_s = min(pause_s, self._backlog.deletions.due_at - now)
         return pause_s
 
     def _expire(self) -> None:
@@ -229,30 +192,21 @@ class Spool:
         if now >= self._look_at:
             self._look_at = now + _LOOK_S
             oldest = time.time() - self._config.spool_max_age_s
-            self._forget(self._held.expire(oldest))
+            self._backlog.expire(oldest)
 
-    def _batch(self) -> _Batch | None:
+    def _batch(self) -> Batch | None:
         """What to write now, if the disk is to be tried."""
         if self._disk is None:
             return None
         if self._disk.failing and time.monotonic() < self._retry_at and not self._closing:
             return None
-        self._writing = self._next - 1
-        wills = list(self._wills.values())
-        return _Batch(self._held.all(), self._settled.copy(), self._writing, self._dropped, wills)
+        return self._backlog.take()
 
-    def _wrote(self, batch: _Batch, done: bool) -> None:
+    def _wrote(self, batch: Batch, done: bool) -> None:
         with self._lock:
-            self._writing = 0
             self._wrote_at = time.monotonic()
+            self._backlog.wrote(batch, done=done)
             if done:
-                for row in batch.insert:
-                    self._held.remove(row.seq)
-                self._settled -= batch.delete
-                for will in batch.wills:
-                    if self._wills.get(will.key) is will:
-                        del self._wills[will.key]
-                self._dropped -= batch.dropped
                 self._committed = batch.given
             else:
                 self._retry_at = time.monotonic() + _RETRY_S
@@ -264,18 +218,18 @@ class Spool:
             return
         with self._lock:
             rows, self._disk.salvaged = self._disk.salvaged, []
-            self._held.restore(row for row in rows if row.seq not in self._settled)
+            self._backlog.restore(rows)
             wills, self._disk.inherited = self._disk.inherited or [], []
             for key, topic, body in wills:
                 if self._disk.void or body is None:
-                    self._wills[key] = LeftWill(key, topic, None)
+                    self._backlog.wills.set(topic, Will(key, None))
                 else:
-                    self._add(topic, body, Will(key, None))
+                    self._backlog.add(topic, body, Will(key, None))
                     self.executed += 1
 
     def _announce(self) -> None:
         with self._lock:
-            ready = self._next - 1 if self._in_memory else self._committed
+            ready = self._backlog.given if self._in_memory else self._committed
             hook = self._hook if ready > self._announced else None
             self._announced = ready
         if hook is not None:

@@ -16,6 +16,7 @@ from agent.config import StorageConfig
 from agent.messages import Stored
 from agent.storage.durable import sync_folder
 from agent.storage.watermark import CLOCK_SET
+from agent.storage.wills import LeftWill
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spool (
@@ -41,12 +42,22 @@ def _journal_pages(folder: Path) -> int:
     return min(_JOURNAL_PAGES, max(_LEAST_PAGES, found.f_blocks * found.f_frsize // _PAGE // 16))
 
 
-class LeftWill(NamedTuple):
-    """A will on its way to the disk or there: the key of `Will`, topic and body of the event; None: withdrawn."""
+class Batch(NamedTuple):
+    """What one commit changes.
 
-    key: str
-    topic: str
-    body: bytes | None
+    Attributes:
+        insert: new rows, in order.
+        delete: numbers to delete; unknown ones do not matter.
+        given: highest number given out so far; the newest of `insert`, or above.
+        dropped: rows that the caller has dropped itself, to be counted.
+        wills: to replace those of the same keys.
+    """
+
+    insert: Sequence[Stored]
+    delete: Collection[int]
+    given: int
+    dropped: int = 0
+    wills: Sequence[LeftWill] = ()
 
 
 class Table:
@@ -121,39 +132,25 @@ class Table:
             ).fetchall()
         return [Stored(*row) for row in found]
 
-    def commit(
-        self,
-        insert: Sequence[Stored],
-        delete: Collection[int],
-        given: int,
-        dropped: int = 0,
-        wills: Sequence[LeftWill] = (),
-    ) -> None:
-        """Change everything or nothing, and keep the bounds.
-
-        Args:
-            insert: new rows, in order.
-            delete: numbers to delete; unknown ones do not matter.
-            given: highest number given out so far; the newest of `insert`, or above.
-            dropped: rows that the caller has dropped itself, to be counted.
-            wills: to replace those of the same keys.
-        """
+    def commit(self, batch: Batch) -> None:
+        """Change everything or nothing, and keep the bounds."""
         # A deletion that a power cut undoes only means that a message is sent twice.
-        self._sync(self._config.durability == "event" and bool(insert or wills))
+        self._sync(self._config.durability == "event" and bool(batch.insert or batch.wills))
         rows, held = self.rows, self.bytes
         with self._transaction():
-            count, freed = self._delete(delete)
+            count, freed = self._delete(batch.delete)
             self._writer.executemany(
-                "INSERT INTO spool VALUES (?, ?, ?, ?)", ((r.seq, r.topic, r.body, r.put_at) for r in insert)
+                "INSERT INTO spool VALUES (?, ?, ?, ?)",
+                ((r.seq, r.topic, r.body, r.put_at) for r in batch.insert),
             )
-            for will in wills:
+            for will in batch.wills:
                 self._will(will)
-            rows, held = rows + len(insert) - count, held + sum(map(size, insert)) - freed
+            rows, held = rows + len(batch.insert) - count, held + sum(map(size, batch.insert)) - freed
             count, freed = self._trim(held)
-            dropped += count
-            self._count(dropped, given)
+            dropped = batch.dropped + count
+            self._count(dropped, batch.given)
         self.rows, self.bytes, self.dropped = rows - count, held - freed, self.dropped + dropped
-        self.last_seq = max(self.last_seq, given)
+        self.last_seq = max(self.last_seq, batch.given)
 
     def wills(self) -> list[LeftWill]:
         """Every will."""

@@ -1,0 +1,51 @@
+"""Wills on their way to the disk: what the next process is to say if this one dies before it says so itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from agent.messages import Will
+
+
+class LeftWill(NamedTuple):
+    """A will on its way to the disk or there: the key of `Will`, topic and body of the event; None: withdrawn."""
+
+    key: str
+    topic: str
+    body: bytes | None
+
+
+class Wills:
+    """Those that the disk does not know yet. Its owner does the locking.
+
+    They do not go with their events: one may be acknowledged before the disk can be written, and what it does to
+    a will stays to be done.
+    """
+
+    def __init__(self) -> None:
+        self._due: dict[str, LeftWill] = {}
+        self._open: set[str] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._due)
+
+    @property
+    def any_open(self) -> bool:
+        """Whether this process has made a will and not withdrawn it."""
+        return bool(self._open)
+
+    def set(self, topic: str, will: Will) -> None:
+        """Make a will, or withdraw it."""
+        self._due[will.key] = LeftWill(will.key, topic, will.body)
+        (self._open.discard if will.body is None else self._open.add)(will.key)
+
+    def all(self) -> list[LeftWill]:
+        """What is to be written."""
+        return list(self._due.values())
+
+    def written(self, wills: Iterable[LeftWill]) -> None:
+        """The disk knows these; what has been set since stays."""
+        for will in wills:
+            if self._due.get(will.key) is will:
+                del self._due[will.key]
