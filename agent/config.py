@@ -193,7 +193,7 @@ class PublishConfig(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         events: `new`, `update`, `end` of tracks, QoS 1.
         only_zones: leave out tracks that have not stood in a zone.
-        detections: every processed frame's detections, QoS 0.
+        detections: every processed frame's detections, QoS 0; of words the best label with its score.
         counts: number of live tracks per label, retained.
         snapshot: JPEG of the best frame of the newest event, retained.
         snapshot_every_s: at most one snapshot in so long, s.

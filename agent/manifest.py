@@ -131,6 +131,11 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
         raise ModelError(f"model {self.name} has no rung {name!r}; it has: {known}")
 
     @property
+    def has_tracks(self) -> bool:
+        """Whether it finds what is there for a while and can be counted; a word is over when it is told."""
+        return self.output.decoder != "keyword"
+
+    @property
     def ladder(self) -> tuple[Rung, ...]:
         """Rungs that an input may climb, shallow first; empty when nothing was learned about when to stop."""
         rungs = self.rungs[::-1]

@@ -91,12 +91,12 @@ class Keypoint(Struct, frozen=True, gc=False):
 
 
 class Detection(Struct, frozen=True, omit_defaults=True):
-    """One thing that a decoder found in one picture.
+    """One thing that a decoder found in one picture or piece of sound.
 
     Attributes:
         label: class name.
         score: 0..1.
-        box: where; None for a verdict on the whole picture.
+        box: where; None for a verdict on the whole picture, and for sound.
         keypoints: named points, if the model gives any.
         outline: polygon around a segmented region, if the model gives one.
         area: share 0..1 of the frame that a segmented region covers.

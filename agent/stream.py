@@ -199,7 +199,8 @@ class Stream:
         publish = self.config.publish
         desk = self._desk
         reporter = self._reporter = Reporter(desk.topics, self.name, publish, model, desk.events, desk.board)
-        reporter.counts(dict.fromkeys(self.config.decode.labels, 0))
+        if self._model.manifest.has_tracks:
+            reporter.counts(dict.fromkeys(self.config.decode.labels, 0))
         self._source, self._pipeline = open_corridor(self.name, self.config, self._sense, reporter, self._changed)
         self._before = Tally()
         self._source.start()

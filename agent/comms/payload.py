@@ -55,10 +55,10 @@ class EventMessage(Struct, frozen=True):
     Attributes:
         id: unique; a repeated delivery has the same.
         device, stream: where it was seen.
-        kind: new | update | end.
+        kind: new | update | end of a track, or heard: a word.
         reason: why it was sent, in a word or two.
         track: as it stood then.
-        captured_at: UTC of the frame.
+        captured_at: UTC of the frame, or of the end of the sound.
         latency_ms: see `Latency`.
         model, backend, rung: who computed it.
         seq: per device and without gaps: a gap is a loss.
@@ -79,7 +79,18 @@ class EventMessage(Struct, frozen=True):
 
 
 class DetectionsMessage(Struct, frozen=True):
-    """`<device>/<stream>/detections`, QoS 0: one processed frame. `seq` counts frames of the stream."""
+    """`<device>/<stream>/detections`, QoS 0: one frame, or piece of sound, that the model has looked at.
+
+    Attributes:
+        device, stream: where it was seen.
+        seq: counts frames of the stream; of sound it is the number of the first sample.
+        captured_at: UTC of the frame, or of the end of the sound.
+        detections: strongest first, empty when nothing was found. Of a model of words it is the best label of the
+            inference with its score, however low, also one that is no word, such as `silence`: what it answers
+            now, while an event tells a word once.
+        latency_ms: see `Latency`.
+        model, backend, rung: who computed it.
+    """
 
     device: str
     stream: str

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 import numpy as np
 
-from agent.compute.climb import Climb
+from agent.compute.climb import Answer, Climb
 from agent.compute.gate.voice import Sound, VoiceGate
 from agent.compute.infer.audio.frontend import Rows, build_frontend
 from agent.compute.infer.audio.rows import RowInput
@@ -151,7 +152,7 @@ class Hearing:
         self, chunk: AudioChunk, rows: Rows, sound: Sound, spent: _Spent
     ) -> tuple[list[Event], list[Detection] | None]:
         events: list[Event] = []
-        detections: list[Detection] | None = None
+        found: list[Detection] = []
         self.inferences = 0
         for left in self._rows.feed(rows):
             self.inferences += 1
@@ -161,15 +162,29 @@ class Hearing:
             told = self._words.told if self._words is not None else ()
             answer = self._climb.answer(self._rows.fill, sound.complexity, told)
             inferred = time.monotonic_ns()
-            detections = answer.detections
-            if self._words is None:
-                events += self.tracker.update(detections, at_ns, at)
-            else:
-                events += self._words.hear(answer.scores, at_ns, at, self._every_s)
-                if sound.heard and self._alarm.saw(answer.scores):
-                    log.error("%s: %s", self.model.path, self._alarm.text)
+            told, detections = self._tell(answer, sound, at_ns, at)
+            events += told
+            found += detections
             spent.add(inferred - began, time.monotonic_ns() - inferred)
-        return events, detections
+        return events, _strongest(found) if self.inferences else None
+
+    def _tell(
+        self, answer: Answer, sound: Sound, at_ns: int, at: datetime
+    ) -> tuple[list[Event], list[Detection]]:
+        if self._words is None:
+            return self.tracker.update(answer.detections, at_ns, at), answer.detections
+        if sound.heard and self._alarm.saw(answer.scores):
+            log.error("%s: %s", self.model.path, self._alarm.text)
+        events = self._words.hear(answer.scores, at_ns, at, self._every_s)
+        return events, self._words.decoder.best(answer.scores)
+
+
+def _strongest(found: Iterable[Detection]) -> list[Detection]:
+    """Each label once, as sure as any of several inferences was; strongest first."""
+    best: dict[str, Detection] = {}
+    for detection in sorted(found, key=lambda one: -one.score):
+        best.setdefault(detection.label, detection)
+    return list(best.values())
 
 
 class _Memory:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 
+import msgspec
 import numpy as np
-import pytest
+import soundfile
 
+from agent.comms.payload import DetectionsMessage
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
+from tests.support.publishing import TOPICS
 from tests.support.received import Messages
-from tests.support.running import WALK, Vedette, camera, events, health, left_open
+from tests.support.running import WALK, Vedette, camera, events, health, left_open, states
 from tests.support.sound import RATE, quiet, tone_model, word
 from tests.support.soundserver import SoundServer
 
@@ -48,8 +52,29 @@ def test_words_that_are_spoken_arrive_also_after_the_sound_server_died(
     assert last.streams["kitchen"].dropped < RATE, "what the server took with it"
 
 
+def test_a_subscriber_to_detections_follows_what_the_model_says_now(tmp_path: Path, broker: Mosquitto) -> None:
+    soundfile.write(tmp_path / "words.flac", WORDS, RATE)
+    messages = broker.subscribe("vedette/#")
+    source = f"wav:{tmp_path / 'words.flac'}?pace=realtime"
+    ear = {"source": source, "model": str(tone_model(tmp_path)), "publish": {"detections": True}}
+    ear |= {"gate": {"voice": False}, "decode": {"labels": ["low", "high", "silence"]}}
+    with Vedette(tmp_path, broker, kitchen=ear) as vedette:
+        messages.wait(lambda m: states(m).get("kitchen") == "ended")
+        vedette.end()
+    topic = TOPICS.detections("kitchen")
+    heard = [msgspec.json.decode(body, type=DetectionsMessage) for body in messages.of(topic)]
+    labels = [one.label for message in heard for one in message.detections]
+    assert [label for label, _ in groupby(labels)] == ["silence", "low", "silence", "high", "silence"]
+    assert len(heard) >= 20
+    assert all(len(message.detections) == 1 for message in heard)
+    assert [message.seq for message in heard] == sorted({message.seq for message in heard})
+    for event in events(messages, "kitchen"):
+        (at_once, *_) = [m.detections[0].label for m in heard if m.captured_at >= event.track.last_seen]
+        assert event.track.label == at_once
+    assert not [m for m in messages if "/count/" in m.topic], "there is nothing to count in words"
+
+
 def test_a_recording_is_heard_and_a_picture_model_does_not_take_it(tmp_path: Path, broker: Mosquitto) -> None:
-    soundfile = pytest.importorskip("soundfile")
     soundfile.write(tmp_path / "words.flac", WORDS, RATE)
     messages = broker.subscribe("vedette/#")
     source = f"wav:{tmp_path / 'words.flac'}?pace=fast"

@@ -29,7 +29,7 @@ class KeywordOptions(Options, frozen=True, forbid_unknown_fields=True):
         logits: the softmax has yet to be done.
         mean_of: the mean of so many answers in a row is compared with the threshold.
         refractory_s: after a word is told, it is not told again for so long, s.
-        ignore: labels that are no words.
+        ignore: labels that are no words: they are never told as events.
     """
 
     logits: bool = False
@@ -67,13 +67,10 @@ class Keyword:
         self.options, self.threshold = options, setting.score_threshold
         self._byte = self._spec.dtype in ("int8", "uint8")
         self._tables: dict[float, Floats] = {}
-        known = setting.labels()
-        self.labels = tuple(known[number] for number in range(self._spec.shape[-1]))
-        self.wanted = tuple(
-            number
-            for number, name in enumerate(self.labels)
-            if known.wanted(number) is not None and name not in options.ignore
-        )
+        known, count = setting.labels(), self._spec.shape[-1]
+        self.labels = tuple(known[number] for number in range(count))
+        self._asked = frozenset(number for number in range(count) if known.wanted(number) is not None)
+        self.wanted = tuple(number for number in sorted(self._asked) if self.labels[number] not in options.ignore)
         self._words = np.array(self.wanted, np.intp)
 
     def probabilities(self, outputs: Sequence[Array], temperature: float = 1.0) -> Floats:
@@ -123,7 +120,12 @@ class Keyword:
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
         """See `Decoder`."""
-        scores = self.probabilities(outputs)
-        found = [number for number in self.wanted if scores[number] >= self.threshold]
-        found.sort(key=lambda number: -float(scores[number]))
-        return [Detection(self.labels[number], float(scores[number])) for number in found]
+        return self.best(self.probabilities(outputs))
+
+    def best(self, probabilities: Floats) -> list[Detection]:
+        """The best label of one inference, also one that is no word; none where only others are asked for.
+
+        The threshold does not count here: it is for the mean of several answers.
+        """
+        number = int(probabilities.argmax())
+        return [Detection(self.labels[number], float(probabilities[number]))] if number in self._asked else []

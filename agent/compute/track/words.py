@@ -23,6 +23,7 @@ class Words:
     """What one stream hears. For one thread.
 
     Attributes:
+        decoder: labels, threshold and options.
         told: numbers of the labels that have been told and are not over yet.
     """
 
@@ -30,10 +31,11 @@ class Words:
         """Prepare.
 
         Args:
-            decoder: labels, threshold and options.
+            decoder: see the class.
             stream: its name, the first part of every id.
             run: makes ids unique over restarts; default: random.
         """
+        self.decoder = decoder
         self._labels, self._threshold, self._wanted = decoder.labels, decoder.threshold, frozenset(decoder.wanted)
         self._refractory_ns = round(decoder.options.refractory_s * 1e9)
         self._newest = np.zeros((decoder.options.mean_of, len(decoder.labels)), np.float32)

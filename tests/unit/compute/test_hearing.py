@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,29 @@ def test_a_closed_gate_infers_nothing_and_loses_no_word(tmp_path: Path) -> None:
         counts[voice] = count
     assert counts[False] >= 80
     assert counts[True] < 0.7 * counts[False]
+
+
+def test_every_inference_says_what_it_hears_now(tmp_path: Path) -> None:
+    hearing, heard = ear(tone_model(tmp_path), gate=GateConfig(voice=False)), []
+    for chunk in chunks(STORY, 1600):  # each completes one inference, but for the first, which lacks a window
+        seen = hearing.listen(chunk)
+        assert (seen.detections is None) == (hearing.inferences == 0)
+        heard += seen.detections or []
+    assert len(heard) == len(STORY) // 1600 - 1
+    labels = [label for label, _ in groupby(one.label for one in heard)]
+    assert labels == ["silence", "low", "silence", "high", "silence", "low", "silence"]
+    assert all(one.box is None and 1 / 3 < one.score <= 1.0 for one in heard)
+
+
+def test_several_inferences_on_one_piece_of_sound_give_each_label_once(tmp_path: Path) -> None:
+    hearing = ear(tone_model(tmp_path), gate=GateConfig(voice=False))
+    (chunk,) = chunks(STORY, STORY.size)
+    found = hearing.listen(chunk).detections
+    assert hearing.inferences > 80
+    assert found is not None
+    assert {one.label for one in found} == {"low", "high", "silence"}
+    assert len(found) == 3
+    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
 
 
 def test_lost_sound_is_not_glued_together(tmp_path: Path) -> None:
