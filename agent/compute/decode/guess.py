@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from agent.compute.decode.decoder import DECODERS, fitting
+from agent.compute.infer.audio.frontend import FRONTENDS
 from agent.compute.tensors import TensorSpec
 from agent.errors import ModelError
 from agent.manifest import InputManifest, OutputManifest
@@ -48,6 +49,11 @@ def guess_input(decoder: str, spec: TensorSpec) -> InputManifest:
     Raises:
         ModelError: it cannot be guessed; says what a manifest must say.
     """
+    if len(spec.shape) != 4:
+        raise ModelError(
+            f"input {spec} is no picture; for sound its manifest must say [audio] rate_hz, every_s and frontend"
+            f" (one of {', '.join(FRONTENDS)}; raw for samples), and [output] decoder and labels"
+        )
     usual = _INPUTS.get(decoder, InputManifest())
     if spec.quantised:
         mean = float(spec.zero_point + (128 if spec.dtype == "int8" else 0))

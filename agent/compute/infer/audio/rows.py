@@ -38,6 +38,10 @@ class RowInput:
         if spec.dtype not in ("int8", "uint8", "int16", "float32"):
             raise ModelError(f"input {spec} does not take sound: expected int8, uint8, int16 or float32")
         self.rows = size // columns
+        if size == 1:
+            raise ModelError(
+                f"input {spec} holds one sample: its length was left open; export it for a fixed one"
+            )
         self.every = max(1, round(audio.every_s / frontend.hop_s)) if audio.every_s else self.rows
         self._kind = np.dtype(spec.dtype)
         self._line(spec, audio)

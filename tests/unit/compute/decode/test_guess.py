@@ -18,6 +18,8 @@ def test_what_cannot_be_guessed_says_what_is_missing() -> None:
         guess_output([picture(64)], [spec("out", 1, 2, 3, 4, 5)])
     with pytest.raises(ModelError, match=r"\[input\] mean and std"):
         guess_input("classify", spec("image", 1, 224, 224, 3))
+    with pytest.raises(ModelError, match=r"is no picture; for sound .* \[audio\] rate_hz"):
+        guess_input("classify", spec("waveform", 1, 15600))
 
 
 @pytest.mark.parametrize(("dtype", "zero"), [("uint8", 0), ("uint8", 128), ("int8", -128), ("int8", 0)])

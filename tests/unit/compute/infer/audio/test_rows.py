@@ -82,6 +82,9 @@ def test_a_waveform_is_rows_of_one_sample() -> None:
     raw = Raw(16000)
     made = RowInput(TensorSpec("x", (15600,), "float32"), AudioManifest(16000, "raw", every_s=0.48), raw)
     assert (made.rows, made.every) == (15600, 7680)
+    assert RowInput(TensorSpec("x", (1, 15600), "float32"), AudioManifest(16000, "raw"), raw).rows == 15600
+    with pytest.raises(ModelError, match="its length was left open"):
+        RowInput(TensorSpec("x", (1,), "float32"), AudioManifest(16000, "raw", every_s=0.48), raw)
     tensor = np.empty(15600, np.float32)
     for _ in made.feed(raw(np.full(7680, 16384, np.int16))):
         made.fill(tensor)
