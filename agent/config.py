@@ -161,13 +161,13 @@ class TrackConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`[streams.NAME.track]`.
 
     Attributes:
-        min_hits: detections before a track is announced by `new`.
+        min_hits: detections before a track is announced by `new`; default: 3 of pictures, 1 of sound.
         lost_after_s: not seen for so long → `end`, s.
         iou_threshold: least overlap of a detection with where a track should be by now.
         update_every_s: at most one `update` per track in so long, unless its zones change, s.
     """
 
-    min_hits: Count = 3
+    min_hits: Count | None = None
     lost_after_s: Seconds = 2.5
     iou_threshold: Unit = 0.2
     update_every_s: Seconds = 5.0

@@ -50,7 +50,9 @@ def _filled(stream: StreamConfig, manifest: Manifest) -> StreamConfig:
         score_threshold=output.score_threshold if score is None else score,
         iou_threshold=output.iou_threshold if iou is None else iou,
     )
-    return replace(stream, rung=stream.rung if manifest.ladder else manifest.rungs[0].name, decode=decode)
+    hits = stream.track.min_hits or manifest.min_hits
+    rung = stream.rung if manifest.ladder else manifest.rungs[0].name
+    return replace(stream, rung=rung, decode=decode, track=replace(stream.track, min_hits=hits))
 
 
 def _left_open(stream: StreamConfig) -> list[Keys]:

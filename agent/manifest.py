@@ -1,4 +1,27 @@
-"""The manifest: what a model needs to know about itself that its file does not say. TOML beside it."""
+"""The manifest: what a model needs to know about itself that its file does not say. TOML beside it.
+
+That of YAMNet, which gives a score to each of 521 sounds (the variant for classification, whose input has a fixed
+length); `unzip yamnet.tflite` gives its labels:
+
+    name = "yamnet"
+    file = "yamnet.tflite"
+    licence = "Apache-2.0"
+
+    [audio]
+    rate_hz = 16000
+    frontend = "raw"  # it takes 15600 samples as they are, 0.975 s, as floats in -1..1
+    every_s = 0.48  # half a window: what one cuts in two, the next holds whole
+
+    [output]
+    decoder = "classify"
+    labels = "yamnet_label_list.txt"
+    score_threshold = 0.3  # of each sound by itself
+
+    [output.options]
+    top_k = 5  # sounds at once, of those that the stream wants
+
+The stream says which it wants: `decode.labels = ["Bark", "Smoke detector, smoke alarm"]`; without, all.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +35,10 @@ from agent.messages import ChannelOrder
 
 Unit = Annotated[float, Meta(ge=0.0, le=1.0)]
 Resize = Literal["stretch", "letterbox"]
+
+PICTURE_HITS, SOUND_HITS = 3, 1
+"""Detections that announce a track, where the stream leaves it open. Pictures come many times a second, and one
+may deceive; a bark is over after one or two of the windows that a model of sound hears."""
 
 
 class InputManifest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -129,6 +156,11 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
                 return rung
         known = ", ".join(r.name for r in self.rungs)
         raise ModelError(f"model {self.name} has no rung {name!r}; it has: {known}")
+
+    @property
+    def min_hits(self) -> int:
+        """Detections that announce a track, where the stream leaves it open."""
+        return PICTURE_HITS if self.audio is None else SOUND_HITS
 
     @property
     def has_tracks(self) -> bool:

@@ -33,11 +33,11 @@ def cells(event: EventMessage) -> dict[str, str]:
 
 
 def _where(event: EventMessage) -> str:
-    """The box in percent of the frame; of what was heard, the depth of the model that heard it."""
+    """The box in percent of the frame; of a word, the depth of the model that heard it."""
     if event.kind == "heard":
         return f"rung {event.rung}"
     box = event.track.box
-    return "whole picture" if box is None else " ".join(f"{edge * 100:.0f}" for edge in box)
+    return "everywhere" if box is None else " ".join(f"{edge * 100:.0f}" for edge in box)
 
 
 def clock(at: datetime) -> str:

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from agent.compute.climb import Answer, Climb
-from agent.compute.gate.voice import Sound, VoiceGate
+from agent.compute.gate.voice import VOICE_HZ, Sound, VoiceGate
 from agent.compute.infer.audio.frontend import Rows, build_frontend
 from agent.compute.infer.audio.rows import RowInput
 from agent.compute.infer.backend import Options, open_session
@@ -60,14 +60,15 @@ class Hearing:
         self._climb = Climb(self.session, model.manifest, config)
         self._frontend = build_frontend(audio)
         self._rows = RowInput(self.session.inputs[0], audio, self._frontend)
-        self._gate = VoiceGate(config.gate, audio.rate_hz)
+        high_hz = VOICE_HZ if self._climb.keyword else audio.rate_hz / 2
+        self._gate = VoiceGate(config.gate, audio.rate_hz, high_hz)
         self._every_s = self._rows.every * self._frontend.hop_s
         window_s = self._rows.rows * self._frontend.hop_s if audio.every_s else _STATE_S
         before_s = max(config.gate.pre_roll_s, window_s)
         per_s = 1.0 / self._frontend.hop_s if self._frontend.remembers else audio.rate_hz
         self._before = _Memory(round(before_s * per_s))
         self._words = Words(self._climb.keyword, stream) if self._climb.keyword else None
-        self.tracker = Tracker(config.track, Zones(()), stream)
+        self.tracker = Tracker(config.track, Zones(()), stream, min_hits=model.manifest.min_hits)
         self._alarm = ConstantAlarm(self._every_s)
         self._next = self.inferences = 0
         self._listening = False
@@ -85,7 +86,8 @@ class Hearing:
         sound = self._gate.look(chunk.samples)
         gated = time.monotonic_ns()
         queue = began - chunk.read_ns if chunk.read_ns else 0
-        rows = self._rows_of(chunk.samples, open_=sound.open)
+        # What goes on for long is part of the background to the gate; whether it is over is the model's to say.
+        rows = self._rows_of(chunk.samples, open_=sound.open or self.tracker.watching)
         prepared = time.monotonic_ns()
         if rows is None:
             events = self.tracker.tick(chunk.captured_ns, chunk.captured_at)

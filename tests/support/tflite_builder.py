@@ -39,12 +39,13 @@ CODES = {
     "DEQUANTIZE": 6,
     "FULLY_CONNECTED": 9,
     "LOGISTIC": 14,
+    "MUL": 18,
     "RESHAPE": 22,
     "SOFTMAX": 25,
     "CUSTOM": 32,
     "WHILE": 119,
 }
-OPTIONS = {"FULLY_CONNECTED": 8, "SOFTMAX": 9, "ADD": 11, "RESHAPE": 17}
+OPTIONS = {"FULLY_CONNECTED": 8, "SOFTMAX": 9, "ADD": 11, "RESHAPE": 17, "MUL": 21}
 """The member of the `BuiltinOptions` union that a kernel insists on; its table may be empty."""
 
 

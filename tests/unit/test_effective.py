@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.config import Config, DecodeConfig, StreamConfig
+from agent.config import Config, DecodeConfig, StreamConfig, TrackConfig
 from agent.effective import effective
 from tests.support.house import person_model
+from tests.support.sound import tone_model
 
 ORIGIN = "from the model's manifest"
+TWO = TrackConfig(min_hits=2)
 
 
 def test_what_is_left_open_comes_from_the_manifest(tmp_path: Path) -> None:
@@ -14,10 +16,18 @@ def test_what_is_left_open_comes_from_the_manifest(tmp_path: Path) -> None:
     found = effective(Config({"front": stream}))
     used = found.config.streams["front"]
     assert (used.rung, used.decode.score_threshold, used.decode.iou_threshold) == ("full", 0.0, 0.6)
+    assert used.track.min_hits == 3
     assert found.remarks == {
         ("streams", "front", "rung"): ORIGIN,
         ("streams", "front", "decode", "iou_threshold"): ORIGIN,
     }
+
+
+def test_one_detection_announces_a_sound_unless_the_stream_says_otherwise(tmp_path: Path) -> None:
+    path = str(tone_model(tmp_path))
+    streams = {"open": StreamConfig("mic:default", path), "set": StreamConfig("mic:default", path, track=TWO)}
+    used = effective(Config(streams)).config.streams
+    assert (used["open"].track.min_hits, used["set"].track.min_hits) == (1, 2)
 
 
 def test_the_others_are_told_when_one_model_cannot_be_opened(tmp_path: Path) -> None:

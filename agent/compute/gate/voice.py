@@ -15,8 +15,10 @@ from msgspec import Struct
 from agent.config import GateConfig
 from agent.messages import Array, Samples
 
+VOICE_HZ = 3800.0
+"""Above this there is little of a voice."""
 _BLOCK_S = 0.096
-_LOW_HZ, _HIGH_HZ, _BANDS = 100.0, 3800.0, 8
+_LOW_HZ, _BANDS = 100.0, 8
 _RISE_DB_S, _FOLLOW = 2.0, 0.14
 """While something is heard the floor rises by so many dB a second; else it goes this share of the way a block."""
 _SMOOTH = 0.85
@@ -51,11 +53,18 @@ _ALWAYS = Sound(True, False, True, 1.0)
 class VoiceGate:
     """Decides for one stream what is worth listening to. For one thread."""
 
-    def __init__(self, config: GateConfig, rate_hz: int) -> None:
+    def __init__(self, config: GateConfig, rate_hz: int, high_hz: float = VOICE_HZ) -> None:
+        """Prepare.
+
+        Args:
+            config: of the stream.
+            rate_hz: of the samples.
+            high_hz: nothing above opens it.
+        """
         self._config = config
         self._size = round(_BLOCK_S * rate_hz)
         self._window = np.hanning(self._size).astype(np.float32) / 32768.0
-        self._bands = _band_matrix(self._size, rate_hz)
+        self._bands = _band_matrix(self._size, rate_hz, high_hz)
         self._rise_db = _RISE_DB_S * self._size / rate_hz
         self._needed_db = _LOUD_DB + (_FAINT_DB - _LOUD_DB) * config.sensitivity
         self._hold = max(1, round(config.hold_s * rate_hz / self._size))
@@ -133,9 +142,9 @@ class _Complexity:
         return self._value
 
 
-def _band_matrix(size: int, rate_hz: int) -> Array:
+def _band_matrix(size: int, rate_hz: int, high_hz: float) -> Array:
     """Means over bands of equal ratio, float32 [bands, size // 2 + 1]."""
-    high_hz = min(_HIGH_HZ, 0.48 * rate_hz)
+    high_hz = min(high_hz, 0.48 * rate_hz)
     edges = np.geomspace(_LOW_HZ, high_hz, _BANDS + 1) * size / rate_hz
     bins = np.arange(size // 2 + 1)
     rows = [

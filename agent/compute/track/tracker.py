@@ -14,6 +14,7 @@ from agent.compute.track.association import Expected, associate, overlap
 from agent.compute.track.target import Target
 from agent.compute.track.zones import Zones
 from agent.config import TrackConfig
+from agent.manifest import PICTURE_HITS
 from agent.messages import WHOLE, Box, Detection, Event, Track
 
 _Kind = tuple[str, bool]
@@ -26,16 +27,20 @@ _IN_SIGHT = 0.5
 class Tracker:
     """Tracks the things of one stream. For one thread; times must not run backwards."""
 
-    def __init__(self, config: TrackConfig, zones: Zones, stream: str, *, run: str = "") -> None:
+    def __init__(
+        self, config: TrackConfig, zones: Zones, stream: str, *, min_hits: int = PICTURE_HITS, run: str = ""
+    ) -> None:
         """Prepare.
 
         Args:
             config: see `TrackConfig`.
             zones: of the stream.
             stream: its name, the first part of every id.
+            min_hits: where `config` leaves it open.
             run: makes ids unique over restarts; default: random, because a board's clock may begin anew.
         """
         self._config, self._zones = config, zones
+        self._min_hits = config.min_hits or min_hits
         self._prefix = f"{stream}-{run or secrets.token_hex(4)}-"
         self._lost_ns = round(config.lost_after_s * 1e9)
         self._update_ns = round(config.update_every_s * 1e9)
@@ -147,7 +152,7 @@ class Tracker:
 
     def _tell(self, target: Target, at_ns: int, events: list[Event]) -> None:
         """What its newest detection makes of a target: announced, in other zones, or due for an update."""
-        if not target.id and target.hits < self._config.min_hits:
+        if not target.id and target.hits < self._min_hits:
             return
         label, box = target.detection.label, target.detection.box
         zones = self._zones.names_at(label, box, target.zones)

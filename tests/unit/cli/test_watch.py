@@ -206,7 +206,7 @@ def test_strangers_cannot_command_the_terminal() -> None:
 
 
 def test_a_verdict_on_the_whole_picture_has_no_box() -> None:
-    assert "whole picture" in drawn(message("events", changed(track={"box": None})))
+    assert "everywhere" in drawn(message("events", changed(track={"box": None})))
 
 
 def test_what_is_no_event_is_left_out() -> None:

@@ -76,3 +76,11 @@ def test_chunks_of_any_size_are_judged_alike() -> None:
         gate = VoiceGate(GateConfig(), RATE)
         runs.append(sum(sound.began for sound in heard(gate, samples, step)))
     assert runs == [1] * 4
+
+
+def test_what_lies_above_a_voice_opens_it_where_it_is_listened_for() -> None:
+    bird = (8000.0 * np.sin(2 * np.pi * 6500 * np.arange(RATE // 2) / RATE)).astype(np.int16)
+    for high_hz, opens in ((3800.0, False), (8000.0, True)):
+        gate = VoiceGate(GateConfig(), RATE, high_hz)
+        assert not any(sound.open for sound in heard(gate, noise(5, 30))[40:])
+        assert any(sound.open for sound in heard(gate, bird + noise(0.5, 30))) is opens
