@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     metavar="DURATION",
     help="End after so long (20s, 2m); default: the clip's end.",
 )
-@click.option("--hear", is_flag=True, help="Sound instead of pictures: spoken digits.")
+@click.option("--hear", is_flag=True, help="Sound: digits, and with the extra [wakeword] wake words.")
 @click.option("--source", help="A camera, microphone or clip of your own, such as v4l2:/dev/video0.")
 @click.option("--model", help="A bundled model, or a file. [default: nanodet, or small-speech]")
 @click.option(
@@ -40,23 +40,21 @@ def demo(
     seconds: float | None, hear: bool, source: str | None, model: str | None, picture: Path, as_json: bool
 ) -> None:
     """A real clip through a real INT8 model to a real (embedded) MQTT broker, as a subscriber sees it."""
-    from agent.capture.uri import mask
-    from agent.demo.show import CLIP, SPOKEN, Show
+    from agent.demo.programme import programme
+    from agent.demo.show import Show
 
     if not picture.absolute().parent.is_dir():
         raise click.BadParameter(f"{picture}: no such folder to write it to", param_hint="--picture")
-    clip, model = (f"wav:{SPOKEN}" if hear else f"file:{CLIP}"), model or ("small-speech" if hear else "nanodet")
-    shown = mask(source) if source else SPOKEN.stem if hear else CLIP.stem
-    title = f"{shown} → {model} → MQTT: events as a subscriber receives them"
-    if source is None:
-        source = f"{clip}?pace=realtime" + ("&loop=1" if seconds else "")
-    show = Show(source, model, picture, seconds)
+    chosen = programme(hear=hear, source=source, model=model, loop=seconds is not None)
+    show = Show(chosen.streams, picture, seconds)
     show.check()
     with _ended_by_signals(show.request_stop), closing(show.messages()) as messages:
         if as_json:
             _print_json(messages, show)
         else:
-            _show_table(messages, show, title)
+            _show_table(messages, show, chosen.title)
+            if chosen.hint:
+                click.echo(chosen.hint)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The main job in one process: the daemon on a clip, a broker, and a subscriber who tells what arrives."""
+"""The main job in one process: the daemon on its streams, a broker, and a subscriber who tells what arrives."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ from msgspec import Struct
 
 from agent.check import check_stream
 from agent.comms.subscriber import Access, Received, Subscriber
-from agent.config import Config, DeviceConfig, MqttConfig, PublishConfig, StorageConfig, StreamConfig
+from agent.config import Config, DeviceConfig, MqttConfig, StorageConfig, StreamConfig
 from agent.daemon import Daemon
 from agent.demo.broker import EmbeddedBroker, installed
 from agent.errors import VedetteError
 from agent.storage.durable import write_atomic
-
-_ZOO = Path(__file__).parent.parent / "zoo"
-CLIP, SPOKEN = _ZOO / "walkers.mp4", _ZOO / "spoken.flac"
 
 
 class Summary(Struct):
@@ -49,9 +46,9 @@ class Summary(Struct):
 class Show:
     """Runs the demo while it is iterated over; `summary` is complete afterwards."""
 
-    def __init__(self, source: str, model: str, picture: Path, seconds: float | None) -> None:
+    def __init__(self, streams: dict[str, StreamConfig], picture: Path, seconds: float | None) -> None:
         self.summary = Summary()
-        self._source, self._model, self._picture, self._seconds = source, model, picture, seconds
+        self._streams, self._picture, self._seconds = streams, picture, seconds
         self._latencies: list[float] = []
         self._seqs: set[int] = set()
         self._error: VedetteError | None = None
@@ -61,10 +58,11 @@ class Show:
         """Refuse what cannot be shown, before anything begins.
 
         Raises:
-            VedetteError: the broker is not installed, or the source or the model cannot be used.
+            VedetteError: the broker is not installed, or a source or a model cannot be used.
         """
         installed()
-        check_stream("demo", self._stream())
+        for name, stream in self._streams.items():
+            check_stream(name, stream)
 
     def request_stop(self) -> None:
         """End early, with every track ended. For a signal handler."""
@@ -74,7 +72,7 @@ class Show:
         """What the subscriber receives; None now and then when nothing does.
 
         Raises:
-            VedetteError: the source or the model cannot be used.
+            VedetteError: a source or a model cannot be used.
         """
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="vedette-demo-") as folder, EmbeddedBroker() as broker:
@@ -99,12 +97,9 @@ class Show:
         except VedetteError as error:
             self._error = error
 
-    def _stream(self) -> StreamConfig:
-        return StreamConfig(source=self._source, model=self._model, publish=PublishConfig(snapshot_every_s=1.0))
-
     def _config(self, folder: str, port: int) -> Config:
         return Config(
-            streams={"demo": self._stream()},
+            streams=self._streams,
             device=DeviceConfig(name="demo"),
             # amqtt never answers an MQTT 5 CONNECT: `auto` would find out, after seconds.
             mqtt=MqttConfig(host="127.0.0.1", port=port, protocol="3.1.1"),

@@ -15,7 +15,9 @@ from click.testing import CliRunner, Result
 from agent.cli.demo import demo
 from agent.daemon import Daemon
 from agent.demo import broker as broker_module
+from agent.demo.programme import programme
 from agent.errors import BrokerError, ModelError, SourceError, VedetteError
+from agent.storage import wakeword
 from tests.support.house import person_model
 from tests.support.running import ROOT
 
@@ -56,17 +58,34 @@ def test_the_clip_through_the_bundled_model_as_json(tmp_path: Path) -> None:
     assert seen.shape == (576, 768, 3)
 
 
-def test_the_spoken_digits_are_heard() -> None:
-    pytest.importorskip("soundfile")
+def test_the_spoken_digits_and_the_wake_words_among_them_are_heard() -> None:
+    pytest.importorskip("pymicro_wakeword", reason="the extra [wakeword] is not installed")
     command = [sys.executable, "-m", "agent", "demo", "--hear", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     *events, last = [json.loads(line) for line in done.stdout.splitlines()]
-    words = ["three", "one", "four", "one", "five", "nine", "seven", "two"]
+    words = ["three", "one", "four", "one", "five", "nine", "Alexa", "Okay Nabu", "seven", "two"]
     assert [event["track"]["label"] for event in events] == words
+    streams = ["digits"] * 6 + ["alexa", "okay_nabu"] + ["digits"] * 2
+    assert [event["stream"] for event in events] == streams
     assert {event["kind"] for event in events} == {"heard"}
-    assert len({event["rung"] for event in events}) > 1, "the depth follows"
-    assert (last["summary"]["heard"], last["summary"]["lost"]) == (8, 0)
+    assert len({event["rung"] for event in events if event["stream"] == "digits"}) > 1, "the depth follows"
+    assert (last["summary"]["heard"], last["summary"]["lost"]) == (10, 0)
+
+
+def test_without_the_wake_words_the_digits_are_heard_and_a_line_says_how_to_get_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wakeword, "_PACKAGE", "no_such_package")
+    shown = call("--hear", "--for", "4s").output
+    assert shown.startswith("spoken → small-speech → MQTT")
+    assert "heard (word)         three 1" in shown
+    assert shown.splitlines()[-1].endswith("pip install 'vedette[wakeword]' to hear them")
+
+
+def test_a_model_that_was_asked_for_hears_the_recording_alone() -> None:
+    chosen = programme(hear=True, source=None, model="small-speech", loop=False)
+    assert (list(chosen.streams), chosen.hint) == (["demo"], "")
 
 
 def test_the_table_ends_with_a_summary(tmp_path: Path) -> None:
