@@ -56,7 +56,7 @@ def deserted(background: Image, model: str) -> Image:
         mask = np.zeros((height, width), np.uint8)
         for x0, y0, x1, y1 in (detection.box for detection in found if detection.box):
             mask[int(y0 * height) : int(y1 * height) + 4, int(x0 * width) : int(x1 * width) + 4] = 255
-        picture = cv2.inpaint(picture, mask, 5, cv2.INPAINT_TELEA)  # type: ignore[assignment]
+        picture = np.asarray(cv2.inpaint(picture, mask, 5, cv2.INPAINT_TELEA), np.uint8)
     eye.close()
     return picture
 
@@ -81,7 +81,7 @@ def read(path: Path, most: int, every: int = 1) -> list[Image]:
     reader = cv2.VideoCapture(str(path))
     frames: list[Image] = []
     while len(frames) < most and reader.grab():
-        frames.append(reader.retrieve()[1])  # type: ignore[arg-type]
+        frames.append(np.asarray(reader.retrieve()[1], np.uint8))
         for _ in range(every - 1):
             reader.grab()
     return frames

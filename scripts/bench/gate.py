@@ -80,7 +80,8 @@ class Clip:
             self.ended = True
             return None
         at = BEGAN + timedelta(seconds=number / FPS)
-        return Frame(image, "bench", number, self._began_ns + number * 10**9 // FPS, at)  # type: ignore[arg-type]
+        picture = np.asarray(image, np.uint8)
+        return Frame(picture, "bench", number, self._began_ns + number * 10**9 // FPS, at)
 
     def give_back(self, frame: Frame) -> None:
         """Each frame has memory of its own."""

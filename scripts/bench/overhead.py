@@ -21,8 +21,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import common
+
+if TYPE_CHECKING:
+    from agent.stream import Stream
 
 WARM_UP = 20
 
@@ -105,7 +109,7 @@ class Reader:
         options = [self._cv2.CAP_PROP_N_THREADS, 1]
         self._capture = self._cv2.VideoCapture(str(common.CLIP), self._cv2.CAP_FFMPEG, options)
 
-    def __call__(self):  # type: ignore[no-untyped-def]
+    def __call__(self) -> Any:
         """The next picture."""
         ok, self.picture = self._capture.read(self.picture)
         if not ok:
@@ -114,7 +118,7 @@ class Reader:
         return self.picture
 
 
-def interpreter(model: str):  # type: ignore[no-untyped-def]
+def interpreter(model: str) -> Any:
     """The first graph of a model, as a user opens it, with one thread."""
     from ai_edge_litert.interpreter import Interpreter
 
@@ -202,7 +206,7 @@ def house(model: str, port: str, frames: str) -> None:
         spool.close()
 
 
-def count(stream, wanted: int) -> None:  # type: ignore[no-untyped-def]
+def count(stream: Stream, wanted: int) -> None:
     """Wait for the warm-up and then for the wanted frames, looking twenty times a second."""
     pause = threading.Event()
     while stream.frames < WARM_UP:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,10 +61,10 @@ class Graph:
     shapes: dict[str, Shape] = field(default_factory=dict)
     pixels: bool = False
 
-    def add(self, op: str, *inputs: str, shape: Shape, name: str = "", **needs: object) -> str:
+    def add(self, op: str, *inputs: str, shape: Shape, name: str = "", **needs: Any) -> str:
         """Append one layer."""
         output = name or f"{op.lower()}_{len(self.layers)}"
-        self.layers.append(Layer(op, inputs, output, shape, **needs))  # type: ignore[arg-type]
+        self.layers.append(Layer(op, inputs, output, shape, **needs))
         self.shapes[output] = shape
         return output
 

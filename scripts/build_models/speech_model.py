@@ -27,7 +27,7 @@ _BANDS = MELS // FOLD
 _DROPOUT = 0.1
 
 
-class SamePadded(nn.Conv2d):  # type: ignore[misc]
+class SamePadded(nn.Conv2d):
     """A convolution padded as TensorFlow pads: what is left over goes behind."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def _normalised(name: str, convolution: nn.Conv2d) -> list[tuple[str, nn.Module]
     return [(name, convolution), (f"{name}_norm", nn.BatchNorm2d(convolution.out_channels))]
 
 
-class Separable(nn.Module):  # type: ignore[misc]
+class Separable(nn.Module):
     """Depthwise, then pointwise convolution; residual if it keeps the shape."""
 
     def __init__(self, incoming: int, outgoing: int, stride: tuple[int, int]) -> None:
@@ -61,7 +61,7 @@ class Separable(nn.Module):  # type: ignore[misc]
         return functional.relu(x + y if self.residual else y)
 
 
-class BandedAttention(nn.Module):  # type: ignore[misc]
+class BandedAttention(nn.Module):
     """One light head over time; see `speech_graph`."""
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class BandedAttention(nn.Module):  # type: ignore[misc]
         return functional.relu(x + self.output(self.gathered(value * gate)))
 
 
-class Speech(nn.Module):  # type: ignore[misc]
+class Speech(nn.Module):
     """All twelve layers and the four exits."""
 
     def __init__(self) -> None:

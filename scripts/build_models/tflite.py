@@ -15,7 +15,7 @@ from subgraph import Kernels, Subgraph
 _ALIGNMENT = 16
 
 
-class _Buffer(schema.BufferT):  # type: ignore[misc]
+class _Buffer(schema.BufferT):
     """A buffer whose bytes are aligned as the schema asks, which its own packer forgets."""
 
     def Pack(self, builder: flatbuffers.Builder) -> int:  # noqa: N802 - the packer calls it by this name

@@ -184,7 +184,7 @@ class Mosquitto:
         client.on_connect = lambda c, *_: c.subscribe(topic, qos)
         client.on_subscribe = lambda *_: messages.subscribed.set()
         client.reconnect_delay_set(1, 1)
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves it untyped
         properties.SessionExpiryInterval = 3600 if lasting else 0
         client.connect(HOST, self.port, clean_start=not lasting, properties=properties)
         client.loop_start()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 
 from agent.capture.recording import read_whole
@@ -34,7 +32,6 @@ def theirs(model: str, samples: bytes) -> list[float]:
 @pytest.mark.parametrize("model", ["wakeword/alexa", "wakeword/okay_nabu", "wakeword/hey_jarvis"])
 @pytest.mark.parametrize("gate", [True, False])
 def test_it_is_heard_when_the_package_hears_it(model: str, gate: bool) -> None:
-    importlib.import_module("soundfile")
     sound = read_whole(SPOKEN, 16_000)
     config = StreamConfig(source="mic:default", model=model, gate=GateConfig(voice=gate))
     hearing = Hearing("kitchen", config, open_model(model))

@@ -23,17 +23,17 @@ LEFT = ZoneConfig("left", ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0)))
 
 
 def house(
-    folder: Path, kept: Kept, publish: PublishConfig | None = None, **config: object
+    folder: Path, kept: Kept, publish: PublishConfig | None = None, **config: Any
 ) -> tuple[Vision, Reporter]:
     fields = {"gate": GateConfig(motion=False), "track": TrackConfig(min_hits=2), **config}
-    stream = StreamConfig(source="test:", model=str(person_model(folder)), **fields)  # type: ignore[arg-type]
+    stream = StreamConfig(source="test:", model=str(person_model(folder)), **fields)
     vision = Vision("front", stream, open_model(stream.model))
     topics = Topics("vedette", "porch")
     return vision, Reporter(topics, "front", publish or PublishConfig(), ModelId("person", "0"), kept, kept)
 
 
 def run(
-    folder: Path, kept: Kept, source: FrameList, publish: PublishConfig | None = None, **config: object
+    folder: Path, kept: Kept, source: FrameList, publish: PublishConfig | None = None, **config: Any
 ) -> Pipeline:
     vision, reporter = house(folder, kept, publish, **config)
     pipeline = Pipeline(source, vision, reporter, publish or PublishConfig())
@@ -105,12 +105,12 @@ def test_a_stall_ends_tracks_at_once(tmp_path: Path) -> None:
     assert kept.events()[1].reason == "stall"
 
 
-def test_a_stop_ends_tracks(tmp_path: Path) -> None:
+def test_a_stop_ends_tracks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Kept()
     vision, reporter = house(tmp_path, kept)
     stop = threading.Event()
     source = FrameList(frames(50))
-    source.give_back = lambda frame: stop.set() if frame.seq == 3 else None  # type: ignore[method-assign]
+    monkeypatch.setattr(source, "give_back", lambda frame: stop.set() if frame.seq == 3 else None)
     Pipeline(source, vision, reporter, PublishConfig()).run(stop)
     assert kept.kinds() == ["new", "end"]
     assert kept.events()[1].reason == "shutdown"

@@ -14,8 +14,6 @@ from agent.library import open_model
 from agent.practice import Pupil
 from tests.support.sound import RATE, ladder_model, quiet, tone_model, word
 
-pytest.importorskip("soxr")
-
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
@@ -51,7 +49,7 @@ def test_what_is_learned_stands_in_the_manifest_and_is_used(tmp_path: Path, data
 
 
 def test_a_table_and_a_picture(tmp_path: Path, data: Path) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
     model, picture, out = ladder_model(tmp_path), tmp_path / "curve.png", tmp_path / "new.toml"
     before = model.read_text()
     done = call(model, data, "--picture", picture, "--out", out)

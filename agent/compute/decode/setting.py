@@ -15,8 +15,7 @@ from agent.config import DecodeConfig
 from agent.errors import ModelError
 from agent.manifest import OutputManifest
 
-O = TypeVar("O", bound="Options")  # noqa: E741
-
+Chosen = TypeVar("Chosen", bound="Options")
 
 _HOLES = ("", "???")
 
@@ -71,7 +70,7 @@ class Setting(Struct, frozen=True):
         wish = self.config.iou_threshold
         return self.output.iou_threshold if wish is None else wish
 
-    def options(self, kind: type[O]) -> O:
+    def options(self, kind: type[Chosen]) -> Chosen:
         """The manifest's options as a decoder's struct.
 
         Raises:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from paho.mqtt.packettypes import PacketTypes
@@ -52,8 +53,8 @@ def peer(serve: Callable[[socket.socket], None]) -> Iterator[int]:
         thread.join(5)
 
 
-def publisher(port: int, outgoing: Kept | None = None, **fields: object) -> Publisher:
-    config = MqttConfig(host=HOST, port=port, reconnect_max_s=0.2, **fields)  # type: ignore[arg-type]
+def publisher(port: int, outgoing: Kept | None = None, **fields: Any) -> Publisher:
+    config = MqttConfig(host=HOST, port=port, reconnect_max_s=0.2, **fields)
     made = Publisher(config, TOPICS, outgoing or Kept())
     made.start()
     return made

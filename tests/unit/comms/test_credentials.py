@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_what_cannot_be_read_is_named_with_its_key(tmp_path: Path, monkeypatch: 
     subprocess.run(locked, cwd=tmp_path, check=True, capture_output=True)
     here = str(tmp_path)
     client = f"{here}/client.pem"
-    cases = [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"username": "u", "password_file": f"{here}/none"}, "password_file = .*/none: No such file"),
         ({"username": "u", "password_file": f"{here}/latin"}, "password_file = .*/latin: not UTF-8 at byte 2"),
         ({"username": "u", "password_file": "$CREDENTIALS_DIRECTORY/x"}, "CREDENTIALS_DIRECTORY is not set"),
@@ -71,7 +72,7 @@ def test_what_cannot_be_read_is_named_with_its_key(tmp_path: Path, monkeypatch: 
     ]
     for fields, expected in cases:
         with pytest.raises(ConfigError, match=expected) as caught:
-            Publisher(MqttConfig(**fields), TOPICS, Kept())  # type: ignore[arg-type]
+            Publisher(MqttConfig(**fields), TOPICS, Kept())
         assert "\n" not in str(caught.value)
 
 

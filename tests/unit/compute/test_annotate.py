@@ -8,7 +8,7 @@ import pytest
 
 from agent.compute.annotate import annotate, jpeg
 from agent.errors import BackendError
-from agent.messages import Box, Image, Keypoint, Point, Track
+from agent.messages import Box, ChannelOrder, Image, Keypoint, Point, Track
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 BOX: Box = (0.25, 0.3, 0.6, 0.9)
@@ -101,9 +101,9 @@ def test_an_outline_is_filled_so_that_the_picture_shows_through() -> None:
 
 
 @pytest.mark.parametrize(("order", "expected"), [("bgr", (200, 40, 40)), ("rgb", (40, 40, 200))])
-def test_a_jpeg_shows_the_colours_of_the_frame(order: str, expected: tuple[int, int, int]) -> None:
+def test_a_jpeg_shows_the_colours_of_the_frame(order: ChannelOrder, expected: tuple[int, int, int]) -> None:
     frame = np.full((64, 64, 3), (200, 40, 40), np.uint8)
-    decoded = cv2.imdecode(np.frombuffer(jpeg(frame, 95, order), np.uint8), cv2.IMREAD_COLOR)  # type: ignore[arg-type]
+    decoded = cv2.imdecode(np.frombuffer(jpeg(frame, 95, order), np.uint8), cv2.IMREAD_COLOR)
     assert decoded is not None
     assert np.abs(decoded.astype(int) - expected).max() <= 4
 
@@ -114,6 +114,6 @@ def test_less_quality_is_less_bytes() -> None:
 
 
 @pytest.mark.parametrize("order", ["bgr", "rgb"])
-def test_a_picture_that_cannot_be_encoded_is_said_so(order: str) -> None:
+def test_a_picture_that_cannot_be_encoded_is_said_so(order: ChannelOrder) -> None:
     with pytest.raises(BackendError, match=r"cannot encode a picture of shape \(0, 0, 3\) as JPEG"):
-        jpeg(np.empty((0, 0, 3), np.uint8), 80, order)  # type: ignore[arg-type]
+        jpeg(np.empty((0, 0, 3), np.uint8), 80, order)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ from tests.support.sound import chunks, ladder_model, quiet, tone_model, word
 STORY = np.concatenate((quiet(2), word("low"), quiet(2), word("high"), quiet(2), word("low"), quiet(1)))
 
 
-def ear(path: Path, **fields: object) -> Hearing:
-    config = StreamConfig(source="mic:default", model=str(path), **fields)  # type: ignore[arg-type]
+def ear(path: Path, **fields: Any) -> Hearing:
+    config = StreamConfig(source="mic:default", model=str(path), **fields)
     return Hearing("kitchen", config, open_model(str(path), config.rung))
 
 

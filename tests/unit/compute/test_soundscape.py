@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,8 +22,8 @@ EVERY_S, WINDOW_S = 0.48, 0.975
 both = pytest.mark.parametrize("made", [waveform_model, logmel_model])
 
 
-def ear(path: Path, **fields: object) -> Hearing:
-    config = StreamConfig(source="mic:default", model=str(path), **fields)  # type: ignore[arg-type]
+def ear(path: Path, **fields: Any) -> Hearing:
+    config = StreamConfig(source="mic:default", model=str(path), **fields)
     return Hearing("yard", config, open_model(str(path)))
 
 

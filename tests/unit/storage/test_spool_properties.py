@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from agent.config import StorageConfig
+from agent.config import Durability, StorageConfig
 from agent.storage.spool import Spool
 from agent.storage.table import size
 
@@ -22,9 +22,9 @@ class SpoolMachine(RuleBasedStateMachine):
     """A spool beside a dictionary."""
 
     @initialize(durability=st.sampled_from(["event", "batch"]))
-    def begin(self, durability: str) -> None:
+    def begin(self, durability: Durability) -> None:
         self.folder = Path(tempfile.mkdtemp())
-        self.config = StorageConfig(spool_max_bytes=LIMIT, durability=durability)  # type: ignore[arg-type]
+        self.config = StorageConfig(spool_max_bytes=LIMIT, durability=durability)
         self.spool = Spool(self.folder, self.config)
         self.rows: dict[int, bytes] = {}
         self.last = self.dropped = 0

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from agent.errors import ModelError
@@ -16,7 +17,7 @@ from agent.manifest import AudioManifest
 from agent.messages import Samples
 
 Rows = NDArray[np.float32]
-Chosen = TypeVar("Chosen")
+Chosen = TypeVar("Chosen", bound=Struct)
 
 
 class FrontEnd(Protocol):
@@ -76,7 +77,7 @@ def options(audio: AudioManifest, kind: type[Chosen]) -> Chosen:
     Raises:
         ModelError: an unknown option or a wrong type.
     """
-    known = [field.name for field in msgspec.structs.fields(kind)]  # type: ignore[arg-type]
+    known = [field.name for field in msgspec.structs.fields(kind)]
     given = {**audio.options, **({"rate_hz": audio.rate_hz} if "rate_hz" in known else {})}
     try:
         return msgspec.convert(given, kind)

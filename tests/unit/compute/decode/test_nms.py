@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -43,11 +45,11 @@ def test_what_stays_is_a_part_and_does_not_overlap_within_a_class(
 @given(candidates(), st.randoms(use_true_random=False))
 @settings(deadline=None)
 def test_the_order_of_the_input_does_not_matter(
-    given: tuple[np.ndarray, np.ndarray, np.ndarray], random: st.DataObject
+    given: tuple[np.ndarray, np.ndarray, np.ndarray], random: Random
 ) -> None:
     boxes, scores, classes = given
     order = list(range(len(boxes)))
-    random.shuffle(order)  # type: ignore[attr-defined]
+    random.shuffle(order)
     shuffled = suppress(boxes[order], scores[order], classes[order], 0.5, 100)
     assert [order[i] for i in shuffled] == suppress(boxes, scores, classes, 0.5, 100)
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from contextlib import suppress
 from typing import Any
 
@@ -258,8 +257,3 @@ def test_what_the_builder_writes_runs(content: bytes, expected: list[list[float]
     interpreter.set_tensor(source["index"], np.ones(source["shape"], source["dtype"]))
     interpreter.invoke()
     assert interpreter.get_tensor(interpreter.get_output_details()[0]["index"]).tolist() == expected
-
-
-def test_tensors_of_the_builder_are_frozen() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        T("x", (1,)).name = "y"  # type: ignore[misc]
