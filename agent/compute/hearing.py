@@ -1,7 +1,7 @@
 """The rooms of compute in a row, for sound: gate → front end → infer → decode → words or tracks.
 
-Chunks in, events out. While the gate is closed only the gate itself costs anything; when it opens, what was heard
-just before is listened to as well.
+Chunks in, events out. While the gate is closed and no sound is followed only the gate itself costs anything; when
+it opens, what was heard just before is listened to as well.
 """
 
 from __future__ import annotations
