@@ -161,11 +161,11 @@ class Hearing:
             late_s = left * self._frontend.hop_s
             at_ns, at = chunk.captured_ns - round(late_s * 1e9), chunk.captured_at - timedelta(seconds=late_s)
             began = time.monotonic_ns()
-            told = self._words.told if self._words is not None else ()
-            answer = self._climb.answer(self._rows.fill, sound.complexity, told)
+            going_on = self._words.told if self._words is not None else ()
+            answer = self._climb.answer(self._rows.fill, sound.complexity, going_on)
             inferred = time.monotonic_ns()
-            told, detections = self._tell(answer, sound, at_ns, at)
-            events += told
+            news, detections = self._tell(answer, sound, at_ns, at)
+            events += news
             found += detections
             spent.add(inferred - began, time.monotonic_ns() - inferred)
         return events, _strongest(found) if self.inferences else None
