@@ -38,6 +38,20 @@ _WEIGHT = 0.25
 _LOWEST, _HIGHEST, _STEPS = 0.05, 20.0, 60
 
 
+class Answers(NamedTuple):
+    """What every rung says to every input.
+
+    Attributes:
+        confidence: of the answers, [inputs, rungs]; shallow first.
+        right: whether they are right, or how far, 0..1, of the same shape.
+        known: which inputs have a label of their own, bool [inputs].
+    """
+
+    confidence: Array
+    right: Array
+    known: Array
+
+
 class Point(Struct, frozen=True):
     """One choice of thresholds, and what it does on the data.
 
@@ -101,13 +115,31 @@ def calibrate(
         raise ModelError("there are no labelled answers to learn from")
     known = np.ones(len(labels), bool) if known is None else known
     temperatures = tuple(temperature(logits[known, rung], labels[known]) for rung in range(logits.shape[1]))
-    answers = _judged(logits, labels, temperatures, known, told)
+    return search(_judged(logits, labels, temperatures, known, told), costs, loss, temperatures, parts)
+
+
+def search(
+    answers: Answers,
+    costs: Sequence[float],
+    loss: float,
+    temperatures: tuple[float, ...],
+    parts: Array | None = None,
+) -> Calibration:
+    """Learn thresholds only, from answers whose confidence and rightness are known.
+
+    Args:
+        answers: to every input.
+        costs: multiply-adds of each rung by itself.
+        loss: accuracy that may be given away, 0..1.
+        temperatures: that the confidences were found with.
+        parts: see `calibrate`.
+    """
     curve = _curve(answers, costs)
-    never = _point(answers, np.asarray(costs, float), (1.0,) * (len(costs) - 1))
-    parts = np.zeros(len(labels), int) if parts is None else parts
-    allowed = [point for point in curve if _most_lost(answers, point, parts) <= loss + 1e-9]
-    chosen = min(allowed, key=lambda point: point.cost, default=never)
-    alone = tuple(float(share) for share in answers.right[known].mean(axis=0))
+    never = point(answers, costs, (1.0,) * (len(costs) - 1))
+    parts = np.zeros(len(answers.known), int) if parts is None else parts
+    allowed = [one for one in curve if _most_lost(answers, one, parts) <= loss + 1e-9]
+    chosen = min(allowed, key=lambda one: one.cost, default=never)
+    alone = tuple(float(share) for share in answers.right[answers.known].mean(axis=0))
     return Calibration(temperatures, chosen, tuple(curve), alone[-1], alone)
 
 
@@ -131,8 +163,16 @@ def tried(
 ) -> Point:
     """What the chosen thresholds do on other data; arguments as for `calibrate`."""
     known = np.ones(len(labels), bool) if known is None else known
-    answers = _judged(logits, labels, learned.temperatures, known, told)
-    return _point(answers, np.asarray(costs, float), learned.chosen.thresholds)
+    return point(_judged(logits, labels, learned.temperatures, known, told), costs, learned.chosen.thresholds)
+
+
+def point(answers: Answers, costs: Sequence[float], thresholds: tuple[float, ...]) -> Point:
+    """What these thresholds do; arguments as for `search`."""
+    answered = _answered(answers, thresholds)
+    used = np.bincount(answered, minlength=len(costs)) / len(answered)
+    cost = np.cumsum(costs)[answered].mean() / np.sum(costs)
+    accuracy = float(answers.right[np.arange(len(answered)), answered][answers.known].mean())
+    return Point(thresholds, accuracy, float(cost), tuple(map(float, used)))
 
 
 def _loss(logits: Array, labels: Array, t: float) -> float:
@@ -140,17 +180,9 @@ def _loss(logits: Array, labels: Array, t: float) -> float:
     return float(-np.log(np.maximum(scores[np.arange(len(labels)), labels], 1e-12)).mean())
 
 
-class _Answers(NamedTuple):
-    """Confidence and rightness of every answer [inputs, rungs], and which inputs have a label."""
-
-    confidence: Array
-    right: Array
-    known: Array
-
-
 def _judged(
     logits: Logits, labels: Array, temperatures: Sequence[float], known: Array, told: Sequence[int] | None
-) -> _Answers:
+) -> Answers:
     scores = softmax(logits / np.asarray(temperatures, np.float32)[None, :, None])
     if told is not None and len(told) < scores.shape[2]:
         wanted, group = list(told), np.full(scores.shape[2], len(told))
@@ -159,22 +191,22 @@ def _judged(
         scores, labels = np.concatenate((scores[..., wanted], rest), axis=2), group[labels]
     best = scores.argmax(axis=2)
     labels = np.where(known, labels, best[:, -1])
-    return _Answers(scores.max(axis=2), best == labels[:, None], known)
+    return Answers(scores.max(axis=2), best == labels[:, None], known)
 
 
-def _curve(answers: _Answers, costs: Sequence[float]) -> list[Point]:
+def _curve(answers: Answers, costs: Sequence[float]) -> list[Point]:
     dear = np.asarray(costs, float)
     found = list(dict.fromkeys(_thresholds(answers, dear, price) for price in _PRICES))
     # A price finds the corners of the curve's hull only: what lies between two of them is tried as well.
     for one, other in pairwise(found.copy()):
         steps = np.linspace(one, other, _BETWEEN + 2)[1:-1]
         found += [tuple(thresholds) for thresholds in steps.tolist()]
-    return sorted((_point(answers, dear, thresholds) for thresholds in found), key=lambda point: -point.cost)
+    return sorted((point(answers, costs, thresholds) for thresholds in found), key=lambda one: -one.cost)
 
 
-def _thresholds(answers: _Answers, costs: Array, price: float) -> tuple[float, ...]:
+def _thresholds(answers: Answers, costs: Array, price: float) -> tuple[float, ...]:
     """The best for one price: each rung's given those of the deeper ones."""
-    confidence, wrong = answers.confidence, (~answers.right) * np.where(answers.known, 1.0, _WEIGHT)[:, None]
+    confidence, wrong = answers.confidence, (1.0 - answers.right) * np.where(answers.known, 1.0, _WEIGHT)[:, None]
     whole = costs.sum()
     later = wrong[:, -1] + price * costs[-1] / whole  # what it costs to go on, per input
     thresholds: list[float] = []
@@ -200,23 +232,15 @@ def _between(falling: Array, cut: int) -> float:
     return float(min(1.0, (falling[cut - 1] + falling[cut]) / 2 + 1e-6))
 
 
-def _answered(answers: _Answers, thresholds: Sequence[float]) -> Array:
+def _answered(answers: Answers, thresholds: Sequence[float]) -> Array:
     """Number of the rung that answers each input."""
     stops = answers.confidence[:, :-1] >= np.asarray(thresholds)
     answered: Array = np.column_stack((stops, np.ones(len(stops), bool))).argmax(axis=1)
     return answered
 
 
-def _most_lost(answers: _Answers, point: Point, parts: Array) -> float:
+def _most_lost(answers: Answers, chosen: Point, parts: Array) -> float:
     """Accuracy that is given away, in the part of the inputs where it is most."""
     inputs = np.arange(len(parts))
-    gained = answers.right[inputs, _answered(answers, point.thresholds)].astype(float) - answers.right[:, -1]
+    gained = answers.right[inputs, _answered(answers, chosen.thresholds)].astype(float) - answers.right[:, -1]
     return -min(float(gained[answers.known & (parts == part)].mean()) for part in np.unique(parts[answers.known]))
-
-
-def _point(answers: _Answers, costs: Array, thresholds: tuple[float, ...]) -> Point:
-    answered = _answered(answers, thresholds)
-    used = np.bincount(answered, minlength=len(costs)) / len(answered)
-    cost = np.cumsum(costs)[answered].mean() / costs.sum()
-    accuracy = float(answers.right[np.arange(len(answered)), answered][answers.known].mean())
-    return Point(thresholds, accuracy, float(cost), tuple(map(float, used)))
