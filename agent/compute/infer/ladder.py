@@ -1,4 +1,4 @@
-"""The ladder: how deep to go for this input. Pure policy; whoever runs the rungs asks it before each step.
+"""The ladder: how far to go for this input. Pure policy; whoever runs the rungs asks it before each step.
 
 An answer is taken when its confidence has reached what was learned for its rung; if not, a deeper rung is asked,
 as long as its usual time still fits into the budget. Early exits with a learned threshold: Teerapittayanon and
@@ -14,6 +14,8 @@ from agent.manifest import Rung
 
 _MEMORY = 0.1
 """Share of the newest time in what is known of a rung's usual time."""
+_RETRY = 200
+"""A rung that was refused so often for its time is measured anew: what made it slow may be over."""
 
 
 class Ladder:
@@ -35,6 +37,7 @@ class Ladder:
         self.used = [0] * len(self.rungs)
         self._budget_ns = budget_ns
         self._usual_ns = [0.0] * len(self.rungs)
+        self._refused = [0] * len(self.rungs)
         self._enough = [1.0 if rung.confidence is None else rung.confidence for rung in self.rungs]
 
     def first(self, complexity: float) -> int:
@@ -52,15 +55,24 @@ class Ladder:
             confidence: of its answer, 0..1.
             spent_ns: on this input so far.
         """
-        if index + 1 >= len(self.rungs) or confidence >= self._enough[index]:
+        if index + 1 >= len(self.rungs) or self.sure(index, confidence):
             return False
-        return spent_ns + self._usual_ns[index + 1] <= self._budget_ns
+        return self.affords(index + 1, spent_ns)
+
+    def sure(self, index: int, confidence: float) -> bool:
+        """Whether an answer of this confidence is what was learned to be good enough for its rung."""
+        return confidence >= self._enough[index]
 
     def affords(self, index: int, spent_ns: int) -> bool:
-        """Whether a rung on the way to a deeper one still fits into the budget."""
-        return spent_ns + self._usual_ns[index] <= self._budget_ns
+        """Whether a rung still fits into the budget, or is to be tried again; it is run then."""
+        if spent_ns + self._usual_ns[index] <= self._budget_ns:
+            return True
+        self._refused[index] += 1
+        return self._refused[index] > _RETRY and spent_ns <= self._budget_ns
 
     def took(self, index: int, ns: int) -> None:
         """Learn how long a rung takes by itself, ns."""
         usual = self._usual_ns[index]
-        self._usual_ns[index] = ns if usual == 0.0 else usual + _MEMORY * (ns - usual)
+        anew = usual == 0.0 or self._refused[index] > _RETRY
+        self._usual_ns[index] = ns if anew else usual + _MEMORY * (ns - usual)
+        self._refused[index] = 0

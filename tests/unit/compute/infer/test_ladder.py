@@ -59,3 +59,33 @@ def test_the_usual_time_follows_what_is_measured() -> None:
     for _ in range(100):
         ladder.took(1, 10)
     assert ladder.goes_on(0, 0.0, 85)
+
+
+@given(slow=st.integers(101, 100_000), times=st.integers(1, 5))
+def test_a_rung_that_was_slow_by_chance_comes_back(slow: int, times: int) -> None:
+    ladder = Ladder(RUNGS, 100)
+    for _ in range(times):
+        ladder.took(1, slow)
+    refused = 0
+    while not ladder.goes_on(0, 0.0, 50):
+        refused += 1
+        assert refused <= 200
+    ladder.took(1, 40)
+    assert all(ladder.goes_on(0, 0.0, 50) for _ in range(10)), "what was measured anew is what counts"
+
+
+@given(slow=st.integers(101, 100_000))
+def test_a_rung_that_is_slow_is_tried_rarely(slow: int) -> None:
+    ladder = Ladder(RUNGS, 100)
+    tried = 0
+    for _ in range(1000):
+        if ladder.goes_on(0, 0.0, 0):
+            tried += 1
+            ladder.took(1, slow)
+    assert tried <= 1 + 1000 // 200
+
+
+def test_nothing_is_tried_again_when_the_budget_is_spent() -> None:
+    ladder = Ladder(RUNGS, 100)
+    ladder.took(1, 1000)
+    assert not any(ladder.goes_on(0, 0.0, 101) for _ in range(1000))
