@@ -43,7 +43,9 @@ CODES = {
     "RESHAPE": 22,
     "SOFTMAX": 25,
     "CUSTOM": 32,
+    "TRANSPOSE_CONV": 67,
     "WHILE": 119,
+    "BATCH_MATMUL": 126,
 }
 OPTIONS = {"FULLY_CONNECTED": 8, "SOFTMAX": 9, "ADD": 11, "RESHAPE": 17, "MUL": 21}
 """The member of the `BuiltinOptions` union that a kernel insists on; its table may be empty."""
@@ -153,12 +155,20 @@ def constant_model(
     outputs: Mapping[str, np.ndarray], input_shape: Sequence[int] = (1, 8, 8, 3), signature: str = ""
 ) -> bytes:
     """Runnable: takes a uint8 picture, looks away, and always gives `outputs`: any model for a decoder's sake."""
+    graph = constant_graph(outputs, input_shape)
+    ends = dict(zip(outputs, graph.outputs, strict=True))
+    keys = [Signature(signature, {"image": 0}, ends)] if signature else []
+    return write(graph.tensors, graph.operations, graph.inputs, graph.outputs, keys)
+
+
+def constant_graph(outputs: Mapping[str, np.ndarray], input_shape: Sequence[int] = (1, 8, 8, 3)) -> Graph:
+    """The graph of `constant_model`, for a file of several."""
     tensors = [
         T("image", input_shape, "uint8", scale=(1 / 255,)),
         T("copy", input_shape, "uint8", scale=(1 / 255,)),
     ]
     tensors.append(T("shape", (len(input_shape),), "int32", np.array(input_shape, np.int32)))
-    operations, ends = [Op("RESHAPE", (0, 2), (1,))], {}
+    operations, ends = [Op("RESHAPE", (0, 2), (1,))], list[int]()
     for name, value in outputs.items():
         first = len(tensors)
         tensors += [
@@ -167,9 +177,8 @@ def constant_model(
             T(name, value.shape, value.dtype.name),
         ]
         operations.append(Op("RESHAPE", (first, first + 1), (first + 2,)))
-        ends[name] = first + 2
-    keys = [Signature(signature, {"image": 0}, ends)] if signature else []
-    return write(tensors, operations, (0,), tuple(ends.values()), keys)
+        ends.append(first + 2)
+    return Graph(tensors, operations, (0,), ends)
 
 
 def custom_model(code: str) -> bytes:

@@ -141,15 +141,25 @@ class ModelFile(Struct, frozen=True):
         Raises:
             ModelError: there is no such signature.
         """
+        graph = self.graph(signature)
         if not signature:
-            graph = self.subgraphs[0]
             inputs = {graph.tensors[i].name: i for i in graph.inputs}
             outputs = {graph.tensors[i].name: i for i in graph.outputs}
             return _specs(graph, inputs), _specs(graph, outputs)
+        known = next(known for known in self.signatures if known.name == signature)
+        return _specs(graph, known.inputs), _specs(graph, known.outputs)
+
+    def graph(self, signature: str = "") -> Subgraph:
+        """The graph of a signature; the first for an empty name.
+
+        Raises:
+            ModelError: there is no such signature.
+        """
+        if not signature:
+            return self.subgraphs[0]
         for known in self.signatures:
             if known.name == signature:
-                graph = self.subgraphs[known.subgraph]
-                return _specs(graph, known.inputs), _specs(graph, known.outputs)
+                return self.subgraphs[known.subgraph]
         names = ", ".join(known.name for known in self.signatures) or "none"
         raise ModelError(f"the model file has no signature {signature!r}; it has: {names}")
 
