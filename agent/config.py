@@ -132,10 +132,10 @@ class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LadderConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[streams.NAME.ladder]`: for a model of several depths or sizes, with `rung` left open.
+    """`[streams.NAME.ladder]`: for a model of several depths with `rung` left open, or `rung = "auto"`.
 
     Attributes:
-        budget_ms: for all rungs of one input together; a deeper one is not begun that would exceed it, ms.
+        budget_ms: for all rungs of one input together; none but the first is begun that would exceed it, ms.
     """
 
     budget_ms: Annotated[float, Meta(gt=0.0, le=1e6)] = 100.0
@@ -216,8 +216,8 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
         source: URI, see `agent.capture.source`.
         model: name of a bundled model, or a path to a `.tflite` or to its manifest `.toml`.
         enabled: whether it runs.
-        rung: size or depth of the model; empty: by how hard the input is where the model has learned that
-            (`vedette models calibrate`), else its first.
+        rung: size or depth of the model. Empty: depths by how hard the input is, where the model has learned
+            that (`vedette models calibrate`), else its first. `auto`: also sizes, which takes the memory of all.
         backend: `auto`, or one that never falls back.
         threads: of the CPU backend; 0: chosen by the number of cores.
         capture, gate, ladder, decode, track, zones, publish: see each.

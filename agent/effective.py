@@ -51,7 +51,7 @@ def _filled(stream: StreamConfig, manifest: Manifest) -> StreamConfig:
         iou_threshold=output.iou_threshold if iou is None else iou,
     )
     hits = stream.track.min_hits or manifest.min_hits
-    rung = stream.rung if manifest.ladder else manifest.rungs[0].name
+    rung = stream.rung if manifest.climbed(stream.rung) else manifest.rungs[0].name
     return replace(stream, rung=rung, decode=decode, track=replace(stream.track, min_hits=hits))
 
 

@@ -23,7 +23,7 @@ def open_model(name_or_path: str, rung: str = "") -> Model:
 
     Args:
         name_or_path: see `agent.storage.models.load_file`.
-        rung: its name; empty: those of its ladder, or the manifest's first.
+        rung: its name, `auto` or empty, see `agent.manifest.Manifest.climbed`.
 
     Raises:
         ModelError: there is none, it is broken, or nothing tells how to use it.
@@ -62,9 +62,7 @@ def open_whole_model(name_or_path: str) -> Model:
 
 def _kept(manifest: Manifest, rung: str) -> tuple[Rung, ...]:
     """The rungs that may run: every one of a ladder, else those that lead to the one asked for; deepest first."""
-    if not rung and manifest.ladder:
-        return manifest.rungs
-    return manifest.chain(rung)[::-1]
+    return manifest.climbed(rung)[::-1] or manifest.chain(rung)[::-1]
 
 
 def guessed(content: bytes, modelfile: ModelFile, path: str) -> Manifest:

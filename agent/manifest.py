@@ -35,6 +35,8 @@ from agent.messages import ChannelOrder
 
 Unit = Annotated[float, Meta(ge=0.0, le=1.0)]
 Resize = Literal["stretch", "letterbox"]
+AUTO = "auto"
+"""In the place of a rung's name: climb the ladder, also of sizes."""
 
 PICTURE_HITS, SOUND_HITS = 3, 1
 """Detections that announce a track, where the stream leaves it open. Pictures come many times a second, and one
@@ -173,6 +175,25 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
         rungs = self.rungs[::-1]
         return rungs if any(rung.confidence is not None for rung in rungs) else ()
 
+    def climbed(self, rung: str) -> tuple[Rung, ...]:
+        """The rungs that an input climbs when the configuration says so, shallow first; empty: one answers alone.
+
+        Args:
+            rung: its name; `auto`: the ladder; empty: the ladder of depths. Sizes share no memory, and climbing
+                them is to be asked for.
+
+        Raises:
+            ModelError: `auto`, and there is no ladder.
+        """
+        if rung != AUTO:
+            return () if rung or not any(one.after for one in self.rungs) else self.ladder
+        if not self.ladder:
+            raise ModelError(
+                f"model {self.name}: rung = {AUTO!r} needs to know when an answer is good enough: learn that by "
+                f"`vedette models calibrate`, or name one of {', '.join(one.name for one in self.rungs)}"
+            )
+        return self.ladder
+
     def chain(self, name: str) -> tuple[Rung, ...]:
         """The rungs that run for this one, in order: those whose hidden state it goes on from, and itself.
 
@@ -220,4 +241,6 @@ def manifest_from(data: dict[str, Any], where: str) -> Manifest:
         raise ModelError(f"{where}: {error}") from error
     if not manifest.rungs:
         raise ModelError(f"{where}: `rungs` is empty; leave it out for a model with one graph")
+    if any(rung.name == AUTO for rung in manifest.rungs):
+        raise ModelError(f"{where}: no rung can be called {AUTO!r}: that asks for the ladder")
     return manifest

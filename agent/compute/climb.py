@@ -1,6 +1,6 @@
-"""Climbs a model's rungs for one input: runs them, hands the hidden state on, and asks the ladder when to stop.
+"""Climbs a model's depths for one input: runs them, hands the hidden state on, and asks the ladder when to stop.
 
-Rungs that go on from each other (depths) repeat nothing. Rungs that stand alone (sizes) are given the input anew.
+Depths go on from each other and repeat nothing. Sizes stand alone, and are for pictures: `agent.compute.sizes`.
 """
 
 from __future__ import annotations
@@ -65,14 +65,17 @@ class Climb:
         """Prepare every rung that may run.
 
         Raises:
-            ModelError: a rung is missing in the file, or does not take what the one before gives.
+            ModelError: a rung is missing in the file, or does not take what the one before gives, or stands
+                alone.
         """
         self._session = session
-        ladder = () if config.rung else manifest.ladder
-        deepest = (config.rung or manifest.rungs[0].name) if not ladder else ladder[-1].name
+        ladder = manifest.climbed(config.rung)
+        deepest = ladder[-1].name if ladder else manifest.rung(config.rung).name
         chain = manifest.chain(deepest)
-        if len(chain) == 1 and ladder:  # sizes: each stands alone
-            chain = ladder
+        if ladder and len(chain) == 1:
+            raise ModelError(
+                f"model {manifest.name}: its rungs are sizes, and sound climbs depths: name one of them"
+            )
         self._climbs = bool(ladder)
         # A rung that was asked for by name answers, however long it takes.
         self._policy = Ladder(chain, round(config.ladder.budget_ms * 1e6) if ladder else _NO_BUDGET)
@@ -102,8 +105,7 @@ class Climb:
         """
         began = time.monotonic_ns()
         first = self._policy.first(complexity) if self._climbs else len(self._steps) - 1
-        # The way to a depth leads through those before it; a size is begun with.
-        index, spent = (0 if self._steps[first].rung.after else first), 0
+        index, spent = 0, 0  # the way to a depth leads through those before it
         while True:
             self._run(index, fill)
             now = time.monotonic_ns() - began
@@ -169,8 +171,6 @@ class Climb:
 
 def _check_chain(session: Session, chain: tuple[Rung, ...]) -> None:
     for before, rung in pairwise(chain):
-        if not rung.after:
-            continue
         session.use(before.name)
         given = next((spec for spec in session.outputs if spec.name == HIDDEN), None)
         session.use(rung.name)

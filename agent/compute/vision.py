@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from datetime import datetime
 
 import cv2
-from msgspec import Struct
-from msgspec.structs import replace
 
-from agent.compute.decode import Decoder, build_decoder
 from agent.compute.gate.motion import MotionGate
 from agent.compute.infer.backend import Options, open_session
-from agent.compute.infer.image import ImageInput, Placement
+from agent.compute.size import Size
+from agent.compute.sizes import Sizes
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
 from agent.config import StreamConfig
-from agent.errors import ModelError
-from agent.manifest import Manifest, Model
-from agent.messages import WHOLE, Box, Detection, Event, Frame, Seen, Stages, Track
-
-
-class _Rung(Struct, frozen=True):
-    """What a rung needs before and after its inference."""
-
-    image: ImageInput
-    decoder: Decoder
+from agent.manifest import Model
+from agent.messages import WHOLE, Event, Frame, Seen, Stages, Track
 
 
 class Vision:
@@ -36,19 +25,22 @@ class Vision:
         """Open the model and prepare every room.
 
         Raises:
-            ModelError: the model is broken, cannot run here, or does not fit its decoder.
+            ModelError: the model is broken, cannot run here, does not fit its decoder, or has no ladder to climb.
             ConfigError: a zone or a label cannot be used.
         """
         # Streams are what runs in parallel. OpenCV's own threads halve the time of a resize at best, wait for
         # each other by spinning, and cost half as much CPU again.
         cv2.setNumThreads(1)
         self.model, self.alarm = model, ""
-        self._config = config
         zones = Zones(config.zones)
-        options = Options(rung=model.manifest.rung(config.rung).name, threads=config.threads)
-        self.session = open_session(model, config.backend, options)
-        self._rungs: dict[str, _Rung] = {}
-        self._use(self.session.rung)
+        climbed = model.manifest.climbed(config.rung)
+        rung = climbed[-1].name if climbed else model.manifest.rung(config.rung).name
+        self.session = open_session(model, config.backend, Options(rung=rung, threads=config.threads))
+        self._eye = (
+            Sizes(self.session, model, config) if climbed else Size(self.session, model, rung, config.decode)
+        )
+        # What is known makes a picture hard besides what moves, and belongs into its crop.
+        self._keeps = config.gate.crop or bool(climbed)
         self._gate = MotionGate(config.gate)
         self.tracker = Tracker(config.track, zones, stream)
 
@@ -60,38 +52,30 @@ class Vision:
         """
         began = time.monotonic_ns()
         tracker = self.tracker
-        keep = tracker.boxes() if self._config.gate.crop else ()
+        keep = tracker.boxes() if self._keeps else ()
         sight = self._gate.look(frame.image, frame.captured_ns, tracks_alive=tracker.watching, keep=keep)
         gated = time.monotonic_ns()
         queue = began - frame.read_ns
         if not sight.open:
             events = tracker.tick(frame.captured_ns, frame.captured_at)
             return Seen(events, None, Stages(queue, gated - began, track=time.monotonic_ns() - gated))
-        placement = self._prepare(frame, sight.crop or WHOLE)
-        prepared = time.monotonic_ns()
-        self.session.invoke()
-        inferred = time.monotonic_ns()
-        detections = self._decode(placement)
-        decoded = time.monotonic_ns()
-        events = tracker.update(detections, frame.captured_ns, frame.captured_at, sight.crop or WHOLE)
-        tracked = time.monotonic_ns()
-        return Seen(
-            events,
-            detections,
-            Stages(
-                queue,
-                gated - began,
-                prepared - gated,
-                inferred - prepared,
-                decoded - inferred,
-                tracked - decoded,
-            ),
-        )
+        crop = sight.crop or WHOLE
+        look = self._eye.look(frame, crop, sight.complexity)
+        looked = time.monotonic_ns()
+        events = tracker.update(look.detections, frame.captured_ns, frame.captured_at, crop)
+        track = time.monotonic_ns() - looked
+        stages = Stages(queue, gated - began, look.prepare, look.infer, look.decode, track)
+        return Seen(events, look.detections, stages)
 
     @property
     def answered_by(self) -> tuple[str, str]:
         """Backend and rung of the newest answer."""
-        return self.session.backend, self.session.rung
+        return self.session.backend, self._eye.rung
+
+    @property
+    def used(self) -> dict[str, int]:
+        """How often each rung gave the answer; empty where one answers alone."""
+        return self._eye.used if isinstance(self._eye, Sizes) else {}
 
     def tick(self, at_ns: int, at: datetime) -> list[Event]:
         """Time passes and no frame comes: ends that are due."""
@@ -108,45 +92,3 @@ class Vision:
     def close(self) -> None:
         """Give the model's memory back."""
         self.session.close()
-
-    def _use(self, rung: str) -> None:
-        self.session.use(rung)
-        if rung not in self._rungs:
-            self._rungs[rung] = self._rung(self.model.manifest)
-        self._rung_in_use = self._rungs[rung]
-
-    def _rung(self, manifest: Manifest) -> _Rung:
-        session = self.session
-        if len(session.inputs) != 1:
-            raise ModelError(
-                f"{self.model.path}: expected one input, a picture; found {len(session.inputs)}: "
-                f"{', '.join(map(str, session.inputs))}"
-            )
-        decoder = build_decoder(manifest, session.inputs, session.outputs, self._config.decode)
-        return _Rung(ImageInput(session.inputs[0], manifest.input), decoder)
-
-    def _prepare(self, frame: Frame, crop: Box) -> Placement:
-        return self._rung_in_use.image.fill(self.session.input(0), frame.image, frame.order, crop)
-
-    def _decode(self, placement: Placement) -> list[Detection]:
-        session = self.session
-        outputs = [session.output(index) for index in range(len(session.outputs))]
-        detections = self._rung_in_use.decoder(outputs)
-        return detections if placement.whole else _placed(detections, placement)
-
-
-def _placed(detections: Sequence[Detection], placement: Placement) -> list[Detection]:
-    """Detections in fractions of the frame instead of the model's picture."""
-    return [
-        replace(
-            detection,
-            box=placement.to_frame(detection.box) if detection.box else None,
-            keypoints=tuple(
-                replace(k, x=placed[0], y=placed[1])
-                for k in detection.keypoints
-                for placed in (placement.point(k.x, k.y),)
-            ),
-            outline=tuple(placement.point(x, y) for x, y in detection.outline),
-        )
-        for detection in detections
-    ]

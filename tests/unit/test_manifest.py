@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from agent.errors import ModelError
@@ -33,3 +35,24 @@ def test_an_unknown_rung_names_the_known() -> None:
     data = {"name": "x", "output": OUTPUT, "rungs": [{"name": "416"}, {"name": "320"}]}
     with pytest.raises(ModelError, match="no rung '415'; it has: 416, 320"):
         manifest_from(data, "x.toml").rung("415")
+
+
+def climbed(rung: str, *rungs: Mapping[str, object]) -> list[str]:
+    manifest = manifest_from({"name": "x", "output": OUTPUT, "rungs": list(rungs)}, "x.toml")
+    return [one.name for one in manifest.climbed(rung)]
+
+
+def test_depths_climb_by_themselves_and_sizes_when_asked_to() -> None:
+    deep, shallow = {"name": "12", "after": "3"}, {"name": "3", "confidence": 0.9}
+    large, small = {"name": "416"}, {"name": "256", "confidence": 0.9}
+    assert climbed("", deep, shallow) == climbed("auto", deep, shallow) == ["3", "12"]
+    assert climbed("auto", large, small) == ["256", "416"]
+    assert climbed("", large, small) == climbed("256", large, small) == climbed("12", deep, shallow) == []
+    assert climbed("", deep, {"name": "3"}) == [], "nothing was learned"
+    with pytest.raises(ModelError, match=r"`vedette models calibrate`, or name one of 416, 256$"):
+        climbed("auto", large, {"name": "256"})
+
+
+def test_no_rung_is_called_auto() -> None:
+    with pytest.raises(ModelError, match=r"^x\.toml: no rung can be called 'auto'"):
+        climbed("", {"name": "auto"})

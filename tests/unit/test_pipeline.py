@@ -160,20 +160,6 @@ def test_a_closed_gate_saves_the_inference(tmp_path: Path) -> None:
     assert pipeline.tally.inferences <= 2
 
 
-def test_a_crop_is_mapped_back_to_the_frame(tmp_path: Path) -> None:
-    from agent.compute.infer.image import Placement
-    from agent.compute.vision import _placed
-    from agent.messages import Detection, Keypoint
-
-    found = Detection(
-        "x", 1.0, (0.0, 0.0, 1.0, 0.5), (Keypoint("nose", 0.5, 0.5, 1.0),), ((0.0, 0.0), (1.0, 1.0))
-    )
-    [placed] = _placed([found], Placement(0.5, 0.5, 0.5, 0.5))
-    assert placed.box == (0.5, 0.5, 1.0, 0.75)
-    assert (placed.keypoints[0].x, placed.keypoints[0].y) == (0.75, 0.75)
-    assert placed.outline == ((0.5, 0.5), (1.0, 1.0))
-
-
 def test_seen_without_events_reports_nothing(tmp_path: Path) -> None:
     from agent.messages import Stages
 

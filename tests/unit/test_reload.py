@@ -16,6 +16,7 @@ from agent.stream import Stream
 from tests.support.house import person_model
 from tests.support.publishing import wait_for
 from tests.support.running import WALK
+from tests.support.sizes import sizes_model
 
 FRONT = StreamConfig("test:", "nanodet")
 OLD = Config({"front": FRONT, "back": FRONT}, DeviceConfig("porch"))
@@ -84,6 +85,20 @@ def test_only_what_is_different_is_swapped(
     assert back.over
     assert house.line.publisher.retained()[house.topics.count("back", "person")] == b""
     assert caplog.messages == ["reloaded: stream side is new; stream back is gone"]
+
+
+def test_another_way_to_choose_the_size_is_another_stream(house: House, tmp_path: Path) -> None:
+    sizes = StreamConfig(WALK, str(sizes_model(tmp_path, {"32": [], "16": []})))
+    for rung, names in (("", ["32"]), ("auto", ["32", "16"]), ("16", ["16"]), ("auto", ["32", "16"])):
+        Reload(house, replace(house.config, streams={"front": replace(sizes, rung=rung)})).apply()
+        front = all_see(house)["front"]
+        assert front._model is not None
+        assert [one.name for one in front._model.manifest.rungs] == names
+        assert front.health().rung in names
+    unlearned = sizes_model(tmp_path, {"32": [], "16": []}, confidence=None)
+    with pytest.raises(VedetteError, match=rf"^stream front: {unlearned}: model sizes: rung = 'auto' needs"):
+        Reload(house, house.config)
+    assert not front.over
 
 
 def test_what_is_refused_leaves_the_house_as_it_was(house: House, camera: StreamConfig) -> None:

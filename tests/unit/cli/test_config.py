@@ -11,6 +11,7 @@ from agent.cli.config import config
 from agent.configfile import parse
 from agent.effective import effective
 from agent.errors import ConfigError
+from tests.support.sizes import sizes_model
 
 CONFIGS = Path(__file__).parent.parent.parent.parent / "firmware_configs"
 SQUARE = "[[0.1, 0.1], [0.9, 0.1], [0.9, 0.9]]"
@@ -89,6 +90,16 @@ def test_a_zone_needs_three_corners(file: Path) -> None:
     assert line.startswith(f"{file}:7: ")
     assert "line" in line
     assert "corners" in line
+
+
+def test_auto_without_a_ladder_is_told_at_its_line(file: Path, tmp_path: Path) -> None:
+    path = sizes_model(tmp_path, {"32": [], "16": []}, confidence=None)
+    (line,) = problems(file, f'[streams.front]\nsource = "test:"\nmodel = "{path}"\nrung = "auto"\n')
+    assert line.startswith(f"{file}:4: ")
+    assert "vedette models calibrate" in line
+    sizes_model(tmp_path, {"32": [], "16": []})
+    assert call("check", str(file)).exit_code == 0
+    assert 'rung = "auto"\n' in call("show", str(file)).stdout
 
 
 def test_a_label_that_the_model_does_not_know(file: Path) -> None:

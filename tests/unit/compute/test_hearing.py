@@ -172,6 +172,15 @@ def test_a_word_that_has_been_told_is_no_news_and_asks_no_deeper_rung(tmp_path: 
     assert hearing.used["12"] > before["12"] + 10, "and what comes then is news"
 
 
+def test_sound_climbs_depths_only(tmp_path: Path) -> None:
+    path = ladder_model(tmp_path)
+    assert hear(ear(path, rung="auto"), STORY) == hear(ear(path), STORY)
+    path.write_text(path.read_text().replace('after = "3"\n', ""))
+    assert ear(path).used == {"12": 0}
+    with pytest.raises(ModelError, match="its rungs are sizes, and sound climbs depths"):
+        ear(path, rung="auto")
+
+
 def test_a_rung_that_was_asked_for_keeps_to_no_budget(tmp_path: Path) -> None:
     hearing = ear(ladder_model(tmp_path), rung="12", ladder=LadderConfig(budget_ms=1e-6))
     assert [label for label, _ in hear(hearing, STORY)] == ["low", "high", "low"]

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.compute.infer.sizeladder import SizeLadder
+from agent.manifest import Rung
+
+RUNGS = (Rung("256", confidence=0.7), Rung("320", confidence=0.7), Rung("416"))
+TIMES = (40, 60, 100)
+NO_BUDGET = 10**9
+ALL, NONE = (0, 1, 2), ()
+
+
+def looked(
+    ladder: SizeLadder,
+    sure: Collection[int],
+    *,
+    times: tuple[int, ...] = TIMES,
+    complexity: float = 0.0,
+    agrees: bool = True,
+) -> list[int]:
+    """The sizes that look at one picture, of which some are sure."""
+    began = ladder.begin(complexity)
+    ladder.took(began, times[began])
+    enough = ladder.sure(began, 0.9 if began in sure else 0.5) or began == len(times) - 1
+    larger = ladder.larger(began, sure=enough, spent_ns=times[began])
+    if larger is None:
+        ladder.settle(began, began, enough=enough)
+        return [began]
+    ladder.took(larger, times[larger])
+    ladder.settle(began, larger, enough=enough and agrees)
+    return [began, larger]
+
+
+def cost(runs: list[list[int]]) -> float:
+    return sum(TIMES[index] for run in runs for index in run) / len(runs)
+
+
+def test_where_small_ones_are_sure_the_smallest_looks() -> None:
+    ladder = SizeLadder(RUNGS, NO_BUDGET)
+    runs = [looked(ladder, ALL) for _ in range(1000)]
+    assert runs[:6] == [[2], [1], [1], [0], [0], [0]]
+    assert cost(runs) < 45
+
+
+def test_where_small_ones_are_never_sure_they_cost_little() -> None:
+    ladder = SizeLadder(RUNGS, NO_BUDGET)
+    runs = [looked(ladder, NONE) for _ in range(1000)]
+    assert all(run[-1] == 2 for run in runs)
+    assert cost(runs) < 103, "always the largest costs 100"
+
+
+def test_a_size_between_stays_when_a_smaller_one_fails() -> None:
+    ladder = SizeLadder(RUNGS, NO_BUDGET)
+    runs = [looked(ladder, (1, 2)) for _ in range(1000)]
+    assert [1] in runs[-3:]
+    assert cost(runs) < 70
+
+
+def test_a_scene_that_changes_is_noticed_at_once_and_forgotten_soon() -> None:
+    ladder = SizeLadder(RUNGS, NO_BUDGET)
+    for _ in range(100):
+        looked(ladder, ALL)
+    assert looked(ladder, NONE) == [0, 2]
+    assert all(looked(ladder, NONE)[-1] == 2 for _ in range(100))
+    again = [looked(ladder, ALL) for _ in range(50)]
+    assert again[-1] == [0]
+
+
+@given(agrees=st.booleans())
+def test_what_a_size_is_sure_of_is_checked(agrees: bool) -> None:
+    ladder = SizeLadder(RUNGS, NO_BUDGET)
+    runs = [looked(ladder, ALL, agrees=agrees) for _ in range(300)]
+    checked = [number for number, run in enumerate(runs) if len(run) == 2]
+    assert checked[0] < 50
+    assert max(later - one for one, later in itertools.pairwise(checked)) <= 100
+    after = [run for number in checked[:-1] for run in runs[number + 1 : number + 2]]
+    assert all((run == [0]) is agrees for run in after), "the largest goes on where it saw something else"
+
+
+@given(complexity=st.floats(0, 1))
+def test_complexity_says_where_to_begin_at_least(complexity: float) -> None:
+    rungs = (Rung("256", confidence=0.7, complexity=0.3), Rung("320", confidence=0.7, complexity=0.6), RUNGS[2])
+    ladder = SizeLadder(rungs, NO_BUDGET)
+    least = 0 if complexity <= 0.3 else 1 if complexity <= 0.6 else 2
+    runs = [looked(ladder, ALL, complexity=complexity) for _ in range(50)]
+    assert min(index for run in runs for index in run) == least
+
+
+SURE = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=300, max_size=300)
+
+
+@given(
+    times=st.tuples(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300)),
+    budget=st.integers(1, 400),
+    story=SURE,
+)
+def test_the_budget_holds_as_far_as_usual_times_tell(
+    times: tuple[int, int, int], budget: int, story: list[tuple[bool, bool]]
+) -> None:
+    ladder = SizeLadder(RUNGS, budget)
+    beyond = 0
+    for sure, agrees in story:
+        run = looked(ladder, ALL if sure else NONE, times=times, agrees=agrees)
+        if run != [0] and sum(times[index] for index in run) > budget:
+            beyond += 1
+    assert beyond <= 2 + 2 * len(story) // 200, (
+        "each to learn its time, and now and then to see if it has changed"
+    )
+
+
+@given(hiccups=st.lists(st.tuples(st.integers(0, 2), st.integers(200, 10**6)), max_size=5))
+def test_a_hiccup_bans_no_size_for_ever(hiccups: list[tuple[int, int]]) -> None:
+    ladder = SizeLadder(RUNGS, 150)
+    for index, ns in hiccups:
+        ladder.took(index, ns)
+    runs = [looked(ladder, NONE) for _ in range(1500)]
+    assert runs[-40:].count([2]) >= 30
