@@ -64,16 +64,24 @@ class Sizes:
         ladder, began_ns = self._ladder, time.monotonic_ns()
         began = answered = ladder.begin(complexity)
         look, confidence = self._run(began, frame, crop, complexity)
-        enough = ladder.sure(began, confidence)
-        larger = ladder.larger(began, sure=enough, spent_ns=time.monotonic_ns() - began_ns)
+        sure, agreed = ladder.sure(began, confidence), True
+        larger = ladder.larger(began, sure=sure, spent_ns=time.monotonic_ns() - began_ns)
         if larger is not None:
             first, answered = look, larger
             look, _ = self._run(larger, frame, crop, complexity)
-            enough = enough and agreement(first.detections, look.detections) >= _AGREES
+            agreed = agreement(first.detections, look.detections) >= _AGREES
             look = _after(first, look)
-        ladder.settle(began, answered, enough=enough)
+        ladder.settle(began, answered, sure=sure, agreed=agreed)
         self.rung = self._sizes[answered].rung
         return look
+
+    def every(self, frame: Frame, crop: Box) -> list[tuple[Look, float]]:
+        """What every size sees in a part of a frame, and how sure it is; smallest first.
+
+        Raises:
+            BackendError: the inference failed.
+        """
+        return [self._run(index, frame, crop, 1.0) for index in range(len(self._sizes))]
 
     def _run(self, index: int, frame: Frame, crop: Box, complexity: float) -> tuple[Look, float]:
         """What a size sees, and how sure it is."""

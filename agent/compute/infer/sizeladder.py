@@ -1,9 +1,10 @@
-"""The ladder of sizes: which one looks at this picture first, and whether a larger one looks too. Pure policy.
+"""The ladder of sizes: which one looks at this picture first, and whether the largest looks too. Pure policy.
 
-Depths share their work; sizes do not: to ask twice costs more than the largest size alone. Pictures of a stream
-look alike, so each begins where the last one was answered. A smaller size is tried now and then, the more rarely
-the more often that failed; where one is not sure, the largest that fits into the budget decides, without those
-between. Confidence tells nothing of what a size is blind to: every so often the largest checks what a smaller one
+Depths share their work; sizes do not, so to ask twice costs more than the largest size alone. Each size has a
+chance that its answer will do, learned as the stream goes on, for its pictures look alike. A picture begins with
+the size that is expected to take the least time: its own, and with the rest of the chance that of the largest,
+which decides where a smaller one is not sure, without those between. One that has not begun for long is tried
+anyway. Confidence tells nothing of what a size is blind to: every so often the largest checks what a smaller one
 is sure of.
 """
 
@@ -14,29 +15,48 @@ from collections.abc import Sequence
 from agent.compute.infer.ladder import Ladder
 from agent.manifest import Rung
 
-_PATIENCE = 32
-"""Pictures between two trials of a smaller size, at most."""
+_UNKNOWN = 0.5
+"""Chance of a size of which nothing is known."""
+_NEWEST, _TRIED = 0.2, 0.5
+"""Share of the newest picture in a size's chance, and when it has not begun for long."""
+_IDLE = 32
+"""Pictures after which a size that has not begun is tried."""
 _UNCHECKED = 32
-"""Answers of a smaller size in a row before the largest checks one."""
+"""Sure answers of smaller sizes before the largest checks one."""
 
 
 class SizeLadder(Ladder):
     """One stream's policy for sizes, smallest first. For one thread.
 
-    For each picture: `begin`, `took` for each size that runs, `larger`, `settle`.
+    For each picture: `begin`, `took` for each size that looks, `larger` after the first, `settle`.
     """
 
     def __init__(self, rungs: Sequence[Rung], budget_ns: int) -> None:
         super().__init__(rungs, budget_ns)
-        self._top = self._at = len(self.rungs) - 1
-        self._patience = self._left = 1
+        self._chances = [_UNKNOWN] * len(self.rungs)
+        self._idle = [0] * len(self.rungs)
+        self._largest = len(self.rungs) - 1
         self._unchecked = 0
 
     def begin(self, complexity: float) -> int:
-        """The size that looks first: never one below what the complexity needs, unless for the budget's sake."""
-        wanted = self._at - 1 if self._at and self._left <= 0 else self._at
-        wanted = max(wanted, self.first(complexity))
-        return next((index for index in range(wanted, 0, -1) if self.affords(index, 0)), 0)
+        """The size that looks first.
+
+        None that is too small for the complexity, unless the budget wants it; and none after which there is no
+        time left for the largest that the budget allows.
+        """
+        last = len(self.rungs) - 1
+        self._largest = top = next((index for index in range(last, 0, -1) if self.affords(index, 0)), 0)
+        smaller = range(self.first(complexity), top)
+        for index in smaller:
+            if self._idle[index] >= _IDLE and self.affords(index, round(self._usual_ns[top])):
+                return index
+        fits = [index for index in smaller if self._usual_ns[index] + self._usual_ns[top] <= self._budget_ns]
+        return min((*fits, top), key=self._expected_ns)
+
+    def _expected_ns(self, index: int) -> float:
+        usual = self._usual_ns
+        on = 0.0 if index == self._largest else (1.0 - self._chances[index]) * usual[self._largest]
+        return usual[index] + on
 
     def larger(self, index: int, *, sure: bool, spent_ns: int) -> int | None:
         """The larger size that looks as well; None: none is needed, or fits into the budget.
@@ -46,26 +66,29 @@ class SizeLadder(Ladder):
             sure: whether its answer is good enough by itself, see `sure`.
             spent_ns: on this picture so far.
         """
-        if sure and self._unchecked < _UNCHECKED:
+        if index >= self._largest or (sure and self._unchecked < _UNCHECKED):
             return None
-        return next((larger for larger in range(self._top, index, -1) if self.affords(larger, spent_ns)), None)
+        return self._largest if self.affords(self._largest, spent_ns) else None
 
-    def settle(self, began: int, answered: int, *, enough: bool) -> None:
+    def settle(self, began: int, answered: int, *, sure: bool, agreed: bool = True) -> None:
         """Learn from a picture where the next one begins.
 
         Args:
             began: the size that looked first.
             answered: the size whose answer was taken.
-            enough: whether the first was sure, and what looked as well said the same.
+            sure: whether the first was.
+            agreed: whether the larger one, if it looked as well, said the same.
         """
         self.used[answered] += 1
-        self._unchecked = self._unchecked + 1 if enough and began == answered < self._top else 0
-        if not enough:
-            if began >= self._at:
-                self._at = answered
-            self._patience = self._left = min(_PATIENCE, self._patience * 2)
-        elif began < self._at:
-            self._at = began
-            self._patience = self._left = max(1, self._patience // 2)
-        else:
-            self._left -= 1
+        share = _TRIED if self._idle[began] >= _IDLE else _NEWEST
+        self._idle = [idle + 1 for idle in self._idle]
+        self._idle[began] = 0
+        if began >= self._largest:
+            return
+        self._chances[began] += share * (sure - self._chances[began])
+        if answered == began:
+            self._unchecked += sure
+        elif sure and agreed:
+            self._unchecked = 0
+        elif sure:
+            self._chances[began] = 0.0
