@@ -57,6 +57,16 @@ class Lesson(Struct, frozen=True):
     checked_full: float
     recordings: int
 
+    @property
+    def keys(self) -> dict[str, dict[str, float | None]]:
+        """Keys for the manifest, by rung."""
+        confidences = [*(round(found, 5) for found in self.learned.chosen.thresholds), None]
+        temperatures = [round(found, 4) for found in self.learned.temperatures]
+        return {
+            rung: {"temperature": temperature, "confidence": confidence}
+            for rung, temperature, confidence in zip(self.rungs, temperatures, confidences, strict=True)
+        }
+
 
 def labelled(folder: Path, labels: tuple[str, ...]) -> list[Labelled]:
     """The recordings of a folder with one folder per label.
@@ -186,22 +196,3 @@ def _background(samples: Samples, count: int) -> Samples:
     random = np.random.default_rng(len(samples))
     noise = np.rint(random.standard_normal(count) * level)
     return np.asarray(noise.clip(-32768, 32767), np.int16)
-
-
-def written(lesson: Lesson) -> Callable[[dict[str, object]], None]:
-    """What `agent.storage.models.rewrite` does to a manifest for a lesson."""
-    learned = lesson.learned
-    confidences = (*learned.chosen.thresholds, None)
-    found = dict(zip(lesson.rungs, zip(learned.temperatures, confidences, strict=True), strict=True))
-
-    def change(manifest: dict[str, object]) -> None:
-        rungs = manifest["rungs"]
-        assert isinstance(rungs, list)
-        for rung in rungs:
-            temperature, confidence = found[rung["name"]]
-            rung["temperature"] = round(temperature, 4)
-            rung.pop("confidence", None)
-            if confidence is not None:
-                rung["confidence"] = round(confidence, 5)
-
-    return change

@@ -15,7 +15,7 @@ from agent.messages import Image
 
 log = logging.getLogger(__name__)
 
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
 _FPS = 10.0
 
 
@@ -41,7 +41,7 @@ class Pictures(Source):
         while self._next < len(self._paths) or self._again():
             path = self._paths[self._next]
             self._next += 1
-            self._held = None if path in self._bad else _decode(path)
+            self._held = None if path in self._bad else read_picture(path)
             if self._held is not None:
                 self._readable += 1
                 return True
@@ -92,7 +92,7 @@ def _find(address: Address) -> list[Path]:
         )
         raise SourceError(f"{address.shown}: expected a folder of pictures; {found}")
     try:
-        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     except OSError as error:
         raise SourceError(f"{address.shown}: {folder} cannot be read: {error.strerror}") from None
     if not paths:
@@ -100,7 +100,8 @@ def _find(address: Address) -> list[Path]:
     return paths
 
 
-def _decode(path: Path) -> Image | None:
+def read_picture(path: Path) -> Image | None:
+    """A picture file, BGR; None: it is none that can be decoded."""
     try:
         data = np.fromfile(path, np.uint8)
         return None if not data.size else cv2.imdecode(data, cv2.IMREAD_COLOR)  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""`vedette models calibrate`: learn from recordings when a model of several depths may stop."""
+"""`vedette models calibrate`: learn from recordings or pictures when a depth or a size will do."""
 
 from __future__ import annotations
 
@@ -11,39 +11,85 @@ import click
 from agent.cli.plain import plain
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from agent.picture_practice import SizesLesson
     from agent.practice import Lesson
+
+_LOSS = {"words": 0.2, "pictures": 3.0}
+"""Percentage points. Agreement of two sizes is the harder measure: each box near the threshold counts."""
 
 
 @click.command()
 @click.argument("model")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option(
-    "--loss", default=0.2, show_default=True, help="Accuracy that may be given away, percentage points."
+    "--loss",
+    type=float,
+    show_default=", ".join(f"{points} for {what}" for what, points in _LOSS.items()),
+    help="Accuracy that may be given away, percentage points.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Write the manifest here; default: where it was.")
-@click.option("--picture", type=click.Path(path_type=Path), help="Draw accuracy against cost here, a PNG.")
+@click.option(
+    "--picture", type=click.Path(path_type=Path), help="Draw accuracy against cost here, a PNG; of depths."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def calibrate(model: str, data: Path, loss: float, out: Path | None, picture: Path | None, as_json: bool) -> None:
-    """Learn the thresholds of MODEL's depths from DATA, a folder with a folder of recordings for each label.
+def calibrate(
+    model: str, data: Path, loss: float | None, out: Path | None, picture: Path | None, as_json: bool
+) -> None:
+    """Learn from DATA when a depth or a size of MODEL will do, and write it to its manifest.
 
-    A temperature for each depth makes its confidence mean what it says; the cheapest thresholds are taken that
-    keep the accuracy of the deepest but for --loss. They are written to the manifest.
+    For a model of words DATA is a folder with a folder of recordings for each label. A temperature for each
+    depth makes its confidence mean what it says; the cheapest thresholds are taken that keep the accuracy of the
+    deepest but for --loss.
+
+    For a model of pictures DATA is any folder of pictures such as the camera will see. They need no labels: right
+    is what the largest size says, and for each smaller one the least confidence is taken that keeps its answers
+    in agreement with it but for --loss. A stream uses them with rung = "auto".
     """
-    from agent.practice import Pupil, labelled, learn, written
-    from agent.storage.models import manifest_path, rewrite
+    from agent.library import open_whole_model
+    from agent.storage.models import manifest_path, rewrite, set_rungs
 
+    sound = open_whole_model(model).manifest.audio is not None
+    loss = _LOSS["words" if sound else "pictures"] if loss is None else loss
     if not 0.0 <= loss <= 100.0:
         raise click.BadParameter(f"{loss} is not within 0..100", param_hint="--loss")
+    if picture is not None and not sound:
+        raise click.BadParameter("a chart is drawn of depths, and these are sizes", param_hint="--picture")
     target = out or manifest_path(model)
     if not target.absolute().parent.is_dir():
         raise click.BadParameter(f"{target}: no such folder to write it to", param_hint="--out")
+    lesson = (_listen if sound else _watch)(model, data, loss / 100.0)
+    rewrite(model, target, set_rungs(lesson.keys))
+    _show(lesson, target, picture, as_json=as_json)
+
+
+def _listen(model: str, data: Path, loss: float) -> Lesson:
+    from agent.practice import Pupil, labelled, learn
+
     pupil = Pupil(model)
     recordings = labelled(data, pupil.labels)
-    shown = sys.stderr.isatty()
-    with click.progressbar(length=len(recordings), label="listening", file=sys.stderr, hidden=not shown) as bar:
-        lesson = learn(pupil, recordings, loss / 100.0, lambda _: bar.update(1))
-    rewrite(model, target, written(lesson))
-    if picture is not None:
+    with _progress(len(recordings), "listening") as bar:
+        return learn(pupil, recordings, loss, lambda _: bar.update(1))
+
+
+def _watch(model: str, data: Path, loss: float) -> SizesLesson:
+    from agent.picture_practice import Watcher, learn, pictures
+
+    watcher, paths = Watcher(model), pictures(data)
+    with _progress(len(paths), "looking") as bar:
+        return learn(watcher, paths, loss, lambda _: bar.update(1))
+
+
+def _progress(length: int, label: str) -> click._termui_impl.ProgressBar[int]:
+    hidden = not sys.stderr.isatty()
+    return click.progressbar(length=length, label=label, file=sys.stderr, hidden=hidden)
+
+
+def _show(lesson: Lesson | SizesLesson, target: Path, picture: Path | None, *, as_json: bool) -> None:
+    from agent.practice import Lesson
+
+    if picture is not None and isinstance(lesson, Lesson):
         from agent.cli.chart import draw
 
         draw(lesson, picture)
@@ -51,18 +97,28 @@ def calibrate(model: str, data: Path, loss: float, out: Path | None, picture: Pa
         import msgspec
 
         click.echo(msgspec.json.encode(lesson).decode())
-    else:
-        _print(lesson, target)
-
-
-def _print(lesson: Lesson, target: Path) -> None:
+        return
+    table, lines = _of_depths(lesson) if isinstance(lesson, Lesson) else _of_sizes(lesson)
     from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    console.print(table)
+    for line in (*lines, f"written to {plain(str(target))}"):
+        console.print(line)
+
+
+def _table(*columns: str) -> Table:
     from rich.table import Table
 
-    learned = lesson.learned
     table = Table(title="When to stop", title_justify="left")
-    for column in ("depth", "alone", "temperature", "confidence", "used", "multiply-adds"):
+    for column in columns:
         table.add_column(column, justify="right")
+    return table
+
+
+def _of_depths(lesson: Lesson) -> tuple[Table, list[str]]:
+    learned, checked = lesson.learned, lesson.checked
+    table = _table("depth", "alone", "temperature", "confidence", "used", "multiply-adds")
     for number, rung in enumerate(lesson.rungs):
         thresholds = learned.chosen.thresholds
         table.add_row(
@@ -73,14 +129,27 @@ def _print(lesson: Lesson, target: Path) -> None:
             f"{learned.chosen.used[number]:.1%}",
             f"{lesson.costs[number]:,.0f}",
         )
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
-    console.print(table)
-    console.print(
+    return table, [
         f"{lesson.recordings} recordings: accuracy {learned.chosen.accuracy:.2%} "
-        f"(deepest alone {learned.full:.2%}) at {learned.chosen.cost:.0%} of its multiply-adds"
-    )
-    console.print(
-        f"learned from every other recording and tried on the rest: {lesson.checked.accuracy:.2%} "
-        f"(deepest alone {lesson.checked_full:.2%}) at {lesson.checked.cost:.0%}"
-    )
-    console.print(f"written to {plain(str(target))}")
+        f"(deepest alone {learned.full:.2%}) at {learned.chosen.cost:.0%} of its multiply-adds",
+        f"learned from every other recording and tried on the rest: {checked.accuracy:.2%} "
+        f"(deepest alone {lesson.checked_full:.2%}) at {checked.cost:.0%}",
+    ]
+
+
+def _of_sizes(lesson: SizesLesson) -> tuple[Table, list[str]]:
+    table = _table("size", "multiply-adds", "alone", "confidence", "sure of", "agreement", "on others")
+    for size in lesson.sizes:
+        table.add_row(
+            plain(size.rung),
+            f"{size.cost:.0%}",
+            f"{size.alone:.1%}",
+            f"{size.learned.thresholds[0]:.3f}",
+            f"{size.learned.used[0]:.1%}",
+            f"{size.learned.accuracy:.1%}",
+            f"{size.checked.accuracy:.1%}",
+        )
+    return table, [
+        f"{lesson.pictures} pictures; multiply-adds and agreement are against the largest size",
+        "on others: learned from half of the pictures and tried on the rest",
+    ]

@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import stat
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,19 @@ def rewrite(name_or_path: str, path: Path, change: Callable[[dict[str, Any]], No
     data = tomllib.loads(_text(manifest))
     change(data)
     write_atomic(path, tomli_w.dumps(data).encode())
+
+
+def set_rungs(keys: Mapping[str, Mapping[str, float | None]]) -> Callable[[dict[str, Any]], None]:
+    """For `rewrite`: set keys of rungs, by their name; None takes a key away."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        for rung in manifest["rungs"]:
+            for key, value in keys.get(rung["name"], {}).items():
+                rung.pop(key, None)
+                if value is not None:
+                    rung[key] = value
+
+    return change
 
 
 def manifest_path(name_or_path: str) -> Path:

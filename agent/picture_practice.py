@@ -1,0 +1,161 @@
+"""Pictures put through every size of a model, so that it can be learned when the answer of a small one will do.
+
+Nobody has to label them: right is what the largest size says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+
+from agent.capture.pictures import SUFFIXES, read_picture
+from agent.compute.calibration import Answers, Point, point, search
+from agent.compute.certainty import agreement
+from agent.compute.infer.backend import Options, open_session
+from agent.compute.infer.effort import multiply_adds
+from agent.compute.infer.modelfile import read_modelfile
+from agent.compute.sizes import Sizes
+from agent.config import StreamConfig
+from agent.errors import ModelError
+from agent.library import open_whole_model
+from agent.manifest import Rung
+from agent.messages import WHOLE, Array, Frame, Image
+
+_BLOCK = 16
+"""Pictures that lie beside each other may show the same, so halves are made of blocks."""
+
+
+class SizeLesson(Struct, frozen=True):
+    """What was learned about one size that is smaller than the largest.
+
+    Attributes:
+        rung: its name.
+        cost: its multiply-adds, as a share of those of the largest.
+        alone: agreement with the largest when it always answers, 0..1.
+        learned: confidence from which its answers are taken, and agreement and shares when it looks first and the
+            largest where it is not sure.
+        checked: the same on half of the pictures, with what was learned from the others: what to expect.
+    """
+
+    rung: str
+    cost: float
+    alone: float
+    learned: Point
+    checked: Point
+
+
+class SizesLesson(Struct, frozen=True):
+    """What was learned.
+
+    Attributes:
+        multiply_adds: by name of the rung.
+        sizes: all but the largest, smallest first.
+        pictures: how many.
+    """
+
+    multiply_adds: dict[str, int]
+    sizes: tuple[SizeLesson, ...]
+    pictures: int
+
+    @property
+    def keys(self) -> dict[str, dict[str, float]]:
+        """Keys for the manifest, by rung."""
+        keys: dict[str, dict[str, float]] = {name: {"multiply_adds": n} for name, n in self.multiply_adds.items()}
+        for size in self.sizes:
+            keys[size.rung]["confidence"] = round(size.learned.thresholds[0], 5)
+        return keys
+
+
+def pictures(folder: Path) -> list[Path]:
+    """The pictures in a folder and in the folders in it.
+
+    Raises:
+        ModelError: there are none.
+    """
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if len(found) < 2:
+        raise ModelError(f"{folder}: no pictures ({', '.join(sorted(SUFFIXES))}) to learn from")
+    return found
+
+
+class Watcher:
+    """A model of pictures with all its sizes."""
+
+    def __init__(self, model: str) -> None:
+        """Open the model.
+
+        Raises:
+            ModelError: it cannot be opened, or has no sizes.
+        """
+        whole = open_whole_model(model)
+        rungs = whole.manifest.rungs
+        if len(rungs) < 2 or any(rung.after for rung in rungs):
+            raise ModelError(f"{model}: thresholds can be learned for models of pictures with several sizes only")
+        file = read_modelfile(whole.content)
+        self.multiply_adds = {
+            rung.name: rung.multiply_adds or multiply_adds(file, rung.signature) for rung in rungs[::-1]
+        }
+        # Whatever was learned before must not decide what is learned from.
+        blank = replace(whole, manifest=replace(whole.manifest, rungs=tuple(map(_blank, rungs))))
+        self._session = open_session(blank, "cpu", Options(threads=1))
+        self._sizes = Sizes(self._session, blank, StreamConfig("dir:", model))
+
+    def look(self, image: Image) -> tuple[list[float], list[float]]:
+        """How sure each size is of what it sees in a BGR picture, and how far it agrees with the largest."""
+        frame = Frame(image, "", 0, time.monotonic_ns(), datetime.now(UTC))
+        looks = self._sizes.every(frame, WHOLE)
+        largest = looks[-1][0].detections
+        return [sure for _, sure in looks], [agreement(look.detections, largest) for look, _ in looks]
+
+
+def learn(
+    watcher: Watcher, paths: list[Path], loss: float, progress: Callable[[int], None] = lambda _: None
+) -> SizesLesson:
+    """Learn when the answer of a size will do.
+
+    Args:
+        watcher: the model.
+        paths: of the pictures.
+        loss: agreement with the largest size that may be given away, 0..1.
+        progress: is told how many pictures have been seen.
+
+    Raises:
+        ModelError: a picture cannot be read.
+    """
+    looks = []
+    for number, path in enumerate(paths):
+        image = read_picture(path)
+        if image is None:
+            raise ModelError(f"{path}: is no picture that can be decoded")
+        looks.append(watcher.look(image))
+        progress(number + 1)
+    costs = np.maximum(1.0, list(watcher.multiply_adds.values()))
+    sure, agrees = np.array(looks).transpose(1, 0, 2)
+    lessons = tuple(
+        _lesson(name, sure[:, [k, -1]], agrees[:, [k, -1]], costs[[k, -1]], loss)
+        for k, name in enumerate(list(watcher.multiply_adds)[:-1])
+    )
+    return SizesLesson(watcher.multiply_adds, lessons, len(paths))
+
+
+def _lesson(rung: str, sure: Array, agrees: Array, costs: Array, loss: float) -> SizeLesson:
+    """Of one size and the largest."""
+    known = np.ones(len(sure), bool)
+    dear, half = costs.tolist(), np.arange(len(sure)) // max(1, min(_BLOCK, len(sure) // 4)) % 2 == 0
+    found = search(Answers(sure, agrees, known), dear, loss, (1.0, 1.0))
+    other = search(Answers(sure[half], agrees[half], known[half]), dear, loss, (1.0, 1.0)).chosen
+    checked = point(Answers(sure[~half], agrees[~half], known[~half]), dear, other.thresholds)
+    # A point's cost is a share of both sizes.
+    both = (dear[0] + dear[1]) / dear[1]
+    learned, checked = (replace(one, cost=one.cost * both) for one in (found.chosen, checked))
+    return SizeLesson(rung, dear[0] / dear[1], found.alone[0], learned, checked)
+
+
+def _blank(rung: Rung) -> Rung:
+    return replace(rung, confidence=1.0, complexity=1.0)
