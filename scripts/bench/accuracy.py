@@ -14,15 +14,11 @@ import hashlib
 import io
 import subprocess
 import sys
-import tarfile
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import common
-import cv2
 import numpy as np
-from msgspec import Struct
+from _coco import ARCHIVE, Picture, mirrored, read
 from msgspec.structs import replace
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -32,23 +28,14 @@ from agent.compute.infer.backend import Options, open_session
 from agent.compute.infer.image import ImageInput
 from agent.config import DecodeConfig
 from agent.manifest import Model
-from agent.messages import Detection, Image
+from agent.messages import Detection
 from agent.storage.models import load_file
 
-ARCHIVE = "coco64_dev.tar"
 MAKER = common.ROOT / "scripts" / "build_models" / "nanodet"
 BUILD = common.ROOT / "build" / "models"
 FLOAT = BUILD / "nanodet_float.tflite"
 ALL = DecodeConfig(score_threshold=0.02, iou_threshold=0.6, max_detections=100)
 TARGET = 0.985
-
-
-class Picture(Struct):
-    """A BGR picture and what is on it: class numbers, and boxes as fractions (centre x and y, width, height)."""
-
-    image: Image
-    classes: list[int]
-    boxes: np.ndarray[Any, np.dtype[np.float64]]
 
 
 def main() -> None:
@@ -97,33 +84,6 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def read(archive: Path) -> Iterator[Picture]:
-    """The pictures of an archive of `images/*.jpg` with YOLO's `labels/*.txt`, by name."""
-    with tarfile.open(archive) as tar:
-        files = {member.name.removeprefix("./"): member for member in tar if member.isfile()}
-        for name in sorted(name for name in files if name.startswith("images/")):
-            image = cv2.imdecode(np.frombuffer(content(tar, files[name]), np.uint8), cv2.IMREAD_COLOR)
-            label = files.get(f"labels/{Path(name).stem}.txt")
-            rows = [line.split() for line in content(tar, label).decode().splitlines()] if label else []
-            boxes = np.array([row[1:] for row in rows], np.float64).reshape(-1, 4)
-            assert image is not None, name
-            yield Picture(image.astype(np.uint8), [int(row[0]) for row in rows], boxes)
-
-
-def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """The bytes of a file."""
-    file = tar.extractfile(member)
-    assert file is not None, member.name
-    return file.read()
-
-
-def mirrored(picture: Picture) -> Picture:
-    """The same with left and right exchanged."""
-    boxes = picture.boxes.copy()
-    boxes[:, 0] = 1 - boxes[:, 0]
-    return Picture(np.ascontiguousarray(picture.image[:, ::-1]), picture.classes, boxes)
-
-
 def ground_truth(pictures: list[Picture]) -> COCO:
     """The boxes in COCO's form; numbers of pictures and classes are indices."""
     images: list[dict[str, object]] = []
@@ -144,15 +104,19 @@ def ground_truth(pictures: list[Picture]) -> COCO:
 
 def measure(name: str, model: Model, rung: str, pictures: list[Picture], truth: COCO) -> dict[str, float]:
     """AP and AP50 of one rung."""
-    found = detect(model, rung, pictures)
+    average, at_half = average_precision(truth, detect(model, rung, pictures))
+    print(f"{name:10} AP {average:.4f}  AP50 {at_half:.4f}", flush=True)
+    return {f"{name}_ap": average, f"{name}_ap50": at_half}
+
+
+def average_precision(truth: COCO, found: list[dict[str, Any]]) -> tuple[float, float]:
+    """AP and AP50 of detections in COCO's form."""
     with contextlib.redirect_stdout(io.StringIO()):
         scoring = COCOeval(truth, truth.loadRes(found), "bbox")
         scoring.evaluate()
         scoring.accumulate()
         scoring.summarize()
-    average, at_half = float(scoring.stats[0]), float(scoring.stats[1])
-    print(f"{name:10} AP {average:.4f}  AP50 {at_half:.4f}", flush=True)
-    return {f"{name}_ap": average, f"{name}_ap50": at_half}
+    return float(scoring.stats[0]), float(scoring.stats[1])
 
 
 def detect(model: Model, rung: str, pictures: list[Picture]) -> list[dict[str, Any]]:
