@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 from msgspec import Struct
 
+from agent.compute.gate.difficulty import Difficulty
 from agent.config import GateConfig
 from agent.messages import Array, Samples
 
@@ -27,8 +28,6 @@ _QUIETEST_DB = -75.0
 """Below this, of full scale in a band, is silence on any microphone."""
 _LOUD_DB, _FAINT_DB = 14.0, 5.0
 """Bands must rise so far above their floors: at sensitivity 0 and at 1."""
-_CLEAR_DB = 20.0
-"""Above its floor by so much, speech is as easy as in silence."""
 
 
 class Sound(Struct, frozen=True, gc=False):
@@ -74,7 +73,7 @@ class VoiceGate:
         self._power: Array | None = None
         self._before: Array | None = None
         self._open_left = self._since = 0
-        self._complexity = _Complexity()
+        self._difficulty = Difficulty(rate_hz)
         self._last = Sound(False, False, False, 1.0)
 
     def look(self, samples: Samples) -> Sound:
@@ -122,24 +121,12 @@ class VoiceGate:
             self._open_left, self._since = 1, 0
         else:
             self._open_left = max(0, self._open_left - 1)
-        complexity = self._complexity.of(above_db, flux, power) if heard else self._last.complexity
+        complexity = self._last.complexity
+        if heard:
+            complexity = self._difficulty.of(samples, above_db, flux, power)
+        elif not self._open_left:
+            self._difficulty.pause()
         self._last = Sound(self._open_left > 0, False, heard, complexity)
-
-
-class _Complexity:
-    """How hard a sound is: little above the noise, flat like noise, or changing fast; smoothed over a word."""
-
-    def __init__(self) -> None:
-        self._value = 0.5
-
-    def of(self, above_db: float, flux_db: float, power: Array) -> float:
-        noise = 1.0 - min(1.0, max(0.0, above_db / _CLEAR_DB))
-        share = power / (power.sum() + 1e-20)
-        entropy = float(-(share * np.log(share + 1e-20)).sum() / np.log(share.size))
-        fast = min(1.0, flux_db / 12.0)
-        now = min(1.0, 0.6 * noise + 0.2 * entropy + 0.2 * fast)
-        self._value += 0.3 * (now - self._value)
-        return self._value
 
 
 def _band_matrix(size: int, rate_hz: int, high_hz: float) -> Array:
