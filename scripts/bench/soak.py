@@ -86,9 +86,9 @@ def watch(server: SoundServer, port: int, seconds: float) -> dict[str, float]:
         words.append(0)
         server.play(sound, RATE)
         time.sleep(len(sound) / RATE + 1.5)
-        print(
-            f"round {len(words)}: {words[-1]} words, {health[-1].streams['ear'].dropped} samples lost", flush=True
-        )
+        now = health[-1]
+        lost = now.streams["ear"].dropped
+        print(f"round {len(words)}: {words[-1]} words, {lost} samples lost, {now.rss_mb:.1f} MB", flush=True)
     over.set()
     thread.join()
     subscriber.stop()
