@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from agent.errors import SourceError
+from agent.stderr import STDERR_TURN
 
 _CARDS = Path("/proc/asound/cards")
 _GATHER_S = 1.0
@@ -152,7 +153,8 @@ def _cards() -> str:
 def _import(shown: str) -> Any:
     _quiet()
     try:
-        return importlib.import_module("sounddevice")
+        with STDERR_TURN:  # it sends descriptor 2 away while it initialises PortAudio
+            return importlib.import_module("sounddevice")
     except ImportError as error:
         raise SourceError(f"{shown}: expected sounddevice; it cannot be imported: {error}") from None
     except OSError:

@@ -6,17 +6,16 @@ import logging
 import os
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_one_at_a_time = threading.Lock()
+from agent.stderr import STDERR_TURN
 
 
 @contextmanager
 def native_stderr(log: logging.Logger) -> Iterator[None]:
     """While it lasts, what is written to descriptor 2 goes to `log` at debug level instead."""
-    with _one_at_a_time, tempfile.TemporaryFile() as caught:
+    with STDERR_TURN, tempfile.TemporaryFile() as caught:
         sys.stderr.flush()
         saved = os.dup(2)
         os.dup2(caught.fileno(), 2)

@@ -20,6 +20,7 @@ from agent.capture.listener import Listener
 from agent.capture.microphone import Microphone, open_microphone
 from agent.capture.sound import Block
 from agent.capture.uri import parse
+from agent.compute.infer.stderr import native_stderr
 from agent.config import CaptureConfig
 from agent.errors import SourceError
 from agent.messages import AudioChunk, Samples
@@ -195,6 +196,20 @@ def test_without_portaudio_it_is_said_what_to_install(sound: FakeSound, monkeypa
 
     monkeypatch.setattr("importlib.import_module", missing)
     assert "sudo apt install libportaudio2" in refusal("mic:default")
+
+
+def test_sounddevice_is_imported_in_its_turn_with_stderr(sound: FakeSound) -> None:
+    looked = threading.Event()
+
+    def look() -> None:
+        portaudio.PortAudio().look("mic:default", lambda *_: looked.set())
+
+    thread = threading.Thread(target=look)
+    with native_stderr(logging.getLogger("native")):
+        thread.start()
+        assert not looked.wait(0.1)
+    thread.join()
+    assert looked.is_set()
 
 
 def test_an_overrun_is_a_gap_and_counted(sound: FakeSound) -> None:
