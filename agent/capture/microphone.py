@@ -21,9 +21,11 @@ from agent.errors import SourceError
 
 log = logging.getLogger(__name__)
 
-_BLOCK_S, _LATENCY_S, _RING_S = 0.06, 0.24, 4.0
-"""A block, what the system keeps for us while we are held up, and what we keep. What a silent microphone costs is
-being woken: blocks of 30 ms cost half as much again, and a sound server gathers 60 ms anyway."""
+_SYSTEM_S, _RING_S = 0.56, 4.0
+"""What the system keeps for us while we are held up, and what we keep. PortAudio is woken for each quarter of the
+first, and being woken is nearly all that a silent microphone costs; sound comes that much later at most."""
+_AS_IT_COMES = 0
+"""Blocks of one size would hold back what does not fill the last one, for half a block on average."""
 _MOMENT_MS = 200
 _AGE_MAX_S = 1.0
 _NOTHING = np.empty(0, np.int16)
@@ -111,8 +113,8 @@ class Microphone:
             channels=form.channels,
             dtype="int16",
             device=number,
-            blocksize=round(_BLOCK_S * form.rate_hz),
-            latency=_LATENCY_S,
+            blocksize=_AS_IT_COMES,
+            latency=_SYSTEM_S,
             callback=self._hear,
             finished_callback=self._finish,
         )
