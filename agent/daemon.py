@@ -19,6 +19,7 @@ from agent.house import House, stop_streams
 from agent.reload import Reload
 from agent.storage.durable import lock_folder, state_folder
 from agent.storage.spool import Spool
+from agent.threadnames import show_thread_names
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ class Daemon:
             states = "".join(f"{name} {s.standing[0]} {s.has_result};" for name, s in streams.items())
             if states != told or time.monotonic() - told_at >= self.house.config.health.every_s:
                 told, told_at = states, time.monotonic()
+                show_thread_names()
                 self._publish_health()
             if self._done():
                 self._tell_failure()
