@@ -84,7 +84,7 @@ class SoundServer:
         self._call("pactl", "set-default-source", "spk.monitor", check=True)
         self._call("pactl", "set-default-sink", "spk", check=True)
         # A null sink that nobody hears hands its sound on every two seconds only.
-        self._begin("parec", "-d", "spk.monitor", "--latency-msec=20")
+        self._company = self._begin("parec", "-d", "spk.monitor", "--latency-msec=20")
         with subprocess.Popen(
             ["parec", "-d", "spk.monitor", "--latency-msec=20"], env=self._env, stdout=subprocess.PIPE
         ) as first:
@@ -98,6 +98,11 @@ class SoundServer:
         path = self.folder / "played.wav"
         soundfile.write(path, samples, rate_hz)
         return self._begin("paplay", str(path))
+
+    def leave_alone(self) -> None:
+        """From now on nobody hears it but its clients; what they ask for says how often it hands sound on."""
+        self._company.kill()
+        self._company.wait(10)
 
     def kill(self) -> None:
         """Gone, as after a crash, and whoever plays with it."""
