@@ -5,7 +5,8 @@ from __future__ import annotations
 import getpass
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +20,7 @@ from agent.errors import SourceError
 
 _RATES_HZ = (16000, 44100, 48000)
 _SIZES_SHOWN = 3
+_PATIENCE_S = 5.0
 
 
 class Device(Struct, frozen=True):
@@ -118,13 +120,38 @@ def _libcamera(absent: list[str]) -> list[Device]:
 
 def _microphones(absent: list[str]) -> list[Device]:
     try:
-        found = PORTAUDIO.look("microphones", _described)
+        found = _in_time(lambda: PORTAUDIO.look("microphones", _described))
     except SourceError as error:
         absent.append(f"{error}.")
         return []
     if not found:
         absent.append(f"microphones: {missing()}")
     return found
+
+
+def _in_time(look: Callable[[], list[Device]]) -> list[Device]:
+    """What is found, unless the sound server hangs: PortAudio would wait for it for ever.
+
+    Raises:
+        SourceError: it does; or what `look` raises.
+    """
+    found: list[list[Device]] = []
+    failed: list[SourceError] = []
+
+    def run() -> None:
+        try:
+            found.append(look())
+        except SourceError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="microphones", daemon=True)
+    thread.start()
+    thread.join(_PATIENCE_S)
+    if failed:
+        raise failed[0]
+    if not found:
+        raise SourceError(f"microphones: the sound server does not answer within {_PATIENCE_S:g} s: restart it")
+    return found[0]
 
 
 def _described(library: Any, found: list[Input]) -> list[Device]:

@@ -91,7 +91,7 @@ class Microphone:
         PORTAUDIO.gather()
         try:
             self._open()
-        except SourceError:
+        except BaseException:
             os.close(self._wake)
             raise
         self._lost += round((time.monotonic() - gone_s) * self.rate_hz)

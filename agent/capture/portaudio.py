@@ -7,6 +7,7 @@ the cards of this machine have changed since, every stream is asked to be closed
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import importlib
@@ -154,13 +155,17 @@ def _import(shown: str) -> Any:
     _quiet()
     try:
         with STDERR_TURN:  # it sends descriptor 2 away while it initialises PortAudio
-            return importlib.import_module("sounddevice")
+            library = importlib.import_module("sounddevice")
     except ImportError as error:
         raise SourceError(f"{shown}: expected sounddevice; it cannot be imported: {error}") from None
     except OSError:
         raise SourceError(
             f"{shown}: expected PortAudio; it is not installed: sudo apt install libportaudio2"
         ) from None
+    # It would take PortAudio down at the process's end, and wait for ever for a sound server that hangs.
+    with contextlib.suppress(AttributeError):
+        atexit.unregister(library._exit_handler)
+    return library
 
 
 def _quiet() -> None:

@@ -29,6 +29,7 @@ from agent.messages import Array, AudioChunk, Detection, Event, Samples, Seen, S
 
 log = logging.getLogger(__name__)
 
+_SILENCE_S = 0.5
 _STATE_S = 2.0
 """A model that remembers has heard so much again when the gate opens: longer than a wake word's field of view."""
 
@@ -55,7 +56,7 @@ class Hearing:
             raise ModelError(f"{model.path}: takes pictures: its manifest has no [audio]")
         if config.zones or config.gate.crop:
             raise ConfigError(f"stream {stream}: zones and gate.crop are for pictures, and its model takes sound")
-        self.model, self.rate_hz = model, audio.rate_hz
+        self.model, self.rate_hz, self._stream = model, audio.rate_hz, stream
         self.session = open_session(model, config.backend, Options(threads=config.threads))
         self._climb = Climb(self.session, model.manifest, config)
         self._frontend = build_frontend(audio)
@@ -101,8 +102,13 @@ class Hearing:
         return self.tracker.tick(at_ns, at)
 
     def finish(self, at_ns: int, at: datetime, reason: str) -> list[Event]:
-        """End every track."""
-        return self.tracker.finish(at_ns, at, reason)
+        """End every track. A recording that is over is followed by silence, in which its last word is told."""
+        events: list[Event] = []
+        if reason == "ended" and self._listening and self._words is not None:
+            silence = np.zeros(round(_SILENCE_S * self.rate_hz), np.int16)
+            after = at_ns + round(_SILENCE_S * 1e9), at + timedelta(seconds=_SILENCE_S)
+            events += self.listen(AudioChunk(silence, self.rate_hz, self._stream, self._next, *after)).events
+        return [*events, *self.tracker.finish(at_ns, at, reason)]
 
     def reset(self) -> None:
         """Sound was lost: what comes next does not follow what came before."""
@@ -136,6 +142,10 @@ class Hearing:
     def _rows_of(self, samples: Samples, *, open_: bool) -> Rows | None:
         """The rows to infer on, with those of before when the gate has just opened; None while it is closed."""
         was_listening, self._listening = self._listening, open_
+        if open_ and not was_listening and self._before.forgot:
+            self._rows.reset()  # what is remembered does not follow what was heard before the gate closed
+            if self._words is not None:
+                self._words.reset()
         if self._frontend.remembers:
             rows = self._frontend(samples)
             if not open_:
@@ -164,19 +174,17 @@ class Hearing:
             going_on = self._words.told if self._words is not None else ()
             answer = self._climb.answer(self._rows.fill, sound.complexity, going_on)
             inferred = time.monotonic_ns()
-            news, detections = self._tell(answer, sound, at_ns, at)
+            news, detections = self._tell(answer, at_ns, at)
+            if self._words is not None and sound.heard and chunk.samples.any() and self._alarm.saw(answer.scores):
+                log.error("%s: %s", self.model.path, self._alarm.text)
             events += news
             found += detections
             spent.add(inferred - began, time.monotonic_ns() - inferred)
         return events, _strongest(found) if self.inferences else None
 
-    def _tell(
-        self, answer: Answer, sound: Sound, at_ns: int, at: datetime
-    ) -> tuple[list[Event], list[Detection]]:
+    def _tell(self, answer: Answer, at_ns: int, at: datetime) -> tuple[list[Event], list[Detection]]:
         if self._words is None:
             return self.tracker.update(answer.detections, at_ns, at), answer.detections
-        if sound.heard and self._alarm.saw(answer.scores):
-            log.error("%s: %s", self.model.path, self._alarm.text)
         events = self._words.hear(answer.scores, at_ns, at, self._every_s)
         return events, self._words.decoder.best(answer.scores)
 
@@ -190,10 +198,14 @@ def _strongest(found: Iterable[Detection]) -> list[Detection]:
 
 
 class _Memory:
-    """The newest samples, or rows, for when the gate opens."""
+    """The newest samples, or rows, for when the gate opens.
+
+    Attributes:
+        forgot: whether there were more than it holds.
+    """
 
     def __init__(self, size: int) -> None:
-        self._size = size
+        self._size, self.forgot = size, False
         self._parts: list[Array] = []
         self._held = 0
 
@@ -203,15 +215,17 @@ class _Memory:
         self._held += len(part)
         while self._held - len(self._parts[0]) >= self._size:
             self._held -= len(self._parts.pop(0))
+            self.forgot = True
 
     def take(self, newest: Array) -> Array:
         """All of it with the newest behind, and forget it."""
-        parts, self._parts, self._held = [*self._parts, newest], [], 0
+        parts = [*self._parts, newest]
+        self.clear()
         return np.concatenate(parts)[-(self._size + len(newest)) :]
 
     def clear(self) -> None:
         """Forget it."""
-        self._parts, self._held = [], 0
+        self._parts, self._held, self.forgot = [], 0, False
 
 
 class _Spent:

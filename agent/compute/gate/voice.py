@@ -22,6 +22,8 @@ _BLOCK_S = 0.096
 _LOW_HZ, _BANDS = 100.0, 8
 _RISE_DB_S, _FOLLOW = 2.0, 0.14
 """While something is heard the floor rises by so many dB a second; else it goes this share of the way a block."""
+_UNKNOWN_S = 1.0
+"""Open so long at first: what is heard then may be the noise, or a word."""
 _SMOOTH = 0.85
 """Share of the newest block in a band's power: single blocks of noise jump by 10 dB."""
 _QUIETEST_DB = -75.0
@@ -67,6 +69,7 @@ class VoiceGate:
         self._rise_db = _RISE_DB_S * self._size / rate_hz
         self._needed_db = _LOUD_DB + (_FAINT_DB - _LOUD_DB) * config.sensitivity
         self._hold = max(1, round(config.hold_s * rate_hz / self._size))
+        self._unknown = round(_UNKNOWN_S * rate_hz / self._size)
         self._idle = max(1, round(config.max_idle_s * rate_hz / self._size))
         self._rest = np.zeros(0, np.int16)
         self._floor: Array | None = None
@@ -105,7 +108,10 @@ class VoiceGate:
         now = self._bands @ power
         self._power = now if self._power is None else self._power + _SMOOTH * (now - self._power)
         bands: Array = np.maximum(10.0 * np.log10(self._power + 1e-12), _QUIETEST_DB)
-        floor = bands if self._floor is None else self._floor
+        if self._floor is None:
+            # Whether that is noise or a word is not known yet.
+            self._floor, self._open_left = bands, max(self._hold, self._unknown)
+        floor = self._floor
         above = bands - floor
         # The loudest half: speech never fills all bands, and a hum fills one.
         above_db = sum(sorted(above.tolist())[_BANDS // 2 :]) / (_BANDS - _BANDS // 2)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def test_a_closed_gate_infers_nothing_and_loses_no_word(tmp_path: Path) -> None:
         assert words == ["low", "high", "low"]
         counts[voice] = count
     assert counts[False] >= 80
-    assert counts[True] < 0.7 * counts[False]
+    assert counts[True] < 0.8 * counts[False], "open at first, and for three words of nine seconds"
 
 
 def test_every_inference_says_what_it_hears_now(tmp_path: Path) -> None:
@@ -185,3 +186,34 @@ def test_a_rung_that_was_asked_for_keeps_to_no_budget(tmp_path: Path) -> None:
     hearing = ear(ladder_model(tmp_path), rung="12", ladder=LadderConfig(budget_ms=1e-6))
     assert [label for label, _ in hear(hearing, STORY)] == ["low", "high", "low"]
     assert hearing.used["3"] == 0
+
+
+@pytest.mark.parametrize(("lead", "trail"), [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0)])
+def test_a_word_that_is_all_of_a_recording_is_told(tmp_path: Path, lead: float, trail: float) -> None:
+    hearing = ear(tone_model(tmp_path))
+    told = hear(hearing, np.concatenate((quiet(lead), word("low", 0.5), quiet(trail))))
+    told += [
+        (event.track.label, 0.0) for event in hearing.finish(10**9, datetime(2026, 1, 1, tzinfo=UTC), "ended")
+    ]
+    assert [label for label, _ in told] == ["low"]
+    assert hearing.finish(10**9, datetime(2026, 1, 1, tzinfo=UTC), "shutdown") == []
+
+
+def test_what_was_heard_before_the_gate_closed_is_not_mixed_in(tmp_path: Path) -> None:
+    hearing = ear(tone_model(tmp_path), gate=GateConfig(hold_s=0.3, pre_roll_s=0.0))
+    hear(hearing, np.concatenate((quiet(2), word("low", 0.4), quiet(3))))
+    assert not hearing._listening
+    rows = hearing._rows
+    hear(hearing, word("high", 0.1))
+    newest = rows._ring[rows._at : rows._at + rows.rows]
+    again = ear(tone_model(tmp_path), gate=GateConfig(voice=False))
+    hear(again, np.concatenate((quiet(2), word("high", 0.1))))
+    other = again._rows._ring[again._rows._at : again._rows._at + rows.rows]
+    assert np.abs(newest - other).mean() < 2.0
+
+
+def test_a_muted_microphone_is_no_broken_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.compute.track.alarm._LISTENED_S", 1.0)
+    hearing = ear(tone_model(tmp_path), gate=GateConfig(voice=False))
+    hear(hearing, np.zeros(5 * 16_000, np.int16))
+    assert hearing.alarm == ""
