@@ -117,7 +117,8 @@ class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):
         min_area: share of the frame that a moving region must cover.
         hold_s: stays open for so long after the last motion or sound, s.
         max_idle_s: an inference at least so often, even when nothing moves or sounds, s.
-        pre_roll_s: what was heard for so long before the gate opened is listened to as well, s.
+        pre_roll_s: what was heard for so long before the gate opened is listened to as well, s; at least what the
+            model hears at once.
         crop: infer on the moving regions instead of the whole frame when they are small (far objects).
     """
 

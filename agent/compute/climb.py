@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import Struct
 
 from agent.compute.decode import Decoder, build_decoder
-from agent.compute.decode.keyword import HIDDEN, NO_WORD, Keyword
+from agent.compute.decode.keyword import HIDDEN, Keyword
 from agent.compute.decode.quant import Floats
 from agent.compute.infer.backend import Session
 from agent.compute.infer.ladder import Ladder
@@ -33,15 +33,11 @@ class Answer(Struct, frozen=True):
     Attributes:
         detections: of the rung that answered.
         scores: float32 [classes]; for a decoder without them, of the detections.
-        label: number of the word that is told; -1: of none.
-        confidence: of that, 0..1.
         rung: that gave it.
     """
 
     detections: list[Detection]
     scores: Floats
-    label: int
-    confidence: float
     rung: str
 
 
@@ -113,8 +109,7 @@ class Climb:
             spent, last = now, index + 1 == len(self._steps)
             if index >= first or last or not self._policy.affords(index + 1, spent):
                 answer = self._read(index)
-                old = answer.label in told and answer.confidence >= _STILL
-                if last or old or not self._policy.goes_on(index, answer.confidence, spent):
+                if last or self._will_do(index, answer.scores, told, spent):
                     self._policy.used[index] += 1
                     self.answered = answer.rung
                     return answer
@@ -163,10 +158,19 @@ class Climb:
         outputs = [session.output(number) for number in range(len(session.outputs))]
         if isinstance(step.decoder, Keyword):
             scores = step.decoder.probabilities(outputs, step.rung.temperature)
-            return Answer([], scores, *step.decoder.verdict(scores), step.rung.name)
+            return Answer([], scores, step.rung.name)
         detections = step.decoder(outputs)
         scores = np.array([detection.score for detection in detections], np.float32)
-        return Answer(detections, scores, NO_WORD, float(scores.max(initial=0.0)), step.rung.name)
+        return Answer(detections, scores, step.rung.name)
+
+    def _will_do(self, index: int, scores: Floats, told: Collection[int], spent_ns: int) -> bool:
+        """Whether no deeper rung is asked."""
+        decoder = self._steps[index].decoder
+        if not isinstance(decoder, Keyword):
+            return not self._policy.goes_on(index, float(scores.max(initial=0.0)), spent_ns)
+        label, confidence = decoder.verdict(scores)
+        old = label in told and confidence >= _STILL
+        return old or not self._policy.goes_on(index, confidence, spent_ns)
 
 
 def _check_chain(session: Session, chain: tuple[Rung, ...]) -> None:

@@ -62,7 +62,8 @@ class Hearing:
         self._frontend = build_frontend(audio)
         self._rows = RowInput(self.session.inputs[0], audio, self._frontend)
         high_hz = VOICE_HZ if self._climb.keyword else audio.rate_hz / 2
-        self._gate = VoiceGate(config.gate, audio.rate_hz, high_hz)
+        judges = any(rung.complexity < 1.0 for rung in model.manifest.rungs)
+        self._gate = VoiceGate(config.gate, audio.rate_hz, high_hz, judges=judges)
         self._every_s = self._rows.every * self._frontend.hop_s
         window_s = self._rows.rows * self._frontend.hop_s if audio.every_s else _STATE_S
         before_s = max(config.gate.pre_roll_s, window_s)
@@ -165,6 +166,7 @@ class Hearing:
     ) -> tuple[list[Event], list[Detection] | None]:
         events: list[Event] = []
         found: list[Detection] = []
+        audible = sound.heard and bool(chunk.samples[-1] or chunk.samples.any())
         self.inferences = 0
         for left in self._rows.feed(rows):
             self.inferences += 1
@@ -175,12 +177,14 @@ class Hearing:
             answer = self._climb.answer(self._rows.fill, sound.complexity, going_on)
             inferred = time.monotonic_ns()
             news, detections = self._tell(answer, at_ns, at)
-            if self._words is not None and sound.heard and chunk.samples.any() and self._alarm.saw(answer.scores):
+            if self._words is not None and audible and self._alarm.saw(answer.scores):
                 log.error("%s: %s", self.model.path, self._alarm.text)
             events += news
             found += detections
             spent.add(inferred - began, time.monotonic_ns() - inferred)
-        return events, _strongest(found) if self.inferences else None
+        if len(found) > 1:
+            found = _strongest(found)
+        return events, found if self.inferences else None
 
     def _tell(self, answer: Answer, at_ns: int, at: datetime) -> tuple[list[Event], list[Detection]]:
         if self._words is None:

@@ -54,13 +54,16 @@ _ALWAYS = Sound(True, False, True, 1.0)
 class VoiceGate:
     """Decides for one stream what is worth listening to. For one thread."""
 
-    def __init__(self, config: GateConfig, rate_hz: int, high_hz: float = VOICE_HZ) -> None:
+    def __init__(
+        self, config: GateConfig, rate_hz: int, high_hz: float = VOICE_HZ, *, judges: bool = True
+    ) -> None:
         """Prepare.
 
         Args:
             config: of the stream.
             rate_hz: of the samples.
             high_hz: nothing above opens it.
+            judges: whether anybody asks how hard it is to understand.
         """
         self._config = config
         self._size = round(_BLOCK_S * rate_hz)
@@ -76,7 +79,7 @@ class VoiceGate:
         self._power: Array | None = None
         self._before: Array | None = None
         self._open_left = self._since = 0
-        self._difficulty = Difficulty(rate_hz)
+        self._difficulty = Difficulty(rate_hz) if judges else None
         self._last = Sound(False, False, False, 1.0)
 
     def look(self, samples: Samples) -> Sound:
@@ -128,9 +131,9 @@ class VoiceGate:
         else:
             self._open_left = max(0, self._open_left - 1)
         complexity = self._last.complexity
-        if heard:
+        if self._difficulty is not None and heard:
             complexity = self._difficulty.of(samples, above_db, flux, power)
-        elif not self._open_left:
+        elif self._difficulty is not None and not self._open_left:
             self._difficulty.pause()
         self._last = Sound(self._open_left > 0, False, heard, complexity)
 
