@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes.util
 import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -103,6 +104,10 @@ class SoundServer:
         """From now on nobody hears it but its clients; what they ask for says how often it hands sound on."""
         self._company.kill()
         self._company.wait(10)
+
+    def hang(self) -> None:
+        """It is there, and answers nothing any more."""
+        self._processes[0].send_signal(signal.SIGSTOP)
 
     def kill(self) -> None:
         """Gone, as after a crash, and whoever plays with it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import groupby
 from pathlib import Path
 
@@ -50,6 +52,24 @@ def test_words_that_are_spoken_arrive_also_after_the_sound_server_died(
     last = health(messages)
     assert last is not None
     assert last.streams["kitchen"].dropped < RATE, "what the server took with it"
+
+
+def test_a_sound_server_that_hangs_holds_nothing_up(
+    tmp_path: Path, broker: Mosquitto, server: SoundServer
+) -> None:
+    messages = broker.subscribe("vedette/#")
+    ear = {"source": "mic:default", "model": str(tone_model(tmp_path)), "capture": {"stall_s": 1.0}}
+    with Vedette(tmp_path, broker, kitchen=ear) as vedette:
+        _running(messages, "kitchen")
+        server.hang()
+        vedette.wait_said("stream kitchen: lost")
+        code, seconds = vedette.end()
+    assert code == 0
+    assert seconds < 8.0
+    done = subprocess.run(
+        [sys.executable, "-m", "agent", "devices"], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert "the sound server does not answer within 5 s" in done.stdout + done.stderr
 
 
 def test_a_subscriber_to_detections_follows_what_the_model_says_now(tmp_path: Path, broker: Mosquitto) -> None:
