@@ -21,16 +21,19 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replace a file: whoever reads it, whenever the power goes, finds the old content or the new.
 
     Args:
-        path: the file; its folder exists.
+        path: the file; its folder exists. Of a symbolic link, what it leads to is replaced.
         data: the whole content.
         mode: permissions, before the umask.
 
     Raises:
-        StorageError: it cannot be written; the old content is still there.
+        StorageError: it cannot be written, or is a device, a pipe or a folder; the old content is still there.
     """
     try:
-        _replace(path, data, mode)
-    except OSError as error:
+        target = path.resolve()
+        if (target.exists() or target.is_symlink()) and not target.is_file():
+            raise StorageError(f"{path}: cannot be written: not a file, but a device, a pipe or a folder")
+        _replace(target, data, mode)
+    except (OSError, RuntimeError) as error:  # a RuntimeError: links that lead to each other
         raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
 
 

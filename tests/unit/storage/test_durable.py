@@ -53,6 +53,28 @@ def test_a_write_that_fails_names_the_file_and_leaves_nothing(tmp_path: Path) ->
         write_atomic(tmp_path / "nowhere" / "state", b"x")
 
 
+def test_what_a_link_leads_to_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link, target = tmp_path / "state", tmp_path / "elsewhere" / "real"
+    link.symlink_to(target)
+    for data in (b"new", b"newer"):
+        write_atomic(link, data)
+        assert link.is_symlink()
+        assert target.read_bytes() == data
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to(os.devnull)
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    for name in ("pipe", "null", "round"):
+        with pytest.raises(StorageError, match=f"{name}: cannot be written: "):
+            write_atomic(tmp_path / name, b"x")
+    assert (tmp_path / "pipe").is_fifo()
+    assert Path(os.devnull).is_char_device()
+
+
 def test_a_second_daemon_is_told_who_has_the_folder(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from agent.storage.durable import lock_folder\n"
