@@ -27,6 +27,8 @@ from agent.library import open_whole_model
 from agent.manifest import Rung
 from agent.messages import WHOLE, Array, Frame, Image
 
+_FEWEST = 2
+"""Pictures: from one half it is learned, and on the other it is tried."""
 _BLOCK = 16
 """Pictures that lie beside each other may show the same, so halves are made of blocks."""
 
@@ -64,6 +66,11 @@ class SizesLesson(Struct, frozen=True):
     pictures: int
 
     @property
+    def lost(self) -> float:
+        """Agreement that is given away on pictures that nothing was learned from, by the size that loses most."""
+        return max(1.0 - size.checked.accuracy for size in self.sizes)
+
+    @property
     def keys(self) -> dict[str, dict[str, float]]:
         """Keys for the manifest, by rung."""
         keys: dict[str, dict[str, float]] = {name: {"multiply_adds": n} for name, n in self.multiply_adds.items()}
@@ -73,14 +80,24 @@ class SizesLesson(Struct, frozen=True):
 
 
 def pictures(folder: Path) -> list[Path]:
-    """The pictures in a folder and in the folders in it.
+    """The pictures in a folder and in the folders in it, but for those whose names begin with a dot.
 
     Raises:
-        ModelError: there are none.
+        ModelError: there is no such folder, or there are too few.
     """
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if len(found) < 2:
-        raise ModelError(f"{folder}: no pictures ({', '.join(sorted(SUFFIXES))}) to learn from")
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such folder; expected one with pictures such as the camera will see")
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if len(found) < _FEWEST:
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise ModelError(
+            f"{folder}: too few pictures ({kinds}) to learn from: {len(found)}; expected at least {_FEWEST}"
+        )
     return found
 
 

@@ -27,6 +27,10 @@ _PARTS = 4
 """What is learned must hold in each quarter of the recordings."""
 _NEVER = 2.0
 """A confidence that no answer reaches."""
+_SHORTEST_S = 0.1
+"""No word is shorter."""
+_LEAST = 0.5
+"""Share of known inputs that the deepest rung must be right for, to be taught by."""
 _SILENT = 0.1
 """Share of a recording that is taken for its background."""
 
@@ -58,6 +62,11 @@ class Lesson(Struct, frozen=True):
     recordings: int
 
     @property
+    def lost(self) -> float:
+        """Accuracy that is given away on recordings that nothing was learned from."""
+        return self.checked_full - self.checked.accuracy
+
+    @property
     def keys(self) -> dict[str, dict[str, float | None]]:
         """Keys for the manifest, by rung."""
         confidences = [*(round(found, 5) for found in self.learned.chosen.thresholds), None]
@@ -72,7 +81,8 @@ def labelled(folder: Path, labels: tuple[str, ...]) -> list[Labelled]:
     """The recordings of a folder with one folder per label.
 
     Raises:
-        ModelError: a label has no recording, or a folder is called as no label is.
+        ModelError: a label has no recording, or a folder is called as no label is. Those whose names begin with
+            a dot do not count.
     """
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder; expected one with a folder per label: {', '.join(labels)}")
@@ -85,7 +95,8 @@ def labelled(folder: Path, labels: tuple[str, ...]) -> list[Labelled]:
     missing = [label for number, label in enumerate(labels) if number not in {one.label for one in found}]
     if missing:
         raise ModelError(f"{folder}: no recordings ({', '.join(SUFFIXES)}) in {', '.join(missing)}")
-    strange = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in labels)
+    folders = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    strange = sorted(folders - set(labels))
     if strange:
         raise ModelError(f"{folder}: no label is called {', '.join(strange)}; they are: {', '.join(labels)}")
     return found
@@ -126,9 +137,16 @@ class Pupil:
             whether the window holds the recording, or as much of it as fits; and the scores of each rung.
 
         Raises:
-            SourceError: it cannot be read.
+            SourceError: it cannot be read. ModelError: it is too short for a word.
         """
-        yield from self.answers_to(read_whole(recording.path, self._rate_hz))
+        samples = read_whole(recording.path, self._rate_hz)
+        length_s = len(samples) / self._rate_hz
+        if length_s < _SHORTEST_S:
+            raise ModelError(
+                f"{recording.path}: {length_s:.3f} s of sound; expected at least {_SHORTEST_S} s: "
+                "record it anew, or take it away"
+            )
+        yield from self.answers_to(samples)
 
     def answer_to(self, samples: Samples) -> list[Array]:
         """What every rung says of the newest window of int16 [n] at the model's rate."""
@@ -166,7 +184,8 @@ def learn(
         progress: is told how many recordings have been heard.
 
     Raises:
-        ModelError: there is nothing to learn from. SourceError: a recording cannot be read.
+        ModelError: there is nothing to learn from, or the model does not know what it hears. SourceError: a
+            recording cannot be read.
     """
     logits: list[list[Array]] = []
     heard: list[tuple[int, int, bool]] = []
@@ -179,12 +198,22 @@ def learn(
     numbers, labels, known = map(np.array, zip(*heard, strict=True))
     costs, told = pupil.costs, pupil.told
     learned = calibrate(said, labels, costs, loss, known, told, numbers % _PARTS)
+    _check_known(learned, recordings)
     one, other = numbers % 2 == 0, numbers % 2 == 1
     half = calibrate(said[one], labels[one], costs, loss, known[one], told, numbers[one] // 2 % _PARTS)
     checked = tried(said[other], labels[other], costs, half, known[other], told)
     never = replace(half, chosen=replace(half.chosen, thresholds=(_NEVER,) * (len(costs) - 1)))
     full = tried(said[other], labels[other], costs, never, known[other], told).accuracy
     return Lesson(pupil.rungs, costs, learned, checked, full, len(recordings))
+
+
+def _check_known(learned: Calibration, recordings: list[Labelled]) -> None:
+    if learned.full < _LEAST:
+        raise ModelError(
+            f"the model does not know these recordings: {recordings[0].path.parent.parent}: its deepest rung "
+            f"alone is right for {learned.full:.1%} of them, expected at least {_LEAST:.0%}; check that each "
+            "lies in the folder of its label, and that it can be heard"
+        )
 
 
 def _background(samples: Samples, count: int) -> Samples:

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+from msgspec.structs import replace
 
 from agent.capture.resampler import Resampler, to_int16
 from agent.capture.sound import Block, mono
@@ -62,7 +63,7 @@ def read_whole(path: Path, rate_hz: int) -> Samples:
     Raises:
         SourceError: see `open_recording`.
     """
-    address = parse_sound(f"wav:{quote(str(path))}?pace=fast")
+    address = replace(parse_sound(f"wav:{quote(str(path))}?pace=fast"), shown=str(path))
     recording = open_recording(address, 1.0, rate_hz)
     resampler, parts = Resampler(recording.rate_hz, rate_hz), []
     try:

@@ -29,7 +29,11 @@ _LOSS = {"words": 0.2, "pictures": 10.0}
     show_default=", ".join(f"{points} for {what}" for what, points in _LOSS.items()),
     help="Accuracy that may be given away, percentage points.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Write the manifest here; default: where it was.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Write the manifest here, and beside it the files that it names; default: where it was.",
+)
 @click.option(
     "--picture", type=click.Path(path_type=Path), help="Draw accuracy against cost here, a PNG; of depths."
 )
@@ -48,20 +52,63 @@ def calibrate(
     in agreement with it but for --loss. A stream uses them with rung = "auto".
     """
     from agent.library import open_whole_model
-    from agent.storage.models import manifest_path, rewrite, set_rungs
+    from agent.storage.manifestfile import rewrite, set_rungs
 
     sound = open_whole_model(model).manifest.audio is not None
     loss = _LOSS["words" if sound else "pictures"] if loss is None else loss
     if not 0.0 <= loss <= 100.0:
         raise click.BadParameter(f"{loss} is not within 0..100", param_hint="--loss")
-    if picture is not None and not sound:
-        raise click.BadParameter("a chart is drawn of depths, and these are sizes", param_hint="--picture")
+    if picture is not None:
+        _check_picture(picture, sound=sound)
+    target = _target(model, out)
+    lesson = (_listen if sound else _watch)(model, data, loss / 100.0)
+    _draw(lesson, picture)
+    rewrite(model, target, set_rungs(lesson.keys))
+    _show(lesson, target, as_json=as_json)
+    _warn(lesson.lost * 100.0, loss)
+
+
+def _target(model: str, out: Path | None) -> Path:
+    """Where the manifest will be written, once it is known that it can be."""
+    from agent.storage.manifestfile import check_place
+    from agent.storage.models import bundled, manifest_path
+
+    if out is None and model in bundled():
+        raise click.UsageError(f"{model} is a bundled model and stays as it is: name another manifest with --out")
     target = out or manifest_path(model)
+    if target.suffix != ".toml":
+        raise click.BadParameter(f"{target}: the name of a manifest ends in .toml", param_hint="--out")
     if not target.absolute().parent.is_dir():
         raise click.BadParameter(f"{target}: no such folder to write it to", param_hint="--out")
-    lesson = (_listen if sound else _watch)(model, data, loss / 100.0)
-    rewrite(model, target, set_rungs(lesson.keys))
-    _show(lesson, target, picture, as_json=as_json)
+    check_place(model, target)
+    return target
+
+
+def _check_picture(picture: Path, *, sound: bool) -> None:
+    if not sound:
+        raise click.BadParameter("a chart is drawn of depths, and these are sizes", param_hint="--picture")
+    from agent.cli.chart import check
+
+    check(picture)
+
+
+def _draw(lesson: Lesson | SizesLesson, picture: Path | None) -> None:
+    from agent.practice import Lesson
+
+    if picture is not None and isinstance(lesson, Lesson):
+        from agent.cli.chart import draw
+
+        draw(lesson, picture)
+
+
+def _warn(lost: float, loss: float) -> None:
+    """Say so when more is lost than was allowed on what nothing was learned from; both in percentage points."""
+    if not lost <= loss + 1e-6:
+        click.echo(
+            f"vedette: warning: tried on data that it was not learned from, {lost:.2f} points are lost, and "
+            f"--loss allows {loss:g}: learn from more of it, or allow a larger --loss",
+            err=True,
+        )
 
 
 def _listen(model: str, data: Path, loss: float) -> Lesson:
@@ -86,13 +133,9 @@ def _progress(length: int, label: str) -> click._termui_impl.ProgressBar[int]:
     return click.progressbar(length=length, label=label, file=sys.stderr, hidden=hidden)
 
 
-def _show(lesson: Lesson | SizesLesson, target: Path, picture: Path | None, *, as_json: bool) -> None:
+def _show(lesson: Lesson | SizesLesson, target: Path, *, as_json: bool) -> None:
     from agent.practice import Lesson
 
-    if picture is not None and isinstance(lesson, Lesson):
-        from agent.cli.chart import draw
-
-        draw(lesson, picture)
     if as_json:
         import msgspec
 

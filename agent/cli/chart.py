@@ -12,6 +12,21 @@ if TYPE_CHECKING:
     from agent.practice import Lesson
 
 
+def check(path: Path) -> None:
+    """Refuse a path that `draw` could not write to.
+
+    Raises:
+        VedetteError: matplotlib is missing, knows no such kind of picture, or there is no such folder.
+    """
+    known = _figure().canvas.get_supported_filetypes()
+    if path.suffix.lower().removeprefix(".") not in known:
+        raise VedetteError(f"{path}: a chart's name ends in .png, .svg or .pdf")
+    if not path.absolute().parent.is_dir():
+        raise VedetteError(f"{path}: no such folder to draw a chart into")
+    if path.exists() and not path.is_file():
+        raise VedetteError(f"{path}: is there, and is no file that a chart could replace")
+
+
 def draw(lesson: Lesson, path: Path) -> None:
     """Accuracy against cost, with the point that was chosen.
 

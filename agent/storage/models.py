@@ -9,7 +9,6 @@ import difflib
 import hashlib
 import stat
 import tomllib
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from msgspec.structs import replace
 from agent.errors import ModelError, reason_of
 from agent.manifest import Manifest, manifest_from
 from agent.storage import wakeword
-from agent.storage.durable import write_atomic
 
 ZOO = Path(__file__).parent.parent / "zoo"
 _MODEL, _MANIFEST = ".tflite", ".toml"
@@ -48,48 +46,16 @@ def load_file(path: str | Path) -> tuple[bytes, Manifest | None]:
     """
     path = _resolve(str(path))
     if path.suffix == _MODEL:
-        beside = path.with_suffix(_MANIFEST)
-        if not beside.is_file():
-            return _read(path, _LARGEST), None
-        manifest = _manifest(beside)
+        own = path.with_suffix(_MANIFEST)
+        if not own.is_file():
+            return read(path), None
+        manifest = _manifest(own)
         if manifest.file not in ("", path.name):
-            raise ModelError(f"{beside}: is the manifest of {manifest.file}, not of {path.name} beside it")
+            raise ModelError(f"{own}: is the manifest of {manifest.file}, not of {path.name} beside it")
     else:
         manifest = _manifest(path)
-        path = _beside(path, manifest.file or path.with_suffix(_MODEL).name, "file")
+        path = beside(path, manifest.file or path.with_suffix(_MODEL).name, "file")
     return _verified(path, manifest), manifest
-
-
-def rewrite(name_or_path: str, path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Write a model's manifest anew, changed; remarks in it are lost.
-
-    Args:
-        name_or_path: the model, with a TOML manifest.
-        path: where to, replaced as a whole or not at all.
-        change: is given the parsed document.
-
-    Raises:
-        ModelError: it has none. StorageError: it cannot be written.
-    """
-    import tomli_w
-
-    manifest = manifest_path(name_or_path)
-    data = tomllib.loads(_text(manifest))
-    change(data)
-    write_atomic(path, tomli_w.dumps(data).encode())
-
-
-def set_rungs(keys: Mapping[str, Mapping[str, float | None]]) -> Callable[[dict[str, Any]], None]:
-    """For `rewrite`: set keys of rungs, by their name; None takes a key away."""
-
-    def change(manifest: dict[str, Any]) -> None:
-        for rung in manifest["rungs"]:
-            for key, value in keys.get(rung["name"], {}).items():
-                rung.pop(key, None)
-                if value is not None:
-                    rung[key] = value
-
-    return change
 
 
 def manifest_path(name_or_path: str) -> Path:
@@ -127,14 +93,14 @@ def _resolve(name_or_path: str) -> Path:
 
 def _manifest(path: Path) -> Manifest:
     if path.suffix == wakeword.SUFFIX:
-        return wakeword.read(_read(path, _LARGEST_TEXT), str(path))
+        return wakeword.read(read(path, _LARGEST_TEXT), str(path))
     try:
-        data = tomllib.loads(_text(path))
+        data = tomllib.loads(read_text(path))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ModelError(f"{path}: not TOML: {error}") from error
     output = data.get("output")
     if isinstance(output, dict) and isinstance(labels := output.get("labels"), str):
-        output["labels"] = _labels(_beside(path, labels, "labels"))
+        output["labels"] = _labels(beside(path, labels, "labels"))
     return _named(manifest_from(data, str(path)), data)
 
 
@@ -145,11 +111,20 @@ def _named(manifest: Manifest, data: dict[str, Any]) -> Manifest:
 
 def _labels(path: Path) -> list[str]:
     """One name per line; empty lines at the end do not count, others keep their number."""
-    return [line.strip() for line in _text(path).rstrip().splitlines()]
+    return [line.strip() for line in read_text(path).rstrip().splitlines()]
 
 
-def _beside(manifest: Path, name: str, key: str) -> Path:
-    """The file of that name in the manifest's folder, and nowhere else."""
+def beside(manifest: Path, name: str, key: str) -> Path:
+    """The file of that name in the manifest's folder, and nowhere else.
+
+    Args:
+        manifest: its path.
+        name: of the file.
+        key: that names it, for messages.
+
+    Raises:
+        ModelError: it would lie elsewhere.
+    """
     folder = manifest.parent
     path = folder / name
     try:
@@ -161,7 +136,7 @@ def _beside(manifest: Path, name: str, key: str) -> Path:
 
 
 def _verified(path: Path, manifest: Manifest) -> bytes:
-    content = _read(path, _LARGEST)
+    content = read(path)
     found = hashlib.sha256(content).hexdigest()
     if manifest.sha256 and found != manifest.sha256:
         raise ModelError(
@@ -171,14 +146,24 @@ def _verified(path: Path, manifest: Manifest) -> bytes:
     return content
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A manifest or a list of labels.
+
+    Raises:
+        ModelError: see `read`; or it is not UTF-8.
+    """
     try:
-        return _read(path, _LARGEST_TEXT).decode("utf-8")
+        return read(path, _LARGEST_TEXT).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ModelError(f"{path}: not UTF-8 at byte {error.start}") from error
 
 
-def _read(path: Path, largest: int) -> bytes:
+def read(path: Path, largest: int = _LARGEST) -> bytes:
+    """A whole file, at most `largest` bytes.
+
+    Raises:
+        ModelError: it is missing, empty, too large, no file, or cannot be read.
+    """
     try:
         found = path.stat()
         # A pipe or a device would block, or never end.

@@ -77,7 +77,12 @@ def test_the_bundled_detector_learns_from_real_pictures(tmp_path: Path) -> None:
 def test_what_cannot_be_learned_from_is_refused(tmp_path: Path, data: Path) -> None:
     model = sizes_model(tmp_path, {"32": SURE, "16": SURE}, confidence=None)
     before = model.read_text()
-    assert "no pictures (.bmp, .jpeg, .jpg, .png)" in str(call(model, tmp_path / "nothing").exception)
+    assert "nothing: no such folder" in str(call(model, tmp_path / "nothing").exception)
+    (tmp_path / "one" / ".git").mkdir(parents=True)
+    for name in ("0.jpg", ".git/1.jpg"):
+        (tmp_path / "one" / name).write_bytes((data / "0.jpg").read_bytes())
+    refused = str(call(model, tmp_path / "one").exception)
+    assert "one: too few pictures (.bmp, .jpeg, .jpg, .png) to learn from: 1; expected at least 2" in refused
     assert "several sizes only" in str(call(person_model(tmp_path), data).exception)
     assert "a chart is drawn of depths" in call(model, data, "--picture", tmp_path / "curve.png").output
     assert call(model, data, "--loss", "101").exit_code == 2

@@ -11,7 +11,8 @@ from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
 from agent.library import open_model
-from agent.practice import Pupil
+from agent.practice import Lesson, Pupil
+from agent.storage.models import ZOO
 from tests.support.sound import RATE, ladder_model, quiet, tone_model, word
 
 
@@ -58,6 +59,80 @@ def test_a_table_and_a_picture(tmp_path: Path, data: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert model.read_text() == before
     assert tomllib.loads(out.read_text())["name"] == "tones"
+    assert tomllib.loads(out.read_text())["file"] == "depths.tflite"
+
+
+@pytest.mark.parametrize(
+    ("picture", "why"),
+    [
+        ("nowhere/curve.png", "nowhere/curve.png: no such folder to draw"),
+        ("curve", "curve: a chart's name ends in .png"),
+        ("curve.xyz", "curve.xyz: a chart's name ends in .png"),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_is_refused_first(
+    tmp_path: Path, data: Path, picture: str, why: str
+) -> None:
+    pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
+    model = ladder_model(tmp_path)
+    before = model.read_text()
+    assert why in str(call(model, data, "--picture", tmp_path / picture).exception)
+    assert model.read_text() == before
+
+
+def test_elsewhere_the_manifest_has_its_files_beside_it(tmp_path: Path, data: Path) -> None:
+    model, elsewhere = ladder_model(tmp_path), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "names.txt").write_text("low\nhigh\nsilence\n")
+    model.write_text(model.read_text().replace('["low", "high", "silence"]', '"names.txt"'))
+    done = call(model, data, "--out", elsewhere / "x.toml")
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["depths.tflite", "names.txt", "x.toml"]
+    inspected = CliRunner().invoke(vedette, ["models", "inspect", str(elsewhere / "x.toml")])
+    assert inspected.exit_code == 0, inspected.output
+    (elsewhere / "names.txt").write_text("a\nb\nc\n")
+    before = (elsewhere / "x.toml").read_bytes()
+    assert "names.txt: is another file than" in str(call(model, data, "--out", elsewhere / "x.toml").exception)
+    assert (elsewhere / "x.toml").read_bytes() == before
+
+
+def test_a_bundled_model_stays_as_it_is(data: Path) -> None:
+    before = (ZOO / "small-speech.toml").read_bytes()
+    refused = call("small-speech", data)
+    assert refused.exit_code == 2
+    assert "small-speech is a bundled model" in refused.output
+    assert "--out" in refused.output
+    assert (ZOO / "small-speech.toml").read_bytes() == before
+
+
+@pytest.mark.parametrize("out", ["/dev/full", "other", "depths.tflite"])
+def test_only_a_manifest_is_written(tmp_path: Path, data: Path, out: str) -> None:
+    refused = call(ladder_model(tmp_path), data, "--out", tmp_path / out)
+    assert refused.exit_code == 2
+    assert "ends in .toml" in refused.output
+
+
+def test_recordings_that_teach_nothing_are_refused(tmp_path: Path, data: Path) -> None:
+    model = ladder_model(tmp_path)
+    before = model.read_text()
+    soundfile.write(data / "low" / "short.wav", np.zeros(80, np.int16), RATE)
+    refused = str(call(model, data).exception)
+    assert refused.startswith(f"{data}/low/short.wav: 0.005 s of sound; expected at least 0.1 s")
+    (data / "low" / "short.wav").unlink()
+    for one, other in (("low", "away"), ("high", "low"), ("away", "high")):
+        (data / one).rename(data / other)
+    refused = str(call(model, data).exception)
+    assert f"the model does not know these recordings: {data}: its deepest rung alone is right for" in refused
+    assert model.read_text() == before
+
+
+def test_a_loss_on_other_recordings_is_told(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ladder_model(tmp_path)
+    assert call(model, data).stderr == ""
+    monkeypatch.setattr(Lesson, "lost", 0.05)
+    done = call(model, data, "--loss", 2)
+    assert done.exit_code == 0
+    assert "5.00 points are lost, and --loss allows 2: learn from more of it" in done.stderr
 
 
 def test_bad_data_is_refused_and_the_manifest_stays(tmp_path: Path, data: Path) -> None:
@@ -66,11 +141,12 @@ def test_bad_data_is_refused_and_the_manifest_stays(tmp_path: Path, data: Path) 
     (data / "strange").mkdir()
     assert "no label is called strange" in str(call(model, data).exception)
     (data / "strange").rmdir()
+    (data / ".git").mkdir()
     for file in (data / "high").iterdir():
         file.unlink()
     assert "no recordings (.wav, .flac, .ogg) in high" in str(call(model, data).exception)
     (data / "high" / "broken.wav").write_bytes(b"RIFF")
-    assert "broken.wav" in str(call(model, data).exception)
+    assert str(call(model, data).exception).startswith(f"{data}/high/broken.wav: expected a sound file")
     assert "no such folder" in str(call(model, tmp_path / "nothing").exception)
     assert call(model, data, "--loss", "-1").exit_code == 2
     assert model.read_text() == before
