@@ -17,6 +17,8 @@ from agent.errors import SourceError
 from agent.messages import Samples
 
 _LIVE_BLOCK_S, _FAST_BLOCK_S = 0.03, 0.1
+_LEAST_HZ, _MOST_HZ, _MOST_CHANNELS = 4000, 384_000, 64
+"""What is recorded lies between: a header that says something else is broken, and costs more than it gives."""
 
 
 class Recording:
@@ -78,7 +80,8 @@ def open_recording(address: Address, stall_s: float, rate_hz: int) -> Recording:
     """Open a sound file.
 
     Raises:
-        SourceError: it is missing, cannot be read, is none, has no samples, is cut off, or lacks the channel.
+        SourceError: it is missing, cannot be read, is none, has no samples, is cut off, lacks the channel, or has
+            a rate or a number of channels that no recording has.
     """
     path, shown = Path(address.target), address.shown
     _check_path(path, shown)
@@ -105,6 +108,7 @@ def _check_path(path: Path, shown: str) -> None:
 def _check_content(file: Any, path: Path, address: Address) -> None:
     if not file.frames:
         raise SourceError(f"{address.shown}: expected sound; the file has no samples: cut off?")
+    _check_header(file, address.shown)
     channel = address.options.channel
     if channel is not None and channel >= file.channels:
         found = f"found {_plural(file.channels, 'channel')}, which count from 0"
@@ -115,6 +119,15 @@ def _check_content(file: Any, path: Path, address: Address) -> None:
         raise SourceError(
             f"{address.shown}: expected {promised:,} bytes, as the file says; found {size:,}: cut off"
         )
+
+
+def _check_header(file: Any, shown: str) -> None:
+    rate_hz, channels = file.samplerate, file.channels
+    if not _LEAST_HZ <= rate_hz <= _MOST_HZ:
+        expected = f"expected {_LEAST_HZ} to {_MOST_HZ} Hz"
+        raise SourceError(f"{shown}: {expected}; its header says {rate_hz} Hz: record it anew")
+    if channels > _MOST_CHANNELS:
+        raise SourceError(f"{shown}: expected at most {_MOST_CHANNELS} channels; its header says {channels}")
 
 
 def _promised(path: Path) -> int:

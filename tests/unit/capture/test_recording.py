@@ -168,6 +168,9 @@ def cut(path: Path, share: float) -> Path:
         (lambda folder: cut(write(folder / "a.wav", noise(9000)), 0.5), "cut off"),
         (lambda folder: cut(write(folder / "a.flac", noise(90_000)), 0.5), ""),
         (lambda folder: write(folder / "a.wav", noise(0)), "no samples"),
+        (lambda folder: write(folder / "a.wav", noise(9), 1), "expected 4000 to 384000 Hz; its header says 1 Hz"),
+        (lambda folder: write(folder / "a.wav", noise(9), 768_000), "its header says 768000 Hz"),
+        (lambda folder: write(folder / "a.wav", noise(650).reshape(-1, 65)), "its header says 65"),
         (lambda folder: write(folder / "a.wav", noise(9)).with_suffix(".wav?channel=1"), "expected a channel 1"),
     ],
 )
