@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -30,7 +32,7 @@ def open_model(name_or_path: str, rung: str = "") -> Model:
     """
     content, manifest = load_file(name_or_path)
     sha256 = hashlib.sha256(content).hexdigest()
-    try:
+    with named(name_or_path):
         manifest = manifest or guessed(content, read_modelfile(content), name_or_path)
         kept = _kept(manifest, rung)
         key, all_there_are = (name_or_path, sha256, " ".join(one.name for one in kept)), len(manifest.rungs)
@@ -40,8 +42,6 @@ def open_model(name_or_path: str, rung: str = "") -> Model:
             return known
         if len(kept) == 1 < all_there_are:
             content = only_signature(content, kept[0].signature)
-    except ModelError as error:
-        raise ModelError(f"{name_or_path}: {error}") from None
     _open[key] = model = Model(content, sha256, manifest, name_or_path)
     return model
 
@@ -53,11 +53,24 @@ def open_whole_model(name_or_path: str) -> Model:
         ModelError: see `open_model`.
     """
     content, manifest = load_file(name_or_path)
-    try:
+    with named(name_or_path):
         manifest = manifest or guessed(content, read_modelfile(content), name_or_path)
-    except ModelError as error:
-        raise ModelError(f"{name_or_path}: {error}") from None
     return Model(content, hashlib.sha256(content).hexdigest(), manifest, name_or_path)
+
+
+@contextmanager
+def named(name_or_path: str) -> Iterator[None]:
+    """Errors inside begin with the model that they are about.
+
+    Raises:
+        ModelError: as inside, of the same kind.
+    """
+    try:
+        yield
+    except ModelError as error:
+        if str(error).startswith(f"{name_or_path}: "):
+            raise
+        raise type(error)(f"{name_or_path}: {error}") from None
 
 
 def _kept(manifest: Manifest, rung: str) -> tuple[Rung, ...]:

@@ -25,6 +25,7 @@ The stream says which it wants: `decode.labels = ["Bark", "Smoke detector, smoke
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -34,6 +35,8 @@ from agent.errors import ModelError
 from agent.messages import ChannelOrder
 
 Unit = Annotated[float, Meta(ge=0.0, le=1.0)]
+Mean = Annotated[float, Meta(ge=-1e6, le=1e6)]
+Std = Annotated[float, Meta(ge=1e-6, le=1e6)]
 Resize = Literal["stretch", "letterbox"]
 AUTO = "auto"
 """In the place of a rung's name: climb the ladder, also of sizes."""
@@ -54,8 +57,8 @@ class InputManifest(Struct, frozen=True, forbid_unknown_fields=True):
 
     order: ChannelOrder = "rgb"
     resize: Resize = "stretch"
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    mean: tuple[Mean, Mean, Mean] = (0.0, 0.0, 0.0)
+    std: tuple[Std, Std, Std] = (1.0, 1.0, 1.0)
 
 
 class AudioManifest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,8 +76,8 @@ class AudioManifest(Struct, frozen=True, forbid_unknown_fields=True):
     rate_hz: Annotated[int, Meta(ge=4000, le=192_000)]
     frontend: str
     every_s: Annotated[float, Meta(ge=0.0, le=60.0)] = 0.0
-    mean: float = 0.0
-    std: Annotated[float, Meta(gt=0.0)] = 1.0
+    mean: Mean = 0.0
+    std: Std = 1.0
     options: dict[str, Any] = {}
 
 
@@ -83,7 +86,8 @@ class OutputManifest(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         decoder: name of a decoder in `agent.compute.decode`.
-        labels: class names in order. In the file it may be the name of a text file beside the manifest.
+        labels: class names in order, of sounds each one once. In the file it may be the name of a text file
+            beside the manifest.
         score_threshold: detections below are dropped.
         iou_threshold: overlap above which non-maximum suppression drops the weaker of two boxes.
         options: what this decoder needs besides, checked by the decoder.
@@ -116,7 +120,7 @@ class Rung(Struct, frozen=True, forbid_unknown_fields=True):
     depth: Annotated[int, Meta(ge=0)] = 0
     multiply_adds: Annotated[int, Meta(ge=0)] = 0
     confidence: Unit | None = None
-    temperature: Annotated[float, Meta(gt=0.0)] = 1.0
+    temperature: Annotated[float, Meta(ge=1e-3, le=1e3)] = 1.0
     complexity: Unit = 1.0
 
 
@@ -233,7 +237,7 @@ def manifest_from(data: dict[str, Any], where: str) -> Manifest:
         where: its path, for messages.
 
     Raises:
-        ModelError: an unknown key, a wrong type or an empty ladder.
+        ModelError: an unknown key, a wrong type, an empty ladder, or a sound that two labels name.
     """
     try:
         manifest = msgspec.convert(data, Manifest)
@@ -243,4 +247,8 @@ def manifest_from(data: dict[str, Any], where: str) -> Manifest:
         raise ModelError(f"{where}: `rungs` is empty; leave it out for a model with one graph")
     if any(rung.name == AUTO for rung in manifest.rungs):
         raise ModelError(f"{where}: no rung can be called {AUTO!r}: that asks for the ladder")
+    # Lists of what pictures show have gaps, and two cranes; a sound is told by its label alone.
+    twice = [label for label, count in Counter(manifest.output.labels).items() if label and count > 1]
+    if manifest.audio is not None and twice:
+        raise ModelError(f"{where}: [output] labels: {', '.join(map(repr, twice))} more than once")
     return manifest

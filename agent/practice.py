@@ -17,7 +17,7 @@ from agent.compute.infer.audio.rows import RowInput
 from agent.compute.infer.backend import Options, open_session
 from agent.config import StreamConfig
 from agent.errors import ModelError
-from agent.library import open_whole_model
+from agent.library import named, open_whole_model
 from agent.messages import Array, Samples
 
 SUFFIXES = (".wav", ".flac", ".ogg")
@@ -126,8 +126,9 @@ class Pupil:
         self._climb = Climb(self._session, blank, config)
         assert self._climb.keyword is not None
         self.told = self._climb.keyword.wanted
-        self._frontend = build_frontend(manifest.audio)
-        self._rows = RowInput(self._session.inputs[0], manifest.audio, self._frontend)
+        with named(model):
+            self._frontend = build_frontend(manifest.audio)
+            self._rows = RowInput(self._session.inputs[0], manifest.audio, self._frontend)
         self._rate_hz = manifest.audio.rate_hz
 
     def answers(self, recording: Labelled) -> Iterator[tuple[bool, list[Array]]]:

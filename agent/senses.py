@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Union, cast
 from agent.capture.uri import parse
 from agent.config import StreamConfig
 from agent.errors import ConfigError
-from agent.library import open_model
+from agent.library import named, open_model
 from agent.manifest import Model
 
 if TYPE_CHECKING:
@@ -42,13 +42,14 @@ def open_sense(name: str, config: StreamConfig, model: Model | None = None) -> S
     if takes_sound is not address.sound:
         gives, takes = ("sound", "pictures") if address.sound else ("pictures", "sound")
         raise ConfigError(f"stream {name}: {address.shown} gives {gives}, and model {config.model} takes {takes}")
-    if takes_sound:
-        from agent.compute.hearing import Hearing
+    with named(model.path):
+        if takes_sound:
+            from agent.compute.hearing import Hearing
 
-        return Hearing(name, config, model)
-    from agent.compute.vision import Vision
+            return Hearing(name, config, model)
+        from agent.compute.vision import Vision
 
-    return Vision(name, config, model)
+        return Vision(name, config, model)
 
 
 def open_corridor(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import pytest
@@ -8,6 +9,7 @@ from agent.errors import ModelError
 from agent.manifest import manifest_from
 
 OUTPUT = {"decoder": "classify"}
+AUDIO = {"rate_hz": 16000, "frontend": "logmel"}
 
 
 def test_a_manifest_has_one_rung_unless_it_names_several() -> None:
@@ -23,12 +25,24 @@ def test_a_manifest_has_one_rung_unless_it_names_several() -> None:
         ({"name": "x", "output": OUTPUT, "wat": 1}, "unknown field `wat`"),
         ({"name": "x", "output": OUTPUT, "rungs": []}, "`rungs` is empty"),
         ({"name": "x", "output": OUTPUT | {"score_threshold": 2.0}}, "score_threshold"),
+        ({"name": "x", "output": OUTPUT, "input": {"std": [1.0, 1.0, 0.0]}}, "$.input.std"),
+        ({"name": "x", "output": OUTPUT, "input": {"mean": [math.nan, 1.0, 1.0]}}, "$.input.mean"),
+        ({"name": "x", "output": OUTPUT, "audio": AUDIO | {"std": 1e-310}}, "$.audio.std"),
+        ({"name": "x", "output": OUTPUT, "audio": AUDIO | {"std": math.inf}}, "$.audio.std"),
+        ({"name": "x", "output": OUTPUT, "audio": AUDIO | {"mean": -math.inf}}, "$.audio.mean"),
+        ({"name": "x", "output": OUTPUT, "rungs": [{"name": "a", "temperature": math.inf}]}, "temperature"),
+        ({"name": "x", "output": OUTPUT | {"labels": ["a", "b", "a"]}, "audio": AUDIO}, "'a' more than once"),
     ],
 )
 def test_a_bad_manifest_names_its_file_and_key(data: dict[str, object], expected: str) -> None:
     with pytest.raises(ModelError, match=r"^x\.toml: ") as caught:
         manifest_from(data, "x.toml")
     assert expected in str(caught.value)
+
+
+def test_lists_of_what_pictures_show_may_have_gaps() -> None:
+    data = {"name": "x", "output": OUTPUT | {"labels": ["crane", "???", "???", "crane"]}}
+    assert len(manifest_from(data, "x.toml").output.labels) == 4
 
 
 def test_an_unknown_rung_names_the_known() -> None:

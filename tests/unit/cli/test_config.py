@@ -12,6 +12,7 @@ from agent.configfile import parse
 from agent.effective import effective
 from agent.errors import ConfigError
 from tests.support.sizes import sizes_model
+from tests.support.sound import tone_model
 
 CONFIGS = Path(__file__).parent.parent.parent.parent / "firmware_configs"
 SQUARE = "[[0.1, 0.1], [0.9, 0.1], [0.9, 0.9]]"
@@ -43,6 +44,28 @@ def test_a_sound_file_is_fine(file: Path) -> None:
     file.write_text(f'[streams.front]\nsource = "test:"\nmodel = "nanodet"\nrung = "256"\n{zone}')
     result = call("check", str(file))
     assert (result.exit_code, result.output) == (0, f"{file}: fine\n")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("mels = 20", "mels = 20, window_ms = 1e9, hop_ms = 1e9"),
+        ("mels = 20", "mels = 20, window_ms = inf"),
+        ("mels = 20", "mels = 1000000000"),
+        ("offset = 1e-6", "offset = inf"),
+        ("std = 4.0", "std = 1e-310"),
+        ("mean = -8.0", "mean = nan"),
+        ('"low", "high"', '"low", "low"'),
+    ],
+)
+def test_a_manifest_with_wild_values_is_one_line_that_names_it(
+    file: Path, tmp_path: Path, old: str, new: str
+) -> None:
+    manifest = tone_model(tmp_path)
+    assert old in manifest.read_text()
+    manifest.write_text(manifest.read_text().replace(old, new))
+    (line,) = problems(file, f'[streams.hall]\nsource = "mic:default"\nmodel = "{manifest}"\n')
+    assert line.startswith(f"{file}:3: {manifest}: ")
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.toml")))

@@ -18,7 +18,10 @@ _FULL_SCALE = 32768.0
 _BLOCK = 128
 """Most rows made at once; more samples are worked off in several goes."""
 
-Positive = Annotated[float, Meta(gt=0.0)]
+_LONGEST = 32_768
+"""Samples of a window: its spectrum and the bands over it must fit into a small board's memory."""
+
+Span = Annotated[float, Meta(gt=0.0, le=1000.0)]
 Count = Annotated[int, Meta(ge=1)]
 
 
@@ -27,29 +30,32 @@ class LogMelOptions(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         rate_hz: samples a second.
-        window_ms: length of sound that one row is made from.
+        window_ms: length of sound that one row is made from, at most 1 s and 32,768 samples.
         hop_ms: from one row to the next; at most a window.
         mels: width of a row, in bands evenly spread over the mel scale.
-        low_hz, high_hz: where the lowest band begins and the highest ends; at most half the rate.
+        low_hz, high_hz: where the lowest band begins and the highest ends; at least 1 Hz apart, and at most half
+            the rate.
         offset: added to a band's energy before the logarithm, so that silence is a number too. An energy of 1 is
             that of noise at full scale in one bin of the spectrum; 1e-7 lies 70 dB below.
     """
 
     rate_hz: Count = 8000
-    window_ms: Positive = 25.0
-    hop_ms: Positive = 10.0
-    mels: Count = 40
+    window_ms: Span = 25.0
+    hop_ms: Span = 10.0
+    mels: Annotated[int, Meta(ge=1, le=512)] = 40
     low_hz: Annotated[float, Meta(ge=0.0)] = 60.0
-    high_hz: Positive = 3800.0
-    offset: Positive = 1e-7
+    high_hz: Annotated[float, Meta(gt=0.0)] = 3800.0
+    offset: Annotated[float, Meta(ge=1e-30, le=1e6)] = 1e-7
 
     def __post_init__(self) -> None:
-        if not self.low_hz < self.high_hz <= self.rate_hz / 2:
+        if not self.low_hz + 1.0 <= self.high_hz <= self.rate_hz / 2:
             raise ValueError(
                 f"bands from {self.low_hz:g} to {self.high_hz:g} Hz do not fit into sound of {self.rate_hz} Hz"
             )
         if not 1 <= self.hop <= self.window:
             raise ValueError(f"a hop of {self.hop_ms:g} ms is not within a window of {self.window_ms:g} ms")
+        if self.window > _LONGEST:
+            raise ValueError(f"a window of {self.window} samples is longer than {_LONGEST}")
 
     @property
     def window(self) -> int:

@@ -13,7 +13,6 @@ from msgspec.structs import asdict
 
 from agent.compute.infer.audio.frontend import Rows, options
 from agent.compute.infer.audio.logmel import LogMel, LogMelOptions
-from agent.errors import ModelError
 from agent.manifest import AudioManifest
 from agent.messages import Samples
 
@@ -22,10 +21,15 @@ class MfccOptions(LogMelOptions, frozen=True, forbid_unknown_fields=True):
     """Those of `logmel`, and:
 
     Attributes:
-        coefficients: of each row, the first ones.
+        coefficients: of each row, the first ones; at most as many as mels.
     """
 
-    coefficients: Annotated[int, Meta(ge=1)] = 13
+    coefficients: Annotated[int, Meta(ge=1, le=512)] = 13
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.coefficients > self.mels:
+            raise ValueError(f"{self.coefficients} coefficients of {self.mels} mels")
 
 
 def build(audio: AudioManifest) -> Mfcc:
@@ -34,10 +38,7 @@ def build(audio: AudioManifest) -> Mfcc:
     Raises:
         ModelError: an option is wrong.
     """
-    chosen = options(audio, MfccOptions)
-    if chosen.coefficients > chosen.mels:
-        raise ModelError(f"front end 'mfcc': {chosen.coefficients} coefficients of {chosen.mels} mels")
-    return Mfcc(chosen)
+    return Mfcc(options(audio, MfccOptions))
 
 
 class Mfcc:

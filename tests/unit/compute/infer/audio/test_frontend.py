@@ -26,6 +26,11 @@ def test_cepstral_coefficients_are_the_cosine_transform_of_log_mel_rows() -> Non
     assert silent[0] == pytest.approx(mfcc.floor, abs=1e-3)
 
 
+def test_a_window_must_fit_into_memory() -> None:
+    with pytest.raises(ModelError, match="a window of 96000 samples is longer than 32768"):
+        build_frontend(AudioManifest(96_000, "logmel", options={"window_ms": 1000.0}))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "why"),
     [
@@ -33,6 +38,11 @@ def test_cepstral_coefficients_are_the_cosine_transform_of_log_mel_rows() -> Non
         ("mfc", {}, "did you mean 'mfcc'"),
         ("raw", {"mels": 3}, "known: none"),
         ("logmel", {"high_hz": 9000.0}, "do not fit"),
+        ("logmel", {"low_hz": 500.0, "high_hz": 500.1}, "do not fit"),
+        ("logmel", {"window_ms": 1001.0}, "<= 1000.0 - at `\\$.window_ms`"),
+        ("logmel", {"hop_ms": np.inf}, "<= 1000.0 - at `\\$.hop_ms`"),
+        ("logmel", {"mels": 513}, "<= 512 - at `\\$.mels`"),
+        ("logmel", {"offset": 1e-310}, "at `\\$.offset`"),
         ("micro", {}, "takes 16000 Hz"),
     ],
 )
