@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from agent.compute.decode.decoder import build_decoder
 from agent.compute.infer.modelfile import ModelFile, Runtime, read_modelfile, refusals
+from agent.compute.tensors import TensorSpec
 from agent.config import DecodeConfig
 from agent.errors import ModelError
 from agent.library import guessed
@@ -25,7 +26,7 @@ class Listed(Struct, frozen=True):
         decoder: of its manifest.
         labels: how many.
         rungs: names, largest first.
-        input: of the first rung.
+        input: of the rung that an input comes to first; of sound also its rate and its front end.
         size: bytes of the file.
         licence: SPDX expression.
         error: why it cannot be used; empty when it can.
@@ -88,6 +89,7 @@ class Inspection(Struct, frozen=True):
         if self.manifest:
             output = self.manifest.output
             origin = "guessed" if self.guessed else "manifest"
+            lines["sound"] = ", ".join(_sound(self.manifest))
             lines["decoder"] = f"{output.decoder} with {len(output.labels)} labels ({origin})"
         return {key: value for key, value in lines.items() if value}
 
@@ -101,7 +103,7 @@ def listed(name: str) -> Listed:
     try:
         modelfile = read_modelfile(content)
         manifest = manifest or guessed(content, modelfile, name)
-        inputs, _ = modelfile.ends(manifest.rungs[0].signature)
+        inputs, _ = modelfile.ends(manifest.chain("")[0].signature)
     except ModelError as error:
         return Listed(name, error=f"{name}: {error}")
     return Listed(
@@ -109,10 +111,19 @@ def listed(name: str) -> Listed:
         manifest.output.decoder,
         len(manifest.output.labels),
         tuple(rung.name for rung in manifest.rungs),
-        str(inputs[0]) if inputs else "",
+        _input(inputs, manifest),
         len(content),
         manifest.licence,
     )
+
+
+def _input(inputs: tuple[TensorSpec, ...], manifest: Manifest) -> str:
+    """What an input becomes before the model takes it."""
+    return " → ".join((*_sound(manifest), *map(str, inputs[:1])))
+
+
+def _sound(manifest: Manifest) -> list[str]:
+    return [f"{manifest.audio.rate_hz} Hz, {manifest.audio.frontend}"] if manifest.audio else []
 
 
 def inspection(file: str) -> Inspection:

@@ -113,6 +113,12 @@ def test_the_list_has_every_bundled_model_and_the_files(birds: Path) -> None:
     assert "classify" in call("list", str(birds)).output
 
 
+def test_a_model_of_depths_is_listed_with_what_it_takes_itself() -> None:
+    speech = next(row for row in json.loads(call("list", "--json").output) if row["name"] == "small-speech")
+    assert speech["input"].startswith("8000 Hz, logmel → features int8[1,98,40,1]")
+    assert "8000 Hz, logmel" in call("inspect", "small-speech").output
+
+
 def test_a_broken_file_in_the_list_exits_with_1(birds: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.tflite"
     bad.write_bytes(b"PK\x03\x04")
