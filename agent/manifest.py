@@ -86,8 +86,7 @@ class OutputManifest(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         decoder: name of a decoder in `agent.compute.decode`.
-        labels: class names in order, of sounds each one once. In the file it may be the name of a text file
-            beside the manifest.
+        labels: class names in order, of sounds each once; or in the file the name of a text file beside it.
         score_threshold: detections below are dropped.
         iou_threshold: overlap above which non-maximum suppression drops the weaker of two boxes.
         options: what this decoder needs besides, checked by the decoder.

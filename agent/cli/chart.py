@@ -65,4 +65,4 @@ def _figure() -> Any:
     try:
         return importlib.import_module("matplotlib.figure").Figure(figsize=(7.0, 4.5), layout="constrained")
     except ImportError as error:
-        raise VedetteError("charts need matplotlib: pip install 'vedette[charts]'") from error
+        raise VedetteError("charts need matplotlib: pip install '.[charts]' in the clone") from error

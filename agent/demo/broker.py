@@ -81,7 +81,7 @@ def installed() -> Any:
     try:
         from amqtt.broker import Broker
     except ImportError as error:
-        raise BrokerError("the demo's broker is not installed: pip install 'vedette[demo]'") from error
+        raise BrokerError("the demo's broker is not installed: pip install '.[demo]' in the clone") from error
     return Broker
 
 

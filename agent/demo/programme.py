@@ -43,7 +43,8 @@ def programme(*, hear: bool, source: str | None, model: str | None, loop: bool) 
     if hear and source is None and model is None:
         words = [word for word in _WAKE_WORDS if PREFIX + word in packaged()]
         models = {"digits": "small-speech", **{word: PREFIX + word for word in words}}
-        hint = "" if words else "the recording says wake words, too: pip install 'vedette[wakeword]' to hear them"
+        install = "pip install '.[wakeword]' in the clone to hear them"
+        hint = "" if words else f"the recording says wake words, too: {install}"
     bundled = f"wav:{SPOKEN}" if hear else f"file:{CLIP}"
     shown = mask(source) if source else (SPOKEN if hear else CLIP).stem
     uri = source or f"{bundled}?pace=realtime" + ("&loop=1" if loop else "")

@@ -51,7 +51,7 @@ def packaged_path(name: str) -> Path:
     """
     folder = _folder()
     if folder is None:
-        raise ModelError(f"{name}: wake words come with pip install 'vedette[wakeword]'")
+        raise ModelError(f"{name}: wake words come with pip install '.[wakeword]' in the clone")
     path = folder / f"{name.removeprefix(PREFIX)}{SUFFIX}"
     if name not in packaged():
         raise ModelError(f"no wake word {name!r}; there are: {', '.join(packaged())}")

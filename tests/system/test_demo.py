@@ -80,7 +80,7 @@ def test_without_the_wake_words_the_digits_are_heard_and_a_line_says_how_to_get_
     shown = call("--hear", "--for", "4s").output
     assert shown.startswith("spoken → small-speech → MQTT")
     assert "heard (word)         three 1" in shown
-    assert shown.splitlines()[-1].endswith("pip install 'vedette[wakeword]' to hear them")
+    assert shown.splitlines()[-1].endswith("pip install '.[wakeword]' in the clone to hear them")
 
 
 def test_a_model_that_was_asked_for_hears_the_recording_alone() -> None:
@@ -186,7 +186,7 @@ def test_without_the_extra_the_error_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "amqtt.broker", None)
-    with pytest.raises(BrokerError, match=r"pip install 'vedette\[demo\]'"):
+    with pytest.raises(BrokerError, match=r"pip install '\.\[demo\]' in the clone"):
         begin(*person(tmp_path))
     assert capsys.readouterr() == ("", "")
 

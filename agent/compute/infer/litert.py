@@ -45,7 +45,7 @@ def load_runtime() -> tuple[Runtime, Any]:
         except ImportError as error:
             log.debug("runtime %s: %s", name, error)
     raise BackendError(
-        "no TFLite runtime is installed: pip install ai-edge-litert (64-bit) or 'vedette[tflite]' (32-bit)"
+        "no TFLite runtime is installed: pip install ai-edge-litert (64-bit) or '.[tflite]' in the clone (32-bit)"
     )
 
 

@@ -55,7 +55,7 @@ def test_what_is_none_is_refused(tmp_path: Path, content: bytes, why: str) -> No
 def test_without_the_package_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wakeword, "_PACKAGE", "there_is_no_such_package")
     assert wakeword.packaged() == ()
-    with pytest.raises(ModelError, match=r"vedette\[wakeword\]"):
+    with pytest.raises(ModelError, match=r"pip install '\.\[wakeword\]' in the clone"):
         load_file("wakeword/alexa")
 
 

@@ -49,7 +49,7 @@ class Micro:
             library = importlib.import_module("pymicro_features")
         except ImportError as error:
             raise ModelError(
-                "front end 'micro' needs the library pymicro-features: pip install 'vedette[wakeword]'"
+                "front end 'micro' needs the library pymicro-features: pip install '.[wakeword]' in the clone"
             ) from error
         self._frontend = library.MicroFrontend()
         self._rest = b""
