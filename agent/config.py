@@ -17,6 +17,7 @@ from agent.messages import Point
 
 Unit = Annotated[float, Meta(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Meta(gt=0.0, le=1e8)]
+Patience = Annotated[float, Meta(ge=0.1, le=1e8)]
 Count = Annotated[int, Meta(ge=1)]
 Bytes = Annotated[int, Meta(ge=0)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
@@ -97,13 +98,13 @@ class CaptureConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`[streams.NAME.capture]`.
 
     Attributes:
-        stall_s: no frame for so long → the source is closed and reopened, s.
-        reopen_max_s: longest pause between two attempts to reopen, s.
+        stall_s: no frame for so long → the source is closed and reopened, s; at least 0.1.
+        reopen_max_s: longest pause between two attempts to reopen, s; at least 0.1.
         max_fps: frames per second handed on, at most; 0: all.
     """
 
-    stall_s: Seconds = 10.0
-    reopen_max_s: Seconds = 30.0
+    stall_s: Patience = 10.0
+    reopen_max_s: Patience = 30.0
     max_fps: Annotated[float, Meta(ge=0.0, le=1000.0)] = 0.0
 
 

@@ -20,7 +20,7 @@ _VERBS: dict[str, str] = {
     "watch": "Show what devices publish, live.",
     "config": "Check, show or describe the configuration.",
     "devices": "List the cameras and microphones of this machine.",
-    "models": "List models, and look inside one.",
+    "models": "List models, look inside one, and calibrate one.",
     "events": "Describe the messages that are published.",
     "completion": "Print the completion script of a shell.",
 }
@@ -58,4 +58,4 @@ class _Verbs(click.Group):
 @click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="vedette")
 def vedette() -> None:
-    """Vedette sees and reports: cameras through TFLite models to MQTT, on ARM boards."""
+    """Vedette sees, hears and reports: cameras and microphones through TFLite models to MQTT, on ARM boards."""

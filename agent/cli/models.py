@@ -1,4 +1,4 @@
-"""`vedette models`: what there is, and what is inside a file."""
+"""`vedette models`: what there is, what is inside a file, and learning when a part of it will do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def models() -> None:
-    """List models, look inside one, and learn when one of several depths may stop."""
+    """List models, look inside one, and calibrate one: learn when a depth or a size of it will do."""
 
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")

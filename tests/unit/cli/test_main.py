@@ -38,6 +38,13 @@ def test_every_verb_has_help(verb: str) -> None:
     assert shown.output.startswith(f"Usage: vedette {verb}")
 
 
+def test_the_help_tells_of_sound_and_of_calibrating() -> None:
+    shown = CliRunner().invoke(vedette, ["--help"]).output
+    assert "cameras and microphones" in " ".join(shown.split())
+    assert "calibrate" in shown
+    assert "calibrate" in CliRunner().invoke(vedette, ["models", "--help"]).output.partition("Commands:")[0]
+
+
 def test_the_version() -> None:
     assert CliRunner().invoke(vedette, ["--version"]).output == f"vedette, version {__version__}\n"
 
