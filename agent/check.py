@@ -74,10 +74,12 @@ def _source_steps(stream: StreamConfig) -> Iterator[Step]:
 
 def _steps(name: str, stream: StreamConfig) -> Iterator[Step]:
     """From the zones to the opened model."""
+    from agent.compute.infer.backend import plan_of
     from agent.library import open_model
 
     for number in range(len(stream.zones)):
         yield ("zones", number), partial(check_zones, stream.zones[: number + 1])
+    yield ("backend",), lambda: plan_of(stream.backend)
     yield ("model",), lambda: open_model(stream.model)
     yield ("rung",), lambda: open_model(stream.model, stream.rung)
     if any(_first_problem([(("source",), lambda: check_uri(stream.source))])):

@@ -220,7 +220,8 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
         enabled: whether it runs.
         rung: size or depth of the model. Empty: depths by how hard the input is, where the model has learned
             that (`vedette models calibrate`), else its first. `auto`: also sizes, which takes the memory of all.
-        backend: `auto`, or one that never falls back.
+        backend: `auto`, `cpu`, or one that never falls back: a name that `vedette bench` lists, or
+            `external:LIBRARY?key=value`, a TFLite delegate. With `,cpu` behind it the CPU stands by.
         threads: of the CPU backend; 0: chosen by the number of cores.
         capture, gate, ladder, decode, track, zones, publish: see each.
     """
@@ -229,7 +230,7 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
     model: Annotated[str, Meta(min_length=1)]
     enabled: bool = True
     rung: str = ""
-    backend: Literal["auto", "cpu", "null"] = "auto"
+    backend: Annotated[str, Meta(min_length=1)] = "auto"
     threads: Annotated[int, Meta(ge=0, le=64)] = 0
     capture: CaptureConfig = CaptureConfig()
     gate: GateConfig = GateConfig()

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 _RESTART_FIRST_S, _RESTART_LAST_S = 1.0, 60.0
 
-State = Literal["starting", "running", "lost", "ended", "failed", "disabled"]
+State = Literal["starting", "running", "degraded", "lost", "ended", "failed", "disabled"]
 
 
 class Desk(Struct, frozen=True):
@@ -115,9 +115,10 @@ class Stream:
     def standing(self) -> tuple[State, str]:
         """State now and why; while it runs, its source's."""
         if self.state == "running" and self._source is not None:
-            capture = self._source.stats
-            alarm = self._sense.alarm if self._sense is not None else ""
-            return capture.state, capture.detail or alarm
+            capture, sense = self._source.stats, self._sense
+            if capture.state == "running" and sense is not None and (why := sense.session.degraded):
+                return "degraded", why
+            return capture.state, capture.detail or (sense.alarm if sense is not None else "")
         return self.state, self.detail
 
     @property

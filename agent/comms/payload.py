@@ -116,7 +116,8 @@ class StreamHealth(Struct, frozen=True):
     """State of one stream.
 
     Attributes:
-        state: starting | running | lost | ended | failed | disabled.
+        state: starting | running | degraded (its device fails, and the CPU answers) | lost | ended | failed |
+            disabled.
         detail: why, when it is not running.
         fps: frames handled per second, over the last interval.
         inferences_per_s: of those, frames that were inferred.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 from msgspec import Struct
 
@@ -11,6 +11,8 @@ from agent.compute.tensors import TensorSpec
 from agent.errors import BackendError
 from agent.manifest import Model
 from agent.messages import Array
+
+STANDBY = ",cpu"
 
 
 class Options(Struct, frozen=True):
@@ -25,19 +27,53 @@ class Options(Struct, frozen=True):
     threads: int = 0
 
 
-class Session(Protocol):
-    """One model, ready to run. For one thread at a time.
+class Plan(Struct, frozen=True):
+    """How a model is to be opened.
 
     Attributes:
-        backend: name of what runs it, for messages, such as `cpu`.
-        rung: name of the rung in use.
-        inputs, outputs: tensors of the rung in use.
+        backend: what messages call it.
+        kind: `cpu`: the interpreter; `delegate`: the interpreter with an external delegate; `accelerator`:
+            LiteRT's own, such as the GPU.
+        library: of the delegate, a path or a name that the loader finds; of the accelerator its name, `GPU` or
+            `NPU`.
+        settings: options of the delegate.
+        threads: of the CPU; 0: chosen by the number of cores.
     """
 
-    backend: str
-    rung: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    backend: str = "cpu"
+    kind: Literal["cpu", "delegate", "accelerator"] = "cpu"
+    library: str = ""
+    settings: dict[str, str] = {}
+    threads: int = 0
+
+
+class Session(Protocol):
+    """One model, ready to run. For one thread at a time."""
+
+    @property
+    def backend(self) -> str:
+        """Name of what runs it, for messages, such as `cpu`."""
+        ...
+
+    @property
+    def rung(self) -> str:
+        """Name of the rung in use."""
+        ...
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Tensors of the rung in use."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Tensors of the rung in use."""
+        ...
+
+    @property
+    def degraded(self) -> str:
+        """Why something else than what was asked for answers; empty: it does not."""
+        ...
 
     def use(self, rung: str) -> None:
         """Change to another rung of the model. Cheap after the first time.
@@ -83,14 +119,38 @@ class Backend(Protocol):
 def open_session(model: Model, backend: str, options: Options) -> Session:
     """Open a model on the named backend. An explicit name never falls back; `auto` is the CPU.
 
+    With `NAME,cpu` the CPU stands by, and answers when the other fails. Everything but the CPU runs in a process
+    of its own, for it may crash or hang.
+
     Raises:
-        ModelError: see `Backend.open`.
+        ModelError, BackendError: see `Backend.open`.
     """
-    try:
-        make = BACKENDS[backend]
-    except KeyError:
-        raise BackendError(f"no backend {backend!r}; known: {', '.join(BACKENDS)}") from None
-    return make().open(model, options)
+    if backend in BACKENDS:
+        return BACKENDS[backend]().open(model, options)
+    name = backend.removesuffix(STANDBY)
+    if name != backend:
+        from agent.compute.infer.failover import FailoverSession
+
+        return FailoverSession(model, plan_of(name), options)
+    from agent.compute.infer.worker import WorkerSession
+
+    return WorkerSession(model, plan_of(name), options)
+
+
+def plan_of(backend: str) -> Plan:
+    """How to open a model on the named backend.
+
+    Raises:
+        BackendError: there is no such backend, or it is not on this board.
+    """
+    from agent.compute.infer.finding import candidates
+
+    if backend in BACKENDS:
+        return Plan()
+    (found,) = candidates([backend.removesuffix(STANDBY)])
+    if found.plan is None:
+        raise BackendError(f"backend {backend!r} cannot be used here: {found.missing}")
+    return found.plan
 
 
 def _cpu() -> Backend:

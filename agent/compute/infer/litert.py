@@ -8,6 +8,7 @@ directly; its `tensor` and `Invoke` take a subgraph in both runtimes.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import logging
 import os
 import sys
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from agent.compute.infer.backend import Options
+from agent.compute.infer.backend import Options, Plan
 from agent.compute.infer.stderr import native_stderr
 from agent.compute.tensors import TensorSpec
 from agent.errors import BackendError, ModelError
@@ -23,6 +24,8 @@ from agent.manifest import Model
 from agent.messages import Array
 
 log = logging.getLogger(__name__)
+
+_CPU = Plan()
 
 Runtime = Literal["litert", "tflite-runtime"]
 
@@ -49,6 +52,12 @@ def load_runtime() -> tuple[Runtime, Any]:
     )
 
 
+def runtime_version(name: Runtime) -> str:
+    """Name and version of a runtime that is installed."""
+    package = "ai-edge-litert" if name == "litert" else "tflite-runtime"
+    return f"{package} {importlib.metadata.version(package)}"
+
+
 def default_threads(cores: int) -> int:
     """One core stays free for capture and delivery; beyond four, small models only get slower."""
     return min(4, max(1, cores - 1))
@@ -56,6 +65,14 @@ def default_threads(cores: int) -> int:
 
 class CpuBackend:
     """Runs models in this process."""
+
+    def __init__(self, plan: Plan = _CPU) -> None:
+        """Prepare.
+
+        Args:
+            plan: with a delegate: only for a process that may crash, see `agent.compute.infer.worker`.
+        """
+        self._plan = plan
 
     def open(self, model: Model, options: Options) -> CpuSession:
         """See `Backend.open`."""
@@ -71,10 +88,23 @@ class CpuBackend:
         threads = options.threads or default_threads(len(os.sched_getaffinity(0)))
         try:
             with native_stderr(log):
-                interpreter = module.Interpreter(model_content=model.content, num_threads=threads)
-                return CpuSession(model, interpreter, options.rung)
+                delegates = self._delegates(module)
+                interpreter = module.Interpreter(
+                    model_content=model.content, num_threads=threads, experimental_delegates=delegates
+                )
+                return CpuSession(model, interpreter, options.rung, self._plan.backend)
         except (ValueError, RuntimeError) as error:
             raise BackendError(f"{model.path}: {runtime} cannot run it: {_first_line(error)}") from error
+
+    def _delegates(self, module: Any) -> list[Any]:
+        plan = self._plan
+        if plan.kind != "delegate":
+            return []
+        try:
+            return [module.load_delegate(plan.library, dict(plan.settings))]
+        except (OSError, ValueError) as error:
+            said = " ".join(str(error).removeprefix(f"Failed to load delegate from {plan.library}").split())
+            raise BackendError(f"{plan.library} cannot be loaded: {said or 'it refuses'}") from error
 
 
 class _Graph(Struct, frozen=True):
@@ -95,13 +125,18 @@ class _Lease:
 
 
 class CpuSession:
-    """A model in an interpreter; see `Session`."""
+    """A model in an interpreter; see `Session`.
 
-    backend = "cpu"
+    Attributes:
+        nodes: operations of the first graph. delegated: of those, how many an external delegate has taken.
+    """
 
-    def __init__(self, model: Model, interpreter: Any, rung: str) -> None:
-        self._model = model
+    def __init__(self, model: Model, interpreter: Any, rung: str, backend: str = "cpu") -> None:
+        self._model, self.backend = model, backend
+        self.degraded = ""
         self._interpreter = interpreter
+        # XNNPACK comes with the tensors' memory: what is delegated by now is an external delegate's.
+        self.nodes, self.delegated = _delegated(interpreter)
         self._wrapper = interpreter._interpreter
         self._lease = _Lease(interpreter)
         self._graphs: dict[str, _Graph] = {}
@@ -155,6 +190,23 @@ class CpuSession:
         runner = self._interpreter.get_signature_runner(signature)
         self._wrapper.AllocateTensors(runner._subgraph_index)
         return _graph(runner._subgraph_index, runner.get_input_details(), runner.get_output_details())
+
+
+def _delegated(interpreter: Any) -> tuple[int, int]:
+    """Operations of the first graph, and how many of them lie between the ends of delegated pieces."""
+    details = interpreter._get_ops_details()
+    nodes = [node for node in details if node["op_name"] != "DELEGATE"]
+    makers = {int(tensor): node for node in nodes for tensor in node["outputs"]}
+    taken: set[int] = set()
+    for piece in (node for node in details if node["op_name"] == "DELEGATE"):
+        given = set(map(int, piece["inputs"]))
+        open_ = [int(tensor) for tensor in piece["outputs"]]
+        while open_:
+            node = makers.get(open_.pop())
+            if node is not None and node["index"] not in taken:
+                taken.add(node["index"])
+                open_ += [int(tensor) for tensor in node["inputs"] if int(tensor) not in given]
+    return len(nodes), len(taken)
 
 
 def _graph(subgraph: int, inputs: dict[str, Any], outputs: dict[str, Any]) -> _Graph:

@@ -24,6 +24,7 @@ class NullSession:
     """A model that answers nothing, at once; see `Session`."""
 
     backend = "null"
+    degraded = ""
 
     def __init__(self, model: Model, file: ModelFile, rung: str) -> None:
         self._model, self._file = model, file

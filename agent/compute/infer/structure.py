@@ -147,7 +147,9 @@ class ModelFile(Struct, frozen=True):
             outputs = {graph.tensors[i].name: i for i in graph.outputs}
             return _specs(graph, inputs), _specs(graph, outputs)
         known = next(known for known in self.signatures if known.name == signature)
-        return _specs(graph, known.inputs), _specs(graph, known.outputs)
+        # Backends keep signatures in sorted maps: so does this, whatever the file's order.
+        inputs, outputs = dict(sorted(known.inputs.items())), dict(sorted(known.outputs.items()))
+        return _specs(graph, inputs), _specs(graph, outputs)
 
     def graph(self, signature: str = "") -> Subgraph:
         """The graph of a signature; the first for an empty name.

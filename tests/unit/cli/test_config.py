@@ -83,9 +83,10 @@ def test_every_config_that_comes_along_is_fine(name: str) -> None:
         (3, 'model = "/nothing/here.tflite"', "/nothing/here.tflite"),
         (4, 'rung = "999"', "has no rung '999'; it has: "),
         (4, "threads = 65", "`streams.front.threads`: "),
-        (4, 'backend = "npu"', "`streams.front.backend`: "),
         (4, "capture.stall_s = 1e-9", "`streams.front.capture.stall_s`: "),
         (4, "capture.reopen_max_s = 0.01", "`streams.front.capture.reopen_max_s`: "),
+        (4, 'backend = "npuu"', "no backend 'npuu'; known: auto, cpu, null, gpu, npu"),
+        (4, 'backend = "external:/no.so"', "cannot be used here: /no.so: no such file"),
     ],
 )
 def test_a_problem_is_named_with_its_line(file: Path, line: int, text: str, why: str) -> None:

@@ -105,8 +105,8 @@ def test_the_null_backend_has_the_models_tensors_and_no_answer() -> None:
 
 
 def test_an_unknown_backend_names_the_known() -> None:
-    with pytest.raises(BackendError, match="no backend 'npu'; known: auto, cpu, null"):
-        open_session(model(build.add_model()), "npu", Options())
+    with pytest.raises(BackendError, match="no backend 'tpu'; known: auto, cpu, null, gpu, "):
+        open_session(model(build.add_model()), "tpu", Options())
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (4, 3), (8, 4)])

@@ -1,0 +1,120 @@
+"""LiteRT's own accelerators, GPU (WebGPU over Vulkan) and NPU, through `CompiledModel`.
+
+Only for a process that may crash: loading LiteRT's GPU library ends a process on a Cortex-A72 with SIGILL, and
+`CompiledModel` holds the GIL while it runs. It knows the tensors' shapes only: their quantisation is read off the
+file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from agent.compute.infer.backend import Plan
+from agent.compute.infer.modelfile import read_modelfile
+from agent.compute.tensors import TensorSpec
+from agent.errors import BackendError, ModelError
+from agent.manifest import Model
+from agent.messages import Array
+
+_Ends = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
+_Names = tuple[list[str], list[str]]
+
+
+class AcceleratorSession:
+    """A compiled model; see `Session`.
+
+    Attributes:
+        nodes: operations of the first graph.
+    """
+
+    def __init__(self, model: Model, plan: Plan, rung: str) -> None:
+        """Compile the model.
+
+        Raises:
+            BackendError: there is no such accelerator, or it refuses the model.
+        """
+        self._model, self.backend = model, plan.backend
+        self.degraded = ""
+        self._file = read_modelfile(model.content)
+        self.nodes = len(self._file.subgraphs[0].operations)
+        try:
+            from ai_edge_litert.compiled_model import CompiledModel, HardwareAccelerator
+
+            kind = getattr(HardwareAccelerator, plan.library)
+            self._compiled = CompiledModel.from_buffer(model.content, hardware_accel=kind)
+            self._known = self._compiled.get_signature_list()
+        except (ImportError, AttributeError, RuntimeError, ValueError) as error:
+            raise BackendError(f"{model.path}: {plan.backend} cannot run it: {_first_line(error)}") from error
+        self._graphs: dict[str, _Graph] = {}
+        self.use(rung or model.manifest.rungs[0].name)
+
+    def use(self, rung: str) -> None:
+        """See `Session.use`."""
+        signature = self._model.manifest.rung(rung).signature
+        ends = self._file.ends(signature)
+        if rung not in self._graphs:
+            self._graphs[rung] = self._prepared(signature, ends)
+        self.rung, self._graph = rung, self._graphs[rung]
+        self.inputs, self.outputs = ends
+
+    def input(self, index: int) -> Array:
+        """See `Session.input`."""
+        return self._graph.inputs[index]
+
+    def invoke(self) -> None:
+        """See `Session.invoke`."""
+        try:
+            self._graph.run()
+        except (RuntimeError, ValueError) as error:
+            raise BackendError(f"{self.backend} failed: {_first_line(error)}") from error
+
+    def output(self, index: int) -> Array:
+        """See `Session.output`."""
+        return self._graph.outputs[index]
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self._graphs.clear()
+        self._compiled.close()
+
+    def _prepared(self, signature: str, ends: _Ends) -> _Graph:
+        keys = list(self._known)
+        if signature and signature not in keys:
+            raise ModelError(f"no signature {signature!r}; the file has: {', '.join(keys) or 'none'}")
+        number = keys.index(signature) if signature else 0
+        found = self._known[keys[number]] if keys else {}
+        inputs, outputs = ([spec.name for spec in specs] for specs in ends)
+        if signature:
+            inputs, outputs = found["inputs"], found["outputs"]
+        try:
+            return _Graph(self._compiled, number, (inputs, outputs), ends)
+        except (RuntimeError, ValueError) as error:
+            raise BackendError(f"{self.backend}: {_first_line(error)}") from error
+
+
+class _Graph:
+    """One signature, its buffers, and arrays for them in the order of the specs."""
+
+    def __init__(self, compiled: Any, number: int, names: _Names, ends: _Ends) -> None:
+        self._compiled, self._number = compiled, number
+        self._given, self._taken = compiled.create_input_buffers(number), compiled.create_output_buffers(number)
+        self.inputs, self.outputs = ([np.zeros(spec.shape, spec.dtype) for spec in specs] for specs in ends)
+        # The buffers' order is the accelerator's own.
+        self._in_order, self._out_order = (
+            [[spec.name for spec in specs].index(name) for name in known]
+            for known, specs in zip(names, ends, strict=True)
+        )
+
+    def run(self) -> None:
+        for buffer, index in zip(self._given, self._in_order, strict=True):
+            buffer.write(self.inputs[index])
+        self._compiled.run_by_index(self._number, self._given, self._taken)
+        for buffer, index in zip(self._taken, self._out_order, strict=True):
+            array = self.outputs[index]
+            np.copyto(array, buffer.read(array.size, array.dtype.type).reshape(array.shape))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

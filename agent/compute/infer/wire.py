@@ -1,0 +1,179 @@
+"""What passes between a session in a worker process and that process: messages by pipe, tensors by shared memory.
+
+Each message is a length, u32 little-endian, and so many bytes: JSON, or nothing for "run" and "has run". Tensors
+lie in one anonymous file that both map; each rung has its own stretch of it.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import struct
+import time
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from agent.compute.infer.backend import Plan
+from agent.compute.tensors import TensorSpec
+from agent.manifest import Manifest
+from agent.messages import Array
+
+_LENGTH = struct.Struct("<I")
+_LARGEST = 2 * 1024**3
+_ALIGNED = 64
+RUN = b""
+"""The message "run", and the answer "has run"."""
+
+
+class Open(Struct, frozen=True, tag=True):
+    """The first message, followed by the model's bytes; answered by `Opened`.
+
+    Attributes:
+        plan: how. rung: the first one. threads: see `Options`. manifest, path: of the model.
+    """
+
+    plan: Plan
+    rung: str
+    threads: int
+    manifest: Manifest
+    path: str
+
+
+class Use(Struct, frozen=True, tag=True):
+    """Change to a rung; answered by `Stretch`."""
+
+    rung: str
+
+
+class Ask(Struct, frozen=True, tag=True):
+    """Tell what was used; answered by `Usage`."""
+
+
+class Stretch(Struct, frozen=True, tag=True):
+    """Where a rung's tensors lie.
+
+    Attributes:
+        inputs, outputs: of the rung.
+        offset, size: of the stretch, bytes.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    offset: int
+    size: int
+
+
+class Opened(Struct, frozen=True, tag=True):
+    """The model is open.
+
+    Attributes:
+        runtime: name and version of what runs it.
+        nodes: operations of the rung's graph.
+        delegated: of those, how many the delegate or accelerator has taken; -1: not known.
+        stretch: of the first rung.
+    """
+
+    runtime: str
+    nodes: int
+    delegated: int
+    stretch: Stretch
+
+
+class Usage(Struct, frozen=True, tag=True):
+    """What the process has used.
+
+    Attributes:
+        cpu_s: CPU time, s. rss_mb: resident memory, MB.
+    """
+
+    cpu_s: float
+    rss_mb: float
+
+
+class Failed(Struct, frozen=True, tag=True):
+    """It went wrong, and the process lives on.
+
+    Attributes:
+        text: in one line. model: the model is to blame, and not the backend.
+    """
+
+    text: str
+    model: bool = False
+
+
+Request = Open | Use | Ask
+Answer = Opened | Stretch | Usage | Failed
+encode = msgspec.json.Encoder().encode
+requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
+
+
+class ClosedError(Exception):
+    """The other end is gone."""
+
+
+def put(descriptor: int, message: bytes) -> None:
+    """Send a message.
+
+    Raises:
+        ClosedError: nobody reads it.
+    """
+    rest = memoryview(_LENGTH.pack(len(message)) + message)
+    try:
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+    except OSError as error:
+        raise ClosedError from error
+
+
+def get(descriptor: int, timeout_s: float | None = None) -> bytes:
+    """The next message.
+
+    Raises:
+        ClosedError: the other end is gone. TimeoutError: nothing came in time.
+    """
+    until = None if timeout_s is None else time.monotonic() + timeout_s
+    (length,) = _LENGTH.unpack(_read(descriptor, _LENGTH.size, until))
+    if length > _LARGEST:
+        raise ClosedError
+    return _read(descriptor, length, until)
+
+
+def _read(descriptor: int, count: int, until: float | None) -> bytes:
+    parts = b""
+    while len(parts) < count:
+        if until is not None:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            if not poll.poll(max(0.0, until - time.monotonic()) * 1e3):
+                raise TimeoutError
+        part = os.read(descriptor, count - len(parts))
+        if not part:
+            raise ClosedError
+        parts += part
+    return parts
+
+
+def size_of(specs: Sequence[TensorSpec]) -> int:
+    """Bytes of a stretch that holds these, in whole pages."""
+    size = sum(-(-_bytes(spec) // _ALIGNED) * _ALIGNED for spec in specs)
+    return max(1, -(-size // mmap.ALLOCATIONGRANULARITY)) * mmap.ALLOCATIONGRANULARITY
+
+
+def views(memory: mmap.mmap, specs: Sequence[TensorSpec]) -> list[Array]:
+    """The tensors of a stretch, inputs first."""
+    found: list[Array] = []
+    at = 0
+    for spec in specs:
+        count = int(np.prod(spec.shape))
+        found.append(np.frombuffer(memory, spec.dtype, count, at).reshape(spec.shape))
+        at += -(-_bytes(spec) // _ALIGNED) * _ALIGNED
+    return found
+
+
+def _bytes(spec: TensorSpec) -> int:
+    return int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize

@@ -1,0 +1,161 @@
+"""The process of `agent.compute.infer.worker`: opens a model and runs it when told to, until its pipe closes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import mmap
+import os
+import resource
+import select
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agent.compute.infer import wire
+from agent.compute.infer.backend import Options, Plan, Session
+from agent.compute.infer.litert import CpuBackend, load_runtime, runtime_version
+from agent.errors import BackendError, ModelError, VedetteError
+from agent.manifest import Model
+from agent.messages import Array
+
+_CHATTER = 1 << 20
+"""What a library has said is forgotten when it is more than so many bytes."""
+
+
+def main(asked_by: int, answers_to: int, tensors: int, life: int) -> None:
+    """Serve until the other end closes.
+
+    Args:
+        asked_by: descriptor of the pipe from the other end.
+        answers_to: descriptor of the pipe to it.
+        tensors: descriptor of the memory that is shared.
+        life: descriptor of a pipe that the other end holds open as long as this process is to live.
+    """
+    _end_with(life)
+    # What ends a terminal's programs is the other end's to judge.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.disable()
+    with contextlib.suppress(wire.ClosedError):
+        _Server(asked_by, answers_to, tensors).serve()
+    # Libraries that crash while they are taken down have done their work.
+    os._exit(0)
+
+
+def _end_with(life: int) -> None:
+    """Have the kernel kill this process when the other end of a pipe is closed, whatever it hangs in.
+
+    PR_SET_PDEATHSIG would not do: it goes by the parent's thread, which may end before.
+    """
+    fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(life, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(life, fcntl.F_SETFL, os.O_ASYNC)
+    if select.select([life], [], [], 0)[0]:  # it is closed already
+        os._exit(0)
+
+
+class _Server:
+    def __init__(self, asked_by: int, answers_to: int, tensors: int) -> None:
+        self._from, self._to, self._tensors = asked_by, answers_to, tensors
+        self._end = 0
+        self._bound: dict[str, tuple[wire.Stretch, list[Array], list[Array]]] = {}
+
+    def serve(self) -> None:
+        """Answer every message.
+
+        Raises:
+            ClosedError: the other end is gone.
+        """
+        self._tell(self._open)
+        while True:
+            message = wire.get(self._from)
+            if message == wire.RUN:
+                self._run()
+            else:
+                self._tell(lambda message=message: self._asked(wire.requests.decode(message)))
+
+    def _open(self) -> wire.Answer:
+        request = wire.requests.decode(wire.get(self._from))
+        content = wire.get(self._from)
+        assert isinstance(request, wire.Open)
+        model = Model(content, "", request.manifest, request.path)
+        options = Options(request.rung, request.threads or request.plan.threads)
+        self._session, runtime, nodes, delegated = opened(model, request.plan, options)
+        return wire.Opened(runtime, nodes, delegated, self._use(request.rung))
+
+    def _asked(self, request: wire.Request) -> wire.Answer:
+        if isinstance(request, wire.Use):
+            return self._use(request.rung)
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return wire.Usage(used.ru_utime + used.ru_stime, _resident_mb())
+
+    def _use(self, rung: str) -> wire.Stretch:
+        session = self._session
+        session.use(rung)
+        if rung not in self._bound:
+            specs = (*session.inputs, *session.outputs)
+            size = wire.size_of(specs)
+            stretch = wire.Stretch(session.inputs, session.outputs, self._end, size)
+            os.ftruncate(self._tensors, self._end + size)
+            arrays = wire.views(mmap.mmap(self._tensors, size, offset=self._end), specs)
+            self._end += size
+            count = len(session.inputs)
+            self._bound[rung] = (stretch, arrays[:count], arrays[count:])
+        return self._bound[rung][0]
+
+    def _run(self) -> None:
+        _, inputs, outputs = self._bound[self._session.rung]
+        session = self._session
+        try:
+            for index, given in enumerate(inputs):
+                np.copyto(session.input(index), given)
+            session.invoke()
+            for index, taken in enumerate(outputs):
+                np.copyto(taken, session.output(index))
+        except Exception as error:
+            wire.put(self._to, wire.encode(_failed(error)))
+        else:
+            wire.put(self._to, wire.RUN)
+        if os.fstat(2).st_size > _CHATTER:
+            os.ftruncate(2, 0)
+
+    def _tell(self, answer: Any) -> None:
+        try:
+            told = answer()
+        except wire.ClosedError:
+            raise
+        except Exception as error:
+            told = _failed(error)
+        wire.put(self._to, wire.encode(told))
+
+
+def opened(model: Model, plan: Plan, options: Options) -> tuple[Session, str, int, int]:
+    """The session, the runtime's name, and how many nodes there are and have been delegated (-1: unknown).
+
+    Raises:
+        ModelError, BackendError: see `Backend.open`.
+    """
+    if plan.kind == "accelerator":
+        from agent.compute.infer.accelerator import AcceleratorSession
+
+        accelerated = AcceleratorSession(model, plan, options.rung)
+        return accelerated, runtime_version("litert"), accelerated.nodes, -1
+    cpu = CpuBackend(plan).open(model, options)
+    return cpu, runtime_version(load_runtime()[0]), cpu.nodes, cpu.delegated
+
+
+def _failed(error: Exception) -> wire.Failed:
+    text = str(error) if isinstance(error, VedetteError) else f"{type(error).__name__}: {error}"
+    return wire.Failed(text, isinstance(error, ModelError) and not isinstance(error, BackendError))
+
+
+def _resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,62 @@
+"""A stream on a device that crashes in mid-stream: a real delegate, the daemon as a process, a real broker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agent.comms.payload import DetectionsMessage, HealthMessage, StreamHealth
+from tests.support.delegates import COMPILER, NO_COMPILER, compiled, picture_model
+from tests.support.mosquitto import Mosquitto
+from tests.support.publishing import TOPICS
+from tests.support.received import Messages
+from tests.support.running import Vedette, camera
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
+
+
+def stream(folder: Path, mode: str, standby: str, after: int = 60) -> dict[str, object]:
+    backend = f"external:{compiled(folder)}?mode={mode}&after={after}{standby}"
+    gate, publish = {"motion": False}, {"detections": True}
+    return camera(picture_model(folder), backend=backend, gate=gate, publish=publish)
+
+
+def told(messages: Messages) -> list[StreamHealth]:
+    """Every state of the stream that was published."""
+    decode = msgspec.json.Decoder(HealthMessage).decode
+    return [decode(body).streams["front"] for body in messages.of(TOPICS.health)]
+
+
+def backends(messages: Messages) -> list[str]:
+    """Who answered each picture."""
+    decode = msgspec.json.Decoder(DetectionsMessage).decode
+    return [decode(body).backend for body in messages.of(TOPICS.detections("front"))]
+
+
+def test_the_cpu_takes_over_and_the_device_comes_back(tmp_path: Path, broker: Mosquitto) -> None:
+    messages = broker.subscribe("vedette/#")
+    with Vedette(tmp_path, broker, front=stream(tmp_path, "crash", ",cpu")) as vedette:
+        messages.wait(lambda m: any(one.state == "degraded" for one in told(m)))
+        messages.wait(lambda m: [one.state for one in told(m)][-1:] == ["running"], timeout_s=20.0)
+        vedette.end()
+    degraded = next(one for one in told(messages) if one.state == "degraded")
+    assert "crashed: its process was killed by SIGSEGV" in degraded.detail
+    assert degraded.backend == "cpu"
+    assert [one.backend for one in told(messages) if one.state == "running"][-1].startswith("external:")
+    seen = backends(messages)
+    assert {"cpu"} < set(seen)
+    assert not any(one.state in ("failed", "lost") for one in told(messages))
+    assert vedette.said("the CPU answers until it comes back")
+
+
+def test_one_that_was_asked_for_alone_never_falls_back(tmp_path: Path, broker: Mosquitto) -> None:
+    messages = broker.subscribe("vedette/#")
+    with Vedette(tmp_path, broker, front=stream(tmp_path, "fail", "", after=20)) as vedette:
+        messages.wait(lambda m: any(one.state == "failed" for one in told(m)))
+        messages.wait(lambda m: [one.state for one in told(m)].count("failed") >= 2, timeout_s=20.0)
+        vedette.end()
+    failed = next(one for one in told(messages) if one.state == "failed")
+    assert "the device has gone" in failed.detail
+    assert "cpu" not in backends(messages)

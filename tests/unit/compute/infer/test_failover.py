@@ -1,0 +1,137 @@
+"""A device that fails in mid-stream, with the CPU standing by."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.compute.infer.backend import Options, Plan, open_session
+from agent.compute.infer.failover import FailoverSession
+from agent.library import open_model, open_whole_model
+from agent.manifest import Model
+from tests.support.delegates import COMPILER, NO_COMPILER, compiled, identity_model
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("failover")
+
+
+@pytest.fixture(scope="module")
+def library(folder: Path) -> Path:
+    return compiled(folder)
+
+
+@pytest.fixture(scope="module")
+def identity(folder: Path) -> Model:
+    return open_model(str(identity_model(folder, steps=4, size=1000)))
+
+
+def session(library: Path, model: Model, mode: str, after: int = 4, **settings: float) -> FailoverSession:
+    plan = Plan("stub", "delegate", str(library), {"mode": mode, "after": str(after)}, 1)
+    return FailoverSession(model, plan, Options(), **({"deadline_s": 0.3, "retry_s": 0.1} | settings))
+
+
+def answers(session: FailoverSession, number: int) -> None:
+    session.input(0)[...] = number
+    session.invoke()
+    assert session.output(0)[0, 0] == number
+
+
+def until(session: FailoverSession, backend: str) -> int:
+    """Inferences until that answers."""
+    deadline = time.monotonic() + 10.0
+    for number in range(1_000_000):
+        answers(session, number)
+        if session.backend == backend:
+            return number
+        assert time.monotonic() < deadline, session.degraded
+        time.sleep(0.01)
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("mode", "why"),
+    [
+        ("crash", "killed by SIGSEGV"),
+        ("exit", "exit status 0"),
+        ("hang", "took longer than 0.3 s"),
+        ("fail", "the device has gone"),
+    ],
+)
+def test_the_same_input_is_answered_and_the_device_comes_back(
+    library: Path, identity: Model, mode: str, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    both = session(library, identity, mode)  # two of its four right answers are the test of it
+    for number in range(2):
+        answers(both, number)
+        assert (both.backend, both.degraded) == ("stub", "")
+    answers(both, 7)
+    assert both.backend == "cpu"
+    assert why in both.degraded
+    assert until(both, "stub") > 0
+    assert both.degraded == ""
+    assert "the CPU answers until it comes back" in caplog.text
+    assert "stub is back" in caplog.text
+    both.close()
+
+
+def test_answers_that_turn_wrong_are_found_by_checking(library: Path, identity: Model) -> None:
+    both = session(library, identity, "wrong", check_s=0.0)
+    random = np.random.default_rng(1)
+    for _ in range(8):
+        given = random.random((1, 1000), np.float32)
+        both.input(0)[...] = given
+        both.invoke()
+        assert (both.output(0) == given).all()
+    assert both.backend == "cpu"
+    assert "answers wrongly" in both.degraded
+    both.close()
+
+
+def test_a_device_that_cannot_be_opened_is_tried_again(library: Path, identity: Model) -> None:
+    both = session(library, identity, "refuse", 0)
+    for number in range(3):
+        answers(both, number)
+    assert both.backend == "cpu"
+    assert "the device is busy" in both.degraded
+    both.close()
+
+
+def test_a_device_that_is_wrong_from_the_first_is_not_used(library: Path, identity: Model) -> None:
+    both = session(library, identity, "wrong", 0)
+    answers(both, 1)
+    assert (both.backend, "answers wrongly" in both.degraded) == ("cpu", True)
+    both.close()
+
+
+def test_every_rung_is_answered_by_whoever_is_there() -> None:
+    model = open_whole_model("small-speech")
+    cpu = open_session(model, "cpu", Options())
+    both = FailoverSession(model, Plan("apart"), Options(), retry_s=0.1)
+    random = np.random.default_rng(2)
+    for turn, rung in enumerate(("3", "4", "6", "12", "3", "4") * 6):
+        if turn == 9:
+            assert both._device is not None
+            os.kill(both._device.pid, signal.SIGKILL)
+        cpu.use(rung)
+        both.use(rung)
+        assert (both.rung, both.inputs, both.outputs) == (cpu.rung, cpu.inputs, cpu.outputs)
+        given = random.integers(-128, 128, cpu.inputs[0].shape).astype(np.int8)
+        for one in (cpu, both):
+            one.input(0)[...] = given
+            one.invoke()
+        for index in range(len(cpu.outputs)):
+            assert (both.output(index) == cpu.output(index)).all()
+        time.sleep(0.05)
+    assert both.backend == "apart"
+    both.close()
+    cpu.close()

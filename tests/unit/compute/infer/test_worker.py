@@ -1,0 +1,176 @@
+"""Sessions in processes of their own, with a real delegate that misbehaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.compute.infer.backend import Options, Plan, open_session
+from agent.compute.infer.worker import WorkerSession
+from agent.errors import BackendError, ModelError
+from agent.library import open_model, open_whole_model
+from agent.manifest import Model
+from tests.support.delegates import COMPILER, NO_COMPILER, compiled, identity_model
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
+CPU = Plan("cpu-apart", threads=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("delegate")
+
+
+@pytest.fixture(scope="module")
+def library(folder: Path) -> Path:
+    return compiled(folder)
+
+
+@pytest.fixture(scope="module")
+def identity(folder: Path) -> Model:
+    return open_model(str(identity_model(folder, steps=4, size=1000)))
+
+
+def stub(library: Path, mode: str, after: int = 0) -> Plan:
+    return Plan("stub", "delegate", str(library), {"mode": mode, "after": str(after)}, 1)
+
+
+@pytest.fixture
+def session(library: Path, identity: Model) -> Iterator[WorkerSession]:
+    session = WorkerSession(identity, stub(library, "fast"), Options())
+    yield session
+    session.close()
+
+
+def test_it_answers_as_the_cpu_does_at_every_rung() -> None:
+    model = open_whole_model("small-speech")
+    here, there = open_session(model, "cpu", Options()), WorkerSession(model, CPU, Options())
+    random = np.random.default_rng(1)
+    for rung in ("3", "4", "3", "12", "6"):
+        for one in (here, there):
+            one.use(rung)
+        assert (here.inputs, here.outputs, here.rung) == (there.inputs, there.outputs, there.rung)
+        given = random.integers(-128, 128, here.inputs[0].shape).astype(np.int8)
+        for one in (here, there):
+            one.input(0)[...] = given
+            one.invoke()
+        for index in range(len(here.outputs)):
+            assert (here.output(index) == there.output(index)).all()
+    here.close()
+    there.close()
+
+
+def test_a_delegate_runs_there_and_tells_what_it_has_taken(session: WorkerSession) -> None:
+    assert (session.backend, session.opened.nodes, session.opened.delegated) == ("stub", 4, 4)
+    session.input(0)[...] = np.arange(1000)
+    session.invoke()
+    assert session.output(0).tolist() == [list(range(1000))]
+    assert session.usage().cpu_s > 0.0
+
+
+@pytest.mark.parametrize(
+    ("mode", "why"),
+    [
+        ("refuse", "cannot be loaded: the device is busy"),
+        ("crash-prepare", "stub crashed: its process was killed by SIGSEGV"),
+        ("hang-prepare", "stub hangs: opening the model took longer than 3 s"),
+    ],
+)
+def test_what_cannot_be_opened_says_why(library: Path, identity: Model, mode: str, why: str) -> None:
+    with pytest.raises(BackendError, match=why):
+        WorkerSession(identity, stub(library, mode), Options(), patience_s=3.0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "why"),
+    [
+        ("crash", "stub crashed: its process was killed by SIGSEGV"),
+        ("illegal", "stub crashed: its process was killed by SIGILL"),
+        ("exit", "stub crashed: its process ended by itself with exit status 0"),
+        ("hang", r"stub hangs: an inference took longer than 0\.3 s"),
+        ("fail", "inference failed: the device has gone"),
+    ],
+)
+def test_what_fails_in_mid_stream_says_why(library: Path, identity: Model, mode: str, why: str) -> None:
+    session = WorkerSession(identity, stub(library, mode, after=2), Options(), deadline_s=0.3)
+    session.invoke()
+    session.invoke()
+    with pytest.raises(BackendError, match=why):
+        session.invoke()
+    if mode != "fail":
+        with pytest.raises(BackendError):
+            session.invoke()
+        with pytest.raises(BackendError):
+            session.usage()
+    session.close()
+
+
+@pytest.mark.parametrize("mode", ["noisy", "signals"])
+def test_what_talks_or_catches_signals_does_no_harm(
+    library: Path, identity: Model, mode: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    session = WorkerSession(identity, stub(library, mode), Options())
+    for number in range(50):
+        session.input(0)[...] = number
+        session.invoke()
+        assert session.output(0)[0, 0] == number
+    session.close()
+    assert session._process.returncode is not None
+    assert capfd.readouterr() == ("", "")
+
+
+def test_talk_is_forgotten_before_it_fills_the_memory(library: Path, identity: Model) -> None:
+    session = WorkerSession(identity, stub(library, "noisy"), Options())
+    for _ in range(40_000):
+        session.invoke()
+    assert os.fstat(session._log).st_size < 1 << 21
+    session.close()
+
+
+def test_a_killed_process_is_told_from_a_hanging_one(session: WorkerSession) -> None:
+    os.kill(session.pid, signal.SIGKILL)
+    with pytest.raises(BackendError, match="killed by SIGKILL"):
+        session.invoke()
+
+
+def test_a_model_that_is_broken_is_the_models_fault() -> None:
+    model = open_model("small-speech")
+    with pytest.raises(ModelError) as caught:
+        WorkerSession(Model(model.content[:5000], "", model.manifest, "cut.tflite"), CPU, Options())
+    assert not isinstance(caught.value, BackendError)
+    assert str(caught.value).startswith("cut.tflite: ")
+
+
+def test_a_library_that_is_none_is_named(identity: Model) -> None:
+    with pytest.raises(BackendError, match=r"/no/such\.so cannot be loaded"):
+        WorkerSession(identity, Plan("stub", "delegate", "/no/such.so"), Options())
+
+
+def test_it_does_not_outlive_its_parent(tmp_path: Path) -> None:
+    code = """
+import time
+from agent.compute.infer.backend import Options, Plan
+from agent.compute.infer.worker import WorkerSession
+from agent.library import open_model
+print(WorkerSession(open_model("small-speech"), Plan("apart"), Options()).pid, flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+    until = time.monotonic() + 5.0
+    while Path(f"/proc/{child}/stat").exists() and time.monotonic() < until:
+        if Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
+            break
+        time.sleep(0.05)
+    else:
+        assert not Path(f"/proc/{child}/stat").exists()
