@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.errors import VedetteError
 
 if TYPE_CHECKING:
+    from agent.compute.infer.measure import Measured
+    from agent.compute.infer.selection import Verdict
     from agent.practice import Lesson
 
 
@@ -55,6 +58,36 @@ def draw(lesson: Lesson, path: Path) -> None:
     axes.set(xlabel="multiply-adds, % of the whole depth", ylabel="accuracy, %")
     axes.grid(alpha=0.3)
     axes.legend()
+    _save(figure, path)
+
+
+def draw_latencies(verdict: Verdict, path: Path) -> None:
+    """Median and 95th percentile of every way that was timed; refused ones are hatched.
+
+    Raises:
+        VedetteError: matplotlib is missing, or the picture cannot be written.
+    """
+    figure = _figure()
+    axes = figure.add_subplot()
+    timed = [one for one in verdict.measured if one.p50_ms]
+    names = [f"{one.name}, {one.threads} threads" if one.threads else one.name for one in timed]
+    bars = axes.barh(names, [one.p50_ms for one in timed], label="p50")
+    for bar, one in zip(bars, timed, strict=True):
+        bar.set_hatch("//" if one.refused else "")
+    axes.plot([one.p95_ms for one in timed], names, "|", markersize=14, color="black", label="p95")
+    axes.set(xlabel="ms per inference", xscale="log" if _spread(timed) > 20.0 else "linear")
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3, axis="x")
+    axes.legend()
+    _save(figure, path)
+
+
+def _spread(timed: Sequence[Measured]) -> float:
+    times = [one.p50_ms for one in timed]
+    return max(times) / min(times) if times else 1.0
+
+
+def _save(figure: Any, path: Path) -> None:
     try:
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:

@@ -21,6 +21,7 @@ _VERBS: dict[str, str] = {
     "config": "Check, show or describe the configuration.",
     "devices": "List the cameras and microphones of this machine.",
     "models": "List models, look inside one, and calibrate one.",
+    "bench": "Measure every way to run a model on this board.",
     "events": "Describe the messages that are published.",
     "completion": "Print the completion script of a shell.",
 }

@@ -1,0 +1,103 @@
+"""`vedette bench`: every way to run a model on this board, measured."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agent.cli.plain import plain
+
+if TYPE_CHECKING:
+    from agent.compute.infer.selection import Verdict
+
+
+@click.command()
+@click.argument("model")
+@click.option("--rung", default="", help="Size or depth; default: the model's first.")
+@click.option("--backend", "backends", multiple=True, help="Only these besides the CPU; may be given again.")
+@click.option(
+    "--by", type=click.Choice(["latency", "energy"]), default="latency", show_default=True, help="What is best."
+)
+@click.option("--patience", default=120.0, show_default=True, help="For opening and the first inference, s.")
+@click.option("--picture", type=click.Path(path_type=Path), help="Draw the latencies here, a PNG.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def bench(
+    model: str,
+    rung: str,
+    backends: tuple[str, ...],
+    by: str,
+    patience: float,
+    picture: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure every way to run MODEL on this board: the CPU with 1 to 4 threads, and what else is found.
+
+    Each runs in a process of its own, which may crash or hang. Its answers are compared with the CPU's before it
+    is timed. Nothing is changed.
+    """
+    from agent.compute.infer.finding import candidates
+    from agent.compute.infer.selection import choose
+    from agent.library import open_model
+
+    opened = open_model(model, rung)
+    found = candidates(backends)
+    cores = len(os.sched_getaffinity(0))
+    shown = sys.stderr.isatty()
+
+    def progress(what: str) -> None:
+        if shown:
+            click.echo(f"\r\x1b[Kmeasuring {plain(what)} …", err=True, nl=False)
+
+    verdict = choose(
+        opened, found, cores, "energy" if by == "energy" else "latency", patience_s=patience, progress=progress
+    )
+    if shown:
+        click.echo("\r\x1b[K", err=True, nl=False)
+    if picture is not None:
+        from agent.cli.chart import draw_latencies
+
+        draw_latencies(verdict, picture)
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.encode(verdict).decode())
+    else:
+        _print(verdict, asked=bool(backends))
+
+
+def _print(verdict: Verdict, *, asked: bool) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("backend", overflow="fold")
+    for column in ("threads", "p50 ms", "p95 ms", "per s", "CPU ms", "first ms", "open s", "MB", "off by"):
+        table.add_column(column, justify="right")
+    timed = [one for one in verdict.measured if one.p50_ms]
+    for one in timed:
+        chosen = (one.name, one.threads) == (verdict.chosen.backend, verdict.chosen.threads)
+        table.add_row(
+            f"{'→ ' if chosen else '  '}{plain(one.name)}",
+            str(one.threads or ""),
+            f"{one.p50_ms:.2f}",
+            f"{one.p95_ms:.2f}",
+            f"{1e3 / one.p50_ms:.0f}",
+            f"{one.cpu_ms:.2f}",
+            f"{one.first_ms:.0f}",
+            f"{one.open_s:.1f}",
+            f"{one.rss_mb:.0f}",
+            f"{one.error:.2%}",
+        )
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False, markup=False)
+    console.print(table)
+    for one in verdict.measured:
+        if one.refused and (one.here or asked):
+            console.print(f"{plain(one.name)}: {plain(one.refused)}")
+    away = [one.name for one in verdict.measured if not one.here]
+    if away and not asked:
+        console.print(f"not on this board: {', '.join(away)}; --backend NAME says what is missing")

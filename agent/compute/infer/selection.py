@@ -1,0 +1,120 @@
+"""Chooses how to run a model: measures every candidate of this board, and takes the best that answers rightly.
+
+Measured are the CPU with each number of threads and each row of `delegates` that is found. A candidate that
+crashes, hangs, answers wrongly, takes nothing over or is slower than the CPU is refused, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from agent.compute.infer.backend import Options, Plan
+from agent.compute.infer.delegates import unsuited
+from agent.compute.infer.finding import Found
+from agent.compute.infer.measure import Measured, Reference, answered, golden_inputs, measure
+from agent.compute.infer.modelfile import read_modelfile
+from agent.compute.infer.worker import PATIENCE_S, WorkerSession
+from agent.errors import BackendError
+from agent.manifest import Model
+
+By = Literal["latency", "energy"]
+_WORTH = 0.95
+"""Another thread, or a device, must save at least a twentieth to be worth it."""
+_THREADS = 4
+
+
+class Verdict(Struct, frozen=True):
+    """What was chosen, and why.
+
+    Attributes:
+        chosen: how to run the model.
+        by: what was looked at: time or CPU time.
+        measured: everything that was tried, and what was found missing.
+    """
+
+    chosen: Plan
+    by: By
+    measured: tuple[Measured, ...]
+
+
+def choose(
+    model: Model,
+    found: Sequence[Found],
+    cores: int,
+    by: By = "latency",
+    *,
+    patience_s: float = PATIENCE_S,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Verdict:
+    """Measure and choose.
+
+    Args:
+        model: to run.
+        found: candidates besides the CPU, see `finding.candidates`.
+        cores: that this process may use.
+        by: what to look at.
+        patience_s: see `measure`.
+        progress: is told what is measured next.
+
+    Raises:
+        ModelError, BackendError: not even the CPU runs the model.
+    """
+    reference = _reference(model)
+    measured: list[Measured] = []
+    for threads in range(1, min(_THREADS, cores) + 1):
+        progress(f"cpu, {threads} thread{'s' if threads > 1 else ''}")
+        measured.append(measure(model, Plan(threads=threads), "CPU (XNNPACK)", reference))
+        if not measured[-1].refused and not reference.p50_ms:
+            reference = replace(reference, p50_ms=measured[-1].p50_ms)
+    best = _best(measured, by)
+    if best is None:
+        raise BackendError(measured[0].refused)
+    file = read_modelfile(model.content)
+    for one in found:
+        reason = one.missing or unsuited(one.name, file)
+        if reason or one.plan is None:
+            measured.append(Measured(one.name, one.title, here=one.plan is not None, refused=reason))
+            continue
+        progress(one.name)
+        measured.append(measure(model, one.plan, one.title, reference, patience_s=patience_s))
+    measured = [_against(one, best, by) for one in measured]
+    chosen = _best(measured, by)
+    assert chosen is not None
+    plans = {one.name: one.plan for one in found if one.plan is not None}
+    plan = plans.get(chosen.name) or Plan(threads=chosen.threads)
+    return Verdict(plan, by, tuple(measured))
+
+
+def cost(one: Measured, by: By) -> float:
+    """What is compared, ms."""
+    return one.cpu_ms if by == "energy" else one.p50_ms
+
+
+def _reference(model: Model) -> Reference:
+    """The CPU's answers, of one thread, in a process of its own: a model may crash the runtime, too."""
+    session = WorkerSession(model, Plan(threads=1), Options(threads=1))
+    try:
+        inputs = golden_inputs(session.inputs)
+        return Reference(inputs, answered(session, inputs))
+    finally:
+        session.close()
+
+
+def _against(one: Measured, cpu: Measured, by: By) -> Measured:
+    """Refused if it is no better than the CPU."""
+    if one.refused or one.name == cpu.name or cost(one, by) <= _WORTH * cost(cpu, by):
+        return one
+    return replace(one, refused=f"slower than the CPU: {cost(one, by):.2f} ms against {cost(cpu, by):.2f}")
+
+
+def _best(measured: Sequence[Measured], by: By) -> Measured | None:
+    """The one of least cost; the earlier one where the later is not worth it."""
+    best = None
+    for one in measured:
+        if not one.refused and (best is None or cost(one, by) < _WORTH * cost(best, by)):
+            best = one
+    return best

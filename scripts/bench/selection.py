@@ -1,0 +1,84 @@
+"""Choosing by measuring: is the right one chosen, is each refusal named, and how long does it take?
+
+There are the CPU, a real GPU backend (Mesa's llvmpipe where there is no other), and a delegate that misbehaves in
+every way. The delegate is a real one in C, compiled here; the model is one that it is right about, and much
+faster than the CPU.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import common
+
+sys.path.insert(0, str(common.ROOT))
+
+from agent.compute.infer.finding import candidates
+from agent.compute.infer.selection import Verdict, choose
+from agent.library import open_model
+from tests.support.delegates import compiled, identity_model
+
+REASONS = {
+    "refuse": "the device is busy",
+    "nothing": "takes none",
+    "crash-prepare": "SIGSEGV",
+    "hang-prepare": "hangs",
+    "crash": "SIGSEGV",
+    "illegal": "SIGILL",
+    "exit": "exit status 0",
+    "hang": "hangs",
+    "wrong": "answers wrongly",
+    "nan": "answers wrongly",
+    "slow": "slower than the CPU",
+    "fail": "the device has gone",
+}
+
+
+def main() -> None:
+    args = common.arguments(__doc__ or "").parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        library = compiled(Path(folder))
+        model = open_model(str(identity_model(Path(folder))))
+        names = {mode: f"external:{library}?mode={mode}" for mode in (*REASONS, "fast")}
+        began = time.perf_counter()
+        bad = choose(model, candidates([names[mode] for mode in REASONS]), 2, patience_s=3.0)
+        stub_s = time.perf_counter() - began
+        good = choose(model, candidates([names["refuse"], names["fast"]]), 2)
+        named = sum(reason in refused(bad, names[mode]) for mode, reason in REASONS.items())
+        for mode in REASONS:
+            print(f"{mode:14} {refused(bad, names[mode])}")
+        began = time.perf_counter()
+        speech = choose(open_model("small-speech", "3" if args.quick else "12"), candidates(["gpu"]), 2)
+        real_s = time.perf_counter() - began
+        print(f"gpu            {refused(speech, 'gpu') or 'chosen'}")
+    figures = {
+        "ways_to_misbehave": float(len(REASONS)),
+        "refusals_named": float(named),
+        "cpu_chosen_among_bad_ones": float(bad.chosen.kind == "cpu"),
+        "fast_delegate_chosen": float(good.chosen.settings == {"mode": "fast"}),
+        "gpu_found": float(any(one.name == "gpu" and one.here for one in speech.measured)),
+        "gpu_answered_or_named": float(bool(refused(speech, "gpu")) or speech.chosen.backend == "gpu"),
+        "stubs_s": stub_s,
+        "cpu_and_gpu_s": real_s,
+    }
+    targets = {
+        "refusals_named": f"= {len(REASONS)}",
+        "cpu_chosen_among_bad_ones": "= 1",
+        "fast_delegate_chosen": "= 1",
+    }
+    meets = (
+        named == len(REASONS) and figures["cpu_chosen_among_bad_ones"] == figures["fast_delegate_chosen"] == 1.0
+    )
+    common.conclude("selection", figures, targets, meets)
+
+
+def refused(verdict: Verdict, name: str) -> str:
+    """Why it was not taken."""
+    return next(one.refused for one in verdict.measured if one.name == name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Choosing by measuring, among a real delegate's ways to misbehave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from agent.compute.infer.finding import candidates
+from agent.compute.infer.measure import Measured, distance, golden_inputs, tolerance
+from agent.compute.infer.selection import _best, choose, cost
+from agent.compute.tensors import TensorSpec
+from agent.library import open_model
+from tests.support.delegates import COMPILER, NO_COMPILER, compiled, identity_model
+
+REASONS = {
+    "refuse": "the device is busy",
+    "nothing": "takes none of the model's 60 operations",
+    "crash-prepare": "killed by SIGSEGV",
+    "crash": "killed by SIGSEGV",
+    "illegal": "killed by SIGILL",
+    "exit": "exit status 0",
+    "hang": "hangs: an inference took longer than 3 s",
+    "wrong": "answers wrongly",
+    "nan": "answers wrongly",
+    "slow": "slower than the CPU",
+    "fail": "the device has gone",
+}
+
+
+@pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
+def test_the_right_one_is_chosen_and_each_refusal_is_named(tmp_path: Path) -> None:
+    library, model = compiled(tmp_path), open_model(str(identity_model(tmp_path)))
+    names = {mode: f"external:{library}?mode={mode}" for mode in (*REASONS, "fast")}
+    told: list[str] = []
+    verdict = choose(model, candidates(list(names.values())), cores=1, patience_s=3.0, progress=told.append)
+    assert verdict.chosen.settings == {"mode": "fast"}
+    measured = {one.name: one for one in verdict.measured}
+    for mode, reason in REASONS.items():
+        assert reason in measured[names[mode]].refused, mode
+    assert measured[names["fast"]].refused == measured["cpu"].refused == ""
+    assert measured[names["fast"]].delegated == 60
+    assert told == ["cpu, 1 thread", *names.values()]
+
+
+def test_without_anything_better_it_is_the_cpu(tmp_path: Path) -> None:
+    verdict = choose(open_model("small-speech", "3"), candidates(["vx"], tmp_path), cores=2)
+    assert (verdict.chosen.kind, verdict.chosen.threads in (1, 2)) == ("cpu", True)
+    assert [one.here for one in verdict.measured] == [True, True, False]
+    assert all(one.p50_ms > 0.0 and one.cpu_ms > 0.0 and one.rss_mb > 10.0 for one in verdict.measured[:2])
+
+
+def test_the_best_is_worth_its_trouble() -> None:
+    one = Measured("cpu", threads=1, p50_ms=10.0, cpu_ms=10.0)
+    two = replace(one, threads=2, p50_ms=9.8, cpu_ms=19.0)
+    three = replace(one, threads=3, p50_ms=7.0, cpu_ms=20.0)
+    assert _best([one, two], "latency") == one
+    assert _best([one, two, three], "latency") == three
+    assert _best([one, two, three], "energy") == one
+    assert _best([replace(one, refused="no")], "latency") is None
+    assert (cost(two, "energy"), cost(two, "latency")) == (19.0, 9.8)
+
+
+SPECS = (TensorSpec("a", (1, 20, 30, 3), "uint8", 0.1), TensorSpec("b", (1, 50), "float32"))
+
+
+def test_golden_inputs_are_the_same_each_time_and_fill_the_range() -> None:
+    one, other = golden_inputs(SPECS), golden_inputs(SPECS)
+    for case, again in zip(one, other, strict=True):
+        assert all((array == same).all() for array, same in zip(case, again, strict=True))
+        assert case[0].dtype == np.uint8
+        assert case[0].min() < 80 < 170 < case[0].max()
+        assert 0.0 <= case[1].min() < case[1].max() <= 1.0
+    assert (tolerance(SPECS[:1]), tolerance(SPECS[1:])) == (0.1, 0.02)
+
+
+@given(scale=st.floats(0.01, 100.0), share=st.floats(0.0, 2.0), seed=st.integers(0, 100))
+def test_distance_does_not_depend_on_the_scale(scale: float, share: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    right = random.standard_normal(2000) * scale
+    wrong = right + random.standard_normal(2000) * scale * share
+    assert distance([[right]], [[wrong]], SPECS[1:]) == pytest.approx(share, rel=0.15, abs=1e-9)
+
+
+def test_what_is_not_finite_is_infinitely_far() -> None:
+    right = np.ones((1, 50), np.float32)
+    assert distance([[right]], [[np.full_like(right, np.nan)]], SPECS[1:]) == float("inf")
+    assert distance([[right]], [[right]], SPECS[1:]) == 0.0
