@@ -75,6 +75,7 @@ def _print(verdict: Verdict, *, asked: bool) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("")
     table.add_column("backend", overflow="fold")
     for column in ("threads", "p50 ms", "p95 ms", "per s", "CPU ms", "first ms", "open s", "MB", "off by"):
         table.add_column(column, justify="right")
@@ -82,7 +83,8 @@ def _print(verdict: Verdict, *, asked: bool) -> None:
     for one in timed:
         chosen = (one.name, one.threads) == (verdict.chosen.backend, verdict.chosen.threads)
         table.add_row(
-            f"{'→ ' if chosen else '  '}{plain(one.name)}",
+            "→" if chosen else "",
+            plain(one.name),
             str(one.threads or ""),
             f"{one.p50_ms:.2f}",
             f"{one.p95_ms:.2f}",
