@@ -21,10 +21,11 @@ def multiply_adds(file: ModelFile, signature: str = "") -> int:
         ModelError: there is no such signature.
     """
     graph = file.graph(signature)
-    return sum(_of(graph, operation) for operation in graph.operations)
+    return sum(multiply_adds_of(graph, operation) for operation in graph.operations)
 
 
-def _of(graph: Subgraph, operation: Operation) -> int:
+def multiply_adds_of(graph: Subgraph, operation: Operation) -> int:
+    """Multiply-adds of one operation of a graph; 0 where they are few, or cannot be told."""
     shapes = [graph.tensors[i].shape if i >= 0 else () for i in operation.inputs]
     out = graph.tensors[operation.outputs[0]].shape if operation.outputs else ()
     if operation.name in _WEIGHTED and len(shapes) > 1 and out:
