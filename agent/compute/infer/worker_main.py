@@ -36,7 +36,7 @@ def main(asked_by: int, answers_to: int, tensors: int, life: int) -> None:
         tensors: descriptor of the memory that is shared.
         life: descriptor of a pipe that the other end holds open as long as this process is to live.
     """
-    _end_with(life)
+    end_with(life)
     # What ends a terminal's programs is the other end's to judge.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable()
@@ -46,7 +46,7 @@ def main(asked_by: int, answers_to: int, tensors: int, life: int) -> None:
     os._exit(0)
 
 
-def _end_with(life: int) -> None:
+def end_with(life: int) -> None:
     """Have the kernel kill this process when the other end of a pipe is closed, whatever it hangs in.
 
     PR_SET_PDEATHSIG would not do: it goes by the parent's thread, which may end before.
@@ -117,7 +117,7 @@ class _Server:
             for index, taken in enumerate(outputs):
                 np.copyto(taken, session.output(index))
         except Exception as error:
-            wire.put(self._to, wire.encode(_failed(error)))
+            wire.put(self._to, wire.encode(failed(error)))
         else:
             wire.put(self._to, wire.RUN)
         if os.fstat(2).st_size > _CHATTER:
@@ -129,7 +129,7 @@ class _Server:
         except wire.ClosedError:
             raise
         except Exception as error:
-            told = _failed(error)
+            told = failed(error)
         wire.put(self._to, wire.encode(told))
 
 
@@ -148,7 +148,8 @@ def opened(model: Model, plan: Plan, options: Options) -> tuple[Session, str, in
     return cpu, runtime_version(load_runtime()[0]), cpu.nodes, cpu.delegated
 
 
-def _failed(error: Exception) -> wire.Failed:
+def failed(error: Exception) -> wire.Failed:
+    """What to tell of an error."""
     text = str(error) if isinstance(error, VedetteError) else f"{type(error).__name__}: {error}"
     return wire.Failed(text, isinstance(error, ModelError) and not isinstance(error, BackendError))
 

@@ -1,0 +1,111 @@
+"""The process of `agent.compute.infer.profile`: profiles one model, tells what it found, and ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from agent.compute.infer.backend import Options
+from agent.compute.infer.litert import CpuBackend, CpuSession, default_threads, load_runtime, runtime_version
+from agent.compute.infer.measure import golden_inputs
+from agent.compute.infer.modelfile import read_modelfile
+from agent.compute.infer.profile import Ask, Told
+from agent.compute.infer.profiler import Event, Profiler
+from agent.compute.infer.structure import ModelFile
+from agent.compute.infer.worker_main import end_with, failed
+from agent.manifest import Model
+
+_WARM, _TURNS = 2, 5
+_OUTLIER, _GRAIN_MS = 2.0, 0.002
+"""A time is an outlier beyond so many times the median, and so much that the profiler's grain is not to blame."""
+
+
+def main(life: int) -> None:
+    """Read what to do from standard input, and tell it on standard output.
+
+    Args:
+        life: see `agent.compute.infer.worker_main.end_with`.
+    """
+    end_with(life)
+    answers = os.dup(1)
+    os.dup2(2, 1)  # libraries print as they please
+    asked, _, content = sys.stdin.buffer.read().partition(b"\n")
+    try:
+        said: object = _profiled(msgspec.json.decode(asked, type=Ask), content)
+    except Exception as error:
+        said = failed(error)
+    with os.fdopen(answers, "wb") as output:
+        output.write(msgspec.json.encode(said))
+    # Libraries that crash while they are taken down have done their work.
+    os._exit(0)
+
+
+def _profiled(ask: Ask, content: bytes) -> Told:
+    threads = ask.threads or default_threads(len(os.sched_getaffinity(0)))
+    session = CpuBackend().open(Model(content, "", ask.manifest, ask.path), Options(ask.rung, threads))
+    for index, array in enumerate(golden_inputs(session.inputs, 1)[0]):
+        np.copyto(session.input(index), array)
+    signature, subgraph = indices(read_modelfile(content), ask.manifest.rung(ask.rung).signature)
+    profiler = Profiler(content, signature, subgraph, threads)
+    times: list[float] = []
+    runs: list[Sequence[Event]] = []
+    for count in turns(ask.runs):
+        times += _timed(session, count)
+        runs += [profiler.run() for _ in range(_WARM + count)][_WARM:]
+    return Told(runtime_version(load_runtime()[0]), threads, float(np.median(times)) * 1e3, quieter(runs))
+
+
+def turns(runs: int) -> list[int]:
+    """Runs of each turn: with and without the profiler by turns, so that a busy moment meets both."""
+    return [len(part) for part in np.array_split(np.arange(runs), min(runs, _TURNS))]
+
+
+def _timed(session: CpuSession, count: int) -> list[float]:
+    """Time of so many inferences as the daemon makes them, s."""
+    times = []
+    for _ in range(_WARM + count):
+        began = time.perf_counter()
+        session.invoke()
+        times.append(time.perf_counter() - began)
+    return times[_WARM:]
+
+
+def indices(file: ModelFile, signature: str) -> tuple[int, int]:
+    """Index of a signature in the file, and of its graph; an empty name is the first graph.
+
+    Raises:
+        ModelError: there is no such signature.
+    """
+    file.graph(signature)
+    for index, known in enumerate(file.signatures):
+        if known.name == signature or (not signature and known.subgraph == 0):
+            return index, known.subgraph
+    return 0, 0  # LiteRT makes one for a file without
+
+
+def quieter(runs: Sequence[Sequence[Event]]) -> tuple[Event, ...]:
+    """The steps of an inference, each the mean over the faster half of the runs, without its outliers.
+
+    A mean has a finer grain than the profiler's microseconds, and adds up. In the slower half something else was
+    running, and where it took the core from a single step, that one is an outlier. Runs of other steps than the
+    fastest's, as loops make them, are left out.
+    """
+    by_time = sorted(runs, key=lambda run: sum(event.ms for event in run))
+    steps = [(event.name, event.node) for event in by_time[0]]
+    alike = [run for run in by_time[: -(-len(runs) // 2)] if [(e.name, e.node) for e in run] == steps]
+    return tuple(Event(*step, _usual([run[at].ms for run in alike])) for at, step in enumerate(steps))
+
+
+def _usual(times: Sequence[float]) -> float:
+    """The mean, ms, of those that are not far beyond the median."""
+    bound = _OUTLIER * float(np.median(times)) + _GRAIN_MS
+    return float(np.mean([ms for ms in times if ms <= bound]))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
