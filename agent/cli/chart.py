@@ -11,6 +11,7 @@ from agent.errors import VedetteError
 
 if TYPE_CHECKING:
     from agent.compute.infer.measure import Measured
+    from agent.compute.infer.profile import Profile
     from agent.compute.infer.selection import Verdict
     from agent.practice import Lesson
 
@@ -78,6 +79,29 @@ def draw_latencies(verdict: Verdict, path: Path) -> None:
     axes.set(xlabel="ms per inference", xscale="log" if _spread(timed) > 20.0 else "linear")
     axes.invert_yaxis()
     axes.grid(alpha=0.3, axis="x")
+    axes.legend()
+    _save(figure, path)
+
+
+def draw_profile(found: Profile, path: Path) -> None:
+    """Time of every operation in the order of execution, by what runs it; the three worst bear their names.
+
+    Raises:
+        VedetteError: matplotlib is missing, or the picture cannot be written.
+    """
+    figure = _figure()
+    axes = figure.add_subplot()
+    for label, colour, delegated in (("XNNPACK", "tab:blue", True), ("not delegated", "tab:red", False)):
+        bars = [(place, row.ms) for place, row in enumerate(found.rows) if bool(row.kernel) is delegated]
+        if bars:
+            axes.bar(*zip(*bars, strict=True), width=0.9, color=colour, label=label)
+    named = {row.node: row.name or row.kernel for row in found.worst}
+    for place, row in enumerate(found.rows):
+        if row.node in named and row.node >= 0:
+            axes.annotate(named[row.node], (place, row.ms), textcoords="offset points", xytext=(4, -4))
+    axes.set(xlabel="operation, in the order of execution", ylabel="ms")
+    axes.set_title(f"rung {found.rung}: {found.total_ms:.2f} ms in operations, p50 {found.p50_ms:.2f} ms")
+    axes.grid(alpha=0.3, axis="y")
     axes.legend()
     _save(figure, path)
 

@@ -22,6 +22,7 @@ _VERBS: dict[str, str] = {
     "devices": "List the cameras and microphones of this machine.",
     "models": "List models, look inside one, and calibrate one.",
     "bench": "Measure every way to run a model on this board.",
+    "profile": "Show which operations of a model take the time.",
     "events": "Describe the messages that are published.",
     "completion": "Print the completion script of a shell.",
 }

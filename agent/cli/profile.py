@@ -1,0 +1,144 @@
+"""`vedette profile`: where the time of a model goes, operation by operation."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agent.cli.plain import plain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from agent.compute.infer.profile import Profile, Row
+
+_NATIVE = "not delegated"
+_GRAIN = "; most are too short for a clock of 1 µs"
+
+
+@click.command()
+@click.argument("model")
+@click.option("--rung", default="", help="Size or depth; default: the model's first.")
+@click.option("--runs", type=click.IntRange(min=1), default=50, show_default=True, help="Inferences to measure.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of the CPU; default: as the daemon chooses.")
+@click.option("--patience", default=120.0, show_default=True, help="For all of it, s.")
+@click.option("--each", is_flag=True, help="Every operation in its order, instead of one row per kind.")
+@click.option("--picture", type=click.Path(path_type=Path), help="Draw the times here, a PNG.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, of every operation, instead of a table.")
+def profile(
+    model: str,
+    rung: str,
+    runs: int,
+    threads: int | None,
+    patience: float,
+    each: bool,
+    picture: Path | None,
+    as_json: bool,
+) -> None:
+    """Show which operations of MODEL take the time on this board's CPU, which XNNPACK runs, and what could help.
+
+    Needs LiteRT: tflite-runtime has no profiler. It runs in a process of its own. Nothing is changed.
+    """
+    from agent.compute.infer.profile import profile as measured
+    from agent.library import open_model
+
+    opened = open_model(model, rung)
+    found = measured(opened, rung, runs=runs, threads=threads or 0, patience_s=patience)
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.encode(found).decode())
+    else:
+        after = opened.manifest.rung(found.rung).after
+        _print(f"{model}, rung {found.rung}{f' after {after}' if after else ''}", found, each=each)
+    if picture is not None:
+        from agent.cli.chart import draw_profile
+
+        draw_profile(found, picture)
+
+
+def _print(what: str, found: Profile, *, each: bool) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False)
+    threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
+    console.print(plain(f"{what}: {threads}, {found.runtime}, {found.runs} runs"))
+    console.print(_each(found) if each else _by_kind(found))
+    tiny = sum(row.ms < 1e-3 for row in found.rows)
+    explained = found.total_ms / found.p50_ms
+    console.print(
+        f"the operations take {found.total_ms:.3f} ms, {explained:.0%} of an inference without the profiler "
+        f"(p50 {found.p50_ms:.3f} ms){_GRAIN if tiny > len(found.rows) / 2 else ''}"
+    )
+    native = [row for row in found.rows if not row.kernel]
+    if native:
+        share = sum(row.share for row in native)
+        console.print(
+            f"{_NATIVE} to XNNPACK: {len(native)} of {len(found.rows)} operations, {share:.1%} of the time"
+        )
+    _print_worst(console, found)
+
+
+def _print_worst(console: Console, found: Profile) -> None:
+    console.print("\nthe three worst")
+    for number, row in enumerate(found.worst, 1):
+        what = plain(f"{row.name or row.kernel} {_output(row)}").strip()
+        console.print(f"{number}. {what}: {row.ms:.3f} ms, {row.share:.1%}")
+        console.print(f"   {row.advice}")
+
+
+def _by_kind(found: Profile) -> Table:
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in found.rows:
+        groups.setdefault((row.name, row.kernel.partition(" ×")[0]), []).append(row)
+    table = _table("count")
+    cumulated = 0.0
+    for (name, kernel), rows in sorted(groups.items(), key=lambda group: -sum(row.ms for row in group[1])):
+        cumulated += sum(row.share for row in rows)
+        _add(table, name, kernel, str(len(rows)), rows, cumulated)
+    return table
+
+
+def _each(found: Profile) -> Table:
+    table = _table("output")
+    cumulated = 0.0
+    for row in found.rows:
+        cumulated += row.share
+        _add(table, row.name, row.kernel, _output(row), [row], cumulated)
+    return table
+
+
+def _output(row: Row) -> str:
+    """Name and shape of what it makes. Fused operations join their names by `;`: the last is the innermost."""
+    return f"{row.tensor.rpartition(';')[2]} {'×'.join(map(str, row.shape))}".strip()
+
+
+def _table(third: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("operation", overflow="fold")
+    table.add_column("kernel of XNNPACK", overflow="fold")
+    table.add_column(third, overflow="fold", justify="right" if third == "count" else "left")
+    for column in ("ms", "share", "sum", "M mult-adds", "G/s"):
+        table.add_column(column, justify="right")
+    return table
+
+
+def _add(table: Table, name: str, kernel: str, third: str, rows: list[Row], cumulated: float) -> None:
+    ms, products = sum(row.ms for row in rows), sum(row.multiply_adds for row in rows)
+    table.add_row(
+        plain(name) or "?",
+        plain(kernel) or _NATIVE,
+        plain(third),
+        f"{ms:.3f}",
+        f"{sum(row.share for row in rows):.1%}",
+        f"{cumulated:.1%}",
+        f"{products / 1e6:.1f}" if products else "",
+        f"{products / ms / 1e6:.1f}" if products and ms else "",
+    )

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from agent.cli.main import vedette
+from agent.compute.infer.litert import load_runtime
+
+litert = pytest.mark.skipif(load_runtime()[0] != "litert", reason="tflite-runtime has no profiler")
+
+
+def call(*args: object) -> Result:
+    return CliRunner().invoke(vedette, ["profile", *map(str, args)])
+
+
+@litert
+def test_a_table_by_kind_and_the_three_worst() -> None:
+    done = call("nanodet", "--rung", "256", "--runs", "20", "--threads", "1")
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert lines[0].startswith("nanodet, rung 256: 1 thread, ai-edge-litert ")
+    assert any("CONV_2D" in line and "Convolution (NHWC, QC8) IGEMM" in line for line in lines)
+    assert any("SOFTMAX" in line and "not delegated" in line for line in lines)
+    assert "not delegated to XNNPACK: 2 of " in done.output
+    text = " ".join(done.output.split())
+    assert "of an inference without the profiler (p50 " in text
+    worst = lines[lines.index("the three worst") + 1 :]
+    assert [line[:2] for line in worst[::2]] == ["1.", "2.", "3."]
+    assert any("CONV_2D conv_2d_1 1×128×128×32" in line for line in worst)
+
+
+@litert
+def test_a_depth_is_only_what_follows_the_one_before() -> None:
+    done = call("small-speech", "--rung", "4", "--runs", "1")
+    assert done.output.startswith("small-speech, rung 4 after 3: ")
+
+
+@litert
+def test_each_operation_and_json() -> None:
+    done = call("small-speech", "--rung", "3", "--runs", "3", "--each")
+    assert done.exit_code == 0, done.output
+    assert "not delegated" not in done.output
+    found = json.loads(call("small-speech", "--rung", "3", "--runs", "3", "--json").output)
+    assert found["rung"] == "3"
+    assert found["runs"] == 3
+    assert len(found["worst"]) == 3
+    assert all(row["advice"] for row in found["worst"])
+    assert all(row["tensor"] in done.output for row in found["rows"])
+
+
+@litert
+def test_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    done = call("nanodet", "--rung", "256", "--runs", "2", "--picture", tmp_path / "profile.png")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")
+    done = call("small-speech", "--rung", "3", "--runs", "1", "--picture", tmp_path / "nowhere" / "profile.png")
+    assert "the chart cannot be written" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("args", "wanted"),
+    [
+        (("nobody",), "no bundled model is called 'nobody'"),
+        (("nanodet", "--rung", "99"), "has no rung '99'; it has: 416, 320, 256"),
+        (("nanodet", "--runs", "0"), "0 is not in the range x>=1"),
+        (("nanodet", "--threads", "0"), "0 is not in the range x>=1"),
+    ],
+)
+def test_bad_input_is_told(args: tuple[str, ...], wanted: str) -> None:
+    done = call(*args)
+    assert done.exit_code != 0
+    assert wanted in f"{done.output}{done.exception}"
+
+
+def test_a_broken_model_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "broken.tflite"
+    path.write_bytes(b"\x1c\x00\x00\x00TFL3" + bytes(40))
+    done = call(path)
+    assert done.exit_code == 1
+    assert str(path) in str(done.exception)
