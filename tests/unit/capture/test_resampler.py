@@ -9,6 +9,8 @@ from agent.capture.resampler import Resampler, to_int16
 from agent.capture.sound import mono
 from agent.messages import Samples
 
+pytestmark = pytest.mark.numerics
+
 
 def tone(rate_hz: int, seconds: float, hz: float = 440.0) -> Samples:
     phase = 2 * np.pi * hz * np.arange(round(rate_hz * seconds)) / rate_hz

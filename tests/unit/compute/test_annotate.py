@@ -10,6 +10,8 @@ from agent.compute.annotate import annotate, jpeg
 from agent.errors import BackendError
 from agent.messages import Box, ChannelOrder, Image, Keypoint, Point, Track
 
+pytestmark = pytest.mark.numerics
+
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 BOX: Box = (0.25, 0.3, 0.6, 0.9)
 

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from agent.compute.calibration import calibrate, temperature, tried
 from agent.errors import ModelError
 
+pytestmark = pytest.mark.numerics
+
 COSTS = (1.0, 1.0, 4.0)
 
 

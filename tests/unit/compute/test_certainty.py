@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from agent.compute.certainty import agreement, certainty
 from agent.messages import Box, Detection
 
+pytestmark = pytest.mark.numerics
+
 UNIT = st.floats(0.0, 1.0)
 BOX: Box = (0.2, 0.2, 0.6, 0.6)
 

@@ -18,6 +18,8 @@ from agent.messages import Samples
 from tests.support.house import person_model
 from tests.support.sound import chunks, ladder_model, quiet, tone_model, word
 
+pytestmark = pytest.mark.numerics
+
 STORY = np.concatenate((quiet(2), word("low"), quiet(2), word("high"), quiet(2), word("low"), quiet(1)))
 
 

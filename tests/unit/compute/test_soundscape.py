@@ -16,6 +16,8 @@ from agent.messages import Samples
 from tests.support.sound import chunks
 from tests.support.soundscape import ALARM, BIRD, SMOKE, WHISTLE, logmel_model, story, waveform_model
 
+pytestmark = pytest.mark.numerics
+
 Made = Callable[[Path], Path]
 Told = list[tuple[str, str, float]]
 EVERY_S, WINDOW_S = 0.48, 0.975

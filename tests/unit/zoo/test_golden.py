@@ -9,6 +9,8 @@ import pytest
 from agent.messages import Box, Detection
 from tests.support.golden import GOLDEN, expected, picture, rungs, seen
 
+pytestmark = pytest.mark.numerics
+
 _COUNTS = 0.4
 _SCORE, _OVERLAP = 0.06, 0.75
 """Largest difference of two scores, and least overlap of two boxes, that are the same."""

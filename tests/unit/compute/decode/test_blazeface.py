@@ -13,6 +13,8 @@ from agent.config import DecodeConfig
 from agent.errors import ModelError
 from tests.support.decoding import assert_same, assert_sound, decoder, picture, spec
 
+pytestmark = pytest.mark.numerics
+
 WHOLE = (spec("regressors", 1, 896, 16), spec("classificators", 1, 896, 1))
 SPLIT = (spec("a", 1, 512, 1), spec("b", 1, 384, 1), spec("c", 1, 512, 16), spec("d", 1, 384, 16))
 

@@ -8,6 +8,8 @@ from agent.config import DecodeConfig
 from agent.errors import ModelError
 from tests.support.decoding import decoder, picture, spec
 
+pytestmark = pytest.mark.numerics
+
 LABELS = ("cat", "dog", "cow", "hen")
 
 

@@ -17,6 +17,8 @@ from agent.errors import ModelError
 from agent.manifest import Manifest, OutputManifest
 from tests.support.decoding import assert_sound, decoder, picture, spec
 
+pytestmark = pytest.mark.numerics
+
 FITS: dict[str, tuple[TensorSpec, tuple[TensorSpec, ...]]] = {
     "ssd": (picture(320), (spec("a", 1, 25, 4), spec("b", 1, 25), spec("c", 1, 25), spec("d", 1))),
     "blazeface": (picture(128), (spec("regressors", 1, 896, 16), spec("classificators", 1, 896, 1))),

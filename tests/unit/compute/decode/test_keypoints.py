@@ -7,6 +7,8 @@ from agent.compute.decode.keypoints import NAMES
 from agent.config import DecodeConfig
 from tests.support.decoding import assert_sound, decoder, picture, spec
 
+pytestmark = pytest.mark.numerics
+
 SINGLE = [spec("out", 1, 1, 17, 3)]
 SEVERAL = [spec("out", 1, 6, 56)]
 

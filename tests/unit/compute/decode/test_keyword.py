@@ -7,6 +7,8 @@ from agent.config import DecodeConfig
 from agent.messages import Detection
 from tests.support.decoding import decoder, spec
 
+pytestmark = pytest.mark.numerics
+
 LABELS = ("yes", "no", "silence")
 
 

@@ -10,6 +10,8 @@ from agent.config import DecodeConfig
 from agent.errors import ModelError
 from tests.support.decoding import assert_same, assert_sound, decoder, picture, spec
 
+pytestmark = pytest.mark.numerics
+
 SIZE = 64
 CELLS = 8 * 8 + 4 * 4 + 2 * 2
 BINS = 8

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from agent.compute.decode.blazeface import overlaps
 from agent.compute.decode.nms import suppress
 
+pytestmark = pytest.mark.numerics
+
 UNIT = st.floats(0, 1, width=32)
 
 

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from agent.compute.decode.quant import Sieve, logit, sigmoid, stored_threshold, strongest
 from tests.support.decoding import spec
 
+pytestmark = pytest.mark.numerics
+
 
 @given(
     st.sampled_from(["uint8", "int8", "int16"]),

@@ -8,6 +8,8 @@ from agent.errors import ModelError
 from agent.messages import Detection
 from tests.support.decoding import assert_sound, decoder, picture, spec
 
+pytestmark = pytest.mark.numerics
+
 LABELS = ("background", "cat", "dog")
 
 

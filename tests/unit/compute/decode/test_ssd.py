@@ -10,6 +10,8 @@ from agent.errors import ModelError
 from agent.messages import Detection
 from tests.support.decoding import decoder, picture, spec
 
+pytestmark = pytest.mark.numerics
+
 LABELS = ("???", "person", "bicycle", "car")
 NAMED = (spec("boxes", 1, 3, 4), spec("classes", 1, 3), spec("scores", 1, 3), spec("count", 1))
 

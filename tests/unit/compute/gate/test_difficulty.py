@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from agent.compute.gate.difficulty import Difficulty, SpeechRate
 from agent.messages import Samples
 
+pytestmark = pytest.mark.numerics
+
 RATE = 16_000
 
 

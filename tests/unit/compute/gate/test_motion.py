@@ -14,6 +14,8 @@ from agent.compute.gate.regions import complexity, crop_around
 from agent.config import GateConfig
 from agent.messages import Box, Image
 
+pytestmark = pytest.mark.numerics
+
 Scene = NDArray[np.float32]
 
 HEIGHT, WIDTH = 288, 384

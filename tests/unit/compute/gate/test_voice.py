@@ -7,6 +7,8 @@ from agent.compute.gate.voice import Sound, VoiceGate
 from agent.config import GateConfig
 from agent.messages import Samples
 
+pytestmark = pytest.mark.numerics
+
 RATE = 16000
 random = np.random.default_rng(7)
 

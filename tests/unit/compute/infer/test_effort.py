@@ -11,6 +11,8 @@ from agent.library import open_whole_model
 from tests.support import tflite_builder as builder
 from tests.support.tflite_builder import Op, T, write
 
+pytestmark = pytest.mark.numerics
+
 
 def graph(operation: str, *shapes: tuple[int, ...], out: tuple[int, ...]) -> bytes:
     """A graph of one operation; the first of `shapes` is its input, and the others are constants."""

@@ -14,6 +14,8 @@ from agent.messages import Array
 from agent.storage.models import load_file
 from tests.support.tflite_builder import Graph, Op, Signature, T, add_model, write
 
+pytestmark = pytest.mark.numerics
+
 NANODET, MANIFEST = load_file("nanodet")
 assert MANIFEST is not None
 RUNGS = MANIFEST.rungs

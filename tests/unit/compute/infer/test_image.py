@@ -14,6 +14,8 @@ from agent.errors import ModelError
 from agent.manifest import InputManifest
 from agent.messages import Box, ChannelOrder
 
+pytestmark = pytest.mark.numerics
+
 PICTURE = np.random.default_rng(0).integers(0, 256, (72, 96, 3), dtype=np.uint8)
 CENTRED = {"mean": (127.5,) * 3, "std": (127.5,) * 3}
 

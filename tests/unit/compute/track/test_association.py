@@ -8,6 +8,8 @@ from agent.compute.track.association import Expected, affinity, associate, iou
 from agent.compute.track.motionmodel import Motion
 from agent.messages import Box
 
+pytestmark = pytest.mark.numerics
+
 SECOND = 10**9
 
 

@@ -7,6 +7,8 @@ import pytest
 from agent.compute.track.bestshot import BestShot, quality
 from agent.messages import Box, Event, EventKind, Track
 
+pytestmark = pytest.mark.numerics
+
 SECOND = 10**9
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 SMALL: Box = (0.4, 0.4, 0.45, 0.5)

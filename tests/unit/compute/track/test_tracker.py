@@ -15,6 +15,8 @@ from agent.compute.track.zones import Zones
 from agent.config import TrackConfig, ZoneConfig
 from agent.messages import WHOLE, Box, Detection, Event
 
+pytestmark = pytest.mark.numerics
+
 START = datetime(2026, 1, 1, tzinfo=UTC)
 RIGHT = ZoneConfig("right", ((0.5, 0.0), (1.0, 0.0), (1.0, 1.0), (0.5, 1.0)))
 

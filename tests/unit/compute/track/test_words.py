@@ -19,6 +19,8 @@ from agent.errors import ModelError
 from agent.manifest import OutputManifest
 from agent.messages import Array
 
+pytestmark = pytest.mark.numerics
+
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LABELS = ("yes", "no", "unknown", "silence")
 

@@ -11,6 +11,8 @@ from agent.config import ZoneConfig
 from agent.errors import ConfigError
 from agent.messages import Box, Point
 
+pytestmark = pytest.mark.numerics
+
 SQUARE: tuple[Point, ...] = ((0.2, 0.2), (0.8, 0.2), (0.8, 0.8), (0.2, 0.8))
 
 

@@ -7,6 +7,8 @@ from agent.compute.infer.audio.frontend import build_frontend
 from agent.errors import ModelError
 from agent.manifest import AudioManifest
 
+pytestmark = pytest.mark.numerics
+
 SOUND = np.random.default_rng(5).normal(0, 3000, 9000).astype(np.int16)
 
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from agent.compute.infer.audio.logmel import LogMel, LogMelOptions, mel_filters
 
+pytestmark = pytest.mark.numerics
+
 OPTIONS = LogMelOptions()
 SOUND = np.random.default_rng(0).normal(0, 3000, 20_000).astype(np.int16)
 

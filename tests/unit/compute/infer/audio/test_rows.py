@@ -15,6 +15,8 @@ from agent.errors import ModelError
 from agent.manifest import AudioManifest
 from agent.messages import Samples
 
+pytestmark = pytest.mark.numerics
+
 
 class Counting:
     """A front end of three columns, ten milliseconds a row."""
