@@ -1,0 +1,48 @@
+"""Asks for the GPU, and tells what became of this process, in one line of JSON: said, loaded, unchanged.
+
+LiteRT's library for GPUs ends the process that loads it on a Cortex-A72. So it must be another process than this.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from agent.compute.infer.backend import Options, open_session
+from agent.compute.infer.measure import answered, golden_inputs
+from agent.errors import BackendError
+from agent.library import open_model
+from agent.manifest import Model
+
+
+def main() -> None:
+    model = open_model("nanodet", "256")
+    cpu = open_session(model, "cpu", Options(threads=1))
+    inputs = golden_inputs(cpu.inputs, 1)
+    before = answered(cpu, inputs)
+    said = _said_of_the_gpu(model)
+    after = answered(cpu, inputs)
+    unchanged = all(np.array_equal(a, b) for a, b in zip(before[0], after[0], strict=True))
+    print(json.dumps({"said": said, "loaded": _loaded(), "unchanged": unchanged}))
+
+
+def _said_of_the_gpu(model: Model) -> str:
+    """Why it cannot be used; empty when it can."""
+    try:
+        open_session(model, "gpu", Options()).close()
+    except BackendError as error:
+        return str(error)
+    return ""
+
+
+def _loaded() -> list[str]:
+    """Names of the shared libraries in this process."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    paths = {Path(line.split(maxsplit=5)[5]).name for line in lines if "/" in line}
+    return sorted(name for name in paths if ".so" in name)
+
+
+if __name__ == "__main__":
+    main()
