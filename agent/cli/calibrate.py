@@ -32,7 +32,7 @@ _LOSS = {"words": 0.2, "pictures": 10.0}
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Write the manifest here, and beside it the files that it names; default: where it was.",
+    help="Write the manifest here, its files beside it; default, not for a bundled model: where it was.",
 )
 @click.option(
     "--picture", type=click.Path(path_type=Path), help="Draw accuracy against cost here, a PNG; of depths."
