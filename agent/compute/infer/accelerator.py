@@ -46,7 +46,7 @@ class AcceleratorSession:
             self._compiled = CompiledModel.from_buffer(model.content, hardware_accel=kind)
             self._known = self._compiled.get_signature_list()
         except (ImportError, AttributeError, RuntimeError, ValueError) as error:
-            raise BackendError(f"{model.path}: {plan.backend} cannot run it: {_first_line(error)}") from error
+            raise BackendError(f"{model.path}: {plan.backend} cannot run it: {_cause(error)}") from error
         self._graphs: dict[str, _Graph] = {}
         self.use(rung or model.manifest.rungs[0].name)
 
@@ -68,7 +68,7 @@ class AcceleratorSession:
         try:
             self._graph.run()
         except (RuntimeError, ValueError) as error:
-            raise BackendError(f"{self.backend} failed: {_first_line(error)}") from error
+            raise BackendError(f"{self.backend} failed: {_cause(error)}") from error
 
     def output(self, index: int) -> Array:
         """See `Session.output`."""
@@ -91,7 +91,7 @@ class AcceleratorSession:
         try:
             return _Graph(self._compiled, number, (inputs, outputs), ends)
         except (RuntimeError, ValueError) as error:
-            raise BackendError(f"{self.backend}: {_first_line(error)}") from error
+            raise BackendError(f"{self.backend}: {_cause(error)}") from error
 
 
 class _Graph:
@@ -116,5 +116,7 @@ class _Graph:
             np.copyto(array, buffer.read(array.size, array.dtype.type).reshape(array.shape))
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _cause(error: Exception) -> str:
+    """What LiteRT says last: the lines before it are places in its source."""
+    lines = [line.strip("└ ") for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -201,7 +201,8 @@ class WorkerSession:
     def _last_words(self) -> str:
         size = os.fstat(self._log).st_size
         lines = os.pread(self._log, _LAST_WORDS, max(0, size - _LAST_WORDS)).decode(errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip()]
+        said = ["".join(filter(str.isprintable, line)).strip() for line in lines]
+        said = [line for line in said if line]
         return f"; it said: {said[-1][:200]}" if said else ""
 
 
