@@ -17,6 +17,7 @@ from agent.compute.decode.keyword import HIDDEN, Keyword
 from agent.compute.decode.quant import Floats
 from agent.compute.infer.backend import Session
 from agent.compute.infer.ladder import Ladder
+from agent.compute.infer.warmup import usual_ns
 from agent.config import StreamConfig
 from agent.errors import ModelError
 from agent.manifest import Manifest, Rung
@@ -77,6 +78,8 @@ class Climb:
         self._policy = Ladder(chain, round(config.ladder.budget_ms * 1e6) if ladder else _NO_BUDGET)
         self._steps = [self._step(rung, manifest, config) for rung in chain]
         _check_chain(session, chain)
+        for index, rung in enumerate(chain if self._climbs else ()):
+            self._policy.took(index, usual_ns(session, rung.name))
         session.use(chain[0].name)
         last = self._steps[-1].decoder
         self.keyword = last if isinstance(last, Keyword) else None

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from agent.compute.certainty import agreement, certainty
 from agent.compute.infer.backend import Session
 from agent.compute.infer.sizeladder import SizeLadder
+from agent.compute.infer.warmup import usual_ns
 from agent.compute.size import Look, Size
 from agent.config import StreamConfig
 from agent.errors import ModelError
@@ -48,6 +49,8 @@ class Sizes:
         self._sizes.append(Size(session, model, largest.name, decode))
         self._session = session
         self._ladder = SizeLadder(rungs, round(config.ladder.budget_ms * 1e6))
+        for index, rung in enumerate(rungs):
+            self._ladder.took(index, usual_ns(session, rung.name))
         self.rung = largest.name
 
     @property

@@ -41,7 +41,7 @@ def test_an_empty_scene_is_seen_small_and_a_crowd_large(tmp_path: Path, broker: 
 
 def yard(folder: Path, rung: str) -> dict[str, object]:
     return {
-        "source": f"dir:{folder}?pace=realtime&fps=20",
+        "source": f"dir:{folder}?pace=fast&fps=20",
         "model": "nanodet",
         "rung": rung,
         "gate": {"motion": False},

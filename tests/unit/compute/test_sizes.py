@@ -59,7 +59,7 @@ def test_the_smallest_size_that_is_sure_answers(tmp_path: Path) -> None:
     assert vision.answered_by == ("cpu", "32")
     assert boxes(look(vision, 20)) == [LEFT]
     assert vision.answered_by == ("cpu", "16")
-    assert vision.used == {"16": 18, "24": 1, "32": 1}, "the others once, to learn how long they take"
+    assert vision.used == {"16": 20, "24": 0, "32": 0}, "how long each takes is known from the start"
 
 
 def test_the_largest_answers_where_a_smaller_one_is_not_sure(tmp_path: Path) -> None:
@@ -107,8 +107,10 @@ def test_each_size_has_a_placement_of_its_own(tmp_path: Path) -> None:
     path = sizes_model(tmp_path, {"32": SURE, "20": SURE}, resize="letterbox")
     wide = (50, 100)
     expected = {rung: boxes(look(eye(path, rung=rung), shape=wide)) for rung in ("32", "20")}
-    vision = eye(path)
-    for rung in ("20", "32"):
+    for rung, extra in (("20", ""), ("32", "complexity = 0.5\n")):
+        folder = tmp_path / rung
+        folder.mkdir()
+        vision = eye(sizes_model(folder, {"32": SURE, "20": SURE}, resize="letterbox", extra=extra))
         assert boxes(look(vision, shape=wide)) == expected[rung]
         assert vision.answered_by == ("cpu", rung)
 
