@@ -1,7 +1,6 @@
 """The manifest: what a model needs to know about itself that its file does not say. TOML beside it.
 
-That of YAMNet, which gives a score to each of 521 sounds (the variant for classification, whose input has a fixed
-length); `unzip yamnet.tflite` gives its labels:
+That of YAMNet for classification, which scores 521 sounds; `unzip yamnet.tflite` gives its labels:
 
     name = "yamnet"
     file = "yamnet.tflite"
@@ -40,10 +39,8 @@ Std = Annotated[float, Meta(ge=1e-6, le=1e6)]
 Resize = Literal["stretch", "letterbox"]
 AUTO = "auto"
 """In the place of a rung's name: climb the ladder, also of sizes."""
-
 PICTURE_HITS, SOUND_HITS = 3, 1
-"""Detections that announce a track, where the stream leaves it open. Pictures come many times a second, and one
-may deceive; a bark is over after one or two of the windows that a model of sound hears."""
+"""Detections that announce a track by default: one picture of many may deceive, and a bark fills one window."""
 
 
 class InputManifest(Struct, frozen=True, forbid_unknown_fields=True):

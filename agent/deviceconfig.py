@@ -1,0 +1,80 @@
+"""The configuration of what a device has once: its name, its broker, its state folder, its health messages."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+Seconds = Annotated[float, Meta(gt=0.0, le=1e8)]
+Durability = Literal["event", "batch", "memory"]
+
+
+class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[device]`: who we are.
+
+    Attributes:
+        name: in every topic; empty: the machine's host name.
+    """
+
+    name: Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,62})?$")] = ""
+
+
+class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[mqtt]`: the broker.
+
+    Attributes:
+        host, port: where; port 0 means 1883, or 8883 with TLS.
+        username: empty for an anonymous connection.
+        password_file: file whose first line is the password; `$CREDENTIALS_DIRECTORY` is expanded.
+        tls: encrypt; implied by `ca_file` and `cert_file`.
+        ca_file: PEM bundle to trust instead of the system's.
+        cert_file, key_file: client certificate and key, PEM.
+        protocol: `auto` tries MQTT 5 first and falls back to 3.1.1.
+        prefix: first level of every topic.
+        keepalive_s: silence after which the broker calls us offline, s.
+        reconnect_max_s: longest pause between two attempts, s.
+        inflight: messages sent and not yet acknowledged, at most.
+    """
+
+    host: Annotated[str, Meta(min_length=1)] = "localhost"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    username: str = ""
+    password_file: str = ""
+    tls: bool = False
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    protocol: Literal["auto", "5", "3.1.1"] = "auto"
+    prefix: Annotated[str, Meta(pattern=r"^[^+#/\x00]+(/[^+#/\x00]+)*$")] = "vedette"
+    keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 30
+    reconnect_max_s: Seconds = 60.0
+    inflight: Annotated[int, Meta(ge=1, le=1000)] = 20
+
+
+class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[storage]`: the state folder.
+
+    Attributes:
+        folder: where state lives; `~` and `$STATE_DIRECTORY` are expanded. Empty: `$STATE_DIRECTORY`, else
+            `~/.local/state/vedette`.
+        spool_max_bytes: payload bytes kept for a broker that is away; the oldest are dropped first.
+        spool_max_age_s: events older than this are dropped, s.
+        durability: `event` syncs each batch of events to the disk before it is sent; `batch` leaves the
+            syncing to SQLite's checkpoints (a power cut may lose the last seconds); `memory` writes nothing.
+    """
+
+    folder: str = ""
+    spool_max_bytes: Annotated[int, Meta(ge=65536)] = 64 * 1024 * 1024
+    spool_max_age_s: Seconds = 7 * 86400.0
+    durability: Durability = "event"
+
+
+class HealthConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[health]`.
+
+    Attributes:
+        every_s: pause between two health messages, s; a change of state is published at once.
+    """
+
+    every_s: Seconds = 30.0
