@@ -6,6 +6,7 @@ tried again in the background, less and less often; it comes back when its answe
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -126,7 +127,8 @@ class FailoverSession:
     def close(self) -> None:
         """See `Session.close`."""
         self._closed.set()
-        for session in (self._device, self._ready, *self._left):
+        self._drain()
+        for session in (self._device, self._ready):
             if session is not None:
                 session.close()
         self._device = self._ready = None
@@ -187,8 +189,7 @@ class FailoverSession:
         """In a thread of its own, until the device answers rightly."""
         pause_s = self._retry_s
         while not self._closed.wait(pause_s):
-            while self._left:
-                self._left.pop().close()
+            self._drain()
             try:
                 session = self._opened()
             except BackendError as error:
@@ -200,6 +201,12 @@ class FailoverSession:
             else:
                 self._ready = session
             return
+
+    def _drain(self) -> None:
+        """Close what was left, each by one thread only."""
+        with contextlib.suppress(IndexError):
+            while True:
+                self._left.pop().close()
 
     def _opened(self) -> WorkerSession:
         """The device, with right answers.

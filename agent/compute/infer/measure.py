@@ -123,7 +123,6 @@ def measure(
     title: str,
     reference: Reference,
     *,
-    allowed: float = 0.0,
     patience_s: float = PATIENCE_S,
 ) -> Measured:
     """Open the model so in a process of its own, and measure it.
@@ -133,7 +132,6 @@ def measure(
         plan: how.
         title: for people.
         reference: what it must answer.
-        allowed: see `tolerance`; 0: by the dtype.
         patience_s: for opening it and for its first inference, s.
     """
     began = time.monotonic()
@@ -155,7 +153,7 @@ def measure(
     try:
         if plan.kind == "delegate" and known.delegated == 0:
             return replace(known, refused=f"takes none of the model's {known.nodes} operations")
-        return _measured(known, session, reference, allowed or tolerance(session.outputs))
+        return _measured(known, session, reference, tolerance(session.outputs))
     except (BackendError, ModelError) as error:
         return replace(known, refused=str(error))
     finally:

@@ -70,7 +70,7 @@ class WorkerSession:
         self._process, self._to, self._from = _started(self._tensors, self._log, life)
         os.close(life)
         self._stretches: dict[str, _Mapped] = {}
-        rung = options.rung or model.manifest.rungs[0].name
+        rung = self._there = options.rung or model.manifest.rungs[0].name
         try:
             wire.put(self._to, wire.encode(wire.Open(plan, rung, options.threads, model.manifest, model.path)))
             wire.put(self._to, model.content)
@@ -87,9 +87,7 @@ class WorkerSession:
         """See `Session.use`."""
         if rung not in self._stretches:
             self._take(rung, self._ask(wire.Use(rung), wire.Stretch))
-        elif rung != self.rung:
-            self._ask(wire.Use(rung), wire.Stretch)
-        self._in_use(rung)
+        self._in_use(rung)  # the process changes when it is to run: what it has answered can be read without it
 
     def input(self, index: int) -> Array:
         """See `Session.input`."""
@@ -97,6 +95,9 @@ class WorkerSession:
 
     def invoke(self) -> None:
         """See `Session.invoke`."""
+        if self._there != self.rung:
+            self._ask(wire.Use(self.rung), wire.Stretch)
+            self._there = self.rung
         try:
             wire.put(self._to, wire.RUN)
         except wire.ClosedError:
@@ -140,6 +141,7 @@ class WorkerSession:
 
     def _take(self, rung: str, stretch: wire.Stretch) -> None:
         self._stretches[rung] = _Mapped(self._tensors, stretch)
+        self._there = rung
         self._in_use(rung)
 
     def _in_use(self, rung: str) -> None:

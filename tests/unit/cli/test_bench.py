@@ -38,7 +38,7 @@ def test_what_is_not_here_is_one_line() -> None:
 
 
 def test_a_picture(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
     done = call("small-speech", "--rung", "3", "--backend", "vx", "--picture", tmp_path / "bench.png")
     assert done.exit_code == 0, done.output
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")

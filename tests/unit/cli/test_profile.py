@@ -53,7 +53,7 @@ def test_each_operation_and_json() -> None:
 
 @litert
 def test_a_picture(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
     done = call("nanodet", "--rung", "256", "--runs", "2", "--picture", tmp_path / "profile.png")
     assert done.exit_code == 0, done.output
     assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")

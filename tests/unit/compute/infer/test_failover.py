@@ -10,28 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.compute.infer.backend import Options, Plan, open_session
+from agent.compute.infer.backend import Options, Plan, Session, open_session
 from agent.compute.infer.failover import FailoverSession
-from agent.library import open_model, open_whole_model
+from agent.library import open_whole_model
 from agent.manifest import Model
-from tests.support.delegates import COMPILER, NO_COMPILER, compiled, identity_model
+from tests.support.delegates import COMPILER, NO_COMPILER
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("failover")
-
-
-@pytest.fixture(scope="module")
-def library(folder: Path) -> Path:
-    return compiled(folder)
-
-
-@pytest.fixture(scope="module")
-def identity(folder: Path) -> Model:
-    return open_model(str(identity_model(folder, steps=4, size=1000)))
 
 
 def session(library: Path, model: Model, mode: str, after: int = 4, **settings: float) -> FailoverSession:
@@ -135,3 +120,35 @@ def test_every_rung_is_answered_by_whoever_is_there() -> None:
     assert both.backend == "apart"
     both.close()
     cpu.close()
+
+
+def test_a_depth_goes_on_from_what_the_device_has_answered_before_it_died() -> None:
+    model = open_whole_model("small-speech")
+    cpu = open_session(model, "cpu", Options())
+    both = FailoverSession(model, Plan("apart"), Options(), retry_s=60.0)
+    given = np.random.default_rng(3).integers(-128, 128, _first_shape(cpu)).astype(np.int8)
+    for one in (cpu, both):
+        one.use("4")
+        one.use("3")
+        one.input(0)[...] = given
+        one.invoke()
+        if one is both:
+            assert both._device is not None
+            os.kill(both._device.pid, signal.SIGKILL)
+        place = [spec.name for spec in one.outputs].index("hidden")
+        one.use("4")
+        one.use("3")
+        hidden = one.output(place).copy()
+        one.use("4")
+        one.input(0)[...] = hidden
+        one.invoke()
+    assert both.backend == "cpu"
+    for index in range(len(cpu.outputs)):
+        assert (both.output(index) == cpu.output(index)).all()
+    both.close()
+    cpu.close()
+
+
+def _first_shape(session: Session) -> tuple[int, ...]:
+    session.use("3")
+    return session.inputs[0].shape

@@ -18,25 +18,10 @@ from agent.compute.infer.worker import WorkerSession
 from agent.errors import BackendError, ModelError
 from agent.library import open_model, open_whole_model
 from agent.manifest import Model
-from tests.support.delegates import COMPILER, NO_COMPILER, compiled, identity_model
+from tests.support.delegates import COMPILER, NO_COMPILER
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 CPU = Plan("cpu-apart", threads=1)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("delegate")
-
-
-@pytest.fixture(scope="module")
-def library(folder: Path) -> Path:
-    return compiled(folder)
-
-
-@pytest.fixture(scope="module")
-def identity(folder: Path) -> Model:
-    return open_model(str(identity_model(folder, steps=4, size=1000)))
 
 
 def stub(library: Path, mode: str, after: int = 0) -> Plan:
@@ -74,6 +59,23 @@ def test_a_delegate_runs_there_and_tells_what_it_has_taken(session: WorkerSessio
     session.invoke()
     assert session.output(0).tolist() == [list(range(1000))]
     assert session.usage().cpu_s > 0.0
+
+
+def test_what_was_answered_is_read_without_the_process() -> None:
+    session = WorkerSession(open_whole_model("small-speech"), CPU, Options())
+    session.use("3")
+    session.use("12")
+    session.use("3")
+    session.input(0)[...] = 1
+    session.invoke()
+    answers = [session.output(index).copy() for index in range(len(session.outputs))]
+    os.kill(session.pid, signal.SIGKILL)
+    session.use("12")
+    session.use("3")
+    assert all((session.output(index) == one).all() for index, one in enumerate(answers))
+    with pytest.raises(BackendError, match="SIGKILL"):
+        session.invoke()
+    session.close()
 
 
 @pytest.mark.parametrize(
