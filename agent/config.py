@@ -18,6 +18,7 @@ from agent.deviceconfig import Durability as Durability
 from agent.deviceconfig import HealthConfig as HealthConfig
 from agent.deviceconfig import MqttConfig as MqttConfig
 from agent.deviceconfig import Seconds as Seconds
+from agent.deviceconfig import SelectionConfig as SelectionConfig
 from agent.deviceconfig import StorageConfig as StorageConfig
 from agent.messages import Point
 
@@ -154,8 +155,9 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
         enabled: whether it runs.
         rung: size or depth of the model. Empty: depths by how hard the input is, where the model has learned
             that (`vedette models calibrate`), else its first. `auto`: also sizes, which takes the memory of all.
-        backend: `auto`, `cpu`, or one that never falls back: a name that `vedette bench` lists, or
-            `external:LIBRARY?key=value`, a TFLite delegate. With `,cpu` behind it the CPU stands by.
+        backend: `auto`: what was measured to be best, see `SelectionConfig`, with the CPU standing by; `cpu`; or
+            one that never falls back: a name that `vedette bench` lists, or `external:LIBRARY?key=value`, a
+            TFLite delegate. With `,cpu` behind it the CPU stands by.
         threads: of the CPU backend; 0: chosen by the number of cores.
         capture, gate, ladder, decode, track, zones, publish: see each.
     """
@@ -180,7 +182,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         streams: by name.
-        device, mqtt, storage, health: see each.
+        device, mqtt, storage, health, selection: see each.
     """
 
     streams: dict[Name, StreamConfig] = {}
@@ -188,3 +190,4 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     mqtt: MqttConfig = MqttConfig()
     storage: StorageConfig = StorageConfig()
     health: HealthConfig = HealthConfig()
+    selection: SelectionConfig = SelectionConfig()

@@ -1,4 +1,4 @@
-"""The configuration of what a device has once: its name, its broker, its state folder, its health messages."""
+"""The configuration of what a device has once: name, broker, state folder, how it chooses its hardware."""
 
 from __future__ import annotations
 
@@ -78,3 +78,20 @@ class HealthConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     every_s: Seconds = 30.0
+
+
+class SelectionConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[selection]`: how streams with `backend = "auto"` find what runs their model best on this board.
+
+    Attributes:
+        by: what is best: `latency`, the time of an inference; or `energy`, the CPU time that it takes.
+        candidates: what is tried besides the CPU, first the one that wins a tie: names that `vedette bench`
+            lists, or `external:LIBRARY?key=value`; None: everything that is found.
+        threads_max: the CPU is tried with so many threads at most.
+        after_s: a model that has not been measured on this board yet is, so long after the start, s.
+    """
+
+    by: Literal["latency", "energy"] = "latency"
+    candidates: tuple[str, ...] | None = None
+    threads_max: Annotated[int, Meta(ge=1, le=64)] = 4
+    after_s: Annotated[float, Meta(ge=0.0, le=1e8)] = 30.0

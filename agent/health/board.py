@@ -1,0 +1,148 @@
+"""What this board is, as the kernel tells: device tree, SoC, processor, memory. Nothing here needs a privilege.
+
+Sources: https://docs.kernel.org/arch/arm64/cpu-feature-registers.html,
+https://docs.kernel.org/admin-guide/abi-testing.html (`/sys/devices/socX`), the Arm part numbers as in `lscpu`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import Counter
+from pathlib import Path
+
+from msgspec import Struct
+
+_PARTS = {
+    0xD03: "Cortex-A53",
+    0xD04: "Cortex-A35",
+    0xD05: "Cortex-A55",
+    0xD07: "Cortex-A57",
+    0xD08: "Cortex-A72",
+    0xD09: "Cortex-A73",
+    0xD0A: "Cortex-A75",
+    0xD0B: "Cortex-A76",
+    0xD0C: "Neoverse-N1",
+    0xD0D: "Cortex-A77",
+    0xD41: "Cortex-A78",
+    0xD44: "Cortex-X1",
+    0xD46: "Cortex-A510",
+    0xD47: "Cortex-A710",
+    0xD48: "Cortex-X2",
+    0xD4B: "Cortex-A78C",
+}
+_QUALCOMM = {
+    0x802: "Kryo 385 Gold",
+    0x803: "Kryo 385 Silver",
+    0x804: "Kryo 485 Gold",
+    0x805: "Kryo 485 Silver",
+    0xC00: "Falkor",
+}
+_ARM, _QCOM = 0x41, 0x51
+
+
+class Board(Struct, frozen=True):
+    """A board.
+
+    Attributes:
+        model: as its device tree, else its firmware, calls it; empty: neither tells.
+        compatible: of its device tree, most special first; empty on a machine without one.
+        soc: name of the system on chip, such as `bcm2711`; empty: not known.
+        soc_id: as the SoC's driver tells it, such as `jep106:0070:0455`; empty: not known.
+        cpu: processors, such as `4 × Cortex-A72`.
+        features: of the processor, as the kernel lists them.
+        cores: that this process may use.
+        memory_mb: MB (2^20 bytes) in all. available_mb: that could be had now.
+        arch, kernel, system: such as `aarch64`, `6.6.31+rpt-rpi-v8`, `Debian GNU/Linux 12 (bookworm)`.
+    """
+
+    model: str
+    compatible: tuple[str, ...]
+    soc: str
+    soc_id: str
+    cpu: str
+    features: tuple[str, ...]
+    cores: int
+    memory_mb: int
+    available_mb: int
+    arch: str
+    kernel: str
+    system: str
+
+
+def read_board(root: Path = Path("/")) -> Board:
+    """This board; what it does not tell is empty.
+
+    Args:
+        root: of the file system.
+    """
+    tree = root / "proc/device-tree"
+    compatible = tuple(part for part in _text(tree / "compatible").split("\0") if part)
+    names, features = _processors(_text(root / "proc/cpuinfo"))
+    memory = _table(_text(root / "proc/meminfo"))
+    soc0 = root / "sys/devices/soc0"
+    return Board(
+        model=_clean(_text(tree / "model")) or _clean(_text(root / "sys/class/dmi/id/product_name")),
+        compatible=compatible,
+        soc=compatible[-1].rpartition(",")[2] if compatible else _clean(_text(soc0 / "machine")),
+        soc_id=_clean(_text(soc0 / "soc_id")),
+        cpu=" + ".join(f"{count} × {name}" for name, count in Counter(names).items()) or platform.machine(),
+        features=features,
+        cores=len(os.sched_getaffinity(0)),
+        memory_mb=memory.get("MemTotal", 0) // 1024,
+        available_mb=memory.get("MemAvailable", 0) // 1024,
+        arch=platform.machine(),
+        kernel=platform.release(),
+        system=_system(_text(root / "etc/os-release")),
+    )
+
+
+def _processors(cpuinfo: str) -> tuple[list[str], tuple[str, ...]]:
+    """A name for each processor, and the features of the first."""
+    names: list[str] = []
+    features: tuple[str, ...] = ()
+    for block in cpuinfo.split("\n\n"):
+        lines = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in block.splitlines())}
+        if "processor" not in lines:
+            continue
+        features = features or tuple(lines.get("Features", lines.get("flags", "")).split())
+        names.append(lines.get("model name") or _arm(lines))
+    return names, features
+
+
+def _arm(lines: dict[str, str]) -> str:
+    try:
+        maker, part = int(lines["CPU implementer"], 16), int(lines["CPU part"], 16)
+    except (KeyError, ValueError):
+        return "unknown"
+    known = {_ARM: _PARTS, _QCOM: _QUALCOMM}.get(maker, {})
+    return known.get(part, f"part {part:#x} of maker {maker:#x}")
+
+
+def _table(text: str) -> dict[str, int]:
+    """`Name: 123 kB` by line."""
+    found = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        number = value.split()[:1]
+        if number and number[0].isdigit():
+            found[name] = int(number[0])
+    return found
+
+
+def _system(release: str) -> str:
+    for line in release.splitlines():
+        if line.startswith("PRETTY_NAME="):
+            return line.partition("=")[2].strip("\"'")
+    return platform.system()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _clean(text: str) -> str:
+    return text.replace("\0", "").strip()
