@@ -11,9 +11,9 @@ from msgspec.structs import replace
 from agent.capture.source import check_there, check_uri
 from agent.comms.credentials import read_certificates, read_password
 from agent.compute.track.zones import check_zones
-from agent.config import StreamConfig
+from agent.config import SelectionConfig, StreamConfig
 from agent.configfile import ConfigFile, Keys, load
-from agent.errors import ConfigError, VedetteError
+from agent.errors import BackendError, ConfigError, VedetteError
 
 Step = tuple[Keys, Callable[[], object]]
 """What is checked: its keys below the stream, and the check, which raises a `VedetteError`."""
@@ -28,9 +28,24 @@ def problems(path: Path) -> list[str]:
     if not file.config.streams:
         return [f"{path}: no [streams.NAME]: there is nothing to run"]
     return [
-        *_of_broker(file),
+        *_of_device(file),
         *(line for name, stream in file.config.streams.items() for line in _of_stream(file, name, stream)),
     ]
+
+
+def check_selection(selection: SelectionConfig) -> None:
+    """Refuse candidates that are none.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    if selection.candidates:
+        from agent.compute.infer.finding import candidates
+
+        try:
+            candidates(selection.candidates)
+        except BackendError as error:
+            raise ConfigError(str(error), keys=("selection", "candidates")) from None
 
 
 def check_stream(name: str, stream: StreamConfig) -> None:
@@ -51,10 +66,15 @@ def keys_of(error: VedetteError, name: str, stream: StreamConfig) -> Keys:
     return ()
 
 
-def _of_broker(file: ConfigFile) -> Iterator[str]:
-    for read in (read_password, read_certificates):
+def _of_device(file: ConfigFile) -> Iterator[str]:
+    mqtt, selection = file.config.mqtt, file.config.selection
+    for check in (
+        partial(read_password, mqtt),
+        partial(read_certificates, mqtt),
+        partial(check_selection, selection),
+    ):
         try:
-            read(file.config.mqtt)
+            check()
         except ConfigError as error:
             yield f"{file.where(*error.keys)}: {error}"
 

@@ -75,10 +75,13 @@ class Daemon:
             StreamError: every stream is over, and one has failed.
             VedetteError: nothing could be started.
         """
+        from agent.chooser import Chooser
+
         with lock_folder(state_folder(self._config.storage)) as folder:
             spool = Spool(folder, self._config.storage)
             try:
-                self.house = House(self._config, spool, self._where)
+                chooser = Chooser(self._config.selection, folder)
+                self.house = House(self._config, spool, self._where, chooser)
                 self.house.settle_left()
                 self.house.prepare()
                 self._live()

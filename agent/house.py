@@ -6,8 +6,9 @@ import logging
 import socket
 import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from agent.check import keys_of
+from agent.check import check_selection, keys_of
 from agent.comms.mqtt import Publisher
 from agent.comms.topics import Topics
 from agent.config import Config, MqttConfig, StreamConfig
@@ -16,6 +17,9 @@ from agent.errors import ConfigError, ModelError, StreamError, VedetteError
 from agent.line import Line
 from agent.storage.spool import Spool
 from agent.stream import Desk, Stream
+
+if TYPE_CHECKING:
+    from agent.chooser import Chooser
 
 log = logging.getLogger(__name__)
 
@@ -48,20 +52,25 @@ class House:
         spool: where events wait.
         line: to the broker.
         streams: by name; also those that are disabled or have failed.
+        chooser: of what runs their models; None: `auto` is the CPU.
     """
 
-    def __init__(self, config: Config, spool: Spool, where: Where | None = None) -> None:
+    def __init__(
+        self, config: Config, spool: Spool, where: Where | None = None, chooser: Chooser | None = None
+    ) -> None:
         """Nothing runs and nothing is sent before `start`.
 
         Args:
             config: in use.
             spool: open.
             where: tells where in the configuration's file a key stands, if there is one.
+            chooser: of what runs the streams' models.
 
         Raises:
-            ConfigError: the broker's configuration cannot be used.
+            ConfigError: the broker's configuration cannot be used, or what may run models is not known.
         """
-        self.config, self.spool, self._where = config, spool, where
+        check_selection(config.selection)
+        self.config, self.spool, self._where, self.chooser = config, spool, where, chooser
         self.topics = Topics(config.mqtt.prefix, device_name(config))
         self.line = Line(self.publisher(config.mqtt))
         self.streams: dict[str, Stream] = {}
@@ -72,7 +81,8 @@ class House:
 
     def stream(self, name: str, config: StreamConfig) -> tuple[Stream, str]:
         """A stream, prepared, and why it is refused; empty: it is not."""
-        stream = Stream(name, config, Desk(self.topics, self.spool, self.line))
+        opener = self.chooser.open if self.chooser else None
+        stream = Stream(name, config, Desk(self.topics, self.spool, self.line, opener))
         try:
             stream.prepare()
         except VedetteError as error:
@@ -118,6 +128,8 @@ class House:
 
     def stop(self) -> None:
         """Say what is left to say, and leave the broker. The streams have stopped."""
+        if self.chooser is not None:
+            self.chooser.close()
         self.spool.flush(FLUSH_S)
         self.line.publisher.stop(DRAIN_S)
 

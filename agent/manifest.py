@@ -96,6 +96,19 @@ class OutputManifest(Struct, frozen=True, forbid_unknown_fields=True):
     options: dict[str, Any] = {}
 
 
+class GoldenManifest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Inputs that a device must answer as the CPU does before it may run the model.
+
+    Attributes:
+        files: beside the manifest, pictures or recordings as the model will meet them; none: noisy shapes.
+        tolerance: root mean square of the difference, as a share of the answer's own deviation, over the worst
+            output; None: 0.1 of a quantised model, 0.02 of another.
+    """
+
+    files: tuple[str, ...] = ()
+    tolerance: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
+
+
 class Rung(Struct, frozen=True, forbid_unknown_fields=True):
     """One depth or size of a model that has several.
 
@@ -133,6 +146,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
         licence: SPDX expression of the weights.
         source: where the model came from.
         description: for people.
+        golden: see `GoldenManifest`.
         rungs: largest or deepest first; the first is the default.
     """
 
@@ -145,6 +159,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     licence: str = ""
     source: str = ""
     description: str = ""
+    golden: GoldenManifest = GoldenManifest()
     rungs: tuple[Rung, ...] = (Rung(name="full"),)
 
     def rung(self, name: str) -> Rung:

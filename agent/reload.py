@@ -6,6 +6,7 @@ import logging
 
 from msgspec import Struct
 
+from agent.check import check_selection
 from agent.config import Config, StorageConfig
 from agent.errors import ConfigError, VedetteError
 from agent.house import DRAIN_S, House, check_not_empty, stop_streams
@@ -79,6 +80,7 @@ class Reload:
             VedetteError: it cannot be used.
         """
         check_not_empty(config)
+        check_selection(config.selection)
         self._house, self._config = house, config
         self._changes = changes(house.config, config)
         check_reloadable(self._changes)
@@ -114,6 +116,8 @@ class Reload:
     def apply(self) -> None:
         """Swap what is different, and say so."""
         self._swap_streams()
+        if self._house.chooser is not None:
+            self._house.chooser.configure(self._config.selection)
         if self._publisher is not None:
             self._house.line.exchange(self._publisher).stop(DRAIN_S)
             self._publisher.start()

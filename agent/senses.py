@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from agent.capture.listener import Listener
     from agent.comms.reporter import Reporter
     from agent.compute.hearing import Hearing
+    from agent.compute.infer.backend import Opener
     from agent.compute.vision import Vision
     from agent.pipeline import Pipeline
     from agent.sound_pipeline import SoundPipeline
@@ -25,13 +26,16 @@ Sense = Union["Vision", "Hearing"]
 Input = Union["Grabber", "Listener"]
 
 
-def open_sense(name: str, config: StreamConfig, model: Model | None = None) -> Sense:
+def open_sense(
+    name: str, config: StreamConfig, model: Model | None = None, opener: Opener | None = None
+) -> Sense:
     """Open a stream's model and prepare every room of compute.
 
     Args:
         name: of the stream.
         config: of the stream.
         model: already opened, else the configured one.
+        opener: of its session; None: the daemon's own choice is left out, and `auto` is the CPU.
 
     Raises:
         ConfigError: its source gives what its model does not take, or a zone or label cannot be used.
@@ -43,13 +47,15 @@ def open_sense(name: str, config: StreamConfig, model: Model | None = None) -> S
         gives, takes = ("sound", "pictures") if address.sound else ("pictures", "sound")
         raise ConfigError(f"stream {name}: {address.shown} gives {gives}, and model {config.model} takes {takes}")
     with named(model.path):
+        from agent.compute.infer.backend import open_session
+
         if takes_sound:
             from agent.compute.hearing import Hearing
 
-            return Hearing(name, config, model)
+            return Hearing(name, config, model, opener or open_session)
         from agent.compute.vision import Vision
 
-        return Vision(name, config, model)
+        return Vision(name, config, model, opener or open_session)
 
 
 def open_corridor(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
 
@@ -19,6 +19,9 @@ from agent.errors import BackendError, VedetteError
 from agent.library import open_model
 from agent.manifest import Model
 from agent.senses import Input, Sense, open_corridor, open_sense
+
+if TYPE_CHECKING:
+    from agent.compute.infer.backend import Opener
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +37,13 @@ class Desk(Struct, frozen=True):
         topics: of the device.
         events: the spool.
         board: the broker.
+        opener: of models' sessions; None: `auto` is the CPU.
     """
 
     topics: Topics
     events: EventSink
     board: Board
+    opener: Opener | None = None
 
 
 class Stream:
@@ -69,7 +74,7 @@ class Stream:
             check_uri(self.config.source)
             if self.config.enabled:
                 self._model = open_model(self.config.model, self.config.rung)
-                self._sense = open_sense(self.name, self.config, self._model)
+                self._sense = open_sense(self.name, self.config, self._model, self._desk.opener)
         except VedetteError as error:
             self.state, self.detail = "failed", str(error)
             raise

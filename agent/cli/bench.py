@@ -41,6 +41,7 @@ def bench(
     """
     from agent.compute.infer.finding import candidates
     from agent.compute.infer.selection import choose
+    from agent.golden import golden
     from agent.library import open_model
 
     opened = open_model(model, rung)
@@ -53,7 +54,13 @@ def bench(
             click.echo(f"\r\x1b[Kmeasuring {plain(what)} …", err=True, nl=False)
 
     verdict = choose(
-        opened, found, cores, "energy" if by == "energy" else "latency", patience_s=patience, progress=progress
+        opened,
+        found,
+        cores,
+        "energy" if by == "energy" else "latency",
+        inputs=golden(opened),
+        patience_s=patience,
+        progress=progress,
     )
     if shown:
         click.echo("\r\x1b[K", err=True, nl=False)

@@ -17,7 +17,7 @@ from agent.compute.climb import Answer, Climb
 from agent.compute.gate.voice import VOICE_HZ, Sound, VoiceGate
 from agent.compute.infer.audio.frontend import Rows, build_frontend
 from agent.compute.infer.audio.rows import RowInput
-from agent.compute.infer.backend import Options, open_session
+from agent.compute.infer.backend import Opener, Options, open_session
 from agent.compute.track.alarm import ConstantAlarm
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.words import Words
@@ -44,8 +44,14 @@ class Hearing:
         inferences: made for the newest chunk.
     """
 
-    def __init__(self, stream: str, config: StreamConfig, model: Model) -> None:
+    def __init__(self, stream: str, config: StreamConfig, model: Model, opener: Opener = open_session) -> None:
         """Open the model and prepare every room.
+
+        Args:
+            stream: its name.
+            config: of the stream.
+            model: that it runs.
+            opener: opens it.
 
         Raises:
             ModelError: the model is broken, cannot run here, or does not fit its front end or decoder.
@@ -57,7 +63,7 @@ class Hearing:
         if config.zones or config.gate.crop:
             raise ConfigError(f"stream {stream}: zones and gate.crop are for pictures, and its model takes sound")
         self.model, self.rate_hz, self._stream = model, audio.rate_hz, stream
-        self.session = open_session(model, config.backend, Options(threads=config.threads))
+        self.session = opener(model, config.backend, Options(threads=config.threads))
         self._climb = Climb(self.session, model.manifest, config)
         self._frontend = build_frontend(audio)
         self._rows = RowInput(self.session.inputs[0], audio, self._frontend)

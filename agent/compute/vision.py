@@ -8,7 +8,7 @@ from datetime import datetime
 import cv2
 
 from agent.compute.gate.motion import MotionGate
-from agent.compute.infer.backend import Options, open_session
+from agent.compute.infer.backend import Opener, Options, open_session
 from agent.compute.size import Size
 from agent.compute.sizes import Sizes
 from agent.compute.track.tracker import Tracker
@@ -21,8 +21,14 @@ from agent.messages import WHOLE, Event, Frame, Seen, Stages, Track
 class Vision:
     """One stream's eye. For one thread."""
 
-    def __init__(self, stream: str, config: StreamConfig, model: Model) -> None:
+    def __init__(self, stream: str, config: StreamConfig, model: Model, opener: Opener = open_session) -> None:
         """Open the model and prepare every room.
+
+        Args:
+            stream: its name.
+            config: of the stream.
+            model: that it runs.
+            opener: opens it.
 
         Raises:
             ModelError: the model is broken, cannot run here, does not fit its decoder, or has no ladder to climb.
@@ -35,7 +41,7 @@ class Vision:
         zones = Zones(config.zones)
         climbed = model.manifest.climbed(config.rung)
         rung = climbed[-1].name if climbed else model.manifest.rung(config.rung).name
-        self.session = open_session(model, config.backend, Options(rung=rung, threads=config.threads))
+        self.session = opener(model, config.backend, Options(rung=rung, threads=config.threads))
         self._eye = (
             Sizes(self.session, model, config) if climbed else Size(self.session, model, rung, config.decode)
         )

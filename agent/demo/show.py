@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from agent.check import check_stream
 from agent.comms.subscriber import Access, Received, Subscriber
-from agent.config import Config, DeviceConfig, MqttConfig, StorageConfig, StreamConfig
+from agent.config import Config, DeviceConfig, MqttConfig, SelectionConfig, StorageConfig, StreamConfig
 from agent.daemon import Daemon
 from agent.demo.broker import EmbeddedBroker, installed
 from agent.errors import VedetteError
@@ -104,6 +104,8 @@ class Show:
             # amqtt never answers an MQTT 5 CONNECT: `auto` would find out, after seconds.
             mqtt=MqttConfig(host="127.0.0.1", port=port, protocol="3.1.1"),
             storage=StorageConfig(folder=folder),
+            # Its folder goes with it, and with that what would be measured.
+            selection=SelectionConfig(after_s=1e8),
         )
 
     def _until_stopped(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from pathlib import Path
 
 _THERMAL = Path("/sys/class/thermal")
@@ -24,3 +26,37 @@ def temperature_c(zones: Path = _THERMAL) -> float | None:
         except (OSError, ValueError):
             continue  # a zone that is off, or not a number: others may tell
     return max(readings, default=None)
+
+
+class Busy:
+    """How busy others keep the processor, from now on."""
+
+    def __init__(self, stat: Path = Path("/proc/stat")) -> None:
+        """Begin to count.
+
+        Args:
+            stat: the kernel's, see `man 5 proc_stat`.
+        """
+        self._stat = stat
+        self._began, self._children = self._ticks(), _of_children()
+
+    def others(self) -> float:
+        """Share of all processors that others than ended children of this process have used, 0..1."""
+        busy, all_ = (now - then for now, then in zip(self._ticks(), self._began, strict=True))
+        own = (_of_children() - self._children) * os.sysconf("SC_CLK_TCK")
+        return min(1.0, max(0.0, (busy - own) / all_)) if all_ > 0 else 0.0
+
+    def _ticks(self) -> tuple[int, int]:
+        """Of work, and of everything."""
+        try:
+            line = self._stat.read_text(encoding="ascii").partition("\n")[0]
+            ticks = [int(part) for part in line.split()[1:9]]
+        except (OSError, ValueError):
+            return 0, 0
+        idle = sum(ticks[3:5])
+        return sum(ticks) - idle, sum(ticks)
+
+
+def _of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -71,6 +71,16 @@ def manifest_path(name_or_path: str) -> Path:
     return path
 
 
+def golden_paths(name_or_path: str, manifest: Manifest) -> list[Path]:
+    """Where the golden files of a model lie.
+
+    Raises:
+        ModelError: one is not beside the manifest.
+    """
+    path = _resolve(name_or_path)
+    return [beside(path, name, "golden.files") for name in manifest.golden.files]
+
+
 def _resolve(name_or_path: str) -> Path:
     path = Path(name_or_path)
     known = (_MODEL, _MANIFEST, wakeword.SUFFIX)

@@ -111,6 +111,8 @@ def daemon(
     """The daemon as users start it, on the clip in a loop; the first stream is called `bench`."""
     blocks = [f'[mqtt]\nhost = "127.0.0.1"\nport = {port}', f'[storage]\nfolder = "{folder / "state"}"']
     blocks.append("[health]\nevery_s = 0.5")
+    # What a board does once, some time after the first start of a model, is no part of what is measured here.
+    blocks.append("[selection]\nafter_s = 100000")
     for number in range(streams):
         name = f"bench{number or ''}"
         source = f"file:{CLIP}?pace={pace}&loop=1"

@@ -43,18 +43,19 @@ def identity_model(folder: Path, steps: int = 60, size: int = 100_000) -> Path:
     return path
 
 
-def picture_model(folder: Path) -> Path:
+def picture_model(folder: Path, steps: int = 1) -> Path:
     """The same for pictures of 4×4, whose every value is the score of a label; gives its manifest's path."""
     ones, shape = np.ones(1, np.float32), np.array([1, 48], np.int32)
     tensors = [
-        build.T("image", (1, 4, 4, 3)),
         build.T("one", (1,), "float32", ones),
-        build.T("again", (1, 4, 4, 3)),
         build.T("shape", (2,), "int32", shape),
         build.T("scores", (1, 48)),
+        build.T("image", (1, 4, 4, 3)),
+        *(build.T(f"again{n}", (1, 4, 4, 3)) for n in range(steps)),
     ]
-    operations = [build.Op("MUL", (0, 1), (2,)), build.Op("RESHAPE", (2, 3), (4,))]
-    (folder / "pictures.tflite").write_bytes(build.write(tensors, operations, (0,), (4,)))
+    operations = [build.Op("MUL", (n + 3, 0), (n + 4,)) for n in range(steps)]
+    operations.append(build.Op("RESHAPE", (steps + 3, 1), (2,)))
+    (folder / "pictures.tflite").write_bytes(build.write(tensors, operations, (3,), (2,)))
     labels = ", ".join(f'"value{number}"' for number in range(48))
     path = folder / "pictures.toml"
     path.write_text(

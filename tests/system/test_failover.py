@@ -60,3 +60,19 @@ def test_one_that_was_asked_for_alone_never_falls_back(tmp_path: Path, broker: M
     failed = next(one for one in told(messages) if one.state == "failed")
     assert "the device has gone" in failed.detail
     assert "cpu" not in backends(messages)
+
+
+def test_auto_goes_over_to_a_device_in_mid_stream(tmp_path: Path, broker: Mosquitto) -> None:
+    device = f"external:{compiled(tmp_path)}?mode=fast"
+    messages = broker.subscribe("vedette/#")
+    front = camera(picture_model(tmp_path, 3000), gate={"motion": False}, publish={"detections": True})
+    vedette = Vedette(tmp_path, broker, front=front)
+    vedette.config["selection"] = {"candidates": [device], "threads_max": 1, "after_s": 0.5}
+    with vedette:
+        messages.wait(lambda m: device in backends(m), timeout_s=30.0)
+        vedette.end()
+    seen = backends(messages)
+    assert seen[0] == "cpu"
+    assert seen[-1] == device
+    assert vedette.said(f"runs on {device} from now on")
+    assert {one.state for one in told(messages)} <= {"starting", "running", "ended"}

@@ -28,7 +28,7 @@ def test_it_answers_as_the_cpu_does_at_every_depth() -> None:
         assert (gpu.inputs, gpu.outputs) == (cpu.inputs, cpu.outputs)
         inputs = golden_inputs(cpu.inputs, 1)
         off = distance(answered(cpu, inputs), answered(gpu, inputs), cpu.outputs)
-        assert 0.0 <= off <= tolerance(cpu.outputs)
+        assert 0.0 <= off <= tolerance(model.manifest, cpu.outputs)
     assert gpu.usage().rss_mb > 50.0
     gpu.close()
     cpu.close()

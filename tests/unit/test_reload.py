@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent.config import Config, DeviceConfig, HealthConfig, MqttConfig, StorageConfig, StreamConfig, TrackConfig
+from agent.config import (
+    Config,
+    DeviceConfig,
+    HealthConfig,
+    MqttConfig,
+    SelectionConfig,
+    StorageConfig,
+    StreamConfig,
+    TrackConfig,
+)
 from agent.errors import ConfigError, VedetteError
 from agent.house import House, stop_streams
 from agent.reload import Reload, changes, check_reloadable
@@ -185,3 +194,9 @@ def test_a_stream_that_failed_is_tried_again_and_may_fail_again(
 def test_a_configuration_without_streams_is_refused(house: House) -> None:
     with pytest.raises(ConfigError, match="there is nothing to run"):
         Reload(house, replace(house.config, streams={}))
+
+
+def test_candidates_that_are_none_are_refused(house: House) -> None:
+    other = replace(house.config, selection=SelectionConfig(candidates=("gpv",)))
+    with pytest.raises(ConfigError, match="no backend 'gpv'"):
+        Reload(house, other)

@@ -12,6 +12,7 @@ from agent.errors import BackendError
 from agent.manifest import Model
 from agent.messages import Array
 
+AUTO = "auto"
 STANDBY = ",cpu"
 
 
@@ -116,8 +117,14 @@ class Backend(Protocol):
         ...
 
 
+Opener = Callable[[Model, str, Options], Session]
+"""Opens a model on the named backend, as `open_session` does."""
+
+
 def open_session(model: Model, backend: str, options: Options) -> Session:
-    """Open a model on the named backend. An explicit name never falls back; `auto` is the CPU.
+    """Open a model on the named backend. An explicit name never falls back.
+
+    Here `auto` is the CPU: only `agent.chooser` knows what was measured.
 
     With `NAME,cpu` the CPU stands by, and answers when the other fails. Everything but the CPU runs in a process
     of its own, for it may crash or hang.
@@ -127,14 +134,23 @@ def open_session(model: Model, backend: str, options: Options) -> Session:
     """
     if backend in BACKENDS:
         return BACKENDS[backend]().open(model, options)
-    name = backend.removesuffix(STANDBY)
-    if name != backend:
+    if (plan := standing_by(backend)) is not None:
         from agent.compute.infer.failover import FailoverSession
 
-        return FailoverSession(model, plan_of(name), options)
+        return FailoverSession(model, plan, options)
     from agent.compute.infer.worker import WorkerSession
 
-    return WorkerSession(model, plan_of(name), options)
+    return WorkerSession(model, plan_of(backend), options)
+
+
+def standing_by(backend: str) -> Plan | None:
+    """How to open what the CPU stands by for; None: it does not.
+
+    Raises:
+        BackendError: see `plan_of`.
+    """
+    name = backend.removesuffix(STANDBY)
+    return plan_of(name) if name != backend else None
 
 
 def plan_of(backend: str) -> Plan:
@@ -165,4 +181,4 @@ def _null() -> Backend:
     return NullBackend()
 
 
-BACKENDS: dict[str, Callable[[], Backend]] = {"auto": _cpu, "cpu": _cpu, "null": _null}
+BACKENDS: dict[str, Callable[[], Backend]] = {AUTO: _cpu, "cpu": _cpu, "null": _null}

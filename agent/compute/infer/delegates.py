@@ -16,6 +16,7 @@ from agent.compute.infer.structure import ModelFile
 
 _EDGE_TPU = "edgetpu-custom-op"
 _ETHOS_U = "ethos-u"
+_VARIABLE = "VAR_HANDLE"
 
 
 class Row(Struct, frozen=True):
@@ -29,6 +30,7 @@ class Row(Struct, frozen=True):
         needs: other files of which one must be there, each a name that the loader finds or a glob from `/`.
         devices: globs of device nodes of which one must be there; empty: none is asked for.
         settings: options of the delegate; `{library}` is the first of `needs` that was found.
+        parts: globs of other files that it is made of, such as the GPU's drivers.
         suits: `any`, or models compiled for it only: the custom operation that those have; or `int8`.
         hint: what to do when something is missing.
     """
@@ -40,6 +42,7 @@ class Row(Struct, frozen=True):
     needs: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
     settings: dict[str, str] = {}
+    parts: tuple[str, ...] = ()
     suits: str = "any"
     hint: str = ""
 
@@ -55,6 +58,7 @@ ROWS = (
         "accelerator",
         "GPU",
         needs=("libvulkan.so.1",),
+        parts=("usr/lib/*-linux-gnu*/libvulkan_*.so",),
         hint="sudo apt-get install mesa-vulkan-drivers",
     ),
     # https://ai.google.dev/edge/litert/next/npu
@@ -154,6 +158,8 @@ ROWS = (
 
 def unsuited(name: str, file: ModelFile) -> str:
     """Why this model is nothing for the row of that name; empty if it may be."""
+    if any(op.name == _VARIABLE for _, op in file.steps()):
+        return "the model remembers what it was given, and the CPU could not go on from there if this failed"
     suits = next((row.suits for row in ROWS if row.name == name), "any")
     if suits == "int8" and not any(t.dtype in ("int8", "uint8") for g in file.subgraphs for t in g.tensors):
         return "runs 8-bit models only, and this one is not"

@@ -15,7 +15,7 @@ import numpy as np
 
 from agent.compute.infer.backend import Options, Plan, Session
 from agent.compute.infer.litert import CpuBackend
-from agent.compute.infer.measure import answered, distance, golden_inputs, tolerance
+from agent.compute.infer.measure import Inputs, answered, distance, golden_inputs, tolerance
 from agent.compute.infer.worker import DEADLINE_S, WorkerSession
 from agent.compute.tensors import TensorSpec
 from agent.errors import BackendError
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 _FIRST_S, _LAST_S = 5.0, 300.0
 _CHECK_S = 30.0
+_GOLDEN = 2
+"""Golden inputs are answered each time that the device is opened: no more than this."""
 
 
 class FailoverSession:
@@ -37,6 +39,7 @@ class FailoverSession:
         plan: Plan,
         options: Options,
         *,
+        inputs: Inputs = golden_inputs,
         deadline_s: float = DEADLINE_S,
         check_s: float = _CHECK_S,
         retry_s: float = _FIRST_S,
@@ -47,6 +50,7 @@ class FailoverSession:
             model: to run.
             plan: the device.
             options: see `Options`.
+            inputs: that the device must answer as the CPU does when it is opened.
             deadline_s: of an inference on the device, s.
             check_s: how often the CPU checks an answer of the device, s.
             retry_s: pause before the device is tried again for the first time, s.
@@ -58,7 +62,8 @@ class FailoverSession:
         self._deadline_s, self._check_s, self._retry_s = deadline_s, check_s, retry_s
         self.degraded = ""
         self._cpu = CpuBackend().open(model, options)
-        self._golden = golden_inputs(self._cpu.inputs, 2)
+        self._golden = inputs(self._cpu.inputs)[:_GOLDEN]
+        self._tolerance = tolerance(model.manifest, self._cpu.outputs)
         self._right = answered(self._cpu, self._golden)
         self._first_rung = self._cpu.rung
         self._device: WorkerSession | None = None
@@ -158,10 +163,9 @@ class FailoverSession:
         self._judge(distance([right], [given], self.outputs))
 
     def _judge(self, off: float) -> None:
-        allowed = tolerance(self.outputs)
-        if off > allowed:
-            name = self._plan.backend
-            raise BackendError(f"{name} answers wrongly: off by {off:.1%} where {allowed:.1%} are allowed")
+        if off > self._tolerance:
+            allowed = f"{self._tolerance:.1%} are allowed"
+            raise BackendError(f"{self._plan.backend} answers wrongly: off by {off:.1%} where {allowed}")
 
     def _leave(self, reason: str) -> None:
         """Go on with the CPU, and try the device again later."""

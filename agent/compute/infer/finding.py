@@ -29,14 +29,14 @@ class Found(Struct, frozen=True):
     Attributes:
         name, title: of the row.
         plan: how to open it; None: it is not here.
-        library: path of the file whose change makes every measurement old; empty when not known.
+        parts: paths of the files whose change makes every measurement old.
         missing: why it is not here, and what to do.
     """
 
     name: str
     title: str
     plan: Plan | None = None
-    library: str = ""
+    parts: tuple[str, ...] = ()
     missing: str = ""
 
 
@@ -75,14 +75,16 @@ def _looked_for(row: Row, root: Path) -> Found:
     if row.needs and not helper:
         return missing(f"no {' or '.join(row.needs)}")
     if row.kind == "accelerator":
-        return Found(row.name, row.title, Plan(row.name, row.kind, row.library), helper)
+        return Found(row.name, row.title, Plan(row.name, row.kind, row.library), _parts(row, root, helper))
     library = helper if helper.endswith(row.library) else _file(row.library, root)
     if not library:
         return missing(f"no {row.library}")
     if why := _foreign(Path(library)):
         return missing(f"{library}: {why}")
     settings = {key: value.format(library=helper) for key, value in row.settings.items()}
-    return Found(row.name, row.title, Plan(row.name, row.kind, library, settings), library)
+    return Found(
+        row.name, row.title, Plan(row.name, row.kind, library, settings), _parts(row, root, helper, library)
+    )
 
 
 def _external(name: str, root: Path) -> Found:
@@ -93,9 +95,13 @@ def _external(name: str, root: Path) -> Found:
         return Found(name, title, missing=f"{path}: no such file")
     if why := _foreign(Path(library)):
         return Found(name, title, missing=f"{path}: {why}")
-    return Found(
-        name, title, Plan(name, "delegate", library, dict(parse_qsl(query, keep_blank_values=True))), library
-    )
+    plan = Plan(name, "delegate", library, dict(parse_qsl(query, keep_blank_values=True)))
+    return Found(name, title, plan, (library,))
+
+
+def _parts(row: Row, root: Path, *libraries: str) -> tuple[str, ...]:
+    more = (str(path) for pattern in row.parts for path in sorted(root.glob(pattern)))
+    return tuple(dict.fromkeys(path for path in (*libraries, *more) if path))
 
 
 def _exists(pattern: str, root: Path) -> bool:

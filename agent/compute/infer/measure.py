@@ -6,7 +6,7 @@ Whatever goes wrong there, a crash, a hang, wrong answers, is a reason and no ex
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from msgspec import Struct
@@ -16,7 +16,7 @@ from agent.compute.infer.backend import Options, Plan, Session
 from agent.compute.infer.worker import PATIENCE_S, WorkerSession
 from agent.compute.tensors import TensorSpec
 from agent.errors import BackendError, ModelError
-from agent.manifest import Model
+from agent.manifest import Manifest, Model
 from agent.messages import Array
 
 _INPUTS = 3
@@ -71,12 +71,18 @@ class Reference(Struct, frozen=True):
     Attributes:
         inputs: for each case the arrays of every input.
         answers: for each case the arrays of every output, in reals.
+        tolerance: see `tolerance`.
         p50_ms: what the CPU takes; 0: not known.
     """
 
     inputs: list[list[Array]]
     answers: list[list[Array]]
+    tolerance: float
     p50_ms: float = 0.0
+
+
+Inputs = Callable[[Sequence[TensorSpec]], list[list[Array]]]
+"""Gives cases for these input tensors: an array for each."""
 
 
 def golden_inputs(specs: Sequence[TensorSpec], count: int = _INPUTS) -> list[list[Array]]:
@@ -112,8 +118,10 @@ def distance(reference: list[list[Array]], answers: list[list[Array]], specs: Se
     return worst
 
 
-def tolerance(specs: Sequence[TensorSpec]) -> float:
+def tolerance(manifest: Manifest, specs: Sequence[TensorSpec]) -> float:
     """How far answers may be from the CPU's: rounding differs, and more so between integers."""
+    if manifest.golden.tolerance is not None:
+        return manifest.golden.tolerance
     return _TOLERANCE_INTEGER if any(spec.quantised for spec in specs) else _TOLERANCE_FLOAT
 
 
@@ -153,23 +161,22 @@ def measure(
     try:
         if plan.kind == "delegate" and known.delegated == 0:
             return replace(known, refused=f"takes none of the model's {known.nodes} operations")
-        return _measured(known, session, reference, tolerance(session.outputs))
+        return _measured(known, session, reference)
     except (BackendError, ModelError) as error:
         return replace(known, refused=str(error))
     finally:
         session.close()
 
 
-def _measured(known: Measured, session: WorkerSession, reference: Reference, allowed: float) -> Measured:
+def _measured(known: Measured, session: WorkerSession, reference: Reference) -> Measured:
     began = time.monotonic()
     answers = answered(session, reference.inputs[:1])
     known = replace(known, first_ms=(time.monotonic() - began) * 1e3)
     answers += answered(session, reference.inputs[1:])
     known = replace(known, error=distance(reference.answers, answers, session.outputs))
-    if known.error > allowed:
-        return replace(
-            known, refused=f"answers wrongly: off by {known.error:.1%} where {allowed:.1%} are allowed"
-        )
+    if known.error > reference.tolerance:
+        allowed = f"{reference.tolerance:.1%} are allowed"
+        return replace(known, refused=f"answers wrongly: off by {known.error:.1%} where {allowed}")
     times, cpu_s = _timed(session, reference.p50_ms)
     return replace(
         known,

@@ -15,13 +15,22 @@ from msgspec.structs import replace
 from agent.compute.infer.backend import Options, Plan
 from agent.compute.infer.delegates import unsuited
 from agent.compute.infer.finding import Found
-from agent.compute.infer.measure import Measured, Reference, answered, golden_inputs, measure
+from agent.compute.infer.measure import (
+    Inputs,
+    Measured,
+    Reference,
+    answered,
+    golden_inputs,
+    measure,
+    tolerance,
+)
 from agent.compute.infer.modelfile import read_modelfile
 from agent.compute.infer.worker import PATIENCE_S, WorkerSession
 from agent.errors import BackendError
 from agent.manifest import Model
 
 By = Literal["latency", "energy"]
+Progress = Callable[[str], None]
 _WORTH = 0.95
 """Another thread, or a device, must save at least a twentieth to be worth it."""
 _THREADS = 4
@@ -31,47 +40,47 @@ class Verdict(Struct, frozen=True):
     """What was chosen, and why.
 
     Attributes:
-        chosen: how to run the model.
+        chosen: how to run the model. cpu: how to run it on the CPU.
         by: what was looked at: time or CPU time.
         measured: everything that was tried, and what was found missing.
     """
 
     chosen: Plan
+    cpu: Plan
     by: By
     measured: tuple[Measured, ...]
 
 
-def choose(
+def survey(
     model: Model,
     found: Sequence[Found],
-    cores: int,
-    by: By = "latency",
+    threads_max: int,
     *,
+    inputs: Inputs = golden_inputs,
     patience_s: float = PATIENCE_S,
-    progress: Callable[[str], None] = lambda _: None,
-) -> Verdict:
-    """Measure and choose.
+    progress: Progress = lambda _: None,
+) -> tuple[Measured, ...]:
+    """Measure everything that may run a model.
 
     Args:
         model: to run.
         found: candidates besides the CPU, see `finding.candidates`.
-        cores: that this process may use.
-        by: what to look at.
+        threads_max: the CPU is tried with 1 thread to so many.
+        inputs: that everything must answer as the CPU does.
         patience_s: see `measure`.
-        progress: is told what is measured next.
+        progress: is told what is measured next; what it raises ends the survey.
 
     Raises:
         ModelError, BackendError: not even the CPU runs the model.
     """
-    reference = _reference(model)
+    reference = _reference(model, inputs)
     measured: list[Measured] = []
-    for threads in range(1, min(_THREADS, cores) + 1):
+    for threads in range(1, threads_max + 1):
         progress(f"cpu, {threads} thread{'s' if threads > 1 else ''}")
         measured.append(measure(model, Plan(threads=threads), "CPU (XNNPACK)", reference))
         if not measured[-1].refused and not reference.p50_ms:
             reference = replace(reference, p50_ms=measured[-1].p50_ms)
-    best = _best(measured, by)
-    if best is None:
+    if all(one.refused for one in measured):
         raise BackendError(measured[0].refused)
     file = read_modelfile(model.content)
     for one in found:
@@ -81,12 +90,58 @@ def choose(
             continue
         progress(one.name)
         measured.append(measure(model, one.plan, one.title, reference, patience_s=patience_s))
-    measured = [_against(one, best, by) for one in measured]
-    chosen = _best(measured, by)
+    return tuple(measured)
+
+
+def decide(measured: Sequence[Measured], found: Sequence[Found], by: By, threads: int = 0) -> Verdict:
+    """Take the best of what was measured.
+
+    Args:
+        measured: by `survey`; the CPU is among it, and not refused.
+        found: what it was measured of.
+        by: what to look at.
+        threads: that the CPU is to have in any case; 0: as many as is best.
+    """
+    processor = [one for one in measured if one.name == Plan().backend]
+    allowed = [one for one in processor if one.threads == threads] or processor
+    best = _best(allowed, by)
+    assert best is not None
+    judged = tuple(_against(one, best, by) for one in measured)
+    others = [one for one in judged if one.name != best.name]
+    chosen = _best([best, *others], by)
     assert chosen is not None
     plans = {one.name: one.plan for one in found if one.plan is not None}
-    plan = plans.get(chosen.name) or Plan(threads=chosen.threads)
-    return Verdict(plan, by, tuple(measured))
+    cpu = Plan(threads=threads or best.threads)
+    return Verdict(plans.get(chosen.name, cpu), cpu, by, judged)
+
+
+def choose(
+    model: Model,
+    found: Sequence[Found],
+    cores: int,
+    by: By = "latency",
+    *,
+    inputs: Inputs = golden_inputs,
+    patience_s: float = PATIENCE_S,
+    progress: Progress = lambda _: None,
+) -> Verdict:
+    """Measure and choose.
+
+    Args:
+        model: see `survey`.
+        found: see `survey`.
+        cores: that this process may use.
+        by: what to look at.
+        inputs: see `survey`.
+        patience_s: see `measure`.
+        progress: see `survey`.
+
+    Raises:
+        ModelError, BackendError: not even the CPU runs the model.
+    """
+    threads_max = min(_THREADS, cores)
+    measured = survey(model, found, threads_max, inputs=inputs, patience_s=patience_s, progress=progress)
+    return decide(measured, found, by)
 
 
 def cost(one: Measured, by: By) -> float:
@@ -94,12 +149,12 @@ def cost(one: Measured, by: By) -> float:
     return one.cpu_ms if by == "energy" else one.p50_ms
 
 
-def _reference(model: Model) -> Reference:
+def _reference(model: Model, inputs: Inputs) -> Reference:
     """The CPU's answers, of one thread, in a process of its own: a model may crash the runtime, too."""
     session = WorkerSession(model, Plan(threads=1), Options(threads=1))
     try:
-        inputs = golden_inputs(session.inputs)
-        return Reference(inputs, answered(session, inputs))
+        cases = inputs(session.inputs)
+        return Reference(cases, answered(session, cases), tolerance(model.manifest, session.outputs))
     finally:
         session.close()
 

@@ -199,9 +199,20 @@ def test_showing_a_broken_file_is_an_error(file: Path) -> None:
         call("show", str(file))
 
 
+def test_a_candidate_that_is_none_is_refused_with_its_line(file: Path) -> None:
+    text = '[selection]\nby = "energy"\ncandidates = ["gpu", "gpv"]\n'
+    text += '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
+    (line,) = problems(file, text)
+    assert line.startswith(f"{file}:3: no backend 'gpv'; known: auto, cpu, null, gpu, ")
+    for candidates in ('["gpu", "external:/no/such.so"]', "[]"):
+        file.write_text(text.replace('["gpu", "gpv"]', candidates))
+        assert call("check", str(file)).exit_code == 0
+
+
 def test_the_schema_knows_every_room() -> None:
     schema = json.loads(call("schema").stdout)
-    assert set(schema["$defs"]["Config"]["properties"]) == {"streams", "device", "mqtt", "storage", "health"}
+    rooms = {"streams", "device", "mqtt", "storage", "health", "selection"}
+    assert set(schema["$defs"]["Config"]["properties"]) == rooms
 
 
 @pytest.mark.parametrize("value", ["inf", "1e300", "nan", "-1.0"])

@@ -19,9 +19,18 @@ from tests.support.delegates import COMPILER, NO_COMPILER
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 
 
-def session(library: Path, model: Model, mode: str, after: int = 4, **settings: float) -> FailoverSession:
+def session(
+    library: Path,
+    model: Model,
+    mode: str,
+    after: int = 4,
+    *,
+    deadline_s: float = 0.3,
+    retry_s: float = 0.1,
+    check_s: float = 30.0,
+) -> FailoverSession:
     plan = Plan("stub", "delegate", str(library), {"mode": mode, "after": str(after)}, 1)
-    return FailoverSession(model, plan, Options(), **({"deadline_s": 0.3, "retry_s": 0.1} | settings))
+    return FailoverSession(model, plan, Options(), deadline_s=deadline_s, retry_s=retry_s, check_s=check_s)
 
 
 def answers(session: FailoverSession, number: int) -> None:

@@ -15,6 +15,7 @@ from agent.compute.infer.measure import Measured, distance, golden_inputs, toler
 from agent.compute.infer.selection import _best, choose, cost
 from agent.compute.tensors import TensorSpec
 from agent.library import open_model
+from agent.manifest import GoldenManifest, Manifest, OutputManifest
 from tests.support.delegates import COMPILER, NO_COMPILER, compiled, identity_model
 
 REASONS = {
@@ -75,7 +76,9 @@ def test_golden_inputs_are_the_same_each_time_and_fill_the_range() -> None:
         assert case[0].dtype == np.uint8
         assert case[0].min() < 80 < 170 < case[0].max()
         assert 0.0 <= case[1].min() < case[1].max() <= 1.0
-    assert (tolerance(SPECS[:1]), tolerance(SPECS[1:])) == (0.1, 0.02)
+    manifest = Manifest("m", OutputManifest("classify"))
+    assert (tolerance(manifest, SPECS[:1]), tolerance(manifest, SPECS[1:])) == (0.1, 0.02)
+    assert tolerance(replace(manifest, golden=GoldenManifest(tolerance=0.3)), SPECS) == 0.3
 
 
 @given(scale=st.floats(0.01, 100.0), share=st.floats(0.0, 2.0), seed=st.integers(0, 100))

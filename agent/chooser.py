@@ -1,0 +1,180 @@
+"""Opens the sessions of streams: an explicit backend as it is asked for, `auto` as it was measured to be best.
+
+A stream never waits for this. It starts on the CPU; a device is opened beside it and taken over when it answers
+rightly, with the CPU standing by. A model that was never measured on this board is measured some time after the
+start, one at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+import weakref
+from collections import deque
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from agent.compute.infer.auto import AutoSession
+from agent.compute.infer.backend import AUTO, Options, Plan, Session, open_session, standing_by
+from agent.compute.infer.failover import FailoverSession
+from agent.compute.infer.litert import CpuBackend
+from agent.compute.infer.selection import Verdict
+from agent.config import SelectionConfig
+from agent.errors import VedetteError
+from agent.golden import golden
+from agent.manifest import Model
+from agent.storage.verdicts import Verdicts
+from agent.surveys import Surveys
+
+log = logging.getLogger(__name__)
+
+
+class _ClosedError(Exception):
+    """The chooser is closed while it measures."""
+
+
+class _Job(Struct, frozen=True):
+    """A session that may get better."""
+
+    session: weakref.ref[AutoSession]
+    model: Model
+    options: Options
+
+
+class Chooser:
+    """One for all streams of a device."""
+
+    def __init__(self, selection: SelectionConfig, state: Path) -> None:
+        """Nothing is measured before a session is opened.
+
+        Args:
+            selection: see `SelectionConfig`.
+            state: the state folder.
+        """
+        self._surveys = Surveys(Verdicts(state), selection)
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._waiting: deque[_Job] = deque()
+        self._open: list[_Job] = []
+        self._hopeless: set[str] = set()
+        self._closed = False
+        self._due = time.monotonic() + selection.after_s
+        self._thread: threading.Thread | None = None
+
+    def open(self, model: Model, backend: str, options: Options) -> Session:
+        """Open a model for a stream.
+
+        Raises:
+            ModelError, BackendError: see `agent.compute.infer.backend.open_session`.
+        """
+        if (plan := standing_by(backend)) is not None:
+            return FailoverSession(model, plan, options, inputs=golden(model))
+        if backend != AUTO:
+            return open_session(model, backend, options)
+        found = self._surveys.found()
+        made = self._surveys.known(model, found)
+        verdict = None if made is None else self._surveys.verdict(made, found, options.threads)
+        session = _on_cpu(model, Plan() if verdict is None else verdict.cpu, options)
+        job = _Job(weakref.ref(session), model, options)
+        self._open = [one for one in self._open if one.session() is not None] + [job]
+        if verdict is None or verdict.chosen != verdict.cpu:
+            self._queue(job)
+        return session
+
+    def configure(self, selection: SelectionConfig) -> None:
+        """Take another configuration, and what others have measured: sessions change where that is better."""
+        self._surveys.selection = selection
+        for job in self._open:
+            self._queue(job)
+
+    def close(self) -> None:
+        """Measure nothing more."""
+        self._closed = True
+        self._jobs.put(None)
+
+    def _queue(self, job: _Job) -> None:
+        self._jobs.put(job)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="selection", daemon=True)
+            self._thread.start()
+
+    def _work(self) -> None:
+        """Open what is known at once, and measure the rest when a board that has just started has settled."""
+        while not self._closed:
+            try:
+                job = self._jobs.get(timeout=max(0.0, self._due - time.monotonic()) if self._waiting else None)
+            except queue.Empty:
+                self._try(self._waiting.popleft(), measure=True)
+            else:
+                if job is not None:
+                    self._try(job, measure=False)
+
+    def _try(self, job: _Job, *, measure: bool) -> None:
+        try:
+            self._improve(job, measure=measure)
+        except _ClosedError:
+            return
+        except VedetteError as error:
+            self._hopeless.add(job.model.sha256)
+            log.warning("%s: stays on the CPU: %s", job.model.path, error)
+        except Exception:
+            self._hopeless.add(job.model.sha256)
+            log.exception("%s: stays on the CPU: a defect in Vedette", job.model.path)
+
+    def _improve(self, job: _Job, *, measure: bool) -> None:
+        if job.session() is None or job.model.sha256 in self._hopeless:
+            return
+        found = self._surveys.found()
+        made = self._surveys.known(job.model, found)
+        if made is None and not measure:
+            self._waiting.append(job)
+            return
+        if made is None:
+            log.info("%s: measuring what runs it best on this board", job.model.path)
+            made = self._surveys.make(job.model, found, self._check_open)
+            _tell(job.model, self._surveys.verdict(made, found, job.options.threads))
+        _exchange(job, self._surveys.verdict(made, found, job.options.threads))
+
+    def _check_open(self, what: str) -> None:
+        log.debug("measuring %s", what)
+        if self._closed:
+            raise _ClosedError
+
+
+def _on_cpu(model: Model, plan: Plan, options: Options) -> AutoSession:
+    session = CpuBackend().open(model, replace(options, threads=options.threads or plan.threads))
+    return AutoSession(session, plan)
+
+
+def _exchange(job: _Job, verdict: Verdict) -> None:
+    """Have the session run as was chosen, if it does not yet."""
+    session, plan = job.session(), verdict.chosen
+    if session is None or session.closed or session.plan == plan:
+        return
+    options = replace(job.options, threads=verdict.cpu.threads)
+    if plan == verdict.cpu:
+        session.adopt(CpuBackend().open(job.model, options), plan)
+    else:
+        session.adopt(FailoverSession(job.model, plan, options, inputs=golden(job.model)), plan)
+
+
+def _tell(model: Model, verdict: Verdict) -> None:
+    """What was chosen, and why nothing else."""
+    by_cpu = verdict.by == "energy"
+    for one in verdict.measured:
+        what = f"{one.name} with {_plural(one.threads)}" if one.threads else one.name
+        if one.p50_ms:
+            cost = f"{one.cpu_ms:.2f} ms of CPU time" if by_cpu else f"{one.p50_ms:.2f} ms"
+            log.info("%s: %s: %s%s", model.path, what, cost, f": {one.refused}" if one.refused else "")
+        elif one.here:
+            log.info("%s: %s: %s", model.path, what, one.refused)
+    plan = verdict.chosen
+    on = f"the CPU with {_plural(plan.threads)}" if plan == verdict.cpu else plan.backend
+    log.info("%s: runs on %s from now on", model.path, on)
+
+
+def _plural(threads: int) -> str:
+    return f"{threads} thread{'s' * (threads != 1)}"

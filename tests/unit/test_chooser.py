@@ -1,0 +1,302 @@
+"""What runs a model is measured once, kept, and taken up while a stream runs: with a real delegate."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+import agent.surveys
+from agent.chooser import Chooser
+from agent.compute.infer.auto import AutoSession
+from agent.compute.infer.backend import Options, Session, open_session
+from agent.compute.infer.failover import FailoverSession
+from agent.compute.infer.litert import CpuSession
+from agent.compute.infer.null import NullSession
+from agent.config import SelectionConfig
+from agent.errors import BackendError
+from agent.library import open_model
+from agent.manifest import Model
+from agent.storage.verdicts import Verdicts
+from agent.surveys import Survey, Surveys
+from tests.support.delegates import COMPILER, NO_COMPILER, compiled, identity_model
+from tests.support.publishing import wait_for
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
+
+LATE = 1e6
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compiled(tmp_path_factory.mktemp("delegate"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return open_model(str(identity_model(tmp_path_factory.mktemp("model"))))
+
+
+def selection(library: Path, mode: str = "fast", after_s: float = 0.0) -> SelectionConfig:
+    name = f"external:{library}?mode={mode}"
+    return SelectionConfig(candidates=(name,), threads_max=1, after_s=after_s)
+
+
+def opened(chooser: Chooser, model: Model, threads: int = 0) -> AutoSession:
+    session = chooser.open(model, "auto", Options(threads=threads))
+    assert isinstance(session, AutoSession)
+    return session
+
+
+def answers(session: Session, number: int) -> None:
+    session.input(0)[...] = number
+    session.invoke()
+    assert np.all(session.output(0) == number)
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted((folder / "verdicts").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, library: Path, model: Model) -> Path:
+    """A state folder with the model's survey in it."""
+    folder = tmp_path_factory.mktemp("state")
+    surveys = Surveys(Verdicts(folder), selection(library))
+    surveys.make(model, surveys.found(), lambda _: None)
+    return folder
+
+
+@pytest.fixture
+def state(tmp_path: Path, measured: Path) -> Path:
+    """A copy of it."""
+    (tmp_path / "verdicts").mkdir()
+    for file in files(measured):
+        (tmp_path / "verdicts" / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+@pytest.fixture
+def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(agent.surveys, "survey", refuse)
+
+
+def test_a_stream_starts_on_the_cpu_and_goes_over_when_it_is_known_what_is_best(
+    tmp_path: Path, library: Path, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    chooser = Chooser(selection(library, after_s=0.3), tmp_path)
+    session = opened(chooser, model)
+    assert session.backend == "cpu"
+    answers(session, 1)
+    wait_for(lambda: session.plan.kind == "delegate", 20.0)
+    answers(session, 2)
+    assert session.backend == f"external:{library}?mode=fast"
+    assert session.degraded == ""
+    assert f"{model.path}: runs on external:{library}?mode=fast from now on" in caplog.text
+    assert "cpu with 1 thread: " in caplog.text
+    (file,) = files(tmp_path)
+    kept = msgspec.json.decode(file.read_bytes(), type=Survey)
+    assert [one.name for one in kept.measured] == ["cpu", f"external:{library}?mode=fast"]
+    assert 0.0 <= kept.busy <= 1.0
+    session.close()
+    chooser.close()
+
+
+@pytest.mark.usefixtures("no_measuring")
+def test_what_was_measured_before_is_used_at_once(state: Path, library: Path, model: Model) -> None:
+    chooser = Chooser(selection(library, after_s=LATE), state)
+    session = opened(chooser, model)
+    wait_for(lambda: session.plan.kind == "delegate", 10.0)
+    answers(session, 3)
+    session.close()
+    chooser.close()
+
+
+@pytest.mark.usefixtures("no_measuring")
+def test_the_choice_changes_with_the_configuration(state: Path, library: Path, model: Model) -> None:
+    (file,) = files(state)
+    kept = msgspec.json.decode(file.read_bytes(), type=Survey)
+    cpu, device = kept.measured
+    costly = replace(device, cpu_ms=10.0 * cpu.cpu_ms)
+    file.write_bytes(msgspec.json.encode(replace(kept, measured=(cpu, costly))))
+    by_energy = msgspec.structs.replace(selection(library, after_s=LATE), by="energy")
+    chooser = Chooser(by_energy, state)
+    session = opened(chooser, model)
+    assert isinstance(session._session, CpuSession)
+    assert session.plan.threads == 1
+    chooser.configure(selection(library, after_s=LATE))
+    wait_for(lambda: session.plan.kind == "delegate", 10.0)
+    answers(session, 4)
+    chooser.configure(by_energy)
+    wait_for(lambda: session.plan.kind == "cpu", 10.0)
+    answers(session, 5)
+    assert session.backend == "cpu"
+    session.close()
+    chooser.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"\0" * len(content),
+        lambda content: content[: len(content) // 2],
+        lambda content: b"{}",
+        lambda content: content.replace(b'"p50_ms":', b'"p50_ms":"fast", "x":'),
+        lambda content: b"\xff" + content,
+        lambda content: b"[" * 100_000,
+    ],
+)
+def test_a_damaged_verdict_is_told_and_measured_anew(
+    state: Path, library: Path, model: Model, damage: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    (file,) = files(state)
+    assert callable(damage)
+    file.write_bytes(damage(file.read_bytes()))
+    surveys = Surveys(Verdicts(state), selection(library))
+    assert surveys.known(model, surveys.found()) is None
+    assert f"{file}: damaged, so it is measured anew" in caplog.text
+
+
+def test_one_that_others_wrote_or_that_says_nothing_of_the_cpu_is_none(
+    state: Path, library: Path, model: Model
+) -> None:
+    (file,) = files(state)
+    kept = msgspec.json.decode(file.read_bytes(), type=Survey)
+    surveys = Surveys(Verdicts(state), selection(library))
+    assert surveys.known(model, surveys.found()) == kept
+    refused = tuple(replace(one, refused="no") for one in kept.measured)
+    for other in (replace(kept, version=0), replace(kept, measured=()), replace(kept, measured=refused)):
+        file.write_bytes(msgspec.json.encode(other))
+        assert surveys.known(model, surveys.found()) is None
+
+
+def test_a_change_of_the_board_is_told(
+    state: Path, library: Path, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    (file,) = files(state)
+    kept = msgspec.json.decode(file.read_bytes(), type=Survey)
+    older = replace(kept, circumstances=replace(kept.circumstances, kernel="5.10.0", cores=99))
+    file.write_bytes(msgspec.json.encode(older))
+    surveys = Surveys(Verdicts(state), selection(library))
+    assert surveys.known(model, surveys.found()) is None
+    assert "kernel, cores changed since it was measured" in caplog.text
+
+
+def test_what_cannot_be_kept_is_used_all_the_same(
+    tmp_path: Path, library: Path, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "verdicts").write_text("in the way")
+    chooser = Chooser(selection(library), tmp_path)
+    session = opened(chooser, model)
+    wait_for(lambda: session.plan.kind == "delegate", 20.0)
+    assert "it will be measured again after the next start" in caplog.text
+    session.close()
+    chooser.close()
+
+
+def test_a_device_that_crashes_is_not_taken(
+    tmp_path: Path, library: Path, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    chooser = Chooser(selection(library, "crash"), tmp_path)
+    session = opened(chooser, model)
+    wait_for(lambda: "runs on the CPU with 1 thread from now on" in caplog.text, 20.0)
+    assert "killed by SIGSEGV" in caplog.text
+    answers(session, 6)
+    assert session.backend == "cpu"
+    session.close()
+    chooser.close()
+
+
+@pytest.mark.usefixtures("no_measuring")
+def test_threads_that_were_asked_for_are_given(state: Path, library: Path, model: Model) -> None:
+    (file,) = files(state)
+    kept = msgspec.json.decode(file.read_bytes(), type=Survey)
+    cpu, device = kept.measured
+    slow = replace(device, refused="slower")
+    file.write_bytes(msgspec.json.encode(replace(kept, measured=(cpu, slow))))
+    chooser = Chooser(selection(library, after_s=LATE), state)
+    session = opened(chooser, model, threads=3)
+    assert session.plan.threads == 3
+    session.close()
+    chooser.close()
+
+
+def test_an_explicit_backend_is_as_it_was_asked_for(tmp_path: Path, library: Path, model: Model) -> None:
+    chooser = Chooser(selection(library, after_s=LATE), tmp_path)
+    cpu, null = (chooser.open(model, name, Options()) for name in ("cpu", "null"))
+    assert isinstance(cpu, CpuSession)
+    assert isinstance(null, NullSession)
+    device = chooser.open(model, f"external:{library}?mode=fast,cpu", Options())
+    assert isinstance(device, FailoverSession)
+    answers(device, 7)
+    with pytest.raises(BackendError, match="no backend"):
+        chooser.open(model, "gpv", Options())
+    for session in (cpu, null, device):
+        session.close()
+    assert chooser._thread is None
+
+
+def test_nothing_is_measured_for_a_session_that_is_gone(tmp_path: Path, library: Path, model: Model) -> None:
+    chooser = Chooser(selection(library, after_s=0.2), tmp_path)
+    session = opened(chooser, model)
+    session.close()
+    del session
+    time.sleep(0.6)
+    assert files(tmp_path) == []
+    chooser.close()
+
+
+def test_measuring_ends_with_the_daemon(
+    tmp_path: Path, library: Path, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    chooser = Chooser(replace(selection(library), threads_max=2), tmp_path)
+    session = opened(chooser, model)
+    wait_for(lambda: "measuring" in caplog.text, 5.0)
+    chooser.close()
+    thread = chooser._thread
+    assert isinstance(thread, threading.Thread)
+    thread.join(10.0)
+    assert not thread.is_alive()
+    assert files(tmp_path) == []
+    answers(session, 8)
+    session.close()
+
+
+def test_a_model_that_cannot_be_measured_stays_on_the_cpu(
+    tmp_path: Path, library: Path, model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = []
+
+    def fail(*_: object, **__: object) -> None:
+        asked.append(1)
+        raise BackendError("no memory")
+
+    monkeypatch.setattr(agent.surveys, "survey", fail)
+    chooser = Chooser(selection(library), tmp_path)
+    one, other = opened(chooser, model), opened(chooser, model)
+    wait_for(lambda: "stays on the CPU: no memory" in caplog.text, 5.0)
+    chooser.configure(selection(library))
+    time.sleep(0.3)
+    assert len(asked) == 1
+    one.close()
+    other.close()
+    chooser.close()
+
+
+def test_without_a_chooser_auto_is_the_cpu(model: Model) -> None:
+    session = open_session(model, "auto", Options())
+    assert isinstance(session, CpuSession)
+    session.close()
