@@ -22,6 +22,7 @@ ZOO = Path(__file__).parent.parent / "zoo"
 _MODEL, _MANIFEST = ".tflite", ".toml"
 _LARGEST = 2 * 1024**3
 """Bytes of a model: offsets inside a flatbuffer have 31 bits."""
+_MEMORY = Path("/proc/meminfo")
 _LARGEST_TEXT = 1024**2
 """Bytes of a manifest or a list of labels; ImageNet's 21,000 names take 500 kB."""
 
@@ -172,7 +173,7 @@ def read(path: Path, largest: int = _LARGEST) -> bytes:
     """A whole file, at most `largest` bytes.
 
     Raises:
-        ModelError: it is missing, empty, too large, no file, or cannot be read.
+        ModelError: it is missing, empty, too large, also for the memory that is free, no file, or cannot be read.
     """
     try:
         found = path.stat()
@@ -183,12 +184,26 @@ def read(path: Path, largest: int = _LARGEST) -> bytes:
             raise ModelError(f"{path}: {found.st_size} bytes; at most {largest} can be used")
         if not found.st_size:
             raise ModelError(f"{path}: the file is empty")
+        if found.st_size > (free := _free_bytes()):
+            # Without this the kernel would end some process, and it might be the daemon.
+            raise ModelError(f"{path}: {found.st_size} bytes, and {free} bytes of memory are free on this board")
         with path.open("rb") as file:
             return file.read(found.st_size)
     except FileNotFoundError as error:
         raise ModelError(f"{path}: no such file{_nearest(path)}") from error
+    except MemoryError as error:
+        raise ModelError(f"{path}: {found.st_size} bytes: more memory than this process may have") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read: {reason_of(error)}") from error
+
+
+def _free_bytes() -> int:
+    """Memory that could be had without swapping; more than there is where the kernel does not tell."""
+    try:
+        lines = _MEMORY.read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return 1 << 62
 
 
 def _nearest(path: Path) -> str:

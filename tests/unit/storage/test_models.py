@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -142,6 +145,48 @@ def test_a_model_of_more_than_two_gigabytes_is_not_read(zoo: Path) -> None:
         file.truncate(2**31 + 1)
     with pytest.raises(ModelError, match="2147483649 bytes; at most 2147483648 can be used"):
         load_file("walker")
+
+
+@pytest.mark.parametrize(
+    ("meminfo", "refused"),
+    [
+        ("MemTotal: 900 kB\nMemAvailable: 1000 kB\n", True),
+        ("MemAvailable: 1000000 kB\n", False),
+        ("MemAvailable:\n", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_a_model_larger_than_the_free_memory_is_not_read(
+    zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meminfo: str | None, refused: bool
+) -> None:
+    memory = tmp_path / "meminfo"
+    if meminfo is not None:
+        memory.write_text(meminfo)
+    monkeypatch.setattr(models, "_MEMORY", memory)
+    (zoo / "other.tflite").write_bytes(b"\x1c\0\0\0TFL3" + bytes(1_100_000))
+    if refused:
+        with pytest.raises(ModelError, match="1100008 bytes, and 1024000 bytes of memory are free"):
+            load_file(zoo / "other.tflite")
+    else:
+        assert len(load_file(zoo / "other.tflite")[0]) == 1_100_008
+
+
+def test_a_process_that_may_not_have_the_memory_says_so(zoo: Path) -> None:
+    with (zoo / "walker.tflite").open("r+b") as file:
+        file.truncate(2**31 - 8)
+    code = "import sys; from agent.storage.models import read; from pathlib import Path; read(Path(sys.argv[1]))"
+    limit = (1 << 30, 1 << 30)
+    done = subprocess.run(
+        [sys.executable, "-c", code, zoo / "walker.tflite"],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limit),
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "ModelError" in done.stderr.splitlines()[-1]
+    assert "memory" in done.stderr.splitlines()[-1]
 
 
 def test_reading_takes_no_more_memory_than_the_file(zoo: Path) -> None:
