@@ -37,6 +37,8 @@ Unit = Annotated[float, Meta(ge=0.0, le=1.0)]
 Mean = Annotated[float, Meta(ge=-1e6, le=1e6)]
 Std = Annotated[float, Meta(ge=1e-6, le=1e6)]
 Resize = Literal["stretch", "letterbox"]
+HIDDEN = "hidden"
+"""Name of the output that a deeper rung goes on from."""
 AUTO = "auto"
 """In the place of a rung's name: climb the ladder, also of sizes."""
 PICTURE_HITS, SOUND_HITS = 3, 1

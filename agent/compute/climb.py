@@ -13,14 +13,14 @@ import numpy as np
 from msgspec import Struct
 
 from agent.compute.decode import Decoder, build_decoder
-from agent.compute.decode.keyword import HIDDEN, Keyword
+from agent.compute.decode.keyword import Keyword
 from agent.compute.decode.quant import Floats
 from agent.compute.infer.backend import Session
 from agent.compute.infer.ladder import Ladder
 from agent.compute.infer.warmup import usual_ns
 from agent.config import StreamConfig
 from agent.errors import ModelError
-from agent.manifest import Manifest, Rung
+from agent.manifest import HIDDEN, Manifest, Rung
 from agent.messages import Array, Detection
 
 _NO_BUDGET = 1 << 62

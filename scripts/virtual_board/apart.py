@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from agent.compute.infer.backend import Options, open_session
-from agent.compute.infer.measure import answered, golden_inputs
+from agent.compute.infer.measure import golden_inputs
+from agent.compute.infer.whole import Whole
 from agent.errors import BackendError
 from agent.library import open_model
 from agent.manifest import Model
@@ -20,10 +21,11 @@ from agent.manifest import Model
 def main() -> None:
     model = open_model("nanodet", "256")
     cpu = open_session(model, "cpu", Options(threads=1))
-    inputs = golden_inputs(cpu.inputs, 1)
-    before = answered(cpu, inputs)
+    whole = Whole(cpu, model.manifest)
+    inputs = golden_inputs(whole.inputs, 1)
+    before = whole.answers(inputs)
     said = _said_of_the_gpu(model)
-    after = answered(cpu, inputs)
+    after = whole.answers(inputs)
     unchanged = all(np.array_equal(a, b) for a, b in zip(before[0], after[0], strict=True))
     print(json.dumps({"said": said, "loaded": _loaded(), "unchanged": unchanged}))
 

@@ -41,12 +41,8 @@ def test_the_bundled_detector_has_a_picture(rung: str) -> None:
     assert np.array_equal(array[0], cv2.resize(picture, (size, size)))
 
 
-def test_without_files_it_is_shapes(tmp_path: Path) -> None:
-    model = open_model("small-speech", "3")
-    assert golden(model) is golden_inputs
-    deeper = replace(model, manifest=replace(model.manifest, golden=GoldenManifest(("x.wav",))))
-    rungs = (replace(model.manifest.rungs[0], after="2"),)
-    assert golden(replace(deeper, manifest=replace(deeper.manifest, rungs=rungs))) is golden_inputs
+def test_without_files_it_is_shapes() -> None:
+    assert golden(open_model("small-speech", "3")) is golden_inputs
 
 
 def speech(folder: Path, *files: str) -> Model:

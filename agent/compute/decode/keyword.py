@@ -15,9 +15,9 @@ from agent.compute.decode.classify import softmax
 from agent.compute.decode.quant import Floats
 from agent.compute.decode.roles import Role, cast
 from agent.compute.decode.setting import Options, Setting
+from agent.manifest import HIDDEN
 from agent.messages import Array, Detection
 
-HIDDEN = "hidden"
 """Name of the output that a deeper rung goes on from."""
 NO_WORD = -1
 

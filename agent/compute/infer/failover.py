@@ -15,7 +15,8 @@ import numpy as np
 
 from agent.compute.infer.backend import Options, Plan, Session
 from agent.compute.infer.litert import CpuBackend
-from agent.compute.infer.measure import Inputs, answered, distance, golden_inputs, tolerance
+from agent.compute.infer.measure import Inputs, distance, golden_inputs, tolerance
+from agent.compute.infer.whole import Whole
 from agent.compute.infer.worker import DEADLINE_S, WorkerSession
 from agent.compute.tensors import TensorSpec
 from agent.errors import BackendError
@@ -62,10 +63,12 @@ class FailoverSession:
         self._deadline_s, self._check_s, self._retry_s = deadline_s, check_s, retry_s
         self.degraded = ""
         self._cpu = CpuBackend().open(model, options)
-        self._golden = inputs(self._cpu.inputs)[:_GOLDEN]
-        self._tolerance = tolerance(model.manifest, self._cpu.outputs)
-        self._right = answered(self._cpu, self._golden)
         self._first_rung = self._cpu.rung
+        whole = Whole(self._cpu, model.manifest)
+        self._golden = inputs(whole.inputs)[:_GOLDEN]
+        self._tolerance = tolerance(model.manifest, whole.outputs)
+        self._right = whole.answers(self._golden)
+        self._cpu.use(self._first_rung)
         self._device: WorkerSession | None = None
         self._ready: WorkerSession | None = None
         self._left: list[WorkerSession] = []
@@ -221,7 +224,9 @@ class FailoverSession:
         options = Options(self._first_rung, self._options.threads)
         session = WorkerSession(self._model, self._plan, options, deadline_s=self._deadline_s)
         try:
-            self._judge(distance(self._right, answered(session, self._golden), session.outputs))
+            whole = Whole(session, self._model.manifest)
+            self._judge(distance(self._right, whole.answers(self._golden), whole.outputs))
+            session.use(self._first_rung)
         except BackendError:
             session.close()
             raise

@@ -12,7 +12,8 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.infer.backend import Options, Plan, Session
+from agent.compute.infer.backend import Options, Plan
+from agent.compute.infer.whole import Whole
 from agent.compute.infer.worker import PATIENCE_S, WorkerSession
 from agent.compute.tensors import TensorSpec
 from agent.errors import BackendError, ModelError
@@ -91,21 +92,6 @@ def golden_inputs(specs: Sequence[TensorSpec], count: int = _INPUTS) -> list[lis
     return [[_picture(random, spec) for spec in specs] for _ in range(count)]
 
 
-def answered(session: Session, inputs: list[list[Array]]) -> list[list[Array]]:
-    """What a session answers, in reals.
-
-    Raises:
-        BackendError: an inference failed.
-    """
-    found = []
-    for case in inputs:
-        for index, array in enumerate(case):
-            np.copyto(session.input(index), array)
-        session.invoke()
-        found.append([np.array(spec.real(session.output(n))) for n, spec in enumerate(session.outputs)])
-    return found
-
-
 def distance(reference: list[list[Array]], answers: list[list[Array]], specs: Sequence[TensorSpec]) -> float:
     """See `Measured.error`; infinite where an answer is not finite."""
     worst = 0.0
@@ -161,23 +147,23 @@ def measure(
     try:
         if plan.kind == "delegate" and known.delegated == 0:
             return replace(known, refused=f"takes none of the model's {known.nodes} operations")
-        return _measured(known, session, reference)
+        return _measured(known, Whole(session, model.manifest), session, reference)
     except (BackendError, ModelError) as error:
         return replace(known, refused=str(error))
     finally:
         session.close()
 
 
-def _measured(known: Measured, session: WorkerSession, reference: Reference) -> Measured:
+def _measured(known: Measured, whole: Whole, session: WorkerSession, reference: Reference) -> Measured:
     began = time.monotonic()
-    answers = answered(session, reference.inputs[:1])
+    answers = whole.answers(reference.inputs[:1])
     known = replace(known, first_ms=(time.monotonic() - began) * 1e3)
-    answers += answered(session, reference.inputs[1:])
-    known = replace(known, error=distance(reference.answers, answers, session.outputs))
+    answers += whole.answers(reference.inputs[1:])
+    known = replace(known, error=distance(reference.answers, answers, whole.outputs))
     if known.error > reference.tolerance:
         allowed = f"{reference.tolerance:.1%} are allowed"
         return replace(known, refused=f"answers wrongly: off by {known.error:.1%} where {allowed}")
-    times, cpu_s = _timed(session, reference.p50_ms)
+    times, cpu_s = _timed(whole, session, reference.p50_ms)
     return replace(
         known,
         p50_ms=float(np.percentile(times, 50)) * 1e3,
@@ -187,16 +173,16 @@ def _measured(known: Measured, session: WorkerSession, reference: Reference) -> 
     )
 
 
-def _timed(session: WorkerSession, reference_ms: float) -> tuple[list[float], float]:
+def _timed(whole: Whole, session: WorkerSession, reference_ms: float) -> tuple[list[float], float]:
     """Seconds of each inference, and CPU seconds of all of them."""
     for _ in range(_WARM):
-        session.invoke()
+        whole.invoke()
     used = session.usage().cpu_s
     times: list[float] = []
     until = time.perf_counter() + _SECONDS
     while len(times) < _RUNS and (len(times) < _LEAST or time.perf_counter() < until):
         began = time.perf_counter()
-        session.invoke()
+        whole.invoke()
         times.append(time.perf_counter() - began)
         if reference_ms and len(times) >= 3 and min(times) * 1e3 > _FAR_SLOWER * reference_ms:
             break

@@ -19,12 +19,12 @@ from agent.compute.infer.measure import (
     Inputs,
     Measured,
     Reference,
-    answered,
     golden_inputs,
     measure,
     tolerance,
 )
 from agent.compute.infer.modelfile import read_modelfile
+from agent.compute.infer.whole import Whole
 from agent.compute.infer.worker import PATIENCE_S, WorkerSession
 from agent.errors import BackendError
 from agent.manifest import Model
@@ -153,8 +153,9 @@ def _reference(model: Model, inputs: Inputs) -> Reference:
     """The CPU's answers, of one thread, in a process of its own: a model may crash the runtime, too."""
     session = WorkerSession(model, Plan(threads=1), Options(threads=1))
     try:
-        cases = inputs(session.inputs)
-        return Reference(cases, answered(session, cases), tolerance(model.manifest, session.outputs))
+        whole = Whole(session, model.manifest)
+        cases = inputs(whole.inputs)
+        return Reference(cases, whole.answers(cases), tolerance(model.manifest, whole.outputs))
     finally:
         session.close()
 
