@@ -20,6 +20,7 @@ from agent.deviceconfig import MqttConfig as MqttConfig
 from agent.deviceconfig import Seconds as Seconds
 from agent.deviceconfig import SelectionConfig as SelectionConfig
 from agent.deviceconfig import StorageConfig as StorageConfig
+from agent.deviceconfig import ThermalConfig as ThermalConfig
 from agent.messages import Point
 
 Unit = Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -182,7 +183,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         streams: by name.
-        device, mqtt, storage, health, selection: see each.
+        device, mqtt, storage, health, selection, thermal: see each.
     """
 
     streams: dict[Name, StreamConfig] = {}
@@ -191,3 +192,4 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     storage: StorageConfig = StorageConfig()
     health: HealthConfig = HealthConfig()
     selection: SelectionConfig = SelectionConfig()
+    thermal: ThermalConfig = ThermalConfig()

@@ -14,7 +14,8 @@ from agent.comms import payload
 from agent.config import Config
 from agent.configfile import Where
 from agent.errors import ConfigError, StreamError, VedetteError
-from agent.health.machine import resident_mb, temperature_c
+from agent.health.heat import Heat
+from agent.health.machine import resident_mb
 from agent.house import House, stop_streams
 from agent.reload import Reload
 from agent.storage.durable import lock_folder, state_folder
@@ -53,7 +54,7 @@ class Daemon:
             exit_when_done: end when every stream's source has.
         """
         self._config, self._reload, self._where, self._exit_when_done = config, reload, where, exit_when_done
-        self._began = time.monotonic()
+        self._began, self._heat = time.monotonic(), Heat()
         self._stop_asked = self._reload_asked = False
         # Not an Event: a signal handler that sets one waits for ever if it interrupts the same Event's `wait`.
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -107,7 +108,9 @@ class Daemon:
                 self._reload_asked = False
                 self._do_reload()
             streams = self.house.streams
+            self._heat.look(self.house.config.thermal.warn_c)
             states = "".join(f"{name} {s.standing[0]} {s.has_result};" for name, s in streams.items())
+            states += "hot" if self._heat.hot else ""
             if states != told or time.monotonic() - told_at >= self.house.config.health.every_s:
                 told, told_at = states, time.monotonic()
                 show_thread_names()
@@ -130,7 +133,7 @@ class Daemon:
                 raise StreamError(f"every stream is over; {stream.name}: {stream.detail}")
 
     def _publish_health(self) -> None:
-        house, temperature = self.house, temperature_c()
+        house, heat = self.house, self._heat
         spool = house.spool.stats()
         message = payload.HealthMessage(
             version=__version__,
@@ -139,7 +142,8 @@ class Daemon:
             streams={name: stream.health() for name, stream in house.streams.items()},
             spool=payload.SpoolHealth(spool.waiting, spool.bytes, spool.dropped, spool.on),
             rss_mb=round(resident_mb(), 1),
-            temperature_c=None if temperature is None else round(temperature, 1),
+            temperature_c=None if heat.celsius is None else round(heat.celsius, 1),
+            hot=heat.hot,
         )
         house.line.retain(house.topics.health, payload.encode(message))
 

@@ -1,4 +1,4 @@
-"""The configuration of what a device has once: name, broker, state folder, how it chooses its hardware."""
+"""The configuration of what a device has once: name, broker, state folder, heat, how it chooses its hardware."""
 
 from __future__ import annotations
 
@@ -78,6 +78,16 @@ class HealthConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     every_s: Seconds = 30.0
+
+
+class ThermalConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[thermal]`.
+
+    Attributes:
+        warn_c: temperature of the hottest zone from which on the log and the health say that it is hot, °C.
+    """
+
+    warn_c: Annotated[float, Meta(ge=0.0, le=150.0)] = 80.0
 
 
 class SelectionConfig(Struct, frozen=True, forbid_unknown_fields=True):

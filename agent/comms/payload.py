@@ -152,6 +152,7 @@ class HealthMessage(Struct, frozen=True):
         spool: see `SpoolHealth`.
         rss_mb: resident memory of the daemon, MB.
         temperature_c: hottest thermal zone, °C, where there is one.
+        hot: whether that has reached `thermal.warn_c`, and is not 5 °C below it again.
     """
 
     version: str
@@ -161,6 +162,7 @@ class HealthMessage(Struct, frozen=True):
     spool: SpoolHealth
     rss_mb: float
     temperature_c: float | None = None
+    hot: bool = False
 
 
 _encoder = msgspec.json.Encoder(decimal_format="number")

@@ -13,15 +13,25 @@ from msgspec.structs import replace
 
 from agent import stream as stream_module
 from agent.compute.vision import Vision
-from agent.config import Config, DeviceConfig, HealthConfig, MqttConfig, StorageConfig, StreamConfig, TrackConfig
+from agent.config import (
+    Config,
+    DeviceConfig,
+    HealthConfig,
+    MqttConfig,
+    StorageConfig,
+    StreamConfig,
+    ThermalConfig,
+    TrackConfig,
+)
 from agent.daemon import Daemon
 from agent.errors import BackendError, ConfigError, StorageError, VedetteError
+from agent.health.heat import Heat
 from agent.messages import Frame, Seen
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import TOPICS, wait_for
 from tests.support.received import Messages
-from tests.support.running import WALK, events, hear, kinds, left_open, states
+from tests.support.running import WALK, events, health, hear, kinds, left_open, states
 
 _CLIP = f"{WALK}&frames=20&pace=fast"
 
@@ -121,6 +131,17 @@ def test_another_broker_gets_everything_that_is_retained(
         messages.wait(lambda m: m.of(TOPICS.status) == [b"online", b"stopped"])
         there.wait(lambda m: m.of(TOPICS.count("front", "person")) == [b"1"])
         hear(there, 3)
+
+
+def test_heat_is_in_the_health_and_its_limit_can_be_changed_while_it_runs(
+    config: Config, messages: Messages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.daemon.Heat", lambda: Heat(lambda: 76.5))
+    monkeypatch.setattr("agent.health.heat._EVERY_S", 0.1)
+    with inside(replace(config, thermal=ThermalConfig(75.0))) as running:
+        messages.wait(lambda m: (told := health(m)) and told.hot and told.temperature_c == 76.5)
+        running.reload(replace(config, thermal=ThermalConfig(90.0)))
+        messages.wait(lambda m: (told := health(m)) and not told.hot)
 
 
 @pytest.mark.parametrize(

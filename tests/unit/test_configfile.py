@@ -83,7 +83,10 @@ def test_the_smallest_file_is_three_lines() -> None:
             "v.toml:10: unknown key `streams.front.zones[0].label`; did you mean 'labels'?",
         ),
         ("[[mqtt]]\nhost = 'x'", "v.toml:1: `mqtt`: expected `object`, got `array`"),
-        ("wat = 1", "v.toml:1: unknown key `wat`; known: device, health, mqtt, selection, storage, streams"),
+        (
+            "wat = 1",
+            "v.toml:1: unknown key `wat`; known: device, health, mqtt, selection, storage, streams, thermal",
+        ),
     ],
 )
 def test_an_error_names_file_line_key_and_the_nearest(text: str, expected: str) -> None:

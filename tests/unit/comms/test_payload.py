@@ -79,6 +79,7 @@ health = st.builds(
     st.builds(payload.SpoolHealth, *[st.integers(0, 2**53)] * 3, st.sampled_from(["disk", "memory"])),
     milliseconds,
     st.none() | st.floats(-50, 150),
+    st.booleans(),
 )
 
 
