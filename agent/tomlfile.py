@@ -1,0 +1,194 @@
+"""A TOML file: read, and checked against a struct, with every error at its file, line and key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import msgspec
+from msgspec import Struct
+
+from agent.errors import ConfigError, reason_of
+
+Keys = tuple[str | int, ...]
+Problem = tuple[Keys, str]
+"""The path of a key, and what is wrong with it."""
+Where = Callable[..., str]
+"""`file:line` of a key, whose path is given part by part."""
+
+_PART = re.compile(r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'""")
+_DOTTED = rf"((?:{_PART.pattern})(?:\s*\.\s*(?:{_PART.pattern}))*)"
+_HEADER = re.compile(rf"^\s*(\[\[?)\s*{_DOTTED}\s*\]\]?\s*(?:#.*)?$")
+_KEY = re.compile(rf"^\s*{_DOTTED}\s*=")
+_AT = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?(?P<path>\$[^`]*)`)?$", re.DOTALL)
+
+
+class TomlFile(Struct, frozen=True):
+    """A file's content and where each of its keys stands.
+
+    Attributes:
+        path: of the file.
+        data: as TOML's types.
+        lines: line number by key path, such as `("streams", "front", "zones", 0, "name")`.
+    """
+
+    path: str
+    data: dict[str, Any]
+    lines: dict[Keys, int]
+
+    def where(self, *keys: str | int) -> str:
+        """`file:line` of a key, or of the nearest table above it."""
+        line = _line(self.lines, keys)
+        return f"{self.path}:{line}" if line else self.path
+
+    def check(self, kind: type[Struct], more: Iterable[Problem] = ()) -> None:
+        """Refuse what is not of this kind, a struct whose fields are tables.
+
+        Args:
+            kind: that `data` must be convertible to.
+            more: what has been found wrong already.
+
+        Raises:
+            ConfigError: there are unknown keys, wrong values, or more; its text has one line for each.
+        """
+        unknown = list(_unknown_keys(self.data, kind, ()))
+        for keys, _ in unknown:
+            _drop(self.data, keys)
+        problems = [*unknown, *_wrong_values(self.data, kind), *more]
+        problems.sort(key=lambda problem: _line(self.lines, problem[0]))
+        if problems:
+            raise ConfigError("\n".join(f"{self.where(*keys)}: {what}" for keys, what in problems))
+
+
+def read_toml(path: Path, what: str) -> TomlFile:
+    """Read a file.
+
+    Args:
+        path: of the file.
+        what: it is, for the message when it cannot be read, such as `the configuration`.
+
+    Raises:
+        ConfigError: it cannot be read, or is not TOML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # editors of Windows begin a file with a mark
+    except OSError as error:
+        raise ConfigError(f"cannot read {what}: {reason_of(error)}", str(path)) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"not UTF-8 at byte {error.start}: save it as UTF-8", str(path)) from error
+    return parse_toml(text, str(path))
+
+
+def parse_toml(text: str, path: str) -> TomlFile:
+    """The text of a file; see `read_toml`."""
+    try:
+        data = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _syntax_error(error, text, path) from error
+    return TomlFile(path, data, dict(lines_of(text)))
+
+
+def lines_of(text: str) -> Iterator[tuple[Keys, int]]:
+    """Where tables and keys begin. A key inside an inline table is found at the line of that table."""
+    table: Keys = ()
+    counts: dict[Keys, int] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if header := _HEADER.match(line):
+            table = tuple(part.strip("\"'") for part in _PART.findall(header[2]))
+            table = _inside_arrays(table, counts)
+            if header[1] == "[[":
+                counts[table] = counts.get(table, -1) + 1
+                table = (*table, counts[table])
+            yield table, number
+        elif key := _KEY.match(line):
+            yield (*table, *(part.strip("\"'") for part in _PART.findall(key[1]))), number
+
+
+def nearest(name: str, known: Iterator[str] | list[str]) -> str:
+    """`; did you mean …?` when one of the known names is close, else what there is to choose from."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
+
+
+def _syntax_error(error: Exception, text: str, path: str) -> ConfigError:
+    """The error at its line: the file's last where it only shows at the end."""
+    if not isinstance(error, tomllib.TOMLDecodeError):
+        return ConfigError("not TOML: a number with too many digits, or brackets nested too deeply", path)
+    what, _, where = str(error).partition(" (at ")
+    found = re.match(r"line (\d+)", where)
+    last = text.removesuffix("\n").count("\n") + 1
+    return ConfigError(f"not TOML: {what}", f"{path}:{found[1] if found else last}")
+
+
+def _inside_arrays(table: Keys, counts: dict[Keys, int]) -> Keys:
+    """`[a.b]` under `[[a]]` belongs to the newest element of `a`."""
+    path: Keys = ()
+    for part in table[:-1]:
+        path = (*path, part)
+        if path in counts:
+            path = (*path, counts[path])
+    return (*path, table[-1])
+
+
+def _line(lines: dict[Keys, int], keys: Keys) -> int:
+    """The line of a key; else of the first key inside it, else of the nearest table above; 0: of none."""
+    for end in range(len(keys), 0, -1):
+        if keys[:end] in lines:
+            return lines[keys[:end]]
+        if inside := [line for known, line in lines.items() if known[:end] == keys[:end]]:
+            return min(inside)
+    return 0
+
+
+def _unknown_keys(data: Any, kind: Any, at: Keys) -> Iterator[Problem]:
+    if get_origin(kind) is dict and isinstance(data, dict):
+        for key, value in data.items():
+            yield from _unknown_keys(value, get_args(kind)[1], (*at, key))
+    elif get_origin(kind) is tuple and isinstance(data, list):
+        for index, value in enumerate(data):
+            yield from _unknown_keys(value, get_args(kind)[0], (*at, index))
+    elif isinstance(kind, type) and issubclass(kind, Struct) and isinstance(data, dict):
+        fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
+        for key, value in data.items():
+            if key in fields:
+                yield from _unknown_keys(value, fields[key], (*at, key))
+            else:
+                yield (*at, key), f"unknown key `{_dotted((*at, key))}`{nearest(key, list(fields))}"
+
+
+def _wrong_values(data: dict[str, Any], kind: type[Struct]) -> Iterator[Problem]:
+    """Values of the wrong type or out of range: the first of each table, by name where tables have names."""
+    for field in msgspec.structs.fields(kind):
+        value = data.get(field.name, {})
+        if get_origin(field.type) is dict and isinstance(value, dict):
+            key_kind, entry_kind = get_args(field.type)
+            for key, entry in value.items():
+                yield from _wrong_value(key, key_kind, (field.name, key))
+                yield from _wrong_value(entry, entry_kind, (field.name, key))
+        else:
+            yield from _wrong_value(value, field.type, (field.name,))
+
+
+def _wrong_value(data: Any, kind: Any, at: Keys) -> Iterator[Problem]:
+    try:
+        msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        found = _AT.match(str(error))
+        what, path = (found["what"], found["path"] or "$") if found else (str(error), "$")
+        keys = (*at, *(int(p) if p.isdigit() else p for p in re.findall(r"\w+", path[1:])))
+        yield keys, f"`{_dotted(keys)}`: {what[:1].lower()}{what[1:]}"
+
+
+def _drop(data: Any, keys: Keys) -> None:
+    for key in keys[:-1]:
+        data = data[key]
+    del data[keys[-1]]
+
+
+def _dotted(keys: Keys) -> str:
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
