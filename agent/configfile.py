@@ -1,4 +1,4 @@
-"""Reading a configuration file: TOML to `Config`, with every error at its place."""
+"""Reading a configuration file: TOML to `Config`, over the board's profile, with every error at its place."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import msgspec
 from msgspec import Struct
 
 from agent.config import Config
+from agent.errors import ConfigError
+from agent.health.board import Board, read_board
+from agent.profiles import AUTO, Profile, choose, put_under
 from agent.tomlfile import Keys as Keys
-from agent.tomlfile import TomlFile, lines_of, parse_toml, read_toml
+from agent.tomlfile import Problem, TomlFile, lines_of, parse_toml, read_toml
 from agent.tomlfile import Where as Where
 
 
@@ -20,15 +23,36 @@ class ConfigFile(Struct, frozen=True):
 
     Attributes:
         file: as the user wrote it.
-        config: the validated content.
+        config: the validated content, with what the profile adds.
+        board: that it was read on; None: it was read without any.
+        profile: of the board; None: none is used.
+        inherited: keys whose value came from it.
     """
 
     file: TomlFile
     config: Config
+    board: Board | None = None
+    profile: Profile | None = None
+    inherited: frozenset[Keys] = frozenset()
 
     def where(self, *keys: str | int) -> str:
-        """`file:line` of a key, or of the nearest table above it."""
+        """`file:line` of a key, in the profile if that says it; or of the nearest table above it."""
+        if self.profile is not None and keys in self.inherited:
+            return self.profile.where(*keys)
         return self.file.where(*keys)
+
+    def about_board(self) -> str:
+        """The board and its profile, in a line."""
+        told = (self.board.model or self.board.arch, self.board.cpu) if self.board else ()
+        return f"board: {', '.join(told) or 'not asked for'}; profile: {self.profile or 'none'}"
+
+    def remarks(self) -> dict[Keys, str]:
+        """Which profile was chosen, and which keys came from it."""
+        if self.profile is None:
+            left_to_us = self.config.device.profile == AUTO
+            return {("device", "profile"): "no profile fits this board"} if left_to_us else {}
+        origin = f"from the board's profile {self.profile.name}"
+        return {("device", "profile"): str(self.profile), **dict.fromkeys(self.inherited, origin)}
 
 
 class Rereadable:
@@ -51,25 +75,49 @@ class Rereadable:
         """`file:line` of a key as it was read last."""
         return self._newest.where(*keys) if self._newest else str(self._path)
 
+    def about_board(self) -> str:
+        """See `ConfigFile.about_board`; empty before it is read."""
+        return self._newest.about_board() if self._newest else ""
 
-def load(path: Path) -> ConfigFile:
-    """Read and validate a file.
+
+def load(path: Path, root: Path = Path("/")) -> ConfigFile:
+    """Read and validate a file, over the profile that it wants or that fits this board.
+
+    Args:
+        path: of the file.
+        root: of the file system, in which the board is read.
 
     Raises:
-        ConfigError: it cannot be read, is not TOML, or has an unknown key or a wrong value. Where there are
-            several of these, its text has one line for each.
+        ConfigError: it cannot be read, is not TOML, has an unknown key or a wrong value, or its profile does.
+            Where there are several of these, its text has one line for each.
     """
-    return _validated(read_toml(path, "the configuration"))
+    return _validated(read_toml(path, "the configuration"), read_board(root))
 
 
 def parse(text: str, path: str) -> ConfigFile:
-    """Validate the text of a file; see `load`."""
-    return _validated(parse_toml(text, path))
+    """Validate the text of a file, without any profile; see `load`."""
+    return _validated(parse_toml(text, path), None)
 
 
-def _validated(file: TomlFile) -> ConfigFile:
-    file.check(Config)
-    return ConfigFile(file, msgspec.convert(file.data, Config))
+def _validated(file: TomlFile, board: Board | None) -> ConfigFile:
+    profile, problems = (None, []) if board is None else _chosen(file.data, board)
+    file.check(Config, problems)
+    if profile is None:
+        return ConfigFile(file, msgspec.convert(file.data, Config), board)
+    data, inherited = put_under(profile, file.data)
+    return ConfigFile(file, msgspec.convert(data, Config), board, profile, inherited)
+
+
+def _chosen(data: dict[str, Any], board: Board) -> tuple[Profile | None, list[Problem]]:
+    """The profile, or what is wrong with the key that names it."""
+    device = data.get("device")
+    wanted = device.get("profile", AUTO) if isinstance(device, dict) else AUTO
+    try:
+        return (choose(wanted, board) if isinstance(wanted, str) else None), []
+    except ConfigError as error:
+        if not error.keys:
+            raise
+        return None, [(error.keys, f"`device.profile`: {error}")]
 
 
 def dump(config: Config, remarks: Mapping[Keys, str] | None = None) -> str:

@@ -43,6 +43,7 @@ class Daemon:
         *,
         reload: Callable[[], Config] | None = None,
         where: Where | None = None,
+        board: str = "",
         exit_when_done: bool = False,
     ) -> None:
         """Take a validated configuration.
@@ -51,10 +52,11 @@ class Daemon:
             config: what to run.
             reload: gives the configuration anew when asked to reload.
             where: tells where in its file a key stands, for errors.
+            board: that this is, in a line for the log; empty: not told.
             exit_when_done: end when every stream's source has.
         """
         self._config, self._reload, self._where, self._exit_when_done = config, reload, where, exit_when_done
-        self._began, self._heat = time.monotonic(), Heat()
+        self._began, self._heat, self._board = time.monotonic(), Heat(), board
         self._stop_asked = self._reload_asked = False
         # Not an Event: a signal handler that sets one waits for ever if it interrupts the same Event's `wait`.
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -85,6 +87,8 @@ class Daemon:
                 self.house = House(self._config, spool, self._where, chooser)
                 self.house.settle_left()
                 self.house.prepare()
+                if self._board:
+                    log.info(self._board)
                 self._live()
             except ConfigError as error:
                 raise self._placed(error) from error

@@ -15,9 +15,12 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         name: in every topic; empty: the machine's host name.
+        profile: settings that suit the board, for what this file leaves open, see `agent.profiles`. `auto`: those
+            of the board that this is; else the name of one, such as `pi4b`, the path of one, or `none`.
     """
 
     name: Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,62})?$")] = ""
+    profile: Annotated[str, Meta(min_length=1)] = "auto"
 
 
 class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -42,17 +42,19 @@ def check(file: Path, as_json: bool) -> None:
 @_FILE
 @click.option("--json", "as_json", is_flag=True, help="As JSON instead of TOML.")
 def show(file: Path, as_json: bool) -> None:
-    """Print FILE with every default filled in, and with what streams take from their models."""
+    """Print FILE with every default, and with what comes from the board's profile and from models, filled in."""
     import msgspec
 
     from agent.configfile import dump, load
     from agent.effective import effective
 
-    used = effective(load(file).config)
+    read = load(file)
+    used = effective(read.config)
     if as_json:
         click.echo(msgspec.json.encode(used.config).decode())
     else:
-        click.echo(dump(used.config, {keys: plain(remark) for keys, remark in used.remarks.items()}), nl=False)
+        remarks = {**read.remarks(), **used.remarks}
+        click.echo(dump(used.config, {keys: plain(remark) for keys, remark in remarks.items()}), nl=False)
 
 
 @config.command()

@@ -33,7 +33,9 @@ def run(path: Path, exit_when_done: bool, verbose: bool) -> None:
     set_up_logging(verbose)
     from agent.daemon import Daemon
 
-    daemon = Daemon(config, reload=file.read, where=file.where, exit_when_done=exit_when_done)
+    daemon = Daemon(
+        config, reload=file.read, where=file.where, board=file.about_board(), exit_when_done=exit_when_done
+    )
     pass_on(daemon.request_stop, daemon.request_reload)
     daemon.run()
 

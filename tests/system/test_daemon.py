@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -63,6 +64,17 @@ def test_a_stop_ends_every_track_and_says_so_in_two_seconds(
         assert events(messages, stream)[-1].reason == "shutdown"
         assert messages.of(TOPICS.count(stream, "person"))[-1] == b"0"
     assert states(messages) == {"front": "ended", "back": "ended"}
+
+
+def test_the_log_tells_the_board_and_its_profile_once(
+    tmp_path: Path, broker: Mosquitto, messages: Messages, model: Path
+) -> None:
+    vedette = Vedette(tmp_path, broker, front=camera(model))
+    vedette.config["device"]["profile"] = "pi5"
+    with vedette:
+        messages.wait(events)
+        (line,) = vedette.said("INFO board: ")
+    assert re.search(r"; profile: pi5: Raspberry Pi 5.* \(/.*/pi5\.toml\)$", line)
 
 
 def test_a_killed_daemon_is_offline_by_its_will(vedette: Vedette, messages: Messages) -> None:

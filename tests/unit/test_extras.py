@@ -10,7 +10,7 @@ import pytest
 from tests.support.running import ROOT
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-FILES = [*(ROOT / "agent").rglob("*.py"), *(ROOT / "firmware_configs").glob("*.toml"), ROOT / "README.md"]
+FILES = [*(ROOT / "agent").rglob("*.py"), *(ROOT / "firmware_configs").rglob("*.toml"), ROOT / "README.md"]
 ADVICE = re.compile(r"'([\w.]*)\[(\w+)\]'")
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -8,13 +9,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from agent.cli.config import config
-from agent.configfile import parse
+from agent.configfile import load, parse
 from agent.effective import effective
 from agent.errors import ConfigError
 from tests.support.sizes import sizes_model
 from tests.support.sound import tone_model
 
-CONFIGS = Path(__file__).parent.parent.parent.parent / "firmware_configs"
+CONFIGS = Path(__file__).parent.parent.parent.parent / "firmware_configs" / "examples"
 SQUARE = "[[0.1, 0.1], [0.9, 0.1], [0.9, 0.9]]"
 
 
@@ -170,7 +171,7 @@ def test_showing_fills_in_every_default_and_can_be_read_again(file: Path) -> Non
     file.write_text('[streams.front]\nsource = "test:"\nmodel = "nanodet"\n')
     shown = call("show", str(file)).stdout
     assert tomllib.loads(shown)["mqtt"]["host"] == "localhost"
-    assert parse(shown, "shown").config == effective(parse(file.read_text(), "file").config).config
+    assert parse(shown, "shown").config == effective(load(file).config).config
     as_json = json.loads(call("show", str(file), "--json").stdout)
     assert as_json["streams"]["front"]["track"]["min_hits"] == 3
     assert as_json["streams"]["front"]["decode"]["score_threshold"] == 0.5
@@ -184,13 +185,34 @@ def test_showing_tells_what_the_model_decides(file: Path) -> None:
     assert "iou_threshold = 0.3" in shown
 
 
+def test_showing_tells_which_profile_was_chosen_and_what_came_from_it(file: Path) -> None:
+    text = (
+        '[device]\nprofile = "pi4b"\n[thermal]\nwarn_c = 60\n[streams.a]\nsource = "test:"\nmodel = "nanodet"\n'
+    )
+    file.write_text(text)
+    shown = call("show", str(file)).stdout
+    assert re.search(
+        r'^profile = "pi4b"  # pi4b: Raspberry Pi 4B.* \(/.*firmware_configs/pi4b.toml\)$', shown, re.M
+    )
+    assert "\nmax_fps = 10.0  # from the board's profile pi4b\n" in shown
+    assert "\ncandidates = [  # from the board's profile pi4b\n" in shown
+    assert "\nwarn_c = 60.0\n" in shown
+    file.write_text(shown)
+    assert load(file).config == parse(shown, "shown").config
+
+
+def test_an_unknown_profile_is_a_problem_of_its_line(file: Path) -> None:
+    (line,) = problems(file, '[streams.a]\nsource = "test:"\nmodel = "nanodet"\n[device]\nprofile = "pi4"\n')
+    assert line == f"{file}:5: `device.profile`: no profile 'pi4'; did you mean 'pi4b'?"
+
+
 def test_showing_works_without_the_model(file: Path) -> None:
     file.write_text('[streams.front]\nsource = "test:"\nmodel = "/nothing/he\\u001bre.tflite"\n')
     result = call("show", str(file))
     assert result.exit_code == 0
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("model = ")]
     assert "  # cannot be opened, so its rung and thresholds are unknown: /nothing/he?re.tflite: no such" in line
-    assert parse(result.stdout, "shown").config == parse(file.read_text(), "file").config
+    assert parse(result.stdout, "shown").config == load(file).config
 
 
 def test_showing_a_broken_file_is_an_error(file: Path) -> None:
