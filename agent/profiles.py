@@ -47,7 +47,8 @@ class BoardTable(Struct, frozen=True, forbid_unknown_fields=True):
 class StreamTable(Struct, frozen=True, forbid_unknown_fields=True):
     """`[stream]`: what every stream has unless its own table says otherwise; see `agent.config.StreamConfig`.
 
-    `capture.max_fps` is not for recordings of which every picture counts, such as `file:clip.mp4?pace=fast`.
+    `capture.max_fps` is not for a source that says its own, such as `v4l2:/dev/video0?fps=30`, nor for recordings
+    of which every picture counts, such as `file:clip.mp4?pace=fast`.
     """
 
     threads: Annotated[int, Meta(ge=0, le=64)] = 0
@@ -166,10 +167,11 @@ def put_under(profile: Profile, data: Table) -> tuple[Table, frozenset[Keys]]:
 
 def _for_source(source: str, stream: Table) -> Table:
     try:
-        keeps_all = parse_uri(source).keeps_all
+        address = parse_uri(source)
+        says = address.keeps_all or address.options.fps > 0.0
     except SourceError:
-        keeps_all = False  # told where sources are checked
-    if keeps_all and "capture" in stream:
+        says = False  # told where sources are checked
+    if says and "capture" in stream:
         stream = {**stream, "capture": {k: v for k, v in stream["capture"].items() if k != "max_fps"}}
     return stream
 

@@ -128,9 +128,10 @@ def test_what_the_user_says_wins(file: Path, root: Path) -> None:
     assert not {("selection", "threads_max"), ("streams", "front", "capture", "max_fps")} & set(found.remarks())
 
 
-def test_a_recording_of_which_every_picture_counts_keeps_them(file: Path, root: Path) -> None:
-    fast = CAMERA.replace("v4l2:/dev/video0", "file:clip.mp4?pace=fast")
-    assert read(file, fast, board(root, "raspberrypi,4-model-b")).config.streams["front"].capture.max_fps == 0
+@pytest.mark.parametrize("source", ["file:clip.mp4?pace=fast", "v4l2:/dev/video0?size=640x480&fps=30"])
+def test_a_source_that_says_how_many_pictures_it_wants_keeps_them(file: Path, root: Path, source: str) -> None:
+    text = CAMERA.replace("v4l2:/dev/video0", source)
+    assert read(file, text, board(root, "raspberrypi,4-model-b")).config.streams["front"].capture.max_fps == 0
 
 
 def test_a_profile_can_be_forced_and_be_done_without(file: Path, root: Path) -> None:
