@@ -15,7 +15,15 @@ ROOT = Path(__file__).parent.parent
 AGENT = ROOT / "agent"
 SIZE_LIMIT = 250
 
-FLOW = {"agent.messages", "agent.errors", "agent.config", "agent.deviceconfig", "agent.manifest", "agent.stderr"}
+FLOW = {
+    "agent.messages",
+    "agent.errors",
+    "agent.config",
+    "agent.deviceconfig",
+    "agent.manifest",
+    "agent.manifestparts",
+    "agent.stderr",
+}
 """What every room may know."""
 
 MAY_IMPORT = {

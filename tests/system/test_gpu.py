@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from agent.compute.infer.backend import Options, Plan, open_session
+from agent.compute.infer.backend import Options, Plan, open_session, plan_of
 from agent.compute.infer.finding import candidates
 from agent.compute.infer.litert import load_runtime
 from agent.compute.infer.measure import distance, golden_inputs, tolerance
 from agent.compute.infer.whole import Whole
 from agent.compute.infer.worker import WorkerSession
 from agent.errors import BackendError
-from agent.library import open_whole_model
+from agent.golden import golden
+from agent.library import open_model, open_whole_model
 
 (FOUND,) = candidates(["gpu"])
 pytestmark = pytest.mark.skipif(
@@ -41,3 +43,19 @@ def test_an_npu_that_is_not_there_says_so() -> None:
         WorkerSession(open_whole_model("small-speech"), Plan("npu", "accelerator", "NPU"), Options())
     assert "npu" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_it_computes_in_the_precision_that_was_asked_for() -> None:
+    model = open_model("nanodet", "256")
+    cpu = open_session(model, "cpu", Options())
+    whole = Whole(cpu, model.manifest)
+    cases = golden(model)(whole.inputs)
+    right, answers = whole.answers(cases), {}
+    for name in ("gpu", "gpu-f32"):
+        session = WorkerSession(model, plan_of(name), Options(), deadline_s=60.0)
+        answers[name] = Whole(session, model.manifest).answers(cases)
+        assert session.backend == name
+        assert distance(right, answers[name], whole.outputs) <= tolerance(model.manifest, whole.outputs)
+        session.close()
+    cpu.close()
+    assert any(not np.array_equal(a, b) for a, b in zip(answers["gpu"][0], answers["gpu-f32"][0], strict=True))

@@ -138,7 +138,7 @@ def test_a_profile_can_be_forced_and_be_done_without(file: Path, root: Path) -> 
     here = board(root, "raspberrypi,4-model-b")
     forced = read(file, f'{CAMERA}[device]\nprofile = "qcs6490"\n', here)
     assert forced.profile is not None
-    assert forced.config.selection.candidates == ("qnn-htp", "qnn-gpu", "gpu", "edgetpu")
+    assert forced.config.selection.candidates == ("qnn-htp", "qnn-gpu", "gpu", "gpu-f32", "edgetpu")
     without = read(file, f'{CAMERA}[device]\nprofile = "none"\n', here)
     assert without.config == parse(file.read_text(), "x").config
     assert without.remarks() == {}

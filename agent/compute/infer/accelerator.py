@@ -40,10 +40,7 @@ class AcceleratorSession:
         self._file = read_modelfile(model.content)
         self.nodes = len(self._file.subgraphs[0].operations)
         try:
-            from ai_edge_litert.compiled_model import CompiledModel, HardwareAccelerator
-
-            kind = getattr(HardwareAccelerator, plan.library)
-            self._compiled = CompiledModel.from_buffer(model.content, hardware_accel=kind)
+            self._compiled = _compiled(model.content, plan)
             self._known = self._compiled.get_signature_list()
         except (ImportError, AttributeError, RuntimeError, ValueError) as error:
             raise BackendError(f"{model.path}: {plan.backend} cannot run it: {_cause(error)}") from error
@@ -92,6 +89,18 @@ class AcceleratorSession:
             return _Graph(self._compiled, number, (inputs, outputs), ends)
         except (RuntimeError, ValueError) as error:
             raise BackendError(f"{self.backend}: {_cause(error)}") from error
+
+
+def _compiled(content: bytes, plan: Plan) -> Any:
+    from ai_edge_litert.compiled_model import CompiledModel, HardwareAccelerator
+
+    kind = getattr(HardwareAccelerator, plan.library)
+    if plan.settings.get("precision") != "f32":
+        return CompiledModel.from_buffer(content, hardware_accel=kind)
+    from ai_edge_litert.gpu_options import GpuOptions
+    from ai_edge_litert.options import Options
+
+    return CompiledModel.from_buffer(content, options=Options(kind, gpu_options=GpuOptions(enforce_f32=True)))
 
 
 class _Graph:

@@ -37,7 +37,7 @@ class Plan(Struct, frozen=True):
             LiteRT's own, such as the GPU.
         library: of the delegate, a path or a name that the loader finds; of the accelerator its name, `GPU` or
             `NPU`.
-        settings: options of the delegate.
+        settings: options of the delegate or of the accelerator.
         threads: of the CPU; 0: chosen by the number of cores.
     """
 

@@ -17,6 +17,8 @@ from agent.compute.infer.structure import ModelFile
 _EDGE_TPU = "edgetpu-custom-op"
 _ETHOS_U = "ethos-u"
 _VARIABLE = "VAR_HANDLE"
+_VULKAN = ("usr/lib/*-linux-gnu*/libvulkan_*.so",)
+"""Mesa's drivers, of which the loader takes the one that fits."""
 
 
 class Row(Struct, frozen=True):
@@ -29,7 +31,8 @@ class Row(Struct, frozen=True):
         library: file name of the delegate's library; of an accelerator, LiteRT's name for it.
         needs: other files of which one must be there, each a name that the loader finds or a glob from `/`.
         devices: globs of device nodes of which one must be there; empty: none is asked for.
-        settings: options of the delegate; `{library}` is the first of `needs` that was found.
+        settings: options of the delegate; `{library}` is the first of `needs` that was found. Of an accelerator
+            `precision`: `f32`.
         parts: globs of other files that it is made of, such as the GPU's drivers.
         suits: `any`, or models compiled for it only: the custom operation that those have; or `int8`.
         hint: what to do when something is missing.
@@ -54,11 +57,21 @@ ROWS = (
     # https://ai.google.dev/edge/litert/next/gpu
     Row(
         "gpu",
-        "GPU by LiteRT (WebGPU over Vulkan)",
+        "GPU by LiteRT (WebGPU over Vulkan), in float16 where it has that",
         "accelerator",
         "GPU",
         needs=("libvulkan.so.1",),
-        parts=("usr/lib/*-linux-gnu*/libvulkan_*.so",),
+        parts=_VULKAN,
+        hint="sudo apt-get install mesa-vulkan-drivers",
+    ),
+    Row(
+        "gpu-f32",
+        "GPU by LiteRT, in float32",
+        "accelerator",
+        "GPU",
+        needs=("libvulkan.so.1",),
+        settings={"precision": "f32"},
+        parts=_VULKAN,
         hint="sudo apt-get install mesa-vulkan-drivers",
     ),
     # https://ai.google.dev/edge/litert/next/npu

@@ -75,7 +75,8 @@ def _looked_for(row: Row, root: Path) -> Found:
     if row.needs and not helper:
         return missing(f"no {' or '.join(row.needs)}")
     if row.kind == "accelerator":
-        return Found(row.name, row.title, Plan(row.name, row.kind, row.library), _parts(row, root, helper))
+        plan = Plan(row.name, row.kind, row.library, row.settings)
+        return Found(row.name, row.title, plan, _parts(row, root, helper))
     library = helper if helper.endswith(row.library) else _file(row.library, root)
     if not library:
         return missing(f"no {row.library}")

@@ -43,6 +43,7 @@ def test_a_qualcomm_board(tmp_path: Path) -> None:
     ("name", "files"),
     [
         ("gpu", ["usr/lib/aarch64-linux-gnu/libvulkan.so.1"]),
+        ("gpu-f32", ["usr/lib/aarch64-linux-gnu/libvulkan.so.1"]),
         ("edgetpu", ["dev/apex_0", "usr/lib/aarch64-linux-gnu/libedgetpu.so.1"]),
         ("armnn", ["dev/mali0", "usr/local/lib/libarmnnDelegate.so"]),
         ("teflon", ["dev/accel/accel0", "usr/lib/teflon/libteflon.so"]),
