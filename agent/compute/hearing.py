@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from agent.compute.climb import Answer, Climb
+from agent.compute.gate.preroll import PreRoll
 from agent.compute.gate.voice import VOICE_HZ, Sound, VoiceGate
 from agent.compute.infer.audio.frontend import Rows, build_frontend
 from agent.compute.infer.audio.rows import RowInput
@@ -25,7 +26,7 @@ from agent.compute.track.zones import Zones
 from agent.config import StreamConfig
 from agent.errors import ConfigError, ModelError
 from agent.manifest import Model
-from agent.messages import Array, AudioChunk, Detection, Event, Samples, Seen, Stages
+from agent.messages import AudioChunk, Detection, Event, Samples, Seen, Stages
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Hearing:
         window_s = self._rows.rows * self._frontend.hop_s if audio.every_s else _STATE_S
         before_s = max(config.gate.pre_roll_s, window_s)
         per_s = 1.0 / self._frontend.hop_s if self._frontend.remembers else audio.rate_hz
-        self._before = _Memory(round(before_s * per_s))
+        self._before = PreRoll(round(before_s * per_s))
         self._words = Words(self._climb.keyword, stream) if self._climb.keyword else None
         self.tracker = Tracker(config.track, Zones(()), stream, min_hits=model.manifest.min_hits)
         self._alarm = ConstantAlarm(self._every_s)
@@ -205,37 +206,6 @@ def _strongest(found: Iterable[Detection]) -> list[Detection]:
     for detection in sorted(found, key=lambda one: -one.score):
         best.setdefault(detection.label, detection)
     return list(best.values())
-
-
-class _Memory:
-    """The newest samples, or rows, for when the gate opens.
-
-    Attributes:
-        forgot: whether there were more than it holds.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._size, self.forgot = size, False
-        self._parts: list[Array] = []
-        self._held = 0
-
-    def add(self, part: Array) -> None:
-        """Add some, and forget what is older than the size."""
-        self._parts.append(part.copy())
-        self._held += len(part)
-        while self._held - len(self._parts[0]) >= self._size:
-            self._held -= len(self._parts.pop(0))
-            self.forgot = True
-
-    def take(self, newest: Array) -> Array:
-        """All of it with the newest behind, and forget it."""
-        parts = [*self._parts, newest]
-        self.clear()
-        return np.concatenate(parts)[-(self._size + len(newest)) :]
-
-    def clear(self) -> None:
-        """Forget it."""
-        self._parts, self._held, self.forgot = [], 0, False
 
 
 class _Spent:

@@ -86,7 +86,7 @@ def test_every_config_that_comes_along_is_fine(name: str) -> None:
         (4, "threads = 65", "`streams.front.threads`: "),
         (4, "capture.stall_s = 1e-9", "`streams.front.capture.stall_s`: "),
         (4, "capture.reopen_max_s = 0.01", "`streams.front.capture.reopen_max_s`: "),
-        (4, 'backend = "npuu"', "no backend 'npuu'; known: auto, cpu, null, gpu, npu"),
+        (4, 'backend = "npuu"', "no backend 'npuu'; known: auto, cpu, null, gpu, gpu-f32, npu"),
         (4, 'backend = "external:/no.so"', "cannot be used here: /no.so: no such file"),
     ],
 )
