@@ -13,6 +13,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from agent.health.files import read_text
+from agent.health.memory import read_memory
+
 _PARTS = {
     0xD03: "Cortex-A53",
     0xD04: "Cortex-A35",
@@ -77,23 +80,23 @@ def read_board(root: Path = Path("/")) -> Board:
         root: of the file system.
     """
     tree = root / "proc/device-tree"
-    compatible = tuple(part for part in _text(tree / "compatible").split("\0") if part)
-    names, features = _processors(_text(root / "proc/cpuinfo"))
-    memory = _table(_text(root / "proc/meminfo"))
+    compatible = tuple(part for part in read_text(tree / "compatible").split("\0") if part)
+    names, features = _processors(read_text(root / "proc/cpuinfo"))
+    memory = read_memory(root)
     soc0 = root / "sys/devices/soc0"
     return Board(
-        model=_clean(_text(tree / "model")) or _clean(_text(root / "sys/class/dmi/id/product_name")),
+        model=read_text(tree / "model") or read_text(root / "sys/class/dmi/id/product_name"),
         compatible=compatible,
-        soc=compatible[-1].rpartition(",")[2] if compatible else _clean(_text(soc0 / "machine")),
-        soc_id=_clean(_text(soc0 / "soc_id")),
+        soc=compatible[-1].rpartition(",")[2] if compatible else read_text(soc0 / "machine"),
+        soc_id=read_text(soc0 / "soc_id"),
         cpu=" + ".join(f"{count} × {name}" for name, count in Counter(names).items()) or platform.machine(),
         features=features,
         cores=len(os.sched_getaffinity(0)),
-        memory_mb=memory.get("MemTotal", 0) // 1024,
-        available_mb=memory.get("MemAvailable", 0) // 1024,
+        memory_mb=memory.total_mb,
+        available_mb=memory.available_mb,
         arch=platform.machine(),
         kernel=platform.release(),
-        system=_system(_text(root / "etc/os-release")),
+        system=_system(read_text(root / "etc/os-release")),
     )
 
 
@@ -119,30 +122,8 @@ def _arm(lines: dict[str, str]) -> str:
     return known.get(part, f"part {part:#x} of maker {maker:#x}")
 
 
-def _table(text: str) -> dict[str, int]:
-    """`Name: 123 kB` by line."""
-    found = {}
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        number = value.split()[:1]
-        if number and number[0].isdigit():
-            found[name] = int(number[0])
-    return found
-
-
 def _system(release: str) -> str:
     for line in release.splitlines():
         if line.startswith("PRETTY_NAME="):
             return line.partition("=")[2].strip("\"'")
     return platform.system()
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _clean(text: str) -> str:
-    return text.replace("\0", "").strip()

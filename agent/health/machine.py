@@ -6,7 +6,7 @@ import os
 import resource
 from pathlib import Path
 
-_THERMAL = Path("/sys/class/thermal")
+from agent.health.thermal import THERMAL, read_zones
 
 
 def resident_mb() -> float:
@@ -17,15 +17,9 @@ def resident_mb() -> float:
     return 0.0
 
 
-def temperature_c(zones: Path = _THERMAL) -> float | None:
+def temperature_c(zones: Path = Path("/") / THERMAL) -> float | None:
     """Hottest thermal zone, °C."""
-    readings = []
-    for file in zones.glob("thermal_zone*/temp"):
-        try:
-            readings.append(int(file.read_text(encoding="ascii")) / 1000)
-        except (OSError, ValueError):
-            continue  # a zone that is off, or not a number: others may tell
-    return max(readings, default=None)
+    return next((zone.temperature_c for zone in read_zones(zones)), None)
 
 
 class Busy:
