@@ -128,7 +128,9 @@ class CpuSession:
     """A model in an interpreter; see `Session`.
 
     Attributes:
-        nodes: operations of the first graph. delegated: of those, how many an external delegate has taken.
+        nodes: operations of the first graph.
+        delegated: of those, how many the external delegate has taken, or without one XNNPACK; -1: not known,
+            for the rung is another graph.
     """
 
     def __init__(self, model: Model, interpreter: Any, rung: str, backend: str = "cpu") -> None:
@@ -141,6 +143,8 @@ class CpuSession:
         self._lease = _Lease(interpreter)
         self._graphs: dict[str, _Graph] = {}
         self.use(rung or model.manifest.rungs[0].name)
+        if backend == _CPU.backend:
+            self.delegated = -1 if self._graph.subgraph else _delegated(interpreter)[1]
         self._idle_references = sys.getrefcount(self._lease)
 
     def use(self, rung: str) -> None:
