@@ -14,6 +14,7 @@ from agent.comms.topics import Topics
 from agent.config import Config, MqttConfig, StreamConfig
 from agent.configfile import Where
 from agent.errors import ConfigError, ModelError, StreamError, VedetteError
+from agent.health.processors import ADVICE, on_arm, unreadable
 from agent.line import Line
 from agent.storage.spool import Spool
 from agent.stream import Desk, Stream
@@ -106,6 +107,7 @@ class House:
             StreamError: nothing is left to run.
         """
         check_not_empty(self.config)
+        _tell_hidden_processors()
         refused = []
         for name, config in self.config.streams.items():
             self.streams[name], refusal = self.stream(name, config)
@@ -140,6 +142,11 @@ class House:
         for topic in self.line.publisher.retained():
             if topic.startswith(ours):
                 self.line.retain(topic, b"")
+
+
+def _tell_hidden_processors() -> None:
+    if on_arm() and (hidden := unreadable()):
+        log.warning("%s: cannot be read, so XNNPACK is off and models run slowly; %s", ", ".join(hidden), ADVICE)
 
 
 def stop_streams(streams: Iterable[Stream]) -> None:

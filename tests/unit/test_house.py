@@ -36,6 +36,23 @@ def test_a_stream_that_is_refused_is_kept_as_failed_beside_the_others(
     assert len([message for message in caplog.messages if message.startswith("stream gone: ")]) == 1
 
 
+@pytest.mark.parametrize(
+    ("arm", "hidden", "told"), [(True, ["/sys/x"], ["/sys/x"]), (True, [], []), (False, ["/sys/x"], [])]
+)
+def test_what_turns_xnnpack_off_is_told_once(
+    spool: Spool,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    arm: bool,
+    hidden: list[str],
+    told: list[str],
+) -> None:
+    monkeypatch.setattr("agent.house.on_arm", lambda: arm)
+    monkeypatch.setattr("agent.house.unreadable", lambda: hidden)
+    House(Config({"off": StreamConfig("test:", "nanodet", enabled=False)}), spool).prepare()
+    assert [said.split(":")[0] for said in caplog.messages if "XNNPACK is off" in said] == told
+
+
 def test_when_every_stream_is_refused_each_is_named(spool: Spool) -> None:
     with pytest.raises(StreamError) as caught:
         House(Config({"a": GONE, "b": GONE}), spool).prepare()
