@@ -111,7 +111,7 @@ def state_folder(config: StorageConfig) -> Path:
     Raises:
         StorageError: it has no place, or it cannot be created or written.
     """
-    folder = _expanded(config.folder)
+    folder = state_path(config)
     try:
         folder.mkdir(mode=0o750, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -132,7 +132,13 @@ def _advice(folder: Path, error: OSError) -> str:
     return f"{reason_of(error)}; set [storage] folder to another place"
 
 
-def _expanded(folder: str) -> Path:
+def state_path(config: StorageConfig) -> Path:
+    """Where the state folder is to be; nothing is created.
+
+    Raises:
+        StorageError: it has no place.
+    """
+    folder = config.folder
     # systemd gives several folders as one text, separated by colons: ours is the first.
     given = os.environ.get(_VARIABLE, "").partition(":")[0]
     if not folder:
