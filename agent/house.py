@@ -14,7 +14,7 @@ from agent.comms.topics import Topics
 from agent.config import Config, MqttConfig, StreamConfig
 from agent.configfile import Where
 from agent.errors import ConfigError, ModelError, StreamError, VedetteError
-from agent.health.processors import ADVICE, on_arm, unreadable
+from agent.health.processors import ADVICE, unreadable
 from agent.line import Line
 from agent.storage.spool import Spool
 from agent.stream import Desk, Stream
@@ -145,8 +145,9 @@ class House:
 
 
 def _tell_hidden_processors() -> None:
-    if on_arm() and (hidden := unreadable()):
-        log.warning("%s: cannot be read, so XNNPACK is off and models run slowly; %s", ", ".join(hidden), ADVICE)
+    if hidden := unreadable():
+        paths = ", ".join(hidden)
+        log.warning("%s: cannot be read, so XNNPACK is off and models run many times slower; %s", paths, ADVICE)
 
 
 def stop_streams(streams: Iterable[Stream]) -> None:

@@ -1,6 +1,6 @@
-"""Whether the runtime can see the processors. On ARM, XNNPACK is left out without a word when it cannot.
+"""Whether the runtime can see the processors. XNNPACK is left out without a word when it cannot.
 
-It counts them with https://github.com/pytorch/cpuinfo, which reads these files (src/arm/linux/init.c there).
+It knows them by https://github.com/pytorch/cpuinfo, which reads these files (there src/linux and src/arm/linux).
 """
 
 from __future__ import annotations
@@ -19,21 +19,14 @@ ADVICE = (
 )
 
 
-def on_arm(arch: str = platform.machine()) -> bool:
-    """Whether this is an ARM processor.
-
-    Args:
-        arch: as `uname -m` has it.
-    """
-    return arch.startswith(("aarch", "arm"))
-
-
-def unreadable(root: Path = Path("/")) -> list[str]:
+def unreadable(root: Path = Path("/"), arch: str = platform.machine()) -> list[str]:
     """Paths without which the runtime does not know the processors, and which are empty or cannot be read.
 
     Args:
         root: of the file system.
+        arch: as `uname -m` has it; others than ARM tell by an instruction how many processors there are.
     """
-    absent = [name for name in _COUNTED if not read_text(root / name)]
+    needed = _COUNTED if arch.startswith(("aarch", "arm")) else ()
+    absent = [name for name in needed if not read_text(root / name)]
     absent = absent if len(absent) == len(_COUNTED) else []
     return [f"/{name}" for name in (*absent, *([] if read_text(root / _DESCRIBED) else [_DESCRIBED]))]

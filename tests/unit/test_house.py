@@ -36,21 +36,13 @@ def test_a_stream_that_is_refused_is_kept_as_failed_beside_the_others(
     assert len([message for message in caplog.messages if message.startswith("stream gone: ")]) == 1
 
 
-@pytest.mark.parametrize(
-    ("arm", "hidden", "told"), [(True, ["/sys/x"], ["/sys/x"]), (True, [], []), (False, ["/sys/x"], [])]
-)
+@pytest.mark.parametrize("hidden", [["/sys/x"], []])
 def test_what_turns_xnnpack_off_is_told_once(
-    spool: Spool,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-    arm: bool,
-    hidden: list[str],
-    told: list[str],
+    spool: Spool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, hidden: list[str]
 ) -> None:
-    monkeypatch.setattr("agent.house.on_arm", lambda: arm)
     monkeypatch.setattr("agent.house.unreadable", lambda: hidden)
     House(Config({"off": StreamConfig("test:", "nanodet", enabled=False)}), spool).prepare()
-    assert [said.split(":")[0] for said in caplog.messages if "XNNPACK is off" in said] == told
+    assert [said.split(":")[0] for said in caplog.messages if "XNNPACK is off" in said] == hidden
 
 
 def test_when_every_stream_is_refused_each_is_named(spool: Spool) -> None:

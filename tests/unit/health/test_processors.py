@@ -4,31 +4,32 @@ from pathlib import Path
 
 import pytest
 
-from agent.health.processors import on_arm, unreadable
+from agent.health.processors import unreadable
 from tests.support.boards import pi4
 
 CPU = "sys/devices/system/cpu"
+LISTS = [f"/{CPU}/possible", f"/{CPU}/present"]
 
 
 def test_everything_can_be_read(tmp_path: Path) -> None:
-    assert unreadable(pi4(tmp_path)) == []
+    assert unreadable(pi4(tmp_path), "aarch64") == []
 
 
 def test_one_of_the_lists_will_do(tmp_path: Path) -> None:
     (pi4(tmp_path) / CPU / "possible").write_text("")
-    assert unreadable(tmp_path) == []
-
-
-def test_hidden_folders_are_told_file_by_file(tmp_path: Path) -> None:
-    (pi4(tmp_path) / CPU / "possible").unlink()
-    (tmp_path / CPU / "present").unlink()
-    assert unreadable(tmp_path) == [f"/{CPU}/possible", f"/{CPU}/present"]
-    (tmp_path / "proc/cpuinfo").unlink()
-    assert unreadable(tmp_path)[-1] == "/proc/cpuinfo"
+    assert unreadable(tmp_path, "aarch64") == []
 
 
 @pytest.mark.parametrize(
-    ("arch", "arm"), [("aarch64", True), ("armv7l", True), ("x86_64", False), ("riscv64", False)]
+    ("arch", "hidden"),
+    [("aarch64", LISTS), ("armv7l", LISTS), ("x86_64", [])],
 )
-def test_arm(arch: str, arm: bool) -> None:
-    assert on_arm(arch) is arm
+def test_only_arm_needs_the_lists(tmp_path: Path, arch: str, hidden: list[str]) -> None:
+    (pi4(tmp_path) / CPU / "possible").unlink()
+    (tmp_path / CPU / "present").unlink()
+    assert unreadable(tmp_path, arch) == hidden
+
+
+def test_every_processor_needs_its_description(tmp_path: Path) -> None:
+    (pi4(tmp_path) / "proc/cpuinfo").unlink()
+    assert unreadable(tmp_path, "aarch64") == unreadable(tmp_path, "x86_64") == ["/proc/cpuinfo"]
