@@ -98,6 +98,10 @@ def why(error: Exception) -> str:
     return reason
 
 
+NOT_PLUGGED = "none: is one plugged in, or should a sound server run?"
+"""What `missing` says where nothing is broken."""
+
+
 def missing() -> str:
     """Why there is no microphone at all, as far as one can see."""
     devices = sorted(Path("/dev/snd").glob("pcm*c"))
@@ -105,7 +109,7 @@ def missing() -> str:
         return "none that this user may open: add it to the group audio, and log in again"
     if devices:
         return "none that can be opened now: does another program use it (fuser -v /dev/snd/*)?"
-    return "none: is one plugged in, or should a sound server run?"
+    return NOT_PLUGGED
 
 
 def _is_meant(device: Input, name: str, default: int) -> bool:

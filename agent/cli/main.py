@@ -19,6 +19,7 @@ _VERBS: dict[str, str] = {
     "demo": "A real clip through a real model to a real broker.",
     "watch": "Show what devices publish, live.",
     "config": "Check, show or describe the configuration.",
+    "doctor": "Say what is wrong with this board, and what to do.",
     "devices": "List the cameras and microphones of this machine.",
     "models": "List models, look inside one, and calibrate one.",
     "bench": "Measure every way to run a model on this board.",

@@ -1,0 +1,105 @@
+"""`vedette doctor`: what this board is, what is wrong with it, and what to do."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agent.cli.plain import plain
+from agent.cli.run import DEFAULT_CONFIG
+
+if TYPE_CHECKING:
+    from agent.doctor.report import Finding, Report
+
+_COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
+_WIDE = 100
+"""Columns where the output is no terminal."""
+_NAME, _LEAST = 22, 20
+"""Columns of names at most, and of values at least."""
+
+
+@click.command()
+@click.option(
+    "-c",
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    help=f"Check this configuration, too.  [default: {DEFAULT_CONFIG}, if it is there]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@click.pass_context
+def doctor(ctx: click.Context, path: Path | None, as_json: bool) -> None:
+    """Look at this board, and say what is wrong with it and what to do.
+
+    Looks at the board, the runtime and whether it computes rightly, what could run models, cameras and
+    microphones, heat and supply, storage and clock, and the configuration. Nothing is changed. The exit code is 1
+    if there is a problem; warnings do not count.
+    """
+    from agent.doctor.examination import examine
+
+    shown = sys.stderr.isatty()
+
+    def progress(section: str) -> None:
+        if shown:
+            click.echo(f"\r\x1b[Klooking at: {section} …", err=True, nl=False)
+
+    report = examine(path or DEFAULT_CONFIG, asked=path is not None, progress=progress)
+    if shown:
+        click.echo("\r\x1b[K", err=True, nl=False)
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+    else:
+        _print(report)
+    ctx.exit(0 if report.healthy else 1)
+
+
+def _print(report: Report) -> None:
+    width = shutil.get_terminal_size((_WIDE, 24)).columns if sys.stdout.isatty() else _WIDE
+    wide = min(_NAME, max(len(one.name) for one in report.findings))
+    for section, some in groupby(report.findings, lambda one: one.section):
+        click.secho(f"{section[0].upper()}{section[1:]}", bold=True)
+        for one in some:
+            _print_line(one, wide, width)
+    _print_advice(report.findings, width)
+
+
+def _print_line(one: Finding, wide: int, width: int) -> None:
+    """The state, the name in its column, and the value, whose further lines begin below it."""
+    lead = f"  {one.state:<7}  "
+    head = f"{plain(one.name):<{wide}}  "
+    indent = " " * (len(lead) + wide + 2)
+    lines = _wrapped(plain(one.value), lead + head, indent, width)
+    click.echo(click.style(lead, fg=_COLOURS[one.state]) + lines[0][len(lead) :])
+    for line in lines[1:]:
+        click.echo(line)
+
+
+def _print_advice(some: list[Finding], width: int) -> None:
+    from agent.doctor.report import advice_of
+
+    counts = {state: sum(one.state == state for one in some) for state in ("problem", "warning")}
+    told = " and ".join(f"{count} {state}{'s' * (count != 1)}" for state, count in counts.items() if count)
+    click.secho(f"{told}; what to do:" if told else "Everything is well.", bold=True)
+    for number, sentence in enumerate(advice_of(some), 1):
+        for line in _wrapped(plain(sentence), f"  {number}. ", " " * 5, width):
+            click.echo(line)
+
+
+def _wrapped(text: str, first: str, other: str, width: int) -> list[str]:
+    """Lines of at most `width` columns; a path or a command is not broken at its hyphens."""
+    lines = textwrap.wrap(
+        text,
+        max(width, len(other) + _LEAST),
+        initial_indent=first,
+        subsequent_indent=other,
+        break_on_hyphens=False,
+    )
+    return lines or [first.rstrip()]

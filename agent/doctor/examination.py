@@ -1,0 +1,88 @@
+"""The whole examination, section by section. One that fails is a finding, and the others go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from agent import __version__
+from agent.config import StorageConfig
+from agent.configfile import load
+from agent.doctor import board, devices, hardware, heat, runtime, selftest, storage, streams
+from agent.doctor.report import Finding, Report
+from agent.errors import ConfigError
+
+_ROOT = Path("/")
+
+
+def examine(
+    path: Path,
+    *,
+    asked: bool = True,
+    verdicts: Mapping[str, str] | None = None,
+    root: Path = _ROOT,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Look at everything. Nothing is changed.
+
+    Args:
+        path: of the configuration.
+        asked: whether somebody has named it; the usual one may be missing.
+        verdicts: see `agent.doctor.hardware.findings`.
+        root: of the file system.
+        progress: is told which section is next.
+    """
+    tried: list[selftest.Tried] = []
+
+    def tested() -> Iterable[Finding]:
+        tried.extend(selftest.run_all())
+        return selftest.findings(tried, root)
+
+    def configured() -> Iterable[Finding]:
+        sound = tried and not any(one.error for one in tried)
+        return streams.findings(path, asked) if sound or not path.exists() else streams.unchecked(path)
+
+    sections: dict[str, Callable[[], Iterable[Finding]]] = {
+        board.SECTION: lambda: board.findings(root),
+        runtime.SECTION: runtime.findings,
+        selftest.SECTION: tested,
+        hardware.SECTION: lambda: hardware.findings(root, verdicts or {}),
+        devices.SECTION: lambda: devices.findings(root),
+        heat.SECTION: lambda: heat.findings(root),
+        storage.SECTION: lambda: storage.findings(_storage(path), root),
+        streams.SECTION: configured,
+    }
+    found: list[Finding] = []
+    for name, look in sections.items():
+        progress(name)
+        found += guarded(name, look)
+    healthy = all(one.state != "problem" for one in found)
+    return Report(__version__, datetime.now(UTC), healthy, found)
+
+
+def guarded(section: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """What a section finds, or that it cannot look: what a board does not have must not hide the rest.
+
+    Args:
+        section: its name.
+        look: gives its findings.
+    """
+    found: list[Finding] = []
+    try:
+        for one in look():
+            found.append(one)  # noqa: PERF402 - what was found before it failed stays
+    except Exception as error:
+        value = f"cannot be looked at: {type(error).__name__}: {error}"
+        found.append(
+            Finding(section, "vedette doctor", value, "warning", f"report this defect of Vedette: {value}")
+        )
+    return found
+
+
+def _storage(path: Path) -> StorageConfig:
+    """Of the configuration; what it would be by itself where that cannot be read."""
+    try:
+        return load(path).config.storage
+    except ConfigError:
+        return StorageConfig()

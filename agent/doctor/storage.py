@@ -1,0 +1,100 @@
+"""The folder where state is kept, and the clock."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import agent
+from agent.config import StorageConfig
+from agent.doctor.report import Finding
+from agent.errors import StorageError
+from agent.health.clock import Clock, read_clock
+from agent.health.disk import Disk, read_disk
+from agent.storage.durable import state_path
+
+SECTION = "storage and clock"
+_RESERVE = 4
+"""Times what may wait for the broker: below it the system itself may soon be short of room."""
+_SERVICE = Path("var/lib/vedette")
+"""The state folder of the unit: systemd tells its name to the daemon only."""
+_DAY_S = 86400.0
+
+
+def findings(config: StorageConfig, root: Path) -> Iterator[Finding]:
+    """Room for the state, and whether the clock is right.
+
+    Args:
+        config: of the state folder.
+        root: of the file system.
+    """
+    yield of_folder(config, root)
+    yield from of_clock(read_clock(root), time.time(), Path(agent.__file__).stat().st_mtime)
+
+
+def of_folder(config: StorageConfig, root: Path) -> Finding:
+    """Whether the state folder has room."""
+    try:
+        disk = read_disk(_folder(config, root))
+    except StorageError as error:
+        return Finding(SECTION, "state folder", str(error), "warning", str(error))
+    if disk is None:
+        return Finding(SECTION, "state folder", "its file system does not tell", "warning")
+    return of_disk(disk, config.spool_max_bytes >> 20)
+
+
+def _folder(config: StorageConfig, root: Path) -> Path:
+    by_unit = not config.folder or "STATE_DIRECTORY" in config.folder
+    if by_unit and not os.environ.get("STATE_DIRECTORY") and os.path.lexists(root / _SERVICE):
+        return root / _SERVICE
+    return state_path(config)
+
+
+def of_disk(disk: Disk, spool_mb: int) -> Finding:
+    """Whether there is room.
+
+    Args:
+        disk: that the state folder lies on.
+        spool_mb: what may wait for a broker that is away, MB.
+    """
+    value = f"{disk.free_mb} of {disk.total_mb} MB free at {disk.at}"
+    if disk.read_only:
+        advice = (
+            "see why the disk is read-only (sudo dmesg | grep -i mmc): an SD card that fails must be replaced"
+        )
+        return Finding(SECTION, "state folder", f"{disk.at} is mounted read-only", "problem", advice)
+    if disk.files_left == 0:
+        return Finding(SECTION, "state folder", f"{value}, but no file more", "problem", _room(disk))
+    if disk.free_mb < spool_mb:
+        return Finding(SECTION, "state folder", value, "problem", _room(disk))
+    if disk.free_mb < _RESERVE * spool_mb:
+        return Finding(SECTION, "state folder", value, "warning", _room(disk))
+    return Finding(SECTION, "state folder", value)
+
+
+def _room(disk: Disk) -> str:
+    return f"make room at {disk.at}: see what takes it with `du -xh {disk.at} | sort -h | tail`"
+
+
+def of_clock(clock: Clock, now_s: float, installed_s: float) -> Iterator[Finding]:
+    """Whether the clock is right.
+
+    Args:
+        clock: as the kernel has it.
+        now_s: the time, s since 1970.
+        installed_s: when Vedette was installed, likewise.
+    """
+    shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now_s))
+    advice = "set the clock, for TLS refuses certificates by it: sudo timedatectl set-ntp true"
+    if not clock.keeps:
+        advice += "; this board forgets the time without power, unless it gets a battery-backed clock"
+    if now_s < installed_s - _DAY_S:
+        yield Finding(SECTION, "clock", f"{shown}: before Vedette was installed", "problem", advice)
+    elif clock.synchronised is None:
+        yield Finding(SECTION, "clock", f"{shown}; the kernel does not tell whether it is synchronised")
+    elif clock.synchronised:
+        yield Finding(SECTION, "clock", f"{shown}, synchronised")
+    else:
+        yield Finding(SECTION, "clock", f"{shown}, not synchronised", "warning", advice)

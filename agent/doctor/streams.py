@@ -1,0 +1,34 @@
+"""The configuration: everything that `vedette config check` would find."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent import check
+from agent.doctor.report import Finding
+
+SECTION = "configuration"
+
+
+def findings(path: Path, asked: bool) -> Iterator[Finding]:
+    """What is wrong with a file.
+
+    Args:
+        path: of the configuration.
+        asked: whether somebody has named it; the usual one may be missing.
+    """
+    if not asked and not path.exists():
+        yield Finding(SECTION, "file", f"none at {path}; -c FILE checks another")
+        return
+    wrong = check.problems(path)
+    for line in wrong:
+        advice = f"correct {line.partition(': ')[0]}; vedette config check {path} says whether it is right"
+        yield Finding(SECTION, "file", line, "problem", advice)
+    if not wrong:
+        yield Finding(SECTION, "file", f"nothing is wrong with {path}")
+
+
+def unchecked(path: Path) -> Iterator[Finding]:
+    """Instead, where opening a model would end this process, too."""
+    yield Finding(SECTION, "file", f"{path} is not checked: its models cannot be opened, see above", "warning")

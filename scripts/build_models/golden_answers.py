@@ -1,0 +1,44 @@
+"""See `golden_answers`. Of each output values are kept that are evenly spaced, and those far from the middle."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+from agent.compute.infer.backend import Options, Session
+from agent.compute.infer.litert import CpuBackend
+from agent.doctor.golden import RECORD, Golden, golden_input, open_alone
+from agent.messages import Array
+
+_RUNGS = (("small-speech", "3"), ("small-speech", "12"), ("nanodet", "256"))
+_EACH = 96
+"""Values of an output that are kept for either reason."""
+
+
+def main() -> None:
+    goldens = [_recorded(model, rung) for model, rung in _RUNGS]
+    RECORD.write_bytes(b"[\n" + b",\n".join(map(msgspec.json.encode, goldens)) + b"\n]\n")
+    print(f"{RECORD}: {RECORD.stat().st_size} bytes")
+
+
+def _recorded(name: str, rung: str) -> Golden:
+    model = open_alone(name, rung)
+    session: Session = CpuBackend().open(model, Options(threads=1))
+    for index, spec in enumerate(session.inputs):
+        np.copyto(session.input(index), golden_input(spec))
+    session.invoke()
+    answers = {spec.name: session.output(index).ravel().copy() for index, spec in enumerate(session.outputs)}
+    at = {output: _places(answer) for output, answer in answers.items()}
+    values = {output: answer[at[output]].tolist() for output, answer in answers.items()}
+    session.close()
+    return Golden(name, rung, model.sha256, at, values)
+
+
+def _places(answer: Array) -> list[int]:
+    spaced = np.linspace(0, answer.size - 1, min(_EACH, answer.size)).astype(int)
+    far = np.argsort(-np.abs(answer - np.median(answer)), kind="stable")[:_EACH]
+    return sorted({*spaced.tolist(), *far.tolist()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""With `/sys` or `/proc/cpuinfo` hidden, as a unit may hide them: XNNPACK is off then, which must be noticed."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+HIDDEN = {
+    "/sys/devices/system/cpu/possible": ["-rm", "mount -t tmpfs none /sys"],
+    # What ProcSubset=pid does.
+    "/proc/cpuinfo": ["-rmpf", "mount -t proc -o subset=pid proc /proc"],
+}
+NOT_ALLOWED = "no namespace may be made here"
+
+
+def without(path: str, *command: str) -> subprocess.CompletedProcess[str]:
+    options, hide = HIDDEN[path]
+    whole = ["unshare", options, "sh", "-c", f'{hide} && exec "$@"', "sh", *command]
+    return subprocess.run(whole, capture_output=True, text=True)
+
+
+def skip_where_it_cannot_be_hidden(path: str) -> None:
+    try:
+        allowed = without(path, "true").returncode == 0
+    except OSError:
+        allowed = False
+    if not allowed:
+        pytest.skip(NOT_ALLOWED)
+    if without(path, sys.executable, "-c", f"open({path!r}).read()").returncode == 0:
+        pytest.skip(f"an emulator shows a {path} of its own")
+
+
+def examined(path: str) -> tuple[int, dict[str, Any]]:
+    """The doctor's exit code and findings by name."""
+    skip_where_it_cannot_be_hidden(path)
+    done = without(path, sys.executable, "-m", "agent", "doctor", "--json")
+    assert done.stderr == ""
+    return done.returncode, {one["name"]: one for one in json.loads(done.stdout)["findings"]}
+
+
+@pytest.mark.system
+@pytest.mark.numerics
+@pytest.mark.parametrize("path", HIDDEN)
+def test_the_doctor_notices(path: str) -> None:
+    code, found = examined(path)
+    assert found["nanodet 256"]["state"] == "ok", "the answers are right, and late"
+    if path.startswith("/sys") and not platform.machine().startswith(("aarch", "arm")):
+        assert found["XNNPACK"]["state"] == "ok", "other processors are known without it"
+        return
+    assert (code, found["XNNPACK"]["state"]) == (1, "problem")
+    assert "is off: runs 0 of " in found["XNNPACK"]["value"]
+    assert path in found["XNNPACK"]["value"]
+    assert "InaccessiblePaths=" in found["XNNPACK"]["advice"]

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from agent.cli.main import vedette
+from agent.doctor import examination
+from agent.doctor.report import Finding, Report
+
+WELL = Finding("board", "model", "Raspberry Pi 4 Model B")
+WARNING = Finding("storage and clock", "clock", "not synchronised", "warning", "set the clock")
+PROBLEM = Finding(
+    "heat and supply", "supply", "now: under-voltage", "problem", "give it more power " + "again " * 30
+)
+
+
+def call(monkeypatch: pytest.MonkeyPatch, found: list[Finding], *args: str) -> Result:
+    healthy = all(one.state != "problem" for one in found)
+    report = Report("0.1.0", datetime(2026, 11, 1, tzinfo=UTC), healthy, found)
+    monkeypatch.setattr(examination, "examine", lambda *_, **__: report)
+    return CliRunner().invoke(vedette, ["doctor", *args], catch_exceptions=False)
+
+
+def test_a_board_that_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = call(monkeypatch, [WELL])
+    assert shown.exit_code == 0
+    assert shown.output == "Board\n  ok       model  Raspberry Pi 4 Model B\nEverything is well.\n"
+
+
+def test_a_warning_says_what_to_do_and_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = call(monkeypatch, [WELL, WARNING])
+    assert shown.exit_code == 0
+    assert shown.output.endswith("1 warning; what to do:\n  1. set the clock\n")
+
+
+def test_a_problem_is_a_failure_and_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = call(monkeypatch, [WARNING, PROBLEM, WARNING])
+    assert shown.exit_code == 1
+    lines = shown.output.splitlines()
+    assert "1 problem and 2 warnings; what to do:" in lines
+    assert lines[-1] == "  2. set the clock"
+    assert max(map(len, lines)) <= 100
+
+
+def test_names_of_devices_do_not_command_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = call(monkeypatch, [Finding("board", "camera", "C270\x1b[2J [red]\nx", "warning", "\x07")])
+    assert "C270?[2J [red]?x" in shown.output
+    assert {letter for letter in shown.output if not letter.isprintable()} == {"\n"}
+
+
+def test_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = call(monkeypatch, [PROBLEM], "--json")
+    assert shown.exit_code == 1
+    found = json.loads(shown.output)
+    assert found["healthy"] is False
+    assert found["findings"][0]["state"] == "problem"
+    assert set(found["findings"][0]) == {"section", "name", "value", "state", "advice"}
+
+
+def test_for_real(tmp_path: Path) -> None:
+    path = tmp_path / "vedette.toml"
+    path.write_text('[streams.front]\nsource = "test:"\nmodel = "nobody"\n')
+    shown = CliRunner().invoke(vedette, ["doctor", "-c", str(path), "--json"], catch_exceptions=False)
+    assert shown.exit_code == 1
+    found = json.loads(shown.output)["findings"]
+    assert found[-1]["value"].startswith(f"{path}:3: ")
+    assert {"board", "runtime", "self-test", "hardware to run models on"} <= {one["section"] for one in found}

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from agent.doctor.board import findings, of_features, of_memory, of_system
+from agent.health.board import read_board
+from agent.health.memory import Memory
+from tests.support.boards import pi4
+
+
+def test_a_board_that_is_well(tmp_path: Path) -> None:
+    found = {one.name: one for one in findings(pi4(tmp_path))}
+    assert {one.state for one in found.values()} == {"ok"}
+    assert found["model"].value == "Raspberry Pi 4 Model B Rev 1.1"
+    assert found["SoC"].value == "bcm2711"
+    assert found["memory"].value == "3000 of 3793 MB available"
+
+
+def test_a_board_of_which_nothing_can_be_read(tmp_path: Path) -> None:
+    found = {one.name: one for one in findings(tmp_path)}
+    assert found["memory"].state == "warning"
+    assert found["model"].value == "it does not tell"
+
+
+def test_a_processor_without_dot_products_is_told_and_no_problem(tmp_path: Path) -> None:
+    board = replace(read_board(pi4(tmp_path)), arch="aarch64")
+    found = {one.name: one for one in of_features(board)}
+    assert found["dot product"].value.startswith("no (asimddp): would speed up INT8 models")
+    assert found["dot product"].state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("memory", "states"),
+    [
+        (Memory(4000, 3000, 200, 100), ["ok", "ok"]),
+        (Memory(4000, 3000), ["ok", "ok"]),
+        (Memory(4000, 200), ["warning", "ok"]),
+        (Memory(4000, 50), ["problem", "ok"]),
+        (Memory(426, 260), ["ok", "warning"]),
+        (Memory(), ["warning"]),
+    ],
+)
+def test_memory(memory: Memory, states: list[str]) -> None:
+    found = list(of_memory(memory))
+    assert [one.state for one in found] == states
+    assert all(one.advice for one in found if one.state != "ok")
+
+
+@pytest.mark.parametrize(
+    ("arch", "bits", "state"), [("aarch64", 64, "ok"), ("aarch64", 32, "warning"), ("armv7l", 32, "ok")]
+)
+def test_a_32_bit_system_on_a_64_bit_kernel(tmp_path: Path, arch: str, bits: int, state: str) -> None:
+    assert of_system(replace(read_board(pi4(tmp_path)), arch=arch), bits).state == state

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.doctor import board, heat, selftest
+from agent.doctor.examination import examine, guarded
+from agent.doctor.report import Finding, advice_of
+from agent.doctor.selftest import Tried
+from tests.support.boards import pi4
+
+GOOD = Tried("a 1", nodes=10, delegated=10, ms=1.0)
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[Tried]:
+    some = [GOOD]
+    monkeypatch.setattr(selftest, "run_all", lambda: some)
+    return some
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "vedette.toml"
+    path.write_text(
+        f'[storage]\nfolder = "{tmp_path}"\n[streams.front]\nsource = "test:"\nmodel = "nanodet"\n',
+    )
+    return path
+
+
+@pytest.mark.usefixtures("tried")
+def test_a_board_that_is_well(tmp_path: Path, config: Path) -> None:
+    told: list[str] = []
+    report = examine(config, verdicts={"nanodet": "cpu"}, root=pi4(tmp_path / "root"), progress=told.append)
+    assert [one for one in report.findings if one.state == "problem"] == []
+    assert report.healthy
+    assert told == list(dict.fromkeys(one.section for one in report.findings))
+
+
+@pytest.mark.usefixtures("tried")
+def test_a_board_of_which_nothing_can_be_read_is_told_about_to_the_end(tmp_path: Path) -> None:
+    report = examine(tmp_path / "no.toml", asked=False, root=tmp_path / "nothing")
+    assert report.findings[-1].section == "configuration"
+    assert "XNNPACK" in {one.name for one in report.findings if one.state != "ok"}
+
+
+@pytest.mark.usefixtures("tried")
+def test_a_defect_in_one_section_does_not_hide_the_others(
+    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(root: Path) -> Iterator[Finding]:
+        yield Finding(heat.SECTION, "temperature", "warm")
+        raise ZeroDivisionError(str(root))
+
+    monkeypatch.setattr(heat, "findings", broken)
+    report = examine(config, root=pi4(tmp_path / "root"))
+    (warm, wrong) = [one for one in report.findings if one.section == heat.SECTION]
+    assert warm.value == "warm"
+    assert (wrong.state, "ZeroDivisionError" in wrong.value) == ("warning", True)
+    assert report.findings[-1].section == "configuration"
+
+
+def test_models_are_not_opened_where_they_crash(tmp_path: Path, config: Path, tried: list[Tried]) -> None:
+    tried[:] = [Tried("a 1", "crashed: SIGILL")]
+    report = examine(config, root=pi4(tmp_path / "root"))
+    assert not report.healthy
+    assert "is not checked" in report.findings[-1].value
+
+
+def test_advice_is_given_once_and_first_about_problems() -> None:
+    found = [
+        Finding("a", "1", "", "warning", "later"),
+        Finding("a", "2", "", "problem", "now"),
+        Finding("a", "3", "", "problem", "now"),
+        Finding("a", "4", "", "ok", "never"),
+        Finding("a", "5", "", "warning"),
+    ]
+    assert advice_of(found) == ["now", "later"]
+
+
+def test_a_section_that_is_well_is_as_it_is(tmp_path: Path) -> None:
+    assert guarded(board.SECTION, lambda: board.findings(tmp_path)) == list(board.findings(tmp_path))

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.doctor.heat import findings, of_frequencies, of_heat, of_supply
+from agent.health.frequency import Frequency
+from agent.health.supply import UNDER_VOLTAGE, Supply
+from agent.health.thermal import Brake, Zone
+from tests.support.boards import pi4
+
+
+def test_a_board_that_is_well(tmp_path: Path) -> None:
+    found = {one.name: one for one in findings(pi4(tmp_path))}
+    assert {one.state for one in found.values()} == {"ok"}
+    assert found["cpu-thermal"].value.startswith("48.7 °C")
+    assert found["processor 0 1 2 3"].value == "600 of 1800 MHz, governor ondemand: faster under load only"
+    assert found["supply"].value == "the firmware has no complaint"
+
+
+def test_a_board_that_does_not_tell_is_no_problem(tmp_path: Path) -> None:
+    found = list(findings(tmp_path))
+    assert [one.name for one in found] == ["temperature", "frequency", "supply"]
+    assert {one.state for one in found} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("zone", "state"),
+    [
+        (Zone("cpu", 69.9), "ok"),
+        (Zone("cpu", 70.0), "warning"),
+        (Zone("cpu", 80.0), "problem"),
+        (Zone("cpu", 84.0, 95.0), "ok"),
+        (Zone("cpu", 85.0, 95.0), "warning"),
+        (Zone("cpu", 95.0, 95.0), "problem"),
+    ],
+)
+def test_heat(zone: Zone, state: str) -> None:
+    (found,) = of_heat([zone], [])
+    assert found.state == state
+    assert bool(found.advice) == (state != "ok")
+
+
+def test_of_many_zones_the_hottest_and_those_near_their_limit() -> None:
+    zones = [Zone("a", 75.0, 105.0), Zone("b", 60.0, 65.0), Zone("c", 50.0, 90.0)]
+    assert [(one.name, one.state) for one in of_heat(zones, [])] == [("a", "ok"), ("b", "warning")]
+
+
+def test_a_processor_that_is_slowed_is_a_problem() -> None:
+    (_, found) = of_heat([Zone("a", 50.0)], [Brake("cpufreq-cpu0", 3, 12)])
+    assert (found.state, found.value) == ("problem", "slowed by heat, step 3 of 12")
+
+
+@pytest.mark.parametrize(
+    ("frequency", "state"),
+    [
+        (Frequency("0", 1800, 1800, 1800, "performance"), "ok"),
+        (Frequency("0", 600, 1800, 1800, "powersave"), "warning"),
+        (Frequency("0", 600, 1200, 1800, "schedutil"), "warning"),
+        (Frequency("0", 600, 0, 0, ""), "ok"),
+    ],
+)
+def test_frequencies(frequency: Frequency, state: str) -> None:
+    (found,) = of_frequencies([frequency])
+    assert found.state == state
+
+
+def test_a_weak_supply_is_a_problem_now_and_a_warning_afterwards() -> None:
+    (now, before) = of_supply(Supply((UNDER_VOLTAGE,), ("throttled",)))
+    assert (now.state, before.state) == ("problem", "warning")
+    assert now.advice == before.advice
+    assert "power" in now.advice
+
+
+def test_throttled_without_under_voltage_is_heat() -> None:
+    (found,) = of_supply(Supply(("throttled",), ()))
+    assert found.advice.startswith("cool the board")

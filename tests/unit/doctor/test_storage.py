@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.config import StorageConfig
+from agent.doctor.storage import findings, of_clock, of_disk, of_folder
+from agent.health.clock import Clock
+from agent.health.disk import Disk
+
+
+@pytest.mark.parametrize(
+    ("disk", "state"),
+    [
+        (Disk(Path("/x"), 1000, 500, None, False), "ok"),
+        (Disk(Path("/x"), 1000, 255, 10, False), "warning"),
+        (Disk(Path("/x"), 1000, 63, 10, False), "problem"),
+        (Disk(Path("/x"), 1000, 500, 0, False), "problem"),
+        (Disk(Path("/x"), 1000, 500, 10, True), "problem"),
+    ],
+)
+def test_room(disk: Disk, state: str) -> None:
+    found = of_disk(disk, 64)
+    assert found.state == state
+    assert ("/x" in found.advice or "SD card" in found.advice) == (state != "ok")
+
+
+def test_the_folder_of_the_unit_is_meant_where_systemd_has_made_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    (tmp_path / "var/lib/vedette").mkdir(parents=True)
+    assert str(tmp_path / "var/lib/vedette") in of_folder(StorageConfig(), tmp_path).value
+    other = tmp_path / "other"
+    other.mkdir()
+    assert str(other) in of_folder(StorageConfig(folder=str(other)), tmp_path).value
+
+
+def test_nothing_is_created(tmp_path: Path) -> None:
+    of_folder(StorageConfig(folder=str(tmp_path / "state")), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_has_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    found = of_folder(StorageConfig(folder="$STATE_DIRECTORY"), tmp_path)
+    assert found.state == "warning"
+    assert "$STATE_DIRECTORY is not set" in found.advice
+
+
+@pytest.mark.parametrize(
+    ("clock", "now_s", "state"),
+    [
+        (Clock(True, True), 2e9, "ok"),
+        (Clock(None, True), 2e9, "ok"),
+        (Clock(False, True), 2e9, "warning"),
+        (Clock(None, True), 1e9, "problem"),
+    ],
+)
+def test_the_clock(clock: Clock, now_s: float, state: str) -> None:
+    (found,) = of_clock(clock, now_s, 1.9e9)
+    assert found.state == state
+    assert ("timedatectl" in found.advice) == (state != "ok")
+
+
+def test_a_board_without_a_battery_is_told_so() -> None:
+    (found,) = of_clock(Clock(False, False), 2e9, 1.9e9)
+    assert "forgets the time" in found.advice
+
+
+def test_of_this_machine(tmp_path: Path) -> None:
+    assert [one.name for one in findings(StorageConfig(folder=str(tmp_path)), tmp_path)] == [
+        "state folder",
+        "clock",
+    ]
