@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +19,8 @@ def findings(path: Path, asked: bool) -> Iterator[Finding]:
         path: of the configuration.
         asked: whether somebody has named it; the usual one may be missing.
     """
-    if not asked and not path.exists():
-        yield Finding(SECTION, "file", f"none at {path}; -c FILE checks another")
+    if not asked and not is_seen(path):
+        yield Finding(SECTION, "file", f"none that this user can see at {path}; -c FILE checks another")
         return
     wrong = check.problems(path)
     for line in wrong:
@@ -27,6 +28,11 @@ def findings(path: Path, asked: bool) -> Iterator[Finding]:
         yield Finding(SECTION, "file", line, "problem", advice)
     if not wrong:
         yield Finding(SECTION, "file", f"nothing is wrong with {path}")
+
+
+def is_seen(path: Path) -> bool:
+    """Whether a file is there, in a folder that this user may look into."""
+    return os.access(path, os.F_OK)
 
 
 def unchecked(path: Path) -> Iterator[Finding]:

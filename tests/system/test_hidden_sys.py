@@ -6,15 +6,19 @@ import json
 import platform
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.running import ROOT
 
 HIDDEN = {
     "/sys/devices/system/cpu/possible": ["-rm", "mount -t tmpfs none /sys"],
     # What ProcSubset=pid does.
     "/proc/cpuinfo": ["-rmpf", "mount -t proc -o subset=pid proc /proc"],
 }
+HIDES = ("InaccessiblePaths", "TemporaryFileSystem", "RootDirectory", "RootImage", "ProcSubset")
 NOT_ALLOWED = "no namespace may be made here"
 
 
@@ -56,3 +60,9 @@ def test_the_doctor_notices(path: str) -> None:
     assert "is off: runs 0 of " in found["XNNPACK"]["value"]
     assert path in found["XNNPACK"]["value"]
     assert "InaccessiblePaths=" in found["XNNPACK"]["advice"]
+
+
+@pytest.mark.parametrize("unit", sorted((ROOT / "systemd").glob("*.service")), ids=lambda path: path.name)
+def test_our_units_hide_nothing(unit: Path) -> None:
+    settings = [line.partition("=")[0].strip() for line in unit.read_text().splitlines()]
+    assert not set(settings) & set(HIDES)

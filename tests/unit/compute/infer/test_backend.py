@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from agent.compute.infer.backend import Options, open_session
-from agent.compute.infer.litert import default_threads, load_runtime
+from agent.compute.infer.litert import CpuBackend, default_threads, load_runtime
 from agent.compute.infer.stderr import native_stderr
 from agent.errors import BackendError, ModelError
+from agent.library import open_whole_model
 from agent.manifest import Manifest, Model, OutputManifest, Rung
 from tests.support import tflite_builder as build
 
@@ -64,6 +65,19 @@ def test_a_missing_signature_names_those_that_there_are(backend: str) -> None:
     content = build.add_model(signature="deep")
     with pytest.raises(ModelError, match=r"m\.tflite: .*no signature 'deeper'; .* has: deep"):
         open_session(model(content, Rung("12", "deeper")), backend, Options())
+
+
+@pytest.mark.numerics
+def test_a_session_tells_how_many_operations_xnnpack_has_taken_of_the_first_graph() -> None:
+    whole = open_whole_model("small-speech")
+    taken = []
+    for rung in whole.manifest.rungs:
+        session = CpuBackend().open(whole, Options(rung.name, threads=1))
+        taken.append((session.delegated, session.nodes))
+        session.close()
+    known = [(delegated, nodes) for delegated, nodes in taken if delegated >= 0]
+    assert len(known) == 1, "of the other graphs it is not known"
+    assert known[0][0] == (known[0][1] if load_runtime()[0] == "litert" else 0)
 
 
 def test_quantised_tensors_tell_their_scale() -> None:
