@@ -6,6 +6,7 @@ a step in two kinds of operations, see `scripts/arm_check`; the runtime's own ke
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from agent.compute.infer.worker import WorkerSession
 from agent.doctor.golden import Golden, golden_input, open_alone, recorded
 from agent.doctor.report import Finding
 from agent.errors import ModelError
+from agent.health.memory import read_memory
 from agent.health.processors import ADVICE, unreadable
 
 SECTION = "self-test"
@@ -26,6 +28,8 @@ _STEPS, _STEPS_WITHOUT = 2, 32
 """Largest difference from the record with XNNPACK and without it, in steps of the last bit."""
 _PATIENCE_S = 30.0
 """For opening a model, and for an inference: without XNNPACK one takes seconds on a small board."""
+_EACH_MB = 150
+"""Of memory for a process: LiteRT, numpy and a model, and something left for the daemon."""
 _REINSTALL = (
     "install the runtime anew (pip install --force-reinstall ai-edge-litert); if it stays, the board is broken"
 )
@@ -53,10 +57,10 @@ class Tried(Struct, frozen=True):
 
 
 def run_all() -> list[Tried]:
-    """Run everything that is recorded, at the same time."""
-    goldens = recorded()
-    with ThreadPoolExecutor(len(goldens), thread_name_prefix="self-test") as pool:
-        return list(pool.map(run, goldens))
+    """Run everything that is recorded, as much at the same time as the board has cores and memory for."""
+    at_once = min(len(os.sched_getaffinity(0)), read_memory().available_mb // _EACH_MB)
+    with ThreadPoolExecutor(max(1, at_once), thread_name_prefix="self-test") as pool:
+        return list(pool.map(run, recorded()))
 
 
 def run(golden: Golden) -> Tried:
