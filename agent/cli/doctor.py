@@ -32,14 +32,18 @@ _NAME, _LEAST = 22, 20
     type=click.Path(path_type=Path),
     help=f"Check this configuration, too.  [default: {DEFAULT_CONFIG}, if it is there]",
 )
+@click.option("--fresh", is_flag=True, help="Measure what runs each model best on this board, and keep it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @click.pass_context
-def doctor(ctx: click.Context, path: Path | None, as_json: bool) -> None:
+def doctor(ctx: click.Context, path: Path | None, fresh: bool, as_json: bool) -> None:
     """Look at this board, and say what is wrong with it and what to do.
 
-    Looks at the board, the runtime and whether it computes rightly, what could run models, cameras and
-    microphones, heat and supply, storage and clock, and the configuration. Nothing is changed. The exit code is 1
-    if there is a problem; warnings do not count.
+    Looks at the board, the runtime and whether it computes rightly, what could run models and what runs them
+    best, cameras and microphones, heat and supply, storage and clock, and the configuration. The exit code is 1 if
+    there is a problem; warnings do not count.
+
+    Nothing is changed but by --fresh, which takes some seconds for each model and candidate. A daemon that runs
+    takes up what was measured when it is reloaded.
     """
     from agent.doctor.examination import examine
 
@@ -49,7 +53,7 @@ def doctor(ctx: click.Context, path: Path | None, as_json: bool) -> None:
         if shown:
             click.echo(f"\r\x1b[Klooking at: {section} …", err=True, nl=False)
 
-    report = examine(path or DEFAULT_CONFIG, asked=path is not None, progress=progress)
+    report = examine(path or DEFAULT_CONFIG, asked=path is not None, fresh=fresh, progress=progress)
     if shown:
         click.echo("\r\x1b[K", err=True, nl=False)
     if as_json:

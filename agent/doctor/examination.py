@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from agent import __version__
-from agent.config import StorageConfig
+from agent.config import Config, StorageConfig
 from agent.configfile import load
-from agent.doctor import board, devices, hardware, heat, runtime, selftest, storage, streams
+from agent.doctor import board, choices, devices, hardware, heat, runtime, selftest, storage, streams
 from agent.doctor.report import Finding, Report
 from agent.errors import ConfigError
+from agent.storage.durable import state_folder
 
 _ROOT = Path("/")
 
@@ -20,20 +23,27 @@ def examine(
     path: Path,
     *,
     asked: bool = True,
-    verdicts: Mapping[str, str] | None = None,
+    fresh: bool = False,
     root: Path = _ROOT,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Look at everything. Nothing is changed.
+    """Look at everything.
 
     Args:
         path: of the configuration.
         asked: whether somebody has named it; the usual one may be missing.
-        verdicts: see `agent.doctor.hardware.findings`.
+        fresh: measure what runs the models best, and keep it: the only thing that is changed.
         root: of the file system.
         progress: is told which section is next.
     """
     tried: list[selftest.Tried] = []
+    config = _config(path)
+
+    def chosen() -> Iterable[Finding]:
+        state = storage.folder_of(_storage(config), root)
+        if fresh:
+            state = state_folder(replace(_storage(config), folder=str(state)))
+        return choices.findings(config, state, fresh=fresh, progress=progress)
 
     def tested() -> Iterable[Finding]:
         tried.extend(selftest.run_all())
@@ -47,10 +57,11 @@ def examine(
         board.SECTION: lambda: board.findings(root),
         runtime.SECTION: runtime.findings,
         selftest.SECTION: tested,
-        hardware.SECTION: lambda: hardware.findings(root, verdicts or {}),
+        hardware.SECTION: lambda: hardware.findings(root),
+        choices.SECTION: chosen,
         devices.SECTION: lambda: devices.findings(root),
         heat.SECTION: lambda: heat.findings(root),
-        storage.SECTION: lambda: storage.findings(_storage(path), root),
+        storage.SECTION: lambda: storage.findings(_storage(config), root),
         streams.SECTION: configured,
     }
     found: list[Finding] = []
@@ -80,9 +91,14 @@ def guarded(section: str, look: Callable[[], Iterable[Finding]]) -> list[Finding
     return found
 
 
-def _storage(path: Path) -> StorageConfig:
-    """Of the configuration; what it would be by itself where that cannot be read."""
+def _config(path: Path) -> Config | None:
+    """The configuration; None: it cannot be read, which is told in its own section."""
     try:
-        return load(path).config.storage
+        return load(path).config
     except ConfigError:
-        return StorageConfig()
+        return None
+
+
+def _storage(config: Config | None) -> StorageConfig:
+    """Of the configuration; what it would be by itself where there is none."""
+    return config.storage if config else StorageConfig()

@@ -1,8 +1,8 @@
-"""The hardware that could run models, and what has been chosen for which model."""
+"""The hardware that could run models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from agent.compute.infer.finding import Found, candidates
@@ -11,16 +11,13 @@ from agent.doctor.report import Finding
 SECTION = "hardware to run models on"
 
 
-def findings(root: Path, verdicts: Mapping[str, str]) -> Iterator[Finding]:
-    """Every way to run models that Vedette knows, then the verdicts.
+def findings(root: Path) -> Iterator[Finding]:
+    """Every way to run models that Vedette knows.
 
     Args:
         root: of the file system.
-        verdicts: by model what runs it here and why, a sentence, as it has been measured.
     """
     yield from of_candidates(candidates(root=root))
-    for model, verdict in verdicts.items():
-        yield Finding(SECTION, model, verdict)
 
 
 def of_candidates(found: Sequence[Found]) -> Iterator[Finding]:
@@ -33,5 +30,5 @@ def of_candidates(found: Sequence[Found]) -> Iterator[Finding]:
 def _standing(one: Found) -> str:
     """Where it is, or why it is not. How to install it is of no use to a board that does not have it."""
     if one.plan is not None:
-        return f"found ({one.library})"
+        return f"found ({one.parts[0]})"
     return one.missing.partition(": ")[0] if one.missing.startswith("no device") else one.missing

@@ -37,7 +37,7 @@ def findings(config: StorageConfig, root: Path) -> Iterator[Finding]:
 def of_folder(config: StorageConfig, root: Path) -> Finding:
     """Whether the state folder has room."""
     try:
-        disk = read_disk(_folder(config, root))
+        disk = read_disk(folder_of(config, root))
     except StorageError as error:
         return Finding(SECTION, "state folder", str(error), "warning", str(error))
     if disk is None:
@@ -45,7 +45,12 @@ def of_folder(config: StorageConfig, root: Path) -> Finding:
     return of_disk(disk, config.spool_max_bytes >> 20)
 
 
-def _folder(config: StorageConfig, root: Path) -> Path:
+def folder_of(config: StorageConfig, root: Path) -> Path:
+    """The state folder: the unit's, where this is a board with one.
+
+    Raises:
+        StorageError: it has no place.
+    """
     by_unit = not config.folder or "STATE_DIRECTORY" in config.folder
     if by_unit and not os.environ.get("STATE_DIRECTORY") and os.path.lexists(root / _SERVICE):
         return root / _SERVICE

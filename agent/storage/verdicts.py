@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -54,6 +55,14 @@ class Verdicts:
         except OSError as error:
             raise StorageError(f"{self._folder}: cannot be created: {reason_of(error)}") from error
         write_atomic(self.path(model, key), content)
+        self._give_to_owner(self.path(model, key))
+
+    def _give_to_owner(self, file: Path) -> None:
+        """What root measures is for the daemon, whose the state folder is."""
+        if os.geteuid() == 0:
+            owner = self._folder.parent.stat()
+            for path in (self._folder, file):
+                os.chown(path, owner.st_uid, owner.st_gid)
 
     def path(self, model: str, key: str) -> Path:
         """Where it lies."""

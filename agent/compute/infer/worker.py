@@ -28,6 +28,8 @@ PATIENCE_S = 120.0
 """A GPU may have to compile every kernel when a model is opened, or first run."""
 DEADLINE_S = 2.0
 _END_S = 2.0
+_CHATTER = ("INFO", "I0000 ")
+"""What libraries say when all is well begins so."""
 _LAST_WORDS = 4096
 
 _Told = TypeVar("_Told", wire.Opened, wire.Stretch, wire.Usage)
@@ -204,7 +206,7 @@ class WorkerSession:
         size = os.fstat(self._log).st_size
         lines = os.pread(self._log, _LAST_WORDS, max(0, size - _LAST_WORDS)).decode(errors="replace").split("\n")
         said = ["".join(filter(str.isprintable, line)).strip() for line in lines]
-        said = [line for line in said if line]
+        said = [line for line in said if line and not line.startswith(_CHATTER)]
         return f"; it said: {said[-1][:200]}" if said else ""
 
 

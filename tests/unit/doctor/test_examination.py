@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.doctor import board, heat, selftest
+from agent.doctor import board, choices, heat, selftest
 from agent.doctor.examination import examine, guarded
-from agent.doctor.report import Finding, advice_of
+from agent.doctor.report import Finding, Report, advice_of
 from agent.doctor.selftest import Tried
 from tests.support.boards import pi4
 
@@ -33,10 +33,11 @@ def config(tmp_path: Path) -> Path:
 @pytest.mark.usefixtures("tried")
 def test_a_board_that_is_well(tmp_path: Path, config: Path) -> None:
     told: list[str] = []
-    report = examine(config, verdicts={"nanodet": "cpu"}, root=pi4(tmp_path / "root"), progress=told.append)
+    report = examine(config, root=pi4(tmp_path / "root"), progress=told.append)
     assert [one for one in report.findings if one.state == "problem"] == []
     assert report.healthy
     assert told == list(dict.fromkeys(one.section for one in report.findings))
+    assert not (tmp_path / "verdicts").exists()
 
 
 @pytest.mark.usefixtures("tried")
@@ -82,3 +83,26 @@ def test_advice_is_given_once_and_first_about_problems() -> None:
 
 def test_a_section_that_is_well_is_as_it_is(tmp_path: Path) -> None:
     assert guarded(board.SECTION, lambda: board.findings(tmp_path)) == list(board.findings(tmp_path))
+
+
+@pytest.mark.usefixtures("tried")
+def test_measuring_anew_is_kept_in_the_state_folder_and_told_the_next_time(tmp_path: Path) -> None:
+    config, state = tmp_path / "vedette.toml", tmp_path / "new" / "state"
+    config.write_text(
+        f'[storage]\nfolder = "{state}"\n[selection]\ncandidates = []\nthreads_max = 1\n'
+        '[streams.kitchen]\nsource = "wav:x.wav"\nmodel = "small-speech"\nrung = "3"\n'
+    )
+    root = pi4(tmp_path / "root")
+    (before,) = _models(examine(config, root=root))
+    assert "vedette doctor --fresh measures it now" in before.value
+    assert not state.exists()
+    told: list[str] = []
+    (fresh,) = _models(examine(config, fresh=True, root=root, progress=told.append))
+    assert fresh.value.startswith("cpu, 1 thread, ")
+    assert "small-speech, cpu, 1 thread" in told
+    assert len(list((state / "verdicts").iterdir())) == 1
+    assert _models(examine(config, root=root)) == [fresh]
+
+
+def _models(report: Report) -> list[Finding]:
+    return [one for one in report.findings if one.section == choices.SECTION]

@@ -1,0 +1,91 @@
+"""What runs the models of this board best, as it was measured, and why the others do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from agent.compute.infer.backend import AUTO
+from agent.compute.infer.finding import Found
+from agent.compute.infer.measure import Measured
+from agent.compute.infer.selection import Verdict
+from agent.config import Config
+from agent.doctor.report import Finding
+from agent.errors import VedetteError
+from agent.library import open_model
+from agent.manifest import Model
+from agent.storage.models import bundled
+from agent.storage.verdicts import Verdicts
+from agent.surveys import Survey, Surveys
+
+SECTION = "models on this hardware"
+_BUSY = 0.25
+"""Share of the processor: where others use more, what was measured says little."""
+_FRESH = "vedette doctor --fresh measures it now"
+_AGAIN = "measure again while nothing else runs on the board: sudo systemctl stop vedette; vedette doctor --fresh"
+
+
+def findings(
+    config: Config | None, state: Path, *, fresh: bool, progress: Callable[[str], None] = lambda _: None
+) -> Iterator[Finding]:
+    """Each model whose backend is to be chosen, and how each candidate does.
+
+    Args:
+        config: whose streams name the models; None, or one without such streams: the bundled ones.
+        state: the state folder; it is there if `fresh`.
+        fresh: measure now, whatever is known.
+        progress: is told what is measured next.
+    """
+    surveys = Surveys(Verdicts(state), (config or Config()).selection)
+    for name, rung in _models(config):
+
+        def tell(what: str, name: str = name) -> None:
+            progress(f"{name}, {what}")
+
+        try:
+            model, found = open_model(name, rung), surveys.found()
+            made = surveys.make(model, found, tell) if fresh else surveys.known(model, found)
+        except VedetteError as error:
+            yield Finding(SECTION, name, str(error), "problem", f"see why {name} cannot be used: {error}")
+            continue
+        if made is None:
+            yield Finding(SECTION, name, f"not measured on this board, or something has changed since: {_FRESH}")
+        else:
+            yield from of_survey(model, made, surveys.verdict(made, found), found)
+
+
+def of_survey(model: Model, made: Survey, verdict: Verdict, found: Sequence[Found]) -> Iterator[Finding]:
+    """What was chosen, when, and what speaks against the others.
+
+    Args:
+        model: that was measured.
+        made: what was measured.
+        verdict: what follows.
+        found: of this board.
+    """
+    plan = verdict.chosen
+    best = next(one for one in verdict.measured if (one.name, one.threads) == (plan.backend, plan.threads))
+    value = f"{_way(best)}, {_cost(best)}; measured {made.at:%Y-%m-%d %H:%M}, others used {made.busy:.0%}"
+    if made.busy > _BUSY:
+        yield Finding(SECTION, model.path, f"{value} of the processor", "warning", _AGAIN)
+    else:
+        yield Finding(SECTION, model.path, f"{value} of the processor")
+    here = {one.name for one in found if one.plan is not None}
+    for one in verdict.measured:
+        if one is not best and (one.name == verdict.cpu.backend or one.name in here):
+            yield Finding(SECTION, f"  {_way(one)}", one.refused or _cost(one))
+
+
+def _models(config: Config | None) -> list[tuple[str, str]]:
+    """Names and rungs, each once."""
+    streams = config.streams.values() if config else ()
+    wanted = [(one.model, one.rung) for one in streams if one.enabled and one.backend == AUTO]
+    return list(dict.fromkeys(wanted)) or ([] if streams else [(name, "") for name in bundled()])
+
+
+def _way(one: Measured) -> str:
+    return f"{one.name}, {one.threads} thread{'s' * (one.threads != 1)}" if one.threads else one.name
+
+
+def _cost(one: Measured) -> str:
+    return f"{one.p50_ms:.2f} ms and {one.cpu_ms:.2f} ms of CPU time"

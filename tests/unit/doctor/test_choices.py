@@ -1,0 +1,86 @@
+"""What runs the models best, and why nothing else does."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from agent.circumstances import circumstances
+from agent.compute.infer.backend import Plan
+from agent.compute.infer.finding import Found
+from agent.compute.infer.measure import Measured
+from agent.compute.infer.selection import decide
+from agent.config import Config, SelectionConfig, StreamConfig
+from agent.doctor.choices import findings, of_survey
+from agent.errors import ModelError
+from agent.library import open_model
+from agent.surveys import Survey, Surveys
+
+ONE = Measured("cpu", "CPU", 1, p50_ms=21.0, cpu_ms=20.9)
+GPU = Measured("gpu", "GPU", p50_ms=8.5, cpu_ms=1.0)
+TPU = Measured("edgetpu", "Edge TPU", refused="takes none of the model's 60 operations")
+AWAY = Measured("vx", "NPU", here=False, refused="no device")
+FOUND = [Found("gpu", "GPU", Plan("gpu", "accelerator", "GPU")), Found("edgetpu", "TPU", Plan("edgetpu"))]
+
+
+def survey(*measured: Measured, busy: float = 0.02) -> Survey:
+    now, files = circumstances(open_model("small-speech", "3"), [], 1, {})
+    return Survey(1, now, files, measured, datetime(2026, 11, 20, 8, 30, tzinfo=UTC), busy)
+
+
+def test_what_was_chosen_comes_first_and_each_other_has_its_reason() -> None:
+    model, made = (
+        open_model("small-speech", "3"),
+        survey(ONE, replace(ONE, threads=2, p50_ms=12.0), GPU, TPU, AWAY),
+    )
+    verdict = decide(made.measured, FOUND, "latency")
+    found = list(of_survey(model, made, verdict, FOUND))
+    assert [(one.name, one.state) for one in found] == [
+        ("small-speech", "ok"),
+        ("  cpu, 1 thread", "ok"),
+        ("  cpu, 2 threads", "ok"),
+        ("  edgetpu", "ok"),
+    ]
+    assert found[0].value == (
+        "gpu, 8.50 ms and 1.00 ms of CPU time; measured 2026-11-20 08:30, others used 2% of the processor"
+    )
+    assert found[1].value == "21.00 ms and 20.90 ms of CPU time"
+    assert found[3].value == "takes none of the model's 60 operations"
+
+
+def test_measured_on_a_busy_board_it_says_little() -> None:
+    made = survey(ONE, busy=0.4)
+    (one,) = of_survey(open_model("small-speech", "3"), made, decide(made.measured, [], "energy"), [])
+    assert one.state == "warning"
+    assert "while nothing else runs" in one.advice
+    assert one.value.startswith("cpu, 1 thread, ")
+
+
+def test_each_model_once_and_only_where_the_choice_is_left_to_us(tmp_path: Path) -> None:
+    front = StreamConfig("test:", "nanodet", rung="256")
+    off = replace(front, model="other", enabled=False)
+    asked = replace(front, model="small-speech", backend="cpu")
+    config = Config({"front": front, "back": front, "off": off, "asked": asked})
+    (one,) = findings(config, tmp_path, fresh=False)
+    assert one.name == "nanodet"
+    assert [one.name for one in findings(None, tmp_path, fresh=False)] == ["nanodet", "small-speech"]
+    assert list(findings(Config({"asked": asked}), tmp_path, fresh=False)) == []
+
+
+def test_a_model_that_cannot_be_used_is_a_problem(tmp_path: Path) -> None:
+    config = Config({"front": StreamConfig("test:", str(tmp_path / "gone.tflite"))})
+    (one,) = findings(config, tmp_path, fresh=True)
+    assert (one.state, "no such file" in one.value) == ("problem", True)
+
+
+def test_a_survey_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ModelError("the runtime crashed")
+
+    monkeypatch.setattr(Surveys, "make", fail)
+    config = Config({"kitchen": StreamConfig("mic:", "small-speech")}, selection=SelectionConfig(candidates=()))
+    (one,) = findings(config, tmp_path, fresh=True)
+    assert one.value == "the runtime crashed"
