@@ -51,7 +51,9 @@ def examine(
 
     def configured() -> Iterable[Finding]:
         sound = tried and not any(one.error for one in tried)
-        return streams.findings(path, asked) if sound or not streams.is_seen(path) else streams.unchecked(path)
+        return (
+            streams.findings(path, asked, root) if sound or not streams.is_seen(path) else streams.unchecked(path)
+        )
 
     sections: dict[str, Callable[[], Iterable[Finding]]] = {
         board.SECTION: lambda: board.findings(root),

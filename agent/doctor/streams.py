@@ -7,18 +7,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent import check
+from agent.configfile import load
 from agent.doctor.report import Finding
+from agent.errors import ConfigError
+from agent.health.board import read_board
+from agent.profiles import AUTO, choose
 
 SECTION = "configuration"
 
 
-def findings(path: Path, asked: bool) -> Iterator[Finding]:
-    """What is wrong with a file.
+def findings(path: Path, asked: bool, root: Path) -> Iterator[Finding]:
+    """The board's profile, and what is wrong with a file.
 
     Args:
         path: of the configuration.
         asked: whether somebody has named it; the usual one may be missing.
+        root: of the file system, in which the board is read.
     """
+    yield from _of_profile(path, root)
     if not asked and not is_seen(path):
         yield Finding(SECTION, "file", f"none that this user can see at {path}; -c FILE checks another")
         return
@@ -28,6 +34,15 @@ def findings(path: Path, asked: bool) -> Iterator[Finding]:
         yield Finding(SECTION, "file", line, "problem", advice)
     if not wrong:
         yield Finding(SECTION, "file", f"nothing is wrong with {path}")
+
+
+def _of_profile(path: Path, root: Path) -> Iterator[Finding]:
+    """Which settings suit the board; what is wrong with a file that cannot be read is told with the rest."""
+    try:
+        profile = load(path, root).profile if is_seen(path) else choose(AUTO, read_board(root))
+    except ConfigError:
+        return
+    yield Finding(SECTION, "board's profile", str(profile or "none fits this board, or none is wanted"))
 
 
 def is_seen(path: Path) -> bool:

@@ -3,12 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent.doctor.streams import findings
+from tests.support.boards import pi4
 
 
 def test_every_error_of_a_configuration_is_a_problem_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "vedette.toml"
     path.write_text('[streams.front]\nsource = "tset:"\nmodel = "nanodett"\n')
-    found = list(findings(path, asked=True))
+    profile, *found = findings(path, True, pi4(tmp_path / "root"))
+    assert profile.value.startswith("pi4b: ")
     assert [one.state for one in found] == ["problem", "problem"]
     assert found[0].value.startswith(f"{path}:2: ")
     assert found[1].advice.startswith(f"correct {path}:3; ")
@@ -16,13 +18,23 @@ def test_every_error_of_a_configuration_is_a_problem_with_its_line(tmp_path: Pat
 
 def test_a_configuration_that_is_well(tmp_path: Path) -> None:
     path = tmp_path / "vedette.toml"
-    path.write_text('[streams.front]\nsource = "test:"\nmodel = "nanodet"\n')
-    (found,) = findings(path, asked=True)
+    path.write_text('[device]\nprofile = "none"\n[streams.front]\nsource = "test:"\nmodel = "nanodet"\n')
+    profile, found = findings(path, True, pi4(tmp_path / "root"))
+    assert profile.value == "none fits this board, or none is wanted"
     assert (found.state, found.value) == ("ok", f"nothing is wrong with {path}")
 
 
+def test_one_that_is_no_configuration_has_no_profile(tmp_path: Path) -> None:
+    path = tmp_path / "vedette.toml"
+    path.write_text("[streams")
+    (found,) = findings(path, True, pi4(tmp_path / "root"))
+    assert found.state == "problem"
+
+
 def test_the_usual_file_may_be_missing_and_a_named_one_may_not(tmp_path: Path) -> None:
-    (found,) = findings(tmp_path / "no.toml", asked=False)
+    root = pi4(tmp_path / "root")
+    profile, found = findings(tmp_path / "no.toml", False, root)
+    assert (profile.name, profile.value.partition(":")[0]) == ("board's profile", "pi4b")
     assert found.state == "ok"
-    (found,) = findings(tmp_path / "no.toml", asked=True)
+    _, found = findings(tmp_path / "no.toml", True, root)
     assert found.state == "problem"
