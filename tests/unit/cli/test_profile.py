@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,13 @@ def test_a_table_by_kind_and_the_three_worst() -> None:
     text = " ".join(done.output.split())
     assert "of an inference without the profiler (p50 " in text
     worst = lines[lines.index("the three worst") + 1 :]
-    assert [line[:2] for line in worst[::2]] == ["1.", "2.", "3."]
-    assert any("CONV_2D conv_2d_1 1×128×128×32" in line for line in worst)
+    told = [
+        re.fullmatch(r"([123])\. [A-Z_0-9]+ \w+ \d+(×\d+)+: [\d.]+ ms, ([\d.]+)%", line) for line in worst[::2]
+    ]
+    assert [one and one[1] for one in told] == ["1", "2", "3"]
+    shares = [float(one[3]) for one in told if one]
+    assert shares == sorted(shares, reverse=True)
+    assert all(advice.startswith("   ") and advice.strip() for advice in worst[1::2])
 
 
 @litert
