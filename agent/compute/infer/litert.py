@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import logging
 import os
+import re
 import sys
 from typing import Any, Literal
 
@@ -26,6 +27,8 @@ from agent.messages import Array
 log = logging.getLogger(__name__)
 
 _CPU = Plan()
+
+_NODE = re.compile(r"Node number \d+ \([^()]*\) failed to (invoke|prepare)\.")
 
 Runtime = Literal["litert", "tflite-runtime"]
 
@@ -230,4 +233,6 @@ def _spec(name: str, details: dict[str, Any]) -> TensorSpec:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """What the runtime says first, without the number that it gives the operation, which hangs on."""
+    said = _NODE.sub("", str(error)).strip() or str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__

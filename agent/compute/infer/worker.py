@@ -28,8 +28,8 @@ PATIENCE_S = 120.0
 """A GPU may have to compile every kernel when a model is opened, or first run."""
 DEADLINE_S = 2.0
 _END_S = 2.0
-_CHATTER = ("INFO", "I0000 ")
-"""What libraries say when all is well begins so."""
+_CHATTER = ("INFO", "I0000 ", "WARNING: [npu_registry", "WARNING: [gpu_registry")
+"""What libraries say when all is well begins so; LiteRT also warns of each accelerator that a board has not."""
 _LAST_WORDS = 4096
 
 _Told = TypeVar("_Told", wire.Opened, wire.Stretch, wire.Usage)
