@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -14,6 +15,11 @@ from agent.compute.track.zones import check_zones
 from agent.config import SelectionConfig, StreamConfig
 from agent.configfile import ConfigFile, Keys, load
 from agent.errors import BackendError, ConfigError, VedetteError
+
+if TYPE_CHECKING:
+    from agent.senses import Sense
+
+    _Opens = Callable[[str, StreamConfig], Sense | None]
 
 Step = tuple[Keys, Callable[[], object]]
 """What is checked: its keys below the stream, and the check, which raises a `VedetteError`."""
@@ -54,13 +60,17 @@ def check_stream(name: str, stream: StreamConfig) -> None:
     Raises:
         VedetteError: the first thing that is wrong with it.
     """
-    for _, step in (*_source_steps(stream), *_steps(name, stream)):
+    from agent.senses import open_sense
+
+    for _, step in (*_source_steps(stream), *_steps(name, stream, open_sense)):
         step()
 
 
 def keys_of(error: VedetteError, name: str, stream: StreamConfig) -> Keys:
     """Below the stream, the key that an error is about: its check fails in the same words. Empty: none does."""
-    for keys, step in (*_source_steps(stream), *_steps(name, stream)):
+    from agent.senses import prepare_sense
+
+    for keys, step in (*_source_steps(stream), *_steps(name, stream, prepare_sense)):
         if any(str(found) == str(error) for _, found in _first_problem([(keys, step)])):
             return keys
     return ()
@@ -81,9 +91,11 @@ def _of_device(file: ConfigFile) -> Iterator[str]:
 
 def _of_stream(file: ConfigFile, name: str, stream: StreamConfig) -> list[str]:
     """What is wrong with the source, and the first that is wrong of the rest: each step needs those before it."""
+    from agent.senses import open_sense
+
     return [
         f"{file.where('streams', name, *keys)}: {error}"
-        for steps in (_source_steps(stream), _steps(name, stream))
+        for steps in (_source_steps(stream), _steps(name, stream, open_sense))
         for keys, error in _first_problem(steps)
     ]
 
@@ -92,7 +104,7 @@ def _source_steps(stream: StreamConfig) -> Iterator[Step]:
     yield ("source",), lambda: check_there(stream.source)
 
 
-def _steps(name: str, stream: StreamConfig) -> Iterator[Step]:
+def _steps(name: str, stream: StreamConfig, opens: _Opens) -> Iterator[Step]:
     """From the zones to the opened model."""
     from agent.compute.infer.backend import plan_of
     from agent.library import open_model
@@ -104,15 +116,14 @@ def _steps(name: str, stream: StreamConfig) -> Iterator[Step]:
     yield ("rung",), lambda: open_model(stream.model, stream.rung)
     if any(_first_problem([(("source",), lambda: check_uri(stream.source))])):
         return  # told already, at its own line: whether it gives what the model takes is not known
-    yield ("model",), lambda: _open(name, replace(stream, decode=replace(stream.decode, labels=())))
+    yield ("model",), lambda: _open(opens, name, replace(stream, decode=replace(stream.decode, labels=())))
     if stream.decode.labels:
-        yield ("decode", "labels"), lambda: _open(name, stream)
+        yield ("decode", "labels"), lambda: _open(opens, name, stream)
 
 
-def _open(name: str, stream: StreamConfig) -> None:
-    from agent.senses import open_sense
-
-    open_sense(name, stream).close()
+def _open(opens: _Opens, name: str, stream: StreamConfig) -> None:
+    if (sense := opens(name, stream)) is not None:
+        sense.close()
 
 
 def _first_problem(steps: Iterable[Step]) -> Iterator[tuple[Keys, VedetteError]]:

@@ -71,7 +71,7 @@ class Chooser:
             ModelError, BackendError: see `agent.compute.infer.backend.open_session`.
         """
         if (plan := standing_by(backend)) is not None:
-            return FailoverSession(model, plan, options, inputs=golden(model))
+            return FailoverSession(model, plan, options, inputs=golden(model), wait_s=0.0)
         if backend != AUTO:
             return open_session(model, backend, options)
         found = self._surveys.found()

@@ -58,6 +58,33 @@ def open_sense(
         return Vision(name, config, model, opener or open_session)
 
 
+def prepare_sense(
+    name: str, config: StreamConfig, model: Model | None = None, opener: Opener | None = None
+) -> Sense | None:
+    """Open what waits for no device; of what does, check all that can be checked without it.
+
+    Args:
+        name: see `open_sense`.
+        config: see `open_sense`.
+        model: see `open_sense`.
+        opener: see `open_sense`.
+
+    Returns:
+        None: a device is to be opened, which may take its time or hang: that is for the stream's own thread.
+
+    Raises:
+        ConfigError, SourceError, ModelError: see `open_sense`; BackendError: there is no such device here.
+    """
+    from agent.compute.infer.backend import opens_at_once, plan_of
+    from agent.compute.infer.null import NullBackend
+
+    if opens_at_once(config.backend):
+        return open_sense(name, config, model, opener)
+    plan_of(config.backend)
+    open_sense(name, config, model, lambda given, _, options: NullBackend().open(given, options)).close()
+    return None
+
+
 def open_corridor(
     name: str, config: StreamConfig, sense: Sense, reporter: Reporter, on_change: OnChange
 ) -> tuple[Input, Pipeline | SoundPipeline]:

@@ -18,7 +18,7 @@ from agent.corridor import Corridor, Tally
 from agent.errors import BackendError, VedetteError
 from agent.library import open_model
 from agent.manifest import Model
-from agent.senses import Input, Sense, open_corridor, open_sense
+from agent.senses import Input, Sense, open_corridor, open_sense, prepare_sense
 
 if TYPE_CHECKING:
     from agent.compute.infer.backend import Opener
@@ -65,7 +65,7 @@ class Stream:
         self._before, self._before_at = Tally(), time.monotonic()
 
     def prepare(self) -> None:
-        """Open the model and check everything that can be checked without opening the source.
+        """Open the model, unless it waits for a device, and check all that can be checked without the source.
 
         Raises:
             ConfigError, SourceError, ModelError: what is wrong, in one line. The stream is `failed` then.
@@ -74,7 +74,7 @@ class Stream:
             check_uri(self.config.source)
             if self.config.enabled:
                 self._model = open_model(self.config.model, self.config.rung)
-                self._sense = open_sense(self.name, self.config, self._model, self._desk.opener)
+                self._sense = prepare_sense(self.name, self.config, self._model, self._desk.opener)
         except VedetteError as error:
             self.state, self.detail = "failed", str(error)
             raise
@@ -197,10 +197,10 @@ class Stream:
         self.state, self.detail = "failed", detail
 
     def _run(self) -> None:
-        if self._sense is None:
-            self.prepare()
-        assert self._sense is not None
         assert self._model is not None
+        if self._sense is None:  # a device is to be opened, or anew what has broken
+            self.detail = f"{self.config.backend} is being opened"
+            self._sense = open_sense(self.name, self.config, self._model, self._desk.opener)
         model = ModelId(self._model.manifest.name, self._model.sha256[:12])
         publish = self.config.publish
         desk = self._desk

@@ -85,7 +85,7 @@ static int kernel_invoke(Context *context, Node *node) {
   if (runs++ < after) return 0;
   if (is("wrong")) for (size_t i = 0; i < to->bytes; i++) ((uint8_t *)to->data)[i] ^= 0x3f & i;
   if (is("nan")) memset(to->data, 0xff, to->bytes);
-  if (is("crash")) raise(SIGSEGV);
+  if (is("crash") || is("fork-crash")) raise(SIGSEGV);
   if (is("illegal")) raise(SIGILL);
   if (is("exit")) exit(0);
   if (is("hang")) for (;;) pause();
@@ -118,6 +118,13 @@ static int prepare(Context *context, void *delegate) {
 
 static void ignored(int number) {}
 
+static void flood(void) {
+  char block[4096];
+  memset(block, '.', sizeof block);
+  block[sizeof block - 1] = '\n';
+  for (int i = 0; i < 4096; i++) write(2, block, sizeof block);
+}
+
 void *tflite_plugin_create_delegate(char **keys, char **values, size_t count, void (*report)(const char *)) {
   for (size_t i = 0; i < count; i++) {
     if (strcmp(keys[i], "mode") == 0) snprintf(mode, sizeof mode, "%s", values[i]);
@@ -127,6 +134,8 @@ void *tflite_plugin_create_delegate(char **keys, char **values, size_t count, vo
     report("the device is busy");
     return NULL;
   }
+  if (is("flood")) flood();
+  if ((is("fork") || is("fork-crash")) && fork() == 0) for (;;) pause();
   if (is("signals")) for (int number = 1; number < 32; number++) signal(number, ignored);
   Delegate *delegate = calloc(1, sizeof *delegate);
   delegate->prepare = prepare;

@@ -89,6 +89,10 @@ class AutoSession:
             session, self._next = self._next, None
         if session is None:
             return
-        session.use(self._session.rung)
+        try:
+            session.use(self._session.rung)
+        except BaseException:
+            session.close()
+            raise
         before, self._session = self._session, session
         before.close()

@@ -137,10 +137,15 @@ def open_session(model: Model, backend: str, options: Options) -> Session:
     if (plan := standing_by(backend)) is not None:
         from agent.compute.infer.failover import FailoverSession
 
-        return FailoverSession(model, plan, options)
+        return FailoverSession(model, plan, options, wait_s=0.0)
     from agent.compute.infer.worker import WorkerSession
 
     return WorkerSession(model, plan_of(backend), options)
+
+
+def opens_at_once(backend: str) -> bool:
+    """Whether opening a model on it waits for no device: it has one that may take its time, or hang."""
+    return backend in BACKENDS or backend.endswith(STANDBY)
 
 
 def standing_by(backend: str) -> Plan | None:

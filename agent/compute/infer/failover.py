@@ -6,9 +6,6 @@ tried again in the background, less and less often; it comes back when its answe
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import threading
 import time
 
 import numpy as np
@@ -16,19 +13,20 @@ import numpy as np
 from agent.compute.infer.backend import Options, Plan, Session
 from agent.compute.infer.litert import CpuBackend
 from agent.compute.infer.measure import Inputs, distance, golden_inputs, tolerance
+from agent.compute.infer.recovery import Recovery
 from agent.compute.infer.whole import Whole
-from agent.compute.infer.worker import DEADLINE_S, WorkerSession
+from agent.compute.infer.worker import DEADLINE_S, PATIENCE_S, WorkerSession
 from agent.compute.tensors import TensorSpec
-from agent.errors import BackendError
+from agent.errors import BackendError, ModelError
 from agent.manifest import Model
 from agent.messages import Array
 
-log = logging.getLogger(__name__)
-
-_FIRST_S, _LAST_S = 5.0, 300.0
+_FIRST_S = 5.0
 _CHECK_S = 30.0
 _GOLDEN = 2
 """Golden inputs are answered each time that the device is opened: no more than this."""
+_HANGS = 20.0
+"""So many times what the CPU takes is no inference any more, where that is above `DEADLINE_S`."""
 
 
 class FailoverSession:
@@ -41,48 +39,53 @@ class FailoverSession:
         options: Options,
         *,
         inputs: Inputs = golden_inputs,
-        deadline_s: float = DEADLINE_S,
+        deadline_s: float = 0.0,
         check_s: float = _CHECK_S,
         retry_s: float = _FIRST_S,
+        wait_s: float = PATIENCE_S,
     ) -> None:
-        """Open the model on both.
+        """Open the model on the CPU, and begin to open it on the device.
 
         Args:
             model: to run.
             plan: the device.
             options: see `Options`.
             inputs: that the device must answer as the CPU does when it is opened.
-            deadline_s: of an inference on the device, s.
+            deadline_s: of an inference on the device, s; 0: `DEADLINE_S`, or more where the CPU is slow.
             check_s: how often the CPU checks an answer of the device, s.
             retry_s: pause before the device is tried again for the first time, s.
+            wait_s: how long to wait for the device, s. The CPU answers until it is there.
 
         Raises:
             ModelError: not even the CPU runs it. A device that cannot be opened now is tried again.
         """
         self._model, self._plan, self._options = model, plan, options
-        self._deadline_s, self._check_s, self._retry_s = deadline_s, check_s, retry_s
-        self.degraded = ""
+        self._check_s = check_s
         self._cpu = CpuBackend().open(model, options)
         self._first_rung = self._cpu.rung
         whole = Whole(self._cpu, model.manifest)
         self._golden = inputs(whole.inputs)[:_GOLDEN]
         self._tolerance = tolerance(model.manifest, whole.outputs)
+        began = time.monotonic()
         self._right = whole.answers(self._golden)
+        slowest_s = time.monotonic() - began
+        self._deadline_s = deadline_s or max(DEADLINE_S, _HANGS * slowest_s / max(1, len(self._golden)))
         self._cpu.use(self._first_rung)
         self._device: WorkerSession | None = None
-        self._ready: WorkerSession | None = None
-        self._left: list[WorkerSession] = []
-        self._closed = threading.Event()
         self._checked = time.monotonic()
-        try:
-            self._device = self._opened()
-        except BackendError as error:
-            self._leave(str(error))
+        self._recovery = Recovery(self._opened, f"{model.path}: {plan.backend}", retry_s)
+        self._recovery.begin(wait_s)
+        self._come_back()
 
     @property
     def backend(self) -> str:
         """What answers now."""
         return self._active.backend
+
+    @property
+    def degraded(self) -> str:
+        """See `Session`."""
+        return self._recovery.reason if self._device is None else ""
 
     @property
     def rung(self) -> str:
@@ -105,12 +108,12 @@ class FailoverSession:
         if self._device is not None:
             try:
                 self._device.use(rung)
-            except BackendError as error:
+            except ModelError as error:
                 self._leave(str(error))
 
     def input(self, index: int) -> Array:
         """See `Session.input`."""
-        if self._ready is not None and index == 0:
+        if index == 0 and self._recovery.has_any:
             self._come_back()
         return self._active.input(index)
 
@@ -124,7 +127,7 @@ class FailoverSession:
             device.invoke()
             if time.monotonic() - self._checked >= self._check_s:
                 self._check(device)
-        except BackendError as error:
+        except ModelError as error:
             self._leave(str(error))
             self._on_cpu(device)
 
@@ -134,12 +137,10 @@ class FailoverSession:
 
     def close(self) -> None:
         """See `Session.close`."""
-        self._closed.set()
-        self._drain()
-        for session in (self._device, self._ready):
-            if session is not None:
-                session.close()
-        self._device = self._ready = None
+        self._recovery.close()
+        if self._device is not None:
+            self._device.close()
+            self._device = None
         self._cpu.close()
 
     @property
@@ -171,49 +172,20 @@ class FailoverSession:
             raise BackendError(f"{self._plan.backend} answers wrongly: off by {off:.1%} where {allowed}")
 
     def _leave(self, reason: str) -> None:
-        """Go on with the CPU, and try the device again later."""
+        """Go on with the CPU; the device is tried again later."""
         device, self._device = self._device, None
-        self.degraded = reason
-        log.warning("%s; the CPU answers until it comes back", reason)
-        if device is not None:
-            self._left.append(device)
-        threading.Thread(target=self._try_again, name="recovery", daemon=True).start()
+        self._recovery.lost(device, reason)
 
     def _come_back(self) -> None:
-        session, self._ready = self._ready, None
-        assert session is not None
+        device = self._recovery.take()
+        if device is None:
+            return
         try:
-            session.use(self.rung)
-        except BackendError as error:
-            self._left.append(session)
-            self._leave(str(error))
-            return
-        self._device, self.degraded = session, ""
-        self._checked = time.monotonic()
-        log.info("%s: %s is back", self._model.path, self._plan.backend)
-
-    def _try_again(self) -> None:
-        """In a thread of its own, until the device answers rightly."""
-        pause_s = self._retry_s
-        while not self._closed.wait(pause_s):
-            self._drain()
-            try:
-                session = self._opened()
-            except BackendError as error:
-                self.degraded = str(error)
-                pause_s = min(_LAST_S, pause_s * 2.0)
-                continue
-            if self._closed.is_set():
-                session.close()
-            else:
-                self._ready = session
-            return
-
-    def _drain(self) -> None:
-        """Close what was left, each by one thread only."""
-        with contextlib.suppress(IndexError):
-            while True:
-                self._left.pop().close()
+            device.use(self.rung)
+        except ModelError as error:
+            self._recovery.lost(device, str(error))
+        else:
+            self._device, self._checked = device, time.monotonic()
 
     def _opened(self) -> WorkerSession:
         """The device, with right answers.
@@ -226,8 +198,11 @@ class FailoverSession:
         try:
             whole = Whole(session, self._model.manifest)
             self._judge(distance(self._right, whole.answers(self._golden), whole.outputs))
+            for rung in self._model.manifest.rungs:  # the first inference of each may take long: now nobody waits
+                session.use(rung.name)
+                session.invoke()
             session.use(self._first_rung)
-        except BackendError:
+        except BaseException:
             session.close()
             raise
         return session

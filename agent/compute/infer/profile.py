@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 
 import msgspec
@@ -16,15 +12,15 @@ from agent.compute.infer.case import Case
 from agent.compute.infer.effort import multiply_adds_of
 from agent.compute.infer.kernels import paired
 from agent.compute.infer.modelfile import read_modelfile
+from agent.compute.infer.process import Process
 from agent.compute.infer.profiler import Event
 from agent.compute.infer.structure import CUSTOM, Operation, Subgraph
-from agent.compute.infer.wire import Failed
+from agent.compute.infer.wire import ClosedError, Failed
 from agent.errors import BackendError, ModelError
 from agent.manifest import Manifest, Model
 
 PATIENCE_S = 120.0
 _WORST = 3
-_LAST_WORDS = 200
 
 
 class Ask(Struct, frozen=True):
@@ -179,12 +175,9 @@ def _name(operation: Operation) -> str:
 
 
 def _told(ask: Ask, model: Model, patience_s: float) -> Told:
-    done = _done(ask, model, patience_s)
-    if not done.stdout:
-        died = f"{_death(done.returncode)}{_last_words(done.stderr)}"
-        raise BackendError(f"{model.path}: the profiler crashed: {died}")
+    answer = _answer(ask, model, patience_s)
     try:
-        said = msgspec.json.decode(done.stdout, type=Told | Failed)
+        said = msgspec.json.decode(answer, type=Told | Failed)
     except msgspec.MsgspecError as error:
         raise BackendError(f"{model.path}: the profiler answers nonsense: {error}") from error
     if isinstance(said, Failed):
@@ -193,35 +186,16 @@ def _told(ask: Ask, model: Model, patience_s: float) -> Told:
     return said
 
 
-def _done(ask: Ask, model: Model, patience_s: float) -> subprocess.CompletedProcess[bytes]:
-    life, held = os.pipe()
+def _answer(ask: Ask, model: Model, patience_s: float) -> bytes:
+    process = Process("agent.compute.infer.profile_main")
     try:
-        return subprocess.run(
-            [sys.executable, "-m", "agent.compute.infer.profile_main", str(life)],
-            input=msgspec.json.encode(ask) + b"\n" + model.content,
-            capture_output=True,
-            timeout=patience_s,
-            pass_fds=[life],
-            start_new_session=True,
-        )
-    except subprocess.TimeoutExpired as error:
+        process.put(msgspec.json.encode(ask), patience_s)
+        process.put(model.content, patience_s)
+        return process.get(patience_s)
+    except TimeoutError:
         late = f"took longer than {patience_s:g} s: give it fewer runs or more patience"
-        raise BackendError(f"{model.path}: profiling {late}{_last_words(error.stderr)}") from None
+        raise BackendError(f"{model.path}: profiling {late}{process.last_words()}") from None
+    except ClosedError:
+        raise BackendError(f"{model.path}: the profiler {process.death()}") from None
     finally:
-        os.close(life)
-        os.close(held)
-
-
-def _death(code: int) -> str:
-    if code >= 0:
-        return f"its process ended by itself with exit status {code}"
-    try:
-        return f"its process was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"its process was killed by signal {-code}"
-
-
-def _last_words(log: bytes | None) -> str:
-    lines = [line.strip() for line in (log or b"").decode(errors="replace").splitlines()]
-    said = [line for line in lines if line and not line.startswith("INFO:")]  # LiteRT tells each step so
-    return f"; it said: {said[-1][:_LAST_WORDS]}" if said else ""
+        process.end()

@@ -10,14 +10,16 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
+from agent.compute.infer import wire
 from agent.compute.infer.backend import Options
+from agent.compute.infer.child import begin
 from agent.compute.infer.litert import CpuBackend, CpuSession, default_threads, load_runtime, runtime_version
 from agent.compute.infer.measure import golden_inputs
 from agent.compute.infer.modelfile import read_modelfile
 from agent.compute.infer.profile import Ask, Told
 from agent.compute.infer.profiler import Event, Profiler
 from agent.compute.infer.structure import ModelFile
-from agent.compute.infer.worker_main import end_with, failed
+from agent.compute.infer.worker_main import failed
 from agent.manifest import Model
 
 _WARM, _TURNS = 2, 5
@@ -25,22 +27,21 @@ _OUTLIER, _GRAIN_MS = 2.0, 0.002
 """A time is an outlier beyond so many times the median, and so much that the profiler's grain is not to blame."""
 
 
-def main(life: int) -> None:
-    """Read what to do from standard input, and tell it on standard output.
+def main(asked_by: int, answers_to: int, life: int) -> None:
+    """Take what to do, and tell what was found.
 
     Args:
-        life: see `agent.compute.infer.worker_main.end_with`.
+        asked_by: descriptor of the pipe from the other end.
+        answers_to: descriptor of the pipe to it.
+        life: see `agent.compute.infer.child.begin`.
     """
-    end_with(life)
-    answers = os.dup(1)
-    os.dup2(2, 1)  # libraries print as they please
-    asked, _, content = sys.stdin.buffer.read().partition(b"\n")
+    begin(life)
     try:
-        said: object = _profiled(msgspec.json.decode(asked, type=Ask), content)
+        ask = msgspec.json.decode(wire.get(asked_by), type=Ask)
+        said: object = _profiled(ask, wire.get(asked_by))
     except Exception as error:
         said = failed(error)
-    with os.fdopen(answers, "wb") as output:
-        output.write(msgspec.json.encode(said))
+    wire.put(answers_to, msgspec.json.encode(said))
     # Libraries that crash while they are taken down have done their work.
     os._exit(0)
 
@@ -108,4 +109,4 @@ def _usual(times: Sequence[float]) -> float:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(*map(int, sys.argv[1:]))

@@ -24,6 +24,8 @@ from agent.messages import Array
 
 _LENGTH = struct.Struct("<I")
 _LARGEST = 2 * 1024**3
+_SMALL = 4096
+"""Bytes of a message that goes in one write with its length."""
 _ALIGNED = 64
 RUN = b""
 """The message "run", and the answer "has run"."""
@@ -116,46 +118,69 @@ class ClosedError(Exception):
     """The other end is gone."""
 
 
-def put(descriptor: int, message: bytes) -> None:
+def put(descriptor: int, message: bytes, until: float | None = None) -> None:
     """Send a message.
 
+    Args:
+        descriptor: of a pipe; one that does not block, for `until` to mean anything.
+        message: at most 4 GiB.
+        until: s of the monotonic clock; None: as long as it takes.
+
     Raises:
-        ClosedError: nobody reads it.
+        ClosedError: nobody reads it. TimeoutError: it was not taken in time.
     """
-    rest = memoryview(_LENGTH.pack(len(message)) + message)
-    try:
+    length = _LENGTH.pack(len(message))
+    for part in (length + message,) if len(message) < _SMALL else (length, message):
+        rest = memoryview(part)
         while rest:
-            rest = rest[os.write(descriptor, rest) :]
-    except OSError as error:
-        raise ClosedError from error
+            try:
+                rest = rest[os.write(descriptor, rest) :]
+            except BlockingIOError:
+                _wait(descriptor, select.POLLOUT, until)
+            except OSError as error:
+                raise ClosedError from error
 
 
-def get(descriptor: int, timeout_s: float | None = None) -> bytes:
+def get(descriptor: int, until: float | None = None, watch: int = -1) -> bytes:
     """The next message.
+
+    Args:
+        descriptor: of a pipe.
+        until: s of the monotonic clock; None: as long as it takes.
+        watch: another descriptor, which is readable when nothing will come any more; -1: none.
 
     Raises:
         ClosedError: the other end is gone. TimeoutError: nothing came in time.
     """
-    until = None if timeout_s is None else time.monotonic() + timeout_s
-    (length,) = _LENGTH.unpack(_read(descriptor, _LENGTH.size, until))
+    (length,) = _LENGTH.unpack(_read(descriptor, _LENGTH.size, until, watch))
     if length > _LARGEST:
         raise ClosedError
-    return _read(descriptor, length, until)
+    return _read(descriptor, length, until, watch)
 
 
-def _read(descriptor: int, count: int, until: float | None) -> bytes:
-    parts = b""
-    while len(parts) < count:
+def _read(descriptor: int, count: int, until: float | None, watch: int) -> bytes:
+    buffer = bytearray(count)
+    rest = memoryview(buffer)
+    while rest:
         if until is not None:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            if not poll.poll(max(0.0, until - time.monotonic()) * 1e3):
-                raise TimeoutError
-        part = os.read(descriptor, count - len(parts))
-        if not part:
+            _wait(descriptor, select.POLLIN, until, watch)
+        got = os.readv(descriptor, [rest])
+        if not got:
             raise ClosedError
-        parts += part
-    return parts
+        rest = rest[got:]
+    return bytes(buffer)
+
+
+def _wait(descriptor: int, what: int, until: float | None, watch: int = -1) -> None:
+    poll = select.poll()
+    poll.register(descriptor, what)
+    if watch >= 0:
+        poll.register(watch, select.POLLIN)
+    ready = poll.poll(None if until is None else max(0.0, until - time.monotonic()) * 1e3)
+    if not ready:
+        raise TimeoutError
+    if all(number == watch for number, _ in ready):
+        raise ClosedError
 
 
 def size_of(specs: Sequence[TensorSpec]) -> int:

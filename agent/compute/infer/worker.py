@@ -6,32 +6,23 @@ deadline ends the process. The process ends with this one, however this one ends
 
 from __future__ import annotations
 
-import logging
 import mmap
 import os
-import signal
-import subprocess
-import sys
+from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
 
 from agent.compute.infer import wire
 from agent.compute.infer.backend import Options, Plan
-from agent.errors import BackendError, ModelError
+from agent.compute.infer.process import Process
+from agent.errors import BackendError, ModelError, reason_of
 from agent.manifest import Model
 from agent.messages import Array
-
-log = logging.getLogger(__name__)
 
 PATIENCE_S = 120.0
 """A GPU may have to compile every kernel when a model is opened, or first run."""
 DEADLINE_S = 2.0
-_END_S = 2.0
-_CHATTER = ("INFO", "I0000 ", "WARNING: [npu_registry", "WARNING: [gpu_registry")
-"""What libraries say when all is well begins so; LiteRT also warns of each accelerator that a board has not."""
-_LAST_WORDS = 4096
-
 _Told = TypeVar("_Told", wire.Opened, wire.Stretch, wire.Usage)
 
 
@@ -67,19 +58,17 @@ class WorkerSession:
         self.backend, self.deadline_s, self._patience_s = plan.backend, deadline_s, patience_s
         self.degraded = ""
         self._path = model.path
-        self._tensors, self._log = os.memfd_create("tensors"), os.memfd_create("log")
-        life, self._life = os.pipe()
-        self._process, self._to, self._from = _started(self._tensors, self._log, life)
-        os.close(life)
         self._stretches: dict[str, _Mapped] = {}
         rung = self._there = options.rung or model.manifest.rungs[0].name
+        self._tensors = os.memfd_create("tensors")
         try:
-            wire.put(self._to, wire.encode(wire.Open(plan, rung, options.threads, model.manifest, model.path)))
-            wire.put(self._to, model.content)
-        except wire.ClosedError:
-            pass  # it is dead, and `_ask` says of what
+            self._process = Process("agent.compute.infer.worker_main", [self._tensors])
+        except OSError as error:
+            os.close(self._tensors)
+            raise BackendError(f"{model.path}: no process for {plan.backend}: {reason_of(error)}") from error
         try:
-            self.opened = self._answer(wire.Opened)
+            request = wire.Open(plan, rung, options.threads, model.manifest, model.path)
+            self.opened = self._ask(request, wire.Opened, patience_s, model.content)
         except BaseException:
             self.close()
             raise
@@ -88,7 +77,7 @@ class WorkerSession:
     def use(self, rung: str) -> None:
         """See `Session.use`."""
         if rung not in self._stretches:
-            self._take(rung, self._ask(wire.Use(rung), wire.Stretch))
+            self._take(rung, self._ask(wire.Use(rung), wire.Stretch, self._patience_s))
         self._in_use(rung)  # the process changes when it is to run: what it has answered can be read without it
 
     def input(self, index: int) -> Array:
@@ -98,14 +87,11 @@ class WorkerSession:
     def invoke(self) -> None:
         """See `Session.invoke`."""
         if self._there != self.rung:
-            self._ask(wire.Use(self.rung), wire.Stretch)
+            self._ask(wire.Use(self.rung), wire.Stretch, self.deadline_s)  # it knows this one: that takes no time
             self._there = self.rung
-        try:
-            wire.put(self._to, wire.RUN)
-        except wire.ClosedError:
-            raise self._death() from None
         mapped = self._mapped
-        answer = self._next(self.deadline_s if mapped.has_run else self._patience_s, "an inference")
+        within_s = self.deadline_s if mapped.has_run else self._patience_s
+        answer = self._exchange([wire.RUN], within_s, "an inference")
         mapped.has_run = True
         if answer != wire.RUN:
             self._said(answer)
@@ -120,7 +106,7 @@ class WorkerSession:
         Raises:
             BackendError: it is gone.
         """
-        return self._ask(wire.Ask(), wire.Usage)
+        return self._ask(wire.Ask(), wire.Usage, self._patience_s)
 
     @property
     def pid(self) -> int:
@@ -129,17 +115,9 @@ class WorkerSession:
 
     def close(self) -> None:
         """See `Session.close`."""
-        if self._to < 0:
-            return
-        os.close(self._to)
-        os.close(self._from)
-        try:
-            self._process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            self._kill()
-        for descriptor in (self._tensors, self._log, self._life):
-            os.close(descriptor)
-        self._to = -1
+        if not self._process.ended:
+            self._process.end()
+            os.close(self._tensors)
 
     def _take(self, rung: str, stretch: wire.Stretch) -> None:
         self._stretches[rung] = _Mapped(self._tensors, stretch)
@@ -151,63 +129,42 @@ class WorkerSession:
         self._mapped = self._stretches[rung]
         self.inputs, self.outputs = self._mapped.stretch.inputs, self._mapped.stretch.outputs
 
-    def _ask(self, request: wire.Request, kind: type[_Told]) -> _Told:
-        try:
-            wire.put(self._to, wire.encode(request))
-        except wire.ClosedError:
-            raise self._death() from None
-        return self._answer(kind)
-
-    def _answer(self, kind: type[_Told]) -> _Told:
-        said = self._said(self._next(self._patience_s, "opening the model"))
+    def _ask(self, request: wire.Request, kind: type[_Told], within_s: float, *more: bytes) -> _Told:
+        said = self._said(self._exchange([wire.encode(request), *more], within_s, "opening the model"))
         assert isinstance(said, kind), said
         return said
 
-    def _next(self, within_s: float, what: str) -> bytes:
+    def _exchange(self, messages: Sequence[bytes], within_s: float, what: str) -> bytes:
+        """What the process answers to these.
+
+        Raises:
+            BackendError: it died, or hangs: then it is killed.
+        """
+        if self._process.ended:
+            raise BackendError(f"{self._path}: {self.backend} has ended")
         try:
-            return wire.get(self._from, within_s)
+            for message in messages:
+                self._process.put(message, within_s)
+            return self._process.get(within_s)
         except TimeoutError:
+            said = self._process.last_words()
             self._process.kill()  # and `close` waits for it: who waits for an answer has waited long enough
             raise BackendError(
-                f"{self._path}: {self.backend} hangs: {what} took longer than {within_s:g} s{self._last_words()}"
+                f"{self._path}: {self.backend} hangs: {what} took longer than {within_s:g} s{said}"
             ) from None
-        except (wire.ClosedError, OSError):
-            raise self._death() from None
+        except wire.ClosedError:
+            raise BackendError(f"{self._path}: {self.backend} {self._process.death()}") from None
 
     def _said(self, answer: bytes) -> wire.Answer:
         try:
             said = wire.answers.decode(answer)
         except msgspec.MsgspecError as error:
-            self._kill()
+            self._process.kill()
             raise BackendError(f"{self._path}: {self.backend} answers nonsense: {error}") from error
         if isinstance(said, wire.Failed):
             kind = ModelError if said.model else BackendError
             raise kind(said.text)
         return said
-
-    def _death(self) -> BackendError:
-        """Says of what the process died."""
-        try:
-            code = self._process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            self._kill()
-            return BackendError(f"{self._path}: {self.backend} no longer answers{self._last_words()}")
-        how = f"was killed by {_signal(-code)}" if code < 0 else f"ended by itself with exit status {code}"
-        return BackendError(f"{self._path}: {self.backend} crashed: its process {how}{self._last_words()}")
-
-    def _kill(self) -> None:
-        self._process.kill()
-        try:
-            self._process.wait(_END_S)
-        except subprocess.TimeoutExpired:  # stuck in a driver: nobody can end it
-            log.error("%s: process %d of %s cannot be killed", self._path, self.pid, self.backend)
-
-    def _last_words(self) -> str:
-        size = os.fstat(self._log).st_size
-        lines = os.pread(self._log, _LAST_WORDS, max(0, size - _LAST_WORDS)).decode(errors="replace").split("\n")
-        said = ["".join(filter(str.isprintable, line)).strip() for line in lines]
-        said = [line for line in said if line and not line.startswith(_CHATTER)]
-        return f"; it said: {said[-1][:200]}" if said else ""
 
 
 class _Mapped:
@@ -218,28 +175,3 @@ class _Mapped:
         self._memory = mmap.mmap(descriptor, stretch.size, offset=stretch.offset)
         arrays = wire.views(self._memory, (*stretch.inputs, *stretch.outputs))
         self.inputs, self.outputs = arrays[: len(stretch.inputs)], arrays[len(stretch.inputs) :]
-
-
-def _started(tensors: int, said: int, life: int) -> tuple[subprocess.Popen[bytes], int, int]:
-    """The process, and the ends of its pipes: to it and from it."""
-    there, to = os.pipe()
-    back, answers = os.pipe()
-    numbers = [there, answers, tensors, life]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "agent.compute.infer.worker_main", *map(str, numbers)],
-        pass_fds=numbers,
-        stdin=subprocess.DEVNULL,
-        stdout=said,
-        stderr=said,
-        start_new_session=True,
-    )
-    os.close(there)
-    os.close(answers)
-    return process, to, back
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import logging
 import mmap
 import os
 import resource
-import select
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,44 +14,27 @@ import numpy as np
 
 from agent.compute.infer import wire
 from agent.compute.infer.backend import Options, Plan, Session
+from agent.compute.infer.child import begin, forget_talk
 from agent.compute.infer.litert import CpuBackend, load_runtime, runtime_version
 from agent.errors import BackendError, ModelError, VedetteError
 from agent.manifest import Model
 from agent.messages import Array
 
-_CHATTER = 1 << 20
-"""What a library has said is forgotten when it is more than so many bytes."""
 
-
-def main(asked_by: int, answers_to: int, tensors: int, life: int) -> None:
+def main(asked_by: int, answers_to: int, life: int, tensors: int) -> None:
     """Serve until the other end closes.
 
     Args:
         asked_by: descriptor of the pipe from the other end.
         answers_to: descriptor of the pipe to it.
+        life: see `agent.compute.infer.child.begin`.
         tensors: descriptor of the memory that is shared.
-        life: descriptor of a pipe that the other end holds open as long as this process is to live.
     """
-    end_with(life)
-    # What ends a terminal's programs is the other end's to judge.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.disable()
+    begin(life)
     with contextlib.suppress(wire.ClosedError):
         _Server(asked_by, answers_to, tensors).serve()
     # Libraries that crash while they are taken down have done their work.
     os._exit(0)
-
-
-def end_with(life: int) -> None:
-    """Have the kernel kill this process when the other end of a pipe is closed, whatever it hangs in.
-
-    PR_SET_PDEATHSIG would not do: it goes by the parent's thread, which may end before.
-    """
-    fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(life, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(life, fcntl.F_SETFL, os.O_ASYNC)
-    if select.select([life], [], [], 0)[0]:  # it is closed already
-        os._exit(0)
 
 
 class _Server:
@@ -120,8 +99,7 @@ class _Server:
             wire.put(self._to, wire.encode(failed(error)))
         else:
             wire.put(self._to, wire.RUN)
-        if os.fstat(2).st_size > _CHATTER:
-            os.ftruncate(2, 0)
+        forget_talk()
 
     def _tell(self, answer: Any) -> None:
         try:

@@ -64,7 +64,7 @@ def test_the_same_input_is_answered_and_the_device_comes_back(
     library: Path, identity: Model, mode: str, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    both = session(library, identity, mode)  # two of its four right answers are the test of it
+    both = session(library, identity, mode, after=5)  # three of its right answers are the test of it
     for number in range(2):
         answers(both, number)
         assert (both.backend, both.degraded) == ("stub", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,11 +15,13 @@ import numpy as np
 import pytest
 
 from agent.compute.infer.backend import Options, Plan, open_session
+from agent.compute.infer.process import LOG_BYTES
 from agent.compute.infer.worker import WorkerSession
 from agent.errors import BackendError, ModelError
 from agent.library import open_model, open_whole_model
 from agent.manifest import Model
 from tests.support.delegates import COMPILER, NO_COMPILER
+from tests.support.publishing import wait_for
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 CPU = Plan("cpu-apart", threads=1)
@@ -115,7 +118,7 @@ def test_what_fails_in_mid_stream_says_why(library: Path, identity: Model, mode:
     session.close()
 
 
-@pytest.mark.parametrize("mode", ["noisy", "signals"])
+@pytest.mark.parametrize("mode", ["noisy", "signals", "flood"])
 def test_what_talks_or_catches_signals_does_no_harm(
     library: Path, identity: Model, mode: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,16 +128,89 @@ def test_what_talks_or_catches_signals_does_no_harm(
         session.invoke()
         assert session.output(0)[0, 0] == number
     session.close()
-    assert session._process.returncode is not None
+    assert group(session.pid) == []
     assert capfd.readouterr() == ("", "")
 
 
-def test_talk_is_forgotten_before_it_fills_the_memory(library: Path, identity: Model) -> None:
+def test_what_it_says_late_is_heard_although_it_said_much(library: Path, identity: Model) -> None:
     session = WorkerSession(identity, stub(library, "noisy"), Options())
-    for _ in range(40_000):
+    for _ in range(40_000):  # more than a memory of talk holds, twice
         session.invoke()
-    assert os.fstat(session._log).st_size < 1 << 21
+    assert session._process.last_words() in ("; it said: all the time", "; it said: a delegate that talks")
     session.close()
+
+
+def test_talk_without_end_takes_no_more_memory_than_it_was_given(library: Path, identity: Model) -> None:
+    session = WorkerSession(identity, stub(library, "flood"), Options())
+    log = os.fstat(session._process._log)
+    assert log.st_size == LOG_BYTES
+    assert log.st_blocks * 512 <= LOG_BYTES
+    session.close()
+
+
+def test_what_a_delegate_has_started_ends_with_it(library: Path, identity: Model) -> None:
+    session = WorkerSession(identity, stub(library, "fork"), Options())
+    session.invoke()
+    assert len(group(session.pid)) == 2
+    session.close()
+    wait_for(lambda: not group(session.pid))
+
+
+def test_a_crash_is_a_crash_although_a_child_holds_its_pipes(library: Path, identity: Model) -> None:
+    session = WorkerSession(identity, stub(library, "fork-crash"), Options(), deadline_s=60.0)
+    with pytest.raises(BackendError, match="crashed: its process was killed by SIGSEGV"):
+        session.invoke()
+    wait_for(lambda: not group(session.pid))
+    session.close()
+
+
+def test_memory_that_runs_out_ends_it_before_who_started_it(session: WorkerSession) -> None:
+    assert int(Path(f"/proc/{session.pid}/oom_score_adj").read_text()) == 500
+
+
+def test_modules_in_the_working_folder_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("agent/__init__.py", "resource.py", "numpy.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    WorkerSession(open_model("small-speech"), Plan("apart"), Options()).close()
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_a_process_that_takes_nothing_is_given_up_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "stopped"
+    program.write_text("#!/bin/sh\nkill -STOP $$\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(program))
+    with pytest.raises(BackendError, match=r"hangs: opening the model took longer than 0\.5 s"):
+        WorkerSession(open_model("nanodet"), Plan("apart"), Options(), patience_s=0.5)  # more than a pipe holds
+
+
+def test_without_descriptors_there_is_an_error_and_nothing_is_left_open(session: WorkerSession) -> None:
+    before = set(Path("/proc/self/fd").iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(before) + 3, hard))
+    try:
+        with pytest.raises(BackendError, match="Too many open files"):
+            WorkerSession(open_model("small-speech"), Plan("apart"), Options())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+def group(number: int) -> list[int]:
+    """Processes of a process group that have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, leader = path.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(leader) == number and state != "Z":
+            found.append(int(path.parent.name))
+    return found
 
 
 def test_a_killed_process_is_told_from_a_hanging_one(session: WorkerSession) -> None:
@@ -160,6 +236,7 @@ def test_it_does_not_outlive_its_parent(tmp_path: Path) -> None:
     code = """
 import time
 from agent.compute.infer.backend import Options, Plan
+from agent.compute.infer.process import LOG_BYTES
 from agent.compute.infer.worker import WorkerSession
 from agent.library import open_model
 print(WorkerSession(open_model("small-speech"), Plan("apart"), Options()).pid, flush=True)
