@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from agent.comms.inbox import Handler
 from agent.comms.mqtt import Publisher
 
 
@@ -15,17 +16,24 @@ class Line:
         self._lock = threading.Lock()
 
     def exchange(self, publisher: Publisher) -> Publisher:
-        """Put another publisher behind it, which takes over every retained topic; gives the old one."""
+        """Put another publisher behind it, which takes over retained topics and handlers; gives the old one."""
         with self._lock:
             old, self.publisher = self.publisher, publisher
             for topic, payload in old.retained().items():
                 publisher.retain(topic, payload)
+            for pattern, handler in old.listened().items():
+                publisher.listen(pattern, handler)
         return old
 
     def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
         """Set a retained topic; an empty payload deletes it at the broker."""
         with self._lock:  # or a payload could go to a publisher that has just been taken over
             self.publisher.retain(topic, payload, patient=patient)
+
+    def listen(self, pattern: str, handler: Handler) -> None:
+        """Hand what comes for a pattern to a handler, see `Publisher.listen`."""
+        with self._lock:
+            self.publisher.listen(pattern, handler)
 
     def send(self, topic: str, payload: bytes) -> None:
         """Send once at QoS 0, or drop."""

@@ -14,11 +14,14 @@ from typing import Any, Literal
 import paho.mqtt.client as paho
 from msgspec import Struct
 from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from agent.comms import reasons
 from agent.comms.credentials import port, read_credentials
 from agent.comms.refusal import RefusedError, UnansweredError
 from agent.comms.retained import Look
+from agent.comms.subscriptions import Subscriptions
 from agent.comms.wake import Wake
 from agent.config import MqttConfig
 from agent.errors import BrokerError
@@ -29,6 +32,8 @@ _PROTOCOLS = {"5": paho.MQTTv5, "3.1.1": paho.MQTTv311}
 _TCP_S = 5.0
 _OVERHEAD = 32
 """Bytes of a PUBLISH packet besides topic and payload, at most."""
+LARGEST_PACKET = 32 * 1024
+"""Bytes of a packet that we want from a broker of MQTT 5: it keeps larger ones to itself."""
 
 
 class Acknowledged(Struct, frozen=True, gc=False):
@@ -57,6 +62,7 @@ class Connection:
         window: unacknowledged messages that the broker takes, at most.
         max_packet: bytes of a packet that the broker takes, at most.
         qos: the highest that the broker offers, 0 or 1.
+        subscriptions: of this connection.
     """
 
     def __init__(self, config: MqttConfig, client_id: str, protocol: Protocol, will: tuple[str, bytes]) -> None:
@@ -81,6 +87,8 @@ class Connection:
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2, client_id, protocol=_PROTOCOLS[protocol], reconnect_on_failure=False
         )
+        self._is_5 = protocol == "5"
+        self.subscriptions = Subscriptions(self._client)
         self._client.max_inflight_messages_set(0)  # unlimited: `window` is kept by the caller
         self._client.will_set(*will, qos=1, retain=True)
         self._secure()
@@ -117,10 +125,19 @@ class Connection:
         deadline = time.monotonic() + timeout_s
         self._client.connect_timeout = max(0.05, min(timeout_s, _TCP_S))
         try:
-            self._client.connect(self._config.host, port(self._config), self._config.keepalive_s)
+            self._client.connect(
+                self._config.host, port(self._config), self._config.keepalive_s, properties=self._properties()
+            )
         except (OSError, ValueError) as error:
             raise BrokerError(reasons.of_error(error)) from error
         self._await_answer(min(deadline, time.monotonic() + patience_s))
+
+    def _properties(self) -> Properties | None:
+        if not self._is_5:
+            return None
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves it untyped
+        properties.MaximumPacketSize = LARGEST_PACKET
+        return properties
 
     def _await_answer(self, deadline: float) -> None:
         while self._answer is None and not self.lost:
@@ -148,7 +165,7 @@ class Connection:
 
     def look(self, pattern: str) -> Look:
         """Ask for what the broker retains under a pattern."""
-        return Look(self._client, pattern)
+        return Look(self.subscriptions, pattern)
 
     def fits(self, topic: str, payload: bytes) -> bool:
         """Whether the broker takes a message of that size."""

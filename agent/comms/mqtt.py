@@ -17,6 +17,7 @@ from agent.comms.connection import Connection
 from agent.comms.credentials import port, read_credentials, uses_tls
 from agent.comms.events import Events
 from agent.comms.identity import client_id
+from agent.comms.inbox import Handler, Inbox
 from agent.comms.outage import Outage
 from agent.comms.outgoing import Outgoing
 from agent.comms.protocol import ProtocolChoice
@@ -71,7 +72,7 @@ class Publisher:
         self._config, self._topics, self._outgoing = config, topics, outgoing
         self._client_id = client_id(topics)
         self._events = Events(outgoing, where, config.reconnect_max_s)
-        self._states, self._samples = States(where), Samples()
+        self._states, self._samples, self._inbox = States(where), Samples(), Inbox(where)
         self._sweep = Sweep(self._states, topics.count("+", "") + "#")
         self._outage = Outage(where, self._client_id)
         self._protocol = ProtocolChoice(config.protocol)
@@ -99,6 +100,21 @@ class Publisher:
     def retained(self) -> dict[str, bytes]:
         """Every retained topic with its payload, for a publisher that takes over from this one."""
         return self._states.all()
+
+    def listen(self, pattern: str, handler: Handler) -> None:
+        """Hand every message that comes for a pattern to a handler, now and on each connection to come.
+
+        Args:
+            pattern: of topics, with MQTT's wildcards; it must overlap no other.
+            handler: called in the thread that keeps the line, so it must be quick: take note, and return. It gets
+                no payload of more than `agent.comms.inbox.LARGEST` bytes, and no flood.
+        """
+        self._inbox.listen(pattern, handler)
+        self._wake.set()
+
+    def listened(self) -> dict[str, Handler]:
+        """Every pattern with its handler, for a publisher that takes over from this one."""
+        return self._inbox.all()
 
     def send(self, topic: str, payload: bytes) -> None:
         """Send once at QoS 0; dropped, and counted, while the broker is away or the network is slow."""
@@ -183,7 +199,7 @@ class Publisher:
     def _live(self, connection: Connection) -> None:
         self._protocol.worked()
         self._outage.over(self._how())
-        flows = (self._events, self._states, self._samples)
+        flows = (self._events, self._states, self._samples, self._inbox)
         Session(connection, self._topics.status, flows, self._sweep, self._outage).run(
             self._stop, self._config.keepalive_s / 4
         )

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import paho.mqtt.client as paho
-from msgspec import Struct
-
-
-class Retained(Struct, frozen=True):
-    """A message that lay at the broker."""
-
-    topic: str
-    payload: bytes
+from agent.comms.subscriptions import Received, Subscriptions
 
 
 class Look:
     """A subscription for as long as the look lasts. For the thread that turns the connection."""
 
-    def __init__(self, client: paho.Client, pattern: str) -> None:
+    def __init__(self, subscriptions: Subscriptions, pattern: str) -> None:
         """Ask.
 
         Args:
-            client: connected; nobody else looks.
+            subscriptions: of the connection.
             pattern: of the topics.
         """
-        self._client, self._pattern = client, pattern
+        self._subscriptions, self._pattern = subscriptions, pattern
         self._answered = False
-        self._found: list[Retained] = []
-        client.on_subscribe, client.on_message = self._on_subscribe, self._on_message
-        client.subscribe(pattern, qos=0)
+        self._found: list[Received] = []
+        subscriptions.add(pattern, self._take, self._on_answer, qos=0)
 
-    def found(self) -> list[Retained] | None:
+    def found(self) -> list[Received] | None:
         """What has come since the last time; None as long as the broker has not answered."""
         if not self._answered:
             return None
@@ -40,11 +29,11 @@ class Look:
 
     def end(self) -> None:
         """No more of it."""
-        self._client.unsubscribe(self._pattern)
+        self._subscriptions.remove(self._pattern)
 
-    def _on_subscribe(self, client: Any, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
+    def _on_answer(self, code: int) -> None:
         self._answered = True
 
-    def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
-        if message.retain:  # else it is our own, on its way past
-            self._found.append(Retained(message.topic, message.payload))
+    def _take(self, received: Received) -> None:
+        if received.retained:  # else it is our own, on its way past
+            self._found.append(received)

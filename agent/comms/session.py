@@ -9,6 +9,7 @@ import time
 from agent.comms import reasons
 from agent.comms.connection import Acknowledged, Connection
 from agent.comms.events import Events
+from agent.comms.inbox import Inbox
 from agent.comms.outage import Outage
 from agent.comms.samples import Samples
 from agent.comms.states import States
@@ -59,7 +60,7 @@ class Session:
         self,
         connection: Connection,
         status: str,
-        flows: tuple[Events, States, Samples],
+        flows: tuple[Events, States, Samples, Inbox],
         sweep: Sweep,
         outage: Outage,
     ) -> None:
@@ -68,12 +69,12 @@ class Session:
         Args:
             connection: open.
             status: topic of the device's status.
-            flows: what to send.
+            flows: what to send, and what to hear.
             sweep: of what runs before have left at the broker.
             outage: is told that it is over.
         """
         self._connection, self._status, self._outage = connection, status, outage
-        self._events, self._states, self._samples = flows
+        self._events, self._states, self._samples, self._inbox = flows
         self._sweep = sweep
         self._status_mid = 0
         self._heard_at = time.monotonic()
@@ -87,6 +88,7 @@ class Session:
         """
         self._events.restart()
         self._states.restart()
+        self._inbox.restart(self._connection)  # first: who hears that we are online may command us
         self._say(ONLINE)
         self._sweep.begin(self._connection)
         while not self._connection.lost and not self._is_done(stop):
@@ -120,6 +122,7 @@ class Session:
         self._states.send(self._connection, min(share, self._room()))
         self._events.send(self._connection, self._room())
         self._samples.send(self._connection)
+        self._inbox.look(self._connection)
 
     def _turn(self, timeout_s: float) -> None:
         if not self._in_flight():

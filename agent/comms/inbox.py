@@ -1,0 +1,124 @@
+"""The inbox: what is listened to at the broker, on one connection after another.
+
+Handlers are called in the thread that keeps the line, so they must be quick: take note, and return. Neither what
+is too large reaches them nor more than they can stand: a flood is cut off at the broker, and events go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from agent.comms import reasons
+from agent.comms.connection import Connection
+from agent.comms.intake import Intake
+from agent.comms.subscriptions import Received as Received
+
+log = logging.getLogger(__name__)
+
+LARGEST = 16 * 1024
+"""Bytes of a payload that is handed on. A broker of MQTT 5 is told to keep larger packets to itself."""
+
+Handler = Callable[[Received], None]
+
+
+class _Listener:
+    """One pattern, and who hears what comes for it."""
+
+    def __init__(self, pattern: str, handler: Handler, where: str) -> None:
+        self.pattern, self._handler, self._where = pattern, handler, where
+        self.intake = Intake()
+        self.is_subscribed = False
+        self._told_refusal = self._told_size = False
+
+    def subscribe(self, connection: Connection) -> None:
+        self.is_subscribed = True
+        connection.subscriptions.add(
+            self.pattern, lambda received: self._take(connection, received), self._answered, qos=1
+        )
+
+    def _answered(self, code: int) -> None:
+        if code < 0x80:
+            self._told_refusal = False
+        elif not self._told_refusal:
+            self._told_refusal = True
+            log.warning(
+                "broker %s refuses the subscription to %s: %s; what is sent there does not arrive",
+                self._where,
+                self.pattern,
+                reasons.in_words(code),
+            )
+
+    def _take(self, connection: Connection, received: Received) -> None:
+        verdict = self.intake.judge()
+        if verdict == "take":
+            self._hand_on(received)
+            return
+        if self.intake.dropped == 1:
+            log.warning("%s: more messages come than are taken; the rest is dropped", self.pattern)
+        if verdict == "shut":
+            self.is_subscribed = False
+            connection.subscriptions.remove(self.pattern)
+            log.warning("%s: flooded; nothing is taken from there for %.0f s", self.pattern, self.intake.shut_s)
+
+    def _hand_on(self, received: Received) -> None:
+        if len(received.payload) > LARGEST:
+            if not self._told_size:
+                self._told_size = True
+                size = len(received.payload)
+                log.warning("%s: dropped: %d bytes, at most %d are taken", received.topic, size, LARGEST)
+            return
+        try:
+            self._handler(received)
+        except Exception:
+            # What a stranger sends must not end the line.
+            log.exception("%s: a defect in Vedette; the message is dropped", received.topic)
+
+    def look(self, connection: Connection) -> None:
+        """Subscribe when it is due, and say that a flood is over."""
+        if not self.is_subscribed and not self.intake.is_shut:
+            self.subscribe(connection)
+        if dropped := self.intake.calm():
+            log.info("%s: calm again; %d messages were dropped", self.pattern, dropped)
+
+
+class Inbox:
+    """Listeners by pattern. `listen` and `all` are for any thread, the rest for that of the line."""
+
+    def __init__(self, where: str) -> None:
+        """Start with none.
+
+        Args:
+            where: the broker, for messages.
+        """
+        self._where = where
+        self._lock = threading.Lock()
+        self._listeners: dict[str, _Listener] = {}
+        self._handlers: dict[str, Handler] = {}
+
+    def listen(self, pattern: str, handler: Handler) -> None:
+        """Hand what comes for a pattern to a handler, on this connection and on every one that follows."""
+        with self._lock:
+            self._handlers[pattern] = handler
+            self._listeners[pattern] = _Listener(pattern, handler, self._where)
+
+    def all(self) -> dict[str, Handler]:
+        """Every pattern with its handler."""
+        with self._lock:
+            return dict(self._handlers)
+
+    def restart(self, connection: Connection) -> None:
+        """Begin on a new connection: the broker knows of no subscription."""
+        for listener in self._all():
+            listener.is_subscribed = False
+        self.look(connection)
+
+    def look(self, connection: Connection) -> None:
+        """Subscribe to what is new, or may come again."""
+        for listener in self._all():
+            listener.look(connection)
+
+    def _all(self) -> list[_Listener]:
+        with self._lock:
+            return list(self._listeners.values())

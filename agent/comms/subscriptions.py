@@ -1,0 +1,93 @@
+"""Subscriptions of one connection: asked for, answered, and what comes for them handed to whoever asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import paho.mqtt.client as paho
+from msgspec import Struct
+
+
+class Received(Struct, frozen=True, gc=False):
+    """A message from the broker.
+
+    Attributes:
+        topic: as received.
+        payload: as received.
+        retained: it lay at the broker, and was not sent just now.
+        response_topic: where its sender waits for an answer (MQTT 5); empty: nowhere.
+        correlation: what the answer must carry, so that its sender knows it (MQTT 5).
+    """
+
+    topic: str
+    payload: bytes
+    retained: bool = False
+    response_topic: str = ""
+    correlation: bytes = b""
+
+
+Take = Callable[[Received], None]
+Answered = Callable[[int], None]
+
+
+class _Asked(Struct):
+    """A subscription: who takes what comes for it, and who is told the broker's word on it."""
+
+    take: Take
+    answered: Answered
+
+
+class Subscriptions:
+    """For the thread that turns the connection; everything is called in it."""
+
+    def __init__(self, client: paho.Client) -> None:
+        """Take a client over that nobody else subscribes with."""
+        self._client = client
+        self._asked: dict[str, _Asked] = {}
+        self._pending: dict[int, str] = {}
+        client.on_subscribe, client.on_message = self._on_subscribe, self._on_message
+
+    def add(self, pattern: str, take: Take, answered: Answered, *, qos: int) -> None:
+        """Subscribe.
+
+        Args:
+            pattern: of topics. Where two overlap, the broker may send a message twice.
+            take: gets each message.
+            answered: gets the broker's reason code; 0x80 and above is a refusal.
+            qos: at most.
+
+        Raises:
+            ValueError: that is no pattern.
+        """
+        _, mid = self._client.subscribe(pattern, qos=qos)
+        self._asked[pattern] = _Asked(take, answered)
+        if mid is not None:  # else the connection is gone, and there will be no answer
+            self._pending[mid] = pattern
+
+    def remove(self, pattern: str) -> None:
+        """Unsubscribe: what is on its way is left aside."""
+        if self._asked.pop(pattern, None) is not None:
+            self._client.unsubscribe(pattern)
+
+    def _on_subscribe(self, client: Any, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
+        asked = self._asked.get(self._pending.pop(mid, ""))
+        if asked is not None and reasons:
+            asked.answered(int(reasons[0].value))
+
+    def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            return  # MQTT 5.0, 1.5.4: no topic can be so; a broker that lets it through is not to be believed
+        properties = message.properties
+        received = Received(
+            topic,
+            bytes(message.payload),
+            bool(message.retain),
+            getattr(properties, "ResponseTopic", ""),
+            getattr(properties, "CorrelationData", b""),
+        )
+        for pattern, asked in list(self._asked.items()):
+            if paho.topic_matches_sub(pattern, topic):
+                asked.take(received)

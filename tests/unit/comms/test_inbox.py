@@ -1,0 +1,178 @@
+"""What is listened to, with a client whose broker the test is."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.comms import intake
+from agent.comms.inbox import LARGEST, Inbox, Received
+from agent.comms.intake import BURST, PER_S, SHUT_AFTER, Intake
+from tests.support.subscribing import Client, connection
+
+SET = "vedette/porch/+/set/#"
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The clock of every intake, to be turned by the test."""
+    now = [1000.0]
+    monkeypatch.setattr(intake.Intake.__init__, "__defaults__", (lambda: now[0],))
+    return now
+
+
+@pytest.fixture
+def heard() -> list[Received]:
+    return []
+
+
+@pytest.fixture
+def inbox(now: list[float], heard: list[Received]) -> Inbox:
+    inbox = Inbox("host:1883")
+    inbox.listen(SET, heard.append)
+    return inbox
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_a_handler_gets_what_comes_with_where_to_answer(inbox: Inbox, heard: list[Received]) -> None:
+    client = Client()
+    inbox.restart(connection(client))
+    client.message("vedette/porch/front/set/enabled", b"on")
+    client.message("vedette/porch/front/set/rung", b"n", retain=True)
+    client.message("vedette/porch/front/set/x", b"", ResponseTopic="me/answers", CorrelationData=b"7")
+    client.message("vedette/porch/front/state/enabled", b"off")
+    assert heard == [
+        Received("vedette/porch/front/set/enabled", b"on"),
+        Received("vedette/porch/front/set/rung", b"n", retained=True),
+        Received("vedette/porch/front/set/x", b"", response_topic="me/answers", correlation=b"7"),
+    ]
+
+
+def test_every_connection_is_subscribed_anew_and_once(inbox: Inbox) -> None:
+    for _ in range(3):
+        client = Client()
+        line = connection(client)
+        inbox.restart(line)
+        inbox.look(line)
+        assert client.asked == [f"+{SET}"]
+
+
+def test_what_is_listened_to_later_is_subscribed_on_the_same_connection(
+    inbox: Inbox, heard: list[Received]
+) -> None:
+    client = Client()
+    line = connection(client)
+    inbox.restart(line)
+    inbox.listen("homeassistant/status", heard.append)
+    inbox.look(line)
+    assert client.asked == [f"+{SET}", "+homeassistant/status"]
+    assert set(inbox.all()) == {SET, "homeassistant/status"}
+    client.message("homeassistant/status", b"online")
+    assert [received.payload for received in heard] == [b"online"]
+
+
+def test_a_refused_subscription_is_told_once_in_words(inbox: Inbox, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        client = Client()
+        inbox.restart(connection(client))
+        client.answer(0x87)
+    assert len(said(caplog)) == 1
+    assert f"refuses the subscription to {SET}: not authorised" in said(caplog)[0]
+    client = Client()
+    inbox.restart(connection(client))
+    client.answer(1)
+    inbox.restart(connection(client))
+    client.answer(0x87)
+    assert len(said(caplog)) == 2, "it was taken in between"
+
+
+def test_a_payload_that_is_too_large_does_not_reach_the_handler(
+    inbox: Inbox, heard: list[Received], caplog: pytest.LogCaptureFixture
+) -> None:
+    client = Client()
+    inbox.restart(connection(client))
+    for _ in range(3):
+        client.message("vedette/porch/front/set/enabled", b"x" * (LARGEST + 1))
+    client.message("vedette/porch/front/set/enabled", b"x" * LARGEST)
+    assert len(heard) == 1
+    assert len(said(caplog)) == 1
+    assert f"{LARGEST + 1} bytes, at most {LARGEST} are taken" in said(caplog)[0]
+
+
+def test_a_handler_that_fails_does_not_end_the_line(now: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    def fail(received: Received) -> None:
+        raise RuntimeError("oh")
+
+    inbox, client = Inbox("host:1883"), Client()
+    inbox.listen(SET, fail)
+    inbox.restart(connection(client))
+    client.message("vedette/porch/front/set/enabled", b"on")
+    assert "a defect in Vedette" in said(caplog)[0]
+
+
+def test_a_flood_is_cut_off_at_the_broker_and_listened_to_again_when_it_is_over(
+    inbox: Inbox, heard: list[Received], now: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    client = Client()
+    line = connection(client)
+    inbox.restart(line)
+    for _ in range(BURST + SHUT_AFTER + 50):
+        client.message("vedette/porch/front/set/enabled", b"on")
+    assert len(heard) == BURST
+    assert client.asked == [f"+{SET}", f"-{SET}"]
+    inbox.look(line)
+    assert client.asked[-1] == f"-{SET}"
+    now[0] += 10.1
+    inbox.look(line)
+    assert client.asked[-1] == f"+{SET}"
+    client.message("vedette/porch/front/set/enabled", b"on")
+    assert len(heard) == BURST + 1
+    now[0] += 10.0
+    inbox.look(line)
+    assert [text.split(": ", 1)[1] for text in said(caplog)] == [
+        "more messages come than are taken; the rest is dropped",
+        "flooded; nothing is taken from there for 10 s",
+        f"calm again; {SHUT_AFTER} messages were dropped",
+    ]
+
+
+def test_a_flood_of_one_pattern_is_none_of_another(inbox: Inbox, heard: list[Received]) -> None:
+    client = Client()
+    inbox.listen("homeassistant/status", heard.append)
+    inbox.restart(connection(client))
+    for _ in range(BURST + SHUT_AFTER):
+        client.message("vedette/porch/front/set/enabled", b"on")
+    client.message("homeassistant/status", b"online")
+    assert heard[-1].payload == b"online"
+
+
+@given(st.lists(st.floats(0.0, 2.0), max_size=400))
+def test_no_more_is_taken_than_the_bucket_holds(pauses: list[float]) -> None:
+    now = [0.0]
+    door = Intake(lambda: now[0])
+    taken = 0
+    for pause in pauses:
+        now[0] += pause
+        taken += door.judge() == "take"
+    assert taken <= BURST + now[0] * PER_S + 1e-6
+    assert taken + door.dropped == len(pauses)
+
+
+def test_a_flood_that_comes_again_shuts_the_door_for_longer() -> None:
+    now = [0.0]
+    door = Intake(lambda: now[0])
+    shut = []
+    for _ in range(4):
+        while door.judge() != "shut":
+            pass
+        shut.append(door.shut_s)
+        now[0] += door.shut_s + BURST / PER_S
+        door.calm()
+    assert shut == [10.0, 20.0, 40.0, 80.0]
