@@ -118,11 +118,13 @@ class ZoneConfig(Struct, frozen=True, forbid_unknown_fields=True):
         name: in events and topics.
         polygon: at least three corners, fractions 0..1 of the frame.
         labels: only these count; empty: all.
+        enabled: whether anything stands in it.
     """
 
     name: Name
     polygon: tuple[Point, ...]
     labels: tuple[str, ...] = ()
+    enabled: bool = True
 
 
 class PublishConfig(Struct, frozen=True, forbid_unknown_fields=True):

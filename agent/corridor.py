@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Generic, Protocol, TypeVar
 
@@ -79,12 +79,15 @@ class Corridor(ABC, Generic[T]):
         self.tally = Tally()
         self.first_result = threading.Event()
 
-    def run(self, stop: threading.Event, reason: str = "ended") -> None:
+    def run(
+        self, stop: threading.Event, reason: str = "ended", between: Callable[[], None] = lambda: None
+    ) -> None:
         """Move inputs until the end. Tracks are always ended, whatever happens.
 
         Args:
             stop: checked between inputs.
             reason: of the tracks' ends when the source ends by itself.
+            between: called between inputs, in this thread.
 
         Raises:
             VedetteError: the source or the inference failed.
@@ -92,10 +95,14 @@ class Corridor(ABC, Generic[T]):
         why = "failure"
         try:
             while not stop.is_set() and not self._source.ended:
+                between()
                 self._step()
             why = reason if not stop.is_set() else "shutdown"
         finally:
             self._finish(why)
+
+    def ask_snapshot(self) -> None:
+        """Publish the next input as a snapshot, where there are pictures."""
 
     def _step(self) -> None:
         taken = self._source.take(_TAKE_S)

@@ -8,18 +8,25 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
+
+from msgspec.structs import replace
 
 from agent import __version__
+from agent.checkup import Checkup
 from agent.comms import payload
 from agent.config import Config
 from agent.configfile import Where
+from agent.control import FILE as OVERRIDES
+from agent.control import Control
 from agent.errors import ConfigError, StreamError, VedetteError
 from agent.health.heat import Heat
 from agent.health.machine import resident_mb
 from agent.house import House, stop_streams
-from agent.reload import Reload
+from agent.orders import Orders
 from agent.storage.durable import lock_folder, state_folder
 from agent.storage.spool import Spool
+from agent.storage.statefile import StateFile
 from agent.threadnames import show_thread_names
 
 log = logging.getLogger(__name__)
@@ -44,6 +51,7 @@ class Daemon:
         reload: Callable[[], Config] | None = None,
         where: Where | None = None,
         board: str = "",
+        file: Path | None = None,
         exit_when_done: bool = False,
     ) -> None:
         """Take a validated configuration.
@@ -53,13 +61,18 @@ class Daemon:
             reload: gives the configuration anew when asked to reload.
             where: tells where in its file a key stands, for errors.
             board: that this is, in a line for the log; empty: not told.
+            file: that the configuration came from, for the doctor; None: it came from none.
             exit_when_done: end when every stream's source has.
         """
         self._config, self._reload, self._where, self._exit_when_done = config, reload, where, exit_when_done
         self._began, self._heat, self._board = time.monotonic(), Heat(), board
+        self._checkup = Checkup(file)
         self._stop_asked = self._reload_asked = False
         # Not an Event: a signal handler that sets one waits for ever if it interrupts the same Event's `wait`.
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def _rouse(self) -> None:
+        self._wake.put(None)
 
     def request_stop(self) -> None:
         """End tracks, drain, say `stopped`, return from `run`."""
@@ -84,7 +97,10 @@ class Daemon:
             spool = Spool(folder, self._config.storage)
             try:
                 chooser = Chooser(self._config.selection, folder)
-                self.house = House(self._config, spool, self._where, chooser)
+                self._control = Control(self._config, StateFile(folder / OVERRIDES))
+                self.house = House(self._control.config, spool, self._where, chooser)
+                self._control.attach(self.house)
+                self._orders = Orders(self._control, self.house, self._checkup, self._read_again, self._rouse)
                 self.house.settle_left()
                 self.house.prepare()
                 if self._board:
@@ -98,8 +114,10 @@ class Daemon:
     def _live(self) -> None:
         try:
             self.house.start()
+            self._orders.listen()
             self._watch()
         finally:
+            self._orders.stop()
             stop_streams(self.house.streams.values())
             self._publish_health()
             self.house.stop()
@@ -111,6 +129,8 @@ class Daemon:
             if self._reload_asked:
                 self._reload_asked = False
                 self._do_reload()
+            if self._orders.work():
+                self._rouse()
             streams = self.house.streams
             self._heat.look(self.house.config.thermal.warn_c)
             states = "".join(f"{name} {s.standing[0]} {s.has_result};" for name, s in streams.items())
@@ -129,6 +149,8 @@ class Daemon:
         """Whether every stream is over, and that is reason enough to end."""
         over = all(stream.over for stream in self.house.streams.values())
         states = {stream.state for stream in self.house.streams.values()}
+        if self.house.kept_off:  # somebody may switch it on again
+            return over and self._exit_when_done
         return over and (self._exit_when_done or ("failed" in states and states <= {"failed", "disabled"}))
 
     def _tell_failure(self) -> None:
@@ -143,7 +165,10 @@ class Daemon:
             version=__version__,
             at=datetime.now(UTC),
             uptime_s=round(time.monotonic() - self._began, 1),
-            streams={name: stream.health() for name, stream in house.streams.items()},
+            streams={
+                name: replace(stream.health(), set_by_command=self._control.overridden(name))
+                for name, stream in house.streams.items()
+            },
             spool=payload.SpoolHealth(spool.waiting, spool.bytes, spool.dropped, spool.on),
             rss_mb=round(resident_mb(), 1),
             temperature_c=None if heat.celsius is None else round(heat.celsius, 1),
@@ -158,16 +183,26 @@ class Daemon:
         return ConfigError(str(error), self._where(*error.keys))
 
     def _do_reload(self) -> None:
-        """Swap what changed; keep everything as it was when the new configuration cannot be used."""
+        with suppress(VedetteError):
+            self._read_again()
+
+    def _read_again(self) -> str:
+        """Swap what changed and say what; keep everything as it was when the new configuration cannot be used.
+
+        Raises:
+            VedetteError: it cannot be.
+        """
         if self._reload is None:
-            return
+            raise ConfigError("this daemon runs on no file: there is nothing to read again")
         try:
-            reload = Reload(self.house, self._reload())
+            told = self._control.reload(self._reload())
         except VedetteError as error:
-            why = str(self._placed(error)).splitlines()
-            log.error("reload refused, running on as before: %s", "; ".join(why))
-        except Exception:
+            placed = self._placed(error)
+            log.error("reload refused, running on as before: %s", "; ".join(str(placed).splitlines()))
+            raise placed from error
+        except Exception as error:
             # A defect that a new configuration brings out must not end what runs on the old one.
             log.exception("reload refused, running on as before: a defect in Vedette")
-        else:
-            reload.apply()
+            raise VedetteError(f"a defect in Vedette: {type(error).__name__}: {error}") from error
+        self._orders.listen()
+        return told

@@ -38,6 +38,9 @@ class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
         keepalive_s: silence after which the broker calls us offline, s.
         reconnect_max_s: longest pause between two attempts, s.
         inflight: messages sent and not yet acknowledged, at most.
+        commands: whether commands are taken from the broker. Left out: where it is on this machine, or knows us
+            by user name or client certificate, so that its access list can say who commands; elsewhere anybody
+            could.
     """
 
     host: Annotated[str, Meta(min_length=1)] = "localhost"
@@ -53,6 +56,7 @@ class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
     keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 30
     reconnect_max_s: Seconds = 60.0
     inflight: Annotated[int, Meta(ge=1, le=1000)] = 20
+    commands: bool | None = None
 
 
 class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -7,6 +7,7 @@
     │   └── BackendError     a runtime or device cannot run a model that is itself sound
     ├── StorageError         a state folder, spool or file cannot be used
     ├── BrokerError          a broker cannot be reached or refuses us
+    ├── CommandError         what an operator asked for is refused
     └── StreamError          every stream is over, and one has failed
 
 A message says what, which one (path, topic, host), what was expected, what was found and what to do, in one
@@ -56,6 +57,10 @@ class StorageError(VedetteError):
 
 class BrokerError(VedetteError):
     """A broker cannot be reached, or refuses us."""
+
+
+class CommandError(VedetteError):
+    """What an operator asked for is refused. The text is for them."""
 
 
 class StreamError(VedetteError):

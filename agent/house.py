@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 from agent.check import check_selection, keys_of
 from agent.comms.mqtt import Publisher
-from agent.comms.topics import Topics
+from agent.comms.rights import takes_commands
+from agent.comms.topics import COMMANDS, Topics
 from agent.config import Config, MqttConfig, StreamConfig
 from agent.configfile import Where
 from agent.errors import ConfigError, ModelError, StreamError, VedetteError
 from agent.health.processors import ADVICE, unreadable
 from agent.line import Line
+from agent.settings import Settings
 from agent.storage.spool import Spool
 from agent.stream import Desk, Stream
 
@@ -34,14 +36,17 @@ def device_name(config: Config) -> str:
     return config.device.name or host.strip("-") or "vedette"
 
 
-def check_not_empty(config: Config) -> None:
-    """Refuse a configuration without streams.
+def check_streams(config: Config) -> None:
+    """Refuse a configuration without streams, or with one that nobody could tell from the device.
 
     Raises:
-        ConfigError: there is nothing to run.
+        ConfigError: there is nothing to run, or a stream has a name that is taken.
     """
     if not config.streams:
         raise ConfigError("no [streams.NAME] in the configuration: there is nothing to run", keys=("streams",))
+    if COMMANDS in config.streams:
+        text = f"no stream can be called {COMMANDS!r}: commands to the device stand there; choose another name"
+        raise ConfigError(text, keys=("streams", COMMANDS))
 
 
 class House:
@@ -54,6 +59,8 @@ class House:
         line: to the broker.
         streams: by name; also those that are disabled or have failed.
         chooser: of what runs their models; None: `auto` is the CPU.
+        settings: how each stream is set.
+        kept_off: streams that an operator has switched off: somebody may want them on again.
     """
 
     def __init__(
@@ -75,6 +82,9 @@ class House:
         self.topics = Topics(config.mqtt.prefix, device_name(config))
         self.line = Line(self.publisher(config.mqtt))
         self.streams: dict[str, Stream] = {}
+        self.settings: dict[str, Settings] = {}
+        self.kept_off: frozenset[str] = frozenset()
+        self._stated: set[str] = set()
 
     def publisher(self, config: MqttConfig) -> Publisher:
         """A publisher of the house's events, to this broker."""
@@ -106,7 +116,7 @@ class House:
             ConfigError: there are no streams.
             StreamError: nothing is left to run.
         """
-        check_not_empty(self.config)
+        check_streams(self.config)
         _tell_hidden_processors()
         refused = []
         for name, config in self.config.streams.items():
@@ -114,8 +124,27 @@ class House:
             if refusal:
                 log.error(refusal)
                 refused.append(refusal)
-        if refused and all(stream.over for stream in self.streams.values()):
+        if refused and all(stream.over for stream in self.streams.values()) and not self.kept_off:
             raise StreamError("\n".join(refused))
+
+    @property
+    def commands(self) -> bool:
+        """Whether commands are taken from the broker."""
+        return takes_commands(self.config.mqtt)
+
+    def show(self, settings: dict[str, Settings], kept_off: frozenset[str]) -> None:
+        """Take note of how the streams are set, and publish it where commands are taken."""
+        self.settings, self.kept_off = settings, kept_off
+        told = {
+            self.topics.state(name, what): payload.encode()
+            for name, one in (settings if self.commands else {}).items()
+            for what, payload in one.states().items()
+        }
+        for topic in self._stated - set(told):
+            self.line.retain(topic, b"")
+        for topic, payload in told.items():
+            self.line.retain(topic, payload)
+        self._stated = set(told)
 
     def settle_left(self) -> None:
         """Say that the spool has ended what a killed process left open."""

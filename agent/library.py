@@ -58,6 +58,17 @@ def open_whole_model(name_or_path: str) -> Model:
     return Model(content, hashlib.sha256(content).hexdigest(), manifest, name_or_path)
 
 
+def open_manifest(name_or_path: str) -> Manifest:
+    """The manifest of the model of that name or path, with every rung.
+
+    Raises:
+        ModelError: see `open_model`.
+    """
+    content, manifest = load_file(name_or_path)
+    with named(name_or_path):
+        return manifest or guessed(content, read_modelfile(content), name_or_path)
+
+
 @contextmanager
 def named(name_or_path: str) -> Iterator[None]:
     """Errors inside begin with the model that they are about.

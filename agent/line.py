@@ -35,6 +35,19 @@ class Line:
         with self._lock:
             self.publisher.listen(pattern, handler)
 
+    def ignore(self, pattern: str) -> None:
+        """Listen no more."""
+        with self._lock:
+            self.publisher.ignore(pattern)
+
+    def repeat(self, topic: str) -> None:
+        """Send a retained topic again, see `Publisher.repeat`."""
+        self.publisher.repeat(topic)
+
+    def answer(self, topic: str, payload: bytes, correlation: bytes = b"") -> None:
+        """Answer a request, see `Publisher.answer`."""
+        self.publisher.answer(topic, payload, correlation)
+
     def send(self, topic: str, payload: bytes) -> None:
         """Send once at QoS 0, or drop."""
         self.publisher.send(topic, payload)

@@ -28,6 +28,11 @@ class Pipeline(Corridor[Frame]):
         super().__init__(source, vision, reporter)
         self._frames, self._vision, self._config = source, vision, config
         self._best = BestShot(config.snapshot_every_s)
+        self._asked = False
+
+    def ask_snapshot(self) -> None:
+        """Publish the next frame as the snapshot, whatever is in it."""
+        self._asked = True
 
     def _handle(self, frame: Frame) -> None:
         try:
@@ -42,14 +47,17 @@ class Pipeline(Corridor[Frame]):
         self._reporter.seen(frame.seq, frame.captured_at, seen, *vision.answered_by)
         if seen.events:
             self._reporter.counts(vision.tracker.counts())
-        if self._config.snapshot and (seen.events or self._best.due(frame.captured_ns)):
-            self._snapshot(frame, seen)
+        wanted = self._config.snapshot and (seen.events or self._best.due(frame.captured_ns))
+        if (wanted and self._is_best(frame, seen)) or self._asked:
+            self._asked = False
+            self._snapshot(frame)
         self._note(seen, 1)
 
-    def _snapshot(self, frame: Frame, seen: Seen) -> None:
-        tracks = self._vision.tracks()
-        if self._best.consider(seen.events, tracks, frame.captured_ns):
-            # One that was missed in this very frame stays in memory only: its box is where it was.
-            found = [track for track in tracks if track.last_seen == frame.captured_at]
-            picture = annotate(frame.image, found, order=frame.order, in_place=True)
-            self._reporter.snapshot(jpeg(picture, self._config.snapshot_quality, frame.order))
+    def _is_best(self, frame: Frame, seen: Seen) -> bool:
+        return self._best.consider(seen.events, self._vision.tracks(), frame.captured_ns)
+
+    def _snapshot(self, frame: Frame) -> None:
+        # One that was missed in this very frame stays in memory only: its box is where it was.
+        found = [track for track in self._vision.tracks() if track.last_seen == frame.captured_at]
+        picture = annotate(frame.image, found, order=frame.order, in_place=True)
+        self._reporter.snapshot(jpeg(picture, self._config.snapshot_quality, frame.order))

@@ -9,7 +9,7 @@ from msgspec import Struct
 from agent.check import check_selection
 from agent.config import Config, StorageConfig
 from agent.errors import ConfigError, VedetteError
-from agent.house import DRAIN_S, House, check_not_empty, stop_streams
+from agent.house import DRAIN_S, House, check_streams, stop_streams
 from agent.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -73,18 +73,24 @@ def check_reloadable(found: Changes) -> None:
 class Reload:
     """A new configuration, prepared while the old one runs on."""
 
-    def __init__(self, house: House, config: Config) -> None:
+    def __init__(self, house: House, config: Config, *, only: str = "") -> None:
         """Prepare it. The house is as it was until `apply`.
+
+        Args:
+            house: that it is for.
+            config: the new one.
+            only: a stream that is swapped in any case, and nothing else is looked at: the rest is the same.
 
         Raises:
             VedetteError: it cannot be used.
         """
-        check_not_empty(config)
+        check_streams(config)
         check_selection(config.selection)
-        self._house, self._config = house, config
+        self._house, self._config, self._only = house, config, only
         self._changes = changes(house.config, config)
         check_reloadable(self._changes)
-        self._changes.changed.update({name: [MODEL_FILE] for name in self._other_models()})
+        if not only:
+            self._changes.changed.update({name: [MODEL_FILE] for name in self._other_models()})
         self._streams = self._prepared()
         self._publisher = house.publisher(config.mqtt) if "mqtt" in self._changes.tables else None
 
@@ -101,8 +107,8 @@ class Reload:
         """New and changed streams, and those that failed: they are tried again, and may fail again."""
         streams, refused = {}, []
         for name, config in self._config.streams.items():
-            is_new = name in self._changes.added or name in self._changes.changed
-            if not is_new and self._house.streams[name].state != "failed":
+            is_new = name in self._changes.added or name in self._changes.changed or name == self._only
+            if not is_new and (self._only or self._house.streams[name].state != "failed"):
                 continue
             streams[name], refusal = self._house.stream(name, config)
             if refusal and is_new:
@@ -114,7 +120,7 @@ class Reload:
         return streams
 
     def apply(self) -> None:
-        """Swap what is different, and say so."""
+        """Swap what is different, and say so, unless it is a single stream."""
         self._swap_streams()
         if self._house.chooser is not None:
             self._house.chooser.configure(self._config.selection)
@@ -122,7 +128,8 @@ class Reload:
             self._house.line.exchange(self._publisher).stop(DRAIN_S)
             self._publisher.start()
         self._house.config = self._config
-        log.info("reloaded: %s", self)
+        if not self._only:
+            log.info("reloaded: %s", self)
 
     def _swap_streams(self) -> None:
         house, gone = self._house, self._changes.removed

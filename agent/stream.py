@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from agent.capture.source import check_uri
 from agent.comms.payload import ModelId, StreamHealth
@@ -15,7 +17,8 @@ from agent.comms.reporter import Board, EventSink, Reporter
 from agent.comms.topics import Topics
 from agent.config import StreamConfig
 from agent.corridor import Corridor, Tally
-from agent.errors import BackendError, VedetteError
+from agent.errands import Errands
+from agent.errors import BackendError, CommandError, VedetteError
 from agent.library import open_model
 from agent.manifest import Model
 from agent.senses import Input, Sense, open_corridor, open_sense, prepare_sense
@@ -62,7 +65,9 @@ class Stream:
         self._reporter: Reporter | None = None
         self._source: Input | None = None
         self._model: Model | None = None
+        self._rung = config.rung  # that the model was opened with
         self._before, self._before_at = Tally(), time.monotonic()
+        self._errands = Errands()
 
     def prepare(self) -> None:
         """Open the model, unless it waits for a device, and check all that can be checked without the source.
@@ -73,7 +78,7 @@ class Stream:
         try:
             check_uri(self.config.source)
             if self.config.enabled:
-                self._model = open_model(self.config.model, self.config.rung)
+                self._model, self._rung = open_model(self.config.model, self.config.rung), self.config.rung
                 self._sense = prepare_sense(self.name, self.config, self._model, self._desk.opener)
         except VedetteError as error:
             self.state, self.detail = "failed", str(error)
@@ -85,10 +90,54 @@ class Stream:
         if (model := self._model) is None:
             return False
         try:
-            now = open_model(self.config.model, self.config.rung)
+            now = open_model(self.config.model, self._rung)
         except VedetteError:
             return True
         return (now.sha256, now.manifest) != (model.sha256, model.manifest)
+
+    def adjust(self, config: StreamConfig) -> None:
+        """Take another configuration that `can_adjust` allows."""
+        self.config = config
+        self._errands.configure(config)
+
+    def can_adjust(self, config: StreamConfig) -> bool:
+        """Whether another can be taken in mid-stream, without opening the source or the model anew.
+
+        Only thresholds and zones differ then, or the rung, and that is open.
+        """
+        alike = replace(config, decode=self.config.decode, zones=self.config.zones, rung=self.config.rung)
+        return alike == self.config and self._holds(config.rung)
+
+    def _holds(self, rung: str) -> bool:
+        """Whether a rung, or `auto`, needs nothing that is not open."""
+        if rung == self.config.rung or self._model is None:
+            return True
+        try:
+            wanted = open_model(self.config.model, rung).manifest.rungs
+        except VedetteError:
+            return False
+        return set(wanted) <= set(self._model.manifest.rungs) and not self.model_changed
+
+    def snapshot_now(self) -> None:
+        """Publish the next picture as the snapshot.
+
+        Raises:
+            CommandError: there will be none, with the reason.
+        """
+        if self._model is not None and self._model.manifest.audio is not None:
+            raise CommandError(f"stream {self.name} listens: it has no pictures")
+        state, detail = self.standing
+        if state not in ("running", "degraded"):
+            raise CommandError(f"stream {self.name} is {state}, so there is no picture{detail and f': {detail}'}")
+        self._errands.snapshot()
+
+    def record(self, seconds: float) -> str:
+        """Keep a clip of so many seconds; gives its path.
+
+        Raises:
+            CommandError: none can be made, with the reason.
+        """
+        raise CommandError(f"stream {self.name}: clips are off")
 
     def start(self) -> None:
         """Run in a thread of its own, unless it is disabled or failed."""
@@ -212,7 +261,7 @@ class Stream:
         self._source.start()
         self.state, self.detail = "running", ""
         try:
-            self._pipeline.run(self._stop)
+            self._pipeline.run(self._stop, between=partial(self._errands.run, self._sense, self._pipeline))
         finally:
             self._source.stop()
 

@@ -34,7 +34,12 @@ def run(path: Path, exit_when_done: bool, verbose: bool) -> None:
     from agent.daemon import Daemon
 
     daemon = Daemon(
-        config, reload=file.read, where=file.where, board=file.about_board(), exit_when_done=exit_when_done
+        config,
+        reload=file.read,
+        where=file.where,
+        board=file.about_board(),
+        file=path,
+        exit_when_done=exit_when_done,
     )
     pass_on(daemon.request_stop, daemon.request_reload)
     daemon.run()

@@ -32,6 +32,8 @@ _PROTOCOLS = {"5": paho.MQTTv5, "3.1.1": paho.MQTTv311}
 _TCP_S = 5.0
 _OVERHEAD = 32
 """Bytes of a PUBLISH packet besides topic and payload, at most."""
+_FIRST = 8
+"""Packets that may lie before the one that says why, at most: answers to what we have subscribed to, mostly."""
 LARGEST_PACKET = 32 * 1024
 """Bytes of a packet that we want from a broker of MQTT 5: it keeps larger ones to itself."""
 
@@ -163,6 +165,20 @@ class Connection:
         (self._unanswered.add if qos else self._unanswered.discard)(mid)
         return mid
 
+    def answer(self, topic: str, payload: bytes, correlation: bytes) -> None:
+        """Hand an answer over, at QoS 0; under MQTT 3.1.1 without its correlation data.
+
+        Raises:
+            ValueError: see `publish`.
+        """
+        properties = None
+        if self._is_5:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # as above
+            properties.ContentType = "application/json"
+            if correlation:
+                properties.CorrelationData = correlation
+        self._client.publish(topic, payload, 0, properties=properties)
+
     def look(self, pattern: str) -> Look:
         """Ask for what the broker retains under a pattern."""
         return Look(self.subscriptions, pattern)
@@ -213,11 +229,14 @@ class Connection:
 
     def _read_first(self) -> None:
         """A broker that throws us out says why before it closes: that is read before a write fails."""
-        sock: Any = self._client.socket()
-        if sock is not None:
+        for _ in range(_FIRST):
+            sock: Any = self._client.socket()
+            if sock is None:
+                return
             self._poll.register(sock, select.POLLIN)
-            if dict(self._poll.poll(0)).get(sock.fileno(), 0):
-                self._client.loop_read()
+            if not dict(self._poll.poll(0)).get(sock.fileno(), 0):
+                return
+            self._client.loop_read()
 
     def farewell(self, timeout_s: float) -> None:
         """Disconnect in order: the broker forgets the will."""

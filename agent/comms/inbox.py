@@ -67,13 +67,13 @@ class _Listener:
             if not self._told_size:
                 self._told_size = True
                 size = len(received.payload)
-                log.warning("%s: dropped: %d bytes, at most %d are taken", received.topic, size, LARGEST)
+                log.warning("%.100r: dropped: %d bytes, at most %d are taken", received.topic, size, LARGEST)
             return
         try:
             self._handler(received)
         except Exception:
             # What a stranger sends must not end the line.
-            log.exception("%s: a defect in Vedette; the message is dropped", received.topic)
+            log.exception("%.100r: a defect in Vedette; the message is dropped", received.topic)
 
     def look(self, connection: Connection) -> None:
         """Subscribe when it is due, and say that a flood is over."""
@@ -84,7 +84,7 @@ class _Listener:
 
 
 class Inbox:
-    """Listeners by pattern. `listen` and `all` are for any thread, the rest for that of the line."""
+    """Listeners by pattern. `listen`, `ignore` and `all` are for any thread, the rest for that of the line."""
 
     def __init__(self, where: str) -> None:
         """Start with none.
@@ -96,12 +96,19 @@ class Inbox:
         self._lock = threading.Lock()
         self._listeners: dict[str, _Listener] = {}
         self._handlers: dict[str, Handler] = {}
+        self._gone: list[str] = []
 
     def listen(self, pattern: str, handler: Handler) -> None:
         """Hand what comes for a pattern to a handler, on this connection and on every one that follows."""
         with self._lock:
             self._handlers[pattern] = handler
             self._listeners[pattern] = _Listener(pattern, handler, self._where)
+
+    def ignore(self, pattern: str) -> None:
+        """Listen to a pattern no more."""
+        with self._lock:
+            if self._handlers.pop(pattern, None) is not None:
+                self._gone.append(self._listeners.pop(pattern).pattern)
 
     def all(self) -> dict[str, Handler]:
         """Every pattern with its handler."""
@@ -115,7 +122,12 @@ class Inbox:
         self.look(connection)
 
     def look(self, connection: Connection) -> None:
-        """Subscribe to what is new, or may come again."""
+        """Subscribe to what is new, or may come again, and end what is ignored."""
+        if self._gone:
+            with self._lock:
+                gone, self._gone = [one for one in self._gone if one not in self._handlers], []
+            for pattern in gone:
+                connection.subscriptions.remove(pattern)
         for listener in self._all():
             listener.look(connection)
 

@@ -22,9 +22,18 @@ class Intake:
         dropped: messages of the flood that is going on; 0: there is none.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._tokens, self._at = float(BURST), clock()
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, *, per_s: float = PER_S, burst: int = BURST
+    ) -> None:
+        """Start calm.
+
+        Args:
+            clock: monotonic, s.
+            per_s: messages that are taken for ever.
+            burst: that are taken at once.
+        """
+        self._clock, self._per_s, self._burst = clock, per_s, float(burst)
+        self._tokens, self._at = self._burst, clock()
         self._pause_s, self._until = _SHUT_FIRST_S, 0.0
         self.dropped = 0
 
@@ -43,7 +52,7 @@ class Intake:
 
     def _fill(self) -> None:
         now = self._clock()
-        self._tokens = min(float(BURST), self._tokens + (now - self._at) * PER_S)
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
         self._at = now
 
     @property
@@ -61,7 +70,7 @@ class Intake:
         if not self.dropped or self.is_shut:
             return 0
         self._fill()
-        if self._tokens < BURST:
+        if self._tokens < self._burst:
             return 0
         dropped, self.dropped = self.dropped, 0
         if dropped < SHUT_AFTER:

@@ -12,6 +12,7 @@ import threading
 from msgspec import Struct
 
 from agent.comms import reasons
+from agent.comms.answers import Answers
 from agent.comms.backoff import Backoff
 from agent.comms.connection import Connection
 from agent.comms.credentials import port, read_credentials, uses_tls
@@ -72,8 +73,9 @@ class Publisher:
         self._config, self._topics, self._outgoing = config, topics, outgoing
         self._client_id = client_id(topics)
         self._events = Events(outgoing, where, config.reconnect_max_s)
-        self._states, self._samples, self._inbox = States(where), Samples(), Inbox(where)
-        self._sweep = Sweep(self._states, topics.count("+", "") + "#")
+        self._states, self._samples = States(where), Samples()
+        self._inbox, self._answers = Inbox(where), Answers()
+        self._sweep = Sweep(self._states, {topics.count("+", "") + "#": b"0", topics.state("+", "#"): b""})
         self._outage = Outage(where, self._client_id)
         self._protocol = ProtocolChoice(config.protocol)
         self._backoff = Backoff(config.reconnect_max_s)
@@ -111,6 +113,28 @@ class Publisher:
         """
         self._inbox.listen(pattern, handler)
         self._wake.set()
+
+    def ignore(self, pattern: str) -> None:
+        """Listen no more."""
+        self._inbox.ignore(pattern)
+        self._wake.set()
+
+    def answer(self, topic: str, payload: bytes, correlation: bytes = b"") -> None:
+        """Send an answer to a request, once at QoS 0; it is dropped when the connection is lost.
+
+        Args:
+            topic: that the request has named.
+            payload: of the answer.
+            correlation: of the request.
+        """
+        if self._outage.connected:
+            self._answers.put(topic, payload, correlation)
+            self._wake.set()
+
+    def repeat(self, topic: str) -> None:
+        """Send a retained topic again, unchanged: somebody has a wrong idea of it."""
+        if self._states.repeat(topic):
+            self._wake.set()
 
     def listened(self) -> dict[str, Handler]:
         """Every pattern with its handler, for a publisher that takes over from this one."""
@@ -199,7 +223,7 @@ class Publisher:
     def _live(self, connection: Connection) -> None:
         self._protocol.worked()
         self._outage.over(self._how())
-        flows = (self._events, self._states, self._samples, self._inbox)
+        flows = (self._events, self._states, self._samples, self._inbox, self._answers)
         Session(connection, self._topics.status, flows, self._sweep, self._outage).run(
             self._stop, self._config.keepalive_s / 4
         )

@@ -125,6 +125,7 @@ class StreamHealth(Struct, frozen=True):
         frames, dropped, reopened: since start.
         tracks: alive now.
         model, backend, rung: in use.
+        set_by_command: what operators have set against the configuration file.
     """
 
     state: str
@@ -139,6 +140,7 @@ class StreamHealth(Struct, frozen=True):
     model: str = ""
     backend: str = ""
     rung: str = ""
+    set_by_command: tuple[str, ...] = ()
 
 
 class HealthMessage(Struct, frozen=True):

@@ -7,6 +7,7 @@ import math
 import time
 
 from agent.comms import reasons
+from agent.comms.answers import Answers
 from agent.comms.connection import Acknowledged, Connection
 from agent.comms.events import Events
 from agent.comms.inbox import Inbox
@@ -60,7 +61,7 @@ class Session:
         self,
         connection: Connection,
         status: str,
-        flows: tuple[Events, States, Samples, Inbox],
+        flows: tuple[Events, States, Samples, Inbox, Answers],
         sweep: Sweep,
         outage: Outage,
     ) -> None:
@@ -74,7 +75,7 @@ class Session:
             outage: is told that it is over.
         """
         self._connection, self._status, self._outage = connection, status, outage
-        self._events, self._states, self._samples, self._inbox = flows
+        self._events, self._states, self._samples, self._inbox, self._answers = flows
         self._sweep = sweep
         self._status_mid = 0
         self._heard_at = time.monotonic()
@@ -88,6 +89,7 @@ class Session:
         """
         self._events.restart()
         self._states.restart()
+        self._answers.restart()
         self._inbox.restart(self._connection)  # first: who hears that we are online may command us
         self._say(ONLINE)
         self._sweep.begin(self._connection)
@@ -117,6 +119,7 @@ class Session:
         return self._events.is_waiting and self._room() > 0
 
     def _send(self) -> None:
+        self._answers.send(self._connection)
         # States are few and newest-wins; a quarter of the window leaves the rest to the events.
         share = max(1, self._connection.window // 4) - self._states.in_flight
         self._states.send(self._connection, min(share, self._room()))

@@ -45,6 +45,14 @@ class States:
             self._due[topic] = None
             return True
 
+    def repeat(self, topic: str) -> bool:
+        """Have a topic sent again; whether anybody has set it."""
+        with self._lock:
+            if topic not in self._payloads:
+                return False
+            self._due[topic] = None
+            return True
+
     def all(self) -> dict[str, bytes]:
         """Every topic with its payload."""
         with self._lock:

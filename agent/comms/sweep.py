@@ -1,57 +1,67 @@
-"""The sweep: counts at the broker that nobody keeps any more are set to 0.
+"""The sweep: what a run before has left at the broker, and nobody keeps any more, is put right.
 
-They are those of a process that was killed, or that ended while the broker was away: the broker retains what it
-heard last. Once in the life of a publisher it is asked for every count of this device, and those that no stream
-of ours has set are put right.
+A process that was killed, or that ended while the broker was away, leaves counts; a stream or a zone that is
+gone leaves its state. Once in the life of a publisher the broker is asked for all of that which it retains of
+this device; what no stream of ours has set becomes 0, or is deleted.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 
 from agent.comms.connection import Connection
 from agent.comms.retained import Look
 from agent.comms.states import States
+from agent.comms.subscriptions import Received
 
 log = logging.getLogger(__name__)
 
 _LOOK_S = 3.0
 """The broker sends what it retains at once after its answer; a slow line takes a little longer."""
-_RIGHT = (b"", b"0")
 
 
 class Sweep:
     """Done once; begun anew with each connection until it is."""
 
-    def __init__(self, states: States, pattern: str) -> None:
+    def __init__(self, states: States, patterns: Mapping[str, bytes]) -> None:
         """Prepare.
 
         Args:
             states: what our own streams have set, and what is to be set.
-            pattern: of all counts of this device.
+            patterns: of the topics, none of which overlaps another, and the payload of each that nobody keeps;
+                empty: it is deleted.
         """
-        self._states, self._pattern = states, pattern
+        self._states, self._patterns = states, patterns
         self._done, self._until = False, 0.0
-        self._look: Look | None = None
+        self._looks: list[tuple[Look, bytes]] = []
 
     def begin(self, connection: Connection) -> None:
         """Ask, on a new connection."""
         self._until = 0.0
         if not self._done:
-            self._look = connection.look(self._pattern)
+            self._looks = [(connection.look(pattern), right) for pattern, right in self._patterns.items()]
 
     def go_on(self) -> None:
         """Look at what has come."""
-        if self._look is None or (found := self._look.found()) is None:
+        if not self._looks:
+            return
+        found = [(look.found(), right) for look, right in self._looks]
+        for some, right in found:
+            for one in some or ():
+                self._put_right(one, right)
+        if any(some is None for some, _ in found):  # the broker has not answered all of it
             return
         now = time.monotonic()
         self._until = self._until or now + _LOOK_S
-        for one in found:
-            if one.payload not in _RIGHT and self._states.set_if_new(one.topic, b"0"):
-                before = one.payload.decode(errors="replace")
-                log.info("%s was left at %s by a run before: set to 0", one.topic, before)
         if now >= self._until:
             self._done = True
-            self._look.end()
-            self._look = None
+            for look, _ in self._looks:
+                look.end()
+            self._looks = []
+
+    def _put_right(self, one: Received, right: bytes) -> None:
+        if one.payload not in (b"", right) and self._states.set_if_new(one.topic, right):
+            what = f"set to {right.decode()}" if right else "deleted"
+            log.info("%.100r was left at %.20r by a run before: %s", one.topic, one.payload, what)

@@ -4,6 +4,21 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+COMMANDS = "cmd"
+"""Second level of what concerns the whole device: no stream may be called so."""
+
+
+class Addressed(Struct, frozen=True):
+    """Whom a command is for.
+
+    Attributes:
+        stream: its name as sent; None: the device.
+        what: is to be set, or the verb.
+    """
+
+    stream: str | None
+    what: str
+
 
 class Topics(Struct, frozen=True):
     """Topics of one device.
@@ -17,28 +32,64 @@ class Topics(Struct, frozen=True):
     device: str
 
     @property
+    def _own(self) -> str:
+        return f"{self.prefix}/{self.device}"
+
+    @property
     def status(self) -> str:
         """Retained: `online`, `offline` (last will), `stopped`."""
-        return f"{self.prefix}/{self.device}/status"
+        return f"{self._own}/status"
 
     @property
     def health(self) -> str:
         """Retained JSON."""
-        return f"{self.prefix}/{self.device}/health"
+        return f"{self._own}/health"
 
     def events(self, stream: str) -> str:
         """QoS 1, never retained."""
-        return f"{self.prefix}/{self.device}/{stream}/events"
+        return f"{self._own}/{stream}/events"
 
     def detections(self, stream: str) -> str:
         """QoS 0, one message per processed frame."""
-        return f"{self.prefix}/{self.device}/{stream}/detections"
+        return f"{self._own}/{stream}/detections"
 
     def snapshot(self, stream: str) -> str:
         """Retained JPEG."""
-        return f"{self.prefix}/{self.device}/{stream}/snapshot"
+        return f"{self._own}/{stream}/snapshot"
 
     def count(self, stream: str, label: str) -> str:
         """Retained number of live tracks. Spaces in a label become `_`; `/`, `+` and `#` become `-`."""
         level = label.replace(" ", "_").translate(str.maketrans("/+#", "---"))
-        return f"{self.prefix}/{self.device}/{stream}/count/{level}"
+        return f"{self._own}/{stream}/count/{level}"
+
+    def set(self, stream: str, what: str) -> str:
+        """A command to one stream, never retained; `what` may have two levels, such as `zone/drive`."""
+        return f"{self._own}/{stream}/set/{what}"
+
+    def state(self, stream: str, what: str) -> str:
+        """Retained: how it is set now."""
+        return f"{self._own}/{stream}/state/{what}"
+
+    def command(self, verb: str) -> str:
+        """A request to the device, never retained."""
+        return f"{self._own}/{COMMANDS}/{verb}"
+
+    def answer(self, verb: str) -> str:
+        """The answer to one that names no other topic; those who ask may have one of their own beneath it."""
+        return f"{self._own}/{COMMANDS}/{verb}/answer"
+
+    @property
+    def commands(self) -> tuple[str, str]:
+        """Patterns of every command to the device and to its streams."""
+        return self.set("+", "#"), self.command("+")
+
+    def addressed(self, topic: str) -> Addressed | None:
+        """Whom a topic commands; None: nobody of ours."""
+        own = f"{self._own}/"
+        first, _, rest = topic.removeprefix(own).partition("/")
+        if not topic.startswith(own):
+            return None
+        if first == COMMANDS and "/" not in rest:
+            return Addressed(None, rest)
+        word, _, what = rest.partition("/")
+        return Addressed(first, what) if word == "set" else None

@@ -82,6 +82,16 @@ class Hearing:
         self._next = self.inferences = 0
         self._listening = False
 
+    def configure(self, config: StreamConfig) -> None:
+        """Take other thresholds and another rung of what is open; tracks go on, and no word is told twice.
+
+        Raises:
+            ModelError: the rung is not open.
+        """
+        self._climb = Climb(self.session, self.model.manifest, config)
+        if self._words is not None and self._climb.keyword is not None:
+            self._words.use(self._climb.keyword)
+
     def listen(self, chunk: AudioChunk) -> Seen:
         """Take some sound through the rooms.
 

@@ -42,13 +42,25 @@ class Vision:
         climbed = model.manifest.climbed(config.rung)
         rung = climbed[-1].name if climbed else model.manifest.rung(config.rung).name
         self.session = opener(model, config.backend, Options(rung=rung, threads=config.threads))
-        self._eye = (
-            Sizes(self.session, model, config) if climbed else Size(self.session, model, rung, config.decode)
-        )
-        # What is known makes a picture hard besides what moves, and belongs into its crop.
-        self._keeps = config.gate.crop or bool(climbed)
+        self._eye, self._keeps = self._opened(config)
         self._gate = MotionGate(config.gate)
         self.tracker = Tracker(config.track, zones, stream)
+
+    def _opened(self, config: StreamConfig) -> tuple[Sizes | Size, bool]:
+        """What looks, and whether what is known counts: it makes a picture hard, and belongs into its crop."""
+        if self.model.manifest.climbed(config.rung):
+            return Sizes(self.session, self.model, config), True
+        rung = self.model.manifest.rung(config.rung).name
+        return Size(self.session, self.model, rung, config.decode), config.gate.crop
+
+    def configure(self, config: StreamConfig) -> None:
+        """Take other thresholds, zones and another rung of what is open; tracks go on.
+
+        Raises:
+            ModelError: the rung is not open.
+        """
+        self._eye, self._keeps = self._opened(config)
+        self.tracker.use(Zones(config.zones))
 
     def look(self, frame: Frame) -> Seen:
         """Take one frame through the rooms.

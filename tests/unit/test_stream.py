@@ -9,17 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from agent import stream as stream_module
 from agent.comms.topics import Topics
 from agent.compute.vision import Vision
-from agent.config import CaptureConfig, StreamConfig, TrackConfig
-from agent.errors import BackendError, ModelError, SourceError
+from agent.config import (
+    CaptureConfig,
+    DecodeConfig,
+    GateConfig,
+    PublishConfig,
+    StreamConfig,
+    TrackConfig,
+    ZoneConfig,
+)
+from agent.errors import BackendError, CommandError, ModelError, SourceError
 from agent.messages import Frame, Seen
 from agent.stream import Desk, Stream
 from tests.support.house import Kept, person_model
 from tests.support.mosquitto import free_port
 from tests.support.publishing import wait_for
+from tests.support.sizes import LEFT, RIGHT, sizes_model
+from tests.support.sound import tone_model
 
 _WALK = "test:?size=64x48&fps=50"
 
@@ -158,6 +169,89 @@ def test_what_will_not_pass_does_not(tmp_path: Path, breaks: list[Exception]) ->
     with running(stream(tmp_path, Kept())) as made:
         wait_for(lambda: made.over)
         assert (made.state, made.detail) == ("failed", "broken for good")
+
+
+SQUARE = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))
+
+
+def test_thresholds_and_zones_change_in_mid_stream_and_no_track_ends(tmp_path: Path) -> None:
+    kept = Kept()
+    zone = ZoneConfig("all", SQUARE, enabled=False)
+    with running(stream(tmp_path, kept, zones=(zone,))) as made:
+        wait_for(lambda: kept.kinds() == ["new"])
+        changed = replace(made.config, zones=(replace(zone, enabled=True),))
+        assert made.can_adjust(changed)
+        made.adjust(changed)
+        wait_for(lambda: kept.kinds() == ["new", "update"])
+        assert [event.track.zones for event in kept.events()] == [(), ("all",)]
+        higher = replace(changed, decode=DecodeConfig(score_threshold=0.95))
+        assert made.can_adjust(higher)
+        made.adjust(higher)
+        wait_for(lambda: kept.kinds()[-1] == "end")
+        assert kept.events()[-1].reason == "lost", "the model is only 0.9 sure"
+        assert made.health().reopened == 0
+        made.adjust(changed)
+        wait_for(lambda: kept.kinds()[-1] == "new")
+
+
+def test_a_rung_that_is_open_is_taken_in_mid_stream_and_another_is_not(tmp_path: Path) -> None:
+    model, kept = str(sizes_model(tmp_path, {"64": [(0.9, LEFT)], "32": [(0.9, RIGHT)]})), Kept()
+    gate = GateConfig(motion=False)
+    with running(stream(tmp_path, kept, model=model, rung="auto", gate=gate)) as made:
+        for rung in ("32", "64", "auto", "32"):
+            changed = replace(made.config, rung=rung)
+            assert made.can_adjust(changed)
+            made.adjust(changed)
+        wait_for(lambda: made.frames > 5 and made.health().rung == "32")
+        assert not made.model_changed, "what is open was opened for another rung"
+        assert not made.can_adjust(replace(made.config, rung="16"))
+    with running(stream(tmp_path, kept, model=model, rung="32", gate=gate)) as made:
+        assert not made.can_adjust(replace(made.config, rung="64"))
+        assert not made.can_adjust(replace(made.config, rung="auto"))
+        assert made.can_adjust(replace(made.config, rung="32"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"enabled": False}, {"source": "test:?size=32x32"}, {"threads": 2}, {"model": "nanodet"}]
+)
+def test_what_needs_another_source_or_model_cannot_be_adjusted(tmp_path: Path, change: dict[str, Any]) -> None:
+    made = stream(tmp_path, Kept())
+    made.prepare()
+    assert not made.can_adjust(replace(made.config, **change))
+
+
+def test_what_is_set_before_it_runs_counts_when_it_does(tmp_path: Path) -> None:
+    kept = Kept()
+    made = stream(tmp_path, kept)
+    made.prepare()
+    made.adjust(replace(made.config, decode=DecodeConfig(score_threshold=0.95)))
+    made.start()
+    wait_for(lambda: made.frames > 10)
+    made.ask_to_stop()
+    assert made.join(2.0)
+    assert kept.kinds() == []
+
+
+def test_a_snapshot_is_published_when_it_is_asked_for_whatever_there_is_to_see(tmp_path: Path) -> None:
+    kept = Kept()
+    nothing = DecodeConfig(score_threshold=0.95)
+    with running(stream(tmp_path, kept, decode=nothing, publish=PublishConfig(snapshot=False))) as made:
+        wait_for(lambda: made.frames > 2)
+        assert "vedette/porch/front/snapshot" not in kept.retained
+        made.snapshot_now()
+        wait_for(lambda: "vedette/porch/front/snapshot" in kept.retained)
+        assert kept.retained["vedette/porch/front/snapshot"].startswith(b"\xff\xd8")
+        time.sleep(0.2)
+        assert len([topic for topic, _ in kept.history if topic.endswith("/snapshot")]) == 1
+
+
+def test_without_a_picture_there_is_no_snapshot_and_the_reason_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="stream front is disabled, so there is no picture"):
+        stream(tmp_path, Kept(), enabled=False).snapshot_now()
+    listening = stream(tmp_path, Kept(), "mic:default", model=str(tone_model(tmp_path)))
+    listening.prepare()
+    with pytest.raises(CommandError, match="stream front listens: it has no pictures"):
+        listening.snapshot_now()
 
 
 def test_pauses_grow_and_a_stop_does_not_wait_for_them(

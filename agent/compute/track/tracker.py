@@ -50,6 +50,10 @@ class Tracker:
         self._alive = 0
         self._now_ns: int | None = None
 
+    def use(self, zones: Zones) -> None:
+        """Take other zones from the next detections on; tracks go on."""
+        self._zones = zones
+
     @property
     def alive(self) -> int:
         """Number of announced tracks that have not ended."""

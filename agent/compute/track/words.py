@@ -35,8 +35,7 @@ class Words:
             stream: its name, the first part of every id.
             run: makes ids unique over restarts; default: random.
         """
-        self.decoder = decoder
-        self._labels, self._threshold, self._wanted = decoder.labels, decoder.threshold, frozenset(decoder.wanted)
+        self.use(decoder)
         self._refractory_ns = round(decoder.options.refractory_s * 1e9)
         self._newest = np.zeros((decoder.options.mean_of, len(decoder.labels)), np.float32)
         self._share = np.float32(1.0 / decoder.options.mean_of)
@@ -45,6 +44,11 @@ class Words:
         self._count = 0
         self._told_ns: dict[int, int] = {}
         self.told: frozenset[int] = frozenset()
+
+    def use(self, decoder: Keyword) -> None:
+        """Take another decoder of the same labels and options; what has been told stays so."""
+        self.decoder = decoder
+        self._labels, self._threshold, self._wanted = decoder.labels, decoder.threshold, frozenset(decoder.wanted)
 
     def hear(self, probabilities: Floats, at_ns: int, at: datetime, span_s: float) -> list[Event]:
         """One inference was made.

@@ -43,7 +43,7 @@ class Zones:
             ConfigError: see `check_zones`.
         """
         check_zones(zones)
-        self._zones = tuple(_prepared(zone) for zone in zones)
+        self._zones = tuple(_prepared(zone) for zone in zones if zone.enabled)
 
     def names_at(self, label: str, box: Box | None, held: Container[str] = ()) -> tuple[str, ...]:
         """Names of the zones that a thing stands in, in config order. The border belongs to the zone.

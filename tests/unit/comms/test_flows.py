@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.comms import events as events_module
+from agent.comms.answers import Answers
 from agent.comms.connection import Acknowledged, Connection
 from agent.comms.events import Events
 from agent.comms.samples import Samples
@@ -28,6 +29,7 @@ class Line:
 
     def __init__(self) -> None:
         self.published: list[tuple[str, bytes]] = []
+        self.answered: list[tuple[str, bytes, bytes]] = []
         self.is_clogged = False
 
     def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False) -> int:
@@ -35,6 +37,11 @@ class Line:
             raise ValueError("a wildcard")
         self.published.append((topic, payload))
         return len(self.published)
+
+    def answer(self, topic: str, payload: bytes, correlation: bytes) -> None:
+        if "+" in topic:
+            raise ValueError("a wildcard")
+        self.answered.append((topic, payload, correlation))
 
     def fits(self, topic: str, payload: bytes) -> bool:
         return not self.max_packet or len(payload) <= self.max_packet
@@ -249,6 +256,44 @@ def test_of_a_state_only_the_newest_is_sent_and_never_twice() -> None:
     states.send(wire(again), 9)
     assert again.published == [("a", b"2"), ("b", b"x")]
     assert states.all() == {"a": b"2", "b": b"x"}
+
+
+def test_a_state_is_sent_again_unchanged_for_whom_has_a_wrong_idea_of_it() -> None:
+    states, line = States("host:1883"), Line()
+    states.set("a", b"on")
+    states.send(wire(line), 9)
+    assert states.repeat("a")
+    assert not states.repeat("b"), "it is none of ours"
+    states.send(wire(line), 9)
+    assert line.published == [("a", b"on"), ("a", b"on")]
+
+
+def test_an_answer_is_sent_to_whom_waits_and_to_nobody_after_the_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    answers, line = Answers(), Line()
+    line.is_clogged = True
+    answers.put("me", b"{}", b"7")
+    answers.send(wire(line))
+    assert line.answered == []
+    line.is_clogged, line.max_packet = False, 50
+    answers.put("me/+", b"{}", b"")
+    answers.put("me", bytes(100), b"")
+    answers.send(wire(line))
+    assert line.answered == [("me", b"{}", b"7")]
+    assert len(caplog.records) == 2
+    answers.put("me", b"{}", b"8")
+    answers.restart()
+    answers.send(wire(line))
+    assert len(line.answered) == 1
+
+
+def test_answers_that_nobody_can_take_are_bounded() -> None:
+    answers, line = Answers(), Line()
+    for number in range(1000):
+        answers.put("me", str(number).encode(), b"")
+    answers.send(wire(line))
+    assert [payload for _, payload, _ in line.answered] == [str(n).encode() for n in range(936, 1000)]
 
 
 def test_a_refused_state_is_said_once_until_it_is_taken(caplog: pytest.LogCaptureFixture) -> None:

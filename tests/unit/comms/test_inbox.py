@@ -77,6 +77,24 @@ def test_what_is_listened_to_later_is_subscribed_on_the_same_connection(
     assert [received.payload for received in heard] == [b"online"]
 
 
+def test_what_is_ignored_is_unsubscribed_and_may_be_listened_to_again(
+    inbox: Inbox, heard: list[Received]
+) -> None:
+    client = Client()
+    line = connection(client)
+    inbox.restart(line)
+    inbox.ignore(SET)
+    inbox.ignore("never/listened/to")
+    inbox.look(line)
+    client.message("vedette/porch/front/set/enabled", b"on")
+    assert (heard, inbox.all()) == ([], {})
+    inbox.listen(SET, heard.append)
+    inbox.look(line)
+    client.message("vedette/porch/front/set/enabled", b"on")
+    assert len(heard) == 1
+    assert client.asked == [f"+{SET}", f"-{SET}", f"+{SET}"]
+
+
 def test_a_refused_subscription_is_told_once_in_words(inbox: Inbox, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(3):
         client = Client()

@@ -11,7 +11,7 @@ import pytest
 
 from agent.compute import hearing as module
 from agent.compute.hearing import Hearing
-from agent.config import GateConfig, LadderConfig, StreamConfig, ZoneConfig
+from agent.config import DecodeConfig, GateConfig, LadderConfig, StreamConfig, ZoneConfig
 from agent.errors import ConfigError, ModelError
 from agent.library import open_model
 from agent.messages import Samples
@@ -219,3 +219,28 @@ def test_a_muted_microphone_is_no_broken_model(tmp_path: Path, monkeypatch: pyte
     hearing = ear(tone_model(tmp_path), gate=GateConfig(voice=False))
     hear(hearing, np.zeros(5 * 16_000, np.int16))
     assert hearing.alarm == ""
+
+
+def test_a_threshold_changes_in_mid_stream_and_no_word_is_told_twice(tmp_path: Path) -> None:
+    hearing = ear(tone_model(tmp_path))
+    first, rest = STORY[: 16000 * 5 // 2], STORY[16000 * 5 // 2 :]
+    assert [label for label, _ in hear(hearing, first)] == ["low"], "it is being said"
+    hearing.configure(
+        StreamConfig("mic:default", str(tone_model(tmp_path)), decode=DecodeConfig(score_threshold=0.3))
+    )
+    assert [label for label, _ in hear(hearing, rest)] == ["high", "low"]
+    hearing.configure(
+        StreamConfig("mic:default", str(tone_model(tmp_path)), decode=DecodeConfig(score_threshold=1.0))
+    )
+    assert hear(hearing, STORY) == []
+
+
+def test_a_depth_can_be_asked_for_in_mid_stream(tmp_path: Path) -> None:
+    hearing = ear(ladder_model(tmp_path), ladder=LadderConfig(1e6))
+    hear(hearing, STORY)
+    assert hearing.answered_by[1] == "12"
+    for rung in ("3", "12"):
+        hearing.configure(StreamConfig("mic:default", str(tmp_path / "depths.toml"), rung=rung))
+        hear(hearing, STORY)
+        assert hearing.used.keys() <= {"3", "12"}
+        assert hearing.answered_by[1] == rung

@@ -1,0 +1,186 @@
+"""Control: the configuration in use is that of the file, and over it what operators have set.
+
+A change is prepared first, then kept on the disk, then carried out: a power cut in between leaves what was asked
+for. What only concerns thresholds, zones or a rung that is open is taken in mid-stream; else the stream is
+swapped.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from agent.comms.commands import ZONE, shown
+from agent.comms.intake import Intake
+from agent.config import Config
+from agent.errors import CommandError, StorageError, VedetteError
+from agent.house import House
+from agent.overrides import Override, Overrides, Value, basis_of, decode
+from agent.reload import Reload
+from agent.settings import Settings, settings_of
+from agent.storage.statefile import StateFile
+
+log = logging.getLogger(__name__)
+
+FILE = "overrides.json"
+_WRITES_PER_S, _WRITES = 0.2, 60
+"""Changes that are kept on the disk, in the long run and at once: cards wear out."""
+
+
+class Control:
+    """For the daemon's thread.
+
+    Attributes:
+        config: to be used.
+    """
+
+    def __init__(self, config: Config, file: StateFile) -> None:
+        """Take up what was set before the restart.
+
+        Args:
+            config: of the file.
+            file: where overrides are kept.
+        """
+        self._file, self._from_file = file, config
+        self._writes = Intake(per_s=_WRITES_PER_S, burst=_WRITES)
+        self._overrides = self._read()
+        usable, dropped = _usable(self._overrides, config)
+        self._tell(dropped)
+        self._keep(usable)
+        self.config = usable.over(config)
+
+    def attach(self, house: House) -> None:
+        """Begin to control a house that runs on `config`."""
+        self._house = house
+        self._show({name: settings_of(stream) for name, stream in self.config.streams.items()})
+
+    def overridden(self, stream: str) -> tuple[str, ...]:
+        """What operators have set of a stream, sorted."""
+        return self._overrides.of(stream)
+
+    def change(self, stream: str, what: str, value: Value | None) -> str:
+        """Set something.
+
+        Args:
+            stream: its name, as sent.
+            what: `enabled`, `threshold`, `rung` or `zone/NAME`, as sent.
+            value: of the type that `agent.comms.commands` gives; None: as the file says.
+
+        Returns:
+            what is to be said besides; mostly nothing.
+
+        Raises:
+            CommandError: it cannot be, with the reason.
+        """
+        self.check(stream)
+        self._check_place(stream, what)
+        if what == "rung" and value is not None:
+            self._check_rung(stream, str(value))
+        overrides = self._overrides.set(self._from_file, stream, what, value)
+        config = overrides.over(self._from_file)
+        again = what == "enabled" and value is True and self._house.streams[stream].state in ("failed", "ended")
+        if config == self.config and overrides == self._overrides and not again:
+            return ""
+        if overrides != self._overrides and self._writes.judge() != "take":
+            raise CommandError("too many changes in a short time; try again in a few seconds")
+        live = not again and self._house.streams[stream].can_adjust(config.streams[stream])
+        swap = None if live else self._swap(stream, config)
+        warning = self._keep(overrides)
+        if swap is None:
+            self._house.streams[stream].adjust(config.streams[stream])
+        else:
+            swap.apply()
+        self._house.config = self.config = config
+        self._show({**self._house.settings, stream: settings_of(config.streams[stream])})
+        log.info("command: stream %s: %s", stream, _said(what, value))
+        return warning
+
+    def reload(self, config: Config) -> str:
+        """Take up a file that has been read anew; gives what is different.
+
+        Raises:
+            VedetteError: it cannot be used, and everything is as before.
+        """
+        overrides, dropped = _usable(self._overrides, config)
+        over = overrides.over(config)
+        reload = Reload(self._house, over)
+        self._keep(overrides)
+        reload.apply()
+        self._from_file, self.config = config, over
+        self._tell(dropped)
+        self._show({name: settings_of(stream) for name, stream in over.streams.items()})
+        return str(reload)
+
+    def check(self, stream: str) -> None:
+        """Refuse a stream that there is not.
+
+        Raises:
+            CommandError: names those that there are.
+        """
+        if stream not in self.config.streams:
+            raise CommandError(f"no stream {shown(stream)}; there are: {', '.join(self.config.streams)}")
+
+    def _check_place(self, stream: str, what: str) -> None:
+        if basis_of(self._from_file.streams[stream], what) is None:
+            zones = ", ".join(zone.name for zone in self.config.streams[stream].zones)
+            name, known = shown(what.removeprefix(ZONE)), f"it has: {zones}" if zones else "it has none"
+            raise CommandError(f"stream {stream} has no zone {name}; {known}")
+
+    def _check_rung(self, stream: str, rung: str) -> None:
+        settings: Settings = self._house.settings[stream]
+        if rung not in settings.rungs:
+            model = self.config.streams[stream].model
+            known = f"it has: {', '.join(settings.rungs)}" if settings.rungs else "it cannot be opened"
+            raise CommandError(f"model {model} has no rung {shown(rung)}; {known}")
+
+    def _swap(self, stream: str, config: Config) -> Reload:
+        try:
+            return Reload(self._house, config, only=stream)
+        except VedetteError as error:
+            raise CommandError(str(error).replace("\n", "; ")) from error
+
+    def _show(self, settings: dict[str, Settings]) -> None:
+        """Tell the house how its streams are set, and by whom."""
+        off = {name for name, one in settings.items() if not one.enabled}
+        self._house.show(settings, frozenset(name for name in off if "enabled" in self.overridden(name)))
+
+    def _read(self) -> Overrides:
+        try:
+            return decode(self._file.read())
+        except StorageError as error:
+            aside = self._file.set_aside()
+            log.error("%s: what commands had set is lost, and the file counts: %s; see %s", FILE, error, aside)
+            return Overrides()
+
+    def _keep(self, overrides: Overrides) -> str:
+        """Keep what has changed; gives a warning for who asked."""
+        if overrides == self._overrides:
+            return ""
+        self._overrides = overrides
+        try:
+            self._file.write(overrides.encode() if overrides.streams else b"")
+        except StorageError as error:
+            log.error("what a command has set lasts until the next restart only: %s", error)
+            return f"done, but only until the next restart: {error}"
+        return ""
+
+    def _tell(self, dropped: list[str]) -> None:
+        for text in dropped:
+            log.info("%s", text)
+
+
+def _usable(overrides: Overrides, config: Config) -> tuple[Overrides, list[str]]:
+    """Those that still count, and why the others do not: a model may have lost a rung."""
+    kept, dropped = overrides.still(config)
+    for name, some in list(kept.streams.items()):
+        rung = some.get("rung", Override("", []))
+        rungs = settings_of(config.streams[name]).rungs if rung.value else ()
+        if rungs and rung.value not in rungs:
+            kept = kept.set(config, name, "rung", None)
+            dropped.append(f"stream {name}: rung {rung.value!r} is gone from its model: the file counts")
+    return kept, dropped
+
+
+def _said(what: str, value: Value | None) -> str:
+    if value is None:
+        return f"{what} as the file says"
+    return f"{what} = {('off', 'on')[value] if isinstance(value, bool) else value}"

@@ -1,0 +1,147 @@
+"""Overrides: what operators have set against the configuration file, each as long as the file says what it said.
+
+No I/O: the daemon keeps the encoded form in its state folder. An override remembers the value that the file had
+for its key, and for a threshold or a rung the model too; when the file says something else, it counts again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from agent.comms.commands import ZONE
+from agent.config import Config, StreamConfig
+from agent.errors import StorageError
+
+Value = bool | float | str
+Basis = bool | int | float | str | None
+
+
+class Override(Struct, frozen=True, forbid_unknown_fields=True):
+    """One value.
+
+    Attributes:
+        value: on or off, a number, or a name.
+        basis: what the file says of it.
+    """
+
+    value: Value
+    basis: list[Basis]
+
+
+class Overrides(Struct, frozen=True, forbid_unknown_fields=True):
+    """All of a device.
+
+    Attributes:
+        streams: overrides by stream and by what is set: `enabled`, `threshold`, `rung`, `zone/NAME`.
+    """
+
+    streams: dict[str, dict[str, Override]] = {}
+
+    def over(self, config: Config) -> Config:
+        """The configuration that is to be used.
+
+        Args:
+            config: of the file; every override is for a stream and a zone that it has, see `still`.
+        """
+        streams = dict(config.streams)
+        for name, what, override in self._each():
+            streams[name] = _with(streams[name], what, override.value)
+        return replace(config, streams=streams)
+
+    def still(self, config: Config) -> tuple[Overrides, list[str]]:
+        """Those that still count under this file, and what is to be said of the others."""
+        kept, dropped = Overrides(), []
+        for name, what, override in self._each():
+            stream = config.streams.get(name)
+            if stream is None:
+                dropped.append(f"stream {name} is gone, and with it what a command set: {what}")
+            elif basis_of(stream, what) != override.basis or not _fits(what, override.value):
+                dropped.append(f"stream {name}: {what} is as the file says again, which has changed")
+            else:
+                kept = kept._put(name, what, override)
+        return kept, dropped
+
+    def set(self, config: Config, name: str, what: str, value: Value | None) -> Overrides:
+        """With one more.
+
+        Args:
+            config: of the file.
+            name: of a stream that it has.
+            what: is set; a zone is one that the stream has.
+            value: None: as the file says.
+        """
+        stream = config.streams[name]
+        basis = basis_of(stream, what)
+        assert basis is not None
+        if value is None or _with(stream, what, value) == stream:
+            rest = {key: one for key, one in self.streams.get(name, {}).items() if key != what}
+            others = {key: some for key, some in self.streams.items() if key != name}
+            return Overrides({**others, name: rest} if rest else others)
+        return self._put(name, what, Override(value, basis))
+
+    def of(self, name: str) -> tuple[str, ...]:
+        """What is set of a stream, sorted."""
+        return tuple(sorted(self.streams.get(name, ())))
+
+    def encode(self) -> bytes:
+        """As JSON."""
+        return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=1) + b"\n"
+
+    def _put(self, name: str, what: str, override: Override) -> Overrides:
+        return Overrides({**self.streams, name: {**self.streams.get(name, {}), what: override}})
+
+    def _each(self) -> Iterator[tuple[str, str, Override]]:
+        for name, some in self.streams.items():
+            for what, override in some.items():
+                yield name, what, override
+
+
+def decode(data: bytes) -> Overrides:
+    """From JSON; of an empty text there are none.
+
+    Raises:
+        StorageError: it is not what `Overrides.encode` gives.
+    """
+    if not data.strip():
+        return Overrides()
+    try:
+        return msgspec.json.decode(data, type=Overrides)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise StorageError(f"not readable as overrides: {error}") from error
+
+
+def basis_of(stream: StreamConfig, what: str) -> list[Basis] | None:
+    """What the file says of a key, so that a change shows; None: the stream has no such zone."""
+    if what == "enabled":
+        return [stream.enabled]
+    if what == "threshold":
+        return [stream.model, stream.decode.score_threshold]
+    if what == "rung":
+        return [stream.model, stream.rung]
+    for zone in stream.zones:
+        if f"{ZONE}{zone.name}" == what:
+            return [zone.enabled]
+    return None
+
+
+def _fits(what: str, value: Value) -> bool:
+    if what == "threshold":
+        return not isinstance(value, (bool, str)) and 0.0 <= value <= 1.0
+    return isinstance(value, str if what == "rung" else bool)
+
+
+def _with(stream: StreamConfig, what: str, value: Value) -> StreamConfig:
+    if what == "enabled":
+        return replace(stream, enabled=bool(value))
+    if what == "threshold":
+        return replace(stream, decode=replace(stream.decode, score_threshold=float(value)))
+    if what == "rung":
+        return replace(stream, rung=str(value))
+    zones = tuple(
+        replace(zone, enabled=bool(value)) if f"{ZONE}{zone.name}" == what else zone for zone in stream.zones
+    )
+    return replace(stream, zones=zones)

@@ -1,0 +1,57 @@
+"""A small file in the state folder that is read at the start and replaced as a whole."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from agent.errors import StorageError, reason_of
+from agent.storage.durable import sync_folder, write_atomic
+
+_LARGEST = 1024**2
+_ASIDE = ".damaged"
+
+
+class StateFile:
+    """The file. It survives a power cut: what it holds then is the old content or the new."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> bytes:
+        """What was written last; empty: nothing.
+
+        Raises:
+            StorageError: it is there and cannot be read, or is far too large.
+        """
+        try:
+            size = self.path.stat().st_size
+            if size > _LARGEST:
+                raise StorageError(f"{self.path}: {size} bytes; at most {_LARGEST} are read")
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise StorageError(f"{self.path}: cannot be read: {reason_of(error)}") from error
+
+    def write(self, content: bytes) -> None:
+        """Replace it; an empty content deletes it.
+
+        Raises:
+            StorageError: the disk refuses; what was there is still there.
+        """
+        if content:
+            write_atomic(self.path, content, 0o640)
+            return
+        try:
+            self.path.unlink(missing_ok=True)
+            sync_folder(self.path.parent)
+        except OSError as error:
+            raise StorageError(f"{self.path}: cannot be deleted: {reason_of(error)}") from error
+
+    def set_aside(self) -> Path:
+        """Put a damaged one out of the way, for people to look at; gives where it lies."""
+        aside = self.path.with_name(self.path.name + _ASIDE)
+        with suppress(OSError):
+            self.path.replace(aside)
+        return aside

@@ -1,0 +1,138 @@
+"""What operators have set against the file, and for how long it counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from agent.config import Config, DecodeConfig, StreamConfig, ZoneConfig
+from agent.errors import StorageError
+from agent.overrides import Overrides, Value, basis_of, decode
+
+SQUARE = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0))
+FRONT = StreamConfig("test:", "nanodet", zones=(ZoneConfig("drive", SQUARE), ZoneConfig("lawn", SQUARE)))
+FILE = Config({"front": FRONT, "back": StreamConfig("test:", "nanodet", enabled=False)})
+
+SETTINGS = st.one_of(
+    st.tuples(st.just("enabled"), st.booleans()),
+    st.tuples(st.just("threshold"), st.floats(0.0, 1.0)),
+    st.tuples(st.just("rung"), st.sampled_from(["416", "256", "auto"])),
+    st.tuples(st.sampled_from(["zone/drive", "zone/lawn"]), st.booleans()),
+)
+
+
+def front(config: Config) -> StreamConfig:
+    return config.streams["front"]
+
+
+@given(st.lists(SETTINGS, max_size=10))
+def test_what_is_set_is_used_and_survives_a_restart(settings: list[tuple[str, Value]]) -> None:
+    overrides = Overrides()
+    for what, value in settings:
+        overrides = overrides.set(FILE, "front", what, value)
+    again, dropped = decode(overrides.encode()).still(FILE)
+    assert (again, dropped) == (overrides, [])
+    used = front(again.over(FILE))
+    last = dict(settings)
+    assert used.enabled == last.get("enabled", True)
+    assert used.decode.score_threshold == last.get("threshold")
+    assert used.rung == last.get("rung", "")
+    assert {zone.name: zone.enabled for zone in used.zones} == {
+        name: last.get(f"zone/{name}", True) for name in ("drive", "lawn")
+    }
+    assert again.over(FILE).streams["back"] == FILE.streams["back"]
+
+
+@given(st.lists(SETTINGS, max_size=10))
+def test_back_to_the_file_leaves_nothing(settings: list[tuple[str, Value]]) -> None:
+    overrides = Overrides()
+    for what, value in settings:
+        overrides = overrides.set(FILE, "front", what, value)
+    for what, _ in settings:
+        overrides = overrides.set(FILE, "front", what, None)
+    assert overrides == Overrides()
+    assert overrides.over(FILE) == FILE
+
+
+def test_what_the_file_says_anyway_is_no_override() -> None:
+    off = Overrides().set(FILE, "front", "enabled", False)
+    assert off.of("front") == ("enabled",)
+    assert off.set(FILE, "front", "enabled", True) == Overrides()
+
+
+@pytest.mark.parametrize(
+    ("what", "value", "change"),
+    [
+        ("enabled", False, {"enabled": False}),
+        ("threshold", 0.7, {"decode": DecodeConfig(score_threshold=0.3)}),
+        ("threshold", 0.7, {"model": "other"}),
+        ("rung", "256", {"rung": "320"}),
+        ("rung", "256", {"model": "other"}),
+        ("zone/drive", False, {"zones": (ZoneConfig("drive", SQUARE, enabled=False),)}),
+        ("zone/drive", False, {"zones": (ZoneConfig("path", SQUARE),)}),
+    ],
+)
+def test_the_file_counts_again_when_it_says_something_else(
+    what: str, value: Value, change: dict[str, Any]
+) -> None:
+    overrides = Overrides().set(FILE, "front", what, value)
+    file = replace(FILE, streams={**FILE.streams, "front": replace(FRONT, **change)})
+    kept, dropped = overrides.still(file)
+    assert kept == Overrides()
+    assert dropped == [f"stream front: {what} is as the file says again, which has changed"]
+    assert kept.over(file) == file
+
+
+def test_what_else_changes_in_the_file_does_not_switch_a_camera_on() -> None:
+    overrides = Overrides().set(FILE, "front", "enabled", False)
+    changed = replace(FRONT, source="v4l2:/dev/video1", model="other", rung="x")
+    kept, dropped = overrides.still(Config({"front": changed}))
+    assert (front(kept.over(Config({"front": changed}))).enabled, dropped) == (False, [])
+
+
+def test_a_stream_that_is_gone_takes_its_overrides_with_it() -> None:
+    overrides = Overrides().set(FILE, "front", "enabled", False).set(FILE, "back", "enabled", True)
+    kept, dropped = overrides.still(Config({"back": FILE.streams["back"]}))
+    assert kept.of("back") == ("enabled",)
+    assert dropped == ["stream front is gone, and with it what a command set: enabled"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"{",
+        b"\xff",
+        b"[]",
+        b'{"streams": 1}',
+        b'{"streams": {"front": {"enabled": {"value": []}}}}',
+        b'{"x": 1}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_damaged_file_is_refused_in_plain_words(data: bytes) -> None:
+    with pytest.raises(StorageError, match="not readable as overrides"):
+        decode(data)
+
+
+@pytest.mark.parametrize(
+    ("what", "value"),
+    [("enabled", b'"on"'), ("threshold", b'"x"'), ("threshold", b"7"), ("threshold", b"true"), ("rung", b"1")],
+)
+def test_a_value_of_the_wrong_kind_is_dropped(what: str, value: bytes) -> None:
+    basis = Overrides().set(FILE, "front", what, {"enabled": False, "threshold": 0.1}.get(what, "256"))
+    text = basis.encode().decode()
+    head, _, tail = text.rpartition('"value": ')
+    damaged = decode(f'{head}"value": {value.decode()}\n{tail.partition(chr(10))[2]}'.encode())
+    kept, dropped = damaged.still(FILE)
+    assert kept == Overrides()
+    assert len(dropped) == 1
+
+
+def test_of_a_zone_that_there_is_not_the_file_says_nothing() -> None:
+    assert basis_of(FRONT, "zone/road") is None
+    assert basis_of(FRONT, "source") is None
+    assert decode(b" \n") == Overrides()

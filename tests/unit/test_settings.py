@@ -1,0 +1,64 @@
+"""What can be set of a stream, and how it is set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.config import DecodeConfig, StreamConfig, ZoneConfig
+from agent.senses import open_sense
+from agent.settings import settings_of
+from tests.support.house import person_model
+from tests.support.sizes import sizes_model
+from tests.support.sound import ladder_model, tone_model
+
+SQUARE = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0))
+SEEN: dict[str, Any] = {"64": [(0.9, (0.0, 0.0, 1.0, 1.0))], "32": []}
+
+
+def test_states_are_what_a_command_could_have_set(tmp_path: Path) -> None:
+    zones = (ZoneConfig("drive", SQUARE), ZoneConfig("lawn", SQUARE, enabled=False))
+    stream = StreamConfig("test:", str(person_model(tmp_path)), enabled=False, zones=zones)
+    settings = settings_of(stream)
+    assert settings.states() == {
+        "enabled": "off",
+        "threshold": "0.4",
+        "rung": "full",
+        "zone/drive": "on",
+        "zone/lawn": "off",
+    }
+    assert (settings.rungs, settings.pictures) == (("full",), True)
+
+
+def test_the_file_comes_before_the_manifest(tmp_path: Path) -> None:
+    model = str(sizes_model(tmp_path, SEEN))
+    stream = StreamConfig("test:", model, rung="32", decode=DecodeConfig(score_threshold=0.25))
+    assert settings_of(stream).states() == {"enabled": "on", "threshold": "0.25", "rung": "32"}
+    assert settings_of(StreamConfig("test:", model)).rung == "64"
+    assert settings_of(StreamConfig("test:", model, rung="auto")).rung == "auto"
+
+
+@pytest.mark.parametrize("kind", ["sizes", "unlearned", "depths", "tones", "person"])
+def test_every_rung_that_is_offered_can_be_opened_and_no_other(tmp_path: Path, kind: str) -> None:
+    model = {
+        "sizes": lambda: sizes_model(tmp_path, SEEN),
+        "unlearned": lambda: sizes_model(tmp_path, SEEN, None),
+        "depths": lambda: ladder_model(tmp_path),
+        "tones": lambda: tone_model(tmp_path),
+        "person": lambda: person_model(tmp_path),
+    }[kind]()
+    source = "mic:default" if kind in ("depths", "tones") else "test:"
+    settings = settings_of(StreamConfig(source, str(model)))
+    assert settings.pictures is (source == "test:")
+    assert ("auto" in settings.rungs) is (kind in ("sizes", "depths"))
+    for rung in settings.rungs:
+        open_sense("front", StreamConfig(source, str(model), rung=rung)).close()
+    assert settings_of(StreamConfig(source, str(model))).rung in settings.rungs
+
+
+def test_of_a_model_that_cannot_be_opened_only_the_rest_is_known() -> None:
+    settings = settings_of(StreamConfig("test:", "nobody", zones=(ZoneConfig("drive", SQUARE),)))
+    assert settings.states() == {"enabled": "on", "zone/drive": "on"}
+    assert settings.rungs == ()
