@@ -61,11 +61,12 @@ def doctor(ctx: click.Context, path: Path | None, fresh: bool, as_json: bool) ->
 
         click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
     else:
-        _print(report)
+        print_report(report)
     ctx.exit(0 if report.healthy else 1)
 
 
-def _print(report: Report) -> None:
+def print_report(report: Report) -> None:
+    """Print a report section by section, and what to do."""
     width = shutil.get_terminal_size((_WIDE, 24)).columns if sys.stdout.isatty() else _WIDE
     wide = min(_NAME, max(len(one.name) for one in report.findings))
     for section, some in groupby(report.findings, lambda one: one.section):

@@ -54,6 +54,12 @@ class _Body(Struct, frozen=True, forbid_unknown_fields=True):
     id: str = ""
 
 
+class _Id(Struct, frozen=True):
+    """What is looked for in one that is refused."""
+
+    id: str = ""
+
+
 class _OfStream(_Body, frozen=True, forbid_unknown_fields=True, kw_only=True):
     stream: str
 
@@ -112,6 +118,15 @@ def request_command(verb: str, payload: bytes) -> tuple[Command, str]:
         raise CommandError(f"no command {shown(verb)}; there are: {', '.join(_BODIES)}")
     body = _decoded(verb, payload, kind)
     return _command(verb, body), body.id
+
+
+def id_of(payload: bytes) -> str:
+    """The `id` of a request that may be refused for something else; empty: it has none that can be sent back."""
+    try:
+        name = msgspec.json.decode(payload, type=_Id).id
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return ""
+    return name if len(name) <= _LONGEST else ""
 
 
 def _decoded(verb: str, payload: bytes, kind: type[_Body]) -> _Body:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from agent.comms.commands import Command, check_answer_topic, request_command, set_command, shown
+from agent.comms.commands import Command, check_answer_topic, id_of, request_command, set_command, shown
 from agent.comms.inbox import Received
 from agent.comms.topics import Addressed, Topics
 from agent.errors import CommandError
@@ -33,7 +33,7 @@ _LONGEST_MARK = 1024
 
 Answer = Callable[[str, bytes, bytes], None]
 """Sends to a topic a payload with correlation data."""
-_Mark = tuple[str, bytes, str, bytes]
+_Mark = tuple[str, str, bytes, str, bytes]
 
 
 class Request(Struct, frozen=True):
@@ -137,9 +137,10 @@ class Requests:
             else:
                 command = set_command(stream, what, received.payload)
         except CommandError as error:
-            return Request(None, str(error), place, answer_to, correlation)
+            name = id_of(received.payload) if stream is None else ""
+            return Request(None, str(error), place, answer_to, correlation, name)
         is_known = bool(correlation or name)
-        mark = (received.topic, correlation, name, received.payload) if is_known else None
+        mark = (received.topic, answer_to, correlation, name, received.payload) if is_known else None
         return Request(command, "", place, answer_to, correlation, name, mark)
 
     def _is_repeated(self, request: Request, mark: _Mark) -> bool:

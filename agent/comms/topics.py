@@ -79,9 +79,12 @@ class Topics(Struct, frozen=True):
         return f"{self._own}/{COMMANDS}/{verb}/answer"
 
     @property
-    def commands(self) -> tuple[str, str]:
-        """Patterns of every command to the device and to its streams."""
-        return self.set("+", "#"), self.command("+")
+    def commands(self) -> tuple[str, ...]:
+        """Patterns of every command to the device and to its streams; a topic is of one of them at most.
+
+        `+/set/#` would be `cmd/set`, too, for `#` stands also for nothing.
+        """
+        return self.set("+", "+"), self.set("+", "zone/+"), self.command("+")
 
     def addressed(self, topic: str) -> Addressed | None:
         """Whom a topic commands; None: nobody of ours."""
@@ -89,7 +92,7 @@ class Topics(Struct, frozen=True):
         first, _, rest = topic.removeprefix(own).partition("/")
         if not topic.startswith(own):
             return None
-        if first == COMMANDS and "/" not in rest:
-            return Addressed(None, rest)
+        if first == COMMANDS:  # what lies beneath a verb are answers
+            return None if "/" in rest else Addressed(None, rest)
         word, _, what = rest.partition("/")
         return Addressed(first, what) if word == "set" else None

@@ -152,13 +152,13 @@ class Mosquitto:
             messages.close()
         self._end(signal.SIGKILL)
 
-    def config(self, **overrides: Any) -> MqttConfig:
-        """An `MqttConfig` that fits this broker; the first user and the client certificate where needed."""
+    def config(self, *, user: str = "", **overrides: Any) -> MqttConfig:
+        """An `MqttConfig` that fits this broker; the first user, or that one, and the client certificate."""
         fields: dict[str, Any] = {"host": HOST, "port": self.port, "reconnect_max_s": 1.0}
         if self.users:
-            user, password = next(iter(self.users.items()))
-            secret = self.folder / "password"
-            secret.write_text(password + "\n")
+            user = user or next(iter(self.users))
+            secret = self.folder / f"password-{user}"
+            secret.write_text(self.users[user] + "\n")
             fields |= {"username": user, "password_file": str(secret)}
         if self.tls:
             fields["ca_file"] = str(self.ca_file)
@@ -166,20 +166,21 @@ class Mosquitto:
             fields |= {"cert_file": str(self.cert_file), "key_file": str(self.key_file)}
         return MqttConfig(**(fields | overrides))
 
-    def subscribe(self, topic: str = "#", *, lasting: bool = False, qos: int = 1) -> Messages:
+    def subscribe(self, topic: str = "#", *, lasting: bool = False, qos: int = 1, user: str = "") -> Messages:
         """A subscriber that is ready when this returns.
 
         Args:
             topic: filter.
             lasting: whether its session outlives a restart of the broker (which then needs `persistence`).
             qos: of the subscription.
+            user: who subscribes; empty: the first.
         """
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
             client_id=f"test-{os.getpid()}-{len(self._subscribers)}",
             protocol=paho.MQTTv5,
         )
-        self._secure(client)
+        self._secure(client, user)
         messages = Messages(client)
         client.on_connect = lambda c, *_: c.subscribe(topic, qos)
         client.on_subscribe = lambda *_: messages.subscribed.set()
@@ -192,9 +193,10 @@ class Mosquitto:
         assert messages.subscribed.wait(10), "the broker did not take the subscription"
         return messages
 
-    def _secure(self, client: paho.Client) -> None:
+    def _secure(self, client: paho.Client, user: str) -> None:
         if self.users:
-            client.username_pw_set(*next(iter(self.users.items())))
+            user = user or next(iter(self.users))
+            client.username_pw_set(user, self.users[user])
         if self.client_certificates:
             client.tls_set(str(self.ca_file), str(self.cert_file), str(self.key_file))
         elif self.tls:

@@ -7,6 +7,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paho.mqtt.client import topic_matches_sub
 
 from agent.comms.commands import Command, Value, check_answer_topic, request_command, set_command, shown
 from agent.comms.inbox import LARGEST
@@ -216,7 +217,22 @@ def test_no_answer_is_itself_a_command(topic: str) -> None:
     else:
         for device in ("porch", "shed"):
             assert Topics("vedette", device).addressed(topic) is None
-    assert TOPICS.addressed(TOPICS.answer("status")) is None
+
+
+LEVELS = st.sampled_from(["cmd", "set", "answer", "zone", "front", "state", "status", ""])
+
+
+@given(st.lists(LEVELS, min_size=1, max_size=5).map("/".join))
+def test_a_topic_is_heard_once_and_an_answer_is_no_command(rest: str) -> None:
+    """Else the answer to `cmd/set` were a message on `set/answer` of a stream called cmd."""
+    topic = f"vedette/porch/{rest}"
+    heard = [pattern for pattern in TOPICS.commands if topic_matches_sub(pattern, topic)]
+    assert len(heard) <= 1
+    if rest.startswith("cmd/"):
+        assert (TOPICS.addressed(topic) is not None) == (rest.count("/") == 1)
+    for verb in ("set", "status", rest):
+        for answer in (TOPICS.answer(verb), f"{TOPICS.answer(verb)}/me"):
+            assert TOPICS.addressed(answer) is None
 
 
 @pytest.mark.parametrize(

@@ -101,12 +101,24 @@ def test_what_comes_twice_is_done_once_and_answered_twice(desk: Desk) -> None:
     assert desk.answers[0] == desk.answers[1]
     assert len(desk.answers) == 2
     assert desk.take(snapshot, **{**asked, "correlation": b"2"}) is not None
+    assert desk.take(snapshot, **{**asked, "response_topic": "you/answers"}) is not None, "somebody else asks"
 
 
 def test_an_id_in_the_payload_does_what_correlation_data_does(desk: Desk) -> None:
     payload = b'{"stream": "front", "id": "42"}'
     assert desk.take(TOPICS.command("snapshot"), payload) is not None
     assert desk.take(TOPICS.command("snapshot"), payload) is None
+
+
+def test_a_refusal_carries_the_id_too(desk: Desk) -> None:
+    for payload in (b'{"stream": "front", "what": "threshold", "value": 5, "id": "42"}', b'{"x": 1, "id": "42"}'):
+        request = desk.take(TOPICS.command("set"), payload)
+        assert request is not None
+        assert (request.command, request.id) == (None, "42")
+    for payload in (b'{"id": 42}', b'{"id": "' + b"x" * 200 + b'"}', b"\xff", b"[" * 9999):
+        request = desk.take(TOPICS.command("set"), payload)
+        assert request is not None
+        assert request.id == ""
 
 
 def test_without_either_the_same_may_be_wanted_again(desk: Desk) -> None:

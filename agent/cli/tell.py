@@ -1,0 +1,131 @@
+"""`vedette tell`: a command to a device over the broker, with its answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent.cli.access import broker_options, device_name
+from agent.cli.duration import duration
+from agent.cli.plain import plain
+
+if TYPE_CHECKING:
+    from agent.comms.asking import Answer
+
+_VERBS = ("status", "reload", "doctor")
+_PATIENCE_S, _DOCTOR_S = 10.0, 310.0
+_REFUSED, _NO_ANSWER = 1, 3
+
+
+_HELP = """Command a device, and print its answer.
+
+\b
+  vedette tell porch status | reload | doctor
+  vedette tell porch front enabled off
+  vedette tell porch front threshold 0.6
+  vedette tell porch front threshold default
+  vedette tell porch front rung 256
+  vedette tell porch front zone/drive off
+  vedette tell porch front snapshot
+  vedette tell porch front record 20s
+
+`default` is what the configuration file says. What is set lasts, also over a restart, until it is set otherwise,
+or the file says something else of it than before.
+"""
+_CODES = "Exit code: 0 done, 1 refused or no broker, 2 wrong usage, 3 no answer."
+
+
+@click.command(help=_HELP, epilog=_CODES)
+@broker_options
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@click.option(
+    "--timeout", "timeout_s", type=duration, metavar="DURATION", help="Wait so long for it; default: 10s."
+)
+@click.argument("device", callback=device_name)
+@click.argument("words", nargs=-1, required=True, metavar="[STREAM] WHAT [VALUE]")
+@click.pass_context
+def tell(
+    ctx: click.Context,
+    host: str,
+    port: int | None,
+    username: str,
+    password_file: str,
+    tls: bool,
+    ca_file: str | None,
+    prefix: str,
+    as_json: bool,
+    timeout_s: float | None,
+    device: str,
+    words: tuple[str, ...],
+) -> None:
+    """See `_HELP`."""
+    from agent.comms.asking import NoAnswerError, ask
+    from agent.comms.subscriber import Access
+    from agent.comms.topics import Topics
+
+    verb, body = _request(words)
+    access = Access(host, port or (8883 if tls or ca_file else 1883), username, password_file, ca_file or "", tls)
+    patience_s = timeout_s or (_DOCTOR_S if verb == "doctor" else _PATIENCE_S)
+    try:
+        answer = ask(access, Topics(prefix, device), verb, body, patience_s)
+    except NoAnswerError as error:
+        click.echo(f"vedette: {plain(str(error))}", err=True)
+        ctx.exit(_NO_ANSWER)
+    _print(verb, answer, as_json=as_json)
+    ctx.exit(0 if answer.ok else _REFUSED)
+
+
+def _request(words: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    """Verb and body of a request."""
+    if len(words) == 1 and words[0] in _VERBS:
+        return words[0], {}
+    stream, *rest = words
+    if rest == ["snapshot"]:
+        return "snapshot", {"stream": stream}
+    if len(rest) == 2 and rest[0] == "record":
+        return "record", {"stream": stream, "seconds": duration(rest[1])}
+    if len(rest) == 2:
+        return "set", {"stream": stream, "what": rest[0], "value": rest[1]}
+    raise click.UsageError(f"{' '.join(words)!r} is no command: {', '.join(_VERBS)}, or STREAM WHAT VALUE")
+
+
+def _print(verb: str, answer: Answer, *, as_json: bool) -> None:
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.encode(answer.body).decode())
+    elif not answer.ok:
+        click.echo(f"refused: {plain(answer.reason)}", err=True)
+    elif verb == "doctor":
+        _print_report(answer.body.get("report"))
+    elif verb == "status":
+        _print_status(answer.body)
+    else:
+        more = [str(answer.body[key]) for key in ("topic", "path") if answer.body.get(key)]
+        click.echo(plain(": ".join([answer.reason or "done", *more])))
+
+
+def _print_report(report: Any) -> None:
+    import msgspec
+
+    from agent.cli.doctor import print_report
+    from agent.doctor.report import Report
+    from agent.errors import BrokerError
+
+    try:
+        print_report(msgspec.convert(report, Report))
+    except msgspec.ValidationError as error:
+        raise BrokerError(f"its report is not one that this version can read: {error}") from None
+
+
+def _print_status(body: dict[str, Any]) -> None:
+    click.echo(plain(f"{body.get('device')}, Vedette {body.get('version')}"))
+    streams = body.get("streams")
+    for name, one in streams.items() if isinstance(streams, dict) else ():
+        zones = one.get("zones") or {}
+        said = {key: one.get(key) for key in ("threshold", "rung") if one.get(key) not in (None, "")}
+        said |= {f"zone/{zone}": "on" if on else "off" for zone, on in zones.items()}
+        by_command = ", ".join(one.get("set_by_command") or ())
+        line = "  ".join([f"  {name}", str(one.get("state")), *(f"{key}={value}" for key, value in said.items())])
+        click.echo(plain(line + (f"  (set by command: {by_command})" if by_command else "")))

@@ -1,0 +1,228 @@
+"""Asking: one request to a device over the broker, and its answer. Used by `vedette tell`."""
+
+from __future__ import annotations
+
+import queue
+import secrets
+import time
+from typing import Any, Literal
+
+import msgspec
+import paho.mqtt.client as mqtt
+from msgspec import Struct
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from agent.comms.reasons import UNSUPPORTED_PROTOCOL, in_words, of_error, of_tls
+from agent.comms.subscriber import Access
+from agent.comms.topics import Topics
+from agent.errors import BrokerError
+
+_CONNECT_S, _FIRST_S = 10.0, 3.0
+_NOBODY, _REFUSAL = 0x10, 0x80
+"""Reason codes: nobody has subscribed to it; this one and above are refusals. MQTT 5.0, section 2.4."""
+_KNOWN = 8
+"""Devices that are named, at most."""
+
+
+class NoAnswerError(BrokerError):
+    """The device has not answered; the text says what may be wrong."""
+
+
+class Answer(Struct, frozen=True):
+    """What a device has answered.
+
+    Attributes:
+        ok: whether it has done what it was asked to.
+        reason: why not, or what is to be said besides.
+        body: the whole JSON object.
+    """
+
+    ok: bool
+    reason: str
+    body: dict[str, Any]
+
+
+class _Said(Struct):
+    """What every answer has."""
+
+    ok: bool
+    reason: str
+
+
+def ask(access: Access, topics: Topics, verb: str, body: dict[str, Any], timeout_s: float) -> Answer:
+    """Send a request and wait for its answer.
+
+    Args:
+        access: to the broker.
+        topics: of the device.
+        verb: see `agent.comms.commands`.
+        body: of the request.
+        timeout_s: to wait for, once it is sent.
+
+    Raises:
+        BrokerError: nobody listens there, or the broker refuses us.
+        NoAnswerError: the device does not answer.
+    """
+    try:
+        return _Asking(access, topics, verb, "5").run(body, timeout_s)
+    except _OldBrokerError:
+        return _Asking(access, topics, verb, "3.1.1").run(body, timeout_s)
+
+
+class _OldBrokerError(BrokerError):
+    """It speaks no MQTT 5."""
+
+
+class _Asking:
+    """One connection."""
+
+    def __init__(self, access: Access, topics: Topics, verb: str, protocol: Literal["5", "3.1.1"]) -> None:
+        self._access, self._topics, self._verb, self._is_5 = access, topics, verb, protocol == "5"
+        self._mark = secrets.token_hex(8)
+        answer = topics.answer(verb)
+        self._answer_topic = f"{answer}/{self._mark}" if self._is_5 else answer
+        self._refused: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._subscribed: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Answer | int] = queue.SimpleQueue()
+        self._statuses: dict[str, str] = {}
+        version = mqtt.MQTTv5 if self._is_5 else mqtt.MQTTv311
+        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=version)
+        self._listen()
+        self._secure()
+
+    def _listen(self) -> None:
+        client = self._client
+        client.on_connect = lambda _c, _u, _f, reason, _p: self._refused.put(int(reason.value))
+        client.on_subscribe = lambda _c, _u, _m, reasons, _p: self._subscribed.put(
+            [int(r.value) for r in reasons]
+        )
+        client.on_publish = lambda _c, _u, _m, reason, _p: self._published(int(reason.value))
+        client.on_message = self._message
+
+    def _secure(self) -> None:
+        access = self._access
+        if access.username:
+            self._client.username_pw_set(access.username, access.password or None)
+        if access.tls or access.ca_file:
+            try:
+                self._client.tls_set(ca_certs=access.ca_file or None)
+            except (OSError, ValueError) as error:
+                raise BrokerError(f"{access.ca_file}: not usable as PEM: {of_tls(error)}") from error
+
+    @property
+    def _where(self) -> str:
+        return f"{self._access.host}:{self._access.port}"
+
+    @property
+    def _user(self) -> str:
+        return repr(self._access.username) if self._access.username else "one without a user name"
+
+    def run(self, body: dict[str, Any], timeout_s: float) -> Answer:
+        """Connect, ask, wait, leave."""
+        try:
+            self._client.connect(self._access.host, self._access.port, keepalive=30)
+        except (OSError, ValueError) as error:
+            raise BrokerError(f"cannot reach the broker at {self._where}: {of_error(error)}") from error
+        self._client.loop_start()
+        try:
+            self._wait_accepted()
+            self._subscribe()
+            self._publish(body)
+            return self._wait_answer(timeout_s)
+        finally:
+            self._client.disconnect()
+            self._client.loop_stop()
+
+    def _wait_accepted(self) -> None:
+        try:
+            code = self._refused.get(timeout=_FIRST_S if self._is_5 else _CONNECT_S)
+        except queue.Empty:
+            if self._is_5:  # some old brokers keep silent, or hang up
+                raise _OldBrokerError from None
+            raise BrokerError(f"the broker at {self._where} does not answer") from None
+        if code == UNSUPPORTED_PROTOCOL and self._is_5:
+            raise _OldBrokerError
+        if code:
+            raise BrokerError(f"the broker at {self._where} refuses {self._user}: {in_words(code)}")
+
+    def _subscribe(self) -> None:
+        status = Topics(self._topics.prefix, "+").status
+        self._client.subscribe([(status, 1), (self._answer_topic, 1)])
+        try:
+            codes = self._subscribed.get(timeout=_CONNECT_S)
+        except queue.Empty:
+            raise BrokerError(f"the broker at {self._where} does not answer") from None
+        if codes[-1] >= _REFUSAL:
+            raise BrokerError(f"the broker does not let {self._user} hear answers: {in_words(codes[-1])}")
+
+    def _publish(self, body: dict[str, Any]) -> None:
+        properties = None
+        if self._is_5:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho leaves it untyped
+            properties.ResponseTopic, properties.CorrelationData = self._answer_topic, self._mark.encode()
+            properties.ContentType = "application/json"
+        payload = msgspec.json.encode({**body, "id": self._mark})
+        self._client.publish(self._topics.command(self._verb), payload, 1, properties=properties)
+
+    def _wait_answer(self, timeout_s: float) -> Answer:
+        """The answer; what the broker says of the request comes before it, and may end the wait."""
+        until = time.monotonic() + timeout_s
+        while (left := until - time.monotonic()) > 0:
+            try:
+                found = self._answers.get(timeout=left)
+            except queue.Empty:
+                break
+            if isinstance(found, Answer):
+                return found
+            if found == _NOBODY or found >= _REFUSAL:
+                raise NoAnswerError(self._why_refused(found))
+        raise NoAnswerError(self._why_silent(timeout_s))
+
+    def _published(self, code: int) -> None:
+        self._answers.put(code)
+
+    def _message(self, client: Any, userdata: Any, message: mqtt.MQTTMessage) -> None:
+        if message.topic != self._answer_topic:
+            device = message.topic.removeprefix(f"{self._topics.prefix}/").removesuffix("/status")
+            self._statuses[device] = message.payload.decode(errors="replace")[:20]
+            return
+        try:
+            said = msgspec.json.decode(message.payload, type=_Said)
+            body = msgspec.json.decode(message.payload, type=dict[str, Any])
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return  # anybody may publish there
+        correlation = getattr(message.properties, "CorrelationData", b"")
+        if self._mark in (body.get("id"), correlation.decode(errors="replace")):
+            self._answers.put(Answer(said.ok, said.reason, body))
+
+    def _why_refused(self, code: int) -> str:
+        device = self._topics.device
+        if code == _NOBODY:
+            if (away := self._why_away()) or not self._statuses:
+                return away or f"nobody listens to commands to {device}"
+            return f"{device} is online and takes no commands: see [mqtt] commands in its configuration"
+        return f"the broker does not let {self._user} command {device}: {in_words(code)}"
+
+    def _why_away(self) -> str:
+        """Empty: the device is online."""
+        device = self._topics.device
+        status = self._statuses.get(device)
+        if status == "online":
+            return ""
+        if status is not None:
+            return f"{device} is {status}"
+        known = sorted(self._statuses)
+        others = ", ".join(known[:_KNOWN]) + (" …" if known[_KNOWN:] else "")
+        more = f"there are: {others}" if known else "nor is any other"
+        return f"no device {device} is known at {self._where}; {more}"
+
+    def _why_silent(self, timeout_s: float) -> str:
+        if away := self._why_away():
+            return away
+        device = self._topics.device
+        return (
+            f"no answer from {device} in {timeout_s:.0f} s, though it is online: it is busy, takes no commands "
+            f"([mqtt] commands), or the broker's access list does not let {self._user} command it, or it answer"
+        )

@@ -1,0 +1,200 @@
+"""Attacks by whoever may publish to a device's command topics: each leaves the cameras at work."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.comms.intake import BURST, SHUT_AFTER
+from agent.comms.topics import Topics
+from tests.support.house import person_model
+from tests.support.mosquitto import Mosquitto
+from tests.support.operator import Operator
+from tests.support.publishing import TOPICS
+from tests.support.running import Vedette, camera, events, hear, kinds, left_open, states
+
+ENABLED = TOPICS.set("front", "enabled")
+
+
+@pytest.fixture
+def vedette(tmp_path: Path, broker: Mosquitto) -> Iterator[Vedette]:
+    with Vedette(tmp_path, broker, front=camera(person_model(tmp_path))) as running:
+        yield running
+
+
+@pytest.fixture
+def operator(broker: Mosquitto) -> Operator:
+    return Operator(broker)
+
+
+def at_work(operator: Operator) -> None:
+    """The camera sees, and commands are taken."""
+    hear(operator.messages, 3)
+    assert operator.ask("status")["streams"]["front"]["state"] == "running"
+
+
+def test_retained_commands_are_refused_at_every_start_and_done_at_none(
+    tmp_path: Path, broker: Mosquitto, operator: Operator
+) -> None:
+    for topic in (
+        ENABLED,
+        TOPICS.command("reload"),
+        TOPICS.set("front", "x\u202e"),
+        TOPICS.set("..", "enabled"),
+    ):
+        operator.messages.client.publish(topic, b"off", qos=1, retain=True).wait_for_publish(5)
+    with Vedette(tmp_path, broker, front=camera(person_model(tmp_path))) as vedette:
+        at_work(operator)
+        vedette.end()
+        vedette.start()
+        operator.messages.wait(lambda m: m.of(TOPICS.status)[-2:] == [b"stopped", b"online"])
+        at_work(operator)
+        said = vedette.said("is retained by the broker, and commands never are")
+        assert len(said) == 8, "four at each start"
+        assert all(line.isprintable() for line in vedette.said())
+
+
+def test_ten_megabytes_do_not_reach_the_daemon(vedette: Vedette, operator: Operator) -> None:
+    at_work(operator)
+    before = operator.messages.of(TOPICS.health)[-1]
+    for _ in range(5):
+        operator.messages.client.publish(ENABLED, b"x" * 10_000_000, qos=1)
+        operator.messages.client.publish(TOPICS.command("set"), b"[" * 10_000_000, qos=1)
+    at_work(operator)
+    operator.messages.wait(lambda m: m.of(TOPICS.health)[-1] != before)
+    grown = json.loads(operator.messages.of(TOPICS.health)[-1])["rss_mb"] - json.loads(before)["rss_mb"]
+    assert grown < 10.0, "MB"
+
+
+HOSTILE = [
+    b"\xff\xfe\xfd",
+    b"\x00" * 100,
+    b"[" * 16_000,
+    b'{"a":' * 3000,
+    b'{"stream":"front","what":"threshold","value":' + b"[" * 8000 + b"]" * 8000 + b"}",
+    b'{"stream":"front","what":"threshold","value":NaN}',
+    b'{"stream":"front","what":"threshold","value":1e400}',
+    b'{"stream":"front","what":"threshold","value":-1e-400}',
+    b'{"stream":"front","what":"threshold","value":' + b"9" * 10_000 + b"}",
+    b'{"stream":"front","what":"enabled","value":"\xed\xa0\x80"}',
+    b'{"stream":"front","what":"enabled","value":false,"value":true,"\\u0000":1}',
+    b'{"stream":"front/../back","what":"enabled","value":false}',
+    b'{"stream":"front","what":"zone/../enabled","value":false}',
+    b'{"stream":"#","what":"enabled","value":false}',
+    b'{"stream":["front"],"what":"enabled","value":false}',
+    b"null",
+    b'"set"',
+]
+
+
+def test_broken_and_deep_and_huge_json_is_refused_and_nothing_changes(
+    vedette: Vedette, operator: Operator
+) -> None:
+    at_work(operator)
+    for number, payload in enumerate(HOSTILE):
+        answer_to = f"{TOPICS.answer('set')}/{number}"
+        operator.request("set", payload, answer_to, b"1")
+        operator.messages.wait(lambda m, topic=answer_to: m.of(topic))  # type: ignore[misc]
+        answer = json.loads(operator.messages.of(answer_to)[0])
+        if number != 7:  # that is a zero
+            assert answer["ok"] is False, payload[:60]
+            assert answer["reason"].isprintable()
+    for payload in HOSTILE:
+        operator.messages.client.publish(ENABLED, payload, qos=1)
+        operator.messages.client.publish(TOPICS.set("front", "threshold"), payload, qos=1)
+        time.sleep(0.1)  # else it is a flood
+    at_work(operator)
+    assert operator.states("front", "enabled")[-1] == b"on"
+    assert not vedette.said("a defect in Vedette")
+    assert not vedette.said("Traceback")
+    assert all(line.isprintable() for line in vedette.said())
+
+
+def test_a_stream_whose_name_is_a_topic_is_refused_by_the_configuration(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    for name in ("a/set/enabled", "+", "#", "..", "", "cmd", "x" * 100):
+        with Vedette(tmp_path, broker, **{name: camera(person_model(tmp_path))}) as vedette:
+            assert vedette.exit_code() == 1, name
+
+
+def test_an_answer_is_no_command_of_this_device_or_of_another(vedette: Vedette, operator: Operator) -> None:
+    """Else one request could make two devices command each other for ever."""
+    at_work(operator)
+    others = Operator(operator.broker, Topics("vedette", "shed"))
+    targets = [
+        TOPICS.command("status"),
+        TOPICS.command("reload"),
+        others.topics.command("status"),
+        ENABLED,
+        others.topics.set("front", "enabled"),
+        others.topics.answer("status"),
+        TOPICS.state("front", "enabled"),
+        TOPICS.status,
+        "homeassistant/device/porch/config",
+    ]
+    for target in targets:
+        operator.request("status", b"", target, b"x")
+        operator.request("set", b'{"stream":"front","what":"threshold","value":7}', target, b"x")
+    refused = TOPICS.answer("status")
+    operator.messages.wait(lambda m: len(m.of(refused)) == len(targets))
+    at_work(operator)
+    assert {json.loads(payload)["reason"].split(" to ")[0] for payload in operator.messages.of(refused)} == {
+        "no answer is sent"
+    }
+    for target in targets:
+        for payload in operator.messages.of(target):
+            assert b'"ok"' not in payload, target
+
+
+def test_a_response_topic_with_a_wildcard_does_not_end_the_connection(
+    vedette: Vedette, operator: Operator
+) -> None:
+    at_work(operator)
+    for target in ("a/#", "+", "#", "$SYS/broker", "x" * 2000, "x" * 60_000):
+        Operator(operator.broker).request("status", b"", target, b"x")  # the broker may throw such a one out
+    refused = TOPICS.answer("status")
+    operator.messages.wait(lambda m: len(m.of(refused)) >= 2)  # no broker minds the fourth and the fifth
+    at_work(operator)
+    assert operator.messages.of(TOPICS.status) == [b"online"]
+
+
+def test_a_repeated_delivery_is_done_once_and_answered_twice(vedette: Vedette, operator: Operator) -> None:
+    at_work(operator)
+    taken = len(operator.messages.of(TOPICS.snapshot("front")))
+    answer_to = f"{TOPICS.answer('snapshot')}/me"
+    for _ in range(3):
+        operator.request("snapshot", b'{"stream":"front"}', answer_to, b"once")
+    operator.messages.wait(lambda m: len(m.of(answer_to)) == 3)
+    at_work(operator)
+    assert len(operator.messages.of(TOPICS.snapshot("front"))) <= taken + 2, "one, and perhaps that of an event"
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+def test_a_flood_of_commands_does_not_stop_the_events(
+    vedette: Vedette, operator: Operator, broker: Mosquitto, qos: int
+) -> None:
+    at_work(operator)
+    flooder = broker.subscribe("x")
+    seen = len(events(operator.messages))
+    began = time.monotonic()
+    for number in range(10_000):
+        flooder.client.publish(ENABLED, b"on" if number % 2 else b"off", qos=qos)
+        flooder.client.publish(TOPICS.command("status"), b"", qos=qos)
+    vedette.wait_said("flooded; nothing is taken from there for 10 s")
+    operator.messages.wait(lambda m: len(events(m)) > seen, 5)
+    operator.messages.wait(lambda m: states(m)["front"] in ("running", "disabled"))
+    took = time.monotonic() - began
+    assert len(operator.messages.of(TOPICS.answer("status"))) < BURST + SHUT_AFTER
+    assert operator.messages.of(TOPICS.status) == [b"online"], "the line holds"
+    time.sleep(max(0.0, 11.0 - took))
+    operator.set("front", "enabled", "on")
+    operator.wait_state("front", "enabled", "on")
+    hear(operator.messages, 3)
+    assert len(left_open(operator.messages)) <= 1
+    assert kinds(operator.messages) >= {"new", "update"}
+    assert not vedette.said("Traceback")

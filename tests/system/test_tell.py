@@ -1,0 +1,122 @@
+"""`vedette tell` to a running daemon over real brokers, and what it says when nobody answers."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from agent.cli.tell import tell
+from agent.demo.broker import EmbeddedBroker
+from agent.errors import BrokerError
+from tests.support.house import person_model
+from tests.support.mosquitto import HOST, Mosquitto, free_port
+from tests.support.operator import Operator
+from tests.support.publishing import TOPICS, wait_for
+from tests.support.running import Vedette, camera, hear, states
+
+ACL = (Path(__file__).parent.parent.parent / "firmware_configs" / "examples" / "mosquitto.acl").read_text()
+
+
+def call(port: int, *words: str) -> Result:
+    return CliRunner().invoke(tell, ["-H", HOST, "-p", str(port), *words], catch_exceptions=False)
+
+
+def test_a_person_commands_a_board_from_a_shell(tmp_path: Path, broker: Mosquitto) -> None:
+    operator = Operator(broker)
+    with Vedette(tmp_path, broker, front=camera(person_model(tmp_path))):
+        hear(operator.messages, 2)
+        assert call(broker.port, "porch", "front", "threshold", "0.5").output == "done\n"
+        done = call(broker.port, "porch", "front", "threshold", "5")
+        assert (done.exit_code, done.output) == (1, "refused: threshold is a number from 0 to 1, not '5'\n")
+        assert call(broker.port, "porch", "front", "snapshot").output == f"done: {TOPICS.snapshot('front')}\n"
+        done = call(broker.port, "porch", "status")
+        assert (
+            done.output.splitlines()[1]
+            == "  front  running  threshold=0.5  rung=full  (set by command: threshold)"
+        )
+        status = json.loads(call(broker.port, "--json", "porch", "status").output)
+        assert status["streams"]["front"]["threshold"] == 0.5
+        assert call(broker.port, "porch", "front", "threshold", "default").exit_code == 0
+        assert call(broker.port, "porch", "reload").output == "nothing has changed\n"
+        done = call(broker.port, "porch", "doctor")
+        assert done.exit_code == 0
+        assert done.output.splitlines()[0] == "Board"
+        assert call(broker.port, "porch", "front", "enabled", "off").exit_code == 0
+        operator.messages.wait(lambda m: states(m)["front"] == "disabled")
+
+
+def test_why_nobody_answers_is_told(tmp_path: Path, broker: Mosquitto) -> None:
+    done = call(broker.port, "porch", "status")
+    assert (done.exit_code, done.output) == (
+        3,
+        f"vedette: no device porch is known at {HOST}:{broker.port}; nor is any other\n",
+    )
+    operator = Operator(broker)
+    with Vedette(tmp_path, broker, front=camera(person_model(tmp_path))) as vedette:
+        hear(operator.messages, 2)
+        done = call(broker.port, "porhc", "status")
+        assert done.output == f"vedette: no device porhc is known at {HOST}:{broker.port}; there are: porch\n"
+        vedette.process.send_signal(signal.SIGSTOP)
+        done = call(broker.port, "--timeout", "1s", "porch", "status")
+        vedette.process.send_signal(signal.SIGCONT)
+        assert done.exit_code == 3
+        assert done.output.startswith("vedette: no answer from porch in 1 s, though it is online: it is busy")
+        vedette.config["mqtt"]["commands"] = False
+        vedette.reload()
+        operator.messages.wait(lambda m: m.of(TOPICS.status)[-2:] == [b"stopped", b"online"])
+        operator.messages.close()  # with nobody who hears everything the broker can tell that nobody hears this
+        done = call(broker.port, "porch", "status")
+        assert done.output == (
+            "vedette: porch is online and takes no commands: see [mqtt] commands in its configuration\n"
+        )
+        vedette.end()
+    assert call(broker.port, "porch", "status").output == "vedette: porch is stopped\n"
+
+
+def test_nobody_there_is_one_line() -> None:
+    with pytest.raises(BrokerError, match=r"cannot reach the broker at .*: nothing listens there"):
+        call(free_port(), "porch", "status")
+
+
+def test_who_may_not_command_is_told_so(tmp_path: Path) -> None:
+    users = {"porch": "a", "kitchen": "b", "chief": "c"}
+    with Mosquitto(tmp_path, users=users, acl=ACL) as broker:
+        operator = Operator(broker, user="chief")
+        for user, password in {**users, "nobody": "x"}.items():
+            (tmp_path / user).write_text(f"{password}\n")
+        with Vedette(tmp_path, broker, front=camera(person_model(tmp_path))) as vedette:
+            vedette.end()
+            vedette.config["mqtt"] |= {"username": "porch", "password_file": str(tmp_path / "porch")}
+            vedette.start()
+            hear(operator.messages, 2)
+
+            def as_user(user: str) -> Result:
+                return call(broker.port, "-u", user, "--password-file", str(tmp_path / user), "porch", "status")
+
+            assert as_user("chief").exit_code == 0
+            done = as_user("kitchen")
+            assert done.exit_code == 3
+            assert done.output.startswith(
+                "vedette: the broker does not let 'kitchen' command porch: not authorised"
+            )
+            with pytest.raises(BrokerError, match="refuses 'nobody': "):
+                as_user("nobody")
+
+
+def test_a_broker_of_mqtt_3_1_1_only(tmp_path: Path, broker: Mosquitto) -> None:
+    pytest.importorskip("amqtt.broker", reason="amqtt is not installed (extra [demo])")
+    with EmbeddedBroker() as old, Vedette(tmp_path, broker, front=camera(person_model(tmp_path))) as vedette:
+        vedette.end()
+        vedette.config["mqtt"] = {"host": HOST, "port": old.port, "reconnect_max_s": 0.5}
+        vedette.start()
+        wait_for(lambda: vedette.said("connected, MQTT 3.1.1"))
+        done = call(old.port, "porch", "status")
+        assert done.exit_code == 0
+        assert done.output.startswith("porch, Vedette")
+        assert call(old.port, "porch", "front", "rung", "x").output == (
+            f"refused: model {tmp_path / 'person.toml'} has no rung 'x'; it has: full\n"
+        )

@@ -1,0 +1,106 @@
+"""What `tell` makes of its words and of an answer. It meets devices in `tests/system/test_tell.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from agent.cli import tell as module
+from agent.cli.tell import tell
+from agent.comms import asking
+from agent.comms.asking import Answer, NoAnswerError
+from agent.comms.commands import request_command
+from agent.comms.subscriber import Access
+from agent.comms.topics import Topics
+
+
+@pytest.mark.parametrize(
+    ("words", "verb", "body"),
+    [
+        ("status", "status", {}),
+        ("reload", "reload", {}),
+        ("doctor", "doctor", {}),
+        ("front enabled off", "set", {"stream": "front", "what": "enabled", "value": "off"}),
+        ("front threshold 0.5", "set", {"stream": "front", "what": "threshold", "value": "0.5"}),
+        ("front zone/drive default", "set", {"stream": "front", "what": "zone/drive", "value": "default"}),
+        ("status enabled off", "set", {"stream": "status", "what": "enabled", "value": "off"}),
+        ("front snapshot", "snapshot", {"stream": "front"}),
+        ("front record 2m", "record", {"stream": "front", "seconds": 120.0}),
+    ],
+)
+def test_words_are_a_request_that_a_device_understands(words: str, verb: str, body: dict[str, Any]) -> None:
+    import msgspec
+
+    assert module._request(tuple(words.split())) == (verb, body)
+    command, _ = request_command(verb, msgspec.json.encode(body))
+    assert command.verb == verb
+
+
+@pytest.mark.parametrize("words", ["front", "reboot", "front enabled", "front enabled off now", "front record x"])
+def test_other_words_are_wrong_usage(words: str) -> None:
+    with pytest.raises(click.UsageError):
+        module._request(tuple(words.split()))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Answers that are given in turn: an `Answer`, or an error."""
+    answers: list[Any] = []
+
+    def ask(access: Access, topics: Topics, verb: str, body: dict[str, Any], timeout_s: float) -> Answer:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        assert isinstance(answer, Answer)
+        return answer
+
+    monkeypatch.setattr(asking, "ask", ask)
+    return answers
+
+
+def call(*words: str) -> Result:
+    return CliRunner().invoke(tell, ["porch", *words], catch_exceptions=False)
+
+
+def test_done_refused_and_unanswered_have_each_their_exit_code(asked: list[Any]) -> None:
+    asked += [
+        Answer(True, "", {}),
+        Answer(True, "", {"topic": "vedette/porch/front/snapshot"}),
+        Answer(False, "no stream \x1b[2J", {}),
+        NoAnswerError("porch is offline"),
+    ]
+    done = [call("front", "enabled", "off"), call("front", "snapshot"), call("x", "rung", "1"), call("status")]
+    assert [one.exit_code for one in done] == [0, 0, 1, 3]
+    assert [one.output for one in done] == [
+        "done\n",
+        "done: vedette/porch/front/snapshot\n",
+        "refused: no stream ?[2J\n",
+        "vedette: porch is offline\n",
+    ]
+
+
+def test_the_status_is_a_line_for_each_stream(asked: list[Any]) -> None:
+    one = {
+        "state": "running",
+        "threshold": 0.5,
+        "rung": "416",
+        "zones": {"drive": False},
+        "set_by_command": ["rung"],
+    }
+    body = {"device": "porch", "version": "0.1.0", "streams": {"front": one, "x\n": {}}}
+    asked += [Answer(True, "", body)] * 2
+    assert call("status").output.splitlines() == [
+        "porch, Vedette 0.1.0",
+        "  front  running  threshold=0.5  rung=416  zone/drive=off  (set by command: rung)",
+        "  x?  None",
+    ]
+    assert call("--json", "status").output.startswith('{"device":"porch"')
+
+
+@pytest.mark.parametrize("device", ["a/b", "+", "#", ""])
+def test_a_device_is_one_and_has_a_name(device: str) -> None:
+    done = CliRunner().invoke(tell, [device, "status"])
+    assert done.exit_code == 2
