@@ -133,6 +133,8 @@ def dump(config: Config, remarks: Mapping[Keys, str] | None = None) -> str:
     lines = text.split("\n")
     where = dict(lines_of(text))
     for keys, remark in (remarks or {}).items():
+        while keys not in where:  # inside an inline table
+            keys = keys[:-1]
         lines[where[keys] - 1] += f"  # {remark}"
     return "\n".join(lines)
 

@@ -14,14 +14,13 @@ from agent.comms.intake import Intake
 from agent.config import Config
 from agent.errors import CommandError, StorageError, VedetteError
 from agent.house import House
-from agent.overrides import Override, Overrides, Value, basis_of, decode
+from agent.overrides import FILE, Override, Overrides, Value, basis_of, decode
 from agent.reload import Reload
 from agent.settings import Settings, settings_of
 from agent.storage.statefile import StateFile
 
 log = logging.getLogger(__name__)
 
-FILE = "overrides.json"
 _WRITES_PER_S, _WRITES = 0.2, 60
 """Changes that are kept on the disk, in the long run and at once: cards wear out."""
 

@@ -17,13 +17,13 @@ from agent.checkup import Checkup
 from agent.comms import payload
 from agent.config import Config
 from agent.configfile import Where
-from agent.control import FILE as OVERRIDES
 from agent.control import Control
 from agent.errors import ConfigError, StreamError, VedetteError
 from agent.health.heat import Heat
 from agent.health.machine import resident_mb
 from agent.house import House, stop_streams
 from agent.orders import Orders
+from agent.overrides import FILE as OVERRIDES
 from agent.storage.durable import lock_folder, state_folder
 from agent.storage.spool import Spool
 from agent.storage.statefile import StateFile

@@ -15,6 +15,10 @@ from msgspec.structs import replace
 from agent.comms.commands import ZONE
 from agent.config import Config, StreamConfig
 from agent.errors import StorageError
+from agent.tomlfile import Keys
+
+FILE = "overrides.json"
+"""Their name in the state folder."""
 
 Value = bool | float | str
 Basis = bool | int | float | str | None
@@ -87,6 +91,17 @@ class Overrides(Struct, frozen=True, forbid_unknown_fields=True):
         """What is set of a stream, sorted."""
         return tuple(sorted(self.streams.get(name, ())))
 
+    def remarks(self, config: Config) -> dict[Keys, str]:
+        """Which keys of a configuration they have set.
+
+        Args:
+            config: of the file; every override counts under it, see `still`.
+        """
+        return {
+            ("streams", name, *_keys(config.streams[name], what)): f"set by a command ({what}), not by the file"
+            for name, what, _ in self._each()
+        }
+
     def encode(self) -> bytes:
         """As JSON."""
         return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=1) + b"\n"
@@ -126,6 +141,15 @@ def basis_of(stream: StreamConfig, what: str) -> list[Basis] | None:
         if f"{ZONE}{zone.name}" == what:
             return [zone.enabled]
     return None
+
+
+def _keys(stream: StreamConfig, what: str) -> Keys:
+    if what == "threshold":
+        return ("decode", "score_threshold")
+    for number, zone in enumerate(stream.zones):
+        if f"{ZONE}{zone.name}" == what:
+            return ("zones", number, "enabled")
+    return (what,)
 
 
 def _fits(what: str, value: Value) -> bool:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from agent.cli.plain import plain
 from agent.cli.run import DEFAULT_CONFIG
+
+if TYPE_CHECKING:
+    from agent.config import Config
+    from agent.tomlfile import Keys
 
 _FILE = click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_CONFIG)
 
@@ -42,19 +47,35 @@ def check(file: Path, as_json: bool) -> None:
 @_FILE
 @click.option("--json", "as_json", is_flag=True, help="As JSON instead of TOML.")
 def show(file: Path, as_json: bool) -> None:
-    """Print FILE with every default, and with what comes from the board's profile and from models, filled in."""
+    """Print FILE with every default, and with what the board's profile, commands and models say, filled in."""
     import msgspec
 
     from agent.configfile import dump, load
     from agent.effective import effective
 
     read = load(file)
-    used = effective(read.config)
+    commanded, by_command = _commanded(read.config)
+    used = effective(commanded)
     if as_json:
         click.echo(msgspec.json.encode(used.config).decode())
     else:
-        remarks = {**read.remarks(), **used.remarks}
+        remarks = {**read.remarks(), **used.remarks, **by_command}
         click.echo(dump(used.config, {keys: plain(remark) for keys, remark in remarks.items()}), nl=False)
+
+
+def _commanded(config: Config) -> tuple[Config, dict[Keys, str]]:
+    """The configuration with what commands have set on this board, and remarks on that."""
+    from agent.doctor.storage import folder_of
+    from agent.errors import StorageError
+    from agent.overrides import FILE, decode
+    from agent.storage.statefile import StateFile
+
+    try:
+        kept, _ = decode(StateFile(folder_of(config.storage, Path("/")) / FILE).read()).still(config)
+    except StorageError as error:
+        click.echo(f"what commands have set is not shown: {plain(str(error))}", err=True)
+        return config, {}
+    return kept.over(config), kept.remarks(config)
 
 
 @config.command()

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 from agent.capture.source import check_uri
 from agent.capture.uri import SCHEMES
 from agent.cli.main import vedette
+from agent.comms.commands import Verb, set_command
 from agent.comms.topics import Topics
 from agent.config import Config
 from agent.configfile import parse
@@ -113,9 +115,29 @@ def test_the_topics_are_those_that_are_published() -> None:
         topics.events(stream),
         topics.count(stream, "<label>"),
         topics.snapshot(stream),
+        topics.state(stream, "<what>"),
         topics.detections(stream),
     }
     assert {code for code in inline_code() if code.startswith("vedette/")} == published
+
+
+def test_the_commands_are_those_that_are_taken() -> None:
+    told = {code for code in inline_code() if "/set/" in code or code.startswith("cmd/")}
+    topics = Topics("", "")
+    whats = {
+        "enabled": b"on",
+        "zone/<name>": b"on",
+        "threshold": b"1",
+        "rung": b"x",
+        "snapshot": b"",
+        "record": b"9",
+    }
+    verbs = ("set", "snapshot", "record", "status", "reload", "doctor")
+    known = {*(topics.set("<stream>", what) for what in whats), *(topics.command(verb) for verb in verbs)}
+    assert told - {"cmd/<verb>/answer", "cmd/…"} == {topic.removeprefix("//") for topic in known}
+    for what, payload in whats.items():
+        assert set_command("front", what, payload).stream == "front"
+    assert set(verbs) == set(get_args(Verb))
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))

@@ -12,6 +12,7 @@ from agent.cli.config import config
 from agent.configfile import load, parse
 from agent.effective import effective
 from agent.errors import ConfigError
+from agent.overrides import FILE, Overrides, Value
 from tests.support.sizes import sizes_model
 from tests.support.sound import tone_model
 
@@ -275,3 +276,32 @@ def test_password_and_certificates_are_both_told(file: Path) -> None:
     broker = '[mqtt]\nca_file = "/nothing/ca"\nusername = "u"\npassword_file = "/nothing/password"\n'
     found = problems(file, f'{broker}[streams.front]\nsource = "test:"\nmodel = "nanodet"\n')
     assert [said.split(": ")[0] for said in found] == [f"{file}:4", f"{file}:2"]
+
+
+def test_what_commands_have_set_is_shown_with_a_remark(file: Path, tmp_path: Path) -> None:
+    zone = f'[[streams.front.zones]]\nname = "yard"\npolygon = {SQUARE}\n'
+    state = tmp_path / "state"
+    file.write_text(
+        f'[storage]\nfolder = "{state}"\n[streams.front]\nsource = "test:"\nmodel = "nanodet"\n{zone}'
+    )
+    assert "set by a command" not in call("show", str(file)).stdout
+    overrides = Overrides()
+    said = load(file).config
+    values: dict[str, Value] = {"enabled": False, "threshold": 0.7, "rung": "256", "zone/yard": False}
+    for what, value in values.items():
+        overrides = overrides.set(said, "front", what, value)
+    state.mkdir()
+    (state / FILE).write_bytes(overrides.encode())
+    shown = call("show", str(file)).stdout
+    front = tomllib.loads(shown)["streams"]["front"]
+    assert (front["enabled"], front["rung"], front["decode"]["score_threshold"]) == (False, "256", 0.7)
+    assert front["zones"][0]["enabled"] is False
+    remarks = [line.split("#")[1].strip() for line in shown.splitlines() if "set by a command" in line]
+    assert sorted(remarks) == [
+        f"set by a command ({what}), not by the file" for what in ("enabled", "rung", "threshold", "zone/yard")
+    ]
+    (state / FILE).write_bytes(b"{")
+    result = call("show", str(file))
+    assert result.exit_code == 0
+    assert "what commands have set is not shown" in result.stderr
+    assert tomllib.loads(result.stdout)["streams"]["front"]["enabled"] is True
