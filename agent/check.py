@@ -11,8 +11,9 @@ from msgspec.structs import replace
 
 from agent.capture.source import check_there, check_uri
 from agent.comms.credentials import read_certificates, read_password
+from agent.comms.topics import COMMANDS
 from agent.compute.track.zones import check_zones
-from agent.config import SelectionConfig, StreamConfig
+from agent.config import Config, SelectionConfig, StreamConfig
 from agent.configfile import ConfigFile, Keys, load
 from agent.errors import BackendError, ConfigError, VedetteError
 
@@ -37,6 +38,19 @@ def problems(path: Path) -> list[str]:
         *_of_device(file),
         *(line for name, stream in file.config.streams.items() for line in _of_stream(file, name, stream)),
     ]
+
+
+def check_streams(config: Config) -> None:
+    """Refuse a configuration without streams, or with one that nobody could tell from the device.
+
+    Raises:
+        ConfigError: there is nothing to run, or a stream has a name that is taken.
+    """
+    if not config.streams:
+        raise ConfigError("no [streams.NAME] in the configuration: there is nothing to run", keys=("streams",))
+    if COMMANDS in config.streams:
+        text = f"no stream can be called {COMMANDS!r}: commands to the device stand there; choose another name"
+        raise ConfigError(text, keys=("streams", COMMANDS))
 
 
 def check_selection(selection: SelectionConfig) -> None:
@@ -82,6 +96,7 @@ def _of_device(file: ConfigFile) -> Iterator[str]:
         partial(read_password, mqtt),
         partial(read_certificates, mqtt),
         partial(check_selection, selection),
+        partial(check_streams, file.config),
     ):
         try:
             check()

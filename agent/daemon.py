@@ -133,7 +133,10 @@ class Daemon:
                 self._rouse()
             streams = self.house.streams
             self._heat.look(self.house.config.thermal.warn_c)
-            states = "".join(f"{name} {s.standing[0]} {s.has_result};" for name, s in streams.items())
+            overridden = self._control.overridden
+            states = "".join(
+                f"{name} {s.standing[0]} {s.has_result} {overridden(name)};" for name, s in streams.items()
+            )
             states += "hot" if self._heat.hot else ""
             if states != told or time.monotonic() - told_at >= self.house.config.health.every_s:
                 told, told_at = states, time.monotonic()

@@ -8,13 +8,13 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from agent.check import check_selection, keys_of
+from agent.check import check_selection, check_streams, keys_of
 from agent.comms.mqtt import Publisher
 from agent.comms.rights import takes_commands
-from agent.comms.topics import COMMANDS, Topics
+from agent.comms.topics import Topics
 from agent.config import Config, MqttConfig, StreamConfig
 from agent.configfile import Where
-from agent.errors import ConfigError, ModelError, StreamError, VedetteError
+from agent.errors import ModelError, StreamError, VedetteError
 from agent.health.processors import ADVICE, unreadable
 from agent.line import Line
 from agent.settings import Settings
@@ -34,19 +34,6 @@ def device_name(config: Config) -> str:
     """The configured name, or the host's with what a topic cannot hold replaced."""
     host = "".join(c if c.isalnum() or c in "-_" else "-" for c in socket.gethostname())
     return config.device.name or host.strip("-") or "vedette"
-
-
-def check_streams(config: Config) -> None:
-    """Refuse a configuration without streams, or with one that nobody could tell from the device.
-
-    Raises:
-        ConfigError: there is nothing to run, or a stream has a name that is taken.
-    """
-    if not config.streams:
-        raise ConfigError("no [streams.NAME] in the configuration: there is nothing to run", keys=("streams",))
-    if COMMANDS in config.streams:
-        text = f"no stream can be called {COMMANDS!r}: commands to the device stand there; choose another name"
-        raise ConfigError(text, keys=("streams", COMMANDS))
 
 
 class House:

@@ -6,10 +6,10 @@ import logging
 
 from msgspec import Struct
 
-from agent.check import check_selection
+from agent.check import check_selection, check_streams
 from agent.config import Config, StorageConfig
 from agent.errors import ConfigError, VedetteError
-from agent.house import DRAIN_S, House, check_streams, stop_streams
+from agent.house import DRAIN_S, House, stop_streams
 from agent.stream import Stream
 
 log = logging.getLogger(__name__)

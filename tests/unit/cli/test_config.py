@@ -278,6 +278,13 @@ def test_password_and_certificates_are_both_told(file: Path) -> None:
     assert [said.split(": ")[0] for said in found] == [f"{file}:4", f"{file}:2"]
 
 
+def test_a_stream_cannot_be_called_as_the_commands_are(file: Path) -> None:
+    text = '[streams.cmd]\nsource = "test:"\nmodel = "nanodet"\n'
+    assert problems(file, text) == [
+        f"{file}:1: no stream can be called 'cmd': commands to the device stand there; choose another name"
+    ]
+
+
 def test_what_commands_have_set_is_shown_with_a_remark(file: Path, tmp_path: Path) -> None:
     zone = f'[[streams.front.zones]]\nname = "yard"\npolygon = {SQUARE}\n'
     state = tmp_path / "state"

@@ -1,0 +1,157 @@
+"""Changes by operators: prepared, kept on the disk, done. `tests/system/test_commands.py` meets them alive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from agent import control as module
+from agent.config import Config, DecodeConfig, MqttConfig, StorageConfig, StreamConfig
+from agent.control import Control
+from agent.errors import CommandError, StorageError, VedetteError
+from agent.house import House, stop_streams
+from agent.overrides import FILE
+from agent.storage.spool import Spool
+from agent.storage.statefile import StateFile
+from tests.support.house import person_model
+from tests.support.publishing import wait_for
+from tests.support.sizes import LEFT, sizes_model
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    stream = StreamConfig("test:?size=64x48", str(person_model(tmp_path)), enabled=False)
+    return Config({"front": stream, "back": stream}, mqtt=MqttConfig(port=1))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> StateFile:
+    return StateFile(tmp_path / FILE)
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    made = Spool(tmp_path, StorageConfig())
+    yield made
+    made.close()
+
+
+def housed(config: Config, file: StateFile, spool: Spool) -> tuple[Control, House]:
+    control = Control(config, file)
+    house = House(control.config, spool)
+    control.attach(house)
+    house.prepare()
+    return control, house
+
+
+def test_a_change_is_on_the_disk_before_it_is_carried_out(
+    config: Config, file: StateFile, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control, house = housed(config, file, spool)
+    states: list[str] = []
+    write = StateFile.write
+
+    def noting(self: StateFile, content: bytes) -> None:
+        states.append(house.streams["front"].state)
+        write(self, content)
+
+    monkeypatch.setattr(StateFile, "write", noting)
+    try:
+        assert control.change("front", "enabled", True) == ""
+        assert states == ["disabled"]
+        wait_for(lambda: house.streams["front"].has_result)
+        assert Control(config, file).config.streams["front"].enabled
+    finally:
+        stop_streams(house.streams.values())
+
+
+def test_when_the_disk_refuses_it_is_done_all_the_same_and_said(
+    config: Config,
+    file: StateFile,
+    spool: Spool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(self: StateFile, content: bytes) -> None:
+        raise StorageError("overrides.json: cannot be written: No space left on device")
+
+    control, house = housed(config, file, spool)
+    monkeypatch.setattr(StateFile, "write", full)
+    warning = control.change("front", "threshold", 0.7)
+    assert warning.startswith("done, but only until the next restart: overrides.json: cannot be written")
+    assert house.settings["front"].threshold == 0.7
+    assert house.streams["front"].config.decode.score_threshold == 0.7
+    assert "lasts until the next restart only" in caplog.text
+
+
+def test_a_change_that_cannot_be_carried_out_is_not_kept(file: StateFile, spool: Spool, config: Config) -> None:
+    broken = replace(config.streams["front"], model="nobody")
+    control, house = housed(replace(config, streams={**config.streams, "front": broken}), file, spool)
+    with pytest.raises(CommandError, match="no bundled model is called"):
+        control.change("front", "enabled", True)
+    assert file.read() == b""
+    assert house.settings["front"].enabled is False
+
+
+def test_no_more_is_written_than_a_card_stands(
+    config: Config, file: StateFile, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control, house = housed(config, file, spool)
+    writes: list[bytes] = []
+    monkeypatch.setattr(StateFile, "write", lambda self, content: writes.append(content))
+    refused: list[str] = []
+    for number in range(3 * module._WRITES):
+        try:
+            control.change("front", "threshold", 0.1 + number / 1000)
+        except CommandError as error:
+            refused.append(str(error))
+    assert len(writes) in (module._WRITES, module._WRITES + 1)
+    assert len(writes) + len(refused) == 3 * module._WRITES
+    assert set(refused) == {"too many changes in a short time; try again in a few seconds"}
+    assert control.change("front", "threshold", house.settings["front"].threshold) == "", "that changes nothing"
+
+
+def test_a_rung_that_is_gone_from_its_model_does_not_keep_the_stream_from_running(
+    tmp_path: Path, file: StateFile, spool: Spool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    model = sizes_model(tmp_path, {"64": [(0.9, LEFT)], "32": [(0.9, LEFT)]})
+    config = Config({"front": StreamConfig("test:", str(model), enabled=False)})
+    control, _ = housed(config, file, spool)
+    control.change("front", "rung", "32")
+    assert Control(config, file).config.streams["front"].rung == "32"
+    sizes_model(tmp_path, {"64": [(0.9, LEFT)], "48": [(0.9, LEFT)]})
+    assert Control(config, file).config.streams["front"].rung == ""
+    assert "rung '32' is gone from its model" in caplog.text
+    assert file.read() == b""
+
+
+def test_a_reload_that_is_refused_leaves_every_override(config: Config, file: StateFile, spool: Spool) -> None:
+    control, house = housed(config, file, spool)
+    control.change("front", "threshold", 0.7)
+    kept = file.read()
+    changed = replace(
+        config.streams["front"], decode=DecodeConfig(score_threshold=0.2), model="nobody", enabled=True
+    )
+    with pytest.raises(VedetteError):
+        control.reload(replace(config, streams={"front": changed}))
+    assert file.read() == kept
+    assert house.config.streams["front"].decode.score_threshold == 0.7
+    assert control.overridden("front") == ("threshold",)
+
+
+def test_only_an_operators_off_keeps_the_daemon_waiting(config: Config, file: StateFile, spool: Spool) -> None:
+    on = replace(
+        config,
+        streams={"front": replace(config.streams["front"], enabled=True), **{"back": config.streams["back"]}},
+    )
+    control, house = housed(on, file, spool)
+    assert house.kept_off == frozenset()
+    control.change("front", "enabled", False)
+    assert house.kept_off == {"front"}
+    control.change("front", "enabled", None)
+    assert house.kept_off == frozenset()
+    stop_streams(house.streams.values())
