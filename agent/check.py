@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from agent.capture.source import check_there, check_uri
 from agent.comms.credentials import read_certificates, read_password
 from agent.comms.topics import COMMANDS
+from agent.compute.track.occasions import check_clips
 from agent.compute.track.zones import check_zones
 from agent.config import Config, SelectionConfig, StreamConfig
 from agent.configfile import ConfigFile, Keys, load
@@ -126,14 +127,19 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens) -> Iterator[Step]:
 
     for number in range(len(stream.zones)):
         yield ("zones", number), partial(check_zones, stream.zones[: number + 1])
+    if stream.clips is not None:
+        yield ("clips",), partial(check_clips, stream.clips, stream.zones, ())
     yield ("backend",), lambda: plan_of(stream.backend)
     yield ("model",), lambda: open_model(stream.model)
     yield ("rung",), lambda: open_model(stream.model, stream.rung)
     if any(_first_problem([(("source",), lambda: check_uri(stream.source))])):
         return  # told already, at its own line: whether it gives what the model takes is not known
-    yield ("model",), lambda: _open(opens, name, replace(stream, decode=replace(stream.decode, labels=())))
+    plain = replace(stream, decode=replace(stream.decode, labels=()), clips=None)
+    yield ("model",), lambda: _open(opens, name, plain)
     if stream.decode.labels:
-        yield ("decode", "labels"), lambda: _open(opens, name, stream)
+        yield ("decode", "labels"), lambda: _open(opens, name, replace(stream, clips=None))
+    if stream.clips is not None:
+        yield ("clips",), lambda: _open(opens, name, stream)
 
 
 def _open(opens: _Opens, name: str, stream: StreamConfig) -> None:

@@ -149,6 +149,39 @@ class PublishConfig(Struct, frozen=True, forbid_unknown_fields=True):
     snapshot_quality: Annotated[int, Meta(ge=1, le=100)] = 80
 
 
+class ClipsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[streams.NAME.clips]`: keep the last seconds of a camera, and save them around events.
+
+    The table turns that on, even an empty one. Where clips go and for how long, see `StorageConfig`.
+
+    Attributes:
+        events: save a clip around each event; else only those that a command asks for.
+        labels: only around things of these; empty: all.
+        zones: only around things that have stood in one of these; empty: around all that are published.
+        min_score: only around things whose best score reached this.
+        before_s: how much of the time before the event, s.
+        after_s: how long after the end of the last event in it, s.
+        max_s: it ends so long after the event that it began with, at the latest, s; what comes so late that less
+            than `after_s` is left for it begins the next.
+        fps: pictures per second, at most.
+        max_width: wider pictures are made smaller, px.
+        quality: JPEG quality.
+        ring_max_bytes: memory for pictures that are kept, at most.
+    """
+
+    events: bool = True
+    labels: tuple[str, ...] = ()
+    zones: tuple[Name, ...] = ()
+    min_score: Unit = 0.0
+    before_s: Annotated[float, Meta(ge=0.0, le=120.0)] = 5.0
+    after_s: Annotated[float, Meta(ge=0.0, le=600.0)] = 5.0
+    max_s: Annotated[float, Meta(ge=1.0, le=600.0)] = 60.0
+    fps: Annotated[float, Meta(ge=0.1, le=60.0)] = 5.0
+    max_width: Annotated[int, Meta(ge=64, le=8192)] = 1280
+    quality: Annotated[int, Meta(ge=1, le=100)] = 75
+    ring_max_bytes: Annotated[int, Meta(ge=65536)] = 16 * 1024 * 1024
+
+
 class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`[streams.NAME]`: one camera or file, one model.
 
@@ -163,6 +196,7 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
             TFLite delegate. With `,cpu` behind it the CPU stands by.
         threads: of the CPU backend; 0: chosen by the number of cores.
         capture, gate, ladder, decode, track, zones, publish: see each.
+        clips: see `ClipsConfig`; None: no clips.
     """
 
     source: Annotated[str, Meta(min_length=1)]
@@ -178,6 +212,7 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
     track: TrackConfig = TrackConfig()
     zones: tuple[ZoneConfig, ...] = ()
     publish: PublishConfig = PublishConfig()
+    clips: ClipsConfig | None = None
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):

@@ -69,12 +69,22 @@ class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
         spool_max_age_s: events older than this are dropped, s.
         durability: `event` syncs each batch of events to the disk before it is sent; `batch` leaves the
             syncing to SQLite's checkpoints (a power cut may lose the last seconds); `memory` writes nothing.
+        clips_folder: where clips go, in a folder for each stream; `~` and `$STATE_DIRECTORY` are expanded. Empty:
+            `clips` in the state folder.
+        clips_max_bytes: of all clips in it; the oldest are deleted first.
+        clips_max_age_s: clips older than this are deleted, s.
+        clips_keep_free_bytes: clips leave so much of the disk to others: the oldest are deleted for it, and when
+            that is not enough, no more are saved.
     """
 
     folder: str = ""
     spool_max_bytes: Annotated[int, Meta(ge=65536)] = 64 * 1024 * 1024
     spool_max_age_s: Seconds = 7 * 86400.0
     durability: Durability = "event"
+    clips_folder: str = ""
+    clips_max_bytes: Annotated[int, Meta(ge=1048576)] = 1024 * 1024 * 1024
+    clips_max_age_s: Seconds = 30 * 86400.0
+    clips_keep_free_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024
 
 
 class HealthConfig(Struct, frozen=True, forbid_unknown_fields=True):

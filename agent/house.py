@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from agent.check import check_selection, check_streams, keys_of
+from agent.clips import Clip
+from agent.comms import payload
+from agent.comms.clipmessage import clip_message
 from agent.comms.mqtt import Publisher
 from agent.comms.rights import takes_commands
 from agent.comms.topics import Topics
@@ -18,6 +21,8 @@ from agent.errors import ModelError, StreamError, VedetteError
 from agent.health.processors import ADVICE, unreadable
 from agent.line import Line
 from agent.settings import Settings
+from agent.storage.durable import clips_path
+from agent.storage.recorder import Recorder
 from agent.storage.spool import Spool
 from agent.stream import Desk, Stream
 
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STREAMS_STOP_S, FLUSH_S, DRAIN_S = 0.9, 0.3, 0.6
+STREAMS_STOP_S, CLIPS_S, FLUSH_S, DRAIN_S = 0.8, 0.25, 0.25, 0.5
 """Together below the two seconds in which a stop must be over."""
 
 
@@ -48,6 +53,7 @@ class House:
         chooser: of what runs their models; None: `auto` is the CPU.
         settings: how each stream is set.
         kept_off: streams that an operator has switched off: somebody may want them on again.
+        recorder: of their clips.
     """
 
     def __init__(
@@ -63,15 +69,21 @@ class House:
 
         Raises:
             ConfigError: the broker's configuration cannot be used, or what may run models is not known.
+            StorageError: clips have no place.
         """
         check_selection(config.selection)
         self.config, self.spool, self._where, self.chooser = config, spool, where, chooser
         self.topics = Topics(config.mqtt.prefix, device_name(config))
         self.line = Line(self.publisher(config.mqtt))
+        self.recorder = Recorder(clips_path(config.storage), config.storage, self._tell_clip)
         self.streams: dict[str, Stream] = {}
         self.settings: dict[str, Settings] = {}
         self.kept_off: frozenset[str] = frozenset()
         self._stated: set[str] = set()
+
+    def _tell_clip(self, clip: Clip) -> None:
+        news = clip_message(clip, self.topics.device, payload.new_id())
+        self.spool.put(self.topics.clips(clip.occasion.stream), payload.encode(news))
 
     def publisher(self, config: MqttConfig) -> Publisher:
         """A publisher of the house's events, to this broker."""
@@ -80,7 +92,7 @@ class House:
     def stream(self, name: str, config: StreamConfig) -> tuple[Stream, str]:
         """A stream, prepared, and why it is refused; empty: it is not."""
         opener = self.chooser.open if self.chooser else None
-        stream = Stream(name, config, Desk(self.topics, self.spool, self.line, opener))
+        stream = Stream(name, config, Desk(self.topics, self.spool, self.line, opener, self.recorder))
         try:
             stream.prepare()
         except VedetteError as error:
@@ -141,6 +153,8 @@ class House:
     def start(self) -> None:
         """Begin to publish, and start every stream."""
         self.line.publisher.start()
+        if any(stream.config.clips is not None for stream in self.streams.values()):
+            self.recorder.start()
         for stream in self.streams.values():
             stream.start()
 
@@ -148,6 +162,7 @@ class House:
         """Say what is left to say, and leave the broker. The streams have stopped."""
         if self.chooser is not None:
             self.chooser.close()
+        self.recorder.close(CLIPS_S)
         self.spool.flush(FLUSH_S)
         self.line.publisher.stop(DRAIN_S)
 

@@ -1,7 +1,9 @@
-"""The corridor of a stream of pictures: frames through its vision to its reporter, and nothing else."""
+"""The corridor of a stream of pictures: frames through its vision to its reporter and its clips, nothing else."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Protocol
 
 from agent.comms.reporter import Reporter
@@ -10,7 +12,8 @@ from agent.compute.track.bestshot import BestShot
 from agent.compute.vision import Vision
 from agent.config import PublishConfig
 from agent.corridor import Corridor, Source
-from agent.messages import Frame, Seen
+from agent.filming import Filming
+from agent.messages import Event, Frame, Seen
 
 
 class FrameSource(Source[Frame], Protocol):
@@ -24,8 +27,16 @@ class FrameSource(Source[Frame], Protocol):
 class Pipeline(Corridor[Frame]):
     """Pictures of one stream."""
 
-    def __init__(self, source: FrameSource, vision: Vision, reporter: Reporter, config: PublishConfig) -> None:
+    def __init__(
+        self,
+        source: FrameSource,
+        vision: Vision,
+        reporter: Reporter,
+        config: PublishConfig,
+        filming: Filming | None = None,
+    ) -> None:
         super().__init__(source, vision, reporter)
+        self._filming = filming
         self._frames, self._vision, self._config = source, vision, config
         self._best = BestShot(config.snapshot_every_s)
         self._asked = False
@@ -35,29 +46,39 @@ class Pipeline(Corridor[Frame]):
         self._asked = True
 
     def _handle(self, frame: Frame) -> None:
+        taken = False
         try:
-            self._look(frame)
+            seen = self._look(frame)
+            if self._filming is not None:
+                taken = self._filming.film(frame, seen.events)
+            wanted = self._config.snapshot and (seen.events or self._best.due(frame.captured_ns))
+            if (wanted and self._is_best(frame, seen)) or self._asked:
+                self._asked = False
+                self._snapshot(frame, is_ours=not taken)
+            self._note(seen, 1)
         finally:
-            self._frames.give_back(frame)
+            if not taken:
+                self._frames.give_back(frame)
 
-    def _look(self, frame: Frame) -> None:
+    def _look(self, frame: Frame) -> Seen:
         vision = self._vision
         self._now = frame.captured_ns, frame.captured_at
         seen = vision.look(frame)
         self._reporter.seen(frame.seq, frame.captured_at, seen, *vision.answered_by)
         if seen.events:
             self._reporter.counts(vision.tracker.counts())
-        wanted = self._config.snapshot and (seen.events or self._best.due(frame.captured_ns))
-        if (wanted and self._is_best(frame, seen)) or self._asked:
-            self._asked = False
-            self._snapshot(frame)
-        self._note(seen, 1)
+        return seen
+
+    def _report(self, events: Sequence[Event], at: datetime) -> None:
+        super()._report(events, at)
+        if self._filming is not None and events:
+            self._filming.hear(events)
 
     def _is_best(self, frame: Frame, seen: Seen) -> bool:
         return self._best.consider(seen.events, self._vision.tracks(), frame.captured_ns)
 
-    def _snapshot(self, frame: Frame) -> None:
+    def _snapshot(self, frame: Frame, *, is_ours: bool) -> None:
         # One that was missed in this very frame stays in memory only: its box is where it was.
         found = [track for track in self._vision.tracks() if track.last_seen == frame.captured_at]
-        picture = annotate(frame.image, found, order=frame.order, in_place=True)
+        picture = annotate(frame.image, found, order=frame.order, in_place=is_ours)
         self._reporter.snapshot(jpeg(picture, self._config.snapshot_quality, frame.order))

@@ -137,6 +137,8 @@ class Reload:
         for name in gone:
             house.remove(name)
         house.streams.update(self._streams)
+        if any(stream.config.clips is not None for stream in self._streams.values()):
+            house.recorder.start()
         for stream in self._streams.values():
             stream.start()
 

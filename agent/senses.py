@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from agent.compute.hearing import Hearing
     from agent.compute.infer.backend import Opener
     from agent.compute.vision import Vision
+    from agent.filming import Filming
     from agent.pipeline import Pipeline
     from agent.sound_pipeline import SoundPipeline
+    from agent.storage.recorder import Recorder
 
 OnChange = Callable[[str, str], None]
 Sense = Union["Vision", "Hearing"]
@@ -38,7 +40,7 @@ def open_sense(
         opener: of its session; None: the daemon's own choice is left out, and `auto` is the CPU.
 
     Raises:
-        ConfigError: its source gives what its model does not take, or a zone or label cannot be used.
+        ConfigError: its source gives what its model does not take, or zones, labels or clips cannot be used.
         SourceError, ModelError: see `agent.capture.uri.parse`, `agent.library.open_model`.
     """
     model = model or open_model(config.model, config.rung)
@@ -46,6 +48,7 @@ def open_sense(
     if takes_sound is not address.sound:
         gives, takes = ("sound", "pictures") if address.sound else ("pictures", "sound")
         raise ConfigError(f"stream {name}: {address.shown} gives {gives}, and model {config.model} takes {takes}")
+    _check_clips(name, config, model)
     with named(model.path):
         from agent.compute.infer.backend import open_session
 
@@ -86,18 +89,47 @@ def prepare_sense(
 
 
 def open_corridor(
-    name: str, config: StreamConfig, sense: Sense, reporter: Reporter, on_change: OnChange
-) -> tuple[Input, Pipeline | SoundPipeline]:
-    """The source of a stream, not yet started, and the corridor that takes from it."""
+    name: str,
+    config: StreamConfig,
+    sense: Sense,
+    reporter: Reporter,
+    on_change: OnChange,
+    recorder: Recorder | None = None,
+) -> tuple[Input, Pipeline | SoundPipeline, Filming | None]:
+    """The source of a stream, not yet started, the corridor that takes from it, and its clips if it has any."""
     if sense.model.manifest.audio is None:
         from agent.capture.grabber import Grabber
         from agent.pipeline import Pipeline
 
         grabber = Grabber(name, config.source, config.capture, on_change=on_change)
-        return grabber, Pipeline(grabber, cast("Vision", sense), reporter, config.publish)
+        filming = _filming(name, config, recorder, grabber) if recorder and config.clips else None
+        return grabber, Pipeline(grabber, cast("Vision", sense), reporter, config.publish, filming), filming
     from agent.capture.listener import Listener
     from agent.sound_pipeline import SoundPipeline
 
     ear = cast("Hearing", sense)
     listener = Listener(name, config.source, config.capture, ear.rate_hz, on_change=on_change)
-    return listener, SoundPipeline(listener, ear, reporter)
+    return listener, SoundPipeline(listener, ear, reporter), None
+
+
+def _filming(name: str, config: StreamConfig, recorder: Recorder, grabber: Grabber) -> Filming:
+    from agent.filming import Filming
+
+    assert config.clips is not None
+    return Filming(
+        name,
+        config.clips,
+        recorder,
+        grabber.give_back,
+        only_zones=config.publish.only_zones,
+        keeps_all=parse(config.source).keeps_all,
+    )
+
+
+def _check_clips(name: str, config: StreamConfig, model: Model) -> None:
+    from agent.compute.track.occasions import check_clips
+
+    if config.clips is not None:
+        if model.manifest.audio is not None:
+            raise ConfigError(f"stream {name}: clips are of pictures, and {config.model} takes sound")
+        check_clips(config.clips, config.zones, config.decode.labels or model.manifest.output.labels)

@@ -25,6 +25,8 @@ from agent.senses import Input, Sense, open_corridor, open_sense, prepare_sense
 
 if TYPE_CHECKING:
     from agent.compute.infer.backend import Opener
+    from agent.filming import Filming
+    from agent.storage.recorder import Recorder
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +43,14 @@ class Desk(Struct, frozen=True):
         events: the spool.
         board: the broker.
         opener: of models' sessions; None: `auto` is the CPU.
+        recorder: of clips; None: there are none.
     """
 
     topics: Topics
     events: EventSink
     board: Board
     opener: Opener | None = None
+    recorder: Recorder | None = None
 
 
 class Stream:
@@ -64,6 +68,7 @@ class Stream:
         self._pipeline: Corridor[Any] | None = None
         self._reporter: Reporter | None = None
         self._source: Input | None = None
+        self._filming: Filming | None = None
         self._model: Model | None = None
         self._rung = config.rung  # that the model was opened with
         self._before, self._before_at = Tally(), time.monotonic()
@@ -132,12 +137,18 @@ class Stream:
         self._errands.snapshot()
 
     def record(self, seconds: float) -> str:
-        """Keep a clip of so many seconds; gives its path.
+        """Save what is kept and what comes in the next seconds; gives the path of the clip that this will be in.
+
+        Any thread may call this. That the clip is complete is told by its message.
 
         Raises:
             CommandError: none can be made, with the reason.
         """
-        raise CommandError(f"stream {self.name}: clips are off")
+        if self.config.clips is None:
+            raise CommandError(f"stream {self.name}: clips are off; [streams.{self.name}.clips] turns them on")
+        if (filming := self._filming) is None:
+            raise CommandError(f"stream {self.name} is {self.standing[0]}, so there is nothing to record")
+        return filming.record(seconds)
 
     def start(self) -> None:
         """Run in a thread of its own, unless it is disabled or failed."""
@@ -256,7 +267,9 @@ class Stream:
         reporter = self._reporter = Reporter(desk.topics, self.name, publish, model, desk.events, desk.board)
         if self._model.manifest.has_tracks:
             reporter.counts(dict.fromkeys(self.config.decode.labels, 0))
-        self._source, self._pipeline = open_corridor(self.name, self.config, self._sense, reporter, self._changed)
+        self._source, self._pipeline, self._filming = open_corridor(
+            self.name, self.config, self._sense, reporter, self._changed, desk.recorder
+        )
         self._before = Tally()
         self._source.start()
         self.state, self.detail = "running", ""
@@ -264,6 +277,9 @@ class Stream:
             self._pipeline.run(self._stop, between=partial(self._errands.run, self._sense, self._pipeline))
         finally:
             self._source.stop()
+            filming, self._filming = self._filming, None
+            if filming is not None:
+                filming.close()
 
     def _changed(self, state: str, reason: str) -> None:
         (log.warning if state == "lost" else log.info)("stream %s: %s: %s", self.name, state, reason)

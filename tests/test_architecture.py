@@ -17,6 +17,7 @@ SIZE_LIMIT = 250
 
 FLOW = {
     "agent.messages",
+    "agent.clips",
     "agent.errors",
     "agent.config",
     "agent.deviceconfig",

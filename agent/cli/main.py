@@ -26,6 +26,7 @@ _VERBS: dict[str, str] = {
     "bench": "Measure every way to run a model on this board.",
     "profile": "Show which operations of a model take the time.",
     "events": "Describe the messages that are published.",
+    "clips": "List the clips that were recorded here.",
     "completion": "Print the completion script of a shell.",
 }
 """Name → help in a line: known without importing anything, so that `vedette --help` is instant."""

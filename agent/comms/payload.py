@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from agent.comms.clipmessage import ClipMessage
 from agent.messages import Detection, EventKind, Stored, Track
 
 
@@ -169,8 +170,9 @@ class HealthMessage(Struct, frozen=True):
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
 _event_decoder = msgspec.json.Decoder(EventMessage)
+_clip_decoder = msgspec.json.Decoder(ClipMessage)
 
-MESSAGES: tuple[type[Struct], ...] = (EventMessage, DetectionsMessage, HealthMessage)
+MESSAGES: tuple[type[Struct], ...] = (EventMessage, DetectionsMessage, ClipMessage, HealthMessage)
 
 
 def new_id() -> str:
@@ -184,15 +186,17 @@ def encode(message: Struct) -> bytes:
 
 
 def finish(stored: Stored, now: float | None = None) -> bytes:
-    """The JSON of a spooled event as it goes out: with its `seq` and the time that it waited.
+    """The JSON of a spooled event as it goes out: with its `seq`, and but for news of a clip, how long it waited.
 
     Args:
-        stored: the spooled event.
+        stored: the spooled event, or news of a clip.
         now: Unix time of sending, s; default: now.
 
     Raises:
-        msgspec.MsgspecError: the body is not an event (a damaged row).
+        msgspec.MsgspecError: the body is neither (a damaged row).
     """
+    if stored.topic.endswith("/clips"):
+        return encode(msgspec.structs.replace(_clip_decoder.decode(stored.body), seq=stored.seq))
     event = _event_decoder.decode(stored.body)
     waited_ms = max(0.0, ((time.time() if now is None else now) - stored.put_at) * 1e3)
     latency = msgspec.structs.replace(

@@ -53,6 +53,10 @@ class Topics(Struct, frozen=True):
         """QoS 0, one message per processed frame."""
         return f"{self._own}/{stream}/detections"
 
+    def clips(self, stream: str) -> str:
+        """QoS 1, never retained."""
+        return f"{self.prefix}/{self.device}/{stream}/clips"
+
     def snapshot(self, stream: str) -> str:
         """Retained JPEG."""
         return f"{self._own}/{stream}/snapshot"

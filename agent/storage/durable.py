@@ -138,19 +138,35 @@ def state_path(config: StorageConfig) -> Path:
     Raises:
         StorageError: it has no place.
     """
-    folder = config.folder
+    return _expanded("folder", config.folder or _given() or _HOME)
+
+
+def clips_path(config: StorageConfig) -> Path:
+    """Where clips are to be, as a full path; nothing is created.
+
+    Raises:
+        StorageError: it has no place.
+    """
+    if config.clips_folder:
+        return _expanded("clips_folder", config.clips_folder).absolute()
+    return state_path(config).resolve() / "clips"
+
+
+def _given() -> str:
     # systemd gives several folders as one text, separated by colons: ours is the first.
-    given = os.environ.get(_VARIABLE, "").partition(":")[0]
-    if not folder:
-        folder = given or _HOME
-    elif _VARIABLE in folder:
+    return os.environ.get(_VARIABLE, "").partition(":")[0]
+
+
+def _expanded(key: str, folder: str) -> Path:
+    if f"${_VARIABLE}" in folder or f"${{{_VARIABLE}}}" in folder:
+        given = _given()
         if not given:
             raise StorageError(
-                f"[storage] folder = {folder!r}: ${_VARIABLE} is not set; "
+                f"[storage] {key} = {folder!r}: ${_VARIABLE} is not set; "
                 "systemd sets it for a unit with StateDirectory="
             )
         folder = folder.replace(f"${{{_VARIABLE}}}", given).replace(f"${_VARIABLE}", given)
     try:
         return Path(folder).expanduser()
     except RuntimeError as error:
-        raise StorageError(f"[storage] folder = {folder!r}: {error}; set it to a full path") from error
+        raise StorageError(f"[storage] {key} = {folder!r}: {error}; set it to a full path") from error

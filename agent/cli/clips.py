@@ -1,0 +1,103 @@
+"""`vedette clips`: the clips that lie on this device."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from agent.cli.plain import plain
+from agent.cli.run import DEFAULT_CONFIG
+
+if TYPE_CHECKING:
+    from agent.storage.clipscan import Label
+    from agent.storage.shelf import Entry
+
+
+class _Row(NamedTuple):
+    """A clip and what it says about itself."""
+
+    entry: Entry
+    label: Label
+
+
+@click.group()
+def clips() -> None:
+    """List the clips that were recorded here."""
+
+
+@clips.command("list")
+@click.option(
+    "-c",
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    help="The configuration file, which says where clips are.",
+)
+@click.option("--folder", type=click.Path(path_type=Path), help="Look here instead, without a configuration.")
+@click.option("--stream", default="", help="Only those of this stream.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
+    """List the clips, the oldest first. Exits with 1 when one of them is damaged."""
+    from agent.configfile import load
+    from agent.errors import StorageError
+    from agent.storage.clipscan import read_label
+    from agent.storage.durable import clips_path
+    from agent.storage.shelf import clips_in
+
+    rows, damaged = list[_Row](), list[str]()
+    for entry in clips_in(folder or clips_path(load(path).config.storage)):
+        try:
+            row = _Row(entry, read_label(entry.path))
+        except StorageError as error:
+            damaged.append(str(error))
+            continue
+        if stream in ("", row.label.occasion.stream):
+            rows.append(row)
+    (_print_json if as_json else _print_table)(rows)
+    for why in damaged:
+        click.echo(f"vedette: {plain(why)}", err=True)
+    sys.exit(bool(damaged))
+
+
+def _print_json(rows: list[_Row]) -> None:
+    import msgspec
+
+    found = [
+        {
+            "path": str(entry.path),
+            "stream": label.occasion.stream,
+            "began_at": label.began_at,
+            "duration_s": label.duration_s,
+            "bytes": entry.bytes,
+            "label": label.occasion.label,
+            "track": label.occasion.track,
+            "reason": label.occasion.reason,
+        }
+        for entry, label in rows
+    ]
+    click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+
+
+def _print_table(rows: list[_Row]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for column in ("began (UTC)", "stream", "what", "length", "size", "path"):
+        table.add_column(column, overflow="fold", justify="right" if column in ("length", "size") else "left")
+    for entry, label in rows:
+        began, occasion = label.began_at.strftime("%Y-%m-%d %H:%M:%S"), label.occasion
+        length = "?" if label.duration_s is None else f"{label.duration_s:.1f} s"
+        what = occasion.label or occasion.reason
+        cells = (began, occasion.stream, what, length, f"{entry.bytes / 1e6:.1f} MB", str(entry.path))
+        table.add_row(*(Text(plain(cell)) for cell in cells))
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+    total = sum(entry.bytes for entry, _ in rows)
+    click.echo(f"{len(rows)} clips, {total / 1e6:.1f} MB")

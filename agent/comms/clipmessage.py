@@ -1,0 +1,71 @@
+"""The news that a clip lies on the device, as a struct: see `agent.comms.payload` for the other messages."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from msgspec import Struct
+
+from agent.clips import Clip
+
+
+class ClipMessage(Struct, frozen=True):
+    """`<device>/<stream>/clips`, QoS 1, never retained: a clip lies on the device. The clip itself is not sent.
+
+    Attributes:
+        id: unique; a repeated delivery has the same.
+        device, stream: where it was recorded.
+        path: of the file, on the device: Matroska with JPEG pictures.
+        began_at, ended_at: UTC of its first picture, and of the end of its last.
+        duration_s: between the two, s.
+        frames: pictures in it.
+        bytes: of the file.
+        track, label: that it was begun for; empty: it was asked for.
+        tracks: ids of all tracks that it was made for; of one that was cut off, the first.
+        reason: of the event that it began with, or `asked`: by a command.
+        repaired: whether a crash or a power cut ended it.
+        seq: per device and without gaps, in one row with those of events: a gap is a loss.
+    """
+
+    id: str
+    device: str
+    stream: str
+    path: str
+    began_at: datetime
+    ended_at: datetime
+    duration_s: float
+    frames: int
+    bytes: int
+    track: str
+    label: str
+    tracks: tuple[str, ...]
+    reason: str
+    repaired: bool = False
+    seq: int = 0
+
+
+def clip_message(clip: Clip, device: str, message_id: str) -> ClipMessage:
+    """The news of a clip.
+
+    Args:
+        clip: on the disk.
+        device: its name.
+        message_id: unique.
+    """
+    occasion = clip.occasion
+    return ClipMessage(
+        message_id,
+        device,
+        occasion.stream,
+        clip.path.encode("utf-8", "replace").decode(),  # a path may be no UTF-8
+        clip.began_at,
+        clip.ended_at,
+        clip.duration_s,
+        clip.frames,
+        clip.bytes,
+        occasion.track,
+        occasion.label,
+        clip.tracks,
+        occasion.reason,
+        clip.repaired,
+    )

@@ -1,0 +1,184 @@
+"""Matroska files of JPEG pictures: each picture keeps its own time, and a file that is cut off plays up to there.
+
+What a camera gives is never quite regular, and AVI has one rate for all pictures; MP4 is nothing before its index
+at the end is written. A Matroska file is a head, clusters of pictures, and at its end cues for jumping. Its head
+has the same length whatever it says, and is written over when the file is complete.
+
+Source: RFC 9559, https://www.rfc-editor.org/rfc/rfc9559, and for `V_MJPEG`
+https://www.ietf.org/archive/id/draft-ietf-cellar-codec-14.html.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from agent.clips import Picture
+from agent.storage.ebml import element, id_bytes, text, uint, void, wide_size, wide_uint
+
+EBML, SEGMENT, SEEK_HEAD, INFO, TRACKS = 0x1A45DFA3, 0x18538067, 0x114D9B74, 0x1549A966, 0x1654AE6B
+TAGS, CLUSTER, CUES = 0x1254C367, 0x1F43B675, 0x1C53BB6B
+DURATION, CLUSTER_TIME, SIMPLE_BLOCK = 0x4489, 0xE7, 0xA3
+TAG, TARGETS, SIMPLE_TAG, TAG_NAME, TAG_STRING = 0x7373, 0x63C0, 0x67C8, 0x45A3, 0x4487
+VIDEO, TRACK_ENTRY, WIDTH, HEIGHT = 0xE0, 0xAE, 0xB0, 0xBA
+
+BLOCK_HEAD = 4
+"""Bytes before the picture in a block: number of the track, time in the cluster, flags."""
+LAST_MS = 32767
+"""Time of a picture within its cluster at most, ms: sixteen bits with a sign."""
+_APP = "Vedette"
+_EPOCH = datetime(2001, 1, 1, tzinfo=UTC)
+_BLOCK_FLAGS = 0x80
+"""Every JPEG is a key frame."""
+
+
+class Cue(NamedTuple):
+    """Where a cluster lies: time of its first picture, ms, and offset in the file."""
+
+    at_ms: int
+    offset: int
+
+
+class Totals(Struct, frozen=True):
+    """What is known when a file is complete.
+
+    Attributes:
+        duration_ms: from the first picture to the end of the last.
+        pictures: how many.
+        cues_at: offset of the cues.
+        size: of the whole file, bytes.
+    """
+
+    duration_ms: float
+    pictures: int
+    cues_at: int
+    size: int
+
+
+def head(
+    width: int, height: int, began_at: datetime, tags: dict[str, str], totals: Totals | None = None
+) -> bytes:
+    """What a file begins with, of the same length with and without totals.
+
+    Args:
+        width: of the pictures, px.
+        height: of the pictures, px.
+        began_at: UTC of the first picture.
+        tags: what the file says about itself, by name in capitals.
+        totals: None: the file is not complete.
+    """
+    info = _info(began_at, totals)
+    tracks = _tracks(width, height, totals)
+    said = _tags(tags)
+    fixed = {INFO: info, TRACKS: tracks, TAGS: said}
+    offset, seeks = _seek_length(), b""
+    for number, part in fixed.items():
+        seeks += _seek(number, offset)
+        offset += len(part)
+    seeks += _seek(CUES, totals.cues_at - _segment_at()) if totals else void(len(_seek(CUES, 0)))
+    segment = id_bytes(SEGMENT) + wide_size(totals.size - _segment_at() if totals else None)
+    return _ebml() + segment + element(SEEK_HEAD, seeks) + info + tracks + said
+
+
+def cluster(pictures: Sequence[Picture], first_ns: int) -> bytes:
+    """Pictures as a cluster; none more than `LAST_MS` after the first of them.
+
+    Args:
+        pictures: in order, at least one.
+        first_ns: capture of the file's first picture, ns.
+    """
+    begin = milliseconds(pictures[0].captured_ns - first_ns)
+    blocks = [uint(CLUSTER_TIME, begin)]
+    for picture in pictures:
+        at = milliseconds(picture.captured_ns - first_ns) - begin
+        blocks.append(element(SIMPLE_BLOCK, struct.pack(">BhB", 0x81, at, _BLOCK_FLAGS) + picture.jpeg))
+    return element(CLUSTER, b"".join(blocks))
+
+
+def cues(found: Sequence[Cue]) -> bytes:
+    """The end of a file: where each cluster lies, so that players can jump."""
+    points = b"".join(
+        element(
+            0xBB, uint(0xB3, cue.at_ms) + element(0xB7, uint(0xF7, 1) + uint(0xF1, cue.offset - _segment_at()))
+        )
+        for cue in found
+    )
+    return element(CUES, points)
+
+
+def milliseconds(ns: int) -> int:
+    """The file's unit of time."""
+    return round(ns / 1e6)
+
+
+def _ebml() -> bytes:
+    return element(
+        EBML,
+        uint(0x4286, 1)  # EBMLVersion
+        + uint(0x42F7, 1)  # EBMLReadVersion
+        + uint(0x42F2, 4)  # EBMLMaxIDLength
+        + uint(0x42F3, 8)  # EBMLMaxSizeLength
+        + text(0x4282, "matroska")  # DocType
+        + uint(0x4287, 4)  # DocTypeVersion
+        + uint(0x4285, 2),  # DocTypeReadVersion
+    )
+
+
+_SEGMENT_HEAD = 12
+"""Bytes of the segment's id and size."""
+
+
+def _segment_at() -> int:
+    """Offset of the segment's body, which positions inside of it count from."""
+    return len(_ebml()) + _SEGMENT_HEAD
+
+
+def _seek(number: int, position: int) -> bytes:
+    """Where a part of the segment begins, from the segment's body on."""
+    return element(0x4DBB, element(0x53AB, id_bytes(number)) + wide_uint(0x53AC, position))
+
+
+def _seek_length() -> int:
+    return len(element(SEEK_HEAD, _seek(INFO, 0) * 4))
+
+
+def _info(began_at: datetime, totals: Totals | None) -> bytes:
+    since = round((began_at - _EPOCH).total_seconds() * 1e9)
+    duration = element(DURATION, struct.pack(">d", totals.duration_ms if totals else 0.0))
+    return element(
+        INFO,
+        uint(0x2AD7B1, 1_000_000)  # TimestampScale: ns in a unit of time
+        + text(0x4D80, _APP)  # MuxingApp
+        + text(0x5741, _APP)  # WritingApp
+        + element(0x4461, struct.pack(">q", since))  # DateUTC
+        + (duration if totals else void(len(duration))),
+    )
+
+
+def _tracks(width: int, height: int, totals: Totals | None) -> bytes:
+    mean_ns = round(totals.duration_ms * 1e6 / totals.pictures) if totals else 0
+    every = wide_uint(0x23E383, mean_ns)  # DefaultDuration: a hint only, each picture has its time
+    return element(
+        TRACKS,
+        element(
+            TRACK_ENTRY,
+            uint(0xD7, 1)  # TrackNumber
+            + uint(0x73C5, 1)  # TrackUID
+            + uint(0x83, 1)  # TrackType: video
+            + uint(0x9C, 0)  # FlagLacing
+            + (every if mean_ns else void(len(every)))
+            + text(0x86, "V_MJPEG")  # CodecID
+            + element(VIDEO, uint(0x9A, 2) + wide_uint(WIDTH, width) + wide_uint(HEIGHT, height)),
+        ),
+    )
+
+
+def _tags(tags: dict[str, str]) -> bytes:
+    said = b"".join(
+        element(SIMPLE_TAG, text(TAG_NAME, name) + text(TAG_STRING, value)) for name, value in tags.items()
+    )
+    return element(TAGS, element(TAG, element(TARGETS, b"") + said))

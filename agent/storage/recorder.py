@@ -1,0 +1,230 @@
+"""The recorder: writes the clips of all streams, in one thread and in large pieces, and keeps them within bounds.
+
+What a clip holds was encoded once, into its stream's footage; here it is only copied, first what is there
+already, then what comes. A disk that cannot be written costs the clip, and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from agent.clips import Clip, Occasion, Picture
+from agent.config import StorageConfig
+from agent.errors import StorageError, reason_of
+from agent.storage.clipfile import ClipFile, repair
+from agent.storage.footage import Footage
+from agent.storage.recording import Recording
+from agent.storage.shelf import Shelf, clip_path, folder_name, parts_in
+
+log = logging.getLogger(__name__)
+
+_TURN_S = 0.5
+_EXPIRE_S = 3600.0
+_ROOM, _ROOM_EACH = 4096, 64
+"""Bytes for what a file needs besides its pictures, and for each."""
+
+
+class Recorder:
+    """Clips on their way to the disk. Its thread runs from the first `start` or `begin` on."""
+
+    def __init__(self, folder: Path, config: StorageConfig, on_saved: Callable[[Clip], None]) -> None:
+        """Prepare; nothing is read or written yet.
+
+        Args:
+            folder: of all clips; created when it is needed.
+            config: their bounds.
+            on_saved: called from the recorder's thread with each clip that has its name.
+        """
+        self._folder, self._config, self._on_saved = folder, config, on_saved
+        self._shelf = Shelf(folder, config)
+        self._lock = threading.Lock()
+        self._work = threading.Condition(self._lock)
+        self._recordings: list[Recording] = []
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._failed_s: float | None = None
+        self._lost = 0
+
+    def start(self) -> None:
+        """Complete what was cut off, delete what is too old, and be ready."""
+        with self._lock:
+            if self._thread is None and not self._closing:
+                self._thread = threading.Thread(target=self._run, name="clips-writer", daemon=True)
+                self._thread.start()
+
+    def begin(self, footage: Footage, occasion: Occasion, at: datetime, from_ns: int, until_ns: int) -> Recording:
+        """Begin a clip; returns at once.
+
+        Args:
+            footage: of the stream.
+            occasion: what it is made for.
+            at: UTC of the event or the command.
+            from_ns: capture of the first picture that belongs to it, ns.
+            until_ns: when it is over, as far as is known, ns.
+        """
+        path = clip_path(self._folder, occasion, at, secrets.token_hex(3))
+        recording = Recording(path, occasion, footage, from_ns, until_ns)
+        self.start()
+        with self._lock:
+            self._recordings.append(recording)
+            self._hold(footage)
+            self._work.notify()
+        return recording
+
+    def wake(self) -> None:
+        """There is much to be written."""
+        with self._lock:
+            self._work.notify()
+
+    def close(self, timeout_s: float) -> None:
+        """End every clip as it is. One that takes longer is completed at the next start."""
+        with self._lock:
+            self._closing = True
+            thread = self._thread
+            for recording in self._recordings:
+                recording.end()
+            self._work.notify()
+        if thread is not None:
+            thread.join(timeout_s)
+            if thread.is_alive():
+                log.warning("clips: the disk takes too long: the last clip is completed at the next start")
+
+    def _hold(self, footage: Footage) -> None:
+        starts = [recording.next_ns for recording in self._recordings if recording.footage is footage]
+        footage.hold(min(starts, default=None))
+
+    def _run(self) -> None:
+        self._tidy()
+        tidy_s = time.monotonic() + _EXPIRE_S
+        while True:
+            with self._lock:
+                if not self._recordings:
+                    if self._closing:
+                        return
+                    self._work.wait(max(0.0, tidy_s - time.monotonic()))
+                recordings = list(self._recordings)
+            for recording in recordings:
+                self._serve(recording)
+            if time.monotonic() >= tidy_s:
+                tidy_s = time.monotonic() + _EXPIRE_S
+                self._expire()
+            with self._lock:
+                if self._recordings and not self._closing:
+                    self._work.wait(_TURN_S)
+
+    def _tidy(self) -> None:
+        """What the last run left: clips that were cut off are completed, or removed when nothing is in them."""
+        try:
+            self._shelf.folder_for(self._folder / "any")
+            for part in parts_in(self._folder):
+                self._mend(part)
+        except OSError as error:
+            self._fail(f"{self._folder}: {reason_of(error)}")
+        self._expire()
+
+    def _mend(self, part: Path) -> None:
+        try:
+            clip = repair(part)
+            if clip is not None and folder_name(clip.occasion.stream) != part.parent.name:
+                raise ValueError("it lies in another stream's folder")
+        except ValueError as error:
+            log.warning("clip %s: was cut off and is removed: %s", part, error)
+            part.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("clip %s: was cut off and cannot be completed: %s", part, reason_of(error))
+        else:
+            if clip is not None:
+                self._tell(clip)
+
+    def _expire(self) -> None:
+        try:
+            self._shelf.look()
+            if count := self._shelf.expire(datetime.now(UTC)):
+                log.info("clips: %d deleted, older than clips_max_age_s", count)
+            self._shelf.make_room(0)
+        except StorageError as error:
+            self._fail(str(error))
+
+    def _serve(self, recording: Recording) -> None:
+        """Write what there is to write of one clip, and complete it when it is over."""
+        over = recording.look()
+        try:
+            pictures = recording.pictures()
+            if pictures and (over or recording.is_due(pictures)):
+                over = self._write(recording, pictures) or over
+            if over:
+                self._finish(recording)
+        except (OSError, StorageError) as error:
+            self._drop(recording, error)
+        except Exception:
+            log.exception("clip %s: a defect in Vedette; it is dropped", recording.path)
+            self._drop(recording, None)
+        with self._lock:
+            if recording.over and recording in self._recordings:
+                self._recordings.remove(recording)
+            self._hold(recording.footage)
+
+    def _write(self, recording: Recording, pictures: Sequence[Picture]) -> bool:
+        """Write pictures; whether the clip can take no more."""
+        room, some, size = self._config.clips_max_bytes - recording.bytes, list[Picture](), _ROOM
+        for picture in pictures:
+            size += len(picture.jpeg) + _ROOM_EACH
+            if size > room:
+                break
+            some.append(picture)
+        if not some:
+            return True
+        if recording.file is None:
+            self._shelf.folder_for(recording.path)
+        self._shelf.make_room(size, sum(other.bytes for other in self._recordings))
+        if recording.file is None:
+            recording.file = ClipFile(recording.path, recording.occasion, some[0])
+        return not recording.write(recording.file, some) or len(some) < len(pictures)
+
+    def _finish(self, recording: Recording) -> None:
+        recording.over = True
+        if recording.file is None:
+            log.warning("clip %s: no picture came in time, so there is none", recording.path)
+            return
+        clip = recording.file.finish(recording.tracks)
+        if lost := recording.lost:
+            log.warning("clip %s: %d pictures are missing: the disk was too slow", clip.path, lost)
+        self._back()
+        self._tell(clip)
+        self._expire()
+
+    def _tell(self, clip: Clip) -> None:
+        about = f"{clip.duration_s:.1f} s, {clip.frames} pictures, {clip.bytes / 1e6:.1f} MB"
+        after = ", completed after it was cut off" if clip.repaired else ""
+        log.info("stream %s: clip %s: %s%s", clip.occasion.stream, clip.path, about, after)
+        try:
+            self._on_saved(clip)
+        except Exception:
+            log.exception("clip %s: cannot be told of", clip.path)
+
+    def _drop(self, recording: Recording, error: Exception | None) -> None:
+        recording.over = True
+        self._lost += 1
+        if recording.file is not None:
+            with suppress(OSError):
+                recording.file.drop()
+        if error is not None:
+            self._fail(str(error) if isinstance(error, StorageError) else f"{recording.path}: {reason_of(error)}")
+
+    def _fail(self, why: str) -> None:
+        if self._failed_s is None:
+            self._failed_s = time.monotonic()
+            log.error("clips cannot be saved, and are dropped until they can: %s", why)
+
+    def _back(self) -> None:
+        if self._failed_s is not None:
+            seconds, self._failed_s = time.monotonic() - self._failed_s, None
+            log.info("clips are saved again after %.0f s; %d were dropped", seconds, self._lost)
+            self._lost = 0
