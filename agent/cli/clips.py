@@ -38,7 +38,11 @@ def clips() -> None:
     show_default=True,
     help="The configuration file, which says where clips are.",
 )
-@click.option("--folder", type=click.Path(path_type=Path), help="Look here instead, without a configuration.")
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Look here instead, without a configuration.",
+)
 @click.option("--stream", default="", help="Only those of this stream.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:

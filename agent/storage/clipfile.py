@@ -126,10 +126,7 @@ def repair(part: Path) -> Clip | None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
-        try:
-            label = label_of(file)
-        except (KeyError, msgspec.MsgspecError) as error:
-            raise ValueError("its head is damaged") from error
+        label = label_of(file)
         rest = rest_of(file, label.head_bytes)
         if not rest.frames:
             raise ValueError("no picture in it is whole")

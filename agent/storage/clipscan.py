@@ -70,16 +70,24 @@ def read_label(path: Path) -> Label:
             return label_of(file)
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
-    except (ValueError, KeyError, IndexError, OverflowError, struct.error, msgspec.MsgspecError) as error:
-        raise StorageError(f"{path}: is no clip of Vedette's, or its head is damaged") from error
+    except ValueError as error:
+        raise StorageError(f"{path}: is no clip of Vedette's, or {error}") from error
 
 
 def label_of(file: BinaryIO) -> Label:
     """What an open file says about itself.
 
     Raises:
-        OSError, ValueError, KeyError, struct.error, msgspec.MsgspecError: it is not ours.
+        OSError: it cannot be read.
+        ValueError: it is not ours, or damaged.
     """
+    try:
+        return _label(file)
+    except (ValueError, KeyError, OverflowError, struct.error, msgspec.MsgspecError) as error:
+        raise ValueError("its head is damaged") from error
+
+
+def _label(file: BinaryIO) -> Label:
     parts = {part.id: part for part in _parts(file) if part.id != mkv.CLUSTER}
     info = _values(file, parts[mkv.INFO])
     (entry,) = _children(file, parts[mkv.TRACKS])
@@ -91,7 +99,7 @@ def label_of(file: BinaryIO) -> Label:
         int.from_bytes(size[mkv.WIDTH], "big"),
         int.from_bytes(size[mkv.HEIGHT], "big"),
         _EPOCH + timedelta(microseconds=int.from_bytes(info[_DATE], "big", signed=True) / 1e3),
-        struct.unpack(">d", duration)[0] / 1e3 if duration else None,
+        round(struct.unpack(">d", duration)[0] / 1e3, 3) if duration else None,
         parts[mkv.TAGS].end or 0,
     )
 

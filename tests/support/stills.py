@@ -1,0 +1,71 @@
+"""Pictures for clips: real JPEGs whose brightness tells their number; and what a player makes of a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from agent.clips import Picture
+from agent.messages import Image
+
+BEGAN = datetime(2026, 11, 25, 10, 15, 3, tzinfo=UTC)
+SECOND = 1_000_000_000
+_STEP = 4
+
+
+def image(number: int, width: int = 64, height: int = 48) -> Image:
+    """A plain picture; up to 60 of them can be told apart."""
+    return np.full((height, width, 3), number % 60 * _STEP + 8, np.uint8)
+
+
+def number_of(picture: Image) -> int:
+    """Which one it is."""
+    return round((float(picture.mean()) - 8) / _STEP)
+
+
+def picture(number: int, at_ns: int, width: int = 64, height: int = 48) -> Picture:
+    """One as a JPEG, captured then."""
+    done, encoded = cv2.imencode(".jpg", image(number, width, height))
+    assert done
+    return Picture(encoded.tobytes(), width, height, at_ns, BEGAN + timedelta(microseconds=at_ns / 1e3))
+
+
+def pictures(times_s: Iterable[float]) -> list[Picture]:
+    """One at each of these times."""
+    return [picture(number, round(at_s * SECOND)) for number, at_s in enumerate(times_s)]
+
+
+class Played(NamedTuple):
+    """What a player sees: numbers of the pictures, their times, the length that it was told, s."""
+
+    numbers: list[int]
+    times_s: list[float]
+    length_s: float
+
+
+def play(path: Path) -> Played:
+    """Play a clip by OpenCV, which does it by FFmpeg."""
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    assert capture.isOpened(), f"{path} does not play"
+    numbers, times = [], []
+    while True:
+        done, shown = capture.read()
+        if not done:
+            break
+        numbers.append(number_of(shown))
+        times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3)
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    return Played(numbers, times, capture.get(cv2.CAP_PROP_FRAME_COUNT) / fps if fps > 0 else -1.0)
+
+
+def frames_of(path: Path) -> Sequence[Image]:
+    """The pictures of a clip."""
+    capture, found = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG), []
+    while (read := capture.read())[0]:
+        found.append(read[1])
+    return found

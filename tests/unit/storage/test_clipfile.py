@@ -1,0 +1,157 @@
+"""A clip's file, cut off at any byte."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.clips import Occasion
+from agent.errors import StorageError
+from agent.storage import clipfile
+from agent.storage.clipfile import ClipFile, part_of, repair
+from agent.storage.clipscan import read_label
+from tests.support.stills import BEGAN, SECOND, picture, pictures, play
+
+PERSON = Occasion("front", "appeared", "front-1a-1", "person")
+TIMES = [number / 2 for number in range(20)]
+
+
+def begun(folder: Path) -> ClipFile:
+    """Twenty pictures in five clusters, not completed."""
+    shown = pictures(TIMES)
+    file = ClipFile(folder / "clip.mkv", PERSON, shown[0])
+    for begin in range(0, 20, 4):
+        file.append(shown[begin : begin + 4])
+    return file
+
+
+def cut(folder: Path, length: int, tail: bytes = b"") -> Path:
+    """As a power cut at this length leaves it, with what the file system puts behind."""
+    file = begun(folder)
+    data = file.part.read_bytes()
+    file.drop()
+    file.part.write_bytes(data[:length] + tail)
+    return file.part
+
+
+WHOLE = 1 << 30
+
+
+def test_a_clip_has_its_name_only_when_it_is_complete(tmp_path: Path) -> None:
+    file = begun(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".clip.mkv.part"]
+    file.finish(())
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mkv"]
+    assert stat.S_IMODE((tmp_path / "clip.mkv").stat().st_mode) & 0o007 == 0
+
+
+def test_one_that_was_cut_off_plays_even_before_it_is_repaired(tmp_path: Path) -> None:
+    part = cut(tmp_path, WHOLE)
+    assert play(part).numbers == list(range(20))
+
+
+def test_one_that_was_cut_off_is_completed(tmp_path: Path) -> None:
+    made = repair(cut(tmp_path, WHOLE))
+    assert made is not None
+    assert (made.frames, made.repaired, made.occasion, made.tracks) == (20, True, PERSON, ("front-1a-1",))
+    assert (made.began_at, made.duration_s) == (BEGAN, 10.0)
+    played = play(tmp_path / "clip.mkv")
+    assert played.numbers == list(range(20))
+    assert played.times_s == pytest.approx(TIMES, abs=0.002)
+    assert played.length_s == pytest.approx(10.0, abs=0.1)
+    assert read_label(tmp_path / "clip.mkv").duration_s == 10.0
+    assert not part_of(tmp_path / "clip.mkv").exists()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(0.0, 1.0), st.sampled_from([b"", bytes(5000), b"\xff" * 700]))
+def test_cut_anywhere_it_is_completed_up_to_there_or_removed(where: float, tail: bytes) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        file = begun(folder)
+        size = file.bytes
+        file.drop()
+        length = round(size * where)
+        try:
+            made = repair(cut(folder, length, tail))
+        except ValueError:
+            assert where < 0.4, "the first pictures are lost only with the first cluster"
+            return
+        assert made is not None
+        assert made.frames % 4 == 0
+        assert length * 20 / size - 6 <= made.frames <= length * 20 / size + 4
+        assert play(folder / "clip.mkv").numbers == list(range(made.frames))
+
+
+def test_a_cluster_with_a_hole_ends_the_clip_before_it(tmp_path: Path) -> None:
+    part = cut(tmp_path, WHOLE)
+    data = bytearray(part.read_bytes())
+    for hole in range(len(data) * 3 // 5, len(data) * 3 // 5 + 900):
+        data[hole] = 0
+    part.write_bytes(data)
+    made = repair(part)
+    assert made is not None
+    assert made.frames in (8, 12)
+    assert play(tmp_path / "clip.mkv").numbers == list(range(made.frames))
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 4000, b"<html>", b"\x1a\x45\xdf\xa3", os.urandom(3000)])
+def test_what_is_no_clip_cannot_be_repaired(tmp_path: Path, content: bytes) -> None:
+    part = tmp_path / ".clip.mkv.part"
+    part.write_bytes(content)
+    with pytest.raises(ValueError, match="its head is damaged"):
+        repair(part)
+
+
+def test_one_that_is_being_written_by_another_process_is_let_alone(tmp_path: Path) -> None:
+    part = cut(tmp_path, WHOLE)
+    with part.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        before = part.read_bytes()
+        assert repair(part) is None
+        assert part.read_bytes() == before
+
+
+def test_a_write_that_takes_only_a_part_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = begun(tmp_path)
+    real = file._file
+
+    class Slow:
+        def write(self, data: memoryview) -> int:
+            return real.write(data[: max(1, len(data) // 2)])
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(real, name)
+
+    monkeypatch.setattr(file, "_file", Slow())
+    file.append([picture(20, 10 * SECOND)])
+    assert file.finish(()).frames == 21
+    assert play(tmp_path / "clip.mkv").numbers == list(range(21))
+
+
+def test_a_disk_that_takes_nothing_is_an_error(tmp_path: Path) -> None:
+    class Nothing:
+        def write(self, data: memoryview) -> int:
+            return 0
+
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        clipfile._write_all(Nothing(), b"abc")  # type: ignore[arg-type]
+
+
+def test_a_damaged_clip_is_said_to_be_one(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mkv"
+    path.write_bytes(b"RIFF....AVI ")
+    with pytest.raises(StorageError, match=r"clip\.mkv: is no clip of Vedette's"):
+        read_label(path)
+    with pytest.raises(StorageError, match="No such file"):
+        read_label(tmp_path / "gone.mkv")

@@ -1,0 +1,287 @@
+"""The recorder with real files: what is kept before, what comes after, and disks that refuse."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.clips import Clip, Occasion, Picture
+from agent.config import StorageConfig
+from agent.storage import recorder as recorder_module
+from agent.storage.clipfile import ClipFile, part_of
+from agent.storage.footage import Footage
+from agent.storage.recorder import Recorder
+from agent.storage.recording import Recording
+from agent.storage.shelf import clips_in
+from tests.support.publishing import wait_for
+from tests.support.stills import SECOND, picture, pictures, play
+
+PERSON = Occasion("front", "appeared", "front-1a-1", "person")
+NOW = datetime.now(UTC)
+
+
+class Made:
+    """A recorder, its footage of two seconds, and the clips that it told of."""
+
+    def __init__(self, folder: Path, **config: Any) -> None:
+        self.clips: list[Clip] = []
+        self.folder = folder
+        storage = StorageConfig(**{"clips_keep_free_bytes": 0, **config})
+        self.recorder = Recorder(folder, storage, self.clips.append)
+        self.footage = Footage(2.0, 1 << 20)
+
+    def film(self, first: int, last: int) -> None:
+        """Two pictures a second, by number."""
+        for number in range(first, last + 1):
+            self.footage.add(picture(number, number * SECOND // 2))
+
+    def begin(self, from_s: float, until_s: float, occasion: Occasion = PERSON) -> Recording:
+        return self.recorder.begin(
+            self.footage, occasion, NOW, round(from_s * SECOND), round(until_s * SECOND)
+        )
+
+    def clip(self, number: int = 0) -> Clip:
+        """The so-many-th, when it is there."""
+        wait_for(lambda: len(self.clips) > number)
+        return self.clips[number]
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Made]:
+    monkeypatch.setattr(recorder_module, "_TURN_S", 0.02)
+    prepared = Made(tmp_path / "clips")
+    yield prepared
+    prepared.recorder.close(5.0)
+
+
+def said(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno == level]
+
+
+def test_a_clip_has_what_was_before_and_what_came_after(made: Made) -> None:
+    made.film(0, 9)
+    recording = made.begin(2.5, 7.0)
+    recording.tracks = ("front-1a-1", "front-1a-2")
+    made.film(10, 16)
+    clip = made.clip()
+    assert clip.path == str(recording.path)
+    assert play(recording.path).numbers == list(range(5, 15))
+    assert (clip.frames, clip.duration_s, clip.tracks) == (10, 5.0, ("front-1a-1", "front-1a-2"))
+    assert clip.ended_at - clip.began_at == timedelta(seconds=5.0)
+    assert made.footage.between(-1, 1 << 62)[0].captured_ns == 6 * SECOND, "nothing is held any more"
+
+
+def test_a_picture_is_encoded_once_and_lies_in_the_file_as_it_was(made: Made) -> None:
+    made.film(0, 3)
+    recording = made.begin(0, 1)
+    made.clip()
+    content = recording.path.read_bytes()
+    assert all(shown.jpeg in content for shown in made.footage.between(0, SECOND))
+
+
+def test_an_end_that_moves_makes_it_longer(made: Made) -> None:
+    made.film(0, 1)
+    recording = made.begin(0, 1)
+    assert recording.move_end(3 * SECOND)
+    made.film(2, 7)
+    assert made.clip().frames == 7
+    assert not recording.move_end(5 * SECOND), "too late"
+
+
+def test_a_camera_that_goes_away_does_not_keep_its_clip_open(made: Made) -> None:
+    made.film(0, 1)
+    recording = made.begin(0, 0.6)
+    assert made.clip().frames == 2
+    assert recording.over
+
+
+def test_a_clip_without_a_single_picture_is_none(made: Made, caplog: pytest.LogCaptureFixture) -> None:
+    recording = made.begin(0, 0.01)
+    wait_for(lambda: recording.over)
+    wait_for(lambda: said(caplog, logging.WARNING))
+    assert "no picture came in time" in said(caplog, logging.WARNING)[0]
+    assert (made.clips, list((made.folder).rglob("*.mkv*"))) == ([], [])
+
+
+def test_two_clips_of_one_camera_may_overlap(made: Made) -> None:
+    made.film(0, 3)
+    made.begin(0, 3)
+    made.begin(1, 5, Occasion("front", "appeared", "front-1a-2", "cat"))
+    made.film(4, 12)
+    made.clip(1)
+    found = {clip.occasion.label: play(Path(clip.path)).numbers for clip in made.clips}
+    assert found == {"person": list(range(7)), "cat": list(range(2, 11))}
+
+
+def test_the_end_of_the_recorder_ends_every_clip_as_it_is(made: Made) -> None:
+    made.film(0, 3)
+    recording = made.begin(0, 100)
+    made.recorder.close(5.0)
+    assert play(recording.path).numbers == [0, 1, 2, 3]
+    assert made.clips[0].frames == 4
+
+
+def test_a_picture_of_another_size_ends_the_clip_before_it(made: Made) -> None:
+    made.film(0, 3)
+    made.footage.add(picture(4, 2 * SECOND, 128, 96))
+    recording = made.begin(0, 100)
+    assert made.clip().frames == 4
+    assert recording.over
+
+
+def large(number: int, at_ns: int) -> Picture:
+    """One of 50 kB, by a comment in it."""
+    small = picture(number, at_ns)
+    padded = small.jpeg[:2] + b"\xff\xfe" + (50_002).to_bytes(2, "big") + bytes(50_000) + small.jpeg[2:]
+    return Picture(padded, small.width, small.height, at_ns, small.captured_at)
+
+
+def test_a_clip_ends_where_it_would_be_larger_than_all_may_be(made: Made) -> None:
+    made.recorder = Recorder(
+        made.folder, StorageConfig(clips_max_bytes=1 << 20, clips_keep_free_bytes=0), made.clips.append
+    )
+    made.footage = Footage(30.0, 4 << 20)
+    for number in range(50):
+        made.footage.add(large(number, number * SECOND // 2))
+    recording = made.begin(0, 100)
+    assert made.clip().frames == 20
+    assert recording.path.stat().st_size == made.clip().bytes <= 1 << 20
+    assert play(recording.path).numbers == list(range(20))
+
+
+def test_clips_that_were_there_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "_TURN_S", 0.02)
+    (tmp_path / "back").mkdir()
+    old = tmp_path / "back" / "2026-01-01T00-00-00Z-person-back-1-1.mkv"
+    old.write_bytes(bytes(1 << 20))
+    made = Made(tmp_path, clips_max_bytes=1 << 20, clips_max_age_s=1e8)
+    made.film(0, 3)
+    recording = made.begin(0, 1)
+    made.clip()
+    assert [entry.path for entry in clips_in(tmp_path)] == [recording.path]
+    made.recorder.close(5.0)
+
+
+def test_old_clips_go_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    (tmp_path / "front").mkdir()
+    (tmp_path / "front" / "2026-01-01T00-00-00Z-person-front-1-1.mkv").write_bytes(b"")
+    made = Made(tmp_path, clips_max_age_s=86400.0)
+    made.recorder.start()
+    wait_for(lambda: not clips_in(tmp_path))
+    made.recorder.close(5.0)
+    assert said(caplog, logging.INFO) == ["clips: 1 deleted, older than clips_max_age_s"]
+
+
+def cut_off(folder: Path, occasion: Occasion = PERSON, shown: Sequence[Picture] = ()) -> Path:
+    """As a process that was killed leaves it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = ClipFile(folder / "2026-11-25T10-15-03Z-person-front-1a-1.mkv", occasion, pictures([0.0])[0])
+    if shown:
+        file.append(shown)
+    file._file.close()
+    return file.path
+
+
+def test_what_was_cut_off_is_completed_and_told_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    path = cut_off(tmp_path / "front", shown=pictures([0.0, 0.5, 1.0]))
+    made = Made(tmp_path)
+    made.recorder.start()
+    assert (made.clip().path, made.clip().repaired, made.clip().frames) == (str(path), True, 3)
+    assert play(path).numbers == [0, 1, 2]
+    made.recorder.close(5.0)
+    assert "completed after it was cut off" in said(caplog, logging.INFO)[0]
+
+
+@pytest.mark.parametrize(
+    ("occasion", "shown", "why"),
+    [
+        (PERSON, [], "no picture in it is whole"),
+        (Occasion("../../x", "appeared"), [0.0, 0.5], "another stream's folder"),
+        (Occasion("a/b/#", "appeared"), [0.0, 0.5], "another stream's folder"),
+    ],
+)
+def test_what_cannot_be_completed_is_removed_with_its_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, occasion: Occasion, shown: list[float], why: str
+) -> None:
+    path = cut_off(tmp_path / "front", occasion, pictures(shown))
+    made = Made(tmp_path)
+    made.recorder.start()
+    wait_for(lambda: said(caplog, logging.WARNING))
+    made.recorder.close(5.0)
+    assert why in said(caplog, logging.WARNING)[0]
+    assert not part_of(path).exists()
+    assert made.clips == []
+
+
+def test_a_disk_that_refuses_costs_the_clip_and_is_said_once(
+    made: Made, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    full = [True]
+    real = ClipFile.append
+
+    def append(self: ClipFile, shown: Sequence[Picture]) -> None:
+        if full[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(self, shown)
+
+    monkeypatch.setattr(ClipFile, "append", append)
+    for start in (0, 10, 20):
+        made.film(start, start + 4)
+        recording = made.begin(start / 2, start / 2 + 1)
+        wait_for(lambda recording=recording: recording.over)
+    wait_for(lambda: not list(made.folder.rglob(".*.part")))
+    full[0] = False
+    made.film(30, 34)
+    made.begin(15, 16)
+    assert made.clip().frames == 3
+    (line,) = said(caplog, logging.ERROR)
+    assert "clips cannot be saved" in line
+    assert "No space left" in line
+    wait_for(lambda: any("saved again" in line for line in said(caplog, logging.INFO)))
+    assert any("3 were dropped" in line for line in said(caplog, logging.INFO))
+    assert len(list(made.folder.rglob("*.mkv*"))) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_said_and_nothing_else_breaks(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "clips").write_text("a file")
+    made = Made(tmp_path / "clips")
+    made.film(0, 3)
+    recording = made.begin(0, 1)
+    wait_for(lambda: recording.over and said(caplog, logging.ERROR))
+    made.recorder.close(5.0)
+    assert len(said(caplog, logging.ERROR)) == 1
+
+
+def test_pictures_that_a_slow_disk_missed_are_said(
+    made: Made, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ClipFile.append
+
+    def slowly(self: ClipFile, shown: Sequence[Picture]) -> None:
+        time.sleep(0.3)
+        real(self, shown)
+
+    monkeypatch.setattr(ClipFile, "append", slowly)
+    made.footage = Footage(2.0, 5 * len(picture(0, 0).jpeg))
+    made.film(0, 3)
+    made.begin(0, 10)
+    made.film(4, 21)
+    clip = made.clip()
+    assert clip.frames < 21
+    assert "pictures are missing: the disk was too slow" in said(caplog, logging.WARNING)[0]
+    assert len(play(Path(clip.path)).numbers) == clip.frames
