@@ -73,9 +73,10 @@ class Filming:
         with self._lock:
             self._now_ns, self._now_s = at_ns, time.monotonic()
             begins = self._note(events, at_ns, frame.captured_at) if events else False
-        if not begins and at_ns < self._due_ns:
+        # One that comes a little early is taken: what no camera keeps to exactly must not halve the rate.
+        if not begins and at_ns < self._due_ns - self._every_ns // 4:
             return False
-        self._due_ns = max(self._due_ns + self._every_ns, at_ns + self._every_ns // 2)
+        self._due_ns = max(self._due_ns + self._every_ns, at_ns)
         replaced = self._slot.put(frame)
         if replaced is frame:
             return False

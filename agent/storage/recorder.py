@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import accumulate
 from pathlib import Path
 
 from agent.clips import Clip, Occasion, Picture
@@ -173,14 +174,13 @@ class Recorder:
 
     def _write(self, recording: Recording, pictures: Sequence[Picture]) -> bool:
         """Write pictures; whether the clip can take no more."""
-        room, some, size = self._config.clips_max_bytes - recording.bytes, list[Picture](), _ROOM
-        for picture in pictures:
-            size += len(picture.jpeg) + _ROOM_EACH
-            if size > room:
-                break
-            some.append(picture)
+        sizes = accumulate((len(picture.jpeg) + _ROOM_EACH for picture in pictures), initial=_ROOM)
+        room = self._config.clips_max_bytes - recording.bytes
+        fitting = [size for size in sizes if size <= room]
+        some = pictures[: len(fitting) - 1] if fitting else ()
         if not some:
             return True
+        size = fitting[-1]
         if recording.file is None:
             self._shelf.folder_for(recording.path)
         self._shelf.make_room(size, sum(other.bytes for other in self._recordings))

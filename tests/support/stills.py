@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from agent.clips import Picture
-from agent.messages import Image
+from agent.messages import Array, Image
 
 BEGAN = datetime(2026, 11, 25, 10, 15, 3, tzinfo=UTC)
 SECOND = 1_000_000_000
@@ -23,7 +23,7 @@ def image(number: int, width: int = 64, height: int = 48) -> Image:
     return np.full((height, width, 3), number % 60 * _STEP + 8, np.uint8)
 
 
-def number_of(picture: Image) -> int:
+def number_of(picture: Array) -> int:
     """Which one it is."""
     return round((float(picture.mean()) - 8) / _STEP)
 
@@ -63,7 +63,7 @@ def play(path: Path) -> Played:
     return Played(numbers, times, capture.get(cv2.CAP_PROP_FRAME_COUNT) / fps if fps > 0 else -1.0)
 
 
-def frames_of(path: Path) -> Sequence[Image]:
+def frames_of(path: Path) -> Sequence[Array]:
     """The pictures of a clip."""
     capture, found = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG), []
     while (read := capture.read())[0]:

@@ -38,9 +38,7 @@ def red(width: int, height: int) -> Image:
         ((640, 480), 65, (64, 48)),
     ],
 )
-def test_a_still_is_no_wider_than_it_may_be(
-    size: tuple[int, int], max_width: int, made: tuple[int, int]
-) -> None:
+def test_a_still_is_no_wider_than_it_may_be(size: tuple[int, int], max_width: int, made: tuple[int, int]) -> None:
     picture = Stills(max_width, 75).of(frame(red(*size)))
     shown = cv2.imdecode(np.frombuffer(picture.jpeg, np.uint8), cv2.IMREAD_COLOR)
     assert shown is not None

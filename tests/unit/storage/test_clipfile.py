@@ -120,9 +120,7 @@ def test_one_that_is_being_written_by_another_process_is_let_alone(tmp_path: Pat
         assert part.read_bytes() == before
 
 
-def test_a_write_that_takes_only_a_part_is_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_takes_only_a_part_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = begun(tmp_path)
     real = file._file
 

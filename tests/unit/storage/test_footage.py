@@ -23,9 +23,7 @@ STEPS = st.lists(st.tuples(st.integers(-1, 30), st.integers(0, 400), st.integers
 
 
 @given(STEPS, st.integers(0, 20), st.integers(100, 2000))
-def test_it_never_holds_more_than_it_may(
-    steps: list[tuple[int, int, int]], tenths: int, max_bytes: int
-) -> None:
+def test_it_never_holds_more_than_it_may(steps: list[tuple[int, int, int]], tenths: int, max_bytes: int) -> None:
     footage, now, held = Footage(tenths / 10, max_bytes), 0, None
     for passed, size, what in steps:
         now += passed
@@ -91,7 +89,12 @@ def test_a_replay_waits_for_the_disk() -> None:
     footage = Footage(1.0, 100, patient=True)
     footage.add(picture(0))
     footage.hold(0)
-    giver = threading.Thread(target=lambda: [footage.add(picture(at)) for at in range(1, 20)], daemon=True)
+
+    def give() -> None:
+        for at in range(1, 20):
+            footage.add(picture(at))
+
+    giver = threading.Thread(target=give, daemon=True)
     giver.start()
     wait_for(lambda: len(times(footage)) == 10)
     giver.join(0.2)

@@ -44,9 +44,7 @@ class Made:
             self.footage.add(picture(number, number * SECOND // 2))
 
     def begin(self, from_s: float, until_s: float, occasion: Occasion = PERSON) -> Recording:
-        return self.recorder.begin(
-            self.footage, occasion, NOW, round(from_s * SECOND), round(until_s * SECOND)
-        )
+        return self.recorder.begin(self.footage, occasion, NOW, round(from_s * SECOND), round(until_s * SECOND))
 
     def clip(self, number: int = 0) -> Clip:
         """The so-many-th, when it is there."""

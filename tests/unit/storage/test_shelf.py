@@ -155,7 +155,12 @@ def test_what_is_too_old_goes(tmp_path: Path, days_old: float, goes: bool) -> No
 
 def test_only_clips_are_deleted(tmp_path: Path) -> None:
     put(tmp_path, 400, MB)
-    others = ["holiday.mkv", "2020-01-01T00-00-00Z.mkv", "2020-01-01T00-00-00Z-a.txt", ".2020-01-01T00-00-00Z-a.mkv.part"]
+    others = [
+        "holiday.mkv",
+        "2020-01-01T00-00-00Z.mkv",
+        "2020-01-01T00-00-00Z-a.txt",
+        ".2020-01-01T00-00-00Z-a.mkv.part",
+    ]
     for name in others:
         (tmp_path / "front" / name).write_bytes(bytes(MB))
     (tmp_path / "2020-01-01T00-00-00Z-a.mkv").write_bytes(b"")
