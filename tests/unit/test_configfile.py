@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config import Config, GateConfig, MqttConfig, StreamConfig, ZoneConfig
+from agent.config import ClipsConfig, Config, GateConfig, MqttConfig, StreamConfig, ZoneConfig
 from agent.configfile import dump, load, parse
 from agent.errors import ConfigError
 
@@ -18,9 +18,15 @@ units = st.floats(0, 1)
 texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20)
 corners = st.lists(st.tuples(units, units), min_size=3, max_size=6).map(tuple)
 zones = st.builds(ZoneConfig, name=names, polygon=corners, labels=st.lists(texts, max_size=2).map(tuple))
+clips = st.builds(ClipsConfig, events=st.booleans(), before_s=st.floats(0, 100))
 gates = st.builds(GateConfig, motion=st.booleans(), sensitivity=units, hold_s=st.floats(0, 100))
 streams = st.builds(
-    StreamConfig, source=texts, model=texts, gate=gates, zones=st.lists(zones, max_size=2).map(tuple)
+    StreamConfig,
+    source=texts,
+    model=texts,
+    gate=gates,
+    zones=st.lists(zones, max_size=2).map(tuple),
+    clips=st.none() | clips,
 )
 configs = st.builds(
     Config,
@@ -39,6 +45,18 @@ def test_a_remark_stands_at_its_key_and_is_no_part_of_it() -> None:
     text = dump(config, {("streams", "front", "decode", "max_detections"): "many"})
     assert "max_detections = 100  # many\n" in text
     assert parse(text, "x").config == config
+
+
+def test_an_empty_table_turns_clips_on() -> None:
+    assert parse(SMALLEST, "x").config.streams["front"].clips is None
+    assert parse(f"{SMALLEST}[streams.front.clips]\n", "x").config.streams["front"].clips == ClipsConfig()
+
+
+def test_an_unknown_key_of_a_table_that_may_be_absent_is_named_with_its_line() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^x:5: unknown key `streams.front.clips.before`; did you mean 'before_s'"
+    ):
+        parse(f"{SMALLEST}[streams.front.clips]\nbefore = 3\n", "x")
 
 
 def test_the_smallest_file_is_three_lines() -> None:

@@ -12,25 +12,30 @@ import pytest
 from msgspec.structs import replace
 
 from agent import stream as stream_module
+from agent.clips import Clip
 from agent.comms.topics import Topics
 from agent.compute.vision import Vision
 from agent.config import (
     CaptureConfig,
+    ClipsConfig,
     DecodeConfig,
     GateConfig,
     PublishConfig,
+    StorageConfig,
     StreamConfig,
     TrackConfig,
     ZoneConfig,
 )
-from agent.errors import BackendError, CommandError, ModelError, SourceError
+from agent.errors import BackendError, CommandError, ConfigError, ModelError, SourceError
 from agent.messages import Frame, Seen
+from agent.storage.recorder import Recorder
 from agent.stream import Desk, Stream
 from tests.support.house import Kept, person_model
 from tests.support.mosquitto import free_port
 from tests.support.publishing import wait_for
 from tests.support.sizes import LEFT, RIGHT, sizes_model
 from tests.support.sound import tone_model
+from tests.support.stills import frames_of
 
 _WALK = "test:?size=64x48&fps=50"
 
@@ -74,6 +79,39 @@ def test_a_clip_runs_to_its_end(tmp_path: Path) -> None:
     assert (made.standing, made.frames, made.has_result) == (("ended", ""), 20, True)
     assert kept.kinds() == ["new", "end"]
     assert kept.retained["vedette/porch/front/count/person"] == b"0"
+
+
+def test_without_clips_there_is_nothing_to_record(tmp_path: Path) -> None:
+    with (
+        running(stream(tmp_path, Kept())) as made,
+        pytest.raises(ConfigError, match=r"no \[streams.front.clips\]"),
+    ):
+        made.record(1.0)
+
+
+def test_a_stream_that_does_not_run_records_nothing(tmp_path: Path) -> None:
+    made = stream(tmp_path, Kept(), clips=ClipsConfig(), enabled=False)
+    with pytest.raises(CommandError, match="is disabled, so there is nothing to record"):
+        made.record(1.0)
+
+
+def test_a_stream_records_when_asked(tmp_path: Path) -> None:
+    clips: list[Clip] = []
+    recorder = Recorder(tmp_path / "clips", StorageConfig(clips_keep_free_bytes=0), clips.append)
+    config = StreamConfig(
+        source=_WALK, model=str(person_model(tmp_path)), clips=ClipsConfig(events=False, before_s=1.0, fps=10)
+    )
+    kept = Kept()
+    made = Stream("front", config, Desk(Topics("vedette", "porch"), kept, kept, recorder=recorder))
+    with running(made):
+        wait_for(lambda: kept.kinds() == ["new"])
+        path = made.record(0.5)
+        with pytest.raises(ConfigError, match="at most"):
+            made.record(1000.0)
+        wait_for(lambda: clips)
+    recorder.close(5.0)
+    assert [clip.path for clip in clips] == [path]
+    assert 5 <= len(frames_of(Path(path))) == clips[0].frames
 
 
 def test_a_stop_ends_its_tracks(tmp_path: Path) -> None:

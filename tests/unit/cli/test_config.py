@@ -138,6 +138,29 @@ def test_a_label_that_the_model_does_not_know(file: Path) -> None:
     assert "person" in line
 
 
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ('labels = ["persn"]', "clips.labels: the stream never tells of 'persn'"),
+        ('labels = ["cat"]', "clips.labels: the stream never tells of 'cat'; known: person"),
+        ('zones = ["yard"]', "clips.zones: no zone is called 'yard'"),
+        ("after_s = 61", "clips.after_s: 61 is more than max_s"),
+    ],
+)
+def test_clips_that_would_never_be_made_are_told_at_their_table(file: Path, key: str, why: str) -> None:
+    stream = '[streams.front]\nsource = "test:"\nmodel = "nanodet"\ndecode.labels = ["person"]\n'
+    (line,) = problems(file, f"{stream}[streams.front.clips]\n{key}\n")
+    assert line.startswith(f"{file}:5: ")
+    assert why in line
+
+
+def test_sound_has_no_clips(file: Path, tmp_path: Path) -> None:
+    stream = f'[streams.hall]\nsource = "mic:default"\nmodel = "{tone_model(tmp_path)}"\n'
+    (line,) = problems(file, f"{stream}[streams.hall.clips]\n")
+    assert line.startswith(f"{file}:4: ")
+    assert "clips are of pictures" in line
+
+
 def test_a_model_of_another_kind_than_its_manifest_says(file: Path, tmp_path: Path) -> None:
     from tests.support.house import person_model
 

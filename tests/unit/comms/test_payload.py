@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.clips import Clip, Occasion
 from agent.comms import payload
+from agent.comms.clipmessage import ClipMessage, clip_message
 from agent.messages import Detection, Keypoint, Stored, Track
 
 unit = st.floats(0.0, 1.0)
@@ -83,12 +86,31 @@ health = st.builds(
 )
 
 
-@given(st.one_of(event, detections, health))
+clip = st.builds(
+    ClipMessage,
+    text,
+    text,
+    text,
+    text,
+    moment,
+    moment,
+    milliseconds,
+    st.integers(0, 10**6),
+    st.integers(0, 2**53),
+    text,
+    text,
+    st.lists(text, max_size=3).map(tuple),
+    text,
+    st.booleans(),
+)
+
+
+@given(st.one_of(event, detections, health, clip))
 def test_a_message_survives_the_journey(message: msgspec.Struct) -> None:
     assert msgspec.json.decode(payload.encode(message), type=type(message)) == message
 
 
-@given(st.one_of(event, detections, health))
+@given(st.one_of(event, detections, health, clip))
 def test_a_message_has_every_field_that_its_schema_requires_and_no_other(message: msgspec.Struct) -> None:
     schema = payload.schema()["$defs"][type(message).__name__]
     found: dict[str, Any] = msgspec.json.decode(payload.encode(message))
@@ -106,6 +128,19 @@ def test_an_event_is_finished_with_its_number_and_its_wait(
     assert sent.latency_ms.total == pytest.approx(message.latency_ms.total + waited_s * 1e3, abs=0.01)
     unchanged = {"seq": message.seq, "latency_ms": message.latency_ms}
     assert msgspec.structs.replace(sent, **unchanged) == message
+
+
+@given(clip, st.integers(1, 2**53))
+def test_news_of_a_clip_get_their_number_and_are_else_as_they_were(message: ClipMessage, seq: int) -> None:
+    stored = Stored(seq, "vedette/porch/front/clips", payload.encode(message), 0.0)
+    sent = msgspec.json.decode(payload.finish(stored), type=ClipMessage)
+    assert sent == msgspec.structs.replace(message, seq=seq)
+
+
+def test_a_path_that_is_no_text_can_be_told() -> None:
+    now = datetime.now(UTC)
+    lying = Clip(os.fsdecode(b"/state/\xff/clip.mkv"), Occasion("s", "asked"), (), now, now, 1.0, 1, 1)
+    assert b'"path":"/state/?/clip.mkv"' in payload.encode(clip_message(lying, "d", "i"))
 
 
 def test_a_clock_that_was_set_back_gives_no_negative_wait() -> None:
@@ -129,13 +164,14 @@ def test_a_clock_that_was_set_back_gives_no_negative_wait() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"\xff\xfe", b'{"id": 3}', b"[1, 2"])
-def test_a_damaged_row_is_no_event(body: bytes) -> None:
+@pytest.mark.parametrize("topic", ["t", "t/clips"])
+def test_a_damaged_row_is_no_event(body: bytes, topic: str) -> None:
     with pytest.raises(msgspec.MsgspecError):
-        payload.finish(Stored(1, "t", body, 0.0))
+        payload.finish(Stored(1, topic, body, 0.0))
 
 
 def test_ids_are_unique_and_the_schema_names_every_message() -> None:
     assert len({payload.new_id() for _ in range(1000)}) == 1000
     schema = payload.schema()
-    assert {"EventMessage", "DetectionsMessage", "HealthMessage"} <= set(schema["$defs"])
+    assert {"EventMessage", "DetectionsMessage", "ClipMessage", "HealthMessage"} <= set(schema["$defs"])
     assert schema["$schema"].endswith("2020-12/schema")

@@ -11,7 +11,7 @@ import pytest
 
 from agent.config import StorageConfig
 from agent.errors import StorageError
-from agent.storage.durable import lock_folder, state_folder, write_atomic
+from agent.storage.durable import clips_path, lock_folder, state_folder, write_atomic
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -127,6 +127,32 @@ def test_without_systemd_it_is_in_the_home(tmp_path: Path, monkeypatch: pytest.M
     assert state_folder(StorageConfig()) == tmp_path / ".local/state/vedette"
     with pytest.raises(StorageError, match=r"\$STATE_DIRECTORY is not set"):
         state_folder(StorageConfig(folder="$STATE_DIRECTORY/x"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "clips", "expected"),
+    [
+        ("", "", "state/clips"),
+        ("elsewhere", "", "elsewhere/clips"),
+        ("", "~/clips", "home/clips"),
+        ("", "$STATE_DIRECTORY/video", "state/video"),
+        ("elsewhere", "here", "here"),
+    ],
+)
+def test_clips_lie_in_the_state_folder_or_where_they_are_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, clips: str, expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("STATE_DIRECTORY", f"{tmp_path}/state:{tmp_path}/other")
+    assert clips_path(StorageConfig(folder=folder, clips_folder=clips)) == tmp_path / expected
+    assert list(tmp_path.iterdir()) == [], "nothing is created"
+
+
+def test_clips_without_a_place_are_an_error_that_names_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    with pytest.raises(StorageError, match=r"clips_folder = .*\$STATE_DIRECTORY is not set"):
+        clips_path(StorageConfig(clips_folder="$STATE_DIRECTORY/x"))
 
 
 def test_a_user_that_does_not_exist_has_no_home() -> None:

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from agent.cli.main import vedette
+from agent.clips import Occasion
+from agent.errors import ConfigError
+from agent.storage.clipfile import ClipFile
+from tests.support.stills import pictures
+
+
+def call(*args: str) -> Result:
+    return CliRunner().invoke(vedette, ["clips", "list", *args], catch_exceptions=False)
+
+
+def clip(folder: Path, name: str, occasion: Occasion) -> Path:
+    path = folder / "clips" / occasion.stream / f"{name}.mkv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shown = pictures([0.0, 1.0, 2.0])
+    file = ClipFile(path, occasion, shown[0])
+    file.append(shown)
+    file.finish(())
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    """A configuration whose state folder has two clips."""
+    clip(tmp_path, "2026-11-25T10-15-04Z-asked-1a2b3c", Occasion("back", "asked"))
+    clip(tmp_path, "2026-11-25T10-15-03Z-person-1", Occasion("front", "appeared", "1", "[red]\x1b[2Jperson"))
+    path = tmp_path / "vedette.toml"
+    path.write_text(f'[storage]\nfolder = "{tmp_path}"\n')
+    return str(path)
+
+
+def test_a_table_of_what_there_is_the_oldest_first(config: str, tmp_path: Path) -> None:
+    shown = call("-c", config)
+    assert shown.exit_code == 0
+    _, _, first, second, total = shown.stdout.splitlines()
+    assert first.split()[:4] == ["2026-11-25", "10:15:03", "front", "[red]?[2Jperson"]
+    assert "3.0 s" in first
+    assert "asked" in second
+    assert second.rstrip().endswith("/clips/back/2026-11-25T10-15-04Z-asked-1a2b3c.mkv")
+    assert total.startswith("2 clips, 0.0 MB")
+
+
+def test_as_json(config: str, tmp_path: Path) -> None:
+    first, second = json.loads(call("-c", config, "--json").stdout)
+    path = Path(first["path"])
+    assert path == tmp_path / "clips" / "front" / "2026-11-25T10-15-03Z-person-1.mkv"
+    assert first == {
+        "path": str(path),
+        "stream": "front",
+        "began_at": "2026-11-25T10:15:03Z",
+        "duration_s": 3.0,
+        "bytes": path.stat().st_size,
+        "label": "[red]\x1b[2Jperson",
+        "track": "1",
+        "reason": "appeared",
+    }
+    assert (second["reason"], second["track"]) == ("asked", "")
+
+
+def test_only_those_of_a_stream_or_of_a_folder(config: str, tmp_path: Path) -> None:
+    assert len(json.loads(call("-c", config, "--stream", "back", "--json").stdout)) == 1
+    assert len(json.loads(call("--folder", str(tmp_path / "clips"), "--json").stdout)) == 2
+    assert json.loads(call("--folder", str(tmp_path / "clips" / "back"), "--json").stdout) == []
+
+
+def test_a_damaged_one_is_told_and_the_others_are_listed(config: str, tmp_path: Path) -> None:
+    damaged = tmp_path / "clips" / "front" / "2026-11-25T10-15-05Z-person-2.mkv"
+    damaged.write_bytes(b"no clip")
+    shown = call("-c", config)
+    assert shown.exit_code == 1
+    assert f"{damaged}: is no clip of Vedette's" in shown.stderr
+    assert "2 clips" in shown.stdout
+
+
+def test_a_configuration_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the configuration"):
+        call("-c", str(tmp_path / "gone.toml"))

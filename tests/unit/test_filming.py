@@ -1,0 +1,199 @@
+"""A camera's frames and events, through real encoding and writing, to clips that play."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agent.clips import Clip
+from agent.compute.stills import Stills
+from agent.config import ClipsConfig, PublishConfig, StorageConfig
+from agent.errors import BackendError, ConfigError
+from agent.filming import Filming
+from agent.messages import Event, Frame
+from agent.pipeline import Pipeline
+from agent.storage import recorder as recorder_module
+from agent.storage.recorder import Recorder
+from tests.support.house import FrameList, Kept
+from tests.support.publishing import wait_for
+from tests.support.stills import SECOND, frames_of, image, play
+from tests.unit.compute.track.test_occasions import event
+from tests.unit.test_pipeline import house
+
+
+class Camera:
+    """Frames of a replay, thirty in a second, and the clips that come of them."""
+
+    def __init__(self, folder: Path, **config: Any) -> None:
+        self.clips: list[Clip] = []
+        self.given_back: list[int] = []
+        self.taken: list[int] = []
+        self.recorder = Recorder(folder, StorageConfig(clips_keep_free_bytes=0), self.clips.append)
+        fields = {"before_s": 1.0, "after_s": 1.0, "max_s": 10.0, "fps": 10.0, **config}
+        self.filming = Filming("front", ClipsConfig(**fields), self.recorder, self._back, keeps_all=True)
+
+    def _back(self, frame: Frame) -> None:
+        self.given_back.append(frame.seq)
+
+    def film(self, first: int, last: int, *events: Event) -> None:
+        """Frames by number; the events are in the first."""
+        for number in range(first, last + 1):
+            at_ns = number * SECOND // 30
+            frame = Frame(image(number), "front", number, at_ns, datetime.now(UTC))
+            if self.filming.film(frame, events if number == first else ()):
+                self.taken.append(number)
+
+    def clip(self, number: int = 0) -> Clip:
+        wait_for(lambda: len(self.clips) > number)
+        return self.clips[number]
+
+
+@pytest.fixture
+def camera(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Camera]:
+    monkeypatch.setattr(recorder_module, "_TURN_S", 0.02)
+    made = Camera(tmp_path)
+    yield made
+    made.filming.close()
+    made.recorder.close(5.0)
+
+
+def test_an_event_makes_a_clip_of_the_time_around_it(camera: Camera) -> None:
+    camera.film(0, 59)
+    camera.film(60, 89, event("new"))
+    camera.film(90, 150, event("end"))
+    clip = camera.clip()
+    assert (clip.occasion.label, clip.tracks) == ("person", ("1",))
+    played = play(Path(clip.path))
+    assert played.numbers == [number % 60 for number in range(30, 121, 3)]
+    assert clip.duration_s == pytest.approx(3.1, abs=0.05)
+
+
+def test_the_picture_of_the_event_is_in_it_whatever_the_rate(camera: Camera) -> None:
+    camera.film(0, 31)
+    camera.film(32, 33, event("new"))
+    camera.film(34, 80, event("end"))
+    assert 32 in play(Path(camera.clip().path)).numbers
+
+
+@pytest.mark.parametrize("fps", [1.0, 4.0, 7.0, 29.0, 30.0, 60.0])
+def test_no_more_is_encoded_than_the_rate_asks_for(tmp_path: Path, fps: float) -> None:
+    camera = Camera(tmp_path, fps=fps)
+    camera.film(0, 299)
+    camera.filming.close()
+    assert len(camera.taken) == pytest.approx(10 * min(fps, 30.0), abs=1)
+
+
+@pytest.mark.parametrize("jitter_ms", [0, 9, 40])
+def test_a_camera_of_just_that_rate_loses_no_picture_to_its_jitter(tmp_path: Path, jitter_ms: int) -> None:
+    camera, chance = Camera(tmp_path, fps=5.0), random.Random(1)
+    for number in range(100):
+        at_ns = number * 200_000_000 + chance.randint(-jitter_ms, jitter_ms) * 1_000_000 + SECOND
+        camera.filming.film(Frame(image(number), "front", number, at_ns, datetime.now(UTC)), ())
+    camera.filming.close()
+    assert len(camera.given_back) >= 98
+
+
+def test_every_frame_that_is_taken_is_given_back_once(camera: Camera) -> None:
+    camera.film(0, 100)
+    camera.filming.close()
+    assert sorted(camera.given_back) == camera.taken
+    assert 30 <= len(camera.taken) <= 40
+    camera.film(101, 200)
+    assert max(camera.taken) <= 100, "closed, it takes none"
+
+
+def test_a_live_camera_does_not_wait_for_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on, real = threading.Event(), Stills.of
+
+    def slowly(self: Stills, frame: Frame) -> Any:
+        goes_on.wait(10)
+        return real(self, frame)
+
+    monkeypatch.setattr(Stills, "of", slowly)
+    back: list[Frame] = []
+    recorder = Recorder(tmp_path, StorageConfig(), lambda _: None)
+    filming = Filming("front", ClipsConfig(fps=30.0), recorder, back.append)
+    frames = [Frame(image(n), "front", n, n * SECOND // 10, datetime.now(UTC)) for n in range(30)]
+    assert all(filming.film(frame, ()) for frame in frames)
+    wait_for(lambda: len(back) >= 28)
+    goes_on.set()
+    filming.close()
+    assert {frame.seq for frame in back} == set(range(30))
+
+
+def test_an_end_that_comes_without_a_frame_ends_the_clip(camera: Camera) -> None:
+    camera.film(0, 29)
+    camera.film(30, 40, event("new"))
+    camera.filming.hear([event("end")])
+    assert play(Path(camera.clip().path)).numbers[-1] == 39
+
+
+def test_recording_when_asked_takes_what_is_kept_and_what_comes(camera: Camera) -> None:
+    camera.film(0, 59)
+    path = Path(camera.filming.record(1.0))
+    assert path.name.endswith(".mkv")
+    assert "-asked-" in path.name
+    camera.film(60, 120)
+    assert camera.clip().path == str(path)
+    assert (camera.clip().occasion.reason, camera.clip().tracks) == ("asked", ())
+    numbers = play(path).numbers
+    assert 27 <= numbers[0] <= 33
+    assert numbers[-1] >= 87 % 60
+
+
+def test_recording_when_asked_while_a_clip_is_made_is_that_clip(camera: Camera) -> None:
+    camera.film(0, 29, event("new"))
+    first = camera.filming.record(2.0)
+    assert camera.filming.record(3.0) == first
+    camera.film(30, 30, event("end"))
+    camera.film(31, 150)
+    assert camera.clip().path == first
+    assert "person" in first
+    assert camera.clip().frames > 35
+    camera.film(400, 400)
+    assert camera.filming.record(1.0) != first
+
+
+def test_a_length_that_cannot_be_is_refused(camera: Camera) -> None:
+    with pytest.raises(ConfigError, match="at most"):
+        camera.filming.record(11.0)
+
+
+def test_closing_saves_what_there_is(camera: Camera) -> None:
+    camera.film(0, 59, event("new"))
+    camera.filming.close()
+    assert camera.clip().frames == 20
+
+
+def test_a_picture_that_cannot_be_encoded_is_said_once_and_given_back(
+    camera: Camera, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(self: Stills, frame: Frame) -> None:
+        raise BackendError("no encoder") if frame.seq < 30 else ZeroDivisionError
+
+    monkeypatch.setattr(Stills, "of", refuse)
+    camera.film(0, 60)
+    camera.filming.close()
+    assert sorted(camera.given_back) == camera.taken
+    assert [r.getMessage() for r in caplog.records] == ["stream front: clips: no encoder"]
+
+
+def test_what_is_drawn_into_the_snapshot_is_not_in_the_clip(camera: Camera, tmp_path: Path) -> None:
+    vision, reporter = house(tmp_path, Kept())
+    grey = [
+        Frame(np.full((48, 64, 3), 128, np.uint8), "front", n, n * SECOND // 10, datetime.now(UTC))
+        for n in range(20)
+    ]
+    publish = PublishConfig(snapshot_every_s=0.01)
+    Pipeline(FrameList(grey), vision, reporter, publish, camera.filming).run(threading.Event())
+    camera.filming.close()
+    shown = frames_of(Path(camera.clip().path))
+    assert len(shown) == 20
+    assert all(abs(picture.astype(int) - 128).max() <= 3 for picture in shown)
