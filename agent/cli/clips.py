@@ -47,14 +47,12 @@ def clips() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
     """List the clips, the oldest first. Exits with 1 when one of them is damaged."""
-    from agent.configfile import load
     from agent.errors import StorageError
     from agent.storage.clipscan import read_label
-    from agent.storage.durable import clips_path
     from agent.storage.shelf import clips_in
 
     rows, damaged = list[_Row](), list[str]()
-    for entry in clips_in(folder or clips_path(load(path).config.storage)):
+    for entry in clips_in(folder or _folder(path)):
         try:
             row = _Row(entry, read_label(entry.path))
         except StorageError as error:
@@ -66,6 +64,16 @@ def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
     for why in damaged:
         click.echo(f"vedette: {plain(why)}", err=True)
     sys.exit(bool(damaged))
+
+
+def _folder(path: Path) -> Path:
+    """Where the daemon that uses a configuration puts its clips."""
+    from agent.configfile import load
+    from agent.doctor.storage import folder_of
+    from agent.storage.durable import clips_path
+
+    storage = load(path).config.storage
+    return clips_path(storage, folder_of(storage, Path("/")))
 
 
 def _print_json(rows: list[_Row]) -> None:

@@ -64,7 +64,7 @@ def json_line(message: Received) -> str:
     body: object = message.payload.decode(errors="replace")
     if message.kind == "snapshot":
         body = {"jpeg_bytes": len(message.payload)}
-    elif message.kind in ("events", "detections", "health"):
+    elif message.kind in ("events", "detections", "clips", "health"):
         with suppress(msgspec.DecodeError):  # anybody may publish there: what is no JSON stays text
             body = msgspec.json.decode(message.payload)
     line = {"topic": message.topic, "retained": message.retained, "payload": body}

@@ -16,7 +16,7 @@ from agent.comms.payload import EventMessage
 from agent.comms.reasons import of_error, of_tls
 from agent.errors import BrokerError
 
-Kind = Literal["status", "health", "events", "detections", "snapshot", "count"]
+Kind = Literal["status", "health", "events", "detections", "clips", "snapshot", "count"]
 
 _CONNECT_S = 10.0
 _events = msgspec.json.Decoder(EventMessage)

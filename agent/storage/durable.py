@@ -141,15 +141,19 @@ def state_path(config: StorageConfig) -> Path:
     return _expanded("folder", config.folder or _given() or _HOME)
 
 
-def clips_path(config: StorageConfig) -> Path:
+def clips_path(config: StorageConfig, state: Path | None = None) -> Path:
     """Where clips are to be, as a full path; nothing is created.
+
+    Args:
+        config: of the state folder and of clips.
+        state: the state folder, where it is not this process's own.
 
     Raises:
         StorageError: it has no place.
     """
     if config.clips_folder:
         return _expanded("clips_folder", config.clips_folder).absolute()
-    return state_path(config).resolve() / "clips"
+    return (state or state_path(config)).resolve() / "clips"
 
 
 def _given() -> str:

@@ -7,8 +7,8 @@ worst case. Variants take turns, each in a process of its own:
     ring   the last five seconds are encoded and kept, nothing is saved
     saved  clips around events, one after the other
 
-CPU is measured as fast as it goes, at recorded time: every other of the ten frames in a second is encoded. Latency is
-measured at the pace of the camera, from a frame's reading to its detections; so is memory.
+CPU is measured as fast as it goes, at recorded time: every other of the ten frames in a second is encoded. Latency
+is measured at the pace of the camera, from a frame's reading to its detections; so is memory.
 """
 
 from __future__ import annotations
@@ -18,11 +18,16 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import common
 import msgspec
 import numpy as np
+
+if TYPE_CHECKING:
+    from agent.stream import Stream
 
 VARIANTS = ("off", "ring", "saved")
 WARM_UP = 20
@@ -121,7 +126,7 @@ def bytes_per_s(folder: Path) -> float:
     return sum(entry.bytes for entry in found) / 1e3 / length if length else 0.0
 
 
-def started(variant: str, pace: str, folder: Path):  # type: ignore[no-untyped-def]
+def started(variant: str, pace: str, folder: Path) -> tuple[Stream, Sink, Callable[[], None]]:
     """A stream that runs, where its detections go, and what ends it."""
     from agent.comms.topics import Topics
     from agent.config import ClipsConfig, GateConfig, PublishConfig, StorageConfig, StreamConfig

@@ -117,6 +117,7 @@ def test_the_topics_are_those_that_are_published() -> None:
         topics.snapshot(stream),
         topics.state(stream, "<what>"),
         topics.detections(stream),
+        topics.clips(stream),
     }
     assert {code for code in inline_code() if code.startswith("vedette/")} == published
 
