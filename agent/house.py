@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CLIP_FLUSH_S = 5.0
+"""A clip that is told of and not on the disk by then is told of again after a crash."""
 STREAMS_STOP_S, CLIPS_S, FLUSH_S, DRAIN_S = 0.8, 0.25, 0.25, 0.5
 """Together below the two seconds in which a stop must be over."""
 
@@ -82,8 +84,9 @@ class House:
         self._stated: set[str] = set()
 
     def _tell_clip(self, clip: Clip) -> None:
-        news = clip_message(clip, self.topics.device, payload.new_id())
+        news = clip_message(clip, self.topics.device)
         self.spool.put(self.topics.clips(clip.occasion.stream), payload.encode(news))
+        self.spool.flush(CLIP_FLUSH_S)
 
     def publisher(self, config: MqttConfig) -> Publisher:
         """A publisher of the house's events, to this broker."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import datetime
+from pathlib import PurePath
 
 from msgspec import Struct
 
 from agent.clips import Clip
+
+_IDS = uuid.UUID("c25a3c42-59d4-4e0b-9a32-2a0f1d8a77e5")
+"""Namespace of the ids: names of clips are unique on a device."""
 
 
 class ClipMessage(Struct, frozen=True):
     """`<device>/<stream>/clips`, QoS 1, never retained: a clip lies on the device. The clip itself is not sent.
 
     Attributes:
-        id: unique; a repeated delivery has the same.
+        id: unique; a repeated delivery has the same, also one after a crash.
         device, stream: where it was recorded.
         path: of the file, on the device: Matroska with JPEG pictures.
         began_at, ended_at: UTC of its first picture, and of the end of its last.
@@ -44,17 +49,12 @@ class ClipMessage(Struct, frozen=True):
     seq: int = 0
 
 
-def clip_message(clip: Clip, device: str, message_id: str) -> ClipMessage:
-    """The news of a clip.
-
-    Args:
-        clip: on the disk.
-        device: its name.
-        message_id: unique.
-    """
+def clip_message(clip: Clip, device: str) -> ClipMessage:
+    """The news of a clip; whenever they are made for one, they have the same id."""
     occasion = clip.occasion
+    name = PurePath(clip.path).name.encode("utf-8", "replace").decode()
     return ClipMessage(
-        message_id,
+        uuid.uuid5(_IDS, f"{device}/{occasion.stream}/{name}").hex,
         device,
         occasion.stream,
         clip.path.encode("utf-8", "replace").decode(),  # a path may be no UTF-8

@@ -1,7 +1,8 @@
 """One clip's file: pictures are appended as they come, and it has its name only when it is complete.
 
 Until then it is `.NAME.part`, locked by whoever writes it. A crash or a power cut leaves that behind; the next
-start completes it up to where it is whole, or removes it when there is nothing in it.
+start completes it up to where it is whole, or removes it when there is nothing in it. A complete one keeps that
+name besides its own until it is settled, so that the next start tells of it, should the crash come before that.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def part_of(path: Path) -> Path:
 
 
 def repair(part: Path) -> Clip | None:
-    """Complete a file that was cut off; None: it is being written by another process.
+    """Complete a file that was cut off, or was not settled; None: it is being written by another process.
 
     Raises:
         OSError: it cannot be completed now.
@@ -134,7 +135,17 @@ def repair(part: Path) -> Clip | None:
         tracks = (label.occasion.track,) if label.occasion.track else ()
         ending = Ending(rest.cues, rest.frames, rest.last_ms, rest.end)
         path = part.with_name(part.name.removeprefix(".").removesuffix(".part"))
-        return msgspec.structs.replace(_complete(file, path, label, ending, tracks), repaired=True)
+        cut_off = not path.exists()
+        return msgspec.structs.replace(_complete(file, path, label, ending, tracks), repaired=cut_off)
+
+
+def settle(path: Path) -> None:
+    """A clip has been told of: it needs no other name.
+
+    Raises:
+        OSError: that cannot be removed.
+    """
+    part_of(path).unlink(missing_ok=True)
 
 
 def _complete(file: BinaryIO, path: Path, label: Label, ending: Ending, tracks: tuple[str, ...]) -> Clip:
@@ -147,7 +158,7 @@ def _complete(file: BinaryIO, path: Path, label: Label, ending: Ending, tracks: 
     _write_all(file, _head_of(label, mkv.Totals(ending.duration_ms, ending.frames, ending.end, size)))
     os.fsync(file.fileno())
     file.close()
-    part_of(path).rename(path)
+    _name(path)
     sync_folder(path.parent)
     ended: datetime = label.began_at + timedelta(milliseconds=ending.duration_ms)
     return Clip(
@@ -160,6 +171,15 @@ def _complete(file: BinaryIO, path: Path, label: Label, ending: Ending, tracks: 
         ending.frames,
         size,
     )
+
+
+def _name(path: Path) -> None:
+    try:
+        path.hardlink_to(part_of(path))
+    except FileExistsError:  # it was not settled
+        pass
+    except OSError:  # a file system without links, as of memory sticks: a crash may leave it untold
+        part_of(path).rename(path)
 
 
 def _head_of(label: Label, totals: mkv.Totals | None = None) -> bytes:

@@ -19,7 +19,7 @@ from pathlib import Path
 from agent.clips import Clip, Occasion, Picture
 from agent.config import StorageConfig
 from agent.errors import StorageError, reason_of
-from agent.storage.clipfile import ClipFile, repair
+from agent.storage.clipfile import ClipFile, repair, settle
 from agent.storage.footage import Footage
 from agent.storage.recording import Recording
 from agent.storage.shelf import Shelf, clip_path, folder_name, parts_in
@@ -41,7 +41,8 @@ class Recorder:
         Args:
             folder: of all clips; created when it is needed.
             config: their bounds.
-            on_saved: called from the recorder's thread with each clip that has its name.
+            on_saved: called from the recorder's thread with each clip that has its name, and again after a crash
+                for one of which it had not returned.
         """
         self._folder, self._config, self._on_saved = folder, config, on_saved
         self._shelf = Shelf(folder, config)
@@ -206,6 +207,9 @@ class Recorder:
         log.info("stream %s: clip %s: %s%s", clip.occasion.stream, clip.path, about, after)
         try:
             self._on_saved(clip)
+            settle(Path(clip.path))
+        except OSError as error:
+            log.warning("clip %s: is told of again at the next start: %s", clip.path, reason_of(error))
         except Exception:
             log.exception("clip %s: cannot be told of", clip.path)
 

@@ -7,8 +7,8 @@ worst case. Variants take turns, each in a process of its own:
     ring   the last five seconds are encoded and kept, nothing is saved
     saved  clips around events, one after the other
 
-CPU is measured as fast as it goes, at recorded time: every other of the ten frames in a second is encoded. Latency
-is measured at the pace of the camera, from a frame's reading to its detections; so is memory.
+CPU is measured as fast as it goes, at recorded time: every other of the ten frames in a second is encoded.
+Latency and memory are measured at the pace of the camera, the one from a frame's reading to its detections.
 """
 
 from __future__ import annotations

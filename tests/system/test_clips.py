@@ -129,12 +129,12 @@ def test_a_killed_daemon_leaves_a_clip_that_the_next_start_completes(
         vedette.config["streams"]["front"]["clips"]["events"] = False
         vedette.start()
         told = one_clip(messages)
+        wait_for(lambda: not list(folder.glob(".*.part")))
     assert told.repaired
     assert told.path == str(part.with_name(part.name.removeprefix(".").removesuffix(".part")).resolve())
     played = play(Path(told.path))
     assert len(played.numbers) == told.frames
     assert told.duration_s > 2.5
-    assert not list(folder.glob(".*.part"))
     assert len(clips(messages)) == 1
 
 
@@ -173,6 +173,7 @@ def test_a_full_disk_costs_the_clip_and_no_event(
         vedette.reload()
         told = one_clip(messages)
         vedette.wait_said("clips are saved again")
+        vedette.end()
     assert len(vedette.said("clips cannot be saved")) == 1
     assert Path(told.path).parent == small / "front"
     assert len(frames_of(Path(told.path))) == told.frames

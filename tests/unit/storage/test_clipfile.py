@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from agent.clips import Occasion
 from agent.errors import StorageError
 from agent.storage import clipfile
-from agent.storage.clipfile import ClipFile, part_of, repair
+from agent.storage.clipfile import ClipFile, repair, settle
 from agent.storage.clipscan import read_label
 from tests.support.stills import BEGAN, SECOND, picture, pictures, play
 
@@ -49,6 +49,8 @@ def test_a_clip_has_its_name_only_when_it_is_complete(tmp_path: Path) -> None:
     file = begun(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".clip.mkv.part"]
     file.finish(())
+    assert (tmp_path / "clip.mkv").samefile(file.part), "until it is told of"
+    settle(tmp_path / "clip.mkv")
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mkv"]
     assert stat.S_IMODE((tmp_path / "clip.mkv").stat().st_mode) & 0o007 == 0
 
@@ -68,7 +70,24 @@ def test_one_that_was_cut_off_is_completed(tmp_path: Path) -> None:
     assert played.times_s == pytest.approx(TIMES, abs=0.002)
     assert played.length_s == pytest.approx(10.0, abs=0.1)
     assert read_label(tmp_path / "clip.mkv").duration_s == 10.0
-    assert not part_of(tmp_path / "clip.mkv").exists()
+
+
+def test_one_that_was_complete_and_not_told_of_is_as_it_was(tmp_path: Path) -> None:
+    file = begun(tmp_path)
+    made = file.finish(("front-1a-1",))
+    before = (tmp_path / "clip.mkv").read_bytes()
+    assert repair(file.part) == made
+    assert (tmp_path / "clip.mkv").read_bytes() == before
+    assert not made.repaired
+
+
+def test_a_file_system_without_links_takes_clips_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    begun(tmp_path).finish(())
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mkv"]
 
 
 @settings(max_examples=60, deadline=None)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.clips import Clip, Occasion, Picture
+from agent.comms.clipmessage import clip_message
 from agent.config import StorageConfig
 from agent.storage import recorder as recorder_module
 from agent.storage.clipfile import ClipFile, part_of
@@ -283,3 +286,28 @@ def test_pictures_that_a_slow_disk_missed_are_said(
     assert clip.frames < 21
     assert "pictures are missing: the disk was too slow" in said(caplog, logging.WARNING)[0]
     assert len(play(Path(clip.path)).numbers) == clip.frames
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_clip_that_a_crash_kept_from_being_told_of_is_told_of_at_the_next_start(made: Made) -> None:
+    asked = list[Clip]()
+
+    def die(clip: Clip) -> None:
+        asked.append(clip)
+        raise SystemExit  # as if the process were killed here
+
+    made.film(0, 3)
+    made.recorder = Recorder(made.folder, StorageConfig(clips_keep_free_bytes=0), die)
+    path = made.begin(0, 1).path
+    wait_for(lambda: asked)
+    wait_for(lambda: "clips-writer" not in {thread.name for thread in threading.enumerate()})
+    assert part_of(path).exists()
+
+    again = Made(made.folder)
+    again.recorder.start()
+    assert again.clip() == msgspec.structs.replace(asked[0], tracks=("front-1a-1",))
+    ids = {clip_message(clip, "porch").id for clip in (asked[0], again.clip())}
+    assert len(ids) == 1
+    wait_for(lambda: not part_of(path).exists())
+    again.recorder.close(5.0)
+    assert play(path).numbers == [0, 1, 2]
