@@ -20,6 +20,8 @@ TAG = "VEDETTE"
 """Name of the tag that holds the occasion, as JSON."""
 _MAX_CLUSTER = 256 * 1024 * 1024
 """Bytes: a cluster that claims more is not ours."""
+_MAX_SIDE = 65535
+"""Pixels: no JPEG is larger."""
 _DATE = 0x4461
 _EPOCH = datetime(2001, 1, 1, tzinfo=UTC)
 
@@ -94,10 +96,13 @@ def _label(file: BinaryIO) -> Label:
     (video,) = (part for part in _children(file, entry) if part.id == mkv.VIDEO)
     size = _values(file, video)
     duration = info.get(mkv.DURATION)
+    width, height = (int.from_bytes(size[number], "big") for number in (mkv.WIDTH, mkv.HEIGHT))
+    if not (0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE and len(info[_DATE]) == 8):
+        raise ValueError(f"{width}x{height}, {len(info[_DATE])} bytes of date")
     return Label(
         msgspec.json.decode(_tags(file, parts[mkv.TAGS])[TAG], type=Occasion),
-        int.from_bytes(size[mkv.WIDTH], "big"),
-        int.from_bytes(size[mkv.HEIGHT], "big"),
+        width,
+        height,
         _EPOCH + timedelta(microseconds=int.from_bytes(info[_DATE], "big", signed=True) / 1e3),
         round(struct.unpack(">d", duration)[0] / 1e3, 3) if duration else None,
         parts[mkv.TAGS].end or 0,

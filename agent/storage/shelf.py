@@ -175,7 +175,9 @@ class Shelf:
         """Why more bytes do not fit; empty: they do."""
         config = self._config
         if self.bytes + other + more > config.clips_max_bytes:
-            return f"{self.folder}: a clip is larger than clips_max_bytes, {config.clips_max_bytes}"
+            return (
+                f"{self.folder}: what is being recorded is larger than clips_max_bytes, {config.clips_max_bytes}"
+            )
         free = shutil.disk_usage(self.folder).free
         if free - more < config.clips_keep_free_bytes:
             return (

@@ -110,6 +110,26 @@ def test_cut_anywhere_it_is_completed_up_to_there_or_removed(where: float, tail:
         assert play(folder / "clip.mkv").numbers == list(range(made.frames))
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), min_size=1, max_size=6), st.booleans())
+def test_a_damaged_head_is_an_error_and_no_more(changes: list[tuple[int, int]], complete: bool) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        file = begun(Path(name))
+        if complete:
+            file.finish(())
+        data = bytearray(file.part.read_bytes())
+        for offset, value in changes:
+            data[offset] = value
+        file.part.write_bytes(data)
+        file._file.close()
+        try:
+            made = repair(file.part)
+        except ValueError:
+            return
+        assert made is not None
+        assert 0 < made.frames <= 20
+
+
 def test_a_cluster_with_a_hole_ends_the_clip_before_it(tmp_path: Path) -> None:
     part = cut(tmp_path, WHOLE)
     data = bytearray(part.read_bytes())
