@@ -128,6 +128,8 @@ def repair(part: Path) -> Clip | None:
         except BlockingIOError:
             return None
         label = label_of(file)
+        if len(_head_of(label)) != label.head_bytes:
+            raise ValueError("its head is damaged")  # another written over it would reach into the pictures
         rest = rest_of(file, label.head_bytes)
         if not rest.frames:
             raise ValueError("no picture in it is whole")

@@ -20,6 +20,8 @@ TAG = "VEDETTE"
 """Name of the tag that holds the occasion, as JSON."""
 _MAX_CLUSTER = 256 * 1024 * 1024
 """Bytes: a cluster that claims more is not ours."""
+_MAX_MS = 86400_000
+"""A clip is shorter than this."""
 _MAX_SIDE = 65535
 """Pixels: no JPEG is larger."""
 _DATE = 0x4461
@@ -119,7 +121,7 @@ def rest_of(file: BinaryIO, begin: int) -> Rest:
         if part.id != mkv.CLUSTER or part.end is None or part.end - part.body > _MAX_CLUSTER:
             break
         times = _times(file, part)
-        if times is None:
+        if times is None or times != sorted(times) or not last_ms <= times[0] <= times[-1] < _MAX_MS:
             break
         cues.append(mkv.Cue(times[0], part.begin))
         end, frames, last_ms = part.end, frames + len(times), times[-1]
