@@ -93,7 +93,7 @@ class Filming:
         """Save what is kept and what comes in the next seconds; gives the path of the clip that this will be in.
 
         Raises:
-            ConfigError: it would be longer than the configuration allows.
+            CommandError: it would be longer than the configuration allows.
         """
         with self._lock:
             now_ns, now = self._time_ns(), datetime.now(UTC)

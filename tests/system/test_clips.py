@@ -19,6 +19,7 @@ from agent.comms.clipmessage import ClipMessage
 from agent.messages import Array
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
+from tests.support.operator import Operator
 from tests.support.publishing import TOPICS, wait_for
 from tests.support.received import Messages
 from tests.support.running import ROOT, Vedette, camera, events, hear, kinds
@@ -152,6 +153,25 @@ def test_a_stop_in_mid_clip_saves_it_and_tells_of_it_in_two_seconds(
     (told,) = clips(messages)
     assert not told.repaired
     assert len(frames_of(Path(told.path))) == told.frames > 3
+
+
+def test_an_operator_records_a_clip_when_he_wants_to(tmp_path: Path, broker: Mosquitto) -> None:
+    operator = Operator(broker)
+    clips_when_asked = {"events": False, "before_s": 1.0, "fps": 10.0}
+    model = person_model(tmp_path)
+    with Vedette(tmp_path, broker, front=camera(model, STAYS, clips=clips_when_asked), back=camera(model)):
+        hear(operator.messages, 10)
+        answer = operator.ask("record", stream="front", seconds=2)
+        told = one_clip(operator.messages)
+        too_long = operator.ask("record", stream="front", seconds=100)
+        without = operator.ask("record", stream="back", seconds=2)
+    assert answer["ok"]
+    assert (told.path, told.reason, told.track) == (answer["path"], "asked", "")
+    assert 2.0 < told.duration_s < 3.5
+    assert len(frames_of(Path(told.path))) == told.frames > 10
+    assert (too_long["ok"], without["ok"]) == (False, False)
+    assert "at most clips.max_s, 60" in too_long["reason"]
+    assert "clips are off" in without["reason"]
 
 
 def test_a_full_disk_costs_the_clip_and_no_event(

@@ -15,7 +15,7 @@ import pytest
 from agent.clips import Clip
 from agent.compute.stills import Stills
 from agent.config import ClipsConfig, PublishConfig, StorageConfig
-from agent.errors import BackendError, ConfigError
+from agent.errors import BackendError, CommandError
 from agent.filming import Filming
 from agent.messages import Event, Frame
 from agent.pipeline import Pipeline
@@ -162,7 +162,7 @@ def test_recording_when_asked_while_a_clip_is_made_is_that_clip(camera: Camera) 
 
 
 def test_a_length_that_cannot_be_is_refused(camera: Camera) -> None:
-    with pytest.raises(ConfigError, match="at most"):
+    with pytest.raises(CommandError, match="at most"):
         camera.filming.record(11.0)
 
 

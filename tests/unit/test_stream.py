@@ -26,7 +26,7 @@ from agent.config import (
     TrackConfig,
     ZoneConfig,
 )
-from agent.errors import BackendError, CommandError, ConfigError, ModelError, SourceError
+from agent.errors import BackendError, CommandError, ModelError, SourceError
 from agent.messages import Frame, Seen
 from agent.storage.recorder import Recorder
 from agent.stream import Desk, Stream
@@ -84,7 +84,7 @@ def test_a_clip_runs_to_its_end(tmp_path: Path) -> None:
 def test_without_clips_there_is_nothing_to_record(tmp_path: Path) -> None:
     with (
         running(stream(tmp_path, Kept())) as made,
-        pytest.raises(ConfigError, match=r"no \[streams.front.clips\]"),
+        pytest.raises(CommandError, match=r"clips are off; \[streams.front.clips\]"),
     ):
         made.record(1.0)
 
@@ -106,7 +106,7 @@ def test_a_stream_records_when_asked(tmp_path: Path) -> None:
     with running(made):
         wait_for(lambda: kept.kinds() == ["new"])
         path = made.record(0.5)
-        with pytest.raises(ConfigError, match="at most"):
+        with pytest.raises(CommandError, match="at most"):
             made.record(1000.0)
         wait_for(lambda: clips)
     recorder.close(5.0)

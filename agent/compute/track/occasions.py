@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from agent.clips import Occasion
 from agent.config import ClipsConfig, ZoneConfig
-from agent.errors import ConfigError
+from agent.errors import CommandError, ConfigError
 from agent.messages import Event, Track
 
 ASKED = "asked"
@@ -89,10 +89,10 @@ class Occasions:
         """A clip is asked for, from now on for so long; what it begins for, unless the newest one goes on.
 
         Raises:
-            ConfigError: it would be too long.
+            CommandError: it would be too long.
         """
         if not 0.0 < seconds <= self._config.max_s:
-            raise ConfigError(
+            raise CommandError(
                 f"stream {self._stream}: a clip of {seconds:g} s cannot be recorded; expected more than 0 and at "
                 f"most clips.max_s, {self._config.max_s:g}"
             )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agent.clips import Occasion
 from agent.compute.track.occasions import Occasions, check_clips
 from agent.config import ClipsConfig, ZoneConfig
-from agent.errors import ConfigError
+from agent.errors import CommandError, ConfigError
 from agent.messages import Event, EventKind, Track
 
 SECOND = 1_000_000_000
@@ -139,7 +139,7 @@ def test_asking_makes_a_clip_longer_that_is_being_made() -> None:
 @pytest.mark.parametrize("seconds", [0.0, -1.0, 20.1, float("nan"), float("inf")])
 def test_a_length_that_cannot_be_is_refused(seconds: float) -> None:
     made = occasions()
-    with pytest.raises(ConfigError, match=r"stream front: a clip of .* s cannot be recorded.*clips\.max_s, 20"):
+    with pytest.raises(CommandError, match=r"stream front: a clip of .* s cannot be recorded.*clips\.max_s, 20"):
         made.ask(seconds, 100 * SECOND)
     assert made.until_ns < 0
 
