@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from agent.check import check_selection, check_streams, keys_of
 from agent.clips import Clip
-from agent.comms import payload
 from agent.comms.clipmessage import clip_message
 from agent.comms.mqtt import Publisher
+from agent.comms.payload import encode
 from agent.comms.rights import takes_commands
 from agent.comms.topics import Topics
 from agent.config import Config, MqttConfig, StreamConfig
@@ -85,7 +85,7 @@ class House:
 
     def _tell_clip(self, clip: Clip) -> None:
         news = clip_message(clip, self.topics.device)
-        self.spool.put(self.topics.clips(clip.occasion.stream), payload.encode(news))
+        self.spool.put(self.topics.clips(clip.occasion.stream), encode(news))
         self.spool.flush(CLIP_FLUSH_S)
 
     def publisher(self, config: MqttConfig) -> Publisher:
