@@ -179,6 +179,20 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
     zones: tuple[ZoneConfig, ...] = ()
     publish: PublishConfig = PublishConfig()
 
+    @property
+    def named(self) -> tuple[tuple[str, str], ...]:
+        """Zones and labels that it names, so that they are counted from the start; no zone: the whole picture."""
+        asked = self.decode.labels
+        return (
+            *(("", label) for label in asked),
+            *(
+                (zone.name, label)
+                for zone in self.zones
+                for label in zone.labels or asked
+                if label in asked or not asked
+            ),
+        )
+
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file.

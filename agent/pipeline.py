@@ -46,7 +46,7 @@ class Pipeline(Corridor[Frame]):
         seen = vision.look(frame)
         self._reporter.seen(frame.seq, frame.captured_at, seen, *vision.answered_by)
         if seen.events:
-            self._reporter.counts(vision.tracker.counts())
+            self._count()
         wanted = self._config.snapshot and (seen.events or self._best.due(frame.captured_ns))
         if (wanted and self._is_best(frame, seen)) or self._asked:
             self._asked = False

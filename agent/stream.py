@@ -255,7 +255,10 @@ class Stream:
         desk = self._desk
         reporter = self._reporter = Reporter(desk.topics, self.name, publish, model, desk.events, desk.board)
         if self._model.manifest.has_tracks:
-            reporter.counts(dict.fromkeys(self.config.decode.labels, 0))
+            named = self.config.named
+            reporter.counts(
+                {label: 0 for zone, label in named if not zone}, {pair: 0 for pair in named if pair[0]}
+            )
         self._source, self._pipeline = open_corridor(self.name, self.config, self._sense, reporter, self._changed)
         self._before = Tally()
         self._source.start()

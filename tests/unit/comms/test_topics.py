@@ -16,6 +16,15 @@ def test_every_topic_begins_with_the_device() -> None:
     assert TOPICS.detections("front") == "site/a/porch/front/detections"
     assert TOPICS.snapshot("front") == "site/a/porch/front/snapshot"
     assert TOPICS.count("front", "traffic light") == "site/a/porch/front/count/traffic_light"
+    assert (
+        TOPICS.zone_count("front", "road", "traffic light") == "site/a/porch/front/zone/road/count/traffic_light"
+    )
+
+
+def test_what_a_stream_leaves_is_told_from_what_another_leaves() -> None:
+    left = (TOPICS.snapshot("front"), TOPICS.count("front", "cat"), TOPICS.zone_count("front", "road", "cat"))
+    assert all(topic.startswith(TOPICS.retained_of("front")) for topic in left)
+    assert not any(topic.startswith(TOPICS.retained_of("fro")) for topic in left)
 
 
 @given(st.text(min_size=1))
