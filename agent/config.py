@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 from agent.deviceconfig import DeviceConfig as DeviceConfig
 from agent.deviceconfig import Durability as Durability
 from agent.deviceconfig import HealthConfig as HealthConfig
+from agent.deviceconfig import HomeAssistantConfig as HomeAssistantConfig
 from agent.deviceconfig import MqttConfig as MqttConfig
 from agent.deviceconfig import Seconds as Seconds
 from agent.deviceconfig import SelectionConfig as SelectionConfig
@@ -199,7 +200,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         streams: by name.
-        device, mqtt, storage, health, selection, thermal: see each.
+        device, mqtt, storage, health, selection, thermal, homeassistant: see each.
     """
 
     streams: dict[Name, StreamConfig] = {}
@@ -209,3 +210,4 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     health: HealthConfig = HealthConfig()
     selection: SelectionConfig = SelectionConfig()
     thermal: ThermalConfig = ThermalConfig()
+    homeassistant: HomeAssistantConfig = HomeAssistantConfig()

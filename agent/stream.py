@@ -185,6 +185,11 @@ class Stream:
         """Frames handled since the start."""
         return self._pipeline.tally.frames if self._pipeline else 0
 
+    @property
+    def counted(self) -> tuple[tuple[str, str], ...]:
+        """Zones and labels that something was counted for, see `Reporter.counted`."""
+        return self._reporter.counted if self._reporter else ()
+
     def health(self) -> StreamHealth:
         """State now, and rates since the last call."""
         now = time.monotonic()

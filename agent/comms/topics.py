@@ -103,7 +103,7 @@ class Topics(Struct, frozen=True):
     def retained_of(self, stream: str) -> tuple[str, ...]:
         """What the topics begin with that a stream leaves retained."""
         own = f"{self._own}/{stream}"
-        return self.snapshot(stream), f"{own}/count/", f"{own}/zone/", f"{own}/state/"
+        return self.snapshot(stream), f"{own}/count/", f"{own}/zone/"
 
 
 def _level(label: str) -> str:
