@@ -14,8 +14,8 @@ from agent.config import HomeAssistantConfig, StreamConfig
 from agent.errors import ModelError
 from agent.health.board import read_board
 from agent.house import House
-from agent.library import open_whole_model
-from agent.manifest import AUTO, Manifest
+from agent.library import open_manifest
+from agent.manifest import Manifest
 from agent.stream import Stream
 
 _HOLES = ("", "???")
@@ -52,8 +52,10 @@ class HomeAssistant:
     def _begin(self, of: tuple[HomeAssistantConfig, Publisher], device: Device) -> None:
         """Anew, at the start and where another broker or another table is in use since a reload."""
         before, old = self._of, self._announcer
-        if old is not None and before is not None and before[0].prefix != of[0].prefix:
-            old.withdraw()
+        if old is not None and before is not None:
+            old.leave()
+            if before[0].prefix != of[0].prefix:
+                old.withdraw()
         self._of, self._announcer = of, Announcer(self._house.line, of[0], device)
 
     def _subjects(self) -> tuple[Subject, ...]:
@@ -62,10 +64,14 @@ class HomeAssistant:
         for name, stream in streams.items():
             if name not in self._known:
                 self._known[name] = stream, subject_of(name, stream.config)
-        return tuple(
-            replace(self._known[name][1], counted=tuple(Label(*pair) for pair in stream.counted))
-            for name, stream in streams.items()
-        )
+        return tuple(self._subject(name, stream) for name, stream in streams.items())
+
+    def _subject(self, name: str, stream: Stream) -> Subject:
+        """What has not changed, and what may have."""
+        house, known = self._house, self._known[name][1]
+        rungs = house.settings[name].rungs if name in house.settings else ()
+        counted = tuple(Label(*pair) for pair in stream.counted)
+        return replace(known, counted=counted, rungs=rungs, commands=house.commands)
 
 
 def subject_of(name: str, config: StreamConfig) -> Subject:
@@ -80,11 +86,11 @@ def subject_of(name: str, config: StreamConfig) -> Subject:
         events=publish.events,
     )
     try:
-        manifest = open_whole_model(config.model).manifest
+        manifest = open_manifest(config.model)
     except ModelError:
         return known
     kind = _kind(manifest)
-    return replace(known, kind=kind, labels=_labels(manifest, config, kind), rungs=_rungs(manifest))
+    return replace(known, kind=kind, labels=_labels(manifest, config, kind))
 
 
 def _kind(manifest: Manifest) -> Kind:
@@ -101,8 +107,3 @@ def _labels(manifest: Manifest, config: StreamConfig, kind: Kind) -> tuple[str, 
     labels = output.labels or _OWN_LABELS.get(output.decoder, ())
     asked = config.decode.labels
     return tuple(dict.fromkeys(one for one in labels if one not in none and (one in asked or not asked)))
-
-
-def _rungs(manifest: Manifest) -> tuple[str, ...]:
-    names = tuple(rung.name for rung in manifest.rungs)
-    return (AUTO, *names) if manifest.ladder else names

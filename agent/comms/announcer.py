@@ -47,6 +47,10 @@ class Wire(Protocol):
         """Hand what comes for a pattern to a handler."""
         ...
 
+    def ignore(self, pattern: str) -> None:
+        """Listen no more."""
+        ...
+
     def ask(self, topic: str, answer: Answer) -> None:
         """Find out what is retained under a topic."""
         ...
@@ -81,12 +85,14 @@ class Announcer:
         self._device: Device | None = None
         self._alive: dict[str, str] = {}
         self._gone: dict[str, str] = {}
+        self._raised: dict[str, str] = {}
         self._step: _Step = "told"
         self._sent, self._due, self._born = b"", clock(), 0.0
         self._left_out: set[str] = set()
         wire.ask(self.topic, self._answers.put)
+        self._status = f"{config.prefix}/status"
         if config.enabled:
-            wire.listen(f"{config.prefix}/status", self._hear)
+            wire.listen(self._status, self._hear)
 
     def _hear(self, received: Received) -> None:
         """Home Assistant says that it has started. What lies retained there was said before we came."""
@@ -108,6 +114,10 @@ class Announcer:
             return
         self._announce(device)
         self._due = now + _PAUSE_S
+
+    def leave(self) -> None:
+        """Listen no more: another one takes over."""
+        self._wire.ignore(self._status)
 
     def withdraw(self) -> None:
         """Take back what is announced: Home Assistant removes the device."""
@@ -144,7 +154,7 @@ class Announcer:
         if self._born and now >= max(self._born, self._due):
             self._born = 0.0
             if self._gone:
-                self._step = "raise"
+                self._step, self._raised = "raise", self._gone
             else:
                 self._wire.repeat(self.topic)
                 self._due = now + _PAUSE_S
@@ -155,8 +165,8 @@ class Announcer:
         hidden = tuple(f"{subject.name}." for subject in device.streams if subject.kind is None)
         lost = {name: kind for name, kind in self._alive.items() if name not in components}
         kept = {name: kind for name, kind in lost.items() if name.startswith(hidden)}
-        if self._step == "forget":
-            self._gone = {}
+        if self._step == "forget":  # but what went since Home Assistant started, if it has stopped meanwhile
+            self._gone = {name: kind for name, kind in self._gone.items() if name not in self._raised}
         gone = {**self._gone, **{name: kind for name, kind in lost.items() if name not in kept}}
         self._gone = {name: kind for name, kind in gone.items() if name not in components}
         self._alive = {**kept, **{name: one["platform"] for name, one in components.items()}}

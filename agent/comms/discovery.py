@@ -17,7 +17,18 @@ from agent.comms.subject import Device
 
 ORIGIN = "Vedette"
 
-_PLATFORMS = ("binary_sensor", "button", "event", "image", "number", "select", "sensor", "switch", "update")
+_NEEDS: Mapping[str, tuple[str, ...]] = {
+    "binary_sensor": ("state_topic",),
+    "button": ("command_topic",),
+    "event": ("state_topic", "event_types"),
+    "image": ("image_topic",),
+    "number": ("command_topic",),
+    "select": ("command_topic", "options"),
+    "sensor": ("state_topic",),
+    "switch": ("command_topic",),
+    "update": ("state_topic",),
+}
+"""The least that each platform takes."""
 _MOST = 2000
 """Entities that are believed of a message found at the broker: more are none of ours."""
 
@@ -116,11 +127,10 @@ def _unique_id(device: Device, name: str) -> str:
 
 
 def _raised(device: Device, name: str, platform: str) -> Component:
-    """The least that any platform takes: what of it is not a platform's own is left aside there."""
+    """An entity that hears and says nothing: enough to be discovered."""
     nowhere = f"{device.identifier}/gone"
-    topics = dict.fromkeys(("state_topic", "command_topic", "image_topic"), nowhere)
-    lists = {"options": ["-"], "event_types": ["-"]}
-    return {"platform": platform, "unique_id": _unique_id(device, name), **topics, **lists}
+    needs = {key: nowhere if key.endswith("topic") else ["-"] for key in _NEEDS[platform]}
+    return {"platform": platform, "unique_id": _unique_id(device, name), **needs}
 
 
 def _short(component: Component) -> Component:
@@ -176,6 +186,6 @@ def read(body: bytes, device: Device) -> Found:
         return Found(owner=f"{found.o.name[:60] or 'somebody'}, device {', '.join(found.dev.ids)[:60] or '?'}")
     alive, gone = dict[str, str](), dict[str, str]()
     for name, part in list(found.cmps.items())[:_MOST]:
-        if part.p in _PLATFORMS and len(name) <= 300:
+        if part.p in _NEEDS and len(name) <= 300:
             (alive if part.uniq_id else gone)[name] = part.p
     return Found(alive, gone)

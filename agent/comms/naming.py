@@ -13,11 +13,11 @@ _TOPIC = re.compile(r"[^A-Za-z0-9_-]")
 def slug(text: str) -> str:
     """A part of an id: lower case, digits, `-` and `_`; two texts never have the same one.
 
-    A text that had to be changed gets some digits of its hash: `traffic light` → `traffic_light_8b1b9b`.
+    A text that had to be changed gets some digits of its hash: `traffic light` → `traffic_light_34d739`.
     """
     plain = unicodedata.normalize("NFKD", text.lower()).encode("ascii", "ignore").decode()
     made = _OTHER.sub("_", plain).strip("_")[:40]
-    if made == text and not _looks_hashed(text):
+    if made and made == text and not _looks_hashed(text):
         return made
     return f"{made}_{_digits(text)}".strip("_")
 

@@ -58,7 +58,7 @@ class Topics(Struct, frozen=True):
         return f"{self._own}/{stream}/snapshot"
 
     def count(self, stream: str, label: str) -> str:
-        """Retained number of live tracks. Spaces in a label become `_`; `/`, `+` and `#` become `-`."""
+        """Retained number of live tracks. Spaces in a label become `_`; `/`, `+`, `#` and NUL become `-`."""
         return f"{self._own}/{stream}/count/{_level(label)}"
 
     def zone_count(self, stream: str, zone: str, label: str) -> str:
@@ -107,4 +107,4 @@ class Topics(Struct, frozen=True):
 
 
 def _level(label: str) -> str:
-    return label.replace(" ", "_").translate(str.maketrans("/+#", "---"))
+    return label.replace(" ", "_").translate(str.maketrans("/+#\0", "----"))
