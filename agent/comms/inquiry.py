@@ -18,8 +18,8 @@ _NOTHING_S = 3.0
 class _Question:
     """One topic, and who wants to know."""
 
-    def __init__(self, topic: str, answer: Answer) -> None:
-        self._topic, self._answer = topic, answer
+    def __init__(self, topic: str, answer: Answer, clock: Callable[[], float]) -> None:
+        self._topic, self._answer, self._clock = topic, answer, clock
         self._look: Look | None = None
         self._until = 0.0
 
@@ -30,7 +30,7 @@ class _Question:
         """Look at what has come, and pass it on."""
         if self._look is None or (found := self._look.found()) is None:
             return False
-        now = time.monotonic()
+        now = self._clock()
         self._until = self._until or now + _NOTHING_S
         if not found and now < self._until:
             return False
@@ -42,7 +42,8 @@ class _Question:
 class Inquiry:
     """Questions that wait for their answers. `ask` is for any thread, the rest for that of the line."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
         self._new: list[_Question] = []
         self._asked: list[_Question] = []
@@ -55,7 +56,7 @@ class Inquiry:
             answer: gets the payload, in the thread of the line; empty: nothing is retained, or we may not know.
         """
         with self._lock:
-            self._new.append(_Question(topic, answer))
+            self._new.append(_Question(topic, answer, self._clock))
 
     def begin(self, connection: Connection) -> None:
         """Ask again on a new connection what has not been answered."""

@@ -97,6 +97,36 @@ def values_are_right(scene: Scene) -> None:
     scene.proved("names are such as a person gives", wanted <= names, ", ".join(sorted(wanted)))
 
 
+def commands_are_carried_out(scene: Scene) -> None:
+    """What a person moves on the dashboard moves the device, which tells how it is now."""
+    ha, switch = scene.ha, scene.entity("front.enabled")
+    ha.call("switch", "turn_off", switch)
+    scene.comes("switched off, the stream is disabled", lambda: scene.state("front.state") == "disabled")
+    scene.comes("and says so", lambda: scene.state("front.enabled") == "off")
+    scene.comes("what it sees is unknown then", lambda: scene.state("front.occupancy.person") == "unavailable")
+    scene.proved("other streams go on", scene.state("kitchen.state") == "running")
+    ha.call("switch", "turn_on", switch)
+    scene.comes("switched on, it runs", lambda: scene.state("front.state") == "running", 60.0)
+    scene.comes("and sees", lambda: scene.state("front.occupancy.person") in ("on", "off"))
+    _set(scene, "front.threshold", "number", "set_value", "0.35", value=0.35)
+    _set(scene, "back_yard.rung", "select", "select_option", "320", option="320")
+    _set(scene, "front.zone.left.enabled", "switch", "turn_off", "off")
+    scene.comes("nobody stands in a zone that is off", lambda: scene.state("front.zone.left.count.person") == "0")
+    _set(scene, "front.zone.left.enabled", "switch", "turn_on", "on")
+    before = scene.state("front.picture")
+    ha.call("button", "press", scene.entity("front.snapshot"))
+    scene.comes("a picture is taken", lambda: scene.state("front.picture") not in (before, *_UNKNOWN))
+
+
+def _set(scene: Scene, name: str, domain: str, service: str, wanted: str, **data: object) -> None:
+    scene.ha.call(domain, service, scene.entity(name), **data)
+    scene.comes(f"{name}: {service} {wanted}", lambda: scene.state(name) == wanted)
+    stream, _, what = name.partition(".")
+    topic = TOPICS.state(stream, what.removesuffix(".enabled").replace(".", "/"))
+    said = scene.messages.of(topic)
+    scene.proved("as the device says itself", said and said[-1] == wanted.encode(), topic)
+
+
 def it_goes_and_comes_back(scene: Scene) -> None:
     """A killed device is unavailable, and so is one that was stopped."""
     for how in (signal.SIGKILL, signal.SIGTERM):
@@ -227,6 +257,7 @@ DAYS = (
     every_entity_has_its_state,
     values_are_right,
     every_key_is_known,
+    commands_are_carried_out,
     it_goes_and_comes_back,
     the_broker_restarts,
     home_assistant_starts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Callable
@@ -166,7 +167,7 @@ def test_two_messages_are_never_close_together(world: World) -> None:
         world.live(announcer, replace(DEVICE, streams=(replace(FRONT, named=(), counted=seen),)), seconds=0.5)
         times += [world.now] * (len(world.sent) - before)
     assert len(times) >= 3
-    assert min(later - earlier for earlier, later in zip(times, times[1:], strict=False)) >= 5
+    assert min(later - earlier for earlier, later in itertools.pairwise(times)) >= 5
 
 
 def test_a_label_that_is_seen_is_added_and_stays_over_a_restart(world: World) -> None:

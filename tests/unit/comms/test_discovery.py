@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import string
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -267,7 +267,7 @@ def _subjects(draw: st.DrawFn) -> Subject:
     zones = tuple(draw(st.lists(_name, unique=True, max_size=3)))
     pairs = [Label(zone, label) for zone in ("", *zones) for label in labels]
     some = st.lists(st.sampled_from(pairs), unique=True) if pairs else st.just([])
-    kind = draw(st.sampled_from(["things", "verdicts", "sounds", "words", None]))
+    kind = draw(st.one_of(st.none(), st.sampled_from(get_args(Kind))))
     rungs = tuple(draw(st.lists(_name, unique=True, max_size=3)))
     return Subject(draw(_name), kind, labels, tuple(draw(some)), tuple(draw(some)), zones, rungs)
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import cast
 
-import pytest
-
-from agent.comms import inquiry as module
 from agent.comms.connection import Connection
 from agent.comms.inquiry import Inquiry
 from agent.comms.retained import Look
@@ -19,14 +16,8 @@ def connection(client: Client) -> Connection:
     return cast("Connection", SimpleNamespace(look=lambda pattern: Look(ours, pattern)))
 
 
-@pytest.fixture
-def inquiry(monkeypatch: pytest.MonkeyPatch) -> Inquiry:
-    monkeypatch.setattr(module, "_NOTHING_S", 0.05)
-    return Inquiry()
-
-
-def test_what_is_retained_is_the_answer(inquiry: Inquiry) -> None:
-    client, answers = Client(), list[bytes]()
+def test_what_is_retained_is_the_answer() -> None:
+    inquiry, client, answers = Inquiry(), Client(), list[bytes]()
     line = connection(client)
     inquiry.begin(line)
     inquiry.ask("a/b", answers.append)
@@ -41,23 +32,25 @@ def test_what_is_retained_is_the_answer(inquiry: Inquiry) -> None:
     assert client.asked == ["+a/b", "-a/b"]
 
 
-def test_when_nothing_comes_nothing_is_retained(inquiry: Inquiry, monkeypatch: pytest.MonkeyPatch) -> None:
-    client, answers = Client(), list[bytes]()
+def test_when_nothing_comes_nothing_is_retained() -> None:
     now = 10.0
-    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    inquiry, client, answers = Inquiry(lambda: now), Client(), list[bytes]()
     line = connection(client)
     inquiry.ask("a/b", answers.append)
     inquiry.go_on(line)
     client.answer(0x87)  # not allowed to know
     inquiry.go_on(line)
     assert not answers
-    now += 0.1
+    now += 2.9
+    inquiry.go_on(line)
+    assert not answers, "a slow line takes a little"
+    now += 0.2
     inquiry.go_on(line)
     assert answers == [b""]
 
 
-def test_a_question_is_asked_again_on_the_next_connection(inquiry: Inquiry) -> None:
-    first, second, answers = Client(), Client(), list[bytes]()
+def test_a_question_is_asked_again_on_the_next_connection() -> None:
+    inquiry, first, second, answers = Inquiry(), Client(), Client(), list[bytes]()
     inquiry.ask("a/b", answers.append)
     inquiry.begin(connection(first))
     inquiry.go_on(connection(first))
