@@ -68,7 +68,7 @@ class Announcer:
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        """Ask what is there, and listen for Home Assistant's start. Nothing is written before the answer.
+        """Ask what is there. Nothing is written before the answer.
 
         Args:
             wire: to the broker.
@@ -91,8 +91,6 @@ class Announcer:
         self._left_out: set[str] = set()
         wire.ask(self.topic, self._answers.put)
         self._status = f"{config.prefix}/status"
-        if config.enabled:
-            wire.listen(self._status, self._hear)
 
     def _hear(self, received: Received) -> None:
         """Home Assistant says that it has started. What lies retained there was said before we came."""
@@ -137,6 +135,8 @@ class Announcer:
         self._alive, self._gone = found.alive, found.gone
         if self._config.enabled and found.owner:
             self._tell_owner(found)
+        elif self._config.enabled:
+            self._wire.listen(self._status, self._hear)
         return True
 
     def _tell_owner(self, found: Found) -> None:

@@ -7,17 +7,17 @@ import signal
 import time
 from datetime import datetime
 
-import paho.mqtt.publish as publish
+from ha_odd import an_old_word_is_no_event, names_of_every_kind, nothing_is_left_of_it
 from ha_scene import CONFIG_TOPIC, DEVICE, Scene
 
-from tests.support.mosquitto import HOST
 from tests.support.publishing import TOPICS
 
 _UNKNOWN = ("unknown", "unavailable")
 _ALWAYS = ("connection", "seen")
 """Of use when the device is away."""
-_NOBODY_KNOWS = ("update",)
-"""No newer version is known until somebody tells the device of one: Home Assistant rightly shows `unknown`."""
+_NOTHING_TO_KNOW = ("update", "front.snapshot", "back_yard.snapshot")
+"""Of a button Home Assistant shows when it was pressed last. And no newer version is known until somebody tells
+the device of one: `unknown` is right."""
 
 
 def it_is_found(scene: Scene) -> None:
@@ -52,9 +52,9 @@ def every_entity_has_its_state(scene: Scene) -> None:
 
     def without() -> list[str]:
         blank = [name for name, state in scene.states().items() if state in _UNKNOWN]
-        return [name for name in blank if name not in _NOBODY_KNOWS]
+        return [name for name in blank if name not in _NOTHING_TO_KNOW]
 
-    scene.comes("none is unknown or unavailable, save the update", lambda: not without(), 90.0)
+    scene.comes("none is unknown or unavailable, save the update and the buttons", lambda: not without(), 90.0)
     if without():
         scene.proved("these are", proved=False, found=", ".join(without()))
     update = scene.ha.states()[scene.entity("update")]
@@ -116,6 +116,7 @@ def commands_are_carried_out(scene: Scene) -> None:
     before = scene.state("front.picture")
     ha.call("button", "press", scene.entity("front.snapshot"))
     scene.comes("a picture is taken", lambda: scene.state("front.picture") not in (before, *_UNKNOWN))
+    scene.proved("and the button knows when", scene.state("front.snapshot") not in _UNKNOWN)
 
 
 def _set(scene: Scene, name: str, domain: str, service: str, wanted: str, **data: object) -> None:
@@ -130,6 +131,7 @@ def _set(scene: Scene, name: str, domain: str, service: str, wanted: str, **data
 def it_goes_and_comes_back(scene: Scene) -> None:
     """A killed device is unavailable, and so is one that was stopped."""
     for how in (signal.SIGKILL, signal.SIGTERM):
+        scene.comes(f"before {how.name} all is available", lambda: _none_is_unavailable(scene))
         scene.vedette.end(how)
         scene.comes(f"after {how.name} all is unavailable", lambda: _all_are(scene, "unavailable"), 60.0)
         scene.proved("save when it was seen last", scene.state("seen") not in _UNKNOWN, scene.state("seen"))
@@ -158,7 +160,7 @@ def home_assistant_starts(scene: Scene) -> None:
     """Its start is answered by one more announcement, a little later."""
     before = len(scene.messages.of(CONFIG_TOPIC))
     began = time.monotonic()
-    publish.single("homeassistant/status", b"online", hostname=HOST, port=scene.broker.port)
+    scene.say("homeassistant/status", b"online")
     scene.comes("the device announces itself once more", lambda: len(scene.messages.of(CONFIG_TOPIC)) > before)
     waited = time.monotonic() - began
     scene.proved("not at once, as a fleet would", waited >= 1.0, f"{waited:.1f} s")
@@ -212,7 +214,7 @@ def a_stranger_has_the_name(scene: Scene) -> None:
     """What another program has announced under the device's name stays."""
     scene.vedette.end()
     theirs = {"dev": {"ids": ["theirs"], "name": "Theirs"}, "o": {"name": "other"}, "cmps": {}}
-    _retain(scene, CONFIG_TOPIC, json.dumps(theirs).encode())
+    scene.say(CONFIG_TOPIC, json.dumps(theirs).encode(), retain=True)
     scene.vedette.start()
     said = scene.vedette.wait_said("belongs to other, device theirs")
     scene.proved("the log says so", said, said[-150:])
@@ -224,7 +226,7 @@ def a_stranger_has_the_name(scene: Scene) -> None:
 def it_is_switched_off(scene: Scene) -> None:
     """`enabled = false` takes back what was announced."""
     scene.vedette.end()
-    _retain(scene, CONFIG_TOPIC, b"")
+    scene.say(CONFIG_TOPIC, b"", retain=True)
     scene.vedette.start()
     scene.comes("announced anew", lambda: scene.announced() and _none_is_unavailable(scene), 60.0)
     scene.vedette.end()
@@ -232,11 +234,6 @@ def it_is_switched_off(scene: Scene) -> None:
     scene.vedette.start()
     scene.comes("the device is gone", lambda: scene.ha.device(DEVICE) is None, 60.0)
     scene.proved("its message too", scene.messages.of(CONFIG_TOPIC)[-1] == b"")
-
-
-def _retain(scene: Scene, topic: str, body: bytes) -> None:
-    publish.single(topic, body, retain=True, hostname=HOST, port=scene.broker.port)
-    time.sleep(1.0)
 
 
 def every_key_is_known(scene: Scene) -> None:
@@ -259,10 +256,13 @@ DAYS = (
     every_key_is_known,
     commands_are_carried_out,
     it_goes_and_comes_back,
+    names_of_every_kind,
+    an_old_word_is_no_event,
+    nothing_is_left_of_it,
+    the_log_is_clean,
     the_broker_restarts,
     home_assistant_starts,
     a_stream_goes,
-    the_log_is_clean,
     a_stream_goes_while_home_assistant_is_away,
     a_stranger_has_the_name,
     it_is_switched_off,

@@ -30,6 +30,8 @@ _OUTAGE = (
     "Disconnected from MQTT",
     "Failed to connect to MQTT",
     "Error returned from MQTT",
+    "failed to receive on socket",
+    "client is not currently connected",
 )
 """What it says when we have stopped its broker."""
 
@@ -106,6 +108,10 @@ class Scene:
         self.proved(what, proved=True, found=f"after {time.monotonic() - began:.1f} s")
         return True
 
+    def say(self, topic: str, body: bytes, *, retain: bool = False) -> None:
+        """Publish something, as anybody at this broker can."""
+        self.messages.client.publish(topic, body, qos=1, retain=retain).wait_for_publish(10.0)
+
     def entity(self, name: str) -> str:
         """Home Assistant's name of one of our entities; empty: it has none."""
         return self.ha.entities(DEVICE).get(name, "")
@@ -137,8 +143,8 @@ class Scene:
         known = (*_BEFORE_US, *(_OUTAGE if self._outage else ()))
         return [text for text in self.ha.complaints() if not any(words in text for words in known)]
 
-    def dropped_keys(self) -> dict[str, list[str]]:
+    def dropped_keys(self, identifier: str = DEVICE) -> dict[str, list[str]]:
         """Keys that Home Assistant leaves aside, by entity."""
-        found = json.dumps(self.ha.discovered(DEVICE)).encode()
+        found = json.dumps(self.ha.discovered(identifier)).encode()
         done = subprocess.run([str(self.ha.python), str(_KEYS)], input=found, capture_output=True, check=True)
         return dict(json.loads(done.stdout))

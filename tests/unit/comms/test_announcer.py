@@ -202,10 +202,9 @@ def test_another_programs_device_is_left_alone(world: World, caplog: pytest.LogC
     with caplog.at_level(logging.WARNING):
         announcer = world.announcer()
         world.live(announcer)
-        world.birth()
-        world.live(announcer)
     assert world.kept[TOPIC] == theirs
     assert not world.sent
+    assert not world.handlers
     (said,) = caplog.messages
     assert "belongs to other, device x" in said
 
