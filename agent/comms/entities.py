@@ -120,15 +120,7 @@ def _heard(topics: Topics, subject: Subject) -> Component:
 
 def _controls(topics: Topics, subject: Subject) -> Iterator[tuple[str, Component]]:
     name = subject.name
-
-    def topics_of(what: str) -> Component:
-        return {"command_topic": topics.set(name, what), "state_topic": topics.state(name, what), "qos": 1}
-
-    switch = {"platform": "switch", "payload_on": "on", "payload_off": "off"}
-    yield subject.id("enabled"), {**switch, "name": spoken(name, "enabled"), **topics_of("enabled")}
-    for zone in subject.zones if subject.kind == "things" else ():
-        own = {"name": spoken(name, zone, "zone"), "entity_category": "config", **topics_of(f"zone/{zone}")}
-        yield subject.id("zone", zone, "enabled"), {**switch, **own}
+    yield from _switches(topics, subject)
     yield (
         subject.id("threshold"),
         {
@@ -139,13 +131,13 @@ def _controls(topics: Topics, subject: Subject) -> Iterator[tuple[str, Component
             "step": 0.01,
             "mode": "slider",
             "entity_category": "config",
-            **topics_of("threshold"),
+            **_set_by(topics, name, "threshold"),
         },
     )
     if len(subject.rungs) > 1:
         size = "model size" if subject.kind in ("things", "verdicts") else "model depth"
         own = {"name": spoken(name, size), "options": list(subject.rungs), "entity_category": "config"}
-        yield subject.id("rung"), {"platform": "select", **own, **topics_of("rung")}
+        yield subject.id("rung"), {"platform": "select", **own, **_set_by(topics, name, "rung")}
     if subject.kind in ("things", "verdicts"):
         yield (
             subject.id("snapshot"),
@@ -158,6 +150,19 @@ def _controls(topics: Topics, subject: Subject) -> Iterator[tuple[str, Component
                 **_while_watching(topics, name),  # else it would be refused
             },
         )
+
+
+def _switches(topics: Topics, subject: Subject) -> Iterator[tuple[str, Component]]:
+    name = subject.name
+    switch = {"platform": "switch", "payload_on": "on", "payload_off": "off"}
+    yield subject.id("enabled"), {**switch, "name": spoken(name, "enabled"), **_set_by(topics, name, "enabled")}
+    for zone in subject.zones if subject.kind == "things" else ():
+        own = {"name": spoken(name, zone, "zone"), "entity_category": "config"}
+        yield subject.id("zone", zone, "enabled"), {**switch, **own, **_set_by(topics, name, f"zone/{zone}")}
+
+
+def _set_by(topics: Topics, stream: str, what: str) -> Component:
+    return {"command_topic": topics.set(stream, what), "state_topic": topics.state(stream, what), "qos": 1}
 
 
 def _diagnostics(topics: Topics, subject: Subject) -> Iterator[tuple[str, Component]]:
@@ -189,11 +194,6 @@ def _diagnostics(topics: Topics, subject: Subject) -> Iterator[tuple[str, Compon
 
 def of_device(device: Device) -> Iterator[tuple[str, Component]]:
     """The device's own entities, by id."""
-    health = {"state_topic": device.topics.health, "entity_category": "diagnostic"}
-
-    def told(platform: str, name: str, expression: str, **more: Any) -> Component:
-        return {"platform": platform, "name": name, "value_template": f"{{{{ {expression} }}}}", **health, **more}
-
     yield (
         "connection",
         {
@@ -206,25 +206,31 @@ def of_device(device: Device) -> Iterator[tuple[str, Component]]:
             "availability": [],
         },
     )
-    is_hot = "'ON' if value_json.hot else 'OFF'"
-    yield "hot", told("binary_sensor", "Too hot", is_hot, device_class="problem")
-    if device.has_temperature:
-        yield (
-            "temperature",
-            told(
-                "sensor",
-                "Temperature",
-                "value_json.temperature_c",
-                device_class="temperature",
-                unit_of_measurement="°C",
-                state_class="measurement",
-            ),
-        )
-    yield "waiting", told("sensor", "Events waiting", "value_json.spool.waiting", state_class="measurement")
-    yield "dropped", told("sensor", "Events lost", "value_json.spool.dropped", state_class="total_increasing")
-    yield "version", told("sensor", "Version", "value_json.version")
+    for name, (platform, spoken_name, expression, more) in _OF_HEALTH.items():
+        if name != "temperature" or device.has_temperature:
+            told = {"platform": platform, "name": spoken_name, "value_template": f"{{{{ {expression} }}}}"}
+            yield name, {**told, "state_topic": device.topics.health, "entity_category": "diagnostic", **more}
+
+
+_OF_HEALTH: dict[str, tuple[str, str, str, Component]] = {
+    "hot": ("binary_sensor", "Too hot", "'ON' if value_json.hot else 'OFF'", {"device_class": "problem"}),
+    "temperature": (
+        "sensor",
+        "Temperature",
+        "value_json.temperature_c",
+        {"device_class": "temperature", "unit_of_measurement": "°C", "state_class": "measurement"},
+    ),
+    "waiting": ("sensor", "Events waiting", "value_json.spool.waiting", {"state_class": "measurement"}),
+    "dropped": ("sensor", "Events lost", "value_json.spool.dropped", {"state_class": "total_increasing"}),
+    "version": ("sensor", "Version", "value_json.version", {}),
     # When it was seen last is worth most while it is away.
-    yield "seen", told("sensor", "Last seen", "value_json.at", device_class="timestamp", availability=[])
+    "seen": ("sensor", "Last seen", "value_json.at", {"device_class": "timestamp", "availability": []}),
     # Nobody tells the device of a newer version yet, so Home Assistant shows the update as unknown, which it is.
-    installed = "{'installed_version': value_json.version} | to_json"
-    yield "update", told("update", "Software", installed, title="Vedette")
+    "update": (
+        "update",
+        "Software",
+        "{'installed_version': value_json.version} | to_json",
+        {"title": "Vedette"},
+    ),
+}
+"""By id: platform, name, template over the health message, and what else there is."""
