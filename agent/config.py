@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 from agent.deviceconfig import DeviceConfig as DeviceConfig
 from agent.deviceconfig import Durability as Durability
 from agent.deviceconfig import HealthConfig as HealthConfig
+from agent.deviceconfig import HomeAssistantConfig as HomeAssistantConfig
 from agent.deviceconfig import MqttConfig as MqttConfig
 from agent.deviceconfig import Seconds as Seconds
 from agent.deviceconfig import SelectionConfig as SelectionConfig
@@ -214,13 +215,27 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
     publish: PublishConfig = PublishConfig()
     clips: ClipsConfig | None = None
 
+    @property
+    def named(self) -> tuple[tuple[str, str], ...]:
+        """Zones and labels that it names, so that they are counted from the start; no zone: the whole picture."""
+        asked = self.decode.labels
+        return (
+            *(("", label) for label in asked),
+            *(
+                (zone.name, label)
+                for zone in self.zones
+                for label in zone.labels or asked
+                if label in asked or not asked
+            ),
+        )
+
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file.
 
     Attributes:
         streams: by name.
-        device, mqtt, storage, health, selection, thermal: see each.
+        device, mqtt, storage, health, selection, thermal, homeassistant: see each.
     """
 
     streams: dict[Name, StreamConfig] = {}
@@ -230,3 +245,4 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     health: HealthConfig = HealthConfig()
     selection: SelectionConfig = SelectionConfig()
     thermal: ThermalConfig = ThermalConfig()
+    homeassistant: HomeAssistantConfig = HomeAssistantConfig()

@@ -140,4 +140,8 @@ class Corridor(ABC, Generic[T]):
     def _report(self, events: Sequence[Event], at: datetime) -> None:
         if events:
             self._reporter.events(events, at, Stages(), *self._sense.answered_by)
-            self._reporter.counts(self._sense.tracker.counts())
+            self._count()
+
+    def _count(self) -> None:
+        tracker = self._sense.tracker
+        self._reporter.counts(tracker.counts(), tracker.zone_counts())

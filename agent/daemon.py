@@ -21,6 +21,7 @@ from agent.control import Control
 from agent.errors import ConfigError, StreamError, VedetteError
 from agent.health.heat import Heat
 from agent.health.machine import resident_mb
+from agent.homeassistant import HomeAssistant
 from agent.house import House, stop_streams
 from agent.orders import Orders
 from agent.overrides import FILE as OVERRIDES
@@ -43,6 +44,7 @@ class Daemon:
     """
 
     house: House
+    _homeassistant: HomeAssistant
 
     def __init__(
         self,
@@ -101,6 +103,7 @@ class Daemon:
                 self.house = House(self._control.config, spool, self._where, chooser)
                 self._control.attach(self.house)
                 self._orders = Orders(self._control, self.house, self._checkup, self._read_again, self._rouse)
+                self._homeassistant = HomeAssistant(self.house)
                 self.house.settle_left()
                 self.house.prepare()
                 if self._board:
@@ -133,6 +136,7 @@ class Daemon:
                 self._rouse()
             streams = self.house.streams
             self._heat.look(self.house.config.thermal.warn_c)
+            self._homeassistant.look(has_temperature=self._heat.celsius is not None)
             overridden = self._control.overridden
             states = "".join(
                 f"{name} {s.standing[0]} {s.has_result} {overridden(name)};" for name, s in streams.items()

@@ -107,6 +107,24 @@ class ThermalConfig(Struct, frozen=True, forbid_unknown_fields=True):
     warn_c: Annotated[float, Meta(ge=0.0, le=150.0)] = 80.0
 
 
+class HomeAssistantConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[homeassistant]`: the device announces itself to Home Assistant, which then shows it without being told.
+
+    On by default: whoever has Home Assistant at this broker finds the device there; for all others it is one
+    retained message that nobody reads, under the device's own name, where one of another program is left alone.
+
+    Attributes:
+        enabled: whether it does. Switched off, what it announced before is taken back.
+        prefix: the discovery prefix in Home Assistant's MQTT options.
+        max_labels: without `decode.labels`, so many labels of a stream become entities, when they are first
+            seen; those that `decode.labels` or a zone names all do, at once.
+    """
+
+    enabled: bool = True
+    prefix: Annotated[str, Meta(pattern=r"^[^+#/\x00]+(/[^+#/\x00]+)*$")] = "homeassistant"
+    max_labels: Annotated[int, Meta(ge=0, le=1000)] = 16
+
+
 class SelectionConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`[selection]`: how streams with `backend = "auto"` find what runs their model best on this board.
 

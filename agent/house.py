@@ -172,9 +172,8 @@ class House:
     def remove(self, name: str) -> None:
         """Drop a stream that has stopped, and what the broker keeps of it: an empty payload deletes that."""
         del self.streams[name]
-        ours = (self.topics.snapshot(name), self.topics.count(name, ""))
         for topic in self.line.publisher.retained():
-            if topic.startswith(ours):
+            if topic.startswith(self.topics.retained_of(name)):
                 self.line.retain(topic, b"")
 
 

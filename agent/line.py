@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 from agent.comms.inbox import Handler
+from agent.comms.inquiry import Answer
 from agent.comms.mqtt import Publisher
 
 
@@ -29,6 +30,11 @@ class Line:
         """Set a retained topic; an empty payload deletes it at the broker."""
         with self._lock:  # or a payload could go to a publisher that has just been taken over
             self.publisher.retain(topic, payload, patient=patient)
+
+    def ask(self, topic: str, answer: Answer) -> None:
+        """Find out what the broker retains under a topic, see `Publisher.ask`."""
+        with self._lock:
+            self.publisher.ask(topic, answer)
 
     def listen(self, pattern: str, handler: Handler) -> None:
         """Hand what comes for a pattern to a handler, see `Publisher.listen`."""

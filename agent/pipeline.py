@@ -66,7 +66,7 @@ class Pipeline(Corridor[Frame]):
         seen = vision.look(frame)
         self._reporter.seen(frame.seq, frame.captured_at, seen, *vision.answered_by)
         if seen.events:
-            self._reporter.counts(vision.tracker.counts())
+            self._count()
         return seen
 
     def _report(self, events: Sequence[Event], at: datetime) -> None:

@@ -21,5 +21,5 @@ class SoundPipeline(Corridor[AudioChunk]):
         seen = hearing.listen(chunk)
         self._reporter.seen(chunk.first, chunk.captured_at, seen, *hearing.answered_by)
         if seen.events:
-            self._reporter.counts(hearing.tracker.counts())
+            self._count()
         self._note(seen, hearing.inferences)

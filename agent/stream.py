@@ -196,6 +196,11 @@ class Stream:
         """Frames handled since the start."""
         return self._pipeline.tally.frames if self._pipeline else 0
 
+    @property
+    def counted(self) -> tuple[tuple[str, str], ...]:
+        """Zones and labels that something was counted for, see `Reporter.counted`."""
+        return self._reporter.counted if self._reporter else ()
+
     def health(self) -> StreamHealth:
         """State now, and rates since the last call."""
         now = time.monotonic()
@@ -266,7 +271,10 @@ class Stream:
         desk = self._desk
         reporter = self._reporter = Reporter(desk.topics, self.name, publish, model, desk.events, desk.board)
         if self._model.manifest.has_tracks:
-            reporter.counts(dict.fromkeys(self.config.decode.labels, 0))
+            named = self.config.named
+            reporter.counts(
+                {label: 0 for zone, label in named if not zone}, {pair: 0 for pair in named if pair[0]}
+            )
         self._source, self._pipeline, self._filming = open_corridor(
             self.name, self.config, self._sense, reporter, self._changed, desk.recorder
         )

@@ -34,8 +34,9 @@ _OVERHEAD = 32
 """Bytes of a PUBLISH packet besides topic and payload, at most."""
 _FIRST = 8
 """Packets that may lie before the one that says why, at most: answers to what we have subscribed to, mostly."""
-LARGEST_PACKET = 32 * 1024
-"""Bytes of a packet that we want from a broker of MQTT 5: it keeps larger ones to itself."""
+LARGEST_PACKET = 256 * 1024
+"""Bytes of a packet that we want from a broker of MQTT 5: it keeps larger ones to itself. The largest that we
+ask for is our own discovery message: 150 kB of eight cameras with eight labels in two zones each."""
 
 
 class Acknowledged(Struct, frozen=True, gc=False):

@@ -19,6 +19,7 @@ from agent.comms.credentials import port, read_credentials, uses_tls
 from agent.comms.events import Events
 from agent.comms.identity import client_id
 from agent.comms.inbox import Handler, Inbox
+from agent.comms.inquiry import Answer, Inquiry
 from agent.comms.outage import Outage
 from agent.comms.outgoing import Outgoing
 from agent.comms.protocol import ProtocolChoice
@@ -75,7 +76,9 @@ class Publisher:
         self._events = Events(outgoing, where, config.reconnect_max_s)
         self._states, self._samples = States(where), Samples()
         self._inbox, self._answers = Inbox(where), Answers()
-        self._sweep = Sweep(self._states, {topics.count("+", "") + "#": b"0", topics.state("+", "#"): b""})
+        counts = (topics.count("+", "") + "#", topics.zone_count("+", "+", "") + "#")
+        self._sweep = Sweep(self._states, {**dict.fromkeys(counts, b"0"), topics.state("+", "#"): b""})
+        self._inquiry = Inquiry()
         self._outage = Outage(where, self._client_id)
         self._protocol = ProtocolChoice(config.protocol)
         self._backoff = Backoff(config.reconnect_max_s)
@@ -102,6 +105,11 @@ class Publisher:
     def retained(self) -> dict[str, bytes]:
         """Every retained topic with its payload, for a publisher that takes over from this one."""
         return self._states.all()
+
+    def ask(self, topic: str, answer: Answer) -> None:
+        """Find out what the broker retains under a topic, see `Inquiry.ask`."""
+        self._inquiry.ask(topic, answer)
+        self._wake.set()
 
     def listen(self, pattern: str, handler: Handler) -> None:
         """Hand every message that comes for a pattern to a handler, now and on each connection to come.
@@ -224,7 +232,7 @@ class Publisher:
         self._protocol.worked()
         self._outage.over(self._how())
         flows = (self._events, self._states, self._samples, self._inbox, self._answers)
-        Session(connection, self._topics.status, flows, self._sweep, self._outage).run(
+        Session(connection, self._topics.status, flows, (self._sweep, self._inquiry), self._outage).run(
             self._stop, self._config.keepalive_s / 4
         )
         self._samples.drop()

@@ -56,6 +56,8 @@ class Reporter:
         self._lock, self._closed = threading.Lock(), False
         self._answered_by = ("", "")
         self._counts: dict[str, int] = {}
+        self._zone_counts: dict[tuple[str, str], int] = {}
+        self._seen: dict[tuple[str, str], None] = {}
 
     def seen(self, seq: int, at: datetime, seen: Seen, backend: str, rung: str) -> None:
         """Report what one frame, or some sound, gave.
@@ -96,7 +98,7 @@ class Reporter:
             self._put([Event("end", track, reason) for track in self._open.values()], datetime.now(UTC), Stages())
             self._open.clear()
             self._closed = True
-        self.counts(dict.fromkeys(self._counts, 0))
+        self.counts(dict.fromkeys(self._counts, 0), {})
 
     def _put(self, events: Sequence[Event], at: datetime, stages: Stages) -> None:
         topic = self._topics.events(self._stream)
@@ -129,16 +131,38 @@ class Reporter:
             )
         )
 
-    def counts(self, counts: Mapping[str, int]) -> None:
-        """Set the number of live tracks of each label that changed."""
+    def counts(self, counts: Mapping[str, int], zones: Mapping[tuple[str, str], int]) -> None:
+        """Set the numbers of live tracks that changed.
+
+        Args:
+            counts: by label; those that are not among them stay as they are.
+            zones: by zone and label; those that are not among them are 0.
+        """
         if not self._config.counts:
             return
         for label, count in counts.items():
             if self._counts.get(label) != count:
                 self._counts[label] = count
-                topic = self._topics.count(self._stream, label)
-                # Counts change with events, and travel with them.
-                self._board.retain(topic, str(count).encode(), patient=self._config.events)
+                self._count(self._topics.count(self._stream, label), "", label, count)
+        for zone, label in (*zones, *(known for known in self._zone_counts if known not in zones)):
+            count = zones.get((zone, label), 0)
+            if self._zone_counts.get((zone, label)) != count:
+                self._zone_counts[zone, label] = count
+                self._count(self._topics.zone_count(self._stream, zone, label), zone, label, count)
+
+    def _count(self, topic: str, zone: str, label: str, count: int) -> None:
+        if count:
+            self._seen[zone, label] = None
+        # Counts change with events, and travel with them.
+        self._board.retain(topic, str(count).encode(), patient=self._config.events)
+
+    @property
+    def counted(self) -> tuple[tuple[str, str], ...]:
+        """Zones and labels that something was counted for, in the order of that; no zone: the whole picture.
+
+        May be asked from any thread.
+        """
+        return tuple(self._seen.copy())
 
     def snapshot(self, jpeg: bytes) -> None:
         """Set the picture of the newest event."""

@@ -11,6 +11,7 @@ from agent.comms.answers import Answers
 from agent.comms.connection import Acknowledged, Connection
 from agent.comms.events import Events
 from agent.comms.inbox import Inbox
+from agent.comms.inquiry import Inquiry
 from agent.comms.outage import Outage
 from agent.comms.samples import Samples
 from agent.comms.states import States
@@ -62,7 +63,7 @@ class Session:
         connection: Connection,
         status: str,
         flows: tuple[Events, States, Samples, Inbox, Answers],
-        sweep: Sweep,
+        looks: tuple[Sweep, Inquiry],
         outage: Outage,
     ) -> None:
         """Begin with what the broker has accepted.
@@ -71,12 +72,12 @@ class Session:
             connection: open.
             status: topic of the device's status.
             flows: what to send, and what to hear.
-            sweep: of what runs before have left at the broker.
+            looks: at what the broker retains: of runs before, and as somebody asks.
             outage: is told that it is over.
         """
         self._connection, self._status, self._outage = connection, status, outage
         self._events, self._states, self._samples, self._inbox, self._answers = flows
-        self._sweep = sweep
+        self._sweep, self._inquiry = looks
         self._status_mid = 0
         self._heard_at = time.monotonic()
 
@@ -93,6 +94,7 @@ class Session:
         self._inbox.restart(self._connection)  # first: who hears that we are online may command us
         self._say(ONLINE)
         self._sweep.begin(self._connection)
+        self._inquiry.begin(self._connection)
         while not self._connection.lost and not self._is_done(stop):
             self._send()
             pause_s = min(longest_pause_s, _PAUSE_S, self._events.retry_in(), stop.drain_left())
@@ -134,6 +136,7 @@ class Session:
             self._take(acknowledged)
         self._events.settle()
         self._sweep.go_on()
+        self._inquiry.go_on(self._connection)
         self._outage.settled()
         if time.monotonic() - self._heard_at > _SILENCE_S:
             self._connection.drop(f"no acknowledgement for {_SILENCE_S:.0f} s")

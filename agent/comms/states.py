@@ -102,7 +102,15 @@ class States:
             self._complain(topic, f"is refused: {reasons.in_words(acknowledged.code)}")
         else:
             self._complained.discard(topic)
+            self._forget_deleted(topic)
         return True
+
+    def _forget_deleted(self, topic: str) -> None:
+        """An empty payload has deleted a topic at the broker: it is not deleted again on each connection."""
+        with self._lock:
+            under_way = topic in self._due or topic in self._flight.values()
+            if not under_way and self._payloads.get(topic) == b"":
+                del self._payloads[topic]
 
     def _complain(self, topic: str, what: str) -> None:
         """Say it once. The topic is tried again when its payload changes, or on the next connection."""

@@ -62,9 +62,12 @@ class Topics(Struct, frozen=True):
         return f"{self._own}/{stream}/snapshot"
 
     def count(self, stream: str, label: str) -> str:
-        """Retained number of live tracks. Spaces in a label become `_`; `/`, `+` and `#` become `-`."""
-        level = label.replace(" ", "_").translate(str.maketrans("/+#", "---"))
-        return f"{self._own}/{stream}/count/{level}"
+        """Retained number of live tracks. Spaces in a label become `_`; `/`, `+`, `#` and NUL become `-`."""
+        return f"{self._own}/{stream}/count/{_level(label)}"
+
+    def zone_count(self, stream: str, zone: str, label: str) -> str:
+        """Retained number of live tracks that stand in a zone."""
+        return f"{self._own}/{stream}/zone/{zone}/count/{_level(label)}"
 
     def set(self, stream: str, what: str) -> str:
         """A command to one stream, never retained; `what` may have two levels, such as `zone/drive`."""
@@ -100,3 +103,12 @@ class Topics(Struct, frozen=True):
             return None if "/" in rest else Addressed(None, rest)
         word, _, what = rest.partition("/")
         return Addressed(first, what) if word == "set" else None
+
+    def retained_of(self, stream: str) -> tuple[str, ...]:
+        """What the topics begin with that a stream leaves retained."""
+        own = f"{self._own}/{stream}"
+        return self.snapshot(stream), f"{own}/count/", f"{own}/zone/"
+
+
+def _level(label: str) -> str:
+    return label.replace(" ", "_").translate(str.maketrans("/+#\0", "----"))

@@ -13,7 +13,15 @@ from msgspec import Struct
 
 from agent.check import check_stream
 from agent.comms.subscriber import Access, Received, Subscriber
-from agent.config import Config, DeviceConfig, MqttConfig, SelectionConfig, StorageConfig, StreamConfig
+from agent.config import (
+    Config,
+    DeviceConfig,
+    HomeAssistantConfig,
+    MqttConfig,
+    SelectionConfig,
+    StorageConfig,
+    StreamConfig,
+)
 from agent.daemon import Daemon
 from agent.demo.broker import EmbeddedBroker, installed
 from agent.errors import VedetteError
@@ -104,6 +112,7 @@ class Show:
             # amqtt never answers an MQTT 5 CONNECT: `auto` would find out, after seconds.
             mqtt=MqttConfig(host="127.0.0.1", port=port, protocol="3.1.1"),
             storage=StorageConfig(folder=folder),
+            homeassistant=HomeAssistantConfig(enabled=False),
             # Its folder goes with it, and with that what would be measured.
             selection=SelectionConfig(after_s=1e8),
         )

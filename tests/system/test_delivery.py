@@ -313,7 +313,11 @@ def test_the_work_of_a_dead_broker_is_noticed_by_its_silence(tmp_path: Path) -> 
 def test_counts_that_a_run_before_left_are_set_to_0_and_no_others(broker: Mosquitto, tmp_path: Path) -> None:
     import paho.mqtt.publish as publish
 
-    left = {TOPICS.count("front", "person"): b"5", TOPICS.count("gone", "cat"): b"1"}
+    left = {
+        TOPICS.count("front", "person"): b"5",
+        TOPICS.count("gone", "cat"): b"1",
+        TOPICS.zone_count("front", "yard", "person"): b"2",
+    }
     kept = {TOPICS.count("front", "dog"): b"2", "vedette/shed/front/count/person": b"3"}
     for topic, payload in {**left, **kept}.items():
         publish.single(topic, payload, retain=True, hostname="127.0.0.1", port=broker.port)

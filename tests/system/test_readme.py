@@ -114,6 +114,7 @@ def test_the_topics_are_those_that_are_published() -> None:
         topics.health,
         topics.events(stream),
         topics.count(stream, "<label>"),
+        topics.zone_count(stream, "<zone>", "<label>"),
         topics.snapshot(stream),
         topics.state(stream, "<what>"),
         topics.detections(stream),

@@ -136,6 +136,23 @@ def test_home_assistant_commands_and_tells_when_it_starts(broker: Mosquitto, por
     wait_for(lambda: (heard, porch.heard) == ([b"online"], COMMANDS[:1]))
 
 
+def test_a_device_finds_what_it_has_announced_and_not_what_another_has(
+    tmp_path: Path, broker: Mosquitto, porch: Device
+) -> None:
+    topic = "homeassistant/device/porch/config"
+    porch.publisher.retain(topic, b"{}")
+    broker.subscribe(topic, user="homeassistant").wait(lambda m: m.of(topic))
+    own, others = list[bytes](), list[bytes]()
+    porch.publisher.ask(topic, own.append)
+    shed = Device(tmp_path / "shed", broker, SHED)
+    shed.publisher.ask(topic, others.append)
+    try:
+        wait_for(lambda: own and others)
+    finally:
+        shed.stop()
+    assert (own, others) == ([b"{}"], [b""])
+
+
 def test_the_example_configuration_runs_and_lets_nobody_in_without_a_name(tmp_path: Path) -> None:
     secret = Mosquitto(tmp_path, users=USERS, tls=True, acl=ACL)
     text = (EXAMPLES / "mosquitto.conf").read_text()

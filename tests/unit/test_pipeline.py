@@ -73,6 +73,13 @@ def test_the_count_goes_up_and_down_and_is_told_once(tmp_path: Path) -> None:
     assert counts == [b"1", b"0"]
 
 
+def test_each_zone_counts_who_stands_in_it(tmp_path: Path) -> None:
+    kept = Kept()
+    run(tmp_path, kept, FrameList(frames(6)), zones=(RIGHT, LEFT))
+    zones = [(topic, value) for topic, value in kept.history if "/zone/" in topic]
+    assert zones == [("vedette/porch/front/zone/left/count/person", value) for value in (b"1", b"0")]
+
+
 def test_a_snapshot_is_a_jpeg_of_the_event(tmp_path: Path) -> None:
     kept = Kept()
     run(tmp_path, kept, FrameList(frames(4)))

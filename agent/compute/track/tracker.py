@@ -7,6 +7,7 @@ exactly once, whatever happens. Detections without a box are verdicts on the who
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
@@ -78,6 +79,13 @@ class Tracker:
     def counts(self) -> dict[str, int]:
         """Number of announced tracks alive, per label; a label once announced stays, with 0."""
         return dict(self._counts)
+
+    def zone_counts(self) -> dict[tuple[str, str], int]:
+        """Number of announced tracks alive, by zone and label; only what is not 0."""
+        standing = (
+            (zone, target.detection.label) for target in self._all() if target.id for zone in target.zones
+        )
+        return dict(Counter(standing))
 
     def update(self, detections: Sequence[Detection], at_ns: int, at: datetime, seen: Box = WHOLE) -> list[Event]:
         """One picture was inferred.

@@ -257,7 +257,7 @@ def test_a_candidate_that_is_none_is_refused_with_its_line(file: Path) -> None:
 
 def test_the_schema_knows_every_room() -> None:
     schema = json.loads(call("schema").stdout)
-    rooms = {"streams", "device", "mqtt", "storage", "health", "selection", "thermal"}
+    rooms = {"streams", "device", "mqtt", "storage", "health", "selection", "thermal", "homeassistant"}
     assert set(schema["$defs"]["Config"]["properties"]) == rooms
 
 

@@ -33,8 +33,24 @@ def test_a_count_that_stays_is_not_repeated() -> None:
     kept = Kept()
     speaking = reporter(kept, PublishConfig())
     for counts in ({"cat": 1, "dog": 0}, {"cat": 1, "dog": 0}, {"cat": 2, "dog": 0}):
-        speaking.counts(counts)
+        speaking.counts(counts, {})
     assert [body for _, body in kept.history] == [b"1", b"0", b"2"]
+
+
+def test_a_zone_that_a_thing_has_left_is_at_nought_again() -> None:
+    kept = Kept()
+    speaking = reporter(kept, PublishConfig())
+    for zones in ({("yard", "cat"): 0}, {("yard", "cat"): 1}, {("yard", "cat"): 1, ("road", "cat"): 1}, {}, {}):
+        speaking.counts({}, zones)
+    yard, road = "vedette/porch/front/zone/yard/count/cat", "vedette/porch/front/zone/road/count/cat"
+    assert kept.history == [(yard, b"0"), (yard, b"1"), (road, b"1"), (yard, b"0"), (road, b"0")]
+
+
+def test_counted_is_what_was_there_once() -> None:
+    speaking = reporter(Kept(), PublishConfig())
+    speaking.counts({"cat": 0, "dog": 1}, {("yard", "dog"): 1, ("road", "dog"): 0})
+    speaking.counts({"cat": 0, "dog": 0}, {})
+    assert speaking.counted == (("", "dog"), ("yard", "dog"))
 
 
 def test_without_zones_everything_is_told() -> None:
@@ -84,10 +100,10 @@ def test_closing_ends_what_is_open_and_takes_nothing_more() -> None:
     speaking = reporter(kept, PublishConfig())
     for one in (event("new"), event("new", track="front-2"), event("end", track="front-2")):
         speaking.events([one], NOW, Stages(), "cpu", "full")
-    speaking.counts({"person": 1})
+    speaking.counts({"person": 1}, {("yard", "person"): 1})
     speaking.close("shutdown")
     speaking.events([event("update"), event("end")], NOW, Stages(), "cpu", "full")
     told = [(message.kind, message.track.id, message.reason) for message in kept.events()]
     assert told[-1] == ("end", "front-1", "shutdown")
     assert [kind for kind, _, _ in told] == ["new", "new", "end", "end"]
-    assert kept.history[-1][1] == b"0"
+    assert set(kept.retained.values()) == {b"0"}

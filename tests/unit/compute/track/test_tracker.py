@@ -281,6 +281,8 @@ def test_every_new_has_exactly_one_end_and_counts_add_up(
         assert {track.id for track in clip.tracker.tracks()} == set(alive)
         assert +Counter(clip.tracker.counts()) == Counter(alive.values())
         assert min(clip.tracker.counts().values(), default=0) >= 0
+        standing = Counter((zone, track.label) for track in clip.tracker.tracks() for zone in track.zones)
+        assert clip.tracker.zone_counts() == standing
     assert alive == {}
 
 

@@ -1,0 +1,270 @@
+"""What happens in the scene, one function for each day in the life of a device, and what must hold then."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from datetime import datetime
+
+from ha_odd import an_old_word_is_no_event, names_of_every_kind, nothing_is_left_of_it
+from ha_scene import CONFIG_TOPIC, DEVICE, Scene
+
+from tests.support.publishing import TOPICS
+
+_UNKNOWN = ("unknown", "unavailable")
+_ALWAYS = ("connection", "seen")
+"""Of use when the device is away."""
+_NOTHING_TO_KNOW = ("update", "front.snapshot", "back_yard.snapshot")
+"""Of a button Home Assistant shows when it was pressed last. And no newer version is known until somebody tells
+the device of one: `unknown` is right."""
+
+
+def it_is_found(scene: Scene) -> None:
+    """A device appears with all that it has."""
+    scene.run()
+    scene.comes("the device is in the registry", lambda: scene.ha.device(DEVICE), 60.0)
+    scene.comes(
+        "a label that the configuration does not name becomes an entity when it is seen",
+        lambda: scene.entity("back_yard.occupancy.person"),
+        90.0,
+    )
+    device = scene.ha.device(DEVICE) or {}
+    name, maker, version = (device.get(key) for key in ("name", "manufacturer", "sw_version"))
+    scene.proved(
+        "it has a name, a maker and a version", name == "Porch" and maker and version, f"{name}, {version}"
+    )
+    scene.comes("every entity that is announced is there", lambda: set(scene.announced()) == set(scene.states()))
+    scene.proved(
+        "and no other", not set(scene.states()) - set(scene.announced()), f"{len(scene.states())} entities"
+    )
+    expected = {
+        "front.zone.left.count.person",
+        "front.zone.right.occupancy.person",
+        "kitchen.heard",
+        "front.picture",
+    }
+    scene.proved("zones, words and the picture are among them", expected <= set(scene.states()))
+
+
+def every_entity_has_its_state(scene: Scene) -> None:
+    """None is unknown or unavailable, save what nobody knows."""
+
+    def without() -> list[str]:
+        blank = [name for name, state in scene.states().items() if state in _UNKNOWN]
+        return [name for name in blank if name not in _NOTHING_TO_KNOW]
+
+    scene.comes("none is unknown or unavailable, save the update and the buttons", lambda: not without(), 90.0)
+    if without():
+        scene.proved("these are", proved=False, found=", ".join(without()))
+    update = scene.ha.states()[scene.entity("update")]
+    version = update["attributes"]["installed_version"]
+    scene.proved("the update knows the installed version", version == scene.state("version"), version)
+    scene.comes("somebody is seen", lambda: scene.state("front.occupancy.person") == "on", 60.0)
+    scene.comes("and counted", lambda: int(scene.state("front.count.person")) > 0, 60.0)
+    scene.comes("in a zone, too", lambda: "on" in _of(scene, "front.zone.", ".occupancy.person"), 60.0)
+    scene.comes("and nobody, when nobody is there", lambda: "off" in _of(scene, "front.zone.", ".person"), 60.0)
+
+
+def _of(scene: Scene, start: str, end: str) -> list[str]:
+    return [state for name, state in scene.states().items() if name.startswith(start) and name.endswith(end)]
+
+
+def values_are_right(scene: Scene) -> None:
+    """What Home Assistant shows is what the device publishes."""
+
+    def picture_is_ours() -> bool:
+        picture = scene.ha.bytes_of(f"/api/image_proxy/{scene.entity('front.picture')}")
+        return picture.startswith(b"\xff\xd8") and picture in scene.messages.of(TOPICS.snapshot("front"))
+
+    scene.comes("the picture is a snapshot of ours", picture_is_ours)
+    scene.comes("a word is an event", lambda: scene.state("kitchen.heard") not in _UNKNOWN)
+    heard = scene.ha.states()[scene.entity("kitchen.heard")]["attributes"]
+    known = heard["event_type"] in heard["event_types"] and 0 < heard["score"] <= 1
+    scene.proved("with the word and how sure it was", known, f"{heard['event_type']} {heard['score']:.2f}")
+    states = {name: scene.state(f"{name}.state") for name in ("front", "back_yard", "kitchen")}
+    scene.proved("each stream tells its state", set(states.values()) == {"running"}, states)
+    scene.comes("and its frames per second", lambda: float(scene.state("front.fps")) > 0)
+    seen = datetime.fromisoformat(scene.state("seen")).timestamp()
+    scene.proved("last seen is now", abs(time.time() - seen) < 10)
+    names = {one["attributes"]["friendly_name"] for one in scene.ha.states().values()}
+    wanted = {
+        "Porch Front person",
+        "Porch Front left person count",
+        "Porch Back yard person",
+        "Porch Kitchen word heard",
+    }
+    scene.proved("names are such as a person gives", wanted <= names, ", ".join(sorted(wanted)))
+
+
+def commands_are_carried_out(scene: Scene) -> None:
+    """What a person moves on the dashboard moves the device, which tells how it is now."""
+    ha, switch = scene.ha, scene.entity("front.enabled")
+    ha.call("switch", "turn_off", switch)
+    scene.comes("switched off, the stream is disabled", lambda: scene.state("front.state") == "disabled")
+    scene.comes("and says so", lambda: scene.state("front.enabled") == "off")
+    scene.comes("what it sees is unknown then", lambda: scene.state("front.occupancy.person") == "unavailable")
+    scene.proved("other streams go on", scene.state("kitchen.state") == "running")
+    ha.call("switch", "turn_on", switch)
+    scene.comes("switched on, it runs", lambda: scene.state("front.state") == "running", 60.0)
+    scene.comes("and sees", lambda: scene.state("front.occupancy.person") in ("on", "off"))
+    _set(scene, "front.threshold", "number", "set_value", "0.35", value=0.35)
+    _set(scene, "back_yard.rung", "select", "select_option", "320", option="320")
+    _set(scene, "front.zone.left.enabled", "switch", "turn_off", "off")
+    scene.comes("nobody stands in a zone that is off", lambda: scene.state("front.zone.left.count.person") == "0")
+    _set(scene, "front.zone.left.enabled", "switch", "turn_on", "on")
+    before = scene.state("front.picture")
+    ha.call("button", "press", scene.entity("front.snapshot"))
+    scene.comes("a picture is taken", lambda: scene.state("front.picture") not in (before, *_UNKNOWN))
+    scene.proved("and the button knows when", scene.state("front.snapshot") not in _UNKNOWN)
+
+
+def _set(scene: Scene, name: str, domain: str, service: str, wanted: str, **data: object) -> None:
+    scene.ha.call(domain, service, scene.entity(name), **data)
+    scene.comes(f"{name}: {service} {wanted}", lambda: scene.state(name) == wanted)
+    stream, _, what = name.partition(".")
+    topic = TOPICS.state(stream, what.removesuffix(".enabled").replace(".", "/"))
+    said = scene.messages.of(topic)
+    scene.proved("as the device says itself", said and said[-1] == wanted.encode(), topic)
+
+
+def it_goes_and_comes_back(scene: Scene) -> None:
+    """A killed device is unavailable, and so is one that was stopped."""
+    for how in (signal.SIGKILL, signal.SIGTERM):
+        scene.comes(f"before {how.name} all is available", lambda: _none_is_unavailable(scene))
+        scene.vedette.end(how)
+        scene.comes(f"after {how.name} all is unavailable", lambda: _all_are(scene, "unavailable"), 60.0)
+        scene.proved("save when it was seen last", scene.state("seen") not in _UNKNOWN, scene.state("seen"))
+        scene.proved("and that it is not connected", scene.state("connection") == "off")
+        scene.vedette.start()
+        scene.comes("started again all is back", lambda: _none_is_unavailable(scene), 90.0)
+    scene.proved("with the label that was seen before", scene.entity("back_yard.occupancy.person"))
+
+
+def _all_are(scene: Scene, state: str) -> bool:
+    return all(found == state for name, found in scene.states().items() if name not in _ALWAYS)
+
+
+def _none_is_unavailable(scene: Scene) -> bool:
+    return "unavailable" not in scene.states().values()
+
+
+def the_broker_restarts(scene: Scene) -> None:
+    """Home Assistant and the device find each other again."""
+    scene.restart_broker()
+    scene.comes("all is back", lambda: scene.state("connection") == "on" and _none_is_unavailable(scene), 90.0)
+    scene.comes("and goes on", lambda: "on" in _of(scene, "front.", ".occupancy.person"), 60.0)
+
+
+def home_assistant_starts(scene: Scene) -> None:
+    """Its start is answered by one more announcement, a little later."""
+    before = len(scene.messages.of(CONFIG_TOPIC))
+    began = time.monotonic()
+    scene.say("homeassistant/status", b"online")
+    scene.comes("the device announces itself once more", lambda: len(scene.messages.of(CONFIG_TOPIC)) > before)
+    waited = time.monotonic() - began
+    scene.proved("not at once, as a fleet would", waited >= 1.0, f"{waited:.1f} s")
+    time.sleep(8.0)
+    scene.proved("and once only", len(scene.messages.of(CONFIG_TOPIC)) == before + 1)
+
+
+def a_stream_goes(scene: Scene) -> None:
+    """What a reload removes is removed."""
+    streams = scene.vedette.config["streams"]
+    gone = {name for name in scene.states() if name.startswith(("back_yard.", "front.zone.left."))}
+    kept = set(scene.states()) - gone
+    yard = streams.pop("back_yard")
+    zones = streams["front"]["zones"]
+    streams["front"]["zones"] = [zone for zone in zones if zone["name"] == "right"]
+    scene.vedette.reload()
+    scene.comes(
+        "entities of a stream and a zone that are gone are gone", lambda: not gone & set(scene.states()), 30.0
+    )
+    scene.proved("the others stay", set(scene.states()) == kept, f"{len(gone)} gone, {len(kept)} left")
+    streams["back_yard"], streams["front"]["zones"] = yard, zones
+    scene.vedette.reload()
+    scene.comes(
+        "and come back with it", lambda: gone - {"back_yard.occupancy.person"} <= set(scene.announced()), 90.0
+    )
+    scene.comes("each with its state", lambda: _none_is_unavailable(scene), 60.0)
+
+
+def a_stream_goes_while_home_assistant_is_away(scene: Scene) -> None:
+    """It cannot be removed then, and is when Home Assistant has started."""
+    scene.ha.stop()
+    scene.vedette.config["streams"].pop("back_yard")
+    scene.vedette.reload()
+    time.sleep(8.0)
+    scene.ha.start()
+    scene.comes(
+        "what was removed meanwhile is gone when it has started",
+        lambda: not [name for name in scene.ha.entities(DEVICE) if name.startswith("back_yard.")],
+        60.0,
+    )
+    scene.comes("all else is there", lambda: set(scene.states()) == set(scene.announced()), 30.0)
+    scene.comes("with its state", lambda: _none_is_unavailable(scene), 60.0)
+    last = scene.messages.of(CONFIG_TOPIC)
+    scene.comes(
+        "and no trace is left in the message", lambda: b"back_yard" not in scene.messages.of(CONFIG_TOPIC)[-1]
+    )
+    scene.proved("the message was small", len(last[-1]) < 32_000, f"{len(last[-1])} bytes")
+
+
+def a_stranger_has_the_name(scene: Scene) -> None:
+    """What another program has announced under the device's name stays."""
+    scene.vedette.end()
+    theirs = {"dev": {"ids": ["theirs"], "name": "Theirs"}, "o": {"name": "other"}, "cmps": {}}
+    scene.say(CONFIG_TOPIC, json.dumps(theirs).encode(), retain=True)
+    scene.vedette.start()
+    said = scene.vedette.wait_said("belongs to other, device theirs")
+    scene.proved("the log says so", said, said[-150:])
+    time.sleep(5.0)
+    newest = json.loads(scene.messages.of(CONFIG_TOPIC)[-1])
+    scene.proved("it is left alone", newest == theirs)
+
+
+def it_is_switched_off(scene: Scene) -> None:
+    """`enabled = false` takes back what was announced."""
+    scene.vedette.end()
+    scene.say(CONFIG_TOPIC, b"", retain=True)
+    scene.vedette.start()
+    scene.comes("announced anew", lambda: scene.announced() and _none_is_unavailable(scene), 60.0)
+    scene.vedette.end()
+    scene.vedette.config["homeassistant"] = {"enabled": False}
+    scene.vedette.start()
+    scene.comes("the device is gone", lambda: scene.ha.device(DEVICE) is None, 60.0)
+    scene.proved("its message too", scene.messages.of(CONFIG_TOPIC)[-1] == b"")
+
+
+def every_key_is_known(scene: Scene) -> None:
+    """Home Assistant drops misspelt keys without a word."""
+    found = scene.ha.discovered(DEVICE)
+    dropped = scene.dropped_keys()
+    scene.proved("Home Assistant keeps every key", found and not dropped, dropped or f"of {len(found)} entities")
+
+
+def the_log_is_clean(scene: Scene) -> None:
+    """Nothing about us is worth a warning."""
+    complaints = scene.complaints()
+    scene.proved("no warning and no error in Home Assistant's log", not complaints, "\n".join(complaints)[:2000])
+
+
+DAYS = (
+    it_is_found,
+    every_entity_has_its_state,
+    values_are_right,
+    every_key_is_known,
+    commands_are_carried_out,
+    it_goes_and_comes_back,
+    names_of_every_kind,
+    an_old_word_is_no_event,
+    nothing_is_left_of_it,
+    the_log_is_clean,
+    the_broker_restarts,
+    home_assistant_starts,
+    a_stream_goes,
+    a_stream_goes_while_home_assistant_is_away,
+    a_stranger_has_the_name,
+    it_is_switched_off,
+    the_log_is_clean,
+)

@@ -1,0 +1,111 @@
+"""A device that only speaks: models of every kind, labels of every script, words that come late or twice."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+
+from ha_scene import Scene
+from msgspec.structs import replace
+
+from agent.comms.discovery import entities, message, topic
+from agent.comms.payload import EventMessage, HealthMessage, Latency, ModelId, SpoolHealth, StreamHealth, encode
+from agent.comms.subject import Device, Label, Subject
+from agent.comms.topics import Topics
+from agent.messages import Track
+
+_LABELS = (
+    "Bark",
+    "bark",
+    "Smoke detector, smoke alarm",
+    "traffic light",
+    "Hündchen",
+    "犬",
+    "{{ 1/0 }}",
+    'a"b',
+    "a'b",
+)
+_PLACES = tuple(Label(zone, label) for zone in ("", "drive_way") for label in _LABELS)
+_WHOLE = Subject("Front-Door", "things", _LABELS, _PLACES, zones=("drive_way",), rungs=("auto", "416"))
+_TOPICS = Topics("vedette", "Odd_device-1")
+DEVICE = Device(
+    _TOPICS,
+    "Raspberry Pi 4 Model B Rev 1.4",
+    "0.1.0",
+    True,
+    (
+        _WHOLE,
+        replace(_WHOLE, name="line_2", kind="verdicts"),
+        replace(_WHOLE, name="yard", kind="sounds"),
+        replace(_WHOLE, name="kitchen", kind="words"),
+    ),
+)
+
+
+def names_of_every_kind(scene: Scene) -> None:
+    """Whatever streams, zones and labels are called, and whatever their model finds."""
+    told = entities(DEVICE, (), 16).components
+    scene.say(topic("homeassistant", DEVICE), message(DEVICE, told, {}, alive=False), retain=True)
+    scene.say(_TOPICS.status, b"online", retain=True)
+    scene.say(_TOPICS.health, encode(_health()), retain=True)
+    ours = DEVICE.identifier
+    scene.comes("each label of each kind is an entity", lambda: set(scene.ha.entities(ours)) == set(told), 30.0)
+    scene.proved(
+        "none has shared an id", len(set(scene.ha.entities(ours).values())) == len(told), f"{len(told)} entities"
+    )
+    dropped = scene.dropped_keys(ours)
+    scene.proved("Home Assistant keeps every key", not dropped, dropped or "")
+    for label in ("Smoke detector, smoke alarm", "犬"):
+        scene.say(_TOPICS.count("yard", label), b"1", retain=True)
+        _becomes(scene, DEVICE.streams[2].occupancy_id(Label("", label)), "on")
+    for name, wanted in (("temperature", "61.5"), ("hot", "on"), ("dropped", "3"), ("waiting", "7")):
+        _becomes(scene, name, wanted)
+
+
+def _becomes(scene: Scene, name: str, wanted: str) -> None:
+    scene.comes(f"{name} is {wanted}", lambda: _state(scene, name) == wanted)
+
+
+def an_old_word_is_no_event(scene: Scene) -> None:
+    """A word that waited for the broker must not switch a lamp on now, nor one that came twice."""
+    _hear(scene, "first", 100.0)
+    scene.comes(
+        "a word is an event", lambda: _state(scene, "kitchen.heard") not in ("", "unknown", "unavailable")
+    )
+    before = _state(scene, "kitchen.heard")
+    _hear(scene, "first", 100.0)
+    time.sleep(2.0)
+    scene.proved("the same one delivered twice is one", _state(scene, "kitchen.heard") == before)
+    _hear(scene, "late", 61_000.0)
+    time.sleep(2.0)
+    scene.proved("one of a minute ago is none", _state(scene, "kitchen.heard") == before)
+    _hear(scene, "second", 100.0)
+    scene.comes("the next one is", lambda: _state(scene, "kitchen.heard") != before)
+
+
+def nothing_is_left_of_it(scene: Scene) -> None:
+    """An empty message removes a device with all that it has."""
+    scene.say(topic("homeassistant", DEVICE), b"", retain=True)
+    scene.comes("an empty message removes it", lambda: scene.ha.device(DEVICE.identifier) is None)
+
+
+def _state(scene: Scene, name: str) -> str:
+    entity = scene.ha.entities(DEVICE.identifier).get(name, "")
+    return str(scene.ha.states().get(entity, {}).get("state", ""))
+
+
+def _health() -> HealthMessage:
+    streams = {subject.name: StreamHealth("running", fps=9.5) for subject in DEVICE.streams}
+    spool = SpoolHealth(7, 1000, 3, "disk")
+    return HealthMessage("0.1.0", datetime.now(UTC), 1.0, streams, spool, 90.0, 61.5, hot=True)
+
+
+def _hear(scene: Scene, name: str, total_ms: float) -> None:
+    now = datetime.now(UTC)
+    track = Track("kitchen-1", _LABELS[2], 0.9, 0.9, 1, now, now)
+    latency = Latency(0, 0, 0, 0, 0, 0, total=total_ms)
+    model = ModelId("small-speech", "0" * 12)
+    told = EventMessage(name, "odd", "kitchen", "heard", "word", track, now, latency, model, "cpu", "12", 1)
+    assert json.loads(encode(told))["latency_ms"]["total"] == total_ms
+    scene.say(_TOPICS.events("kitchen"), encode(told))

@@ -1,0 +1,242 @@
+"""The announcer at a broker and beside a Home Assistant that the test plays, with a clock that the test turns."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from agent.comms.announcer import Announcer
+from agent.comms.subject import Device, Label, Subject
+from agent.comms.subscriptions import Received
+from agent.comms.topics import Topics
+from agent.config import HomeAssistantConfig
+
+TOPIC, STATUS = "homeassistant/device/porch/config", "homeassistant/status"
+FRONT = Subject("front", "things", ("person", "car"), (Label("", "person"),))
+DEVICE = Device(Topics("vedette", "porch"), "", "0.1.0", False, (FRONT, replace(FRONT, name="back")))
+
+
+class World:
+    """A line, a broker that retains, and a clock."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.kept: dict[str, bytes] = {}
+        self.sent: list[bytes] = []
+        self.handlers: dict[str, Callable[[Received], None]] = {}
+        self.asked: list[tuple[str, Callable[[bytes], None]]] = []
+
+    def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
+        assert topic == TOPIC
+        self.kept[topic] = payload
+        self.sent.append(payload)
+
+    def repeat(self, topic: str) -> None:
+        self.sent.append(self.kept[topic])
+
+    def listen(self, pattern: str, handler: Callable[[Received], None]) -> None:
+        self.handlers[pattern] = handler
+
+    def ignore(self, pattern: str) -> None:
+        self.handlers.pop(pattern, None)
+
+    def ask(self, topic: str, answer: Callable[[bytes], None]) -> None:
+        self.asked.append((topic, answer))
+
+    def answer(self) -> None:
+        for topic, answer in self.asked:
+            answer(self.kept.get(topic, b""))
+        self.asked.clear()
+
+    def birth(self, payload: bytes = b"online", *, retained: bool = False) -> None:
+        self.handlers[STATUS](Received(STATUS, payload, retained))
+
+    def announcer(self, config: HomeAssistantConfig | None = None, device: Device = DEVICE) -> Announcer:
+        made = Announcer(
+            self, config or HomeAssistantConfig(), device, clock=lambda: self.now, jitter=lambda low, high: high
+        )
+        self.answer()
+        return made
+
+    def live(self, announcer: Announcer, device: Device = DEVICE, seconds: float = 60.0) -> list[dict[str, Any]]:
+        """Let time pass; gives the components of what was sent."""
+        before = len(self.sent)
+        for _ in range(int(seconds * 2)):
+            announcer.look(device)
+            self.now += 0.5
+        return [json.loads(body)["cmps"] for body in self.sent[before:] if body]
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def removed(parts: dict[str, Any]) -> set[str]:
+    return {name for name, part in parts.items() if set(part) == {"p"}}
+
+
+def test_nothing_is_said_before_the_broker_has_told_what_it_retains(world: World) -> None:
+    announcer = Announcer(world, HomeAssistantConfig(), DEVICE, clock=lambda: world.now)
+    assert not world.live(announcer)
+    world.answer()
+    assert len(world.live(announcer)) == 1
+
+
+def test_what_has_not_changed_is_said_once(world: World) -> None:
+    announcer = world.announcer()
+    (parts,) = world.live(announcer, seconds=600)
+    assert "front.occupancy.person" in parts
+    assert not removed(parts)
+
+
+def test_a_start_of_home_assistant_is_answered_once_and_not_at_once(world: World) -> None:
+    announcer = world.announcer()
+    world.live(announcer)
+    world.birth()
+    world.birth()
+    assert not world.live(announcer, seconds=9.0)
+    assert len(world.live(announcer)) == 1
+    world.birth()
+    assert len(world.live(announcer)) == 1
+
+
+@pytest.mark.parametrize(("payload", "retained"), [(b"offline", False), (b"online", True), (b"\xff", False)])
+def test_nothing_else_on_that_topic_is_a_start(world: World, payload: bytes, retained: bool) -> None:
+    announcer = world.announcer()
+    world.live(announcer)
+    world.birth(payload, retained=retained)
+    assert not world.live(announcer)
+
+
+def test_a_stream_that_is_gone_is_removed(world: World) -> None:
+    announcer = world.announcer()
+    world.live(announcer)
+    (parts,) = world.live(announcer, replace(DEVICE, streams=(FRONT,)))
+    assert removed(parts) == {name for name in parts if name.startswith("back.")}
+    assert "back.occupancy.person" in removed(parts)
+
+
+def test_a_stream_that_went_between_two_runs_is_removed(world: World) -> None:
+    world.live(world.announcer())
+    (parts,) = world.live(world.announcer(), replace(DEVICE, streams=(FRONT,)))
+    assert "back.occupancy.person" in removed(parts)
+    (parts,) = world.live(world.announcer(), replace(DEVICE, streams=(FRONT,)))
+    assert "back.occupancy.person" in removed(parts), "Home Assistant may not have been there yet"
+
+
+def test_after_a_start_of_home_assistant_what_is_gone_is_raised_removed_and_forgotten(world: World) -> None:
+    announcer, left = world.announcer(), replace(DEVICE, streams=(FRONT,))
+    world.live(announcer)
+    world.live(announcer, left)
+    world.birth()
+    began = world.now
+    raised, buried, forgotten = world.live(announcer, left)
+    assert not removed(raised)
+    assert raised["back.occupancy.person"]["uniq_id"] == "vedette/porch/back.occupancy.person"
+    assert "back.occupancy.person" in removed(buried)
+    assert not [name for name in forgotten if name.startswith("back.")]
+    assert world.now - began >= 10
+    world.birth()
+    assert len(world.live(announcer, left)) == 1, "as it was"
+
+
+def test_what_goes_while_that_is_under_way_is_not_forgotten(world: World) -> None:
+    announcer = world.announcer()
+    world.live(announcer)
+    world.live(announcer, replace(DEVICE, streams=(replace(FRONT, named=()), FRONT.__class__("back", "things"))))
+    world.birth()
+    world.live(announcer, replace(DEVICE, streams=(FRONT, replace(FRONT, name="back", named=()))), seconds=12)
+    *_, last = world.live(announcer, replace(DEVICE, streams=(FRONT,)))
+    assert {"back.fps", "back.state"} <= removed(last), "Home Assistant may have stopped meanwhile"
+    assert "back.occupancy.person" not in last, "it was removed when Home Assistant had started"
+
+
+def test_two_messages_are_never_close_together(world: World) -> None:
+    announcer = world.announcer()
+    times = []
+    for number in range(40):
+        before = len(world.sent)
+        seen = tuple(Label("", label) for label in ("person", "car")[: number % 3])
+        world.live(announcer, replace(DEVICE, streams=(replace(FRONT, named=(), counted=seen),)), seconds=0.5)
+        times += [world.now] * (len(world.sent) - before)
+    assert len(times) >= 3
+    assert min(later - earlier for earlier, later in itertools.pairwise(times)) >= 5
+
+
+def test_a_label_that_is_seen_is_added_and_stays_over_a_restart(world: World) -> None:
+    open_ended = replace(DEVICE, streams=(replace(FRONT, named=()),))
+    announcer = world.announcer(device=open_ended)
+    (parts,) = world.live(announcer, open_ended)
+    assert "front.occupancy.car" not in parts
+    seen = replace(DEVICE, streams=(replace(FRONT, named=(), counted=(Label("", "car"),)),))
+    (parts,) = world.live(announcer, seen)
+    assert "front.occupancy.car" in parts
+    (parts,) = world.live(world.announcer(device=open_ended), open_ended)
+    assert "front.occupancy.car" in parts
+    assert not removed(parts)
+
+
+def test_what_a_stream_without_its_model_would_find_is_neither_announced_nor_removed(world: World) -> None:
+    announcer = world.announcer()
+    (whole,) = world.live(announcer)
+    broken = replace(DEVICE, streams=(FRONT, Subject("back")))
+    (parts,) = world.live(announcer, broken)
+    assert "back.occupancy.person" not in parts
+    assert not removed(parts)
+    (again,) = world.live(announcer)
+    assert again == whole
+    world.live(announcer, broken)
+    (parts,) = world.live(announcer, replace(DEVICE, streams=(FRONT,)))
+    assert "back.occupancy.person" in removed(parts), "it is gone with its stream"
+
+
+def test_another_programs_device_is_left_alone(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.kept[TOPIC] = theirs = b'{"o": {"name": "other"}, "dev": {"ids": ["x"]}, "cmps": {}}'
+    with caplog.at_level(logging.WARNING):
+        announcer = world.announcer()
+        world.live(announcer)
+    assert world.kept[TOPIC] == theirs
+    assert not world.sent
+    assert not world.handlers
+    (said,) = caplog.messages
+    assert "belongs to other, device x" in said
+
+
+def test_switched_off_it_takes_back_what_it_announced(world: World) -> None:
+    world.live(world.announcer())
+    announcer = world.announcer(HomeAssistantConfig(enabled=False))
+    world.live(announcer)
+    assert world.kept[TOPIC] == b""
+    assert world.sent[1:] == [b""]
+
+
+@pytest.mark.parametrize("kept", [b"", b'{"o": {"name": "other"}, "dev": {"ids": ["x"]}, "cmps": {}}', b"?"])
+def test_switched_off_it_touches_nothing_else(
+    world: World, kept: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.kept[TOPIC] = kept
+    announcer = world.announcer(HomeAssistantConfig(enabled=False))
+    world.live(announcer)
+    assert not world.sent
+    assert not world.handlers
+    assert not caplog.messages
+
+
+def test_labels_beyond_the_bound_are_told_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    config = HomeAssistantConfig(max_labels=1)
+    seen = (Label("", "person"), Label("", "car"))
+    many = replace(DEVICE, streams=(replace(FRONT, named=(), counted=seen),))
+    announcer = world.announcer(config, many)
+    (parts,) = world.live(announcer, many)
+    assert "front.occupancy.car" not in parts
+    world.birth()
+    world.live(announcer, many)
+    (said,) = [said for said in caplog.messages if "max_labels" in said]
+    assert "stream front: car" in said

@@ -1,0 +1,314 @@
+"""The discovery message as a table of what each kind of stream gives, and for names of every kind."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from agent.comms.discovery import _NEEDS, ORIGIN, entities, message, read, topic
+from agent.comms.subject import Device, Kind, Label, Subject
+from agent.comms.topics import Topics
+
+TOPICS = Topics("vedette", "porch")
+FRONT = Subject(
+    "front",
+    "things",
+    ("person", "car", "traffic light"),
+    named=(Label("", "person"), Label("drive", "person")),
+    zones=("drive",),
+    rungs=("auto", "416", "256"),
+)
+
+
+def device(*streams: Subject, topics: Topics = TOPICS, has_temperature: bool = True) -> Device:
+    return Device(topics, "Raspberry Pi 4 Model B", "0.1.0", has_temperature, streams)
+
+
+def told(made: Device, known: tuple[str, ...] = (), most: int = 16) -> dict[str, dict[str, Any]]:
+    return entities(made, known, most).components
+
+
+def of_front(subject: Subject = FRONT, known: tuple[str, ...] = (), most: int = 16) -> set[str]:
+    return {name for name in told(device(subject), known, most) if name.startswith("front.")}
+
+
+_SAME = {"front.enabled", "front.threshold", "front.state", "front.fps"}
+_PICTURES = {"front.picture", "front.snapshot", "front.rung"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "ids"),
+    [
+        (
+            "things",
+            {
+                "front.occupancy.person",
+                "front.count.person",
+                "front.zone.drive.occupancy.person",
+                "front.zone.drive.count.person",
+                "front.zone.drive.enabled",
+                *_PICTURES,
+            },
+        ),
+        ("verdicts", {"front.occupancy.person", "front.zone.drive.occupancy.person", *_PICTURES}),
+        ("sounds", {"front.occupancy.person", "front.zone.drive.occupancy.person", "front.rung"}),
+        ("words", {"front.heard", "front.rung"}),
+        (None, set()),
+    ],
+)
+def test_what_a_model_finds_decides_what_there_is(kind: Kind | None, ids: set[str]) -> None:
+    assert of_front(replace(FRONT, kind=kind)) - {"front.rung"} == (ids | _SAME) - {"front.rung"}
+    assert ("front.rung" in of_front(replace(FRONT, kind=kind))) is True
+
+
+def test_the_device_tells_of_itself() -> None:
+    own = {name for name in told(device()) if "." not in name}
+    assert own == {"connection", "hot", "temperature", "waiting", "dropped", "version", "seen", "update"}
+    assert "temperature" not in told(device(has_temperature=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        (
+            "front.occupancy.person",
+            {
+                "platform": "binary_sensor",
+                "name": "Front person",
+                "device_class": "occupancy",
+                "state_topic": "vedette/porch/front/count/person",
+            },
+        ),
+        (
+            "front.zone.drive.count.person",
+            {
+                "platform": "sensor",
+                "name": "Front drive person count",
+                "state_topic": "vedette/porch/front/zone/drive/count/person",
+            },
+        ),
+        (
+            "front.enabled",
+            {
+                "platform": "switch",
+                "command_topic": "vedette/porch/front/set/enabled",
+                "state_topic": "vedette/porch/front/state/enabled",
+                "payload_on": "on",
+                "payload_off": "off",
+            },
+        ),
+        ("front.zone.drive.enabled", {"command_topic": "vedette/porch/front/set/zone/drive"}),
+        ("front.threshold", {"platform": "number", "min": 0, "max": 1}),
+        ("front.rung", {"platform": "select", "options": ["auto", "416", "256"]}),
+        ("front.snapshot", {"platform": "button", "command_topic": "vedette/porch/front/set/snapshot"}),
+        ("front.picture", {"platform": "image", "image_topic": "vedette/porch/front/snapshot"}),
+        ("front.state", {"device_class": "enum", "state_topic": "vedette/porch/health"}),
+        ("hot", {"platform": "binary_sensor", "device_class": "problem"}),
+        ("seen", {"device_class": "timestamp", "availability": []}),
+        ("update", {"platform": "update"}),
+    ],
+)
+def test_an_entity_listens_and_speaks_where_the_device_does(name: str, fields: dict[str, Any]) -> None:
+    assert told(device(FRONT))[name].items() >= fields.items()
+
+
+def test_a_word_is_an_event_of_its_kind() -> None:
+    heard = told(device(replace(FRONT, kind="words", labels=("one", "two"))))["front.heard"]
+    assert heard["platform"] == "event"
+    assert heard["event_types"] == ["one", "two"]
+    assert heard["state_topic"] == "vedette/porch/front/events"
+
+
+@pytest.mark.parametrize(
+    ("off", "gone"),
+    [
+        ({"counts": False}, {"front.occupancy.person", "front.count.person"}),
+        ({"snapshot": False}, {"front.picture"}),
+        ({"commands": False}, {"front.enabled", "front.threshold", "front.rung", "front.snapshot"}),
+        ({"rungs": ("only",)}, {"front.rung"}),
+    ],
+)
+def test_what_is_not_published_is_not_announced(off: dict[str, Any], gone: set[str]) -> None:
+    assert gone <= of_front()
+    assert not gone & of_front(replace(FRONT, **off))
+
+
+def test_a_silent_stream_of_words_has_no_event() -> None:
+    assert "front.heard" not in of_front(replace(FRONT, kind="words", events=False))
+
+
+def test_a_label_that_nobody_named_becomes_an_entity_when_it_was_seen_and_stays() -> None:
+    free = replace(FRONT, named=())
+    assert "front.occupancy.car" not in of_front(free)
+    seen = replace(free, counted=(Label("", "car"), Label("drive", "car")))
+    assert {"front.occupancy.car", "front.zone.drive.count.car"} <= of_front(seen)
+    known = tuple(of_front(seen))
+    assert of_front(free, known) == of_front(seen), "and after a restart"
+    assert "front.occupancy.car" not in of_front(replace(free, labels=("person",)), known), (
+        "the model was exchanged"
+    )
+
+
+def test_there_are_no_more_than_so_many_labels_that_nobody_named() -> None:
+    labels = tuple(f"thing{number}" for number in range(80))
+    seen = tuple(Label(zone, label) for label in labels for zone in ("", "drive"))
+    many = replace(FRONT, labels=("person", *labels), counted=seen)
+    made = entities(device(many), (), 3)
+    assert sum("occupancy.thing" in name for name in made.components) == 3 * 2
+    assert "front.occupancy.person" in made.components, "the configuration names it"
+    assert made.left_out == {"front": list(labels[3:])}
+
+
+def _body(made: Device, gone: dict[str, str] | None = None, *, alive: bool = False) -> dict[str, Any]:
+    return dict(json.loads(message(made, told(made), gone or {}, alive=alive)))
+
+
+def test_the_message_says_who_it_is_about_and_when_that_is_there() -> None:
+    body = _body(device(FRONT))
+    assert body["dev"]["ids"] == ["vedette/porch"]
+    assert body["dev"]["name"] == "Porch"
+    assert body["o"]["name"] == ORIGIN
+    assert body["avty"][0]["t"] == "vedette/porch/status"
+    watching = body["cmps"]["front.occupancy.person"]
+    assert [one["t"] for one in watching["avty"]] == ["vedette/porch/status", "vedette/porch/health"]
+    assert watching["avty_mode"] == "all"
+    assert topic("homeassistant", device()) == "homeassistant/device/porch/config"
+
+
+def test_what_is_gone_is_removed_by_its_platform_alone_and_comes_first() -> None:
+    parts = _body(device(FRONT), {"back.fps": "sensor"})["cmps"]
+    assert parts["back.fps"] == {"p": "sensor"}
+    assert next(iter(parts)) == "back.fps"
+
+
+def test_what_is_gone_can_be_raised_to_be_removed_again() -> None:
+    part = _body(device(FRONT), {"back.fps": "sensor"}, alive=True)["cmps"]["back.fps"]
+    assert part["uniq_id"] == "vedette/porch/back.fps"
+    assert part["stat_t"] == "vedette/porch/gone"
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z.]{1,20}", fullmatch=True), st.sampled_from(sorted(_NEEDS))))
+def test_whatever_is_gone_can_be_raised(gone: dict[str, str]) -> None:
+    made = device()
+    raised = read(message(made, {}, gone, alive=True), made)
+    assert (raised.alive, raised.gone) == (gone, {})
+    buried = read(message(made, {}, gone, alive=False), made)
+    assert (buried.alive, buried.gone) == ({}, gone)
+
+
+def test_every_platform_that_there_is_can_be_raised() -> None:
+    kinds: list[Kind] = ["things", "words"]
+    made = device(*(replace(FRONT, name=kind, kind=kind) for kind in kinds))
+    assert {one["platform"] for one in told(made).values()} == set(_NEEDS)
+
+
+def test_a_message_of_ours_is_understood() -> None:
+    made = device(FRONT)
+    found = read(message(made, told(made), {"back.fps": "sensor"}, alive=False), made)
+    assert found.alive == {name: one["platform"] for name, one in told(made).items()}
+    assert found.gone == {"back.fps": "sensor"}
+    assert not found.owner
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{not json",
+        b"\xff\xfe",
+        b"[]",
+        b'{"cmps": 3}',
+        b'{"o": {"name": "other"}, "dev": {"ids": ["vedette/porch"]}, "cmps": {}}',
+        b'{"o": {"name": "Vedette"}, "dev": {"ids": ["eyes/porch"]}, "cmps": {}}',
+        b"[" * 100_000,
+    ],
+)
+def test_what_is_not_ours_is_somebody_elses(body: bytes) -> None:
+    found = read(body, device())
+    assert found.owner
+    assert not found.alive
+    assert not found.gone
+
+
+def test_nothing_is_nobodys() -> None:
+    assert not read(b"", device()).owner
+
+
+def test_a_message_in_our_name_cannot_have_us_announce_what_we_do_not_know() -> None:
+    forged = {"o": {"name": ORIGIN}, "dev": {"ids": ["vedette/porch"]}}
+    parts = {f"x{number}": {"p": "sensor"} for number in range(10_000)}
+    parts |= {"a": {"p": "lock"}, "b": {"p": "sensor", "uniq_id": "b"}, "y" * 1000: {"p": "sensor"}}
+    found = read(
+        json.dumps({**forged, "cmps": {**{"b": parts["b"], "a": parts["a"]}, **parts}}).encode(), device()
+    )
+    assert found.alive == {"b": "sensor"}
+    assert len(found.gone) <= 2000
+    assert told(device(FRONT), tuple(found.alive)).keys() == told(device(FRONT)).keys()
+
+
+_name = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,12}", fullmatch=True)
+_text = st.one_of(
+    st.sampled_from(
+        ["Bark", "bark", "Smoke detector, smoke alarm", "traffic light", "traffic_light", "犬", "{{ 1/0 }}"]
+    ),
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20),
+)
+
+
+@st.composite
+def _subjects(draw: st.DrawFn) -> Subject:
+    labels = tuple(draw(st.lists(_text, unique=True, max_size=5)))
+    zones = tuple(draw(st.lists(_name, unique=True, max_size=3)))
+    pairs = [Label(zone, label) for zone in ("", *zones) for label in labels]
+    some = st.lists(st.sampled_from(pairs), unique=True) if pairs else st.just([])
+    kind = draw(st.one_of(st.none(), st.sampled_from(get_args(Kind))))
+    rungs = tuple(draw(st.lists(_name, unique=True, max_size=3)))
+    return Subject(draw(_name), kind, labels, tuple(draw(some)), tuple(draw(some)), zones, rungs)
+
+
+@given(
+    st.lists(_subjects(), unique_by=lambda one: one.name, max_size=3), _name, st.sampled_from(["vedette", "a/b"])
+)
+def test_ids_are_unique_and_valid_whatever_streams_zones_and_labels_are_called(
+    subjects: list[Subject], name: str, prefix: str
+) -> None:
+    made = device(*subjects, topics=Topics(prefix, name))
+    parts = _body(made)["cmps"]
+    ids = [part["uniq_id"] for part in parts.values()]
+    assert len(set(ids)) == len(parts) == len(told(made))
+    expected = 8 + sum(_expected(subject) for subject in subjects)
+    assert len(parts) == expected, "no two have shared an id"
+    assert all(set(one) <= set(f"{string.ascii_letters}{string.digits}._-") for one in parts)
+    for part in parts.values():
+        assert part["p"]
+        assert part["name"].strip()
+        topics = [value for key, value in part.items() if key.endswith("_t")]
+        assert topics
+        assert all(one.startswith(f"{prefix}/{name}/") and not set(one) & set("+#\0") for one in topics)
+    again = read(json.dumps(_body(made)).encode(), made)
+    assert again.alive == {name: part["p"] for name, part in parts.items()}
+
+
+def _expected(subject: Subject) -> int:
+    pairs = len({*subject.named, *subject.counted})
+    things, pictures = subject.kind == "things", subject.kind in ("things", "verdicts")
+    labels = 0 if subject.kind in ("words", None) else pairs * (2 if things else 1)
+    heard = subject.kind == "words" and bool(subject.labels)
+    zones = len(subject.zones) if things else 0
+    return labels + heard + zones + 4 + (len(subject.rungs) > 1) + 2 * pictures
+
+
+@given(_subjects())
+def test_no_name_of_a_stream_or_a_label_gets_into_a_template(subject: Subject) -> None:
+    templates = re.findall(
+        r'"val_tpl":"((?:[^"\\]|\\.)*)"',
+        message(device(subject), told(device(subject)), {}, alive=False).decode(),
+    )
+    assert templates
+    assert not any("1/0" in one for one in templates)

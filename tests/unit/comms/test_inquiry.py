@@ -1,0 +1,64 @@
+"""What the broker retains, asked over subscriptions whose broker the test is."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import cast
+
+from agent.comms.connection import Connection
+from agent.comms.inquiry import Inquiry
+from agent.comms.retained import Look
+from tests.support.subscribing import Client, subscriptions
+
+
+def connection(client: Client) -> Connection:
+    ours = subscriptions(client)
+    return cast("Connection", SimpleNamespace(look=lambda pattern: Look(ours, pattern)))
+
+
+def test_what_is_retained_is_the_answer() -> None:
+    inquiry, client, answers = Inquiry(), Client(), list[bytes]()
+    line = connection(client)
+    inquiry.begin(line)
+    inquiry.ask("a/b", answers.append)
+    inquiry.go_on(line)
+    client.answer(0)
+    inquiry.go_on(line)
+    assert not answers
+    client.message("a/b", b"kept", retain=True)
+    inquiry.go_on(line)
+    inquiry.go_on(line)
+    assert answers == [b"kept"]
+    assert client.asked == ["+a/b", "-a/b"]
+
+
+def test_when_nothing_comes_nothing_is_retained() -> None:
+    now = 10.0
+    inquiry, client, answers = Inquiry(lambda: now), Client(), list[bytes]()
+    line = connection(client)
+    inquiry.ask("a/b", answers.append)
+    inquiry.go_on(line)
+    client.answer(0x87)  # not allowed to know
+    inquiry.go_on(line)
+    assert not answers
+    now += 2.9
+    inquiry.go_on(line)
+    assert not answers, "a slow line takes a little"
+    now += 0.2
+    inquiry.go_on(line)
+    assert answers == [b""]
+
+
+def test_a_question_is_asked_again_on_the_next_connection() -> None:
+    inquiry, first, second, answers = Inquiry(), Client(), Client(), list[bytes]()
+    inquiry.ask("a/b", answers.append)
+    inquiry.begin(connection(first))
+    inquiry.go_on(connection(first))
+    line = connection(second)
+    inquiry.begin(line)
+    inquiry.go_on(line)
+    second.answer(0)
+    second.message("a/b", b"kept", retain=True)
+    inquiry.go_on(line)
+    assert answers == [b"kept"]
+    assert first.asked == ["+a/b"]

@@ -1,0 +1,82 @@
+"""Streams by their configuration and their model's manifest, as Home Assistant is to know them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from msgspec.structs import replace
+
+from agent.comms.entities import STATES
+from agent.comms.subject import Kind, Label
+from agent.config import DecodeConfig, StreamConfig, ZoneConfig
+from agent.homeassistant import subject_of
+from agent.stream import State
+from tests.support.house import person_model
+
+ALL = ZoneConfig("all", ((0, 0), (1, 0), (1, 1)))
+
+
+def test_every_state_of_a_stream_is_an_option() -> None:
+    assert get_args(State) == STATES
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "some", "others"),
+    [
+        ("nanodet", "things", {"person", "traffic light"}, set()),
+        ("small-speech", "words", {"zero", "nine"}, {"silence", "unknown"}),
+    ],
+)
+def test_a_bundled_model_tells_what_may_come(model: str, kind: Kind, some: set[str], others: set[str]) -> None:
+    made = subject_of("front", StreamConfig("test:", model))
+    assert made.kind == kind
+    assert some <= set(made.labels)
+    assert not others & set(made.labels)
+    assert made.named == ()
+
+
+def test_labels_and_zones_that_the_configuration_names_are_there_from_the_start() -> None:
+    zones = (ALL, replace(ALL, name="cars", labels=("car", "bus")))
+    config = StreamConfig("test:", "nanodet", decode=DecodeConfig(labels=("person", "car")), zones=zones)
+    made = subject_of("front", config)
+    assert made.labels == ("person", "car")
+    places = [("", "person"), ("", "car"), ("all", "person"), ("all", "car"), ("cars", "car")]
+    assert made.named == tuple(Label(*place) for place in places)
+
+
+def test_a_zone_that_names_labels_names_them_for_itself_only() -> None:
+    made = subject_of("front", StreamConfig("test:", "nanodet", zones=(replace(ALL, labels=("car",)),)))
+    assert made.named == (Label("all", "car"),)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "kind", "labels"),
+    [
+        ('decoder = "classify"\nlabels = ["good", "", "???", "bad"]', "verdicts", ("good", "bad")),
+        ('decoder = "blazeface"', "things", ("face",)),
+        ('decoder = "keypoints"', "things", ("person",)),
+        ('decoder = "keyword"\nlabels = ["go", "none"]\n[output.options]\nignore = ["none"]', "words", ("go",)),
+    ],
+)
+def test_a_model_of_any_kind_is_told_by_its_manifest(
+    tmp_path: Path, manifest: str, kind: Kind, labels: tuple[str, ...]
+) -> None:
+    path = person_model(tmp_path)
+    path.write_text(f'name = "any"\n[output]\n{manifest}\n')
+    made = subject_of("front", StreamConfig("test:", str(path)))
+    assert (made.kind, made.labels) == (kind, labels)
+
+
+def test_a_model_of_many_sounds_is_none_of_words(tmp_path: Path) -> None:
+    path = person_model(tmp_path)
+    audio = '[audio]\nrate_hz = 16000\nfrontend = "raw"\n'
+    path.write_text(f'name = "any"\n{audio}[output]\ndecoder = "classify"\nlabels = ["Bark"]\n')
+    made = subject_of("yard", StreamConfig("mic:default", str(path)))
+    assert (made.kind, made.labels) == ("sounds", ("Bark",))
+
+
+def test_a_model_that_is_not_there_leaves_open_what_it_finds(tmp_path: Path) -> None:
+    made = subject_of("front", StreamConfig("test:", str(tmp_path / "gone.tflite")))
+    assert (made.kind, made.labels) == (None, ())
