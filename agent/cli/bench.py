@@ -100,7 +100,7 @@ def _print(verdict: Verdict, *, asked: bool) -> None:
             f"{one.first_ms:.0f}",
             f"{one.open_s:.1f}",
             f"{one.rss_mb:.0f}",
-            f"{one.error:.2%}",
+            "" if one.error is None else f"{one.error:.2%}",
         )
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False, markup=False)
     console.print(table)

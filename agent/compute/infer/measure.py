@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from math import isfinite
+from typing import Annotated
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from agent.compute.infer.backend import Options, Plan
@@ -30,6 +32,9 @@ _TOLERANCE_FLOAT, _TOLERANCE_INTEGER = 0.02, 0.1
 _HANGS_S, _HANGS = 2.0, 50.0
 """An inference that takes longer than this, and than so many times the reference's, hangs."""
 
+_Amount = Annotated[float, Meta(ge=0.0, le=1e9)]
+_Count = Annotated[int, Meta(ge=-1, le=2**31)]
+
 
 class Measured(Struct, frozen=True):
     """One way to run a model, measured.
@@ -45,24 +50,24 @@ class Measured(Struct, frozen=True):
         rss_mb: resident memory of its process, MB.
         nodes, delegated: operations of the model, and how many the delegate has taken; -1: not known.
         error: how far its answers are from the reference's: root mean square of the difference, as a share of the
-            reference's own deviation, over the worst output.
+            reference's own deviation, over the worst output; None: they are not finite.
         runtime: name and version.
     """
 
     name: str
     title: str = ""
-    threads: int = 0
+    threads: _Count = 0
     here: bool = True
     refused: str = ""
-    open_s: float = 0.0
-    first_ms: float = 0.0
-    p50_ms: float = 0.0
-    p95_ms: float = 0.0
-    cpu_ms: float = 0.0
-    rss_mb: float = 0.0
-    nodes: int = 0
-    delegated: int = -1
-    error: float = 0.0
+    open_s: _Amount = 0.0
+    first_ms: _Amount = 0.0
+    p50_ms: _Amount = 0.0
+    p95_ms: _Amount = 0.0
+    cpu_ms: _Amount = 0.0
+    rss_mb: _Amount = 0.0
+    nodes: _Count = 0
+    delegated: _Count = -1
+    error: Annotated[float, Meta(ge=0.0)] | None = 0.0
     runtime: str = ""
 
 
@@ -102,6 +107,18 @@ def distance(reference: list[list[Array]], answers: list[list[Array]], specs: Se
             deviation = max(float(one.std()), spec.scale, 1e-6 * float(np.abs(one).max(initial=0.0)), 1e-12)
             worst = max(worst, float(np.sqrt(np.square(one - other, dtype=np.float64).mean())) / deviation)
     return worst
+
+
+def wrong(off: float, allowed: float) -> str:
+    """What is wrong with answers; empty: they are right.
+
+    Args:
+        off: by `distance`.
+        allowed: by `tolerance`.
+    """
+    if not isfinite(off):
+        return "answers wrongly: some answers are not finite numbers"
+    return f"answers wrongly: off by {off:.1%} where {allowed:.1%} are allowed" if off > allowed else ""
 
 
 def tolerance(manifest: Manifest, specs: Sequence[TensorSpec]) -> float:
@@ -159,10 +176,10 @@ def _measured(known: Measured, whole: Whole, session: WorkerSession, reference: 
     answers = whole.answers(reference.inputs[:1])
     known = replace(known, first_ms=(time.monotonic() - began) * 1e3)
     answers += whole.answers(reference.inputs[1:])
-    known = replace(known, error=distance(reference.answers, answers, whole.outputs))
-    if known.error > reference.tolerance:
-        allowed = f"{reference.tolerance:.1%} are allowed"
-        return replace(known, refused=f"answers wrongly: off by {known.error:.1%} where {allowed}")
+    off = distance(reference.answers, answers, whole.outputs)
+    known = replace(known, error=off if isfinite(off) else None)
+    if reason := wrong(off, reference.tolerance):
+        return replace(known, refused=reason)
     times, cpu_s = _timed(whole, session, reference.p50_ms)
     return replace(
         known,
