@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from math import isfinite
+from math import isfinite, prod
 from typing import Annotated
 
 import numpy as np
@@ -23,6 +23,8 @@ from agent.manifest import Manifest, Model
 from agent.messages import Array
 
 _INPUTS = 3
+_LARGEST = 2**25
+"""Numbers that inputs are made up of at most: to make them takes some 16 bytes for each, and a board has few."""
 _WARM = 3
 _RUNS, _LEAST = 100, 10
 _SECONDS = 0.7
@@ -92,7 +94,13 @@ Inputs = Callable[[Sequence[TensorSpec]], list[list[Array]]]
 
 
 def golden_inputs(specs: Sequence[TensorSpec], count: int = _INPUTS) -> list[list[Array]]:
-    """Inputs that are the same each time: coarse shapes with noise over them, over each dtype's usual range."""
+    """Inputs that are the same each time: coarse shapes with noise over them, over each dtype's usual range.
+
+    Raises:
+        ModelError: they would be too large.
+    """
+    if (size := sum(prod(spec.shape) for spec in specs)) > _LARGEST:
+        raise ModelError(f"its inputs hold {size} numbers; models of at most {_LARGEST} can be measured")
     random = np.random.default_rng(20)
     return [[_picture(random, spec) for spec in specs] for _ in range(count)]
 
@@ -208,10 +216,10 @@ def _timed(whole: Whole, session: WorkerSession, reference_ms: float) -> tuple[l
 
 def _picture(random: np.random.Generator, spec: TensorSpec) -> Array:
     """Between 0 and 1: blocks of eight in each dimension, and a third of noise."""
-    blocks = random.random([-(-size // 8) for size in spec.shape])
+    blocks = random.random([-(-size // 8) for size in spec.shape], dtype=np.float32)
     for axis, size in enumerate(spec.shape):
         blocks = np.repeat(blocks, 8, axis=axis).take(np.arange(size), axis=axis)
-    unit = 0.67 * blocks + 0.33 * random.random(spec.shape)
+    unit = 0.67 * blocks + 0.33 * random.random(spec.shape, dtype=np.float32)
     if np.dtype(spec.dtype).kind == "f":
         return unit.astype(spec.dtype)
     bounds = np.iinfo(spec.dtype)

@@ -155,6 +155,8 @@ def _reference(model: Model, inputs: Inputs) -> Reference:
         whole = Whole(session, model.manifest)
         cases = inputs(whole.inputs)
         return Reference(cases, whole.answers(cases), tolerance(model.manifest, whole.outputs))
+    except MemoryError:
+        raise BackendError(f"{model.path}: too large to be measured in the memory of this board") from None
     finally:
         session.close()
 
