@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 from agent import __version__
 from agent.comms import payload
 from agent.config import Config
 from agent.configfile import Where
-from agent.errors import ConfigError, StreamError, VedetteError
+from agent.errors import ConfigError, StreamError, VedetteError, reason_of
 from agent.health.heat import Heat
 from agent.health.machine import resident_mb
 from agent.house import House, stop_streams
@@ -57,6 +57,8 @@ class Daemon:
         """
         self._config, self._reload, self._where, self._exit_when_done = config, reload, where, exit_when_done
         self._began, self._heat, self._board = time.monotonic(), Heat(), board
+        self._resident_mb = 0.0
+        self._unread: set[str] = set()
         self._stop_asked = self._reload_asked = False
         # Not an Event: a signal handler that sets one waits for ever if it interrupts the same Event's `wait`.
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -112,7 +114,8 @@ class Daemon:
                 self._reload_asked = False
                 self._do_reload()
             streams = self.house.streams
-            self._heat.look(self.house.config.thermal.warn_c)
+            with self._reading("temperature"):
+                self._heat.look(self.house.config.thermal.warn_c)
             states = "".join(f"{name} {s.standing[0]} {s.has_result};" for name, s in streams.items())
             states += "hot" if self._heat.hot else ""
             if states != told or time.monotonic() - told_at >= self.house.config.health.every_s:
@@ -138,6 +141,8 @@ class Daemon:
 
     def _publish_health(self) -> None:
         house, heat = self.house, self._heat
+        with self._reading("memory"):
+            self._resident_mb = resident_mb()
         spool = house.spool.stats()
         message = payload.HealthMessage(
             version=__version__,
@@ -145,11 +150,25 @@ class Daemon:
             uptime_s=round(time.monotonic() - self._began, 1),
             streams={name: stream.health() for name, stream in house.streams.items()},
             spool=payload.SpoolHealth(spool.waiting, spool.bytes, spool.dropped, spool.on),
-            rss_mb=round(resident_mb(), 1),
+            rss_mb=round(self._resident_mb, 1),
             temperature_c=None if heat.celsius is None else round(heat.celsius, 1),
             hot=heat.hot,
         )
         house.line.retain(house.topics.health, payload.encode(message))
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """A reading inside may fail, as it does when files run out: the one before stays, and it is told once."""
+        try:
+            yield
+        except OSError as error:
+            if what not in self._unread:
+                log.warning("%s: cannot be read: %s; health tells what was read last", what, reason_of(error))
+            self._unread.add(what)
+        else:
+            if what in self._unread:
+                log.info("%s: can be read again", what)
+            self._unread.discard(what)
 
     def _placed(self, error: VedetteError) -> VedetteError:
         """The same, with `file:line` where it tells of a key."""
