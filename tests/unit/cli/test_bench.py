@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+import agent.compute.infer.selection
 from agent.cli.main import vedette
 from agent.errors import ModelError
 from tests.support import tflite_builder as build
@@ -82,3 +84,16 @@ def test_a_picture(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert "vx" in done.output
+
+
+def test_without_matplotlib_that_is_said_before_measuring(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("measured before it was known whether a chart can be drawn")
+
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(agent.compute.infer.selection, "choose", fail)
+    done = call("nanodet", "--picture", tmp_path / "bench.png")
+    assert str(done.exception) == "charts need matplotlib: pip install '.[charts]' in the clone"
+    assert ".[charts]" in call("--help").output
