@@ -46,7 +46,7 @@ def findings(
             model, found = open_model(name, rung), surveys.found()
             made = surveys.measure(model, found, tell) if fresh else surveys.kept(model, found)
         except StorageError as error:
-            yield Finding(SECTION, name, str(error), "warning", _FRESH)
+            yield _unread(name, error)
             continue
         except VedetteError as error:
             yield Finding(SECTION, name, str(error), "problem", f"see why {name} cannot be used: {error}")
@@ -57,6 +57,12 @@ def findings(
             yield from of_survey(model, made, surveys.verdict(made, found), found)
             if fresh:
                 yield from _kept(surveys, model, made)
+
+
+def _unread(name: str, error: StorageError) -> Finding:
+    if isinstance(error.__cause__, PermissionError):  # it is the daemon's
+        return Finding(SECTION, name, f"{error}; sudo vedette doctor may read it")
+    return Finding(SECTION, name, str(error), "warning", _FRESH)
 
 
 def _kept(surveys: Surveys, model: Model, made: Survey) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from agent.compute.infer.measure import Measured
 from agent.compute.infer.selection import decide
 from agent.config import Config, SelectionConfig, StreamConfig
 from agent.doctor.choices import findings, of_survey
-from agent.errors import ModelError
+from agent.errors import ModelError, StorageError
 from agent.library import open_model
 from agent.surveys import Survey, Surveys
 
@@ -140,3 +140,14 @@ def test_what_cannot_be_kept_is_shown_all_the_same(tmp_path: Path, small: Config
     assert measured.value.startswith("cpu, 1 thread, ")
     assert warning.state == "warning"
     assert warning.value.startswith(f"was measured, and cannot be kept: {tmp_path / 'verdicts'}: is a file")
+
+
+def test_a_verdict_that_only_the_daemon_may_read_is_no_fault(
+    tmp_path: Path, small: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object) -> None:
+        raise StorageError("x.json: cannot be read: Permission denied") from PermissionError()
+
+    monkeypatch.setattr(Surveys, "kept", denied)
+    (one,) = findings(small, tmp_path, fresh=False)
+    assert (one.state, one.value.endswith("sudo vedette doctor may read it")) == ("ok", True)
