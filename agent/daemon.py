@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from agent.comms import payload
 from agent.config import Config
 from agent.configfile import Where
 from agent.control import Control
-from agent.errors import ConfigError, StreamError, VedetteError
+from agent.errors import ConfigError, StreamError, VedetteError, reason_of
 from agent.health.heat import Heat
 from agent.health.machine import resident_mb
 from agent.homeassistant import HomeAssistant
@@ -69,6 +69,8 @@ class Daemon:
         self._config, self._reload, self._where, self._exit_when_done = config, reload, where, exit_when_done
         self._began, self._heat, self._board = time.monotonic(), Heat(), board
         self._checkup = Checkup(file)
+        self._resident_mb = 0.0
+        self._unread: set[str] = set()
         self._stop_asked = self._reload_asked = False
         # Not an Event: a signal handler that sets one waits for ever if it interrupts the same Event's `wait`.
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -135,7 +137,8 @@ class Daemon:
             if self._orders.work():
                 self._rouse()
             streams = self.house.streams
-            self._heat.look(self.house.config.thermal.warn_c)
+            with self._reading("temperature"):
+                self._heat.look(self.house.config.thermal.warn_c)
             self._homeassistant.look(has_temperature=self._heat.celsius is not None)
             overridden = self._control.overridden
             states = "".join(
@@ -167,6 +170,8 @@ class Daemon:
 
     def _publish_health(self) -> None:
         house, heat = self.house, self._heat
+        with self._reading("memory"):
+            self._resident_mb = resident_mb()
         spool = house.spool.stats()
         message = payload.HealthMessage(
             version=__version__,
@@ -177,11 +182,25 @@ class Daemon:
                 for name, stream in house.streams.items()
             },
             spool=payload.SpoolHealth(spool.waiting, spool.bytes, spool.dropped, spool.on),
-            rss_mb=round(resident_mb(), 1),
+            rss_mb=round(self._resident_mb, 1),
             temperature_c=None if heat.celsius is None else round(heat.celsius, 1),
             hot=heat.hot,
         )
         house.line.retain(house.topics.health, payload.encode(message))
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """A reading inside may fail, as it does when files run out: the one before stays, and it is told once."""
+        try:
+            yield
+        except OSError as error:
+            if what not in self._unread:
+                log.warning("%s: cannot be read: %s; health tells what was read last", what, reason_of(error))
+            self._unread.add(what)
+        else:
+            if what in self._unread:
+                log.info("%s: can be read again", what)
+            self._unread.discard(what)
 
     def _placed(self, error: VedetteError) -> VedetteError:
         """The same, with `file:line` where it tells of a key."""

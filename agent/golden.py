@@ -24,15 +24,16 @@ def golden(model: Model) -> Inputs:
     Shapes with noise over them where there are no golden files.
 
     Raises:
-        ModelError: a golden file is not beside the manifest; when it is called, one cannot be used.
+        ModelError: a golden file is not beside the manifest; when it is called, one cannot be used, or the
+            inputs are too large.
     """
     files = golden_paths(model.path, model.manifest)
-    if not files:
-        return golden_inputs
 
     def cases(specs: Sequence[TensorSpec]) -> list[list[Array]]:
-        case = _picture(model) if model.manifest.audio is None else _sound(model.manifest.audio)
         with named(model.path):
+            if not files:
+                return golden_inputs(specs)
+            case = _picture(model) if model.manifest.audio is None else _sound(model.manifest.audio)
             return [[case(file, specs[0]), *golden_inputs(specs[1:], 1)[0]] for file in files]
 
     return cases

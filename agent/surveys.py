@@ -6,11 +6,13 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from agent.circumstances import Circumstances, Seen, circumstances
+from agent.compute.infer.backend import Plan
 from agent.compute.infer.finding import Found, candidates
 from agent.compute.infer.measure import Measured
 from agent.compute.infer.selection import Verdict, decide, survey
@@ -45,7 +47,7 @@ class Survey(Struct, frozen=True):
     files: dict[str, Seen]
     measured: tuple[Measured, ...]
     at: datetime
-    busy: float
+    busy: Annotated[float, Meta(ge=0.0, le=1.0)]
 
 
 class Surveys:
@@ -68,6 +70,18 @@ class Surveys:
 
         One that is damaged, or that something has changed since, is none; the log says so.
         """
+        try:
+            return self.kept(model, found)
+        except StorageError as error:
+            log.warning("%s; it is measured anew", error)
+            return None
+
+    def kept(self, model: Model, found: Sequence[Found]) -> Survey | None:
+        """The same.
+
+        Raises:
+            StorageError: it is damaged.
+        """
         before = self._read(model)
         if before is None:
             return None
@@ -88,15 +102,27 @@ class Surveys:
         Raises:
             ModelError, BackendError: not even the CPU runs the model.
         """
-        now, files = circumstances(model, found, self._threads_max, {})
-        busy = Busy()
-        measured = survey(model, found, self._threads_max, inputs=golden(model), progress=progress)
-        made = Survey(_VERSION, now, files, measured, datetime.now(UTC), round(busy.others(), 3))
+        made = self.measure(model, found, progress)
         try:
-            self._verdicts.write(model.manifest.name, _key(model), msgspec.json.encode(made))
+            self.keep(model, made)
         except StorageError as error:
             log.warning("%s; it will be measured again after the next start", error)
         return made
+
+    def measure(self, model: Model, found: Sequence[Found], progress: Callable[[str], None]) -> Survey:
+        """The same, without keeping it."""
+        now, files = circumstances(model, found, self._threads_max, {})
+        busy = Busy()
+        measured = survey(model, found, self._threads_max, inputs=golden(model), progress=progress)
+        return Survey(_VERSION, now, files, measured, datetime.now(UTC), round(busy.others(), 3))
+
+    def keep(self, model: Model, made: Survey) -> None:
+        """Write it, for the next start.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self._verdicts.write(model.manifest.name, _key(model), msgspec.json.encode(made))
 
     def verdict(self, made: Survey, found: Sequence[Found], threads: int = 0) -> Verdict:
         """What is best, see `decide`."""
@@ -108,15 +134,30 @@ class Surveys:
 
     def _read(self, model: Model) -> Survey | None:
         name, key = model.manifest.name, _key(model)
+        content = self._verdicts.read(name, key)
         try:
-            content = self._verdicts.read(name, key)
             made = msgspec.json.decode(content, type=Survey) if content else None
-        except (StorageError, msgspec.DecodeError) as error:
-            log.warning("%s: damaged, so it is measured anew: %s", self._verdicts.path(name, key), error)
-            return None
-        if made is None or made.version != _VERSION:
-            return None
-        return made if any(one.name == "cpu" and not one.refused for one in made.measured) else None
+            if made is None or made.version != _VERSION:
+                return None
+            why = _implausible(made)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            why = str(error)
+        if why:
+            raise StorageError(f"{self._verdicts.path(name, key)}: damaged: {why}")
+        return made
+
+
+def _implausible(made: Survey) -> str:
+    """Why this was never measured; empty if it may have been."""
+    cpu, most = Plan().backend, made.circumstances.threads_max
+    for one in made.measured:
+        if not (1 <= one.threads <= most if one.name == cpu else one.threads == 0):
+            return f"it tells of {one.name[:60]!r} with {one.threads} threads, where at most {most} were tried"
+        if not one.refused and not (one.here and one.p50_ms > 0.0):
+            return f"it tells that {one.name[:60]!r} answers, and not in what time"
+    if all(one.refused for one in made.measured if one.name == cpu):
+        return "it does not tell that the CPU runs the model"
+    return ""
 
 
 def _key(model: Model) -> str:

@@ -12,6 +12,7 @@ import click
 from agent.cli.plain import plain
 
 if TYPE_CHECKING:
+    from agent.compute.infer.measure import Measured
     from agent.compute.infer.selection import Verdict
 
 
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
     "--by", type=click.Choice(["latency", "energy"]), default="latency", show_default=True, help="What is best."
 )
 @click.option("--patience", default=120.0, show_default=True, help="For opening and the first inference, s.")
-@click.option("--picture", type=click.Path(path_type=Path), help="Draw the latencies here, a PNG.")
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    help="Draw the latencies here, a PNG; needs matplotlib: pip install '.[charts]'.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def bench(
     model: str,
@@ -44,6 +49,10 @@ def bench(
     from agent.golden import golden
     from agent.library import open_model
 
+    if picture is not None:
+        from agent.cli.chart import check
+
+        check(picture)
     opened = open_model(model, rung)
     found = candidates(backends)
     cores = len(os.sched_getaffinity(0))
@@ -67,7 +76,8 @@ def bench(
     if picture is not None:
         from agent.cli.chart import draw_latencies
 
-        draw_latencies(verdict, picture)
+        title = f"{opened.manifest.name}{f', rung {rung}' if rung else ''}"
+        draw_latencies(verdict, _refused(verdict, asked=bool(backends)), title, picture)
     if as_json:
         import msgspec
 
@@ -100,13 +110,17 @@ def _print(verdict: Verdict, *, asked: bool) -> None:
             f"{one.first_ms:.0f}",
             f"{one.open_s:.1f}",
             f"{one.rss_mb:.0f}",
-            f"{one.error:.2%}",
+            "" if one.error is None else f"{one.error:.2%}",
         )
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False, markup=False)
     console.print(table)
-    for one in verdict.measured:
-        if one.refused and (one.here or asked):
-            console.print(f"{plain(one.name)}: {plain(one.refused)}")
+    for one in _refused(verdict, asked=asked):
+        console.print(f"{plain(one.name)}: {plain(one.refused)}")
     away = [one.name for one in verdict.measured if not one.here]
     if away and not asked:
         console.print(f"not on this board: {', '.join(away)}; --backend NAME says what is missing")
+
+
+def _refused(verdict: Verdict, *, asked: bool) -> list[Measured]:
+    """Those whose reason is worth telling."""
+    return [one for one in verdict.measured if one.refused and (one.here or asked)]

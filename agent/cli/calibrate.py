@@ -35,7 +35,9 @@ _LOSS = {"words": 0.2, "pictures": 10.0}
     help="Write the manifest here, its files beside it; default, not for a bundled model: where it was.",
 )
 @click.option(
-    "--picture", type=click.Path(path_type=Path), help="Draw accuracy against cost here, a PNG; of depths."
+    "--picture",
+    type=click.Path(path_type=Path),
+    help="Draw accuracy against cost here, a PNG; of depths. Needs matplotlib: pip install '.[charts]'.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def calibrate(

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import io
+import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent.cli.plain import plain
 from agent.errors import VedetteError
+from agent.storage.durable import write_atomic
 
 if TYPE_CHECKING:
     from agent.compute.infer.measure import Measured
     from agent.compute.infer.profile import Profile
     from agent.compute.infer.selection import Verdict
     from agent.practice import Lesson
+
+_LINE, _TITLE = 118, 90
+"""Letters that fit into the width."""
 
 
 def check(path: Path) -> None:
@@ -23,12 +31,14 @@ def check(path: Path) -> None:
         VedetteError: matplotlib is missing, knows no such kind of picture, or there is no such folder.
     """
     known = _figure().canvas.get_supported_filetypes()
-    if path.suffix.lower().removeprefix(".") not in known:
-        raise VedetteError(f"{path}: a chart's name ends in .png, .svg or .pdf")
-    if not path.absolute().parent.is_dir():
-        raise VedetteError(f"{path}: no such folder to draw a chart into")
     if path.exists() and not path.is_file():
         raise VedetteError(f"{path}: is there, and is no file that a chart could replace")
+    if not path.absolute().parent.is_dir():
+        raise VedetteError(f"{path}: no such folder to draw a chart into")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise VedetteError(f"{path}: a chart cannot be written into a folder that may not be written to")
+    if _format(path) not in known:
+        raise VedetteError(f"{path}: a chart's name ends in .png, .svg or .pdf, or in nothing for a PNG")
 
 
 def draw(lesson: Lesson, path: Path) -> None:
@@ -62,29 +72,46 @@ def draw(lesson: Lesson, path: Path) -> None:
     _save(figure, path)
 
 
-def draw_latencies(verdict: Verdict, path: Path) -> None:
-    """Median and 95th percentile of every way that was timed; refused ones are hatched.
+def draw_latencies(verdict: Verdict, refused: Sequence[Measured], title: str, path: Path) -> None:
+    """Median and 95th percentile of every way that was timed, and why those that are refused are.
+
+    Args:
+        verdict: what was measured.
+        refused: those to list.
+        title: what was measured, such as the model's name.
+        path: of the picture.
 
     Raises:
         VedetteError: matplotlib is missing, or the picture cannot be written.
     """
-    figure = _figure()
-    axes = figure.add_subplot()
     timed = [one for one in verdict.measured if one.p50_ms]
-    names = [f"{one.name}, {one.threads} threads" if one.threads else one.name for one in timed]
-    bars = axes.barh(names, [one.p50_ms for one in timed], label="p50")
+    reasons = [textwrap.shorten(f"{_name(one, 30)}: {one.refused}", _LINE, placeholder=" …") for one in refused]
+    figure = _figure(2.2 + 0.4 * len(timed) + 0.16 * len(reasons))
+    axes = figure.add_subplot()
+    places = range(len(timed))
+    bars = axes.barh(places, [one.p50_ms for one in timed], label="p50")
     for bar, one in zip(bars, timed, strict=True):
         bar.set_hatch("//" if one.refused else "")
-    axes.plot([one.p95_ms for one in timed], names, "|", markersize=14, color="black", label="p95")
+    axes.plot([one.p95_ms for one in timed], places, "|", markersize=14, color="black", label="p95")
+    axes.set_yticks(places, [_text(_name(one, 36)) for one in timed])
     axes.set(xlabel="ms per inference", xscale="log" if _spread(timed) > 20.0 else "linear")
     axes.invert_yaxis()
     axes.grid(alpha=0.3, axis="x")
-    axes.legend()
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False)  # never over a bar
+    _entitle(figure, title)
+    if reasons:
+        text = "\n".join(["refused (hatched where it was timed):", *map(_text, reasons)])
+        figure.supxlabel(text, x=0.01, horizontalalignment="left", fontsize=8)
     _save(figure, path)
 
 
-def draw_profile(found: Profile, path: Path) -> None:
+def draw_profile(found: Profile, title: str, path: Path) -> None:
     """Time of every operation in the order of execution, by what runs it; the three worst bear their names.
+
+    Args:
+        found: what was measured.
+        title: of what, such as the model's name.
+        path: of the picture.
 
     Raises:
         VedetteError: matplotlib is missing, or the picture cannot be written.
@@ -98,11 +125,19 @@ def draw_profile(found: Profile, path: Path) -> None:
     named = {row.node: row.name or row.kernel for row in found.worst}
     for place, row in enumerate(found.rows):
         if row.node in named and row.node >= 0:
-            axes.annotate(named[row.node], (place, row.ms), textcoords="offset points", xytext=(4, -4))
+            right = place > len(found.rows) / 2
+            axes.annotate(
+                _text(_short(named[row.node], 30)),
+                (place, row.ms),
+                textcoords="offset points",
+                xytext=(-4 if right else 4, 3),
+                horizontalalignment="right" if right else "left",
+            )
+    axes.margins(x=0.01, y=0.1)
     axes.set(xlabel="operation, in the order of execution", ylabel="ms")
-    axes.set_title(f"rung {found.rung}: {found.total_ms:.2f} ms in operations, p50 {found.p50_ms:.2f} ms")
     axes.grid(alpha=0.3, axis="y")
     axes.legend()
+    _entitle(figure, f"{title}: {found.total_ms:.2f} ms in operations, p50 {found.p50_ms:.2f} ms")
     _save(figure, path)
 
 
@@ -111,15 +146,42 @@ def _spread(timed: Sequence[Measured]) -> float:
     return max(times) / min(times) if times else 1.0
 
 
+def _name(one: Measured, width: int) -> str:
+    threads = f", {one.threads} thread{'s' * (one.threads != 1)}" if one.threads else ""
+    return _short(one.name, width - len(threads)) + threads
+
+
+def _short(text: str, width: int) -> str:
+    """At most so many letters, and of what is longer both ends."""
+    return text if len(text) <= width else f"{text[: width // 2 - 1]}…{text[-(width - width // 2) :]}"
+
+
+def _text(text: str) -> str:
+    """The same in a chart: nothing of it is taken for a command or a formula."""
+    return plain(text).replace("$", r"\$")
+
+
+def _entitle(figure: Any, title: str) -> None:
+    figure.suptitle(_text(_short(title, _TITLE)), fontsize=11)
+
+
+def _format(path: Path) -> str:
+    return path.suffix.lower().removeprefix(".") or "png"
+
+
 def _save(figure: Any, path: Path) -> None:
+    # Into memory first: matplotlib adds an ending to a name that has none, and would write to a device.
+    drawn = io.BytesIO()
     try:
-        figure.savefig(path, dpi=120)
+        figure.savefig(drawn, format=_format(path), dpi=120)
     except (OSError, ValueError) as error:
-        raise VedetteError(f"{path}: the chart cannot be written: {error}") from error
+        raise VedetteError(f"{path}: the chart cannot be drawn: {error}") from error
+    write_atomic(path, drawn.getvalue())
 
 
-def _figure() -> Any:
+def _figure(height: float = 4.5) -> Any:
     try:
-        return importlib.import_module("matplotlib.figure").Figure(figsize=(7.0, 4.5), layout="constrained")
+        figure = importlib.import_module("matplotlib.figure").Figure
     except ImportError as error:
         raise VedetteError("charts need matplotlib: pip install '.[charts]' in the clone") from error
+    return figure(figsize=(7.0, height), layout="constrained")

@@ -27,7 +27,11 @@ _GRAIN = "; most are too short for a clock of 1 µs"
 @click.option("--threads", type=click.IntRange(min=1), help="Of the CPU; default: as the daemon chooses.")
 @click.option("--patience", default=120.0, show_default=True, help="For all of it, s.")
 @click.option("--each", is_flag=True, help="Every operation in its order, instead of one row per kind.")
-@click.option("--picture", type=click.Path(path_type=Path), help="Draw the times here, a PNG.")
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    help="Draw the times here, a PNG; needs matplotlib: pip install '.[charts]'.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, of every operation, instead of a table.")
 def profile(
     model: str,
@@ -46,6 +50,10 @@ def profile(
     from agent.compute.infer.profile import profile as measured
     from agent.library import open_model
 
+    if picture is not None:
+        from agent.cli.chart import check
+
+        check(picture)
     opened = open_model(model, rung)
     found = measured(opened, rung, runs=runs, threads=threads or 0, patience_s=patience)
     if as_json:
@@ -58,7 +66,7 @@ def profile(
     if picture is not None:
         from agent.cli.chart import draw_profile
 
-        draw_profile(found, picture)
+        draw_profile(found, f"{opened.manifest.name}, rung {found.rung}", picture)
 
 
 def _print(what: str, found: Profile, *, each: bool) -> None:

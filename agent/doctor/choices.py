@@ -11,7 +11,7 @@ from agent.compute.infer.measure import Measured
 from agent.compute.infer.selection import Verdict
 from agent.config import Config
 from agent.doctor.report import Finding
-from agent.errors import VedetteError
+from agent.errors import StorageError, VedetteError
 from agent.library import open_model
 from agent.manifest import Model
 from agent.storage.models import bundled
@@ -32,8 +32,8 @@ def findings(
 
     Args:
         config: whose streams name the models; None, or one without such streams: the bundled ones.
-        state: the state folder; it is there if `fresh`.
-        fresh: measure now, whatever is known.
+        state: the state folder.
+        fresh: measure now, whatever is known, and keep it.
         progress: is told what is measured next.
     """
     surveys = Surveys(Verdicts(state), (config or Config()).selection)
@@ -44,7 +44,10 @@ def findings(
 
         try:
             model, found = open_model(name, rung), surveys.found()
-            made = surveys.make(model, found, tell) if fresh else surveys.known(model, found)
+            made = surveys.measure(model, found, tell) if fresh else surveys.kept(model, found)
+        except StorageError as error:
+            yield _unread(name, error)
+            continue
         except VedetteError as error:
             yield Finding(SECTION, name, str(error), "problem", f"see why {name} cannot be used: {error}")
             continue
@@ -52,6 +55,23 @@ def findings(
             yield Finding(SECTION, name, f"not measured on this board, or something has changed since: {_FRESH}")
         else:
             yield from of_survey(model, made, surveys.verdict(made, found), found)
+            if fresh:
+                yield from _kept(surveys, model, made)
+
+
+def _unread(name: str, error: StorageError) -> Finding:
+    if isinstance(error.__cause__, PermissionError):  # it is the daemon's
+        return Finding(SECTION, name, f"{error}; sudo vedette doctor may read it")
+    return Finding(SECTION, name, str(error), "warning", _FRESH)
+
+
+def _kept(surveys: Surveys, model: Model, made: Survey) -> Iterator[Finding]:
+    """Nothing, or why the daemon will not know of it."""
+    try:
+        surveys.keep(model, made)
+    except StorageError as error:
+        value = f"was measured, and cannot be kept: {error}"
+        yield Finding(SECTION, model.path, value, "warning", f"let what is measured be kept: {error}")
 
 
 def of_survey(model: Model, made: Survey, verdict: Verdict, found: Sequence[Found]) -> Iterator[Finding]:

@@ -6,15 +6,12 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from msgspec.structs import replace
-
 from agent import __version__
 from agent.config import Config, StorageConfig
 from agent.configfile import load
 from agent.doctor import board, choices, devices, hardware, heat, runtime, selftest, storage, streams
 from agent.doctor.report import Finding, Report
-from agent.errors import ConfigError
-from agent.storage.durable import state_folder
+from agent.errors import ConfigError, StorageError
 
 _ROOT = Path("/")
 
@@ -40,9 +37,10 @@ def examine(
     config = _config(path)
 
     def chosen() -> Iterable[Finding]:
-        state = storage.folder_of(_storage(config), root)
-        if fresh:
-            state = state_folder(replace(_storage(config), folder=str(state)))
+        try:
+            state = storage.folder_of(_storage(config), root)
+        except StorageError as error:
+            return [Finding(choices.SECTION, "state folder", str(error), "warning", str(error))]
         return choices.findings(config, state, fresh=fresh, progress=progress)
 
     def tested() -> Iterable[Finding]:

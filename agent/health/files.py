@@ -13,6 +13,15 @@ def read_text(path: Path) -> str:
         return ""
 
 
+def can_be_read(path: Path) -> bool:
+    """Whether a file can be read to its end, be it empty."""
+    try:
+        path.read_bytes()
+    except OSError:
+        return False
+    return True
+
+
 def read_number(path: Path, base: int = 10) -> int | None:
     """The number that is all of a file; None where there is none.
 

@@ -10,7 +10,11 @@ from agent.health.thermal import THERMAL, read_zones
 
 
 def resident_mb() -> float:
-    """Resident memory of this process, MB (2^20 bytes)."""
+    """Resident memory of this process, MB (2^20 bytes).
+
+    Raises:
+        OSError: it cannot be read, as when this process may open no more files.
+    """
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1024
@@ -18,7 +22,11 @@ def resident_mb() -> float:
 
 
 def temperature_c(zones: Path = Path("/") / THERMAL) -> float | None:
-    """Hottest thermal zone, °C."""
+    """Hottest thermal zone, °C.
+
+    Raises:
+        OSError: as above.
+    """
     return next((zone.temperature_c for zone in read_zones(zones)), None)
 
 

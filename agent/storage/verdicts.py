@@ -1,16 +1,30 @@
-"""What was measured of models on this board, a small file for each in the state folder."""
+"""What was measured of models on this board, a small file for each in the state folder.
+
+Root may write here for another user, whose folder it is and who may put links into it: none is followed.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agent.errors import StorageError, reason_of
-from agent.storage.durable import write_atomic
 
 _FOLDER = "verdicts"
 _LARGEST = 1024**2
+_SAFE = os.O_NOFOLLOW | os.O_CLOEXEC
+_KINDS = {
+    stat.S_IFLNK: "a link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 class Verdicts:
@@ -22,7 +36,7 @@ class Verdicts:
         Args:
             state: the state folder.
         """
-        self._folder = state / _FOLDER
+        self._state, self._folder = state, state / _FOLDER
 
     def read(self, model: str, key: str) -> bytes:
         """What was written last; empty: nothing.
@@ -32,38 +46,116 @@ class Verdicts:
             key: hex digits that tell it from others of that name.
 
         Raises:
-            StorageError: it is there and cannot be read, or is far too large.
+            StorageError: it is there and cannot be read, is far too large, or is no file.
         """
         path = self.path(model, key)
         try:
-            if path.stat().st_size > _LARGEST:
-                raise StorageError(f"{path}: {path.stat().st_size} bytes; at most {_LARGEST} are read")
-            return path.read_bytes()
+            with _opened(self._state) as state, _inside(state, self._folder) as folder:
+                return _content(folder, path)
         except FileNotFoundError:
             return b""
         except OSError as error:
             raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
 
     def write(self, model: str, key: str, content: bytes) -> None:
-        """Replace it.
+        """Replace it, and give it to the user whose the state folder is. The state folder is created if need be.
 
         Raises:
             StorageError: it cannot be written; what was there is still there.
         """
+        path = self.path(model, key)
         try:
-            self._folder.mkdir(mode=0o750, exist_ok=True)
+            self._state.mkdir(mode=0o750, parents=True, exist_ok=True)
+            with _opened(self._state) as state:
+                owner = os.fstat(state)
+                new = _created(state)
+                with _inside(state, self._folder) as folder:
+                    if new and _is_empty(folder):
+                        _give(folder, owner)
+                    _replace(folder, path.name, content, owner)
         except OSError as error:
-            raise StorageError(f"{self._folder}: cannot be created: {reason_of(error)}") from error
-        write_atomic(self.path(model, key), content)
-        self._give_to_owner(self.path(model, key))
-
-    def _give_to_owner(self, file: Path) -> None:
-        """What root measures is for the daemon, whose the state folder is."""
-        if os.geteuid() == 0:
-            owner = self._folder.parent.stat()
-            for path in (self._folder, file):
-                os.chown(path, owner.st_uid, owner.st_gid)
+            raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
 
     def path(self, model: str, key: str) -> Path:
         """Where it lies."""
         return self._folder / f"{re.sub(r'[^A-Za-z0-9_-]', '-', model)[:60]}-{key[:16]}.json"
+
+
+@contextmanager
+def _opened(state: Path) -> Iterator[int]:
+    """The state folder, a descriptor. It may be a link, but for root not one that somebody else has put there."""
+    if os.geteuid() == 0 and state.is_symlink() and state.lstat().st_uid != 0:
+        raise StorageError(f"{state}: is a link of another user, which root does not follow: name its target")
+    descriptor = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _inside(state: int, path: Path) -> Iterator[int]:
+    """The folder of the verdicts, a descriptor."""
+    _check_kind(os.stat(path.name, dir_fd=state, follow_symlinks=False), stat.S_IFDIR, path)
+    descriptor = os.open(path.name, os.O_RDONLY | os.O_DIRECTORY | _SAFE, dir_fd=state)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _content(folder: int, path: Path) -> bytes:
+    _check_kind(os.stat(path.name, dir_fd=folder, follow_symlinks=False), stat.S_IFREG, path)
+    with os.fdopen(os.open(path.name, os.O_RDONLY | os.O_NONBLOCK | _SAFE, dir_fd=folder), "rb") as file:
+        _check_kind(os.fstat(file.fileno()), stat.S_IFREG, path)
+        content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise StorageError(f"{path}: is larger than a verdict can be: at most {_LARGEST} bytes are read")
+    return content
+
+
+def _check_kind(found: os.stat_result, wanted: int, path: Path) -> None:
+    kind = stat.S_IFMT(found.st_mode)
+    if kind != wanted:
+        expected = "a folder" if wanted == stat.S_IFDIR else "a file"
+        raise StorageError(f"{path}: is {_KINDS.get(kind, 'a file')} where {expected} is expected: remove it")
+
+
+def _created(state: int) -> bool:
+    try:
+        os.mkdir(_FOLDER, 0o750, dir_fd=state)
+    except FileExistsError:
+        return False
+    os.fsync(state)
+    return True
+
+
+def _is_empty(folder: int) -> bool:
+    """Whether it is the one that was just created, or at least none that hides something from the new owner."""
+    with os.scandir(folder) as inside:
+        return not any(inside)
+
+
+def _replace(folder: int, name: str, content: bytes, owner: os.stat_result) -> None:
+    temporary = f".{name}.{os.getpid()}.tmp"
+    with suppress(FileNotFoundError):
+        os.unlink(temporary, dir_fd=folder)
+    try:
+        made = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE, 0o644, dir_fd=folder)
+        with os.fdopen(made, "wb") as file:
+            _give(made, owner)
+            file.write(content)
+            file.flush()
+            os.fsync(made)
+        os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=folder)
+        raise
+    os.fsync(folder)
+
+
+def _give(descriptor: int, owner: os.stat_result) -> None:
+    """What root measures is for the daemon, whose the state folder is."""
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -368,3 +369,22 @@ def test_a_clip_is_reported_to_its_end(
         assert left_open(messages, stream) == set()
         assert events(messages, stream)[-1].reason == "ended"
     assert (status(messages), states(messages)) == ([b"online", b"stopped"], {"front": "ended", "back": "ended"})
+
+
+def test_readings_that_fail_when_files_run_out_do_not_end_the_daemon(
+    vedette: Vedette, messages: Messages
+) -> None:
+    both_see(messages)
+    pid = vedette.process.pid
+    usual = resource.prlimit(pid, resource.RLIMIT_NOFILE, (8, resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]))
+    vedette.wait_said("memory: cannot be read: Too many open files")
+    told = len(messages.of(TOPICS.health))
+    messages.wait(lambda m: len(m.of(TOPICS.health)) > told + 2)
+    newest = health(messages)
+    assert newest is not None
+    assert newest.rss_mb > 10.0, "what was read last"
+    hear(messages, 2)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
+    vedette.wait_said("memory: can be read again")
+    assert len(vedette.said("memory: cannot be read")) == 1
+    assert vedette.end()[0] == 0

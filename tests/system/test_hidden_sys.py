@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,34 @@ def test_the_doctor_notices(path: str) -> None:
     assert "is off: runs 0 of " in found["XNNPACK"]["value"]
     assert path in found["XNNPACK"]["value"]
     assert "InaccessiblePaths=" in found["XNNPACK"]["advice"]
+
+
+EMPTY = """
+import json, subprocess, sys
+from pathlib import Path
+from agent.health.processors import unreadable
+assert Path("/proc/cpuinfo").read_text() == "", "shown by an emulator"
+print(json.dumps(unreadable()), flush=True)
+sys.exit(subprocess.run([sys.executable, "-m", "agent", "doctor", "--json"]).returncode)
+"""
+
+
+@pytest.mark.system
+@pytest.mark.numerics
+def test_an_empty_cpuinfo_turns_nothing_off_and_neither_daemon_nor_doctor_says_so() -> None:
+    script = 'mount --bind /dev/null /proc/cpuinfo && exec "$@"'
+    whole = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-c", EMPTY]
+    if shutil.which("unshare") is None or subprocess.run([*whole[:6], "true"], capture_output=True).returncode:
+        pytest.skip(NOT_ALLOWED)
+    done = subprocess.run(whole, capture_output=True, text=True)
+    if "shown by an emulator" in done.stderr:
+        pytest.skip("an emulator shows a /proc/cpuinfo of its own")
+    told_by_daemon, _, told_by_doctor = done.stdout.partition("\n")
+    found = {one["name"]: one for one in json.loads(told_by_doctor)["findings"]}
+    assert json.loads(told_by_daemon) == []
+    assert found["XNNPACK"]["state"] == "ok"
+    assert "cpuinfo" not in found["XNNPACK"]["value"]
+    assert found["nanodet 256"]["state"] == "ok"
 
 
 @pytest.mark.parametrize("unit", sorted((ROOT / "systemd").glob("*.service")), ids=lambda path: path.name)

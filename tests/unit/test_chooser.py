@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import agent.surveys
@@ -18,6 +24,7 @@ from agent.compute.infer.auto import AutoSession
 from agent.compute.infer.backend import Options, Session, open_session
 from agent.compute.infer.failover import FailoverSession
 from agent.compute.infer.litert import CpuSession
+from agent.compute.infer.measure import Measured
 from agent.compute.infer.null import NullSession
 from agent.config import SelectionConfig
 from agent.errors import BackendError
@@ -145,6 +152,13 @@ def test_the_choice_changes_with_the_configuration(state: Path, library: Path, m
     chooser.close()
 
 
+def altered(content: bytes, **fields: object) -> bytes:
+    """A verdict whose first candidate, the CPU, is said to be so."""
+    made = msgspec.json.decode(content)
+    made["measured"][0].update(fields)
+    return msgspec.json.encode(made)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -154,9 +168,24 @@ def test_the_choice_changes_with_the_configuration(state: Path, library: Path, m
         lambda content: content.replace(b'"p50_ms":', b'"p50_ms":"fast", "x":'),
         lambda content: b"\xff" + content,
         lambda content: b"[" * 100_000,
+        lambda content: content.replace(b'"name":"cpu"', b'"name":"cp\xff"'),
+        lambda content: b'{"x":' + b"[" * 400_000 + b"]" * 400_000 + b"}",
+        lambda content: b'{"x":' + b'{"y":' * 100_000 + b"0" + b"}" * 100_001,
+        lambda content: altered(content, threads=10**9),
+        lambda content: altered(content, threads=-3),
+        lambda content: altered(content, threads=2),
+        lambda content: altered(content, p50_ms=-5e300),
+        lambda content: altered(content, p50_ms=0.0),
+        lambda content: altered(content, p50_ms=1e300),
+        lambda content: altered(content, here=False),
+        lambda content: altered(content, refused="no"),
+        lambda content: altered(content, name="gpu"),
+        lambda content: msgspec.json.encode(msgspec.json.decode(content) | {"busy": 1e308}),
+        lambda content: msgspec.json.encode(msgspec.json.decode(content) | {"measured": []}),
+        lambda content: re.sub(rb'"at":"[^"]*"', b'"at":"0000-00-00T99:00:00Z"', content),
     ],
 )
-def test_a_damaged_verdict_is_told_and_measured_anew(
+def test_a_damaged_or_impossible_verdict_is_told_and_measured_anew(
     state: Path, library: Path, model: Model, damage: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     (file,) = files(state)
@@ -164,20 +193,63 @@ def test_a_damaged_verdict_is_told_and_measured_anew(
     file.write_bytes(damage(file.read_bytes()))
     surveys = Surveys(Verdicts(state), selection(library))
     assert surveys.known(model, surveys.found()) is None
-    assert f"{file}: damaged, so it is measured anew" in caplog.text
+    assert f"{file}: damaged: " in caplog.text
+    assert "it is measured anew" in caplog.text
 
 
-def test_one_that_others_wrote_or_that_says_nothing_of_the_cpu_is_none(
-    state: Path, library: Path, model: Model
+@given(data=st.data())
+def test_no_byte_of_a_verdict_keeps_the_daemon_from_starting(
+    measured: Path, library: Path, model: Model, data: st.DataObject
+) -> None:
+    (file,) = files(measured)
+    content = bytearray(file.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "verdicts").mkdir()
+        (Path(folder) / "verdicts" / file.name).write_bytes(content)
+        surveys = Surveys(Verdicts(Path(folder)), selection(library))
+        found = surveys.found()
+        if (made := surveys.known(model, found)) is not None:
+            assert surveys.verdict(made, found).cpu.threads == 1
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_a_daemon_starts_with_a_pipe_a_folder_or_a_device_in_place_of_a_verdict(
+    state: Path, library: Path, model: Model, make: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    (file,) = files(state)
+    file.unlink()
+    make(file)
+    chooser = Chooser(selection(library, after_s=LATE), state)
+    session = opened(chooser, model)
+    answers(session, 9)
+    assert f"{file}: is a " in caplog.text
+    session.close()
+    chooser.close()
+
+
+def test_one_that_another_version_wrote_is_none(
+    state: Path, library: Path, model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     (file,) = files(state)
     kept = msgspec.json.decode(file.read_bytes(), type=Survey)
     surveys = Surveys(Verdicts(state), selection(library))
     assert surveys.known(model, surveys.found()) == kept
-    refused = tuple(replace(one, refused="no") for one in kept.measured)
-    for other in (replace(kept, version=0), replace(kept, measured=()), replace(kept, measured=refused)):
-        file.write_bytes(msgspec.json.encode(other))
-        assert surveys.known(model, surveys.found()) is None
+    file.write_bytes(msgspec.json.encode(replace(kept, version=0, measured=())))
+    assert surveys.known(model, surveys.found()) is None
+    assert caplog.text == ""
+
+
+def test_a_device_that_answered_with_no_numbers_is_remembered(
+    tmp_path: Path, library: Path, model: Model
+) -> None:
+    surveys = Surveys(Verdicts(tmp_path), selection(library, "nan"))
+    found = surveys.found()
+    made = surveys.make(model, found, lambda _: None)
+    assert made.measured[1].error is None
+    assert made.measured[1].refused == "answers wrongly: some answers are not finite numbers"
+    assert surveys.known(model, found) == made
 
 
 def test_a_change_of_the_board_is_told(
@@ -230,6 +302,26 @@ def test_threads_that_were_asked_for_are_given(state: Path, library: Path, model
     session = opened(chooser, model, threads=3)
     assert session.plan.threads == 3
     session.close()
+    chooser.close()
+
+
+@pytest.mark.usefixtures("no_measuring")
+def test_threads_that_were_asked_for_are_given_even_where_they_were_refused(
+    state: Path, library: Path, model: Model
+) -> None:
+    (file,) = files(state)
+    kept = msgspec.json.decode(file.read_bytes(), type=Survey)
+    cpu, device = kept.measured
+    two = Measured("cpu", cpu.title, 2, refused="killed by SIGSEGV")
+    wider = replace(kept.circumstances, threads_max=2)
+    slow = replace(device, p50_ms=10.0 * cpu.p50_ms)
+    file.write_bytes(msgspec.json.encode(replace(kept, circumstances=wider, measured=(cpu, two, slow))))
+    chooser = Chooser(replace(selection(library, after_s=LATE), threads_max=2), state)
+    for threads, given_ in ((2, 2), (0, 1)):
+        session = opened(chooser, model, threads)
+        assert session.plan.threads == given_
+        answers(session, 5)
+        session.close()
     chooser.close()
 
 

@@ -42,7 +42,9 @@ def test_the_bundled_detector_has_a_picture(rung: str) -> None:
 
 
 def test_without_files_it_is_shapes() -> None:
-    assert golden(open_model("small-speech", "3")) is golden_inputs
+    specs = (TensorSpec("a", (1, 4, 5), "int8"),)
+    for case, made_up in zip(golden(open_model("small-speech", "3"))(specs), golden_inputs(specs), strict=True):
+        assert np.array_equal(case, made_up)
 
 
 def speech(folder: Path, *files: str) -> Model:

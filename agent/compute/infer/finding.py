@@ -5,8 +5,6 @@ Nothing is loaded: a library may end the process that loads it.
 
 from __future__ import annotations
 
-import ctypes.util
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -15,12 +13,10 @@ from msgspec import Struct
 
 from agent.compute.infer.backend import Plan
 from agent.compute.infer.delegates import ROWS, Row
+from agent.compute.infer.libraries import Libraries, why_not
 from agent.errors import BackendError
 
 EXTERNAL = "external:"
-_FOLDERS = ("usr/local/lib", "usr/lib/*-linux-gnu*", "usr/lib", "usr/lib64", "lib")
-_MACHINES = {3: "x86", 40: "ARM (32-bit)", 62: "x86-64", 183: "ARM (64-bit)", 243: "RISC-V"}
-"""ELF's numbers: https://refspecs.linuxfoundation.org/elf/gabi4+/ch4.eheader.html"""
 
 
 class Found(Struct, frozen=True):
@@ -51,19 +47,20 @@ def candidates(names: Sequence[str] = (), root: Path = Path("/")) -> list[Found]
         BackendError: there is no such row.
     """
     rows = {row.name: row for row in ROWS}
+    libraries = Libraries(root)
     found = []
     for name in names or rows:
         if name.startswith(EXTERNAL):
-            found.append(_external(name, root))
+            found.append(_external(name, libraries))
         elif name in rows:
-            found.append(_looked_for(rows[name], root))
+            found.append(_looked_for(rows[name], root, libraries))
         else:
             known = ("auto", "cpu", "null", *rows, f"{EXTERNAL}PATH?key=value")
             raise BackendError(f"no backend {name!r}; known: {', '.join(known)}")
     return found
 
 
-def _looked_for(row: Row, root: Path) -> Found:
+def _looked_for(row: Row, root: Path, libraries: Libraries) -> Found:
     def missing(what: str) -> Found:
         return Found(row.name, row.title, missing=f"{what}: {row.hint}" if row.hint else what)
 
@@ -71,16 +68,18 @@ def _looked_for(row: Row, root: Path) -> Found:
         return missing(f"no device ({', '.join('/' + pattern for pattern in row.devices)})")
     helper = ""
     for name in row.needs:
-        helper = helper or _file(name, root)
+        helper = helper or libraries.path(name)
     if row.needs and not helper:
         return missing(f"no {' or '.join(row.needs)}")
+    if helper and (why := why_not(Path(helper))):
+        return missing(f"{helper}: {why}")
     if row.kind == "accelerator":
         plan = Plan(row.name, row.kind, row.library, row.settings)
         return Found(row.name, row.title, plan, _parts(row, root, helper))
-    library = helper if helper.endswith(row.library) else _file(row.library, root)
+    library = helper if helper.endswith(row.library) else libraries.path(row.library)
     if not library:
         return missing(f"no {row.library}")
-    if why := _foreign(Path(library)):
+    if why := why_not(Path(library)):
         return missing(f"{library}: {why}")
     settings = {key: value.format(library=helper) for key, value in row.settings.items()}
     return Found(
@@ -88,13 +87,13 @@ def _looked_for(row: Row, root: Path) -> Found:
     )
 
 
-def _external(name: str, root: Path) -> Found:
+def _external(name: str, libraries: Libraries) -> Found:
     path, _, query = name.removeprefix(EXTERNAL).partition("?")
     title = f"external delegate {path}"
-    library = _file(path, root)
+    library = libraries.path(path)
     if not library:
         return Found(name, title, missing=f"{path}: no such file")
-    if why := _foreign(Path(library)):
+    if why := why_not(Path(library)):
         return Found(name, title, missing=f"{path}: {why}")
     plan = Plan(name, "delegate", library, dict(parse_qsl(query, keep_blank_values=True)))
     return Found(name, title, plan, (library,))
@@ -116,33 +115,3 @@ def _begins(path: Path, text: str) -> bool:
         return path.read_text(errors="replace").startswith(text)
     except OSError:
         return False
-
-
-def _file(name: str, root: Path) -> str:
-    """Path of a library by its path or its name; empty when there is none."""
-    if "/" in name:
-        path = root / name.lstrip("/")
-        return str(path) if path.is_file() else ""
-    for folder in _FOLDERS:
-        for path in sorted(root.glob(f"{folder}/{name}")):
-            return str(path)
-    stem = name.removeprefix("lib").partition(".so")[0]
-    return (ctypes.util.find_library(stem) or "") if root == Path("/") else ""
-
-
-def _foreign(path: Path) -> str:
-    """Why the loader cannot load this file on this machine; empty if it may."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(20)
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    if head[:4] != b"\x7fELF" or len(head) < 20:
-        return "is no shared library"
-    (theirs,) = struct.unpack("<H", head[18:20])
-    with Path("/proc/self/exe").open("rb") as file:
-        (ours,) = struct.unpack("<H", file.read(20)[18:])
-    if theirs == ours:
-        return ""
-    known = _MACHINES.get(theirs, f"machine {theirs}"), _MACHINES.get(ours, f"machine {ours}")
-    return f"is for {known[0]}, and this is {known[1]}"

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _CPU = Plan()
 
+_CREATES = "tflite_plugin_create_delegate"
 _NODE = re.compile(r"Node number \d+ \([^()]*\) failed to (invoke|prepare)\.")
 
 Runtime = Literal["litert", "tflite-runtime"]
@@ -108,6 +109,9 @@ class CpuBackend:
         except (OSError, ValueError) as error:
             said = " ".join(str(error).removeprefix(f"Failed to load delegate from {plan.library}").split())
             raise BackendError(f"{plan.library} cannot be loaded: {said or 'it refuses'}") from error
+        except AttributeError as error:
+            why = f"it has no {_CREATES}" if _CREATES in str(error) else str(error)
+            raise BackendError(f"{plan.library} is no TFLite delegate: {why}") from error
 
 
 class _Graph(Struct, frozen=True):

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from math import isfinite, prod
+from typing import Annotated
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from agent.compute.infer.backend import Options, Plan
@@ -21,6 +23,8 @@ from agent.manifest import Manifest, Model
 from agent.messages import Array
 
 _INPUTS = 3
+_LARGEST = 2**25
+"""Numbers that inputs are made up of at most: to make them takes some 16 bytes for each, and a board has few."""
 _WARM = 3
 _RUNS, _LEAST = 100, 10
 _SECONDS = 0.7
@@ -29,6 +33,9 @@ _FAR_SLOWER = 4.0
 _TOLERANCE_FLOAT, _TOLERANCE_INTEGER = 0.02, 0.1
 _HANGS_S, _HANGS = 2.0, 50.0
 """An inference that takes longer than this, and than so many times the reference's, hangs."""
+
+_Amount = Annotated[float, Meta(ge=0.0, le=1e9)]
+_Count = Annotated[int, Meta(ge=-1, le=2**31)]
 
 
 class Measured(Struct, frozen=True):
@@ -45,24 +52,24 @@ class Measured(Struct, frozen=True):
         rss_mb: resident memory of its process, MB.
         nodes, delegated: operations of the model, and how many the delegate has taken; -1: not known.
         error: how far its answers are from the reference's: root mean square of the difference, as a share of the
-            reference's own deviation, over the worst output.
+            reference's own deviation, over the worst output; None: they are not finite.
         runtime: name and version.
     """
 
     name: str
     title: str = ""
-    threads: int = 0
+    threads: _Count = 0
     here: bool = True
     refused: str = ""
-    open_s: float = 0.0
-    first_ms: float = 0.0
-    p50_ms: float = 0.0
-    p95_ms: float = 0.0
-    cpu_ms: float = 0.0
-    rss_mb: float = 0.0
-    nodes: int = 0
-    delegated: int = -1
-    error: float = 0.0
+    open_s: _Amount = 0.0
+    first_ms: _Amount = 0.0
+    p50_ms: _Amount = 0.0
+    p95_ms: _Amount = 0.0
+    cpu_ms: _Amount = 0.0
+    rss_mb: _Amount = 0.0
+    nodes: _Count = 0
+    delegated: _Count = -1
+    error: Annotated[float, Meta(ge=0.0)] | None = 0.0
     runtime: str = ""
 
 
@@ -87,7 +94,13 @@ Inputs = Callable[[Sequence[TensorSpec]], list[list[Array]]]
 
 
 def golden_inputs(specs: Sequence[TensorSpec], count: int = _INPUTS) -> list[list[Array]]:
-    """Inputs that are the same each time: coarse shapes with noise over them, over each dtype's usual range."""
+    """Inputs that are the same each time: coarse shapes with noise over them, over each dtype's usual range.
+
+    Raises:
+        ModelError: they would be too large.
+    """
+    if (size := sum(prod(spec.shape) for spec in specs)) > _LARGEST:
+        raise ModelError(f"its inputs hold {size} numbers; models of at most {_LARGEST} can be measured")
     random = np.random.default_rng(20)
     return [[_picture(random, spec) for spec in specs] for _ in range(count)]
 
@@ -102,6 +115,18 @@ def distance(reference: list[list[Array]], answers: list[list[Array]], specs: Se
             deviation = max(float(one.std()), spec.scale, 1e-6 * float(np.abs(one).max(initial=0.0)), 1e-12)
             worst = max(worst, float(np.sqrt(np.square(one - other, dtype=np.float64).mean())) / deviation)
     return worst
+
+
+def wrong(off: float, allowed: float) -> str:
+    """What is wrong with answers; empty: they are right.
+
+    Args:
+        off: by `distance`.
+        allowed: by `tolerance`.
+    """
+    if not isfinite(off):
+        return "answers wrongly: some answers are not finite numbers"
+    return f"answers wrongly: off by {off:.1%} where {allowed:.1%} are allowed" if off > allowed else ""
 
 
 def tolerance(manifest: Manifest, specs: Sequence[TensorSpec]) -> float:
@@ -159,10 +184,10 @@ def _measured(known: Measured, whole: Whole, session: WorkerSession, reference: 
     answers = whole.answers(reference.inputs[:1])
     known = replace(known, first_ms=(time.monotonic() - began) * 1e3)
     answers += whole.answers(reference.inputs[1:])
-    known = replace(known, error=distance(reference.answers, answers, whole.outputs))
-    if known.error > reference.tolerance:
-        allowed = f"{reference.tolerance:.1%} are allowed"
-        return replace(known, refused=f"answers wrongly: off by {known.error:.1%} where {allowed}")
+    off = distance(reference.answers, answers, whole.outputs)
+    known = replace(known, error=off if isfinite(off) else None)
+    if reason := wrong(off, reference.tolerance):
+        return replace(known, refused=reason)
     times, cpu_s = _timed(whole, session, reference.p50_ms)
     return replace(
         known,
@@ -191,10 +216,10 @@ def _timed(whole: Whole, session: WorkerSession, reference_ms: float) -> tuple[l
 
 def _picture(random: np.random.Generator, spec: TensorSpec) -> Array:
     """Between 0 and 1: blocks of eight in each dimension, and a third of noise."""
-    blocks = random.random([-(-size // 8) for size in spec.shape])
+    blocks = random.random([-(-size // 8) for size in spec.shape], dtype=np.float32)
     for axis, size in enumerate(spec.shape):
         blocks = np.repeat(blocks, 8, axis=axis).take(np.arange(size), axis=axis)
-    unit = 0.67 * blocks + 0.33 * random.random(spec.shape)
+    unit = 0.67 * blocks + 0.33 * random.random(spec.shape, dtype=np.float32)
     if np.dtype(spec.dtype).kind == "f":
         return unit.astype(spec.dtype)
     bounds = np.iinfo(spec.dtype)

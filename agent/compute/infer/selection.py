@@ -97,19 +97,18 @@ def decide(measured: Sequence[Measured], found: Sequence[Found], by: By, threads
     """Take the best of what was measured.
 
     Args:
-        measured: by `survey`; the CPU is among it, and not refused.
+        measured: by `survey`.
         found: what it was measured of.
         by: what to look at.
-        threads: that the CPU is to have in any case; 0: as many as is best.
+        threads: that the CPU is to have in any case, even where it was refused with them; 0: as many as is best.
     """
     processor = [one for one in measured if one.name == Plan().backend]
-    allowed = [one for one in processor if one.threads == threads] or processor
-    best = _best(allowed, by)
-    assert best is not None
+    best = _best([one for one in processor if one.threads == threads], by) or _best(processor, by)
+    if best is None:  # nothing to compare with
+        return Verdict(Plan(threads=threads), Plan(threads=threads), by, tuple(measured))
     judged = tuple(_against(one, best, by) for one in measured)
     others = [one for one in judged if one.name != best.name]
-    chosen = _best([best, *others], by)
-    assert chosen is not None
+    chosen = _best([best, *others], by) or best
     plans = {one.name: one.plan for one in found if one.plan is not None}
     cpu = Plan(threads=threads or best.threads)
     return Verdict(plans.get(chosen.name, cpu), cpu, by, judged)
@@ -156,6 +155,8 @@ def _reference(model: Model, inputs: Inputs) -> Reference:
         whole = Whole(session, model.manifest)
         cases = inputs(whole.inputs)
         return Reference(cases, whole.answers(cases), tolerance(model.manifest, whole.outputs))
+    except MemoryError:
+        raise BackendError(f"{model.path}: too large to be measured in the memory of this board") from None
     finally:
         session.close()
 

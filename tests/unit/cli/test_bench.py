@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+import agent.compute.infer.selection
 from agent.cli.main import vedette
+from agent.errors import ModelError
+from tests.support import tflite_builder as build
 from tests.support.delegates import COMPILER, NO_COMPILER, compiled, identity_model
 
 
@@ -37,9 +42,58 @@ def test_what_is_not_here_is_one_line() -> None:
     assert "no bundled model is called 'nobody'" in str(done.exception)
 
 
+def one_addition(folder: Path, *shape: int) -> Path:
+    """A model that adds one to an input of this shape."""
+    ones = np.ones(1, np.float32)
+    tensors = [build.T("x", shape), build.T("one", (1,), "float32", ones), build.T("y", shape)]
+    path = folder / "huge.tflite"
+    path.write_bytes(build.write(tensors, [build.Op("ADD", (0, 1), (2,))], (0,), (2,)))
+    (folder / "huge.toml").write_text('name = "huge"\n[output]\ndecoder = "classify"\nlabels = ["one"]\n')
+    return folder / "huge.toml"
+
+
+def test_a_model_with_an_input_of_gigabytes_is_refused_in_one_line(tmp_path: Path) -> None:
+    model = one_addition(tmp_path, 1, 30000, 30000)
+    done = call(model)
+    assert isinstance(done.exception, ModelError)
+    assert str(done.exception) == (
+        f"{model}: its inputs hold 900000000 numbers; models of at most 33554432 can be measured"
+    )
+
+
+def test_a_model_compiled_for_the_edge_tpu_is_refused_in_one_line_without_one(tmp_path: Path) -> None:
+    path = tmp_path / "bird_edgetpu.tflite"
+    path.write_bytes(build.custom_model("edgetpu-custom-op"))
+    manifest = tmp_path / "bird.toml"
+    manifest.write_text(
+        'name = "bird"\nfile = "bird_edgetpu.tflite"\n[output]\ndecoder = "classify"\nlabels = ["a"]\n'
+    )
+    for backends in ((), ("--backend", "edgetpu")):
+        done = call(manifest, *backends)
+        assert isinstance(done.exception, ModelError), done.output
+        text = str(done.exception)
+        assert text == (
+            f"{manifest}: refused: compiled for the Edge TPU (custom operation edgetpu-custom-op): "
+            "use the file it was compiled from"
+        )
+
+
 def test_a_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
     done = call("small-speech", "--rung", "3", "--backend", "vx", "--picture", tmp_path / "bench.png")
     assert done.exit_code == 0, done.output
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert "vx" in done.output
+
+
+def test_without_matplotlib_that_is_said_before_measuring(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("measured before it was known whether a chart can be drawn")
+
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(agent.compute.infer.selection, "choose", fail)
+    done = call("nanodet", "--picture", tmp_path / "bench.png")
+    assert str(done.exception) == "charts need matplotlib: pip install '.[charts]' in the clone"
+    assert ".[charts]" in call("--help").output

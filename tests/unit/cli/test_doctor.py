@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -69,3 +72,22 @@ def test_for_real(tmp_path: Path) -> None:
     found = json.loads(shown.output)["findings"]
     assert found[-1]["value"].startswith(f"{path}:3: ")
     assert {"board", "runtime", "self-test", "hardware to run models on"} <= {one["section"] for one in found}
+
+
+def test_on_a_read_only_state_folder_it_is_measured_and_shown(tmp_path: Path) -> None:
+    state, path = tmp_path / "state", tmp_path / "vedette.toml"
+    state.mkdir()
+    path.write_text(
+        f'[storage]\nfolder = "{state}"\n[selection]\ncandidates = []\nthreads_max = 1\n'
+        '[streams.kitchen]\nsource = "wav:x.wav"\nmodel = "small-speech"\nrung = "3"\n'
+    )
+    mounted = ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o ro none "{state}" && exec "$@"', "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*mounted, "true"], capture_output=True).returncode:
+        pytest.skip("no namespace may be made here")
+    command = [*mounted, sys.executable, "-m", "agent", "doctor", "--fresh", "-c", str(path), "--json"]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True).stdout)["findings"]
+    measured, warning = (one for one in found if one["section"] == "models on this hardware")
+    assert measured["value"].startswith("cpu, 1 thread, ")
+    assert warning["state"] == "warning"
+    assert warning["value"].startswith(f"was measured, and cannot be kept: {state}/verdicts/small-speech-")
+    assert warning["value"].endswith("Read-only file system")

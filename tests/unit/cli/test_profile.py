@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+import agent.compute.infer.profile
 from agent.cli.main import vedette
 from agent.compute.infer.litert import load_runtime
 
@@ -63,8 +65,29 @@ def test_a_picture(tmp_path: Path) -> None:
     done = call("nanodet", "--rung", "256", "--runs", "2", "--picture", tmp_path / "profile.png")
     assert done.exit_code == 0, done.output
     assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")
-    done = call("small-speech", "--rung", "3", "--runs", "1", "--picture", tmp_path / "nowhere" / "profile.png")
-    assert "the chart cannot be written" in str(done.exception)
+
+
+def fail(*_: object, **__: object) -> None:
+    raise AssertionError("measured before it was known whether a chart can be drawn")
+
+
+def test_without_matplotlib_that_is_said_before_measuring(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(agent.compute.infer.profile, "profile", fail)
+    done = call("nanodet", "--picture", tmp_path / "profile.png")
+    assert str(done.exception) == "charts need matplotlib: pip install '.[charts]' in the clone"
+    assert ".[charts]" in call("--help").output
+
+
+def test_where_no_chart_can_be_written_that_is_said_before_measuring(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
+    monkeypatch.setattr(agent.compute.infer.profile, "profile", fail)
+    done = call("nanodet", "--picture", tmp_path / "nowhere" / "profile.png")
+    assert "no such folder to draw a chart into" in str(done.exception)
 
 
 @pytest.mark.parametrize(

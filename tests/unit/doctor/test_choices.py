@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from agent.compute.infer.measure import Measured
 from agent.compute.infer.selection import decide
 from agent.config import Config, SelectionConfig, StreamConfig
 from agent.doctor.choices import findings, of_survey
-from agent.errors import ModelError
+from agent.errors import ModelError, StorageError
 from agent.library import open_model
 from agent.surveys import Survey, Surveys
 
@@ -80,7 +82,72 @@ def test_a_survey_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def fail(*_: object) -> None:
         raise ModelError("the runtime crashed")
 
-    monkeypatch.setattr(Surveys, "make", fail)
+    monkeypatch.setattr(Surveys, "measure", fail)
     config = Config({"kitchen": StreamConfig("mic:", "small-speech")}, selection=SelectionConfig(candidates=()))
     (one,) = findings(config, tmp_path, fresh=True)
     assert one.value == "the runtime crashed"
+
+
+@pytest.fixture
+def small() -> Config:
+    """One model, of which only the CPU with one thread is measured."""
+    kitchen = StreamConfig("mic:", "small-speech", rung="3")
+    return Config({"kitchen": kitchen}, selection=SelectionConfig(candidates=(), threads_max=1))
+
+
+def kept(state: Path, config: Config) -> Path:
+    list(findings(config, state, fresh=True))
+    (file,) = (state / "verdicts").iterdir()
+    return file
+
+
+def replaced(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Something else in place of a file."""
+
+    def do(file: Path) -> None:
+        file.unlink()
+        make(file)
+
+    return do
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes().replace(b'"cpu"', b'"c\xff"')), "damaged: "),
+        (lambda file: file.write_bytes(b'{"x":' + b"[" * 400_000 + b"]" * 400_000 + b"}"), "damaged: "),
+        (replaced(os.mkfifo), "is a pipe where a file is expected"),
+        (replaced(Path.mkdir), "is a folder where a file is expected"),
+        (replaced(lambda file: file.symlink_to("/dev/zero")), "is a link where a file is expected"),
+        (replaced(lambda file: file.symlink_to(file)), "is a link where a file is expected"),
+    ],
+    ids=["no-utf-8", "nested", "pipe", "folder", "device", "loop"],
+)
+def test_a_corrupt_verdict_is_a_warning_with_its_path(
+    tmp_path: Path, small: Config, damage: Callable[[Path], object], told: str
+) -> None:
+    file = kept(tmp_path, small)
+    damage(file)
+    (one,) = findings(small, tmp_path, fresh=False)
+    assert (one.name, one.state) == ("small-speech", "warning")
+    assert one.value.startswith(f"{file}: {told}")
+    assert "--fresh" in one.advice
+
+
+def test_what_cannot_be_kept_is_shown_all_the_same(tmp_path: Path, small: Config) -> None:
+    (tmp_path / "verdicts").write_text("in the way")
+    measured, warning = findings(small, tmp_path, fresh=True)
+    assert measured.value.startswith("cpu, 1 thread, ")
+    assert warning.state == "warning"
+    assert warning.value.startswith(f"was measured, and cannot be kept: {tmp_path / 'verdicts'}: is a file")
+
+
+def test_a_verdict_that_only_the_daemon_may_read_is_no_fault(
+    tmp_path: Path, small: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object) -> None:
+        raise StorageError("x.json: cannot be read: Permission denied") from PermissionError()
+
+    monkeypatch.setattr(Surveys, "kept", denied)
+    (one,) = findings(small, tmp_path, fresh=False)
+    assert (one.state, one.value.endswith("sudo vedette doctor may read it")) == ("ok", True)

@@ -33,3 +33,9 @@ def test_only_arm_needs_the_lists(tmp_path: Path, arch: str, hidden: list[str]) 
 def test_every_processor_needs_its_description(tmp_path: Path) -> None:
     (pi4(tmp_path) / "proc/cpuinfo").unlink()
     assert unreadable(tmp_path, "aarch64") == unreadable(tmp_path, "x86_64") == ["/proc/cpuinfo"]
+
+
+@pytest.mark.parametrize("arch", ["aarch64", "x86_64"])
+def test_a_description_that_is_empty_turns_nothing_off(tmp_path: Path, arch: str) -> None:
+    (pi4(tmp_path) / "proc/cpuinfo").write_text("")
+    assert unreadable(tmp_path, arch) == []

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from agent.compute.infer.backend import Options, open_session
+from agent.compute.infer.backend import Options, Plan, open_session
 from agent.compute.infer.litert import CpuBackend, default_threads, load_runtime
 from agent.compute.infer.stderr import native_stderr
 from agent.errors import BackendError, ModelError
 from agent.library import open_whole_model
 from agent.manifest import Manifest, Model, OutputManifest, Rung
 from tests.support import tflite_builder as build
+from tests.support.delegates import COMPILER, NO_COMPILER
 
 
 def model(content: bytes, *rungs: Rung) -> Model:
@@ -121,6 +123,21 @@ def test_the_null_backend_has_the_models_tensors_and_no_answer() -> None:
 def test_an_unknown_backend_names_the_known() -> None:
     with pytest.raises(BackendError, match="no backend 'tpu'; known: auto, cpu, null, gpu, "):
         open_session(model(build.add_model()), "tpu", Options())
+
+
+@pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the runtime's own, of `__del__`
+def test_a_library_that_is_no_delegate_is_told_from_one_that_cannot_be_loaded(tmp_path: Path) -> None:
+    for name, source, told in (
+        ("other.so", "int x;", "is no TFLite delegate: it has no tflite_plugin_create_delegate"),
+        ("needy.so", "extern int nowhere(void); int f(void) { return nowhere(); }", "undefined symbol: nowhere"),
+    ):
+        library = tmp_path / name
+        command = [str(COMPILER), "-shared", "-fPIC", "-Wl,-z,now", "-x", "c", "-o", str(library), "-"]
+        subprocess.run(command, input=source, text=True, check=True)
+        backend = CpuBackend(Plan(f"external:{library}", "delegate", str(library)))
+        with pytest.raises(BackendError, match=f"{library} .*{told}$"):
+            backend.open(model(build.add_model()), Options())
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (4, 3), (8, 4)])

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import os
+import shutil
 import struct
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,7 @@ from agent.compute.infer.finding import candidates
 from agent.compute.infer.modelfile import read_modelfile
 from agent.errors import BackendError
 from tests.support import tflite_builder as build
+from tests.support.delegates import COMPILER, NO_COMPILER, compiled
 
 OURS = struct.unpack("<H", Path("/proc/self/exe").read_bytes()[18:20])[0]
 
@@ -90,6 +96,62 @@ def test_an_external_delegate_by_its_path(tmp_path: Path) -> None:
     assert "no such file" in candidates(["external:/opt/other.so"], tmp_path)[0].missing
     with pytest.raises(BackendError, match="no backend 'tpu'; known: auto, cpu, null, gpu"):
         candidates(["tpu"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (Path.mkdir, "is a folder, and no shared library"),
+        (os.mkfifo, "is a pipe, and no shared library"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a device, and no shared library"),
+        (lambda path: path.symlink_to(path), "cannot be read: Too many levels of symbolic links"),
+        (lambda path: path.symlink_to("nowhere"), "cannot be read: No such file or directory"),
+        (lambda path: path.write_bytes(b""), "is no shared library"),
+        (lambda path: None, "no such file"),
+    ],
+    ids=["folder", "pipe", "device", "loop", "dangling", "empty", "nothing"],
+)
+def test_what_is_no_library_is_told_by_what_it_is(
+    tmp_path: Path, make: Callable[[Path], object], told: str
+) -> None:
+    make(tmp_path / "own.so")
+    (found,) = candidates(["external:/own.so"], tmp_path)
+    assert found.missing == f"/own.so: {told}"
+
+
+def test_a_library_of_another_machine_does_not_hide_ours(tmp_path: Path) -> None:
+    board(tmp_path, "dev/galcore", "usr/lib/arm-linux-gnueabihf/libvx_delegate.so", machine=40)
+    board(tmp_path, "usr/lib/x86_64-linux-gnu/libvx_delegate.so")
+    (found,) = candidates(["vx"], tmp_path)
+    assert found.plan is not None
+    assert found.plan.library == str(tmp_path / "usr/lib/x86_64-linux-gnu/libvx_delegate.so")
+
+
+LOOK = """
+from agent.compute.infer.finding import candidates
+(found,) = candidates(["external:libstub_delegate.so"])
+print(found.missing or found.plan.library)
+"""
+
+
+@pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
+def test_a_library_that_only_the_loader_knows_is_named_by_its_full_path(tmp_path: Path) -> None:
+    (tmp_path / "vendor").mkdir()
+    library = compiled(tmp_path / "vendor")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / library.name).write_text("is in the way, in the current folder")
+    (tmp_path / "conf").write_text(f"{library.parent}\n")
+    cache = tmp_path / "cache"
+    script = (
+        f"/sbin/ldconfig -X -f {tmp_path / 'conf'} -C {cache}"
+        f' && mount --bind {cache} /etc/ld.so.cache && exec "$@"'
+    )
+    mounted = ["unshare", "-rm", "sh", "-c", script, "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*mounted, "true"], capture_output=True).returncode:
+        pytest.skip("no namespace may be made here")
+    command = [*mounted, sys.executable, "-c", LOOK]
+    done = subprocess.run(command, cwd=tmp_path / "here", capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(library)
 
 
 def test_models_that_are_nothing_for_a_row() -> None:

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.compute.infer.finding import candidates
-from agent.compute.infer.measure import Measured, distance, golden_inputs, tolerance
-from agent.compute.infer.selection import _best, choose, cost
+from agent.compute.infer.backend import Plan
+from agent.compute.infer.finding import Found, candidates
+from agent.compute.infer.measure import Measured, distance, golden_inputs, tolerance, wrong
+from agent.compute.infer.selection import _best, choose, cost, decide
 from agent.compute.tensors import TensorSpec
 from agent.library import open_model
 from agent.manifest import GoldenManifest, Manifest, OutputManifest
@@ -27,7 +28,7 @@ REASONS = {
     "exit": "exit status 0",
     "hang": "hangs: an inference took longer than 3 s",
     "wrong": "answers wrongly",
-    "nan": "answers wrongly",
+    "nan": "answers wrongly: some answers are not finite numbers",
     "slow": "slower than the CPU",
     "fail": "the device has gone",
 }
@@ -64,6 +65,24 @@ def test_the_best_is_worth_its_trouble() -> None:
     assert _best([one, two, three], "energy") == one
     assert _best([replace(one, refused="no")], "latency") is None
     assert (cost(two, "energy"), cost(two, "latency")) == (19.0, 9.8)
+
+
+def test_threads_that_were_asked_for_and_refused_are_compared_by_the_best_of_the_others() -> None:
+    one = Measured("cpu", threads=1, p50_ms=10.0)
+    two = Measured("cpu", threads=2, refused="killed by SIGSEGV")
+    gpu = Measured("gpu", p50_ms=5.0)
+    found = [Found("gpu", "GPU", Plan("gpu", "accelerator", "GPU"))]
+    for device, chosen in ((gpu, "gpu"), (replace(gpu, p50_ms=20.0), "cpu")):
+        verdict = decide([one, two, device], found, "latency", threads=2)
+        assert (verdict.chosen.backend, verdict.cpu) == (chosen, Plan(threads=2))
+    verdict = decide([two, gpu], found, "latency", threads=2)
+    assert verdict.chosen == verdict.cpu == Plan(threads=2)
+
+
+def test_what_is_wrong_is_told_in_one_sentence() -> None:
+    assert wrong(0.02, 0.02) == ""
+    assert wrong(0.5, 0.02) == "answers wrongly: off by 50.0% where 2.0% are allowed"
+    assert wrong(float("inf"), 0.02) == "answers wrongly: some answers are not finite numbers"
 
 
 SPECS = (TensorSpec("a", (1, 20, 30, 3), "uint8", 0.1), TensorSpec("b", (1, 50), "float32"))

@@ -1,0 +1,134 @@
+"""Charts: what stands in them, and where they are written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.cli import chart
+from agent.cli.chart import check, draw_latencies, draw_profile
+from agent.compute.infer.measure import Measured
+from agent.compute.infer.profile import Profile, Row
+from agent.compute.infer.selection import Verdict, decide
+from agent.errors import VedetteError
+
+pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
+
+LONG = "external:/opt/vendor/lib/with/a/long/path/libnpu_delegate.so?mode=turbo&weights=$x$"
+MEASURED = (
+    Measured("cpu", threads=1, p50_ms=20.0, p95_ms=21.0),
+    Measured("cpu", threads=2, p50_ms=11.0, p95_ms=12.0),
+    Measured(LONG, p50_ms=40.0, p95_ms=60.0),
+    Measured("qnn-htp", refused="cannot be loaded: " + "the device is busy " * 20),
+    Measured("odd\x1b[2J", refused="no"),
+)
+
+
+@pytest.fixture
+def verdict() -> Verdict:
+    return decide(MEASURED, [], "latency")
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Figures as they are saved."""
+    kept: list[Any] = []
+    save = chart._save
+
+    def keep(figure: Any, path: Path) -> None:
+        kept.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(chart, "_save", keep)
+    return kept
+
+
+def refused(verdict: Verdict) -> list[Measured]:
+    return [one for one in verdict.measured if one.refused]
+
+
+def texts_within(figure: Any) -> list[str]:
+    """Every text of a figure that is shown; fails where one runs out of the picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    shown = [one for one in figure.findobj(Text) if one.get_visible() and one.get_text()]
+    ticks = {tick.label1 for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for tick in axis.majorTicks}
+    for one in (one for one in shown if one not in ticks):  # ticks beyond the ends are not drawn
+        box = one.get_window_extent(renderer)
+        inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1
+        assert inside, one.get_text()
+    return [str(one.get_text()) for one in shown]
+
+
+def test_the_models_name_and_every_refusal_with_its_reason(
+    tmp_path: Path, verdict: Verdict, figures: list[Any]
+) -> None:
+    draw_latencies(verdict, refused(verdict), "nanodet, rung 416", tmp_path / "bench.png")
+    (figure,) = figures
+    shown = texts_within(figure)
+    assert {"nanodet, rung 416", "cpu, 1 thread", "cpu, 2 threads"} <= set(shown)
+    (below,) = (text for text in shown if text.startswith("refused"))
+    lines = below.splitlines()
+    assert lines[1].endswith(": slower than the CPU: 40.00 ms against 11.00")
+    assert lines[2].startswith("qnn-htp: cannot be loaded: the device is busy")
+    assert lines[2].endswith(" …")
+    assert lines[3] == "odd?[2J: no"
+
+
+def test_labels_stay_in_the_picture_at_either_end(tmp_path: Path, figures: list[Any]) -> None:
+    def row(node: int, name: str, ms: float) -> Row:
+        return Row(name, "", "", (1,), node, ms, ms / 30.0)
+
+    rows = tuple(row(node, f"OP_{node}", 1.0) for node in range(1, 98))
+    ends = (row(0, "BEGINS_WITH_A_LONG_NAME", 9.0), *rows, row(98, "SOFTMAX_AT_THE_VERY_END", 10.0))
+    found = Profile("416", "litert", 1, 5, 20.0, 120.0, ends, (ends[0], ends[-1]))
+    draw_profile(found, "nanodet, rung 416", tmp_path / "profile.png")
+    (figure,) = figures
+    shown = texts_within(figure)
+    (axes,) = figure.axes
+    assert "nanodet, rung 416: 120.00 ms in operations, p50 20.00 ms" in shown
+    for text in axes.texts:
+        box = text.get_window_extent()
+        assert axes.bbox.x0 <= box.x0 < box.x1 <= axes.bbox.x1, text.get_text()
+        assert box.y1 <= axes.bbox.y1, text.get_text()
+
+
+@pytest.mark.parametrize(("name", "begins"), [("a", b"\x89PNG"), ("a.png", b"\x89PNG"), ("a.SVG", b"<?xml")])
+def test_it_is_written_where_it_was_asked_for_and_nowhere_else(
+    tmp_path: Path, verdict: Verdict, name: str, begins: bytes
+) -> None:
+    check(tmp_path / name)
+    draw_latencies(verdict, [], "m", tmp_path / name)
+    (file,) = tmp_path.iterdir()
+    assert file.name == name
+    assert file.read_bytes().startswith(begins)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/null")],
+    ids=["folder", "pipe", "device"],
+)
+def test_a_folder_a_pipe_or_a_device_is_refused_and_stays(
+    tmp_path: Path, verdict: Verdict, make: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "a"
+    make(path)
+    with pytest.raises(VedetteError, match=f"{path}: is there, and is no file"):
+        check(path)
+    with pytest.raises(VedetteError, match=f"{path}: cannot be written: not a file"):
+        draw_latencies(verdict, [], "m", path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_kind_of_picture_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(VedetteError, match=r"ends in \.png, \.svg or \.pdf, or in nothing"):
+        check(tmp_path / "a.xyz")
