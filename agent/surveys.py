@@ -19,12 +19,13 @@ from agent.errors import StorageError
 from agent.golden import golden
 from agent.health.board import read_board
 from agent.health.machine import Busy
+from agent.health.memory import read_memory
 from agent.manifest import Model
 from agent.storage.verdicts import Verdicts
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 """Of what is measured and how: another one makes every survey old."""
 
 
@@ -90,7 +91,14 @@ class Surveys:
         """
         now, files = circumstances(model, found, self._threads_max, {})
         busy = Busy()
-        measured = survey(model, found, self._threads_max, inputs=golden(model), progress=progress)
+        measured = survey(
+            model,
+            found,
+            self._threads_max,
+            inputs=golden(model),
+            spare_mb=spare_memory_mb(),
+            progress=progress,
+        )
         made = Survey(_VERSION, now, files, measured, datetime.now(UTC), round(busy.others(), 3))
         try:
             self._verdicts.write(model.manifest.name, _key(model), msgspec.json.encode(made))
@@ -117,6 +125,11 @@ class Surveys:
         if made is None or made.version != _VERSION:
             return None
         return made if any(one.name == "cpu" and not one.refused for one in made.measured) else None
+
+
+def spare_memory_mb() -> float:
+    """Memory that measuring may take: half of what could be had now, MB."""
+    return read_memory().available_mb / 2.0
 
 
 def _key(model: Model) -> str:
