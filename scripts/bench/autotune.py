@@ -68,30 +68,23 @@ def main() -> None:
     args = common.arguments(__doc__ or "").parse_args()
     models, wanted, rounds = (QUICK, 2, 12) if args.quick else (MODELS, 8, 100)
     threads_max = min(SelectionConfig().threads_max, len(os.sched_getaffinity(0)))
-    figures: dict[str, float] = {"threads_max": float(threads_max)}
-    every: dict[str, list[float]] = {
-        "latency": [],
-        "energy": [],
-        "latency_under_load": [],
-        "energy_under_load": [],
-    }
+    figures = {"threads_max": float(threads_max), "choices": 0.0}
     for name, rung in models:
         model = open_model(name, rung)
         costs, others = measured(model, threads_max, rounds)
         calm = choices(model, threads_max, wanted)
         with load():
             loaded = [choice(model, threads_max) for _ in range(wanted // 2)]
+        figures["choices"] += len(calm)
         for by in BY:
-            every[by] += (ratios := [one.ratio(costs, by) for one in calm])
-            every[f"{by}_under_load"] += [one.ratio(costs, by) for one in loaded]
-            figures[f"{name}_{rung}_{by}_ratio"] = max(ratios, default=1.0)
             told = ", ".join(f"{threads}: {ms:.3f} ms" for threads, ms in costs[by].items())
-            print(f"{name} {rung}, {by}: {told} (others: {others:.0%})")
-            for when, some in (("chosen", calm), ("under a load", loaded)):
-                print(f"    {when}: " + ", ".join(str(one.threads[by]) for one in some))
-    figures["choices"] = float(len(every["latency"]))
-    figures |= {f"{kind}_worst_ratio": max(found, default=1.0) for kind, found in every.items()}
-    figures["worst_ratio"] = max(figures["latency_worst_ratio"], figures["energy_worst_ratio"])
+            print(f"{name} {rung}, {by}: {told} (others used {others:.0%})")
+            for when, some in (("", calm), ("_under_load", loaded)):
+                print(f"    chosen{when.replace('_', ' ')}: {', '.join(str(one.threads[by]) for one in some)}")
+                worst = max((one.ratio(costs, by) for one in some), default=0.0)
+                for figure in (f"{name}_{rung}_{by}{when}_ratio", f"worst_{by}{when}_ratio"):
+                    figures[figure] = max(worst, figures.get(figure, 0.0))
+    figures["worst_ratio"] = max(figures[f"worst_{by}_ratio"] for by in BY)
     enough = figures["choices"] >= len(models)
     if not enough:
         print("other programs kept the processor so busy that hardly a choice counts: run this again")
