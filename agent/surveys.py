@@ -21,12 +21,13 @@ from agent.errors import StorageError
 from agent.golden import golden
 from agent.health.board import read_board
 from agent.health.machine import Busy
+from agent.health.memory import read_memory
 from agent.manifest import Model
 from agent.storage.verdicts import Verdicts
 
 log = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 """Of what is measured and how: another one makes every survey old."""
 
 
@@ -113,7 +114,14 @@ class Surveys:
         """The same, without keeping it."""
         now, files = circumstances(model, found, self._threads_max, {})
         busy = Busy()
-        measured = survey(model, found, self._threads_max, inputs=golden(model), progress=progress)
+        measured = survey(
+            model,
+            found,
+            self._threads_max,
+            inputs=golden(model),
+            spare_mb=spare_memory_mb(),
+            progress=progress,
+        )
         return Survey(_VERSION, now, files, measured, datetime.now(UTC), round(busy.others(), 3))
 
     def keep(self, model: Model, made: Survey) -> None:
@@ -158,6 +166,11 @@ def _implausible(made: Survey) -> str:
     if all(one.refused for one in made.measured if one.name == cpu):
         return "it does not tell that the CPU runs the model"
     return ""
+
+
+def spare_memory_mb() -> float:
+    """Memory that measuring may take: half of what could be had now, MB."""
+    return read_memory().available_mb / 2.0
 
 
 def _key(model: Model) -> str:

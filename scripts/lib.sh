@@ -1,6 +1,10 @@
 # Sourced by the scripts: makes environments from the lock file. Not a program.
 PYTHON=${PYTHON:-python3}
 
+# What the environment for development has. LoadGen has no wheels for ARM: there its tests are skipped, by name.
+DEV_EXTRAS=dev,demo,wakeword,charts
+[ "$(uname -m)" != x86_64 ] || DEV_EXTRAS=$DEV_EXTRAS,loadgen
+
 die() {
   echo "$*" >&2
   exit 1

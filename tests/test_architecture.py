@@ -42,7 +42,17 @@ FORBIDDEN = {
     "comms": {"cv2", "ai_edge_litert", "tflite_runtime", "sqlite3", "tempfile", "shutil"},
 }
 
-EXTRAS = {"amqtt", "picamera2", "tensorflow", "torch", "matplotlib", "scipy", "PIL", "agent.optimise"}
+EXTRAS = {
+    "amqtt",
+    "picamera2",
+    "tensorflow",
+    "torch",
+    "matplotlib",
+    "scipy",
+    "PIL",
+    "mlperf_loadgen",
+    "agent.optimise",
+}
 HEAVY = {
     "cv2",
     "numpy",

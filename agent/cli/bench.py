@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,7 @@ from agent.cli.plain import plain
 if TYPE_CHECKING:
     from agent.compute.infer.measure import Measured
     from agent.compute.infer.selection import Verdict
+    from agent.loadgen import Outcome
 
 
 @click.command()
@@ -30,6 +31,15 @@ if TYPE_CHECKING:
     help="Draw the latencies here, a PNG; needs matplotlib: pip install '.[charts]'.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--loadgen", is_flag=True, help="Run MLPerf LoadGen's SingleStream and Offline on the best way.")
+@click.option(
+    "--loadgen-seconds",
+    type=click.FloatRange(0.1, 3600.0),
+    default=10.0,
+    show_default=True,
+    help="For each of the two, at least.",
+)
+@click.option("--loadgen-logs", type=click.Path(path_type=Path), help="Keep LoadGen's log files in this folder.")
 def bench(
     model: str,
     rung: str,
@@ -38,55 +48,80 @@ def bench(
     patience: float,
     picture: Path | None,
     as_json: bool,
+    loadgen: bool,
+    loadgen_seconds: float,
+    loadgen_logs: Path | None,
 ) -> None:
     """Measure every way to run MODEL on this board: the CPU with 1 to 4 threads, and what else is found.
 
     Each runs in a process of its own, which may crash or hang. Its answers are compared with the CPU's before it
     is timed. Nothing is changed.
+
+    With --loadgen MLPerf's own load generator measures, too: the best way, or those of --backend. Its figures
+    have the way to the model's process and back in them.
     """
     from agent.compute.infer.finding import candidates
     from agent.compute.infer.selection import choose
     from agent.golden import golden
     from agent.library import open_model
+    from agent.surveys import spare_memory_mb
 
     if picture is not None:
-        from agent.cli.chart import check
+        from agent.cli.chart import check as check_chart
 
-        check(picture)
+        check_chart(picture)
+    if loadgen:
+        from agent.loadgen import check
+
+        check(loadgen_logs)
+    elif loadgen_logs is not None:
+        raise click.UsageError("--loadgen-logs goes with --loadgen")
     opened = open_model(model, rung)
     found = candidates(backends)
-    cores = len(os.sched_getaffinity(0))
-    shown = sys.stderr.isatty()
-
-    def progress(what: str) -> None:
-        if shown:
-            click.echo(f"\r\x1b[Kmeasuring {plain(what)} …", err=True, nl=False)
-
     verdict = choose(
         opened,
         found,
-        cores,
+        len(os.sched_getaffinity(0)),
         "energy" if by == "energy" else "latency",
         inputs=golden(opened),
         patience_s=patience,
-        progress=progress,
+        spare_mb=spare_memory_mb(),
+        progress=_progress,
     )
-    if shown:
-        click.echo("\r\x1b[K", err=True, nl=False)
+    tested: list[Outcome] | None = None
+    if loadgen:
+        from agent.cli.scenarios import outcomes, ways
+
+        asked = ways(verdict, found, backends)
+        tested = outcomes(opened, asked, loadgen_seconds, loadgen_logs, patience_s=patience, progress=_progress)
+    _progress("")
     if picture is not None:
         from agent.cli.chart import draw_latencies
 
         title = f"{opened.manifest.name}{f', rung {rung}' if rung else ''}"
         draw_latencies(verdict, _refused(verdict, asked=bool(backends)), title, picture)
     if as_json:
-        import msgspec
-
-        click.echo(msgspec.json.encode(verdict).decode())
+        _print_json(verdict, tested)
     else:
-        _print(verdict, asked=bool(backends))
+        _print(verdict, asked=bool(backends), tested=tested)
 
 
-def _print(verdict: Verdict, *, asked: bool) -> None:
+def _progress(what: str) -> None:
+    """Say what is measured now, on one line of a terminal; with nothing, clear it."""
+    if sys.stderr.isatty():
+        click.echo(f"\r\x1b[K{f'measuring {plain(what)} …' if what else ''}", err=True, nl=False)
+
+
+def _print_json(verdict: Verdict, tested: list[Outcome] | None) -> None:
+    import msgspec
+
+    told: dict[str, Any] = msgspec.structs.asdict(verdict)
+    if tested is not None:
+        told["loadgen"] = tested
+    click.echo(msgspec.json.encode(told).decode())
+
+
+def _print(verdict: Verdict, *, asked: bool, tested: list[Outcome] | None) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -119,6 +154,13 @@ def _print(verdict: Verdict, *, asked: bool) -> None:
     away = [one.name for one in verdict.measured if not one.here]
     if away and not asked:
         console.print(f"not on this board: {', '.join(away)}; --backend NAME says what is missing")
+    if tested is not None:
+        from agent.cli.scenarios import print_outcome
+
+        for outcome in tested:
+            print_outcome(outcome, console)
+        if not tested:
+            console.print("nothing for LoadGen: none of the named backends could be measured")
 
 
 def _refused(verdict: Verdict, *, asked: bool) -> list[Measured]:

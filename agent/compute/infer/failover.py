@@ -12,7 +12,7 @@ import numpy as np
 
 from agent.compute.infer.backend import Options, Plan, Session
 from agent.compute.infer.litert import CpuBackend
-from agent.compute.infer.measure import Inputs, distance, golden_inputs, tolerance
+from agent.compute.infer.measure import Inputs, distance, golden_inputs, tolerance, wrong
 from agent.compute.infer.recovery import Recovery
 from agent.compute.infer.whole import Whole
 from agent.compute.infer.worker import DEADLINE_S, PATIENCE_S, WorkerSession
@@ -167,9 +167,8 @@ class FailoverSession:
         self._judge(distance([right], [given], self.outputs))
 
     def _judge(self, off: float) -> None:
-        if off > self._tolerance:
-            allowed = f"{self._tolerance:.1%} are allowed"
-            raise BackendError(f"{self._plan.backend} answers wrongly: off by {off:.1%} where {allowed}")
+        if reason := wrong(off, self._tolerance):
+            raise BackendError(f"{self._plan.backend} {reason}")
 
     def _leave(self, reason: str) -> None:
         """Go on with the CPU; the device is tried again later."""

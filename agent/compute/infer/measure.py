@@ -1,38 +1,23 @@
-"""Measures one way to run a model, in a process of its own: are its answers right, and how fast are they?
-
-Whatever goes wrong there, a crash, a hang, wrong answers, is a reason and no exception.
-"""
+"""What is measured of a way to run a model, and the inputs and answers that it is judged by."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from math import isfinite, prod
 from typing import Annotated
 
 import numpy as np
 from msgspec import Meta, Struct
-from msgspec.structs import replace
 
-from agent.compute.infer.backend import Options, Plan
-from agent.compute.infer.whole import Whole
-from agent.compute.infer.worker import PATIENCE_S, WorkerSession
 from agent.compute.tensors import TensorSpec
-from agent.errors import BackendError, ModelError
-from agent.manifest import Manifest, Model
+from agent.errors import ModelError
+from agent.manifest import Manifest
 from agent.messages import Array
 
 _INPUTS = 3
 _LARGEST = 2**25
 """Numbers that inputs are made up of at most: to make them takes some 16 bytes for each, and a board has few."""
-_WARM = 3
-_RUNS, _LEAST = 100, 10
-_SECONDS = 0.7
-_FAR_SLOWER = 4.0
-"""Beyond so many times the reference's time nothing more is measured."""
 _TOLERANCE_FLOAT, _TOLERANCE_INTEGER = 0.02, 0.1
-_HANGS_S, _HANGS = 2.0, 50.0
-"""An inference that takes longer than this, and than so many times the reference's, hangs."""
 
 _Amount = Annotated[float, Meta(ge=0.0, le=1e9)]
 _Count = Annotated[int, Meta(ge=-1, le=2**31)]
@@ -47,8 +32,9 @@ class Measured(Struct, frozen=True):
         here: whether it is on this board at all.
         refused: why it is not used; empty: it may be.
         open_s: to open the model, s. first_ms: the first inference.
-        p50_ms, p95_ms: of the others.
-        cpu_ms: CPU time for one.
+        p50_ms, p95_ms: of the others: of the CPU without the way to its process, for the daemon needs none; of
+            anything else with it.
+        cpu_ms: CPU time for one, in the process that runs it.
         rss_mb: resident memory of its process, MB.
         nodes, delegated: operations of the model, and how many the delegate has taken; -1: not known.
         error: how far its answers are from the reference's: root mean square of the difference, as a share of the
@@ -80,12 +66,14 @@ class Reference(Struct, frozen=True):
         inputs: for each case the arrays of every input.
         answers: for each case the arrays of every output, in reals.
         tolerance: see `tolerance`.
+        rss_mb: resident memory of the process that gave them, MB.
         p50_ms: what the CPU takes; 0: not known.
     """
 
     inputs: list[list[Array]]
     answers: list[list[Array]]
     tolerance: float
+    rss_mb: float
     p50_ms: float = 0.0
 
 
@@ -134,84 +122,6 @@ def tolerance(manifest: Manifest, specs: Sequence[TensorSpec]) -> float:
     if manifest.golden.tolerance is not None:
         return manifest.golden.tolerance
     return _TOLERANCE_INTEGER if any(spec.quantised for spec in specs) else _TOLERANCE_FLOAT
-
-
-def measure(
-    model: Model,
-    plan: Plan,
-    title: str,
-    reference: Reference,
-    *,
-    patience_s: float = PATIENCE_S,
-) -> Measured:
-    """Open the model so in a process of its own, and measure it.
-
-    Args:
-        model: to run.
-        plan: how.
-        title: for people.
-        reference: what it must answer.
-        patience_s: for opening it and for its first inference, s.
-    """
-    began = time.monotonic()
-    try:
-        deadline_s = max(_HANGS_S, reference.p50_ms * _HANGS / 1e3)
-        options = Options(threads=plan.threads)
-        session = WorkerSession(model, plan, options, deadline_s=deadline_s, patience_s=patience_s)
-    except (BackendError, ModelError) as error:
-        return Measured(plan.backend, title, plan.threads, refused=str(error))
-    known = Measured(
-        plan.backend,
-        title,
-        plan.threads,
-        open_s=time.monotonic() - began,
-        nodes=session.opened.nodes,
-        delegated=session.opened.delegated,
-        runtime=session.opened.runtime,
-    )
-    try:
-        if plan.kind == "delegate" and known.delegated == 0:
-            return replace(known, refused=f"takes none of the model's {known.nodes} operations")
-        return _measured(known, Whole(session, model.manifest), session, reference)
-    except (BackendError, ModelError) as error:
-        return replace(known, refused=str(error))
-    finally:
-        session.close()
-
-
-def _measured(known: Measured, whole: Whole, session: WorkerSession, reference: Reference) -> Measured:
-    began = time.monotonic()
-    answers = whole.answers(reference.inputs[:1])
-    known = replace(known, first_ms=(time.monotonic() - began) * 1e3)
-    answers += whole.answers(reference.inputs[1:])
-    off = distance(reference.answers, answers, whole.outputs)
-    known = replace(known, error=off if isfinite(off) else None)
-    if reason := wrong(off, reference.tolerance):
-        return replace(known, refused=reason)
-    times, cpu_s = _timed(whole, session, reference.p50_ms)
-    return replace(
-        known,
-        p50_ms=float(np.percentile(times, 50)) * 1e3,
-        p95_ms=float(np.percentile(times, 95)) * 1e3,
-        cpu_ms=cpu_s / len(times) * 1e3,
-        rss_mb=session.usage().rss_mb,
-    )
-
-
-def _timed(whole: Whole, session: WorkerSession, reference_ms: float) -> tuple[list[float], float]:
-    """Seconds of each inference, and CPU seconds of all of them."""
-    for _ in range(_WARM):
-        whole.invoke()
-    used = session.usage().cpu_s
-    times: list[float] = []
-    until = time.perf_counter() + _SECONDS
-    while len(times) < _RUNS and (len(times) < _LEAST or time.perf_counter() < until):
-        began = time.perf_counter()
-        whole.invoke()
-        times.append(time.perf_counter() - began)
-        if reference_ms and len(times) >= 3 and min(times) * 1e3 > _FAR_SLOWER * reference_ms:
-            break
-    return times, session.usage().cpu_s - used
 
 
 def _picture(random: np.random.Generator, spec: TensorSpec) -> Array:

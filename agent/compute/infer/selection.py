@@ -1,12 +1,13 @@
 """Chooses how to run a model: measures every candidate of this board, and takes the best that answers rightly.
 
-Measured are the CPU with each number of threads and each row of `delegates` that is found. A candidate that
-crashes, hangs, answers wrongly, takes nothing over or is slower than the CPU is refused, with the reason.
+Measured are the CPU with each number of threads, in turns, and each row of `delegates` that is found. A candidate
+that crashes, hangs, answers wrongly, takes nothing over or is slower than the CPU is refused, with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -15,24 +16,19 @@ from msgspec.structs import replace
 from agent.compute.infer.backend import Options, Plan
 from agent.compute.infer.delegates import unsuited
 from agent.compute.infer.finding import Found
-from agent.compute.infer.measure import (
-    Inputs,
-    Measured,
-    Reference,
-    golden_inputs,
-    measure,
-    tolerance,
-)
+from agent.compute.infer.measure import Inputs, Measured, Reference, golden_inputs, tolerance
 from agent.compute.infer.modelfile import read_modelfile
+from agent.compute.infer.trial import Progress, Way, race
 from agent.compute.infer.whole import Whole
 from agent.compute.infer.worker import PATIENCE_S, WorkerSession
 from agent.errors import BackendError
 from agent.manifest import Model
 
 By = Literal["latency", "energy"]
-Progress = Callable[[str], None]
 _WORTH = 0.95
-"""Another thread, or a device, must save at least a twentieth to be worth it."""
+"""A device must save at least a twentieth to be worth it."""
+_WORTH_A_THREAD = 0.97
+"""More threads must save at least this: what is chosen shall be within 5 % of the best, and measuring errs."""
 _THREADS = 4
 
 
@@ -58,6 +54,7 @@ def survey(
     *,
     inputs: Inputs = golden_inputs,
     patience_s: float = PATIENCE_S,
+    spare_mb: float = math.inf,
     progress: Progress = lambda _: None,
 ) -> tuple[Measured, ...]:
     """Measure everything that may run a model.
@@ -67,29 +64,30 @@ def survey(
         found: candidates besides the CPU, see `finding.candidates`.
         threads_max: the CPU is tried with 1 thread to so many.
         inputs: that everything must answer as the CPU does.
-        patience_s: see `measure`.
+        patience_s: see `race`.
+        spare_mb: memory for processes, MB; where it is short, fewer numbers of threads take turns.
         progress: is told what is measured next; what it raises ends the survey.
 
     Raises:
         ModelError, BackendError: not even the CPU runs the model.
     """
     reference = _reference(model, inputs)
+    ways = [Way(Plan(threads=threads), "CPU (XNNPACK)") for threads in range(1, threads_max + 1)]
+    at_once = max(1, int(min(spare_mb / reference.rss_mb, threads_max)))
     measured: list[Measured] = []
-    for threads in range(1, threads_max + 1):
-        progress(f"cpu, {threads} thread{'s' if threads > 1 else ''}")
-        measured.append(measure(model, Plan(threads=threads), "CPU (XNNPACK)", reference))
-        if not measured[-1].refused and not reference.p50_ms:
-            reference = replace(reference, p50_ms=measured[-1].p50_ms)
+    for first in range(0, threads_max, at_once):
+        measured += race(model, ways[first : first + at_once], reference, progress=progress)
     if all(one.refused for one in measured):
         raise BackendError(measured[0].refused)
+    reference = replace(reference, p50_ms=next(one.p50_ms for one in measured if not one.refused))
     file = read_modelfile(model.content)
     for one in found:
         reason = one.missing or unsuited(one.name, file)
         if reason or one.plan is None:
             measured.append(Measured(one.name, one.title, here=one.plan is not None, refused=reason))
             continue
-        progress(one.name)
-        measured.append(measure(model, one.plan, one.title, reference, patience_s=patience_s))
+        way = Way(one.plan, one.title)
+        measured += race(model, [way], reference, patience_s=patience_s, progress=progress)
     return tuple(measured)
 
 
@@ -103,12 +101,13 @@ def decide(measured: Sequence[Measured], found: Sequence[Found], by: By, threads
         threads: that the CPU is to have in any case, even where it was refused with them; 0: as many as is best.
     """
     processor = [one for one in measured if one.name == Plan().backend]
-    best = _best([one for one in processor if one.threads == threads], by) or _best(processor, by)
+    asked = [one for one in processor if one.threads == threads]
+    best = _best(asked, by, _WORTH_A_THREAD) or _best(processor, by, _WORTH_A_THREAD)
     if best is None:  # nothing to compare with
         return Verdict(Plan(threads=threads), Plan(threads=threads), by, tuple(measured))
     judged = tuple(_against(one, best, by) for one in measured)
     others = [one for one in judged if one.name != best.name]
-    chosen = _best([best, *others], by) or best
+    chosen = _best([best, *others], by, _WORTH) or best
     plans = {one.name: one.plan for one in found if one.plan is not None}
     cpu = Plan(threads=threads or best.threads)
     return Verdict(plans.get(chosen.name, cpu), cpu, by, judged)
@@ -122,6 +121,7 @@ def choose(
     *,
     inputs: Inputs = golden_inputs,
     patience_s: float = PATIENCE_S,
+    spare_mb: float = math.inf,
     progress: Progress = lambda _: None,
 ) -> Verdict:
     """Measure and choose.
@@ -132,14 +132,17 @@ def choose(
         cores: that this process may use.
         by: what to look at.
         inputs: see `survey`.
-        patience_s: see `measure`.
+        patience_s: see `survey`.
+        spare_mb: see `survey`.
         progress: see `survey`.
 
     Raises:
         ModelError, BackendError: not even the CPU runs the model.
     """
     threads_max = min(_THREADS, cores)
-    measured = survey(model, found, threads_max, inputs=inputs, patience_s=patience_s, progress=progress)
+    measured = survey(
+        model, found, threads_max, inputs=inputs, patience_s=patience_s, spare_mb=spare_mb, progress=progress
+    )
     return decide(measured, found, by)
 
 
@@ -150,11 +153,13 @@ def cost(one: Measured, by: By) -> float:
 
 def _reference(model: Model, inputs: Inputs) -> Reference:
     """The CPU's answers, of one thread, in a process of its own: a model may crash the runtime, too."""
-    session = WorkerSession(model, Plan(threads=1), Options(threads=1))
+    # Nobody knows yet what is long for this model on this board.
+    session = WorkerSession(model, Plan(threads=1), Options(threads=1), deadline_s=PATIENCE_S)
     try:
         whole = Whole(session, model.manifest)
         cases = inputs(whole.inputs)
-        return Reference(cases, whole.answers(cases), tolerance(model.manifest, whole.outputs))
+        answers, allowed = whole.answers(cases), tolerance(model.manifest, whole.outputs)
+        return Reference(cases, answers, allowed, session.usage().rss_mb)
     except MemoryError:
         raise BackendError(f"{model.path}: too large to be measured in the memory of this board") from None
     finally:
@@ -168,10 +173,10 @@ def _against(one: Measured, cpu: Measured, by: By) -> Measured:
     return replace(one, refused=f"slower than the CPU: {cost(one, by):.2f} ms against {cost(cpu, by):.2f}")
 
 
-def _best(measured: Sequence[Measured], by: By) -> Measured | None:
+def _best(measured: Sequence[Measured], by: By, worth: float) -> Measured | None:
     """The one of least cost; the earlier one where the later is not worth it."""
     best = None
     for one in measured:
-        if not one.refused and (best is None or cost(one, by) < _WORTH * cost(best, by)):
+        if not one.refused and (best is None or cost(one, by) < worth * cost(best, by)):
             best = one
     return best

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from agent.compute.infer.backend import Session
@@ -15,7 +17,8 @@ class Whole:
 
     Attributes:
         session: that it runs; it stays on the deepest rung.
-        inputs: tensors of the shallowest rung. outputs: of the deepest.
+        first, last: the shallowest rung and the deepest.
+        inputs: tensors of the first. outputs: of the last.
     """
 
     def __init__(self, session: Session, manifest: Manifest) -> None:
@@ -27,7 +30,8 @@ class Whole:
         self.session = session
         self._rungs = [rung.name for rung in manifest.chain("")]
         self._hidden = []
-        session.use(self._rungs[0])
+        self.first, self.last = self._rungs[0], self._rungs[-1]
+        session.use(self.first)
         self.inputs = session.inputs
         for rung in self._rungs[:-1]:
             session.use(rung)
@@ -35,7 +39,7 @@ class Whole:
             if HIDDEN not in names:
                 raise ModelError(f"model {manifest.name}: rung {rung!r} has no output called {HIDDEN!r}")
             self._hidden.append(names.index(HIDDEN))
-        session.use(self._rungs[-1])
+        session.use(self.last)
         self.outputs = session.outputs
 
     def answers(self, cases: list[list[Array]]) -> list[list[Array]]:
@@ -49,12 +53,20 @@ class Whole:
         """
         session, found = self.session, []
         for case in cases:
-            session.use(self._rungs[0])
-            for index, array in enumerate(case):
-                np.copyto(session.input(index), array)
+            self.give(case)
             self.invoke()
             found.append([np.array(spec.real(session.output(n))) for n, spec in enumerate(self.outputs)])
         return found
+
+    def give(self, case: Sequence[Array]) -> None:
+        """Write an input.
+
+        Args:
+            case: an array for every input.
+        """
+        self.session.use(self.first)
+        for index, array in enumerate(case):
+            np.copyto(self.session.input(index), array)
 
     def invoke(self) -> None:
         """Run it on what its input holds.
@@ -63,7 +75,7 @@ class Whole:
             BackendError: an inference failed.
         """
         session = self.session
-        session.use(self._rungs[0])
+        session.use(self.first)
         session.invoke()
         for rung, hidden in zip(self._rungs[1:], self._hidden, strict=True):
             state = session.output(hidden)

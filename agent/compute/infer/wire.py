@@ -18,6 +18,7 @@ import numpy as np
 from msgspec import Struct
 
 from agent.compute.infer.backend import Plan
+from agent.compute.infer.turn import Turn
 from agent.compute.tensors import TensorSpec
 from agent.manifest import Manifest
 from agent.messages import Array
@@ -53,6 +54,17 @@ class Use(Struct, frozen=True, tag=True):
 
 class Ask(Struct, frozen=True, tag=True):
     """Tell what was used; answered by `Usage`."""
+
+
+class Time(Struct, frozen=True, tag=True):
+    """Run the whole model, from the first rung's input to the deepest one's output; answered by `Turn`.
+
+    Attributes:
+        seconds, settle: how often, see `agent.compute.infer.turn.take`.
+    """
+
+    seconds: float
+    settle: int
 
 
 class Stretch(Struct, frozen=True, tag=True):
@@ -107,8 +119,8 @@ class Failed(Struct, frozen=True, tag=True):
     model: bool = False
 
 
-Request = Open | Use | Ask
-Answer = Opened | Stretch | Usage | Failed
+Request = Open | Use | Ask | Time
+Answer = Opened | Stretch | Usage | Turn | Failed
 encode = msgspec.json.Encoder().encode
 requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)

@@ -16,6 +16,7 @@ import msgspec
 from agent.compute.infer import wire
 from agent.compute.infer.backend import Options, Plan
 from agent.compute.infer.process import Process
+from agent.compute.infer.turn import SETTLE, Turn
 from agent.errors import BackendError, ModelError, reason_of
 from agent.manifest import Model
 from agent.messages import Array
@@ -23,7 +24,9 @@ from agent.messages import Array
 PATIENCE_S = 120.0
 """A GPU may have to compile every kernel when a model is opened, or first run."""
 DEADLINE_S = 2.0
-_Told = TypeVar("_Told", wire.Opened, wire.Stretch, wire.Usage)
+_OPENING = "opening the model"
+
+_Told = TypeVar("_Told", wire.Opened, wire.Stretch, wire.Usage, Turn)
 
 
 class WorkerSession:
@@ -108,6 +111,19 @@ class WorkerSession:
         """
         return self._ask(wire.Ask(), wire.Usage, self._patience_s)
 
+    def timed(self, seconds: float, settle: int = SETTLE) -> Turn:
+        """Run the whole model there, from the first rung's input to the deepest one's output, and time it there.
+
+        Args:
+            seconds: see `agent.compute.infer.turn.take`; 0 for once.
+            settle: see there.
+
+        Raises:
+            BackendError: it failed or hung.
+        """
+        within_s = seconds + (settle + 1) * self.deadline_s
+        return self._ask(wire.Time(seconds, settle), Turn, within_s, what="timing it")
+
     @property
     def pid(self) -> int:
         """Of the process."""
@@ -129,8 +145,10 @@ class WorkerSession:
         self._mapped = self._stretches[rung]
         self.inputs, self.outputs = self._mapped.stretch.inputs, self._mapped.stretch.outputs
 
-    def _ask(self, request: wire.Request, kind: type[_Told], within_s: float, *more: bytes) -> _Told:
-        said = self._said(self._exchange([wire.encode(request), *more], within_s, "opening the model"))
+    def _ask(
+        self, request: wire.Request, kind: type[_Told], within_s: float, *more: bytes, what: str = _OPENING
+    ) -> _Told:
+        said = self._said(self._exchange([wire.encode(request), *more], within_s, what))
         assert isinstance(said, kind), said
         return said
 

@@ -7,6 +7,8 @@ import mmap
 import os
 import resource
 import sys
+import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from agent.compute.infer import wire
 from agent.compute.infer.backend import Options, Plan, Session
 from agent.compute.infer.child import begin, forget_talk
 from agent.compute.infer.litert import CpuBackend, load_runtime, runtime_version
+from agent.compute.infer.turn import Turn, take
+from agent.compute.infer.whole import Whole
 from agent.errors import BackendError, ModelError, VedetteError
 from agent.manifest import Model
 from agent.messages import Array
@@ -63,12 +67,15 @@ class _Server:
         assert isinstance(request, wire.Open)
         model = Model(content, "", request.manifest, request.path)
         options = Options(request.rung, request.threads or request.plan.threads)
+        self._manifest = model.manifest
         self._session, runtime, nodes, delegated = opened(model, request.plan, options)
         return wire.Opened(runtime, nodes, delegated, self._use(request.rung))
 
     def _asked(self, request: wire.Request) -> wire.Answer:
         if isinstance(request, wire.Use):
             return self._use(request.rung)
+        if isinstance(request, wire.Time):
+            return self._time(request)
         used = resource.getrusage(resource.RUSAGE_SELF)
         return wire.Usage(used.ru_utime + used.ru_stime, _resident_mb())
 
@@ -85,6 +92,23 @@ class _Server:
             count = len(session.inputs)
             self._bound[rung] = (stretch, arrays[:count], arrays[count:])
         return self._bound[rung][0]
+
+    def _time(self, request: wire.Time) -> Turn:
+        rung, whole = self._session.rung, self._whole
+        try:
+            self._use(whole.first)
+            whole.give(self._bound[whole.first][1])
+            turn = take(whole, request.seconds, time.process_time, request.settle)
+            self._use(whole.last)
+            for index, taken in enumerate(self._bound[whole.last][2]):
+                np.copyto(taken, self._session.output(index))
+            return turn
+        finally:
+            self._session.use(rung)
+
+    @cached_property
+    def _whole(self) -> Whole:
+        return Whole(self._session, self._manifest)
 
     def _run(self) -> None:
         _, inputs, outputs = self._bound[self._session.rung]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +98,37 @@ def test_without_matplotlib_that_is_said_before_measuring(
     done = call("nanodet", "--picture", tmp_path / "bench.png")
     assert str(done.exception) == "charts need matplotlib: pip install '.[charts]' in the clone"
     assert ".[charts]" in call("--help").output
+
+
+@pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
+def test_loadgen_beside_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlperf_loadgen", reason="the extra [loadgen] is not installed")
+    library, model = compiled(tmp_path), identity_model(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    fast, refused = (f"external:{library}?mode={mode}" for mode in ("fast", "refuse"))
+    options = (model, "--backend", fast, "--backend", refused, "--loadgen", "--loadgen-seconds", 0.2)
+    done = call(*options)
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    text = done.output.replace("\n", "").replace(" ", "")
+    assert f"MLPerfLoadGen{version('mlcommons-loadgen')}:{fast},0.2seach" in text
+    assert [line.split()[0] for line in lines if line.endswith("VALID  ")] == ["SingleStream", "Offline"]
+    assert lines[-1].startswith("MLPerf asks for 600 s each: ")
+    assert list(Path().iterdir()) == []
+    told = json.loads(call(*options, "--json", "--loadgen-logs", tmp_path / "logs").output)["loadgen"]
+    assert [one["name"] for one in told] == [fast]
+    assert [one["name"] for one in told[0]["scenarios"]] == ["SingleStream", "Offline"]
+    assert len(list((tmp_path / "logs").glob("external-*/SingleStream/mlperf_log_summary.txt"))) == 1
+
+
+def test_loadgen_is_asked_for_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
+    assert "pip install '.[loadgen]'" in str(call("nobody", "--loadgen").exception)
+    assert "--loadgen-logs goes with --loadgen" in call("nobody", "--loadgen-logs", "here").output
+
+
+def test_loadgen_has_nothing_to_do_where_no_named_backend_runs() -> None:
+    pytest.importorskip("mlperf_loadgen", reason="the extra [loadgen] is not installed")
+    done = call("small-speech", "--rung", "3", "--backend", "vx", "--loadgen")
+    assert done.output.splitlines()[-1] == "nothing for LoadGen: none of the named backends could be measured"

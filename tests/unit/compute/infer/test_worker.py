@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from agent.compute.infer.backend import Options, Plan, open_session
+from agent.compute.infer.measure import golden_inputs
 from agent.compute.infer.process import LOG_BYTES
+from agent.compute.infer.whole import Whole
 from agent.compute.infer.worker import WorkerSession
 from agent.errors import BackendError, ModelError
 from agent.library import open_model, open_whole_model
@@ -115,6 +117,45 @@ def test_what_fails_in_mid_stream_says_why(library: Path, identity: Model, mode:
             session.invoke()
         with pytest.raises(BackendError):
             session.usage()
+    session.close()
+
+
+def test_it_is_timed_there_and_goes_on_as_before() -> None:
+    model = open_whole_model("small-speech")
+    session = WorkerSession(model, CPU, Options())
+    whole = Whole(session, model.manifest)
+    cases = golden_inputs(whole.inputs, 1)
+    right = whole.answers(cases)
+    for rung in ("12", "3"):
+        session.use(rung)
+        for array in (session.input(0), session.output(0)):
+            array[...] = 0
+    whole.give(cases[0])
+    turn = session.timed(0.05)
+    session.use("12")
+    assert np.array_equal(right[0][0], whole.outputs[0].real(session.output(0)))
+    assert sum(turn.ms) >= 50.0
+    assert 0.0 < min(turn.ms) <= max(turn.ms)
+    assert turn.cpu_ms > 0.0
+    session.use("4")
+    assert len(session.timed(0.0, settle=0).ms) == 1
+    assert session.rung == "4"
+    assert all(np.array_equal(*both) for both in zip(right[0], whole.answers(cases)[0], strict=True))
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("mode", "why"),
+    [
+        ("crash", "stub crashed: its process was killed by SIGSEGV"),
+        ("hang", r"stub hangs: timing it took longer than 0\.9 s"),
+        ("fail", "inference failed: the device has gone"),
+    ],
+)
+def test_what_fails_while_it_is_timed_says_why(library: Path, identity: Model, mode: str, why: str) -> None:
+    session = WorkerSession(identity, stub(library, mode, after=2), Options(), deadline_s=0.2)
+    with pytest.raises(BackendError, match=why):
+        session.timed(0.1)
     session.close()
 
 

@@ -1,0 +1,169 @@
+"""Measures ways to run a model, each in a process of its own: are its answers right, and how fast are they?
+
+Those that are to be compared take turns: what slows the board down for a moment slows all of them. Whatever goes
+wrong, a crash, a hang, wrong answers, is a reason and no exception.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from math import isfinite
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+
+from agent.compute.infer.backend import Options, Plan
+from agent.compute.infer.measure import Measured, Reference, distance, wrong
+from agent.compute.infer.turn import Turn, take
+from agent.compute.infer.whole import Whole
+from agent.compute.infer.worker import PATIENCE_S, WorkerSession
+from agent.errors import BackendError, ModelError
+from agent.manifest import Model
+
+_TURNS, _TURN_S = 10, 0.1
+_FAR_SLOWER = 4.0
+"""Beyond so many times the reference's time nothing more is measured."""
+_HANGS_S, _HANGS = 2.0, 50.0
+"""An inference that takes longer than this, and than so many times the reference's, hangs."""
+
+Progress = Callable[[str], None]
+
+
+class Way(Struct, frozen=True):
+    """A way to run a model.
+
+    Attributes:
+        plan: how. title: for people.
+    """
+
+    plan: Plan
+    title: str
+
+    @property
+    def label(self) -> str:
+        """Such as `cpu, 2 threads`."""
+        threads = self.plan.threads
+        return self.plan.backend + (f", {threads} thread{'s' * (threads != 1)}" if threads else "")
+
+
+def race(
+    model: Model,
+    ways: Sequence[Way],
+    reference: Reference,
+    *,
+    patience_s: float = PATIENCE_S,
+    progress: Progress = lambda _: None,
+) -> list[Measured]:
+    """Measure ways to run a model, all of them open at the same time.
+
+    Args:
+        model: to run.
+        ways: to be compared.
+        reference: what they must answer.
+        patience_s: for opening one and for its first inference, s.
+        progress: is told what is measured next; what it raises ends the race.
+    """
+    with ExitStack() as open_:
+        trials = []
+        for way in ways:
+            progress(way.label)
+            trials.append(open_.enter_context(closing(Trial(model, way, reference, patience_s))))
+        for number in range(_TURNS):
+            for trial in trials[:: -1 if number % 2 else 1]:
+                progress(trial.way.label)
+                trial.turn()
+        return [trial.measured() for trial in trials]
+
+
+class Trial:
+    """One way, open and answering rightly, or refused.
+
+    Attributes:
+        way: see `Way`.
+    """
+
+    def __init__(self, model: Model, way: Way, reference: Reference, patience_s: float) -> None:
+        self.way, self._reference = way, reference
+        self._known = Measured(way.plan.backend, way.title, way.plan.threads)
+        self._session: WorkerSession | None = None
+        self._turns: list[Turn] = []
+        try:
+            self._open(model, patience_s)
+        except (BackendError, ModelError) as error:
+            self._refuse(str(error))
+
+    def turn(self) -> None:
+        """Time it for a moment."""
+        session = self._session
+        if session is None or self._is_far_slower():
+            return
+        try:
+            if self.way.plan.kind == "cpu":
+                self._turns.append(session.timed(_TURN_S))
+            else:
+                self._turns.append(take(self._whole, _TURN_S, lambda: session.usage().cpu_s))
+        except BackendError as error:
+            self._refuse(str(error))
+
+    def measured(self) -> Measured:
+        """What is known of it by now."""
+        if self._session is None or not self._turns:
+            return self._known
+        times = np.concatenate([turn.ms for turn in self._turns])
+        try:
+            rss_mb = self._session.usage().rss_mb
+        except BackendError as error:
+            return replace(self._known, refused=str(error))
+        return replace(
+            self._known,
+            p50_ms=float(np.percentile(times, 50)),
+            p95_ms=float(np.percentile(times, 95)),
+            cpu_ms=sum(turn.cpu_ms for turn in self._turns) / len(times),
+            rss_mb=rss_mb,
+        )
+
+    def close(self) -> None:
+        """End its process."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    def _open(self, model: Model, patience_s: float) -> None:
+        plan, reference, began = self.way.plan, self._reference, time.monotonic()
+        is_known = reference.p50_ms > 0.0  # else nobody knows yet what is long for this model on this board
+        deadline_s = max(_HANGS_S, reference.p50_ms * _HANGS / 1e3) if is_known else patience_s
+        options = Options(threads=plan.threads)
+        session = WorkerSession(model, plan, options, deadline_s=deadline_s, patience_s=patience_s)
+        self._session = session
+        self._known = replace(
+            self._known,
+            open_s=time.monotonic() - began,
+            nodes=session.opened.nodes,
+            delegated=session.opened.delegated,
+            runtime=session.opened.runtime,
+        )
+        if plan.kind == "delegate" and session.opened.delegated == 0:
+            raise BackendError(f"takes none of the model's {session.opened.nodes} operations")
+        self._whole = Whole(session, model.manifest)
+        self._answer()
+
+    def _answer(self) -> None:
+        reference, began = self._reference, time.monotonic()
+        answers = self._whole.answers(reference.inputs[:1])
+        self._known = replace(self._known, first_ms=(time.monotonic() - began) * 1e3)
+        answers += self._whole.answers(reference.inputs[1:])
+        off = distance(reference.answers, answers, self._whole.outputs)
+        self._known = replace(self._known, error=off if isfinite(off) else None)
+        if reason := wrong(off, reference.tolerance):
+            raise BackendError(reason)
+
+    def _is_far_slower(self) -> bool:
+        limit_ms = _FAR_SLOWER * self._reference.p50_ms
+        return bool(limit_ms and self._turns and min(self._turns[0].ms) > limit_ms)
+
+    def _refuse(self, reason: str) -> None:
+        self._known = replace(self._known, refused=reason)
+        self.close()
