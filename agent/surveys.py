@@ -15,7 +15,7 @@ from agent.compute.infer.finding import Found, candidates
 from agent.compute.infer.measure import Measured
 from agent.compute.infer.selection import Verdict, decide, survey
 from agent.config import SelectionConfig
-from agent.errors import StorageError
+from agent.errors import NO_JSON, StorageError
 from agent.golden import golden
 from agent.health.board import read_board
 from agent.health.machine import Busy
@@ -111,7 +111,7 @@ class Surveys:
         try:
             content = self._verdicts.read(name, key)
             made = msgspec.json.decode(content, type=Survey) if content else None
-        except (StorageError, msgspec.DecodeError) as error:
+        except (StorageError, *NO_JSON) as error:
             log.warning("%s: damaged, so it is measured anew: %s", self._verdicts.path(name, key), error)
             return None
         if made is None or made.version != _VERSION:

@@ -100,12 +100,13 @@ def json_line(message: Received) -> str:
     """A message as one line: its topic and its payload, JSON as it is, text as a string, a picture's size."""
     import msgspec
 
+    from agent.errors import NO_JSON
+
     body: object = message.payload.decode(errors="replace")
     if message.kind == "snapshot":
         body = {"jpeg_bytes": len(message.payload)}
     elif message.kind in ("events", "detections", "clips", "health"):
-        # Anybody may publish there: what is no JSON, or is nested without an end, stays text.
-        with suppress(msgspec.DecodeError, RecursionError):
+        with suppress(*NO_JSON):  # anybody may publish there: what is no JSON stays text
             body = msgspec.json.decode(message.payload)
     line = {"topic": message.topic, "retained": message.retained, "payload": body}
     return msgspec.json.encode(line).decode(errors="replace")

@@ -14,13 +14,11 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.comms.payload import EventMessage, HealthMessage
 from agent.comms.reasons import of_error, of_tls
-from agent.errors import BrokerError
+from agent.errors import NO_JSON, BrokerError
 
 Kind = Literal["status", "health", "events", "detections", "clips", "snapshot", "count"]
 
 _CONNECT_S = 10.0
-_UNREADABLE = (msgspec.MsgspecError, RecursionError)
-"""What msgspec raises for what is not as expected; the second for JSON that is nested without an end."""
 _events = msgspec.json.Decoder(EventMessage)
 _health = msgspec.json.Decoder(HealthMessage)
 
@@ -50,14 +48,14 @@ class Received(Struct, frozen=True):
         """The event, or None when this is not one that this version can read."""
         try:
             return _events.decode(self.payload) if self.kind == "events" else None
-        except _UNREADABLE:
+        except NO_JSON:
             return None
 
     def health(self) -> HealthMessage | None:
         """How the device is, or None when this is not what this version can read."""
         try:
             return _health.decode(self.payload) if self.kind == "health" else None
-        except _UNREADABLE:
+        except NO_JSON:
             return None
 
 

@@ -154,6 +154,7 @@ def test_the_choice_changes_with_the_configuration(state: Path, library: Path, m
         lambda content: content.replace(b'"p50_ms":', b'"p50_ms":"fast", "x":'),
         lambda content: b"\xff" + content,
         lambda content: b"[" * 100_000,
+        lambda content: content.replace(b'"cpu"', b'"c\xf0u"'),  # one bit of a card
     ],
 )
 def test_a_damaged_verdict_is_told_and_measured_anew(
