@@ -66,8 +66,9 @@ class Consumer:
             log.error("the broker refuses us: %s", reason)
             return
         log.info("connected; the broker %s our session", "has kept" if flags.session_present else "begins")
-        topic = f"{self._options.prefix}/+/+/events"
-        client.subscribe(f"$share/{self._options.share}/{topic}" if self._options.share else topic, 1)
+        share = f"$share/{self._options.share}/" if self._options.share else ""
+        kinds = ["events", "clips", *(["detections"] if self._options.detections else [])]
+        client.subscribe([(f"{share}{self._options.prefix}/+/+/{kind}", 1) for kind in kinds])
 
     def _disconnected(self, client: paho.Client, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         # What has come and is not acknowledged comes again on the next connection: here it would be acknowledged
@@ -169,6 +170,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--prefix", default="vedette", help="first level of the topics")
     parser.add_argument("--store", required=True, help="sqlite:FILE or postgresql://USER@HOST/DATABASE")
     parser.add_argument("--share", default="", help="name of a group that divides the events among its members")
+    parser.add_argument("--detections", action="store_true", help="also those, where devices send them at QoS 1")
     parser.add_argument("--client-id", default="vedette-consumer", help="another for each consumer")
     parser.add_argument("--patience", type=float, default=30.0, help="seconds until a number counts as missing")
     parser.add_argument("--verbose", action="store_true")

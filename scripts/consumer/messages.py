@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from typing import Any
 
 from stores import EventRow, RejectedRow
 
@@ -12,9 +14,10 @@ MOST_BYTES = 1_000_000
 
 
 def row(topic: str, payload: bytes) -> EventRow | RejectedRow:
-    """The event in a message of `<prefix>/<device>/<stream>/events`.
+    """The row that a message makes: an event, news of a clip, or detections that came through the device's spool.
 
-    The topic says whose it is, since a broker checks rights by topic; a body that says otherwise is no event.
+    These share the numbers of their device: who leaves one kind out sees gaps that are none. The topic says
+    whose a message is, since a broker checks rights by topic; a body that says otherwise is refused.
     """
     now = time.time()
     try:
@@ -35,15 +38,30 @@ def _no_zero(text: str) -> str:
 
 def _event(topic: str, text: str, now: float) -> EventRow:
     told = json.loads(text)
-    device, stream = topic.split("/")[-3:-1]
+    device, stream, what = topic.split("/")[-3:]
     if (told["device"], told["stream"]) != (device, stream):
         raise ValueError(f"it says that it is of {told['device']!r}/{told['stream']!r}")
-    seq = told["seq"]
+    seq, *texts = _KINDS[what](told)
     if type(seq) is not int or not 0 < seq < 2**63:
         raise ValueError(f"its seq is {seq!r}")
-    names = [told["id"], device, stream, told["kind"], told["track"]["label"], told["track"]["id"]]
-    texts = [*names, told["captured_at"]]
-    if not all(isinstance(value, str) and value.isprintable() and len(value) <= 1000 for value in texts):
+    names = [told["id"], device, stream, *texts]
+    if not all(isinstance(name, str) and name.isprintable() and len(name) <= 1000 for name in names):
         raise ValueError("a name or time in it is no text, or too long")
-    made = (told["id"], device, stream, seq, told["kind"], told["track"]["label"], told["track"]["id"])
-    return EventRow(*made, told["captured_at"], now, text)
+    kind, label, track, captured_at = texts
+    return EventRow(told["id"], device, stream, seq, kind, label, track, captured_at, now, text)
+
+
+Table = dict[str, Any]
+
+_KINDS: dict[str, Callable[[Table], tuple[Any, ...]]] = {
+    "events": lambda told: (
+        told["seq"],
+        told["kind"],
+        told["track"]["label"],
+        told["track"]["id"],
+        told["captured_at"],
+    ),
+    "clips": lambda told: (told["seq"], "clip", told["label"], told["track"], told["began_at"]),
+    "detections": lambda told: (told["spool_seq"], "detections", "", "", told["captured_at"]),
+}
+"""By the last level of the topic: number, kind, label, track and time."""

@@ -31,6 +31,15 @@ def test_an_event_is_a_row() -> None:
     assert made.body == body.decode()
 
 
+def test_news_of_a_clip_and_detections_out_of_the_spool_are_rows_too_for_their_numbers_sake() -> None:
+    clip = {"id": "c", "device": "porch", "stream": "front", "label": "person", "track": "t", "seq": 8}
+    made = row("vedette/porch/front/clips", json.dumps(clip | {"began_at": "2026-01-01T00:00:00Z"}).encode())
+    assert made[:8] == ("c", "porch", "front", 8, "clip", "person", "t", "2026-01-01T00:00:00Z")
+    looked = {"id": "d", "device": "porch", "stream": "front", "seq": 99, "spool_seq": 9, "captured_at": "now"}
+    made = row("vedette/porch/front/detections", json.dumps(looked).encode())
+    assert made[:8] == ("d", "porch", "front", 9, "detections", "", "", "now")
+
+
 @pytest.mark.parametrize(
     ("topic", "body", "why"),
     [
