@@ -91,6 +91,7 @@ def main(name: str, seconds: str, folder: str, seed: str) -> None:
     from agent.errors import VedetteError
 
     target, book = targets.TARGETS[name], Book(Path(folder))
+    atheris = atheris if target.guided else None
     try_one = judged(target, (VedetteError, *target.allowed), book)
     for data in target.seeds():
         try_one(data)
