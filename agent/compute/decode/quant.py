@@ -39,8 +39,15 @@ def logit(score: float) -> float:
 
 
 def stored_threshold(spec: TensorSpec, threshold: float) -> Any | None:
-    """The smallest stored value whose real is at least `threshold`, in its own type; None: there is none."""
-    kind = np.dtype(spec.dtype)
+    """The smallest stored value whose real is at least `threshold`, in its own type; None: there is none.
+
+    Raises:
+        MisfitError: values of that type cannot be compared here: `int4`, `string`, or one that nobody knows.
+    """
+    try:
+        kind = np.dtype(spec.dtype)
+    except TypeError:
+        raise MisfitError(f"expected scores in a type that numpy has, found {spec}") from None
     if kind.kind == "f":
         return kind.type(threshold)
     limits = np.iinfo(kind)

@@ -55,6 +55,12 @@ def test_a_size_that_is_unknown_or_beyond_any_board_is_refused(shape: tuple[int,
         Sieve(spec("t", *shape), shape, 0.5)
 
 
+@pytest.mark.parametrize("dtype", ["int4", "#121"])
+def test_scores_of_a_type_that_cannot_be_compared_are_refused(dtype: str) -> None:
+    with pytest.raises(MisfitError, match="expected scores in a type that numpy has, found t"):
+        Sieve(spec("t", 1, 4, dtype=dtype), (1, 4), 0.5)
+
+
 def test_a_threshold_out_of_reach_finds_nothing() -> None:
     tensor = spec("t", 4, dtype="uint8", scale=1 / 512)
     assert stored_threshold(tensor, 0.9) is None
