@@ -22,8 +22,10 @@ from agent.cli.roster import Roster
 from agent.cli.row import cells
 from agent.cli.table import EventTable
 from agent.cli.watch import json_line
+from agent.comms.commands import check_answer_topic, id_of, request_command, set_command
 from agent.comms.payload import finish
 from agent.comms.subscriber import Kind, Received
+from agent.comms.topics import Topics
 from agent.compute.decode.metadata import manifest_of
 from agent.compute.infer.modelfile import Runtime, read_modelfile, refusals
 from agent.errors import VedetteError
@@ -181,6 +183,43 @@ def _watched_seeds() -> list[bytes]:
     return [bytes([number]) + b"porch\nfront\n" + body for number, body in enumerate(bodies)]
 
 
+def _commanded(data: bytes) -> None:
+    """Two lines and a payload: what is to be set or done, where the answer is wanted, and the rest."""
+    what, _, rest = data.partition(b"\n")
+    answer, _, payload = rest.partition(b"\n")
+    words, topic, topics = (
+        what.decode(errors="replace"),
+        answer.decode(errors="replace"),
+        Topics("vedette", "porch"),
+    )
+    id_of(payload)
+    for parser in (
+        lambda: set_command("front", words, payload),
+        lambda: request_command(words, payload),
+        lambda: check_answer_topic(topic, topics, words),
+    ):
+        with suppress(VedetteError):
+            parser()
+
+
+def _commanded_seeds() -> list[bytes]:
+    settings = (
+        (b"enabled", b"on"),
+        (b"threshold", b"0.25"),
+        (b"rung", b"auto"),
+        (b"zone/door", b"off"),
+        (b"record", b"9"),
+    )
+    asked = b'{"id": "1", "stream": "front", "what": "threshold", "value": 0.5}'
+    requests = (
+        (b"set", asked),
+        (b"record", b'{"stream": "front", "seconds": 9}'),
+        (b"doctor", b""),
+        (b"status", b"{}"),
+    )
+    return [what + b"\nhouse/answers/7\n" + payload for what, payload in (*settings, *requests)]
+
+
 def _finished(data: bytes) -> None:
     finish(Stored(1, "vedette/porch/front/events", data, 0.0))
 
@@ -267,6 +306,7 @@ TARGETS: dict[str, Target] = {
     "manifest": Target("a model's manifest, TOML", _manifest, _manifest_seeds, tokens=_TOML),
     "wakeword": Target("a manifest of microWakeWord, JSON", _wakeword, _wakeword_seeds, tokens=_JSON),
     "watch": Target("messages of strangers, as `watch` shows them", _watched, _watched_seeds, tokens=_JSON),
+    "commands": Target("commands of strangers", _commanded, _commanded_seeds, tokens=_JSON),
     "finish": Target("an event out of the spool", _finished, lambda: [_EVENT], _DAMAGED, _JSON, guided=False),
     "uri": Target("the URI of a source", _uri, _uri_seeds),
     "model": Target("a TFLite model and its metadata", _modelfile, _modelfile_seeds),
