@@ -22,6 +22,11 @@ def reason_of(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
+NO_JSON = (ValueError, RecursionError)
+"""What msgspec raises for bytes that are not the JSON expected: its own errors and UnicodeDecodeError are
+ValueErrors, and the last is for brackets within brackets without an end."""
+
+
 class VedetteError(Exception):
     """The root of the tree: the command line prints its text as one line and exits with 1."""
 

@@ -17,7 +17,7 @@ from agent.compute.infer.finding import Found, candidates
 from agent.compute.infer.measure import Measured
 from agent.compute.infer.selection import Verdict, decide, survey
 from agent.config import SelectionConfig
-from agent.errors import StorageError
+from agent.errors import NO_JSON, StorageError
 from agent.golden import golden
 from agent.health.board import read_board
 from agent.health.machine import Busy
@@ -148,7 +148,7 @@ class Surveys:
             if made is None or made.version != _VERSION:
                 return None
             why = _implausible(made)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        except NO_JSON as error:
             why = str(error)
         if why:
             raise StorageError(f"{self._verdicts.path(name, key)}: damaged: {why}")

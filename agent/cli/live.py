@@ -14,10 +14,22 @@ from agent.cli.row import COLUMNS, cells, clock, line
 from agent.comms.subscriber import Received
 
 
-def follow(messages: Iterable[Received | None], title: str) -> None:
-    """Show every message until there are no more."""
-    is_terminal = sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb", "unknown")
-    (_as_table if is_terminal else _as_lines)(messages, title)
+def is_terminal() -> bool:
+    """Whether the output is a terminal that can do more than print."""
+    return sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb", "unknown")
+
+
+def follow(messages: Iterable[Received | None], title: str, *, in_place: bool = True) -> None:
+    """Show every message until there are no more.
+
+    Args:
+        messages: as they come.
+        title: above them.
+        in_place: whether a table may be drawn in a terminal. It is drawn anew in its place, and would be drawn
+        over
+            pictures that others show.
+    """
+    (_as_table if in_place and is_terminal() else _as_lines)(messages, title)
 
 
 def _as_table(messages: Iterable[Received | None], title: str) -> None:
@@ -48,3 +60,25 @@ def _line(message: Received) -> str:
         status = plain(message.payload.decode(errors="replace"))
         return f"{clock(datetime.now(UTC))}  {plain(message.device)} {status}"
     return ""
+
+
+def follow_fleet(messages: Iterable[Received | None]) -> None:
+    """Show a row for each device: live in a terminal; elsewhere once, when there are no more messages."""
+    from agent.cli.fleet import FleetTable, lines
+    from agent.cli.roster import Roster
+
+    roster = Roster()
+    if not is_terminal():
+        try:
+            for message in messages:
+                if message is not None:
+                    roster.take(message)
+        finally:
+            click.echo("\n".join(lines(roster)))
+        return
+    from rich.live import Live
+
+    with Live(FleetTable(roster), refresh_per_second=4):
+        for message in messages:
+            if message is not None:
+                roster.take(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 
 from agent.cli.plain import plain
@@ -42,7 +43,9 @@ def _where(event: EventMessage) -> str:
 
 def clock(at: datetime) -> str:
     """Local time to a tenth of a second."""
-    return at.astimezone().strftime("%H:%M:%S.%f")[:-5]
+    with suppress(OverflowError, ValueError, OSError):  # the years 1 and 9999 may have no local time
+        at = at.astimezone()
+    return at.strftime("%H:%M:%S.%f")[:-5]
 
 
 def line(texts: dict[str, str]) -> str:

@@ -10,7 +10,9 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from agent.cli.fleet import STATUS_COLOURS, FleetTable
 from agent.cli.plain import plain
+from agent.cli.roster import MOST, Device, Roster
 from agent.cli.row import COLUMNS, RIGHT, cells
 from agent.comms.payload import EventMessage
 from agent.comms.subscriber import Received
@@ -21,34 +23,42 @@ _WIDE = 100
 """A terminal of fewer columns has narrower gaps, so that all columns fit into 80."""
 _BREAKS = ("stream", "event", "what", "zones")
 """Columns whose text may go on in a second line where it is too long."""
+_LONGEST = 40
+"""Characters of a count; a number has less."""
+_FOOTER = 4
+"""Lines of the footer at most."""
 _GAP = "   "
 _COLOURS = {"new": "green", "update": "cyan", "end": "magenta", "heard": "yellow"}
-_STATUS_COLOURS = {"online": "green", "stopped": "yellow", "offline": "red"}
 
 
 class EventTable:
-    """The newest events, and the state of every device and count."""
+    """The newest events, and the state of every device and count. Several devices have a row each, above."""
 
     def __init__(self, title: str) -> None:
         self._title = title
         self._events: deque[EventMessage] = deque(maxlen=_ROWS)
-        self._status: dict[str, str] = {}
+        self._roster = Roster()
+        self._fleet = FleetTable(self._roster)
         self._counts: dict[str, str] = {}
 
     def add(self, message: Received) -> None:
         """Take in what came."""
+        self._roster.take(message)
         if (event := message.event()) is not None:
             self._events.append(event)
-        elif message.kind == "status":
-            self._status[message.device] = plain(message.payload.decode(errors="replace"))
         elif message.kind == "count":
             key = f"{message.device}/{message.stream} {message.topic.rsplit('/', 1)[-1]}"
-            self._counts[key] = plain(message.payload.decode(errors="replace"))
             if not message.payload:  # the stream is gone
-                del self._counts[key]
+                self._counts.pop(key, None)
+            elif key in self._counts or len(self._counts) < MOST:
+                self._counts[key] = plain(message.payload[:_LONGEST].decode(errors="replace"))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table as rich draws it."""
+        several = len(self._roster) > 1
+        if several:
+            self._fleet.height = console.height // 2 - 1
+            yield self._fleet
         table = Table(
             title=self._title,
             title_justify="left",
@@ -56,7 +66,8 @@ class EventTable:
             show_edge=False,
             padding=(0, 1 if options.max_width >= _WIDE else 0, 0, 0),
         )
-        events = list(self._events)[-max(1, console.height - _AROUND) :]
+        room = (console.height - self._fleet.height - 1 if several else console.height) - _AROUND
+        events = list(self._events)[-max(1, room) :]
         # A house without zones has the room for something else.
         shown = [name for name in COLUMNS if name != "zones" or any(event.track.zones for event in events)]
         for name in shown:
@@ -65,24 +76,41 @@ class EventTable:
             )
         for event in events:
             row = cells(event)
+            if several:
+                row["stream"] = f"{plain(event.device)}/{row['stream']}"
             table.add_row(*(_text(event, name, row[name]) for name in shown))
         yield table
         yield self._footer(options.max_width)
 
     def _footer(self, width: int) -> Text:
         """Devices and counts, in lines that break only between them."""
-        lines = [Text()]
-        for item in self._items():
+        lines, items = [Text()], list(self._items())
+        for number, item in enumerate(items):
             if lines[-1] and lines[-1].cell_len + len(_GAP) + item.cell_len > width:
+                if len(lines) == _FOOTER:
+                    lines.append(Text(f"and {len(items) - number} more", "dim"))
+                    break
                 lines.append(Text())
             lines[-1].append(_GAP if lines[-1] else "").append_text(item)
         return Text("\n").join(lines)
 
     def _items(self) -> Iterator[Text]:
-        for device, status in sorted(self._status.items()):
-            yield Text(f"{plain(device)} ").append(status, _STATUS_COLOURS.get(status, "white"))
+        if len(self._roster) == 1:
+            yield from self._about(*self._roster)
+        several = len(self._roster) > 1
         for key, count in sorted(self._counts.items()):
+            if several and count == "0":  # of a fleet only what is there
+                continue
             yield Text(f"{plain(key)}: {count}", "dim" if count == "0" else "bold")
+
+    def _about(self, device: Device) -> Iterator[Text]:
+        """The only device: its status, and of its health what its row in a fleet would say."""
+        colour = STATUS_COLOURS.get(device.status, "white")
+        yield Text(f"{plain(device.name)} ").append(device.status or "unknown", colour)
+        if device.health is not None:
+            row = device.cells()
+            for name in ("streams", "fps", "temp", "waiting", "version"):
+                yield Text(f"{name} {row[name]}", "dim")
 
 
 def _text(event: EventMessage, name: str, cell: str) -> Text:

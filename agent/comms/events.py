@@ -115,7 +115,7 @@ class Events:
                 if not connection.fits(stored.topic, body):
                     raise ValueError(f"{len(body)} bytes, the broker takes {connection.max_packet}")
                 mid = connection.publish(stored.topic, body, qos=1)
-            except (msgspec.MsgspecError, ValueError) as error:
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                 # It can never be sent; kept, it would stand in the way for ever.
                 log.error("event %d on %s cannot be sent and is dropped: %s", stored.seq, stored.topic, error)
                 self._settled.append(stored.seq)

@@ -12,14 +12,15 @@ import paho.mqtt.client as mqtt
 from msgspec import Struct
 from paho.mqtt.enums import CallbackAPIVersion
 
-from agent.comms.payload import EventMessage
+from agent.comms.payload import EventMessage, HealthMessage
 from agent.comms.reasons import of_error, of_tls
-from agent.errors import BrokerError
+from agent.errors import NO_JSON, BrokerError
 
 Kind = Literal["status", "health", "events", "detections", "clips", "snapshot", "count"]
 
 _CONNECT_S = 10.0
 _events = msgspec.json.Decoder(EventMessage)
+_health = msgspec.json.Decoder(HealthMessage)
 
 
 class Received(Struct, frozen=True):
@@ -47,7 +48,14 @@ class Received(Struct, frozen=True):
         """The event, or None when this is not one that this version can read."""
         try:
             return _events.decode(self.payload) if self.kind == "events" else None
-        except msgspec.MsgspecError:
+        except NO_JSON:
+            return None
+
+    def health(self) -> HealthMessage | None:
+        """How the device is, or None when this is not what this version can read."""
+        try:
+            return _health.decode(self.payload) if self.kind == "health" else None
+        except NO_JSON:
             return None
 
 

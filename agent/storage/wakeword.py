@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from agent.errors import ModelError
+from agent.errors import NO_JSON, ModelError
 from agent.manifest import AudioManifest, Manifest, OutputManifest
 
 SUFFIX = ".json"
@@ -70,7 +70,7 @@ def read(content: bytes, where: str) -> Manifest:
     """
     try:
         file = msgspec.json.decode(content, type=_File)
-    except msgspec.MsgspecError as error:
+    except NO_JSON as error:
         raise ModelError(f"{where}: not a manifest of microWakeWord: {error}") from error
     if file.type != "micro" or file.micro.feature_step_size != 10:
         raise ModelError(f"{where}: expected type 'micro' and a feature_step_size of 10")

@@ -76,14 +76,15 @@ def mosquitto() -> Iterator[int]:
             ["mosquitto", "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            _wait_for(port)
+            wait_for(port)
             yield port
         finally:
             broker.terminate()
             broker.wait()
 
 
-def _wait_for(port: int) -> None:
+def wait_for(port: int) -> None:
+    """Return when something listens on that port of the loopback."""
     for _ in range(100):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:

@@ -6,8 +6,6 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
-
 
 def make_certificates(folder: Path) -> None:
     """`ca.pem`, and `server`, `client` and `stranger` as `.pem` and `.key`; the last is of another CA."""
@@ -44,5 +42,7 @@ def _openssl(folder: Path, *arguments: str) -> None:
 def run(command: str, *arguments: str, cwd: Path | None = None) -> None:
     """Run a tool to its end; skips the test where it is absent."""
     if not shutil.which(command):
+        import pytest  # here only: the benches use this too, and their environment has no pytest
+
         pytest.skip(f"{command} is not installed")
     subprocess.run([command, *arguments], cwd=cwd, check=True, capture_output=True)

@@ -49,6 +49,8 @@ class Vedette:
         """
         self.file, self.state = folder / "vedette.toml", folder / "state"
         self.options: tuple[str, ...] = ()
+        self.prefix: tuple[str, ...] = ()
+        """What the command begins with: another command that runs it somewhere else."""
         self._stderr = folder / "stderr"
         self.config: Table = {
             "device": {"name": TOPICS.device},
@@ -66,7 +68,7 @@ class Vedette:
     def start(self) -> Self:
         """Start it, and return at once."""
         self.write()
-        command = [sys.executable, "-m", "agent", "run", "-c", str(self.file), *self.options]
+        command = [*self.prefix, sys.executable, "-m", "agent", "run", "-c", str(self.file), *self.options]
         with self._stderr.open("ab") as stderr:
             self._process = subprocess.Popen(command, cwd=ROOT, stderr=stderr)
         return self

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from agent.cli.jpeg import read_size
 from agent.cli.watch import watch
 from agent.comms.subscriber import Access, Subscriber
 from agent.errors import BrokerError
@@ -16,7 +22,7 @@ from tests.support.certificates import make_certificates
 from tests.support.house import person_model
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.publishing import EVENTS, TOPICS, device, event
-from tests.support.running import Vedette, camera, kinds
+from tests.support.running import ROOT, Vedette, camera, kinds, states
 
 
 def call(broker: Mosquitto, *args: str, seconds: float = 1.5) -> Result:
@@ -101,3 +107,50 @@ def test_a_broker_that_comes_back_is_heard_again(tmp_path: Path) -> None:
                 break
         subscriber.stop()
         assert time.monotonic() < until
+
+
+def test_a_fleet_is_a_row_for_each_device_and_the_newest_snapshots_are_files(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    messages = broker.subscribe("vedette/#")
+    broker.subscribe("nothing").client.publish("vedette/shed/status", b"offline", qos=1, retain=True)
+    (tmp_path / "pictures").mkdir()
+    with Vedette(tmp_path, broker, front=camera(person_model(tmp_path))):
+        messages.wait(lambda m: "update" in kinds(m) and states(m) == {"front": "running"})
+        rows = call(broker, "--fleet", "--picture-dir", str(tmp_path / "pictures")).output.splitlines()
+        table = call(broker).output
+    assert rows[1].split()[:2] == ["shed", "offline"]
+    assert rows[2].split()[:3] == ["porch", "online", "1/1"]
+    assert rows[3] == "2 devices, 1 online, 1 of 1 streams up, 1 in trouble"
+    assert "porch online" in table, "without a terminal it stays lines"
+    (picture,) = (tmp_path / "pictures").iterdir()
+    assert picture.name == "porch.front.jpg"
+    assert read_size(picture.read_bytes()) == (160, 120)
+
+
+def test_pictures_are_shown_between_the_lines_in_a_terminal(tmp_path: Path, broker: Mosquitto) -> None:
+    messages = broker.subscribe("vedette/#")
+    with Vedette(tmp_path, broker, front=camera(person_model(tmp_path))):
+        messages.wait(lambda m: m.of(TOPICS.snapshot("front")))
+        shown = in_terminal(broker, "--picture", TERM="xterm-256color", COLORTERM="truecolor")
+        graphics = in_terminal(broker, "--picture", TERM="xterm-kitty")
+    assert "porch/front" in shown
+    assert shown.count("▀") > 100
+    assert "\x1b_Ga=T,f=100,q=2,c=" in graphics
+    assert "person 1" in shown
+
+
+def in_terminal(broker: Mosquitto, *args: str, **environment: str) -> str:
+    """What the verb writes to a terminal that says of itself what is given."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "agent", "watch", "-H", HOST, "-p", str(broker.port), "--for", "2s", *args]
+    plain = {key: value for key, value in os.environ.items() if key not in ("TMUX", "KITTY_WINDOW_ID")}
+    running = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=plain | environment, cwd=ROOT)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # that is the end of a terminal
+        while piece := os.read(ours, 65536):
+            shown += piece
+    os.close(ours)
+    assert running.wait(10) == 0
+    return shown.decode(errors="replace")

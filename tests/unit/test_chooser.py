@@ -183,6 +183,7 @@ def altered(content: bytes, **fields: object) -> bytes:
         lambda content: msgspec.json.encode(msgspec.json.decode(content) | {"busy": 1e308}),
         lambda content: msgspec.json.encode(msgspec.json.decode(content) | {"measured": []}),
         lambda content: re.sub(rb'"at":"[^"]*"', b'"at":"0000-00-00T99:00:00Z"', content),
+        lambda content: content.replace(b'"cpu"', b'"c\xf0u"'),  # one bit of a card
     ],
 )
 def test_a_damaged_or_impossible_verdict_is_told_and_measured_anew(

@@ -69,6 +69,8 @@ def manifest_of(
     Raises:
         ModelError: it cannot be guessed; says what a manifest must say.
     """
+    if not inputs:
+        raise ModelError(f"model {name}: it has no input, so there is nothing that it could look at")
     metadata = read_metadata(content) or Metadata()
     try:
         output = _output(metadata, guess_output(inputs, outputs))

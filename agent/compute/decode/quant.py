@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agent.compute.decode.setting import MisfitError
 from agent.compute.tensors import TensorSpec
 from agent.messages import Array
 
@@ -38,8 +39,15 @@ def logit(score: float) -> float:
 
 
 def stored_threshold(spec: TensorSpec, threshold: float) -> Any | None:
-    """The smallest stored value whose real is at least `threshold`, in its own type; None: there is none."""
-    kind = np.dtype(spec.dtype)
+    """The smallest stored value whose real is at least `threshold`, in its own type; None: there is none.
+
+    Raises:
+        MisfitError: values of that type cannot be compared here: `int4`, `string`, or one that nobody knows.
+    """
+    try:
+        kind = np.dtype(spec.dtype)
+    except TypeError:
+        raise MisfitError(f"expected scores in a type that numpy has, found {spec}") from None
     if kind.kind == "f":
         return kind.type(threshold)
     limits = np.iinfo(kind)
@@ -49,6 +57,10 @@ def stored_threshold(spec: TensorSpec, threshold: float) -> Any | None:
     values = np.arange(limits.min, limits.max + 1).astype(kind)
     enough = np.flatnonzero(spec.real(values) >= np.float32(threshold))
     return values[enough[0]] if enough.size else None
+
+
+_MOST = 1 << 27
+"""Scores of one tensor: half a gigabyte in float32."""
 
 
 class Sieve:
@@ -69,12 +81,17 @@ class Sieve:
             threshold: least score, 0..1.
             logits: the stored scores have yet to go through a sigmoid.
             skip: columns at the start of each row that are no scores.
+
+        Raises:
+            MisfitError: the size of the tensor is known at run time only, or is more than any board computes.
         """
         self._real = spec.real
         self._logits = logits
         self._threshold = stored_threshold(spec, logit(threshold) if logits else threshold)
         self._float = np.dtype(spec.dtype).kind == "f"
         size = math.prod(shape)
+        if min(shape, default=0) < 0 or size > _MOST:
+            raise MisfitError(f"expected scores of a size that is known before, at most {_MOST:,}; found {spec}")
         hits = np.zeros(-(-size // 8) * 8, np.bool_)
         self._hits = hits[:size].reshape(shape)
         self._others = self._hits[:, :skip] if skip else self._hits[:0]

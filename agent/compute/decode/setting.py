@@ -20,6 +20,10 @@ Chosen = TypeVar("Chosen", bound="Options")
 _HOLES = ("", "???")
 
 
+_MOST_CLASSES = 1_000_000
+"""The whole of ImageNet has 21,841."""
+
+
 class MisfitError(ModelError):
     """The tensors do not fit the decoder; `build_decoder` adds which would."""
 
@@ -128,6 +132,12 @@ class Labels:
         return None if name in _HOLES or (self._wanted and name not in self._wanted) else name
 
     def mask(self, count: int) -> NDArray[np.bool_] | None:
-        """Which of `count` classes are wanted; None for all."""
+        """Which of `count` classes are wanted; None for all.
+
+        Raises:
+            MisfitError: no model has so many; a broken file may say so, and looking at each would take for ever.
+        """
+        if count > _MOST_CLASSES:
+            raise MisfitError(f"expected at most {_MOST_CLASSES:,} classes, found {count:,}")
         mask = np.array([self.wanted(number) is not None for number in range(count)], bool)
         return None if mask.all() else mask

@@ -16,7 +16,7 @@ from agent.compute.infer.process import Process
 from agent.compute.infer.profiler import Event
 from agent.compute.infer.structure import CUSTOM, Operation, Subgraph
 from agent.compute.infer.wire import ClosedError, Failed
-from agent.errors import BackendError, ModelError
+from agent.errors import NO_JSON, BackendError, ModelError
 from agent.manifest import Manifest, Model
 
 PATIENCE_S = 120.0
@@ -178,7 +178,7 @@ def _told(ask: Ask, model: Model, patience_s: float) -> Told:
     answer = _answer(ask, model, patience_s)
     try:
         said = msgspec.json.decode(answer, type=Told | Failed)
-    except msgspec.MsgspecError as error:
+    except NO_JSON as error:
         raise BackendError(f"{model.path}: the profiler answers nonsense: {error}") from error
     if isinstance(said, Failed):
         kind = ModelError if said.model else BackendError

@@ -11,13 +11,11 @@ import os
 from collections.abc import Sequence
 from typing import TypeVar
 
-import msgspec
-
 from agent.compute.infer import wire
 from agent.compute.infer.backend import Options, Plan
 from agent.compute.infer.process import Process
 from agent.compute.infer.turn import SETTLE, Turn
-from agent.errors import BackendError, ModelError, reason_of
+from agent.errors import NO_JSON, BackendError, ModelError, reason_of
 from agent.manifest import Model
 from agent.messages import Array
 
@@ -176,7 +174,7 @@ class WorkerSession:
     def _said(self, answer: bytes) -> wire.Answer:
         try:
             said = wire.answers.decode(answer)
-        except msgspec.MsgspecError as error:
+        except NO_JSON as error:
             self._process.kill()
             raise BackendError(f"{self._path}: {self.backend} answers nonsense: {error}") from error
         if isinstance(said, wire.Failed):

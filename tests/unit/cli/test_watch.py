@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,8 @@ def drawn(*messages: Received, width: int = 140, height: int = 50) -> str:
         ("events", b"no json\n", "no json\n"),
         ("health", b"", ""),
         ("status", b"\xff", "�"),
+        ("events", b'{"id": "\xff"}', '{"id": "�"}'),
+        ("health", b"[" * 100_000, "[" * 100_000),
     ],
 )
 def test_a_message_is_one_line_of_json(kind: Kind, payload: bytes, body: object) -> None:
@@ -211,3 +214,15 @@ def test_a_verdict_on_the_whole_picture_has_no_box() -> None:
 
 def test_what_is_no_event_is_left_out() -> None:
     assert "new" not in drawn(message("events", b"{}"), message("snapshot", b"\xff\xd8"))
+    for body in (event().replace(b'"person"', b'"\xff"'), b'{"x":' + b"[" * 100_000):
+        assert "new" not in drawn(message("events", body), message("health", body, stream=""))
+
+
+@pytest.mark.parametrize("year", ["0001-01-01", "9999-12-31"])
+def test_a_time_without_a_local_one_is_shown_as_it_is(year: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for zone in ("UTC-14", "UTC+14"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        assert cells_of(changed(captured_at=f"{year}T12:00:00Z"))["time"]
+    monkeypatch.undo()
+    time.tzset()

@@ -238,6 +238,23 @@ def test_events_that_come_back_late_from_a_disk_are_found(monkeypatch: pytest.Mo
     assert line.numbers == [1, 3, 4, 5, 2]
 
 
+DAMAGED = [b"{}", b"\xff", event().replace(b"person", b"per\xffon"), b'{"x":' + b"[" * 100_000]
+
+
+@pytest.mark.parametrize("body", DAMAGED)
+def test_a_damaged_row_is_dropped_and_stands_in_nobodys_way(
+    body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    outgoing, line = kept(3), Line()
+    outgoing.rows[2] = Stored(2, EVENTS, body, time.time())
+    events = flow(outgoing)
+    send(events, line, 99)
+    events.settle()
+    assert line.numbers == [1, 3]
+    assert outgoing.settled == [2]
+    assert f"event 2 on {EVENTS} cannot be sent and is dropped" in caplog.text
+
+
 def test_of_a_state_only_the_newest_is_sent_and_never_twice() -> None:
     states, line = States("host:1883"), Line()
     assert states.set("a", b"1")

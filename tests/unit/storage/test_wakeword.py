@@ -41,6 +41,8 @@ def test_a_manifest_of_theirs_becomes_one_of_ours(tmp_path: Path) -> None:
     [
         (b"{", "not a manifest of microWakeWord"),
         (b"[]", "not a manifest of microWakeWord"),
+        (b'{"wake_word": "\xff"}', "not a manifest of microWakeWord"),
+        (b'{"x": ' + b"[" * 100_000, "not a manifest of microWakeWord"),
         (json.dumps({**FILE, "type": "other"}).encode(), "expected type 'micro'"),
         (json.dumps({**FILE, "micro": {"probability_cutoff": 1}}).encode(), "sliding_window_size"),
         (json.dumps({**FILE, "model": "../hey.tflite"}).encode(), "must be a file in the manifest's own folder"),

@@ -27,6 +27,11 @@ def test_logits_and_several_verdicts(shape: tuple[int, ...]) -> None:
     assert [d.label for d in found] == ["dog", "cow"]
 
 
+def test_a_broken_file_with_a_billion_classes_is_refused_at_once() -> None:
+    with pytest.raises(ModelError, match="expected at most 1,000,000 classes, found 1,023,410,178"):
+        decoder("classify", picture(8), [spec("p", 1, 1_023_410_178)])
+
+
 def test_only_wanted_labels() -> None:
     decode = decoder("classify", picture(8), [spec("p", 1, 4)], LABELS, config=DecodeConfig(labels=("cow",)))
     assert [d.label for d in decode([np.array([[0.1, 0.9, 0.5, 0]], np.float32)])] == ["cow"]

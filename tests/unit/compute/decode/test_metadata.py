@@ -114,3 +114,8 @@ def test_mutations_raise_nothing_but_model_errors(changes: list[tuple[int, int]]
 def test_cut_files_raise_nothing_but_model_errors(size: int) -> None:
     with suppress(ModelError):
         read_metadata(GOOD[:size])
+
+
+def test_a_model_without_an_input_is_refused() -> None:
+    with pytest.raises(ModelError, match="model odd: it has no input"):
+        manifest_of(b"", [], [spec("scores", 1, 4)], "odd")

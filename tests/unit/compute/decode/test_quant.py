@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.compute.decode.quant import Sieve, logit, sigmoid, stored_threshold, strongest
+from agent.compute.decode.setting import MisfitError
 from tests.support.decoding import spec
 
 pytestmark = pytest.mark.numerics
@@ -46,6 +47,18 @@ def test_what_is_not_finite_does_not_survive() -> None:
     indices, scores = Sieve(spec("t", 5), (5,), 0.4)(stored)
     assert indices.tolist() == [2, 4]
     assert scores.tolist() == [np.float32(0.9), 0.5]
+
+
+@pytest.mark.parametrize("shape", [(1, -1), (-1, -4), (1 << 14, 1 << 14)])
+def test_a_size_that_is_unknown_or_beyond_any_board_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(MisfitError, match="of a size that is known before, at most 134,217,728; found t float32"):
+        Sieve(spec("t", *shape), shape, 0.5)
+
+
+@pytest.mark.parametrize("dtype", ["int4", "#121"])
+def test_scores_of_a_type_that_cannot_be_compared_are_refused(dtype: str) -> None:
+    with pytest.raises(MisfitError, match="expected scores in a type that numpy has, found t"):
+        Sieve(spec("t", 1, 4, dtype=dtype), (1, 4), 0.5)
 
 
 def test_a_threshold_out_of_reach_finds_nothing() -> None:

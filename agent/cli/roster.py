@@ -1,0 +1,134 @@
+"""The devices of a fleet, as far as their messages tell. What is kept of strangers' messages is bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from agent.cli.plain import plain
+from agent.cli.row import clock
+from agent.comms.payload import EventMessage, HealthMessage
+from agent.comms.subscriber import Received
+
+COLUMNS = ("device", "status", "streams", "fps", "temp", "waiting", "last event", "version")
+RIGHT = ("streams", "fps", "temp", "waiting")
+MOST = 10_000
+"""Devices at most; of further names nothing is kept: anybody may make some up."""
+_LONGEST = 40
+"""Characters of a cell."""
+_NONE = "–"
+_WELL = ("running", "starting", "ended", "disabled")
+
+
+class Device:
+    """What one device has said last.
+
+    Attributes:
+        name: its topic level.
+        status: `online`, `offline`, `stopped`; empty as long as it has said nothing of that.
+        health: its newest, or None.
+        event: its newest, or None.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.status = name, ""
+        self.health: HealthMessage | None = None
+        self.event: EventMessage | None = None
+
+    @property
+    def is_online(self) -> bool:
+        """Whether it is there, as far as the broker knows."""
+        return self.status == "online"
+
+    @property
+    def trouble(self) -> str:
+        """Why somebody should look at it, in a word; empty: nothing is wrong."""
+        if self.status == "offline":
+            return "offline"
+        if not self.is_online or self.health is None:
+            return ""
+        states = {stream.state for stream in self.health.streams.values()}
+        wrong = sorted(states.difference(_WELL))
+        if wrong:
+            return plain(wrong[0])
+        if self.health.hot:
+            return "hot"
+        return "memory only" if self.health.spool.on == "memory" and self.health.spool.dropped else ""
+
+    @property
+    def streams(self) -> tuple[int, int]:
+        """Streams that run, and all that it has."""
+        health = self.health
+        if health is None:
+            return 0, 0
+        up = sum(stream.state in ("running", "degraded") for stream in health.streams.values())
+        return (up if self.is_online else 0), len(health.streams)
+
+    def cells(self) -> dict[str, str]:
+        """Text by column."""
+        health, (up, of) = self.health, self.streams
+        now = health if self.is_online else None  # of a device that is away nothing is true any more
+        texts = (
+            self.name,
+            self.status or "unknown",
+            f"{up}/{of}" if health else _NONE,
+            f"{sum(stream.fps for stream in now.streams.values()):.1f}" if now else _NONE,
+            f"{now.temperature_c:.0f} °C" if now and now.temperature_c is not None else _NONE,
+            f"{now.spool.waiting}" if now else _NONE,
+            self._last_event(),
+            health.version if health else _NONE,
+        )
+        return {name: _short(plain(text)) for name, text in zip(COLUMNS, texts, strict=True)}
+
+    def _last_event(self) -> str:
+        event = self.event
+        if event is None:
+            return _NONE
+        return f"{clock(event.captured_at)[:8]} {event.stream}: {event.track.label} {event.kind}"
+
+
+class Roster:
+    """All devices, by what they have published."""
+
+    def __init__(self) -> None:
+        self._devices: dict[str, Device] = {}
+
+    def __len__(self) -> int:
+        return len(self._devices)
+
+    def take(self, message: Received) -> None:
+        """Take in what came."""
+        if message.kind not in ("status", "health", "events"):
+            return
+        device = self._devices.get(message.device)
+        if device is None:
+            if len(self._devices) >= MOST:
+                return
+            device = self._devices[message.device] = Device(message.device)
+        if message.kind == "status":
+            device.status = plain(message.payload[:_LONGEST].decode(errors="replace"))
+            if not message.payload:  # someone has cleared what the broker kept of it: it is gone for good
+                del self._devices[message.device]
+        elif message.kind == "health":
+            device.health = message.health() or device.health
+        else:
+            device.event = message.event() or device.event
+
+    def __iter__(self) -> Iterator[Device]:
+        """Those with trouble first, then those that have stopped, then by name."""
+        return iter(sorted(self._devices.values(), key=_urgency))
+
+    def summary(self) -> str:
+        """One line about all of them."""
+        devices = self._devices.values()
+        online = sum(device.is_online for device in devices)
+        up, of = (sum(device.streams[which] for device in devices) for which in (0, 1))
+        troubled = sum(bool(device.trouble) for device in devices)
+        return f"{len(devices)} devices, {online} online, {up} of {of} streams up, {troubled} in trouble"
+
+
+def _urgency(device: Device) -> tuple[bool, bool, str]:
+    return not device.trouble, device.is_online, device.name
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

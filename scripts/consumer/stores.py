@@ -1,0 +1,221 @@
+"""Where events are kept: SQLite, or PostgreSQL. Each event once, by its id, however often it is delivered."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any, NamedTuple, Protocol
+
+SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS events (
+        id TEXT PRIMARY KEY, device TEXT NOT NULL, stream TEXT NOT NULL, seq BIGINT NOT NULL, kind TEXT NOT NULL,
+        label TEXT NOT NULL, track TEXT NOT NULL, captured_at TEXT NOT NULL,
+        received_at DOUBLE PRECISION NOT NULL, body TEXT NOT NULL)""",
+    "CREATE INDEX IF NOT EXISTS events_by_seq ON events (device, seq)",
+    """CREATE TABLE IF NOT EXISTS marks (device TEXT PRIMARY KEY, seq BIGINT NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS gaps (
+        device TEXT NOT NULL, first BIGINT NOT NULL, last BIGINT NOT NULL, noticed_at DOUBLE PRECISION NOT NULL,
+        PRIMARY KEY (device, first))""",
+    """CREATE TABLE IF NOT EXISTS rejected (
+        topic TEXT NOT NULL, why TEXT NOT NULL, received_at DOUBLE PRECISION NOT NULL, body TEXT NOT NULL)""",
+)
+"""Understood by both. `marks`: up to which number a device's events were looked at for gaps."""
+
+_EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
+_REJECTED = "INSERT INTO rejected VALUES (?, ?, ?, ?)"
+_MARK = "INSERT INTO marks VALUES (?, ?) ON CONFLICT (device) DO UPDATE SET seq = excluded.seq"
+_GAP = "INSERT INTO gaps VALUES (?, ?, ?, ?) ON CONFLICT (device, first) DO NOTHING"
+
+
+class EventRow(NamedTuple):
+    """An event as it is kept."""
+
+    id: str
+    device: str
+    stream: str
+    seq: int
+    kind: str
+    label: str
+    track: str
+    captured_at: str
+    received_at: float
+    body: str
+
+
+class RejectedRow(NamedTuple):
+    """A message that is no event, and why."""
+
+    topic: str
+    why: str
+    received_at: float
+    body: str
+
+
+class Gap(NamedTuple):
+    """Numbers of a device that have not come: lost, or the trace of a repair on the device."""
+
+    device: str
+    first: int
+    last: int
+
+
+class Store(Protocol):
+    """A place for events. All may raise `Unavailable`; then nothing was kept, and it may be tried again."""
+
+    def keep(self, events: Sequence[EventRow], rejected: Sequence[RejectedRow]) -> int:
+        """Keep these, on the disk when it returns; gives how many were new."""
+
+    def find_gaps(self, device: str, before: float, now: float) -> list[Gap]:
+        """Gaps that were not told of yet and are not younger than `before`, Unix s; keeps them as told."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+class Unavailable(Exception):  # noqa: N818  # a state that passes, more than an error
+    """The store cannot be used now."""
+
+
+class SqlStore:
+    """What the two have in common: a connection by Python's database API."""
+
+    def __init__(self, connection: Any, mark: str, errors: type[Exception]) -> None:
+        """Make the tables.
+
+        Args:
+            connection: open, with transactions begun by themselves.
+            mark: how a parameter is written, `?` or `%s`.
+            errors: what the library raises.
+        """
+        self._connection, self._mark, self._errors = connection, mark, errors
+        self._do(lambda cursor: [cursor.execute(line) for line in SCHEMA])
+
+    def keep(self, events: Sequence[EventRow], rejected: Sequence[RejectedRow]) -> int:
+        """See `Store`."""
+
+        def insert(cursor: Any) -> int:
+            new = 0
+            for row in events:
+                cursor.execute(self._sql(_EVENT), row)
+                new += cursor.rowcount
+            for refused in rejected:
+                cursor.execute(self._sql(_REJECTED), refused)
+            return new
+
+        return int(self._do(insert))
+
+    def find_gaps(self, device: str, before: float, now: float) -> list[Gap]:
+        """See `Store`."""
+
+        def look(cursor: Any) -> list[Gap]:
+            mark = self._mark_of(cursor, device)
+            query = "SELECT seq, received_at FROM events WHERE device = ? AND seq > ? ORDER BY seq"
+            cursor.execute(self._sql(query), (device, mark))
+            reached, gaps = walk(device, mark, cursor.fetchall(), before)
+            for gap in gaps:
+                cursor.execute(self._sql(_GAP), (*gap, now))
+            if reached > mark:
+                cursor.execute(self._sql(_MARK), (device, reached))
+            return gaps
+
+        found: list[Gap] = self._do(look)
+        return found
+
+    def _mark_of(self, cursor: Any, device: str) -> int:
+        """The number up to which was looked; before the first event that there is, when nobody has looked."""
+        cursor.execute(self._sql("SELECT seq FROM marks WHERE device = ?"), (device,))
+        if (row := cursor.fetchone()) is None:
+            cursor.execute(self._sql("SELECT min(seq) - 1 FROM events WHERE device = ?"), (device,))
+            row = cursor.fetchone()
+        return int(row[0] or 0)
+
+    def close(self) -> None:
+        """See `Store`."""
+        self._connection.close()
+
+    def _sql(self, text: str) -> str:
+        return text.replace("?", self._mark)
+
+    def _do(self, what: Any) -> Any:
+        """One transaction."""
+        try:
+            with self._connection, closing(self._connection.cursor()) as cursor:
+                return what(cursor)
+        except self._errors as error:
+            raise Unavailable(f"{type(error).__name__}: {error}") from error
+
+
+def walk(device: str, mark: int, rows: Sequence[tuple[int, float]], before: float) -> tuple[int, list[Gap]]:
+    """How far numbers can be followed from a mark, and the gaps on the way.
+
+    Args:
+        device: whose.
+        mark: the number to begin after.
+        rows: numbers above it with the time of their arrival, in order.
+        before: a gap whose end came later than this may still fill, since other consumers have their share of the
+            messages: it stops there.
+    """
+    gaps: list[Gap] = []
+    for seq, received_at in rows:
+        if seq > mark + 1:
+            if received_at > before:
+                break
+            gaps.append(Gap(device, mark + 1, seq - 1))
+        mark = seq
+    return mark, gaps
+
+
+def open_sqlite(path: str) -> SqlStore:
+    """A file of SQLite.
+
+    Raises:
+        Unavailable: it cannot be used.
+    """
+    try:
+        connection = sqlite3.connect(path, timeout=10.0)
+        # The log is written through to the disk at each commit: only then is an event acknowledged.
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+    except sqlite3.Error as error:
+        raise Unavailable(f"{path}: {error}") from error
+    return SqlStore(connection, "?", sqlite3.Error)
+
+
+class PostgresStore(SqlStore):
+    """Psycopg's connection closes at the end of its `with`: a transaction has one of its own."""
+
+    def _do(self, what: Any) -> Any:
+        try:
+            with self._connection.transaction(), self._connection.cursor() as cursor:
+                return what(cursor)
+        except self._errors as error:
+            raise Unavailable(f"{type(error).__name__}: {error}") from error
+
+
+def open_postgres(where: str) -> SqlStore:
+    """A database of PostgreSQL; the password comes from `~/.pgpass` or $PGPASSFILE, never from a command line.
+
+    Raises:
+        Unavailable: it cannot be reached, or psycopg is not installed.
+    """
+    try:
+        import psycopg
+    except ImportError:
+        raise Unavailable("PostgreSQL needs the package psycopg: pip install 'psycopg[binary]'") from None
+    try:
+        connection = psycopg.connect(where, autocommit=True, connect_timeout=10)
+    except psycopg.Error as error:
+        raise Unavailable(f"{where}: {error}") from error
+    return PostgresStore(connection, "%s", psycopg.Error)
+
+
+def open_store(where: str) -> SqlStore:
+    """`sqlite:FILE`, or `postgresql://…`.
+
+    Raises:
+        Unavailable: it cannot be used now.
+    """
+    if where.startswith("sqlite:"):
+        return open_sqlite(where.removeprefix("sqlite:"))
+    return open_postgres(where)

@@ -1,0 +1,128 @@
+"""The example of a consumer: what becomes a row, what is refused, and how gaps are found."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.publishing import EVENTS, event
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts" / "consumer"))
+
+from messages import MOST_BYTES, row
+from stores import EventRow, Gap, RejectedRow, Unavailable, open_store, walk
+
+
+def changed(**fields: Any) -> bytes:
+    return json.dumps(json.loads(event()) | {"seq": 7} | fields).encode()
+
+
+def test_an_event_is_a_row() -> None:
+    body = changed()
+    made = row(EVENTS, body)
+    assert isinstance(made, EventRow)
+    assert made[1:7] == ("porch", "front", 7, "new", "person", "front-1")
+    assert made.body == body.decode()
+
+
+def test_news_of_a_clip_and_detections_out_of_the_spool_are_rows_too_for_their_numbers_sake() -> None:
+    clip = {"id": "c", "device": "porch", "stream": "front", "label": "person", "track": "t", "seq": 8}
+    made = row("vedette/porch/front/clips", json.dumps(clip | {"began_at": "2026-01-01T00:00:00Z"}).encode())
+    assert made[:8] == ("c", "porch", "front", 8, "clip", "person", "t", "2026-01-01T00:00:00Z")
+    looked = {"id": "d", "device": "porch", "stream": "front", "seq": 99, "spool_seq": 9, "captured_at": "now"}
+    made = row("vedette/porch/front/detections", json.dumps(looked).encode())
+    assert made[:8] == ("d", "porch", "front", 9, "detections", "", "", "now")
+
+
+@pytest.mark.parametrize(
+    ("topic", "body", "why"),
+    [
+        (EVENTS, b"", "Expecting value"),
+        (EVENTS, b"\xff", "invalid start byte"),
+        (EVENTS, b"[]", "TypeError"),
+        (EVENTS, b"[" * 100_000, "RecursionError"),
+        (EVENTS, b"{}", "KeyError"),
+        (EVENTS, b'{"a":"' + b"x" * MOST_BYTES + b'"}', "bytes are too many"),
+        (EVENTS, changed(seq="7"), "its seq is '7'"),
+        (EVENTS, changed(seq=True), "its seq is True"),
+        (EVENTS, changed(seq=0), "its seq is 0"),
+        (EVENTS, changed(seq=2**70), "its seq is"),
+        (EVENTS, changed(id=None), "no text"),
+        (EVENTS, changed(id="\ud800"), "no text"),
+        (EVENTS, changed(kind="x" * 2000), "too long"),
+        (EVENTS, changed(reason="\0"), "it holds a zero"),
+        (EVENTS, changed(device="shed"), "it says that it is of 'shed'"),
+        ("vedette/shed/front/events", changed(), "it says that it is of 'porch'"),
+    ],
+)
+def test_what_is_no_event_is_refused_with_a_reason(topic: str, body: bytes, why: str) -> None:
+    made = row(topic, body)
+    assert isinstance(made, RejectedRow)
+    assert why in made.why
+    assert len(made.body) <= MOST_BYTES
+
+
+@given(
+    st.binary()
+    | st.recursive(st.none() | st.text() | st.integers(), st.lists).map(lambda x: json.dumps(x).encode())
+)
+def test_nothing_that_comes_is_an_error(body: bytes) -> None:
+    made = row(EVENTS, body)
+    assert "\0" not in "".join(map(str, made))
+
+
+def test_a_gap_is_told_once_its_end_is_old_enough() -> None:
+    rows = [(1, 10.0), (2, 11.0), (5, 12.0), (6, 13.0), (9, 50.0)]
+    assert walk("porch", 0, rows, 20.0) == (6, [Gap("porch", 3, 4)])
+    assert walk("porch", 6, rows[4:], 20.0) == (6, [])
+    assert walk("porch", 6, rows[4:], 60.0) == (9, [Gap("porch", 7, 8)])
+
+
+@given(st.sets(st.integers(1, 60), min_size=1), st.integers(0, 60))
+def test_gaps_are_what_is_missing_between_the_mark_and_the_newest(numbers: set[int], mark: int) -> None:
+    rows = [(seq, 0.0) for seq in sorted(numbers) if seq > mark]
+    reached, gaps = walk("porch", mark, rows, 1.0)
+    missing = {seq for gap in gaps for seq in range(gap.first, gap.last + 1)}
+    assert missing == set(range(mark + 1, reached + 1)) - numbers
+    assert reached == max([mark, *numbers])
+
+
+def stored(seq: int, message_id: str = "", at: float = 1.0) -> EventRow:
+    return EventRow(message_id or f"id{seq}", "porch", "front", seq, "new", "person", "t", "2026-01-01", at, "{}")
+
+
+def test_an_event_is_kept_once_whatever_happens(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:{tmp_path / 'events.db'}")
+    assert store.keep([stored(1), stored(2)], []) == 2
+    assert store.keep([stored(2), stored(3), stored(3)], []) == 1
+    store.close()
+    again = open_store(f"sqlite:{tmp_path / 'events.db'}")
+    assert again.keep([stored(1), stored(4)], [RejectedRow("t", "w", 1.0, "b")]) == 1
+    again.close()
+
+
+def test_a_gap_is_told_once_also_after_a_restart(tmp_path: Path) -> None:
+    where = f"sqlite:{tmp_path / 'events.db'}"
+    store = open_store(where)
+    store.keep([stored(5), stored(6), stored(9)], [])
+    assert store.find_gaps("porch", 0.5, 1.0) == [], "it is too young"
+    assert store.find_gaps("porch", 2.0, 3.0) == [Gap("porch", 7, 8)]
+    store.close()
+    again = open_store(where)
+    assert again.find_gaps("porch", 2.0, 4.0) == []
+    again.keep([stored(12)], [])
+    assert again.find_gaps("porch", 2.0, 4.0) == [Gap("porch", 10, 11)]
+    assert again.find_gaps("shed", 2.0, 4.0) == []
+
+
+def test_a_store_that_cannot_be_used_says_so(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="unable to open database file"):
+        open_store(f"sqlite:{tmp_path / 'none' / 'events.db'}")
+    with pytest.raises(Unavailable, match=r"postgresql:///x\?host=/nonexistent: |needs the package psycopg"):
+        open_store("postgresql:///x?host=/nonexistent")
