@@ -7,7 +7,8 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
@@ -146,7 +147,10 @@ def _line(lines: dict[Keys, int], keys: Keys) -> int:
 
 
 def _unknown_keys(data: Any, kind: Any, at: Keys) -> Iterator[Problem]:
-    if get_origin(kind) is dict and isinstance(data, dict):
+    if get_origin(kind) in (Union, UnionType):
+        for one in get_args(kind):  # of which one at most is a table
+            yield from _unknown_keys(data, one, at)
+    elif get_origin(kind) is dict and isinstance(data, dict):
         for key, value in data.items():
             yield from _unknown_keys(value, get_args(kind)[1], (*at, key))
     elif get_origin(kind) is tuple and isinstance(data, list):

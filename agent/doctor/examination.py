@@ -14,7 +14,7 @@ from agent.configfile import load
 from agent.doctor import board, choices, devices, hardware, heat, runtime, selftest, storage, streams
 from agent.doctor.report import Finding, Report
 from agent.errors import ConfigError
-from agent.storage.durable import state_folder
+from agent.storage.durable import folder_of, state_folder
 
 _ROOT = Path("/")
 
@@ -40,7 +40,7 @@ def examine(
     config = _config(path)
 
     def chosen() -> Iterable[Finding]:
-        state = storage.folder_of(_storage(config), root)
+        state = folder_of(_storage(config), root)
         if fresh:
             state = state_folder(replace(_storage(config), folder=str(state)))
         return choices.findings(config, state, fresh=fresh, progress=progress)

@@ -63,6 +63,7 @@ class Kept:
     def __init__(self, rows: Iterable[Stored] = ()) -> None:
         self.rows = {row.seq: row for row in rows}
         self.settled: list[int] = []
+        self.dropped: list[int] = []
 
     def peek(self, after_seq: int, limit: int) -> list[Stored]:
         return [row for seq, row in sorted(self.rows.items()) if seq > after_seq][:limit]
@@ -71,6 +72,10 @@ class Kept:
         for seq in seqs:
             self.settled.append(seq)
             self.rows.pop(seq, None)
+
+    def drop(self, seq: int) -> None:
+        self.dropped.append(seq)
+        self.rows.pop(seq, None)
 
     def on_stored(self, hook: object) -> None:
         self.hook = hook
