@@ -183,7 +183,6 @@ class HealthMessage(Struct, frozen=True):
 
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
-_text = msgspec.json.Decoder()  # looks at every letter, which raw values are spared
 _spooled = msgspec.json.Decoder(dict[str, Raw])
 _latency = msgspec.json.Decoder(Latency)
 
@@ -213,8 +212,10 @@ def finish(stored: Stored, now: float | None = None) -> bytes:
     Raises:
         msgspec.MsgspecError: the body is not such a message (a damaged row).
     """
-    if not stored.body.isascii():
-        _text.decode(stored.body)
+    try:
+        stored.body.decode()  # raw values are not looked at
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(str(error)) from error
     fields = _spooled.decode(stored.body)
     number = "spool_seq" if "spool_seq" in fields else "seq"
     if not {"id", number} <= fields.keys() or not bytes(fields["id"]).startswith(b'"'):

@@ -80,23 +80,20 @@ class Backlog:
         if self.memory.remove(seq) or not self._has_disk:
             return
         # What waits for its commit only to be told in the history stays where it is.
-        if seq in self.held and not self._keeps:
-            self._forget(seq, self.settled)
-        else:
+        if self._keeps or not self._forget(seq):
             self.settled.add(seq)
             self._linger()
 
     def drop(self, seq: int, reason: Reason) -> None:
         """An event goes without having been delivered."""
         self.dropped[reason] += 1
-        if not self.memory.remove(seq) and self._has_disk:
-            self._forget(seq, self.deleted)
-
-    def _forget(self, seq: int, numbers: set[int]) -> None:
-        """A row that was held is on the disk only if it is being written right now."""
-        if not self.held.remove(seq) or seq <= self._writing:
-            numbers.add(seq)
+        if not self.memory.remove(seq) and self._has_disk and not self._forget(seq):
+            self.deleted.add(seq)
             self._linger()
+
+    def _forget(self, seq: int) -> bool:
+        """Let go of a row unless it is on the disk or being written right now; whether it could be."""
+        return seq > self._writing and self.held.remove(seq)
 
     def expire(self, oldest: float) -> None:
         """Drop rows that were put before a Unix time, s."""
@@ -167,9 +164,8 @@ class Backlog:
 
     def _spare(self) -> None:
         """While the disk fails, memory is for what has not been acknowledged."""
-        for seq in [seq for seq in self.settled if seq in self.held]:
-            self.held.remove(seq)
-            self.settled.discard(seq)
+        for numbers in (self.settled, self.deleted):
+            numbers.difference_update([seq for seq in numbers if self.held.remove(seq)])
         self._linger()
 
     @property

@@ -26,8 +26,8 @@ def is_corrupt(error: Exception) -> bool:
 def salvage(path: Path, highest: int) -> list[Stored]:
     """The rows that wait in a corrupt database, up to the first that cannot be read; none if it cannot be opened.
 
-    The newest row that can be read says how far they have been acknowledged: the few before it that it did not
-    know of are sent again.
+    The counter and the newest row that can be read say how far they have been acknowledged: those before it that
+    neither knows of are sent again.
 
     Args:
         path: of the database.
@@ -40,6 +40,10 @@ def salvage(path: Path, highest: int) -> list[Stored]:
             if _is_sound(row, last, highest):
                 last, acked = row[0], max(acked, row[4])
                 rows.append((Stored(*row[:4]), bool(row[5])))
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
+        for (value,) in connection.execute("SELECT value FROM counter WHERE name = 'acked'"):
+            if isinstance(value, int) and value <= highest:
+                acked = max(acked, value)
     return [row for row, settled in rows if row.seq > acked and not settled]
 
 

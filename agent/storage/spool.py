@@ -123,7 +123,7 @@ class Spool:
         self._hook = hook
 
     def flush(self, timeout_s: float) -> bool:
-        """Write also what waits for company, and wait until it lies on the disk; whether it does.
+        """Write also those puts that wait for company, and wait until they lie on the disk; whether they do.
 
         Returns at once while the disk fails: nothing can be told then.
         """
