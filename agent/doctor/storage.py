@@ -39,7 +39,7 @@ def of_folder(config: StorageConfig, root: Path) -> Finding:
         return Finding(SECTION, "state folder", str(error), "warning", str(error))
     if disk is None:
         return Finding(SECTION, "state folder", "its file system does not tell", "warning")
-    return of_disk(disk, config.spool_max_bytes >> 20)
+    return of_disk(disk, (config.spool_max_bytes + config.history_max_bytes) >> 20)
 
 
 def of_disk(disk: Disk, spool_mb: int) -> Finding:
@@ -47,7 +47,7 @@ def of_disk(disk: Disk, spool_mb: int) -> Finding:
 
     Args:
         disk: that the state folder lies on.
-        spool_mb: what may wait for a broker that is away, MB.
+        spool_mb: what may wait for a broker that is away, and the history, MB.
     """
     value = f"{disk.free_mb} of {disk.total_mb} MB free at {disk.at}"
     if disk.read_only:

@@ -169,6 +169,11 @@ class Backlog:
         self._linger()
 
     @property
+    def bytes(self) -> int:
+        """Of the rows here."""
+        return self.held.bytes + self.memory.bytes
+
+    @property
     def more(self) -> int:
         """How many more wait than lie on the disk; below 0 where some there have been settled."""
         return len(self.memory) + len(self.held) - len(self.settled) - len(self.deleted)

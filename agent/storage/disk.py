@@ -33,17 +33,15 @@ class Disk:
 
     Attributes:
         failing: whether rows cannot be written now.
-        salvaged: rows out of a corrupt file, for the caller to take and to write again.
-        inherited: wills of the process before, for the caller to execute.
-        void: they are not to be executed: that process ended well, and could only not delete them.
+        void: wills of the process before are not to be executed: it ended well, and could only not delete them.
         counted: as of the last time that it could be read.
     """
 
     def __init__(self, path: Path, config: StorageConfig) -> None:
         self.path, self._config = path, config
         self._knows_all = config.spooled == {"event"}  # no number is sent before it lies on the disk
-        self.failing, self.salvaged = False, list[Stored]()
-        self.inherited: list[LeftWill] | None = None
+        self.failing, self._salvaged = False, list[Stored]()
+        self._inherited: list[LeftWill] | None = None
         self.void = False
         self.counted = Counted()
         self._since, self._repaired_at, self._reopened = 0.0, float("-inf"), False
@@ -110,8 +108,8 @@ class Disk:
             table.restore(saved)
         self.counted = table.counted
         self._reopened = True
-        if self.inherited is None:  # the first one that could be opened: none of these wills is our own
-            self.inherited, self.void = table.wills(), self._mark.void
+        if self._inherited is None:  # the first one that could be opened: none of these wills is our own
+            self._inherited, self.void = table.wills(), self._mark.void
         return table
 
     def lost(self, error: Exception) -> None:
@@ -127,7 +125,8 @@ class Disk:
             self._table.fold()
         # Before a number is given out that only memory knows.
         with suppress(OSError):
-            self._mark.trust(False)
+            if not self._mark.void:  # that says as much, and more
+                self._mark.trust(False)
         if not self.failing:
             self.failing, self._since = True, time.monotonic()
             log.error(
@@ -145,12 +144,20 @@ class Disk:
         rows, wills = salvage(self.path, self._mark.after() - 1), salvage_wills(self.path)
         try:
             aside = set_aside(self.path)
-            self.salvaged = rows
+            self._salvaged = rows
             self._open(wills)
         except (sqlite3.Error, OSError):
             return False
         log.error("spool %s: %s: set aside as %s; %d events saved", self.path, error, aside.name, len(rows))
         return True
+
+    def left(self) -> tuple[list[Stored], list[LeftWill]]:
+        """Rows out of a corrupt file, and wills of the process before: each once."""
+        rows, self._salvaged = self._salvaged, []
+        wills = self._inherited or []
+        if wills:
+            self._inherited = []
+        return rows, wills
 
     def revoke_wills(self) -> None:
         """Nothing is open any more, and the disk cannot be written: what lies there is not to be executed."""

@@ -31,6 +31,7 @@ from agent.storage.backlog import LINGER_S, Backlog
 from agent.storage.batch import Batch, Reason
 from agent.storage.disk import Disk
 from agent.storage.drops import Drops
+from agent.storage.hook import Hook
 from agent.storage.stats import SpoolStats
 from agent.storage.table import Counted
 from agent.storage.watermark import number_from_clock
@@ -64,7 +65,7 @@ class Spool:
         self._work, self._done = threading.Condition(self._lock), threading.Condition(self._lock)
         self._look_at = time.monotonic() + _LOOK_S
         self._retry_at = self._wakes_at = self._wrote_at = 0.0
-        self._hook: Callable[[], None] | None = None
+        self._hook = Hook()
         self._trouble: Exception | None = None
         self._closing = False
         self._disk = None if config.spooled == {"memory"} else Disk(folder / "spool.db", config)
@@ -120,7 +121,7 @@ class Spool:
 
     def on_stored(self, hook: Callable[[], None] | None) -> None:
         """Call `hook` whenever there is more to peek, in place of the one before. It must be quick."""
-        self._hook = hook
+        self._hook.set(hook)
 
     def flush(self, timeout_s: float) -> bool:
         """Write also those puts that wait for company, and wait until they lie on the disk; whether they do.
@@ -136,11 +137,10 @@ class Spool:
     def stats(self) -> SpoolStats:
         """State now."""
         with self._lock:
-            disk, backlog = self._on_disk, self._backlog
-            waiting = max(0, disk.rows + backlog.more)
-            size = disk.bytes + backlog.held.bytes + backlog.memory.bytes if waiting else 0
-            dropped, in_memory = self._dropped(), self._in_memory
-            return SpoolStats(waiting, size, sum(dropped.values()), "memory" if in_memory else "disk", dropped)
+            waiting = max(0, self._on_disk.rows + self._backlog.more)
+            size = self._on_disk.bytes + self._backlog.bytes if waiting else 0
+            by = self._dropped()
+            return SpoolStats(waiting, size, sum(by.values()), "memory" if self._in_memory else "disk", by)
 
     def _dropped(self) -> dict[Reason, int]:
         return dict(Counter(self._on_disk.dropped) + self._backlog.dropped)
@@ -191,9 +191,6 @@ class Spool:
                 self._write(self._disk, batch)
             self._take_left()
         self._announce()
-        with self._lock:
-            dropped = self._dropped()
-        self._drops.look(dropped, final=closing)
         return not closing
 
     def _pause(self) -> float:
@@ -205,12 +202,13 @@ class Spool:
         if now < self._wrote_at + LINGER_S:
             pause_s = min(pause_s, LINGER_S)  # what comes now and is patient need not wake us
         if self._disk is not None:
-            pause_s = min(pause_s, (self._retry_at if self._disk.failing else self._due_at) - now)
+            pause_s = min(pause_s, self._due_at(self._disk) - now)
         return pause_s
 
-    @property
-    def _due_at(self) -> float:
+    def _due_at(self, disk: Disk) -> float:
         """When to write."""
+        if disk.failing:
+            return self._retry_at
         return -math.inf if self._committed < self._wanted else self._backlog.due_at
 
     def _look(self) -> bool:
@@ -224,12 +222,10 @@ class Spool:
 
     def _batch(self, *, looked: bool, final: bool) -> Batch | None:
         """What to write now, if anything is due and the disk is to be tried."""
-        if self._disk is None:
+        if (disk := self._disk) is None:
             return None
-        due_at = self._retry_at if self._disk.failing else self._due_at
-        if not (looked and not self._disk.failing) and not final and time.monotonic() < due_at:
-            return None
-        return self._backlog.take(final=final)
+        is_due = final or (looked and not disk.failing) or time.monotonic() >= self._due_at(disk)
+        return self._backlog.take(final=final) if is_due else None
 
     def _write(self, disk: Disk, batch: Batch) -> None:
         done = disk.write(batch)
@@ -249,18 +245,14 @@ class Spool:
             return
         with self._lock:
             self._on_disk = self._disk.counted
-            rows, self._disk.salvaged = self._disk.salvaged, []
+            rows, wills = self._disk.left()
             self._backlog.restore(rows)
-            wills, self._disk.inherited = self._disk.inherited or [], []
             self.executed += self._backlog.inherit(wills, void=self._disk.void)
 
     def _announce(self) -> None:
         with self._lock:
-            ready = self._ready
-            hook = self._hook if ready > self._announced else None
+            ready, announced, dropped = self._ready, self._announced, self._dropped()
             self._announced = ready
-        if hook is not None:
-            try:
-                hook()
-            except Exception:
-                log.exception("spool: the hook failed")
+        self._drops.look(dropped, final=self._closing)
+        if ready > announced:
+            self._hook.call()

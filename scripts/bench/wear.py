@@ -55,7 +55,7 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory(dir=common.ON_DISK) as base,
         ExitStack() as mounts,
-        ThreadPoolExecutor() as pool,
+        ThreadPoolExecutor(len(names) + 1) as pool,
     ):
         folders = {name: mounts.enter_context(disk(Path(base, name))) for name in [*names, "idle"]}
         idle = pool.submit(idle_daemon, folders["idle"], idle_s)
