@@ -15,8 +15,10 @@ from msgspec import Meta, Struct
 
 from agent.deviceconfig import DeviceConfig as DeviceConfig
 from agent.deviceconfig import Durability as Durability
+from agent.deviceconfig import DurabilityConfig as DurabilityConfig
 from agent.deviceconfig import HealthConfig as HealthConfig
 from agent.deviceconfig import HomeAssistantConfig as HomeAssistantConfig
+from agent.deviceconfig import Kind as Kind
 from agent.deviceconfig import MqttConfig as MqttConfig
 from agent.deviceconfig import Seconds as Seconds
 from agent.deviceconfig import SelectionConfig as SelectionConfig

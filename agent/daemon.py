@@ -181,7 +181,13 @@ class Daemon:
                 name: replace(stream.health(), set_by_command=self._control.overridden(name))
                 for name, stream in house.streams.items()
             },
-            spool=payload.SpoolHealth(spool.waiting, spool.bytes, spool.dropped, spool.on),
+            spool=payload.SpoolHealth(
+                spool.waiting,
+                spool.bytes,
+                spool.dropped,
+                spool.on,
+                {str(k): n for k, n in spool.dropped_by.items()},
+            ),
             rss_mb=round(self._resident_mb, 1),
             temperature_c=None if heat.celsius is None else round(heat.celsius, 1),
             hot=heat.hot,

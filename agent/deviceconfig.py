@@ -8,6 +8,8 @@ from msgspec import Meta, Struct
 
 Seconds = Annotated[float, Meta(gt=0.0, le=1e8)]
 Durability = Literal["event", "batch", "memory"]
+Kind = Literal["events", "updates", "detections"]
+"""Of a message that may go through the spool."""
 
 
 class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,6 +61,27 @@ class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
     commands: bool | None = None
 
 
+class DurabilityConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[storage.durability]`: how safe each kind of message is until the broker has it.
+
+    `event`: synced to the disk before it is sent: nothing is lost. `batch`: sent at once; what goes to the disk
+    goes there together, some seconds later and without a sync: a crash or a power cut loses what was put since
+    and not delivered. `memory`: never on the disk. Where a kind is `batch` or `memory`, a crash leaves a gap in
+    the numbers. Kinds are sent in one order, whatever they are.
+
+    Attributes:
+        events: `new`, `end` and `heard`, and clips.
+        updates: `update` of a track. With `memory`, an end that is told after a crash shows the track as it was
+            when it began.
+        detections: of every frame, see `publish.detections`. `memory`: at QoS 0, without a number, only while the
+            broker is there; else they are sent at QoS 1 through the spool like events, which wears a card.
+    """
+
+    events: Durability = "event"
+    updates: Durability = "event"
+    detections: Durability = "memory"
+
+
 class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`[storage]`: the state folder.
 
@@ -67,8 +90,10 @@ class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
             `~/.local/state/vedette`.
         spool_max_bytes: payload bytes kept for a broker that is away; the oldest are dropped first.
         spool_max_age_s: events older than this are dropped, s.
-        durability: `event` syncs each batch of events to the disk before it is sent; `batch` leaves the
-            syncing to SQLite's checkpoints (a power cut may lose the last seconds); `memory` writes nothing.
+        durability: of events and updates alike; or a table, see `DurabilityConfig`.
+        history_max_bytes: payload bytes of events that the broker has and that are kept for `vedette events`; the
+            oldest go first. 0: none are kept.
+        history_max_age_s: events that the broker has are kept for so long, or up to an hour longer, s.
         clips_folder: where clips go, in a folder for each stream; `~` and `$STATE_DIRECTORY` are expanded. Empty:
             `clips` in the state folder.
         clips_max_bytes: of all clips in it; the oldest are deleted first.
@@ -80,11 +105,26 @@ class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
     folder: str = ""
     spool_max_bytes: Annotated[int, Meta(ge=65536)] = 64 * 1024 * 1024
     spool_max_age_s: Seconds = 7 * 86400.0
-    durability: Durability = "event"
+    durability: Durability | DurabilityConfig = "event"
+    history_max_bytes: Annotated[int, Meta(ge=0)] = 16 * 1024 * 1024
+    history_max_age_s: Seconds = 7 * 86400.0
     clips_folder: str = ""
     clips_max_bytes: Annotated[int, Meta(ge=1048576)] = 1024 * 1024 * 1024
     clips_max_age_s: Seconds = 30 * 86400.0
     clips_keep_free_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024
+
+    def of(self, kind: Kind) -> Durability:
+        """The durability of a kind."""
+        if isinstance(self.durability, DurabilityConfig):
+            durability: Durability = getattr(self.durability, kind)
+            return durability
+        return self.durability if kind != "detections" else "memory"
+
+    @property
+    def spooled(self) -> set[Durability]:
+        """Of all that goes through the spool."""
+        detections = {self.of("detections")} - {"memory"}
+        return {self.of("events"), self.of("updates"), *detections}
 
 
 class HealthConfig(Struct, frozen=True, forbid_unknown_fields=True):

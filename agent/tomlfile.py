@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
@@ -147,9 +147,10 @@ def _line(lines: dict[Keys, int], keys: Keys) -> int:
 
 
 def _unknown_keys(data: Any, kind: Any, at: Keys) -> Iterator[Problem]:
-    if get_origin(kind) is UnionType:  # a table that may be absent
-        kind = next((one for one in get_args(kind) if isinstance(one, type) and issubclass(one, Struct)), kind)
-    if get_origin(kind) is dict and isinstance(data, dict):
+    if get_origin(kind) in (Union, UnionType):
+        for one in get_args(kind):  # of which one at most is a table
+            yield from _unknown_keys(data, one, at)
+    elif get_origin(kind) is dict and isinstance(data, dict):
         for key, value in data.items():
             yield from _unknown_keys(value, get_args(kind)[1], (*at, key))
     elif get_origin(kind) is tuple and isinstance(data, list):

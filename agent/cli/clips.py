@@ -69,11 +69,10 @@ def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
 def _folder(path: Path) -> Path:
     """Where the daemon that uses a configuration puts its clips."""
     from agent.configfile import load
-    from agent.doctor.storage import folder_of
-    from agent.storage.durable import clips_path
+    from agent.storage.durable import clips_path, folder_of
 
     storage = load(path).config.storage
-    return clips_path(storage, folder_of(storage, Path("/")))
+    return clips_path(storage, folder_of(storage))
 
 
 def _print_json(rows: list[_Row]) -> None:

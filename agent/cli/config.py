@@ -65,9 +65,9 @@ def show(file: Path, as_json: bool) -> None:
 
 def _commanded(config: Config) -> tuple[Config, dict[Keys, str]]:
     """The configuration with what commands have set on this board, and remarks on that."""
-    from agent.doctor.storage import folder_of
     from agent.errors import StorageError
     from agent.overrides import FILE, decode
+    from agent.storage.durable import folder_of
     from agent.storage.statefile import StateFile
 
     try:

@@ -1,13 +1,29 @@
-"""`vedette events`: what is published."""
+"""`vedette events`: what is published, and what has been."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
 import click
+
+from agent.cli.duration import moment
+from agent.cli.run import DEFAULT_CONFIG
+from agent.errors import StorageError
+
+if TYPE_CHECKING:
+    from agent.cli.past import Item, Wanted
+    from agent.storage.history import History, Past
+
+_LOOK_S, _PATIENCE = 0.5, 10
+"""Between two looks for new messages; and so many may fail in a row, as while a damaged database is replaced."""
 
 
 @click.group()
 def events() -> None:
-    """Describe the messages that are published."""
+    """Show or export what has been published; describe the messages."""
 
 
 @events.command()
@@ -18,3 +34,124 @@ def schema() -> None:
     from agent.comms import payload
 
     click.echo(msgspec.json.format(msgspec.json.encode(payload.schema()), indent=2))
+
+
+def _selection(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say which messages, and where they are."""
+    when = "2h, 7d, a date, or a time of ISO 8601."
+    for option in (
+        click.option("--until", type=moment, metavar="WHEN", help=f"Only those put before: {when}"),
+        click.option("--since", type=moment, metavar="WHEN", help=f"Only those put since: {when}"),
+        click.option("--label", default="", help="Only of this label."),
+        click.option("--kind", default="", help="Only new, update, end, heard, detections or clips."),
+        click.option("--stream", default="", help="Only of this stream."),
+        click.option(
+            "--folder", type=click.Path(path_type=Path), help="The state folder, in place of the configured one."
+        ),
+        click.option(
+            "-c",
+            "--config",
+            "path",
+            type=click.Path(path_type=Path),
+            help=f"The daemon's configuration.  [default: {DEFAULT_CONFIG}, if it is there]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _history(path: Path | None, folder: Path | None) -> History:
+    from agent.config import StorageConfig
+    from agent.storage.durable import folder_of
+    from agent.storage.history import History
+
+    if folder is None:
+        if path is None and not DEFAULT_CONFIG.exists():
+            return History(folder_of(StorageConfig()))
+        from agent.configfile import load
+
+        folder = folder_of(load(path or DEFAULT_CONFIG).config.storage)
+    return History(folder)
+
+
+def _wanted(choice: dict[str, Any]) -> Wanted:
+    from agent.cli.past import Wanted
+
+    return Wanted(**{name: value for name, value in choice.items() if value is not None})
+
+
+def _items(messages: Iterable[Past], wanted: Wanted) -> Iterator[Item]:
+    from agent.cli.past import Item
+
+    return (item for item in map(Item, messages) if item in wanted)
+
+
+@events.command()
+@click.option("-n", "count", type=click.IntRange(0), default=20, show_default=True, help="So many, at most.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with new ones. Ctrl-C ends it.")
+@click.option("--json", "as_json", is_flag=True, help="Lines of JSON.")
+@_selection
+def tail(count: int, follow: bool, as_json: bool, path: Path | None, folder: Path | None, **choice: Any) -> None:
+    """Show the newest messages of the spool: those that wait, and those that the broker has.
+
+    They are kept for as long as [storage] history_max_bytes and history_max_age_s say. What lies in memory only
+    is not among them.
+    """
+    from itertools import islice
+
+    from agent.cli.row import COLUMNS, line
+
+    history, wanted = _history(path, folder), _wanted(choice)
+    newest = next(history.backwards(), None)
+    last = newest.stored.seq if newest else 0
+    found = list(islice(_items(history.backwards(), wanted), count))
+    if not as_json:
+        click.echo(line(dict(zip(COLUMNS, COLUMNS, strict=True))))
+    for item in reversed([item for item in found if item.past.stored.seq <= last]):
+        waits = "" if item.past.acknowledged else "  (waits)"
+        click.echo(item.json() if as_json else item.text() + waits)
+    if follow:
+        for item in _items(_new(history, last), wanted):
+            click.echo(item.json() if as_json else item.text())
+
+
+def _new(history: History, last: int) -> Iterator[Past]:
+    """Messages above a number as they come, without an end."""
+    failed = 0
+    while True:
+        try:
+            for past in history.after(last):
+                yield past
+                last = past.stored.seq
+            failed = 0
+        except StorageError:
+            failed += 1
+            if failed > _PATIENCE:
+                raise
+        time.sleep(_LOOK_S)
+
+
+@events.command()
+@click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
+@click.option("-o", "--output", type=click.File("w", encoding="utf-8", lazy=True), default="-", help="A file.")
+@_selection
+def export(form: str, output: IO[str], path: Path | None, folder: Path | None, **choice: Any) -> None:
+    """Write the messages of the spool in the order of their numbers; see `tail`.
+
+    A line has what the subscriber gets, and whether it is noted that the broker has it. `publish` of the latency,
+    the time that it waited, is 0: it is not kept.
+    """
+    import csv
+    from itertools import chain
+
+    from agent.cli.past import COLUMNS
+
+    items = _items(_history(path, folder).after(0), _wanted(choice))
+    first = next(items, None)  # a database that cannot be read leaves an old file as it is
+    found = chain([first] if first else [], items)
+    if form == "csv":
+        table = csv.writer(output, lineterminator="\n")
+        table.writerow(COLUMNS)
+        table.writerows(item.row() for item in found)
+    else:
+        output.writelines(item.json() + "\n" for item in found)

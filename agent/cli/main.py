@@ -25,7 +25,7 @@ _VERBS: dict[str, str] = {
     "models": "List models, look inside one, and calibrate one.",
     "bench": "Measure every way to run a model on this board.",
     "profile": "Show which operations of a model take the time.",
-    "events": "Describe the messages that are published.",
+    "events": "Show or export what has been published; describe the messages.",
     "clips": "List the clips that were recorded here.",
     "completion": "Print the completion script of a shell.",
 }

@@ -118,7 +118,7 @@ class Events:
             except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                 # It can never be sent; kept, it would stand in the way for ever.
                 log.error("event %d on %s cannot be sent and is dropped: %s", stored.seq, stored.topic, error)
-                self._settled.append(stored.seq)
+                self._outgoing.drop(stored.seq)
                 continue
             self._flight[mid] = stored
             self._flying.add(stored.seq)

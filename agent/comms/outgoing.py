@@ -19,6 +19,10 @@ class Outgoing(Protocol):
         """Forget events: they have been acknowledged."""
         ...
 
+    def drop(self, seq: int) -> None:
+        """Forget an event that can never be sent."""
+        ...
+
     def on_stored(self, hook: Callable[[], None] | None) -> None:
         """Call `hook` from any thread whenever there is more to peek, in place of the one before."""
         ...

@@ -1,7 +1,7 @@
 """What is published: events, detections and health as structs. Their JSON Schema is made from them.
 
-An event is encoded when it is put into the spool and finished when it is sent: only then are its `seq` and
-the time of publishing known.
+What goes through the spool is encoded when it is put there and finished when it is sent: only then are its number
+and the time of publishing known.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from agent.comms.clipmessage import ClipMessage
 from agent.messages import Detection, EventKind, Stored, Track
@@ -62,7 +62,8 @@ class EventMessage(Struct, frozen=True):
         captured_at: UTC of the frame, or of the end of the sound.
         latency_ms: see `Latency`.
         model, backend, rung: who computed it.
-        seq: per device and without gaps: a gap is a loss.
+        seq: per device and without gaps: a gap is a loss. It counts all that the device sends through its spool:
+            events of every stream, clips, and detections where they are spooled.
     """
 
     id: str
@@ -80,9 +81,11 @@ class EventMessage(Struct, frozen=True):
 
 
 class DetectionsMessage(Struct, frozen=True):
-    """`<device>/<stream>/detections`, QoS 0: one frame, or piece of sound, that the model has looked at.
+    """`<device>/<stream>/detections`, QoS 0 or 1: one frame, or piece of sound, that the model has looked at.
 
     Attributes:
+        id, spool_seq: where `storage.durability.detections` sends them through the spool: a unique id, and the
+            number that is `seq` of an event; absent at QoS 0.
         device, stream: where it was seen.
         seq: counts frames of the stream; of sound it is the number of the first sample.
         captured_at: UTC of the frame, or of the end of the sound.
@@ -102,15 +105,27 @@ class DetectionsMessage(Struct, frozen=True):
     model: ModelId
     backend: str
     rung: str
+    id: str | UnsetType = UNSET
+    spool_seq: int | UnsetType = UNSET
 
 
 class SpoolHealth(Struct, frozen=True):
-    """State of the spool: events waiting, their bytes, dropped so far, and `disk` or `memory`."""
+    """State of the spool.
+
+    Attributes:
+        waiting: events not yet acknowledged.
+        bytes: that they take.
+        dropped: events that went without having been delivered, ever.
+        on: `disk`, or `memory` while the disk fails or where it is so configured.
+        dropped_by: of these, by reason: `bytes` and `age`, the bounds of the spool; `memory`, they lay there only
+            when the daemon stopped (what a crash takes is not known); `unsendable`, no broker takes them.
+    """
 
     waiting: int
     bytes: int
     dropped: int
     on: str
+    dropped_by: dict[str, int] = {}
 
 
 class StreamHealth(Struct, frozen=True):
@@ -169,8 +184,8 @@ class HealthMessage(Struct, frozen=True):
 
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
-_event_decoder = msgspec.json.Decoder(EventMessage)
-_clip_decoder = msgspec.json.Decoder(ClipMessage)
+_spooled = msgspec.json.Decoder(dict[str, Raw])
+_latency = msgspec.json.Decoder(Latency)
 
 MESSAGES: tuple[type[Struct], ...] = (EventMessage, DetectionsMessage, ClipMessage, HealthMessage)
 
@@ -186,23 +201,38 @@ def encode(message: Struct) -> bytes:
 
 
 def finish(stored: Stored, now: float | None = None) -> bytes:
-    """The JSON of a spooled event as it goes out: with its `seq`, and but for news of a clip, how long it waited.
+    """The JSON of a spooled message as it goes out.
+
+    Any message may be spooled that has an `id`, and `seq` or `spool_seq` for the number; a `latency_ms` gets the
+    time that it waited.
 
     Args:
-        stored: the spooled event, or news of a clip.
+        stored: the spooled message.
         now: Unix time of sending, s; default: now.
 
     Raises:
-        msgspec.MsgspecError: the body is neither (a damaged row).
+        msgspec.MsgspecError: the body is not such a message (a damaged row).
     """
-    if stored.topic.endswith("/clips"):
-        return encode(msgspec.structs.replace(_clip_decoder.decode(stored.body), seq=stored.seq))
-    event = _event_decoder.decode(stored.body)
-    waited_ms = max(0.0, ((time.time() if now is None else now) - stored.put_at) * 1e3)
-    latency = msgspec.structs.replace(
-        event.latency_ms, publish=round(waited_ms, 3), total=round(event.latency_ms.total + waited_ms, 3)
-    )
-    return encode(msgspec.structs.replace(event, seq=stored.seq, latency_ms=latency))
+    try:
+        stored.body.decode()  # raw values are not looked at
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(str(error)) from error
+    fields = _spooled.decode(stored.body)
+    number = "spool_seq" if "spool_seq" in fields else "seq"
+    if not {"id", number} <= fields.keys() or not bytes(fields["id"]).startswith(b'"'):
+        raise msgspec.ValidationError("a spooled message has an `id` and a number")
+    if raw := fields.get("latency_ms"):
+        waited_ms = max(0.0, ((time.time() if now is None else now) - stored.put_at) * 1e3)
+        latency = _latency.decode(raw)
+        fields["latency_ms"] = Raw(
+            encode(
+                msgspec.structs.replace(
+                    latency, publish=round(waited_ms, 3), total=round(latency.total + waited_ms, 3)
+                )
+            )
+        )
+    fields[number] = Raw(b"%d" % stored.seq)
+    return _encoder.encode(fields)
 
 
 def schema() -> dict[str, Any]:

@@ -11,15 +11,19 @@ from msgspec.structs import replace
 
 from agent.comms import payload
 from agent.comms.topics import Topics
-from agent.config import PublishConfig
+from agent.config import Kind, PublishConfig
 from agent.messages import Event, Seen, Stages, Track, Will
 
 
 class EventSink(Protocol):
-    """Where events go: on disk before anything else."""
+    """Where events go: what keeps them until the broker has them."""
 
-    def put(self, topic: str, body: bytes, will: Will | None = None) -> None:
-        """Take an event, and what is to be said of its track if the process dies; never blocks."""
+    def put(self, topic: str, body: bytes, will: Will | None = None, kind: Kind = "events") -> None:
+        """Take a message, and what is to be said of its track if the process dies; never blocks."""
+        ...
+
+    def takes(self, kind: Kind) -> bool:
+        """Whether messages of a kind go here; else they are samples."""
         ...
 
 
@@ -83,7 +87,15 @@ class Reporter:
                 backend,
                 rung,
             )
-            self._board.send(self._topics.detections(self._stream), payload.encode(message))
+            self._detections(message)
+
+    def _detections(self, message: payload.DetectionsMessage) -> None:
+        topic = self._topics.detections(self._stream)
+        if self._events.takes("detections"):
+            numbered = replace(message, id=payload.new_id(), spool_seq=0)
+            self._events.put(topic, payload.encode(numbered), None, "detections")
+        else:
+            self._board.send(topic, payload.encode(message))
 
     def events(self, events: Sequence[Event], at: datetime, stages: Stages, backend: str, rung: str) -> None:
         """Put events into the spool."""
@@ -105,7 +117,8 @@ class Reporter:
         latency = _latency(stages)
         for event in events:
             body = self._body(event, at, latency)
-            self._events.put(topic, body, self._will(event, at))
+            kind: Kind = "updates" if event.kind == "update" else "events"
+            self._events.put(topic, body, self._will(event, at), kind)
 
     def _will(self, event: Event, at: datetime) -> Will | None:
         """What is to be said of a track if the process dies; a word is over when it is told."""

@@ -12,6 +12,7 @@ from agent.configfile import load
 from agent.doctor import board, choices, devices, hardware, heat, runtime, selftest, storage, streams
 from agent.doctor.report import Finding, Report
 from agent.errors import ConfigError, StorageError
+from agent.storage.durable import folder_of
 
 _ROOT = Path("/")
 
@@ -38,7 +39,7 @@ def examine(
 
     def chosen() -> Iterable[Finding]:
         try:
-            state = storage.folder_of(_storage(config), root)
+            state = folder_of(_storage(config), root)
         except StorageError as error:
             return [Finding(choices.SECTION, "state folder", str(error), "warning", str(error))]
         return choices.findings(config, state, fresh=fresh, progress=progress)

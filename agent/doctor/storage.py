@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +12,11 @@ from agent.doctor.report import Finding
 from agent.errors import StorageError
 from agent.health.clock import Clock, read_clock
 from agent.health.disk import Disk, read_disk
-from agent.storage.durable import state_path
+from agent.storage.durable import folder_of
 
 SECTION = "storage and clock"
 _RESERVE = 4
 """Times what may wait for the broker: below it the system itself may soon be short of room."""
-_SERVICE = Path("var/lib/vedette")
-"""The state folder of the unit: systemd tells its name to the daemon only."""
 _DAY_S = 86400.0
 
 
@@ -42,19 +39,7 @@ def of_folder(config: StorageConfig, root: Path) -> Finding:
         return Finding(SECTION, "state folder", str(error), "warning", str(error))
     if disk is None:
         return Finding(SECTION, "state folder", "its file system does not tell", "warning")
-    return of_disk(disk, config.spool_max_bytes >> 20)
-
-
-def folder_of(config: StorageConfig, root: Path) -> Path:
-    """The state folder: the unit's, where this is a board with one.
-
-    Raises:
-        StorageError: it has no place.
-    """
-    by_unit = not config.folder or "STATE_DIRECTORY" in config.folder
-    if by_unit and not os.environ.get("STATE_DIRECTORY") and os.path.lexists(root / _SERVICE):
-        return root / _SERVICE
-    return state_path(config)
+    return of_disk(disk, (config.spool_max_bytes + config.history_max_bytes) >> 20)
 
 
 def of_disk(disk: Disk, spool_mb: int) -> Finding:
@@ -62,7 +47,7 @@ def of_disk(disk: Disk, spool_mb: int) -> Finding:
 
     Args:
         disk: that the state folder lies on.
-        spool_mb: what may wait for a broker that is away, MB.
+        spool_mb: what may wait for a broker that is away, and the history, MB.
     """
     value = f"{disk.free_mb} of {disk.total_mb} MB free at {disk.at}"
     if disk.read_only:

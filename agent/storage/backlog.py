@@ -1,15 +1,22 @@
-"""What the disk does not know yet: new rows, deletions and wills. Numbers are given out here."""
+"""What the disk does not know yet: new rows, settled ones and wills. Numbers are given out here."""
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from collections.abc import Iterable
 
+from agent.config import Kind, StorageConfig
 from agent.messages import Stored, Will
-from agent.storage.deletions import Deletions
+from agent.storage.batch import Batch, Reason
 from agent.storage.held import Held
-from agent.storage.table import Batch
-from agent.storage.wills import Wills
+from agent.storage.wills import LeftWill, Wills
+
+LINGER_S = 5.0
+"""What is patient waits for company so long, or until something comes that is not: each commit wears the card."""
+_MANY = 1000
+"""So many things do not wait."""
 
 
 class Backlog:
@@ -19,57 +26,154 @@ class Backlog:
 
     Attributes:
         given: highest number that was given out.
-        held, deletions, wills: see each.
-        dropped: rows that went for the bounds and are not counted on the disk yet.
+        held: rows on their way to the disk.
+        memory: rows that never go there.
+        settled: numbers acknowledged, of rows on the disk or on their way.
+        deleted: numbers of rows there that go for other reasons.
+        wills: see there.
+        dropped: rows that went and are not counted on the disk yet.
     """
 
-    def __init__(self, max_bytes: int, given: int, *, has_disk: bool) -> None:
-        self.given, self.dropped = given, 0
-        self.held, self.deletions, self.wills = Held(max_bytes), Deletions(), Wills()
-        self._has_disk = has_disk
-        self._writing = 0
+    def __init__(self, config: StorageConfig, given: int) -> None:
+        self.given, self.dropped = given, Counter[Reason]()
+        self.held, self.memory = Held(config.spool_max_bytes), Held(config.spool_max_bytes)
+        self.settled, self.deleted, self.wills = set[int](), set[int](), Wills()
+        self._config, self._has_disk = config, config.spooled != {"memory"}
+        self._keeps = config.history_max_bytes > 0
+        self._writing, self._since = 0, math.inf
+        self._urgent = self._urgent_writing = 0  # the first number that waits for a sync; of those being written
 
-    def add(self, topic: str, body: bytes, will: Will | None) -> None:
+    def add(self, topic: str, body: bytes, will: Will | None, kind: Kind = "events") -> None:
         """Take an event and its will."""
         self.given += 1
-        if will is not None and self._has_disk:
+        row, durability = Stored(self.given, topic, body, time.time()), self._config.of(kind)
+        if durability == "event":
+            self._urgent = self._urgent or self.given
+        elif self._has_disk:
+            self._linger()
+        if will is not None and self._has_disk and (durability != "memory" or self._withdraws(will)):
             self.wills.set(topic, will)
-        if shed := self.held.add(Stored(self.given, topic, body, time.time())):
-            self._drop(shed)
+        if durability == "memory":
+            self.dropped["bytes"] += len(self.memory.add(row))
+        else:
+            self._shed(self.held.add(row), "bytes")
+
+    def _withdraws(self, will: Will) -> bool:
+        return will.body is None and self.wills.is_open(will.key)
+
+    def _linger(self) -> None:
+        self._since = min(self._since, time.monotonic())
+
+    @property
+    def ready(self) -> int:
+        """Up to this number everything is as safe as it must be before it is sent."""
+        return (self._urgent_writing or self._urgent or self.given + 1) - 1
+
+    @property
+    def due_at(self) -> float:
+        """When to write, s of the monotonic clock: ∞ while there is nothing, -∞ when it cannot wait."""
+        many = len(self.held) + len(self.settled) + len(self.deleted) + len(self.wills) >= _MANY
+        return -math.inf if self._urgent or many else self._since + LINGER_S
 
     def settle(self, seq: int) -> None:
-        """Forget an event that has been acknowledged."""
-        self._delete(seq, self.held.remove(seq))
+        """An event has been acknowledged."""
+        if self.memory.remove(seq) or not self._has_disk:
+            return
+        # What waits for its commit only to be told in the history stays where it is.
+        if self._keeps or not self._forget(seq):
+            self.settled.add(seq)
+            self._linger()
+
+    def drop(self, seq: int, reason: Reason) -> None:
+        """An event goes without having been delivered."""
+        self.dropped[reason] += 1
+        if not self.memory.remove(seq) and self._has_disk and not self._forget(seq):
+            self.deleted.add(seq)
+            self._linger()
+
+    def _forget(self, seq: int) -> bool:
+        """Let go of a row unless it is on the disk or being written right now; whether it could be."""
+        return seq > self._writing and self.held.remove(seq)
 
     def expire(self, oldest: float) -> None:
         """Drop rows that were put before a Unix time, s."""
-        self._drop(self.held.expire(oldest))
+        self._shed(self.held.expire(oldest), "age")
+        self.dropped["age"] += len(self.memory.expire(oldest))
+
+    def _shed(self, shed: Iterable[int], reason: Reason) -> None:
+        for seq in shed:
+            if seq in self.settled:
+                self.settled.remove(seq)
+            else:
+                self.dropped[reason] += 1
+            if seq <= self._writing:
+                self.deleted.add(seq)
+                self._linger()
 
     def restore(self, rows: Iterable[Stored]) -> None:
         """Take rows back that the disk has lost."""
-        self.held.restore(row for row in rows if row.seq not in self.deletions)
+        if lost := [row for row in rows if row.seq not in self.settled and row.seq not in self.deleted]:
+            self.held.restore(lost)
+            self._linger()
 
-    def take(self) -> Batch:
-        """Everything, to be written; `wrote` must follow."""
-        self._writing = self.given
-        return Batch(self.held.all(), self.deletions.all(), self._writing, self.dropped, self.wills.all())
+    def inherit(self, wills: Iterable[LeftWill], *, void: bool) -> int:
+        """Put what the last process wanted to be said, unless that is void; gives how much it is."""
+        said = 0
+        for key, topic, body in wills:
+            self.wills.set(topic, Will(key, None))
+            if body is not None and not void:
+                self.add(topic, body, None)
+                said += 1
+        return said
+
+    def take(self, *, final: bool = False) -> Batch:
+        """Everything that goes to the disk, to be written; `wrote` must follow.
+
+        Args:
+            final: nothing comes after it: what lies in memory only is lost.
+        """
+        if final and self._has_disk:
+            self.dropped["memory"] += len(self.memory)
+        self._writing, self._since = self.given, math.inf
+        self._urgent, self._urgent_writing = 0, self._urgent
+        return Batch(
+            self.held.all(),
+            self.settled.copy(),
+            self.deleted.copy(),
+            self.given,
+            dict(+self.dropped),
+            self.wills.all(),
+            bool(self._urgent_writing),
+            final,
+        )
 
     def wrote(self, batch: Batch, *, done: bool) -> None:
         """A batch has been tried; what came meanwhile stays."""
         self._writing = 0
-        if done:
-            for row in batch.insert:
-                self.held.remove(row.seq)
-            self.deletions.done(batch.delete)
-            self.wills.written(batch.wills)
-            self.dropped -= batch.dropped
+        urgent, self._urgent_writing = self._urgent_writing, 0
+        if not done:
+            self._urgent = urgent or self._urgent
+            self._spare()
+            return
+        for row in batch.insert:
+            self.held.remove(row.seq)
+        self.settled.difference_update(batch.settled)
+        self.deleted.difference_update(batch.delete)
+        self.wills.written(batch.wills)
+        self.dropped.subtract(batch.dropped)
 
-    def _drop(self, shed: Iterable[int]) -> None:
-        for seq in shed:
-            self.dropped += 1
-            self._delete(seq, True)
+    def _spare(self) -> None:
+        """While the disk fails, memory is for what has not been acknowledged."""
+        for numbers in (self.settled, self.deleted):
+            numbers.difference_update([seq for seq in numbers if self.held.remove(seq)])
+        self._linger()
 
-    def _delete(self, seq: int, was_held: bool) -> None:
-        """A row that was held is on the disk only if it is being written right now."""
-        if self._has_disk and (not was_held or seq <= self._writing):
-            self.deletions.add(seq)
+    @property
+    def bytes(self) -> int:
+        """Of the rows here."""
+        return self.held.bytes + self.memory.bytes
+
+    @property
+    def more(self) -> int:
+        """How many more wait than lie on the disk; below 0 where some there have been settled."""
+        return len(self.memory) + len(self.held) - len(self.settled) - len(self.deleted)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from agent.config import StorageConfig
 from agent.messages import Stored
+from agent.storage.batch import Batch
 from agent.storage.repair import is_corrupt, salvage, salvage_wills, set_aside
-from agent.storage.table import Batch, Table
+from agent.storage.table import Counted, Table
 from agent.storage.watermark import Watermark
 from agent.storage.wills import LeftWill
 
@@ -32,18 +33,17 @@ class Disk:
 
     Attributes:
         failing: whether rows cannot be written now.
-        salvaged: rows out of a corrupt file, for the caller to take and to write again.
-        inherited: wills of the process before, for the caller to execute.
-        void: they are not to be executed: that process ended well, and could only not delete them.
-        rows, bytes, dropped: as of the last time that it could be read.
+        void: wills of the process before are not to be executed: it ended well, and could only not delete them.
+        counted: as of the last time that it could be read.
     """
 
     def __init__(self, path: Path, config: StorageConfig) -> None:
         self.path, self._config = path, config
-        self.failing, self.salvaged = False, list[Stored]()
-        self.inherited: list[LeftWill] | None = None
+        self._knows_all = config.spooled == {"event"}  # no number is sent before it lies on the disk
+        self.failing, self._salvaged = False, list[Stored]()
+        self._inherited: list[LeftWill] | None = None
         self.void = False
-        self.rows = self.bytes = self.dropped = 0
+        self.counted = Counted()
         self._since, self._repaired_at, self._reopened = 0.0, float("-inf"), False
         self._table: Table | None = None
         self._mark = Watermark(path.with_suffix(".seq"))
@@ -58,8 +58,16 @@ class Disk:
         if known and self._mark.trusted:
             return known + 1
         if known or self._mark.value or self.failing or self._repaired_at > 0:
-            return max(known + 1, self._mark.after())
+            seq = max(known + 1, self._mark.after())
+            log.info("spool %s: not every number of the last run is known: going on with %d", self.path, seq)
+            return seq
         return 1
+
+    def claim(self, seq: int) -> None:
+        """Numbers up to this one, and some above it, may be given out that only memory knows."""
+        if not self._knows_all:
+            with suppress(OSError):
+                self._mark.claim(seq)
 
     def read(self, after: int, limit: int, leave_out: Container[int]) -> list[Stored]:
         """The first rows above a number, in order; none while the table is closed.
@@ -90,18 +98,18 @@ class Disk:
             self.lost(error)
             return False
         self._reopened = False
-        self.rows, self.bytes, self.dropped = table.rows, table.bytes, table.dropped
-        self._back(len(batch.insert))
+        self.counted = table.counted
+        self._back(batch)
         return True
 
     def _open(self, saved: Sequence[LeftWill] = ()) -> Table:
         self._table = table = Table(self.path, self._config)
         if saved:
             table.restore(saved)
-        self.rows, self.bytes, self.dropped = table.rows, table.bytes, table.dropped
+        self.counted = table.counted
         self._reopened = True
-        if self.inherited is None:  # the first one that could be opened: none of these wills is our own
-            self.inherited, self.void = table.wills(), self._mark.void
+        if self._inherited is None:  # the first one that could be opened: none of these wills is our own
+            self._inherited, self.void = table.wills(), self._mark.void
         return table
 
     def lost(self, error: Exception) -> None:
@@ -117,7 +125,8 @@ class Disk:
             self._table.fold()
         # Before a number is given out that only memory knows.
         with suppress(OSError):
-            self._mark.trust(False)
+            if not self._mark.void:  # that says as much, and more
+                self._mark.trust(False)
         if not self.failing:
             self.failing, self._since = True, time.monotonic()
             log.error(
@@ -135,26 +144,36 @@ class Disk:
         rows, wills = salvage(self.path, self._mark.after() - 1), salvage_wills(self.path)
         try:
             aside = set_aside(self.path)
-            self.salvaged = rows
+            self._salvaged = rows
             self._open(wills)
         except (sqlite3.Error, OSError):
             return False
         log.error("spool %s: %s: set aside as %s; %d events saved", self.path, error, aside.name, len(rows))
         return True
 
+    def left(self) -> tuple[list[Stored], list[LeftWill]]:
+        """Rows out of a corrupt file, and wills of the process before: each once."""
+        rows, self._salvaged = self._salvaged, []
+        wills = self._inherited or []
+        if wills:
+            self._inherited = []
+        return rows, wills
+
     def revoke_wills(self) -> None:
         """Nothing is open any more, and the disk cannot be written: what lies there is not to be executed."""
         with suppress(OSError):
             self._mark.revoke_wills()
 
-    def _back(self, count: int) -> None:
+    def _back(self, batch: Batch) -> None:
         # Were it not noted now, the next start would leave a gap in the numbers, and no more.
         with suppress(OSError):
-            self._mark.trust(True)
+            self._mark.trust(self._knows_all or batch.final)
         if self.failing:
             self.failing = False
             seconds = time.monotonic() - self._since
-            log.info("spool %s: back on the disk after %.0f s with %d events", self.path, seconds, count)
+            log.info(
+                "spool %s: back on the disk after %.0f s with %d events", self.path, seconds, len(batch.insert)
+            )
 
     def close(self) -> None:
         """Close the table, if it is open."""

@@ -15,6 +15,8 @@ from agent.errors import StorageError, reason_of
 _LOCK = "lock"
 _VARIABLE = "STATE_DIRECTORY"
 _HOME = "~/.local/state/vedette"
+_SERVICE = Path("var/lib/vedette")
+"""The state folder of the unit: systemd tells its name to the daemon only."""
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
@@ -174,3 +176,15 @@ def _expanded(key: str, folder: str) -> Path:
         return Path(folder).expanduser()
     except RuntimeError as error:
         raise StorageError(f"[storage] {key} = {folder!r}: {error}; set it to a full path") from error
+
+
+def folder_of(config: StorageConfig, root: Path = Path("/")) -> Path:
+    """The state folder of the daemon, for another program: the unit's, where this is a board with one.
+
+    Raises:
+        StorageError: it has no place.
+    """
+    by_unit = not config.folder or _VARIABLE in config.folder
+    if by_unit and not os.environ.get(_VARIABLE) and os.path.lexists(root / _SERVICE):
+        return root / _SERVICE
+    return state_path(config)

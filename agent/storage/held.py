@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from itertools import islice
 
 from agent.messages import Stored
-from agent.storage.table import size
+from agent.storage.batch import size
 from agent.storage.watermark import CLOCK_SET
 
 _SPARE = 1000
@@ -30,6 +30,9 @@ class Held:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def __contains__(self, seq: int) -> bool:
+        return seq in self._rows
 
     def add(self, row: Stored) -> list[int]:
         """Add the newest row; gives the numbers of those that it pushed out."""
@@ -76,8 +79,9 @@ class Held:
         """Every row."""
         return list(self._rows.values())
 
-    def after(self, seq: int, limit: int) -> list[Stored]:
-        """The first rows above a number."""
+    def after(self, seq: int, limit: int, leave_out: Container[int] = ()) -> list[Stored]:
+        """The first rows above a number, without some."""
         first = bisect_right(self._index, seq)
         later = map(self._index.__getitem__, range(first, len(self._index)))
-        return list(islice((self._rows[number] for number in later if number in self._rows), limit))
+        wanted = (number for number in later if number in self._rows and number not in leave_out)
+        return list(islice(map(self._rows.__getitem__, wanted), limit))

@@ -24,18 +24,27 @@ def is_corrupt(error: Exception) -> bool:
 
 
 def salvage(path: Path, highest: int) -> list[Stored]:
-    """The rows of a corrupt database up to the first that cannot be read, none if it cannot be opened.
+    """The rows that wait in a corrupt database, up to the first that cannot be read; none if it cannot be opened.
+
+    The counter and the newest row that can be read say how far they have been acknowledged: those before it that
+    neither knows of are sent again.
 
     Args:
         path: of the database.
         highest: a number above is no row of ours.
     """
-    rows: list[Stored] = []
+    rows: list[tuple[Stored, bool]] = []
+    last = acked = 0
     with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
-        for row in connection.execute("SELECT seq, topic, body, put_at FROM spool ORDER BY seq"):
-            if _is_sound(row, rows[-1].seq if rows else 0, highest):
-                rows.append(Stored(*row))
-    return rows
+        for row in connection.execute("SELECT seq, topic, body, put_at, acked, settled FROM spool ORDER BY seq"):
+            if _is_sound(row, last, highest):
+                last, acked = row[0], max(acked, row[4])
+                rows.append((Stored(*row[:4]), bool(row[5])))
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
+        for (value,) in connection.execute("SELECT value FROM counter WHERE name = 'acked'"):
+            if isinstance(value, int) and value <= highest:
+                acked = max(acked, value)
+    return [row for row, settled in rows if row.seq > acked and not settled]
 
 
 def salvage_wills(path: Path) -> list[LeftWill]:
@@ -49,7 +58,7 @@ def salvage_wills(path: Path) -> list[LeftWill]:
 
 def _is_sound(row: tuple[object, ...], last: int, highest: int) -> bool:
     seq, *rest = row
-    return isinstance(seq, int) and last < seq <= highest and [*map(type, rest)] == [str, bytes, float]
+    return isinstance(seq, int) and last < seq <= highest and [*map(type, rest)] == [str, bytes, float, int, int]
 
 
 def set_aside(path: Path) -> Path:

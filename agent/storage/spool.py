@@ -1,32 +1,39 @@
 """The spool: events on their way out lie on the disk until the broker has them. Puts cost microseconds.
 
 A put hands its event over to the thread `spool-writer`, which commits whatever has come together in one
-transaction. While the disk cannot be written the events lie in memory, in the same order and under the same
-numbers, and go to the disk when it is back.
+transaction. How long an event may wait for company, and whether it may be sent before, depends on its kind: see
+`agent.config.DurabilityConfig`. However that is, events are peeked in the order of their numbers. While the disk
+cannot be written they lie in memory, in the same order and under the same numbers, and go to the disk when it is
+back.
 
 A put may bring a will with it: what is to be said if the process dies before it says so itself. The next process
 puts what the last one's wills say, as its first events.
 
-Delivery is at least once: an acknowledged event whose deletion a power cut undid is sent again, with the same
-id and the same number. A gap in the numbers is a loss, or the trace of a repair (see `watermark`).
+Delivery is at least once: that an event has been acknowledged is noted on the disk with the next commit, or up to
+ten seconds later; if a power cut or a crash comes before that, it is sent again, with the same id and number.
+A gap in the numbers is a loss, or the trace of a repair (see `watermark`).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from agent.config import StorageConfig
+from agent.config import Kind, StorageConfig
 from agent.messages import Stored, Will
-from agent.storage.backlog import Backlog
-from agent.storage.deletions import LINGER_S
+from agent.storage.backlog import LINGER_S, Backlog
+from agent.storage.batch import Batch, Reason
 from agent.storage.disk import Disk
+from agent.storage.drops import Drops
+from agent.storage.hook import Hook
 from agent.storage.stats import SpoolStats
-from agent.storage.table import Batch
+from agent.storage.table import Counted
 from agent.storage.watermark import number_from_clock
 
 log = logging.getLogger(__name__)
@@ -58,69 +65,85 @@ class Spool:
         self._work, self._done = threading.Condition(self._lock), threading.Condition(self._lock)
         self._look_at = time.monotonic() + _LOOK_S
         self._retry_at = self._wakes_at = self._wrote_at = 0.0
-        self._hook: Callable[[], None] | None = None
+        self._hook = Hook()
         self._trouble: Exception | None = None
         self._closing = False
-        self._disk = None if config.durability == "memory" else Disk(folder / "spool.db", config)
+        self._disk = None if config.spooled == {"memory"} else Disk(folder / "spool.db", config)
         given = (self._disk.next_seq() if self._disk else number_from_clock()) - 1
-        self._backlog = Backlog(config.spool_max_bytes, given, has_disk=self._disk is not None)
-        self._announced = self._committed = given
+        if self._disk is not None:
+            self._disk.claim(given)
+        self._backlog = Backlog(config, given)
+        self._announced = self._committed = self._wanted = given
+        self._on_disk = self._disk.counted if self._disk else Counted()
+        self._drops = Drops(self._dropped())
         self.executed = 0
         self._take_left()
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
         self._thread.start()
 
-    def put(self, topic: str, body: bytes, will: Will | None = None) -> None:
-        """Take an event; returns at once. It can be peeked when it is committed, and its will holds then."""
+    def put(self, topic: str, body: bytes, will: Will | None = None, kind: Kind = "events") -> None:
+        """Take an event; returns at once. It can be peeked when it is as safe as its kind is to be."""
         with self._lock:
-            self._backlog.add(topic, body, will)
+            self._backlog.add(topic, body, will, kind)
             self._work.notify()
 
+    def takes(self, kind: Kind) -> bool:
+        """Whether messages of a kind go through here; else they are sent at QoS 0."""
+        return kind != "detections" or self._config.of(kind) != "memory"
+
     def peek(self, after_seq: int, limit: int) -> list[Stored]:
-        """Committed events above a number that are not settled, in order, at most `limit`."""
+        """Events above a number that may be sent and are not settled, in order, at most `limit`."""
         with self._lock:
-            held = self._backlog.held.after(after_seq, limit) if self._in_memory else []
-            settled = self._backlog.deletions.all()
+            ready, done = self._ready, self._backlog.settled | self._backlog.deleted
+            held = self._backlog.memory.after(after_seq, limit) + self._backlog.held.after(after_seq, limit, done)
         rows: dict[int, Stored] = {}
         try:
-            rows = {row.seq: row for row in self._disk.read(after_seq, limit, settled)} if self._disk else {}
+            rows = {row.seq: row for row in self._disk.read(after_seq, limit, done)} if self._disk else {}
         except (sqlite3.Error, OSError) as error:
             with self._lock:
                 self._trouble = error
                 self._work.notify()
         rows.update((row.seq, row) for row in held)
-        return [rows[seq] for seq in sorted(rows)[:limit]]
+        return [rows[seq] for seq in sorted(rows)[:limit] if seq <= ready]
 
     def settle(self, seqs: Iterable[int]) -> None:
-        """Forget events that have been acknowledged. Unknown numbers do not matter."""
+        """Events have been acknowledged. Unknown numbers do not matter."""
         with self._lock:
             for seq in seqs:
                 self._backlog.settle(seq)
-            if self._backlog.deletions.due_at < self._wakes_at - LINGER_S:
+            if self._backlog.due_at < self._wakes_at - LINGER_S:
                 self._work.notify()
+
+    def drop(self, seq: int) -> None:
+        """An event can never be sent: it goes, and is counted."""
+        with self._lock:
+            self._backlog.drop(seq, "unsendable")
 
     def on_stored(self, hook: Callable[[], None] | None) -> None:
         """Call `hook` whenever there is more to peek, in place of the one before. It must be quick."""
-        self._hook = hook
+        self._hook.set(hook)
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until every put so far is as durable as configured; whether it is.
+        """Write also those puts that wait for company, and wait until they lie on the disk; whether they do.
 
         Returns at once while the disk fails: nothing can be told then.
         """
         with self._lock:
-            given = self._backlog.given
+            self._wanted = given = self._backlog.given
+            self._work.notify()
             self._done.wait_for(lambda: self._committed >= given or self._in_memory, timeout_s)
             return self._disk is None or self._committed >= given
 
     def stats(self) -> SpoolStats:
         """State now."""
         with self._lock:
-            disk, backlog = self._disk, self._backlog
-            rows, size, dropped = (disk.rows, disk.bytes, disk.dropped) if disk else (0, 0, 0)
-            waiting = max(0, rows - len(backlog.deletions)) + len(backlog.held)
-            size = size + backlog.held.bytes if waiting else 0
-            return SpoolStats(waiting, size, dropped + backlog.dropped, "memory" if self._in_memory else "disk")
+            waiting = max(0, self._on_disk.rows + self._backlog.more)
+            size = self._on_disk.bytes + self._backlog.bytes if waiting else 0
+            by = self._dropped()
+            return SpoolStats(waiting, size, sum(by.values()), "memory" if self._in_memory else "disk", by)
+
+    def _dropped(self) -> dict[Reason, int]:
+        return dict(Counter(self._on_disk.dropped) + self._backlog.dropped)
 
     def close(self) -> None:
         """Commit what is left and close. Says what could not be kept."""
@@ -132,12 +155,16 @@ class Spool:
             if self._disk.failing and not self._backlog.wills.any_open and not self._backlog.held:
                 self._disk.revoke_wills()
             self._disk.close()
-        if self._backlog.held:
-            log.error("spool: %d events lay in memory only and go with it", len(self._backlog.held))
+        if lost := len(self._backlog.held) + len(self._backlog.memory):
+            log.error("spool: %d events lay in memory only and go with it", lost)
 
     @property
     def _in_memory(self) -> bool:
         return self._disk is None or self._disk.failing
+
+    @property
+    def _ready(self) -> int:
+        return self._backlog.given if self._in_memory else self._backlog.ready
 
     def _run(self) -> None:
         going_on = True
@@ -155,13 +182,13 @@ class Spool:
                 self._wakes_at = time.monotonic() + pause_s
                 self._work.wait(pause_s)
             closing, trouble, self._trouble = self._closing, self._trouble, None
-            self._expire()
-            batch = self._batch()
+            batch = self._batch(looked=self._look(), final=closing)
         if self._disk is not None:
+            self._disk.claim(self._backlog.given)
             if trouble is not None:
                 self._disk.lost(trouble)
             elif batch is not None:
-                self._wrote(batch, self._disk.write(batch))
+                self._write(self._disk, batch)
             self._take_left()
         self._announce()
         return not closing
@@ -169,43 +196,43 @@ class Spool:
     def _pause(self) -> float:
         """Seconds until there is something to do."""
         now = time.monotonic()
-        if (
-            self._closing
-            or self._trouble is not None
-            or (self._in_memory and self._announced < self._backlog.given)
-        ):
+        if self._closing or self._trouble is not None or self._announced < self._ready:
             return 0.0
         pause_s = self._look_at - now
         if now < self._wrote_at + LINGER_S:
-            pause_s = min(pause_s, LINGER_S)  # deletions that come now need not wake us
+            pause_s = min(pause_s, LINGER_S)  # what comes now and is patient need not wake us
         if self._disk is not None:
-            if self._disk.failing:
-                pause_s = min(pause_s, self._retry_at - now)
-            elif self._backlog.held or self._backlog.wills:
-                return 0.0
-            else:
-                pause_s = min(pause_s, self._backlog.deletions.due_at - now)
+            pause_s = min(pause_s, self._due_at(self._disk) - now)
         return pause_s
 
-    def _expire(self) -> None:
+    def _due_at(self, disk: Disk) -> float:
+        """When to write."""
+        if disk.failing:
+            return self._retry_at
+        return -math.inf if self._committed < self._wanted else self._backlog.due_at
+
+    def _look(self) -> bool:
+        """From time to time, drop what is too old; whether it was time."""
         now = time.monotonic()
-        if now >= self._look_at:
-            self._look_at = now + _LOOK_S
-            oldest = time.time() - self._config.spool_max_age_s
-            self._backlog.expire(oldest)
+        if now < self._look_at:
+            return False
+        self._look_at = now + _LOOK_S
+        self._backlog.expire(time.time() - self._config.spool_max_age_s)
+        return True
 
-    def _batch(self) -> Batch | None:
-        """What to write now, if the disk is to be tried."""
-        if self._disk is None:
+    def _batch(self, *, looked: bool, final: bool) -> Batch | None:
+        """What to write now, if anything is due and the disk is to be tried."""
+        if (disk := self._disk) is None:
             return None
-        if self._disk.failing and time.monotonic() < self._retry_at and not self._closing:
-            return None
-        return self._backlog.take()
+        is_due = final or (looked and not disk.failing) or time.monotonic() >= self._due_at(disk)
+        return self._backlog.take(final=final) if is_due else None
 
-    def _wrote(self, batch: Batch, done: bool) -> None:
+    def _write(self, disk: Disk, batch: Batch) -> None:
+        done = disk.write(batch)
         with self._lock:
             self._wrote_at = time.monotonic()
             self._backlog.wrote(batch, done=done)
+            self._on_disk = disk.counted
             if done:
                 self._committed = batch.given
             else:
@@ -214,26 +241,18 @@ class Spool:
 
     def _take_left(self) -> None:
         """What the disk gave back: rows out of a corrupt file, and wills of the process before this one."""
-        if self._disk is None or not (self._disk.salvaged or self._disk.inherited):
+        if self._disk is None:
             return
         with self._lock:
-            rows, self._disk.salvaged = self._disk.salvaged, []
+            self._on_disk = self._disk.counted
+            rows, wills = self._disk.left()
             self._backlog.restore(rows)
-            wills, self._disk.inherited = self._disk.inherited or [], []
-            for key, topic, body in wills:
-                if self._disk.void or body is None:
-                    self._backlog.wills.set(topic, Will(key, None))
-                else:
-                    self._backlog.add(topic, body, Will(key, None))
-                    self.executed += 1
+            self.executed += self._backlog.inherit(wills, void=self._disk.void)
 
     def _announce(self) -> None:
         with self._lock:
-            ready = self._backlog.given if self._in_memory else self._committed
-            hook = self._hook if ready > self._announced else None
+            ready, announced, dropped = self._ready, self._announced, self._dropped()
             self._announced = ready
-        if hook is not None:
-            try:
-                hook()
-            except Exception:
-                log.exception("spool: the hook failed")
+        self._drops.look(dropped, final=self._closing)
+        if ready > announced:
+            self._hook.call()

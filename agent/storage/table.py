@@ -3,61 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from agent.config import StorageConfig
 from agent.messages import Stored
+from agent.storage import kept
+from agent.storage.batch import Batch, Reason, size
+from agent.storage.database import SIZE, connect, prepare
 from agent.storage.durable import sync_folder
+from agent.storage.tally import Tally, count, newest
 from agent.storage.watermark import CLOCK_SET
 from agent.storage.wills import LeftWill
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS spool (
-    seq INTEGER PRIMARY KEY, topic TEXT NOT NULL, body BLOB NOT NULL, put_at REAL NOT NULL
-);
-CREATE TABLE IF NOT EXISTS will (key TEXT PRIMARY KEY, topic TEXT NOT NULL, body BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-INSERT OR IGNORE INTO counter VALUES ('dropped', 0), ('seq', 0);
-"""
-_JOURNAL_PAGES, _LEAST_PAGES, _PAGE = 256, 16, 4096
-"""1 MiB, or less where there is little room: the journal must not be what fills a small partition."""
-_SIZE = "length(body) + length(CAST(topic AS BLOB))"
+_DROPPED = "dropped_"
+"""Before a reason, in the name of its counter."""
 
 
-def size(row: Stored) -> int:
-    """Bytes that a row counts for."""
-    return len(row.body) + len(row.topic.encode())
+class Counted(NamedTuple):
+    """What waits in a table, and what it has dropped, ever, by reason."""
 
-
-def _journal_pages(folder: Path) -> int:
-    """A sixteenth of the partition, within bounds."""
-    found = os.statvfs(folder)
-    return min(_JOURNAL_PAGES, max(_LEAST_PAGES, found.f_blocks * found.f_frsize // _PAGE // 16))
-
-
-class Batch(NamedTuple):
-    """What one commit changes.
-
-    Attributes:
-        insert: new rows, in order.
-        delete: numbers to delete; unknown ones do not matter.
-        given: highest number given out so far; the newest of `insert`, or above.
-        dropped: rows that the caller has dropped itself, to be counted.
-        wills: to replace those of the same keys.
-    """
-
-    insert: Sequence[Stored]
-    delete: Collection[int]
-    given: int
-    dropped: int = 0
-    wills: Sequence[LeftWill] = ()
+    rows: int = 0
+    bytes: int = 0
+    dropped: Mapping[Reason, int] = {}
 
 
 class Table:
@@ -67,8 +40,8 @@ class Table:
     or `OSError`, and then nothing has changed.
 
     Attributes:
-        rows, bytes: what lies in it.
-        dropped: rows that were dropped for the bounds, ever.
+        tally: what lies in it.
+        dropped: rows that were dropped, ever, by reason.
         last_seq: highest number that was given out, as far as this file knows; kept when it is emptied.
     """
 
@@ -77,79 +50,60 @@ class Table:
 
         Args:
             path: of the file, in an existing folder.
-            config: bounds and durability.
+            config: bounds.
         """
         self.path, self._config = path, config
         self._reading = threading.Lock()
         self._syncs: bool | None = None
-        self._writer = self._connect()
+        self._writer = connect(path)
         try:
-            self._check_and_count()
-            self._reader = self._connect()
+            prepare(self._writer)
+            self._count()
+            self._reader = connect(path)
         except BaseException:
             self._writer.close()
             raise
         sync_folder(path.parent)
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self.path, timeout=2.0, isolation_level=None, check_same_thread=False)
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            pages = _journal_pages(self.path.parent)
-            connection.execute(f"PRAGMA wal_autocheckpoint={pages}")
-            connection.execute(f"PRAGMA journal_size_limit={pages * _PAGE}")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def _check_and_count(self) -> None:
-        (verdict,) = self._writer.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            error = sqlite3.DatabaseError(verdict)
-            error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-            raise error
-        self._writer.executescript(_SCHEMA)
-        (self.rows, self.bytes) = self._one(f"SELECT count(*), ifnull(sum({_SIZE}), 0) FROM spool")
-        (self.dropped,) = self._one("SELECT value FROM counter WHERE name = 'dropped'")
+    def _count(self) -> None:
+        counters = dict(self._writer.execute("SELECT name, value FROM counter").fetchall())
+        self.tally = count(self._writer, counters.get("acked", 0))
+        self.dropped: dict[Reason, int] = {
+            name.removeprefix(_DROPPED): value for name, value in counters.items() if name.startswith(_DROPPED)
+        }
         # The counter knows of numbers that are gone: it is written only when the newest row is.
-        (counted,) = self._one("SELECT value FROM counter WHERE name = 'seq'")
-        self.last_seq = max(counted, self._newest())
+        self.last_seq = max(counters.get("seq", 0), newest(self._writer)[0])
 
-    def _newest(self) -> int:
-        (seq,) = self._one("SELECT ifnull(max(seq), 0) FROM spool")
-        return seq
-
-    def _one(self, statement: str, *arguments: object) -> tuple[int, ...]:
-        row: tuple[int, ...] = self._writer.execute(statement, arguments).fetchone()
-        return row
+    @property
+    def counted(self) -> Counted:
+        """As of the last commit."""
+        return Counted(self.tally.rows, self.tally.bytes, self.dropped)
 
     def read(self, after: int, limit: int) -> list[Stored]:
-        """The first rows above a number, in order."""
+        """The first rows above a number that wait, in order."""
         with self._reading:
             found = self._reader.execute(
-                "SELECT seq, topic, body, put_at FROM spool WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit)
+                "SELECT seq, topic, body, put_at FROM spool WHERE seq > ? AND NOT settled ORDER BY seq LIMIT ?",
+                (max(after, self.tally.acked), limit),
             ).fetchall()
         return [Stored(*row) for row in found]
 
     def commit(self, batch: Batch) -> None:
         """Change everything or nothing, and keep the bounds."""
-        # A deletion that a power cut undoes only means that a message is sent twice.
-        self._sync(self._config.durability == "event" and bool(batch.insert or batch.wills))
-        rows, held = self.rows, self.bytes
+        self._sync(batch.sync)
         with self._transaction():
-            count, freed = self._delete(batch.delete)
-            self._writer.executemany(
-                "INSERT INTO spool VALUES (?, ?, ?, ?)",
-                ((r.seq, r.topic, r.body, r.put_at) for r in batch.insert),
-            )
+            tally = self._delete(self.tally, batch.delete)
+            if self._config.history_max_bytes:
+                tally = self._insert(kept.settle(self._writer, tally, batch), batch)
+            else:
+                tally = self._delete(self._insert(tally, batch), batch.settled)
             for will in batch.wills:
                 self._will(will)
-            rows, held = rows + len(batch.insert) - count, held + sum(map(size, batch.insert)) - freed
-            count, freed = self._trim(held)
-            dropped = batch.dropped + count
-            self._count(dropped, batch.given)
-        self.rows, self.bytes, self.dropped = rows - count, held - freed, self.dropped + dropped
+            tally, trimmed = self._trim(tally)
+            tally = kept.shorten(self._writer, tally, self._config)
+            dropped = _sum(batch.dropped, trimmed)
+            tally = self._note(tally, batch.given, dropped)
+        self.tally, self.dropped = tally, _sum(self.dropped, dropped)
         self.last_seq = max(self.last_seq, batch.given)
 
     def wills(self) -> list[LeftWill]:
@@ -163,10 +117,14 @@ class Table:
                 self._will(will)
 
     def _will(self, will: LeftWill) -> None:
-        if will.body is None:
-            self._writer.execute("DELETE FROM will WHERE key = ?", (will.key,))
-        else:
-            self._writer.execute("INSERT OR REPLACE INTO will VALUES (?, ?, ?)", will)
+        """They are few, and searched one by one: an index would be one more page to write."""
+        key, topic, body = will
+        if body is None:
+            self._writer.execute("DELETE FROM will WHERE key = ?", (key,))
+        elif not self._writer.execute(
+            "UPDATE will SET topic = ?, body = ? WHERE key = ?", (topic, body, key)
+        ).rowcount:
+            self._writer.execute("INSERT INTO will (key, topic, body) VALUES (?, ?, ?)", will)
 
     def _sync(self, durable: bool) -> None:
         if durable is not self._syncs:
@@ -184,35 +142,64 @@ class Table:
                 self._writer.execute("ROLLBACK")
             raise
 
-    def _delete(self, seqs: Collection[int]) -> tuple[int, int]:
-        """Delete rows; gives how many there were, and their bytes."""
+    def _insert(self, tally: Tally, batch: Batch) -> Tally:
+        for row in batch.insert:
+            ahead = row.seq > tally.acked and row.seq in batch.settled and self._config.history_max_bytes > 0
+            self._writer.execute(
+                "INSERT INTO spool (seq, topic, body, put_at, acked, settled) VALUES (?, ?, ?, ?, ?, ?)",
+                (row.seq, row.topic, row.body, row.put_at, tally.acked, ahead),
+            )
+            done = ahead or row.seq <= tally.acked
+            tally = tally.keeps(size(row)) if done else tally.waits(1, size(row))
+        return tally
+
+    def _delete(self, tally: Tally, seqs: Collection[int]) -> Tally:
         if not seqs:
-            return 0, 0
-        statement = f"DELETE FROM spool WHERE seq IN (SELECT value FROM json_each(?)) RETURNING {_SIZE}"
-        freed = self._writer.execute(statement, (json.dumps(list(seqs)),)).fetchall()
-        return len(freed), sum(row_bytes for (row_bytes,) in freed)
+            return tally
+        found = self._writer.execute(
+            "DELETE FROM spool WHERE seq IN (SELECT value FROM json_each(?)) "
+            f"RETURNING seq <= ? OR settled, {SIZE}",
+            (json.dumps(list(seqs)), tally.acked),
+        ).fetchall()
+        for done, row_size in found:
+            tally = tally.keeps(-row_size) if done else tally.waits(-1, -row_size)
+        return tally
 
-    def _count(self, dropped: int, given: int) -> None:
-        if dropped:
-            self._writer.execute("UPDATE counter SET value = value + ? WHERE name = 'dropped'", (dropped,))
-        if self._newest() < given:
-            self._writer.execute("UPDATE counter SET value = ? WHERE name = 'seq'", (given,))
-
-    def _trim(self, held: int) -> tuple[int, int]:
-        """Drop the oldest rows that are too old or too many; gives how many, and their bytes.
+    def _trim(self, tally: Tally) -> tuple[Tally, dict[Reason, int]]:
+        """Drop the oldest rows that wait and are too old or too many; and how many by reason.
 
         A row that was stamped before the clock was set has no known age.
         """
-        oldest, last, count, freed = time.time() - self._config.spool_max_age_s, 0, 0, 0
-        statement = f"SELECT seq, put_at, {_SIZE} FROM spool ORDER BY seq"
-        with closing(self._writer.execute(statement)) as rows:
-            for seq, put_at, row_bytes in rows:
-                if held - freed <= self._config.spool_max_bytes and not CLOCK_SET < put_at < oldest:
+        oldest, last, dropped = time.time() - self._config.spool_max_age_s, 0, dict[Reason, int]()
+        statement = f"SELECT seq, put_at, {SIZE} FROM spool WHERE seq > ? AND NOT settled ORDER BY seq"
+        with closing(self._writer.execute(statement, (tally.acked,))) as rows:
+            for seq, put_at, row_size in rows:
+                too_old = CLOCK_SET < put_at < oldest
+                if tally.bytes <= self._config.spool_max_bytes and not too_old:
                     break
-                last, count, freed = seq, count + 1, freed + row_bytes
-        if count:
-            self._writer.execute("DELETE FROM spool WHERE seq <= ?", (last,))
-        return count, freed
+                reason: Reason = "age" if too_old else "bytes"
+                last, tally = seq, tally.waits(-1, -row_size)
+                dropped[reason] = dropped.get(reason, 0) + 1
+        if dropped:
+            self._writer.execute(
+                "DELETE FROM spool WHERE seq > ? AND seq <= ? AND NOT settled", (tally.acked, last)
+            )
+        return tally, dropped
+
+    def _note(self, tally: Tally, given: int, dropped: dict[Reason, int]) -> Tally:
+        """Write the counters that say what the newest row does not."""
+        last, acked = newest(self._writer)
+        if last < given:
+            self._counter("seq", given)
+        if max(acked, tally.noted) < tally.acked:
+            self._counter("acked", tally.acked)
+            tally = tally._replace(noted=tally.acked)
+        for reason, number in dropped.items():
+            self._counter(_DROPPED + reason, self.dropped.get(reason, 0) + number)
+        return tally
+
+    def _counter(self, name: str, value: int) -> None:
+        self._writer.execute("INSERT OR REPLACE INTO counter VALUES (?, ?)", (name, value))
 
     def fold(self) -> None:
         """Fold the journal into the database and empty it, if that is possible: it gives room on a full disk."""
@@ -225,3 +212,7 @@ class Table:
             self._reader.close()
         with suppress(sqlite3.Error):
             self._writer.close()
+
+
+def _sum(some: Mapping[Reason, int], more: Mapping[Reason, int]) -> dict[Reason, int]:
+    return {reason: some.get(reason, 0) + more.get(reason, 0) for reason in (*some, *more)}

@@ -64,7 +64,16 @@ class Watermark:
             OSError: the disk refuses.
         """
         if seq > self.value - BLOCK // 2 or not self.known:
-            self._write(max(seq, self.value) + BLOCK, self.trusted)
+            self._write(max(seq, self.value) + BLOCK, self.trusted, void=self.void)
+
+    def claim(self, seq: int) -> None:
+        """Reserve numbers that the database is not going to know.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        if seq > self.value - BLOCK // 2 or self.trusted or not self.known:
+            self._write(max(seq, self.value) + BLOCK, False, void=self.void)
 
     def trust(self, trusted: bool) -> None:
         """Note whether the database knows every number from here on.

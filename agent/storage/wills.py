@@ -27,13 +27,17 @@ class Wills:
         self._due: dict[str, LeftWill] = {}
         self._open: set[str] = set()
 
-    def __bool__(self) -> bool:
-        return bool(self._due)
+    def __len__(self) -> int:
+        return len(self._due)
 
     @property
     def any_open(self) -> bool:
         """Whether this process has made a will and not withdrawn it."""
         return bool(self._open)
+
+    def is_open(self, key: str) -> bool:
+        """Whether this process has made a will of that key and not withdrawn it."""
+        return key in self._open
 
     def set(self, topic: str, will: Will) -> None:
         """Make a will, or withdraw it."""

@@ -30,7 +30,7 @@ from agent.comms.topics import Topics
 from agent.compute.gate.motion import MotionGate
 from agent.compute.track.association import iou
 from agent.compute.vision import Vision
-from agent.config import DecodeConfig, GateConfig, PublishConfig
+from agent.config import DecodeConfig, GateConfig, Kind, PublishConfig
 from agent.library import open_model
 from agent.messages import Frame, Will
 from agent.pipeline import Pipeline
@@ -94,11 +94,15 @@ class Sink:
         self.events: list[EventMessage] = []
         self._decoder = msgspec.json.Decoder(EventMessage)
 
-    def put(self, topic: str, body: bytes, will: Will | None = None) -> None:
+    def put(self, topic: str, body: bytes, will: Will | None = None, kind: Kind = "events") -> None:
         """An event."""
         event = self._decoder.decode(body)
         if event.kind != "update":
             self.events.append(event)
+
+    def takes(self, kind: Kind) -> bool:
+        """Detections are not kept."""
+        return kind != "detections"
 
     def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
         """A count."""

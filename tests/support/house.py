@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from agent.comms.payload import EventMessage
+from agent.config import Kind
 from agent.messages import Box, Frame, Will
 from tests.support import tflite_builder as build
 
@@ -70,17 +71,23 @@ class FrameList:
 class Kept:
     """An event sink and a board that keep what they are given."""
 
-    def __init__(self) -> None:
+    def __init__(self, *taken: Kind) -> None:
+        self.taken = taken or ("events", "updates")
         self.puts: list[tuple[str, bytes]] = []
+        self.put_as: list[Kind] = []
         self.wills: dict[str, bytes | None] = {}
         self.retained: dict[str, bytes] = {}
         self.history: list[tuple[str, bytes]] = []
         self.sent: list[tuple[str, bytes]] = []
 
-    def put(self, topic: str, body: bytes, will: Will | None = None) -> None:
+    def put(self, topic: str, body: bytes, will: Will | None = None, kind: Kind = "events") -> None:
         self.puts.append((topic, body))
+        self.put_as.append(kind)
         if will is not None:
             self.wills[will.key] = will.body
+
+    def takes(self, kind: Kind) -> bool:
+        return kind in self.taken
 
     def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
         self.retained[topic] = payload

@@ -1,6 +1,7 @@
 """A device that publishes, for tests of delivery: a spool, a publisher, and events that are real messages.
 
-Run as a program (`python -m tests.support.publishing FOLDER PORT COUNT PAUSE_S`) it is a process to be killed.
+Run as a program (`python -m tests.support.publishing FOLDER PORT COUNT PAUSE_S UPDATES`) it is a process to be
+killed.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import msgspec
 from agent.comms import payload
 from agent.comms.mqtt import Publisher
 from agent.comms.topics import Topics
-from agent.config import MqttConfig, StorageConfig
-from agent.messages import Stored, Track
+from agent.config import Durability, DurabilityConfig, MqttConfig, StorageConfig
+from agent.messages import EventKind, Stored, Track
 from agent.storage.spool import Spool
 
 TOPICS = Topics("vedette", "porch")
@@ -26,7 +27,7 @@ EVENTS = TOPICS.events("front")
 _decoder = msgspec.json.Decoder(payload.EventMessage)
 
 
-def event(message_id: str = "", stream: str = "front") -> bytes:
+def event(message_id: str = "", stream: str = "front", kind: EventKind = "new") -> bytes:
     """The body of an event, as a stream puts it."""
     now = datetime.now(UTC)
     track = Track("front-1", "person", 0.9, 0.9, 3, now, now, (0.1, 0.1, 0.5, 0.9))
@@ -35,7 +36,7 @@ def event(message_id: str = "", stream: str = "front") -> bytes:
             message_id or payload.new_id(),
             TOPICS.device,
             stream,
-            "new",
+            kind,
             "appeared",
             track,
             now,
@@ -63,6 +64,7 @@ class Kept:
     def __init__(self, rows: Iterable[Stored] = ()) -> None:
         self.rows = {row.seq: row for row in rows}
         self.settled: list[int] = []
+        self.dropped: list[int] = []
 
     def peek(self, after_seq: int, limit: int) -> list[Stored]:
         return [row for seq, row in sorted(self.rows.items()) if seq > after_seq][:limit]
@@ -71,6 +73,10 @@ class Kept:
         for seq in seqs:
             self.settled.append(seq)
             self.rows.pop(seq, None)
+
+    def drop(self, seq: int) -> None:
+        self.dropped.append(seq)
+        self.rows.pop(seq, None)
 
     def on_stored(self, hook: object) -> None:
         self.hook = hook
@@ -100,14 +106,23 @@ def wait_for(what: object, timeout_s: float = 15.0) -> None:
         time.sleep(0.01)
 
 
-def main(folder: str, port: str, count: str, pause_s: str) -> None:
-    """Publish `count` events, one every `pause_s`, saying each id once it is on the disk."""
+def main(folder: str, port: str, count: str, pause_s: str, updates: Durability) -> None:
+    """Publish `count` events, one every `pause_s`, saying each id once it is on the disk; with two updates each.
+
+    Args:
+        folder, port: of the device, and of the broker.
+        count, pause_s: how many, and how often.
+        updates: their durability; `event`: there are none.
+    """
     config = MqttConfig(host="127.0.0.1", port=int(port), reconnect_max_s=0.5)
-    with device(Path(folder), config) as (spool, _):
+    storage = StorageConfig(durability=DurabilityConfig(updates=updates))
+    with device(Path(folder), config, storage) as (spool, _):
         print("ready", flush=True)
         for _ in range(int(count)):
             made = payload.new_id()
             spool.put(EVENTS, event(made))
+            for _ in range(2 if updates != "event" else 0):
+                spool.put(EVENTS, event(kind="update"), None, "updates")
             spool.flush(10.0)
             print(made, flush=True)
             time.sleep(float(pause_s))
@@ -115,4 +130,4 @@ def main(folder: str, port: str, count: str, pause_s: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:])  # type: ignore[arg-type]

@@ -11,13 +11,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
 from agent.comms.mqtt import Publisher
-from agent.config import MqttConfig
+from agent.config import Durability, DurabilityConfig, MqttConfig, StorageConfig
+from agent.storage.history import History
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.publishing import EVENTS, TOPICS, Kept, device, event, events_of, in_order, wait_for
 from tests.support.received import Messages
@@ -216,9 +219,12 @@ def test_a_killed_device_is_offline(broker: Mosquitto, tmp_path: Path) -> None:
 
 
 @contextmanager
-def process(folder: Path, port: int, count: int, pause_s: float = 0.0) -> Iterator[subprocess.Popen[str]]:
+def process(
+    folder: Path, port: int, count: int, pause_s: float = 0.0, updates: Durability = "event"
+) -> Iterator[subprocess.Popen[str]]:
     """A device in a process of its own, which is killed at the end."""
     command = [sys.executable, "-m", "tests.support.publishing", str(folder), str(port), str(count), str(pause_s)]
+    command.append(updates)
     running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert running.stdout is not None
@@ -442,3 +448,45 @@ def old_broker() -> Iterator[int]:
     finally:
         over.set()
         thread.join(10)
+
+
+def test_kill_9_with_kinds_in_memory_leaves_a_gap_and_uses_no_number_twice(tmp_path: Path) -> None:
+    kinds = StorageConfig(durability=DurabilityConfig("event", "memory", "memory"))
+    with Mosquitto(tmp_path, persistence=True) as broker:
+        messages = broker.subscribe("vedette/#", lasting=True)
+        for _ in range(3):
+            with process(tmp_path, broker.port, count=10_000, pause_s=0.002, updates="memory") as running:
+                assert running.stdout is not None
+                stored = [running.stdout.readline().strip() for _ in range(60)]
+            assert stored
+        with device(tmp_path, broker.config(), kinds) as (spool, _):
+            wait_for(lambda: spool.stats().waiting == 0)
+    events = in_order(events_of(messages.of(EVENTS)))
+    numbers = [e.seq for e in events]
+    assert numbers == sorted(set(numbers)), "no number twice, and the order is kept"
+    gaps = [after - before for before, after in pairwise(numbers) if after != before + 1]
+    assert len(gaps) == 2, "one for each crash"
+    assert {e.kind for e in events} == {"new", "update"}
+
+
+def test_the_history_is_read_beside_a_device_that_publishes(broker: Mosquitto, tmp_path: Path) -> None:
+    messages = broker.subscribe("vedette/#")
+    with device(tmp_path, broker.config()) as (spool, _):
+        for _ in range(300):
+            spool.put(EVENTS, event())
+        messages.wait(lambda m: len(m.of(EVENTS)) == 300)
+        wait_for(lambda: spool.stats().waiting == 0)
+        wait_for(lambda: all(past.acknowledged for past in History(tmp_path).after(0)))
+        done = subprocess.run(
+            [sys.executable, "-m", "agent", "events", "export", "--folder", str(tmp_path)],
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+        )
+        exported = [msgspec.json.decode(line) for line in done.stdout.splitlines()]
+    got = [msgspec.json.decode(body) for body in messages.of(EVENTS)]
+    assert all(row.pop("acknowledged") for row in exported)
+    assert {row.pop("topic") for row in exported} == {EVENTS}
+    for message in (*got, *exported):
+        message["latency_ms"] |= {"publish": None, "total": None}
+    assert exported == got

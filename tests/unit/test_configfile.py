@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config import ClipsConfig, Config, GateConfig, MqttConfig, StreamConfig, ZoneConfig
+from agent.config import ClipsConfig, Config, GateConfig, Kind, MqttConfig, StreamConfig, ZoneConfig
 from agent.configfile import dump, load, parse
 from agent.errors import ConfigError
 
+KINDS: tuple[Kind, ...] = ("events", "updates", "detections")
 SMALLEST = '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,20}", fullmatch=True)
@@ -73,6 +74,14 @@ def test_the_smallest_file_is_three_lines() -> None:
         ("[mqtt]\nport = 99999", "v.toml:2: `mqtt.port`: expected `int` <= 65535"),
         ("mqtt = 3", "v.toml:1: `mqtt`: expected `object`, got `int`"),
         ("[storage]\ndurability = 'always'", "v.toml:2: `storage.durability`: invalid enum value 'always'"),
+        (
+            "[storage.durability]\nupdates = 'always'",
+            "v.toml:2: `storage.durability.updates`: invalid enum value 'always'",
+        ),
+        (
+            "[storage.durability]\nupdate = 'batch'",
+            "v.toml:2: unknown key `storage.durability.update`; did you mean 'updates'?",
+        ),
         ("streams = 3", "v.toml:1: `streams`: expected `object`, got `int`"),
         (
             SMALLEST + "[streams.front.gate]\nhold_s = 'x'",
@@ -146,3 +155,14 @@ def test_where_falls_back_to_the_table_above() -> None:
 
 def test_the_schema_knows_every_room() -> None:
     assert "StreamConfig" in msgspec.json.schema(Config)["$defs"]
+
+
+def test_one_durability_is_that_of_events_and_updates_and_a_table_says_each() -> None:
+    storage = parse("[storage]\ndurability = 'batch'", "x").config.storage
+    assert [storage.of(kind) for kind in KINDS] == ["batch", "batch", "memory"]
+    assert storage.spooled == {"batch"}
+    storage = parse("[storage.durability]\nupdates = 'memory'\ndetections = 'event'", "x").config.storage
+    assert [storage.of(kind) for kind in KINDS] == ["event", "memory", "event"]
+    assert storage.spooled == {"event", "memory"}
+    config = Config(storage=storage)
+    assert parse(dump(config), "x").config == config

@@ -4,11 +4,11 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from agent.comms.payload import EventMessage, ModelId
+from agent.comms.payload import DetectionsMessage, EventMessage, ModelId, finish
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.config import PublishConfig
-from agent.messages import Event, EventKind, Stages, Track
+from agent.messages import Detection, Event, EventKind, Seen, Stages, Stored, Track
 from tests.support.house import Kept
 
 NOW = datetime.now(UTC)
@@ -107,3 +107,26 @@ def test_closing_ends_what_is_open_and_takes_nothing_more() -> None:
     assert told[-1] == ("end", "front-1", "shutdown")
     assert [kind for kind, _, _ in told] == ["new", "new", "end", "end"]
     assert set(kept.retained.values()) == {b"0"}
+
+
+def test_each_kind_is_put_as_what_it_is() -> None:
+    kept = Kept()
+    report(kept, PublishConfig(), event("new"), event("update"), event("end"), event("heard", track="word"))
+    assert kept.put_as == ["events", "updates", "events", "events"]
+
+
+def test_detections_go_through_the_spool_with_an_id_where_it_takes_them() -> None:
+    seen = Seen([], [Detection("dog", 0.5)], Stages())
+    for kept in (Kept(), Kept("events", "updates", "detections")):
+        reporter(kept, PublishConfig(detections=True)).seen(77, NOW, seen, "cpu", "full")
+        bodies = [*kept.sent, *kept.puts]
+        (topic, body) = bodies[0]
+        assert (len(bodies), topic) == (1, "vedette/porch/front/detections")
+        found = msgspec.json.decode(body)
+        assert found["seq"] == 77
+        if kept.sent:
+            assert not {"id", "spool_seq"} & found.keys()
+        else:
+            assert kept.put_as == ["detections"]
+            sent = msgspec.json.decode(finish(Stored(12, topic, body, 0.0)), type=DetectionsMessage)
+            assert (sent.seq, sent.spool_seq, len(str(sent.id))) == (77, 12, 32)

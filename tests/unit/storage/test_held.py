@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from agent.messages import Stored
 from agent.storage import held as module
+from agent.storage.batch import size
 from agent.storage.held import Held
-from agent.storage.table import size
 
 TOPIC, BOUND = "t", 3000
 ROOM = BOUND // size(Stored(1, TOPIC, bytes(99), 0.0))

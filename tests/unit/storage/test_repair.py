@@ -9,9 +9,10 @@ import pytest
 
 from agent.config import StorageConfig
 from agent.messages import Stored
-from agent.storage import repair, spool, table
+from agent.storage import repair, spool
+from agent.storage.batch import Batch, size
 from agent.storage.spool import Spool
-from agent.storage.table import Batch, Table
+from agent.storage.table import Table
 from agent.storage.watermark import BLOCK
 from tests.support.publishing import wait_for
 from tests.support.spooling import TOPIC, corruption, errors, filled, numbers, reopened
@@ -95,4 +96,4 @@ def test_a_table_that_fails_its_check_is_corrupt(tmp_path: Path) -> None:
     assert not repair.is_corrupt(OSError(28, "full"))
     error.sqlite_errorcode = sqlite3.SQLITE_NOTADB
     assert repair.is_corrupt(error)
-    assert table.size(Stored(1, "ä", b"123", 0.0)) == 5
+    assert size(Stored(1, "ä", b"123", 0.0)) == 5

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import Durability, StorageConfig
+from agent.config import Durability, DurabilityConfig, StorageConfig
 from agent.messages import Stored
-from agent.storage import disk, spool
+from agent.storage import backlog, disk, spool
+from agent.storage.backlog import LINGER_S
+from agent.storage.batch import Batch, Reason
 from agent.storage.spool import Spool
 from agent.storage.stats import SpoolStats
-from agent.storage.table import Batch, Table
+from agent.storage.table import Table
+from agent.storage.tally import Tally
 from tests.support.publishing import wait_for
 from tests.support.spooling import TOPIC, errors, filled, numbers, reopened
 
@@ -29,7 +32,7 @@ def test_what_was_put_is_there_in_order_and_after_a_restart(tmp_path: Path) -> N
     assert numbers(opened) == [2, 4, 5, 6, 7, 8, 9, 10]
     again = reopened(opened, tmp_path)
     assert numbers(again) == [2, 4, 5, 6, 7, 8, 9, 10]
-    assert again.stats() == SpoolStats(8, 8 * len(TOPIC) + 8, 0, "disk")
+    assert again.stats() == SpoolStats(8, 8 * len(TOPIC) + 8, 0, "disk", {})
     again.close()
 
 
@@ -80,14 +83,14 @@ def test_puts_that_come_together_share_a_commit(tmp_path: Path, monkeypatch: pyt
     for number in range(1, 500):
         opened.settle([number])
     time.sleep(0.1)
-    assert len(commits) == count_before, "deletions wait for company"
+    assert len(commits) == count_before, "acknowledgements wait for company"
     opened.put(TOPIC, b"x")
     assert opened.flush(5.0)
     assert len(commits) == count_before + 1
     opened.settle(range(500, 1600))
     wait_for(lambda: len(commits) == count_before + 2, 1.0)
     opened.settle([1600])
-    wait_for(lambda: len(commits) == count_before + 3, 5.0)
+    wait_for(lambda: len(commits) == count_before + 3, 2 * LINGER_S + 1)
     opened.close()
 
 
@@ -96,15 +99,125 @@ def test_events_are_synced_as_configured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability, level: int
 ) -> None:
     seen: list[int] = []
-    delete = Table._delete
+    note = Table._note
 
-    def look(self: Table, seqs: set[int]) -> tuple[int, int]:
+    def look(self: Table, tally: Tally, given: int, dropped: dict[Reason, int]) -> Tally:
         seen.append(self._writer.execute("PRAGMA synchronous").fetchone()[0])
-        return delete(self, seqs)
+        return note(self, tally, given, dropped)
 
-    monkeypatch.setattr(Table, "_delete", look)
+    monkeypatch.setattr(Table, "_note", look)
     opened = filled(tmp_path, 1, StorageConfig(durability=durability))
     assert seen == [level]
+    opened.close()
+
+
+def test_a_batch_is_sent_before_it_is_written_and_what_was_delivered_by_then_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog, "LINGER_S", 0.3)
+    written: list[Batch] = []
+    commit = Table.commit
+
+    def note(self: Table, batch: Batch) -> None:
+        written.append(batch)
+        commit(self, batch)
+
+    monkeypatch.setattr(Table, "commit", note)
+    opened = Spool(tmp_path, StorageConfig(durability="batch", history_max_bytes=0))
+    seen: list[int] = []
+    opened.on_stored(lambda: seen.extend(numbers(opened)))
+    opened.put(TOPIC, b"delivered")
+    wait_for(lambda: seen)
+    assert written == []
+    opened.settle(seen)
+    opened.put(TOPIC, b"waits")
+    wait_for(lambda: written)
+    assert [[row.body for row in batch.insert] for batch in written] == [[b"waits"]]
+    assert not written[0].sync
+    opened.close()
+
+
+def test_nothing_overtakes_what_must_be_on_the_disk_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = DurabilityConfig(events="event", updates="memory", detections="batch")
+    opened = Spool(tmp_path, StorageConfig(durability=kinds))
+    stuck, commit = threading.Event(), Table.commit
+
+    def slow(self: Table, batch: Batch) -> None:
+        stuck.wait(10.0)
+        commit(self, batch)
+
+    monkeypatch.setattr(Table, "commit", slow)
+    opened.put(TOPIC, b"update", None, "updates")
+    opened.put(TOPIC, b"new")
+    opened.put(TOPIC, b"update", None, "updates")
+    opened.put(TOPIC, b"frame", None, "detections")
+    time.sleep(0.1)
+    first = numbers(opened)
+    assert len(first) == 1
+    stuck.set()
+    wait_for(lambda: numbers(opened) == list(range(first[0], first[0] + 4)))
+    opened.settle(numbers(opened))
+    opened.close()
+
+
+def test_detections_go_through_the_spool_only_where_that_is_said(tmp_path: Path) -> None:
+    for durability in ("event", DurabilityConfig("batch"), DurabilityConfig(detections="event")):
+        opened = Spool(tmp_path, StorageConfig(durability=durability))
+        assert opened.takes("events")
+        assert opened.takes("updates")
+        assert opened.takes("detections") == (durability == DurabilityConfig(detections="event"))
+        opened.close()
+
+
+def test_what_lay_in_memory_only_when_it_ended_is_counted_and_leaves_no_gap(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = StorageConfig(durability=DurabilityConfig(updates="memory"))
+    opened = filled(tmp_path, 2, config)
+    opened.put(TOPIC, b"update", None, "updates")
+    last = numbers(opened)[-1]
+    opened = reopened(opened, tmp_path, config)
+    assert "1 events lay in memory only" in errors(caplog)[0]
+    assert opened.stats().dropped_by == {"memory": 1}
+    assert numbers(opened) == [last - 2, last - 1]
+    opened.put(TOPIC, b"x")
+    assert opened.flush(5.0)
+    assert numbers(opened)[-1] == last + 1
+    opened.close()
+
+
+def test_a_drop_is_told_when_it_begins_and_when_it_is_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Spool(tmp_path, StorageConfig(spool_max_bytes=65536))
+    for _ in range(3):
+        for _ in range(100):
+            opened.put(TOPIC, bytes(1000))
+        assert opened.flush(5.0)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1
+    assert "spool_max_bytes" in told[0]
+    dropped = opened.stats().dropped_by
+    assert dropped == {"bytes": opened.stats().dropped}
+    opened.close()
+    (_, over) = [record.getMessage() for record in caplog.records]
+    assert over.startswith(f"spool: {dropped['bytes']} events were dropped in ")
+    caplog.clear()
+    opened = Spool(tmp_path, StorageConfig(spool_max_bytes=65536))
+    opened.settle(numbers(opened))
+    opened.close()
+    assert caplog.records == [], "what runs before have dropped is no news"
+
+
+def test_what_no_broker_takes_is_counted(tmp_path: Path) -> None:
+    opened = filled(tmp_path, 3)
+    opened.drop(2)
+    assert numbers(opened) == [1, 3]
+    opened = reopened(opened, tmp_path)
+    assert numbers(opened) == [1, 3]
+    assert opened.stats().dropped_by == {"unsendable": 1}
     opened.close()
 
 

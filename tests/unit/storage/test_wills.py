@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from agent.config import StorageConfig
 from agent.messages import Will
+from agent.storage import database, spool, table
 from agent.storage.spool import Spool
+from agent.storage.watermark import Watermark
 from agent.storage.wills import LeftWill, Wills
+from tests.support.publishing import wait_for
 from tests.support.spooling import TOPIC, bodies, corruption, errors, numbers, reopened
 
 
@@ -70,3 +74,37 @@ def test_wills_outlive_a_corrupt_file(tmp_path: Path, caplog: pytest.LogCaptureF
     assert again.executed == 2
     again.close()
     assert "set aside" in errors(caplog)[0]
+
+
+@pytest.mark.parametrize("void", [False, True])
+def test_wills_on_a_disk_that_can_be_opened_only_later_are_executed_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, void: bool
+) -> None:
+    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
+    opened = Spool(tmp_path, StorageConfig())
+    opened.put(TOPIC, b"new a", Will("a", b"end a"))
+    assert opened.flush(5.0)
+    opened.settle([1])
+    opened.close()
+    if void:
+        Watermark(tmp_path / "spool.seq").revoke_wills()
+    connect, left = database.connect, [2]
+
+    def fail(path: Path) -> sqlite3.Connection:
+        if left[0] > 0:
+            left[0] -= 1
+            raise sqlite3.OperationalError("unable to open database file")
+        return connect(path)
+
+    monkeypatch.setattr(table, "connect", fail)
+    again = Spool(tmp_path, StorageConfig())
+    assert again.stats().on == "memory"
+    again.put(TOPIC, b"x")
+    wait_for(lambda: again.stats().on == "disk")
+    expected = [b"x"] if void else [b"x", b"end a"]
+    wait_for(lambda: bodies(again) == expected)
+    again.close()
+    last = Spool(tmp_path, StorageConfig())
+    assert last.flush(5.0)
+    assert bodies(last) == expected, "once"
+    last.close()

@@ -1,0 +1,137 @@
+"""Messages of the spool's history, as `vedette events` selects and shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from agent.cli.plain import plain
+from agent.cli.row import cells, clock, line
+from agent.comms import payload
+from agent.storage.history import Past
+
+COLUMNS = (
+    "seq",
+    "id",
+    "acknowledged",
+    "captured_at",
+    "device",
+    "stream",
+    "kind",
+    "reason",
+    "label",
+    "track",
+    "score",
+    "best_score",
+    "hits",
+    "first_seen",
+    "last_seen",
+    "x0",
+    "y0",
+    "x1",
+    "y1",
+    "zones",
+    "latency_ms",
+    "model",
+    "backend",
+    "rung",
+    "topic",
+)
+"""Of a CSV file. What has no such thing, such as the score of a clip, leaves it empty."""
+
+
+class Wanted(Struct, frozen=True):
+    """Which messages.
+
+    Attributes:
+        stream, kind, label: only these; empty: all.
+        since, until: put into the spool at or after, and before, Unix time, s.
+    """
+
+    stream: str = ""
+    kind: str = ""
+    label: str = ""
+    since: float = float("-inf")
+    until: float = float("inf")
+
+    def __contains__(self, item: Item) -> bool:
+        """Whether a message is one of them."""
+        return (
+            self.since <= item.past.stored.put_at < self.until
+            and self.stream in ("", item.stream)
+            and self.kind in ("", item.kind)
+            and (not self.label or self.label in item.labels)
+        )
+
+
+class Item:
+    """One message.
+
+    Attributes:
+        past: as the spool has it.
+    """
+
+    def __init__(self, past: Past) -> None:
+        self.past = past
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """What the subscriber gets, but for the time that it waits until then; nothing, of a damaged row."""
+        stored = self.past.stored
+        with suppress(msgspec.MsgspecError, ValueError):
+            found: dict[str, Any] = msgspec.json.decode(payload.finish(stored, stored.put_at))
+            return found
+        return {}
+
+    @property
+    def stream(self) -> str:
+        """Name of its stream."""
+        return str(self.fields.get("stream", ""))
+
+    @property
+    def kind(self) -> str:
+        """`new`, `update`, `end` or `heard`; of what is no event, the last level of its topic."""
+        return str(self.fields.get("kind", self.past.stored.topic.rpartition("/")[2]))
+
+    @property
+    def labels(self) -> set[str]:
+        """What it is about."""
+        things = [self.fields.get("track") or {}, *(self.fields.get("detections") or ())]
+        return {str(thing["label"]) for thing in things if "label" in thing}
+
+    def json(self) -> str:
+        """A line: the message, with its topic and whether it is acknowledged."""
+        told = {"topic": self.past.stored.topic, "acknowledged": self.past.acknowledged, **self.fields}
+        return msgspec.json.encode(told).decode(errors="replace")
+
+    def text(self) -> str:
+        """A line for people."""
+        with suppress(msgspec.MsgspecError):
+            return line(cells(msgspec.convert(self.fields, payload.EventMessage, strict=False)))
+        at = datetime.fromtimestamp(self.past.stored.put_at, UTC)
+        return plain(f"{clock(at)}  {self.stream:10}  {self.kind:19}  {', '.join(sorted(self.labels))}").rstrip()
+
+    def row(self) -> Iterator[str]:
+        """The cells of a CSV file, see `COLUMNS`."""
+        fields, track = self.fields, self.fields.get("track") or {}
+        flat = {
+            **{name: fields.get(name) for name in COLUMNS},
+            **{name: track.get(name) for name in ("score", "best_score", "hits", "first_seen", "last_seen")},
+            **dict(zip(("x0", "y0", "x1", "y1"), track.get("box") or (), strict=False)),
+            "seq": self.past.stored.seq,
+            "acknowledged": str(self.past.acknowledged).lower(),
+            "topic": self.past.stored.topic,
+            "kind": self.kind,
+            "label": " ".join(sorted(self.labels)),
+            "track": track.get("id"),
+            "zones": " ".join(track.get("zones") or ()),
+            "latency_ms": (fields.get("latency_ms") or {}).get("total"),
+            "model": (fields.get("model") or {}).get("name"),
+        }
+        return ("" if flat[name] is None else str(flat[name]) for name in COLUMNS)

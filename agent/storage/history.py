@@ -1,0 +1,117 @@
+"""What the spool's database holds, for people: read beside the daemon or without it, and never in its way.
+
+Every look opens the database anew and closes it: a reader that stayed would keep the journal from being emptied,
+and would not notice that a damaged file has been set aside.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote
+
+from msgspec import Struct
+
+from agent.errors import StorageError, reason_of
+from agent.messages import Stored
+from agent.storage.repair import is_corrupt
+
+_CHUNK = 200
+"""Rows at a look."""
+_SELECT = """
+WITH newest AS (SELECT acked FROM spool ORDER BY seq DESC LIMIT 1),
+     mark AS (SELECT max(ifnull((SELECT value FROM counter WHERE name = 'acked'), 0),
+                         ifnull((SELECT acked FROM newest), 0)) AS acked)
+SELECT seq, topic, body, put_at, seq <= mark.acked OR settled FROM spool, mark
+"""
+
+
+class Past(Struct, frozen=True):
+    """A message of the spool.
+
+    Attributes:
+        stored: as it was put, with its number.
+        acknowledged: whether it is noted that the broker has it. That is done up to ten seconds later.
+    """
+
+    stored: Stored
+    acknowledged: bool
+
+
+class History:
+    """The messages of a state folder, those that wait and those that the broker has."""
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            folder: the state folder.
+        """
+        self._path = folder / "spool.db"
+
+    def after(self, seq: int) -> Iterator[Past]:
+        """Messages above a number, in order.
+
+        Raises:
+            StorageError: the database is missing, damaged, or may not be read.
+        """
+        while found := self._look(f"{_SELECT} WHERE seq > ? ORDER BY seq LIMIT {_CHUNK}", seq):
+            yield from found
+            seq = found[-1].stored.seq
+
+    def backwards(self) -> Iterator[Past]:
+        """All messages, the newest first.
+
+        Raises:
+            StorageError: see `after`.
+        """
+        seq = 1 << 62
+        while found := self._look(f"{_SELECT} WHERE seq < ? ORDER BY seq DESC LIMIT {_CHUNK}", seq):
+            yield from found
+            seq = found[-1].stored.seq
+
+    def _look(self, statement: str, seq: int) -> list[Past]:
+        try:
+            with closing(self._open()) as connection:
+                rows = connection.execute(statement, (seq,)).fetchall()
+        except OSError as error:
+            raise StorageError(f"{self._path}: {_advice(error)}") from error
+        except sqlite3.Error as error:
+            raise StorageError(f"{self._path}: {_meaning(error)}") from error
+        return [Past(Stored(*row[:4]), bool(row[4])) for row in rows]
+
+    def _open(self) -> sqlite3.Connection:
+        with self._path.open("rb"):  # SQLite does not tell why it cannot
+            pass
+        # Whoever writes has a journal. Without one, the file may be read as it is, even in a folder where this
+        # user may not create what SQLite would put beside it.
+        has_journal = os.path.lexists(f"{self._path}-wal")
+        how = "mode=ro" if has_journal else "mode=ro&immutable=1"
+        return sqlite3.connect(f"file:{quote(str(self._path))}?{how}", uri=True, timeout=2.0)
+
+
+def _advice(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return (
+            "no such file: no history is kept here; look at [storage] folder and durability, or give the folder "
+            "by --folder"
+        )
+    if isinstance(error, PermissionError):
+        return f"{reason_of(error)}; run this as root, or as the user that runs vedette"
+    return f"cannot be read: {reason_of(error)}"
+
+
+def _meaning(error: sqlite3.Error) -> str:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if is_corrupt(error):
+        return f"is damaged ({error}); the daemon sets it aside and starts a new one when it meets that"
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+        return f"cannot be opened ({error}); run this as root, or as the user that runs vedette"
+    if code == sqlite3.SQLITE_ERROR:
+        return (
+            f"was not made by this version of vedette ({error}); the daemon brings it up to date when it starts"
+        )
+    return f"cannot be read: {error}"
