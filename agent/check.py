@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from agent.capture.source import check_there, check_uri
-from agent.comms.credentials import read_certificates, read_password
+from agent.comms.fallback import problems as problems_of_brokers
 from agent.comms.topics import COMMANDS
 from agent.compute.track.occasions import check_clips
 from agent.compute.track.zones import check_zones
@@ -92,17 +92,13 @@ def keys_of(error: VedetteError, name: str, stream: StreamConfig) -> Keys:
 
 
 def _of_device(file: ConfigFile) -> Iterator[str]:
-    mqtt, selection = file.config.mqtt, file.config.selection
-    for check in (
-        partial(read_password, mqtt),
-        partial(read_certificates, mqtt),
-        partial(check_selection, selection),
-        partial(check_streams, file.config),
-    ):
+    found = list(problems_of_brokers(file.config.mqtt))
+    for check in (partial(check_selection, file.config.selection), partial(check_streams, file.config)):
         try:
             check()
         except ConfigError as error:
-            yield f"{file.where(*error.keys)}: {error}"
+            found.append(error)
+    yield from (f"{file.where(*error.keys)}: {error}" for error in found)
 
 
 def _of_stream(file: ConfigFile, name: str, stream: StreamConfig) -> list[str]:

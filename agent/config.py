@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 from agent.deviceconfig import DeviceConfig as DeviceConfig
 from agent.deviceconfig import Durability as Durability
 from agent.deviceconfig import DurabilityConfig as DurabilityConfig
+from agent.deviceconfig import FallbackConfig as FallbackConfig
 from agent.deviceconfig import HealthConfig as HealthConfig
 from agent.deviceconfig import HomeAssistantConfig as HomeAssistantConfig
 from agent.deviceconfig import Kind as Kind

@@ -141,4 +141,10 @@ def dump(config: Config, remarks: Mapping[Keys, str] | None = None) -> str:
 
 def _without_none(table: dict[str, Any]) -> dict[str, Any]:
     """TOML has no null: an absent key is the default."""
-    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in table.items() if v is not None}
+    return {key: _inside(value) for key, value in table.items() if value is not None}
+
+
+def _inside(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _without_none(value)
+    return [_inside(item) for item in value] if isinstance(value, list | tuple) else value

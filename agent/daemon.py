@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from agent import __version__
 from agent.checkup import Checkup
 from agent.comms import payload
+from agent.comms.linkstate import LinkState
 from agent.config import Config
 from agent.configfile import Where
 from agent.control import Control
@@ -144,7 +145,7 @@ class Daemon:
             states = "".join(
                 f"{name} {s.standing[0]} {s.has_result} {overridden(name)};" for name, s in streams.items()
             )
-            states += "hot" if self._heat.hot else ""
+            states += f"{self._heat.hot} {self.house.line.publisher.state.connects}"
             if states != told or time.monotonic() - told_at >= self.house.config.health.every_s:
                 told, told_at = states, time.monotonic()
                 show_thread_names()
@@ -191,6 +192,7 @@ class Daemon:
             rss_mb=round(self._resident_mb, 1),
             temperature_c=None if heat.celsius is None else round(heat.celsius, 1),
             hot=heat.hot,
+            link=_link(house.line.publisher.state),
         )
         house.line.retain(house.topics.health, payload.encode(message))
 
@@ -238,3 +240,9 @@ class Daemon:
             raise VedetteError(f"a defect in Vedette: {type(error).__name__}: {error}") from error
         self._orders.listen()
         return told
+
+
+def _link(state: LinkState) -> payload.LinkHealth | None:
+    if not state.connected:
+        return None
+    return payload.LinkHealth(state.broker, state.detail, state.is_fallback, state.connects, state.trouble)

@@ -10,6 +10,12 @@ Seconds = Annotated[float, Meta(gt=0.0, le=1e8)]
 Durability = Literal["event", "batch", "memory"]
 Kind = Literal["events", "updates", "detections"]
 """Of a message that may go through the spool."""
+Host = Annotated[str, Meta(min_length=1)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Transport = Literal["tcp", "websockets"]
+MqttVersion = Literal["auto", "5", "3.1.1"]
+WsPath = Annotated[str, Meta(pattern=r"^/[!-~]*$")]
+Alpn = tuple[Annotated[str, Meta(pattern=r"^[!-~]{1,255}$")], ...]
 
 
 class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -25,40 +31,83 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     profile: Annotated[str, Meta(min_length=1)] = "auto"
 
 
-class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[mqtt]`: the broker.
+class FallbackConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[[mqtt.fallback]]`: another broker, for when those before it cannot be reached.
+
+    What is left out is as in `[mqtt]`, where each key is explained; credentials and TLS are among that.
 
     Attributes:
-        host, port: where; port 0 means 1883, or 8883 with TLS.
+        host: where.
+        port, transport, ws_path: how it is reached; port 0 means the protocol's.
+        username, password_file: who we are there.
+        tls, ca_file, cert_file, key_file, alpn: how the connection is encrypted.
+        protocol: which MQTT is spoken.
+    """
+
+    host: Host
+    port: Port | None = None
+    transport: Transport | None = None
+    ws_path: WsPath | None = None
+    username: str | None = None
+    password_file: str | None = None
+    tls: bool | None = None
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    alpn: Alpn | None = None
+    protocol: MqttVersion | None = None
+
+
+class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[mqtt]`: the broker. In the names of its files `$CREDENTIALS_DIRECTORY`, which systemd sets, is expanded.
+
+    Attributes:
+        host, port: where; port 0 means 1883, or 8883 with TLS; over WebSocket 80, or 443 with TLS.
+        transport: `websockets` for a broker behind a web server or a proxy.
+        ws_path: of the WebSocket.
         username: empty for an anonymous connection.
-        password_file: file whose first line is the password; `$CREDENTIALS_DIRECTORY` is expanded.
+        password_file: file whose first line is the password.
         tls: encrypt; implied by `ca_file` and `cert_file`.
         ca_file: PEM bundle to trust instead of the system's.
         cert_file, key_file: client certificate and key, PEM.
+        alpn: protocols offered in the TLS handshake, for a broker that shares port 443 with others: `["mqtt"]`;
+            `["x-amzn-mqtt-ca"]` for AWS IoT.
         protocol: `auto` tries MQTT 5 first and falls back to 3.1.1.
         prefix: first level of every topic.
         keepalive_s: silence after which the broker calls us offline, s.
         reconnect_max_s: longest pause between two attempts, s.
         inflight: messages sent and not yet acknowledged, at most.
-        commands: whether commands are taken from the broker. Left out: where it is on this machine, or knows us
-            by user name or client certificate, so that its access list can say who commands; elsewhere anybody
-            could.
+        commands: whether commands are taken from the broker. Left out: where it, and every fallback, is on this
+            machine, or knows us by user name or client certificate, so that its access list can say who commands;
+            elsewhere anybody could.
+        event_expiry_s: the broker keeps an event for so long for a subscriber that is away, s, counted from its
+            arrival there; 0: as long as the broker likes. MQTT 5 only.
+        fallback: other brokers, in the order in which they are tried; see `FallbackConfig`. The first is returned
+            to when it is back.
+        fallback_after_s: a broker that cannot be reached is given so long before the next is tried, s; one that
+            refuses us is not waited for.
     """
 
-    host: Annotated[str, Meta(min_length=1)] = "localhost"
-    port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    host: Host = "localhost"
+    port: Port = 0
+    transport: Transport = "tcp"
+    ws_path: WsPath = "/mqtt"
     username: str = ""
     password_file: str = ""
     tls: bool = False
     ca_file: str = ""
     cert_file: str = ""
     key_file: str = ""
-    protocol: Literal["auto", "5", "3.1.1"] = "auto"
+    alpn: Alpn = ()
+    protocol: MqttVersion = "auto"
     prefix: Annotated[str, Meta(pattern=r"^[^+#/\x00]+(/[^+#/\x00]+)*$")] = "vedette"
     keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 30
     reconnect_max_s: Seconds = 60.0
     inflight: Annotated[int, Meta(ge=1, le=1000)] = 20
     commands: bool | None = None
+    event_expiry_s: Annotated[int, Meta(ge=0, le=4_000_000_000)] = 7 * 86400
+    fallback: tuple[FallbackConfig, ...] = ()
+    fallback_after_s: Annotated[float, Meta(ge=0.0, le=1e8)] = 10.0
 
 
 class DurabilityConfig(Struct, frozen=True, forbid_unknown_fields=True):

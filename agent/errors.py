@@ -39,7 +39,7 @@ class ConfigError(VedetteError):
         keys: path of the offending key, such as `("mqtt", "ca_file")`, where the file is not at hand.
     """
 
-    def __init__(self, message: str, where: str = "", *, keys: tuple[str, ...] = ()) -> None:
+    def __init__(self, message: str, where: str = "", *, keys: tuple[str | int, ...] = ()) -> None:
         self.where, self.keys = where, keys
         super().__init__(f"{where}: {message}" if where else message)
 

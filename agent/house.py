@@ -18,6 +18,7 @@ from agent.comms.topics import Topics
 from agent.config import Config, MqttConfig, StreamConfig
 from agent.configfile import Where
 from agent.errors import ModelError, StreamError, VedetteError
+from agent.health.clock import read_clock
 from agent.health.processors import ADVICE, unreadable
 from agent.line import Line
 from agent.settings import Settings
@@ -90,7 +91,7 @@ class House:
 
     def publisher(self, config: MqttConfig) -> Publisher:
         """A publisher of the house's events, to this broker."""
-        return Publisher(config, self.topics, self.spool)
+        return Publisher(config, self.topics, self.spool, lambda: read_clock().synchronised)
 
     def stream(self, name: str, config: StreamConfig) -> tuple[Stream, str]:
         """A stream, prepared, and why it is refused; empty: it is not."""

@@ -2,58 +2,38 @@
 
 Each connection has a paho client of its own and a clean session. So paho has nothing to send again by itself:
 whoever uses a connection starts again with what has not been acknowledged.
+
+Nor does the broker keep anything for us while we are away, and there is no setting for that: a command that had
+waited would be carried out when nobody expects it, perhaps days later, or after newer ones on the way back from
+another broker. Who commands a device that is away sees so by its status, by `state/…`, and gets no answer.
 """
 
 from __future__ import annotations
 
-import select
+import ssl
 import time
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any
 
 import paho.mqtt.client as paho
-from msgspec import Struct
-from paho.mqtt.enums import CallbackAPIVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 
 from agent.comms import reasons
-from agent.comms.credentials import port, read_credentials
+from agent.comms.acknowledged import Acknowledged as Acknowledged
+from agent.comms.certificate import Synchronised, explained
+from agent.comms.client import Client
+from agent.comms.client import Protocol as Protocol
+from agent.comms.envelope import Envelopes, Kind, of_answer
+from agent.comms.offer import Offer, read_offer
 from agent.comms.refusal import RefusedError, UnansweredError
 from agent.comms.retained import Look
 from agent.comms.subscriptions import Subscriptions
+from agent.comms.waiter import Waiter
 from agent.comms.wake import Wake
 from agent.config import MqttConfig
 from agent.errors import BrokerError
 
-Protocol = Literal["5", "3.1.1"]
-
-_PROTOCOLS = {"5": paho.MQTTv5, "3.1.1": paho.MQTTv311}
-_TCP_S = 5.0
-_OVERHEAD = 32
-"""Bytes of a PUBLISH packet besides topic and payload, at most."""
 _FIRST = 8
 """Packets that may lie before the one that says why, at most: answers to what we have subscribed to, mostly."""
-LARGEST_PACKET = 256 * 1024
-"""Bytes of a packet that we want from a broker of MQTT 5: it keeps larger ones to itself. The largest that we
-ask for is our own discovery message: 150 kB of eight cameras with eight labels in two zones each."""
-
-
-class Acknowledged(Struct, frozen=True, gc=False):
-    """The broker's word on a message.
-
-    Attributes:
-        mid: as `Connection.publish` gave it.
-        code: MQTT 5 reason code; 0x80 and above is a refusal.
-    """
-
-    mid: int
-    code: int
-
-    @property
-    def is_refusal(self) -> bool:
-        """Whether the broker did not take it."""
-        return self.code >= 0x80
 
 
 class Connection:
@@ -62,13 +42,19 @@ class Connection:
     Attributes:
         lost: why it has ended, in plain words; empty while it lasts.
         lost_code: MQTT 5 reason code that the broker ended it with; 0 without one.
-        window: unacknowledged messages that the broker takes, at most.
-        max_packet: bytes of a packet that the broker takes, at most.
-        qos: the highest that the broker offers, 0 or 1.
+        window, max_packet: unacknowledged messages, and bytes of a packet, that the broker takes, at most.
         subscriptions: of this connection.
     """
 
-    def __init__(self, config: MqttConfig, client_id: str, protocol: Protocol, will: tuple[str, bytes]) -> None:
+    def __init__(
+        self,
+        config: MqttConfig,
+        client_id: str,
+        protocol: Protocol,
+        will: tuple[str, bytes],
+        *,
+        aliases: bool = True,
+    ) -> None:
         """Prepare a connection.
 
         Args:
@@ -76,71 +62,55 @@ class Connection:
             client_id: who we are.
             protocol: to speak.
             will: topic and payload that the broker retains when we vanish.
+            aliases: use topic aliases if the broker says that it takes them.
 
         Raises:
             ConfigError: a file that the configuration names cannot be used.
         """
-        self._config = config
+        self._config, self._use_aliases = config, aliases
         self.lost, self.lost_code = "", 0
-        self.window, self.max_packet, self.qos = config.inflight, 0, 1
+        self._offer, self.window, self.max_packet = Offer(config.inflight), config.inflight, 0
         self._answer: int | None = None
-        self._error = ""
+        self._error = self._words = ""
         self._acknowledged: list[Acknowledged] = []
         self._unanswered: set[int] = set()
-        self._client = paho.Client(
-            CallbackAPIVersion.VERSION2, client_id, protocol=_PROTOCOLS[protocol], reconnect_on_failure=False
-        )
         self._is_5 = protocol == "5"
+        self._envelopes = Envelopes(config.event_expiry_s, 0, mqtt_5=self._is_5)
+        self._client = Client(config, client_id, protocol, will)
         self.subscriptions = Subscriptions(self._client)
-        self._client.max_inflight_messages_set(0)  # unlimited: `window` is kept by the caller
-        self._client.will_set(*will, qos=1, retain=True)
-        self._secure()
-        self._listen()
-
-    def _secure(self) -> None:
-        credentials = read_credentials(self._config)
-        if self._config.username:
-            self._client.username_pw_set(self._config.username, credentials.password)
-        if credentials.tls is not None:
-            self._client.tls_set_context(credentials.tls)
-
-    def _listen(self) -> None:
-        self._client.on_connect = self._on_connect
-        self._client.on_disconnect = self._on_disconnect
+        self._client.on_connect, self._client.on_disconnect = self._on_connect, self._on_disconnect
         self._client.on_publish = self._on_publish
         self._client.on_log = self._on_log
         # With this callback set, paho only queues; `turn` writes what has come together.
         self._client.on_socket_register_write = lambda *_: None
 
-    def open(self, wake: Wake, timeout_s: float, patience_s: float) -> None:
+    def open(
+        self, wake: Wake, timeout_s: float, patience_s: float, synchronised: Synchronised = lambda: None
+    ) -> None:
         """Connect, and wait for the broker's answer.
 
         Args:
             wake: ends a wait in `turn`.
             timeout_s: at most; resolving the name may take longer.
             patience_s: for the answer, at most.
+            synchronised: see there; asked when a certificate is not valid now.
 
         Raises:
-            BrokerError: nobody there. `RefusedError` and `UnansweredError` are told apart.
+            BrokerError: nobody there. `RefusedError`, `UnansweredError` and `CertificateError` are told apart.
         """
-        self._wake, self._poll = wake, select.poll()
-        self._poll.register(wake, select.POLLIN)
+        self.wake_by(wake)
         deadline = time.monotonic() + timeout_s
-        self._client.connect_timeout = max(0.05, min(timeout_s, _TCP_S))
         try:
-            self._client.connect(
-                self._config.host, port(self._config), self._config.keepalive_s, properties=self._properties()
-            )
+            self._client.open(timeout_s)
+        except ssl.SSLCertVerificationError as error:
+            raise explained(error, self._config, synchronised) from error
         except (OSError, ValueError) as error:
             raise BrokerError(reasons.of_error(error)) from error
         self._await_answer(min(deadline, time.monotonic() + patience_s))
 
-    def _properties(self) -> Properties | None:
-        if not self._is_5:
-            return None
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves it untyped
-        properties.MaximumPacketSize = LARGEST_PACKET
-        return properties
+    def wake_by(self, wake: Wake) -> None:
+        """Let another one end a wait in `turn`."""
+        self._waiter = Waiter(wake)
 
     def _await_answer(self, deadline: float) -> None:
         while self._answer is None and not self.lost:
@@ -150,17 +120,26 @@ class Connection:
             self.turn(left)
         self._client.on_log = None  # it costs time, and now the reasons come by themselves
         if self._answer is None:
-            raise UnansweredError(f"{self.lost}{self._error and f': {self._error}'}", silent=False)
+            raise UnansweredError(self.lost, silent=False)
         if self._answer:
-            raise RefusedError(self._answer)
+            raise RefusedError(self._answer, self._words)
+        if self._offer.fault:
+            self.farewell(0.1)
+            raise BrokerError(self._offer.fault)
 
-    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False) -> int:
+    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False, kind: Kind = "state") -> int:
         """Hand a message over, to be written in the next `turn`. Gives its number in this connection.
 
         Raises:
             ValueError: no broker can take it: a wildcard in the topic, or too large for the protocol.
         """
-        mid = self._client.publish(topic, payload, min(qos, self.qos), retain).mid
+        envelope = self._envelopes.of(topic, payload, kind)
+        properties: Any = envelope.properties
+        try:
+            mid = self._client.publish(envelope.topic, payload, min(qos, self._offer.qos), retain, properties).mid
+        except ValueError:
+            self._envelopes.forget(topic)
+            raise
         # Of the others paho says by itself that they are published; and numbers come round: what has waited for
         # its answer so long is sent again on the next connection.
         (self._unanswered.add if qos else self._unanswered.discard)(mid)
@@ -172,13 +151,7 @@ class Connection:
         Raises:
             ValueError: see `publish`.
         """
-        properties = None
-        if self._is_5:
-            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # as above
-            properties.ContentType = "application/json"
-            if correlation:
-                properties.CorrelationData = correlation
-        self._client.publish(topic, payload, 0, properties=properties)
+        self._client.publish(topic, payload, 0, properties=of_answer(correlation) if self._is_5 else None)
 
     def look(self, pattern: str) -> Look:
         """Ask for what the broker retains under a pattern."""
@@ -186,7 +159,7 @@ class Connection:
 
     def fits(self, topic: str, payload: bytes) -> bool:
         """Whether the broker takes a message of that size."""
-        return not self.max_packet or len(topic.encode()) + len(payload) + _OVERHEAD <= self.max_packet
+        return self._offer.fits(topic, payload)
 
     @property
     def is_clogged(self) -> bool:
@@ -202,7 +175,8 @@ class Connection:
             self._turn(timeout_s)
         except Exception as error:
             # Paho lets errors through that a hostile or broken peer can cause.
-            self.drop(reasons.of_error(error))
+            known = isinstance(error, OSError)
+            self.drop(reasons.of_error(error) if known else f"it sent something that is not MQTT: {error!r:.200}")
         acknowledged, self._acknowledged = self._acknowledged, []
         return acknowledged
 
@@ -215,27 +189,22 @@ class Connection:
         if sock is None:
             self.lost = self.lost or "the connection broke"
             return
-        self._poll.register(sock, select.POLLIN | (select.POLLOUT if client.want_write() else 0))
         # What TLS has decrypted does not show on the socket; at QoS 0 writing is all that there is to wait for.
         pending = bool(getattr(sock, "pending", int)())
         at_once = pending or bool(self._acknowledged)
-        found = dict(self._poll.poll(0 if at_once else max(0, round(timeout_s * 1e3))))
-        if self._wake.fileno() in found:
-            self._wake.clear()
-        if pending or found.get(sock.fileno(), 0) & ~select.POLLOUT:
+        if self._waiter.wait(sock, 0.0 if at_once else timeout_s, to_write=client.want_write()) or pending:
             client.loop_read()
         if client.want_write():
             client.loop_write()
         client.loop_misc()
+        if client.is_flooded or self.subscriptions.is_flooded:
+            self.drop("it floods us with messages that nobody asked for")
 
     def _read_first(self) -> None:
         """A broker that throws us out says why before it closes: that is read before a write fails."""
         for _ in range(_FIRST):
-            sock: Any = self._client.socket()
-            if sock is None:
-                return
-            self._poll.register(sock, select.POLLIN)
-            if not dict(self._poll.poll(0)).get(sock.fileno(), 0):
+            sock = self._client.socket()
+            if sock is None or not self._waiter.is_readable(sock):
                 return
             self._client.loop_read()
 
@@ -250,27 +219,26 @@ class Connection:
     def drop(self, why: str) -> None:
         """End it at once, without a word to the broker."""
         self.lost = self.lost or why
-        sock: Any = self._client.socket()
-        if sock is not None:
+        if (sock := self._client.socket()) is not None:
             with suppress(OSError):
                 sock.close()
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         self._answer = int(reason.value)
-        # Without the property the broker sets no bound.
-        self.window = min(self.window, getattr(properties, "ReceiveMaximum", self.window))
-        self.max_packet = getattr(properties, "MaximumPacketSize", 0)
-        self.qos = min(1, getattr(properties, "MaximumQoS", 1))
+        self._words = getattr(properties, "ReasonString", "")
+        self._offer = read_offer(properties, self._config.inflight)
+        self.window, self.max_packet = self._offer.window, self._offer.max_packet
+        aliases = self._offer.aliases if self._use_aliases else 0
+        self._envelopes = Envelopes(self._config.event_expiry_s, aliases, mqtt_5=self._is_5)
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         code = int(reason.value)
         if flags.is_disconnect_packet_from_server:
             self.lost_code = code
-            self.lost = self.lost or (reasons.in_words(code) if code else "the broker ended the connection")
-        elif code == reasons.KEEP_ALIVE:
-            self.lost = self.lost or reasons.in_words(code)
+            words = reasons.of_farewell(code, getattr(properties, "ReasonString", ""))
         else:
-            self.lost = self.lost or "the connection broke"
+            words = self._client.fault or reasons.of_break(code, self._error)
+        self.lost = self.lost or words
 
     def _on_publish(self, client: Any, userdata: Any, mid: int, reason: Any, properties: Any) -> None:
         if mid in self._unanswered:

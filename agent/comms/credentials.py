@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec import Struct
@@ -14,6 +15,9 @@ from agent.config import MqttConfig
 from agent.errors import ConfigError, reason_of
 
 _VARIABLE = "$CREDENTIALS_DIRECTORY"
+_LONGEST = 0xFFFF
+"""Bytes of a password that MQTT can carry."""
+_ANYBODY = 0o007
 
 
 class Credentials(Struct, frozen=True):
@@ -38,7 +42,20 @@ def uses_tls(config: MqttConfig) -> bool:
 
 def port(config: MqttConfig) -> int:
     """The configured port, or the protocol's."""
+    if config.transport == "websockets":
+        return config.port or (443 if uses_tls(config) else 80)
     return config.port or (8883 if uses_tls(config) else 1883)
+
+
+def open_to_all(config: MqttConfig) -> list[str]:
+    """Files with secrets that every user of this machine may read or write."""
+    found = []
+    for key in ("password_file", "key_file"):
+        if name := getattr(config, key):
+            with suppress(OSError, ValueError, ConfigError):
+                path = _expanded(key, name)
+                found += [str(path)] if path.stat().st_mode & _ANYBODY else []
+    return found
 
 
 def read_credentials(config: MqttConfig) -> Credentials:
@@ -61,14 +78,30 @@ def read_password(config: MqttConfig) -> str | None:
         return None
     if not config.username:
         raise _wrong("password_file", "is set but username is not; MQTT takes no password without a user")
-    path = _expanded("password_file", _with_folder(name))
+    path = _expanded("password_file", name)
     try:
-        return path.read_text(encoding="utf-8").partition("\n")[0].removesuffix("\r")
-    except UnicodeDecodeError as error:
-        # The error holds the text that could not be read: it must not go further.
-        raise _wrong("password_file", f"= {path}: not UTF-8 at byte {error.start}") from None
+        with path.open("rb") as file:
+            line = file.read(_LONGEST + 3).partition(b"\n")[0].removesuffix(b"\r")
     except (OSError, ValueError) as error:
         raise _wrong("password_file", f"= {path}: {reason_of(error)}") from error
+    return _password(path, line)
+
+
+def _password(path: Path, line: bytes) -> str:
+    # Nothing of what the file holds may be in the message, nor in the error that it comes from.
+    if not line:
+        raise _wrong("password_file", f"= {path}: its first line is empty, and must be the password")
+    if len(line) > _LONGEST:
+        raise _wrong(
+            "password_file", f"= {path}: its first line is longer than any password of MQTT: is it the file?"
+        )
+    try:
+        text = line.decode("utf-8-sig")  # editors of Windows begin a file with a mark
+    except UnicodeDecodeError as error:
+        raise _wrong("password_file", f"= {path}: not UTF-8 at byte {error.start}") from None
+    if any(char < " " and char != "\t" for char in text):
+        raise _wrong("password_file", f"= {path}: its first line is not text: is it the file?")
+    return text
 
 
 def _wrong(key: str, what: str) -> ConfigError:
@@ -77,17 +110,17 @@ def _wrong(key: str, what: str) -> ConfigError:
 
 def _expanded(key: str, name: str) -> Path:
     try:
-        return Path(name).expanduser()
+        return Path(_with_folder(key, name)).expanduser()
     except RuntimeError as error:  # a home that nobody has
         raise _wrong(key, f"= {name}: {error}; set it to a full path") from error
 
 
-def _with_folder(name: str) -> str:
+def _with_folder(key: str, name: str) -> str:
     if _VARIABLE not in name and "${CREDENTIALS_DIRECTORY}" not in name:
         return name
     folder = os.environ.get(_VARIABLE[1:], "")
     if not folder:
-        raise _wrong("password_file", f"= {name}: {_VARIABLE} is not set; systemd sets it with LoadCredential=")
+        raise _wrong(key, f"= {name}: {_VARIABLE} is not set; systemd sets it with LoadCredential=")
     return name.replace("${CREDENTIALS_DIRECTORY}", folder).replace(_VARIABLE, folder)
 
 
@@ -100,6 +133,8 @@ def read_certificates(config: MqttConfig) -> ssl.SSLContext | None:
     if config.key_file and not config.cert_file:
         raise _wrong("key_file", "is set but cert_file is not")
     if not uses_tls(config):
+        if config.alpn:
+            raise _wrong("alpn", "is set but the connection is not encrypted; set tls = true")
         return None
     context = ssl.create_default_context()
     if config.ca_file:
@@ -109,6 +144,8 @@ def read_certificates(config: MqttConfig) -> ssl.SSLContext | None:
         key = _readable("key_file", config.key_file) if config.key_file else None
         # Without a password function OpenSSL would ask for one on the terminal, and wait.
         _load("cert_file", config.cert_file, lambda path: context.load_cert_chain(path, key, _no_password))
+    if config.alpn:
+        context.set_alpn_protocols(list(config.alpn))
     return context
 
 

@@ -56,7 +56,7 @@ class Events:
         sent, acknowledged: counts since the start.
     """
 
-    def __init__(self, outgoing: Outgoing, where: str, retry_max_s: float) -> None:
+    def __init__(self, outgoing: Outgoing, where: object, retry_max_s: float) -> None:
         """Take events from a source.
 
         Args:
@@ -114,7 +114,7 @@ class Events:
                 body = finish(stored)
                 if not connection.fits(stored.topic, body):
                     raise ValueError(f"{len(body)} bytes, the broker takes {connection.max_packet}")
-                mid = connection.publish(stored.topic, body, qos=1)
+                mid = connection.publish(stored.topic, body, qos=1, kind="event")
             except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                 # It can never be sent; kept, it would stand in the way for ever.
                 log.error("event %d on %s cannot be sent and is dropped: %s", stored.seq, stored.topic, error)

@@ -26,7 +26,7 @@ Handler = Callable[[Received], None]
 class _Listener:
     """One pattern, and who hears what comes for it."""
 
-    def __init__(self, pattern: str, handler: Handler, where: str) -> None:
+    def __init__(self, pattern: str, handler: Handler, where: object) -> None:
         self.pattern, self._handler, self._where = pattern, handler, where
         self.intake = Intake()
         self.is_subscribed = False
@@ -86,7 +86,7 @@ class _Listener:
 class Inbox:
     """Listeners by pattern. `listen`, `ignore` and `all` are for any thread, the rest for that of the line."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: object) -> None:
         """Start with none.
 
         Args:

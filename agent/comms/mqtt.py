@@ -9,23 +9,26 @@ from __future__ import annotations
 import logging
 import threading
 
-from msgspec import Struct
-
 from agent.comms import reasons
 from agent.comms.answers import Answers
 from agent.comms.backoff import Backoff
+from agent.comms.broker import Broker
+from agent.comms.brokers import Brokers
+from agent.comms.certificate import CertificateError, Synchronised
 from agent.comms.connection import Connection
-from agent.comms.credentials import port, read_credentials, uses_tls
 from agent.comms.events import Events
+from agent.comms.fallback import brokers_of, problems, remarks
 from agent.comms.identity import client_id
 from agent.comms.inbox import Handler, Inbox
 from agent.comms.inquiry import Answer, Inquiry
+from agent.comms.linkstate import LinkState
+from agent.comms.namesake import Namesake
 from agent.comms.outage import Outage
 from agent.comms.outgoing import Outgoing
-from agent.comms.protocol import ProtocolChoice
+from agent.comms.pause import Pause
 from agent.comms.refusal import RefusedError
 from agent.comms.samples import Samples
-from agent.comms.session import OFFLINE, Session, Stop
+from agent.comms.session import OFFLINE, ONLINE, Session, Stop
 from agent.comms.states import States
 from agent.comms.sweep import Sweep
 from agent.comms.topics import Topics
@@ -36,54 +39,47 @@ from agent.errors import BrokerError, ConfigError
 log = logging.getLogger(__name__)
 
 
-class LinkState(Struct, frozen=True):
-    """How the line to the broker is.
-
-    Attributes:
-        connected: whether the broker has accepted us.
-        detail: why not, or how.
-        sent, acknowledged: events, since the start.
-        dropped_samples: messages at QoS 0 that were not sent.
-    """
-
-    connected: bool
-    detail: str
-    sent: int
-    acknowledged: int
-    dropped_samples: int
-
-
 class Publisher:
     """The device's voice. Every method may be called from any thread, and none blocks save `stop`."""
 
-    def __init__(self, config: MqttConfig, topics: Topics, outgoing: Outgoing) -> None:
+    def __init__(
+        self, config: MqttConfig, topics: Topics, outgoing: Outgoing, synchronised: Synchronised = lambda: None
+    ) -> None:
         """Check the configuration; nothing is sent before `start`.
 
         Args:
-            config: the broker.
+            config: the broker, or several.
             topics: of the device.
             outgoing: where the events wait.
+            synchronised: see there; certificates are judged by the clock.
 
         Raises:
             ConfigError: there is no host, or a file that the configuration names cannot be used.
         """
-        if not config.host:
-            raise ConfigError("[mqtt] host is empty; leave it out for localhost")
-        read_credentials(config)
-        where = f"{config.host}:{port(config)}"
+        for problem in problems(config):
+            raise problem
+        for remark in remarks(config):
+            log.warning(remark)
         self._config, self._topics, self._outgoing = config, topics, outgoing
-        self._client_id = client_id(topics)
-        self._events = Events(outgoing, where, config.reconnect_max_s)
-        self._states, self._samples = States(where), Samples()
-        self._inbox, self._answers = Inbox(where), Answers()
+        self._states, self._samples = States(self), Samples()
+        client, will = client_id(topics), (topics.status, OFFLINE)
         counts = (topics.count("+", "") + "#", topics.zone_count("+", "+", "") + "#")
-        self._sweep = Sweep(self._states, {**dict.fromkeys(counts, b"0"), topics.state("+", "#"): b""})
-        self._inquiry = Inquiry()
-        self._outage = Outage(where, self._client_id)
-        self._protocol = ProtocolChoice(config.protocol)
+        left = {**dict.fromkeys(counts, b"0"), topics.state("+", "#"): b""}
+        self._brokers = Brokers(
+            [Broker(one, client, will, Sweep(self._states, left), synchronised) for one in brokers_of(config)],
+            config.fallback_after_s,
+        )
+        self._events = Events(outgoing, self, config.reconnect_max_s)
+        self._inbox, self._answers, self._inquiry = Inbox(self), Answers(), Inquiry()
+        self._outage, self._namesake = Outage(self, client), Namesake(topics.status, ONLINE)
         self._backoff = Backoff(config.reconnect_max_s)
         self._wake, self._stop, self._stopping = Wake(), Stop(), threading.Event()
+        self._pause = Pause(self._stopping, synchronised)
         self._thread: threading.Thread | None = None
+
+    def __str__(self) -> str:
+        """The broker that is used or tried, for messages."""
+        return str(self._brokers)
 
     def start(self) -> None:
         """Begin to connect; returns at once."""
@@ -162,6 +158,10 @@ class Publisher:
         return LinkState(
             self._outage.connected,
             self._outage.detail,
+            str(self),
+            self._brokers.is_fallback,
+            self._outage.connects,
+            self._outage.trouble,
             self._events.sent,
             self._events.acknowledged,
             self._samples.dropped,
@@ -189,6 +189,7 @@ class Publisher:
 
     def _run(self) -> None:
         while self._is_worth_it():
+            self._by_clock = False
             try:
                 again = self._visit()
             except Exception:
@@ -196,62 +197,46 @@ class Publisher:
                 self._outage.lost("a defect in Vedette")
                 again = False
             if self._stopping.is_set():
-                return
+                break
             if not again:
-                self._stopping.wait(self._backoff.next_s())
+                self._pause.wait(self._backoff.next_s(), by_clock=self._by_clock)
+        self._brokers.close()
 
     def _is_worth_it(self) -> bool:
         """When asked to stop, one more attempt is made only for events that wait."""
         return not self._stopping.is_set() or bool(self._outgoing.peek(0, 1))
 
     def _visit(self) -> bool:
-        """One connection from its opening to its end; whether to try again at once."""
+        """One connection from its opening to its end; whether to go on to the next without a pause."""
         try:
-            connection = self._opened()
-        except ConfigError as error:
-            self._outage.lost(str(error), refused=True)
-            return False
-        except BrokerError as error:
-            if self._protocol.failed(error):
-                return True
-            self._outage.lost(self._said(error), refused=isinstance(error, RefusedError))
-            return False
+            connection = self._brokers.open(self._wake, self._stop.left)
+        except (ConfigError, BrokerError) as error:
+            by_us = isinstance(error, RefusedError | ConfigError | CertificateError)
+            self._outage.lost(self._brokers.said(error), refused=by_us)
+            self._by_clock = isinstance(error, CertificateError) and error.by_clock
+            return self._brokers.failed(error)
         if self._stop.left() <= 0.0:  # `stop` has not waited for us: nobody may hear of this connection
             connection.farewell(0.1)
             return False
-        self._live(connection)
-        return False
-
-    def _opened(self) -> Connection:
-        will = (self._topics.status, OFFLINE)
-        connection = Connection(self._config, self._client_id, self._protocol.current, will)
-        connection.open(self._wake, self._stop.left(), self._protocol.patience_s)
-        return connection
-
-    def _live(self, connection: Connection) -> None:
-        self._protocol.worked()
-        self._outage.over(self._how())
+        self._outage.over(self._brokers.how)
         flows = (self._events, self._states, self._samples, self._inbox, self._answers)
-        Session(connection, self._topics.status, flows, (self._sweep, self._inquiry), self._outage).run(
-            self._stop, self._config.keepalive_s / 4
+        looks = (self._brokers.sweep, self._inquiry)
+        Session(connection, self._topics.status, flows, looks, self._outage, self._namesake).run(
+            self._stop, self._config.keepalive_s / 4, self._brokers.is_better_there
         )
-        self._samples.drop()
+        return self._ended(connection)
+
+    def _ended(self, connection: Connection) -> bool:
         if not self._outage.is_flapping:
             self._backoff.reset()
         if self._stopping.is_set():
+            self._samples.drop()
             self._outage.leave()
-            return
+            return False
+        if self._brokers.moves(self._stop.left()):
+            return True
+        self._samples.drop()
         self._outage.lost(connection.lost, refused=bool(connection.lost_code))
         if connection.lost_code == reasons.TAKEN_OVER:
             self._backoff.harder()
-
-    def _how(self) -> str:
-        tls = " and TLS" if uses_tls(self._config) else ""
-        user = f" as user {self._config.username!r}" if self._config.username else ""
-        return f"MQTT {self._protocol.current}{tls}{user}"
-
-    def _said(self, error: BrokerError) -> str:
-        if not isinstance(error, RefusedError):
-            return str(error)
-        user = f"user {self._config.username!r}" if self._config.username else "us (no user name is set)"
-        return f"refuses {user}: {error}"
+        return self._brokers.lost(connection)

@@ -17,6 +17,14 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from agent.comms.clipmessage import ClipMessage
 from agent.messages import Detection, EventKind, Stored, Track
 
+SCHEMA_VERSION = 1
+"""Of everything that is published as JSON; under MQTT 5 every message carries it as the user property `schema`.
+
+It is raised when a field goes, gets another type or unit, or means something else: a consumer that was written
+for an older one may then be wrong. A field or a message that is added does not raise it: consumers leave out what
+they do not know.
+"""
+
 
 class Latency(Struct, frozen=True, gc=False):
     """Milliseconds from capture to publishing, by stage.
@@ -159,6 +167,24 @@ class StreamHealth(Struct, frozen=True):
     set_by_command: tuple[str, ...] = ()
 
 
+class LinkHealth(Struct, frozen=True):
+    """The line to the broker.
+
+    Attributes:
+        broker: `host:port` of the one that this came over.
+        how: protocol, encryption and user.
+        fallback: whether that is not the first of the configuration.
+        connects: how often a broker has accepted us, since start.
+        trouble: where and why the line was lost last, such as another client with our client id; empty: never.
+    """
+
+    broker: str
+    how: str
+    fallback: bool = False
+    connects: int = 0
+    trouble: str = ""
+
+
 class HealthMessage(Struct, frozen=True):
     """`<device>/health`, retained.
 
@@ -171,6 +197,7 @@ class HealthMessage(Struct, frozen=True):
         rss_mb: resident memory of the daemon, MB.
         temperature_c: hottest thermal zone, °C, where there is one.
         hot: whether that has reached `thermal.warn_c`, and is not 5 °C below it again.
+        link: see `LinkHealth`; None when there was no connection as this was written.
     """
 
     version: str
@@ -181,6 +208,7 @@ class HealthMessage(Struct, frozen=True):
     rss_mb: float
     temperature_c: float | None = None
     hot: bool = False
+    link: LinkHealth | None = None
 
 
 _encoder = msgspec.json.Encoder(decimal_format="number")

@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 
 from agent.errors import reason_of
 
-UNSUPPORTED_PROTOCOL, TAKEN_OVER, KEEP_ALIVE = 0x84, 0x8E, 0x8D
+UNSUPPORTED_PROTOCOL, TAKEN_OVER, KEEP_ALIVE, PROTOCOL_ERROR, ALIAS_INVALID = 0x84, 0x8E, 0x8D, 0x82, 0x94
 
 _WORDS = {
     0x80: "it does not say why",
     0x81: "it found our packet malformed",
-    0x82: "it found a protocol error",
+    PROTOCOL_ERROR: "it found a protocol error",
     0x83: "it does not accept this",
     UNSUPPORTED_PROTOCOL: "it does not speak this version of MQTT; set [mqtt] protocol",
     0x85: "it does not accept our client id",
@@ -31,6 +31,7 @@ _WORDS = {
     TAKEN_OVER: "another client connected with our client id: a copy of this card, or a second daemon?",
     0x90: "it does not accept the topic",
     0x93: "we sent more than it takes at once",
+    ALIAS_INVALID: "it does not know the topic alias",
     0x95: "the message is larger than it takes",
     0x96: "we send too much",
     0x97: "a quota is exceeded",
@@ -44,6 +45,18 @@ _WORDS = {
 }
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_EOF_WHILE_READING")
 """What OpenSSL makes of an answer that is not TLS."""
+_ALERTS = {
+    "CERTIFICATE_REQUIRED": "it wants a client certificate; set [mqtt] cert_file and key_file",
+    "CERTIFICATE_EXPIRED": "our client certificate has expired, or a clock is wrong; renew [mqtt] cert_file",
+    "UNKNOWN_CA": "it does not trust the CA of our client certificate, [mqtt] cert_file",
+    "BAD_CERTIFICATE": "it does not accept our client certificate, [mqtt] cert_file",
+    "CERTIFICATE_REVOKED": "our client certificate has been revoked; replace [mqtt] cert_file",
+    "CERTIFICATE_UNKNOWN": "it does not accept our client certificate, [mqtt] cert_file",
+    "NO_APPLICATION_PROTOCOL": "it speaks none of the protocols of [mqtt] alpn",
+    "UNRECOGNIZED_NAME": "it does not go by the name of [mqtt] host",
+}
+"""What the other side of TLS complains of, by the name that OpenSSL has for it; paho passes it on as text."""
+_LONGEST = 200
 _EXPIRED = (9, 10)
 """X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED: often it is the clock that is wrong."""
 
@@ -51,6 +64,36 @@ _EXPIRED = (9, 10)
 def in_words(code: int) -> str:
     """What an MQTT reason code means for a user."""
     return _WORDS.get(code, f"reason code {code:#04x}")
+
+
+def with_said(words: str, said: object) -> str:
+    """The same, and what the broker says of its own accord: a stranger's text, so in one line and short."""
+    text = "".join(char for char in str(said or "") if char.isprintable())[:_LONGEST]
+    return f"{words} ({text!r})" if text else words
+
+
+def of_farewell(code: int, said: object) -> str:
+    """What the broker means by ending the connection in order."""
+    return with_said(in_words(code) if code else "the broker ended the connection", said)
+
+
+def of_break(code: int, heard: str) -> str:
+    """Why a connection broke.
+
+    Args:
+        code: that paho makes of it.
+        heard: what paho says of it.
+    """
+    if code == KEEP_ALIVE:
+        return in_words(code)
+    if code == PROTOCOL_ERROR:
+        return "it sent something that is not MQTT"
+    return of_alert(heard) or f"the connection broke{heard and f': {heard}'}"
+
+
+def of_alert(text: str) -> str:
+    """What a text of OpenSSL means if it is a complaint of the other side; empty: it is none."""
+    return next((words for name, words in _ALERTS.items() if f"ALERT_{name}" in text.upper()), "")
 
 
 def of_tls(error: Exception) -> str:
@@ -70,7 +113,7 @@ def of_error(error: Exception) -> str:
             text += f"; the clock here says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, is that right?"
         return text
     if isinstance(error, ssl.SSLError):
-        return f"TLS failed: {of_tls(error)}"
+        return of_alert(getattr(error, "reason", None) or "") or f"TLS failed: {of_tls(error)}"
     if isinstance(error, socket.gaierror):
         return f"its name cannot be resolved: {error.strerror}"
     if isinstance(error, ConnectionRefusedError):

@@ -13,9 +13,9 @@ class RefusedError(BrokerError):
         code: MQTT 5 reason code.
     """
 
-    def __init__(self, code: int) -> None:
+    def __init__(self, code: int, words: str = "") -> None:
         self.code = code
-        super().__init__(reasons.in_words(code))
+        super().__init__(reasons.with_said(reasons.in_words(code), words))
 
 
 class UnansweredError(BrokerError):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from agent.comms.subscriptions import Received, Subscriptions
 
+_MOST = 1024 * 1024
+"""Bytes of topics and payloads that come for one look: no more lies there, whatever a broker says."""
+
 
 class Look:
     """A subscription for as long as the look lasts. For the thread that turns the connection."""
@@ -16,7 +19,7 @@ class Look:
             pattern: of the topics.
         """
         self._subscriptions, self._pattern = subscriptions, pattern
-        self._answered = False
+        self._answered, self._bytes = False, 0
         self._found: list[Received] = []
         subscriptions.add(pattern, self._take, self._on_answer, qos=0)
 
@@ -35,5 +38,8 @@ class Look:
         self._answered = True
 
     def _take(self, received: Received) -> None:
-        if received.retained:  # else it is our own, on its way past
+        self._bytes += len(received.topic) + len(received.payload)
+        if self._bytes > _MOST:
+            self.end()  # from now on it counts as what nobody asked for
+        elif received.retained:  # else it is our own, on its way past
             self._found.append(received)

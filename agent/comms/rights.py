@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 
+from agent.comms.fallback import brokers_of
 from agent.config import MqttConfig
 
 
 def takes_commands(config: MqttConfig) -> bool:
-    """As configured; else where the broker is on this machine, or knows us and so can know others."""
+    """As configured; else where every broker is on this machine, or knows us and so can know others."""
     if config.commands is not None:
         return config.commands
-    return is_loopback(config.host) or bool(config.username or config.cert_file)
+    return all(is_loopback(one.host) or one.username or one.cert_file for one in brokers_of(config))
 
 
 def is_loopback(host: str) -> bool:

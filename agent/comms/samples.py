@@ -47,6 +47,6 @@ class Samples:
                 try:
                     if not connection.fits(topic, payload):
                         raise ValueError
-                    connection.publish(topic, payload, qos=0)
+                    connection.publish(topic, payload, qos=0, kind="sample")
                 except ValueError:
                     self.drop(1)

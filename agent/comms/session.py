@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 
 from agent.comms import reasons
 from agent.comms.answers import Answers
@@ -12,6 +13,7 @@ from agent.comms.connection import Acknowledged, Connection
 from agent.comms.events import Events
 from agent.comms.inbox import Inbox
 from agent.comms.inquiry import Inquiry
+from agent.comms.namesake import Namesake
 from agent.comms.outage import Outage
 from agent.comms.samples import Samples
 from agent.comms.states import States
@@ -25,6 +27,8 @@ _SILENCE_S = 60.0
 """A broker that acknowledges nothing for so long is not alive, whatever its pings say."""
 _PAUSE_S = 1.0
 """Longest wait for something to do: what is patient waits for it."""
+_MOVE_S = 5.0
+"""For what is in flight when another broker is moved to; the rest is sent again there."""
 _RESERVE_S = 0.3
 """Of the time for stopping, kept for saying `stopped`; or a third of it, if that is less."""
 
@@ -65,6 +69,7 @@ class Session:
         flows: tuple[Events, States, Samples, Inbox, Answers],
         looks: tuple[Sweep, Inquiry],
         outage: Outage,
+        namesake: Namesake,
     ) -> None:
         """Begin with what the broker has accepted.
 
@@ -74,33 +79,36 @@ class Session:
             flows: what to send, and what to hear.
             looks: at what the broker retains: of runs before, and as somebody asks.
             outage: is told that it is over.
+            namesake: listens for another of our name.
         """
         self._connection, self._status, self._outage = connection, status, outage
         self._events, self._states, self._samples, self._inbox, self._answers = flows
-        self._sweep, self._inquiry = looks
+        (self._sweep, self._inquiry), self._namesake = looks, namesake
         self._status_mid = 0
         self._heard_at = time.monotonic()
 
-    def run(self, stop: Stop, longest_pause_s: float) -> None:
-        """Send until the connection is lost, or until asked to stop.
+    def run(self, stop: Stop, longest_pause_s: float, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Send until the connection is lost, until asked to stop, or until a better one is there.
 
         Args:
             stop: what is left to send has until its deadline.
             longest_pause_s: between two looks at the connection.
+            is_over: whether to go on elsewhere; what is in flight has a moment to arrive.
         """
         self._events.restart()
         self._states.restart()
         self._answers.restart()
         self._inbox.restart(self._connection)  # first: who hears that we are online may command us
         self._say(ONLINE)
+        self._namesake.begin(self._connection)
         self._sweep.begin(self._connection)
         self._inquiry.begin(self._connection)
-        while not self._connection.lost and not self._is_done(stop):
+        while not self._connection.lost and not self._is_done(stop) and not is_over():
             self._send()
             pause_s = min(longest_pause_s, _PAUSE_S, self._events.retry_in(), stop.drain_left())
             self._turn(0.0 if self._can_send_more() else pause_s)
         if not self._connection.lost:
-            self._leave(stop)
+            self._leave(stop) if stop.is_asked else self._move(stop)
 
     def _say(self, status: bytes) -> None:
         self._status_mid = self._connection.publish(self._status, status, qos=1, retain=True)
@@ -128,6 +136,8 @@ class Session:
         self._events.send(self._connection, self._room())
         self._samples.send(self._connection)
         self._inbox.look(self._connection)
+        if not self._status_mid and self._namesake.is_due():
+            self._say(ONLINE)
 
     def _turn(self, timeout_s: float) -> None:
         if not self._in_flight():
@@ -143,6 +153,7 @@ class Session:
 
     def _take(self, acknowledged: Acknowledged) -> None:
         self._heard_at = time.monotonic()
+        self._outage.heard()
         if acknowledged.mid == self._status_mid:
             self._status_mid = 0
             if acknowledged.is_refusal:
@@ -150,7 +161,17 @@ class Session:
         elif not self._events.take(acknowledged):
             self._states.take(acknowledged)
 
+    def _move(self, stop: Stop) -> None:
+        """Here we are away from now on, but not stopped."""
+        until = time.monotonic() + _MOVE_S
+        self._namesake.end()
+        self._say(OFFLINE)
+        while self._in_flight() and not self._connection.lost and not stop.is_asked and time.monotonic() < until:
+            self._turn(0.1)
+        self._connection.farewell(0.5)
+
     def _leave(self, stop: Stop) -> None:
+        self._namesake.end()
         self._say(STOPPED)
         while self._status_mid and not self._connection.lost and stop.left() > 0.0:
             self._turn(stop.left())

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 class States:
     """Payload by topic, and which of them the broker does not have yet. `set` and `all` are for any thread."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: object) -> None:
         """Start empty.
 
         Args:

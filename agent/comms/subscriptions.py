@@ -31,6 +31,10 @@ Take = Callable[[Received], None]
 Answered = Callable[[int], None]
 
 
+_MOST_UNASKED = 10_000
+"""Messages that nobody takes, since the last change: some may be on their way when a subscription ends."""
+
+
 class _Asked(Struct):
     """A subscription: who takes what comes for it, and who is told the broker's word on it."""
 
@@ -46,6 +50,7 @@ class Subscriptions:
         self._client = client
         self._asked: dict[str, _Asked] = {}
         self._pending: dict[int, str] = {}
+        self._unasked = 0
         client.on_subscribe, client.on_message = self._on_subscribe, self._on_message
 
     def add(self, pattern: str, take: Take, answered: Answered, *, qos: int) -> None:
@@ -60,6 +65,7 @@ class Subscriptions:
         Raises:
             ValueError: that is no pattern.
         """
+        self._unasked = 0
         _, mid = self._client.subscribe(pattern, qos=qos)
         self._asked[pattern] = _Asked(take, answered)
         if mid is not None:  # else the connection is gone, and there will be no answer
@@ -68,7 +74,13 @@ class Subscriptions:
     def remove(self, pattern: str) -> None:
         """Unsubscribe: what is on its way is left aside."""
         if self._asked.pop(pattern, None) is not None:
+            self._unasked = 0
             self._client.unsubscribe(pattern)
+
+    @property
+    def is_flooded(self) -> bool:
+        """Whether the broker sends on and on what nobody asked for."""
+        return self._unasked > _MOST_UNASKED
 
     def _on_subscribe(self, client: Any, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
         asked = self._asked.get(self._pending.pop(mid, ""))
@@ -79,6 +91,7 @@ class Subscriptions:
         try:
             topic = message.topic
         except UnicodeDecodeError:
+            self._unasked += 1
             return  # MQTT 5.0, 1.5.4: no topic can be so; a broker that lets it through is not to be believed
         properties = message.properties
         received = Received(
@@ -88,6 +101,7 @@ class Subscriptions:
             getattr(properties, "ResponseTopic", ""),
             getattr(properties, "CorrelationData", b""),
         )
-        for pattern, asked in list(self._asked.items()):
-            if paho.topic_matches_sub(pattern, topic):
-                asked.take(received)
+        takers = [asked for pattern, asked in self._asked.items() if paho.topic_matches_sub(pattern, topic)]
+        self._unasked += not takers
+        for asked in takers:
+            asked.take(received)

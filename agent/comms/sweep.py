@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 3.0
 """The broker sends what it retains at once after its answer; a slow line takes a little longer."""
+_MOST, _TOLD = 1000, 20
+"""Topics that are put right, at most, and of those told: no device had more, whatever a broker says."""
 
 
 class Sweep:
@@ -36,6 +38,7 @@ class Sweep:
         self._states, self._patterns = states, patterns
         self._done, self._until = False, 0.0
         self._looks: list[tuple[Look, bytes]] = []
+        self._count = 0
 
     def begin(self, connection: Connection) -> None:
         """Ask, on a new connection."""
@@ -62,6 +65,15 @@ class Sweep:
             self._looks = []
 
     def _put_right(self, one: Received, right: bytes) -> None:
-        if one.payload not in (b"", right) and self._states.set_if_new(one.topic, right):
+        if one.payload in (b"", right) or self._count >= _MOST:
+            return
+        if self._states.set_if_new(one.topic, right):
+            self._count += 1
             what = f"set to {right.decode()}" if right else "deleted"
-            log.info("%.100r was left at %.20r by a run before: %s", one.topic, one.payload, what)
+            log.log(
+                logging.INFO if self._count <= _TOLD else logging.DEBUG,
+                "%.100r was left at %.20r by a run before: %s",
+                one.topic,
+                one.payload,
+                what,
+            )

@@ -159,6 +159,7 @@ class Mosquitto:
         if self.users:
             user = user or next(iter(self.users))
             secret = self.folder / f"password-{user}"
+            secret.touch(mode=0o600)
             secret.write_text(self.users[user] + "\n")
             fields |= {"username": user, "password_file": str(secret)}
         if self.tls:

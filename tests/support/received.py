@@ -18,6 +18,7 @@ class Received(NamedTuple):
     retain: bool
     qos: int
     at: float
+    properties: Any = None
 
 
 class Messages:
@@ -33,7 +34,14 @@ class Messages:
     def _take(self, client: paho.Client, userdata: Any, message: paho.MQTTMessage) -> None:
         with self._arrived:
             self._list.append(
-                Received(message.topic, bytes(message.payload), message.retain, message.qos, time.monotonic())
+                Received(
+                    message.topic,
+                    bytes(message.payload),
+                    message.retain,
+                    message.qos,
+                    time.monotonic(),
+                    message.properties,
+                )
             )
             self._arrived.notify_all()
 

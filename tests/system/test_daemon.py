@@ -9,10 +9,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import paho.mqtt.client as paho
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
 
+from agent.comms.identity import client_id
 from tests.support.house import person_model
-from tests.support.mosquitto import Mosquitto
+from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.publishing import TOPICS, wait_for
 from tests.support.received import Messages
 from tests.support.running import WALK, Vedette, camera, events, health, hear, kinds, left_open, states
@@ -388,3 +391,29 @@ def test_readings_that_fail_when_files_run_out_do_not_end_the_daemon(
     vedette.wait_said("memory: can be read again")
     assert len(vedette.said("memory: cannot be read")) == 1
     assert vedette.end()[0] == 0
+
+
+def test_the_health_tells_which_broker_is_used_and_of_another_with_our_name(
+    tmp_path: Path, broker: Mosquitto, messages: Messages, model: Path
+) -> None:
+    running = Vedette(tmp_path, broker, front=camera(model))
+    away = free_port()
+    running.config["mqtt"] |= {
+        "port": away,
+        "fallback": [{"host": HOST, "port": broker.port}],
+        "fallback_after_s": 0.0,
+    }
+    with running:
+        messages.wait(lambda m: (now := health(m)) and now.link)
+        newest = health(messages)
+        assert newest is not None
+        assert newest.link is not None
+        assert (newest.link.broker, newest.link.fallback) == (f"{HOST}:{broker.port}", True)
+        assert newest.link.trouble == f"{HOST}:{away}: nothing listens there"
+        twin = paho.Client(CallbackAPIVersion.VERSION2, client_id(TOPICS), protocol=paho.MQTTv5)
+        twin.connect(HOST, broker.port)
+        twin.loop_start()
+        running.wait_said("another client connected with our client id")
+        twin.disconnect()
+        twin.loop_stop()
+        messages.wait(lambda m: (now := health(m)) and now.link and "our client id" in now.link.trouble)

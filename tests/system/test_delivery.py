@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import Mock
 
 import msgspec
 import pytest
 from msgspec.structs import replace
 
+from agent.comms import mqtt
 from agent.comms.mqtt import Publisher
 from agent.config import Durability, DurabilityConfig, MqttConfig, StorageConfig
 from agent.storage.history import History
@@ -75,6 +77,7 @@ def test_a_wrong_password_is_said_once_and_never_shown_as_online(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, protocol: str
 ) -> None:
     (tmp_path / "wrong").write_text("not-it\n")
+    (tmp_path / "wrong").chmod(0o600)
     with Mosquitto(tmp_path, users={"cam": "s3cret"}) as broker:
         messages = broker.subscribe("vedette/#")
         config = broker.config(password_file=str(tmp_path / "wrong"), reconnect_max_s=0.2, protocol=protocol)
@@ -349,9 +352,28 @@ def test_two_devices_with_one_client_id_say_so_once(
     time.sleep(4.0)
     for twin in twins:
         twin.stop(1.0)
-    said = warnings(caplog)
+    said = [line for line in warnings(caplog) if "another client connected with our client id" in line]
     assert 1 <= len(said) <= 2, "once for each"
-    assert "another client connected with our client id" in said[0]
+
+
+def test_another_device_with_our_name_does_not_make_us_offline(
+    broker: Mosquitto, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = broker.subscribe(TOPICS.status)
+    with device(tmp_path, broker.config()) as (_, publisher):
+        wait_for(lambda: publisher.state.connected)
+        for turn in range(2):
+            monkeypatch.setattr(mqtt, "client_id", Mock(return_value=f"twin{turn}"))
+            twin = Publisher(broker.config(), TOPICS, Kept())
+            twin.start()
+            messages.wait(lambda m: statuses(m)[-2:] == [b"online", b"online"])
+            twin.stop(1.0)
+            messages.wait(lambda m: statuses(m)[-2:] == [b"stopped", b"online"])
+        late = broker.subscribe(TOPICS.status)
+        late.wait(lambda m: statuses(m) == [b"online"])
+    messages.wait(lambda m: statuses(m)[-1] == b"stopped")
+    said = [line for line in warnings(caplog) if "another device with this name" in line]
+    assert len(said) == 1
 
 
 def test_a_topic_that_the_broker_refuses_waits_and_holds_up_no_other(

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config import ClipsConfig, Config, GateConfig, Kind, MqttConfig, StreamConfig, ZoneConfig
+from agent.config import (
+    ClipsConfig,
+    Config,
+    FallbackConfig,
+    GateConfig,
+    Kind,
+    MqttConfig,
+    StreamConfig,
+    ZoneConfig,
+)
 from agent.configfile import dump, load, parse
 from agent.errors import ConfigError
 
@@ -29,10 +38,17 @@ streams = st.builds(
     zones=st.lists(zones, max_size=2).map(tuple),
     clips=st.none() | clips,
 )
+fallbacks = st.builds(FallbackConfig, host=texts, username=st.none() | texts, tls=st.none() | st.booleans())
 configs = st.builds(
     Config,
     streams=st.dictionaries(names, streams, max_size=3),
-    mqtt=st.builds(MqttConfig, host=texts, port=st.integers(0, 65535), tls=st.booleans()),
+    mqtt=st.builds(
+        MqttConfig,
+        host=texts,
+        port=st.integers(0, 65535),
+        tls=st.booleans(),
+        fallback=st.lists(fallbacks, max_size=2).map(tuple),
+    ),
 )
 
 
@@ -72,6 +88,11 @@ def test_the_smallest_file_is_three_lines() -> None:
         ("[mqtt]\nhots = 'x'", "v.toml:2: unknown key `mqtt.hots`; did you mean 'host'?"),
         ("[mqqt]\nhost = 'x'", "v.toml:1: unknown key `mqqt`; did you mean 'mqtt'?"),
         ("[mqtt]\nport = 99999", "v.toml:2: `mqtt.port`: expected `int` <= 65535"),
+        ("[[mqtt.fallback]]\nhots = 'x'", "v.toml:2: unknown key `mqtt.fallback[0].hots`; did you mean 'host'?"),
+        ("[[mqtt.fallback]]\nport = 1", "v.toml:1: `mqtt.fallback[0]`: object missing required field `host`"),
+        ("[mqtt]\nws_path = 'mqtt'", "v.toml:2: `mqtt.ws_path`: expected `str` matching regex"),
+        ("[mqtt]\nws_path = '/a b'", "v.toml:2: `mqtt.ws_path`: expected `str` matching regex"),
+        ("[mqtt]\nalpn = ['']", "v.toml:2: `mqtt.alpn[0]`: expected `str` matching regex"),
         ("mqtt = 3", "v.toml:1: `mqtt`: expected `object`, got `int`"),
         ("[storage]\ndurability = 'always'", "v.toml:2: `storage.durability`: invalid enum value 'always'"),
         (

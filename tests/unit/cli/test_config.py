@@ -98,6 +98,14 @@ def test_a_problem_is_named_with_its_line(file: Path, line: int, text: str, why:
     assert any(said.startswith(f"{file}:{line}: ") and why in said for said in found), found
 
 
+def test_a_fallback_without_its_file_is_named_with_its_line(file: Path) -> None:
+    stream = '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
+    fallback = '[[mqtt.fallback]]\nhost = "ok"\n[[mqtt.fallback]]\nhost = "spare"\nca_file = "/no/ca.pem"\n'
+    assert problems(file, stream + fallback) == [
+        f"{file}:8: [[mqtt.fallback]] spare: ca_file = /no/ca.pem: No such file or directory"
+    ]
+
+
 def test_every_problem_of_every_stream_is_told(file: Path) -> None:
     streams = [f'[streams.s{n}]\nsource = "tset:"\nmodel = "nobody{n}"\n' for n in range(3)]
     assert [line.split(": ")[0] for line in problems(file, "".join(streams))] == [

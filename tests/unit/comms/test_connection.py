@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -19,38 +16,9 @@ from agent.comms.connection import Connection
 from agent.comms.mqtt import Publisher
 from agent.config import MqttConfig
 from agent.messages import Stored
+from tests.support.hostile import CONNACK_5, peer, receive_until
 from tests.support.mosquitto import HOST, free_port
 from tests.support.publishing import EVENTS, TOPICS, Kept, event, wait_for
-
-CONNACK_5 = b"\x20\x03\x00\x00\x00"
-
-
-@contextmanager
-def peer(serve: Callable[[socket.socket], None]) -> Iterator[int]:
-    """A server that hands every connection to `serve`, and closes it after."""
-    with socket.create_server((HOST, 0)) as server:
-        over = threading.Event()
-
-        def accept() -> None:
-            while not over.is_set():
-                try:
-                    connection, _ = server.accept()
-                except OSError:
-                    return
-                with connection:
-                    connection.settimeout(5.0)
-                    try:
-                        serve(connection)
-                    except OSError:
-                        continue
-
-        thread = threading.Thread(target=accept, name="peer", daemon=True)
-        thread.start()
-        yield int(server.getsockname()[1])
-        over.set()
-        with socket.socket() as last:
-            last.connect_ex(server.getsockname())
-        thread.join(5)
 
 
 def publisher(port: int, outgoing: Kept | None = None, **fields: Any) -> Publisher:
@@ -58,15 +26,6 @@ def publisher(port: int, outgoing: Kept | None = None, **fields: Any) -> Publish
     made = Publisher(config, TOPICS, outgoing or Kept())
     made.start()
     return made
-
-
-def receive_until(connection: socket.socket, what: bytes) -> bytes:
-    got = b""
-    while what not in got:
-        if not (more := connection.recv(4096)):
-            raise OSError("closed")
-        got += more
-    return got
 
 
 @pytest.mark.parametrize(

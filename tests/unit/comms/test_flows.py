@@ -32,7 +32,7 @@ class Line:
         self.answered: list[tuple[str, bytes, bytes]] = []
         self.is_clogged = False
 
-    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False) -> int:
+    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False, kind: str = "state") -> int:
         if "+" in topic:
             raise ValueError("a wildcard")
         self.published.append((topic, payload))

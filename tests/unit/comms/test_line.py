@@ -148,6 +148,7 @@ def test_an_outage_is_said_once_at_each_end(
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     line.over("MQTT 5")
+    line.heard()
     now[0] += 1000
     line.lost("the connection broke")
     for _ in range(50):
@@ -157,6 +158,7 @@ def test_an_outage_is_said_once_at_each_end(
         assert line.detail == "nothing listens there"
     line.over("MQTT 5")
     assert line.connected
+    line.heard()
     assert said(caplog) == [
         "broker host:1883: connected, MQTT 5",
         "broker host:1883: the connection broke; events wait in the spool, trying again",
@@ -173,6 +175,14 @@ def test_a_refusal_during_an_outage_is_said_too_but_once(line: Outage, caplog: p
     assert len(said(caplog)) == 2
 
 
+def test_a_broker_that_always_gives_another_reason_does_not_fill_the_log(
+    line: Outage, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(1000):
+        line.lost(f"not authorised ('{number}')", refused=True)
+    assert len(said(caplog)) == outage_module._MOST_SAID
+
+
 def test_connections_that_do_not_last_are_one_outage(
     line: Outage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +190,7 @@ def test_connections_that_do_not_last_are_one_outage(
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     for _ in range(30):
         line.over("MQTT 3.1.1")
+        line.heard()
         now[0] += 1.0
         line.settled()
         line.lost("the connection broke")
@@ -187,15 +198,37 @@ def test_connections_that_do_not_last_are_one_outage(
     assert len(said(caplog)) == 5
     assert "does another device use the client id vedette0?" in said(caplog)[-1]
     line.over("MQTT 3.1.1")
+    line.heard()
     now[0] += outage_module._STABLE_S
     line.settled()
     assert "back after" in said(caplog)[-1]
     assert not line.is_flapping
 
 
+def test_a_broker_that_accepts_and_acknowledges_nothing_is_not_back(
+    line: Outage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for _ in range(10):
+        line.over("MQTT 5")
+        for _ in range(60):
+            now[0] += 1.0
+            line.settled()
+        line.lost("no acknowledgement for 60 s")
+    assert said(caplog) == [
+        "broker host:1883: no acknowledgement for 60 s; events wait in the spool, trying again"
+    ]
+    line.over("MQTT 5")
+    line.heard()
+    assert len(said(caplog)) == 2
+    assert "back after" in said(caplog)[1]
+
+
 def test_a_connection_taken_over_is_said_once(line: Outage, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(10):
         line.over("MQTT 5")
+        line.heard()
         line.lost(reasons.in_words(reasons.TAKEN_OVER), refused=True)
     assert len([text for text in said(caplog) if "another client connected with our client id" in text]) == 1
     assert len(said(caplog)) == 2

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agent.comms.rights import takes_commands
-from agent.config import MqttConfig
+from agent.config import FallbackConfig, MqttConfig
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,10 @@ from agent.config import MqttConfig
         ({"host": "broker.local", "username": "porch"}, True),
         ({"host": "broker.local", "cert_file": "porch.pem"}, True),
         ({"host": "broker.local", "commands": True}, True),
+        ({"fallback": (FallbackConfig("127.0.0.2"),)}, True),
+        ({"fallback": (FallbackConfig("broker.local"),)}, False),
+        ({"username": "porch", "fallback": (FallbackConfig("broker.local"),)}, True),
+        ({"username": "porch", "fallback": (FallbackConfig("broker.local", username=""),)}, False),
         ({"host": "localhost", "username": "porch", "commands": False}, False),
     ],
 )

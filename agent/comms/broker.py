@@ -1,0 +1,89 @@
+"""One of the brokers: where it is, which MQTT it speaks, how it is reached, and how it is spoken of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from agent.comms import reasons
+from agent.comms.certificate import Synchronised
+from agent.comms.connection import Connection
+from agent.comms.credentials import port, uses_tls
+from agent.comms.protocol import ProtocolChoice
+from agent.comms.refusal import RefusedError
+from agent.comms.sweep import Sweep
+from agent.comms.wake import Wake
+from agent.config import MqttConfig
+from agent.errors import BrokerError
+
+
+class Broker:
+    """It, and what has been learned of it. Used by one thread at a time.
+
+    Attributes:
+        where: `host:port`.
+        sweep: of what runs before have left there.
+    """
+
+    def __init__(
+        self,
+        config: MqttConfig,
+        client_id: str,
+        will: tuple[str, bytes],
+        sweep: Sweep,
+        synchronised: Synchronised,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            config: of this one.
+            client_id: who we are.
+            will: topic and payload that it retains when we vanish.
+            sweep: see there.
+            synchronised: see there.
+        """
+        self.where, self.sweep = f"{config.host}:{port(config)}", sweep
+        self._config, self._client_id, self._will, self._synchronised = config, client_id, will, synchronised
+        self._protocol, self._aliases = ProtocolChoice(config.protocol), True
+
+    def open(self, wake: Wake, left: Callable[[], float]) -> Connection:
+        """A connection that it has accepted.
+
+        Args:
+            wake: ends a wait of it.
+            left: time for that, s.
+
+        Raises:
+            ConfigError: a file that the configuration names cannot be used.
+            BrokerError: it cannot be reached, or refuses us.
+        """
+        while True:
+            current = self._protocol.current
+            connection = Connection(self._config, self._client_id, current, self._will, aliases=self._aliases)
+            try:
+                connection.open(wake, left(), self._protocol.patience_s, self._synchronised)
+            except BrokerError as error:
+                if not self._protocol.failed(error):
+                    raise
+            else:
+                self._protocol.worked()
+                return connection
+
+    def ended(self, connection: Connection) -> None:
+        """Learn from how a connection to it ended."""
+        if connection.lost_code == reasons.ALIAS_INVALID:
+            self._aliases = False  # it said that it takes them
+
+    @property
+    def how(self) -> str:
+        """How it is spoken with."""
+        web = " over WebSocket" if self._config.transport == "websockets" else ""
+        tls = " and TLS" if uses_tls(self._config) else ""
+        user = f" as user {self._config.username!r}" if self._config.username else ""
+        return f"MQTT {self._protocol.current}{web}{tls}{user}"
+
+    def said(self, error: Exception) -> str:
+        """What an error is to a user."""
+        if not isinstance(error, RefusedError):
+            return str(error)
+        user = f"user {self._config.username!r}" if self._config.username else "us (no user name is set)"
+        return f"refuses {user}: {error}"

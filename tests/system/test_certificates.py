@@ -1,0 +1,150 @@
+"""Certificates that are not accepted, at a real broker: by the clock, by their name, by who signed them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.comms import pause
+from agent.comms.certificate import Synchronised
+from agent.comms.mqtt import Publisher
+from agent.config import MqttConfig, StorageConfig
+from agent.storage.spool import Spool
+from tests.support.certificates import make_certificate
+from tests.support.mosquitto import Mosquitto
+from tests.support.publishing import EVENTS, TOPICS, event, wait_for
+
+
+class Served(Mosquitto):
+    """A broker with TLS and a certificate of its own making."""
+
+    def __init__(self, folder: Path, **certificate: Any) -> None:
+        super().__init__(folder, tls=True)
+        make_certificate(self.folder, "server", **certificate)
+
+
+@contextmanager
+def device(folder: Path, config: MqttConfig, synchronised: Synchronised) -> Iterator[tuple[Spool, Publisher]]:
+    spool = Spool(folder, StorageConfig())
+    publisher = Publisher(config, TOPICS, spool, synchronised)
+    publisher.start()
+    spool.put(EVENTS, event())
+    try:
+        yield spool, publisher
+    finally:
+        publisher.stop(2.0)
+        spool.flush(2.0)
+        spool.close()
+
+
+def refused(folder: Path, broker: Mosquitto, **fields: Any) -> str:
+    """What is said of it; the event is kept."""
+    with device(folder, broker.config(reconnect_max_s=0.2, **fields), lambda: True) as (spool, publisher):
+        wait_for(lambda: publisher.state.detail != "connecting")
+        time.sleep(0.6)
+        assert not publisher.state.connected
+        assert spool.stats().waiting == 1
+        return publisher.state.detail
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+def test_a_wrong_clock_is_told_and_the_right_time_ends_the_wait_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The certificate begins in a few seconds: as on a board whose clock stands before it, until it is set."""
+    monkeypatch.setattr(pause, "_STEP_S", 0.05)
+    caplog.set_level(logging.INFO, "agent.comms")
+    begins = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=4)
+    right_at = time.monotonic() + (begins - datetime.now(UTC)).total_seconds() + 1.0
+    with Served(tmp_path, begins=begins) as broker:
+        config = broker.config(reconnect_max_s=3600.0)
+        pauses: list[float] = []
+        wait = pause.Pause.wait
+
+        def long(self: pause.Pause, seconds: float, *, by_clock: bool = False) -> None:
+            pauses.append(seconds)
+            wait(self, 3600.0, by_clock=by_clock)  # whatever jitter has drawn, it would be too late
+
+        monkeypatch.setattr(pause.Pause, "wait", long)
+        with device(tmp_path, config, lambda: time.monotonic() > right_at) as (spool, publisher):
+            wait_for(lambda: "the clock is wrong" in publisher.state.detail)
+            assert spool.stats().waiting == 1
+            wait_for(lambda: publisher.state.connected)
+            assert time.monotonic() - right_at < 5.0
+            assert len(pauses) == 1
+            wait_for(lambda: spool.stats().waiting == 0)
+    said = warnings(caplog)
+    assert len(said) == 1
+    assert f"the clock is wrong: it says {datetime.now(UTC):%Y-%m-%d}" in said[0]
+    assert f"not valid before {begins:%Y-%m-%d %H:%M} UTC; waiting for the right time" in said[0]
+    assert "back after" in caplog.text
+
+
+def test_a_certificate_of_tomorrow_is_no_matter_of_a_clock_that_is_synchronised(tmp_path: Path) -> None:
+    begins = datetime.now(UTC) + timedelta(days=1)
+    with Served(tmp_path, begins=begins) as broker:
+        detail = refused(tmp_path, broker)
+    assert f"not valid before {begins:%Y-%m-%d %H:%M} UTC" in detail
+    assert "is synchronised" in detail
+    assert "clock is wrong" not in detail
+
+
+def test_an_expired_certificate_is_told_with_its_day(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ends = datetime.now(UTC) - timedelta(days=3)
+    with Served(tmp_path, begins=ends - timedelta(days=9), ends=ends) as broker:
+        detail = refused(tmp_path, broker)
+    assert f"its certificate expired on {ends:%Y-%m-%d %H:%M} UTC; renew it at the broker" in detail
+    assert len(warnings(caplog)) == 1
+
+
+def test_a_wrong_host_name_is_told_with_the_right_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Served(tmp_path, names="DNS:mqtt.example,DNS:other.example") as broker:
+        detail = refused(tmp_path, broker)
+        assert "certificate is for mqtt.example, other.example and not for 127.0.0.1" in detail
+    assert len(warnings(caplog)) == 1
+
+
+def test_a_self_signed_certificate_is_not_trusted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Mosquitto(tmp_path, tls=True) as broker:
+        (broker.folder / "server.pem").write_text((broker.folder / "other-ca.pem").read_text())
+        (broker.folder / "server.key").write_text((broker.folder / "other-ca.key").read_text())
+        broker.kill()
+        broker.start()
+        detail = refused(tmp_path, broker)
+    assert "its certificate is not accepted: self-signed certificate" in detail
+    assert "[mqtt] ca_file must hold the CA that signed it" in detail
+    assert len(warnings(caplog)) == 1
+
+
+def test_a_missing_client_certificate_is_told(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path, client_certificates=True) as broker:
+        detail = refused(tmp_path, broker, cert_file="", key_file="")
+    assert "it wants a client certificate; set [mqtt] cert_file and key_file" in detail
+
+
+def test_an_expired_client_certificate_is_told(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path, client_certificates=True) as broker:
+        ends = datetime.now(UTC) - timedelta(days=3)
+        make_certificate(broker.folder, "client", begins=ends - timedelta(days=9), ends=ends)
+        detail = refused(tmp_path, broker)
+    assert "client certificate has expired" in detail
+
+
+def test_a_client_certificate_of_a_stranger_is_told(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path, client_certificates=True) as broker:
+        files = {
+            key: str(broker.folder / f"stranger.{end}")
+            for key, end in (("cert_file", "pem"), ("key_file", "key"))
+        }
+        detail = refused(tmp_path, broker, **files)
+    assert "our client certificate" in detail

@@ -1,0 +1,466 @@
+"""Brokers that mean harm, each test named after what they do.
+
+In most a peer attacks on its first connections, and hands everything on to a real broker after that: the device
+must have lived on, kept its events, held its memory, and said once what it was.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import os
+import random
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from agent.comms import client, protocol, session
+from agent.config import MqttConfig
+from agent.health.machine import resident_mb
+from tests.support.hostile import (
+    CONNACK_5,
+    forwarder,
+    length_of,
+    mid_of,
+    packets,
+    peer,
+    puback,
+    publish,
+    read_packet,
+)
+from tests.support.mosquitto import HOST, Mosquitto
+from tests.support.publishing import EVENTS, TOPICS, device, event, events_of, in_order, wait_for
+
+Attack = Callable[[socket.socket], None]
+
+_BOUND_MB = 48.0
+COUNT = TOPICS.count("front", "person").encode()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "_ANSWER_S", 1.0)
+    monkeypatch.setattr(client, "_TCP_S", 1.0)
+    monkeypatch.setattr(client, "_HANDSHAKES_S", 1.5)
+
+
+def survived(
+    folder: Path,
+    broker: Mosquitto,
+    attack: Attack,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    times: int = 1,
+    lines: int = 1,
+    context: ssl.SSLContext | None = None,
+    **fields: Any,
+) -> str:
+    """Whether the device has, and what it said of it."""
+    messages, served = broker.subscribe(EVENTS), [0, 0]
+    honest = forwarder(broker.port)
+
+    def serve(connection: socket.socket) -> None:
+        served[0] += 1
+        if served[0] > times:
+            honest(connection)
+            return
+        try:
+            attack(connection)
+        finally:
+            served[1] += 1
+
+    before = resident_mb()
+    with peer(serve, context) as port:
+        config = replace(MqttConfig(host=HOST, port=port, protocol="5", reconnect_max_s=0.2), **fields)
+        with device(folder, config) as (spool, publisher):
+            for _ in range(5):
+                spool.put(EVENTS, event())
+            wait_for(lambda: served[1] >= times, 30)
+            assert resident_mb() - before < _BOUND_MB, "while it is attacked"
+            assert publisher._thread is not None
+            assert publisher._thread.is_alive()
+            messages.wait(lambda m: len({e.id for e in events_of(m.of(EVENTS))}) == 5, 30)
+            wait_for(lambda: spool.stats().waiting == 0)
+            publisher.stop(1.0)
+    assert resident_mb() - before < _BOUND_MB
+    assert [e.seq for e in in_order(events_of(messages.of(EVENTS)))] == [1, 2, 3, 4, 5]
+    said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(said) == lines, said
+    assert len(said[0]) < 500
+    assert said[0].isprintable()
+    return said[0]
+
+
+def accepted(connection: socket.socket, connack: bytes = CONNACK_5) -> None:
+    read_packet(connection)
+    connection.sendall(connack)
+
+
+def until_left(connection: socket.socket) -> None:
+    """Read on until the client goes away."""
+    with suppress(OSError):
+        while connection.recv(65536):
+            pass
+
+
+def test_it_accepts_and_never_answers(
+    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert "no answer to our CONNECT" in survived(tmp_path, broker, until_left, caplog, times=2)
+
+
+def test_it_accepts_and_never_shakes_hands_for_tls(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, broker: Mosquitto
+) -> None:
+    with (
+        peer(until_left) as port,
+        device(tmp_path, MqttConfig(host=HOST, port=port, tls=True)) as (spool, publisher),
+    ):
+        spool.put(EVENTS, event())
+        wait_for(lambda: publisher.state.detail == "no answer")
+        assert spool.stats().waiting == 1
+
+
+def test_it_drips_a_tls_handshake_byte_by_byte(tmp_path: Path) -> None:
+    def drip(connection: socket.socket) -> None:
+        connection.recv(4096)
+        for byte in b"\x16\x03\x03\x40\x00" + bytes(10_000):  # each within the time for a byte
+            connection.sendall(bytes([byte]))
+            time.sleep(0.1)
+
+    with peer(drip) as port, device(tmp_path, MqttConfig(host=HOST, port=port, tls=True)) as (spool, publisher):
+        spool.put(EVENTS, event())
+        wait_for(lambda: publisher.state.detail == "no answer", 10)
+        assert spool.stats().waiting == 1
+
+
+def test_it_never_ends_a_line_of_the_websocket_handshake(tmp_path: Path) -> None:
+    def endless(connection: socket.socket) -> None:
+        connection.recv(4096)
+        for _ in range(100_000):
+            connection.sendall(b"x" * 65536)
+
+    before = resident_mb()
+    config = MqttConfig(host=HOST, transport="websockets")
+    with peer(endless) as port, device(tmp_path, replace(config, port=port)) as (spool, publisher):
+        spool.put(EVENTS, event())
+        wait_for(lambda: "does not answer as a WebSocket" in publisher.state.detail, 10)
+        assert resident_mb() - before < _BOUND_MB
+        assert spool.stats().waiting == 1
+
+
+def test_it_sends_a_websocket_frame_without_an_end(tmp_path: Path) -> None:
+    sent = [0]
+
+    def endless(connection: socket.socket) -> None:
+        request = connection.recv(4096).decode()
+        key = request.lower().partition("sec-websocket-key: ")[2]
+        key = request[len(request) - len(key) :].partition("\r\n")[0]
+        digest = hashlib.sha1((key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()
+        connection.sendall(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n\r\n"
+        )
+        connection.sendall(b"\x82\x7f" + (1 << 40).to_bytes(8, "big") + CONNACK_5)
+        while True:
+            sent[0] += connection.send(b"\xd0\x00" * 32768)
+
+    before = resident_mb()
+    config = MqttConfig(host=HOST, transport="websockets", protocol="5", reconnect_max_s=0.2)
+    with peer(endless) as port, device(tmp_path, replace(config, port=port)) as (spool, publisher):
+        spool.put(EVENTS, event())
+        wait_for(lambda: "WebSocket frame of more than" in publisher.state.trouble, 60)
+        assert resident_mb() - before < _BOUND_MB
+        assert spool.stats().waiting == 1
+
+
+def test_it_accepts_and_never_acknowledges(
+    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_SILENCE_S", 0.5)
+    counted: list[int] = []
+
+    def swallow(connection: socket.socket) -> None:
+        accepted(connection)
+        counted.append(sum(packet.kind == 0x30 for packet in packets(connection)))
+
+    said = survived(tmp_path, broker, swallow, caplog, times=2, inflight=3)
+    assert "no acknowledgement for" in said
+    assert counted == [3, 3], "no more than the window"
+
+
+def test_it_acknowledges_what_was_never_sent(
+    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture
+) -> None:
+    def acknowledge_anything(connection: socket.socket) -> None:
+        accepted(connection)
+        read_packet(connection)
+        for mid in range(60_000, 65_536):
+            connection.sendall(puback(mid) + b"\x50\x02" + mid.to_bytes(2, "big") + b"\x70\x02\x00\x00")
+        connection.sendall(b"\x90\x04\xff\xff\x00\x00\xb0\x04\xff\xff\x00\x00\xd0\x00")
+
+    survived(tmp_path, broker, acknowledge_anything, caplog)
+
+
+def test_it_acknowledges_at_qos_2_what_was_sent_at_qos_1(
+    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_SILENCE_S", 0.5)
+
+    def receive(connection: socket.socket) -> None:
+        accepted(connection)
+        for packet in packets(connection):
+            if packet.kind == 0x30:
+                connection.sendall(b"\x50\x02" + mid_of(packet).to_bytes(2, "big"))
+
+    assert "no acknowledgement for" in survived(tmp_path, broker, receive, caplog)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_it_sends_garbage(tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture, seed: int) -> None:
+    rng = random.Random(seed)
+
+    def garbage(connection: socket.socket) -> None:
+        read_packet(connection)
+        if rng.random() < 0.5:
+            connection.sendall(CONNACK_5)
+        connection.sendall(rng.randbytes(rng.choice([1, 5, 100, 100_000])))
+
+    survived(tmp_path, broker, garbage, caplog, times=6)
+
+
+def test_it_sends_broken_packets_of_every_kind(
+    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng = random.Random(1)
+    kinds: Iterator[int] = iter(range(256))
+
+    def broken(connection: socket.socket) -> None:
+        accepted(connection)
+        body = rng.randbytes(rng.randrange(12))
+        connection.sendall(bytes([next(kinds)]) + length_of(len(body)) + body)
+        connection.shutdown(socket.SHUT_WR)
+        until_left(connection)
+
+    survived(tmp_path, broker, broken, caplog, times=40)
+
+
+def test_it_announces_256_mb_instead_of_its_answer(
+    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent: list[int] = []
+
+    def announce(connection: socket.socket) -> None:
+        read_packet(connection)
+        connection.sendall(b"\x20" + length_of(268_435_455))
+        sent.append(stream(connection, 268_435_455))
+
+    said = survived(tmp_path, broker, announce, caplog)
+    assert "it announced a packet of 268435455 bytes" in said
+    assert sent[0] < 16e6, "nobody reads on"
+
+
+def stream(connection: socket.socket, count: int) -> int:
+    """Send so many zeros, as far as they are taken."""
+    sent, zeros = 0, bytes(1 << 16)
+    with suppress(OSError):
+        while sent < count:
+            sent += connection.send(zeros[: count - sent])
+    return sent
+
+
+def test_it_sends_a_message_of_256_mb_and_events_go_on_after_it(
+    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stranger may publish one through an honest broker of MQTT 3.1.1, so this is no reason to leave it."""
+    acknowledged: list[bytes] = []
+
+    def large(connection: socket.socket) -> None:
+        accepted(connection)
+        head = publish(COUNT, b"", qos=1, mid=77)[2:]
+        connection.sendall(b"\x32" + length_of(268_000_000) + head)
+        assert stream(connection, 268_000_000 - len(head)) == 268_000_000 - len(head)
+        while not acknowledged:
+            packet = read_packet(connection)
+            acknowledged.extend([packet.body] if packet.kind == 0x40 else [])
+        connection.sendall(b"\xe0\x00")
+
+    said = survived(tmp_path, broker, large, caplog, lines=2)
+    assert acknowledged == [b"\x00\x4d"]
+    assert "at most 262144 are read" in said
+
+
+@pytest.mark.parametrize("topic", [b"a/b", b"\xff\xfe", b"", COUNT[:-1] + b"\xc3"])
+def test_it_floods_us_with_messages_that_nobody_asked_for(
+    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture, topic: bytes
+) -> None:
+    def flood(connection: socket.socket) -> None:
+        accepted(connection)
+        while True:
+            connection.sendall(publish(topic, b"x" * 1000) * 20)
+
+    assert "it floods us with messages that nobody asked for" in survived(tmp_path, broker, flood, caplog)
+
+
+def test_it_floods_us_with_retained_counts(
+    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are asked for once, to put right what a run before has left: a device never had so many."""
+    published: set[bytes] = set()
+
+    def flood(connection: socket.socket) -> None:
+        accepted(connection)
+        while (packet := read_packet(connection)).kind != 0x80:
+            pass
+        connection.sendall(b"\x90\x04" + packet.body[:2] + b"\x00\x00")
+        number = 0
+        connection.settimeout(0.0)
+        until = time.monotonic() + 5.0
+        while time.monotonic() < until:
+            with suppress(BlockingIOError):
+                connection.send(publish(b"%s%d" % (COUNT, number), b"7" * 200, retain=True))
+                number += 1
+            with suppress(BlockingIOError):
+                published.update(connection.recv(65536).split(b"count/")[1:])
+        assert number > 2000
+
+    said = survived(tmp_path, broker, flood, caplog)
+    assert said
+    assert len(published) < 1100
+
+
+def test_it_floods_us_at_qos_2(tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture) -> None:
+    def flood(connection: socket.socket) -> None:
+        accepted(connection)
+        for mid in range(1, 65_536):
+            connection.sendall(publish(COUNT, bytes(8000), qos=2, mid=mid))
+
+    assert "it sends at QoS 2, which nobody asked for" in survived(tmp_path, broker, flood, caplog)
+
+
+def test_it_asks_for_answers_and_never_reads_them(
+    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture
+) -> None:
+    def ask(connection: socket.socket) -> None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        accepted(connection)
+        while True:
+            connection.sendall(publish(COUNT, b"", qos=1) * 1000)
+
+    assert "it floods us" in survived(tmp_path, broker, ask, caplog)
+
+
+@pytest.mark.parametrize(
+    ("properties", "words"),
+    [
+        (b"\x21\x00\x00", "not MQTT"),  # receive maximum 0
+        (b"\x27\x00\x00\x00\x0a", "it takes packets of 10 bytes at most; Vedette needs"),
+        (b"\x27\x00\x00\x00\x00", "not MQTT"),
+        (b"\x99\x01", "not MQTT"),
+        (b"\x22\xff", "not MQTT"),
+    ],
+)
+def test_it_answers_with_absurd_limits(
+    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture, properties: bytes, words: str
+) -> None:
+    body = b"\x00\x00" + bytes([len(properties)]) + properties
+
+    def absurd(connection: socket.socket) -> None:
+        accepted(connection, b"\x20" + bytes([len(body)]) + body)
+        until_left(connection)
+
+    assert words in survived(tmp_path, broker, absurd, caplog, times=2)
+
+
+@pytest.mark.parametrize(
+    "properties", [b"\x21\x00\x01", b"\x22\xff\xff", b"\x13\x00\x01", b"\x13\x00\x00", b"\x24\x01"]
+)
+def test_limits_that_are_small_or_large_and_allowed_are_kept(tmp_path: Path, properties: bytes) -> None:
+    most = [0]
+    body = b"\x00\x00" + bytes([len(properties)]) + properties
+
+    def strict(connection: socket.socket) -> None:
+        accepted(connection, b"\x20" + bytes([len(body)]) + body)
+        for packet in packets(connection):
+            if packet.command & 0xF6 == 0x32:
+                connection.settimeout(0.02)  # does another come before its acknowledgement?
+                try:
+                    most[0] = max(most[0], 2 if connection.recv(1, socket.MSG_PEEK) else 1)
+                except TimeoutError:
+                    most[0] = max(most[0], 1)
+                connection.settimeout(5.0)
+                connection.sendall(puback(mid_of(packet)))
+            elif packet.kind == 0xC0:
+                connection.sendall(b"\xd0\x00")
+
+    with peer(strict) as port, device(tmp_path, MqttConfig(host=HOST, port=port)) as (spool, publisher):
+        for _ in range(20):
+            spool.put(EVENTS, event())
+        wait_for(lambda: spool.stats().waiting == 0)
+        assert publisher.state.connected
+        assert publisher.state.connects == 1
+    if properties == b"\x21\x00\x01":
+        assert most[0] == 1
+
+
+def test_it_says_why_at_length_and_with_control_characters(
+    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture
+) -> None:
+    reason = b"\x1b[2J\nroot: all is well\x07" + b"x" * 60_000
+    properties = b"\x1f" + len(reason).to_bytes(2, "big") + reason
+    body = b"\x00\x87" + length_of(len(properties)) + properties
+
+    def talkative(connection: socket.socket) -> None:
+        accepted(connection, b"\x20" + length_of(len(body)) + body)
+
+    said = survived(tmp_path, broker, talkative, caplog, times=2)
+    assert "not authorised" in said
+    assert "\\n" not in said
+    assert len(said) < 500
+
+
+def test_it_lets_us_in_and_throws_us_out_again_and_again(
+    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture
+) -> None:
+    def throw_out(connection: socket.socket) -> None:
+        accepted(connection)
+        connection.sendall(b"\xe0\x02\x97\x00")
+        until_left(connection)
+
+    assert "a quota is exceeded" in survived(tmp_path, broker, throw_out, caplog, times=2)
+
+
+def test_the_password_file_cannot_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Not while the daemon starts, where that is an error in the configuration, but later."""
+    with Mosquitto(tmp_path, users={"cam": "s3cret"}) as broker:
+        config = broker.config(reconnect_max_s=0.2)
+        secret = Path(config.password_file)
+        with device(tmp_path, config) as (spool, publisher):
+            wait_for(lambda: publisher.state.connected)
+            secret.unlink()
+            if os.geteuid() == 0:  # who may read anything
+                secret.mkdir()
+            else:
+                secret.touch(mode=0o000)
+            broker.kill()
+            broker.start()
+            wait_for(lambda: "password_file" in publisher.state.detail)
+            spool.put(EVENTS, event())
+            time.sleep(0.5)
+            assert spool.stats().waiting == 1
+            secret.rmdir() if secret.is_dir() else secret.unlink()
+            secret.touch(mode=0o600)
+            secret.write_text("s3cret\n")
+            wait_for(lambda: spool.stats().waiting == 0)
+    said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(said) == 2, "the broker was lost, and then the file"
+    assert f"password_file = {secret}: " in said[1]
+    assert "s3cret" not in caplog.text

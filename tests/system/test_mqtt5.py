@@ -1,0 +1,215 @@
+"""What MQTT 5 adds to a message, and the transports, at a real broker."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from agent.comms.payload import SCHEMA_VERSION
+from agent.config import MqttConfig
+from tests.support.hostile import CONNACK_5, Packet, mid_of, packets, peer, puback, read_packet, topic_of
+from tests.support.mosquitto import HOST, Mosquitto, free_port
+from tests.support.publishing import EVENTS, TOPICS, device, event, events_of, in_order, wait_for
+from tests.support.received import Messages, Received
+
+DETECTIONS, HEALTH = TOPICS.detections("front"), TOPICS.health
+COUNT, SNAPSHOT = TOPICS.count("front", "person"), TOPICS.snapshot("front")
+
+
+def newest(messages: Messages, topic: str) -> Received:
+    return [message for message in messages if message.topic == topic][-1]
+
+
+def test_every_message_says_what_it_is_and_how_long_it_is_worth(broker: Mosquitto, tmp_path: Path) -> None:
+    messages = broker.subscribe("vedette/#")
+    with device(tmp_path, broker.config(event_expiry_s=3600)) as (spool, publisher):
+        wait_for(lambda: publisher.state.connected)
+        spool.put(EVENTS, event())
+        publisher.send(DETECTIONS, b'{"detections":[]}')
+        for topic, payload in ((HEALTH, b"{}"), (COUNT, b"3"), (SNAPSHOT, b"\xff\xd8\xff\xe0")):
+            publisher.retain(topic, payload)
+        topics = {EVENTS, DETECTIONS, HEALTH, COUNT, SNAPSHOT, TOPICS.status}
+        messages.wait(lambda m: {x.topic for x in m} >= topics)
+    found = {topic: newest(messages, topic).properties for topic in topics}
+    assert {topic: p.ContentType for topic, p in found.items()} == {
+        EVENTS: "application/json",
+        DETECTIONS: "application/json",
+        HEALTH: "application/json",
+        COUNT: "text/plain",
+        SNAPSHOT: "image/jpeg",
+        TOPICS.status: "text/plain",
+    }
+    texts = {topic for topic, p in found.items() if getattr(p, "PayloadFormatIndicator", 0) == 1}
+    assert texts == topics - {SNAPSHOT}
+    assert {topic: getattr(p, "MessageExpiryInterval", 0) for topic, p in found.items()} == {
+        **dict.fromkeys(topics, 0),
+        EVENTS: 3600,
+        DETECTIONS: 10,
+    }
+    assert all(p.UserProperty == [("schema", str(SCHEMA_VERSION))] for p in found.values())
+
+
+def test_a_will_says_what_it_is_too(broker: Mosquitto, tmp_path: Path) -> None:
+    messages = broker.subscribe(TOPICS.status)
+    command = [sys.executable, "-m", "tests.support.publishing", str(tmp_path), str(broker.port), "1", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as running:
+        messages.wait(lambda m: m.of(TOPICS.status) == [b"online"])
+        running.kill()
+    messages.wait(lambda m: m.of(TOPICS.status)[-1] == b"offline")
+    assert messages[-1].properties.ContentType == "text/plain"
+    assert messages[-1].properties.UserProperty == [("schema", str(SCHEMA_VERSION))]
+
+
+def test_an_event_expires_for_a_subscriber_that_stays_away(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path, persistence=True) as broker:
+        away = broker.subscribe("vedette/#", lasting=True)
+        away.client.disconnect()
+        wait_for(lambda: not away.client.is_connected())
+        folders = tmp_path / "a", tmp_path / "b"
+        for folder in folders:
+            folder.mkdir()
+        with device(folders[0], broker.config(event_expiry_s=1)) as (spool, _):
+            spool.put(EVENTS, event())
+            wait_for(lambda: spool.stats().waiting == 0)
+        with device(folders[1], broker.config(event_expiry_s=0)) as (spool, _):
+            spool.put(TOPICS.events("garden"), event(stream="garden"))
+            wait_for(lambda: spool.stats().waiting == 0)
+        time.sleep(2.5)
+        away.client.loop_stop()
+        away.client.reconnect()
+        away.client.loop_start()
+        away.wait(lambda m: m.of(TOPICS.events("garden")))
+        assert away.of(EVENTS) == []
+
+
+def test_topics_with_and_without_an_alias_arrive_in_order(tmp_path: Path) -> None:
+    topics = [TOPICS.events(f"camera{number}") for number in range(15)]  # mosquitto takes 10 aliases
+    with Mosquitto(tmp_path, persistence=True) as broker:
+        messages = broker.subscribe("vedette/#", lasting=True)
+        with device(tmp_path, broker.config(reconnect_max_s=0.3)) as (spool, publisher):
+            for turn in range(2):
+                for number in range(300):
+                    spool.put(topics[number % 15], event(stream=f"camera{number % 15}"))
+                    publisher.send(TOPICS.detections(f"camera{number % 15}"), b"{}")
+                if turn == 0:
+                    time.sleep(0.1)
+                    broker.stop()
+                    broker.start()  # a new connection knows of no alias
+            wait_for(lambda: spool.stats().waiting == 0, 30)
+            wait_for(lambda: len({e.id for t in topics for e in events_of(messages.of(t))}) == 600)
+    for number, topic in enumerate(topics):
+        arrived = in_order(events_of(messages.of(topic)))
+        assert len(arrived) == 40
+        assert {e.stream for e in arrived} == {f"camera{number}"}
+        assert [e.seq for e in arrived] == sorted(e.seq for e in arrived)
+
+
+def test_within_what_the_broker_takes_a_topic_is_sent_in_full_once(tmp_path: Path) -> None:
+    sent: list[Packet] = []
+
+    def serve(connection: socket.socket) -> None:
+        assert read_packet(connection).body[7] & 0x02, "a clean start"
+        connection.sendall(b"\x20\x06\x00\x00\x03\x22\x00\x01")  # one alias
+        for packet in packets(connection):
+            if packet.kind == 0x30:
+                sent.append(packet)
+                if packet.command & 0x06:
+                    connection.sendall(puback(mid_of(packet)))
+
+    with peer(serve) as port, device(tmp_path, MqttConfig(host=HOST, port=port)) as (spool, _):
+        for _ in range(3):
+            spool.put(EVENTS, event())
+            spool.put(TOPICS.events("garden"), event(stream="garden"))
+        wait_for(lambda: spool.stats().waiting == 0)
+    topics = [topic_of(packet) for packet in sent if b"appeared" in packet.body]
+    assert topics == [EVENTS, *[TOPICS.events("garden"), ""] * 2, TOPICS.events("garden")]
+
+
+def test_a_broker_that_does_not_know_its_own_aliases_gets_none(tmp_path: Path) -> None:
+    connections: list[list[str]] = []
+
+    def serve(connection: socket.socket) -> None:
+        read_packet(connection)
+        connection.sendall(b"\x20\x06\x00\x00\x03\x22\x00\x05")
+        topics: list[str] = []
+        connections.append(topics)
+        for packet in packets(connection):
+            if packet.kind != 0x30:
+                continue
+            topics.append(topic_of(packet))
+            if not topics[-1]:
+                connection.sendall(b"\xe0\x02\x94\x00")
+                continue
+            connection.sendall(puback(mid_of(packet)))
+
+    with (
+        peer(serve) as port,
+        device(tmp_path, MqttConfig(host=HOST, port=port, reconnect_max_s=0.2)) as (spool, publisher),
+    ):
+        for _ in range(10):
+            spool.put(EVENTS, event())
+        wait_for(lambda: spool.stats().waiting == 0)
+        assert ["" in topics for topics in connections] == [True, *[False] * (len(connections) - 1)]
+        assert "topic alias" in publisher.state.trouble
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_over_a_websocket(tmp_path: Path, tls: bool) -> None:
+    port = free_port()
+    lines = [f"listener {port} {HOST}", "protocol websockets"]
+    folder = tmp_path / "mosquitto"
+    if tls:
+        lines += [f"certfile {folder}/server.pem", f"keyfile {folder}/server.key"]
+    with Mosquitto(tmp_path, tls=tls, lines=tuple(lines)) as broker:
+        messages = broker.subscribe("vedette/#")
+        config = broker.config(port=port, transport="websockets", ws_path="/mqtt")
+        with device(tmp_path, config) as (spool, publisher):
+            for _ in range(200):
+                spool.put(EVENTS, event())
+            publisher.retain(SNAPSHOT, b"\xff\xd8" + bytes(300_000))
+            messages.wait(lambda m: len(m.of(EVENTS)) == 200 and m.of(SNAPSHOT))
+            wait_for(lambda: spool.stats().waiting == 0)
+            assert publisher.state.detail == f"MQTT 5 over WebSocket{' and TLS' if tls else ''}"
+        messages.wait(lambda m: m.of(TOPICS.status) == [b"online", b"stopped"])
+    assert [e.seq for e in events_of(messages.of(EVENTS))] == list(range(1, 201))
+
+
+def test_a_port_that_is_no_websocket_is_told(broker: Mosquitto, tmp_path: Path) -> None:
+    config = broker.config(transport="websockets", reconnect_max_s=0.2)
+    with device(tmp_path, config) as (_, publisher):
+        wait_for(lambda: "does not answer as a WebSocket; check [mqtt] port" in publisher.state.detail)
+
+
+def test_alpn_picks_mqtt_on_a_port_that_others_share(tmp_path: Path) -> None:
+
+    with Mosquitto(tmp_path, tls=True) as broker:  # for its certificates
+        offered: list[str | None] = []
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(broker.folder / "server.pem", broker.folder / "server.key")
+        context.set_alpn_protocols(["http/1.1", "mqtt"])
+
+        def serve(connection: socket.socket) -> None:
+            assert isinstance(connection, ssl.SSLSocket)
+            offered.append(connection.selected_alpn_protocol())
+            read_packet(connection)
+            connection.sendall(CONNACK_5)
+            list(packets(connection))
+
+        with peer(serve, context) as port:
+            config = broker.config(port=port, alpn=("mqtt",))
+            with device(tmp_path, config) as (_, publisher):
+                wait_for(lambda: publisher.state.connected)
+    assert offered == ["mqtt"]
+
+
+def test_mosquitto_takes_alpn(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path, tls=True) as broker:
+        messages = broker.subscribe("vedette/#")
+        with device(tmp_path, broker.config(alpn=("mqtt",))):
+            messages.wait(lambda m: m.of(TOPICS.status) == [b"online"])

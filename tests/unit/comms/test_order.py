@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.comms.order import _LOOK_LAST_S, _PROVEN_S, _STABLE_S, LOOK_FIRST_S, Order
+
+PATIENCE_S = 10.0
+
+
+def order(count: int = 3) -> Order:
+    return Order(count, PATIENCE_S, 0.0)
+
+
+def test_a_single_broker_is_tried_again_after_a_pause() -> None:
+    one = order(1)
+    for now in range(100):
+        assert not one.failed(float(now), at_once=True)
+        assert one.current == 0
+
+
+def test_the_first_is_given_time_and_the_others_are_tried_in_their_order_at_once() -> None:
+    it = order()
+    assert not it.failed(1.0)
+    assert not it.failed(9.9)
+    assert it.current == 0
+    assert it.failed(10.0)
+    assert it.current == 1
+    assert it.failed(10.1)
+    assert it.current == 2
+    assert not it.failed(10.2), "a round is over: a pause"
+    assert it.current == 0
+    assert it.failed(11.0), "the next round begins without patience"
+
+
+def test_a_broker_that_refuses_us_is_not_waited_for() -> None:
+    it = order()
+    assert it.failed(0.1, at_once=True)
+    assert it.current == 1
+
+
+def test_a_short_restart_of_the_first_moves_nobody() -> None:
+    it = order()
+    it.worked(1.0)
+    assert not it.lost(1000.0)
+    assert not it.failed(1005.0)
+    assert it.current == 0
+    assert it.failed(1010.0)
+
+
+def test_a_first_that_never_stays_is_left_too() -> None:
+    it = order()
+    now = 0.0
+    while it.current == 0:
+        it.worked(now)
+        now += 1.0
+        it.lost(now)
+        assert now < 60.0
+    assert it.current == 1
+
+
+def test_when_a_fallback_is_lost_the_first_is_tried_first_and_without_patience() -> None:
+    it = order()
+    it.failed(20.0)
+    it.worked(21.0)
+    assert not it.lost(500.0)
+    assert it.current == 0
+    assert it.failed(500.5)
+    assert it.current == 1
+
+
+def test_a_look_is_due_only_on_a_fallback_and_more_rarely_when_the_first_does_not_stay() -> None:
+    it = order()
+    it.worked(0.0)
+    assert not it.is_look_due(1e9)
+    pauses = []
+    now = 0.0
+    for _ in range(9):
+        it.lost(now + _STABLE_S)
+        it.failed(now + _STABLE_S + PATIENCE_S)
+        now += _STABLE_S + PATIENCE_S
+        it.worked(now)
+        low, high = 0.0, 1e6
+        while high - low > 0.1:
+            middle = (low + high) / 2
+            low, high = (low, middle) if it.is_look_due(now + middle) else (middle, high)
+        pauses.append(round(high))
+        now += high
+        it.looked(now)
+        assert not it.is_look_due(now + 1)
+        it.moved(0, now)
+    assert pauses == [min(_LOOK_LAST_S, LOOK_FIRST_S * 2**turn) for turn in range(9)]
+    it.lost(now + _PROVEN_S)
+    it.failed(now + _PROVEN_S + PATIENCE_S)
+    it.worked(now)
+    assert it.is_look_due(now + LOOK_FIRST_S), "it has stayed"
+
+
+def test_the_middle_one_is_moved_to_and_the_first_still_looked_for() -> None:
+    it = order()
+    it.failed(20.0)
+    it.failed(20.0)
+    it.worked(20.0)
+    it.moved(1, 100.0)
+    assert it.current == 1
+    assert it.is_look_due(100.0 + 2 * LOOK_FIRST_S)
+
+
+@given(
+    st.integers(1, 4), st.lists(st.tuples(st.sampled_from(["fail", "refuse", "work", "lose"]), st.floats(0, 900)))
+)
+def test_whatever_happens_a_broker_is_current_and_none_is_tried_twice_in_one_round(
+    count: int, steps: list[tuple[str, float]]
+) -> None:
+    it, now, in_a_row = order(count), 0.0, 0
+    for step, pause in steps:
+        now += pause
+        if step == "work":
+            it.worked(now)
+            in_a_row = 0
+        else:
+            at_once = it.lost(now) if step == "lose" else it.failed(now, at_once=step == "refuse")
+            in_a_row = in_a_row + 1 if at_once else 0
+        assert 0 <= it.current < count
+        assert in_a_row < count
+        assert it.current > 0 or not it.is_look_due(math.nextafter(math.inf, 0))
