@@ -106,10 +106,11 @@ def run_scenarios(
         VedetteError: LoadGen is not installed, or cannot write there. KeyboardInterrupt: after LoadGen has ended.
     """
     version, done = check(), list[Scenario]()
-    options = Options(threads=plan.threads)
-    reason = ""
+    options, reason = Options(threads=plan.threads), ""
     try:
-        with closing(WorkerSession(model, plan, options, patience_s=patience_s)) as session:
+        # Nobody knows yet what is long for this model on this board.
+        opened = WorkerSession(model, plan, options, deadline_s=patience_s, patience_s=patience_s)
+        with closing(opened) as session:
             whole = Whole(session, model.manifest)
             run = _Run(session, whole, inputs(whole.inputs))
             quickest_s = run.warm_up()

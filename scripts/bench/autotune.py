@@ -1,11 +1,11 @@
 """Choosing the number of threads: how much slower is the chosen one than the best of all?
 
-For each bundled model and rung the choice is made as the daemon makes it, again and again, by latency and by
-energy. Every number of threads is measured independently of that, in this process, as the daemon runs what was
-chosen: all are open at the same time and take turns, in many rounds. Of these the half counts in which other
-programs used the processor least, and of it the median. Choices count that were made while others used at most a
-quarter of it, as `vedette doctor` has it. Some more are made while a load of this bench's own comes and goes, to
-see what that does to them; they have no target.
+In several passes over the bundled models and rungs the choice is made as the daemon makes it, by latency and by
+energy, and every number of threads is measured independently of that: in this process, as the daemon runs what
+was chosen; all are open at the same time and take turns. Of these rounds the half counts in which other programs
+used the processor least, and of it the median. Choices count that were made while others used at most a quarter
+of it, as `vedette doctor` has it. The others, and some that are made while a load of this bench's own comes and
+goes, are those under a load: they have no target.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import common
@@ -32,7 +32,6 @@ from agent.config import SelectionConfig
 from agent.golden import golden
 from agent.health.machine import Busy
 from agent.library import open_model
-from agent.manifest import Model
 
 MODELS = (
     ("nanodet", "256"),
@@ -41,7 +40,6 @@ MODELS = (
     ("small-speech", "3"),
     ("small-speech", "12"),
 )
-QUICK = MODELS[::4]
 BY: tuple[By, ...] = ("latency", "energy")
 LIMIT = 1.05
 _BUSY = 0.25
@@ -53,84 +51,115 @@ Costs = dict[By, dict[int, float]]
 """What is compared → number of threads → ms."""
 
 
-class Choice(NamedTuple):
-    """The numbers of threads that the daemon would run a model with, and what others used of the processor."""
+class Plan(NamedTuple):
+    """How long it takes: passes, at most twice as many; rounds in each; choices under a load; s for passes."""
 
-    threads: dict[By, int]
-    busy: float
+    passes: int
+    rounds: int
+    loaded: int
+    seconds: float
 
-    def ratio(self, costs: Costs, by: By) -> float:
-        """What it costs against the best."""
-        return costs[by][self.threads[by]] / min(costs[by].values())
+
+class Subject:
+    """A model, its sessions with each number of threads, and what was found.
+
+    Attributes:
+        name: of the model and the rung. calm, loaded: the choices.
+    """
+
+    def __init__(self, name: str, rung: str, threads_max: int) -> None:
+        self.name, self.model, self._threads_max = f"{name} {rung}", open_model(name, rung), threads_max
+        self.calm: list[dict[By, int]] = []
+        self.loaded: list[dict[By, int]] = []
+        self._rounds: list[tuple[float, dict[int, tuple[float, float]]]] = []
+        self._wholes: dict[int, Whole] = {}
+        for threads in range(1, threads_max + 1):
+            session = CpuBackend().open(self.model, Options(threads=threads))
+            self._wholes[threads] = Whole(session, self.model.manifest)
+            self._wholes[threads].answers(golden(self.model)(self._wholes[threads].inputs))
+
+    def measure(self) -> None:
+        """One round: each number of threads has a turn."""
+        busy, own, began = Busy(), time.process_time(), time.monotonic()
+        order = sorted(self._wholes, reverse=bool(len(self._rounds) % 2))
+        turns = {threads: turn(self._wholes[threads]) for threads in order}
+        cores_s = (time.monotonic() - began) * (os.cpu_count() or 1)
+        self._rounds.append((max(0.0, busy.others() - (time.process_time() - own) / cores_s), turns))
+
+    def choose(self, *, loaded: bool = False) -> None:
+        """Choose as the daemon does."""
+        busy = Busy()
+        tried = survey(self.model, [], self._threads_max, inputs=golden(self.model))
+        chosen = {by: decide(tried, [], by).cpu.threads for by in BY}
+        (self.calm if busy.others() <= _BUSY and not loaded else self.loaded).append(chosen)
+
+    def costs(self) -> Costs:
+        """What an inference costs with each number of threads."""
+        calm = self._calmer()
+        return {
+            by: {
+                threads: statistics.median(turns[threads][place] for _, turns in calm) for threads in self._wholes
+            }
+            for place, by in enumerate(BY)
+        }
+
+    @property
+    def others(self) -> float:
+        """Share of the processor that others used in the rounds that count."""
+        return statistics.mean(others for others, _ in self._calmer())
+
+    def _calmer(self) -> list[tuple[float, dict[int, tuple[float, float]]]]:
+        return sorted(self._rounds, key=lambda one: one[0])[: len(self._rounds) // 2]
 
 
 def main() -> None:
     args = common.arguments(__doc__ or "").parse_args()
-    models, wanted, rounds = (QUICK, 2, 12) if args.quick else (MODELS, 8, 100)
+    plan = Plan(2, 6, 1, 22.0) if args.quick else Plan(6, 10, 3, 600.0)
     threads_max = min(SelectionConfig().threads_max, len(os.sched_getaffinity(0)))
-    figures = {"threads_max": float(threads_max), "choices": 0.0}
-    for name, rung in models:
-        model = open_model(name, rung)
-        costs, others = measured(model, threads_max, rounds)
-        calm = choices(model, threads_max, wanted)
-        with load():
-            loaded = [choice(model, threads_max) for _ in range(wanted // 2)]
-        figures["choices"] += len(calm)
-        for by in BY:
-            told = ", ".join(f"{threads}: {ms:.3f} ms" for threads, ms in costs[by].items())
-            print(f"{name} {rung}, {by}: {told} (others used {others:.0%})")
-            for when, some in (("", calm), ("_under_load", loaded)):
-                print(f"    chosen{when.replace('_', ' ')}: {', '.join(str(one.threads[by]) for one in some)}")
-                worst = max((one.ratio(costs, by) for one in some), default=0.0)
-                for figure in (f"{name}_{rung}_{by}{when}_ratio", f"worst_{by}{when}_ratio"):
-                    figures[figure] = max(worst, figures.get(figure, 0.0))
-    figures["worst_ratio"] = max(figures[f"worst_{by}_ratio"] for by in BY)
-    enough = figures["choices"] >= len(models)
-    if not enough:
-        print("other programs kept the processor so busy that hardly a choice counts: run this again")
-    meets = enough and figures["worst_ratio"] <= LIMIT
+    subjects = [Subject(name, rung, threads_max) for name, rung in (MODELS[::4] if args.quick else MODELS)]
+    run(subjects, plan)
+    figures = {"threads_max": float(threads_max), "choices": float(sum(len(one.calm) for one in subjects))}
+    for subject in subjects:
+        figures |= told(subject)
+    for kind in ("ratio", "under_load_ratio"):
+        found = [value for name, value in figures.items() if name.endswith(("latency_" + kind, "energy_" + kind))]
+        figures[f"worst_{kind}"] = max(found, default=0.0)
+    if missing := [subject.name for subject in subjects if not subject.calm]:
+        print(f"others kept the processor so busy that no choice counts of {', '.join(missing)}: run this again")
+    meets = not missing and figures["worst_ratio"] <= LIMIT
     common.conclude("autotune", figures, {"worst_ratio": f"<= {LIMIT}"}, meets)
 
 
-def choices(model: Model, threads_max: int, wanted: int) -> list[Choice]:
-    """So many choices while others were calm, or as many as there are in half as many attempts more."""
-    made: list[Choice] = []
-    for _ in range(wanted + wanted // 2):
-        one = choice(model, threads_max)
-        if one.busy <= _BUSY:
-            made.append(one)
-        if len(made) == wanted:
+def run(subjects: list[Subject], plan: Plan) -> None:
+    """Measure and choose in passes, until each has as many choices that count as there were to be passes."""
+    until = time.monotonic() + plan.seconds
+    for number in range(2 * plan.passes):
+        enough = all(len(subject.calm) >= plan.passes for subject in subjects)
+        if (number >= plan.passes and enough) or time.monotonic() > until:
             break
-    return made
+        for subject in subjects:
+            for _ in range(plan.rounds):
+                subject.measure()
+            subject.choose()
+    with load():
+        for subject in subjects * plan.loaded:
+            subject.choose(loaded=True)
 
 
-def choice(model: Model, threads_max: int) -> Choice:
-    """Choose as the daemon does."""
-    busy = Busy()
-    tried = survey(model, [], threads_max, inputs=golden(model))
-    return Choice({by: decide(tried, [], by).cpu.threads for by in BY}, busy.others())
-
-
-def measured(model: Model, threads_max: int, rounds: int) -> tuple[Costs, float]:
-    """What an inference costs with each number of threads, and what others used of the processor meanwhile."""
-    found: list[tuple[float, dict[int, tuple[float, float]]]] = []
-    with ExitStack() as open_:
-        wholes = {}
-        for threads in range(1, threads_max + 1):
-            session = open_.enter_context(closing(CpuBackend().open(model, Options(threads=threads))))
-            wholes[threads] = Whole(session, model.manifest)
-            wholes[threads].answers(golden(model)(wholes[threads].inputs))
-        for number in range(rounds):
-            busy, own, began = Busy(), time.process_time(), time.monotonic()
-            turns = {threads: turn(wholes[threads]) for threads in sorted(wholes, reverse=bool(number % 2))}
-            cores_s = (time.monotonic() - began) * (os.cpu_count() or 1)
-            found.append((busy.others() - (time.process_time() - own) / cores_s, turns))
-    calm = sorted(found, key=lambda one: one[0])[: rounds // 2]
-    costs: Costs = {
-        by: {threads: statistics.median(turns[threads][place] for _, turns in calm) for threads in wholes}
-        for place, by in enumerate(BY)
-    }
-    return costs, statistics.mean(max(0.0, others) for others, _ in calm)
+def told(subject: Subject) -> dict[str, float]:
+    """Print what was found of a subject; gives its ratios."""
+    figures, costs = {}, subject.costs()
+    for by in BY:
+        each = ", ".join(f"{threads}: {ms:.3f} ms" for threads, ms in costs[by].items())
+        print(f"{subject.name}, {by}: {each} (others used {subject.others:.0%})")
+        for when, some in (("", subject.calm), ("_under_load", subject.loaded)):
+            print(
+                f"    chosen{when.replace('_', ' ')}: {', '.join(str(one[by]) for one in some) or 'none counts'}"
+            )
+            if some:
+                worst = max(costs[by][one[by]] for one in some)
+                figures[f"{subject.name.replace(' ', '_')}_{by}{when}_ratio"] = worst / min(costs[by].values())
+    return figures
 
 
 def turn(whole: Whole) -> tuple[float, float]:
