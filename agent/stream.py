@@ -8,49 +8,29 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.capture.source import check_uri
 from agent.comms.payload import ModelId, StreamHealth
-from agent.comms.reporter import Board, EventSink, Reporter
-from agent.comms.topics import Topics
+from agent.comms.reporter import Reporter
 from agent.config import StreamConfig
 from agent.corridor import Corridor, Tally
+from agent.desk import Desk as Desk
 from agent.errands import Errands
 from agent.errors import BackendError, CommandError, VedetteError
 from agent.library import open_model
 from agent.manifest import Model
+from agent.meter import Meter
 from agent.senses import Input, Sense, open_corridor, open_sense, prepare_sense
 
 if TYPE_CHECKING:
-    from agent.compute.infer.backend import Opener
     from agent.filming import Filming
-    from agent.storage.recorder import Recorder
 
 log = logging.getLogger(__name__)
 
 _RESTART_FIRST_S, _RESTART_LAST_S = 1.0, 60.0
 
 State = Literal["starting", "running", "degraded", "lost", "ended", "failed", "disabled"]
-
-
-class Desk(Struct, frozen=True):
-    """What a stream reports to: the same for all of a device.
-
-    Attributes:
-        topics: of the device.
-        events: the spool.
-        board: the broker.
-        opener: of models' sessions; None: `auto` is the CPU.
-        recorder: of clips; None: there are none.
-    """
-
-    topics: Topics
-    events: EventSink
-    board: Board
-    opener: Opener | None = None
-    recorder: Recorder | None = None
 
 
 class Stream:
@@ -71,7 +51,7 @@ class Stream:
         self._filming: Filming | None = None
         self._model: Model | None = None
         self._rung = config.rung  # that the model was opened with
-        self._before, self._before_at = Tally(), time.monotonic()
+        self._meter = Meter()
         self._errands = Errands()
 
     def prepare(self) -> None:
@@ -203,12 +183,7 @@ class Stream:
 
     def health(self) -> StreamHealth:
         """State now, and rates since the last call."""
-        now = time.monotonic()
-        tally = self._pipeline.tally if self._pipeline else Tally()
-        tally = Tally(tally.frames, tally.inferences, tally.infer_ns)
-        before, seconds = self._before, max(1e-3, now - self._before_at)
-        self._before, self._before_at = tally, now
-        inferences = max(0, tally.inferences - before.inferences)
+        rates = self._meter.look(self._pipeline.tally if self._pipeline else Tally())
         capture = self._source.stats if self._source else None
         sense, model = self._sense, self._model  # the stream's thread may close its own meanwhile
         backend, rung = sense.answered_by if sense else ("", "")
@@ -216,9 +191,9 @@ class Stream:
         return StreamHealth(
             state=state,
             detail=detail,
-            fps=round(max(0, tally.frames - before.frames) / seconds, 2),
-            inferences_per_s=round(inferences / seconds, 2),
-            infer_ms=round((tally.infer_ns - before.infer_ns) / 1e6 / inferences, 3) if inferences else 0.0,
+            fps=rates.fps,
+            inferences_per_s=rates.inferences_per_s,
+            infer_ms=rates.infer_ms,
             frames=capture.frames if capture else 0,
             dropped=capture.dropped if capture else 0,
             reopened=capture.reopened if capture else 0,
@@ -278,7 +253,7 @@ class Stream:
         self._source, self._pipeline, self._filming = open_corridor(
             self.name, self.config, self._sense, reporter, self._changed, desk.recorder
         )
-        self._before = Tally()
+        self._meter.reset()
         self._source.start()
         self.state, self.detail = "running", ""
         try:

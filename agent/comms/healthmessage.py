@@ -1,0 +1,101 @@
+"""`<device>/health`: how a device is, with its streams, its spool and its line to the broker."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from msgspec import Struct
+
+
+class SpoolHealth(Struct, frozen=True):
+    """State of the spool.
+
+    Attributes:
+        waiting: events not yet acknowledged.
+        bytes: that they take.
+        dropped: events that went without having been delivered, ever.
+        on: `disk`, or `memory` while the disk fails or where it is so configured.
+        dropped_by: of these, by reason: `bytes` and `age`, the bounds of the spool; `memory`, they lay there only
+            when the daemon stopped (what a crash takes is not known); `unsendable`, no broker takes them.
+    """
+
+    waiting: int
+    bytes: int
+    dropped: int
+    on: str
+    dropped_by: dict[str, int] = {}
+
+
+class StreamHealth(Struct, frozen=True):
+    """State of one stream.
+
+    Attributes:
+        state: starting | running | degraded (its device fails, and the CPU answers) | lost | ended | failed |
+            disabled.
+        detail: why, when it is not running.
+        fps: frames handled per second, over the last interval.
+        inferences_per_s: of those, frames that were inferred.
+        infer_ms: mean of the last interval.
+        frames, dropped, reopened: since start.
+        tracks: alive now.
+        model, backend, rung: in use.
+        set_by_command: what operators have set against the configuration file.
+    """
+
+    state: str
+    detail: str = ""
+    fps: float = 0.0
+    inferences_per_s: float = 0.0
+    infer_ms: float = 0.0
+    frames: int = 0
+    dropped: int = 0
+    reopened: int = 0
+    tracks: int = 0
+    model: str = ""
+    backend: str = ""
+    rung: str = ""
+    set_by_command: tuple[str, ...] = ()
+
+
+class LinkHealth(Struct, frozen=True):
+    """The line to the broker.
+
+    Attributes:
+        broker: `host:port` of the one that this came over.
+        how: protocol, encryption and user.
+        fallback: whether that is not the first of the configuration.
+        connects: how often a broker has accepted us, since start.
+        trouble: where and why the line was lost last, such as another client with our client id; empty: never.
+    """
+
+    broker: str
+    how: str
+    fallback: bool = False
+    connects: int = 0
+    trouble: str = ""
+
+
+class HealthMessage(Struct, frozen=True):
+    """`<device>/health`, retained.
+
+    Attributes:
+        version: of Vedette.
+        at: UTC.
+        uptime_s: of the daemon, s.
+        streams: by name.
+        spool: see `SpoolHealth`.
+        rss_mb: resident memory of the daemon, MB.
+        temperature_c: hottest thermal zone, °C, where there is one.
+        hot: whether that has reached `thermal.warn_c`, and is not 5 °C below it again.
+        link: see `LinkHealth`; None when there was no connection as this was written.
+    """
+
+    version: str
+    at: datetime
+    uptime_s: float
+    streams: dict[str, StreamHealth]
+    spool: SpoolHealth
+    rss_mb: float
+    temperature_c: float | None = None
+    hot: bool = False
+    link: LinkHealth | None = None
