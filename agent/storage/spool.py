@@ -164,7 +164,8 @@ class Spool:
 
     @property
     def _ready(self) -> int:
-        return self._backlog.given if self._in_memory else self._backlog.ready
+        # What could be sent once can be sent: also while a disk that is back takes what lay in memory.
+        return self._backlog.given if self._in_memory else max(self._announced, self._backlog.ready)
 
     def _run(self) -> None:
         going_on = True

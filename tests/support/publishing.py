@@ -55,7 +55,10 @@ def events_of(payloads: Iterable[bytes]) -> list[payload.EventMessage]:
 
 def in_order(events: Iterable[payload.EventMessage]) -> list[payload.EventMessage]:
     """As a subscriber that drops repeated ids sees them."""
-    return list({event.id: event for event in reversed(list(events))}.values())[::-1]
+    first: dict[str, payload.EventMessage] = {}
+    for event in events:
+        first.setdefault(event.id, event)
+    return list(first.values())
 
 
 class Kept:

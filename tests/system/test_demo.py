@@ -138,7 +138,7 @@ def test_nothing_seen_is_said_so(tmp_path: Path) -> None:
     assert "annotated picture" not in shown
 
 
-@pytest.mark.parametrize("written", ["soon", "5h", "-1", "1e3"])
+@pytest.mark.parametrize("written", ["soon", "5w", "-1", "1e3"])
 def test_a_duration_is_seconds_or_minutes(written: str) -> None:
     result = CliRunner().invoke(demo, ["--for", written])
     assert result.exit_code == 2

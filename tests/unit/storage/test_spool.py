@@ -420,3 +420,35 @@ def test_another_program_that_holds_the_database_is_waited_out(
     wait_for(lambda: opened.stats().on == "disk")
     assert numbers(opened) == [1, 2, 3]
     opened.close()
+
+
+def test_what_could_be_peeked_can_be_peeked_while_a_disk_that_is_back_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
+    opened = filled(tmp_path, 1)
+    commit, broken, back, seen = Table.commit, threading.Event(), threading.Event(), list[list[int]]()
+
+    def fail(self: Table, batch: Batch) -> None:
+        if not broken.is_set():
+            raise OSError(5, "Input/output error")
+        commit(self, batch)
+
+    write = disk.Disk.write
+
+    def slow(self: disk.Disk, batch: Batch) -> bool:
+        done = write(self, batch)
+        if done and not back.is_set():
+            seen.append(numbers(opened))
+            back.set()
+        return done
+
+    monkeypatch.setattr(Table, "commit", fail)
+    monkeypatch.setattr(disk.Disk, "write", slow)
+    opened.put(TOPIC, b"x")
+    wait_for(lambda: numbers(opened) == [1, 2])
+    wait_for(lambda: opened.stats().on == "memory")
+    broken.set()
+    assert back.wait(5.0)
+    assert seen == [[1, 2]]
+    opened.close()
