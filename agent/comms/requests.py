@@ -1,7 +1,7 @@
 """Requests: commands on their way from the line to the daemon, and their answers on the way back.
 
 `take` runs in the thread that keeps the line and only takes note. What is retained is refused, since it would be
-done again at every start; what comes twice is answered twice and done once.
+done again at every start; what comes twice is done once, and answered again if it has been answered already.
 """
 
 from __future__ import annotations

@@ -167,9 +167,9 @@ def test_a_repeated_delivery_is_done_once_and_answered_twice(vedette: Vedette, o
     at_work(operator)
     taken = len(operator.messages.of(TOPICS.snapshot("front")))
     answer_to = f"{TOPICS.answer('snapshot')}/me"
-    for _ in range(3):
+    for answers in (1, 2, 3):  # what is repeated before the first is answered has its answer in that
         operator.request("snapshot", b'{"stream":"front"}', answer_to, b"once")
-    operator.messages.wait(lambda m: len(m.of(answer_to)) == 3)
+        wait_for(lambda: len(operator.messages.of(answer_to)) == answers)  # noqa: B023 - it is called here
     at_work(operator)
     assert len(operator.messages.of(TOPICS.snapshot("front"))) <= taken + 2, "one, and perhaps that of an event"
 

@@ -57,7 +57,16 @@ def test_every_message_says_what_it_is_and_how_long_it_is_worth(broker: Mosquitt
 
 def test_a_will_says_what_it_is_too(broker: Mosquitto, tmp_path: Path) -> None:
     messages = broker.subscribe(TOPICS.status)
-    command = [sys.executable, "-m", "tests.support.publishing", str(tmp_path), str(broker.port), "1", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.publishing",
+        str(tmp_path),
+        str(broker.port),
+        "1",
+        "0",
+        "event",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as running:
         messages.wait(lambda m: m.of(TOPICS.status) == [b"online"])
         running.kill()
