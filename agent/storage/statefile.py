@@ -7,6 +7,7 @@ from pathlib import Path
 
 from agent.errors import StorageError, reason_of
 from agent.storage.durable import sync_folder, write_atomic
+from agent.storage.regular import read_regular
 
 _LARGEST = 1024**2
 _ASIDE = ".damaged"
@@ -22,13 +23,10 @@ class StateFile:
         """What was written last; empty: nothing.
 
         Raises:
-            StorageError: it is there and cannot be read, or is far too large.
+            StorageError: it is there and cannot be read, is far too large, or is no file.
         """
         try:
-            size = self.path.stat().st_size
-            if size > _LARGEST:
-                raise StorageError(f"{self.path}: {size} bytes; at most {_LARGEST} are read")
-            return self.path.read_bytes()
+            return read_regular(self.path, _LARGEST)
         except FileNotFoundError:
             return b""
         except OSError as error:

@@ -13,18 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agent.errors import StorageError, reason_of
+from agent.storage.regular import SAFE, check_kind, read_regular
 
 _FOLDER = "verdicts"
 _LARGEST = 1024**2
-_SAFE = os.O_NOFOLLOW | os.O_CLOEXEC
-_KINDS = {
-    stat.S_IFLNK: "a link",
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 class Verdicts:
@@ -51,7 +43,7 @@ class Verdicts:
         path = self.path(model, key)
         try:
             with _opened(self._state) as state, _inside(state, self._folder) as folder:
-                return _content(folder, path)
+                return read_regular(path, _LARGEST, folder)
         except FileNotFoundError:
             return b""
         except OSError as error:
@@ -96,29 +88,12 @@ def _opened(state: Path) -> Iterator[int]:
 @contextmanager
 def _inside(state: int, path: Path) -> Iterator[int]:
     """The folder of the verdicts, a descriptor."""
-    _check_kind(os.stat(path.name, dir_fd=state, follow_symlinks=False), stat.S_IFDIR, path)
-    descriptor = os.open(path.name, os.O_RDONLY | os.O_DIRECTORY | _SAFE, dir_fd=state)
+    check_kind(os.stat(path.name, dir_fd=state, follow_symlinks=False), stat.S_IFDIR, path)
+    descriptor = os.open(path.name, os.O_RDONLY | os.O_DIRECTORY | SAFE, dir_fd=state)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _content(folder: int, path: Path) -> bytes:
-    _check_kind(os.stat(path.name, dir_fd=folder, follow_symlinks=False), stat.S_IFREG, path)
-    with os.fdopen(os.open(path.name, os.O_RDONLY | os.O_NONBLOCK | _SAFE, dir_fd=folder), "rb") as file:
-        _check_kind(os.fstat(file.fileno()), stat.S_IFREG, path)
-        content = file.read(_LARGEST + 1)
-    if len(content) > _LARGEST:
-        raise StorageError(f"{path}: is larger than a verdict can be: at most {_LARGEST} bytes are read")
-    return content
-
-
-def _check_kind(found: os.stat_result, wanted: int, path: Path) -> None:
-    kind = stat.S_IFMT(found.st_mode)
-    if kind != wanted:
-        expected = "a folder" if wanted == stat.S_IFDIR else "a file"
-        raise StorageError(f"{path}: is {_KINDS.get(kind, 'a file')} where {expected} is expected: remove it")
 
 
 def _created(state: int) -> bool:
@@ -141,7 +116,7 @@ def _replace(folder: int, name: str, content: bytes, owner: os.stat_result) -> N
     with suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=folder)
     try:
-        made = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE, 0o644, dir_fd=folder)
+        made = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE, 0o644, dir_fd=folder)
         with os.fdopen(made, "wb") as file:
             _give(made, owner)
             file.write(content)

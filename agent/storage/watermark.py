@@ -13,6 +13,9 @@ import os
 import time
 from pathlib import Path
 
+from agent.errors import StorageError
+from agent.storage.regular import read_regular
+
 BLOCK = 10_000
 """Numbers that are reserved by one write, and the largest gap that a repair makes."""
 
@@ -43,11 +46,11 @@ class Watermark:
         self.path = path
         self.value, self.trusted, self.known, self.void = 0, True, False, False
         try:
-            number, state = path.read_text(encoding="ascii").split()
+            number, state = read_regular(path, _LENGTH).decode("ascii").split()
             if number.isdecimal() and state in _STATES:
                 self.value, self.trusted, self.known = int(number), state == "disk", True
                 self.void = state == "void"
-        except (OSError, ValueError):
+        except (OSError, ValueError, StorageError):
             pass
 
     def after(self) -> int:

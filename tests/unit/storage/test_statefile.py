@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_what_cannot_be_used_is_told_with_its_path(tmp_path: Path, monkeypatch: 
     file.path.rmdir()
     file.write(b"12345")
     monkeypatch.setattr(module, "_LARGEST", 4)
-    with pytest.raises(StorageError, match="5 bytes; at most 4 are read"):
+    with pytest.raises(StorageError, match="too large: at most 4 bytes are read"):
         file.read()
 
 
@@ -57,3 +58,15 @@ def test_a_damaged_one_is_kept_for_people(tmp_path: Path) -> None:
     aside = file.set_aside()
     assert (aside.read_bytes(), file.read()) == (b"{", b"")
     assert file.set_aside() == aside, "there is nothing to set aside"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_refused_at_once_and_can_be_set_aside(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    file = StateFile(tmp_path / "overrides.json")
+    make(file.path)
+    with pytest.raises(StorageError, match="where a file is expected"):
+        file.read()
+    file.set_aside()
+    assert file.read() == b""

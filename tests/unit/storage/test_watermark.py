@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -32,3 +33,8 @@ def test_without_a_watermark_a_number_comes_from_the_clock(
     assert Watermark(tmp_path / "none").after() > 1_700_000_000_000_000
     monkeypatch.setattr(time, "time", lambda: 5.0)
     assert Watermark(tmp_path / "none").after() == 1_700_000_000_000_000
+
+
+def test_a_pipe_in_its_place_holds_nothing_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "spool.seq")
+    assert not Watermark(tmp_path / "spool.seq").known

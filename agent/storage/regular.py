@@ -1,0 +1,54 @@
+"""Small files of ours, read only where they are files: somebody else might have put a pipe, which never ends."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from agent.errors import StorageError
+
+SAFE = os.O_NOFOLLOW | os.O_CLOEXEC
+_KINDS = {
+    stat.S_IFLNK: "a link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def read_regular(path: Path, largest: int, folder: int | None = None) -> bytes:
+    """All of a file.
+
+    Args:
+        path: of the file.
+        largest: bytes that it may have.
+        folder: descriptor of the folder that it lies in; None: as the path says.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StorageError: it is no file, or too large.
+        OSError: it cannot be read.
+    """
+    name = path if folder is None else path.name
+    check_kind(os.stat(name, dir_fd=folder, follow_symlinks=False), stat.S_IFREG, path)
+    with os.fdopen(os.open(name, os.O_RDONLY | os.O_NONBLOCK | SAFE, dir_fd=folder), "rb") as file:
+        check_kind(os.fstat(file.fileno()), stat.S_IFREG, path)
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise StorageError(f"{path}: is too large: at most {largest} bytes are read")
+    return content
+
+
+def check_kind(found: os.stat_result, wanted: int, path: Path) -> None:
+    """Refuse what is not of the wanted kind, `S_IFREG` or `S_IFDIR`.
+
+    Raises:
+        StorageError: it is another kind.
+    """
+    kind = stat.S_IFMT(found.st_mode)
+    if kind != wanted:
+        expected = "a folder" if wanted == stat.S_IFDIR else "a file"
+        raise StorageError(f"{path}: is {_KINDS.get(kind, 'a file')} where {expected} is expected: remove it")
