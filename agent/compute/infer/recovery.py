@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from agent.compute.infer.worker import WorkerSession
-from agent.errors import VedetteError, reason_of
+from agent.errors import BackendError, VedetteError, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +85,7 @@ class Recovery:
         if session is not None:
             session.close()
         self._drain()
+        self._opens = _closed  # whoever refers to this is referred to by it, and large
 
     def _start(self) -> None:
         threading.Thread(target=self._try, name="recovery", daemon=True).start()
@@ -131,3 +132,7 @@ class Recovery:
         with contextlib.suppress(IndexError):
             while True:
                 self._left.pop().close()
+
+
+def _closed() -> WorkerSession:
+    raise BackendError("closed")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from agent.compute.infer.failover import FailoverSession
 from agent.library import open_whole_model
 from agent.manifest import Model
 from tests.support.delegates import COMPILER, NO_COMPILER
+from tests.support.publishing import wait_for
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 
@@ -105,6 +108,18 @@ def test_a_device_that_is_wrong_from_the_first_is_not_used(library: Path, identi
     answers(both, 1)
     assert (both.backend, "answers wrongly" in both.degraded) == ("cpu", True)
     both.close()
+
+
+def test_what_is_closed_is_gone_without_a_collection(library: Path, identity: Model) -> None:
+    both = session(library, identity, "fast")
+    left = weakref.ref(both)
+    both.close()
+    gc.disable()
+    try:
+        del both
+        wait_for(lambda: left() is None)
+    finally:
+        gc.enable()
 
 
 def test_every_rung_is_answered_by_whoever_is_there() -> None:
