@@ -148,6 +148,8 @@ class House:
         for topic, payload in told.items():
             self.line.retain(topic, payload)
         self._stated = set(told)
+        for name in kept_off:  # who switches a camera off wants nobody to see what it saw last
+            self.line.retain(self.topics.snapshot(name), b"")
 
     def settle_left(self) -> None:
         """Say that the spool has ended what a killed process left open."""

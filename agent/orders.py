@@ -60,9 +60,8 @@ class Orders:
                 house.line.ignore(pattern)
         if not house.commands and house.config.mqtt.commands is None:
             log.info(
-                "commands are off: the broker at %s knows nobody by name, so anybody could send them; "
-                "[mqtt] username, or commands = true, lets them in",
-                house.config.mqtt.host,
+                "commands are off: a broker of the configuration is elsewhere and knows nobody by name, so "
+                "anybody could send them; [mqtt] username, or commands = true, lets them in",
             )
 
     def work(self) -> bool:

@@ -110,9 +110,13 @@ def _wrong(key: str, what: str) -> ConfigError:
 
 def _expanded(key: str, name: str) -> Path:
     try:
-        return Path(_with_folder(key, name)).expanduser()
+        path = Path(_with_folder(key, name)).expanduser()
     except RuntimeError as error:  # a home that nobody has
         raise _wrong(key, f"= {name}: {error}; set it to a full path") from error
+    with suppress(OSError):
+        if path.is_fifo() or path.is_char_device() or path.is_socket():  # who reads it may wait for ever
+            raise _wrong(key, f"= {path}: is a pipe, a device or a socket, and must be a file")
+    return path
 
 
 def _with_folder(key: str, name: str) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -166,3 +167,11 @@ def test_the_id_of_the_machine_does_not_get_out(tmp_path: Path, monkeypatch: pyt
     plain = hashlib.sha256(machine.encode()).hexdigest()
     assert plain[:16] not in ours, "nor a hash of it that others could have made"
     assert client_id(Topics("vedette", "shed")) != ours
+
+
+@pytest.mark.parametrize("key", ["password_file", "ca_file", "cert_file"])
+def test_a_pipe_in_place_of_a_secret_is_refused_at_once(tmp_path: Path, key: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    config = replace(MqttConfig(username="porch"), **{key: str(tmp_path / "pipe")})
+    with pytest.raises(ConfigError, match="is a pipe, a device or a socket"):
+        read_credentials(config)
