@@ -196,7 +196,7 @@ class _Run:
         """To the process and back: once on the CPU, and for each rung on anything else, as in the daemon."""
         self._whole.give(case)
         if self._session.backend == Plan().backend:
-            self._session.timed(0.0, settle=0)
+            self._session.invoke_whole()
         else:
             self._whole.invoke()
 

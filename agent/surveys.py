@@ -27,7 +27,7 @@ from agent.storage.verdicts import Verdicts
 
 log = logging.getLogger(__name__)
 
-_VERSION = 2
+_VERSION = 3
 """Of what is measured and how: another one makes every survey old."""
 
 

@@ -55,10 +55,10 @@ def bench(
     """Measure every way to run MODEL on this board: the CPU with 1 to 4 threads, and what else is found.
 
     Each runs in a process of its own, which may crash or hang. Its answers are compared with the CPU's before it
-    is timed. Nothing is changed.
+    is timed, with pauses as in a stream. Nothing is changed.
 
     With --loadgen MLPerf's own load generator measures, too: the best way, or those of --backend. Its figures
-    have the way to the model's process and back in them.
+    have the way to the model's process and back in them, and no pauses.
     """
     from agent.compute.infer.finding import candidates
     from agent.compute.infer.selection import choose

@@ -1,11 +1,10 @@
 """Choosing the number of threads: how much slower is the chosen one than the best of all?
 
 In several passes over the bundled models and rungs the choice is made as the daemon makes it, by latency and by
-energy, and every number of threads is measured independently of that: in this process, as the daemon runs what
-was chosen; all are open at the same time and take turns. Of these rounds the half counts in which other programs
-used the processor least, and of it the median. Choices count that were made while others used at most a quarter
-of it, as `vedette doctor` has it. The others, and some that are made while a load of this bench's own comes and
-goes, are those under a load: they have no target.
+energy, and every number of threads is measured independently of that: in this process and with pauses, as a
+stream runs what was chosen; all are open at the same time and take turns. Of these rounds the half counts in
+which other programs used the processor least, and of it the median. Choices count whatever other programs do.
+Some more, without a target, are made while a load of this bench's own comes and goes.
 """
 
 from __future__ import annotations
@@ -42,35 +41,30 @@ MODELS = (
 )
 BY: tuple[By, ...] = ("latency", "energy")
 LIMIT = 1.05
-_BUSY = 0.25
-_TURN_S = 0.2
-_SETTLE = 3
-"""Inferences at the start of a turn that do not count: the others' turns have left the caches cold."""
+_TURN_S, _PAUSE_S = 0.2, (0.01, 0.03)
 
 Costs = dict[By, dict[int, float]]
 """What is compared → number of threads → ms."""
 
 
 class Plan(NamedTuple):
-    """How long it takes: passes, at most twice as many; rounds in each; choices under a load; s for passes."""
+    """How long it takes: passes, with rounds in each and a choice; and choices under a load."""
 
     passes: int
     rounds: int
     loaded: int
-    seconds: float
 
 
 class Subject:
     """A model, its sessions with each number of threads, and what was found.
 
     Attributes:
-        name: of the model and the rung. calm, loaded: the choices.
+        key: model and rung. chosen: what was chosen, and what was under a load.
     """
 
     def __init__(self, name: str, rung: str, threads_max: int) -> None:
-        self.name, self.model, self._threads_max = f"{name} {rung}", open_model(name, rung), threads_max
-        self.calm: list[dict[By, int]] = []
-        self.loaded: list[dict[By, int]] = []
+        self.key, self.model, self._threads_max = f"{name}_{rung}", open_model(name, rung), threads_max
+        self.chosen: dict[str, list[dict[By, int]]] = {"": [], "_under_load": []}
         self._rounds: list[tuple[float, dict[int, tuple[float, float]]]] = []
         self._wholes: dict[int, Whole] = {}
         for threads in range(1, threads_max + 1):
@@ -86,12 +80,10 @@ class Subject:
         cores_s = (time.monotonic() - began) * (os.cpu_count() or 1)
         self._rounds.append((max(0.0, busy.others() - (time.process_time() - own) / cores_s), turns))
 
-    def choose(self, *, loaded: bool = False) -> None:
+    def choose(self, when: str = "") -> None:
         """Choose as the daemon does."""
-        busy = Busy()
         tried = survey(self.model, [], self._threads_max, inputs=golden(self.model))
-        chosen = {by: decide(tried, [], by).cpu.threads for by in BY}
-        (self.calm if busy.others() <= _BUSY and not loaded else self.loaded).append(chosen)
+        self.chosen[when].append({by: decide(tried, [], by).cpu.threads for by in BY})
 
     def costs(self) -> Costs:
         """What an inference costs with each number of threads."""
@@ -114,36 +106,25 @@ class Subject:
 
 def main() -> None:
     args = common.arguments(__doc__ or "").parse_args()
-    plan = Plan(2, 6, 1, 22.0) if args.quick else Plan(6, 10, 3, 600.0)
+    plan = Plan(2, 8, 1) if args.quick else Plan(8, 12, 3)
     threads_max = min(SelectionConfig().threads_max, len(os.sched_getaffinity(0)))
     subjects = [Subject(name, rung, threads_max) for name, rung in (MODELS[::4] if args.quick else MODELS)]
-    run(subjects, plan)
-    figures = {"threads_max": float(threads_max), "choices": float(sum(len(one.calm) for one in subjects))}
-    for subject in subjects:
-        figures |= told(subject)
-    for kind in ("ratio", "under_load_ratio"):
-        found = [value for name, value in figures.items() if name.endswith(("latency_" + kind, "energy_" + kind))]
-        figures[f"worst_{kind}"] = max(found, default=0.0)
-    if missing := [subject.name for subject in subjects if not subject.calm]:
-        print(f"others kept the processor so busy that no choice counts of {', '.join(missing)}: run this again")
-    meets = not missing and figures["worst_ratio"] <= LIMIT
-    common.conclude("autotune", figures, {"worst_ratio": f"<= {LIMIT}"}, meets)
-
-
-def run(subjects: list[Subject], plan: Plan) -> None:
-    """Measure and choose in passes, until each has as many choices that count as there were to be passes."""
-    until = time.monotonic() + plan.seconds
-    for number in range(2 * plan.passes):
-        enough = all(len(subject.calm) >= plan.passes for subject in subjects)
-        if (number >= plan.passes and enough) or time.monotonic() > until:
-            break
+    for _ in range(plan.passes):
         for subject in subjects:
             for _ in range(plan.rounds):
                 subject.measure()
             subject.choose()
     with load():
         for subject in subjects * plan.loaded:
-            subject.choose(loaded=True)
+            subject.choose("_under_load")
+    figures = {"threads_max": float(threads_max), "choices": float(plan.passes * len(subjects))}
+    for subject in subjects:
+        figures |= told(subject)
+    for when in ("", "_under_load"):
+        worst = max(figures[f"{one.key}_{by}{when}_ratio"] for one in subjects for by in BY)
+        figures[f"worst{when}_ratio"] = worst
+    meets = figures["worst_ratio"] <= LIMIT
+    common.conclude("autotune", figures, {"worst_ratio": f"<= {LIMIT}"}, meets)
 
 
 def told(subject: Subject) -> dict[str, float]:
@@ -151,24 +132,21 @@ def told(subject: Subject) -> dict[str, float]:
     figures, costs = {}, subject.costs()
     for by in BY:
         each = ", ".join(f"{threads}: {ms:.3f} ms" for threads, ms in costs[by].items())
-        print(f"{subject.name}, {by}: {each} (others used {subject.others:.0%})")
-        for when, some in (("", subject.calm), ("_under_load", subject.loaded)):
-            print(
-                f"    chosen{when.replace('_', ' ')}: {', '.join(str(one[by]) for one in some) or 'none counts'}"
-            )
-            if some:
-                worst = max(costs[by][one[by]] for one in some)
-                figures[f"{subject.name.replace(' ', '_')}_{by}{when}_ratio"] = worst / min(costs[by].values())
+        print(f"{subject.key}, {by}: {each} (others used {subject.others:.0%})")
+        for when, some in subject.chosen.items():
+            print(f"    chosen{when.replace('_', ' ')}: {', '.join(str(one[by]) for one in some)}")
+            worst = max(costs[by][one[by]] for one in some)
+            figures[f"{subject.key}_{by}{when}_ratio"] = worst / min(costs[by].values())
     return figures
 
 
 def turn(whole: Whole) -> tuple[float, float]:
     """Median time of an inference, and its CPU time, ms."""
-    for _ in range(_SETTLE):
-        whole.invoke()
+    whole.invoke()
     used, times = time.process_time(), []
     until = time.perf_counter() + _TURN_S
     while time.perf_counter() < until:
+        time.sleep(random.uniform(*_PAUSE_S))
         began = time.perf_counter()
         whole.invoke()
         times.append(time.perf_counter() - began)

@@ -32,8 +32,8 @@ class Measured(Struct, frozen=True):
         here: whether it is on this board at all.
         refused: why it is not used; empty: it may be.
         open_s: to open the model, s. first_ms: the first inference.
-        p50_ms, p95_ms: of the others: of the CPU without the way to its process, for the daemon needs none; of
-            anything else with it.
+        p50_ms, p95_ms: of the others, with pauses as in a stream: of the CPU without the way to its process,
+            since the daemon needs none; of anything else with it.
         cpu_ms: CPU time for one, in the process that runs it.
         rss_mb: resident memory of its process, MB.
         nodes, delegated: operations of the model, and how many the delegate has taken; -1: not known.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -76,7 +76,7 @@ def survey(
     at_once = max(1, int(min(spare_mb / reference.rss_mb, threads_max)))
     measured: list[Measured] = []
     for first in range(0, threads_max, at_once):
-        measured += race(model, ways[first : first + at_once], reference, progress=progress)
+        measured += race(model, ways[first : first + at_once], reference, judge=_best_threads, progress=progress)
     if all(one.refused for one in measured):
         raise BackendError(measured[0].refused)
     reference = replace(reference, p50_ms=next(one.p50_ms for one in measured if not one.refused))
@@ -164,6 +164,12 @@ def _reference(model: Model, inputs: Inputs) -> Reference:
         raise BackendError(f"{model.path}: too large to be measured in the memory of this board") from None
     finally:
         session.close()
+
+
+def _best_threads(measured: Sequence[Measured]) -> list[int]:
+    """The best number of threads by latency and by energy; 0: none is."""
+    found = (_best(measured, by, _WORTH_A_THREAD) for by in get_args(By))
+    return [0 if one is None else one.threads for one in found]
 
 
 def _against(one: Measured, cpu: Measured, by: By) -> Measured:

@@ -23,13 +23,18 @@ from agent.compute.infer.worker import PATIENCE_S, WorkerSession
 from agent.errors import BackendError, ModelError
 from agent.manifest import Model
 
-_TURNS, _TURN_S = 10, 0.1
+_TURN_S = 0.1
+_LEAST, _MOST = 10, 30
+_PARTS = 5
+"""Where every one of so many parts of the turns has the same best way, more turns would hardly have another."""
 _FAR_SLOWER = 4.0
 """Beyond so many times the reference's time nothing more is measured."""
 _HANGS_S, _HANGS = 2.0, 50.0
 """An inference that takes longer than this, and than so many times the reference's, hangs."""
 
 Progress = Callable[[str], None]
+Judge = Callable[[Sequence[Measured]], object]
+"""Says which of these is best, in any way that can be compared."""
 
 
 class Way(Struct, frozen=True):
@@ -55,15 +60,17 @@ def race(
     reference: Reference,
     *,
     patience_s: float = PATIENCE_S,
+    judge: Judge = lambda _: None,
     progress: Progress = lambda _: None,
 ) -> list[Measured]:
-    """Measure ways to run a model, all of them open at the same time.
+    """Measure ways to run a model, all of them open at the same time, until it is plain which is best.
 
     Args:
         model: to run.
         ways: to be compared.
         reference: what they must answer.
         patience_s: for opening one and for its first inference, s.
+        judge: see `Judge`; without one there are as few turns as there may be.
         progress: is told what is measured next; what it raises ends the race.
     """
     with ExitStack() as open_:
@@ -71,11 +78,18 @@ def race(
         for way in ways:
             progress(way.label)
             trials.append(open_.enter_context(closing(Trial(model, way, reference, patience_s))))
-        for number in range(_TURNS):
+        number = 0
+        while number < _LEAST or (number < _MOST and not _is_plain(trials, judge)):
             for trial in trials[:: -1 if number % 2 else 1]:
                 progress(trial.way.label)
                 trial.turn()
+            number += 1
         return [trial.measured() for trial in trials]
+
+
+def _is_plain(trials: Sequence[Trial], judge: Judge) -> bool:
+    parts = [judge([trial.sampled(part) for trial in trials]) for part in range(_PARTS)]
+    return all(best == parts[0] for best in parts)
 
 
 class Trial:
@@ -110,19 +124,27 @@ class Trial:
 
     def measured(self) -> Measured:
         """What is known of it by now."""
-        if self._session is None or not self._turns:
+        if self._session is None:
             return self._known
-        times = np.concatenate([turn.ms for turn in self._turns])
         try:
-            rss_mb = self._session.usage().rss_mb
+            return replace(self._of(self._turns), rss_mb=self._session.usage().rss_mb)
         except BackendError as error:
             return replace(self._known, refused=str(error))
+
+    def sampled(self, part: int) -> Measured:
+        """The same from one part of the turns alone, but for the memory."""
+        ends = [len(self._turns) * end // _PARTS for end in (part, part + 1)]
+        return self._of(self._turns[slice(*ends)])
+
+    def _of(self, turns: Sequence[Turn]) -> Measured:
+        if self._known.refused or not turns:
+            return self._known
+        times = np.concatenate([turn.ms for turn in turns])
         return replace(
             self._known,
             p50_ms=float(np.percentile(times, 50)),
             p95_ms=float(np.percentile(times, 95)),
-            cpu_ms=sum(turn.cpu_ms for turn in self._turns) / len(times),
-            rss_mb=rss_mb,
+            cpu_ms=sum(turn.cpu_ms for turn in turns) / len(times),
         )
 
     def close(self) -> None:

@@ -60,11 +60,10 @@ class Time(Struct, frozen=True, tag=True):
     """Run the whole model, from the first rung's input to the deepest one's output; answered by `Turn`.
 
     Attributes:
-        seconds, settle: how often, see `agent.compute.infer.turn.take`.
+        seconds: for how long, see `agent.compute.infer.turn.take`, s; 0: once, at once and untimed.
     """
 
     seconds: float
-    settle: int
 
 
 class Stretch(Struct, frozen=True, tag=True):

@@ -14,7 +14,7 @@ from typing import TypeVar
 from agent.compute.infer import wire
 from agent.compute.infer.backend import Options, Plan
 from agent.compute.infer.process import Process
-from agent.compute.infer.turn import SETTLE, Turn
+from agent.compute.infer.turn import Turn
 from agent.errors import NO_JSON, BackendError, ModelError, reason_of
 from agent.manifest import Model
 from agent.messages import Array
@@ -109,18 +109,24 @@ class WorkerSession:
         """
         return self._ask(wire.Ask(), wire.Usage, self._patience_s)
 
-    def timed(self, seconds: float, settle: int = SETTLE) -> Turn:
+    def timed(self, seconds: float) -> Turn:
         """Run the whole model there, from the first rung's input to the deepest one's output, and time it there.
 
         Args:
-            seconds: see `agent.compute.infer.turn.take`; 0 for once.
-            settle: see there.
+            seconds: see `agent.compute.infer.turn.take`.
 
         Raises:
             BackendError: it failed or hung.
         """
-        within_s = seconds + (settle + 1) * self.deadline_s
-        return self._ask(wire.Time(seconds, settle), Turn, within_s, what="timing it")
+        return self._ask(wire.Time(seconds), Turn, seconds + 2.0 * self.deadline_s, what="timing it")
+
+    def invoke_whole(self) -> None:
+        """Run the whole model once, from the first rung's input to the deepest one's output.
+
+        Raises:
+            BackendError: it failed or hung.
+        """
+        self._ask(wire.Time(0.0), Turn, self.deadline_s, what="an inference")
 
     @property
     def pid(self) -> int:

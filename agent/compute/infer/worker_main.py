@@ -98,7 +98,11 @@ class _Server:
         try:
             self._use(whole.first)
             whole.give(self._bound[whole.first][1])
-            turn = take(whole, request.seconds, time.process_time, request.settle)
+            turn = Turn((), 0.0)
+            if request.seconds:
+                turn = take(whole, request.seconds, time.process_time)
+            else:
+                whole.invoke()
             self._use(whole.last)
             for index, taken in enumerate(self._bound[whole.last][2]):
                 np.copyto(taken, self._session.output(index))

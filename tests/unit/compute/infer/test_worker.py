@@ -134,12 +134,18 @@ def test_it_is_timed_there_and_goes_on_as_before() -> None:
     turn = session.timed(0.05)
     session.use("12")
     assert np.array_equal(right[0][0], whole.outputs[0].real(session.output(0)))
-    assert sum(turn.ms) >= 50.0
+    assert len(turn.ms) <= 6
     assert 0.0 < min(turn.ms) <= max(turn.ms)
     assert turn.cpu_ms > 0.0
     session.use("4")
-    assert len(session.timed(0.0, settle=0).ms) == 1
+    session.output(0)[...] = 0
+    session.use("12")
+    session.output(0)[...] = 0
+    session.use("4")
+    session.invoke_whole()
     assert session.rung == "4"
+    session.use("12")
+    assert np.array_equal(right[0][0], whole.outputs[0].real(session.output(0)))
     assert all(np.array_equal(*both) for both in zip(right[0], whole.answers(cases)[0], strict=True))
     session.close()
 
@@ -148,7 +154,7 @@ def test_it_is_timed_there_and_goes_on_as_before() -> None:
     ("mode", "why"),
     [
         ("crash", "stub crashed: its process was killed by SIGSEGV"),
-        ("hang", r"stub hangs: timing it took longer than 0\.9 s"),
+        ("hang", r"stub hangs: timing it took longer than 0\.5 s"),
         ("fail", "inference failed: the device has gone"),
     ],
 )
