@@ -32,8 +32,11 @@ def compiled(folder: Path) -> Path:
     return library
 
 
-def identity_model(folder: Path, steps: int = 60, size: int = 100_000) -> Path:
-    """A model that multiplies by one so many times; gives its manifest's path."""
+def identity_model(folder: Path, steps: int = 600, size: int = 100_000) -> Path:
+    """A model that multiplies by one so many times; gives its manifest's path.
+
+    By default long enough that to copy is faster by far than to run it, whatever else the machine does.
+    """
     ones = np.ones(1, np.float32)
     tensors = [build.T(f"t{n}", (1, size)) for n in range(steps + 1)] + [build.T("one", (1,), "float32", ones)]
     operations = [build.Op("MUL", (n, steps + 1), (n + 1,)) for n in range(steps)]

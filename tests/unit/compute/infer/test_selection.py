@@ -23,7 +23,7 @@ from tests.support.delegates import COMPILER, NO_COMPILER, compiled, identity_mo
 BY: tuple[By, ...] = ("latency", "energy")
 REASONS = {
     "refuse": "the device is busy",
-    "nothing": "takes none of the model's 60 operations",
+    "nothing": "takes none of the model's 600 operations",
     "crash-prepare": "killed by SIGSEGV",
     "crash": "killed by SIGSEGV",
     "illegal": "killed by SIGILL",
@@ -47,7 +47,7 @@ def test_the_right_one_is_chosen_and_each_refusal_is_named(tmp_path: Path) -> No
     for mode, reason in REASONS.items():
         assert reason in measured[names[mode]].refused, mode
     assert measured[names["fast"]].refused == measured["cpu"].refused == ""
-    assert measured[names["fast"]].delegated == 60
+    assert measured[names["fast"]].delegated == 600
     assert list(dict.fromkeys(told)) == ["cpu, 1 thread", *names.values()]
 
 
