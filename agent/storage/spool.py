@@ -27,21 +27,18 @@ from pathlib import Path
 
 from agent.config import Kind, StorageConfig
 from agent.messages import Stored, Will
-from agent.storage.backlog import LINGER_S, Backlog
+from agent.storage.backlog import Backlog
 from agent.storage.batch import Batch, Reason
 from agent.storage.disk import Disk
 from agent.storage.drops import Drops
 from agent.storage.hook import Hook
 from agent.storage.stats import SpoolStats
 from agent.storage.table import Counted
+from agent.storage.timetable import Timetable
 from agent.storage.watermark import number_from_clock
 
 log = logging.getLogger(__name__)
 
-_RETRY_S = 5.0
-"""Between two attempts to write to a disk that failed."""
-_LOOK_S = 60.0
-"""Between two looks for rows that have become too old."""
 _CLOSE_S = 10.0
 """For the last write; a disk that hangs longer does not hold up the daemon's end."""
 
@@ -63,8 +60,7 @@ class Spool:
         self._config = config
         self._lock = threading.Lock()
         self._work, self._done = threading.Condition(self._lock), threading.Condition(self._lock)
-        self._look_at = time.monotonic() + _LOOK_S
-        self._retry_at = self._wakes_at = self._wrote_at = 0.0
+        self._timetable = Timetable()
         self._hook = Hook()
         self._trouble: Exception | None = None
         self._closing = False
@@ -111,7 +107,7 @@ class Spool:
         with self._lock:
             for seq in seqs:
                 self._backlog.settle(seq)
-            if self._backlog.due_at < self._wakes_at - LINGER_S:
+            if self._timetable.is_late_for(self._backlog.due_at):
                 self._work.notify()
 
     def drop(self, seq: int) -> None:
@@ -179,8 +175,7 @@ class Spool:
     def _turn(self) -> bool:
         """Wait for work and do it; whether there will be more."""
         with self._lock:
-            while (pause_s := self._pause()) > 0:
-                self._wakes_at = time.monotonic() + pause_s
+            while not self._has_news and (pause_s := self._timetable.pause(self._due_at)) > 0:
                 self._work.wait(pause_s)
             closing, trouble, self._trouble = self._closing, self._trouble, None
             batch = self._batch(looked=self._look(), final=closing)
@@ -194,30 +189,24 @@ class Spool:
         self._announce()
         return not closing
 
-    def _pause(self) -> float:
-        """Seconds until there is something to do."""
-        now = time.monotonic()
-        if self._closing or self._trouble is not None or self._announced < self._ready:
-            return 0.0
-        pause_s = self._look_at - now
-        if now < self._wrote_at + LINGER_S:
-            pause_s = min(pause_s, LINGER_S)  # what comes now and is patient need not wake us
-        if self._disk is not None:
-            pause_s = min(pause_s, self._due_at(self._disk) - now)
-        return pause_s
+    @property
+    def _has_news(self) -> bool:
+        """Whether there is something to do at once."""
+        return self._closing or self._trouble is not None or self._announced < self._ready
 
-    def _due_at(self, disk: Disk) -> float:
-        """When to write."""
-        if disk.failing:
-            return self._retry_at
+    @property
+    def _due_at(self) -> float:
+        """When to write, s of the monotonic clock."""
+        if self._disk is None:
+            return math.inf
+        if self._disk.failing:
+            return self._timetable.retry_at
         return -math.inf if self._committed < self._wanted else self._backlog.due_at
 
     def _look(self) -> bool:
         """From time to time, drop what is too old; whether it was time."""
-        now = time.monotonic()
-        if now < self._look_at:
+        if not self._timetable.look():
             return False
-        self._look_at = now + _LOOK_S
         self._backlog.expire(time.time() - self._config.spool_max_age_s)
         return True
 
@@ -225,19 +214,17 @@ class Spool:
         """What to write now, if anything is due and the disk is to be tried."""
         if (disk := self._disk) is None:
             return None
-        is_due = final or (looked and not disk.failing) or time.monotonic() >= self._due_at(disk)
+        is_due = final or (looked and not disk.failing) or time.monotonic() >= self._due_at
         return self._backlog.take(final=final) if is_due else None
 
     def _write(self, disk: Disk, batch: Batch) -> None:
         done = disk.write(batch)
         with self._lock:
-            self._wrote_at = time.monotonic()
+            self._timetable.wrote(done=done)
             self._backlog.wrote(batch, done=done)
             self._on_disk = disk.counted
             if done:
                 self._committed = batch.given
-            else:
-                self._retry_at = time.monotonic() + _RETRY_S
             self._done.notify_all()
 
     def _take_left(self) -> None:

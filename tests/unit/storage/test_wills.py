@@ -7,7 +7,7 @@ import pytest
 
 from agent.config import StorageConfig
 from agent.messages import Will
-from agent.storage import database, spool, table
+from agent.storage import database, table, timetable
 from agent.storage.spool import Spool
 from agent.storage.watermark import Watermark
 from agent.storage.wills import LeftWill, Wills
@@ -80,7 +80,7 @@ def test_wills_outlive_a_corrupt_file(tmp_path: Path, caplog: pytest.LogCaptureF
 def test_wills_on_a_disk_that_can_be_opened_only_later_are_executed_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, void: bool
 ) -> None:
-    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
+    monkeypatch.setattr(timetable, "_RETRY_S", 0.1)
     opened = Spool(tmp_path, StorageConfig())
     opened.put(TOPIC, b"new a", Will("a", b"end a"))
     assert opened.flush(5.0)
