@@ -1,4 +1,4 @@
-"""`--folder` of the verbs that look into a state folder: which one it is, and a word when it is something else."""
+"""`--folder` of the verbs that look into a state folder, and a word when it is another one."""
 
 from __future__ import annotations
 

@@ -88,6 +88,8 @@ class HealthMessage(Struct, frozen=True):
         temperature_c: hottest thermal zone, °C, where there is one.
         hot: whether that has reached `thermal.warn_c`, and is not 5 °C below it again.
         link: see `LinkHealth`; None when there was no connection as this was written.
+        waits_for_restart: keys, such as `storage.folder`, that the file has changed since the start and that a
+            reload could not take up.
     """
 
     version: str
@@ -99,3 +101,4 @@ class HealthMessage(Struct, frozen=True):
     temperature_c: float | None = None
     hot: bool = False
     link: LinkHealth | None = None
+    waits_for_restart: tuple[str, ...] = ()

@@ -39,9 +39,14 @@ class Backlog:
         self.held, self.memory = Held(config.spool_max_bytes), Held(config.spool_max_bytes)
         self.settled, self.deleted, self.wills = set[int](), set[int](), Wills()
         self._config, self._has_disk = config, config.spooled != {"memory"}
-        self._keeps = config.history_max_bytes > 0
         self._writing, self._since = 0, math.inf
         self._urgent = self._urgent_writing = 0  # the first number that waits for a sync; of those being written
+
+    def configure(self, config: StorageConfig) -> None:
+        """Go on with other bounds and another durability; whether there is a disk stays."""
+        self._config = config
+        self._shed(self.held.bound(config.spool_max_bytes), "bytes")
+        self.dropped["bytes"] += len(self.memory.bound(config.spool_max_bytes))
 
     def add(self, topic: str, body: bytes, will: Will | None, kind: Kind = "events") -> None:
         """Take an event and its will."""
@@ -80,7 +85,7 @@ class Backlog:
         if self.memory.remove(seq) or not self._has_disk:
             return
         # What waits for its commit only to be told in the history stays where it is.
-        if self._keeps or not self._forget(seq):
+        if self._config.history_max_bytes or not self._forget(seq):
             self.settled.add(seq)
             self._linger()
 

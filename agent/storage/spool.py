@@ -63,6 +63,7 @@ class Spool:
         self._timetable = Timetable()
         self._hook = Hook()
         self._trouble: Exception | None = None
+        self._next: StorageConfig | None = None
         self._closing = False
         self._disk = None if config.spooled == {"memory"} else Disk(folder / "spool.db", config)
         given = (self._disk.next_seq() if self._disk else number_from_clock()) - 1
@@ -114,6 +115,17 @@ class Spool:
         """An event can never be sent: it goes, and is counted."""
         with self._lock:
             self._backlog.drop(seq, "unsendable")
+
+    def configure(self, config: StorageConfig) -> None:
+        """Go on with other bounds and another durability, and keep to them at once.
+
+        Args:
+            config: the folder counts for nothing, and durability must be `memory` for everything if and only if
+                it was so: see `agent.restart`.
+        """
+        with self._lock:
+            self._next = config
+            self._work.notify()
 
     def on_stored(self, hook: Callable[[], None] | None) -> None:
         """Call `hook` whenever there is more to peek, in place of the one before. It must be quick."""
@@ -177,6 +189,10 @@ class Spool:
         with self._lock:
             while not self._has_news and (pause_s := self._timetable.pause(self._due_at)) > 0:
                 self._work.wait(pause_s)
+            config, self._next = self._next, None
+        if config is not None:
+            self._take_up(config)
+        with self._lock:
             closing, trouble, self._trouble = self._closing, self._trouble, None
             batch = self._batch(looked=self._look(), final=closing)
         if self._disk is not None:
@@ -189,10 +205,19 @@ class Spool:
         self._announce()
         return not closing
 
+    def _take_up(self, config: StorageConfig) -> None:
+        """The disk first: numbers that only memory knows are reserved there before they are given out."""
+        if self._disk is not None:
+            self._disk.configure(config, self._backlog.given)
+        with self._lock:
+            self._config = config
+            self._backlog.configure(config)
+            self._timetable.look_now()
+
     @property
     def _has_news(self) -> bool:
         """Whether there is something to do at once."""
-        return self._closing or self._trouble is not None or self._announced < self._ready
+        return bool(self._closing or self._trouble or self._next) or self._announced < self._ready
 
     @property
     def _due_at(self) -> float:

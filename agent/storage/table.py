@@ -65,6 +65,10 @@ class Table:
             raise
         sync_folder(path.parent)
 
+    def configure(self, config: StorageConfig) -> None:
+        """Keep to other bounds from the next commit on."""
+        self._config = config
+
     def _count(self) -> None:
         counters = dict(self._writer.execute("SELECT name, value FROM counter").fetchall())
         self.tally = count(self._writer, counters.get("acked", 0))

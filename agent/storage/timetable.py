@@ -48,6 +48,10 @@ class Timetable:
         self._look_at = now + _LOOK_S
         return True
 
+    def look_now(self) -> None:
+        """It is time to look, whenever the last look was."""
+        self._look_at = time.monotonic()
+
     def wrote(self, *, done: bool) -> None:
         """A write has been tried just now."""
         self._wrote_at = time.monotonic()

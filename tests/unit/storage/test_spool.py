@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import sqlite3
 import threading
 import time
@@ -13,6 +14,7 @@ from agent.messages import Stored
 from agent.storage import backlog, disk, timetable
 from agent.storage.backlog import LINGER_S
 from agent.storage.batch import Batch, Reason
+from agent.storage.history import History
 from agent.storage.spool import Spool
 from agent.storage.stats import SpoolStats
 from agent.storage.table import Table
@@ -452,3 +454,63 @@ def test_what_could_be_peeked_can_be_peeked_while_a_disk_that_is_back_takes_it(
     assert back.wait(5.0)
     assert seen == [[1, 2]]
     opened.close()
+
+
+def test_new_bounds_count_at_once(tmp_path: Path) -> None:
+    opened = Spool(tmp_path, StorageConfig())
+    for _ in range(100):
+        opened.put(TOPIC, bytes(1000))
+    assert opened.flush(5.0)
+    opened.settle(range(1, 11))
+    opened.configure(StorageConfig(spool_max_bytes=65536, history_max_bytes=0))
+    wait_for(lambda: opened.stats().bytes <= 65536)
+    assert opened.stats().dropped == 90 - len(numbers(opened))
+    assert numbers(opened)[-1] == 100
+    wait_for(lambda: all(not past.acknowledged for past in History(tmp_path).after(0)))
+    opened.configure(StorageConfig(history_max_bytes=1 << 20))
+    opened.put(TOPIC, b"x")
+    assert opened.flush(5.0)
+    opened.settle([*numbers(opened)])
+    opened.close()
+    assert [past.stored.body for past in History(tmp_path).after(100)] == [b"x"], "there is a history again"
+
+
+@pytest.mark.parametrize("durability", ["batch", "memory"])
+def test_what_becomes_less_safe_while_it_runs_gives_no_number_twice_after_a_power_cut(
+    tmp_path: Path, durability: Durability
+) -> None:
+    left = tmp_path / "left"
+    running = tmp_path / "running"
+    running.mkdir()
+    opened = filled(running, 3)
+    opened.configure(StorageConfig(durability=DurabilityConfig("event", durability, "batch")))
+    wait_for(lambda: opened.takes("detections"))
+    opened.put(TOPIC, b"sent at once", kind="updates")
+    wait_for(lambda: numbers(opened) == [1, 2, 3, 4])
+    shutil.copytree(running, left)  # as the power cut leaves it
+    opened.close()
+    after = Spool(left, StorageConfig())
+    after.put(TOPIC, b"next")
+    assert after.flush(5.0)
+    assert numbers(after)[:-1] == [1, 2, 3]
+    assert numbers(after)[-1] > 4
+    after.close()
+
+
+def test_what_becomes_safe_while_it_runs_leaves_no_gap_any_more(tmp_path: Path) -> None:
+    left = tmp_path / "left"
+    running = tmp_path / "running"
+    running.mkdir()
+    opened = Spool(running, StorageConfig(durability="batch"))
+    opened.put(TOPIC, b"patient")
+    opened.configure(StorageConfig())
+    wait_for(lambda: "disk" in (running / "spool.seq").read_text())
+    opened.put(TOPIC, b"safe")
+    assert opened.flush(5.0)
+    shutil.copytree(running, left)
+    opened.close()
+    after = Spool(left, StorageConfig())
+    after.put(TOPIC, b"next")
+    assert after.flush(5.0)
+    assert numbers(after) == [1, 2, 3]
+    after.close()

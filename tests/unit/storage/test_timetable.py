@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from agent.storage import timetable
+from agent.storage.backlog import LINGER_S
 from agent.storage.timetable import Timetable
 
 
@@ -40,7 +40,7 @@ def test_a_writer_that_sleeps_long_is_woken_for_what_is_patient_and_one_that_has
     table.pause(math.inf)
     assert table.is_late_for(1005.0)
     table.wrote(done=True)
-    assert table.pause(math.inf) == timetable.LINGER_S
+    assert table.pause(math.inf) == LINGER_S
     assert not table.is_late_for(1005.0)
 
 
@@ -50,3 +50,10 @@ def test_a_disk_that_failed_is_tried_again_later(clock: list[float]) -> None:
     assert table.retry_at == 0.0
     table.wrote(done=False)
     assert table.retry_at == 1005.0
+
+
+def test_a_look_can_be_asked_for(clock: list[float]) -> None:
+    table = Timetable()
+    table.look_now()
+    assert table.pause(math.inf) == 0.0
+    assert (table.look(), table.look()) == (True, False)
