@@ -137,14 +137,14 @@ def test_a_reload_of_a_broken_file_changes_nothing_and_names_the_line(
     ("room", "key", "value", "why"),
     [
         ("mqtt", "password_file", "/nothing/here", r"password_file is set but username is not"),
-        ("selection", "candidates", ["gpv"], r"no backend 'gpv'"),
+        ("mqtt", "key_file", "/nothing/here", r"key_file is set but cert_file is not"),
     ],
 )
 def test_a_reload_that_cannot_be_done_is_refused_as_a_whole(
-    vedette: Vedette, messages: Messages, room: str, key: str, value: str | list[str], why: str
+    vedette: Vedette, messages: Messages, room: str, key: str, value: str, why: str
 ) -> None:
     both_see(messages)
-    vedette.config.setdefault(room, {})[key] = value
+    vedette.config[room][key] = value
     del vedette.config["streams"]["back"]
     vedette.reload()
     said = vedette.wait_said("reload refused")

@@ -64,8 +64,8 @@ def test_wills_are_the_first_events_of_the_next_process_and_hold_once(tmp_path: 
 
 def test_wills_outlive_a_corrupt_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     opened = with_wills(tmp_path)
-    assert opened._disk is not None
-    opened._disk.lost(corruption())
+    assert opened._writer.disk is not None
+    opened._writer.disk.lost(corruption())
     opened.put(TOPIC, b"more")
     assert opened.flush(10.0)
     assert opened.executed == 0, "they are of this process"
