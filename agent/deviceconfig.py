@@ -115,8 +115,10 @@ class DurabilityConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     `event`: synced to the disk before it is sent: nothing is lost. `batch`: sent at once; what goes to the disk
     goes there together, some seconds later and without a sync: a crash or a power cut loses what was put since
-    and not delivered. `memory`: never on the disk. Where a kind is `batch` or `memory`, a crash leaves a gap in
-    the numbers. Kinds are sent in one order, whatever they are.
+    and not delivered. `memory`: never on the disk. Where a kind is `batch` or `memory`, the first run after a
+    crash begins up to 10,000 numbers higher, so that no number is used twice; each message tells with `first_seq`
+    what its run began with, and a gap before that is no loss on the way. Kinds are sent in one order, whatever
+    they are.
 
     Attributes:
         events: `new`, `end` and `heard`, and clips.

@@ -11,7 +11,7 @@ def spool_health(spool: Spool) -> SpoolHealth:
     """State of the spool now."""
     stats = spool.stats()
     dropped_by = {str(reason): count for reason, count in stats.dropped_by.items()}
-    return SpoolHealth(stats.waiting, stats.bytes, stats.dropped, stats.on, dropped_by)
+    return SpoolHealth(stats.waiting, stats.bytes, stats.dropped, stats.on, dropped_by, spool.first_seq)
 
 
 def link_health(state: LinkState) -> LinkHealth | None:

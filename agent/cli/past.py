@@ -18,6 +18,7 @@ from agent.storage.history import Past
 
 COLUMNS = (
     "seq",
+    "first_seq",
     "id",
     "acknowledged",
     "captured_at",

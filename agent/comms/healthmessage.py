@@ -17,6 +17,7 @@ class SpoolHealth(Struct, frozen=True):
         on: `disk`, or `memory` while the disk fails or where it is so configured.
         dropped_by: of these, by reason: `bytes` and `age`, the bounds of the spool; `memory`, they lay there only
             when the daemon stopped (what a crash takes is not known); `unsendable`, no broker takes them.
+        first_seq: the first number that this run of the daemon gives out; see `EventMessage`.
     """
 
     waiting: int
@@ -24,6 +25,7 @@ class SpoolHealth(Struct, frozen=True):
     dropped: int
     on: str
     dropped_by: dict[str, int] = {}
+    first_seq: int = 0
 
 
 class StreamHealth(Struct, frozen=True):

@@ -26,6 +26,7 @@ class Backlog:
 
     Attributes:
         given: highest number that was given out.
+        first: the first that this run gives out.
         held: rows on their way to the disk.
         memory: rows that never go there.
         settled: numbers acknowledged, of rows on the disk or on their way.
@@ -35,7 +36,7 @@ class Backlog:
     """
 
     def __init__(self, config: StorageConfig, given: int) -> None:
-        self.given, self.dropped = given, Counter[Reason]()
+        self.given, self.first, self.dropped = given, given + 1, Counter[Reason]()
         self.held, self.memory = Held(config.spool_max_bytes), Held(config.spool_max_bytes)
         self.settled, self.deleted, self.wills = set[int](), set[int](), Wills()
         self._config, self._has_disk = config, config.spooled != {"memory"}
@@ -51,7 +52,7 @@ class Backlog:
     def add(self, topic: str, body: bytes, will: Will | None, kind: Kind = "events") -> None:
         """Take an event and its will."""
         self.given += 1
-        row, durability = Stored(self.given, topic, body, time.time()), self._config.of(kind)
+        row, durability = Stored(self.given, topic, body, time.time(), self.first), self._config.of(kind)
         if durability == "event":
             self._urgent = self._urgent or self.given
         elif self._has_disk:

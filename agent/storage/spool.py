@@ -50,6 +50,11 @@ class Spool:
         self._writer.start()
 
     @property
+    def first_seq(self) -> int:
+        """The first number that this run of the daemon gives out."""
+        return self._backlog.first
+
+    @property
     def executed(self) -> int:
         """How many events the last process left as its wills, as far as they are known."""
         return self._writer.executed

@@ -514,3 +514,17 @@ def test_what_becomes_safe_while_it_runs_leaves_no_gap_any_more(tmp_path: Path) 
     assert after.flush(5.0)
     assert numbers(after) == [1, 2, 3]
     after.close()
+
+
+def test_each_message_tells_what_the_run_began_with_that_put_it_also_when_a_later_run_sends_it(
+    tmp_path: Path,
+) -> None:
+    opened = filled(tmp_path, 2)
+    assert opened.first_seq == 1
+    opened = reopened(opened, tmp_path)
+    opened.put(TOPIC, b"later")
+    assert opened.flush(5.0)
+    assert opened.first_seq == 3
+    assert [row.first_seq for row in opened.peek(0, 9)] == [1, 1, 3]
+    assert [past.stored.first_seq for past in History(tmp_path).after(0)] == [1, 1, 3]
+    opened.close()
