@@ -16,6 +16,7 @@ from agent.errors import CommandError, StorageError, VedetteError
 from agent.house import House
 from agent.overrides import FILE, Override, Overrides, Value, basis_of, decode
 from agent.reload import Reload
+from agent.restart import hold
 from agent.settings import Settings, settings_of
 from agent.storage.statefile import StateFile
 
@@ -94,14 +95,15 @@ class Control:
         return warning
 
     def reload(self, config: Config) -> str:
-        """Take up a file that has been read anew; gives what is different.
+        """Take up a file that has been read anew; gives what is different, and what waits for a restart.
 
         Raises:
             VedetteError: it cannot be used, and everything is as before.
         """
+        config, waiting = hold(self.config, config)
         overrides, dropped = _usable(self._overrides, config)
         over = overrides.over(config)
-        reload = Reload(self._house, over)
+        reload = Reload(self._house, over, waiting=waiting)
         self._keep(overrides)
         reload.apply()
         self._from_file, self.config = config, over

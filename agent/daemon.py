@@ -15,7 +15,6 @@ from msgspec.structs import replace
 from agent import __version__
 from agent.checkup import Checkup
 from agent.comms import payload
-from agent.comms.linkstate import LinkState
 from agent.config import Config
 from agent.configfile import Where
 from agent.control import Control
@@ -26,10 +25,12 @@ from agent.homeassistant import HomeAssistant
 from agent.house import House, stop_streams
 from agent.orders import Orders
 from agent.overrides import FILE as OVERRIDES
+from agent.restart import names
 from agent.storage.durable import lock_folder, state_folder
 from agent.storage.spool import Spool
 from agent.storage.statefile import StateFile
 from agent.threadnames import show_thread_names
+from agent.vitals import link_health, spool_health
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ class Daemon:
             states = "".join(
                 f"{name} {s.standing[0]} {s.has_result} {overridden(name)};" for name, s in streams.items()
             )
-            states += f"{self._heat.hot} {self.house.line.publisher.state.connects}"
+            states += f"{self._heat.hot} {self.house.line.publisher.state.connects} {self.house.waiting}"
             if states != told or time.monotonic() - told_at >= self.house.config.health.every_s:
                 told, told_at = states, time.monotonic()
                 show_thread_names()
@@ -173,7 +174,6 @@ class Daemon:
         house, heat = self.house, self._heat
         with self._reading("memory"):
             self._resident_mb = resident_mb()
-        spool = house.spool.stats()
         message = payload.HealthMessage(
             version=__version__,
             at=datetime.now(UTC),
@@ -182,17 +182,12 @@ class Daemon:
                 name: replace(stream.health(), set_by_command=self._control.overridden(name))
                 for name, stream in house.streams.items()
             },
-            spool=payload.SpoolHealth(
-                spool.waiting,
-                spool.bytes,
-                spool.dropped,
-                spool.on,
-                {str(k): n for k, n in spool.dropped_by.items()},
-            ),
+            spool=spool_health(house.spool),
             rss_mb=round(self._resident_mb, 1),
             temperature_c=None if heat.celsius is None else round(heat.celsius, 1),
             hot=heat.hot,
-            link=_link(house.line.publisher.state),
+            link=link_health(house.line.publisher.state),
+            waits_for_restart=names(house.waiting),
         )
         house.line.retain(house.topics.health, payload.encode(message))
 
@@ -240,9 +235,3 @@ class Daemon:
             raise VedetteError(f"a defect in Vedette: {type(error).__name__}: {error}") from error
         self._orders.listen()
         return told
-
-
-def _link(state: LinkState) -> payload.LinkHealth | None:
-    if not state.connected:
-        return None
-    return payload.LinkHealth(state.broker, state.detail, state.is_fallback, state.connects, state.trouble)

@@ -22,7 +22,7 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`[device]`: who we are.
 
     Attributes:
-        name: in every topic; empty: the machine's host name.
+        name: in every topic; empty: the machine's host name. A change waits for a restart.
         profile: settings that suit the board, for what this file leaves open, see `agent.profiles`. `auto`: those
             of the board that this is; else the name of one, such as `pi4b`, the path of one, or `none`.
     """
@@ -115,8 +115,10 @@ class DurabilityConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     `event`: synced to the disk before it is sent: nothing is lost. `batch`: sent at once; what goes to the disk
     goes there together, some seconds later and without a sync: a crash or a power cut loses what was put since
-    and not delivered. `memory`: never on the disk. Where a kind is `batch` or `memory`, a crash leaves a gap in
-    the numbers. Kinds are sent in one order, whatever they are.
+    and not delivered. `memory`: never on the disk. Where a kind is `batch` or `memory`, the first run after a
+    crash begins up to 10,000 numbers higher, so that no number is used twice; each message tells with `first_seq`
+    what its run began with, and a gap before that is no loss on the way. Kinds are sent in one order, whatever
+    they are.
 
     Attributes:
         events: `new`, `end` and `heard`, and clips.
@@ -132,19 +134,20 @@ class DurabilityConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[storage]`: the state folder.
+    """`[storage]`: the state folder. A reload takes up new bounds at once.
 
     Attributes:
         folder: where state lives; `~` and `$STATE_DIRECTORY` are expanded. Empty: `$STATE_DIRECTORY`, else
-            `~/.local/state/vedette`.
+            `~/.local/state/vedette`. A change waits for a restart.
         spool_max_bytes: payload bytes kept for a broker that is away; the oldest are dropped first.
         spool_max_age_s: events older than this are dropped, s.
-        durability: of events and updates alike; or a table, see `DurabilityConfig`.
+        durability: of events and updates alike; or a table, see `DurabilityConfig`. A change from or to `memory`
+            for everything waits for a restart: without a database there, or with one, the spool is another.
         history_max_bytes: payload bytes of events that the broker has and that are kept for `vedette events`; the
             oldest go first. 0: none are kept.
         history_max_age_s: events that the broker has are kept for so long, or up to an hour longer, s.
         clips_folder: where clips go, in a folder for each stream; `~` and `$STATE_DIRECTORY` are expanded. Empty:
-            `clips` in the state folder.
+            `clips` in the state folder. A change waits for a restart.
         clips_max_bytes: of all clips in it; the oldest are deleted first.
         clips_max_age_s: clips older than this are deleted, s.
         clips_keep_free_bytes: clips leave so much of the disk to others: the oldest are deleted for it, and when

@@ -21,6 +21,7 @@ from agent.errors import ModelError, StreamError, VedetteError
 from agent.health.clock import read_clock
 from agent.health.processors import ADVICE, unreadable
 from agent.line import Line
+from agent.restart import Key
 from agent.settings import Settings
 from agent.storage.durable import clips_path
 from agent.storage.recorder import Recorder
@@ -55,6 +56,7 @@ class House:
         streams: by name; also those that are disabled or have failed.
         chooser: of what runs their models; None: `auto` is the CPU.
         settings: how each stream is set.
+        waiting: keys that have another value in the file, and wait for a restart, by table and name.
         kept_off: streams that an operator has switched off: somebody may want them on again.
         recorder: of their clips.
     """
@@ -81,6 +83,7 @@ class House:
         self.recorder = Recorder(clips_path(config.storage), config.storage, self._tell_clip)
         self.streams: dict[str, Stream] = {}
         self.settings: dict[str, Settings] = {}
+        self.waiting: tuple[Key, ...] = ()
         self.kept_off: frozenset[str] = frozenset()
         self._stated: set[str] = set()
 

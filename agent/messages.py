@@ -203,9 +203,11 @@ class Stored(Struct, frozen=True, gc=False):
         topic: where it goes.
         body: JSON as it was put, without `seq` and without the time of publishing.
         put_at: Unix time at which it was put, s.
+        first_seq: first number of the run of the daemon that put it; 0: not known.
     """
 
     seq: int
     topic: str
     body: bytes
     put_at: float
+    first_seq: int = 0

@@ -13,6 +13,7 @@ from agent.comms.requests import Request, Requests
 from agent.control import Control
 from agent.errors import CommandError, VedetteError
 from agent.house import House
+from agent.restart import names
 
 log = logging.getLogger(__name__)
 
@@ -155,4 +156,9 @@ class Orders:
                 "zones": one.zones,
                 "set_by_command": self._control.overridden(name),
             }
-        return {"version": __version__, "device": house.topics.device, "streams": streams}
+        return {
+            "version": __version__,
+            "device": house.topics.device,
+            "streams": streams,
+            "waits_for_restart": names(house.waiting),
+        }

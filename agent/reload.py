@@ -1,4 +1,7 @@
-"""Reloading: a new configuration is prepared beside what runs, and swapped in; or it is refused as a whole."""
+"""Reloading: a new configuration is prepared beside what runs, and swapped in; or it is refused as a whole.
+
+Keys that only a restart can change do not come here with another value: see `agent.restart`.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,13 @@ import logging
 from msgspec import Struct
 
 from agent.check import check_selection, check_streams
-from agent.config import Config, StorageConfig
-from agent.errors import ConfigError, VedetteError
+from agent.config import Config
+from agent.errors import VedetteError
 from agent.house import DRAIN_S, House, stop_streams
+from agent.restart import Key, waits
 from agent.stream import Stream
 
 log = logging.getLogger(__name__)
-
-_FIXED = {"device": ("name",), "mqtt": ("prefix",), "storage": StorageConfig.__struct_fields__}
-"""Keys by table that only a restart can change."""
 
 MODEL_FILE = "the model's file or manifest"
 """In the place of keys: the configuration is the same, and what it names is not."""
@@ -34,6 +35,11 @@ class Changes(Struct, frozen=True):
     changed: dict[str, list[str]]
     added: list[str]
     removed: list[str]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is."""
+        return not (self.tables or self.changed or self.added or self.removed)
 
     def __str__(self) -> str:
         said = [f"[{table}] {', '.join(keys)}" for table, keys in self.tables.items()]
@@ -59,36 +65,25 @@ def _keys(old: Struct, new: Struct) -> list[str]:
     return [key for key in old.__struct_fields__ if getattr(old, key) != getattr(new, key)]
 
 
-def check_reloadable(found: Changes) -> None:
-    """Refuse what only a restart can change.
-
-    Raises:
-        ConfigError: names the keys.
-    """
-    for table, fixed in _FIXED.items():
-        if keys := [key for key in found.tables.get(table, ()) if key in fixed]:
-            raise ConfigError(f"[{table}] {', '.join(keys)} changed: that takes a restart", keys=(table, keys[0]))
-
-
 class Reload:
     """A new configuration, prepared while the old one runs on."""
 
-    def __init__(self, house: House, config: Config, *, only: str = "") -> None:
+    def __init__(self, house: House, config: Config, *, only: str = "", waiting: tuple[Key, ...] = ()) -> None:
         """Prepare it. The house is as it was until `apply`.
 
         Args:
             house: that it is for.
             config: the new one.
             only: a stream that is swapped in any case, and nothing else is looked at: the rest is the same.
+            waiting: keys that have another value in the file, and wait for a restart.
 
         Raises:
             VedetteError: it cannot be used.
         """
         check_streams(config)
         check_selection(config.selection)
-        self._house, self._config, self._only = house, config, only
+        self._house, self._config, self._only, self._waiting = house, config, only, waiting
         self._changes = changes(house.config, config)
-        check_reloadable(self._changes)
         if not only:
             self._changes.changed.update({name: [MODEL_FILE] for name in self._other_models()})
         self._streams = self._prepared()
@@ -127,9 +122,13 @@ class Reload:
         if self._publisher is not None:
             self._house.line.exchange(self._publisher).stop(DRAIN_S)
             self._publisher.start()
+        if "storage" in self._changes.tables:
+            self._house.spool.configure(self._config.storage)
+            self._house.recorder.configure(self._config.storage)
         self._house.config = self._config
         if not self._only:
-            log.info("reloaded: %s", self)
+            self._house.waiting = self._waiting
+            log.log(logging.WARNING if self._waiting else logging.INFO, "reloaded: %s", self)
 
     def _swap_streams(self) -> None:
         house, gone = self._house, self._changes.removed
@@ -145,4 +144,5 @@ class Reload:
     def __str__(self) -> str:
         known = {*self._changes.added, *self._changes.changed}
         again = [f"stream {name} is tried again" for name in self._streams if name not in known]
-        return "; ".join([str(self._changes), *again])
+        changed = [] if self._waiting and self._changes.is_empty else [str(self._changes)]
+        return "; ".join([*changed, *again, *waits(self._waiting)])

@@ -10,6 +10,7 @@ import click
 
 from agent.cli.plain import plain
 from agent.cli.run import DEFAULT_CONFIG
+from agent.cli.statefolder import state_folder_option
 
 if TYPE_CHECKING:
     from agent.storage.clipscan import Label
@@ -38,21 +39,20 @@ def clips() -> None:
     show_default=True,
     help="The configuration file, which says where clips are.",
 )
-@click.option(
-    "--folder",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Look here instead, without a configuration.",
-)
+@state_folder_option
 @click.option("--stream", default="", help="Only those of this stream.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
-    """List the clips, the oldest first. Exits with 1 when one of them is damaged."""
+    """List the clips, the oldest first. Exits with 1 when one of them is damaged.
+
+    They lie where [storage] clips_folder says; in a --folder, in its `clips`.
+    """
     from agent.errors import StorageError
     from agent.storage.clipscan import read_label
     from agent.storage.shelf import clips_in
 
     rows, damaged = list[_Row](), list[str]()
-    for entry in clips_in(folder or _folder(path)):
+    for entry in clips_in(folder / "clips" if folder else _folder(path)):
         try:
             row = _Row(entry, read_label(entry.path))
         except StorageError as error:

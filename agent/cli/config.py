@@ -27,19 +27,24 @@ def config() -> None:
 @_FILE
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 def check(file: Path, as_json: bool) -> None:
-    """Check FILE down to the models: every stream is opened but for its source. Exits with 1 on any error."""
+    """Check FILE down to the models: every stream is opened but for its source. Exits with 1 on any error.
+
+    Says also which keys a running daemon takes up only when it is restarted.
+    """
     import msgspec
 
     from agent.check import problems
+    from agent.restart import RESTART, RULE, names
 
     found = problems(file)
     if as_json:
-        click.echo(msgspec.json.encode({"file": str(file), "ok": not found, "problems": found}).decode())
+        told = {"file": str(file), "ok": not found, "problems": found, "wait_for_restart": names(RESTART)}
+        click.echo(msgspec.json.encode(told).decode())
     else:
         for problem in found:
             click.echo(problem, err=True)
         if not found:
-            click.echo(f"{file}: fine")
+            click.echo(f"{file}: fine\n{RULE}")
     sys.exit(bool(found))
 
 

@@ -11,6 +11,7 @@ import click
 
 from agent.cli.duration import moment
 from agent.cli.run import DEFAULT_CONFIG
+from agent.cli.statefolder import state_folder_option
 from agent.errors import StorageError
 
 if TYPE_CHECKING:
@@ -45,9 +46,7 @@ def _selection(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--label", default="", help="Only of this label."),
         click.option("--kind", default="", help="Only new, update, end, heard, detections or clips."),
         click.option("--stream", default="", help="Only of this stream."),
-        click.option(
-            "--folder", type=click.Path(path_type=Path), help="The state folder, in place of the configured one."
-        ),
+        state_folder_option,
         click.option(
             "-c",
             "--config",

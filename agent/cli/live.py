@@ -10,7 +10,9 @@ from datetime import UTC, datetime
 import click
 
 from agent.cli.plain import plain
+from agent.cli.roster import Roster
 from agent.cli.row import COLUMNS, cells, clock, line
+from agent.comms.numbers import Gap
 from agent.comms.subscriber import Received
 
 
@@ -47,9 +49,24 @@ def _as_table(messages: Iterable[Received | None], title: str) -> None:
 def _as_lines(messages: Iterable[Received | None], title: str) -> None:
     click.echo(title)
     click.echo(line(dict(zip(COLUMNS, COLUMNS, strict=True))))
+    roster = Roster()
     for message in messages:
-        if message is not None and (text := _line(message)):
+        if message is None:
+            continue
+        for gap in roster.take(message):
+            click.echo(_missing(message.device, gap))
+        if text := _line(message):
             click.echo(text)
+
+
+def _missing(device: str, gap: Gap) -> str:
+    numbers = str(gap.first) if gap.first == gap.last else f"{gap.first} to {gap.last}"
+    why = (
+        "no loss on the way: it was cut off, and begins above what it may have given out"
+        if gap.restart
+        else "lost on the way"
+    )
+    return f"{clock(datetime.now(UTC))}  {plain(device)} {numbers}: {why}"
 
 
 def _line(message: Received) -> str:
@@ -65,7 +82,6 @@ def _line(message: Received) -> str:
 def follow_fleet(messages: Iterable[Received | None]) -> None:
     """Show a row for each device: live in a terminal; elsewhere once, when there are no more messages."""
     from agent.cli.fleet import FleetTable, lines
-    from agent.cli.roster import Roster
 
     roster = Roster()
     if not is_terminal():

@@ -18,6 +18,7 @@ from agent.storage.history import Past
 
 COLUMNS = (
     "seq",
+    "first_seq",
     "id",
     "acknowledged",
     "captured_at",
@@ -41,6 +42,7 @@ COLUMNS = (
     "model",
     "backend",
     "rung",
+    "path",
     "topic",
 )
 """Of a CSV file. What has no such thing, such as the score of a clip, leaves it empty."""
@@ -102,8 +104,14 @@ class Item:
     @property
     def labels(self) -> set[str]:
         """What it is about."""
-        things = [self.fields.get("track") or {}, *(self.fields.get("detections") or ())]
-        return {str(thing["label"]) for thing in things if "label" in thing}
+        things = [self.fields, self._track, *(self.fields.get("detections") or ())]
+        return {str(thing["label"]) for thing in things if thing.get("label")}
+
+    @property
+    def _track(self) -> dict[str, Any]:
+        """The track of an event; of a clip that is only the track's id."""
+        track = self.fields.get("track") or {}
+        return track if isinstance(track, dict) else {"id": track}
 
     def json(self) -> str:
         """A line: the message, with its topic and whether it is acknowledged."""
@@ -115,11 +123,12 @@ class Item:
         with suppress(msgspec.MsgspecError):
             return line(cells(msgspec.convert(self.fields, payload.EventMessage, strict=False)))
         at = datetime.fromtimestamp(self.past.stored.put_at, UTC)
-        return plain(f"{clock(at)}  {self.stream:10}  {self.kind:19}  {', '.join(sorted(self.labels))}").rstrip()
+        told = f"{clock(at)}  {self.stream:10}  {self.kind:19}  {', '.join(sorted(self.labels)):14}"
+        return plain(f"{told}  {self.fields.get('path', '')}").rstrip()
 
     def row(self) -> Iterator[str]:
         """The cells of a CSV file, see `COLUMNS`."""
-        fields, track = self.fields, self.fields.get("track") or {}
+        fields, track = self.fields, self._track
         flat = {
             **{name: fields.get(name) for name in COLUMNS},
             **{name: track.get(name) for name in ("score", "best_score", "hits", "first_seen", "last_seen")},

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from agent.cli.plain import plain
 from agent.cli.row import clock
+from agent.comms.numbers import Gap, Numbers
 from agent.comms.payload import EventMessage, HealthMessage
 from agent.comms.subscriber import Received
 
@@ -27,12 +28,14 @@ class Device:
         status: `online`, `offline`, `stopped`; empty as long as it has said nothing of that.
         health: its newest, or None.
         event: its newest, or None.
+        numbers: of all that it has sent through its spool.
     """
 
     def __init__(self, name: str) -> None:
         self.name, self.status = name, ""
         self.health: HealthMessage | None = None
         self.event: EventMessage | None = None
+        self.numbers = Numbers()
 
     @property
     def is_online(self) -> bool:
@@ -95,14 +98,14 @@ class Roster:
     def __len__(self) -> int:
         return len(self._devices)
 
-    def take(self, message: Received) -> None:
-        """Take in what came."""
-        if message.kind not in ("status", "health", "events"):
-            return
+    def take(self, message: Received) -> list[Gap]:
+        """Take in what came; gives the numbers that should have come before it."""
+        if message.kind not in ("status", "health", "events", "clips", "detections"):
+            return []
         device = self._devices.get(message.device)
         if device is None:
             if len(self._devices) >= MOST:
-                return
+                return []
             device = self._devices[message.device] = Device(message.device)
         if message.kind == "status":
             device.status = plain(message.payload[:_LONGEST].decode(errors="replace"))
@@ -110,8 +113,10 @@ class Roster:
                 del self._devices[message.device]
         elif message.kind == "health":
             device.health = message.health() or device.health
-        else:
+        elif message.kind == "events":
             device.event = message.event() or device.event
+        numbers = message.numbers()
+        return device.numbers.take(*numbers) if numbers else []
 
     def __iter__(self) -> Iterator[Device]:
         """Those with trouble first, then those that have stopped, then by name."""
@@ -123,7 +128,9 @@ class Roster:
         online = sum(device.is_online for device in devices)
         up, of = (sum(device.streams[which] for device in devices) for which in (0, 1))
         troubled = sum(bool(device.trouble) for device in devices)
-        return f"{len(devices)} devices, {online} online, {up} of {of} streams up, {troubled} in trouble"
+        lost = sum(device.numbers.lost for device in devices)
+        told = f"{len(devices)} devices, {online} online, {up} of {of} streams up, {troubled} in trouble"
+        return f"{told}, {lost} messages lost" if lost else told
 
 
 def _urgency(device: Device) -> tuple[bool, bool, str]:

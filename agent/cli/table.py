@@ -107,6 +107,8 @@ class EventTable:
         """The only device: its status, and of its health what its row in a fleet would say."""
         colour = STATUS_COLOURS.get(device.status, "white")
         yield Text(f"{plain(device.name)} ").append(device.status or "unknown", colour)
+        if device.numbers.lost:
+            yield Text(f"lost {device.numbers.lost}", "red")
         if device.health is not None:
             row = device.cells()
             for name in ("streams", "fps", "temp", "waiting", "version"):

@@ -31,9 +31,9 @@ def _level(context: click.Context, option: click.Parameter, text: str) -> str:
 @click.option("--picture", is_flag=True, help="Show snapshots in the terminal, as well as it can.")
 @click.option(
     "--picture-dir",
-    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Write the newest snapshot of each stream into this folder.",
+    help="Write the newest snapshot of each stream into this folder; it is made if need be.",
 )
 @click.option("--for", "seconds", type=duration, metavar="DURATION", help="End after so long (20s, 2m).")
 def watch(
@@ -94,6 +94,10 @@ def _album(picture: bool, folder: Path | None) -> Album | None:
         raise click.UsageError(
             "--picture needs a terminal to show them in; --picture-dir DIR writes them to files"
         )
+    if folder is not None:
+        from agent.storage.durable import make_folder
+
+        make_folder(folder)
     return Album(Screen(graphics(os.environ)) if picture else None, folder)
 
 

@@ -29,7 +29,7 @@ class ClipMessage(Struct, frozen=True):
         tracks: ids of all tracks that it was made for; of one that was cut off, the first.
         reason: of the event that it began with, or `asked`: by a command.
         repaired: whether a crash or a power cut ended it.
-        seq: per device and without gaps, in one row with those of events: a gap is a loss.
+        seq, first_seq: per device, in one row with those of events; see `EventMessage`.
     """
 
     id: str
@@ -47,6 +47,7 @@ class ClipMessage(Struct, frozen=True):
     reason: str
     repaired: bool = False
     seq: int = 0
+    first_seq: int = 0
 
 
 def clip_message(clip: Clip, device: str) -> ClipMessage:

@@ -17,6 +17,7 @@ class SpoolHealth(Struct, frozen=True):
         on: `disk`, or `memory` while the disk fails or where it is so configured.
         dropped_by: of these, by reason: `bytes` and `age`, the bounds of the spool; `memory`, they lay there only
             when the daemon stopped (what a crash takes is not known); `unsendable`, no broker takes them.
+        first_seq: the first number that this run of the daemon gives out; see `EventMessage`.
     """
 
     waiting: int
@@ -24,6 +25,7 @@ class SpoolHealth(Struct, frozen=True):
     dropped: int
     on: str
     dropped_by: dict[str, int] = {}
+    first_seq: int = 0
 
 
 class StreamHealth(Struct, frozen=True):
@@ -88,6 +90,8 @@ class HealthMessage(Struct, frozen=True):
         temperature_c: hottest thermal zone, °C, where there is one.
         hot: whether that has reached `thermal.warn_c`, and is not 5 °C below it again.
         link: see `LinkHealth`; None when there was no connection as this was written.
+        waits_for_restart: keys, such as `storage.folder`, that the file has changed since the start and that a
+            reload could not take up.
     """
 
     version: str
@@ -99,3 +103,4 @@ class HealthMessage(Struct, frozen=True):
     temperature_c: float | None = None
     hot: bool = False
     link: LinkHealth | None = None
+    waits_for_restart: tuple[str, ...] = ()

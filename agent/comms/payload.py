@@ -74,8 +74,12 @@ class EventMessage(Struct, frozen=True):
         captured_at: UTC of the frame, or of the end of the sound.
         latency_ms: see `Latency`.
         model, backend, rung: who computed it.
-        seq: per device and without gaps: a gap is a loss. It counts all that the device sends through its spool:
-            events of every stream, clips, and detections where they are spooled.
+        seq: per device and without gaps: a gap is a loss, unless it ends before `first_seq`. It counts all that
+            the device sends through its spool: events of every stream, clips, and spooled detections.
+        first_seq: number with which the run of the daemon began that gave `seq`; 0: not known. A run after a
+            crash begins up to 10,000 above the one before where something is `batch` or `memory`, or where the
+            spool was damaged; where everything is `memory`, every run begins at the µs of the clock. What lies
+            between was never given out, or lay in memory and is gone with that.
     """
 
     id: str
@@ -90,14 +94,15 @@ class EventMessage(Struct, frozen=True):
     backend: str
     rung: str
     seq: int = 0
+    first_seq: int = 0
 
 
 class DetectionsMessage(Struct, frozen=True):
     """`<device>/<stream>/detections`, QoS 0 or 1: one frame, or piece of sound, that the model has looked at.
 
     Attributes:
-        id, spool_seq: where `storage.durability.detections` sends them through the spool: a unique id, and the
-            number that is `seq` of an event; absent at QoS 0.
+        id, spool_seq, first_seq: where `storage.durability.detections` sends them through the spool: a unique id,
+            and the numbers that are `seq` and `first_seq` of an event; absent at QoS 0.
         device, stream: where it was seen.
         seq: counts frames of the stream; of sound it is the number of the first sample.
         captured_at: UTC of the frame, or of the end of the sound.
@@ -119,6 +124,7 @@ class DetectionsMessage(Struct, frozen=True):
     rung: str
     id: str | UnsetType = UNSET
     spool_seq: int | UnsetType = UNSET
+    first_seq: int | UnsetType = UNSET
 
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
@@ -170,6 +176,7 @@ def finish(stored: Stored, now: float | None = None) -> bytes:
             )
         )
     fields[number] = Raw(b"%d" % stored.seq)
+    fields["first_seq"] = Raw(b"%d" % stored.first_seq)
     return _encoder.encode(fields)
 
 

@@ -19,7 +19,18 @@ from agent.errors import NO_JSON, BrokerError
 Kind = Literal["status", "health", "events", "detections", "clips", "snapshot", "count"]
 
 _CONNECT_S = 10.0
+
+
+class Numbered(Struct, frozen=True):
+    """What every message that went through the spool has; the number of a detection is `spool_seq`."""
+
+    seq: int = 0
+    spool_seq: int = 0
+    first_seq: int = 0
+
+
 _events = msgspec.json.Decoder(EventMessage)
+_numbered = msgspec.json.Decoder(Numbered)
 _health = msgspec.json.Decoder(HealthMessage)
 
 
@@ -50,6 +61,17 @@ class Received(Struct, frozen=True):
             return _events.decode(self.payload) if self.kind == "events" else None
         except NO_JSON:
             return None
+
+    def numbers(self) -> tuple[int, int] | None:
+        """Its number and what the run began with that gave it, 0: not known; None: it has no number."""
+        if self.kind not in ("events", "clips", "detections"):
+            return None
+        try:
+            told = _numbered.decode(self.payload)
+        except NO_JSON:
+            return None
+        seq = told.spool_seq if self.kind == "detections" else told.seq
+        return (seq, told.first_seq) if seq else None
 
     def health(self) -> HealthMessage | None:
         """How the device is, or None when this is not what this version can read."""

@@ -26,6 +26,7 @@ class Backlog:
 
     Attributes:
         given: highest number that was given out.
+        first: the first that this run gives out.
         held: rows on their way to the disk.
         memory: rows that never go there.
         settled: numbers acknowledged, of rows on the disk or on their way.
@@ -35,18 +36,23 @@ class Backlog:
     """
 
     def __init__(self, config: StorageConfig, given: int) -> None:
-        self.given, self.dropped = given, Counter[Reason]()
+        self.given, self.first, self.dropped = given, given + 1, Counter[Reason]()
         self.held, self.memory = Held(config.spool_max_bytes), Held(config.spool_max_bytes)
         self.settled, self.deleted, self.wills = set[int](), set[int](), Wills()
         self._config, self._has_disk = config, config.spooled != {"memory"}
-        self._keeps = config.history_max_bytes > 0
         self._writing, self._since = 0, math.inf
         self._urgent = self._urgent_writing = 0  # the first number that waits for a sync; of those being written
+
+    def configure(self, config: StorageConfig) -> None:
+        """Go on with other bounds and another durability; whether there is a disk stays."""
+        self._config = config
+        self._shed(self.held.bound(config.spool_max_bytes), "bytes")
+        self.dropped["bytes"] += len(self.memory.bound(config.spool_max_bytes))
 
     def add(self, topic: str, body: bytes, will: Will | None, kind: Kind = "events") -> None:
         """Take an event and its will."""
         self.given += 1
-        row, durability = Stored(self.given, topic, body, time.time()), self._config.of(kind)
+        row, durability = Stored(self.given, topic, body, time.time(), self.first), self._config.of(kind)
         if durability == "event":
             self._urgent = self._urgent or self.given
         elif self._has_disk:
@@ -80,7 +86,7 @@ class Backlog:
         if self.memory.remove(seq) or not self._has_disk:
             return
         # What waits for its commit only to be told in the history stays where it is.
-        if self._keeps or not self._forget(seq):
+        if self._config.history_max_bytes or not self._forget(seq):
             self.settled.add(seq)
             self._linger()
 

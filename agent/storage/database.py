@@ -21,12 +21,12 @@ _JOURNAL, _LEAST = 1 << 20, 1 << 16
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spool (
     seq INTEGER PRIMARY KEY, topic TEXT NOT NULL, body BLOB NOT NULL, put_at REAL NOT NULL,
-    acked INTEGER NOT NULL DEFAULT 0, settled INTEGER NOT NULL DEFAULT 0
+    acked INTEGER NOT NULL DEFAULT 0, settled INTEGER NOT NULL DEFAULT 0, first_seq INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE IF NOT EXISTS will (key TEXT NOT NULL, topic TEXT NOT NULL, body BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
-_SINCE_HISTORY = ("acked", "settled")
+_LATER = ("acked", "settled", "first_seq")
 """Columns that files of older versions lack."""
 
 
@@ -72,6 +72,6 @@ def prepare(connection: sqlite3.Connection) -> None:
         raise error
     connection.executescript(_SCHEMA)
     columns = {name for _, name, *_ in connection.execute("PRAGMA table_info(spool)")}
-    for column in _SINCE_HISTORY:
+    for column in _LATER:
         if column not in columns:
             connection.execute(f"ALTER TABLE spool ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0")

@@ -38,8 +38,8 @@ class Disk:
     """
 
     def __init__(self, path: Path, config: StorageConfig) -> None:
-        self.path, self._config = path, config
-        self._knows_all = config.spooled == {"event"}  # no number is sent before it lies on the disk
+        self.path = path
+        self._set(config)
         self.failing, self._salvaged = False, list[Stored]()
         self._inherited: list[LeftWill] | None = None
         self.void = False
@@ -51,6 +51,22 @@ class Disk:
             self._open()
         except (sqlite3.Error, OSError) as error:
             self.lost(error)
+
+    def _set(self, config: StorageConfig) -> None:
+        self._config = config
+        self._knows_all = config.spooled == {"event"}  # no number is sent before it lies on the disk
+
+    def configure(self, config: StorageConfig, given: int) -> None:
+        """Keep to other bounds from the next write on, and to another durability.
+
+        Args:
+            config: the bounds.
+            given: highest number that was given out.
+        """
+        self._set(config)
+        if self._table is not None:
+            self._table.configure(config)
+        self.claim(given)
 
     def next_seq(self) -> int:
         """The first number that has not been given out. See `Watermark` for when it leaves a gap."""

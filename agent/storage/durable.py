@@ -68,6 +68,20 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for files, and those above it, if need be.
+
+    Raises:
+        StorageError: it cannot be made, or nothing may be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be used as a folder: {reason_of(error)}") from error
+
+
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[Path]:
     """Own a folder while the context lasts; the kernel ends it with the process, however that ends.

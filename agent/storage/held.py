@@ -41,6 +41,14 @@ class Held:
         self._rows[row.seq] = row
         self._index.append(row.seq)
         self.bytes += size(row)
+        return self._shed()
+
+    def bound(self, max_bytes: int) -> list[int]:
+        """Hold so many bytes at most from now on; gives the numbers of those that go for it."""
+        self._max_bytes = max_bytes
+        return self._shed()
+
+    def _shed(self) -> list[int]:
         shed: list[int] = []
         while self.bytes > self._max_bytes:
             shed.append(self._drop_oldest())

@@ -25,7 +25,7 @@ _SELECT = """
 WITH newest AS (SELECT acked FROM spool ORDER BY seq DESC LIMIT 1),
      mark AS (SELECT max(ifnull((SELECT value FROM counter WHERE name = 'acked'), 0),
                          ifnull((SELECT acked FROM newest), 0)) AS acked)
-SELECT seq, topic, body, put_at, seq <= mark.acked OR settled FROM spool, mark
+SELECT seq, topic, body, put_at, first_seq, seq <= mark.acked OR settled FROM spool, mark
 """
 
 
@@ -81,7 +81,7 @@ class History:
             raise StorageError(f"{self._path}: {_advice(error)}") from error
         except sqlite3.Error as error:
             raise StorageError(f"{self._path}: {_meaning(error)}") from error
-        return [Past(Stored(*row[:4]), bool(row[4])) for row in rows]
+        return [Past(Stored(*row[:5]), bool(row[5])) for row in rows]
 
     def _open(self) -> sqlite3.Connection:
         with self._path.open("rb"):  # SQLite does not tell why it cannot

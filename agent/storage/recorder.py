@@ -51,6 +51,7 @@ class Recorder:
         self._recordings: list[Recording] = []
         self._thread: threading.Thread | None = None
         self._closing = False
+        self._tidy_at = 0.0
         self._failed_s: float | None = None
         self._lost = 0
 
@@ -80,6 +81,13 @@ class Recorder:
             self._work.notify()
         return recording
 
+    def configure(self, config: StorageConfig) -> None:
+        """Keep to other bounds, and delete at once what is beyond them; the folder stays."""
+        with self._lock:
+            self._config, self._tidy_at = config, 0.0
+            self._shelf.configure(config)
+            self._work.notify()
+
     def wake(self) -> None:
         """There is much to be written."""
         with self._lock:
@@ -103,19 +111,19 @@ class Recorder:
         footage.hold(min(starts, default=None))
 
     def _run(self) -> None:
+        self._tidy_at = time.monotonic() + _EXPIRE_S
         self._tidy()
-        tidy_s = time.monotonic() + _EXPIRE_S
         while True:
             with self._lock:
                 if not self._recordings:
                     if self._closing:
                         return
-                    self._work.wait(max(0.0, tidy_s - time.monotonic()))
+                    self._work.wait(max(0.0, self._tidy_at - time.monotonic()))
                 recordings = list(self._recordings)
             for recording in recordings:
                 self._serve(recording)
-            if time.monotonic() >= tidy_s:
-                tidy_s = time.monotonic() + _EXPIRE_S
+            if time.monotonic() >= self._tidy_at:
+                self._tidy_at = time.monotonic() + _EXPIRE_S
                 self._expire()
             with self._lock:
                 if self._recordings and not self._closing:

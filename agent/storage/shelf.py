@@ -130,6 +130,10 @@ class Shelf:
         self._entries: list[Entry] = []
         self.bytes = 0
 
+    def configure(self, config: StorageConfig) -> None:
+        """Keep to other bounds from now on."""
+        self._config = config
+
     def look(self) -> None:
         """See what lies there.
 

@@ -65,6 +65,10 @@ class Table:
             raise
         sync_folder(path.parent)
 
+    def configure(self, config: StorageConfig) -> None:
+        """Keep to other bounds from the next commit on."""
+        self._config = config
+
     def _count(self) -> None:
         counters = dict(self._writer.execute("SELECT name, value FROM counter").fetchall())
         self.tally = count(self._writer, counters.get("acked", 0))
@@ -83,7 +87,8 @@ class Table:
         """The first rows above a number that wait, in order."""
         with self._reading:
             found = self._reader.execute(
-                "SELECT seq, topic, body, put_at FROM spool WHERE seq > ? AND NOT settled ORDER BY seq LIMIT ?",
+                "SELECT seq, topic, body, put_at, first_seq FROM spool "
+                "WHERE seq > ? AND NOT settled ORDER BY seq LIMIT ?",
                 (max(after, self.tally.acked), limit),
             ).fetchall()
         return [Stored(*row) for row in found]
@@ -146,8 +151,9 @@ class Table:
         for row in batch.insert:
             ahead = row.seq > tally.acked and row.seq in batch.settled and self._config.history_max_bytes > 0
             self._writer.execute(
-                "INSERT INTO spool (seq, topic, body, put_at, acked, settled) VALUES (?, ?, ?, ?, ?, ?)",
-                (row.seq, row.topic, row.body, row.put_at, tally.acked, ahead),
+                "INSERT INTO spool (seq, topic, body, put_at, acked, settled, first_seq) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (row.seq, row.topic, row.body, row.put_at, tally.acked, ahead, row.first_seq),
             )
             done = ahead or row.seq <= tally.acked
             tally = tally.keeps(size(row)) if done else tally.waits(1, size(row))

@@ -7,7 +7,8 @@
 It has a session that lasts, so that the broker keeps what comes while it is away; it acknowledges a message
 when the database has committed it, so that nothing is lost when it dies; and an event that comes again has an
 id that is there. With --share several of them divide the events among themselves. What is no event goes to the
-table `rejected`; numbers that do not come within --patience go to `gaps` and to the log.
+table `rejected`; numbers that do not come within --patience go to `gaps` and to the log, or to `jumps` where the
+device began anew behind them.
 """
 
 from __future__ import annotations
@@ -151,7 +152,12 @@ class Consumer:
         try:
             for device in sorted(self._devices):
                 for gap in self._opened().find_gaps(device, now - self._options.patience, now):
-                    log.warning("%s: %d to %d have not come", *gap)
+                    if gap.restart:
+                        log.info(
+                            "%s: %d to %d are not used: it was cut off, and began anew behind them", *gap[:3]
+                        )
+                    else:
+                        log.warning("%s: %d to %d have not come", *gap[:3])
         except Unavailable as error:
             self._lost(error)
 

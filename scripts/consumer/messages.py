@@ -47,8 +47,11 @@ def _event(topic: str, text: str, now: float) -> EventRow:
     names = [told["id"], device, stream, *texts]
     if not all(isinstance(name, str) and name.isprintable() and len(name) <= 1000 for name in names):
         raise ValueError("a name or time in it is no text, or too long")
+    first_seq = told.get("first_seq", 0)
+    if type(first_seq) is not int or not 0 <= first_seq <= seq:
+        raise ValueError(f"its first_seq is {first_seq!r}")
     kind, label, track, captured_at = texts
-    return EventRow(told["id"], device, stream, seq, kind, label, track, captured_at, now, text)
+    return EventRow(told["id"], device, stream, seq, kind, label, track, captured_at, now, text, first_seq)
 
 
 Table = dict[str, Any]

@@ -17,15 +17,23 @@ SCHEMA = (
     """CREATE TABLE IF NOT EXISTS gaps (
         device TEXT NOT NULL, first BIGINT NOT NULL, last BIGINT NOT NULL, noticed_at DOUBLE PRECISION NOT NULL,
         PRIMARY KEY (device, first))""",
+    """CREATE TABLE IF NOT EXISTS runs (
+        device TEXT NOT NULL, first BIGINT NOT NULL, PRIMARY KEY (device, first))""",
+    """CREATE TABLE IF NOT EXISTS jumps (
+        device TEXT NOT NULL, first BIGINT NOT NULL, last BIGINT NOT NULL, noticed_at DOUBLE PRECISION NOT NULL,
+        PRIMARY KEY (device, first))""",
     """CREATE TABLE IF NOT EXISTS rejected (
         topic TEXT NOT NULL, why TEXT NOT NULL, received_at DOUBLE PRECISION NOT NULL, body TEXT NOT NULL)""",
 )
-"""Understood by both. `marks`: up to which number a device's events were looked at for gaps."""
+"""Understood by both. `marks`: up to which number a device's events were looked at for gaps. `runs`: the numbers
+with which its runs began. `gaps`: what was lost; `jumps`: what was never given out, or went with its memory."""
 
 _EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
 _REJECTED = "INSERT INTO rejected VALUES (?, ?, ?, ?)"
 _MARK = "INSERT INTO marks VALUES (?, ?) ON CONFLICT (device) DO UPDATE SET seq = excluded.seq"
 _GAP = "INSERT INTO gaps VALUES (?, ?, ?, ?) ON CONFLICT (device, first) DO NOTHING"
+_JUMP = "INSERT INTO jumps VALUES (?, ?, ?, ?) ON CONFLICT (device, first) DO NOTHING"
+_RUN = "INSERT INTO runs VALUES (?, ?) ON CONFLICT (device, first) DO NOTHING"
 
 
 class EventRow(NamedTuple):
@@ -41,6 +49,7 @@ class EventRow(NamedTuple):
     captured_at: str
     received_at: float
     body: str
+    first_seq: int = 0
 
 
 class RejectedRow(NamedTuple):
@@ -53,11 +62,16 @@ class RejectedRow(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Numbers of a device that have not come: lost, or the trace of a repair on the device."""
+    """Numbers of a device that have not come.
+
+    With `restart` a new run of the device begins behind them, above all that the one before may have given out
+    when it was cut off: they were never given out, or went with its memory. Without, they were lost.
+    """
 
     device: str
     first: int
     last: int
+    restart: bool = False
 
 
 class Store(Protocol):
@@ -97,8 +111,10 @@ class SqlStore:
         def insert(cursor: Any) -> int:
             new = 0
             for row in events:
-                cursor.execute(self._sql(_EVENT), row)
+                cursor.execute(self._sql(_EVENT), row[:-1])
                 new += cursor.rowcount
+            for run in sorted({(row.device, row.first_seq) for row in events if row.first_seq}):
+                cursor.execute(self._sql(_RUN), run)
             for refused in rejected:
                 cursor.execute(self._sql(_REJECTED), refused)
             return new
@@ -112,9 +128,11 @@ class SqlStore:
             mark = self._mark_of(cursor, device)
             query = "SELECT seq, received_at FROM events WHERE device = ? AND seq > ? ORDER BY seq"
             cursor.execute(self._sql(query), (device, mark))
-            reached, gaps = walk(device, mark, cursor.fetchall(), before)
+            rows = cursor.fetchall()
+            cursor.execute(self._sql("SELECT first FROM runs WHERE device = ? AND first > ?"), (device, mark))
+            reached, gaps = walk(device, mark, rows, before, [first for (first,) in cursor.fetchall()])
             for gap in gaps:
-                cursor.execute(self._sql(_GAP), (*gap, now))
+                cursor.execute(self._sql(_JUMP if gap.restart else _GAP), (*gap[:3], now))
             if reached > mark:
                 cursor.execute(self._sql(_MARK), (device, reached))
             return gaps
@@ -146,7 +164,9 @@ class SqlStore:
             raise Unavailable(f"{type(error).__name__}: {error}") from error
 
 
-def walk(device: str, mark: int, rows: Sequence[tuple[int, float]], before: float) -> tuple[int, list[Gap]]:
+def walk(
+    device: str, mark: int, rows: Sequence[tuple[int, float]], before: float, runs: Sequence[int] = ()
+) -> tuple[int, list[Gap]]:
     """How far numbers can be followed from a mark, and the gaps on the way.
 
     Args:
@@ -155,15 +175,24 @@ def walk(device: str, mark: int, rows: Sequence[tuple[int, float]], before: floa
         rows: numbers above it with the time of their arrival, in order.
         before: a gap whose end came later than this may still fill, since other consumers have their share of the
             messages: it stops there.
+        runs: numbers with which runs of the device began.
     """
     gaps: list[Gap] = []
     for seq, received_at in rows:
         if seq > mark + 1:
             if received_at > before:
                 break
-            gaps.append(Gap(device, mark + 1, seq - 1))
+            gaps += parts(Gap(device, mark + 1, seq - 1), runs)
         mark = seq
     return mark, gaps
+
+
+def parts(gap: Gap, runs: Sequence[int]) -> list[Gap]:
+    """What of a gap lies before the last run that began in it or right behind it, and what was lost."""
+    device, first, last, _ = gap
+    begins = max([first, *(run for run in runs if run <= last + 1)])
+    both = [Gap(device, first, begins - 1, True), Gap(device, begins, last)]
+    return [one for one in both if one.first <= one.last]
 
 
 def open_sqlite(path: str) -> SqlStore:

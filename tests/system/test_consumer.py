@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.killed import process
 from tests.support.mosquitto import HOST, Mosquitto
 from tests.support.publishing import EVENTS, device, event, wait_for
 
@@ -84,6 +85,30 @@ def test_every_event_is_a_row_once_and_what_is_none_is_set_aside(tmp_path: Path,
         assert running.end() == 0
     assert count(DISTINCT) == 1000
     assert count("SELECT max(seq) FROM events") == 1000
+
+
+def test_a_device_that_was_killed_with_numbers_in_memory_is_no_loss_and_a_message_that_was_dropped_is(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    file, state = tmp_path / "events.db", tmp_path / "state"
+    state.mkdir()
+    count = sqlite_count(file)
+    with consumer(broker, tmp_path, f"sqlite:{file}") as running:
+        for _ in range(3):
+            with process(state, broker.port, count=10_000, pause_s=0.002, updates="memory") as vedette:
+                assert vedette.stdout is not None
+                for _ in range(60):
+                    vedette.stdout.readline()
+        wait_for(lambda: count("SELECT count(*) FROM jumps") == 2)
+        with device(state, broker.config()) as (spool, _):
+            spool.put(EVENTS, b"{}")  # cannot be sent
+            spool.put(EVENTS, event())
+            wait_for(lambda: spool.stats().waiting == 0)
+        wait_for(lambda: count("SELECT count(*) FROM jumps") == 3)
+        wait_for(lambda: count("SELECT sum(last - first + 1) FROM gaps") == 1)
+        running.wait_said("have not come")
+        assert running.log.read_text().count("began anew behind them") == 3
+    assert count("SELECT sum(last - first + 1) FROM jumps") > 10_000
 
 
 def test_a_consumer_killed_in_mid_stream_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -136,9 +136,8 @@ def test_a_reload_of_a_broken_file_changes_nothing_and_names_the_line(
 @pytest.mark.parametrize(
     ("room", "key", "value", "why"),
     [
-        ("device", "name", "shed", r"[device] name changed: that takes a restart"),
-        ("storage", "durability", "memory", r"[storage] durability changed: that takes a restart"),
         ("mqtt", "password_file", "/nothing/here", r"password_file is set but username is not"),
+        ("mqtt", "key_file", "/nothing/here", r"key_file is set but cert_file is not"),
     ],
 )
 def test_a_reload_that_cannot_be_done_is_refused_as_a_whole(
@@ -152,6 +151,28 @@ def test_a_reload_that_cannot_be_done_is_refused_as_a_whole(
     assert why in said
     assert f"running on as before: {line_of(vedette, f'{key} = ')}: [{room}] " in said
     assert "end" not in kinds(messages, "back")
+
+
+def test_a_reload_takes_up_what_it_can_and_says_what_waits_for_a_restart(
+    vedette: Vedette, messages: Messages
+) -> None:
+    both_see(messages)
+    del vedette.config["streams"]["back"]
+    vedette.config["storage"] |= {"durability": "memory", "spool_max_bytes": 70_000, "clips_folder": "/elsewhere"}
+    vedette.config["device"]["name"] = "shed"
+    vedette.reload()
+    said = vedette.wait_said("reloaded: ")
+    assert said.endswith(
+        "reloaded: [storage] spool_max_bytes; stream back is gone; [device] name waits for a restart; "
+        "[storage] clips_folder, durability wait for a restart"
+    )
+    messages.wait(lambda m: "end" in kinds(m, "back"))
+    waiting = ("device.name", "storage.clips_folder", "storage.durability")
+    messages.wait(lambda m: (told := health(m)) is not None and told.waits_for_restart == waiting)
+    hear(messages, 3)
+    vedette.end()
+    vedette.start()
+    messages.wait(lambda m: m.of("vedette/shed/status")[-1:] == [b"online"])
 
 
 def test_a_reload_with_a_model_that_is_not_there_keeps_the_old_one(

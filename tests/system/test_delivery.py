@@ -21,8 +21,9 @@ from msgspec.structs import replace
 
 from agent.comms import mqtt
 from agent.comms.mqtt import Publisher
-from agent.config import Durability, DurabilityConfig, MqttConfig, StorageConfig
+from agent.config import DurabilityConfig, MqttConfig, StorageConfig
 from agent.storage.history import History
+from tests.support.killed import process
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.publishing import EVENTS, TOPICS, Kept, device, event, events_of, in_order, wait_for
 from tests.support.received import Messages
@@ -219,23 +220,6 @@ def test_a_killed_device_is_offline(broker: Mosquitto, tmp_path: Path) -> None:
     messages.wait(lambda m: statuses(m) == [b"online", b"offline"])
     late = broker.subscribe(TOPICS.status)
     late.wait(lambda m: m.of(TOPICS.status) == [b"offline"] and m[0].retain)
-
-
-@contextmanager
-def process(
-    folder: Path, port: int, count: int, pause_s: float = 0.0, updates: Durability = "event"
-) -> Iterator[subprocess.Popen[str]]:
-    """A device in a process of its own, which is killed at the end."""
-    command = [sys.executable, "-m", "tests.support.publishing", str(folder), str(port), str(count), str(pause_s)]
-    command.append(updates)
-    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        assert running.stdout is not None
-        assert running.stdout.readline() == "ready\n"
-        yield running
-    finally:
-        running.send_signal(signal.SIGKILL)
-        running.wait()
 
 
 def test_kill_9_in_mid_stream_loses_no_event_that_was_on_the_disk(tmp_path: Path) -> None:
@@ -488,6 +472,8 @@ def test_kill_9_with_kinds_in_memory_leaves_a_gap_and_uses_no_number_twice(tmp_p
     assert numbers == sorted(set(numbers)), "no number twice, and the order is kept"
     gaps = [after - before for before, after in pairwise(numbers) if after != before + 1]
     assert len(gaps) == 2, "one for each crash"
+    behind = [e for before, e in pairwise(events) if e.seq != before.seq + 1]
+    assert [e.first_seq for e in behind] == [e.seq for e in behind], "a run begins behind each of them"
     assert {e.kind for e in events} == {"new", "update"}
 
 

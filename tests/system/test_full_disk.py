@@ -14,7 +14,7 @@ import pytest
 from agent.config import StorageConfig
 from agent.errors import StorageError
 from agent.messages import Stored, Will
-from agent.storage import spool as spool_module
+from agent.storage import timetable
 from agent.storage.durable import write_atomic
 from agent.storage.spool import Spool
 from tests.support.mosquitto import Mosquitto
@@ -28,7 +28,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A filesystem of 2 MiB."""
     if os.geteuid() != 0:
         pytest.skip("a filesystem of its own needs root")
-    monkeypatch.setattr(spool_module, "_RETRY_S", 0.1)
+    monkeypatch.setattr(timetable, "_RETRY_S", 0.1)
     folder = tmp_path / "small"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "vedette-test", str(folder)]

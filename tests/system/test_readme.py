@@ -94,7 +94,7 @@ def test_a_command_is_a_script_of_ours_a_verb_of_ours_or_plain(command: str) -> 
 def test_a_configuration_that_comes_along_is_fine(command: str) -> None:
     (file,) = [word for word in shlex.split(command) if word.startswith("firmware_configs/")]
     checked = CliRunner().invoke(vedette, ["config", "check", str(ROOT / file)], catch_exceptions=False)
-    assert (checked.exit_code, checked.output) == (0, f"{ROOT / file}: fine\n")
+    assert (checked.exit_code, checked.output.splitlines()[0]) == (0, f"{ROOT / file}: fine")
 
 
 @pytest.mark.parametrize("text", blocks("toml"))

@@ -114,16 +114,15 @@ def test_a_fleet_is_a_row_for_each_device_and_the_newest_snapshots_are_files(
 ) -> None:
     messages = broker.subscribe("vedette/#")
     broker.subscribe("nothing").client.publish("vedette/shed/status", b"offline", qos=1, retain=True)
-    (tmp_path / "pictures").mkdir()
     with Vedette(tmp_path, broker, front=camera(person_model(tmp_path))):
         messages.wait(lambda m: "update" in kinds(m) and states(m) == {"front": "running"})
-        rows = call(broker, "--fleet", "--picture-dir", str(tmp_path / "pictures")).output.splitlines()
+        rows = call(broker, "--fleet", "--picture-dir", str(tmp_path / "new" / "pictures")).output.splitlines()
         table = call(broker).output
     assert rows[1].split()[:2] == ["shed", "offline"]
     assert rows[2].split()[:3] == ["porch", "online", "1/1"]
     assert rows[3] == "2 devices, 1 online, 1 of 1 streams up, 1 in trouble"
     assert "porch online" in table, "without a terminal it stays lines"
-    (picture,) = (tmp_path / "pictures").iterdir()
+    (picture,) = (tmp_path / "new" / "pictures").iterdir()
     assert picture.name == "porch.front.jpg"
     assert read_size(picture.read_bytes()) == (160, 120)
 

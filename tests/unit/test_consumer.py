@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from tests.support.publishing import EVENTS, event
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts" / "consumer"))
 
 from messages import MOST_BYTES, row
-from stores import EventRow, Gap, RejectedRow, Unavailable, open_store, walk
+from stores import EventRow, Gap, RejectedRow, Unavailable, open_store, parts, walk
 
 
 def changed(**fields: Any) -> bytes:
@@ -53,6 +55,8 @@ def test_news_of_a_clip_and_detections_out_of_the_spool_are_rows_too_for_their_n
         (EVENTS, changed(seq=True), "its seq is True"),
         (EVENTS, changed(seq=0), "its seq is 0"),
         (EVENTS, changed(seq=2**70), "its seq is"),
+        (EVENTS, changed(first_seq=8), "its first_seq is 8"),
+        (EVENTS, changed(first_seq="1"), "its first_seq is '1'"),
         (EVENTS, changed(id=None), "no text"),
         (EVENTS, changed(id="\ud800"), "no text"),
         (EVENTS, changed(kind="x" * 2000), "too long"),
@@ -91,6 +95,27 @@ def test_gaps_are_what_is_missing_between_the_mark_and_the_newest(numbers: set[i
     missing = {seq for gap in gaps for seq in range(gap.first, gap.last + 1)}
     assert missing == set(range(mark + 1, reached + 1)) - numbers
     assert reached == max([mark, *numbers])
+
+
+def test_a_gap_that_ends_where_a_run_begins_is_a_jump_and_what_is_missing_of_the_run_is_lost() -> None:
+    assert parts(Gap("porch", 5, 9), []) == [Gap("porch", 5, 9)]
+    assert parts(Gap("porch", 5, 9), [1, 5, 12]) == [Gap("porch", 5, 9)]
+    assert parts(Gap("porch", 5, 9), [10]) == [Gap("porch", 5, 9, True)]
+    assert parts(Gap("porch", 5, 9), [6, 8]) == [Gap("porch", 5, 7, True), Gap("porch", 8, 9)]
+
+
+def test_jumps_are_kept_apart_from_gaps(tmp_path: Path) -> None:
+    where = tmp_path / "events.db"
+    store = open_store(f"sqlite:{where}")
+    store.keep([stored(1), stored(2), stored(10_003)._replace(first_seq=10_001)], [])
+    assert store.find_gaps("porch", 2.0, 3.0) == [
+        Gap("porch", 3, 10_000, True),
+        Gap("porch", 10_001, 10_002),
+    ]
+    store.close()
+    with closing(sqlite3.connect(where)) as connection:
+        assert connection.execute("SELECT first, last FROM gaps").fetchall() == [(10_001, 10_002)]
+        assert connection.execute("SELECT first, last FROM jumps").fetchall() == [(3, 10_000)]
 
 
 def stored(seq: int, message_id: str = "", at: float = 1.0) -> EventRow:

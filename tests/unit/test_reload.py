@@ -19,7 +19,7 @@ from agent.config import (
 )
 from agent.errors import ConfigError, VedetteError
 from agent.house import House, stop_streams
-from agent.reload import Reload, changes, check_reloadable
+from agent.reload import Reload, changes
 from agent.storage.spool import Spool
 from agent.stream import Stream
 from tests.support.house import person_model
@@ -46,19 +46,6 @@ OLD = Config({"front": FRONT, "back": FRONT}, DeviceConfig("porch"))
 )
 def test_what_is_different_is_said_by_its_keys(new: Config, said: str) -> None:
     assert str(changes(OLD, new)) == said
-
-
-@pytest.mark.parametrize(
-    ("new", "key"),
-    [
-        (replace(OLD, device=DeviceConfig("shed")), r"\[device\] name"),
-        (replace(OLD, mqtt=MqttConfig(host="other", prefix="eyes")), r"\[mqtt\] prefix"),
-        (replace(OLD, storage=StorageConfig("/x", durability="batch")), r"\[storage\] folder, durability"),
-    ],
-)
-def test_what_takes_a_restart_is_refused(new: Config, key: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{key} changed: that takes a restart$"):
-        check_reloadable(changes(OLD, new))
 
 
 @pytest.fixture
@@ -200,3 +187,26 @@ def test_candidates_that_are_none_are_refused(house: House) -> None:
     other = replace(house.config, selection=SelectionConfig(candidates=("gpv",)))
     with pytest.raises(ConfigError, match="no backend 'gpv'"):
         Reload(house, other)
+
+
+def test_new_bounds_of_the_spool_and_of_clips_are_taken_up_and_what_waits_is_said(
+    house: House, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(10):
+        house.spool.put("t", bytes(20_000))
+    wait_for(lambda: house.spool.stats().waiting >= 10)
+    small = StorageConfig(spool_max_bytes=65536)
+    with caplog.at_level(logging.INFO, "agent.reload"):
+        Reload(house, replace(house.config, storage=small), waiting=(("device", "name"),)).apply()
+        wait_for(lambda: house.spool.stats().bytes <= 65536)
+        Reload(house, house.config, waiting=(("storage", "folder"), ("storage", "clips_folder"))).apply()
+        waited = house.waiting
+        Reload(house, house.config).apply()
+    assert [len(waited), len(house.waiting)] == [2, 0]
+    told = [record for record in caplog.records if record.name == "agent.reload"]
+    assert [record.getMessage() for record in told] == [
+        "reloaded: [storage] spool_max_bytes; [device] name waits for a restart",
+        "reloaded: [storage] folder, clips_folder wait for a restart",
+        "reloaded: nothing has changed",
+    ]
+    assert [record.levelname for record in told] == ["WARNING", "WARNING", "INFO"]

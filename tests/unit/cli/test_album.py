@@ -19,6 +19,7 @@ from agent.cli.jpeg import read_size
 from agent.cli.screen import Screen, decoded, graphics, iterm2, kitty
 from agent.cli.watch import watch
 from agent.comms.subscriber import Received
+from agent.errors import StorageError
 from agent.messages import Image
 
 
@@ -187,6 +188,18 @@ def test_pictures_need_a_terminal_or_a_folder() -> None:
     result = CliRunner().invoke(watch, ["--picture"])
     assert result.exit_code == 2
     assert "--picture-dir DIR writes them" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("above", [b"a file", None])
+def test_a_folder_for_pictures_that_cannot_be_made_is_told(tmp_path: Path, above: bytes | None) -> None:
+    wanted = tmp_path / "shelf" / "pictures"
+    if above:
+        wanted.parent.write_bytes(above)
+    else:
+        wanted = Path("/proc/pictures")
+    result = CliRunner().invoke(watch, ["--picture-dir", str(wanted)])
+    assert isinstance(result.exception, StorageError)
+    assert str(result.exception).startswith(f"{wanted}: cannot be used as a folder: ")
 
 
 def test_one_thing_at_a_time() -> None:

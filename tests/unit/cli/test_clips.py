@@ -67,8 +67,35 @@ def test_as_json(config: str, tmp_path: Path) -> None:
 
 def test_only_those_of_a_stream_or_of_a_folder(config: str, tmp_path: Path) -> None:
     assert len(json.loads(call("-c", config, "--stream", "back", "--json").stdout)) == 1
-    assert len(json.loads(call("--folder", str(tmp_path / "clips"), "--json").stdout)) == 2
-    assert json.loads(call("--folder", str(tmp_path / "clips" / "back"), "--json").stdout) == []
+    assert len(json.loads(call("--folder", str(tmp_path), "--json").stdout)) == 2
+
+
+def test_a_state_folder_without_clips_has_none(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    assert json.loads(call("--folder", str(tmp_path), "--json").stdout) == []
+
+
+@pytest.mark.parametrize("verb", [("clips", "list"), ("events", "tail"), ("events", "export")])
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        (
+            "clips",
+            "is a folder of clips: give the state folder, {state}; where [storage] clips_folder is elsewhere",
+        ),
+        ("clips/back", "is the folder of a stream's clips: give the state folder, {state}"),
+        ("elsewhere", "is no state folder of vedette: it has none of lock, spool.db, clips"),
+        ("gone", "does not exist"),
+    ],
+)
+def test_folder_is_the_state_folder_for_every_verb_and_another_is_refused_with_the_right_one(
+    config: str, tmp_path: Path, verb: tuple[str, str], place: str, why: str
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    shown = CliRunner().invoke(vedette, [*verb, "--folder", str(tmp_path / place)])
+    assert shown.exit_code == 2
+    unwrapped = "".join(shown.output.split())
+    assert "".join(why.format(state=tmp_path).split()) in unwrapped
 
 
 def test_a_damaged_one_is_told_and_the_others_are_listed(config: str, tmp_path: Path) -> None:

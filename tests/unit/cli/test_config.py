@@ -13,6 +13,7 @@ from agent.configfile import load, parse
 from agent.effective import effective
 from agent.errors import ConfigError
 from agent.overrides import FILE, Overrides, Value
+from agent.restart import RULE
 from tests.support.sizes import sizes_model
 from tests.support.sound import tone_model
 
@@ -45,7 +46,10 @@ def test_a_sound_file_is_fine(file: Path) -> None:
     zone = f'[[streams.front.zones]]\nname = "yard"\npolygon = {SQUARE}\n'
     file.write_text(f'[streams.front]\nsource = "test:"\nmodel = "nanodet"\nrung = "256"\n{zone}')
     result = call("check", str(file))
-    assert (result.exit_code, result.output) == (0, f"{file}: fine\n")
+    assert (result.exit_code, result.output) == (0, f"{file}: fine\n{RULE}\n")
+    assert "[storage] folder, [storage] clips_folder, and [storage] durability" in RULE
+    told = json.loads(call("check", str(file), "--json").output)
+    assert told["wait_for_restart"] == ["device.name", "mqtt.prefix", "storage.folder", "storage.clips_folder"]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from agent.cli.duration import duration, moment
 from agent.cli.main import vedette
 from agent.comms import payload
+from agent.comms.clipmessage import ClipMessage
 from agent.config import StorageConfig
 from agent.messages import Detection, Track
 from agent.storage.spool import Spool
@@ -173,7 +174,36 @@ def test_the_folder_of_the_configuration(folder: Path, tmp_path: Path) -> None:
     assert len(lines(call("export", "-c", str(config)))) == 5
 
 
+CLIP = ClipMessage(
+    "clip-1",
+    "porch",
+    "front",
+    "/var/lib/vedette/clips/front/2026-11-25T10-15-03Z-person-1.mkv",
+    datetime(2026, 11, 25, 10, 15, 3, tzinfo=UTC),
+    datetime(2026, 11, 25, 10, 15, 13, tzinfo=UTC),
+    10.0,
+    50,
+    5_000_000,
+    "label-1",
+    "person",
+    ("label-1",),
+    "appeared",
+)
+
+
+def test_a_clip_is_told_with_where_it_lies(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, StorageConfig())
+    spool.put(TOPICS.clips("front"), payload.encode(CLIP))
+    spool.close()
+    _, shown = call("tail", "--folder", str(tmp_path), "--label", "person").output.splitlines()
+    assert shown.split()[1:] == ["front", "clips", "person", CLIP.path, "(waits)"]
+    (row,) = csv.DictReader(io.StringIO(call("export", "--folder", str(tmp_path), "--format", "csv").output))
+    assert (row["kind"], row["label"], row["track"], row["path"]) == ("clips", "person", "label-1", CLIP.path)
+    assert row["score"] == ""
+
+
 def test_no_history_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
     shown = call("tail", "--folder", str(tmp_path))
     assert shown.exit_code == 1
     assert "no such file" in str(shown.exception)

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from agent.cli.fleet import FleetTable, lines
-from agent.cli.live import follow_fleet
+from agent.cli.live import follow, follow_fleet
 from agent.cli.roster import COLUMNS, MOST, Device, Roster
 from agent.cli.table import EventTable
 from agent.comms import payload
@@ -166,3 +166,42 @@ def test_a_fleet_and_its_events_fit_into_the_terminal() -> None:
     shown = events_of(*fleet(200), *counts, *many, height=40).splitlines()
     assert len(shown) <= 40
     assert "more" in shown[-1]
+
+
+def numbered(seq: int, first_seq: int) -> bytes:
+    return msgspec.json.encode(msgspec.json.decode(event()) | {"seq": seq, "first_seq": first_seq})
+
+
+def test_what_was_lost_is_counted_and_the_jump_of_a_device_that_was_cut_off_is_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    came = [message("porch", "events", numbered(*one), "front") for one in ((1, 1), (3, 1), (10_001, 10_001))]
+    assert roster(*came).summary().endswith(", 1 messages lost")
+    assert not roster(*came[1:]).summary().endswith("lost")
+    follow(came, "what is seen")
+    shown = [line.split("  ", 1)[1] for line in capsys.readouterr().out.splitlines() if "porch" in line]
+    assert shown == [
+        "porch 2: lost on the way",
+        "porch 4 to 10000: no loss on the way: it was cut off, and begins above what it may have given out",
+    ]
+    table = EventTable("what is seen")
+    for one in came:
+        table.add(one)
+    console = Console(file=io.StringIO(), width=140, height=50)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    assert "lost 1" in console.file.getvalue()
+
+
+def test_clips_and_detections_that_have_a_number_count_among_the_others() -> None:
+    clip = b'{"seq": 2, "first_seq": 1}'
+    spooled, others = b'{"seq": 77, "spool_seq": 3, "first_seq": 1}', b'{"seq": 78}'
+    device = only(
+        message("porch", "events", numbered(1, 1), "front"),
+        message("porch", "clips", clip, "front"),
+        message("porch", "detections", spooled, "front"),
+        message("porch", "detections", others, "front"),
+        message("porch", "clips", b"[" * 9999, "front"),
+        message("porch", "events", numbered(4, 1), "front"),
+    )
+    assert device.numbers.lost == 0

@@ -182,6 +182,24 @@ def test_old_clips_go_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert said(caplog, logging.INFO) == ["clips: 1 deleted, older than clips_max_age_s"]
 
 
+def test_new_bounds_of_clips_count_at_once(tmp_path: Path) -> None:
+    made = Made(tmp_path / "clips")
+    folder = made.folder / "front"
+    folder.mkdir(parents=True)
+    for day in (1, 2, 3):
+        (folder / f"2026-11-0{day}T00-00-00Z-person-{day}.mkv").write_bytes(bytes(600_000))
+    made.recorder.configure(StorageConfig(clips_keep_free_bytes=0, clips_max_age_s=1e8))
+    made.recorder.start()
+    time.sleep(0.2)
+    assert len(clips_in(made.folder)) == 3
+    made.recorder.configure(
+        StorageConfig(clips_keep_free_bytes=0, clips_max_age_s=1e8, clips_max_bytes=1_300_000)
+    )
+    wait_for(lambda: len(clips_in(made.folder)) == 2)
+    assert clips_in(made.folder)[0].began_at.day == 2, "the oldest goes first"
+    made.recorder.close(5.0)
+
+
 def cut_off(folder: Path, occasion: Occasion = PERSON, shown: Sequence[Picture] = ()) -> Path:
     """As a process that was killed leaves it."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import pytest
 
 from agent.config import StorageConfig
 from agent.messages import Stored
-from agent.storage import repair, spool
+from agent.storage import repair, timetable
 from agent.storage.batch import Batch, size
 from agent.storage.spool import Spool
 from agent.storage.table import Table
@@ -64,7 +64,7 @@ def test_only_the_newest_corrupt_databases_are_kept(tmp_path: Path, monkeypatch:
 def test_corruption_at_work_is_repaired_at_once_but_not_again_and_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
+    monkeypatch.setattr(timetable, "_RETRY_S", 0.1)
     opened = filled(tmp_path, 20)
     commit, left = Table.commit, [1]
 

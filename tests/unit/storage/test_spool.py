@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import sqlite3
 import threading
 import time
@@ -10,9 +11,10 @@ import pytest
 
 from agent.config import Durability, DurabilityConfig, StorageConfig
 from agent.messages import Stored
-from agent.storage import backlog, disk, spool
+from agent.storage import backlog, disk, timetable
 from agent.storage.backlog import LINGER_S
 from agent.storage.batch import Batch, Reason
+from agent.storage.history import History
 from agent.storage.spool import Spool
 from agent.storage.stats import SpoolStats
 from agent.storage.table import Table
@@ -314,7 +316,7 @@ def test_a_burst_larger_than_the_spool_is_bounded_before_the_disk(
 
 
 def test_what_is_too_old_goes_and_what_has_no_age_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool, "_LOOK_S", 0.1)
+    monkeypatch.setattr(timetable, "_LOOK_S", 0.1)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 10 * 86400)
     opened = filled(tmp_path, 3)
@@ -331,7 +333,7 @@ def test_what_is_too_old_goes_and_what_has_no_age_stays(tmp_path: Path, monkeypa
 
 
 def test_in_memory_what_is_too_old_goes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool, "_LOOK_S", 0.1)
+    monkeypatch.setattr(timetable, "_LOOK_S", 0.1)
     opened = Spool(tmp_path, StorageConfig(durability="memory", spool_max_age_s=0.2))
     opened.put(TOPIC, b"x")
     wait_for(lambda: opened.stats().dropped == 1)
@@ -342,7 +344,7 @@ def test_in_memory_what_is_too_old_goes_too(tmp_path: Path, monkeypatch: pytest.
 def test_corruption_that_a_peek_meets_is_handed_to_the_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
+    monkeypatch.setattr(timetable, "_RETRY_S", 0.1)
     opened = filled(tmp_path, 5)
     read, left = Table.read, [1]
 
@@ -364,7 +366,7 @@ def test_corruption_that_a_peek_meets_is_handed_to_the_writer(
 def test_a_commit_that_failed_and_yet_reached_the_disk_is_not_doubled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
+    monkeypatch.setattr(timetable, "_RETRY_S", 0.1)
     opened = filled(tmp_path, 1)
     commit, left = Table.commit, [1]
 
@@ -407,7 +409,7 @@ def test_a_defect_does_not_end_the_writer(
 def test_another_program_that_holds_the_database_is_waited_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
+    monkeypatch.setattr(timetable, "_RETRY_S", 0.1)
     opened = filled(tmp_path, 2)
     other = sqlite3.connect(tmp_path / "spool.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -425,7 +427,7 @@ def test_another_program_that_holds_the_database_is_waited_out(
 def test_what_could_be_peeked_can_be_peeked_while_a_disk_that_is_back_takes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
+    monkeypatch.setattr(timetable, "_RETRY_S", 0.1)
     opened = filled(tmp_path, 1)
     commit, broken, back, seen = Table.commit, threading.Event(), threading.Event(), list[list[int]]()
 
@@ -451,4 +453,78 @@ def test_what_could_be_peeked_can_be_peeked_while_a_disk_that_is_back_takes_it(
     broken.set()
     assert back.wait(5.0)
     assert seen == [[1, 2]]
+    opened.close()
+
+
+def test_new_bounds_count_at_once(tmp_path: Path) -> None:
+    opened = Spool(tmp_path, StorageConfig())
+    for _ in range(100):
+        opened.put(TOPIC, bytes(1000))
+    assert opened.flush(5.0)
+    opened.settle(range(1, 11))
+    opened.configure(StorageConfig(spool_max_bytes=65536, history_max_bytes=0))
+    wait_for(lambda: opened.stats().bytes <= 65536)
+    assert opened.stats().dropped == 90 - len(numbers(opened))
+    assert numbers(opened)[-1] == 100
+    wait_for(lambda: all(not past.acknowledged for past in History(tmp_path).after(0)))
+    opened.configure(StorageConfig(history_max_bytes=1 << 20))
+    opened.put(TOPIC, b"x")
+    assert opened.flush(5.0)
+    opened.settle([*numbers(opened)])
+    opened.close()
+    assert [past.stored.body for past in History(tmp_path).after(100)] == [b"x"], "there is a history again"
+
+
+@pytest.mark.parametrize("durability", ["batch", "memory"])
+def test_what_becomes_less_safe_while_it_runs_gives_no_number_twice_after_a_power_cut(
+    tmp_path: Path, durability: Durability
+) -> None:
+    left = tmp_path / "left"
+    running = tmp_path / "running"
+    running.mkdir()
+    opened = filled(running, 3)
+    opened.configure(StorageConfig(durability=DurabilityConfig("event", durability, "batch")))
+    wait_for(lambda: opened.takes("detections"))
+    opened.put(TOPIC, b"sent at once", kind="updates")
+    wait_for(lambda: numbers(opened) == [1, 2, 3, 4])
+    shutil.copytree(running, left)  # as the power cut leaves it
+    opened.close()
+    after = Spool(left, StorageConfig())
+    after.put(TOPIC, b"next")
+    assert after.flush(5.0)
+    assert numbers(after)[:-1] == [1, 2, 3]
+    assert numbers(after)[-1] > 4
+    after.close()
+
+
+def test_what_becomes_safe_while_it_runs_leaves_no_gap_any_more(tmp_path: Path) -> None:
+    left = tmp_path / "left"
+    running = tmp_path / "running"
+    running.mkdir()
+    opened = Spool(running, StorageConfig(durability="batch"))
+    opened.put(TOPIC, b"patient")
+    opened.configure(StorageConfig())
+    wait_for(lambda: "disk" in (running / "spool.seq").read_text())
+    opened.put(TOPIC, b"safe")
+    assert opened.flush(5.0)
+    shutil.copytree(running, left)
+    opened.close()
+    after = Spool(left, StorageConfig())
+    after.put(TOPIC, b"next")
+    assert after.flush(5.0)
+    assert numbers(after) == [1, 2, 3]
+    after.close()
+
+
+def test_each_message_tells_what_the_run_began_with_that_put_it_also_when_a_later_run_sends_it(
+    tmp_path: Path,
+) -> None:
+    opened = filled(tmp_path, 2)
+    assert opened.first_seq == 1
+    opened = reopened(opened, tmp_path)
+    opened.put(TOPIC, b"later")
+    assert opened.flush(5.0)
+    assert opened.first_seq == 3
+    assert [row.first_seq for row in opened.peek(0, 9)] == [1, 1, 3]
+    assert [past.stored.first_seq for past in History(tmp_path).after(0)] == [1, 1, 3]
     opened.close()

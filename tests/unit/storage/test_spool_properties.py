@@ -11,11 +11,13 @@ from pathlib import Path
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec import structs
 
 from agent.config import Durability, DurabilityConfig, Kind, StorageConfig
 from agent.storage.batch import size
 from agent.storage.history import History
 from agent.storage.spool import Spool
+from tests.support.publishing import wait_for
 
 LIMIT = 65536
 TOPIC = "v/d/s/events"
@@ -84,6 +86,17 @@ class SpoolMachine(RuleBasedStateMachine):
         if has_room and self.spool.takes(kind):
             self.add(kind, body)
 
+    @rule(durability=durabilities, history=st.sampled_from([0, 30_000, 10**9]))
+    def configure(self, durability: DurabilityConfig, history: int) -> None:
+        """As a reload does; from and to memory alone it cannot be done."""
+        config = structs.replace(self.config, durability=durability, history_max_bytes=history)
+        if (config.spooled == {"memory"}) != (self.config.spooled == {"memory"}):
+            return
+        self.spool.configure(config)
+        wait_for(lambda: self.spool._writer.config is config)
+        self.config = config
+        self.put("events", [b""])
+
     @rule(picks=st.lists(st.integers(0, 1000)))
     def settle(self, picks: list[int]) -> None:
         seen = [row.seq for row in self.spool.peek(0, 10_000)]
@@ -141,7 +154,7 @@ class SpoolMachine(RuleBasedStateMachine):
         while True:
             with self.spool._lock:
                 if not self.spool._backlog._writing:
-                    ready, held = self.spool._ready, {row.seq for row in self.spool._backlog.held.all()}
+                    ready, held = self.spool._writer.ready, {row.seq for row in self.spool._backlog.held.all()}
                     if self.folder.exists():
                         shutil.copytree(self.folder, copy, dirs_exist_ok=True)
                     break
@@ -162,7 +175,11 @@ class SpoolMachine(RuleBasedStateMachine):
     def tell_the_history(self) -> None:
         assert self.spool.flush(20.0)
         self.spool.settle([])
-        if self.config.spooled == {"memory"} or not self.spool._disk or not self.spool._disk.counted.rows:
+        if (
+            self.config.spooled == {"memory"}
+            or not self.spool._writer.disk
+            or not self.spool._writer.disk.counted.rows
+        ):
             return
         found = {past.stored.seq: past for past in History(self.folder).after(0)}
         waits = {seq for seq, (_, durability) in self.rows.items() if durability != "memory"}

@@ -7,7 +7,7 @@ import pytest
 
 from agent.config import StorageConfig
 from agent.messages import Will
-from agent.storage import database, spool, table
+from agent.storage import database, table, timetable
 from agent.storage.spool import Spool
 from agent.storage.watermark import Watermark
 from agent.storage.wills import LeftWill, Wills
@@ -64,8 +64,8 @@ def test_wills_are_the_first_events_of_the_next_process_and_hold_once(tmp_path: 
 
 def test_wills_outlive_a_corrupt_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     opened = with_wills(tmp_path)
-    assert opened._disk is not None
-    opened._disk.lost(corruption())
+    assert opened._writer.disk is not None
+    opened._writer.disk.lost(corruption())
     opened.put(TOPIC, b"more")
     assert opened.flush(10.0)
     assert opened.executed == 0, "they are of this process"
@@ -80,7 +80,7 @@ def test_wills_outlive_a_corrupt_file(tmp_path: Path, caplog: pytest.LogCaptureF
 def test_wills_on_a_disk_that_can_be_opened_only_later_are_executed_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, void: bool
 ) -> None:
-    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
+    monkeypatch.setattr(timetable, "_RETRY_S", 0.1)
     opened = Spool(tmp_path, StorageConfig())
     opened.put(TOPIC, b"new a", Will("a", b"end a"))
     assert opened.flush(5.0)

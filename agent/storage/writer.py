@@ -1,0 +1,205 @@
+"""The spool's writer: the thread that owns the disk, and decides what is written when and what may be sent.
+
+What the spool and it have in common is used with `lock` held. What the writer alone does, it does without.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import Counter
+
+from agent.config import StorageConfig
+from agent.storage.backlog import Backlog
+from agent.storage.batch import Batch, Reason
+from agent.storage.disk import Disk
+from agent.storage.drops import Drops
+from agent.storage.hook import Hook
+from agent.storage.table import Counted
+from agent.storage.timetable import Timetable
+
+log = logging.getLogger(__name__)
+
+_CLOSE_S = 10.0
+"""For the last write; a disk that hangs longer does not hold up the daemon's end."""
+
+
+class Writer:
+    """Runs from `start` to `stop`.
+
+    Attributes:
+        config: in use.
+        lock: of all that is not the writer's own.
+        done: is told after each write.
+        backlog: what the disk does not know yet.
+        disk: None: everything stays in memory.
+        timetable: see there.
+        hook: called when there is more to send.
+        on_disk: what waits there.
+        committed: up to this number everything has been written.
+        wanted: up to this number everything is to be written now.
+        executed: how many events the last process left as its wills, as far as they are known.
+    """
+
+    def __init__(self, config: StorageConfig, disk: Disk | None, given: int) -> None:
+        """Nothing is written before `start`.
+
+        Args:
+            config: bounds and durability.
+            disk: open.
+            given: highest number that was given out.
+        """
+        self.config, self.disk, self.backlog = config, disk, Backlog(config, given)
+        self.lock = threading.Lock()
+        self._work, self.done = threading.Condition(self.lock), threading.Condition(self.lock)
+        self.timetable, self.hook = Timetable(), Hook()
+        self._trouble: Exception | None = None
+        self._next: StorageConfig | None = None
+        self._closing = False
+        self._announced = self.committed = self.wanted = given
+        self.on_disk = disk.counted if disk else Counted()
+        self._drops = Drops(self.dropped)
+        self.executed = 0
+        self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
+
+    def start(self) -> None:
+        """Begin with what the last process left."""
+        self._take_left()
+        self._thread.start()
+
+    def stop(self) -> bool:
+        """Write what is left, and end; whether that came to an end."""
+        with self.lock:
+            self._closing = True
+            self.wake()
+        self._thread.join(_CLOSE_S)
+        return not self._thread.is_alive()
+
+    def wake(self) -> None:
+        """There is something to do, with the lock held."""
+        self._work.notify()
+
+    def report(self, trouble: Exception) -> None:
+        """What the disk said to somebody who read."""
+        with self.lock:
+            self._trouble = trouble
+            self.wake()
+
+    def configure(self, config: StorageConfig) -> None:
+        """See `Spool.configure`."""
+        with self.lock:
+            self._next = config
+            self.wake()
+
+    @property
+    def dropped(self) -> dict[Reason, int]:
+        """Events that were dropped, ever, by reason."""
+        return dict(Counter(self.on_disk.dropped) + self.backlog.dropped)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether nothing can be written now."""
+        return self.disk is None or self.disk.failing
+
+    @property
+    def ready(self) -> int:
+        """Up to this number events may be sent."""
+        # What could be sent once can be sent: also while a disk that is back takes what lay in memory.
+        return self.backlog.given if self.in_memory else max(self._announced, self.backlog.ready)
+
+    def _run(self) -> None:
+        going_on = True
+        while going_on:
+            try:
+                going_on = self._turn()
+            except Exception:
+                log.exception("spool: a defect in Vedette; going on")
+                time.sleep(1.0)
+
+    def _turn(self) -> bool:
+        """Wait for work and do it; whether there will be more."""
+        with self.lock:
+            while not self._has_news and (pause_s := self.timetable.pause(self._due_at)) > 0:
+                self._work.wait(pause_s)
+            config, self._next = self._next, None
+        if config is not None:
+            self._take_up(config)
+        with self.lock:
+            closing, trouble, self._trouble = self._closing, self._trouble, None
+            batch = self._batch(looked=self._look(), final=closing)
+        if self.disk is not None:
+            self.disk.claim(self.backlog.given)
+            if trouble is not None:
+                self.disk.lost(trouble)
+            elif batch is not None:
+                self._write(self.disk, batch)
+            self._take_left()
+        self._announce()
+        return not closing
+
+    def _take_up(self, config: StorageConfig) -> None:
+        """The disk first: numbers that only memory knows are reserved there before they are given out."""
+        if self.disk is not None:
+            self.disk.configure(config, self.backlog.given)
+        with self.lock:
+            self.config = config
+            self.backlog.configure(config)
+            self.timetable.look_now()
+
+    @property
+    def _has_news(self) -> bool:
+        """Whether there is something to do at once."""
+        return bool(self._closing or self._trouble or self._next) or self._announced < self.ready
+
+    @property
+    def _due_at(self) -> float:
+        """When to write, s of the monotonic clock."""
+        if self.disk is None:
+            return math.inf
+        if self.disk.failing:
+            return self.timetable.retry_at
+        return -math.inf if self.committed < self.wanted else self.backlog.due_at
+
+    def _look(self) -> bool:
+        """From time to time, drop what is too old; whether it was time."""
+        if not self.timetable.look():
+            return False
+        self.backlog.expire(time.time() - self.config.spool_max_age_s)
+        return True
+
+    def _batch(self, *, looked: bool, final: bool) -> Batch | None:
+        """What to write now, if anything is due and the disk is to be tried."""
+        if (disk := self.disk) is None:
+            return None
+        is_due = final or (looked and not disk.failing) or time.monotonic() >= self._due_at
+        return self.backlog.take(final=final) if is_due else None
+
+    def _write(self, disk: Disk, batch: Batch) -> None:
+        done = disk.write(batch)
+        with self.lock:
+            self.timetable.wrote(done=done)
+            self.backlog.wrote(batch, done=done)
+            self.on_disk = disk.counted
+            if done:
+                self.committed = batch.given
+            self.done.notify_all()
+
+    def _take_left(self) -> None:
+        """What the disk gave back: rows out of a corrupt file, and wills of the process before this one."""
+        if self.disk is None:
+            return
+        with self.lock:
+            self.on_disk = self.disk.counted
+            rows, wills = self.disk.left()
+            self.backlog.restore(rows)
+            self.executed += self.backlog.inherit(wills, void=self.disk.void)
+
+    def _announce(self) -> None:
+        with self.lock:
+            ready, announced, dropped = self.ready, self._announced, self.dropped
+            self._announced = ready
+        self._drops.look(dropped, final=self._closing)
+        if ready > announced:
+            self.hook.call()

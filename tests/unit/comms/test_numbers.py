@@ -1,0 +1,52 @@
+"""Gaps in the numbers of a device, and which of them are losses."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.comms.numbers import LARGEST, Gap, Numbers
+
+
+@pytest.mark.parametrize(
+    ("came", "gaps", "lost"),
+    [
+        ([(7, 1), (8, 1), (9, 1)], [], 0),
+        ([(7, 1), (9, 1)], [Gap(8, 8, False)], 1),
+        ([(7, 1), (10_001, 10_001)], [Gap(8, 10_000, True)], 0),
+        ([(7, 1), (10_003, 10_001)], [Gap(8, 10_000, True), Gap(10_001, 10_002, False)], 2),
+        ([(7, 1), (9, 0)], [Gap(8, 8, False)], 1),
+        ([(7, 1), (8, 8), (10, 8)], [Gap(9, 9, False)], 1),
+        ([(7, 1), (8, 1), (7, 1), (8, 1), (9, 1)], [], 0),
+        ([(7, 1), (LARGEST, 1), (-3, 0), (8, 1)], [], 0),
+        ([(7, 1), (9, 99)], [Gap(8, 8, False)], 1),
+    ],
+    ids=["none", "lost", "restart", "both", "not known", "later", "again", "made up", "begun later than it came"],
+)
+def test_a_gap_is_a_loss_unless_a_run_begins_behind_it(
+    came: list[tuple[int, int]], gaps: list[Gap], lost: int
+) -> None:
+    numbers = Numbers()
+    assert [gap for one in came for gap in numbers.take(*one)] == gaps
+    assert numbers.lost == lost
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.lists(st.booleans(), min_size=1, max_size=5)), max_size=6))
+def test_of_many_runs_exactly_what_did_not_come_is_lost(runs: list[tuple[int, list[bool]]]) -> None:
+    """Each run begins some numbers above the one before, and each of its messages comes or not."""
+    numbers, seq, lost, came = Numbers(), 1, 0, False
+    assert numbers.take(1, 1) == []
+    for jump, messages in runs:
+        first = seq + jump + 1
+        missing, came = 0, False
+        for offset, comes in enumerate(messages):
+            seq = first + offset
+            if not comes:
+                missing += 1
+                continue
+            gaps = numbers.take(seq, first)
+            assert sum(gap.last - gap.first + 1 for gap in gaps if not gap.restart) == missing
+            lost, missing, came = lost + missing, 0, True
+        assert came == any(messages)
+    assert numbers.lost == lost

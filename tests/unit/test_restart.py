@@ -1,0 +1,83 @@
+"""What waits for a restart, and what does not."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from agent.config import (
+    Config,
+    DeviceConfig,
+    Durability,
+    DurabilityConfig,
+    HealthConfig,
+    MqttConfig,
+    StorageConfig,
+)
+from agent.restart import hold, names, waits
+
+OLD = Config(device=DeviceConfig("porch"))
+EVERY_MODE: tuple[Durability, ...] = ("event", "batch", "memory")
+durabilities = st.sampled_from(EVERY_MODE) | st.builds(DurabilityConfig, *[st.sampled_from(EVERY_MODE)] * 3)
+storages = st.builds(
+    StorageConfig,
+    folder=st.sampled_from(["", "/a"]),
+    clips_folder=st.sampled_from(["", "/b"]),
+    spool_max_bytes=st.sampled_from([65536, 1 << 20]),
+    history_max_bytes=st.sampled_from([0, 5]),
+    durability=durabilities,
+)
+configs = st.builds(
+    Config,
+    device=st.builds(DeviceConfig, name=st.sampled_from(["", "porch"])),
+    mqtt=st.builds(MqttConfig, host=st.sampled_from(["a", "b"]), prefix=st.sampled_from(["vedette", "eyes"])),
+    storage=storages,
+    health=st.builds(HealthConfig, every_s=st.sampled_from([1.0, 2.0])),
+)
+
+
+def test_what_waits_stays_as_it_is_and_the_rest_of_its_table_is_new() -> None:
+    wanted = replace(
+        OLD,
+        device=DeviceConfig("shed"),
+        mqtt=MqttConfig(host="other", prefix="eyes"),
+        storage=StorageConfig("/x", spool_max_bytes=65536),
+    )
+    held, waiting = hold(OLD, wanted)
+    assert held == replace(OLD, mqtt=MqttConfig(host="other"), storage=StorageConfig(spool_max_bytes=65536))
+    assert names(waiting) == ("device.name", "mqtt.prefix", "storage.folder")
+    assert waits([*waiting, ("storage", "durability")]) == [
+        "[device] name waits for a restart",
+        "[mqtt] prefix waits for a restart",
+        "[storage] folder, durability wait for a restart",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "waiting"),
+    [
+        ("event", "batch", False),
+        ("batch", "event", False),
+        ("event", DurabilityConfig(updates="memory"), False),
+        ("memory", DurabilityConfig("memory", "memory"), False),
+        ("event", "memory", True),
+        ("memory", "batch", True),
+        ("memory", DurabilityConfig("memory", "memory", "event"), True),
+    ],
+)
+def test_durability_waits_only_where_a_database_comes_or_goes(
+    old: Durability, new: Durability | DurabilityConfig, waiting: bool
+) -> None:
+    running, wanted = (replace(OLD, storage=StorageConfig(durability=one)) for one in (old, new))
+    assert hold(running, wanted) == ((running, (("storage", "durability"),)) if waiting else (wanted, ()))
+
+
+@given(configs, configs)
+def test_nothing_waits_twice_and_a_restart_brings_all_of_it(running: Config, wanted: Config) -> None:
+    held, waiting = hold(running, wanted)
+    assert hold(running, held) == (held, ()), "what is in use is nothing to wait for"
+    assert hold(held, wanted) == (held, waiting), "another reload of the same file says the same"
+    assert hold(held, running)[1] == (), "who takes it back waits for nothing"
+    assert bool(waiting) or held == wanted
