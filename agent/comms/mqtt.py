@@ -19,7 +19,7 @@ from agent.comms.connection import Connection
 from agent.comms.events import Events
 from agent.comms.fallback import brokers_of, problems, remarks
 from agent.comms.identity import client_id
-from agent.comms.inbox import Handler, Inbox
+from agent.comms.inbox import Handler, Hearing, Inbox
 from agent.comms.inquiry import Answer, Inquiry
 from agent.comms.linkstate import LinkState
 from agent.comms.namesake import Namesake
@@ -107,15 +107,16 @@ class Publisher:
         self._inquiry.ask(topic, answer)
         self._wake.set()
 
-    def listen(self, pattern: str, handler: Handler) -> None:
+    def listen(self, pattern: str, handler: Handler, *, as_published: bool = False) -> None:
         """Hand every message that comes for a pattern to a handler, now and on each connection to come.
 
         Args:
             pattern: of topics, with MQTT's wildcards; it must overlap no other.
             handler: called in the thread that keeps the line, so it must be quick: take note, and return. It gets
                 no payload of more than `agent.comms.inbox.LARGEST` bytes, and no flood.
+            as_published: see `Subscriptions.add`.
         """
-        self._inbox.listen(pattern, handler)
+        self._inbox.listen(pattern, Hearing(handler, as_published))
         self._wake.set()
 
     def ignore(self, pattern: str) -> None:
@@ -140,8 +141,8 @@ class Publisher:
         if self._states.repeat(topic):
             self._wake.set()
 
-    def listened(self) -> dict[str, Handler]:
-        """Every pattern with its handler, for a publisher that takes over from this one."""
+    def listened(self) -> dict[str, Hearing]:
+        """Every pattern that is listened to, for a publisher that takes over from this one."""
         return self._inbox.all()
 
     def send(self, topic: str, payload: bytes) -> None:

@@ -58,6 +58,46 @@ def test_retained_commands_are_refused_at_every_start_and_done_at_none(
         assert all(line.isprintable() for line in vedette.said())
 
 
+def test_a_command_that_is_to_be_retained_is_refused_when_it_is_sent_and_at_the_next_start(
+    vedette: Vedette, operator: Operator
+) -> None:
+    at_work(operator)
+    voice = operator.messages.client
+    voice.publish(ENABLED, b"off", qos=1, retain=True).wait_for_publish(5)
+    assert "is retained by the broker" in vedette.wait_said("command refused: ")
+    at_work(operator)
+    assert operator.states("front", "enabled")[-1] == b"on"
+    vedette.end()
+    vedette.start()
+    wait_for(lambda: len(vedette.said("is retained by the broker")) == 2)
+    at_work(operator)
+    # Whoever deletes it commands nothing: a request without a body would be one.
+    for topic in (ENABLED, TOPICS.set("front", "snapshot"), TOPICS.command("doctor")):
+        voice.publish(topic, b"", qos=1, retain=True).wait_for_publish(5)
+    at_work(operator)
+    assert len(vedette.said("refused")) == 2
+    assert not vedette.said("command: ")
+    assert operator.messages.of(TOPICS.answer("doctor")) == []
+
+
+def test_under_mqtt_3_1_1_it_is_carried_out_when_it_is_sent_and_refused_at_the_next_start(
+    tmp_path: Path, broker: Mosquitto, operator: Operator
+) -> None:
+    vedette = Vedette(tmp_path, broker, front=camera(person_model(tmp_path)))
+    vedette.config["mqtt"]["protocol"] = "3.1.1"
+    with vedette:
+        at_work(operator)
+        operator.messages.client.publish(ENABLED, b"off", qos=1, retain=True).wait_for_publish(5)
+        operator.wait_state("front", "enabled", "off")
+        operator.set("front", "enabled", "on")
+        operator.wait_state("front", "enabled", "on")
+        vedette.end()
+        vedette.start()
+        vedette.wait_said("is retained by the broker")
+        at_work(operator)
+        assert operator.states("front", "enabled")[-1] == b"on"
+
+
 def test_ten_megabytes_do_not_reach_the_daemon(vedette: Vedette, operator: Operator) -> None:
     at_work(operator)
     before = operator.messages.of(TOPICS.health)[-1]
