@@ -10,8 +10,6 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from msgspec.structs import replace
-
 from agent import __version__
 from agent.checkup import Checkup
 from agent.comms import payload
@@ -28,7 +26,7 @@ from agent.orders import Orders
 from agent.overrides import FILE as OVERRIDES
 from agent.storage.durable import lock_folder, state_folder
 from agent.storage.spool import Spool
-from agent.storage.statefile import StateFile
+from agent.storage.twinfile import TwinFile
 from agent.threadnames import show_thread_names
 
 log = logging.getLogger(__name__)
@@ -102,7 +100,7 @@ class Daemon:
             spool = Spool(folder, self._config.storage)
             try:
                 chooser = Chooser(self._config.selection, folder)
-                self._control = Control(self._config, StateFile(folder / OVERRIDES))
+                self._control = Control(self._config, TwinFile(folder / OVERRIDES))
                 self.house = House(self._control.config, spool, self._where, chooser)
                 self._control.attach(self.house)
                 self._orders = Orders(self._control, self.house, self._checkup, self._read_again, self._rouse)
@@ -178,10 +176,7 @@ class Daemon:
             version=__version__,
             at=datetime.now(UTC),
             uptime_s=round(time.monotonic() - self._began, 1),
-            streams={
-                name: replace(stream.health(), set_by_command=self._control.overridden(name))
-                for name, stream in house.streams.items()
-            },
+            streams={name: self._control.health(name, one.health()) for name, one in house.streams.items()},
             spool=payload.SpoolHealth(
                 spool.waiting,
                 spool.bytes,

@@ -147,7 +147,7 @@ class Orders:
             (state, detail), one = stream.standing, house.settings[name]
             streams[name] = {
                 "state": state,
-                "detail": detail,
+                "detail": self._control.remark(name) or detail,
                 "enabled": one.enabled,
                 "threshold": one.threshold,
                 "rung": one.rung,

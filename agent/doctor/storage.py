@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,15 @@ from agent.doctor.report import Finding
 from agent.errors import StorageError
 from agent.health.clock import Clock, read_clock
 from agent.health.disk import Disk, read_disk
+from agent.overrides import FILE, decode
 from agent.storage.durable import folder_of
+from agent.storage.twinfile import TwinFile
 
 SECTION = "storage and clock"
 _RESERVE = 4
 """Times what may wait for the broker: below it the system itself may soon be short of room."""
 _DAY_S = 86400.0
+_SAY = "say of each stream whether it is to run: vedette tell DEVICE STREAM enabled on (or off, or default)"
 
 
 def findings(config: StorageConfig, root: Path) -> Iterator[Finding]:
@@ -28,6 +32,7 @@ def findings(config: StorageConfig, root: Path) -> Iterator[Finding]:
         root: of the file system.
     """
     yield of_folder(config, root)
+    yield from of_commands(config, root)
     yield from of_clock(read_clock(root), time.time(), Path(agent.__file__).stat().st_mtime)
 
 
@@ -40,6 +45,29 @@ def of_folder(config: StorageConfig, root: Path) -> Finding:
     if disk is None:
         return Finding(SECTION, "state folder", "its file system does not tell", "warning")
     return of_disk(disk, (config.spool_max_bytes + config.history_max_bytes) >> 20)
+
+
+def of_commands(config: StorageConfig, root: Path) -> Iterator[Finding]:
+    """What commands have set, where that is on the disk and ours to read."""
+    try:
+        folder = folder_of(config, root)
+    except StorageError:
+        return  # told above
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return
+    found = TwinFile(folder / FILE).read(decode)
+    if found.content is None and not found.faults:
+        return
+    faults, name = "; ".join(found.faults), "settings by command"
+    if found.content is None:
+        yield Finding(SECTION, name, f"lost: {faults}", "problem", f"restart Vedette, then {_SAY}")
+    elif lost := found.content.lost:
+        yield Finding(SECTION, name, f"were lost, so these are off: {', '.join(lost)}", "problem", _SAY)
+    elif faults:
+        advice = "an SD card that damages files must be replaced soon: sudo dmesg | grep -i mmc"
+        yield Finding(SECTION, name, f"one of two files counts: {faults}", "warning", advice)
+    else:
+        yield Finding(SECTION, name, f"of {len(found.content.streams)} streams")
 
 
 def of_disk(disk: Disk, spool_mb: int) -> Finding:
