@@ -122,7 +122,7 @@ class Stream:
         Any thread may call this. That the clip is complete is told by its message.
 
         Raises:
-            CommandError: none can be made, with the reason.
+            CommandError, StorageError: none can be made or saved, with the reason.
         """
         if self.config.clips is None:
             raise CommandError(f"stream {self.name}: clips are off; [streams.{self.name}.clips] turns them on")

@@ -75,6 +75,24 @@ class LinkHealth(Struct, frozen=True):
     trouble: str = ""
 
 
+class ClipsHealth(Struct, frozen=True):
+    """How the clips of all streams are doing.
+
+    Attributes:
+        saved, failed: since start; what is being recorded is neither yet.
+        deleted: since start, because they were too old or to make room for newer ones.
+        kept, bytes: clips on the board's disk, and what they take.
+        trouble: why none can be saved; empty: as far as is known, they can.
+    """
+
+    saved: int
+    failed: int
+    deleted: int
+    kept: int
+    bytes: int
+    trouble: str = ""
+
+
 class HealthMessage(Struct, frozen=True):
     """`<device>/health`, retained.
 
@@ -88,6 +106,7 @@ class HealthMessage(Struct, frozen=True):
         temperature_c: hottest thermal zone, °C, where there is one.
         hot: whether that has reached `thermal.warn_c`, and is not 5 °C below it again.
         link: see `LinkHealth`; None when there was no connection as this was written.
+        clips: see `ClipsHealth`; None where no stream makes any.
     """
 
     version: str
@@ -99,3 +118,4 @@ class HealthMessage(Struct, frozen=True):
     temperature_c: float | None = None
     hot: bool = False
     link: LinkHealth | None = None
+    clips: ClipsHealth | None = None

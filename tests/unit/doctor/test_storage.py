@@ -6,7 +6,7 @@ import pytest
 
 from agent.config import Config, StorageConfig, StreamConfig
 from agent.doctor.report import Finding
-from agent.doctor.storage import findings, of_clock, of_commands, of_disk, of_folder
+from agent.doctor.storage import findings, of_clips, of_clock, of_commands, of_disk, of_folder
 from agent.health.clock import Clock
 from agent.health.disk import Disk
 from agent.overrides import FILE, Overrides, unknown
@@ -103,3 +103,27 @@ def test_what_commands_have_set_and_whether_it_can_be_read(tmp_path: Path) -> No
     told = found()
     assert told is not None
     assert (told.state, told.value) == ("problem", "were lost, so these are off: front")
+
+
+def test_whether_clips_can_be_saved(tmp_path: Path) -> None:
+    config = StorageConfig(folder=str(tmp_path), clips_keep_free_bytes=0)
+    assert of_clips(config, Path("/")).state == "ok"
+    assert list(tmp_path.iterdir()) == [], "nothing is created"
+    full = StorageConfig(folder=str(tmp_path), clips_keep_free_bytes=1 << 60)
+    assert (of_clips(full, Path("/")).state, "MB are free" in of_clips(full, Path("/")).value) == (
+        "problem",
+        True,
+    )
+    (tmp_path / "clips").write_bytes(b"")
+    told = of_clips(config, Path("/"))
+    assert (told.state, told.value) == ("problem", f"{tmp_path / 'clips'}: is a file where clips need a folder")
+    assert "clips_folder" in told.advice
+    names = [one.name for one in findings(config, Path("/"), clips=True)]
+    assert "clips folder" in names
+    assert "clips folder" not in [one.name for one in findings(config, Path("/"))]
+
+
+def test_a_folder_of_clips_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = StorageConfig(folder=str(tmp_path), clips_folder="/proc/self", clips_keep_free_bytes=0)
+    told = of_clips(config, Path("/"))
+    assert (told.state, "clips cannot be saved there" in told.value) == ("problem", True)
