@@ -17,6 +17,7 @@ from agent.control import Control
 from agent.errors import reason_of
 from agent.health.heat import Heat
 from agent.health.machine import resident_mb
+from agent.homeassistant import HomeAssistant
 from agent.house import House
 from agent.storage.stats import SpoolStats
 
@@ -26,7 +27,8 @@ log = logging.getLogger(__name__)
 class Bulletin:
     """Of one daemon, for its thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, house: House, control: Control, homeassistant: HomeAssistant) -> None:
+        self._house, self._control, self._homeassistant = house, control, homeassistant
         self._began, self._heat = time.monotonic(), Heat()
         self._resident_mb = 0.0
         self._unread: set[str] = set()
@@ -37,22 +39,25 @@ class Bulletin:
         """Whether the board tells one."""
         return self._heat.celsius is not None
 
-    def look(self, house: House, control: Control) -> bool:
+    def look(self) -> bool:
         """Look at the house; whether it is time to publish, which is taken as done."""
+        house, overridden = self._house, self._control.overridden
         with self._reading("temperature"):
             self._heat.look(house.config.thermal.warn_c)
         link = house.line.publisher.state
         now = [
-            *((name, s.standing[0], s.has_result, control.overridden(name)) for name, s in house.streams.items()),
-            (self._heat.hot, link.connects, house.recorder.stats.trouble),
+            *((name, s.standing[0], s.has_result, overridden(name)) for name, s in house.streams.items()),
+            (self._heat.hot, link.connects, link.intrusions > 0, house.recorder.stats.trouble),
+            self._homeassistant.trouble,
         ]
         if str(now) == self._told and time.monotonic() - self._told_at < house.config.health.every_s:
             return False
         self._told, self._told_at = str(now), time.monotonic()
         return True
 
-    def publish(self, house: House, control: Control) -> None:
+    def publish(self) -> None:
         """Publish how everything is now."""
+        house, control = self._house, self._control
         with self._reading("memory"):
             self._resident_mb = resident_mb()
         celsius = self._heat.celsius
@@ -67,6 +72,7 @@ class Bulletin:
             hot=self._heat.hot,
             link=_link(house.line.publisher.state),
             clips=_clips(house),
+            homeassistant=self._homeassistant.trouble,
         )
         house.line.retain(house.topics.health, payload.encode(message))
 
@@ -93,7 +99,8 @@ def _spool(stats: SpoolStats) -> payload.SpoolHealth:
 def _link(state: LinkState) -> payload.LinkHealth | None:
     if not state.connected:
         return None
-    return payload.LinkHealth(state.broker, state.detail, state.is_fallback, state.connects, state.trouble)
+    how = state.broker, state.detail, state.is_fallback, state.connects
+    return payload.LinkHealth(*how, state.trouble, state.intrusions)
 
 
 def _clips(house: House) -> payload.ClipsHealth | None:

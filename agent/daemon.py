@@ -38,6 +38,7 @@ class Daemon:
 
     house: House
     _homeassistant: HomeAssistant
+    _bulletin: Bulletin
 
     def __init__(
         self,
@@ -61,7 +62,6 @@ class Daemon:
         """
         self._config, self._reload, self._where, self._exit_when_done = config, reload, where, exit_when_done
         self._board = board
-        self._bulletin = Bulletin()
         self._checkup = Checkup(file)
         self._stop_asked = self._reload_asked = False
         # Not an Event: a signal handler that sets one waits for ever if it interrupts the same Event's `wait`.
@@ -98,6 +98,7 @@ class Daemon:
                 self._control.attach(self.house)
                 self._orders = Orders(self._control, self.house, self._checkup, self._read_again, self._rouse)
                 self._homeassistant = HomeAssistant(self.house)
+                self._bulletin = Bulletin(self.house, self._control, self._homeassistant)
                 self.house.settle_left()
                 self.house.prepare()
                 if self._board:
@@ -116,7 +117,7 @@ class Daemon:
         finally:
             self._orders.stop()
             stop_streams(self.house.streams.values())
-            self._bulletin.publish(self.house, self._control)
+            self._bulletin.publish()
             self.house.stop()
 
     def _watch(self) -> None:
@@ -127,11 +128,11 @@ class Daemon:
                 self._do_reload()
             if self._orders.work():
                 self._rouse()
-            is_due = self._bulletin.look(self.house, self._control)
+            is_due = self._bulletin.look()
             self._homeassistant.look(has_temperature=self._bulletin.has_temperature)
             if is_due:
                 show_thread_names()
-                self._bulletin.publish(self.house, self._control)
+                self._bulletin.publish()
             if self._done():
                 self._tell_failure()
                 return

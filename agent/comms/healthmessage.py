@@ -66,6 +66,7 @@ class LinkHealth(Struct, frozen=True):
         fallback: whether that is not the first of the configuration.
         connects: how often a broker has accepted us, since start.
         trouble: where and why the line was lost last, such as another client with our client id; empty: never.
+        intrusions: messages of somebody else on `…/state/…` of this device that were put right, over this line.
     """
 
     broker: str
@@ -73,6 +74,7 @@ class LinkHealth(Struct, frozen=True):
     fallback: bool = False
     connects: int = 0
     trouble: str = ""
+    intrusions: int = 0
 
 
 class ClipsHealth(Struct, frozen=True):
@@ -107,6 +109,7 @@ class HealthMessage(Struct, frozen=True):
         hot: whether that has reached `thermal.warn_c`, and is not 5 °C below it again.
         link: see `LinkHealth`; None when there was no connection as this was written.
         clips: see `ClipsHealth`; None where no stream makes any.
+        homeassistant: why Home Assistant does not find this device; empty: nothing speaks against it.
     """
 
     version: str
@@ -119,3 +122,4 @@ class HealthMessage(Struct, frozen=True):
     hot: bool = False
     link: LinkHealth | None = None
     clips: ClipsHealth | None = None
+    homeassistant: str = ""

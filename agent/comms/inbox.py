@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from agent.comms import reasons
 from agent.comms.connection import Connection
-from agent.comms.intake import Intake
+from agent.comms.intake import BURST, Intake
 from agent.comms.subscriptions import Received as Received
 
 log = logging.getLogger(__name__)
@@ -32,12 +32,14 @@ class Hearing(Struct, frozen=True):
         handler: gets what comes.
         as_published, no_local: see `Subscriptions.add`.
         largest: bytes of a payload that is handed on.
+        burst: messages that are taken at once.
     """
 
     handler: Handler
     as_published: bool = False
     no_local: bool = False
     largest: int = LARGEST
+    burst: int = BURST
 
 
 class _Listener:
@@ -45,7 +47,7 @@ class _Listener:
 
     def __init__(self, pattern: str, hearing: Hearing, where: object) -> None:
         self.pattern, self._hearing, self._where = pattern, hearing, where
-        self.intake = Intake()
+        self.intake = Intake(burst=hearing.burst)
         self.is_subscribed = False
         self._told_refusal = self._told_size = False
 

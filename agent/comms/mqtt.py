@@ -21,6 +21,7 @@ from agent.comms.fallback import brokers_of, problems, remarks
 from agent.comms.identity import client_id
 from agent.comms.inbox import Handler, Hearing, Inbox
 from agent.comms.inquiry import Answer, Inquiry
+from agent.comms.intruder import Intruder
 from agent.comms.linkstate import LinkState
 from agent.comms.namesake import Namesake
 from agent.comms.outage import Outage
@@ -64,13 +65,14 @@ class Publisher:
         self._states, self._samples = States(self), Samples()
         client, will = client_id(topics), (topics.status, OFFLINE)
         counts = (topics.count("+", "") + "#", topics.zone_count("+", "+", "") + "#")
-        left = {**dict.fromkeys(counts, b"0"), topics.state("+", "#"): b""}
+        left = dict.fromkeys(counts, b"0")
         self._brokers = Brokers(
             [Broker(one, client, will, Sweep(self._states, left), synchronised) for one in brokers_of(config)],
             config.fallback_after_s,
         )
         self._events = Events(outgoing, self, config.reconnect_max_s)
         self._inbox, self._answers, self._inquiry = Inbox(self), Answers(), Inquiry()
+        self._intruder = Intruder(self._states, topics, self)
         self._outage, self._namesake = Outage(self, client), Namesake(topics.status, ONLINE)
         self._backoff = Backoff(config.reconnect_max_s)
         self._wake, self._stop, self._stopping = Wake(), Stop(), threading.Event()
@@ -166,6 +168,7 @@ class Publisher:
             self._events.sent,
             self._events.acknowledged,
             self._samples.dropped,
+            self._intruder.count,
         )
 
     def stop(self, timeout_s: float) -> None:
@@ -221,7 +224,7 @@ class Publisher:
             return False
         self._outage.over(self._brokers.how)
         flows = (self._events, self._states, self._samples, self._inbox, self._answers)
-        looks = (self._brokers.sweep, self._inquiry)
+        looks = (self._brokers.sweep, self._inquiry, self._intruder)
         Session(connection, self._topics.status, flows, looks, self._outage, self._namesake).run(
             self._stop, self._config.keepalive_s / 4, self._brokers.is_better_there
         )
