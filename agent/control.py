@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import logging
 
+from msgspec.structs import replace
+
 from agent.comms.commands import ZONE, shown
 from agent.comms.intake import Intake
+from agent.comms.payload import StreamHealth
 from agent.config import Config
 from agent.errors import CommandError, StorageError, VedetteError
 from agent.house import House
-from agent.overrides import FILE, Override, Overrides, Value, basis_of, decode
+from agent.overrides import LOST, Override, Overrides, Value, basis_of, decode, unknown
 from agent.reload import Reload
 from agent.restart import hold
 from agent.settings import Settings, settings_of
-from agent.storage.statefile import StateFile
+from agent.storage.twinfile import TwinFile
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +36,7 @@ class Control:
         config: to be used.
     """
 
-    def __init__(self, config: Config, file: StateFile) -> None:
+    def __init__(self, config: Config, file: TwinFile) -> None:
         """Take up what was set before the restart.
 
         Args:
@@ -42,7 +45,8 @@ class Control:
         """
         self._file, self._from_file = file, config
         self._writes = Intake(per_s=_WRITES_PER_S, burst=_WRITES)
-        self._overrides = self._read()
+        self._overrides = Overrides()
+        self._read()
         usable, dropped = _usable(self._overrides, config)
         self._tell(dropped)
         self._keep(usable)
@@ -56,6 +60,15 @@ class Control:
     def overridden(self, stream: str) -> tuple[str, ...]:
         """What operators have set of a stream, sorted."""
         return self._overrides.of(stream)
+
+    def remark(self, stream: str) -> str:
+        """Why a stream is off that nobody has switched off; empty: there is none such."""
+        return LOST if stream in self._overrides.lost else ""
+
+    def health(self, stream: str, found: StreamHealth) -> StreamHealth:
+        """That of a stream, with what operators have set of it."""
+        told = replace(found, set_by_command=self.overridden(stream))
+        return replace(told, detail=self.remark(stream)) if self.remark(stream) else told
 
     def change(self, stream: str, what: str, value: Value | None) -> str:
         """Set something.
@@ -142,20 +155,31 @@ class Control:
     def _show(self, settings: dict[str, Settings]) -> None:
         """Tell the house how its streams are set, and by whom."""
         off = {name for name, one in settings.items() if not one.enabled}
-        self._house.show(settings, frozenset(name for name in off if "enabled" in self.overridden(name)))
+        self._house.show(settings, frozenset(name for name in off if self._overrides.keeps_off(name)))
 
-    def _read(self) -> Overrides:
-        try:
-            return decode(self._file.read())
-        except StorageError as error:
-            aside = self._file.set_aside()
-            log.error("%s: what commands had set is lost, and the file counts: %s; see %s", FILE, error, aside)
-            return Overrides()
+    def _read(self) -> None:
+        """Take up what is kept, and mend what is damaged of it.
+
+        Where nothing can be used, cameras that an operator had switched off cannot be told from others. All stay
+        off: one that is off by mistake is seen and switched on again, one that is on by mistake sees somebody.
+        """
+        found = self._file.read(decode)
+        if not found.faults:
+            self._overrides = found.content or Overrides()
+            return
+        asides = ", ".join(str(file.set_aside()) for file in found.damaged)
+        faults = "; ".join(found.faults) + (f"; see {asides}" if asides else "")
+        if found.content is not None:
+            log.warning("what commands have set is kept twice, and the other file counts: %s", faults)
+        else:
+            log.error("what commands had set is lost, so every stream stays off: %s", faults)
+        self._write(unknown(self._from_file) if found.content is None else found.content)
 
     def _keep(self, overrides: Overrides) -> str:
         """Keep what has changed; gives a warning for who asked."""
-        if overrides == self._overrides:
-            return ""
+        return "" if overrides == self._overrides else self._write(overrides)
+
+    def _write(self, overrides: Overrides) -> str:
         self._overrides = overrides
         try:
             self._file.write(overrides.encode() if overrides.streams else b"")

@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import logging
 import queue
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from msgspec.structs import replace
-
-from agent import __version__
+from agent.bulletin import Bulletin
 from agent.checkup import Checkup
-from agent.comms import payload
 from agent.config import Config
 from agent.configfile import Where
 from agent.control import Control
-from agent.errors import ConfigError, StreamError, VedetteError, reason_of
-from agent.health.heat import Heat
-from agent.health.machine import resident_mb
+from agent.errors import ConfigError, StreamError, VedetteError
 from agent.homeassistant import HomeAssistant
 from agent.house import House, stop_streams
 from agent.orders import Orders
 from agent.overrides import FILE as OVERRIDES
-from agent.restart import names
 from agent.storage.durable import lock_folder, state_folder
 from agent.storage.spool import Spool
-from agent.storage.statefile import StateFile
+from agent.storage.twinfile import TwinFile
 from agent.threadnames import show_thread_names
-from agent.vitals import link_health, spool_health
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +38,7 @@ class Daemon:
 
     house: House
     _homeassistant: HomeAssistant
+    _bulletin: Bulletin
 
     def __init__(
         self,
@@ -69,10 +61,8 @@ class Daemon:
             exit_when_done: end when every stream's source has.
         """
         self._config, self._reload, self._where, self._exit_when_done = config, reload, where, exit_when_done
-        self._began, self._heat, self._board = time.monotonic(), Heat(), board
+        self._board = board
         self._checkup = Checkup(file)
-        self._resident_mb = 0.0
-        self._unread: set[str] = set()
         self._stop_asked = self._reload_asked = False
         # Not an Event: a signal handler that sets one waits for ever if it interrupts the same Event's `wait`.
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -103,11 +93,12 @@ class Daemon:
             spool = Spool(folder, self._config.storage)
             try:
                 chooser = Chooser(self._config.selection, folder)
-                self._control = Control(self._config, StateFile(folder / OVERRIDES))
+                self._control = Control(self._config, TwinFile(folder / OVERRIDES))
                 self.house = House(self._control.config, spool, self._where, chooser)
                 self._control.attach(self.house)
                 self._orders = Orders(self._control, self.house, self._checkup, self._read_again, self._rouse)
                 self._homeassistant = HomeAssistant(self.house)
+                self._bulletin = Bulletin(self.house, self._control, self._homeassistant)
                 self.house.settle_left()
                 self.house.prepare()
                 if self._board:
@@ -126,31 +117,22 @@ class Daemon:
         finally:
             self._orders.stop()
             stop_streams(self.house.streams.values())
-            self._publish_health()
+            self._bulletin.publish()
             self.house.stop()
 
     def _watch(self) -> None:
         """Publish health at its pace and at every change of state, until it is time to stop."""
-        told, told_at = "", 0.0
         while not self._stop_asked:
             if self._reload_asked:
                 self._reload_asked = False
                 self._do_reload()
             if self._orders.work():
                 self._rouse()
-            streams = self.house.streams
-            with self._reading("temperature"):
-                self._heat.look(self.house.config.thermal.warn_c)
-            self._homeassistant.look(has_temperature=self._heat.celsius is not None)
-            overridden = self._control.overridden
-            states = "".join(
-                f"{name} {s.standing[0]} {s.has_result} {overridden(name)};" for name, s in streams.items()
-            )
-            states += f"{self._heat.hot} {self.house.line.publisher.state.connects} {self.house.waiting}"
-            if states != told or time.monotonic() - told_at >= self.house.config.health.every_s:
-                told, told_at = states, time.monotonic()
+            is_due = self._bulletin.look()
+            self._homeassistant.look(has_temperature=self._bulletin.has_temperature)
+            if is_due:
                 show_thread_names()
-                self._publish_health()
+                self._bulletin.publish()
             if self._done():
                 self._tell_failure()
                 return
@@ -169,41 +151,6 @@ class Daemon:
         for stream in self.house.streams.values():
             if stream.state == "failed":
                 raise StreamError(f"every stream is over; {stream.name}: {stream.detail}")
-
-    def _publish_health(self) -> None:
-        house, heat = self.house, self._heat
-        with self._reading("memory"):
-            self._resident_mb = resident_mb()
-        message = payload.HealthMessage(
-            version=__version__,
-            at=datetime.now(UTC),
-            uptime_s=round(time.monotonic() - self._began, 1),
-            streams={
-                name: replace(stream.health(), set_by_command=self._control.overridden(name))
-                for name, stream in house.streams.items()
-            },
-            spool=spool_health(house.spool),
-            rss_mb=round(self._resident_mb, 1),
-            temperature_c=None if heat.celsius is None else round(heat.celsius, 1),
-            hot=heat.hot,
-            link=link_health(house.line.publisher.state),
-            waits_for_restart=names(house.waiting),
-        )
-        house.line.retain(house.topics.health, payload.encode(message))
-
-    @contextmanager
-    def _reading(self, what: str) -> Iterator[None]:
-        """A reading inside may fail, as it does when files run out: the one before stays, and it is told once."""
-        try:
-            yield
-        except OSError as error:
-            if what not in self._unread:
-                log.warning("%s: cannot be read: %s; health tells what was read last", what, reason_of(error))
-            self._unread.add(what)
-        else:
-            if what in self._unread:
-                log.info("%s: can be read again", what)
-            self._unread.discard(what)
 
     def _placed(self, error: VedetteError) -> VedetteError:
         """The same, with `file:line` where it tells of a key."""

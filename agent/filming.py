@@ -94,7 +94,10 @@ class Filming:
 
         Raises:
             CommandError: it would be longer than the configuration allows.
+            StorageError: it could not be saved, with the reason.
         """
+        kept_s = max(1.0, self._config.before_s)
+        self._recorder.check(self._stream, round(self._footage.bytes * (1.0 + seconds / kept_s)))
         with self._lock:
             now_ns, now = self._time_ns(), datetime.now(UTC)
             begins = self._occasions.ask(seconds, now_ns)

@@ -49,6 +49,11 @@ class HomeAssistant:
         assert self._announcer is not None
         self._announcer.look(device)
 
+    @property
+    def trouble(self) -> str:
+        """Why Home Assistant does not find the device; empty: nothing speaks against it."""
+        return self._announcer.trouble if self._announcer else ""
+
     def _begin(self, of: tuple[HomeAssistantConfig, Publisher], device: Device) -> None:
         """Anew, at the start and where another broker or another table is in use since a reload."""
         before, old = self._of, self._announcer

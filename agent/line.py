@@ -22,8 +22,8 @@ class Line:
             old, self.publisher = self.publisher, publisher
             for topic, payload in old.retained().items():
                 publisher.retain(topic, payload)
-            for pattern, handler in old.listened().items():
-                publisher.listen(pattern, handler)
+            for pattern, hearing in old.listened().items():
+                publisher.listen(pattern, hearing.handler, as_published=hearing.as_published)
         return old
 
     def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
@@ -36,10 +36,10 @@ class Line:
         with self._lock:
             self.publisher.ask(topic, answer)
 
-    def listen(self, pattern: str, handler: Handler) -> None:
+    def listen(self, pattern: str, handler: Handler, *, as_published: bool = False) -> None:
         """Hand what comes for a pattern to a handler, see `Publisher.listen`."""
         with self._lock:
-            self.publisher.listen(pattern, handler)
+            self.publisher.listen(pattern, handler, as_published=as_published)
 
     def ignore(self, pattern: str) -> None:
         """Listen no more."""

@@ -56,7 +56,7 @@ class Orders:
         was, self._is_listening = self._is_listening, house.commands
         for pattern in house.topics.commands:
             if house.commands:
-                house.line.listen(pattern, self._requests.take)
+                house.line.listen(pattern, self._requests.take, as_published=True)
             elif was:
                 house.line.ignore(pattern)
         if not house.commands and house.config.mqtt.commands is None:
@@ -148,7 +148,7 @@ class Orders:
             (state, detail), one = stream.standing, house.settings[name]
             streams[name] = {
                 "state": state,
-                "detail": detail,
+                "detail": self._control.remark(name) or detail,
                 "enabled": one.enabled,
                 "threshold": one.threshold,
                 "rung": one.rung,

@@ -6,6 +6,7 @@ for its key, and for a threshold or a rung the model too; when the file says som
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 
 import msgspec
@@ -19,21 +20,25 @@ from agent.tomlfile import Keys
 
 FILE = "overrides.json"
 """Their name in the state folder."""
+LOST = "off, since what commands had set is lost: maybe it was off; set enabled to on, off or default"
+"""Of a stream."""
 
 Value = bool | float | str
 Basis = bool | int | float | str | None
 
 
-class Override(Struct, frozen=True, forbid_unknown_fields=True):
+class Override(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One value.
 
     Attributes:
         value: on or off, a number, or a name.
         basis: what the file says of it.
+        lost: nobody has set it: what was set cannot be known any more, and this is the safe way.
     """
 
     value: Value
     basis: list[Basis]
+    lost: bool = False
 
 
 class Overrides(Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,8 +93,18 @@ class Overrides(Struct, frozen=True, forbid_unknown_fields=True):
         return self._put(name, what, Override(value, basis))
 
     def of(self, name: str) -> tuple[str, ...]:
-        """What is set of a stream, sorted."""
-        return tuple(sorted(self.streams.get(name, ())))
+        """What operators have set of a stream, sorted."""
+        return tuple(sorted(what for what, one in self.streams.get(name, {}).items() if not one.lost))
+
+    def keeps_off(self, name: str) -> bool:
+        """Whether a stream is off against the file."""
+        one = self.streams.get(name, {}).get("enabled")
+        return one is not None and one.value is False
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """Streams that are off because nobody knows whether an operator had switched them off."""
+        return tuple(name for name, what, one in self._each() if what == "enabled" and one.lost)
 
     def remarks(self, config: Config) -> dict[Keys, str]:
         """Which keys of a configuration they have set.
@@ -98,13 +113,16 @@ class Overrides(Struct, frozen=True, forbid_unknown_fields=True):
             config: of the file; every override counts under it, see `still`.
         """
         return {
-            ("streams", name, *_keys(config.streams[name], what)): f"set by a command ({what}), not by the file"
-            for name, what, _ in self._each()
+            ("streams", name, *_keys(config.streams[name], what)): LOST
+            if one.lost
+            else f"set by a command ({what}), not by the file"
+            for name, what, one in self._each()
         }
 
     def encode(self) -> bytes:
-        """As JSON."""
-        return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=1) + b"\n"
+        """As JSON, with a checksum of what it says."""
+        file = _File(self.streams, _sum(self.streams))
+        return msgspec.json.format(msgspec.json.encode(file, order="sorted"), indent=1) + b"\n"
 
     def _put(self, name: str, what: str, override: Override) -> Overrides:
         return Overrides({**self.streams, name: {**self.streams.get(name, {}), what: override}})
@@ -115,18 +133,39 @@ class Overrides(Struct, frozen=True, forbid_unknown_fields=True):
                 yield name, what, override
 
 
+class _File(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is kept on the disk; whoever writes one by hand leaves the checksum out."""
+
+    streams: dict[str, dict[str, Override]]
+    check: str = ""
+
+
+def _sum(streams: dict[str, dict[str, Override]]) -> str:
+    return hashlib.sha256(msgspec.json.encode(streams, order="sorted")).hexdigest()[:16]
+
+
+def unknown(config: Config) -> Overrides:
+    """What is safe where it is not known what was set: no camera sees that may have been switched off."""
+    overrides = Overrides()
+    for name, stream in config.streams.items():
+        if stream.enabled:
+            overrides = overrides._put(name, "enabled", Override(False, [True], lost=True))
+    return overrides
+
+
 def decode(data: bytes) -> Overrides:
-    """From JSON; of an empty text there are none.
+    """From JSON.
 
     Raises:
         StorageError: it is not what `Overrides.encode` gives.
     """
-    if not data.strip():
-        return Overrides()
     try:
-        return msgspec.json.decode(data, type=Overrides)
+        file = msgspec.json.decode(data, type=_File)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StorageError(f"not readable as overrides: {error}") from error
+    if file.check and file.check != _sum(file.streams):
+        raise StorageError("not readable as overrides: it is not what its checksum says")
+    return Overrides(file.streams)
 
 
 def basis_of(stream: StreamConfig, what: str) -> list[Basis] | None:

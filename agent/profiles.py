@@ -125,13 +125,14 @@ def shipped() -> list[Path]:
 
 def _fitting(board: Board) -> Profile | None:
     """The one that fits best."""
-    ranks = [(_rank(profile.file.data["board"], board), profile) for profile in map(_read, shipped())]
-    fits = [(rank, profile) for rank, profile in ranks if rank is not None]
+    ranks = [(rank(profile, board), profile) for profile in map(_read, shipped())]
+    fits = [(fit, profile) for fit, profile in ranks if fit is not None]
     return min(fits, key=lambda fit: fit[0])[1] if fits else None
 
 
-def _rank(table: Table, board: Board) -> tuple[int, int] | None:
-    """How well a `[board]` fits, the smaller the better; None: not at all."""
+def rank(profile: Profile, board: Board) -> tuple[int, int] | None:
+    """How well a profile fits a board, the smaller the better; None: not at all."""
+    table = profile.file.data["board"]
     wanted = table.get("compatible", ())
     for place, name in enumerate(board.compatible):
         if any(fnmatchcase(name, pattern) for pattern in wanted):

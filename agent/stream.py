@@ -1,12 +1,10 @@
-"""A supervised stream: prepares its rooms, runs its corridor in a thread, and starts it again when it breaks."""
+"""A stream: prepares its rooms and runs its corridor, supervised, in a thread of its own."""
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -17,33 +15,25 @@ from agent.config import StreamConfig
 from agent.corridor import Corridor, Tally
 from agent.desk import Desk as Desk
 from agent.errands import Errands
-from agent.errors import BackendError, CommandError, VedetteError
+from agent.errors import CommandError, VedetteError
 from agent.library import open_model
 from agent.manifest import Model
 from agent.meter import Meter
 from agent.senses import Input, Sense, open_corridor, open_sense, prepare_sense
+from agent.supervised import State, Supervised
 
 if TYPE_CHECKING:
     from agent.filming import Filming
 
 log = logging.getLogger(__name__)
 
-_RESTART_FIRST_S, _RESTART_LAST_S = 1.0, 60.0
 
-State = Literal["starting", "running", "degraded", "lost", "ended", "failed", "disabled"]
-
-
-class Stream:
+class Stream(Supervised):
     """One entry of `[streams]`, alive."""
 
     def __init__(self, name: str, config: StreamConfig, desk: Desk) -> None:
-        self.name, self.config = name, config
-        self.state: State = "starting" if config.enabled else "disabled"
-        self.detail = ""
-        self._tries_again = False
-        self._desk = desk
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        super().__init__(name, "starting" if config.enabled else "disabled")
+        self.config, self._desk = config, desk
         self._sense: Sense | None = None
         self._pipeline: Corridor[Any] | None = None
         self._reporter: Reporter | None = None
@@ -122,7 +112,7 @@ class Stream:
         Any thread may call this. That the clip is complete is told by its message.
 
         Raises:
-            CommandError: none can be made, with the reason.
+            CommandError, StorageError: none can be made or saved, with the reason.
         """
         if self.config.clips is None:
             raise CommandError(f"stream {self.name}: clips are off; [streams.{self.name}.clips] turns them on")
@@ -130,31 +120,10 @@ class Stream:
             raise CommandError(f"stream {self.name} is {self.standing[0]}, so there is nothing to record")
         return filming.record(seconds)
 
-    def start(self) -> None:
-        """Run in a thread of its own, unless it is disabled or failed."""
-        if self.state == "starting":
-            self._thread = threading.Thread(target=self._supervise, name=f"stream-{self.name}", daemon=True)
-            self._thread.start()
-
-    def ask_to_stop(self) -> None:
-        """Begin to stop: `join` waits for it."""
-        self._stop.set()
-
     def leave_behind(self) -> None:
         """Give its thread up, which hangs in a library: end its tracks for it."""
         if self._reporter is not None:
             self._reporter.close("shutdown")
-
-    def join(self, timeout_s: float) -> bool:
-        """Whether it has stopped in time, with every track ended."""
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-        return self._thread is None or not self._thread.is_alive()
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more will come of it."""
-        return self.state in ("ended", "failed", "disabled") and not self._tries_again
 
     @property
     def standing(self) -> tuple[State, str]:
@@ -202,39 +171,6 @@ class Stream:
             backend=backend,
             rung=rung,
         )
-
-    def _supervise(self) -> None:
-        pause_s = _RESTART_FIRST_S
-        while not self._stop.is_set():
-            began = time.monotonic()
-            self._attempt()
-            self._close()
-            if not self._tries_again:
-                return
-            if time.monotonic() - began > _RESTART_LAST_S:
-                pause_s = _RESTART_FIRST_S
-            self._stop.wait(pause_s)
-            pause_s = min(_RESTART_LAST_S, pause_s * 2)
-
-    def _attempt(self) -> None:
-        """Run until the source ends, the stream is told to stop, or something breaks."""
-        try:
-            self._run()
-        except VedetteError as error:
-            # Broken input stays broken: a reload or a restart tries it again.
-            self._fail(str(error), again=isinstance(error, BackendError))
-            log.error("stream %s: %s", self.name, error)
-        except Exception as error:
-            # A defect in one stream must not take the others with it.
-            self._fail(f"{type(error).__name__}: {error}", again=True)
-            log.exception("stream %s: a defect in Vedette; starting the stream again", self.name)
-        else:
-            self._tries_again = False
-            self.state, self.detail = "ended", ""
-
-    def _fail(self, detail: str, *, again: bool) -> None:
-        self._tries_again = again  # first: a failed stream that does not try again is over
-        self.state, self.detail = "failed", detail
 
     def _run(self) -> None:
         assert self._model is not None

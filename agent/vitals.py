@@ -18,4 +18,5 @@ def link_health(state: LinkState) -> LinkHealth | None:
     """The line to the broker; None: there is none now."""
     if not state.connected:
         return None
-    return LinkHealth(state.broker, state.detail, state.is_fallback, state.connects, state.trouble)
+    how = state.broker, state.detail, state.is_fallback, state.connects
+    return LinkHealth(*how, state.trouble, state.intrusions)

@@ -71,15 +71,18 @@ def show(file: Path, as_json: bool) -> None:
 def _commanded(config: Config) -> tuple[Config, dict[Keys, str]]:
     """The configuration with what commands have set on this board, and remarks on that."""
     from agent.errors import StorageError
-    from agent.overrides import FILE, decode
+    from agent.overrides import FILE, Overrides, decode
     from agent.storage.durable import folder_of
-    from agent.storage.statefile import StateFile
+    from agent.storage.twinfile import TwinFile
 
     try:
-        kept, _ = decode(StateFile(folder_of(config.storage, Path("/")) / FILE).read()).still(config)
+        found = TwinFile(folder_of(config.storage, Path("/")) / FILE).read(decode)
+        if found.content is None and found.faults:
+            raise StorageError("; ".join(found.faults))
     except StorageError as error:
         click.echo(f"what commands have set is not shown: {plain(str(error))}", err=True)
         return config, {}
+    kept, _ = (found.content or Overrides()).still(config)
     return kept.over(config), kept.remarks(config)
 
 

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 _JITTER_S = 10.0
 """When Home Assistant starts, every device announces itself: not all at once."""
+_AGAIN_S = 60.0
+"""Until it is looked again whether the message of somebody else has gone."""
 _PAUSE_S = 5.0
 """From one message to the next: of one that comes while it is busy Home Assistant leaves out a part."""
 
@@ -57,7 +59,11 @@ class Wire(Protocol):
 
 
 class Announcer:
-    """Speaks for one device at one broker. For one thread."""
+    """Speaks for one device at one broker. For one thread.
+
+    Attributes:
+        trouble: why Home Assistant does not find the device; empty: nothing speaks against it.
+    """
 
     def __init__(
         self,
@@ -89,6 +95,7 @@ class Announcer:
         self._step: _Step = "told"
         self._sent, self._due, self._born = b"", clock(), 0.0
         self._left_out: set[str] = set()
+        self.trouble = ""
         wire.ask(self.topic, self._answers.put)
         self._status = f"{config.prefix}/status"
 
@@ -102,16 +109,22 @@ class Announcer:
         if not self._is_settled and not self._settle(device):
             return
         if not self._is_ours:
-            return
-        if not self._config.enabled:
-            self.withdraw()
+            self._look_again()
             return
         now = self._clock()
         self._be_born(now)
+        if not self._config.enabled:
+            self._take_back(device, now)
+            return
         if now < self._due or (device == self._device and self._step == "told"):
             return
         self._announce(device)
         self._due = now + _PAUSE_S
+
+    def _look_again(self) -> None:
+        if self.trouble and self._clock() >= self._due:
+            self._is_settled = False
+            self._wire.ask(self.topic, self._answers.put)
 
     def leave(self) -> None:
         """Listen no more: another one takes over."""
@@ -121,8 +134,29 @@ class Announcer:
         """Take back what is announced: Home Assistant removes the device."""
         if self._is_settled and self._is_ours:
             self._is_ours = False
-            self._wire.retain(self.topic, b"")
-            log.info("%s: taken back, Home Assistant removes this device", self.topic)
+            self._bury()
+
+    def _bury(self) -> None:
+        self._wire.retain(self.topic, b"")
+        log.info("%s: taken back, Home Assistant removes this device", self.topic)
+
+    def _take_back(self, device: Device, now: float) -> None:
+        """Take back at once, and once more when Home Assistant starts next, for it may have been away.
+
+        It removes only what it has discovered since its start: so then it has to discover it again first.
+        """
+        if now < self._due or self._step == "told":
+            return
+        self._due = now + _PAUSE_S
+        if self._step == "raise":
+            self._step = "bury"
+            self._wire.retain(self.topic, message(device, {}, self._gone, alive=True))
+            return
+        self._step = "told"
+        self._bury()
+        if self._raised:
+            self._is_ours = False
+            self.leave()
 
     def _settle(self, device: Device) -> bool:
         """Take the answer, if there is one."""
@@ -136,16 +170,23 @@ class Announcer:
         if self._config.enabled and found.owner:
             self._tell_owner(found)
         elif self._config.enabled:
+            self.trouble = ""
+            self._wire.listen(self._status, self._hear)
+        elif self._is_ours:
+            self._gone, self._step = {**found.gone, **found.alive}, "bury"
             self._wire.listen(self._status, self._hear)
         return True
 
     def _tell_owner(self, found: Found) -> None:
-        log.warning(
-            "%s belongs to %s: left alone, and Home Assistant does not find this device; give it another "
-            "[device] name, or delete that message",
-            self.topic,
-            found.owner,
+        """It is left alone: another program's device must not vanish for ours."""
+        self._due = self._clock() + _AGAIN_S
+        trouble = (
+            f"{self.topic} belongs to {found.owner}: left alone, and Home Assistant does not find this device; "
+            "give it another [device] name, or delete that message"
         )
+        if trouble != self.trouble:
+            self.trouble = trouble
+            log.warning(trouble)
 
     def _be_born(self, now: float) -> None:
         while not self._births.empty():

@@ -117,7 +117,7 @@ class _Asking:
 
     @property
     def _user(self) -> str:
-        return repr(self._access.username) if self._access.username else "one without a user name"
+        return repr(self._access.username) if self._access.username else "a client without a user name"
 
     def run(self, body: dict[str, Any], timeout_s: float) -> Answer:
         """Connect, ask, wait, leave."""
@@ -224,5 +224,6 @@ class _Asking:
         device = self._topics.device
         return (
             f"no answer from {device} in {timeout_s:.0f} s, though it is online: it is busy, takes no commands "
-            f"([mqtt] commands), or the broker's access list does not let {self._user} command it, or it answer"
+            f"([mqtt] commands), or the broker's access list does not let {self._user} command it, or does not "
+            "let it answer"
         )

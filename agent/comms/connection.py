@@ -77,7 +77,7 @@ class Connection:
         self._is_5 = protocol == "5"
         self._envelopes = Envelopes(config.event_expiry_s, 0, mqtt_5=self._is_5)
         self._client = Client(config, client_id, protocol, will)
-        self.subscriptions = Subscriptions(self._client)
+        self.subscriptions = Subscriptions(self._client, mqtt_5=self._is_5)
         self._client.on_connect, self._client.on_disconnect = self._on_connect, self._on_disconnect
         self._client.on_publish = self._on_publish
         self._client.on_log = self._on_log

@@ -68,12 +68,32 @@ class LinkHealth(Struct, frozen=True):
         fallback: whether that is not the first of the configuration.
         connects: how often a broker has accepted us, since start.
         trouble: where and why the line was lost last, such as another client with our client id; empty: never.
+        intrusions: messages of somebody else on `…/state/…` of this device that were put right, over this line.
     """
 
     broker: str
     how: str
     fallback: bool = False
     connects: int = 0
+    trouble: str = ""
+    intrusions: int = 0
+
+
+class ClipsHealth(Struct, frozen=True):
+    """How the clips of all streams are doing.
+
+    Attributes:
+        saved, failed: since start; what is being recorded is neither yet.
+        deleted: since start, because they were too old or to make room for newer ones.
+        kept, bytes: clips on the board's disk, and what they take.
+        trouble: why none can be saved; empty: as far as is known, they can.
+    """
+
+    saved: int
+    failed: int
+    deleted: int
+    kept: int
+    bytes: int
     trouble: str = ""
 
 
@@ -92,6 +112,8 @@ class HealthMessage(Struct, frozen=True):
         link: see `LinkHealth`; None when there was no connection as this was written.
         waits_for_restart: keys, such as `storage.folder`, that the file has changed since the start and that a
             reload could not take up.
+        clips: see `ClipsHealth`; None where no stream makes any.
+        homeassistant: why Home Assistant does not find this device; empty: nothing speaks against it.
     """
 
     version: str
@@ -104,3 +126,5 @@ class HealthMessage(Struct, frozen=True):
     hot: bool = False
     link: LinkHealth | None = None
     waits_for_restart: tuple[str, ...] = ()
+    clips: ClipsHealth | None = None
+    homeassistant: str = ""

@@ -10,9 +10,11 @@ import logging
 import threading
 from collections.abc import Callable
 
+from msgspec import Struct
+
 from agent.comms import reasons
 from agent.comms.connection import Connection
-from agent.comms.intake import Intake
+from agent.comms.intake import BURST, Intake
 from agent.comms.subscriptions import Received as Received
 
 log = logging.getLogger(__name__)
@@ -23,19 +25,41 @@ LARGEST = 16 * 1024
 Handler = Callable[[Received], None]
 
 
+class Hearing(Struct, frozen=True):
+    """How a pattern is listened to.
+
+    Attributes:
+        handler: gets what comes.
+        as_published, no_local: see `Subscriptions.add`.
+        largest: bytes of a payload that is handed on.
+        burst: messages that are taken at once.
+    """
+
+    handler: Handler
+    as_published: bool = False
+    no_local: bool = False
+    largest: int = LARGEST
+    burst: int = BURST
+
+
 class _Listener:
     """One pattern, and who hears what comes for it."""
 
-    def __init__(self, pattern: str, handler: Handler, where: object) -> None:
-        self.pattern, self._handler, self._where = pattern, handler, where
-        self.intake = Intake()
+    def __init__(self, pattern: str, hearing: Hearing, where: object) -> None:
+        self.pattern, self._hearing, self._where = pattern, hearing, where
+        self.intake = Intake(burst=hearing.burst)
         self.is_subscribed = False
         self._told_refusal = self._told_size = False
 
     def subscribe(self, connection: Connection) -> None:
         self.is_subscribed = True
         connection.subscriptions.add(
-            self.pattern, lambda received: self._take(connection, received), self._answered, qos=1
+            self.pattern,
+            lambda received: self._take(connection, received),
+            self._answered,
+            qos=1,
+            as_published=self._hearing.as_published,
+            no_local=self._hearing.no_local,
         )
 
     def _answered(self, code: int) -> None:
@@ -63,14 +87,14 @@ class _Listener:
             log.warning("%s: flooded; nothing is taken from there for %.0f s", self.pattern, self.intake.shut_s)
 
     def _hand_on(self, received: Received) -> None:
-        if len(received.payload) > LARGEST:
+        if len(received.payload) > self._hearing.largest:
             if not self._told_size:
                 self._told_size = True
-                size = len(received.payload)
-                log.warning("%.100r: dropped: %d bytes, at most %d are taken", received.topic, size, LARGEST)
+                size, most = len(received.payload), self._hearing.largest
+                log.warning("%.100r: dropped: %d bytes, at most %d are taken", received.topic, size, most)
             return
         try:
-            self._handler(received)
+            self._hearing.handler(received)
         except Exception:
             # What a stranger sends must not end the line.
             log.exception("%.100r: a defect in Vedette; the message is dropped", received.topic)
@@ -95,25 +119,25 @@ class Inbox:
         self._where = where
         self._lock = threading.Lock()
         self._listeners: dict[str, _Listener] = {}
-        self._handlers: dict[str, Handler] = {}
+        self._hearings: dict[str, Hearing] = {}
         self._gone: list[str] = []
 
-    def listen(self, pattern: str, handler: Handler) -> None:
+    def listen(self, pattern: str, hearing: Hearing) -> None:
         """Hand what comes for a pattern to a handler, on this connection and on every one that follows."""
         with self._lock:
-            self._handlers[pattern] = handler
-            self._listeners[pattern] = _Listener(pattern, handler, self._where)
+            self._hearings[pattern] = hearing
+            self._listeners[pattern] = _Listener(pattern, hearing, self._where)
 
     def ignore(self, pattern: str) -> None:
         """Listen to a pattern no more."""
         with self._lock:
-            if self._handlers.pop(pattern, None) is not None:
+            if self._hearings.pop(pattern, None) is not None:
                 self._gone.append(self._listeners.pop(pattern).pattern)
 
-    def all(self) -> dict[str, Handler]:
-        """Every pattern with its handler."""
+    def all(self) -> dict[str, Hearing]:
+        """Every pattern, and how it is listened to."""
         with self._lock:
-            return dict(self._handlers)
+            return dict(self._hearings)
 
     def restart(self, connection: Connection) -> None:
         """Begin on a new connection: the broker knows of no subscription."""
@@ -125,7 +149,7 @@ class Inbox:
         """Subscribe to what is new, or may come again, and end what is ignored."""
         if self._gone:
             with self._lock:
-                gone, self._gone = [one for one in self._gone if one not in self._handlers], []
+                gone, self._gone = [one for one in self._gone if one not in self._hearings], []
             for pattern in gone:
                 connection.subscriptions.remove(pattern)
         for listener in self._all():

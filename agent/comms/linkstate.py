@@ -17,6 +17,7 @@ class LinkState(Struct, frozen=True):
         trouble: where and why the line was lost last; empty: never.
         sent, acknowledged: events, since the start.
         dropped_samples: messages at QoS 0 that were not sent.
+        intrusions: messages of somebody else on our own states that were put right.
     """
 
     connected: bool
@@ -28,3 +29,4 @@ class LinkState(Struct, frozen=True):
     sent: int
     acknowledged: int
     dropped_samples: int
+    intrusions: int = 0

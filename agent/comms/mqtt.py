@@ -19,8 +19,9 @@ from agent.comms.connection import Connection
 from agent.comms.events import Events
 from agent.comms.fallback import brokers_of, problems, remarks
 from agent.comms.identity import client_id
-from agent.comms.inbox import Handler, Inbox
+from agent.comms.inbox import Handler, Hearing, Inbox
 from agent.comms.inquiry import Answer, Inquiry
+from agent.comms.intruder import Intruder
 from agent.comms.linkstate import LinkState
 from agent.comms.namesake import Namesake
 from agent.comms.outage import Outage
@@ -64,13 +65,14 @@ class Publisher:
         self._states, self._samples = States(self), Samples()
         client, will = client_id(topics), (topics.status, OFFLINE)
         counts = (topics.count("+", "") + "#", topics.zone_count("+", "+", "") + "#")
-        left = {**dict.fromkeys(counts, b"0"), topics.state("+", "#"): b""}
+        left = dict.fromkeys(counts, b"0")
         self._brokers = Brokers(
             [Broker(one, client, will, Sweep(self._states, left), synchronised) for one in brokers_of(config)],
             config.fallback_after_s,
         )
         self._events = Events(outgoing, self, config.reconnect_max_s)
         self._inbox, self._answers, self._inquiry = Inbox(self), Answers(), Inquiry()
+        self._intruder = Intruder(self._states, topics, self)
         self._outage, self._namesake = Outage(self, client), Namesake(topics.status, ONLINE)
         self._backoff = Backoff(config.reconnect_max_s)
         self._wake, self._stop, self._stopping = Wake(), Stop(), threading.Event()
@@ -107,15 +109,16 @@ class Publisher:
         self._inquiry.ask(topic, answer)
         self._wake.set()
 
-    def listen(self, pattern: str, handler: Handler) -> None:
+    def listen(self, pattern: str, handler: Handler, *, as_published: bool = False) -> None:
         """Hand every message that comes for a pattern to a handler, now and on each connection to come.
 
         Args:
             pattern: of topics, with MQTT's wildcards; it must overlap no other.
             handler: called in the thread that keeps the line, so it must be quick: take note, and return. It gets
                 no payload of more than `agent.comms.inbox.LARGEST` bytes, and no flood.
+            as_published: see `Subscriptions.add`.
         """
-        self._inbox.listen(pattern, handler)
+        self._inbox.listen(pattern, Hearing(handler, as_published))
         self._wake.set()
 
     def ignore(self, pattern: str) -> None:
@@ -140,8 +143,8 @@ class Publisher:
         if self._states.repeat(topic):
             self._wake.set()
 
-    def listened(self) -> dict[str, Handler]:
-        """Every pattern with its handler, for a publisher that takes over from this one."""
+    def listened(self) -> dict[str, Hearing]:
+        """Every pattern that is listened to, for a publisher that takes over from this one."""
         return self._inbox.all()
 
     def send(self, topic: str, payload: bytes) -> None:
@@ -165,6 +168,7 @@ class Publisher:
             self._events.sent,
             self._events.acknowledged,
             self._samples.dropped,
+            self._intruder.count,
         )
 
     def stop(self, timeout_s: float) -> None:
@@ -220,7 +224,7 @@ class Publisher:
             return False
         self._outage.over(self._brokers.how)
         flows = (self._events, self._states, self._samples, self._inbox, self._answers)
-        looks = (self._brokers.sweep, self._inquiry)
+        looks = (self._brokers.sweep, self._inquiry, self._intruder)
         Session(connection, self._topics.status, flows, looks, self._outage, self._namesake).run(
             self._stop, self._config.keepalive_s / 4, self._brokers.is_better_there
         )

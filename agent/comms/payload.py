@@ -15,6 +15,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from agent.comms.clipmessage import ClipMessage
+from agent.comms.healthmessage import ClipsHealth as ClipsHealth
 from agent.comms.healthmessage import HealthMessage as HealthMessage
 from agent.comms.healthmessage import LinkHealth as LinkHealth
 from agent.comms.healthmessage import SpoolHealth as SpoolHealth

@@ -2,6 +2,9 @@
 
 `take` runs in the thread that keeps the line and only takes note. What is retained is refused, since it would be
 done again at every start; what comes twice is done once, and answered again if it has been answered already.
+
+Under MQTT 3.1.1 a broker does not tell of a message that passes whether it will be retained: there such a command
+is carried out when it is sent, and refused from the next connection on.
 """
 
 from __future__ import annotations
@@ -80,7 +83,8 @@ class Requests:
         if addressed is None:
             return
         if received.retained:
-            self._refuse_retained(received.topic)
+            if received.payload:  # else it deletes one that lay there
+                self._refuse_retained(received.topic)
             return
         request = self._request(received, addressed)
         if request.mark is not None and self._is_repeated(request, request.mark):

@@ -13,6 +13,7 @@ from agent.comms.connection import Acknowledged, Connection
 from agent.comms.events import Events
 from agent.comms.inbox import Inbox
 from agent.comms.inquiry import Inquiry
+from agent.comms.intruder import Intruder
 from agent.comms.namesake import Namesake
 from agent.comms.outage import Outage
 from agent.comms.samples import Samples
@@ -67,7 +68,7 @@ class Session:
         connection: Connection,
         status: str,
         flows: tuple[Events, States, Samples, Inbox, Answers],
-        looks: tuple[Sweep, Inquiry],
+        looks: tuple[Sweep, Inquiry, Intruder],
         outage: Outage,
         namesake: Namesake,
     ) -> None:
@@ -77,13 +78,13 @@ class Session:
             connection: open.
             status: topic of the device's status.
             flows: what to send, and what to hear.
-            looks: at what the broker retains: of runs before, and as somebody asks.
+            looks: at what the broker retains: of runs before, as somebody asks, and of somebody else.
             outage: is told that it is over.
             namesake: listens for another of our name.
         """
         self._connection, self._status, self._outage = connection, status, outage
         self._events, self._states, self._samples, self._inbox, self._answers = flows
-        (self._sweep, self._inquiry), self._namesake = looks, namesake
+        (self._sweep, self._inquiry, self._intruder), self._namesake = looks, namesake
         self._status_mid = 0
         self._heard_at = time.monotonic()
 
@@ -102,6 +103,7 @@ class Session:
         self._say(ONLINE)
         self._namesake.begin(self._connection)
         self._sweep.begin(self._connection)
+        self._intruder.begin(self._connection)
         self._inquiry.begin(self._connection)
         while not self._connection.lost and not self._is_done(stop) and not is_over():
             self._send()
@@ -146,6 +148,7 @@ class Session:
             self._take(acknowledged)
         self._events.settle()
         self._sweep.go_on()
+        self._intruder.go_on(self._connection)
         self._inquiry.go_on(self._connection)
         self._outage.settled()
         if time.monotonic() - self._heard_at > _SILENCE_S:

@@ -7,6 +7,7 @@ from typing import Any
 
 import paho.mqtt.client as paho
 from msgspec import Struct
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 
 class Received(Struct, frozen=True, gc=False):
@@ -15,7 +16,8 @@ class Received(Struct, frozen=True, gc=False):
     Attributes:
         topic: as received.
         payload: as received.
-        retained: it lay at the broker, and was not sent just now.
+        retained: it lay at the broker, and was not sent just now; of a subscription `as_published`: it was sent
+            to lie there, now or before.
         response_topic: where its sender waits for an answer (MQTT 5); empty: nowhere.
         correlation: what the answer must carry, so that its sender knows it (MQTT 5).
     """
@@ -45,15 +47,29 @@ class _Asked(Struct):
 class Subscriptions:
     """For the thread that turns the connection; everything is called in it."""
 
-    def __init__(self, client: paho.Client) -> None:
-        """Take a client over that nobody else subscribes with."""
-        self._client = client
+    def __init__(self, client: paho.Client, *, mqtt_5: bool = True) -> None:
+        """Take a client over that nobody else subscribes with.
+
+        Args:
+            client: of one connection.
+            mqtt_5: whether it speaks that; 3.1.1 knows a pattern and its QoS alone.
+        """
+        self._client, self._is_5 = client, mqtt_5
         self._asked: dict[str, _Asked] = {}
         self._pending: dict[int, str] = {}
         self._unasked = 0
         client.on_subscribe, client.on_message = self._on_subscribe, self._on_message
 
-    def add(self, pattern: str, take: Take, answered: Answered, *, qos: int) -> None:
+    def add(
+        self,
+        pattern: str,
+        take: Take,
+        answered: Answered,
+        *,
+        qos: int,
+        as_published: bool = False,
+        no_local: bool = False,
+    ) -> None:
         """Subscribe.
 
         Args:
@@ -61,12 +77,18 @@ class Subscriptions:
             take: gets each message.
             answered: gets the broker's reason code; 0x80 and above is a refusal.
             qos: at most.
+            as_published: a message that is sent to be retained says so also while it passes. Under MQTT 3.1.1
+                only what lies there already does: whether one that passes will stay is not told.
+            no_local: leave out what this connection publishes itself; 3.1.1 does not know that either.
 
         Raises:
             ValueError: that is no pattern.
         """
         self._unasked = 0
-        _, mid = self._client.subscribe(pattern, qos=qos)
+        if self._is_5:
+            _, mid = self._client.subscribe(pattern, options=SubscribeOptions(qos, no_local, as_published))
+        else:
+            _, mid = self._client.subscribe(pattern, qos)
         self._asked[pattern] = _Asked(take, answered)
         if mid is not None:  # else the connection is gone, and there will be no answer
             self._pending[mid] = pattern

@@ -1,8 +1,8 @@
 """The sweep: what a run before has left at the broker, and nobody keeps any more, is put right.
 
-A process that was killed, or that ended while the broker was away, leaves counts; a stream or a zone that is
-gone leaves its state. Once in the life of a publisher the broker is asked for all of that which it retains of
-this device; what no stream of ours has set becomes 0, or is deleted.
+A process that was killed, or that ended while the broker was away, leaves counts. Once in the life of a publisher
+the broker is asked for all of them which it retains of this device; what no stream of ours has set becomes 0.
+What is left of `state/…` is deleted by `agent.comms.intruder`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ class Sweep:
 
         Args:
             states: what our own streams have set, and what is to be set.
-            patterns: of the topics, none of which overlaps another, and the payload of each that nobody keeps;
-                empty: it is deleted.
+            patterns: of the topics, none of which overlaps another, and the payload of each that nobody keeps.
         """
         self._states, self._patterns = states, patterns
         self._done, self._until = False, 0.0
@@ -69,11 +68,10 @@ class Sweep:
             return
         if self._states.set_if_new(one.topic, right):
             self._count += 1
-            what = f"set to {right.decode()}" if right else "deleted"
             log.log(
                 logging.INFO if self._count <= _TOLD else logging.DEBUG,
-                "%.100r was left at %.20r by a run before: %s",
+                "%.100r was left at %.20r by a run before: set to %s",
                 one.topic,
                 one.payload,
-                what,
+                right.decode(),
             )

@@ -62,7 +62,7 @@ def examine(
         choices.SECTION: chosen,
         devices.SECTION: lambda: devices.findings(root),
         heat.SECTION: lambda: heat.findings(root),
-        storage.SECTION: lambda: storage.findings(_storage(config), root),
+        storage.SECTION: lambda: storage.findings(_storage(config), root, clips=_has_clips(config)),
         streams.SECTION: configured,
     }
     found: list[Finding] = []
@@ -98,6 +98,10 @@ def _config(path: Path) -> Config | None:
         return load(path).config
     except ConfigError:
         return None
+
+
+def _has_clips(config: Config | None) -> bool:
+    return config is not None and any(stream.clips is not None for stream in config.streams.values())
 
 
 def _storage(config: Config | None) -> StorageConfig:

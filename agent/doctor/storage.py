@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,22 +13,31 @@ from agent.doctor.report import Finding
 from agent.errors import StorageError
 from agent.health.clock import Clock, read_clock
 from agent.health.disk import Disk, read_disk
-from agent.storage.durable import folder_of
+from agent.overrides import FILE, decode
+from agent.storage.clipplace import check_room, check_writable
+from agent.storage.durable import clips_path, folder_of
+from agent.storage.twinfile import TwinFile
 
 SECTION = "storage and clock"
 _RESERVE = 4
 """Times what may wait for the broker: below it the system itself may soon be short of room."""
 _DAY_S = 86400.0
+_CLIPS = "clips folder"
+_SAY = "say of each stream whether it is to run: vedette tell DEVICE STREAM enabled on (or off, or default)"
 
 
-def findings(config: StorageConfig, root: Path) -> Iterator[Finding]:
-    """Room for the state, and whether the clock is right.
+def findings(config: StorageConfig, root: Path, *, clips: bool = False) -> Iterator[Finding]:
+    """Room for the state and for clips, what commands have set, and whether the clock is right.
 
     Args:
         config: of the state folder.
         root: of the file system.
+        clips: whether a stream makes any.
     """
     yield of_folder(config, root)
+    if clips:
+        yield of_clips(config, root)
+    yield from of_commands(config, root)
     yield from of_clock(read_clock(root), time.time(), Path(agent.__file__).stat().st_mtime)
 
 
@@ -40,6 +50,54 @@ def of_folder(config: StorageConfig, root: Path) -> Finding:
     if disk is None:
         return Finding(SECTION, "state folder", "its file system does not tell", "warning")
     return of_disk(disk, (config.spool_max_bytes + config.history_max_bytes) >> 20)
+
+
+def of_clips(config: StorageConfig, root: Path) -> Finding:
+    """Whether clips can be saved: their folder, or the nearest above it, can be written to and has room."""
+    try:
+        folder = clips_path(config, folder_of(config, root))
+        disk = read_disk(folder)
+        if disk is None:
+            return Finding(SECTION, _CLIPS, f"{folder}: its file system does not tell", "warning")
+        if not disk.at.is_dir():
+            raise StorageError(f"{disk.at}: is a file where clips need a folder")
+        check_writable(disk.at)
+        check_room(folder, config, 0, at=disk.at)
+    except StorageError as error:
+        return _clips_fault(str(error), error.__cause__)
+    return Finding(SECTION, _CLIPS, str(folder))
+
+
+def _clips_fault(what: str, cause: BaseException | None) -> Finding:
+    if isinstance(cause, PermissionError) and os.geteuid() != 0:
+        advice = "run vedette doctor as the user that runs Vedette, or with sudo -u: nobody else can tell"
+        return Finding(SECTION, _CLIPS, what, "warning", advice)
+    return Finding(
+        SECTION, _CLIPS, what, "problem", "make room there, or set [storage] clips_folder to another place"
+    )
+
+
+def of_commands(config: StorageConfig, root: Path) -> Iterator[Finding]:
+    """What commands have set, where that is on the disk and ours to read."""
+    try:
+        folder = folder_of(config, root)
+    except StorageError:
+        return  # told above
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return
+    found = TwinFile(folder / FILE).read(decode)
+    if found.content is None and not found.faults:
+        return
+    faults, name = "; ".join(found.faults), "settings by command"
+    if found.content is None:
+        yield Finding(SECTION, name, f"lost: {faults}", "problem", f"restart Vedette, then {_SAY}")
+    elif lost := found.content.lost:
+        yield Finding(SECTION, name, f"were lost, so these are off: {', '.join(lost)}", "problem", _SAY)
+    elif faults:
+        advice = "an SD card that damages files must be replaced soon: sudo dmesg | grep -i mmc"
+        yield Finding(SECTION, name, f"one of two files counts: {faults}", "warning", advice)
+    else:
+        yield Finding(SECTION, name, f"of {len(found.content.streams)} streams")
 
 
 def of_disk(disk: Disk, spool_mb: int) -> Finding:

@@ -20,9 +20,11 @@ from agent.clips import Clip, Occasion, Picture
 from agent.config import StorageConfig
 from agent.errors import StorageError, reason_of
 from agent.storage.clipfile import ClipFile, repair, settle
+from agent.storage.clipplace import check_room, check_writable
+from agent.storage.cliptally import ClipStats, ClipTally
 from agent.storage.footage import Footage
 from agent.storage.recording import Recording
-from agent.storage.shelf import Shelf, clip_path, folder_name, parts_in
+from agent.storage.shelf import Shelf, clip_path, folder_name, make_folder, parts_in
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +54,7 @@ class Recorder:
         self._thread: threading.Thread | None = None
         self._closing = False
         self._tidy_at = 0.0
-        self._failed_s: float | None = None
-        self._lost = 0
+        self._tally = ClipTally()
 
     def start(self) -> None:
         """Complete what was cut off, delete what is too old, and be ready."""
@@ -87,6 +88,30 @@ class Recorder:
             self._config, self._tidy_at = config, 0.0
             self._shelf.configure(config)
             self._work.notify()
+
+    def check(self, stream: str, more: int) -> None:
+        """Whether a clip of a stream could be saved now. May be called from any thread, and waits for the disk.
+
+        Args:
+            stream: its name.
+            more: bytes that it may have.
+
+        Raises:
+            StorageError: it could not, with the reason.
+        """
+        folder = self._folder / folder_name(stream)
+        try:
+            make_folder(folder)
+        except OSError as error:
+            raise StorageError(f"{folder}: clips cannot be saved there: {reason_of(error)}") from error
+        check_writable(folder)
+        check_room(self._folder, self._config, min(more, self._config.clips_max_bytes))
+
+    @property
+    def stats(self) -> ClipStats:
+        """How the clips are doing. May be asked from any thread."""
+        tally, shelf = self._tally, self._shelf
+        return ClipStats(tally.saved, tally.failed, shelf.deleted, len(shelf), shelf.bytes, tally.trouble)
 
     def wake(self) -> None:
         """There is much to be written."""
@@ -132,11 +157,11 @@ class Recorder:
     def _tidy(self) -> None:
         """What the last run left: clips that were cut off are completed, or removed when nothing is in them."""
         try:
-            self._shelf.folder_for(self._folder / "any")
+            make_folder(self._folder)
             for part in parts_in(self._folder):
                 self._mend(part)
         except OSError as error:
-            self._fail(f"{self._folder}: {reason_of(error)}")
+            self._tally.fail(f"{self._folder}: {reason_of(error)}")
         self._expire()
 
     def _mend(self, part: Path) -> None:
@@ -160,7 +185,7 @@ class Recorder:
                 log.info("clips: %d deleted, older than clips_max_age_s", count)
             self._shelf.make_room(0)
         except StorageError as error:
-            self._fail(str(error))
+            self._tally.fail(str(error))
 
     def _serve(self, recording: Recording) -> None:
         """Write what there is to write of one clip, and complete it when it is over."""
@@ -191,7 +216,7 @@ class Recorder:
             return True
         size = fitting[-1]
         if recording.file is None:
-            self._shelf.folder_for(recording.path)
+            make_folder(recording.path.parent)
         self._shelf.make_room(size, sum(other.bytes for other in self._recordings))
         if recording.file is None:
             recording.file = ClipFile(recording.path, recording.occasion, some[0])
@@ -201,11 +226,12 @@ class Recorder:
         recording.over = True
         if recording.file is None:
             log.warning("clip %s: no picture came in time, so there is none", recording.path)
+            self._tally.lose()
             return
         clip = recording.file.finish(recording.tracks)
         if lost := recording.lost:
             log.warning("clip %s: %d pictures are missing: the disk was too slow", clip.path, lost)
-        self._back()
+        self._tally.save()
         self._tell(clip)
         self._expire()
 
@@ -223,20 +249,10 @@ class Recorder:
 
     def _drop(self, recording: Recording, error: Exception | None) -> None:
         recording.over = True
-        self._lost += 1
         if recording.file is not None:
             with suppress(OSError):
                 recording.file.drop()
-        if error is not None:
-            self._fail(str(error) if isinstance(error, StorageError) else f"{recording.path}: {reason_of(error)}")
-
-    def _fail(self, why: str) -> None:
-        if self._failed_s is None:
-            self._failed_s = time.monotonic()
-            log.error("clips cannot be saved, and are dropped until they can: %s", why)
-
-    def _back(self) -> None:
-        if self._failed_s is not None:
-            seconds, self._failed_s = time.monotonic() - self._failed_s, None
-            log.info("clips are saved again after %.0f s; %d were dropped", seconds, self._lost)
-            self._lost = 0
+        if error is None or isinstance(error, StorageError):
+            self._tally.lose(str(error or ""))
+        else:
+            self._tally.lose(f"{recording.path}: {reason_of(error)}")

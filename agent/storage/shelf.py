@@ -69,6 +69,16 @@ def _safe(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_]+", "-", text)[:_LONGEST].strip("-")
 
 
+def make_folder(folder: Path) -> None:
+    """Create the folder of all clips, or that of a stream in it.
+
+    Raises:
+        OSError: it cannot be created.
+    """
+    for one in (folder.parent, folder):  # the mode of a folder above is not that of the last
+        one.mkdir(_FOLDER_MODE, parents=True, exist_ok=True)
+
+
 def clips_in(folder: Path) -> list[Entry]:
     """The clips in the folders of all streams, oldest first; none where there is no folder.
 
@@ -123,12 +133,17 @@ class Shelf:
     Attributes:
         folder: of all clips.
         bytes: of all clips, as far as is known.
+        deleted: clips that had to go since the start.
     """
 
     def __init__(self, folder: Path, config: StorageConfig) -> None:
         self.folder, self._config = folder, config
         self._entries: list[Entry] = []
-        self.bytes = 0
+        self.bytes = self.deleted = 0
+
+    def __len__(self) -> int:
+        """How many clips there are, as far as is known."""
+        return len(self._entries)
 
     def configure(self, config: StorageConfig) -> None:
         """Keep to other bounds from now on."""
@@ -142,15 +157,6 @@ class Shelf:
         """
         self._entries = clips_in(self.folder)
         self.bytes = sum(entry.bytes for entry in self._entries)
-
-    def folder_for(self, path: Path) -> None:
-        """Create the folder of a clip.
-
-        Raises:
-            OSError: it cannot be created.
-        """
-        for folder in (self.folder, path.parent):
-            folder.mkdir(_FOLDER_MODE, parents=True, exist_ok=True)
 
     def expire(self, now: datetime) -> int:
         """Delete what has become too old; how many."""
@@ -182,14 +188,7 @@ class Shelf:
             return (
                 f"{self.folder}: what is being recorded is larger than clips_max_bytes, {config.clips_max_bytes}"
             )
-        free = shutil.disk_usage(self.folder).free
-        if free - more < config.clips_keep_free_bytes:
-            return (
-                f"{self.folder}: {free / 1e6:.0f} MB are free on the disk, and clips leave "
-                f"{config.clips_keep_free_bytes / 1e6:.0f} MB of it to others; make room, or set "
-                "[storage] clips_keep_free_bytes"
-            )
-        return ""
+        return is_tight(self.folder, config, shutil.disk_usage(self.folder).free, more)
 
     def _delete(self, entry: Entry) -> bool:
         """Whether it was there and could be deleted; either way it is off our list."""
@@ -202,4 +201,23 @@ class Shelf:
         except OSError as error:
             log.warning("clip %s: cannot be deleted: %s", entry.path, reason_of(error))
             return False
+        self.deleted += 1
         return True
+
+
+def is_tight(folder: Path, config: StorageConfig, free: int, more: int) -> str:
+    """Why the disk has no room for more; empty: it has.
+
+    Args:
+        folder: of all clips.
+        config: what clips have to leave to others.
+        free: bytes that are free for them.
+        more: bytes that are about to be written.
+    """
+    if free - more >= config.clips_keep_free_bytes:
+        return ""
+    return (
+        f"{folder}: {free / 1e6:.0f} MB are free on the disk, and clips leave "
+        f"{config.clips_keep_free_bytes / 1e6:.0f} MB of it to others; make room, or set "
+        "[storage] clips_keep_free_bytes"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,8 +21,8 @@ class StateFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self) -> bytes:
-        """What was written last; empty: nothing.
+    def read(self) -> bytes | None:
+        """What was written last; None: there is no file.
 
         Raises:
             StorageError: it is there and cannot be read, is far too large, or is no file.
@@ -28,7 +30,7 @@ class StateFile:
         try:
             return read_regular(self.path, _LARGEST)
         except FileNotFoundError:
-            return b""
+            return None
         except OSError as error:
             raise StorageError(f"{self.path}: cannot be read: {reason_of(error)}") from error
 
@@ -48,8 +50,16 @@ class StateFile:
             raise StorageError(f"{self.path}: cannot be deleted: {reason_of(error)}") from error
 
     def set_aside(self) -> Path:
-        """Put a damaged one out of the way, for people to look at; gives where it lies."""
+        """Keep a damaged one for people to look at; gives where it lies.
+
+        It lies in its own place, too, until another is written: a power cut must not make it one that never was.
+        What is no file is moved away.
+        """
         aside = self.path.with_name(self.path.name + _ASIDE)
         with suppress(OSError):
-            self.path.replace(aside)
+            if stat.S_ISREG(self.path.lstat().st_mode):
+                aside.unlink(missing_ok=True)
+                os.link(self.path, aside)
+            else:
+                self.path.replace(aside)
         return aside

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 KEPT = ROOT / "build" / "fuzz"
-NAMES = ("config", "manifest", "wakeword", "watch", "commands", "finish", "uri", "model", "sound")
+NAMES = ("config", "profile", "manifest", "wakeword", "watch", "commands", "finish", "uri", "model", "sound")
 _LEFT_S = 120.0
 """For starting, and for the last input, beyond the time of a target."""
 

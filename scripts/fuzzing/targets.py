@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
-from agent import configfile
+from agent import configfile, profiles
 from agent.capture.recording import read_whole
 from agent.capture.uri import parse, parse_picture, parse_sound
 from agent.cli.album import file_name
@@ -29,6 +30,7 @@ from agent.comms.topics import Topics
 from agent.compute.decode.metadata import manifest_of
 from agent.compute.infer.modelfile import Runtime, read_modelfile, refusals
 from agent.errors import VedetteError
+from agent.health.board import read_board
 from agent.messages import Stored
 from agent.storage.models import load_file
 
@@ -103,6 +105,50 @@ name = "door"
 polygon = [[0.1, 0.1], [0.9, 0.1], [0.5, 0.9]]
 """
     return [full, *(path.read_bytes() for path in paths)]
+
+
+def _profile(data: bytes) -> None:
+    """A board's profile, as `choose` ranks it and as it goes below a configuration."""
+    path, config = _FOLDER / "board.toml", _FOLDER / "on-board.toml"
+    path.write_bytes(data)
+    config.write_text(_ON_BOARD.format(path))
+    profile = profiles.choose(str(path), read_board(_WITHOUT_BOARD))
+    assert profile is not None
+    profiles.rank(profile, _BOARD)
+    found = configfile.load(config, _WITHOUT_BOARD)
+    configfile.dump(found.config, found.remarks())
+    for keys in found.inherited:
+        found.where(*keys)
+
+
+_ON_BOARD = """[device]
+profile = "{}"
+[streams.front]
+source = "v4l2:/dev/video0?fps=30"
+model = "nanodet"
+[streams.back]
+source = "test:"
+model = "nanodet"
+"""
+_BOARD = replace(read_board(_WITHOUT_BOARD), compatible=("raspberrypi,4-model-b", "brcm,bcm2711"), soc_id="465")
+
+
+def _profile_seeds() -> list[bytes]:
+    full = b"""[board]
+title = "Mine"
+compatible = ["raspberrypi,4-*"]
+soc_id = ["465"]
+arch = ["aarch64"]
+[stream]
+threads = 2
+[stream.capture]
+max_fps = 10
+[stream.gate]
+hold_s = 3
+[thermal]
+warn_c = 75
+"""
+    return [full, *(path.read_bytes() for path in profiles.shipped())]
 
 
 def _manifest(data: bytes) -> None:
@@ -303,6 +349,7 @@ _DAMAGED = (msgspec.MsgspecError, ValueError, RecursionError)
 
 TARGETS: dict[str, Target] = {
     "config": Target("the configuration, TOML", _config, _config_seeds, tokens=_TOML),
+    "profile": Target("a board's profile, TOML", _profile, _profile_seeds, tokens=_TOML),
     "manifest": Target("a model's manifest, TOML", _manifest, _manifest_seeds, tokens=_TOML),
     "wakeword": Target("a manifest of microWakeWord, JSON", _wakeword, _wakeword_seeds, tokens=_JSON),
     "watch": Target("messages of strangers, as `watch` shows them", _watched, _watched_seeds, tokens=_JSON),

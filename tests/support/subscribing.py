@@ -17,9 +17,11 @@ class Client:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.options: dict[str, Any] = {}
 
-    def subscribe(self, pattern: str, qos: int) -> tuple[int, int]:
+    def subscribe(self, pattern: str, qos: int = 0, options: Any = None) -> tuple[int, int]:
         self.asked.append(f"+{pattern}")
+        self.options[pattern] = options
         return 0, len(self.asked)
 
     def unsubscribe(self, pattern: str) -> None:

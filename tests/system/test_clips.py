@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 
 from agent.comms.clipmessage import ClipMessage
+from agent.comms.payload import ClipsHealth
 from agent.messages import Array
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.operator import Operator
 from tests.support.publishing import TOPICS, wait_for
 from tests.support.received import Messages
-from tests.support.running import ROOT, Vedette, camera, events, hear, kinds
+from tests.support.running import ROOT, Vedette, camera, events, health, hear, kinds
 from tests.support.stills import frames_of, play
 from tests.system.test_full_disk import fill
 
@@ -200,6 +201,55 @@ def test_a_full_disk_costs_the_clip_and_no_event(
     assert Path(told.path).parent == small / "front"
     assert len(frames_of(Path(told.path))) == told.frames
     assert not list(small.rglob(".*.part"))
+
+
+def test_a_clip_that_cannot_be_saved_is_refused_with_the_reason_and_counted(
+    tmp_path: Path, broker: Mosquitto, messages: Messages
+) -> None:
+    place = tmp_path / "clips"
+    place.write_bytes(b"")  # a file where the folder should be
+    front = camera(person_model(tmp_path), STAYS, clips={**SOON, "events": False})
+    vedette = Vedette(tmp_path, broker, front=front)
+    vedette.config["storage"] |= {"clips_folder": str(place), "clips_keep_free_bytes": 0}
+    operator = Operator(broker)
+
+    def told() -> ClipsHealth:
+        newest = health(messages)
+        assert newest is not None
+        assert newest.clips is not None
+        return newest.clips
+
+    with vedette:
+        hear(messages, 3)
+        refused = operator.ask("record", stream="front", seconds=1)
+        assert (refused["ok"], "path" in refused) == (False, False)
+        assert refused["reason"].startswith(f"{place}/front: clips cannot be saved there: ")
+        found = operator.ask("doctor", timeout_s=60.0)["report"]["findings"]
+        (finding,) = [one for one in found if one["name"] == "clips folder"]
+        assert (finding["state"], finding["value"]) == (
+            "problem",
+            f"{place}: is a file where clips need a folder",
+        )
+        messages.wait(lambda _: told().trouble)
+        place.unlink()
+        done = operator.ask("record", stream="front", seconds=1)
+        assert done["path"] == one_clip(messages).path
+        messages.wait(lambda _: (told().saved, told().kept, told().trouble) == (1, 1, ""))
+        assert told().bytes == Path(done["path"]).stat().st_size
+
+
+def test_a_full_disk_refuses_to_record(
+    tmp_path: Path, broker: Mosquitto, messages: Messages, small: Path
+) -> None:
+    front = camera(person_model(tmp_path), STAYS, clips={**SOON, "events": False})
+    vedette = Vedette(tmp_path, broker, front=front)
+    vedette.config["storage"] |= {"clips_folder": str(small), "clips_keep_free_bytes": 0}
+    fill(small)
+    with vedette:
+        hear(messages, 3)
+        refused = Operator(broker).ask("record", stream="front", seconds=1)
+        assert not refused["ok"]
+        assert "No space left" in refused["reason"] or "MB are free" in refused["reason"]
 
 
 def test_the_oldest_clips_make_room_for_the_newest(tmp_path: Path, broker: Mosquitto, messages: Messages) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from agent.overrides import LOST
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.operator import Operator
@@ -282,15 +283,57 @@ def test_what_a_run_before_has_left_of_states_is_deleted(
     assert operator.states("front", "enabled") == [b"on"]
 
 
-def test_a_damaged_file_of_overrides_is_set_aside_and_reported(
-    tmp_path: Path, broker: Mosquitto, operator: Operator
+def test_a_camera_that_was_switched_off_stays_off_when_its_file_is_damaged(
+    vedette: Vedette, operator: Operator
 ) -> None:
-    (tmp_path / "state").mkdir()
-    (tmp_path / "state" / "overrides.json").write_bytes(b'{"streams": {"front"')
-    with Vedette(tmp_path, broker, front=camera(person_model(tmp_path))) as vedette:
-        operator.wait_state("front", "enabled", "on")
-        assert "what commands had set is lost" in vedette.wait_said("overrides.json")
-        assert (tmp_path / "state" / "overrides.json.damaged").exists()
+    alive(operator)
+    operator.set("front", "enabled", "off")
+    operator.wait_state("front", "enabled", "off")
+    vedette.end(signal.SIGKILL)
+    (vedette.state / "overrides.json").write_bytes(b"")  # as a card leaves it after a power cut
+    vedette.start()
+    hear(operator.messages, 3, "back")
+    assert states(operator.messages)["front"] == "disabled"
+    assert "the other file counts" in vedette.wait_said("overrides.json")
+    assert (vedette.state / "overrides.json.damaged").exists()
+    files = [vedette.state / name for name in ("overrides.json", "overrides.copy.json")]
+    assert files[0].read_bytes() == files[1].read_bytes() != b"", "both are whole again"
+
+
+def test_when_nobody_can_tell_what_was_switched_off_every_camera_stays_off_until_it_is_set(
+    vedette: Vedette, operator: Operator
+) -> None:
+    alive(operator)
+    operator.set("front", "enabled", "off")
+    operator.wait_state("front", "enabled", "off")
+    vedette.end(signal.SIGKILL)
+    for name in ("overrides.json", "overrides.copy.json"):
+        (vedette.state / name).write_bytes(b'{"streams": {"front"')
+    seen = len(events(operator.messages, "back"))
+    for _ in range(2):  # a restart does not make it known
+        vedette.start()
+        operator.messages.wait(
+            lambda m: m.of(TOPICS.status)[-1] == b"online" and set(states(m).values()) == {"disabled"}
+        )
+        newest = health(operator.messages)
+        assert newest is not None
+        for one in newest.streams.values():
+            assert (one.detail, one.set_by_command) == (LOST, ())
+        vedette.end(signal.SIGKILL)
+        operator.messages.wait(lambda m: m.of(TOPICS.status)[-1] == b"offline")
+    assert "so every stream stays off" in vedette.wait_said("what commands had set is lost")
+    assert [event.reason for event in events(operator.messages, "back")[seen:]] in ([], ["restart"])
+    vedette.start()
+    operator.messages.wait(lambda m: m.of(TOPICS.status)[-1] == b"online")
+    assert operator.ask("status")["streams"]["back"]["detail"] == LOST
+    assert operator.ask("set", stream="back", what="enabled", value=None)["ok"]
+    hear(operator.messages, 3, "back")
+    assert operator.ask("set", stream="front", what="enabled", value=False)["ok"]
+    operator.messages.wait(lambda m: (h := health(m)) and h.streams["front"].set_by_command == ("enabled",))
+    assert states(operator.messages)["front"] == "disabled"
+    newest = health(operator.messages)
+    assert newest is not None
+    assert LOST not in [one.detail for one in newest.streams.values()]
 
 
 def test_when_the_only_camera_is_switched_off_the_daemon_waits_to_be_told_otherwise(

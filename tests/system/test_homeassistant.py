@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 
 from tests.support.house import person_model
 from tests.support.mosquitto import HOST, Mosquitto
-from tests.support.publishing import TOPICS
+from tests.support.publishing import TOPICS, wait_for
 from tests.support.received import Messages
-from tests.support.running import Vedette, camera
+from tests.support.running import Vedette, camera, health
 
 TOPIC = f"homeassistant/device/{TOPICS.device}/config"
 _AGAIN_S = 25.0
@@ -107,12 +108,47 @@ def test_switched_off_by_a_reload_it_takes_everything_back(broker: Mosquitto, ve
         other.wait(lambda m: m.of(f"ha/device/{TOPICS.device}/config"), _AGAIN_S)
 
 
+@pytest.mark.parametrize("how", ["reload", "restart"])
+def test_switched_off_while_the_broker_is_away_it_takes_everything_back_when_that_is_there(
+    tmp_path: Path, how: str
+) -> None:
+    front = camera(person_model(tmp_path))
+    with Mosquitto(tmp_path, persistence=True) as broker, Vedette(tmp_path, broker, front=front) as vedette:
+        messages = broker.subscribe(TOPIC)
+        messages.wait(parts, _AGAIN_S)
+        if how == "restart":
+            vedette.end()
+        broker.stop()
+        vedette.config["homeassistant"] = {"enabled": False}
+        if how == "restart":
+            vedette.start()
+        else:
+            vedette.reload()
+            vedette.wait_said("reloaded: ")
+        time.sleep(1.0)
+        broker.start()
+        vedette.wait_said("taken back")
+        wait_for(lambda: not retained(broker, TOPIC))
+
+
+def retained(broker: Mosquitto, topic: str) -> list[bytes]:
+    """What lies there: it comes before the message that is sent after."""
+    messages = broker.subscribe(topic)
+    say(broker, topic, b"end")
+    messages.wait(lambda m: b"end" in m.of(topic))
+    return [one.payload for one in messages if one.retain and one.payload]
+
+
 def test_the_device_of_another_program_is_left_alone(broker: Mosquitto, vedette: Vedette) -> None:
     theirs = b'{"dev": {"ids": ["theirs"]}, "o": {"name": "other"}, "cmps": {}}'
     say(broker, TOPIC, theirs, retain=True)
     messages = broker.subscribe("homeassistant/#")
     with vedette:
         vedette.wait_said("belongs to other, device theirs")
+        told = broker.subscribe(TOPICS.health).wait(lambda m: (h := health(m)) and h.homeassistant)
+        newest = health(told)
+        assert newest is not None
+        assert newest.homeassistant.startswith(f"{TOPIC} belongs to other, device theirs: left alone")
         say(broker, "homeassistant/status", b"online")
         vedette.config["homeassistant"] = {"enabled": False}
         vedette.reload()

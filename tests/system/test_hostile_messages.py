@@ -15,7 +15,7 @@ from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.operator import Operator
 from tests.support.publishing import TOPICS, wait_for
-from tests.support.running import Vedette, camera, events, hear, kinds, left_open, states
+from tests.support.running import Vedette, camera, events, health, hear, kinds, left_open, states
 
 ENABLED = TOPICS.set("front", "enabled")
 
@@ -56,6 +56,74 @@ def test_retained_commands_are_refused_at_every_start_and_done_at_none(
         said = vedette.said("is retained by the broker, and commands never are")
         assert len(said) == 8, "four at each start"
         assert all(line.isprintable() for line in vedette.said())
+
+
+def test_a_command_that_is_to_be_retained_is_refused_when_it_is_sent_and_at_the_next_start(
+    vedette: Vedette, operator: Operator
+) -> None:
+    at_work(operator)
+    voice = operator.messages.client
+    voice.publish(ENABLED, b"off", qos=1, retain=True).wait_for_publish(5)
+    assert "is retained by the broker" in vedette.wait_said("command refused: ")
+    at_work(operator)
+    assert operator.states("front", "enabled")[-1] == b"on"
+    vedette.end()
+    vedette.start()
+    wait_for(lambda: len(vedette.said("is retained by the broker")) == 2)
+    at_work(operator)
+    # Whoever deletes it commands nothing: a request without a body would be one.
+    for topic in (ENABLED, TOPICS.set("front", "snapshot"), TOPICS.command("doctor")):
+        voice.publish(topic, b"", qos=1, retain=True).wait_for_publish(5)
+    at_work(operator)
+    assert len(vedette.said("refused")) == 2
+    assert not vedette.said("command: ")
+    assert operator.messages.of(TOPICS.answer("doctor")) == []
+
+
+def test_under_mqtt_3_1_1_it_is_carried_out_when_it_is_sent_and_refused_at_the_next_start(
+    tmp_path: Path, broker: Mosquitto, operator: Operator
+) -> None:
+    vedette = Vedette(tmp_path, broker, front=camera(person_model(tmp_path)))
+    vedette.config["mqtt"]["protocol"] = "3.1.1"
+    with vedette:
+        hear(operator.messages, 3)  # to a request of MQTT 5 it has no answer
+        operator.messages.client.publish(ENABLED, b"off", qos=1, retain=True).wait_for_publish(5)
+        operator.wait_state("front", "enabled", "off")
+        operator.set("front", "enabled", "on")
+        operator.wait_state("front", "enabled", "on")
+        vedette.end()
+        vedette.start()
+        vedette.wait_said("is retained by the broker")
+        hear(operator.messages, 3)
+        assert operator.states("front", "enabled")[-1] == b"on"
+
+
+@pytest.mark.parametrize("protocol", ["auto", "3.1.1"])
+def test_a_state_that_somebody_else_tells_is_put_right_and_counted(
+    tmp_path: Path, broker: Mosquitto, operator: Operator, protocol: str
+) -> None:
+    vedette = Vedette(tmp_path, broker, front=camera(person_model(tmp_path)))
+    vedette.config["mqtt"]["protocol"] = protocol
+    state, gone = TOPICS.state("front", "enabled"), TOPICS.state("attic", "enabled")
+    with vedette:
+        hear(operator.messages, 3)
+        for topic in (state, gone):
+            operator.messages.client.publish(topic, b"off", qos=1, retain=True).wait_for_publish(5)
+        operator.messages.wait(lambda m: m.of(state)[-2:] == [b"off", b"on"] and m.of(gone) == [b"off", b""])
+        operator.messages.wait(lambda m: (h := health(m)) and h.link and h.link.intrusions == 2)
+        assert len(vedette.said("somebody else says b'off'")) == 1
+        late = Operator(broker)
+        late.wait_state("front", "enabled", "on")
+        # What the device itself says, quickly one after the other, is no intrusion.
+        for value in ("off", "on") * 3:
+            operator.set("front", "enabled", value)
+            operator.wait_state("front", "enabled", value)
+        time.sleep(3.0)
+        newest = health(operator.messages)
+        assert newest is not None
+        assert newest.link is not None
+        assert newest.link.intrusions == 2
+        assert operator.states("front", "enabled") == [b"on", b"off", b"on", *(b"off", b"on") * 3]
 
 
 def test_ten_megabytes_do_not_reach_the_daemon(vedette: Vedette, operator: Operator) -> None:

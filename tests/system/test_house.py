@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent import stream as stream_module
+from agent import supervised
 from agent.compute.vision import Vision
 from agent.config import (
     Config,
@@ -238,7 +238,7 @@ def test_a_failure_is_told_although_a_stop_comes_with_it(
 def test_a_stream_that_tries_again_keeps_the_house_open(
     config: Config, messages: Messages, camera: StreamConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_module, "_RESTART_FIRST_S", 0.8)
+    monkeypatch.setattr(supervised, "_RESTART_FIRST_S", 0.8)
     errors, real = [BackendError("the delegate is gone")], Vision.look
 
     def look(self: Vision, frame: Frame) -> Seen:

@@ -64,7 +64,11 @@ def test_why_nobody_answers_is_told(tmp_path: Path, broker: Mosquitto) -> None:
         done = call(broker.port, "--timeout", "1s", "porch", "status")
         vedette.process.send_signal(signal.SIGCONT)
         assert done.exit_code == 3
-        assert done.output.startswith("vedette: no answer from porch in 1 s, though it is online: it is busy")
+        assert done.output == (
+            "vedette: no answer from porch in 1 s, though it is online: it is busy, takes no commands ([mqtt] "
+            "commands), or the broker's access list does not let a client without a user name command it, or "
+            "does not let it answer\n"
+        )
         vedette.config["mqtt"]["commands"] = False
         vedette.reload()
         operator.messages.wait(lambda m: m.of(TOPICS.status)[-2:] == [b"stopped", b"online"])

@@ -13,9 +13,9 @@ from agent.config import Config, DecodeConfig, MqttConfig, StorageConfig, Stream
 from agent.control import Control
 from agent.errors import CommandError, StorageError, VedetteError
 from agent.house import House, stop_streams
-from agent.overrides import FILE
+from agent.overrides import FILE, LOST, decode
 from agent.storage.spool import Spool
-from agent.storage.statefile import StateFile
+from agent.storage.twinfile import Found, TwinFile
 from tests.support.house import person_model
 from tests.support.publishing import wait_for
 from tests.support.sizes import LEFT, sizes_model
@@ -28,8 +28,8 @@ def config(tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> StateFile:
-    return StateFile(tmp_path / FILE)
+def file(tmp_path: Path) -> TwinFile:
+    return TwinFile(tmp_path / FILE)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
     made.close()
 
 
-def housed(config: Config, file: StateFile, spool: Spool) -> tuple[Control, House]:
+def housed(config: Config, file: TwinFile, spool: Spool) -> tuple[Control, House]:
     control = Control(config, file)
     house = House(control.config, spool)
     control.attach(house)
@@ -48,17 +48,17 @@ def housed(config: Config, file: StateFile, spool: Spool) -> tuple[Control, Hous
 
 
 def test_a_change_is_on_the_disk_before_it_is_carried_out(
-    config: Config, file: StateFile, spool: Spool, monkeypatch: pytest.MonkeyPatch
+    config: Config, file: TwinFile, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     control, house = housed(config, file, spool)
     states: list[str] = []
-    write = StateFile.write
+    write = TwinFile.write
 
-    def noting(self: StateFile, content: bytes) -> None:
+    def noting(self: TwinFile, content: bytes) -> None:
         states.append(house.streams["front"].state)
         write(self, content)
 
-    monkeypatch.setattr(StateFile, "write", noting)
+    monkeypatch.setattr(TwinFile, "write", noting)
     try:
         assert control.change("front", "enabled", True) == ""
         assert states == ["disabled"]
@@ -70,16 +70,16 @@ def test_a_change_is_on_the_disk_before_it_is_carried_out(
 
 def test_when_the_disk_refuses_it_is_done_all_the_same_and_said(
     config: Config,
-    file: StateFile,
+    file: TwinFile,
     spool: Spool,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def full(self: StateFile, content: bytes) -> None:
+    def full(self: TwinFile, content: bytes) -> None:
         raise StorageError("overrides.json: cannot be written: No space left on device")
 
     control, house = housed(config, file, spool)
-    monkeypatch.setattr(StateFile, "write", full)
+    monkeypatch.setattr(TwinFile, "write", full)
     warning = control.change("front", "threshold", 0.7)
     assert warning.startswith("done, but only until the next restart: overrides.json: cannot be written")
     assert house.settings["front"].threshold == 0.7
@@ -87,21 +87,21 @@ def test_when_the_disk_refuses_it_is_done_all_the_same_and_said(
     assert "lasts until the next restart only" in caplog.text
 
 
-def test_a_change_that_cannot_be_carried_out_is_not_kept(file: StateFile, spool: Spool, config: Config) -> None:
+def test_a_change_that_cannot_be_carried_out_is_not_kept(file: TwinFile, spool: Spool, config: Config) -> None:
     broken = replace(config.streams["front"], model="nobody")
     control, house = housed(replace(config, streams={**config.streams, "front": broken}), file, spool)
     with pytest.raises(CommandError, match="no bundled model is called"):
         control.change("front", "enabled", True)
-    assert file.read() == b""
+    assert file.read(decode) == Found(None)
     assert house.settings["front"].enabled is False
 
 
 def test_no_more_is_written_than_a_card_stands(
-    config: Config, file: StateFile, spool: Spool, monkeypatch: pytest.MonkeyPatch
+    config: Config, file: TwinFile, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     control, house = housed(config, file, spool)
     writes: list[bytes] = []
-    monkeypatch.setattr(StateFile, "write", lambda self, content: writes.append(content))
+    monkeypatch.setattr(TwinFile, "write", lambda self, content: writes.append(content))
     refused: list[str] = []
     for number in range(3 * module._WRITES):
         try:
@@ -115,7 +115,7 @@ def test_no_more_is_written_than_a_card_stands(
 
 
 def test_a_rung_that_is_gone_from_its_model_does_not_keep_the_stream_from_running(
-    tmp_path: Path, file: StateFile, spool: Spool, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, file: TwinFile, spool: Spool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     model = sizes_model(tmp_path, {"64": [(0.9, LEFT)], "32": [(0.9, LEFT)]})
@@ -126,24 +126,24 @@ def test_a_rung_that_is_gone_from_its_model_does_not_keep_the_stream_from_runnin
     sizes_model(tmp_path, {"64": [(0.9, LEFT)], "48": [(0.9, LEFT)]})
     assert Control(config, file).config.streams["front"].rung == ""
     assert "rung '32' is gone from its model" in caplog.text
-    assert file.read() == b""
+    assert file.read(decode) == Found(None)
 
 
-def test_a_reload_that_is_refused_leaves_every_override(config: Config, file: StateFile, spool: Spool) -> None:
+def test_a_reload_that_is_refused_leaves_every_override(config: Config, file: TwinFile, spool: Spool) -> None:
     control, house = housed(config, file, spool)
     control.change("front", "threshold", 0.7)
-    kept = file.read()
+    kept = file.path.read_bytes()
     changed = replace(
         config.streams["front"], decode=DecodeConfig(score_threshold=0.2), model="nobody", enabled=True
     )
     with pytest.raises(VedetteError):
         control.reload(replace(config, streams={"front": changed}))
-    assert file.read() == kept
+    assert file.path.read_bytes() == kept
     assert house.config.streams["front"].decode.score_threshold == 0.7
     assert control.overridden("front") == ("threshold",)
 
 
-def test_only_an_operators_off_keeps_the_daemon_waiting(config: Config, file: StateFile, spool: Spool) -> None:
+def test_only_an_operators_off_keeps_the_daemon_waiting(config: Config, file: TwinFile, spool: Spool) -> None:
     on = replace(
         config,
         streams={"front": replace(config.streams["front"], enabled=True), **{"back": config.streams["back"]}},
@@ -154,4 +154,66 @@ def test_only_an_operators_off_keeps_the_daemon_waiting(config: Config, file: St
     assert house.kept_off == {"front"}
     control.change("front", "enabled", None)
     assert house.kept_off == frozenset()
+    stop_streams(house.streams.values())
+
+
+def damage(file: TwinFile) -> list[Path]:
+    paths = [file.path, file.path.with_name("overrides.copy.json")]
+    for path in paths:
+        path.write_bytes(b'{"streams": {"fro')
+    return paths
+
+
+def on(config: Config) -> Config:
+    return replace(config, streams={name: replace(one, enabled=True) for name, one in config.streams.items()})
+
+
+def test_what_cannot_be_known_is_off_also_when_the_disk_refuses_to_keep_that(
+    config: Config, file: TwinFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = damage(file)
+
+    def full(self: TwinFile, content: bytes) -> None:
+        raise StorageError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TwinFile, "write", full)
+        for _ in range(2):  # a fresh device must not be what is left of it
+            control = Control(on(config), file)
+            assert [one.enabled for one in control.config.streams.values()] == [False, False]
+            assert control.remark("front") == LOST
+    assert all(path.read_bytes() for path in damaged)
+    Control(on(config), file)
+    assert file.read(decode).faults == ()
+    assert Control(on(config), file).remark("front") == LOST
+
+
+def test_the_file_that_says_off_and_the_one_that_changes_count(config: Config, file: TwinFile) -> None:
+    damage(file)
+    mixed = replace(config, streams={**config.streams, "back": replace(config.streams["back"], enabled=True)})
+    control = Control(mixed, file)
+    assert [control.remark(name) for name in ("front", "back")] == ["", LOST], "front is off anyway"
+    assert not Control(config, file).remark("back"), "its enabled is another one now"
+
+
+def test_a_device_on_which_nothing_was_ever_set_runs(config: Config, file: TwinFile) -> None:
+    control = Control(on(config), file)
+    assert [one.enabled for one in control.config.streams.values()] == [True, True]
+    assert not file.path.exists()
+    for path in damage(file):
+        path.unlink()
+    assert Control(on(config), file).config.streams["front"].enabled, "deleting both is a way out"
+
+
+def test_what_is_unknown_is_kept_off_and_no_operator_has_set_it(
+    config: Config, file: TwinFile, spool: Spool
+) -> None:
+    damage(file)
+    control, house = housed(on(config), file, spool)
+    assert house.kept_off == {"front", "back"}
+    assert control.overridden("front") == ()
+    assert control.health("front", house.streams["front"].health()).detail == LOST
+    assert control.change("front", "enabled", False) == ""
+    assert (control.overridden("front"), control.remark("front")) == (("enabled",), "")
+    assert Control(on(config), file).remark("back") == LOST
     stop_streams(house.streams.values())

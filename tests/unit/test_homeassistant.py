@@ -12,7 +12,7 @@ from agent.comms.entities import STATES
 from agent.comms.subject import Kind, Label
 from agent.config import DecodeConfig, StreamConfig, ZoneConfig
 from agent.homeassistant import subject_of
-from agent.stream import State
+from agent.supervised import State
 from tests.support.house import person_model
 
 ALL = ZoneConfig("all", ((0, 0), (1, 0), (1, 1)))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from agent import stream as stream_module
+from agent import supervised
 from agent.clips import Clip
 from agent.comms.topics import Topics
 from agent.compute.vision import Vision
@@ -68,7 +68,7 @@ def breaks(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
         return real(self, frame)
 
     monkeypatch.setattr(Vision, "look", look)
-    monkeypatch.setattr(stream_module, "_RESTART_FIRST_S", 0.3)
+    monkeypatch.setattr(supervised, "_RESTART_FIRST_S", 0.3)
     return errors
 
 
@@ -295,7 +295,7 @@ def test_without_a_picture_there_is_no_snapshot_and_the_reason_is_told(tmp_path:
 def test_pauses_grow_and_a_stop_does_not_wait_for_them(
     tmp_path: Path, breaks: list[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_module, "_RESTART_FIRST_S", 60.0)
+    monkeypatch.setattr(supervised, "_RESTART_FIRST_S", 60.0)
     breaks.append(BackendError("gone"))
     with running(stream(tmp_path, Kept())) as made:
         wait_for(lambda: made.state == "failed")
@@ -306,8 +306,8 @@ def test_pauses_grow_and_a_stop_does_not_wait_for_them(
 def test_after_a_long_run_the_pause_is_the_first_again(
     tmp_path: Path, breaks: list[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_module, "_RESTART_FIRST_S", 0.01)
-    monkeypatch.setattr(stream_module, "_RESTART_LAST_S", 0.02)
+    monkeypatch.setattr(supervised, "_RESTART_FIRST_S", 0.01)
+    monkeypatch.setattr(supervised, "_RESTART_LAST_S", 0.02)
     breaks += [BackendError("gone")] * 4
     kept = Kept()
     with running(stream(tmp_path, kept)) as made:

@@ -217,6 +217,34 @@ def test_switched_off_it_takes_back_what_it_announced(world: World) -> None:
     assert world.sent[1:] == [b""]
 
 
+def test_a_home_assistant_that_was_away_then_removes_the_device_at_its_next_start(world: World) -> None:
+    (told,) = world.live(world.announcer())
+    announcer = world.announcer(HomeAssistantConfig(enabled=False))
+    world.live(announcer)
+    before = len(world.sent)
+    world.birth()
+    (raised,) = world.live(announcer)
+    assert set(raised) == set(told)
+    assert not removed(raised), "it has to discover what it is to remove"
+    assert world.sent[before + 1 :] == [b""]
+    assert not world.handlers, "once is enough"
+    world.live(announcer)
+    assert len(world.sent) == before + 2
+
+
+def test_when_the_message_of_another_program_is_deleted_ours_takes_its_place(world: World) -> None:
+    world.kept[TOPIC] = b'{"o": {"name": "other"}, "dev": {"ids": ["x"]}, "cmps": {}}'
+    announcer = world.announcer()
+    world.live(announcer)
+    assert announcer.trouble.startswith(f"{TOPIC} belongs to other, device x: left alone")
+    world.kept[TOPIC] = b""
+    world.live(announcer, seconds=120.0)
+    world.answer()
+    (parts,) = world.live(announcer, seconds=120.0)
+    assert "front.occupancy.person" in parts
+    assert announcer.trouble == ""
+
+
 @pytest.mark.parametrize("kept", [b"", b'{"o": {"name": "other"}, "dev": {"ids": ["x"]}, "cmps": {}}', b"?"])
 def test_switched_off_it_touches_nothing_else(
     world: World, kept: bytes, caplog: pytest.LogCaptureFixture

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.comms import intake
-from agent.comms.inbox import LARGEST, Inbox, Received
+from agent.comms.inbox import LARGEST, Hearing, Inbox, Received
 from agent.comms.intake import BURST, PER_S, SHUT_AFTER, Intake
 from tests.support.subscribing import Client, connection
 
@@ -32,7 +32,7 @@ def heard() -> list[Received]:
 @pytest.fixture
 def inbox(now: list[float], heard: list[Received]) -> Inbox:
     inbox = Inbox("host:1883")
-    inbox.listen(SET, heard.append)
+    inbox.listen(SET, Hearing(heard.append))
     return inbox
 
 
@@ -63,13 +63,21 @@ def test_every_connection_is_subscribed_anew_and_once(inbox: Inbox) -> None:
         assert client.asked == [f"+{SET}"]
 
 
+def test_what_is_to_be_retained_is_told_so_where_that_is_asked_for(inbox: Inbox, heard: list[Received]) -> None:
+    client = Client()
+    inbox.listen("homeassistant/status", Hearing(heard.append, as_published=True))
+    inbox.restart(connection(client))
+    assert client.options["homeassistant/status"].retainAsPublished
+    assert not client.options[SET].retainAsPublished
+
+
 def test_what_is_listened_to_later_is_subscribed_on_the_same_connection(
     inbox: Inbox, heard: list[Received]
 ) -> None:
     client = Client()
     line = connection(client)
     inbox.restart(line)
-    inbox.listen("homeassistant/status", heard.append)
+    inbox.listen("homeassistant/status", Hearing(heard.append))
     inbox.look(line)
     assert client.asked == [f"+{SET}", "+homeassistant/status"]
     assert set(inbox.all()) == {SET, "homeassistant/status"}
@@ -88,7 +96,7 @@ def test_what_is_ignored_is_unsubscribed_and_may_be_listened_to_again(
     inbox.look(line)
     client.message("vedette/porch/front/set/enabled", b"on")
     assert (heard, inbox.all()) == ([], {})
-    inbox.listen(SET, heard.append)
+    inbox.listen(SET, Hearing(heard.append))
     inbox.look(line)
     client.message("vedette/porch/front/set/enabled", b"on")
     assert len(heard) == 1
@@ -128,7 +136,7 @@ def test_a_handler_that_fails_does_not_end_the_line(now: list[float], caplog: py
         raise RuntimeError("oh")
 
     inbox, client = Inbox("host:1883"), Client()
-    inbox.listen(SET, fail)
+    inbox.listen(SET, Hearing(fail))
     inbox.restart(connection(client))
     client.message("vedette/porch/front/set/enabled", b"on")
     assert "a defect in Vedette" in said(caplog)[0]
@@ -163,7 +171,7 @@ def test_a_flood_is_cut_off_at_the_broker_and_listened_to_again_when_it_is_over(
 
 def test_a_flood_of_one_pattern_is_none_of_another(inbox: Inbox, heard: list[Received]) -> None:
     client = Client()
-    inbox.listen("homeassistant/status", heard.append)
+    inbox.listen("homeassistant/status", Hearing(heard.append))
     inbox.restart(connection(client))
     for _ in range(BURST + SHUT_AFTER):
         client.message("vedette/porch/front/set/enabled", b"on")

@@ -70,10 +70,16 @@ def test_a_retained_command_is_refused_once_in_the_log_and_never_done(
 ) -> None:
     for _ in range(3):
         assert desk.take(ENABLED, b"off", retained=True, response_topic="me/answers") is None
-        assert desk.take(STATUS, retained=True) is None
+        assert desk.take(STATUS, b"{}", retained=True) is None
     assert desk.answers == [], "there would be one at every start"
     assert len(caplog.records) == 2
     assert all("is retained by the broker" in record.getMessage() for record in caplog.records)
+
+
+def test_what_deletes_a_retained_command_is_none_itself(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    for topic in (ENABLED, TOPICS.set("front", "snapshot"), STATUS, TOPICS.command("reload")):
+        assert desk.take(topic, b"", retained=True) is None
+    assert (desk.answers, desk.woken, caplog.records) == ([], 0, [])
 
 
 def test_hostile_retained_topics_fill_neither_the_log_nor_the_memory(

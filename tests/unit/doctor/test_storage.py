@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import StorageConfig
-from agent.doctor.storage import findings, of_clock, of_disk, of_folder
+from agent.config import Config, StorageConfig, StreamConfig
+from agent.doctor.report import Finding
+from agent.doctor.storage import findings, of_clips, of_clock, of_commands, of_disk, of_folder
 from agent.health.clock import Clock
 from agent.health.disk import Disk
+from agent.overrides import FILE, Overrides, unknown
+from agent.storage.twinfile import TwinFile
 
 
 @pytest.mark.parametrize(
@@ -74,3 +77,53 @@ def test_of_this_machine(tmp_path: Path) -> None:
         "state folder",
         "clock",
     ]
+
+
+def test_what_commands_have_set_and_whether_it_can_be_read(tmp_path: Path) -> None:
+    def found() -> Finding | None:
+        told = list(of_commands(StorageConfig(folder=str(tmp_path)), Path("/")))
+        return told[0] if told else None
+
+    config = Config({"front": StreamConfig("test:", "nanodet")})
+    file = TwinFile(tmp_path / FILE)
+    assert found() is None
+    file.write(Overrides().set(config, "front", "enabled", False).encode())
+    told = found()
+    assert told is not None
+    assert (told.state, told.value) == ("ok", "of 1 streams")
+    file.path.write_bytes(b"")
+    told = found()
+    assert told is not None
+    assert (told.state, str(file.path) in told.value) == ("warning", True)
+    file.write(b"{")
+    told = found()
+    assert told is not None
+    assert (told.state, "lost" in told.value, "enabled on" in told.advice) == ("problem", True, True)
+    file.write(unknown(config).encode())
+    told = found()
+    assert told is not None
+    assert (told.state, told.value) == ("problem", "were lost, so these are off: front")
+
+
+def test_whether_clips_can_be_saved(tmp_path: Path) -> None:
+    config = StorageConfig(folder=str(tmp_path), clips_keep_free_bytes=0)
+    assert of_clips(config, Path("/")).state == "ok"
+    assert list(tmp_path.iterdir()) == [], "nothing is created"
+    full = StorageConfig(folder=str(tmp_path), clips_keep_free_bytes=1 << 60)
+    assert (of_clips(full, Path("/")).state, "MB are free" in of_clips(full, Path("/")).value) == (
+        "problem",
+        True,
+    )
+    (tmp_path / "clips").write_bytes(b"")
+    told = of_clips(config, Path("/"))
+    assert (told.state, told.value) == ("problem", f"{tmp_path / 'clips'}: is a file where clips need a folder")
+    assert "clips_folder" in told.advice
+    names = [one.name for one in findings(config, Path("/"), clips=True)]
+    assert "clips folder" in names
+    assert "clips folder" not in [one.name for one in findings(config, Path("/"))]
+
+
+def test_a_folder_of_clips_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = StorageConfig(folder=str(tmp_path), clips_folder="/proc/self", clips_keep_free_bytes=0)
+    told = of_clips(config, Path("/"))
+    assert (told.state, "clips cannot be saved there" in told.value) == ("problem", True)

@@ -18,8 +18,10 @@ import pytest
 from agent.clips import Clip, Occasion, Picture
 from agent.comms.clipmessage import clip_message
 from agent.config import StorageConfig
+from agent.errors import StorageError
 from agent.storage import recorder as recorder_module
 from agent.storage.clipfile import ClipFile, part_of
+from agent.storage.cliptally import ClipStats
 from agent.storage.footage import Footage
 from agent.storage.recorder import Recorder
 from agent.storage.recording import Recording
@@ -284,6 +286,30 @@ def test_a_folder_that_cannot_be_made_is_said_and_nothing_else_breaks(
     wait_for(lambda: recording.over and said(caplog, logging.ERROR))
     made.recorder.close(5.0)
     assert len(said(caplog, logging.ERROR)) == 1
+    stats = made.recorder.stats
+    assert (stats.saved, stats.failed, "File exists" in stats.trouble) == (0, 1, True)
+    with pytest.raises(StorageError, match=r"clips/front: clips cannot be saved there: "):
+        made.recorder.check("front", 0)
+
+
+def test_who_asks_for_a_clip_is_told_that_there_is_no_room_for_it(tmp_path: Path) -> None:
+    made = Made(tmp_path / "clips")
+    made.recorder.check("front", 1 << 20)
+    full = Made(tmp_path / "clips", clips_keep_free_bytes=1 << 60)
+    with pytest.raises(StorageError, match="MB are free on the disk"):
+        full.recorder.check("front", 0)
+
+
+def test_what_is_saved_and_deleted_and_kept_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "_TURN_S", 0.02)
+    (tmp_path / "front").mkdir()
+    (tmp_path / "front" / "2026-01-01T00-00-00Z-person-front-1-1.mkv").write_bytes(b"")
+    made = Made(tmp_path, clips_max_age_s=86400.0)
+    made.film(0, 3)
+    made.begin(0, 1)
+    size = made.clip().bytes
+    made.recorder.close(5.0)
+    assert made.recorder.stats == ClipStats(saved=1, failed=0, deleted=1, kept=1, bytes=size, trouble="")
 
 
 def test_pictures_that_a_slow_disk_missed_are_said(

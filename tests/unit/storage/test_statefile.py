@@ -15,12 +15,12 @@ from agent.storage.statefile import StateFile
 
 def test_what_was_written_last_is_read_and_an_empty_content_leaves_no_file(tmp_path: Path) -> None:
     file = StateFile(tmp_path / "overrides.json")
-    assert file.read() == b""
+    assert file.read() is None
     file.write(b"one")
     file.write(b"two")
     assert StateFile(file.path).read() == b"two"
     file.write(b"")
-    assert (file.read(), list(tmp_path.iterdir())) == (b"", [])
+    assert (file.read(), list(tmp_path.iterdir())) == (None, [])
     file.write(b"")
 
 
@@ -56,8 +56,12 @@ def test_a_damaged_one_is_kept_for_people(tmp_path: Path) -> None:
     file = StateFile(tmp_path / "overrides.json")
     file.write(b"{")
     aside = file.set_aside()
-    assert (aside.read_bytes(), file.read()) == (b"{", b"")
+    assert (aside.read_bytes(), file.read()) == (b"{", b"{"), "a power cut now leaves it where it was"
+    file.write(b"new")
+    assert (aside.read_bytes(), file.read()) == (b"{", b"new")
+    file.write(b"")
     assert file.set_aside() == aside, "there is nothing to set aside"
+    assert aside.read_bytes() == b"{"
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
@@ -69,4 +73,4 @@ def test_what_is_no_file_is_refused_at_once_and_can_be_set_aside(
     with pytest.raises(StorageError, match="where a file is expected"):
         file.read()
     file.set_aside()
-    assert file.read() == b""
+    assert file.read() is None

@@ -1,0 +1,77 @@
+"""What runs under supervision: ends, breaks and is started again, or stays broken."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent import supervised as module
+from agent.errors import BackendError, ModelError
+from agent.supervised import State, Supervised
+from tests.support.publishing import wait_for
+
+
+class Run(Supervised):
+    """Ends as it is told to, attempt by attempt; after that it runs until it is stopped."""
+
+    def __init__(self, *ends: Exception | None, state: State = "starting") -> None:
+        super().__init__("front", state)
+        self.ends, self.attempts, self.closed = list(ends), 0, 0
+
+    def _run(self) -> None:
+        self.attempts += 1
+        if not self.ends:
+            self.state = "running"
+            self._stop.wait()
+        elif (end := self.ends.pop(0)) is not None:
+            raise end
+
+    def _close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_RESTART_FIRST_S", 0.01)
+
+
+def test_what_ends_by_itself_is_over() -> None:
+    run = Run(None)
+    run.start()
+    assert run.join(2.0)
+    assert (run.state, run.over, run.attempts, run.closed) == ("ended", True, 1, 1)
+
+
+def test_what_breaks_by_a_defect_or_its_device_is_started_again_and_closed_each_time() -> None:
+    run = Run(BackendError("gone"), RuntimeError("a defect"))
+    run.start()
+    wait_for(lambda: run.state == "running")
+    assert (run.attempts, run.closed, run.over) == (3, 2, False)
+    run.ask_to_stop()
+    assert run.join(2.0)
+    assert run.closed == 3
+
+
+def test_broken_input_stays_broken_with_its_reason() -> None:
+    run = Run(ModelError("no such model"))
+    run.start()
+    assert run.join(2.0)
+    assert (run.state, run.detail, run.over, run.attempts) == ("failed", "no such model", True, 1)
+
+
+def test_one_that_is_to_be_tried_again_is_not_over_and_can_be_stopped_while_it_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_RESTART_FIRST_S", 60.0)
+    run = Run(BackendError("gone"))
+    run.start()
+    wait_for(lambda: run.closed == 1)
+    assert (run.state, run.over) == ("failed", False)
+    run.ask_to_stop()
+    assert run.join(2.0)
+
+
+@pytest.mark.parametrize("state", ["disabled", "failed"])
+def test_what_is_off_or_refused_does_not_start(state: State) -> None:
+    run = Run(state=state)
+    run.start()
+    assert (run.join(0.0), run.attempts, run.over) == (True, 0, True)
