@@ -22,6 +22,7 @@ from agent.control import Control
 from agent.errors import ConfigError, StreamError, VedetteError, reason_of
 from agent.health.heat import Heat
 from agent.health.machine import resident_mb
+from agent.heap import trim_heap
 from agent.homeassistant import HomeAssistant
 from agent.house import House, stop_streams
 from agent.orders import Orders
@@ -146,6 +147,8 @@ class Daemon:
                 f"{name} {s.standing[0]} {s.has_result} {overridden(name)};" for name, s in streams.items()
             )
             states += f"{self._heat.hot} {self.house.line.publisher.state.connects}"
+            if states != told:  # what has started or stopped leaves much behind that is free
+                trim_heap()
             if states != told or time.monotonic() - told_at >= self.house.config.health.every_s:
                 told, told_at = states, time.monotonic()
                 show_thread_names()

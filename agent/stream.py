@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec.structs import replace
 
@@ -15,7 +15,7 @@ from agent.capture.source import check_uri
 from agent.comms.payload import ModelId, StreamHealth
 from agent.comms.reporter import Reporter
 from agent.config import StreamConfig
-from agent.corridor import Tally
+from agent.corridor import Corridor, Tally
 from agent.desk import Desk as Desk
 from agent.errands import Errands
 from agent.errors import BackendError, CommandError, VedetteError
@@ -46,7 +46,8 @@ class Stream:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._sense: Sense | None = None
-        # What is large is kept while it runs only; of what ran, its totals.
+        # What is large is there while it runs only; of what ran, its totals are kept.
+        self._pipeline: Corridor[Any] | None = None
         self._tally, self._first_result = Tally(), threading.Event()
         self._captured: CaptureStats | None = None
         self._reporter: Reporter | None = None
@@ -253,18 +254,19 @@ class Stream:
             reporter.counts(
                 {label: 0 for zone, label in named if not zone}, {pair: 0 for pair in named if pair[0]}
             )
-        source, corridor, self._filming = open_corridor(
+        source, pipeline, self._filming = open_corridor(
             self.name, self.config, self._sense, reporter, partial(_tell_change, self.name), desk.recorder
         )
-        self._source, self._tally, self._first_result = source, corridor.tally, corridor.first_result
+        self._source, self._pipeline = source, pipeline
+        self._tally, self._first_result = pipeline.tally, pipeline.first_result
         self._meter.reset()
         source.start()
         self.state, self.detail = "running", ""
         try:
-            corridor.run(self._stop, between=partial(self._errands.run, self._sense, corridor))
+            pipeline.run(self._stop, between=partial(self._errands.run, self._sense, pipeline))
         finally:
             source.stop()
-            self._captured, self._source = source.stats, None
+            self._captured, self._source, self._pipeline = source.stats, None, None
             filming, self._filming = self._filming, None
             if filming is not None:
                 filming.close()
