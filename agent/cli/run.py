@@ -27,7 +27,9 @@ DEFAULT_CONFIG = Path("/etc/vedette/vedette.toml")
 def run(path: Path, exit_when_done: bool, verbose: bool) -> None:
     """Run until SIGTERM. SIGHUP reads the configuration again and swaps what changed."""
     from agent.configfile import Rereadable
+    from agent.heap import share_arenas
 
+    share_arenas()
     file = Rereadable(path)
     config = file.read()
     set_up_logging(verbose)
