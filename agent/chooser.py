@@ -20,9 +20,8 @@ from msgspec.structs import replace
 
 from agent.compute.infer.auto import AutoSession
 from agent.compute.infer.backend import AUTO, Options, Plan, Session, open_session, standing_by
-from agent.compute.infer.failover import FailoverSession
 from agent.compute.infer.litert import CpuBackend
-from agent.compute.infer.selection import Verdict
+from agent.compute.infer.verdict import Verdict
 from agent.config import SelectionConfig
 from agent.errors import VedetteError
 from agent.golden import golden
@@ -71,7 +70,7 @@ class Chooser:
             ModelError, BackendError: see `agent.compute.infer.backend.open_session`.
         """
         if (plan := standing_by(backend)) is not None:
-            return FailoverSession(model, plan, options, inputs=golden(model), wait_s=0.0)
+            return _failover(model, plan, options, wait_s=0.0)
         if backend != AUTO:
             return open_session(model, backend, options)
         found = self._surveys.found()
@@ -150,6 +149,13 @@ def _on_cpu(model: Model, plan: Plan, options: Options) -> AutoSession:
     return AutoSession(session, plan)
 
 
+def _failover(model: Model, plan: Plan, options: Options, **more: float) -> Session:
+    # With it comes all that runs a model in another process, which most boards never need.
+    from agent.compute.infer.failover import FailoverSession
+
+    return FailoverSession(model, plan, options, inputs=golden(model), **more)
+
+
 def _exchange(job: _Job, model: Model, verdict: Verdict) -> None:
     """Have the session run as was chosen, if it does not yet."""
     session, plan = job.session(), verdict.chosen
@@ -159,7 +165,7 @@ def _exchange(job: _Job, model: Model, verdict: Verdict) -> None:
     if plan == verdict.cpu:
         session.adopt(CpuBackend().open(model, options), plan)
     else:
-        session.adopt(FailoverSession(model, plan, options, inputs=golden(model)), plan)
+        session.adopt(_failover(model, plan, options), plan)
 
 
 def _tell(model: Model, verdict: Verdict) -> None:

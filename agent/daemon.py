@@ -138,13 +138,13 @@ class Daemon:
                 self._do_reload()
             if self._orders.work():
                 self._rouse()
-            streams = self.house.streams
             with self._reading("temperature"):
                 self._heat.look(self.house.config.thermal.warn_c)
             self._homeassistant.look(has_temperature=self._heat.celsius is not None)
             overridden = self._control.overridden
             states = "".join(
-                f"{name} {s.standing[0]} {s.has_result} {overridden(name)};" for name, s in streams.items()
+                f"{name} {s.standing[0]} {s.has_result} {overridden(name)};"
+                for name, s in self.house.streams.items()
             )
             states += f"{self._heat.hot} {self.house.line.publisher.state.connects}"
             if states != told:  # what has started or stopped leaves much behind that is free

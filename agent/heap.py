@@ -1,10 +1,10 @@
-"""The heap of the process: how it is divided among threads, and giving back to the system what lies free in it.
+"""The heap of the process: how threads share it, and giving back to the system what lies free in it.
 
-glibc gives nearly every thread an arena of its own, and what one has freed no other uses. Threads here come and go
-with streams and compute in libraries, so two arenas do. And it gives back by itself at the upper end only.
+glibc gives nearly every thread an arena of its own, and what is free in one no other uses. Threads here come and
+go with streams and compute in libraries, so two arenas do. And it gives back by itself at the upper end only.
 Starting a stream frees as much as it keeps, such as the file that a model was cut from, and a stream that has
-stopped leaves holes. Both are rare, so it is done at those moments: it takes about a millisecond, and what is used
-again has to be had from the system anew. Other C libraries, such as musl, have neither and are left alone.
+stopped leaves holes. Both are rare, so it is done at those moments: it takes about a millisecond, and what is
+used again has to be had from the system anew. Other C libraries, such as musl, have neither and are left alone.
 Sources: https://man7.org/linux/man-pages/man3/mallopt.3.html and malloc_trim.3.html beside it.
 """
 
