@@ -25,7 +25,11 @@ log = logging.getLogger(__name__)
 
 
 class Bulletin:
-    """Of one daemon, for its thread."""
+    """Of one daemon, for its thread.
+
+    Attributes:
+        has_news: whether something was otherwise at the last look than at the one before.
+    """
 
     def __init__(self, house: House, control: Control, homeassistant: HomeAssistant) -> None:
         self._house, self._control, self._homeassistant = house, control, homeassistant
@@ -33,6 +37,7 @@ class Bulletin:
         self._resident_mb = 0.0
         self._unread: set[str] = set()
         self._told, self._told_at = "", 0.0
+        self.has_news = False
 
     @property
     def has_temperature(self) -> bool:
@@ -51,7 +56,8 @@ class Bulletin:
             self._homeassistant.trouble,
             house.waiting,
         ]
-        if str(now) == self._told and time.monotonic() - self._told_at < house.config.health.every_s:
+        self.has_news = str(now) != self._told
+        if not self.has_news and time.monotonic() - self._told_at < house.config.health.every_s:
             return False
         self._told, self._told_at = str(now), time.monotonic()
         return True

@@ -20,9 +20,8 @@ from msgspec.structs import replace
 
 from agent.compute.infer.auto import AutoSession
 from agent.compute.infer.backend import AUTO, Options, Plan, Session, open_session, standing_by
-from agent.compute.infer.failover import FailoverSession
 from agent.compute.infer.litert import CpuBackend
-from agent.compute.infer.selection import Verdict
+from agent.compute.infer.verdict import Verdict
 from agent.config import SelectionConfig
 from agent.errors import VedetteError
 from agent.golden import golden
@@ -38,10 +37,10 @@ class _ClosedError(Exception):
 
 
 class _Job(Struct, frozen=True):
-    """A session that may get better."""
+    """A session that may get better. It may wait for long, and keeps no model in memory that nothing runs."""
 
     session: weakref.ref[AutoSession]
-    model: Model
+    model: weakref.ref[Model]
     options: Options
 
 
@@ -71,14 +70,14 @@ class Chooser:
             ModelError, BackendError: see `agent.compute.infer.backend.open_session`.
         """
         if (plan := standing_by(backend)) is not None:
-            return FailoverSession(model, plan, options, inputs=golden(model), wait_s=0.0)
+            return _failover(model, plan, options, wait_s=0.0)
         if backend != AUTO:
             return open_session(model, backend, options)
         found = self._surveys.found()
         made = self._surveys.known(model, found)
         verdict = None if made is None else self._surveys.verdict(made, found, options.threads)
         session = _on_cpu(model, Plan() if verdict is None else verdict.cpu, options)
-        job = _Job(weakref.ref(session), model, options)
+        job = _Job(weakref.ref(session), weakref.ref(model), options)
         self._open = [one for one in self._open if one.session() is not None] + [job]
         if verdict is None or verdict.chosen != verdict.cpu:
             self._queue(job)
@@ -113,30 +112,31 @@ class Chooser:
                     self._try(job, measure=False)
 
     def _try(self, job: _Job, *, measure: bool) -> None:
+        model = job.model()
+        if model is None or job.session() is None or model.sha256 in self._hopeless:
+            return
         try:
-            self._improve(job, measure=measure)
+            self._improve(job, model, measure=measure)
         except _ClosedError:
             return
         except VedetteError as error:
-            self._hopeless.add(job.model.sha256)
-            log.warning("%s: stays on the CPU: %s", job.model.path, error)
+            self._hopeless.add(model.sha256)
+            log.warning("%s: stays on the CPU: %s", model.path, error)
         except Exception:
-            self._hopeless.add(job.model.sha256)
-            log.exception("%s: stays on the CPU: a defect in Vedette", job.model.path)
+            self._hopeless.add(model.sha256)
+            log.exception("%s: stays on the CPU: a defect in Vedette", model.path)
 
-    def _improve(self, job: _Job, *, measure: bool) -> None:
-        if job.session() is None or job.model.sha256 in self._hopeless:
-            return
+    def _improve(self, job: _Job, model: Model, *, measure: bool) -> None:
         found = self._surveys.found()
-        made = self._surveys.known(job.model, found)
+        made = self._surveys.known(model, found)
         if made is None and not measure:
             self._waiting.append(job)
             return
         if made is None:
-            log.info("%s: measuring what runs it best on this board", job.model.path)
-            made = self._surveys.make(job.model, found, self._check_open)
-            _tell(job.model, self._surveys.verdict(made, found, job.options.threads))
-        _exchange(job, self._surveys.verdict(made, found, job.options.threads))
+            log.info("%s: measuring what runs it best on this board", model.path)
+            made = self._surveys.make(model, found, self._check_open)
+            _tell(model, self._surveys.verdict(made, found, job.options.threads))
+        _exchange(job, model, self._surveys.verdict(made, found, job.options.threads))
 
     def _check_open(self, what: str) -> None:
         log.debug("measuring %s", what)
@@ -149,16 +149,23 @@ def _on_cpu(model: Model, plan: Plan, options: Options) -> AutoSession:
     return AutoSession(session, plan)
 
 
-def _exchange(job: _Job, verdict: Verdict) -> None:
+def _failover(model: Model, plan: Plan, options: Options, **more: float) -> Session:
+    # With it comes all that runs a model in another process, which most boards never need.
+    from agent.compute.infer.failover import FailoverSession
+
+    return FailoverSession(model, plan, options, inputs=golden(model), **more)
+
+
+def _exchange(job: _Job, model: Model, verdict: Verdict) -> None:
     """Have the session run as was chosen, if it does not yet."""
     session, plan = job.session(), verdict.chosen
     if session is None or session.closed or session.plan == plan:
         return
     options = replace(job.options, threads=verdict.cpu.threads)
     if plan == verdict.cpu:
-        session.adopt(CpuBackend().open(job.model, options), plan)
+        session.adopt(CpuBackend().open(model, options), plan)
     else:
-        session.adopt(FailoverSession(job.model, plan, options, inputs=golden(job.model)), plan)
+        session.adopt(_failover(model, plan, options), plan)
 
 
 def _tell(model: Model, verdict: Verdict) -> None:

@@ -14,6 +14,7 @@ from agent.config import Config
 from agent.configfile import Where
 from agent.control import Control
 from agent.errors import ConfigError, StreamError, VedetteError
+from agent.heap import trim_heap
 from agent.homeassistant import HomeAssistant
 from agent.house import House, stop_streams
 from agent.orders import Orders
@@ -131,6 +132,8 @@ class Daemon:
             is_due = self._bulletin.look()
             self._homeassistant.look(has_temperature=self._bulletin.has_temperature)
             if is_due:
+                if self._bulletin.has_news:  # what has started or stopped leaves much behind that is free
+                    trim_heap()
                 show_thread_names()
                 self._bulletin.publish()
             if self._done():

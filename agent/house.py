@@ -24,12 +24,12 @@ from agent.line import Line
 from agent.restart import Key
 from agent.settings import Settings
 from agent.storage.durable import clips_path
-from agent.storage.recorder import Recorder
 from agent.storage.spool import Spool
 from agent.stream import Desk, Stream
 
 if TYPE_CHECKING:
     from agent.chooser import Chooser
+    from agent.storage.recorder import Recorder
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,6 @@ class House:
         settings: how each stream is set.
         waiting: keys that have another value in the file, and wait for a restart, by table and name.
         kept_off: streams that an operator has switched off: somebody may want them on again.
-        recorder: of their clips.
     """
 
     def __init__(
@@ -80,12 +79,22 @@ class House:
         self.config, self.spool, self._where, self.chooser = config, spool, where, chooser
         self.topics = Topics(config.mqtt.prefix, device_name(config))
         self.line = Line(self.publisher(config.mqtt))
-        self.recorder = Recorder(clips_path(config.storage), config.storage, self._tell_clip)
+        self._clips = clips_path(config.storage)
+        self._recorder: Recorder | None = None
         self.streams: dict[str, Stream] = {}
         self.settings: dict[str, Settings] = {}
         self.waiting: tuple[Key, ...] = ()
         self.kept_off: frozenset[str] = frozenset()
         self._stated: set[str] = set()
+
+    @property
+    def recorder(self) -> Recorder:
+        """Of the streams' clips; made when the first stream has some."""
+        if self._recorder is None:
+            from agent.storage.recorder import Recorder
+
+            self._recorder = Recorder(self._clips, self.config.storage, self._tell_clip)
+        return self._recorder
 
     def _tell_clip(self, clip: Clip) -> None:
         news = clip_message(clip, self.topics.device)
@@ -99,7 +108,8 @@ class House:
     def stream(self, name: str, config: StreamConfig) -> tuple[Stream, str]:
         """A stream, prepared, and why it is refused; empty: it is not."""
         opener = self.chooser.open if self.chooser else None
-        stream = Stream(name, config, Desk(self.topics, self.spool, self.line, opener, self.recorder))
+        recorder = None if config.clips is None else self.recorder
+        stream = Stream(name, config, Desk(self.topics, self.spool, self.line, opener, recorder))
         try:
             stream.prepare()
         except VedetteError as error:
@@ -171,7 +181,8 @@ class House:
         """Say what is left to say, and leave the broker. The streams have stopped."""
         if self.chooser is not None:
             self.chooser.close()
-        self.recorder.close(CLIPS_S)
+        if self._recorder is not None:
+            self._recorder.close(CLIPS_S)
         self.spool.flush(FLUSH_S)
         self.line.publisher.stop(DRAIN_S)
 

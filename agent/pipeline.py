@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from agent.comms.reporter import Reporter
 from agent.compute.annotate import annotate, jpeg
@@ -12,8 +12,10 @@ from agent.compute.track.bestshot import BestShot
 from agent.compute.vision import Vision
 from agent.config import PublishConfig
 from agent.corridor import Corridor, Source
-from agent.filming import Filming
 from agent.messages import Event, Frame, Seen
+
+if TYPE_CHECKING:
+    from agent.filming import Filming
 
 
 class FrameSource(Source[Frame], Protocol):

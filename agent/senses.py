@@ -127,9 +127,9 @@ def _filming(name: str, config: StreamConfig, recorder: Recorder, grabber: Grabb
 
 
 def _check_clips(name: str, config: StreamConfig, model: Model) -> None:
-    from agent.compute.track.occasions import check_clips
-
     if config.clips is not None:
+        from agent.compute.track.occasions import check_clips
+
         if model.manifest.audio is not None:
             raise ConfigError(f"stream {name}: clips are of pictures, and {config.model} takes sound")
         check_clips(config.clips, config.zones, config.decode.labels or model.manifest.output.labels)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from agent.capture.keeper import CaptureStats
 from agent.capture.source import check_uri
 from agent.comms.payload import ModelId, StreamHealth
 from agent.comms.reporter import Reporter
@@ -35,7 +37,10 @@ class Stream(Supervised):
         super().__init__(name, "starting" if config.enabled else "disabled")
         self.config, self._desk = config, desk
         self._sense: Sense | None = None
+        # What is large is there while it runs only; of what ran, its totals are kept.
         self._pipeline: Corridor[Any] | None = None
+        self._tally, self._first_result = Tally(), threading.Event()
+        self._captured: CaptureStats | None = None
         self._reporter: Reporter | None = None
         self._source: Input | None = None
         self._filming: Filming | None = None
@@ -128,8 +133,8 @@ class Stream(Supervised):
     @property
     def standing(self) -> tuple[State, str]:
         """State now and why; while it runs, its source's."""
-        if self.state == "running" and self._source is not None:
-            capture, sense = self._source.stats, self._sense
+        if self.state == "running" and (source := self._source) is not None:
+            capture, sense = source.stats, self._sense
             if capture.state == "running" and sense is not None and (why := sense.session.degraded):
                 return "degraded", why
             return capture.state, capture.detail or (sense.alarm if sense is not None else "")
@@ -138,12 +143,12 @@ class Stream(Supervised):
     @property
     def has_result(self) -> bool:
         """Whether an inference has been made."""
-        return self._pipeline is not None and self._pipeline.first_result.is_set()
+        return self._first_result.is_set()
 
     @property
     def frames(self) -> int:
         """Frames handled since the start."""
-        return self._pipeline.tally.frames if self._pipeline else 0
+        return self._tally.frames
 
     @property
     def counted(self) -> tuple[tuple[str, str], ...]:
@@ -152,8 +157,8 @@ class Stream(Supervised):
 
     def health(self) -> StreamHealth:
         """State now, and rates since the last call."""
-        rates = self._meter.look(self._pipeline.tally if self._pipeline else Tally())
-        capture = self._source.stats if self._source else None
+        rates, source = self._meter.look(self._tally), self._source
+        capture = source.stats if source else self._captured
         sense, model = self._sense, self._model  # the stream's thread may close its own meanwhile
         backend, rung = sense.answered_by if sense else ("", "")
         state, detail = self.standing
@@ -186,24 +191,29 @@ class Stream(Supervised):
             reporter.counts(
                 {label: 0 for zone, label in named if not zone}, {pair: 0 for pair in named if pair[0]}
             )
-        self._source, self._pipeline, self._filming = open_corridor(
-            self.name, self.config, self._sense, reporter, self._changed, desk.recorder
+        source, pipeline, self._filming = open_corridor(
+            self.name, self.config, self._sense, reporter, partial(_tell_change, self.name), desk.recorder
         )
+        self._source, self._pipeline = source, pipeline
+        self._tally, self._first_result = pipeline.tally, pipeline.first_result
         self._meter.reset()
-        self._source.start()
+        source.start()
         self.state, self.detail = "running", ""
         try:
-            self._pipeline.run(self._stop, between=partial(self._errands.run, self._sense, self._pipeline))
+            pipeline.run(self._stop, between=partial(self._errands.run, self._sense, pipeline))
         finally:
-            self._source.stop()
+            source.stop()
+            self._captured, self._source, self._pipeline = source.stats, None, None
             filming, self._filming = self._filming, None
             if filming is not None:
                 filming.close()
-
-    def _changed(self, state: str, reason: str) -> None:
-        (log.warning if state == "lost" else log.info)("stream %s: %s: %s", self.name, state, reason)
 
     def _close(self) -> None:
         sense, self._sense = self._sense, None
         if sense is not None:
             sense.close()
+
+
+def _tell_change(name: str, state: str, reason: str) -> None:
+    """For the source's threads, which may hang: so it is no method, which would hold the stream."""
+    (log.warning if state == "lost" else log.info)("stream %s: %s: %s", name, state, reason)

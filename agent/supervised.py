@@ -86,7 +86,7 @@ class Supervised:
         except VedetteError as error:
             # Broken input stays broken: a reload or a restart tries it again.
             self._fail(str(error), again=isinstance(error, BackendError))
-            log.error("stream %s: %s", self.name, error)
+            log.error("stream %s: %s", self.name, self.detail)
         except Exception as error:
             # A defect in one stream must not take the others with it.
             self._fail(f"{type(error).__name__}: {error}", again=True)

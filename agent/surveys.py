@@ -15,7 +15,7 @@ from agent.circumstances import Circumstances, Seen, circumstances
 from agent.compute.infer.backend import Plan
 from agent.compute.infer.finding import Found, candidates
 from agent.compute.infer.measure import Measured
-from agent.compute.infer.selection import Verdict, decide, survey
+from agent.compute.infer.verdict import Verdict, decide
 from agent.config import SelectionConfig
 from agent.errors import NO_JSON, StorageError
 from agent.golden import golden
@@ -112,6 +112,8 @@ class Surveys:
 
     def measure(self, model: Model, found: Sequence[Found], progress: Callable[[str], None]) -> Survey:
         """The same, without keeping it."""
+        from agent.compute.infer.selection import survey
+
         now, files = circumstances(model, found, self._threads_max, {})
         busy = Busy()
         measured = survey(

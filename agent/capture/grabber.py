@@ -79,6 +79,9 @@ class Grabber:
         """Close the source. Returns in 0.5 s even if it hangs: then it is closed when it answers."""
         self._slot.close()
         self._keeper.stop()
+        # What has read may hang for long, and hold this: its pictures must not wait for that.
+        self._slot.forget()
+        self._pool.close()
 
     def _reader(self) -> Reader:
         return Reader(

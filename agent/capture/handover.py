@@ -46,6 +46,11 @@ class HandOver(ABC, Generic[T]):
             self._closed, self._error = True, error
             self._changed.notify_all()
 
+    def forget(self) -> None:
+        """Nobody takes any more: free what waits."""
+        with self._changed:
+            self._items.clear()
+
     @property
     def over(self) -> bool:
         """Whether it was closed without an error and everything was taken."""

@@ -75,6 +75,7 @@ class Listener:
         """Close the source. Returns in 0.5 s even if it hangs: then it is closed when it answers."""
         self._belt.close()
         self._keeper.stop()
+        self._belt.forget()
 
     def _reader(self) -> SoundReader:
         return SoundReader(

@@ -13,6 +13,7 @@ class Pool:
 
     def __init__(self) -> None:
         self._free: list[Image] = []
+        self._room = _KEPT
 
     def take(self) -> Image | None:
         """Memory of some picture before; None when the reader has to allocate."""
@@ -23,5 +24,10 @@ class Pool:
 
     def give(self, image: Image) -> None:
         """Nobody looks at this picture any more."""
-        if len(self._free) < _KEPT:
+        if len(self._free) < self._room:
             self._free.append(image)
+
+    def close(self) -> None:
+        """Keep nothing any more: pictures that are given from now on are free for others."""
+        self._room = 0
+        self._free.clear()

@@ -13,7 +13,7 @@ from agent.cli.plain import plain
 
 if TYPE_CHECKING:
     from agent.compute.infer.measure import Measured
-    from agent.compute.infer.selection import Verdict
+    from agent.compute.infer.verdict import Verdict
     from agent.loadgen import Outcome
 
 

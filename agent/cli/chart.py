@@ -17,7 +17,7 @@ from agent.storage.durable import write_atomic
 if TYPE_CHECKING:
     from agent.compute.infer.measure import Measured
     from agent.compute.infer.profile import Profile
-    from agent.compute.infer.selection import Verdict
+    from agent.compute.infer.verdict import Verdict
     from agent.practice import Lesson
 
 _LINE, _TITLE = 118, 90

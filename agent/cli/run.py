@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import click
@@ -26,8 +27,13 @@ DEFAULT_CONFIG = Path("/etc/vedette/vedette.toml")
 @click.option("-v", "--verbose", is_flag=True, help="Log what the libraries say, too.")
 def run(path: Path, exit_when_done: bool, verbose: bool) -> None:
     """Run until SIGTERM. SIGHUP reads the configuration again and swaps what changed."""
+    # For numpy, which is not imported yet: what is multiplied here is small, and threads for it would take memory
+    # and, as they wait by spinning, CPU time.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from agent.configfile import Rereadable
+    from agent.heap import share_arenas
 
+    share_arenas()
     file = Rereadable(path)
     config = file.read()
     set_up_logging(verbose)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from agent.cli.plain import plain
 from agent.compute.infer.backend import Plan
 from agent.compute.infer.finding import Found
-from agent.compute.infer.selection import Verdict
 from agent.compute.infer.trial import Progress
+from agent.compute.infer.verdict import Verdict
 from agent.golden import golden
 from agent.loadgen import Outcome, run_scenarios
 from agent.manifest import Model

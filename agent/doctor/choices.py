@@ -8,7 +8,7 @@ from pathlib import Path
 from agent.compute.infer.backend import AUTO
 from agent.compute.infer.finding import Found
 from agent.compute.infer.measure import Measured
-from agent.compute.infer.selection import Verdict
+from agent.compute.infer.verdict import Verdict
 from agent.config import Config
 from agent.doctor.report import Finding
 from agent.errors import StorageError, VedetteError

@@ -144,9 +144,7 @@ class Recorder:
                     if self._closing:
                         return
                     self._work.wait(max(0.0, self._tidy_at - time.monotonic()))
-                recordings = list(self._recordings)
-            for recording in recordings:
-                self._serve(recording)
+            self._serve_all()
             if time.monotonic() >= self._tidy_at:
                 self._tidy_at = time.monotonic() + _EXPIRE_S
                 self._expire()
@@ -186,6 +184,13 @@ class Recorder:
             self._shelf.make_room(0)
         except StorageError as error:
             self._tally.fail(str(error))
+
+    def _serve_all(self) -> None:
+        """Every clip. By itself, so that whoever waits for the next holds no footage."""
+        with self._lock:
+            recordings = list(self._recordings)
+        for recording in recordings:
+            self._serve(recording)
 
     def _serve(self, recording: Recording) -> None:
         """Write what there is to write of one clip, and complete it when it is over."""

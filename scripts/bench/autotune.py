@@ -25,7 +25,8 @@ sys.path.insert(0, str(common.ROOT))
 
 from agent.compute.infer.backend import Options
 from agent.compute.infer.litert import CpuBackend
-from agent.compute.infer.selection import By, decide, survey
+from agent.compute.infer.selection import survey
+from agent.compute.infer.verdict import By, decide
 from agent.compute.infer.whole import Whole
 from agent.config import SelectionConfig
 from agent.golden import golden

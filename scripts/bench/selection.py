@@ -21,7 +21,8 @@ sys.path.insert(0, str(common.ROOT))
 from agent.chooser import Chooser
 from agent.compute.infer.backend import Options
 from agent.compute.infer.finding import candidates
-from agent.compute.infer.selection import Verdict, choose
+from agent.compute.infer.selection import choose
+from agent.compute.infer.verdict import Verdict
 from agent.config import SelectionConfig
 from agent.library import open_model
 from agent.storage.verdicts import Verdicts

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from agent import supervised
+from agent.chooser import Chooser
 from agent.clips import Clip
 from agent.comms.topics import Topics
 from agent.compute.vision import Vision
@@ -21,6 +24,7 @@ from agent.config import (
     DecodeConfig,
     GateConfig,
     PublishConfig,
+    SelectionConfig,
     StorageConfig,
     StreamConfig,
     TrackConfig,
@@ -79,6 +83,78 @@ def test_a_clip_runs_to_its_end(tmp_path: Path) -> None:
     assert (made.standing, made.frames, made.has_result) == (("ended", ""), 20, True)
     assert kept.kinds() == ["new", "end"]
     assert kept.retained["vedette/porch/front/count/person"] == b"0"
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Nothing is freed that still refers to itself in a circle."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def large_parts(made: Stream) -> dict[str, weakref.ref[Any]]:
+    """What takes megabytes of a stream that runs."""
+    assert made._sense is not None
+    assert made._filming is not None
+    session = made._sense.session
+    parts = {
+        "model": made._model,
+        "session": session,
+        "interpreter": getattr(getattr(session, "_session", session), "_interpreter"),  # noqa: B009
+        "gate and buffers": made._sense,
+        "corridor": made._pipeline,
+        "clips": made._filming,
+        "footage": made._filming._footage,
+    }
+    return {name: weakref.ref(part) for name, part in parts.items()}
+
+
+def alive(parts: dict[str, weakref.ref[Any]]) -> list[str]:
+    return [name for name, part in parts.items() if part() is not None]
+
+
+def run_and_record(made: Stream, kept: Kept, saved: list[Clip]) -> dict[str, weakref.ref[Any]]:
+    """Have a stream see and film something, and stop; what was large in it, of which the model only is left."""
+    with running(made):
+        wait_for(lambda: "new" in kept.kinds() and made._filming is not None)
+        made.record(1.0)
+        parts = large_parts(made)
+        assert alive(parts) == list(parts)
+    wait_for(lambda: saved)
+    wait_for(lambda: alive(parts) == ["model"])
+    assert (made.has_result, made.frames > 0, made.health().frames > 0) == (True, True, True)
+    return parts
+
+
+def test_a_stream_that_has_stopped_frees_what_is_large_at_once(tmp_path: Path) -> None:
+    kept, saved = Kept(), list[Clip]()
+    recorder = Recorder(tmp_path / "clips", StorageConfig(clips_keep_free_bytes=0), saved.append)
+    chooser = Chooser(SelectionConfig(after_s=3600.0), tmp_path)
+    config = StreamConfig(
+        source=_WALK, model=str(person_model(tmp_path)), track=TrackConfig(min_hits=2), clips=ClipsConfig()
+    )
+    desk = Desk(Topics("vedette", "porch"), kept, kept, chooser.open, recorder)
+    with without_collector():
+        parts = run_and_record(Stream("front", config, desk), kept, saved)
+        wait_for(lambda: not alive(parts))
+    chooser.close()
+    recorder.close(5.0)
+
+
+def test_a_stream_that_breaks_and_starts_again_frees_what_it_had(tmp_path: Path, breaks: list[Exception]) -> None:
+    kept = Kept()
+    with without_collector(), running(stream(tmp_path, kept)) as made:
+        wait_for(lambda: made.has_result)
+        assert made._sense is not None
+        first = weakref.ref(made._sense.session)
+        breaks.append(BackendError("it has broken"))
+        wait_for(lambda: made.state == "failed")
+        wait_for(lambda: first() is None)
+        wait_for(lambda: made.state == "running" and made.has_result)
 
 
 def test_without_clips_there_is_nothing_to_record(tmp_path: Path) -> None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.compute.infer.backend import Options, Plan
@@ -19,32 +18,13 @@ from agent.compute.infer.finding import Found
 from agent.compute.infer.measure import Inputs, Measured, Reference, golden_inputs, tolerance
 from agent.compute.infer.modelfile import read_modelfile
 from agent.compute.infer.trial import Progress, Way, race
+from agent.compute.infer.verdict import WORTH_A_THREAD, By, Verdict, best_of, decide
 from agent.compute.infer.whole import Whole
 from agent.compute.infer.worker import PATIENCE_S, WorkerSession
 from agent.errors import BackendError
 from agent.manifest import Model
 
-By = Literal["latency", "energy"]
-_WORTH = 0.95
-"""A device must save at least a twentieth to be worth it."""
-_WORTH_A_THREAD = 0.97
-"""More threads must save at least this: what is chosen shall be within 5 % of the best, and measuring errs."""
 _THREADS = 4
-
-
-class Verdict(Struct, frozen=True):
-    """What was chosen, and why.
-
-    Attributes:
-        chosen: how to run the model. cpu: how to run it on the CPU.
-        by: what was looked at: time or CPU time.
-        measured: everything that was tried, and what was found missing.
-    """
-
-    chosen: Plan
-    cpu: Plan
-    by: By
-    measured: tuple[Measured, ...]
 
 
 def survey(
@@ -91,28 +71,6 @@ def survey(
     return tuple(measured)
 
 
-def decide(measured: Sequence[Measured], found: Sequence[Found], by: By, threads: int = 0) -> Verdict:
-    """Take the best of what was measured.
-
-    Args:
-        measured: by `survey`.
-        found: what it was measured of.
-        by: what to look at.
-        threads: that the CPU is to have in any case, even where it was refused with them; 0: as many as is best.
-    """
-    processor = [one for one in measured if one.name == Plan().backend]
-    asked = [one for one in processor if one.threads == threads]
-    best = _best(asked, by, _WORTH_A_THREAD) or _best(processor, by, _WORTH_A_THREAD)
-    if best is None:  # nothing to compare with
-        return Verdict(Plan(threads=threads), Plan(threads=threads), by, tuple(measured))
-    judged = tuple(_against(one, best, by) for one in measured)
-    others = [one for one in judged if one.name != best.name]
-    chosen = _best([best, *others], by, _WORTH) or best
-    plans = {one.name: one.plan for one in found if one.plan is not None}
-    cpu = Plan(threads=threads or best.threads)
-    return Verdict(plans.get(chosen.name, cpu), cpu, by, judged)
-
-
 def choose(
     model: Model,
     found: Sequence[Found],
@@ -146,11 +104,6 @@ def choose(
     return decide(measured, found, by)
 
 
-def cost(one: Measured, by: By) -> float:
-    """What is compared, ms."""
-    return one.cpu_ms if by == "energy" else one.p50_ms
-
-
 def _reference(model: Model, inputs: Inputs) -> Reference:
     """The CPU's answers, of one thread, in a process of its own: a model may crash the runtime, too."""
     # Nobody knows yet what is long for this model on this board.
@@ -168,21 +121,5 @@ def _reference(model: Model, inputs: Inputs) -> Reference:
 
 def _best_threads(measured: Sequence[Measured]) -> list[int]:
     """The best number of threads by latency and by energy; 0: none is."""
-    found = (_best(measured, by, _WORTH_A_THREAD) for by in get_args(By))
+    found = (best_of(measured, by, WORTH_A_THREAD) for by in get_args(By))
     return [0 if one is None else one.threads for one in found]
-
-
-def _against(one: Measured, cpu: Measured, by: By) -> Measured:
-    """Refused if it is no better than the CPU."""
-    if one.refused or one.name == cpu.name or cost(one, by) <= _WORTH * cost(cpu, by):
-        return one
-    return replace(one, refused=f"slower than the CPU: {cost(one, by):.2f} ms against {cost(cpu, by):.2f}")
-
-
-def _best(measured: Sequence[Measured], by: By, worth: float) -> Measured | None:
-    """The one of least cost; the earlier one where the later is not worth it."""
-    best = None
-    for one in measured:
-        if not one.refused and (best is None or cost(one, by) < worth * cost(best, by)):
-            best = one
-    return best

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -271,3 +272,16 @@ def test_stop_before_start_does_no_harm() -> None:
     grabber = Grabber("door", "test:", _QUICK, on_change=print)
     assert grabber.stats.state == "starting"
     grabber.stop()
+
+
+def test_a_grabber_that_has_stopped_keeps_no_picture() -> None:
+    with grabbing("test:?size=64x48&pace=fast", name="yard") as (grabber, _):
+        frames = [frame for frame in (grabber.take(1.0) for _ in range(8)) if frame is not None]
+        for frame in frames[:-1]:
+            grabber.give_back(frame)
+        until(lambda: len(grabber._slot._items) > 0)
+    memory = [weakref.ref(frame.image) for frame in frames]
+    grabber.give_back(frames.pop())
+    del frame, frames
+    assert [image for image in memory if image() is not None] == []
+    assert grabber._slot.take(0.0) is None

@@ -13,7 +13,7 @@ from agent.cli import chart
 from agent.cli.chart import check, draw_latencies, draw_profile
 from agent.compute.infer.measure import Measured
 from agent.compute.infer.profile import Profile, Row
-from agent.compute.infer.selection import Verdict, decide
+from agent.compute.infer.verdict import Verdict, decide
 from agent.errors import VedetteError
 
 pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")

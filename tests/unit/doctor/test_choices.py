@@ -14,7 +14,7 @@ from agent.circumstances import circumstances
 from agent.compute.infer.backend import Plan
 from agent.compute.infer.finding import Found
 from agent.compute.infer.measure import Measured
-from agent.compute.infer.selection import decide
+from agent.compute.infer.verdict import decide
 from agent.config import Config, SelectionConfig, StreamConfig
 from agent.doctor.choices import findings, of_survey
 from agent.errors import ModelError, StorageError

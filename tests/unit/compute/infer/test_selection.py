@@ -13,8 +13,9 @@ from msgspec.structs import replace
 from agent.compute.infer.backend import Plan
 from agent.compute.infer.finding import Found, candidates
 from agent.compute.infer.measure import Measured, distance, golden_inputs, tolerance, wrong
-from agent.compute.infer.selection import By, _best, _reference, choose, cost, decide, survey
+from agent.compute.infer.selection import _reference, choose, survey
 from agent.compute.infer.trial import Way, race
+from agent.compute.infer.verdict import By, best_of, cost, decide
 from agent.compute.tensors import TensorSpec
 from agent.library import open_model
 from agent.manifest import GoldenManifest, Manifest, OutputManifest
@@ -62,11 +63,11 @@ def test_the_best_is_worth_its_trouble() -> None:
     one = Measured("cpu", threads=1, p50_ms=10.0, cpu_ms=10.0)
     two = replace(one, threads=2, p50_ms=9.8, cpu_ms=19.0)
     three = replace(one, threads=3, p50_ms=7.0, cpu_ms=20.0)
-    assert _best([one, two], "latency", 0.97) == one
-    assert _best([one, two], "latency", 0.99) == two
-    assert _best([one, two, three], "latency", 0.97) == three
-    assert _best([one, two, three], "energy", 0.97) == one
-    assert _best([replace(one, refused="no")], "latency", 0.97) is None
+    assert best_of([one, two], "latency", 0.97) == one
+    assert best_of([one, two], "latency", 0.99) == two
+    assert best_of([one, two, three], "latency", 0.97) == three
+    assert best_of([one, two, three], "energy", 0.97) == one
+    assert best_of([replace(one, refused="no")], "latency", 0.97) is None
     assert (cost(two, "energy"), cost(two, "latency")) == (19.0, 9.8)
 
 
@@ -89,7 +90,7 @@ def test_what_is_wrong_is_told_in_one_sentence() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 1e4), st.floats(0.01, 1e4)), min_size=1, max_size=8))
-def test_the_number_of_threads_is_within_5_percent_of_the_best(costs: list[tuple[float, float]]) -> None:
+def test_the_number_of_threads_is_within_5_percent_of_thebest_of(costs: list[tuple[float, float]]) -> None:
     tried = [
         Measured("cpu", threads=number, p50_ms=ms, cpu_ms=cpu_ms) for number, (ms, cpu_ms) in enumerate(costs, 1)
     ]
