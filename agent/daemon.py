@@ -118,7 +118,7 @@ class Daemon:
         finally:
             self._orders.stop()
             stop_streams(self.house.streams.values())
-            self._bulletin.publish()
+            self._publish_health()
             self.house.stop()
 
     def _watch(self) -> None:
@@ -135,7 +135,7 @@ class Daemon:
                 if self._bulletin.has_news:  # what has started or stopped leaves much behind that is free
                     trim_heap()
                 show_thread_names()
-                self._bulletin.publish()
+                self._publish_health()
             if self._done():
                 self._tell_failure()
                 return
@@ -154,6 +154,9 @@ class Daemon:
         for stream in self.house.streams.values():
             if stream.state == "failed":
                 raise StreamError(f"every stream is over; {stream.name}: {stream.detail}")
+
+    def _publish_health(self) -> None:
+        self._bulletin.publish()
 
     def _placed(self, error: VedetteError) -> VedetteError:
         """The same, with `file:line` where it tells of a key."""

@@ -228,12 +228,34 @@ def it_is_switched_off(scene: Scene) -> None:
     scene.vedette.end()
     scene.say(CONFIG_TOPIC, b"", retain=True)
     scene.vedette.start()
-    scene.comes("announced anew", lambda: scene.announced() and _none_is_unavailable(scene), 60.0)
+    scene.comes("announced anew", lambda: _is_there(scene), 60.0)
     scene.vedette.end()
     scene.vedette.config["homeassistant"] = {"enabled": False}
     scene.vedette.start()
     scene.comes("the device is gone", lambda: scene.ha.device(DEVICE) is None, 60.0)
     scene.proved("its message too", scene.messages.of(CONFIG_TOPIC)[-1] == b"")
+
+
+def it_is_switched_off_while_home_assistant_is_away(scene: Scene) -> None:
+    """What is deleted at the broker meanwhile, Home Assistant would show as unavailable for ever."""
+    scene.vedette.end()
+    scene.vedette.config["homeassistant"] = {}
+    scene.vedette.start()
+    scene.comes("announced anew", lambda: _is_there(scene), 60.0)
+    scene.ha.stop()
+    scene.vedette.config["homeassistant"] = {"enabled": False}
+    scene.vedette.reload()
+    scene.comes("its message is gone", lambda: scene.messages.of(CONFIG_TOPIC)[-1] == b"", 60.0)
+    scene.ha.start()
+    scene.proved("Home Assistant has kept the device", scene.ha.device(DEVICE) is not None)
+    scene.comes("until it goes", lambda: scene.ha.device(DEVICE) is None, 90.0)
+    scene.comes("its message too", lambda: scene.messages.of(CONFIG_TOPIC)[-1] == b"")
+
+
+def _is_there(scene: Scene) -> bool:
+    """Whether it is announced now, and Home Assistant knows it."""
+    newest = scene.messages.of(CONFIG_TOPIC)[-1]
+    return bool(newest) and scene.ha.device(DEVICE) is not None and _none_is_unavailable(scene)
 
 
 def every_key_is_known(scene: Scene) -> None:
@@ -266,5 +288,6 @@ DAYS = (
     a_stream_goes_while_home_assistant_is_away,
     a_stranger_has_the_name,
     it_is_switched_off,
+    it_is_switched_off_while_home_assistant_is_away,
     the_log_is_clean,
 )

@@ -136,7 +136,7 @@ def test_another_broker_gets_everything_that_is_retained(
 def test_heat_is_in_the_health_and_its_limit_can_be_changed_while_it_runs(
     config: Config, messages: Messages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.daemon.Heat", lambda: Heat(lambda: 76.5))
+    monkeypatch.setattr("agent.bulletin.Heat", lambda: Heat(lambda: 76.5))
     monkeypatch.setattr("agent.health.heat._EVERY_S", 0.1)
     with inside(replace(config, thermal=ThermalConfig(75.0))) as running:
         messages.wait(lambda m: (told := health(m)) and told.hot and told.temperature_c == 76.5)
