@@ -19,12 +19,13 @@ from pathlib import Path
 from agent.clips import Clip, Occasion, Picture
 from agent.config import StorageConfig
 from agent.errors import StorageError, reason_of
-from agent.storage.clipfile import ClipFile, repair, settle
+from agent.storage.clipfile import ClipFile, settle
 from agent.storage.clipplace import check_room, check_writable
 from agent.storage.cliptally import ClipStats, ClipTally
 from agent.storage.footage import Footage
 from agent.storage.recording import Recording
-from agent.storage.shelf import Shelf, clip_path, folder_name, make_folder, parts_in
+from agent.storage.salvage import salvage
+from agent.storage.shelf import Shelf, clip_path, folder_name, make_folder
 
 log = logging.getLogger(__name__)
 
@@ -153,28 +154,11 @@ class Recorder:
                     self._work.wait(_TURN_S)
 
     def _tidy(self) -> None:
-        """What the last run left: clips that were cut off are completed, or removed when nothing is in them."""
         try:
-            make_folder(self._folder)
-            for part in parts_in(self._folder):
-                self._mend(part)
+            salvage(self._folder, self._tell)
         except OSError as error:
             self._tally.fail(f"{self._folder}: {reason_of(error)}")
         self._expire()
-
-    def _mend(self, part: Path) -> None:
-        try:
-            clip = repair(part)
-            if clip is not None and folder_name(clip.occasion.stream) != part.parent.name:
-                raise ValueError("it lies in another stream's folder")
-        except ValueError as error:
-            log.warning("clip %s: was cut off and is removed: %s", part, error)
-            part.unlink(missing_ok=True)
-        except OSError as error:
-            log.warning("clip %s: was cut off and cannot be completed: %s", part, reason_of(error))
-        else:
-            if clip is not None:
-                self._tell(clip)
 
     def _expire(self) -> None:
         try:
