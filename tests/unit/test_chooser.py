@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-import agent.surveys
+import agent.compute.infer.selection
 from agent.chooser import Chooser
 from agent.compute.infer.auto import AutoSession
 from agent.compute.infer.backend import Options, Session, open_session
@@ -94,7 +94,7 @@ def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(agent.surveys, "survey", refuse)
+    monkeypatch.setattr(agent.compute.infer.selection, "survey", refuse)
 
 
 def test_a_stream_starts_on_the_cpu_and_goes_over_when_it_is_known_what_is_best(
@@ -377,7 +377,7 @@ def test_a_model_that_cannot_be_measured_stays_on_the_cpu(
         asked.append(1)
         raise BackendError("no memory")
 
-    monkeypatch.setattr(agent.surveys, "survey", fail)
+    monkeypatch.setattr(agent.compute.infer.selection, "survey", fail)
     chooser = Chooser(selection(library), tmp_path)
     one, other = opened(chooser, model), opened(chooser, model)
     wait_for(lambda: "stays on the CPU: no memory" in caplog.text, 5.0)
