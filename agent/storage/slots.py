@@ -1,0 +1,104 @@
+"""The two slots that versions are installed in, and the links that say which of them is used for what.
+
+    slots/a  slots/b      a version each: venv/ models/ golden/ config/ bundle.toml
+    current -> slots/a    what runs
+    keeper  -> slots/a    whose code minds updates: that of before, until a new version has stood its trial
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from agent.errors import StorageError, reason_of
+from agent.storage.durable import sync_folder
+
+Slot = Literal["a", "b"]
+Link = Literal["current", "keeper"]
+_SLOTS: tuple[Slot, Slot] = ("a", "b")
+
+
+class Slots:
+    """The slots in a folder. Links change at one instruction; a slot that a link leads to is never touched."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+
+    def path(self, slot: Slot) -> Path:
+        """Of a slot, whether it is there or not."""
+        return self._home / "slots" / slot
+
+    def of(self, link: Link) -> Slot | None:
+        """Where a link leads; None: nowhere.
+
+        Raises:
+            StorageError: it is no link, or leads to something that is no slot.
+        """
+        path = self._home / link
+        try:
+            target = os.readlink(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"{path}: is not a link to a slot: {reason_of(error)}") from error
+        for slot in _SLOTS:
+            if target in (f"slots/{slot}", str(self.path(slot))):
+                return slot
+        raise StorageError(f"{path}: leads to {target}, and not to slots/a or slots/b")
+
+    def spare(self) -> Slot:
+        """The one that may be filled.
+
+        Raises:
+            StorageError: both are in use, or the links cannot be read.
+        """
+        used = {self.of("current"), self.of("keeper")}
+        free = next((slot for slot in _SLOTS if slot not in used), None)
+        if free is None:
+            raise StorageError(f"{self._home}: both slots are in use: an update is on trial")
+        return free
+
+    def empty(self, slot: Slot) -> Path:
+        """Make a spare slot an empty folder; gives its path.
+
+        Raises:
+            StorageError: it is in use, or the disk refuses.
+        """
+        self._check_spare(slot)
+        path = self.path(slot)
+        try:
+            if path.is_symlink():
+                path.unlink()
+            elif path.exists():
+                # A slot that is half deleted must not look like one that can be gone back to.
+                (path / "bundle.toml").unlink(missing_ok=True)
+                sync_folder(path)
+                shutil.rmtree(path)
+            path.mkdir(parents=True, mode=0o755)
+            sync_folder(path.parent)
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be emptied: {reason_of(error)}") from error
+        return path
+
+    def _check_spare(self, slot: Slot) -> None:
+        if slot in (self.of("current"), self.of("keeper")):
+            raise StorageError(f"{self.path(slot)}: is in use")
+
+    def point(self, link: Link, slot: Slot) -> None:
+        """Make a link lead to a slot, whenever the power goes: to the one of before or to this one.
+
+        Raises:
+            StorageError: the slot is not there, or the disk refuses; the link is as it was.
+        """
+        path, new = self._home / link, self._home / f".{link}.new"
+        try:
+            if not self.path(slot).is_dir():
+                raise StorageError(f"{self.path(slot)}: there is no such slot")
+            new.unlink(missing_ok=True)
+            new.symlink_to(f"slots/{slot}")
+            new.replace(path)
+            sync_folder(self._home)
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be changed: {reason_of(error)}") from error

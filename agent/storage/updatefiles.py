@@ -1,0 +1,115 @@
+"""Files of an update that a power cut must not harm: a history that is only added to, and folders made durable."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from agent.errors import StorageError, reason_of
+from agent.storage.durable import sync_folder
+
+_LARGEST = 4 * 1024**2
+_CHUNK = 1024**2
+
+
+def add_line(path: Path, line: bytes) -> None:
+    """Add a line to a file, durably. What a power cut left of a line before is ended first.
+
+    Args:
+        path: of the file; it is made where there is none.
+        line: without its end.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    try:
+        is_new = not path.exists()
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            file.write(line + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
+
+
+def read_lines(path: Path) -> list[bytes]:
+    """Lines of a file, the newest 4 MiB; none where there is no file.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _LARGEST))
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
+    return [line for line in (lines[1:] if size > _LARGEST else lines) if line]
+
+
+def take_copy(source: Path, target: Path) -> None:
+    """Copy a file so that it is there whole or not at all, whenever the power goes; only the owner may read it.
+
+    Raises:
+        StorageError: it cannot be read, is no file, or the disk refuses.
+    """
+    temporary = target.with_name(f".{target.name}.new")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with source.open("rb") as file:
+            if not source.is_file():
+                raise StorageError(f"{source}: is not a file")
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "wb") as copy:
+                shutil.copyfileobj(file, copy, _CHUNK)
+                copy.flush()
+                os.fsync(copy.fileno())
+        temporary.replace(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StorageError(f"{source}: cannot be copied to {target}: {reason_of(error)}") from error
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file, durably.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    try:
+        source.replace(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        raise StorageError(f"{source}: cannot be renamed: {reason_of(error)}") from error
+
+
+def remove(*paths: Path) -> None:
+    """Delete files, durably; those that are not there are left out.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+            if path.parent.is_dir():
+                sync_folder(path.parent)
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be deleted: {reason_of(error)}") from error
+
+
+def sync_all() -> None:
+    """Have the disk hold everything that has been written so far: thousands of files in one go."""
+    os.sync()

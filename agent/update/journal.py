@@ -1,0 +1,152 @@
+"""The journal: how far the update at hand has come, on the disk before the next thing is done; and the history."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import msgspec
+from msgspec import Struct
+
+from agent.errors import NO_JSON, StorageError, UpdateError
+from agent.storage.statefile import StateFile
+from agent.storage.updatefiles import add_line, read_lines
+from agent.update.places import Places
+from agent.update.states import FINAL, State, check_step
+
+
+class Update(Struct, frozen=True, kw_only=True):
+    """An update, at hand or in the history.
+
+    Attributes:
+        state: see `states`.
+        version, counter, kind: as its bundle says; empty and 0 before that is verified.
+        bundle: sha256 of the file. file: that it came from, as it was given.
+        signer: who has signed it.
+        slot: that it is installed in. before: that ran before it; empty where it is not known yet.
+        from_version: that ran before it.
+        began_at, ended_at: UTC.
+        seconds: from one state to the next, by the state that they were spent in.
+        downtime_s: from the stop of the old daemon to the first inference of every stream of the new one; None:
+            it has not come to that, or nothing was stopped.
+        reason: why it was refused or rolled back; of a trial, what it waits for.
+        by: who decided: `updater`, `deadman`, `settle`, or `operator`.
+        old_counter: the highest that was committed before.
+    """
+
+    state: State
+    version: str = ""
+    counter: int = 0
+    kind: str = ""
+    bundle: str = ""
+    file: str = ""
+    signer: str = ""
+    slot: str = ""
+    before: str = ""
+    from_version: str = ""
+    began_at: datetime
+    ended_at: datetime | None = None
+    seconds: dict[str, float] = {}
+    downtime_s: float | None = None
+    reason: str = ""
+    by: str = "updater"
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.state in FINAL
+
+
+class Journal:
+    """Of one board; one process at a time may write it."""
+
+    def __init__(self, where: Places, clock: Callable[[], float] = time.monotonic) -> None:
+        self._file, self._history = StateFile(where.journal), where.history
+        self._clock, self._since = clock, clock()
+
+    def read(self) -> Update | None:
+        """The update at hand, or the newest one; None: there was none.
+
+        Raises:
+            UpdateError: it is damaged, which no power cut does.
+            StorageError: it cannot be read.
+        """
+        content = self._file.read()
+        if content is None:
+            return None
+        try:
+            return msgspec.json.decode(content, type=Update)
+        except NO_JSON as error:
+            raise UpdateError(
+                f"{self._file.path}: is damaged: {error}; move it away, then look with `vedette update status`"
+            ) from error
+
+    def begin(self, update: Update) -> Update:
+        """Write the first state of an update.
+
+        Raises:
+            UpdateError: another is at hand.
+            StorageError: the disk refuses.
+        """
+        last = self.read()
+        if last is not None and not last.over:
+            raise UpdateError(f"an update to {last.version or last.file} is {last.state}: see `vedette update status`")
+        self._since = self._clock()
+        return self._write(update)
+
+    def step(self, update: Update, state: State, **changes: object) -> Update:
+        """Write the next state; a final one goes into the history, too.
+
+        Raises:
+            UpdateError: no update takes this step.
+            StorageError: the disk refuses.
+        """
+        check_step(update.state, state)
+        now = self._clock()
+        spent = {**update.seconds, update.state: round(update.seconds.get(update.state, 0.0) + now - self._since, 3)}
+        self._since = now
+        ended = datetime.now(UTC) if state in FINAL else None
+        update = msgspec.structs.replace(update, state=state, seconds=spent, ended_at=ended, **changes)
+        if update.over:  # first: what is told twice is found by when it began, what is told never is lost
+            add_line(self._history, msgspec.json.encode(update))
+        return self._write(update)
+
+    def note(self, update: Update, **changes: object) -> Update:
+        """Write what has become known, in the same state.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        return self._write(msgspec.structs.replace(update, **changes))
+
+    def _write(self, update: Update) -> Update:
+        self._file.write(msgspec.json.format(msgspec.json.encode(update)) + b"\n")
+        return update
+
+    def history(self) -> list[Update]:
+        """What became of every update, oldest first; lines that are damaged are left out.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        found: dict[tuple[datetime, str], Update] = {}
+        for line in read_lines(self._history):
+            try:
+                update = msgspec.json.decode(line, type=Update)
+            except NO_JSON:
+                continue
+            found[update.began_at, update.bundle] = update
+        return list(found.values())
+
+    def committed_counter(self) -> int:
+        """The highest that was ever committed: an older one is refused."""
+        return max((one.counter for one in self.history() if one.state == "committed"), default=0)
+
+
+def now() -> datetime:
+    """UTC."""
+    return datetime.now(UTC)
+
+
+__all__ = ["Journal", "StorageError", "Update", "now"]

@@ -1,0 +1,96 @@
+"""Places: where updates lie on a board. The dead-man, a shell script outside of every version, knows them too."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from msgspec import Struct
+
+ROOT_VARIABLE = "VEDETTE_ROOT"
+"""Names a folder that stands for `/`: so that a test, or a person, can try an update beside the board's own."""
+
+
+class Places(Struct, frozen=True):
+    """Where things are.
+
+    Attributes:
+        root: that all the others lie in.
+    """
+
+    root: Path = Path("/")
+
+    @property
+    def home(self) -> Path:
+        """Of the two slots and the links to them."""
+        return self.root / "opt/vedette"
+
+    @property
+    def config(self) -> Path:
+        """The board's configuration."""
+        return self.root / "etc/vedette/vedette.toml"
+
+    @property
+    def signers(self) -> Path:
+        """Whose bundles are taken; `ALLOWED SIGNERS` of ssh-keygen(1)."""
+        return self.root / "etc/vedette/allowed_signers"
+
+    @property
+    def revoked(self) -> Path:
+        """Keys that are no longer good, a public key in each line or a KRL; it need not be there."""
+        return self.root / "etc/vedette/revoked_keys"
+
+    @property
+    def state(self) -> Path:
+        """Of the updates: only root may look into it."""
+        return self.root / "var/lib/vedette-update"
+
+    @property
+    def journal(self) -> Path:
+        """How far the update at hand has come."""
+        return self.state / "journal.json"
+
+    @property
+    def history(self) -> Path:
+        """What became of the updates before, a JSON object in each line."""
+        return self.state / "history.jsonl"
+
+    @property
+    def trial(self) -> Path:
+        """What the dead-man goes by; there while a new version is not to be trusted."""
+        return self.state / "trial"
+
+    @property
+    def verdict(self) -> Path:
+        """What the dead-man did, until it is in the history."""
+        return self.state / "verdict"
+
+    @property
+    def kept_config(self) -> Path:
+        """The configuration as it was before the update at hand changed it."""
+        return self.state / "kept/vedette.toml"
+
+    @property
+    def incoming(self) -> Path:
+        """The bundle at hand; its signature lies beside it."""
+        return self.state / "bundles/incoming.vedette"
+
+    @property
+    def present(self) -> Path:
+        """The bundle of what runs: rsync takes from it what the next one has in common with it."""
+        return self.state / "bundles/present.vedette"
+
+    @property
+    def daemon_state(self) -> Path:
+        """The daemon's own folder; its owner is the user that the daemon runs as."""
+        return self.root / "var/lib/vedette"
+
+    @property
+    def health(self) -> Path:
+        """How the daemon is, as it writes it itself."""
+        return self.root / "run/vedette/health.json"
+
+
+def places() -> Places:
+    """Of this board."""
+    return Places(Path(os.environ.get(ROOT_VARIABLE) or "/"))
