@@ -1,6 +1,6 @@
 """The two slots that versions are installed in, and the links that say which of them is used for what.
 
-    slots/a  slots/b      a version each: venv/ models/ golden/ config/ bundle.toml
+    slots/a  slots/b      a version each: venv/ models/ … and `ready`, which is written last and names it
     current -> slots/a    what runs
     keeper  -> slots/a    whose code minds updates: that of before, until a new version has stood its trial
 """
@@ -13,11 +13,26 @@ from pathlib import Path
 from typing import Literal
 
 from agent.errors import StorageError, reason_of
-from agent.storage.durable import sync_folder
+from agent.storage.durable import sync_folder, write_atomic
+from agent.storage.regular import read_regular
 
 Slot = Literal["a", "b"]
 Link = Literal["current", "keeper"]
 _SLOTS: tuple[Slot, Slot] = ("a", "b")
+READY = "ready"
+_LARGEST = 256
+
+
+def slot_of(name: str) -> Slot:
+    """The slot of that name.
+
+    Raises:
+        StorageError: there is none.
+    """
+    for slot in _SLOTS:
+        if name == slot:
+            return slot
+    raise StorageError(f"{name!r} is not the name of a slot: a or b")
 
 
 class Slots:
@@ -73,7 +88,7 @@ class Slots:
                 path.unlink()
             elif path.exists():
                 # A slot that is half deleted must not look like one that can be gone back to.
-                (path / "bundle.toml").unlink(missing_ok=True)
+                (path / READY).unlink(missing_ok=True)
                 sync_folder(path)
                 shutil.rmtree(path)
             path.mkdir(parents=True, mode=0o755)
@@ -85,6 +100,22 @@ class Slots:
     def _check_spare(self, slot: Slot) -> None:
         if slot in (self.of("current"), self.of("keeper")):
             raise StorageError(f"{self.path(slot)}: is in use")
+
+    def version(self, slot: Slot) -> str:
+        """Of what is installed in a slot; empty: nothing, or not all of it."""
+        try:
+            return read_regular(self.path(slot) / READY, _LARGEST).decode("utf-8", "replace").strip()
+        except (OSError, StorageError):
+            return ""
+
+    def make_ready(self, slot: Slot, version: str) -> None:
+        """Note that everything of a version is in a slot, and on the disk.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        os.sync()  # thousands of files in one go
+        write_atomic(self.path(slot) / READY, f"{version}\n".encode())
 
     def point(self, link: Link, slot: Slot) -> None:
         """Make a link lead to a slot, whenever the power goes: to the one of before or to this one.

@@ -109,7 +109,3 @@ def remove(*paths: Path) -> None:
         except OSError as error:
             raise StorageError(f"{path}: cannot be deleted: {reason_of(error)}") from error
 
-
-def sync_all() -> None:
-    """Have the disk hold everything that has been written so far: thousands of files in one go."""
-    os.sync()

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import msgspec
 from msgspec import Struct
 
-from agent.errors import NO_JSON, StorageError, UpdateError
+from agent.errors import NO_JSON, UpdateError
 from agent.storage.statefile import StateFile
 from agent.storage.updatefiles import add_line, read_lines
 from agent.update.places import Places
@@ -32,7 +32,10 @@ class Update(Struct, frozen=True, kw_only=True):
             it has not come to that, or nothing was stopped.
         reason: why it was refused or rolled back; of a trial, what it waits for.
         by: who decided: `updater`, `deadman`, `settle`, or `operator`.
-        old_counter: the highest that was committed before.
+        streams_before: streams that were well before, and what their inferences took, see `trial.Baseline`; None:
+            no daemon told.
+        failures_before: how often the service had ended by itself since it was started.
+        models_before: the set of models that was in use.
     """
 
     state: State
@@ -51,6 +54,9 @@ class Update(Struct, frozen=True, kw_only=True):
     downtime_s: float | None = None
     reason: str = ""
     by: str = "updater"
+    streams_before: dict[str, float | None] | None = None
+    failures_before: int = 0
+    models_before: int = 0
 
     @property
     def over(self) -> bool:
@@ -89,11 +95,23 @@ class Journal:
             UpdateError: another is at hand.
             StorageError: the disk refuses.
         """
-        last = self.read()
-        if last is not None and not last.over:
-            raise UpdateError(f"an update to {last.version or last.file} is {last.state}: see `vedette update status`")
+        self.check_free()
         self._since = self._clock()
         return self._write(update)
+
+    def check_free(self) -> None:
+        """Refuse to begin while an update is at hand.
+
+        Raises:
+            UpdateError: one is.
+            StorageError: it cannot be read.
+        """
+        last = self.read()
+        if last is not None and not last.over:
+            raise UpdateError(
+                f"an update to {last.version or last.file} is at hand ({last.state}): see `vedette update status`; "
+                "`vedette update resume` goes on with it"
+            )
 
     def step(self, update: Update, state: State, **changes: object) -> Update:
         """Write the next state; a final one goes into the history, too.
@@ -148,5 +166,3 @@ def now() -> datetime:
     """UTC."""
     return datetime.now(UTC)
 
-
-__all__ = ["Journal", "StorageError", "Update", "now"]

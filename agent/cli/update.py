@@ -1,0 +1,199 @@
+"""`vedette update`: a new version or new models for this board, signed, on trial, and back if they are not well."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agent.cli.plain import plain
+
+if TYPE_CHECKING:
+    from agent.update.journal import Update
+    from agent.update.places import Places
+    from agent.update.service import Service
+
+_FAILED = 1
+_LOG = "%(message)s"
+
+
+@click.group()
+def update() -> None:
+    """Update this board by a signed bundle, and go back.
+
+    \b
+    received → verified → staged → tested → switching → trial → committed | rolled_back
+    Whatever is wrong before the switch is refused, and what runs goes on. After it the new version is on trial:
+    it stays only if every stream that inferred before does so again. Whenever the power goes, the board starts
+    the old version or the new one.
+    """
+
+
+@update.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--here", is_flag=True, help="Do it in this process, which must not be cut off, instead of the unit's.")
+@click.pass_context
+def apply(ctx: click.Context, file: Path, here: bool) -> None:
+    """Update this board by the bundle FILE; its signature lies beside it, as FILE.sig.
+
+    The work is done by vedette-update.service: this command only shows it, and may be cut off, as when the
+    network goes. Exit code: 0 committed, 1 refused or rolled back.
+    """
+    from agent.update.applying import Updater
+    from agent.update.service import Systemd
+
+    where = _places()
+    with _owned(where):
+        Updater(where, Systemd(), _say).receive(file)
+    if here or not Systemd.is_there():
+        _work(ctx, where, Systemd())
+        return
+    Systemd().hand_over()
+    _follow(ctx, where)
+
+
+@update.command()
+@click.pass_context
+def resume(ctx: click.Context) -> None:
+    """Go on with an update that was cut off, to its end; does nothing where there is none."""
+    from agent.update.service import Systemd
+
+    logging.basicConfig(level=logging.INFO, format=_LOG)
+    _work(ctx, _places(), Systemd())
+
+
+def _work(ctx: click.Context, where: Places, service: Service) -> None:
+    from agent.update.applying import Updater
+
+    with _owned(where):
+        done = Updater(where, service, _say).resume()
+    ctx.exit(0 if done is None or done.state == "committed" else _FAILED)
+
+
+def _follow(ctx: click.Context, where: Places) -> None:
+    """Show what the unit does, until it has done it."""
+    from agent.update.following import follow
+
+    done = follow(where, _say)
+    ctx.exit(0 if done.state == "committed" else _FAILED)
+
+
+@update.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def status(as_json: bool) -> None:
+    """Show which version runs, which one could be gone back to, and the update at hand."""
+    import msgspec
+
+    from agent.update.standing import standing
+
+    told = standing(_places())
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
+        return
+    for line in told.lines():
+        click.echo(plain(line))
+
+
+@update.command()
+@click.option("--json", "as_json", is_flag=True, help="Lines of JSON instead of a table.")
+@click.option("-n", "count", type=click.IntRange(1), default=20, show_default=True, help="The newest, so many.")
+def history(as_json: bool, count: int) -> None:
+    """Show what became of every update, and why."""
+    import msgspec
+
+    from agent.update.journal import Journal
+
+    found = Journal(_places()).history()[-count:]
+    if not found and not as_json:
+        click.echo("no update yet")
+    for one in found:
+        click.echo(msgspec.json.encode(one).decode() if as_json else plain(_row(one)))
+
+
+def _row(one: Update) -> str:
+    when = f"{one.began_at:%Y-%m-%d %H:%M}"
+    what = f"{one.from_version or '?'} → {one.version or Path(one.file).name}"
+    took = f"{sum(one.seconds.values()):.0f} s"
+    down = "" if one.downtime_s is None else f", down {one.downtime_s:.1f} s"
+    why = f"  {one.by}: {one.reason}" if one.reason else ""
+    return f"{when}  {one.state:<11}  {what}  {took}{down}{why}"
+
+
+@update.command()
+def rollback() -> None:
+    """Go back to the version before: at once on trial, and always afterwards."""
+    from agent.update.journal import Journal
+    from agent.update.returning import go_back
+    from agent.update.service import Systemd
+
+    where = _places()
+    if _ordered(where, "rollback"):
+        return
+    with _owned(where):
+        go_back(where, Systemd(), Journal(where), _say)
+
+
+@update.command()
+def confirm() -> None:
+    """Commit the version on trial now, on your own judgement."""
+    from agent.errors import UpdateError
+
+    if not _ordered(_places(), "confirm"):
+        raise UpdateError("nothing is on trial: see `vedette update status`")
+
+
+def _ordered(where: Places, order: str) -> bool:
+    """Whether something is on trial, and whoever watches it has been told."""
+    from agent.update.journal import Journal
+    from agent.update.orders import Orders
+
+    at_hand = Journal(where).read()
+    if at_hand is None or at_hand.state != "trial":
+        return False
+    Orders(where).give(order)
+    click.echo(f"told to {order}: see `vedette update status`")
+    return True
+
+
+@update.command(hidden=True)
+@click.argument("models", type=click.Path(path_type=Path))
+def selftest(models: Path) -> None:
+    """Answer the golden inputs of the models of a set, before it is used."""
+    import agent.daemon  # noqa: F401  # what the daemon needs can be imported
+    from agent.update.selftest import selftest as prove
+
+    click.echo("the daemon can be imported")
+    for line in prove(models):
+        click.echo(plain(line))
+
+
+def _places() -> Places:
+    from agent.update.places import places
+
+    return places()
+
+
+@contextmanager
+def _owned(where: Places) -> Iterator[None]:
+    """Nobody else updates this board meanwhile.
+
+    Raises:
+        StorageError: somebody does, or the folder is not ours to write.
+    """
+    from agent.errors import StorageError
+    from agent.storage.durable import lock_folder, make_folder
+
+    if os.geteuid() and not os.access(where.state.parent, os.W_OK):
+        raise StorageError(f"{where.state}: only root updates a board: try `sudo vedette update …`")
+    make_folder(where.state)
+    with lock_folder(where.state):
+        yield
+
+
+def _say(line: str) -> None:
+    click.echo(plain(line))

@@ -1,0 +1,213 @@
+"""Applying: takes an update from state to state, each on the disk before the next thing is done.
+
+Whatever goes wrong before the switch leaves what runs alone, and the update is refused; afterwards it is undone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from agent.errors import StorageError, UpdateError, VedetteError
+from agent.storage.durable import make_folder
+from agent.storage.modelsets import ModelSets
+from agent.storage.slots import Slots, slot_of
+from agent.storage.updatefiles import remove, take_copy
+from agent.update.archive import read_description
+from agent.update.changes import Change, ModelsChange, VersionChange
+from agent.update.journal import Journal, Update, now
+from agent.update.orders import Orders
+from agent.update.places import Places
+from agent.update.preparing import Preparation, Tell, signature_of
+from agent.update.service import Service
+from agent.update.states import BEFORE_SWITCH, State, after_cut
+from agent.update.switching import Switch
+from agent.update.trial import Baseline, Outcome, Trial, baseline
+from agent.update.vitals import read_vitals
+from agent.update.watching import Watch
+
+log = logging.getLogger(__name__)
+
+
+class Updater:
+    """Of one board; the caller owns its folder of state.
+
+    Attributes:
+        journal: of the updates.
+    """
+
+    def __init__(
+        self,
+        where: Places,
+        service: Service,
+        tell: Tell = log.info,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Nothing is looked at yet.
+
+        Args:
+            where: things are.
+            service: that runs the daemon.
+            tell: is given what is done, line by line.
+            clock: that only goes forward, s.
+            sleep: waits so many seconds.
+        """
+        self._where, self._service, self._tell, self._clock = where, service, tell, clock
+        self.journal = Journal(where, clock)
+        self._preparation = Preparation(where, tell)
+        self._watch = Watch(where, service, clock=clock, sleep=sleep)
+        self._orders = Orders(where)
+        self._version = VersionChange(where, service, clock)
+        self._models = ModelsChange(where, service)
+        self._steps: Mapping[State, Callable[[Update], Update]] = {
+            "received": self._verify,
+            "verified": self._stage,
+            "staged": self._rehearse,
+            "tested": self._go,
+            "switching": self._take_back_cut,
+            "trial": self._try,
+        }
+
+    def receive(self, bundle: Path) -> Update:
+        """Take a copy of a bundle and its signature: what is verified is what is used, and nobody else's to change.
+
+        Raises:
+            UpdateError: there is no signature, or another update is at hand.
+            StorageError: the disk refuses.
+        """
+        for file, lack in ((bundle, "there is no such file"), (signature_of(bundle), "the signature is missing")):
+            if not file.is_file():
+                raise UpdateError(f"{file}: {lack}")
+        self.journal.check_free()
+        make_folder(self._where.state)
+        take_copy(signature_of(bundle), signature_of(self._where.incoming))
+        take_copy(bundle, self._where.incoming)
+        return self.journal.begin(Update(state="received", file=str(bundle), began_at=now()))
+
+    def resume(self) -> Update | None:
+        """Go on with the update at hand, to its end; None: there was none.
+
+        Raises:
+            VedetteError: the files of the updates cannot be read or written.
+        """
+        update = self.journal.read()
+        if update is None or update.over:
+            return None
+        if after_cut(update.state) == "again" and update.state != "received":
+            self._tell(f"the update was cut off while it was {update.state}: beginning again")
+            update = self.journal.note(update, state="received")
+        while not update.over:
+            update = self._step(update)
+        return update
+
+    def _step(self, update: Update) -> Update:
+        try:
+            return self._steps[update.state](update)
+        except (VedetteError, OSError) as error:
+            update = self.journal.read() or update  # a step may have failed after it was noted
+            if update.state in BEFORE_SWITCH:
+                return self._refuse(update, str(error))
+            return self._take_back(update, str(error))
+
+    def _verify(self, update: Update) -> Update:
+        found = self._preparation.verify(self.journal.committed_counter())
+        return self.journal.step(update, "verified", **found)
+
+    def _stage(self, update: Update) -> Update:
+        return self.journal.step(update, "staged", **self._preparation.stage())
+
+    def _rehearse(self, update: Update) -> Update:
+        return self.journal.step(update, "tested", **self._preparation.rehearse(update))
+
+    def _refuse(self, update: Update, reason: str) -> Update:
+        self._tell(f"refused: {reason}")
+        update = self.journal.step(update, "refused", reason=reason)
+        self._clear()
+        return update
+
+    def _go(self, update: Update) -> Update:
+        """Note how it was, and change what runs."""
+        before = baseline(read_vitals(self._where.health))
+        slot = Slots(self._where.home).path(slot_of(update.slot))
+        update = self.journal.step(
+            update,
+            "switching",
+            streams_before=before.streams if before.known else None,
+            failures_before=self._service.standing().failures if update.kind == "models" else 0,
+            models_before=ModelSets(slot).current,
+        )
+        self._orders.take()  # one of before is not for this trial
+        self._tell(f"switching to {update.version}")
+        self._change(update).go(update, read_description(self._where.incoming).health)
+        return self.journal.step(update, "trial")
+
+    def _take_back_cut(self, update: Update) -> Update:
+        return self._take_back(update, "it was cut off during the switch")
+
+    def _try(self, update: Update) -> Update:
+        change = self._change(update)
+        stand = change.stand(update)
+        if stand == "kept":
+            return self._keep(update, "")
+        if stand == "undone":
+            return self._take_back(update, "it was cut off while it was taken back")
+        gate = read_description(self._where.incoming).health
+        self._tell(f"on trial: it has to be well for {gate.steady_s:g} s on end within {gate.within_s:g} s")
+        before = Baseline(update.streams_before or {}, known=update.streams_before is not None)
+        trial = Trial(gate, before, update.version if update.kind == "full" else "", self._clock())
+        outcome = self._watch.until_over(trial, update.failures_before, self._telling(update), self._asking(update))
+        if change.stopped_at is not None and trial.ready_at is not None:
+            update = replace(update, downtime_s=round(trial.ready_at - change.stopped_at, 2))
+        if outcome.verdict == "commit":
+            return self._keep(update, outcome.reason)
+        return self._take_back(update, outcome.reason)
+
+    def _telling(self, update: Update) -> Tell:
+        def tell(reason: str) -> None:
+            self._tell(reason)
+            self.journal.note(update, reason=reason)
+
+        return tell
+
+    def _asking(self, update: Update) -> Callable[[], Outcome | None]:
+        """What somebody else has decided: an operator, or the dead-man."""
+
+        def asked() -> Outcome | None:
+            if self._change(update).stand(update) != "on trial":
+                return Outcome("roll back", "it was taken back by somebody else")
+            return self._orders.take()
+
+        return asked
+
+    def _keep(self, update: Update, reason: str) -> Update:
+        self._change(update).keep(update)
+        update = self.journal.step(update, "committed", reason=reason, by=self._orders.by, downtime_s=update.downtime_s)
+        self._tell(f"committed: {update.version}")
+        return update
+
+    def _take_back(self, update: Update, reason: str) -> Update:
+        self._tell(f"taking it back: {reason}")
+        verdict = self._change(update).undo(update)
+        by = self._orders.by
+        if verdict is not None:
+            reason, by = verdict.reason, verdict.by
+        update = self.journal.step(update, "rolled_back", reason=reason, by=by, downtime_s=update.downtime_s)
+        Switch(self._where).take_up()
+        self._clear()
+        self._tell(f"rolled back to {update.from_version or 'what ran before'}: {reason}")
+        return update
+
+    def _change(self, update: Update) -> Change:
+        return self._models if update.kind == "models" else self._version
+
+    def _clear(self) -> None:
+        """The bundle that nobody needs any more; one that cannot be deleted is overwritten next time."""
+        with suppress(StorageError):
+            remove(self._where.incoming, signature_of(self._where.incoming))

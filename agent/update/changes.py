@@ -1,0 +1,118 @@
+"""Changes: what a bundle changes of what runs, how that is taken back, and how it is kept.
+
+A version takes the other slot and a restart. Models take a reload: the streams that use them swap them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+from agent.storage.models import read
+from agent.storage.modelsets import ModelSets
+from agent.storage.slots import Slots, slot_of
+from agent.storage.updatefiles import remove, rename
+from agent.update.description import HealthGate
+from agent.update.journal import Update
+from agent.update.places import Places
+from agent.update.preparing import signature_of
+from agent.update.service import Service
+from agent.update.staging import CONFIG
+from agent.update.switching import Switch, Verdict
+
+Stand = Literal["on trial", "kept", "undone"]
+"""How a change stands, as the disk tells: it may have been cut off while it was kept or undone."""
+
+
+class Change(Protocol):
+    """Of the update that is handed in, which has been tested."""
+
+    stopped_at: float | None
+    """When the daemon was stopped for it, by this process; s."""
+
+    def go(self, update: Update, gate: HealthGate) -> None:
+        """Change what runs."""
+
+    def stand(self, update: Update) -> Stand:
+        """Where it stands."""
+
+    def undo(self, update: Update) -> Verdict | None:
+        """Take it back, as often as this is called; gives what was done outside of this code, if it was."""
+
+    def keep(self, update: Update) -> None:
+        """Let it stay, as often as this is called."""
+
+
+class VersionChange:
+    """Of the version that runs."""
+
+    def __init__(self, where: Places, service: Service, clock: Callable[[], float] = time.monotonic) -> None:
+        self._where, self._service, self._clock = where, service, clock
+        self._slots, self._switch = Slots(where.home), Switch(where)
+        self.stopped_at: float | None = None
+
+    def go(self, update: Update, gate: HealthGate) -> None:
+        """See `Change`."""
+        new = slot_of(update.slot)
+        migrated = self._slots.path(new) / CONFIG
+        config = read(migrated) if migrated.exists() else None
+        self._switch.go(slot_of(update.before), new, config, gate.within_s + gate.steady_s)
+        self.stopped_at = self._clock()
+        self._service.restart()
+
+    def stand(self, update: Update) -> Stand:
+        """See `Change`."""
+        if self._slots.of("current") != update.slot:
+            return "undone"
+        return "on trial" if self._switch.on_trial else "kept"
+
+    def undo(self, update: Update) -> Verdict | None:
+        """See `Change`."""
+        verdict = self._switch.verdict()
+        if verdict is None or self._switch.on_trial or self._slots.of("current") == update.slot:
+            verdict = None
+            self._switch.undo(slot_of(update.before))
+            self._service.restart()
+        return verdict
+
+    def keep(self, update: Update) -> None:
+        """See `Change`."""
+        self._switch.commit(slot_of(update.slot), slot_of(update.before))
+        for old, new in (
+            (signature_of(self._where.incoming), signature_of(self._where.present)),
+            (self._where.incoming, self._where.present),
+        ):
+            if old.exists():
+                rename(old, new)
+
+
+class ModelsChange:
+    """Of the models in use."""
+
+    def __init__(self, where: Places, service: Service) -> None:
+        self._where, self._service, self._slots = where, service, Slots(where.home)
+        self.stopped_at: float | None = None
+
+    def _sets(self, update: Update) -> ModelSets:
+        return ModelSets(self._slots.path(slot_of(update.slot)))
+
+    def go(self, update: Update, gate: HealthGate) -> None:
+        """See `Change`."""
+        self._sets(update).point(update.counter)
+        self._service.reload()
+
+    def stand(self, update: Update) -> Stand:
+        """See `Change`."""
+        return "on trial" if self._sets(update).current == update.counter else "undone"
+
+    def undo(self, update: Update) -> Verdict | None:
+        """See `Change`."""
+        self._sets(update).point(update.models_before)
+        self._service.reload()
+        return None
+
+    def keep(self, update: Update) -> None:
+        """See `Change`."""
+        self._sets(update).tidy()
+        remove(self._where.incoming, signature_of(self._where.incoming))

@@ -1,0 +1,57 @@
+"""Installing: an environment of Python's own in a slot, out of a bundle's wheels and without a network."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.errors import UpdateError
+
+_VENV_S, _PIP_S = 180.0, 1800.0
+"""An SD card is slow: LiteRT alone unpacks to 41 MB."""
+_TAIL = 300
+_QUIET = ("--disable-pip-version-check", "--no-cache-dir", "--no-input", "--quiet")
+
+
+def install(python: str, venv: Path, wheels: Sequence[Path]) -> None:
+    """Make an environment and install wheels into it.
+
+    pip comes out of its own wheel among them, where there is one: Debian's Python may lack `ensurepip`.
+
+    Args:
+        python: the interpreter to build on.
+        venv: the folder to make.
+        wheels: all that is to be installed; nothing else is looked for.
+
+    Raises:
+        UpdateError: it cannot be done; says what pip said.
+    """
+    pip = next((wheel for wheel in wheels if wheel.name.startswith("pip-")), None)
+    bare = ["--without-pip"] if pip else []
+    _run([python, "-I", "-m", "venv", *bare, str(venv)], _VENV_S, "the environment cannot be made")
+    own = str(venv / "bin/python")
+    how = [own, str(pip / "pip")] if pip else [own, "-I", "-m", "pip"]
+    rest = [str(wheel) for wheel in wheels if wheel != pip]
+    _run([*how, "install", "--no-index", "--no-deps", *_QUIET, *rest], _PIP_S, "the wheels cannot be installed")
+    _run([*how, "check", "--disable-pip-version-check"], _PIP_S, "a wheel is missing")
+
+
+def _run(command: list[str], patience_s: float, what: str) -> None:
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=patience_s,
+            check=False,
+            cwd="/",
+            env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PIP_CONFIG_FILE": "/dev/null", "PIP_ROOT_USER_ACTION": "ignore"},
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UpdateError(f"{what}: not done within {patience_s:.0f} s") from error
+    except OSError as error:
+        raise UpdateError(f"{what}: {error}") from error
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split())[-_TAIL:]
+        raise UpdateError(f"{what}: {said or f'exit code {done.returncode}'}")

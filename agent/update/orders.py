@@ -1,0 +1,48 @@
+"""Orders of an operator to the process that follows a trial: a small file, taken once."""
+
+from __future__ import annotations
+
+from agent.errors import StorageError
+from agent.storage.statefile import StateFile
+from agent.storage.updatefiles import remove
+from agent.update.places import Places
+from agent.update.trial import Outcome
+
+_ORDERS: dict[str, Outcome] = {
+    "confirm": Outcome("commit", "an operator has confirmed it"),
+    "rollback": Outcome("roll back", "an operator has asked for it"),
+}
+
+
+class Orders:
+    """Of one board.
+
+    Attributes:
+        by: who decided: `updater` until an order was taken, then `operator`.
+    """
+
+    def __init__(self, where: Places) -> None:
+        self._path = where.state / "order"
+        self.by = "updater"
+
+    def give(self, order: str) -> None:
+        """Leave an order, `confirm` or `rollback`.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        StateFile(self._path).write(order.encode())
+
+    def take(self) -> Outcome | None:
+        """The order that was left, once; None: there is none."""
+        try:
+            content = StateFile(self._path).read()
+            if content is None:
+                return None
+            remove(self._path)
+        except StorageError:
+            return None
+        outcome = _ORDERS.get(content.decode("utf-8", "replace").strip())
+        if outcome is not None:
+            self.by = "operator"
+        return outcome

@@ -1,0 +1,111 @@
+"""The rehearsal: what is staged is run as it will be, by its own code and user, while the old version goes on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agent.errors import NO_JSON, UpdateError
+from agent.storage.durable import write_atomic
+from agent.storage.models import read
+from agent.storage.modelsets import ModelSets
+from agent.storage.slots import Slots
+from agent.update.places import Places
+from agent.update.staging import CONFIG
+
+_PATIENCE_S = 600.0
+"""An emulated or busy board may take minutes for the golden answers of all models."""
+_TAIL = 400
+_CHECKED = "config/checked.toml"
+
+
+class Rehearsal:
+    """Of what is in a slot."""
+
+    def __init__(self, where: Places) -> None:
+        self._where, self._slots = where, Slots(where.home)
+
+    def models(self, slot: Path, number: int) -> None:
+        """Have the version in a slot answer the golden inputs of a set of models.
+
+        Raises:
+            UpdateError: it cannot be imported, crashes, hangs, or answers otherwise: says what it said.
+        """
+        folder = ModelSets(slot).path(number)
+        done = self._run(slot, "update", "selftest", str(folder))
+        if done.returncode:
+            raise UpdateError(f"the self-test of the new version fails: {_said(done)}")
+
+    def config(self, slot: Path) -> None:
+        """Have the version in a slot check the configuration that it would run on.
+
+        What the version that runs now finds wrong with its own, such as a camera that is unplugged, is no reason.
+
+        Raises:
+            UpdateError: it finds something else wrong.
+        """
+        if not self._where.config.exists():
+            return
+        migrated = slot / CONFIG
+        config = read(migrated if migrated.exists() else self._where.config)
+        # Models of the new version lie in its slot, which `current` does not lead to yet.
+        checked = slot / _CHECKED
+        write_atomic(checked, config.replace(f"{self._where.home}/current/".encode(), f"{slot}/".encode()))
+        found = self._problems(slot, checked)
+        if not found:
+            return
+        running = self._slots.of("current")
+        known = set(self._problems(self._slots.path(running), self._where.config)) if running else set()
+        if new := [problem for problem in found if problem not in known]:
+            raise UpdateError(f"the new version refuses the configuration: {'; '.join(new)}")
+
+    def _problems(self, slot: Path, config: Path) -> list[str]:
+        """In words, without the places in the file."""
+        done = self._run(slot, "config", "check", "--json", str(config))
+        try:
+            told: dict[str, Any] = msgspec.json.decode(done.stdout, type=dict[str, Any])
+            return [_without_place(str(one), config) for one in told["problems"]]
+        except (KeyError, TypeError, *NO_JSON) as error:
+            raise UpdateError(f"{slot.name}: cannot check a configuration: {_said(done)}") from error
+
+    def _run(self, slot: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
+        command = [str(slot / "venv/bin/vedette"), *words]
+        try:
+            return subprocess.run(
+                command, capture_output=True, timeout=_PATIENCE_S, check=False, cwd="/", **self._as_daemon()
+            )
+        except subprocess.TimeoutExpired as error:
+            raise UpdateError(f"the new version hangs: `vedette {words[0]}` took over {_PATIENCE_S:.0f} s") from error
+        except OSError as error:
+            raise UpdateError(f"the new version cannot be started: {error}") from error
+
+    def _as_daemon(self) -> dict[str, Any]:
+        """Not as root: what runs here is new, and its models are to be parsed as anybody's."""
+        environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent"}
+        try:
+            owner = self._where.daemon_state.stat()
+        except OSError:
+            return {"env": environment}
+        if os.geteuid() or not owner.st_uid:
+            return {"env": environment}
+        return {"env": environment, "user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+
+
+def _said(done: subprocess.CompletedProcess[bytes]) -> str:
+    text = " ".join((done.stderr or done.stdout).decode("utf-8", "replace").split())[-_TAIL:]
+    if done.returncode < 0:
+        return f"killed by signal {-done.returncode}{': ' if text else ''}{text}"
+    return text or f"exit code {done.returncode}"
+
+
+def _without_place(problem: str, config: Path) -> str:
+    """`FILE:LINE: what` and `FILE: what` → `what`."""
+    if not problem.startswith(str(config)):
+        return problem
+    place, _, what = problem.removeprefix(str(config)).partition(": ")
+    return what if not place or place.removeprefix(":").isdigit() else problem

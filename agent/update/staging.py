@@ -1,0 +1,97 @@
+"""Staging: a verified bundle is put where it can be tried, beside what runs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from agent.errors import StorageError, UpdateError, reason_of
+from agent.storage.durable import make_folder, write_atomic
+from agent.storage.models import read
+from agent.storage.modelsets import ModelSets
+from agent.storage.slots import Slot, Slots
+from agent.update.archive import unpack
+from agent.update.description import NAME, Description, render
+from agent.update.installing import install
+from agent.update.migration import migrate
+from agent.update.places import Places
+from agent.update.preflight import find_python
+
+_UNPACKED = "unpacked"
+CONFIG = "config/vedette.toml"
+"""The migrated configuration of the board, in the slot, where a bundle changes it."""
+
+
+def stage_version(where: Places, wanted: Description, slot: Slot) -> None:
+    """Install a full bundle into a spare slot.
+
+    Raises:
+        BundleError: its files are not what it says.
+        UpdateError: it cannot be installed, or the configuration cannot be migrated.
+        StorageError: the disk refuses.
+    """
+    slots = Slots(where.home)
+    home = slots.empty(slot)
+    _take_out(where, wanted, home)
+    unpacked = home / _UNPACKED
+    assert wanted.target is not None  # of every full bundle
+    wheels = [unpacked / path for path in wanted.named("wheels", ".whl")]
+    install(find_python(wanted.target.python), home / "venv", wheels)
+    _take_models(home, wanted, unpacked)
+    _take_config(where, wanted, home, unpacked)
+    write_atomic(home / NAME, render(wanted))
+    _delete(unpacked)
+    slots.make_ready(slot, wanted.version)
+
+
+def stage_models(where: Places, wanted: Description, slot: Slot) -> None:
+    """Put the models of a bundle beside those of the slot that runs.
+
+    Raises:
+        BundleError: its files are not what it says.
+        StorageError: the disk refuses.
+    """
+    home = Slots(where.home).path(slot)
+    _take_out(where, wanted, home)
+    _take_models(home, wanted, home / _UNPACKED, use=False)
+    _delete(home / _UNPACKED)
+
+
+def _take_out(where: Places, wanted: Description, home: Path) -> None:
+    _delete(home / _UNPACKED)
+    unpack(where.incoming, wanted, home / _UNPACKED)
+
+
+def _take_models(home: Path, wanted: Description, unpacked: Path, *, use: bool = True) -> None:
+    sets = ModelSets(home)
+    sets.begin(wanted.counter)
+    for path in (*wanted.named("models", ""), *wanted.named("golden", "")):
+        sets.take(unpacked / path, wanted.counter)
+    if use:
+        sets.point(wanted.counter)
+
+
+def _take_config(where: Places, wanted: Description, home: Path, unpacked: Path) -> None:
+    """What the bundle brings as examples, and the board's own configuration as the new version needs it."""
+    make_folder(home / "config")
+    try:
+        for path in wanted.named("config", ""):
+            (unpacked / path).replace(home / "config" / f"{Path(path).name}.example")
+    except OSError as error:
+        raise StorageError(f"{home / 'config'}: cannot be written: {reason_of(error)}") from error
+    if wanted.migrations and where.config.exists():
+        before = read(where.config)
+        try:
+            after = migrate(before.decode(), wanted.migrations).encode()
+        except UnicodeDecodeError as error:
+            raise UpdateError(f"{where.config}: not UTF-8 at byte {error.start}") from error
+        if after != before:
+            write_atomic(home / CONFIG, after)
+
+
+def _delete(folder: Path) -> None:
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be deleted: {reason_of(error)}") from error

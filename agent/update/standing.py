@@ -1,0 +1,58 @@
+"""Standing: which versions a board has, and how far an update is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from msgspec import Struct
+
+from agent.storage.slots import Slot, Slots
+from agent.update.journal import Journal, Update
+from agent.update.places import Places
+
+
+class Standing(Struct, frozen=True):
+    """Of one board.
+
+    Attributes:
+        version: that runs. slot: that it is in; empty: nothing is installed.
+        previous: that can be gone back to; empty: none.
+        counter: the highest that was committed; a bundle has to be above it.
+        at_hand: the update that is not over, or the newest; None: there was none.
+    """
+
+    version: str
+    slot: str
+    previous: str
+    counter: int
+    at_hand: Update | None
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        if not self.slot:
+            yield "nothing is installed in slots here: scripts/install does that"
+            return
+        yield f"version   {self.version or 'unknown'}, slot {self.slot}"
+        yield f"previous  {self.previous or 'none'}"
+        yield f"counter   {self.counter}"
+        if self.at_hand is not None:
+            one = self.at_hand
+            yield f"{'last' if one.over else 'at hand':<9} {one.version or one.file}: {one.state}, {one.reason or 'no remark'}"
+
+
+def standing(where: Places) -> Standing:
+    """How a board stands.
+
+    Raises:
+        UpdateError, StorageError: what tells it cannot be read.
+    """
+    slots, journal = Slots(where.home), Journal(where)
+    running = slots.of("current")
+    other: Slot = "b" if running == "a" else "a"
+    return Standing(
+        version=slots.version(running) if running else "",
+        slot=running or "",
+        previous=slots.version(other) if running else "",
+        counter=journal.committed_counter(),
+        at_hand=journal.read(),
+    )

@@ -1,0 +1,147 @@
+"""Switching: one version for the other, in an order that a power cut may break anywhere.
+
+    1  the configuration as it is → kept/           nothing that runs is changed yet
+    2  `trial`, state=switching                     from here on the dead-man, or `settle` at boot, undoes it
+    3  the configuration of the new version
+    4  keeper → old, current → new
+    5  `trial`, state=trial                         from here on a boot starts the new version, on trial
+
+The dead-man does in sh what `undo` does here, in the same order, from the same files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import Struct
+
+from agent.errors import StorageError, UpdateError
+from agent.storage.durable import write_atomic
+from agent.storage.models import read
+from agent.storage.regular import read_regular
+from agent.storage.slots import Slot, Slots
+from agent.storage.updatefiles import remove, take_copy
+from agent.update.places import Places
+
+_MODE = 0o644
+_LARGEST = 4096
+BOOTS = 3
+"""That a trial may take."""
+_SLACK_S = 120.0
+"""That the dead-man gives the updater beyond what a trial may take."""
+
+
+class Verdict(Struct, frozen=True):
+    """What was done outside of the new version's code.
+
+    Attributes:
+        by: `deadman` or `settle`.
+        reason: in words.
+    """
+
+    by: str
+    reason: str
+
+
+class Switch:
+    """Of one board."""
+
+    def __init__(self, where: Places) -> None:
+        self._where, self._slots = where, Slots(where.home)
+
+    def go(self, old: Slot, new: Slot, config: bytes | None, allowed_s: float) -> None:
+        """Switch from one slot to the other.
+
+        Args:
+            old: that runs. new: that is to.
+            config: of the new version; None: it stays as it is.
+            allowed_s: that the trial may take.
+
+        Raises:
+            StorageError: the disk refuses; what was done is to be undone by `undo`.
+        """
+        if config is not None:
+            take_copy(self._where.config, self._where.kept_config)
+        else:
+            remove(self._where.kept_config)
+        remove(self._where.verdict)
+        self._write("switching", old, new, allowed_s)
+        if config is not None:
+            write_atomic(self._where.config, config, _MODE)
+        self._slots.point("keeper", old)
+        self._slots.point("current", new)
+        self._write("trial", old, new, allowed_s)
+
+    def undo(self, old: Slot) -> None:
+        """Go back to the slot of before and its configuration; done twice, it is done once.
+
+        Raises:
+            StorageError: the disk refuses; it is to be tried again, and the dead-man will.
+        """
+        if self._where.kept_config.exists():
+            kept = read(self._where.kept_config)
+            if self._where.config.is_file() and read(self._where.config) != kept:
+                # Somebody may have changed it during the trial.
+                take_copy(self._where.config, self._where.config.with_name("vedette.toml.undone"))
+            write_atomic(self._where.config, kept, _MODE)
+        self._slots.point("current", old)
+        self._slots.point("keeper", old)
+        remove(self._where.trial, self._where.kept_config)
+
+    def commit(self, new: Slot, old: Slot) -> None:
+        """Let the new version stay, and mind updates from now on.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        kept = self.config_of(old)
+        if self._where.kept_config.exists():
+            take_copy(self._where.kept_config, kept)
+        else:
+            remove(kept)
+        self._slots.point("keeper", new)
+        remove(self._where.trial, self._where.kept_config)
+
+    def config_of(self, slot: Slot) -> Path:
+        """The configuration that the version in a slot had, where the one after it has changed that."""
+        return self._where.kept_config.with_name(f"{slot}.toml")
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether the dead-man watches."""
+        return self._where.trial.exists()
+
+    def verdict(self) -> Verdict | None:
+        """What the dead-man or `settle` did; None: nothing.
+
+        Raises:
+            UpdateError: it cannot be read.
+        """
+        try:
+            lines = read_regular(self._where.verdict, _LARGEST).decode("utf-8", "replace").splitlines()
+        except FileNotFoundError:
+            return None
+        except (OSError, StorageError) as error:
+            raise UpdateError(f"{self._where.verdict}: cannot be read: {error}") from error
+        told = dict(line.split("=", 1) for line in lines if "=" in line)
+        return Verdict(told.get("by", "deadman"), told.get("reason", "it is not told why"))
+
+    def take_up(self) -> None:
+        """Forget the verdict: it is in the history.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        remove(self._where.verdict)
+
+    def _write(self, state: str, old: Slot, new: Slot, allowed_s: float) -> None:
+        lines = {
+            "new": new,
+            "old": old,
+            "config": str(self._where.config) if self._where.kept_config.exists() else "",
+            "allowed_s": f"{allowed_s + _SLACK_S:.0f}",
+            "boots": str(BOOTS),
+            "state": state,
+        }
+        text = "".join(f"{key}={value}\n" for key, value in lines.items())
+        write_atomic(self._where.trial, text.encode(), 0o600)

@@ -1,0 +1,148 @@
+"""The trial: whether a new version may stay. Rules without I/O.
+
+It may when for `steady_s` on end every stream that inferred before infers, none takes much longer than it did, and
+the memory is within its bound. A broker that is away says nothing against it, and neither does a camera that was
+lost before. A version that ends by itself is rolled back at once; one that is not well, after `within_s`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from msgspec import Struct
+
+from agent.update.description import HealthGate
+from agent.update.vitals import Vitals
+
+WELL = ("running", "degraded")
+"""States of a stream that infers: where a device fails, the CPU answers."""
+_LEFT_OUT = ("disabled", "ended")
+
+
+class Baseline(Struct, frozen=True):
+    """How it was before.
+
+    Attributes:
+        streams: that were well, and what the 95th percentile of their inferences took, ms; None: not known.
+        known: whether there was a daemon that told; if not, every stream has to be well.
+    """
+
+    streams: dict[str, float | None] = {}
+    known: bool = False
+
+
+def baseline(vitals: Vitals | None) -> Baseline:
+    """Of the daemon as it is now."""
+    if vitals is None:
+        return Baseline()
+    well = {name: one.infer_p95_ms for name, one in vitals.streams.items() if one.state in WELL and one.inferred}
+    return Baseline(well, known=True)
+
+
+class Seen(Struct, frozen=True):
+    """What is seen of the service at one moment.
+
+    Attributes:
+        vitals: what the daemon tells; None: nothing, or it does not run.
+        failures: how often the service has ended by itself since the trial began.
+        why: it did last, such as `exit-code`.
+    """
+
+    vitals: Vitals | None
+    failures: int = 0
+    why: str = ""
+
+
+class Outcome(Struct, frozen=True):
+    """What a look says.
+
+    Attributes:
+        verdict: `wait`, `commit` or `roll back`.
+        reason: what it waits for, or why it is rolled back.
+    """
+
+    verdict: Literal["wait", "commit", "roll back"]
+    reason: str = ""
+
+
+class Trial:
+    """Of one version. Times are of a clock that only goes forward."""
+
+    def __init__(self, gate: HealthGate, before: Baseline, version: str, began_s: float) -> None:
+        """Begin.
+
+        Args:
+            gate: what the bundle asks for.
+            before: how it was.
+            version: that has to run; empty: any, since only models are new.
+            began_s: now.
+        """
+        self._gate, self._before, self._version = gate, before, version
+        self._began_s = began_s
+        self._well_since: float | None = None
+        self.ready_at: float | None = None
+        """When the daemon was first seen ready."""
+
+    def look(self, now: float, seen: Seen) -> Outcome:
+        """Judge what is seen now."""
+        if seen.failures:
+            again = f", {seen.failures} times" if seen.failures > 1 else ""
+            return Outcome("roll back", f"the service ended by itself{again}: {seen.why or 'it is not told why'}")
+        lacks = next(self._lacks(seen.vitals), "")
+        if lacks:
+            self._well_since = None
+            if now - self._began_s >= self._gate.within_s:
+                return Outcome("roll back", f"not well within {self._gate.within_s:g} s: {lacks}")
+            return Outcome("wait", lacks)
+        if self.ready_at is None:
+            self.ready_at = now
+        if self._well_since is None:
+            self._well_since = now
+        left_s = self._gate.steady_s - (now - self._well_since)
+        if left_s <= 0:
+            return Outcome("commit")
+        if now - self._began_s >= self._gate.within_s + self._gate.steady_s:
+            return Outcome("roll back", f"not well for {self._gate.steady_s:g} s on end")
+        return Outcome("wait", f"all is well; {left_s:.0f} s more of it are asked for")
+
+    def _lacks(self, vitals: Vitals | None) -> Iterator[str]:
+        """What it is not well for."""
+        if vitals is None:
+            yield "the daemon does not tell how it is"
+            return
+        if self._version and vitals.version != self._version:
+            yield f"version {vitals.version} runs, not {self._version}"
+        if not vitals.ready:
+            yield f"the daemon is not ready: {self._waits_for(vitals)}"
+        yield from self._unwell(vitals)
+        if vitals.rss_mb > self._gate.memory_mb:
+            yield f"the daemon takes {vitals.rss_mb:.0f} MB of memory, {self._gate.memory_mb:g} are allowed"
+
+    def _waits_for(self, vitals: Vitals) -> str:
+        idle = [name for name, one in vitals.streams.items() if not one.inferred and one.state not in _LEFT_OUT]
+        return f"stream {', '.join(idle)} has not inferred yet" if idle else "it begins"
+
+    def _unwell(self, vitals: Vitals) -> Iterator[str]:
+        for name in self._wanted(vitals):
+            one = vitals.streams.get(name)
+            if one is None:
+                yield f"stream {name} is gone"
+            elif one.state not in (*WELL, *_LEFT_OUT):
+                yield f"stream {name} is {one.state}{': ' if one.detail else ''}{one.detail}"
+            elif one.state in WELL and not one.inferred:
+                yield f"stream {name} has not inferred yet"
+            elif (slow := self._too_slow(name, one.infer_p95_ms)) is not None:
+                yield slow
+
+    def _wanted(self, vitals: Vitals) -> list[str]:
+        return list(self._before.streams if self._before.known else vitals.streams)
+
+    def _too_slow(self, name: str, p95_ms: float | None) -> str | None:
+        before_ms = self._before.streams.get(name)
+        if p95_ms is None or before_ms is None:
+            return None
+        allowed_ms = max(self._gate.p95_floor_ms, self._gate.p95_factor * before_ms)
+        if p95_ms <= allowed_ms:
+            return None
+        return f"stream {name} infers in {p95_ms:.1f} ms (p95), {allowed_ms:.1f} are allowed: {before_ms:.1f} before"

@@ -1,0 +1,76 @@
+"""Vitals: how the daemon says that it is, in the file that it keeps for local readers."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from agent.errors import NO_JSON, StorageError
+from agent.storage.regular import read_regular
+
+_LARGEST = 4 * 1024**2
+_STALE_S = 15.0
+"""The daemon writes every two seconds; one that has not for so long is stuck or gone."""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class StreamVitals(Struct, frozen=True):
+    """Of one stream, as far as a trial asks.
+
+    Attributes:
+        state: as in the health message. detail: why.
+        inferred: inferences since the start.
+        infer_p95_ms: 95th percentile of the newest; None: there were none.
+    """
+
+    state: str = ""
+    detail: str = ""
+    inferred: int = 0
+    infer_p95_ms: float | None = None
+
+
+class Vitals(Struct, frozen=True):
+    """Of the daemon. Another version may say more, which is left out.
+
+    Attributes:
+        version: of Vedette.
+        pid: of the daemon.
+        boot_id: of the kernel, when this was written.
+        at_s: CLOCK_BOOTTIME, s.
+        ready: whether it has told systemd that it is.
+        rss_mb: resident memory, MB.
+        streams: by name.
+    """
+
+    version: str = ""
+    pid: int = 0
+    boot_id: str = ""
+    at_s: float = 0.0
+    ready: bool = False
+    rss_mb: float = 0.0
+    streams: dict[str, StreamVitals] = {}
+
+
+def read_vitals(path: Path) -> Vitals | None:
+    """What the daemon wrote last; None: there is nothing, or it is of before: no daemon keeps it now.
+
+    Args:
+        path: of the file.
+    """
+    try:
+        vitals = msgspec.json.decode(read_regular(path, _LARGEST), type=Vitals)
+    except (OSError, StorageError, *NO_JSON):
+        return None
+    is_new = 0 <= time.clock_gettime(time.CLOCK_BOOTTIME) - vitals.at_s < _STALE_S
+    return vitals if is_new and vitals.boot_id == boot_id() else None
+
+
+def boot_id() -> str:
+    """Of the kernel that runs; empty: it does not tell."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
