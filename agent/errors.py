@@ -8,6 +8,10 @@
     ├── StorageError         a state folder, spool or file cannot be used
     ├── BrokerError          a broker cannot be reached or refuses us
     ├── CommandError         what an operator asked for is refused
+    ├── BundleError          a bundle cannot be built, or is not what it says it is
+    │   ├── TrustError       nobody whom this board trusts has signed a bundle
+    │   └── GoldenError      a model of a bundle does not answer as it did where the bundle was made
+    ├── UpdateError          an update cannot be made, gone on with or taken back
     └── StreamError          every stream is over, and one has failed
 
 A message says what, which one (path, topic, host), what was expected, what was found and what to do, in one
@@ -66,6 +70,22 @@ class BrokerError(VedetteError):
 
 class CommandError(VedetteError):
     """What an operator asked for is refused. The text is for them."""
+
+
+class BundleError(VedetteError):
+    """A bundle cannot be built, or is not what it says it is."""
+
+
+class TrustError(BundleError):
+    """Nobody whom this board trusts has signed a bundle."""
+
+
+class GoldenError(BundleError):
+    """A model does not answer as where its bundle was made. The text names model, output and difference."""
+
+
+class UpdateError(VedetteError):
+    """An update cannot be made, gone on with or taken back. The text says why, and what to do."""
 
 
 class StreamError(VedetteError):

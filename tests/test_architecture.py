@@ -33,12 +33,23 @@ MAY_IMPORT = {
     "storage": {"agent.storage"},
     "comms": {"agent.comms"},
     "health": {"agent.health"},
+    "update": {
+        "agent.update",
+        "agent.storage",
+        "agent.compute",
+        "agent.health",
+        "agent.configfile",
+        "agent.library",
+        "agent.profiles",
+        "agent.tomlfile",
+    },
 }
 
 FORBIDDEN = {
     "capture": {"sqlite3", "paho"},
     "compute": {"sqlite3", "paho", "socket", "requests", "urllib.request", "http.client"},
     "storage": {"cv2", "ai_edge_litert", "tflite_runtime", "paho", "socket"},
+    "update": {"sqlite3", "paho", "socket", "requests", "urllib.request", "http.client"},
     "comms": {"cv2", "ai_edge_litert", "tflite_runtime", "sqlite3", "tempfile", "shutil"},
 }
 
@@ -109,7 +120,7 @@ def test_a_room_keeps_to_its_trade(room: str, path: Path) -> None:
     assert wrong == [], f"{path.relative_to(ROOT)} does another room's work"
 
 
-@pytest.mark.parametrize("room", ["compute", "comms", "capture"])
+@pytest.mark.parametrize("room", ["compute", "comms", "capture", "update"])
 def test_only_storage_writes_files(room: str) -> None:
     for path in (AGENT / room).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -128,6 +139,11 @@ def loaded_after(statement: str) -> set[str]:
 
 def test_importing_the_daemon_loads_no_extra() -> None:
     assert loaded_after("import agent.daemon") & EXTRAS == set()
+
+
+def test_importing_the_daemon_loads_nothing_of_the_updates() -> None:
+    loaded = loaded_after("import agent.daemon, agent.cli.run")
+    assert [name for name in loaded if within(name, {"agent.update"})] == []
 
 
 def test_importing_the_daemon_loads_nothing_that_only_sound_needs() -> None:
