@@ -81,7 +81,7 @@ class TrustError(BundleError):
 
 
 class GoldenError(BundleError):
-    """A model does not answer as it did where its bundle was made. The text names model, output and difference."""
+    """A model does not answer as where its bundle was made. The text names model, output and difference."""
 
 
 class UpdateError(VedetteError):

@@ -1,4 +1,4 @@
-"""`bundle.toml`, the first member of a bundle: what it holds, which boards it is for, when it counts as healthy."""
+"""`bundle.toml`, the first member of a bundle: what it holds, for which boards, and when it is healthy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LINE_MAX, _DOTS_MAX = 1024, 64
 """Of a line of `bundle.toml`: tomllib's time grows with the square of a dotted key's length."""
 
 _WORD = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}\Z"
-_PATH = re.compile(r"(wheels|models|golden|config)/[A-Za-z0-9][A-Za-z0-9._+!-]{0,199}")
+_PATH = re.compile(r"(wheels|models|golden|config)/[A-Za-z0-9][A-Za-z0-9._+!-]{0,99}")
 _KEY = r"^[A-Za-z0-9_*-]+(\.[A-Za-z0-9_*-]+)*\Z"
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
 
@@ -58,11 +58,11 @@ class HealthGate(Struct, frozen=True, forbid_unknown_fields=True):
         memory_mb: that the daemon may take.
     """
 
-    steady_s: Seconds = 60
-    within_s: Seconds = 300
+    steady_s: Seconds = 60.0
+    within_s: Seconds = 300.0
     p95_factor: Annotated[float, Meta(ge=1, le=100)] = 1.5
     p95_floor_ms: Annotated[float, Meta(ge=0, le=60_000)] = 5.0
-    memory_mb: Annotated[float, Meta(gt=0, le=1_000_000)] = 400
+    memory_mb: Annotated[float, Meta(gt=0, le=1_000_000)] = 400.0
 
 
 class Migration(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -156,7 +156,7 @@ def render(description: Description) -> bytes:
     """
     import tomli_w
 
-    check(description)
+    description = _converted(msgspec.to_builtins(description), Description)  # 60 and 60.0 s are the same
     table = {key: value for key, value in msgspec.to_builtins(description).items() if value not in (None, [])}
     files = table.pop("files")
     rendered = tomli_w.dumps({**table, "files": dict(sorted(files.items()))}).encode()
@@ -175,7 +175,7 @@ def check(description: Description) -> None:
     for path in description.files:
         if not _PATH.fullmatch(path):
             raise BundleError(
-                f"{NAME}: `files`: {path[:200]!r}: not a path of a bundle: wheels/…, models/…, golden/… or config/…"
+                f"{NAME}: `files`: {path[:200]!r} is no path of a bundle: wheels/…, models/…, golden/…, config/…"
             )
     _check_together(description)
     _check_models(description)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from agent.errors import BundleError
@@ -43,7 +43,8 @@ def test_what_is_rendered_is_parsed_again(description: Description) -> None:
 
 def test_equal_descriptions_are_rendered_to_equal_bytes() -> None:
     reversed_files = msgspec.structs.replace(FULL, files=dict(reversed(FULL.files.items())))
-    assert render(reversed_files) == render(FULL)
+    whole_seconds = msgspec.structs.replace(reversed_files, health=HealthGate(steady_s=60))
+    assert render(whole_seconds) == render(FULL) == render(parse(render(FULL)))
 
 
 WORDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", fullmatch=True)
@@ -66,12 +67,8 @@ def test_any_description_comes_back_as_it_was(
     )
     target = Target("armv7l", "3.13", "2.36", data.draw(st.lists(WORDS, max_size=3)))
     made = Description(1, name, version, counter, "full", target, health, migrations, files)
-    try:
-        rendered = render(made)
-    except BundleError as error:
-        assert "too long a line" in str(error)
-    else:
-        assert parse(rendered) == made
+    assume(all(len(str(one.value)) < 60 and str(one.value).count(".") < 60 for one in migrations))
+    assert parse(render(made)) == made
 
 
 @given(st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
@@ -90,8 +87,8 @@ def test_any_other_bytes_are_refused_in_words(data: bytes) -> None:
         (b'version = "1.2.0"', b'version = "1.2.0\\n"', "`version`"),
         (b'to = "mqtt.host"', b'to = "mqtt.host\\n"', r"`migrations\[0\]`: `to`"),
         (b'arch = "aarch64"', b'arch = "mips"', r"`target\.arch`"),
-        (b"steady_s = 60", b"steady_s = nan", r"`health\.steady_s`"),
-        (b"steady_s = 60", b"steady_s = 600", r"`health\.within_s`"),
+        (b"steady_s = 60.0", b"steady_s = nan", r"`health\.steady_s`"),
+        (b"steady_s = 60.0", b"steady_s = 600", r"`health\.within_s`"),
         (b"size = 1", b"size = -1", r'`files\."config/vedette\.toml"\.size`'),
         (b"size = 1", b"size = 2147483648", "bytes together"),
         (SHA.encode(), b"0" * 63, r'`files\."config/vedette\.toml"\.sha256`'),
@@ -100,8 +97,8 @@ def test_any_other_bytes_are_refused_in_words(data: bytes) -> None:
         (b'op = "remove"', b'op = "set"', r"`migrations\[2\]`: `value`"),
         (b'to = "mqtt.host"', b'to = "mqtt host"', r"`migrations\[0\]`: `to`"),
         (b"golden/m.npz", b"golden/n.npz", r"model 'm' has no \.npz"),
-        (b"config/vedette.toml", b"config/../../passwd", "not a path of a bundle"),
-        (b"config/vedette.toml", b"/etc/vedette.toml", "not a path of a bundle"),
+        (b"config/vedette.toml", b"config/../../passwd", "is no path of a bundle"),
+        (b"config/vedette.toml", b"/etc/vedette.toml", "is no path of a bundle"),
         (b"config/vedette.toml", b"wheels/Vedette-1.0-py3-none-any.whl", "told apart by case only"),
         (b'kind = "full"', b'kind = "models"', "neither wheels"),
     ],

@@ -1,0 +1,112 @@
+"""A bundle's file: `bundle.toml`, then its files in the order of their paths. Written, looked into, unpacked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+
+from agent.errors import BundleError
+from agent.storage import tarball, unpacking
+from agent.storage.tarball import open_regular
+from agent.storage.unpacking import Expected
+from agent.update.description import FILES_MAX, NAME, SIZE_MAX, TOTAL_MAX, BundleFile, Description, parse, render
+
+SUFFIX = ".vedette"
+_LIMITS = tarball.Limits(FILES_MAX + 1, TOTAL_MAX + SIZE_MAX)
+
+
+def listed(path: Path) -> BundleFile:
+    """A file as it is listed in a bundle.
+
+    Raises:
+        BundleError: it cannot be read.
+    """
+    with open_regular(path) as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return BundleFile(digest.hexdigest(), file.tell())
+
+
+def write(path: Path, description: Description, sources: Mapping[str, Path]) -> None:
+    """Write a bundle; of equal descriptions and files always the same bytes.
+
+    Args:
+        path: replaced as a whole, or not at all.
+        description: lists the files.
+        sources: where each of them is.
+
+    Raises:
+        BundleError: the description is refused, or a file cannot be read. StorageError: it cannot be written.
+    """
+    rendered = render(description)
+
+    def members() -> Iterable[tuple[str, int, Iterable[bytes]]]:
+        yield NAME, len(rendered), [rendered]
+        for name, entry in sorted(description.files.items()):
+            with open_regular(sources[name]) as file:
+                yield name, entry.size, iter(lambda: file.read(tarball.CHUNK), b"")
+
+    tarball.write_tarball(path, members())
+
+
+def read_description(path: Path) -> Description:
+    """What a bundle says of itself. It is believed only after its signature is verified.
+
+    Raises:
+        BundleError: this is no bundle, or its description is wrong, see `description.parse`.
+    """
+    try:
+        return parse(_first(path))
+    except BundleError as error:
+        raise _named(path, error) from error
+
+
+def check(path: Path, description: Description) -> None:
+    """Refuse a bundle whose files are not those of its description: each once, of its size and its hash.
+
+    Raises:
+        BundleError: names the file.
+    """
+    try:
+        unpacking.check(path, _expected(path, description), _LIMITS)
+    except BundleError as error:
+        raise _named(path, error) from error
+
+
+def unpack(path: Path, description: Description, folder: Path) -> None:
+    """Unpack a bundle, `bundle.toml` too; each file is on disk when this returns, or nothing is there.
+
+    Args:
+        path: of the bundle.
+        description: as `read_description` gave it.
+        folder: is made; see `agent.storage.unpacking.unpack`.
+
+    Raises:
+        BundleError: see `check`. StorageError: the folder is there already, or the disk refuses.
+    """
+    try:
+        unpacking.unpack(path, _expected(path, description), folder, _LIMITS)
+    except BundleError as error:
+        raise _named(path, error) from error
+
+
+def _expected(path: Path, description: Description) -> dict[str, Expected]:
+    """Also of `bundle.toml`: it has to be the one that was read."""
+    own = _first(path)
+    if parse(own) != description:
+        raise BundleError(f"{NAME}: was changed after it had been read")
+    first = Expected(hashlib.sha256(own).hexdigest(), len(own))
+    return {NAME: first} | {name: Expected(file.sha256, file.size) for name, file in description.files.items()}
+
+
+def _first(path: Path) -> bytes:
+    with open_regular(path) as file:
+        first = next(islice(tarball.walk(file, _LIMITS), 1), None)
+        if first is None or first.name != NAME or first.size > SIZE_MAX:
+            raise BundleError(f"does not begin with {NAME}: not a bundle")
+        return b"".join(tarball.chunks(file, first))
+
+
+def _named(path: Path, error: BundleError) -> BundleError:
+    return error if str(error).startswith(f"{path}: ") else type(error)(f"{path}: {error}")

@@ -1,0 +1,107 @@
+"""Golden answers of a bundle's models: made where it is built, and asked for again on the board."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+
+import numpy as np
+
+from agent.compute.infer.backend import Options, Plan
+from agent.compute.infer.measure import distance, golden_inputs, tolerance, wrong
+from agent.compute.infer.whole import Whole
+from agent.compute.infer.worker import PATIENCE_S, WorkerSession
+from agent.compute.tensors import TensorSpec
+from agent.errors import GoldenError
+from agent.library import named
+from agent.manifest import Manifest, Model
+from agent.messages import Array
+
+_LARGEST = 512 << 20
+"""Bytes of all arrays together."""
+
+
+def make(content: bytes, manifest: Manifest) -> bytes:
+    """What the CPU answers to a noisy shape that is the same each time.
+
+    Args:
+        content: the `.tflite` file.
+        manifest: of the model.
+
+    Returns:
+        an `.npz` file, the same bytes each time: `in0` … as the model takes them, `out0` … float32, in reals.
+
+    Raises:
+        ModelError: the CPU does not run it.
+    """
+    with named(manifest.name):
+        inputs, outputs, _ = _answered(content, manifest, None)
+    arrays = {f"in{n}": array for n, array in enumerate(inputs)}
+    arrays |= {f"out{n}": array.astype(np.float32) for n, array in enumerate(outputs)}
+    with io.BytesIO() as file:
+        np.savez(file, allow_pickle=False, **arrays)
+        return file.getvalue()
+
+
+def compare(content: bytes, manifest: Manifest, golden: bytes) -> None:
+    """Ask a model the same again.
+
+    Args:
+        content: the `.tflite` file.
+        manifest: of the model, whose `golden.tolerance` counts.
+        golden: by `make`.
+
+    Raises:
+        GoldenError: it answers otherwise, or the golden answers are not of this model; names the output.
+        ModelError: the CPU does not run it.
+    """
+    arrays = _loaded(manifest.name, golden)
+    with named(manifest.name):
+        inputs, outputs, specs = _answered(content, manifest, arrays)
+    allowed = tolerance(manifest, specs)
+    for number, (given, spec) in enumerate(zip(outputs, specs, strict=True)):
+        name = f"model {manifest.name}: output {number} ({spec.name})"
+        wanted = arrays.get(f"out{number}")
+        if wanted is None or wanted.shape != given.shape or wanted.dtype != np.float32:
+            raise GoldenError(f"{name}: its golden answers are of another shape: of another model; build it anew")
+        if what := wrong(distance([[wanted]], [[given]], [spec]), allowed):
+            raise GoldenError(f"{name}: {what}, compared with what it answered where the bundle was made")
+    if len(arrays) != len(inputs) + len(outputs):
+        raise GoldenError(f"model {manifest.name}: golden answers for more than it has: of another model")
+
+
+def _answered(
+    content: bytes, manifest: Manifest, arrays: dict[str, Array] | None
+) -> tuple[list[Array], list[Array], tuple[TensorSpec, ...]]:
+    """Inputs, answers in reals, and what the outputs are; in a process of its own, which a model may crash."""
+    model = Model(content, hashlib.sha256(content).hexdigest(), manifest, manifest.name)
+    session = WorkerSession(model, Plan(threads=1), Options(threads=1), deadline_s=PATIENCE_S)
+    try:
+        whole = Whole(session, manifest)
+        case = golden_inputs(whole.inputs, 1)[0]
+        if arrays is not None:
+            case = [_checked(arrays.get(f"in{n}"), like, n, manifest) for n, like in enumerate(case)]
+        return case, whole.answers([case])[0], tuple(whole.outputs)
+    finally:
+        session.close()
+
+
+def _checked(array: Array | None, like: Array, number: int, manifest: Manifest) -> Array:
+    if array is None or array.shape != like.shape or array.dtype != like.dtype:
+        raise GoldenError(
+            f"model {manifest.name}: input {number}: golden input of another shape or dtype; build it anew"
+        )
+    return array
+
+
+def _loaded(name: str, golden: bytes) -> dict[str, Array]:
+    try:
+        with zipfile.ZipFile(io.BytesIO(golden)) as file:
+            stored = all(info.compress_type == zipfile.ZIP_STORED for info in file.infolist())
+            if not stored or sum(info.file_size for info in file.infolist()) > _LARGEST:
+                raise GoldenError(f"model {name}: golden answers that are packed, or too large: build it anew")
+        with np.load(io.BytesIO(golden), allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise GoldenError(f"model {name}: golden answers that cannot be read: {error}; build it anew") from error

@@ -1,0 +1,186 @@
+"""Who signed a bundle: OpenSSH's own signatures, made and verified by `ssh-keygen -Y`.
+
+Formats of both files: "ALLOWED SIGNERS" and "KEY REVOCATION LISTS" in https://man.openbsd.org/ssh-keygen
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from msgspec import Struct
+
+from agent.errors import TrustError, reason_of
+from agent.storage.durable import write_atomic
+from agent.storage.tarball import open_regular
+
+NAMESPACE = "vedette-bundle"
+"""A signature for something else, such as a git commit, is none for a bundle."""
+SUFFIX = ".sig"
+_LARGEST = 64 << 10
+_PATIENCE_S = 600.0
+_GOOD = re.compile(rf'^Good "{NAMESPACE}" signature for .* with \S+ key (?P<key>\S+)$', re.MULTILINE)
+_OUT_OF_TIME = re.compile(r"key (?:has expired|is not yet valid): .*")
+
+
+class Places(Protocol):
+    """Where it is written who may sign."""
+
+    @property
+    def allowed_signers(self) -> Path:
+        """Of OpenSSH's format."""
+
+    @property
+    def revoked_keys(self) -> Path:
+        """Of OpenSSH's format, public keys or a KRL; it need not be there."""
+
+
+class Trusted(Struct, frozen=True):
+    """Such places, wherever they are."""
+
+    allowed_signers: Path
+    revoked_keys: Path
+
+
+class Signer(Struct, frozen=True):
+    """Who signed a bundle.
+
+    Attributes:
+        principal: name, as it stands in the allowed signers.
+        key: fingerprint, `SHA256:…`.
+    """
+
+    principal: str
+    key: str
+
+
+def signature_of(bundle: Path) -> Path:
+    """Where a bundle's signature is: beside it."""
+    return bundle.with_name(bundle.name + SUFFIX)
+
+
+def sign(bundle: Path, key: Path) -> Path:
+    """Sign a bundle.
+
+    Args:
+        bundle: the file.
+        key: private key, or the public one of a key that ssh-agent or a security key has. It may ask for a
+            passphrase at the terminal.
+
+    Returns:
+        the signature, beside the bundle; one that was there is replaced.
+
+    Raises:
+        TrustError: ssh-keygen is missing, or refuses the key. StorageError: it cannot be written.
+    """
+    if not key.is_file():
+        raise TrustError(f"{key}: no such key; make one: ssh-keygen -t ed25519 -f {key}")
+    done = _ssh_keygen("sign", "-f", str(key), "-n", NAMESPACE, stdin=bundle)
+    if done.returncode:
+        raise TrustError(f"{bundle}: not signed with {key}: {_told(done)}")
+    signature = signature_of(bundle)
+    write_atomic(signature, done.stdout.encode())
+    return signature
+
+
+def verify(bundle: Path, signature: Path, places: Places) -> Signer:
+    """Who signed a bundle, if it is someone who is trusted. Of the bundle only its raw bytes are read.
+
+    Args:
+        bundle: the file.
+        signature: see `signature_of`.
+        places: where it is written who may sign.
+
+    Raises:
+        TrustError: there is no signature, it is of other bytes, or of a key that is unknown, revoked, or not
+            valid at the time of the clock; nobody is trusted yet; or ssh-keygen is missing.
+    """
+    signers, revoked = places.allowed_signers, places.revoked_keys
+    _check_files(bundle, signature, signers)
+    given = ("-f", str(signers), "-n", NAMESPACE, "-s", str(signature))
+    found: list[str] = []
+    for principal in _principals(bundle, signature, signers):
+        done = _ssh_keygen("verify", *given, "-I", principal, stdin=bundle)
+        if done.returncode == 0 and (good := _GOOD.search(done.stdout)):
+            _check_revoked(bundle, (*given, "-I", principal), revoked, good["key"])
+            return Signer(principal, good["key"])
+        found.append(_told(done))
+    raise TrustError(f"{bundle}: {_refusal(found[-1], signers)}")
+
+
+def _check_files(bundle: Path, signature: Path, signers: Path) -> None:
+    if not bundle.is_file():
+        raise TrustError(f"{bundle}: no such file")
+    if not signature.is_file():
+        raise TrustError(f"{bundle}: no signature: {signature} is missing; copy it too, or `vedette bundle sign`")
+    if signature.stat().st_size > _LARGEST:
+        raise TrustError(f"{signature}: {signature.stat().st_size} bytes: too large for a signature")
+    if not signers.is_file() or not signers.stat().st_size:
+        raise TrustError(
+            f"{signers}: missing or empty: nobody may sign yet; put a line `NAME ssh-ed25519 AAAA…` in"
+        )
+
+
+def _principals(bundle: Path, signature: Path, signers: Path) -> list[str]:
+    """Names in the allowed signers that the key of the signature has, at the time of the clock."""
+    done = _ssh_keygen("find-principals", "-s", str(signature), "-f", str(signers))
+    if done.returncode == 0 and (names := done.stdout.split("\n")):
+        return [name for name in names if name]
+    raise TrustError(f"{bundle}: {_refusal(_told(done), signers)}")
+
+
+def _refusal(told: str, signers: Path) -> str:
+    """What ssh-keygen's words mean for the operator."""
+    if late := _OUT_OF_TIME.search(told):
+        now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        return (
+            f"its key is not valid at this time: {late[0]}; the clock says {now}: if that is wrong (a board "
+            f"without a battery-backed clock or network), set it; else sign with a key that {signers} allows now"
+        )
+    if "No principal matched" in told or not told:
+        return f"signed by a key that {signers} does not name: sign it with one that is there, or add that one"
+    if "incorrect signature" in told:
+        return "its signature is of other bytes: the bundle was changed or cut off; copy both files once more"
+    if "namespace" in told:
+        return f"signed for something else than {NAMESPACE!r}, or by a key that may not: {told}"
+    return f"its signature is not accepted: {told}"
+
+
+def _check_revoked(bundle: Path, given: tuple[str, ...], revoked: Path, key: str) -> None:
+    if not revoked.exists():
+        return
+    done = _ssh_keygen("verify", *given, "-r", str(revoked), stdin=bundle)
+    if done.returncode or not _GOOD.search(done.stdout):
+        raise TrustError(
+            f"{bundle}: signed by {key}, a key that {revoked} revokes, or that file cannot be read: {_told(done)}"
+        )
+
+
+def _ssh_keygen(action: str, *options: str, stdin: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = ["ssh-keygen", "-Y", action, *options]
+    try:
+        if stdin is None:
+            return _ran(command, subprocess.DEVNULL)
+        with open_regular(stdin) as file:
+            return _ran(command, file.fileno())
+    except FileNotFoundError:
+        raise TrustError("no ssh-keygen on this machine: sudo apt-get install openssh-client") from None
+    except subprocess.TimeoutExpired:
+        raise TrustError(f"{stdin}: ssh-keygen was not done after {_PATIENCE_S:g} s") from None
+    except OSError as error:
+        raise TrustError(f"ssh-keygen cannot be run: {reason_of(error)}") from error
+
+
+def _ran(command: list[str], stdin: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, stdin=stdin, capture_output=True, text=True, errors="replace", timeout=_PATIENCE_S, check=False
+    )
+
+
+def _told(done: subprocess.CompletedProcess[str]) -> str:
+    """What ssh-keygen said, in a line, the reason before what follows from it."""
+    lines = [line.strip() for line in (*done.stderr.split("\n"), *done.stdout.split("\n")) if line.strip()]
+    return "; ".join(line for line in dict.fromkeys(lines) if not line.startswith("Signing data on"))

@@ -1,0 +1,165 @@
+"""Only what someone trusted has signed is trusted; why not is said. With the real ssh-keygen."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from agent.errors import TrustError
+from agent.update import trust
+from agent.update.trust import Trusted, sign, signature_of, verify
+from tests.support.tiny_bundles import Key, make_key, needs_ssh_keygen
+
+pytestmark = needs_ssh_keygen
+
+
+class Board:
+    """A bundle and a board's two files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.alice, self.bob = make_key(folder / "alice"), make_key(folder / "bob")
+        self.bundle = folder / "x.vedette"
+        self.bundle.write_bytes(b"a bundle")
+        self.places = Trusted(folder / "allowed_signers", folder / "revoked_keys")
+        self.allow(self.alice.allowed("alice"))
+
+    def allow(self, *lines: str) -> None:
+        self.places.allowed_signers.write_text("".join(lines), encoding="utf-8")
+
+    def revoke(self, *keys: Key) -> None:
+        self.places.revoked_keys.write_text("".join(f"{key.public}\n" for key in keys), encoding="ascii")
+
+    def signed(self, key: Key) -> str:
+        """Who is found to have signed it."""
+        sign(self.bundle, key.path)
+        return verify(self.bundle, signature_of(self.bundle), self.places).principal
+
+    def refused(self, key: Key, why: str) -> None:
+        sign(self.bundle, key.path)
+        with pytest.raises(TrustError, match=why):
+            verify(self.bundle, signature_of(self.bundle), self.places)
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    return Board(tmp_path)
+
+
+def test_a_signer_is_told_by_name_and_key(board: Board) -> None:
+    sign(board.bundle, board.alice.path)
+    found = verify(board.bundle, signature_of(board.bundle), board.places)
+    assert found.principal == "alice"
+    assert found.key.startswith("SHA256:")
+
+
+def test_any_of_several_signers_may_sign(board: Board) -> None:
+    board.allow("# ours\n", board.alice.allowed("alice"), board.bob.allowed("bob@example.com,release"))
+    assert board.signed(board.alice) == "alice"
+    assert board.signed(board.bob) == "bob@example.com"
+
+
+def test_signing_again_replaces_the_signature(board: Board) -> None:
+    board.allow(board.bob.allowed("bob"))
+    board.refused(board.alice, "does not name")
+    assert board.signed(board.bob) == "bob"
+
+
+def test_a_strangers_signature_is_refused(board: Board) -> None:
+    board.refused(board.bob, "signed by a key that .*allowed_signers does not name")
+
+
+def test_a_bundle_that_was_changed_is_refused(board: Board) -> None:
+    sign(board.bundle, board.alice.path)
+    board.bundle.write_bytes(b"b bundle")
+    with pytest.raises(TrustError, match="is of other bytes"):
+        verify(board.bundle, signature_of(board.bundle), board.places)
+
+
+def test_a_bundle_without_a_signature_is_refused(board: Board) -> None:
+    with pytest.raises(TrustError, match=r"no signature: .*x\.vedette\.sig is missing"):
+        verify(board.bundle, signature_of(board.bundle), board.places)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 70_000, b"-----BEGIN SSH SIGNATURE-----\nAAAA", os.urandom(500)])
+def test_what_is_no_signature_is_refused(board: Board, content: bytes) -> None:
+    signature_of(board.bundle).write_bytes(content)
+    with pytest.raises(TrustError):
+        verify(board.bundle, signature_of(board.bundle), board.places)
+
+
+def test_a_signature_that_was_made_for_something_else_is_refused(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trust, "NAMESPACE", "git")
+    sign(board.bundle, board.alice.path)
+    monkeypatch.undo()
+    with pytest.raises(TrustError, match="signed for something else"):
+        verify(board.bundle, signature_of(board.bundle), board.places)
+
+
+def test_a_signer_who_may_sign_something_else_only_is_refused(board: Board) -> None:
+    board.allow(board.alice.allowed("alice", 'namespaces="git"'))
+    board.refused(board.alice, "namespace")
+
+
+def test_a_revoked_key_is_refused_though_it_is_allowed(board: Board) -> None:
+    board.allow(board.alice.allowed("alice"), board.bob.allowed("bob"))
+    board.revoke(board.alice)
+    board.refused(board.alice, r"SHA256:\S+, a key that .*revoked_keys revokes")
+    assert board.signed(board.bob) == "bob"
+
+
+def test_a_list_of_revoked_keys_that_cannot_be_read_trusts_nobody(board: Board) -> None:
+    board.places.revoked_keys.write_text("garbage\n", encoding="ascii")
+    board.refused(board.alice, "or that file cannot be read")
+
+
+def test_while_a_key_is_rotated_the_old_and_the_new_one_are_valid(board: Board) -> None:
+    board.allow(
+        board.alice.allowed("release", 'valid-before="20990101"'),
+        board.bob.allowed("release", 'valid-after="20200101"'),
+    )
+    assert board.signed(board.alice) == board.signed(board.bob) == "release"
+
+
+def test_a_key_that_has_expired_is_refused_with_the_time_of_the_clock(board: Board) -> None:
+    board.allow(board.alice.allowed("release", 'valid-before="20200101"'), board.bob.allowed("release"))
+    board.refused(board.alice, r"has expired.*the clock says .*battery-backed clock")
+    assert board.signed(board.bob) == "release"
+
+
+def test_a_key_that_is_not_yet_valid_points_at_the_clock(board: Board) -> None:
+    board.allow(board.alice.allowed("release", 'valid-after="20990101"'))
+    board.refused(board.alice, r"not yet valid.*the clock says .*set it")
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_board_that_trusts_nobody_says_how_to_begin(board: Board, content: str | None) -> None:
+    board.places.allowed_signers.unlink()
+    if content is not None:
+        board.places.allowed_signers.write_text(content)
+    board.refused(board.alice, "nobody may sign yet")
+
+
+def test_a_principal_that_looks_like_an_option_is_a_name(board: Board) -> None:
+    board.allow(board.alice.allowed("-oyes"))
+    assert board.signed(board.alice) == "-oyes"
+
+
+def test_without_ssh_keygen_it_says_what_to_install(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    sign(board.bundle, board.alice.path)
+    monkeypatch.setenv("PATH", str(board.bundle.parent))
+    with pytest.raises(TrustError, match="install openssh-client"):
+        verify(board.bundle, signature_of(board.bundle), board.places)
+
+
+def test_a_key_that_is_missing_or_none_signs_nothing(board: Board, tmp_path: Path) -> None:
+    with pytest.raises(TrustError, match="ssh-keygen -t ed25519"):
+        sign(board.bundle, tmp_path / "nobody")
+    shutil.copy(board.bundle, tmp_path / "key")
+    with pytest.raises(TrustError, match="not signed with"):
+        sign(board.bundle, tmp_path / "key")
+    assert not signature_of(board.bundle).exists()
