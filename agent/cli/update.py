@@ -1,4 +1,4 @@
-"""`vedette update`: a new version or new models for this board, signed, on trial, and back if they are not well."""
+"""`vedette update`: a new version or new models for this board, signed, on trial, and back if they fail."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LOG = "%(message)s"
 
 @click.group()
 def update() -> None:
-    """Update this board by a signed bundle, and go back.
+    r"""Update this board by a signed bundle, and go back.
 
     \b
     received → verified → staged → tested → switching → trial → committed | rolled_back
@@ -36,7 +36,9 @@ def update() -> None:
 
 @update.command()
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.option("--here", is_flag=True, help="Do it in this process, which must not be cut off, instead of the unit's.")
+@click.option(
+    "--here", is_flag=True, help="Do it in this process, which must not be cut off, instead of the unit's."
+)
 @click.pass_context
 def apply(ctx: click.Context, file: Path, here: bool) -> None:
     """Update this board by the bundle FILE; its signature lies beside it, as FILE.sig.

@@ -1,12 +1,11 @@
 """Sets of models in a slot: a set is never changed, and `models` leads to the one in use.
 
-    slots/a/sets/12/   NAME.tflite NAME.toml NAME.npz …
-    slots/a/models  -> sets/12
+slots/a/sets/12/   NAME.tflite NAME.toml NAME.npz …
+slots/a/models  -> sets/12
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -36,7 +35,7 @@ class ModelSets:
         """
         link = self._slot / "models"
         try:
-            name = Path(os.readlink(link)).name
+            name = link.readlink().name
         except FileNotFoundError:
             return 0
         except OSError as error:
@@ -97,6 +96,8 @@ class ModelSets:
 
     def tidy(self) -> None:
         """Delete sets that nobody goes back to; what cannot be deleted stays."""
-        found = sorted((int(path.name) for path in self._sets.glob("[0-9]*") if path.name.isdigit()), reverse=True)
+        found = sorted(
+            (int(path.name) for path in self._sets.glob("[0-9]*") if path.name.isdigit()), reverse=True
+        )
         for number in [one for one in found if one != self.current][_KEPT - 1 :]:
             shutil.rmtree(self.path(number), ignore_errors=True)

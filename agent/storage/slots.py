@@ -1,8 +1,8 @@
 """The two slots that versions are installed in, and the links that say which of them is used for what.
 
-    slots/a  slots/b      a version each: venv/ models/ … and `ready`, which is written last and names it
-    current -> slots/a    what runs
-    keeper  -> slots/a    whose code minds updates: that of before, until a new version has stood its trial
+slots/a  slots/b      a version each: venv/ models/ … and `ready`, which is written last and names it
+current -> slots/a    what runs
+keeper  -> slots/a    whose code minds updates: that of before, until a new version has stood its trial
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Slots:
         """
         path = self._home / link
         try:
-            target = os.readlink(path)
+            target = str(path.readlink())
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Files of an update that a power cut must not harm: a history that is only added to, and folders made durable."""
+"""Files of an update that a power cut must not harm: copies, renames, and lines that are only added."""
 
 from __future__ import annotations
 
@@ -109,3 +109,15 @@ def remove(*paths: Path) -> None:
         except OSError as error:
             raise StorageError(f"{path}: cannot be deleted: {reason_of(error)}") from error
 
+
+def delete_folder(folder: Path) -> None:
+    """Delete a folder with all that is in it, if it is there.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be deleted: {reason_of(error)}") from error

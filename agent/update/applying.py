@@ -23,11 +23,12 @@ from agent.update.changes import Change, ModelsChange, VersionChange
 from agent.update.journal import Journal, Update, now
 from agent.update.orders import Orders
 from agent.update.places import Places
-from agent.update.preparing import Preparation, Tell, signature_of
+from agent.update.preparing import Preparation, Tell
 from agent.update.service import Service
 from agent.update.states import BEFORE_SWITCH, State, after_cut
 from agent.update.switching import Switch
 from agent.update.trial import Baseline, Outcome, Trial, baseline
+from agent.update.trust import signature_of
 from agent.update.vitals import read_vitals
 from agent.update.watching import Watch
 
@@ -76,7 +77,7 @@ class Updater:
         }
 
     def receive(self, bundle: Path) -> Update:
-        """Take a copy of a bundle and its signature: what is verified is what is used, and nobody else's to change.
+        """Take a copy of a bundle and its signature: what is verified is what is used.
 
         Raises:
             UpdateError: there is no signature, or another update is at hand.
@@ -162,7 +163,9 @@ class Updater:
         self._tell(f"on trial: it has to be well for {gate.steady_s:g} s on end within {gate.within_s:g} s")
         before = Baseline(update.streams_before or {}, known=update.streams_before is not None)
         trial = Trial(gate, before, update.version if update.kind == "full" else "", self._clock())
-        outcome = self._watch.until_over(trial, update.failures_before, self._telling(update), self._asking(update))
+        outcome = self._watch.until_over(
+            trial, update.failures_before, self._telling(update), self._asking(update)
+        )
         if change.stopped_at is not None and trial.ready_at is not None:
             update = replace(update, downtime_s=round(trial.ready_at - change.stopped_at, 2))
         if outcome.verdict == "commit":
@@ -188,7 +191,9 @@ class Updater:
 
     def _keep(self, update: Update, reason: str) -> Update:
         self._change(update).keep(update)
-        update = self.journal.step(update, "committed", reason=reason, by=self._orders.by, downtime_s=update.downtime_s)
+        update = self.journal.step(
+            update, "committed", reason=reason, by=self._orders.by, downtime_s=update.downtime_s
+        )
         self._tell(f"committed: {update.version}")
         return update
 

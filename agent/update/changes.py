@@ -16,10 +16,10 @@ from agent.storage.updatefiles import remove, rename
 from agent.update.description import HealthGate
 from agent.update.journal import Update
 from agent.update.places import Places
-from agent.update.preparing import signature_of
 from agent.update.service import Service
 from agent.update.staging import CONFIG
 from agent.update.switching import Switch, Verdict
+from agent.update.trust import signature_of
 
 Stand = Literal["on trial", "kept", "undone"]
 """How a change stands, as the disk tells: it may have been cut off while it was kept or undone."""

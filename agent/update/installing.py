@@ -46,7 +46,12 @@ def _run(command: list[str], patience_s: float, what: str) -> None:
             timeout=patience_s,
             check=False,
             cwd="/",
-            env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PIP_CONFIG_FILE": "/dev/null", "PIP_ROOT_USER_ACTION": "ignore"},
+            env={
+                "PATH": "/usr/bin:/bin",
+                "LANG": "C.UTF-8",
+                "PIP_CONFIG_FILE": "/dev/null",
+                "PIP_ROOT_USER_ACTION": "ignore",
+            },
         )
     except subprocess.TimeoutExpired as error:
         raise UpdateError(f"{what}: not done within {patience_s:.0f} s") from error

@@ -1,4 +1,4 @@
-"""The journal: how far the update at hand has come, on the disk before the next thing is done; and the history."""
+"""The journal: how far the update at hand has come, on the disk before more is done; and the history."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ class Journal:
         last = self.read()
         if last is not None and not last.over:
             raise UpdateError(
-                f"an update to {last.version or last.file} is at hand ({last.state}): see `vedette update status`; "
-                "`vedette update resume` goes on with it"
+                f"an update to {last.version or last.file} is at hand ({last.state}): see `vedette update "
+                "status`; `vedette update resume` goes on with it"
             )
 
     def step(self, update: Update, state: State, **changes: object) -> Update:
@@ -122,7 +122,10 @@ class Journal:
         """
         check_step(update.state, state)
         now = self._clock()
-        spent = {**update.seconds, update.state: round(update.seconds.get(update.state, 0.0) + now - self._since, 3)}
+        spent = {
+            **update.seconds,
+            update.state: round(update.seconds.get(update.state, 0.0) + now - self._since, 3),
+        }
         self._since = now
         ended = datetime.now(UTC) if state in FINAL else None
         update = msgspec.structs.replace(update, state=state, seconds=spent, ended_at=ended, **changes)
@@ -165,4 +168,3 @@ class Journal:
 def now() -> datetime:
     """UTC."""
     return datetime.now(UTC)
-

@@ -31,12 +31,12 @@ class Places(Struct, frozen=True):
         return self.root / "etc/vedette/vedette.toml"
 
     @property
-    def signers(self) -> Path:
+    def allowed_signers(self) -> Path:
         """Whose bundles are taken; `ALLOWED SIGNERS` of ssh-keygen(1)."""
         return self.root / "etc/vedette/allowed_signers"
 
     @property
-    def revoked(self) -> Path:
+    def revoked_keys(self) -> Path:
         """Keys that are no longer good, a public key in each line or a KRL; it need not be there."""
         return self.root / "etc/vedette/revoked_keys"
 

@@ -1,4 +1,4 @@
-"""Preflight: whether this board can take a bundle at all, asked before anything is unpacked. Rules without I/O."""
+"""Preflight: whether this board can take a bundle at all, asked before anything is unpacked."""
 
 from __future__ import annotations
 
@@ -114,19 +114,20 @@ def objections(wanted: Description, facts: Facts) -> Iterator[str]:
         if target.arch != facts.arch:
             yield f"the bundle is for {target.arch}, this board is {facts.arch}"
         if target.boards and facts.profile not in target.boards:
-            yield f"the bundle is for {', '.join(target.boards)}, this board is {facts.profile or 'of no known kind'}"
+            board = facts.profile or "of no known kind"
+            yield f"the bundle is for {', '.join(target.boards)}, this board is {board}"
     if target is not None and wanted.kind == "full":
         if target.python not in facts.pythons:
             found = ", ".join(sorted(facts.pythons)) or "none"
-            yield f"the bundle needs Python {target.python}, this board has {found}: install python{target.python}"
+            yield f"the bundle needs Python {target.python}, this board has {found}"
         if _number(facts.glibc) < _number(target.glibc):
             yield f"the bundle needs glibc {target.glibc}, this board has {facts.glibc or 'another libc'}"
     if wanted.kind == "models" and not facts.has_current:
         yield "a bundle of models needs a version that runs: install a full bundle first"
     if wanted.counter <= facts.counter:
         yield (
-            f"counter {wanted.counter} is not above {facts.counter}, which this board has had: older versions are "
-            "refused; `vedette update rollback` goes back to the one before"
+            f"counter {wanted.counter} is not above {facts.counter}, which this board has had: older versions "
+            "are refused; `vedette update rollback` goes back to the one before"
         )
     size_mb = sum(file.size for file in wanted.files.values()) // 1024**2
     needed_mb = size_mb * (_SPACE_FACTOR if wanted.kind == "full" else 1) + _RESERVE_MB

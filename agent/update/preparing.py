@@ -18,7 +18,7 @@ from agent.update.preflight import check as check_board
 from agent.update.preflight import read_facts
 from agent.update.rehearsal import Rehearsal
 from agent.update.staging import stage_models, stage_version
-from agent.update.trust import verify
+from agent.update.trust import signature_of, verify
 
 Tell = Callable[[str], None]
 Found = dict[str, Any]
@@ -45,7 +45,7 @@ class Preparation:
         """
         self._tell("verifying the signature and every file")
         incoming = self._where.incoming
-        signer = verify(incoming, signature_of(incoming), self._where.signers, self._where.revoked)
+        signer = verify(incoming, signature_of(incoming), self._where)
         wanted = read_description(incoming)
         check(incoming, wanted)
         running = self._slots.of("current")
@@ -93,11 +93,6 @@ class Preparation:
         if running is None:
             raise UpdateError(f"{self._where.home}/current: nothing is installed here: run scripts/install first")
         return running
-
-
-def signature_of(bundle: Path) -> Path:
-    """Where the signature of a bundle lies."""
-    return bundle.with_name(f"{bundle.name}.sig")
 
 
 def _profile() -> str:

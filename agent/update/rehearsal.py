@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,9 @@ class Rehearsal:
                 command, capture_output=True, timeout=_PATIENCE_S, check=False, cwd="/", **self._as_daemon()
             )
         except subprocess.TimeoutExpired as error:
-            raise UpdateError(f"the new version hangs: `vedette {words[0]}` took over {_PATIENCE_S:.0f} s") from error
+            raise UpdateError(
+                f"the new version hangs: `vedette {words[0]}` took over {_PATIENCE_S:.0f} s"
+            ) from error
         except OSError as error:
             raise UpdateError(f"the new version cannot be started: {error}") from error
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from agent.errors import StorageError, UpdateError, reason_of
+from agent.errors import UpdateError
 from agent.storage.durable import make_folder, write_atomic
 from agent.storage.models import read
 from agent.storage.modelsets import ModelSets
 from agent.storage.slots import Slot, Slots
+from agent.storage.updatefiles import delete_folder, rename
 from agent.update.archive import unpack
-from agent.update.description import NAME, Description, render
+from agent.update.description import NAME, Description
 from agent.update.installing import install
 from agent.update.migration import migrate
 from agent.update.places import Places
@@ -39,8 +39,8 @@ def stage_version(where: Places, wanted: Description, slot: Slot) -> None:
     install(find_python(wanted.target.python), home / "venv", wheels)
     _take_models(home, wanted, unpacked)
     _take_config(where, wanted, home, unpacked)
-    write_atomic(home / NAME, render(wanted))
-    _delete(unpacked)
+    rename(unpacked / NAME, home / NAME)
+    delete_folder(unpacked)
     slots.make_ready(slot, wanted.version)
 
 
@@ -54,11 +54,11 @@ def stage_models(where: Places, wanted: Description, slot: Slot) -> None:
     home = Slots(where.home).path(slot)
     _take_out(where, wanted, home)
     _take_models(home, wanted, home / _UNPACKED, use=False)
-    _delete(home / _UNPACKED)
+    delete_folder(home / _UNPACKED)
 
 
 def _take_out(where: Places, wanted: Description, home: Path) -> None:
-    _delete(home / _UNPACKED)
+    delete_folder(home / _UNPACKED)
     unpack(where.incoming, wanted, home / _UNPACKED)
 
 
@@ -74,11 +74,8 @@ def _take_models(home: Path, wanted: Description, unpacked: Path, *, use: bool =
 def _take_config(where: Places, wanted: Description, home: Path, unpacked: Path) -> None:
     """What the bundle brings as examples, and the board's own configuration as the new version needs it."""
     make_folder(home / "config")
-    try:
-        for path in wanted.named("config", ""):
-            (unpacked / path).replace(home / "config" / f"{Path(path).name}.example")
-    except OSError as error:
-        raise StorageError(f"{home / 'config'}: cannot be written: {reason_of(error)}") from error
+    for path in wanted.named("config", ""):
+        rename(unpacked / path, home / "config" / f"{Path(path).name}.example")
     if wanted.migrations and where.config.exists():
         before = read(where.config)
         try:
@@ -87,11 +84,3 @@ def _take_config(where: Places, wanted: Description, home: Path, unpacked: Path)
             raise UpdateError(f"{where.config}: not UTF-8 at byte {error.start}") from error
         if after != before:
             write_atomic(home / CONFIG, after)
-
-
-def _delete(folder: Path) -> None:
-    try:
-        if folder.exists():
-            shutil.rmtree(folder)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be deleted: {reason_of(error)}") from error

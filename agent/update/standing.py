@@ -37,7 +37,8 @@ class Standing(Struct, frozen=True):
         yield f"counter   {self.counter}"
         if self.at_hand is not None:
             one = self.at_hand
-            yield f"{'last' if one.over else 'at hand':<9} {one.version or one.file}: {one.state}, {one.reason or 'no remark'}"
+            why = f": {one.reason}" if one.reason else ""
+            yield f"{'last' if one.over else 'at hand':<9} {one.version or one.file} {one.state}{why}"
 
 
 def standing(where: Places) -> Standing:

@@ -53,7 +53,8 @@ class Switch:
         """Switch from one slot to the other.
 
         Args:
-            old: that runs. new: that is to.
+            old: that runs.
+            new: that is to.
             config: of the new version; None: it stays as it is.
             allowed_s: that the trial may take.
 

@@ -1,8 +1,8 @@
 """The trial: whether a new version may stay. Rules without I/O.
 
-It may when for `steady_s` on end every stream that inferred before infers, none takes much longer than it did, and
-the memory is within its bound. A broker that is away says nothing against it, and neither does a camera that was
-lost before. A version that ends by itself is rolled back at once; one that is not well, after `within_s`.
+It may when for `steady_s` on end every stream that inferred before infers, none takes much longer than it did,
+and the memory is within its bound. A broker that is away says nothing against it, and neither does a camera that
+was lost before. A version that ends by itself is rolled back at once; one that is not well, after `within_s`.
 """
 
 from __future__ import annotations
@@ -145,4 +145,6 @@ class Trial:
         allowed_ms = max(self._gate.p95_floor_ms, self._gate.p95_factor * before_ms)
         if p95_ms <= allowed_ms:
             return None
-        return f"stream {name} infers in {p95_ms:.1f} ms (p95), {allowed_ms:.1f} are allowed: {before_ms:.1f} before"
+        return (
+            f"stream {name} infers in {p95_ms:.1f} ms (p95), {allowed_ms:.1f} are allowed: {before_ms:.1f} before"
+        )
