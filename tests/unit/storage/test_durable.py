@@ -190,5 +190,5 @@ def test_a_passing_file_is_replaced_as_a_whole_and_nothing_else_is_left(tmp_path
     write_passing(tmp_path / "health.json", b"new")
     assert (tmp_path / "health.json").read_bytes() == b"new"
     assert [path.name for path in tmp_path.iterdir()] == ["health.json"]
-    with pytest.raises(StorageError, match="gone/health.json: cannot be written: No such file"):
+    with pytest.raises(StorageError, match=r"gone/health\.json: cannot be written: No such file"):
         write_passing(tmp_path / "gone" / "health.json", b"new")
