@@ -29,6 +29,7 @@ class Bulletin:
 
     Attributes:
         has_news: whether something was otherwise at the last look than at the one before.
+        streams: their health as it was published last.
     """
 
     def __init__(self, house: House, control: Control, homeassistant: HomeAssistant) -> None:
@@ -38,6 +39,7 @@ class Bulletin:
         self._unread: set[str] = set()
         self._told, self._told_at = "", 0.0
         self.has_news = False
+        self.streams: dict[str, payload.StreamHealth] = {}
 
     @property
     def has_temperature(self) -> bool:
@@ -67,12 +69,13 @@ class Bulletin:
         house, control = self._house, self._control
         with self._reading("memory"):
             self._resident_mb = resident_mb()
+        self.streams = {name: control.health(name, one.health()) for name, one in house.streams.items()}
         celsius = self._heat.celsius
         message = payload.HealthMessage(
             version=__version__,
             at=datetime.now(UTC),
             uptime_s=round(time.monotonic() - self._began, 1),
-            streams={name: control.health(name, one.health()) for name, one in house.streams.items()},
+            streams=self.streams,
             spool=spool_health(house.spool),
             rss_mb=round(self._resident_mb, 1),
             temperature_c=None if celsius is None else round(celsius, 1),

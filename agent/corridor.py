@@ -14,6 +14,7 @@ from msgspec import Struct
 from agent.comms.reporter import Reporter
 from agent.compute.track.tracker import Tracker
 from agent.messages import Event, Seen, Stages
+from agent.recent import Recent
 
 _TAKE_S = 0.25
 """Longest wait for an input before time itself is looked at: ends that are due, a stop, a loss."""
@@ -76,7 +77,7 @@ class Corridor(ABC, Generic[T]):
     def __init__(self, source: Source[T], sense: Sense, reporter: Reporter) -> None:
         self._source, self._sense, self._reporter = source, sense, reporter
         self._now: tuple[int, datetime] | None = None
-        self.tally = Tally()
+        self.tally, self.recent = Tally(), Recent()
         self.first_result = threading.Event()
 
     def run(
@@ -122,6 +123,7 @@ class Corridor(ABC, Generic[T]):
         if seen.detections is not None:
             tally.inferences += inferences
             tally.infer_ns += seen.stages.infer
+            self.recent.add(seen.stages.infer // max(1, inferences))
             if not self.first_result.is_set():
                 self.first_result.set()
 

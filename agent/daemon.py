@@ -8,17 +8,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from agent.boardhealth import LocalHealth
 from agent.bulletin import Bulletin
 from agent.checkup import Checkup
 from agent.config import Config
 from agent.configfile import Where
 from agent.control import Control
 from agent.errors import ConfigError, StreamError, VedetteError
+from agent.health.notify import Notifier
 from agent.heap import trim_heap
 from agent.homeassistant import HomeAssistant
 from agent.house import House, stop_streams
 from agent.orders import Orders
 from agent.overrides import FILE as OVERRIDES
+from agent.service import Service
 from agent.storage.durable import lock_folder, state_folder
 from agent.storage.spool import Spool
 from agent.storage.twinfile import TwinFile
@@ -40,6 +43,7 @@ class Daemon:
     house: House
     _homeassistant: HomeAssistant
     _bulletin: Bulletin
+    _local: LocalHealth
 
     def __init__(
         self,
@@ -63,7 +67,7 @@ class Daemon:
         """
         self._config, self._reload, self._where, self._exit_when_done = config, reload, where, exit_when_done
         self._board = board
-        self._checkup = Checkup(file)
+        self._checkup, self._service = Checkup(file), Service(Notifier())
         self._stop_asked = self._reload_asked = False
         # Not an Event: a signal handler that sets one waits for ever if it interrupts the same Event's `wait`.
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -100,6 +104,7 @@ class Daemon:
                 self._orders = Orders(self._control, self.house, self._checkup, self._read_again, self._rouse)
                 self._homeassistant = HomeAssistant(self.house)
                 self._bulletin = Bulletin(self.house, self._control, self._homeassistant)
+                self._local = LocalHealth(self.house, self._bulletin)
                 self.house.settle_left()
                 self.house.prepare()
                 if self._board:
@@ -116,6 +121,7 @@ class Daemon:
             self._orders.listen()
             self._watch()
         finally:
+            self._service.stopping()
             self._orders.stop()
             stop_streams(self.house.streams.values())
             self._publish_health()
@@ -136,6 +142,8 @@ class Daemon:
                     trim_heap()
                 show_thread_names()
                 self._publish_health()
+            self._service.look(self.house.streams, connected=self.house.line.publisher.state.connected)
+            self._local.look(ready=self._service.ready, is_due=is_due)
             if self._done():
                 self._tell_failure()
                 return
@@ -176,6 +184,7 @@ class Daemon:
         """
         if self._reload is None:
             raise ConfigError("this daemon runs on no file: there is nothing to read again")
+        self._service.reloading()
         try:
             told = self._control.reload(self._reload())
         except VedetteError as error:
@@ -186,5 +195,7 @@ class Daemon:
             # A defect that a new configuration brings out must not end what runs on the old one.
             log.exception("reload refused, running on as before: a defect in Vedette")
             raise VedetteError(f"a defect in Vedette: {type(error).__name__}: {error}") from error
+        finally:
+            self._service.reloaded()
         self._orders.listen()
         return told

@@ -21,6 +21,7 @@ from agent.errors import CommandError, VedetteError
 from agent.library import open_model
 from agent.manifest import Model
 from agent.meter import Meter
+from agent.recent import Recent
 from agent.senses import Input, Sense, open_corridor, open_sense, prepare_sense
 from agent.supervised import State, Supervised
 
@@ -40,6 +41,7 @@ class Stream(Supervised):
         # What is large is there while it runs only; of what ran, its totals are kept.
         self._pipeline: Corridor[Any] | None = None
         self._tally, self._first_result = Tally(), threading.Event()
+        self._recent, self._inferred_before = Recent(), 0
         self._captured: CaptureStats | None = None
         self._reporter: Reporter | None = None
         self._source: Input | None = None
@@ -146,6 +148,16 @@ class Stream(Supervised):
         return self._first_result.is_set()
 
     @property
+    def inferred(self) -> int:
+        """Inferences since the start."""
+        return self._inferred_before + self._tally.inferences
+
+    @property
+    def infer_p95_ms(self) -> float | None:
+        """See `agent.recent.Recent.p95_ms`."""
+        return self._recent.p95_ms
+
+    @property
     def frames(self) -> int:
         """Frames handled since the start."""
         return self._tally.frames
@@ -195,18 +207,23 @@ class Stream(Supervised):
             self.name, self.config, self._sense, reporter, partial(_tell_change, self.name), desk.recorder
         )
         self._source, self._pipeline = source, pipeline
-        self._tally, self._first_result = pipeline.tally, pipeline.first_result
+        self._inferred_before += self._tally.inferences
+        self._tally, self._first_result, self._recent = pipeline.tally, pipeline.first_result, pipeline.recent
         self._meter.reset()
         source.start()
         self.state, self.detail = "running", ""
         try:
-            pipeline.run(self._stop, between=partial(self._errands.run, self._sense, pipeline))
+            pipeline.run(self._stop, between=partial(self._between, self._sense, pipeline))
         finally:
             source.stop()
             self._captured, self._source, self._pipeline = source.stats, None, None
             filming, self._filming = self._filming, None
             if filming is not None:
                 filming.close()
+
+    def _between(self, sense: Sense, pipeline: Corridor[Any]) -> None:
+        self.come_round()
+        self._errands.run(sense, pipeline)
 
     def _close(self) -> None:
         sense, self._sense = self._sense, None

@@ -32,10 +32,12 @@ class Supervised:
         self._tries_again = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._came_round_s = time.monotonic()
 
     def start(self) -> None:
         """Run in a thread of its own, unless it is disabled or failed."""
         if self.state == "starting":
+            self.come_round()
             self._thread = threading.Thread(target=self._supervise, name=f"stream-{self.name}", daemon=True)
             self._thread.start()
 
@@ -54,6 +56,16 @@ class Supervised:
         """Whether nothing more will come of it."""
         return self.state in ("ended", "failed", "disabled") and not self._tries_again
 
+    @property
+    def silent_s(self) -> float:
+        """How long its thread has been busy with one and the same thing, s; 0 without one."""
+        is_alive = self._thread is not None and self._thread.is_alive()
+        return time.monotonic() - self._came_round_s if is_alive else 0.0
+
+    def come_round(self) -> None:
+        """For its thread: something is over, the next begins."""
+        self._came_round_s = time.monotonic()
+
     def _run(self) -> None:
         """Run until it ends or `_stop` is set.
 
@@ -70,8 +82,10 @@ class Supervised:
         pause_s = _RESTART_FIRST_S
         while not self._stop.is_set():
             began = time.monotonic()
+            self.come_round()
             self._attempt()
             self._close()
+            self.come_round()
             if not self._tries_again:
                 return
             if time.monotonic() - began > _RESTART_LAST_S:

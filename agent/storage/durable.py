@@ -39,20 +39,34 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
         raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
 
 
-def _replace(path: Path, data: bytes, mode: int) -> None:
+def write_passing(path: Path, data: bytes) -> None:
+    """Replace a file that need not outlive a power cut, such as one in memory: whoever reads finds old or new.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    try:
+        _replace(path, data, 0o644, durable=False)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
+
+
+def _replace(path: Path, data: bytes, mode: int, *, durable: bool = True) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from agent.config import StorageConfig
 from agent.errors import StorageError
-from agent.storage.durable import clips_path, lock_folder, state_folder, write_atomic
+from agent.storage.durable import clips_path, lock_folder, state_folder, write_atomic, write_passing
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -183,3 +183,12 @@ def test_a_state_folder_that_is_not_ours_wants_write_access(
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(StorageError, match="Permission denied; give the user that runs vedette write access"):
         state_folder(StorageConfig(folder=str(tmp_path)))
+
+
+def test_a_passing_file_is_replaced_as_a_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
+    write_passing(tmp_path / "health.json", b"old")
+    write_passing(tmp_path / "health.json", b"new")
+    assert (tmp_path / "health.json").read_bytes() == b"new"
+    assert [path.name for path in tmp_path.iterdir()] == ["health.json"]
+    with pytest.raises(StorageError, match=r"gone/health\.json: cannot be written: No such file"):
+        write_passing(tmp_path / "gone" / "health.json", b"new")

@@ -1,0 +1,60 @@
+"""What is sent, and where to."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from agent.health.notify import Notifier
+from tests.support.notified import Notified
+
+
+@pytest.mark.parametrize("kind", ["path", "abstract"])
+def test_everything_is_told_at_the_address_of_the_environment(tmp_path: Path, kind: str) -> None:
+    address = str(tmp_path / "notify") if kind == "path" else f"@vedette-test-{os.getpid()}"
+    with Notified(address) as systemd:
+        notifier = Notifier({"NOTIFY_SOCKET": address})
+        notifier.ready()
+        notifier.reloading()
+        notifier.alive()
+        notifier.status("1 of 2 streams running\nREADY=1")
+        notifier.stopping()
+        lines = systemd.lines
+    assert lines.pop(2).startswith("MONOTONIC_USEC=")
+    status = "STATUS=1 of 2 streams running READY=1"  # what a source says cannot pass for another line
+    assert lines == ["READY=1", "RELOADING=1", "WATCHDOG=1", status, "STOPPING=1"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "watchdog_s"),
+    [
+        ({}, 0.0),
+        ({"WATCHDOG_USEC": "2000000"}, 2.0),
+        ({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": str(os.getpid())}, 2.0),
+        ({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "1"}, 0.0),
+        ({"WATCHDOG_USEC": "soon"}, 0.0),
+    ],
+)
+def test_the_watchdog_has_a_period_if_it_is_ours(environment: dict[str, str], watchdog_s: float) -> None:
+    assert Notifier({"NOTIFY_SOCKET": "/nowhere", **environment}).watchdog_s == watchdog_s
+
+
+def test_without_systemd_nothing_is_sent(caplog: pytest.LogCaptureFixture) -> None:
+    notifier = Notifier({"WATCHDOG_USEC": "1000000"})
+    notifier.ready()
+    assert (notifier.watchdog_s, caplog.records) == (0.0, [])
+
+
+def test_a_socket_that_is_gone_is_told_once_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "gone")})
+    with caplog.at_level(logging.WARNING):
+        notifier.ready()
+        notifier.alive()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"NOTIFY_SOCKET={tmp_path / 'gone'}: systemd cannot be told: No such file or directory"
+    ]
