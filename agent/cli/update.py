@@ -53,28 +53,26 @@ def apply(ctx: click.Context, file: Path, here: bool) -> None:
     with _owned(where):
         Updater(where, Systemd(), _say).receive(file)
     if here or not Systemd.is_there():
-        _work(ctx, where, Systemd())
-        return
+        done = _work(where, Systemd())
+        ctx.exit(0 if done is not None and done.state == "committed" else _FAILED)
     Systemd().hand_over()
     _follow(ctx, where)
 
 
 @update.command()
-@click.pass_context
-def resume(ctx: click.Context) -> None:
+def resume() -> None:
     """Go on with an update that was cut off, to its end; does nothing where there is none."""
     from agent.update.service import Systemd
 
     logging.basicConfig(level=logging.INFO, format=_LOG)
-    _work(ctx, _places(), Systemd())
+    _work(_places(), Systemd())
 
 
-def _work(ctx: click.Context, where: Places, service: Service) -> None:
+def _work(where: Places, service: Service) -> Update | None:
     from agent.update.applying import Updater
 
     with _owned(where):
-        done = Updater(where, service, _say).resume()
-    ctx.exit(0 if done is None or done.state == "committed" else _FAILED)
+        return Updater(where, service, _say).resume()
 
 
 def _follow(ctx: click.Context, where: Places) -> None:

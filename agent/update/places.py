@@ -66,6 +66,11 @@ class Places(Struct, frozen=True):
         return self.state / "verdict"
 
     @property
+    def counted(self) -> Path:
+        """What the dead-man has counted of a trial: its own, and of this trial only."""
+        return self.state / "deadman"
+
+    @property
     def kept_config(self) -> Path:
         """The configuration as it was before the update at hand changed it."""
         return self.state / "kept/vedette.toml"

@@ -85,7 +85,7 @@ class Preparation:
         self._tell("testing it: its imports, the golden answers of its models, the configuration")
         home = self._slots.path(slot_of(update.slot))
         self._rehearsal.models(home, update.counter)
-        self._rehearsal.config(home)
+        self._rehearsal.config(home, update.counter)
         return {}
 
     def _running(self) -> Slot:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from agent.errors import NO_JSON, UpdateError
-from agent.storage.durable import write_atomic
+from agent.storage.durable import make_folder, write_atomic
 from agent.storage.models import read
 from agent.storage.modelsets import ModelSets
 from agent.storage.slots import Slots
@@ -40,8 +40,8 @@ class Rehearsal:
         if done.returncode:
             raise UpdateError(f"the self-test of the new version fails: {_said(done)}")
 
-    def config(self, slot: Path) -> None:
-        """Have the version in a slot check the configuration that it would run on.
+    def config(self, slot: Path, number: int) -> None:
+        """Have the version in a slot check the configuration that it would run on, with a set of models.
 
         What the version that runs now finds wrong with its own, such as a camera that is unplugged, is no reason.
 
@@ -52,8 +52,10 @@ class Rehearsal:
             return
         migrated = slot / CONFIG
         config = read(migrated if migrated.exists() else self._where.config)
-        # Models of the new version lie in its slot, which `current` does not lead to yet.
-        checked = slot / _CHECKED
+        # Its models lie where `current/models` does not lead to yet.
+        checked, new = slot / _CHECKED, ModelSets(slot).path(number)
+        make_folder(checked.parent)
+        config = config.replace(f"{self._where.home}/current/models/".encode(), f"{new}/".encode())
         write_atomic(checked, config.replace(f"{self._where.home}/current/".encode(), f"{slot}/".encode()))
         found = self._problems(slot, checked)
         if not found:

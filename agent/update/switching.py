@@ -65,7 +65,7 @@ class Switch:
             take_copy(self._where.config, self._where.kept_config)
         else:
             remove(self._where.kept_config)
-        remove(self._where.verdict)
+        remove(self._where.verdict, self._where.counted)
         self._write("switching", old, new, allowed_s)
         if config is not None:
             write_atomic(self._where.config, config, _MODE)

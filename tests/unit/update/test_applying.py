@@ -1,0 +1,235 @@
+"""An update from its bundle to its end, on a board in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agent.errors import StorageError, UpdateError
+from agent.storage.modelsets import ModelSets
+from agent.update.description import Migration
+from agent.update.orders import Orders
+from agent.update.trust import signature_of
+from tests.support.pretend_board import CONFIG, Board, write_command
+from tests.support.tiny_bundles import make_key, needs_ssh_keygen
+
+pytestmark = needs_ssh_keygen
+RENAME = Migration("rename", "mqtt.host", to="mqtt.server")
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
+    return Board(tmp_path, monkeypatch)
+
+
+def test_a_good_version_is_committed_and_minds_updates_from_then_on(board: Board) -> None:
+    done = board.apply(board.bundle())
+    assert (done.state, done.version, done.from_version, done.signer) == (
+        "committed",
+        "2.0",
+        "1.0",
+        "ops@example.org",
+    )
+    assert done.downtime_s is not None
+    assert board.runs == "2.0"
+    assert list(done.seconds) == ["received", "verified", "staged", "tested", "switching", "trial"]
+    assert board.where.present.exists()
+    assert not board.where.incoming.exists()
+    assert board.config == CONFIG
+    board.check_sound()
+
+
+@pytest.mark.parametrize(
+    ("version", "why"),
+    [
+        ("2.0+crash", "ended by itself"),
+        ("2.0+slow", "stream front infers in 90.0 ms (p95), 30.0 are allowed: 20.0 before"),
+        ("2.0+hang", "the daemon does not tell how it is"),
+        ("2.0+lost", "stream front is lost"),
+        ("2.0+large", "takes 500 MB of memory, 200 are allowed"),
+    ],
+)
+def test_a_version_that_is_not_well_is_rolled_back_with_its_configuration(
+    board: Board, version: str, why: str
+) -> None:
+    done = board.apply(board.bundle(version, migrations=[RENAME]))
+    assert done.state == "rolled_back"
+    assert why in done.reason
+    assert board.runs == "1.0"
+    assert board.config == CONFIG
+    board.check_sound()
+    assert board.updater().journal.history() == [done]
+
+
+@pytest.mark.parametrize(
+    ("version", "why"),
+    [
+        ("2.0+crashimport", "no module named cv2"),
+        ("2.0+golden", "output 0 is 0.3 off"),
+        ("2.0+config", "unknown key"),
+    ],
+)
+def test_a_version_that_fails_its_rehearsal_is_never_switched_to(board: Board, version: str, why: str) -> None:
+    done = board.apply(board.bundle(version))
+    assert done.state == "refused"
+    assert why in done.reason
+    assert board.service.restarts == 0
+    board.check_sound()
+
+
+def test_what_the_old_version_finds_wrong_too_is_no_reason(board: Board) -> None:
+    """Such as a camera that is unplugged; where it stands in the file may be another line."""
+    (board.slots.path("a") / "venv/bin/vedette").unlink()
+    write_command(board.slots.path("a") / "venv", problem="unknown key")
+    assert board.apply(board.bundle("2.0+config")).state == "committed"
+
+
+def test_a_migration_keeps_the_remarks_and_is_taken_back_with_the_version(board: Board) -> None:
+    assert board.apply(board.bundle(migrations=[RENAME])).state == "committed"
+    assert board.config == CONFIG.replace("host", "server")
+    board.where.config.write_text(board.config + "# by hand\n", encoding="utf-8")
+    done = board.go_back()
+    assert (done.state, done.by) == ("rolled_back", "operator")
+    assert board.runs == "1.0"
+    assert board.config == CONFIG
+    board.check_sound()
+    assert board.go_back().version == "2.0"
+    assert board.config.endswith("# by hand\n")
+    board.check_sound()
+
+
+def test_what_was_edited_during_a_trial_is_kept_beside(board: Board) -> None:
+    board.apply(board.bundle("2.0+slow", migrations=[RENAME]))
+    undone = board.where.config.with_name("vedette.toml.undone")
+    assert "server" in undone.read_text(encoding="utf-8")
+
+
+def test_a_configuration_that_does_not_migrate_is_refused(board: Board) -> None:
+    clash = Migration("rename", "mqtt.host", to="mqtt.port")
+    board.where.config.write_text(CONFIG + "port = 1883\n", encoding="utf-8")
+    done = board.apply(board.bundle(migrations=[clash]))
+    assert done.state == "refused"
+    assert "`mqtt.port` is set already" in done.reason
+    board.check_sound()
+
+
+def test_an_older_counter_is_refused(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert board.apply(board.bundle(counter=5)).state == "committed"
+    monkeypatch.undo()
+    done = board.apply(board.bundle("1.5", counter=4))
+    assert done.state == "refused"
+    assert "counter 4 is not above 5" in done.reason
+    assert board.runs == "2.0"
+
+
+def test_an_unknown_signer_is_refused(board: Board, tmp_path: Path) -> None:
+    done = board.apply(board.bundle(key=make_key(tmp_path / "other")))
+    assert done.state == "refused"
+    assert not board.where.incoming.exists()
+    board.check_sound()
+
+
+def test_a_bundle_that_was_changed_after_signing_is_refused(board: Board) -> None:
+    bundle = board.bundle()
+    content = bytearray(bundle.read_bytes())
+    content[len(content) // 2] ^= 1
+    bundle.write_bytes(content)
+    assert board.apply(bundle).state == "refused"
+    board.check_sound()
+
+
+def test_without_a_signature_nothing_is_taken(board: Board) -> None:
+    bundle = board.bundle()
+    signature_of(bundle).unlink()
+    with pytest.raises(UpdateError, match=r"2\.vedette\.sig: the signature is missing"):
+        board.updater().receive(bundle)
+
+
+def test_two_updates_at_once_are_refused(board: Board) -> None:
+    board.updater().receive(board.bundle())
+    with pytest.raises(UpdateError, match=r"is at hand \(received\)"):
+        board.updater().receive(board.bundle(counter=3))
+
+
+def test_an_operator_may_confirm_or_roll_back_a_trial(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    for order, state in (("rollback", "rolled_back"), ("confirm", "committed")):
+        with monkeypatch.context() as patch:
+            patch.setattr(board, "_sleep", _ordering(board, order))
+            done = board.apply(board.bundle())
+        assert (done.state, done.by) == (state, "operator")
+        board.check_sound()
+
+
+def _ordering(board: Board, order: str) -> Callable[[float], None]:
+    waits = board._sleep
+
+    def sleep(seconds: float) -> None:
+        Orders(board.where).give(order)
+        waits(seconds)
+
+    return sleep
+
+
+def test_models_are_swapped_without_a_restart(board: Board) -> None:
+    done = board.apply(board.models())
+    assert (done.state, done.kind) == ("committed", "models"), done.reason
+    assert (board.service.restarts, board.service.reloads) == (0, 1)
+    home = board.slots.path("a")
+    assert ModelSets(home).current == 7
+    assert (home / "models/small-speech.tflite").exists()
+    assert board.runs == "1.0"
+
+
+def test_models_that_make_a_stream_slow_are_taken_back(board: Board) -> None:
+    board.apply(board.models())
+    done = board.apply(board.models(counter=66))
+    assert done.state == "rolled_back"
+    assert "infers in 90.0 ms" in done.reason
+    assert ModelSets(board.slots.path("a")).current == 7
+    assert board.service.reloads == 3
+
+
+def test_a_full_disk_while_staging_is_refused_and_what_runs_goes_on(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StorageError("slots/b: cannot be written: No space left on device")
+
+    monkeypatch.setattr("agent.update.staging.unpack", full)
+    done = board.apply(board.bundle())
+    assert done.state == "refused"
+    assert "No space left" in done.reason
+    board.check_sound()
+
+
+def test_the_dead_man_ends_a_trial_that_nobody_follows(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The updater is killed in the trial and never comes back; the time is cut short."""
+    monkeypatch.setattr(board, "_sleep", _killed)
+    updater = board.updater()
+    updater.receive(board.bundle(migrations=[RENAME]))
+    with pytest.raises(KeyboardInterrupt):
+        updater.resume()
+    assert board.runs == "2.0"
+    trial = board.where.trial
+    assert "\nallowed_s=155\n" in trial.read_text()
+    trial.write_text(trial.read_text().replace("allowed_s=155", "allowed_s=0"))
+    count = board.where.counted
+    board.service.deadman()
+    assert board.runs == "2.0", "no time has passed"
+    count.write_text(count.read_text().replace("elapsed_s=0", "elapsed_s=9"))
+    board.service.deadman()
+    assert board.runs == "1.0"
+    assert board.config == CONFIG
+    monkeypatch.undo()
+    board.restart_service()
+    done = board.updater().resume()
+    assert done is not None
+    assert (done.state, done.by) == ("rolled_back", "deadman")
+    assert "longer than 0 s" in done.reason
+    board.check_sound()
+
+
+def _killed(_: float) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,78 @@
+"""How far an update has come is on the disk, and what became of each stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.errors import UpdateError
+from agent.update.journal import Journal, Update, now
+from agent.update.places import Places
+
+
+@pytest.fixture
+def where(tmp_path: Path) -> Places:
+    places = Places(tmp_path)
+    places.state.mkdir(parents=True)
+    return places
+
+
+def begun(journal: Journal) -> Update:
+    return journal.begin(Update(state="received", file="two.vedette", began_at=now()))
+
+
+def test_each_state_is_on_the_disk_with_the_time_that_was_spent_in_it(where: Places) -> None:
+    seconds = iter([0.0, 10.0, 12.5, 20.0])
+    journal = Journal(where, lambda: next(seconds))
+    update = journal.step(begun(journal), "verified", version="2.0", counter=4)
+    assert Journal(where).read() == update
+    done = journal.step(update, "refused", reason="no room")
+    assert done.seconds == {"received": 2.5, "verified": 7.5}
+    assert done.ended_at is not None
+    assert journal.history() == [done]
+    assert journal.read() == done
+
+
+def test_without_an_update_there_is_none(where: Places) -> None:
+    assert Journal(where).read() is None
+    assert Journal(where).history() == []
+    assert Journal(where).committed_counter() == 0
+
+
+def test_a_second_update_waits_for_the_end_of_the_first(where: Places) -> None:
+    journal = Journal(where)
+    update = begun(journal)
+    with pytest.raises(UpdateError, match=r"two.vedette is at hand \(received\)"):
+        begun(journal)
+    journal.step(update, "refused")
+    begun(journal)
+
+
+def test_only_what_was_committed_counts(where: Places) -> None:
+    journal = Journal(where)
+    for counter, ends in ((3, "committed"), (9, "rolled_back"), (2, "committed")):
+        update = journal.note(begun(journal), state="trial", counter=counter)
+        journal.step(update, ends)  # type: ignore[arg-type]  # of the states, two that end
+    assert journal.committed_counter() == 3
+
+
+def test_a_damaged_journal_is_told_and_a_damaged_line_of_the_history_is_left_out(where: Places) -> None:
+    journal = Journal(where)
+    done = journal.step(begun(journal), "refused")
+    where.history.write_bytes(b'{"half": \n' + where.history.read_bytes() + b'{"cut off')
+    assert journal.history() == [done]
+    second = journal.step(begun(journal), "refused")
+    assert journal.history() == [done, second], "what a power cut left is ended first"
+    where.journal.write_bytes(b"{")
+    with pytest.raises(UpdateError, match=r"journal\.json: is damaged"):
+        journal.read()
+
+
+def test_an_end_that_is_told_twice_is_there_once(where: Places) -> None:
+    """The power goes after the history is written and before the journal is."""
+    journal = Journal(where)
+    update = begun(journal)
+    journal.step(update, "refused", reason="first")
+    again = journal.step(update, "refused", reason="again")
+    assert journal.history() == [again]

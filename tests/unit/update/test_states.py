@@ -1,0 +1,42 @@
+"""States of an update: which follow which, and what becomes of one that is cut off."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.errors import UpdateError
+from agent.update.states import BEFORE_SWITCH, FINAL, STATES, State, after_cut, check_step
+
+
+def may(before: State, after: State) -> bool:
+    try:
+        check_step(before, after)
+    except UpdateError:
+        return False
+    return True
+
+
+def test_nothing_follows_an_end() -> None:
+    assert not [(end, after) for end in FINAL for after in STATES if may(end, after)]
+
+
+def test_every_state_leads_to_an_end() -> None:
+    leads: set[State] = set(FINAL)
+    for _ in STATES:
+        leads |= {one for one in STATES if any(may(one, after) for after in leads)}
+    assert leads == set(STATES)
+
+
+def test_what_is_refused_has_changed_nothing_that_runs() -> None:
+    assert {one for one in STATES if may(one, "refused")} == BEFORE_SWITCH
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_what_is_cut_off_is_done_again_only_before_the_switch(state: State) -> None:
+    assert (after_cut(state) == "again") == (state in BEFORE_SWITCH)
+    assert (after_cut(state) == "nothing") == (state in FINAL)
+
+
+def test_a_step_that_no_update_takes_is_named() -> None:
+    with pytest.raises(UpdateError, match="verified cannot become trial"):
+        check_step("verified", "trial")

@@ -1,0 +1,131 @@
+"""When a new version may stay."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from agent.update.description import HealthGate
+from agent.update.trial import Baseline, Outcome, Seen, Trial, baseline
+from agent.update.vitals import StreamVitals, Vitals
+
+GATE = HealthGate(steady_s=10, within_s=60, p95_factor=1.5, p95_floor_ms=5.0, memory_mb=200)
+WELL = Vitals("2.0", 7, "", 0.0, True, 100.0, {"front": StreamVitals("running", "", 10, 20.0)})
+BEFORE = Baseline({"front": 20.0}, known=True)
+
+
+def trial(before: Baseline = BEFORE, version: str = "2.0") -> Trial:
+    return Trial(GATE, before, version, began_s=0.0)
+
+
+def with_stream(**changes: object) -> Vitals:
+    return replace(WELL, streams={"front": replace(WELL.streams["front"], **changes)})
+
+
+def test_a_version_that_is_well_for_long_enough_stays() -> None:
+    one = trial()
+    assert one.look(3.0, Seen(WELL)).verdict == "wait"
+    assert one.look(12.9, Seen(WELL)).verdict == "wait"
+    assert one.look(13.0, Seen(WELL)) == Outcome("commit")
+    assert one.ready_at == 3.0
+
+
+def test_what_was_unwell_in_between_begins_anew() -> None:
+    one = trial()
+    one.look(0.0, Seen(WELL))
+    one.look(9.0, Seen(None))
+    assert one.look(11.0, Seen(WELL)).verdict == "wait"
+    assert one.look(21.0, Seen(WELL)).verdict == "commit"
+
+
+def test_a_version_that_ends_by_itself_is_rolled_back_at_once() -> None:
+    assert trial().look(1.0, Seen(WELL, 1, "signal")) == Outcome(
+        "roll back", "the service ended by itself: signal"
+    )
+    assert "2 times" in trial().look(1.0, Seen(WELL, 2, "signal")).reason
+
+
+@pytest.mark.parametrize(
+    ("vitals", "why"),
+    [
+        (None, "does not tell how it is"),
+        (replace(WELL, version="1.0"), "version 1.0 runs, not 2.0"),
+        (replace(with_stream(inferred=0), ready=False), "stream front has not inferred yet"),
+        (replace(WELL, ready=False), "not ready: it begins"),
+        (replace(WELL, streams={}), "stream front is gone"),
+        (with_stream(state="lost", detail="no camera"), "stream front is lost: no camera"),
+        (with_stream(state="failed"), "stream front is failed"),
+        (with_stream(inferred=0), "stream front has not inferred yet"),
+        (with_stream(infer_p95_ms=30.1), "30.1 ms (p95), 30.0 are allowed: 20.0 before"),
+        (replace(WELL, rss_mb=201.0), "201 MB of memory, 200 are allowed"),
+    ],
+)
+def test_one_that_is_not_well_waits_and_is_rolled_back_when_its_time_is_over(
+    vitals: Vitals | None, why: str
+) -> None:
+    one = trial()
+    waits = one.look(59.0, Seen(vitals))
+    assert waits.verdict == "wait"
+    assert why in waits.reason
+    ends = one.look(60.0, Seen(vitals))
+    assert ends.verdict == "roll back"
+    assert ends.reason == f"not well within 60 s: {waits.reason}"
+
+
+@pytest.mark.parametrize(
+    "vitals",
+    [
+        with_stream(state="degraded"),
+        with_stream(state="disabled"),
+        with_stream(infer_p95_ms=None),
+        replace(WELL, streams={**WELL.streams, "attic": StreamVitals("lost", "no camera")}),
+    ],
+)
+def test_what_was_not_well_before_or_is_not_to_run_says_nothing_against_it(vitals: Vitals) -> None:
+    one = trial()
+    assert one.look(0.0, Seen(vitals)).verdict == "wait"
+    assert one.look(10.0, Seen(vitals)).verdict == "commit"
+
+
+def test_times_below_the_floor_are_not_looked_at() -> None:
+    one = trial(Baseline({"front": 0.5}, known=True))
+    one.look(0.0, Seen(with_stream(infer_p95_ms=4.9)))
+    assert one.look(10.0, Seen(with_stream(infer_p95_ms=4.9))).verdict == "commit"
+
+
+def test_without_a_daemon_before_every_stream_has_to_be_well() -> None:
+    two = replace(WELL, streams={**WELL.streams, "attic": StreamVitals("lost", "no camera")})
+    assert baseline(None) == Baseline()
+    assert "attic is lost" in trial(Baseline()).look(0.0, Seen(two)).reason
+    assert baseline(two).streams == {"front": 20.0}
+
+
+def test_models_are_tried_on_any_version() -> None:
+    one = trial(version="")
+    assert one.look(0.0, Seen(replace(WELL, version="1.0"))).reason.startswith("all is well")
+
+
+def test_one_that_is_well_now_and_then_comes_to_an_end() -> None:
+    one, outcome, now = trial(), Outcome("wait"), 0.0
+    while outcome.verdict == "wait":
+        outcome = one.look(now, Seen(WELL if int(now) % 8 else None))
+        now += 1.0
+        assert now < 100
+    assert outcome.verdict == "roll back"
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 5.0), st.booleans(), st.booleans()), max_size=60))
+def test_it_is_kept_only_after_it_was_well_on_end(looks: list[tuple[float, bool, bool]]) -> None:
+    one, now, well_since = trial(), 0.0, None
+    for pause, is_well, fails in looks:
+        now += pause
+        outcome = one.look(now, Seen(WELL if is_well else None, int(fails)))
+        well_since = (now if well_since is None else well_since) if is_well and not fails else None
+        if outcome.verdict == "commit":
+            assert well_since is not None
+            assert now - well_since >= GATE.steady_s
+        if outcome.verdict != "wait":
+            return
+        assert not fails
