@@ -53,9 +53,9 @@ class Rehearsal:
         migrated = slot / CONFIG
         config = read(migrated if migrated.exists() else self._where.config)
         # Its models lie where `current/models` does not lead to yet.
-        checked, new = slot / _CHECKED, ModelSets(slot).path(number)
+        checked, models = slot / _CHECKED, ModelSets(slot).path(number)
         make_folder(checked.parent)
-        config = config.replace(f"{self._where.home}/current/models/".encode(), f"{new}/".encode())
+        config = config.replace(f"{self._where.home}/current/models/".encode(), f"{models}/".encode())
         write_atomic(checked, config.replace(f"{self._where.home}/current/".encode(), f"{slot}/".encode()))
         found = self._problems(slot, checked)
         if not found:

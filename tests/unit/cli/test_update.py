@@ -1,0 +1,123 @@
+"""`vedette update` on a board in a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from agent.__main__ import main
+from agent.cli.main import vedette
+from agent.errors import StorageError, UpdateError
+from agent.storage.durable import lock_folder
+from agent.update.places import ROOT_VARIABLE
+from agent.update.service import Systemd
+from tests.support.pretend_board import Board
+from tests.support.tiny_bundles import model_files, needs_ssh_keygen
+
+pytestmark = needs_ssh_keygen
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
+    made = Board(tmp_path, monkeypatch)
+    monkeypatch.setenv(ROOT_VARIABLE, str(made.where.root))
+    for name in ("restart", "reload", "standing"):
+        monkeypatch.setattr(Systemd, name, lambda self, name=name: getattr(made.service, name)())
+    monkeypatch.setattr(Systemd, "is_there", staticmethod(lambda: False))
+    monkeypatch.setattr("agent.update.watching._LOOK_S", 0.0)
+    return made
+
+
+def run(*words: str, code: int = 0) -> str:
+    result = CliRunner().invoke(vedette, ["update", *words])
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def failed(*words: str) -> str:
+    result = CliRunner().invoke(vedette, ["update", *words])
+    assert isinstance(result.exception, UpdateError | StorageError)
+    return str(result.exception)
+
+
+def quick(board: Board, **fields: object) -> str:
+    from agent.update.description import HealthGate
+
+    return str(board.bundle(health=HealthGate(steady_s=0, within_s=0), **fields))  # type: ignore[arg-type]
+
+
+def test_a_board_is_updated_and_goes_back(board: Board) -> None:
+    assert "version   1.0, slot a\nprevious  none\ncounter   0\n" in run("status")
+    assert run("history") == "no update yet\n"
+    said = run("apply", quick(board))
+    assert said.splitlines()[0] == "verifying the signature and every file"
+    assert said.splitlines()[-1] == "committed: 2.0"
+    status = json.loads(run("status", "--json"))
+    assert (status["version"], status["previous"], status["counter"]) == ("2.0", "1.0", 2)
+    assert "going back from 2.0 to 1.0" in run("rollback")
+    assert board.runs == "1.0"
+    first, second = (json.loads(line) for line in run("history", "--json").splitlines())
+    assert (first["state"], second["state"], second["by"]) == ("committed", "rolled_back", "operator")
+    assert "1.0 → 2.0" in run("history", "-n", "2")
+    board.check_sound()
+
+
+def test_one_that_is_refused_says_why_and_exits_with_1(board: Board) -> None:
+    said = run("apply", quick(board, version="2.0+golden"), code=1)
+    assert "refused: the self-test of the new version fails: model small-speech: output 0 is 0.3 off" in said
+    assert "refused" in run("status")
+
+
+def test_resuming_without_an_update_does_nothing(board: Board) -> None:
+    assert run("resume") == ""
+
+
+def test_what_was_received_is_gone_on_with(board: Board) -> None:
+    board.updater().receive(Path(quick(board)))
+    assert "is at hand (received)" in failed("apply", quick(board, counter=3))
+    assert "committed: 2.0" in run("resume")
+
+
+def test_orders_to_a_trial_are_left_for_whoever_follows_it(board: Board) -> None:
+    assert "nothing is on trial" in failed("confirm")
+    updater = board.updater()
+    updater.journal.note(updater.receive(board.bundle()), state="trial")
+    assert "told to rollback" in run("rollback")
+    assert (board.where.state / "order").read_text(encoding="utf-8") == "rollback"
+
+
+def test_nothing_to_go_back_to_is_told(board: Board) -> None:
+    assert "holds no version to go back to" in failed("rollback")
+
+
+def test_two_at_once_are_refused(board: Board) -> None:
+    with lock_folder(board.where.state):
+        assert "in use by another vedette" in failed("resume")
+
+
+def test_a_board_without_slots_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path))
+    assert "scripts/install does that" in run("status")
+
+
+def test_the_self_test_answers_golden_inputs(tmp_path: Path) -> None:
+    for path, content in model_files().items():
+        (tmp_path / Path(path).name).write_bytes(content)
+    said = run("selftest", str(tmp_path))
+    assert "the daemon can be imported" in said
+    assert "model small-speech answers as it did" in said
+    (tmp_path / "small-speech.tflite").write_bytes(b"broken")
+    result = CliRunner().invoke(vedette, ["update", "selftest", str(tmp_path)])
+    assert "model small-speech" in str(result.exception)
+
+
+def test_errors_are_one_line(
+    board: Board, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["vedette", "update", "confirm"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err == "vedette: nothing is on trial: see `vedette update status`\n"

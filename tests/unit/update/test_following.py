@@ -1,0 +1,55 @@
+"""An update that another process does is shown as it goes."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from agent.errors import UpdateError
+from agent.update.following import follow
+from agent.update.journal import Journal, Update, now
+from agent.update.places import ROOT_VARIABLE, Places, places
+
+
+@pytest.fixture
+def where(tmp_path: Path) -> Places:
+    found = Places(tmp_path)
+    found.state.mkdir(parents=True)
+    return found
+
+
+def test_states_are_told_until_the_end(where: Places) -> None:
+    journal = Journal(where)
+    update = journal.begin(Update(state="received", began_at=now()))
+    said: list[str] = []
+
+    def work() -> None:
+        verified = journal.step(update, "verified", version="2.0")
+        journal.step(verified, "refused", reason="no room")
+
+    worker = threading.Timer(0.7, work)
+    worker.start()
+    done = follow(where, said.append, sleep=lambda _: worker.join(0.05))
+    worker.join()
+    assert done.state == "refused"
+    assert said[0] == "received"
+    assert said[-1] == "refused: no room"
+
+
+def test_one_that_does_not_move_is_given_up(where: Places) -> None:
+    Journal(where).begin(Update(state="received", began_at=now()))
+    with pytest.raises(UpdateError, match="received for an hour"):
+        follow(where, lambda _: None, sleep=lambda _: None)
+
+
+def test_without_an_update_there_is_nothing_to_follow(where: Places) -> None:
+    with pytest.raises(UpdateError, match="no update"):
+        follow(where, lambda _: None)
+
+
+def test_a_folder_may_stand_for_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert places() == Places(Path("/"))
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path))
+    assert places().config == tmp_path / "etc/vedette/vedette.toml"

@@ -1,0 +1,79 @@
+"""Wheels are installed by the real pip, without a network."""
+
+from __future__ import annotations
+
+import ensurepip
+import io
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from agent.errors import UpdateError
+from agent.update.installing import install
+from tests.support.tiny_bundles import tiny_wheel
+
+PROGRAM = {
+    "hello.py": "def main(): print('hello')\n",
+    "entry_points.txt": "[console_scripts]\nhello = hello:main\n",
+}
+BUNDLED = sorted(Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl"))
+
+
+def wheel(folder: Path, name: str, content: bytes) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_bytes(content)
+    return folder / name
+
+
+@pytest.fixture
+def hello(tmp_path: Path) -> Path:
+    return wheel(tmp_path / "wheels", "hello-1.0-py3-none-any.whl", tiny_wheel("hello", files=PROGRAM))
+
+
+def test_a_wheel_becomes_a_command(tmp_path: Path, hello: Path) -> None:
+    install(sys.executable, tmp_path / "venv", [hello])
+    assert subprocess.check_output([tmp_path / "venv/bin/hello"], text=True) == "hello\n"
+
+
+@pytest.mark.skipif(not BUNDLED, reason="this Python brings no wheel of pip")
+def test_pip_comes_out_of_its_wheel_where_there_is_one(tmp_path: Path, hello: Path) -> None:
+    pip = wheel(tmp_path / "wheels", BUNDLED[0].name, BUNDLED[0].read_bytes())
+    install(sys.executable, tmp_path / "venv", [hello, pip])
+    assert subprocess.check_output([tmp_path / "venv/bin/hello"], text=True) == "hello\n"
+    assert not list((tmp_path / "venv").glob("lib/*/site-packages/pip"))
+
+
+def test_a_wheel_that_is_missing_is_named(tmp_path: Path) -> None:
+    content = _with_requirement(tiny_wheel("needs"))
+    path = wheel(tmp_path / "wheels", "needs-1.0-py3-none-any.whl", content)
+    with pytest.raises(UpdateError, match=r"a wheel is missing: needs 1\.0 requires otherthing"):
+        install(sys.executable, tmp_path / "venv", [path])
+
+
+def _with_requirement(content: bytes) -> bytes:
+    with io.BytesIO(content) as file, zipfile.ZipFile(file) as old, io.BytesIO() as new:
+        with zipfile.ZipFile(new, "w") as archive:
+            for info in old.infolist():
+                text = old.read(info)
+                if info.filename.endswith("METADATA"):
+                    text += b"Requires-Dist: otherthing\n"
+                if not info.filename.endswith("RECORD"):
+                    archive.writestr(info, text)
+            archive.writestr("needs-1.0.dist-info/RECORD", "needs-1.0.dist-info/METADATA,,\n")
+        return new.getvalue()
+
+
+def test_what_is_no_wheel_is_refused(tmp_path: Path) -> None:
+    path = wheel(tmp_path / "wheels", "broken-1.0-py3-none-any.whl", b"<html>")
+    with pytest.raises(UpdateError, match=r"the wheels cannot be installed: .*broken"):
+        install(sys.executable, tmp_path / "venv", [path])
+
+
+def test_without_an_interpreter_there_is_no_environment(tmp_path: Path) -> None:
+    with pytest.raises(UpdateError, match="the environment cannot be made"):
+        install("/nowhere/python3", tmp_path / "venv", [])
+    with pytest.raises(UpdateError, match="the environment cannot be made"):
+        install("/bin/false", tmp_path / "venv", [])

@@ -1,0 +1,58 @@
+"""How the daemon says that it is, and whether that is of now."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from agent.update.vitals import StreamVitals, boot_id, read_vitals
+
+
+def told(**changes: object) -> dict[str, object]:
+    front = {"state": "running", "inferred": 3, "infer_p95_ms": 8.5, "more": 1}
+    at_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return {
+        "version": "2.0",
+        "pid": 7,
+        "boot_id": boot_id(),
+        "at_s": at_s,
+        "streams": {"front": front},
+        **changes,
+    }
+
+
+def test_what_another_version_says_beside_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "health.json"
+    path.write_text(json.dumps(told(novelty=[1, 2])), encoding="utf-8")
+    vitals = read_vitals(path)
+    assert vitals is not None
+    assert vitals.streams == {"front": StreamVitals("running", "", 3, 8.5)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b'{"version": 3}',
+        json.dumps(told(boot_id="of another boot")).encode(),
+        json.dumps(told(at_s=0.0)).encode(),
+        json.dumps(told(at_s=1e12)).encode(),
+    ],
+)
+def test_what_is_damaged_or_of_before_says_nothing(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "health.json"
+    path.write_bytes(content)
+    assert read_vitals(path) is None
+
+
+def test_no_file_and_a_pipe_say_nothing(tmp_path: Path) -> None:
+    import os
+
+    assert read_vitals(tmp_path / "none") is None
+    os.mkfifo(tmp_path / "pipe")
+    assert read_vitals(tmp_path / "pipe") is None
