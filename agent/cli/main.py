@@ -27,6 +27,7 @@ _VERBS: dict[str, str] = {
     "profile": "Show which operations of a model take the time.",
     "events": "Show or export what has been published; describe the messages.",
     "clips": "List the clips that were recorded here.",
+    "bundle": "Build, sign and look into bundles, which update boards.",
     "completion": "Print the completion script of a shell.",
 }
 """Name → help in a line: known without importing anything, so that `vedette --help` is instant."""

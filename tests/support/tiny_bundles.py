@@ -6,13 +6,16 @@ import base64
 import functools
 import hashlib
 import io
+import platform
 import shutil
 import subprocess
+import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec import Struct
 
@@ -22,7 +25,7 @@ from agent.update.models import gather
 
 MODEL = "small-speech"
 """Bundled, 150 kB."""
-HERE = Target("x86_64", "3.11")
+HERE = msgspec.convert({"arch": platform.machine(), "python": "{}.{}".format(*sys.version_info)}, Target)
 needs_ssh_keygen = pytest.mark.skipif(
     shutil.which("ssh-keygen") is None, reason="no ssh-keygen: apt-get install openssh-client"
 )
