@@ -17,7 +17,6 @@ from agent.storage.models import read
 from agent.tomlfile import nearest, read_toml
 from agent.update import archive, models, wheels
 from agent.update.description import SCHEMA, Description, HealthGate, Migration, Target, check
-from agent.update.lock import check_packages
 
 Tell = Callable[[str], None]
 
@@ -67,6 +66,8 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
     """
     if not out.parent.is_dir():
         raise BundleError(f"{out}: there is no folder {out.parent}")
+    if plan.full:
+        _check_means(plan)
     name, version = plan.name, str(plan.counter)
     sources = {f"config/{path.name}": _config(path) for path in plan.configs}
     for model in plan.models:
@@ -159,18 +160,26 @@ def _add(sources: dict[str, Path], files: dict[str, bytes], work: Path, model: s
         sources[name] = path
 
 
-def _add_wheels(sources: dict[str, Path], plan: Plan, work: Path, tell: Tell) -> tuple[str, str]:
-    """Put the wheels into the work folder; name and version of Vedette's own."""
+def _check_means(plan: Plan) -> tuple[Target, Path]:
+    """The target and the lock file, before anything takes long."""
     if plan.target is None:
         raise BundleError("a full bundle needs a target: --arch and --python")
-    check_packages()
-    lock, own = plan.lock or wheels.own_lock(), plan.wheel
+    lock = wheels.check_means(plan.wheel, plan.lock)
+    wheels.platforms(plan.target)
+    if plan.wheel is not None:
+        wheels.check_python(plan.wheel, plan.target)
+    return plan.target, lock
+
+
+def _add_wheels(sources: dict[str, Path], plan: Plan, work: Path, tell: Tell) -> tuple[str, str]:
+    """Put the wheels into the work folder; name and version of Vedette's own."""
+    (target, lock), own = _check_means(plan), plan.wheel
     if own is None:
         tell("building Vedette's own wheel")
         own = wheels.own_wheel(work / "own")
-    wheels.check_python(own, plan.target)
+    wheels.check_python(own, target)
     fetched = work / "wheels"
-    wheels.fetch(own, lock, plan.target, plan.extras, fetched, tell)
+    wheels.fetch(own, lock, target, plan.extras, fetched, tell)
     sources.update({f"wheels/{path.name}": path for path in (own, *sorted(fetched.glob("*.whl")))})
     said = wheels.metadata(own)
     if not said["Name"] or not said["Version"]:

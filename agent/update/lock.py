@@ -108,15 +108,18 @@ def about(target: Target) -> str:
     return f"{target.arch}, Python {target.python}, glibc {target.glibc}"
 
 
-def check_packages() -> None:
+def check_installed(*names: str) -> None:
     """Refuse to build where what that takes is not installed.
+
+    Args:
+        names: packages to import.
 
     Raises:
         BundleError: says what to install.
     """
     from importlib.util import find_spec
 
-    for name in ("packaging", "hatchling", "pip"):
+    for name in names:
         if find_spec(name) is None:
             raise BundleError(f"no {name} in this environment: {HOW}")
 

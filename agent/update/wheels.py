@@ -15,7 +15,7 @@ from pathlib import Path
 from agent.errors import BundleError, reason_of
 from agent.storage.durable import make_folder, write_atomic
 from agent.update.description import Target
-from agent.update.lock import Lock, Pin, about, needed
+from agent.update.lock import Lock, Pin, about, check_installed, needed
 
 SOURCES = Path(__file__).parent.parent.parent
 """Of a clone; of an installed wheel it is `site-packages`."""
@@ -34,20 +34,26 @@ _NO_WHEEL = re.compile(r"No matching distribution found for (\S+)")
 Tell = Callable[[str], None]
 
 
-def is_clone() -> bool:
-    """Whether Vedette runs from its sources."""
-    return (SOURCES / "pyproject.toml").is_file() and (SOURCES / "agent" / "__main__.py").is_file()
+def check_means(wheel: Path | None, lock: Path | None) -> Path:
+    """Refuse to begin where something is missing that gathering the wheels takes.
 
+    Args:
+        wheel: Vedette's own; None: it is to be built.
+        lock: lock file of what it needs; None: that of the sources.
 
-def own_lock() -> Path:
-    """The lock file of the sources.
+    Returns:
+        the lock file.
 
     Raises:
-        BundleError: Vedette does not run from its sources.
+        BundleError: a package is not installed, or Vedette does not run from its sources.
     """
-    if not is_clone():
-        raise BundleError("this vedette does not run from its sources: give the lock file by --lock FILE")
-    return SOURCES / LOCK
+    clone = (SOURCES / "pyproject.toml").is_file() and (SOURCES / "agent" / "__main__.py").is_file()
+    if not clone and (wheel is None or lock is None):
+        raise BundleError(
+            "this vedette does not run from a clone: give its wheel by --wheel, its lock file by --lock"
+        )
+    check_installed("packaging", "pip", *(() if wheel else ("hatchling",)))
+    return lock or SOURCES / LOCK
 
 
 def own_wheel(folder: Path) -> Path:
@@ -57,10 +63,8 @@ def own_wheel(folder: Path) -> Path:
         folder: where it is put.
 
     Raises:
-        BundleError: Vedette does not run from its sources, or it cannot be built.
+        BundleError: it cannot be built.
     """
-    if not is_clone():
-        raise BundleError("this vedette does not run from its sources: give its wheel by --wheel FILE")
     make_folder(folder)
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     done = _run(command, SOURCES, {"SOURCE_DATE_EPOCH": _EPOCH})
