@@ -28,6 +28,7 @@ _VERBS: dict[str, str] = {
     "events": "Show or export what has been published; describe the messages.",
     "clips": "List the clips that were recorded here.",
     "update": "Update this board by a signed bundle, and go back.",
+    "bundle": "Build, sign and look into bundles, which update boards.",
     "completion": "Print the completion script of a shell.",
 }
 """Name → help in a line: known without importing anything, so that `vedette --help` is instant."""

@@ -33,10 +33,15 @@ def make(content: bytes, manifest: Manifest) -> bytes:
         an `.npz` file, the same bytes each time: `in0` … as the model takes them, `out0` … float32, in reals.
 
     Raises:
-        ModelError: the CPU does not run it.
+        ModelError: the CPU does not run it. GoldenError: an answer is not finite.
     """
     with named(manifest.name):
-        inputs, outputs, _ = _answered(content, manifest, None)
+        inputs, outputs, specs = _answered(content, manifest, None)
+        for spec, output in zip(specs, outputs, strict=True):
+            if not np.isfinite(output).all():
+                raise GoldenError(
+                    f"model {manifest.name}: output {spec.name} is not finite: nothing can be compared with that"
+                )
     arrays = {f"in{n}": array for n, array in enumerate(inputs)}
     arrays |= {f"out{n}": array.astype(np.float32) for n, array in enumerate(outputs)}
     with io.BytesIO() as file:
@@ -65,6 +70,8 @@ def compare(content: bytes, manifest: Manifest, golden: bytes) -> None:
         wanted = arrays.get(f"out{number}")
         if wanted is None or wanted.shape != given.shape or wanted.dtype != np.float32:
             raise GoldenError(f"{name}: its golden answers are of another shape: of another model; build it anew")
+        if not np.isfinite(wanted).all():
+            raise GoldenError(f"{name}: its golden answers are not finite; build it anew")
         if what := wrong(distance([[wanted]], [[given]], [spec]), allowed):
             raise GoldenError(f"{name}: {what}, compared with what it answered where the bundle was made")
     if len(arrays) != len(inputs) + len(outputs):

@@ -34,7 +34,7 @@ class Places(Protocol):
         """Of OpenSSH's format."""
 
     @property
-    def revoked_keys(self) -> Path:
+    def revoked_keys(self) -> Path | None:
         """Of OpenSSH's format, public keys or a KRL; it need not be there."""
 
 
@@ -42,7 +42,7 @@ class Trusted(Struct, frozen=True):
     """Such places, wherever they are."""
 
     allowed_signers: Path
-    revoked_keys: Path
+    revoked_keys: Path | None = None
 
 
 class Signer(Struct, frozen=True):
@@ -149,8 +149,8 @@ def _refusal(told: str, signers: Path) -> str:
     return f"its signature is not accepted: {told}"
 
 
-def _check_revoked(bundle: Path, given: tuple[str, ...], revoked: Path, key: str) -> None:
-    if not revoked.exists():
+def _check_revoked(bundle: Path, given: tuple[str, ...], revoked: Path | None, key: str) -> None:
+    if revoked is None or not revoked.exists():
         return
     done = _ssh_keygen("verify", *given, "-r", str(revoked), stdin=bundle)
     if done.returncode or not _GOOD.search(done.stdout):

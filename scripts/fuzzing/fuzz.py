@@ -20,7 +20,10 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 KEPT = ROOT / "build" / "fuzz"
-NAMES = ("config", "profile", "manifest", "wakeword", "watch", "commands", "finish", "uri", "model", "sound")
+_WRITTEN = ("config", "profile", "manifest", "wakeword", "uri")
+_SENT = ("watch", "commands", "finish")
+_BINARIES = ("model", "sound", "bundle")
+NAMES = (*_WRITTEN, *_SENT, *_BINARIES)
 _LEFT_S = 120.0
 """For starting, and for the last input, beyond the time of a target."""
 

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from targets import Target
+    from target import Target
 
 ROOT = Path(__file__).parent.parent.parent
 LONGEST = 65536

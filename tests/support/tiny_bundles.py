@@ -6,13 +6,16 @@ import base64
 import functools
 import hashlib
 import io
+import platform
 import shutil
 import subprocess
+import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec import Struct
 
@@ -22,7 +25,7 @@ from agent.update.models import gather
 
 MODEL = "small-speech"
 """Bundled, 150 kB."""
-HERE = Target("x86_64", "3.11")
+HERE = msgspec.convert({"arch": platform.machine(), "python": "{}.{}".format(*sys.version_info)}, Target)
 needs_ssh_keygen = pytest.mark.skipif(
     shutil.which("ssh-keygen") is None, reason="no ssh-keygen: apt-get install openssh-client"
 )
@@ -65,18 +68,29 @@ def model_files(name: str = MODEL) -> Mapping[str, bytes]:
     return dict(gather(name))
 
 
-def tiny_wheel(name: str = "vedette", version: str = "1.0", files: Mapping[str, str] | None = None) -> bytes:
+def tiny_wheel(
+    name: str = "vedette",
+    version: str = "1.0",
+    files: Mapping[str, str] | None = None,
+    *,
+    requires: Sequence[str] = (),
+    python: str = ">=3.11",
+) -> bytes:
     """A wheel that pip installs.
 
     Args:
         name, version: of the distribution.
         files: by path in site-packages; `entry_points.txt` becomes that of the distribution.
+        requires: what it needs, lines as of `Requires-Dist`.
+        python: that it needs.
     """
     info = f"{name}-{version}.dist-info"
     content = {f"{name}.py": ""} if files is None else dict(files)
     if "entry_points.txt" in content:
         content[f"{info}/entry_points.txt"] = content.pop("entry_points.txt")
-    content[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    needs = "".join(f"Requires-Dist: {one}\n" for one in requires)
+    about = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Python: {python}\n{needs}"
+    content[f"{info}/METADATA"] = about
     content[f"{info}/WHEEL"] = "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     record = f"{info}/RECORD"
     content[record] = (

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts" / "fuzzin
 
 from fuzz import NAMES, judge
 from mutation import Mutator
-from targets import TARGETS, Target
+from target import Target
+from targets import TARGETS
 from worker import Book, judged
 
 

@@ -23,14 +23,15 @@ class Board:
         self.alice, self.bob = make_key(folder / "alice"), make_key(folder / "bob")
         self.bundle = folder / "x.vedette"
         self.bundle.write_bytes(b"a bundle")
-        self.places = Trusted(folder / "allowed_signers", folder / "revoked_keys")
+        self.revoked = folder / "revoked_keys"
+        self.places = Trusted(folder / "allowed_signers", self.revoked)
         self.allow(self.alice.allowed("alice"))
 
     def allow(self, *lines: str) -> None:
         self.places.allowed_signers.write_text("".join(lines), encoding="utf-8")
 
     def revoke(self, *keys: Key) -> None:
-        self.places.revoked_keys.write_text("".join(f"{key.public}\n" for key in keys), encoding="ascii")
+        self.revoked.write_text("".join(f"{key.public}\n" for key in keys), encoding="ascii")
 
     def signed(self, key: Key) -> str:
         """Who is found to have signed it."""
@@ -113,7 +114,7 @@ def test_a_revoked_key_is_refused_though_it_is_allowed(board: Board) -> None:
 
 
 def test_a_list_of_revoked_keys_that_cannot_be_read_trusts_nobody(board: Board) -> None:
-    board.places.revoked_keys.write_text("garbage\n", encoding="ascii")
+    board.revoked.write_text("garbage\n", encoding="ascii")
     board.refused(board.alice, "or that file cannot be read")
 
 

@@ -1,0 +1,168 @@
+"""`vedette bundle`: on a workstation, build, sign and look into what boards are updated by."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent.cli.plain import plain
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from agent.update.building import Plan
+    from agent.update.inspection import Inspection
+
+_PATH = click.Path(path_type=Path)
+_FILE = click.argument("file", type=_PATH)
+
+
+@click.group()
+def bundle() -> None:
+    """Build, sign and look into bundles, which update boards."""
+
+
+def _boards(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from agent.profiles import shipped
+
+    return [CompletionItem(path.stem) for path in shipped() if path.stem.startswith(incomplete)]
+
+
+def _models(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Bundled ones by name; else it is a file."""
+    from click.shell_completion import CompletionItem
+
+    from agent.storage.models import bundled
+
+    names = [CompletionItem(name) for name in bundled() if name.startswith(incomplete)]
+    return [*names, CompletionItem(incomplete, type="file")]
+
+
+@bundle.command()
+@click.option(
+    "--counter", type=click.IntRange(1), help="Above that of the bundle before: boards refuse a lower one."
+)
+@click.option("--arch", type=click.Choice(["aarch64", "x86_64"]), default="aarch64", show_default=True)
+@click.option("--python", default="3.11", show_default=True, help="Of the board.")
+@click.option("--glibc", default="2.34", show_default=True, help="Of the board, at least.")
+@click.option(
+    "--board", "boards", multiple=True, shell_complete=_boards, help="Board profile; may be given again."
+)
+@click.option(
+    "--model", "models", multiple=True, shell_complete=_models, help="Name or file; may be given again."
+)
+@click.option("--config", "configs", multiple=True, type=_PATH, help="For a fresh install; may be given again.")
+@click.option("--migrations", type=_PATH, help="TOML file of [[migrations]] of the configuration.")
+@click.option("--health", multiple=True, metavar="KEY=NUMBER", help="Of the health gate, such as steady_s=30.")
+@click.option("--extra", "extras", multiple=True, help="Of Vedette, such as wakeword; may be given again.")
+@click.option("--models-only", is_flag=True, help="Models for boards of any kind; nothing else.")
+@click.option("--wheel", type=_PATH, help="Vedette's wheel; default: built from the clone.")
+@click.option("--lock", type=_PATH, help="Lock file of what it needs; default: the clone's.")
+@click.option("--name", default="models", show_default=True, help="Of a bundle of models.")
+@click.option("--out", type=_PATH, help="Default: NAME-COUNTER[-ARCH-PYTHON].vedette here.")
+@click.option("--sign", "key", type=_PATH, help="Sign it with this key.")
+def build(out: Path | None, key: Path | None, **options: Any) -> None:
+    """Build a bundle: Vedette with all that it needs, models with golden answers, configurations.
+
+    Wheels are fetched for the board, as locked and each by its hash. The same sources give the same bytes.
+    """
+    from tempfile import TemporaryDirectory
+
+    from agent.update import building, trust
+
+    plan = _plan(**options)
+    out = out or Path(_default_name(plan))
+    with TemporaryDirectory(prefix="vedette-bundle-") as work:
+        building.build(plan, out, Path(work), _tell)
+    if key is not None:
+        trust.sign(out, key)
+    click.echo(f"{out}{'' if key else f'; not signed yet: vedette bundle sign {out} --key KEY'}")
+
+
+@bundle.command()
+@_FILE
+@click.option("--key", type=_PATH, required=True, help="Private key, or the public one of a key in ssh-agent.")
+def sign(file: Path, key: Path) -> None:
+    """Sign FILE with a key of ssh-keygen's; the signature is FILE.sig."""
+    from agent.update import archive, trust
+
+    archive.check(file, archive.read_description(file))
+    click.echo(trust.sign(file, key))
+
+
+@bundle.command()
+@_FILE
+@click.option("--signers", type=_PATH, help="File of allowed signers that must have signed it.")
+@click.option("--revoked", type=_PATH, help="File of revoked keys, together with --signers.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def inspect(file: Path, signers: Path | None, revoked: Path | None, as_json: bool) -> None:
+    """Check every file of the bundle FILE and show what is in it. Exits with 1 when a board would refuse it."""
+    from agent.update.inspection import inspection
+
+    if revoked is not None and signers is None:
+        raise click.UsageError("--revoked goes with --signers")
+    found = inspection(file, signers, revoked)
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+    else:
+        _print(found)
+    sys.exit(bool(found.error))
+
+
+def _plan(
+    *,
+    counter: int | None,
+    arch: str,
+    python: str,
+    glibc: str,
+    boards: tuple[str, ...],
+    migrations: Path | None,
+    health: tuple[str, ...],
+    models_only: bool,
+    **other: Any,
+) -> Plan:
+    from agent.errors import BundleError
+    from agent.update.building import Plan, read_health, read_migrations, read_target
+
+    if counter is None:
+        raise BundleError(
+            "no --counter: a number above that of the bundle before, which `vedette bundle inspect` shows; 1 for "
+            "the first"
+        )
+    if models_only and boards:
+        raise BundleError("--models-only with --board: models alone are for any board")
+    return Plan(
+        counter=counter,
+        target=None if models_only else read_target(arch, python, glibc, boards),
+        migrations=read_migrations(migrations) if migrations else (),
+        health=read_health(health),
+        full=not models_only,
+        **other,
+    )
+
+
+def _default_name(plan: Plan) -> str:
+    if plan.target is None:
+        return f"{plan.name}-{plan.counter}.vedette"
+    return f"vedette-{plan.counter}-{plan.target.arch}-{plan.target.python}.vedette"
+
+
+def _tell(what: str) -> None:
+    click.echo(f"{plain(what)} …", err=True)
+
+
+def _print(found: Inspection) -> None:
+    for name, value in found.summary().items():
+        click.echo(f"{name:<11} {plain(value)}")
+    if found.description is not None:
+        for path, file in sorted(found.description.files.items()):
+            click.echo(f"{file.size:>11} {file.sha256[:12]} {path}")
+    if found.error:
+        click.echo(f"vedette: {plain(found.error)}", err=True)

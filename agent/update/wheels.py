@@ -1,0 +1,219 @@
+"""The wheels of a bundle: Vedette's own, built from its sources, and those it needs, fetched for the board."""
+
+from __future__ import annotations
+
+import email
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterable
+from email.message import Message
+from pathlib import Path
+
+from agent.errors import BundleError, reason_of
+from agent.storage.durable import make_folder, write_atomic
+from agent.update.description import Target
+from agent.update.lock import Lock, Pin, about, check_installed, needed
+
+SOURCES = Path(__file__).parent.parent.parent
+"""Of a clone; of an installed wheel it is `site-packages`."""
+LOCK = "requirements.lock"
+_EPOCH = "1580601600"
+"""Time of every file in our own wheel: 2020-02-02, as hatchling has it."""
+_OLDEST_GLIBC = 17
+"""Minor version of 2.x, of `manylinux2014`: wheels for older ones are not made any more."""
+_PATIENCE_S = 1800.0
+_METADATA_MAX = 4 << 20
+_NO_NETWORK = re.compile(
+    r"Retrying|NewConnectionError|Connection(?:Error|Reset)|Temporary failure|ProxyError|Read timed out|SSLError"
+)
+_NO_WHEEL = re.compile(r"No matching distribution found for (\S+)")
+
+Tell = Callable[[str], None]
+
+
+def check_means(wheel: Path | None, lock: Path | None) -> Path:
+    """Refuse to begin where something is missing that gathering the wheels takes.
+
+    Args:
+        wheel: Vedette's own; None: it is to be built.
+        lock: lock file of what it needs; None: that of the sources.
+
+    Returns:
+        the lock file.
+
+    Raises:
+        BundleError: a package is not installed, or Vedette does not run from its sources.
+    """
+    clone = (SOURCES / "pyproject.toml").is_file() and (SOURCES / "agent" / "__main__.py").is_file()
+    if not clone and (wheel is None or lock is None):
+        raise BundleError(
+            "this vedette does not run from a clone: give its wheel by --wheel, its lock file by --lock"
+        )
+    check_installed("packaging", "pip", *(() if wheel else ("hatchling",)))
+    return lock or SOURCES / LOCK
+
+
+def own_wheel(folder: Path) -> Path:
+    """Build Vedette's own wheel from the sources; of the same sources always the same bytes.
+
+    Args:
+        folder: where it is put.
+
+    Raises:
+        BundleError: it cannot be built.
+    """
+    make_folder(folder)
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    done = _run(command, SOURCES, {"SOURCE_DATE_EPOCH": _EPOCH})
+    found = list(folder.glob("*.whl"))
+    if done.returncode or not found:
+        raise BundleError(f"{SOURCES}: its wheel cannot be built: {_last(done)}")
+    return found[0]
+
+
+def metadata(wheel: Path) -> Message:
+    """What a wheel says of itself.
+
+    Raises:
+        BundleError: it is no wheel.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as file:
+            info = next(
+                one for one in file.infolist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", one.filename)
+            )
+            if info.file_size > _METADATA_MAX:
+                raise BundleError(f"{wheel}: {info.file_size} bytes of METADATA: not a wheel")
+            return email.message_from_bytes(file.read(info))
+    except (OSError, StopIteration, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        raise BundleError(f"{wheel}: not a wheel: {reason_of(error)}") from error
+
+
+def fetch(wheel: Path, lock: Path, target: Target, extras: Iterable[str], folder: Path, tell: Tell) -> None:
+    """Fetch what a wheel needs on a board, as locked, each by its hash; nothing is run or built.
+
+    Args:
+        wheel: that needs it.
+        lock: the lock file.
+        target: the board.
+        extras: of the wheel.
+        folder: where the wheels are put.
+        tell: is told what is fetched.
+
+    Raises:
+        BundleError: there is no wheel for the board, no network, or what is there is not what was locked.
+    """
+    try:
+        locked = Lock(lock.read_text(encoding="utf-8"), str(lock))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{lock}: cannot be read: {reason_of(error)}; give it by --lock FILE") from error
+    make_folder(folder)
+    wanted, done = _needs(wheel, frozenset(extras), target), dict[str, frozenset[str]]()
+    while new := {name: more for name, more in wanted.items() if name not in done or not more <= done[name]}:
+        pins = [locked.pin(name, target) for name in sorted(new) if name not in done]
+        if pins:
+            tell(f"fetching for {about(target)}: {', '.join(f'{pin.name} {pin.version}' for pin in pins)}")
+            _download(pins, target, folder)
+        for name, more in new.items():
+            done[name] = done.get(name, frozenset()) | more
+            for other, others in _needs(_wheel_of(name, folder), done[name], target).items():
+                wanted[other] = wanted.get(other, frozenset()) | others
+
+
+def check_python(wheel: Path, target: Target) -> None:
+    """Refuse a wheel that is not for the target's Python, or not for every processor.
+
+    Raises:
+        BundleError: says what it is for.
+    """
+    from packaging.specifiers import SpecifierSet
+    from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+
+    wants = metadata(wheel).get("Requires-Python", "")
+    if not SpecifierSet(wants).contains(f"{target.python}.0"):
+        raise BundleError(f"{wheel.name}: needs Python {wants}; --python {target.python} is not")
+    try:
+        tags = parse_wheel_filename(wheel.name)[3]
+    except InvalidWheelFilename as error:
+        raise BundleError(f"{wheel}: not the name of a wheel: {error}") from error
+    if not any(tag.platform == "any" or tag.platform.endswith(target.arch) for tag in tags):
+        raise BundleError(f"{wheel.name}: not for {target.arch}")
+
+
+def _needs(wheel: Path, extras: frozenset[str], target: Target) -> dict[str, frozenset[str]]:
+    return needed(metadata(wheel).get_all("Requires-Dist", []), sorted(extras), target)
+
+
+def _wheel_of(name: str, folder: Path) -> Path:
+    from packaging.utils import parse_wheel_filename
+
+    return next(wheel for wheel in sorted(folder.glob("*.whl")) if parse_wheel_filename(wheel.name)[0] == name)
+
+
+def platforms(target: Target) -> list[str]:
+    """Platform tags of the wheels that such a board takes, the newest first.
+
+    Raises:
+        BundleError: its glibc is older than any that wheels are made for.
+    """
+    major, _, minor = target.glibc.partition(".")
+    if major != "2" or int(minor) < _OLDEST_GLIBC:
+        raise BundleError(f"--glibc {target.glibc}: wheels are made for 2.{_OLDEST_GLIBC} and newer")
+    newer = [f"manylinux_2_{number}_{target.arch}" for number in range(int(minor), _OLDEST_GLIBC - 1, -1)]
+    return [*newer, f"manylinux2014_{target.arch}"]
+
+
+def _download(pins: list[Pin], target: Target, folder: Path) -> None:
+    listed = folder.with_name("fetch.txt")
+    write_atomic(listed, "".join(f"{pin.line}\n" for pin in pins).encode())
+    abi = f"cp{target.python.replace('.', '')}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--no-input", "--progress-bar=off", "--retries=2", "--timeout=20"]
+    command += ["--implementation=cp", f"--python-version={target.python}"]
+    command += [f"--abi={one}" for one in (abi, "abi3", "none")]
+    command += [f"--platform={one}" for one in platforms(target)]
+    done = _run([*command, "--dest", str(folder), "--requirement", str(listed)], folder, {})
+    if done.returncode:
+        raise BundleError(
+            _why(f"{done.stdout}\n{done.stderr}", target) or f"wheels were not fetched: {_last(done)}"
+        )
+
+
+def _why(told: str, target: Target) -> str:
+    """What pip's words mean; empty: nothing that is known."""
+    if "DO NOT MATCH THE HASHES" in told:
+        return "a wheel is not the one that was locked: it was changed after; look at it, then scripts/lock"
+    if _NO_NETWORK.search(told):
+        return "no network, or no package index that answers: `pip download six` has to work here"
+    if missing := _NO_WHEEL.search(told):
+        return (
+            f"{missing[1]}: there is no wheel of it for {about(target)}; take another --python or --glibc, or "
+            "another version in the lock file"
+        )
+    return ""
+
+
+def _run(command: list[str], folder: Path, more: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command,
+            cwd=folder,
+            env={**os.environ, **more},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PATIENCE_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise BundleError(f"{command[2]} was not done after {_PATIENCE_S:g} s: is the network slow?") from None
+
+
+def _last(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR")]
+    return (errors or lines or [f"exit code {done.returncode}"])[-1].strip()

@@ -1,0 +1,112 @@
+"""Parsers of files that no person writes: models, sound, bundles."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from contextlib import suppress
+
+from target import FOLDER, ROOT
+
+from agent.capture.recording import read_whole
+from agent.compute.decode.metadata import manifest_of
+from agent.compute.infer.modelfile import Runtime, read_modelfile, refusals
+from agent.errors import VedetteError
+from agent.update import archive
+from agent.update.description import Description, Migration, Target, parse, render
+
+SHORT_MODELS = 200_000
+"""Bytes: longer models are left out, for they make everything slow and say no more."""
+
+_RUNTIMES: tuple[Runtime, ...] = ("litert", "tflite-runtime")
+
+
+def modelfile(data: bytes) -> None:
+    model = read_modelfile(data)
+    for runtime in _RUNTIMES:
+        refusals(model, runtime)
+    with suppress(VedetteError):  # it need not be a kind of model that can be guessed
+        manifest_of(data, *model.ends(), "model")
+
+
+def modelfile_seeds() -> list[bytes]:
+    import numpy as np
+
+    from tests.support import tflite_builder as build
+
+    boxes = {"boxes": np.zeros((1, 2, 4), np.float32), "scores": np.zeros((1, 2), np.float32)}
+    made = [
+        build.add_model(signature="serve"),
+        build.fully_connected_model(hybrid=True),
+        build.constant_model(boxes, signature="serve"),
+        build.custom_model("Odd"),
+        build.write(
+            [build.T("x", (1, 4)), build.T("y", (1, 4))],
+            [build.Op("SOFTMAX", (0,), (1,))],
+            (0,),
+            (1,),
+            metadata={"TFLITE_METADATA": b"\x10\0\0\0M001" + bytes(40), "min_runtime_version": b"1.5.0"},
+        ),
+    ]
+    zoo = [path.read_bytes() for path in sorted((ROOT / "agent" / "zoo").glob("*.tflite"))]
+    return [*made, *(content for content in zoo if len(content) <= SHORT_MODELS)]
+
+
+def sound(data: bytes) -> None:
+    path = FOLDER / "sound.wav"
+    path.write_bytes(data)
+    read_whole(path, 16_000)
+
+
+def sound_seeds() -> list[bytes]:
+    import numpy as np
+    import soundfile
+
+    sound = (np.sin(np.arange(800) / 8) * 8000).astype(np.int16)
+    made = []
+    for kind, subtype in (("WAV", "PCM_16"), ("WAV", "PCM_24"), ("WAV", "FLOAT"), ("FLAC", "PCM_16")):
+        with io.BytesIO() as file:
+            soundfile.write(file, np.stack([sound, sound], 1), 8000, subtype, format=kind)
+            made.append(file.getvalue())
+    return made
+
+
+def bundle(data: bytes) -> None:
+    """A bundle, which is unpacked into its folder and nowhere else; or its description alone."""
+    if data.startswith(b"schema"):
+        found = parse(data)
+        assert parse(render(found)) == found
+        return
+    path, slot = FOLDER / "x.vedette", FOLDER / "slot"
+    path.write_bytes(data)
+    before = sorted(FOLDER.iterdir())
+    try:
+        archive.unpack(path, archive.read_description(path), slot)
+    except VedetteError:
+        assert sorted(FOLDER.iterdir()) == before, "something was left"
+        raise
+    assert sorted(FOLDER.iterdir()) == sorted([*before, slot]), "something was written beside"
+    shutil.rmtree(slot)
+
+
+def bundle_seeds() -> list[bytes]:
+    files = {"wheels/vedette-1.0-py3-none-any.whl": b"a wheel", "config/vedette.toml": b"[mqtt]\n"}
+    for name, content in files.items():
+        (FOLDER / "seeds" / name).parent.mkdir(parents=True, exist_ok=True)
+        (FOLDER / "seeds" / name).write_bytes(content)
+    sources = {name: FOLDER / "seeds" / name for name in files}
+    described = Description(
+        schema=1,
+        name="vedette",
+        version="1.0",
+        counter=7,
+        kind="full",
+        target=Target("aarch64", "3.11", boards=["pi4b"]),
+        migrations=[
+            Migration("rename", "mqtt.server", to="mqtt.host"),
+            Migration("set", "device.name", value="x"),
+        ],
+        files={name: archive.listed(path) for name, path in sources.items()},
+    )
+    archive.write(FOLDER / "seeds.vedette", described, sources)
+    return [(FOLDER / "seeds.vedette").read_bytes(), render(described)]

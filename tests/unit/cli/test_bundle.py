@@ -1,0 +1,169 @@
+"""`vedette bundle`, on a workstation: with a bundle of models, which takes neither pip nor network."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from click.shell_completion import ShellComplete
+from click.testing import CliRunner, Result
+
+from agent.cli.main import vedette
+from agent.errors import BundleError, ConfigError, ModelError, TrustError, VedetteError
+from agent.storage.models import ZOO
+from agent.update import archive
+from agent.update.description import HealthGate, Migration
+from tests.support.tiny_bundles import Key, make_key, needs_ssh_keygen, tiny_bundle
+
+
+def run(*words: str | Path) -> Result:
+    return CliRunner().invoke(vedette, ["bundle", *map(str, words)])
+
+
+def refused(kind: type[VedetteError], why: str, *words: str | Path) -> None:
+    shown = run(*words)
+    assert isinstance(shown.exception, kind), shown.output
+    assert re.search(why, str(shown.exception)), str(shown.exception)
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Key:
+    return make_key(tmp_path / "key")
+
+
+def test_models_are_built_the_same_each_time(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shown = run(
+            "build", "--models-only", "--model", "small-speech", "--counter", "3", "--out", tmp_path / name
+        )
+        assert shown.exit_code == 0, shown.output
+        assert "asking small-speech for its golden answers …" in shown.stderr
+        assert f"{tmp_path / name}; not signed yet" in shown.stdout
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    described = archive.read_description(tmp_path / "a")
+    assert (described.kind, described.counter, described.models) == ("models", 3, ["small-speech"])
+
+
+@needs_ssh_keygen
+def test_a_bundle_is_signed_and_looked_into(tmp_path: Path, key: Key) -> None:
+    path = tiny_bundle(tmp_path / "x.vedette", counter=7)
+    signers = tmp_path / "allowed_signers"
+    signers.write_text(key.allowed("release"))
+    assert run("sign", path, "--key", key.path).stdout == f"{path}.sig\n"
+    shown = run("inspect", path, "--signers", signers, "--json")
+    assert shown.exit_code == 0, shown.output
+    told = json.loads(shown.stdout)
+    assert told["error"] == ""
+    assert told["signer"]["principal"] == "release"
+    assert told["description"]["counter"] == 7
+    assert told["description"]["files"]["models/small-speech.tflite"]["size"] == 139744
+    text = run("inspect", path, "--signers", signers).stdout
+    assert "vedette 1.0, counter 7, full" in text
+    assert f"release, {told['signer']['key']}" in text
+
+
+@needs_ssh_keygen
+def test_nothing_is_read_of_a_bundle_that_nobody_trusted_has_signed(tmp_path: Path, key: Key) -> None:
+    path = tiny_bundle(tmp_path / "x.vedette", make_key(tmp_path / "stranger"))
+    (tmp_path / "allowed_signers").write_text(key.allowed("release"))
+    shown = run("inspect", path, "--signers", tmp_path / "allowed_signers", "--json")
+    assert shown.exit_code == 1
+    told = json.loads(shown.stdout)
+    assert "does not name" in told["error"]
+    assert told["description"] is None
+
+
+@needs_ssh_keygen
+def test_a_revoked_key_is_told(tmp_path: Path, key: Key) -> None:
+    path = tiny_bundle(tmp_path / "x.vedette", key)
+    (tmp_path / "allowed").write_text(key.allowed("release"))
+    (tmp_path / "revoked").write_text(f"{key.public}\n")
+    shown = run("inspect", path, "--signers", tmp_path / "allowed", "--revoked", tmp_path / "revoked")
+    assert shown.exit_code == 1
+    assert "revokes" in shown.stderr
+    assert run("inspect", path, "--revoked", tmp_path / "revoked").exit_code == 2
+
+
+def test_a_damaged_bundle_is_told_and_not_signed(tmp_path: Path) -> None:
+    path = tiny_bundle(tmp_path / "x.vedette")
+    path.write_bytes(path.read_bytes()[:-2000])
+    shown = run("inspect", path)
+    assert shown.exit_code == 1
+    assert "cut off" in shown.stderr
+    refused(BundleError, "cut off", "sign", path, "--key", tmp_path / "none")
+
+
+def test_a_key_that_is_missing_is_told_how_to_make(tmp_path: Path) -> None:
+    refused(TrustError, "no such key; make one", "sign", tiny_bundle(tmp_path / "x"), "--key", tmp_path / "none")
+
+
+MODELS = ("build", "--models-only", "--counter", "1")
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("build", "--models-only"), "no --counter: a number above that of the bundle before"),
+        (MODELS, "a bundle of models has models"),
+        ((*MODELS, "--board", "pi4b"), "models alone are for any board"),
+        ((*MODELS, "--config", "x.json"), r"x\.json: a configuration is a \.toml file"),
+        (("build", "--counter", "1", "--board", "pi4"), "--board pi4: no such profile; did you mean 'pi4b'"),
+        (("build", "--counter", "1", "--python", "2.7"), r"--python 2\.7"),
+        (("build", "--counter", "1", "--glibc", "2.1"), r"--glibc 2\.1"),
+        (("build", "--counter", "1", "--health", "steady=1"), r"--health steady=1: .*did you mean 'steady_s'"),
+        (("build", "--counter", "1", "--health", "steady_s=fast"), "--health steady_s=fast: Expected `float`"),
+        (("build", "--counter", "1", "--wheel", "none.whl"), r"none\.whl: not a wheel: No such file"),
+    ],
+)
+def test_what_cannot_be_built_is_said_before_anything_takes_long(
+    tmp_path: Path, words: tuple[str, ...], why: str
+) -> None:
+    refused(BundleError, why, *words, "--out", tmp_path / "x.vedette")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+    refused(BundleError, "there is no folder", *MODELS, "--model", "nanodet", "--out", tmp_path / "no" / "x")
+
+
+def test_a_model_without_a_manifest_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.tflite").write_bytes((ZOO / "small-speech.tflite").read_bytes())
+    why = r"mine\.tflite: has no manifest: write mine\.toml beside it"
+    refused(BundleError, why, *MODELS, "--model", tmp_path / "mine.tflite", "--out", tmp_path / "x")
+    refused(ModelError, "no bundled model", *MODELS, "--model", "nano", "--out", tmp_path / "x")
+
+
+def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
+    text = (ZOO / "small-speech.toml").read_text().replace("score_threshold = 0.6", "score_threshold = 0.7")
+    (tmp_path / "small-speech.toml").write_text(text)
+    (tmp_path / "small-speech.tflite").write_bytes((ZOO / "small-speech.tflite").read_bytes())
+    both = ("--model", "small-speech", "--model", tmp_path / "small-speech.toml")
+    refused(BundleError, "another model of this bundle has a file", *MODELS, *both, "--out", tmp_path / "x")
+
+
+def test_a_health_gate_and_migrations_are_read(tmp_path: Path) -> None:
+    from agent.update.building import read_health, read_migrations
+
+    assert read_health(["steady_s=5", "memory_mb=90.5"]) == HealthGate(steady_s=5.0, memory_mb=90.5)
+    path = tmp_path / "migrations.toml"
+    path.write_text('[[migrations]]\nop = "set"\nkey = "device.name"\nvalue = true\n')
+    assert read_migrations(path) == [Migration("set", "device.name", value=True)]
+    path.write_text('[[migrations]]\nop = "drop"\nkey = "device.name"\n')
+    refused(BundleError, r"migrations\.toml: .*drop", "build", "--counter", "1", "--migrations", path)
+    refused(ConfigError, "cannot read", "build", "--counter", "1", "--migrations", tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("words", "incomplete", "offered"),
+    [
+        (["bundle"], "", {"build", "sign", "inspect"}),
+        (["bundle", "build", "--board"], "pi", {"pi4b", "pi5", "pi-zero2w"}),
+        (["bundle", "build", "--model"], "nano", {"nanodet", "nano"}),
+        (["bundle", "build", "--arch"], "", {"aarch64", "x86_64"}),
+    ],
+)
+def test_the_shell_completes(words: list[str], incomplete: str, offered: set[str]) -> None:
+    found = ShellComplete(vedette, {}, "vedette", "_VEDETTE_COMPLETE").get_completions(words, incomplete)
+    assert {item.value for item in found} == offered

@@ -1,0 +1,128 @@
+"""Golden answers: made by the CPU, the same each time, and another model does not pass for the first."""
+
+from __future__ import annotations
+
+import io
+import time
+import zipfile
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from agent.errors import GoldenError
+from agent.library import open_whole_model
+from agent.manifest import GoldenManifest, Manifest, Rung
+from agent.messages import Array
+from agent.update.goldens import compare, make
+from agent.update.models import gather
+from tests.support.tflite_builder import fully_connected_model
+from tests.support.tiny_bundles import MODEL, model_files
+
+GOLDEN = f"golden/{MODEL}.npz"
+
+
+@pytest.fixture(scope="module")
+def content() -> bytes:
+    return model_files()[f"models/{MODEL}.tflite"]
+
+
+@pytest.fixture(scope="module")
+def manifest() -> Manifest:
+    return open_whole_model(MODEL).manifest
+
+
+def arrays() -> dict[str, Array]:
+    with np.load(io.BytesIO(model_files()[GOLDEN])) as file:
+        return {name: file[name] for name in file.files}
+
+
+def packed(given: dict[str, Array]) -> bytes:
+    with io.BytesIO() as file:
+        np.savez(file, allow_pickle=False, **given)
+        return file.getvalue()
+
+
+def test_a_model_answers_as_it_did(content: bytes, manifest: Manifest) -> None:
+    compare(content, manifest, model_files()[GOLDEN])
+
+
+def test_they_are_the_same_bytes_each_time(content: bytes, manifest: Manifest) -> None:
+    time.sleep(2.1)  # a zip file's times have a resolution of 2 s
+    assert make(content, manifest) == model_files()[GOLDEN]
+
+
+def test_they_are_named_by_number(manifest: Manifest) -> None:
+    assert sorted(arrays()) == ["in0", "out0"]
+    assert arrays()["out0"].shape[-1] == len(manifest.output.labels)
+
+
+def test_a_wrong_answer_is_told_by_model_output_and_difference(content: bytes, manifest: Manifest) -> None:
+    wrong = {**arrays(), "out0": arrays()["out0"][:, ::-1]}
+    with pytest.raises(
+        GoldenError, match=r"model small-speech: output 0 \(.+\): answers wrongly: off by [\d.]+%"
+    ):
+        compare(content, manifest, packed(wrong))
+
+
+def test_the_manifest_says_how_far_off_an_answer_may_be(content: bytes, manifest: Manifest) -> None:
+    off = {**arrays(), "out0": arrays()["out0"] + np.float32(0.05) * arrays()["out0"].std()}
+    compare(content, replace(manifest, golden=GoldenManifest(tolerance=0.2)), packed(off))
+    with pytest.raises(GoldenError, match=r"1\.0% are allowed"):
+        compare(content, replace(manifest, golden=GoldenManifest(tolerance=0.01)), packed(off))
+
+
+def test_those_of_another_model_are_refused(manifest: Manifest) -> None:
+    with pytest.raises(GoldenError, match="input 0: golden input of another shape"):
+        compare(fully_connected_model(), replace(manifest, rungs=(Rung("full"),)), model_files()[GOLDEN])
+
+
+def test_a_model_whose_answers_are_not_finite_has_no_golden_ones(manifest: Manifest) -> None:
+    endless = fully_connected_model(np.full((2, 4), np.inf, np.float32))
+    with pytest.raises(GoldenError, match="model small-speech: output y is not finite"):
+        make(endless, replace(manifest, rungs=(Rung("full"),)))
+
+
+@pytest.mark.parametrize("name", ["in0", "out0"])
+def test_one_that_is_missing_or_too_much_is_refused(content: bytes, manifest: Manifest, name: str) -> None:
+    with pytest.raises(GoldenError, match="another shape"):
+        compare(content, manifest, packed({key: one for key, one in arrays().items() if key != name}))
+    with pytest.raises(GoldenError, match="for more than it has"):
+        compare(content, manifest, packed({**arrays(), "out9": np.zeros(1, np.float32)}))
+
+
+def test_not_finite_is_refused(content: bytes, manifest: Manifest) -> None:
+    with pytest.raises(GoldenError, match="are not finite"):
+        compare(content, manifest, packed({**arrays(), "out0": np.full_like(arrays()["out0"], np.inf)}))
+
+
+def bomb() -> bytes:
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
+            made.writestr("in0.npy", bytes(50_000_000))
+        return file.getvalue()
+
+
+def pickled() -> bytes:
+    with io.BytesIO() as file:
+        np.savez(file, in0=np.array([{"evil": 1}], dtype=object))
+        return file.getvalue()
+
+
+@pytest.mark.parametrize("golden", [b"", b"PK\x03\x04", bomb(), pickled(), packed({})[:-4]])
+def test_what_is_no_golden_answer_is_refused_without_running_it(
+    content: bytes, manifest: Manifest, golden: bytes
+) -> None:
+    with pytest.raises(GoldenError, match="golden answers that"):
+        compare(content, manifest, golden)
+
+
+def test_a_bundle_has_what_a_manifest_names(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("models")
+    for path, data in gather("nanodet"):
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_bytes(data)
+    opened = open_whole_model(str(folder / "models" / "nanodet.toml"))
+    assert opened.manifest.output.labels == open_whole_model("nanodet").manifest.output.labels
+    assert (folder / "models" / opened.manifest.golden.files[0]).is_file()
+    compare(opened.content, opened.manifest, (folder / "golden" / "nanodet.npz").read_bytes())
