@@ -87,12 +87,12 @@ def test_what_was_installed_runs_without_a_configuration_of_anybodys(board: Boar
 
 def test_the_daemon_sees_the_processor_and_cannot_write_elsewhere(board: Board) -> None:
     assert "cannot be read, so XNNPACK is off" not in board.journal()
-    pid = board.show("MainPID")
-    into = ("nsenter", "--target", pid, "--mount", "--wdns=/", "setpriv", "--reuid=vedette", "--clear-groups")
-    assert "processor" in board.sh(*into, "cat", "/proc/cpuinfo")
-    assert board.sh(*into, "cat", "/sys/devices/system/cpu/possible")
+    into = ("nsenter", "--target", board.show("MainPID"), "--mount", "--wdns=/")
+    user = (*into, "setpriv", "--reuid=vedette", "--clear-groups")
+    assert "processor" in board.sh(*user, "cat", "/proc/cpuinfo")
+    assert board.sh(*user, "cat", "/sys/devices/system/cpu/possible")
     for place in ("/etc/vedette/x", "/opt/vedette/x", "/var/lib/vedette-update/x", "/usr/x"):
-        assert board.sh(*into, "sh", "-c", f"touch {place} 2>&1 || true")
+        assert "Read-only" in board.sh(*into, "sh", "-c", f"touch {place} 2>&1 || true")  # for root, too
 
 
 def test_any_program_on_the_board_may_read_how_it_is(board: Board) -> None:
@@ -114,9 +114,41 @@ def test_it_publishes_what_it_sees(messages: Messages) -> None:
 
 
 def test_installing_again_changes_nothing(board: Board, config: dict[str, Any]) -> None:
-    before = board.sh("cat", "/etc/vedette/vedette.toml"), slot(board)
+    pid, before = board.wait_active(), (board.sh("cat", "/etc/vedette/vedette.toml"), slot(board))
     assert "installed already" in board.sh(f"{CLONE}/scripts/install", patience_s=_INSTALL_S)
     assert (board.sh("cat", "/etc/vedette/vedette.toml"), slot(board)) == before
+    assert board.wait_active() == pid
+
+
+@pytest.mark.parametrize(
+    ("forged", "said"),
+    [
+        ("unsigned", "a bundle is taken with its signature only"),
+        ("stranger", "signed by nobody that"),
+        ("tampered", "the signature is not one of this bundle"),
+        ("other namespace", "the signature is not one of this bundle"),
+    ],
+)
+def test_a_bundle_that_nobody_vouches_for_is_refused_before_anything_is_done(
+    board: Board, config: dict[str, Any], forged: str, said: str
+) -> None:
+    before, pid = slot(board), board.wait_active()
+    namespace = "file" if forged == "other namespace" else "vedette-bundle"
+    script = f"""
+    rm -rf /tmp/forge && mkdir /tmp/forge && cd /tmp/forge
+    ssh-keygen -q -t ed25519 -N '' -f maker && ssh-keygen -q -t ed25519 -N '' -f stranger
+    echo "maker $(cut -d' ' -f1,2 maker.pub)" > signers
+    mkdir config && echo 'x = 1' > config/x.toml && tar -cf new.vedette config
+    ssh-keygen -q -Y sign -n {namespace} -f {"stranger" if forged == "stranger" else "maker"} new.vedette
+    {"rm new.vedette.sig" if forged == "unsigned" else ""}
+    {"echo >> new.vedette" if forged == "tampered" else ""}
+    {CLONE}/scripts/install --bundle new.vedette --signers signers 2>&1 && echo taken
+    """
+    told = board.sh("sh", "-c", script, check=False)
+    assert said in told
+    assert "taken" not in told.splitlines()
+    assert (slot(board), board.wait_active()) == (before, pid)
+    assert not board.exists("/etc/vedette/allowed_signers")
 
 
 def test_a_credential_reaches_the_daemon_and_nobody_else(board: Board, config: dict[str, Any]) -> None:
