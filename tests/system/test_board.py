@@ -1,0 +1,300 @@
+"""Vedette as a service on a board: installed, killed, hung, stopped, cut off, rolled back, taken away.
+
+One board for all of these, in their order: each leaves it running, but for the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.board import CLONE, Board
+from tests.support.house import person_model
+from tests.support.mosquitto import HOST, Mosquitto
+from tests.support.publishing import TOPICS, wait_for
+from tests.support.received import Messages
+from tests.support.running import camera, events, hear
+
+pytestmark = pytest.mark.timeout(300)
+
+_UPDATES = "/var/lib/vedette-update"
+_UNITS = ("vedette", "vedette-update", "vedette-settle", "vedette-deadman")
+_INSTALL_S = 240.0
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    """A board on which `scripts/install` has just run, as it stands there."""
+    with Board(tmp_path_factory.mktemp("board")) as running:
+        said = running.sh(f"{CLONE}/scripts/install", patience_s=_INSTALL_S)
+        assert "is installed" in said
+        assert "ActiveState=active" in said
+        yield running
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
+    """For the whole file: the board knows its port."""
+    with Mosquitto(tmp_path_factory.mktemp("broker")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def config(board: Board, broker: Mosquitto, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One stream that always sees somebody, and the broker; in use."""
+    folder = tmp_path_factory.mktemp("model")
+    model = person_model(folder)
+    for path in (model, model.with_suffix(".tflite")):
+        board.write(f"/etc/vedette/models/{path.name}", path.read_bytes())
+    made: dict[str, Any] = {
+        "device": {"name": TOPICS.device},
+        "mqtt": {"host": HOST, "port": broker.port, "reconnect_max_s": 0.5},
+        "health": {"every_s": 0.5},
+        "streams": {"front": camera(Path("/etc/vedette/models/person.toml"))},
+    }
+    board.configure(made)
+    board.sh("systemctl", "restart", "vedette")
+    return made
+
+
+@pytest.fixture
+def messages(config: dict[str, Any], broker: Mosquitto) -> Messages:
+    return broker.subscribe("vedette/#")
+
+
+def slot(board: Board, link: str = "current") -> str:
+    return board.sh("readlink", f"/opt/vedette/{link}")
+
+
+def restarts(board: Board) -> int:
+    return int(board.show("NRestarts"))
+
+
+def test_what_was_installed_runs_without_a_configuration_of_anybodys(board: Board) -> None:
+    health = board.health()
+    assert health is not None
+    assert health.ready
+    (stream,) = health.streams.values()
+    assert (stream.state, stream.model, stream.inferred > 0) == ("running", "nanodet", True)
+    assert board.show("StatusText") == "1 of 1 stream running; no broker"
+    assert board.sh("stat", "-c", "%U", "/var/lib/vedette") == "vedette"
+    assert board.sh("stat", "-c", "%U %a", _UPDATES) == "root 700"
+    assert board.sh("vedette", "--version").startswith("vedette")
+
+
+def test_the_daemon_sees_the_processor_and_cannot_write_elsewhere(board: Board) -> None:
+    assert "cannot be read, so XNNPACK is off" not in board.journal()
+    into = ("nsenter", "--target", board.show("MainPID"), "--mount", "--wdns=/")
+    user = (*into, "setpriv", "--reuid=vedette", "--clear-groups")
+    assert "processor" in board.sh(*user, "cat", "/proc/cpuinfo")
+    assert board.sh(*user, "cat", "/sys/devices/system/cpu/possible")
+    for place in ("/etc/vedette/x", "/opt/vedette/x", "/var/lib/vedette-update/x", "/usr/x"):
+        assert "Read-only" in board.sh(*into, "sh", "-c", f"touch {place} 2>&1 || true")  # for root, too
+
+
+def test_any_program_on_the_board_may_read_how_it_is(board: Board) -> None:
+    told = board.sh("setpriv", "--reuid=nobody", "--clear-groups", "cat", "/run/vedette/health.json")
+    assert '"ready":true' in told
+
+
+def test_the_units_are_clean_where_they_are(board: Board) -> None:
+    units = [f"/etc/systemd/system/{name}.service" for name in _UNITS]
+    said = board.sh(
+        "sh", "-c", 'systemd-analyze verify "$@" 2>&1', "sh", *units, "/etc/systemd/system/vedette-deadman.timer"
+    )
+    assert said == ""
+
+
+def test_it_publishes_what_it_sees(messages: Messages) -> None:
+    hear(messages, 3)
+    assert messages.of(TOPICS.status)[-1] == b"online"
+
+
+def test_installing_again_changes_nothing(board: Board, config: dict[str, Any]) -> None:
+    pid, before = board.wait_active(), (board.sh("cat", "/etc/vedette/vedette.toml"), slot(board))
+    assert "installed already" in board.sh(f"{CLONE}/scripts/install", patience_s=_INSTALL_S)
+    assert (board.sh("cat", "/etc/vedette/vedette.toml"), slot(board)) == before
+    assert board.wait_active() == pid
+
+
+@pytest.mark.parametrize(
+    ("forged", "said"),
+    [
+        ("unsigned", "a bundle is taken with its signature only"),
+        ("stranger", "signed by nobody that"),
+        ("tampered", "the signature is not one of this bundle"),
+        ("other namespace", "the signature is not one of this bundle"),
+    ],
+)
+def test_a_bundle_that_nobody_vouches_for_is_refused_before_anything_is_done(
+    board: Board, config: dict[str, Any], forged: str, said: str
+) -> None:
+    before, pid = slot(board), board.wait_active()
+    namespace = "file" if forged == "other namespace" else "vedette-bundle"
+    script = f"""
+    rm -rf /tmp/forge && mkdir /tmp/forge && cd /tmp/forge
+    ssh-keygen -q -t ed25519 -N '' -f maker && ssh-keygen -q -t ed25519 -N '' -f stranger
+    echo "maker $(cut -d' ' -f1,2 maker.pub)" > signers
+    mkdir config && echo 'x = 1' > config/x.toml && tar -cf new.vedette config
+    ssh-keygen -q -Y sign -n {namespace} -f {"stranger" if forged == "stranger" else "maker"} new.vedette
+    {"rm new.vedette.sig" if forged == "unsigned" else ""}
+    {"echo >> new.vedette" if forged == "tampered" else ""}
+    {CLONE}/scripts/install --bundle new.vedette --signers signers 2>&1 && echo taken
+    """
+    told = board.sh("sh", "-c", script, check=False)
+    assert said in told
+    assert "taken" not in told.splitlines()
+    assert (slot(board), board.wait_active()) == (before, pid)
+    assert not board.exists("/etc/vedette/allowed_signers")
+
+
+def test_a_credential_reaches_the_daemon_and_nobody_else(board: Board, config: dict[str, Any]) -> None:
+    board.write("/etc/credstore/vedette.mqtt", "secret\n")
+    who = {"username": "porch", "password_file": "$CREDENTIALS_DIRECTORY/mqtt"}
+    board.configure({**config, "mqtt": {**config["mqtt"], **who}})
+    board.sh("systemctl", "restart", "vedette")
+    pid = board.show("MainPID")
+    place = "/run/credentials/vedette.service/mqtt"
+    into = ("nsenter", "--target", pid, "--mount", "--wdns=/", "setpriv", "--clear-groups")
+    assert board.sh(*into, "--reuid=vedette", "cat", place) == "secret"
+    assert board.sh(*into, "--reuid=nobody", "cat", place, check=False) == ""
+    board.sh("rm", "/etc/credstore/vedette.mqtt")
+    board.configure(config)
+    board.sh("systemctl", "restart", "vedette")
+
+
+def test_what_is_killed_is_started_again(board: Board, messages: Messages) -> None:
+    pid, before = board.wait_active(), restarts(board)
+    board.sh("kill", "-KILL", str(pid))
+    board.wait_active(but=pid)
+    assert restarts(board) == before + 1
+    hear(messages, 3)
+
+
+def test_what_hangs_is_ended_by_the_watchdog_and_started_again(board: Board, messages: Messages) -> None:
+    board.write("/run/systemd/system/vedette.service.d/short.conf", "[Service]\nWatchdogSec=2\nRestartSec=1\n")
+    board.sh("systemctl", "daemon-reload")
+    board.sh("systemctl", "restart", "vedette")
+    pid = board.wait_active()
+    board.sh("kill", "-STOP", str(pid))
+    board.wait_active(but=pid)
+    said = board.journal()
+    assert "Watchdog timeout" in said
+    assert "Fatal Python error: Aborted" in said  # and where each thread was, which is what there is to go by
+    hear(messages, 3)
+
+
+def test_a_reload_takes_up_a_stream_and_the_process_stays(board: Board, config: dict[str, Any]) -> None:
+    pid = board.wait_active()
+    more = {**config["streams"], "back": camera(Path("/etc/vedette/models/person.toml"))}
+    board.configure({**config, "streams": more})
+    board.sh("systemctl", "reload", "vedette")
+    wait_for(lambda: (found := board.health()) is not None and found.streams.keys() == {"front", "back"})
+    wait_for(lambda: board.show("StatusText") == "2 of 2 streams running")
+    assert (board.wait_active(), board.show("ActiveState")) == (pid, "active")
+    board.configure(config)
+    board.sh("systemctl", "reload", "vedette")
+
+
+def test_a_camera_that_is_dead_at_boot_does_not_end_the_others(board: Board, config: dict[str, Any]) -> None:
+    away = camera(Path("/etc/vedette/models/person.toml"), "v4l2:/dev/video9")
+    board.configure({**config, "streams": {**config["streams"], "away": away}})
+    board.sh("systemctl", "restart", "vedette")
+    status = board.show("StatusText")
+    assert board.show("ActiveState") == "active"
+    assert status.startswith("1 of 2 streams running; away lost: v4l2:/dev/video9")
+    board.configure(config)
+    board.sh("systemctl", "reload", "vedette")
+
+
+def test_a_stop_is_told_and_a_start_is_too(board: Board, messages: Messages) -> None:
+    board.sh("systemctl", "stop", "vedette")
+    messages.wait(lambda m: m.of(TOPICS.status)[-1:] == [b"stopped"])
+    assert board.show("Result") == "success"
+    assert not board.exists("/run/vedette/health.json")
+    board.sh("systemctl", "start", "vedette")
+    messages.wait(lambda m: m.of(TOPICS.status)[-1:] == [b"online"])
+
+
+def test_after_a_power_cut_it_publishes_again_and_every_track_has_its_end(
+    board: Board, messages: Messages
+) -> None:
+    hear(messages, 3)
+    open_ = {event.track.id for event in events(messages) if event.kind == "new"}
+    board.cut()
+    board.up()
+    board.wait_active()
+    hear(messages, 3)
+    messages.wait(lambda m: open_ <= {event.track.id for event in events(m) if event.kind == "end"})
+
+
+def break_b(board: Board, config: dict[str, Any], *, state: str, allowed_s: int) -> None:
+    """Slot b gets a version that cannot be started, and a trial, as `vedette update` leaves it behind."""
+    board.sh("rm", "-rf", "/opt/vedette/slots/b")
+    board.write("/opt/vedette/slots/b/venv/bin/vedette", "#!/bin/sh\necho no module named agent >&2\nexit 1\n")
+    board.sh("chmod", "755", "/opt/vedette/slots/b/venv/bin/vedette")
+    board.sh("cp", "-p", "/etc/vedette/vedette.toml", f"{_UPDATES}/kept/vedette.toml")
+    keys = {"new": "b", "old": "a", "config": "/etc/vedette/vedette.toml", "allowed_s": allowed_s, "boots": 3}
+    lines = [f"{key}={value}" for key, value in {**keys, "state": state}.items()]
+    board.write(f"{_UPDATES}/trial", "\n".join([*lines, ""]))
+    board.configure({**config, "device": {"name": "changed"}})
+    board.sh("ln", "-sfn", "slots/b", "/opt/vedette/current")
+
+
+def verdict(board: Board) -> dict[str, str]:
+    lines = board.sh("cat", f"{_UPDATES}/verdict").splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+def test_the_dead_man_brings_the_old_version_back_when_the_new_one_cannot_be_started(
+    board: Board, messages: Messages, config: dict[str, Any]
+) -> None:
+    often = "[Timer]\nOnBootSec=1\nOnUnitInactiveSec=1\nAccuracySec=1ms\n"
+    board.write("/run/systemd/system/vedette-deadman.timer.d/often.conf", often)
+    board.sh("systemctl", "daemon-reload")
+    board.sh("systemctl", "restart", "vedette-deadman.timer")
+    break_b(board, config, state="trial", allowed_s=2)
+    board.sh("systemctl", "restart", "--no-block", "vedette")
+    wait_for(lambda: slot(board) == "slots/a", 30.0)
+    board.wait_active()
+    assert verdict(board) == {"by": "deadman", "reason": "the trial took longer than 2 s"}
+    assert slot(board, "keeper") == "slots/a"
+    assert not board.exists(f"{_UPDATES}/trial")
+    assert 'name = "changed"' not in board.sh("cat", "/etc/vedette/vedette.toml")
+    assert 'name = "changed"' in board.sh("cat", "/etc/vedette/vedette.toml.undone")
+    assert "no module named agent" in board.journal()
+    hear(messages, 3)
+    board.sh("rm", f"{_UPDATES}/verdict")
+
+
+def test_a_switch_that_the_power_cut_off_is_undone_before_the_daemon_starts(
+    board: Board, messages: Messages, config: dict[str, Any]
+) -> None:
+    break_b(board, config, state="switching", allowed_s=600)
+    board.cut()
+    board.up()
+    board.wait_active()
+    assert (slot(board), slot(board, "keeper")) == ("slots/a", "slots/a")
+    assert verdict(board) == {"by": "settle", "reason": "the power went during the switch"}
+    assert "no module named agent" not in board.journal()
+    hear(messages, 3)
+
+
+def test_without_a_trial_the_dead_man_is_silent(board: Board) -> None:
+    assert board.show("ActiveState", "vedette-deadman.timer") == "active"
+    board.sh("systemctl", "start", "vedette-deadman.service")
+    assert "Starting" not in board.journal("vedette-deadman.service")
+
+
+def test_taking_it_away_leaves_what_is_the_users_and_purging_leaves_nothing(board: Board) -> None:
+    board.sh(f"{CLONE}/scripts/uninstall")
+    assert board.sh("cat", "/etc/vedette/vedette.toml")
+    assert not board.exists("/opt/vedette")
+    assert board.sh("systemctl", "list-unit-files", "vedette*", "--no-legend", check=False) == ""
+    board.sh(f"{CLONE}/scripts/uninstall", "--purge")
+    left = board.sh("find", "/etc", "/opt", "/var/lib", "/usr/local", "/run", "-xdev", "-iname", "*vedette*")
+    assert left == ""
+    assert board.sh("getent", "passwd", "vedette", check=False) == ""

@@ -1,0 +1,65 @@
+"""The units, as systemd itself reads them, without a systemd that runs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.running import ROOT
+
+_FOLDER = ROOT / "systemd"
+_UNITS = sorted([*_FOLDER.glob("*.service"), *_FOLDER.glob("*.timer")])
+
+
+def say(program: str, *words: str) -> str:
+    """What a program of systemd says, on both streams; skips where it is not there."""
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    done = subprocess.run([program, *words], capture_output=True, text=True, timeout=60, check=False)
+    return done.stdout + done.stderr
+
+
+def test_the_units_are_all_that_are_promised() -> None:
+    assert [unit.name for unit in _UNITS] == [
+        "vedette-deadman.service",
+        "vedette-deadman.timer",
+        "vedette-settle.service",
+        "vedette-update.service",
+        "vedette.service",
+    ]
+
+
+def test_the_units_are_clean(tmp_path: Path) -> None:
+    for unit in _UNITS:
+        # What they start is installed on boards only; there it is looked at as it is, see test_board.
+        (tmp_path / unit.name).write_text(
+            re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", unit.read_text(), flags=re.M)
+        )
+    assert say("systemd-analyze", "verify", *(str(tmp_path / unit.name) for unit in _UNITS)) == ""
+
+
+def test_the_daemon_is_hardly_exposed() -> None:
+    said = say("systemd-analyze", "security", "--offline=yes", "--threshold=25", str(_FOLDER / "vedette.service"))
+    found = re.search(r"Overall exposure level for vedette\.service: ([\d.]+)", said)
+    assert found is not None, said
+    assert float(found[1]) <= 2.5
+
+
+def test_the_daemon_keeps_what_it_computes_with() -> None:
+    lines = (_FOLDER / "vedette.service").read_text().splitlines()
+    kept = {"ProcSubset=pid", "MemoryDenyWriteExecute=yes", "PrivateDevices=yes", "PrivateNetwork=yes"}
+    assert kept & set(lines) == set()
+    assert not any(
+        line.startswith(("InaccessiblePaths=", "TemporaryFileSystem=")) and "/sys" in line for line in lines
+    )
+
+
+def test_the_rules_for_devices_are_clean() -> None:
+    said = say("udevadm", "verify", str(_FOLDER / "60-vedette.rules"))
+    if "Unknown command" in said:
+        pytest.skip("this udevadm cannot verify: it is older than 254")
+    assert re.search(r"Success: +1\s+Fail: +0", said), said
