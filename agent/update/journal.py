@@ -130,7 +130,7 @@ class Journal:
         ended = datetime.now(UTC) if state in FINAL else None
         update = msgspec.structs.replace(update, state=state, seconds=spent, ended_at=ended, **changes)
         if update.over:  # first: what is told twice is found by when it began, what is told never is lost
-            add_line(self._history, msgspec.json.encode(update))
+            add_line(self._history, line_of(update))
         return self._write(update)
 
     def note(self, update: Update, **changes: object) -> Update:
@@ -163,6 +163,11 @@ class Journal:
     def committed_counter(self) -> int:
         """The highest that was ever committed: an older one is refused."""
         return max((one.counter for one in self.history() if one.state == "committed"), default=0)
+
+
+def line_of(update: Update) -> bytes:
+    """As it stands in the history."""
+    return msgspec.json.encode(update)
 
 
 def now() -> datetime:

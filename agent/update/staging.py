@@ -32,16 +32,32 @@ def stage_version(where: Places, wanted: Description, slot: Slot) -> None:
     """
     slots = Slots(where.home)
     home = slots.empty(slot)
-    _take_out(where, wanted, home)
+    _take_out(where.incoming, wanted, home)
     unpacked = home / _UNPACKED
     assert wanted.target is not None  # of every full bundle
     wheels = [unpacked / path for path in wanted.named("wheels", ".whl")]
     install(find_python(wanted.target.python), home / "venv", wheels)
+    _place(where, wanted, home)
+    slots.make_ready(slot, wanted.version)
+
+
+def take_files(where: Places, wanted: Description, home: Path, bundle: Path) -> None:
+    """Put what a full bundle has beside its wheels into a slot whose environment is made.
+
+    Raises:
+        BundleError: its files are not what it says.
+        StorageError: the disk refuses.
+    """
+    _take_out(bundle, wanted, home)
+    _place(where, wanted, home)
+
+
+def _place(where: Places, wanted: Description, home: Path) -> None:
+    unpacked = home / _UNPACKED
     _take_models(home, wanted, unpacked)
     _take_config(where, wanted, home, unpacked)
     rename(unpacked / NAME, home / NAME)
     delete_folder(unpacked)
-    slots.make_ready(slot, wanted.version)
 
 
 def stage_models(where: Places, wanted: Description, slot: Slot) -> None:
@@ -52,14 +68,14 @@ def stage_models(where: Places, wanted: Description, slot: Slot) -> None:
         StorageError: the disk refuses.
     """
     home = Slots(where.home).path(slot)
-    _take_out(where, wanted, home)
+    _take_out(where.incoming, wanted, home)
     _take_models(home, wanted, home / _UNPACKED, use=False)
     delete_folder(home / _UNPACKED)
 
 
-def _take_out(where: Places, wanted: Description, home: Path) -> None:
+def _take_out(bundle: Path, wanted: Description, home: Path) -> None:
     delete_folder(home / _UNPACKED)
-    unpack(where.incoming, wanted, home / _UNPACKED)
+    unpack(bundle, wanted, home / _UNPACKED)
 
 
 def _take_models(home: Path, wanted: Description, unpacked: Path, *, use: bool = True) -> None:
