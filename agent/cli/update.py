@@ -177,12 +177,13 @@ def selftest(models: Path) -> None:
 @click.option("--bundle", type=click.Path(path_type=Path, dir_okay=False), help="That it was made from.")
 def adopt(slot: str, bundle: Path | None) -> None:
     """Make a slot one that updates know, after scripts/install has filled it."""
+    from agent import __version__
     from agent.storage.slots import slot_of
     from agent.update.adopting import adopt as take_in
 
     where = _places()
     with _owned(where):
-        take_in(where, slot_of(slot), bundle)
+        take_in(where, slot_of(slot), __version__, bundle)
 
 
 def _places() -> Places:

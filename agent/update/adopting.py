@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agent import __version__
 from agent.errors import UpdateError
 from agent.storage.modelsets import ModelSets
 from agent.storage.slots import Slot, Slots
@@ -16,12 +15,13 @@ from agent.update.places import Places
 from agent.update.staging import take_files
 
 
-def adopt(where: Places, slot: Slot, bundle: Path | None) -> None:
+def adopt(where: Places, slot: Slot, version: str, bundle: Path | None) -> None:
     """Note which version a slot holds; of a bundle, put its models in place and remember its counter.
 
     Args:
         where: things are.
         slot: whose environment is made, and which nothing leads to yet.
+        version: that is in it.
         bundle: that it was made from, whose signature is good; None: from a clone, which has no counter.
 
     Raises:
@@ -52,4 +52,4 @@ def adopt(where: Places, slot: Slot, bundle: Path | None) -> None:
             by="operator",
         )
         add_line(where.history, line_of(update))
-    slots.make_ready(slot, __version__)
+    slots.make_ready(slot, version)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from agent import __version__
 from agent.errors import UpdateError
 from agent.storage.modelsets import ModelSets
 from agent.update.adopting import adopt
@@ -23,26 +22,26 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
 
 def test_from_a_bundle_its_models_and_its_counter_are_there(board: Board) -> None:
     board.slots.empty("b")
-    adopt(board.where, "b", board.bundle(counter=5))
+    adopt(board.where, "b", "0.1", board.bundle(counter=5))
     home = board.slots.path("b")
     assert ModelSets(home).current == 5
     assert (home / "models/small-speech.tflite").exists()
     assert (home / "bundle.toml").exists()
     assert (home / "config/vedette.toml.example").exists()
-    assert board.slots.version("b") == __version__
+    assert board.slots.version("b") == "0.1"
     assert board.updater().journal.committed_counter() == 5
-    adopt(board.where, "b", board.bundle(counter=5))
+    adopt(board.where, "b", "0.1", board.bundle(counter=5))
 
 
 def test_from_a_clone_only_its_version_is_noted(board: Board) -> None:
     board.slots.empty("b")
-    adopt(board.where, "b", None)
-    assert board.slots.version("b") == __version__
+    adopt(board.where, "b", "0.1", None)
+    assert board.slots.version("b") == "0.1"
     assert board.updater().journal.history() == []
 
 
 def test_models_alone_are_no_version(board: Board) -> None:
     board.slots.empty("b")
     with pytest.raises(UpdateError, match="brings models only"):
-        adopt(board.where, "b", board.models())
+        adopt(board.where, "b", "0.1", board.models())
     assert board.slots.version("b") == ""
