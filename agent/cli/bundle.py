@@ -75,12 +75,14 @@ def build(out: Path | None, key: Path | None, **options: Any) -> None:
 
     from agent.update import building, trust
 
+    if key is not None:
+        trust.check_key(key)
     plan = _plan(**options)
     out = out or Path(_default_name(plan))
     with TemporaryDirectory(prefix="vedette-bundle-") as work:
         building.build(plan, out, Path(work), _tell)
     if key is not None:
-        trust.sign(out, key)
+        _sign(out, key)
     click.echo(f"{out}{'' if key else f'; not signed yet: vedette bundle sign {out} --key KEY'}")
 
 
@@ -89,10 +91,10 @@ def build(out: Path | None, key: Path | None, **options: Any) -> None:
 @click.option("--key", type=_PATH, required=True, help="Private key, or the public one of a key in ssh-agent.")
 def sign(file: Path, key: Path) -> None:
     """Sign FILE with a key of ssh-keygen's; the signature is FILE.sig."""
-    from agent.update import archive, trust
+    from agent.update import archive
 
     archive.check(file, archive.read_description(file))
-    click.echo(trust.sign(file, key))
+    click.echo(_sign(file, key))
 
 
 @bundle.command()
@@ -152,6 +154,14 @@ def _default_name(plan: Plan) -> str:
     if plan.target is None:
         return f"{plan.name}-{plan.counter}.vedette"
     return f"vedette-{plan.counter}-{plan.target.arch}-{plan.target.python}.vedette"
+
+
+def _sign(file: Path, key: Path) -> Path:
+    from agent.update import trust
+
+    trust.check_key(key)
+    _tell(f"signing with {key}, which may want a passphrase or a touch")
+    return trust.sign(file, key)
 
 
 def _tell(what: str) -> None:
