@@ -118,18 +118,7 @@ def inspect(file: Path, signers: Path | None, revoked: Path | None, as_json: boo
     sys.exit(bool(found.error))
 
 
-def _plan(
-    *,
-    counter: int | None,
-    arch: str,
-    python: str,
-    glibc: str,
-    boards: tuple[str, ...],
-    migrations: Path | None,
-    health: tuple[str, ...],
-    models_only: bool,
-    **other: Any,
-) -> Plan:
+def _plan(*, counter: int | None, models_only: bool, **given: Any) -> Plan:
     from agent.errors import BundleError
     from agent.update.building import Plan, read_health, read_migrations, read_target
 
@@ -138,15 +127,17 @@ def _plan(
             "no --counter: a number above that of the bundle before, which `vedette bundle inspect` shows; 1 for "
             "the first"
         )
-    if models_only and boards:
+    target = [given.pop(key) for key in ("arch", "python", "glibc", "boards")]
+    if models_only and target[-1]:
         raise BundleError("--models-only with --board: models alone are for any board")
+    migrations, health = given.pop("migrations"), given.pop("health")
     return Plan(
         counter=counter,
-        target=None if models_only else read_target(arch, python, glibc, boards),
+        target=None if models_only else read_target(*target),
         migrations=read_migrations(migrations) if migrations else (),
         health=read_health(health),
         full=not models_only,
-        **other,
+        **given,
     )
 
 
