@@ -27,7 +27,7 @@ class Contained:
     """In a folder of its own. See `machine.Board`."""
 
     name, broker, scale = "container", "127.0.0.1", 1.0
-    camera, microphone = "test:?size=160x120&fps=10", "wav:/root/speech.wav?pace=realtime&loop=1"
+    camera, microphone = "test:?size=160x120&fps=10", "wav:/etc/vedette/speech.wav?pace=realtime&loop=1"
 
     def __init__(self, folder: Path) -> None:
         """Nothing is started."""

@@ -47,7 +47,7 @@ _SPEAKER = """
 Description=Somebody speaks in the room, again and again
 After=sound.target
 [Service]
-ExecStart=/bin/sh -c 'while aplay -q /root/speech.wav; do :; done'
+ExecStart=/bin/sh -c 'while aplay -q /etc/vedette/speech.wav; do :; done'
 Restart=always
 RestartSec=2
 [Install]
@@ -80,7 +80,7 @@ def settle(board: Board, goods: Goods, bundle: Path, port: int) -> str:
         BoardError: it cannot be installed, or does not get well.
     """
     board.run(f"mkdir -p {_CLONE} && tar -x -C {_CLONE}", given=_scripts())
-    put(board, speech(), "/root/speech.wav")
+    put(board, speech(), "/etc/vedette/speech.wav")
     put(board, tomli_w.dumps(configuration(board, port)).encode(), "/etc/vedette/vedette.toml")
     put(board, _WITNESS.encode(), "/etc/systemd/system/board-witness.service")
     put(board, _LOOK.encode(), "/usr/local/lib/board-witness")
