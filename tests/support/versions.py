@@ -1,4 +1,4 @@
-"""Versions of Vedette as an operator would bundle them: the whole of it, with faults for those that are to fail."""
+"""Versions of Vedette as an operator would bundle them, with faults for those that are to fail."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _BUILD_S = 600.0
 FAULTS: Mapping[str, tuple[str, str]] = {
     "": ("agent/__main__.py", ""),
     "crash at import": ("agent/daemon.py", "raise ImportError('no module named flux')\n"),
-    "crash later": ("agent/bulletin.py", "import os, threading\nthreading.Timer(8, os._exit, [3]).start()\n"),
+    "crash later": (
+        "agent/bulletin.py",
+        "import os, sys, threading\nif 'run' in sys.argv:\n    threading.Timer(8, os._exit, [3]).start()\n",
+    ),
     "hang": ("agent/cli/run.py", "import sys, time\ntime.sleep(3600 * ('run' in sys.argv))\n"),
 }
 """What is put at the end of a file of its wheel."""

@@ -163,16 +163,14 @@ def test_a_version_that_fails_does_not_stay(
     words = ("--health", "steady_s=20") if fault == "crash later" else ()
     apply(board, depot.full("1.2", 3, fault, *words), check=False)
     told = newest(board)
-    assert told["state"] == state
+    assert told["state"] == state, told["reason"]
     assert why in told["reason"]
     assert runs(board) == "1.1"
     board.wait_active()
     hear(messages, 3)
 
 
-def test_the_dead_man_goes_back_when_nobody_follows_a_trial(
-    board: Board, depot: Depot, messages: Messages
-) -> None:
+def test_the_dead_man_goes_back_when_nobody_follows(board: Board, depot: Depot, messages: Messages) -> None:
     path = put(board, depot.full("1.3", 3, "hang"))
     board.sh("systemd-run", "--unit=operator", "vedette", "update", "apply", path)
     wait_state(board, "trial")
