@@ -26,12 +26,23 @@ def install(python: str, venv: Path, wheels: Sequence[Path]) -> None:
         UpdateError: it cannot be done; says what pip said.
     """
     made = "the environment cannot be made (Debian's is in python3-venv)"
-    _run([python, "-I", "-m", "venv", str(venv)], _VENV_S, made)
+    sees = _has_picamera(python)
+    _run([python, "-I", "-m", "venv", *(["--system-site-packages"] if sees else []), str(venv)], _VENV_S, made)
     pip = [str(venv / "bin/python"), "-I", "-m", "pip"]
     # Which wheels fit was settled where the bundle was built: some tell of fewer Pythons than they run on.
     how = ("install", "--no-index", "--no-deps", "--ignore-requires-python", *_QUIET)
     _run([*pip, *how, *map(str, wheels)], _PIP_S, "the wheels cannot be installed")
-    _run([*pip, "check", "--disable-pip-version-check"], _PIP_S, "a wheel is missing")
+    if not sees:  # it would find fault with the system's packages, too
+        _run([*pip, "check", "--disable-pip-version-check"], _PIP_S, "a wheel is missing")
+
+
+def _has_picamera(python: str) -> bool:
+    """A Pi's own camera needs Picamera2, which comes with the system and from nowhere else."""
+    asks = "import importlib.util, sys; sys.exit(importlib.util.find_spec('picamera2') is None)"
+    try:
+        return subprocess.run([python, "-I", "-c", asks], timeout=_VENV_S, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def _run(command: list[str], patience_s: float, what: str) -> None:
