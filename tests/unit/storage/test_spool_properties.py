@@ -8,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -207,7 +208,8 @@ class SpoolMachine(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-TestSpool = SpoolMachine.TestCase
+# A thousand syncs take minutes on a disk that others use.
+TestSpool = pytest.mark.timeout(400)(SpoolMachine.TestCase)
 TestSpool.settings = settings(
     max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
