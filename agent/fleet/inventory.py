@@ -154,7 +154,9 @@ def _board(name: str, host: _Host, common: Policy, path: Path) -> Board:
     )
     for what, value, pattern in (("board", name, _NAME), ("user", board.user, _NAME)):
         if not pattern.fullmatch(value):
-            raise FleetError(f"{path}: {what} {value!r}: letters, digits, dots, hyphens and underscores, 64 at most")
+            raise FleetError(
+                f"{path}: {what} {value!r}: letters, digits, dots, hyphens and underscores, 64 at most"
+            )
     if not _ADDRESS.fullmatch(board.address):
         raise FleetError(f"{path}: board {name}: ansible_host = {board.address!r} is no name or address")
     return board

@@ -160,7 +160,9 @@ class Ledger:
         except NO_JSON as error:
             if number == last or not line.endswith(b"}"):  # the power went while it was written
                 return ()
-            raise FleetError(f"{self.path}:{number}: is no line of a ledger: {error}; name another --ledger") from error
+            raise FleetError(
+                f"{self.path}:{number}: is no line of a ledger: {error}; name another --ledger"
+            ) from error
 
 
 def now() -> datetime:
