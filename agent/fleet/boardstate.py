@@ -1,4 +1,4 @@
-"""What a board tells of itself: as much as a fleet needs, so that boards of other versions are understood, too."""
+"""What a board tells of itself: as much as a fleet needs, so that other versions are understood, too."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Patience(Struct, frozen=True):
 
     Attributes:
         send_s: for a bundle to arrive, each time.
-        over_s: for an update to be over, from when it is asked for; a board that is away in between is looked for.
+        over_s: for an update to be over, from when it is asked for; who is away in between is looked for.
         look_s: between two looks at an update.
         tries: how often a lost connection is made again before the update is on its way.
         pause_s: before the second try; doubled before each further one.
@@ -55,7 +55,7 @@ class Patience(Struct, frozen=True):
     pause_s: float = 2.0
 
 
-class _GaveUp(Exception):
+class _GaveUpError(Exception):
     def __init__(self, fault: Fault, reason: str) -> None:
         super().__init__(reason)
         self.fault, self.reason = fault, reason
@@ -74,12 +74,12 @@ class Errand:
     async def run(self) -> Outcome:
         """Take the board there. Whatever fails is the outcome."""
         began = time.monotonic()
-        downtime_s = None
+        kind: Kind = "current"
+        reason, downtime_s = "", None
         try:
-            done = await self._update()
-            kind, reason = ("current", "") if done is None else (_KINDS[done.state], done.reason)
-            downtime_s = done and done.downtime_s
-        except _GaveUp as error:
+            if (done := await self._update()) is not None:
+                kind, reason, downtime_s = _KINDS[done.state], done.reason, done.downtime_s
+        except _GaveUpError as error:
             kind, reason = error.fault, error.reason
         return Outcome(
             self._board.name,
@@ -102,11 +102,12 @@ class Errand:
         if before is not None and not before.over:
             if not self._is_ours(before):
                 what = before.version or before.file
-                raise _GaveUp("failed", f"another update is at hand there: {what} {before.state}")
+                raise _GaveUpError("failed", f"another update is at hand there: {what} {before.state}")
             return await self._follow(None)
+        began_at = None if before is None else before.began_at
         await self._send()
-        await self._apply(before and before.began_at)
-        return await self._follow(before and before.began_at)
+        await self._apply(began_at)
+        return await self._follow(began_at)
 
     def _has(self, found: Versions) -> bool:
         """Whether nothing is to be done; of models, a version of their own runs nowhere."""
@@ -153,7 +154,7 @@ class Errand:
         while True:
             try:
                 at_hand, away = (await self._standing()).at_hand, ""
-            except _GaveUp as error:
+            except _GaveUpError as error:
                 if error.fault == "failed":
                     raise
                 at_hand, away = None, error.reason
@@ -165,13 +166,13 @@ class Errand:
                 raise self._too_long(at_hand, away)
             await asyncio.sleep(self._patience.look_s)
 
-    def _too_long(self, at_hand: AtHand | None, away: str) -> _GaveUp:
+    def _too_long(self, at_hand: AtHand | None, away: str) -> _GaveUpError:
         if away:
-            return _GaveUp(
+            return _GaveUpError(
                 "unreachable", f"lost while it was updated, and not back yet; it goes on by itself: {away}"
             )
         state = at_hand.state if at_hand else "not begun"
-        return _GaveUp("failed", f"the update is {state} after {self._patience.over_s:.0f} s")
+        return _GaveUpError("failed", f"the update is {state} after {self._patience.over_s:.0f} s")
 
     async def _standing(self) -> Versions:
         """What the board tells of its versions."""
@@ -195,7 +196,7 @@ class Errand:
         """Do it again where the connection is lost.
 
         Raises:
-            _GaveUp: it does not help.
+            _GaveUpError: it does not help.
         """
         pause_s = self._patience.pause_s
         for left in reversed(range(self._patience.tries)):
@@ -203,7 +204,7 @@ class Errand:
             if trouble is None:
                 return
             if trouble.fault == "failed" or not left:
-                raise _GaveUp(trouble.fault, trouble.reason)
+                raise _GaveUpError(trouble.fault, trouble.reason)
             await asyncio.sleep(pause_s)
             pause_s *= 2
 

@@ -39,32 +39,36 @@ class Board(Struct, frozen=True):
     key: str = ""
 
 
-class Policy(Struct, frozen=True, rename={"canary": "vedette_canary"}):
-    """How a rollout goes through the boards: `[boards.vars]` of the inventory.
+_ANSIBLE = {"user": "ansible_user", "port": "ansible_port", "key": "ansible_ssh_private_key_file"}
+_OWN = {name: f"vedette_{name}" for name in ("canary", "batches", "stop_share", "at_once")}
+
+
+class Policy(Struct, frozen=True, rename={**_OWN, **_ANSIBLE}):
+    """How a rollout goes through the boards: `[boards.vars]`, there as `vedette_canary` and so on.
 
     Attributes:
         canary: boards that come first, and all have to take the version; empty: the first board.
-        vedette_batches: sizes of the batches after them; the last one is repeated.
-        vedette_stop_share: a rollout stops after a batch in which more than this share of the boards that were
-            reached did not keep the version.
-        vedette_at_once: boards that are updated at the same time.
-        ansible_user, ansible_port, ansible_ssh_private_key_file: as Ansible has them, for every board.
+        batches: sizes of the batches after them; the last one is repeated.
+        stop_share: a rollout stops after a batch in which more than this share of the boards that were reached
+            did not keep the version.
+        at_once: boards that are updated at the same time.
+        user, port, key: of every board; in the file as Ansible names them.
     """
 
     canary: list[str] = []
-    vedette_batches: Annotated[list[Size], Meta(min_length=1)] = ["10%", "25%", "100%"]
-    vedette_stop_share: Annotated[float, Meta(ge=0, le=1)] = 0.2
-    vedette_at_once: Annotated[int, Meta(ge=1, le=256)] = 8
-    ansible_user: str = USER
-    ansible_port: Annotated[int, Meta(ge=1, le=65535)] = 22
-    ansible_ssh_private_key_file: str = ""
+    batches: Annotated[list[Size], Meta(min_length=1)] = ["10%", "25%", "100%"]
+    stop_share: Annotated[float, Meta(ge=0, le=1)] = 0.2
+    at_once: Annotated[int, Meta(ge=1, le=256)] = 8
+    user: str = USER
+    port: Annotated[int, Meta(ge=1, le=65535)] = 22
+    key: str = ""
 
 
-class _Host(Struct, frozen=True):
-    ansible_host: str = ""
-    ansible_port: Annotated[int, Meta(ge=1, le=65535)] | None = None
-    ansible_user: str = ""
-    ansible_ssh_private_key_file: str = ""
+class _Host(Struct, frozen=True, rename={"address": "ansible_host", **_ANSIBLE}):
+    address: str = ""
+    port: Annotated[int, Meta(ge=1, le=65535)] | None = None
+    user: str = ""
+    key: str = ""
 
 
 class _Group(Struct, frozen=True):
@@ -147,10 +151,10 @@ def parse(text: str, path: Path) -> Inventory:
 def _board(name: str, host: _Host, common: Policy, path: Path) -> Board:
     board = Board(
         name,
-        host.ansible_host or name,
-        host.ansible_port or common.ansible_port,
-        host.ansible_user or common.ansible_user,
-        host.ansible_ssh_private_key_file or common.ansible_ssh_private_key_file,
+        host.address or name,
+        host.port or common.port,
+        host.user or common.user,
+        host.key or common.key,
     )
     for what, value, pattern in (("board", name, _NAME), ("user", board.user, _NAME)):
         if not pattern.fullmatch(value):

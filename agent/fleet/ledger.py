@@ -139,30 +139,28 @@ class Ledger:
         add_line(self.path, msgspec.json.encode(entry))
 
     def read(self) -> list[Entry]:
-        """What is in it; nothing where there is no file. A last line that was cut off is left out.
+        """What is in it; nothing where there is no file. A line that the power cut off is left out.
 
         Raises:
-            FleetError: it cannot be read, or a line is none of a ledger.
+            FleetError: it cannot be read, or is no ledger.
         """
         try:
-            lines = self.path.read_bytes().split(b"\n")
+            lines = [line for line in self.path.read_bytes().split(b"\n") if line]
         except FileNotFoundError:
             return []
         except OSError as error:
             raise FleetError(f"{self.path}: cannot be read: {reason_of(error)}") from error
-        return [entry for number, line in enumerate(lines, 1) for entry in self._entry(number, line, len(lines))]
+        entries = [entry for line in lines for entry in _entry(line)]
+        if len(entries) < len(lines) // 2:
+            raise FleetError(f"{self.path}: is no ledger of a rollout: name another --ledger")
+        return entries
 
-    def _entry(self, number: int, line: bytes, last: int) -> Sequence[Entry]:
-        if not line:
-            return ()
-        try:
-            return (msgspec.json.decode(line, type=Entry),)
-        except NO_JSON as error:
-            if number == last or not line.endswith(b"}"):  # the power went while it was written
-                return ()
-            raise FleetError(
-                f"{self.path}:{number}: is no line of a ledger: {error}; name another --ledger"
-            ) from error
+
+def _entry(line: bytes) -> Sequence[Entry]:
+    try:
+        return (msgspec.json.decode(line, type=Entry),)
+    except NO_JSON:
+        return ()
 
 
 def now() -> datetime:

@@ -44,9 +44,6 @@ class Rollout:
         inventory: Inventory,
         wanted: Wanted,
         ledger: Ledger,
-        *,
-        watch: Watch,
-        show: Show,
         patience: Patience | None = None,
     ) -> None:
         """Nothing is done yet.
@@ -55,11 +52,10 @@ class Rollout:
             inventory: of the boards, and how to go through them.
             wanted: what they are to have.
             ledger: that is written; what is in it of the same bundle is gone on with.
-            watch: is told what each board is at. show: is given each outcome.
             patience: with each board.
         """
         self._inventory, self._wanted, self._ledger = inventory, wanted, ledger
-        self._watch, self._show, self._patience = watch, show, patience or Patience()
+        self._patience = patience or Patience()
         self._transport = Transport(inventory.known_hosts)
 
     def begin(self, boards: dict[str, Board]) -> Standing:
@@ -78,7 +74,7 @@ class Rollout:
             self._ledger.add(Resumed(now()))
             return found
         policy = self._inventory.policy
-        batches = plan(list(boards), policy.canary, policy.vedette_batches)
+        batches = plan(list(boards), policy.canary, policy.batches)
         wanted = self._wanted
         begun = Begun(now(), wanted.sha256, wanted.path.name, wanted.version, wanted.counter, list(batches))
         self._ledger.add(begun)
@@ -87,22 +83,27 @@ class Rollout:
     def _check_same(self, found: Standing) -> None:
         if found.begun.bundle != self._wanted.sha256:
             raise FleetError(
-                f"{self._ledger.path}: a rollout of {found.begun.file} is not complete there; go on with that one, "
-                "or name another --ledger"
+                f"{self._ledger.path}: a rollout of {found.begun.file} is not complete there; go on with that "
+                "one, or name another --ledger"
             )
         names = [name for batch in found.begun.batches for name in batch]
         if gone := [name for name in names if name not in self._inventory.boards]:
             raise FleetError(f"{self._ledger.path}: {', '.join(gone)} are not in {self._inventory.path} any more")
 
-    async def run(self, standing: Standing) -> Standing:
+    async def run(self, standing: Standing, watch: Watch, show: Show) -> Standing:
         """Go through what is left of the plan; gives how far it has come.
+
+        Args:
+            standing: as `begin` gave it.
+            watch: is told what each board is at.
+            show: is given each outcome.
 
         Raises:
             FleetError: there is no ssh or rsync here. StorageError: the ledger cannot be written.
         """
         for number, batch in enumerate(standing.left):
-            outcomes = await self._batch(batch)
-            share = self._inventory.policy.vedette_stop_share
+            outcomes = await self._batch(batch, watch, show)
+            share = self._inventory.policy.stop_share
             if reason := objection(outcomes, share, canary=number == 0):
                 self._ledger.add(Stopped(now(), reason))
                 break
@@ -112,17 +113,18 @@ class Rollout:
         assert told is not None
         return told
 
-    async def _batch(self, batch: Batch) -> list[Outcome]:
-        gate = asyncio.Semaphore(self._inventory.policy.vedette_at_once)
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._update(name, gate)) for name in batch]
-        return [task.result() for task in tasks]
+    async def _batch(self, batch: Batch, watch: Watch, show: Show) -> list[Outcome]:
+        gate = asyncio.Semaphore(self._inventory.policy.at_once)
 
-    async def _update(self, name: str, gate: asyncio.Semaphore) -> Outcome:
-        async with gate:
-            self._ledger.add(Started(now(), name))
-            board = self._inventory.boards[name]
-            outcome = await Errand(self._transport, board, self._wanted, self._watch, self._patience).run()
-            self._ledger.add(Ended(now(), outcome))
-            self._show(outcome)
-            return outcome
+        async def update(name: str) -> Outcome:
+            async with gate:
+                self._ledger.add(Started(now(), name))
+                board = self._inventory.boards[name]
+                outcome = await Errand(self._transport, board, self._wanted, watch, self._patience).run()
+                self._ledger.add(Ended(now(), outcome))
+                show(outcome)
+                return outcome
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(update(name)) for name in batch]
+        return [task.result() for task in tasks]

@@ -23,6 +23,9 @@ _CONNECT_S, _ALIVE_S, _ALIVE_TIMES = 10, 10, 3
 _SENT = re.compile(r"^Total bytes sent: ([\d,]+)$", re.MULTILINE)
 _SAID_MOST = 64 * 1024
 """Bytes of stderr that are kept: a board says a line or two."""
+_RSYNC = ("--checksum", "--copy-links", "--partial", "--timeout=60", "--stats", "--no-human-readable")
+"""The other half is started by vedette-ssh, which knows exactly these. By a checksum: another bundle may have the
+same size and time."""
 BUNDLE = "bundle.vedette"
 """Its name on the board, whatever it is called here."""
 
@@ -87,18 +90,8 @@ class Transport:
             files = [Path(folder, BUNDLE), Path(folder, f"{BUNDLE}.sig")]
             for file, source in zip(files, (bundle, bundle.with_name(f"{bundle.name}.sig")), strict=True):
                 file.symlink_to(source.absolute())
-            # The other half of rsync is started by vedette-ssh, which knows exactly these options. By a checksum:
-            # the same size and time may be another bundle.
-            options = [
-                "--checksum",
-                "--copy-links",
-                "--partial",
-                "--timeout=60",
-                "--stats",
-                "--no-human-readable",
-            ]
             shell = shlex.join(self.ssh(board))
-            words = ["rsync", "-e", shell, *options, *map(str, files), f"{board.name}:."]
+            words = ["rsync", "-e", shell, *_RSYNC, *map(str, files), f"{board.name}:."]
             reply = await _run(words, patience_s)
         found = _SENT.search(reply.out)
         return reply, int(found[1].replace(",", "")) if found else 0

@@ -1,4 +1,4 @@
-"""Trouble with a connection: what ssh and rsync say by their exit code and on stderr, sorted. Rules without I/O."""
+"""Trouble with a connection: what ssh and rsync say by exit code and on stderr, sorted. Rules without I/O."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _LINK_CODES = frozenset((_SSH_FAILED, 10, 12, 30, 35))
 _NEVER_WELL: tuple[tuple[str, str], ...] = (
     (
         r"REMOTE HOST IDENTIFICATION HAS CHANGED|host key .* has changed",
-        "another host key than the pinned one: if the board was set up anew, take its line out of known_hosts and "
-        "pin it again with `vedette fleet pin`; else somebody is in between",
+        "another host key than the pinned one: if the board was set up anew, take its line out of known_hosts "
+        "and pin it again with `vedette fleet pin`; else somebody is in between",
     ),
     (
         r"No .* host key is known|Host key verification failed",

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from agent.cli.fleet import FleetTable, lines
 from agent.cli.live import follow, follow_fleet
 from agent.cli.roster import COLUMNS, MOST, Device, Roster
+from agent.cli.rostertable import FleetTable, lines
 from agent.cli.table import EventTable
 from agent.comms import payload
 from agent.comms.subscriber import Kind, Received
