@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group()
 def fleet() -> None:
-    r"""Update many boards over SSH, and ask them how they are.
+    """Update many boards over SSH, and ask them how they are.
 
     \b
     The inventory is TOML, and Ansible reads it, too:
@@ -51,7 +52,7 @@ def fleet() -> None:
         vedette_batches = [2, "25%"]
 
     Exit code: 0 all is well, 1 something failed, 3 boards cannot be reached and nothing else is wrong.
-    """
+    """  # noqa: D301
 
 
 @fleet.command()
@@ -68,18 +69,16 @@ def status(ctx: click.Context, path: Path, names: tuple[str, ...], as_json: bool
 
 
 @fleet.command("exec")
-@click.argument("command", nargs=-1, required=True)
+@click.argument("words", metavar="COMMAND", nargs=-1, required=True)
 @_common
 @click.pass_context
-def exec_(
-    ctx: click.Context, command: tuple[str, ...], path: Path, names: tuple[str, ...], as_json: bool
-) -> None:
+def exec_(ctx: click.Context, words: tuple[str, ...], path: Path, names: tuple[str, ...], as_json: bool) -> None:
     """Have every board do COMMAND: doctor, status, or update status, history, confirm or rollback.
 
     Boards do nothing else for the key of updates; see vedette-ssh.
     """
     inventory, boards = _boards(path, names)
-    answers = _ask(inventory, boards, " ".join(command), lambda one: _print_answer(one, as_json=as_json))
+    answers = _ask(inventory, boards, " ".join(words), lambda one: _print_answer(one, as_json=as_json))
     ctx.exit(_code(answers))
 
 
@@ -132,8 +131,7 @@ def pin(names: tuple[str, ...], path: Path, yes: bool) -> None:
 @click.option("--ledger", type=_PATH, help="What has been done; default: BUNDLE.ledger beside the inventory.")
 @click.option("--report", type=_PATH, help="HTML page at the end; default: the ledger's name with .html.")
 @click.option("--dry-run", is_flag=True, help="Show the plan, and do nothing.")
-@click.pass_context
-def rollout(ctx: click.Context, bundle: Path, **options: Any) -> None:
+def rollout(**options: Any) -> None:
     """Take every board to the version of BUNDLE: canary first, then in batches.
 
     It stops when the canary, or more than a share of a batch, does not keep the version; boards that cannot be
@@ -141,7 +139,7 @@ def rollout(ctx: click.Context, bundle: Path, **options: Any) -> None:
     """
     from agent.cli.fleetrollout import roll_out
 
-    ctx.exit(roll_out(bundle, **options))
+    sys.exit(roll_out(**options))
 
 
 def _boards(path: Path, names: tuple[str, ...]) -> tuple[Inventory, list[Board]]:

@@ -20,7 +20,8 @@ _COLOURS = {
 _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1f2328 }}
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #1f2328 }}
+body {{ max-width: 70rem; margin: 2rem auto; padding: 0 1rem }}
 h1 {{ font-size: 1.5rem }} h2 {{ font-size: 1.1rem; margin-top: 2rem }} code {{ font-size: .85em }}
 table {{ border-collapse: collapse; width: 100% }}
 th, td {{ text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #d0d7de }}
@@ -76,7 +77,7 @@ def _parts(standing: Standing, title: str) -> Iterator[str]:
 
 
 def _bar(standing: Standing) -> str:
-    kinds: dict[str, int] = {**counted(standing.outcomes.values())}
+    kinds: dict[str, int] = dict(counted(standing.outcomes.values()).items())
     if waiting := sum(len(batch) for batch in standing.begun.batches) - len(standing.outcomes):
         kinds["waiting"] = waiting
     pieces = (f'<div style="flex:{count};background:{_COLOURS[kind]}"></div>' for kind, count in kinds.items())
