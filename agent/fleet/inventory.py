@@ -55,8 +55,8 @@ class Policy(Struct, frozen=True, rename={**_OWN, **_ANSIBLE}):
         user, port, key: of every board; in the file as Ansible names them.
     """
 
-    canary: list[str] = []
-    batches: Annotated[list[Size], Meta(min_length=1)] = ["10%", "25%", "100%"]
+    canary: tuple[str, ...] = ()
+    batches: Annotated[tuple[Size, ...], Meta(min_length=1)] = ("10%", "25%", "100%")
     stop_share: Annotated[float, Meta(ge=0, le=1)] = 0.2
     at_once: Annotated[int, Meta(ge=1, le=256)] = 8
     user: str = USER
