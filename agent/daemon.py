@@ -142,8 +142,7 @@ class Daemon:
                     trim_heap()
                 show_thread_names()
                 self._publish_health()
-            self._service.look(self.house.streams, connected=self.house.line.publisher.state.connected)
-            self._local.look(ready=self._service.ready, is_due=is_due)
+            self._tell_board(is_due)
             if self._done():
                 self._tell_failure()
                 return
@@ -162,6 +161,14 @@ class Daemon:
         for stream in self.house.streams.values():
             if stream.state == "failed":
                 raise StreamError(f"every stream is over; {stream.name}: {stream.detail}")
+
+    def _tell_board(self, is_due: bool) -> None:
+        """Tell programs on the board, and systemd: what it starts after us finds the file."""
+        was_ready = self._service.ready
+        self._local.look(ready=was_ready, is_due=is_due)
+        self._service.look(self.house.streams, connected=self.house.line.publisher.state.connected)
+        if self._service.ready is not was_ready:
+            self._local.look(ready=True, is_due=True)
 
     def _publish_health(self) -> None:
         self._bulletin.publish()

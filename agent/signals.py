@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
+import sys
 from collections.abc import Callable
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
@@ -13,11 +15,14 @@ _early: list[int] = []
 
 
 def hold() -> None:
-    """Until `pass_on`: remember to reload, and end well when told to."""
+    """Until `pass_on`: remember to reload, and end well when told to; from now on, tell why when ended badly."""
     signal.signal(signal.SIGHUP, lambda number, _: _early.append(number))
     for number in ENDING:
         # Nothing is open yet; an exception might be swallowed by what is being imported.
         signal.signal(number, lambda *_: os._exit(0))
+    if sys.__stderr__ is not None:
+        # Who is ended with SIGABRT, as systemd's watchdog does it, tells what each thread was doing.
+        faulthandler.enable(sys.__stderr__)
 
 
 def pass_on(stop: Callable[[], None], reload: Callable[[], None]) -> None:

@@ -75,12 +75,14 @@ def build(out: Path | None, key: Path | None, **options: Any) -> None:
 
     from agent.update import building, trust
 
+    if key is not None:
+        trust.check_key(key)
     plan = _plan(**options)
     out = out or Path(_default_name(plan))
     with TemporaryDirectory(prefix="vedette-bundle-") as work:
         building.build(plan, out, Path(work), _tell)
     if key is not None:
-        trust.sign(out, key)
+        _sign(out, key)
     click.echo(f"{out}{'' if key else f'; not signed yet: vedette bundle sign {out} --key KEY'}")
 
 
@@ -89,10 +91,10 @@ def build(out: Path | None, key: Path | None, **options: Any) -> None:
 @click.option("--key", type=_PATH, required=True, help="Private key, or the public one of a key in ssh-agent.")
 def sign(file: Path, key: Path) -> None:
     """Sign FILE with a key of ssh-keygen's; the signature is FILE.sig."""
-    from agent.update import archive, trust
+    from agent.update import archive
 
     archive.check(file, archive.read_description(file))
-    click.echo(trust.sign(file, key))
+    click.echo(_sign(file, key))
 
 
 @bundle.command()
@@ -116,18 +118,7 @@ def inspect(file: Path, signers: Path | None, revoked: Path | None, as_json: boo
     sys.exit(bool(found.error))
 
 
-def _plan(
-    *,
-    counter: int | None,
-    arch: str,
-    python: str,
-    glibc: str,
-    boards: tuple[str, ...],
-    migrations: Path | None,
-    health: tuple[str, ...],
-    models_only: bool,
-    **other: Any,
-) -> Plan:
+def _plan(*, counter: int | None, models_only: bool, **given: Any) -> Plan:
     from agent.errors import BundleError
     from agent.update.building import Plan, read_health, read_migrations, read_target
 
@@ -136,15 +127,17 @@ def _plan(
             "no --counter: a number above that of the bundle before, which `vedette bundle inspect` shows; 1 for "
             "the first"
         )
-    if models_only and boards:
+    target = [given.pop(key) for key in ("arch", "python", "glibc", "boards")]
+    if models_only and target[-1]:
         raise BundleError("--models-only with --board: models alone are for any board")
+    migrations, health = given.pop("migrations"), given.pop("health")
     return Plan(
         counter=counter,
-        target=None if models_only else read_target(arch, python, glibc, boards),
+        target=None if models_only else read_target(*target),
         migrations=read_migrations(migrations) if migrations else (),
         health=read_health(health),
         full=not models_only,
-        **other,
+        **given,
     )
 
 
@@ -152,6 +145,14 @@ def _default_name(plan: Plan) -> str:
     if plan.target is None:
         return f"{plan.name}-{plan.counter}.vedette"
     return f"vedette-{plan.counter}-{plan.target.arch}-{plan.target.python}.vedette"
+
+
+def _sign(file: Path, key: Path) -> Path:
+    from agent.update import trust
+
+    trust.check_key(key)
+    _tell(f"signing with {key}, which may want a passphrase or a touch")
+    return trust.sign(file, key)
 
 
 def _tell(what: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import logging
 import os
 from pathlib import Path
@@ -35,7 +34,6 @@ def run(path: Path, exit_when_done: bool, verbose: bool) -> None:
     from agent.heap import share_arenas
 
     share_arenas()
-    faulthandler.enable()  # who is ended with SIGABRT, as by systemd's watchdog, tells what each thread did
     file = Rereadable(path)
     config = file.read()
     set_up_logging(verbose)

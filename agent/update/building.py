@@ -15,7 +15,7 @@ from agent.profiles import shipped
 from agent.storage.durable import make_folder, write_atomic
 from agent.storage.models import read
 from agent.tomlfile import nearest, read_toml
-from agent.update import archive, models, wheels
+from agent.update import archive, models, trust, wheels
 from agent.update.description import SCHEMA, Description, HealthGate, Migration, Target, check
 
 Tell = Callable[[str], None]
@@ -56,7 +56,7 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
 
     Args:
         plan: what it is to be.
-        out: file that is written, replaced as a whole or not at all.
+        out: file that is written, replaced as a whole or not at all; an old signature beside it is taken away.
         work: folder for what is gathered; empty.
         tell: is told, in a line, what is done next.
 
@@ -82,6 +82,7 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
     )
     check(described)
     tell(f"writing {out}, {sum(file.size for file in files.values()) / 1e6:.1f} MB in {len(files)} files")
+    trust.signature_of(out).unlink(missing_ok=True)  # of a bundle that was there before
     archive.write(out, described, sources)
     return archive.read_description(out)
 

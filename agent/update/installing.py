@@ -17,8 +17,6 @@ _QUIET = ("--disable-pip-version-check", "--no-cache-dir", "--no-input", "--quie
 def install(python: str, venv: Path, wheels: Sequence[Path]) -> None:
     """Make an environment and install wheels into it.
 
-    pip comes out of its own wheel among them, where there is one: Debian's Python may lack `ensurepip`.
-
     Args:
         python: the interpreter to build on.
         venv: the folder to make.
@@ -27,14 +25,24 @@ def install(python: str, venv: Path, wheels: Sequence[Path]) -> None:
     Raises:
         UpdateError: it cannot be done; says what pip said.
     """
-    pip = next((wheel for wheel in wheels if wheel.name.startswith("pip-")), None)
-    bare = ["--without-pip"] if pip else []
-    _run([python, "-I", "-m", "venv", *bare, str(venv)], _VENV_S, "the environment cannot be made")
-    own = str(venv / "bin/python")
-    how = [own, str(pip / "pip")] if pip else [own, "-I", "-m", "pip"]
-    rest = [str(wheel) for wheel in wheels if wheel != pip]
-    _run([*how, "install", "--no-index", "--no-deps", *_QUIET, *rest], _PIP_S, "the wheels cannot be installed")
-    _run([*how, "check", "--disable-pip-version-check"], _PIP_S, "a wheel is missing")
+    made = "the environment cannot be made (Debian's is in python3-venv)"
+    sees = _has_picamera(python)
+    _run([python, "-I", "-m", "venv", *(["--system-site-packages"] if sees else []), str(venv)], _VENV_S, made)
+    pip = [str(venv / "bin/python"), "-I", "-m", "pip"]
+    # Which wheels fit was settled where the bundle was built: some tell of fewer Pythons than they run on.
+    how = ("install", "--no-index", "--no-deps", "--ignore-requires-python", *_QUIET)
+    _run([*pip, *how, *map(str, wheels)], _PIP_S, "the wheels cannot be installed")
+    if not sees:  # it would find fault with the system's packages, too
+        _run([*pip, "check", "--disable-pip-version-check"], _PIP_S, "a wheel is missing")
+
+
+def _has_picamera(python: str) -> bool:
+    """A Pi's own camera needs Picamera2, which comes with the system and from nowhere else."""
+    asks = "import importlib.util, sys; sys.exit(importlib.util.find_spec('picamera2') is None)"
+    try:
+        return subprocess.run([python, "-I", "-c", asks], timeout=_VENV_S, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def _run(command: list[str], patience_s: float, what: str) -> None:

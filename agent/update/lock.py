@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -121,7 +122,8 @@ def check_installed(*names: str) -> None:
 
     for name in names:
         if find_spec(name) is None:
-            raise BundleError(f"no {name} in this environment: {HOW}")
+            how = f"{sys.executable} -m ensurepip" if name == "pip" else HOW
+            raise BundleError(f"no {name} in this environment: {how}")
 
 
 def _environment(target: Target) -> Mapping[str, str]:

@@ -21,17 +21,19 @@ class Standing(Struct, frozen=True):
     Attributes:
         active: `active`, `activating`, `deactivating`, `failed`, `inactive` …
         restarts: how often systemd has started it again by itself, since it was started by somebody.
-        why: it ended last, such as `exit-code`, `signal`, `watchdog`; `success`: it did not fail.
+        why: it ended last, such as `exit-code`, `signal`, `watchdog`; `success`: it did not fail, or runs again.
+        waits: whether it ended by itself, and waits to be started again.
     """
 
     active: str = "inactive"
     restarts: int = 0
     why: str = "success"
+    waits: bool = False
 
     @property
     def failures(self) -> int:
         """How often it ended by itself."""
-        return self.restarts + (self.active == "failed")
+        return self.restarts + (self.active == "failed" or self.waits)
 
 
 class Service(Protocol):
@@ -65,13 +67,14 @@ class Systemd:
 
     def standing(self) -> Standing:
         """See `Service`."""
-        said = self._run("show", "--property=ActiveState,NRestarts,Result", UNIT)
+        said = self._run("show", "--property=ActiveState,SubState,NRestarts,Result", UNIT)
         told = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
         restarts = told.get("NRestarts", "0")
         return Standing(
             told.get("ActiveState", "inactive"),
             int(restarts) if restarts.isdigit() else 0,
             told.get("Result", "success"),
+            told.get("SubState") == "auto-restart",
         )
 
     def hand_over(self) -> None:

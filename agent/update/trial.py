@@ -88,7 +88,8 @@ class Trial:
         """Judge what is seen now."""
         if seen.failures:
             again = f", {seen.failures} times" if seen.failures > 1 else ""
-            return Outcome("roll back", f"the service ended by itself{again}: {seen.why or 'it is not told why'}")
+            why = f": {seen.why}" if seen.why not in ("", "success") else ""
+            return Outcome("roll back", f"the service ended by itself{again}{why}; see `journalctl -u vedette`")
         lacks = next(self._lacks(seen.vitals), "")
         if lacks:
             self._well_since = None

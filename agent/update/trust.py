@@ -76,14 +76,23 @@ def sign(bundle: Path, key: Path) -> Path:
     Raises:
         TrustError: ssh-keygen is missing, or refuses the key. StorageError: it cannot be written.
     """
-    if not key.is_file():
-        raise TrustError(f"{key}: no such key; make one: ssh-keygen -t ed25519 -f {key}")
+    check_key(key)
     done = _ssh_keygen("sign", "-f", str(key), "-n", NAMESPACE, stdin=bundle)
     if done.returncode:
         raise TrustError(f"{bundle}: not signed with {key}: {_told(done)}")
     signature = signature_of(bundle)
     write_atomic(signature, done.stdout.encode())
     return signature
+
+
+def check_key(key: Path) -> None:
+    """Refuse a key that is not there.
+
+    Raises:
+        TrustError: says how to make one.
+    """
+    if not key.is_file():
+        raise TrustError(f"{key}: no such key; make one: ssh-keygen -t ed25519 -f {key}")
 
 
 def verify(bundle: Path, signature: Path, places: Places) -> Signer:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,3 +36,22 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SoundSer
         monkeypatch.setenv(name, value)
     with prepared as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def network(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A package index that answers."""
+    folder = tmp_path_factory.mktemp("network")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--retries=0",
+        "--dest",
+        str(folder),
+        "click",
+    ]
+    if subprocess.run(command, capture_output=True, check=False, timeout=100).returncode:
+        pytest.skip("no package index can be reached from here")

@@ -127,6 +127,8 @@ def test_installing_again_changes_nothing(board: Board, config: dict[str, Any]) 
         ("stranger", "signed by nobody that"),
         ("tampered", "the signature is not one of this bundle"),
         ("other namespace", "the signature is not one of this bundle"),
+        ("with a link", "there is more in it than files"),
+        ("with a file above", "it would write outside of its slot"),
     ],
 )
 def test_a_bundle_that_nobody_vouches_for_is_refused_before_anything_is_done(
@@ -134,11 +136,13 @@ def test_a_bundle_that_nobody_vouches_for_is_refused_before_anything_is_done(
 ) -> None:
     before, pid = slot(board), board.wait_active()
     namespace = "file" if forged == "other namespace" else "vedette-bundle"
+    link, above = "link" * forged.endswith("link"), "../forge/maker" * forged.endswith("above")
     script = f"""
     rm -rf /tmp/forge && mkdir /tmp/forge && cd /tmp/forge
     ssh-keygen -q -t ed25519 -N '' -f maker && ssh-keygen -q -t ed25519 -N '' -f stranger
     echo "maker $(cut -d' ' -f1,2 maker.pub)" > signers
-    mkdir config && echo 'x = 1' > config/x.toml && tar -cf new.vedette config
+    mkdir config && echo 'x = 1' > config/x.toml && ln -s /etc link
+    tar -Pcf new.vedette config/x.toml {link} {above}
     ssh-keygen -q -Y sign -n {namespace} -f {"stranger" if forged == "stranger" else "maker"} new.vedette
     {"rm new.vedette.sig" if forged == "unsigned" else ""}
     {"echo >> new.vedette" if forged == "tampered" else ""}

@@ -16,25 +16,6 @@ from tests.support.tiny_bundles import HERE, make_key, needs_ssh_keygen
 pytestmark = [pytest.mark.system, needs_ssh_keygen]
 
 
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A package index that answers."""
-    folder = tmp_path_factory.mktemp("network")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--retries=0",
-        "--dest",
-        str(folder),
-        "click",
-    ]
-    if subprocess.run(command, capture_output=True, check=False, timeout=100).returncode:
-        pytest.skip("no package index can be reached from here")
-
-
 def built(path: Path, key: Path, umask: int) -> Path:
     words = [
         "--arch",

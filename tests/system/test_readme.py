@@ -23,7 +23,7 @@ from agent.configfile import parse
 from tests.support.running import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-_PLAIN = {"sudo", "git", "python3", "cd", "source", "export"}
+_PLAIN = {"apt-get", "git", "nano", "python3", "cd", "source", "export", "systemctl"}
 """Programs of others, which the README only has people install with."""
 
 
@@ -45,12 +45,13 @@ def inline_code() -> list[str]:
 
 
 def program(command: str) -> str:
-    return shlex.split(command)[0]
+    words = shlex.split(command)
+    return words[1] if words[0] == "sudo" else words[0]
 
 
 def ours() -> list[str]:
     """Every `vedette …` in blocks and in text, without the folder that it is in."""
-    said = [*shell_commands(), *inline_code()]
+    said = [command.removeprefix("sudo ") for command in (*shell_commands(), *inline_code())]
     commands = [re.sub(r"^\S*/(?=vedette\b)", "", command) for command in said]
     return sorted({command for command in commands if re.match(r"vedette\s", command)})
 

@@ -14,7 +14,7 @@ FILES = [*(ROOT / "agent").rglob("*.py"), *(ROOT / "firmware_configs").rglob("*.
 ADVICE = re.compile(r"'([\w.]*)\[(\w+)\]'")
 
 
-@pytest.mark.parametrize("extra", ["wakeword", "charts", "demo", "tflite", "loadgen"])
+@pytest.mark.parametrize("extra", ["wakeword", "charts", "demo", "tflite", "loadgen", "bundle"])
 def test_an_extra_is_installed_from_the_clone(extra: str) -> None:
     found = {match.groups() for file in FILES for match in ADVICE.finditer(file.read_text())}
     assert extra in EXTRAS

@@ -17,6 +17,8 @@ from agent.update import archive
 from agent.update.description import HealthGate, Migration
 from tests.support.tiny_bundles import Key, make_key, needs_ssh_keygen, tiny_bundle
 
+MODELS = ("build", "--models-only", "--counter", "1")
+
 
 def run(*words: str | Path) -> Result:
     return CliRunner().invoke(vedette, ["bundle", *map(str, words)])
@@ -65,6 +67,18 @@ def test_a_bundle_is_signed_and_looked_into(tmp_path: Path, key: Key) -> None:
 
 
 @needs_ssh_keygen
+def test_a_bundle_is_signed_as_it_is_built_and_building_anew_takes_the_old_signature_away(
+    tmp_path: Path, key: Key
+) -> None:
+    words = (*MODELS, "--model", "small-speech", "--out", tmp_path / "x.vedette")
+    assert run(*words, "--sign", key.path).stdout == f"{tmp_path / 'x.vedette'}\n"
+    assert (tmp_path / "x.vedette.sig").is_file()
+    assert run(*words).exit_code == 0
+    assert not (tmp_path / "x.vedette.sig").exists()
+    refused(TrustError, "no such key", *words, "--sign", tmp_path / "none")
+
+
+@needs_ssh_keygen
 def test_nothing_is_read_of_a_bundle_that_nobody_trusted_has_signed(tmp_path: Path, key: Key) -> None:
     path = tiny_bundle(tmp_path / "x.vedette", make_key(tmp_path / "stranger"))
     (tmp_path / "allowed_signers").write_text(key.allowed("release"))
@@ -97,9 +111,6 @@ def test_a_damaged_bundle_is_told_and_not_signed(tmp_path: Path) -> None:
 
 def test_a_key_that_is_missing_is_told_how_to_make(tmp_path: Path) -> None:
     refused(TrustError, "no such key; make one", "sign", tiny_bundle(tmp_path / "x"), "--key", tmp_path / "none")
-
-
-MODELS = ("build", "--models-only", "--counter", "1")
 
 
 @pytest.mark.parametrize(

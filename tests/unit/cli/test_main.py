@@ -14,7 +14,7 @@ from agent.cli.main import vedette
 from agent.errors import StreamError
 
 ROOT = Path(__file__).parent.parent.parent.parent
-VERBS = ("run", "demo", "watch", "config", "doctor", "devices", "models", "events", "completion")
+VERBS = ("run", "demo", "watch", "config", "doctor", "devices", "models", "events", "bundle", "completion")
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:

@@ -16,10 +16,13 @@ from agent.manifest import GoldenManifest, Manifest, Rung
 from agent.messages import Array
 from agent.update.goldens import compare, make
 from agent.update.models import gather
+from tests.support.running import ROOT
 from tests.support.tflite_builder import fully_connected_model
 from tests.support.tiny_bundles import MODEL, model_files
 
 GOLDEN = f"golden/{MODEL}.npz"
+ANOTHER = ROOT / "tests" / "golden" / "small-speech.npz"
+"""By `make` on an x86-64."""
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,11 @@ def packed(given: dict[str, Array]) -> bytes:
 
 def test_a_model_answers_as_it_did(content: bytes, manifest: Manifest) -> None:
     compare(content, manifest, model_files()[GOLDEN])
+
+
+@pytest.mark.numerics
+def test_what_another_processor_answered_is_within_the_tolerance(content: bytes, manifest: Manifest) -> None:
+    compare(content, manifest, ANOTHER.read_bytes())
 
 
 def test_they_are_the_same_bytes_each_time(content: bytes, manifest: Manifest) -> None:

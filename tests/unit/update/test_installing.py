@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ensurepip
 import io
 import subprocess
 import sys
@@ -19,7 +18,6 @@ PROGRAM = {
     "hello.py": "def main(): print('hello')\n",
     "entry_points.txt": "[console_scripts]\nhello = hello:main\n",
 }
-BUNDLED = sorted(Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl"))
 
 
 def wheel(folder: Path, name: str, content: bytes) -> Path:
@@ -36,14 +34,6 @@ def hello(tmp_path: Path) -> Path:
 def test_a_wheel_becomes_a_command(tmp_path: Path, hello: Path) -> None:
     install(sys.executable, tmp_path / "venv", [hello])
     assert subprocess.check_output([tmp_path / "venv/bin/hello"], text=True) == "hello\n"
-
-
-@pytest.mark.skipif(not BUNDLED, reason="this Python brings no wheel of pip")
-def test_pip_comes_out_of_its_wheel_where_there_is_one(tmp_path: Path, hello: Path) -> None:
-    pip = wheel(tmp_path / "wheels", BUNDLED[0].name, BUNDLED[0].read_bytes())
-    install(sys.executable, tmp_path / "venv", [hello, pip])
-    assert subprocess.check_output([tmp_path / "venv/bin/hello"], text=True) == "hello\n"
-    assert not list((tmp_path / "venv").glob("lib/*/site-packages/pip"))
 
 
 def test_a_wheel_that_is_missing_is_named(tmp_path: Path) -> None:

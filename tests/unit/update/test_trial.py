@@ -41,9 +41,10 @@ def test_what_was_unwell_in_between_begins_anew() -> None:
 
 
 def test_a_version_that_ends_by_itself_is_rolled_back_at_once() -> None:
-    assert trial().look(1.0, Seen(WELL, 1, "signal")) == Outcome(
-        "roll back", "the service ended by itself: signal"
-    )
+    outcome = trial().look(1.0, Seen(WELL, 1, "signal"))
+    assert outcome.verdict == "roll back"
+    assert outcome.reason.startswith("the service ended by itself: signal; see")
+    assert trial().look(1.0, Seen(WELL, 1, "success")).reason.startswith("the service ended by itself; see")
     assert "2 times" in trial().look(1.0, Seen(WELL, 2, "signal")).reason
 
 

@@ -1,0 +1,212 @@
+"""A board is updated in the field: a good version, ones that fail, the dead-man, the power, models, and back.
+
+One board for all of these, in their order; each leaves it running.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.support.board import CLONE, Board
+from tests.support.house import person_model
+from tests.support.mosquitto import HOST, Mosquitto
+from tests.support.publishing import TOPICS, wait_for
+from tests.support.received import Messages
+from tests.support.running import camera, hear
+from tests.support.tiny_bundles import make_key, needs_ssh_keygen
+from tests.support.versions import bundle, version
+
+pytestmark = [pytest.mark.timeout(400), needs_ssh_keygen]
+QUICK = ("--health", "steady_s=3", "--health", "within_s=60", "--health", "p95_factor=20")
+APPLY_S = 180.0
+
+
+class Depot:
+    """Where bundles are built.
+
+    Attributes:
+        folder: that they lie in. key: that signs them. python: of the board. wheel: of Vedette as it is here.
+    """
+
+    def __init__(self, folder: Path, python: str) -> None:
+        self.folder, self.key, self.python = folder, make_key(folder / "key"), python
+        command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+        subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parent.parent.parent)
+        (self.wheel,) = folder.glob("*.whl")
+
+    def full(self, number: str, counter: int, fault: str = "", *words: str) -> Path:
+        """A version of Vedette."""
+        wheel = version(self.wheel, number, fault)
+        out = self.folder / f"{number}.vedette"
+        return bundle(out, self.python, counter, self.key, "--wheel", str(wheel), *QUICK, *words)
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    with Board(tmp_path_factory.mktemp("board")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
+    with Mosquitto(tmp_path_factory.mktemp("broker")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def depot(board: Board, broker: Mosquitto, network: None, tmp_path_factory: pytest.TempPathFactory) -> Depot:
+    """With the board installed from the first of its bundles, without a network, and configured."""
+    asks = "import sys; print('%d.%d' % sys.version_info[:2])"
+    made = Depot(tmp_path_factory.mktemp("depot"), board.sh("/usr/bin/python3", "-c", asks))
+    first = made.full("1.0", 1)
+    for path in (first, first.with_name("1.0.vedette.sig")):
+        board.write(f"/root/{path.name}", path.read_bytes())
+    board.write("/root/signers", made.key.allowed("ops@example.org"))
+    words = ("--bundle", "/root/1.0.vedette", "--signers", "/root/signers")
+    said = board.sh("env", "PYTHON=/usr/bin/python3", f"{CLONE}/scripts/install", *words, patience_s=APPLY_S)
+    assert "signed by ops@example.org" in said
+    model = person_model(tmp_path_factory.mktemp("model"))
+    for path in (model, model.with_suffix(".tflite")):
+        board.write(f"/etc/vedette/models/{path.name}", path.read_bytes())
+    config: dict[str, Any] = {
+        "device": {"name": TOPICS.device},
+        "mqtt": {"host": HOST, "port": broker.port, "reconnect_max_s": 0.5},
+        "health": {"every_s": 0.5},
+        "streams": {"front": camera(Path("/etc/vedette/models/person.toml"))},
+    }
+    board.configure(config)
+    board.sh("systemctl", "restart", "vedette")
+    return made
+
+
+@pytest.fixture
+def messages(broker: Mosquitto) -> Messages:
+    return broker.subscribe("vedette/#")
+
+
+def put(board: Board, path: Path) -> str:
+    """A bundle and its signature, where an upload would leave them."""
+    for file in (path, path.with_name(f"{path.name}.sig")):
+        board.write(f"/root/{file.name}", file.read_bytes())
+    return f"/root/{path.name}"
+
+
+def apply(board: Board, path: Path, *, check: bool = True) -> str:
+    return board.sh("vedette", "update", "apply", put(board, path), check=check, patience_s=APPLY_S)
+
+
+def newest(board: Board) -> dict[str, Any]:
+    """Of the history."""
+    line = board.sh("vedette", "update", "history", "--json").splitlines()[-1]
+    told: dict[str, Any] = msgspec.json.decode(line)
+    return told
+
+
+def runs(board: Board) -> str:
+    status = msgspec.json.decode(board.sh("vedette", "update", "status", "--json"))
+    assert not board.exists("/var/lib/vedette-update/trial")
+    return str(status["version"])
+
+
+def wait_state(board: Board, state: str) -> None:
+    def is_there() -> bool:
+        told = board.sh("vedette", "update", "status", "--json", check=False)
+        return bool(told) and (msgspec.json.decode(told)["at_hand"] or {}).get("state") == state
+
+    wait_for(is_there, 120.0)
+
+
+def test_a_board_is_installed_from_a_bundle(board: Board, depot: Depot, messages: Messages) -> None:
+    assert runs(board) == "1.0"
+    assert newest(board)["counter"] == 1
+    hear(messages, 3)
+
+
+def test_a_good_version_takes_over_and_publishes(board: Board, depot: Depot, messages: Messages) -> None:
+    said = apply(board, depot.full("1.1", 2, "", "--model", "small-speech"))
+    assert said.splitlines()[-1] == "committed"
+    told = newest(board)
+    assert (told["state"], told["from_version"], told["signer"]) == ("committed", "1.0", "ops@example.org")
+    assert told["downtime_s"] < 30
+    assert runs(board) == "1.1"
+    assert board.exists("/opt/vedette/current/models/small-speech.tflite")
+    messages.wait(lambda m: m.of(TOPICS.status)[-2:] == [b"stopped", b"online"])
+    hear(messages, 3)
+
+
+def test_an_older_one_is_refused_and_what_runs_goes_on(board: Board, depot: Depot) -> None:
+    pid = board.wait_active()
+    apply(board, depot.folder / "1.0.vedette", check=False)
+    told = newest(board)
+    assert told["state"] == "refused"
+    assert "counter 1 is not above 2" in told["reason"]
+    assert board.wait_active() == pid
+
+
+def test_a_version_that_crashes_after_a_while_does_not_stay(
+    board: Board, depot: Depot, messages: Messages
+) -> None:
+    apply(board, depot.full("1.2", 3, "crash later", "--health", "steady_s=20"), check=False)
+    told = newest(board)
+    assert told["state"] == "rolled_back", told["reason"]
+    assert "the service ended by itself: exit-code" in told["reason"]
+    assert runs(board) == "1.1"
+    board.wait_active()
+    hear(messages, 3)
+
+
+def test_the_dead_man_goes_back_when_nobody_follows(board: Board, depot: Depot, messages: Messages) -> None:
+    path = put(board, depot.full("1.3", 3, "hang"))
+    board.sh("systemd-run", "--unit=operator", "vedette", "update", "apply", path)
+    wait_state(board, "trial")
+    board.sh("systemctl", "mask", "--now", "vedette-update.service")
+    board.sh("systemctl", "start", "vedette-deadman.service")
+    trial, count = "/var/lib/vedette-update/trial", "/var/lib/vedette-update/deadman"
+    assert board.exists(trial)
+    board.sh("sed", "-i", "s/^elapsed_s=.*/elapsed_s=9999/", count)
+    board.sh("systemctl", "start", "vedette-deadman.service")
+    assert not board.exists(trial)
+    board.wait_active()
+    hear(messages, 3)
+    board.sh("systemctl", "unmask", "vedette-update.service")
+    board.sh("systemctl", "start", "vedette-update.service")
+    wait_state(board, "rolled_back")
+    told = newest(board)
+    assert (told["state"], told["by"]) == ("rolled_back", "deadman")
+    assert runs(board) == "1.1"
+
+
+def test_the_power_goes_in_a_trial_and_the_board_goes_on_with_it(
+    board: Board, depot: Depot, messages: Messages
+) -> None:
+    path = put(board, depot.full("1.4", 4, "", "--health", "steady_s=8"))
+    board.sh("systemd-run", "--unit=operator2", "vedette", "update", "apply", path)
+    wait_state(board, "trial")
+    board.cut()
+    board.up()
+    wait_state(board, "committed")
+    assert runs(board) == "1.4"
+    hear(messages, 3)
+
+
+def test_models_are_swapped_while_the_daemon_goes_on(board: Board, depot: Depot, tmp_path: Path) -> None:
+    pid = board.wait_active()
+    words = ("--models-only", "--model", "small-speech", *QUICK)
+    apply(board, bundle(depot.folder / "models.vedette", depot.python, 5, depot.key, *words))
+    assert newest(board)["kind"] == "models"
+    assert board.wait_active() == pid
+    assert board.sh("readlink", "/opt/vedette/current/models") == "sets/5"
+
+
+def test_an_operator_goes_back_to_the_version_before(board: Board, depot: Depot, messages: Messages) -> None:
+    board.sh("vedette", "update", "rollback")
+    assert runs(board) == "1.1"
+    assert newest(board)["by"] == "operator"
+    hear(messages, 3)

@@ -1,0 +1,99 @@
+"""The file for programs on the board. `tests/system/test_service.py` reads that of a running daemon."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agent import __version__
+from agent.boardhealth import BoardHealth, LocalHealth
+from agent.bulletin import Bulletin
+from agent.config import Config, MqttConfig, StorageConfig, StreamConfig
+from agent.control import Control
+from agent.homeassistant import HomeAssistant
+from agent.house import House, stop_streams
+from agent.overrides import FILE
+from agent.storage.spool import Spool
+from agent.storage.twinfile import TwinFile
+from tests.support.house import person_model
+from tests.support.publishing import wait_for
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    model = str(person_model(tmp_path))
+    streams = {
+        "front": StreamConfig("test:?size=64x48&fps=50", model),
+        "away": StreamConfig("v4l2:/dev/video99", model),
+        "off": StreamConfig("test:", model, enabled=False),
+    }
+    spool = Spool(tmp_path, StorageConfig())
+    made = House(Config(streams, mqtt=MqttConfig(port=1)), spool)
+    made.prepare()
+    for stream in made.streams.values():
+        stream.start()
+    yield made
+    stop_streams(made.streams.values())
+    spool.close()
+
+
+@pytest.fixture
+def bulletin(house: House, tmp_path: Path) -> Bulletin:
+    control = Control(house.config, TwinFile(tmp_path / FILE))
+    control.attach(house)
+    return Bulletin(house, control, HomeAssistant(house))
+
+
+def report(folder: Path) -> BoardHealth:
+    return msgspec.json.decode((folder / "health.json").read_bytes(), type=BoardHealth)
+
+
+def test_each_stream_is_told_with_what_it_has_inferred(house: House, bulletin: Bulletin, tmp_path: Path) -> None:
+    wait_for(lambda: house.streams["front"].inferred >= 3 and house.streams["away"].standing[0] == "lost")
+    local = LocalHealth(house, bulletin, {"RUNTIME_DIRECTORY": f"{tmp_path}:/elsewhere"})
+    local.look(ready=False, is_due=False)
+    bulletin.publish()
+    local.look(ready=True, is_due=True)
+    told = report(tmp_path)
+    assert (told.version, told.pid, told.ready, told.link) == (__version__, os.getpid(), True, None)
+    assert {name: one.state for name, one in told.streams.items()} == {
+        "front": "running",
+        "away": "lost",
+        "off": "disabled",
+    }
+    front, away = told.streams["front"], told.streams["away"]
+    assert front.inferred >= 3
+    assert front.infer_p95_ms is not None
+    assert front.fps > 0.0  # as it was published
+    assert away.detail.startswith("v4l2:/dev/video99")
+    assert (away.inferred, away.infer_p95_ms) == (0, None)
+
+
+def test_it_is_written_when_it_is_old_or_something_has_changed_and_not_all_the_time(
+    house: House, bulletin: Bulletin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr("agent.boardhealth.time.monotonic", lambda: now_s[0])
+    local = LocalHealth(house, bulletin, {"RUNTIME_DIRECTORY": str(tmp_path)})
+    written = []
+    for later_s, is_due in ((0.0, False), (0.5, False), (0.5, True), (1.9, False), (0.2, False)):
+        now_s[0] += later_s
+        (tmp_path / "health.json").unlink(missing_ok=True)
+        local.look(ready=True, is_due=is_due)
+        written.append((tmp_path / "health.json").exists())
+    assert written == [True, False, True, False, True]
+
+
+def test_without_a_folder_nothing_is_written_and_without_a_disk_it_is_told_once(
+    house: House, bulletin: Bulletin, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    LocalHealth(house, bulletin, {}).look(ready=True, is_due=True)
+    gone = LocalHealth(house, bulletin, {"RUNTIME_DIRECTORY": str(tmp_path / "gone")})
+    for _ in range(3):
+        gone.look(ready=True, is_due=True)
+    assert len([said for said in caplog.messages if "gets old" in said and "gone/health.json" in said]) == 1
+    assert not (tmp_path / "health.json").exists()
