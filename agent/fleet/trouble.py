@@ -59,11 +59,11 @@ def trouble(code: int, said: str) -> Trouble | None:
             return Trouble("failed", reason)
     if own := _OWN.findall(said):  # the board itself has answered
         return Trouble("failed", own[-1][:_LONGEST])
-    text = _last(said) or f"exit code {code}"
+    text = _first(said) or f"exit code {code}"
     return Trouble("unreachable" if code in _LINK_CODES else "failed", text)
 
 
-def _last(said: str) -> str:
+def _first(said: str) -> str:
     """The first line that says something: what follows it are consequences."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("sudo: unable")]
     return lines[0][:_LONGEST] if lines else ""
