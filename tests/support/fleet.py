@@ -22,7 +22,7 @@ from tests.support.board import CLONE, Board
 from tests.support.house import person_model
 from tests.support.link import Link, LinkMissing
 from tests.support.running import ROOT, camera
-from tests.support.tiny_bundles import make_key
+from tests.support.tiny_bundles import Key, make_key
 
 INSTALL_S = 300.0
 CONFIG: dict[str, Any] = {
@@ -42,13 +42,16 @@ class Fleet:
         signer: signs bundles. operator: logs in.
     """
 
-    def __init__(self, folder: Path, count: int, *, bundle: Path | None = None, plan: str = "") -> None:
+    def __init__(
+        self, folder: Path, count: int, *, bundle: Path | None = None, signer: Key | None = None, plan: str = ""
+    ) -> None:
         """Prepare.
 
         Args:
             folder: for everything.
             count: of boards.
             bundle: that they are installed from, signed by `signer`; None: from the clone.
+            signer: of bundles; None: one is made.
             plan: lines of `[boards.vars]`.
         """
         for program, package in (("sshd", "openssh-server"), ("rsync", "rsync"), ("sudo", "sudo")):
@@ -59,9 +62,8 @@ class Fleet:
         self.boards: dict[str, Board] = {}
         self.links: dict[str, Link] = {}
         self._stack = ExitStack()
-        signer, operator = folder / "signer", folder / "operator"
-        self.signer = make_key(signer) if not signer.exists() else known_key(signer)
-        self.operator = make_key(operator)
+        self.signer = signer or make_key(folder / "signer")
+        self.operator = make_key(folder / "operator")
 
     def vedette(self, *words: str, path: str = "") -> subprocess.CompletedProcess[str]:
         """`vedette fleet WORDS`, as the operator says it in the folder.
@@ -156,10 +158,3 @@ class Fleet:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
-
-
-def known_key(path: Path) -> Any:
-    """A key pair that is there."""
-    from tests.support.tiny_bundles import Key
-
-    return Key(path, path.with_name(f"{path.name}.pub").read_text(encoding="ascii").strip())
