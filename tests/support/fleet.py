@@ -73,7 +73,7 @@ class Fleet:
             path: folders that are looked into for programs first.
         """
         command = [sys.executable, "-m", "agent", "fleet", *words]
-        environment = {**os.environ, "PATH": f"{path}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
         return subprocess.run(
             command,
             capture_output=True,
@@ -150,7 +150,11 @@ class Fleet:
 
     def _write_inventory(self) -> None:
         hosts = "".join(f'{name} = {{ ansible_host = "{link.there}" }}\n' for name, link in self.links.items())
-        common = f'ansible_user = "vedette-update"\nansible_ssh_private_key_file = "{self.operator.path}"\n'
+        example = (ROOT / "scripts/fleet/fleet.toml").read_text(encoding="utf-8").splitlines()
+        kept = [
+            line for line in example if line.startswith(("ansible_user", "ansible_ssh_use", "ansible_ssh_common"))
+        ]
+        common = "\n".join([*kept, f'ansible_ssh_private_key_file = "{self.operator.path}"\n'])
         text = f"[boards.hosts]\n{hosts}\n[boards.vars]\n{common}{self._plan}"
         (self.folder / "fleet.toml").write_text(text, encoding="utf-8")
 

@@ -371,8 +371,7 @@ def test_an_upload_that_breaks_off_is_gone_on_with(fleet: Fleet, tmp_path: Path)
 def test_a_rollout_that_was_killed_goes_on_with_what_the_boards_are_at(fleet: Fleet) -> None:
     path = bundle(fleet, "--health", "steady_s=4")
     command = [sys.executable, "-m", "agent", "fleet", "rollout", path.name, "--board", "board1"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    running = subprocess.Popen(command, cwd=fleet.folder, env=environment, stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen(command, cwd=fleet.folder, stdout=subprocess.PIPE, text=True)
     assert running.stdout is not None
     next(line for line in running.stdout if "on trial" in line or "trial" in line)
     running.kill()
@@ -402,3 +401,38 @@ def test_exec_asks_all_and_says_what_each_answers(fleet: Fleet) -> None:
     denied = fleet.vedette("exec", "reboot", "--json")
     assert denied.returncode == 1
     assert denied.stdout.count("not allowed: reboot") == 3
+
+
+def play(fleet: Fleet, book: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """A playbook of ours, as an operator would start it in the folder of the inventory."""
+    programs = Path(sys.executable).parent
+    if not (programs / "ansible-playbook").exists():
+        pytest.skip("no ansible-playbook: pip install '.[fleet]'")
+    command = [str(programs / "ansible-playbook"), "-i", "fleet.toml", str(ROOT / "scripts/fleet" / book), *words]
+    environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "ANSIBLE_NOCOLOR": "1"}
+    return subprocess.run(
+        command, cwd=fleet.folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_ansible_rolls_out_by_the_same_commands(fleet: Fleet) -> None:
+    path = bundle(fleet)
+    words = ("-e", f"bundle={path}", "-e", "vedette_look_s=1")
+    done = play(fleet, "rollout.yml", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(counters(fleet)) == 1
+    again = play(fleet, "rollout.yml", *words)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.count("skipping: [board") > done.stdout.count("skipping: [board")
+
+
+def test_ansible_stops_at_the_canary(fleet: Fleet, tmp_path: Path) -> None:
+    before = counters(fleet)
+    board = fleet.boards["board2"]
+    kept = board.sh("cat", "/etc/vedette/allowed_signers")
+    board.write("/etc/vedette/allowed_signers", make_key(tmp_path / "other").allowed("somebody@example.org"))
+    done = play(fleet, "rollout.yml", "-e", f"bundle={bundle(fleet)}", "-e", "vedette_look_s=1")
+    assert done.returncode != 0
+    assert "refused" in done.stdout
+    assert counters(fleet) == before
+    board.write("/etc/vedette/allowed_signers", f"{kept}\n")
