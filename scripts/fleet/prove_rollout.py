@@ -1,4 +1,4 @@
-"""A rollout to boards in containers, from a canary that fails to all of them; the last line is one JSON object."""
+"""A rollout to boards in containers, from a canary that fails to the last one; the last line is a JSON object."""
 
 from __future__ import annotations
 
