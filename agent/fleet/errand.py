@@ -49,7 +49,7 @@ class Patience(Struct, frozen=True):
     """
 
     send_s: float = 3600.0
-    over_s: float = 1800.0
+    over_s: float = 3600.0
     look_s: float = 2.0
     tries: int = 3
     pause_s: float = 2.0

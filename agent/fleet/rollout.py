@@ -59,20 +59,21 @@ class Rollout:
         self._transport = Transport(inventory.known_hosts)
 
     def begin(self, boards: dict[str, Board]) -> Standing:
-        """Note the plan in the ledger, or find the one that is there.
+        """Note the plan in the ledger, or find the one that is there and goes through the same boards.
 
         Args:
-            boards: that are to be updated; of a rollout that is gone on with, those it was begun with.
+            boards: that are to be updated.
 
         Raises:
-            FleetError: the ledger is of another bundle and not complete, or of boards that are gone.
+            FleetError: the ledger is of another bundle, and not complete.
             StorageError: the disk refuses.
         """
         found = replay(self._ledger.read())
         if found is not None and not found.complete:
             self._check_same(found)
-            self._ledger.add(Resumed(now()))
-            return found
+            if {name for batch in found.begun.batches for name in batch} == set(boards):
+                self._ledger.add(Resumed(now()))
+                return found
         policy = self._inventory.policy
         batches = plan(list(boards), policy.canary, policy.batches)
         wanted = self._wanted
@@ -83,12 +84,9 @@ class Rollout:
     def _check_same(self, found: Standing) -> None:
         if found.begun.bundle != self._wanted.sha256:
             raise FleetError(
-                f"{self._ledger.path}: a rollout of {found.begun.file} is not complete there; go on with that "
-                "one, or name another --ledger"
+                f"{self._ledger.path}: a rollout of another {found.begun.file} is not complete there: finish "
+                "that one, or name another --ledger"
             )
-        names = [name for batch in found.begun.batches for name in batch]
-        if gone := [name for name in names if name not in self._inventory.boards]:
-            raise FleetError(f"{self._ledger.path}: {', '.join(gone)} are not in {self._inventory.path} any more")
 
     async def run(self, standing: Standing, watch: Watch, show: Show) -> Standing:
         """Go through what is left of the plan; gives how far it has come.

@@ -7,17 +7,20 @@ with Fleet(folder, 3) as fleet:
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from unittest import mock
 
 import pytest
 
+from agent.__main__ import main
 from tests.support.board import CLONE, Board
 from tests.support.house import person_model
 from tests.support.link import Link, LinkMissing
@@ -30,7 +33,6 @@ CONFIG: dict[str, Any] = {
     "health": {"every_s": 1.0},
     "streams": {"front": camera(Path("/etc/vedette/models/person.toml"), "test:?size=64x48&fps=1")},
 }
-_PATIENCE_S = 900.0
 
 
 class Fleet:
@@ -66,23 +68,27 @@ class Fleet:
         self.operator = make_key(folder / "operator")
 
     def vedette(self, *words: str, path: str = "") -> subprocess.CompletedProcess[str]:
-        """`vedette fleet WORDS`, as the operator says it in the folder.
+        """`vedette fleet WORDS` in this process, as the operator says it in the folder.
 
         Args:
             words: of the command.
             path: folders that are looked into for programs first.
         """
-        command = [sys.executable, "-m", "agent", "fleet", *words]
-        environment = {**os.environ, "PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
-        return subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            cwd=self.folder,
-            env=environment,
-            timeout=_PATIENCE_S,
-            check=False,
-        )
+        out, err = io.StringIO(), io.StringIO()
+        environment = {"PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
+        with (
+            mock.patch.dict(os.environ, environment),
+            mock.patch.object(sys, "argv", ["vedette", "fleet", *words]),
+            chdir(self.folder),
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
+            try:
+                main()
+                code: Any = 0
+            except SystemExit as end:
+                code = end.code or 0
+        return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
     def ssh(self, name: str, *words: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         """The plain ssh to a board.
