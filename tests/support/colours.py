@@ -22,27 +22,31 @@ std = [255.0, 255.0, 255.0]
 [output]
 decoder = "ssd"
 labels = ["walker"]
-score_threshold = 0.5
+score_threshold = {threshold}
 """
 _HALF = 0.15
 """Half a side of every box, as a fraction of the picture."""
-_SIDE = 2
-"""Pixels of the model's input, either way."""
 
 
-def colour_model(folder: Path) -> Path:
-    """Write the model; gives its manifest's path."""
+def colour_model(folder: Path, *, threshold: float = 0.5, side: int = 2) -> Path:
+    """Write the model; gives its manifest's path.
+
+    Args:
+        folder: for its files.
+        threshold: share of blue from which on there is something.
+        side: pixels of its input, either way: what it takes grows with their square.
+    """
     path = folder / "colour.toml"
-    path.with_suffix(".tflite").write_bytes(_model())
-    path.write_text(MANIFEST)
+    path.with_suffix(".tflite").write_bytes(_model(side))
+    path.write_text(MANIFEST.format(threshold=threshold))
     return path
 
 
-def _model() -> bytes:
-    pixels = 3 * _SIDE * _SIDE
-    red, green, blue = (np.tile(np.eye(3, dtype=np.float32)[n], _SIDE * _SIDE) / _SIDE**2 for n in range(3))
+def _model(side: int) -> bytes:
+    pixels = 3 * side * side
+    red, green, blue = (np.tile(np.eye(3, dtype=np.float32)[n], side * side) / side**2 for n in range(3))
     edges = np.array([-_HALF, -_HALF, _HALF, _HALF], np.float32)
-    shape = (1, _SIDE, _SIDE, 3)
+    shape = (1, side, side, 3)
     tensors = [
         T("image", shape, "uint8", scale=(1 / 255,)),
         T("colours", shape),

@@ -1,0 +1,181 @@
+"""Faulty bundles, each made from a real one: what is in it is unpacked, one thing spoiled, and signed again."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from goods import SEEN_FROM, Goods
+from msgspec.structs import replace
+
+from agent.update import archive, models, trust
+from agent.update.description import Description, HealthGate, Migration, Target
+from tests.support.colours import colour_model
+from tests.support.tiny_bundles import Key
+
+Change = Callable[[Path, Description], Description]
+"""Spoils the unpacked files of a bundle; gives its description, whose list of files need not fit any more."""
+SLOW_SIDE = 640
+"""Pixels of the slow model's input, either way: it computes 100,000 times as much."""
+
+
+class Spoiler:
+    """Makes faulty bundles from a good one.
+
+    Attributes:
+        goods: whose keys sign.
+        good: the bundle that they are made from.
+    """
+
+    def __init__(self, goods: Goods, good: Path) -> None:
+        """Take a bundle.
+
+        Args:
+            goods: whose keys sign.
+            good: bundle to make them from.
+        """
+        self.goods, self.good = goods, good
+        self.folder = goods.folder / "faulty"
+        self.folder.mkdir(exist_ok=True)
+
+    def make(
+        self, name: str, change: Change, *, key: Key | None = None, health: HealthGate | None = None
+    ) -> Path:
+        """A bundle that differs from the good one in what `change` does.
+
+        Args:
+            name: of its file.
+            change: see there.
+            key: that signs; None: that of the goods.
+            health: gate of its trial; None: as in the good one.
+        """
+        path, files = self.folder / f"{name}.vedette", self.folder / f"{name}.files"
+        shutil.rmtree(files, ignore_errors=True)
+        described = archive.read_description(self.good)
+        archive.unpack(self.good, described, files)
+        described = change(files, replace(described, health=health or described.health))
+        sources = {
+            str(one.relative_to(files)): one for one in files.rglob("*") if one.is_file() and one.parent != files
+        }
+        described = replace(described, files={name: archive.listed(one) for name, one in sources.items()})
+        archive.write(path, described, sources)
+        trust.sign(path, (key or self.goods.key).path)
+        shutil.rmtree(files)
+        return path
+
+    def copy(self, name: str) -> Path:
+        """The good one with its signature, under another name, to be spoiled as bytes."""
+        path = self.folder / f"{name}.vedette"
+        shutil.copy(self.good, path)
+        shutil.copy(trust.signature_of(self.good), trust.signature_of(path))
+        return path
+
+
+def nothing(_: Path, described: Description) -> Description:
+    """Leave everything as it is."""
+    return described
+
+
+def described_as(**fields: Any) -> Change:
+    """Say something else in the description."""
+    return lambda _, described: replace(described, **fields)
+
+
+def aimed_at(**fields: Any) -> Change:
+    """Say that it is for another board."""
+
+    def change(_: Path, described: Description) -> Description:
+        assert isinstance(described.target, Target)
+        return replace(described, target=replace(described.target, **fields))
+
+    return change
+
+
+def without_wheel(name: str) -> Change:
+    """Leave out a wheel that is needed."""
+
+    def change(files: Path, described: Description) -> Description:
+        (found,) = (files / "wheels").glob(f"{name}-*.whl")
+        found.unlink()
+        return described
+
+    return change
+
+
+def migrating(*rules: Migration) -> Change:
+    """Ask for changes of the configuration."""
+    return described_as(migrations=list(rules))
+
+
+def coded(module: str, code: str) -> Change:
+    """Put code before everything else that a module of Vedette does, after its imports from the future."""
+
+    def change(files: Path, described: Description) -> Description:
+        (wheel,) = (files / "wheels").glob("vedette-*.whl")
+        wheel.write_bytes(_rewritten(wheel.read_bytes(), module, code))
+        return described
+
+    return change
+
+
+def wrong_golden(name: str) -> Change:
+    """Expect other answers of a model than it gives."""
+
+    def change(files: Path, described: Description) -> Description:
+        path = files / f"golden/{name}.npz"
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file}
+        first = next(key for key in arrays if key.startswith("out"))
+        arrays[first] = arrays[first] + np.ones_like(arrays[first]) * 50
+        with io.BytesIO() as made:
+            np.savez(made, **arrays)
+            path.write_bytes(made.getvalue())
+        return described
+
+    return change
+
+
+def slow_model(files: Path, described: Description) -> Description:
+    """The same model, of pictures that are far larger."""
+    made = files.with_suffix(".slow")
+    made.mkdir()
+    manifest = colour_model(made, threshold=SEEN_FROM, side=SLOW_SIDE)
+    for name, content in models.gather(str(manifest)):
+        (files / name).write_bytes(content)
+    shutil.rmtree(made)
+    return described
+
+
+def _rewritten(wheel: bytes, module: str, code: str) -> bytes:
+    """A wheel with code in one of its modules, and its record in order."""
+    with zipfile.ZipFile(io.BytesIO(wheel)) as old, io.BytesIO() as file:
+        content = {one.filename: old.read(one) for one in old.infolist()}
+        content[module] = _begun(content[module].decode(), code).encode()
+        (record,) = (name for name in content if name.endswith(".dist-info/RECORD"))
+        content[record] = _record(content, record).encode()
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new:
+            for name, data in content.items():
+                new.writestr(zipfile.ZipInfo(name), data)
+        return file.getvalue()
+
+
+def _begun(text: str, code: str) -> str:
+    first = "from __future__ import annotations\n"
+    assert first in text
+    return text.replace(first, f"{first}\n{code}\n", 1)
+
+
+def _record(content: dict[str, bytes], record: str) -> str:
+    lines = []
+    for name, data in content.items():
+        if name != record:
+            digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+            lines.append(f"{name},sha256={digest},{len(data)}\n")
+    return "".join(lines) + f"{record},,\n"

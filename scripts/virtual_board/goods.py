@@ -1,0 +1,104 @@
+"""The bundles of a proof: real ones of this clone under two version numbers, and the keys that sign them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from machine import ROOT, BoardError
+from msgspec import Struct
+
+from tests.support.colours import colour_model
+from tests.support.tiny_bundles import Key, make_key
+
+A, B = "1.0.1", "1.0.2"
+"""Versions: the one that is installed, with counter 1, and the one to come, with counter 2."""
+PRINCIPAL = "prover"
+_SOURCES = ("agent", "firmware_configs", "pyproject.toml", "requirements.lock", "README.md", "LICENSE")
+SEEN_FROM = 0.05
+"""Share of blue from which on the model sees somebody: he is always there, in any pattern of a test."""
+
+
+class Target(Struct, frozen=True):
+    """What a board needs.
+
+    Attributes:
+        arch, python: of it, as `vedette bundle build` takes them.
+        health: keys and values of the health gate.
+    """
+
+    arch: str
+    python: str
+    health: tuple[str, ...] = ()
+
+
+class Goods:
+    """In a folder of its own; what is there already is not made again."""
+
+    def __init__(self, folder: Path, target: Target) -> None:
+        """Make the keys and the model.
+
+        Args:
+            folder: for them and the bundles; is made.
+            target: of every bundle.
+        """
+        self.folder, self._target = folder.resolve(), target
+        (self.folder / "models").mkdir(parents=True, exist_ok=True)
+        self.key, self.stranger = self._key("key"), self._key("stranger")
+        self.signers = self.folder / "allowed_signers"
+        self.signers.write_text(self.key.allowed(PRINCIPAL))
+        self.model = colour_model(self.folder / "models", threshold=SEEN_FROM)
+
+    def _key(self, name: str) -> Key:
+        path = self.folder / name
+        if not path.exists():
+            return make_key(path)
+        return Key(path, path.with_name(f"{name}.pub").read_text(encoding="ascii").strip())
+
+    def bundle(self, version: str, counter: int) -> Path:
+        """A signed bundle of this clone under a version number.
+
+        Raises:
+            BoardError: it cannot be built.
+        """
+        path = self.folder / f"{version}.vedette"
+        if not path.exists():
+            sources = self._sources(version)
+            self._build(sources, path, counter)
+            shutil.rmtree(sources)
+        return path
+
+    def _sources(self, version: str) -> Path:
+        """A copy of the files that are under version control, and no others."""
+        copy = self.folder / f"sources-{version}"
+        shutil.rmtree(copy, ignore_errors=True)
+        lists = ["git", "ls-files", "-z", *_SOURCES]
+        listed = subprocess.run(lists, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for name in filter(None, listed.split("\0")):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+        about = copy / "agent/__init__.py"
+        about.write_text(re.sub('__version__ = ".*"', f'__version__ = "{version}"', about.read_text()))
+        return copy
+
+    def _build(self, sources: Path, path: Path, counter: int) -> None:
+        target = self._target
+        words = ["--arch", target.arch, "--python", target.python, "--counter", str(counter)]
+        words += [f"--health={one}" for one in target.health]
+        words += ["--model", str(self.model), "--model", "small-speech"]
+        words += ["--sign", str(self.key.path), "--out", str(path)]
+        done = subprocess.run(
+            [sys.executable, "-m", "agent", "bundle", "build", *words],
+            cwd=sources,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        )
+        if done.returncode:
+            path.unlink(missing_ok=True)
+            raise BoardError(f"{path.name} cannot be built: {done.stderr.strip()[-2000:]}")
