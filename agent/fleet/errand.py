@@ -160,11 +160,19 @@ class Errand:
                 at_hand, away = None, error.reason
             if at_hand is not None and at_hand.began_at != before:
                 if at_hand.over:
-                    return at_hand
+                    return self._checked(at_hand)
                 self._tell(at_hand.state)
             if time.monotonic() > until:
                 raise self._too_long(at_hand, away)
             await asyncio.sleep(self._patience.look_s)
+
+    def _checked(self, done: AtHand) -> AtHand:
+        """That it was our bundle: somebody else may have sent another one meanwhile."""
+        if done.bundle and done.bundle != self._wanted.sha256:
+            raise _GaveUpError(
+                "failed", f"another bundle was applied there meanwhile: {done.version} {done.state}"
+            )
+        return done
 
     def _too_long(self, at_hand: AtHand | None, away: str) -> _GaveUpError:
         if away:
