@@ -73,10 +73,11 @@ def owned_file(path: Path) -> Iterator[None]:
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StorageError(f"{path}: in use by another vedette: wait until that is done") from error
         yield
-    except BlockingIOError as error:
-        raise StorageError(f"{path}: in use by another vedette: wait until that is done") from error
     finally:
         os.close(descriptor)
 
