@@ -341,7 +341,8 @@ def test_unreachable_is_not_failed_and_a_rollout_is_gone_on_with(fleet: Fleet, t
     done = fleet.vedette("rollout", path.name, "--json")
     assert done.returncode == 0, done.stderr
     assert set(kinds(ledger(fleet, path)).values()) == {"updated"}
-    assert all(one.sent > one.size * 0.99 for one in ledger(fleet, path).outcomes.values())
+    whole = ledger(fleet, path).outcomes["board3"]  # it had nothing of it
+    assert whole.sent > whole.size * 0.99
     assert len(counters(fleet)) == 1
     page = (fleet.folder / f"{path.name}.ledger.html").read_text()
     assert "all 3 boards have it" in page
