@@ -12,6 +12,7 @@
     │   ├── TrustError       nobody whom this board trusts has signed a bundle
     │   └── GoldenError      a model of a bundle does not answer as it did where the bundle was made
     ├── UpdateError          an update cannot be made, gone on with or taken back
+    ├── FleetError           boards cannot be updated together: inventory, ledger, host keys
     └── StreamError          every stream is over, and one has failed
 
 A message says what, which one (path, topic, host), what was expected, what was found and what to do, in one
@@ -86,6 +87,10 @@ class GoldenError(BundleError):
 
 class UpdateError(VedetteError):
     """An update cannot be made, gone on with or taken back. The text says why, and what to do."""
+
+
+class FleetError(VedetteError):
+    """Boards cannot be updated together. The text says why, and what to do."""
 
 
 class StreamError(VedetteError):

@@ -2,7 +2,7 @@
 PYTHON=${PYTHON:-python3}
 
 # What the environment for development has. LoadGen has no wheels for ARM: there its tests are skipped, by name.
-DEV_EXTRAS=dev,demo,wakeword,charts,bundle
+DEV_EXTRAS=dev,demo,wakeword,charts,bundle,fleet
 [ "$(uname -m)" != x86_64 ] || DEV_EXTRAS=$DEV_EXTRAS,loadgen
 
 die() {

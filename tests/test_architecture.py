@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "storage": {"agent.storage"},
     "comms": {"agent.comms"},
     "health": {"agent.health"},
+    "fleet": {"agent.fleet", "agent.storage", "agent.update"},
     "update": {
         "agent.update",
         "agent.storage",
@@ -50,6 +51,7 @@ FORBIDDEN = {
     "compute": {"sqlite3", "paho", "socket", "requests", "urllib.request", "http.client"},
     "storage": {"cv2", "ai_edge_litert", "tflite_runtime", "paho", "socket"},
     "update": {"sqlite3", "paho", "socket", "requests", "urllib.request", "http.client"},
+    "fleet": {"sqlite3", "paho", "socket", "cv2", "numpy", "rich", "ansible"},
     "comms": {"cv2", "ai_edge_litert", "tflite_runtime", "sqlite3", "tempfile", "shutil"},
 }
 
@@ -120,7 +122,7 @@ def test_a_room_keeps_to_its_trade(room: str, path: Path) -> None:
     assert wrong == [], f"{path.relative_to(ROOT)} does another room's work"
 
 
-@pytest.mark.parametrize("room", ["compute", "comms", "capture", "update"])
+@pytest.mark.parametrize("room", ["compute", "comms", "capture", "update", "fleet"])
 def test_only_storage_writes_files(room: str) -> None:
     for path in (AGENT / room).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -143,7 +145,12 @@ def test_importing_the_daemon_loads_no_extra() -> None:
 
 def test_importing_the_daemon_loads_nothing_of_the_updates() -> None:
     loaded = loaded_after("import agent.daemon, agent.cli.run")
-    assert [name for name in loaded if within(name, {"agent.update"})] == []
+    assert [name for name in loaded if within(name, {"agent.update", "agent.fleet"})] == []
+
+
+def test_a_board_that_is_updated_loads_nothing_of_the_fleet() -> None:
+    loaded = loaded_after("import agent.update.applying, agent.cli.update")
+    assert [name for name in loaded if within(name, {"agent.fleet"})] == []
 
 
 def test_importing_the_daemon_loads_nothing_that_only_sound_needs() -> None:

@@ -1,64 +1,188 @@
-"""The live table of devices that `watch` shows for a fleet, and the same as lines."""
+"""`vedette fleet`: on a workstation, many boards at once over SSH."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
-from rich.text import Text
+import click
 
-from agent.cli.roster import COLUMNS, RIGHT, Device, Roster
+from agent.cli.plain import plain
 
-_AROUND = 4
-"""Lines around the rows: summary, header, rule, and what is left out."""
-_WIDE = 100
-STATUS_COLOURS = {"online": "green", "stopped": "yellow", "offline": "red"}
+if TYPE_CHECKING:
+    from agent.fleet.asking import Answer
+    from agent.fleet.inventory import Board, Inventory
 
-
-class FleetTable:
-    """The devices of a roster, as many as there is room for: those that somebody should look at come first."""
-
-    def __init__(self, roster: Roster) -> None:
-        self._roster = roster
-        self.height = 0
-        """Lines at most; 0: as many as the terminal has."""
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The table as rich draws it."""
-        room = max(1, (self.height or console.height) - _AROUND)
-        devices = list(self._roster)
-        yield Text(self._roster.summary(), "bold")
-        if devices:
-            yield _table(devices[:room], narrow=options.max_width < _WIDE)
-        if (left := len(devices) - room) > 0:
-            yield Text(f"and {left} more", "dim")
+_PATH = click.Path(path_type=Path)
+_UNREACHABLE, _FAILED = 3, 1
+_ROLLBACK_S = 300.0
 
 
-def _table(devices: list[Device], *, narrow: bool) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 0 if narrow else 1, 0, 0))
-    for name in COLUMNS:
-        table.add_column(name, justify="right" if name in RIGHT else "left", no_wrap=True, overflow="ellipsis")
-    for device in devices:
-        table.add_row(*(_text(device, name, cell) for name, cell in device.cells().items()))
-    return table
+def _common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Which inventory, which boards, and how it is told."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Lines of JSON, one for each board."),
+        click.option("--board", "names", multiple=True, help="This board only; may be given again."),
+        click.option(
+            "-i",
+            "--inventory",
+            "path",
+            type=_PATH,
+            default="fleet.toml",
+            show_default=True,
+            help="Of the boards; `known_hosts` lies beside it.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
-def _text(device: Device, name: str, cell: str) -> Text:
-    """As `Text`: square brackets in a name are no markup."""
-    if name == "status":
-        return Text(cell, STATUS_COLOURS.get(device.status, "white"))
-    return Text(cell, "red" if name == "streams" and device.trouble else "")
+@click.group()
+def fleet() -> None:
+    """Update many boards over SSH, and ask them how they are.
+
+    \b
+    The inventory is TOML, and Ansible reads it, too:
+        [boards.hosts]
+        porch = { ansible_host = "192.168.1.20" }
+        [boards.vars]
+        vedette_canary = ["porch"]
+        vedette_batches = [2, "25%"]
+
+    Exit code: 0 all is well, 1 something failed, 3 boards cannot be reached and nothing else is wrong.
+    """  # noqa: D301
 
 
-def lines(roster: Roster) -> Iterator[str]:
-    """The whole roster as lines of text, without a terminal."""
-    rows = [dict(zip(COLUMNS, COLUMNS, strict=True)), *(device.cells() for device in roster)]
-    widths = {name: max(len(row[name]) for row in rows) for name in COLUMNS}
-    for row in rows:
-        cells = (
-            cell.rjust(widths[name]) if name in RIGHT else cell.ljust(widths[name]) for name, cell in row.items()
-        )
-        yield "  ".join(cells).rstrip()
-    yield roster.summary()
+@fleet.command()
+@_common
+@click.pass_context
+def status(ctx: click.Context, path: Path, names: tuple[str, ...], as_json: bool) -> None:
+    """Show which version each board runs, how its daemon is, and its newest update."""
+    from agent.cli.fleetstatus import print_rows, rows
+
+    inventory, boards = _boards(path, names)
+    answers = _ask(inventory, boards, "status")
+    print_rows(rows(answers), as_json=as_json)
+    ctx.exit(_code(answers))
+
+
+@fleet.command("exec")
+@click.argument("words", metavar="COMMAND", nargs=-1, required=True)
+@_common
+@click.pass_context
+def exec_(ctx: click.Context, words: tuple[str, ...], path: Path, names: tuple[str, ...], as_json: bool) -> None:
+    """Have every board do COMMAND: doctor, status, or update status, history, confirm or rollback.
+
+    Boards do nothing else for the key of updates; see vedette-ssh.
+    """
+    inventory, boards = _boards(path, names)
+    answers = _ask(inventory, boards, " ".join(words), lambda one: _print_answer(one, as_json=as_json))
+    ctx.exit(_code(answers))
+
+
+@fleet.command()
+@_common
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_context
+def rollback(ctx: click.Context, path: Path, names: tuple[str, ...], as_json: bool, yes: bool) -> None:
+    """Take every board, or those named, back to the version before."""
+    inventory, boards = _boards(path, names)
+    if not yes:
+        click.confirm(f"Take {len(boards)} boards back to the version before?", abort=True, err=True)
+    answers = _ask(
+        inventory,
+        boards,
+        "update rollback",
+        lambda one: _print_answer(one, as_json=as_json),
+        patience_s=_ROLLBACK_S,
+    )
+    ctx.exit(_code(answers))
+
+
+@fleet.command()
+@click.argument("names", nargs=-1)
+@click.option("-i", "--inventory", "path", type=_PATH, default="fleet.toml", show_default=True)
+@click.option("--yes", is_flag=True, help="Take what the network shows, without a look at the boards.")
+def pin(names: tuple[str, ...], path: Path, yes: bool) -> None:
+    """Learn the host keys of boards, which are not asked again afterwards.
+
+    Compare each with what `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` prints on the board.
+    """
+    from agent.fleet.inventory import read_inventory
+    from agent.fleet.pinning import pin as take
+    from agent.fleet.pinning import scan, unpinned
+
+    inventory = read_inventory(path)
+    missing = unpinned(inventory.known_hosts, inventory.chosen(names).values())
+    for board in missing:
+        key = scan(board)
+        click.echo(f"{board.name:<16} {plain(key.fingerprint)}")
+        if yes or click.confirm("Is it the board's?"):
+            take(inventory.known_hosts, key)
+    if not missing:
+        click.echo("every host key is pinned already")
+
+
+@fleet.command()
+@click.argument("bundle", type=_PATH)
+@_common
+@click.option("--ledger", type=_PATH, help="What has been done; default: BUNDLE.ledger beside the inventory.")
+@click.option("--report", type=_PATH, help="HTML page at the end; default: the ledger's name with .html.")
+@click.option("--dry-run", is_flag=True, help="Show the plan, and do nothing.")
+def rollout(**options: Any) -> None:
+    """Take every board to the version of BUNDLE: canary first, then in batches.
+
+    It stops when the canary, or more than a share of a batch, does not keep the version; boards that cannot be
+    reached do not count. Done again it goes on where it was, with what is left and what has failed.
+    """
+    from agent.cli.fleetrollout import roll_out
+
+    sys.exit(roll_out(**options))
+
+
+def _boards(path: Path, names: tuple[str, ...]) -> tuple[Inventory, list[Board]]:
+    """The boards that are meant, each with a host key that is known."""
+    from agent.fleet.inventory import read_inventory
+    from agent.fleet.pinning import check_pinned
+
+    inventory = read_inventory(path)
+    boards = list(inventory.chosen(names).values())
+    check_pinned(inventory.known_hosts, boards)
+    return inventory, boards
+
+
+def _ask(
+    inventory: Inventory,
+    boards: list[Board],
+    command: str,
+    show: Callable[[Answer], None] = lambda answer: None,
+    patience_s: float = 120.0,
+) -> list[Answer]:
+    import asyncio
+
+    from agent.fleet.asking import ask_all
+    from agent.fleet.transport import Transport
+
+    transport = Transport(inventory.known_hosts)
+    at_once = inventory.policy.at_once
+    asking = ask_all(transport, boards, command, at_once=at_once, patience_s=patience_s, show=show)
+    return asyncio.run(asking)
+
+
+def _print_answer(one: Answer, *, as_json: bool) -> None:
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.encode(one).decode())
+        return
+    state = "" if one.fault is None else f"  {one.fault}: {plain(one.reason)}"
+    click.secho(f"── {one.board}{state}", bold=True, fg="red" if one.fault else None)
+    if one.out:
+        click.echo(plain(one.out.rstrip(), keep="\n"))
+
+
+def _code(answers: list[Answer]) -> int:
+    faults = {one.fault for one in answers}
+    return _FAILED if "failed" in faults else _UNREACHABLE if "unreachable" in faults else 0

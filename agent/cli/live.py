@@ -81,7 +81,7 @@ def _line(message: Received) -> str:
 
 def follow_fleet(messages: Iterable[Received | None]) -> None:
     """Show a row for each device: live in a terminal; elsewhere once, when there are no more messages."""
-    from agent.cli.fleet import FleetTable, lines
+    from agent.cli.rostertable import FleetTable, lines
 
     roster = Roster()
     if not is_terminal():

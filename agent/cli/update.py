@@ -24,14 +24,14 @@ _LOG = "%(message)s"
 
 @click.group()
 def update() -> None:
-    r"""Update this board by a signed bundle, and go back.
+    """Update this board by a signed bundle, and go back.
 
     \b
     received → verified → staged → tested → switching → trial → committed | rolled_back
     Whatever is wrong before the switch is refused, and what runs goes on. After it the new version is on trial:
     it stays only if every stream that inferred before does so again. Whenever the power goes, the board starts
     the old version or the new one.
-    """
+    """  # noqa: D301
 
 
 @update.command()

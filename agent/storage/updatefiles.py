@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agent.errors import StorageError, reason_of
@@ -57,6 +59,27 @@ def read_lines(path: Path) -> list[bytes]:
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
     return [line for line in (lines[1:] if size > _LARGEST else lines) if line]
+
+
+@contextmanager
+def owned_file(path: Path) -> Iterator[None]:
+    """Own a file that lines are added to while the context lasts; it is made where there is none.
+
+    Raises:
+        StorageError: another process owns it, or it cannot be written.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StorageError(f"{path}: in use by another vedette: wait until that is done") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def take_copy(source: Path, target: Path) -> None:

@@ -6,9 +6,9 @@ import io
 from contextlib import suppress
 
 from agent.cli.album import file_name
-from agent.cli.fleet import FleetTable
 from agent.cli.jpeg import read_size
 from agent.cli.roster import Roster
+from agent.cli.rostertable import FleetTable
 from agent.cli.row import cells
 from agent.cli.table import EventTable
 from agent.cli.watch import json_line

@@ -33,23 +33,28 @@ CLONE = "/clone"
 class Board:
     """Off at first. Skips the test where there cannot be one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, network: str = "") -> None:
         """Prepare.
 
         Args:
             folder: for its disk.
+            network: namespace that it is in; empty: this machine's.
         """
         if os.geteuid() != 0:
             pytest.skip("a board in a container needs root")
         if not Path("/lib/systemd/systemd").exists() or shutil.which("dbus-daemon") is None:
             pytest.skip("systemd is not installed (systemd-sysv, dbus)")
-        self._folder = folder
+        self._folder, self._network = folder, network
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def disk(self) -> Path:
         """What the board has written; not for while it is up."""
         return self._folder / "disk"
+
+    def become(self, other: Board) -> None:
+        """Begin with a copy of the disk of another one, which is off."""
+        self._container("like", str(other._folder))
 
     def up(self) -> None:
         """Boot; returns when systemd has started everything."""
@@ -65,7 +70,14 @@ class Board:
 
     def _container(self, verb: str, *words: str) -> None:
         command = [str(_CONTAINER), verb, str(self._folder), *words]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE_S,
+            check=False,
+            env={**os.environ, "NETNS": self._network},
+        )
         assert done.returncode == 0, f"{verb}: {done.stdout}{done.stderr}"
 
     def sh(self, *words: str, check: bool = True, given: str = "", patience_s: float = _PATIENCE_S) -> str:

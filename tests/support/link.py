@@ -22,17 +22,26 @@ class Link:
     """The namespace, from `with` to its end.
 
     Attributes:
-        here: this end's address; nothing beyond the pair reaches it.
+        name: of the namespace.
+        here, there: the addresses of both ends; nothing beyond the pair reaches them.
         command: what a command is to begin with, to run at the other end.
     """
 
-    def __init__(self) -> None:
-        self._name = f"vedette{os.getpid()}"
-        self._outer, self._inner = f"vo{os.getpid()}", f"vi{os.getpid()}"
+    def __init__(self, number: int = 0) -> None:
+        """Nothing is made yet.
+
+        Args:
+            number: of several, 0 to 15.
+        """
+        mark = f"{os.getpid()}" if not number else f"{os.getpid()}x{number}"
+        self.name = f"vedette{mark}"
+        self._outer, self._inner = f"vo{mark}", f"vi{mark}"
         # 198.18.0.0/15 is set aside for benches; a /30 of it by our process number.
-        block = os.getpid() % 16384 * 4
-        self.here, self._there = (f"198.18.{block // 256}.{block % 256 + n}" for n in (1, 2))
-        self.command = ("ip", "netns", "exec", self._name)
+        block = (os.getpid() * 16 + number) % 32768 * 4
+        self.here, self.there = (
+            f"198.{18 + block // 65536}.{block // 256 % 256}.{block % 256 + n}" for n in (1, 2)
+        )
+        self.command = ("ip", "netns", "exec", self.name)
 
     def cut(self) -> None:
         """Nothing passes any more; connections stay open and wait."""
@@ -46,13 +55,13 @@ class Link:
         if os.geteuid() != 0 or not shutil.which("ip", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"):
             raise LinkMissing("network namespaces need root and the command ip (iproute2)")
         try:
-            _ip("netns", "add", self._name)
-            _ip("link", "add", self._outer, "type", "veth", "peer", "name", self._inner, "netns", self._name)
+            _ip("netns", "add", self.name)
+            _ip("link", "add", self._outer, "type", "veth", "peer", "name", self._inner, "netns", self.name)
             _ip("addr", "add", f"{self.here}/30", "dev", self._outer)
             _ip("link", "set", self._outer, "up")
-            _ip("-n", self._name, "addr", "add", f"{self._there}/30", "dev", self._inner)
-            _ip("-n", self._name, "link", "set", self._inner, "up")
-            _ip("-n", self._name, "link", "set", "lo", "up")
+            _ip("-n", self.name, "addr", "add", f"{self.there}/30", "dev", self._inner)
+            _ip("-n", self.name, "link", "set", self._inner, "up")
+            _ip("-n", self.name, "link", "set", "lo", "up")
         except subprocess.CalledProcessError as error:
             self.__exit__(None, None, None)
             raise LinkMissing(f"ip: {error.stderr.decode(errors='replace').strip()}") from None
@@ -62,7 +71,7 @@ class Link:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # The namespace outlives its name until its last process and socket have gone: the pair goes by itself.
-        for words in (("link", "del", self._outer), ("netns", "del", self._name)):
+        for words in (("link", "del", self._outer), ("netns", "del", self.name)):
             subprocess.run(["ip", *words], check=False, capture_output=True)
 
 

@@ -58,6 +58,11 @@ def test_the_daemon_keeps_what_it_computes_with() -> None:
     )
 
 
+def test_what_lets_somebody_update_over_ssh_can_be_read() -> None:
+    assert "parsed OK" in say("visudo", "-cf", str(_FOLDER / "vedette.sudoers"))
+    assert say("sh", "-n", str(_FOLDER / "vedette-ssh")) == ""
+
+
 def test_the_rules_for_devices_are_clean() -> None:
     said = say("udevadm", "verify", str(_FOLDER / "60-vedette.rules"))
     if "Unknown command" in said:

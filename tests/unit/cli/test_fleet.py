@@ -1,207 +1,130 @@
-"""What `watch` makes of a fleet: a row for each device, those in trouble first, and nothing without a bound."""
+"""`vedette fleet`, as far as it goes without a board."""
 
 from __future__ import annotations
 
 import io
-from datetime import UTC, datetime
+import json
+from pathlib import Path
 
-import msgspec
 import pytest
+from click.testing import CliRunner, Result
 from rich.console import Console
 
-from agent.cli.fleet import FleetTable, lines
-from agent.cli.live import follow, follow_fleet
-from agent.cli.roster import COLUMNS, MOST, Device, Roster
-from agent.cli.table import EventTable
-from agent.comms import payload
-from agent.comms.subscriber import Kind, Received
-from tests.support.publishing import event
+from agent.cli.fleetstatus import rows
+from agent.cli.fleettable import RolloutLines, RolloutTable
+from agent.cli.main import vedette
+from agent.errors import FleetError
+from agent.fleet.asking import Answer
+from agent.fleet.outcome import Outcome
+from tests.support.tiny_bundles import make_key, models_bundle, needs_ssh_keygen
+
+INVENTORY = """
+[boards.hosts]
+porch = { ansible_host = "127.0.0.1", ansible_port = 1 }
+roof = { ansible_host = "127.0.0.1", ansible_port = 1 }
+gate = { ansible_host = "127.0.0.1", ansible_port = 1 }
+[boards.vars]
+vedette_canary = ["roof"]
+"""
+BATCHES = [("roof",), ("porch", "gate")]
 
 
-def message(device: str, kind: Kind, body: bytes, stream: str = "") -> Received:
-    return Received(f"vedette/{device}/{kind}", device, stream, kind, body, 0, False)
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "fleet.toml").write_text(INVENTORY)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def health(*states: str, waiting: int = 0, version: str = "0.1.0", **more: object) -> bytes:
-    streams = {f"s{n}": payload.StreamHealth(state, fps=10.0) for n, state in enumerate(states)}
-    spool = payload.SpoolHealth(waiting, 0, 0, "disk")
-    told = payload.HealthMessage(version, datetime.now(UTC), 60.0, streams, spool, 90.0, 55.4)
-    return msgspec.json.encode(msgspec.to_builtins(told) | more)
+def say(*words: str) -> Result:
+    return CliRunner().invoke(vedette, ["fleet", *words])
 
 
-def roster(*messages: Received) -> Roster:
-    made = Roster()
-    for one in messages:
-        made.take(one)
-    return made
+def test_the_plan_is_shown_and_nothing_is_done(folder: Path) -> None:
+    done = say("rollout", "none.vedette", "--dry-run")
+    assert done.output == "canary    roof\nbatch 1   porch\nbatch 2   gate\n"
+    assert json.loads(say("rollout", "none.vedette", "--dry-run", "--json").output) == [
+        ["roof"],
+        ["porch"],
+        ["gate"],
+    ]
+    assert list(folder.iterdir()) == [folder / "fleet.toml"]
 
 
-def only(*messages: Received) -> Device:
-    (device,) = roster(*messages)
-    return device
+@needs_ssh_keygen
+def test_a_bundle_without_a_signature_is_sent_to_nobody(folder: Path) -> None:
+    models_bundle(folder / "x.vedette")
+    error = say("rollout", "x.vedette").exception
+    assert isinstance(error, FleetError)
+    assert "vedette bundle sign x.vedette" in str(error)
 
 
-def drawn(what: object, width: int = 120, height: int = 40) -> str:
-    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
-    console.print(what)
+@needs_ssh_keygen
+def test_boards_that_are_off_are_unreachable(folder: Path) -> None:
+    key = make_key(folder / "key")
+    models_bundle(folder / "x.vedette", key)
+    (folder / "known_hosts").write_text("".join(f"{name} {key.public}\n" for name in ("porch", "roof", "gate")))
+    done = say("status", "--json")
+    assert done.exit_code == 3
+    told = [json.loads(line) for line in done.output.splitlines()]
+    assert {one["fault"] for one in told} == {"unreachable"}
+    assert all("Connection refused" in one["reason"] for one in told)
+    assert say("exec", "doctor", "--board", "porch").exit_code == 3
+    assert say("rollback", "--yes").exit_code == 3
+    assert say("rollback", "--board", "roof").exit_code == 1  # nobody has said yes
+
+
+def test_a_board_that_shows_no_host_key_cannot_be_pinned(folder: Path) -> None:
+    error = say("pin", "porch", "--yes").exception
+    assert isinstance(error, FleetError)
+    assert "porch: 127.0.0.1 port 1 shows no host key: is it on?" in str(error)
+    assert not (folder / "known_hosts").exists()
+
+
+@needs_ssh_keygen
+def test_names_that_are_hashed_are_found(folder: Path) -> None:
+    import subprocess
+
+    key = make_key(folder / "key")
+    hosts = folder / "known_hosts"
+    hosts.write_text(f"porch {key.public}\nroof,10.0.0.1 {key.public}\n# gate {key.public}\n")
+    subprocess.run(["ssh-keygen", "-q", "-H", "-f", str(hosts)], check=True, capture_output=True)
+    error = say("status").exception
+    assert isinstance(error, FleetError)
+    assert "no host key of gate: `vedette fleet pin gate`" in str(error)
+
+
+def drawn(table: RolloutTable, height: int = 20) -> str:
+    console = Console(file=io.StringIO(), width=100, height=height)
+    console.print(table)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-def test_a_device_is_a_row() -> None:
-    device = only(
-        message("porch", "status", b"online"),
-        message("porch", "health", health("running", "lost", waiting=7)),
-        message("porch", "events", event(), "front"),
-    )
-    row = device.cells()
-    assert list(row) == list(COLUMNS)
-    assert row["device"] == "porch"
-    assert (row["status"], row["streams"], row["fps"], row["temp"]) == ("online", "1/2", "20.0", "55 °C")
-    assert (row["waiting"], row["version"]) == ("7", "0.1.0")
-    assert row["last event"].endswith(" front: person new")
+def test_the_table_has_those_at_work_first_and_then_those_in_trouble() -> None:
+    table = RolloutTable("x.vedette", BATCHES, {"roof": Outcome("roof", "updated", "", "1.2", 61.0, 900_000)})
+    assert drawn(table).index("porch") < drawn(table).index("roof")
+    table.show(Outcome("porch", "rolled_back", "stream [front] is lost\x1b[2J", "1.1"))
+    table.watch("gate", "sending")
+    shown = drawn(table)
+    assert shown.index("gate") < shown.index("porch") < shown.index("roof")
+    assert "stream [front] is lost?[2J" in shown
+    assert "900 kB" in shown
+    assert "1 updated, 1 rolled back, 3 boards" in shown
+    assert "and 2 more" in drawn(table, height=6)
 
 
-def test_what_a_device_has_not_said_is_a_dash() -> None:
-    assert set(list(only(message("porch", "status", b"online")).cells().values())[2:]) == {"–"}
-    assert only(message("porch", "events", event())).cells()["status"] == "unknown"
+def test_the_lines_tell_a_step_once(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = RolloutLines(err=False)
+    for step in ("sending", "sending", "trial"):
+        lines.watch("porch", step)
+    lines.show(Outcome("porch", "unreachable", "Connection timed out"))
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == ["porch            sending", "porch            trial"]
+    assert said[2] == "porch            unreachable (0 s, 0 kB sent): Connection timed out"
 
 
-def test_of_a_device_that_is_away_nothing_is_shown_as_if_it_were_so_now() -> None:
-    row = only(message("porch", "health", health("running")), message("porch", "status", b"offline")).cells()
-    assert (row["streams"], row["fps"], row["temp"], row["waiting"]) == ("0/1", "–", "–", "–")
-    assert row["version"] == "0.1.0"
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "trouble"),
-    [
-        (b"online", health("running", "ended", "disabled"), ""),
-        (b"online", health("running", "degraded"), "degraded"),
-        (b"online", health("failed", "lost"), "failed"),
-        (b"online", health("running", hot=True), "hot"),
-        (b"offline", health("running"), "offline"),
-        (b"stopped", health("failed"), ""),
-    ],
-)
-def test_trouble_is_what_somebody_should_look_at(status: bytes, body: bytes, trouble: str) -> None:
-    assert only(message("porch", "status", status), message("porch", "health", body)).trouble == trouble
-
-
-def fleet(count: int) -> list[Received]:
-    return [message(f"d{number:03}", "status", b"online") for number in range(count)]
-
-
-def test_those_in_trouble_come_first_then_those_that_have_stopped() -> None:
-    made = roster(*fleet(4), message("d002", "status", b"stopped"), message("d003", "status", b"offline"))
-    assert [device.name for device in made] == ["d003", "d002", "d000", "d001"]
-    assert made.summary() == "4 devices, 2 online, 0 of 0 streams up, 1 in trouble"
-
-
-def test_a_table_has_as_many_rows_as_there_is_room_for_and_says_how_many_are_left() -> None:
-    shown = drawn(FleetTable(roster(*fleet(100))), height=20).splitlines()
-    assert len(shown) <= 20
-    assert shown[0] == "100 devices, 100 online, 0 of 0 streams up, 0 in trouble"
-    rows = [row for row in shown if row.startswith("d0")]
-    assert shown[-1] == f"and {100 - len(rows)} more"
-
-
-def test_an_empty_fleet_is_a_line() -> None:
-    assert drawn(FleetTable(Roster())).strip() == "0 devices, 0 online, 0 of 0 streams up, 0 in trouble"
-
-
-def test_a_device_that_was_removed_from_the_broker_is_gone() -> None:
-    assert len(roster(message("porch", "status", b"online"), message("porch", "status", b""))) == 0
-
-
-def test_made_up_devices_fill_no_memory() -> None:
-    made = roster(*(message(f"d{number}", "status", b"online") for number in range(MOST + 5)))
-    assert len(made) == MOST
-
-
-def test_what_strangers_say_is_short_and_commands_nothing() -> None:
-    made = roster(
-        message("a\x1b[2J", "status", b"\x1b]0;x\x07" + b"y" * 10_000),
-        message("b", "health", health("[bold]", version="v" * 10_000)),
-        message("c", "health", b"[" * 200_000),
-        message("d", "events", b'{"id":' * 100_000),
-    )
-    for text in (drawn(FleetTable(made)), "\n".join(lines(made))):
-        assert "\x1b[2J" not in text
-        assert "\x07" not in text
-        assert max(map(len, text.splitlines())) < 200
-
-
-def test_piped_it_is_printed_once_when_it_is_over(capsys: pytest.CaptureFixture[str]) -> None:
-    follow_fleet([None, *fleet(3), message("d001", "health", health("running"))])
-    header, *rows, summary = capsys.readouterr().out.splitlines()
-    assert header.split() == [word for name in COLUMNS for word in name.split()]
-    assert [row.split()[:3] for row in rows] == [
-        ["d000", "online", "–"],
-        ["d001", "online", "1/1"],
-        ["d002", "online", "–"],
-    ]
-    assert summary.startswith("3 devices, 3 online")
-
-
-def events_of(*messages: Received, height: int = 40) -> str:
-    table = EventTable("what is seen")
-    for one in messages:
-        table.add(one)
-    return drawn(table, height=height)
-
-
-def test_several_devices_have_rows_above_the_events_and_one_has_a_line_below() -> None:
-    one = events_of(message("porch", "status", b"online"), message("porch", "health", health("running")))
-    assert "1 devices" not in one
-    assert "porch online   streams 1/1   fps 10.0   temp 55 °C   waiting 0   version 0.1.0" in one
-    two = events_of(*fleet(2), message("d001", "events", event(), "front"))
-    assert "2 devices, 2 online" in two
-    assert "porch/front" in two, "the event's own device stands by its stream"
-
-
-def test_a_fleet_and_its_events_fit_into_the_terminal() -> None:
-    counts = [Received(f"vedette/d{n}/s/count/person", f"d{n}", "s", "count", b"1", 0, False) for n in range(200)]
-    many = [message(f"d{n:03}", "events", event(), "front") for n in range(40)]
-    shown = events_of(*fleet(200), *counts, *many, height=40).splitlines()
-    assert len(shown) <= 40
-    assert "more" in shown[-1]
-
-
-def numbered(seq: int, first_seq: int) -> bytes:
-    return msgspec.json.encode(msgspec.json.decode(event()) | {"seq": seq, "first_seq": first_seq})
-
-
-def test_what_was_lost_is_counted_and_the_jump_of_a_device_that_was_cut_off_is_not(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    came = [message("porch", "events", numbered(*one), "front") for one in ((1, 1), (3, 1), (10_001, 10_001))]
-    assert roster(*came).summary().endswith(", 1 messages lost")
-    assert not roster(*came[1:]).summary().endswith("lost")
-    follow(came, "what is seen")
-    shown = [line.split("  ", 1)[1] for line in capsys.readouterr().out.splitlines() if "porch" in line]
-    assert shown == [
-        "porch 2: lost on the way",
-        "porch 4 to 10000: no loss on the way: it was cut off, and begins above what it may have given out",
-    ]
-    table = EventTable("what is seen")
-    for one in came:
-        table.add(one)
-    console = Console(file=io.StringIO(), width=140, height=50)
-    console.print(table)
-    assert isinstance(console.file, io.StringIO)
-    assert "lost 1" in console.file.getvalue()
-
-
-def test_clips_and_detections_that_have_a_number_count_among_the_others() -> None:
-    clip = b'{"seq": 2, "first_seq": 1}'
-    spooled, others = b'{"seq": 77, "spool_seq": 3, "first_seq": 1}', b'{"seq": 78}'
-    device = only(
-        message("porch", "events", numbered(1, 1), "front"),
-        message("porch", "clips", clip, "front"),
-        message("porch", "detections", spooled, "front"),
-        message("porch", "detections", others, "front"),
-        message("porch", "clips", b"[" * 9999, "front"),
-        message("porch", "events", numbered(4, 1), "front"),
-    )
-    assert device.numbers.lost == 0
+def test_an_answer_of_something_else_is_no_status() -> None:
+    (row,) = rows([Answer("porch", out="Debian GNU/Linux 12")])
+    assert row.fault == "failed"
+    assert "is not that of vedette-ssh" in row.reason

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import StorageError
-from agent.storage.updatefiles import add_line, delete_folder, read_lines, remove, rename, take_copy
+from agent.storage.updatefiles import add_line, delete_folder, owned_file, read_lines, remove, rename, take_copy
 
 
 def test_lines_are_added_and_read(tmp_path: Path) -> None:
@@ -72,3 +72,14 @@ def test_what_the_disk_refuses_is_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(StorageError, match=str(tmp_path)):
             attempt()
+
+
+def test_a_file_has_one_owner_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "x.ledger"
+    with owned_file(path), pytest.raises(StorageError, match="in use by another vedette"), owned_file(path):
+        pass
+    with owned_file(path):
+        add_line(path, b"mine")
+    assert read_lines(path) == [b"mine"]
+    with pytest.raises(StorageError, match="cannot be written: Not a directory"), owned_file(path / "y"):
+        pass

@@ -1,0 +1,112 @@
+"""What `vedette fleet` shows of boards: a live table in a terminal, and lines where there is none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import click
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from agent.cli.plain import plain
+from agent.fleet.outcome import Outcome, counted
+from agent.fleet.plan import Batch
+from agent.fleet.report import size
+
+COLOURS = {
+    "updated": "green",
+    "current": "green",
+    "refused": "yellow",
+    "rolled_back": "yellow",
+    "failed": "red",
+    "unreachable": "magenta",
+}
+_AROUND = 5
+_LONGEST = 200
+
+
+class RolloutTable:
+    """The boards of a rollout: those at work first, then those in trouble, as many as there is room for."""
+
+    def __init__(self, title: str, batches: Sequence[Batch], outcomes: dict[str, Outcome]) -> None:
+        self._title = title
+        self._batches = {name: number for number, batch in enumerate(batches) for name in batch}
+        self._outcomes = dict(outcomes)
+        self._steps: dict[str, tuple[str, float]] = {}
+
+    def watch(self, board: str, step: str) -> None:
+        """A board is at something."""
+        began = self._steps.get(board, ("", time.monotonic()))[1]
+        self._steps[board] = (step, began)
+        self._outcomes.pop(board, None)
+
+    def show(self, outcome: Outcome) -> None:
+        """A board is through."""
+        self._steps.pop(outcome.board, None)
+        self._outcomes[outcome.board] = outcome
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The table as rich draws it."""
+        names = sorted(self._batches, key=self._rank)
+        room = max(1, console.height - _AROUND)
+        yield Text(f"{self._title}  {self._summary()}", "bold")
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+        for column in ("board", "batch", "outcome", "runs", "time", "sent"):
+            table.add_column(column, no_wrap=True, justify="right" if column in ("time", "sent") else "left")
+        table.add_column("", overflow="ellipsis", no_wrap=True)
+        for name in names[:room]:
+            table.add_row(*self._cells(name))
+        yield table
+        if len(names) > room:
+            yield Text(f"and {len(names) - room} more", "dim")
+
+    def _rank(self, name: str) -> tuple[int, int]:
+        if name in self._steps:
+            return (0, self._batches[name])
+        one = self._outcomes.get(name)
+        if one is not None and not one.is_good:
+            return (1, self._batches[name])
+        return (3 if one else 2, self._batches[name])
+
+    def _cells(self, name: str) -> Iterator[Text | str]:
+        number = self._batches[name]
+        yield Text(name)
+        yield "canary" if number == 0 else str(number)
+        if name in self._steps:
+            step, began = self._steps[name]
+            yield from (Text("at work", "cyan"), "", f"{time.monotonic() - began:.0f} s", "", Text(plain(step)))
+            return
+        one = self._outcomes.get(name)
+        if one is None:
+            yield from (Text("waiting", "dim"), "", "", "", "")
+            return
+        yield Text(one.kind.replace("_", " "), COLOURS[one.kind])
+        yield from (Text(plain(one.version)), f"{one.seconds:.0f} s", size(one.sent), Text(plain(one.reason)))
+
+    def _summary(self) -> str:
+        told = [f"{count} {kind.replace('_', ' ')}" for kind, count in counted(self._outcomes.values()).items()]
+        return ", ".join([*told, f"{len(self._batches)} boards"])
+
+
+class RolloutLines:
+    """The same, a line for each thing that happens."""
+
+    def __init__(self, err: bool) -> None:
+        self._err = err
+        self._told: dict[str, str] = {}
+
+    def watch(self, board: str, step: str) -> None:
+        """A board is at something."""
+        if self._told.get(board) != step:
+            self._told[board] = step
+            click.echo(f"{board:<16} {plain(step)[:_LONGEST]}", err=self._err)
+
+    def show(self, outcome: Outcome) -> None:
+        """A board is through."""
+        why = f": {plain(outcome.reason)}" if outcome.reason else ""
+        took = f"{outcome.seconds:.0f} s, {size(outcome.sent)} sent"
+        kind = click.style(outcome.kind.replace("_", " "), fg=COLOURS[outcome.kind])
+        click.echo(f"{outcome.board:<16} {kind} ({took}){why}", err=self._err)

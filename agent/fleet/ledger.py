@@ -1,0 +1,168 @@
+"""The ledger of a rollout: a JSON object in each line, added as things happen, so that it can be gone on with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from agent.errors import NO_JSON, FleetError, reason_of
+from agent.fleet.outcome import Outcome
+from agent.fleet.plan import Batch
+from agent.storage.updatefiles import add_line
+
+
+class Begun(Struct, frozen=True, tag="begun"):
+    """A rollout was begun.
+
+    Attributes:
+        at: UTC.
+        bundle: sha256 of the file. file: its name.
+        version, counter: of the bundle.
+        batches: names of the boards.
+    """
+
+    at: datetime
+    bundle: str
+    file: str
+    version: str
+    counter: int
+    batches: list[Batch]
+
+
+class Resumed(Struct, frozen=True, tag="resumed"):
+    """It was gone on with; what had failed is tried again."""
+
+    at: datetime
+
+
+class Started(Struct, frozen=True, tag="started"):
+    """A board is being updated."""
+
+    at: datetime
+    board: str
+
+
+class Ended(Struct, frozen=True, tag="ended"):
+    """What became of a board."""
+
+    at: datetime
+    outcome: Outcome
+
+
+class Stopped(Struct, frozen=True, tag="stopped"):
+    """The rollout stopped before its end."""
+
+    at: datetime
+    reason: str
+
+
+class Done(Struct, frozen=True, tag="done"):
+    """Every batch had its turn."""
+
+    at: datetime
+
+
+Entry = Begun | Resumed | Started | Ended | Stopped | Done
+
+
+class Standing(Struct, frozen=True):
+    """How far a rollout has come.
+
+    Attributes:
+        begun: what it is.
+        outcomes: the newest of each board, by name.
+        reason: it was stopped for; empty: it was not.
+        done: every batch had its turn.
+    """
+
+    begun: Begun
+    outcomes: dict[str, Outcome]
+    reason: str = ""
+    done: bool = False
+
+    @property
+    def left(self) -> tuple[Batch, ...]:
+        """The batches, with the boards that do not have the version yet; those that are through are empty."""
+        has = {name for name, one in self.outcomes.items() if one.is_good}
+        return tuple(tuple(name for name in batch if name not in has) for batch in self.begun.batches)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every board has the version."""
+        return not any(self.left)
+
+
+def replay(entries: Iterable[Entry]) -> Standing | None:
+    """How far a rollout has come, by its ledger; None: it has not begun.
+
+    Of several rollouts in one ledger the newest counts.
+    """
+    found: Standing | None = None
+    for entry in entries:
+        if isinstance(entry, Begun):
+            found = Standing(entry, {})
+        elif found is not None:
+            found = _after(found, entry)
+    return found
+
+
+def _after(before: Standing, entry: Entry) -> Standing:
+    match entry:
+        case Ended(_, outcome):
+            outcomes = {**before.outcomes, outcome.board: outcome}
+            return msgspec.structs.replace(before, outcomes=outcomes)
+        case Resumed():
+            return msgspec.structs.replace(before, reason="", done=False)
+        case Stopped(_, reason):
+            return msgspec.structs.replace(before, reason=reason)
+        case Done():
+            return msgspec.structs.replace(before, done=True)
+    return before
+
+
+class Ledger:
+    """A file of entries; each is on the disk when `add` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, entry: Entry) -> None:
+        """Add an entry.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        add_line(self.path, msgspec.json.encode(entry))
+
+    def read(self) -> list[Entry]:
+        """What is in it; nothing where there is no file. A line that the power cut off is left out.
+
+        Raises:
+            FleetError: it cannot be read, or is no ledger.
+        """
+        try:
+            lines = [line for line in self.path.read_bytes().split(b"\n") if line]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise FleetError(f"{self.path}: cannot be read: {reason_of(error)}") from error
+        entries = [entry for line in lines for entry in _entry(line)]
+        if len(entries) < len(lines) // 2:
+            raise FleetError(f"{self.path}: is no ledger of a rollout: name another --ledger")
+        return entries
+
+
+def _entry(line: bytes) -> Sequence[Entry]:
+    try:
+        return (msgspec.json.decode(line, type=Entry),)
+    except NO_JSON:
+        return ()
+
+
+def now() -> datetime:
+    """UTC."""
+    return datetime.now(UTC)

@@ -1,0 +1,73 @@
+"""Outcomes of an update on the boards of a batch, and whether a rollout goes on after them. Rules without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
+
+from msgspec import Struct
+
+Kind = Literal["updated", "current", "refused", "rolled_back", "failed", "unreachable"]
+"""updated: the board has committed the version. current: it had it already. refused: the board did not take it,
+and goes on as it was. rolled_back: it tried, and went back. failed: it could not be asked to, or nobody knows
+why. unreachable: it did not answer; nothing is known against the version."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+GOOD: frozenset[Kind] = frozenset(("updated", "current"))
+BAD: frozenset[Kind] = frozenset(("refused", "rolled_back", "failed"))
+
+
+class Outcome(Struct, frozen=True, omit_defaults=True):
+    """Of one board.
+
+    Attributes:
+        board: its name.
+        kind: see `Kind`.
+        reason: in words.
+        version: that it runs now; empty: unknown.
+        seconds: that it took in all.
+        sent: bytes that went to it for the bundle. size: of the bundle, bytes.
+        downtime_s: in which the daemon did not infer; None: it was not stopped, or did not tell.
+    """
+
+    board: str
+    kind: Kind
+    reason: str = ""
+    version: str = ""
+    seconds: float = 0.0
+    sent: int = 0
+    size: int = 0
+    downtime_s: float | None = None
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the board has the version."""
+        return self.kind in GOOD
+
+
+def counted(outcomes: Iterable[Outcome]) -> dict[Kind, int]:
+    """How many of each kind; those of which there is none are left out."""
+    kinds = [one.kind for one in outcomes]
+    return {kind: kinds.count(kind) for kind in KINDS if kind in kinds}
+
+
+def objection(outcomes: Sequence[Outcome], share: float, *, canary: bool) -> str:
+    """Why a rollout stops after a batch; empty: it goes on.
+
+    A board that is away says nothing about a version. So it does not count, but for canaries, which all have to
+    show that the version is good, and where a whole batch is away: then something else is wrong.
+
+    Args:
+        outcomes: of each board of the batch.
+        share: of the boards that were reached that may fail, 0 to 1.
+        canary: whether these are the canaries.
+    """
+    bad = [one.board for one in outcomes if one.kind in BAD]
+    away = [one.board for one in outcomes if one.kind == "unreachable"]
+    reached = len(outcomes) - len(away)
+    if canary and (bad or away):
+        return f"the canary {', '.join([*bad, *away])} did not take the version"
+    if outcomes and not reached:
+        return "no board of the batch can be reached: look at the network"
+    if bad and len(bad) > share * reached:
+        return f"{len(bad)} of {reached} boards failed ({', '.join(bad)}), {share:.0%} may"
+    return ""

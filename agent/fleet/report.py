@@ -1,0 +1,105 @@
+"""The report: one HTML page about a rollout, with nothing beside it that it would need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+
+from agent.fleet.ledger import Standing
+from agent.fleet.outcome import Outcome, counted
+
+_COLOURS = {
+    "updated": "#1a7f37",
+    "current": "#57606a",
+    "refused": "#9a6700",
+    "rolled_back": "#bc4c00",
+    "failed": "#cf222e",
+    "unreachable": "#8250df",
+    "waiting": "#8c959f",
+}
+_HEAD = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #1f2328 }}
+body {{ max-width: 70rem; margin: 2rem auto; padding: 0 1rem }}
+h1 {{ font-size: 1.5rem }} h2 {{ font-size: 1.1rem; margin-top: 2rem }} code {{ font-size: .85em }}
+table {{ border-collapse: collapse; width: 100% }}
+th, td {{ text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #d0d7de }}
+td.n, th.n {{ text-align: right; font-variant-numeric: tabular-nums }}
+.kind {{ color: #fff; border-radius: .7em; padding: .05em .6em; white-space: nowrap }}
+.bar {{ display: flex; height: 1.1rem; border-radius: .3rem; overflow: hidden; margin: 1rem 0 }}
+</style></head><body>
+"""
+
+
+def render(standing: Standing) -> str:
+    """The page.
+
+    Args:
+        standing: how far the rollout has come.
+    """
+    title = f"Rollout of {standing.begun.version or standing.begun.file}"
+    return "".join(_parts(standing, title))
+
+
+def verdict(standing: Standing) -> str:
+    """How it went, in a sentence."""
+    boards = sum(len(batch) for batch in standing.begun.batches)
+    if standing.complete:
+        return f"all {boards} boards have it"
+    left = sum(len(batch) for batch in standing.left)
+    if standing.reason:
+        return f"stopped: {standing.reason}; {left} of {boards} boards do not have it"
+    if standing.done:
+        return f"{left} of {boards} boards do not have it yet"
+    return f"under way or cut off: {left} of {boards} boards do not have it yet"
+
+
+def _parts(standing: Standing, title: str) -> Iterator[str]:
+    begun = standing.begun
+    yield _HEAD.format(title=escape(title))
+    yield f"<h1>{escape(title)}</h1>\n<p><b>{escape(verdict(standing))}</b></p>\n"
+    yield (
+        f"<p>{escape(begun.file)}, counter {begun.counter}, begun {begun.at:%Y-%m-%d %H:%M} UTC<br>"
+        f"<code>sha256 {escape(begun.bundle)}</code></p>\n"
+    )
+    yield _bar(standing)
+    for number, batch in enumerate(begun.batches):
+        yield f"<h2>{'Canary' if number == 0 else f'Batch {number}'}</h2>\n<table>\n"
+        yield (
+            '<tr><th>board<th>outcome<th>runs<th class="n">time<th class="n">daemon down<th class="n">sent'
+            '<th class="n">of the bundle<th>reason\n'
+        )
+        for name in batch:
+            yield _row(name, standing.outcomes.get(name))
+        yield "</table>\n"
+    yield "</body></html>\n"
+
+
+def _bar(standing: Standing) -> str:
+    kinds: dict[str, int] = dict(counted(standing.outcomes.values()).items())
+    if waiting := sum(len(batch) for batch in standing.begun.batches) - len(standing.outcomes):
+        kinds["waiting"] = waiting
+    pieces = (f'<div style="flex:{count};background:{_COLOURS[kind]}"></div>' for kind, count in kinds.items())
+    told = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in kinds.items())
+    return f'<div class="bar">{"".join(pieces)}</div>\n<p>{told}</p>\n'
+
+
+def _row(name: str, one: Outcome | None) -> str:
+    kind = one.kind if one else "waiting"
+    cells = [f"<td>{escape(name)}", f'<td><span class="kind" style="background:{_COLOURS[kind]}">']
+    cells.append(f"{kind.replace('_', ' ')}</span>")
+    if one is None:
+        return f"<tr>{''.join(cells)}<td><td><td><td><td><td>\n"
+    down = "" if one.downtime_s is None else f"{one.downtime_s:.1f} s"
+    numbers = (f"{one.seconds:.0f} s", down, size(one.sent), f"{one.sent / max(1, one.size):.1%}")
+    cells.append(f"<td>{escape(one.version)}")
+    cells += [f'<td class="n">{number}' for number in numbers]
+    return f"<tr>{''.join(cells)}<td>{escape(one.reason)}\n"
+
+
+def size(count: int) -> str:
+    """Bytes for people: kB and MB are powers of 1000."""
+    if count < 1_000_000:
+        return f"{count / 1000:.0f} kB"
+    return f"{count / 1_000_000:.1f} MB"

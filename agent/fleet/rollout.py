@@ -1,0 +1,128 @@
+"""The rollout: takes the boards through the plan batch by batch, and writes the ledger as it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from agent.errors import FleetError
+from agent.fleet.errand import Errand, Patience, Wanted, Watch
+from agent.fleet.inventory import Board, Inventory
+from agent.fleet.ledger import Begun, Done, Ended, Ledger, Resumed, Standing, Started, Stopped, now, replay
+from agent.fleet.outcome import Outcome, objection
+from agent.fleet.plan import Batch, plan
+from agent.fleet.transport import Transport
+from agent.update.archive import check, read_description
+from agent.update.trust import signature_of
+
+Show = Callable[[Outcome], None]
+
+
+def read_wanted(bundle: Path) -> Wanted:
+    """What a bundle brings, after a look at every file of it; who signed it is for the boards to judge.
+
+    Raises:
+        FleetError: it has no signature. BundleError: it is none.
+    """
+    if not signature_of(bundle).is_file():
+        raise FleetError(f"{bundle}: has no signature beside it: vedette bundle sign {bundle} --key KEY")
+    described = read_description(bundle)
+    check(bundle, described)
+    with bundle.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    size = bundle.stat().st_size
+    return Wanted(bundle, digest, size, described.version, described.counter, described.kind)
+
+
+class Rollout:
+    """Of one bundle, through one ledger."""
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        wanted: Wanted,
+        ledger: Ledger,
+        patience: Patience | None = None,
+    ) -> None:
+        """Nothing is done yet.
+
+        Args:
+            inventory: of the boards, and how to go through them.
+            wanted: what they are to have.
+            ledger: that is written; what is in it of the same bundle is gone on with.
+            patience: with each board.
+        """
+        self._inventory, self._wanted, self._ledger = inventory, wanted, ledger
+        self._patience = patience or Patience()
+        self._transport = Transport(inventory.known_hosts)
+
+    def begin(self, boards: dict[str, Board]) -> Standing:
+        """Note the plan in the ledger, or find the one that is there and goes through the same boards.
+
+        Args:
+            boards: that are to be updated.
+
+        Raises:
+            FleetError: the ledger is of another bundle, and not complete.
+            StorageError: the disk refuses.
+        """
+        found = replay(self._ledger.read())
+        if found is not None and not found.complete:
+            self._check_same(found)
+            if {name for batch in found.begun.batches for name in batch} == set(boards):
+                self._ledger.add(Resumed(now()))
+                return found
+        policy = self._inventory.policy
+        batches = plan(list(boards), policy.canary, policy.batches)
+        wanted = self._wanted
+        begun = Begun(now(), wanted.sha256, wanted.path.name, wanted.version, wanted.counter, list(batches))
+        self._ledger.add(begun)
+        return Standing(begun, {})
+
+    def _check_same(self, found: Standing) -> None:
+        if found.begun.bundle != self._wanted.sha256:
+            raise FleetError(
+                f"{self._ledger.path}: a rollout of another {found.begun.file} is not complete there: finish "
+                "that one, or name another --ledger"
+            )
+
+    async def run(self, standing: Standing, watch: Watch, show: Show) -> Standing:
+        """Go through what is left of the plan; gives how far it has come.
+
+        Args:
+            standing: as `begin` gave it.
+            watch: is told what each board is at.
+            show: is given each outcome.
+
+        Raises:
+            FleetError: there is no ssh or rsync here. StorageError: the ledger cannot be written.
+        """
+        for number, batch in enumerate(standing.left):
+            outcomes = await self._batch(batch, watch, show)
+            share = self._inventory.policy.stop_share
+            if reason := objection(outcomes, share, canary=number == 0):
+                self._ledger.add(Stopped(now(), reason))
+                break
+        else:
+            self._ledger.add(Done(now()))
+        told = replay(self._ledger.read())
+        assert told is not None
+        return told
+
+    async def _batch(self, batch: Batch, watch: Watch, show: Show) -> list[Outcome]:
+        gate = asyncio.Semaphore(self._inventory.policy.at_once)
+
+        async def update(name: str) -> Outcome:
+            async with gate:
+                self._ledger.add(Started(now(), name))
+                board = self._inventory.boards[name]
+                outcome = await Errand(self._transport, board, self._wanted, watch, self._patience).run()
+                self._ledger.add(Ended(now(), outcome))
+                show(outcome)
+                return outcome
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(update(name)) for name in batch]
+        return [task.result() for task in tasks]

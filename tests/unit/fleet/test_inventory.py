@@ -1,0 +1,90 @@
+"""The inventory, which Ansible reads, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.errors import FleetError
+from agent.fleet.inventory import Board, parse, read_inventory
+from tests.support.running import ROOT
+
+FILE = Path("fleet.toml")
+EXAMPLE = """
+[boards.hosts]
+porch = { ansible_host = "192.168.1.20", ansible_port = 2222 }
+roof = { ansible_host = "fe80::1%eth0", ansible_user = "updater" }
+"gate.example" = {}
+[boards.vars]
+ansible_ssh_private_key_file = "~/.ssh/fleet"
+vedette_canary = ["roof"]
+vedette_batches = [1, "50%"]
+vedette_stop_share = 0.5
+vedette_at_once = 3
+"""
+
+
+def test_boards_have_what_is_theirs_and_what_is_everybodys() -> None:
+    found = parse(EXAMPLE, FILE)
+    key = "~/.ssh/fleet"
+    assert list(found.boards.values()) == [
+        Board("porch", "192.168.1.20", 2222, "vedette-update", key),
+        Board("roof", "fe80::1%eth0", 22, "updater", key),
+        Board("gate.example", "gate.example", 22, "vedette-update", key),
+    ]
+    policy = found.policy
+    assert (policy.canary, policy.batches, policy.stop_share, policy.at_once) == (("roof",), (1, "50%"), 0.5, 3)
+
+
+def test_host_keys_lie_beside_it() -> None:
+    assert parse(EXAMPLE, Path("/fleets/home/fleet.toml")).known_hosts == Path("/fleets/home/known_hosts")
+
+
+def test_boards_are_chosen_by_name() -> None:
+    found = parse(EXAMPLE, FILE)
+    assert list(found.chosen(("roof", "porch"))) == ["porch", "roof"]
+    assert len(found.chosen(())) == 3
+    with pytest.raises(FleetError, match="there is no board attic"):
+        found.chosen(("attic",))
+
+
+def test_what_only_ansible_knows_is_left_to_it() -> None:
+    assert parse(EXAMPLE + 'ansible_ssh_common_args = "-4"\n', FILE).boards
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "lists no board"),
+        ("[boards", "Expected"),
+        ("[boards.hosts]\nx = { ansible_port = 0 }", "ansible_port"),
+        ("[boards.hosts]\nx = { ansible_host = 7 }", "Expected `str`"),
+        ('[boards.hosts]\n"-oProxyCommand=id" = {}', "letters, digits"),
+        ('[boards.hosts]\n"a b" = {}', "letters, digits"),
+        ('[boards.hosts]\nx = { ansible_user = "-x" }', "user '-x'"),
+        ('[boards.hosts]\nx = { ansible_host = "-oProxyCommand=id" }', "is no name or address"),
+        ('[boards.hosts]\nx = { ansible_host = "a b" }', "is no name or address"),
+        ("[boards.hosts]\nx = {}\n[boards.vars]\nvedette_batches = []", "vedette_batches"),
+        ('[boards.hosts]\nx = {}\n[boards.vars]\nvedette_batches = ["0%"]', "vedette_batches"),
+        ('[boards.hosts]\nx = {}\n[boards.vars]\nvedette_batches = ["101%"]', "vedette_batches"),
+        ("[boards.hosts]\nx = {}\n[boards.vars]\nvedette_stop_share = 1.1", "vedette_stop_share"),
+        ('[boards.hosts]\nx = {}\n[boards.vars]\nvedette_canary = ["y"]', "vedette_canary names y"),
+    ],
+)
+def test_what_cannot_be_used_is_named(text: str, said: str) -> None:
+    with pytest.raises(FleetError, match=r"^fleet\.toml: ") as caught:
+        parse(text, FILE)
+    assert said in str(caught.value)
+
+
+def test_a_file_that_is_not_there_tells_where_to_begin(tmp_path: Path) -> None:
+    with pytest.raises(FleetError, match=r"begin with a copy of scripts/fleet/fleet\.toml"):
+        read_inventory(tmp_path / "fleet.toml")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(FleetError, match="is no UTF-8 text"):
+        read_inventory(tmp_path / "binary")
+
+
+def test_the_one_that_comes_along_can_be_used() -> None:
+    assert read_inventory(ROOT / "scripts/fleet/fleet.toml").boards

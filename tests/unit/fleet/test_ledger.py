@@ -1,0 +1,81 @@
+"""The ledger: whatever is cut off, what is replayed is what was done; and what is left is what is to be done."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from agent.errors import FleetError
+from agent.fleet.ledger import Begun, Done, Ended, Entry, Ledger, Resumed, Started, Stopped, replay
+from agent.fleet.outcome import KINDS, Outcome
+
+AT = datetime(2026, 11, 25, tzinfo=UTC)
+BATCHES = [("a",), ("b", "c"), ("d", "e", "f")]
+NAMES = [name for batch in BATCHES for name in batch]
+BEGUN = Begun(AT, "12ab", "x.vedette", "1.2", 3, list(BATCHES))
+OUTCOMES = some.builds(Outcome, some.sampled_from(NAMES), some.sampled_from(KINDS), some.text(max_size=20))
+LATER = some.one_of(
+    OUTCOMES.map(lambda one: Ended(AT, one)),
+    some.sampled_from(NAMES).map(lambda name: Started(AT, name)),
+    some.sampled_from([Resumed(AT), Stopped(AT, "enough"), Done(AT)]),
+)
+ENTRIES = some.lists(LATER, max_size=25).map(lambda later: [BEGUN, *later])
+
+
+def test_nothing_is_the_start() -> None:
+    assert replay([]) is None
+    assert replay([Done(AT)]) is None
+
+
+@given(ENTRIES)
+def test_the_newest_outcome_of_a_board_counts_and_those_without_are_left(entries: list[Entry]) -> None:
+    found = replay(entries)
+    assert found is not None
+    newest = {entry.outcome.board: entry.outcome for entry in entries if isinstance(entry, Ended)}
+    assert found.outcomes == newest
+    left = [name for batch in found.left for name in batch]
+    assert left == [name for name in NAMES if name not in newest or not newest[name].is_good]
+    assert found.complete == (not left)
+    assert len(found.left) == len(BATCHES)
+
+
+@given(ENTRIES, ENTRIES)
+def test_of_two_rollouts_the_newer_counts(one: list[Entry], other: list[Entry]) -> None:
+    assert replay([*one, *other]) == replay(other)
+
+
+@given(ENTRIES)
+def test_going_on_takes_back_that_it_was_stopped(entries: list[Entry]) -> None:
+    found = replay([*entries, Stopped(AT, "enough"), Resumed(AT)])
+    assert found is not None
+    assert (found.reason, found.done) == ("", False)
+
+
+@given(entries=ENTRIES, cut=some.integers(0, 200))
+def test_a_line_that_is_cut_off_takes_nothing_else_with_it(
+    tmp_path_factory: pytest.TempPathFactory, entries: list[Entry], cut: int
+) -> None:
+    path = tmp_path_factory.mktemp("ledger") / "x.ledger"
+    ledger = Ledger(path)
+    for entry in entries:
+        ledger.add(entry)
+    whole = path.read_bytes()
+    last = len(whole) - whole.rstrip(b"\n").rfind(b"\n") - 2
+    path.write_bytes(whole[: len(whole) - min(cut + 2, last)] if len(entries) > 1 else whole)
+    ledger.add(Done(AT))
+    kept = entries[:-1] if len(entries) > 1 else entries
+    assert ledger.read() == [*kept, Done(AT)]
+
+
+def test_no_file_is_an_empty_ledger_and_another_file_is_none(tmp_path: Path) -> None:
+    assert Ledger(tmp_path / "none").read() == []
+    other = tmp_path / "notes"
+    other.write_text("milk\neggs\n")
+    with pytest.raises(FleetError, match="is no ledger of a rollout"):
+        Ledger(other).read()
+    with pytest.raises(FleetError, match="cannot be read: Is a directory"):
+        Ledger(tmp_path).read()
