@@ -82,7 +82,8 @@ class _Asking:
         self._access, self._topics, self._verb, self._is_5 = access, topics, verb, protocol == "5"
         self._mark = secrets.token_hex(8)
         answer = topics.answer(verb)
-        self._answer_topic = f"{answer}/{self._mark}" if self._is_5 else answer
+        # A device that speaks 3.1.1 never sees a response topic, whatever we speak: it answers at the usual one.
+        self._answer_topics = [f"{answer}/{self._mark}", answer] if self._is_5 else [answer]
         self._refused: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._subscribed: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Answer | int] = queue.SimpleQueue()
@@ -149,19 +150,19 @@ class _Asking:
 
     def _subscribe(self) -> None:
         status = Topics(self._topics.prefix, "+").status
-        self._client.subscribe([(status, 1), (self._answer_topic, 1)])
+        self._client.subscribe([(topic, 1) for topic in (status, *self._answer_topics)])
         try:
             codes = self._subscribed.get(timeout=_CONNECT_S)
         except queue.Empty:
             raise BrokerError(f"the broker at {self._where} does not answer") from None
-        if codes[-1] >= _REFUSAL:
-            raise BrokerError(f"the broker does not let {self._user} hear answers: {in_words(codes[-1])}")
+        if codes[1] >= _REFUSAL:
+            raise BrokerError(f"the broker does not let {self._user} hear answers: {in_words(codes[1])}")
 
     def _publish(self, body: dict[str, Any]) -> None:
         properties = None
         if self._is_5:
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho leaves it untyped
-            properties.ResponseTopic, properties.CorrelationData = self._answer_topic, self._mark.encode()
+            properties.ResponseTopic, properties.CorrelationData = self._answer_topics[0], self._mark.encode()
             properties.ContentType = "application/json"
         payload = msgspec.json.encode({**body, "id": self._mark})
         self._client.publish(self._topics.command(self._verb), payload, 1, properties=properties)
@@ -184,7 +185,7 @@ class _Asking:
         self._answers.put(code)
 
     def _message(self, client: Any, userdata: Any, message: mqtt.MQTTMessage) -> None:
-        if message.topic != self._answer_topic:
+        if message.topic not in self._answer_topics:
             device = message.topic.removeprefix(f"{self._topics.prefix}/").removesuffix("/status")
             self._statuses[device] = message.payload.decode(errors="replace")[:20]
             return

@@ -49,6 +49,19 @@ def test_a_person_commands_a_board_from_a_shell(tmp_path: Path, broker: Mosquitt
         operator.messages.wait(lambda m: states(m)["front"] == "disabled")
 
 
+def test_a_device_that_speaks_3_1_1_is_heard_at_a_broker_that_speaks_5(tmp_path: Path, broker: Mosquitto) -> None:
+    operator = Operator(broker)
+    with Vedette(tmp_path, broker, front=camera(person_model(tmp_path))) as vedette:
+        vedette.config["mqtt"]["protocol"] = "3.1.1"
+        vedette.end()
+        vedette.start()
+        vedette.wait_said("connected, MQTT 3.1.1")
+        hear(operator.messages, 2)
+        assert call(broker.port, "--timeout", "5s", "porch", "front", "threshold", "0.5").output == "done\n"
+        done = call(broker.port, "--timeout", "5s", "porch", "front", "threshold", "5")
+        assert (done.exit_code, done.output) == (1, "refused: threshold is a number from 0 to 1, not '5'\n")
+
+
 def test_why_nobody_answers_is_told(tmp_path: Path, broker: Mosquitto) -> None:
     done = call(broker.port, "porch", "status")
     assert (done.exit_code, done.output) == (
