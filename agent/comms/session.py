@@ -138,7 +138,7 @@ class Session:
         self._events.send(self._connection, self._room())
         self._samples.send(self._connection)
         self._inbox.look(self._connection)
-        if not self._status_mid and self._namesake.is_due():
+        if not self._status_mid and not self._connection.lost and self._namesake.is_due():
             self._say(ONLINE)
 
     def _turn(self, timeout_s: float) -> None:
