@@ -131,6 +131,16 @@ def test_a_certificate_of_another_ca_is_not_trusted(tmp_path: Path, caplog: pyte
         assert len(warnings(caplog)) == 1
 
 
+def test_plain_words_at_a_port_of_tls_are_answered_with_a_hint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Mosquitto(tmp_path, tls=True) as broker:
+        config = MqttConfig(host=HOST, port=broker.port, reconnect_max_s=0.2)
+        with device(tmp_path, config) as (_, publisher):
+            wait_for(lambda: publisher.state.detail.endswith("if it speaks TLS there, set [mqtt] tls"))
+    assert len(warnings(caplog)) == 1
+
+
 def test_a_client_certificate_is_shown(tmp_path: Path) -> None:
     with Mosquitto(tmp_path, client_certificates=True) as broker:
         messages = broker.subscribe("vedette/#")

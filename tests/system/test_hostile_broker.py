@@ -35,6 +35,7 @@ from tests.support.hostile import (
     puback,
     publish,
     read_packet,
+    until_left,
 )
 from tests.support.mosquitto import HOST, Mosquitto
 from tests.support.publishing import EVENTS, TOPICS, device, event, events_of, in_order, wait_for
@@ -102,13 +103,6 @@ def survived(
 def accepted(connection: socket.socket, connack: bytes = CONNACK_5) -> None:
     read_packet(connection)
     connection.sendall(connack)
-
-
-def until_left(connection: socket.socket) -> None:
-    """Read on until the client goes away."""
-    with suppress(OSError):
-        while connection.recv(65536):
-            pass
 
 
 def test_it_accepts_and_never_answers(

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from agent.cli.tell import tell
 from agent.demo.broker import EmbeddedBroker
 from agent.errors import BrokerError
+from tests.support.hostile import peer, until_left
 from tests.support.house import person_model
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.operator import Operator
@@ -120,7 +121,10 @@ def test_who_may_not_command_is_told_so(tmp_path: Path) -> None:
             assert done.output.startswith(
                 "vedette: the broker does not let 'kitchen' command porch: not authorised"
             )
-            with pytest.raises(BrokerError, match="refuses 'nobody': "):
+            assert done.output.rstrip().endswith(
+                "check --username and --password-file, and the broker's access list"
+            )
+            with pytest.raises(BrokerError, match=r"refuses 'nobody': .* check --username and --password-file"):
                 as_user("nobody")
 
 
@@ -137,3 +141,37 @@ def test_a_broker_of_mqtt_3_1_1_only(tmp_path: Path, broker: Mosquitto) -> None:
         assert call(old.port, "porch", "front", "rung", "x").output == (
             f"refused: model {tmp_path / 'person.toml'} has no rung 'x'; it has: full\n"
         )
+
+
+def test_a_broker_that_wants_a_client_certificate(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path, client_certificates=True) as broker:
+        own = ("--ca-file", str(broker.ca_file), "--cert-file", str(broker.cert_file))
+        done = call(broker.port, *own, "--key-file", str(broker.key_file), "porch", "status")
+        assert done.output.startswith("vedette: no device porch is known at")
+        with pytest.raises(BrokerError, match=r"--cert-file = .*client\.pem: not usable as PEM"):
+            call(broker.port, *own, "porch", "status")
+        with pytest.raises(BrokerError, match=f"the broker at {HOST}:{broker.port}"):
+            call(broker.port, *own[:2], "porch", "status")
+
+
+def test_a_broker_behind_a_websocket(tmp_path: Path) -> None:
+    port = free_port()
+    with Mosquitto(tmp_path, lines=(f"listener {port} {HOST}", "protocol websockets")) as broker:
+        broker.subscribe("nothing")  # its second port is open soon after the first
+        done = call(port, "--transport", "websockets", "porch", "status")
+        assert done.output.startswith("vedette: no device porch is known at")
+        with pytest.raises(BrokerError, match="does not answer as a WebSocket; check --port and --ws-path"):
+            call(broker.port, "--transport", "websockets", "porch", "status")
+
+
+def test_plain_words_at_a_port_of_tls_are_answered_with_a_hint(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path, tls=True) as broker, pytest.raises(BrokerError, match=r"TLS there, set --tls$"):
+        call(broker.port, "porch", "status")
+
+
+def test_the_timeout_holds_for_a_broker_that_keeps_silent_too() -> None:
+    with peer(until_left) as port:  # hangs up after 5 s
+        with pytest.raises(BrokerError, match=f"the broker at {HOST}:{port} does not answer"):
+            call(port, "--timeout", "1s", "porch", "status")
+        with pytest.raises(BrokerError, match="no answer; is it running there"):
+            call(port, "--tls", "--timeout", "1s", "porch", "status")
