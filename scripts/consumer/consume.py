@@ -28,7 +28,7 @@ from messages import row
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from stores import EventRow, RejectedRow, SqlStore, Unavailable, open_store
+from stores import EventRow, RejectedRow, SqlStore, Unavailable, check_store, open_store
 
 log = logging.getLogger("consume")
 
@@ -49,13 +49,17 @@ class Consumer:
         self._devices: set[str] = set()
         self.stop = threading.Event()
         self._client = paho.Client(
-            CallbackAPIVersion.VERSION2, options.client_id, protocol=paho.MQTTv5, manual_ack=True
+            CallbackAPIVersion.VERSION2,
+            options.client_id,
+            protocol=paho.MQTTv5,
+            transport=options.transport,
+            manual_ack=True,
         )
+        self._client.ws_set_options(options.ws_path)
         if options.username:
-            secret = options.password_file and options.password_file.read_text().partition("\n")[0]
-            self._client.username_pw_set(options.username, secret or None)
-        if options.ca_file or options.tls:
-            self._client.tls_set_context(ssl.create_default_context(cafile=options.ca_file))
+            self._client.username_pw_set(options.username, options.password_file or None)
+        if options.tls is not None:
+            self._client.tls_set_context(options.tls)
         self._client.on_connect = self._connected
         self._client.on_connect_fail = lambda *_: log.warning("the broker cannot be reached")
         self._client.on_disconnect = self._disconnected
@@ -99,7 +103,8 @@ class Consumer:
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves it untyped
         properties.SessionExpiryInterval = _SESSION_S
         properties.ReceiveMaximum = 2 * _BATCH
-        port = self._options.port or (8883 if self._options.ca_file or self._options.tls else 1883)
+        ports = {"tcp": (1883, 8883), "websockets": (80, 443)}[self._options.transport]
+        port = self._options.port or ports[self._options.tls is not None]
         self._client.connect_async(self._options.host, port, clean_start=False, properties=properties)
         self._client.loop_start()
 
@@ -123,11 +128,14 @@ class Consumer:
             log.warning("%r: no event: %s", one.topic, one.why)
         while not self.stop.is_set():
             try:
-                new = self._opened().keep(events, rejected)
+                good, absurd = self._opened().sift(events)
+                new = self._opened().keep(good, [*rejected, *absurd])
             except Unavailable as error:
                 self._lost(error)
                 continue
-            self._devices.update(event.device for event in events)
+            for one in absurd:
+                log.warning("%r: set aside: %s", one.topic, one.why)
+            self._devices.update(event.device for event in good)
             log.debug("%d events, %d of them new", len(events), new)
             return True
         return False
@@ -162,25 +170,71 @@ class Consumer:
             self._lost(error)
 
 
+def _first_line(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").partition("\n")[0].removesuffix("\r")
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+
+
+def _store(where: str) -> str:
+    try:
+        return check_store(where)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _tls(parser: argparse.ArgumentParser, given: argparse.Namespace) -> ssl.SSLContext | None:
+    """What the connection is encrypted with; None: it is not."""
+    if given.key_file and not given.cert_file:
+        parser.error("--key-file needs --cert-file")
+    if not (given.tls or given.ca_file or given.cert_file):
+        if given.alpn:
+            parser.error("--alpn is said in the TLS handshake: add --tls")
+        return None
+    option = "--ca-file"
+    try:
+        context = ssl.create_default_context(cafile=given.ca_file)
+        option = "--cert-file"
+        if given.cert_file:
+            context.load_cert_chain(
+                given.cert_file, given.key_file, lambda: ""
+            )  # a password is asked for nowhere
+        if given.alpn:
+            context.set_alpn_protocols(given.alpn)
+    except OSError as error:
+        parser.error(f"{option}: {getattr(given, option[2:].replace('-', '_'))}: {error}")
+    return context
+
+
 def options() -> argparse.Namespace:
-    """What the command line says."""
+    """What the command line says; `tls` is made of it, and `password_file` is the password."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--host", default="localhost")
-    parser.add_argument("--port", type=int, help="default: 1883, or 8883 with TLS")
+    parser.add_argument("--port", type=int, help="default: 1883, or 8883 with TLS; over WebSocket 80 or 443")
     parser.add_argument("--username", default="")
-    parser.add_argument("--password-file", type=Path, help="its first line")
-    parser.add_argument("--tls", action="store_true")
+    parser.add_argument("--password-file", type=_first_line, help="its first line")
+    parser.add_argument("--tls", action="store_true", help="encrypt; implied by --ca-file and --cert-file")
     parser.add_argument("--ca-file", help="trust this CA (PEM)")
+    parser.add_argument("--cert-file", help="our client certificate (PEM)")
+    parser.add_argument("--key-file", help="its key (PEM)")
+    parser.add_argument("--alpn", action="append", help="protocol offered in the TLS handshake: mqtt")
+    parser.add_argument("--transport", choices=("tcp", "websockets"), default="tcp")
+    parser.add_argument("--ws-path", default="/mqtt", help="of the WebSocket")
     parser.add_argument("--prefix", default="vedette", help="first level of the topics")
-    parser.add_argument("--store", required=True, help="sqlite:FILE or postgresql://USER@HOST/DATABASE")
+    parser.add_argument(
+        "--store", type=_store, required=True, help="sqlite:FILE or postgresql://USER@HOST/DATABASE"
+    )
     parser.add_argument("--share", default="", help="name of a group that divides the events among its members")
     parser.add_argument("--detections", action="store_true", help="also those, where devices send them at QoS 1")
     parser.add_argument("--client-id", default="vedette-consumer", help="another for each consumer")
     parser.add_argument("--patience", type=float, default=30.0, help="seconds until a number counts as missing")
     parser.add_argument("--verbose", action="store_true")
-    return parser.parse_args()
+    given = parser.parse_args()
+    given.tls = _tls(parser, given)
+    return given
 
 
 def main() -> None:

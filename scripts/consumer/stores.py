@@ -28,6 +28,16 @@ SCHEMA = (
 """Understood by both. `marks`: up to which number a device's events were looked at for gaps. `runs`: the numbers
 with which its runs began. `gaps`: what was lost; `jumps`: what was never given out, or went with its memory."""
 
+SQLITE, POSTGRES = "sqlite:", ("postgresql://", "postgres://")
+"""What a store is written with."""
+
+_AHEAD, _AHEAD_PER_S = 100_000, 10_000
+"""Numbers by which a message may be ahead of the newest of its device: so many at once, and so many more for each
+second since that came. No device gives out more: it makes some thousand events a second at best, and one that is
+cut off again and again goes 10,000 up each time, which takes it longer than a second. What is further ahead is
+forged or broken, and if it counted, nothing below it would ever be missed. The bound grows, so that it shuts no
+device out for good."""
+
 _EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
 _REJECTED = "INSERT INTO rejected VALUES (?, ?, ?, ?)"
 _MARK = "INSERT INTO marks VALUES (?, ?) ON CONFLICT (device) DO UPDATE SET seq = excluded.seq"
@@ -80,6 +90,10 @@ class Store(Protocol):
     def keep(self, events: Sequence[EventRow], rejected: Sequence[RejectedRow]) -> int:
         """Keep these, on the disk when it returns; gives how many were new."""
 
+    def sift(self, events: Sequence[EventRow]) -> tuple[list[EventRow], list[RejectedRow]]:
+        """Events whose numbers can be, in their order, and those that are absurdly far ahead of what was kept."""
+        ...
+
     def find_gaps(self, device: str, before: float, now: float) -> list[Gap]:
         """Gaps that were not told of yet and are not younger than `before`, Unix s; keeps them as told."""
 
@@ -120,6 +134,20 @@ class SqlStore:
             return new
 
         return int(self._do(insert))
+
+    def sift(self, events: Sequence[EventRow]) -> tuple[list[EventRow], list[RejectedRow]]:
+        """See `Store`."""
+
+        def look(cursor: Any) -> dict[str, tuple[int, float]]:
+            newest: dict[str, tuple[int, float]] = {}
+            query = "SELECT seq, received_at FROM events WHERE device = ? ORDER BY seq DESC LIMIT 1"
+            for device in sorted({event.device for event in events}):
+                cursor.execute(self._sql(query), (device,))
+                if (row := cursor.fetchone()) is not None:
+                    newest[device] = row
+            return newest
+
+        return sifted(events, self._do(look))
 
     def find_gaps(self, device: str, before: float, now: float) -> list[Gap]:
         """See `Store`."""
@@ -162,6 +190,29 @@ class SqlStore:
                 return what(cursor)
         except self._errors as error:
             raise Unavailable(f"{type(error).__name__}: {error}") from error
+
+
+def sifted(
+    events: Sequence[EventRow], newest: dict[str, tuple[int, float]]
+) -> tuple[list[EventRow], list[RejectedRow]]:
+    """Events whose numbers can be, and the others with the reason.
+
+    Args:
+        events: in the order in which they came.
+        newest: by device, the highest number that was kept, and when it came; what is kept here is added.
+    """
+    kept: list[EventRow] = []
+    refused: list[RejectedRow] = []
+    for one in events:
+        seq, at = newest.get(one.device, (one.seq, one.received_at))
+        if one.seq - seq > _AHEAD + _AHEAD_PER_S * max(0.0, one.received_at - at):
+            why = f"its seq is {one.seq}: too far ahead of {seq}, the highest so far, for any device"
+            refused.append(RejectedRow(f"{one.device}/{one.stream}", why, one.received_at, one.body))
+            continue
+        kept.append(one)
+        if one.seq >= seq:
+            newest[one.device] = one.seq, one.received_at
+    return kept, refused
 
 
 def walk(
@@ -240,11 +291,22 @@ def open_postgres(where: str) -> SqlStore:
 
 
 def open_store(where: str) -> SqlStore:
-    """`sqlite:FILE`, or `postgresql://…`.
+    """A store that is there, see `check_store`.
 
     Raises:
         Unavailable: it cannot be used now.
     """
-    if where.startswith("sqlite:"):
-        return open_sqlite(where.removeprefix("sqlite:"))
+    if where.startswith(SQLITE):
+        return open_sqlite(where.removeprefix(SQLITE))
     return open_postgres(where)
+
+
+def check_store(where: str) -> str:
+    """The same, if it is `sqlite:FILE` or `postgresql://…`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if where.startswith(POSTGRES) or (where.startswith(SQLITE) and where != SQLITE):
+        return where
+    raise ValueError(f"unknown store {where!r}: write sqlite:FILE or postgresql://USER@HOST/DATABASE")
