@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from stores import EventRow, RejectedRow
+from rows import EventRow, RejectedRow
 
 MOST_BYTES = 1_000_000
 """Of a message that is kept; an event has about one thousand."""

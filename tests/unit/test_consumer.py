@@ -18,7 +18,9 @@ from tests.support.publishing import EVENTS, event
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts" / "consumer"))
 
 from messages import MOST_BYTES, row
-from stores import EventRow, Gap, RejectedRow, Unavailable, check_store, open_store, parts, sifted, walk
+from numbering import parts, sifted, walk
+from rows import EventRow, Gap, RejectedRow
+from stores import Unavailable, check_store, open_store
 
 
 def changed(**fields: Any) -> bytes:
