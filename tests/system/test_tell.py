@@ -17,9 +17,10 @@ from tests.support.house import person_model
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.operator import Operator
 from tests.support.publishing import TOPICS, wait_for
+from tests.support.rights import example_acl
 from tests.support.running import Vedette, camera, hear, states
 
-ACL = (Path(__file__).parent.parent.parent / "firmware_configs" / "examples" / "mosquitto.acl").read_text()
+ACL = example_acl()
 
 
 def call(port: int, *words: str) -> Result:
