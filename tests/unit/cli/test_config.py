@@ -344,6 +344,20 @@ def test_password_and_certificates_are_both_told(file: Path) -> None:
     assert [said.split(": ")[0] for said in found] == [f"{file}:4", f"{file}:2"]
 
 
+@pytest.mark.parametrize("json", [[], ["--json"]])
+def test_passwords_and_keys_in_sources_are_shown_only_when_asked_for(file: Path, json: list[str]) -> None:
+    front = '[streams.front]\nsource = "rtsp://user:hush1@cam/path"\nmodel = "nanodet"\n'
+    back = '[streams.back]\nsource = "http://cam/video?key=hush2&size=1"\nmodel = "nanodet"\n'
+    file.write_text(front + back)
+    shown = call("show", *json, str(file)).stdout
+    assert "hush" not in shown
+    assert "@cam/path" in shown
+    assert "size=1" in shown
+    plain = call("show", *json, "--secrets", str(file)).stdout
+    assert "rtsp://user:hush1@cam/path" in plain
+    assert "key=hush2" in plain
+
+
 def test_a_stream_cannot_be_called_as_the_commands_are(file: Path) -> None:
     text = '[streams.cmd]\nsource = "test:"\nmodel = "nanodet"\n'
     assert problems(file, text) == [
