@@ -94,9 +94,9 @@ def _commanded(config: Config) -> tuple[Config, dict[Keys, str]]:
 
 @config.command()
 def schema() -> None:
-    """Print the JSON Schema of the configuration, for editors."""
+    """Print the JSON Schema of the configuration, with a description of every key, for editors."""
     import msgspec
 
-    from agent.config import Config
+    from agent.configschema import schema as made
 
-    click.echo(msgspec.json.format(msgspec.json.encode(msgspec.json.schema(Config)), indent=2))
+    click.echo(msgspec.json.format(msgspec.json.encode(made()), indent=2))
