@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from agent.capture.source import check_there, check_uri
+from agent.comms.address import check_prefixes
 from agent.comms.fallback import problems as problems_of_brokers
 from agent.comms.topics import COMMANDS
 from agent.compute.track.occasions import check_clips
@@ -42,16 +43,17 @@ def problems(path: Path) -> list[str]:
 
 
 def check_streams(config: Config) -> None:
-    """Refuse a configuration without streams, or with one that nobody could tell from the device.
+    """Refuse a configuration without streams, or whose topics would be others'.
 
     Raises:
-        ConfigError: there is nothing to run, or a stream has a name that is taken.
+        ConfigError: there is nothing to run, a stream has a name that is taken, or see `check_prefixes`.
     """
     if not config.streams:
         raise ConfigError("no [streams.NAME] in the configuration: there is nothing to run", keys=("streams",))
     if COMMANDS in config.streams:
         text = f"no stream can be called {COMMANDS!r}: commands to the device stand there; choose another name"
         raise ConfigError(text, keys=("streams", COMMANDS))
+    check_prefixes(config)
 
 
 def check_selection(selection: SelectionConfig) -> None:

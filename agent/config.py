@@ -43,7 +43,13 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         streams: by name.
-        device, mqtt, storage, health, selection, thermal, homeassistant: see each.
+        device: who we are.
+        mqtt: the broker, or several.
+        storage: the state folder, and what is kept in it.
+        health: how often the device tells of itself.
+        selection: how streams with `backend = "auto"` find what runs their model best.
+        thermal: when it is too hot.
+        homeassistant: how the device announces itself there.
     """
 
     streams: dict[Name, StreamConfig] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 from msgspec.structs import replace
 
+from agent.capture.uri import mask
 from agent.config import Config, StreamConfig
 from agent.configfile import Keys
 from agent.errors import ModelError
@@ -40,6 +41,12 @@ def effective(config: Config) -> Effective:
         streams[name] = _filled(stream, manifest)
         remarks |= {("streams", name, *keys): _ORIGIN for keys in _left_open(stream)}
     return Effective(replace(config, streams=streams), remarks)
+
+
+def masked(config: Config) -> Config:
+    """The same without the passwords and keys in the sources' URIs, as the log shows them."""
+    streams = {name: replace(stream, source=mask(stream.source)) for name, stream in config.streams.items()}
+    return replace(config, streams=streams)
 
 
 def _filled(stream: StreamConfig, manifest: Manifest) -> StreamConfig:

@@ -51,21 +51,27 @@ def check(file: Path, as_json: bool) -> None:
 @config.command()
 @_FILE
 @click.option("--json", "as_json", is_flag=True, help="As JSON instead of TOML.")
-def show(file: Path, as_json: bool) -> None:
-    """Print FILE with every default, and with what the board's profile, commands and models say, filled in."""
+@click.option("--secrets", is_flag=True, help="With the passwords and keys in the sources' URIs.")
+def show(file: Path, as_json: bool, secrets: bool) -> None:
+    """Print FILE with every default, and with what the board's profile, commands and models say, filled in.
+
+    Passwords and keys in the URIs of sources are masked, as in the log: only with --secrets is what is printed a
+    file that can be used in place of FILE.
+    """
     import msgspec
 
     from agent.configfile import dump, load
-    from agent.effective import effective
+    from agent.effective import effective, masked
 
     read = load(file)
     commanded, by_command = _commanded(read.config)
     used = effective(commanded)
+    shown = used.config if secrets else masked(used.config)
     if as_json:
-        click.echo(msgspec.json.encode(used.config).decode())
+        click.echo(msgspec.json.encode(shown).decode())
     else:
         remarks = {**read.remarks(), **used.remarks, **by_command}
-        click.echo(dump(used.config, {keys: plain(remark) for keys, remark in remarks.items()}), nl=False)
+        click.echo(dump(shown, {keys: plain(remark) for keys, remark in remarks.items()}), nl=False)
 
 
 def _commanded(config: Config) -> tuple[Config, dict[Keys, str]]:
@@ -88,9 +94,9 @@ def _commanded(config: Config) -> tuple[Config, dict[Keys, str]]:
 
 @config.command()
 def schema() -> None:
-    """Print the JSON Schema of the configuration, for editors."""
+    """Print the JSON Schema of the configuration, with a description of every key, for editors."""
     import msgspec
 
-    from agent.config import Config
+    from agent.configschema import schema as made
 
-    click.echo(msgspec.json.format(msgspec.json.encode(msgspec.json.schema(Config)), indent=2))
+    click.echo(msgspec.json.format(msgspec.json.encode(made()), indent=2))

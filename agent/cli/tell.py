@@ -11,6 +11,7 @@ from agent.cli.duration import duration
 from agent.cli.plain import plain
 
 if TYPE_CHECKING:
+    from agent.comms.access import Access
     from agent.comms.asking import Answer
 
 _VERBS = ("status", "reload", "doctor")
@@ -40,19 +41,14 @@ _CODES = "Exit code: 0 done, 1 refused or no broker, 2 wrong usage, 3 no answer.
 @broker_options
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 @click.option(
-    "--timeout", "timeout_s", type=duration, metavar="DURATION", help="Wait so long for it; default: 10s."
+    "--timeout", "timeout_s", type=duration, metavar="DURATION", help="Give up after so long; default: 10s."
 )
 @click.argument("device", callback=device_name)
 @click.argument("words", nargs=-1, required=True, metavar="[STREAM] WHAT [VALUE]")
 @click.pass_context
 def tell(
     ctx: click.Context,
-    host: str,
-    port: int | None,
-    username: str,
-    password_file: str,
-    tls: bool,
-    ca_file: str | None,
+    access: Access,
     prefix: str,
     as_json: bool,
     timeout_s: float | None,
@@ -61,11 +57,9 @@ def tell(
 ) -> None:
     """See `_HELP`."""
     from agent.comms.asking import NoAnswerError, ask
-    from agent.comms.subscriber import Access
     from agent.comms.topics import Topics
 
     verb, body = _request(words)
-    access = Access(host, port or (8883 if tls or ca_file else 1883), username, password_file, ca_file or "", tls)
     patience_s = timeout_s or (_DOCTOR_S if verb == "doctor" else _PATIENCE_S)
     try:
         answer = ask(access, Topics(prefix, device), verb, body, patience_s)

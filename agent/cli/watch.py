@@ -16,6 +16,7 @@ from agent.cli.duration import duration
 
 if TYPE_CHECKING:
     from agent.cli.album import Album
+    from agent.comms.access import Access
     from agent.comms.subscriber import Received
 
 
@@ -37,12 +38,7 @@ def _level(context: click.Context, option: click.Parameter, text: str) -> str:
 )
 @click.option("--for", "seconds", type=duration, metavar="DURATION", help="End after so long (20s, 2m).")
 def watch(
-    host: str,
-    port: int | None,
-    username: str,
-    password_file: str,
-    tls: bool,
-    ca_file: str | None,
+    access: Access,
     prefix: str,
     device: str,
     as_json: bool,
@@ -53,16 +49,14 @@ def watch(
 ) -> None:
     """Show what devices publish, live. Ctrl-C ends it."""
     from agent.cli.live import follow, follow_fleet
-    from agent.comms.subscriber import Access, Subscriber
+    from agent.comms.subscriber import Subscriber
 
     _check({"--json": as_json, "--fleet": fleet, "--picture": picture})
     album = _album(picture, picture_dir)
 
-    port = port or (8883 if tls or ca_file else 1883)
-    access = Access(host, port, username, password_file, ca_file or "", tls)
     subscriber = Subscriber(access, prefix=prefix, device=device)
-    subscriber.start()
     until = time.monotonic() + seconds if seconds is not None else None
+    subscriber.start(*(() if seconds is None else (seconds,)))
     messages = album.passing(subscriber.messages(until)) if album else subscriber.messages(until)
     try:
         if as_json:
@@ -70,7 +64,7 @@ def watch(
         elif fleet:
             follow_fleet(messages)
         else:
-            follow(messages, f"{host}:{port} {prefix}/{device}", in_place=not picture)
+            follow(messages, f"{access.where} {prefix}/{device}", in_place=not picture)
     except KeyboardInterrupt:
         pass
     finally:

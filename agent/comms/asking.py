@@ -5,21 +5,23 @@ from __future__ import annotations
 import queue
 import secrets
 import time
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import paho.mqtt.client as mqtt
 from msgspec import Struct
-from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.comms.reasons import UNSUPPORTED_PROTOCOL, in_words, of_error, of_tls
-from agent.comms.subscriber import Access
+from agent.comms.access import Access, as_options
+from agent.comms.client import Protocol
+from agent.comms.guest import Guest
+from agent.comms.reasons import UNSUPPORTED_PROTOCOL, in_words
+from agent.comms.refusal import RefusedError, UnansweredError
 from agent.comms.topics import Topics
 from agent.errors import BrokerError
 
-_CONNECT_S, _FIRST_S = 10.0, 3.0
+_SUBSCRIBED_S, _FIRST_S = 10.0, 3.0
 _NOBODY, _REFUSAL = 0x10, 0x80
 """Reason codes: nobody has subscribed to it; this one and above are refusals. MQTT 5.0, section 2.4."""
 _KNOWN = 8
@@ -59,16 +61,17 @@ def ask(access: Access, topics: Topics, verb: str, body: dict[str, Any], timeout
         topics: of the device.
         verb: see `agent.comms.commands`.
         body: of the request.
-        timeout_s: to wait for, once it is sent.
+        timeout_s: to wait for, from now on.
 
     Raises:
         BrokerError: nobody listens there, or the broker refuses us.
         NoAnswerError: the device does not answer.
     """
+    until = time.monotonic() + timeout_s
     try:
-        return _Asking(access, topics, verb, "5").run(body, timeout_s)
+        return _Asking(access, topics, verb, "5").run(body, timeout_s, until)
     except _OldBrokerError:
-        return _Asking(access, topics, verb, "3.1.1").run(body, timeout_s)
+        return _Asking(access, topics, verb, "3.1.1").run(body, timeout_s, until)
 
 
 class _OldBrokerError(BrokerError):
@@ -78,97 +81,78 @@ class _OldBrokerError(BrokerError):
 class _Asking:
     """One connection."""
 
-    def __init__(self, access: Access, topics: Topics, verb: str, protocol: Literal["5", "3.1.1"]) -> None:
+    def __init__(self, access: Access, topics: Topics, verb: str, protocol: Protocol) -> None:
         self._access, self._topics, self._verb, self._is_5 = access, topics, verb, protocol == "5"
         self._mark = secrets.token_hex(8)
         answer = topics.answer(verb)
-        self._answer_topic = f"{answer}/{self._mark}" if self._is_5 else answer
-        self._refused: queue.SimpleQueue[int] = queue.SimpleQueue()
+        # A device that speaks 3.1.1 never sees a response topic, whatever we speak: it answers at the usual one.
+        self._answer_topics = [f"{answer}/{self._mark}", answer] if self._is_5 else [answer]
         self._subscribed: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Answer | int] = queue.SimpleQueue()
         self._statuses: dict[str, str] = {}
-        version = mqtt.MQTTv5 if self._is_5 else mqtt.MQTTv311
-        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=version)
+        self._guest = Guest(access, protocol)
+        self._client = self._guest.client
         self._listen()
-        self._secure()
 
     def _listen(self) -> None:
         client = self._client
-        client.on_connect = lambda _c, _u, _f, reason, _p: self._refused.put(int(reason.value))
         client.on_subscribe = lambda _c, _u, _m, reasons, _p: self._subscribed.put(
             [int(r.value) for r in reasons]
         )
         client.on_publish = lambda _c, _u, _m, reason, _p: self._published(int(reason.value))
         client.on_message = self._message
 
-    def _secure(self) -> None:
-        access = self._access
-        if access.username:
-            self._client.username_pw_set(access.username, access.password or None)
-        if access.tls or access.ca_file:
-            try:
-                self._client.tls_set(ca_certs=access.ca_file or None)
-            except (OSError, ValueError) as error:
-                raise BrokerError(f"{access.ca_file}: not usable as PEM: {of_tls(error)}") from error
+    def run(self, body: dict[str, Any], timeout_s: float, until: float) -> Answer:
+        """Connect, ask, wait, leave.
 
-    @property
-    def _where(self) -> str:
-        return f"{self._access.host}:{self._access.port}"
-
-    @property
-    def _user(self) -> str:
-        return repr(self._access.username) if self._access.username else "a client without a user name"
-
-    def run(self, body: dict[str, Any], timeout_s: float) -> Answer:
-        """Connect, ask, wait, leave."""
+        Args:
+            body: of the request.
+            timeout_s: that was asked for, for messages.
+            until: CLOCK_MONOTONIC at which to give up, s.
+        """
+        self._enter(max(0.05, until - time.monotonic()))
         try:
-            self._client.connect(self._access.host, self._access.port, keepalive=30)
-        except (OSError, ValueError) as error:
-            raise BrokerError(f"cannot reach the broker at {self._where}: {of_error(error)}") from error
-        self._client.loop_start()
-        try:
-            self._wait_accepted()
             self._subscribe()
             self._publish(body)
-            return self._wait_answer(timeout_s)
+            return self._wait_answer(timeout_s, until)
         finally:
-            self._client.disconnect()
-            self._client.loop_stop()
+            self._guest.leave()
 
-    def _wait_accepted(self) -> None:
+    def _enter(self, left_s: float) -> None:
         try:
-            code = self._refused.get(timeout=_FIRST_S if self._is_5 else _CONNECT_S)
-        except queue.Empty:
+            self._guest.enter(min(_FIRST_S, left_s / 2) if self._is_5 else left_s)
+        except UnansweredError as error:
             if self._is_5:  # some old brokers keep silent, or hang up
-                raise _OldBrokerError from None
-            raise BrokerError(f"the broker at {self._where} does not answer") from None
-        if code == UNSUPPORTED_PROTOCOL and self._is_5:
-            raise _OldBrokerError
-        if code:
-            raise BrokerError(f"the broker at {self._where} refuses {self._user}: {in_words(code)}")
+                raise _OldBrokerError from error
+            raise
+        except RefusedError as error:
+            if self._is_5 and error.code == UNSUPPORTED_PROTOCOL:
+                raise _OldBrokerError from error
+            raise
 
     def _subscribe(self) -> None:
         status = Topics(self._topics.prefix, "+").status
-        self._client.subscribe([(status, 1), (self._answer_topic, 1)])
+        self._client.subscribe([(topic, 1) for topic in (status, *self._answer_topics)])
         try:
-            codes = self._subscribed.get(timeout=_CONNECT_S)
+            codes = self._subscribed.get(timeout=_SUBSCRIBED_S)
         except queue.Empty:
-            raise BrokerError(f"the broker at {self._where} does not answer") from None
-        if codes[-1] >= _REFUSAL:
-            raise BrokerError(f"the broker does not let {self._user} hear answers: {in_words(codes[-1])}")
+            raise BrokerError(f"the broker at {self._access.where} does not answer") from None
+        if codes[1] >= _REFUSAL:
+            raise BrokerError(
+                f"the broker does not let {self._access.user} hear answers: {as_options(in_words(codes[1]))}"
+            )
 
     def _publish(self, body: dict[str, Any]) -> None:
         properties = None
         if self._is_5:
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho leaves it untyped
-            properties.ResponseTopic, properties.CorrelationData = self._answer_topic, self._mark.encode()
+            properties.ResponseTopic, properties.CorrelationData = self._answer_topics[0], self._mark.encode()
             properties.ContentType = "application/json"
         payload = msgspec.json.encode({**body, "id": self._mark})
         self._client.publish(self._topics.command(self._verb), payload, 1, properties=properties)
 
-    def _wait_answer(self, timeout_s: float) -> Answer:
+    def _wait_answer(self, timeout_s: float, until: float) -> Answer:
         """The answer; what the broker says of the request comes before it, and may end the wait."""
-        until = time.monotonic() + timeout_s
         while (left := until - time.monotonic()) > 0:
             try:
                 found = self._answers.get(timeout=left)
@@ -184,7 +168,7 @@ class _Asking:
         self._answers.put(code)
 
     def _message(self, client: Any, userdata: Any, message: mqtt.MQTTMessage) -> None:
-        if message.topic != self._answer_topic:
+        if message.topic not in self._answer_topics:
             device = message.topic.removeprefix(f"{self._topics.prefix}/").removesuffix("/status")
             self._statuses[device] = message.payload.decode(errors="replace")[:20]
             return
@@ -203,7 +187,7 @@ class _Asking:
             if (away := self._why_away()) or not self._statuses:
                 return away or f"nobody listens to commands to {device}"
             return f"{device} is online and takes no commands: see [mqtt] commands in its configuration"
-        return f"the broker does not let {self._user} command {device}: {in_words(code)}"
+        return f"the broker does not let {self._access.user} command {device}: {as_options(in_words(code))}"
 
     def _why_away(self) -> str:
         """Empty: the device is online."""
@@ -216,14 +200,14 @@ class _Asking:
         known = sorted(self._statuses)
         others = ", ".join(known[:_KNOWN]) + (" …" if known[_KNOWN:] else "")
         more = f"there are: {others}" if known else "nor is any other"
-        return f"no device {device} is known at {self._where}; {more}"
+        return f"no device {device} is known at {self._access.where}; {more}"
 
     def _why_silent(self, timeout_s: float) -> str:
         if away := self._why_away():
             return away
-        device = self._topics.device
+        device, user = self._topics.device, self._access.user
         return (
             f"no answer from {device} in {timeout_s:.0f} s, though it is online: it is busy, takes no commands "
-            f"([mqtt] commands), or the broker's access list does not let {self._user} command it, or does not "
+            f"([mqtt] commands), or the broker's access list does not let {user} command it, or does not "
             "let it answer"
         )

@@ -20,8 +20,8 @@ import paho.mqtt.client as paho
 from agent.comms import reasons
 from agent.comms.acknowledged import Acknowledged as Acknowledged
 from agent.comms.certificate import Synchronised, explained
-from agent.comms.client import Client
-from agent.comms.client import Protocol as Protocol
+from agent.comms.client import Client, Protocol
+from agent.comms.credentials import uses_tls
 from agent.comms.envelope import Envelopes, Kind, of_answer
 from agent.comms.offer import Offer, read_offer
 from agent.comms.refusal import RefusedError, UnansweredError
@@ -120,7 +120,7 @@ class Connection:
             self.turn(left)
         self._client.on_log = None  # it costs time, and now the reasons come by themselves
         if self._answer is None:
-            raise UnansweredError(self.lost, silent=False)
+            raise UnansweredError(reasons.of_hanging_up(self.lost, tls=uses_tls(self._config)), silent=False)
         if self._answer:
             raise RefusedError(self._answer, self._words)
         if self._offer.fault:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.comms.entities import Component, available, of_device, of_stream
+from agent.comms.naming import distinct
 from agent.comms.subject import Device
 
 ORIGIN = "Vedette"
@@ -83,7 +84,8 @@ def entities(device: Device, known: Container[str], max_labels: int) -> Entities
         components.update(of_stream(device.topics, subject, labels))
         if left:
             left_out[subject.name] = left
-    return Entities(components, left_out)
+    names = distinct({name: one["name"] for name, one in components.items()})
+    return Entities({name: {**one, "name": names[name]} for name, one in components.items()}, left_out)
 
 
 def topic(prefix: str, device: Device) -> str:

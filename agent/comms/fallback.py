@@ -6,9 +6,12 @@ from collections.abc import Iterator
 
 from msgspec import structs
 
+from agent.comms.address import check_host, check_prefix, check_username
 from agent.comms.credentials import open_to_all, read_certificates, read_password
 from agent.config import FallbackConfig, MqttConfig
 from agent.errors import ConfigError
+
+_CHECKS = (check_host, check_username, read_password, read_certificates)
 
 
 def brokers_of(config: MqttConfig) -> list[MqttConfig]:
@@ -23,16 +26,11 @@ def _said(fallback: FallbackConfig) -> dict[str, object]:
 def problems(config: MqttConfig) -> Iterator[ConfigError]:
     """What is wrong with files and keys of each broker, with the keys' places."""
     for number, one in enumerate(brokers_of(config)):
-        for check in (_check_host, read_password, read_certificates):
+        for check in _CHECKS if number else (*_CHECKS, check_prefix):
             try:
                 check(one)
             except ConfigError as error:
                 yield _placed(error, number - 1, one.host) if number else error
-
-
-def _check_host(config: MqttConfig) -> None:
-    if not config.host:
-        raise ConfigError("[mqtt] host is empty; leave it out for localhost", keys=("mqtt", "host"))
 
 
 def _placed(error: ConfigError, number: int, host: str) -> ConfigError:

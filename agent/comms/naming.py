@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Mapping
 
 _OTHER = re.compile(r"[^a-z0-9-]+")
 _TOPIC = re.compile(r"[^A-Za-z0-9_-]")
@@ -31,6 +33,21 @@ def spoken(*parts: str) -> str:
     """A name of several parts: `front_door`, `Bark` → `Front door bark`."""
     words = " ".join(_in_a_sentence(part) for part in parts if part.strip())
     return words[:1].upper() + words[1:]
+
+
+def distinct(names: Mapping[str, str]) -> dict[str, str]:
+    """Names by id, with what tells them apart behind those that sound alike: `Back yard state (back_yard)`.
+
+    Args:
+        names: by id. An id of a stream begins with its name and a dot; one without a dot, of the device itself,
+            keeps its name.
+    """
+    told = dict(names)
+    for more in (lambda one: one.partition(".")[0], str):
+        count = Counter(name.casefold() for name in told.values())
+        alike = [one for one, name in told.items() if "." in one and count[name.casefold()] > 1]
+        told |= {one: f"{names[one]} ({more(one)})" for one in alike}
+    return told
 
 
 def _in_a_sentence(part: str) -> str:

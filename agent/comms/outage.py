@@ -103,6 +103,22 @@ class Outage:
         if self._unsaid and self._short < _FLAPPING:
             self._say()
 
+    def silent(self, for_s: float) -> None:
+        """It has accepted us, and acknowledges nothing.
+
+        Args:
+            for_s: since when, s.
+        """
+        if self._said:
+            return  # of one outage with another
+        self._since, self._unsaid = time.monotonic() - for_s, self.detail
+        self._said.add("silent")
+        log.warning(
+            "broker %s has acknowledged nothing for %.0f s: it or the network is stuck; events wait in the spool",
+            self._where,
+            for_s,
+        )
+
     def settled(self) -> None:
         """To be called now and then while the connection lasts."""
         if self._unsaid and self._is_heard and time.monotonic() - self._connected_at >= _STABLE_S:

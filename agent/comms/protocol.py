@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from agent.comms.connection import Protocol
+from agent.comms.client import Protocol
 from agent.comms.reasons import UNSUPPORTED_PROTOCOL
 from agent.comms.refusal import RefusedError, UnansweredError
 

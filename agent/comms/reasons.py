@@ -91,6 +91,16 @@ def of_break(code: int, heard: str) -> str:
     return of_alert(heard) or f"the connection broke{heard and f': {heard}'}"
 
 
+def of_hanging_up(words: str, *, tls: bool) -> str:
+    """Why a connection broke that the broker has not answered yet: one that wants TLS does so without a word.
+
+    Args:
+        words: why, as far as it shows.
+        tls: whether it is spoken already.
+    """
+    return words if tls else f"{words}; if it speaks TLS there, set [mqtt] tls"
+
+
 def of_alert(text: str) -> str:
     """What a text of OpenSSL means if it is a complaint of the other side; empty: it is none."""
     return next((words for name, words in _ALERTS.items() if f"ALERT_{name}" in text.upper()), "")

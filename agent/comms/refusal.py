@@ -13,9 +13,16 @@ class RefusedError(BrokerError):
         code: MQTT 5 reason code.
     """
 
-    def __init__(self, code: int, words: str = "") -> None:
+    def __init__(self, code: int, words: str = "", *, text: str = "") -> None:
+        """Say why.
+
+        Args:
+            code: MQTT 5 reason code.
+            words: that the broker says of its own accord.
+            text: of the error; empty: the code's.
+        """
         self.code = code
-        super().__init__(reasons.with_said(reasons.in_words(code), words))
+        super().__init__(text or reasons.with_said(reasons.in_words(code), words))
 
 
 class UnansweredError(BrokerError):

@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 
 ONLINE, OFFLINE, STOPPED = b"online", b"offline", b"stopped"
 
-_SILENCE_S = 60.0
-"""A broker that acknowledges nothing for so long is not alive, whatever its pings say."""
+_UNEASY_S, _SILENCE_S = 12.0, 60.0
+"""A broker that acknowledges nothing for so long is spoken of, for a slow line may need that for a picture; and
+after the second it is not alive, whatever its pings say."""
 _PAUSE_S = 1.0
 """Longest wait for something to do: what is patient waits for it."""
 _MOVE_S = 5.0
@@ -138,7 +139,7 @@ class Session:
         self._events.send(self._connection, self._room())
         self._samples.send(self._connection)
         self._inbox.look(self._connection)
-        if not self._status_mid and self._namesake.is_due():
+        if not self._status_mid and not self._connection.lost and self._namesake.is_due():
             self._say(ONLINE)
 
     def _turn(self, timeout_s: float) -> None:
@@ -151,7 +152,10 @@ class Session:
         self._intruder.go_on(self._connection)
         self._inquiry.go_on(self._connection)
         self._outage.settled()
-        if time.monotonic() - self._heard_at > _SILENCE_S:
+        silent_s = time.monotonic() - self._heard_at
+        if silent_s > _UNEASY_S:
+            self._outage.silent(silent_s)
+        if silent_s > _SILENCE_S:
             self._connection.drop(f"no acknowledgement for {_SILENCE_S:.0f} s")
 
     def _take(self, acknowledged: Acknowledged) -> None:

@@ -10,15 +10,15 @@ from typing import Any, Literal
 import msgspec
 import paho.mqtt.client as mqtt
 from msgspec import Struct
-from paho.mqtt.enums import CallbackAPIVersion
 
+from agent.comms.access import Access
+from agent.comms.guest import Guest
 from agent.comms.payload import EventMessage, HealthMessage
-from agent.comms.reasons import of_error, of_tls
-from agent.errors import NO_JSON, BrokerError
+from agent.errors import NO_JSON
 
 Kind = Literal["status", "health", "events", "detections", "clips", "snapshot", "count"]
 
-_CONNECT_S = 10.0
+_START_S = 20.0
 
 
 class Numbered(Struct, frozen=True):
@@ -81,17 +81,6 @@ class Received(Struct, frozen=True):
             return None
 
 
-class Access(Struct, frozen=True):
-    """How to reach a broker; see `MqttConfig` for the fields."""
-
-    host: str = "localhost"
-    port: int = 1883
-    username: str = ""
-    password: str = ""
-    ca_file: str = ""
-    tls: bool = False
-
-
 class Subscriber:
     """Subscribes to every topic of one device or of all. Reconnects by itself."""
 
@@ -99,45 +88,23 @@ class Subscriber:
         """Prepare; `start` connects.
 
         Raises:
-            BrokerError: the CA's file cannot be used.
+            BrokerError: a certificate or a key cannot be used.
         """
-        self._access, self._prefix, self._device = access, prefix, device
+        self._prefix, self._device = prefix, device
         self._received: queue.SimpleQueue[Received] = queue.SimpleQueue()
-        self._refused: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._client = mqtt.Client(CallbackAPIVersion.VERSION2)
-        self._client.on_connect = self._connected
-        self._client.on_message = self._message
-        if access.username:
-            self._client.username_pw_set(access.username, access.password or None)
-        if access.tls or access.ca_file:
-            self._secure(access.ca_file)
+        self._guest = Guest(access, "3.1.1", stays=True, let_in=self._subscribe)
+        self._guest.client.on_message = self._message
 
-    def _secure(self, ca_file: str) -> None:
-        try:
-            self._client.tls_set(ca_certs=ca_file or None)
-        except (OSError, ValueError) as error:
-            raise BrokerError(f"{ca_file}: not usable as PEM: {of_tls(error)}") from error
-
-    def start(self) -> None:
+    def start(self, timeout_s: float = _START_S) -> None:
         """Connect and subscribe.
 
+        Args:
+            timeout_s: at most.
+
         Raises:
-            BrokerError: nobody listens there, or the broker refused us.
+            BrokerError: nobody listens there, or the broker refuses us.
         """
-        where = f"{self._access.host}:{self._access.port}"
-        try:
-            self._client.connect(self._access.host, self._access.port, keepalive=30)
-        except (OSError, ValueError) as error:
-            hint = "; is it running there?" if isinstance(error, (ConnectionRefusedError, TimeoutError)) else ""
-            raise BrokerError(f"cannot reach the broker at {where}: {of_error(error)}{hint}") from error
-        self._client.loop_start()
-        try:
-            refusal = self._refused.get(timeout=_CONNECT_S)
-        except queue.Empty:
-            refusal = "no answer"
-        if refusal:
-            self.stop()
-            raise BrokerError(f"the broker at {where} refused us: {refusal}")
+        self._guest.enter(timeout_s)
 
     def messages(self, until: float | None = None) -> Iterator[Received | None]:
         """Messages as they come; None about four times a second when there are none.
@@ -153,15 +120,10 @@ class Subscriber:
 
     def stop(self) -> None:
         """Disconnect."""
-        self._client.disconnect()
-        self._client.loop_stop()
+        self._guest.leave()
 
-    def _connected(self, client: mqtt.Client, userdata: Any, flags: Any, reason: Any, props: Any) -> None:
-        if reason.is_failure:
-            self._refused.put(str(reason).lower())
-            return
-        client.subscribe(f"{self._prefix}/{self._device}/#", qos=1)
-        self._refused.put("")
+    def _subscribe(self) -> None:
+        self._guest.client.subscribe(f"{self._prefix}/{self._device}/#", qos=1)
 
     def _message(self, client: mqtt.Client, userdata: Any, message: mqtt.MQTTMessage) -> None:
         levels = message.topic.removeprefix(f"{self._prefix}/").split("/")

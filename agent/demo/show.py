@@ -12,7 +12,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from agent.check import check_stream
-from agent.comms.subscriber import Access, Received, Subscriber
+from agent.comms.access import Access
+from agent.comms.subscriber import Received, Subscriber
 from agent.config import (
     Config,
     DeviceConfig,

@@ -38,8 +38,9 @@ def main() -> None:
 
 def collect(folder: Path, port: int, seconds: float) -> tuple[dict[str, list[float]], list[float]]:
     """Milliseconds by stage and in all, of every frame but those of the first two seconds."""
+    from agent.comms.access import Access
     from agent.comms.payload import DetectionsMessage
-    from agent.comms.subscriber import Access, Subscriber
+    from agent.comms.subscriber import Subscriber
 
     decoder = msgspec.json.Decoder(DetectionsMessage)
     subscriber = Subscriber(Access("127.0.0.1", port))

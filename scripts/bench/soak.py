@@ -20,8 +20,9 @@ import numpy as np
 
 sys.path.insert(0, str(common.ROOT))
 
+from agent.comms.access import Access
 from agent.comms.payload import HealthMessage
-from agent.comms.subscriber import Access, Subscriber
+from agent.comms.subscriber import Subscriber
 from tests.support.soundserver import SoundServer
 
 RATE = 16_000

@@ -24,8 +24,9 @@ from msgspec import Struct
 sys.path.insert(0, str(common.ROOT))
 
 from agent.capture.listener import Listener
+from agent.comms.access import Access
 from agent.comms.payload import EventMessage
-from agent.comms.subscriber import Access, Subscriber
+from agent.comms.subscriber import Subscriber
 from agent.config import CaptureConfig
 from agent.messages import Samples
 from tests.support.soundserver import SoundServer

@@ -17,18 +17,18 @@ import argparse
 import logging
 import queue
 import signal
-import ssl
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as paho
+from commandline import options
 from messages import row
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from stores import EventRow, RejectedRow, SqlStore, Unavailable, open_store
+from rows import EventRow, RejectedRow
+from stores import SqlStore, Unavailable, open_store
 
 log = logging.getLogger("consume")
 
@@ -49,13 +49,17 @@ class Consumer:
         self._devices: set[str] = set()
         self.stop = threading.Event()
         self._client = paho.Client(
-            CallbackAPIVersion.VERSION2, options.client_id, protocol=paho.MQTTv5, manual_ack=True
+            CallbackAPIVersion.VERSION2,
+            options.client_id,
+            protocol=paho.MQTTv5,
+            transport=options.transport,
+            manual_ack=True,
         )
+        self._client.ws_set_options(options.ws_path)
         if options.username:
-            secret = options.password_file and options.password_file.read_text().partition("\n")[0]
-            self._client.username_pw_set(options.username, secret or None)
-        if options.ca_file or options.tls:
-            self._client.tls_set_context(ssl.create_default_context(cafile=options.ca_file))
+            self._client.username_pw_set(options.username, options.password_file or None)
+        if options.tls is not None:
+            self._client.tls_set_context(options.tls)
         self._client.on_connect = self._connected
         self._client.on_connect_fail = lambda *_: log.warning("the broker cannot be reached")
         self._client.on_disconnect = self._disconnected
@@ -99,7 +103,8 @@ class Consumer:
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves it untyped
         properties.SessionExpiryInterval = _SESSION_S
         properties.ReceiveMaximum = 2 * _BATCH
-        port = self._options.port or (8883 if self._options.ca_file or self._options.tls else 1883)
+        ports = {"tcp": (1883, 8883), "websockets": (80, 443)}[self._options.transport]
+        port = self._options.port or ports[self._options.tls is not None]
         self._client.connect_async(self._options.host, port, clean_start=False, properties=properties)
         self._client.loop_start()
 
@@ -123,11 +128,14 @@ class Consumer:
             log.warning("%r: no event: %s", one.topic, one.why)
         while not self.stop.is_set():
             try:
-                new = self._opened().keep(events, rejected)
+                good, absurd = self._opened().sift(events)
+                new = self._opened().keep(good, [*rejected, *absurd])
             except Unavailable as error:
                 self._lost(error)
                 continue
-            self._devices.update(event.device for event in events)
+            for one in absurd:
+                log.warning("%r: set aside: %s", one.topic, one.why)
+            self._devices.update(event.device for event in good)
             log.debug("%d events, %d of them new", len(events), new)
             return True
         return False
@@ -162,30 +170,9 @@ class Consumer:
             self._lost(error)
 
 
-def options() -> argparse.Namespace:
-    """What the command line says."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--host", default="localhost")
-    parser.add_argument("--port", type=int, help="default: 1883, or 8883 with TLS")
-    parser.add_argument("--username", default="")
-    parser.add_argument("--password-file", type=Path, help="its first line")
-    parser.add_argument("--tls", action="store_true")
-    parser.add_argument("--ca-file", help="trust this CA (PEM)")
-    parser.add_argument("--prefix", default="vedette", help="first level of the topics")
-    parser.add_argument("--store", required=True, help="sqlite:FILE or postgresql://USER@HOST/DATABASE")
-    parser.add_argument("--share", default="", help="name of a group that divides the events among its members")
-    parser.add_argument("--detections", action="store_true", help="also those, where devices send them at QoS 1")
-    parser.add_argument("--client-id", default="vedette-consumer", help="another for each consumer")
-    parser.add_argument("--patience", type=float, default=30.0, help="seconds until a number counts as missing")
-    parser.add_argument("--verbose", action="store_true")
-    return parser.parse_args()
-
-
 def main() -> None:
     """Consume until told to end."""
-    given = options()
+    given = options(__doc__)
     level = logging.DEBUG if given.verbose else logging.INFO
     logging.basicConfig(level=level, format="%(levelname)s %(message)s")
     consumer = Consumer(given)

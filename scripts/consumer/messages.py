@@ -7,10 +7,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from stores import EventRow, RejectedRow
+from rows import EventRow, RejectedRow
 
 MOST_BYTES = 1_000_000
 """Of a message that is kept; an event has about one thousand."""
+
+MOST_SEQ = 2**53
+"""No device gets there in a million years; readers of JSON that count in floats are exact up to here."""
 
 
 def row(topic: str, payload: bytes) -> EventRow | RejectedRow:
@@ -42,7 +45,7 @@ def _event(topic: str, text: str, now: float) -> EventRow:
     if (told["device"], told["stream"]) != (device, stream):
         raise ValueError(f"it says that it is of {told['device']!r}/{told['stream']!r}")
     seq, *texts = _KINDS[what](told)
-    if type(seq) is not int or not 0 < seq < 2**63:
+    if type(seq) is not int or not 0 < seq < MOST_SEQ:
         raise ValueError(f"its seq is {seq!r}")
     names = [told["id"], device, stream, *texts]
     if not all(isinstance(name, str) and name.isprintable() and len(name) <= 1000 for name in names):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
+
+from numbering import sifted, walk
+from rows import EventRow, Gap, RejectedRow
 
 SCHEMA = (
     """CREATE TABLE IF NOT EXISTS events (
@@ -28,6 +31,9 @@ SCHEMA = (
 """Understood by both. `marks`: up to which number a device's events were looked at for gaps. `runs`: the numbers
 with which its runs began. `gaps`: what was lost; `jumps`: what was never given out, or went with its memory."""
 
+SQLITE, POSTGRES = "sqlite:", ("postgresql://", "postgres://")
+"""What a store is written with."""
+
 _EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
 _REJECTED = "INSERT INTO rejected VALUES (?, ?, ?, ?)"
 _MARK = "INSERT INTO marks VALUES (?, ?) ON CONFLICT (device) DO UPDATE SET seq = excluded.seq"
@@ -36,49 +42,15 @@ _JUMP = "INSERT INTO jumps VALUES (?, ?, ?, ?) ON CONFLICT (device, first) DO NO
 _RUN = "INSERT INTO runs VALUES (?, ?) ON CONFLICT (device, first) DO NOTHING"
 
 
-class EventRow(NamedTuple):
-    """An event as it is kept."""
-
-    id: str
-    device: str
-    stream: str
-    seq: int
-    kind: str
-    label: str
-    track: str
-    captured_at: str
-    received_at: float
-    body: str
-    first_seq: int = 0
-
-
-class RejectedRow(NamedTuple):
-    """A message that is no event, and why."""
-
-    topic: str
-    why: str
-    received_at: float
-    body: str
-
-
-class Gap(NamedTuple):
-    """Numbers of a device that have not come.
-
-    With `restart` a new run of the device begins behind them, above all that the one before may have given out
-    when it was cut off: they were never given out, or went with its memory. Without, they were lost.
-    """
-
-    device: str
-    first: int
-    last: int
-    restart: bool = False
-
-
 class Store(Protocol):
     """A place for events. All may raise `Unavailable`; then nothing was kept, and it may be tried again."""
 
     def keep(self, events: Sequence[EventRow], rejected: Sequence[RejectedRow]) -> int:
         """Keep these, on the disk when it returns; gives how many were new."""
+
+    def sift(self, events: Sequence[EventRow]) -> tuple[list[EventRow], list[RejectedRow]]:
+        """Events whose numbers can be, in their order, and those that are absurdly far ahead of what was kept."""
+        ...
 
     def find_gaps(self, device: str, before: float, now: float) -> list[Gap]:
         """Gaps that were not told of yet and are not younger than `before`, Unix s; keeps them as told."""
@@ -121,6 +93,20 @@ class SqlStore:
 
         return int(self._do(insert))
 
+    def sift(self, events: Sequence[EventRow]) -> tuple[list[EventRow], list[RejectedRow]]:
+        """See `Store`."""
+
+        def look(cursor: Any) -> dict[str, tuple[int, float]]:
+            newest: dict[str, tuple[int, float]] = {}
+            query = "SELECT seq, received_at FROM events WHERE device = ? ORDER BY seq DESC LIMIT 1"
+            for device in sorted({event.device for event in events}):
+                cursor.execute(self._sql(query), (device,))
+                if (row := cursor.fetchone()) is not None:
+                    newest[device] = row
+            return newest
+
+        return sifted(events, self._do(look))
+
     def find_gaps(self, device: str, before: float, now: float) -> list[Gap]:
         """See `Store`."""
 
@@ -162,37 +148,6 @@ class SqlStore:
                 return what(cursor)
         except self._errors as error:
             raise Unavailable(f"{type(error).__name__}: {error}") from error
-
-
-def walk(
-    device: str, mark: int, rows: Sequence[tuple[int, float]], before: float, runs: Sequence[int] = ()
-) -> tuple[int, list[Gap]]:
-    """How far numbers can be followed from a mark, and the gaps on the way.
-
-    Args:
-        device: whose.
-        mark: the number to begin after.
-        rows: numbers above it with the time of their arrival, in order.
-        before: a gap whose end came later than this may still fill, since other consumers have their share of the
-            messages: it stops there.
-        runs: numbers with which runs of the device began.
-    """
-    gaps: list[Gap] = []
-    for seq, received_at in rows:
-        if seq > mark + 1:
-            if received_at > before:
-                break
-            gaps += parts(Gap(device, mark + 1, seq - 1), runs)
-        mark = seq
-    return mark, gaps
-
-
-def parts(gap: Gap, runs: Sequence[int]) -> list[Gap]:
-    """What of a gap lies before the last run that began in it or right behind it, and what was lost."""
-    device, first, last, _ = gap
-    begins = max([first, *(run for run in runs if run <= last + 1)])
-    both = [Gap(device, first, begins - 1, True), Gap(device, begins, last)]
-    return [one for one in both if one.first <= one.last]
 
 
 def open_sqlite(path: str) -> SqlStore:
@@ -240,11 +195,22 @@ def open_postgres(where: str) -> SqlStore:
 
 
 def open_store(where: str) -> SqlStore:
-    """`sqlite:FILE`, or `postgresql://…`.
+    """A store that is there, see `check_store`.
 
     Raises:
         Unavailable: it cannot be used now.
     """
-    if where.startswith("sqlite:"):
-        return open_sqlite(where.removeprefix("sqlite:"))
+    if where.startswith(SQLITE):
+        return open_sqlite(where.removeprefix(SQLITE))
     return open_postgres(where)
+
+
+def check_store(where: str) -> str:
+    """The same, if it is `sqlite:FILE` or `postgresql://…`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if where.startswith(POSTGRES) or (where.startswith(SQLITE) and where != SQLITE):
+        return where
+    raise ValueError(f"unknown store {where!r}: write sqlite:FILE or postgresql://USER@HOST/DATABASE")

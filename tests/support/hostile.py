@@ -111,6 +111,13 @@ def packets(connection: socket.socket) -> Iterator[Packet]:
             yield read_packet(connection)
 
 
+def until_left(connection: socket.socket) -> None:
+    """Read on until the client goes away."""
+    with suppress(OSError):
+        while connection.recv(65536):
+            pass
+
+
 def length_of(count: int) -> bytes:
     """A remaining length."""
     digits = b""

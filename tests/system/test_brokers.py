@@ -174,7 +174,7 @@ def test_nobody_is_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     config = MqttConfig(
         host=HOST,
         port=free_port(),
-        fallback=(FallbackConfig(HOST, free_port()), FallbackConfig("no such host")),
+        fallback=(FallbackConfig(HOST, free_port()), FallbackConfig("nowhere.invalid")),
         fallback_after_s=0.0,
         reconnect_max_s=0.2,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.support.killed import process
-from tests.support.mosquitto import HOST, Mosquitto
+from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.publishing import EVENTS, device, event, wait_for
 
 PROGRAM = Path(__file__).parent.parent.parent / "scripts" / "consumer" / "consume.py"
@@ -85,6 +86,60 @@ def test_every_event_is_a_row_once_and_what_is_none_is_set_aside(tmp_path: Path,
         assert running.end() == 0
     assert count(DISTINCT) == 1000
     assert count("SELECT max(seq) FROM events") == 1000
+
+
+def test_a_forged_number_ends_no_search_for_gaps(tmp_path: Path, broker: Mosquitto) -> None:
+    file = tmp_path / "events.db"
+    count = sqlite_count(file)
+    stranger = broker.subscribe("nothing").client
+    with consumer(broker, tmp_path, f"sqlite:{file}"):
+        for seq in (1, 2, 2**63 - 1, 2**52, 4):
+            body = json.dumps(json.loads(event()) | {"seq": seq}).encode()
+            stranger.publish(EVENTS, body, qos=1)
+        wait_for(lambda: count("SELECT count(*) FROM gaps WHERE first = 3 AND last = 3") == 1)
+    assert count("SELECT count(*) FROM rejected") == 2
+
+
+def test_a_broker_that_wants_a_client_certificate(tmp_path: Path) -> None:
+    file = tmp_path / "events.db"
+    with Mosquitto(tmp_path, client_certificates=True) as broker:
+        files = {"ca": broker.ca_file, "cert": broker.cert_file, "key": broker.key_file}
+        said = [word for name, path in files.items() for word in (f"--{name}-file", str(path))]
+        with (
+            consumer(broker, tmp_path, f"sqlite:{file}", *said, "--alpn", "mqtt"),
+            device(tmp_path, broker.config()) as (spool, _),
+        ):
+            spool.put(EVENTS, event())
+            wait_for(lambda: sqlite_count(file)(ALL) == 1)
+
+
+def test_a_broker_behind_a_websocket(tmp_path: Path) -> None:
+    file, port = tmp_path / "events.db", free_port()
+    lines = (f"listener {port} {HOST}", "protocol websockets")
+    with (
+        Mosquitto(tmp_path, lines=lines) as web,
+        consumer(web, tmp_path, f"sqlite:{file}", "--port", str(port), "--transport", "websockets"),
+        device(tmp_path, web.config()) as (spool, _),
+    ):
+        spool.put(EVENTS, event())
+        wait_for(lambda: sqlite_count(file)(ALL) == 1)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (("--store", "foo:/x"), "unknown store 'foo:/x': write sqlite:FILE or postgresql://"),
+        (("--store", "sqlite:x", "--password-file", "nofile"), "--password-file: nofile: No such file"),
+        (("--store", "sqlite:x", "--ca-file", "nofile"), "--ca-file: nofile: [Errno 2] No such file"),
+        (("--store", "sqlite:x", "--cert-file", "nofile"), "--cert-file: nofile: [Errno 2] No such file"),
+        (("--store", "sqlite:x", "--key-file", "nofile"), "--key-file needs --cert-file"),
+        (("--store", "sqlite:x", "--alpn", "mqtt"), "add --tls"),
+    ],
+)
+def test_what_cannot_be_used_is_a_mistake_in_usage(tmp_path: Path, said: tuple[str, ...], why: str) -> None:
+    done = subprocess.run([sys.executable, str(PROGRAM), *said], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert why in done.stderr.splitlines()[-1]
 
 
 def test_a_device_that_was_killed_with_numbers_in_memory_is_no_loss_and_a_message_that_was_dropped_is(

@@ -131,6 +131,16 @@ def test_a_certificate_of_another_ca_is_not_trusted(tmp_path: Path, caplog: pyte
         assert len(warnings(caplog)) == 1
 
 
+def test_plain_words_at_a_port_of_tls_are_answered_with_a_hint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Mosquitto(tmp_path, tls=True) as broker:
+        config = MqttConfig(host=HOST, port=broker.port, reconnect_max_s=0.2)
+        with device(tmp_path, config) as (_, publisher):
+            wait_for(lambda: publisher.state.detail.endswith("if it speaks TLS there, set [mqtt] tls"))
+    assert len(warnings(caplog)) == 1
+
+
 def test_a_client_certificate_is_shown(tmp_path: Path) -> None:
     with Mosquitto(tmp_path, client_certificates=True) as broker:
         messages = broker.subscribe("vedette/#")
@@ -355,9 +365,26 @@ def test_another_device_with_our_name_does_not_make_us_offline(
             messages.wait(lambda m: statuses(m)[-2:] == [b"stopped", b"online"])
         late = broker.subscribe(TOPICS.status)
         late.wait(lambda m: statuses(m) == [b"online"])
+        wait_for(lambda: "another device with this name" in caplog.text)
     messages.wait(lambda m: statuses(m)[-1] == b"stopped")
     said = [line for line in warnings(caplog) if "another device with this name" in line]
     assert len(said) == 1
+
+
+def test_our_own_will_from_a_broker_that_goes_down_in_order_is_no_other_device(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Mosquitto(tmp_path) as broker, device(tmp_path, broker.config(reconnect_max_s=0.2)) as (_, publisher):
+        messages = broker.subscribe(TOPICS.status)
+        for connects in (1, 2, 3):
+            wait_for(lambda connects=connects: publisher.state.connects == connects)
+            time.sleep(0.3)
+            broker.stop()
+            broker.start()
+        wait_for(lambda: publisher.state.connects == 4)
+        time.sleep(2.5)  # longer than the moment that a suspicion waits
+        assert messages.of(TOPICS.status)[-1] == b"online"
+    assert [line for line in warnings(caplog) if "another device with this name" in line] == []
 
 
 def test_a_topic_that_the_broker_refuses_waits_and_holds_up_no_other(

@@ -35,6 +35,7 @@ from tests.support.hostile import (
     puback,
     publish,
     read_packet,
+    until_left,
 )
 from tests.support.mosquitto import HOST, Mosquitto
 from tests.support.publishing import EVENTS, TOPICS, device, event, events_of, in_order, wait_for
@@ -102,13 +103,6 @@ def survived(
 def accepted(connection: socket.socket, connack: bytes = CONNACK_5) -> None:
     read_packet(connection)
     connection.sendall(connack)
-
-
-def until_left(connection: socket.socket) -> None:
-    """Read on until the client goes away."""
-    with suppress(OSError):
-        while connection.recv(65536):
-            pass
 
 
 def test_it_accepts_and_never_answers(
@@ -195,6 +189,40 @@ def test_it_accepts_and_never_acknowledges(
     said = survived(tmp_path, broker, swallow, caplog, times=2, inflight=3)
     assert "no acknowledgement for" in said
     assert counted == [3, 3], "no more than the window"
+
+
+def test_it_acknowledges_nothing_for_a_while(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_UNEASY_S", 0.5)
+    caplog.set_level(logging.INFO)
+    with Mosquitto(tmp_path) as broker, device(tmp_path, broker.config()) as (spool, publisher):
+        wait_for(lambda: publisher.state.connects and "connected, MQTT 5" in caplog.text)
+        broker.freeze()
+        spool.put(EVENTS, event())
+        wait_for(lambda: "has acknowledged nothing for" in caplog.text)
+        time.sleep(1.0)
+        broker.thaw()
+        wait_for(lambda: spool.stats().waiting == 0)
+        assert publisher.state.connects == 1
+    said = [record.getMessage() for record in caplog.records if record.name == "agent.comms.outage"]
+    first, second, third = said
+    assert "connected, MQTT 5" in first
+    assert "has acknowledged nothing for" in second
+    assert "back after" in third
+
+
+def test_it_accepts_and_goes_on_acknowledging_nothing_which_is_told_once(
+    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_UNEASY_S", 0.3)
+    monkeypatch.setattr(session, "_SILENCE_S", 0.8)
+
+    def swallow(connection: socket.socket) -> None:
+        accepted(connection)
+        until_left(connection)
+
+    assert "has acknowledged nothing for" in survived(tmp_path, broker, swallow, caplog, times=2)
 
 
 def test_it_acknowledges_what_was_never_sent(

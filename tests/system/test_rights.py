@@ -18,9 +18,9 @@ from agent.storage.spool import Spool
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import event, wait_for
 from tests.support.received import Messages
+from tests.support.rights import EXAMPLES, example_acl
 
-EXAMPLES = Path(__file__).parent.parent.parent / "firmware_configs" / "examples"
-ACL = (EXAMPLES / "mosquitto.acl").read_text()
+ACL = example_acl()
 USERS = {name: f"secret of {name}" for name in ("porch", "shed", "kitchen", "chief", "homeassistant")}
 PORCH, SHED = Topics("vedette", "porch"), Topics("vedette", "shed")
 
@@ -90,6 +90,20 @@ def test_a_readers_commands_and_those_of_another_device_never_arrive(
     say(chief, COMMANDS[0])
     wait_for(lambda: porch.heard)
     assert porch.heard == COMMANDS[:1], "that of the operator, which came last"
+
+
+@pytest.mark.parametrize("user", ["kitchen", "chief", "homeassistant"])
+def test_nobody_but_devices_speaks_as_a_device_not_even_one_of_his_own_name(broker: Mosquitto, user: str) -> None:
+    own, voice = Topics("vedette", user), broker.subscribe("x", user=user)
+    said = [own.status, own.health, own.events("front"), own.state("front", "enabled"), own.answer("status")]
+    for topic in [*said, f"homeassistant/device/{user}/config"]:
+        assert say(voice, topic) == 0x87, "not authorised"
+
+
+def test_mosquitto_finds_nothing_wrong_with_the_access_list(broker: Mosquitto) -> None:
+    log = (broker.folder / "mosquitto.log").read_text()
+    assert "running" in log
+    assert [line for line in log.splitlines() if "ACL" in line and ("Warning" in line or "Error" in line)] == []
 
 
 def test_readers_hear_everything_that_a_device_says(broker: Mosquitto, porch: Device) -> None:

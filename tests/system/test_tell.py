@@ -12,13 +12,15 @@ from click.testing import CliRunner, Result
 from agent.cli.tell import tell
 from agent.demo.broker import EmbeddedBroker
 from agent.errors import BrokerError
+from tests.support.hostile import peer, until_left
 from tests.support.house import person_model
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.operator import Operator
 from tests.support.publishing import TOPICS, wait_for
+from tests.support.rights import example_acl
 from tests.support.running import Vedette, camera, hear, states
 
-ACL = (Path(__file__).parent.parent.parent / "firmware_configs" / "examples" / "mosquitto.acl").read_text()
+ACL = example_acl()
 
 
 def call(port: int, *words: str) -> Result:
@@ -47,6 +49,19 @@ def test_a_person_commands_a_board_from_a_shell(tmp_path: Path, broker: Mosquitt
         assert done.output.splitlines()[0] == "Board"
         assert call(broker.port, "porch", "front", "enabled", "off").exit_code == 0
         operator.messages.wait(lambda m: states(m)["front"] == "disabled")
+
+
+def test_a_device_that_speaks_3_1_1_is_heard_at_a_broker_that_speaks_5(tmp_path: Path, broker: Mosquitto) -> None:
+    operator = Operator(broker)
+    with Vedette(tmp_path, broker, front=camera(person_model(tmp_path))) as vedette:
+        vedette.config["mqtt"]["protocol"] = "3.1.1"
+        vedette.end()
+        vedette.start()
+        vedette.wait_said("connected, MQTT 3.1.1")
+        hear(operator.messages, 2)
+        assert call(broker.port, "--timeout", "5s", "porch", "front", "threshold", "0.5").output == "done\n"
+        done = call(broker.port, "--timeout", "5s", "porch", "front", "threshold", "5")
+        assert (done.exit_code, done.output) == (1, "refused: threshold is a number from 0 to 1, not '5'\n")
 
 
 def test_why_nobody_answers_is_told(tmp_path: Path, broker: Mosquitto) -> None:
@@ -107,7 +122,10 @@ def test_who_may_not_command_is_told_so(tmp_path: Path) -> None:
             assert done.output.startswith(
                 "vedette: the broker does not let 'kitchen' command porch: not authorised"
             )
-            with pytest.raises(BrokerError, match="refuses 'nobody': "):
+            assert done.output.rstrip().endswith(
+                "check --username and --password-file, and the broker's access list"
+            )
+            with pytest.raises(BrokerError, match=r"refuses 'nobody': .* check --username and --password-file"):
                 as_user("nobody")
 
 
@@ -124,3 +142,37 @@ def test_a_broker_of_mqtt_3_1_1_only(tmp_path: Path, broker: Mosquitto) -> None:
         assert call(old.port, "porch", "front", "rung", "x").output == (
             f"refused: model {tmp_path / 'person.toml'} has no rung 'x'; it has: full\n"
         )
+
+
+def test_a_broker_that_wants_a_client_certificate(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path, client_certificates=True) as broker:
+        own = ("--ca-file", str(broker.ca_file), "--cert-file", str(broker.cert_file))
+        done = call(broker.port, *own, "--key-file", str(broker.key_file), "porch", "status")
+        assert done.output.startswith("vedette: no device porch is known at")
+        with pytest.raises(BrokerError, match=r"--cert-file = .*client\.pem: not usable as PEM"):
+            call(broker.port, *own, "porch", "status")
+        with pytest.raises(BrokerError, match=f"the broker at {HOST}:{broker.port}"):
+            call(broker.port, *own[:2], "porch", "status")
+
+
+def test_a_broker_behind_a_websocket(tmp_path: Path) -> None:
+    port = free_port()
+    with Mosquitto(tmp_path, lines=(f"listener {port} {HOST}", "protocol websockets")) as broker:
+        broker.subscribe("nothing")  # its second port is open soon after the first
+        done = call(port, "--transport", "websockets", "porch", "status")
+        assert done.output.startswith("vedette: no device porch is known at")
+        with pytest.raises(BrokerError, match="does not answer as a WebSocket; check --port and --ws-path"):
+            call(broker.port, "--transport", "websockets", "porch", "status")
+
+
+def test_plain_words_at_a_port_of_tls_are_answered_with_a_hint(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path, tls=True) as broker, pytest.raises(BrokerError, match=r"TLS there, set --tls$"):
+        call(broker.port, "porch", "status")
+
+
+def test_the_timeout_holds_for_a_broker_that_keeps_silent_too() -> None:
+    with peer(until_left) as port:  # hangs up after 5 s
+        with pytest.raises(BrokerError, match=f"the broker at {HOST}:{port} does not answer"):
+            call(port, "--timeout", "1s", "porch", "status")
+        with pytest.raises(BrokerError, match="no answer; is it running there"):
+            call(port, "--tls", "--timeout", "1s", "porch", "status")

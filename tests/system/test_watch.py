@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pty
+import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -16,9 +18,11 @@ from click.testing import CliRunner, Result
 
 from agent.cli.jpeg import read_size
 from agent.cli.watch import watch
-from agent.comms.subscriber import Access, Subscriber
+from agent.comms.access import Access
+from agent.comms.subscriber import Subscriber
 from agent.errors import BrokerError
 from tests.support.certificates import make_certificates
+from tests.support.hostile import CONNACK_3, packets, peer, read_packet, until_left
 from tests.support.house import person_model
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.publishing import EVENTS, TOPICS, device, event
@@ -63,7 +67,7 @@ def test_a_password_from_a_file(tmp_path: Path) -> None:
         assert call(broker, *access, seconds=0.1).exit_code == 0
         for wrong in ("wrong", ""):
             secret.write_text(wrong)
-            with pytest.raises(BrokerError, match="refused us: not authorized"):
+            with pytest.raises(BrokerError, match=r"refuses 'eve': .* check --username and --password-file"):
                 call(broker, *access)
 
 
@@ -79,6 +83,77 @@ def test_a_ca_of_ones_own(tmp_path: Path) -> None:
 def test_a_broker_without_tls_is_not_asked_for_it_in_codes(broker: Mosquitto) -> None:
     with pytest.raises(BrokerError, match=r"cannot reach the broker at [^\[]*$"):
         call(broker, "--tls")
+
+
+def test_a_client_certificate_of_ones_own(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path, client_certificates=True) as broker:
+        options = {"ca": broker.ca_file, "cert": broker.cert_file, "key": broker.key_file}
+        said = [word for name, path in options.items() for word in (f"--{name}-file", str(path))]
+        assert call(broker, *said, seconds=0.5).exit_code == 0
+        with pytest.raises(BrokerError, match=f"the broker at {HOST}:{broker.port} does not let us in"):
+            call(broker, *said[:2])
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_over_a_websocket(tmp_path: Path, tls: bool) -> None:
+    port, folder = free_port(), tmp_path / "mosquitto"
+    lines = [f"listener {port} {HOST}", "protocol websockets"]
+    lines += [f"certfile {folder}/server.pem", f"keyfile {folder}/server.key"] if tls else []
+    with Mosquitto(tmp_path, tls=tls, lines=tuple(lines)) as broker, device(tmp_path, broker.config()):
+        broker.subscribe(TOPICS.status).wait(lambda m: m.of(TOPICS.status) == [b"online"])
+        said = [
+            "-p",
+            str(port),
+            "--transport",
+            "websockets",
+            *(["--ca-file", str(broker.ca_file)] if tls else []),
+        ]
+        assert '"payload":"online"' in call(broker, *said, "--json").output
+
+
+def test_alpn_is_offered(tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    offered: list[str | None] = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
+    context.set_alpn_protocols(["http/1.1", "mqtt"])
+
+    def serve(connection: socket.socket) -> None:
+        assert isinstance(connection, ssl.SSLSocket)
+        offered.append(connection.selected_alpn_protocol())
+        read_packet(connection)
+        connection.sendall(CONNACK_3)
+        list(packets(connection))
+
+    with peer(serve, context) as port:
+        said = [
+            "-H",
+            HOST,
+            "-p",
+            str(port),
+            "--ca-file",
+            str(tmp_path / "ca.pem"),
+            "--alpn",
+            "mqtt",
+            "--for",
+            "0.3",
+        ]
+        assert CliRunner().invoke(watch, said, catch_exceptions=False).exit_code == 0
+    assert offered == ["mqtt"]
+
+
+def test_plain_words_at_a_port_of_tls_are_answered_with_a_hint(tmp_path: Path) -> None:
+    with Mosquitto(tmp_path, tls=True) as broker, pytest.raises(BrokerError, match=r"TLS there, set --tls$"):
+        call(broker)
+
+
+def test_for_so_long_holds_for_a_broker_that_keeps_silent_too() -> None:
+    with peer(until_left) as port:  # hangs up after 5 s
+        for tls, said in (([], "does not answer"), (["--tls"], "no answer; is it running there")):
+            with pytest.raises(BrokerError, match=said):
+                CliRunner().invoke(
+                    watch, ["-H", HOST, "-p", str(port), "--for", "1", *tls], catch_exceptions=False
+                )
 
 
 def test_only_one_device_of_a_prefix_with_levels(broker: Mosquitto) -> None:

@@ -18,7 +18,9 @@ from tests.support.publishing import EVENTS, event
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts" / "consumer"))
 
 from messages import MOST_BYTES, row
-from stores import EventRow, Gap, RejectedRow, Unavailable, open_store, parts, walk
+from numbering import parts, sifted, walk
+from rows import EventRow, Gap, RejectedRow
+from stores import Unavailable, check_store, open_store
 
 
 def changed(**fields: Any) -> bytes:
@@ -55,6 +57,7 @@ def test_news_of_a_clip_and_detections_out_of_the_spool_are_rows_too_for_their_n
         (EVENTS, changed(seq=True), "its seq is True"),
         (EVENTS, changed(seq=0), "its seq is 0"),
         (EVENTS, changed(seq=2**70), "its seq is"),
+        (EVENTS, changed(seq=2**63 - 1), "its seq is"),
         (EVENTS, changed(first_seq=8), "its first_seq is 8"),
         (EVENTS, changed(first_seq="1"), "its first_seq is '1'"),
         (EVENTS, changed(id=None), "no text"),
@@ -144,6 +147,34 @@ def test_a_gap_is_told_once_also_after_a_restart(tmp_path: Path) -> None:
     again.keep([stored(12)], [])
     assert again.find_gaps("porch", 2.0, 4.0) == [Gap("porch", 10, 11)]
     assert again.find_gaps("shed", 2.0, 4.0) == []
+
+
+def test_a_number_that_no_device_can_have_reached_is_set_aside_and_gaps_are_found_on(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:{tmp_path / 'events.db'}")
+    store.keep([stored(1), stored(2, at=10.0)], [])
+    kept, refused = store.sift([stored(2**52, at=11.0), stored(3, at=11.0), stored(5, at=11.0)])
+    assert [one.seq for one in kept] == [3, 5]
+    assert [one.why for one in refused] == [
+        f"its seq is {2**52}: too far ahead of 2, the highest so far, for any device"
+    ]
+    store.keep(kept, refused)
+    assert store.find_gaps("porch", 20.0, 30.0) == [Gap("porch", 4, 4)]
+    store.close()
+
+
+def test_a_device_that_was_away_for_long_or_was_cut_off_often_is_not_shut_out() -> None:
+    week = 7 * 86400.0
+    far = [stored(1, at=0.0), stored(100_001, at=0.0), stored(100_001 + 1000 * 7 * 86400, at=week)]
+    assert sifted(far, {}) == (far, [])
+    assert sifted([stored(10**12)], {})[1] == [], "the first of a device may be any"
+    assert len(sifted([stored(200_000, at=1.0)], {"porch": (1, 1.0)})[1]) == 1
+    assert sifted([stored(200_000, at=60.0)], {"porch": (1, 1.0)})[1] == []
+
+
+@pytest.mark.parametrize("where", ["foo:/x", "events.db", "sqlite:", "mysql://x/y", ""])
+def test_an_unknown_store_is_told(where: str) -> None:
+    with pytest.raises(ValueError, match="unknown store"):
+        check_store(where)
 
 
 def test_a_store_that_cannot_be_used_says_so(tmp_path: Path) -> None:

@@ -298,6 +298,23 @@ def test_files_that_are_not_there_are_told_before_the_daemon_meets_them(file: Pa
         (3, 'cert_file = "FILE"', "cert_file = FILE: not usable as PEM"),
         (4, 'ca_file = "/etc"\nkey_file = "FILE"', "key_file is set but cert_file is not"),
         (4, 'tls = true\nhost = ""', "`mqtt.host`: expected `str` of length >= 1"),
+        (
+            3,
+            'host = "mqtt://localhost:1883"',
+            "is an address of the web (mqtt); write host = 'localhost';",
+        ),
+        (3, 'host = "localhost:1883"', "has a port in it; write host = 'localhost' and port = 1883"),
+        (3, 'host = "[::1]:1883"', "has a port in it; write host = '::1' and port = 1883"),
+        (3, 'host = "[::1]"', "is neither the name of a machine nor an IP address"),
+        (3, 'host = "a b"', "is neither the name of a machine nor an IP address"),
+        (3, 'host = "a..b"', "is neither the name of a machine nor an IP address"),
+        (3, 'host = "127.0.0.1\\u0000"', "host = '127.0.0.1\\x00' holds a control character"),
+        (2, 'username = "a\\u0000"', "username = 'a\\x00' holds a control character"),
+        (3, 'prefix = "$SYS"', "prefix = '$SYS': topics that begin with $ are the broker's own"),
+        (3, 'prefix = "$share/x"', "prefix = '$share/x': topics that begin with $ are the broker's own"),
+        (3, 'prefix = "a\\tb"', "prefix = 'a\\tb' holds a control character"),
+        (3, 'prefix = "homeassistant"', "prefix = 'homeassistant' is that of [homeassistant]"),
+        (3, 'prefix = "homeassistant/eyes"', "is that of [homeassistant], 'homeassistant': choose another"),
     ],
 )
 def test_what_is_wrong_with_the_broker_is_told_at_its_key(file: Path, line: int, text: str, why: str) -> None:
@@ -307,10 +324,38 @@ def test_what_is_wrong_with_the_broker_is_told_at_its_key(file: Path, line: int,
     assert why.replace("FILE", str(file)) in said
 
 
+@pytest.mark.parametrize(
+    "host", ["localhost", "10.0.0.1", "::1", "fe80::1%eth0", "my_broker.lan.", "bröker.example"]
+)
+def test_a_host_may_be_a_name_or_an_address(file: Path, host: str) -> None:
+    file.write_text(f'[mqtt]\nhost = "{host}"\n[streams.front]\nsource = "test:"\nmodel = "nanodet"\n')
+    assert call("check", str(file)).exit_code == 0
+
+
+def test_home_assistants_prefix_may_not_be_the_brokers_either(file: Path) -> None:
+    own = '[homeassistant]\nprefix = "$SYS"\n[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
+    (said,) = problems(file, own)
+    assert said.startswith(f"{file}:2: [homeassistant] prefix = '$SYS': topics that begin with $")
+
+
 def test_password_and_certificates_are_both_told(file: Path) -> None:
     broker = '[mqtt]\nca_file = "/nothing/ca"\nusername = "u"\npassword_file = "/nothing/password"\n'
     found = problems(file, f'{broker}[streams.front]\nsource = "test:"\nmodel = "nanodet"\n')
     assert [said.split(": ")[0] for said in found] == [f"{file}:4", f"{file}:2"]
+
+
+@pytest.mark.parametrize("json", [[], ["--json"]])
+def test_passwords_and_keys_in_sources_are_shown_only_when_asked_for(file: Path, json: list[str]) -> None:
+    front = '[streams.front]\nsource = "rtsp://user:hush1@cam/path"\nmodel = "nanodet"\n'
+    back = '[streams.back]\nsource = "http://cam/video?key=hush2&size=1"\nmodel = "nanodet"\n'
+    file.write_text(front + back)
+    shown = call("show", *json, str(file)).stdout
+    assert "hush" not in shown
+    assert "@cam/path" in shown
+    assert "size=1" in shown
+    plain = call("show", *json, "--secrets", str(file)).stdout
+    assert "rtsp://user:hush1@cam/path" in plain
+    assert "key=hush2" in plain
 
 
 def test_a_stream_cannot_be_called_as_the_commands_are(file: Path) -> None:

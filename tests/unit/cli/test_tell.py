@@ -11,9 +11,9 @@ from click.testing import CliRunner, Result
 from agent.cli import tell as module
 from agent.cli.tell import tell
 from agent.comms import asking
+from agent.comms.access import Access
 from agent.comms.asking import Answer, NoAnswerError
 from agent.comms.commands import request_command
-from agent.comms.subscriber import Access
 from agent.comms.topics import Topics
 
 

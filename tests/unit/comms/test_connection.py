@@ -165,7 +165,7 @@ def test_nothing_listens_and_no_such_name(caplog: pytest.LogCaptureFixture) -> N
     time.sleep(0.5)
     made.stop(1.0)
     assert len(caplog.records) == 1
-    named = Publisher(MqttConfig(host="no such host", reconnect_max_s=0.1), TOPICS, Kept())
+    named = Publisher(MqttConfig(host="nowhere.invalid", reconnect_max_s=0.1), TOPICS, Kept())
     named.start()
     wait_for(lambda: named.state.detail != "connecting")
     began = time.monotonic()

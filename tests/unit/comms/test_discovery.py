@@ -312,3 +312,11 @@ def test_no_name_of_a_stream_or_a_label_gets_into_a_template(subject: Subject) -
     )
     assert templates
     assert not any("1/0" in one for one in templates)
+
+
+def test_streams_that_sound_alike_have_each_names_of_their_own() -> None:
+    made = told(device(replace(FRONT, name="back-yard"), replace(FRONT, name="back_yard")))
+    names = [one["name"] for one in made.values()]
+    assert len(set(names)) == len(names)
+    assert "Back yard person (back-yard)" in names
+    assert "Back yard person (back_yard)" in names

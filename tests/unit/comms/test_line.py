@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from agent.comms import outage as outage_module
 from agent.comms import reasons
 from agent.comms.backoff import Backoff
-from agent.comms.connection import Protocol
+from agent.comms.client import Protocol
 from agent.comms.outage import Outage
 from agent.comms.protocol import ProtocolChoice
 from agent.comms.refusal import RefusedError, UnansweredError

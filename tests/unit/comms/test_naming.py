@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.comms.naming import node, slug, spoken
+from agent.comms.naming import distinct, node, slug, spoken
 
 _LABELS = [
     "person",
@@ -78,3 +78,30 @@ def test_any_host_name_makes_a_topic_that_home_assistant_takes(devices: list[str
     made = [node(device) for device in devices]
     assert all(re.fullmatch("[a-zA-Z0-9_-]+", one) for one in made)
     assert len(set(made)) == len(devices)
+
+
+def test_names_that_sound_alike_say_what_they_belong_to() -> None:
+    names = {
+        "hot": "Too hot",
+        "too.occupancy.hot": "Too hot",
+        "back-yard.state": "Back yard state",
+        "back_yard.state": "Back yard state",
+        "front.count.a": "Front count",
+        "front.count.b": "Front count",
+        "front.state": "Front state",
+    }
+    assert list(distinct(names).values()) == [
+        "Too hot",
+        "Too hot (too)",
+        "Back yard state (back-yard)",
+        "Back yard state (back_yard)",
+        "Front count (front.count.a)",
+        "Front count (front.count.b)",
+        "Front state",
+    ]
+
+
+@given(st.dictionaries(st.from_regex(r"[ab](\.[ab]{1,2})?", fullmatch=True), st.sampled_from(["A", "a", "B"])))
+def test_of_names_of_streams_no_two_are_the_same(names: dict[str, str]) -> None:
+    told = [name.casefold() for one, name in distinct(names).items() if "." in one]
+    assert len(set(told)) == len(told)

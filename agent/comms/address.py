@@ -1,0 +1,100 @@
+"""Names that a broker is met with: host, user, the first level of topics. What cannot work is told beforehand."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+from agent.config import Config, MqttConfig
+from agent.errors import ConfigError
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""Brokers end a connection that sends one of these in a name. MQTT 5.0, section 1.5.4."""
+_NO_HOST = re.compile(r"[\s/@?#\\\[\]]")
+
+
+def check_host(config: MqttConfig) -> None:
+    """Refuse a host that is a URL, has a port, or holds what no name of a machine does.
+
+    Raises:
+        ConfigError: what to write instead.
+    """
+    host = config.host
+    if not host:
+        raise _wrong("host", "is empty; leave it out for localhost")
+    scheme, mark, rest = host.partition("://")
+    if mark:
+        name = re.split(r"[:/?]", rest)[0] or "localhost"
+        more = "; the port, tls and transport are keys of their own"
+        raise _wrong("host", f"= {host!r} is an address of the web ({scheme}); write host = {name!r}{more}")
+    if _CONTROL.search(host):
+        raise _wrong("host", f"= {host!r} holds a control character")
+    name, colon, number = host.rpartition(":")
+    if colon and number.isdigit() and (":" not in name or name.endswith("]")):
+        raise _wrong(
+            "host", f"= {host!r} has a port in it; write host = {name.strip('[]')!r} and port = {number}"
+        )
+    if not (_is_address(host) or _is_name(host)):
+        raise _wrong("host", f"= {host!r} is neither the name of a machine nor an IP address")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_name(host: str) -> bool:
+    if ":" in host or _NO_HOST.search(host):
+        return False
+    try:
+        return bool(host.encode("idna"))  # as it is when it is resolved: levels of 63 letters at most, none empty
+    except UnicodeError:
+        return False
+
+
+def check_username(config: MqttConfig) -> None:
+    """Refuse a name that a broker may not take.
+
+    Raises:
+        ConfigError: it holds a control character.
+    """
+    if _CONTROL.search(config.username):
+        raise _wrong("username", f"= {config.username!r} holds a control character")
+
+
+def check_prefix(config: MqttConfig) -> None:
+    """Refuse a first level that is not ours to publish under.
+
+    Raises:
+        ConfigError: it begins with `$`, or holds a control character.
+    """
+    _check_level(config.prefix, ("mqtt", "prefix"))
+
+
+def check_prefixes(config: Config) -> None:
+    """Refuse our topics among those of Home Assistant's discovery: it would take them for announcements.
+
+    Raises:
+        ConfigError: see there and `check_prefix`.
+    """
+    own, theirs = config.mqtt.prefix, config.homeassistant.prefix
+    _check_level(theirs, ("homeassistant", "prefix"))
+    if f"{own}/".startswith(f"{theirs}/"):
+        raise _wrong(
+            "prefix", f"= {own!r} is that of [homeassistant], {theirs!r}: choose another, such as 'vedette'"
+        )
+
+
+def _check_level(prefix: str, keys: tuple[str, str]) -> None:
+    said = f"[{keys[0]}] prefix = {prefix!r}"
+    if prefix.startswith("$"):
+        raise ConfigError(f"{said}: topics that begin with $ are the broker's own", keys=keys)
+    if _CONTROL.search(prefix):
+        raise ConfigError(f"{said} holds a control character", keys=keys)
+
+
+def _wrong(key: str, what: str) -> ConfigError:
+    return ConfigError(f"[mqtt] {key} {what}", keys=("mqtt", key))
