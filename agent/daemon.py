@@ -21,9 +21,12 @@ from agent.homeassistant import HomeAssistant
 from agent.house import House, stop_streams
 from agent.orders import Orders
 from agent.overrides import FILE as OVERRIDES
+from agent.published import FILE as PUBLISHED
+from agent.published import Published
 from agent.service import Service
 from agent.storage.durable import lock_folder, state_folder
 from agent.storage.spool import Spool
+from agent.storage.statefile import StateFile
 from agent.storage.twinfile import TwinFile
 from agent.threadnames import show_thread_names
 
@@ -99,7 +102,8 @@ class Daemon:
             try:
                 chooser = Chooser(self._config.selection, folder)
                 self._control = Control(self._config, TwinFile(folder / OVERRIDES))
-                self.house = House(self._control.config, spool, self._where, chooser)
+                published = Published(StateFile(folder / PUBLISHED))
+                self.house = House(self._control.config, spool, self._where, chooser, published)
                 self._control.attach(self.house)
                 self._orders = Orders(self._control, self.house, self._checkup, self._read_again, self._rouse)
                 self._homeassistant = HomeAssistant(self.house)
@@ -133,6 +137,7 @@ class Daemon:
             if self._reload_asked:
                 self._reload_asked = False
                 self._do_reload()
+            self.house.published.look()
             if self._orders.work():
                 self._rouse()
             is_due = self._bulletin.look()

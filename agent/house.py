@@ -21,6 +21,7 @@ from agent.errors import ModelError, StreamError, VedetteError
 from agent.health.clock import read_clock
 from agent.health.processors import ADVICE, unreadable
 from agent.line import Line
+from agent.published import Published
 from agent.restart import Key
 from agent.settings import Settings
 from agent.storage.durable import clips_path
@@ -51,6 +52,7 @@ class House:
     Attributes:
         config: in use.
         topics: of the device.
+        published: under which names, and where.
         spool: where events wait.
         line: to the broker.
         streams: by name; also those that are disabled or have failed.
@@ -61,7 +63,12 @@ class House:
     """
 
     def __init__(
-        self, config: Config, spool: Spool, where: Where | None = None, chooser: Chooser | None = None
+        self,
+        config: Config,
+        spool: Spool,
+        where: Where | None = None,
+        chooser: Chooser | None = None,
+        published: Published | None = None,
     ) -> None:
         """Nothing runs and nothing is sent before `start`.
 
@@ -70,6 +77,7 @@ class House:
             spool: open.
             where: tells where in the configuration's file a key stands, if there is one.
             chooser: of what runs the streams' models.
+            published: what runs before have published.
 
         Raises:
             ConfigError: the broker's configuration cannot be used, or what may run models is not known.
@@ -78,6 +86,8 @@ class House:
         check_selection(config.selection)
         self.config, self.spool, self._where, self.chooser = config, spool, where, chooser
         self.topics = Topics(config.mqtt.prefix, device_name(config))
+        self.published = published or Published()
+        self.published.note(config, self.topics)
         self.line = Line(self.publisher(config.mqtt))
         self._clips = clips_path(config.storage)
         self._recorder: Recorder | None = None
@@ -103,7 +113,7 @@ class House:
 
     def publisher(self, config: MqttConfig) -> Publisher:
         """A publisher of the house's events, to this broker."""
-        return Publisher(config, self.topics, self.spool, lambda: read_clock().synchronised)
+        return Publisher(config, self.topics, self.spool, lambda: read_clock().synchronised, self.published)
 
     def stream(self, name: str, config: StreamConfig) -> tuple[Stream, str]:
         """A stream, prepared, and why it is refused; empty: it is not."""

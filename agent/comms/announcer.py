@@ -84,7 +84,7 @@ class Announcer:
             jitter: a random number between two.
         """
         self._wire, self._config, self._clock, self._jitter = wire, config, clock, jitter
-        self.topic = topic(config.prefix, device)
+        self.topic = topic(config.prefix, device.topics.device)
         self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._births: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._is_settled = self._is_ours = False
@@ -164,6 +164,10 @@ class Announcer:
             return False
         body = self._answers.get()
         found = read(body, device)
+        if found.is_former:  # Home Assistant removes the old device, before the new one has the same topic
+            self._bury()
+            self._wire.ask(self.topic, self._answers.put)
+            return False
         self._is_settled = True
         self._is_ours = not found.owner and (self._config.enabled or bool(body))
         self._alive, self._gone = found.alive, found.gone

@@ -8,12 +8,20 @@ from agent.comms import reasons
 from agent.comms.certificate import Synchronised
 from agent.comms.connection import Connection
 from agent.comms.credentials import port, uses_tls
+from agent.comms.eraser import Eraser, Memory
 from agent.comms.protocol import ProtocolChoice
 from agent.comms.refusal import RefusedError
+from agent.comms.states import States
 from agent.comms.sweep import Sweep
+from agent.comms.topics import Topics
 from agent.comms.wake import Wake
 from agent.config import MqttConfig
 from agent.errors import BrokerError
+
+
+def address(config: MqttConfig) -> str:
+    """`host:port`."""
+    return f"{config.host}:{port(config)}"
 
 
 class Broker:
@@ -21,15 +29,17 @@ class Broker:
 
     Attributes:
         where: `host:port`.
-        sweep: of what runs before have left there.
+        sweep, eraser: of what runs before have left there.
     """
+
+    sweep: Sweep
+    eraser: Eraser
 
     def __init__(
         self,
         config: MqttConfig,
         client_id: str,
         will: tuple[str, bytes],
-        sweep: Sweep,
         synchronised: Synchronised,
     ) -> None:
         """Prepare.
@@ -38,12 +48,22 @@ class Broker:
             config: of this one.
             client_id: who we are.
             will: topic and payload that it retains when we vanish.
-            sweep: see there.
             synchronised: see there.
         """
-        self.where, self.sweep = f"{config.host}:{port(config)}", sweep
+        self.where = address(config)
         self._config, self._client_id, self._will, self._synchronised = config, client_id, will, synchronised
         self._protocol, self._aliases = ProtocolChoice(config.protocol), True
+
+    def clean(self, states: States, topics: Topics, memory: Memory) -> None:
+        """Prepare to put right what runs before have left there.
+
+        Args:
+            states: of ours.
+            topics: of the device.
+            memory: of what runs before have published.
+        """
+        self.sweep = Sweep(states, topics, memory.has)
+        self.eraser = Eraser(states, topics, memory, self.where)
 
     def open(self, wake: Wake, left: Callable[[], float]) -> Connection:
         """A connection that it has accepted.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from agent.comms.broker import Broker
 from agent.comms.certificate import CertificateError
 from agent.comms.connection import Connection
+from agent.comms.eraser import Eraser
 from agent.comms.order import Order
 from agent.comms.refusal import RefusedError
 from agent.comms.scout import Scout
@@ -59,6 +60,11 @@ class Brokers:
     def sweep(self) -> Sweep:
         """Of the current one."""
         return self._current.sweep
+
+    @property
+    def eraser(self) -> Eraser:
+        """Of the current one."""
+        return self._current.eraser
 
     def open(self, wake: Wake, left: Callable[[], float]) -> Connection:
         """A connection to the current one, or to the better one that has been found.

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.comms.entities import Component, available, of_device, of_stream
-from agent.comms.naming import distinct
+from agent.comms.naming import distinct, node
 from agent.comms.subject import Device
 
 ORIGIN = "Vedette"
@@ -88,9 +88,14 @@ def entities(device: Device, known: Container[str], max_labels: int) -> Entities
     return Entities({name: {**one, "name": names[name]} for name, one in components.items()}, left_out)
 
 
-def topic(prefix: str, device: Device) -> str:
-    """Where the message is retained."""
-    return f"{prefix}/device/{device.node}/config"
+def topic(prefix: str, device: str) -> str:
+    """Where the message is retained.
+
+    Args:
+        prefix: of Home Assistant.
+        device: its name.
+    """
+    return f"{prefix}/device/{node(device)}/config"
 
 
 def message(
@@ -169,11 +174,22 @@ class Found(Struct, frozen=True):
         alive: platforms by id of the entities that are there.
         gone: of those that have been removed, and may not be forgotten yet.
         owner: who else has announced a device of that name; empty: it is ours, or nothing was there.
+        is_former: it is ours, of a time when the device had another identifier.
     """
 
     alive: dict[str, str] = {}
     gone: dict[str, str] = {}
     owner: str = ""
+    is_former: bool = False
+
+
+def is_of(body: bytes, identifier: str) -> bool:
+    """Whether it is a message of ours, about the device with this identifier."""
+    try:
+        found = msgspec.json.decode(body, type=_Message)
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+    return found.o.name == ORIGIN and found.dev.ids == (identifier,)
 
 
 def read(body: bytes, device: Device) -> Found:
@@ -184,6 +200,8 @@ def read(body: bytes, device: Device) -> Found:
         found = msgspec.json.decode(body, type=_Message)
     except (msgspec.MsgspecError, RecursionError):
         return Found(owner="something that is no discovery of ours")
+    if found.o.name == ORIGIN and len(found.dev.ids) == 1 and found.dev.ids[0] in device.former:
+        return Found(is_former=True)
     if found.o.name != ORIGIN or found.dev.ids != (device.identifier,):
         return Found(owner=f"{found.o.name[:60] or 'somebody'}, device {', '.join(found.dev.ids)[:60] or '?'}")
     alive, gone = dict[str, str](), dict[str, str]()

@@ -16,6 +16,7 @@ from agent.comms.broker import Broker
 from agent.comms.brokers import Brokers
 from agent.comms.certificate import CertificateError, Synchronised
 from agent.comms.connection import Connection
+from agent.comms.eraser import NOTHING, Memory
 from agent.comms.events import Events
 from agent.comms.fallback import brokers_of, problems, remarks
 from agent.comms.identity import client_id
@@ -29,10 +30,9 @@ from agent.comms.outgoing import Outgoing
 from agent.comms.pause import Pause
 from agent.comms.refusal import RefusedError
 from agent.comms.samples import Samples
-from agent.comms.session import OFFLINE, ONLINE, Session, Stop
+from agent.comms.session import Session, Stop
 from agent.comms.states import States
-from agent.comms.sweep import Sweep
-from agent.comms.topics import Topics
+from agent.comms.topics import OFFLINE, ONLINE, Topics
 from agent.comms.wake import Wake
 from agent.config import MqttConfig
 from agent.errors import BrokerError, ConfigError
@@ -44,7 +44,12 @@ class Publisher:
     """The device's voice. Every method may be called from any thread, and none blocks save `stop`."""
 
     def __init__(
-        self, config: MqttConfig, topics: Topics, outgoing: Outgoing, synchronised: Synchronised = lambda: None
+        self,
+        config: MqttConfig,
+        topics: Topics,
+        outgoing: Outgoing,
+        synchronised: Synchronised = lambda: None,
+        memory: Memory = NOTHING,
     ) -> None:
         """Check the configuration; nothing is sent before `start`.
 
@@ -53,6 +58,7 @@ class Publisher:
             topics: of the device.
             outgoing: where the events wait.
             synchronised: see there; certificates are judged by the clock.
+            memory: of what runs before have published.
 
         Raises:
             ConfigError: there is no host, or a file that the configuration names cannot be used.
@@ -64,12 +70,10 @@ class Publisher:
         self._config, self._topics, self._outgoing = config, topics, outgoing
         self._states, self._samples = States(self), Samples()
         client, will = client_id(topics), (topics.status, OFFLINE)
-        counts = (topics.count("+", "") + "#", topics.zone_count("+", "+", "") + "#")
-        left = dict.fromkeys(counts, b"0")
-        self._brokers = Brokers(
-            [Broker(one, client, will, Sweep(self._states, left), synchronised) for one in brokers_of(config)],
-            config.fallback_after_s,
-        )
+        brokers = [Broker(one, client, will, synchronised) for one in brokers_of(config)]
+        for broker in brokers:
+            broker.clean(self._states, topics, memory)
+        self._brokers = Brokers(brokers, config.fallback_after_s)
         self._events = Events(outgoing, self, config.reconnect_max_s)
         self._inbox, self._answers, self._inquiry = Inbox(self), Answers(), Inquiry()
         self._intruder = Intruder(self._states, topics, self)
@@ -224,7 +228,7 @@ class Publisher:
             return False
         self._outage.over(self._brokers.how)
         flows = (self._events, self._states, self._samples, self._inbox, self._answers)
-        looks = (self._brokers.sweep, self._inquiry, self._intruder)
+        looks = (self._brokers.sweep, self._brokers.eraser, self._inquiry, self._intruder)
         Session(connection, self._topics.status, flows, looks, self._outage, self._namesake).run(
             self._stop, self._config.keepalive_s / 4, self._brokers.is_better_there
         )

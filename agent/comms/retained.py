@@ -7,9 +7,15 @@ from agent.comms.subscriptions import Received, Subscriptions
 _MOST = 1024 * 1024
 """Bytes of topics and payloads that come for one look: no more lies there, whatever a broker says."""
 
+_REFUSAL = 0x80
+
 
 class Look:
-    """A subscription for as long as the look lasts. For the thread that turns the connection."""
+    """A subscription for as long as the look lasts. For the thread that turns the connection.
+
+    Attributes:
+        refused: whether the broker does not let us look.
+    """
 
     def __init__(self, subscriptions: Subscriptions, pattern: str) -> None:
         """Ask.
@@ -19,7 +25,7 @@ class Look:
             pattern: of the topics.
         """
         self._subscriptions, self._pattern = subscriptions, pattern
-        self._answered, self._bytes = False, 0
+        self._answered, self._bytes, self.refused = False, 0, False
         self._found: list[Received] = []
         subscriptions.add(pattern, self._take, self._on_answer, qos=0)
 
@@ -32,10 +38,10 @@ class Look:
 
     def end(self) -> None:
         """No more of it."""
-        self._subscriptions.remove(self._pattern)
+        self._subscriptions.remove(self._pattern, self._take)
 
     def _on_answer(self, code: int) -> None:
-        self._answered = True
+        self._answered, self.refused = True, code >= _REFUSAL
 
     def _take(self, received: Received) -> None:
         self._bytes += len(received.topic) + len(received.payload)

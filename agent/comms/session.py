@@ -10,6 +10,7 @@ from collections.abc import Callable
 from agent.comms import reasons
 from agent.comms.answers import Answers
 from agent.comms.connection import Acknowledged, Connection
+from agent.comms.eraser import Eraser
 from agent.comms.events import Events
 from agent.comms.inbox import Inbox
 from agent.comms.inquiry import Inquiry
@@ -19,10 +20,9 @@ from agent.comms.outage import Outage
 from agent.comms.samples import Samples
 from agent.comms.states import States
 from agent.comms.sweep import Sweep
+from agent.comms.topics import OFFLINE, ONLINE, STOPPED
 
 log = logging.getLogger(__name__)
-
-ONLINE, OFFLINE, STOPPED = b"online", b"offline", b"stopped"
 
 _UNEASY_S, _SILENCE_S = 12.0, 60.0
 """A broker that acknowledges nothing for so long is spoken of, for a slow line may need that for a picture; and
@@ -69,7 +69,7 @@ class Session:
         connection: Connection,
         status: str,
         flows: tuple[Events, States, Samples, Inbox, Answers],
-        looks: tuple[Sweep, Inquiry, Intruder],
+        looks: tuple[Sweep, Eraser, Inquiry, Intruder],
         outage: Outage,
         namesake: Namesake,
     ) -> None:
@@ -79,13 +79,13 @@ class Session:
             connection: open.
             status: topic of the device's status.
             flows: what to send, and what to hear.
-            looks: at what the broker retains: of runs before, as somebody asks, and of somebody else.
+            looks: at what the broker retains: of runs before and former names, as somebody asks, and of others.
             outage: is told that it is over.
             namesake: listens for another of our name.
         """
         self._connection, self._status, self._outage = connection, status, outage
         self._events, self._states, self._samples, self._inbox, self._answers = flows
-        (self._sweep, self._inquiry, self._intruder), self._namesake = looks, namesake
+        (self._sweep, self._eraser, self._inquiry, self._intruder), self._namesake = looks, namesake
         self._status_mid = 0
         self._heard_at = time.monotonic()
 
@@ -104,6 +104,7 @@ class Session:
         self._say(ONLINE)
         self._namesake.begin(self._connection)
         self._sweep.begin(self._connection)
+        self._eraser.begin(self._connection)
         self._intruder.begin(self._connection)
         self._inquiry.begin(self._connection)
         while not self._connection.lost and not self._is_done(stop) and not is_over():
@@ -149,6 +150,7 @@ class Session:
             self._take(acknowledged)
         self._events.settle()
         self._sweep.go_on()
+        self._eraser.go_on()
         self._intruder.go_on(self._connection)
         self._inquiry.go_on(self._connection)
         self._outage.settled()

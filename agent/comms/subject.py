@@ -7,7 +7,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from agent.comms.naming import node, slug, spoken
+from agent.comms.naming import slug, spoken
 from agent.comms.topics import Topics
 
 Kind = Literal["things", "verdicts", "sounds", "words"]
@@ -106,6 +106,7 @@ class Device(Struct, frozen=True):
         version: of Vedette.
         has_temperature: whether it has a thermal sensor.
         streams: see `Subject`.
+        former: identifiers that it had before.
     """
 
     topics: Topics
@@ -113,6 +114,7 @@ class Device(Struct, frozen=True):
     version: str
     has_temperature: bool
     streams: tuple[Subject, ...]
+    former: tuple[str, ...] = ()
 
     @property
     def identifier(self) -> str:
@@ -123,8 +125,3 @@ class Device(Struct, frozen=True):
     def spoken(self) -> str:
         """Its name as a person would give it."""
         return spoken(self.topics.device)
-
-    @property
-    def node(self) -> str:
-        """See `agent.comms.naming.node`."""
-        return node(self.topics.device)

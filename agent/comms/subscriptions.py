@@ -55,7 +55,7 @@ class Subscriptions:
             mqtt_5: whether it speaks that; 3.1.1 knows a pattern and its QoS alone.
         """
         self._client, self._is_5 = client, mqtt_5
-        self._asked: dict[str, _Asked] = {}
+        self._asked: dict[str, list[_Asked]] = {}
         self._pending: dict[int, str] = {}
         self._unasked = 0
         client.on_subscribe, client.on_message = self._on_subscribe, self._on_message
@@ -73,7 +73,7 @@ class Subscriptions:
         """Subscribe.
 
         Args:
-            pattern: of topics. Where two overlap, the broker may send a message twice.
+            pattern: of topics. Where two overlap, the broker may send a message twice; two may ask for the same.
             take: gets each message.
             answered: gets the broker's reason code; 0x80 and above is a refusal.
             qos: at most.
@@ -89,13 +89,21 @@ class Subscriptions:
             _, mid = self._client.subscribe(pattern, options=SubscribeOptions(qos, no_local, as_published))
         else:
             _, mid = self._client.subscribe(pattern, qos)
-        self._asked[pattern] = _Asked(take, answered)
+        self._asked.setdefault(pattern, []).append(_Asked(take, answered))
         if mid is not None:  # else the connection is gone, and there will be no answer
             self._pending[mid] = pattern
 
-    def remove(self, pattern: str) -> None:
-        """Unsubscribe: what is on its way is left aside."""
-        if self._asked.pop(pattern, None) is not None:
+    def remove(self, pattern: str, take: Take | None = None) -> None:
+        """Unsubscribe: what is on its way is left aside.
+
+        Args:
+            pattern: of topics.
+            take: of the one that wants it no more; others may. None: nobody does.
+        """
+        asked = self._asked.pop(pattern, [])
+        if left := [one for one in asked if take is not None and one.take != take]:
+            self._asked[pattern] = left
+        elif asked:
             self._unasked = 0
             self._client.unsubscribe(pattern)
 
@@ -105,8 +113,7 @@ class Subscriptions:
         return self._unasked > _MOST_UNASKED
 
     def _on_subscribe(self, client: Any, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
-        asked = self._asked.get(self._pending.pop(mid, ""))
-        if asked is not None and reasons:
+        for asked in list(self._asked.get(self._pending.pop(mid, ""), ())) if reasons else ():
             asked.answered(int(reasons[0].value))
 
     def _on_message(self, client: Any, userdata: Any, message: Any) -> None:
@@ -123,7 +130,8 @@ class Subscriptions:
             getattr(properties, "ResponseTopic", ""),
             getattr(properties, "CorrelationData", b""),
         )
-        takers = [asked for pattern, asked in self._asked.items() if paho.topic_matches_sub(pattern, topic)]
+        matching = [asked for pattern, asked in self._asked.items() if paho.topic_matches_sub(pattern, topic)]
+        takers = [one for asked in matching for one in asked]
         self._unasked += not takers
         for asked in takers:
             asked.take(received)

@@ -6,6 +6,8 @@ from msgspec import Struct
 
 COMMANDS = "cmd"
 """Second level of what concerns the whole device: no stream may be called so."""
+ONLINE, OFFLINE, STOPPED = b"online", b"offline", b"stopped"
+"""What a status says."""
 
 
 class Addressed(Struct, frozen=True):
@@ -103,6 +105,16 @@ class Topics(Struct, frozen=True):
             return None if "/" in rest else Addressed(None, rest)
         word, _, what = rest.partition("/")
         return Addressed(first, what) if word == "set" else None
+
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """Patterns of every count of every stream."""
+        return self.count("+", "") + "#", self.zone_count("+", "+", "") + "#"
+
+    def stream_of(self, topic: str) -> str:
+        """The stream whose topic it is; empty: it is none of this device."""
+        own = f"{self._own}/"
+        return topic.removeprefix(own).partition("/")[0] if topic.startswith(own) else ""
 
     def retained_of(self, stream: str) -> tuple[str, ...]:
         """What the topics begin with that a stream leaves retained."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Container, Sequence
@@ -13,17 +11,17 @@ from pathlib import Path
 
 from agent.config import StorageConfig
 from agent.messages import Stored
+from agent.storage import fault
 from agent.storage.batch import Batch
 from agent.storage.repair import is_corrupt, salvage, salvage_wills, set_aside
 from agent.storage.table import Counted, Table
-from agent.storage.watermark import Watermark
+from agent.storage.watermark import Watermark, number_from_clock
 from agent.storage.wills import LeftWill
 
 log = logging.getLogger(__name__)
 
 _REPAIR_AGAIN_S = 60.0
 """A second corruption so soon after the first is the disk's fault: a third file would not help."""
-_ERRNO = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROFS}
 _STILL_OPEN = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY)
 """After these the connection is good, and what is on the disk can be read. A full disk cannot open another."""
 
@@ -40,7 +38,7 @@ class Disk:
     def __init__(self, path: Path, config: StorageConfig) -> None:
         self.path = path
         self._set(config)
-        self.failing, self._salvaged = False, list[Stored]()
+        self.failing, self._salvaged, self._given = False, list[Stored](), 0
         self._inherited: list[LeftWill] | None = None
         self.void = False
         self.counted = Counted()
@@ -71,19 +69,28 @@ class Disk:
     def next_seq(self) -> int:
         """The first number that has not been given out. See `Watermark` for when it leaves a gap."""
         known = self._table.last_seq if self._table else 0
-        if known and self._mark.trusted:
+        if known and self._mark.trusted and not self.failing:
             return known + 1
         if known or self._mark.value or self.failing or self._repaired_at > 0:
             seq = max(known + 1, self._mark.after())
+            if not self._is_claimed(seq):  # the next run would begin with it, too
+                seq = max(seq, number_from_clock())
             log.info("spool %s: not every number of the last run is known: going on with %d", self.path, seq)
             return seq
         return 1
 
     def claim(self, seq: int) -> None:
         """Numbers up to this one, and some above it, may be given out that only memory knows."""
-        if not self._knows_all:
-            with suppress(OSError):
-                self._mark.claim(seq)
+        self._given = max(self._given, seq)
+        if self.failing or not self._knows_all:
+            self._is_claimed(seq)
+
+    def _is_claimed(self, seq: int) -> bool:
+        try:
+            self._mark.claim(seq)
+        except OSError:
+            return False
+        return True
 
     def read(self, after: int, limit: int, leave_out: Container[int]) -> list[Stored]:
         """The first rows above a number, in order; none while the table is closed.
@@ -140,15 +147,14 @@ class Disk:
         elif code == sqlite3.SQLITE_FULL and self._table is not None:
             self._table.fold()
         # Before a number is given out that only memory knows.
-        with suppress(OSError):
-            if not self._mark.void:  # that says as much, and more
-                self._mark.trust(False)
+        if self._given:  # else `next_seq` does
+            self._is_claimed(self._given)
         if not self.failing:
             self.failing, self._since = True, time.monotonic()
             log.error(
                 "spool %s: %s: events are kept in memory until it can be written; make room, or look at the disk",
                 self.path,
-                _text(error),
+                fault.said(error, self.path.parent),
             )
 
     def _repair(self, error: Exception) -> bool:
@@ -196,10 +202,3 @@ class Disk:
         table, self._table = self._table, None
         if table is not None:
             table.close()
-
-
-def _text(error: Exception) -> str:
-    number = _ERRNO.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
-    if number is not None:
-        return f"{os.strerror(number)} ({error})"
-    return getattr(error, "strerror", None) or str(error)

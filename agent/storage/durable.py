@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +14,10 @@ from pathlib import Path
 from agent.config import StorageConfig
 from agent.errors import StorageError, reason_of
 
+log = logging.getLogger(__name__)
+
+DISK_ERRORS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"""The disk is full, failing, or mounted read-only, as an SD card is when it dies: no mistake of the user's."""
 _LOCK = "lock"
 _VARIABLE = "STATE_DIRECTORY"
 _HOME = "~/.local/state/vedette"
@@ -106,11 +112,7 @@ def lock_folder(folder: Path) -> Iterator[Path]:
     Raises:
         StorageError: another process owns it; names its pid.
     """
-    path = folder / _LOCK
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be opened: {reason_of(error)}") from error
+    descriptor = _lock_file(folder / _LOCK)
     try:
         _lock(descriptor, folder)
         yield folder
@@ -118,11 +120,24 @@ def lock_folder(folder: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
+def _lock_file(path: Path) -> int:
+    """A descriptor to lock: where the disk takes nothing, of what is there: the file, or else the folder."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise StorageError(f"{path}: cannot be opened: {reason_of(error)}") from error
+    try:
+        return os.open(path if path.exists() else path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be opened: {reason_of(error)}") from error
+
+
 def _lock(descriptor: int, folder: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        holder = _holder(descriptor)
         raise StorageError(
             f"{folder}: in use by another vedette, pid {holder}; stop that one, or give this one another "
             "[storage] folder"
@@ -135,11 +150,17 @@ def _lock(descriptor: int, folder: Path) -> None:
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
 
 
+def _holder(descriptor: int) -> str:
+    with suppress(OSError):  # of a folder nothing can be read
+        return os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+    return "unknown"
+
+
 def state_folder(config: StorageConfig) -> Path:
-    """The state folder, created if need be.
+    """The state folder, created if need be. Where its disk takes nothing that is told, and what is there is used.
 
     Raises:
-        StorageError: it has no place, or it cannot be created or written.
+        StorageError: it has no place, or it cannot be created, or we may not write there.
     """
     folder = state_path(config)
     try:
@@ -147,6 +168,14 @@ def state_folder(config: StorageConfig) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
+        if error.errno in DISK_ERRORS and folder.is_dir():
+            log.error(
+                "%s: %s: running from memory: what is not delivered, and what commands set, is lost at the next "
+                "restart; look at the disk (vedette doctor)",
+                folder,
+                reason_of(error),
+            )
+            return folder.resolve()
         raise StorageError(f"{folder}: cannot be used as the state folder: {_advice(folder, error)}") from error
     return folder.resolve()
 

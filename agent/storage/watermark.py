@@ -2,7 +2,8 @@
 
 As long as the spool's database is sound it alone knows the next number, and there are no gaps. When it is
 corrupt or gone, or when numbers were given out while it could not be written, the next number is one above
-this mark: a gap, which subscribers read as "something may be lost", and never a number twice.
+this mark: a gap, which subscribers read as "something may be lost", and never a number twice. A run that begins
+so moves the mark first; where it cannot, its numbers come from the clock.
 
 The file has a fixed length and is overwritten in place, because that works on a disk that is full.
 """
@@ -66,8 +67,8 @@ class Watermark:
         Raises:
             OSError: the disk refuses.
         """
-        if seq > self.value - BLOCK // 2 or not self.known:
-            self._write(max(seq, self.value) + BLOCK, self.trusted, void=self.void)
+        if self._is_near(seq):
+            self._write(seq + BLOCK, self.trusted, void=self.void)
 
     def claim(self, seq: int) -> None:
         """Reserve numbers that the database is not going to know.
@@ -75,8 +76,8 @@ class Watermark:
         Raises:
             OSError: the disk refuses.
         """
-        if seq > self.value - BLOCK // 2 or self.trusted or not self.known:
-            self._write(max(seq, self.value) + BLOCK, False, void=self.void)
+        if self._is_near(seq) or self.trusted:
+            self._write(seq + BLOCK if self._is_near(seq) else self.value, False, void=self.void)
 
     def trust(self, trusted: bool) -> None:
         """Note whether the database knows every number from here on.
@@ -94,6 +95,9 @@ class Watermark:
             OSError: the disk refuses.
         """
         self._write(self.value, False, void=True)
+
+    def _is_near(self, seq: int) -> bool:
+        return seq > self.value - BLOCK // 2 or not self.known
 
     def _write(self, value: int, trusted: bool, *, void: bool = False) -> None:
         text = (_FORMAT % (value, "disk" if trusted else "void" if void else "lost")).encode("ascii")

@@ -46,7 +46,7 @@ DEVICE = Device(
 def names_of_every_kind(scene: Scene) -> None:
     """Whatever streams, zones and labels are called, and whatever their model finds."""
     told = entities(DEVICE, (), 16).components
-    scene.say(topic("homeassistant", DEVICE), message(DEVICE, told, {}, alive=False), retain=True)
+    scene.say(topic("homeassistant", _TOPICS.device), message(DEVICE, told, {}, alive=False), retain=True)
     scene.say(_TOPICS.status, b"online", retain=True)
     scene.say(_TOPICS.health, encode(_health()), retain=True)
     ours = DEVICE.identifier
@@ -86,7 +86,7 @@ def an_old_word_is_no_event(scene: Scene) -> None:
 
 def nothing_is_left_of_it(scene: Scene) -> None:
     """An empty message removes a device with all that it has."""
-    scene.say(topic("homeassistant", DEVICE), b"", retain=True)
+    scene.say(topic("homeassistant", _TOPICS.device), b"", retain=True)
     scene.comes("an empty message removes it", lambda: scene.ha.device(DEVICE.identifier) is None)
 
 

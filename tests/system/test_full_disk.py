@@ -211,6 +211,58 @@ def test_a_disk_that_is_full_at_the_start_is_used_when_it_is_not(
     spool.close()
 
 
+def first_number(folder: Path) -> int:
+    """Of a start whose events are delivered from memory, and that stops."""
+    spool = Spool(folder, StorageConfig())
+    spool.put(EVENTS, BODY)
+    wait_for(lambda: spool.peek(0, 10))
+    spool.settle(numbers(spool.peek(0, 10)))
+    spool.close()
+    return spool.first_seq
+
+
+def test_starts_on_a_full_disk_give_out_each_number_once(small: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spool = Spool(small, StorageConfig())
+    spool.put(EVENTS, BODY)
+    assert spool.flush(5.0)
+    spool.close()
+    filler = fill(small)
+    first = [first_number(small) for _ in range(4)]
+    assert 2 < first[0] < first[1] < first[2] < first[3]
+    assert all(os.strerror(28) in line for line in said(caplog, logging.ERROR) if "spool.db" in line)
+    filler.unlink()
+    assert first_number(small) > first[3]
+
+
+def test_starts_without_a_database_give_out_each_number_once(tmp_path: Path) -> None:
+    (tmp_path / "spool.db").mkdir()
+    (tmp_path / "spool.seq").write_text("00000000000000010006 disk\n")
+    first = [first_number(tmp_path) for _ in range(3)]
+    assert 10_006 < first[0] < first[1] < first[2]
+
+
+def test_numbers_beyond_the_mark_are_reserved_while_the_spool_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "spool.db").mkdir()
+    spool = Spool(tmp_path, StorageConfig())
+    for _ in range(4):
+        for _ in range(4000):
+            spool.put(EVENTS, b"")
+        wait_for(lambda: spool.peek(0, 100_000)[-1].seq < int((tmp_path / "spool.seq").read_text().split()[0]))
+    assert len(spool.peek(0, 100_000)) == 16_000
+    spool.close()
+
+
+def test_a_start_that_can_write_nothing_takes_its_numbers_from_the_clock(small: Path) -> None:
+    spool = Spool(small, StorageConfig())
+    spool.put(EVENTS, BODY)
+    assert spool.flush(5.0)
+    spool.close()
+    remount(small, "ro")
+    first = [first_number(small) for _ in range(3)]
+    remount(small, "rw")
+    assert 1_700_000_000_000_000 < first[0] < first[1] < first[2]
+
+
 def test_a_disk_that_becomes_read_only(small: Path, caplog: pytest.LogCaptureFixture) -> None:
     spool = Spool(small, StorageConfig())
     spool.put(EVENTS, BODY)

@@ -14,6 +14,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from agent.comms import session
 from agent.comms.connection import Connection
 from agent.comms.mqtt import Publisher
+from agent.comms.topics import OFFLINE
 from agent.config import MqttConfig
 from agent.messages import Stored
 from tests.support.hostile import CONNACK_5, peer, receive_until
@@ -216,4 +217,4 @@ def test_a_stop_before_the_start_and_a_connection_after_the_stop() -> None:
         made._thread.join(3.0)
         assert not made._thread.is_alive()
     assert b"online" not in b"".join(seen[1:])
-    assert session.OFFLINE in seen[0]
+    assert OFFLINE in seen[0]

@@ -179,7 +179,7 @@ def test_the_message_says_who_it_is_about_and_when_that_is_there() -> None:
     watching = body["cmps"]["front.occupancy.person"]
     assert [one["t"] for one in watching["avty"]] == ["vedette/porch/status", "vedette/porch/health"]
     assert watching["avty_mode"] == "all"
-    assert topic("homeassistant", device()) == "homeassistant/device/porch/config"
+    assert topic("homeassistant", "porch") == "homeassistant/device/porch/config"
 
 
 def test_what_is_gone_is_removed_by_its_platform_alone_and_comes_first() -> None:

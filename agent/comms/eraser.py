@@ -1,0 +1,187 @@
+"""The eraser: what this device has left at a broker under a former name, or of streams that are gone, is deleted.
+
+Who renames a device, or changes a prefix, wants the old name to be gone. What was published is remembered with
+the broker that it went to, so that this is also done when the broker comes back later. A name that is online
+there is another device's by now, and is left alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from agent.comms.connection import Connection
+from agent.comms.discovery import is_of
+from agent.comms.retained import Look
+from agent.comms.states import States
+from agent.comms.subscriptions import Received
+from agent.comms.topics import ONLINE, Topics
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 3.0
+"""The broker sends what it retains at once after its answer; a slow line takes a little longer."""
+_AGAIN_S = 60.0
+"""A name that is online may be our own, of a run that was cut off: a broker notices that after a while."""
+
+
+class Trace(Struct, frozen=True, forbid_unknown_fields=True):
+    """What this device may have left retained under one name.
+
+    Attributes:
+        prefix, device: the name.
+        streams: that it had; their snapshots are deleted without a look.
+        discovery: topic of its discovery message; empty: this is about all its own topics.
+    """
+
+    prefix: str
+    device: str
+    streams: tuple[str, ...] = ()
+    discovery: str = ""
+
+    @property
+    def topics(self) -> Topics:
+        """Its own."""
+        return Topics(self.prefix, self.device)
+
+
+class Memory(Protocol):
+    """What runs before have published, and where. For the thread of the line."""
+
+    def has(self, stream: str) -> bool:
+        """Whether there is a stream of this name."""
+        ...
+
+    def at(self, broker: str) -> Sequence[Trace]:
+        """What is to be erased at a broker; of the name that is in use, streams that are gone."""
+        ...
+
+    def erased(self, broker: str, trace: Trace) -> None:
+        """That is done."""
+        ...
+
+
+class _Nothing:
+    """Nothing is remembered."""
+
+    def has(self, stream: str) -> bool:
+        return True
+
+    def at(self, broker: str) -> Sequence[Trace]:
+        return ()
+
+    def erased(self, broker: str, trace: Trace) -> None:
+        pass
+
+
+NOTHING: Memory = _Nothing()
+
+
+class Eraser:
+    """Of one broker; begun anew with each connection, for what is not done yet."""
+
+    def __init__(self, states: States, topics: Topics, memory: Memory, where: str) -> None:
+        """Prepare.
+
+        Args:
+            states: that are set to nothing.
+            topics: of the device now.
+            memory: of what there was.
+            where: the broker.
+        """
+        self._states, self._topics, self._memory, self._where = states, topics, memory, where
+        self._looks: dict[str, Look] = {}
+        self._found: list[Received] = []
+        self._traces: list[Trace] = []
+        self._erasing: dict[Trace, list[str]] = {}
+        self._until = self._again_at = 0.0
+        self._told: set[Trace] = set()
+
+    def begin(self, connection: Connection) -> None:
+        """Look for it, on a new connection."""
+        self._connection, self._until, self._again_at = connection, 0.0, 0.0
+        self._traces, self._found, self._erasing = [], [], {}
+        for trace in self._memory.at(self._where):
+            if trace.topics == self._topics and not trace.discovery:
+                self._erase(trace, [])
+            else:
+                self._traces.append(trace)
+        patterns = dict.fromkeys(pattern for trace in self._traces for pattern in _patterns(trace))
+        self._looks = {pattern: connection.look(pattern) for pattern in patterns}
+
+    def go_on(self) -> None:
+        """Look at what has come, and forget what is deleted."""
+        now = time.monotonic()
+        if self._looks and self._is_all_there(now):
+            self._decide()
+        elif self._again_at and now >= self._again_at:
+            self.begin(self._connection)
+        for trace, topics in list(self._erasing.items()):
+            if all(self._states.payload(topic) is None for topic in topics):
+                del self._erasing[trace]
+                self._memory.erased(self._where, trace)
+
+    def _is_all_there(self, now: float) -> bool:
+        found = [look.found() for look in self._looks.values()]
+        self._found += [one for some in found for one in some or ()]
+        if any(some is None for some in found):
+            return False
+        self._until = self._until or now + _LOOK_S
+        return now >= self._until
+
+    def _decide(self) -> None:
+        refused = {pattern for pattern, look in self._looks.items() if look.refused}
+        for look in self._looks.values():
+            look.end()
+        self._looks = {}
+        for trace in self._traces:
+            if refused & set(_patterns(trace)):
+                self._tell(
+                    trace, "may not be looked for at the broker; delete it there, or give this user the right"
+                )
+            elif self._is_online(trace):
+                self._again_at = time.monotonic() + _AGAIN_S
+                self._tell(trace, "is left alone as long as somebody is online there")
+            else:
+                self._erase(trace, [one.topic for one in self._found if _is_left_by(trace, one)])
+
+    def _is_online(self, trace: Trace) -> bool:
+        return not trace.discovery and any(
+            one.topic == trace.topics.status and one.payload == ONLINE for one in self._found
+        )
+
+    def _tell(self, trace: Trace, what: str) -> None:
+        if trace not in self._told:
+            self._told.add(trace)
+            log.warning("%s: what this device has left under its former name %s", _name(trace), what)
+
+    def _erase(self, trace: Trace, found: list[str]) -> None:
+        # Snapshots first, and without a look: nobody is to see what a camera saw under another name.
+        topics = [*(trace.topics.snapshot(stream) for stream in trace.streams), *found]
+        self._erasing[trace] = [topic for topic in topics if self._states.set_if_new(topic, b"")]
+        if found:
+            log.info("%s: this device has left that name: %d retained topics deleted", _name(trace), len(found))
+
+
+def _name(trace: Trace) -> str:
+    return trace.discovery or f"{trace.prefix}/{trace.device}"
+
+
+def _patterns(trace: Trace) -> tuple[str, ...]:
+    """Of all that is retained, save for snapshots, which are large."""
+    topics = trace.topics
+    if trace.discovery:
+        return (trace.discovery,)
+    return topics.status, topics.health, *topics.counts, topics.state("+", "#")
+
+
+def _is_left_by(trace: Trace, one: Received) -> bool:
+    if not one.payload:
+        return False
+    if trace.discovery:
+        return one.topic == trace.discovery and is_of(one.payload, f"{trace.prefix}/{trace.device}")
+    return one.topic.startswith(f"{trace.prefix}/{trace.device}/")
