@@ -18,7 +18,7 @@ from agent.storage import timetable
 from agent.storage.durable import write_atomic
 from agent.storage.spool import Spool
 from tests.support.mosquitto import Mosquitto
-from tests.support.publishing import EVENTS, device, event, events_of, in_order, wait_for
+from tests.support.publishing import EVENTS, device, event, events_of, from_one, in_order, wait_for
 
 BODY = bytes(500)
 
@@ -34,7 +34,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "vedette-test", str(folder)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a tmpfs is refused here")
-    yield folder
+    yield from_one(folder)
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
