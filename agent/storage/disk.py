@@ -182,9 +182,10 @@ class Disk:
         return rows, wills
 
     def revoke_wills(self) -> None:
-        """Nothing is open any more, and the disk cannot be written: what lies there is not to be executed."""
-        with suppress(OSError):
-            self._mark.revoke_wills()
+        """What the wills there would say has been said, and they cannot be withdrawn: nobody is to execute them."""
+        if not self._mark.void:
+            with suppress(OSError):
+                self._mark.revoke_wills()
 
     def _back(self, batch: Batch) -> None:
         # Were it not noted now, the next start would leave a gap in the numbers, and no more.
