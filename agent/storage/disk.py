@@ -182,7 +182,7 @@ class Disk:
         return rows, wills
 
     def revoke_wills(self) -> None:
-        """What the wills there would say has been said, and they cannot be withdrawn: nobody is to execute them."""
+        """What the wills there would say has been said, and they cannot be withdrawn: none is to be executed."""
         if not self._mark.void:
             with suppress(OSError):
                 self._mark.revoke_wills()
