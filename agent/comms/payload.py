@@ -79,8 +79,11 @@ class EventMessage(Struct, frozen=True):
             the device sends through its spool: events of every stream, clips, and spooled detections.
         first_seq: number with which the run of the daemon began that gave `seq`; 0: not known. A run after a
             crash begins up to 10,000 above the one before where something is `batch` or `memory`, or where the
-            spool was damaged; where everything is `memory`, every run begins at the µs of the clock. What lies
-            between was never given out, or lay in memory and is gone with that.
+            spool was damaged; the first run on a new card or state folder, and every run where everything is
+            `memory` or the disk takes nothing, at the µs of the clock (below 2^53). What lies between was never
+            given out, or lay in memory and is gone with that. Where the clock of a board is wrong then, or such a
+            disk is mended, a run may begin lower: a `first_seq` that was not seen before, with a `seq` below the
+            highest, begins a new count.
     """
 
     id: str

@@ -125,12 +125,17 @@ class Backlog:
     def inherit(self, wills: Iterable[LeftWill], *, void: bool) -> int:
         """Put what the last process wanted to be said, unless that is void; gives how much it is."""
         said = 0
-        for key, topic, body in wills:
-            self.wills.set(topic, Will(key, None))
-            if body is not None and not void:
-                self.add(topic, body, None)
+        for will in wills:
+            self.wills.inherit(will)
+            if will.body is not None and not void:
+                self.add(will.topic, will.body, None)
                 said += 1
         return said
+
+    @property
+    def is_overtaken(self) -> bool:
+        """Whether what the wills on the disk would say has been said, and been acknowledged with all the rest."""
+        return self.wills.are_overtaken and all(row.seq in self.settled for row in self.held)
 
     def take(self, *, final: bool = False) -> Batch:
         """Everything that goes to the disk, to be written; `wrote` must follow.

@@ -69,15 +69,15 @@ class Disk:
     def next_seq(self) -> int:
         """The first number that has not been given out. See `Watermark` for when it leaves a gap."""
         known = self._table.last_seq if self._table else 0
-        if known and self._mark.trusted and not self.failing:
+        if (known or self._mark.is_new) and self._mark.trusted and not self.failing:
             return known + 1
-        if known or self._mark.value or self.failing or self._repaired_at > 0:
+        if known or self._mark.known or self.failing or self._repaired_at > 0:
             seq = max(known + 1, self._mark.after())
             if not self._is_claimed(seq):  # the next run would begin with it, too
                 seq = max(seq, number_from_clock())
             log.info("spool %s: not every number of the last run is known: going on with %d", self.path, seq)
             return seq
-        return 1
+        return number_from_clock()  # a new card may be in the place of one that has counted up to anything
 
     def claim(self, seq: int) -> None:
         """Numbers up to this one, and some above it, may be given out that only memory knows."""
@@ -182,9 +182,10 @@ class Disk:
         return rows, wills
 
     def revoke_wills(self) -> None:
-        """Nothing is open any more, and the disk cannot be written: what lies there is not to be executed."""
-        with suppress(OSError):
-            self._mark.revoke_wills()
+        """What the wills there would say has been said, and they cannot be withdrawn: none is to be executed."""
+        if not self._mark.void:
+            with suppress(OSError):
+                self._mark.revoke_wills()
 
     def _back(self, batch: Batch) -> None:
         # Were it not noted now, the next start would leave a gap in the numbers, and no more.

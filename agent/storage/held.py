@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from itertools import islice
 
 from agent.messages import Stored
@@ -30,6 +30,9 @@ class Held:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def __iter__(self) -> Iterator[Stored]:
+        return iter(self._rows.values())
 
     def __contains__(self, seq: int) -> bool:
         return seq in self._rows

@@ -3,7 +3,7 @@
 As long as the spool's database is sound it alone knows the next number, and there are no gaps. When it is
 corrupt or gone, or when numbers were given out while it could not be written, the next number is one above
 this mark: a gap, which subscribers read as "something may be lost", and never a number twice. A run that begins
-so moves the mark first; where it cannot, its numbers come from the clock.
+so moves the mark first; where it cannot, its numbers come from the clock, as in a folder without a mark.
 
 The file has a fixed length and is overwritten in place, because that works on a disk that is full.
 """
@@ -11,6 +11,7 @@ The file has a fixed length and is overwritten in place, because that works on a
 from __future__ import annotations
 
 import os
+import random
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from agent.storage.regular import read_regular
 BLOCK = 10_000
 """Numbers that are reserved by one write, and the largest gap that a repair makes."""
 
+_YEAR_S = 31_536_000.0
 _FORMAT = "%020d %s\n"
 _STATES = ("disk", "lost", "void")
 _LENGTH = len(_FORMAT % (0, "disk"))
@@ -28,8 +30,13 @@ CLOCK_SET = 1_700_000_000.0
 
 
 def number_from_clock() -> int:
-    """A number above every count of events that a device has made: the time in µs."""
-    return int(max(time.time(), CLOCK_SET) * 1e6)
+    """A number above every count of events that a device has made: the time in µs.
+
+    A clock that has not been told the time yet shows the same after each start: then it is any time of the year
+    that followed `CLOCK_SET`, and a run may begin below the one before, see `agent.comms.numbers`.
+    """
+    now = time.time()
+    return int((now if now > CLOCK_SET else CLOCK_SET + random.uniform(0.0, _YEAR_S)) * 1e6)
 
 
 class Watermark:
@@ -53,6 +60,11 @@ class Watermark:
                 self.void = state == "void"
         except (OSError, ValueError, StorageError):
             pass
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the file says that no number has been given out."""
+        return self.known and not self.value
 
     def after(self) -> int:
         """A first number that is above every one given out before.

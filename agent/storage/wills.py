@@ -26,6 +26,7 @@ class Wills:
     def __init__(self) -> None:
         self._due: dict[str, LeftWill] = {}
         self._open: set[str] = set()
+        self._on_disk: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._due)
@@ -39,6 +40,17 @@ class Wills:
         """Whether this process has made a will of that key and not withdrawn it."""
         return key in self._open
 
+    @property
+    def are_overtaken(self) -> bool:
+        """Whether there are some on the disk, and all of them are to be withdrawn there."""
+        due = (self._due.get(key) for key in self._on_disk)
+        return bool(self._on_disk) and all(will is not None and will.body is None for will in due)
+
+    def inherit(self, will: LeftWill) -> None:
+        """Withdraw one that the last process has left on the disk."""
+        self._on_disk.add(will.key)
+        self.set(will.topic, Will(will.key, None))
+
     def set(self, topic: str, will: Will) -> None:
         """Make a will, or withdraw it."""
         self._due[will.key] = LeftWill(will.key, topic, will.body)
@@ -51,5 +63,6 @@ class Wills:
     def written(self, wills: Iterable[LeftWill]) -> None:
         """The disk knows these; what has been set since stays."""
         for will in wills:
+            (self._on_disk.discard if will.body is None else self._on_disk.add)(will.key)
             if self._due.get(will.key) is will:
                 del self._due[will.key]

@@ -136,8 +136,17 @@ class Writer:
             elif batch is not None:
                 self._write(self.disk, batch)
             self._take_left()
+            if self.disk.failing:
+                self._revoke_wills(self.disk)
         self._announce()
         return not closing
+
+    def _revoke_wills(self, disk: Disk) -> None:
+        """A process that is killed while the disk fails must not have ended again what it has ended."""
+        with self.lock:
+            overtaken = self.backlog.is_overtaken
+        if overtaken:
+            disk.revoke_wills()
 
     def _take_up(self, config: StorageConfig) -> None:
         """The disk first: numbers that only memory knows are reserved there before they are given out."""

@@ -22,6 +22,7 @@ SCHEMA = (
         PRIMARY KEY (device, first))""",
     """CREATE TABLE IF NOT EXISTS runs (
         device TEXT NOT NULL, first BIGINT NOT NULL, PRIMARY KEY (device, first))""",
+    """CREATE TABLE IF NOT EXISTS latest (device TEXT PRIMARY KEY, first BIGINT NOT NULL)""",
     """CREATE TABLE IF NOT EXISTS jumps (
         device TEXT NOT NULL, first BIGINT NOT NULL, last BIGINT NOT NULL, noticed_at DOUBLE PRECISION NOT NULL,
         PRIMARY KEY (device, first))""",
@@ -29,7 +30,9 @@ SCHEMA = (
         topic TEXT NOT NULL, why TEXT NOT NULL, received_at DOUBLE PRECISION NOT NULL, body TEXT NOT NULL)""",
 )
 """Understood by both. `marks`: up to which number a device's events were looked at for gaps. `runs`: the numbers
-with which its runs began. `gaps`: what was lost; `jumps`: what was never given out, or went with its memory."""
+with which its runs began. `latest`: the one of the newest event, which begins below others where the device has
+got a new card and its clock was wrong. `gaps`: what was lost; `jumps`: what was never given out, or went with its
+memory."""
 
 SQLITE, POSTGRES = "sqlite:", ("postgresql://", "postgres://")
 """What a store is written with."""
@@ -39,7 +42,15 @@ _REJECTED = "INSERT INTO rejected VALUES (?, ?, ?, ?)"
 _MARK = "INSERT INTO marks VALUES (?, ?) ON CONFLICT (device) DO UPDATE SET seq = excluded.seq"
 _GAP = "INSERT INTO gaps VALUES (?, ?, ?, ?) ON CONFLICT (device, first) DO NOTHING"
 _JUMP = "INSERT INTO jumps VALUES (?, ?, ?, ?) ON CONFLICT (device, first) DO NOTHING"
+_LATEST = "INSERT INTO latest VALUES (?, ?) ON CONFLICT (device) DO UPDATE SET first = excluded.first"
+_ANEW = "UPDATE marks SET seq = ? WHERE device = ? AND seq >= ?"
+_ABOVE = (
+    "SELECT min(runs.first) FROM runs JOIN latest ON latest.device = runs.device "
+    "WHERE runs.device = ? AND runs.first > latest.first"
+)
 _RUN = "INSERT INTO runs VALUES (?, ?) ON CONFLICT (device, first) DO NOTHING"
+
+_NO_SEQ = 2**63 - 1
 
 
 class Store(Protocol):
@@ -82,11 +93,18 @@ class SqlStore:
 
         def insert(cursor: Any) -> int:
             new = 0
+            latest: dict[str, int] = {}
             for row in events:
                 cursor.execute(self._sql(_EVENT), row[:-1])
                 new += cursor.rowcount
-            for run in sorted({(row.device, row.first_seq) for row in events if row.first_seq}):
-                cursor.execute(self._sql(_RUN), run)
+                if cursor.rowcount and row.first_seq:
+                    latest[row.device] = row.first_seq
+            for device, first in sorted({(row.device, row.first_seq) for row in events if row.first_seq}):
+                cursor.execute(self._sql(_RUN), (device, first))
+                if cursor.rowcount:  # what a run is below others, it is counted from its beginning
+                    cursor.execute(self._sql(_ANEW), (first - 1, device, first))
+            for run in latest.items():
+                cursor.execute(self._sql(_LATEST), run)
             for refused in rejected:
                 cursor.execute(self._sql(_REJECTED), refused)
             return new
@@ -112,8 +130,10 @@ class SqlStore:
 
         def look(cursor: Any) -> list[Gap]:
             mark = self._mark_of(cursor, device)
-            query = "SELECT seq, received_at FROM events WHERE device = ? AND seq > ? ORDER BY seq"
-            cursor.execute(self._sql(query), (device, mark))
+            cursor.execute(self._sql(_ABOVE), (device,))
+            above = cursor.fetchone()[0] or _NO_SEQ
+            query = "SELECT seq, received_at FROM events WHERE device = ? AND seq > ? AND seq < ? ORDER BY seq"
+            cursor.execute(self._sql(query), (device, mark, above))
             rows = cursor.fetchall()
             cursor.execute(self._sql("SELECT first FROM runs WHERE device = ? AND first > ?"), (device, mark))
             reached, gaps = walk(device, mark, rows, before, [first for (first,) in cursor.fetchall()])

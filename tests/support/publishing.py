@@ -85,12 +85,20 @@ class Kept:
         self.hook = hook
 
 
+def from_one(folder: Path) -> Path:
+    """A folder for state whose spool counts from 1, where a new one does from the clock; a used one goes on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (mark := folder / "spool.seq").exists():
+        mark.write_text("00000000000000000000 disk\n")
+    return folder
+
+
 @contextmanager
 def device(
     folder: Path, config: MqttConfig, storage: StorageConfig | None = None
 ) -> Iterator[tuple[Spool, Publisher]]:
     """A running one; what it has not delivered stays in its folder."""
-    spool = Spool(folder, storage or StorageConfig())
+    spool = Spool(from_one(folder), storage or StorageConfig())
     publisher = Publisher(config, TOPICS, spool)
     publisher.start()
     try:

@@ -21,7 +21,7 @@ import tomli_w
 
 from agent.comms.payload import EventMessage, HealthMessage
 from tests.support.mosquitto import HOST, Mosquitto
-from tests.support.publishing import TOPICS, events_of, in_order, wait_for
+from tests.support.publishing import TOPICS, events_of, from_one, in_order, wait_for
 from tests.support.received import Messages
 
 ROOT = Path(__file__).parent.parent.parent
@@ -68,6 +68,7 @@ class Vedette:
     def start(self) -> Self:
         """Start it, and return at once."""
         self.write()
+        from_one(self.state)
         command = [*self.prefix, sys.executable, "-m", "agent", "run", "-c", str(self.file), *self.options]
         with self._stderr.open("ab") as stderr:
             self._process = subprocess.Popen(command, cwd=ROOT, stderr=stderr)

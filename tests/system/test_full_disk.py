@@ -18,7 +18,7 @@ from agent.storage import timetable
 from agent.storage.durable import write_atomic
 from agent.storage.spool import Spool
 from tests.support.mosquitto import Mosquitto
-from tests.support.publishing import EVENTS, device, event, events_of, in_order, wait_for
+from tests.support.publishing import EVENTS, device, event, events_of, from_one, in_order, wait_for
 
 BODY = bytes(500)
 
@@ -34,7 +34,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "vedette-test", str(folder)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a tmpfs is refused here")
-    yield folder
+    yield from_one(folder)
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
@@ -150,6 +150,39 @@ def test_an_end_that_a_full_disk_takes_with_it_is_told_by_its_will(small: Path) 
     spool.close()
     filler.unlink()
     assert left(small) == [b"end a restart"]
+
+
+def copied(folder: Path, name: str) -> Path:
+    """As if the process had been killed now: nothing more is written."""
+    copy = folder.parent / name
+    copy.mkdir()
+    for file in folder.glob("spool*"):
+        (copy / file.name).write_bytes(file.read_bytes())
+    return copy
+
+
+def test_an_end_that_a_full_disk_could_not_note_is_not_told_again_after_a_kill(small: Path) -> None:
+    spool = Spool(small, StorageConfig())
+    put(spool, b"new a", "a", b"end a restart")
+    assert spool.flush(5.0)
+    filler = fill(small)
+    for number in range(300):
+        spool.put(EVENTS, b"%d" % number + BODY)
+    wait_for(lambda: spool.stats().on == "memory")
+    spool.put(EVENTS, b"end a", Will("a", None))
+    time.sleep(0.5)
+    before = copied(small, "before")
+    assert left(before) == [b"end a restart"], "it was not delivered yet"
+    wait_for(lambda: spool.peek(0, 1000)[-1].body == b"end a")
+    spool.settle(numbers(spool.peek(0, 1000)))
+    put(spool, b"new b", "b", b"end b restart")
+    wait_for(lambda: "void" in (small / "spool.seq").read_text())
+    assert left(copied(small, "after")) == []
+    filler.unlink()
+    wait_for(lambda: spool.stats().on == "disk")
+    assert spool.flush(5.0)
+    assert left(copied(small, "back")) == [b"end b restart"]
+    spool.close()
 
 
 def test_what_began_on_a_full_disk_has_its_will_when_there_is_room(small: Path) -> None:

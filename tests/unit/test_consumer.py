@@ -121,6 +121,23 @@ def test_jumps_are_kept_apart_from_gaps(tmp_path: Path) -> None:
         assert connection.execute("SELECT first, last FROM jumps").fetchall() == [(3, 10_000)]
 
 
+def test_a_device_whose_clock_was_wrong_on_its_new_card_is_counted_from_there(tmp_path: Path) -> None:
+    where = tmp_path / "events.db"
+    store = open_store(f"sqlite:{where}")
+    store.keep([stored(seq)._replace(first_seq=1000) for seq in (1000, 1001, 1002)], [])
+    assert store.find_gaps("porch", 2.0, 3.0) == []
+    store.keep([stored(seq)._replace(first_seq=10) for seq in (10, 11, 13)], [])
+    assert store.find_gaps("porch", 2.0, 3.0) == [Gap("porch", 12, 12)]
+    store.keep([stored(1001)._replace(first_seq=1000), stored(15)._replace(first_seq=10)], [])
+    assert store.find_gaps("porch", 2.0, 3.0) == [Gap("porch", 14, 14)]
+    store.keep([stored(seq)._replace(first_seq=2000) for seq in (2000, 2002)], [])
+    assert store.find_gaps("porch", 2.0, 3.0)[-1] == Gap("porch", 2001, 2001)
+    store.close()
+    with closing(sqlite3.connect(where)) as connection:
+        gaps = connection.execute("SELECT first, last FROM gaps ORDER BY first").fetchall()
+    assert gaps == [(12, 12), (14, 14), (2001, 2001)]
+
+
 def stored(seq: int, message_id: str = "", at: float = 1.0) -> EventRow:
     return EventRow(message_id or f"id{seq}", "porch", "front", seq, "new", "person", "t", "2026-01-01", at, "{}")
 

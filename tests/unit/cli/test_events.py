@@ -24,7 +24,7 @@ from agent.comms.clipmessage import ClipMessage
 from agent.config import StorageConfig
 from agent.messages import Detection, Track
 from agent.storage.spool import Spool
-from tests.support.publishing import EVENTS, TOPICS, event
+from tests.support.publishing import EVENTS, TOPICS, event, from_one
 
 ROOT = Path(__file__).parent.parent.parent.parent
 
@@ -40,7 +40,7 @@ def changed(stream: str = "front", kind: str = "new", label: str = "person", mes
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """With three messages that the broker has, and two that wait."""
-    spool = Spool(tmp_path, StorageConfig())
+    spool = Spool(from_one(tmp_path), StorageConfig())
     spool.put(EVENTS, changed(message_id="first"))
     spool.put(TOPICS.events("back"), changed("back", label="cat"))
     spool.put(EVENTS, changed(kind="end"))

@@ -21,8 +21,20 @@ from agent.comms.numbers import LARGEST, Gap, Numbers
         ([(7, 1), (8, 1), (7, 1), (8, 1), (9, 1)], [], 0),
         ([(7, 1), (LARGEST, 1), (-3, 0), (8, 1)], [], 0),
         ([(7, 1), (9, 99)], [Gap(8, 8, False)], 1),
+        ([(70, 60), (71, 60), (10, 9), (12, 9), (70, 60), (13, 9)], [Gap(11, 11, False)], 1),
     ],
-    ids=["none", "lost", "restart", "both", "not known", "later", "again", "made up", "begun later than it came"],
+    ids=[
+        "none",
+        "lost",
+        "restart",
+        "both",
+        "not known",
+        "later",
+        "again",
+        "made up",
+        "begun later than it came",
+        "begun anew below",
+    ],
 )
 def test_a_gap_is_a_loss_unless_a_run_begins_behind_it(
     came: list[tuple[int, int]], gaps: list[Gap], lost: int

@@ -17,6 +17,8 @@ from agent.storage.watermark import BLOCK
 from tests.support.publishing import wait_for
 from tests.support.spooling import TOPIC, corruption, errors, filled, numbers, reopened
 
+pytestmark = pytest.mark.usefixtures("counts_from_one")
+
 
 @pytest.mark.parametrize("damage", ["header", "page", "garbage", "empty journal"])
 def test_a_corrupt_database_is_set_aside_and_numbers_do_not_go_backwards(
@@ -56,7 +58,8 @@ def test_only_the_newest_corrupt_databases_are_kept(tmp_path: Path, monkeypatch:
         (tmp_path / "spool.db").write_bytes(b"garbage %d" % number * 100)
         (tmp_path / "spool.db-wal").write_bytes(b"x")
         repair.set_aside(tmp_path / "spool.db")
-    kept = sorted(file.read_bytes()[:9] for file in tmp_path.iterdir() if not file.name.endswith("-wal"))
+    databases = [file for file in tmp_path.glob("spool.db*") if not file.name.endswith("-wal")]
+    kept = sorted(file.read_bytes()[:9] for file in databases)
     assert kept == [b"garbage 3", b"garbage 4"]
     assert len(list(tmp_path.glob("*-wal"))) == 2
 

@@ -19,8 +19,10 @@ from agent.storage.spool import Spool
 from agent.storage.stats import SpoolStats
 from agent.storage.table import Table
 from agent.storage.tally import Tally
-from tests.support.publishing import wait_for
+from tests.support.publishing import from_one, wait_for
 from tests.support.spooling import TOPIC, errors, filled, numbers, reopened
+
+pytestmark = pytest.mark.usefixtures("counts_from_one")
 
 
 def test_what_was_put_is_there_in_order_and_after_a_restart(tmp_path: Path) -> None:
@@ -234,7 +236,7 @@ def test_memory_writes_nothing_and_numbers_never_go_backwards(
     assert numbers(opened) == rows[4:]
     assert opened.stats().on == "memory"
     opened.close()
-    assert not list(tmp_path.iterdir())
+    assert [file.name for file in tmp_path.iterdir()] == ["spool.seq"], "which was there before"
     assert "6 events lay in memory only" in errors(caplog)[0]
     again = filled(tmp_path, 1, config)
     assert numbers(again)[0] > rows[-1]
@@ -480,8 +482,7 @@ def test_what_becomes_less_safe_while_it_runs_gives_no_number_twice_after_a_powe
     tmp_path: Path, durability: Durability
 ) -> None:
     left = tmp_path / "left"
-    running = tmp_path / "running"
-    running.mkdir()
+    running = from_one(tmp_path / "running")
     opened = filled(running, 3)
     opened.configure(StorageConfig(durability=DurabilityConfig("event", durability, "batch")))
     wait_for(lambda: opened.takes("detections"))
@@ -499,8 +500,7 @@ def test_what_becomes_less_safe_while_it_runs_gives_no_number_twice_after_a_powe
 
 def test_what_becomes_safe_while_it_runs_leaves_no_gap_any_more(tmp_path: Path) -> None:
     left = tmp_path / "left"
-    running = tmp_path / "running"
-    running.mkdir()
+    running = from_one(tmp_path / "running")
     opened = Spool(running, StorageConfig(durability="batch"))
     opened.put(TOPIC, b"patient")
     opened.configure(StorageConfig())
@@ -514,6 +514,20 @@ def test_what_becomes_safe_while_it_runs_leaves_no_gap_any_more(tmp_path: Path) 
     assert after.flush(5.0)
     assert numbers(after) == [1, 2, 3]
     after.close()
+
+
+def test_a_new_card_goes_on_above_all_that_the_old_one_has_counted(tmp_path: Path) -> None:
+    last = 0
+    for card in ("old", "new", "newest"):
+        (tmp_path / card).mkdir()
+        opened = filled(tmp_path / card, 3)
+        assert opened.first_seq == numbers(opened)[0] > last
+        last = numbers(opened)[-1]
+        opened.close()
+        again = filled(tmp_path / card, 1)
+        assert numbers(again)[-1] == last + 1, "and on one card there is no gap"
+        last = last + 1
+        again.close()
 
 
 def test_each_message_tells_what_the_run_began_with_that_put_it_also_when_a_later_run_sends_it(

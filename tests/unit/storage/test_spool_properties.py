@@ -18,7 +18,7 @@ from agent.config import Durability, DurabilityConfig, Kind, StorageConfig
 from agent.storage.batch import size
 from agent.storage.history import History
 from agent.storage.spool import Spool
-from tests.support.publishing import wait_for
+from tests.support.publishing import from_one, wait_for
 
 LIMIT = 65536
 TOPIC = "v/d/s/events"
@@ -42,7 +42,7 @@ class SpoolMachine(RuleBasedStateMachine):
         durability=st.just(DurabilityConfig()) | durabilities, history=st.sampled_from([0, 30_000, 10**9])
     )
     def begin(self, durability: DurabilityConfig, history: int) -> None:
-        self.folder = Path(tempfile.mkdtemp())
+        self.folder = from_one(Path(tempfile.mkdtemp()))
         self.config = StorageConfig(spool_max_bytes=LIMIT, durability=durability, history_max_bytes=history)
         self.spool = Spool(self.folder, self.config)
         self.rows: dict[int, tuple[bytes, Durability]] = {}

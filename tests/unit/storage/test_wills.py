@@ -14,6 +14,8 @@ from agent.storage.wills import LeftWill, Wills
 from tests.support.publishing import wait_for
 from tests.support.spooling import TOPIC, bodies, corruption, errors, numbers, reopened
 
+pytestmark = pytest.mark.usefixtures("counts_from_one")
+
 
 def test_a_will_that_changes_while_it_is_written_is_written_again() -> None:
     wills = Wills()
