@@ -24,8 +24,7 @@ _APPLY_S = 180.0
 _RUN = 'import sys\nif "run" in sys.argv[1:2]:\n    '
 _FULL = "/opt/vedette/full"
 _FILLER = (
-    "systemd-run --quiet --collect sh -c 'until [ -e /opt/vedette/slots/b/venv/bin/pip ] || "
-    "[ -e /opt/vedette/slots/b/venv/bin/python ]; do sleep 0.1; done; "
+    "systemd-run --quiet --collect sh -c 'until [ -e /opt/vedette/slots/b/venv/bin/python ]; do sleep 0.1; done; "
     f"fallocate -l $(df --output=avail -B1 /opt/vedette | tail -1) {_FULL} || true'"
 )
 
@@ -56,16 +55,11 @@ def scenes(gate: HealthGate) -> list[Scene]:
     Args:
         gate: of the good bundles; what shows late in a trial gets a longer one.
     """
-    long = msgspec.structs.replace(gate, steady_s=max(60.0, gate.steady_s))
-    set_inflight = Migration(op="set", key="mqtt.inflight", value=15)
+    long = msgspec.structs.replace(gate, steady_s=max(60.0, gate.steady_s), within_s=max(120.0, gate.within_s))
     stuck = Migration(op="rename", key="mqtt.host", to="mqtt.port")
     unknown = Migration(op="set", key="mqtt.no_such_key", value=1)
-    crash = f"{_RUN}import os, threading\n    _t = threading.Timer(30.0, os._exit, (7,))\n    _t.daemon = True\n"
-
-    def late(files: Path, described: Any) -> Any:
-        described = faulty.migrating(set_inflight)(files, described)
-        return faulty.coded("agent/cli/run.py", f"{crash}    _t.start()")(files, described)
-
+    timer = "late = threading.Timer(30.0, os._exit, (7,)); late.daemon = True; late.start()"
+    crash = f"{_RUN}import os, threading\n    {timer}"
     code = faulty.coded
     return [
         Scene(name="bad signature", make=_other_signature, says=("signature",)),
@@ -136,7 +130,7 @@ def scenes(gate: HealthGate) -> list[Scene]:
         ),
         Scene(
             name="crash after 30 s",
-            make=lambda s: s.make("late", late, health=long),
+            make=lambda s: s.make("late", code("agent/cli/run.py", crash), health=long),
             state="rolled_back",
             says=("the service ended by itself",),
         ),
