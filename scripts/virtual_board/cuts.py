@@ -121,6 +121,33 @@ class Cutter:
             if self._board.pid:
                 self._board.cut()
 
+    def prove_disk(self, shot: Shot) -> Row:
+        """Whether a cut loses what the board had written and not flushed, as that of a real board may.
+
+        Args:
+            shot: to go on from.
+        """
+        began = time.monotonic()
+        self._board.start(shot.name)
+        self._board.go_on()
+        self._board.wait_ssh()
+        # Straight to the disk, over what lies there already, while nobody else has anything flushed.
+        sh(self._board, "systemctl stop vedette board-speaker; printf %65536s old >/root/probe; sync")
+        sh(self._board, "printf %65536s new | dd of=/root/probe bs=64k iflag=fullblock oflag=direct conv=notrunc")
+        self._board.cut()
+        self._board.up()
+        found = sh(self._board, "tail -c 3 /root/probe")
+        self._board.cut()
+        return Row(
+            name="the disk of this board",
+            group="disk",
+            planned="what is written and not flushed",
+            met="asked",
+            outcome="lost" if found == "old" else f"kept: {found}",
+            proved=found == "old",
+            seconds=round(time.monotonic() - began, 1),
+        )
+
     def _seen(self, cut: Cut, row: Row, mark: int, began: float) -> Row:
         if cut.second_s:
             self._board.start()

@@ -172,6 +172,8 @@ def _installed(board: Board, took: float) -> Row:
 
 def _cuts(proof: Proof, board: Emulated, hearing: Hearing, film: list[Shot]) -> None:
     cutter = Cutter(board, hearing)
+    if not proof.results.of("disk"):
+        proof.keep(cutter.prove_disk(film[0]))
     for number, cut in enumerate(plan(film, proof.args.cuts)):
         if cut.name in proof.results:
             continue

@@ -16,8 +16,8 @@ from rich.table import Table
 def show(results: Results) -> None:
     """Print what was found: state × outcome of the cuts, and every refusal with its reason."""
     console = Console(width=160, soft_wrap=False)
-    for row in results.of("install"):
-        console.print(f"{row.name}: {row.outcome}, {row.seconds:.0f} s")
+    for row in (*results.of("install"), *results.of("disk")):
+        console.print(f"{row.name}: {row.planned}: {row.outcome}, {row.seconds:.0f} s")
     if found := results.of(cuts.GROUP):
         console.print(_by_state(found))
         for row in found:
@@ -84,11 +84,13 @@ def conclude(results: Results, board: str, wanted: int, only: str | None, took_s
             "boards_that_boot_no_working_version": sum(not row.proved for row in cut),
             "events_heard": sum(row.events for row in cut),
             "events_lost": sum(row.lost for row in cut),
+            "disk_loses_what_is_not_flushed": sum(row.proved for row in results.of("disk")),
         }
         targets |= {
             "cuts": f">= {wanted}",
             "boards_that_boot_no_working_version": "0",
             "events_lost": "0",
+            "disk_loses_what_is_not_flushed": "1",
         }
     if only != "cuts":
         figures |= {"refusals": len(refused), "refusals_not_proved": sum(not row.proved for row in refused)}
@@ -100,4 +102,6 @@ def conclude(results: Results, board: str, wanted: int, only: str | None, took_s
 
 def _meets(figures: dict[str, float], wanted: int) -> bool:
     zero = ("boards_that_boot_no_working_version", "events_lost", "refusals_not_proved")
+    if wanted and not figures["disk_loses_what_is_not_flushed"]:
+        return False
     return figures.get("cuts", 0) >= wanted and not any(figures.get(name, 0) for name in zero)
