@@ -90,9 +90,8 @@ def _within(shots: list[Shot], count: int) -> list[Cut]:
         twice = number % _TWICE_EVERY == _TWICE_EVERY - 2
         low, high = _SECOND_S
         second_s = low + (high - low) * (number + 0.5) / count if twice else 0.0
-        cuts.append(
-            Cut(shot.state, number + 1, shot, round(at_s - shot.at_s, 3), round(second_s, 1), number == 1)
-        )
+        last = number + 1 == count
+        cuts.append(Cut(shot.state, number + 1, shot, round(at_s - shot.at_s, 3), round(second_s, 1), last))
     return cuts
 
 

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 ASKED = "asked"
 """Before `vedette update apply` is started."""
 STATES = (ASKED, "received", "verified", "staged", "tested", "switching", "trial", "committed")
-_EVERY_S = 15.0
+_EVERY_S = 30.0
 """Seconds between snapshots where a state lasts longer."""
 _MARK = "VEDETTE-STATE "
 _LONGEST_S = 3600.0
