@@ -130,20 +130,21 @@ class Cutter:
         self._board.start(shot.name)
         self._board.go_on()
         self._board.wait_ssh()
-        # Straight to the disk, over what lies there already, while nobody else has anything flushed.
-        sh(self._board, "systemctl stop vedette board-speaker; printf %65536s old >/root/probe; sync")
-        sh(self._board, "printf %65536s new | dd of=/root/probe bs=64k iflag=fullblock oflag=direct conv=notrunc")
+        # Straight to the disk, over what lies there since before the snapshot, while nobody has anything flushed.
+        probe = f"/root/{B}.vedette"
+        sh(self._board, "systemctl stop vedette board-speaker; sync")
+        sh(self._board, f"printf %65536s new | dd of={probe} bs=64k iflag=fullblock oflag=direct conv=notrunc")
         self._board.cut()
         self._board.up()
-        found = sh(self._board, "tail -c 3 /root/probe")
+        found = sh(self._board, f"head -c 65536 {probe} | tail -c 3 | tr -d '\\0'")
         self._board.cut()
         return Row(
             name="the disk of this board",
             group="disk",
             planned="what is written and not flushed",
             met="asked",
-            outcome="lost" if found == "old" else f"kept: {found}",
-            proved=found == "old",
+            outcome="kept" if found == "new" else "lost",
+            proved=found != "new",
             seconds=round(time.monotonic() - began, 1),
         )
 
