@@ -18,8 +18,19 @@ from results import Row
 from settling import CAMERA, health, is_well
 
 GROUP = "cuts"
-SHARES = {"received": 4, "verified": 9, "staged": 5, "tested": 9, "switching": 6, "trial": 8, "committed": 3}
-"""How the cuts are spread over the states that they are planned in."""
+SHARES = (
+    ("received", 0.0, 1.0, 4),
+    ("verified", 0.0, 1.0, 8),
+    ("staged", 0.0, 1.0, 4),
+    ("tested", 0.0, 1.0, 4),
+    ("switching", 0.0, 1.0, 11),
+    ("trial", 0.0, 0.95, 4),
+    ("trial", 0.95, 1.0, 5),
+    ("committed", 0.0, 1.0, 4),
+)
+"""States that cuts are planned in, from which share of their length to which, and how many. Where links and files
+change, at the switch and as a trial ends, they are close together."""
+ALL = sum(count for *_, count in SHARES)
 _TWICE_EVERY, _FOLLOWED = 4, ("switching", "trial", "committed", "rolled_back")
 _SECOND_S = (12.0, 70.0)
 """After the power came back, in this range, it goes again."""
@@ -73,25 +84,26 @@ def plan(film: Sequence[Shot], count: int) -> list[Cut]:
         film: see there.
         count: of all cuts.
     """
-    total = sum(SHARES.values())
-    each = [
-        _within([shot for shot in film if shot.state == state], max(1, round(share * count / total)))
-        for state, share in SHARES.items()
-    ]
-    return [cut for turn in zip_longest(*each) for cut in turn if cut is not None][: max(count, len(each))]
+    each: dict[str, list[Cut]] = {}
+    for state, low, high, share in SHARES:
+        cuts = each.setdefault(state, [])
+        shots = [shot for shot in film if shot.state == state]
+        cuts += _within(shots, low, high, max(1, round(share * count / ALL)), len(cuts))
+    return [cut for turn in zip_longest(*each.values()) for cut in turn if cut is not None]
 
 
-def _within(shots: list[Shot], count: int) -> list[Cut]:
+def _within(shots: list[Shot], low: float, high: float, count: int, before: int) -> list[Cut]:
+    """So many cuts between two shares of a state's length; `before`: that there are in it already."""
     length_s = shots[-1].at_s + shots[-1].length_s
     cuts = []
     for number in range(count):
-        at_s = (number + 0.3) / count * length_s
+        at_s = (low + (high - low) * (number + 0.3) / count) * length_s
         shot = next(shot for shot in reversed(shots) if shot.at_s <= at_s)
         twice = number % _TWICE_EVERY == _TWICE_EVERY - 2
-        low, high = _SECOND_S
-        second_s = low + (high - low) * (number + 0.5) / count if twice else 0.0
-        last = number + 1 == count
-        cuts.append(Cut(shot.state, number + 1, shot, round(at_s - shot.at_s, 3), round(second_s, 1), last))
+        first_s, last_s = _SECOND_S
+        second_s = first_s + (last_s - first_s) * (number + 0.5) / count if twice else 0.0
+        delay_s, last = round(at_s - shot.at_s, 3), number + 1 == count
+        cuts.append(Cut(shot.state, before + number + 1, shot, delay_s, round(second_s, 1), last))
     return cuts
 
 
@@ -111,7 +123,7 @@ class Cutter:
         time.sleep(cut.delay_s)
         self._board.cut()
         began = time.monotonic()
-        row = Row(name=cut.name, group=GROUP, planned=f"{cut.state}{' twice' if cut.second_s else ''}")
+        row = Row(name=cut.name, group=GROUP, planned=_planned(cut))
         try:
             return self._seen(cut, row, mark, began)
         except BoardError as error:
@@ -211,3 +223,8 @@ class Cutter:
         if rest[-1] != str(int(version == B)):
             return f"the configuration is not that of {version}"
         return ""
+
+
+def _planned(cut: Cut) -> str:
+    twice = f", and {cut.second_s:.0f} s after that twice" if cut.second_s else ""
+    return f"{cut.state} at {cut.shot.at_s + cut.delay_s:.2f} s{twice}"

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 import report
 from contained import Contained
-from cuts import SHARES, Cutter, plan
+from cuts import ALL, Cutter, plan
 from emulated import Emulated
 from film import Camera, Shot, load, store
 from goods import A, B, Goods, Target
@@ -210,9 +210,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/virtual_board/prove_update", description=__doc__)
     parser.add_argument("--board", choices=("qemu", "container"), default="qemu", help="default: %(default)s")
-    parser.add_argument(
-        "--cuts", type=int, default=sum(SHARES.values()), help="power cuts (default: %(default)s)"
-    )
+    parser.add_argument("--cuts", type=int, default=ALL, help="power cuts (default: %(default)s)")
     parser.add_argument("--only", choices=("cuts", "refusals"), help="this part alone")
     return parser.parse_args()
 

@@ -51,7 +51,7 @@ def _by_state(rows: list[Row]) -> Table:
 
 
 def _place(state: str) -> int:
-    order = ("none", *cuts.SHARES, "rolled_back", "refused")
+    order = ("none", *dict.fromkeys(state for state, *_ in cuts.SHARES), "rolled_back", "refused")
     return order.index(state) if state in order else len(order)
 
 
