@@ -10,7 +10,7 @@ from itertools import zip_longest
 from emulated import Emulated
 from film import STATES, Shot
 from goods import ONLY_B, A, B
-from hearing import Hearing
+from hearing import Account, Hearing
 from machine import BoardError, sh, wait_for
 from msgspec import Struct
 from msgspec.structs import replace
@@ -174,9 +174,11 @@ class Cutter:
             wait_for("the update's end", lambda: self._state() not in STATES[1:-1], _OVER_S, 3.0)
             wait_for("the board is well after the update", lambda: is_well(self._board), _WELL_S, 3.0)
         wait_for("an event after the cut", lambda: CAMERA in self._hearing.since(booted).streams, _HEARD_S)
-        account = self._hearing.since(mark, cut.shot.known)
-        state = self._state()
-        told = health(self._board)
+        return self._concluded(row, self._hearing.since(mark, cut.shot.known))
+
+    def _concluded(self, row: Row, account: Account) -> Row:
+        """What has become of a board that is well."""
+        state, told = self._state(), health(self._board)
         version = told.version if told else "none"
         wrong = self._judge(state, version)
         if account.lost or account.forgotten:

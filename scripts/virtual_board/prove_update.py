@@ -21,8 +21,9 @@ from goods import A, B, Goods, Target
 from hearing import Hearing
 from machine import ROOT, Board, BoardError, sh, wait_for
 from msgspec import Struct
-from refusals import Refusals, scenes
+from refusals import Refusals
 from results import Results, Row
+from scenes import scenes
 from settling import DEVICE, deliver, is_well, settle
 
 from agent.update.building import read_health

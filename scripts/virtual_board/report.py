@@ -73,31 +73,32 @@ def conclude(results: Results, board: str, wanted: int, only: str | None, took_s
         only: the part that was asked for; None: all.
         took_s: this run.
     """
-    cut, refused = results.of(cuts.GROUP), results.of(refusals.GROUP)
     figures: dict[str, float] = {"took_s": round(took_s)}
     targets: dict[str, str] = {}
     if wanted:
-        figures |= {
-            "cuts": len(cut),
-            "cuts_twice": sum(row.planned.endswith("twice") for row in cut),
-            "states_cut_in": len({row.met for row in cut}),
-            "boards_that_boot_no_working_version": sum(not row.proved for row in cut),
-            "events_heard": sum(row.events for row in cut),
-            "events_lost": sum(row.lost for row in cut),
-            "disk_loses_what_is_not_flushed": sum(row.proved for row in results.of("disk")),
-        }
-        targets |= {
-            "cuts": f">= {wanted}",
-            "boards_that_boot_no_working_version": "0",
-            "events_lost": "0",
-            "disk_loses_what_is_not_flushed": "1",
-        }
+        figures |= _of_cuts(results)
+        zero = ("boards_that_boot_no_working_version", "events_lost")
+        targets |= {"cuts": f">= {wanted}", **dict.fromkeys(zero, "0"), "disk_loses_what_is_not_flushed": "1"}
     if only != "cuts":
+        refused = results.of(refusals.GROUP)
         figures |= {"refusals": len(refused), "refusals_not_proved": sum(not row.proved for row in refused)}
         targets["refusals_not_proved"] = "0"
     meets = _meets(figures, wanted)
     print(json.dumps({"bench": f"prove_update {board}", "figures": figures, "targets": targets, "meets": meets}))
     sys.exit(not meets)
+
+
+def _of_cuts(results: Results) -> dict[str, float]:
+    cut = results.of(cuts.GROUP)
+    return {
+        "cuts": len(cut),
+        "cuts_twice": sum(row.planned.endswith("twice") for row in cut),
+        "states_cut_in": len({row.met for row in cut}),
+        "boards_that_boot_no_working_version": sum(not row.proved for row in cut),
+        "events_heard": sum(row.events for row in cut),
+        "events_lost": sum(row.lost for row in cut),
+        "disk_loses_what_is_not_flushed": sum(row.proved for row in results.of("disk")),
+    }
 
 
 def _meets(figures: dict[str, float], wanted: int) -> bool:

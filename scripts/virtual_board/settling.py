@@ -80,14 +80,7 @@ def settle(board: Board, goods: Goods, bundle: Path, port: int) -> float:
     Raises:
         BoardError: it cannot be installed, or does not get well.
     """
-    board.run(f"mkdir -p {_CLONE} && tar -x -C {_CLONE}", given=_scripts())
-    put(board, speech(), "/etc/vedette/speech.wav")
-    put(board, tomli_w.dumps(configuration(board, port)).encode(), "/etc/vedette/vedette.toml")
-    put(board, _WITNESS.encode(), "/etc/systemd/system/board-witness.service")
-    put(board, _LOOK.encode(), "/usr/local/lib/board-witness")
-    put(board, _SPEAKER.encode(), "/etc/systemd/system/board-speaker.service")
-    enable = "board-witness" + (" board-speaker" if board.microphone.startswith("mic:") else "")
-    sh(board, f"systemctl daemon-reload; systemctl enable -q {enable}; systemctl start --no-block {enable}")
+    _furnish(board, port)
     deliver(board, bundle)
     put(board, goods.signers, "/root/signers")
     began = time.monotonic()
@@ -100,6 +93,18 @@ def settle(board: Board, goods: Goods, bundle: Path, port: int) -> float:
         raise BoardError(f"{board.name}: scripts/install does not say that it has installed anything: {said}")
     wait_for("version A is well", lambda: is_well(board), 60 * board.scale)
     return time.monotonic() - began
+
+
+def _furnish(board: Board, port: int) -> None:
+    """Put there what is not Vedette's own: an installer, a configuration, somebody who speaks, the witness."""
+    board.run(f"mkdir -p {_CLONE} && tar -x -C {_CLONE}", given=_scripts())
+    put(board, speech(), "/etc/vedette/speech.wav")
+    put(board, tomli_w.dumps(configuration(board, port)).encode(), "/etc/vedette/vedette.toml")
+    put(board, _WITNESS.encode(), "/etc/systemd/system/board-witness.service")
+    put(board, _LOOK.encode(), "/usr/local/lib/board-witness")
+    put(board, _SPEAKER.encode(), "/etc/systemd/system/board-speaker.service")
+    enable = "board-witness" + (" board-speaker" if board.microphone.startswith("mic:") else "")
+    sh(board, f"systemctl daemon-reload; systemctl enable -q {enable}; systemctl start --no-block {enable}")
 
 
 def deliver(board: Board, bundle: Path) -> str:
