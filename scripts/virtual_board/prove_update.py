@@ -23,7 +23,7 @@ from machine import ROOT, Board, BoardError, sh, wait_for
 from msgspec import Struct
 from refusals import Refusals
 from results import Results, Row
-from scenes import scenes
+from scenes import Scene, scenes
 from settling import DEVICE, deliver, is_well, settle
 
 from agent.update.building import read_health
@@ -70,19 +70,21 @@ class Proof:
         _tell(f"{row.name}: {row.met}: {row.outcome}: {mark}{row.why} ({row.seconds:.0f} s, {row.events} events)")
 
     def refusals(self, board: Board) -> None:
-        """Play every scene that is not in the results, on a board that is up and well."""
+        """Play every scene that is not proved yet, on a board that is up and well."""
         player = Refusals(board, self.goods, self.b, A)
-        for scene in scenes(read_health(self.kind.health)):
-            if f"{board.name}: {scene.name}" not in self.results:
-                _tell(f"{scene.name} …")
-                self.keep(player.play(scene))
+        for scene in self.scenes_left:
+            _tell(f"{scene.name} …")
+            row = player.play(scene)
+            self.keep(row)
+            if row.outcome.startswith("committed") and scene.state != "committed":
+                raise BoardError(f"{scene.name}: was committed, and what comes after it needs version {A}")
 
     @property
-    def refusals_left(self) -> bool:
-        """Whether there are scenes to be played."""
-        return any(
-            f"{self.name}: {one.name}" not in self.results for one in scenes(read_health(self.kind.health))
-        )
+    def scenes_left(self) -> list[Scene]:
+        """Those that are not proved yet."""
+        proved = {row.name for row in self.results if row.proved}
+        every = scenes(read_health(self.kind.health))
+        return [scene for scene in every if f"{self.name}: {scene.name}" not in proved]
 
 
 def contained(args: argparse.Namespace) -> Results:
@@ -93,7 +95,7 @@ def contained(args: argparse.Namespace) -> Results:
     board.down()
     for part in ("disk", "own", "work"):
         shutil.rmtree(HOME / "container" / part, ignore_errors=True)
-    if not proof.refusals_left:
+    if not proof.scenes_left:
         return proof.results
     try:
         board.up()
@@ -121,7 +123,7 @@ def emulated(args: argparse.Namespace) -> Results:
             film = _film(proof, board, broker.port, hearing)
             if args.only != "refusals":
                 _cuts(proof, board, hearing, film)
-            if args.only != "cuts" and proof.refusals_left:
+            if args.only != "cuts" and proof.scenes_left:
                 board.start(film[0].name)
                 board.go_on()
                 board.wait_ssh()

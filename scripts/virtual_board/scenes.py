@@ -23,8 +23,9 @@ _IF_RUN = 'import sys\nif "run" in sys.argv[1:2]:\n    '
 _AVAILABLE = "df --output=avail -B1 /opt/vedette | tail -1"
 _FILLER = (
     "systemd-run --quiet --collect sh -c 'until [ -e /opt/vedette/slots/b/venv/bin/python ]; do sleep 0.1; done; "
-    f"fallocate -l $({_AVAILABLE}) {FULL} || true'"
+    f"fallocate -l $(($({_AVAILABLE}) * 9 / 10)) {FULL}; cat /dev/zero >>{FULL}'"
 )
+"""Leaves nothing, though others write meanwhile."""
 
 
 class Scene(Struct, frozen=True, kw_only=True):
@@ -56,10 +57,14 @@ def scenes(gate: HealthGate) -> list[Scene]:
     return [*_unsigned(), *_of_other_boards(), *_on_full_disks(), *_unfit(), *_unwell(gate), _dropped()]
 
 
-def _scene(name: str, change: Change, says: str, *, state: str = "refused", **more: HealthGate) -> Scene:
+def _scene(
+    name: str, change: Change, says: str, *, state: str = "refused", health: HealthGate | None = None
+) -> Scene:
     """Of a bundle that differs from the good one by a change."""
     file = name.replace(" ", "-")
-    return Scene(name=name, make=lambda spoiler: spoiler.make(file, change, **more), state=state, says=says)
+    return Scene(
+        name=name, make=lambda spoiler: spoiler.make(file, change, health=health), state=state, says=says
+    )
 
 
 def _unsigned() -> Iterator[Scene]:
