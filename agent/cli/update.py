@@ -187,9 +187,18 @@ def adopt(slot: str, bundle: Path | None) -> None:
 
 
 def _places() -> Places:
+    """Of this board.
+
+    Raises:
+        StorageError: somebody else may not look into it.
+    """
+    from agent.errors import StorageError
     from agent.update.places import places
 
-    return places()
+    where = places()
+    if where.state.is_dir() and not os.access(where.state, os.R_OK | os.X_OK):
+        raise StorageError(f"{where.state}: only root may look into it: try `sudo vedette update …`")
+    return where
 
 
 @contextmanager

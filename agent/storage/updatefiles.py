@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from contextlib import suppress
 from pathlib import Path
 
 from agent.errors import StorageError, reason_of
 from agent.storage.durable import sync_folder
+from agent.storage.regular import check_kind
 
 _LARGEST = 4 * 1024**2
 _CHUNK = 1024**2
@@ -66,9 +68,9 @@ def take_copy(source: Path, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.new")
     try:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with source.open("rb") as file:
-            if not source.is_file():
-                raise StorageError(f"{source}: is not a file")
+        # Not blocking: somebody else might have put a pipe there, which never ends.
+        with os.fdopen(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            check_kind(os.fstat(file.fileno()), stat.S_IFREG, source)
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with os.fdopen(descriptor, "wb") as copy:
                 shutil.copyfileobj(file, copy, _CHUNK)

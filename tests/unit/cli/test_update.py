@@ -121,3 +121,8 @@ def test_errors_are_one_line(
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().err == "vedette: nothing is on trial: see `vedette update status`\n"
+
+
+def test_somebody_who_may_not_look_is_told_who_may(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: path != board.where.state)
+    assert "try `sudo vedette update …`" in failed("status")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,12 @@ def test_a_copy_is_whole_and_for_its_owner_only(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["copy"]
 
 
-@pytest.mark.parametrize("name", ["missing", "."])
-def test_what_cannot_be_copied_leaves_nothing(tmp_path: Path, name: str) -> None:
-    with pytest.raises(StorageError, match="cannot be copied"):
+@pytest.mark.parametrize(
+    ("name", "why"), [("missing", "cannot be copied"), (".", "cannot be copied"), ("pipe", "is a pipe")]
+)
+def test_what_cannot_be_copied_leaves_nothing(tmp_path: Path, name: str, why: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError, match=why):
         take_copy(tmp_path / name, tmp_path / "deep/copy")
     assert not list((tmp_path / "deep").glob("*"))
 
