@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from agent.errors import UpdateError
 _VENV_S, _PIP_S = 180.0, 1800.0
 """An SD card is slow: LiteRT alone unpacks to 41 MB."""
 _TAIL = 300
+_FULL_MB = 4
 _QUIET = ("--disable-pip-version-check", "--no-cache-dir", "--no-input", "--quiet")
 
 
@@ -27,13 +29,18 @@ def install(python: str, venv: Path, wheels: Sequence[Path]) -> None:
     """
     made = "the environment cannot be made (Debian's is in python3-venv)"
     sees = _has_picamera(python)
-    _run([python, "-I", "-m", "venv", *(["--system-site-packages"] if sees else []), str(venv)], _VENV_S, made)
+    _run(
+        [python, "-I", "-m", "venv", *(["--system-site-packages"] if sees else []), str(venv)],
+        _VENV_S,
+        made,
+        venv.parent,
+    )
     pip = [str(venv / "bin/python"), "-I", "-m", "pip"]
     # Which wheels fit was settled where the bundle was built: some tell of fewer Pythons than they run on.
     how = ("install", "--no-index", "--no-deps", "--ignore-requires-python", *_QUIET)
-    _run([*pip, *how, *map(str, wheels)], _PIP_S, "the wheels cannot be installed")
+    _run([*pip, *how, *map(str, wheels)], _PIP_S, "the wheels cannot be installed", venv.parent)
     if not sees:  # it would find fault with the system's packages, too
-        _run([*pip, "check", "--disable-pip-version-check"], _PIP_S, "a wheel is missing")
+        _run([*pip, "check", "--disable-pip-version-check"], _PIP_S, "a wheel is missing", venv.parent)
 
 
 def _has_picamera(python: str) -> bool:
@@ -45,7 +52,7 @@ def _has_picamera(python: str) -> bool:
         return False
 
 
-def _run(command: list[str], patience_s: float, what: str) -> None:
+def _run(command: list[str], patience_s: float, what: str, folder: Path) -> None:
     try:
         done = subprocess.run(
             command,
@@ -66,5 +73,7 @@ def _run(command: list[str], patience_s: float, what: str) -> None:
     except OSError as error:
         raise UpdateError(f"{what}: {error}") from error
     if done.returncode:
+        if shutil.disk_usage(folder).free < _FULL_MB * 1024**2:
+            raise UpdateError(f"{what}: No space left on the disk of {folder}: make room")
         said = " ".join((done.stderr or done.stdout).split())[-_TAIL:]
         raise UpdateError(f"{what}: {said or f'exit code {done.returncode}'}")

@@ -19,7 +19,7 @@ StrictModes no
 UsePAM no
 PidFile none
 """
-_SPACE = "800M"
+_SPACE = "2G"
 """Of the file system that the slots lie in: one of its own, so that it can be filled."""
 
 

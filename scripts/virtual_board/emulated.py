@@ -79,7 +79,7 @@ class Emulated:
         self.wait_ssh()
 
     def start(self, snapshot: str = "") -> None:
-        """Give it power; with a snapshot, go on from there."""
+        """Give it power; with a snapshot, be where that was, and wait for `go_on`."""
         if self.pid:
             raise BoardError(f"{self.folder}: this board is up already, as process {self.pid}")
         if not (self.folder / _DISK).exists():
@@ -116,7 +116,7 @@ class Emulated:
         -device i6300esb -action watchdog=reset -qmp unix:{_MONITOR},server=on,wait=off -pidfile {_PID}
         -chardev file,id=console,path={_CONSOLE},append=on -serial chardev:console
         """
-        more = ["-loadvm", snapshot] if snapshot else []
+        more = ["-S", "-loadvm", snapshot] if snapshot else []
         return [*words.split(), "-append", _APPEND, *more]
 
     @property
@@ -195,15 +195,20 @@ class Emulated:
             "root@127.0.0.1",
         ]
 
-    def save(self, snapshot: str) -> None:
-        """Keep the board as it is at this moment, its memory and its disk; it goes on afterwards."""
+    def halt(self) -> None:
+        """Stop the board's time."""
         with Monitor(self.folder / _MONITOR) as monitor:
-            self._keep(monitor, snapshot)
+            monitor.execute("stop")
 
-    def _keep(self, monitor: Monitor, snapshot: str) -> None:
-        monitor.execute("stop")
-        said = monitor.say(f"savevm {snapshot}")
-        monitor.execute("cont")
+    def go_on(self) -> None:
+        """Let it go on."""
+        with Monitor(self.folder / _MONITOR) as monitor:
+            monitor.execute("cont")
+
+    def save(self, snapshot: str) -> None:
+        """Keep the board as it is at this moment, its memory and its disk."""
+        with Monitor(self.folder / _MONITOR) as monitor:
+            said = monitor.say(f"savevm {snapshot}")
         if said:
             raise BoardError(f"QEMU: savevm {snapshot}: {said}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -19,6 +20,8 @@ A, B = "1.0.1", "1.0.2"
 """Versions: the one that is installed, with counter 1, and the one to come, with counter 2."""
 PRINCIPAL = "prover"
 _SOURCES = ("agent", "firmware_configs", "pyproject.toml", "requirements.lock", "README.md", "LICENSE")
+ONLY_B = "inflight"
+"""Key of `[mqtt]` that the configuration gets with B."""
 SEEN_FROM = 0.05
 """Share of blue from which on the model sees somebody: he is always there, in any pattern of a test."""
 
@@ -65,11 +68,28 @@ class Goods:
         Raises:
             BoardError: it cannot be built.
         """
-        path = self.folder / f"{version}.vedette"
-        if not path.exists():
-            sources = self._sources(version)
-            self._build(sources, path, counter)
-            shutil.rmtree(sources)
+        path, noted = self.folder / f"{version}.vedette", self.folder / f"{version}.stamp"
+        sources = self._sources(version)
+        stamp = self._stamp(sources, counter)
+        if not (path.exists() and noted.exists() and noted.read_text() == stamp):
+            noted.unlink(missing_ok=True)
+            self._build(sources, path, version, counter)
+            noted.write_text(stamp)
+        shutil.rmtree(sources)
+        return path
+
+    def _stamp(self, sources: Path, counter: int) -> str:
+        """What a bundle is made from."""
+        digest = hashlib.sha256(f"{self._target} {counter} {self.key.public}".encode())
+        for path in (self.model, self.model.with_suffix(".tflite"), *sorted(sources.rglob("*"))):
+            if path.is_file():
+                digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+    def _migrations(self) -> Path:
+        """B reads one key more than A: the configuration tells which of them it is for."""
+        path = self.folder / "migrations.toml"
+        path.write_text(f'[[migrations]]\nop = "set"\nkey = "mqtt.{ONLY_B}"\nvalue = 15\n')
         return path
 
     def _sources(self, version: str) -> Path:
@@ -85,11 +105,13 @@ class Goods:
         about.write_text(re.sub('__version__ = ".*"', f'__version__ = "{version}"', about.read_text()))
         return copy
 
-    def _build(self, sources: Path, path: Path, counter: int) -> None:
+    def _build(self, sources: Path, path: Path, version: str, counter: int) -> None:
         target = self._target
         words = ["--arch", target.arch, "--python", target.python, "--counter", str(counter)]
         words += [f"--health={one}" for one in target.health]
         words += ["--model", str(self.model), "--model", "small-speech"]
+        if version == B:
+            words += ["--migrations", str(self._migrations())]
         words += ["--sign", str(self.key.path), "--out", str(path)]
         done = subprocess.run(
             [sys.executable, "-m", "agent", "bundle", "build", *words],

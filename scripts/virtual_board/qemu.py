@@ -30,6 +30,7 @@ def main(verb: str, folder: Path, *words: str) -> int:
         if board.pid:
             board.cut()
         board.start(words[0])
+        board.go_on()
         board.wait_ssh()
     else:
         raise BoardError(f"qemu {' '.join((verb, *words))}: see scripts/virtual_board/qemu without arguments")

@@ -3,184 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import faulty
 import msgspec
 from faulty import Spoiler
 from goods import Goods
 from machine import Board, BoardError, sh, wait_for
-from msgspec import Struct
 from results import Row
+from scenes import FULL, Scene
 from settling import deliver, is_well
-
-from agent.update import trust
-from agent.update.description import HealthGate, Migration
 
 GROUP = "refusals"
 _APPLY_S = 180.0
-_RUN = 'import sys\nif "run" in sys.argv[1:2]:\n    '
-_FULL = "/opt/vedette/full"
-_FILLER = (
-    "systemd-run --quiet --collect sh -c 'until [ -e /opt/vedette/slots/b/venv/bin/pip ] || "
-    "[ -e /opt/vedette/slots/b/venv/bin/python ]; do sleep 0.1; done; "
-    f"fallocate -l $(df --output=avail -B1 /opt/vedette | tail -1) {_FULL} || true'"
-)
-
-
-class Scene(Struct, frozen=True, kw_only=True):
-    """One of them.
-
-    Attributes:
-        name: for people.
-        make: the bundle.
-        state: that it has to end in.
-        says: words that the reason has to hold, one of them.
-        before: a command on the board, before it.
-        dropped: whether the SSH session is cut off while it is shown.
-    """
-
-    name: str
-    make: Callable[[Spoiler], Path]
-    state: str = "refused"
-    says: tuple[str, ...]
-    before: str = ""
-    dropped: bool = False
-
-
-def scenes(gate: HealthGate) -> list[Scene]:
-    """All of them, in order.
-
-    Args:
-        gate: of the good bundles; what shows late in a trial gets a longer one.
-    """
-    long = msgspec.structs.replace(gate, steady_s=max(60.0, gate.steady_s))
-    set_inflight = Migration(op="set", key="mqtt.inflight", value=15)
-    stuck = Migration(op="rename", key="mqtt.host", to="mqtt.port")
-    unknown = Migration(op="set", key="mqtt.no_such_key", value=1)
-    crash = f"{_RUN}import os, threading\n    _t = threading.Timer(30.0, os._exit, (7,))\n    _t.daemon = True\n"
-
-    def late(files: Path, described: Any) -> Any:
-        described = faulty.migrating(set_inflight)(files, described)
-        return faulty.coded("agent/cli/run.py", f"{crash}    _t.start()")(files, described)
-
-    code = faulty.coded
-    return [
-        Scene(name="bad signature", make=_other_signature, says=("signature",)),
-        Scene(
-            name="unknown signer",
-            make=lambda s: s.make("stranger", faulty.nothing, key=s.goods.stranger),
-            says=("signer", "signed by"),
-        ),
-        Scene(name="truncated", make=_truncated, says=("signature",)),
-        Scene(name="truncated and signed", make=_truncated_signed, says=("cut off", "ends", "short")),
-        Scene(
-            name="older counter",
-            make=lambda s: s.make("older", faulty.described_as(counter=1, version="1.0.0")),
-            says=("counter 1 is not above 1",),
-        ),
-        Scene(
-            name="wrong arch",
-            make=lambda s: s.make("arch", faulty.aimed_at(arch="armv7l")),
-            says=("the bundle is for armv7l",),
-        ),
-        Scene(
-            name="wrong board",
-            make=lambda s: s.make("board", faulty.aimed_at(boards=["pi5"])),
-            says=("the bundle is for pi5",),
-        ),
-        Scene(
-            name="full disk",
-            make=lambda s: s.make("full", faulty.nothing),
-            says=("MB are free",),
-            before=f"fallocate -l $(($(df --output=avail -B1 /opt/vedette | tail -1) - 100000000)) {_FULL}",
-        ),
-        Scene(
-            name="disk that gets full",
-            make=lambda s: s.make("filling", faulty.nothing),
-            says=("No space left",),
-            before=_FILLER,
-        ),
-        Scene(
-            name="wheel missing",
-            make=lambda s: s.make("wheel", faulty.without_wheel("msgspec")),
-            says=("a wheel is missing",),
-        ),
-        Scene(
-            name="config that does not migrate",
-            make=lambda s: s.make("stuck", faulty.migrating(stuck)),
-            says=("cannot be migrated: `mqtt.port` is set already",),
-        ),
-        Scene(
-            name="config that the new version refuses",
-            make=lambda s: s.make("unknown", faulty.migrating(unknown)),
-            says=("refuses the configuration",),
-        ),
-        Scene(
-            name="crash at import",
-            make=lambda s: s.make("import", code("agent/daemon.py", 'raise ImportError("made to fail")')),
-            says=("made to fail",),
-        ),
-        Scene(
-            name="wrong golden output",
-            make=lambda s: s.make("golden", faulty.wrong_golden("colour")),
-            says=("model colour",),
-        ),
-        Scene(
-            name="crash at start",
-            make=lambda s: s.make("start", code("agent/cli/run.py", f'{_RUN}raise SystemExit("made to fail")')),
-            state="rolled_back",
-            says=("the service ended by itself",),
-        ),
-        Scene(
-            name="crash after 30 s",
-            make=lambda s: s.make("late", late, health=long),
-            state="rolled_back",
-            says=("the service ended by itself",),
-        ),
-        Scene(
-            name="hang",
-            make=lambda s: s.make("hang", code("agent/cli/run.py", f"{_RUN}import time\n    time.sleep(1e6)")),
-            state="rolled_back",
-            says=("the daemon does not tell how it is",),
-        ),
-        Scene(
-            name="slow model",
-            make=lambda s: s.make("slow", faulty.slow_model),
-            state="rolled_back",
-            says=("are allowed",),
-        ),
-        Scene(
-            name="dropped SSH",
-            make=lambda s: s.make("dropped", faulty.nothing),
-            state="committed",
-            says=("",),
-            dropped=True,
-        ),
-    ]
-
-
-def _other_signature(spoiler: Spoiler) -> Path:
-    """The signature of another bundle by the same key."""
-    path, other = spoiler.copy("signature"), spoiler.make("other", faulty.described_as(counter=99))
-    trust.signature_of(path).write_bytes(trust.signature_of(other).read_bytes())
-    return path
-
-
-def _truncated(spoiler: Spoiler) -> Path:
-    path = spoiler.copy("truncated")
-    with path.open("r+b") as file:
-        file.truncate(path.stat().st_size // 2)
-    return path
-
-
-def _truncated_signed(spoiler: Spoiler) -> Path:
-    path = _truncated(spoiler)
-    new = path.rename(path.with_name("truncated-signed.vedette"))
-    trust.sign(new, spoiler.goods.key.path)
-    return new
 
 
 class Refusals:
@@ -243,7 +78,7 @@ class Refusals:
             raise BoardError("the session ended before anything was shown")
 
     def _clean(self, place: str) -> None:
-        self._board.run(f"rm -f {_FULL} {place} {place}.sig; sync")
+        self._board.run(f"rm -f {FULL} {place} {place}.sig; sync")
 
     def _history(self) -> list[dict[str, Any]]:
         said = sh(self._board, "vedette update history --json")
@@ -274,8 +109,8 @@ class Refusals:
         """What is wrong; empty: nothing."""
         if last["state"] != scene.state:
             return f"{last['state']}: {last['reason']}"
-        if not any(words in last["reason"] for words in scene.says):
-            return f"the reason does not say {' or '.join(scene.says)}: {last['reason']}"
+        if scene.says not in last["reason"]:
+            return f"the reason does not say {scene.says!r}: {last['reason']}"
         version = last["version"] if scene.state == "committed" else self._version
         wait_for(f"version {version} is well", lambda: is_well(self._board, version), 60 * self._board.scale)
         links = sh(self._board, "readlink /opt/vedette/current /opt/vedette/keeper").splitlines()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,8 @@ class Health(msgspec.Struct, frozen=True):
     streams: dict[str, Any]
 
 
-def settle(board: Board, goods: Goods, bundle: Path, port: int) -> str:
-    """Install from a bundle, and wait until both streams infer; gives what scripts/install said.
+def settle(board: Board, goods: Goods, bundle: Path, port: int) -> float:
+    """Install from a bundle, and wait until both streams infer; gives how long both took, s.
 
     Args:
         board: that is up, and empty.
@@ -79,6 +80,23 @@ def settle(board: Board, goods: Goods, bundle: Path, port: int) -> str:
     Raises:
         BoardError: it cannot be installed, or does not get well.
     """
+    _furnish(board, port)
+    deliver(board, bundle)
+    put(board, goods.signers, "/root/signers")
+    began = time.monotonic()
+    said = sh(
+        board,
+        f"cd {_CLONE} && scripts/install --bundle /root/{bundle.name} --signers /root/signers 2>&1",
+        patience_s=_INSTALL_S,
+    )
+    if "is installed" not in said:
+        raise BoardError(f"{board.name}: scripts/install does not say that it has installed anything: {said}")
+    wait_for("version A is well", lambda: is_well(board), 60 * board.scale)
+    return time.monotonic() - began
+
+
+def _furnish(board: Board, port: int) -> None:
+    """Put there what is not Vedette's own: an installer, a configuration, somebody who speaks, the witness."""
     board.run(f"mkdir -p {_CLONE} && tar -x -C {_CLONE}", given=_scripts())
     put(board, speech(), "/etc/vedette/speech.wav")
     put(board, tomli_w.dumps(configuration(board, port)).encode(), "/etc/vedette/vedette.toml")
@@ -87,15 +105,6 @@ def settle(board: Board, goods: Goods, bundle: Path, port: int) -> str:
     put(board, _SPEAKER.encode(), "/etc/systemd/system/board-speaker.service")
     enable = "board-witness" + (" board-speaker" if board.microphone.startswith("mic:") else "")
     sh(board, f"systemctl daemon-reload; systemctl enable -q {enable}; systemctl start --no-block {enable}")
-    deliver(board, bundle)
-    put(board, goods.signers, "/root/signers")
-    said = sh(
-        board,
-        f"cd {_CLONE} && scripts/install --bundle /root/{bundle.name} --signers /root/signers 2>&1",
-        patience_s=_INSTALL_S,
-    )
-    wait_for("version A is well", lambda: is_well(board), 60 * board.scale)
-    return said
 
 
 def deliver(board: Board, bundle: Path) -> str:
@@ -168,13 +177,3 @@ def _scripts() -> bytes:
 def _needed() -> Iterator[Path]:
     yield from (ROOT / "scripts" / name for name in ("install", "uninstall", "lib.sh"))
     yield ROOT / "systemd"
-
-
-def require(said: str, words: str) -> None:
-    """Refuse what was said where words are missing.
-
-    Raises:
-        BoardError: they are.
-    """
-    if words not in said:
-        raise BoardError(f"{words!r} was to be said, and this was: {said[-1000:]}")

@@ -45,6 +45,7 @@ class Mosquitto:
         persistence: bool = False,
         acl: str = "",
         lines: tuple[str, ...] = (),
+        port: int = 0,
     ) -> None:
         """Prepare a broker; `start` (or `with`) starts it.
 
@@ -56,6 +57,7 @@ class Mosquitto:
             persistence: whether sessions and retained messages outlive `stop`.
             acl: content of an access list.
             lines: further lines of its configuration.
+            port: to listen on; 0: a free one.
         """
         self.binary = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin") or ""
         if not self.binary:
@@ -69,7 +71,7 @@ class Mosquitto:
         self.ca_file, self.cert_file, self.key_file = (
             self.folder / name for name in ("ca.pem", "client.pem", "client.key")
         )
-        self.port = free_port()
+        self.port = port or free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._subscribers: list[Messages] = []
         if self.tls:

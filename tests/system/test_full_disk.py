@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from agent.config import StorageConfig
-from agent.errors import StorageError
+from agent.errors import StorageError, UpdateError
 from agent.messages import Stored, Will
 from agent.storage import timetable
 from agent.storage.durable import write_atomic
 from agent.storage.spool import Spool
+from agent.update.installing import install
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import EVENTS, device, event, events_of, from_one, in_order, wait_for
 
@@ -348,3 +350,8 @@ def test_events_reach_the_broker_in_order_through_a_full_disk(small: Path) -> No
             messages.wait(lambda m: len(m.of(EVENTS)) >= 600)
             wait_for(lambda: spool.stats().waiting == 0 and spool.stats().on == "disk")
     assert [e.seq for e in in_order(events_of(messages.of(EVENTS)))] == list(range(1, 601))
+
+
+def test_a_disk_that_gets_full_while_a_version_is_installed_is_named(small: Path) -> None:
+    with pytest.raises(UpdateError, match=f"cannot be made.*: No space left on the disk of {small}: make room"):
+        install(sys.executable, small / "venv", [])

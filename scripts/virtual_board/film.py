@@ -1,0 +1,146 @@
+"""The film of an update that nothing goes wrong with: the board as it was at the beginning of each state.
+
+A program on the board writes each state on its serial line as it is noted on the disk. The board's time is
+stopped then, and a snapshot taken: so a cut later costs no more than what lies between the snapshot and the cut.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+from emulated import Emulated
+from hearing import Hearing
+from machine import BoardError, put, sh
+from msgspec import Struct
+from msgspec.structs import replace
+
+ASKED = "asked"
+"""Before `vedette update apply` is started."""
+STATES = (ASKED, "received", "verified", "staged", "tested", "switching", "trial", "committed")
+_EVERY_S = 30.0
+"""Seconds between snapshots where a state lasts longer."""
+_MARK = "VEDETTE-STATE "
+_LONGEST_S = 3600.0
+_WATCHER = f"""
+import os, re, time
+journal, seen = "/var/lib/vedette-update/journal.json", None
+line = os.open("/dev/ttyAMA0", os.O_WRONLY | os.O_NOCTTY)
+while True:
+    try:
+        now = os.stat(journal).st_mtime_ns
+        if now != seen:
+            found = re.search(r'"state": *"([a-z_]+)"', open(journal).read())
+            os.write(line, b"\\n{_MARK}" + found[1].encode() + b"\\n")
+            seen = now
+    except OSError:
+        pass
+    time.sleep(0.01)
+"""
+
+
+class Shot(Struct, frozen=True):
+    """The board at one moment.
+
+    Attributes:
+        name: of the snapshot.
+        state: of the update.
+        at_s: since when it is in that, while the board's time went.
+        length_s: until the next shot.
+        known: the highest number of an event that had been heard.
+    """
+
+    name: str
+    state: str
+    at_s: float
+    length_s: float
+    known: int
+
+
+class _Film(Struct, frozen=True):
+    stamp: str
+    shots: list[Shot]
+
+
+def load(path: Path, stamp: str) -> list[Shot]:
+    """A film that was made of the same; empty: there is none."""
+    if not path.exists():
+        return []
+    film = msgspec.json.decode(path.read_bytes(), type=_Film)
+    return film.shots if film.stamp == stamp else []
+
+
+def store(path: Path, stamp: str, shots: list[Shot]) -> None:
+    """Keep a film.
+
+    Args:
+        path: of its file.
+        stamp: of what it was made of.
+        shots: of it.
+    """
+    path.write_bytes(msgspec.json.encode(_Film(stamp, shots)))
+
+
+class Camera:
+    """Makes the film. Every other state that comes, such as `rolled_back`, ends it."""
+
+    def __init__(self, board: Emulated, hearing: Hearing) -> None:
+        self._board, self._hearing = board, hearing
+        self._shots: list[Shot] = []
+        self._since, self._known, self._read = 0.0, 0, 0
+
+    def shoot(self, bundle: str) -> list[Shot]:
+        """Have the board, which is ready, update itself by a bundle that lies there; gives the film.
+
+        Raises:
+            BoardError: the update is not committed.
+        """
+        put(self._board, _WATCHER.encode(), "/root/watcher.py")
+        sh(self._board, "systemd-run --quiet --unit=board-watcher --nice=-10 python3 /root/watcher.py")
+        self._read = self._board.console.stat().st_size
+        self._keep(ASKED)
+        sh(self._board, f"systemd-run --quiet --unit=board-apply vedette update apply {bundle}")
+        began = time.monotonic()
+        while self._state != STATES[-1]:
+            for state in self._marks():
+                if state not in STATES:
+                    raise BoardError(
+                        f"the update that was to be filmed is {state}: vedette update history tells why"
+                    )
+                if state != self._state:
+                    self._keep(state)
+            if time.monotonic() - self._since > _EVERY_S:
+                self._keep(self._state)
+            if time.monotonic() - began > _LONGEST_S:
+                raise BoardError(f"the update that was to be filmed is {self._state} since {_LONGEST_S:.0f} s")
+            time.sleep(0.005)
+        return self._shots
+
+    @property
+    def _state(self) -> str:
+        return self._shots[-1].state if self._shots else ""
+
+    def _marks(self) -> list[str]:
+        with self._board.console.open("rb") as file:
+            file.seek(self._read)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._read += len(whole)
+        lines = whole.decode("utf-8", "replace").splitlines()
+        return [line.removeprefix(_MARK).strip() for line in lines if line.startswith(_MARK)]
+
+    def _keep(self, state: str) -> None:
+        self._board.halt()
+        at_s = 0.0
+        if self._shots:
+            last = replace(self._shots[-1], length_s=round(time.monotonic() - self._since, 3))
+            self._shots[-1] = last
+            at_s = last.at_s + last.length_s if last.state == state else 0.0
+        time.sleep(0.3)  # what had been sent comes
+        self._known = max(self._known, self._hearing.since(0).last)
+        name = f"{state}-{sum(shot.state == state for shot in self._shots)}"
+        self._board.save(name)
+        self._shots.append(Shot(name, state, at_s, _EVERY_S, self._known))
+        self._board.go_on()
+        self._since = time.monotonic()
