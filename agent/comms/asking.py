@@ -21,7 +21,7 @@ from agent.comms.refusal import RefusedError, UnansweredError
 from agent.comms.topics import Topics
 from agent.errors import BrokerError
 
-_SUBSCRIBED_S, _FIRST_S = 10.0, 3.0
+_FIRST_S = 3.0
 _NOBODY, _REFUSAL = 0x10, 0x80
 """Reason codes: nobody has subscribed to it; this one and above are refusals. MQTT 5.0, section 2.4."""
 _KNOWN = 8
@@ -112,7 +112,7 @@ class _Asking:
         """
         self._enter(max(0.05, until - time.monotonic()))
         try:
-            self._subscribe()
+            self._subscribe(until)
             self._publish(body)
             return self._wait_answer(timeout_s, until)
         finally:
@@ -130,13 +130,13 @@ class _Asking:
                 raise _OldBrokerError from error
             raise
 
-    def _subscribe(self) -> None:
+    def _subscribe(self, until: float) -> None:
         status = Topics(self._topics.prefix, "+").status
         self._client.subscribe([(topic, 1) for topic in (status, *self._answer_topics)])
         try:
-            codes = self._subscribed.get(timeout=_SUBSCRIBED_S)
+            codes = self._subscribed.get(timeout=max(0.05, until - time.monotonic()))
         except queue.Empty:
-            raise BrokerError(f"the broker at {self._access.where} does not answer") from None
+            raise BrokerError(f"the broker at {self._access.where} lets us in, and answers no more") from None
         if codes[1] >= _REFUSAL:
             raise BrokerError(
                 f"the broker does not let {self._access.user} hear answers: {as_options(in_words(codes[1]))}"

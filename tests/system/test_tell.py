@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from click.testing import CliRunner, Result
 from agent.cli.tell import tell
 from agent.demo.broker import EmbeddedBroker
 from agent.errors import BrokerError
-from tests.support.hostile import peer, until_left
+from tests.support.hostile import CONNACK_5, peer, read_packet, until_left
 from tests.support.house import person_model
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.operator import Operator
@@ -176,3 +177,13 @@ def test_the_timeout_holds_for_a_broker_that_keeps_silent_too() -> None:
             call(port, "--timeout", "1s", "porch", "status")
         with pytest.raises(BrokerError, match="no answer; is it running there"):
             call(port, "--tls", "--timeout", "1s", "porch", "status")
+
+
+def test_the_timeout_holds_for_a_broker_that_lets_us_in_and_keeps_silent_then() -> None:
+    def mute(connection: socket.socket) -> None:
+        read_packet(connection)
+        connection.sendall(CONNACK_5)
+        until_left(connection)
+
+    with peer(mute) as port, pytest.raises(BrokerError, match="lets us in, and answers no more"):
+        call(port, "--timeout", "1s", "porch", "status")
