@@ -6,34 +6,32 @@ from collections.abc import Sequence
 
 from rows import EventRow, Gap, RejectedRow
 
-_AHEAD, _AHEAD_PER_S = 100_000, 10_000
-"""Numbers by which a message may be ahead of the newest of its device: so many at once, and so many more for each
-second since that came. No device gives out more: it makes some thousand events a second at best, and one that is
-cut off again and again goes 10,000 up each time, which takes it longer than a second. What is further ahead is
-forged or broken, and if it counted, nothing below it would ever be missed. The bound grows, so that it shuts no
-device out for good."""
+_AHEAD = 100_000
+"""Numbers by which a message may be ahead of the newest of its device."""
+_FAST_S = 86_400
+"""Seconds by which a device's clock may be fast. One that knows nothing of its numbers, as with a new card, begins at
+the µs of its clock: what is above that and far ahead is forged or broken, and if it counted, nothing below it would
+ever be missed. A forged one that is below is found when the device itself goes on: that is a run that begins lower."""
 
 
-def sifted(
-    events: Sequence[EventRow], newest: dict[str, tuple[int, float]]
-) -> tuple[list[EventRow], list[RejectedRow]]:
+def sifted(events: Sequence[EventRow], newest: dict[str, int]) -> tuple[list[EventRow], list[RejectedRow]]:
     """Events whose numbers can be, and the others with the reason.
 
     Args:
         events: in the order in which they came.
-        newest: by device, the highest number that was kept, and when it came; what is kept here is added.
+        newest: by device, the highest number that was kept; what is kept here is added.
     """
     kept: list[EventRow] = []
     refused: list[RejectedRow] = []
     for one in events:
-        seq, at = newest.get(one.device, (one.seq, one.received_at))
-        if one.seq - seq > _AHEAD + _AHEAD_PER_S * max(0.0, one.received_at - at):
+        seq = newest.get(one.device, one.seq)
+        if one.seq > max(seq + _AHEAD, (one.received_at + _FAST_S) * 1e6):
             why = f"its seq is {one.seq}: too far ahead of {seq}, the highest so far, for any device"
             refused.append(RejectedRow(f"{one.device}/{one.stream}", why, one.received_at, one.body))
             continue
         kept.append(one)
         if one.seq >= seq:
-            newest[one.device] = one.seq, one.received_at
+            newest[one.device] = one.seq
     return kept, refused
 
 

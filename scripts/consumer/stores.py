@@ -114,13 +114,13 @@ class SqlStore:
     def sift(self, events: Sequence[EventRow]) -> tuple[list[EventRow], list[RejectedRow]]:
         """See `Store`."""
 
-        def look(cursor: Any) -> dict[str, tuple[int, float]]:
-            newest: dict[str, tuple[int, float]] = {}
-            query = "SELECT seq, received_at FROM events WHERE device = ? ORDER BY seq DESC LIMIT 1"
+        def look(cursor: Any) -> dict[str, int]:
+            newest: dict[str, int] = {}
+            query = "SELECT max(seq) FROM events WHERE device = ?"
             for device in sorted({event.device for event in events}):
                 cursor.execute(self._sql(query), (device,))
-                if (row := cursor.fetchone()) is not None:
-                    newest[device] = row
+                if (seq := cursor.fetchone()[0]) is not None:
+                    newest[device] = seq
             return newest
 
         return sifted(events, self._do(look))
