@@ -9,10 +9,10 @@ from rows import EventRow, Gap, RejectedRow
 _AHEAD = 100_000
 """Numbers by which a message may be ahead of the newest of its device."""
 _FAST_S = 86_400
-"""Seconds by which a device's clock may be fast. One that knows nothing of its numbers, as with a new card, begins
-at the µs of its clock: what is above that and far ahead is forged or broken, and if it counted, nothing below it
-would ever be missed. A forged one that is below is found when the device itself goes on: that is a run that begins
-lower."""
+"""Seconds by which a device's clock may be fast. One that knows nothing of its numbers, as with a new card,
+begins at the µs of its clock: what is above that and far ahead is forged or broken, and if it counted, nothing
+below it would ever be missed. A forged one that is below is found when the device itself goes on: that is a run
+that begins lower."""
 
 
 def sifted(events: Sequence[EventRow], newest: dict[str, int]) -> tuple[list[EventRow], list[RejectedRow]]:
