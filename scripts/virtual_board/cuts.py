@@ -80,6 +80,8 @@ class Witness(Struct, frozen=True):
 def plan(film: Sequence[Shot], count: int) -> list[Cut]:
     """Spread cuts over the states, and within each over its length; the states take turns.
 
+    Those whose update is followed to its end, which takes minutes, come last.
+
     Args:
         film: see there.
         count: of all cuts.
@@ -89,7 +91,8 @@ def plan(film: Sequence[Shot], count: int) -> list[Cut]:
         cuts = each.setdefault(state, [])
         shots = [shot for shot in film if shot.state == state]
         cuts += _within(shots, low, high, max(1, round(share * count / ALL)), len(cuts))
-    return [cut for turn in zip_longest(*each.values()) for cut in turn if cut is not None]
+    turns = [cut for turn in zip_longest(*each.values()) for cut in turn if cut is not None]
+    return sorted(turns, key=lambda cut: cut.follow)
 
 
 def _within(shots: list[Shot], low: float, high: float, count: int, before: int) -> list[Cut]:
