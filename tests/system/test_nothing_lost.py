@@ -24,6 +24,6 @@ def test_no_event_is_lost_doubled_or_out_of_order_while_broker_daemon_and_link_b
 def test_the_link_can_be_cut_here() -> None:
     try:
         with Link() as link:
-            assert link.here.startswith("198.18.")
+            assert link.here.startswith(("198.18.", "198.19."))
     except LinkMissing as why:
         pytest.skip(f"the link is not cut in these tests: {why}")
