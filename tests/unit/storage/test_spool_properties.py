@@ -38,9 +38,7 @@ class SpoolMachine(RuleBasedStateMachine):
         seen: what a subscriber may have got, by number.
     """
 
-    @initialize(
-        durability=st.just(DurabilityConfig()) | durabilities, history=st.sampled_from([0, 30_000, ALL])
-    )
+    @initialize(durability=st.just(DurabilityConfig()) | durabilities, history=st.sampled_from([0, 30_000, ALL]))
     def begin(self, durability: DurabilityConfig, history: int) -> None:
         self.folder = from_one(Path(tempfile.mkdtemp()))
         self.config = StorageConfig(spool_max_bytes=LIMIT, durability=durability, history_max_bytes=history)
