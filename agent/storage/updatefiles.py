@@ -82,8 +82,13 @@ def owned_file(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def take_copy(source: Path, target: Path) -> None:
-    """Copy a file so that it is there whole or not at all, whenever the power goes; only the owner may read it.
+def take_copy(source: Path, target: Path, *, like_source: bool = False) -> None:
+    """Copy a file so that it is there whole or not at all, whenever the power goes.
+
+    Args:
+        source: of the copy.
+        target: is replaced.
+        like_source: with the same owner and permissions; else only its owner may read it.
 
     Raises:
         StorageError: it cannot be read, is no file, or the disk refuses.
@@ -96,6 +101,8 @@ def take_copy(source: Path, target: Path) -> None:
             check_kind(os.fstat(file.fileno()), stat.S_IFREG, source)
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with os.fdopen(descriptor, "wb") as copy:
+                if like_source:
+                    _make_like(descriptor, os.fstat(file.fileno()))
                 shutil.copyfileobj(file, copy, _CHUNK)
                 copy.flush()
                 os.fsync(copy.fileno())
@@ -105,6 +112,41 @@ def take_copy(source: Path, target: Path) -> None:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise StorageError(f"{source}: cannot be copied to {target}: {reason_of(error)}") from error
+
+
+def write_like(path: Path, data: bytes, like: Path) -> None:
+    """Replace a file as a whole, with the owner and permissions of another.
+
+    A configuration may hold passwords that not everybody may read, and has to be read by the daemon.
+
+    Args:
+        path: of the file; of a link, what it leads to is replaced.
+        data: the whole content.
+        like: the other file, or this one as it was.
+
+    Raises:
+        StorageError: the disk refuses; the old content is still there.
+    """
+    target = path.resolve()
+    temporary = target.with_name(f".{target.name}.new")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            _make_like(descriptor, like.stat())
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        temporary.replace(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
+
+
+def _make_like(descriptor: int, like: os.stat_result) -> None:
+    os.fchown(descriptor, like.st_uid, like.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
 
 
 def rename(source: Path, target: Path) -> None:

@@ -144,7 +144,7 @@ class Updater:
             failures_before=self._service.standing().failures if update.kind == "models" else 0,
             models_before=ModelSets(slot).current,
         )
-        self._orders.take()  # one of before is not for this trial
+        self._orders.forget()
         self._tell(f"switching to {update.version}")
         self._change(update).go(update, read_description(self._where.incoming).health)
         return self.journal.step(update, "trial")
@@ -157,8 +157,8 @@ class Updater:
         stand = change.stand(update)
         if stand == "kept":
             return self._keep(update, "")
-        if stand == "undone":
-            return self._take_back(update, "it was cut off while it was taken back")
+        if stand == "undone" or not self._where.incoming.exists():  # going back has no bundle
+            return self._take_back(update, "it was cut off on the way back")
         gate = read_description(self._where.incoming).health
         self._tell(f"on trial: it has to be well for {gate.steady_s:g} s on end within {gate.within_s:g} s")
         before = Baseline(update.streams_before or {}, known=update.streams_before is not None)

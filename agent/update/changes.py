@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal, Protocol
 
+from agent.errors import UpdateError
 from agent.storage.models import read
 from agent.storage.modelsets import ModelSets
 from agent.storage.slots import Slots, slot_of
@@ -109,7 +111,8 @@ class ModelsChange:
     def undo(self, update: Update) -> Verdict | None:
         """See `Change`."""
         self._sets(update).point(update.models_before)
-        self._service.reload()
+        with suppress(UpdateError):  # a daemon that does not run takes them at its start
+            self._service.reload()
         return None
 
     def keep(self, update: Update) -> None:

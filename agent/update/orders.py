@@ -33,6 +33,14 @@ class Orders:
         """
         StateFile(self._path).write(order.encode())
 
+    def forget(self) -> None:
+        """Drop an order that came too late for the trial before.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        remove(self._path)
+
     def take(self) -> Outcome | None:
         """The order that was left, once; None: there is none."""
         try:

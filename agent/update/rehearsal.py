@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 
 from agent.errors import NO_JSON, UpdateError
-from agent.storage.durable import make_folder, write_atomic
+from agent.storage.durable import make_folder
 from agent.storage.models import read
 from agent.storage.modelsets import ModelSets
 from agent.storage.slots import Slots
+from agent.storage.updatefiles import remove, write_like
 from agent.update.places import Places
 from agent.update.staging import CONFIG
 
@@ -56,8 +57,10 @@ class Rehearsal:
         checked, models = slot / _CHECKED, ModelSets(slot).path(number)
         make_folder(checked.parent)
         config = config.replace(f"{self._where.home}/current/models/".encode(), f"{models}/".encode())
-        write_atomic(checked, config.replace(f"{self._where.home}/current/".encode(), f"{slot}/".encode()))
+        config = config.replace(f"{self._where.home}/current/".encode(), f"{slot}/".encode())
+        write_like(checked, config, self._where.config)
         found = self._problems(slot, checked)
+        remove(checked)
         if not found:
             return
         running = self._slots.of("current")

@@ -48,6 +48,7 @@ def go_back(where: Places, service: Service, journal: Journal, tell: Tell) -> Up
     try:
         switch.go(running, other, config, _ALLOWED_S)
         service.restart()
+        update = journal.step(update, "trial")  # cut off behind the commit, it stays; before, it is taken back
         switch.commit(other, running)
     except VedetteError as error:
         switch.undo(running)

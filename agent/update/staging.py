@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent.errors import UpdateError
-from agent.storage.durable import make_folder, write_atomic
+from agent.storage.durable import make_folder
 from agent.storage.models import read
 from agent.storage.modelsets import ModelSets
 from agent.storage.slots import Slot, Slots
-from agent.storage.updatefiles import delete_folder, rename
+from agent.storage.updatefiles import delete_folder, rename, write_like
 from agent.update.archive import unpack
 from agent.update.description import NAME, Description
 from agent.update.installing import install
@@ -99,4 +99,4 @@ def _take_config(where: Places, wanted: Description, home: Path, unpacked: Path)
         except UnicodeDecodeError as error:
             raise UpdateError(f"{where.config}: not UTF-8 at byte {error.start}") from error
         if after != before:
-            write_atomic(home / CONFIG, after)
+            write_like(home / CONFIG, after, where.config)

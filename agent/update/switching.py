@@ -20,10 +20,9 @@ from agent.storage.durable import write_atomic
 from agent.storage.models import read
 from agent.storage.regular import read_regular
 from agent.storage.slots import Slot, Slots
-from agent.storage.updatefiles import remove, take_copy
+from agent.storage.updatefiles import remove, take_copy, write_like
 from agent.update.places import Places
 
-_MODE = 0o644
 _LARGEST = 4096
 BOOTS = 3
 """That a trial may take."""
@@ -62,13 +61,13 @@ class Switch:
             StorageError: the disk refuses; what was done is to be undone by `undo`.
         """
         if config is not None:
-            take_copy(self._where.config, self._where.kept_config)
+            take_copy(self._where.config, self._where.kept_config, like_source=True)
         else:
             remove(self._where.kept_config)
         remove(self._where.verdict, self._where.counted)
         self._write("switching", old, new, allowed_s)
         if config is not None:
-            write_atomic(self._where.config, config, _MODE)
+            write_like(self._where.config, config, self._where.config)
         self._slots.point("keeper", old)
         self._slots.point("current", new)
         self._write("trial", old, new, allowed_s)
@@ -83,23 +82,25 @@ class Switch:
             kept = read(self._where.kept_config)
             if self._where.config.is_file() and read(self._where.config) != kept:
                 # Somebody may have changed it during the trial.
-                take_copy(self._where.config, self._where.config.with_name("vedette.toml.undone"))
-            write_atomic(self._where.config, kept, _MODE)
+                undone = self._where.config.with_name("vedette.toml.undone")
+                take_copy(self._where.config, undone, like_source=True)
+            write_like(self._where.config, kept, self._where.kept_config)
         self._slots.point("current", old)
         self._slots.point("keeper", old)
         remove(self._where.trial, self._where.kept_config)
 
     def commit(self, new: Slot, old: Slot) -> None:
-        """Let the new version stay, and mind updates from now on.
+        """Let the new version stay, and mind updates from now on; done twice, it is done once.
 
         Raises:
             StorageError: the disk refuses.
         """
-        kept = self.config_of(old)
-        if self._where.kept_config.exists():
-            take_copy(self._where.kept_config, kept)
-        else:
-            remove(kept)
+        if self.on_trial:  # not when it was cut off behind that
+            kept = self.config_of(old)
+            if self._where.kept_config.exists():
+                take_copy(self._where.kept_config, kept, like_source=True)
+            else:
+                remove(kept)
         self._slots.point("keeper", new)
         remove(self._where.trial, self._where.kept_config)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +99,46 @@ def test_a_migration_keeps_the_remarks_and_is_taken_back_with_the_version(board:
     assert board.go_back().version == "2.0"
     assert board.config.endswith("# by hand\n")
     board.check_sound()
+
+
+@pytest.mark.parametrize("version", ["2.0", "2.0+slow"])
+def test_a_configuration_with_passwords_stays_as_closed_as_it_was(board: Board, version: str) -> None:
+    config = board.where.config
+    config.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(config, 1, 2)
+    before = config.stat()
+    board.apply(board.bundle(version, migrations=[RENAME]))
+    kept = board.where.kept_config.parent
+    for path in (
+        config,
+        *config.parent.glob("*.undone"),
+        *kept.glob("*.toml"),
+        *board.where.home.rglob("vedette.toml"),
+    ):
+        after = path.stat()
+        assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid), path
+    assert not list(board.where.home.rglob("checked.toml"))
+    if version == "2.0":
+        board.go_back()
+        assert config.stat().st_mode == before.st_mode
+
+
+def test_an_order_that_came_too_late_is_not_for_the_next_trial(board: Board) -> None:
+    Orders(board.where).give("rollback")
+    done = board.apply(board.bundle())
+    assert (done.state, done.by) == ("committed", "updater")
+
+
+def test_models_are_taken_back_where_no_daemon_runs(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise UpdateError("systemctl reload vedette.service: it is not active")
+
+    monkeypatch.setattr(board.service, "reload", refuse)
+    done = board.apply(board.models())
+    assert done.state == "rolled_back"
+    assert "it is not active" in done.reason
+    assert ModelSets(board.slots.path("a")).current == 0
 
 
 def test_what_was_edited_during_a_trial_is_kept_beside(board: Board) -> None:
@@ -207,6 +248,7 @@ def test_a_full_disk_while_staging_is_refused_and_what_runs_goes_on(
 def test_the_dead_man_ends_a_trial_that_nobody_follows(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     """The updater is killed in the trial and never comes back; the time is cut short."""
     monkeypatch.setattr(board, "_sleep", _killed)
+    board.where.config.chmod(0o640)
     updater = board.updater()
     updater.receive(board.bundle(migrations=[RENAME]))
     with pytest.raises(KeyboardInterrupt):
@@ -216,12 +258,14 @@ def test_the_dead_man_ends_a_trial_that_nobody_follows(board: Board, monkeypatch
     assert "\nallowed_s=155\n" in trial.read_text()
     trial.write_text(trial.read_text().replace("allowed_s=155", "allowed_s=0"))
     count = board.where.counted
+    assert board.where.kept_config.stat().st_mode & 0o777 == 0o640
     board.service.deadman()
     assert board.runs == "2.0", "no time has passed"
     count.write_text(count.read_text().replace("elapsed_s=0", "elapsed_s=9"))
     board.service.deadman()
     assert board.runs == "1.0"
     assert board.config == CONFIG
+    assert board.where.config.stat().st_mode & 0o777 == 0o640
     monkeypatch.undo()
     board.restart_service()
     done = board.updater().resume()

@@ -106,6 +106,9 @@ def test_a_board_starts_one_version_or_the_other_wherever_the_power_goes_in_the_
         cuts += 1
         check_end(board, good=True)
         ends.add(board.runs)
+        if board.runs == "2.0":  # what it takes to go back has outlived the cut
+            board.go_back()
+            assert board.config == CONFIG
     assert cuts >= 40
     assert ends == {"1.0", "2.0"}
 
@@ -127,6 +130,22 @@ def from_switch(board: Board) -> None:
     update = updater.journal.read()
     while update is not None and not update.over:
         update = updater._step(update)
+
+
+def test_going_back_is_done_or_not_wherever_the_power_goes(board: Board) -> None:
+    board.apply(board.bundle("2.0", migrations=MIGRATIONS))
+    cutting, change, ends = Cutting(board), 0, set[str]()
+    while True:
+        cutting.again()
+        if not cut_before(change, board.go_back):
+            break
+        board.restart_service()
+        board.updater().resume()
+        assert board.config == (CONFIG.replace("host", "server") if board.runs == "2.0" else CONFIG), change
+        board.check_sound()
+        ends.add(board.runs)
+        change += 1
+    assert ends == {"1.0", "2.0"}
 
 
 def test_a_version_that_is_not_well_is_never_kept_wherever_the_power_goes(board: Board) -> None:
