@@ -21,8 +21,10 @@ import pytest
 import tomli_w
 
 from agent.boardhealth import BoardHealth
-from tests.support.publishing import wait_for
-from tests.support.running import ROOT
+from tests.support.house import person_model
+from tests.support.mosquitto import HOST
+from tests.support.publishing import TOPICS, wait_for
+from tests.support.running import ROOT, camera
 
 _CONTAINER = ROOT / "scripts/virtual_board/container"
 _PATIENCE_S = 60.0
@@ -150,3 +152,25 @@ class Board:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._container("down")
+
+
+def watch_somebody(board: Board, port: int, folder: Path) -> dict[str, Any]:
+    """Configure a board, and restart its service: one stream that always sees somebody; gives the configuration.
+
+    Args:
+        board: that is up and installed.
+        port: of the broker on this machine.
+        folder: for the model.
+    """
+    model = person_model(folder)
+    for path in (model, model.with_suffix(".tflite")):
+        board.write(f"/etc/vedette/models/{path.name}", path.read_bytes())
+    config: dict[str, Any] = {
+        "device": {"name": TOPICS.device},
+        "mqtt": {"host": HOST, "port": port, "reconnect_max_s": 0.5},
+        "health": {"every_s": 0.5},
+        "streams": {"front": camera(Path("/etc/vedette/models/person.toml"))},
+    }
+    board.configure(config)
+    board.sh("systemctl", "restart", "vedette")
+    return config

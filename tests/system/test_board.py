@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.board import CLONE, Board
-from tests.support.house import person_model
-from tests.support.mosquitto import HOST, Mosquitto
+from tests.support.board import CLONE, Board, watch_somebody
+from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import TOPICS, wait_for
 from tests.support.received import Messages
 from tests.support.running import camera, events, hear
@@ -45,19 +44,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
 @pytest.fixture(scope="module")
 def config(board: Board, broker: Mosquitto, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One stream that always sees somebody, and the broker; in use."""
-    folder = tmp_path_factory.mktemp("model")
-    model = person_model(folder)
-    for path in (model, model.with_suffix(".tflite")):
-        board.write(f"/etc/vedette/models/{path.name}", path.read_bytes())
-    made: dict[str, Any] = {
-        "device": {"name": TOPICS.device},
-        "mqtt": {"host": HOST, "port": broker.port, "reconnect_max_s": 0.5},
-        "health": {"every_s": 0.5},
-        "streams": {"front": camera(Path("/etc/vedette/models/person.toml"))},
-    }
-    board.configure(made)
-    board.sh("systemctl", "restart", "vedette")
-    return made
+    return watch_somebody(board, broker.port, tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -14,12 +14,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.support.board import CLONE, Board
-from tests.support.house import person_model
-from tests.support.mosquitto import HOST, Mosquitto
+from tests.support.board import CLONE, Board, watch_somebody
+from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import TOPICS, wait_for
 from tests.support.received import Messages
-from tests.support.running import camera, hear
+from tests.support.running import hear
 from tests.support.tiny_bundles import make_key, needs_ssh_keygen
 from tests.support.versions import bundle, version
 
@@ -72,17 +71,7 @@ def depot(board: Board, broker: Mosquitto, network: None, tmp_path_factory: pyte
     words = ("--bundle", "/root/1.0.vedette", "--signers", "/root/signers")
     said = board.sh("env", "PYTHON=/usr/bin/python3", f"{CLONE}/scripts/install", *words, patience_s=APPLY_S)
     assert "signed by ops@example.org" in said
-    model = person_model(tmp_path_factory.mktemp("model"))
-    for path in (model, model.with_suffix(".tflite")):
-        board.write(f"/etc/vedette/models/{path.name}", path.read_bytes())
-    config: dict[str, Any] = {
-        "device": {"name": TOPICS.device},
-        "mqtt": {"host": HOST, "port": broker.port, "reconnect_max_s": 0.5},
-        "health": {"every_s": 0.5},
-        "streams": {"front": camera(Path("/etc/vedette/models/person.toml"))},
-    }
-    board.configure(config)
-    board.sh("systemctl", "restart", "vedette")
+    watch_somebody(board, broker.port, tmp_path_factory.mktemp("model"))
     return made
 
 
