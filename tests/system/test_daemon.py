@@ -100,7 +100,7 @@ def test_tracks_that_a_killed_daemon_left_open_end_at_the_next_start(
         (end,) = (event for event in events(messages, stream) if event.kind == "end")
         assert end.reason == "restart"
         gone = b"" if stream == "back" else b"0"
-        messages.wait(lambda m, stream=stream, gone=gone: gone in m.of(TOPICS.count(stream, "person"))[1:])  # type: ignore[misc]
+        messages.wait(lambda m, stream=stream, gone=gone: gone in m.of(TOPICS.count(stream, "person"))[1:])  # type: ignore[misc]  # mypy cannot infer a lambda with defaults
     assert "2 open tracks" in vedette.wait_said("was cut off")
     vedette.end(signal.SIGKILL)
     vedette.start()

@@ -46,7 +46,7 @@ def failed(*words: str) -> str:
 def quick(board: Board, **fields: object) -> str:
     from agent.update.description import HealthGate
 
-    return str(board.bundle(health=HealthGate(steady_s=0, within_s=0), **fields))  # type: ignore[arg-type]
+    return str(board.bundle(health=HealthGate(steady_s=0, within_s=0), **fields))  # type: ignore[arg-type]  # fields of a description, as the test gives them
 
 
 def test_a_board_is_updated_and_goes_back(board: Board) -> None:
