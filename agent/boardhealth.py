@@ -19,6 +19,8 @@ from agent.errors import StorageError, reason_of
 from agent.health.files import read_text
 from agent.health.machine import resident_mb
 from agent.house import House
+from agent.shadow import Findings
+from agent.shadows import Shadows
 from agent.storage.durable import write_passing
 from agent.stream import Stream
 from agent.vitals import link_health
@@ -36,10 +38,12 @@ class StreamReport(StreamHealth, frozen=True):
     Attributes:
         inferred: inferences since the stream was started.
         infer_p95_ms: 19 of 20 of the newest inferences took no longer, ms; None: there was none yet.
+        shadow: of the new model that runs beside its own; None: none does.
     """
 
     inferred: int = 0
     infer_p95_ms: float | None = None
+    shadow: Findings | None = None
 
 
 class BoardHealth(Struct, frozen=True):
@@ -55,6 +59,7 @@ class BoardHealth(Struct, frozen=True):
         rss_mb: resident memory of the daemon, MB.
         streams: by name.
         link: to the broker; None: there is none now.
+        shadow: the update whose new models run beside those in use; empty: there is none.
     """
 
     version: str
@@ -66,22 +71,30 @@ class BoardHealth(Struct, frozen=True):
     rss_mb: float
     streams: dict[str, StreamReport]
     link: LinkHealth | None = None
+    shadow: str = ""
 
 
 class LocalHealth:
     """Writes the file, for the daemon's thread. Without a folder for what runs, nothing is written."""
 
-    def __init__(self, house: House, bulletin: Bulletin, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        house: House,
+        bulletin: Bulletin,
+        shadows: Shadows,
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
         """Prepare.
 
         Args:
             house: that it tells of.
             bulletin: what is published of it.
+            shadows: of its streams.
             environment: in which systemd names the folder.
         """
         folder = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
         self._path = Path(folder) / FILE if folder else None
-        self._house, self._bulletin = house, bulletin
+        self._house, self._bulletin, self._shadows = house, bulletin, shadows
         self._began_s, self._written_s = time.monotonic(), -1e9
         self._failed = False
 
@@ -116,10 +129,16 @@ class LocalHealth:
             rss_mb=round(resident_mb(), 1),
             streams={name: self._stream(name, one) for name, one in self._house.streams.items()},
             link=link_health(self._house.line.publisher.state),
+            shadow=self._shadows.update,
         )
 
     def _stream(self, name: str, stream: Stream) -> StreamReport:
         state, detail = stream.standing
         told = self._bulletin.streams.get(name) or StreamHealth(state)
         now = replace(told, state=state, detail=detail or (told.detail if told.state == state else ""))
-        return StreamReport(**asdict(now), inferred=stream.inferred, infer_p95_ms=stream.infer_p95_ms)
+        return StreamReport(
+            **asdict(now),
+            inferred=stream.inferred,
+            infer_p95_ms=stream.infer_p95_ms,
+            shadow=self._shadows.findings(name),
+        )

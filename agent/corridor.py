@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -15,6 +15,9 @@ from agent.comms.reporter import Reporter
 from agent.compute.track.tracker import Tracker
 from agent.messages import Event, Seen, Stages
 from agent.recent import Recent
+
+if TYPE_CHECKING:
+    from agent.shadow import Shadow
 
 _TAKE_S = 0.25
 """Longest wait for an input before time itself is looked at: ends that are due, a stop, a loss."""
@@ -72,13 +75,18 @@ class Tally(Struct):
 
 
 class Corridor(ABC, Generic[T]):
-    """Runs one stream until its source ends or it is told to stop."""
+    """Runs one stream until its source ends or it is told to stop.
+
+    Attributes:
+        shadow: is shown what was inferred.
+    """
 
     def __init__(self, source: Source[T], sense: Sense, reporter: Reporter) -> None:
         self._source, self._sense, self._reporter = source, sense, reporter
         self._now: tuple[int, datetime] | None = None
         self.tally, self.recent = Tally(), Recent()
         self.first_result = threading.Event()
+        self.shadow: Shadow | None = None
 
     def run(
         self, stop: threading.Event, reason: str = "ended", between: Callable[[], None] = lambda: None

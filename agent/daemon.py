@@ -24,6 +24,7 @@ from agent.overrides import FILE as OVERRIDES
 from agent.published import FILE as PUBLISHED
 from agent.published import Published
 from agent.service import Service
+from agent.shadows import Shadows
 from agent.storage.durable import lock_folder, state_folder
 from agent.storage.spool import Spool
 from agent.storage.statefile import StateFile
@@ -46,6 +47,7 @@ class Daemon:
     house: House
     _homeassistant: HomeAssistant
     _bulletin: Bulletin
+    _shadows: Shadows
     _local: LocalHealth
 
     def __init__(
@@ -108,7 +110,8 @@ class Daemon:
                 self._orders = Orders(self._control, self.house, self._checkup, self._read_again, self._rouse)
                 self._homeassistant = HomeAssistant(self.house)
                 self._bulletin = Bulletin(self.house, self._control, self._homeassistant)
-                self._local = LocalHealth(self.house, self._bulletin)
+                self._shadows = Shadows(self.house)
+                self._local = LocalHealth(self.house, self._bulletin, self._shadows)
                 self.house.settle_left()
                 self.house.prepare()
                 if self._board:
@@ -127,6 +130,7 @@ class Daemon:
         finally:
             self._service.stopping()
             self._orders.stop()
+            self._shadows.close()
             stop_streams(self.house.streams.values())
             self._publish_health()
             self.house.stop()
@@ -147,6 +151,7 @@ class Daemon:
                     trim_heap()
                 show_thread_names()
                 self._publish_health()
+            self._shadows.look()
             self._tell_board(is_due)
             if self._done():
                 self._tell_failure()

@@ -69,6 +69,8 @@ class Pipeline(Corridor[Frame]):
         self._reporter.seen(frame.seq, frame.captured_at, seen, *vision.answered_by)
         if seen.events:
             self._count()
+        if self.shadow is not None and seen.detections is not None:
+            self.shadow.saw(frame, vision.looked, seen.detections, seen.stages.infer)
         return seen
 
     def _report(self, events: Sequence[Event], at: datetime) -> None:

@@ -22,4 +22,6 @@ class SoundPipeline(Corridor[AudioChunk]):
         self._reporter.seen(chunk.first, chunk.captured_at, seen, *hearing.answered_by)
         if seen.events:
             self._count()
+        if self.shadow is not None:
+            self.shadow.heard(chunk, seen.detections, seen.stages.infer // max(1, hearing.inferences))
         self._note(seen, hearing.inferences)

@@ -26,13 +26,20 @@ from agent.senses import Input, Sense, open_corridor, open_sense, prepare_sense
 from agent.supervised import State, Supervised
 
 if TYPE_CHECKING:
+    from agent.compute.infer.backend import Session
     from agent.filming import Filming
+    from agent.shadow import Shadow
 
 log = logging.getLogger(__name__)
 
 
 class Stream(Supervised):
-    """One entry of `[streams]`, alive."""
+    """One entry of `[streams]`, alive.
+
+    Attributes:
+        config: in use. model: that it runs; None: it was never opened.
+        shadow: another model that is to be compared with its own; None: none is.
+    """
 
     def __init__(self, name: str, config: StreamConfig, desk: Desk) -> None:
         super().__init__(name, "starting" if config.enabled else "disabled")
@@ -46,10 +53,10 @@ class Stream(Supervised):
         self._reporter: Reporter | None = None
         self._source: Input | None = None
         self._filming: Filming | None = None
-        self._model: Model | None = None
+        self.model: Model | None = None
         self._rung = config.rung  # that the model was opened with
-        self._meter = Meter()
-        self._errands = Errands()
+        self._meter, self._errands = Meter(), Errands()
+        self.shadow: Shadow | None = None
 
     def prepare(self) -> None:
         """Open the model, unless it waits for a device, and check all that can be checked without the source.
@@ -60,8 +67,8 @@ class Stream(Supervised):
         try:
             check_uri(self.config.source)
             if self.config.enabled:
-                self._model, self._rung = open_model(self.config.model, self.config.rung), self.config.rung
-                self._sense = prepare_sense(self.name, self.config, self._model, self._desk.opener)
+                self.model, self._rung = open_model(self.config.model, self.config.rung), self.config.rung
+                self._sense = prepare_sense(self.name, self.config, self.model, self._desk.opener)
         except VedetteError as error:
             self.state, self.detail = "failed", str(error)
             raise
@@ -69,7 +76,7 @@ class Stream(Supervised):
     @property
     def model_changed(self) -> bool:
         """Whether its model's file or manifest is another one now, or can no longer be used."""
-        if (model := self._model) is None:
+        if (model := self.model) is None:
             return False
         try:
             now = open_model(self.config.model, self._rung)
@@ -92,13 +99,13 @@ class Stream(Supervised):
 
     def _holds(self, rung: str) -> bool:
         """Whether a rung, or `auto`, needs nothing that is not open."""
-        if rung == self.config.rung or self._model is None:
+        if rung == self.config.rung or self.model is None:
             return True
         try:
             wanted = open_model(self.config.model, rung).manifest.rungs
         except VedetteError:
             return False
-        return set(wanted) <= set(self._model.manifest.rungs) and not self.model_changed
+        return set(wanted) <= set(self.model.manifest.rungs) and not self.model_changed
 
     def snapshot_now(self) -> None:
         """Publish the next picture as the snapshot.
@@ -106,7 +113,7 @@ class Stream(Supervised):
         Raises:
             CommandError: there will be none, with the reason.
         """
-        if self._model is not None and self._model.manifest.audio is not None:
+        if self.model is not None and self.model.manifest.audio is not None:
             raise CommandError(f"stream {self.name} listens: it has no pictures")
         state, detail = self.standing
         if state not in ("running", "degraded"):
@@ -158,6 +165,12 @@ class Stream(Supervised):
         return self._recent.p95_ms
 
     @property
+    def session(self) -> Session | None:
+        """What runs its model; None: it has not inferred yet, or does not run."""
+        sense, pipeline = self._sense, self._pipeline
+        return sense.session if sense is not None and pipeline is not None and self.has_result else None
+
+    @property
     def frames(self) -> int:
         """Frames handled since the start."""
         return self._tally.frames
@@ -171,7 +184,7 @@ class Stream(Supervised):
         """State now, and rates since the last call."""
         rates, source = self._meter.look(self._tally), self._source
         capture = source.stats if source else self._captured
-        sense, model = self._sense, self._model  # the stream's thread may close its own meanwhile
+        sense, model = self._sense, self.model  # the stream's thread may close its own meanwhile
         backend, rung = sense.answered_by if sense else ("", "")
         state, detail = self.standing
         return StreamHealth(
@@ -190,15 +203,15 @@ class Stream(Supervised):
         )
 
     def _run(self) -> None:
-        assert self._model is not None
+        assert self.model is not None
         if self._sense is None:  # a device is to be opened, or anew what has broken
             self.detail = f"{self.config.backend} is being opened"
-            self._sense = open_sense(self.name, self.config, self._model, self._desk.opener)
-        model = ModelId(self._model.manifest.name, self._model.sha256[:12])
+            self._sense = open_sense(self.name, self.config, self.model, self._desk.opener)
+        model = ModelId(self.model.manifest.name, self.model.sha256[:12])
         publish = self.config.publish
         desk = self._desk
         reporter = self._reporter = Reporter(desk.topics, self.name, publish, model, desk.events, desk.board)
-        if self._model.manifest.has_tracks:
+        if self.model.manifest.has_tracks:
             named = self.config.named
             reporter.counts(
                 {label: 0 for zone, label in named if not zone}, {pair: 0 for pair in named if pair[0]}
@@ -223,6 +236,7 @@ class Stream(Supervised):
 
     def _between(self, sense: Sense, pipeline: Corridor[Any]) -> None:
         self.come_round()
+        pipeline.shadow = self.shadow
         self._errands.run(sense, pipeline)
 
     def _close(self) -> None:

@@ -59,6 +59,12 @@ def _models(_context: click.Context, _option: click.Parameter, incomplete: str) 
 @click.option("--config", "configs", multiple=True, type=_PATH, help="For a fresh install; may be given again.")
 @click.option("--migrations", type=_PATH, help="TOML file of [[migrations]] of the configuration.")
 @click.option("--health", multiple=True, metavar="KEY=NUMBER", help="Of the health gate, such as steady_s=30.")
+@click.option(
+    "--shadow",
+    multiple=True,
+    metavar="KEY=NUMBER",
+    help="Of models: run them beside those in use first; such as agreement=0.9.",
+)
 @click.option("--extra", "extras", multiple=True, help="Of Vedette, such as wakeword; may be given again.")
 @click.option("--models-only", is_flag=True, help="Models for boards of any kind; nothing else.")
 @click.option("--wheel", type=_PATH, help="Vedette's wheel; default: built from the clone.")
@@ -120,7 +126,7 @@ def inspect(file: Path, signers: Path | None, revoked: Path | None, as_json: boo
 
 def _plan(*, counter: int | None, models_only: bool, **given: Any) -> Plan:
     from agent.errors import BundleError
-    from agent.update.building import Plan, read_health, read_migrations, read_target
+    from agent.update.building import Plan, read_health, read_migrations, read_shadow, read_target
 
     if counter is None:
         raise BundleError(
@@ -128,6 +134,9 @@ def _plan(*, counter: int | None, models_only: bool, **given: Any) -> Plan:
             "the first"
         )
     target = [given.pop(key) for key in ("arch", "python", "glibc", "boards")]
+    shadow = read_shadow(given.pop("shadow"))
+    if shadow is not None and not models_only:
+        raise BundleError("--shadow goes with --models-only: only models can run beside those in use")
     if models_only and target[-1]:
         raise BundleError("--models-only with --board: models alone are for any board")
     migrations, health = given.pop("migrations"), given.pop("health")
@@ -136,6 +145,7 @@ def _plan(*, counter: int | None, models_only: bool, **given: Any) -> Plan:
         target=None if models_only else read_target(*target),
         migrations=read_migrations(migrations) if migrations else (),
         health=read_health(health),
+        shadow=shadow,
         full=not models_only,
         **given,
     )

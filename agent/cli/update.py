@@ -27,7 +27,7 @@ def update() -> None:
     """Update this board by a signed bundle, and go back.
 
     \b
-    received → verified → staged → tested → switching → trial → committed | rolled_back
+    received → verified → staged → tested [→ shadow] → switching → trial → committed | rolled_back
     Whatever is wrong before the switch is refused, and what runs goes on. After it the new version is on trial:
     it stays only if every stream that inferred before does so again. Whenever the power goes, the board starts
     the old version or the new one.
@@ -126,7 +126,10 @@ def _row(one: Update) -> str:
 
 @update.command()
 def rollback() -> None:
-    """Go back to the version before: at once on trial, and always afterwards."""
+    """Go back to the version before: at once on trial, and always afterwards.
+
+    Models that only run beside those in use are refused.
+    """
     from agent.update.journal import Journal
     from agent.update.returning import go_back
     from agent.update.service import Systemd
@@ -140,7 +143,10 @@ def rollback() -> None:
 
 @update.command()
 def confirm() -> None:
-    """Commit the version on trial now, on your own judgement."""
+    """Commit what is on trial now, on your own judgement.
+
+    Models that run beside those in use go on trial.
+    """
     from agent.errors import UpdateError
 
     if not _ordered(_places(), "confirm"):
@@ -148,12 +154,12 @@ def confirm() -> None:
 
 
 def _ordered(where: Places, order: str) -> bool:
-    """Whether something is on trial, and whoever watches it has been told."""
+    """Whether something is on trial, or runs beside what is in use, and whoever watches it has been told."""
     from agent.update.journal import Journal
     from agent.update.orders import Orders
 
     at_hand = Journal(where).read()
-    if at_hand is None or at_hand.state != "trial":
+    if at_hand is None or at_hand.state not in ("shadow", "trial"):
         return False
     Orders(where).give(order)
     click.echo(f"told to {order}: see `vedette update status`")

@@ -9,17 +9,21 @@ import cv2
 
 from agent.compute.gate.motion import MotionGate
 from agent.compute.infer.backend import Opener, Options, open_session
-from agent.compute.size import Size
+from agent.compute.size import Look, Size
 from agent.compute.sizes import Sizes
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
 from agent.config import StreamConfig
 from agent.manifest import Model
-from agent.messages import WHOLE, Event, Frame, Seen, Stages, Track
+from agent.messages import WHOLE, Box, Event, Frame, Seen, Stages, Track
 
 
 class Vision:
-    """One stream's eye. For one thread."""
+    """One stream's eye. For one thread.
+
+    Attributes:
+        looked: part of the newest frame that was inferred, and its complexity.
+    """
 
     def __init__(self, stream: str, config: StreamConfig, model: Model, opener: Opener = open_session) -> None:
         """Open the model and prepare every room.
@@ -38,6 +42,7 @@ class Vision:
         # each other by spinning, and cost half as much CPU again.
         cv2.setNumThreads(1)
         self.model, self.alarm = model, ""
+        self.looked: tuple[Box, float] = WHOLE, 1.0
         zones = Zones(config.zones)
         climbed = model.manifest.climbed(config.rung)
         rung = climbed[-1].name if climbed else model.manifest.rung(config.rung).name
@@ -80,10 +85,19 @@ class Vision:
         crop = sight.crop or WHOLE
         look = self._eye.look(frame, crop, sight.complexity)
         looked = time.monotonic_ns()
+        self.looked = crop, sight.complexity
         events = tracker.update(look.detections, frame.captured_ns, frame.captured_at, crop)
         track = time.monotonic_ns() - looked
         stages = Stages(queue, gated - began, look.prepare, look.infer, look.decode, track)
         return Seen(events, look.detections, stages)
+
+    def look_again(self, frame: Frame, crop: Box, complexity: float) -> Look:
+        """Look where another eye has looked; nothing is followed over time.
+
+        Raises:
+            BackendError: the inference failed.
+        """
+        return self._eye.look(frame, crop, complexity)
 
     @property
     def answered_by(self) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from agent.storage.slots import Slots, slot_of
 from agent.storage.updatefiles import remove, take_copy
 from agent.update.archive import read_description
 from agent.update.changes import Change, ModelsChange, VersionChange
+from agent.update.comparing import Comparison
 from agent.update.journal import Journal, Update, now
 from agent.update.orders import Orders
 from agent.update.places import Places
@@ -71,7 +72,8 @@ class Updater:
             "received": self._verify,
             "verified": self._stage,
             "staged": self._rehearse,
-            "tested": self._go,
+            "tested": self._begin,
+            "shadow": self._compare,
             "switching": self._take_back_cut,
             "trial": self._try,
         }
@@ -127,9 +129,28 @@ class Updater:
     def _rehearse(self, update: Update) -> Update:
         return self.journal.step(update, "tested", **self._preparation.rehearse(update))
 
+    def _begin(self, update: Update) -> Update:
+        if read_description(self._where.incoming).shadow is None:
+            return self._go(update)
+        return self.journal.step(update, "shadow", failures_before=self._service.standing().failures)
+
+    def _compare(self, update: Update) -> Update:
+        """Have the new models run beside those in use, and switch only if they hold."""
+        wanted = read_description(self._where.incoming)
+        assert wanted.shadow is not None  # or it would not be in this state
+        self._orders.forget()
+        self._tell(f"beside those in use: {wanted.shadow.compared} answers of each stream are compared")
+        comparison = Comparison(self._where, update, self._clock)
+        outcome, agreement = comparison.run(
+            wanted, wanted.shadow, self._watch, self._telling(update), self._orders.take
+        )
+        if outcome.verdict != "commit":
+            return self._refuse(update, outcome.reason)
+        return self._go(replace(update, agreement=agreement))
+
     def _refuse(self, update: Update, reason: str) -> Update:
         self._tell(f"refused: {reason}")
-        update = self.journal.step(update, "refused", reason=reason)
+        update = self.journal.step(update, "refused", reason=reason, by=self._orders.by)
         self._clear()
         return update
 
@@ -143,6 +164,7 @@ class Updater:
             streams_before=before.streams if before.known else None,
             failures_before=self._service.standing().failures if update.kind == "models" else 0,
             models_before=ModelSets(slot).current,
+            reason="",
         )
         self._orders.forget()
         self._tell(f"switching to {update.version}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -16,9 +16,11 @@ from agent.storage.durable import make_folder, write_atomic
 from agent.storage.models import read
 from agent.tomlfile import nearest, read_toml
 from agent.update import archive, models, trust, wheels
-from agent.update.description import SCHEMA, Description, HealthGate, Migration, Target, check
+from agent.update.description import SCHEMA, Description, Migration, Target, check
+from agent.update.gates import HealthGate, ShadowGate
 
 Tell = Callable[[str], None]
+Gate = TypeVar("Gate", HealthGate, ShadowGate)
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -31,7 +33,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         models: names or paths.
         configs: files for a fresh install.
         migrations: see `Migration`.
-        health: see `HealthGate`.
+        health: see `HealthGate`. shadow: see `ShadowGate`.
         wheel: of Vedette; None: it is built from the sources.
         lock: lock file of what it needs.
         extras: of Vedette that come along, such as `wakeword`.
@@ -45,6 +47,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     configs: Sequence[Path] = ()
     migrations: Sequence[Migration] = ()
     health: HealthGate = HealthGate()
+    shadow: ShadowGate | None = None
     wheel: Path | None = None
     lock: Path | None = None
     extras: Sequence[str] = ()
@@ -78,7 +81,16 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
     files = {path: archive.listed(source) for path, source in sources.items()}
     kind: Any = "full" if plan.full else "models"
     described = Description(
-        SCHEMA, name, version, plan.counter, kind, plan.target, plan.health, list(plan.migrations), files
+        schema=SCHEMA,
+        name=name,
+        version=version,
+        counter=plan.counter,
+        kind=kind,
+        target=plan.target,
+        health=plan.health,
+        shadow=plan.shadow,
+        migrations=list(plan.migrations),
+        files=files,
     )
     check(described)
     tell(f"writing {out}, {sum(file.size for file in files.values()) / 1e6:.1f} MB in {len(files)} files")
@@ -123,17 +135,30 @@ def read_health(given: Sequence[str]) -> HealthGate:
     Raises:
         BundleError: one is no key of a gate, or its value is wrong.
     """
-    known = [field.name for field in msgspec.structs.fields(HealthGate)]
+    return _gate("--health", given, HealthGate)
+
+
+def read_shadow(given: Sequence[str]) -> ShadowGate | None:
+    """What a shadow has to show, of words like `agreement=0.9`; None: none is asked for.
+
+    Raises:
+        BundleError: one is no key of a gate, or its value is wrong.
+    """
+    return _gate("--shadow", given, ShadowGate) if given else None
+
+
+def _gate(option: str, given: Sequence[str], kind: type[Gate]) -> Gate:
+    known = [field.name for field in msgspec.structs.fields(kind)]
     values: dict[str, str] = {}
     for one in given:
         key, sign, value = one.partition("=")
         if not sign or key not in known:
-            raise BundleError(f"--health {one}: expected KEY=NUMBER{nearest(key, known)}")
+            raise BundleError(f"{option} {one}: expected KEY=NUMBER{nearest(key, known)}")
         values[key] = value
     try:
-        return msgspec.convert(values, HealthGate, strict=False)
+        return msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise BundleError(f"--health {' '.join(given)}: {error}") from error
+        raise BundleError(f"{option} {' '.join(given)}: {error}") from error
 
 
 def _check_boards(boards: Sequence[str]) -> None:

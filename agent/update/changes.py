@@ -15,7 +15,7 @@ from agent.storage.models import read
 from agent.storage.modelsets import ModelSets
 from agent.storage.slots import Slots, slot_of
 from agent.storage.updatefiles import remove, rename
-from agent.update.description import HealthGate
+from agent.update.gates import HealthGate
 from agent.update.journal import Update
 from agent.update.places import Places
 from agent.update.service import Service

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from agent.errors import BundleError, reason_of
+from agent.update.gates import HealthGate, ShadowGate
 
 NAME = "bundle.toml"
 SCHEMA = 1
@@ -28,7 +29,6 @@ _KEY = r"^[A-Za-z0-9_*-]+(\.[A-Za-z0-9_*-]+)*\Z"
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
 
 Word = Annotated[str, Meta(pattern=_WORD)]
-Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 
 
 class Target(Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,24 +45,6 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True):
     python: Annotated[str, Meta(pattern=r"^3\.[0-9]{1,2}\Z")]
     glibc: Annotated[str, Meta(pattern=r"^[0-9]{1,2}\.[0-9]{1,3}\Z")] = "2.34"
     boards: Annotated[list[Word], Meta(max_length=64)] = []
-
-
-class HealthGate(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a trial has to show before it is committed.
-
-    Attributes:
-        steady_s: so long every stream has to be well.
-        within_s: after so long a trial that is not is rolled back.
-        p95_factor: the 95th percentile of an inference may take so many times as long as before.
-        p95_floor_ms: below this it is not looked at.
-        memory_mb: that the daemon may take.
-    """
-
-    steady_s: Seconds = 60.0
-    within_s: Seconds = 300.0
-    p95_factor: Annotated[float, Meta(ge=1, le=100)] = 1.5
-    p95_floor_ms: Annotated[float, Meta(ge=0, le=60_000)] = 5.0
-    memory_mb: Annotated[float, Meta(gt=0, le=1_000_000)] = 400.0
 
 
 class Migration(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -104,6 +86,7 @@ class Description(Struct, frozen=True, forbid_unknown_fields=True):
         kind: `full`: a version of Vedette, with its dependencies; `models`: models only.
         target: None, only where it brings models: any board.
         health: see `HealthGate`.
+        shadow: see `ShadowGate`; None: new models take the place of those in use at once.
         migrations: in the order in which they are applied.
         files: by path in the bundle: `wheels/…`, `models/…`, `golden/…`, `config/…`.
     """
@@ -115,6 +98,7 @@ class Description(Struct, frozen=True, forbid_unknown_fields=True):
     kind: Literal["full", "models"]
     target: Target | None = None
     health: HealthGate = HealthGate()
+    shadow: ShadowGate | None = None
     migrations: Annotated[list[Migration], Meta(max_length=256)] = []
     files: Annotated[dict[str, BundleFile], Meta(max_length=FILES_MAX)] = {}
 
@@ -199,6 +183,8 @@ def _check_together(description: Description) -> None:
         raise BundleError(
             f"{NAME}: `kind`: a bundle of models has models, and neither wheels nor a configuration"
         )
+    if description.kind == "full" and description.shadow:
+        raise BundleError(f"{NAME}: `shadow`: only models can run beside those in use, not a version of Vedette")
     if description.kind == "models" and description.migrations:
         raise BundleError(f"{NAME}: `migrations`: a bundle of models changes no configuration")
 

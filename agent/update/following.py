@@ -11,7 +11,7 @@ from agent.update.places import Places
 
 _LOOK_S = 0.5
 _PATIENCE_S = 3600.0
-"""Without any change: longer than any state may take."""
+"""Without any change: longer than any state may take, but `shadow`, which waits for what a camera may see."""
 
 
 def follow(where: Places, tell: Callable[[str], None], sleep: Callable[[float], None] = time.sleep) -> Update:
@@ -37,7 +37,7 @@ def follow(where: Places, tell: Callable[[str], None], sleep: Callable[[float], 
         if update.over:
             return update
         sleep(_LOOK_S)
-        waited_s += _LOOK_S
+        waited_s += 0.0 if update.state == "shadow" else _LOOK_S
     raise UpdateError(
         f"the update is {told[0]} for an hour: see `systemctl status vedette-update.service`, "
         "and go on with `vedette update resume`"

@@ -74,6 +74,9 @@ def _about(description: Description) -> dict[str, str]:
         "health": f"steady for {health.steady_s:g} s within {health.within_s:g} s, p95 at most "
         f"{health.p95_factor:g} times, {health.memory_mb:g} MB",
     }
+    if (shadow := description.shadow) is not None:
+        told["shadow"] = f"agrees by {shadow.agreement:g} in {shadow.compared} answers of each stream, every "
+        told["shadow"] += f"{shadow.every}, within {shadow.within_s:g} s"
     if description.migrations:
         changes = (f"{one.op} {one.key} {one.to}".rstrip() for one in description.migrations)
         told["migrations"] = ", ".join(changes)

@@ -36,6 +36,7 @@ class Update(Struct, frozen=True, kw_only=True):
             no daemon told.
         failures_before: how often the service had ended by itself since it was started.
         models_before: the set of models that was in use.
+        agreement: of new models with those beside which they have run, 0..1 by stream; empty: they have not.
     """
 
     state: State
@@ -57,6 +58,7 @@ class Update(Struct, frozen=True, kw_only=True):
     streams_before: dict[str, float | None] | None = None
     failures_before: int = 0
     models_before: int = 0
+    agreement: dict[str, float] = {}
 
     @property
     def over(self) -> bool:

@@ -34,12 +34,13 @@ class Orders:
         StateFile(self._path).write(order.encode())
 
     def forget(self) -> None:
-        """Drop an order that came too late for the trial before.
+        """Drop an order that came too late for what was before.
 
         Raises:
             StorageError: the disk refuses.
         """
         remove(self._path)
+        self.by = "updater"
 
     def take(self) -> Outcome | None:
         """The order that was left, once; None: there is none."""

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from agent.storage.shadoworder import FILE as SHADOW
+
 ROOT_VARIABLE = "VEDETTE_ROOT"
 """Names a folder that stands for `/`: so that a test, or a person, can try an update beside the board's own."""
 
@@ -94,6 +96,11 @@ class Places(Struct, frozen=True):
     def health(self) -> Path:
         """How the daemon is, as it writes it itself."""
         return self.root / "run/vedette/health.json"
+
+    @property
+    def shadow_order(self) -> Path:
+        """Which new models the daemon is to run beside those in use; in memory."""
+        return self.root / "run" / SHADOW
 
 
 def places() -> Places:

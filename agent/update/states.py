@@ -1,8 +1,8 @@
 """The states of an update, and which may follow which: rules without I/O.
 
-    received → verified → staged → tested → switching → trial → committed
-                                                   └──────┴────→ rolled_back
-    received, verified, staged, tested ─────────────────────────→ refused
+    received → verified → staged → tested [→ shadow] → switching → trial → committed
+                                                              └──────┴────→ rolled_back
+    received, verified, staged, tested, shadow ────────────────────────────→ refused
 
 Each state is on the disk before anything is done that belongs to the next one. Whatever is cut off before
 `switching` has changed nothing that runs: it is done again from the bundle. What is cut off in `switching` is
@@ -17,19 +17,29 @@ from typing import Literal, get_args
 from agent.errors import UpdateError
 
 State = Literal[
-    "received", "verified", "staged", "tested", "switching", "trial", "committed", "rolled_back", "refused"
+    "received",
+    "verified",
+    "staged",
+    "tested",
+    "shadow",
+    "switching",
+    "trial",
+    "committed",
+    "rolled_back",
+    "refused",
 ]
 STATES: tuple[State, ...] = get_args(State)
 FINAL: frozenset[State] = frozenset(("committed", "rolled_back", "refused"))
 """Nothing more comes of these."""
-BEFORE_SWITCH: frozenset[State] = frozenset(("received", "verified", "staged", "tested"))
+BEFORE_SWITCH: frozenset[State] = frozenset(("received", "verified", "staged", "tested", "shadow"))
 """Nothing that runs has been changed."""
 
 _NEXT: Mapping[State, frozenset[State]] = {
     "received": frozenset(("verified", "refused")),
     "verified": frozenset(("staged", "refused")),
     "staged": frozenset(("tested", "refused")),
-    "tested": frozenset(("switching", "refused")),
+    "tested": frozenset(("shadow", "switching", "refused")),
+    "shadow": frozenset(("switching", "refused")),
     "switching": frozenset(("trial", "rolled_back")),
     "trial": frozenset(("committed", "rolled_back")),
     "committed": frozenset(),
@@ -46,6 +56,7 @@ _AFTER_CUT: Mapping[State, Step] = {
     "verified": "again",
     "staged": "again",
     "tested": "again",
+    "shadow": "again",
     "switching": "undo",
     "trial": "follow",
     "committed": "nothing",

@@ -12,7 +12,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from agent.update.description import HealthGate
+from agent.update.gates import HealthGate
 from agent.update.vitals import Vitals
 
 WELL = ("running", "degraded")

@@ -17,6 +17,24 @@ _STALE_S = 15.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
+class ShadowVitals(Struct, frozen=True):
+    """Of the new model beside that of a stream.
+
+    Attributes:
+        compared: answers in which either has found something.
+        agreement: mean over these, 0..1; None: there was none.
+        infer_p95_ms: 95th percentile of its newest inferences; None: there were none.
+        present_p95_ms: of the stream's own model, of the same inputs.
+        failed: why it cannot go on; empty: it does.
+    """
+
+    compared: int = 0
+    agreement: float | None = None
+    infer_p95_ms: float | None = None
+    present_p95_ms: float | None = None
+    failed: str = ""
+
+
 class StreamVitals(Struct, frozen=True):
     """Of one stream, as far as a trial asks.
 
@@ -24,12 +42,14 @@ class StreamVitals(Struct, frozen=True):
         state: as in the health message. detail: why.
         inferred: inferences since the start.
         infer_p95_ms: 95th percentile of the newest; None: there were none.
+        shadow: see `ShadowVitals`; None: nothing runs beside it.
     """
 
     state: str = ""
     detail: str = ""
     inferred: int = 0
     infer_p95_ms: float | None = None
+    shadow: ShadowVitals | None = None
 
 
 class Vitals(Struct, frozen=True):
@@ -43,6 +63,7 @@ class Vitals(Struct, frozen=True):
         ready: whether it has told systemd that it is.
         rss_mb: resident memory, MB.
         streams: by name.
+        shadow: the update whose new models run beside those in use; empty: there is none.
     """
 
     version: str = ""
@@ -52,6 +73,7 @@ class Vitals(Struct, frozen=True):
     ready: bool = False
     rss_mb: float = 0.0
     streams: dict[str, StreamVitals] = {}
+    shadow: str = ""
 
 
 def read_vitals(path: Path) -> Vitals | None:

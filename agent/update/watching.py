@@ -1,16 +1,24 @@
-"""Watching a trial: looks at the service and at the daemon's vitals until the trial is over."""
+"""Watching: looks at the service and at the daemon's vitals, until whoever judges them has."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from agent.update.places import Places
 from agent.update.service import Service
-from agent.update.trial import Outcome, Seen, Trial
+from agent.update.trial import Outcome, Seen
 from agent.update.vitals import read_vitals
 
 _LOOK_S = 1.0
+
+
+class Judge(Protocol):
+    """Says what is to become of it: `agent.update.trial.Trial`, `agent.update.shadowing.Shadowing`."""
+
+    def look(self, now: float, seen: Seen) -> Outcome:
+        """Judge what is seen now, s of a clock that only goes forward."""
 
 
 class Watch:
@@ -27,13 +35,13 @@ class Watch:
         self._where, self._service, self._clock, self._sleep = where, service, clock, sleep
 
     def until_over(
-        self, trial: Trial, failures_before: int, tell: Callable[[str], None], asked: Callable[[], Outcome | None]
+        self, judge: Judge, failures_before: int, tell: Callable[[str], None], asked: Callable[[], Outcome | None]
     ) -> Outcome:
         """Look every second.
 
         Args:
-            trial: to judge by.
-            failures_before: of the service, before the trial began.
+            judge: that is asked.
+            failures_before: of the service, before it began.
             tell: is given what it waits for, each time that this changes.
             asked: what an operator has asked for meanwhile; None: nothing.
 
@@ -42,7 +50,7 @@ class Watch:
         """
         told = ""
         while True:
-            outcome = asked() or trial.look(self._clock(), self._seen(failures_before))
+            outcome = asked() or judge.look(self._clock(), self._seen(failures_before))
             if outcome.verdict != "wait":
                 return outcome
             # That seconds pass is no news.

@@ -16,7 +16,8 @@ from goods import SEEN_FROM, Goods
 from msgspec.structs import replace
 
 from agent.update import archive, models, trust
-from agent.update.description import Description, HealthGate, Migration, Target
+from agent.update.description import Description, Migration, Target
+from agent.update.gates import HealthGate
 from tests.support.colours import colour_model
 from tests.support.tiny_bundles import Key
 

@@ -11,7 +11,8 @@ from faulty import Change, Spoiler, coded
 from msgspec import Struct
 
 from agent.update import trust
-from agent.update.description import HealthGate, Migration
+from agent.update.description import Migration
+from agent.update.gates import HealthGate
 
 FULL = "/opt/vedette/full"
 """What a disk is filled with."""

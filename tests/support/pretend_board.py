@@ -12,13 +12,15 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agent.storage import shadoworder
 from agent.storage.modelsets import ModelSets
 from agent.storage.slots import Slots, slot_of
 from agent.update.applying import Updater
-from agent.update.description import HealthGate
+from agent.update.gates import HealthGate
 from agent.update.journal import Update
 from agent.update.places import Places
 from agent.update.returning import go_back
@@ -54,6 +56,7 @@ class PretendService:
         self.version, self.restarts, self.reloads, self.pid = "", 0, 0, 100
         self.failures = 0
         self.models = 0
+        self.shadow: dict[str, object] = {"compared": 10, "agreement": 1.0}
 
     def boot(self) -> None:
         """As after power came back: settle, then the daemon."""
@@ -104,7 +107,7 @@ class PretendService:
         if "+hang" in self.version:
             path.unlink(missing_ok=True)
             return
-        vitals = {
+        vitals: dict[str, Any] = {
             "version": self.version,
             "pid": self.pid,
             "boot_id": boot_id(),
@@ -121,6 +124,10 @@ class PretendService:
             },
             "link": None,
         }
+        order = shadoworder.read(self._where.shadow_order)
+        if order is not None:
+            vitals["shadow"] = order.update
+            vitals["streams"]["front"]["shadow"] = self.shadow
         path.write_text(json.dumps(vitals), encoding="utf-8")
 
 

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from tests.support.board import CLONE, Board, watch_somebody
+from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import TOPICS, wait_for
 from tests.support.received import Messages
@@ -190,6 +191,41 @@ def test_models_are_swapped_while_the_daemon_goes_on(board: Board, depot: Depot,
     assert newest(board)["kind"] == "models"
     assert board.wait_active() == pid
     assert board.sh("readlink", "/opt/vedette/current/models") == "sets/5"
+
+
+def test_new_models_run_beside_those_in_use_and_stay_only_if_they_agree(
+    board: Board, depot: Depot, messages: Messages, tmp_path: Path
+) -> None:
+    config = board.sh("cat", "/etc/vedette/vedette.toml")
+    words = ("--models-only", *QUICK, "--model")
+
+    def models(counter: int, score: float, *more: str, **other: Any) -> dict[str, Any]:
+        folder = tmp_path / str(counter)
+        folder.mkdir()
+        model = str(person_model(folder, score, **other))
+        out = depot.folder / f"models-{counter}.vedette"
+        apply(board, bundle(out, depot.python, counter, depot.key, *words, model, *more), check=False)
+        return newest(board)
+
+    try:
+        assert models(6, 0.9)["state"] == "committed"
+        in_use = config.replace("/etc/vedette/models/", "/opt/vedette/current/models/")
+        board.write("/etc/vedette/vedette.toml", in_use)
+        board.sh("systemctl", "reload", "vedette")
+        pid, shadow = board.wait_active(), ("--shadow", "compared=20", "--shadow", "every=2")
+        good = models(7, 0.8, *shadow)
+        assert (good["state"], good["agreement"]) == ("committed", {"front": 1.0}), good["reason"]
+        assert "shadow" in good["seconds"]
+        bad = models(8, 0.8, *shadow, box=(0.6, 0.1, 0.9, 0.3))
+        assert bad["state"] == "refused"
+        assert "stream front: the new model agrees by 0.00 with the one in use" in bad["reason"]
+        assert board.sh("readlink", "/opt/vedette/current/models") == "sets/7"
+        assert not board.exists("/run/vedette-update/shadow.json")
+        assert board.wait_active() == pid
+        hear(messages, 3)
+    finally:
+        board.write("/etc/vedette/vedette.toml", config)
+        board.sh("systemctl", "reload", "vedette")
 
 
 def test_an_operator_goes_back_to_the_version_before(board: Board, depot: Depot, messages: Messages) -> None:

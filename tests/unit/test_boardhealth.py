@@ -17,6 +17,7 @@ from agent.control import Control
 from agent.homeassistant import HomeAssistant
 from agent.house import House, stop_streams
 from agent.overrides import FILE
+from agent.shadows import Shadows
 from agent.storage.spool import Spool
 from agent.storage.twinfile import TwinFile
 from tests.support.house import person_model
@@ -54,7 +55,7 @@ def report(folder: Path) -> BoardHealth:
 
 def test_each_stream_is_told_with_what_it_has_inferred(house: House, bulletin: Bulletin, tmp_path: Path) -> None:
     wait_for(lambda: house.streams["front"].inferred >= 3 and house.streams["away"].standing[0] == "lost")
-    local = LocalHealth(house, bulletin, {"RUNTIME_DIRECTORY": f"{tmp_path}:/elsewhere"})
+    local = LocalHealth(house, bulletin, Shadows(house, {}), {"RUNTIME_DIRECTORY": f"{tmp_path}:/elsewhere"})
     local.look(ready=False, is_due=False)
     bulletin.publish()
     local.look(ready=True, is_due=True)
@@ -78,7 +79,7 @@ def test_it_is_written_when_it_is_old_or_something_has_changed_and_not_all_the_t
 ) -> None:
     now_s = [100.0]
     monkeypatch.setattr("agent.boardhealth.time.monotonic", lambda: now_s[0])
-    local = LocalHealth(house, bulletin, {"RUNTIME_DIRECTORY": str(tmp_path)})
+    local = LocalHealth(house, bulletin, Shadows(house, {}), {"RUNTIME_DIRECTORY": str(tmp_path)})
     written = []
     for later_s, is_due in ((0.0, False), (0.5, False), (0.5, True), (1.9, False), (0.2, False)):
         now_s[0] += later_s
@@ -91,8 +92,8 @@ def test_it_is_written_when_it_is_old_or_something_has_changed_and_not_all_the_t
 def test_without_a_folder_nothing_is_written_and_without_a_disk_it_is_told_once(
     house: House, bulletin: Bulletin, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    LocalHealth(house, bulletin, {}).look(ready=True, is_due=True)
-    gone = LocalHealth(house, bulletin, {"RUNTIME_DIRECTORY": str(tmp_path / "gone")})
+    LocalHealth(house, bulletin, Shadows(house, {}), {}).look(ready=True, is_due=True)
+    gone = LocalHealth(house, bulletin, Shadows(house, {}), {"RUNTIME_DIRECTORY": str(tmp_path / "gone")})
     for _ in range(3):
         gone.look(ready=True, is_due=True)
     assert len([said for said in caplog.messages if "gets old" in said and "gone/health.json" in said]) == 1

@@ -88,8 +88,8 @@ def test_another_way_to_choose_the_size_is_another_stream(house: House, tmp_path
     for rung, names in (("", ["32"]), ("auto", ["32", "16"]), ("16", ["16"]), ("auto", ["32", "16"])):
         Reload(house, replace(house.config, streams={"front": replace(sizes, rung=rung)})).apply()
         front = all_see(house)["front"]
-        assert front._model is not None
-        assert [one.name for one in front._model.manifest.rungs] == names
+        assert front.model is not None
+        assert [one.name for one in front.model.manifest.rungs] == names
         assert front.health().rung in names
     unlearned = sizes_model(tmp_path, {"32": [], "16": []}, confidence=None)
     with pytest.raises(VedetteError, match=rf"^stream front: {unlearned}: model sizes: rung = 'auto' needs"):

@@ -102,7 +102,7 @@ def large_parts(made: Stream) -> dict[str, weakref.ref[Any]]:
     assert made._filming is not None
     session = made._sense.session
     parts = {
-        "model": made._model,
+        "model": made.model,
         "session": session,
         "interpreter": getattr(getattr(session, "_session", session), "_interpreter"),  # noqa: B009
         "gate and buffers": made._sense,

@@ -14,7 +14,8 @@ from agent.cli.main import vedette
 from agent.errors import BundleError, ConfigError, ModelError, TrustError, VedetteError
 from agent.storage.models import ZOO
 from agent.update import archive
-from agent.update.description import HealthGate, Migration
+from agent.update.description import Migration
+from agent.update.gates import HealthGate, ShadowGate
 from tests.support.tiny_bundles import Key, make_key, needs_ssh_keygen, tiny_bundle
 
 MODELS = ("build", "--models-only", "--counter", "1")
@@ -124,6 +125,9 @@ def test_a_key_that_is_missing_is_told_how_to_make(tmp_path: Path) -> None:
         (("build", "--counter", "1", "--python", "2.7"), r"--python 2\.7"),
         (("build", "--counter", "1", "--glibc", "2.1"), r"--glibc 2\.1"),
         (("build", "--counter", "1", "--health", "steady=1"), r"--health steady=1: .*did you mean 'steady_s'"),
+        ((*MODELS, "--shadow", "agree=1"), r"--shadow agree=1: .*did you mean 'agreement'"),
+        ((*MODELS, "--shadow", "agreement=2"), "--shadow agreement=2: Expected `float` <= 1"),
+        (("build", "--counter", "1", "--shadow", "every=2"), "--shadow goes with --models-only"),
         (("build", "--counter", "1", "--health", "steady_s=fast"), "--health steady_s=fast: Expected `float`"),
         (("build", "--counter", "1", "--wheel", "none.whl"), r"none\.whl: not a wheel: No such file"),
     ],
@@ -155,8 +159,10 @@ def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_health_gate_and_migrations_are_read(tmp_path: Path) -> None:
-    from agent.update.building import read_health, read_migrations
+    from agent.update.building import read_health, read_migrations, read_shadow
 
+    assert read_shadow(["agreement=0.8", "every=3"]) == ShadowGate(agreement=0.8, every=3)
+    assert read_shadow([]) is None
     assert read_health(["steady_s=5", "memory_mb=90.5"]) == HealthGate(steady_s=5.0, memory_mb=90.5)
     path = tmp_path / "migrations.toml"
     path.write_text('[[migrations]]\nop = "set"\nkey = "device.name"\nvalue = true\n')

@@ -44,7 +44,7 @@ def failed(*words: str) -> str:
 
 
 def quick(board: Board, **fields: object) -> str:
-    from agent.update.description import HealthGate
+    from agent.update.gates import HealthGate
 
     return str(board.bundle(health=HealthGate(steady_s=0, within_s=0), **fields))  # type: ignore[arg-type]  # fields of a description, as the test gives them
 

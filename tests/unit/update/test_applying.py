@@ -11,12 +11,14 @@ import pytest
 from agent.errors import StorageError, UpdateError
 from agent.storage.modelsets import ModelSets
 from agent.update.description import Migration
+from agent.update.gates import ShadowGate
 from agent.update.orders import Orders
 from agent.update.trust import signature_of
 from tests.support.pretend_board import CONFIG, Board, write_command
 from tests.support.tiny_bundles import make_key, needs_ssh_keygen
 
 pytestmark = needs_ssh_keygen
+SHADOW = ShadowGate(agreement=0.9, compared=10, every=1, within_s=20)
 RENAME = Migration("rename", "mqtt.host", to="mqtt.server")
 
 
@@ -230,6 +232,76 @@ def test_models_that_make_a_stream_slow_are_taken_back(board: Board) -> None:
     assert "infers in 90.0 ms" in done.reason
     assert ModelSets(board.slots.path("a")).current == 7
     assert board.service.reloads == 3
+
+
+def test_models_that_agree_beside_those_in_use_take_their_place(board: Board) -> None:
+    done = board.apply(board.models(shadow=SHADOW))
+    assert (done.state, done.agreement, done.reason) == ("committed", {"front": 1.0}, "")
+    assert list(done.seconds) == ["received", "verified", "staged", "tested", "shadow", "switching", "trial"]
+    assert not board.where.shadow_order.exists()
+
+
+@pytest.mark.parametrize(
+    ("shadow", "why"),
+    [
+        ({"compared": 10, "agreement": 0.5}, "agrees by 0.50"),
+        ({"compared": 9, "agreement": 1.0}, "nothing is decided after 20 s"),
+        ({"failed": "it hangs"}, "it hangs"),
+    ],
+)
+def test_models_that_do_not_hold_beside_those_in_use_are_refused(
+    board: Board, shadow: dict[str, object], why: str
+) -> None:
+    board.service.shadow = shadow
+    done = board.apply(board.models(shadow=SHADOW))
+    assert (done.state, done.by) == ("refused", "updater")
+    assert why in done.reason
+    assert board.service.reloads == 0
+    assert ModelSets(board.slots.path("a")).current == 0
+    assert not board.where.shadow_order.exists()
+
+
+def test_an_operator_may_decide_while_models_run_beside_those_in_use(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board.service.shadow = {"compared": 1, "agreement": 0.1}
+    for order, state, by in (("rollback", "refused", "operator"), ("confirm", "committed", "updater")):
+        with monkeypatch.context() as patch:
+            patch.setattr(board, "_sleep", _ordering_once(board, order))
+            done = board.apply(board.models(shadow=SHADOW))
+        assert (done.state, done.by) == (state, by), done.reason
+
+
+def _ordering_once(board: Board, order: str) -> Callable[[float], None]:
+    waits, left = board._sleep, [order]
+
+    def sleep(seconds: float) -> None:
+        if left:
+            Orders(board.where).give(left.pop())
+        waits(seconds)
+
+    return sleep
+
+
+def test_what_was_cut_off_while_models_ran_beside_those_in_use_begins_again(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board.service.shadow = {"compared": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(board, "_sleep", _killed)
+        updater = board.updater()
+        updater.receive(board.models(shadow=SHADOW))
+        with pytest.raises(KeyboardInterrupt):
+            updater.resume()
+    left = board.updater().journal.read()
+    assert left is not None
+    assert left.state == "shadow"
+    assert not board.where.shadow_order.exists()
+    board.service.shadow = {"compared": 10, "agreement": 1.0}
+    done = board.updater().resume()
+    assert done is not None
+    assert done.state == "committed"
+    assert any("cut off while it was shadow" in line for line in board.said)
 
 
 def test_a_full_disk_while_staging_is_refused_and_what_runs_goes_on(

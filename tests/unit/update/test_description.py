@@ -8,7 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from agent.errors import BundleError
-from agent.update.description import BundleFile, Description, HealthGate, Migration, Target, parse, render
+from agent.update.description import BundleFile, Description, Migration, Target, parse, render
+from agent.update.gates import HealthGate, ShadowGate
 
 SHA = "0" * 64
 FILE = BundleFile(SHA, 1)
@@ -66,9 +67,27 @@ def test_any_description_comes_back_as_it_was(
         st.dictionaries(WORDS.map(lambda word: f"wheels/x{word.lower()}"), st.just(FILE), min_size=1)
     )
     target = Target("armv7l", "3.13", "2.36", data.draw(st.lists(WORDS, max_size=3)))
-    made = Description(1, name, version, counter, "full", target, health, migrations, files)
+    made = Description(1, name, version, counter, "full", target, health, None, migrations, files)
     assume(all(len(str(one.value)) < 60 and str(one.value).count(".") < 60 for one in migrations))
     assert parse(render(made)) == made
+
+
+def test_only_models_may_run_beside_those_in_use() -> None:
+    models = {path: FILE for path in PATHS if path.split("/")[0] in ("models", "golden")}
+    made = Description(1, "models", "2", 2, "models", None, shadow=ShadowGate(agreement=0.75), files=models)
+    assert parse(render(made)) == made
+    full = Description(
+        1,
+        "vedette",
+        "2",
+        2,
+        "full",
+        Target("aarch64", "3.13"),
+        shadow=ShadowGate(),
+        files=dict.fromkeys(PATHS, FILE),
+    )
+    with pytest.raises(BundleError, match="`shadow`: only models can run beside"):
+        render(full)
 
 
 @given(st.binary(max_size=300) | st.text(max_size=300).map(str.encode))

@@ -44,6 +44,20 @@ def test_one_that_does_not_move_is_given_up(where: Places) -> None:
         follow(where, lambda _: None, sleep=lambda _: None)
 
 
+def test_models_that_wait_for_something_before_a_camera_are_not_given_up(where: Places) -> None:
+    journal = Journal(where)
+    update = journal.note(journal.begin(Update(state="received", began_at=now())), state="shadow")
+    looks = 3 * 3600
+
+    def sleep(_: float) -> None:
+        nonlocal looks
+        looks -= 1
+        if not looks:
+            journal.step(update, "refused", reason="nothing came by")
+
+    assert follow(where, lambda _: None, sleep=sleep).reason == "nothing came by"
+
+
 def test_without_an_update_there_is_nothing_to_follow(where: Places) -> None:
     with pytest.raises(UpdateError, match="no update"):
         follow(where, lambda _: None)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.update.description import HealthGate
+from agent.update.gates import HealthGate
 from agent.update.trial import Baseline, Outcome, Seen, Trial, baseline
 from agent.update.vitals import StreamVitals, Vitals
 

@@ -1,0 +1,189 @@
+"""A shadow: another model beside the one of a stream, on the same inputs. Nobody hears what it says.
+
+It runs in a thread of its own, and its model in a process of its own: one that is slow, hangs or crashes takes
+nothing from the stream, which hands on what it has just inferred and leaves out what the shadow has no time for.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, cast
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from agent.config import StreamConfig
+from agent.errors import VedetteError
+from agent.manifest import Model
+from agent.messages import AudioChunk, Box, Detection, Frame
+from agent.recent import Recent
+from agent.senses import Sense, open_sense
+
+if TYPE_CHECKING:
+    from agent.compute.hearing import Hearing
+    from agent.compute.infer.backend import Options, Plan, Session
+    from agent.compute.vision import Vision
+
+log = logging.getLogger(__name__)
+
+_PICTURES, _CHUNKS = 1, 64
+"""That may wait. Sound must have no gap, so several seconds of it may, while the model is being opened."""
+
+
+class Findings(Struct, frozen=True):
+    """What was found of the two models so far.
+
+    Attributes:
+        compared: inputs in which either has found something.
+        agreement: mean over these of the F1 of the one against the other, 0..1; None: there was none.
+        infer_p95_ms: 95th percentile of the shadow's newest inferences, ms.
+        present_p95_ms: of the stream's own, on the same inputs.
+        failed: why it cannot go on; empty: it does.
+    """
+
+    compared: int = 0
+    agreement: float | None = None
+    infer_p95_ms: float | None = None
+    present_p95_ms: float | None = None
+    failed: str = ""
+
+
+class _Answer(Struct, frozen=True, gc=False):
+    """Of a model.
+
+    Attributes:
+        detections: None: it did not infer.
+        infer_ns: what an inference took.
+    """
+
+    detections: list[Detection] | None
+    infer_ns: int
+
+
+class _Glimpse(Struct, frozen=True, gc=False):
+    """A part of a frame that was inferred, and how complex it is, 0..1."""
+
+    frame: Frame
+    crop: Box
+    complexity: float
+
+
+class Shadow:
+    """Beside one stream: its thread offers, any thread asks."""
+
+    def __init__(self, name: str, config: StreamConfig, model: Model, plan: Plan, every: int = 1) -> None:
+        """Prepare.
+
+        Args:
+            name: of the stream.
+            config: of the stream.
+            model: the other one.
+            plan: how it is to be opened.
+            every: of the pictures that are inferred, each so many-th is compared. Of sound everything is, since
+                what is heard depends on what was before.
+        """
+        self._name, self._config, self._model, self._plan, self._every = name, config, model, plan, every
+        waiting = _PICTURES if model.manifest.audio is None else _CHUNKS
+        self._inputs: queue.Queue[tuple[_Glimpse | AudioChunk, _Answer] | None] = queue.Queue(waiting)
+        self._infer, self._present = Recent(), Recent()
+        self._offered, self._compared, self._agreed, self._failed = 0, 0, 0.0, ""
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name=f"shadow-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Open the model, and compare from then on."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Compare nothing more. An inference that goes on is not waited for."""
+        self._closed = True
+        with suppress(queue.Full):  # else it looks before the next one
+            self._inputs.put_nowait(None)
+
+    @property
+    def findings(self) -> Findings:
+        """So far."""
+        compared, agreed = self._compared, self._agreed
+        mean = round(agreed / compared, 4) if compared else None
+        return Findings(compared, mean, self._infer.p95_ms, self._present.p95_ms, self._failed)
+
+    def saw(self, frame: Frame, looked: tuple[Box, float], detections: list[Detection], infer_ns: int) -> None:
+        """The stream has inferred a picture, which is copied if it is taken.
+
+        Args:
+            frame: the picture.
+            looked: see `agent.compute.vision.Vision.looked`.
+            detections: what the stream's own model has found.
+            infer_ns: what that took.
+        """
+        self._offered += 1
+        if self._offered % self._every == 0 and self._has_room:
+            kept = replace(frame, image=frame.image.copy())
+            self._give(_Glimpse(kept, *looked), _Answer(detections, infer_ns))
+
+    def heard(self, chunk: AudioChunk, detections: list[Detection] | None, infer_ns: int) -> None:
+        """The stream has heard some sound.
+
+        Args:
+            chunk: the sound.
+            detections: what the stream's own model has found; None: it did not infer.
+            infer_ns: what an inference took.
+        """
+        if self._has_room:
+            self._give(chunk, _Answer(detections, infer_ns))
+
+    @property
+    def _has_room(self) -> bool:
+        return not (self._failed or self._closed or self._inputs.full())
+
+    def _give(self, given: _Glimpse | AudioChunk, found: _Answer) -> None:
+        with suppress(queue.Full):  # it is being closed
+            self._inputs.put_nowait((given, found))
+
+    def _work(self) -> None:
+        sense: Sense | None = None
+        try:
+            sense = open_sense(self._name, self._config, self._model, self._open_apart)
+            while (taken := self._inputs.get()) is not None and not self._closed:
+                given, found = taken
+                self._compare(found, _answer(sense, given))
+        except VedetteError as error:
+            self._fail(str(error))
+        except Exception as error:
+            log.exception("stream %s: a defect in Vedette", self._name)
+            self._fail(f"a defect in Vedette: {type(error).__name__}: {error}")
+        finally:
+            if sense is not None:
+                sense.close()
+
+    def _open_apart(self, model: Model, _: str, options: Options) -> Session:
+        from agent.compute.infer.worker import WorkerSession
+
+        return WorkerSession(model, self._plan, options)
+
+    def _fail(self, reason: str) -> None:
+        self._failed = reason
+        log.warning("stream %s: the model beside its own fails: %s", self._name, reason)
+
+    def _compare(self, found: _Answer, own: _Answer) -> None:
+        from agent.compute.certainty import agreement
+
+        if found.detections is None or own.detections is None:
+            return
+        self._present.add(found.infer_ns)
+        self._infer.add(own.infer_ns)
+        if found.detections or own.detections:
+            self._agreed += agreement(found.detections, own.detections)
+            self._compared += 1
+
+
+def _answer(sense: Sense, given: _Glimpse | AudioChunk) -> _Answer:
+    if isinstance(given, AudioChunk):
+        ear = cast("Hearing", sense)
+        seen = ear.listen(given)
+        return _Answer(seen.detections, seen.stages.infer // max(1, ear.inferences))
+    look = cast("Vision", sense).look_again(given.frame, given.crop, given.complexity)
+    return _Answer(look.detections, look.infer)

@@ -1,0 +1,105 @@
+"""When new models may take the place of those in use."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from agent.update.gates import HealthGate, ShadowGate
+from agent.update.shadowing import Shadowing
+from agent.update.trial import Outcome, Seen
+from agent.update.vitals import ShadowVitals, StreamVitals, Vitals
+
+GATE = ShadowGate(agreement=0.9, compared=50, within_s=600)
+HEALTH = HealthGate(p95_factor=1.5, p95_floor_ms=5.0)
+GOOD = ShadowVitals(50, 0.95, 25.0, 20.0)
+STREAM = StreamVitals("running", "", 10, 20.0, GOOD)
+
+
+def judge() -> Shadowing:
+    return Shadowing("12ab", GATE, HEALTH, began_s=0.0)
+
+
+def seen(shadow: ShadowVitals | None = GOOD, update: str = "12ab", **changes: object) -> Seen:
+    front = replace(STREAM, **{"shadow": shadow, **changes})
+    return Seen(Vitals("1.0", 7, "", 0.0, True, 100.0, {"front": front}, update))
+
+
+def test_models_that_agree_often_enough_and_in_time_may_go_on() -> None:
+    one = judge()
+    assert one.look(1.0, seen()) == Outcome("commit")
+    assert one.agreement == {"front": 0.95}
+
+
+@pytest.mark.parametrize(
+    ("shadow", "why"),
+    [
+        (replace(GOOD, agreement=0.62), "agrees by 0.62 with the one in use, in 50 answers; 0.9 is asked for"),
+        (replace(GOOD, infer_p95_ms=30.1), "infers in 30.1 ms (p95), 30.0 are allowed: 20.0 for the one in use"),
+        (ShadowVitals(failed="killed by signal 11"), "fails beside the one in use: killed by signal 11"),
+    ],
+)
+def test_what_does_not_hold_is_refused_at_once(shadow: ShadowVitals, why: str) -> None:
+    outcome = judge().look(1.0, seen(shadow))
+    assert outcome.verdict == "roll back"
+    assert outcome.reason.startswith("stream front: the new model ")
+    assert why in outcome.reason
+
+
+def test_a_little_time_is_not_looked_at() -> None:
+    assert judge().look(1.0, seen(ShadowVitals(50, 1.0, 4.9, 0.5))).verdict == "commit"
+
+
+def test_too_few_answers_are_waited_for_until_the_time_is_over() -> None:
+    one, few = judge(), seen(replace(GOOD, compared=26, agreement=0.1))
+    waits = one.look(599.0, few)
+    assert waits == Outcome("wait", "stream front: 50 % of 50 answers in which something was found")
+    assert one.look(600.0, few) == Outcome("roll back", f"nothing is decided after 600 s: {waits.reason}")
+
+
+@pytest.mark.parametrize(
+    ("blind", "why"),
+    [
+        (Seen(None), "does not run the new models"),
+        (seen(update=""), "does not run the new models"),
+        (seen(update="other"), "does not run the new models"),
+        (seen(None), "no stream that infers uses one of the models that change"),
+        (seen(None, inferred=0), "stream front has not inferred yet"),
+        (seen(state="lost"), "no stream that infers uses one"),
+    ],
+)
+def test_where_nothing_is_compared_for_a_minute_on_end_they_are_refused(blind: Seen, why: str) -> None:
+    one, few = judge(), seen(replace(GOOD, compared=1))
+    assert why in one.look(59.0, blind).reason
+    assert one.look(100.0, few).verdict == "wait"
+    assert one.look(101.0, blind).verdict == "wait"
+    assert one.look(160.0, blind).verdict == "wait"
+    outcome = one.look(161.0, blind)
+    assert outcome.verdict == "roll back"
+    assert why in outcome.reason
+
+
+def test_a_service_that_ends_by_itself_meanwhile_refuses_them() -> None:
+    outcome = judge().look(1.0, replace(seen(), failures=1, why="signal"))
+    assert outcome.verdict == "roll back"
+    assert outcome.reason.startswith("the service ended by itself: signal; see")
+
+
+def test_every_stream_that_uses_one_has_to_hold() -> None:
+    streams = {"front": STREAM, "attic": replace(STREAM, shadow=replace(GOOD, compared=10))}
+    vitals = Vitals("1.0", 7, "", 0.0, True, 100.0, streams, "12ab")
+    assert judge().look(1.0, Seen(vitals)).reason.startswith("stream attic: 20 % of 50")
+
+
+@given(
+    st.integers(0, 200), st.none() | st.floats(0, 1), st.none() | st.floats(0, 1e4), st.none() | st.floats(0, 1e4)
+)
+def test_none_goes_on_that_has_not_shown_all(
+    compared: int, agreement: float | None, infer_ms: float | None, present_ms: float | None
+) -> None:
+    outcome = judge().look(1.0, seen(ShadowVitals(compared, agreement, infer_ms, present_ms)))
+    holds = compared >= 50 and (agreement or 0.0) >= 0.9
+    in_time = infer_ms is None or present_ms is None or infer_ms <= max(5.0, 1.5 * present_ms)
+    assert (outcome.verdict == "commit") == (holds and in_time)
