@@ -27,6 +27,7 @@ class Wanted(Struct, frozen=True):
     Attributes:
         path: of the bundle. sha256: of the file. size: of it, bytes.
         version, counter, kind: as it says.
+        shadow_s: that its models may run beside those in use before a board decides, s.
     """
 
     path: Path
@@ -35,6 +36,7 @@ class Wanted(Struct, frozen=True):
     version: str
     counter: int
     kind: str
+    shadow_s: float = 0.0
 
 
 class Patience(Struct, frozen=True):
@@ -42,7 +44,8 @@ class Patience(Struct, frozen=True):
 
     Attributes:
         send_s: for a bundle to arrive, each time.
-        over_s: for an update to be over, from when it is asked for; who is away in between is looked for.
+        over_s: for an update to be over, from when it is asked for, and beyond the time that its bundle grants a
+            shadow; who is away in between is looked for.
         look_s: between two looks at an update.
         tries: how often a lost connection is made again before the update is on its way.
         pause_s: before the second try; doubled before each further one.
@@ -69,6 +72,7 @@ class Errand:
     ) -> None:
         self._transport, self._board, self._wanted = transport, board, wanted
         self._watch, self._patience = watch, patience
+        self._over_s = patience.over_s + wanted.shadow_s
         self._sent, self._version = 0, ""
 
     async def run(self) -> Outcome:
@@ -137,7 +141,7 @@ class Errand:
         self._tell("applying")
 
         async def apply() -> Trouble | None:
-            reply = await self._transport.ask(self._board, "update apply", self._patience.over_s, self._tell)
+            reply = await self._transport.ask(self._board, "update apply", self._over_s, self._tell)
             if reply.trouble is None or await self._has_begun(before):
                 return None
             return reply.trouble
@@ -150,7 +154,7 @@ class Errand:
 
     async def _follow(self, before: datetime | None) -> AtHand:
         """Look until the update is over. The board may be away meanwhile, as when it starts anew."""
-        until, away = time.monotonic() + self._patience.over_s, ""
+        until, away = time.monotonic() + self._over_s, ""
         while True:
             try:
                 at_hand, away = (await self._standing()).at_hand, ""
@@ -180,7 +184,7 @@ class Errand:
                 "unreachable", f"lost while it was updated, and not back yet; it goes on by itself: {away}"
             )
         state = at_hand.state if at_hand else "not begun"
-        return _GaveUpError("failed", f"the update is {state} after {self._patience.over_s:.0f} s")
+        return _GaveUpError("failed", f"the update is {state} after {self._over_s:.0f} s")
 
     async def _standing(self) -> Versions:
         """What the board tells of its versions."""

@@ -33,7 +33,8 @@ def read_wanted(bundle: Path) -> Wanted:
     with bundle.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     size = bundle.stat().st_size
-    return Wanted(bundle, digest, size, described.version, described.counter, described.kind)
+    shadow_s = described.shadow.within_s if described.shadow else 0.0
+    return Wanted(bundle, digest, size, described.version, described.counter, described.kind, shadow_s)
 
 
 class Rollout:

@@ -51,6 +51,7 @@ def _prove(folder: Path, count: int) -> int:
             proof.goes_on,
             proof.all_at_one_version,
             proof.bytes_without_what_was_there,
+            proof.goes_back,
         )
         for step in steps:
             _say(step.__name__.replace("_", " "))
@@ -144,6 +145,21 @@ class Proof:
         reply, sent = asyncio.run(transport.send(inventory.boards[name], self._bundles["1.2"], 600.0))
         self._check("it was sent", reply.trouble is None)
         self.numbers["sent_without_delta"] = sent
+
+    def goes_back(self) -> None:
+        """Half of them by `vedette fleet`, the rest by Ansible, which tells what they run then."""
+        half = len(self._names) // 2
+        ours, theirs = self._names[:half], self._names[half:]
+        named = [word for name in ours for word in ("--board", name)]
+        done = self._fleet.vedette("rollback", "--yes", *named)
+        print("  " + done.stdout.strip().replace("\n", "\n  "), done.stderr.strip())
+        self._check("half of them went back", done.returncode == 0)
+        self._check("the rest has not", self._versions() == {"1.0", "1.2"})
+        limit = ("--limit", ",".join(theirs))
+        self._check("Ansible took the rest back", self._fleet.play("rollback.yml", *limit).returncode == 0)
+        told = self._fleet.play("status.yml").stdout
+        self._check("Ansible tells what was before", told.count('"previous": "1.2"') == len(self._names))
+        self._check("all are at 1.0", self._versions() == {"1.0"})
 
     def _roll_out(self, number: str) -> Standing:
         path = self._bundles[number]

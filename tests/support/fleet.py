@@ -28,6 +28,7 @@ from tests.support.running import ROOT, camera
 from tests.support.tiny_bundles import Key, make_key
 
 INSTALL_S = 300.0
+_PLAY_S = 600.0
 CONFIG: dict[str, Any] = {
     "mqtt": {"host": "localhost"},
     "health": {"every_s": 1.0},
@@ -105,6 +106,26 @@ class Fleet:
         options_given = words[: words.index("--")] if "--" in words else words
         command += [*options_given, self.links[name].there, *rest]
         return subprocess.run(command, input=given, capture_output=True, timeout=60, check=False)
+
+    def play(self, book: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """A playbook of ours, as an operator would start it in the folder of the inventory.
+
+        Args:
+            book: its name.
+            words: options.
+        """
+        programs = Path(sys.executable).parent
+        command = [str(programs / "ansible-playbook"), "-i", "fleet.toml", str(ROOT / "scripts/fleet" / book)]
+        path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.run(
+            [*command, *words],
+            cwd=self.folder,
+            env={**os.environ, "PATH": path, "ANSIBLE_NOCOLOR": "1"},
+            capture_output=True,
+            text=True,
+            timeout=_PLAY_S,
+            check=False,
+        )
 
     def __enter__(self) -> Self:
         try:

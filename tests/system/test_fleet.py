@@ -6,7 +6,6 @@ One fleet for all of these, in their order; each leaves it as good as it found i
 from __future__ import annotations
 
 import itertools
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -417,35 +416,47 @@ def test_exec_asks_all_and_says_what_each_answers(fleet: Fleet) -> None:
     assert denied.stdout.count("not allowed: reboot") == 3
 
 
-def play(fleet: Fleet, book: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """A playbook of ours, as an operator would start it in the folder of the inventory."""
-    programs = Path(sys.executable).parent
-    if not (programs / "ansible-playbook").exists():
-        pytest.skip("no ansible-playbook: pip install '.[fleet]'")
-    command = [str(programs / "ansible-playbook"), "-i", "fleet.toml", str(ROOT / "scripts/fleet" / book), *words]
-    environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "ANSIBLE_NOCOLOR": "1"}
-    return subprocess.run(
-        command, cwd=fleet.folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+def test_boards_without_a_version_before_say_so(fleet: Fleet) -> None:
+    done = fleet.vedette("rollback", "--yes")
+    assert done.returncode == 1
+    assert done.stdout.count("holds no version to go back to") == 3
 
 
+needs_ansible = pytest.mark.skipif(
+    not (Path(sys.executable).parent / "ansible-playbook").exists(),
+    reason="no ansible-playbook: pip install '.[fleet]'",
+)
+
+
+@needs_ansible
+def test_ansible_tells_what_runs_and_what_cannot_go_back(fleet: Fleet) -> None:
+    told = fleet.play("status.yml")
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert told.stdout.count('"previous": ') == 3
+    back = fleet.play("rollback.yml", "--limit", "board1")
+    assert back.returncode != 0
+    assert "holds no version to go back to" in back.stdout
+
+
+@needs_ansible
 def test_ansible_rolls_out_by_the_same_commands(fleet: Fleet) -> None:
     path = bundle(fleet)
     words = ("-e", f"bundle={path}", "-e", "vedette_look_s=1", "-e", '{"batches": ["100%"]}')
-    done = play(fleet, "rollout.yml", *words)
+    done = fleet.play("rollout.yml", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(counters(fleet)) == 1
-    again = play(fleet, "rollout.yml", *words)
+    again = fleet.play("rollout.yml", *words)
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.count("skipping: [board") > done.stdout.count("skipping: [board")
 
 
+@needs_ansible
 def test_ansible_stops_at_the_canary(fleet: Fleet, tmp_path: Path) -> None:
     before = counters(fleet)
     board = fleet.boards["board2"]
     kept = board.sh("cat", "/etc/vedette/allowed_signers")
     board.write("/etc/vedette/allowed_signers", make_key(tmp_path / "other").allowed("somebody@example.org"))
-    done = play(fleet, "rollout.yml", "-e", f"bundle={bundle(fleet)}", "-e", "vedette_look_s=1")
+    done = fleet.play("rollout.yml", "-e", f"bundle={bundle(fleet)}", "-e", "vedette_look_s=1")
     assert done.returncode != 0
     assert "refused" in done.stdout
     assert counters(fleet) == before
