@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from agent.capture.opening import Opening
 from agent.capture.outage import BackOff, CaptureState, Outage
+from agent.capture.plug import Plug
 from agent.capture.uri import Address
 from agent.config import CaptureConfig
 from agent.errors import SourceError
@@ -20,6 +21,8 @@ _FIRST_PAUSE_S = 0.5
 _HANGING_MAX = 3
 """Openings that hang, at most: each holds a thread and a device, and a fourth would hang as well."""
 _STOP_S = 0.3
+_LOOK_S = 0.5
+"""Between two looks for a device that was unplugged."""
 
 OnChange = Callable[[str, str], None]
 """Called with (`lost`, reason) once per outage and (`running`, `back after 12 s`) once after it, from a thread of
@@ -74,6 +77,7 @@ class Keeper:
             finish: called once, when a finite source is over, with what it failed with.
             on_change: see `OnChange`.
         """
+        self._address = address
         self._shown, self._live, self._config = address.shown, address.live, config
         self._missed = f"{self._shown}: no {'sound' if address.sound else 'picture'} for {config.stall_s:g} s"
         self._open_next, self._finish_with, self._on_change = open_next, finish, on_change
@@ -174,8 +178,13 @@ class Keeper:
             self._finish_with(None)
 
     def _pause(self, opening: Opening[Any]) -> None:
-        """Before the next attempt; for as long as too many openings hang."""
+        """Before the next attempt, unless a device is plugged in; for as long as too many openings hang."""
         self._hanging = [hung for hung in (*self._hanging, opening) if not hung.join(0)]
-        self._stopped.wait(self._back_off.next(random.random()))
+        plug, left_s = Plug(self._address), self._back_off.next(random.random())
+        while left_s > 0 and not self._stopped.wait(min(left_s, _LOOK_S)):
+            left_s -= _LOOK_S
+            if plug.came():  # its permissions may take a moment
+                self._back_off.reset()
+                left_s = min(left_s, _FIRST_PAUSE_S)
         while len(self._hanging) >= _HANGING_MAX and not self._stopped.wait(1.0):
             self._hanging = [hung for hung in self._hanging if not hung.join(0)]
