@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Union, cast
 
 from agent.capture.uri import parse
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from agent.capture.listener import Listener
     from agent.comms.reporter import Reporter
     from agent.compute.hearing import Hearing
-    from agent.compute.infer.backend import Opener
+    from agent.compute.infer.backend import Opener, Options, Session
     from agent.compute.vision import Vision
     from agent.filming import Filming
     from agent.pipeline import Pipeline
@@ -49,16 +50,30 @@ def open_sense(
         gives, takes = ("sound", "pictures") if address.sound else ("pictures", "sound")
         raise ConfigError(f"stream {name}: {address.shown} gives {gives}, and model {config.model} takes {takes}")
     _check_clips(name, config, model)
-    with named(model.path):
-        from agent.compute.infer.backend import open_session
-
+    with named(model.path), _closing(opener) as keeping:
         if takes_sound:
             from agent.compute.hearing import Hearing
 
-            return Hearing(name, config, model, opener or open_session)
+            return Hearing(name, config, model, keeping)
         from agent.compute.vision import Vision
 
-        return Vision(name, config, model, opener or open_session)
+        return Vision(name, config, model, keeping)
+
+
+@contextmanager
+def _closing(opener: Opener | None) -> Iterator[Opener]:
+    """An opener whose session is closed when what it was for fails: it may be a process."""
+    from agent.compute.infer.backend import open_session
+
+    with ExitStack() as opened:
+
+        def keeping(model: Model, backend: str, options: Options) -> Session:
+            session = (opener or open_session)(model, backend, options)
+            opened.callback(session.close)
+            return session
+
+        yield keeping
+        opened.pop_all()
 
 
 def prepare_sense(

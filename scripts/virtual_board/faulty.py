@@ -6,18 +6,20 @@ import base64
 import hashlib
 import io
 import shutil
+import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tomli_w
 from goods import SEEN_FROM, Goods
 from msgspec.structs import replace
 
 from agent.update import archive, models, trust
 from agent.update.description import Description, Migration, Target
-from agent.update.gates import HealthGate
+from agent.update.gates import HealthGate, ShadowGate
 from tests.support.colours import colour_model
 from tests.support.tiny_bundles import Key
 
@@ -152,6 +154,18 @@ def slow_model(files: Path, described: Description) -> Description:
         (files / name).write_bytes(content)
     shutil.rmtree(made)
     return described
+
+
+def disagreeing(files: Path, described: Description) -> Description:
+    """A model alone that sees nobody, to be run beside the one in use first."""
+    for folder in ("wheels", "config"):
+        shutil.rmtree(files / folder, ignore_errors=True)
+    manifest = files / "models/colour.toml"
+    table = tomllib.loads(manifest.read_text())
+    table["output"]["score_threshold"] = 1.0
+    manifest.write_text(tomli_w.dumps(table))
+    shadow = ShadowGate(compared=10, every=1, within_s=300.0)
+    return replace(described, kind="models", target=None, migrations=[], shadow=shadow)
 
 
 def _rewritten(wheel: bytes, module: str, code: str) -> bytes:

@@ -110,6 +110,8 @@ def _unfit() -> Iterator[Scene]:
     failing = coded("agent/daemon.py", 'raise ImportError("made to fail")')
     yield _scene("crash at import", failing, "made to fail")
     yield _scene("wrong golden output", faulty.wrong_golden("colour"), "model colour")
+    beside = "stream porch: the new model agrees by 0.00 with the one in use"
+    yield _scene("model that disagrees", faulty.disagreeing, beside)
 
 
 def _unwell(gate: HealthGate) -> Iterator[Scene]:

@@ -35,18 +35,19 @@ CLONE = "/clone"
 class Board:
     """Off at first. Skips the test where there cannot be one."""
 
-    def __init__(self, folder: Path, network: str = "") -> None:
+    def __init__(self, folder: Path, network: str = "", base: Path = Path("/")) -> None:
         """Prepare.
 
         Args:
             folder: for its disk.
             network: namespace that it is in; empty: this machine's.
+            base: files that its disk begins with.
         """
         if os.geteuid() != 0:
             pytest.skip("a board in a container needs root")
         if not Path("/lib/systemd/systemd").exists() or shutil.which("dbus-daemon") is None:
             pytest.skip("systemd is not installed (systemd-sysv, dbus)")
-        self._folder, self._network = folder, network
+        self._folder, self._network, self._base = folder, network, base
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -78,7 +79,7 @@ class Board:
             text=True,
             timeout=_PATIENCE_S,
             check=False,
-            env={**os.environ, "NETNS": self._network},
+            env={**os.environ, "NETNS": self._network, "BASE": str(self._base)},
         )
         assert done.returncode == 0, f"{verb}: {done.stdout}{done.stderr}"
 

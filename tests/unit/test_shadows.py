@@ -190,8 +190,10 @@ def test_one_that_crashes_takes_nothing_along(board: Board, tmp_path: Path, work
     assert board.front.standing[0] == "running"
 
 
-@pytest.mark.parametrize("broken", ["model", "manifest"])
-def test_one_that_cannot_be_opened_says_so(board: Board, tmp_path: Path, broken: str) -> None:
+@pytest.mark.parametrize("broken", ["model", "decoder"])
+def test_one_that_cannot_be_opened_says_so(
+    board: Board, tmp_path: Path, broken: str, workers: list[WorkerSession]
+) -> None:
     path = person_model(tmp_path / "new", 0.8)
     if broken == "model":
         path.with_suffix(".tflite").write_bytes(b"TFL3 is not all that it takes")
@@ -205,6 +207,8 @@ def test_one_that_cannot_be_opened_says_so(board: Board, tmp_path: Path, broken:
 
     wait_for(lambda: said() != "")
     assert said().startswith(f"{path}: ")
+    wait_for(lambda: all(ended(worker.pid) for worker in workers))
+    assert len(workers) == (broken == "decoder")
 
 
 def test_another_threshold_begins_anew(board: Board, tmp_path: Path) -> None:
