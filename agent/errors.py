@@ -6,6 +6,7 @@
     ├── ModelError           a model file, its manifest, or the two together cannot be used
     │   └── BackendError     a runtime or device cannot run a model that is itself sound
     ├── StorageError         a state folder, spool or file cannot be used
+    │   └── InUseError       another process owns it
     ├── BrokerError          a broker cannot be reached or refuses us
     ├── CommandError         what an operator asked for is refused
     ├── BundleError          a bundle cannot be built, or is not what it says it is
@@ -63,6 +64,10 @@ class BackendError(ModelError):
 
 class StorageError(VedetteError):
     """The state folder or something in it cannot be used."""
+
+
+class InUseError(StorageError):
+    """Another process owns a folder."""
 
 
 class BrokerError(VedetteError):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from agent.update.inspection import Inspection
 
 _PATH = click.Path(path_type=Path)
+_THERE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _FILE = click.argument("file", type=_PATH)
 
 
@@ -105,8 +106,8 @@ def sign(file: Path, key: Path) -> None:
 
 @bundle.command()
 @_FILE
-@click.option("--signers", type=_PATH, help="File of allowed signers that must have signed it.")
-@click.option("--revoked", type=_PATH, help="File of revoked keys, together with --signers.")
+@click.option("--signers", type=_THERE, help="File of allowed signers that must have signed it.")
+@click.option("--revoked", type=_THERE, help="File of revoked keys, together with --signers.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def inspect(file: Path, signers: Path | None, revoked: Path | None, as_json: bool) -> None:
     """Check every file of the bundle FILE and show what is in it. Exits with 1 when a board would refuse it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,8 +78,9 @@ def _work(where: Places, service: Service) -> Update | None:
 def _follow(ctx: click.Context, where: Places) -> None:
     """Show what the unit does, until it has done it."""
     from agent.update.following import follow
+    from agent.update.service import Systemd
 
-    done = follow(where, _say)
+    done = follow(where, _say, idle=Systemd().idle)
     ctx.exit(0 if done.state == "committed" else _FAILED)
 
 
@@ -125,20 +126,30 @@ def _row(one: Update) -> str:
 
 
 @update.command()
-def rollback() -> None:
-    """Go back to the version before: at once on trial, and always afterwards.
+@click.pass_context
+def rollback(ctx: click.Context) -> None:
+    """End the update at hand, or go back to what was before: the version, or the models.
 
-    Models that only run beside those in use are refused.
+    What was before has to be ready within two minutes, or what runs now comes back. A version that was refused
+    or failed its trial is none to go back to. Exit code: 0 gone back, 1 not.
     """
+    from agent.update.following import follow
     from agent.update.journal import Journal
-    from agent.update.returning import go_back
+    from agent.update.returning import Return
     from agent.update.service import Systemd
+    from agent.update.states import BEFORE_SWITCH
 
     where = _places()
-    if _ordered(where, "rollback"):
+    if _ordered(where, "rollback", BEFORE_SWITCH | {"switching", "trial"}):
         return
     with _owned(where):
-        go_back(where, Systemd(), Journal(where), _say)
+        Return(where, Systemd(), Journal(where), _say).begin()
+    if Systemd.is_there():
+        Systemd().hand_over()
+        done: Update | None = follow(where, _say, idle=Systemd().idle)
+    else:
+        done = _work(where, Systemd())
+    ctx.exit(0 if done is not None and done.by == "operator" else _FAILED)
 
 
 @update.command()
@@ -149,17 +160,21 @@ def confirm() -> None:
     """
     from agent.errors import UpdateError
 
-    if not _ordered(_places(), "confirm"):
+    if not _ordered(_places(), "confirm", {"shadow", "switching", "trial"}):
         raise UpdateError("nothing is on trial: see `vedette update status`")
 
 
-def _ordered(where: Places, order: str) -> bool:
-    """Whether something is on trial, or runs beside what is in use, and whoever watches it has been told."""
+def _ordered(where: Places, order: str, states: Collection[str]) -> bool:
+    """Whether an update is in one of these states, and whoever goes on with it has been told."""
+    from agent.errors import UpdateError
     from agent.update.journal import Journal
     from agent.update.orders import Orders
 
-    at_hand = Journal(where).read()
-    if at_hand is None or at_hand.state not in ("shadow", "trial"):
+    try:
+        at_hand = Journal(where).read()
+    except UpdateError:  # it is damaged, and set aside by whatever is done next
+        return False
+    if at_hand is None or at_hand.state not in states:
         return False
     Orders(where).give(order)
     click.echo(f"told to {order}: see `vedette update status`")
@@ -212,16 +227,21 @@ def _owned(where: Places) -> Iterator[None]:
     """Nobody else updates this board meanwhile.
 
     Raises:
-        StorageError: somebody does, or the folder is not ours to write.
+        UpdateError: somebody does. StorageError: the folder is not ours to write.
     """
-    from agent.errors import StorageError
+    from agent.errors import InUseError, StorageError, UpdateError
     from agent.storage.durable import lock_folder, make_folder
 
     if os.geteuid() and not os.access(where.state.parent, os.W_OK):
         raise StorageError(f"{where.state}: only root updates a board: try `sudo vedette update …`")
     make_folder(where.state)
-    with lock_folder(where.state):
-        yield
+    try:
+        with lock_folder(where.state):
+            yield
+    except InUseError as error:
+        raise UpdateError(
+            "an update is going on: see `vedette update status`; `vedette update rollback` ends it"
+        ) from error
 
 
 def _say(line: str) -> None:

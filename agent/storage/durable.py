@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agent.config import StorageConfig
-from agent.errors import StorageError, reason_of
+from agent.errors import InUseError, StorageError, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def lock_folder(folder: Path) -> Iterator[Path]:
         the folder.
 
     Raises:
-        StorageError: another process owns it; names its pid.
+        InUseError: another process owns it; names its pid. StorageError: it cannot be used.
     """
     descriptor = _lock_file(folder / _LOCK)
     try:
@@ -138,7 +138,7 @@ def _lock(descriptor: int, folder: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         holder = _holder(descriptor)
-        raise StorageError(
+        raise InUseError(
             f"{folder}: in use by another vedette, pid {holder}; stop that one, or give this one another "
             "[storage] folder"
         ) from error

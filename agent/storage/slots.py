@@ -1,6 +1,7 @@
 """The two slots that versions are installed in, and the links that say which of them is used for what.
 
-slots/a  slots/b      a version each: venv/ models/ … and `ready`, which is written last and names it
+slots/a  slots/b      a version each: venv/ models/ … and `ready`, which is written last and names it; `proved`,
+                      when it has run and was replaced by another: it can be gone back to
 current -> slots/a    what runs
 keeper  -> slots/a    whose code minds updates: that of before, until a new version has stood its trial
 """
@@ -19,7 +20,7 @@ from agent.storage.regular import read_regular
 Slot = Literal["a", "b"]
 Link = Literal["current", "keeper"]
 _SLOTS: tuple[Slot, Slot] = ("a", "b")
-READY = "ready"
+READY, PROVED = "ready", "proved"
 _LARGEST = 256
 
 
@@ -116,6 +117,18 @@ class Slots:
         """
         os.sync()  # thousands of files in one go
         write_atomic(self.path(slot) / READY, f"{version}\n".encode())
+
+    def prove(self, slot: Slot) -> None:
+        """Note that the version in a slot has run well: it can be gone back to. Done twice, it is done once.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        write_atomic(self.path(slot) / PROVED, b"")
+
+    def proved(self, slot: Slot) -> str:
+        """The version in a slot if it can be gone back to; empty: what is there was never more than tried."""
+        return self.version(slot) if (self.path(slot) / PROVED).exists() else ""
 
     def point(self, link: Link, slot: Slot) -> None:
         """Make a link lead to a slot, whenever the power goes: to the one of before or to this one.

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agent.errors import StorageError, reason_of
-from agent.storage.durable import sync_folder
+from agent.storage.durable import sync_folder, write_atomic
 from agent.storage.regular import check_kind
 
 _LARGEST = 4 * 1024**2
@@ -41,6 +41,24 @@ def add_line(path: Path, line: bytes) -> None:
             sync_folder(path.parent)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
+
+
+def keep_newest(path: Path, largest: int) -> None:
+    """Drop the older half of a file's lines when it has become too large; whoever reads finds the old or the new.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    try:
+        if not path.exists() or path.stat().st_size <= largest:
+            return
+        with path.open("rb") as file:
+            file.seek(-(largest // 2), os.SEEK_END)
+            file.readline()  # which is cut
+            newest = file.read()
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
+    write_atomic(path, newest)
 
 
 def read_lines(path: Path) -> list[bytes]:

@@ -8,16 +8,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from agent.errors import StorageError, UpdateError, VedetteError
+from agent.errors import UpdateError, VedetteError
 from agent.storage.durable import make_folder
 from agent.storage.modelsets import ModelSets
 from agent.storage.slots import Slots, slot_of
-from agent.storage.updatefiles import remove, take_copy
+from agent.storage.updatefiles import take_copy
 from agent.update.archive import read_description
 from agent.update.changes import Change, ModelsChange, VersionChange
 from agent.update.comparing import Comparison
@@ -25,10 +24,11 @@ from agent.update.journal import Journal, Update, now
 from agent.update.orders import Orders
 from agent.update.places import Places
 from agent.update.preparing import Preparation, Tell
+from agent.update.returning import terms
 from agent.update.service import Service
 from agent.update.states import BEFORE_SWITCH, State, after_cut
 from agent.update.switching import Switch
-from agent.update.trial import Baseline, Outcome, Trial, baseline
+from agent.update.trial import Outcome, Trial, baseline
 from agent.update.trust import signature_of
 from agent.update.vitals import read_vitals
 from agent.update.watching import Watch
@@ -88,11 +88,13 @@ class Updater:
         for file, lack in ((bundle, "there is no such file"), (signature_of(bundle), "the signature is missing")):
             if not file.is_file():
                 raise UpdateError(f"{file}: {lack}")
+        self.journal.mend()
         self.journal.check_free()
         make_folder(self._where.state)
+        self._orders.forget()
         take_copy(signature_of(bundle), signature_of(self._where.incoming))
         take_copy(bundle, self._where.incoming)
-        return self.journal.begin(Update(state="received", file=str(bundle), began_at=now()))
+        return self.journal.begin(Update(state="received", file=str(bundle.absolute()), began_at=now()))
 
     def resume(self) -> Update | None:
         """Go on with the update at hand, to its end; None: there was none.
@@ -100,6 +102,8 @@ class Updater:
         Raises:
             VedetteError: the files of the updates cannot be read or written.
         """
+        if self.journal.mend():
+            self._tell("the journal was damaged: it is set aside; a trial is ended by the dead-man")
         update = self.journal.read()
         if update is None or update.over:
             return None
@@ -107,8 +111,14 @@ class Updater:
             self._tell(f"the update was cut off while it was {update.state}: beginning again")
             update = self.journal.note(update, state="received")
         while not update.over:
-            update = self._step(update)
+            update = self._refused_by_operator(update) or self._step(update)
         return update
+
+    def _refused_by_operator(self, update: Update) -> Update | None:
+        """Before the switch that is the end of it; None: nobody has asked for that."""
+        if update.state not in BEFORE_SWITCH or (asked := self._orders.take()) is None:
+            return None
+        return self._refuse(update, asked.reason) if asked.verdict == "roll back" else None
 
     def _step(self, update: Update) -> Update:
         try:
@@ -138,7 +148,6 @@ class Updater:
         """Have the new models run beside those in use, and switch only if they hold."""
         wanted = read_description(self._where.incoming)
         assert wanted.shadow is not None  # or it would not be in this state
-        self._orders.forget()
         self._tell(f"beside those in use: {wanted.shadow.compared} answers of each stream are compared")
         comparison = Comparison(self._where, update, self._clock)
         outcome, agreement = comparison.run(
@@ -149,9 +158,10 @@ class Updater:
         return self._go(replace(update, agreement=agreement))
 
     def _refuse(self, update: Update, reason: str) -> Update:
+        reason = reason.replace(str(self._where.incoming), update.file)  # which people know
         self._tell(f"refused: {reason}")
         update = self.journal.step(update, "refused", reason=reason, by=self._orders.by)
-        self._clear()
+        self._preparation.clear()
         return update
 
     def _go(self, update: Update) -> Update:
@@ -179,11 +189,10 @@ class Updater:
         stand = change.stand(update)
         if stand == "kept":
             return self._keep(update, "")
-        if stand == "undone" or not self._where.incoming.exists():  # going back has no bundle
+        if stand == "undone":
             return self._take_back(update, "it was cut off on the way back")
-        gate = read_description(self._where.incoming).health
+        gate, before = terms(update, self._where.incoming)
         self._tell(f"on trial: it has to be well for {gate.steady_s:g} s on end within {gate.within_s:g} s")
-        before = Baseline(update.streams_before or {}, known=update.streams_before is not None)
         trial = Trial(gate, before, update.version if update.kind == "full" else "", self._clock())
         outcome = self._watch.until_over(
             trial, update.failures_before, self._telling(update), self._asking(update)
@@ -213,10 +222,13 @@ class Updater:
 
     def _keep(self, update: Update, reason: str) -> Update:
         self._change(update).keep(update)
-        update = self.journal.step(
-            update, "committed", reason=reason, by=self._orders.by, downtime_s=update.downtime_s
-        )
-        self._tell(f"committed: {update.version}")
+        state: State = "committed"
+        told, by = f"committed: {update.version}", self._orders.by
+        if update.back:
+            state, by = "rolled_back", "operator"
+            reason = told = f"an operator went back to {update.version}"
+        update = self.journal.step(update, state, reason=reason, by=by, downtime_s=update.downtime_s)
+        self._tell(told)
         return update
 
     def _take_back(self, update: Update, reason: str) -> Update:
@@ -225,16 +237,13 @@ class Updater:
         by = self._orders.by
         if verdict is not None:
             reason, by = verdict.reason, verdict.by
+        if update.back:
+            reason = f"not gone back to {update.version}: {reason}"
         update = self.journal.step(update, "rolled_back", reason=reason, by=by, downtime_s=update.downtime_s)
         Switch(self._where).take_up()
-        self._clear()
+        self._preparation.clear()
         self._tell(f"rolled back to {update.from_version or 'what ran before'}: {reason}")
         return update
 
     def _change(self, update: Update) -> Change:
         return self._models if update.kind == "models" else self._version
-
-    def _clear(self) -> None:
-        """The bundle that nobody needs any more; one that cannot be deleted is overwritten next time."""
-        with suppress(StorageError):
-            remove(self._where.incoming, signature_of(self._where.incoming))

@@ -56,12 +56,15 @@ class VersionChange:
 
     def go(self, update: Update, gate: HealthGate) -> None:
         """See `Change`."""
-        new = slot_of(update.slot)
-        migrated = self._slots.path(new) / CONFIG
-        config = read(migrated) if migrated.exists() else None
-        self._switch.go(slot_of(update.before), new, config, gate.within_s + gate.steady_s)
+        new, allowed_s = slot_of(update.slot), gate.within_s + gate.steady_s
+        self._switch.go(slot_of(update.before), new, self._config(update), allowed_s)
         self.stopped_at = self._clock()
         self._service.restart()
+
+    def _config(self, update: Update) -> bytes | None:
+        """That the version needs; None: the one that there is."""
+        migrated = self._slots.path(slot_of(update.slot)) / CONFIG
+        return read(migrated) if migrated.exists() else None
 
     def stand(self, update: Update) -> Stand:
         """See `Change`."""
@@ -80,6 +83,7 @@ class VersionChange:
 
     def keep(self, update: Update) -> None:
         """See `Change`."""
+        self._slots.prove(slot_of(update.before))
         self._switch.commit(slot_of(update.slot), slot_of(update.before))
         for old, new in (
             (signature_of(self._where.incoming), signature_of(self._where.present)),

@@ -10,23 +10,31 @@ from agent.update.journal import Journal, Update
 from agent.update.places import Places
 
 _LOOK_S = 0.5
+_IDLE_S = 20.0
+"""A unit that is started on a busy board, or again after a failure, takes no longer."""
 _PATIENCE_S = 3600.0
 """Without any change: longer than any state may take, but `shadow`, which waits for what a camera may see."""
 
 
-def follow(where: Places, tell: Callable[[str], None], sleep: Callable[[float], None] = time.sleep) -> Update:
+def follow(
+    where: Places,
+    tell: Callable[[str], None],
+    sleep: Callable[[float], None] = time.sleep,
+    idle: Callable[[], str] = lambda: "",
+) -> Update:
     """Tell each state as it is reached, and what a trial waits for, until it is over.
 
     Args:
         where: things are.
         tell: is given a line for each.
         sleep: waits so many seconds.
+        idle: why nobody goes on with it now; empty: somebody does.
 
     Raises:
         UpdateError: there is no update, or nothing more comes of it.
         StorageError: the journal cannot be read.
     """
-    journal, told, waited_s = Journal(where), ("", ""), 0.0
+    journal, told, waited_s, idle_s = Journal(where), ("", ""), 0.0, 0.0
     while waited_s < _PATIENCE_S:
         update = journal.read()
         if update is None:
@@ -36,6 +44,12 @@ def follow(where: Places, tell: Callable[[str], None], sleep: Callable[[float], 
             tell(f"{update.state}{': ' if update.reason else ''}{update.reason}")
         if update.over:
             return update
+        idle_s = idle_s + _LOOK_S if (why := idle()) else 0.0
+        if idle_s > _IDLE_S:
+            raise UpdateError(
+                f"nobody goes on with the update, which is {update.state}: {why}: see `systemctl status "
+                "vedette-update.service`; `vedette update resume` goes on with it here"
+            )
         sleep(_LOOK_S)
         waited_s += 0.0 if update.state == "shadow" else _LOOK_S
     raise UpdateError(

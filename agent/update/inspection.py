@@ -20,6 +20,7 @@ class Inspection(Struct, frozen=True):
         description: None: it has none that can be used, or nobody trusted has signed it and so it was not read.
         signature: whether there is one beside it.
         signer: who signed it, of those who may; None: that was not asked, or nobody has.
+        asked: whether it was.
         error: why a board would refuse it; empty: nothing is known against it.
     """
 
@@ -29,6 +30,7 @@ class Inspection(Struct, frozen=True):
     signature: bool = False
     signer: trust.Signer | None = None
     error: str = ""
+    asked: bool = False
 
     def summary(self) -> dict[str, str]:
         """In words, by what they are about."""
@@ -39,6 +41,8 @@ class Inspection(Struct, frozen=True):
             told |= _about(self.description)
         if self.signer is not None:
             return told | {"signed by": f"{self.signer.principal}, {self.signer.key}"}
+        if self.asked:
+            return told | {"signed": "by nobody who may" if self.signature else "no"}
         return told | {"signed": "yes, by whom was not asked: --signers FILE" if self.signature else "no"}
 
 
@@ -60,7 +64,7 @@ def inspection(path: Path, signers: Path | None = None, revoked: Path | None = N
         archive.check(path, description)
     except BundleError as refused:
         error = str(refused)
-    return Inspection(str(path), file, description, signature.is_file(), signer, error)
+    return Inspection(str(path), file, description, signature.is_file(), signer, error, signers is not None)
 
 
 def _about(description: Description) -> dict[str, str]:

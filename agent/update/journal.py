@@ -11,9 +11,12 @@ from msgspec import Struct
 
 from agent.errors import NO_JSON, UpdateError
 from agent.storage.statefile import StateFile
-from agent.storage.updatefiles import add_line, read_lines
+from agent.storage.updatefiles import add_line, keep_newest, read_lines, rename
 from agent.update.places import Places
 from agent.update.states import FINAL, State, check_step
+
+_LARGEST = 1024**2
+"""Bytes of the history: some 2,000 updates."""
 
 
 class Update(Struct, frozen=True, kw_only=True):
@@ -36,6 +39,7 @@ class Update(Struct, frozen=True, kw_only=True):
             no daemon told.
         failures_before: how often the service had ended by itself since it was started.
         models_before: the set of models that was in use.
+        back: whether it goes back to what was before, as an operator has asked.
         agreement: of new models with those beside which they have run, 0..1 by stream; empty: they have not.
     """
 
@@ -58,6 +62,7 @@ class Update(Struct, frozen=True, kw_only=True):
     streams_before: dict[str, float | None] | None = None
     failures_before: int = 0
     models_before: int = 0
+    back: bool = False
     agreement: dict[str, float] = {}
 
     @property
@@ -71,6 +76,7 @@ class Journal:
 
     def __init__(self, where: Places, clock: Callable[[], float] = time.monotonic) -> None:
         self._file, self._history = StateFile(where.journal), where.history
+        self._counter = StateFile(where.counter)
         self._clock, self._since = clock, clock()
 
     def read(self) -> Update | None:
@@ -87,8 +93,21 @@ class Journal:
             return msgspec.json.decode(content, type=Update)
         except NO_JSON as error:
             raise UpdateError(
-                f"{self._file.path}: is damaged: {error}; move it away, then look with `vedette update status`"
+                f"{self._file.path}: is damaged: {error}; `vedette update resume` sets it aside"
             ) from error
+
+    def mend(self) -> bool:
+        """Set a damaged one aside; gives whether it was. A trial that it told of is ended by the dead-man.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        try:
+            self.read()
+        except UpdateError:
+            rename(self._file.path, self._file.path.with_name(f"{self._file.path.name}.damaged"))
+            return True
+        return False
 
     def begin(self, update: Update) -> Update:
         """Write the first state of an update.
@@ -131,8 +150,11 @@ class Journal:
         self._since = now
         ended = datetime.now(UTC) if state in FINAL else None
         update = msgspec.structs.replace(update, state=state, seconds=spent, ended_at=ended, **changes)
+        if state == "committed" and update.counter > self._told_counter():
+            self._counter.write(f"{update.counter}\n".encode())
         if update.over:  # first: what is told twice is found by when it began, what is told never is lost
             add_line(self._history, line_of(update))
+            keep_newest(self._history, _LARGEST)
         return self._write(update)
 
     def note(self, update: Update, **changes: object) -> Update:
@@ -163,8 +185,18 @@ class Journal:
         return list(found.values())
 
     def committed_counter(self) -> int:
-        """The highest that was ever committed: an older one is refused."""
-        return max((one.counter for one in self.history() if one.state == "committed"), default=0)
+        """The highest that was ever committed: an older one is refused.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        told = max((one.counter for one in self.history() if one.state == "committed"), default=0)
+        return max(told, self._told_counter())
+
+    def _told_counter(self) -> int:
+        """In its own file: lines of the history make room for newer ones."""
+        content = (self._counter.read() or b"").strip()
+        return int(content) if content.isdigit() and len(content) < 20 else 0
 
 
 def line_of(update: Update) -> bytes:

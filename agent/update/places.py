@@ -58,6 +58,11 @@ class Places(Struct, frozen=True):
         return self.state / "history.jsonl"
 
     @property
+    def counter(self) -> Path:
+        """The highest counter that was ever committed."""
+        return self.state / "counter"
+
+    @property
     def trial(self) -> Path:
         """What the dead-man goes by; there while a new version is not to be trusted."""
         return self.state / "trial"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from agent.errors import ConfigError, UpdateError
+from agent.errors import ConfigError, StorageError, UpdateError
 from agent.health.board import read_board
 from agent.profiles import AUTO, choose
 from agent.storage.slots import Slot, Slots, slot_of
+from agent.storage.updatefiles import remove
 from agent.update.archive import check, read_description
 from agent.update.journal import Update
 from agent.update.places import Places
@@ -87,6 +89,11 @@ class Preparation:
         self._rehearsal.models(home, update.counter)
         self._rehearsal.config(home, update.counter)
         return {}
+
+    def clear(self) -> None:
+        """Drop the bundle that nobody needs any more; one that cannot be deleted is overwritten next time."""
+        with suppress(StorageError):
+            remove(self._where.incoming, signature_of(self._where.incoming))
 
     def _running(self) -> Slot:
         running = self._slots.of("current")

@@ -1,57 +1,133 @@
-"""Returning: an operator goes back to the version before, which is always allowed and needs no trial."""
+"""Returning: an operator goes back to what was before, which is always allowed, and watched all the same.
+
+That is the version in the other slot, if it has ever been committed, or the models of before, where models were
+changed last. It has to be ready within its time, or what runs now comes back.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from agent.errors import UpdateError, VedetteError
 from agent.storage.models import read
-from agent.storage.slots import Slots, slot_of
+from agent.storage.modelsets import ModelSets
+from agent.storage.slots import Slot, Slots, slot_of
+from agent.update.archive import read_description
+from agent.update.changes import ModelsChange, VersionChange
+from agent.update.gates import HealthGate
 from agent.update.journal import Journal, Update, now
 from agent.update.places import Places
 from agent.update.preparing import Tell
+from agent.update.rehearsal import Rehearsal
 from agent.update.service import Service
 from agent.update.switching import Switch
+from agent.update.trial import Baseline, baseline
+from agent.update.vitals import read_vitals
 
-_ALLOWED_S = 60.0
-"""The switch takes far less; after a power cut within it, `settle` at boot takes it back."""
+GATE = HealthGate(steady_s=10.0, within_s=120.0, p95_factor=100.0, memory_mb=1_000_000.0)
+"""It was well once; whether it is better than what runs now is for whoever asks to say."""
 
 
-def go_back(where: Places, service: Service, journal: Journal, tell: Tell) -> Update:
-    """Switch to the version in the other slot, with the configuration that it had.
+def terms(update: Update, incoming: Path) -> tuple[HealthGate, Baseline]:
+    """What a trial is judged by: of a return, whether it is ready at all.
+
+    Args:
+        update: that is on trial.
+        incoming: its bundle, which a return has none of.
 
     Raises:
-        UpdateError: an update is at hand, or the other slot holds nothing that could run.
-        StorageError: the disk refuses; what ran goes on.
+        BundleError: it cannot be read.
     """
-    slots, switch = Slots(where.home), Switch(where)
-    journal.check_free()
-    running = slots.of("current")
-    if running is None:
-        raise UpdateError(f"{where.home}/current: nothing is installed here")
-    other = slot_of("b" if running == "a" else "a")
-    version = slots.version(other)
-    if not version:
-        raise UpdateError(f"{slots.path(other)}: holds no version to go back to")
-    kept = switch.config_of(other)
-    config = read(kept) if kept.exists() else None
-    update = journal.begin(
-        Update(
+    before = Baseline(update.streams_before or {}, known=update.back or update.streams_before is not None)
+    return GATE if update.back else read_description(incoming).health, before
+
+
+class Return:
+    """On one board. Whoever takes up the journal's update watches it then."""
+
+    def __init__(self, where: Places, service: Service, journal: Journal, tell: Tell) -> None:
+        self._where, self._service, self._journal, self._tell = where, service, journal, tell
+        self._slots = Slots(where.home)
+
+    def begin(self) -> Update:
+        """Switch, and leave it on trial.
+
+        Raises:
+            UpdateError: an update is at hand, or there is nothing to go back to.
+            StorageError: the disk refuses; what ran goes on.
+        """
+        self._journal.mend()
+        self._journal.check_free()
+        running = self._slots.of("current")
+        if running is None:
+            raise UpdateError(f"{self._where.home}/current: nothing is installed here")
+        models = self._models_before(running)
+        return self._to_version(running) if models is None else self._to_models(running, models)
+
+    def _models_before(self, running: Slot) -> int | None:
+        """The set before the one in use, where that has come by an update of models; None: go back farther."""
+        sets = ModelSets(self._slots.path(running))
+        for update in reversed(self._journal.history()):
+            if update.state == "committed" and update.kind == "models" and update.counter == sets.current:
+                before = update.models_before
+                there = not before or sets.path(before).is_dir()
+                return before if update.slot == running and there else None
+        return None
+
+    def _to_models(self, running: Slot, before: int) -> Update:
+        sets, vitals = ModelSets(self._slots.path(running)), baseline(read_vitals(self._where.health))
+        update = Update(
+            state="switching",
+            version=str(before),
+            counter=before,
+            kind="models",
+            slot=running,
+            before=running,
+            from_version=str(sets.current),
+            began_at=now(),
+            streams_before=vitals.streams,
+            failures_before=self._service.standing().failures,
+            models_before=sets.current,
+            back=True,
+        )
+        return self._go(update, ModelsChange(self._where, self._service))
+
+    def _to_version(self, running: Slot) -> Update:
+        other = slot_of("b" if running == "a" else "a")
+        version = self._slots.proved(other)
+        if not version:
+            tried = self._slots.version(other)
+            what = f"version {tried}, which was never committed, and " if tried else ""
+            raise UpdateError(f"{self._slots.path(other)}: holds {what}no version to go back to")
+        home = self._slots.path(other)
+        Rehearsal(self._where).models(home, ModelSets(home).current)
+        update = Update(
             state="switching",
             version=version,
             kind="full",
             slot=other,
             before=running,
-            from_version=slots.version(running),
+            from_version=self._slots.version(running),
             began_at=now(),
+            back=True,
         )
-    )
-    tell(f"going back from {update.from_version} to {version}")
-    try:
-        switch.go(running, other, config, _ALLOWED_S)
-        service.restart()
-        update = journal.step(update, "trial")  # cut off behind the commit, it stays; before, it is taken back
-        switch.commit(other, running)
-    except VedetteError as error:
-        switch.undo(running)
-        journal.step(update, "rolled_back", reason=f"not gone back: {error}", by="updater")
-        raise
-    return journal.step(update, "rolled_back", reason=f"an operator went back to {version}", by="operator")
+        return self._go(update, _VersionReturn(self._where, self._service))
+
+    def _go(self, update: Update, change: ModelsChange | VersionChange) -> Update:
+        update = self._journal.begin(update)
+        self._tell(f"going back from {update.from_version} to {update.version}")
+        try:
+            change.go(update, GATE)
+        except VedetteError as error:
+            change.undo(update)
+            self._journal.step(update, "rolled_back", reason=f"not gone back: {error}")
+            raise
+        return self._journal.step(update, "trial")
+
+
+class _VersionReturn(VersionChange):
+    """With the configuration that the version of before had."""
+
+    def _config(self, update: Update) -> bytes | None:
+        kept = Switch(self._where).config_of(slot_of(update.slot))
+        return read(kept) if kept.exists() else None

@@ -51,6 +51,9 @@ class Service(Protocol):
     def hand_over(self) -> None:
         """Have the update at hand gone on with outside of this session."""
 
+    def idle(self) -> str:
+        """Why nobody goes on with the update at hand now; empty: somebody does."""
+
 
 class Systemd:
     """By `systemctl`. Its errors are `UpdateError`s with what it said."""
@@ -67,7 +70,10 @@ class Systemd:
 
     def standing(self) -> Standing:
         """See `Service`."""
-        said = self._run("show", "--property=ActiveState,SubState,NRestarts,Result", UNIT)
+        return self._standing(UNIT)
+
+    def _standing(self, unit: str) -> Standing:
+        said = self._run("show", "--property=ActiveState,SubState,NRestarts,Result", unit)
         told = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
         restarts = told.get("NRestarts", "0")
         return Standing(
@@ -81,6 +87,13 @@ class Systemd:
         """See `Service`."""
         self._run("reset-failed", FOLLOWER, check=False)
         self._run("start", "--no-block", FOLLOWER)
+
+    def idle(self) -> str:
+        """See `Service`."""
+        found = self._standing(FOLLOWER)
+        if found.active in ("active", "activating", "reloading", "deactivating") and not found.waits:
+            return ""
+        return f"{FOLLOWER} is {'waiting to be started again' if found.waits else found.active}: {found.why}"
 
     @staticmethod
     def is_there() -> bool:

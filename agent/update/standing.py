@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
+from agent.errors import UpdateError
 from agent.storage.slots import Slot, Slots
 from agent.update.journal import Journal, Update
 from agent.update.places import Places
@@ -16,9 +17,10 @@ class Standing(Struct, frozen=True):
 
     Attributes:
         version: that runs. slot: that it is in; empty: nothing is installed.
-        previous: that can be gone back to; empty: none.
+        previous: that can be gone back to; empty: none. One that was refused or failed its trial cannot.
         counter: the highest that was committed; a bundle has to be above it.
         at_hand: the update that is not over, or the newest; None: there was none.
+        trouble: why that is not known; empty: it is.
     """
 
     version: str
@@ -26,6 +28,7 @@ class Standing(Struct, frozen=True):
     previous: str
     counter: int
     at_hand: Update | None
+    trouble: str = ""
 
     def lines(self) -> Iterator[str]:
         """For people."""
@@ -35,6 +38,8 @@ class Standing(Struct, frozen=True):
         yield f"version   {self.version or 'unknown'}, slot {self.slot}"
         yield f"previous  {self.previous or 'none'}"
         yield f"counter   {self.counter}"
+        if self.trouble:
+            yield f"at hand   not known: {self.trouble}"
         if self.at_hand is not None:
             one = self.at_hand
             why = f": {one.reason}" if one.reason else ""
@@ -45,15 +50,21 @@ def standing(where: Places) -> Standing:
     """How a board stands.
 
     Raises:
-        UpdateError, StorageError: what tells it cannot be read.
+        StorageError: what tells it cannot be read.
     """
     slots, journal = Slots(where.home), Journal(where)
     running = slots.of("current")
     other: Slot = "b" if running == "a" else "a"
+    at_hand, trouble = None, ""
+    try:
+        at_hand = journal.read()
+    except UpdateError as error:
+        trouble = str(error)
     return Standing(
         version=slots.version(running) if running else "",
         slot=running or "",
-        previous=slots.version(other) if running else "",
+        previous=slots.proved(other) if running else "",
         counter=journal.committed_counter(),
-        at_hand=journal.read(),
+        at_hand=at_hand,
+        trouble=trouble,
     )

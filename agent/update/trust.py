@@ -5,6 +5,7 @@ Formats of both files: "ALLOWED SIGNERS" and "KEY REVOCATION LISTS" in https://m
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from datetime import UTC, datetime
@@ -59,7 +60,7 @@ class Signer(Struct, frozen=True):
 
 def signature_of(bundle: Path) -> Path:
     """Where a bundle's signature is: beside it."""
-    return bundle.with_name(bundle.name + SUFFIX)
+    return Path(f"{bundle}{SUFFIX}")
 
 
 def sign(bundle: Path, key: Path) -> Path:
@@ -159,7 +160,7 @@ def _refusal(told: str, signers: Path) -> str:
 
 
 def _check_revoked(bundle: Path, given: tuple[str, ...], revoked: Path | None, key: str) -> None:
-    if revoked is None or not revoked.exists():
+    if revoked is None or not os.path.lexists(revoked):  # a link to what is away now is there
         return
     done = _ssh_keygen("verify", *given, "-r", str(revoked), stdin=bundle)
     if done.returncode or not _GOOD.search(done.stdout):

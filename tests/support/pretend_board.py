@@ -23,7 +23,7 @@ from agent.update.applying import Updater
 from agent.update.gates import HealthGate
 from agent.update.journal import Update
 from agent.update.places import Places
-from agent.update.returning import go_back
+from agent.update.returning import Return
 from agent.update.service import Standing
 from agent.update.vitals import boot_id
 from tests.support.tiny_bundles import Key, make_key, models_bundle, tiny_bundle
@@ -56,6 +56,7 @@ class PretendService:
         self.version, self.restarts, self.reloads, self.pid = "", 0, 0, 100
         self.failures = 0
         self.models = 0
+        self.hidden = False  # whether it tells nothing
         self.shadow: dict[str, object] = {"compared": 10, "agreement": 1.0}
 
     def boot(self) -> None:
@@ -84,6 +85,9 @@ class PretendService:
     def hand_over(self) -> None:
         raise AssertionError("nobody to hand over to")
 
+    def idle(self) -> str:
+        return ""
+
     def standing(self) -> Standing:
         self.write_vitals()
         if "+crash" in self.version:
@@ -104,7 +108,7 @@ class PretendService:
         """Of the daemon as it is now; a version that hangs writes none."""
         path = self._where.health
         path.parent.mkdir(parents=True, exist_ok=True)
-        if "+hang" in self.version:
+        if "+hang" in self.version or self.hidden:
             path.unlink(missing_ok=True)
             return
         vitals: dict[str, Any] = {
@@ -201,7 +205,10 @@ class Board:
     def go_back(self) -> Update:
         """As an operator asks."""
         updater = self.updater()
-        return go_back(self.where, self.service, updater.journal, self.said.append)
+        Return(self.where, self.service, updater.journal, self.said.append).begin()
+        done = updater.resume()
+        assert done is not None
+        return done
 
     @property
     def runs(self) -> str:

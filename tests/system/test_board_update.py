@@ -228,8 +228,25 @@ def test_new_models_run_beside_those_in_use_and_stay_only_if_they_agree(
         board.sh("systemctl", "reload", "vedette")
 
 
-def test_an_operator_goes_back_to_the_version_before(board: Board, depot: Depot, messages: Messages) -> None:
-    board.sh("vedette", "update", "rollback")
+def test_an_operator_goes_back_to_the_models_before_and_then_to_the_version_before(
+    board: Board, depot: Depot, messages: Messages
+) -> None:
+    pid = board.wait_active()
+    assert "an operator went back to 6" in board.sh("vedette", "update", "rollback")
+    assert board.sh("readlink", "/opt/vedette/current/models") == "sets/6"
+    assert (runs(board), board.wait_active()) == ("1.4", pid)
+    assert "an operator went back to 1.1" in board.sh("vedette", "update", "rollback")
     assert runs(board) == "1.1"
     assert newest(board)["by"] == "operator"
+    hear(messages, 3)
+
+
+def test_an_operator_never_goes_back_to_a_version_that_did_not_stay(
+    board: Board, depot: Depot, messages: Messages
+) -> None:
+    apply(board, depot.full("1.5", 9, "crash at import"), check=False)
+    assert newest(board)["state"] == "refused"
+    said = board.sh("sh", "-c", "vedette update rollback 2>&1", check=False)
+    assert "holds no version to go back to" in said or "which was never committed" in said
+    assert runs(board) == "1.1"
     hear(messages, 3)

@@ -158,6 +158,31 @@ def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
     refused(BundleError, "another model of this bundle has a file", *MODELS, *both, "--out", tmp_path / "x")
 
 
+@needs_ssh_keygen
+def test_looking_into_one_says_whether_who_may_sign_was_asked(tmp_path: Path, key: Key) -> None:
+    path = tiny_bundle(tmp_path / "x.vedette", key, counter=7)
+    signers = tmp_path / "signers"
+    signers.write_text(make_key(tmp_path / "other").allowed("somebody"))
+    assert re.search(r"signed +by nobody who may", run("inspect", path, "--signers", signers).stdout)
+    assert "by whom was not asked" in run("inspect", path).stdout
+
+
+@pytest.mark.parametrize("option", ["--signers", "--revoked"])
+def test_a_file_of_keys_that_is_named_has_to_be_there(tmp_path: Path, option: str) -> None:
+    path = tiny_bundle(tmp_path / "x.vedette")
+    for place in (tmp_path / "none", tmp_path):
+        shown = run("inspect", path, option, place)
+        assert shown.exit_code == 2, shown.output
+        assert str(place) in shown.output
+
+
+@pytest.mark.parametrize("place", [".", "", "/"])
+def test_a_folder_is_no_bundle(place: str) -> None:
+    shown = run("inspect", place)
+    assert shown.exit_code == 1, shown.exception
+    assert "cannot be read: Is a directory" in shown.output
+
+
 def test_a_health_gate_and_migrations_are_read(tmp_path: Path) -> None:
     from agent.update.building import read_health, read_migrations, read_shadow
 

@@ -95,7 +95,9 @@ def test_nothing_to_go_back_to_is_told(board: Board) -> None:
 
 def test_two_at_once_are_refused(board: Board) -> None:
     with lock_folder(board.where.state):
-        assert "in use by another vedette" in failed("resume")
+        said = failed("resume")
+        assert "an update is going on" in said
+        assert "`vedette update rollback` ends it" in said
 
 
 def test_a_board_without_slots_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

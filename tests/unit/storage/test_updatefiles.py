@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from agent.errors import StorageError
-from agent.storage.updatefiles import add_line, delete_folder, owned_file, read_lines, remove, rename, take_copy
+from agent.storage.updatefiles import (
+    add_line,
+    delete_folder,
+    keep_newest,
+    owned_file,
+    read_lines,
+    remove,
+    rename,
+    take_copy,
+)
 
 
 def test_lines_are_added_and_read(tmp_path: Path) -> None:
@@ -30,6 +39,19 @@ def test_of_a_long_history_the_newest_is_read(tmp_path: Path) -> None:
     assert lines[-1] == b"00599999"
     assert all(len(line) == 8 for line in lines)
     assert len(lines) < 600_000
+
+
+def test_of_too_long_a_file_the_newest_half_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "history"
+    keep_newest(path, 100)
+    assert not path.exists()
+    path.write_bytes(b"".join(b"%04d\n" % number for number in range(20)))
+    keep_newest(path, 100)
+    assert len(read_lines(path)) == 20
+    add_line(path, b"last")
+    keep_newest(path, 100)
+    lines = read_lines(path)
+    assert lines == [b"%04d" % number for number in range(12, 20)] + [b"last"]
 
 
 def test_a_copy_is_whole_and_for_its_owner_only(tmp_path: Path) -> None:

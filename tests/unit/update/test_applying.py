@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,8 @@ from agent.storage.modelsets import ModelSets
 from agent.update.description import Migration
 from agent.update.gates import ShadowGate
 from agent.update.orders import Orders
+from agent.update.returning import Return
+from agent.update.standing import standing
 from agent.update.trust import signature_of
 from tests.support.pretend_board import CONFIG, Board, write_command
 from tests.support.tiny_bundles import make_key, needs_ssh_keygen
@@ -213,6 +217,108 @@ def _ordering(board: Board, order: str) -> Callable[[float], None]:
         waits(seconds)
 
     return sleep
+
+
+@pytest.mark.parametrize("version", ["2.0+golden", "2.0+slow", "2.0+crash"])
+def test_a_version_that_did_not_stay_is_none_to_go_back_to(board: Board, version: str) -> None:
+    assert board.apply(board.bundle("1.5")).state == "committed"
+    assert board.apply(board.bundle(version, counter=3)).state in ("refused", "rolled_back")
+    assert standing(board.where).previous == ""
+    with pytest.raises(UpdateError, match="which was never committed, and no version to go back to"):
+        board.go_back()
+    assert board.runs == "1.5"
+    board.check_sound()
+
+
+def test_what_is_gone_back_to_has_to_be_ready_or_what_ran_comes_back(board: Board) -> None:
+    board.apply(board.bundle(migrations=[RENAME]))
+    migrated = board.config
+    board.slots.make_ready("a", "1.0+hang")
+    done = board.go_back()
+    assert (done.state, done.by) == ("rolled_back", "updater")
+    assert done.reason.startswith("not gone back to 1.0+hang: not well within 120 s")
+    assert (board.runs, board.config) == ("2.0", migrated)
+    board.check_sound()
+
+
+def test_what_cannot_be_imported_any_more_is_not_gone_back_to(board: Board) -> None:
+    board.apply(board.bundle())
+    write_command(board.slots.path("a") / "venv", "echo 'ImportError: libc' >&2; exit 1")
+    with pytest.raises(UpdateError, match="ImportError: libc"):
+        board.go_back()
+    assert board.runs == "2.0"
+    assert board.service.restarts == 1
+    board.check_sound()
+
+
+def test_the_dead_man_brings_back_what_ran_when_nobody_follows_a_return(board: Board) -> None:
+    board.apply(board.bundle(migrations=[RENAME]))
+    Return(board.where, board.service, board.updater().journal, board.said.append).begin()
+    assert board.runs == "1.0"
+    trial = board.where.trial
+    trial.write_text(re.sub("allowed_s=.*", "allowed_s=0", trial.read_text()))
+    board.service.deadman()  # which counts from now on
+    board.where.counted.write_text(re.sub("elapsed_s=.*", "elapsed_s=9", board.where.counted.read_text()))
+    board.service.deadman()
+    assert board.runs == "2.0"
+    board.service.boot()
+    done = board.updater().resume()
+    assert done is not None
+    assert (done.state, done.by) == ("rolled_back", "deadman")
+    assert done.reason.startswith("not gone back to 1.0: ")
+    board.check_sound()
+
+
+def test_after_models_going_back_is_to_the_models_before(board: Board) -> None:
+    board.apply(board.models())
+    board.apply(board.models(counter=8))
+    reloads, sets = board.service.reloads, ModelSets(board.slots.path("a"))
+    done = board.go_back()
+    assert (done.state, done.by, done.reason) == ("rolled_back", "operator", "an operator went back to 7")
+    assert (sets.current, board.service.reloads, board.service.restarts) == (7, reloads + 1, 0)
+    assert board.updater().journal.committed_counter() == 8
+    board.go_back()
+    assert sets.current == 0
+    with pytest.raises(UpdateError, match="no version to go back to"):
+        board.go_back()
+
+
+def test_models_that_are_gone_back_to_and_not_well_are_left_again(board: Board) -> None:
+    board.apply(board.models())
+    board.apply(board.models(counter=8))
+    board.service.hidden = True
+    done = board.go_back()
+    assert done.reason.startswith("not gone back to 7: not well within 120 s: the daemon does not tell")
+    assert ModelSets(board.slots.path("a")).current == 8
+
+
+def test_an_operator_may_end_an_update_before_its_switch(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    def install(*words: Any) -> None:
+        board.install(*words)
+        Orders(board.where).give("rollback")
+
+    monkeypatch.setattr("agent.update.staging.install", install)
+    done = board.apply(board.bundle())
+    assert (done.state, done.by, done.reason) == ("refused", "operator", "an operator has asked for it")
+    assert "tested" not in done.seconds
+    board.check_sound()
+
+
+def test_a_refusal_names_the_file_that_was_given(board: Board, tmp_path: Path) -> None:
+    bundle = board.bundle(key=make_key(tmp_path / "other"))
+    assert board.apply(bundle).reason.startswith(f"{bundle}: signed by a key that")
+
+
+def test_a_damaged_journal_is_set_aside_and_told_of(board: Board) -> None:
+    board.apply(board.bundle())
+    board.where.journal.write_bytes(b'{"state": "tri')
+    told = standing(board.where)
+    assert (told.version, told.at_hand) == ("2.0", None)
+    assert "journal.json: is damaged" in told.trouble
+    assert any("not known" in line for line in told.lines())
+    assert board.updater().resume() is None
+    assert board.where.journal.with_name("journal.json.damaged").exists()
+    assert board.apply(board.bundle("3.0", counter=3)).state == "committed"
 
 
 def test_models_are_swapped_without_a_restart(board: Board) -> None:

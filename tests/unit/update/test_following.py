@@ -58,6 +58,20 @@ def test_models_that_wait_for_something_before_a_camera_are_not_given_up(where: 
     assert follow(where, lambda _: None, sleep=sleep).reason == "nothing came by"
 
 
+def test_where_nobody_goes_on_with_it_that_is_said(where: Places) -> None:
+    Journal(where).begin(Update(state="received", began_at=now()))
+    looks = 0
+
+    def idle() -> str:
+        nonlocal looks
+        looks += 1
+        return "the unit is failed: exit-code" if looks != 5 else ""
+
+    with pytest.raises(UpdateError, match="which is received: the unit is failed: exit-code: see"):
+        follow(where, lambda _: None, sleep=lambda _: None, idle=idle)
+    assert looks == 5 + 41  # it is looked for twenty seconds on end
+
+
 def test_without_an_update_there_is_nothing_to_follow(where: Places) -> None:
     with pytest.raises(UpdateError, match="no update"):
         follow(where, lambda _: None)

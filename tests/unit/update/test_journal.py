@@ -76,3 +76,28 @@ def test_an_end_that_is_told_twice_is_there_once(where: Places) -> None:
     journal.step(update, "refused", reason="first")
     again = journal.step(update, "refused", reason="again")
     assert journal.history() == [again]
+
+
+def test_a_flood_of_refusals_washes_no_counter_away(where: Places) -> None:
+    journal = Journal(where)
+    journal.step(journal.note(begun(journal), state="trial", counter=7), "committed")
+    line = (
+        where.history.read_bytes().replace(b'"committed"', b'"refused"').replace(b'"counter":7', b'"counter":9')
+    )
+    with where.history.open("ab") as file:
+        for number in range(4000):
+            file.write(line.replace(b'"file":"', f'"file":"{number}/'.encode()))
+    last = journal.step(begun(journal), "refused")
+    assert where.history.stat().st_size < 1024**2
+    assert journal.history()[-1] == last
+    assert not [one for one in journal.history() if one.state == "committed"]
+    assert journal.committed_counter() == 7
+    assert Journal(where).committed_counter() == 7
+
+
+@pytest.mark.parametrize("content", [b"", b"many", b"9" * 40])
+def test_a_counter_that_cannot_be_read_is_that_of_the_history(where: Places, content: bytes) -> None:
+    journal = Journal(where)
+    journal.step(journal.note(begun(journal), state="trial", counter=7), "committed")
+    where.counter.write_bytes(content)
+    assert journal.committed_counter() == 7

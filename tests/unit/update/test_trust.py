@@ -118,6 +118,12 @@ def test_a_list_of_revoked_keys_that_cannot_be_read_trusts_nobody(board: Board) 
     board.refused(board.alice, "or that file cannot be read")
 
 
+def test_a_list_of_revoked_keys_that_is_a_link_to_nothing_trusts_nobody(board: Board) -> None:
+    """As where the volume that it lies on is not mounted."""
+    board.revoked.symlink_to(board.revoked.with_name("away"))
+    board.refused(board.alice, "or that file cannot be read")
+
+
 def test_while_a_key_is_rotated_the_old_and_the_new_one_are_valid(board: Board) -> None:
     board.allow(
         board.alice.allowed("release", 'valid-before="20990101"'),
