@@ -165,7 +165,10 @@ class Updater:
         return update
 
     def _go(self, update: Update) -> Update:
-        """Note how it was, and change what runs."""
+        """Note how it was, and change what runs, unless an operator has asked for the end."""
+        if ended := self._refused_by_operator(update):
+            return ended
+        self._orders.by = "updater"  # whoever has ended a shadow
         before = baseline(read_vitals(self._where.health))
         slot = Slots(self._where.home).path(slot_of(update.slot))
         update = self.journal.step(
@@ -176,7 +179,6 @@ class Updater:
             models_before=ModelSets(slot).current,
             reason="",
         )
-        self._orders.forget()
         self._tell(f"switching to {update.version}")
         self._change(update).go(update, read_description(self._where.incoming).health)
         return self.journal.step(update, "trial")
@@ -234,9 +236,8 @@ class Updater:
     def _take_back(self, update: Update, reason: str) -> Update:
         self._tell(f"taking it back: {reason}")
         verdict = self._change(update).undo(update)
-        by = self._orders.by
-        if verdict is not None:
-            reason, by = verdict.reason, verdict.by
+        by = verdict.by if verdict else self._orders.by
+        reason = verdict.reason if verdict else reason
         if update.back:
             reason = f"not gone back to {update.version}: {reason}"
         update = self.journal.step(update, "rolled_back", reason=reason, by=by, downtime_s=update.downtime_s)

@@ -16,6 +16,7 @@ from agent.update.archive import read_description
 from agent.update.changes import ModelsChange, VersionChange
 from agent.update.gates import HealthGate
 from agent.update.journal import Journal, Update, now
+from agent.update.orders import Orders
 from agent.update.places import Places
 from agent.update.preparing import Tell
 from agent.update.rehearsal import Rehearsal
@@ -58,6 +59,7 @@ class Return:
         """
         self._journal.mend()
         self._journal.check_free()
+        Orders(self._where).forget()
         running = self._slots.of("current")
         if running is None:
             raise UpdateError(f"{self._where.home}/current: nothing is installed here")
