@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import click
 from agent.cli.plain import plain
 
 if TYPE_CHECKING:
+    from agent.cli.fleetstatus import Row
     from agent.fleet.asking import Answer
     from agent.fleet.inventory import Board, Inventory
 
@@ -63,20 +64,27 @@ def status(ctx: click.Context, path: Path, names: tuple[str, ...], as_json: bool
     from agent.cli.fleetstatus import print_rows, rows
 
     inventory, boards = _boards(path, names)
-    answers = _ask(inventory, boards, "status")
-    print_rows(rows(answers), as_json=as_json)
-    ctx.exit(_code(answers))
+    found = rows(_ask(inventory, boards, "status"))
+    print_rows(found, as_json=as_json)
+    ctx.exit(_code(found))
 
 
-@fleet.command("exec")
-@click.argument("words", metavar="COMMAND", nargs=-1, required=True)
+@fleet.command("exec", context_settings={"allow_interspersed_args": False})
+@click.argument("words", metavar="COMMAND...", nargs=-1, required=True)
 @_common
 @click.pass_context
 def exec_(ctx: click.Context, words: tuple[str, ...], path: Path, names: tuple[str, ...], as_json: bool) -> None:
     """Have every board do COMMAND: doctor, status, or update status, history, confirm or rollback.
 
+    Options come before COMMAND; whatever follows its first word is the board's:
+
+    \b
+        vedette fleet exec --json doctor     a line of JSON for each board, with what it says
+        vedette fleet exec doctor --json     has each board say it as JSON
+
     Boards do nothing else for the key of updates; see vedette-ssh.
-    """
+    """  # noqa: D301
+    _check_ours_first(ctx, words)
     inventory, boards = _boards(path, names)
     answers = _ask(inventory, boards, " ".join(words), lambda one: _print_answer(one, as_json=as_json))
     ctx.exit(_code(answers))
@@ -142,6 +150,13 @@ def rollout(**options: Any) -> None:
     sys.exit(roll_out(**options))
 
 
+def _check_ours_first(ctx: click.Context, words: tuple[str, ...]) -> None:
+    """No command of a board has an option of these names: they are meant for us."""
+    for word in words:
+        if word.split("=")[0] in ("-i", "--inventory", "--board"):
+            raise click.UsageError(f"{word} is no option of a board's command: put it before {words[0]}", ctx)
+
+
 def _boards(path: Path, names: tuple[str, ...]) -> tuple[Inventory, list[Board]]:
     """The boards that are meant, each with a host key that is known."""
     from agent.fleet.inventory import read_inventory
@@ -183,6 +198,6 @@ def _print_answer(one: Answer, *, as_json: bool) -> None:
         click.echo(plain(one.out.rstrip(), keep="\n"))
 
 
-def _code(answers: list[Answer]) -> int:
-    faults = {one.fault for one in answers}
+def _code(told: Sequence[Answer | Row]) -> int:
+    faults = {one.fault for one in told}
     return _FAILED if "failed" in faults else _UNREACHABLE if "unreachable" in faults else 0

@@ -16,10 +16,13 @@ from agent.fleet.ledger import Ledger, Standing
 from agent.fleet.pinning import check_pinned
 from agent.fleet.plan import Batch, plan
 from agent.fleet.report import render, verdict
-from agent.fleet.rollout import Rollout, read_wanted
+from agent.fleet.rollout import Rollout, check_there, read_wanted
 from agent.storage.durable import write_atomic
 from agent.storage.updatefiles import owned_file
 
+_INTERRUPTED = """\
+interrupted: boards that are at the update go on with it by themselves; what was done is in {ledger}
+the same command again goes on"""
 _WELL, _FAILED, _UNREACHABLE = 0, 1, 3
 
 
@@ -50,6 +53,7 @@ def roll_out(
     inventory = read_inventory(path)
     boards = inventory.chosen(names)
     if dry_run:
+        check_there(bundle)
         policy = inventory.policy
         _print_plan(plan(list(boards), policy.canary, policy.batches), as_json=as_json)
         return _WELL
@@ -59,7 +63,12 @@ def roll_out(
     report = report or ledger.with_name(f"{ledger.name}.html")
     with owned_file(ledger):
         rollout = Rollout(inventory, wanted, Ledger(ledger))
-        standing = _go(rollout, rollout.begin(boards), bundle.name, err=as_json)
+        standing = rollout.begin(boards)
+        try:
+            standing = _go(rollout, standing, bundle.name, err=as_json)
+        except KeyboardInterrupt:
+            click.echo(_INTERRUPTED.format(ledger=ledger), err=True)
+            raise
     write_atomic(report, render(standing).encode())
     _print_end(standing, ledger, report, as_json=as_json)
     return _code(standing)

@@ -15,7 +15,7 @@ from rich.text import Text
 from agent.cli.live import is_terminal
 from agent.cli.plain import plain
 from agent.fleet.asking import Answer
-from agent.fleet.boardstate import BoardState, parse_state
+from agent.fleet.boardstate import STRANGE, BoardState, parse_state
 
 _COLUMNS = ("board", "version", "counter", "previous", "daemon", "update")
 
@@ -53,7 +53,7 @@ def rows(answers: Sequence[Answer]) -> list[Row]:
         state = None if one.fault else parse_state(one.out)
         fault, reason = one.fault or "", one.reason
         if not fault and state is None:
-            fault, reason = "failed", "its answer is not that of vedette-ssh"
+            fault, reason = "failed", STRANGE
         found.append(Row(one.board, fault, reason, state))
     return found
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable
 
 from msgspec import Struct
 
+from agent.errors import VedetteError, reason_of
+from agent.fleet.atonce import for_each
 from agent.fleet.inventory import Board
 from agent.fleet.transport import Reply, Transport
 from agent.fleet.trouble import Fault
@@ -51,17 +52,23 @@ async def ask_all(
     Raises:
         FleetError: there is no ssh here.
     """
-    gate = asyncio.Semaphore(at_once)
 
-    async def one(board: Board) -> Answer:
-        async with gate:
-            answer = _answer(board, await transport.ask(board, command, patience_s))
-            show(answer)
-            return answer
+    async def ask(board: Board) -> Answer:
+        answer = await _ask(transport, board, command, patience_s)
+        show(answer)
+        return answer
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(board)) for board in boards]
-    return [task.result() for task in tasks]
+    return await for_each(boards, ask, at_once=at_once)
+
+
+async def _ask(transport: Transport, board: Board, command: str, patience_s: float) -> Answer:
+    """Whatever is wrong with this board or on the way to it is its answer."""
+    try:
+        return _answer(board, await transport.ask(board, command, patience_s))
+    except VedetteError:
+        raise
+    except Exception as error:
+        return Answer(board.name, "failed", f"it could not be asked: {reason_of(error)}")
 
 
 def _answer(board: Board, reply: Reply) -> Answer:

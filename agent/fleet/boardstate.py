@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import re
 from datetime import datetime
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from agent.errors import NO_JSON
 
+_UPDATE = re.compile(r'\s*\{\s*"update"\s*:\s*')
+_LONGEST = 200
+STRANGE = "its answer is not that of vedette-ssh: install Vedette there anew"
 OVER = frozenset(("committed", "rolled_back", "refused"))
 
 
@@ -47,7 +54,7 @@ class Versions(Struct, frozen=True):
     version: str = ""
     slot: str = ""
     previous: str = ""
-    counter: int = 0
+    counter: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
     at_hand: AtHand | None = None
 
 
@@ -72,24 +79,53 @@ class BoardState(Struct, frozen=True):
 
     Attributes:
         update: versions and the update at hand.
-        health: of the daemon; None: it does not run.
+        health: of the daemon; None: it does not run, or its health is unclear.
+        unclear: why its health cannot be told, though something is there; empty: it can.
     """
 
     update: Versions
     health: Health | None = None
+    unclear: str = ""
 
     def told(self) -> str:
         """The daemon in a few words."""
         if self.health is None:
-            return "daemon does not run"
+            return f"health unknown: {self.unclear}" if self.unclear else "daemon does not run"
         streams = self.health.streams
         wrong = [f"{name} {one.state}" for name, one in streams.items() if one.state not in ("running", "off")]
-        return ", ".join(wrong) or f"{len(streams)} of {len(streams)} streams running"
+        return ", ".join(wrong)[:_LONGEST] or f"{len(streams)} of {len(streams)} streams running"
+
+
+class _Told(Struct, frozen=True):
+    """What is told of health: as base64, or by older boards as it is."""
+
+    health_base64: str | None = None
+    health: msgspec.Raw = msgspec.Raw(b"null")
 
 
 def parse_state(text: str) -> BoardState | None:
-    """What a board has answered; None: this is no such answer."""
+    """What a board has answered; None: this is no such answer.
+
+    The update comes first, and is told by root. Health comes from the daemon, which is not trusted with the
+    board's updates: whatever is in it changes nothing of what is told before it.
+    """
+    found = _UPDATE.match(text)
+    if found is None:
+        return None
     try:
-        return msgspec.json.decode(text, type=BoardState)
+        _, end = json.JSONDecoder().raw_decode(text, found.end())
+        update = msgspec.json.decode(text[found.end() : end], type=Versions)
     except NO_JSON:
         return None
+    try:
+        return BoardState(update, _health(text))
+    except NO_JSON:
+        return BoardState(update, unclear="what its daemon tells cannot be read")
+
+
+def _health(text: str) -> Health | None:
+    told = msgspec.json.decode(text, type=_Told)
+    if told.health_base64 is None:
+        return msgspec.json.decode(told.health, type=Health | None)
+    raw = base64.b64decode(told.health_base64, validate=True)
+    return msgspec.json.decode(raw, type=Health) if raw else None

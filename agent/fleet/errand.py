@@ -10,7 +10,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from agent.fleet.boardstate import AtHand, Versions, parse_state
+from agent.errors import VedetteError, reason_of
+from agent.fleet.boardstate import STRANGE, AtHand, Versions, parse_state
 from agent.fleet.inventory import Board
 from agent.fleet.outcome import Kind, Outcome
 from agent.fleet.transport import BUNDLE, Transport
@@ -18,6 +19,8 @@ from agent.fleet.trouble import Fault, Trouble
 
 Watch = Callable[[str, str], None]
 """Is given the name of a board and what it is at."""
+_LONGEST = 1000
+"""Letters of a reason that are kept: a board may tell what it likes."""
 _KINDS: dict[str, Kind] = {"committed": "updated", "refused": "refused", "rolled_back": "rolled_back"}
 
 
@@ -76,7 +79,11 @@ class Errand:
         self._sent, self._version = 0, ""
 
     async def run(self) -> Outcome:
-        """Take the board there. Whatever fails is the outcome."""
+        """Take the board there. Whatever fails is the outcome.
+
+        Raises:
+            VedetteError: nothing can be done for any board. BrokenPipeError: nobody reads what is told.
+        """
         began = time.monotonic()
         kind: Kind = "current"
         reason, downtime_s = "", None
@@ -85,10 +92,14 @@ class Errand:
                 kind, reason, downtime_s = _KINDS[done.state], done.reason, done.downtime_s
         except _GaveUpError as error:
             kind, reason = error.fault, error.reason
+        except (VedetteError, BrokenPipeError):
+            raise
+        except Exception as error:
+            kind, reason = "failed", f"the errand broke off: {reason_of(error)}"
         return Outcome(
             self._board.name,
             kind,
-            reason,
+            reason[:_LONGEST],
             self._version,
             round(time.monotonic() - began, 1),
             self._sent,
@@ -196,7 +207,7 @@ class Errand:
                 return reply.trouble
             state = parse_state(reply.out)
             if state is None:
-                return Trouble("failed", "its answer is not that of vedette-ssh: install Vedette there anew")
+                return Trouble("failed", STRANGE)
             answers.append(state.update)
             return None
 

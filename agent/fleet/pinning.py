@@ -91,9 +91,9 @@ def pin(known_hosts: Path, key: HostKey) -> None:
 
 def _run(words: list[str], board: Board, given: str = "") -> str:
     try:
-        done = subprocess.run(words, input=given, capture_output=True, text=True, timeout=_SCAN_S, check=False)
+        done = subprocess.run(words, input=given.encode(), capture_output=True, timeout=_SCAN_S, check=False)
     except FileNotFoundError as error:
         raise FleetError(f"there is no {words[0]} here: install openssh-client") from error
     except subprocess.TimeoutExpired as error:
         raise FleetError(f"{board.name}: {words[0]} does not end within {_SCAN_S:.0f} s") from error
-    return done.stdout
+    return done.stdout.decode("utf-8", "replace")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 from agent.errors import FleetError
+from agent.fleet.atonce import for_each
 from agent.fleet.errand import Errand, Patience, Wanted, Watch
 from agent.fleet.inventory import Board, Inventory
 from agent.fleet.ledger import Begun, Done, Ended, Ledger, Resumed, Standing, Started, Stopped, now, replay
@@ -20,12 +20,25 @@ from agent.update.trust import signature_of
 Show = Callable[[Outcome], None]
 
 
+def check_there(bundle: Path) -> None:
+    """Refuse what is no file.
+
+    Raises:
+        FleetError: says what it is.
+    """
+    if bundle.is_dir():
+        raise FleetError(f"{bundle}: is a folder: name the bundle's file")
+    if not bundle.is_file():
+        raise FleetError(f"{bundle}: there is no such file: `vedette bundle build` makes a bundle")
+
+
 def read_wanted(bundle: Path) -> Wanted:
     """What a bundle brings, after a look at every file of it; who signed it is for the boards to judge.
 
     Raises:
-        FleetError: it has no signature. BundleError: it is none.
+        FleetError: it is not there, or has no signature. BundleError: it is none.
     """
+    check_there(bundle)
     if not signature_of(bundle).is_file():
         raise FleetError(f"{bundle}: has no signature beside it: vedette bundle sign {bundle} --key KEY")
     described = read_description(bundle)
@@ -113,17 +126,12 @@ class Rollout:
         return told
 
     async def _batch(self, batch: Batch, watch: Watch, show: Show) -> list[Outcome]:
-        gate = asyncio.Semaphore(self._inventory.policy.at_once)
-
         async def update(name: str) -> Outcome:
-            async with gate:
-                self._ledger.add(Started(now(), name))
-                board = self._inventory.boards[name]
-                outcome = await Errand(self._transport, board, self._wanted, watch, self._patience).run()
-                self._ledger.add(Ended(now(), outcome))
-                show(outcome)
-                return outcome
+            self._ledger.add(Started(now(), name))
+            board = self._inventory.boards[name]
+            outcome = await Errand(self._transport, board, self._wanted, watch, self._patience).run()
+            self._ledger.add(Ended(now(), outcome))
+            show(outcome)
+            return outcome
 
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(update(name)) for name in batch]
-        return [task.result() for task in tasks]
+        return await for_each(batch, update, at_once=self._inventory.policy.at_once)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import shlex
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,10 @@ _CONNECT_S, _ALIVE_S, _ALIVE_TIMES = 10, 10, 3
 _SENT = re.compile(r"^Total bytes sent: ([\d,]+)$", re.MULTILINE)
 _SAID_MOST = 64 * 1024
 """Bytes of stderr that are kept: a board says a line or two."""
+_ANSWER_MOST = 1 << 20
+"""Bytes of stdout that are taken: the longest answer of a board, a history, has some thousands."""
+_PIECE = 16 * 1024
+_END_S = 5.0
 _RSYNC = ("--checksum", "--copy-links", "--partial", "--timeout=60", "--stats", "--no-human-readable")
 """The other half is started by vedette-ssh, which knows exactly these. By a checksum: another bundle may have the
 same size and time."""
@@ -131,42 +136,81 @@ def _environment() -> dict[str, str]:
     return {**kept, "LC_ALL": "C"}
 
 
+class _TooLongError(Exception):
+    """More has come than is taken."""
+
+
 async def _run(words: Sequence[str], patience_s: float, tell: Tell | None = None) -> Reply:
+    process = await _begin(words)
+    try:
+        async with asyncio.timeout(patience_s):
+            return await _hear(process, tell)
+    except TimeoutError:
+        return Reply(255, "", f"no answer within {patience_s:.0f} s")
+    except ExceptionGroup as errors:
+        if not isinstance(errors.exceptions[0], _TooLongError):
+            raise errors.exceptions[0] from None
+        return Reply(1, "", f"its answer is too long: more than {_ANSWER_MOST >> 20} MiB")
+    finally:
+        await _end(process)
+
+
+async def _begin(words: Sequence[str]) -> asyncio.subprocess.Process:
+    """In a session of its own: Ctrl-C is for us, and what it starts itself can be ended with it."""
     pipe = asyncio.subprocess.PIPE
     try:
-        process = await asyncio.create_subprocess_exec(
-            *words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=_environment()
+        return await asyncio.create_subprocess_exec(
+            *words,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
+            env=_environment(),
+            start_new_session=True,
         )
     except FileNotFoundError as error:
         package = {"ssh": "openssh-client"}.get(words[0], words[0])
         raise FleetError(f"there is no {words[0]} here: install {package}") from error
-    try:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        reading = asyncio.gather(_lines(process.stdout, tell), _tail(process.stderr), process.wait())
-        out, err, code = await asyncio.wait_for(reading, patience_s)
-        return Reply(code, out, err)
-    except TimeoutError:
-        return Reply(255, "", f"no answer within {patience_s:.0f} s")
-    finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+
+
+async def _hear(process: asyncio.subprocess.Process, tell: Tell | None) -> Reply:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    async with asyncio.TaskGroup() as group:
+        out = group.create_task(_lines(process.stdout, tell))
+        err = group.create_task(_tail(process.stderr))
+        code = group.create_task(process.wait())
+    return Reply(code.result(), out.result(), err.result())
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill what still runs, with the ssh of an rsync: it keeps the pipes open as long as a board likes."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), _END_S)
 
 
 async def _lines(stream: asyncio.StreamReader, tell: Tell | None) -> str:
-    said: list[str] = []
-    while line := await stream.readline():
-        text = line.decode("utf-8", "replace")
-        said.append(text)
-        if tell is not None:
-            tell(text.rstrip())
-    return "".join(said)
+    """All of it; `tell` is given each line, however long, when its end has come."""
+    said, begun = bytearray(), 0
+    while piece := await stream.read(_PIECE):
+        said += piece
+        if len(said) > _ANSWER_MOST:
+            raise _TooLongError
+        while tell is not None and (end := said.find(b"\n", begun)) >= 0:
+            tell(_text(said[begun:end]).rstrip())
+            begun = end + 1
+    if tell is not None and begun < len(said):
+        tell(_text(said[begun:]).rstrip())
+    return _text(said)
 
 
 async def _tail(stream: asyncio.StreamReader) -> str:
     kept = b""
-    while piece := await stream.read(4096):
+    while piece := await stream.read(_PIECE):
         kept = (kept + piece)[-_SAID_MOST:]
-    return kept.decode("utf-8", "replace")
+    return _text(kept)
+
+
+def _text(said: bytes | bytearray) -> str:
+    return said.decode("utf-8", "replace")

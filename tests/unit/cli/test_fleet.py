@@ -41,6 +41,8 @@ def say(*words: str) -> Result:
 
 
 def test_the_plan_is_shown_and_nothing_is_done(folder: Path) -> None:
+    bundle = folder / "none.vedette"
+    bundle.touch()
     done = say("rollout", "none.vedette", "--dry-run")
     assert done.output == "canary    roof\nbatch 1   porch\nbatch 2   gate\n"
     assert json.loads(say("rollout", "none.vedette", "--dry-run", "--json").output) == [
@@ -48,7 +50,15 @@ def test_the_plan_is_shown_and_nothing_is_done(folder: Path) -> None:
         ["porch"],
         ["gate"],
     ]
-    assert list(folder.iterdir()) == [folder / "fleet.toml"]
+    assert sorted(folder.iterdir()) == [folder / "fleet.toml", bundle]
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_what_is_no_file_is_no_bundle(folder: Path, more: tuple[str, ...]) -> None:
+    for name, said in (("nosuch.vedette", "there is no such file"), (".", "is a folder"), ("", "is a folder")):
+        error = say("rollout", name, *more).exception
+        assert isinstance(error, FleetError)
+        assert said in str(error)
 
 
 @needs_ssh_keygen
@@ -69,7 +79,7 @@ def test_boards_that_are_off_are_unreachable(folder: Path) -> None:
     told = [json.loads(line) for line in done.output.splitlines()]
     assert {one["fault"] for one in told} == {"unreachable"}
     assert all("Connection refused" in one["reason"] for one in told)
-    assert say("exec", "doctor", "--board", "porch").exit_code == 3
+    assert say("exec", "--board", "porch", "doctor").exit_code == 3
     assert say("rollback", "--yes").exit_code == 3
     assert say("rollback", "--board", "roof").exit_code == 1  # nobody has said yes
 

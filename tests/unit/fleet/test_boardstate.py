@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+
 import msgspec
+import pytest
 
 from agent.fleet.boardstate import parse_state
 from agent.update.journal import Update, now
@@ -29,3 +32,43 @@ def test_keys_of_tomorrow_and_keys_that_are_missing_do_no_harm() -> None:
 def test_anything_else_is_no_answer() -> None:
     for text in ("", "x", "[]", '{"update": 7}', "[" * 5000, "Debian GNU/Linux"):
         assert parse_state(text) is None
+
+
+UPDATE = '{"version": "1.1", "counter": 4}'
+HOSTILE = (
+    b"junk",
+    b'{"ready": 7}',
+    b'{"streams": {"a": {"state": "running"}',
+    b"[" * 5000,
+    b"\xff\xfe",
+    b'null}, "update": {"version": "9.9"}',
+    b'{}, "update": {"version": "9.9"}}{',
+    b'"}\n{"update": {"version": "9.9"}}',
+)
+
+
+@pytest.mark.parametrize("health", HOSTILE)
+def test_nothing_that_a_daemon_says_changes_what_is_told_of_the_update(health: bytes) -> None:
+    old = f'{{"update":{UPDATE}\n,"health":{health.decode("utf-8", "replace")}}}\n'
+    new = f'{{"update":{UPDATE},"health_base64":"{base64.b64encode(health).decode()}"}}\n'
+    for text in (old, new):
+        found = parse_state(text)
+        assert found is not None
+        assert (found.update.version, found.update.counter) == ("1.1", 4)
+        assert found.health is None
+        if text == new:
+            assert found.told() == "health unknown: what its daemon tells cannot be read"
+
+
+def test_health_is_taken_out_of_base64() -> None:
+    health = base64.b64encode(b'{"ready": true, "streams": {"a": {"state": "running"}}}').decode()
+    found = parse_state(f'{{"update": {UPDATE}, "health_base64": "{health}"}}')
+    assert found is not None
+    assert found.told() == "1 of 1 streams running"
+    none = parse_state(f'{{"update": {UPDATE}, "health_base64": ""}}')
+    assert none is not None
+    assert none.told() == "daemon does not run"
+
+
+def test_numbers_that_cannot_be_told_on_are_no_answer() -> None:
+    assert parse_state('{"update": {"counter": ' + "9" * 30 + "}}") is None
