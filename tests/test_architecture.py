@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "storage": {"agent.storage"},
     "comms": {"agent.comms"},
     "health": {"agent.health"},
-    "fleet": {"agent.fleet", "agent.storage", "agent.update"},
+    "fleet": {"agent.fleet", "agent.storage", "agent.update", "agent.tomlfile"},
     "update": {
         "agent.update",
         "agent.storage",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
 
 from agent.errors import FleetError, reason_of
+from agent.tomlfile import nearest
 
 USER = "vedette-update"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -41,6 +42,8 @@ class Board(Struct, frozen=True):
 
 _ANSIBLE = {"user": "ansible_user", "port": "ansible_port", "key": "ansible_ssh_private_key_file"}
 _OWN = {name: f"vedette_{name}" for name in ("canary", "batches", "stop_share", "at_once")}
+_ROLE = ("vedette_looks", "vedette_look_s")
+"""Of our role for Ansible, which reads them from the same file."""
 
 
 class Policy(Struct, frozen=True, rename={**_OWN, **_ANSIBLE}):
@@ -137,15 +140,35 @@ def parse(text: str, path: Path) -> Inventory:
         FleetError: a value cannot be used; names it.
     """
     try:
-        group = msgspec.convert(tomllib.loads(text), _File).boards
+        data = tomllib.loads(text)
+        group = msgspec.convert(data, _File).boards
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
         raise FleetError(f"{path}: {error}") from error
+    _check_keys(data.get("boards", {}), path)
     if not group.hosts:
         raise FleetError(f"{path}: lists no board in [boards.hosts]")
     boards = {name: _board(name, host, group.vars, path) for name, host in group.hosts.items()}
     if unknown := [name for name in group.vars.canary if name not in boards]:
         raise FleetError(f"{path}: vedette_canary names {', '.join(unknown)}, which [boards.hosts] does not list")
     return Inventory(path, boards, group.vars)
+
+
+def _check_keys(group: dict[str, Any], path: Path) -> None:
+    """Refuse keys that would be ours but for a typo: the rest is Ansible's, and not ours to judge."""
+    tables = ["hosts", "vars", "children"]
+    for key in group.keys() - set(tables):
+        raise FleetError(f"{path}: [boards.{key}] is unknown{nearest(key, tables)}")
+    _check_own("[boards.vars]", group.get("vars", {}), [*_OWN.values(), *_ROLE], path)
+    for name, host in group.get("hosts", {}).items():
+        if misplaced := [key for key in _OWN.values() if key in host]:
+            raise FleetError(f"{path}: board {name}: {misplaced[0]} is of all boards: move it to [boards.vars]")
+        _check_own(f"board {name}:", host, list(_ROLE), path)
+
+
+def _check_own(where: str, table: dict[str, Any], known: list[str], path: Path) -> None:
+    for key in table:
+        if key.startswith("vedette_") and key not in known:
+            raise FleetError(f"{path}: {where} {key} is unknown{nearest(key, known)}")
 
 
 def _board(name: str, host: _Host, common: Policy, path: Path) -> Board:

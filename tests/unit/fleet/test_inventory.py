@@ -50,7 +50,7 @@ def test_boards_are_chosen_by_name() -> None:
 
 
 def test_what_only_ansible_knows_is_left_to_it() -> None:
-    assert parse(EXAMPLE + 'ansible_ssh_common_args = "-4"\n', FILE).boards
+    assert parse(EXAMPLE + 'ansible_ssh_common_args = "-4"\nvedette_looks = 9\ncolour = "red"\n', FILE).boards
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,20 @@ def test_what_only_ansible_knows_is_left_to_it() -> None:
         ('[boards.hosts]\nx = {}\n[boards.vars]\nvedette_batches = ["101%"]', "vedette_batches"),
         ("[boards.hosts]\nx = {}\n[boards.vars]\nvedette_stop_share = 1.1", "vedette_stop_share"),
         ('[boards.hosts]\nx = {}\n[boards.vars]\nvedette_canary = ["y"]', "vedette_canary names y"),
+        (
+            '[boards.hosts]\nx = {}\n[boards.vars]\nvedette_canaries = ["x"]',
+            "[boards.vars] vedette_canaries is unknown; did you mean 'vedette_canary'?",
+        ),
+        ("[boards.hosts]\nx = {}\n[boards.vars]\nvedette_stop_shar = 0.1", "did you mean 'vedette_stop_share'?"),
+        (
+            "[boards.hosts]\nx = { vedette_lok_s = 1 }",
+            "board x: vedette_lok_s is unknown; did you mean 'vedette_look_s'?",
+        ),
+        ("[boards.hosts]\nx = { vedette_at_once = 1 }", "board x: vedette_at_once is of all boards: move it"),
+        (
+            "[boards.hosts]\nx = {}\n[boards.var]\nvedette_at_once = 1",
+            "[boards.var] is unknown; did you mean 'vars'?",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_named(text: str, said: str) -> None:
