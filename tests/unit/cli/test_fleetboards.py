@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+from agent.fleet.inventory import read_inventory
 from agent.fleet.ledger import Ledger, Standing, Started, replay
+from agent.fleet.transport import Transport
 from tests.support.sshboards import SshBoards
 from tests.support.tiny_bundles import make_key, models_bundle, needs_ssh_keygen
 
@@ -89,14 +92,16 @@ def test_options_after_the_command_are_the_boards(tmp_path: Path) -> None:
     assert "--board is no option of a board's command: put it before doctor" in late.stderr
 
 
-def test_a_board_that_holds_the_line_after_its_answer_is_let_go(tmp_path: Path) -> None:
+def test_a_board_that_holds_the_line_is_let_go_when_its_time_is_over(tmp_path: Path) -> None:
     """rsync has an ssh of its own, which must not outlive it."""
     bundle = models_bundle(tmp_path / "x.vedette", make_key(tmp_path / "key"))
-    answer = f"case $SSH_ORIGINAL_COMMAND in rsync*) {ENDLESS};; esac; {tells(0)}"
-    with SshBoards(tmp_path, good=answer) as boards:
-        done = boards.vedette("rollout", bundle.name)
-    assert done.returncode == 1
-    assert standing(tmp_path / "x.vedette.ledger").outcomes["good"].kind in ("failed", "unreachable")
+    with SshBoards(tmp_path, good="exec sleep 40") as boards:
+        inventory = read_inventory(boards.folder / "fleet.toml")
+        began = time.monotonic()
+        sending = Transport(inventory.known_hosts).send(inventory.boards["good"], bundle, 3.0)
+        reply, _ = asyncio.run(sending)
+    assert reply.err == "no answer within 3 s"
+    assert time.monotonic() - began < 20
 
 
 def test_ctrl_c_leaves_a_ledger_that_is_gone_on_with(tmp_path: Path) -> None:
