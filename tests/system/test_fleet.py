@@ -285,10 +285,72 @@ def test_what_is_not_a_bundle_does_not_stay_there(fleet: Fleet, tmp_path: Path) 
         f"ssh -i {fleet.operator.path} -o UserKnownHostsFile={fleet.folder}/known_hosts -o HostKeyAlias=board1"
     )
     target = f"vedette-update@{fleet.links['board1'].there}:."
-    for file in ("strange", "bundle.vedette"):
+    for file, code in (("strange", 126), ("bundle.vedette", 0)):
         command = ["rsync", "-e", shell, "--checksum", "--partial", file, target]
-        subprocess.run(command, cwd=tmp_path, check=True, timeout=60)
+        assert subprocess.run(command, cwd=tmp_path, check=False, timeout=60).returncode == code
     assert fleet.boards["board1"].sh("find", _UPLOAD, "-type", "f", "-name", "strange") == ""
+
+
+def test_health_that_is_junk_keeps_no_board_from_its_updates(fleet: Fleet) -> None:
+    """What the daemon tells lies in a folder of its own: it may put anything there."""
+    board, file = fleet.boards["board1"], "/run/vedette/health.json"
+    board.sh("systemctl", "stop", "vedette")
+    for words in (
+        """printf '{}, "update": {"version": "9.9"}' >$1""",
+        "mkfifo $1",
+        "ln -s /etc/passwd $1",
+        "head -c 3000000 /dev/zero | tr '\\0' x >$1",
+        "mkdir $1",
+    ):
+        board.sh("sh", "-c", f"mkdir -p /run/vedette; rm -rf $1; {words}; chown -h vedette: $1", "sh", file)
+        done = fleet.vedette("status", "--json", "--board", "board1")
+        told: dict[str, Any] = msgspec.json.decode(done.stdout)
+        assert done.returncode == 0, (words, done.stderr, told)
+        assert told["state"]["update"]["slot"] == "a", words
+        assert told["state"]["health"] is None
+        assert len(fleet.ssh("board1", "--", "status").stdout) < 400_000
+    path = bundle(fleet)
+    assert fleet.vedette("rollout", path.name, "--board", "board1", "--dry-run").returncode == 0
+    board.sh("rm", "-rf", file)
+    board.sh("systemctl", "start", "vedette")
+
+
+def upload(fleet: Fleet, folder: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
+    """By a plain rsync, from a folder."""
+    shell = (
+        f"ssh -i {fleet.operator.path} -o UserKnownHostsFile={fleet.folder}/known_hosts -o HostKeyAlias=board1"
+    )
+    target = f"vedette-update@{fleet.links['board1'].there}:."
+    command = ["rsync", "-e", shell, "--checksum", "--partial", *words, target]
+    return subprocess.run(command, cwd=folder, capture_output=True, timeout=120, check=False)
+
+
+def test_many_files_do_not_fill_the_disk(fleet: Fleet, tmp_path: Path) -> None:
+    for number in range(200):
+        with (tmp_path / f"f{number}").open("wb") as file:
+            file.truncate(20_000_000)
+    done = upload(fleet, tmp_path, *(f"f{number}" for number in range(200)))
+    assert done.returncode != 0
+    assert b"takes bundle.vedette and its signature, up to 2 GiB, and nothing else" in done.stderr
+    assert (
+        fleet.boards["board1"].sh("find", _UPLOAD, "-type", "f", "!", "-name", "bundle.vedette", "-size", "+8k")
+        == ""
+    )
+
+
+@pytest.mark.parametrize("name", ["strange", "bundle.vedette.sig", ".known", ".bundle.vedette.abcdef"])
+def test_a_file_that_has_no_business_there_is_refused_and_deleted(
+    fleet: Fleet, tmp_path: Path, name: str
+) -> None:
+    board = fleet.boards["board1"]
+    board.sh("sh", "-c", f"rm -f {_UPLOAD}/* {_UPLOAD}/.known")
+    (tmp_path / name).write_bytes(b"x" * 200_000)
+    done = upload(fleet, tmp_path, name)
+    if name != ".bundle.vedette.abcdef":  # it is taken for a part of a bundle, which proves nothing
+        assert done.returncode != 0
+        assert b"and nothing else" in done.stderr
+    assert set(board.sh("ls", "-A", _UPLOAD).split()) <= {"bundle.vedette", ".known"}
+    assert int(board.sh("sh", "-c", f"cat {_UPLOAD}/.known 2>/dev/null | wc -c")) < 40
 
 
 def test_half_a_bundle_is_not_applied(fleet: Fleet) -> None:
@@ -411,7 +473,7 @@ def test_exec_asks_all_and_says_what_each_answers(fleet: Fleet) -> None:
     done = fleet.vedette("exec", "update", "history")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("committed") >= 3
-    denied = fleet.vedette("exec", "reboot", "--json")
+    denied = fleet.vedette("exec", "--json", "reboot")
     assert denied.returncode == 1
     assert denied.stdout.count("not allowed: reboot") == 3
 
