@@ -29,6 +29,9 @@ apt_install() {
     die "apt-get install $* failed"
 }
 
+# locked_uv FILE: what a lock file says of uv. To its end: a program that stops reading ends the one before it in a pipe.
+locked_uv() { awk '!/^ / {ours = /^uv==/} ours' "$1"; }
+
 # make_env FOLDER [EXTRA,...]: an environment with Vedette, editable, and these extras. Reused while nothing that it
 # was made from has changed.
 make_env() {
@@ -39,7 +42,7 @@ make_env() {
   echo "making $folder (once; a minute or so) …" >&2
   "$PYTHON" -m venv --clear "$folder"
   if [ -f requirements.lock ]; then
-    grep -A 100 '^uv==' requirements.lock | awk 'NR > 1 && !/^ / {exit} {print}' >"$folder/uv.lock"
+    locked_uv requirements.lock >"$folder/uv.lock"
     "$folder/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$folder/uv.lock"
     "$folder/bin/uv" pip install --quiet --python "$folder/bin/python" --constraints requirements.lock \
       --build-constraints requirements.lock --editable ".${extras:+[$extras]}"
