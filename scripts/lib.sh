@@ -1,5 +1,6 @@
 # Sourced by the scripts: makes environments from the lock file. Not a program.
 PYTHON=${PYTHON:-python3}
+UPDATES=/var/lib/vedette-update
 
 # What the environment for development has. LoadGen has no wheels for ARM: there its tests are skipped, by name.
 DEV_EXTRAS=dev,demo,wakeword,charts,bundle,fleet
@@ -8,6 +9,38 @@ DEV_EXTRAS=dev,demo,wakeword,charts,bundle,fleet
 die() {
   echo "$*" >&2
   exit 1
+}
+
+# own_updates [SECONDS]: nobody else updates this board until this process ends: the lock of agent/storage/durable.py.
+own_updates() {
+  install -d -m 700 "$UPDATES"
+  exec 9<>"$UPDATES/lock"
+  flock -w "${1:-0}" 9 ||
+    die "$UPDATES: in use by another vedette, pid $(cat "$UPDATES/lock"): wait for it; see vedette update status"
+  echo $$ >"$UPDATES/lock"
+}
+
+# at_hand: the state of the update that is not over; empty: there is none.
+at_hand() {
+  local state
+  [ ! -e "$UPDATES/trial" ] || { echo trial; return; }
+  [ -e "$UPDATES/journal.json" ] || return 0
+  state=$(sed -n '/^[^"]*"state"/{s/^[^"]*"state" *: *"\([a-z_]*\)".*/\1/p;q}' "$UPDATES/journal.json")
+  case $state in
+    committed | rolled_back | refused) ;;
+    *) echo "${state:-damaged}" ;;
+  esac
+}
+
+# end_at_hand: the dead-man has nothing to watch any more. The journal is not touched.
+end_at_hand() {
+  local kept=$UPDATES/kept/vedette.toml config=/etc/vedette/vedette.toml
+  if [ -f "$kept" ] && [ -f "$config" ] && ! cmp -s "$kept" "$config"; then
+    mv -f "$kept" "$config.before"
+    echo "an update had changed $config: as it was before, it is $config.before" >&2
+  fi
+  rm -rf "$UPDATES"/{trial,verdict,deadman,order}{,.tmp} "$UPDATES"/kept/{vedette,a,b}.toml \
+    "$UPDATES"/bundles/{,.}incoming.vedette*
 }
 
 # The interpreter that makes environments: new enough, and able to.
@@ -29,7 +62,7 @@ apt_install() {
     die "apt-get install $* failed"
 }
 
-# locked_uv FILE: what a lock file says of uv. To its end: a program that stops reading ends the one before it in a pipe.
+# locked_uv FILE: what a lock file says of uv.
 locked_uv() { awk '!/^ / {ours = /^uv==/} ours' "$1"; }
 
 # make_env FOLDER [EXTRA,...]: an environment with Vedette, editable, and these extras. Reused while nothing that it

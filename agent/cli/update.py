@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -196,15 +196,17 @@ def selftest(models: Path) -> None:
 @update.command(hidden=True)
 @click.argument("slot", type=click.Choice(["a", "b"]))
 @click.option("--bundle", type=click.Path(path_type=Path, dir_okay=False), help="That it was made from.")
-def adopt(slot: str, bundle: Path | None) -> None:
+@click.option("--source", default="", help="File that the bundle is a copy of.")
+@click.option("--owned", is_flag=True, help="The caller has locked the folder of updates, and keeps it.")
+def adopt(slot: str, bundle: Path | None, source: str, owned: bool) -> None:
     """Make a slot one that updates know, after scripts/install has filled it."""
     from agent import __version__
     from agent.storage.slots import slot_of
     from agent.update.adopting import adopt as take_in
 
     where = _places()
-    with _owned(where):
-        take_in(where, slot_of(slot), __version__, bundle)
+    with nullcontext() if owned else _owned(where):
+        take_in(where, slot_of(slot), __version__, bundle, source)
 
 
 def _places() -> Places:

@@ -8,29 +8,38 @@ from pathlib import Path
 from agent.errors import UpdateError
 from agent.storage.modelsets import ModelSets
 from agent.storage.slots import Slot, Slots
-from agent.storage.updatefiles import add_line
+from agent.storage.updatefiles import add_line, remove
 from agent.update.archive import check, read_description
-from agent.update.journal import Update, line_of
+from agent.update.journal import Journal, Update, line_of
+from agent.update.orders import Orders
 from agent.update.places import Places
 from agent.update.staging import take_files
+from agent.update.states import BEFORE_SWITCH, State
+from agent.update.switching import Switch
+
+_ANEW = "Vedette was installed anew"
 
 
-def adopt(where: Places, slot: Slot, version: str, bundle: Path | None) -> None:
+def adopt(where: Places, slot: Slot, version: str, bundle: Path | None, source: str = "") -> None:
     """Note which version a slot holds; of a bundle, put its models in place and remember its counter.
+
+    Nothing is left of an update that was at hand: what it was about is not there any more.
 
     Args:
         where: things are.
         slot: whose environment is made, and which nothing leads to yet.
         version: that is in it.
         bundle: that it was made from, whose signature is good; None: from a clone, which has no counter.
+        source: file that the bundle is a copy of, for the history; empty: it is none.
 
     Raises:
         BundleError: its files are not what it says.
-        UpdateError: it brings no version of Vedette.
+        UpdateError: it brings no version of Vedette, or the journal is damaged.
         StorageError: the disk refuses.
     """
     slots = Slots(where.home)
     home = slots.path(slot)
+    _end_at_hand(where)
     if bundle is not None:
         wanted = read_description(bundle)
         if wanted.kind != "full":
@@ -44,7 +53,7 @@ def adopt(where: Places, slot: Slot, version: str, bundle: Path | None) -> None:
             version=wanted.version,
             counter=wanted.counter,
             kind="full",
-            file=str(bundle),
+            file=source or str(bundle),
             slot=slot,
             began_at=moment,
             ended_at=moment,
@@ -53,3 +62,19 @@ def adopt(where: Places, slot: Slot, version: str, bundle: Path | None) -> None:
         )
         add_line(where.history, line_of(update))
     slots.make_ready(slot, version)
+
+
+def _end_at_hand(where: Places) -> None:
+    """Close an update that was cut off with the installation that it belonged to.
+
+    Nor does either slot have a configuration of its own to go back to: the board's goes with both.
+    """
+    journal, switch = Journal(where), Switch(where)
+    remove(where.trial, where.verdict, where.counted, where.kept_config)
+    remove(switch.config_of("a"), switch.config_of("b"))
+    Orders(where).forget()
+    update = journal.read()
+    if update is None or update.over:
+        return
+    state: State = "refused" if update.state in BEFORE_SWITCH else "rolled_back"
+    journal.step(update, state, reason=_ANEW, by="operator")

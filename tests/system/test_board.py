@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.support.board import CLONE, Board, watch_somebody
@@ -22,6 +23,19 @@ pytestmark = pytest.mark.timeout(300)
 _UPDATES = "/var/lib/vedette-update"
 _UNITS = ("vedette", "vedette-update", "vedette-settle", "vedette-deadman")
 _INSTALL_S = 240.0
+_NO_ENSUREPIP = """
+printf '#!/bin/sh\\ncase "$*" in *ensurepip*) exit 1 ;; esac\\nexec /usr/bin/python3 "$@"\\n' > bin/python3
+chmod 755 bin/python3
+"""
+_REPLACED = """
+mkdir other && sed 's/armv7l/'$(uname -m)/ bundle.toml > other/bundle.toml
+tar -cf over -C other bundle.toml
+echo '#!/bin/sh
+/usr/bin/ssh-keygen "$@" || exit
+[ "$2" != verify ] || mv /tmp/forge/over /tmp/forge/new.vedette' > bin/ssh-keygen
+chmod 755 bin/ssh-keygen
+"""
+"""Somebody who may write into the folder puts another bundle there when the signature has been checked."""
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +130,12 @@ def test_installing_again_changes_nothing(board: Board, config: dict[str, Any]) 
         ("other namespace", "the signature is not one of this bundle"),
         ("with a link", "there is more in it than files"),
         ("with a file above", "it would write outside of its slot"),
+        ("without a description", "it has no bundle.toml"),
+        ("of models", "brings models only"),
+        ("armv7l", "is for armv7l, and this board is "),
+        ("3.99", "is for Python 3.99, and "),
+        ("no environments", "cannot make environments: install python3-venv"),
+        ("put in its place", "is for armv7l, and this board is "),
     ],
 )
 def test_a_bundle_that_nobody_vouches_for_is_refused_before_anything_is_done(
@@ -124,22 +144,55 @@ def test_a_bundle_that_nobody_vouches_for_is_refused_before_anything_is_done(
     before, pid = slot(board), board.wait_active()
     namespace = "file" if forged == "other namespace" else "vedette-bundle"
     link, above = "link" * forged.endswith("link"), "../forge/maker" * forged.endswith("above")
+    arch = "armv7l" if forged in ("armv7l", "put in its place") else "$(uname -m)"
+    python = "3.99" if forged == "3.99" else "$(python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])')"
     script = f"""
-    rm -rf /tmp/forge && mkdir /tmp/forge && cd /tmp/forge
+    rm -rf /tmp/forge && mkdir -p /tmp/forge/bin && cd /tmp/forge
     ssh-keygen -q -t ed25519 -N '' -f maker && ssh-keygen -q -t ed25519 -N '' -f stranger
     echo "maker $(cut -d' ' -f1,2 maker.pub)" > signers
     mkdir config && echo 'x = 1' > config/x.toml && ln -s /etc link
-    tar -Pcf new.vedette config/x.toml {link} {above}
+    echo 'kind = "{"models" if forged == "of models" else "full"}"' > bundle.toml
+    printf 'arch = "%s"\\npython = "%s"\\n' "{arch}" "{python}" >> bundle.toml
+    {"rm bundle.toml" if forged == "without a description" else ""}
+    tar -Pcf new.vedette $(ls bundle.toml) config/x.toml {link} {above}
     ssh-keygen -q -Y sign -n {namespace} -f {"stranger" if forged == "stranger" else "maker"} new.vedette
     {"rm new.vedette.sig" if forged == "unsigned" else ""}
     {"echo >> new.vedette" if forged == "tampered" else ""}
-    {CLONE}/scripts/install --bundle new.vedette --signers signers 2>&1 && echo taken
+    {_NO_ENSUREPIP if forged == "no environments" else ""}
+    {_REPLACED if forged == "put in its place" else ""}
+    mv /usr/local/lib/vedette/vedette-ssh kept # it is put there again by whoever begins to install
+    PATH=/tmp/forge/bin:$PATH {CLONE}/scripts/install --bundle new.vedette --signers signers 2>&1 && echo taken
+    test -e /usr/local/lib/vedette/vedette-ssh && echo begun
+    mv kept /usr/local/lib/vedette/vedette-ssh
     """
     told = board.sh("sh", "-c", script, check=False)
     assert said in told
-    assert "taken" not in told.splitlines()
+    assert not {"taken", "begun"} & set(told.splitlines())
     assert (slot(board), board.wait_active()) == (before, pid)
     assert not board.exists("/etc/vedette/allowed_signers")
+    assert board.sh("ls", f"{_UPDATES}/bundles") == ""
+
+
+@pytest.mark.parametrize("left", ["trial", "journal.json", "lock"])
+def test_while_an_update_is_at_hand_nothing_is_installed_and_it_goes_on(
+    board: Board, config: dict[str, Any], left: str
+) -> None:
+    """The slot that is not in use is what the dead-man goes back to."""
+    inside = {"trial": "new=b", "journal.json": '{\n  "state": "received",\n  "reason": ""\n}', "lock": "4711"}
+    board.write(f"{_UPDATES}/bundles/incoming.vedette", "at hand")
+    board.write(f"{_UPDATES}/{left}", f"{inside[left]}\n")
+    holding = ("flock", f"{_UPDATES}/lock") if left == "lock" else ()
+    board.sh("mv", "/usr/local/lib/vedette/vedette-ssh", "/tmp/kept")
+    told = board.sh(*holding, "sh", "-c", f"{CLONE}/scripts/install 2>&1", check=False)
+    begun = board.exists("/usr/local/lib/vedette/vedette-ssh")
+    board.sh("mv", "/tmp/kept", "/usr/local/lib/vedette/vedette-ssh")
+    bundle = board.exists(f"{_UPDATES}/bundles/incoming.vedette")
+    board.sh(
+        "rm", "-f", *(f"{_UPDATES}/{name}" for name in ("trial", "journal.json", "bundles/incoming.vedette"))
+    )
+    assert ("in use by another vedette, pid 4711" if left == "lock" else "an update is at hand") in told
+    assert "is installed" not in told
+    assert (begun, bundle) == (False, True)
 
 
 def test_a_credential_reaches_the_daemon_and_nobody_else(board: Board, config: dict[str, Any]) -> None:
@@ -280,12 +333,76 @@ def test_without_a_trial_the_dead_man_is_silent(board: Board) -> None:
     assert "Starting" not in board.journal("vedette-deadman.service")
 
 
-def test_taking_it_away_leaves_what_is_the_users_and_purging_leaves_nothing(board: Board) -> None:
+def test_a_configuration_that_is_broken_is_told_by_who_installs(board: Board, config: dict[str, Any]) -> None:
+    board.configure({**config, "strems": {}})
+    board.sh("systemctl", "stop", "vedette")
+    told = board.sh("sh", "-c", f"{CLONE}/scripts/install 2>&1", check=False, patience_s=_INSTALL_S)
+    board.configure(config)
+    board.sh("systemctl", "restart", "vedette")
+    assert "strems" in told
+    assert "it does not run: systemctl status vedette" in told
+
+
+def begin_update(board: Board) -> None:
+    """One that is on trial, by its files."""
+    told = {
+        "state": "trial",
+        "version": "9.0",
+        "counter": 9,
+        "file": "9.vedette",
+        "began_at": "2026-01-01T00:00:00Z",
+    }
+    board.write(f"{_UPDATES}/journal.json", msgspec.json.format(msgspec.json.encode(told)) + b"\n")
+    for name in (
+        "trial",
+        "verdict",
+        "deadman",
+        "order",
+        "bundles/incoming.vedette",
+        "bundles/incoming.vedette.sig",
+    ):
+        board.write(f"{_UPDATES}/{name}", "new=b\nold=a\nstate=trial\nallowed_s=600\nboots=3\n")
+    board.write(f"{_UPDATES}/kept/vedette.toml", "# before\n")
+
+
+def at_hand(board: Board) -> str:
+    """What there is of an update."""
+    names = ("trial", "verdict", "deadman", "order", "journal.json", "incoming.vedette*")
+    words = [word for name in names for word in ("-o", "-name", name)][1:]
+    return board.sh("find", _UPDATES, *words)
+
+
+def test_taking_it_away_leaves_what_is_the_users_and_ends_an_update(board: Board) -> None:
+    board.write("/etc/systemd/system/vedette.service.d/mine.conf", "[Service]\nNice=1\n")
+    line = '{"state":"committed","version":"0.0","counter":3,"began_at":"2025-01-01T00:00:00Z"}\n'
+    board.write(f"{_UPDATES}/history.jsonl", line)
+    begin_update(board)
     board.sh(f"{CLONE}/scripts/uninstall")
     assert board.sh("cat", "/etc/vedette/vedette.toml")
+    assert board.sh("cat", "/etc/vedette/vedette.toml.before") == "# before"
+    assert board.exists("/etc/systemd/system/vedette.service.d/mine.conf")
     assert not board.exists("/opt/vedette")
     assert board.sh("systemctl", "list-unit-files", "vedette*", "--no-legend", check=False) == ""
+    assert at_hand(board) == ""
+    assert board.sh("cat", f"{_UPDATES}/history.jsonl") == line.strip()
+
+
+def test_an_update_of_an_installation_before_is_none_of_the_next(board: Board, messages: Messages) -> None:
+    """As one that was taken away by hand leaves it."""
+    begin_update(board)
+    assert "is installed" in board.sh(f"{CLONE}/scripts/install", patience_s=_INSTALL_S)
+    assert at_hand(board) == f"{_UPDATES}/journal.json"
+    told = msgspec.json.decode(board.sh("vedette", "update", "status", "--json"))
+    assert (told["counter"], told["at_hand"]["state"]) == (3, "rolled_back")
+    assert told["at_hand"]["reason"] == "Vedette was installed anew"
+    assert board.show("Nice") == "1"
+    hear(messages, 3)
+
+
+def test_purging_leaves_nothing_and_ends_who_is_logged_in_for_an_update(board: Board) -> None:
+    board.sh("systemd-run", "--quiet", "--uid=vedette-update", "sleep", "300")
     board.sh(f"{CLONE}/scripts/uninstall", "--purge")
     left = board.sh("find", "/etc", "/opt", "/var/lib", "/usr/local", "/run", "-xdev", "-iname", "*vedette*")
     assert left == ""
     assert board.sh("getent", "passwd", "vedette", check=False) == ""
+    assert board.sh("getent", "passwd", "vedette-update", check=False) == ""

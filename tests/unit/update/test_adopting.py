@@ -9,6 +9,7 @@ import pytest
 from agent.errors import UpdateError
 from agent.storage.modelsets import ModelSets
 from agent.update.adopting import adopt
+from agent.update.states import State
 from tests.support.pretend_board import Board
 from tests.support.tiny_bundles import needs_ssh_keygen
 
@@ -38,6 +39,43 @@ def test_from_a_clone_only_its_version_is_noted(board: Board) -> None:
     adopt(board.where, "b", "0.1", None)
     assert board.slots.version("b") == "0.1"
     assert board.updater().journal.history() == []
+
+
+def test_the_history_names_the_file_that_the_bundle_is_a_copy_of(board: Board) -> None:
+    board.slots.empty("b")
+    adopt(board.where, "b", "0.1", board.bundle(counter=5), "/home/pi/new.vedette")
+    assert board.updater().journal.history()[-1].file == "/home/pi/new.vedette"
+
+
+@pytest.mark.parametrize(
+    ("state", "closed"),
+    [("received", "refused"), ("shadow", "refused"), ("switching", "rolled_back"), ("trial", "rolled_back")],
+)
+def test_an_update_that_was_at_hand_is_closed_and_nothing_of_it_is_left(
+    board: Board, state: State, closed: State
+) -> None:
+    journal = board.updater().journal
+    journal.note(board.updater().receive(board.bundle(counter=9)), state=state, version="9.0", counter=9)
+    (board.where.state / "kept").mkdir()
+    left = [board.where.trial, board.where.verdict, board.where.counted, board.where.state / "order"]
+    left += [board.where.state / "kept" / name for name in ("vedette.toml", "a.toml", "b.toml")]
+    for path in left:
+        path.write_text("state=trial\n", encoding="utf-8")
+    board.slots.empty("b")
+    adopt(board.where, "b", "0.1", None)
+    assert [path for path in left if path.exists()] == []
+    told = board.updater().journal.history()[-1]
+    assert (told.state, told.version, told.by) == (closed, "9.0", "operator")
+    assert told.reason == "Vedette was installed anew"
+    assert board.updater().journal.committed_counter() == 0
+    assert board.updater().resume() is None
+
+
+def test_an_update_that_was_over_stays_in_the_journal_as_it_is(board: Board) -> None:
+    done = board.apply(board.bundle())
+    adopt(board.where, "a", "0.1", None)
+    assert board.updater().journal.read() == done
+    assert len(board.updater().journal.history()) == 1
 
 
 def test_models_alone_are_no_version(board: Board) -> None:
