@@ -8,9 +8,9 @@ from pathlib import Path
 from agent.errors import UpdateError
 from agent.storage.modelsets import ModelSets
 from agent.storage.slots import Slot, Slots
-from agent.storage.updatefiles import add_line, remove
+from agent.storage.updatefiles import remove
 from agent.update.archive import check, read_description
-from agent.update.journal import Journal, Update, line_of
+from agent.update.journal import Journal, Update
 from agent.update.orders import Orders
 from agent.update.places import Places
 from agent.update.staging import take_files
@@ -34,7 +34,7 @@ def adopt(where: Places, slot: Slot, version: str, bundle: Path | None, source: 
 
     Raises:
         BundleError: its files are not what it says.
-        UpdateError: it brings no version of Vedette, or the journal is damaged.
+        UpdateError: it brings no version of Vedette.
         StorageError: the disk refuses.
     """
     slots = Slots(where.home)
@@ -60,7 +60,10 @@ def adopt(where: Places, slot: Slot, version: str, bundle: Path | None, source: 
             reason="installed",
             by="operator",
         )
-        add_line(where.history, line_of(update))
+        Journal(where).add(update)
+    running = slots.of("current")
+    if running is not None and running != slot:
+        slots.prove(running)  # a trial was refused before this
     slots.make_ready(slot, version)
 
 
@@ -73,6 +76,7 @@ def _end_at_hand(where: Places) -> None:
     remove(where.trial, where.verdict, where.counted, where.kept_config)
     remove(switch.config_of("a"), switch.config_of("b"))
     Orders(where).forget()
+    journal.mend()
     update = journal.read()
     if update is None or update.over:
         return

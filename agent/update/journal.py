@@ -150,12 +150,20 @@ class Journal:
         self._since = now
         ended = datetime.now(UTC) if state in FINAL else None
         update = msgspec.structs.replace(update, state=state, seconds=spent, ended_at=ended, **changes)
-        if state == "committed" and update.counter > self._told_counter():
-            self._counter.write(f"{update.counter}\n".encode())
         if update.over:  # first: what is told twice is found by when it began, what is told never is lost
-            add_line(self._history, line_of(update))
-            keep_newest(self._history, _LARGEST)
+            self.add(update)
         return self._write(update)
+
+    def add(self, update: Update) -> None:
+        """Put what is over into the history; the counter of what was committed first.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        if update.state == "committed" and update.counter > self._told_counter():
+            self._counter.write(f"{update.counter}\n".encode())
+        add_line(self._history, msgspec.json.encode(update))
+        keep_newest(self._history, _LARGEST)
 
     def note(self, update: Update, **changes: object) -> Update:
         """Write what has become known, in the same state.
@@ -197,11 +205,6 @@ class Journal:
         """In its own file: lines of the history make room for newer ones."""
         content = (self._counter.read() or b"").strip()
         return int(content) if content.isdigit() and len(content) < 20 else 0
-
-
-def line_of(update: Update) -> bytes:
-    """As it stands in the history."""
-    return msgspec.json.encode(update)
 
 
 def now() -> datetime:

@@ -9,6 +9,7 @@ import pytest
 from agent.errors import UpdateError
 from agent.storage.modelsets import ModelSets
 from agent.update.adopting import adopt
+from agent.update.standing import standing
 from agent.update.states import State
 from tests.support.pretend_board import Board
 from tests.support.tiny_bundles import needs_ssh_keygen
@@ -83,3 +84,12 @@ def test_models_alone_are_no_version(board: Board) -> None:
     with pytest.raises(UpdateError, match="brings models only"):
         adopt(board.where, "b", "0.1", board.models())
     assert board.slots.version("b") == ""
+
+
+def test_what_ran_until_an_installation_can_be_gone_back_to(board: Board) -> None:
+    assert standing(board.where).previous == ""
+    board.slots.empty("b")
+    adopt(board.where, "b", "2.0", None)
+    board.slots.point("keeper", "b")
+    board.slots.point("current", "b")
+    assert standing(board.where).previous == "1.0"
