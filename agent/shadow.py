@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PICTURES, _CHUNKS = 1, 64
-"""That may wait. Sound must have no gap, so several seconds of it may, while the model is being opened."""
+_PICTURES, _CHUNKS = 1, 1000
+"""That may wait. Sound must have no gap, so ten seconds of it and more may, while the model is being opened."""
+_SPAN_S = 1.0
+"""Two models of sound need not infer at the same moments: what each has heard in such a span is compared."""
 
 
 class Findings(Struct, frozen=True):
@@ -71,6 +73,18 @@ class _Glimpse(Struct, frozen=True, gc=False):
     complexity: float
 
 
+class _Heard:
+    """What one model has found: of sound, each label once in a span."""
+
+    def __init__(self) -> None:
+        self.inferred, self.found = False, list[Detection]()
+
+    def add(self, detections: list[Detection]) -> None:
+        self.inferred = True
+        known = {one.label for one in self.found if one.box is None}
+        self.found += [one for one in detections if one.box is not None or one.label not in known]
+
+
 class Shadow:
     """Beside one stream: its thread offers, any thread asks."""
 
@@ -89,13 +103,17 @@ class Shadow:
         waiting = _PICTURES if model.manifest.audio is None else _CHUNKS
         self._inputs: queue.Queue[tuple[_Glimpse | AudioChunk, _Answer] | None] = queue.Queue(waiting)
         self._infer, self._present = Recent(), Recent()
+        self._span, self._heard = 0, (_Heard(), _Heard())
         self._offered, self._compared, self._agreed, self._failed = 0, 0, 0.0, ""
         self._closed = False
         self._thread = threading.Thread(target=self._work, name=f"shadow-{name}", daemon=True)
 
     def start(self) -> None:
         """Open the model, and compare from then on."""
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # there may be no more of them
+            self._fail(str(error))
 
     def close(self) -> None:
         """Compare nothing more. An inference that goes on is not waited for."""
@@ -149,7 +167,7 @@ class Shadow:
             sense = open_sense(self._name, self._config, self._model, self._open_apart)
             while (taken := self._inputs.get()) is not None and not self._closed:
                 given, found = taken
-                self._compare(found, _answer(sense, given))
+                self._note(given, found, _answer(sense, given))
         except VedetteError as error:
             self._fail(str(error))
         except Exception as error:
@@ -168,15 +186,26 @@ class Shadow:
         self._failed = reason
         log.warning("stream %s: the model beside its own fails: %s", self._name, reason)
 
-    def _compare(self, found: _Answer, own: _Answer) -> None:
+    def _note(self, given: _Glimpse | AudioChunk, found: _Answer, own: _Answer) -> None:
+        """Compare pictures at once, and sound at the end of a span."""
+        if isinstance(given, AudioChunk):
+            span = int(given.first / (given.rate_hz * _SPAN_S))
+            if span != self._span:
+                self._compare()
+                self._span = span
+        for answer, times, heard in zip((found, own), (self._present, self._infer), self._heard, strict=True):
+            if answer.detections is not None:
+                times.add(answer.infer_ns)
+                heard.add(answer.detections)
+        if not isinstance(given, AudioChunk):
+            self._compare()
+
+    def _compare(self) -> None:
         from agent.compute.certainty import agreement
 
-        if found.detections is None or own.detections is None:
-            return
-        self._present.add(found.infer_ns)
-        self._infer.add(own.infer_ns)
-        if found.detections or own.detections:
-            self._agreed += agreement(found.detections, own.detections)
+        (present, new), self._heard = self._heard, (_Heard(), _Heard())
+        if present.inferred and new.inferred and (present.found or new.found):
+            self._agreed += agreement(present.found, new.found)
             self._compared += 1
 
 

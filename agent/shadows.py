@@ -108,12 +108,14 @@ def _shadow(name: str, case: _Case) -> Shadow | Findings | None:
     present, config, order = case.stream.model, case.config, case.order
     path = Path(config.model)
     candidate = Path(order.candidates) / path.name
-    if present is None or str(path.parent) != order.models or not candidate.exists():
+    if present is None or str(path.parent) != order.models:
         return None
     try:
+        if not candidate.exists():
+            return None
         model = open_model(str(candidate), config.rung)
         plan = case.plan or plan_of(config.backend)
-    except VedetteError as error:
+    except (VedetteError, OSError) as error:
         return Findings(failed=str(error))
     if (model.sha256, model.manifest) == (present.sha256, present.manifest):
         return None

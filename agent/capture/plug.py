@@ -30,7 +30,10 @@ class Plug:
         return bool(self._nodes - before)
 
     def _found(self) -> set[Path]:
-        if self._address.scheme == "mic":
-            return set(self._sound.glob(_CAPTURES))
-        device = Path(self._address.target)
-        return {device} if self._address.scheme == "v4l2" and device.exists() else set()
+        try:
+            if self._address.scheme == "mic":
+                return set(self._sound.glob(_CAPTURES))
+            device = Path(self._address.target)
+            return {device} if self._address.scheme == "v4l2" and device.exists() else set()
+        except OSError:  # it is unplugged at this moment
+            return set()

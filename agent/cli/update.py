@@ -52,11 +52,8 @@ def apply(ctx: click.Context, file: Path, here: bool) -> None:
     where = _places()
     with _owned(where):
         Updater(where, Systemd(), _say).receive(file)
-    if here or not Systemd.is_there():
-        done = _work(where, Systemd())
-        ctx.exit(0 if done is not None and done.state == "committed" else _FAILED)
-    Systemd().hand_over()
-    _follow(ctx, where)
+    done = _go_on(where, here=here)
+    ctx.exit(0 if done is not None and done.state == "committed" else _FAILED)
 
 
 @update.command()
@@ -75,13 +72,15 @@ def _work(where: Places, service: Service) -> Update | None:
         return Updater(where, service, _say).resume()
 
 
-def _follow(ctx: click.Context, where: Places) -> None:
-    """Show what the unit does, until it has done it."""
+def _go_on(where: Places, *, here: bool = False) -> Update | None:
+    """Have the unit do it, and show that until it is done; or do it here."""
     from agent.update.following import follow
     from agent.update.service import Systemd
 
-    done = follow(where, _say, idle=Systemd().idle)
-    ctx.exit(0 if done.state == "committed" else _FAILED)
+    if here or not Systemd.is_there():
+        return _work(where, Systemd())
+    Systemd().hand_over()
+    return follow(where, _say, idle=Systemd().idle)
 
 
 @update.command()
@@ -131,24 +130,18 @@ def rollback(ctx: click.Context) -> None:
     """End the update at hand, or go back to what was before: the version, or the models.
 
     What was before has to be ready within two minutes, or what runs now comes back. A version that was refused
-    or failed its trial is none to go back to. Exit code: 0 gone back, 1 not.
+    or failed its trial is none to go back to. Exit code: 0 gone back, or told to whoever is at an update; 1 not.
     """
-    from agent.update.following import follow
     from agent.update.journal import Journal
     from agent.update.returning import Return
     from agent.update.service import Systemd
-    from agent.update.states import BEFORE_SWITCH
 
     where = _places()
-    if _ordered(where, "rollback", BEFORE_SWITCH | {"switching", "trial"}):
+    if _ordered(where, "rollback"):
         return
     with _owned(where):
         Return(where, Systemd(), Journal(where), _say).begin()
-    if Systemd.is_there():
-        Systemd().hand_over()
-        done: Update | None = follow(where, _say, idle=Systemd().idle)
-    else:
-        done = _work(where, Systemd())
+    done = _go_on(where)
     ctx.exit(0 if done is not None and done.by == "operator" else _FAILED)
 
 
@@ -160,23 +153,26 @@ def confirm() -> None:
     """
     from agent.errors import UpdateError
 
-    if not _ordered(_places(), "confirm", {"shadow", "switching", "trial"}):
+    if not _ordered(_places(), "confirm", but=("received", "verified", "staged", "tested")):
         raise UpdateError("nothing is on trial: see `vedette update status`")
 
 
-def _ordered(where: Places, order: str, states: Collection[str]) -> bool:
-    """Whether an update is in one of these states, and whoever goes on with it has been told."""
+def _ordered(where: Places, order: str, but: Collection[str] = ()) -> bool:
+    """Whether an update is at hand, in another state than these, and whoever goes on with it has been told."""
     from agent.errors import UpdateError
     from agent.update.journal import Journal
     from agent.update.orders import Orders
+    from agent.update.service import Systemd
 
     try:
         at_hand = Journal(where).read()
     except UpdateError:  # it is damaged, and set aside by whatever is done next
         return False
-    if at_hand is None or at_hand.state not in states:
+    if at_hand is None or at_hand.over or at_hand.state in but:
         return False
     Orders(where).give(order)
+    if Systemd.is_there() and Systemd().idle():  # whoever was at it is gone
+        Systemd().hand_over()
     click.echo(f"told to {order}: see `vedette update status`")
     return True
 

@@ -12,9 +12,6 @@ from pathlib import Path
 from agent.errors import StorageError, reason_of
 from agent.storage.durable import sync_folder
 
-_KEPT = 2
-"""Sets that stay: the one in use, and the one before it."""
-
 
 class ModelSets:
     """Of one slot."""
@@ -94,10 +91,17 @@ class ModelSets:
         except OSError as error:
             raise StorageError(f"{link}: cannot be changed: {reason_of(error)}") from error
 
-    def tidy(self) -> None:
-        """Delete sets that nobody goes back to; what cannot be deleted stays."""
-        found = sorted(
-            (int(path.name) for path in self._sets.glob("[0-9]*") if path.name.isdigit()), reverse=True
-        )
-        for number in [one for one in found if one != self.current][_KEPT - 1 :]:
+    def tidy(self, before: int) -> None:
+        """Delete sets that nobody goes back to; what cannot be deleted stays.
+
+        Args:
+            before: the set that the one in use has taken the place of; it stays, too.
+        """
+        for path in self._sets.glob("[0-9]*"):
+            if path.name.isdigit() and int(path.name) != before:
+                self.drop(int(path.name))
+
+    def drop(self, number: int) -> None:
+        """Delete a set, unless it is in use; what cannot be deleted stays."""
+        if number != self.current:
             shutil.rmtree(self.path(number), ignore_errors=True)

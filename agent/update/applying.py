@@ -28,9 +28,8 @@ from agent.update.returning import terms
 from agent.update.service import Service
 from agent.update.states import BEFORE_SWITCH, State, after_cut
 from agent.update.switching import Switch
-from agent.update.trial import Outcome, Trial, baseline
+from agent.update.trial import Outcome, Trial
 from agent.update.trust import signature_of
-from agent.update.vitals import read_vitals
 from agent.update.watching import Watch
 
 log = logging.getLogger(__name__)
@@ -142,7 +141,8 @@ class Updater:
     def _begin(self, update: Update) -> Update:
         if read_description(self._where.incoming).shadow is None:
             return self._go(update)
-        return self.journal.step(update, "shadow", failures_before=self._service.standing().failures)
+        before = self._preparation.baseline()  # that nothing beside it slows down
+        return self.journal.step(update, "shadow", failures_before=self._service.standing().failures, **before)
 
     def _compare(self, update: Update) -> Update:
         """Have the new models run beside those in use, and switch only if they hold."""
@@ -161,23 +161,23 @@ class Updater:
         reason = reason.replace(str(self._where.incoming), update.file)  # which people know
         self._tell(f"refused: {reason}")
         update = self.journal.step(update, "refused", reason=reason, by=self._orders.by)
-        self._preparation.clear()
+        self._preparation.clear(update)
         return update
 
     def _go(self, update: Update) -> Update:
         """Note how it was, and change what runs, unless an operator has asked for the end."""
         if ended := self._refused_by_operator(update):
             return ended
-        self._orders.by = "updater"  # whoever has ended a shadow
-        before = baseline(read_vitals(self._where.health))
+        self._orders.by = "updater"
+        before = {} if update.state == "shadow" else self._preparation.baseline()
         slot = Slots(self._where.home).path(slot_of(update.slot))
         update = self.journal.step(
             update,
             "switching",
-            streams_before=before.streams if before.known else None,
             failures_before=self._service.standing().failures if update.kind == "models" else 0,
             models_before=ModelSets(slot).current,
             reason="",
+            **before,
         )
         self._tell(f"switching to {update.version}")
         self._change(update).go(update, read_description(self._where.incoming).health)
@@ -224,13 +224,11 @@ class Updater:
 
     def _keep(self, update: Update, reason: str) -> Update:
         self._change(update).keep(update)
-        state: State = "committed"
-        told, by = f"committed: {update.version}", self._orders.by
-        if update.back:
-            state, by = "rolled_back", "operator"
-            reason = told = f"an operator went back to {update.version}"
+        state: State = "rolled_back" if update.back else "committed"
+        by = "operator" if update.back else self._orders.by
+        reason = f"an operator went back to {update.version}" if update.back else reason
         update = self.journal.step(update, state, reason=reason, by=by, downtime_s=update.downtime_s)
-        self._tell(told)
+        self._tell(reason if update.back else f"committed: {update.version}")
         return update
 
     def _take_back(self, update: Update, reason: str) -> Update:
@@ -239,10 +237,11 @@ class Updater:
         by = verdict.by if verdict else self._orders.by
         reason = verdict.reason if verdict else reason
         if update.back:
+            by = verdict.by if verdict else "updater"
             reason = f"not gone back to {update.version}: {reason}"
         update = self.journal.step(update, "rolled_back", reason=reason, by=by, downtime_s=update.downtime_s)
         Switch(self._where).take_up()
-        self._preparation.clear()
+        self._preparation.clear(update)
         self._tell(f"rolled back to {update.from_version or 'what ran before'}: {reason}")
         return update
 

@@ -106,11 +106,18 @@ class ModelsChange:
     def go(self, update: Update, gate: HealthGate) -> None:
         """See `Change`."""
         self._sets(update).point(update.counter)
-        self._service.reload()
+        try:
+            self._service.reload()
+        except UpdateError:
+            if not update.back:
+                raise
+            self._service.restart()  # what is gone back from may be what keeps it from running
 
     def stand(self, update: Update) -> Stand:
         """See `Change`."""
-        return "on trial" if self._sets(update).current == update.counter else "undone"
+        if self._sets(update).current != update.counter:
+            return "undone"
+        return "on trial" if update.back or self._where.incoming.exists() else "kept"
 
     def undo(self, update: Update) -> Verdict | None:
         """See `Change`."""
@@ -121,5 +128,5 @@ class ModelsChange:
 
     def keep(self, update: Update) -> None:
         """See `Change`."""
-        self._sets(update).tidy()
+        self._sets(update).tidy(update.models_before)
         remove(self._where.incoming, signature_of(self._where.incoming))

@@ -76,7 +76,7 @@ class Journal:
 
     def __init__(self, where: Places, clock: Callable[[], float] = time.monotonic) -> None:
         self._file, self._history = StateFile(where.journal), where.history
-        self._counter = StateFile(where.counter)
+        self._counter, self._trial = StateFile(where.counter), where.trial
         self._clock, self._since = clock, clock()
 
     def read(self) -> Update | None:
@@ -128,6 +128,8 @@ class Journal:
             StorageError: it cannot be read.
         """
         last = self.read()
+        if (last is None or last.over) and self._trial.exists():
+            raise UpdateError("a version is on trial that nobody follows: the dead-man ends that within minutes")
         if last is not None and not last.over:
             raise UpdateError(
                 f"an update to {last.version or last.file} is at hand ({last.state}): see `vedette update "

@@ -11,6 +11,7 @@ from typing import Any
 from agent.errors import ConfigError, StorageError, UpdateError
 from agent.health.board import read_board
 from agent.profiles import AUTO, choose
+from agent.storage.modelsets import ModelSets
 from agent.storage.slots import Slot, Slots, slot_of
 from agent.storage.updatefiles import remove
 from agent.update.archive import check, read_description
@@ -20,7 +21,9 @@ from agent.update.preflight import check as check_board
 from agent.update.preflight import read_facts
 from agent.update.rehearsal import Rehearsal
 from agent.update.staging import stage_models, stage_version
+from agent.update.trial import baseline
 from agent.update.trust import signature_of, verify
+from agent.update.vitals import read_vitals
 
 Tell = Callable[[str], None]
 Found = dict[str, Any]
@@ -90,9 +93,16 @@ class Preparation:
         self._rehearsal.config(home, update.counter)
         return {}
 
-    def clear(self) -> None:
-        """Drop the bundle that nobody needs any more; one that cannot be deleted is overwritten next time."""
+    def baseline(self) -> Found:
+        """How the daemon is now."""
+        before = baseline(read_vitals(self._where.health))
+        return {"streams_before": before.streams if before.known else None}
+
+    def clear(self, update: Update) -> None:
+        """Drop what nobody needs any more; what cannot be deleted is overwritten next time."""
         with suppress(StorageError):
+            if update.kind == "models" and update.slot and not update.back:
+                ModelSets(self._slots.path(slot_of(update.slot))).drop(update.counter)
             remove(self._where.incoming, signature_of(self._where.incoming))
 
     def _running(self) -> Slot:

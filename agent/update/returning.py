@@ -70,6 +70,10 @@ class Return:
         """The set before the one in use, where that has come by an update of models; None: go back farther."""
         sets = ModelSets(self._slots.path(running))
         for update in reversed(self._journal.history()):
+            if update.kind == "full" and (
+                update.state == "committed" or (update.back and update.by == "operator")
+            ):
+                return None
             if update.state == "committed" and update.kind == "models" and update.counter == sets.current:
                 before = update.models_before
                 there = not before or sets.path(before).is_dir()
@@ -78,6 +82,8 @@ class Return:
 
     def _to_models(self, running: Slot, before: int) -> Update:
         sets, vitals = ModelSets(self._slots.path(running)), baseline(read_vitals(self._where.health))
+        standing = self._service.standing()
+        runs = standing.active == "active" and not standing.waits  # else it is started anew, and counted anew
         update = Update(
             state="switching",
             version=str(before),
@@ -88,7 +94,7 @@ class Return:
             from_version=str(sets.current),
             began_at=now(),
             streams_before=vitals.streams,
-            failures_before=self._service.standing().failures,
+            failures_before=standing.failures if runs else 0,
             models_before=sets.current,
             back=True,
         )

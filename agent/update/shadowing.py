@@ -51,10 +51,12 @@ class Shadowing:
         if refused := next((why for name, one in beside.items() for why in self._refusals(name, one)), ""):
             return Outcome("roll back", refused)
         left = [(name, one) for name, one in beside.items() if one.compared < self._gate.compared]
-        if not left:
+        begins = self._begins(seen.vitals)
+        if not left and not begins:
             self.agreement = {name: one.agreement or 0.0 for name, one in beside.items()}
             return Outcome("commit")
-        return self._wait(now - self._began_s, self._gate.within_s, self._progress(*left[0]))
+        what = self._progress(*left[0]) if left else f"stream {', '.join(begins)} has not inferred yet"
+        return self._wait(now - self._began_s, self._gate.within_s, what)
 
     def _blind(self, now: float, what: str) -> Outcome:
         """Nothing is compared now, which may be for a moment only."""
@@ -67,12 +69,14 @@ class Shadowing:
             return Outcome("roll back", f"nothing is decided after {waited_s:.0f} s: {what}")
         return Outcome("wait", what)
 
+    def _begins(self, vitals: Vitals) -> list[str]:
+        """Streams that may have a shadow yet."""
+        states = ("starting", *WELL)
+        return [name for name, one in vitals.streams.items() if one.state in states and not one.inferred]
+
     def _unused(self, vitals: Vitals) -> str:
-        waits = [
-            name for name, one in vitals.streams.items() if one.state in ("starting", *WELL) and not one.inferred
-        ]
-        if waits:
-            return f"stream {', '.join(waits)} has not inferred yet"
+        if begins := self._begins(vitals):
+            return f"stream {', '.join(begins)} has not inferred yet"
         return "no stream that infers uses one of the models that change"
 
     def _refusals(self, name: str, one: ShadowVitals) -> Iterator[str]:

@@ -14,6 +14,8 @@ from results import Row
 from scenes import FULL, Scene
 from settling import deliver, is_well
 
+from agent.update.states import STATES
+
 GROUP = "refusals"
 _APPLY_S = 180.0
 
@@ -74,8 +76,8 @@ class Refusals:
         first = session.stdout.readline()
         session.kill()
         session.wait()
-        if not first:
-            raise BoardError("the session ended before anything was shown")
+        if first.decode("utf-8", "replace").strip() not in STATES:
+            raise BoardError(f"the session does not show the update: {first!r}")
 
     def _clean(self, place: str) -> None:
         self._board.run(f"rm -f {FULL} {place} {place}.sig; sync")

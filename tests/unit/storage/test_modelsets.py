@@ -56,7 +56,7 @@ def test_old_sets_go_and_the_one_before_stays(tmp_path: Path) -> None:
     for number in (1, 2, 3, 4):
         sets.begin(number)
         sets.point(number)
-    sets.tidy()
+    sets.tidy(3)
     assert sorted(path.name for path in (tmp_path / "sets").iterdir()) == ["3", "4"]
 
 

@@ -14,8 +14,10 @@ from agent.errors import StorageError, UpdateError
 from agent.storage.modelsets import ModelSets
 from agent.update.description import Migration
 from agent.update.gates import ShadowGate
+from agent.update.journal import Journal, Update
 from agent.update.orders import Orders
 from agent.update.returning import Return
+from agent.update.service import Standing
 from agent.update.standing import standing
 from agent.update.trust import signature_of
 from tests.support.pretend_board import CONFIG, Board, write_command
@@ -280,6 +282,92 @@ def test_after_models_going_back_is_to_the_models_before(board: Board) -> None:
     board.go_back()
     assert sets.current == 0
     with pytest.raises(UpdateError, match="no version to go back to"):
+        board.go_back()
+
+
+def test_models_that_failed_in_between_do_not_take_the_place_of_those_before(board: Board) -> None:
+    board.apply(board.models())
+    assert board.apply(board.models(counter=66)).state == "rolled_back"
+    assert board.apply(board.models(counter=67)).state == "committed"
+    sets = ModelSets(board.slots.path("a"))
+    assert not sets.path(66).exists()
+    assert board.go_back().reason == "an operator went back to 7"
+    assert sets.current == 7
+
+
+def test_models_whose_keeping_was_cut_off_stay(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The power goes when their bundle is deleted, and before that is in the journal."""
+    step = Journal.step
+
+    def cut(self: Journal, update: Update, state: Any, **more: object) -> Update:
+        if state == "committed":
+            raise KeyboardInterrupt
+        return step(self, update, state, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "step", cut)
+        with pytest.raises(KeyboardInterrupt):
+            board.apply(board.models())
+    done = board.updater().resume()
+    assert done is not None
+    assert (done.state, ModelSets(board.slots.path("a")).current) == ("committed", 7)
+
+
+def test_models_that_bring_the_daemon_down_are_gone_back_from(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board.apply(board.models())
+    board.apply(board.models(counter=8))
+    board.service.failures = 5
+
+    def refuse() -> None:
+        raise UpdateError("systemctl reload vedette.service: it is not active")
+
+    monkeypatch.setattr(board.service, "reload", refuse)
+    monkeypatch.setattr(board.service, "restart", board.service.boot)
+    monkeypatch.setattr(
+        board.service,
+        "standing",
+        lambda: board.service.write_vitals() or Standing("activating" if board.service.failures else "active"),
+    )
+    assert board.go_back().reason == "an operator went back to 7"
+
+
+def test_after_going_back_to_a_version_its_models_are_not_gone_back_from(board: Board) -> None:
+    board.apply(board.models(counter=5))
+    board.apply(board.bundle(counter=6))
+    assert board.go_back().reason == "an operator went back to 1.0"
+    assert board.go_back().reason == "an operator went back to 2.0"
+
+
+def test_an_operator_may_stop_going_back(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    board.apply(board.bundle())
+    monkeypatch.setattr(board, "_sleep", _ordering_once(board, "rollback"))
+    done = board.go_back()
+    assert (done.by, done.reason) == ("updater", "not gone back to 1.0: an operator has asked for it")
+    assert board.runs == "2.0"
+
+
+def test_the_trial_is_compared_with_how_it_was_before_the_shadow(board: Board) -> None:
+    write = board.service.write_vitals
+
+    def slowed() -> None:
+        """Two models take the CPU from each other."""
+        write()
+        if board.where.shadow_order.exists():
+            text = board.where.health.read_text().replace('"infer_p95_ms": 20.0', '"infer_p95_ms": 80.0')
+            board.where.health.write_text(text)
+
+    board.service.write_vitals = slowed  # type: ignore[method-assign]  # for this one
+    done = board.apply(board.models(shadow=SHADOW))
+    assert (done.state, done.streams_before) == ("committed", {"front": 20.0})
+
+
+def test_a_trial_that_no_journal_tells_of_is_left_to_the_dead_man(board: Board) -> None:
+    board.where.trial.write_text("state=trial\nnew=b\nold=a\n", encoding="ascii")
+    with pytest.raises(UpdateError, match="the dead-man ends that"):
+        board.updater().receive(board.bundle())
+    with pytest.raises(UpdateError, match="the dead-man ends that"):
         board.go_back()
 
 

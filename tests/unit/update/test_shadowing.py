@@ -93,6 +93,12 @@ def test_every_stream_that_uses_one_has_to_hold() -> None:
     assert judge().look(1.0, Seen(vitals)).reason.startswith("stream attic: 20 % of 50")
 
 
+def test_a_stream_that_has_not_inferred_yet_is_waited_for() -> None:
+    attic = replace(STREAM, state="starting", inferred=0, shadow=None)
+    vitals = Vitals("1.0", 7, "", 0.0, True, 100.0, {"front": STREAM, "attic": attic}, "12ab")
+    assert judge().look(1.0, Seen(vitals)) == Outcome("wait", "stream attic has not inferred yet")
+
+
 @given(
     st.integers(0, 200), st.none() | st.floats(0, 1), st.none() | st.floats(0, 1e4), st.none() | st.floats(0, 1e4)
 )
