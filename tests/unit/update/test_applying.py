@@ -325,11 +325,13 @@ def test_models_that_bring_the_daemon_down_are_gone_back_from(
 
     monkeypatch.setattr(board.service, "reload", refuse)
     monkeypatch.setattr(board.service, "restart", board.service.boot)
-    monkeypatch.setattr(
-        board.service,
-        "standing",
-        lambda: board.service.write_vitals() or Standing("activating" if board.service.failures else "active"),
-    )
+    stands = board.service.standing
+
+    def standing_now() -> Standing:
+        stands()
+        return Standing("activating" if board.service.failures else "active")
+
+    monkeypatch.setattr(board.service, "standing", standing_now)
     assert board.go_back().reason == "an operator went back to 7"
 
 
