@@ -83,7 +83,7 @@ class Refusals:
         self._board.run(f"rm -f {FULL} {place} {place}.sig; sync")
 
     def _history(self) -> list[dict[str, Any]]:
-        said = sh(self._board, "vedette update history --json")
+        said = sh(self._board, "vedette update history --json -n 10000")
         return [msgspec.json.decode(line) for line in said.splitlines()]
 
     def _wait_over(self, count: int) -> dict[str, Any]:
