@@ -148,6 +148,12 @@ def left_open(messages: Messages, stream: str = "front") -> set[str]:
     return tracks
 
 
+def stopped(messages: Messages) -> bool:
+    """Wait until all has come that a daemon says before it leaves in order: `stopped` is the last of it."""
+    messages.wait(lambda m: m.of(TOPICS.status)[-1:] == [b"stopped"])
+    return True
+
+
 def health(messages: Messages) -> HealthMessage | None:
     """The newest health message."""
     bodies = messages.of(TOPICS.health)

@@ -23,7 +23,7 @@ from tests.support.mosquitto import Mosquitto
 from tests.support.operator import Operator
 from tests.support.publishing import TOPICS, wait_for
 from tests.support.received import Messages
-from tests.support.running import ROOT, Vedette, camera, events, health, hear, kinds
+from tests.support.running import ROOT, Vedette, camera, events, health, hear, kinds, stopped
 from tests.support.stills import frames_of, play
 from tests.system.test_full_disk import fill
 
@@ -149,7 +149,7 @@ def test_a_stop_in_mid_clip_saves_it_and_tells_of_it_in_two_seconds(
     with Vedette(tmp_path, broker, front=front) as vedette:
         hear(messages, 10)
         code, seconds = vedette.end()
-    assert (code, messages.of(TOPICS.status)[-1]) == (0, b"stopped")
+    assert (code, stopped(messages)) == (0, True)
     assert seconds < 2
     (told,) = clips(messages)
     assert not told.repaired

@@ -18,7 +18,7 @@ from tests.support.house import person_model
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.publishing import TOPICS, wait_for
 from tests.support.received import Messages
-from tests.support.running import WALK, Vedette, camera, events, health, hear, kinds, left_open, states
+from tests.support.running import WALK, Vedette, camera, events, health, hear, kinds, left_open, states, stopped
 
 _CLIP = f"{WALK}&frames=40"
 
@@ -61,7 +61,7 @@ def test_a_stop_ends_every_track_and_says_so_in_two_seconds(
 ) -> None:
     both_see(messages)
     code, seconds = vedette.end(how)
-    assert (code, status(messages)[-1]) == (0, b"stopped")
+    assert (code, stopped(messages)) == (0, True)
     assert seconds < 2
     for stream in ("front", "back"):
         assert left_open(messages, stream) == set()
@@ -342,7 +342,7 @@ def test_a_broker_that_is_restarted_misses_nothing(tmp_path: Path, model: Path) 
                 broker.start()
             hear(messages, 10)
             vedette.end()
-            messages.wait(lambda m: "end" in kinds(m))
+            stopped(messages)
         assert [event.seq for event in events(messages)] == list(range(1, len(events(messages)) + 1))
         assert left_open(messages) == set()
 
@@ -389,6 +389,7 @@ def test_a_clip_is_reported_to_its_end(
     vedette.options = ("--exit-when-done",)
     with vedette:
         assert vedette.exit_code() == 0
+    assert stopped(messages)
     for stream in ("front", "back"):
         assert kinds(messages, stream) >= {"new", "end"}
         assert left_open(messages, stream) == set()

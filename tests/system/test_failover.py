@@ -12,7 +12,7 @@ from tests.support.delegates import COMPILER, NO_COMPILER, compiled, picture_mod
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import TOPICS
 from tests.support.received import Messages
-from tests.support.running import Vedette, camera
+from tests.support.running import Vedette, camera, stopped
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 
@@ -41,6 +41,7 @@ def test_the_cpu_takes_over_and_the_device_comes_back(tmp_path: Path, broker: Mo
         messages.wait(lambda m: any("SIGSEGV" in one.detail for one in told(m)))
         messages.wait(lambda m: [one.state for one in told(m)][-1:] == ["running"], timeout_s=20.0)
         vedette.end()
+    assert stopped(messages)
     (why,) = {
         one.detail for one in told(messages) if one.state == "degraded" and "being opened" not in one.detail
     }
@@ -60,6 +61,7 @@ def test_one_that_was_asked_for_alone_never_falls_back(tmp_path: Path, broker: M
         messages.wait(lambda m: any(one.state == "failed" for one in told(m)))
         messages.wait(lambda m: [one.state for one in told(m)].count("failed") >= 2, timeout_s=20.0)
         vedette.end()
+    assert stopped(messages)
     failed = next(one for one in told(messages) if one.state == "failed")
     assert "the device has gone" in failed.detail
     assert "cpu" not in backends(messages)
@@ -74,6 +76,7 @@ def test_auto_goes_over_to_a_device_in_mid_stream(tmp_path: Path, broker: Mosqui
     with vedette:
         messages.wait(lambda m: device in backends(m), timeout_s=30.0)
         vedette.end()
+    assert stopped(messages)
     seen = backends(messages)
     assert seen[0] == "cpu"
     assert seen[-1] == device
@@ -95,6 +98,7 @@ def test_a_device_that_hangs_while_it_is_opened_holds_nothing_up(
         messages.wait(lambda m: any("is being opened" in one.detail for one in told(m)))
         code, took_s = vedette.end()
         assert (code, took_s < 5.0) == (0, True)  # opening it would be given up after two minutes
+    assert stopped(messages)
     states = {one.state for one in told(messages)}
     assert ("degraded" in states) is bool(standby)
     assert "failed" not in states

@@ -378,8 +378,17 @@ def test_it_floods_us_at_qos_2(tmp_path: Path, broker: Mosquitto, caplog: pytest
 
 
 def test_it_asks_for_answers_and_never_reads_them(
-    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    connect = client.Client._create_socket_connection
+
+    def connect_narrowly(ours: client.Client) -> socket.socket:
+        connected = connect(ours)  # the kernel takes a million answers else, before one of them waits
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return connected
+
+    monkeypatch.setattr(client.Client, "_create_socket_connection", connect_narrowly)
+
     def ask(connection: socket.socket) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         accepted(connection)

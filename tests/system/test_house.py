@@ -31,7 +31,7 @@ from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import TOPICS, wait_for
 from tests.support.received import Messages
-from tests.support.running import WALK, events, health, hear, kinds, left_open, states
+from tests.support.running import WALK, events, health, hear, kinds, left_open, states, stopped
 
 _CLIP = f"{WALK}&frames=20&pace=fast"
 
@@ -195,6 +195,7 @@ def test_clips_end_the_house_when_it_was_asked_to(
     clip = replace(camera, source=_CLIP)
     with inside(replace(config, streams={"front": clip}), exit_when_done=True) as running:
         assert running.wait() is None
+    assert stopped(messages)
     assert left_open(messages) == set()
     assert kinds(messages) >= {"new", "end"}
 
@@ -208,6 +209,7 @@ def test_one_that_failed_is_told_when_all_are_over(
     }
     with inside(replace(config, streams=streams), exit_when_done=True) as running:
         assert "every stream is over; gone: " in str(running.wait())
+    assert stopped(messages)
     assert states(messages) == {"front": "ended", "gone": "failed"}
 
 
@@ -304,4 +306,4 @@ def test_a_stream_that_hangs_is_left_behind(
         running.wait()
     free.set()
     assert any("did not stop in" in record.getMessage() for record in caplog.records)
-    assert messages.of(TOPICS.status)[-1] == b"stopped"
+    assert stopped(messages)

@@ -14,7 +14,7 @@ from agent.storage.models import ZOO
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import TOPICS
 from tests.support.received import Messages
-from tests.support.running import Vedette, events, health, left_open
+from tests.support.running import Vedette, events, health, left_open, stopped
 
 _STILL, _CROWD = 40, 60
 
@@ -36,6 +36,7 @@ def test_an_empty_scene_is_seen_small_and_a_crowd_large(tmp_path: Path, broker: 
         vedette.reload()
         messages.wait(lambda m: Counter(said.rung for said in looks(m))["256"] > rungs["256"] + _CROWD)
         vedette.end()
+    assert stopped(messages)
     assert left_open(messages, "yard") == set()
 
 

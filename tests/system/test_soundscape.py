@@ -11,7 +11,7 @@ import soundfile
 from agent.comms.payload import DetectionsMessage, EventMessage
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import TOPICS
-from tests.support.running import Table, Vedette, events, left_open, states
+from tests.support.running import Table, Vedette, events, left_open, states, stopped
 from tests.support.sound import RATE
 from tests.support.soundscape import ALARM, BIRD, SMOKE, WHISTLE, story, waveform_model
 
@@ -30,6 +30,7 @@ def test_sounds_that_overlap_reach_a_subscriber_each_with_its_times(
     with Vedette(tmp_path, broker, yard=yard) as vedette:
         messages.wait(lambda m: states(m).get("yard") == "ended", 30.0)
         vedette.end()
+    assert stopped(messages)
     assert left_open(messages, "yard") == set()
     told = events(messages, "yard")
     assert {event.track.label for event in told} == {WHISTLE, ALARM, SMOKE, BIRD}
