@@ -39,7 +39,7 @@ end_at_hand() {
     mv -f "$kept" "$config.before"
     echo "an update had changed $config: as it was before, it is $config.before" >&2
   fi
-  rm -rf "$UPDATES"/{trial,verdict,deadman,order}{,.tmp} "$UPDATES"/kept/{vedette,a,b}.toml \
+  rm -rf "$UPDATES"/{trial,verdict,deadman,order,reserve}{,.tmp} "$UPDATES"/kept/{vedette,a,b}.toml \
     "$UPDATES"/bundles/{,.}incoming.vedette*
 }
 

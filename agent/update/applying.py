@@ -12,7 +12,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from agent.errors import UpdateError, VedetteError
+from agent.errors import StorageError, UpdateError, VedetteError
 from agent.storage.durable import make_folder
 from agent.storage.modelsets import ModelSets
 from agent.storage.slots import Slots, slot_of
@@ -105,9 +105,12 @@ class Updater:
             self._tell("the journal was damaged: it is set aside; a trial is ended by the dead-man")
         update = self.journal.read()
         if update is None or update.over:
+            if not self._where.trial.exists():
+                Switch(self._where).take_up()  # it may have been cut off behind the history
             return None
         if after_cut(update.state) == "again" and update.state != "received":
             self._tell(f"the update was cut off while it was {update.state}: beginning again")
+            self._preparation.discard(update)
             update = self.journal.note(update, state="received")
         while not update.over:
             update = self._refused_by_operator(update) or self._step(update)
@@ -126,6 +129,8 @@ class Updater:
             update = self.journal.read() or update  # a step may have failed after it was noted
             if update.state in BEFORE_SWITCH:
                 return self._refuse(update, str(error))
+            if update.state == "trial" and self._change(update).stand(update) == "kept":
+                raise  # nothing but the note of that is missing
             return self._take_back(update, str(error))
 
     def _verify(self, update: Update) -> Update:
@@ -160,9 +165,14 @@ class Updater:
     def _refuse(self, update: Update, reason: str) -> Update:
         reason = reason.replace(str(self._where.incoming), update.file)  # which people know
         self._tell(f"refused: {reason}")
-        update = self.journal.step(update, "refused", reason=reason, by=self._orders.by)
-        self._preparation.clear(update)
-        return update
+        self._preparation.discard(update)  # first: on a disk that is full it could not be noted
+        try:
+            refused = self.journal.step(update, "refused", reason=reason, by=self._orders.by)
+        except StorageError:
+            self._preparation.clear(update)
+            refused = self.journal.step(update, "refused", reason=reason, by=self._orders.by)
+        self._preparation.clear(refused)
+        return refused
 
     def _go(self, update: Update) -> Update:
         """Note how it was, and change what runs, unless an operator has asked for the end."""
@@ -239,9 +249,9 @@ class Updater:
         if update.back:
             by = verdict.by if verdict else "updater"
             reason = f"not gone back to {update.version}: {reason}"
+        self._preparation.clear(update)  # first: on a disk that is full it could not be noted
         update = self.journal.step(update, "rolled_back", reason=reason, by=by, downtime_s=update.downtime_s)
         Switch(self._where).take_up()
-        self._preparation.clear(update)
         self._tell(f"rolled back to {update.from_version or 'what ran before'}: {reason}")
         return update
 

@@ -22,6 +22,7 @@ from agent.update.service import Service
 from agent.update.staging import CONFIG
 from agent.update.switching import Switch, Verdict
 from agent.update.trust import signature_of
+from agent.update.vitals import read_vitals
 
 Stand = Literal["on trial", "kept", "undone"]
 """How a change stands, as the disk tells: it may have been cut off while it was kept or undone."""
@@ -76,10 +77,19 @@ class VersionChange:
         """See `Change`."""
         verdict = self._switch.verdict()
         if verdict is None or self._switch.on_trial or self._slots.of("current") == update.slot:
-            verdict = None
+            verdict, was_undone = None, self.stand(update) == "undone" and not self._switch.on_trial
             self._switch.undo(slot_of(update.before))
-            self._service.restart()
+            if not (was_undone and self._runs_again(update)):
+                self._service.restart()
         return verdict
+
+    def _runs_again(self, update: Update) -> bool:
+        """Whether the version of before runs for certain: each new attempt need not start it once more."""
+        vitals, standing = read_vitals(self._where.health), self._service.standing()
+        old = self._slots.version(slot_of(update.before))
+        differ = old != self._slots.version(slot_of(update.slot))
+        runs = standing.active == "active" and not standing.waits
+        return differ and runs and vitals is not None and vitals.version == old
 
     def keep(self, update: Update) -> None:
         """See `Change`."""

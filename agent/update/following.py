@@ -21,6 +21,7 @@ def follow(
     tell: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
     idle: Callable[[], str] = lambda: "",
+    clock: Callable[[], float] = time.monotonic,
 ) -> Update:
     """Tell each state as it is reached, and what a trial waits for, until it is over.
 
@@ -29,12 +30,13 @@ def follow(
         tell: is given a line for each.
         sleep: waits so many seconds.
         idle: why nobody goes on with it now; empty: somebody does.
+        clock: that only goes forward, s.
 
     Raises:
         UpdateError: there is no update, or nothing more comes of it.
         StorageError: the journal cannot be read.
     """
-    journal, told, waited_s, idle_s = Journal(where), ("", ""), 0.0, 0.0
+    journal, told, waited_s, idle_since = Journal(where), ("", ""), 0.0, clock()
     while waited_s < _PATIENCE_S:
         update = journal.read()
         if update is None:
@@ -44,8 +46,9 @@ def follow(
             tell(f"{update.state}{': ' if update.reason else ''}{update.reason}")
         if update.over:
             return update
-        idle_s = idle_s + _LOOK_S if (why := idle()) else 0.0
-        if idle_s > _IDLE_S:
+        if not (why := idle()):
+            idle_since = clock()
+        elif clock() - idle_since > _IDLE_S:
             raise UpdateError(
                 f"nobody goes on with the update, which is {update.state}: {why}: see `systemctl status "
                 "vedette-update.service`; `vedette update resume` goes on with it here"

@@ -78,6 +78,11 @@ class Places(Struct, frozen=True):
         return self.state / "deadman"
 
     @property
+    def reserve(self) -> Path:
+        """Room that is kept for ending a trial, whoever fills the disk meanwhile."""
+        return self.state / "reserve"
+
+    @property
     def kept_config(self) -> Path:
         """The configuration as it was before the update at hand changed it."""
         return self.state / "kept/vedette.toml"

@@ -13,14 +13,14 @@ from agent.health.board import read_board
 from agent.profiles import AUTO, choose
 from agent.storage.modelsets import ModelSets
 from agent.storage.slots import Slot, Slots, slot_of
-from agent.storage.updatefiles import remove
+from agent.storage.updatefiles import delete_folder, remove
 from agent.update.archive import check, read_description
 from agent.update.journal import Update
 from agent.update.places import Places
 from agent.update.preflight import check as check_board
 from agent.update.preflight import read_facts
 from agent.update.rehearsal import Rehearsal
-from agent.update.staging import stage_models, stage_version
+from agent.update.staging import UNPACKED, stage_models, stage_version
 from agent.update.trial import baseline
 from agent.update.trust import signature_of, verify
 from agent.update.vitals import read_vitals
@@ -97,6 +97,22 @@ class Preparation:
         """How the daemon is now."""
         before = baseline(read_vitals(self._where.health))
         return {"streams_before": before.streams if before.known else None}
+
+    def discard(self, update: Update) -> None:
+        """Give back the room that an update has taken beside what runs, before anything is switched.
+
+        What was there before it stays, and its bundle does: it may begin again. What cannot be deleted is
+        overwritten then.
+        """
+        with suppress(StorageError):
+            if update.kind == "models" and (running := self._slots.of("current")):
+                home = self._slots.path(running)
+                delete_folder(home / UNPACKED)
+                ModelSets(home).drop(update.counter)
+            elif update.kind == "full":
+                spare = self._slots.spare()
+                if self._slots.path(spare).exists() and not self._slots.proved(spare):  # or it is what was before
+                    self._slots.empty(spare)
 
     def clear(self, update: Update) -> None:
         """Drop what nobody needs any more; what cannot be deleted is overwritten next time."""

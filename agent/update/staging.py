@@ -17,7 +17,7 @@ from agent.update.migration import migrate
 from agent.update.places import Places
 from agent.update.preflight import find_python
 
-_UNPACKED = "unpacked"
+UNPACKED = "unpacked"
 CONFIG = "config/vedette.toml"
 """The migrated configuration of the board, in the slot, where a bundle changes it."""
 
@@ -33,7 +33,7 @@ def stage_version(where: Places, wanted: Description, slot: Slot) -> None:
     slots = Slots(where.home)
     home = slots.empty(slot)
     _take_out(where.incoming, wanted, home)
-    unpacked = home / _UNPACKED
+    unpacked = home / UNPACKED
     assert wanted.target is not None  # of every full bundle
     wheels = [unpacked / path for path in wanted.named("wheels", ".whl")]
     install(find_python(wanted.target.python), home / "venv", wheels)
@@ -53,7 +53,7 @@ def take_files(where: Places, wanted: Description, home: Path, bundle: Path) -> 
 
 
 def _place(where: Places, wanted: Description, home: Path) -> None:
-    unpacked = home / _UNPACKED
+    unpacked = home / UNPACKED
     _take_models(home, wanted, unpacked)
     _take_config(where, wanted, home, unpacked)
     rename(unpacked / NAME, home / NAME)
@@ -69,13 +69,13 @@ def stage_models(where: Places, wanted: Description, slot: Slot) -> None:
     """
     home = Slots(where.home).path(slot)
     _take_out(where.incoming, wanted, home)
-    _take_models(home, wanted, home / _UNPACKED, use=False)
-    delete_folder(home / _UNPACKED)
+    _take_models(home, wanted, home / UNPACKED, use=False)
+    delete_folder(home / UNPACKED)
 
 
 def _take_out(bundle: Path, wanted: Description, home: Path) -> None:
-    delete_folder(home / _UNPACKED)
-    unpack(bundle, wanted, home / _UNPACKED)
+    delete_folder(home / UNPACKED)
+    unpack(bundle, wanted, home / UNPACKED)
 
 
 def _take_models(home: Path, wanted: Description, unpacked: Path, *, use: bool = True) -> None:

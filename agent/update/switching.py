@@ -1,6 +1,6 @@
 """Switching: one version for the other, in an order that a power cut may break anywhere.
 
-    1  the configuration as it is → kept/           nothing that runs is changed yet
+    1  the configuration as it is → kept/           nothing that runs is changed yet; room to end the trial with
     2  `trial`, state=switching                     from here on the dead-man, or `settle` at boot, undoes it
     3  the configuration of the new version
     4  keeper → old, current → new
@@ -11,6 +11,7 @@ The dead-man does in sh what `undo` does here, in the same order, from the same 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from msgspec import Struct
@@ -24,6 +25,8 @@ from agent.storage.updatefiles import remove, take_copy, write_like
 from agent.update.places import Places
 
 _LARGEST = 4096
+_RESERVE = 256 * 1024
+"""Bytes; random ones, which no file system makes smaller."""
 BOOTS = 3
 """That a trial may take."""
 _SLACK_S = 120.0
@@ -65,6 +68,7 @@ class Switch:
         else:
             remove(self._where.kept_config)
         remove(self._where.verdict, self._where.counted)
+        write_atomic(self._where.reserve, os.urandom(_RESERVE), 0o600)
         self._write("switching", old, new, allowed_s)
         if config is not None:
             write_like(self._where.config, config, self._where.config)
@@ -78,13 +82,16 @@ class Switch:
         Raises:
             StorageError: the disk refuses; it is to be tried again, and the dead-man will.
         """
+        remove(self._where.reserve)
         if self._where.kept_config.exists():
             kept = read(self._where.kept_config)
-            if self._where.config.is_file() and read(self._where.config) != kept:
+            present = read(self._where.config) if self._where.config.is_file() else None
+            if present is not None and present != kept:
                 # Somebody may have changed it during the trial.
                 undone = self._where.config.with_name("vedette.toml.undone")
                 take_copy(self._where.config, undone, like_source=True)
-            write_like(self._where.config, kept, self._where.kept_config)
+            if present != kept:
+                write_like(self._where.config, kept, self._where.kept_config)
         self._slots.point("current", old)
         self._slots.point("keeper", old)
         remove(self._where.trial, self._where.kept_config)
@@ -95,6 +102,7 @@ class Switch:
         Raises:
             StorageError: the disk refuses.
         """
+        remove(self._where.reserve)
         if self.on_trial:  # not when it was cut off behind that
             kept = self.config_of(old)
             if self._where.kept_config.exists():

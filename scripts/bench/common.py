@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -109,7 +109,14 @@ def face_model(folder: Path) -> Path:
 
 
 def daemon(
-    folder: Path, port: int, *, model: str = "nanodet", pace: str = "realtime", streams: int = 1, extra: str = ""
+    folder: Path,
+    port: int,
+    *,
+    model: str = "nanodet",
+    pace: str = "realtime",
+    streams: int = 1,
+    extra: str = "",
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """The daemon as users start it, on the clip in a loop; the first stream is called `bench`."""
     blocks = [f'[mqtt]\nhost = "127.0.0.1"\nport = {port}', f'[storage]\nfolder = "{folder / "state"}"']
@@ -123,7 +130,8 @@ def daemon(
     config = folder / "vedette.toml"
     config.write_text("\n".join([*blocks, extra]), encoding="utf-8")
     command = [sys.executable, "-m", "agent", "run", "-c", str(config)]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    env = {**os.environ, **(environment or {})}
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env=env)
 
 
 def child(code: str, *args: str) -> dict[str, float]:

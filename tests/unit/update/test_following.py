@@ -67,9 +67,15 @@ def test_where_nobody_goes_on_with_it_that_is_said(where: Places) -> None:
         looks += 1
         return "the unit is failed: exit-code" if looks != 5 else ""
 
+    now_s = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += 2 * seconds  # a look takes its time
+
     with pytest.raises(UpdateError, match="which is received: the unit is failed: exit-code: see"):
-        follow(where, lambda _: None, sleep=lambda _: None, idle=idle)
-    assert looks == 5 + 41  # it is looked for twenty seconds on end
+        follow(where, lambda _: None, sleep=sleep, idle=idle, clock=lambda: now_s)
+    assert looks == 5 + 21  # it is looked for twenty seconds on end
 
 
 def test_without_an_update_there_is_nothing_to_follow(where: Places) -> None:
