@@ -60,6 +60,8 @@ class BoardHealth(Struct, frozen=True):
         streams: by name.
         link: to the broker; None: there is none now.
         shadow: the update whose new models run beside those in use; empty: there is none.
+        reloads: how often the configuration was read again, or refused, since the start.
+        reload_refused: why it was refused the last time; empty: it was not.
     """
 
     version: str
@@ -72,6 +74,8 @@ class BoardHealth(Struct, frozen=True):
     streams: dict[str, StreamReport]
     link: LinkHealth | None = None
     shadow: str = ""
+    reloads: int = 0
+    reload_refused: str = ""
 
 
 class LocalHealth:
@@ -97,6 +101,16 @@ class LocalHealth:
         self._house, self._bulletin, self._shadows = house, bulletin, shadows
         self._began_s, self._written_s = time.monotonic(), -1e9
         self._failed = False
+        self._reloads, self._reload_refused = 0, ""
+
+    def reloaded(self, refused: str = "") -> None:
+        """The configuration was read again.
+
+        Args:
+            refused: why everything is as it was before; empty: it was taken up.
+        """
+        self._reloads += 1
+        self._reload_refused = refused
 
     def look(self, *, ready: bool, is_due: bool) -> None:
         """Write it, if it is old or something has changed.
@@ -130,6 +144,8 @@ class LocalHealth:
             streams={name: self._stream(name, one) for name, one in self._house.streams.items()},
             link=link_health(self._house.line.publisher.state),
             shadow=self._shadows.update,
+            reloads=self._reloads,
+            reload_refused=self._reload_refused,
         )
 
     def _stream(self, name: str, stream: Stream) -> StreamReport:

@@ -42,6 +42,15 @@ def problems(path: Path) -> list[str]:
     ]
 
 
+def loads(path: Path) -> bool:
+    """Whether a daemon would start on a file at all, whatever becomes of its streams then."""
+    try:
+        check_streams(load(path).config)
+    except ConfigError:
+        return False
+    return True
+
+
 def check_streams(config: Config) -> None:
     """Refuse a configuration without streams, or whose topics would be others'.
 

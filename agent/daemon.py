@@ -206,13 +206,17 @@ class Daemon:
             told = self._control.reload(self._reload())
         except VedetteError as error:
             placed = self._placed(error)
-            log.error("reload refused, running on as before: %s", "; ".join(str(placed).splitlines()))
+            told = "; ".join(str(placed).splitlines())
+            log.error("reload refused, running on as before: %s", told)
+            self._local.reloaded(refused=told)
             raise placed from error
         except Exception as error:
             # A defect that a new configuration brings out must not end what runs on the old one.
             log.exception("reload refused, running on as before: a defect in Vedette")
+            self._local.reloaded(refused=f"a defect in Vedette: {type(error).__name__}: {error}")
             raise VedetteError(f"a defect in Vedette: {type(error).__name__}: {error}") from error
         finally:
             self._service.reloaded()
+        self._local.reloaded()
         self._orders.listen()
         return told

@@ -33,12 +33,13 @@ def check(file: Path, as_json: bool) -> None:
     """
     import msgspec
 
-    from agent.check import problems
+    from agent.check import loads, problems
     from agent.restart import RESTART, RULE, names
 
     found = problems(file)
     if as_json:
-        told = {"file": str(file), "ok": not found, "problems": found, "wait_for_restart": names(RESTART)}
+        told = {"file": str(file), "ok": not found, "loads": not found or loads(file), "problems": found}
+        told["wait_for_restart"] = names(RESTART)
         click.echo(msgspec.json.encode(told).decode())
     else:
         for problem in found:

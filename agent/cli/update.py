@@ -243,4 +243,7 @@ def _owned(where: Places) -> Iterator[None]:
 
 
 def _say(line: str) -> None:
-    click.echo(plain(line))
+    try:
+        click.echo(plain(line))
+    except BrokenPipeError:  # whoever listened has gone, and what is being done must not end half-way for that
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -27,12 +27,16 @@ from agent.update.preparing import Preparation, Tell
 from agent.update.returning import terms
 from agent.update.service import Service
 from agent.update.states import BEFORE_SWITCH, State, after_cut
-from agent.update.switching import Switch
-from agent.update.trial import Outcome, Trial
+from agent.update.switching import BOOTS, Switch
+from agent.update.trial import Outcome, Reloaded, Trial
 from agent.update.trust import signature_of
+from agent.update.vitals import boot_id
 from agent.update.watching import Watch
 
 log = logging.getLogger(__name__)
+
+_STARTS = 5
+"""That an update may take before its switch: what is cut off more often brings the board down, or never ends."""
 
 
 class Updater:
@@ -108,30 +112,46 @@ class Updater:
             if not self._where.trial.exists():
                 Switch(self._where).take_up()  # it may have been cut off behind the history
             return None
-        if after_cut(update.state) == "again" and update.state != "received":
-            self._tell(f"the update was cut off while it was {update.state}: beginning again")
-            self._preparation.discard(update)
-            update = self.journal.note(update, state="received")
+        if after_cut(update.state) == "again":
+            update = self._begun(update)
         while not update.over:
             update = self._refused_by_operator(update) or self._step(update)
         return update
+
+    def _begun(self, update: Update) -> Update:
+        """From its bundle, and not for ever: what brings the board down each time is refused."""
+        if update.starts:
+            self._tell(f"the update was cut off while it was {update.state}: beginning again")
+            self._preparation.discard(update)
+        if update.starts >= _STARTS:
+            return self._refuse(update, f"it was begun {update.starts} times, and was cut off each time")
+        return self.journal.note(update, state="received", starts=update.starts + 1)
 
     def _refused_by_operator(self, update: Update) -> Update | None:
         """Before the switch that is the end of it; None: nobody has asked for that."""
         if update.state not in BEFORE_SWITCH or (asked := self._orders.take()) is None:
             return None
-        return self._refuse(update, asked.reason) if asked.verdict == "roll back" else None
+        if asked.verdict == "roll back":
+            return self._refuse(update, asked.reason)
+        self._orders.by = "updater"
+        return None
 
     def _step(self, update: Update) -> Update:
         try:
             return self._steps[update.state](update)
-        except (VedetteError, OSError) as error:
+        except Exception as error:
+            reason = str(error)
+            if not isinstance(error, (VedetteError, OSError)):
+                log.exception("a defect in Vedette")
+                reason = f"a defect in Vedette: {type(error).__name__}: {error}"
             update = self.journal.read() or update  # a step may have failed after it was noted
+            if update.over:
+                return update
             if update.state in BEFORE_SWITCH:
-                return self._refuse(update, str(error))
+                return self._refuse(update, reason)
             if update.state == "trial" and self._change(update).stand(update) == "kept":
                 raise  # nothing but the note of that is missing
-            return self._take_back(update, str(error))
+            return self._take_back(update, reason)
 
     def _verify(self, update: Update) -> Update:
         found = self._preparation.verify(self.journal.committed_counter())
@@ -171,6 +191,7 @@ class Updater:
         except StorageError:
             self._preparation.clear(update)
             refused = self.journal.step(update, "refused", reason=reason, by=self._orders.by)
+        self._orders.done()
         self._preparation.clear(refused)
         return refused
 
@@ -187,8 +208,12 @@ class Updater:
             failures_before=self._service.standing().failures if update.kind == "models" else 0,
             models_before=ModelSets(slot).current,
             reason="",
+            starts=0,
+            boot_id=boot_id(),
             **before,
+            **self._preparation.reloaded(),
         )
+        self._orders.done("confirm")  # of the models beside those in use, not of the trial
         self._tell(f"switching to {update.version}")
         self._change(update).go(update, read_description(self._where.incoming).health)
         return self.journal.step(update, "trial")
@@ -203,9 +228,14 @@ class Updater:
             return self._keep(update, "")
         if stand == "undone":
             return self._take_back(update, "it was cut off on the way back")
+        update = self._counted(update)
+        if update.starts > BOOTS:
+            return self._take_back(update, f"the board was started {update.starts} times during the trial")
         gate, before = terms(update, self._where.incoming)
         self._tell(f"on trial: it has to be well for {gate.steady_s:g} s on end within {gate.within_s:g} s")
-        trial = Trial(gate, before, update.version if update.kind == "full" else "", self._clock())
+        version = update.version if update.kind == "full" else ""
+        taken_up = Reloaded(update.pid_before, update.reloads_before) if update.kind == "models" else None
+        trial = Trial(gate, before, version, self._clock(), taken_up)
         outcome = self._watch.until_over(
             trial, update.failures_before, self._telling(update), self._asking(update)
         )
@@ -214,6 +244,12 @@ class Updater:
         if outcome.verdict == "commit":
             return self._keep(update, outcome.reason)
         return self._take_back(update, outcome.reason)
+
+    def _counted(self, update: Update) -> Update:
+        """With this boot counted. Of versions the dead-man counts them, of models nobody else does."""
+        if update.kind != "models" or update.boot_id == boot_id():
+            return update
+        return self.journal.note(update, starts=update.starts + 1, boot_id=boot_id())
 
     def _telling(self, update: Update) -> Tell:
         def tell(reason: str) -> None:
@@ -238,6 +274,7 @@ class Updater:
         by = "operator" if update.back else self._orders.by
         reason = f"an operator went back to {update.version}" if update.back else reason
         update = self.journal.step(update, state, reason=reason, by=by, downtime_s=update.downtime_s)
+        self._orders.done()
         self._tell(reason if update.back else f"committed: {update.version}")
         return update
 
@@ -251,6 +288,7 @@ class Updater:
             reason = f"not gone back to {update.version}: {reason}"
         self._preparation.clear(update)  # first: on a disk that is full it could not be noted
         update = self.journal.step(update, "rolled_back", reason=reason, by=by, downtime_s=update.downtime_s)
+        self._orders.done()
         Switch(self._where).take_up()
         self._tell(f"rolled back to {update.from_version or 'what ran before'}: {reason}")
         return update

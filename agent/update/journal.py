@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import msgspec
 from msgspec import Struct
 
-from agent.errors import NO_JSON, UpdateError
+from agent.errors import NO_JSON, StorageError, UpdateError
 from agent.storage.statefile import StateFile
 from agent.storage.updatefiles import add_line, keep_newest, read_lines, rename
 from agent.update.places import Places
@@ -17,6 +17,8 @@ from agent.update.states import FINAL, State, check_step
 
 _LARGEST = 1024**2
 """Bytes of the history: some 2,000 updates."""
+_REASON = 1000
+"""Letters of a reason that are kept: a daemon may say what it likes."""
 
 
 class Update(Struct, frozen=True, kw_only=True):
@@ -40,6 +42,9 @@ class Update(Struct, frozen=True, kw_only=True):
         failures_before: how often the service had ended by itself since it was started.
         models_before: the set of models that was in use.
         back: whether it goes back to what was before, as an operator has asked.
+        starts: how often it was begun; of a trial of models, how often the board was started during it.
+        boot_id: of the kernel that was counted last.
+        pid_before, reloads_before: see `trial.Reloaded`.
         agreement: of new models with those beside which they have run, 0..1 by stream; empty: they have not.
     """
 
@@ -63,6 +68,10 @@ class Update(Struct, frozen=True, kw_only=True):
     failures_before: int = 0
     models_before: int = 0
     back: bool = False
+    starts: int = 0
+    boot_id: str = ""
+    pid_before: int = 0
+    reloads_before: int = -1
     agreement: dict[str, float] = {}
 
     @property
@@ -104,7 +113,9 @@ class Journal:
         """
         try:
             self.read()
-        except UpdateError:
+        except (UpdateError, StorageError) as error:
+            if isinstance(error.__cause__, OSError):
+                raise
             rename(self._file.path, self._file.path.with_name(f"{self._file.path.name}.damaged"))
             return True
         return False
@@ -151,7 +162,7 @@ class Journal:
         }
         self._since = now
         ended = datetime.now(UTC) if state in FINAL else None
-        update = msgspec.structs.replace(update, state=state, seconds=spent, ended_at=ended, **changes)
+        update = _bounded(msgspec.structs.replace(update, state=state, seconds=spent, ended_at=ended, **changes))
         if update.over:  # first: what is told twice is found by when it began, what is told never is lost
             self.add(update)
         return self._write(update)
@@ -173,7 +184,7 @@ class Journal:
         Raises:
             StorageError: the disk refuses.
         """
-        return self._write(msgspec.structs.replace(update, **changes))
+        return self._write(_bounded(msgspec.structs.replace(update, **changes)))
 
     def _write(self, update: Update) -> Update:
         self._file.write(msgspec.json.format(msgspec.json.encode(update)) + b"\n")
@@ -207,6 +218,11 @@ class Journal:
         """In its own file: lines of the history make room for newer ones."""
         content = (self._counter.read() or b"").strip()
         return int(content) if content.isdigit() and len(content) < 20 else 0
+
+
+def _bounded(update: Update) -> Update:
+    reason = update.reason
+    return update if len(reason) <= _REASON else msgspec.structs.replace(update, reason=f"{reason[:_REASON]} …")
 
 
 def now() -> datetime:

@@ -64,7 +64,8 @@ def _tables(document: Any, parts: list[str]) -> Iterable[list[str]]:
 
 
 def _names(table: Any) -> list[str]:
-    return [str(name) for name, value in table.items() if isinstance(value, dict)] if table else []
+    """Of the tables in a table; what is no table, such as an array of them, has none."""
+    return [str(name) for name, one in table.items() if isinstance(one, dict)] if isinstance(table, dict) else []
 
 
 def _named(parts: list[str], found: list[str]) -> list[str]:

@@ -1,6 +1,8 @@
-"""Orders of an operator to the process that follows a trial: a small file, taken once."""
+"""Orders of an operator to the process that follows a trial: a small file, there until they are carried out."""
 
 from __future__ import annotations
+
+from contextlib import suppress
 
 from agent.errors import StorageError
 from agent.storage.statefile import StateFile
@@ -43,15 +45,25 @@ class Orders:
         self.by = "updater"
 
     def take(self) -> Outcome | None:
-        """The order that was left, once; None: there is none."""
+        """The order that was left; None: there is none. It stays until it is carried out: see `done`."""
         try:
             content = StateFile(self._path).read()
-            if content is None:
-                return None
-            remove(self._path)
         except StorageError:
+            return None
+        if content is None:
             return None
         outcome = _ORDERS.get(content.decode("utf-8", "replace").strip())
         if outcome is not None:
             self.by = "operator"
         return outcome
+
+    def done(self, order: str = "") -> None:
+        """Drop an order that is carried out; what cannot be deleted is dropped before the next update.
+
+        Args:
+            order: that it has to be; empty: whichever it is.
+        """
+        with suppress(StorageError):
+            content = StateFile(self._path).read() or b""
+            if not order or content.decode("utf-8", "replace").strip() == order:
+                remove(self._path)

@@ -21,7 +21,7 @@ from agent.update.preflight import check as check_board
 from agent.update.preflight import read_facts
 from agent.update.rehearsal import Rehearsal
 from agent.update.staging import UNPACKED, stage_models, stage_version
-from agent.update.trial import baseline
+from agent.update.trial import baseline, reloaded
 from agent.update.trust import signature_of, verify
 from agent.update.vitals import read_vitals
 
@@ -97,6 +97,11 @@ class Preparation:
         """How the daemon is now."""
         before = baseline(read_vitals(self._where.health))
         return {"streams_before": before.streams if before.known else None}
+
+    def reloaded(self) -> Found:
+        """Which daemon runs, and how often it has read its configuration again."""
+        now = reloaded(read_vitals(self._where.health))
+        return {"pid_before": now.pid, "reloads_before": now.count}
 
     def discard(self, update: Update) -> None:
         """Give back the room that an update has taken beside what runs, before anything is switched.

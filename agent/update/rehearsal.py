@@ -44,10 +44,11 @@ class Rehearsal:
     def config(self, slot: Path, number: int) -> None:
         """Have the version in a slot check the configuration that it would run on, with a set of models.
 
-        What the version that runs now finds wrong with its own, such as a camera that is unplugged, is no reason.
+        What the version that runs now finds wrong with its own, such as a model that is not there, is no reason,
+        as long as a daemon starts on it.
 
         Raises:
-            UpdateError: it finds something else wrong.
+            UpdateError: it finds something else wrong, or would not start.
         """
         if not self._where.config.exists():
             return
@@ -59,23 +60,26 @@ class Rehearsal:
         config = config.replace(f"{self._where.home}/current/models/".encode(), f"{models}/".encode())
         config = config.replace(f"{self._where.home}/current/".encode(), f"{slot}/".encode())
         write_like(checked, config, self._where.config)
-        found = self._problems(slot, checked)
+        found, loads = self._problems(slot, checked)
         remove(checked)
         if not found:
             return
+        if not loads:
+            raise UpdateError(f"no daemon would start on the configuration: {'; '.join(found)}")
         running = self._slots.of("current")
-        known = set(self._problems(self._slots.path(running), self._where.config)) if running else set()
+        known, _ = self._problems(self._slots.path(running), self._where.config) if running else ([], True)
         if new := [problem for problem in found if problem not in known]:
             raise UpdateError(f"the new version refuses the configuration: {'; '.join(new)}")
 
-    def _problems(self, slot: Path, config: Path) -> list[str]:
-        """In words, without the places in the file."""
+    def _problems(self, slot: Path, config: Path) -> tuple[list[str], bool]:
+        """In words, without the places in the file; and whether a daemon would start on it all the same."""
         done = self._run(slot, "config", "check", "--json", str(config))
         try:
             told: dict[str, Any] = msgspec.json.decode(done.stdout, type=dict[str, Any])
-            return [_without_place(str(one), config) for one in told["problems"]]
+            found = [_without_place(str(one), config) for one in told["problems"]]
         except (KeyError, TypeError, *NO_JSON) as error:
             raise UpdateError(f"{slot.name}: cannot check a configuration: {_said(done)}") from error
+        return found, bool(told.get("loads", True))  # earlier versions do not tell
 
     def _run(self, slot: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
         command = [str(slot / "venv/bin/vedette"), *words]

@@ -12,6 +12,7 @@ from agent.errors import UpdateError, VedetteError
 from agent.storage.models import read
 from agent.storage.modelsets import ModelSets
 from agent.storage.slots import Slot, Slots, slot_of
+from agent.storage.updatefiles import take_copy
 from agent.update.archive import read_description
 from agent.update.changes import ModelsChange, VersionChange
 from agent.update.gates import HealthGate
@@ -22,8 +23,8 @@ from agent.update.preparing import Tell
 from agent.update.rehearsal import Rehearsal
 from agent.update.service import Service
 from agent.update.switching import Switch
-from agent.update.trial import Baseline, baseline
-from agent.update.vitals import read_vitals
+from agent.update.trial import Baseline, baseline, reloaded
+from agent.update.vitals import boot_id, read_vitals
 
 GATE = HealthGate(steady_s=10.0, within_s=120.0, p95_factor=100.0, memory_mb=1_000_000.0)
 """It was well once; whether it is better than what runs now is for whoever asks to say."""
@@ -81,7 +82,11 @@ class Return:
         return None
 
     def _to_models(self, running: Slot, before: int) -> Update:
-        sets, vitals = ModelSets(self._slots.path(running)), baseline(read_vitals(self._where.health))
+        home = self._slots.path(running)
+        sets, told = ModelSets(home), read_vitals(self._where.health)
+        vitals, asked = baseline(told), reloaded(told)
+        if before:
+            Rehearsal(self._where).models(home, before)
         standing = self._service.standing()
         runs = standing.active == "active" and not standing.waits  # else it is started anew, and counted anew
         update = Update(
@@ -96,6 +101,9 @@ class Return:
             streams_before=vitals.streams,
             failures_before=standing.failures if runs else 0,
             models_before=sets.current,
+            boot_id=boot_id(),
+            pid_before=asked.pid,
+            reloads_before=asked.count,
             back=True,
         )
         return self._go(update, ModelsChange(self._where, self._service))
@@ -109,6 +117,7 @@ class Return:
             raise UpdateError(f"{self._slots.path(other)}: holds {what}no version to go back to")
         home = self._slots.path(other)
         Rehearsal(self._where).models(home, ModelSets(home).current)
+        self._keep_config(other, version)
         update = Update(
             state="switching",
             version=version,
@@ -121,9 +130,18 @@ class Return:
         )
         return self._go(update, _VersionReturn(self._where, self._service))
 
+    def _keep_config(self, slot: Slot, version: str) -> None:
+        """A version comes back with its own configuration: what has become of that since is kept beside."""
+        kept, config = Switch(self._where).config_of(slot), self._where.config
+        if not (kept.exists() and config.is_file()) or read(kept) == read(config):
+            return
+        beside = config.with_name(f"{config.name}.undone")
+        take_copy(config, beside, like_source=True)
+        self._tell(f"{version} comes back with its configuration; the one of now lies in {beside}")
+
     def _go(self, update: Update, change: ModelsChange | VersionChange) -> Update:
-        update = self._journal.begin(update)
         self._tell(f"going back from {update.from_version} to {update.version}")
+        update = self._journal.begin(update)
         try:
             change.go(update, GATE)
         except VedetteError as error:

@@ -83,6 +83,9 @@ class Switch:
             StorageError: the disk refuses; it is to be tried again, and the dead-man will.
         """
         remove(self._where.reserve)
+        if self.on_trial:  # else a cut in here would leave the new version on trial with the old configuration
+            content = read(self._where.trial)
+            write_atomic(self._where.trial, content.replace(b"state=trial", b"state=switching"), 0o600)
         if self._where.kept_config.exists():
             kept = read(self._where.kept_config)
             present = read(self._where.config) if self._where.config.is_file() else None

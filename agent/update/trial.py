@@ -33,11 +33,28 @@ class Baseline(Struct, frozen=True):
 
 
 def baseline(vitals: Vitals | None) -> Baseline:
-    """Of the daemon as it is now."""
-    if vitals is None:
+    """Of the daemon as it is now. While it starts, nothing can be said of its streams."""
+    if vitals is None or not vitals.ready:
         return Baseline()
     well = {name: one.infer_p95_ms for name, one in vitals.streams.items() if one.state in WELL and one.inferred}
     return Baseline(well, known=True)
+
+
+class Reloaded(Struct, frozen=True):
+    """The daemon before it was asked to take new models up. Another one has them from its start.
+
+    Attributes:
+        pid: of it; 0: there was none.
+        count: how often it had read its configuration again; -1: it does not tell.
+    """
+
+    pid: int = 0
+    count: int = -1
+
+
+def reloaded(vitals: Vitals | None) -> Reloaded:
+    """Of the daemon as it is now."""
+    return Reloaded() if vitals is None else Reloaded(vitals.pid, vitals.reloads)
 
 
 class Seen(Struct, frozen=True):
@@ -69,7 +86,9 @@ class Outcome(Struct, frozen=True):
 class Trial:
     """Of one version. Times are of a clock that only goes forward."""
 
-    def __init__(self, gate: HealthGate, before: Baseline, version: str, began_s: float) -> None:
+    def __init__(
+        self, gate: HealthGate, before: Baseline, version: str, began_s: float, asked: Reloaded | None = None
+    ) -> None:
         """Begin.
 
         Args:
@@ -77,8 +96,9 @@ class Trial:
             before: how it was.
             version: that has to run; empty: any, since only models are new.
             began_s: now.
+            asked: the daemon that was asked to take new models up; None: a version is new.
         """
-        self._gate, self._before, self._version = gate, before, version
+        self._gate, self._before, self._version, self._asked = gate, before, version, asked
         self._began_s = began_s
         self._well_since: float | None = None
         self.ready_at: float | None = None
@@ -90,6 +110,8 @@ class Trial:
             again = f", {seen.failures} times" if seen.failures > 1 else ""
             why = f": {seen.why}" if seen.why not in ("", "success") else ""
             return Outcome("roll back", f"the service ended by itself{again}{why}; see `journalctl -u vedette`")
+        if seen.vitals is not None and self._has_read(seen.vitals) and seen.vitals.reload_refused:
+            return Outcome("roll back", f"the daemon refuses to take them up: {seen.vitals.reload_refused}")
         lacks = next(self._lacks(seen.vitals), "")
         if lacks:
             self._well_since = None
@@ -107,6 +129,11 @@ class Trial:
             return Outcome("roll back", f"not well for {self._gate.steady_s:g} s on end")
         return Outcome("wait", f"all is well; {left_s:.0f} s more of it are asked for")
 
+    def _has_read(self, vitals: Vitals) -> bool:
+        """Whether the daemon that was asked to has read its configuration again since."""
+        asked = self._asked
+        return asked is not None and vitals.pid == asked.pid and vitals.reloads > asked.count
+
     def _lacks(self, vitals: Vitals | None) -> Iterator[str]:
         """What it is not well for."""
         if vitals is None:
@@ -114,6 +141,8 @@ class Trial:
             return
         if self._version and vitals.version != self._version:
             yield f"version {vitals.version} runs, not {self._version}"
+        if self._asked is not None and vitals.pid == self._asked.pid and 0 <= vitals.reloads <= self._asked.count:
+            yield "the daemon has not taken the new models up yet"
         if not vitals.ready:
             yield f"the daemon is not ready: {self._waits_for(vitals)}"
         yield from self._unwell(vitals)

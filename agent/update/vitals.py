@@ -11,7 +11,8 @@ from msgspec import Struct
 from agent.errors import NO_JSON, StorageError
 from agent.storage.regular import read_regular
 
-_LARGEST = 4 * 1024**2
+_LARGEST = 256 * 1024
+"""Bytes that are read of what the daemon tells, whom nothing is believed: as much as `vedette-ssh` hands on."""
 _STALE_S = 15.0
 """The daemon writes every two seconds; one that has not for so long is stuck or gone."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -64,6 +65,8 @@ class Vitals(Struct, frozen=True):
         rss_mb: resident memory, MB.
         streams: by name.
         shadow: the update whose new models run beside those in use; empty: there is none.
+        reloads: how often it has read its configuration again; -1: it does not tell.
+        reload_refused: why the last time was in vain; empty: it was not.
     """
 
     version: str = ""
@@ -74,6 +77,8 @@ class Vitals(Struct, frozen=True):
     rss_mb: float = 0.0
     streams: dict[str, StreamVitals] = {}
     shadow: str = ""
+    reloads: int = -1
+    reload_refused: str = ""
 
 
 def read_vitals(path: Path) -> Vitals | None:

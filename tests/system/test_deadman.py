@@ -305,7 +305,8 @@ def test_wherever_it_is_cut_off_the_next_look_ends_what_it_began(tmp_path: Path,
     for at in range(1, 12):
         root = Root(tmp_path / str(at))
         root.begin(state="switching")
-        cut = root.run("settle", path=cutting(root, tool, at)).returncode
+        path = cutting(root, tool, at)
+        root.run("settle", path=path)
         assert root.slots[0] in ("slots/a", "slots/b")  # there is a version at any moment
         assert (root.etc / "vedette.toml").read_text() in ("old", "new")
         root.boot("second", 3)
@@ -313,7 +314,7 @@ def test_wherever_it_is_cut_off_the_next_look_ends_what_it_began(tmp_path: Path,
         assert root.slots == ("slots/a", "slots/a")
         assert (root.etc / "vedette.toml").read_text() == "old"
         assert root.verdict["by"] == "settle"
-        if cut == 0:
+        if len((Path(path) / "calls").read_text().splitlines()) < at:
             break
         cuts += 1
     assert cuts >= 1
