@@ -57,6 +57,8 @@ class PretendService:
         self.failures = 0
         self.models = 0
         self.hidden = False  # whether it tells nothing
+        self.ready, self.reads = True, True  # whether it is ready, and takes up what it is asked to
+        self.refuses = ""  # why it does not
         self.shadow: dict[str, object] = {"compared": 10, "agreement": 1.0}
 
     def boot(self) -> None:
@@ -79,8 +81,10 @@ class PretendService:
         self._start()
 
     def reload(self) -> None:
-        self.reloads += 1
-        self._look_at_models()
+        if self.reads:
+            self.reloads += 1
+        if self.reads and not self.refuses:
+            self._look_at_models()
 
     def hand_over(self) -> None:
         raise AssertionError("nobody to hand over to")
@@ -116,7 +120,9 @@ class PretendService:
             "pid": self.pid,
             "boot_id": boot_id(),
             "at_s": time.clock_gettime(time.CLOCK_BOOTTIME),
-            "ready": True,
+            "ready": self.ready,
+            "reloads": self.reloads,
+            "reload_refused": self.refuses,
             "rss_mb": 500.0 if "+large" in self.version else 100.0,
             "streams": {
                 "front": {

@@ -318,3 +318,17 @@ def test_wherever_it_is_cut_off_the_next_look_ends_what_it_began(tmp_path: Path,
             break
         cuts += 1
     assert cuts >= 1
+
+
+def test_an_updater_that_it_stopped_a_moment_too_late_is_started_again(root: Root) -> None:
+    """It had committed the trial, and may not have noted that yet."""
+    root.begin(allowed_s=60)
+    root.tick()
+    root.boot("first", 2000)
+    root.systemctl.write_text(f'#!/bin/sh\necho "$@" >> {root.calls}\nrm -f {root.state}/trial\n')
+    root.tick()
+    assert root.slots[0] == "slots/b"
+    assert root.calls.read_text().splitlines() == [
+        "stop vedette-update.service",
+        "start --no-block vedette-update.service",
+    ]

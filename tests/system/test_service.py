@@ -74,6 +74,23 @@ def test_the_file_for_the_board_tells_of_inferences_and_is_always_whole(
         assert after.link is not None
 
 
+def test_the_file_tells_whether_a_reload_was_taken_up(
+    tmp_path: Path, broker: Mosquitto, systemd: Notified
+) -> None:
+    with Vedette(tmp_path, broker, front=camera(person_model(tmp_path))) as vedette:
+        systemd.wait("READY=1")
+        wait_for(lambda: report(tmp_path).ready)
+        assert (report(tmp_path).reloads, report(tmp_path).reload_refused) == (0, "")
+        vedette.config["streams"]["front"]["modell"] = "x"
+        vedette.reload()
+        wait_for(lambda: report(tmp_path).reloads == 1)
+        assert "unknown key `streams.front.modell`" in report(tmp_path).reload_refused
+        del vedette.config["streams"]["front"]["modell"]
+        vedette.reload()
+        wait_for(lambda: report(tmp_path).reloads == 2)
+        assert report(tmp_path).reload_refused == ""
+
+
 def test_a_daemon_that_is_stopped_in_its_tracks_feeds_no_watchdog(
     tmp_path: Path, broker: Mosquitto, systemd: Notified
 ) -> None:

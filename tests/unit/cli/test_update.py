@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,3 +131,14 @@ def test_errors_are_one_line(
 def test_somebody_who_may_not_look_is_told_who_may(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: path != board.where.state)
     assert "try `sudo vedette update …`" in failed("status")
+
+
+def test_what_is_being_done_goes_on_though_nobody_listens_any_more(tmp_path: Path) -> None:
+    """As when the connection goes, or in `vedette update rollback | true`."""
+    done = tmp_path / "done"
+    code = f"from agent.cli.update import _say\nfor _ in range(3): _say('x')\nopen({str(done)!r}, 'w').close()"
+    listener, said = os.pipe()
+    os.close(listener)
+    assert subprocess.run([sys.executable, "-c", code], stdout=said, check=False).returncode == 0
+    os.close(said)
+    assert done.exists()

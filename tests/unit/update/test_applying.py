@@ -12,6 +12,7 @@ import pytest
 
 from agent.errors import StorageError, UpdateError
 from agent.storage.modelsets import ModelSets
+from agent.storage.slots import Link, Slot, Slots
 from agent.update.description import Migration
 from agent.update.gates import ShadowGate
 from agent.update.journal import Journal, Update
@@ -543,6 +544,153 @@ def test_the_dead_man_ends_a_trial_that_nobody_follows(board: Board, monkeypatch
     assert (done.state, done.by) == ("rolled_back", "deadman")
     assert "longer than 0 s" in done.reason
     board.check_sound()
+
+
+def test_models_that_the_daemon_refuses_to_take_up_are_not_committed(board: Board) -> None:
+    board.service.refuses = "vedette.toml:7: unknown key"
+    done = board.apply(board.models(7))
+    assert done.state == "rolled_back"
+    assert done.reason == "the daemon refuses to take them up: vedette.toml:7: unknown key"
+    assert ModelSets(board.slots.path("a")).current == board.service.models == 0
+
+
+def test_models_that_the_daemon_does_not_take_up_are_not_committed(board: Board) -> None:
+    board.service.reads = False
+    done = board.apply(board.models(7))
+    assert done.state == "rolled_back"
+    assert "the daemon has not taken the new models up yet" in done.reason
+    assert ModelSets(board.slots.path("a")).current == 0
+
+
+def test_models_that_the_daemon_refuses_are_not_gone_back_to(board: Board) -> None:
+    assert board.apply(board.models(7)).state == "committed"
+    assert board.apply(board.models(8)).state == "committed"
+    board.service.refuses = "label `new` is none of the model's"
+    done = board.go_back()
+    assert done.reason.startswith("not gone back to 7: the daemon refuses")
+    assert ModelSets(board.slots.path("a")).current == board.service.models == 8
+
+
+def test_while_the_daemon_starts_nothing_is_taken_for_how_it_was(board: Board) -> None:
+    """Else a stream that had not begun would be none to ask for."""
+    board.service.ready = False
+    board.service.write_vitals()
+    updater = board.updater()
+    updater.receive(board.bundle("2.0+lost"))
+    update = updater.resume()
+    assert update is not None
+    assert update.streams_before is None
+
+
+@pytest.mark.parametrize("kind", ["version", "models"])
+def test_an_update_that_brings_the_board_down_before_its_switch_is_not_begun_for_ever(
+    board: Board, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    board.updater().receive(board.bundle() if kind == "version" else board.models())
+    monkeypatch.setattr("agent.update.preparing.Preparation.rehearse", lambda *_: _killed(0))
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            board.updater().resume()
+    done = board.updater().resume()
+    assert done is not None
+    assert (done.state, done.reason) == ("refused", "it was begun 5 times, and was cut off each time")
+    board.check_sound()
+
+
+def test_models_that_bring_the_board_down_are_taken_back_after_three_boots(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board, "_sleep", _killed)
+    board.updater().receive(board.models(7))
+    for boot in range(4):
+        monkeypatch.setattr("agent.update.applying.boot_id", lambda boot=boot: f"boot {boot}")
+        with pytest.raises(KeyboardInterrupt):
+            board.updater().resume()
+        assert ModelSets(board.slots.path("a")).current == 7
+    monkeypatch.setattr("agent.update.applying.boot_id", lambda: "the last")
+    done = board.updater().resume()
+    assert done is not None
+    assert (done.state, done.reason) == ("rolled_back", "the board was started 4 times during the trial")
+    assert ModelSets(board.slots.path("a")).current == 0
+
+
+def test_a_cut_while_a_trial_is_taken_back_does_not_put_it_on_trial_again(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old configuration is there already; the new version would run on it, and might be well this time."""
+    board.updater().receive(board.bundle("2.0+slow", migrations=[RENAME]))
+    with monkeypatch.context() as cut:
+        real, calls = board.slots.__class__.point, 0
+
+        def point(slots: Slots, link: Link, slot: Slot) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 3:  # two of them are the switch
+                raise KeyboardInterrupt
+            real(slots, link, slot)
+
+        cut.setattr("agent.storage.slots.Slots.point", point)
+        with pytest.raises(KeyboardInterrupt):
+            board.updater().resume()
+    assert (board.runs, board.config) == ("2.0+slow", CONFIG)
+    board.restart_service()
+    assert (board.runs, board.config) == ("1.0", CONFIG)
+    done = board.updater().resume()
+    assert done is not None
+    assert done.state == "rolled_back"
+    board.check_sound()
+
+
+def test_an_order_that_was_read_outlives_a_cut(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    board.updater().receive(board.bundle())
+    with monkeypatch.context() as cut:
+        cut.setattr(board, "_sleep", _ordering(board, "rollback"))
+        cut.setattr("agent.update.changes.VersionChange.undo", lambda *_: _killed(0))
+        with pytest.raises(KeyboardInterrupt):
+            board.updater().resume()
+    board.restart_service()
+    done = board.updater().resume()
+    assert done is not None
+    assert (done.state, done.by, done.reason) == ("rolled_back", "operator", "an operator has asked for it")
+    assert Orders(board.where).take() is None
+
+
+def test_a_configuration_that_no_daemon_starts_on_is_refused_though_the_old_version_says_so_too(
+    board: Board,
+) -> None:
+    told = '{"problems": ["x:1: no TOML"], "loads": false}'
+    running = board.slots.path("a") / "venv/bin/vedette"
+    running.write_text(f"#!/bin/sh\nprintf '{told}'\n", encoding="utf-8")
+    updater = board.updater()
+    update = updater.receive(board.bundle())
+    while update.state != "staged":
+        update = updater._step(update)
+    staged = board.slots.path("b") / "venv/bin/vedette"
+    staged.write_text(f"#!/bin/sh\n[ $1 = update ] || printf '{told}'\n", encoding="utf-8")
+    done = updater._step(update)
+    assert done.state == "refused"
+    assert "no daemon would start on the configuration: " in done.reason
+    assert "no TOML" in done.reason
+
+
+def test_what_has_become_of_the_configuration_since_is_kept_when_a_version_comes_back(board: Board) -> None:
+    assert board.apply(board.bundle(migrations=[RENAME])).state == "committed"
+    board.where.config.write_text(f"{board.config}# a new camera\n", encoding="utf-8")
+    board.go_back()
+    assert board.config == CONFIG
+    beside = board.where.config.with_name("vedette.toml.undone")
+    assert beside.read_text(encoding="utf-8").endswith("# a new camera\n")
+    assert any(str(beside) in line for line in board.said)
+
+
+def test_a_defect_in_a_step_is_an_end_and_no_loop(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    def defective(*_: object) -> None:
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr("agent.update.preparing.stage_version", defective)
+    done = board.apply(board.bundle())
+    assert done.state == "refused"
+    assert done.reason == "a defect in Vedette: AttributeError: no such thing"
 
 
 def _killed(_: float) -> None:

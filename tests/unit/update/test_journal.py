@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.errors import UpdateError
+from agent.errors import StorageError, UpdateError
 from agent.update.journal import Journal, Update, now
 from agent.update.places import Places
 
@@ -101,3 +101,27 @@ def test_a_counter_that_cannot_be_read_is_that_of_the_history(where: Places, con
     journal.step(journal.note(begun(journal), state="trial", counter=7), "committed")
     where.counter.write_bytes(content)
     assert journal.committed_counter() == 7
+
+
+def test_a_reason_of_any_length_leaves_a_journal_that_can_be_read(where: Places) -> None:
+    journal = Journal(where)
+    update = journal.note(begun(journal), reason="x" * 3_000_000)
+    done = journal.step(update, "refused", reason="y" * 3_000_000)
+    assert len(done.reason) < 1100
+    assert journal.read() == done
+    assert journal.history() == [done]
+
+
+@pytest.mark.parametrize("what", ["too large", "a folder"])
+def test_a_journal_that_is_none_is_set_aside(where: Places, what: str) -> None:
+    if what == "too large":
+        where.journal.write_bytes(b"{" * 2_000_000)
+    else:
+        where.journal.mkdir()
+    journal = Journal(where)
+    with pytest.raises(StorageError):
+        journal.read()
+    assert journal.mend()
+    assert journal.read() is None
+    assert not journal.mend()
+    assert list(where.state.glob("*.damaged"))

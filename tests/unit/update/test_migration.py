@@ -91,3 +91,8 @@ def test_a_rename_and_back_gives_the_same(tables: dict[str, dict[str, int]]) -> 
     text = "".join(f"[{name}]\n" + "".join(f"{k} = {v}\n" for k, v in t.items()) for name, t in tables.items())
     there = migrate(text, [Migration("rename", "*.x", to="*.new")])
     assert tomllib.loads(migrate(there, [Migration("rename", "*.new", to="*.x")])) == tables
+
+
+def test_an_array_of_tables_has_no_names() -> None:
+    text = "[[streams.front.zones]]\nname = 'drive'\n"
+    assert migrate(text, [Migration("rename", "streams.*.zones.*.name", to="streams.*.zones.*.title")]) == text

@@ -56,3 +56,9 @@ def test_no_file_and_a_pipe_say_nothing(tmp_path: Path) -> None:
     assert read_vitals(tmp_path / "none") is None
     os.mkfifo(tmp_path / "pipe")
     assert read_vitals(tmp_path / "pipe") is None
+
+
+def test_a_daemon_that_tells_too_much_says_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "health.json"
+    path.write_text(json.dumps(told(detail="x" * 300_000)), encoding="utf-8")
+    assert read_vitals(path) is None
