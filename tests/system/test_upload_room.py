@@ -1,4 +1,4 @@
-"""A bundle is sent to a board whose disk is small: vedette-ssh and the rsync of both sides, with no ssh between."""
+"""A bundle is sent to a board whose disk is small: vedette-ssh and the rsync of both sides, no ssh between."""
 
 from __future__ import annotations
 
