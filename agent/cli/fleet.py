@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 _PATH = click.Path(path_type=Path)
 _UNREACHABLE, _FAILED = 3, 1
-_ROLLBACK_S = 300.0
+_ROLLBACK_S = 1200.0
+"""A board rehearses what it goes back to (600 s), watches it (130 s), starts what ran anew where that is not well
+(60 s for each thing that systemd is asked for), and answers then."""
 
 
 def _common(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -49,6 +49,8 @@ class Versions(Struct, frozen=True):
         version: that runs. slot: that it is in. previous: that can be gone back to.
         counter: the highest that was committed.
         at_hand: the newest update; None: there was none.
+        models: the set in use; 0: none; -1: an older board, which does not tell it.
+        kind: of the bundle that `counter` is of; empty: it does not tell it.
     """
 
     version: str = ""
@@ -56,6 +58,8 @@ class Versions(Struct, frozen=True):
     previous: str = ""
     counter: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
     at_hand: AtHand | None = None
+    models: Annotated[int, Meta(ge=-1, le=(1 << 63) - 1)] = -1
+    kind: str = ""
 
 
 class Stream(Struct, frozen=True):

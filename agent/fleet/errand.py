@@ -125,10 +125,13 @@ class Errand:
         return await self._follow(began_at)
 
     def _has(self, found: Versions) -> bool:
-        """Whether nothing is to be done; of models, a version of their own runs nowhere."""
-        same = self._wanted.kind == "models" or found.version == self._wanted.version
+        """Whether nothing is to be done. The counter of a board that goes back stays: what is in use tells."""
+        wanted = self._wanted
         over = found.at_hand is None or found.at_hand.over
-        return over and same and found.counter == self._wanted.counter
+        if not over or found.counter != wanted.counter or found.kind not in ("", wanted.kind):
+            return False
+        version = wanted.kind == "models" or found.version == wanted.version  # models' own runs nowhere
+        return version and found.models in (-1, wanted.counter)
 
     def _is_ours(self, at_hand: AtHand) -> bool:
         """Whether an update is one that was cut off here; before it is verified, only its place is known."""

@@ -27,8 +27,8 @@ _NEVER_WELL: tuple[tuple[str, str], ...] = (
         "it takes none of our keys: put the public one into /etc/vedette/update_keys on the board",
     ),
     (r"bad permissions|UNPROTECTED PRIVATE KEY", "the private key may be read by others: chmod 600 it"),
-    (r"No space left on device", "its disk is full: make room in /var/lib/vedette-upload"),
 )
+_FULL = ("No space left on device", "its disk is full: make room in /var/lib/vedette-upload")
 _OWN = re.compile(r"^vedette(?:-ssh)?: (.+)$", re.MULTILINE)
 _LONGEST = 300
 
@@ -59,6 +59,8 @@ def trouble(code: int, said: str) -> Trouble | None:
             return Trouble("failed", reason)
     if own := _OWN.findall(said):  # the board itself has answered
         return Trouble("failed", own[-1][:_LONGEST])
+    if _FULL[0] in said:  # a board that knows how full says so itself
+        return Trouble("failed", _FULL[1])
     text = _first(said) or f"exit code {code}"
     return Trouble("unreachable" if code in _LINK_CODES else "failed", text)
 

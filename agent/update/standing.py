@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from agent.errors import UpdateError
+from agent.errors import StorageError, UpdateError
+from agent.storage.modelsets import ModelSets
 from agent.storage.slots import Slot, Slots
 from agent.update.journal import Journal, Update
 from agent.update.places import Places
@@ -21,6 +22,8 @@ class Standing(Struct, frozen=True):
         counter: the highest that was committed; a bundle has to be above it.
         at_hand: the update that is not over, or the newest; None: there was none.
         trouble: why that is not known; empty: it is.
+        models: the set in use, which has the counter of the bundle that brought it; 0: none.
+        kind: of the bundle that `counter` is of; empty: the history does not tell it.
     """
 
     version: str
@@ -29,6 +32,8 @@ class Standing(Struct, frozen=True):
     counter: int
     at_hand: Update | None
     trouble: str = ""
+    models: int = 0
+    kind: str = ""
 
     def lines(self) -> Iterator[str]:
         """For people."""
@@ -38,6 +43,8 @@ class Standing(Struct, frozen=True):
         yield f"version   {self.version or 'unknown'}, slot {self.slot}"
         yield f"previous  {self.previous or 'none'}"
         yield f"counter   {self.counter}"
+        if self.models:
+            yield f"models    {self.models}"
         if self.trouble:
             yield f"at hand   not known: {self.trouble}"
         if self.at_hand is not None:
@@ -60,11 +67,29 @@ def standing(where: Places) -> Standing:
         at_hand = journal.read()
     except UpdateError as error:
         trouble = str(error)
+    counter = journal.committed_counter()
     return Standing(
         version=slots.version(running) if running else "",
         slot=running or "",
         previous=slots.proved(other) if running else "",
-        counter=journal.committed_counter(),
+        counter=counter,
         at_hand=at_hand,
         trouble=trouble,
+        models=_models(slots, running) if running else 0,
+        kind=_kind(journal, counter),
     )
+
+
+def _models(slots: Slots, running: Slot) -> int:
+    try:
+        return ModelSets(slots.path(running)).current
+    except StorageError:  # a link of somebody's own
+        return 0
+
+
+def _kind(journal: Journal, counter: int) -> str:
+    """Of the newest bundle of that counter that was committed."""
+    for one in reversed(journal.history()):
+        if one.state == "committed" and one.counter == counter and not one.back:
+            return one.kind
+    return ""

@@ -87,12 +87,21 @@ def plan(film: Sequence[Shot], count: int) -> list[Cut]:
         count: of all cuts.
     """
     each: dict[str, list[Cut]] = {}
-    for state, low, high, share in SHARES:
+    for (state, low, high, _), part in zip(SHARES, _parts(count), strict=True):
         cuts = each.setdefault(state, [])
         shots = [shot for shot in film if shot.state == state]
-        cuts += _within(shots, low, high, max(1, round(share * count / ALL)), len(cuts))
+        cuts += _within(shots, low, high, part, len(cuts))
     turns = [cut for turn in zip_longest(*each.values()) for cut in turn if cut is not None]
     return sorted(turns, key=lambda cut: cut.follow)
+
+
+def _parts(count: int) -> list[int]:
+    """So many cuts by `SHARES`, and no more or less: one each where there are enough, then whoever lacks most."""
+    parts = [int(count >= len(SHARES))] * len(SHARES)
+    for _ in range(count - sum(parts)):
+        lacks = [share * count - part * ALL for (*_, share), part in zip(SHARES, parts, strict=True)]
+        parts[lacks.index(max(lacks))] += 1
+    return parts
 
 
 def _within(shots: list[Shot], low: float, high: float, count: int, before: int) -> list[Cut]:

@@ -483,6 +483,10 @@ def test_boards_go_back_to_the_models_before_until_there_is_nothing_before(fleet
     done = fleet.vedette("rollback", "--yes")
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("an operator went back to") == 3
+    path = fleet.folder / f"models-{max(counters(fleet))}.vedette"
+    again = fleet.vedette("rollout", path.name, "--board", "board1", "--ledger", "again.ledger")
+    assert again.returncode == 1
+    assert "is not above" in again.stdout + again.stderr
     for _ in range(3):
         done = fleet.vedette("rollback", "--yes")
         if done.stdout.count("holds no version to go back to") == 3:
@@ -517,6 +521,10 @@ def test_ansible_rolls_out_by_the_same_commands(fleet: Fleet) -> None:
     again = fleet.play("rollout.yml", *words)
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stdout.count("skipping: [board") > done.stdout.count("skipping: [board")
+    assert fleet.play("rollback.yml").returncode == 0
+    back = fleet.play("rollout.yml", *words)
+    assert back.returncode != 0
+    assert "is not above" in back.stdout
 
 
 @needs_ansible

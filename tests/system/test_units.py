@@ -63,6 +63,13 @@ def test_what_lets_somebody_update_over_ssh_can_be_read() -> None:
     assert say("sh", "-n", str(_FOLDER / "vedette-ssh")) == ""
 
 
+def test_every_file_is_in_the_table() -> None:
+    told = (_FOLDER / "README.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in told.splitlines() if line.startswith("| `")]
+    files = {path.name for path in _FOLDER.iterdir()} - {"README.md", "vedette-deadman.service"}
+    assert {name for name in files if not any(f"`{name}`" in row for row in rows)} == set()
+
+
 def test_the_rules_for_devices_are_clean() -> None:
     said = say("udevadm", "verify", str(_FOLDER / "60-vedette.rules"))
     if "Unknown command" in said:

@@ -16,6 +16,7 @@ from agent.cli.main import vedette
 from agent.errors import FleetError
 from agent.fleet.asking import Answer
 from agent.fleet.outcome import Outcome
+from agent.update import rehearsal, returning, service
 from tests.support.tiny_bundles import make_key, models_bundle, needs_ssh_keygen
 
 INVENTORY = """
@@ -82,6 +83,23 @@ def test_boards_that_are_off_are_unreachable(folder: Path) -> None:
     assert say("exec", "--board", "porch", "doctor").exit_code == 3
     assert say("rollback", "--yes").exit_code == 3
     assert say("rollback", "--board", "roof").exit_code == 1  # nobody has said yes
+
+
+def test_a_rollback_is_waited_for_as_long_as_a_board_may_take(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience: list[float] = []
+
+    async def ask_all(*_: object, patience_s: float, **__: object) -> list[Answer]:
+        patience.append(patience_s)
+        return []
+
+    monkeypatch.setattr("agent.fleet.asking.ask_all", ask_all)
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB2ZrPY0kqFLkZzgcbYBoTOhyK4KXw5HWGYPIXRfZLrf"
+    (folder / "known_hosts").write_text("".join(f"{name} {key}\n" for name in ("porch", "roof", "gate")))
+    assert say("rollback", "--yes").exit_code == 0
+    watched_s = returning.GATE.within_s + returning.GATE.steady_s
+    assert patience[0] >= rehearsal._PATIENCE_S + watched_s + 2 * service._PATIENCE_S
 
 
 def test_a_board_that_shows_no_host_key_cannot_be_pinned(folder: Path) -> None:

@@ -28,6 +28,7 @@ Host key verification failed.
         (255, "x@y: Permission denied (publickey).", "failed", "/etc/vedette/update_keys"),
         (255, "WARNING: UNPROTECTED PRIVATE KEY FILE!\nPermission denied (publickey)", "failed", "takes none"),
         (11, "rsync: write failed: No space left on device (28)", "failed", "its disk is full"),
+        (12, "rsync: No space left on device (28)\nvedette-ssh: no room: 3 MB", "failed", "no room: 3 MB"),
         (126, "vedette-ssh: not allowed: id", "failed", "not allowed: id"),
         (
             12,
