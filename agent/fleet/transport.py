@@ -188,6 +188,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     with suppress(TimeoutError):
         await asyncio.wait_for(process.wait(), _END_S)
+    # Pipes that something on the way still holds open are closed now, and not by chance after the loop is.
+    process._transport.close()  # type: ignore[attr-defined]  # asyncio has no other way
 
 
 async def _lines(stream: asyncio.StreamReader, tell: Tell | None) -> str:
