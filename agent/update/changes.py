@@ -69,7 +69,7 @@ class VersionChange:
 
     def stand(self, update: Update) -> Stand:
         """See `Change`."""
-        if self._slots.of("current") != update.slot:
+        if self._slots.of("current") != update.slot or self._switch.is_going_back:
             return "undone"
         return "on trial" if self._switch.on_trial else "kept"
 

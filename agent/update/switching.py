@@ -124,6 +124,15 @@ class Switch:
         """Whether the dead-man watches."""
         return self._where.trial.exists()
 
+    @property
+    def is_going_back(self) -> bool:
+        """Whether going back has begun, and was not ended.
+
+        Raises:
+            StorageError: the disk does not tell.
+        """
+        return self.on_trial and b"state=switching" in read(self._where.trial)
+
     def verdict(self) -> Verdict | None:
         """What the dead-man or `settle` did; None: nothing.
 

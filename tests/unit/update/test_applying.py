@@ -20,6 +20,7 @@ from agent.update.orders import Orders
 from agent.update.returning import Return
 from agent.update.service import Standing
 from agent.update.standing import standing
+from agent.update.switching import Switch
 from agent.update.trust import signature_of
 from tests.support.pretend_board import CONFIG, Board, write_command
 from tests.support.tiny_bundles import make_key, needs_ssh_keygen
@@ -639,6 +640,36 @@ def test_a_cut_while_a_trial_is_taken_back_does_not_put_it_on_trial_again(
     assert done is not None
     assert done.state == "rolled_back"
     board.check_sound()
+
+
+def test_what_could_not_be_taken_back_is_taken_back_later_and_not_tried_again(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its configuration is the old one already."""
+    board.updater().receive(board.bundle("2.0+slow", migrations=[RENAME]))
+    with monkeypatch.context() as full:
+        full.setattr("agent.update.switching.Switch.undo", _undo_half)
+        with pytest.raises(StorageError):
+            board.updater().resume()
+    assert (board.runs, board.config) == ("2.0+slow", CONFIG)
+    done = board.updater().resume()
+    assert done is not None
+    assert done.state == "rolled_back"
+    assert len([line for line in board.said if line.startswith("on trial:")]) == 1
+    board.check_sound()
+
+
+def _undo_half(switch: Switch, old: Slot) -> None:
+    with pytest.MonkeyPatch.context() as full:
+        full.setattr("agent.storage.slots.Slots.point", _full)
+        _UNDO(switch, old)
+
+
+def _full(*_: object) -> None:
+    raise StorageError("No space left on device")
+
+
+_UNDO = Switch.undo
 
 
 def test_an_order_that_was_read_outlives_a_cut(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
