@@ -105,7 +105,7 @@ def _unfit() -> Iterator[Scene]:
     yield _scene(
         "config that the new version refuses",
         faulty.migrating(unknown),
-        "the new version refuses the configuration",
+        "no daemon would start on the configuration: unknown key `mqtt.no_such_key`",
     )
     failing = coded("agent/daemon.py", 'raise ImportError("made to fail")')
     yield _scene("crash at import", failing, "made to fail")
