@@ -53,6 +53,21 @@ def test_a_sound_file_is_fine(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "loads"),
+    [
+        ('[streams.front]\nsource = "test:"\nmodel = "nanodet"\n', True),
+        ('[streams.front]\nsource = "test:"\nmodel = "/nothing/here.tflite"\n', True),  # that stream fails
+        ('[streams.front]\nsource = "test:"\nmodell = "nanodet"\n', False),
+        ("[streams", False),
+        ("", False),
+    ],
+)
+def test_whether_a_daemon_would_start_is_told_for_programs(file: Path, text: str, loads: bool) -> None:
+    file.write_text(text)
+    assert json.loads(call("check", str(file), "--json").output)["loads"] is loads
+
+
+@pytest.mark.parametrize(
     ("old", "new"),
     [
         ("mels = 20", "mels = 20, window_ms = 1e9, hop_ms = 1e9"),
