@@ -109,7 +109,7 @@ class Updater:
             self._tell("the journal was damaged: it is set aside; a trial is ended by the dead-man")
         update = self.journal.read()
         if update is None or update.over:
-            if not self._where.trial.exists():
+            if update is not None and update.state == "rolled_back" and not self._where.trial.exists():
                 Switch(self._where).take_up()  # it may have been cut off behind the history
             return None
         if after_cut(update.state) == "again":

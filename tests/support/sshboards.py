@@ -10,6 +10,7 @@ import getpass
 import os
 import shutil
 import socket
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,8 @@ class SshBoards:
 
     def begin(self, *words: str) -> subprocess.Popen[str]:
         """`vedette fleet WORDS` as a process, as the operator says it in the folder."""
+        # Where whoever runs the tests ignores Ctrl-C, as nohup in a script does, what is started here would, too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         return subprocess.Popen(
             [sys.executable, "-m", "agent", "fleet", *words],
             cwd=self.folder,
