@@ -150,7 +150,7 @@ def settle(health: Path, beside: bool) -> None:
 
 def resident_mb(pid: int) -> float:
     """Of a process and its children: what is theirs, and their share of what they share."""
-    family = [pid, *(int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+    family = [pid]
     for task in Path(f"/proc/{pid}/task").iterdir():
         family += [int(one) for one in (task / "children").read_text().split()]
     total = 0

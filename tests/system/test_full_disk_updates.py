@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +12,14 @@ import pytest
 from agent.errors import VedetteError
 from tests.support.pretend_board import CONFIG, Board
 from tests.support.tiny_bundles import needs_ssh_keygen
-from tests.unit.update.test_power_cuts import CHANGES, MIGRATIONS, Cutting, check_end, from_switch, up_to_switch
+from tests.unit.update.test_power_cuts import (
+    MIGRATIONS,
+    Cutting,
+    check_end,
+    from_switch,
+    strike_before,
+    up_to_switch,
+)
 
 pytestmark = needs_ssh_keygen
 OVER, WAITS = 0, 1
@@ -51,20 +57,9 @@ def on_full_disk(board: Board, change: int, work: Callable[[], None]) -> tuple[b
     """
     child = os.fork()
     if child == 0:
-        left, ended = change, WAITS
-
-        def hook(event: str, arguments: tuple[object, ...]) -> None:
-            nonlocal left
-            writes = (
-                event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-            )
-            if event in CHANGES or writes:
-                left -= 1
-                if left == -1:
-                    fill(board)
-
+        ended = WAITS
         try:
-            sys.addaudithook(hook)
+            strike_before(change, lambda: fill(board))
             for attempt in range(3):
                 try:
                     board.updater().resume() if attempt else work()
@@ -73,9 +68,9 @@ def on_full_disk(board: Board, change: int, work: Callable[[], None]) -> tuple[b
                 except VedetteError:
                     pass
         finally:
-            os._exit(ended if left < 0 else 9)
+            os._exit(ended)
     ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return ended != 9, ended
+    return (board.where.root.parent / FILLER).exists(), ended
 
 
 def filled(cutting: Cutting, board: Board, work: Callable[[], None]) -> Iterator[int]:
@@ -87,7 +82,6 @@ def filled(cutting: Cutting, board: Board, work: Callable[[], None]) -> Iterator
         was_full, ended = on_full_disk(board, change, work)
         if not was_full:
             return
-        assert (board.where.root.parent / FILLER).exists()
         yield ended
         change += 1
 

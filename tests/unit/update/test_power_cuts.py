@@ -21,24 +21,27 @@ CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.l
 MIGRATIONS = [Migration("rename", "mqtt.host", to="mqtt.server")]
 
 
+def strike_before(change: int, strike: Callable[[], object]) -> None:
+    """Have something done once in this process, before its nth change of the disk. This cannot be taken back."""
+    left = change
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal left
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if event in CHANGES or writes:
+            left -= 1
+            if left == -1:
+                strike()
+
+    sys.addaudithook(hook)
+
+
 def cut_before(change: int, work: Callable[[], object]) -> bool:
     """Do some work in a process that is killed before its nth change of the disk; whether it came to that."""
     child = os.fork()
     if child == 0:
-        left = change
-
-        def hook(event: str, arguments: tuple[object, ...]) -> None:
-            nonlocal left
-            writes = (
-                event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-            )
-            if event in CHANGES or writes:
-                left -= 1
-                if left < 0:
-                    os._exit(CUT)
-
         try:
-            sys.addaudithook(hook)
+            strike_before(change, lambda: os._exit(CUT))
             work()
         finally:
             os._exit(DONE)
