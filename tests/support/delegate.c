@@ -89,7 +89,7 @@ static int kernel_invoke(Context *context, Node *node) {
   if (is("illegal")) raise(SIGILL);
   if (is("exit")) exit(0);
   if (is("hang")) for (;;) pause();
-  if (is("slow")) usleep(60000);
+  if (is("slow")) usleep(400000);
   if (is("fail")) {
     context->report_error(context, "the device has gone");
     return 1;

@@ -13,6 +13,7 @@ import os
 import random
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -380,21 +381,24 @@ def test_it_floods_us_at_qos_2(tmp_path: Path, broker: Mosquitto, caplog: pytest
 def test_it_asks_for_answers_and_never_reads_them(
     tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connect = client.Client._create_socket_connection
+    full, send = threading.Event(), client.Client._sock_send
 
-    def connect_narrowly(ours: client.Client) -> socket.socket:
-        connected = connect(ours)  # the kernel takes a million answers else, before one of them waits
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        return connected
+    def send_while_there_is_room(ours: client.Client, packet: bytes) -> int:
+        if full.is_set():
+            raise BlockingIOError  # as the kernel does, but only after a million answers
+        return send(ours, packet)
 
-    monkeypatch.setattr(client.Client, "_create_socket_connection", connect_narrowly)
+    monkeypatch.setattr(client.Client, "_sock_send", send_while_there_is_room)
 
     def ask(connection: socket.socket) -> None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         accepted(connection)
         connection.settimeout(60.0)  # a busy machine takes its time
-        while True:
-            connection.sendall(publish(COUNT, b"", qos=1) * 1000)
+        full.set()
+        try:
+            while True:
+                connection.sendall(publish(COUNT, b"", qos=1) * 1000)
+        finally:
+            full.clear()
 
     assert "it floods us" in survived(tmp_path, broker, ask, caplog)
 
