@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -16,10 +17,11 @@ from agent.errors import StorageError, UpdateError, VedetteError
 from agent.storage.durable import make_folder
 from agent.storage.modelsets import ModelSets
 from agent.storage.slots import Slots, slot_of
-from agent.storage.updatefiles import take_copy
+from agent.storage.updatefiles import remove, take_copy
 from agent.update.archive import read_description
 from agent.update.changes import Change, ModelsChange, VersionChange
 from agent.update.comparing import Comparison
+from agent.update.ending import Ending
 from agent.update.journal import Journal, Update, now
 from agent.update.orders import Orders
 from agent.update.places import Places
@@ -69,6 +71,7 @@ class Updater:
         self._preparation = Preparation(where, tell)
         self._watch = Watch(where, service, clock=clock, sleep=sleep)
         self._orders = Orders(where)
+        self._ending = Ending(where, self.journal, self._preparation, self._orders, tell)
         self._version = VersionChange(where, service, clock)
         self._models = ModelsChange(where, service)
         self._steps: Mapping[State, Callable[[Update], Update]] = {
@@ -95,9 +98,16 @@ class Updater:
         self.journal.check_free()
         make_folder(self._where.state)
         self._orders.forget()
-        take_copy(signature_of(bundle), signature_of(self._where.incoming))
-        take_copy(bundle, self._where.incoming)
-        return self.journal.begin(Update(state="received", file=str(bundle.absolute()), began_at=now()))
+        here = (self._where.incoming, signature_of(self._where.incoming))
+        remove(*here)  # of one that was cut off in here: nobody has room for two
+        try:
+            take_copy(signature_of(bundle), signature_of(self._where.incoming))
+            take_copy(bundle, self._where.incoming)
+            return self.journal.begin(Update(state="received", file=str(bundle.absolute()), began_at=now()))
+        except VedetteError:
+            with suppress(StorageError):
+                remove(*here)
+            raise
 
     def resume(self) -> Update | None:
         """Go on with the update at hand, to its end; None: there was none.
@@ -124,15 +134,18 @@ class Updater:
             self._tell(f"the update was cut off while it was {update.state}: beginning again")
             self._preparation.discard(update)
         if update.starts >= _STARTS:
-            return self._refuse(update, f"it was begun {update.starts} times, and was cut off each time")
-        return self.journal.note(update, state="received", starts=update.starts + 1)
+            return self._ending.refuse(update, f"it was begun {update.starts} times, and was cut off each time")
+        try:
+            return self.journal.note(update, state="received", starts=update.starts + 1)
+        except StorageError as error:  # it would begin for ever, and never be counted
+            return self._ending.refuse(update, str(error))
 
     def _refused_by_operator(self, update: Update) -> Update | None:
         """Before the switch that is the end of it; None: nobody has asked for that."""
         if update.state not in BEFORE_SWITCH or (asked := self._orders.take()) is None:
             return None
         if asked.verdict == "roll back":
-            return self._refuse(update, asked.reason)
+            return self._ending.refuse(update, asked.reason)
         self._orders.by = "updater"
         return None
 
@@ -148,10 +161,11 @@ class Updater:
             if update.over:
                 return update
             if update.state in BEFORE_SWITCH:
-                return self._refuse(update, reason)
-            if update.state == "trial" and self._change(update).stand(update) == "kept":
+                return self._ending.refuse(update, reason)
+            change = self._change(update)
+            if update.state == "trial" and change.stand(update) == "kept":
                 raise  # nothing but the note of that is missing
-            return self._take_back(update, reason)
+            return self._ending.take_back(update, change, reason)
 
     def _verify(self, update: Update) -> Update:
         found = self._preparation.verify(self.journal.committed_counter())
@@ -179,21 +193,8 @@ class Updater:
             wanted, wanted.shadow, self._watch, self._telling(update), self._orders.take
         )
         if outcome.verdict != "commit":
-            return self._refuse(update, outcome.reason)
+            return self._ending.refuse(update, outcome.reason)
         return self._go(replace(update, agreement=agreement))
-
-    def _refuse(self, update: Update, reason: str) -> Update:
-        reason = reason.replace(str(self._where.incoming), update.file)  # which people know
-        self._tell(f"refused: {reason}")
-        self._preparation.discard(update)  # first: on a disk that is full it could not be noted
-        try:
-            refused = self.journal.step(update, "refused", reason=reason, by=self._orders.by)
-        except StorageError:
-            self._preparation.clear(update)
-            refused = self.journal.step(update, "refused", reason=reason, by=self._orders.by)
-        self._orders.done()
-        self._preparation.clear(refused)
-        return refused
 
     def _go(self, update: Update) -> Update:
         """Note how it was, and change what runs, unless an operator has asked for the end."""
@@ -219,31 +220,37 @@ class Updater:
         return self.journal.step(update, "trial")
 
     def _take_back_cut(self, update: Update) -> Update:
-        return self._take_back(update, "it was cut off during the switch")
+        return self._ending.take_back(update, self._change(update), "it was cut off during the switch")
 
     def _try(self, update: Update) -> Update:
         change = self._change(update)
         stand = change.stand(update)
         if stand == "kept":
-            return self._keep(update, "")
+            if (asked := self._orders.take()) is None or asked.verdict != "commit":
+                self._orders.by = "updater"  # or an operator has: it was cut off behind that
+            return self._ending.keep(update, change, "")
         if stand == "undone":
-            return self._take_back(update, "it was cut off on the way back")
+            return self._ending.take_back(update, change, "it was cut off on the way back")
         update = self._counted(update)
         if update.starts > BOOTS:
-            return self._take_back(update, f"the board was started {update.starts} times during the trial")
+            return self._ending.take_back(
+                update, change, f"the board was started {update.starts} times during the trial"
+            )
         gate, before = terms(update, self._where.incoming)
         self._tell(f"on trial: it has to be well for {gate.steady_s:g} s on end within {gate.within_s:g} s")
         version = update.version if update.kind == "full" else ""
-        taken_up = Reloaded(update.pid_before, update.reloads_before) if update.kind == "models" else None
-        trial = Trial(gate, before, version, self._clock(), taken_up)
+        # Who was started since has the models from its start, whatever its pid is; and its failures count from 0.
+        is_asked = update.kind == "models" and not update.starts
+        reloaded = Reloaded(update.pid_before, update.reloads_before) if is_asked else None
+        trial = Trial(gate, before, version, self._clock(), reloaded)
         outcome = self._watch.until_over(
-            trial, update.failures_before, self._telling(update), self._asking(update)
+            trial, 0 if update.starts else update.failures_before, self._telling(update), self._asking(update)
         )
         if change.stopped_at is not None and trial.ready_at is not None:
             update = replace(update, downtime_s=round(trial.ready_at - change.stopped_at, 2))
         if outcome.verdict == "commit":
-            return self._keep(update, outcome.reason)
-        return self._take_back(update, outcome.reason)
+            return self._ending.keep(update, change, outcome.reason)
+        return self._ending.take_back(update, change, outcome.reason)
 
     def _counted(self, update: Update) -> Update:
         """With this boot counted. Of versions the dead-man counts them, of models nobody else does."""
@@ -267,31 +274,6 @@ class Updater:
             return self._orders.take()
 
         return asked
-
-    def _keep(self, update: Update, reason: str) -> Update:
-        self._change(update).keep(update)
-        state: State = "rolled_back" if update.back else "committed"
-        by = "operator" if update.back else self._orders.by
-        reason = f"an operator went back to {update.version}" if update.back else reason
-        update = self.journal.step(update, state, reason=reason, by=by, downtime_s=update.downtime_s)
-        self._orders.done()
-        self._tell(reason if update.back else f"committed: {update.version}")
-        return update
-
-    def _take_back(self, update: Update, reason: str) -> Update:
-        self._tell(f"taking it back: {reason}")
-        verdict = self._change(update).undo(update)
-        by = verdict.by if verdict else self._orders.by
-        reason = verdict.reason if verdict else reason
-        if update.back:
-            by = verdict.by if verdict else "updater"
-            reason = f"not gone back to {update.version}: {reason}"
-        self._preparation.clear(update)  # first: on a disk that is full it could not be noted
-        update = self.journal.step(update, "rolled_back", reason=reason, by=by, downtime_s=update.downtime_s)
-        self._orders.done()
-        Switch(self._where).take_up()
-        self._tell(f"rolled back to {update.from_version or 'what ran before'}: {reason}")
-        return update
 
     def _change(self, update: Update) -> Change:
         return self._models if update.kind == "models" else self._version

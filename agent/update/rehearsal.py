@@ -52,8 +52,11 @@ class Rehearsal:
         """
         if not self._where.config.exists():
             return
+        running = self._slots.of("current")
         migrated = slot / CONFIG
-        config = read(migrated if migrated.exists() else self._where.config)
+        # Of the version that runs it is as old as that version: what it runs on now is in use.
+        is_new = migrated.exists() and (running is None or slot != self._slots.path(running))
+        config = read(migrated if is_new else self._where.config)
         # Its models lie where `current/models` does not lead to yet.
         checked, models = slot / _CHECKED, ModelSets(slot).path(number)
         make_folder(checked.parent)
@@ -66,7 +69,6 @@ class Rehearsal:
             return
         if not loads:
             raise UpdateError(f"no daemon would start on the configuration: {'; '.join(found)}")
-        running = self._slots.of("current")
         known, _ = self._problems(self._slots.path(running), self._where.config) if running else ([], True)
         if new := [problem for problem in found if problem not in known]:
             raise UpdateError(f"the new version refuses the configuration: {'; '.join(new)}")

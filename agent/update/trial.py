@@ -99,7 +99,7 @@ class Trial:
             asked: the daemon that was asked to take new models up; None: a version is new.
         """
         self._gate, self._before, self._version, self._asked = gate, before, version, asked
-        self._began_s = began_s
+        self._began_s, self._has_taken_up = began_s, False
         self._well_since: float | None = None
         self.ready_at: float | None = None
         """When the daemon was first seen ready."""
@@ -110,8 +110,10 @@ class Trial:
             again = f", {seen.failures} times" if seen.failures > 1 else ""
             why = f": {seen.why}" if seen.why not in ("", "success") else ""
             return Outcome("roll back", f"the service ended by itself{again}{why}; see `journalctl -u vedette`")
-        if seen.vitals is not None and self._has_read(seen.vitals) and seen.vitals.reload_refused:
-            return Outcome("roll back", f"the daemon refuses to take them up: {seen.vitals.reload_refused}")
+        if seen.vitals is not None and self._has_read(seen.vitals) and not self._has_taken_up:
+            if seen.vitals.reload_refused:
+                return Outcome("roll back", f"the daemon refuses to take them up: {seen.vitals.reload_refused}")
+            self._has_taken_up = True  # what is refused from now on is somebody else's
         lacks = next(self._lacks(seen.vitals), "")
         if lacks:
             self._well_since = None

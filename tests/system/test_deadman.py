@@ -320,6 +320,28 @@ def test_wherever_it_is_cut_off_the_next_look_ends_what_it_began(tmp_path: Path,
     assert cuts >= 1
 
 
+@pytest.mark.parametrize("tool", _TOOLS)
+def test_a_cut_on_the_way_back_leaves_no_trial_on_the_configuration_of_before(tmp_path: Path, tool: str) -> None:
+    for at in range(1, 25):
+        root = Root(tmp_path / str(at))
+        root.begin(allowed_s=60)
+        root.tick()
+        root.boot("first", 2000)
+        path = cutting(root, tool, at)
+        root.run(path=path)
+        trial = root.state / "trial"
+        if root.slots[0] == "slots/b" and (root.etc / "vedette.toml").read_text() == "old":
+            assert "state=switching" in trial.read_text()
+        root.boot("second", 700)
+        root.tick("settle")
+        root.tick()
+        assert (root.slots, trial.exists()) == (("slots/a", "slots/a"), False)
+        assert root.verdict["reason"] == "the trial took longer than 60 s", "the cut is not why"
+        if len((Path(path) / "calls").read_text().splitlines()) < at:
+            return
+    raise AssertionError("it never came to its end")
+
+
 def test_an_updater_that_it_stopped_a_moment_too_late_is_started_again(root: Root) -> None:
     """It had committed the trial, and may not have noted that yet."""
     root.begin(allowed_s=60)

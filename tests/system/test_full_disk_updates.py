@@ -157,3 +157,42 @@ def test_the_dead_man_ends_a_trial_on_a_full_disk(board: Board, monkeypatch: pyt
     board.service.deadman()
     assert not board.where.trial.exists()
     assert (board.runs, board.config) == ("1.0", CONFIG)
+
+
+def test_a_version_that_brings_the_board_down_on_a_full_disk_has_its_boots_counted(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boot = board.where.root / "proc/sys/kernel/random/boot_id"
+    boot.parent.mkdir(parents=True)
+    boot.write_text("0\n")
+    (board.where.root / "proc/uptime").write_text("3.00 1.00\n")
+    updater = board.updater()
+    up_to_switch(board, "2.0")
+    monkeypatch.setattr("agent.update.applying.Updater._try", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        from_switch(board)
+    board.service.deadman()
+    for number in range(1, 4):
+        fill(board)
+        with boot.open("r+") as file:  # in its place, which takes no room
+            file.write(f"{number}\n")
+        board.service.deadman("settle")
+        assert f"boots={number}\n" in board.where.counted.read_text()
+        assert board.where.reserve.stat().st_size > 128 * 1024, "which going back needs"
+    fill(board)
+    with boot.open("r+") as file:
+        file.write("4\n")
+    board.service.deadman("settle")
+    assert (board.runs, board.config) == ("1.0", CONFIG)
+    assert not board.where.trial.exists()
+    assert updater.journal.read() is not None
+
+
+def test_what_cannot_even_begin_on_a_full_disk_is_refused_and_gives_its_room_back(board: Board) -> None:
+    board.updater().receive(board.bundle("2.0"))
+    fill(board)
+    done = board.updater().resume()
+    assert done is not None
+    assert done.state == "refused"
+    assert "No space left" in done.reason
+    assert not board.where.incoming.exists()

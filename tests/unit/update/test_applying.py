@@ -13,6 +13,7 @@ import pytest
 from agent.errors import StorageError, UpdateError
 from agent.storage.modelsets import ModelSets
 from agent.storage.slots import Link, Slot, Slots
+from agent.update.changes import VersionChange
 from agent.update.description import Migration
 from agent.update.gates import ShadowGate
 from agent.update.journal import Journal, Update
@@ -615,6 +616,98 @@ def test_models_that_bring_the_board_down_are_taken_back_after_three_boots(
     assert ModelSets(board.slots.path("a")).current == 0
 
 
+def test_models_that_the_daemon_has_from_its_start_are_taken_up_whatever_its_number_is(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A board that boots the same way each time gives the daemon the same pid; and counts its failures from 0."""
+    board.service.reloads, board.service.failures = 3, 2
+    board.updater().receive(board.models(7))
+    with monkeypatch.context() as cut:
+        cut.setattr(board, "_sleep", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            board.updater().resume()
+    pid = board.service.pid
+    board.restart_service()
+    board.service.pid = pid
+    monkeypatch.setattr("agent.update.applying.boot_id", lambda: "the next")
+    done = board.updater().resume()
+    assert done is not None
+    assert (done.state, done.starts) == ("committed", 1)
+
+
+def test_models_that_bring_the_daemon_down_after_a_boot_are_taken_back(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board.service.failures = 2  # of the boot before
+    board.updater().receive(board.models(7))
+    with monkeypatch.context() as cut:
+        cut.setattr(board, "_sleep", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            board.updater().resume()
+    board.restart_service()
+    board.service.failures = 1
+    monkeypatch.setattr("agent.update.applying.boot_id", lambda: "the next")
+    done = board.updater().resume()
+    assert done is not None
+    assert done.state == "rolled_back"
+    assert done.reason.startswith("the service ended by itself: exit-code;")
+
+
+def test_models_are_checked_with_the_configuration_of_now(board: Board) -> None:
+    """A version that came with a changed one has a copy of that, which nobody edits."""
+    assert board.apply(board.bundle("2.0", migrations=[RENAME])).state == "committed"
+    board.where.config.write_text(board.config.replace("broker.example", "other.example"), encoding="utf-8")
+    seen = board.where.root / "seen"
+    running = board.slots.path("b") / "venv/bin/vedette"
+    running.write_text(
+        f'#!/bin/sh\n[ $1 = update ] || {{ cat "$4" >> {seen}; printf \'{{"problems": []}}\'; }}\n',
+        encoding="utf-8",
+    )
+    assert board.apply(board.models(7)).state == "committed"
+    assert "other.example" in seen.read_text(encoding="utf-8")
+
+
+def test_a_bundle_that_could_not_be_received_takes_no_room(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    incoming = board.where.incoming
+    with monkeypatch.context() as full:
+        full.setattr(Journal, "begin", _full)
+        with pytest.raises(StorageError):
+            board.updater().receive(board.bundle())
+    assert not incoming.exists()
+    assert not signature_of(incoming).exists()
+    incoming.write_bytes(b"cut off")  # before it was noted
+    copied = list[bool]()
+
+    def copy(source: Path, target: Path, **_: object) -> None:
+        copied.append(incoming.exists())
+        _full()
+
+    monkeypatch.setattr("agent.update.applying.take_copy", copy)
+    with pytest.raises(StorageError):
+        board.updater().receive(board.bundle())
+    assert copied == [False]
+
+
+def test_a_commit_that_was_cut_off_is_told_of_whoever_decided_it(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board.updater().receive(board.bundle())
+    with monkeypatch.context() as cut:
+        cut.setattr(board, "_sleep", _ordering(board, "confirm"))
+        cut.setattr("agent.update.ending.Ending.keep", _keep_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            board.updater().resume()
+    board.restart_service()
+    done = board.updater().resume()
+    assert done is not None
+    assert (done.state, done.by) == ("committed", "operator")
+
+
+def _keep_and_die(ending: object, update: Update, change: VersionChange, reason: str) -> Update:
+    change.keep(update)
+    raise KeyboardInterrupt
+
+
 def test_a_cut_while_a_trial_is_taken_back_does_not_put_it_on_trial_again(
     board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -638,7 +731,8 @@ def test_a_cut_while_a_trial_is_taken_back_does_not_put_it_on_trial_again(
     assert (board.runs, board.config) == ("1.0", CONFIG)
     done = board.updater().resume()
     assert done is not None
-    assert done.state == "rolled_back"
+    assert (done.state, done.by) == ("rolled_back", "updater")
+    assert "stream front infers in 90.0 ms" in done.reason, "the cut is not why"
     board.check_sound()
 
 
@@ -655,6 +749,7 @@ def test_what_could_not_be_taken_back_is_taken_back_later_and_not_tried_again(
     done = board.updater().resume()
     assert done is not None
     assert done.state == "rolled_back"
+    assert "stream front infers in 90.0 ms" in done.reason
     assert len([line for line in board.said if line.startswith("on trial:")]) == 1
     board.check_sound()
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from agent.update.gates import HealthGate
-from agent.update.trial import Baseline, Outcome, Seen, Trial, baseline
+from agent.update.trial import Baseline, Outcome, Reloaded, Seen, Trial, baseline
 from agent.update.vitals import StreamVitals, Vitals
 
 GATE = HealthGate(steady_s=10, within_s=60, p95_factor=1.5, p95_floor_ms=5.0, memory_mb=200)
@@ -106,6 +106,15 @@ def test_without_a_daemon_before_every_stream_has_to_be_well() -> None:
 def test_models_are_tried_on_any_version() -> None:
     one = trial(version="")
     assert one.look(0.0, Seen(replace(WELL, version="1.0"))).reason.startswith("all is well")
+
+
+def test_what_the_daemon_refuses_after_it_has_taken_the_models_up_is_somebody_elses() -> None:
+    one = Trial(GATE, BEFORE, "", 0.0, Reloaded(7, 3))
+    assert "has not taken" in one.look(0.0, Seen(replace(WELL, reloads=3))).reason
+    assert one.look(1.0, Seen(replace(WELL, reloads=4))).reason.startswith("all is well")
+    typo = replace(WELL, reloads=5, reload_refused="vedette.toml:3: a typo")
+    assert one.look(2.0, Seen(typo)).reason.startswith("all is well")
+    assert Trial(GATE, BEFORE, "", 0.0, Reloaded(7, 3)).look(2.0, Seen(typo)).verdict == "roll back"
 
 
 def test_one_that_is_well_now_and_then_comes_to_an_end() -> None:
