@@ -72,8 +72,9 @@ class GoldenManifest(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         files: beside the manifest, pictures or recordings as the model will meet them; none: noisy shapes.
-        tolerance: root mean square of the difference, as a share of the answer's own deviation, over the worst
-            output; None: 0.1 of a quantised model, 0.02 of another.
+        tolerance: root mean square of the difference, as a share of the answer's own deviation (of its size where
+            its numbers are alike, or it is only one), over the worst output; None: 0.1 of a quantised model, 0.02
+            of another.
     """
 
     files: tuple[str, ...] = ()

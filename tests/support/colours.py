@@ -26,6 +26,8 @@ score_threshold = {threshold}
 """
 _HALF = 0.15
 """Half a side of every box, as a fraction of the picture."""
+EDGES = np.array([-_HALF, -_HALF, _HALF, _HALF], np.float32)
+"""Of the box in a black picture: top, left, bottom, right."""
 
 
 def colour_model(folder: Path, *, threshold: float = 0.5, side: int = 2) -> Path:
@@ -45,7 +47,6 @@ def colour_model(folder: Path, *, threshold: float = 0.5, side: int = 2) -> Path
 def _model(side: int) -> bytes:
     pixels = 3 * side * side
     red, green, blue = (np.tile(np.eye(3, dtype=np.float32)[n], side * side) / side**2 for n in range(3))
-    edges = np.array([-_HALF, -_HALF, _HALF, _HALF], np.float32)
     shape = (1, side, side, 3)
     tensors = [
         T("image", shape, "uint8", scale=(1 / 255,)),
@@ -53,7 +54,7 @@ def _model(side: int) -> bytes:
         T("pixels/shape", (2,), "int32", np.array([1, pixels], np.int32)),
         T("pixels", (1, pixels)),
         T("edges/weights", (4, pixels), data=np.stack([green, red, green, red])),
-        T("edges/bias", (4,), data=edges),
+        T("edges/bias", (4,), data=EDGES),
         T("edges", (1, 4)),
         T("boxes/shape", (3,), "int32", np.array([1, 1, 4], np.int32)),
         T("boxes", (1, 1, 4)),

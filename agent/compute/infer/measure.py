@@ -18,6 +18,8 @@ _INPUTS = 3
 _LARGEST = 2**25
 """Numbers that inputs are made up of at most: to make them takes some 16 bytes for each, and a board has few."""
 _TOLERANCE_FLOAT, _TOLERANCE_INTEGER = 0.02, 0.1
+_ALIKE = 1e-4
+"""Deviation of numbers that are alike, as a share of the largest: little more than what float32 rounds by."""
 
 _Amount = Annotated[float, Meta(ge=0.0, le=1e9)]
 _Count = Annotated[int, Meta(ge=-1, le=2**31)]
@@ -38,7 +40,8 @@ class Measured(Struct, frozen=True):
         rss_mb: resident memory of its process, MB.
         nodes, delegated: operations of the model, and how many the delegate has taken; -1: not known.
         error: how far its answers are from the reference's: root mean square of the difference, as a share of the
-            reference's own deviation, over the worst output; None: they are not finite.
+            reference's own deviation (of its size where its numbers are alike, or it is only one), over the worst
+            output; None: they are not finite.
         runtime: name and version.
     """
 
@@ -100,9 +103,15 @@ def distance(reference: list[list[Array]], answers: list[list[Array]], specs: Se
         for one, other, spec in zip(wanted, given, specs, strict=True):
             if not np.isfinite(other).all():
                 return float("inf")
-            deviation = max(float(one.std()), spec.scale, 1e-6 * float(np.abs(one).max(initial=0.0)), 1e-12)
-            worst = max(worst, float(np.sqrt(np.square(one - other, dtype=np.float64).mean())) / deviation)
+            off = float(np.sqrt(np.square(one - other, dtype=np.float64).mean()))
+            worst = max(worst, off / max(_deviation(one), spec.scale, 1e-12))
     return worst
+
+
+def _deviation(answer: Array) -> float:
+    """Of an answer; of one number, or of many that are all alike, their size: they have none."""
+    size, deviation = float(np.abs(answer).max(initial=0.0)), float(answer.std())
+    return deviation if deviation > _ALIKE * size else size
 
 
 def wrong(off: float, allowed: float) -> str:

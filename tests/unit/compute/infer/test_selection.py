@@ -149,6 +149,14 @@ def test_distance_does_not_depend_on_the_scale(scale: float, share: float, seed:
     assert distance([[right]], [[wrong]], SPECS[1:]) == pytest.approx(share, rel=0.15, abs=1e-9)
 
 
+@given(size=st.floats(1e-3, 1e3), off=st.floats(-0.5, 0.5), count=st.sampled_from((1, 50)))
+def test_of_one_number_or_of_many_that_are_alike_the_size_counts(size: float, off: float, count: int) -> None:
+    """They have no deviation, and float32 cannot be as close as a share of that."""
+    right = np.full((1, count), size, np.float32)
+    assert distance([[right]], [[right * np.float32(1 + off)]], SPECS[1:]) == pytest.approx(abs(off), abs=1e-6)
+    assert wrong(distance([[right]], [[np.nextafter(right, np.float32(np.inf))]], SPECS[1:]), 0.02) == ""
+
+
 def test_what_is_not_finite_is_infinitely_far() -> None:
     right = np.ones((1, 50), np.float32)
     assert distance([[right]], [[np.full_like(right, np.nan)]], SPECS[1:]) == float("inf")
