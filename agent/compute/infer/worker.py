@@ -61,11 +61,14 @@ class WorkerSession:
         self._path = model.path
         self._stretches: dict[str, _Mapped] = {}
         rung = self._there = options.rung or model.manifest.rungs[0].name
-        self._tensors = os.memfd_create("tensors")
         try:
-            self._process = Process("agent.compute.infer.worker_main", [self._tensors])
+            self._tensors = os.memfd_create("tensors")
+            try:
+                self._process = Process("agent.compute.infer.worker_main", [self._tensors])
+            except OSError:
+                os.close(self._tensors)
+                raise
         except OSError as error:
-            os.close(self._tensors)
             raise BackendError(f"{model.path}: no process for {plan.backend}: {reason_of(error)}") from error
         try:
             request = wire.Open(plan, rung, options.threads, model.manifest, model.path)
