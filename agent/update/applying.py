@@ -231,7 +231,8 @@ class Updater:
             return self._ending.keep(update, change, "")
         if stand == "undone":
             return self._ending.take_back(update, change, "it was cut off on the way back")
-        update = self._counted(update)
+        # It goes on, whatever it was to be taken back for when that was cut off.
+        update = self._counted(replace(update, reason=""))
         if update.starts > BOOTS:
             return self._ending.take_back(
                 update, change, f"the board was started {update.starts} times during the trial"

@@ -781,6 +781,21 @@ def test_an_order_that_was_read_outlives_a_cut(board: Board, monkeypatch: pytest
     assert Orders(board.where).take() is None
 
 
+def test_a_trial_that_goes_on_is_taken_back_for_what_is_then(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board.updater().receive(board.bundle("2.0+slow"))
+    with monkeypatch.context() as cut:
+        cut.setattr("agent.update.changes.VersionChange.undo", lambda *_: _killed(0))
+        with pytest.raises(KeyboardInterrupt):
+            board.updater().resume()
+    board.restart_service()
+    Orders(board.where).give("rollback")
+    done = board.updater().resume()
+    assert done is not None
+    assert (done.state, done.by, done.reason) == ("rolled_back", "operator", "an operator has asked for it")
+
+
 def test_a_configuration_that_no_daemon_starts_on_is_refused_though_the_old_version_says_so_too(
     board: Board,
 ) -> None:
