@@ -19,18 +19,17 @@ from agent.storage.modelsets import ModelSets
 from agent.storage.slots import Slots, slot_of
 from agent.storage.updatefiles import remove, take_copy
 from agent.update.archive import read_description
-from agent.update.changes import Change, ModelsChange, VersionChange
+from agent.update.changes import Changes
 from agent.update.comparing import Comparison
 from agent.update.ending import Ending
 from agent.update.journal import Journal, Update, now
 from agent.update.orders import Orders
 from agent.update.places import Places
 from agent.update.preparing import Preparation, Tell
-from agent.update.returning import terms
+from agent.update.probation import Probation
 from agent.update.service import Service
 from agent.update.states import BEFORE_SWITCH, State, after_cut
-from agent.update.switching import BOOTS, Switch
-from agent.update.trial import Outcome, Reloaded, Trial
+from agent.update.switching import Switch
 from agent.update.trust import signature_of
 from agent.update.vitals import boot_id
 from agent.update.watching import Watch
@@ -72,8 +71,10 @@ class Updater:
         self._watch = Watch(where, service, clock=clock, sleep=sleep)
         self._orders = Orders(where)
         self._ending = Ending(where, self.journal, self._preparation, self._orders, tell)
-        self._version = VersionChange(where, service, clock)
-        self._models = ModelsChange(where, service)
+        self._changes = Changes(where, service, clock)
+        probation = Probation(
+            where, self.journal, self._ending, self._changes, self._watch, self._orders, tell, clock
+        )
         self._steps: Mapping[State, Callable[[Update], Update]] = {
             "received": self._verify,
             "verified": self._stage,
@@ -81,7 +82,7 @@ class Updater:
             "tested": self._begin,
             "shadow": self._compare,
             "switching": self._take_back_cut,
-            "trial": self._try,
+            "trial": probation.go_on,
         }
 
     def receive(self, bundle: Path) -> Update:
@@ -162,7 +163,7 @@ class Updater:
                 return update
             if update.state in BEFORE_SWITCH:
                 return self._ending.refuse(update, reason)
-            change = self._change(update)
+            change = self._changes.of(update)
             if update.state == "trial" and change.stand(update) == "kept":
                 raise  # nothing but the note of that is missing
             return self._ending.take_back(update, change, reason)
@@ -190,7 +191,7 @@ class Updater:
         self._tell(f"beside those in use: {wanted.shadow.compared} answers of each stream are compared")
         comparison = Comparison(self._where, update, self._clock)
         outcome, agreement = comparison.run(
-            wanted, wanted.shadow, self._watch, self._telling(update), self._orders.take
+            wanted, wanted.shadow, self._watch, self.journal.telling(update, self._tell), self._orders.take
         )
         if outcome.verdict != "commit":
             return self._ending.refuse(update, outcome.reason)
@@ -216,65 +217,8 @@ class Updater:
         )
         self._orders.done("confirm")  # of the models beside those in use, not of the trial
         self._tell(f"switching to {update.version}")
-        self._change(update).go(update, read_description(self._where.incoming).health)
+        self._changes.of(update).go(update, read_description(self._where.incoming).health)
         return self.journal.step(update, "trial")
 
     def _take_back_cut(self, update: Update) -> Update:
-        return self._ending.take_back(update, self._change(update), "it was cut off during the switch")
-
-    def _try(self, update: Update) -> Update:
-        change = self._change(update)
-        stand = change.stand(update)
-        if stand == "kept":
-            if (asked := self._orders.take()) is None or asked.verdict != "commit":
-                self._orders.by = "updater"  # or an operator has: it was cut off behind that
-            return self._ending.keep(update, change, "")
-        if stand == "undone":
-            return self._ending.take_back(update, change, "it was cut off on the way back")
-        # It goes on, whatever it was to be taken back for when that was cut off.
-        update = self._counted(replace(update, reason=""))
-        if update.starts > BOOTS:
-            return self._ending.take_back(
-                update, change, f"the board was started {update.starts} times during the trial"
-            )
-        gate, before = terms(update, self._where.incoming)
-        self._tell(f"on trial: it has to be well for {gate.steady_s:g} s on end within {gate.within_s:g} s")
-        version = update.version if update.kind == "full" else ""
-        # Who was started since has the models from its start, whatever its pid is; and its failures count from 0.
-        is_asked = update.kind == "models" and not update.starts
-        reloaded = Reloaded(update.pid_before, update.reloads_before) if is_asked else None
-        trial = Trial(gate, before, version, self._clock(), reloaded)
-        outcome = self._watch.until_over(
-            trial, 0 if update.starts else update.failures_before, self._telling(update), self._asking(update)
-        )
-        if change.stopped_at is not None and trial.ready_at is not None:
-            update = replace(update, downtime_s=round(trial.ready_at - change.stopped_at, 2))
-        if outcome.verdict == "commit":
-            return self._ending.keep(update, change, outcome.reason)
-        return self._ending.take_back(update, change, outcome.reason)
-
-    def _counted(self, update: Update) -> Update:
-        """With this boot counted. Of versions the dead-man counts them, of models nobody else does."""
-        if update.kind != "models" or update.boot_id == boot_id():
-            return update
-        return self.journal.note(update, starts=update.starts + 1, boot_id=boot_id())
-
-    def _telling(self, update: Update) -> Tell:
-        def tell(reason: str) -> None:
-            self._tell(reason)
-            self.journal.note(update, reason=reason)
-
-        return tell
-
-    def _asking(self, update: Update) -> Callable[[], Outcome | None]:
-        """What somebody else has decided: an operator, or the dead-man."""
-
-        def asked() -> Outcome | None:
-            if self._change(update).stand(update) != "on trial":
-                return Outcome("roll back", "it was taken back by somebody else")
-            return self._orders.take()
-
-        return asked
-
-    def _change(self, update: Update) -> Change:
-        return self._models if update.kind == "models" else self._version
+        return self._ending.take_back(update, self._changes.of(update), "it was cut off during the switch")

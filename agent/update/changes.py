@@ -140,3 +140,14 @@ class ModelsChange:
         """See `Change`."""
         self._sets(update).tidy(update.models_before)
         remove(self._where.incoming, signature_of(self._where.incoming))
+
+
+class Changes:
+    """Of both kinds, of one board."""
+
+    def __init__(self, where: Places, service: Service, clock: Callable[[], float] = time.monotonic) -> None:
+        self._version, self._models = VersionChange(where, service, clock), ModelsChange(where, service)
+
+    def of(self, update: Update) -> Change:
+        """The one that its bundle makes."""
+        return self._models if update.kind == "models" else self._version

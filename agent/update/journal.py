@@ -186,6 +186,15 @@ class Journal:
         """
         return self._write(_bounded(msgspec.structs.replace(update, **changes)))
 
+    def telling(self, update: Update, tell: Callable[[str], None]) -> Callable[[str], None]:
+        """Give what tells why it waits, and notes that."""
+
+        def told(reason: str) -> None:
+            tell(reason)
+            self.note(update, reason=reason)
+
+        return told
+
     def _write(self, update: Update) -> Update:
         self._file.write(msgspec.json.format(msgspec.json.encode(update)) + b"\n")
         return update

@@ -168,7 +168,9 @@ def test_a_version_that_brings_the_board_down_on_a_full_disk_has_its_boots_count
     (board.where.root / "proc/uptime").write_text("3.00 1.00\n")
     updater = board.updater()
     up_to_switch(board, "2.0")
-    monkeypatch.setattr("agent.update.applying.Updater._try", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "agent.update.probation.Probation.go_on", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         from_switch(board)
     board.service.deadman()

@@ -599,17 +599,22 @@ def test_an_update_that_brings_the_board_down_before_its_switch_is_not_begun_for
     board.check_sound()
 
 
+def _boot(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for module in ("applying", "probation"):
+        monkeypatch.setattr(f"agent.update.{module}.boot_id", lambda: name)
+
+
 def test_models_that_bring_the_board_down_are_taken_back_after_three_boots(
     board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(board, "_sleep", _killed)
     board.updater().receive(board.models(7))
     for boot in range(4):
-        monkeypatch.setattr("agent.update.applying.boot_id", lambda boot=boot: f"boot {boot}")
+        _boot(monkeypatch, f"boot {boot}")
         with pytest.raises(KeyboardInterrupt):
             board.updater().resume()
         assert ModelSets(board.slots.path("a")).current == 7
-    monkeypatch.setattr("agent.update.applying.boot_id", lambda: "the last")
+    _boot(monkeypatch, "the last")
     done = board.updater().resume()
     assert done is not None
     assert (done.state, done.reason) == ("rolled_back", "the board was started 4 times during the trial")
@@ -629,7 +634,7 @@ def test_models_that_the_daemon_has_from_its_start_are_taken_up_whatever_its_num
     pid = board.service.pid
     board.restart_service()
     board.service.pid = pid
-    monkeypatch.setattr("agent.update.applying.boot_id", lambda: "the next")
+    _boot(monkeypatch, "the next")
     done = board.updater().resume()
     assert done is not None
     assert (done.state, done.starts) == ("committed", 1)
@@ -646,7 +651,7 @@ def test_models_that_bring_the_daemon_down_after_a_boot_are_taken_back(
             board.updater().resume()
     board.restart_service()
     board.service.failures = 1
-    monkeypatch.setattr("agent.update.applying.boot_id", lambda: "the next")
+    _boot(monkeypatch, "the next")
     done = board.updater().resume()
     assert done is not None
     assert done.state == "rolled_back"
