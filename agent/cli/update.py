@@ -107,36 +107,32 @@ def history(as_json: bool, count: int) -> None:
     import msgspec
 
     from agent.update.journal import Journal
+    from agent.update.standing import row
 
     found = Journal(_places()).history()[-count:]
     if not found and not as_json:
         click.echo("no update yet")
     for one in found:
-        click.echo(msgspec.json.encode(one).decode() if as_json else plain(_row(one)))
-
-
-def _row(one: Update) -> str:
-    when = f"{one.began_at:%Y-%m-%d %H:%M}"
-    what = f"{one.from_version or '?'} → {one.version or Path(one.file).name}"
-    took = f"{sum(one.seconds.values()):.0f} s"
-    down = "" if one.downtime_s is None else f", down {one.downtime_s:.1f} s"
-    why = f"  {one.by}: {one.reason}" if one.reason else ""
-    return f"{when}  {one.state:<11}  {what}  {took}{down}{why}"
+        click.echo(msgspec.json.encode(one).decode() if as_json else plain(row(one)))
 
 
 @update.command()
+@click.option("--once", is_flag=True, help="Only if no going back is what was done last: it can be said again.")
 @click.pass_context
-def rollback(ctx: click.Context) -> None:
+def rollback(ctx: click.Context, once: bool) -> None:
     """End the update at hand, or go back to what was before: the version, or the models.
 
     What was before has to be ready within two minutes, or what runs now comes back. A version that was refused
     or failed its trial is none to go back to. Exit code: 0 gone back, or told to whoever is at an update; 1 not.
     """
     from agent.update.journal import Journal
-    from agent.update.returning import Return
+    from agent.update.returning import Return, gone_back
     from agent.update.service import Systemd
 
     where = _places()
+    if once and (done_already := gone_back(Journal(where))):
+        click.echo(plain(done_already))
+        return
     if _ordered(where, "rollback"):
         return
     with _owned(where):

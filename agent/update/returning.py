@@ -44,6 +44,26 @@ def terms(update: Update, incoming: Path) -> tuple[HealthGate, Baseline]:
     return GATE if update.back else read_description(incoming).health, before
 
 
+def gone_back(journal: Journal) -> str:
+    """Whether going back is what was done last, or is being done, in words; empty: it is not.
+
+    What was refused, or has failed its trial, has changed nothing.
+
+    Raises:
+        UpdateError: the journal is damaged.
+        StorageError: it cannot be read.
+    """
+    newest = journal.read()
+    if newest is not None and newest.back and not newest.over:
+        return f"it is going back to {newest.version} already: see `vedette update status`"
+    for update in reversed(journal.history()):
+        if update.back and update.by == "operator":
+            return f"it has gone back to {update.version} already, at {update.began_at:%Y-%m-%d %H:%M} UTC"
+        if update.state == "committed":
+            return ""
+    return ""
+
+
 class Return:
     """On one board. Whoever takes up the journal's update watches it then."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from msgspec import Struct
 
@@ -51,6 +52,15 @@ class Standing(Struct, frozen=True):
             one = self.at_hand
             why = f": {one.reason}" if one.reason else ""
             yield f"{'last' if one.over else 'at hand':<9} {one.version or one.file} {one.state}{why}"
+
+
+def row(one: Update) -> str:
+    """What became of an update, in a line of the history."""
+    what = f"{one.from_version or '?'} → {one.version or Path(one.file).name}"
+    took = f"{sum(one.seconds.values()):.0f} s"
+    down = "" if one.downtime_s is None else f", down {one.downtime_s:.1f} s"
+    why = f"  {one.by}: {one.reason}" if one.reason else ""
+    return f"{one.began_at:%Y-%m-%d %H:%M}  {one.state:<11}  {what}  {took}{down}{why}"
 
 
 def standing(where: Places) -> Standing:

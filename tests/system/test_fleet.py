@@ -134,6 +134,8 @@ def test_a_shell_is_not_to_be_had(fleet: Fleet) -> None:
         "update resume",
         "update selftest /etc",
         "update rollback --help",
+        "update rollback --once --help",
+        "update rollback  --once",
         "doctor -c /etc/shadow",
         "doctor --fresh",
         "run -c /etc/shadow",
@@ -483,12 +485,15 @@ def test_boards_go_back_to_the_models_before_until_there_is_nothing_before(fleet
     done = fleet.vedette("rollback", "--yes")
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("an operator went back to") == 3
+    done = fleet.vedette("rollback", "--yes")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("it has gone back to") == 3
     path = fleet.folder / f"models-{max(counters(fleet))}.vedette"
     again = fleet.vedette("rollout", path.name, "--board", "board1", "--ledger", "again.ledger")
     assert again.returncode == 1
     assert "is not above" in again.stdout + again.stderr
     for _ in range(3):
-        done = fleet.vedette("rollback", "--yes")
+        done = fleet.vedette("rollback", "--yes", "--further")
         if done.stdout.count("holds no version to go back to") == 3:
             break
     assert done.stdout.count("holds no version to go back to") == 3
@@ -507,8 +512,8 @@ def test_ansible_tells_what_runs_and_what_cannot_go_back(fleet: Fleet) -> None:
     assert told.returncode == 0, told.stdout + told.stderr
     assert told.stdout.count('"previous": ') == 3
     back = fleet.play("rollback.yml", "--limit", "board1")
-    assert back.returncode != 0
-    assert "holds no version to go back to" in back.stdout
+    assert back.returncode == 0, back.stdout + back.stderr
+    assert "it has gone back to" in fleet.play("rollback.yml", "--limit", "board1", "-v").stdout
 
 
 @needs_ansible

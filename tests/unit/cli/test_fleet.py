@@ -89,9 +89,11 @@ def test_a_rollback_is_waited_for_as_long_as_a_board_may_take(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patience: list[float] = []
+    commands: list[str] = []
 
-    async def ask_all(*_: object, patience_s: float, **__: object) -> list[Answer]:
+    async def ask_all(_: object, __: object, command: str, *, patience_s: float, **___: object) -> list[Answer]:
         patience.append(patience_s)
+        commands.append(command)
         return []
 
     monkeypatch.setattr("agent.fleet.asking.ask_all", ask_all)
@@ -100,6 +102,8 @@ def test_a_rollback_is_waited_for_as_long_as_a_board_may_take(
     assert say("rollback", "--yes").exit_code == 0
     watched_s = returning.GATE.within_s + returning.GATE.steady_s
     assert patience[0] >= rehearsal._PATIENCE_S + watched_s + 2 * service._PATIENCE_S
+    assert say("rollback", "--yes", "--further").exit_code == 0
+    assert commands == ["update rollback --once", "update rollback"]
 
 
 def test_a_board_that_shows_no_host_key_cannot_be_pinned(folder: Path) -> None:

@@ -92,6 +92,28 @@ def test_orders_to_a_trial_are_left_for_whoever_follows_it(board: Board) -> None
     assert (board.where.state / "order").read_text(encoding="utf-8") == "rollback"
 
 
+def test_going_back_can_be_said_again_and_is_not_done_twice(board: Board) -> None:
+    run("apply", quick(board))
+    assert "going back from 2.0 to 1.0" in run("rollback", "--once")
+    assert "it has gone back to 1.0 already, at 20" in run("rollback", "--once")
+    assert "refused" in run("apply", quick(board, version="3.0+golden", counter=3), code=1)
+    assert "it has gone back to 1.0 already" in run("rollback", "--once"), "what was refused has changed nothing"
+    assert board.runs == "1.0"
+    assert "going back from 1.0 to" not in run("history")
+    run("apply", quick(board, version="4.0", counter=4))
+    assert "going back from 4.0 to 1.0" in run("rollback", "--once")
+
+
+def test_who_is_going_back_is_not_told_to_end_that(board: Board) -> None:
+    run("apply", quick(board))
+    journal = board.updater().journal
+    newest = journal.read()
+    assert newest is not None
+    journal.note(newest, state="trial", back=True, version="1.0")
+    assert "it is going back to 1.0 already" in run("rollback", "--once")
+    assert not (board.where.state / "order").exists()
+
+
 def test_nothing_to_go_back_to_is_told(board: Board) -> None:
     assert "holds no version to go back to" in failed("rollback")
 
