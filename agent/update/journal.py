@@ -44,7 +44,7 @@ class Update(Struct, frozen=True, kw_only=True):
         back: whether it goes back to what was before, as an operator has asked.
         starts: how often it was begun; of a trial of models, how often the board was started during it.
         boot_id: of the kernel that was counted last.
-        pid_before, reloads_before: see `trial.Reloaded`.
+        pid_before, reloads_before: see `trial.Reloaded`; the former of a version's trial, too.
         agreement: of new models with those beside which they have run, 0..1 by stream; empty: they have not.
     """
 

@@ -83,7 +83,9 @@ class Probation:
         # Who was started since has the models from its start, whatever its pid is.
         is_asked = update.kind == "models" and not update.starts
         reloaded = Reloaded(update.pid_before, update.reloads_before) if is_asked else None
-        return Trial(gate, before, version, self._clock(), reloaded)
+        is_replaced = update.kind == "full" and update.boot_id == boot_id()
+        replaced = update.pid_before if is_replaced else 0
+        return Trial(gate, before, version, self._clock(), asked=reloaded, replaced=replaced)
 
     def _asking(self, update: Update, change: Change) -> Callable[[], Outcome | None]:
         """What somebody else has decided: an operator, or the dead-man."""

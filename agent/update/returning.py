@@ -146,6 +146,8 @@ class Return:
             before=running,
             from_version=self._slots.version(running),
             began_at=now(),
+            boot_id=boot_id(),
+            pid_before=reloaded(read_vitals(self._where.health)).pid,
             back=True,
         )
         return self._go(update, _VersionReturn(self._where, self._service))

@@ -87,7 +87,14 @@ class Trial:
     """Of one version. Times are of a clock that only goes forward."""
 
     def __init__(
-        self, gate: HealthGate, before: Baseline, version: str, began_s: float, asked: Reloaded | None = None
+        self,
+        gate: HealthGate,
+        before: Baseline,
+        version: str,
+        began_s: float,
+        *,
+        asked: Reloaded | None = None,
+        replaced: int = 0,
     ) -> None:
         """Begin.
 
@@ -97,7 +104,10 @@ class Trial:
             version: that has to run; empty: any, since only models are new.
             began_s: now.
             asked: the daemon that was asked to take new models up; None: a version is new.
+            replaced: pid of the daemon that has to end for it; 0: there was none. It may be of the same version,
+                and tells that all is well until it has stopped.
         """
+        self._replaced = replaced
         self._gate, self._before, self._version, self._asked = gate, before, version, asked
         self._began_s, self._has_taken_up = began_s, False
         self._well_since: float | None = None
@@ -143,6 +153,8 @@ class Trial:
             return
         if self._version and vitals.version != self._version:
             yield f"version {vitals.version} runs, not {self._version}"
+        if self._replaced and vitals.pid == self._replaced:
+            yield "the daemon of before has not stopped yet"
         if self._asked is not None and vitals.pid == self._asked.pid and 0 <= vitals.reloads <= self._asked.count:
             yield "the daemon has not taken the new models up yet"
         if not vitals.ready:

@@ -5,6 +5,7 @@ How a version behaves is in its name: `2.0+crash` ends by itself, `2.0+slow` inf
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import stat
@@ -28,6 +29,7 @@ from agent.update.service import Standing
 from agent.update.vitals import boot_id
 from tests.support.tiny_bundles import Key, make_key, models_bundle, tiny_bundle
 
+_PIDS = itertools.count(101)
 ROOT = Path(__file__).parent.parent.parent
 GATE = HealthGate(steady_s=5, within_s=30, p95_factor=1.5, p95_floor_ms=5, memory_mb=200)
 CONFIG = '# Of the porch.\n[mqtt]\nhost = "broker.example"  # in the cellar\n'
@@ -99,7 +101,7 @@ class PretendService:
         return Standing("active", self.failures, "exit-code" if self.failures else "success")
 
     def _start(self) -> None:
-        self.pid += 1
+        self.pid = next(_PIDS)
         running = self._slots.of("current")
         self.version = self._slots.version(running) if running else ""
         self._look_at_models()

@@ -23,7 +23,7 @@ from agent.update.service import Standing
 from agent.update.standing import standing
 from agent.update.switching import Switch
 from agent.update.trust import signature_of
-from tests.support.pretend_board import CONFIG, Board, write_command
+from tests.support.pretend_board import CONFIG, GATE, Board, write_command
 from tests.support.tiny_bundles import make_key, needs_ssh_keygen
 
 pytestmark = needs_ssh_keygen
@@ -619,6 +619,34 @@ def test_models_that_bring_the_board_down_are_taken_back_after_three_boots(
     assert done is not None
     assert (done.state, done.reason) == ("rolled_back", "the board was started 4 times during the trial")
     assert ModelSets(board.slots.path("a")).current == 0
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_daemon_that_is_slow_to_stop_is_none_of_the_new_version_though_it_is_called_the_same(
+    board: Board, monkeypatch: pytest.MonkeyPatch, back: bool
+) -> None:
+    if back:
+        board.updater().receive(board.bundle("1.0"))
+        board.updater().resume()
+    before, began_s, restart = board.service.pid, board.now, board.service.restart
+    monkeypatch.setattr(board.service, "restart", lambda: None)
+
+    def sleep(seconds: float) -> None:
+        board.now += seconds
+        if board.now - began_s >= 20 and board.service.pid == before:
+            restart()
+
+    monkeypatch.setattr(board, "_sleep", sleep)
+    if back:
+        Return(board.where, board.service, board.updater().journal, board.said.append).begin()
+    else:
+        board.updater().receive(board.bundle("1.0"))
+    done = board.updater().resume()
+    assert done is not None
+    assert (done.state, done.version) == ("rolled_back" if back else "committed", "1.0")
+    assert board.service.pid != before
+    assert board.now - began_s >= 20 + (10 if back else GATE.steady_s)
+    assert back or done.downtime_s == 20
 
 
 def test_models_that_the_daemon_has_from_its_start_are_taken_up_whatever_its_number_is(

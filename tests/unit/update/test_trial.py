@@ -32,6 +32,18 @@ def test_a_version_that_is_well_for_long_enough_stays() -> None:
     assert one.ready_at == 3.0
 
 
+def test_the_daemon_of_before_is_none_of_the_same_version() -> None:
+    """It is well while systemd stops it: nothing is known of the new one."""
+    one = Trial(GATE, BEFORE, "2.0", 0.0, replaced=7)
+    for now in (0.0, 10.0, 20.0):
+        outcome = one.look(now, Seen(WELL))
+        assert outcome == Outcome("wait", "the daemon of before has not stopped yet")
+    assert one.look(21.0, Seen(replace(WELL, pid=8))).verdict == "wait"
+    assert one.ready_at == 21.0
+    assert one.look(31.0, Seen(replace(WELL, pid=8))).verdict == "commit"
+    assert Trial(GATE, BEFORE, "2.0", 0.0, replaced=7).look(60.0, Seen(WELL)).verdict == "roll back"
+
+
 def test_what_was_unwell_in_between_begins_anew() -> None:
     one = trial()
     one.look(0.0, Seen(WELL))
@@ -109,12 +121,12 @@ def test_models_are_tried_on_any_version() -> None:
 
 
 def test_what_the_daemon_refuses_after_it_has_taken_the_models_up_is_somebody_elses() -> None:
-    one = Trial(GATE, BEFORE, "", 0.0, Reloaded(7, 3))
+    one = Trial(GATE, BEFORE, "", 0.0, asked=Reloaded(7, 3))
     assert "has not taken" in one.look(0.0, Seen(replace(WELL, reloads=3))).reason
     assert one.look(1.0, Seen(replace(WELL, reloads=4))).reason.startswith("all is well")
     typo = replace(WELL, reloads=5, reload_refused="vedette.toml:3: a typo")
     assert one.look(2.0, Seen(typo)).reason.startswith("all is well")
-    assert Trial(GATE, BEFORE, "", 0.0, Reloaded(7, 3)).look(2.0, Seen(typo)).verdict == "roll back"
+    assert Trial(GATE, BEFORE, "", 0.0, asked=Reloaded(7, 3)).look(2.0, Seen(typo)).verdict == "roll back"
 
 
 def test_one_that_is_well_now_and_then_comes_to_an_end() -> None:
