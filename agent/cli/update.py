@@ -80,7 +80,11 @@ def _go_on(where: Places, *, here: bool = False) -> Update | None:
     if here or not Systemd.is_there():
         return _work(where, Systemd())
     Systemd().hand_over()
-    return follow(where, _say, idle=Systemd().idle)
+    try:
+        return follow(where, _say, idle=Systemd().idle)
+    except KeyboardInterrupt:
+        click.echo("it goes on by itself: see `vedette update status`", err=True)
+        raise
 
 
 @update.command()

@@ -129,7 +129,7 @@ class Journal:
         """
         self.check_free()
         self._since = self._clock()
-        return self._write(update)
+        return self._write(_bounded(update))
 
     def check_free(self) -> None:
         """Refuse to begin while an update is at hand.
@@ -230,8 +230,11 @@ class Journal:
 
 
 def _bounded(update: Update) -> Update:
-    reason = update.reason
-    return update if len(reason) <= _REASON else msgspec.structs.replace(update, reason=f"{reason[:_REASON]} …")
+    """With what JSON takes: a name of a file may have bytes that are no letters, and so may what tells of it."""
+    reason, file = (text.encode("utf-8", "replace").decode() for text in (update.reason, update.file))
+    if len(reason) > _REASON:
+        reason = f"{reason[:_REASON]} …"
+    return msgspec.structs.replace(update, reason=reason, file=file)
 
 
 def now() -> datetime:

@@ -57,6 +57,8 @@ class Standing(Struct, frozen=True):
 def row(one: Update) -> str:
     """What became of an update, in a line of the history."""
     what = f"{one.from_version or '?'} → {one.version or Path(one.file).name}"
+    if one.counter and one.version != str(one.counter):  # two builds may be called the same
+        what += f" (counter {one.counter})"
     took = f"{sum(one.seconds.values()):.0f} s"
     down = "" if one.downtime_s is None else f", down {one.downtime_s:.1f} s"
     why = f"  {one.by}: {one.reason}" if one.reason else ""

@@ -17,6 +17,7 @@ from agent.errors import StorageError, UpdateError
 from agent.storage.durable import lock_folder
 from agent.update.places import ROOT_VARIABLE
 from agent.update.service import Systemd
+from agent.update.trust import signature_of
 from tests.support.pretend_board import Board
 from tests.support.tiny_bundles import model_files, needs_ssh_keygen
 
@@ -64,7 +65,7 @@ def test_a_board_is_updated_and_goes_back(board: Board) -> None:
     assert board.runs == "1.0"
     first, second = (json.loads(line) for line in run("history", "--json").splitlines())
     assert (first["state"], second["state"], second["by"]) == ("committed", "rolled_back", "operator")
-    assert "1.0 → 2.0" in run("history", "-n", "2")
+    assert "1.0 → 2.0 (counter 2)" in run("history", "-n", "2")
     board.check_sound()
 
 
@@ -72,6 +73,27 @@ def test_one_that_is_refused_says_why_and_exits_with_1(board: Board) -> None:
     said = run("apply", quick(board, version="2.0+golden"), code=1)
     assert "refused: the self-test of the new version fails: model small-speech: output 0 is 0.3 off" in said
     assert "refused" in run("status")
+
+
+def test_a_name_that_is_no_text_is_told_as_far_as_it_is(board: Board) -> None:
+    path = Path(quick(board))
+    odd = path.with_name(os.fsdecode(b"bad\xff.vedette"))
+    path.rename(odd)
+    signature_of(path).rename(signature_of(odd))
+    assert "committed: 2.0" in run("apply", str(odd))
+    assert json.loads(run("status", "--json"))["at_hand"]["file"].endswith("/bad?.vedette")
+    signature_of(odd).unlink()
+    assert "the signature is missing" in failed("apply", str(odd))
+
+
+def test_who_looks_no_longer_is_told_that_it_goes_on(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Systemd, "is_there", staticmethod(lambda: True))
+    monkeypatch.setattr(Systemd, "hand_over", lambda _: None)
+    monkeypatch.setattr("agent.update.following.follow", stop)
+    assert "it goes on by itself: see `vedette update status`" in run("apply", quick(board), code=130)
 
 
 def test_resuming_without_an_update_does_nothing(board: Board) -> None:
