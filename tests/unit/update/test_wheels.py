@@ -144,8 +144,9 @@ def test_the_lock_file_is_that_of_the_clone(tmp_path: Path) -> None:
 def test_without_a_clone_wheel_and_lock_file_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.update.wheels.SOURCES", tmp_path)
-    with pytest.raises(BundleError, match="give its wheel by --wheel, its lock file by --lock"):
+    monkeypatch.setattr("agent.update.clone._OWN", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match="run it in a clone, or give its wheel by --wheel, its lock file by"):
         check_means(tmp_path / "x.whl", None)
     assert check_means(tmp_path / "x.whl", tmp_path / "lock") == tmp_path / "lock"
 
