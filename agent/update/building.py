@@ -14,6 +14,7 @@ from agent.errors import BundleError
 from agent.profiles import shipped
 from agent.storage.durable import make_folder, write_atomic
 from agent.storage.models import read
+from agent.storage.regular import refuse_special
 from agent.tomlfile import nearest, read_toml
 from agent.update import archive, models, trust, wheels
 from agent.update.description import SCHEMA, Description, Migration, Target, check
@@ -64,11 +65,11 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
         tell: is told, in a line, what is done next.
 
     Raises:
-        BundleError: something that belongs into it cannot be had, or is not fit for it. ModelError: a model is
+        BundleError: something that belongs into it cannot be had, or is not fit for it; what it would replace is
+            no plain file. ModelError: a model is
             broken. ConfigError: a configuration is. StorageError: the disk refuses.
     """
-    if not out.parent.is_dir():
-        raise BundleError(f"{out}: there is no folder {out.parent}")
+    _check_out(out)
     if plan.full:
         _check_means(plan)
     name, version = plan.name, str(plan.counter)
@@ -97,6 +98,14 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
     trust.signature_of(out).unlink(missing_ok=True)  # of a bundle that was there before
     archive.write(out, described, sources)
     return archive.read_description(out)
+
+
+def _check_out(out: Path) -> None:
+    """Refuse to replace anything but a plain file: as root that could be a device of the machine."""
+    if not out.parent.is_dir():
+        raise BundleError(f"{out}: there is no folder {out.parent}")
+    for path in (out, trust.signature_of(out)):
+        refuse_special(path, follow=False)
 
 
 def read_target(arch: str, python: str, glibc: str, boards: Sequence[str]) -> Target:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -141,6 +143,20 @@ def test_what_cannot_be_built_is_said_before_anything_takes_long(
 
 def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     refused(BundleError, "there is no folder", *MODELS, "--model", "nanodet", "--out", tmp_path / "no" / "x")
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(os.mkfifo, "a pipe"), (Path.mkdir, "a folder"), (lambda path: path.symlink_to("/dev/null"), "a link")],
+)
+@pytest.mark.parametrize("name", ["x", "x.sig"])
+def test_only_a_plain_file_is_replaced(
+    tmp_path: Path, name: str, make: Callable[[Path], object], kind: str
+) -> None:
+    make(tmp_path / name)
+    why = rf"{name}: is {kind} where a file is expected"
+    refused(BundleError, why, *MODELS, "--model", "small-speech", "--out", tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_model_without_a_manifest_is_refused(tmp_path: Path) -> None:
