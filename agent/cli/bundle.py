@@ -80,6 +80,7 @@ def build(out: Path | None, key: Path | None, **options: Any) -> None:
     """
     from tempfile import TemporaryDirectory
 
+    from agent.storage.pathtext import path_text
     from agent.update import building, trust
 
     if key is not None:
@@ -90,7 +91,8 @@ def build(out: Path | None, key: Path | None, **options: Any) -> None:
         building.build(plan, out, Path(work), _tell)
     if key is not None:
         _sign(out, key)
-    click.echo(f"{out}{'' if key else f'; not signed yet: vedette bundle sign {out} --key KEY'}")
+    told = path_text(out)
+    click.echo(f"{told}{'' if key else f'; not signed yet: vedette bundle sign {told} --key KEY'}")
 
 
 @bundle.command()
@@ -98,10 +100,11 @@ def build(out: Path | None, key: Path | None, **options: Any) -> None:
 @click.option("--key", type=_PATH, required=True, help="Private key, or the public one of a key in ssh-agent.")
 def sign(file: Path, key: Path) -> None:
     """Sign FILE with a key of ssh-keygen's; the signature is FILE.sig."""
+    from agent.storage.pathtext import path_text
     from agent.update import archive
 
     archive.check(file, archive.read_description(file))
-    click.echo(_sign(file, key))
+    click.echo(path_text(_sign(file, key)))
 
 
 @bundle.command()

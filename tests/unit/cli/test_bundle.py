@@ -103,6 +103,15 @@ def test_a_revoked_key_is_told(tmp_path: Path, key: Key) -> None:
     assert run("inspect", path, "--revoked", tmp_path / "revoked").exit_code == 2
 
 
+@needs_ssh_keygen
+def test_a_name_that_is_no_utf8_is_told_as_json_takes_it(tmp_path: Path, key: Key) -> None:
+    path = tiny_bundle(tmp_path / os.fsdecode(b"b\xffd.vedette"))
+    assert run("sign", path, "--key", key.path).stdout == f"{tmp_path}/b\\xffd.vedette.sig\n"
+    assert json.loads(run("inspect", path, "--json").stdout)["path"] == f"{tmp_path}/b\\xffd.vedette"
+    path.unlink()
+    assert "b\\xffd.vedette: cannot be read" in json.loads(run("inspect", path, "--json").stdout)["error"]
+
+
 def test_a_damaged_bundle_is_told_and_not_signed(tmp_path: Path) -> None:
     path = tiny_bundle(tmp_path / "x.vedette")
     path.write_bytes(path.read_bytes()[:-2000])
