@@ -39,15 +39,20 @@ def find_clone() -> Path:
     return here
 
 
-def about(clone: Path) -> dict[str, Any]:
-    """The table `[project]` of its `pyproject.toml`; empty: it cannot be read, or there is none."""
+def extras_of(clone: Path) -> list[str]:
+    """Names of the extras that its `pyproject.toml` has."""
+    return list(_project(clone).get("optional-dependencies", {}))
+
+
+def _is_clone(folder: Path) -> bool:
+    own = (LOCK, "agent/__main__.py", "agent/__init__.py")
+    return _project(folder).get("name") == "vedette" and all((folder / name).is_file() for name in own)
+
+
+def _project(clone: Path) -> dict[str, Any]:
+    """The table `[project]`; empty: it cannot be read, or there is none."""
     try:
         table = tomllib.loads((clone / "pyproject.toml").read_text(encoding="utf-8")).get("project")
     except (OSError, ValueError):
         return {}
     return table if isinstance(table, dict) else {}
-
-
-def _is_clone(folder: Path) -> bool:
-    own = (LOCK, "agent/__main__.py", "agent/__init__.py")
-    return about(folder).get("name") == "vedette" and all((folder / name).is_file() for name in own)

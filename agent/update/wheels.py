@@ -14,7 +14,8 @@ from pathlib import Path
 
 from agent.errors import BundleError, reason_of
 from agent.storage.durable import make_folder, write_atomic
-from agent.update.clone import LOCK, find_clone
+from agent.storage.regular import refuse_special
+from agent.update.clone import LOCK, extras_of, find_clone
 from agent.update.description import Target
 from agent.update.lock import Lock, Pin, about, check_installed, needed
 
@@ -45,12 +46,34 @@ def check_means(wheel: Path | None, lock: Path | None) -> Path:
     Raises:
         BundleError: a package is not installed, or there are no sources, see `find_clone`.
     """
+    if lock is not None:
+        refuse_special(lock)
     clone = find_clone() if wheel is None or lock is None else None
     check_installed("packaging", "pip", *(() if wheel else ("hatchling",)))
     if lock is None:
         assert clone is not None  # or it was refused
         return clone / LOCK
     return lock
+
+
+def check_extras(wheel: Path | None, extras: Iterable[str]) -> None:
+    """Refuse an extra that Vedette does not have, which pip would only warn of.
+
+    Args:
+        wheel: Vedette's own; None: it is to be built.
+        extras: that are wanted.
+
+    Raises:
+        BundleError: says which there are.
+    """
+    from packaging.utils import canonicalize_name
+
+    known = metadata(wheel).get_all("Provides-Extra", []) if wheel else extras_of(find_clone())
+    for extra in extras:
+        if canonicalize_name(extra) not in map(canonicalize_name, known):
+            raise BundleError(
+                f"--extra {extra}: no such extra of Vedette; there are: {', '.join(known) or 'none'}"
+            )
 
 
 def own_wheel(folder: Path) -> Path:
@@ -78,6 +101,7 @@ def metadata(wheel: Path) -> Message:
     Raises:
         BundleError: it is no wheel.
     """
+    refuse_special(wheel)
     try:
         with zipfile.ZipFile(wheel) as file:
             info = next(
