@@ -70,7 +70,7 @@ def _models(_context: click.Context, _option: click.Parameter, incomplete: str) 
 @click.option("--models-only", is_flag=True, help="Models for boards of any kind; nothing else.")
 @click.option("--wheel", type=_PATH, help="Vedette's wheel; default: built from the clone.")
 @click.option("--lock", type=_PATH, help="Lock file of what it needs; default: the clone's.")
-@click.option("--name", default="models", show_default=True, help="Of a bundle of models.")
+@click.option("--name", show_default="models", help="Of a bundle of models.")
 @click.option("--out", type=_PATH, help="Default: NAME-COUNTER[-ARCH-PYTHON].vedette here.")
 @click.option("--sign", "key", type=_PATH, help="Sign it with this key.")
 def build(out: Path | None, key: Path | None, **options: Any) -> None:
@@ -80,6 +80,7 @@ def build(out: Path | None, key: Path | None, **options: Any) -> None:
     """
     from tempfile import TemporaryDirectory
 
+    from agent.storage.pathtext import path_text
     from agent.update import building, trust
 
     if key is not None:
@@ -90,7 +91,8 @@ def build(out: Path | None, key: Path | None, **options: Any) -> None:
         building.build(plan, out, Path(work), _tell)
     if key is not None:
         _sign(out, key)
-    click.echo(f"{out}{'' if key else f'; not signed yet: vedette bundle sign {out} --key KEY'}")
+    told = path_text(out)
+    click.echo(f"{told}{'' if key else f'; not signed yet: vedette bundle sign {told} --key KEY'}")
 
 
 @bundle.command()
@@ -98,10 +100,11 @@ def build(out: Path | None, key: Path | None, **options: Any) -> None:
 @click.option("--key", type=_PATH, required=True, help="Private key, or the public one of a key in ssh-agent.")
 def sign(file: Path, key: Path) -> None:
     """Sign FILE with a key of ssh-keygen's; the signature is FILE.sig."""
+    from agent.storage.pathtext import path_text
     from agent.update import archive
 
     archive.check(file, archive.read_description(file))
-    click.echo(_sign(file, key))
+    click.echo(path_text(_sign(file, key)))
 
 
 @bundle.command()
@@ -125,31 +128,49 @@ def inspect(file: Path, signers: Path | None, revoked: Path | None, as_json: boo
     sys.exit(bool(found.error))
 
 
-def _plan(*, counter: int | None, models_only: bool, **given: Any) -> Plan:
+def _plan(*, counter: int | None, models_only: bool, name: str | None, **given: Any) -> Plan:
     from agent.errors import BundleError
-    from agent.update.building import Plan, read_health, read_migrations, read_shadow, read_target
+    from agent.update.building import Plan
+    from agent.update.options import check_name, read_health, read_migrations, read_shadow, read_target
 
     if counter is None:
         raise BundleError(
             "no --counter: a number above that of the bundle before, which `vedette bundle inspect` shows; 1 for "
             "the first"
         )
+    _check_together(given, models_only=models_only, name=name)
     target = [given.pop(key) for key in ("arch", "python", "glibc", "boards")]
-    shadow = read_shadow(given.pop("shadow"))
-    if shadow is not None and not models_only:
-        raise BundleError("--shadow goes with --models-only: only models can run beside those in use")
-    if models_only and target[-1]:
-        raise BundleError("--models-only with --board: models alone are for any board")
-    migrations, health = given.pop("migrations"), given.pop("health")
+    shadow, health, migrations = (given.pop(key) for key in ("shadow", "health", "migrations"))
     return Plan(
         counter=counter,
         target=None if models_only else read_target(*target),
+        name="models" if name is None else check_name(name),
         migrations=read_migrations(migrations) if migrations else (),
         health=read_health(health),
-        shadow=shadow,
+        shadow=read_shadow(shadow),
         full=not models_only,
         **given,
     )
+
+
+def _check_together(given: dict[str, Any], *, models_only: bool, name: str | None) -> None:
+    """Refuse options that say nothing of such a bundle."""
+    from agent.errors import BundleError
+
+    if not models_only:
+        if given["shadow"]:
+            raise BundleError("--shadow goes with --models-only: only models can run beside those in use")
+        if name is not None:
+            raise BundleError("--name goes with --models-only: other bundles have the name of what they bring")
+        return
+    if given["boards"]:
+        raise BundleError("--models-only with --board: models alone are for any board")
+    options = {"configs": "--config", "migrations": "--migrations", "extras": "--extra", "wheel": "--wheel"}
+    for key, option in {**options, "lock": "--lock"}.items():
+        if given[key]:
+            raise BundleError(f"--models-only with {option}, which is for a bundle that brings Vedette")
+    if not given["models"]:
+        raise BundleError("--models-only without a model: give --model NAME or --model FILE")
 
 
 def _default_name(plan: Plan) -> str:

@@ -6,10 +6,11 @@ import os
 import stat
 from pathlib import Path
 
-from agent.errors import StorageError
+from agent.errors import BundleError, StorageError, VedetteError
 
 SAFE = os.O_NOFOLLOW | os.O_CLOEXEC
 _KINDS = {
+    stat.S_IFREG: "a file",
     stat.S_IFLNK: "a link",
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -52,3 +53,29 @@ def check_kind(found: os.stat_result, wanted: int, path: Path) -> None:
     if kind != wanted:
         expected = "a folder" if wanted == stat.S_IFDIR else "a file"
         raise StorageError(f"{path}: is {_KINDS.get(kind, 'a file')} where {expected} is expected: remove it")
+
+
+def what_is(path: Path, *, follow: bool = True) -> str:
+    """What lies at a path, such as `a file`, `a folder` or `a pipe`; empty: nothing, or nobody may look.
+
+    Args:
+        path: that somebody gave.
+        follow: whether a link counts for what it leads to.
+    """
+    try:
+        return _KINDS.get(stat.S_IFMT(path.stat(follow_symlinks=follow).st_mode), "no file")
+    except OSError:
+        return ""
+
+
+def refuse_special(path: Path, error: type[VedetteError] = BundleError, *, follow: bool = True) -> None:
+    """Refuse what is there and no plain file, before it is read or replaced: pipes block, devices get lost.
+
+    Args:
+        path: that somebody gave; what is missing is not refused.
+        error: that is raised.
+        follow: whether a link counts for what it leads to.
+    """
+    found = what_is(path, follow=follow)
+    if found not in ("", "a file"):
+        raise error(f"{path}: is {found} where a file is expected")

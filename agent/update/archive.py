@@ -14,6 +14,8 @@ from agent.storage.unpacking import Expected
 from agent.update.description import FILES_MAX, NAME, SIZE_MAX, TOTAL_MAX, BundleFile, Description, parse, render
 
 SUFFIX = ".vedette"
+_BEGINNING = NAME.encode().ljust(100, b"\0")
+"""The name in the first header: of what begins otherwise nothing is said to be damaged or cut off."""
 _LIMITS = tarball.Limits(FILES_MAX + 1, TOTAL_MAX + SIZE_MAX)
 
 
@@ -102,6 +104,9 @@ def _expected(path: Path, description: Description) -> dict[str, Expected]:
 
 def _first(path: Path) -> bytes:
     with open_regular(path) as file:
+        begins = file.read(len(_BEGINNING))
+        if begins != _BEGINNING[: len(begins)]:
+            raise BundleError(f"does not begin with {NAME}: not a bundle")
         first = next(islice(tarball.walk(file, _LIMITS), 1), None)
         if first is None or first.name != NAME or first.size > SIZE_MAX:
             raise BundleError(f"does not begin with {NAME}: not a bundle")

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from agent.configfile import load
 from agent.errors import BundleError
-from agent.profiles import shipped
 from agent.storage.durable import make_folder, write_atomic
 from agent.storage.models import read
-from agent.tomlfile import nearest, read_toml
+from agent.storage.regular import refuse_special
 from agent.update import archive, models, trust, wheels
-from agent.update.description import SCHEMA, Description, Migration, Target, check
+from agent.update.description import SCHEMA, Description, Migration, Target, check, check_path
 from agent.update.gates import HealthGate, ShadowGate
 
 Tell = Callable[[str], None]
-Gate = TypeVar("Gate", HealthGate, ShadowGate)
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -64,11 +61,11 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
         tell: is told, in a line, what is done next.
 
     Raises:
-        BundleError: something that belongs into it cannot be had, or is not fit for it. ModelError: a model is
-            broken. ConfigError: a configuration is. StorageError: the disk refuses.
+        BundleError: something that belongs into it cannot be had, or is not fit for it; what it would replace is
+            no plain file. ModelError: a model is broken. ConfigError: a configuration is. StorageError: the disk
+            refuses.
     """
-    if not out.parent.is_dir():
-        raise BundleError(f"{out}: there is no folder {out.parent}")
+    _check_out(out)
     if plan.full:
         _check_means(plan)
     name, version = plan.name, str(plan.counter)
@@ -99,78 +96,19 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
     return archive.read_description(out)
 
 
-def read_target(arch: str, python: str, glibc: str, boards: Sequence[str]) -> Target:
-    """A target of an operator's words.
-
-    Raises:
-        BundleError: one is wrong.
-    """
-    _check_boards(boards)
-    try:
-        table = {"arch": arch, "python": python, "glibc": glibc, "boards": list(boards)}
-        return msgspec.convert(table, Target)
-    except msgspec.ValidationError as error:
-        raise BundleError(f"--arch {arch} --python {python} --glibc {glibc}: {error}") from error
-
-
-def read_migrations(path: Path) -> list[Migration]:
-    """Migrations of a TOML file, tables `[[migrations]]`.
-
-    Raises:
-        ConfigError: it cannot be read. BundleError: one is wrong.
-    """
-    try:
-        return msgspec.convert(read_toml(path, "the migrations").data, _Migrations).migrations
-    except msgspec.ValidationError as error:
-        raise BundleError(f"{path}: {error}") from error
-
-
-class _Migrations(Struct, frozen=True, forbid_unknown_fields=True):
-    migrations: list[Migration]
-
-
-def read_health(given: Sequence[str]) -> HealthGate:
-    """A health gate of words like `steady_s=30`.
-
-    Raises:
-        BundleError: one is no key of a gate, or its value is wrong.
-    """
-    return _gate("--health", given, HealthGate)
-
-
-def read_shadow(given: Sequence[str]) -> ShadowGate | None:
-    """What a shadow has to show, of words like `agreement=0.9`; None: none is asked for.
-
-    Raises:
-        BundleError: one is no key of a gate, or its value is wrong.
-    """
-    return _gate("--shadow", given, ShadowGate) if given else None
-
-
-def _gate(option: str, given: Sequence[str], kind: type[Gate]) -> Gate:
-    known = [field.name for field in msgspec.structs.fields(kind)]
-    values: dict[str, str] = {}
-    for one in given:
-        key, sign, value = one.partition("=")
-        if not sign or key not in known:
-            raise BundleError(f"{option} {one}: expected KEY=NUMBER{nearest(key, known)}")
-        values[key] = value
-    try:
-        return msgspec.convert(values, kind, strict=False)
-    except msgspec.ValidationError as error:
-        raise BundleError(f"{option} {' '.join(given)}: {error}") from error
-
-
-def _check_boards(boards: Sequence[str]) -> None:
-    known = [path.stem for path in shipped()]
-    for board in boards:
-        if board not in known:
-            raise BundleError(f"--board {board}: no such profile{nearest(board, known)}")
+def _check_out(out: Path) -> None:
+    """Refuse to replace anything but a plain file: as root that could be a device of the machine."""
+    if not out.parent.is_dir():
+        raise BundleError(f"{out}: there is no folder {out.parent}")
+    for path in (out, trust.signature_of(out)):
+        refuse_special(path, follow=False)
 
 
 def _config(path: Path) -> Path:
     if path.suffix != ".toml":
         raise BundleError(f"{path}: a configuration is a .toml file")
+    check_path(f"config/{path.name}", str(path))
+    refuse_special(path)
     load(path)
     return path
 
@@ -191,6 +129,7 @@ def _check_means(plan: Plan) -> tuple[Target, Path]:
     if plan.target is None:
         raise BundleError("a full bundle needs a target: --arch and --python")
     lock = wheels.check_means(plan.wheel, plan.lock)
+    wheels.check_extras(plan.wheel, plan.extras)
     wheels.platforms(plan.target)
     if plan.wheel is not None:
         wheels.check_python(plan.wheel, plan.target)

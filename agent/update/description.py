@@ -23,12 +23,13 @@ TOTAL_MAX = 2 << 30
 _LINE_MAX, _DOTS_MAX = 1024, 64
 """Of a line of `bundle.toml`: tomllib's time grows with the square of a dotted key's length."""
 
-_WORD = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}\Z"
+WORD = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}\Z"
+PYTHON, GLIBC = r"^3\.[0-9]{1,2}\Z", r"^[0-9]{1,2}\.[0-9]{1,3}\Z"
 _PATH = re.compile(r"(wheels|models|golden|config)/[A-Za-z0-9][A-Za-z0-9._+!-]{0,99}")
 _KEY = r"^[A-Za-z0-9_*-]+(\.[A-Za-z0-9_*-]+)*\Z"
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
 
-Word = Annotated[str, Meta(pattern=_WORD)]
+Word = Annotated[str, Meta(pattern=WORD)]
 
 
 class Target(Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,8 +43,8 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     arch: Literal["aarch64", "x86_64", "armv7l"]
-    python: Annotated[str, Meta(pattern=r"^3\.[0-9]{1,2}\Z")]
-    glibc: Annotated[str, Meta(pattern=r"^[0-9]{1,2}\.[0-9]{1,3}\Z")] = "2.34"
+    python: Annotated[str, Meta(pattern=PYTHON)]
+    glibc: Annotated[str, Meta(pattern=GLIBC)] = "2.34"
     boards: Annotated[list[Word], Meta(max_length=64)] = []
 
 
@@ -157,14 +158,28 @@ def check(description: Description) -> None:
             with too much or too little.
     """
     for path in description.files:
-        if not _PATH.fullmatch(path):
-            raise BundleError(
-                f"{NAME}: `files`: {path[:200]!r} is no path of a bundle: wheels/…, models/…, golden/…, config/…"
-            )
+        check_path(path, f"{NAME}: `files`")
     _check_together(description)
     _check_models(description)
     for number, migration in enumerate(description.migrations):
         _check_migration(migration, f"{NAME}: `migrations[{number}]`")
+
+
+def check_path(path: str, where: str) -> None:
+    """Refuse what is no path of a file in a bundle.
+
+    Args:
+        path: in the bundle.
+        where: it is said, or the file that is to be there.
+
+    Raises:
+        BundleError: says which letters it may have.
+    """
+    if not _PATH.fullmatch(path):
+        raise BundleError(
+            f"{where}: {path[:200]!r} is no path of a bundle: wheels/…, models/…, golden/…, config/…, and a name "
+            "of at most 100 letters of A-Z, digits and ._+!-, a letter or digit first"
+        )
 
 
 def _check_together(description: Description) -> None:

@@ -16,14 +16,19 @@ from msgspec import Struct
 
 from agent.errors import TrustError, reason_of
 from agent.storage.durable import write_atomic
+from agent.storage.regular import refuse_special, what_is
 from agent.storage.tarball import open_regular
+from agent.update.signers import LINE, fault
 
 NAMESPACE = "vedette-bundle"
 """A signature for something else, such as a git commit, is none for a bundle."""
 SUFFIX = ".sig"
 _LARGEST = 64 << 10
-_PATIENCE_S = 600.0
+_PATIENCE_S, _BYTES_PER_S = 30.0, 5e6
+"""How long a check may take, and how fast the slowest card gives the bundle to be read."""
 _GOOD = re.compile(rf'^Good "{NAMESPACE}" signature for .* with \S+ key (?P<key>\S+)$', re.MULTILINE)
+_NO_SIGNATURE = re.compile(r"Couldn't parse signature|sshsig_(?:armor|get_pubkey)")
+_UNREADABLE = re.compile(r"Couldn't read signature file|Unable to open allowed keys file")
 _OUT_OF_TIME = re.compile(r"key (?:has expired|is not yet valid): .*")
 
 
@@ -75,24 +80,27 @@ def sign(bundle: Path, key: Path) -> Path:
         the signature, beside the bundle; one that was there is replaced.
 
     Raises:
-        TrustError: ssh-keygen is missing, or refuses the key. StorageError: it cannot be written.
+        TrustError: ssh-keygen is missing, or refuses the key; or something else than a file is where the
+            signature is to be. StorageError: it cannot be written.
     """
     check_key(key)
+    signature = signature_of(bundle)
+    refuse_special(signature, TrustError, follow=False)  # through a link, the signature of another would be lost
     done = _ssh_keygen("sign", "-f", str(key), "-n", NAMESPACE, stdin=bundle)
     if done.returncode:
         raise TrustError(f"{bundle}: not signed with {key}: {_told(done)}")
-    signature = signature_of(bundle)
     write_atomic(signature, done.stdout.encode())
     return signature
 
 
 def check_key(key: Path) -> None:
-    """Refuse a key that is not there.
+    """Refuse a key that is not there, or no file.
 
     Raises:
-        TrustError: says how to make one.
+        TrustError: says what it is, or how to make one.
     """
-    if not key.is_file():
+    refuse_special(key, TrustError)
+    if not what_is(key):
         raise TrustError(f"{key}: no such key; make one: ssh-keygen -t ed25519 -f {key}")
 
 
@@ -106,9 +114,12 @@ def verify(bundle: Path, signature: Path, places: Places) -> Signer:
 
     Raises:
         TrustError: there is no signature, it is of other bytes, or of a key that is unknown, revoked, or not
-            valid at the time of the clock; nobody is trusted yet; or ssh-keygen is missing.
+            valid at the time of the clock; nobody is trusted yet; one of the files is none; or ssh-keygen is
+            missing, or comes to no end.
     """
     signers, revoked = places.allowed_signers, places.revoked_keys
+    for path in (bundle, signature, signers, *((revoked,) if revoked else ())):
+        refuse_special(path, TrustError)  # ssh-keygen would wait at a pipe, and read a device without an end
     _check_files(bundle, signature, signers)
     given = ("-f", str(signers), "-n", NAMESPACE, "-s", str(signature))
     found: list[str] = []
@@ -118,20 +129,18 @@ def verify(bundle: Path, signature: Path, places: Places) -> Signer:
             _check_revoked(bundle, (*given, "-I", principal), revoked, good["key"])
             return Signer(principal, good["key"])
         found.append(_told(done))
-    raise TrustError(f"{bundle}: {_refusal(found[-1], signers)}")
+    raise TrustError(f"{bundle}: {_refusal(found[-1], signature, signers)}")
 
 
 def _check_files(bundle: Path, signature: Path, signers: Path) -> None:
-    if not bundle.is_file():
+    if not what_is(bundle):
         raise TrustError(f"{bundle}: no such file")
-    if not signature.is_file():
+    if not what_is(signature):
         raise TrustError(f"{bundle}: no signature: {signature} is missing; copy it too, or `vedette bundle sign`")
     if signature.stat().st_size > _LARGEST:
         raise TrustError(f"{signature}: {signature.stat().st_size} bytes: too large for a signature")
-    if not signers.is_file() or not signers.stat().st_size:
-        raise TrustError(
-            f"{signers}: missing or empty: nobody may sign yet; put a line `NAME ssh-ed25519 AAAA…` in"
-        )
+    if not what_is(signers) or not signers.stat().st_size:
+        raise TrustError(f"{signers}: missing or empty: nobody may sign yet; put a line `{LINE}` in")
 
 
 def _principals(bundle: Path, signature: Path, signers: Path) -> list[str]:
@@ -139,10 +148,10 @@ def _principals(bundle: Path, signature: Path, signers: Path) -> list[str]:
     done = _ssh_keygen("find-principals", "-s", str(signature), "-f", str(signers))
     if done.returncode == 0 and (names := done.stdout.split("\n")):
         return [name for name in names if name]
-    raise TrustError(f"{bundle}: {_refusal(_told(done), signers)}")
+    raise TrustError(f"{bundle}: {_refusal(_told(done), signature, signers)}")
 
 
-def _refusal(told: str, signers: Path) -> str:
+def _refusal(told: str, signature: Path, signers: Path) -> str:
     """What ssh-keygen's words mean for the operator."""
     if late := _OUT_OF_TIME.search(told):
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -150,8 +159,13 @@ def _refusal(told: str, signers: Path) -> str:
             f"its key is not valid at this time: {late[0]}; the clock says {now}: if that is wrong (a board "
             f"without a battery-backed clock or network), set it; else sign with a key that {signers} allows now"
         )
+    if _UNREADABLE.search(told):
+        return f"its signature cannot be checked: {told}"
+    if _NO_SIGNATURE.search(told):
+        return f"{signature} is no signature: copy it once more, or `vedette bundle sign`"
     if "No principal matched" in told or not told:
-        return f"signed by a key that {signers} does not name: sign it with one that is there, or add that one"
+        why = fault(signers, told)
+        return why or f"signed by a key that {signers} does not name: sign it with one of those, or add that one"
     if "incorrect signature" in told:
         return "its signature is of other bytes: the bundle was changed or cut off; copy both files once more"
     if "namespace" in told:
@@ -173,20 +187,25 @@ def _ssh_keygen(action: str, *options: str, stdin: Path | None = None) -> subpro
     command = ["ssh-keygen", "-Y", action, *options]
     try:
         if stdin is None:
-            return _ran(command, subprocess.DEVNULL)
+            return _ran(command, subprocess.DEVNULL, _PATIENCE_S)
         with open_regular(stdin) as file:
-            return _ran(command, file.fileno())
+            patience_s = _PATIENCE_S + os.fstat(file.fileno()).st_size / _BYTES_PER_S
+            # Who signs may look for a passphrase, or for the key to touch.
+            return _ran(command, file.fileno(), None if action == "sign" else patience_s)
     except FileNotFoundError:
         raise TrustError("no ssh-keygen on this machine: sudo apt-get install openssh-client") from None
-    except subprocess.TimeoutExpired:
-        raise TrustError(f"{stdin}: ssh-keygen was not done after {_PATIENCE_S:g} s") from None
+    except subprocess.TimeoutExpired as error:
+        about = f"{stdin}: " if stdin else ""
+        raise TrustError(
+            f"{about}ssh-keygen -Y {action} was not done after {error.timeout:.0f} s: not trusted"
+        ) from None
     except OSError as error:
         raise TrustError(f"ssh-keygen cannot be run: {reason_of(error)}") from error
 
 
-def _ran(command: list[str], stdin: int) -> subprocess.CompletedProcess[str]:
+def _ran(command: list[str], stdin: int, patience_s: float | None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, stdin=stdin, capture_output=True, text=True, errors="replace", timeout=_PATIENCE_S, check=False
+        command, stdin=stdin, capture_output=True, text=True, errors="replace", timeout=patience_s, check=False
     )
 
 

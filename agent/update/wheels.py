@@ -14,12 +14,11 @@ from pathlib import Path
 
 from agent.errors import BundleError, reason_of
 from agent.storage.durable import make_folder, write_atomic
+from agent.storage.regular import refuse_special
+from agent.update.clone import LOCK, extras_of, find_clone
 from agent.update.description import Target
 from agent.update.lock import Lock, Pin, about, check_installed, needed
 
-SOURCES = Path(__file__).parent.parent.parent
-"""Of a clone; of an installed wheel it is `site-packages`."""
-LOCK = "requirements.lock"
 _EPOCH = "1580601600"
 """Time of every file in our own wheel: 2020-02-02, as hatchling has it."""
 _OLDEST_GLIBC = 17
@@ -45,15 +44,36 @@ def check_means(wheel: Path | None, lock: Path | None) -> Path:
         the lock file.
 
     Raises:
-        BundleError: a package is not installed, or Vedette does not run from its sources.
+        BundleError: a package is not installed, or there are no sources, see `find_clone`.
     """
-    clone = (SOURCES / "pyproject.toml").is_file() and (SOURCES / "agent" / "__main__.py").is_file()
-    if not clone and (wheel is None or lock is None):
-        raise BundleError(
-            "this vedette does not run from a clone: give its wheel by --wheel, its lock file by --lock"
-        )
+    if lock is not None:
+        refuse_special(lock)
+    clone = find_clone() if wheel is None or lock is None else None
     check_installed("packaging", "pip", *(() if wheel else ("hatchling",)))
-    return lock or SOURCES / LOCK
+    if lock is None:
+        assert clone is not None  # or it was refused
+        return clone / LOCK
+    return lock
+
+
+def check_extras(wheel: Path | None, extras: Iterable[str]) -> None:
+    """Refuse an extra that Vedette does not have, which pip would only warn of.
+
+    Args:
+        wheel: Vedette's own; None: it is to be built.
+        extras: that are wanted.
+
+    Raises:
+        BundleError: says which there are.
+    """
+    from packaging.utils import canonicalize_name
+
+    known = metadata(wheel).get_all("Provides-Extra", []) if wheel else extras_of(find_clone())
+    for extra in extras:
+        if canonicalize_name(extra) not in map(canonicalize_name, known):
+            raise BundleError(
+                f"--extra {extra}: no such extra of Vedette; there are: {', '.join(known) or 'none'}"
+            )
 
 
 def own_wheel(folder: Path) -> Path:
@@ -63,14 +83,15 @@ def own_wheel(folder: Path) -> Path:
         folder: where it is put.
 
     Raises:
-        BundleError: it cannot be built.
+        BundleError: it cannot be built, or there are no sources.
     """
+    clone = find_clone()
     make_folder(folder)
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    done = _run(command, SOURCES, {"SOURCE_DATE_EPOCH": _EPOCH})
+    done = _run(command, clone, {"SOURCE_DATE_EPOCH": _EPOCH})
     found = list(folder.glob("*.whl"))
     if done.returncode or not found:
-        raise BundleError(f"{SOURCES}: its wheel cannot be built: {_last(done)}")
+        raise BundleError(f"{clone}: its wheel cannot be built: {_last(done)}")
     return found[0]
 
 
@@ -80,6 +101,7 @@ def metadata(wheel: Path) -> Message:
     Raises:
         BundleError: it is no wheel.
     """
+    refuse_special(wheel)
     try:
         with zipfile.ZipFile(wheel) as file:
             info = next(

@@ -74,6 +74,7 @@ def tiny_wheel(
     files: Mapping[str, str] | None = None,
     *,
     requires: Sequence[str] = (),
+    extras: Sequence[str] = (),
     python: str = ">=3.11",
 ) -> bytes:
     """A wheel that pip installs.
@@ -82,6 +83,7 @@ def tiny_wheel(
         name, version: of the distribution.
         files: by path in site-packages; `entry_points.txt` becomes that of the distribution.
         requires: what it needs, lines as of `Requires-Dist`.
+        extras: that it has.
         python: that it needs.
     """
     info = f"{name}-{version}.dist-info"
@@ -89,6 +91,7 @@ def tiny_wheel(
     if "entry_points.txt" in content:
         content[f"{info}/entry_points.txt"] = content.pop("entry_points.txt")
     needs = "".join(f"Requires-Dist: {one}\n" for one in requires)
+    needs += "".join(f"Provides-Extra: {one}\n" for one in extras)
     about = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Python: {python}\n{needs}"
     content[f"{info}/METADATA"] = about
     content[f"{info}/WHEEL"] = "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"

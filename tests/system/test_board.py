@@ -129,6 +129,7 @@ def test_installing_again_changes_nothing(board: Board, config: dict[str, Any]) 
         ("tampered", "the signature is not one of this bundle"),
         ("other namespace", "the signature is not one of this bundle"),
         ("revoked keys away", "/etc/vedette/revoked_keys cannot be read"),
+        ("revoked keys a pipe", "/etc/vedette/revoked_keys cannot be read: it is no file"),
         ("with a link", "there is more in it than files"),
         ("with a file above", "it would write outside of its slot"),
         ("without a description", "it has no bundle.toml"),
@@ -162,6 +163,7 @@ def test_a_bundle_that_nobody_vouches_for_is_refused_before_anything_is_done(
     {_NO_ENSUREPIP if forged == "no environments" else ""}
     {_REPLACED if forged == "put in its place" else ""}
     {"ln -s /away /etc/vedette/revoked_keys" if forged == "revoked keys away" else ""}
+    {"mkfifo /etc/vedette/revoked_keys" if forged == "revoked keys a pipe" else ""}
     mv /usr/local/lib/vedette/vedette-ssh kept # it is put there again by whoever begins to install
     PATH=/tmp/forge/bin:$PATH {CLONE}/scripts/install --bundle new.vedette --signers signers 2>&1 && echo taken
     test -e /usr/local/lib/vedette/vedette-ssh && echo begun

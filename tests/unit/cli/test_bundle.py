@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,15 @@ def test_a_revoked_key_is_told(tmp_path: Path, key: Key) -> None:
     assert run("inspect", path, "--revoked", tmp_path / "revoked").exit_code == 2
 
 
+@needs_ssh_keygen
+def test_a_name_that_is_no_utf8_is_told_as_json_takes_it(tmp_path: Path, key: Key) -> None:
+    path = tiny_bundle(tmp_path / os.fsdecode(b"b\xffd.vedette"))
+    assert run("sign", path, "--key", key.path).stdout == f"{tmp_path}/b\\xffd.vedette.sig\n"
+    assert json.loads(run("inspect", path, "--json").stdout)["path"] == f"{tmp_path}/b\\xffd.vedette"
+    path.unlink()
+    assert "b\\xffd.vedette: cannot be read" in json.loads(run("inspect", path, "--json").stdout)["error"]
+
+
 def test_a_damaged_bundle_is_told_and_not_signed(tmp_path: Path) -> None:
     path = tiny_bundle(tmp_path / "x.vedette")
     path.write_bytes(path.read_bytes()[:-2000])
@@ -118,17 +129,43 @@ def test_a_key_that_is_missing_is_told_how_to_make(tmp_path: Path) -> None:
     ("words", "why"),
     [
         (("build", "--models-only"), "no --counter: a number above that of the bundle before"),
-        (MODELS, "a bundle of models has models"),
+        (MODELS, "--models-only without a model: give --model"),
+        ((*MODELS, "--config", "x.toml"), "--models-only with --config, which is for"),
+        ((*MODELS, "--extra", "wakeword"), "--models-only with --extra, which is for"),
+        ((*MODELS, "--lock", "x"), "--models-only with --lock, which is for"),
+        ((*MODELS, "--model", "nanodet", "--name", "a b"), "--name a b: expected at most 64 letters"),
+        ((*MODELS, "--model", "nanodet", "--name", ""), "--name : expected at most 64 letters"),
+        (("build", "--counter", "1", "--name", "foo"), "--name goes with --models-only"),
+        (
+            ("build", "--counter", "1", "--extra", "nosuch"),
+            "--extra nosuch: no such extra of Vedette; there are: demo",
+        ),
+        (
+            ("build", "--counter", "1", "--config", "we ird.toml"),
+            r"we ird\.toml: .* a name of at most 100 letters",
+        ),
         ((*MODELS, "--board", "pi4b"), "models alone are for any board"),
-        ((*MODELS, "--config", "x.json"), r"x\.json: a configuration is a \.toml file"),
+        (("build", "--counter", "1", "--config", "x.json"), r"x\.json: a configuration is a \.toml file"),
         (("build", "--counter", "1", "--board", "pi4"), "--board pi4: no such profile; did you mean 'pi4b'"),
-        (("build", "--counter", "1", "--python", "2.7"), r"--python 2\.7"),
-        (("build", "--counter", "1", "--glibc", "2.1"), r"--glibc 2\.1"),
+        (
+            ("build", "--counter", "1", "--python", "2.7"),
+            r"--python 2\.7: expected the version of .* such as 3\.11",
+        ),
+        (("build", "--counter", "1", "--glibc", "2.1"), r"--glibc 2\.1: wheels are made for"),
+        (("build", "--counter", "1", "--glibc", "x"), r"--glibc x: expected the oldest .* such as 2\.34"),
         (("build", "--counter", "1", "--health", "steady=1"), r"--health steady=1: .*did you mean 'steady_s'"),
-        ((*MODELS, "--shadow", "agree=1"), r"--shadow agree=1: .*did you mean 'agreement'"),
-        ((*MODELS, "--shadow", "agreement=2"), "--shadow agreement=2: Expected `float` <= 1"),
+        ((*MODELS, "--model", "nanodet", "--shadow", "agree=1"), r"--shadow agree=1: .*did you mean 'agreement'"),
+        (
+            (*MODELS, "--model", "nanodet", "--shadow", "agreement=2", "--shadow", "every=2"),
+            "--shadow agreement=2: expected a number of at most 1$",
+        ),
+        ((*MODELS, "--model", "nanodet", "--shadow", "every=x"), "--shadow every=x: expected a whole number$"),
         (("build", "--counter", "1", "--shadow", "every=2"), "--shadow goes with --models-only"),
-        (("build", "--counter", "1", "--health", "steady_s=fast"), "--health steady_s=fast: Expected `float`"),
+        (("build", "--counter", "1", "--health", "steady_s=fast"), "--health steady_s=fast: expected a number$"),
+        (
+            ("build", "--counter", "1", "--health", "memory_mb=0"),
+            "--health memory_mb=0: expected a number above 0$",
+        ),
         (("build", "--counter", "1", "--wheel", "none.whl"), r"none\.whl: not a wheel: No such file"),
     ],
 )
@@ -143,11 +180,45 @@ def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     refused(BundleError, "there is no folder", *MODELS, "--model", "nanodet", "--out", tmp_path / "no" / "x")
 
 
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(os.mkfifo, "a pipe"), (Path.mkdir, "a folder"), (lambda path: path.symlink_to("/dev/null"), "a link")],
+)
+@pytest.mark.parametrize("name", ["x", "x.sig"])
+def test_only_a_plain_file_is_replaced(
+    tmp_path: Path, name: str, make: Callable[[Path], object], kind: str
+) -> None:
+    make(tmp_path / name)
+    why = rf"{name}: is {kind} where a file is expected"
+    refused(BundleError, why, *MODELS, "--model", "small-speech", "--out", tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_model_without_a_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.tflite").write_bytes((ZOO / "small-speech.tflite").read_bytes())
     why = r"mine\.tflite: has no manifest: write mine\.toml beside it"
     refused(BundleError, why, *MODELS, "--model", tmp_path / "mine.tflite", "--out", tmp_path / "x")
     refused(ModelError, "no bundled model", *MODELS, "--model", "nano", "--out", tmp_path / "x")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("option", ["--config", "--migrations", "--wheel", "--lock"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, option: str) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe.toml")
+    why = r"pipe\.toml: is a pipe where a file is expected"
+    refused(BundleError, why, "build", "--counter", "1", option, pipe, "--out", tmp_path / "x")
+
+
+@needs_ssh_keygen
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("option", ["--signers", "--revoked"])
+def test_a_pipe_in_place_of_keys_is_not_waited_for(tmp_path: Path, key: Key, option: str) -> None:
+    path = tiny_bundle(tmp_path / "x.vedette", key)
+    (tmp_path / "signers").write_text(key.allowed("release"))
+    os.mkfifo(pipe := tmp_path / "pipe")
+    shown = run("inspect", path, "--signers", tmp_path / "signers", option, pipe)
+    assert shown.exit_code == 1
+    assert "pipe: is a pipe where a file is expected" in shown.stderr
 
 
 def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -184,7 +255,7 @@ def test_a_folder_is_no_bundle(place: str) -> None:
 
 
 def test_a_health_gate_and_migrations_are_read(tmp_path: Path) -> None:
-    from agent.update.building import read_health, read_migrations, read_shadow
+    from agent.update.options import read_health, read_migrations, read_shadow
 
     assert read_shadow(["agreement=0.8", "every=3"]) == ShadowGate(agreement=0.8, every=3)
     assert read_shadow([]) is None

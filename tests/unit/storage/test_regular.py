@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.errors import StorageError
-from agent.storage.regular import read_regular
+from agent.errors import StorageError, TrustError
+from agent.storage.regular import read_regular, refuse_special, what_is
 
 
 def test_a_file_is_read_up_to_its_bound(tmp_path: Path) -> None:
@@ -36,3 +36,26 @@ def test_what_is_no_file_is_named_at_once(tmp_path: Path, make: Callable[[Path],
     make(path)
     with pytest.raises(StorageError, match=f"{path}: is {kind} where a file is expected: remove it"):
         read_regular(path, 5)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(os.mkfifo, "a pipe"), (Path.mkdir, "a folder"), (lambda path: path.symlink_to("/dev/zero"), "a device")],
+)
+def test_what_lies_at_a_path_that_somebody_gave_is_told_of_what_a_link_leads_to(
+    tmp_path: Path, make: Callable[[Path], object], kind: str
+) -> None:
+    path = tmp_path / "file"
+    make(path)
+    assert what_is(path) == kind
+    with pytest.raises(TrustError, match=f"{path}: is {kind} where a file is expected"):
+        refuse_special(path, TrustError)
+
+
+def test_a_file_and_what_is_missing_are_nothing_special(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    for name in ("file", "link", "none"):
+        refuse_special(tmp_path / name)
+    with pytest.raises(StorageError, match="link: is a link where a file is expected"):
+        refuse_special(tmp_path / "link", StorageError, follow=False)

@@ -76,6 +76,13 @@ def test_a_bundle_that_was_cut_off_is_refused(tmp_path: Path, bundle: Path, left
     assert not (tmp_path / "slot").exists()
 
 
+@pytest.mark.parametrize("content", [b"#!/bin/sh\necho\n", b"x" * 399, b"\x1f\x8b" * 2000, bytes(20_000)])
+def test_what_was_never_a_bundle_is_not_said_to_be_cut_off(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(BundleError, match=r"x: does not begin with bundle\.toml: not a bundle$"):
+        archive.read_description(tmp_path / "x")
+
+
 def test_a_description_that_is_exchanged_after_it_was_read_is_refused(tmp_path: Path, bundle: Path) -> None:
     read = archive.read_description(bundle)
     tiny_bundle(bundle, counter=2)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,7 +89,9 @@ def test_a_bundle_without_a_signature_is_refused(board: Board) -> None:
 @pytest.mark.parametrize("content", [b"", b"x" * 70_000, b"-----BEGIN SSH SIGNATURE-----\nAAAA", os.urandom(500)])
 def test_what_is_no_signature_is_refused(board: Board, content: bytes) -> None:
     signature_of(board.bundle).write_bytes(content)
-    with pytest.raises(TrustError):
+    with pytest.raises(
+        TrustError, match=r"x\.vedette\.sig(?: is no signature: copy it|: 70000 bytes: too large)"
+    ):
         verify(board.bundle, signature_of(board.bundle), board.places)
 
 
@@ -154,6 +158,103 @@ def test_a_board_that_trusts_nobody_says_how_to_begin(board: Board, content: str
 def test_a_principal_that_looks_like_an_option_is_a_name(board: Board) -> None:
     board.allow(board.alice.allowed("-oyes"))
     assert board.signed(board.alice) == "-oyes"
+
+
+ANY_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI"
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("# ours\n\n  # theirs\n", "has no line but remarks: nobody may sign yet; put a line `NAME ssh-ed25519"),
+        (f"# ours\n{ANY_KEY}\n", r"allowed_signers:2: the NAME in front is missing: a line is `NAME ssh-ed25519"),
+        (f"release {ANY_KEY}\n", r"allowed_signers:1: invalid key: a line is `NAME ssh-ed25519"),
+        ("release\n", r"allowed_signers:1: (?:missing|invalid) key: a line is `NAME ssh-ed25519"),
+        ("\x01\x02\x03\n", r"allowed_signers:1: (?:missing|invalid) key: a line is `NAME ssh-ed25519"),
+    ],
+)
+def test_signers_of_which_none_can_be_used_are_told_by_line(board: Board, content: str, why: str) -> None:
+    board.places.allowed_signers.write_text(content)
+    board.refused(board.alice, why)
+
+
+def test_a_public_key_as_it_is_made_lacks_a_name(board: Board) -> None:
+    shutil.copy(board.alice.path.with_name("alice.pub"), board.places.allowed_signers)
+    board.refused(board.alice, r"allowed_signers:1: the NAME in front is missing")
+
+
+def test_an_option_that_openssh_does_not_know_is_told(board: Board) -> None:
+    board.allow(board.alice.allowed("alice", "colour=red"))
+    board.refused(board.alice, r"allowed_signers:1: bad options: .*: a line is `NAME ssh-ed25519")
+
+
+def test_what_may_not_be_read_is_told_as_such(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    sign(board.bundle, board.alice.path)
+    told = "Couldn't read signature file: Permission denied"  # root reads everything
+    failed = subprocess.CompletedProcess([], 255, "No principal matched.\n", f"{told}\n")
+    monkeypatch.setattr(trust, "_ran", lambda *_: failed)
+    with pytest.raises(TrustError, match=f"its signature cannot be checked: {told}"):
+        verify(board.bundle, signature_of(board.bundle), board.places)
+
+
+def test_a_private_key_in_place_of_the_signers_is_told(board: Board) -> None:
+    shutil.copy(board.alice.path, board.places.allowed_signers)
+    board.refused(board.alice, "allowed_signers is a private key")
+
+
+def test_a_wrong_line_beside_right_ones_is_told_with_the_key_that_is_missing(board: Board) -> None:
+    board.allow("release\n", board.alice.allowed("alice"))
+    board.refused(board.bob, r"a key that no other line of .* names; .*allowed_signers:1: \w+ key")
+    assert board.signed(board.alice) == "alice"
+
+
+SPECIAL = [
+    (os.mkfifo, "a pipe"),
+    (Path.mkdir, "a folder"),
+    (lambda path: path.symlink_to("/dev/zero"), "a device"),
+]
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(("make", "kind"), SPECIAL)
+@pytest.mark.parametrize("name", ["x.vedette", "x.vedette.sig", "allowed_signers", "revoked_keys"])
+def test_what_is_no_file_is_named_and_not_waited_for(
+    board: Board, name: str, make: Callable[[Path], object], kind: str
+) -> None:
+    sign(board.bundle, board.alice.path)
+    path = board.bundle.with_name(name)
+    path.unlink(missing_ok=True)
+    make(path)
+    with pytest.raises(TrustError, match=rf"{name}: is {kind} where a file is expected"):
+        verify(board.bundle, signature_of(board.bundle), board.places)
+
+
+@pytest.mark.parametrize(("make", "kind"), SPECIAL)
+def test_what_is_no_key_signs_nothing(board: Board, make: Callable[[Path], object], kind: str) -> None:
+    path = board.bundle.with_name("key")
+    make(path)
+    with pytest.raises(TrustError, match=f"key: is {kind} where a file is expected"):
+        sign(board.bundle, path)
+
+
+def test_a_signature_is_not_written_through_a_link(board: Board) -> None:
+    other = board.bundle.with_name("other.sig")
+    other.write_text("of another")
+    signature_of(board.bundle).symlink_to(other)
+    with pytest.raises(TrustError, match=r"x\.vedette\.sig: is a link where a file is expected"):
+        sign(board.bundle, board.alice.path)
+    assert other.read_text() == "of another"
+
+
+def test_an_ssh_keygen_that_comes_to_no_end_trusts_nobody(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    sign(board.bundle, board.alice.path)
+    slow = board.bundle.with_name("ssh-keygen")
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{board.bundle.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(trust, "_PATIENCE_S", 0.1)
+    with pytest.raises(TrustError, match="ssh-keygen -Y find-principals was not done after 0 s"):
+        verify(board.bundle, signature_of(board.bundle), board.places)
 
 
 def test_without_ssh_keygen_it_says_what_to_install(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:

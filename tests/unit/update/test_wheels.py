@@ -11,7 +11,7 @@ import pytest
 
 from agent.errors import BundleError
 from agent.update.description import Target
-from agent.update.wheels import check_means, check_python, fetch, metadata, own_wheel, platforms
+from agent.update.wheels import check_extras, check_means, check_python, fetch, metadata, own_wheel, platforms
 from tests.support.running import ROOT
 from tests.support.tiny_bundles import tiny_wheel
 
@@ -138,14 +138,15 @@ def test_our_own_wheel_is_the_same_bytes_each_time(tmp_path: Path) -> None:
 
 def test_the_lock_file_is_that_of_the_clone(tmp_path: Path) -> None:
     assert check_means(None, None) == ROOT / "requirements.lock"
-    assert check_means(None, tmp_path) == tmp_path
+    assert check_means(None, tmp_path / "lock") == tmp_path / "lock"
 
 
 def test_without_a_clone_wheel_and_lock_file_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.update.wheels.SOURCES", tmp_path)
-    with pytest.raises(BundleError, match="give its wheel by --wheel, its lock file by --lock"):
+    monkeypatch.setattr("agent.update.clone._OWN", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match="run it in a clone, or give its wheel by --wheel, its lock file by"):
         check_means(tmp_path / "x.whl", None)
     assert check_means(tmp_path / "x.whl", tmp_path / "lock") == tmp_path / "lock"
 
@@ -175,6 +176,14 @@ def test_what_is_no_wheel_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.whl").write_bytes(content)
     with pytest.raises(BundleError, match=r"x\.whl: not a wheel"):
         metadata(tmp_path / "x.whl")
+
+
+def test_an_extra_that_a_wheel_does_not_have_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "vedette-1.0-py3-none-any.whl"
+    path.write_bytes(tiny_wheel(extras=("wake-word", "demo")))
+    check_extras(path, ["demo", "Wake_Word"])
+    with pytest.raises(BundleError, match="--extra nosuch: no such extra of Vedette; there are: wake-word, demo"):
+        check_extras(path, ["nosuch"])
 
 
 def test_wheels_are_taken_up_to_the_boards_glibc() -> None:
