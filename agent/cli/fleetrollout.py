@@ -18,7 +18,6 @@ from agent.fleet.plan import Batch, plan
 from agent.fleet.report import render, verdict
 from agent.fleet.rollout import Rollout, check_there, read_wanted
 from agent.storage.durable import write_atomic
-from agent.storage.updatefiles import owned_file
 
 _INTERRUPTED = """\
 interrupted: boards that are at the update go on with it by themselves; what was done is in {ledger}
@@ -61,13 +60,14 @@ def roll_out(
     check_pinned(inventory.known_hosts, boards.values())
     ledger = ledger or inventory.path.absolute().parent / f"{bundle.name}.ledger"
     report = report or ledger.with_name(f"{ledger.name}.html")
-    with owned_file(ledger):
-        rollout = Rollout(inventory, wanted, Ledger(ledger))
+    kept = Ledger(ledger)
+    with kept.owned():
+        rollout = Rollout(inventory, wanted, kept)
         standing = rollout.begin(boards)
         try:
             standing = _go(rollout, standing, bundle.name, err=as_json)
         except KeyboardInterrupt:
-            click.echo(_INTERRUPTED.format(ledger=ledger), err=True)
+            click.echo(_INTERRUPTED.format(ledger=click.format_filename(ledger)), err=True)
             raise
     write_atomic(report, render(standing).encode())
     _print_end(standing, ledger, report, as_json=as_json)
@@ -100,7 +100,7 @@ def _print_end(standing: Standing, ledger: Path, report: Path, *, as_json: bool)
             click.echo(msgspec.json.encode(outcome).decode())
     err = as_json
     click.echo(verdict(standing), err=err)
-    click.echo(f"ledger {ledger}, report {report}", err=err)
+    click.echo(f"ledger {click.format_filename(ledger)}, report {click.format_filename(report)}", err=err)
     if not standing.complete:
         click.echo("do it again to go on with what is left", err=err)
 

@@ -11,9 +11,12 @@ import msgspec
 from msgspec import Meta, Struct
 
 from agent.errors import FleetError, reason_of
+from agent.fleet.plainfile import read_plain
 from agent.tomlfile import nearest
 
 USER = "vedette-update"
+_LARGEST = 4 * 1024**2
+_ADVICE = "name your inventory with --inventory, or begin with a copy of scripts/fleet/fleet.toml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ADDRESS = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:%\]_-]{0,254}")
 """An address that begins with a hyphen would be an option of ssh."""
@@ -119,12 +122,9 @@ def read_inventory(path: Path) -> Inventory:
         FleetError: it cannot be read, or a value cannot be used; names it.
     """
     try:
-        return parse(path.read_text(encoding="utf-8"), path)
-    except OSError as error:
-        raise FleetError(
-            f"{path}: cannot be read: {reason_of(error)}; name your inventory with --inventory, or begin with a "
-            "copy of scripts/fleet/fleet.toml"
-        ) from error
+        return parse(read_plain(path, _LARGEST, _ADVICE).decode(), path)
+    except FileNotFoundError as error:
+        raise FleetError(f"{path}: cannot be read: {reason_of(error)}; {_ADVICE}") from error
     except UnicodeDecodeError as error:
         raise FleetError(f"{path}: is no UTF-8 text") from error
 

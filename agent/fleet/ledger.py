@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
-from agent.errors import NO_JSON, FleetError, reason_of
+from agent.errors import NO_JSON, FleetError
 from agent.fleet.outcome import Outcome
+from agent.fleet.plainfile import check_plain, read_plain
 from agent.fleet.plan import Batch
-from agent.storage.updatefiles import add_line
+from agent.storage.updatefiles import add_line, owned_file
+
+_LARGEST = 64 * 1024**2
+"""Bytes of a ledger that is read: of thousands of boards, many times over."""
+_ADVICE = "name another --ledger"
 
 
 class Begun(Struct, frozen=True, tag="begun"):
@@ -130,6 +136,17 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Own it while the context lasts; it is made where there is none.
+
+        Raises:
+            FleetError: it is no file. StorageError: another process owns it, or it cannot be written.
+        """
+        check_plain(self.path, _ADVICE)
+        with owned_file(self.path):
+            yield
+
     def add(self, entry: Entry) -> None:
         """Add an entry.
 
@@ -145,14 +162,12 @@ class Ledger:
             FleetError: it cannot be read, or is no ledger.
         """
         try:
-            lines = [line for line in self.path.read_bytes().split(b"\n") if line]
+            lines = [line for line in read_plain(self.path, _LARGEST, _ADVICE).split(b"\n") if line]
         except FileNotFoundError:
             return []
-        except OSError as error:
-            raise FleetError(f"{self.path}: cannot be read: {reason_of(error)}") from error
         entries = [entry for line in lines for entry in _entry(line)]
         if len(entries) < len(lines) // 2:
-            raise FleetError(f"{self.path}: is no ledger of a rollout: name another --ledger")
+            raise FleetError(f"{self.path}: is no ledger of a rollout: {_ADVICE}")
         return entries
 
 

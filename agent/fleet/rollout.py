@@ -12,6 +12,7 @@ from agent.fleet.errand import Errand, Patience, Wanted, Watch
 from agent.fleet.inventory import Board, Inventory
 from agent.fleet.ledger import Begun, Done, Ended, Ledger, Resumed, Standing, Started, Stopped, now, replay
 from agent.fleet.outcome import Outcome, objection
+from agent.fleet.plainfile import check_plain
 from agent.fleet.plan import Batch, plan
 from agent.fleet.transport import Transport
 from agent.update.archive import check, read_description
@@ -21,14 +22,17 @@ Show = Callable[[Outcome], None]
 
 
 def check_there(bundle: Path) -> None:
-    """Refuse what is no file.
+    """Refuse what is no file, or has a name that no ledger can have in it.
 
     Raises:
         FleetError: says what it is.
     """
-    if bundle.is_dir():
-        raise FleetError(f"{bundle}: is a folder: name the bundle's file")
-    if not bundle.is_file():
+    try:
+        bundle.name.encode()
+    except UnicodeEncodeError as error:
+        raise FleetError(f"{bundle}: its name is no UTF-8: rename it, and its signature") from error
+    check_plain(bundle, "name the bundle's file")
+    if not bundle.exists():
         raise FleetError(f"{bundle}: there is no such file: `vedette bundle build` makes a bundle")
 
 

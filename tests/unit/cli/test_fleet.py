@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def pinned(folder: Path) -> None:
+    """A host key of each board."""
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB2ZrPY0kqFLkZzgcbYBoTOhyK4KXw5HWGYPIXRfZLrf"
+    (folder / "known_hosts").write_text("".join(f"{name} {key}\n" for name in ("porch", "roof", "gate")))
+
+
 def say(*words: str) -> Result:
     return CliRunner().invoke(vedette, ["fleet", *words])
 
@@ -60,6 +67,29 @@ def test_what_is_no_file_is_no_bundle(folder: Path, more: tuple[str, ...]) -> No
         error = say("rollout", name, *more).exception
         assert isinstance(error, FleetError)
         assert said in str(error)
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_place_of_a_bundle_of_host_keys_or_of_an_inventory_is_refused(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    (folder / "known_hosts").symlink_to("pipe")
+    for words in (("rollout", "pipe"), ("status",), ("status", "-i", "pipe"), ("pin", "porch")):
+        error = say(*words).exception
+        assert isinstance(error, FleetError), words
+        assert "is a pipe, and no plain file" in str(error)
+
+
+@needs_ssh_keygen
+def test_a_bundle_whose_name_is_no_utf8_leaves_no_ledger(folder: Path) -> None:
+    bundle = folder / os.fsdecode(b"bad\xff.vedette")
+    models_bundle(bundle, make_key(folder / "key"))
+    pinned(folder)
+    before = sorted(folder.iterdir())
+    for more in ((), ("--json",), ("--ledger", "x.ledger")):
+        error = say("rollout", bundle.name, *more).exception
+        assert isinstance(error, FleetError)
+        assert "its name is no UTF-8: rename it" in str(error)
+    assert sorted(folder.iterdir()) == before
 
 
 @needs_ssh_keygen
@@ -97,8 +127,7 @@ def test_a_rollback_is_waited_for_as_long_as_a_board_may_take(
         return []
 
     monkeypatch.setattr("agent.fleet.asking.ask_all", ask_all)
-    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB2ZrPY0kqFLkZzgcbYBoTOhyK4KXw5HWGYPIXRfZLrf"
-    (folder / "known_hosts").write_text("".join(f"{name} {key}\n" for name in ("porch", "roof", "gate")))
+    pinned(folder)
     assert say("rollback", "--yes").exit_code == 0
     watched_s = returning.GATE.within_s + returning.GATE.steady_s
     assert patience[0] >= rehearsal._PATIENCE_S + watched_s + 2 * service._PATIENCE_S

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,29 @@ def test_a_file_that_is_not_there_tells_where_to_begin(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(FleetError, match="is no UTF-8 text"):
         read_inventory(tmp_path / "binary")
+
+
+@pytest.mark.timeout(10)
+def test_what_may_never_end_is_no_inventory(tmp_path: Path) -> None:
+    pipe, large = tmp_path / "pipe", tmp_path / "large"
+    os.mkfifo(pipe)
+    with large.open("wb") as file:
+        file.truncate(1 << 33)
+    for path, said in (
+        (pipe, "is a pipe, and no plain file"),
+        (Path("/dev/zero"), "is a device, and no plain file"),
+        (tmp_path, "is a folder, and no plain file"),
+        (large, "is too large"),
+    ):
+        with pytest.raises(FleetError, match=rf"^{path}: {said}.*--inventory"):
+            read_inventory(path)
+
+
+def test_a_link_to_an_inventory_is_one(tmp_path: Path) -> None:
+    (tmp_path / "real.toml").write_text(EXAMPLE)
+    link = tmp_path / "fleet.toml"
+    link.symlink_to("real.toml")
+    assert read_inventory(link).path == link
 
 
 def test_the_one_that_comes_along_can_be_used() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -77,5 +78,15 @@ def test_no_file_is_an_empty_ledger_and_another_file_is_none(tmp_path: Path) -> 
     other.write_text("milk\neggs\n")
     with pytest.raises(FleetError, match="is no ledger of a rollout"):
         Ledger(other).read()
-    with pytest.raises(FleetError, match="cannot be read: Is a directory"):
+    with pytest.raises(FleetError, match="is a folder, and no plain file: name another --ledger"):
         Ledger(tmp_path).read()
+
+
+@pytest.mark.timeout(10)
+def test_a_pipe_in_the_place_of_a_ledger_is_neither_read_nor_written(tmp_path: Path) -> None:
+    pipe = Ledger(tmp_path / "pipe")
+    os.mkfifo(pipe.path)
+    with pytest.raises(FleetError, match="is a pipe, and no plain file"):
+        pipe.read()
+    with pytest.raises(FleetError, match="is a pipe, and no plain file"), pipe.owned():
+        pass
