@@ -59,8 +59,42 @@ def test_what_only_ansible_knows_is_left_to_it() -> None:
     [
         ("", "lists no board"),
         ("[boards", "Expected"),
-        ("[boards.hosts]\nx = { ansible_port = 0 }", "ansible_port"),
-        ("[boards.hosts]\nx = { ansible_host = 7 }", "Expected `str`"),
+        (f"x = {'1' * 5000}", "digits"),
+        ("boards = 3", "[boards] has to be a table, and is 3"),
+        ("[boards]\nhosts = 3", "[boards.hosts] has to be a table, and is 3"),
+        ("[boards]\nvars = 3", "[boards.vars] has to be a table, and is 3"),
+        ("[boards.hosts]\nx = 3", "board x: has to be a table, such as { ansible_host = "),
+        (
+            "[boards.hosts]\nx = { ansible_port = 0 }",
+            "board x: ansible_port has to be a whole number from 1 to 65535",
+        ),
+        ('[boards.hosts]\nx = { ansible_port = "22" }', 'without quotes, and is "22"'),
+        (
+            "[boards.hosts]\nx = { ansible_host = 7 }",
+            "board x: ansible_host has to be a name or an address in quotes",
+        ),
+        ("[boards.hosts]\nx = { ansible_host = 7 }", "and is 7"),
+        ("[boards.hosts]\nx = {}\n[boards.vars]\nansible_port = 70000", "[boards.vars] ansible_port has to be"),
+        (
+            '[boards.hosts]\nx = {}\n[boards.vars]\nvedette_batches = [1, "200%"]',
+            'shares from "1%" to "100%", such as [2, "25%"], and is [1,"200%"]',
+        ),
+        (
+            '[boards.hosts]\nx = {}\n[boards.vars]\nvedette_canary = "x"',
+            'a list of names of boards, such as ["porch"]',
+        ),
+        ("[boards.hosts]\nx = {}\n[boards.vars]\nvedette_stop_share = inf", "from 0 to 1, and is inf"),
+        ("[boards.hosts]\nx = {}\n[boards.vars]\nvedette_at_once = 0", "a whole number from 1 to 256, and is 0"),
+        (
+            '[boards.hosts]\nx = { ansible_hosts = "1.2.3.4" }',
+            "board x: ansible_hosts is unknown; did you mean 'ansible_host'?",
+        ),
+        ('[boards.hosts]\nx = { ansible_hostname = "1.2.3.4" }', "did you mean 'ansible_host'?"),
+        ("[boards.hosts]\nx = { ansible_prot = 22 }", "did you mean 'ansible_port'?"),
+        (
+            '[boards.hosts]\nx = {}\n[boards.vars]\nansible_ssh_private_keyfile = "x"',
+            "[boards.vars] ansible_ssh_private_keyfile is unknown; did you mean 'ansible_ssh_private_key_file'?",
+        ),
         ('[boards.hosts]\n"-oProxyCommand=id" = {}', "letters, digits"),
         ('[boards.hosts]\n"a b" = {}', "letters, digits"),
         ('[boards.hosts]\nx = { ansible_user = "-x" }', "user '-x'"),
@@ -91,6 +125,14 @@ def test_what_cannot_be_used_is_named(text: str, said: str) -> None:
     with pytest.raises(FleetError, match=r"^fleet\.toml: ") as caught:
         parse(text, FILE)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["ssh_user", "ssh_host", "private_key_file", "su_user", "become_user", "password", "connection", "psrp_port"],
+)
+def test_a_key_of_ansible_is_none_of_ours_misspelled(key: str) -> None:
+    assert parse(f'[boards.hosts]\nx = {{ ansible_{key} = "x" }}', FILE).boards
 
 
 def test_a_file_that_is_not_there_tells_where_to_begin(tmp_path: Path) -> None:
