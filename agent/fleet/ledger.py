@@ -19,6 +19,7 @@ from agent.storage.updatefiles import add_line, owned_file
 _LARGEST = 64 * 1024**2
 """Bytes of a ledger that is read: of thousands of boards, many times over."""
 _ADVICE = "name another --ledger"
+_BEGINNING = b'{"type":"begun",'
 
 
 class Begun(Struct, frozen=True, tag="begun"):
@@ -131,10 +132,15 @@ def _after(before: Standing, entry: Entry) -> Standing:
 
 
 class Ledger:
-    """A file of entries; each is on the disk when `add` returns."""
+    """A file of entries; each is on the disk when `add` returns.
+
+    Attributes:
+        path: of the file.
+        left_out: lines that the last `read` could not make anything of.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.left_out = path, 0
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -156,7 +162,7 @@ class Ledger:
         add_line(self.path, msgspec.json.encode(entry))
 
     def read(self) -> list[Entry]:
-        """What is in it; nothing where there is no file. A line that the power cut off is left out.
+        """What is in it; nothing where there is no file. Lines that are damaged, or cut off, are left out.
 
         Raises:
             FleetError: it cannot be read, or is no ledger.
@@ -166,9 +172,15 @@ class Ledger:
         except FileNotFoundError:
             return []
         entries = [entry for line in lines for entry in _entry(line)]
-        if len(entries) < len(lines) // 2:
+        self.left_out = len(lines) - len(entries)
+        if lines and not entries and not _is_begun(lines):
             raise FleetError(f"{self.path}: is no ledger of a rollout: {_ADVICE}")
         return entries
+
+
+def _is_begun(lines: Sequence[bytes]) -> bool:
+    """Whether there is one line, which the power cut off before it was whole: nothing had been done yet."""
+    return len(lines) == 1 and (lines[0].startswith(_BEGINNING) or _BEGINNING.startswith(lines[0]))
 
 
 def _entry(line: bytes) -> Sequence[Entry]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from agent.errors import FleetError, StorageError, reason_of
@@ -50,3 +52,24 @@ def read_plain(path: Path, largest: int, advice: str) -> bytes:
         raise FleetError(f"{error}; {advice}") from error
     except OSError as error:
         raise FleetError(f"{path}: cannot be read: {reason_of(error)}; {advice}") from error
+
+
+def check_place(path: Path, others: Iterable[Path], advice: str) -> None:
+    """Refuse a place where no file can be written, or that is another file's.
+
+    Args:
+        path: of the file, which need not be there yet.
+        others: that are not to be written over.
+        advice: what to do.
+
+    Raises:
+        FleetError: says why.
+    """
+    check_plain(path, advice)
+    target = path.resolve()
+    if target in [other.resolve() for other in others]:
+        raise FleetError(f"{path}: would be written over: {advice}")
+    if not target.parent.is_dir():
+        raise FleetError(f"{path}: cannot be written: there is no folder {target.parent}; {advice}")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise FleetError(f"{path}: cannot be written: nothing may be put into {target.parent}; {advice}")

@@ -21,7 +21,7 @@ from agent.update.trust import signature_of
 Show = Callable[[Outcome], None]
 
 
-def check_there(bundle: Path) -> None:
+def _check_there(bundle: Path) -> None:
     """Refuse what is no file, or has a name that no ledger can have in it.
 
     Raises:
@@ -42,7 +42,7 @@ def read_wanted(bundle: Path) -> Wanted:
     Raises:
         FleetError: it is not there, or has no signature. BundleError: it is none.
     """
-    check_there(bundle)
+    _check_there(bundle)
     if not signature_of(bundle).is_file():
         raise FleetError(f"{bundle}: has no signature beside it: vedette bundle sign {bundle} --key KEY")
     described = read_description(bundle)
@@ -86,18 +86,33 @@ class Rollout:
             FleetError: the ledger is of another bundle, and not complete.
             StorageError: the disk refuses.
         """
+        standing, is_there = self._standing(boards)
+        self._ledger.add(Resumed(now()) if is_there else standing.begun)
+        return standing
+
+    def planned(self, boards: dict[str, Board]) -> list[Batch]:
+        """The batches that it would go through, or is going through by the ledger. Nothing is written.
+
+        Args:
+            boards: that are to be updated.
+
+        Raises:
+            FleetError: see `begin`.
+        """
+        return self._standing(boards)[0].begun.batches
+
+    def _standing(self, boards: dict[str, Board]) -> tuple[Standing, bool]:
+        """Where it begins, and whether that is what the ledger tells."""
         found = replay(self._ledger.read())
         if found is not None and not found.complete:
             self._check_same(found)
             if {name for batch in found.begun.batches for name in batch} == set(boards):
-                self._ledger.add(Resumed(now()))
-                return found
+                return found, True
         policy = self._inventory.policy
         batches = plan(list(boards), policy.canary, policy.batches)
         wanted = self._wanted
         begun = Begun(now(), wanted.sha256, wanted.path.name, wanted.version, wanted.counter, list(batches))
-        self._ledger.add(begun)
-        return Standing(begun, {})
+        return Standing(begun, {}), False
 
     def _check_same(self, found: Standing) -> None:
         if found.begun.bundle != self._wanted.sha256:
