@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from rich.console import Console
 
@@ -237,6 +238,21 @@ def test_names_that_are_hashed_are_found(folder: Path) -> None:
     error = say("status").exception
     assert isinstance(error, FleetError)
     assert "no host key of gate: `vedette fleet pin gate`" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("said", "begun", "offered"),
+    [
+        ((), "st", ["status"]),
+        (("update",), "", ["status", "history", "apply", "confirm", "rollback"]),
+        (("--json", "update"), "ro", ["rollback"]),
+        (("doctor",), "", ["--json"]),
+    ],
+)
+def test_words_of_a_command_are_completed(said: tuple[str, ...], begun: str, offered: list[str]) -> None:
+    completion = ShellComplete(vedette, {}, "vedette", "_VEDETTE_COMPLETE")
+    found = completion.get_completions(["fleet", "exec", *said], begun)
+    assert [one.value for one in found] == offered
 
 
 def drawn(table: RolloutTable, height: int = 20) -> str:
