@@ -69,3 +69,32 @@ def test_what_a_script_says_of_itself_is_its_first_remark(script: str) -> None:
 def test_what_is_no_file_is_nothing_to_install_from(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert said(tmp_path, "install", *words) == (1, told)
+
+
+@pytest.mark.parametrize(
+    ("had", "counter", "told"),
+    [
+        (
+            "40\n",
+            "3",
+            "x.vedette: counter 3, this board had 40: older than what it ran; installed because root asked",
+        ),
+        ("040\n", "39", "this board had 040"),
+        ("40\n", "40", ""),
+        ("40\n", "41", ""),
+        ("9\n", "10", ""),
+        ("", "3", ""),
+        ("junk\n", "3", ""),
+        ("40\n", "", ""),
+        (None, "3", ""),
+    ],
+)
+def test_a_bundle_that_is_older_than_what_the_board_ran_is_told_of(
+    tmp_path: Path, had: str | None, counter: str, told: str
+) -> None:
+    if had is not None:
+        (tmp_path / "counter").write_text(had)
+    function = f"""eval "$(sed -n '/^tell_older()/,/^}}/p' {ROOT}/scripts/install)"; UPDATES=$1"""
+    found = run(f'{function}; tell_older x.vedette "$2" 2>&1', str(tmp_path), counter)
+    assert told in found
+    assert bool(told) == bool(found)
