@@ -120,7 +120,9 @@ def rollback(
     """
     inventory, boards = _boards(path, names)
     if not yes:
-        click.confirm(f"Take {len(boards)} boards back to the version before?", abort=True, err=True)
+        from agent.fleet.outcome import how_many
+
+        click.confirm(f"Take {how_many(len(boards))} back to the version before?", abort=True, err=True)
     answers = _ask(
         inventory,
         boards,

@@ -197,7 +197,9 @@ def test_boards_that_are_off_are_unreachable(folder: Path) -> None:
     assert all("Connection refused" in one["reason"] for one in told)
     assert say("exec", "--board", "porch", "doctor").exit_code == 3
     assert say("rollback", "--yes").exit_code == 3
-    assert say("rollback", "--board", "roof").exit_code == 1  # nobody has said yes
+    unsaid = say("rollback", "--board", "roof")  # nobody has said yes
+    assert (unsaid.exit_code, "Take 1 board back" in unsaid.stderr) == (1, True)
+    assert "Take 3 boards back" in say("rollback").stderr
 
 
 def test_a_rollback_is_waited_for_as_long_as_a_board_may_take(
