@@ -11,6 +11,13 @@ die() {
   exit 1
 }
 
+# usage SCRIPT: what it says of itself at its beginning, as an error. SCRIPT is a path in the clone: $0 may be one from
+# where the caller is.
+usage() {
+  sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$1" >&2
+  exit 2
+}
+
 # own_updates [SECONDS]: nobody else updates this board until this process ends: the lock of agent/storage/durable.py.
 own_updates() {
   install -d -m 700 "$UPDATES"

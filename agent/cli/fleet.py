@@ -12,6 +12,8 @@ import click
 from agent.cli.plain import plain
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from agent.cli.fleetstatus import Row
     from agent.fleet.asking import Answer
     from agent.fleet.inventory import Board, Inventory
@@ -71,12 +73,20 @@ def status(ctx: click.Context, path: Path, names: tuple[str, ...], as_json: bool
     ctx.exit(_code(found))
 
 
+def _next_words(context: click.Context, _argument: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from agent.fleet.commands import next_words
+
+    return [CompletionItem(word) for word in next_words(context.params.get("words") or (), incomplete)]
+
+
 @fleet.command("exec", context_settings={"allow_interspersed_args": False})
-@click.argument("words", metavar="COMMAND...", nargs=-1, required=True)
+@click.argument("words", metavar="COMMAND...", nargs=-1, required=True, shell_complete=_next_words)
 @_common
 @click.pass_context
 def exec_(ctx: click.Context, words: tuple[str, ...], path: Path, names: tuple[str, ...], as_json: bool) -> None:
-    """Have every board do COMMAND: doctor, status, or update status, history, confirm or rollback.
+    """Have every board do COMMAND: doctor, status, or update status, history, apply, confirm or rollback.
 
     Options come before COMMAND; whatever follows its first word is the board's:
 
@@ -84,9 +94,12 @@ def exec_(ctx: click.Context, words: tuple[str, ...], path: Path, names: tuple[s
         vedette fleet exec --json doctor     a line of JSON for each board, with what it says
         vedette fleet exec doctor --json     has each board say it as JSON
 
-    Boards do nothing else for the key of updates; see vedette-ssh.
+    Boards do nothing else for the key of updates (see vedette-ssh), so that nothing else is sent to them.
     """  # noqa: D301
+    from agent.fleet.commands import check_command
+
     _check_ours_first(ctx, words)
+    check_command(" ".join(words))
     inventory, boards = _boards(path, names)
     answers = _ask(inventory, boards, " ".join(words), lambda one: _print_answer(one, as_json=as_json))
     ctx.exit(_code(answers))
@@ -107,7 +120,9 @@ def rollback(
     """
     inventory, boards = _boards(path, names)
     if not yes:
-        click.confirm(f"Take {len(boards)} boards back to the version before?", abort=True, err=True)
+        from agent.fleet.outcome import how_many
+
+        click.confirm(f"Take {how_many(len(boards))} back to the version before?", abort=True, err=True)
     answers = _ask(
         inventory,
         boards,

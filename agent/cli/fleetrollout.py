@@ -11,14 +11,16 @@ import msgspec
 
 from agent.cli.fleettable import RolloutLines, RolloutTable
 from agent.cli.live import is_terminal
+from agent.errors import StorageError
 from agent.fleet.inventory import read_inventory
 from agent.fleet.ledger import Ledger, Standing
 from agent.fleet.pinning import check_pinned
-from agent.fleet.plan import Batch, plan
+from agent.fleet.plainfile import check_place
+from agent.fleet.plan import Batch
 from agent.fleet.report import render, verdict
-from agent.fleet.rollout import Rollout, check_there, read_wanted
+from agent.fleet.rollout import Rollout, read_wanted
 from agent.storage.durable import write_atomic
-from agent.storage.updatefiles import owned_file
+from agent.update.trust import signature_of
 
 _INTERRUPTED = """\
 interrupted: boards that are at the update go on with it by themselves; what was done is in {ledger}
@@ -48,33 +50,46 @@ def roll_out(
         as_json: print JSON.
 
     Raises:
-        FleetError, BundleError, StorageError: see `Rollout`.
+        FleetError, BundleError, StorageError: it cannot be begun, or not gone on with; see `Rollout`.
     """
     inventory = read_inventory(path)
     boards = inventory.chosen(names)
-    if dry_run:
-        check_there(bundle)
-        policy = inventory.policy
-        _print_plan(plan(list(boards), policy.canary, policy.batches), as_json=as_json)
-        return _WELL
     wanted = read_wanted(bundle)
     check_pinned(inventory.known_hosts, boards.values())
     ledger = ledger or inventory.path.absolute().parent / f"{bundle.name}.ledger"
     report = report or ledger.with_name(f"{ledger.name}.html")
-    with owned_file(ledger):
-        rollout = Rollout(inventory, wanted, Ledger(ledger))
+    read = (bundle, signature_of(bundle), inventory.path, inventory.known_hosts)
+    check_place(ledger, read, "name another --ledger")
+    check_place(report, (*read, ledger), "name another --report")
+    kept = Ledger(ledger)
+    rollout = Rollout(inventory, wanted, kept)
+    if dry_run:
+        _print_plan(rollout.planned(boards), as_json=as_json)
+        _tell_left_out(kept)
+        return _WELL
+    with kept.owned():
         standing = rollout.begin(boards)
-        try:
-            standing = _go(rollout, standing, bundle.name, err=as_json)
-        except KeyboardInterrupt:
-            click.echo(_INTERRUPTED.format(ledger=ledger), err=True)
-            raise
-    write_atomic(report, render(standing).encode())
-    _print_end(standing, ledger, report, as_json=as_json)
-    return _code(standing)
+        _tell_left_out(kept)
+        standing = _go(rollout, standing, bundle.name, ledger, err=as_json)
+    return _end(standing, ledger, report, as_json=as_json)
 
 
-def _go(rollout: Rollout, standing: Standing, title: str, *, err: bool) -> Standing:
+def _tell_left_out(ledger: Ledger) -> None:
+    if ledger.left_out:
+        lines = "line is" if ledger.left_out == 1 else "lines are"
+        name = click.format_filename(ledger.path)
+        click.echo(f"{name}: {ledger.left_out} {lines} damaged or cut off, and left out", err=True)
+
+
+def _go(rollout: Rollout, standing: Standing, title: str, ledger: Path, *, err: bool) -> Standing:
+    try:
+        return _show(rollout, standing, title, err=err)
+    except KeyboardInterrupt:
+        click.echo(_INTERRUPTED.format(ledger=click.format_filename(ledger)), err=True)
+        raise
+
+
+def _show(rollout: Rollout, standing: Standing, title: str, *, err: bool) -> Standing:
     """A table where there is a terminal for it, lines elsewhere."""
     if err or not is_terminal():
         lines = RolloutLines(err)
@@ -94,15 +109,26 @@ def _print_plan(batches: Sequence[Batch], *, as_json: bool) -> None:
         click.echo(f"{'canary' if number == 0 else f'batch {number}':<9} {', '.join(batch)}")
 
 
-def _print_end(standing: Standing, ledger: Path, report: Path, *, as_json: bool) -> None:
+def _end(standing: Standing, ledger: Path, report: Path, *, as_json: bool) -> int:
+    """What came of it is told whatever becomes of the page about it."""
+    trouble, code = "", _code(standing)
+    try:
+        write_atomic(report, render(standing).encode())
+    except StorageError as error:
+        trouble, code = f"; there is no report: {error}", _FAILED
+    _print_end(standing, as_json=as_json)
+    places = f"ledger {ledger}{trouble}" if trouble else f"ledger {ledger}, report {report}"
+    click.echo(click.format_filename(places), err=as_json or bool(trouble))
+    if not standing.complete:
+        click.echo("do it again to go on with what is left", err=as_json)
+    return code
+
+
+def _print_end(standing: Standing, *, as_json: bool) -> None:
     if as_json:
         for outcome in standing.outcomes.values():
             click.echo(msgspec.json.encode(outcome).decode())
-    err = as_json
-    click.echo(verdict(standing), err=err)
-    click.echo(f"ledger {ledger}, report {report}", err=err)
-    if not standing.complete:
-        click.echo("do it again to go on with what is left", err=err)
+    click.echo(verdict(standing), err=as_json)
 
 
 def _code(standing: Standing) -> int:

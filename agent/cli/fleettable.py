@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.cli.plain import plain
-from agent.fleet.outcome import Outcome, counted
+from agent.fleet.outcome import Outcome, counted, how_many
 from agent.fleet.plan import Batch
 from agent.fleet.report import size
 
@@ -88,7 +88,7 @@ class RolloutTable:
 
     def _summary(self) -> str:
         told = [f"{count} {kind.replace('_', ' ')}" for kind, count in counted(self._outcomes.values()).items()]
-        return ", ".join([*told, f"{len(self._batches)} boards"])
+        return ", ".join([*told, how_many(len(self._batches))])
 
 
 class RolloutLines:

@@ -5,21 +5,18 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
 
-import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from agent.errors import FleetError, reason_of
-from agent.tomlfile import nearest
+from agent.fleet.inventorykeys import USER, Host, Policy, hosts_and_policy
+from agent.fleet.plainfile import read_plain
 
-USER = "vedette-update"
+_LARGEST = 4 * 1024**2
+_ADVICE = "name your inventory with --inventory, or begin with a copy of scripts/fleet/fleet.toml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ADDRESS = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:%\]_-]{0,254}")
 """An address that begins with a hyphen would be an option of ssh."""
-
-Size = Annotated[int, Meta(ge=1)] | Annotated[str, Meta(pattern=r"^(100|[1-9][0-9]?)%\Z")]
-"""Of a batch: a number of boards, or a share of all of them, such as `"25%"`."""
 
 
 class Board(Struct, frozen=True):
@@ -38,49 +35,6 @@ class Board(Struct, frozen=True):
     port: int = 22
     user: str = USER
     key: str = ""
-
-
-_ANSIBLE = {"user": "ansible_user", "port": "ansible_port", "key": "ansible_ssh_private_key_file"}
-_OWN = {name: f"vedette_{name}" for name in ("canary", "batches", "stop_share", "at_once")}
-_ROLE = ("vedette_looks", "vedette_look_s")
-"""Of our role for Ansible, which reads them from the same file."""
-
-
-class Policy(Struct, frozen=True, rename={**_OWN, **_ANSIBLE}):
-    """How a rollout goes through the boards: `[boards.vars]`, there as `vedette_canary` and so on.
-
-    Attributes:
-        canary: boards that come first, and all have to take the version; empty: the first board.
-        batches: sizes of the batches after them; the last one is repeated.
-        stop_share: a rollout stops after a batch in which more than this share of the boards that were reached
-            did not keep the version.
-        at_once: boards that are updated at the same time.
-        user, port, key: of every board; in the file as Ansible names them.
-    """
-
-    canary: tuple[str, ...] = ()
-    batches: Annotated[tuple[Size, ...], Meta(min_length=1)] = ("10%", "25%", "100%")
-    stop_share: Annotated[float, Meta(ge=0, le=1)] = 0.2
-    at_once: Annotated[int, Meta(ge=1, le=256)] = 8
-    user: str = USER
-    port: Annotated[int, Meta(ge=1, le=65535)] = 22
-    key: str = ""
-
-
-class _Host(Struct, frozen=True, rename={"address": "ansible_host", **_ANSIBLE}):
-    address: str = ""
-    port: Annotated[int, Meta(ge=1, le=65535)] | None = None
-    user: str = ""
-    key: str = ""
-
-
-class _Group(Struct, frozen=True):
-    hosts: dict[str, _Host] = {}
-    vars: Policy = Policy()
-
-
-class _File(Struct, frozen=True):
-    boards: _Group = _Group()
 
 
 class Inventory(Struct, frozen=True):
@@ -119,12 +73,9 @@ def read_inventory(path: Path) -> Inventory:
         FleetError: it cannot be read, or a value cannot be used; names it.
     """
     try:
-        return parse(path.read_text(encoding="utf-8"), path)
-    except OSError as error:
-        raise FleetError(
-            f"{path}: cannot be read: {reason_of(error)}; name your inventory with --inventory, or begin with a "
-            "copy of scripts/fleet/fleet.toml"
-        ) from error
+        return parse(read_plain(path, _LARGEST, _ADVICE).decode(), path)
+    except FileNotFoundError as error:
+        raise FleetError(f"{path}: cannot be read: {reason_of(error)}; {_ADVICE}") from error
     except UnicodeDecodeError as error:
         raise FleetError(f"{path}: is no UTF-8 text") from error
 
@@ -140,38 +91,18 @@ def parse(text: str, path: Path) -> Inventory:
         FleetError: a value cannot be used; names it.
     """
     try:
-        data = tomllib.loads(text)
-        group = msgspec.convert(data, _File).boards
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
+        hosts, policy = hosts_and_policy(tomllib.loads(text))
+    except (ValueError, RecursionError, FleetError) as error:
         raise FleetError(f"{path}: {error}") from error
-    _check_keys(data.get("boards", {}), path)
-    if not group.hosts:
+    if not hosts:
         raise FleetError(f"{path}: lists no board in [boards.hosts]")
-    boards = {name: _board(name, host, group.vars, path) for name, host in group.hosts.items()}
-    if unknown := [name for name in group.vars.canary if name not in boards]:
+    boards = {name: _board(name, host, policy, path) for name, host in hosts.items()}
+    if unknown := [name for name in policy.canary if name not in boards]:
         raise FleetError(f"{path}: vedette_canary names {', '.join(unknown)}, which [boards.hosts] does not list")
-    return Inventory(path, boards, group.vars)
+    return Inventory(path, boards, policy)
 
 
-def _check_keys(group: dict[str, Any], path: Path) -> None:
-    """Refuse keys that would be ours but for a typo: the rest is Ansible's, and not ours to judge."""
-    tables = ["hosts", "vars", "children"]
-    for key in group.keys() - set(tables):
-        raise FleetError(f"{path}: [boards.{key}] is unknown{nearest(key, tables)}")
-    _check_own("[boards.vars]", group.get("vars", {}), [*_OWN.values(), *_ROLE], path)
-    for name, host in group.get("hosts", {}).items():
-        if misplaced := [key for key in _OWN.values() if key in host]:
-            raise FleetError(f"{path}: board {name}: {misplaced[0]} is of all boards: move it to [boards.vars]")
-        _check_own(f"board {name}:", host, list(_ROLE), path)
-
-
-def _check_own(where: str, table: dict[str, Any], known: list[str], path: Path) -> None:
-    for key in table:
-        if key.startswith("vedette_") and key not in known:
-            raise FleetError(f"{path}: {where} {key} is unknown{nearest(key, known)}")
-
-
-def _board(name: str, host: _Host, common: Policy, path: Path) -> Board:
+def _board(name: str, host: Host, common: Policy, path: Path) -> Board:
     board = Board(
         name,
         host.address or name,

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
-from agent.errors import NO_JSON, FleetError, reason_of
+from agent.errors import NO_JSON, FleetError
 from agent.fleet.outcome import Outcome
+from agent.fleet.plainfile import check_plain, read_plain
 from agent.fleet.plan import Batch
-from agent.storage.updatefiles import add_line
+from agent.storage.updatefiles import add_line, owned_file
+
+_LARGEST = 64 * 1024**2
+"""Bytes of a ledger that is read: of thousands of boards, many times over."""
+_ADVICE = "name another --ledger"
+_BEGINNING = b'{"type":"begun",'
 
 
 class Begun(Struct, frozen=True, tag="begun"):
@@ -125,10 +132,26 @@ def _after(before: Standing, entry: Entry) -> Standing:
 
 
 class Ledger:
-    """A file of entries; each is on the disk when `add` returns."""
+    """A file of entries; each is on the disk when `add` returns.
+
+    Attributes:
+        path: of the file.
+        left_out: lines that the last `read` could not make anything of.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.left_out = path, 0
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Own it while the context lasts; it is made where there is none.
+
+        Raises:
+            FleetError: it is no file. StorageError: another process owns it, or it cannot be written.
+        """
+        check_plain(self.path, _ADVICE)
+        with owned_file(self.path):
+            yield
 
     def add(self, entry: Entry) -> None:
         """Add an entry.
@@ -139,21 +162,25 @@ class Ledger:
         add_line(self.path, msgspec.json.encode(entry))
 
     def read(self) -> list[Entry]:
-        """What is in it; nothing where there is no file. A line that the power cut off is left out.
+        """What is in it; nothing where there is no file. Lines that are damaged, or cut off, are left out.
 
         Raises:
             FleetError: it cannot be read, or is no ledger.
         """
         try:
-            lines = [line for line in self.path.read_bytes().split(b"\n") if line]
+            lines = [line for line in read_plain(self.path, _LARGEST, _ADVICE).split(b"\n") if line]
         except FileNotFoundError:
             return []
-        except OSError as error:
-            raise FleetError(f"{self.path}: cannot be read: {reason_of(error)}") from error
         entries = [entry for line in lines for entry in _entry(line)]
-        if len(entries) < len(lines) // 2:
-            raise FleetError(f"{self.path}: is no ledger of a rollout: name another --ledger")
+        self.left_out = len(lines) - len(entries)
+        if lines and not entries and not _is_begun(lines):
+            raise FleetError(f"{self.path}: is no ledger of a rollout: {_ADVICE}")
         return entries
+
+
+def _is_begun(lines: Sequence[bytes]) -> bool:
+    """Whether there is one line, which the power cut off before it was whole: nothing had been done yet."""
+    return len(lines) == 1 and (lines[0].startswith(_BEGINNING) or _BEGINNING.startswith(lines[0]))
 
 
 def _entry(line: bytes) -> Sequence[Entry]:

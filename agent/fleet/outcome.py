@@ -50,6 +50,11 @@ def counted(outcomes: Iterable[Outcome]) -> dict[Kind, int]:
     return {kind: kinds.count(kind) for kind in KINDS if kind in kinds}
 
 
+def how_many(count: int) -> str:
+    """So many boards, in words."""
+    return "1 board" if count == 1 else f"{count} boards"
+
+
 def objection(outcomes: Sequence[Outcome], share: float, *, canary: bool) -> str:
     """Why a rollout stops after a batch; empty: it goes on.
 
@@ -69,5 +74,5 @@ def objection(outcomes: Sequence[Outcome], share: float, *, canary: bool) -> str
     if outcomes and not reached:
         return "no board of the batch can be reached: look at the network"
     if bad and len(bad) > share * reached:
-        return f"{len(bad)} of {reached} boards failed ({', '.join(bad)}), {share:.0%} may"
+        return f"{len(bad)} of {how_many(reached)} failed ({', '.join(bad)}), {share:.0%} may"
     return ""

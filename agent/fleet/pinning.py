@@ -8,11 +8,13 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from agent.errors import FleetError, reason_of
+from agent.errors import FleetError
 from agent.fleet.inventory import Board
+from agent.fleet.plainfile import read_plain
 from agent.storage.updatefiles import add_line
 
 _SCAN_S = 15.0
+_LARGEST = 16 * 1024**2
 
 
 class HostKey(Struct, frozen=True):
@@ -48,11 +50,10 @@ def unpinned(known_hosts: Path, boards: Iterable[Board]) -> list[Board]:
         FleetError: it cannot be read.
     """
     try:
-        lines = known_hosts.read_text(encoding="utf-8", errors="replace").splitlines()
+        text = read_plain(known_hosts, _LARGEST, "host keys are pinned there").decode("utf-8", "replace")
     except FileNotFoundError:
-        lines = []
-    except OSError as error:
-        raise FleetError(f"{known_hosts}: cannot be read: {reason_of(error)}") from error
+        text = ""
+    lines = text.splitlines()
     fields = [line.split()[0] for line in lines if line.strip() and not line.startswith(("#", "@"))]
     known = {name for field in fields for name in field.split(",")}
     hashed = any(name.startswith("|") for name in known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil
 
-from agent.fleet.inventory import Size
+from agent.fleet.inventorykeys import Size
 
 Batch = tuple[str, ...]
 

@@ -44,15 +44,14 @@ def render(standing: Standing) -> str:
 
 def verdict(standing: Standing) -> str:
     """How it went, in a sentence."""
-    boards = sum(len(batch) for batch in standing.begun.batches)
+    count = sum(len(batch) for batch in standing.begun.batches)
     if standing.complete:
-        return f"all {boards} boards have it"
+        return "the board has it" if count == 1 else f"all {count} boards have it"
     left = sum(len(batch) for batch in standing.left)
+    lack = "the board does" if count == 1 else f"{left} of {count} boards {'does' if left == 1 else 'do'}"
     if standing.reason:
-        return f"stopped: {standing.reason}; {left} of {boards} boards do not have it"
-    if standing.done:
-        return f"{left} of {boards} boards do not have it yet"
-    return f"under way or cut off: {left} of {boards} boards do not have it yet"
+        return f"stopped: {standing.reason}; {lack} not have it"
+    return f"{'' if standing.done else 'under way or cut off: '}{lack} not have it yet"
 
 
 def _parts(standing: Standing, title: str) -> Iterator[str]:

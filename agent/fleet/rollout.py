@@ -12,6 +12,7 @@ from agent.fleet.errand import Errand, Patience, Wanted, Watch
 from agent.fleet.inventory import Board, Inventory
 from agent.fleet.ledger import Begun, Done, Ended, Ledger, Resumed, Standing, Started, Stopped, now, replay
 from agent.fleet.outcome import Outcome, objection
+from agent.fleet.plainfile import check_plain
 from agent.fleet.plan import Batch, plan
 from agent.fleet.transport import Transport
 from agent.update.archive import check, read_description
@@ -20,15 +21,18 @@ from agent.update.trust import signature_of
 Show = Callable[[Outcome], None]
 
 
-def check_there(bundle: Path) -> None:
-    """Refuse what is no file.
+def _check_there(bundle: Path) -> None:
+    """Refuse what is no file, or has a name that no ledger can have in it.
 
     Raises:
         FleetError: says what it is.
     """
-    if bundle.is_dir():
-        raise FleetError(f"{bundle}: is a folder: name the bundle's file")
-    if not bundle.is_file():
+    try:
+        bundle.name.encode()
+    except UnicodeEncodeError as error:
+        raise FleetError(f"{bundle}: its name is no UTF-8: rename it, and its signature") from error
+    check_plain(bundle, "name the bundle's file")
+    if not bundle.exists():
         raise FleetError(f"{bundle}: there is no such file: `vedette bundle build` makes a bundle")
 
 
@@ -38,7 +42,7 @@ def read_wanted(bundle: Path) -> Wanted:
     Raises:
         FleetError: it is not there, or has no signature. BundleError: it is none.
     """
-    check_there(bundle)
+    _check_there(bundle)
     if not signature_of(bundle).is_file():
         raise FleetError(f"{bundle}: has no signature beside it: vedette bundle sign {bundle} --key KEY")
     described = read_description(bundle)
@@ -82,18 +86,33 @@ class Rollout:
             FleetError: the ledger is of another bundle, and not complete.
             StorageError: the disk refuses.
         """
+        standing, is_there = self._standing(boards)
+        self._ledger.add(Resumed(now()) if is_there else standing.begun)
+        return standing
+
+    def planned(self, boards: dict[str, Board]) -> list[Batch]:
+        """The batches that it would go through, or is going through by the ledger. Nothing is written.
+
+        Args:
+            boards: that are to be updated.
+
+        Raises:
+            FleetError: see `begin`.
+        """
+        return self._standing(boards)[0].begun.batches
+
+    def _standing(self, boards: dict[str, Board]) -> tuple[Standing, bool]:
+        """Where it begins, and whether that is what the ledger tells."""
         found = replay(self._ledger.read())
         if found is not None and not found.complete:
             self._check_same(found)
             if {name for batch in found.begun.batches for name in batch} == set(boards):
-                self._ledger.add(Resumed(now()))
-                return found
+                return found, True
         policy = self._inventory.policy
         batches = plan(list(boards), policy.canary, policy.batches)
         wanted = self._wanted
         begun = Begun(now(), wanted.sha256, wanted.path.name, wanted.version, wanted.counter, list(batches))
-        self._ledger.add(begun)
-        return Standing(begun, {})
+        return Standing(begun, {}), False
 
     def _check_same(self, found: Standing) -> None:
         if found.begun.bundle != self._wanted.sha256:

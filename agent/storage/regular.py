@@ -49,10 +49,14 @@ def check_kind(found: os.stat_result, wanted: int, path: Path) -> None:
     Raises:
         StorageError: it is another kind.
     """
-    kind = stat.S_IFMT(found.st_mode)
-    if kind != wanted:
+    if stat.S_IFMT(found.st_mode) != wanted:
         expected = "a folder" if wanted == stat.S_IFDIR else "a file"
-        raise StorageError(f"{path}: is {_KINDS.get(kind, 'a file')} where {expected} is expected: remove it")
+        raise StorageError(f"{path}: is {kind_of(found)} where {expected} is expected: remove it")
+
+
+def kind_of(found: os.stat_result) -> str:
+    """What it is, in words: `a pipe`."""
+    return _KINDS.get(stat.S_IFMT(found.st_mode), "a file of another kind")
 
 
 def what_is(path: Path, *, follow: bool = True) -> str:
@@ -63,7 +67,7 @@ def what_is(path: Path, *, follow: bool = True) -> str:
         follow: whether a link counts for what it leads to.
     """
     try:
-        return _KINDS.get(stat.S_IFMT(path.stat(follow_symlinks=follow).st_mode), "no file")
+        return kind_of(path.stat(follow_symlinks=follow))
     except OSError:
         return ""
 

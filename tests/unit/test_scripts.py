@@ -1,9 +1,12 @@
-"""What the scripts share: `scripts/lib.sh`."""
+"""What the scripts share, `scripts/lib.sh`, and what they say to words that they do not know."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
+
+import pytest
 
 from tests.support.running import ROOT
 
@@ -25,3 +28,73 @@ def test_uv_is_found_in_a_lock_file_however_much_comes_after_it(tmp_path: Path) 
     assert ours[0].startswith("uv==")
     assert all(line.startswith("    ") for line in ours[1:])
     assert len(ours) > 1
+
+
+def said(folder: Path, script: str, *words: str) -> tuple[int, str]:
+    """What a script says to wrong words, called by a relative path from a folder elsewhere."""
+    path = os.path.relpath(ROOT / "scripts" / script, folder)
+    done = subprocess.run([path, *words], cwd=folder, capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+def test_an_option_that_is_mistyped_is_answered_with_those_that_there_are(tmp_path: Path) -> None:
+    code, told = said(tmp_path, "install", "--bundel", "x")
+    assert (code, "--bundle FILE --signers FILE" in told) == (2, True)
+    assert not {"sed:", "set"} & set(told.split())
+    assert told.startswith("Installs Vedette as a systemd service")
+
+
+@pytest.mark.parametrize("script", ["install", "uninstall"])
+def test_what_a_script_says_of_itself_is_its_first_remark(script: str) -> None:
+    told = run(f"cd {ROOT}; (usage scripts/{script}) 2>&1 || echo $?").splitlines()
+    lines = (ROOT / "scripts" / script).read_text(encoding="utf-8").splitlines()[1:]
+    assert [f"# {line}".rstrip() for line in told[:-1]] == lines[: len(told) - 1]
+    assert lines[len(told) - 1].startswith("set -")
+    assert told[-1] == "2"
+    assert f"usage scripts/{script}" in "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--bundle",), "--bundle needs a file after it\n"),
+        (("--bundle", ""), "--bundle needs a file after it\n"),
+        (("--signers", "."), "--signers .: is a folder: name the file\n"),
+        (("--bundle", "nosuch"), "--bundle nosuch: no such file\n"),
+        (("--bundle", "no/such"), "--bundle no/such: no such file\n"),
+        (("--bundle", "pipe"), "--bundle pipe: is a pipe or a device: name a file\n"),
+    ],
+)
+def test_what_is_no_file_is_nothing_to_install_from(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert said(tmp_path, "install", *words) == (1, told)
+
+
+@pytest.mark.parametrize(
+    ("had", "counter", "told"),
+    [
+        (
+            "40\n",
+            "3",
+            "x.vedette: counter 3, this board had 40: older than what it ran; installed because root asked",
+        ),
+        ("040\n", "39", "this board had 040"),
+        ("40\n", "40", ""),
+        ("40\n", "41", ""),
+        ("9\n", "10", ""),
+        ("", "3", ""),
+        ("junk\n", "3", ""),
+        ("40\n", "", ""),
+        (None, "3", ""),
+    ],
+)
+def test_a_bundle_that_is_older_than_what_the_board_ran_is_told_of(
+    tmp_path: Path, had: str | None, counter: str, told: str
+) -> None:
+    if had is not None:
+        (tmp_path / "counter").write_text(had)
+    function = f"""eval "$(sed -n '/^tell_older()/,/^}}/p' {ROOT}/scripts/install)"; UPDATES=$1"""
+    found = run(f'{function}; tell_older x.vedette "$2" 2>&1', str(tmp_path), counter)
+    assert told in found
+    assert bool(told) == bool(found)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
+import msgspec
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from rich.console import Console
 
 from agent.cli.fleetstatus import rows
 from agent.cli.fleettable import RolloutLines, RolloutTable
 from agent.cli.main import vedette
-from agent.errors import FleetError
+from agent.errors import BundleError, FleetError, StorageError
 from agent.fleet.asking import Answer
+from agent.fleet.ledger import Standing
 from agent.fleet.outcome import Outcome
+from agent.fleet.rollout import Rollout
 from agent.update import rehearsal, returning, service
+from agent.update.trust import signature_of
 from tests.support.tiny_bundles import make_key, models_bundle, needs_ssh_keygen
 
 INVENTORY = """
@@ -27,6 +33,7 @@ gate = { ansible_host = "127.0.0.1", ansible_port = 1 }
 [boards.vars]
 vedette_canary = ["roof"]
 """
+NAMES = ("porch", "roof", "gate")
 BATCHES = [("roof",), ("porch", "gate")]
 
 
@@ -37,21 +44,106 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def pinned(folder: Path) -> None:
+    """A host key of each board."""
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB2ZrPY0kqFLkZzgcbYBoTOhyK4KXw5HWGYPIXRfZLrf"
+    (folder / "known_hosts").write_text("".join(f"{name} {key}\n" for name in NAMES))
+
+
 def say(*words: str) -> Result:
     return CliRunner().invoke(vedette, ["fleet", *words])
 
 
-def test_the_plan_is_shown_and_nothing_is_done(folder: Path) -> None:
-    bundle = folder / "none.vedette"
-    bundle.touch()
-    done = say("rollout", "none.vedette", "--dry-run")
+@pytest.fixture
+def signed(folder: Path) -> Path:
+    """A bundle, and a host key of each board."""
+    pinned(folder)
+    return models_bundle(folder / "x.vedette", make_key(folder / "key"))
+
+
+@needs_ssh_keygen
+def test_the_plan_is_shown_and_nothing_is_done(folder: Path, signed: Path) -> None:
+    before = sorted(folder.iterdir())
+    done = say("rollout", "x.vedette", "--dry-run")
     assert done.output == "canary    roof\nbatch 1   porch\nbatch 2   gate\n"
-    assert json.loads(say("rollout", "none.vedette", "--dry-run", "--json").output) == [
+    assert json.loads(say("rollout", "x.vedette", "--dry-run", "--json").output) == [
         ["roof"],
         ["porch"],
         ["gate"],
     ]
-    assert sorted(folder.iterdir()) == [folder / "fleet.toml", bundle]
+    assert sorted(folder.iterdir()) == before
+
+
+@needs_ssh_keygen
+def test_what_is_refused_is_refused_in_a_dry_run(folder: Path, signed: Path) -> None:
+    models_bundle(folder / "unsigned.vedette")
+    for name, content in (("cut", signed.read_bytes()[:-2000]), ("private", (folder / "key").read_bytes())):
+        (folder / name).write_bytes(content)
+        signature_of(folder / name).write_bytes(signature_of(signed).read_bytes())
+    (folder / "notes").write_text("milk\neggs\n")
+    (folder / "open.ledger").write_bytes(
+        b'{"type":"begun","at":"2026-11-25T00:00:00Z","bundle":"ab","file":"x","version":"1","counter":1,'
+        b'"batches":[["porch"]]}\n'
+    )
+    refusals: dict[tuple[str, ...], str] = {
+        ("unsigned.vedette",): "has no signature beside it",
+        ("cut",): "cut: ",
+        ("private",): "private: ",
+        ("x.vedette", "--ledger", "notes"): "is no ledger of a rollout",
+        ("x.vedette", "--ledger", "open.ledger"): "a rollout of another x is not complete there",
+        ("x.vedette", "--ledger", "nope/x"): "there is no folder",
+        ("x.vedette", "--report", "nope/x"): "there is no folder",
+    }
+    for words, said in refusals.items():
+        errors = [say("rollout", *words, *more).exception for more in ((), ("--dry-run",))]
+        assert all(isinstance(error, FleetError | BundleError) for error in errors), (words, errors)
+        assert said in str(errors[0])
+        assert str(errors[0]) == str(errors[1])
+    (folder / "known_hosts").unlink()
+    assert "no host key of roof" in str(say("rollout", "x.vedette", "--dry-run", "--board", "roof").exception)
+    assert not list(folder.glob("*.vedette.ledger"))
+
+
+@needs_ssh_keygen
+def test_lines_of_a_ledger_that_are_damaged_are_told_of(folder: Path, signed: Path) -> None:
+    assert say("rollout", "x.vedette").exit_code == 1  # the canary is away
+    with (folder / "x.vedette.ledger").open("ab") as file:
+        file.write(b"\xff\n[[\n")
+    for more in ((), ("--dry-run",)):
+        assert (
+            "x.vedette.ledger: 2 lines are damaged or cut off, and left out"
+            in say("rollout", "x.vedette", *more).stderr
+        )
+
+
+@needs_ssh_keygen
+def test_a_report_is_not_written_over_what_is_read(folder: Path, signed: Path) -> None:
+    for name in ("x.vedette", "x.vedette.sig", "fleet.toml", "known_hosts", "x.vedette.ledger"):
+        assert "name another --report" in str(say("rollout", "x.vedette", "--report", name).exception)
+    assert "name another --ledger" in str(say("rollout", "x.vedette", "--ledger", "known_hosts").exception)
+    assert "is a folder" in str(say("rollout", "x.vedette", "--report", ".").exception)
+
+
+@needs_ssh_keygen
+def test_a_report_that_cannot_be_written_in_the_end_hides_no_outcome(
+    folder: Path, signed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, _: bytes) -> None:
+        raise StorageError(f"{path}: cannot be written: No space left on device")
+
+    async def well(self: Rollout, standing: Standing, *_: object) -> Standing:
+        return msgspec.structs.replace(
+            standing, outcomes={name: Outcome(name, "updated") for name in NAMES}, done=True
+        )
+
+    monkeypatch.setattr("agent.cli.fleetrollout.write_atomic", full)
+    monkeypatch.setattr(Rollout, "run", well)
+    done = say("rollout", "x.vedette", "--json")
+    assert [json.loads(line)["kind"] for line in done.stdout.splitlines()] == ["updated"] * 3
+    assert "all 3 boards have it" in done.stderr
+    assert "there is no report: " in done.stderr
+    assert "No space left on device" in done.stderr
+    assert done.exit_code == 1
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])
@@ -60,6 +152,29 @@ def test_what_is_no_file_is_no_bundle(folder: Path, more: tuple[str, ...]) -> No
         error = say("rollout", name, *more).exception
         assert isinstance(error, FleetError)
         assert said in str(error)
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_place_of_a_bundle_of_host_keys_or_of_an_inventory_is_refused(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    (folder / "known_hosts").symlink_to("pipe")
+    for words in (("rollout", "pipe"), ("status",), ("status", "-i", "pipe"), ("pin", "porch")):
+        error = say(*words).exception
+        assert isinstance(error, FleetError), words
+        assert "is a pipe, and no plain file" in str(error)
+
+
+@needs_ssh_keygen
+def test_a_bundle_whose_name_is_no_utf8_leaves_no_ledger(folder: Path) -> None:
+    bundle = folder / os.fsdecode(b"bad\xff.vedette")
+    models_bundle(bundle, make_key(folder / "key"))
+    pinned(folder)
+    before = sorted(folder.iterdir())
+    for more in ((), ("--json",), ("--ledger", "x.ledger")):
+        error = say("rollout", bundle.name, *more).exception
+        assert isinstance(error, FleetError)
+        assert "its name is no UTF-8: rename it" in str(error)
+    assert sorted(folder.iterdir()) == before
 
 
 @needs_ssh_keygen
@@ -82,7 +197,9 @@ def test_boards_that_are_off_are_unreachable(folder: Path) -> None:
     assert all("Connection refused" in one["reason"] for one in told)
     assert say("exec", "--board", "porch", "doctor").exit_code == 3
     assert say("rollback", "--yes").exit_code == 3
-    assert say("rollback", "--board", "roof").exit_code == 1  # nobody has said yes
+    unsaid = say("rollback", "--board", "roof")  # nobody has said yes
+    assert (unsaid.exit_code, "Take 1 board back" in unsaid.stderr) == (1, True)
+    assert "Take 3 boards back" in say("rollback").stderr
 
 
 def test_a_rollback_is_waited_for_as_long_as_a_board_may_take(
@@ -97,8 +214,7 @@ def test_a_rollback_is_waited_for_as_long_as_a_board_may_take(
         return []
 
     monkeypatch.setattr("agent.fleet.asking.ask_all", ask_all)
-    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB2ZrPY0kqFLkZzgcbYBoTOhyK4KXw5HWGYPIXRfZLrf"
-    (folder / "known_hosts").write_text("".join(f"{name} {key}\n" for name in ("porch", "roof", "gate")))
+    pinned(folder)
     assert say("rollback", "--yes").exit_code == 0
     watched_s = returning.GATE.within_s + returning.GATE.steady_s
     assert patience[0] >= rehearsal._PATIENCE_S + watched_s + 2 * service._PATIENCE_S
@@ -124,6 +240,21 @@ def test_names_that_are_hashed_are_found(folder: Path) -> None:
     error = say("status").exception
     assert isinstance(error, FleetError)
     assert "no host key of gate: `vedette fleet pin gate`" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("said", "begun", "offered"),
+    [
+        ((), "st", ["status"]),
+        (("update",), "", ["status", "history", "apply", "confirm", "rollback"]),
+        (("--json", "update"), "ro", ["rollback"]),
+        (("doctor",), "", ["--json"]),
+    ],
+)
+def test_words_of_a_command_are_completed(said: tuple[str, ...], begun: str, offered: list[str]) -> None:
+    completion = ShellComplete(vedette, {}, "vedette", "_VEDETTE_COMPLETE")
+    found = completion.get_completions(["fleet", "exec", *said], begun)
+    assert [one.value for one in found] == offered
 
 
 def drawn(table: RolloutTable, height: int = 20) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,42 @@ def test_what_only_ansible_knows_is_left_to_it() -> None:
     [
         ("", "lists no board"),
         ("[boards", "Expected"),
-        ("[boards.hosts]\nx = { ansible_port = 0 }", "ansible_port"),
-        ("[boards.hosts]\nx = { ansible_host = 7 }", "Expected `str`"),
+        (f"x = {'1' * 5000}", "digits"),
+        ("boards = 3", "[boards] has to be a table, and is 3"),
+        ("[boards]\nhosts = 3", "[boards.hosts] has to be a table, and is 3"),
+        ("[boards]\nvars = 3", "[boards.vars] has to be a table, and is 3"),
+        ("[boards.hosts]\nx = 3", "board x: has to be a table, such as { ansible_host = "),
+        (
+            "[boards.hosts]\nx = { ansible_port = 0 }",
+            "board x: ansible_port has to be a whole number from 1 to 65535",
+        ),
+        ('[boards.hosts]\nx = { ansible_port = "22" }', 'without quotes, and is "22"'),
+        (
+            "[boards.hosts]\nx = { ansible_host = 7 }",
+            "board x: ansible_host has to be a name or an address in quotes",
+        ),
+        ("[boards.hosts]\nx = { ansible_host = 7 }", "and is 7"),
+        ("[boards.hosts]\nx = {}\n[boards.vars]\nansible_port = 70000", "[boards.vars] ansible_port has to be"),
+        (
+            '[boards.hosts]\nx = {}\n[boards.vars]\nvedette_batches = [1, "200%"]',
+            'shares from "1%" to "100%", such as [2, "25%"], and is [1,"200%"]',
+        ),
+        (
+            '[boards.hosts]\nx = {}\n[boards.vars]\nvedette_canary = "x"',
+            'a list of names of boards, such as ["porch"]',
+        ),
+        ("[boards.hosts]\nx = {}\n[boards.vars]\nvedette_stop_share = inf", "from 0 to 1, and is inf"),
+        ("[boards.hosts]\nx = {}\n[boards.vars]\nvedette_at_once = 0", "a whole number from 1 to 256, and is 0"),
+        (
+            '[boards.hosts]\nx = { ansible_hosts = "1.2.3.4" }',
+            "board x: ansible_hosts is unknown; did you mean 'ansible_host'?",
+        ),
+        ('[boards.hosts]\nx = { ansible_hostname = "1.2.3.4" }', "did you mean 'ansible_host'?"),
+        ("[boards.hosts]\nx = { ansible_prot = 22 }", "did you mean 'ansible_port'?"),
+        (
+            '[boards.hosts]\nx = {}\n[boards.vars]\nansible_ssh_private_keyfile = "x"',
+            "[boards.vars] ansible_ssh_private_keyfile is unknown; did you mean 'ansible_ssh_private_key_file'?",
+        ),
         ('[boards.hosts]\n"-oProxyCommand=id" = {}', "letters, digits"),
         ('[boards.hosts]\n"a b" = {}', "letters, digits"),
         ('[boards.hosts]\nx = { ansible_user = "-x" }', "user '-x'"),
@@ -92,12 +127,43 @@ def test_what_cannot_be_used_is_named(text: str, said: str) -> None:
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "key",
+    ["ssh_user", "ssh_host", "private_key_file", "su_user", "become_user", "password", "connection", "psrp_port"],
+)
+def test_a_key_of_ansible_is_none_of_ours_misspelled(key: str) -> None:
+    assert parse(f'[boards.hosts]\nx = {{ ansible_{key} = "x" }}', FILE).boards
+
+
 def test_a_file_that_is_not_there_tells_where_to_begin(tmp_path: Path) -> None:
     with pytest.raises(FleetError, match=r"begin with a copy of scripts/fleet/fleet\.toml"):
         read_inventory(tmp_path / "fleet.toml")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(FleetError, match="is no UTF-8 text"):
         read_inventory(tmp_path / "binary")
+
+
+@pytest.mark.timeout(10)
+def test_what_may_never_end_is_no_inventory(tmp_path: Path) -> None:
+    pipe, large = tmp_path / "pipe", tmp_path / "large"
+    os.mkfifo(pipe)
+    with large.open("wb") as file:
+        file.truncate(1 << 33)
+    for path, said in (
+        (pipe, "is a pipe, and no plain file"),
+        (Path("/dev/zero"), "is a device, and no plain file"),
+        (tmp_path, "is a folder, and no plain file"),
+        (large, "is too large"),
+    ):
+        with pytest.raises(FleetError, match=rf"^{path}: {said}.*--inventory"):
+            read_inventory(path)
+
+
+def test_a_link_to_an_inventory_is_one(tmp_path: Path) -> None:
+    (tmp_path / "real.toml").write_text(EXAMPLE)
+    link = tmp_path / "fleet.toml"
+    link.symlink_to("real.toml")
+    assert read_inventory(link).path == link
 
 
 def test_the_one_that_comes_along_can_be_used() -> None:

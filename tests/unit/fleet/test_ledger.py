@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -77,5 +78,40 @@ def test_no_file_is_an_empty_ledger_and_another_file_is_none(tmp_path: Path) -> 
     other.write_text("milk\neggs\n")
     with pytest.raises(FleetError, match="is no ledger of a rollout"):
         Ledger(other).read()
-    with pytest.raises(FleetError, match="cannot be read: Is a directory"):
+    with pytest.raises(FleetError, match="is a folder, and no plain file: name another --ledger"):
         Ledger(tmp_path).read()
+
+
+def test_lines_that_are_damaged_are_left_out_and_counted(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "x.ledger")
+    ledger.add(BEGUN)
+    with ledger.path.open("ab") as file:
+        file.write(b"\xff\x00\n[[[[\n{}\n")
+    ledger.add(Done(AT))
+    assert (ledger.read(), ledger.left_out) == ([BEGUN, Done(AT)], 3)
+
+
+@pytest.mark.parametrize("junk", [b"milk", b"\x00\n", b"{}\n", b"[1, 2]\nmilk\n"])
+def test_a_file_without_a_line_of_a_ledger_is_none(tmp_path: Path, junk: bytes) -> None:
+    ledger = Ledger(tmp_path / "notes")
+    ledger.path.write_bytes(junk)
+    with pytest.raises(FleetError, match="is no ledger of a rollout: name another --ledger"):
+        ledger.read()
+
+
+@pytest.mark.parametrize("length", [1, 7, 40])
+def test_a_first_line_that_the_power_cut_off_is_begun_anew(tmp_path: Path, length: int) -> None:
+    ledger = Ledger(tmp_path / "x.ledger")
+    ledger.add(BEGUN)
+    ledger.path.write_bytes(ledger.path.read_bytes()[:length])
+    assert (ledger.read(), ledger.left_out) == ([], 1)
+
+
+@pytest.mark.timeout(10)
+def test_a_pipe_in_the_place_of_a_ledger_is_neither_read_nor_written(tmp_path: Path) -> None:
+    pipe = Ledger(tmp_path / "pipe")
+    os.mkfifo(pipe.path)
+    with pytest.raises(FleetError, match="is a pipe, and no plain file"):
+        pipe.read()
+    with pytest.raises(FleetError, match="is a pipe, and no plain file"), pipe.owned():
+        pass

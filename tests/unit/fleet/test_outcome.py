@@ -42,6 +42,7 @@ def test_what_stops_a_rollout(kinds: tuple[Kind, ...], share: float, canary: boo
 def test_the_reason_names_the_boards() -> None:
     said = objection(of("updated", "failed", "refused"), 0.1, canary=False)
     assert said == "2 of 3 boards failed (b1, b2), 10% may"
+    assert objection([Outcome("b1", "failed")], 0.1, canary=False) == "1 of 1 board failed (b1), 10% may"
 
 
 @given(OUTCOMES, SHARES)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from agent.fleet.inventory import Size
+from agent.fleet.inventorykeys import Size
 from agent.fleet.plan import plan
 
 NAMES = some.lists(some.text("abcdefgh", min_size=1, max_size=3), unique=True, max_size=40)

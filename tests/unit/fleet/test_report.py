@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 
+import msgspec
 import pytest
 
 from agent.fleet.ledger import Begun, Standing
@@ -12,6 +13,7 @@ from agent.fleet.outcome import Outcome
 from agent.fleet.report import render, size, verdict
 
 BEGUN = Begun(datetime(2026, 11, 25, tzinfo=UTC), "12ab", "<x>.vedette", "1.2", 3, [("porch",), ("roof", "gate")])
+ONE = msgspec.structs.replace(BEGUN, batches=[("porch",)])
 GOOD = {name: Outcome(name, "updated", "", "1.2", 61.0, 900_000, 90_000_000, 4.2) for name in ("porch", "roof")}
 
 
@@ -64,9 +66,12 @@ def test_boards_that_had_no_turn_are_waiting() -> None:
     ("standing", "said"),
     [
         (Standing(BEGUN, {**GOOD, "gate": Outcome("gate", "current")}, "", True), "all 3 boards have it"),
-        (Standing(BEGUN, GOOD, "no network"), "stopped: no network; 1 of 3 boards do not have it"),
-        (Standing(BEGUN, GOOD, "", True), "1 of 3 boards do not have it yet"),
+        (Standing(BEGUN, GOOD, "no network"), "stopped: no network; 1 of 3 boards does not have it"),
+        (Standing(BEGUN, GOOD, "", True), "1 of 3 boards does not have it yet"),
         (Standing(BEGUN, {}), "under way or cut off: 3 of 3 boards do not have it yet"),
+        (Standing(ONE, {}, "no network"), "stopped: no network; the board does not have it"),
+        (Standing(ONE, {}, "", True), "the board does not have it yet"),
+        (Standing(ONE, {"porch": Outcome("porch", "current")}), "the board has it"),
     ],
 )
 def test_how_it_went_is_said_in_a_sentence(standing: Standing, said: str) -> None:
