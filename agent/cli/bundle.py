@@ -46,7 +46,7 @@ def _models(_context: click.Context, _option: click.Parameter, incomplete: str) 
 
 @bundle.command()
 @click.option(
-    "--counter", type=click.IntRange(1), help="Above that of the bundle before: boards refuse a lower one."
+    "--counter", type=click.IntRange(1, 2**53), help="Above that of the bundle before: boards refuse a lower one."
 )
 @click.option("--arch", type=click.Choice(["aarch64", "x86_64"]), default="aarch64", show_default=True)
 @click.option("--python", default="3.11", show_default=True, help="Of the board.")

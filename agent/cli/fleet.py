@@ -108,15 +108,12 @@ def exec_(ctx: click.Context, words: tuple[str, ...], path: Path, names: tuple[s
 @fleet.command()
 @_common
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--further", is_flag=True, help="Boards that have gone back already, too: one step more.")
 @click.pass_context
-def rollback(
-    ctx: click.Context, path: Path, names: tuple[str, ...], as_json: bool, yes: bool, further: bool
-) -> None:
+def rollback(ctx: click.Context, path: Path, names: tuple[str, ...], as_json: bool, yes: bool) -> None:
     """Take every board, or those named, back to the version before.
 
-    Boards that have gone back since they were updated last stay there: the same command can be given again
-    when some could not be reached.
+    A board that is at an update ends it. Boards that have gone back since they were updated last stay there: the
+    same command can be given again when some could not be reached.
     """
     inventory, boards = _boards(path, names)
     if not yes:
@@ -126,7 +123,7 @@ def rollback(
     answers = _ask(
         inventory,
         boards,
-        "update rollback" if further else "update rollback --once",
+        "update rollback --once",
         lambda one: _print_answer(one, as_json=as_json),
         patience_s=_ROLLBACK_S,
     )

@@ -17,7 +17,7 @@ from agent.fleet.ledger import Ledger, Standing
 from agent.fleet.pinning import check_pinned
 from agent.fleet.plainfile import check_place
 from agent.fleet.plan import Batch
-from agent.fleet.report import render, verdict
+from agent.fleet.report import check_free, render, verdict
 from agent.fleet.rollout import Rollout, read_wanted
 from agent.storage.durable import write_atomic
 from agent.update.trust import signature_of
@@ -61,6 +61,7 @@ def roll_out(
     read = (bundle, signature_of(bundle), inventory.path, inventory.known_hosts)
     check_place(ledger, read, "name another --ledger")
     check_place(report, (*read, ledger), "name another --report")
+    check_free(report)
     kept = Ledger(ledger)
     rollout = Rollout(inventory, wanted, kept)
     if dry_run:

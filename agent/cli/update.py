@@ -121,7 +121,7 @@ def history(as_json: bool, count: int) -> None:
 
 
 @update.command()
-@click.option("--once", is_flag=True, help="Only if no going back is what was done last: it can be said again.")
+@click.option("--once", is_flag=True, help="Not where that was done last, so that it can be said again.")
 @click.pass_context
 def rollback(ctx: click.Context, once: bool) -> None:
     """End the update at hand, or go back to what was before: the version, or the models.

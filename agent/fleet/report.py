@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from html import escape
+from pathlib import Path
 
+from agent.errors import FleetError, reason_of
 from agent.fleet.ledger import Standing
 from agent.fleet.outcome import Outcome, counted
 
@@ -17,6 +19,7 @@ _COLOURS = {
     "unreachable": "#8250df",
     "waiting": "#8c959f",
 }
+_BEGINNING = b"<!doctype html>"
 _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>
@@ -40,6 +43,23 @@ def render(standing: Standing) -> str:
     """
     title = f"Rollout of {standing.begun.version or standing.begun.file}"
     return "".join(_parts(standing, title))
+
+
+def check_free(path: Path) -> None:
+    """Refuse to write over what is no such page: whatever it is, somebody may need it.
+
+    Raises:
+        FleetError: it is there, and something else.
+    """
+    try:
+        with path.open("rb") as file:
+            begins = file.read(len(_BEGINNING))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise FleetError(f"{path}: cannot be read: {reason_of(error)}; name another --report") from error
+    if begins not in (b"", _BEGINNING):
+        raise FleetError(f"{path}: is there, and no report of a rollout: name another --report")
 
 
 def verdict(standing: Standing) -> str:

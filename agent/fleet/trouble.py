@@ -68,4 +68,5 @@ def trouble(code: int, said: str) -> Trouble | None:
 def _first(said: str) -> str:
     """The first line that says something: what follows it are consequences."""
     lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("sudo: unable")]
+    lines.sort(key=lambda line: line.startswith("Warning: "))  # which ssh goes on after
     return lines[0][:_LONGEST] if lines else ""

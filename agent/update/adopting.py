@@ -21,7 +21,7 @@ _ANEW = "Vedette was installed anew"
 
 
 def adopt(where: Places, slot: Slot, version: str, bundle: Path | None, source: str = "") -> None:
-    """Note which version a slot holds; of a bundle, put its models in place and remember its counter.
+    """Note which version a slot holds, in the history, too; of a bundle, put its models in place.
 
     Nothing is left of an update that was at hand: what it was about is not there any more.
 
@@ -40,6 +40,7 @@ def adopt(where: Places, slot: Slot, version: str, bundle: Path | None, source: 
     slots = Slots(where.home)
     home = slots.path(slot)
     _end_at_hand(where)
+    wanted = None
     if bundle is not None:
         wanted = read_description(bundle)
         if wanted.kind != "full":
@@ -47,21 +48,21 @@ def adopt(where: Places, slot: Slot, version: str, bundle: Path | None, source: 
         check(bundle, wanted)
         ModelSets(home).point(0)
         take_files(where, wanted, home, bundle)
-        moment = datetime.now(UTC)
-        update = Update(
-            state="committed",
-            version=wanted.version,
-            counter=wanted.counter,
-            kind="full",
-            file=source or str(bundle),
-            slot=slot,
-            began_at=moment,
-            ended_at=moment,
-            reason="installed",
-            by="operator",
-        )
-        Journal(where).add(update)
-    running = slots.of("current")
+    running, moment = slots.of("current"), datetime.now(UTC)
+    update = Update(
+        state="committed",
+        version=version if wanted is None else wanted.version,
+        counter=0 if wanted is None else wanted.counter,
+        kind="full",
+        file=source or str(bundle or ""),
+        slot=slot,
+        from_version=slots.version(running) if running else "",
+        began_at=moment,
+        ended_at=moment,
+        reason="installed",
+        by="operator",
+    )
+    Journal(where).add(update)
     if running is not None and running != slot:
         slots.prove(running)  # a trial was refused before this
     slots.make_ready(slot, version)

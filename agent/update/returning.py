@@ -45,22 +45,27 @@ def terms(update: Update, incoming: Path) -> tuple[HealthGate, Baseline]:
 
 
 def gone_back(journal: Journal) -> str:
-    """Whether going back is what was done last, or is being done, in words; empty: it is not.
+    """Whether an operator has gone back, or ended an update, and nothing has come since: in words; empty: not.
 
-    What was refused, or has failed its trial, has changed nothing.
+    What was refused by the board, or has failed its trial, has changed nothing.
 
     Raises:
-        UpdateError: the journal is damaged.
-        StorageError: it cannot be read.
+        StorageError: the journal cannot be read.
     """
-    newest = journal.read()
-    if newest is not None and newest.back and not newest.over:
-        return f"it is going back to {newest.version} already: see `vedette update status`"
+    try:
+        newest = journal.read()
+    except UpdateError:  # it is damaged, and set aside by whatever is done next
+        return ""
+    if newest is not None and not newest.over:
+        return f"it is going back to {newest.version} already: see `vedette update status`" if newest.back else ""
     for update in reversed(journal.history()):
-        if update.back and update.by == "operator":
-            return f"it has gone back to {update.version} already, at {update.began_at:%Y-%m-%d %H:%M} UTC"
         if update.state == "committed":
             return ""
+        if update.by == "operator":
+            at = f"{update.began_at:%Y-%m-%d %H:%M} UTC"
+            if update.back:
+                return f"it has gone back to {update.version} already, at {at}"
+            return f"the update to {update.version or update.file} of {at} was ended already"
     return ""
 
 

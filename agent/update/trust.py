@@ -146,8 +146,8 @@ def _check_files(bundle: Path, signature: Path, signers: Path) -> None:
 def _principals(bundle: Path, signature: Path, signers: Path) -> list[str]:
     """Names in the allowed signers that the key of the signature has, at the time of the clock."""
     done = _ssh_keygen("find-principals", "-s", str(signature), "-f", str(signers))
-    if done.returncode == 0 and (names := done.stdout.split("\n")):
-        return [name for name in names if name]
+    if done.returncode == 0 and (names := [name for name in done.stdout.split("\n") if name]):
+        return names
     raise TrustError(f"{bundle}: {_refusal(_told(done), signature, signers)}")
 
 

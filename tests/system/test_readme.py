@@ -23,7 +23,7 @@ from agent.configfile import parse
 from tests.support.running import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-_PLAIN = {"apt-get", "git", "nano", "python3", "cd", "source", "export", "systemctl"}
+_PLAIN = {"apt-get", "git", "nano", "python3", "cd", "source", "export", "systemctl", "ssh-keygen"}
 """Programs of others, which the README only has people install with."""
 
 

@@ -122,6 +122,9 @@ def test_a_report_is_not_written_over_what_is_read(folder: Path, signed: Path) -
         assert "name another --report" in str(say("rollout", "x.vedette", "--report", name).exception)
     assert "name another --ledger" in str(say("rollout", "x.vedette", "--ledger", "known_hosts").exception)
     assert "is a folder" in str(say("rollout", "x.vedette", "--report", ".").exception)
+    (folder / "notes").write_text("of mine")
+    assert "is there, and no report" in str(say("rollout", "x.vedette", "--report", "notes").exception)
+    assert (folder / "notes").read_text() == "of mine"
 
 
 @needs_ssh_keygen
@@ -218,8 +221,7 @@ def test_a_rollback_is_waited_for_as_long_as_a_board_may_take(
     assert say("rollback", "--yes").exit_code == 0
     watched_s = returning.GATE.within_s + returning.GATE.steady_s
     assert patience[0] >= rehearsal._PATIENCE_S + watched_s + 2 * service._PATIENCE_S
-    assert say("rollback", "--yes", "--further").exit_code == 0
-    assert commands == ["update rollback --once", "update rollback"]
+    assert commands == ["update rollback --once"]
 
 
 def test_a_board_that_shows_no_host_key_cannot_be_pinned(folder: Path) -> None:

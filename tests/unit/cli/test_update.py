@@ -18,7 +18,7 @@ from agent.storage.durable import lock_folder
 from agent.update.places import ROOT_VARIABLE
 from agent.update.service import Systemd
 from agent.update.trust import signature_of
-from tests.support.pretend_board import Board
+from tests.support.pretend_board import Board, write_command
 from tests.support.tiny_bundles import model_files, needs_ssh_keygen
 
 pytestmark = needs_ssh_keygen
@@ -124,6 +124,41 @@ def test_going_back_can_be_said_again_and_is_not_done_twice(board: Board) -> Non
     assert "going back from 1.0 to" not in run("history")
     run("apply", quick(board, version="4.0", counter=4))
     assert "going back from 4.0 to 1.0" in run("rollback", "--once")
+
+
+def test_whoever_has_gone_back_before_still_ends_what_came_since(board: Board) -> None:
+    run("apply", quick(board))
+    run("rollback", "--once")
+    updater = board.updater()
+    updater.journal.note(updater.receive(board.bundle("4.0", 4)), state="trial")
+    assert "told to rollback" in run("rollback", "--once")
+    assert (board.where.state / "order").exists()
+
+
+def test_an_update_that_was_ended_is_not_followed_by_a_step_back(board: Board) -> None:
+    run("apply", quick(board))
+    board.updater().receive(board.models(7))
+    assert "told to rollback" in run("rollback", "--once")
+    run("resume")
+    assert "was ended already" in run("rollback", "--once")
+    assert board.runs == "2.0"
+
+
+def test_what_was_installed_from_a_clone_since_is_gone_back_from(board: Board) -> None:
+    run("apply", quick(board))
+    run("rollback", "--once")
+    write_command(board.slots.empty("b") / "venv")
+    run("adopt", "b", "--owned")
+    board.slots.point("current", "b")
+    board.restart_service()
+    assert "1.0 → 0.1.0" in run("history")
+    assert "going back from 0.1.0 to 1.0" in run("rollback", "--once")
+
+
+def test_a_damaged_journal_keeps_nobody_from_going_back(board: Board) -> None:
+    run("apply", quick(board))
+    (board.where.state / "journal.json").write_text("{broken", encoding="utf-8")
+    assert "going back from 2.0 to 1.0" in run("rollback", "--once")
 
 
 def test_who_is_going_back_is_not_told_to_end_that(board: Board) -> None:

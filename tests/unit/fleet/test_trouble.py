@@ -56,3 +56,10 @@ def test_a_board_that_says_too_much_is_cut_short() -> None:
     found = trouble(1, "vedette: " + "x" * 10_000)
     assert found is not None
     assert len(found.reason) <= 300
+
+
+def test_a_warning_is_not_taken_for_the_reason() -> None:
+    warning = "Warning: Identity file /nope not accessible: No such file or directory."
+    found = trouble(255, f"{warning}\nssh: connect: Connection refused\n")
+    assert found is not None
+    assert found.reason == "ssh: connect: Connection refused"

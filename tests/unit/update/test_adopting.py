@@ -35,11 +35,13 @@ def test_from_a_bundle_its_models_and_its_counter_are_there(board: Board) -> Non
     adopt(board.where, "b", "0.1", board.bundle(counter=5))
 
 
-def test_from_a_clone_only_its_version_is_noted(board: Board) -> None:
+def test_from_a_clone_its_version_is_noted_and_no_counter(board: Board) -> None:
     board.slots.empty("b")
     adopt(board.where, "b", "0.1", None)
     assert board.slots.version("b") == "0.1"
-    assert board.updater().journal.history() == []
+    [told] = board.updater().journal.history()
+    assert (told.state, told.from_version, told.version, told.reason) == ("committed", "1.0", "0.1", "installed")
+    assert board.updater().journal.committed_counter() == 0
 
 
 def test_the_history_names_the_file_that_the_bundle_is_a_copy_of(board: Board) -> None:
@@ -65,7 +67,8 @@ def test_an_update_that_was_at_hand_is_closed_and_nothing_of_it_is_left(
     board.slots.empty("b")
     adopt(board.where, "b", "0.1", None)
     assert [path for path in left if path.exists()] == []
-    told = board.updater().journal.history()[-1]
+    told, installed = board.updater().journal.history()
+    assert installed.version == "0.1"
     assert (told.state, told.version, told.by) == (closed, "9.0", "operator")
     assert told.reason == "Vedette was installed anew"
     assert board.updater().journal.committed_counter() == 0
@@ -76,7 +79,7 @@ def test_an_update_that_was_over_stays_in_the_journal_as_it_is(board: Board) -> 
     done = board.apply(board.bundle())
     adopt(board.where, "a", "0.1", None)
     assert board.updater().journal.read() == done
-    assert len(board.updater().journal.history()) == 1
+    assert [one.version for one in board.updater().journal.history()] == ["2.0", "0.1"]
 
 
 def test_models_alone_are_no_version(board: Board) -> None:

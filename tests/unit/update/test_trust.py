@@ -160,6 +160,12 @@ def test_a_principal_that_looks_like_an_option_is_a_name(board: Board) -> None:
     assert board.signed(board.alice) == "-oyes"
 
 
+@pytest.mark.parametrize("name", ['""', ","])
+def test_a_principal_without_a_letter_is_nobody(board: Board, name: str) -> None:
+    board.places.allowed_signers.write_text(f"{name} {board.alice.public}\n")
+    board.refused(board.alice, "does not name|the NAME|invalid")
+
+
 ANY_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI"
 
 
