@@ -124,8 +124,8 @@ class Daemon:
 
     def _live(self) -> None:
         try:
+            self._orders.listen()  # first: who hears that we are online may command us
             self.house.start()
-            self._orders.listen()
             self._watch()
         finally:
             self._service.stopping()

@@ -26,6 +26,7 @@ from agent.config import (
 from agent.daemon import Daemon
 from agent.errors import BackendError, ConfigError, StorageError, VedetteError
 from agent.health.heat import Heat
+from agent.house import House
 from agent.messages import Frame, Seen
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
@@ -187,6 +188,22 @@ def test_without_a_file_a_reload_does_nothing(config: Config, messages: Messages
     daemon.request_stop()
     thread.join(5)
     assert "end" in kinds(messages)
+
+
+def test_commands_are_listened_to_before_anybody_can_hear_that_it_is_online(
+    config: Config, messages: Messages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listened: list[str] = []
+    start = House.start
+
+    def starting(house: House) -> None:
+        listened.extend(house.line.publisher.listened())
+        start(house)
+
+    monkeypatch.setattr(House, "start", starting)
+    with inside(config):
+        both_see(messages)
+    assert set(TOPICS.commands) <= set(listened)
 
 
 def test_clips_end_the_house_when_it_was_asked_to(
