@@ -25,8 +25,8 @@ from tests.support.tiny_bundles import Key
 
 Change = Callable[[Path, Description], Description]
 """Spoils the unpacked files of a bundle; gives its description, whose list of files need not fit any more."""
-SLOW_SIDE = 640
-"""Pixels of the slow model's input, either way: it computes 100,000 times as much."""
+SLOW_SIDE = 960
+"""Pixels of the slow model's input, either way: it computes 200,000 times as much."""
 
 
 class Spoiler:
