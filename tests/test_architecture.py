@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 AGENT = ROOT / "agent"
-SIZE_LIMIT = 250
+SIZE_LIMIT, SIZE_MOST = 500, 800
+"""Lines: a module above the first is printed, one above the second fails."""
 
 FLOW = {
     "agent.messages",
@@ -172,4 +173,4 @@ def test_sizes_of_modules_are_reported() -> None:
     large = [f"{path.relative_to(ROOT)}: {size}" for path, size in sizes.items() if size > SIZE_LIMIT]
     if large:
         warnings.warn(f"modules over {SIZE_LIMIT} lines: {', '.join(large)}", stacklevel=1)
-    assert max(sizes.values()) < 2 * SIZE_LIMIT
+    assert max(sizes.values()) <= SIZE_MOST
