@@ -7,10 +7,12 @@ import sys
 
 from agent.errors import StreamError, VedetteError, reason_of
 from agent.signals import hold
+from agent.stderr import separate_stderr
 
 
 def main() -> None:
     """Run the command line. An error that Vedette raises on purpose is its text, and exit code 1."""
+    separate_stderr()
     if sys.argv[1:2] == ["run"]:
         hold()
     from agent.cli.main import vedette

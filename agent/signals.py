@@ -20,9 +20,9 @@ def hold() -> None:
     for number in ENDING:
         # Nothing is open yet; an exception might be swallowed by what is being imported.
         signal.signal(number, lambda *_: os._exit(0))
-    if sys.__stderr__ is not None:
-        # Who is ended with SIGABRT, as systemd's watchdog does it, tells what each thread was doing.
-        faulthandler.enable(sys.__stderr__)
+    if sys.stderr is not None:
+        # A process that systemd's watchdog ends with SIGABRT shows what each thread was doing.
+        faulthandler.enable(sys.stderr)
 
 
 def pass_on(stop: Callable[[], None], reload: Callable[[], None]) -> None:

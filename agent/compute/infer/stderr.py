@@ -1,4 +1,4 @@
-"""Native libraries write to file descriptor 2 as they please: catch it, and log it where one may look for it."""
+"""Catch what native libraries write to file descriptor 2, and log it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from agent.stderr import STDERR_TURN
 
 @contextmanager
 def native_stderr(log: logging.Logger) -> Iterator[None]:
-    """While it lasts, what is written to descriptor 2 goes to `log` at debug level instead."""
+    """Send what is written to descriptor 2 to `log` at debug level, until the context ends.
+
+    What Vedette logs meanwhile is not caught: see `agent.stderr.separate_stderr`.
+    """
     with STDERR_TURN, tempfile.TemporaryFile() as caught:
-        sys.stderr.flush()
+        if sys.stderr is not None:
+            sys.stderr.flush()
         saved = os.dup(2)
         os.dup2(caught.fileno(), 2)
         try:
