@@ -1,8 +1,9 @@
-"""Parsers of files that no person writes: models, sound, bundles."""
+"""Parsers of what no person writes: models, sound, bundles, answers of worker processes."""
 
 from __future__ import annotations
 
 import io
+import os
 import shutil
 from contextlib import suppress
 
@@ -10,7 +11,10 @@ from target import FOLDER, ROOT
 
 from agent.capture.recording import read_whole
 from agent.compute.decode.metadata import manifest_of
+from agent.compute.infer import wire
 from agent.compute.infer.modelfile import Runtime, read_modelfile, refusals
+from agent.compute.infer.turn import Turn
+from agent.compute.tensors import TensorSpec
 from agent.errors import VedetteError
 from agent.update import archive
 from agent.update.description import Description, Migration, Target, parse, render
@@ -110,3 +114,28 @@ def bundle_seeds() -> list[bytes]:
     )
     archive.write(FOLDER / "seeds.vedette", described, sources)
     return [(FOLDER / "seeds.vedette").read_bytes(), render(described)]
+
+
+def answer(data: bytes) -> None:
+    """What a worker process answers; tensors that are accepted can be mapped."""
+    said = wire.answer_of(data)
+    stretch = said.stretch if isinstance(said, wire.Opened) else said
+    if isinstance(stretch, wire.Stretch):
+        memory = wire.shared_memory()
+        try:
+            wire.mapped(memory, stretch)
+        finally:
+            os.close(memory)
+
+
+def answer_seeds() -> list[bytes]:
+    specs = TensorSpec("image", (1, 4, 4, 3), "uint8", 0.5, -1), TensorSpec("scores", (1, 8), "float32")
+    stretch = wire.Stretch(specs[:1], specs[1:], 4096, wire.size_of(specs))
+    made = (
+        stretch,
+        wire.Opened("litert 2.3.0", 12, 3, stretch),
+        wire.Usage(1.5, 40.0),
+        Turn((1.5, 2.5), 4.0),
+        wire.Failed("no such operation", model=True),
+    )
+    return [wire.encode(one) for one in made]

@@ -22,7 +22,7 @@ ROOT = HERE.parent.parent
 KEPT = ROOT / "build" / "fuzz"
 _WRITTEN = ("config", "profile", "manifest", "wakeword", "uri")
 _SENT = ("watch", "commands", "finish")
-_BINARIES = ("model", "sound", "bundle")
+_BINARIES = ("model", "answer", "sound", "bundle")
 NAMES = (*_WRITTEN, *_SENT, *_BINARIES)
 _LEFT_S = 120.0
 """For starting, and for the last input, beyond the time of a target."""

@@ -8,6 +8,8 @@ import sent
 import written
 from target import JSON, TOML, Target
 
+from agent.compute.infer import wire
+
 _DAMAGED = (msgspec.MsgspecError, ValueError, RecursionError)
 """For one of these `agent.comms.events` drops a row of the spool."""
 
@@ -27,6 +29,9 @@ TARGETS: dict[str, Target] = {
         "an event out of the spool", sent.finished, lambda: [sent.EVENT], _DAMAGED, JSON, guided=False
     ),
     "model": Target("a TFLite model and its metadata", binaries.modelfile, binaries.modelfile_seeds),
+    "answer": Target(
+        "an answer of a worker process, JSON", binaries.answer, binaries.answer_seeds, (wire.NonsenseError,), JSON
+    ),
     "sound": Target(
         "a sound file", binaries.sound, binaries.sound_seeds, tokens=(b"RIFF", b"data", b"fmt ", b"fLaC", b"OggS")
     ),

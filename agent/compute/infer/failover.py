@@ -7,6 +7,7 @@ tried again in the background, less and less often; it comes back when its answe
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -64,6 +65,7 @@ class FailoverSession:
         self._cpu = CpuBackend().open(model, options)
         self._first_rung = self._cpu.rung
         whole = Whole(self._cpu, model.manifest)
+        self._ends = whole.inputs, whole.outputs
         self._golden = inputs(whole.inputs)[:_GOLDEN]
         self._tolerance = tolerance(model.manifest, whole.outputs)
         began = time.monotonic()
@@ -107,7 +109,7 @@ class FailoverSession:
         self._cpu.use(rung)
         if self._device is not None:
             try:
-                self._device.use(rung)
+                self._follow(self._device)
             except ModelError as error:
                 self._leave(str(error))
 
@@ -180,11 +182,25 @@ class FailoverSession:
         if device is None:
             return
         try:
-            device.use(self.rung)
+            self._follow(device)
         except ModelError as error:
             self._recovery.lost(device, str(error))
         else:
             self._device, self._checked = device, time.monotonic()
+
+    def _follow(self, device: WorkerSession) -> None:
+        """Change the device to the CPU's rung.
+
+        Raises:
+            ModelError: the device does not have it, or with other tensors.
+        """
+        device.use(self.rung)
+        self._check_alike((*device.inputs, *device.outputs), (*self.inputs, *self.outputs))
+
+    def _check_alike(self, there: Sequence[TensorSpec], here: Sequence[TensorSpec]) -> None:
+        if [(one.shape, one.dtype) for one in there] != [(one.shape, one.dtype) for one in here]:
+            told = ", ".join(map(str, there))
+            raise BackendError(f"{self._plan.backend} tells of other tensors than the CPU: {told}")
 
     def _opened(self) -> WorkerSession:
         """The device, with right answers.
@@ -196,6 +212,7 @@ class FailoverSession:
         session = WorkerSession(self._model, self._plan, options, deadline_s=self._deadline_s)
         try:
             whole = Whole(session, self._model.manifest)
+            self._check_alike((*whole.inputs, *whole.outputs), (*self._ends[0], *self._ends[1]))
             self._judge(distance(self._right, whole.answers(self._golden), whole.outputs))
             for rung in self._model.manifest.rungs:  # the first inference of each may take long: now nobody waits
                 session.use(rung.name)

@@ -78,13 +78,18 @@ class Process:
         """
         wire.put(self._to, message, time.monotonic() + within_s)
 
-    def get(self, within_s: float) -> bytes:
-        """Its next message.
+    def get(self, within_s: float, largest: int = wire.LARGEST_ANSWER) -> bytes:
+        """Receive its next message.
+
+        Args:
+            within_s: for the whole message, s.
+            largest: bytes of the message, at most.
 
         Raises:
-            ClosedError: it has ended, or writes no more. TimeoutError: nothing came in time.
+            ClosedError: it has ended, or writes no more. TimeoutError: nothing came in time. NonsenseError: the
+                message is larger.
         """
-        return wire.get(self._from, time.monotonic() + within_s, self._watch)
+        return wire.get(self._from, time.monotonic() + within_s, self._watch, largest)
 
     def death(self) -> str:
         """Of what it died, and what it said last; it is over with it, whatever it still does."""

@@ -15,11 +15,13 @@ from agent.compute.infer.modelfile import read_modelfile
 from agent.compute.infer.process import Process
 from agent.compute.infer.profiler import Event
 from agent.compute.infer.structure import CUSTOM, Operation, Subgraph
-from agent.compute.infer.wire import ClosedError, Failed
+from agent.compute.infer.wire import ClosedError, Failed, NonsenseError
 from agent.errors import NO_JSON, BackendError, ModelError
 from agent.manifest import Manifest, Model
 
 PATIENCE_S = 120.0
+_LARGEST = 16 * 1024**2
+"""Bytes of what the profiler tells: a line for each operation and each kernel of a model."""
 _WORST = 3
 
 
@@ -191,11 +193,13 @@ def _answer(ask: Ask, model: Model, patience_s: float) -> bytes:
     try:
         process.put(msgspec.json.encode(ask), patience_s)
         process.put(model.content, patience_s)
-        return process.get(patience_s)
+        return process.get(patience_s, _LARGEST)
     except TimeoutError:
         late = f"took longer than {patience_s:g} s: give it fewer runs or more patience"
         raise BackendError(f"{model.path}: profiling {late}{process.last_words()}") from None
     except ClosedError:
         raise BackendError(f"{model.path}: the profiler {process.death()}") from None
+    except NonsenseError as error:
+        raise BackendError(f"{model.path}: the profiler answers nonsense: {error}") from None
     finally:
         process.end()

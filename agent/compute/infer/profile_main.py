@@ -38,7 +38,7 @@ def main(asked_by: int, answers_to: int, life: int) -> None:
     begin(life)
     try:
         ask = msgspec.json.decode(wire.get(asked_by), type=Ask)
-        said: object = _profiled(ask, wire.get(asked_by))
+        said: object = _profiled(ask, wire.get(asked_by, largest=wire.LARGEST_REQUEST))
     except Exception as error:
         said = failed(error)
     wire.put(answers_to, msgspec.json.encode(said))

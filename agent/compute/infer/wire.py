@@ -2,10 +2,15 @@
 
 Each message is a length, u32 little-endian, and so many bytes: JSON, or nothing for "run" and "has run". Tensors
 lie in one anonymous file that both map; each rung has its own stretch of it.
+
+The process runs an untrusted model in an untrusted library: lengths and answers that come from it are checked
+before anything is allocated or mapped, and it cannot change the size of the file.
 """
 
 from __future__ import annotations
 
+import fcntl
+import math
 import mmap
 import os
 import select
@@ -20,11 +25,23 @@ from msgspec import Struct
 from agent.compute.infer.backend import Plan
 from agent.compute.infer.turn import Turn
 from agent.compute.tensors import TensorSpec
+from agent.errors import NO_JSON
 from agent.manifest import Manifest
 from agent.messages import Array
 
 _LENGTH = struct.Struct("<I")
-_LARGEST = 2 * 1024**3
+LARGEST_REQUEST = 2 * 1024**3
+"""Bytes of a message to the worker process: a model."""
+LARGEST_ANSWER = 1024**2
+"""Bytes of a message from it: names and shapes of a rung's tensors, or the times of one measurement."""
+LONGEST_TEXT = 500
+"""Characters of an error's text."""
+TENSORS_BYTES = 512 * 1024**2
+"""Size of the shared file. Only what is written takes memory."""
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_MOST_DIMENSIONS = 16
+_DTYPES = frozenset({np.dtype(code).name for code in "?bBhHiIlLqQefdFD"} | {"bool", "bool_"})
+"""Names of numbers in all versions of numpy."""
 _SMALL = 4096
 """Bytes of a message that goes in one write with its length."""
 _ALIGNED = 64
@@ -129,6 +146,10 @@ class ClosedError(Exception):
     """The other end is gone."""
 
 
+class NonsenseError(Exception):
+    """The other end sent what is no message, or no answer that can be true."""
+
+
 def put(descriptor: int, message: bytes, until: float | None = None) -> None:
     """Send a message.
 
@@ -152,20 +173,22 @@ def put(descriptor: int, message: bytes, until: float | None = None) -> None:
                 raise ClosedError from error
 
 
-def get(descriptor: int, until: float | None = None, watch: int = -1) -> bytes:
-    """The next message.
+def get(descriptor: int, until: float | None = None, watch: int = -1, largest: int = LARGEST_ANSWER) -> bytes:
+    """Receive the next message.
 
     Args:
         descriptor: of a pipe.
         until: s of the monotonic clock; None: as long as it takes.
         watch: another descriptor, which is readable when nothing will come any more; -1: none.
+        largest: bytes of the message, at most.
 
     Raises:
-        ClosedError: the other end is gone. TimeoutError: nothing came in time.
+        ClosedError: the other end is gone. TimeoutError: nothing came in time. NonsenseError: the message is
+            announced as larger than `largest`; nothing was allocated for it.
     """
     (length,) = _LENGTH.unpack(_read(descriptor, _LENGTH.size, until, watch))
-    if length > _LARGEST:
-        raise ClosedError
+    if length > largest:
+        raise NonsenseError(f"it announces a message of {length} bytes; expected at most {largest}")
     return _read(descriptor, length, until, watch)
 
 
@@ -194,6 +217,72 @@ def _wait(descriptor: int, what: int, until: float | None, watch: int = -1) -> N
         raise ClosedError
 
 
+def answer_of(message: bytes) -> Answer:
+    """Decode an answer of a worker process, and check where it says that tensors lie.
+
+    Raises:
+        NonsenseError: it is no answer, or its tensors do not lie where it says.
+    """
+    try:
+        answer = answers.decode(message)
+    except NO_JSON as error:
+        raise NonsenseError(str(error)[:LONGEST_TEXT]) from error
+    if isinstance(answer, Opened):
+        _check(answer.stretch)
+    elif isinstance(answer, Stretch):
+        _check(answer)
+    return answer
+
+
+def _check(stretch: Stretch) -> None:
+    """Refuse what the shared file cannot hold: numpy and mmap would raise anything, or allocate it."""
+    for spec in (*stretch.inputs, *stretch.outputs):
+        if spec.dtype not in _DTYPES:
+            raise NonsenseError(f"a tensor's type is {spec.dtype[:50]!r}")
+        if len(spec.shape) > _MOST_DIMENSIONS or any(side < 0 for side in spec.shape):
+            raise NonsenseError(f"a tensor's shape is {str(spec.shape)[:LONGEST_TEXT]}")
+    size = size_of((*stretch.inputs, *stretch.outputs))
+    if stretch.size != size or not fits(stretch.offset, size) or stretch.offset % mmap.ALLOCATIONGRANULARITY:
+        raise NonsenseError(
+            f"tensors of {size} bytes lie at {stretch.offset} in {stretch.size}, of {TENSORS_BYTES} bytes"
+        )
+
+
+def fits(offset: int, size: int) -> bool:
+    """True if a stretch of `size` bytes at `offset` lies within the shared file."""
+    return 0 <= offset <= TENSORS_BYTES - size
+
+
+def shared_memory() -> int:
+    """Create the file for the tensors of a session, and return its descriptor.
+
+    Its size is sealed: neither side can cut off what the other has mapped, which would end that with SIGBUS.
+
+    Raises:
+        OSError: no descriptor is left.
+    """
+    descriptor = os.memfd_create("tensors", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, TENSORS_BYTES)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def mapped(descriptor: int, stretch: Stretch) -> list[Array]:
+    """Map a stretch of the shared file; gives its tensors, inputs first.
+
+    Raises:
+        NonsenseError: the file's size is not sealed. OSError: it cannot be mapped.
+    """
+    if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+        raise NonsenseError("the memory for tensors is not sealed")
+    memory = mmap.mmap(descriptor, stretch.size, offset=stretch.offset)
+    return views(memory, (*stretch.inputs, *stretch.outputs))
+
+
 def size_of(specs: Sequence[TensorSpec]) -> int:
     """Bytes of a stretch that holds these, in whole pages."""
     size = sum(-(-_bytes(spec) // _ALIGNED) * _ALIGNED for spec in specs)
@@ -205,11 +294,11 @@ def views(memory: mmap.mmap, specs: Sequence[TensorSpec]) -> list[Array]:
     found: list[Array] = []
     at = 0
     for spec in specs:
-        count = int(np.prod(spec.shape))
+        count = math.prod(spec.shape)
         found.append(np.frombuffer(memory, spec.dtype, count, at).reshape(spec.shape))
         at += -(-_bytes(spec) // _ALIGNED) * _ALIGNED
     return found
 
 
 def _bytes(spec: TensorSpec) -> int:
-    return int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
+    return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize  # numpy's product would overflow

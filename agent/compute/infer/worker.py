@@ -6,7 +6,6 @@ deadline ends the process. The process ends with this one, however this one ends
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Sequence
 from typing import TypeVar
@@ -15,7 +14,7 @@ from agent.compute.infer import wire
 from agent.compute.infer.backend import Options, Plan
 from agent.compute.infer.process import Process
 from agent.compute.infer.turn import Turn
-from agent.errors import NO_JSON, BackendError, ModelError, reason_of
+from agent.errors import BackendError, ModelError, reason_of
 from agent.manifest import Model
 from agent.messages import Array
 
@@ -62,7 +61,7 @@ class WorkerSession:
         self._stretches: dict[str, _Mapped] = {}
         rung = self._there = options.rung or model.manifest.rungs[0].name
         try:
-            self._tensors = os.memfd_create("tensors")
+            self._tensors = wire.shared_memory()
             try:
                 self._process = Process("agent.compute.infer.worker_main", [self._tensors])
             except OSError:
@@ -73,10 +72,10 @@ class WorkerSession:
         try:
             request = wire.Open(plan, rung, options.threads, model.manifest, model.path)
             self.opened = self._ask(request, wire.Opened, patience_s, model.content)
+            self._take(rung, self.opened.stretch)
         except BaseException:
             self.close()
             raise
-        self._take(rung, self.opened.stretch)
 
     def use(self, rung: str) -> None:
         """See `Session.use`."""
@@ -121,7 +120,10 @@ class WorkerSession:
         Raises:
             BackendError: it failed or hung.
         """
-        return self._ask(wire.Time(seconds), Turn, seconds + 2.0 * self.deadline_s, what="timing it")
+        turn = self._ask(wire.Time(seconds), Turn, seconds + 2.0 * self.deadline_s, what="timing it")
+        if not turn.ms or min(turn.ms) <= 0.0:
+            raise self._nonsense(f"it tells of {len(turn.ms)} inferences, or of one that took no time")
+        return turn
 
     def invoke_whole(self) -> None:
         """Run the whole model once, from the first rung's input to the deepest one's output.
@@ -143,7 +145,10 @@ class WorkerSession:
             os.close(self._tensors)
 
     def _take(self, rung: str, stretch: wire.Stretch) -> None:
-        self._stretches[rung] = _Mapped(self._tensors, stretch)
+        try:
+            self._stretches[rung] = _Mapped(self._tensors, stretch)
+        except (OSError, wire.NonsenseError) as error:
+            raise BackendError(f"{self._path}: {self.backend}: tensors: {reason_of(error)}") from error
         self._there = rung
         self._in_use(rung)
 
@@ -156,7 +161,8 @@ class WorkerSession:
         self, request: wire.Request, kind: type[_Told], within_s: float, *more: bytes, what: str = _OPENING
     ) -> _Told:
         said = self._said(self._exchange([wire.encode(request), *more], within_s, what))
-        assert isinstance(said, kind), said
+        if not isinstance(said, kind):
+            raise self._nonsense(f"it answers {type(said).__name__}; expected {kind.__name__}")
         return said
 
     def _exchange(self, messages: Sequence[bytes], within_s: float, what: str) -> bytes:
@@ -179,17 +185,23 @@ class WorkerSession:
             ) from None
         except wire.ClosedError:
             raise BackendError(f"{self._path}: {self.backend} {self._process.death()}") from None
+        except wire.NonsenseError as error:
+            raise self._nonsense(str(error)) from None
 
     def _said(self, answer: bytes) -> wire.Answer:
         try:
-            said = wire.answers.decode(answer)
-        except NO_JSON as error:
-            self._process.kill()
-            raise BackendError(f"{self._path}: {self.backend} answers nonsense: {error}") from error
+            said = wire.answer_of(answer)
+        except wire.NonsenseError as error:
+            raise self._nonsense(str(error)) from None
         if isinstance(said, wire.Failed):
             kind = ModelError if said.model else BackendError
-            raise kind(said.text)
+            raise kind("".join(filter(str.isprintable, said.text))[: wire.LONGEST_TEXT])
         return said
+
+    def _nonsense(self, why: str) -> BackendError:
+        """Kill the process, whose next answers mean nothing, and describe what it answered."""
+        self._process.kill()
+        return BackendError(f"{self._path}: {self.backend} answers nonsense: {why}")
 
 
 class _Mapped:
@@ -197,6 +209,5 @@ class _Mapped:
 
     def __init__(self, descriptor: int, stretch: wire.Stretch) -> None:
         self.stretch, self.has_run = stretch, False
-        self._memory = mmap.mmap(descriptor, stretch.size, offset=stretch.offset)
-        arrays = wire.views(self._memory, (*stretch.inputs, *stretch.outputs))
+        arrays = wire.mapped(descriptor, stretch)
         self.inputs, self.outputs = arrays[: len(stretch.inputs)], arrays[len(stretch.inputs) :]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import resource
 import sys
@@ -55,15 +54,18 @@ class _Server:
         """
         self._tell(self._open)
         while True:
-            message = wire.get(self._from)
+            message = self._receive()
             if message == wire.RUN:
                 self._run()
             else:
                 self._tell(lambda message=message: self._asked(wire.requests.decode(message)))
 
+    def _receive(self) -> bytes:
+        return wire.get(self._from, largest=wire.LARGEST_REQUEST)
+
     def _open(self) -> wire.Answer:
-        request = wire.requests.decode(wire.get(self._from))
-        content = wire.get(self._from)
+        request = wire.requests.decode(self._receive())
+        content = self._receive()
         assert isinstance(request, wire.Open)
         model = Model(content, "", request.manifest, request.path)
         options = Options(request.rung, request.threads or request.plan.threads)
@@ -85,9 +87,13 @@ class _Server:
         if rung not in self._bound:
             specs = (*session.inputs, *session.outputs)
             size = wire.size_of(specs)
+            if not wire.fits(self._end, size):
+                raise BackendError(
+                    f"its tensors take {(self._end + size) / 1e6:.0f} MB; expected at most "
+                    f"{wire.TENSORS_BYTES / 1e6:.0f} MB in a process of its own"
+                )
             stretch = wire.Stretch(session.inputs, session.outputs, self._end, size)
-            os.ftruncate(self._tensors, self._end + size)
-            arrays = wire.views(mmap.mmap(self._tensors, size, offset=self._end), specs)
+            arrays = wire.mapped(self._tensors, stretch)
             self._end += size
             count = len(session.inputs)
             self._bound[rung] = (stretch, arrays[:count], arrays[count:])
@@ -157,7 +163,9 @@ def opened(model: Model, plan: Plan, options: Options) -> tuple[Session, str, in
 def failed(error: Exception) -> wire.Failed:
     """What to tell of an error."""
     text = str(error) if isinstance(error, VedetteError) else f"{type(error).__name__}: {error}"
-    return wire.Failed(text, isinstance(error, ModelError) and not isinstance(error, BackendError))
+    return wire.Failed(
+        text[: wire.LONGEST_TEXT], isinstance(error, ModelError) and not isinstance(error, BackendError)
+    )
 
 
 def _resident_mb() -> float:

@@ -17,6 +17,7 @@ from agent.compute.infer.failover import FailoverSession
 from agent.library import open_whole_model
 from agent.manifest import Model
 from tests.support.delegates import COMPILER, NO_COMPILER
+from tests.support.liar import lying
 from tests.support.publishing import wait_for
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
@@ -176,3 +177,14 @@ def test_a_depth_goes_on_from_what_the_device_has_answered_before_it_died() -> N
 def _first_shape(session: Session) -> tuple[int, ...]:
     session.use("3")
     return session.inputs[0].shape
+
+
+def test_a_device_that_tells_of_other_tensors_is_refused(
+    tmp_path: Path, identity: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lying(tmp_path, monkeypatch, "put(opened())")
+    both = FailoverSession(identity, Plan("stub"), Options(), retry_s=60.0)
+    answers(both, 1)
+    assert both.degraded == "stub tells of other tensors than the CPU: x float32[1,4]"
+    assert "defect" not in caplog.text
+    both.close()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from agent.compute.infer import wire
+from agent.compute.tensors import TensorSpec
 
 
 @pytest.fixture
@@ -74,7 +78,65 @@ def test_nothing_is_waited_for_when_nothing_will_come(ends: tuple[int, int]) -> 
     assert time.monotonic() < until
 
 
-def test_a_length_that_no_message_has_is_the_end(ends: tuple[int, int]) -> None:
+def test_a_length_that_no_message_has_is_refused(ends: tuple[int, int]) -> None:
     os.write(ends[1], b"\xff\xff\xff\xff")
-    with pytest.raises(wire.ClosedError):
+    with pytest.raises(wire.NonsenseError):
         wire.get(ends[0])
+
+
+def test_nothing_is_allocated_for_a_message_that_is_announced_as_too_large(ends: tuple[int, int]) -> None:
+    os.write(ends[1], (1_500_000_000).to_bytes(4, "little"))
+    tracemalloc.start()
+    with pytest.raises(wire.NonsenseError, match="1500000000 bytes; expected at most 1048576"):
+        wire.get(ends[0], time.monotonic() + 5.0, largest=wire.LARGEST_ANSWER)
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
+
+
+def test_the_size_of_the_shared_memory_cannot_be_changed() -> None:
+    memory = wire.shared_memory()
+    for size in (0, wire.TENSORS_BYTES - 4096, wire.TENSORS_BYTES + 4096):
+        with pytest.raises(PermissionError):
+            os.ftruncate(memory, size)
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    assert os.fstat(memory).st_blocks == 0
+    os.close(memory)
+
+
+def test_memory_of_another_kind_is_not_mapped() -> None:
+    memory = os.memfd_create("open")
+    os.ftruncate(memory, 4096)
+    with pytest.raises(wire.NonsenseError, match="not sealed"):
+        wire.mapped(memory, wire.Stretch((), (), 0, 4096))
+    os.close(memory)
+
+
+SPEC = TensorSpec("in", (1, 4), "float32")
+
+
+@pytest.mark.parametrize(
+    ("spec", "offset", "size"),
+    [
+        (SPEC, 0, 1 << 40),
+        (SPEC, 0, 1),
+        (SPEC, -4096, 4096),
+        (SPEC, 1, 4096),
+        (SPEC, wire.TENSORS_BYTES, 4096),
+        (replace(SPEC, shape=(1 << 31, 1 << 31, 4)), 0, 4096),
+        (replace(SPEC, shape=(-1, 4)), 0, 4096),
+        (replace(SPEC, shape=(1,) * 100), 0, 4096),
+        (replace(SPEC, dtype="object"), 0, 4096),
+        (replace(SPEC, dtype="f8,(10000,10000)f8"), 0, 4096),
+    ],
+)
+def test_tensors_that_do_not_lie_where_it_says_are_refused(spec: TensorSpec, offset: int, size: int) -> None:
+    with pytest.raises(wire.NonsenseError):
+        wire.answer_of(wire.encode(wire.Stretch((spec,), (), offset, size)))
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_answer_are_refused(data: bytes) -> None:
+    with pytest.raises(wire.NonsenseError):
+        wire.answer_of(data)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from agent.errors import BackendError, ModelError
 from agent.library import open_model, open_whole_model
 from agent.manifest import Model
 from tests.support.delegates import COMPILER, NO_COMPILER
+from tests.support.liar import lying
 from tests.support.publishing import wait_for
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
@@ -233,6 +235,59 @@ def test_a_process_that_takes_nothing_is_given_up_in_time(
     monkeypatch.setattr("sys.executable", str(program))
     with pytest.raises(BackendError, match=r"hangs: opening the model took longer than 0\.5 s"):
         WorkerSession(open_model("nanodet"), Plan("apart"), Options(), patience_s=0.5)  # more than a pipe holds
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "put(b'', 1_500_000_000)",
+        "put(b'[' * 100_000)",
+        'put(b\'{"type":"Usage","cpu_s":1.0,"rss_mb":1.0}\')',
+        "put(opened(size=1 << 40))",
+        "put(opened(offset=1 << 62))",
+        "put(opened(spec([1 << 31, 1 << 31])))",
+        "put(opened(spec([1, 4], 'object')))",
+    ],
+)
+def test_a_process_that_lies_is_refused_at_once_and_costs_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: str
+) -> None:
+    lying(tmp_path, monkeypatch, lie)
+    before, began = set(Path("/proc/self/fd").iterdir()), time.monotonic()
+    tracemalloc.start()
+    with pytest.raises(BackendError, match="apart answers nonsense: "):
+        WorkerSession(open_model("small-speech"), Plan("apart"), Options())
+    assert tracemalloc.get_traced_memory()[1] < 3_000_000
+    tracemalloc.stop()
+    assert time.monotonic() - began < 5.0
+    assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_a_process_that_cuts_the_tensors_off_does_not_end_the_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = f"""
+put(opened())
+try:
+    os.ftruncate(tensors, 0)
+except PermissionError:
+    open({str(tmp_path / "refused")!r}, "w").close()
+"""
+    lying(tmp_path, monkeypatch, cut)
+    session = WorkerSession(open_model("small-speech"), Plan("apart"), Options())
+    wait_for(lambda: (tmp_path / "refused").exists())  # else what follows ends this process with SIGBUS
+    session.input(0)[...] = 1.0
+    session.invoke()
+    assert session.input(0).tolist() == [[1.0] * 4]
+    session.close()
+
+
+def test_times_that_cannot_be_true_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lying(tmp_path, monkeypatch, 'put(opened())\nget()\nput(b\'{"type":"Turn","ms":[],"cpu_ms":0.0}\')')
+    session = WorkerSession(open_model("small-speech"), Plan("apart"), Options())
+    with pytest.raises(BackendError, match="apart answers nonsense: it tells of 0 inferences"):
+        session.timed(0.1)
+    session.close()
 
 
 @pytest.mark.parametrize("more", range(4))
