@@ -38,8 +38,11 @@ class Checkup:
             config: file that it checks as well; None: the usual one.
             longest_s: after which it is ended, s.
         """
+        # With -P: modules of the working folder, which may be anybody's, are not run. PYTHONPATH still counts, so
+        # that the examination finds what the daemon has found.
         self._command = [
             sys.executable,
+            "-P",
             "-m",
             "agent",
             "doctor",

@@ -39,6 +39,15 @@ def test_the_real_doctor_answers_with_its_report(tmp_path: Path) -> None:
     assert any("nobody" in finding["value"] for finding in report["findings"])
 
 
+def test_modules_of_the_working_folder_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("agent/__init__.py", "msgspec.py", "json.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    told(Checkup(None, 1.0))  # what it examines does not matter: its modules are imported by then
+    assert not (tmp_path / "was-run").exists()
+
+
 def test_one_that_hangs_is_ended_in_time() -> None:
     assert told(scripted("import time; time.sleep(600)", 0.5)) == (None, "the doctor did not finish in 0 s")
 
