@@ -122,6 +122,8 @@ class Track(Struct, frozen=True, omit_defaults=True):
         first_seen, last_seen: UTC of capture.
         box, keypoints, outline, area: of the newest detection.
         zones: names of the zones that it stands in now, in config order.
+        stationary: it has not left its place for `track.stationary_after_s`, and is looked at only now and then;
+            absent while it moves.
     """
 
     id: str
@@ -136,6 +138,7 @@ class Track(Struct, frozen=True, omit_defaults=True):
     outline: tuple[Point, ...] = ()
     area: float | None = None
     zones: tuple[str, ...] = ()
+    stationary: bool = False
 
 
 class Event(Struct, frozen=True):
@@ -144,8 +147,8 @@ class Event(Struct, frozen=True):
     Attributes:
         kind: new | update | end | heard.
         track: as it stands now; a word's is over when it is told.
-        reason: why: `appeared`, `zone`, `moved`, `clearer`, `still here`, `lost`, `ended`, `stall`, `shutdown`,
-            `restart`, `word` …
+        reason: why: `appeared`, `zone`, `moved`, `clearer`, `still here`, `stationary`, `lost`, `ended`, `stall`,
+            `shutdown`, `restart`, `word` …
     """
 
     kind: EventKind

@@ -88,12 +88,19 @@ class TrackConfig(Struct, frozen=True, forbid_unknown_fields=True):
         lost_after_s: not seen for so long → `end`, s.
         iou_threshold: least overlap of a detection with where a track should be by now.
         update_every_s: at most one `update` per track in so long, unless its zones change, s.
+        stationary_after_s: a track that has not left its place for so long is stationary: one `update` says so,
+            and it no longer keeps the motion gate open, s; 0: never.
+        stationary_check_s: look at each stationary track at least so often, even when nothing moves there, s.
+        stationary_update_s: one `update` per stationary track in so long, although nothing changed, s; 0: none.
     """
 
     min_hits: Count | None = None
     lost_after_s: Seconds = 2.5
     iou_threshold: Unit = 0.2
     update_every_s: Seconds = 5.0
+    stationary_after_s: Annotated[float, Meta(ge=0.0, le=1e8)] = 10.0
+    stationary_check_s: Seconds = 30.0
+    stationary_update_s: Annotated[float, Meta(ge=0.0, le=1e8)] = 0.0
 
 
 class ZoneConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -105,8 +105,9 @@ class Hearing:
         sound = self._gate.look(chunk.samples)
         gated = time.monotonic_ns()
         queue = began - chunk.read_ns if chunk.read_ns else 0
-        # What goes on for long is part of the background to the gate; whether it is over is the model's to say.
-        rows = self._rows_of(chunk.samples, open_=sound.open or self.tracker.watching)
+        # The gate takes a long sound for background: only the model can tell when it is over.
+        going_on = self.tracker.alive > 0 or self.tracker.watching
+        rows = self._rows_of(chunk.samples, open_=sound.open or going_on)
         prepared = time.monotonic_ns()
         if rows is None:
             events = self.tracker.tick(chunk.captured_ns, chunk.captured_at)

@@ -75,8 +75,15 @@ class Vision:
         """
         began = time.monotonic_ns()
         tracker = self.tracker
-        keep = tracker.boxes() if self._keeps else ()
-        sight = self._gate.look(frame.image, frame.captured_ns, tracks_alive=tracker.watching, keep=keep)
+        keep, resting = tracker.boxes(frame.captured_ns) if self._keeps else ((), ())
+        sight = self._gate.look(
+            frame.image,
+            frame.captured_ns,
+            watching=tracker.watching,
+            check=tracker.check_due(frame.captured_ns),
+            keep=keep,
+            resting=resting,
+        )
         gated = time.monotonic_ns()
         queue = began - frame.read_ns
         if not sight.open:

@@ -187,7 +187,7 @@ def look_cost(clip: Path) -> float:
     gate, costs = MotionGate(GateConfig()), []
     for number, image in enumerate(read(clip, 100)):
         began = time.perf_counter_ns()
-        gate.look(image, number * 10**9 // FPS, tracks_alive=False)
+        gate.look(image, number * 10**9 // FPS, watching=False)
         costs.append(time.perf_counter_ns() - began)
     return float(np.median(costs)) / 1e6
 

@@ -167,6 +167,19 @@ def test_a_closed_gate_saves_the_inference(tmp_path: Path) -> None:
     assert pipeline.tally.inferences <= 2
 
 
+def test_one_thing_that_stands_still_costs_two_messages_and_a_look_now_and_then(tmp_path: Path) -> None:
+    kept = Kept()
+    an_hour = frames(7200, every_s=0.5)
+    pipeline = run(tmp_path, kept, FrameList(an_hour), gate=GateConfig(), track=TrackConfig())
+    assert [(event.kind, event.reason) for event in kept.events()] == [
+        ("new", "appeared"),
+        ("update", "stationary"),
+        ("end", "ended"),
+    ]
+    assert pipeline.tally.inferences < 150
+    assert kept.history[0] == ("vedette/porch/front/count/person", b"1")
+
+
 def test_seen_without_events_reports_nothing(tmp_path: Path) -> None:
     from agent.messages import Stages
 

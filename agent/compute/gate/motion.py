@@ -9,10 +9,11 @@ from msgspec import Struct
 
 from agent.compute.gate.background import Background
 from agent.compute.gate.regions import complexity, crop_around
+from agent.compute.track.association import overlap
 from agent.config import GateConfig
 from agent.messages import Box, Image
 
-Reason = Literal["first", "motion", "hold", "track", "keep-alive", "off", "still"]
+Reason = Literal["first", "motion", "track", "check", "hold", "keep-alive", "off", "still"]
 
 
 class Sight(Struct, frozen=True):
@@ -20,8 +21,8 @@ class Sight(Struct, frozen=True):
 
     Attributes:
         open: infer.
-        reason: `first` picture of this size, `motion`, `track` alive, `hold` after motion, `keep-alive`, gate
-            `off`; or `still`: closed.
+        reason: `first` picture of this size, `motion`, a `track` moves, `check` of a stationary track, `hold`
+            after motion, `keep-alive`, gate `off`; or `still`: closed.
         complexity: 0..1, see `regions.complexity`; 1 where nothing is known (`first`, `keep-alive`, `off`).
         regions: what moves, largest first.
         crop: infer on this part only; None: on the whole frame.
@@ -51,47 +52,63 @@ class MotionGate:
         self._idle_ns = round(config.max_idle_s * 1e9)
         self._before_ns = self._moved_ns = self._opened_ns = self._whole_ns = _LONG_AGO
 
-    def look(self, image: Image, now_ns: int, *, tracks_alive: bool, keep: Sequence[Box] = ()) -> Sight:
+    def look(
+        self,
+        image: Image,
+        now_ns: int,
+        *,
+        watching: bool,
+        check: bool = False,
+        keep: Sequence[Box] = (),
+        resting: Sequence[Box] = (),
+    ) -> Sight:
         """Look at one picture.
 
         Args:
             image: H×W×3 uint8, any size; another size than before is learned anew.
             now_ns: when it was captured, ns on any clock that does not jump back.
-            tracks_alive: never close.
+            watching: something is followed that needs each picture: do not close.
+            check: something stationary is to be looked at again: open for this picture.
             keep: boxes that a crop must hold besides what moves.
+            resting: boxes that a crop must hold only where something moves in them.
         """
         if not self._config.motion:
             return _OFF
-        regions = self._moving(image, now_ns, tracks_alive)
-        sight = _FIRST if regions is None else self._judge(regions, now_ns, tracks_alive, keep)
+        regions = self._moving(image, now_ns, watching)
+        if regions is None:
+            sight = _FIRST
+        elif (reason := self._reason(regions, now_ns, watching=watching, check=check)) is None:
+            sight = _KEEP_ALIVE if now_ns - self._opened_ns >= self._idle_ns else _STILL
+        else:
+            near = [box for box in resting if any(overlap(box, region) > 0.0 for region in regions)]
+            crop = self._crop((*regions, *keep, *near), now_ns)
+            sight = Sight(True, reason, complexity((*regions, *keep, *resting)), regions, crop)
         if sight.open:
             self._opened_ns = now_ns
             if sight.crop is None:
                 self._whole_ns = now_ns
         return sight
 
-    def _moving(self, image: Image, now_ns: int, tracks_alive: bool) -> tuple[Box, ...] | None:
+    def _moving(self, image: Image, now_ns: int, watching: bool) -> tuple[Box, ...] | None:
         """None for the first picture of its size."""
         dt_s, self._before_ns = (now_ns - self._before_ns) / 1e9, now_ns
         if not self._background.fits(image):
             self._background.learn(image)
             return None
-        regions = self._background.moving(image, dt_s, tracked=tracks_alive)
+        regions = self._background.moving(image, dt_s, tracked=watching)
         if regions:
             self._moved_ns = now_ns
         return regions
 
-    def _judge(self, regions: tuple[Box, ...], now_ns: int, tracks_alive: bool, keep: Sequence[Box]) -> Sight:
+    def _reason(self, regions: tuple[Box, ...], now_ns: int, *, watching: bool, check: bool) -> Reason | None:
+        """Return why the picture is worth a look; None: nothing moves, and nothing is followed."""
         if regions:
-            reason: Reason = "motion"
-        elif tracks_alive:
-            reason = "track"
-        elif now_ns - self._moved_ns < self._hold_ns:
-            reason = "hold"
-        else:
-            return _KEEP_ALIVE if now_ns - self._opened_ns >= self._idle_ns else _STILL
-        boxes = (*regions, *keep)
-        return Sight(True, reason, complexity(boxes), regions, self._crop(boxes, now_ns))
+            return "motion"
+        if watching:
+            return "track"
+        if check:
+            return "check"
+        return "hold" if now_ns - self._moved_ns < self._hold_ns else None
 
     def _crop(self, boxes: Sequence[Box], now_ns: int) -> Box | None:
         """None too when the whole frame has not been looked at for long: a still thing may be elsewhere."""

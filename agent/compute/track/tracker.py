@@ -2,6 +2,11 @@
 
 A thing is a candidate until it has been detected often enough, then announced; every announced one is ended
 exactly once, whatever happens. Detections without a box are verdicts on the whole picture: one track per label.
+
+A track that has not left its place for `stationary_after_s` is stationary. It needs no look at each picture: it
+is there until a look misses it. Such looks are made when something moves and every `stationary_check_s`; after
+a miss each picture is looked at, until the thing is found again or is lost. A detection of another label at its
+place is the same thing under another name: models waver between a car, a truck and a bus.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
-from agent.compute.track.association import Expected, associate, overlap
+from agent.compute.track.association import Expected, associate, iou, overlap
 from agent.compute.track.target import Target
 from agent.compute.track.zones import Zones
 from agent.config import TrackConfig
@@ -23,6 +28,18 @@ _Kind = tuple[str, bool]
 
 _IN_SIGHT = 0.5
 """Least share of a box inside the part looked at for its absence to mean something."""
+
+_SAME_IOU = 0.7
+"""Least overlap with a stationary track for a detection of another label to be the same thing."""
+
+_RENAMED_LOOKS, _RENAMED_NS = 20, 30_000_000_000
+"""What has been called otherwise in so many looks in a row, and for so long, has another name from then on."""
+
+_COVERED = 0.15
+"""Least share of a stationary box that a passing thing covers for its absence to mean nothing."""
+
+_PASSING_NS = 2_000_000_000
+"""What has left its place more recently than this is passing."""
 
 
 class Tracker:
@@ -45,6 +62,9 @@ class Tracker:
         self._prefix = f"{stream}-{run or secrets.token_hex(4)}-"
         self._lost_ns = round(config.lost_after_s * 1e9)
         self._update_ns = round(config.update_every_s * 1e9)
+        self._stationary_ns = round(config.stationary_after_s * 1e9)
+        self._check_ns = round(config.stationary_check_s * 1e9)
+        self._stationary_update_ns = round(config.stationary_update_s * 1e9)
         self._targets: dict[_Kind, list[Target]] = {}
         self._counts: dict[str, int] = {}
         self._announced = 0
@@ -52,8 +72,10 @@ class Tracker:
         self._now_ns: int | None = None
 
     def use(self, zones: Zones) -> None:
-        """Take other zones from the next detections on; tracks go on."""
+        """Take other zones from the next detections on; tracks go on, and stationary ones are checked at once."""
         self._zones = zones
+        for target in self._all():
+            target.check_ns = min(target.check_ns, self._now_ns or 0)
 
     @property
     def alive(self) -> int:
@@ -62,15 +84,33 @@ class Tracker:
 
     @property
     def watching(self) -> bool:
-        """Whether another look is worth it: a track is alive, or a candidate was there at the newest look.
+        """Return True while each picture is worth a look, see `Target.needs_looks`.
 
         A gate that asks this never leaves a thing that stands still half announced.
         """
-        return self._alive > 0 or any(not target.missed for target in self._all())
+        return any(target.needs_looks for target in self._all())
 
-    def boxes(self) -> tuple[Box, ...]:
-        """Newest boxes of everything known, candidates too: where to look."""
-        return tuple(target.detection.box for target in self._all() if target.detection.box is not None)
+    def check_due(self, at_ns: int) -> bool:
+        """Return True when a stationary track has not been looked at for `stationary_check_s`.
+
+        Args:
+            at_ns: now, on the clock of the captures, ns.
+        """
+        return any(target.stationary and target.check_ns <= at_ns for target in self._all())
+
+    def boxes(self, at_ns: int) -> tuple[tuple[Box, ...], tuple[Box, ...]]:
+        """Return the newest boxes of what is to be looked for, candidates too, and of what needs no look now.
+
+        Args:
+            at_ns: now, on the clock of the captures, ns.
+        """
+        wanted: list[Box] = []
+        resting: list[Box] = []
+        for target in self._all():
+            if target.detection.box is not None:
+                rests = target.stationary and not target.missed and target.check_ns > at_ns
+                (resting if rests else wanted).append(target.detection.box)
+        return tuple(wanted), tuple(resting)
 
     def tracks(self) -> tuple[Track, ...]:
         """The announced tracks that have not ended."""
@@ -105,10 +145,16 @@ class Tracker:
         # A slow model may look less often than things are lost: what no look has missed yet may still be there.
         self._end_due(at_ns, events, only_missed=True)
         found = _by_kind(detections)
+        missed: list[Target] = []
         for kind in [*self._targets, *(kind for kind in found if kind not in self._targets)]:
-            targets = self._targets.setdefault(kind, [])
-            for target in self._match(targets, found.get(kind, ()), at_ns, at, events):
-                self._miss(target, at_ns, passed_ns, seen)
+            left, unknown = self._match(self._targets.get(kind, ()), found.get(kind, ()), at_ns, at, events)
+            missed += left
+            found[kind] = unknown
+        for kind, unknown in found.items():
+            for detection in unknown:
+                self._appear(kind, detection, missed, at_ns, at, events)
+        for target in missed:
+            self._miss(target, at_ns, passed_ns, seen)
         self._end_due(at_ns, events)
         return events
 
@@ -132,27 +178,53 @@ class Tracker:
 
     def _match(
         self,
-        targets: list[Target],
+        targets: Sequence[Target],
         found: Sequence[Detection],
         at_ns: int,
         at: datetime,
         events: list[Event],
-    ) -> Iterable[Target]:
-        """Give detections to the targets of their kind or to new ones; the targets left without."""
+    ) -> tuple[list[Target], list[Detection]]:
+        """Give detections to the targets of their kind; return the targets and the detections that are left."""
         due_ns = at_ns + self._lost_ns
         pairs = self._pairs(targets, found, at_ns)
-        hit = {i for i, _ in pairs}
-        missed = [target for i, target in enumerate(targets) if i not in hit]
         for i, j in pairs:
             targets[i].hit(found[j], at_ns, at, due_ns)
             self._tell(targets[i], at_ns, events)
-        used = {j for _, j in pairs}
-        for j, detection in enumerate(found):
-            if j not in used:
-                target = Target(detection, at_ns, at, due_ns)
-                targets.append(target)
-                self._tell(target, at_ns, events)
-        return missed
+        hit, used = {i for i, _ in pairs}, {j for _, j in pairs}
+        return (
+            [target for i, target in enumerate(targets) if i not in hit],
+            [detection for j, detection in enumerate(found) if j not in used],
+        )
+
+    def _appear(
+        self,
+        kind: _Kind,
+        detection: Detection,
+        missed: list[Target],
+        at_ns: int,
+        at: datetime,
+        events: list[Event],
+    ) -> None:
+        """Make a target of a detection, unless it is a stationary one under another name."""
+        known = self._renamed(detection, at_ns)
+        if known is None:
+            target = Target(detection, at_ns, at, at_ns + self._lost_ns)
+            self._targets.setdefault(kind, []).append(target)
+            self._tell(target, at_ns, events)
+        elif known in missed:
+            missed.remove(known)
+            known.confirm(at_ns + self._lost_ns, at_ns + self._check_ns)
+
+    def _renamed(self, detection: Detection, at_ns: int) -> Target | None:
+        """Return the stationary target at whose place a detection lies; None: there is none."""
+        box = detection.box
+        if box is None:
+            return None
+        for target in self._all():
+            if target.stationary and target.detection.box and iou(target.detection.box, box) >= _SAME_IOU:
+                long = target.renamed >= _RENAMED_LOOKS and at_ns - target.seen_ns >= _RENAMED_NS
+                return None if long else target
+        return None
 
     def _pairs(self, targets: Sequence[Target], found: Sequence[Detection], at_ns: int) -> list[tuple[int, int]]:
         if not targets or not found:
@@ -174,11 +246,26 @@ class Tracker:
             events.append(Event("new", target.track(), "appeared"))
         elif changed:
             events.append(Event("update", target.track(), "zone"))
-        elif at_ns - target.told_ns >= self._update_ns:
-            events.append(Event("update", target.track(), target.news()))
-        else:
+        elif not (reason := self._news(target, at_ns)):
             return
+        else:
+            events.append(Event("update", target.track(), reason))
         target.told(at_ns)
+
+    def _news(self, target: Target, at_ns: int) -> str:
+        """Follow whether an announced target is stationary; the reason for an update, empty: there is none."""
+        was_stationary, since_told_ns = target.stationary, at_ns - target.told_ns
+        target.stationary = 0 < self._stationary_ns <= at_ns - target.place_ns
+        if target.stationary:
+            target.check_ns = at_ns + self._check_ns
+            if not was_stationary:
+                return "stationary"
+            return "still here" if 0 < self._stationary_update_ns <= since_told_ns else ""
+        if was_stationary:
+            return "moved"
+        reason = target.news() if since_told_ns >= self._update_ns else ""
+        # That a thing does not move is told once, when it is stationary.
+        return "" if reason == "still here" and self._stationary_ns else reason
 
     def _announce(self, target: Target) -> None:
         self._announced += 1
@@ -190,13 +277,34 @@ class Tracker:
     def _miss(self, target: Target, at_ns: int, passed_ns: int, seen: Box) -> None:
         if seen != WHOLE and not _in_sight(target.expected(at_ns), seen):
             target.due_ns += passed_ns
+        elif target.stationary and self._is_covered(target, at_ns):
+            target.due_ns += passed_ns
+            target.check_ns = at_ns
         else:
+            if target.stationary and not target.missed:
+                target.due_ns = max(target.due_ns, at_ns - passed_ns + self._lost_ns)
             target.missed = True
+
+    def _is_covered(self, target: Target, at_ns: int) -> bool:
+        """Return True when something that passes, seen in this picture, is in front of a stationary target."""
+        box = target.detection.box
+        if box is None:
+            return False
+        least = _COVERED * (box[2] - box[0]) * (box[3] - box[1])
+        return any(
+            other.seen_ns == at_ns
+            and at_ns - other.place_ns < _PASSING_NS
+            and other.detection.box is not None
+            and overlap(box, other.detection.box) > least
+            for other in self._all()
+        )
 
     def _end_due(self, at_ns: int, events: list[Event], *, only_missed: bool = False) -> None:
         for kind, targets in list(self._targets.items()):
             if any(target.due_ns <= at_ns for target in targets):
-                due = [t for t in targets if t.due_ns <= at_ns and (t.missed or not only_missed)]
+                due = [
+                    t for t in targets if t.due_ns <= at_ns and (t.missed or not (only_missed or t.stationary))
+                ]
                 events.extend(self._ended(target, "lost") for target in due if target.id)
                 targets[:] = [target for target in targets if target not in due]
             if not targets:

@@ -38,7 +38,7 @@ def noisy(picture: Scene, sigma: float, number: int) -> Image:
 
 
 def sights(gate: MotionGate, pictures: Iterator[Image]) -> list[Sight]:
-    return [gate.look(image, number * FRAME_NS, tracks_alive=False) for number, image in enumerate(pictures)]
+    return [gate.look(image, number * FRAME_NS, watching=False) for number, image in enumerate(pictures)]
 
 
 def walk(size: tuple[int, int], speed: float, contrast: float, begin: int, count: int) -> Iterator[Image]:
@@ -157,13 +157,34 @@ def test_an_inference_at_least_every_max_idle() -> None:
 
 def test_it_never_closes_while_a_track_lives() -> None:
     gate = MotionGate(GateConfig(hold_s=0.0))
-    reasons = [gate.look(noisy(scene(), 3.0, n), n * FRAME_NS, tracks_alive=n < 20).reason for n in range(30)]
+    reasons = [gate.look(noisy(scene(), 3.0, n), n * FRAME_NS, watching=n < 20).reason for n in range(30)]
     assert reasons == ["first"] + ["track"] * 19 + ["still"] * 10
+
+
+def test_it_opens_for_one_picture_when_a_check_is_due() -> None:
+    gate = MotionGate(GateConfig(hold_s=0.0))
+    reasons = [
+        gate.look(noisy(scene(), 3.0, n), n * FRAME_NS, watching=False, check=n == 5).reason for n in range(8)
+    ]
+    assert reasons == ["first", "still", "still", "still", "still", "check", "still", "still"]
+
+
+def test_a_crop_holds_what_rests_only_where_something_moves() -> None:
+    near, far = (0.2, 0.7, 0.4, 0.8), (0.9, 0.05, 0.95, 0.1)
+    gate = MotionGate(GateConfig(crop=True))
+    seen = [
+        gate.look(image, n * FRAME_NS, watching=False, resting=(near, far))
+        for n, image in enumerate(walk((10, 20), 0.0, -80.0, 20, 25))
+    ]
+    crop = seen[-1].crop
+    assert crop is not None
+    assert _inside(near, crop)
+    assert not _inside(far, crop)
 
 
 def test_a_gate_that_is_off_is_always_open_and_looks_at_nothing() -> None:
     gate = MotionGate(GateConfig(motion=False))
-    sight = gate.look(np.empty((0, 0, 3), np.uint8), 0, tracks_alive=False)
+    sight = gate.look(np.empty((0, 0, 3), np.uint8), 0, watching=False)
     assert (sight.open, sight.reason, sight.crop) == (True, "off", None)
 
 
@@ -171,7 +192,7 @@ def test_another_picture_size_is_learned_anew() -> None:
     gate = MotionGate(GateConfig())
     sights(gate, (noisy(scene(), 3.0, n) for n in range(5)))
     smaller = noisy(scene(), 3.0, 1)[:200, :300].copy()
-    reasons = [gate.look(smaller, n * FRAME_NS, tracks_alive=False).reason for n in range(5, 8)]
+    reasons = [gate.look(smaller, n * FRAME_NS, watching=False).reason for n in range(5, 8)]
     assert reasons == ["first", "still", "still"]
 
 
@@ -179,7 +200,7 @@ def test_another_picture_size_is_learned_anew() -> None:
 def test_any_picture_size_is_taken(shape: tuple[int, int]) -> None:
     gate = MotionGate(GateConfig())
     image = np.full((*shape, 3), 90, np.uint8)
-    reasons = [gate.look(image, n * FRAME_NS, tracks_alive=False).reason for n in range(3)]
+    reasons = [gate.look(image, n * FRAME_NS, watching=False).reason for n in range(3)]
     assert reasons == ["first", "still", "still"]
 
 
@@ -187,7 +208,7 @@ def test_a_crop_holds_what_moves_and_what_is_kept() -> None:
     gate = MotionGate(GateConfig(crop=True))
     keep = ((0.45, 0.6, 0.5, 0.7),)
     seen = [
-        gate.look(image, n * FRAME_NS, tracks_alive=n > 20, keep=keep)
+        gate.look(image, n * FRAME_NS, watching=n > 20, keep=keep)
         for n, image in enumerate(walk((10, 20), 0.0, -80.0, 20, 25))
     ]
     crop = seen[-1].crop
@@ -198,7 +219,7 @@ def test_a_crop_holds_what_moves_and_what_is_kept() -> None:
 def test_the_whole_frame_is_looked_at_again_every_max_idle_even_when_cropping() -> None:
     gate = MotionGate(GateConfig(crop=True, max_idle_s=1.0))
     keep = ((0.45, 0.6, 0.5, 0.7),)
-    seen = [gate.look(noisy(scene(), 3.0, n), n * FRAME_NS, tracks_alive=True, keep=keep) for n in range(31)]
+    seen = [gate.look(noisy(scene(), 3.0, n), n * FRAME_NS, watching=True, keep=keep) for n in range(31)]
     assert [n for n, sight in enumerate(seen) if sight.crop is None] == [0, 10, 20, 30]
 
 
@@ -211,7 +232,7 @@ def test_it_is_open_whenever_a_track_lives_whatever_is_shown(steps: list[tuple[i
         now_ns += later_ns
         image = np.full((24, 32 + shade % 2, 3), 50 * shade, np.uint8)
         image[4:12, 4 * shade : 4 * shade + 6] = 200
-        sight = gate.look(image, now_ns, tracks_alive=alive)
+        sight = gate.look(image, now_ns, watching=alive)
         assert sight.open or not alive
         assert sight.open == (sight.reason != "still")
         assert 0.0 <= sight.complexity <= 1.0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,13 +78,13 @@ def test_a_candidate_seen_too_seldom_is_forgotten() -> None:
         for _ in range(6):
             clip.frame()
     assert clip.events == []
-    assert clip.tracker.boxes() == ()
+    assert clip.tracker.boxes(0) == ((), ())
 
 
 def test_a_candidate_is_a_place_to_look_at_and_no_track_yet() -> None:
     clip = Clip()
     clip.frame(person(0.3))
-    assert len(clip.tracker.boxes()) == 1
+    assert len(clip.tracker.boxes(0)[0]) == 1
     assert (clip.tracker.alive, clip.tracker.tracks(), clip.tracker.counts()) == (0, (), {})
 
 
@@ -149,7 +150,7 @@ def test_labels_do_not_mix() -> None:
 
 
 def test_an_update_at_most_every_two_seconds_and_says_why() -> None:
-    clip = Clip(update_every_s=2.0)
+    clip = Clip(update_every_s=2.0, stationary_after_s=0.0)
     for _ in range(25):
         clip.frame(person(0.3))
     for n in range(20):
@@ -162,6 +163,151 @@ def test_an_update_at_most_every_two_seconds_and_says_why() -> None:
         ("update", "moved"),
         ("update", "clearer"),
     ]
+
+
+def stand(clip: Clip, seconds: float, *detections: Detection) -> None:
+    """Let a model look at each picture for so long."""
+    for _ in range(round(seconds * 10)):
+        clip.frame(*detections)
+
+
+def test_a_track_that_stays_at_its_place_is_stationary_and_says_so_once() -> None:
+    clip = Clip(stationary_after_s=5.0)
+    stand(clip, 3600.0, person(0.3))
+    assert told(clip.events) == [("new", "appeared"), ("update", "stationary")]
+    assert clip.events[-1].track.stationary
+    assert clip.tracker.counts() == {"person": 1}
+
+
+def test_boxes_that_tremble_do_not_make_a_track_move() -> None:
+    random = np.random.default_rng(1)
+    clip = Clip(stationary_after_s=5.0)
+    for _ in range(3000):
+        x, y, w, h = random.normal((0.3, 0.5, 0.05, 0.15), (0.003, 0.008, 0.004, 0.012))
+        clip.frame(person(x, y, w, h))
+    assert told(clip.events) == [("new", "appeared"), ("update", "stationary")]
+
+
+def test_who_walks_slowly_is_not_stationary() -> None:
+    clip = Clip(stationary_after_s=5.0, update_every_s=1000.0)
+    for n in range(600):
+        clip.frame(person(0.1 + 0.001 * n))
+    assert told(clip.events) == [("new", "appeared")]
+
+
+def test_a_stationary_track_that_leaves_its_place_says_so_at_once() -> None:
+    clip = Clip(stationary_after_s=5.0, update_every_s=1000.0)
+    stand(clip, 10.0, person(0.3))
+    for n in range(20):
+        clip.frame(person(0.3 + 0.01 * n))
+    assert told(clip.events) == [("new", "appeared"), ("update", "stationary"), ("update", "moved")]
+    assert not clip.events[-1].track.stationary
+
+
+def test_a_stationary_track_needs_a_look_only_now_and_then() -> None:
+    clip = Clip(stationary_after_s=5.0, stationary_check_s=30.0)
+    stand(clip, 4.0, person(0.3))
+    watching = [clip.tracker.watching]
+    stand(clip, 2.0, person(0.3))
+    watching.append(clip.tracker.watching)
+    now_ns = round(clip.now_s * 1e9)
+    assert watching == [True, False]
+    assert not clip.tracker.check_due(now_ns + 29 * 10**9)
+    assert clip.tracker.check_due(now_ns + 30 * 10**9)
+    assert [len(boxes) for boxes in clip.tracker.boxes(now_ns)] == [0, 1]
+    assert [len(boxes) for boxes in clip.tracker.boxes(now_ns + 30 * 10**9)] == [1, 0]
+
+
+def test_a_stationary_track_that_nobody_looks_at_does_not_end() -> None:
+    clip = Clip(stationary_after_s=5.0, lost_after_s=1.0)
+    stand(clip, 6.0, person(0.3))
+    assert clip.wait(1000.0) == []
+    assert told(clip.finish()) == [("end", "shutdown")]
+
+
+def test_a_stationary_track_that_was_missed_is_watched_until_it_is_found() -> None:
+    clip = Clip(stationary_after_s=5.0, lost_after_s=1.0)
+    stand(clip, 6.0, person(0.3))
+    clip.wait(30.0)
+    watching = []
+    for detections in ([], [person(0.3)]):
+        clip.frame(*detections)
+        watching.append(clip.tracker.watching)
+    assert watching == [True, False]
+    assert clip.tracker.alive == 1
+
+
+def test_a_stationary_track_that_is_gone_is_lost_after_the_usual_time() -> None:
+    clip = Clip(stationary_after_s=5.0, lost_after_s=1.0)
+    stand(clip, 6.0, person(0.3))
+    clip.wait(30.0)
+    ends = [told(clip.frame()) for _ in range(12)]
+    assert ends.index([("end", "lost")]) in (9, 10)
+
+
+def test_a_stationary_track_tells_that_it_is_still_there_only_on_request() -> None:
+    clip = Clip(stationary_after_s=5.0, stationary_update_s=60.0)
+    stand(clip, 200.0, person(0.3))
+    assert told(clip.events)[2:] == [("update", "still here")] * 3
+
+
+def test_a_stationary_track_behind_somebody_who_passes_is_not_lost() -> None:
+    clip = Clip(stationary_after_s=5.0, lost_after_s=1.0)
+    parked = Detection("car", 0.8, (0.4, 0.4, 0.6, 0.6))
+    stand(clip, 6.0, parked)
+    for n in range(25):
+        clip.frame(person(0.38 + 0.01 * n, 0.5, 0.1, 0.2))
+    assert told(clip.events) == [("new", "appeared"), ("update", "stationary"), ("new", "appeared")]
+    assert clip.tracker.counts() == {"car": 1, "person": 1}
+    assert clip.tracker.check_due(round(clip.now_s * 1e9))
+
+
+def test_a_stationary_track_behind_something_that_stays_is_lost() -> None:
+    clip = Clip(stationary_after_s=5.0, lost_after_s=1.0)
+    stand(clip, 6.0, Detection("car", 0.8, (0.4, 0.4, 0.6, 0.6)))
+    stand(clip, 4.0, Detection("truck", 0.8, (0.4, 0.3, 0.7, 0.6)))
+    assert clip.tracker.counts() == {"car": 0, "truck": 1}
+
+
+def test_a_stationary_track_that_is_called_otherwise_at_times_is_one_track() -> None:
+    clip = Clip(stationary_after_s=5.0, lost_after_s=1.0)
+    box = (0.4, 0.4, 0.6, 0.6)
+    stand(clip, 6.0, Detection("car", 0.6, box))
+    for n in range(600):
+        clip.frame(Detection("truck", 0.6, box), *[Detection("car", 0.6, box)] * (n % 15 == 0))
+    assert told(clip.events) == [("new", "appeared"), ("update", "stationary")]
+    assert not clip.tracker.watching
+
+
+def test_a_stationary_track_that_is_always_called_otherwise_ends_and_begins_under_that_name() -> None:
+    clip = Clip(stationary_after_s=5.0, lost_after_s=1.0)
+    box = (0.4, 0.4, 0.6, 0.6)
+    stand(clip, 6.0, Detection("car", 0.6, box))
+    stand(clip, 33.0, Detection("truck", 0.6, box))
+    assert clip.tracker.counts() == {"car": 0, "truck": 1}
+    assert [event.kind for event in clip.events] == ["new", "update", "new", "end"]
+
+
+def test_other_zones_make_a_stationary_track_due_for_a_check() -> None:
+    clip = Clip(stationary_after_s=5.0, min_hits=1)
+    stand(clip, 6.0, person(0.7))
+    clip.tracker.use(Zones([RIGHT]))
+    assert clip.tracker.check_due(round(clip.now_s * 1e9))
+    assert told(clip.frame(person(0.7))) == [("update", "zone")]
+
+
+def test_a_verdict_on_the_whole_picture_is_stationary_too() -> None:
+    clip = Clip(stationary_after_s=5.0)
+    stand(clip, 60.0, Detection("good", 0.9))
+    assert told(clip.events) == [("new", "appeared"), ("update", "stationary")]
+    assert not clip.tracker.watching
+
+
+def test_without_a_time_nothing_is_stationary() -> None:
+    clip = Clip(stationary_after_s=0.0)
+    stand(clip, 60.0, person(0.3))
+    assert clip.tracker.watching
+    assert {reason for _, reason in told(clip.events)} == {"appeared", "still here"}
 
 
 def test_a_change_of_zones_is_told_at_once() -> None:
@@ -262,11 +408,11 @@ _step: st.SearchStrategy[tuple[str, list[Detection], Box, float]] = st.one_of(
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(_step, max_size=25), st.integers(1, 4))
+@given(st.lists(_step, max_size=25), st.integers(1, 4), st.sampled_from([0.0, 0.3, 10.0]))
 def test_every_new_has_exactly_one_end_and_counts_add_up(
-    steps: list[tuple[str, list[Detection], Box, float]], min_hits: int
+    steps: list[tuple[str, list[Detection], Box, float]], min_hits: int, stationary_s: float
 ) -> None:
-    clip = Clip(min_hits=min_hits, zones=[RIGHT], update_every_s=0.5)
+    clip = Clip(min_hits=min_hits, zones=[RIGHT], update_every_s=0.5, stationary_after_s=stationary_s)
     alive: dict[str, str] = {}
     ever: set[str] = set()
     for what, detections, seen, seconds in [*steps, ("finish", [], WHOLE, 0.0)]:
@@ -281,6 +427,8 @@ def test_every_new_has_exactly_one_end_and_counts_add_up(
         assert {track.id for track in clip.tracker.tracks()} == set(alive)
         assert +Counter(clip.tracker.counts()) == Counter(alive.values())
         assert min(clip.tracker.counts().values(), default=0) >= 0
+        if clip.tracker.alive and not any(track.stationary for track in clip.tracker.tracks()):
+            assert clip.tracker.watching
         standing = Counter((zone, track.label) for track in clip.tracker.tracks() for zone in track.zones)
         assert clip.tracker.zone_counts() == standing
     assert alive == {}
