@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import sys
+from contextlib import suppress
 
 from agent.errors import StreamError, VedetteError, reason_of
 from agent.signals import hold
@@ -15,6 +17,7 @@ def main() -> None:
     separate_stderr()
     if sys.argv[1:2] == ["run"]:
         hold()
+    _print_anything()
     from agent.cli.main import vedette
 
     try:
@@ -24,13 +27,23 @@ def main() -> None:
     except VedetteError as error:
         _fail(str(error))
     except OSError as error:
+        if error.errno == errno.EPIPE:  # nobody reads errors
+            sys.exit(1)
         if error.errno != errno.ENOSPC:
             raise
         _fail(f"{error.filename or 'output'}: {reason_of(error)}")
 
 
+def _print_anything() -> None:
+    """Make stdout and stderr print the escape of a character that their encoding lacks, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _fail(text: str) -> None:
-    print(f"vedette: {text}", file=sys.stderr)
+    with suppress(BrokenPipeError):
+        print(f"vedette: {text}", file=sys.stderr)
     sys.exit(1)
 
 

@@ -27,6 +27,7 @@ from agent.settings import Settings
 from agent.storage.durable import clips_path
 from agent.storage.spool import Spool
 from agent.stream import Desk, Stream
+from agent.text import plural
 
 if TYPE_CHECKING:
     from agent.chooser import Chooser
@@ -177,7 +178,7 @@ class House:
     def settle_left(self) -> None:
         """Say that the spool has ended what a killed process left open."""
         if ended := self.spool.executed:
-            log.info("the last run was cut off: %d open tracks end now", ended)
+            log.info("unclean shutdown of the last run: ending %s", plural(ended, "open track"))
 
     def start(self) -> None:
         """Begin to publish, and start every stream."""

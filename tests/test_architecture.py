@@ -22,6 +22,7 @@ FLOW = {
     "agent.errors",
     "agent.config",
     "agent.deviceconfig",
+    "agent.text",
     "agent.manifest",
     "agent.manifestparts",
     "agent.stderr",

@@ -12,6 +12,7 @@ from agent.capture.source import Source
 from agent.capture.uri import Address
 from agent.errors import SourceError
 from agent.messages import Image
+from agent.text import plural
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class Pictures(Source):
         self.live = False
         self.period_s = 1.0 / fps
         self.pace_s = self.period_s if address.options.pace == "realtime" else 0.0
-        self.about = f"{len(self._paths)} pictures at {fps:g} fps"
+        self.about = f"{plural(len(self._paths), 'picture')} at {fps:g} fps"
 
     def grab(self) -> bool:
         """Decode the next readable picture: only decoding tells whether it is readable."""

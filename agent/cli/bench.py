@@ -123,8 +123,9 @@ def _print_json(verdict: Verdict, tested: list[Outcome] | None) -> None:
 
 def _print(verdict: Verdict, *, asked: bool, tested: list[Outcome] | None) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from agent.cli.console import output
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("")
@@ -147,7 +148,7 @@ def _print(verdict: Verdict, *, asked: bool, tested: list[Outcome] | None) -> No
             f"{one.rss_mb:.0f}",
             "" if one.error is None else f"{one.error:.2%}",
         )
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False, markup=False)
+    console = output(100, markup=False)
     console.print(table)
     for one in _refused(verdict, asked=asked):
         console.print(f"{plain(one.name)}: {plain(one.refused)}")

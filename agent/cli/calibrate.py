@@ -143,10 +143,10 @@ def _show(lesson: Lesson | SizesLesson, target: Path, *, as_json: bool) -> None:
 
         click.echo(msgspec.json.encode(lesson).decode())
         return
-    table, lines = _of_depths(lesson) if isinstance(lesson, Lesson) else _of_sizes(lesson)
-    from rich.console import Console
+    from agent.cli.console import output
 
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    table, lines = _of_depths(lesson) if isinstance(lesson, Lesson) else _of_sizes(lesson)
+    console = output(100)
     console.print(table)
     for line in (*lines, f"written to {plain(str(target))}"):
         console.print(line)

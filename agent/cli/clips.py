@@ -96,19 +96,21 @@ def _print_json(rows: list[_Row]) -> None:
 
 def _print_table(rows: list[_Row]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from agent.cli.console import output
+    from agent.text import local_time, plural
+
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for column in ("began (UTC)", "stream", "what", "length", "size", "path"):
+    for column in ("began", "stream", "what", "length", "size", "path"):
         table.add_column(column, overflow="fold", justify="right" if column in ("length", "size") else "left")
     for entry, label in rows:
-        began, occasion = label.began_at.strftime("%Y-%m-%d %H:%M:%S"), label.occasion
+        began, occasion = local_time(label.began_at), label.occasion
         length = "?" if label.duration_s is None else f"{label.duration_s:.1f} s"
         what = occasion.label or occasion.reason
         cells = (began, occasion.stream, what, length, f"{entry.bytes / 1e6:.1f} MB", str(entry.path))
         table.add_row(*(Text(plain(cell)) for cell in cells))
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+    output(200).print(table)
     total = sum(entry.bytes for entry, _ in rows)
-    click.echo(f"{len(rows)} clips, {total / 1e6:.1f} MB")
+    click.echo(f"{plural(len(rows), 'clip')}, {total / 1e6:.1f} MB")

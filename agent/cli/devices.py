@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -37,16 +36,17 @@ def _print(found: Devices) -> None:
 
 
 def _print_table(title: str, some: list[Device]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from agent.cli.console import output
 
     table = Table(title=title, title_justify="left")
     for column in ("name", "offers", "source"):
         table.add_column(column, overflow="fold")
     for device in some:
         table.add_row(*(Text(_plain(cell)) for cell in (device.name, device.offers, device.uri)))
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+    output(160).print(table)
 
 
 def _plain(text: str) -> str:

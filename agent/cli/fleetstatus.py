@@ -8,11 +8,10 @@ import click
 import msgspec
 from msgspec import Struct
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agent.cli.live import is_terminal
+from agent.cli.console import output
 from agent.cli.plain import plain
 from agent.fleet.asking import Answer
 from agent.fleet.boardstate import STRANGE, BoardState, parse_state
@@ -68,4 +67,4 @@ def print_rows(found: Sequence[Row], *, as_json: bool) -> None:
     for row in found:
         colour = "red" if row.fault else ""
         table.add_row(*(Text(plain(cell), colour) for cell in row.cells()))
-    Console(width=None if is_terminal() else 160).print(table)
+    output(160).print(table)

@@ -11,9 +11,10 @@ import click
 
 from agent.cli.plain import plain
 from agent.cli.roster import Roster
-from agent.cli.row import COLUMNS, cells, clock, line
+from agent.cli.row import COLUMNS, cells, line
 from agent.comms.numbers import Gap
 from agent.comms.subscriber import Received
+from agent.text import local_time
 
 
 def is_terminal() -> bool:
@@ -66,7 +67,7 @@ def _missing(device: str, gap: Gap) -> str:
         if gap.restart
         else "lost on the way"
     )
-    return f"{clock(datetime.now(UTC))}  {plain(device)} {numbers}: {why}"
+    return f"{local_time(datetime.now(UTC))}  {plain(device)} {numbers}: {why}"
 
 
 def _line(message: Received) -> str:
@@ -75,7 +76,7 @@ def _line(message: Received) -> str:
         return line(cells(event))
     if message.kind == "status":
         status = plain(message.payload.decode(errors="replace"))
-        return f"{clock(datetime.now(UTC))}  {plain(message.device)} {status}"
+        return f"{local_time(datetime.now(UTC))}  {plain(message.device)} {status}"
     return ""
 
 

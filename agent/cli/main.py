@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -35,6 +37,17 @@ _VERBS: dict[str, str] = {
 """Name → help in a line: known without importing anything, so that `vedette --help` is instant."""
 
 
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """End with code 0 and without a word when the reader of a pipe has gone, as after `| head`."""
+    try:
+        yield
+    except BrokenPipeError:
+        # What is still buffered would raise the same once more when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise click.exceptions.Exit(0) from None
+
+
 class _Verbs(click.Group):
     """A group whose members are modules `agent.cli.<verb>` with a command of the same name."""
 
@@ -48,13 +61,14 @@ class _Verbs(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        with _reader_may_leave():  # --help and --version print here
+            return super().make_context(*args, **more)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            # The reader of a pipe has gone, as `| head` does: nothing is wrong.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit()
+            with _reader_may_leave():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             ctx.exit(_INTERRUPTED)
 

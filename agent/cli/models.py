@@ -11,9 +11,11 @@ from agent.cli.calibrate import calibrate
 from agent.cli.plain import plain
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from agent.cli.inspection import Inspection, Listed
+
+
+_WIDTH = 160
+"""Columns of a table where stdout is no terminal."""
 
 
 @click.group()
@@ -71,6 +73,8 @@ def _print_list(rows: list[Listed]) -> None:
     from rich import box
     from rich.table import Table
 
+    from agent.cli.console import output
+
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for column in ("model", "decoder", "labels", "rungs", "input", "size", "licence"):
         table.add_column(column, overflow="fold")
@@ -79,7 +83,7 @@ def _print_list(rows: list[Listed]) -> None:
             rungs = " ".join(row.rungs)
             cells = (row.name, row.decoder, str(row.labels), rungs, row.input, _size(row.size), row.licence)
             table.add_row(*map(_plain, cells))
-    _console().print(table)
+    output(_WIDTH).print(table)
     for row in rows:
         if row.error:
             click.echo(f"vedette: {plain(row.error)}", err=True)
@@ -88,7 +92,9 @@ def _print_list(rows: list[Listed]) -> None:
 def _print_inspection(found: Inspection) -> None:
     from rich.table import Table
 
-    console = _console()
+    from agent.cli.console import output
+
+    console = output(_WIDTH)
     table = Table(show_header=False, title=_plain(found.file), title_justify="left")
     for key, value in found.summary().items():
         table.add_row(key, _plain(value))
@@ -100,17 +106,6 @@ def _print_inspection(found: Inspection) -> None:
             console.print(f"[green]{runtime}:[/green] nothing known against it")
     if found.decoding_error:
         console.print(f"[red]decoding:[/red] {_plain(found.decoding_error)}")
-
-
-def _console() -> Console:
-    """As wide as the terminal; wide enough for whole lines where there is none."""
-    from rich.console import Console
-
-    class Output(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # rich would exit with 1
-
-    return Output(width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
 def _plain(text: str) -> str:

@@ -12,9 +12,10 @@ import msgspec
 from msgspec import Struct
 
 from agent.cli.plain import plain
-from agent.cli.row import cells, clock, line
+from agent.cli.row import cells, line
 from agent.comms import payload
 from agent.storage.history import Past
+from agent.text import local_time
 
 COLUMNS = (
     "seq",
@@ -123,7 +124,7 @@ class Item:
         with suppress(msgspec.MsgspecError):
             return line(cells(msgspec.convert(self.fields, payload.EventMessage, strict=False)))
         at = datetime.fromtimestamp(self.past.stored.put_at, UTC)
-        told = f"{clock(at)}  {self.stream:10}  {self.kind:19}  {', '.join(sorted(self.labels)):14}"
+        told = f"{local_time(at)}  {self.stream:10}  {self.kind:19}  {', '.join(sorted(self.labels)):14}"
         return plain(f"{told}  {self.fields.get('path', '')}").rstrip()
 
     def row(self) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,9 +69,9 @@ def profile(
 
 
 def _print(what: str, found: Profile, *, each: bool) -> None:
-    from rich.console import Console
+    from agent.cli.console import output
 
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False)
+    console = output(140, markup=False)
     threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
     console.print(plain(f"{what}: {threads}, {found.runtime}, {found.runs} runs"))
     console.print(_each(found) if each else _by_kind(found))

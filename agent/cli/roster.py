@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from agent.cli.plain import plain
-from agent.cli.row import clock
 from agent.comms.numbers import Gap, Numbers
 from agent.comms.payload import EventMessage, HealthMessage
 from agent.comms.subscriber import Received
+from agent.text import local_time, plural
 
 COLUMNS = ("device", "status", "streams", "fps", "temp", "waiting", "last event", "version")
 RIGHT = ("streams", "fps", "temp", "waiting")
 MOST = 10_000
 """Devices at most; of further names nothing is kept: anybody may make some up."""
-_LONGEST = 40
+_LONGEST = 64
 """Characters of a cell."""
 _NONE = "–"
 _WELL = ("running", "starting", "ended", "disabled")
@@ -86,7 +86,7 @@ class Device:
         event = self.event
         if event is None:
             return _NONE
-        return f"{clock(event.captured_at)[:8]} {event.stream}: {event.track.label} {event.kind}"
+        return f"{event.stream}: {event.track.label} {event.kind}, {local_time(event.captured_at)}"
 
 
 class Roster:
@@ -129,8 +129,9 @@ class Roster:
         up, of = (sum(device.streams[which] for device in devices) for which in (0, 1))
         troubled = sum(bool(device.trouble) for device in devices)
         lost = sum(device.numbers.lost for device in devices)
-        told = f"{len(devices)} devices, {online} online, {up} of {of} streams up, {troubled} in trouble"
-        return f"{told}, {lost} messages lost" if lost else told
+        seen = f"{plural(len(devices), 'device')}, {online} online"
+        told = f"{seen}, {up} of {plural(of, 'stream')} up, {troubled} in trouble"
+        return f"{told}, {plural(lost, 'message')} lost" if lost else told
 
 
 def _urgency(device: Device) -> tuple[bool, bool, str]:

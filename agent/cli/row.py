@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from datetime import datetime
-
 from agent.cli.plain import plain
 from agent.comms.payload import EventMessage
+from agent.text import TIME_WIDTH, local_time
 
 COLUMNS = ("time", "stream", "event", "what", "score", "where %", "zones", "infer", "total")
-_WIDTHS = (10, 10, 19, 14, 5, 13, 10, 7, 7)
+_WIDTHS = (TIME_WIDTH, 10, 19, 14, 5, 13, 10, 7, 7)
 """Of a line, in characters; what is longer moves the rest."""
 RIGHT = ("score", "infer", "total")
 _NONE = "–"
@@ -20,7 +18,7 @@ def cells(event: EventMessage) -> dict[str, str]:
     """Text by column."""
     track, latency = event.track, event.latency_ms
     texts = (
-        clock(event.captured_at),
+        local_time(event.captured_at),
         event.stream,
         f"{event.kind} ({event.reason})",
         f"{track.label} {track.id.rsplit('-', 1)[-1]}",
@@ -39,13 +37,6 @@ def _where(event: EventMessage) -> str:
         return f"rung {event.rung}"
     box = event.track.box
     return "everywhere" if box is None else " ".join(f"{edge * 100:.0f}" for edge in box)
-
-
-def clock(at: datetime) -> str:
-    """Local time to a tenth of a second."""
-    with suppress(OverflowError, ValueError, OSError):  # the years 1 and 9999 may have no local time
-        at = at.astimezone()
-    return at.strftime("%H:%M:%S.%f")[:-5]
 
 
 def line(texts: dict[str, str]) -> str:

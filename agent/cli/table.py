@@ -21,6 +21,8 @@ _ROWS, _AROUND = 16, 7
 """Rows at most, and lines of a terminal that are left for what stands around them."""
 _WIDE = 100
 """A terminal of fewer columns has narrower gaps, so that all columns fit into 80."""
+_DATED = 125
+"""A terminal of fewer columns shows the time of day alone."""
 _BREAKS = ("stream", "event", "what", "zones")
 """Columns whose text may go on in a second line where it is too long."""
 _LONGEST = 40
@@ -76,6 +78,8 @@ class EventTable:
             )
         for event in events:
             row = cells(event)
+            if options.max_width < _DATED:
+                row["time"] = row["time"][len("2026-11-27 ") : -len("+01:00")]
             if several:
                 row["stream"] = f"{plain(event.device)}/{row['stream']}"
             table.add_row(*(_text(event, name, row[name]) for name in shown))

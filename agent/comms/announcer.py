@@ -19,6 +19,7 @@ from agent.comms.inquiry import Answer
 from agent.comms.subject import Device
 from agent.comms.subscriptions import Received
 from agent.config import HomeAssistantConfig
+from agent.text import plural
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class Announcer:
         self._alive: dict[str, str] = {}
         self._gone: dict[str, str] = {}
         self._raised: dict[str, str] = {}
+        self._removed: set[str] = set()
         self._step: _Step = "told"
         self._sent, self._due, self._born = b"", clock(), 0.0
         self._left_out: set[str] = set()
@@ -170,7 +172,7 @@ class Announcer:
             return False
         self._is_settled = True
         self._is_ours = not found.owner and (self._config.enabled or bool(body))
-        self._alive, self._gone = found.alive, found.gone
+        self._alive, self._gone, self._removed = found.alive, found.gone, set(found.gone)
         if self._config.enabled and found.owner:
             self._tell_owner(found)
         elif self._config.enabled:
@@ -220,11 +222,14 @@ class Announcer:
         if body != self._sent:
             self._sent = body
             self._wire.retain(self.topic, body)
-            log.info("%s: %d entities for Home Assistant%s", self.topic, len(components), self._buried())
+            self._tell(len(components))
         self._tell_left_out(told)
 
-    def _buried(self) -> str:
-        return f", {len(self._gone)} are gone" if self._gone else ""
+    def _tell(self, count: int) -> None:
+        """Log how many entities were announced, and those removed that no run before has removed already."""
+        removed, self._removed = len(self._gone.keys() - self._removed), set(self._gone)
+        also = f", {removed} removed" if removed else ""
+        log.info("%s: %s for Home Assistant%s", self.topic, plural(count, "entity", "entities"), also)
 
     def _tell_left_out(self, told: Entities) -> None:
         for stream, labels in told.left_out.items():

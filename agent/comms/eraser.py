@@ -20,6 +20,7 @@ from agent.comms.retained import Look
 from agent.comms.states import States
 from agent.comms.subscriptions import Received
 from agent.comms.topics import ONLINE, Topics
+from agent.text import plural
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +165,8 @@ class Eraser:
         topics = [*(trace.topics.snapshot(stream) for stream in trace.streams), *found]
         self._erasing[trace] = [topic for topic in topics if self._states.set_if_new(topic, b"")]
         if found:
-            log.info("%s: this device has left that name: %d retained topics deleted", _name(trace), len(found))
+            deleted = plural(len(found), "retained topic")
+            log.info("%s: this device has left that name: %s deleted", _name(trace), deleted)
 
 
 def _name(trace: Trace) -> str:

@@ -17,6 +17,7 @@ from agent.manifest import Model
 from agent.storage.models import bundled
 from agent.storage.verdicts import Verdicts
 from agent.surveys import Survey, Surveys
+from agent.text import local_time
 
 SECTION = "models on this hardware"
 _BUSY = 0.25
@@ -85,7 +86,7 @@ def of_survey(model: Model, made: Survey, verdict: Verdict, found: Sequence[Foun
     """
     plan = verdict.chosen
     best = next(one for one in verdict.measured if (one.name, one.threads) == (plan.backend, plan.threads))
-    value = f"{_way(best)}, {_cost(best)}; measured {made.at:%Y-%m-%d %H:%M}, others used {made.busy:.0%}"
+    value = f"{_way(best)}, {_cost(best)}; measured {local_time(made.at)}, others used {made.busy:.0%}"
     if made.busy > _BUSY:
         yield Finding(SECTION, model.path, f"{value} of the processor", "warning", _AGAIN)
     else:

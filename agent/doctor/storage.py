@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import agent
@@ -17,6 +18,7 @@ from agent.overrides import FILE, decode
 from agent.storage.clipplace import check_room, check_writable
 from agent.storage.durable import clips_path, folder_of
 from agent.storage.twinfile import TwinFile
+from agent.text import local_time, plural
 
 SECTION = "storage and clock"
 _RESERVE = 4
@@ -97,7 +99,7 @@ def of_commands(config: StorageConfig, root: Path) -> Iterator[Finding]:
         advice = "an SD card that damages files must be replaced soon: sudo dmesg | grep -i mmc"
         yield Finding(SECTION, name, f"one of two files counts: {faults}", "warning", advice)
     else:
-        yield Finding(SECTION, name, f"of {len(found.content.streams)} streams")
+        yield Finding(SECTION, name, f"of {plural(len(found.content.streams), 'stream')}")
 
 
 def of_disk(disk: Disk, spool_mb: int) -> Finding:
@@ -134,8 +136,8 @@ def of_clock(clock: Clock, now_s: float, installed_s: float) -> Iterator[Finding
         now_s: the time, s since 1970.
         installed_s: when Vedette was installed, likewise.
     """
-    shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now_s))
-    advice = "set the clock, for TLS refuses certificates by it: sudo timedatectl set-ntp true"
+    shown = local_time(datetime.fromtimestamp(now_s, UTC))
+    advice = "set the clock: sudo timedatectl set-ntp true; TLS checks may fail until then"
     if not clock.keeps:
         advice += "; this board forgets the time without power, unless it gets a battery-backed clock"
     if now_s < installed_s - _DAY_S:

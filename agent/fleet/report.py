@@ -9,6 +9,7 @@ from pathlib import Path
 from agent.errors import FleetError, reason_of
 from agent.fleet.ledger import Standing
 from agent.fleet.outcome import Outcome, counted
+from agent.text import local_time
 
 _COLOURS = {
     "updated": "#1a7f37",
@@ -79,7 +80,7 @@ def _parts(standing: Standing, title: str) -> Iterator[str]:
     yield _HEAD.format(title=escape(title))
     yield f"<h1>{escape(title)}</h1>\n<p><b>{escape(verdict(standing))}</b></p>\n"
     yield (
-        f"<p>{escape(begun.file)}, counter {begun.counter}, begun {begun.at:%Y-%m-%d %H:%M} UTC<br>"
+        f"<p>{escape(begun.file)}, counter {begun.counter}, begun {local_time(begun.at)}<br>"
         f"<code>sha256 {escape(begun.bundle)}</code></p>\n"
     )
     yield _bar(standing)

@@ -17,6 +17,7 @@ from agent.storage.repair import is_corrupt, salvage, salvage_wills, set_aside
 from agent.storage.table import Counted, Table
 from agent.storage.watermark import Watermark, number_from_clock
 from agent.storage.wills import LeftWill
+from agent.text import plural
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +171,8 @@ class Disk:
             self._open(wills)
         except (sqlite3.Error, OSError):
             return False
-        log.error("spool %s: %s: set aside as %s; %d events saved", self.path, error, aside.name, len(rows))
+        events = plural(len(rows), "event")
+        log.error("spool %s: %s: set aside as %s; %s saved", self.path, error, aside.name, events)
         return True
 
     def left(self) -> tuple[list[Stored], list[LeftWill]]:
@@ -194,9 +196,8 @@ class Disk:
         if self.failing:
             self.failing = False
             seconds = time.monotonic() - self._since
-            log.info(
-                "spool %s: back on the disk after %.0f s with %d events", self.path, seconds, len(batch.insert)
-            )
+            events = plural(len(batch.insert), "event")
+            log.info("spool %s: back on the disk after %.0f s with %s", self.path, seconds, events)
 
     def close(self) -> None:
         """Close the table, if it is open."""

@@ -26,6 +26,7 @@ from agent.storage.footage import Footage
 from agent.storage.recording import Recording
 from agent.storage.salvage import salvage
 from agent.storage.shelf import Shelf, clip_path, folder_name, make_folder
+from agent.text import plural
 
 log = logging.getLogger(__name__)
 
@@ -219,13 +220,13 @@ class Recorder:
             return
         clip = recording.file.finish(recording.tracks)
         if lost := recording.lost:
-            log.warning("clip %s: %d pictures are missing: the disk was too slow", clip.path, lost)
+            log.warning("clip %s: %s missing: the disk was too slow", clip.path, plural(lost, "picture"))
         self._tally.save()
         self._tell(clip)
         self._expire()
 
     def _tell(self, clip: Clip) -> None:
-        about = f"{clip.duration_s:.1f} s, {clip.frames} pictures, {clip.bytes / 1e6:.1f} MB"
+        about = f"{clip.duration_s:.1f} s, {plural(clip.frames, 'picture')}, {clip.bytes / 1e6:.1f} MB"
         after = ", completed after it was cut off" if clip.repaired else ""
         log.info("stream %s: clip %s: %s%s", clip.occasion.stream, clip.path, about, after)
         try:

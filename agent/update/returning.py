@@ -13,6 +13,7 @@ from agent.storage.models import read
 from agent.storage.modelsets import ModelSets
 from agent.storage.slots import Slot, Slots, slot_of
 from agent.storage.updatefiles import take_copy
+from agent.text import local_time
 from agent.update.archive import read_description
 from agent.update.changes import ModelsChange, VersionChange
 from agent.update.gates import HealthGate
@@ -62,7 +63,7 @@ def gone_back(journal: Journal) -> str:
         if update.state == "committed":
             return ""
         if update.by == "operator":
-            at = f"{update.began_at:%Y-%m-%d %H:%M} UTC"
+            at = local_time(update.began_at)
             if update.back:
                 return f"it has gone back to {update.version} already, at {at}"
             return f"the update to {update.version or update.file} of {at} was ended already"

@@ -10,6 +10,7 @@ from msgspec import Struct
 from agent.errors import StorageError, UpdateError
 from agent.storage.modelsets import ModelSets
 from agent.storage.slots import Slot, Slots
+from agent.text import local_time
 from agent.update.journal import Journal, Update
 from agent.update.places import Places
 
@@ -62,7 +63,7 @@ def row(one: Update) -> str:
     took = f"{sum(one.seconds.values()):.0f} s"
     down = "" if one.downtime_s is None else f", down {one.downtime_s:.1f} s"
     why = f"  {one.by}: {one.reason}" if one.reason else ""
-    return f"{one.began_at:%Y-%m-%d %H:%M}  {one.state:<11}  {what}  {took}{down}{why}"
+    return f"{local_time(one.began_at)}  {one.state:<11}  {what}  {took}{down}{why}"
 
 
 def standing(where: Places) -> Standing:

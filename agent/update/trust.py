@@ -18,6 +18,7 @@ from agent.errors import TrustError, reason_of
 from agent.storage.durable import write_atomic
 from agent.storage.regular import refuse_special, what_is
 from agent.storage.tarball import open_regular
+from agent.text import local_time
 from agent.update.signers import LINE, fault
 
 NAMESPACE = "vedette-bundle"
@@ -154,7 +155,7 @@ def _principals(bundle: Path, signature: Path, signers: Path) -> list[str]:
 def _refusal(told: str, signature: Path, signers: Path) -> str:
     """What ssh-keygen's words mean for the operator."""
     if late := _OUT_OF_TIME.search(told):
-        now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        now = local_time(datetime.now(UTC))
         return (
             f"its key is not valid at this time: {late[0]}; the clock says {now}: if that is wrong (a board "
             f"without a battery-backed clock or network), set it; else sign with a key that {signers} allows now"

@@ -196,7 +196,7 @@ def test_a_clip_is_told_with_where_it_lies(tmp_path: Path) -> None:
     spool.put(TOPICS.clips("front"), payload.encode(CLIP))
     spool.close()
     _, shown = call("tail", "--folder", str(tmp_path), "--label", "person").output.splitlines()
-    assert shown.split()[1:] == ["front", "clips", "person", CLIP.path, "(waits)"]
+    assert shown.split()[2:] == ["front", "clips", "person", CLIP.path, "(waits)"]
     (row,) = csv.DictReader(io.StringIO(call("export", "--folder", str(tmp_path), "--format", "csv").output))
     assert (row["kind"], row["label"], row["track"], row["path"]) == ("clips", "person", "label-1", CLIP.path)
     assert row["score"] == ""

@@ -75,10 +75,31 @@ def piped(command: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, timeout=30)
 
 
-@pytest.mark.parametrize("verb", ["config schema", "models list", "events schema"])
+READER_LEAVES = (
+    "--help",
+    "--version",
+    "models --help",
+    "config schema",
+    "models list",
+    "models inspect nanodet",
+    "events schema",
+    "devices",
+    "doctor",
+)
+
+
+@pytest.mark.parametrize("verb", READER_LEAVES)
 def test_a_reader_that_leaves_early_is_no_error(verb: str) -> None:
     done = piped(f"vedette {verb} | true")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("verb", ["models list", "models inspect nanodet", "devices", "--help"])
+def test_a_terminal_without_unicode_gets_escapes(verb: str) -> None:
+    done = piped(f"PYTHONIOENCODING=ascii vedette {verb}")
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+    assert done.stdout
 
 
 def test_a_full_disk_is_one_line() -> None:

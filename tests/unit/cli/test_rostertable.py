@@ -59,7 +59,7 @@ def test_a_device_is_a_row() -> None:
     assert row["device"] == "porch"
     assert (row["status"], row["streams"], row["fps"], row["temp"]) == ("online", "1/2", "20.0", "55 °C")
     assert (row["waiting"], row["version"]) == ("7", "0.1.0")
-    assert row["last event"].endswith(" front: person new")
+    assert row["last event"].startswith("front: person new, ")
 
 
 def test_what_a_device_has_not_said_is_a_dash() -> None:
@@ -104,6 +104,10 @@ def test_a_table_has_as_many_rows_as_there_is_room_for_and_says_how_many_are_lef
     assert shown[0] == "100 devices, 100 online, 0 of 0 streams up, 0 in trouble"
     rows = [row for row in shown if row.startswith("d0")]
     assert shown[-1] == f"and {100 - len(rows)} more"
+
+
+def test_one_device_is_no_plural() -> None:
+    assert roster(*fleet(1)).summary() == "1 device, 1 online, 0 of 0 streams up, 0 in trouble"
 
 
 def test_an_empty_fleet_is_a_line() -> None:
@@ -176,7 +180,7 @@ def test_what_was_lost_is_counted_and_the_jump_of_a_device_that_was_cut_off_is_n
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     came = [message("porch", "events", numbered(*one), "front") for one in ((1, 1), (3, 1), (10_001, 10_001))]
-    assert roster(*came).summary().endswith(", 1 messages lost")
+    assert roster(*came).summary().endswith(", 1 message lost")
     assert not roster(*came[1:]).summary().endswith("lost")
     follow(came, "what is seen")
     shown = [line.split("  ", 1)[1] for line in capsys.readouterr().out.splitlines() if "porch" in line]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -129,6 +130,21 @@ def test_a_stream_that_went_between_two_runs_is_removed(world: World) -> None:
     assert "back.occupancy.person" in removed(parts)
     (parts,) = world.live(world.announcer(), replace(DEVICE, streams=(FRONT,)))
     assert "back.occupancy.person" in removed(parts), "Home Assistant may not have been there yet"
+
+
+def test_a_removed_entity_is_logged_by_the_run_that_removes_it(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    world.live(world.announcer())
+    left = replace(DEVICE, streams=(FRONT,))
+    world.live(world.announcer(), left)
+    (removed_by,) = [line for line in caplog.messages if "removed" in line]
+    assert re.fullmatch(r".*: \d+ entities for Home Assistant, \d+ removed", removed_by)
+    caplog.clear()
+    (parts,) = world.live(world.announcer(), left)
+    assert removed(parts), "Home Assistant may have been away: the message still removes them"
+    assert [line.endswith(" entities for Home Assistant") for line in caplog.messages] == [True]
 
 
 def test_after_a_start_of_home_assistant_what_is_gone_is_raised_removed_and_forgotten(world: World) -> None:

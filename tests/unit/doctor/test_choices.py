@@ -20,6 +20,7 @@ from agent.doctor.choices import findings, of_survey
 from agent.errors import ModelError, StorageError
 from agent.library import open_model
 from agent.surveys import Survey, Surveys
+from agent.text import local_time
 
 ONE = Measured("cpu", "CPU", 1, p50_ms=21.0, cpu_ms=20.9)
 GPU = Measured("gpu", "GPU", p50_ms=8.5, cpu_ms=1.0)
@@ -47,7 +48,7 @@ def test_what_was_chosen_comes_first_and_each_other_has_its_reason() -> None:
         ("  edgetpu", "ok"),
     ]
     assert found[0].value == (
-        "gpu, 8.50 ms and 1.00 ms of CPU time; measured 2026-11-20 08:30, others used 2% of the processor"
+        f"gpu, 8.50 ms and 1.00 ms of CPU time; measured {local_time(made.at)}, others used 2% of the processor"
     )
     assert found[1].value == "21.00 ms and 20.90 ms of CPU time"
     assert found[3].value == "takes none of the model's 60 operations"

@@ -90,7 +90,7 @@ def test_what_commands_have_set_and_whether_it_can_be_read(tmp_path: Path) -> No
     file.write(Overrides().set(config, "front", "enabled", False).encode())
     told = found()
     assert told is not None
-    assert (told.state, told.value) == ("ok", "of 1 streams")
+    assert (told.state, told.value) == ("ok", "of 1 stream")
     file.path.write_bytes(b"")
     told = found()
     assert told is not None

@@ -328,7 +328,7 @@ def test_pictures_that_a_slow_disk_missed_are_said(
     made.film(4, 21)
     clip = made.clip()
     assert clip.frames < 21
-    assert "pictures are missing: the disk was too slow" in said(caplog, logging.WARNING)[0]
+    assert "missing: the disk was too slow" in said(caplog, logging.WARNING)[0]
     assert len(play(Path(clip.path)).numbers) == clip.frames
 
 
