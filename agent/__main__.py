@@ -8,6 +8,7 @@ import sys
 from contextlib import suppress
 
 from agent.errors import StreamError, VedetteError, reason_of
+from agent.plaintext import plain
 from agent.signals import hold
 from agent.stderr import separate_stderr
 
@@ -31,7 +32,7 @@ def main() -> None:
             sys.exit(1)
         if error.errno != errno.ENOSPC:
             raise
-        _fail(f"{error.filename or 'output'}: {reason_of(error)}")
+        _fail(plain(f"{error.filename or 'output'}: {reason_of(error)}"))
 
 
 def _print_anything() -> None:

@@ -22,6 +22,8 @@ line. Foreign errors are mapped to these once, at the room that meets them.
 
 from __future__ import annotations
 
+from agent.plaintext import plain
+
 
 def reason_of(error: Exception) -> str:
     """What the system or a library says, without its number: `Permission denied`, not `[Errno 13] …`."""
@@ -34,7 +36,13 @@ ValueErrors, and the last is for brackets within brackets without an end."""
 
 
 class VedetteError(Exception):
-    """The root of the tree: the command line prints its text as one line and exits with 1."""
+    """The root of the tree: the command line prints its text and exits with 1.
+
+    The text may quote a camera, a broker or a file: it is made printable here. Line breaks stay.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(plain(message, keep="\n"))
 
 
 class ConfigError(VedetteError):

@@ -25,6 +25,7 @@ FLOW = {
     "agent.text",
     "agent.manifest",
     "agent.manifestparts",
+    "agent.plaintext",
     "agent.stderr",
 }
 """What every room may know."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from urllib.parse import urlsplit
@@ -67,10 +68,11 @@ def _exchange(connection: socket.socket, request: str) -> str:
 
 
 def _meaning(where: str, status: str) -> str:
-    words = status.split()
-    if len(words) < 2 or not words[0].startswith(("RTSP/", "HTTP/")):
+    """The status code in our words: the server's own may repeat the path that was asked for."""
+    found = re.match(r"(?:RTSP|HTTP)/\S+ ([1-9]\d\d)(?!\S)", status)
+    if found is None:
         return f"{where} answers, but not in this protocol; check scheme and port"
-    if words[1] == "200":
+    code = found[1]
+    if code == "200":
         return f"{where} answers, but with nothing to decode in time; check the path and the camera's codec"
-    code = words[1]
-    return f"{where} answers {' '.join(words[1:])}: {_ANSWERS.get(code, 'check the path and the camera')}"
+    return f"{where} answers {code}: {_ANSWERS.get(code, 'check the path and the camera')}"

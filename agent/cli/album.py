@@ -14,9 +14,9 @@ from pathlib import Path
 import click
 
 from agent.cli.jpeg import read_size
-from agent.cli.plain import plain
 from agent.cli.screen import Screen
 from agent.comms.subscriber import Received
+from agent.plaintext import plain
 from agent.storage.durable import write_atomic
 
 MOST_BYTES, MOST_PIXELS = 8_000_000, 50_000_000

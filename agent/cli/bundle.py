@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.cli.plain import plain
+from agent.plaintext import plain
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -80,7 +80,6 @@ def build(out: Path | None, key: Path | None, **options: Any) -> None:
     """
     from tempfile import TemporaryDirectory
 
-    from agent.storage.pathtext import path_text
     from agent.update import building, trust
 
     if key is not None:
@@ -91,7 +90,7 @@ def build(out: Path | None, key: Path | None, **options: Any) -> None:
         building.build(plan, out, Path(work), _tell)
     if key is not None:
         _sign(out, key)
-    told = path_text(out)
+    told = plain(str(out))
     click.echo(f"{told}{'' if key else f'; not signed yet: vedette bundle sign {told} --key KEY'}")
 
 
@@ -100,11 +99,10 @@ def build(out: Path | None, key: Path | None, **options: Any) -> None:
 @click.option("--key", type=_PATH, required=True, help="Private key, or the public one of a key in ssh-agent.")
 def sign(file: Path, key: Path) -> None:
     """Sign FILE with a key of ssh-keygen's; the signature is FILE.sig."""
-    from agent.storage.pathtext import path_text
     from agent.update import archive
 
     archive.check(file, archive.read_description(file))
-    click.echo(path_text(_sign(file, key)))
+    click.echo(plain(str(_sign(file, key))))
 
 
 @bundle.command()

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.cli.plain import plain
 from agent.errors import VedetteError
+from agent.plaintext import plain
 from agent.storage.durable import write_atomic
 
 if TYPE_CHECKING:

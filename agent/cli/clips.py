@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from agent.cli.plain import plain
 from agent.cli.run import DEFAULT_CONFIG
 from agent.cli.statefolder import state_folder_option
+from agent.plaintext import plain
 
 if TYPE_CHECKING:
     from agent.storage.clipscan import Label

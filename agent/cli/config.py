@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.plain import plain
 from agent.cli.run import DEFAULT_CONFIG
+from agent.plaintext import plain
 
 if TYPE_CHECKING:
     from agent.config import Config
@@ -43,7 +43,7 @@ def check(file: Path, as_json: bool) -> None:
         click.echo(msgspec.json.encode(told).decode())
     else:
         for problem in found:
-            click.echo(problem, err=True)
+            click.echo(plain(problem), err=True)
         if not found:
             click.echo(f"{file}: fine\n{RULE}")
     sys.exit(bool(found))

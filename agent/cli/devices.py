@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from agent.plaintext import plain
+
 if TYPE_CHECKING:
     from agent.capture.devices import Device, Devices
 
@@ -32,7 +34,7 @@ def _print(found: Devices) -> None:
         else:
             click.echo(f"No {kind} was found.")
     for sentence in found.missing:
-        click.echo(sentence)
+        click.echo(plain(sentence))
 
 
 def _print_table(title: str, some: list[Device]) -> None:
@@ -45,10 +47,5 @@ def _print_table(title: str, some: list[Device]) -> None:
     for column in ("name", "offers", "source"):
         table.add_column(column, overflow="fold")
     for device in some:
-        table.add_row(*(Text(_plain(cell)) for cell in (device.name, device.offers, device.uri)))
+        table.add_row(*(Text(plain(cell)) for cell in (device.name, device.offers, device.uri)))
     output(160).print(table)
-
-
-def _plain(text: str) -> str:
-    """A device's name, whose control characters are no commands to the terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.plain import plain
 from agent.cli.run import DEFAULT_CONFIG
+from agent.plaintext import plain
 
 if TYPE_CHECKING:
     from agent.doctor.report import Finding, Report

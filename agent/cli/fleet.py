@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.cli.plain import plain
+from agent.plaintext import plain
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

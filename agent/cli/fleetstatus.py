@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.cli.console import output
-from agent.cli.plain import plain
 from agent.fleet.asking import Answer
 from agent.fleet.boardstate import STRANGE, BoardState, parse_state
+from agent.plaintext import plain
 
 _COLUMNS = ("board", "version", "counter", "previous", "daemon", "update")
 

@@ -11,10 +11,10 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from agent.cli.plain import plain
 from agent.fleet.outcome import Outcome, counted, how_many
 from agent.fleet.plan import Batch
 from agent.fleet.report import size
+from agent.plaintext import plain
 
 COLOURS = {
     "updated": "green",

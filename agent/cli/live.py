@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 
 import click
 
-from agent.cli.plain import plain
 from agent.cli.roster import Roster
 from agent.cli.row import COLUMNS, cells, line
 from agent.comms.numbers import Gap
 from agent.comms.subscriber import Received
+from agent.plaintext import plain
 from agent.text import local_time
 
 

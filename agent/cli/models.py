@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from agent.cli.calibrate import calibrate
-from agent.cli.plain import plain
+from agent.plaintext import plain
 
 if TYPE_CHECKING:
     from agent.cli.inspection import Inspection, Listed

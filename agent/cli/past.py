@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from agent.cli.plain import plain
 from agent.cli.row import cells, line
 from agent.comms import payload
+from agent.plaintext import plain
 from agent.storage.history import Past
 from agent.text import local_time
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from agent.cli.plain import plain
 from agent.comms.numbers import Gap, Numbers
 from agent.comms.payload import EventMessage, HealthMessage
 from agent.comms.subscriber import Received
+from agent.plaintext import plain
 from agent.text import local_time, plural
 
 COLUMNS = ("device", "status", "streams", "fps", "temp", "waiting", "last event", "version")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from agent.cli.plain import plain
 from agent.comms.payload import EventMessage
+from agent.plaintext import plain
 from agent.text import TIME_WIDTH, local_time
 
 COLUMNS = ("time", "stream", "event", "what", "score", "where %", "zones", "infer", "total")

@@ -53,4 +53,8 @@ def run(path: Path, exit_when_done: bool, verbose: bool) -> None:
 
 def set_up_logging(verbose: bool) -> None:
     """Plain lines to stderr; the journal adds the time."""
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format="%(levelname)s %(message)s")
+    from agent.logs import PlainFormatter
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.cli.plain import plain
 from agent.compute.infer.backend import Plan
 from agent.compute.infer.finding import Found
 from agent.compute.infer.trial import Progress
@@ -17,6 +16,7 @@ from agent.compute.infer.verdict import Verdict
 from agent.golden import golden
 from agent.loadgen import Outcome, run_scenarios
 from agent.manifest import Model
+from agent.plaintext import plain
 
 if TYPE_CHECKING:
     from rich.console import Console

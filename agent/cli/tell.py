@@ -8,7 +8,7 @@ import click
 
 from agent.cli.access import broker_options, device_name
 from agent.cli.duration import duration
-from agent.cli.plain import plain
+from agent.plaintext import plain
 
 if TYPE_CHECKING:
     from agent.comms.access import Access

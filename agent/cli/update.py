@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.plain import plain
+from agent.logs import PlainFormatter
+from agent.plaintext import plain
 
 if TYPE_CHECKING:
     from agent.update.journal import Update
@@ -61,7 +62,9 @@ def resume() -> None:
     """Go on with an update that was cut off, to its end; does nothing where there is none."""
     from agent.update.service import Systemd
 
-    logging.basicConfig(level=logging.INFO, format=_LOG)
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter(_LOG))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     _work(_places(), Systemd())
 
 

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from agent.comms.topics import Topics
 from agent.errors import CommandError
+from agent.plaintext import plain
 
 Verb = Literal["set", "snapshot", "record", "reload", "doctor", "status"]
 Value = bool | float | str | None
@@ -145,8 +146,7 @@ def _decoded(verb: str, payload: bytes, kind: type[_Body]) -> _Body:
 def _in_words(error: Exception) -> str:
     if not isinstance(error, msgspec.MsgspecError):
         return "the payload is not UTF-8"
-    text = str(error)  # it names a stranger's keys
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:_LONGEST])
+    return plain(str(error)[:_LONGEST])  # it names a stranger's keys
 
 
 def _command(verb: str, body: Any) -> Command:

@@ -10,6 +10,7 @@ import ssl
 from datetime import UTC, datetime
 
 from agent.errors import reason_of
+from agent.plaintext import plain
 
 UNSUPPORTED_PROTOCOL, TAKEN_OVER, KEEP_ALIVE, PROTOCOL_ERROR, ALIAS_INVALID = 0x84, 0x8E, 0x8D, 0x82, 0x94
 
@@ -68,8 +69,8 @@ def in_words(code: int) -> str:
 
 def with_said(words: str, said: object) -> str:
     """The same, and what the broker says of its own accord: a stranger's text, so in one line and short."""
-    text = "".join(char for char in str(said or "") if char.isprintable())[:_LONGEST]
-    return f"{words} ({text!r})" if text else words
+    text = plain(str(said or "")[:_LONGEST])
+    return f"{words} ('{text}')" if text else words
 
 
 def of_farewell(code: int, said: object) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from agent.errors import BundleError
-from agent.storage.pathtext import path_text
+from agent.plaintext import plain
 from agent.storage.regular import what_is
 from agent.update import archive, trust
 from agent.update.description import BundleFile, Description
@@ -65,9 +65,9 @@ def inspection(path: Path, signers: Path | None = None, revoked: Path | None = N
         description = archive.read_description(path)
         archive.check(path, description)
     except BundleError as refused:
-        error = path_text(str(refused))
+        error = str(refused)
     signed = what_is(signature) == "a file"
-    return Inspection(path_text(path), file, description, signed, signer, error, signers is not None)
+    return Inspection(plain(str(path)), file, description, signed, signer, error, signers is not None)
 
 
 def _about(description: Description) -> dict[str, str]:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,6 +14,10 @@ from agent.capture.grabber import Grabber
 from agent.capture.source import open_source
 from agent.config import CaptureConfig
 from agent.errors import SourceError
+from tests.support.house import person_model
+from tests.support.mosquitto import Mosquitto
+from tests.support.running import Vedette, health, states
+from tests.support.running import camera as camera_of
 
 
 class Camera(BaseHTTPRequestHandler):
@@ -72,5 +77,31 @@ def test_an_http_camera_that_ends_is_lost_and_opened_again(camera: str) -> None:
 
 
 def test_a_path_that_is_not_there_is_named(camera: str) -> None:
-    with pytest.raises(SourceError, match="404 Not Found: it has no such path"):
+    with pytest.raises(SourceError, match="answers 404: it has no such path"):
         open_source(f"{camera}/nothing", stall_s=3)
+
+
+class Hostile(BaseHTTPRequestHandler):
+    """Answers with escape codes in its status line."""
+
+    def handle(self) -> None:
+        self.connection.recv(1000)
+        self.connection.sendall(b"HTTP/1.0 404 \x1b]0;owned\x07\x1b[31mRED\x1b[2J\r\n\r\n")
+
+
+def test_a_camera_that_sends_escape_codes_commands_no_terminal(tmp_path: Path, broker: Mosquitto) -> None:
+    messages = broker.subscribe("vedette/#")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hostile)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    uri = f"http://127.0.0.1:{server.server_address[1]}/x"
+    with Vedette(tmp_path, broker, front=camera_of(person_model(tmp_path), uri)) as vedette:
+        said = vedette.wait_said("answers 404")
+        messages.wait(lambda m: states(m).get("front") == "lost")
+        told = health(messages)
+    server.shutdown()
+    server.server_close()
+    assert told is not None
+    assert "answers 404" in told.streams["front"].detail
+    assert told.streams["front"].detail.isprintable()
+    assert said.isprintable()
+    assert all(line.isprintable() for line in vedette.said())

@@ -87,7 +87,7 @@ def test_a_camera_that_comes_later_is_waited_for() -> None:
 
 
 def test_a_wrong_path_is_named() -> None:
-    with RtspServer() as server, pytest.raises(SourceError, match="404 Not Found: it has no such path"):
+    with RtspServer() as server, pytest.raises(SourceError, match="answers 404: it has no such path"):
         open_source(server.uri.replace("/cam", "/door"), stall_s=3)
 
 

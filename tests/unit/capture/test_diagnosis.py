@@ -49,7 +49,7 @@ def serve() -> Iterator[Serve]:
     [
         ("rtsp", b"RTSP/1.0 401 Unauthorized\r\n\r\n", "wants a user name and a password, or refuses"),
         ("rtsp", b"RTSP/1.0 404 Not Found\r\n\r\n", "it has no such path"),
-        ("rtsp", b"RTSP/1.0 599 Odd\r\n\r\n", "answers 599 Odd: check the path"),
+        ("rtsp", b"RTSP/1.0 599 Odd\r\n\r\n", "answers 599: check the path"),
         ("rtsp", b"RTSP/1.0 200 OK\r\n\r\n", "nothing to decode in time"),
         ("rtsp", b"SSH-2.0-OpenSSH\r\n", "not in this protocol"),
         ("http", b"HTTP/1.0 503 Busy\r\n\r\n", "no further viewer"),
@@ -88,5 +88,11 @@ def test_a_stream_that_cannot_be_opened_says_why_without_the_password(serve: Ser
     with pytest.raises(SourceError) as caught:
         open_source(f"rtsp://user:secret@127.0.0.1:{port}/cam", stall_s=1)
     assert str(caught.value).startswith(f"rtsp://user:***@127.0.0.1:{port}/cam: expected a video stream; ")
-    assert "401 Unauthorized" in str(caught.value)
+    assert "answers 401" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_a_servers_words_are_not_repeated(serve: Serve) -> None:
+    said = b"HTTP/1.0 404 \x1b]0;owned\x07\x1b[31m/user=admin_password=pw_\x1b[2J\r\n\r\n"
+    why = why_unreachable(f"http://127.0.0.1:{serve(said)}/user=admin_password=pw_", 2.0)
+    assert why.endswith("answers 404: it has no such path")

@@ -80,7 +80,7 @@ def test_the_models_name_and_every_refusal_with_its_reason(
     assert lines[1].endswith(": slower than the CPU: 40.00 ms against 11.00")
     assert lines[2].startswith("qnn-htp: cannot be loaded: the device is busy")
     assert lines[2].endswith(" …")
-    assert lines[3] == "odd?[2J: no"
+    assert lines[3] == "odd\\x1b[2J: no"
 
 
 def test_labels_stay_in_the_picture_at_either_end(tmp_path: Path, figures: list[Any]) -> None:

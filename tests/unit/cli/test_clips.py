@@ -41,7 +41,7 @@ def test_a_table_of_what_there_is_the_oldest_first(config: str, tmp_path: Path) 
     shown = call("-c", config)
     assert shown.exit_code == 0
     _, _, first, second, total = shown.stdout.splitlines()
-    assert first.split()[2:4] == ["front", "[red]?[2Jperson"]
+    assert first.split()[2:4] == ["front", "[red]\\x1b[2Jperson"]
     assert "3.0 s" in first
     assert "asked" in second
     assert second.rstrip().endswith("/clips/back/2026-11-25T10-15-04Z-asked-1a2b3c.mkv")

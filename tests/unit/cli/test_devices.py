@@ -26,7 +26,7 @@ def test_a_table_with_the_uri_to_paste(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = call(monkeypatch, Devices([camera], [], []))
     assert shown.exit_code == 0
     assert "v4l2:/dev/video0" in shown.output
-    assert "[red]C270?[2J" in shown.output
+    assert "[red]C270\\x1b[2J" in shown.output
     assert "No microphone was found." in shown.output
 
 

@@ -273,7 +273,7 @@ def test_the_table_has_those_at_work_first_and_then_those_in_trouble() -> None:
     table.watch("gate", "sending")
     shown = drawn(table)
     assert shown.index("gate") < shown.index("porch") < shown.index("roof")
-    assert "stream [front] is lost?[2J" in shown
+    assert "stream [front] is lost\\x1b[2J" in shown
     assert "900 kB" in shown
     assert "1 updated, 1 rolled back, 3 boards" in shown
     assert "and 2 more" in drawn(table, height=6)

@@ -91,7 +91,7 @@ def test_names_in_a_file_are_no_markup(tmp_path: Path) -> None:
     path = tmp_path / "m.tflite"
     path.write_bytes(add_model((1, 4), output_name="[red]\x1b[2Jevil"))
     output = call("inspect", str(path)).output
-    assert "[red]?[2Jevil" in output
+    assert "[red]\\x1b[2Jevil" in output
     assert "\x1b" not in output
 
 

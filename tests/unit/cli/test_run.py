@@ -111,8 +111,11 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("verbose", "level"), [(False, logging.INFO), (True, logging.DEBUG)])
-def test_the_log_is_plain_lines(monkeypatch: pytest.MonkeyPatch, verbose: bool, level: int) -> None:
-    given: dict[str, object] = {}
-    monkeypatch.setattr(logging, "basicConfig", lambda **options: given.update(options))
+def test_the_log_is_printable_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verbose: bool, level: int
+) -> None:
+    monkeypatch.setattr(logging, "root", logging.RootLogger(logging.WARNING))
     set_up_logging(verbose)
-    assert given == {"level": level, "format": "%(levelname)s %(message)s"}
+    assert logging.root.level == level
+    logging.root.warning("it says \x1b[2J\nERROR forged")
+    assert capsys.readouterr().err == "WARNING it says \\x1b[2J\\nERROR forged\n"

@@ -77,7 +77,7 @@ def test_done_refused_and_unanswered_have_each_their_exit_code(asked: list[Any])
     assert [one.output for one in done] == [
         "done\n",
         "done: vedette/porch/front/snapshot\n",
-        "refused: no stream ?[2J\n",
+        "refused: no stream \\x1b[2J\n",
         "vedette: porch is offline\n",
     ]
 
@@ -95,7 +95,7 @@ def test_the_status_is_a_line_for_each_stream(asked: list[Any]) -> None:
     assert call("status").output.splitlines() == [
         "porch, Vedette 0.1.0",
         "  front  running  threshold=0.5  rung=416  zone/drive=off  (set by command: rung)",
-        "  x?  None",
+        "  x\\n  None",
     ]
     assert call("--json", "status").output.startswith('{"device":"porch"')
 

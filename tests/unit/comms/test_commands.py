@@ -161,7 +161,7 @@ SET = b'{"stream":"front","what":"threshold","value":'
             "set: `stream` has 200 characters",
         ),
         ("set", b'{"stream":"front","what":"enabled","value":true,"source":"x"}', "set: Object contains unknown"),
-        ("status", b'{"\\u001b[2J":1}', "status: Object contains unknown field `?[2J`"),
+        ("status", b'{"\\u001b[2J":1}', "status: Object contains unknown field `\\x1b[2J`"),
         ("reboot", b"", "no command 'reboot'; there are: set, snapshot, record, reload, doctor, status"),
         ("", b"", "no command ''"),
     ],
