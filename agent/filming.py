@@ -112,6 +112,10 @@ class Filming:
         """Save what is being recorded as it is, and keep no more."""
         self._slot.close()
         self._thread.join(_CLOSE_S)
+        self.end()
+
+    def end(self) -> None:
+        """End the clip that is being made with what it has. Any thread may call this."""
         with self._lock:
             if self._recording is not None:
                 self._recording.end()

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from agent.check import check_selection, check_streams, keys_of
 from agent.clips import Clip
@@ -97,6 +98,7 @@ class House:
         self.waiting: tuple[Key, ...] = ()
         self.kept_off: frozenset[str] = frozenset()
         self._stated: set[str] = set()
+        self._left: WeakSet[Stream] = WeakSet()  # a thread that hangs holds its stream, and nothing else should
 
     @property
     def recorder(self) -> Recorder:
@@ -197,6 +199,14 @@ class House:
         self.spool.flush(FLUSH_S)
         self.line.publisher.stop(DRAIN_S)
 
+    def stop_streams(self, names: Iterable[str]) -> None:
+        """Stop streams to replace or remove them; remember those that were left behind."""
+        self._left.update(stop_streams(self.streams[name] for name in names))
+
+    def hanging(self, name: str) -> list[Stream]:
+        """Streams of this name that were left behind, and whose threads still hang."""
+        return [one for one in self._left if one.name == name and not one.join(0.0)]
+
     def remove(self, name: str) -> None:
         """Drop a stream that has stopped, and what the broker keeps of it: an empty payload deletes that."""
         del self.streams[name]
@@ -211,9 +221,13 @@ def _tell_hidden_processors() -> None:
         log.warning("%s: cannot be read, so XNNPACK is off and models run many times slower; %s", paths, ADVICE)
 
 
-def stop_streams(streams: Iterable[Stream]) -> None:
-    """Stop them all at once, and wait for them no longer than `STREAMS_STOP_S` together."""
-    streams = list(streams)
+def stop_streams(streams: Iterable[Stream]) -> list[Stream]:
+    """Stop streams at once, and wait for them no longer than `STREAMS_STOP_S` together.
+
+    Returns:
+        those that did not stop in time and were left behind. Nothing more of any is published.
+    """
+    streams, left = list(streams), []
     for stream in streams:
         stream.ask_to_stop()
     deadline = time.monotonic() + STREAMS_STOP_S
@@ -221,3 +235,5 @@ def stop_streams(streams: Iterable[Stream]) -> None:
         if not stream.join(max(0.0, deadline - time.monotonic())):
             log.warning("stream %s did not stop in %.1f s: left behind", stream.name, STREAMS_STOP_S)
             stream.leave_behind()
+            left.append(stream)
+    return left

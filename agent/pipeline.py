@@ -51,16 +51,21 @@ class Pipeline(Corridor[Frame]):
         taken = False
         try:
             seen = self._look(frame)
-            if self._filming is not None:
-                taken = self._filming.film(frame, seen.events)
-            wanted = self._config.snapshot and (seen.events or self._best.due(frame.captured_ns))
-            if (wanted and self._is_best(frame, seen)) or self._asked:
-                self._asked = False
-                self._snapshot(frame, is_ours=not taken)
+            if not self._reporter.stopped:  # else this inference has outlasted the stream
+                taken = self._show(frame, seen)
             self._note(seen, 1)
         finally:
             if not taken:
                 self._frames.give_back(frame)
+
+    def _show(self, frame: Frame, seen: Seen) -> bool:
+        """Hand the picture to the clips and publish it where it is wanted; True if the clips keep it."""
+        taken = self._filming is not None and self._filming.film(frame, seen.events)
+        wanted = self._config.snapshot and (seen.events or self._best.due(frame.captured_ns))
+        if (wanted and self._is_best(frame, seen)) or self._asked:
+            self._asked = False
+            self._snapshot(frame, is_ours=not taken)
+        return taken
 
     def _look(self, frame: Frame) -> Seen:
         vision = self._vision

@@ -12,7 +12,7 @@ from msgspec import Struct
 from agent.check import check_selection, check_streams
 from agent.config import Config
 from agent.errors import VedetteError
-from agent.house import DRAIN_S, House, stop_streams
+from agent.house import DRAIN_S, House
 from agent.restart import Key, waits
 from agent.stream import Stream
 
@@ -86,8 +86,13 @@ class Reload:
         self._changes = changes(house.config, config)
         if not only:
             self._changes.changed.update({name: [MODEL_FILE] for name in self._other_models()})
-        self._streams = self._prepared()
-        self._publisher = house.publisher(config.mqtt) if "mqtt" in self._changes.tables else None
+        self._streams: dict[str, Stream] = {}
+        try:
+            self._prepare()
+            self._publisher = house.publisher(config.mqtt) if "mqtt" in self._changes.tables else None
+        except BaseException:
+            self._discard()
+            raise
 
     def _other_models(self) -> list[str]:
         """Streams whose configuration is the same and whose model is another one now."""
@@ -98,21 +103,25 @@ class Reload:
             if name not in known and stream.state != "failed" and stream.model_changed
         ]
 
-    def _prepared(self) -> dict[str, Stream]:
-        """New and changed streams, and those that failed: they are tried again, and may fail again."""
-        streams, refused = {}, []
+    def _prepare(self) -> None:
+        """Prepare new and changed streams, and those that failed: they are tried again, and may fail again."""
+        refused = []
         for name, config in self._config.streams.items():
             is_new = name in self._changes.added or name in self._changes.changed or name == self._only
             if not is_new and (self._only or self._house.streams[name].state != "failed"):
                 continue
-            streams[name], refusal = self._house.stream(name, config)
+            self._streams[name], refusal = self._house.stream(name, config)
             if refusal and is_new:
                 refused.append(refusal)
             elif refusal:
                 log.error(refusal)
         if refused:
             raise VedetteError("\n".join(refused))
-        return streams
+
+    def _discard(self) -> None:
+        """Close what was prepared for a reload that is refused: worker processes and their memory."""
+        for stream in self._streams.values():
+            stream.discard()
 
     def apply(self) -> None:
         """Swap what is different, and say so, unless it is a single stream."""
@@ -133,14 +142,14 @@ class Reload:
 
     def _swap_streams(self) -> None:
         house, gone = self._house, self._changes.removed
-        stop_streams(house.streams[name] for name in (*self._streams, *gone) if name in house.streams)
+        house.stop_streams(name for name in (*self._streams, *gone) if name in house.streams)
         for name in gone:
             house.remove(name)
         house.streams.update(self._streams)
         if any(stream.config.clips is not None for stream in self._streams.values()):
             house.recorder.start()
-        for stream in self._streams.values():
-            stream.start()
+        for name, stream in self._streams.items():
+            stream.start(house.hanging(name))
 
     def __str__(self) -> str:
         known = {*self._changes.added, *self._changes.changed}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,7 @@ class Stream(Supervised):
         self._rung = config.rung  # that the model was opened with
         self._meter, self._errands = Meter(), Errands()
         self.shadow: Shadow | None = None
+        self._left_at: float | None = None
 
     def prepare(self) -> None:
         """Open the model, unless it waits for a device, and check all that can be checked without the source.
@@ -134,10 +136,28 @@ class Stream(Supervised):
             raise CommandError(f"stream {self.name} is {self.standing[0]}, so there is nothing to record")
         return filming.record(seconds)
 
+    def ask_to_stop(self) -> None:
+        """Begin to stop: `join` waits for it. From now on nothing is published but the ends of tracks."""
+        super().ask_to_stop()
+        if (reporter := self._reporter) is not None:
+            reporter.stop()
+
     def leave_behind(self) -> None:
-        """Give its thread up, which hangs in a library: end its tracks for it."""
+        """Give its thread up, which hangs in a library: publish nothing more, end its tracks, free its source.
+
+        The model is freed when the library answers.
+        """
+        self._left_at = time.monotonic()
         if self._reporter is not None:
             self._reporter.close("shutdown")
+        if (filming := self._filming) is not None:
+            filming.end()
+        if (source := self._source) is not None:
+            source.stop(wait=False)
+
+    def discard(self) -> None:
+        """Close what `prepare` has opened, for a stream that is never started."""
+        self._close()
 
     @property
     def standing(self) -> tuple[State, str]:
@@ -211,6 +231,8 @@ class Stream(Supervised):
         publish = self.config.publish
         desk = self._desk
         reporter = self._reporter = Reporter(desk.topics, self.name, publish, model, desk.events, desk.board)
+        if self._stop.is_set():  # `ask_to_stop` may not have seen this reporter
+            return
         if self.model.manifest.has_tracks:
             named = self.config.named
             reporter.counts(
@@ -223,9 +245,10 @@ class Stream(Supervised):
         self._inferred_before += self._tally.inferences
         self._tally, self._first_result, self._recent = pipeline.tally, pipeline.first_result, pipeline.recent
         self._meter.reset()
-        source.start()
         self.state, self.detail = "running", ""
         try:
+            if not self._stop.is_set():
+                source.start()
             pipeline.run(self._stop, between=partial(self._between, self._sense, pipeline))
         finally:
             source.stop()
@@ -243,6 +266,9 @@ class Stream(Supervised):
         sense, self._sense = self._sense, None
         if sense is not None:
             sense.close()
+        if (left_at := self._left_at) is not None:
+            self._left_at = None
+            log.info("stream %s: what hung has answered %.0f s later", self.name, time.monotonic() - left_at)
 
 
 def _tell_change(name: str, state: str, reason: str) -> None:

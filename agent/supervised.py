@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from typing import Literal
 
 from agent.errors import BackendError, VedetteError
@@ -12,6 +13,9 @@ from agent.errors import BackendError, VedetteError
 log = logging.getLogger(__name__)
 
 _RESTART_FIRST_S, _RESTART_LAST_S = 1.0, 60.0
+HANGING_MAX = 2
+"""Threads of one stream that hang in a library, at most: each holds a model, and a third would hang as well."""
+_LOOK_S = 0.2
 
 State = Literal["starting", "running", "degraded", "lost", "ended", "failed", "disabled"]
 
@@ -33,11 +37,18 @@ class Supervised:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._came_round_s = time.monotonic()
+        self._before: Sequence[Supervised] = ()
 
-    def start(self) -> None:
-        """Run in a thread of its own, unless it is disabled or failed."""
+    def start(self, before: Sequence[Supervised] = ()) -> None:
+        """Run in a thread of its own, unless it is disabled or failed.
+
+        Args:
+            before: streams that this one replaces and that were left behind. While `HANGING_MAX` of them hang,
+                it waits.
+        """
         if self.state == "starting":
             self.come_round()
+            self._before = before
             self._thread = threading.Thread(target=self._supervise, name=f"stream-{self.name}", daemon=True)
             self._thread.start()
 
@@ -79,8 +90,24 @@ class Supervised:
         raise NotImplementedError
 
     def _supervise(self) -> None:
+        self._wait_for_those_before()
+        if self._stop.is_set():
+            self._close()  # what was prepared
+        else:
+            self._attempts()
+
+    def _wait_for_those_before(self) -> None:
+        """The watchdog counts this time: what has hung so often may be ended by a restart of the daemon only."""
+        while len(self._before) >= HANGING_MAX and not self._stop.is_set():
+            self.detail = f"{len(self._before)} inferences of this stream hang: it starts when one has ended"
+            self._stop.wait(_LOOK_S)
+            self._before = [one for one in self._before if not one.join(0.0)]
+        self._before = ()
+        self.detail = ""
+
+    def _attempts(self) -> None:
         pause_s = _RESTART_FIRST_S
-        while not self._stop.is_set():
+        while True:
             began = time.monotonic()
             self.come_round()
             self._attempt()
@@ -90,7 +117,8 @@ class Supervised:
                 return
             if time.monotonic() - began > _RESTART_LAST_S:
                 pause_s = _RESTART_FIRST_S
-            self._stop.wait(pause_s)
+            if self._stop.wait(pause_s):
+                return
             pause_s = min(_RESTART_LAST_S, pause_s * 2)
 
     def _attempt(self) -> None:

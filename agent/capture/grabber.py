@@ -75,10 +75,10 @@ class Grabber:
         """Totals and state as of now."""
         return self._keeper.stats(self._seq, self._dropped)
 
-    def stop(self) -> None:
-        """Close the source. Returns in 0.5 s even if it hangs: then it is closed when it answers."""
+    def stop(self, *, wait: bool = True) -> None:
+        """Close the source, see `Keeper.stop`. Any thread may call this, and more than once."""
         self._slot.close()
-        self._keeper.stop()
+        self._keeper.stop(wait=wait)
         # What has read may hang for long, and hold this: its pictures must not wait for that.
         self._slot.forget()
         self._pool.close()

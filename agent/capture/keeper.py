@@ -93,15 +93,20 @@ class Keeper:
         """Open the source and read it, in threads of their own."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Close the source. Returns in 0.5 s even if it hangs: then it is closed when it answers."""
+    def stop(self, *, wait: bool = True) -> None:
+        """Close the source. Returns in 0.5 s even if it hangs: then it is closed when it answers.
+
+        Args:
+            wait: False: return at once.
+        """
         self._stopped.set()
         self.woken.set()
         opening = self.current
         if opening is not None:
             opening.abandon()
+        if wait and opening is not None:
             opening.join(_STOP_S)
-        if self._thread.is_alive():
+        if wait and self._thread.is_alive():
             self._thread.join(_STOP_S / 3)
 
     @property

@@ -71,10 +71,10 @@ class Listener:
         """Totals, in samples, and state as of now."""
         return self._keeper.stats(self._handed_on, self._dropped)
 
-    def stop(self) -> None:
-        """Close the source. Returns in 0.5 s even if it hangs: then it is closed when it answers."""
+    def stop(self, *, wait: bool = True) -> None:
+        """Close the source, see `Keeper.stop`. Any thread may call this, and more than once."""
         self._belt.close()
-        self._keeper.stop()
+        self._keeper.stop(wait=wait)
         self._belt.forget()
 
     def _reader(self) -> SoundReader:

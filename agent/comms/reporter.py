@@ -40,9 +40,9 @@ class Board(Protocol):
 
 
 class Reporter:
-    """Speaks for one stream, and remembers what it owes an `end`.
+    """Publishes for one stream, and remembers the tracks that it owes an `end`.
 
-    For the stream's thread; `close` may come from another when that one hangs.
+    For the stream's thread; `stop` and `close` may be called from any.
     """
 
     def __init__(
@@ -57,7 +57,8 @@ class Reporter:
         self._topics, self._stream, self._config, self._model = topics, stream, config, model
         self._events, self._board = events, board
         self._open: dict[str, Track] = {}
-        self._lock, self._closed = threading.Lock(), False
+        self._lock = threading.Lock()
+        self._stopped = self._closed = False
         self._answered_by = ("", "")
         self._counts: dict[str, int] = {}
         self._zone_counts: dict[tuple[str, str], int] = {}
@@ -73,9 +74,11 @@ class Reporter:
             backend: that answered.
             rung: that answered.
         """
-        if seen.events:
-            self.events(seen.events, at, seen.stages, backend, rung)
-        if self._config.detections and seen.detections is not None:
+        with self._lock:
+            if seen.events:
+                self._report(seen.events, at, seen.stages, backend, rung)
+            if not self._config.detections or seen.detections is None or self._stopped:
+                return
             message = payload.DetectionsMessage(
                 self._topics.device,
                 self._stream,
@@ -98,19 +101,36 @@ class Reporter:
             self._board.send(topic, payload.encode(message))
 
     def events(self, events: Sequence[Event], at: datetime, stages: Stages, backend: str, rung: str) -> None:
-        """Put events into the spool."""
+        """Put events into the spool; after `stop` only ends, after `close` none."""
         with self._lock:
-            if self._config.events and not self._closed:
-                self._answered_by = backend, rung
-                self._put([wanted for event in events if (wanted := self._wanted(event))], at, stages)
+            self._report(events, at, stages, backend, rung)
+
+    def _report(self, events: Sequence[Event], at: datetime, stages: Stages, backend: str, rung: str) -> None:
+        if self._config.events and not self._closed:
+            self._answered_by = backend, rung
+            self._put([wanted for event in events if (wanted := self._wanted(event))], at, stages)
+
+    def stop(self) -> None:
+        """Publish nothing more but ends of tracks, and counts of 0. When this returns, that holds."""
+        with self._lock:
+            self._stopped = True
+
+    @property
+    def stopped(self) -> bool:
+        """True after `stop` or `close`."""
+        return self._stopped
 
     def close(self, reason: str) -> None:
-        """End what is still open, for a stream whose thread hangs; whatever that reports later is too late."""
+        """End the open tracks for a stream whose thread hangs, and publish nothing more at all.
+
+        Args:
+            reason: of the ends.
+        """
         with self._lock:
             self._put([Event("end", track, reason) for track in self._open.values()], datetime.now(UTC), Stages())
             self._open.clear()
-            self._closed = True
-        self.counts(dict.fromkeys(self._counts, 0), {})
+            self._set_counts(dict.fromkeys(self._counts, 0), {})  # empty where none are published
+            self._stopped = self._closed = True
 
     def _put(self, events: Sequence[Event], at: datetime, stages: Stages) -> None:
         topic = self._topics.events(self._stream)
@@ -145,21 +165,24 @@ class Reporter:
         )
 
     def counts(self, counts: Mapping[str, int], zones: Mapping[tuple[str, str], int]) -> None:
-        """Set the numbers of live tracks that changed.
+        """Set the numbers of live tracks that changed; after `stop` only to 0, after `close` none.
 
         Args:
             counts: by label; those that are not among them stay as they are.
             zones: by zone and label; those that are not among them are 0.
         """
-        if not self._config.counts:
-            return
+        with self._lock:
+            if self._config.counts and not self._closed:
+                self._set_counts(counts, zones)
+
+    def _set_counts(self, counts: Mapping[str, int], zones: Mapping[tuple[str, str], int]) -> None:
         for label, count in counts.items():
-            if self._counts.get(label) != count:
+            if self._counts.get(label) != count and not (count and self._stopped):
                 self._counts[label] = count
                 self._count(self._topics.count(self._stream, label), "", label, count)
         for zone, label in (*zones, *(known for known in self._zone_counts if known not in zones)):
             count = zones.get((zone, label), 0)
-            if self._zone_counts.get((zone, label)) != count:
+            if self._zone_counts.get((zone, label)) != count and not (count and self._stopped):
                 self._zone_counts[zone, label] = count
                 self._count(self._topics.zone_count(self._stream, zone, label), zone, label, count)
 
@@ -178,16 +201,20 @@ class Reporter:
         return tuple(self._seen.copy())
 
     def snapshot(self, jpeg: bytes) -> None:
-        """Set the picture of the newest event."""
-        self._board.retain(self._topics.snapshot(self._stream), jpeg, patient=True)
+        """Set the picture of the newest event; after `stop` the picture is dropped."""
+        with self._lock:
+            if not self._stopped:
+                self._board.retain(self._topics.snapshot(self._stream), jpeg, patient=True)
 
     def _wanted(self, event: Event) -> Event | None:
         """With `only_zones`, a track begins when it first stands in a zone, and only then has an end."""
         track = event.track
-        if event.kind == "heard":
-            return event
         if event.kind == "end":
             return event if self._open.pop(track.id, None) else None
+        if self._stopped:
+            return None
+        if event.kind == "heard":
+            return event
         if track.id not in self._open:
             if self._config.only_zones and not track.zones:
                 return None

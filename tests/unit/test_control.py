@@ -9,15 +9,26 @@ import pytest
 from msgspec.structs import replace
 
 from agent import control as module
-from agent.config import Config, DecodeConfig, MqttConfig, StorageConfig, StreamConfig
+from agent.config import (
+    ClipsConfig,
+    Config,
+    DecodeConfig,
+    MqttConfig,
+    PublishConfig,
+    StorageConfig,
+    StreamConfig,
+    TrackConfig,
+)
 from agent.control import Control
 from agent.errors import CommandError, StorageError, VedetteError
 from agent.house import House, stop_streams
 from agent.overrides import FILE, LOST, decode
 from agent.storage.spool import Spool
 from agent.storage.twinfile import Found, TwinFile
+from tests.support.hanging import Inferences
 from tests.support.house import person_model
 from tests.support.publishing import wait_for
+from tests.support.running import WALK
 from tests.support.sizes import LEFT, sizes_model
 
 
@@ -66,6 +77,44 @@ def test_a_change_is_on_the_disk_before_it_is_carried_out(
         assert Control(config, file).config.streams["front"].enabled
     finally:
         stop_streams(house.streams.values())
+
+
+def test_nothing_of_a_camera_that_is_switched_off_is_published_however_long_its_inference_takes(
+    config: Config, file: TwinFile, tmp_path: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inferences, published = Inferences(monkeypatch), list[str]()
+    front = replace(
+        config.streams["front"],
+        enabled=True,
+        source=WALK,
+        publish=PublishConfig(detections=True, snapshot_every_s=0.01),
+        track=TrackConfig(min_hits=1, update_every_s=0.01),
+        clips=ClipsConfig(before_s=0.5, after_s=0.5),
+    )
+    storage = StorageConfig(clips_folder=str(tmp_path / "clips"))
+    control, house = housed(Config({"front": front}, storage=storage, mqtt=MqttConfig(port=1)), file, spool)
+    monkeypatch.setattr(house.line, "send", lambda topic, payload: published.append(topic))
+    house.recorder.start()
+    old = house.streams["front"]
+    old.start()
+    wait_for(lambda: old.frames > 5)
+    inferences.hang()
+    old.snapshot_now()
+    assert control.change("front", "enabled", False) == ""
+    spool.flush(5.0)
+    retained, events = house.line.publisher.retained(), spool.peek(0, 1000)
+    assert retained[house.topics.snapshot("front")] == b""
+    assert retained[house.topics.count("front", "person")] == b"0"
+    assert (
+        b'"kind":"end","reason":"shutdown"' in [row for row in events if row.topic.endswith("/events")][-1].body
+    )
+    published.clear()
+    inferences.answer()
+    assert old.join(5.0)
+    assert house.line.publisher.retained() == retained
+    assert published == []
+    house.recorder.close(2.0)
+    assert [row.topic for row in spool.peek(events[-1].seq, 1000)] in ([], [house.topics.clips("front")])
 
 
 def test_when_the_disk_refuses_it_is_done_all_the_same_and_said(

@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import gc
 import logging
+import os
+import threading
+import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from msgspec.structs import replace
 
@@ -22,6 +28,8 @@ from agent.house import House, stop_streams
 from agent.reload import Reload, changes
 from agent.storage.spool import Spool
 from agent.stream import Stream
+from tests.support.delegates import COMPILER, NO_COMPILER, compiled, picture_model
+from tests.support.hanging import Inferences
 from tests.support.house import person_model
 from tests.support.publishing import wait_for
 from tests.support.running import WALK
@@ -105,6 +113,64 @@ def test_what_is_refused_leaves_the_house_as_it_was(house: House, camera: Stream
     assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == ["stream front", "stream side"]
     assert (house.streams, house.config) == (before, config)
     assert not any(stream.over for stream in before.values())
+
+
+@pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
+@pytest.mark.parametrize("why", ["a model that is not there", "a broker that cannot be used"])
+def test_what_was_prepared_for_a_reload_that_is_refused_is_closed(
+    house: House, camera: StreamConfig, tmp_path: Path, why: str
+) -> None:
+    (tmp_path / "device").mkdir()
+    device = f"external:{compiled(tmp_path / 'device')},cpu"
+    there = replace(camera, model=str(picture_model(tmp_path / "device")), backend=device)
+    streams = {**house.config.streams, "device": there}
+    if "model" in why:
+        new = replace(house.config, streams={**streams, "broken": replace(camera, model="nobody")})
+    else:
+        new = replace(house.config, streams=streams, mqtt=MqttConfig(ca_file="/no/such/file"))
+    all_see(house)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(VedetteError):
+            Reload(house, new)
+        wait_for(lambda: psutil.Process().children() == [])
+    wait_for(lambda: len(os.listdir("/proc/self/fd")) <= before)
+
+
+def test_a_stream_whose_inference_hangs_frees_its_source_at_once_and_its_model_when_it_answers(
+    house: House, camera: StreamConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inferences, front = Inferences(monkeypatch), all_see(house)["front"]
+    assert front._sense is not None
+    session = weakref.ref(front._sense.session)
+    (reads,) = [thread for thread in threading.enumerate() if thread.name == "read-front"]
+    inferences.hang(2)
+    Reload(house, house.config, only="front").apply()
+    reads.join(1.0)
+    assert not reads.is_alive()
+    wait_for(lambda: inferences.hanging == 3)
+    inferences.answer()
+    assert front.join(5.0)
+    wait_for(lambda: house.streams["front"].frames > 2)
+    gc.collect()
+    assert session() is None
+
+
+def test_no_more_than_two_threads_of_a_stream_hang_however_often_it_is_reloaded(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inferences, before = Inferences(monkeypatch), len(all_see(house))
+    inferences.hang(before)
+    for _ in range(4):
+        Reload(house, house.config, only="front").apply()
+        time.sleep(0.2)
+    assert inferences.hanging == before + 1
+    assert house.streams["front"].standing == (
+        "starting",
+        "2 inferences of this stream hang: it starts when one has ended",
+    )
+    inferences.answer()
+    wait_for(lambda: house.streams["front"].has_result)
 
 
 def all_see(house: House) -> dict[str, Stream]:

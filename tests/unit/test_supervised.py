@@ -75,3 +75,28 @@ def test_what_is_off_or_refused_does_not_start(state: State) -> None:
     run = Run(state=state)
     run.start()
     assert (run.join(0.0), run.attempts, run.over) == (True, 0, True)
+
+
+def test_what_was_prepared_and_never_begun_is_closed() -> None:
+    run = Run()
+    run.ask_to_stop()
+    run.start()
+    assert run.join(2.0)
+    assert (run.attempts, run.closed) == (0, 1)
+
+
+def test_while_two_hang_a_third_waits() -> None:
+    before = [Run(), Run()]
+    for one in before:
+        one.start()
+    wait_for(lambda: all(one.state == "running" for one in before))
+    run = Run()
+    run.start(before)
+    wait_for(lambda: run.detail)
+    assert (run.attempts, run.detail[:10]) == (0, "2 inferenc")
+    before[0].ask_to_stop()
+    wait_for(lambda: run.state == "running")
+    assert run.detail == ""
+    for one in (run, before[1]):
+        one.ask_to_stop()
+        assert one.join(2.0)

@@ -130,3 +130,33 @@ def test_detections_go_through_the_spool_with_an_id_where_it_takes_them() -> Non
             assert kept.put_as == ["detections"]
             sent = msgspec.json.decode(finish(Stored(12, topic, body, 0.0)), type=DetectionsMessage)
             assert (sent.seq, sent.spool_seq, len(str(sent.id))) == (77, 12, 32)
+
+
+def test_after_a_stop_only_ends_and_counts_of_nothing_are_published() -> None:
+    kept = Kept("events", "updates")
+    speaking = reporter(kept, PublishConfig(detections=True))
+    speaking.events([event("new")], NOW, Stages(), "cpu", "full")
+    speaking.counts({"person": 1}, {("yard", "person"): 1})
+    speaking.stop()
+    before = len(kept.history)
+    late = Seen([event("update"), event("new", track="front-2")], [Detection("person", 0.9)], Stages())
+    speaking.seen(2, NOW, late, "cpu", "full")
+    speaking.counts({"person": 2, "dog": 1}, {("yard", "person"): 2})
+    speaking.snapshot(b"late")
+    assert (kept.kinds(), kept.sent, kept.history[before:]) == (["new"], [], [])
+    speaking.events([event("end"), event("end", track="front-2")], NOW, Stages(), "cpu", "full")
+    speaking.counts({"person": 0}, {})
+    assert kept.kinds() == ["new", "end"]
+    assert [body for _, body in kept.history[before:]] == [b"0", b"0"]
+
+
+def test_after_it_is_closed_nothing_is_published() -> None:
+    kept = Kept()
+    speaking = reporter(kept, PublishConfig(detections=True))
+    speaking.counts({"person": 1}, {})
+    speaking.close("shutdown")
+    before = len(kept.history)
+    speaking.counts({"person": 0, "dog": 0}, {})
+    speaking.snapshot(b"late")
+    speaking.seen(2, NOW, Seen([event("new")], [Detection("person", 0.9)], Stages()), "cpu", "full")
+    assert (kept.kinds(), kept.sent, kept.history[before:]) == ([], [], [])
