@@ -31,32 +31,72 @@ _AGE_MAX_S = 1.0
 _NOTHING = np.empty(0, np.int16)
 
 
+class _Ear:
+    """What PortAudio's thread writes the sound of one open stream into. It never waits; whoever reads is woken.
+
+    Attributes:
+        ring: of the sound.
+        rate_hz: samples per second.
+        finished: nothing more comes.
+    """
+
+    def __init__(self, form: Format) -> None:
+        self.ring = Ring(round(_RING_S * form.rate_hz), form.channels)
+        self.rate_hz, self.finished = form.rate_hz, False
+        self._at_ns = 0
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._wake, select.POLLIN)
+
+    def wait(self) -> bool:
+        """Wait a moment; True if something came."""
+        if not self._poll.poll(_MOMENT_MS):
+            return False
+        os.eventfd_read(self._wake)
+        return True
+
+    def hear(self, data: Any, count: int, times: Any, status: Any) -> None:
+        """PortAudio's callback: copies, wakes, and is gone."""
+        now_ns = time.monotonic_ns()
+        age_s = times.currentTime - times.inputBufferAdcTime - count / self.rate_hz
+        self._at_ns = max(self._at_ns, now_ns - round(min(max(age_s, 0.0), _AGE_MAX_S) * 1e9))
+        if status.input_overflow:
+            self.ring.miss(count)  # how many the system has lost nobody tells: at least about a block
+        self.ring.write(np.frombuffer(data, np.int16).reshape(count, -1), self._at_ns, now_ns)
+        self._rouse()
+
+    def finish(self) -> None:
+        """PortAudio's callback at the end of a stream."""
+        self.finished = True
+        self._rouse()
+
+    def _rouse(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(self._wake, 1)
+
+    def close(self) -> None:
+        """Give its number back: not before the last callback, for it may be somebody else's soon."""
+        os.close(self._wake)
+
+
 class Microphone:
-    """An open microphone. PortAudio's thread writes into a ring and never waits; whoever reads is woken."""
+    """An open microphone."""
 
     live, paced = True, False
 
     def __init__(self, address: Address, stall_s: float, rate_hz: int) -> None:
         self._address, self._shown, self._stall_s, self._wanted_hz = address, address.shown, stall_s, rate_hz
         self._stream: Any = None
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._poll = select.poll()
-        self._poll.register(self._wake, select.POLLIN)
         self._lost = 0
-        try:
-            self._open()
-        except BaseException:
-            os.close(self._wake)
-            raise
+        self._open()
 
     def read(self) -> Block | None:
         """The next sound; none after a moment in which nothing came."""
         if PORTAUDIO.asks_to_close:
             self._reopen()
-        if not self._poll.poll(_MOMENT_MS):
+        if not self._ear.wait():
             return self._silent()
-        os.eventfd_read(self._wake)
-        heard = self._ring.read()
+        heard = self._ear.ring.read()
         lost, self._lost = self._lost, heard.lost
         if not len(heard.frames):
             self._lost += lost
@@ -72,42 +112,39 @@ class Microphone:
         """Free the device. May be called twice."""
         if self._stream is not None:
             self._leave()
-            os.close(self._wake)  # after the callback's last breath: the number may be somebody else's soon
 
     def _open(self) -> None:
-        self._finished = False
-        self._at_ns, self._last_s = 0, time.monotonic()
+        self._last_s = time.monotonic()
         self._stream = PORTAUDIO.open(self._shown, self._stall_s, self._make)
         self._meter = RateMeter(self.rate_hz)
 
     def _leave(self) -> None:
         stream, self._stream = self._stream, None
-        PORTAUDIO.close(self._shown, self._stall_s, stream)
+        PORTAUDIO.close(self._shown, self._stall_s, stream, self._ear.close)
 
     def _reopen(self) -> None:
         """Another microphone is missed, and is seen only when nobody has one open."""
         gone_s = time.monotonic()
         self._leave()
         PORTAUDIO.gather()
-        try:
-            self._open()
-        except BaseException:
-            os.close(self._wake)
-            raise
+        self._open()
         self._lost += round((time.monotonic() - gone_s) * self.rate_hz)
 
     def _make(self, library: Any, found: list[Input]) -> Any:
         device = choose(found, self._address.target, library.default.device[0], self._shown)
         form = fitting(library, device, self._address, self._wanted_hz)
         self.rate_hz, self._channel = form.rate_hz, form.channel
-        self._ring = Ring(round(_RING_S * form.rate_hz), form.channels)
         self.about = f"{device.name}: {form.rate_hz} Hz, {form.channels} channel{'s' * (form.channels != 1)}"
+        self._ear = _Ear(form)
         try:
-            return self._started(library, device.number, form)
-        except library.PortAudioError as error:
+            return self._started(library, device.number, form, self._ear)
+        except BaseException as error:
+            self._ear.close()
+            if not isinstance(error, library.PortAudioError):
+                raise
             raise SourceError(f"{self._shown}: {device.name} cannot be opened: {why(error)}") from None
 
-    def _started(self, library: Any, number: int, form: Format) -> Any:
+    def _started(self, library: Any, number: int, form: Format, ear: _Ear) -> Any:
         stream = library.RawInputStream(
             samplerate=form.rate_hz,
             channels=form.channels,
@@ -115,8 +152,8 @@ class Microphone:
             device=number,
             blocksize=_AS_IT_COMES,
             latency=_SYSTEM_S,
-            callback=self._hear,
-            finished_callback=self._finish,
+            callback=ear.hear,
+            finished_callback=ear.finish,
         )
         try:
             stream.start()
@@ -125,27 +162,9 @@ class Microphone:
             raise
         return stream
 
-    def _hear(self, data: Any, count: int, times: Any, status: Any) -> None:
-        """PortAudio's callback: copies, wakes, and is gone."""
-        now_ns = time.monotonic_ns()
-        age_s = times.currentTime - times.inputBufferAdcTime - count / self.rate_hz
-        self._at_ns = max(self._at_ns, now_ns - round(min(max(age_s, 0.0), _AGE_MAX_S) * 1e9))
-        if status.input_overflow:
-            self._ring.miss(count)  # how many the system has lost nobody tells: at least about a block
-        self._ring.write(np.frombuffer(data, np.int16).reshape(count, -1), self._at_ns, now_ns)
-        self._rouse()
-
-    def _finish(self) -> None:
-        self._finished = True
-        self._rouse()
-
-    def _rouse(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_write(self._wake, 1)
-
     def _silent(self) -> Block:
         """Nothing came for a moment: whether that is bearable."""
-        if self._finished:
+        if self._ear.finished:
             raise SourceError(f"{self._shown}: the microphone is gone: unplugged, or its sound server ended")
         if time.monotonic() - self._last_s > self._stall_s:
             raise SourceError(f"{self._shown}: no sound for {self._stall_s:g} s")
@@ -162,7 +181,7 @@ class Microphone:
             measured_hz,
         )
         self.about = f"{self.about}, really {measured_hz} Hz"
-        self.rate_hz = measured_hz
+        self.rate_hz = self._ear.rate_hz = measured_hz
         self._meter = RateMeter(measured_hz)
 
 

@@ -11,15 +11,19 @@ import atexit
 import contextlib
 import ctypes
 import importlib
+import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from msgspec import Struct
 
 from agent.errors import SourceError
 from agent.stderr import STDERR_TURN
+
+log = logging.getLogger(__name__)
 
 _CARDS = Path("/proc/asound/cards")
 _GATHER_S = 1.0
@@ -44,6 +48,14 @@ class Input(Struct, frozen=True):
     rate_hz: int
 
 
+class _Leaving(NamedTuple):
+    """A stream that nobody wants any more, see `PortAudio.close`."""
+
+    shown: str
+    stream: Any
+    closed: Callable[[], None]
+
+
 class PortAudio:
     """Opens and closes streams, one at a time, and keeps the list of devices fresh."""
 
@@ -51,6 +63,7 @@ class PortAudio:
         self._turn = threading.Condition(threading.Lock())
         self._library: Any = None
         self._users, self._asked, self._cards = 0, False, ""
+        self._leaving: deque[_Leaving] = deque()
 
     def open(self, shown: str, timeout_s: float, make: Callable[[Any, list[Input]], T]) -> T:
         """Open a stream; whoever has one gives it back to `close`.
@@ -83,19 +96,20 @@ class PortAudio:
             library = self._fresh(shown)
             return do(library, inputs(library))
 
-    def close(self, shown: str, timeout_s: float, stream: Any) -> None:
-        """Close a stream that `open` gave.
+    def close(self, shown: str, timeout_s: float, stream: Any, closed: Callable[[], None]) -> None:
+        """Close a stream that `open` gave. Where PortAudio hangs in another one, that is done when it answers.
 
-        Raises:
-            SourceError: PortAudio hangs in another stream, and this one is still open.
+        Args:
+            shown: what is closed, for messages.
+            timeout_s: wait for others who open or close so long, s.
+            stream: to be closed.
+            closed: is called when its callback can no longer be, from any thread.
         """
-        with self._my_turn(shown, timeout_s):
-            try:
-                stream.abort()
-                stream.close()
-            finally:
-                self._users -= 1
-                self._turn.notify_all()
+        self._leaving.append(_Leaving(shown, stream, closed))
+        if self._turn.acquire(timeout=timeout_s):
+            self._release()
+        else:
+            log.warning("%s: PortAudio hangs in another microphone; closed when it answers", shown)
 
     @property
     def asks_to_close(self) -> bool:
@@ -103,19 +117,43 @@ class PortAudio:
         return self._asked
 
     def gather(self) -> None:
-        """Having closed, wait until everybody else has, too."""
-        with self._turn:
+        """Having closed, wait until everybody else has, too; not where PortAudio hangs."""
+        if not self._turn.acquire(timeout=_GATHER_S):
+            return
+        try:
             if not self._turn.wait_for(lambda: not self._asked or not self._users, _GATHER_S):
                 self._asked, self._cards = False, _cards()
+        finally:
+            self._release()
 
     @contextlib.contextmanager
     def _my_turn(self, shown: str, timeout_s: float) -> Iterator[None]:
         if not self._turn.acquire(timeout=timeout_s):
             raise SourceError(f"{shown}: PortAudio has been busy with another microphone for {timeout_s:g} s")
         try:
+            self._close_leaving()
             yield
         finally:
+            self._release()
+
+    def _release(self) -> None:
+        """Close the streams that others could not close meanwhile, and let the next one in."""
+        while True:
+            self._close_leaving()
             self._turn.release()
+            # One may have been left since, by somebody who found the turn taken.
+            if not self._leaving or not self._turn.acquire(blocking=False):
+                return
+
+    def _close_leaving(self) -> None:
+        while self._leaving:
+            leaving = self._leaving.popleft()
+            try:
+                _close(leaving.shown, leaving.stream)
+            finally:
+                self._users -= 1
+                self._turn.notify_all()
+                leaving.closed()
 
     def _fresh(self, shown: str) -> Any:
         """The library, with a fresh list where that harms nobody."""
@@ -133,6 +171,15 @@ class PortAudio:
 
 
 PORTAUDIO = PortAudio()
+
+
+def _close(shown: str, stream: Any) -> None:
+    """Close a stream, whatever sounddevice raises: its device is another program's then, or gone."""
+    for how in (stream.abort, stream.close):
+        try:
+            how()
+        except Exception as error:
+            log.debug("%s: %s: %s", shown, how.__name__, error)
 
 
 def inputs(library: Any) -> list[Input]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -23,9 +24,11 @@ class Stream:
         module.refuse(settings["device"], settings["samplerate"])
         self.settings, self._module = settings, module
         self.closed = self.pulled = False
+        self.aborts_with: Exception | None = None
         module.streams.append(self)
 
-    def start(self) -> None: ...
+    def start(self) -> None:
+        self._module.answers.wait(30.0)
 
     def give(self, samples: Samples, *, overflow: bool = False) -> None:
         if self.pulled or self.closed:
@@ -41,6 +44,8 @@ class Stream:
 
     def abort(self) -> None:
         self.settings["finished_callback"]()
+        if self.aborts_with is not None:
+            raise self.aborts_with
 
     def close(self) -> None:
         self.closed = True
@@ -54,6 +59,7 @@ class FakeSound:
         busy: names that cannot be opened.
         streams: every one that was opened, oldest first.
         initialised: how often.
+        answers: cleared while PortAudio hangs when a stream is started.
     """
 
     PortAudioError = PortAudioError
@@ -62,6 +68,8 @@ class FakeSound:
         self.plugged: list[tuple[str, int, int, tuple[int, ...]]] = [("USB Mic", 1, 48000, (16000, 48000))]
         self.busy: set[str] = set()
         self.streams: list[Stream] = []
+        self.answers = threading.Event()
+        self.answers.set()
         self.initialised, self._initialized = 0, 0
         self._lib = SimpleNamespace(Pa_Initialize=self.initialise)
         self.default = SimpleNamespace(device=(0, -1))

@@ -352,3 +352,53 @@ def test_the_number_of_a_wake_up_is_not_given_back_while_a_stream_is_open(
     with opened():
         pass
     assert closed_before == [True]
+
+
+@contextmanager
+def another_hangs(sound: FakeSound) -> Iterator[threading.Thread]:
+    """Somebody else opens a microphone meanwhile, and PortAudio does not answer before the end."""
+    sound.answers.clear()
+    thread = threading.Thread(target=lambda: open_microphone(parse("mic:default"), 5.0, 16000).close())
+    thread.start()
+    try:
+        yield thread
+    finally:
+        sound.answers.set()
+        thread.join(5.0)
+
+
+def test_a_microphone_that_cannot_be_closed_while_another_hangs_is_closed_when_that_one_answers(
+    sound: FakeSound,
+) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    source = open_microphone(parse("mic:default"), 0.1, 16000)
+    with another_hangs(sound):
+        until(lambda: len(sound.streams) == 2)
+        source.close()
+        assert not sound.streams[0].closed
+        sound.streams[0].give(ramp(160))  # its callback still has where to write
+    assert all(stream.closed for stream in sound.streams)
+    assert len(os.listdir("/proc/self/fd")) == before
+    with opened():
+        assert sound.initialised > 1, "nobody has one open, so the list of devices is made anew"
+
+
+def test_nobody_waits_for_another_that_hangs_longer_than_it_was_told_to(
+    sound: FakeSound, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(portaudio, "_GATHER_S", 0.1)
+    source = open_microphone(parse("mic:default"), 0.1, 16000)
+    with another_hangs(sound):
+        until(lambda: len(sound.streams) == 2)
+        began = time.monotonic()
+        with pytest.raises(SourceError, match="PortAudio has been busy with another microphone"):
+            source._reopen()
+        source.close()
+        assert time.monotonic() - began < 2.0
+    assert all(stream.closed for stream in sound.streams)
+
+
+def test_a_stream_that_cannot_be_aborted_is_closed_all_the_same(sound: FakeSound) -> None:
+    with opened():
+        sound.streams[0].aborts_with = sound.PortAudioError("Unanticipated host error", -9999)
+    assert sound.streams[0].closed
