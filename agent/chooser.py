@@ -57,11 +57,12 @@ class Chooser:
         self._surveys = Surveys(Verdicts(state), selection)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._waiting: deque[_Job] = deque()
+        self._lock = threading.Lock()  # of the two below: streams open their models in threads of their own
         self._open: list[_Job] = []
+        self._thread: threading.Thread | None = None
         self._hopeless: set[str] = set()
         self._closed = False
         self._due = time.monotonic() + selection.after_s
-        self._thread: threading.Thread | None = None
 
     def open(self, model: Model, backend: str, options: Options) -> Session:
         """Open a model for a stream.
@@ -78,7 +79,8 @@ class Chooser:
         verdict = None if made is None else self._surveys.verdict(made, found, options.threads)
         session = _on_cpu(model, Plan() if verdict is None else verdict.cpu, options)
         job = _Job(weakref.ref(session), weakref.ref(model), options)
-        self._open = [one for one in self._open if one.session() is not None] + [job]
+        with self._lock:
+            self._open = [one for one in self._open if one.session() is not None] + [job]
         if verdict is None or verdict.chosen != verdict.cpu:
             self._queue(job)
         return session
@@ -86,7 +88,9 @@ class Chooser:
     def configure(self, selection: SelectionConfig) -> None:
         """Take another configuration, and what others have measured: sessions change where that is better."""
         self._surveys.selection = selection
-        for job in self._open:
+        with self._lock:
+            jobs = list(self._open)
+        for job in jobs:
             self._queue(job)
 
     def close(self) -> None:
@@ -96,9 +100,10 @@ class Chooser:
 
     def _queue(self, job: _Job) -> None:
         self._jobs.put(job)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="selection", daemon=True)
-            self._thread.start()
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="selection", daemon=True)
+                self._thread.start()
 
     def _work(self) -> None:
         """Open what is known at once, and measure the rest when a board that has just started has settled."""

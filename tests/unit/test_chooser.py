@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -149,6 +150,34 @@ def test_the_choice_changes_with_the_configuration(state: Path, library: Path, m
     answers(session, 5)
     assert session.backend == "cpu"
     session.close()
+    chooser.close()
+
+
+@pytest.mark.usefixtures("no_measuring")
+def test_what_two_streams_open_at_the_same_moment_is_not_forgotten(
+    state: Path, library: Path, model: Model
+) -> None:
+    """The first to look through what is open is held up until the other has opened its own, or cannot."""
+    chooser = Chooser(selection(library, after_s=LATE), state)
+    second, held = threading.Event(), threading.Event()
+
+    class Slow:
+        def session(self) -> None:
+            if not held.is_set():
+                held.set()
+                second.wait(0.3)
+
+    chooser._open.append(cast("Any", Slow()))
+    sessions: list[AutoSession] = []
+    thread = threading.Thread(target=lambda: sessions.append(opened(chooser, model)))
+    thread.start()
+    assert held.wait(5.0)
+    sessions.append(opened(chooser, model))
+    second.set()
+    thread.join(5.0)
+    assert {id(one.session()) for one in chooser._open} == set(map(id, sessions))
+    for session in sessions:
+        session.close()
     chooser.close()
 
 
