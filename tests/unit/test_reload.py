@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import threading
 import time
 import weakref
@@ -129,12 +128,12 @@ def test_what_was_prepared_for_a_reload_that_is_refused_is_closed(
     else:
         new = replace(house.config, streams=streams, mqtt=MqttConfig(ca_file="/no/such/file"))
     all_see(house)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         with pytest.raises(VedetteError):
             Reload(house, new)
         wait_for(lambda: psutil.Process().children() == [])
-    wait_for(lambda: len(os.listdir("/proc/self/fd")) <= before)
+    wait_for(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before)
 
 
 def test_a_stream_whose_inference_hangs_frees_its_source_at_once_and_its_model_when_it_answers(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -370,7 +371,7 @@ def another_hangs(sound: FakeSound) -> Iterator[threading.Thread]:
 def test_a_microphone_that_cannot_be_closed_while_another_hangs_is_closed_when_that_one_answers(
     sound: FakeSound,
 ) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     source = open_microphone(parse("mic:default"), 0.1, 16000)
     with another_hangs(sound):
         until(lambda: len(sound.streams) == 2)
@@ -378,7 +379,7 @@ def test_a_microphone_that_cannot_be_closed_while_another_hangs_is_closed_when_t
         assert not sound.streams[0].closed
         sound.streams[0].give(ramp(160))  # its callback still has where to write
     assert all(stream.closed for stream in sound.streams)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
     with opened():
         assert sound.initialised > 1, "nobody has one open, so the list of devices is made anew"
 
