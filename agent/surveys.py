@@ -122,6 +122,7 @@ class Surveys:
             self._threads_max,
             inputs=golden(model),
             spare_mb=spare_memory_mb(),
+            software=False,
             progress=progress,
         )
         return Survey(_VERSION, now, files, measured, datetime.now(UTC), round(busy.others(), 3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import click
 from agent.plaintext import plain
 
 if TYPE_CHECKING:
+    from agent.compute.infer.finding import Found
     from agent.compute.infer.measure import Measured
     from agent.compute.infer.verdict import Verdict
     from agent.loadgen import Outcome
@@ -20,7 +22,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model")
 @click.option("--rung", default="", help="Size or depth; default: the model's first.")
-@click.option("--backend", "backends", multiple=True, help="Only these besides the CPU; may be given again.")
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    help="Only these besides the CPU; may be given again. `cpu`: the CPU alone.",
+)
 @click.option(
     "--by", type=click.Choice(["latency", "energy"]), default="latency", show_default=True, help="What is best."
 )
@@ -60,7 +67,6 @@ def bench(
     With --loadgen MLPerf's own load generator measures, too: the best way, or those of --backend. Its figures
     have the way to the model's process and back in them, and no pauses.
     """
-    from agent.compute.infer.finding import candidates
     from agent.compute.infer.selection import choose
     from agent.golden import golden
     from agent.library import open_model
@@ -77,7 +83,7 @@ def bench(
     elif loadgen_logs is not None:
         raise click.UsageError("--loadgen-logs goes with --loadgen")
     opened = open_model(model, rung)
-    found = candidates(backends)
+    found = _candidates(backends)
     verdict = choose(
         opened,
         found,
@@ -104,6 +110,15 @@ def bench(
         _print_json(verdict, tested)
     else:
         _print(verdict, asked=bool(backends), tested=tested)
+
+
+def _candidates(backends: Sequence[str]) -> list[Found]:
+    """Look for what is to be measured besides the CPU."""
+    from agent.compute.infer.backend import CPU
+    from agent.compute.infer.finding import candidates
+
+    names = [name for name in backends if name != CPU]
+    return candidates(names, besides=[CPU]) if names or not backends else []
 
 
 def _progress(what: str) -> None:
@@ -150,6 +165,11 @@ def _print(verdict: Verdict, *, asked: bool, tested: list[Outcome] | None) -> No
         )
     console = output(100, markup=False)
     console.print(table)
+    for one in verdict.measured:
+        if one.software:
+            console.print(
+                f"{plain(one.name)}: no GPU: the Vulkan driver {plain(one.software)} computes on the CPU"
+            )
     for one in _refused(verdict, asked=asked):
         console.print(f"{plain(one.name)}: {plain(one.refused)}")
     away = [one.name for one in verdict.measured if not one.here]

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.compute.infer.backend import Plan
+from agent.compute.infer.backend import CPU, Plan
 from agent.compute.infer.finding import Found
 from agent.compute.infer.trial import Progress
 from agent.compute.infer.verdict import Verdict
@@ -33,7 +33,8 @@ def ways(verdict: Verdict, found: Sequence[Found], backends: Sequence[str]) -> l
     if not backends:
         return [verdict.chosen]
     timed = {one.name for one in verdict.measured if one.p50_ms}
-    return [one.plan for one in found if one.plan is not None and one.name in timed]
+    processor = [verdict.cpu] if CPU in backends else []
+    return [*processor, *(one.plan for one in found if one.plan is not None and one.name in timed)]
 
 
 def outcomes(

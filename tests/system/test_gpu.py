@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from msgspec.structs import replace
 
+from agent.cli.main import vedette
 from agent.compute.infer.backend import Options, Plan, open_session, plan_of
 from agent.compute.infer.finding import candidates
 from agent.compute.infer.litert import load_runtime
 from agent.compute.infer.measure import distance, golden_inputs, tolerance
+from agent.compute.infer.vulkan import software_driver
 from agent.compute.infer.whole import Whole
 from agent.compute.infer.worker import WorkerSession
+from agent.config import SelectionConfig
 from agent.errors import BackendError
 from agent.golden import golden
 from agent.library import open_model, open_whole_model
+from agent.storage.verdicts import Verdicts
+from agent.surveys import Surveys
 
 (FOUND,) = candidates(["gpu"])
 pytestmark = pytest.mark.skipif(
@@ -36,6 +44,19 @@ def test_it_answers_as_the_cpu_does_at_every_depth() -> None:
     assert gpu.usage().rss_mb > 50.0
     gpu.close()
     cpu.close()
+
+
+@pytest.mark.skipif(not software_driver(), reason="Vulkan has a GPU here")
+def test_a_software_driver_is_named_by_the_bench_and_left_out_by_the_selection(tmp_path: Path) -> None:
+    done = CliRunner().invoke(vedette, ["bench", "small-speech", "--rung", "3", "--backend", "gpu"])
+    assert f"gpu: no GPU: the Vulkan driver {software_driver()} computes on the CPU" in " ".join(
+        done.output.split()
+    )
+    surveys = Surveys(Verdicts(tmp_path), SelectionConfig(candidates=("gpu",), threads_max=1))
+    asked: list[str] = []
+    made = surveys.measure(open_model("small-speech", "3"), surveys.found(), asked.append)
+    assert set(asked) == {"cpu, 1 thread"}
+    assert "is software, which computes on the CPU: not measured" in made.measured[-1].refused
 
 
 def test_an_npu_that_is_not_there_says_so() -> None:

@@ -26,7 +26,6 @@ from agent.compute.infer.backend import Options, Session, open_session
 from agent.compute.infer.failover import FailoverSession
 from agent.compute.infer.litert import CpuSession
 from agent.compute.infer.measure import Measured
-from agent.compute.infer.null import NullSession
 from agent.config import SelectionConfig
 from agent.errors import BackendError
 from agent.library import open_model
@@ -357,15 +356,14 @@ def test_threads_that_were_asked_for_are_given_even_where_they_were_refused(
 
 def test_an_explicit_backend_is_as_it_was_asked_for(tmp_path: Path, library: Path, model: Model) -> None:
     chooser = Chooser(selection(library, after_s=LATE), tmp_path)
-    cpu, null = (chooser.open(model, name, Options()) for name in ("cpu", "null"))
+    cpu = chooser.open(model, "cpu", Options())
     assert isinstance(cpu, CpuSession)
-    assert isinstance(null, NullSession)
     device = chooser.open(model, f"external:{library}?mode=fast,cpu", Options())
     assert isinstance(device, FailoverSession)
     answers(device, 7)
     with pytest.raises(BackendError, match="no backend"):
         chooser.open(model, "gpv", Options())
-    for session in (cpu, null, device):
+    for session in (cpu, device):
         session.close()
     assert chooser._thread is None
 

@@ -12,7 +12,7 @@ from agent.errors import BackendError
 from agent.manifest import Model
 from agent.messages import Array
 
-AUTO = "auto"
+AUTO, CPU = "auto", "cpu"
 STANDBY = ",cpu"
 
 
@@ -41,7 +41,7 @@ class Plan(Struct, frozen=True):
         threads: of the CPU; 0: chosen by the number of cores.
     """
 
-    backend: str = "cpu"
+    backend: str = CPU
     kind: Literal["cpu", "delegate", "accelerator"] = "cpu"
     library: str = ""
     settings: dict[str, str] = {}
@@ -168,7 +168,7 @@ def plan_of(backend: str) -> Plan:
 
     if backend in BACKENDS:
         return Plan()
-    (found,) = candidates([backend.removesuffix(STANDBY)])
+    (found,) = candidates([backend.removesuffix(STANDBY)], besides=(AUTO, CPU))
     if found.plan is None:
         raise BackendError(f"backend {backend!r} cannot be used here: {found.missing}")
     return found.plan
@@ -180,10 +180,4 @@ def _cpu() -> Backend:
     return CpuBackend()
 
 
-def _null() -> Backend:
-    from agent.compute.infer.null import NullBackend
-
-    return NullBackend()
-
-
-BACKENDS: dict[str, Callable[[], Backend]] = {AUTO: _cpu, "cpu": _cpu, "null": _null}
+BACKENDS: dict[str, Callable[[], Backend]] = {AUTO: _cpu, CPU: _cpu}

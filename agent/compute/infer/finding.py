@@ -36,12 +36,13 @@ class Found(Struct, frozen=True):
     missing: str = ""
 
 
-def candidates(names: Sequence[str] = (), root: Path = Path("/")) -> list[Found]:
+def candidates(names: Sequence[str] = (), root: Path = Path("/"), *, besides: Sequence[str] = ()) -> list[Found]:
     """Every row, found or not; or those that are named, in that order.
 
     Args:
         names: of rows, or `external:PATH?key=value`.
         root: of the file system.
+        besides: other words that the caller takes, for the error.
 
     Raises:
         BackendError: there is no such row.
@@ -55,7 +56,7 @@ def candidates(names: Sequence[str] = (), root: Path = Path("/")) -> list[Found]
         elif name in rows:
             found.append(_looked_for(rows[name], root, libraries))
         else:
-            known = ("auto", "cpu", "null", *rows, f"{EXTERNAL}PATH?key=value")
+            known = (*besides, *rows, f"{EXTERNAL}PATH?key=value")
             raise BackendError(f"no backend {name!r}; known: {', '.join(known)}")
     return found
 

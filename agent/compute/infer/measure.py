@@ -43,6 +43,7 @@ class Measured(Struct, frozen=True):
             reference's own deviation (of its size where its numbers are alike, or it is only one), over the worst
             output; None: they are not finite.
         runtime: name and version.
+        software: name of the driver that computes on the CPU in place of a GPU; empty: it is none.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Measured(Struct, frozen=True):
     delegated: _Count = -1
     error: Annotated[float, Meta(ge=0.0)] | None = 0.0
     runtime: str = ""
+    software: str = ""
 
 
 class Reference(Struct, frozen=True):

@@ -19,6 +19,7 @@ from agent.compute.infer.measure import Inputs, Measured, Reference, golden_inpu
 from agent.compute.infer.modelfile import read_modelfile
 from agent.compute.infer.trial import Progress, Way, race
 from agent.compute.infer.verdict import WORTH_A_THREAD, By, Verdict, best_of, decide
+from agent.compute.infer.vulkan import software_driver
 from agent.compute.infer.whole import Whole
 from agent.compute.infer.worker import PATIENCE_S, WorkerSession
 from agent.errors import BackendError
@@ -35,6 +36,7 @@ def survey(
     inputs: Inputs = golden_inputs,
     patience_s: float = PATIENCE_S,
     spare_mb: float = math.inf,
+    software: bool = True,
     progress: Progress = lambda _: None,
 ) -> tuple[Measured, ...]:
     """Measure everything that may run a model.
@@ -46,6 +48,8 @@ def survey(
         inputs: that everything must answer as the CPU does.
         patience_s: see `race`.
         spare_mb: memory for processes, MB; where it is short, fewer numbers of threads take turns.
+        software: also measure a GPU that a software driver computes on the CPU; it takes minutes, and is slower
+            than the CPU itself.
         progress: is told what is measured next; what it raises ends the survey.
 
     Raises:
@@ -61,14 +65,23 @@ def survey(
         raise BackendError(measured[0].refused)
     reference = replace(reference, p50_ms=next(one.p50_ms for one in measured if not one.refused))
     file = read_modelfile(model.content)
+    driver = software_driver() if any(map(_is_gpu, found)) else ""
     for one in found:
+        slow = driver if _is_gpu(one) else ""
         reason = one.missing or unsuited(one.name, file)
+        if slow and not software:
+            reason = reason or f"the Vulkan driver {slow} is software, which computes on the CPU: not measured"
         if reason or one.plan is None:
-            measured.append(Measured(one.name, one.title, here=one.plan is not None, refused=reason))
-            continue
-        way = Way(one.plan, one.title)
-        measured += race(model, [way], reference, patience_s=patience_s, progress=progress)
+            result = Measured(one.name, one.title, here=one.plan is not None, refused=reason)
+        else:
+            way = Way(one.plan, one.title)
+            (result,) = race(model, [way], reference, patience_s=patience_s, progress=progress)
+        measured.append(replace(result, software=slow))
     return tuple(measured)
+
+
+def _is_gpu(found: Found) -> bool:
+    return found.plan is not None and (found.plan.kind, found.plan.library) == ("accelerator", "GPU")
 
 
 def choose(

@@ -36,11 +36,19 @@ def test_a_table_and_why_one_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_not_here_is_one_line() -> None:
-    done = call("small-speech", "--rung", "3", "--by", "energy", "--backend", "cpu")
+    done = call("small-speech", "--rung", "3", "--by", "energy", "--backend", "tpu")
     assert done.exit_code == 1
-    assert "no backend 'cpu'" in str(done.exception)
+    assert "no backend 'tpu'; known: cpu, gpu, " in str(done.exception)
     done = call("nobody")
     assert "no bundled model is called 'nobody'" in str(done.exception)
+
+
+def test_the_cpu_alone_can_be_asked_for() -> None:
+    done = call("small-speech", "--rung", "3", "--backend", "cpu", "--json")
+    assert done.exit_code == 0, done.exception
+    found = json.loads(done.output)
+    assert {one["name"] for one in found["measured"]} == {"cpu"}
+    assert found["chosen"]["backend"] == "cpu"
 
 
 def one_addition(folder: Path, *shape: int) -> Path:

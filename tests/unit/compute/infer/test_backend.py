@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.compute.infer.backend import Options, Plan, open_session
+from agent.compute.infer.backend import Backend, Options, Plan, open_session
 from agent.compute.infer.litert import CpuBackend, default_threads, load_runtime
+from agent.compute.infer.null import NullBackend
 from agent.compute.infer.stderr import native_stderr
 from agent.errors import BackendError, ModelError
 from agent.library import open_whole_model
@@ -62,11 +63,11 @@ def test_a_rung_is_a_signature() -> None:
     assert session.output(0).tolist() == [[2, 2, 2, 2]]
 
 
-@pytest.mark.parametrize("backend", ["cpu", "null"])
-def test_a_missing_signature_names_those_that_there_are(backend: str) -> None:
+@pytest.mark.parametrize("backend", [CpuBackend(), NullBackend()], ids=["cpu", "null"])
+def test_a_missing_signature_names_those_that_there_are(backend: Backend) -> None:
     content = build.add_model(signature="deep")
     with pytest.raises(ModelError, match=r"m\.tflite: .*no signature 'deeper'; .* has: deep"):
-        open_session(model(content, Rung("12", "deeper")), backend, Options())
+        backend.open(model(content, Rung("12", "deeper")), Options())
 
 
 @pytest.mark.numerics
@@ -110,7 +111,7 @@ def test_a_model_that_cannot_run_is_refused_in_one_line(content: bytes) -> None:
 
 def test_the_null_backend_has_the_models_tensors_and_no_answer() -> None:
     content = build.add_model((1, 5), dtype="int8", scale=0.5, zero_point=-3)
-    null = open_session(model(content), "null", Options())
+    null = NullBackend().open(model(content), Options())
     real = open_session(model(content), "cpu", Options())
     assert (null.inputs, null.outputs) == (real.inputs, real.outputs)
     null.input(0)[:] = 1
@@ -121,8 +122,13 @@ def test_the_null_backend_has_the_models_tensors_and_no_answer() -> None:
 
 
 def test_an_unknown_backend_names_the_known() -> None:
-    with pytest.raises(BackendError, match="no backend 'tpu'; known: auto, cpu, null, gpu, "):
+    with pytest.raises(BackendError, match="no backend 'tpu'; known: auto, cpu, gpu, "):
         open_session(model(build.add_model()), "tpu", Options())
+
+
+def test_the_null_backend_is_offered_to_nobody() -> None:
+    with pytest.raises(BackendError, match="no backend 'null'; known: auto, cpu, gpu, "):
+        open_session(model(build.add_model()), "null", Options())
 
 
 @pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
