@@ -50,6 +50,8 @@ class Control:
         usable, dropped = _usable(self._overrides, config)
         self._tell(dropped)
         self._keep(usable)
+        for name in usable.lost:
+            log.warning("stream %s: %s", name, LOST)
         self.config = usable.over(config)
 
     def attach(self, house: House) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -96,8 +97,15 @@ def _print(verb: str, answer: Answer, *, as_json: bool) -> None:
     elif verb == "status":
         _print_status(answer.body)
     else:
-        more = [str(answer.body[key]) for key in ("topic", "path") if answer.body.get(key)]
-        click.echo(plain(": ".join([answer.reason or "done", *more])))
+        click.echo(plain(_done(verb, answer)))
+
+
+def _done(verb: str, answer: Answer) -> str:
+    """Say what was done, or, of a clip that is being recorded, where it will be."""
+    if verb == "record" and not answer.reason:
+        return f"recording; will be at {answer.body.get('path')}"
+    more = [str(answer.body[key]) for key in ("topic", "path") if answer.body.get(key)]
+    return ": ".join([answer.reason or "done", *more])
 
 
 def _print_report(report: Any) -> None:
@@ -117,9 +125,19 @@ def _print_status(body: dict[str, Any]) -> None:
     click.echo(plain(f"{body.get('device')}, Vedette {body.get('version')}"))
     streams = body.get("streams")
     for name, one in streams.items() if isinstance(streams, dict) else ():
-        zones = one.get("zones") or {}
-        said = {key: one.get(key) for key in ("threshold", "rung") if one.get(key) not in (None, "")}
-        said |= {f"zone/{zone}": "on" if on else "off" for zone, on in zones.items()}
-        by_command = ", ".join(one.get("set_by_command") or ())
-        line = "  ".join([f"  {name}", str(one.get("state")), *(f"{key}={value}" for key, value in said.items())])
-        click.echo(plain(line + (f"  (set by command: {by_command})" if by_command else "")))
+        click.echo(plain("  ".join([f"  {name}", *_about(one)])))
+    if waiting := body.get("waits_for_restart"):
+        click.echo(plain(f"waits for a restart: {', '.join(map(str, waiting))}"))
+
+
+def _about(stream: dict[str, Any]) -> Iterator[str]:
+    """State of a stream with its reason, how it is set, and what commands have set of that."""
+    detail = stream.get("detail")
+    yield f"{stream.get('state')}{f': {detail}' if detail else ''}"
+    for key in ("threshold", "rung"):
+        if stream.get(key) not in (None, ""):
+            yield f"{key}={stream[key]}"
+    for zone, on in (stream.get("zones") or {}).items():
+        yield f"zone/{zone}={'on' if on else 'off'}"
+    if by_command := ", ".join(stream.get("set_by_command") or ()):
+        yield f"(set by command: {by_command})"

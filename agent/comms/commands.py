@@ -89,6 +89,11 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
 
 
+def shown_payload(payload: bytes) -> str:
+    """A stranger's payload for people and logs, see `shown`."""
+    return shown(payload[: 4 * _SHOWN].decode(errors="replace"))
+
+
 def set_command(stream: str, what: str, payload: bytes) -> Command:
     """The command of a message on `<stream>/set/<what>`.
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 from agent.comms.client import LARGEST_WANTED
+from agent.comms.commands import shown_payload
 from agent.comms.connection import Connection
 from agent.comms.inbox import Hearing, Inbox
 from agent.comms.intake import Intake
@@ -96,7 +97,7 @@ class Intruder:
         if self._deleted < _MOST and self._states.set_if_new(topic, b""):
             self._deleted += 1
             level = logging.INFO if self._deleted <= _TOLD else logging.DEBUG
-            log.log(level, "%.100r was left at %.20r by a run before: deleted", topic, payload)
+            log.log(level, "%.100r: deleted, an earlier run left it at %s", topic, shown_payload(payload))
 
     def _contradict(self, topic: str, payload: bytes) -> None:
         if not self._states.repeat(topic):
@@ -104,8 +105,8 @@ class Intruder:
         self.count += 1
         if self.count == 1:
             log.warning(
-                "somebody else says %.20r on %.100r, which is ours to say: put right; health counts how often; "
-                "a broker's access list keeps others from it",
-                payload,
+                "another client overwrote %.100r with %s: value restored; health counts how often that happens; "
+                "an access list of the broker can prevent it",
                 topic,
+                shown_payload(payload),
             )

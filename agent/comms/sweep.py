@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from agent.comms.commands import shown_payload
 from agent.comms.connection import Connection
 from agent.comms.retained import Look
 from agent.comms.states import States
@@ -77,8 +78,8 @@ class Sweep:
             self._count += 1
             log.log(
                 logging.INFO if self._count <= _TOLD else logging.DEBUG,
-                "%.100r was left at %.20r by a run before: %s",
+                "%.100r: %s, an earlier run left it at %s",
                 one.topic,
-                one.payload,
-                f"set to {right.decode()}" if right else f"deleted, for there is no stream {stream:.60}",
+                f"set to {right.decode()}" if right else f"deleted, since there is no stream {stream:.60}",
+                shown_payload(one.payload),
             )

@@ -112,7 +112,7 @@ def test_a_state_that_somebody_else_tells_is_put_right_and_counted(
             operator.messages.client.publish(topic, b"off", qos=1, retain=True).wait_for_publish(5)
         operator.messages.wait(lambda m: m.of(state)[-2:] == [b"off", b"on"] and m.of(gone) == [b"off", b""])
         operator.messages.wait(lambda m: (h := health(m)) and h.link and h.link.intrusions == 2)
-        assert len(vedette.said("somebody else says b'off'")) == 1
+        assert len(vedette.said("another client overwrote")) == 1
         late = Operator(broker)
         late.wait_state("front", "enabled", "on")
         # What the device itself says, quickly one after the other, is no intrusion.

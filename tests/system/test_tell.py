@@ -39,7 +39,7 @@ def test_a_person_commands_a_board_from_a_shell(tmp_path: Path, broker: Mosquitt
         done = call(broker.port, "porch", "status")
         assert (
             done.output.splitlines()[1]
-            == "  front  running  threshold=0.5  rung=full  (set by command: threshold)"
+            == "  front  running: 160x120 at 20 fps  threshold=0.5  rung=full  (set by command: threshold)"
         )
         status = json.loads(call(broker.port, "--json", "porch", "status").output)
         assert status["streams"]["front"]["threshold"] == 0.5

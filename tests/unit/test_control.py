@@ -237,6 +237,20 @@ def test_what_cannot_be_known_is_off_also_when_the_disk_refuses_to_keep_that(
     assert Control(on(config), file).remark("front") == LOST
 
 
+def test_a_stream_that_a_damaged_file_keeps_off_is_said_at_every_start(
+    config: Config, file: TwinFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(file)
+    for _ in range(2):
+        caplog.clear()
+        Control(on(config), file)
+        for name in ("front", "back"):
+            assert f"stream {name}: {LOST}" in caplog.messages
+    caplog.clear()
+    Control(config, file)
+    assert not [line for line in caplog.messages if line.startswith("stream front: ")], "the file says off"
+
+
 def test_the_file_that_says_off_and_the_one_that_changes_count(config: Config, file: TwinFile) -> None:
     damage(file)
     mixed = replace(config, streams={**config.streams, "back": replace(config.streams["back"], enabled=True)})

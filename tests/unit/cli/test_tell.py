@@ -90,14 +90,23 @@ def test_the_status_is_a_line_for_each_stream(asked: list[Any]) -> None:
         "zones": {"drive": False},
         "set_by_command": ["rung"],
     }
-    body = {"device": "porch", "version": "0.1.0", "streams": {"front": one, "x\n": {}}}
+    back = {"state": "lost", "detail": "rtsp://camera/: no picture for 10 s", "enabled": True}
+    streams = {"front": one, "back": back, "x\n": {}}
+    body = {"device": "porch", "version": "0.1.0", "streams": streams, "waits_for_restart": ["[device] name"]}
     asked += [Answer(True, "", body)] * 2
     assert call("status").output.splitlines() == [
         "porch, Vedette 0.1.0",
         "  front  running  threshold=0.5  rung=416  zone/drive=off  (set by command: rung)",
+        "  back  lost: rtsp://camera/: no picture for 10 s",
         "  x\\n  None",
+        "waits for a restart: [device] name",
     ]
     assert call("--json", "status").output.startswith('{"device":"porch"')
+
+
+def test_a_clip_that_is_recorded_is_not_there_yet(asked: list[Any]) -> None:
+    asked += [Answer(True, "", {"path": "/clips/front/a.mkv"})]
+    assert call("front", "record", "20s").output == "recording; will be at /clips/front/a.mkv\n"
 
 
 @pytest.mark.parametrize("device", ["a/b", "+", "#", ""])

@@ -60,7 +60,7 @@ def test_what_another_one_says_is_put_right_and_told_once(world: World, caplog: 
         assert world.live(5) == [(ENABLED, b"on")]
     assert world.intruder.count == 3
     (said,) = [record.getMessage() for record in caplog.records]
-    assert said.startswith(f"somebody else says b'off' on {ENABLED!r}, which is ours to say: put right")
+    assert said.startswith(f"another client overwrote {ENABLED!r} with 'off': value restored")
 
 
 def test_the_broker_of_mqtt_5_is_asked_to_keep_our_own_to_itself(world: World) -> None:
@@ -101,7 +101,7 @@ def test_what_lies_at_the_broker_is_deleted_if_it_is_of_nothing_that_there_is_an
     assert world.live(5) == [(GONE, b"")]
     assert world.intruder.count == 0
     assert [record.getMessage() for record in caplog.records] == [
-        f"{GONE!r} was left at b'on' by a run before: deleted"
+        f"{GONE!r}: deleted, an earlier run left it at 'on'"
     ]
     world.client.message(GONE, b"")  # the echo of that
     assert world.live(5) == []
