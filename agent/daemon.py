@@ -25,7 +25,7 @@ from agent.published import FILE as PUBLISHED
 from agent.published import Published
 from agent.service import Service
 from agent.shadows import Shadows
-from agent.storage.durable import lock_folder, state_folder
+from agent.storage.durable import lock_folder, state_folder, tighten
 from agent.storage.spool import Spool
 from agent.storage.statefile import StateFile
 from agent.storage.twinfile import TwinFile
@@ -100,6 +100,7 @@ class Daemon:
         from agent.chooser import Chooser
 
         with lock_folder(state_folder(self._config.storage)) as folder:
+            tighten(folder)
             spool = Spool(folder, self._config.storage)
             try:
                 chooser = Chooser(self._config.selection, folder)

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
+
+from agent.storage.durable import STATE_MODE
 
 SIZE = "length(body) + length(CAST(topic AS BLOB))"
 """Bytes that a row counts for, see `agent.storage.batch.size`."""
@@ -37,6 +40,8 @@ def connect(path: Path) -> sqlite3.Connection:
         sqlite3.Error: it cannot be opened.
         OSError: so.
     """
+    with suppress(OSError):  # SQLite would make it 0644, and the files beside it like it
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, STATE_MODE))
     connection = sqlite3.connect(path, timeout=2.0, isolation_level=None, check_same_thread=False)
     try:
         connection.execute(f"PRAGMA page_size={_PAGE}")  # of a new file; an old one keeps its own

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 DISK_ERRORS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 """The disk is full, failing, or mounted read-only, as an SD card is when it dies: no mistake of the user's."""
 _LOCK = "lock"
+STATE_MODE = 0o640
+"""Of every file of the state folder: for its user, and for reading by its group."""
+_STATE_FILES = ("lock", "spool.*", "overrides.*", "published.*", "verdicts/*.json")
 _VARIABLE = "STATE_DIRECTORY"
 _HOME = "~/.local/state/vedette"
 _SERVICE = Path("var/lib/vedette")
@@ -75,6 +79,23 @@ def _replace(path: Path, data: bytes, mode: int, *, durable: bool = True) -> Non
         sync_folder(path.parent)
 
 
+def tighten(folder: Path) -> None:
+    """Give the files of a state folder `STATE_MODE` at most: older versions made some of them 0644.
+
+    Call it before the spool is opened: closing a database's file would give up SQLite's locks on it. A file of
+    another user, and one whose mode cannot be changed, stays as it is.
+    """
+    for path in (path for pattern in _STATE_FILES for path in folder.glob(pattern)):
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                found = os.fstat(descriptor)
+                if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+                    os.fchmod(descriptor, stat.S_IMODE(found.st_mode) & STATE_MODE)
+            finally:
+                os.close(descriptor)
+
+
 def sync_folder(folder: Path) -> None:
     """Make names that were created, renamed or deleted in a folder survive a power cut.
 
@@ -123,7 +144,7 @@ def lock_folder(folder: Path) -> Iterator[Path]:
 def _lock_file(path: Path) -> int:
     """A descriptor to lock: where the disk takes nothing, of what is there: the file, or else the folder."""
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, STATE_MODE)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise StorageError(f"{path}: cannot be opened: {reason_of(error)}") from error

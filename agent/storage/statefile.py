@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from agent.errors import StorageError, reason_of
-from agent.storage.durable import sync_folder, write_atomic
+from agent.storage.durable import STATE_MODE, sync_folder, write_atomic
 from agent.storage.regular import read_regular
 
 _LARGEST = 1024**2
@@ -41,7 +41,7 @@ class StateFile:
             StorageError: the disk refuses; what was there is still there.
         """
         if content:
-            write_atomic(self.path, content, 0o640)
+            write_atomic(self.path, content, STATE_MODE)
             return
         try:
             self.path.unlink(missing_ok=True)

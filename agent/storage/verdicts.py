@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agent.errors import StorageError, reason_of
+from agent.storage.durable import STATE_MODE
 from agent.storage.regular import SAFE, check_kind, read_regular
 
 _FOLDER = "verdicts"
@@ -116,7 +117,7 @@ def _replace(folder: int, name: str, content: bytes, owner: os.stat_result) -> N
     with suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=folder)
     try:
-        made = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE, 0o644, dir_fd=folder)
+        made = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE, STATE_MODE, dir_fd=folder)
         with os.fdopen(made, "wb") as file:
             _give(made, owner)
             file.write(content)

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from agent.errors import StorageError
+from agent.storage.durable import STATE_MODE
 from agent.storage.regular import read_regular
 
 BLOCK = 10_000
@@ -113,7 +114,7 @@ class Watermark:
 
     def _write(self, value: int, trusted: bool, *, void: bool = False) -> None:
         text = (_FORMAT % (value, "disk" if trusted else "void" if void else "lost")).encode("ascii")
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, STATE_MODE)
         try:
             os.pwrite(descriptor, text, 0)
             os.fsync(descriptor)

@@ -8,7 +8,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,7 +25,9 @@ from agent.cli.main import vedette
 from agent.comms import payload
 from agent.comms.clipmessage import ClipMessage
 from agent.config import StorageConfig
+from agent.errors import StorageError
 from agent.messages import Detection, Track
+from agent.storage.history import History
 from agent.storage.spool import Spool
 from tests.support.publishing import EVENTS, TOPICS, event, from_one
 
@@ -250,3 +255,32 @@ def test_times_as_people_write_them() -> None:
     for text in ("", "2w", "yesterday", "99999-01-01", "-1h"):
         with pytest.raises(click.BadParameter):
             moment(text)
+
+
+@contextmanager
+def become(user: int, group: int) -> Iterator[None]:
+    """Open files as another user and group."""
+    os.setegid(group)
+    os.seteuid(user)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_member_of_the_group_may_look_and_nobody_else() -> None:
+    with tempfile.TemporaryDirectory() as made:
+        folder, group = Path(made), 54321
+        spool = Spool(folder, StorageConfig())
+        spool.put(EVENTS, event())
+        spool.flush(5.0)
+        for path in (folder, *folder.iterdir()):
+            os.chown(path, -1, group)
+        folder.chmod(0o755)  # the files protect themselves
+        with become(65534, group):
+            assert len(list(History(folder).backwards())) == 1
+        with become(65534, 54322), pytest.raises(StorageError, match="Permission denied; run this as root"):
+            next(History(folder).backwards())
+        spool.close()

@@ -11,7 +11,17 @@ import pytest
 
 from agent.config import StorageConfig
 from agent.errors import StorageError
-from agent.storage.durable import clips_path, lock_folder, state_folder, write_atomic, write_passing
+from agent.storage.durable import (
+    clips_path,
+    lock_folder,
+    state_folder,
+    tighten,
+    write_atomic,
+    write_passing,
+)
+from agent.storage.spool import Spool
+from agent.storage.statefile import StateFile
+from agent.storage.verdicts import Verdicts
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -192,3 +202,27 @@ def test_a_passing_file_is_replaced_as_a_whole_and_nothing_else_is_left(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["health.json"]
     with pytest.raises(StorageError, match=r"gone/health\.json: cannot be written: No such file"):
         write_passing(tmp_path / "gone" / "health.json", b"new")
+
+
+def test_every_file_of_the_state_folder_is_for_its_user_and_group(tmp_path: Path) -> None:
+    with lock_folder(tmp_path):
+        spool = Spool(tmp_path, StorageConfig())
+        spool.put("vedette/porch/front/events", b"{}")
+        spool.flush(5.0)
+        StateFile(tmp_path / "published.json").write(b"{}")
+        Verdicts(tmp_path).write("model", "0" * 64, b"{}")
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+        spool.close()
+    assert {"lock", "spool.db", "spool.db-wal", "spool.db-shm", "spool.seq", "published.json"} < set(modes)
+    assert set(modes.values()) == {0o640}
+
+
+def test_files_of_an_older_version_are_tightened_and_others_are_left_alone(tmp_path: Path) -> None:
+    ours, theirs = ["lock", "spool.db", "spool.db-wal", "overrides.json"], ["notes.txt", "target"]
+    for name in (*ours, *theirs):
+        (tmp_path / name).write_text(name)
+        (tmp_path / name).chmod(0o644)
+    (tmp_path / "spool.seq").symlink_to(tmp_path / "target")
+    tighten(tmp_path)
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in ours} == {0o640}
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in theirs} == {0o644}
