@@ -57,6 +57,7 @@ class Bulletin:
             (self._heat.hot, link.connects, link.intrusions > 0, house.recorder.stats.trouble),
             self._homeassistant.trouble,
             house.waiting,
+            house.commands_off,
         ]
         self.has_news = str(now) != self._told
         if not self.has_news and time.monotonic() - self._told_at < house.config.health.every_s:
@@ -83,6 +84,7 @@ class Bulletin:
             link=link_health(house.line.publisher.state),
             clips=_clips(house),
             homeassistant=self._homeassistant.trouble,
+            commands_off=house.commands_off,
             waits_for_restart=names(house.waiting),
         )
         house.line.retain(house.topics.health, payload.encode(message))

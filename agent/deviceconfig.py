@@ -77,9 +77,10 @@ class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
         keepalive_s: silence after which the broker calls us offline, s.
         reconnect_max_s: longest pause between two attempts, s.
         inflight: messages sent and not yet acknowledged, at most.
-        commands: whether commands are taken from the broker. Left out: where it, and every fallback, is on this
-            machine, or knows us by user name or client certificate, so that its access list can say who commands;
-            elsewhere anybody could.
+        commands: whether commands are taken from the broker. Left out: they are if this device logs in to it, and
+            to every fallback, with `username` and `password_file` or with a client certificate, so that its
+            access list can say who commands. A broker without that may let anybody on the network in, also one on
+            this machine.
         event_expiry_s: the broker keeps an event for so long for a subscriber that is away, s, counted from its
             arrival there; 0: as long as the broker likes. MQTT 5 only.
         fallback: other brokers, in the order in which they are tried; see `FallbackConfig`. The first is returned

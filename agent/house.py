@@ -14,7 +14,7 @@ from agent.clips import Clip
 from agent.comms.clipmessage import clip_message
 from agent.comms.mqtt import Publisher
 from agent.comms.payload import encode
-from agent.comms.rights import takes_commands
+from agent.comms.rights import commands_off
 from agent.comms.topics import Topics
 from agent.config import Config, MqttConfig, StreamConfig
 from agent.configfile import Where
@@ -159,7 +159,12 @@ class House:
     @property
     def commands(self) -> bool:
         """Whether commands are taken from the broker."""
-        return takes_commands(self.config.mqtt)
+        return not self.commands_off
+
+    @property
+    def commands_off(self) -> str:
+        """Why no commands are taken from the broker; empty: they are."""
+        return commands_off(self.config.mqtt)
 
     def show(self, settings: dict[str, Settings], kept_off: frozenset[str]) -> None:
         """Take note of how the streams are set, and publish it where commands are taken."""

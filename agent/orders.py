@@ -60,10 +60,7 @@ class Orders:
             elif was:
                 house.line.ignore(pattern)
         if not house.commands and house.config.mqtt.commands is None:
-            log.info(
-                "commands are off: a broker of the configuration is elsewhere and knows nobody by name, so "
-                "anybody could send them; [mqtt] username, or commands = true, lets them in",
-            )
+            log.info("commands are off: %s", house.commands_off)
 
     def work(self) -> bool:
         """Carry out some of what waits; whether there may be more."""
@@ -83,7 +80,7 @@ class Orders:
             if request.command is None:
                 raise CommandError(request.refusal)
             if not self._house.commands:
-                raise CommandError("commands are off")
+                raise CommandError(f"commands are off: {self._house.commands_off}")
             if request.command.verb == "doctor":
                 self._examine(request)
                 return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import secrets
 import time
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ from agent.comms.guest import Guest
 from agent.comms.reasons import UNSUPPORTED_PROTOCOL, in_words
 from agent.comms.refusal import RefusedError, UnansweredError
 from agent.comms.topics import Topics
-from agent.errors import BrokerError
+from agent.errors import NO_JSON, BrokerError
 
 _FIRST_S = 3.0
 _NOBODY, _REFUSAL = 0x10, 0x80
@@ -44,6 +45,12 @@ class Answer(Struct, frozen=True):
     ok: bool
     reason: str
     body: dict[str, Any]
+
+
+class _Health(Struct):
+    """What is read of a health message, see `HealthMessage`."""
+
+    commands_off: str = ""
 
 
 class _Said(Struct):
@@ -90,6 +97,7 @@ class _Asking:
         self._subscribed: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Answer | int] = queue.SimpleQueue()
         self._statuses: dict[str, str] = {}
+        self._commands_off = ""
         self._guest = Guest(access, protocol)
         self._client = self._guest.client
         self._listen()
@@ -132,7 +140,8 @@ class _Asking:
 
     def _subscribe(self, until: float) -> None:
         status = Topics(self._topics.prefix, "+").status
-        self._client.subscribe([(topic, 1) for topic in (status, *self._answer_topics)])
+        topics = (status, *self._answer_topics, self._topics.health)
+        self._client.subscribe([(topic, 1) for topic in topics])
         try:
             codes = self._subscribed.get(timeout=max(0.05, until - time.monotonic()))
         except queue.Empty:
@@ -168,6 +177,10 @@ class _Asking:
         self._answers.put(code)
 
     def _message(self, client: Any, userdata: Any, message: mqtt.MQTTMessage) -> None:
+        if message.topic == self._topics.health:
+            with suppress(*NO_JSON):
+                self._commands_off = msgspec.json.decode(message.payload, type=_Health).commands_off
+            return
         if message.topic not in self._answer_topics:
             device = message.topic.removeprefix(f"{self._topics.prefix}/").removesuffix("/status")
             self._statuses[device] = message.payload.decode(errors="replace")[:20]
@@ -186,7 +199,7 @@ class _Asking:
         if code == _NOBODY:
             if (away := self._why_away()) or not self._statuses:
                 return away or f"nobody listens to commands to {device}"
-            return f"{device} is online and takes no commands: see [mqtt] commands in its configuration"
+            return self._why_off() or f"{device} is online and takes no commands: see [mqtt] commands there"
         return f"the broker does not let {self._access.user} command {device}: {as_options(in_words(code))}"
 
     def _why_away(self) -> str:
@@ -202,9 +215,13 @@ class _Asking:
         more = f"there are: {others}" if known else "nor is any other"
         return f"no device {device} is known at {self._access.where}; {more}"
 
+    def _why_off(self) -> str:
+        off = self._commands_off
+        return off and f"{self._topics.device} is online and takes no commands: {off}"
+
     def _why_silent(self, timeout_s: float) -> str:
-        if away := self._why_away():
-            return away
+        if why := self._why_away() or self._why_off():
+            return why
         device, user = self._topics.device, self._access.user
         return (
             f"no answer from {device} in {timeout_s:.0f} s, though it is online: it is busy, takes no commands "

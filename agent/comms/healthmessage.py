@@ -114,6 +114,7 @@ class HealthMessage(Struct, frozen=True):
             reload could not take up.
         clips: see `ClipsHealth`; None where no stream makes any.
         homeassistant: why Home Assistant does not find this device; empty: nothing speaks against it.
+        commands_off: why no commands are taken from the broker; empty: they are taken.
     """
 
     version: str
@@ -128,3 +129,4 @@ class HealthMessage(Struct, frozen=True):
     waits_for_restart: tuple[str, ...] = ()
     clips: ClipsHealth | None = None
     homeassistant: str = ""
+    commands_off: str = ""

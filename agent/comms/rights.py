@@ -1,23 +1,34 @@
-"""Whether commands are taken from a broker: who may command a device is the broker's access list to say."""
+"""Whether commands are taken from the brokers of a configuration: only where a broker can tell who sends them."""
 
 from __future__ import annotations
 
-import ipaddress
-
+from agent.comms.credentials import port
 from agent.comms.fallback import brokers_of
 from agent.config import MqttConfig
 
 
 def takes_commands(config: MqttConfig) -> bool:
-    """As configured; else where every broker is on this machine, or knows us and so can know others."""
+    """Return whether commands are taken, see `MqttConfig.commands`."""
+    return not commands_off(config)
+
+
+def commands_off(config: MqttConfig) -> str:
+    """Return why no commands are taken, and what would change that; empty: they are taken.
+
+    A broker that does not authenticate this device may let anybody on the network in. One on this machine is no
+    exception: it may listen on the network, too.
+    """
     if config.commands is not None:
-        return config.commands
-    return all(is_loopback(one.host) or one.username or one.cert_file for one in brokers_of(config))
+        return "" if config.commands else "[mqtt] commands = false"
+    for one in brokers_of(config):
+        if not authenticates(one):
+            return (
+                f"the broker {one.host}:{port(one)} is used without a password or a client certificate, so "
+                "it may let anybody on the network in; set [mqtt] username and password_file, or commands = true"
+            )
+    return ""
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() in ("localhost", "localhost.", "ip6-localhost")
+def authenticates(config: MqttConfig) -> bool:
+    """Return whether this device proves to the broker who it is: by a password or a client certificate."""
+    return bool(config.cert_file or (config.username and config.password_file))

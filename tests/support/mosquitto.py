@@ -157,7 +157,7 @@ class Mosquitto:
 
     def config(self, *, user: str = "", **overrides: Any) -> MqttConfig:
         """An `MqttConfig` that fits this broker; the first user, or that one, and the client certificate."""
-        fields: dict[str, Any] = {"host": HOST, "port": self.port, "reconnect_max_s": 1.0}
+        fields: dict[str, Any] = {"host": HOST, "port": self.port, "reconnect_max_s": 1.0, "commands": True}
         if self.users:
             user = user or next(iter(self.users))
             secret = self.folder / f"password-{user}"

@@ -63,7 +63,7 @@ class Vedette:
 
     def use(self, broker: Mosquitto) -> None:
         """Publish to this broker, from the next start or reload on."""
-        self.config["mqtt"] = {"host": HOST, "port": broker.port, "reconnect_max_s": 0.5}
+        self.config["mqtt"] = {"host": HOST, "port": broker.port, "reconnect_max_s": 0.5, "commands": True}
 
     def start(self) -> Self:
         """Start it, and return at once."""

@@ -367,3 +367,25 @@ def test_one_that_has_failed_is_tried_again_when_it_is_switched_on(
         (clip / "1.png").write_bytes((Path(__file__).parent.parent / "golden" / "walkers-020.png").read_bytes())
         assert operator.ask("set", stream="late", what="enabled", value="on")["ok"]
         operator.messages.wait(lambda m: states(m).get("late") == "running")
+
+
+def test_strangers_at_a_broker_on_this_machine_command_nothing(
+    tmp_path: Path, broker: Mosquitto, operator: Operator
+) -> None:
+    vedette = Vedette(tmp_path, broker, front=camera(person_model(tmp_path)))
+    del vedette.config["mqtt"]["commands"]  # mosquitto lets anonymous clients in, from any network that it serves
+    with vedette:
+        operator.messages.wait(lambda m: states(m).get("front") == "running")
+        operator.set("front", "enabled", "off")
+        operator.request("status", b"", TOPICS.answer("status"), b"1")
+        came = len(operator.messages.of(TOPICS.health))
+        operator.messages.wait(lambda m: len(m.of(TOPICS.health)) >= came + 2)
+        assert states(operator.messages)["front"] == "running"
+        assert operator.messages.of(TOPICS.answer("status")) == []
+        assert operator.states("front", "enabled") == []
+        assert len(vedette.said("commands are off: the broker ")) == 1
+        told = health(operator.messages)
+        assert told is not None
+        assert "commands = true" in told.commands_off
+        announced = broker.subscribe("homeassistant/#").wait(lambda m: len(m))
+        assert b"/set/" not in announced.of("homeassistant/device/porch/config")[-1]

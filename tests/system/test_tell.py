@@ -90,9 +90,7 @@ def test_why_nobody_answers_is_told(tmp_path: Path, broker: Mosquitto) -> None:
         operator.messages.wait(lambda m: m.of(TOPICS.status)[-2:] == [b"stopped", b"online"])
         operator.messages.close()  # with nobody who hears everything the broker can tell that nobody hears this
         done = call(broker.port, "porch", "status")
-        assert done.output == (
-            "vedette: porch is online and takes no commands: see [mqtt] commands in its configuration\n"
-        )
+        assert done.output == "vedette: porch is online and takes no commands: [mqtt] commands = false\n"
         vedette.end()
     assert call(broker.port, "porch", "status").output == "vedette: porch is stopped\n"
 
@@ -134,7 +132,7 @@ def test_a_broker_of_mqtt_3_1_1_only(tmp_path: Path, broker: Mosquitto) -> None:
     pytest.importorskip("amqtt.broker", reason="amqtt is not installed (extra [demo])")
     with EmbeddedBroker() as old, Vedette(tmp_path, broker, front=camera(person_model(tmp_path))) as vedette:
         vedette.end()
-        vedette.config["mqtt"] = {"host": HOST, "port": old.port, "reconnect_max_s": 0.5}
+        vedette.config["mqtt"] = {"host": HOST, "port": old.port, "reconnect_max_s": 0.5, "commands": True}
         vedette.start()
         wait_for(lambda: vedette.said("connected, MQTT 3.1.1"))
         done = call(old.port, "porch", "status")
