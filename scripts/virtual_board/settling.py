@@ -125,7 +125,7 @@ def configuration(board: Board, port: int) -> dict[str, Any]:
         "backend": "cpu",
         "capture": {"max_fps": 2.0},
         "gate": {"motion": False},
-        "track": {"update_every_s": 1.0},
+        "track": {"update_every_s": 1.0, "stationary_after_s": 0.0},
     }
     microphone = {"source": board.microphone, "model": f"{_MODELS}/small-speech.toml", "backend": "cpu"}
     return {

@@ -33,7 +33,12 @@ Table = dict[str, Any]
 
 def camera(model: Path | str, source: str = WALK, **keys: Any) -> Table:
     """A stream's table: with `person_model` it announces one person, and tells of it ten times a second."""
-    return {"source": source, "model": str(model), "track": {"update_every_s": 0.1}, **keys}
+    return {
+        "source": source,
+        "model": str(model),
+        "track": {"update_every_s": 0.1, "stationary_after_s": 0.0},
+        **keys,
+    }
 
 
 class Vedette:

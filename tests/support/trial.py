@@ -157,7 +157,7 @@ def try_delivery(folder: Path, seed: int, seconds: float, kinds: Mapping[str, Ki
 
 def _streams(folder: Path) -> dict[str, Table]:
     source = f"dir:{walk(folder, SEEN, UNSEEN)}?fps={FPS}&loop=1&pace=realtime"
-    track = {"min_hits": 1, "lost_after_s": 0.3, "update_every_s": 0.03}
+    track = {"min_hits": 1, "lost_after_s": 0.3, "update_every_s": 0.03, "stationary_after_s": 0.0}
     stream = camera(colour_model(folder), source, track=track, gate={"motion": False}, backend="cpu")
     return {f"cam{number}": stream for number in range(1, STREAMS + 1)}
 

@@ -181,7 +181,7 @@ def test_a_full_disk_costs_the_clip_and_no_event(
     # A new person now and then: each look away of the source's loop ends the last.
     source = f"file:{WALKERS}?loop=1"
     front = camera(person_model(tmp_path), source, clips={**SOON, "max_s": 1.0, "after_s": 0.5})
-    front["track"] = {"update_every_s": 0.1, "lost_after_s": 0.2, "min_hits": 1}
+    front["track"] = {"update_every_s": 0.1, "stationary_after_s": 0.0, "lost_after_s": 0.2, "min_hits": 1}
     front["gate"] = {"motion": False}
     vedette = Vedette(tmp_path, broker, front=front)
     vedette.config["storage"] |= {"clips_folder": str(small), "clips_keep_free_bytes": 0}

@@ -86,7 +86,11 @@ def messages(broker: Mosquitto) -> Messages:
 
 @pytest.fixture
 def camera(tmp_path: Path) -> StreamConfig:
-    return StreamConfig(source=WALK, model=str(person_model(tmp_path)), track=TrackConfig(update_every_s=0.1))
+    return StreamConfig(
+        source=WALK,
+        model=str(person_model(tmp_path)),
+        track=TrackConfig(update_every_s=0.1, stationary_after_s=0.0),
+    )
 
 
 @pytest.fixture
@@ -112,7 +116,7 @@ def both_see(messages: Messages) -> None:
 def test_a_day_in_the_house(config: Config, messages: Messages, camera: StreamConfig) -> None:
     with inside(config) as running:
         both_see(messages)
-        changed = replace(camera, track=TrackConfig(min_hits=2, update_every_s=0.1))
+        changed = replace(camera, track=TrackConfig(min_hits=2, update_every_s=0.1, stationary_after_s=0.0))
         running.reload(replace(config, streams={"front": camera, "side": changed}))
         messages.wait(lambda m: set(states(m)) == {"front", "side"} and "new" in kinds(m, "side"))
     assert running.error is None

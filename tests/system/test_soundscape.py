@@ -26,7 +26,8 @@ def test_sounds_that_overlap_reach_a_subscriber_each_with_its_times(
     soundfile.write(tmp_path / "yard.wav", story(*SOUNDS, seconds=10.5), RATE)
     messages = broker.subscribe("vedette/#")
     yard: Table = {"source": f"wav:{tmp_path / 'yard.wav'}?pace={pace}", "model": str(waveform_model(tmp_path))}
-    yard |= {"track": {"lost_after_s": LOST_S, "update_every_s": 1.0}, "publish": {"detections": True}}
+    track = {"lost_after_s": LOST_S, "update_every_s": 1.0, "stationary_after_s": 0.0}
+    yard |= {"track": track, "publish": {"detections": True}}
     with Vedette(tmp_path, broker, yard=yard) as vedette:
         messages.wait(lambda m: states(m).get("yard") == "ended", 30.0)
         vedette.end()
