@@ -160,8 +160,18 @@ def after(seconds: float, event: threading.Event) -> None:
     timer.start()
 
 
+def processor() -> str:
+    """The processor's name, as /proc/cpuinfo or the device tree tells it."""
+    tree = Path("/proc/device-tree/model")
+    if tree.is_file():
+        return tree.read_bytes().rstrip(b"\0").decode(errors="replace")
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
 def conclude(bench: str, figures: dict[str, float], targets: dict[str, str], meets: bool) -> None:
     """Print the closing line, and exit with 1 when the targets are missed."""
+    print(f"on {os.cpu_count()} cores: {processor()}")
     rounded = {name: round(value, 4) for name, value in figures.items()}
     print(json.dumps({"bench": bench, "figures": rounded, "targets": targets, "meets": meets}))
     sys.exit(not meets)

@@ -2,6 +2,9 @@
 
 Every processed frame's detections are published, so that every frame counts. The daemon runs as its own process;
 the message carries `captured_at` and the stages, and the subscriber stamps its arrival on the same clock.
+
+The time of an inference belongs to the model and the machine. The target is what comes on top of it, frame by
+frame: waiting, gate, resizing, decoding, tracking, spool, MQTT and the broker.
 """
 
 from __future__ import annotations
@@ -21,19 +24,21 @@ def main() -> None:
     args = common.arguments(__doc__ or "").parse_args()
     with tempfile.TemporaryDirectory() as folder, common.mosquitto() as port:
         stages, totals = collect(Path(folder), port, seconds=25 if args.quick else 90)
+    beyond = [total - infer for total, infer in zip(totals, stages["infer"], strict=True)]
     figures = {f"{name}_p50_ms": statistics.median(values) for name, values in stages.items()}
     figures |= {f"{name}_p99_ms": percentile(values, 99) for name, values in stages.items()}
     figures |= {
         "total_p50_ms": statistics.median(totals),
         "total_p99_ms": percentile(totals, 99),
+        "beyond_infer_p50_ms": statistics.median(beyond),
+        "beyond_infer_p99_ms": percentile(beyond, 99),
         "frames": len(totals),
-        "allowed_p99_ms": 1.5 * figures["infer_p50_ms"] + 15,
     }
     print(f"{'stage':10} {'p50 ms':>8} {'p99 ms':>8}")
     for name in (*stages, "total"):
         print(f"{name:10} {figures[f'{name}_p50_ms']:8.2f} {figures[f'{name}_p99_ms']:8.2f}")
-    meets = figures["total_p99_ms"] <= figures["allowed_p99_ms"]
-    common.conclude("latency", figures, {"total_p99_ms": "<= 1.5 * infer_p50_ms + 15"}, meets)
+    meets = figures["beyond_infer_p99_ms"] <= 5.0
+    common.conclude("latency", figures, {"beyond_infer_p99_ms": "<= 5 beyond the inference of the frame"}, meets)
 
 
 def collect(folder: Path, port: int, seconds: float) -> tuple[dict[str, list[float]], list[float]]:

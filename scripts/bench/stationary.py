@@ -163,7 +163,7 @@ def arguments() -> argparse.Namespace:
 
 def scene_parts(*, quick: bool) -> list[Part]:
     """The part of the scene that is compared with the gate off."""
-    walk, still = (9.0, 90.0) if quick else (25.0, 300.0)
+    walk, still = (8.0, 80.0) if quick else (25.0, 300.0)
     return [
         Part(walk, 10.0, people=True, arrives=True),
         Part(still, 5.0),
