@@ -58,6 +58,7 @@ class Bulletin:
             self._homeassistant.trouble,
             house.waiting,
             house.commands_off,
+            house.state_trouble,
         ]
         self.has_news = str(now) != self._told
         if not self.has_news and time.monotonic() - self._told_at < house.config.health.every_s:
@@ -86,6 +87,7 @@ class Bulletin:
             homeassistant=self._homeassistant.trouble,
             commands_off=house.commands_off,
             waits_for_restart=names(house.waiting),
+            state_folder=house.state_trouble,
         )
         house.line.retain(house.topics.health, payload.encode(message))
 

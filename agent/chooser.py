@@ -93,6 +93,10 @@ class Chooser:
         for job in jobs:
             self._queue(job)
 
+    def write_anew(self) -> None:
+        """Write again what was measured: the state folder was deleted."""
+        self._surveys.write_anew()
+
     def close(self) -> None:
         """Measure nothing more."""
         self._closed = True

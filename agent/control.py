@@ -126,6 +126,10 @@ class Control:
         self._show({name: settings_of(stream) for name, stream in over.streams.items()})
         return str(reload)
 
+    def write_anew(self) -> None:
+        """Write again what operators have set: the state folder was deleted."""
+        self._write(self._overrides)
+
     def check(self, stream: str) -> None:
         """Refuse a stream that there is not.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from agent.boardhealth import LocalHealth
@@ -25,7 +25,8 @@ from agent.published import FILE as PUBLISHED
 from agent.published import Published
 from agent.service import Service
 from agent.shadows import Shadows
-from agent.storage.durable import lock_folder, state_folder, tighten
+from agent.stateguard import StateGuard
+from agent.storage.durable import OwnedFolder, state_folder, tighten
 from agent.storage.spool import Spool
 from agent.storage.statefile import StateFile
 from agent.storage.twinfile import TwinFile
@@ -99,7 +100,8 @@ class Daemon:
         """
         from agent.chooser import Chooser
 
-        with lock_folder(state_folder(self._config.storage)) as folder:
+        with closing(OwnedFolder(state_folder(self._config.storage))) as owned:
+            folder = owned.path
             tighten(folder)
             spool = Spool(folder, self._config.storage)
             try:
@@ -113,6 +115,7 @@ class Daemon:
                 self._bulletin = Bulletin(self.house, self._control, self._homeassistant)
                 self._shadows = Shadows(self.house)
                 self._local = LocalHealth(self.house, self._bulletin, self._shadows)
+                self._guard = StateGuard(owned, spool, self._write_anew)
                 self.house.settle_left()
                 self.house.prepare()
                 if self._board:
@@ -142,6 +145,7 @@ class Daemon:
             if self._reload_asked:
                 self._reload_asked = False
                 self._do_reload()
+            self.house.state_trouble = self._guard.look()
             self.house.published.look()
             if self._orders.work():
                 self._rouse()
@@ -159,6 +163,10 @@ class Daemon:
                 return
             with suppress(queue.Empty):
                 self._wake.get(timeout=_LOOK_S)
+
+    def _write_anew(self) -> None:
+        self._control.write_anew()
+        self.house.write_anew()
 
     def _done(self) -> bool:
         """Whether every stream is over, and that is reason enough to end."""

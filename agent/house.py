@@ -62,6 +62,7 @@ class House:
         settings: how each stream is set.
         waiting: keys that have another value in the file, and wait for a restart, by table and name.
         kept_off: streams that an operator has switched off: somebody may want them on again.
+        state_trouble: what happened to the state folder while this runs; empty: nothing.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class House:
         self.settings: dict[str, Settings] = {}
         self.waiting: tuple[Key, ...] = ()
         self.kept_off: frozenset[str] = frozenset()
+        self.state_trouble = ""
         self._stated: set[str] = set()
         self._left: WeakSet[Stream] = WeakSet()  # a thread that hangs holds its stream, and nothing else should
 
@@ -211,6 +213,14 @@ class House:
     def hanging(self, name: str) -> list[Stream]:
         """Streams of this name that were left behind, and whose threads still hang."""
         return [one for one in self._left if one.name == name and not one.join(0.0)]
+
+    def write_anew(self) -> None:
+        """Write again what is kept besides the spool: the state folder was deleted."""
+        self.published.write_anew()
+        if self.chooser is not None:
+            self.chooser.write_anew()
+        if self._recorder is not None:
+            self._recorder.configure(self.config.storage)  # it looks which clips there are
 
     def remove(self, name: str) -> None:
         """Drop a stream that has stopped, and what the broker keeps of it: an empty payload deletes that."""

@@ -81,6 +81,11 @@ class Published:
                 self._brokers[broker] = _without(known, trace, self._now[0])
         self._write()
 
+    def write_anew(self) -> None:
+        """Write the file again: the state folder was deleted."""
+        self._kept = b""
+        self._write()
+
     def _write(self) -> None:
         content = msgspec.json.format(msgspec.json.encode(_File(self._brokers)), indent=1) + b"\n"
         if self._file is None or content == self._kept:

@@ -135,6 +135,13 @@ class Surveys:
         """
         self._verdicts.write(model.manifest.name, _key(model), msgspec.json.encode(made))
 
+    def write_anew(self) -> None:
+        """Write again what is known, see `Verdicts.write_anew`."""
+        try:
+            self._verdicts.write_anew()
+        except StorageError as error:
+            log.warning("%s; it will be measured again after the next start", error)
+
     def verdict(self, made: Survey, found: Sequence[Found], threads: int = 0) -> Verdict:
         """What is best, see `decide`."""
         return decide(made.measured, found, self.selection.by, threads)

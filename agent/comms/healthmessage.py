@@ -115,6 +115,8 @@ class HealthMessage(Struct, frozen=True):
         clips: see `ClipsHealth`; None where no stream makes any.
         homeassistant: why Home Assistant does not find this device; empty: nothing speaks against it.
         commands_off: why no commands are taken from the broker; empty: they are taken.
+        state_folder: that it was deleted or replaced while the daemon ran, and whether it could be written anew;
+            empty: it was not.
     """
 
     version: str
@@ -130,3 +132,4 @@ class HealthMessage(Struct, frozen=True):
     clips: ClipsHealth | None = None
     homeassistant: str = ""
     commands_off: str = ""
+    state_folder: str = ""

@@ -40,8 +40,7 @@ def connect(path: Path) -> sqlite3.Connection:
         sqlite3.Error: it cannot be opened.
         OSError: so.
     """
-    with suppress(OSError):  # SQLite would make it 0644, and the files beside it like it
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, STATE_MODE))
+    make_file(path)
     connection = sqlite3.connect(path, timeout=2.0, isolation_level=None, check_same_thread=False)
     try:
         connection.execute(f"PRAGMA page_size={_PAGE}")  # of a new file; an old one keeps its own
@@ -56,6 +55,12 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def make_file(path: Path) -> None:
+    """Make an empty file for a database, if there is none: SQLite makes it, and those beside it, 0644."""
+    with suppress(OSError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, STATE_MODE))
 
 
 def _journal_bytes(folder: Path) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
+import threading
 import time
 from collections.abc import Container, Sequence
 from contextlib import suppress
@@ -13,7 +15,7 @@ from agent.config import StorageConfig
 from agent.messages import Stored
 from agent.storage import fault
 from agent.storage.batch import Batch
-from agent.storage.repair import is_corrupt, salvage, salvage_wills, set_aside
+from agent.storage.repair import FILES, is_corrupt, salvage, salvage_wills, set_aside
 from agent.storage.table import Counted, Table
 from agent.storage.watermark import Watermark, number_from_clock
 from agent.storage.wills import LeftWill
@@ -32,6 +34,7 @@ class Disk:
 
     Attributes:
         failing: whether rows cannot be written now.
+        detached: rows that can be read lie in a file that has no name any more, and nothing is written to it.
         void: wills of the process before are not to be executed: it ended well, and could only not delete them.
         counted: as of the last time that it could be read.
     """
@@ -41,10 +44,12 @@ class Disk:
         self._set(config)
         self.failing, self._salvaged, self._given = False, list[Stored](), 0
         self._inherited: list[LeftWill] | None = None
-        self.void = False
+        self.void = self.detached = False
+        self._opened: tuple[tuple[Path, int, int], ...] = ()
         self.counted = Counted()
         self._since, self._repaired_at, self._reopened = 0.0, float("-inf"), False
         self._table: Table | None = None
+        self._swap = threading.Lock()
         self._mark = Watermark(path.with_suffix(".seq"))
         try:
             self._open()
@@ -100,7 +105,7 @@ class Disk:
             sqlite3.Error: they cannot be read.
         """
         rows: list[Stored] = []
-        with suppress(sqlite3.ProgrammingError):  # closed between two looks
+        with self._swap, suppress(sqlite3.ProgrammingError):  # closed between two looks
             while (table := self._table) is not None and len(rows) < limit:
                 found = table.read(after, limit)
                 rows += (row for row in found if row.seq not in leave_out)
@@ -111,6 +116,8 @@ class Disk:
 
     def write(self, batch: Batch) -> bool:
         """See `Table.commit`. Whether it is done; it never raises."""
+        if self.detached:
+            return False
         try:
             table = self._table or self._open()
             if self._reopened:  # the commit that failed may yet have reached the disk: then these rows are in it
@@ -130,11 +137,76 @@ class Disk:
         self._table = table = Table(self.path, self._config)
         if saved:
             table.restore(saved)
+        self._opened = tuple(_identified(self.path, self.path.with_name(f"{self.path.name}-wal")))
         self.counted = table.counted
         self._reopened = True
         if self._inherited is None:  # the first one that could be opened: none of these wills is our own
             self._inherited, self.void = table.wills(), self._mark.void
         return table
+
+    @property
+    def is_gone(self) -> bool:
+        """True if the files that are open have been deleted or replaced. Any thread may ask.
+
+        SQLite goes on writing to them without an error, and what it writes is lost with the process.
+        """
+        return self.detached or any(entry not in _identified(entry[0]) for entry in self._opened)
+
+    def detach(self) -> None:
+        """Keep new rows in memory until `attach`: the files are gone, and there is no folder for others."""
+        self.detached = self._table is not None
+        if not self.failing:
+            self.failing, self._since = True, time.monotonic()
+
+    def attach(self, given: int) -> bool:
+        """Write what the files held that are gone into new ones, and go on there.
+
+        Files of the same names that somebody else has put there are set aside.
+
+        Args:
+            given: highest number that was given out.
+
+        Returns:
+            False: that failed, and was told; it may be tried again.
+        """
+        try:
+            if self._table is not None and self.is_gone:
+                if any(os.path.lexists(f"{self.path}{suffix}") for suffix in FILES):
+                    aside = set_aside(self.path, "replaced")
+                    log.warning("spool %s: what lay in its place is set aside as %s", self.path, aside.name)
+                self._copy(self._table)
+                with self._swap:  # nobody is to find newer rows before these
+                    self.close()  # before the new one is opened: SQLite deletes a journal by its name
+                    self._open()
+            self._mark.renew(given)
+        except (sqlite3.Error, OSError) as error:
+            told = self.detached
+            self.detach()
+            if not told:
+                self._tell(error)
+            return False
+        self.detached = False
+        return True
+
+    def _copy(self, table: Table) -> None:
+        """Copy a table to its path; if its own file cannot be read any more, say what is lost with it."""
+        try:
+            table.copy_to(self.path)
+        except sqlite3.Error as error:
+            self.path.unlink(missing_ok=True)
+            try:
+                table.check_readable()
+            except sqlite3.Error:
+                log.error("spool %s: %d events are lost with its disk: %s", self.path, table.counted.rows, error)
+            else:
+                raise
+
+    def _tell(self, error: Exception) -> None:
+        log.error(
+            "spool %s: %s: events are kept in memory until it can be written; make room, or look at the disk",
+            self.path,
+            fault.said(error, self.path.parent),
+        )
 
     def lost(self, error: Exception) -> None:
         """Take note of an error: repair what can be repaired, or fail until a write succeeds."""
@@ -152,11 +224,7 @@ class Disk:
             self._is_claimed(self._given)
         if not self.failing:
             self.failing, self._since = True, time.monotonic()
-            log.error(
-                "spool %s: %s: events are kept in memory until it can be written; make room, or look at the disk",
-                self.path,
-                fault.said(error, self.path.parent),
-            )
+            self._tell(error)
 
     def _repair(self, error: Exception) -> bool:
         """Set the file aside and start a new one; whether that worked."""
@@ -202,5 +270,16 @@ class Disk:
     def close(self) -> None:
         """Close the table, if it is open."""
         table, self._table = self._table, None
+        self._opened, self.detached = (), False
         if table is not None:
             table.close()
+
+
+def _identified(*paths: Path) -> list[tuple[Path, int, int]]:
+    """Device and number of those files that are there."""
+    found = []
+    for path in paths:
+        with suppress(OSError):
+            there = path.stat()
+            found.append((path, there.st_dev, there.st_ino))
+    return found

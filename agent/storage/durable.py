@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 DISK_ERRORS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 """The disk is full, failing, or mounted read-only, as an SD card is when it dies: no mistake of the user's."""
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _LOCK = "lock"
 STATE_MODE = 0o640
 """Of every file of the state folder: for its user, and for reading by its group."""
@@ -123,9 +124,56 @@ def make_folder(folder: Path) -> None:
         raise StorageError(f"{folder}: cannot be used as a folder: {reason_of(error)}") from error
 
 
+class OwnedFolder:
+    """A folder that no other process may own meanwhile; the kernel ends that with the process, however it ends.
+
+    Attributes:
+        path: of the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Own a folder.
+
+        Raises:
+            InUseError: another process owns it; names its pid. StorageError: it cannot be used.
+        """
+        self.path = path
+        self._descriptor = _owned(path)
+
+    @property
+    def is_gone(self) -> bool:
+        """True if it was deleted, moved or replaced since, or its file system was unmounted.
+
+        Our descriptor keeps the lock file's number from being given to another file, so both can be compared.
+        """
+        ours = os.fstat(self._descriptor)
+        try:
+            there = (self.path if stat.S_ISDIR(ours.st_mode) else self.path / _LOCK).stat()
+        except OSError as error:
+            return error.errno in _GONE
+        return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
+
+    def renew(self) -> None:
+        """Make the folder again where it is gone, and own what is there now.
+
+        Raises:
+            InUseError: another process owns that by now. StorageError: it cannot be made.
+        """
+        try:
+            self.path.mkdir(mode=0o750, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{self.path}: cannot be made again: {reason_of(error)}") from error
+        before, self._descriptor = self._descriptor, _owned(self.path)
+        os.close(before)
+
+    def close(self) -> None:
+        """Own it no more."""
+        os.close(self._descriptor)
+
+
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[Path]:
-    """Own a folder while the context lasts; the kernel ends it with the process, however that ends.
+    """Own a folder while the context lasts, see `OwnedFolder`.
 
     Yields:
         the folder.
@@ -133,12 +181,21 @@ def lock_folder(folder: Path) -> Iterator[Path]:
     Raises:
         InUseError: another process owns it; names its pid. StorageError: it cannot be used.
     """
+    owned = OwnedFolder(folder)
+    try:
+        yield folder
+    finally:
+        owned.close()
+
+
+def _owned(folder: Path) -> int:
     descriptor = _lock_file(folder / _LOCK)
     try:
         _lock(descriptor, folder)
-        yield folder
-    finally:
+    except BaseException:
         os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _lock_file(path: Path) -> int:

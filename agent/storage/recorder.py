@@ -169,6 +169,10 @@ class Recorder:
             self._shelf.make_room(0)
         except StorageError as error:
             self._tally.fail(str(error))
+        except FileNotFoundError:  # the folder was deleted, and is made again for the next clip
+            return
+        except OSError as error:
+            self._tally.fail(f"{self._folder}: {reason_of(error)}")
 
     def _serve_all(self) -> None:
         """Every clip. By itself, so that whoever waits for the next holds no footage."""

@@ -7,13 +7,15 @@ import time
 from collections.abc import Iterable
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Literal
 
 from agent.messages import Stored
 from agent.storage.durable import sync_folder
 from agent.storage.wills import LeftWill
 
 _BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_FILES = ("", "-wal", "-shm")
+FILES = ("", "-wal", "-shm")
+"""What SQLite appends to the name of a database."""
 _KEPT = 2
 """Corrupt databases kept; a dying card must not fill itself with them."""
 
@@ -61,8 +63,12 @@ def _is_sound(row: tuple[object, ...], last: int, highest: int) -> bool:
     return isinstance(seq, int) and last < seq <= highest and [*map(type, rest)] == [str, bytes, float, int, int]
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a corrupt database, and delete all but the newest that were renamed before.
+def set_aside(path: Path, why: Literal["corrupt", "replaced"] = "corrupt") -> Path:
+    """Rename a database that is not to be used, and delete all but the newest that were renamed before.
+
+    Args:
+        path: of the database.
+        why: part of its new name; `replaced`: somebody has put it in the place of ours.
 
     Returns:
         its new name.
@@ -70,9 +76,9 @@ def set_aside(path: Path) -> Path:
     Raises:
         OSError: the disk refuses.
     """
-    base = f"{path.name}.corrupt-"
+    base = f"{path.name}.{why}-"
     target = path.with_name(base + time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
-    for suffix in _FILES:
+    for suffix in FILES:
         with suppress(FileNotFoundError):
             Path(f"{path}{suffix}").replace(f"{target}{suffix}")
     _forget_old(path.parent.glob(f"{base}*"))
@@ -81,7 +87,7 @@ def set_aside(path: Path) -> Path:
 
 
 def _forget_old(files: Iterable[Path]) -> None:
-    found = [file for file in files if not file.name.endswith(_FILES[1:])]
+    found = [file for file in files if not file.name.endswith(FILES[1:])]
     for old in sorted(found)[:-_KEPT]:
-        for suffix in _FILES:
+        for suffix in FILES:
             Path(f"{old}{suffix}").unlink(missing_ok=True)

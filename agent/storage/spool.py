@@ -105,6 +105,23 @@ class Spool:
         """
         self._writer.configure(config)
 
+    @property
+    def is_gone(self) -> bool:
+        """True if its files have been deleted or replaced under it; see `attach`."""
+        disk = self._writer.disk
+        return disk is not None and disk.is_gone
+
+    def detach(self) -> None:
+        """Keep new events in memory from now on: its files are gone, and cannot be made again yet."""
+        self._writer.move("detach")
+
+    def attach(self) -> None:
+        """Write everything anew into the folder, which must be there; returns at once.
+
+        `is_gone` is False when that is done. Where it fails, events stay in memory, and this may be called again.
+        """
+        self._writer.move("attach")
+
     def on_stored(self, hook: Callable[[], None] | None) -> None:
         """Call `hook` whenever there is more to peek, in place of the one before. It must be quick."""
         self._writer.hook.set(hook)
@@ -132,9 +149,10 @@ class Spool:
     def close(self) -> None:
         """Commit what is left and close. Says what could not be kept."""
         disk = self._writer.disk
+        nowhere = self._writer.on_disk.rows if disk is not None and disk.detached else 0
         if self._writer.stop() and disk is not None:
             if disk.failing and not self._backlog.wills.any_open and not self._backlog.held:
                 disk.revoke_wills()
             disk.close()
-        if lost := len(self._backlog.held) + len(self._backlog.memory):
+        if lost := nowhere + len(self._backlog.held) + len(self._backlog.memory):
             log.error("spool: %d events lay in memory only and go with it", lost)

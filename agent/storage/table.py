@@ -15,7 +15,7 @@ from agent.config import StorageConfig
 from agent.messages import Stored
 from agent.storage import kept
 from agent.storage.batch import Batch, Reason, size
-from agent.storage.database import SIZE, connect, prepare
+from agent.storage.database import SIZE, connect, make_file, prepare
 from agent.storage.durable import sync_folder
 from agent.storage.tally import Tally, count, newest
 from agent.storage.watermark import CLOCK_SET
@@ -211,6 +211,16 @@ class Table:
         """Fold the journal into the database and empty it, if that is possible: it gives room on a full disk."""
         with suppress(sqlite3.Error):
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def copy_to(self, path: Path) -> None:
+        """Write everything into a new file, also where this table's own file has lost its name."""
+        make_file(path)
+        with closing(sqlite3.connect(path, timeout=2.0)) as copy:
+            self._writer.backup(copy)
+
+    def check_readable(self) -> None:
+        """Read every row; raises like the others where the file cannot be read any more."""
+        self._writer.execute("SELECT sum(length(body)) FROM spool").fetchone()
 
     def close(self) -> None:
         """Close; the last one to close folds the journal into the database."""

@@ -30,6 +30,7 @@ class Verdicts:
             state: the state folder.
         """
         self._state, self._folder = state, state / _FOLDER
+        self._known: dict[tuple[str, str], bytes] = {}
 
     def read(self, model: str, key: str) -> bytes:
         """What was written last; empty: nothing.
@@ -44,7 +45,8 @@ class Verdicts:
         path = self.path(model, key)
         try:
             with _opened(self._state) as state, _inside(state, self._folder) as folder:
-                return read_regular(path, _LARGEST, folder)
+                content = self._known[model, key] = read_regular(path, _LARGEST, folder)
+                return content
         except FileNotFoundError:
             return b""
         except OSError as error:
@@ -68,6 +70,16 @@ class Verdicts:
                     _replace(folder, path.name, content, owner)
         except OSError as error:
             raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
+        self._known[model, key] = content
+
+    def write_anew(self) -> None:
+        """Write again what was read or written since the start: the folder was deleted.
+
+        Raises:
+            StorageError: one cannot be written.
+        """
+        for (model, key), content in list(self._known.items()):
+            self.write(model, key, content)
 
     def path(self, model: str, key: str) -> Path:
         """Where it lies."""

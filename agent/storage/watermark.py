@@ -109,6 +109,17 @@ class Watermark:
         """
         self._write(self.value, False, void=True)
 
+    def renew(self, given: int) -> None:
+        """Write the file anew after it was deleted.
+
+        Args:
+            given: highest number that was given out.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        self._write(max(self.value, given + BLOCK), self.trusted, void=self.void)
+
     def _is_near(self, seq: int) -> bool:
         return seq > self.value - BLOCK // 2 or not self.known
 

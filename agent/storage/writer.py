@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections import Counter
+from typing import Literal
 
 from agent.config import StorageConfig
 from agent.storage.backlog import Backlog
@@ -56,6 +57,7 @@ class Writer:
         self._work, self.done = threading.Condition(self.lock), threading.Condition(self.lock)
         self.timetable, self.hook = Timetable(), Hook()
         self._trouble: Exception | None = None
+        self._move: Literal["", "detach", "attach"] = ""
         self._next: StorageConfig | None = None
         self._closing = False
         self._announced = self.committed = self.wanted = given
@@ -85,6 +87,12 @@ class Writer:
         """What the disk said to somebody who read."""
         with self.lock:
             self._trouble = trouble
+            self.wake()
+
+    def move(self, how: Literal["detach", "attach"]) -> None:
+        """See `Spool.detach` and `Spool.attach`."""
+        with self.lock:
+            self._move = how
             self.wake()
 
     def configure(self, config: StorageConfig) -> None:
@@ -124,6 +132,9 @@ class Writer:
             while not self._has_news and (pause_s := self.timetable.pause(self._due_at)) > 0:
                 self._work.wait(pause_s)
             config, self._next = self._next, None
+            move, self._move = self._move, ""
+        if move:
+            self._carry_out(move)
         if config is not None:
             self._take_up(config)
         with self.lock:
@@ -140,6 +151,17 @@ class Writer:
                 self._revoke_wills(self.disk)
         self._announce()
         return not closing
+
+    def _carry_out(self, move: Literal["detach", "attach"]) -> None:
+        if (disk := self.disk) is None:
+            return
+        if move == "detach":
+            disk.detach()
+        elif disk.attach(self.backlog.given):
+            with self.lock:
+                self.timetable.retry_at = 0.0  # what has come meanwhile is written now
+                self.on_disk = disk.counted
+            self.hook.call()  # whoever has looked for rows meanwhile may have found none
 
     def _revoke_wills(self, disk: Disk) -> None:
         """A process that is killed while the disk fails must not have ended again what it has ended."""
@@ -160,7 +182,7 @@ class Writer:
     @property
     def _has_news(self) -> bool:
         """Whether there is something to do at once."""
-        return bool(self._closing or self._trouble or self._next) or self._announced < self.ready
+        return bool(self._closing or self._trouble or self._next or self._move) or self._announced < self.ready
 
     @property
     def _due_at(self) -> float:

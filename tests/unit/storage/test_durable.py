@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from agent.config import StorageConfig
-from agent.errors import StorageError
+from agent.errors import InUseError, StorageError
 from agent.storage.durable import (
+    OwnedFolder,
     clips_path,
     lock_folder,
     state_folder,
@@ -226,3 +229,57 @@ def test_files_of_an_older_version_are_tightened_and_others_are_left_alone(tmp_p
     tighten(tmp_path)
     assert {(tmp_path / name).stat().st_mode & 0o777 for name in ours} == {0o640}
     assert {(tmp_path / name).stat().st_mode & 0o777 for name in theirs} == {0o644}
+
+
+def moved(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+
+
+def replaced(folder: Path) -> None:
+    shutil.copytree(folder, folder.with_name("copy"))
+    moved(folder)
+    folder.with_name("copy").rename(folder)
+
+
+def emptied(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def is_gone(owned: OwnedFolder) -> bool:
+    return owned.is_gone
+
+
+@pytest.mark.parametrize(
+    "lose", [shutil.rmtree, moved, replaced, emptied, lambda folder: (folder / "lock").unlink()]
+)
+def test_a_folder_that_was_deleted_or_replaced_is_noticed_and_owned_anew(
+    tmp_path: Path, lose: Callable[[Path], None]
+) -> None:
+    (tmp_path / "state").mkdir()
+    owned = OwnedFolder(tmp_path / "state")
+    (owned.path / "file").touch()
+    assert not is_gone(owned)
+    lose(owned.path)
+    assert is_gone(owned)
+    owned.renew()
+    assert not is_gone(owned)
+    with pytest.raises(InUseError):
+        OwnedFolder(tmp_path / "state")
+    owned.close()
+    OwnedFolder(tmp_path / "state").close()
+
+
+def test_a_folder_that_cannot_be_made_again_is_named(tmp_path: Path) -> None:
+    (tmp_path / "disk/state").mkdir(parents=True)
+    owned = OwnedFolder(tmp_path / "disk/state")
+    shutil.rmtree(tmp_path / "disk")
+    (tmp_path / "disk").touch()
+    for _ in range(2):
+        assert is_gone(owned)
+        with pytest.raises(StorageError, match="disk/state: cannot be made again"):
+            owned.renew()
+    (tmp_path / "disk").unlink()
+    owned.renew()
+    assert not is_gone(owned)
+    owned.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -355,3 +356,15 @@ def test_a_clip_that_a_crash_kept_from_being_told_of_is_told_of_at_the_next_star
     wait_for(lambda: not part_of(path).exists())
     again.recorder.close(5.0)
     assert play(path).numbers == [0, 1, 2]
+
+
+def test_clips_are_made_again_after_their_folder_was_deleted(made: Made) -> None:
+    made.film(0, 9)
+    made.begin(2.5, 4.0)
+    made.clip()
+    shutil.rmtree(made.folder)
+    made.recorder.configure(StorageConfig(clips_keep_free_bytes=0))  # it looks what there is, and finds nothing
+    wait_for(lambda: made.recorder.stats.kept == 0)
+    made.begin(2.5, 4.0)
+    assert Path(made.clip(1).path).exists()
+    assert made.recorder.stats.trouble == ""

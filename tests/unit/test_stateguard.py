@@ -1,0 +1,172 @@
+"""A state folder that is deleted or replaced under a daemon: noticed, said once, and written anew."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from agent import stateguard as module
+from agent.config import StorageConfig
+from agent.messages import Will
+from agent.stateguard import StateGuard
+from agent.storage import timetable
+from agent.storage.durable import OwnedFolder
+from agent.storage.history import History
+from agent.storage.spool import Spool
+from tests.support.publishing import from_one, wait_for
+from tests.support.spooling import TOPIC, filled, numbers
+
+
+class State:
+    """A folder with a spool of five events, of which one is acknowledged and one is a track that is open."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        self.written = 0
+        self.folder = OwnedFolder(from_one(folder))
+        self.spool = filled(folder, 4)
+        self.spool.put(TOPIC, b"new", Will("track", b"end"))
+        self.spool.settle([1])
+        assert self.spool.flush(5.0)
+        self.guard = StateGuard(self.folder, self.spool, self._write)
+
+    def _write(self) -> None:
+        (self.path / "overrides.json").write_text("{}")
+        self.written += 1
+
+    def mended(self) -> bool:
+        """Look as the daemon does; True when all was there before the look."""
+        whole = not self.folder.is_gone and not self.spool.is_gone
+        self.told = self.guard.look()
+        return whole
+
+    def close(self) -> None:
+        """End in order."""
+        self.spool.close()
+        self.folder.close()
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
+    monkeypatch.setattr(module, "_RETRY_S", 0.05)
+    monkeypatch.setattr(timetable, "_RETRY_S", 0.1)
+    made = State(tmp_path / "disk" / "state")
+    yield made
+    made.close()
+
+
+def moved(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+
+
+def emptied(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def replaced(folder: Path) -> None:
+    """By another device's."""
+    shutil.rmtree(folder)
+    filled(from_one(folder), 9).close()
+
+
+def without_journal(folder: Path) -> None:
+    (folder / "spool.db-wal").unlink()
+
+
+def without_spool(folder: Path) -> None:
+    (folder / "spool.db").unlink()
+
+
+@pytest.mark.parametrize("lose", [shutil.rmtree, moved, emptied, replaced, without_journal, without_spool])
+def test_what_was_deleted_or_replaced_is_written_anew_and_nothing_is_lost(
+    state: State, lose: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert state.mended()
+    assert state.told == ""
+    lose(state.path)
+    state.spool.put(TOPIC, b"after")
+    assert state.spool.flush(5.0)
+    assert not state.mended()
+    wait_for(state.mended)
+    assert numbers(state.spool) == [2, 3, 4, 5, 6]
+    assert state.told.startswith(f"{state.path} was deleted or replaced at 20")
+    assert state.told.endswith("; it was written anew")
+    assert state.written == 1
+    assert state.spool.stats().on == "disk"
+    assert {file.stat().st_mode & 0o777 for file in state.path.glob("spool.db*")} == {0o640}
+    after = copied(state.path)
+    assert [past.stored.seq for past in History(after).after(0)] == [1, 2, 3, 4, 5, 6]
+    again = Spool(after, StorageConfig())
+    wait_for(lambda: numbers(again) == [2, 3, 4, 5, 6, 7])
+    assert again.peek(6, 1)[0].body == b"end", "as after a kill: the will of the open track"
+    again.close()
+    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(errors) == 1
+    assert "was deleted or replaced while Vedette runs" in errors[0]
+
+
+def copied(folder: Path) -> Path:
+    """As the next start would find it if the process were killed now."""
+    copy = folder.with_name("copy")
+    copy.mkdir()
+    for file in folder.glob("spool.*"):
+        if file.suffix in (".db", ".db-wal", ".seq"):
+            shutil.copy(file, copy)
+    return copy
+
+
+def test_while_it_cannot_be_made_again_events_are_kept_in_memory_and_that_is_said_once(
+    state: State, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(state.path.parent)
+    state.path.parent.touch()
+    wait_for(lambda: not state.mended() and state.spool.stats().on == "memory")
+    state.spool.put(TOPIC, b"after")
+    wait_for(lambda: numbers(state.spool) == [2, 3, 4, 5, 6])
+    state.spool.settle([3])
+    assert not state.mended()
+    assert "state: cannot be made again: " in state.told
+    assert state.written == 0
+    state.path.parent.unlink()
+    wait_for(state.mended)
+    wait_for(lambda: state.mended() and state.spool.stats().on == "disk")
+    assert state.spool.flush(5.0)
+    assert numbers(state.spool) == [2, 4, 5, 6]
+    assert state.told.endswith("; it was written anew")
+    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(errors) == 2
+    assert "is lost at the next restart" in errors[1]
+
+
+def test_an_end_while_nothing_can_be_written_tells_how_much_goes_with_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = State(tmp_path / "disk" / "state")
+    shutil.rmtree(state.path.parent)
+    state.path.parent.touch()
+    state.mended()
+    wait_for(lambda: state.spool.stats().on == "memory")
+    state.spool.put(TOPIC, b"after")
+    state.close()
+    assert "5 events lay in memory only and go with it" in caplog.text
+
+
+def test_a_folder_that_another_daemon_has_taken_meanwhile_is_left_to_it(state: State) -> None:
+    shutil.rmtree(state.path)
+    other = OwnedFolder(from_one(state.path))
+    theirs = filled(state.path, 2)
+    wait_for(lambda: not state.mended() and state.spool.stats().on == "memory")
+    assert "in use by another vedette" in state.told
+    assert numbers(theirs) == [1, 2]
+    theirs.close()
+    other.close()
+    wait_for(state.mended)
+    with sqlite3.connect(next(state.path.glob("spool.db.replaced-*"))) as found:
+        assert found.execute("SELECT count(*) FROM spool").fetchone() == (2,)
