@@ -52,9 +52,9 @@ def run(path: Path, exit_when_done: bool, verbose: bool) -> None:
 
 
 def set_up_logging(verbose: bool) -> None:
-    """Plain lines to stderr; the journal adds the time."""
-    from agent.logs import PlainFormatter
+    """Log to stderr, by lines with the time; the journal adds the time itself."""
+    from agent.logs import stderr_formatter
 
     handler = logging.StreamHandler()
-    handler.setFormatter(PlainFormatter("%(levelname)s %(message)s"))
+    handler.setFormatter(stderr_formatter())
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])

@@ -291,7 +291,7 @@ def test_when_nothing_can_run_the_daemon_says_why_once(tmp_path: Path, broker: M
     with Vedette(tmp_path, broker, **streams) as vedette:
         assert vedette.exit_code() == 1
         (line,) = vedette.said("gone.mp4")
-        assert line.startswith("ERROR stream front: file:")
+        assert " ERROR stream front: file:" in line
         assert not vedette.said("vedette: ")
         assert not vedette.said("Traceback")
 
@@ -300,10 +300,10 @@ def test_a_model_that_nobody_has_ends_the_daemon_with_one_line(tmp_path: Path, b
     with Vedette(tmp_path, broker, front=camera("nanodett")) as vedette:
         assert vedette.exit_code() == 1
         (line,) = vedette.said()
-        assert line.startswith(
-            f"ERROR {line_of(vedette, 'model = ')}: stream front: "
+        assert (
+            f" ERROR {line_of(vedette, 'model = ')}: stream front: "
             "no bundled model is called 'nanodett'; did you mean 'nanodet'?"
-        )
+        ) in line
 
 
 def test_a_broker_that_cannot_be_used_is_told_at_its_line(tmp_path: Path, broker: Mosquitto, model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from textwrap import dedent, indent
@@ -31,10 +32,10 @@ main()
 
 
 def said_while_redirected(body: str) -> tuple[int, str]:
-    """Exit status and stderr of a process that runs `body` as its command."""
+    """Exit status and stderr, without the time of log lines, of a process that runs `body` as its command."""
     program = _PROGRAM.format(body=indent(dedent(body), "    "))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    return done.returncode, done.stderr
+    return done.returncode, re.sub(r"(?m)^[\d-]{10} [\d:]{8}[+-]\d\d:\d\d ", "", done.stderr)
 
 
 def test_an_error_that_another_thread_logs_is_not_lost() -> None:

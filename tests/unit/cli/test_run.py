@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -118,4 +119,35 @@ def test_the_log_is_printable_lines(
     set_up_logging(verbose)
     assert logging.root.level == level
     logging.root.warning("it says \x1b[2J\nERROR forged")
-    assert capsys.readouterr().err == "WARNING it says \\x1b[2J\\nERROR forged\n"
+    line = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d WARNING it says \\x1b\[2J\\nERROR forged\n"
+    assert re.fullmatch(line, capsys.readouterr().err)
+
+
+LOGS = """
+import os, sys
+from agent.cli.run import set_up_logging
+import logging
+found = os.fstat(2)
+if sys.argv[1] == "journal":
+    os.environ["JOURNAL_STREAM"] = f"{found.st_dev}:{found.st_ino}"
+elif sys.argv[1] == "redirected":
+    os.environ["JOURNAL_STREAM"] = f"{found.st_dev}:{found.st_ino + 1}"
+set_up_logging(False)
+logging.info("up")
+try:
+    1 / 0
+except ZeroDivisionError:
+    logging.exception("down")
+"""
+
+
+@pytest.mark.parametrize("where", ["journal", "redirected", "terminal"])
+def test_the_journal_is_told_the_level_and_everybody_else_the_time(where: str) -> None:
+    done = subprocess.run([sys.executable, "-c", LOGS, where], cwd=ROOT, capture_output=True, text=True)
+    first, *rest = done.stderr.splitlines()
+    if where == "journal":
+        assert first == "<6>INFO up"
+        assert all(line.startswith("<3>") for line in rest), "each line is a record of its own there"
+    else:
+        assert re.fullmatch(r"[\d-]{10} [\d:]{8}[+-]\d\d:\d\d INFO up", first)
+        assert rest[-1] == "  ZeroDivisionError: division by zero"
