@@ -75,7 +75,8 @@ class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
         protocol: `auto` tries MQTT 5 first and falls back to 3.1.1.
         prefix: first level of every topic.
         keepalive_s: silence after which the broker calls us offline, s.
-        reconnect_max_s: longest pause between two attempts, s.
+        reconnect_max_s: longest pause between two attempts to connect, s. Left out: 60, and 5 while a broker of
+            the local network cannot be reached.
         inflight: messages sent and not yet acknowledged, at most.
         commands: whether commands are taken from the broker. Left out: they are if this device logs in to it, and
             to every fallback, with `username` and `password_file` or with a client certificate, so that its
@@ -103,7 +104,7 @@ class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
     protocol: MqttVersion = "auto"
     prefix: Annotated[str, Meta(pattern=r"^[^+#/\x00]+(/[^+#/\x00]+)*$")] = "vedette"
     keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 30
-    reconnect_max_s: Seconds = 60.0
+    reconnect_max_s: Seconds | None = None
     inflight: Annotated[int, Meta(ge=1, le=1000)] = 20
     commands: bool | None = None
     event_expiry_s: Annotated[int, Meta(ge=0, le=4_000_000_000)] = 7 * 86400
@@ -149,7 +150,8 @@ class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
         history_max_age_s: events that the broker has are kept for so long, or up to an hour longer, s.
         clips_folder: where clips go, in a folder for each stream; `~` and `$STATE_DIRECTORY` are expanded. Empty:
             `clips` in the state folder. A change waits for a restart.
-        clips_max_bytes: of all clips in it; the oldest are deleted first.
+        clips_max_bytes: of all clips in it; the oldest are deleted first. Left out: a tenth of the size of its
+            file system, 1 GiB at most.
         clips_max_age_s: clips older than this are deleted, s.
         clips_keep_free_bytes: clips leave so much of the disk to others: the oldest are deleted for it, and when
             that is not enough, no more are saved.
@@ -162,7 +164,7 @@ class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
     history_max_bytes: Annotated[int, Meta(ge=0)] = 16 * 1024 * 1024
     history_max_age_s: Seconds = 7 * 86400.0
     clips_folder: str = ""
-    clips_max_bytes: Annotated[int, Meta(ge=1048576)] = 1024 * 1024 * 1024
+    clips_max_bytes: Annotated[int, Meta(ge=1048576)] | None = None
     clips_max_age_s: Seconds = 30 * 86400.0
     clips_keep_free_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024
 

@@ -8,11 +8,14 @@ from msgspec.structs import replace
 from agent.capture.uri import mask
 from agent.config import Config, StreamConfig
 from agent.configfile import Keys
-from agent.errors import ModelError
+from agent.errors import ModelError, StorageError
 from agent.library import open_model
 from agent.manifest import Manifest
+from agent.storage.durable import clips_path, folder_of
+from agent.storage.shelf import clips_max_bytes
 
 _ORIGIN = "from the model's manifest"
+_SHARE = "a tenth of the file system of the clips, 1 GiB at most"
 
 
 class Effective(Struct, frozen=True):
@@ -28,8 +31,9 @@ class Effective(Struct, frozen=True):
 
 
 def effective(config: Config) -> Effective:
-    """With the rung and the thresholds of every model that can be opened."""
-    streams, remarks = dict(config.streams), dict[Keys, str]()
+    """With the rung and the thresholds of every model that can be opened, and what depends on this machine."""
+    config, remarks = _placed(config)
+    streams = dict(config.streams)
     for name, stream in config.streams.items():
         try:
             manifest = open_model(stream.model, stream.rung).manifest
@@ -47,6 +51,18 @@ def masked(config: Config) -> Config:
     """The same without the passwords and keys in the sources' URIs, as the log shows them."""
     streams = {name: replace(stream, source=mask(stream.source)) for name, stream in config.streams.items()}
     return replace(config, streams=streams)
+
+
+def _placed(config: Config) -> tuple[Config, dict[Keys, str]]:
+    """With the bytes for clips on this disk, where the file leaves them open."""
+    if config.storage.clips_max_bytes is not None:
+        return config, {}
+    try:
+        folder = clips_path(config.storage, folder_of(config.storage))
+    except StorageError:
+        return config, {}
+    storage = replace(config.storage, clips_max_bytes=clips_max_bytes(folder, config.storage))
+    return replace(config, storage=storage), {("storage", "clips_max_bytes"): _SHARE}
 
 
 def _filled(stream: StreamConfig, manifest: Manifest) -> StreamConfig:

@@ -20,12 +20,13 @@ class CaptureConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         stall_s: no frame for so long → the source is closed and reopened, s; at least 0.1.
-        reopen_max_s: longest pause between two attempts to reopen, s; at least 0.1.
+        reopen_max_s: longest pause between two attempts to reopen, s; at least 0.1. Left out: 5 for a camera of
+            the local network, 30 for other sources. A device that is plugged in is opened at once.
         max_fps: frames per second handed on, at most; 0: all.
     """
 
     stall_s: Patience = 10.0
-    reopen_max_s: Patience = 30.0
+    reopen_max_s: Patience | None = None
     max_fps: Annotated[float, Meta(ge=0.0, le=1000.0)] = 0.0
 
 

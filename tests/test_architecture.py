@@ -22,6 +22,7 @@ FLOW = {
     "agent.errors",
     "agent.config",
     "agent.deviceconfig",
+    "agent.hosts",
     "agent.text",
     "agent.manifest",
     "agent.manifestparts",

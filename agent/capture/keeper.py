@@ -16,6 +16,7 @@ from agent.capture.plug import Plug
 from agent.capture.uri import Address
 from agent.config import CaptureConfig
 from agent.errors import SourceError
+from agent.hosts import is_local
 
 _FIRST_PAUSE_S = 0.5
 _HANGING_MAX = 3
@@ -24,9 +25,19 @@ _STOP_S = 0.3
 _LOOK_S = 0.5
 """Between two looks for a device that was unplugged."""
 
+_REOPEN_MAX_S, _REOPEN_LOCAL_MAX_S = 30.0, 5.0
+"""Longest pauses between two attempts to reopen, s, where the configuration does not say."""
+
 OnChange = Callable[[str, str], None]
 """Called with (`lost`, reason) once per outage and (`running`, `back after 12 s`) once after it, from a thread of
 the keeper. Logging it is the caller's."""
+
+
+def longest_pause_s(address: Address, config: CaptureConfig) -> float:
+    """Return the longest pause between two attempts to open a source, s."""
+    if config.reopen_max_s is not None:
+        return config.reopen_max_s
+    return _REOPEN_LOCAL_MAX_S if address.host and is_local(address.host) else _REOPEN_MAX_S
 
 
 class CaptureStats(Struct, frozen=True):
@@ -82,7 +93,7 @@ class Keeper:
         self._missed = f"{self._shown}: no {'sound' if address.sound else 'picture'} for {config.stall_s:g} s"
         self._open_next, self._finish_with, self._on_change = open_next, finish, on_change
         self._outage = Outage()
-        self._back_off = BackOff(_FIRST_PAUSE_S, config.reopen_max_s)
+        self._back_off = BackOff(_FIRST_PAUSE_S, longest_pause_s(address, config))
         self._stopped, self.woken = threading.Event(), threading.Event()
         self._reopened = self._opened = 0
         self.current: Opening[Any] | None = None

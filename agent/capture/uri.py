@@ -101,6 +101,7 @@ class Address(Struct, frozen=True):
         options: of the query; a stream's query belongs to its server.
         shown: the URI with its credentials masked, for messages.
         live, sound: see `Scheme`.
+        host: of a stream; empty for what is on this machine.
     """
 
     scheme: str
@@ -109,6 +110,7 @@ class Address(Struct, frozen=True):
     shown: str
     live: bool
     sound: bool = False
+    host: str = ""
 
     @property
     def keeps_all(self) -> bool:
@@ -140,7 +142,7 @@ def parse(uri: str) -> Address:
     if stream:
         if not host:
             raise SourceError(f"{shown}: expected {parts.scheme}: and {scheme.target}; it names no host")
-        return Address(parts.scheme, uri, Options(), shown, live=True)
+        return Address(parts.scheme, uri, Options(), shown, live=True, host=host)
     return _local(parts, scheme, shown)
 
 

@@ -5,6 +5,7 @@ Source: Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2
 
 from __future__ import annotations
 
+import math
 import random
 
 _FIRST_S = 1.0
@@ -24,11 +25,16 @@ class Backoff:
         """
         self._max_s, self._attempts = max_s, 0
 
-    def next_s(self) -> float:
-        """The pause before the next attempt, s."""
-        longest = min(self._max_s, _FIRST_S * 2.0**self._attempts)
+    def next_s(self, limit_s: float = math.inf) -> float:
+        """Return the pause before the next attempt, s.
+
+        Args:
+            limit_s: longest pause for this attempt, s, where it is less than that of all.
+        """
+        max_s = min(self._max_s, limit_s)
+        longest = min(max_s, _FIRST_S * 2.0**self._attempts)
         self._attempts = min(self._attempts + 1, _STEPS)
-        return max(min(_LEAST_S, self._max_s), random.uniform(0.0, longest))
+        return max(min(_LEAST_S, max_s), random.uniform(0.0, longest))
 
     def harder(self) -> None:
         """Someone suffers from our attempts: go on as after several."""

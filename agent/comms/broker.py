@@ -17,6 +17,10 @@ from agent.comms.topics import Topics
 from agent.comms.wake import Wake
 from agent.config import MqttConfig
 from agent.errors import BrokerError
+from agent.hosts import is_local
+
+RECONNECT_MAX_S, _LOCAL_MAX_S = 60.0, 5.0
+"""Longest pauses between two attempts, s, where the configuration does not say."""
 
 
 def address(config: MqttConfig) -> str:
@@ -92,6 +96,17 @@ class Broker:
         """Learn from how a connection to it ended."""
         if connection.lost_code == reasons.ALIAS_INVALID:
             self._aliases = False  # it said that it takes them
+
+    @property
+    def reconnect_max_s(self) -> float:
+        """Longest pause between two attempts while it cannot be reached, s.
+
+        As configured; else short for a broker of the local network, which few devices share and which may be back
+        any moment.
+        """
+        if self._config.reconnect_max_s is not None:
+            return self._config.reconnect_max_s
+        return _LOCAL_MAX_S if is_local(self._config.host) else RECONNECT_MAX_S
 
     @property
     def how(self) -> str:

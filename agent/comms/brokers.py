@@ -51,6 +51,11 @@ class Brokers:
         return self._order.current > 0
 
     @property
+    def reconnect_max_s(self) -> float:
+        """Longest pause before the next attempt while the current one cannot be reached, s."""
+        return self._current.reconnect_max_s
+
+    @property
     def how(self) -> str:
         """How the current one is spoken with, and in place of which."""
         instead = f", in place of {self._brokers[0].where}" if self.is_fallback else ""

@@ -7,12 +7,13 @@ memory; samples are sent or dropped. Nothing here writes to a disk, and nothing 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 
 from agent.comms import reasons
 from agent.comms.answers import Answers
 from agent.comms.backoff import Backoff
-from agent.comms.broker import Broker
+from agent.comms.broker import RECONNECT_MAX_S, Broker
 from agent.comms.brokers import Brokers
 from agent.comms.certificate import CertificateError, Synchronised
 from agent.comms.connection import Connection
@@ -74,11 +75,12 @@ class Publisher:
         for broker in brokers:
             broker.clean(self._states, topics, memory)
         self._brokers = Brokers(brokers, config.fallback_after_s)
-        self._events = Events(outgoing, self, config.reconnect_max_s)
+        longest_s = config.reconnect_max_s or RECONNECT_MAX_S
+        self._events = Events(outgoing, self, longest_s)
         self._inbox, self._answers, self._inquiry = Inbox(self), Answers(), Inquiry()
         self._intruder = Intruder(self._states, topics, self)
         self._outage, self._namesake = Outage(self, client), Namesake(topics.status, ONLINE)
-        self._backoff = Backoff(config.reconnect_max_s)
+        self._backoff, self._is_away = Backoff(longest_s), False
         self._wake, self._stop, self._stopping = Wake(), Stop(), threading.Event()
         self._pause = Pause(self._stopping, synchronised)
         self._thread: threading.Thread | None = None
@@ -197,7 +199,7 @@ class Publisher:
 
     def _run(self) -> None:
         while self._is_worth_it():
-            self._by_clock = False
+            self._by_clock = self._is_away = False
             try:
                 again = self._visit()
             except Exception:
@@ -207,7 +209,9 @@ class Publisher:
             if self._stopping.is_set():
                 break
             if not again:
-                self._pause.wait(self._backoff.next_s(), by_clock=self._by_clock)
+                # A broker that refuses us, or throws us out, is left in peace for longer.
+                limit_s = self._brokers.reconnect_max_s if self._is_away else math.inf
+                self._pause.wait(self._backoff.next_s(limit_s), by_clock=self._by_clock)
         self._brokers.close()
 
     def _is_worth_it(self) -> bool:
@@ -221,6 +225,7 @@ class Publisher:
         except (ConfigError, BrokerError) as error:
             by_us = isinstance(error, RefusedError | ConfigError | CertificateError)
             self._outage.lost(self._brokers.said(error), refused=by_us)
+            self._is_away = not by_us
             self._by_clock = isinstance(error, CertificateError) and error.by_clock
             return self._brokers.failed(error)
         if self._stop.left() <= 0.0:  # `stop` has not waited for us: nobody may hear of this connection
@@ -244,6 +249,7 @@ class Publisher:
         if self._brokers.moves(self._stop.left()):
             return True
         self._samples.drop()
+        self._is_away = not connection.lost_code and not self._outage.is_flapping
         self._outage.lost(connection.lost, refused=bool(connection.lost_code))
         if connection.lost_code == reasons.TAKEN_OVER:
             self._backoff.harder()

@@ -17,6 +17,7 @@ from agent.health.disk import Disk, read_disk
 from agent.overrides import FILE, decode
 from agent.storage.clipplace import check_room, check_writable
 from agent.storage.durable import clips_path, folder_of
+from agent.storage.shelf import clips_max_bytes
 from agent.storage.twinfile import TwinFile
 from agent.text import local_time, plural
 
@@ -67,7 +68,8 @@ def of_clips(config: StorageConfig, root: Path) -> Finding:
         check_room(folder, config, 0, at=disk.at)
     except StorageError as error:
         return _clips_fault(str(error), error.__cause__)
-    return Finding(SECTION, _CLIPS, str(folder))
+    most_mb = clips_max_bytes(folder, config) >> 20
+    return Finding(SECTION, _CLIPS, f"{folder}, {most_mb} MB of clips at most")
 
 
 def _clips_fault(what: str, cause: BaseException | None) -> Finding:

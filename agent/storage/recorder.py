@@ -107,7 +107,7 @@ class Recorder:
         except OSError as error:
             raise StorageError(f"{folder}: clips cannot be saved there: {reason_of(error)}") from error
         check_writable(folder)
-        check_room(self._folder, self._config, min(more, self._config.clips_max_bytes))
+        check_room(self._folder, self._config, min(more, self._shelf.max_bytes))
 
     @property
     def stats(self) -> ClipStats:
@@ -203,7 +203,7 @@ class Recorder:
     def _write(self, recording: Recording, pictures: Sequence[Picture]) -> bool:
         """Write pictures; whether the clip can take no more."""
         sizes = accumulate((len(picture.jpeg) + _ROOM_EACH for picture in pictures), initial=_ROOM)
-        room = self._config.clips_max_bytes - recording.bytes
+        room = self._shelf.max_bytes - recording.bytes
         fitting = [size for size in sizes if size <= room]
         some = pictures[: len(fitting) - 1] if fitting else ()
         if not some:

@@ -29,6 +29,8 @@ _LONGEST = 48
 _CLOCK_WRONG = datetime(2025, 1, 1, tzinfo=UTC)
 """A clip that is older than Vedette was made before the clock was set: how old it is cannot be known."""
 _FOLDER_MODE = 0o750
+_SHARE, _LEAST_BYTES, _MOST_BYTES = 0.1, 1 << 20, 1 << 30
+"""Of the file system for clips, where the configuration does not say; bounds of that."""
 
 
 class Entry(Struct, frozen=True):
@@ -149,6 +151,11 @@ class Shelf:
         """Keep to other bounds from now on."""
         self._config = config
 
+    @property
+    def max_bytes(self) -> int:
+        """Bytes of all clips at most, see `clips_max_bytes`."""
+        return clips_max_bytes(self.folder, self._config)
+
     def look(self) -> None:
         """See what lies there.
 
@@ -183,11 +190,9 @@ class Shelf:
 
     def _tight(self, more: int, other: int) -> str:
         """Why more bytes do not fit; empty: they do."""
-        config = self._config
-        if self.bytes + other + more > config.clips_max_bytes:
-            return (
-                f"{self.folder}: what is being recorded is larger than clips_max_bytes, {config.clips_max_bytes}"
-            )
+        config, most = self._config, self.max_bytes
+        if self.bytes + other + more > most:
+            return f"{self.folder}: what is being recorded is larger than clips_max_bytes, {most}"
         return is_tight(self.folder, config, shutil.disk_usage(self.folder).free, more)
 
     def _delete(self, entry: Entry) -> bool:
@@ -203,6 +208,22 @@ class Shelf:
             return False
         self.deleted += 1
         return True
+
+
+def clips_max_bytes(folder: Path, config: StorageConfig) -> int:
+    """Return how many bytes all clips of a folder may have: as configured, or a share of its file system.
+
+    Args:
+        folder: of all clips; it need not exist yet.
+        config: of the storage.
+    """
+    if config.clips_max_bytes is not None:
+        return config.clips_max_bytes
+    try:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        return max(_LEAST_BYTES, min(_MOST_BYTES, int(shutil.disk_usage(there).total * _SHARE)))
+    except (OSError, StopIteration):
+        return _MOST_BYTES
 
 
 def is_tight(folder: Path, config: StorageConfig, free: int, more: int) -> str:

@@ -226,6 +226,8 @@ def test_showing_fills_in_every_default_and_can_be_read_again(file: Path) -> Non
     as_json = json.loads(call("show", str(file), "--json").stdout)
     assert as_json["streams"]["front"]["track"]["min_hits"] == 3
     assert as_json["streams"]["front"]["decode"]["score_threshold"] == 0.5
+    assert 1 << 20 <= as_json["storage"]["clips_max_bytes"] <= 1 << 30
+    assert "# a tenth of the file system of the clips, 1 GiB at most" in shown
 
 
 def test_showing_tells_what_the_model_decides(file: Path) -> None:
@@ -264,7 +266,7 @@ def test_showing_works_without_the_model(file: Path) -> None:
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("model = ")]
     assert "  # cannot be opened, so its rung and thresholds are unknown: " in line
     assert r"/nothing/he\x1bre.tflite: no such" in line
-    assert parse(result.stdout, "shown").config == load(file).config
+    assert parse(result.stdout, "shown").config == effective(load(file).config).config
 
 
 def test_showing_a_broken_file_is_an_error(file: Path) -> None:

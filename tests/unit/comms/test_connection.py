@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+import random
 import socket
+import threading
 import time
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.comms import session
 from agent.comms.connection import Connection
 from agent.comms.mqtt import Publisher
+from agent.comms.pause import Pause
 from agent.comms.topics import OFFLINE
 from agent.config import MqttConfig
 from agent.messages import Stored
@@ -218,3 +222,38 @@ def test_a_stop_before_the_start_and_a_connection_after_the_stop() -> None:
         assert not made._thread.is_alive()
     assert b"online" not in b"".join(seen[1:])
     assert OFFLINE in seen[0]
+
+
+def pauses_of(config: MqttConfig, monkeypatch: pytest.MonkeyPatch, count: int = 9) -> list[float]:
+    """The longest pauses that a publisher makes between its attempts, s; none of them lasts."""
+    asked: list[float] = []
+    over = threading.Event()
+
+    def wait(self: Pause, seconds: float, *, by_clock: bool = False) -> None:
+        asked.append(seconds)
+        over.wait(0.005 if len(asked) < count else 30.0)
+
+    monkeypatch.setattr(Pause, "wait", wait)
+    monkeypatch.setattr(random, "uniform", lambda least, most: most)
+    made = Publisher(config, TOPICS, Kept())
+    made.start()
+    wait_for(lambda: len(asked) >= count)
+    over.set()
+    made.stop(1.0)
+    return asked[:count]
+
+
+def test_a_local_broker_that_is_away_is_tried_again_after_5_s_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    local = MqttConfig(host=HOST, port=free_port())
+    assert pauses_of(local, monkeypatch) == [1, 2, 4, 5, 5, 5, 5, 5, 5]
+    configured = replace(local, reconnect_max_s=20.0)
+    assert pauses_of(configured, monkeypatch) == [1, 2, 4, 8, 16, 20, 20, 20, 20], "what is configured rules"
+
+
+def test_a_local_broker_that_refuses_us_is_left_in_peace_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(b"\x20\x03\x00\x86\x00")  # bad user name or password
+
+    with peer(refuse) as port:
+        assert max(pauses_of(MqttConfig(host=HOST, port=port), monkeypatch)) == 60

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,9 @@ def test_what_commands_have_set_and_whether_it_can_be_read(tmp_path: Path) -> No
 
 def test_whether_clips_can_be_saved(tmp_path: Path) -> None:
     config = StorageConfig(folder=str(tmp_path), clips_keep_free_bytes=0)
-    assert of_clips(config, Path("/")).state == "ok"
+    told = of_clips(config, Path("/"))
+    assert told.state == "ok"
+    assert re.fullmatch(rf"{tmp_path}/clips, \d+ MB of clips at most", told.value)
     assert list(tmp_path.iterdir()) == [], "nothing is created"
     full = StorageConfig(folder=str(tmp_path), clips_keep_free_bytes=1 << 60)
     assert (of_clips(full, Path("/")).state, "MB are free" in of_clips(full, Path("/")).value) == (

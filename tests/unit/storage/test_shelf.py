@@ -6,6 +6,7 @@ import os
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -119,6 +120,25 @@ def test_the_oldest_of_all_streams_go_first(tmp_path: Path) -> None:
     kept = [put(tmp_path, 2, MB, "front"), put(tmp_path, 1, MB, "back")]
     shelf(tmp_path, clips_max_bytes=2 * MB).make_room(0)
     assert left(tmp_path) == sorted(kept)
+
+
+@pytest.mark.parametrize(("disk_gb", "limit_mb"), [(32, 1024), (8, 819), (2, 204)])
+def test_clips_may_have_a_tenth_of_the_disk_and_a_gigabyte_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk_gb: int, limit_mb: int
+) -> None:
+    asked: list[Path] = []
+
+    def usage(path: Path) -> SimpleNamespace:
+        asked.append(Path(path))
+        return SimpleNamespace(total=disk_gb << 30, free=disk_gb << 29)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    made = Shelf(tmp_path / "not" / "there", StorageConfig())
+    assert made.max_bytes >> 20 == limit_mb
+    assert asked == [tmp_path], "the file system that the folder is going to be on"
+    with pytest.raises(StorageError, match=f"larger than clips_max_bytes, {made.max_bytes}"):
+        made.make_room(made.max_bytes + 1)
+    assert Shelf(tmp_path, StorageConfig(clips_max_bytes=3 * MB)).max_bytes == 3 * MB
 
 
 def test_what_can_never_fit_is_said(tmp_path: Path) -> None:
