@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from agent.errors import BrokerError, reason_of
+from agent.extras import install_command
 
 _START_S = 10.0
 
@@ -81,7 +82,7 @@ def installed() -> Any:
     try:
         from amqtt.broker import Broker
     except ImportError as error:
-        raise BrokerError("the demo's broker is not installed: pip install '.[demo]' in the clone") from error
+        raise BrokerError(f"the demo's broker is not installed: {install_command('demo')}") from error
     return Broker
 
 

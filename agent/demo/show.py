@@ -11,6 +11,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from agent.capture.sound import open_sound
+from agent.capture.source import open_source
+from agent.capture.uri import parse
 from agent.check import check_stream
 from agent.comms.access import Access
 from agent.comms.subscriber import Received, Subscriber
@@ -27,6 +30,9 @@ from agent.daemon import Daemon
 from agent.demo.broker import EmbeddedBroker, installed
 from agent.errors import VedetteError
 from agent.storage.durable import write_atomic
+
+_OPEN_S = 10.0
+_RATE_HZ = 16_000
 
 
 class Summary(Struct):
@@ -52,6 +58,25 @@ class Summary(Struct):
     picture: str = ""
 
 
+def _check_readable(uri: str) -> None:
+    """Open a file or folder and read its beginning: what is no clip is refused before anything is shown.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    address = parse(uri)
+    if address.live:
+        return
+    if address.sound:
+        open_sound(uri, _RATE_HZ, stall_s=_OPEN_S).close()
+        return
+    source = open_source(uri, stall_s=_OPEN_S)
+    try:
+        source.grab()
+    finally:
+        source.close()
+
+
 class Show:
     """Runs the demo while it is iterated over; `summary` is complete afterwards."""
 
@@ -72,6 +97,7 @@ class Show:
         installed()
         for name, stream in self._streams.items():
             check_stream(name, stream)
+            _check_readable(stream.source)
 
     def request_stop(self) -> None:
         """End early, with every track ended. For a signal handler."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -81,7 +83,8 @@ def test_without_the_wake_words_the_digits_are_heard_and_a_line_says_how_to_get_
     shown = call("--hear", "--for", "4s").output
     assert shown.startswith("spoken → small-speech → MQTT")
     assert "heard (word)         three 1" in shown
-    assert shown.splitlines()[-1].endswith("pip install '.[wakeword]' in the clone to hear them")
+    hint = "-m pip install 'pymicro-features>=2' 'pymicro-wakeword>=2'"
+    assert shown.splitlines()[-1].endswith(f"; to hear them: {sys.executable} {hint}")
 
 
 def test_a_model_that_was_asked_for_hears_the_recording_alone() -> None:
@@ -139,6 +142,36 @@ def test_nothing_seen_is_said_so(tmp_path: Path) -> None:
     assert "annotated picture" not in shown
 
 
+def pictures(folder: Path, count: int) -> str:
+    """A source of unrelated pictures of different sizes."""
+    folder.mkdir()
+    for number in range(count):
+        assert cv2.imwrite(str(folder / f"{number}.png"), np.full((90 + number, 120, 3), number * 40, np.uint8))
+    return f"dir:{folder}"
+
+
+def test_each_picture_of_a_folder_stands_alone(tmp_path: Path) -> None:
+    source = pictures(tmp_path / "pictures", 3)
+    last = json.loads(call(*person(tmp_path), "--source", source, "--json").output.splitlines()[-1])["summary"]
+    assert (last["new"], last["update"], last["end"]) == (3, 0, 3), "it is in each of them"
+    assert last["seconds"] > 2.0, "one can follow"
+
+
+@pytest.mark.parametrize(
+    ("given", "played"),
+    [
+        ("dir:a", "dir:a?pace=realtime&fps=1"),
+        ("dir:a?loop=1", "dir:a?loop=1&pace=realtime&fps=1"),
+        ("dir:a?fps=5", "dir:a?fps=5"),
+        ("dir:a?pace=fast", "dir:a?pace=fast"),
+    ],
+)
+def test_a_folder_is_played_at_a_pace_that_one_can_follow(given: str, played: str) -> None:
+    (stream,) = programme(hear=False, source=given, model=None, loop=False).streams.values()
+    assert stream.source == played
+    assert (stream.track.min_hits, stream.gate.motion) == (1, False)
+
+
 @pytest.mark.parametrize("written", ["soon", "5w", "-1", "1e3"])
 def test_a_duration_is_seconds_or_minutes(written: str) -> None:
     result = CliRunner().invoke(demo, ["--for", written])
@@ -154,6 +187,18 @@ def test_a_source_that_cannot_be_used_is_one_error(
 ) -> None:
     with pytest.raises(SourceError, match=why):
         begin(*person(tmp_path), "--source", source)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("scheme", ["file", "wav"])
+def test_a_file_of_another_kind_is_refused_before_the_demo_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], scheme: str
+) -> None:
+    other = tmp_path / "notes.mp4"
+    other.write_text("no video and no sound\n" * 100)
+    model = ("--model", "small-speech", "--hear") if scheme == "wav" else ()
+    with pytest.raises(SourceError, match=r"notes\.mp4"):
+        begin(*person(tmp_path), *model, "--source", f"{scheme}:{other}")
     assert capsys.readouterr() == ("", "")
 
 
@@ -187,7 +232,8 @@ def test_without_the_extra_the_error_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "amqtt.broker", None)
-    with pytest.raises(BrokerError, match=r"pip install '\.\[demo\]' in the clone"):
+    command = f"{sys.executable} -m pip install 'amqtt>=0.11'"
+    with pytest.raises(BrokerError, match=re.escape(f"the demo's broker is not installed: {command}")):
         begin(*person(tmp_path))
     assert capsys.readouterr() == ("", "")
 
