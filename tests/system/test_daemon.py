@@ -101,7 +101,7 @@ def test_tracks_that_a_killed_daemon_left_open_end_at_the_next_start(
         assert end.reason == "restart"
         gone = b"" if stream == "back" else b"0"
         messages.wait(lambda m, stream=stream, gone=gone: gone in m.of(TOPICS.count(stream, "person"))[1:])  # type: ignore[misc]  # mypy cannot infer a lambda with defaults
-    assert "2 open tracks" in vedette.wait_said("was cut off")
+    assert "2 open tracks" in vedette.wait_said("unclean shutdown")
     vedette.end(signal.SIGKILL)
     vedette.start()
     messages.wait(lambda m: len([e for e in events(m) if e.kind == "end"]) == 2)
