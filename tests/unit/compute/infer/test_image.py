@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.infer.image import ImageInput, Placement
+from agent.compute.infer.image import ImageInput, Placement, Shrink
 from agent.compute.tensors import TensorSpec
 from agent.errors import ModelError
 from agent.manifest import InputManifest
@@ -111,3 +111,43 @@ def test_a_tensor_that_takes_no_picture_is_refused(
 ) -> None:
     with pytest.raises(ModelError, match=expected):
         ImageInput(TensorSpec("image", shape, dtype, 1.0), InputManifest(**manifest))
+
+
+def shrunk(picture: np.ndarray, width: int, height: int) -> np.ndarray:
+    target = np.zeros((height, width, 3), np.uint8)
+    Shrink()(picture, target)
+    return target
+
+
+@pytest.mark.parametrize(("width", "height"), [(96, 96), (120, 120), (100, 300), (213, 30)])
+def test_structure_finer_than_the_model_sees_becomes_its_mean(width: int, height: int) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (1080, 1920, 1), dtype=np.uint8)
+    found = shrunk(np.repeat(noise, 3, axis=2), width, height).astype(float)
+    expected = cv2.resize(noise, (width, height), interpolation=cv2.INTER_AREA).astype(float)
+    linear = cv2.resize(noise, (width, height)).astype(float)
+    assert np.abs(found[:, :, 0] - expected).mean() < 0.65 * np.abs(linear - expected).mean()
+    assert found.std() < 0.7 * linear.std()
+
+
+@pytest.mark.parametrize(("width", "height"), [(96, 96), (77, 130), (160, 45), (500, 15)])
+def test_shrinking_moves_nothing(width: int, height: int) -> None:
+    rows, columns = np.mgrid[0:480, 0:640]
+    slope = np.stack((rows * 255 / 480, columns * 255 / 640, columns * 0), axis=2).astype(np.uint8)
+    expected = cv2.resize(slope, (width, height), interpolation=cv2.INTER_AREA).astype(int)
+    assert np.abs(shrunk(slope, width, height) - expected).max() <= 2
+
+
+def test_a_shrink_below_three_is_linear_and_keeps_no_memory() -> None:
+    target, shrink = np.zeros((25, 33, 3), np.uint8), Shrink()
+    shrink(PICTURE, target)
+    assert np.array_equal(target, cv2.resize(PICTURE, (33, 25)))
+    assert shrink.kept_bytes == 0
+
+
+def test_a_large_frame_is_averaged_straight_into_the_tensor() -> None:
+    spec = TensorSpec("image", (1, 18, 24, 3), "uint8", 1.0, 0)
+    tensor, _ = filled(spec, order="bgr")
+    expected = cv2.resize(PICTURE, (24, 18), interpolation=cv2.INTER_AREA)
+    linear = cv2.resize(PICTURE, (24, 18))
+    assert np.abs(tensor[0].astype(float) - expected).max() <= 2
+    assert np.abs(linear.astype(float) - expected).max() > 50
