@@ -42,6 +42,18 @@ def problems(path: Path) -> list[str]:
     ]
 
 
+def remarks(path: Path) -> list[str]:
+    """What was guessed of the models of a file that has no problems, and what is doubtful, a line each."""
+    from agent.library import look_up
+
+    file = load(path)
+    return [
+        f"{file.where('streams', name, 'model')}: {stream.model}: {remark}"
+        for name, stream in file.config.streams.items()
+        for remark in look_up(stream.model).remarks()
+    ]
+
+
 def loads(path: Path) -> bool:
     """Whether a daemon would start on a file at all, whatever becomes of its streams then."""
     try:

@@ -14,7 +14,7 @@ from agent.errors import ConfigError
 from agent.health.board import Board, read_board
 from agent.profiles import AUTO, Profile, choose, put_under
 from agent.tomlfile import Keys as Keys
-from agent.tomlfile import Problem, TomlFile, lines_of, parse_toml, read_toml
+from agent.tomlfile import Problem, TomlFile, parse_toml, read_toml, to_toml
 from agent.tomlfile import Where as Where
 
 
@@ -127,24 +127,4 @@ def dump(config: Config, remarks: Mapping[Keys, str] | None = None) -> str:
         config: what to write.
         remarks: comments by key, in one line each.
     """
-    import tomli_w  # only `vedette config show` writes
-
-    text = tomli_w.dumps(_without_none(msgspec.to_builtins(config)))
-    lines = text.split("\n")
-    where = dict(lines_of(text))
-    for keys, remark in (remarks or {}).items():
-        while keys not in where:  # inside an inline table
-            keys = keys[:-1]
-        lines[where[keys] - 1] += f"  # {remark}"
-    return "\n".join(lines)
-
-
-def _without_none(table: dict[str, Any]) -> dict[str, Any]:
-    """TOML has no null: an absent key is the default."""
-    return {key: _inside(value) for key, value in table.items() if value is not None}
-
-
-def _inside(value: Any) -> Any:
-    if isinstance(value, dict):
-        return _without_none(value)
-    return [_inside(item) for item in value] if isinstance(value, list | tuple) else value
+    return to_toml(msgspec.to_builtins(config), remarks or {})

@@ -63,7 +63,17 @@ class SourceError(VedetteError):
 
 
 class ModelError(VedetteError):
-    """A model file or its manifest cannot be used."""
+    """A model file or its manifest cannot be used.
+
+    Attributes:
+        faults: everything that is wrong, a line each. The text of the error is the first of them, and how many
+            more there are.
+    """
+
+    def __init__(self, fault: str, *more: str) -> None:
+        self.faults = (fault, *more)
+        told = f" (and {len(more)} more: `vedette models inspect` lists them)" if more else ""
+        super().__init__(f"{fault}{told}")
 
 
 class BackendError(ModelError):

@@ -3,25 +3,70 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import importlib.util
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakValueDictionary
 
+import msgspec
+from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.decode.metadata import manifest_of
+from agent.compute.decode.decoder import DECODERS, options_kind
+from agent.compute.decode.defaults import Completed, complete, facts_of, told
+from agent.compute.infer.audio.frontend import FRONTENDS
+from agent.compute.infer.audio.frontend import options_kind as frontend_options_kind
 from agent.compute.infer.extract import only_signature
-from agent.compute.infer.modelfile import ModelFile, read_modelfile
+from agent.compute.infer.modelfile import ModelFile, Runtime, read_modelfile, refusals
+from agent.compute.tensors import TensorSpec
 from agent.errors import ModelError
 from agent.manifest import Manifest, Model, Rung
 from agent.storage.models import load_file
+from agent.tomlfile import Problem, TomlFile, nearest, problems_of
+
+log = logging.getLogger(__name__)
 
 _open: WeakValueDictionary[tuple[str, str, str], Model] = WeakValueDictionary()
+_Ends = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
+_opened: dict[str, _Ends] = {}
+"""Tensors by sha256, as the runtime has them, of models whose own file does not tell them."""
+
+
+class Known(Struct, frozen=True):
+    """A model and all that is known of it.
+
+    Attributes:
+        content: the `.tflite` file. sha256: hex digest of it.
+        file: the same, read.
+        stated: what its manifest says; None: it has none.
+        completed: see `agent.compute.decode.defaults.Completed`, with what its input tensor makes of pictures
+            among the doubts.
+    """
+
+    content: bytes
+    sha256: str
+    file: ModelFile
+    stated: TomlFile | None
+    completed: Completed
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest with every key."""
+        return self.completed.manifest
+
+    def remarks(self) -> list[str]:
+        """What was found or guessed, in one line, and every doubt."""
+        found = told(self.completed.sources)
+        why = "it has no manifest" if self.stated is None else "its manifest leaves keys out"
+        return [*([f"{why}: {found}"] if found else []), *self.completed.doubts]
 
 
 def open_model(name_or_path: str, rung: str = "") -> Model:
     """The model of that name or path with the rungs that may run, and nothing of the others.
+
+    What was guessed of it, and what is doubtful, is logged when it is opened first.
 
     Args:
         name_or_path: see `agent.storage.models.load_file`.
@@ -30,19 +75,19 @@ def open_model(name_or_path: str, rung: str = "") -> Model:
     Raises:
         ModelError: there is none, it is broken, or nothing tells how to use it.
     """
-    content, manifest = load_file(name_or_path)
-    sha256 = hashlib.sha256(content).hexdigest()
+    known = look_up(name_or_path)
+    content, manifest = known.content, known.manifest
     with named(name_or_path):
-        manifest = manifest or guessed(content, read_modelfile(content), name_or_path)
         kept = _kept(manifest, rung)
-        key, all_there_are = (name_or_path, sha256, " ".join(one.name for one in kept)), len(manifest.rungs)
-        manifest = replace(manifest, rungs=kept)
-        known = _open.get(key)
-        if known is not None and known.manifest == manifest:  # it may have been written anew for the same file
-            return known
+        key = (name_or_path, known.sha256, " ".join(one.name for one in kept))
+        all_there_are, manifest = len(manifest.rungs), replace(manifest, rungs=kept)
+        before = _open.get(key)
+        if before is not None and before.manifest == manifest:  # it may have been written anew for the same file
+            return before
         if len(kept) == 1 < all_there_are:
             content = only_signature(content, kept[0].signature)
-    _open[key] = model = Model(content, sha256, manifest, name_or_path)
+    _tell(name_or_path, known)
+    _open[key] = model = Model(content, known.sha256, manifest, name_or_path)
     return model
 
 
@@ -52,10 +97,8 @@ def open_whole_model(name_or_path: str) -> Model:
     Raises:
         ModelError: see `open_model`.
     """
-    content, manifest = load_file(name_or_path)
-    with named(name_or_path):
-        manifest = manifest or guessed(content, read_modelfile(content), name_or_path)
-    return Model(content, hashlib.sha256(content).hexdigest(), manifest, name_or_path)
+    known = look_up(name_or_path)
+    return Model(known.content, known.sha256, known.manifest, name_or_path)
 
 
 def open_manifest(name_or_path: str) -> Manifest:
@@ -64,9 +107,25 @@ def open_manifest(name_or_path: str) -> Manifest:
     Raises:
         ModelError: see `open_model`.
     """
-    content, manifest = load_file(name_or_path)
+    return look_up(name_or_path).manifest
+
+
+def look_up(name_or_path: str) -> Known:
+    """Read a model and its manifest, and complete the manifest.
+
+    Raises:
+        ModelError: see `open_model`.
+    """
+    content, stated = load_file(name_or_path)
+    sha256 = hashlib.sha256(content).hexdigest()
     with named(name_or_path):
-        return manifest or guessed(content, read_modelfile(content), name_or_path)
+        file = read_modelfile(content)
+        completed = _completed(content, sha256, file, stated, name_or_path)
+    if stated is not None:
+        _check_options(stated, completed.manifest.output.decoder)
+    with named(name_or_path):
+        doubts = (*completed.doubts, *_doubts(file, completed.manifest))
+    return Known(content, sha256, file, stated, replace(completed, doubts=doubts))
 
 
 @contextmanager
@@ -81,7 +140,8 @@ def named(name_or_path: str) -> Iterator[None]:
     except ModelError as error:
         if str(error).startswith(f"{name_or_path}: "):
             raise
-        raise type(error)(f"{name_or_path}: {error}") from None
+        first, *more = error.faults
+        raise type(error)(f"{name_or_path}: {first}", *more) from None
 
 
 def _kept(manifest: Manifest, rung: str) -> tuple[Rung, ...]:
@@ -89,10 +149,118 @@ def _kept(manifest: Manifest, rung: str) -> tuple[Rung, ...]:
     return manifest.climbed(rung)[::-1] or manifest.chain(rung)[::-1]
 
 
-def guessed(content: bytes, modelfile: ModelFile, path: str) -> Manifest:
-    """The manifest of a model that has none beside it, named after its file.
+def _completed(
+    content: bytes, sha256: str, file: ModelFile, stated: TomlFile | None, name_or_path: str
+) -> Completed:
+    """Complete a manifest by what the file tells of its tensors; where that does not do, the runtime is asked.
 
     Raises:
-        ModelError: see `manifest_of`.
+        ModelError: the runtime cannot run it; else, something must be stated in the manifest.
     """
-    return manifest_of(content, *modelfile.ends(), Path(path).stem)
+    keys, stem = ({} if stated is None else stated.data), Path(name_or_path).stem
+    facts = facts_of(content, file, *_signatures(keys))
+    try:
+        return complete(keys, facts, stem)
+    except ModelError as error:
+        complaint = error
+    check_runs(file)
+    inputs, outputs = _ends(content, sha256, name_or_path)
+    if (inputs, outputs) != (facts.inputs, facts.outputs) and len(keys.get("rungs", ())) <= 1:
+        facts = replace(facts, inputs=inputs, outputs=outputs)
+        try:
+            return complete(keys, facts, stem)
+        except ModelError as error:
+            complaint = error
+    if stated is None:
+        raise ModelError(f"write a manifest beside it ({stem}.toml): {complaint}")
+    raise ModelError(f"{stated.path}: {complaint}")
+
+
+def _signatures(keys: dict[str, object]) -> tuple[str, str]:
+    """Of the rung that takes the input, and of the one that answers by default."""
+    if not keys.get("rungs"):
+        return "", ""
+    rungs = msgspec.convert(keys["rungs"], tuple[Rung, ...])
+    chain = Manifest(rungs=rungs).chain("")
+    return chain[0].signature, chain[-1].signature
+
+
+def check_runs(file: ModelFile) -> None:
+    """Refuse a model that the runtime of this machine cannot run, or gets wrong.
+
+    Raises:
+        ModelError: every reason.
+    """
+    if (runtime := installed_runtime()) and (reasons := refusals(file, runtime)):
+        raise ModelError(f"refused: {reasons[0]}", *reasons[1:])
+
+
+def installed_runtime() -> Runtime | None:
+    """The runtime that models run on here, without loading it; None: there is none."""
+    packages: dict[Runtime, str] = {"litert": "ai_edge_litert", "tflite-runtime": "tflite_runtime"}
+    return next((name for name, package in packages.items() if importlib.util.find_spec(package)), None)
+
+
+def _ends(content: bytes, sha256: str, path: str) -> _Ends:
+    """Inputs and outputs as the runtime has them, in a process of its own: a model may crash it.
+
+    Raises:
+        BackendError: it cannot run the model.
+    """
+    from agent.compute.infer.backend import Options, Plan
+    from agent.compute.infer.worker import WorkerSession
+
+    if sha256 not in _opened:
+        session = WorkerSession(Model(content, sha256, Manifest(), path), Plan(), Options())
+        try:
+            _opened[sha256] = session.inputs, session.outputs
+        finally:
+            session.close()
+    return _opened[sha256]
+
+
+def _check_options(stated: TomlFile, decoder: str) -> None:
+    """Refuse a decoder or a front end that does not exist, and options in a manifest that it does not take.
+
+    Raises:
+        ModelError: each with file, line and key.
+    """
+    output, audio = stated.data.get("output", {}), stated.data.get("audio", {})
+    problems = _unknown(decoder, DECODERS, "decoder", ("output", "decoder")) or problems_of(
+        output.get("options", {}), options_kind(decoder), ("output", "options")
+    )
+    if audio:
+        name, options = audio["frontend"], audio.get("options", {})
+        problems += _unknown(name, FRONTENDS, "front end", ("audio", "frontend")) or problems_of(
+            options | _rate(name, audio["rate_hz"]), frontend_options_kind(name), ("audio", "options")
+        )
+    if problems:
+        raise ModelError(*(f"{stated.where(*keys)}: {what}" for keys, what in problems))
+
+
+def _unknown(name: str, known: Mapping[str, str], what: str, keys: tuple[str, str]) -> list[Problem]:
+    if name in known:
+        return []
+    return [(keys, f"`{'.'.join(keys)}`: no {what} {name!r}{nearest(name, list(known))}")]
+
+
+def _rate(frontend: str, rate_hz: int) -> dict[str, int]:
+    """What a front end is told besides its options."""
+    return {"rate_hz": rate_hz} if "rate_hz" in frontend_options_kind(frontend).__struct_fields__ else {}
+
+
+def _doubts(file: ModelFile, manifest: Manifest) -> Iterator[str]:
+    """What the input tensor makes of pictures, where that can hardly be meant."""
+    if manifest.audio is None:
+        # It loads OpenCV, which a daemon that only hears does without.
+        from agent.compute.infer.image import doubt
+
+        inputs, _ = file.ends(manifest.chain("")[0].signature)
+        if found := doubt(inputs[0], manifest.input):
+            yield found
+
+
+def _tell(name_or_path: str, known: Known) -> None:
+    for remark in known.remarks():
+        tell = log.warning if remark in known.completed.doubts else log.info
+        tell("%s: %s", name_or_path, remark)

@@ -1,6 +1,11 @@
-"""The manifest: what a model needs to know about itself that its file does not say. TOML beside it.
+"""The manifest: TOML beside a model file, which says what the model needs and its file does not say.
 
-That of YAMNet for classification, which scores 521 sounds; `unzip yamnet.tflite` gives its labels:
+Every key may be left out. What the manifest leaves out is taken from the TFLite Metadata inside the model file,
+else guessed from its tensors and its last operations, else it has the default below: see
+`agent.compute.decode.defaults`. `vedette models inspect MODEL --write-manifest` writes all that was found, with
+the source of each key.
+
+The manifest of YAMNet for classification, which scores 521 sounds; `unzip yamnet.tflite` gives its labels:
 
     name = "yamnet"
     file = "yamnet.tflite"
@@ -25,17 +30,19 @@ The stream says which it wants: `decode.labels = ["Bark", "Smoke detector, smoke
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
 
-from agent.errors import ModelError
+from agent.errors import ConfigError, ModelError
 from agent.manifestparts import AudioManifest as AudioManifest
 from agent.manifestparts import GoldenManifest as GoldenManifest
 from agent.manifestparts import InputManifest as InputManifest
 from agent.manifestparts import OutputManifest as OutputManifest
 from agent.manifestparts import Unit
+from agent.tomlfile import Problem, TomlFile, parse_toml
 
 HIDDEN = "hidden"
 """Name of the output that a deeper rung goes on from."""
@@ -73,7 +80,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """A model's manifest.
 
     Attributes:
-        name: what the messages call the model.
+        name: what the messages call the model; empty: as its file, without the suffix.
         output: see `OutputManifest`.
         input: for a model of pictures, see `InputManifest`.
         audio: for a model of sound, see `AudioManifest`; None: it takes pictures.
@@ -86,8 +93,8 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
         rungs: largest or deepest first; the first is the default.
     """
 
-    name: str
-    output: OutputManifest
+    name: str = ""
+    output: OutputManifest = OutputManifest()
     input: InputManifest = InputManifest()
     audio: AudioManifest | None = None
     file: str = ""
@@ -176,26 +183,58 @@ class Model(Struct, frozen=True, weakref=True):
     path: str
 
 
-def manifest_from(data: dict[str, Any], where: str) -> Manifest:
-    """Build a manifest from a parsed TOML document whose `labels` are already a list.
+def read_manifest(text: str, path: str) -> TomlFile:
+    """Read a manifest, of which nothing is checked yet.
 
     Args:
-        data: the document.
-        where: its path, for messages.
+        text: of the file.
+        path: of the file, for messages.
 
     Raises:
-        ModelError: an unknown key, a wrong type, an empty ladder, or a sound that two labels name.
+        ModelError: it is not TOML, with the line.
     """
     try:
-        manifest = msgspec.convert(data, Manifest)
-    except msgspec.ValidationError as error:
-        raise ModelError(f"{where}: {error}") from error
-    if not manifest.rungs:
-        raise ModelError(f"{where}: `rungs` is empty; leave it out for a model with one graph")
-    if any(rung.name == AUTO for rung in manifest.rungs):
-        raise ModelError(f"{where}: no rung can be called {AUTO!r}: that asks for the ladder")
-    # Lists of what pictures show have gaps, and two cranes; a sound is told by its label alone.
-    twice = [label for label, count in Counter(manifest.output.labels).items() if label and count > 1]
-    if manifest.audio is not None and twice:
-        raise ModelError(f"{where}: [output] labels: {', '.join(map(repr, twice))} more than once")
-    return manifest
+        return parse_toml(text, path)
+    except ConfigError as error:
+        raise ModelError(str(error)) from None
+
+
+def check_manifest(file: TomlFile) -> None:
+    """Refuse what no manifest says. Its `labels` are a list already.
+
+    Raises:
+        ModelError: every unknown key, wrong value and contradiction, each with file, line and key.
+    """
+    if faults := file.faults(Manifest, _contradictions(file.data)):
+        raise ModelError(*faults)
+
+
+def manifest_from(data: dict[str, Any], where: str) -> Manifest:
+    """Build a manifest from the tables of a complete one; see `check_manifest`.
+
+    Args:
+        data: the tables.
+        where: path of the file, for messages.
+
+    Raises:
+        ModelError: see `check_manifest`.
+    """
+    check_manifest(TomlFile(where, data, {}))
+    return msgspec.convert(data, Manifest)
+
+
+def _contradictions(data: dict[str, Any]) -> Iterator[Problem]:
+    """What is of the right type and makes no sense."""
+    rungs, output = data.get("rungs"), data.get("output")
+    if rungs == []:
+        yield ("rungs",), "`rungs` is empty; leave it out for a model with one graph"
+    for number, rung in enumerate(rungs if isinstance(rungs, list) else ()):
+        if isinstance(rung, dict) and rung.get("name") == AUTO:
+            keys = ("rungs", number, "name")
+            yield keys, f"`rungs[{number}].name`: no rung can be called {AUTO!r}: that asks for the ladder"
+    labels = output.get("labels") if isinstance(output, dict) else None
+    if "audio" in data and isinstance(labels, list):
+        # Lists of what pictures show have gaps, and two cranes; a sound is told by its label alone.
+        counts = Counter(label for label in labels if isinstance(label, str) and label)
+        if twice := [repr(label) for label, count in counts.items() if count > 1]:
+            yield ("output", "labels"), f"`output.labels`: {', '.join(twice)} more than once"

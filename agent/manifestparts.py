@@ -53,14 +53,14 @@ class OutputManifest(Struct, frozen=True, forbid_unknown_fields=True):
     """How the output tensors become detections.
 
     Attributes:
-        decoder: name of a decoder in `agent.compute.decode`.
+        decoder: name of a decoder in `agent.compute.decode`; empty: the one that the outputs fit.
         labels: class names in order, of sounds each once; or in the file the name of a text file beside it.
         score_threshold: detections below are dropped.
         iou_threshold: overlap above which non-maximum suppression drops the weaker of two boxes.
         options: what this decoder needs besides, checked by the decoder.
     """
 
-    decoder: str
+    decoder: str = ""
     labels: tuple[str, ...] = ()
     score_threshold: Unit = 0.4
     iou_threshold: Unit = 0.6

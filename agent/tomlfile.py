@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -47,22 +47,27 @@ class TomlFile(Struct, frozen=True):
         return f"{self.path}:{line}" if line else self.path
 
     def check(self, kind: type[Struct], more: Iterable[Problem] = ()) -> None:
-        """Refuse what is not of this kind, a struct whose fields are tables.
-
-        Args:
-            kind: that `data` must be convertible to.
-            more: what has been found wrong already.
+        """Refuse what is not of this kind; see `faults`.
 
         Raises:
             ConfigError: there are unknown keys, wrong values, or more; its text has one line for each.
+        """
+        if faults := self.faults(kind, more):
+            raise ConfigError("\n".join(faults))
+
+    def faults(self, kind: type[Struct], more: Iterable[Problem] = ()) -> list[str]:
+        """List unknown keys and wrong values, each with file, line and key. Unknown keys are taken out of `data`.
+
+        Args:
+            kind: struct that `data` must be convertible to.
+            more: what has been found wrong already.
         """
         unknown = list(_unknown_keys(self.data, kind, ()))
         for keys, _ in unknown:
             _drop(self.data, keys)
         problems = [*unknown, *_wrong_values(self.data, kind), *more]
         problems.sort(key=lambda problem: _line(self.lines, problem[0]))
-        if problems:
-            raise ConfigError("\n".join(f"{self.where(*keys)}: {what}" for keys, what in problems))
+        return [f"{self.where(*keys)}: {what}" for keys, what in problems]
 
 
 def read_toml(path: Path, what: str) -> TomlFile:
@@ -107,6 +112,46 @@ def lines_of(text: str) -> Iterator[tuple[Keys, int]]:
             yield table, number
         elif key := _KEY.match(line):
             yield (*table, *(part.strip("\"'") for part in _PART.findall(key[1]))), number
+
+
+def problems_of(table: dict[str, Any], kind: type[Struct], at: Keys) -> list[Problem]:
+    """Unknown keys of one table, or else its first wrong value.
+
+    Args:
+        table: to be converted to `kind`.
+        kind: struct without tables inside.
+        at: path of the table's key.
+    """
+    return list(_unknown_keys(table, kind, at)) or list(_wrong_value(table, kind, at))
+
+
+def to_toml(table: Mapping[str, Any], remarks: Mapping[Keys, str]) -> str:
+    """Write tables as TOML. What is None is left out, for TOML has no null.
+
+    Args:
+        table: of builtin types.
+        remarks: comments by key; what cannot be printed in one line is replaced.
+    """
+    import tomli_w  # few commands write
+
+    text = tomli_w.dumps(_without_none(table))
+    lines = text.split("\n")
+    where = dict(lines_of(text))
+    for keys, remark in remarks.items():
+        while keys not in where:  # inside an inline table
+            keys = keys[:-1]
+        lines[where[keys] - 1] += f"  # {''.join(one if one.isprintable() else '?' for one in remark)}"
+    return "\n".join(lines)
+
+
+def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _inside(value) for key, value in table.items() if value is not None}
+
+
+def _inside(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _without_none(value)
+    return [_inside(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def nearest(name: str, known: Iterator[str] | list[str]) -> str:
@@ -168,6 +213,8 @@ def _unknown_keys(data: Any, kind: Any, at: Keys) -> Iterator[Problem]:
 def _wrong_values(data: dict[str, Any], kind: type[Struct]) -> Iterator[Problem]:
     """Values of the wrong type or out of range: the first of each table, by name where tables have names."""
     for field in msgspec.structs.fields(kind):
+        if field.name not in data and not field.required:
+            continue
         value = data.get(field.name, {})
         if get_origin(field.type) is dict and isinstance(value, dict):
             key_kind, entry_kind = get_args(field.type)

@@ -28,6 +28,7 @@ FLOW = {
     "agent.manifestparts",
     "agent.plaintext",
     "agent.stderr",
+    "agent.tomlfile",
 }
 """What every room may know."""
 
@@ -37,7 +38,7 @@ MAY_IMPORT = {
     "storage": {"agent.storage"},
     "comms": {"agent.comms"},
     "health": {"agent.health"},
-    "fleet": {"agent.fleet", "agent.storage", "agent.update", "agent.tomlfile"},
+    "fleet": {"agent.fleet", "agent.storage", "agent.update"},
     "update": {
         "agent.update",
         "agent.storage",
@@ -46,7 +47,6 @@ MAY_IMPORT = {
         "agent.configfile",
         "agent.library",
         "agent.profiles",
-        "agent.tomlfile",
     },
 }
 

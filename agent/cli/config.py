@@ -33,19 +33,22 @@ def check(file: Path, as_json: bool) -> None:
     """
     import msgspec
 
-    from agent.check import loads, problems
+    from agent.check import loads, problems, remarks
     from agent.restart import RESTART, RULE, names
 
     found = problems(file)
     if as_json:
         told = {"file": str(file), "ok": not found, "loads": not found or loads(file), "problems": found}
         told["wait_for_restart"] = names(RESTART)
+        told["remarks"] = [] if found else remarks(file)
         click.echo(msgspec.json.encode(told).decode())
     else:
         for problem in found:
             click.echo(plain(problem), err=True)
         if not found:
             click.echo(f"{file}: fine\n{RULE}")
+            for remark in remarks(file):
+                click.echo(plain(remark), err=True)
     sys.exit(bool(found))
 
 

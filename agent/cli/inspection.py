@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 from msgspec import Struct
 
-from agent.compute.decode.decoder import build_decoder
 from agent.compute.infer.modelfile import ModelFile, Runtime, read_modelfile, refusals
 from agent.compute.tensors import TensorSpec
-from agent.config import DecodeConfig
+from agent.config import DecodeConfig, StreamConfig
 from agent.errors import ModelError
-from agent.library import guessed
-from agent.manifest import Manifest
+from agent.library import Known, installed_runtime, look_up, named
+from agent.manifest import Manifest, Model
 from agent.storage.models import load_file
 
+if TYPE_CHECKING:
+    from agent.compute.infer.worker import WorkerSession
+
+_Ends = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
+_LONG = 60
+"""Letters of a value that are shown."""
 _RUNTIMES: tuple[Runtime, ...] = ("litert", "tflite-runtime")
 
 
@@ -54,9 +61,11 @@ class Inspection(Struct, frozen=True):
         weights: bytes of constants by dtype.
         signatures: name → inputs and outputs; the name is empty for a file without signatures.
         metadata: names of the metadata buffers.
-        manifest: its own, or guessed; None when it cannot be guessed.
-        guessed: whether the manifest is a guess or from the metadata inside the file.
-        decoding_error: why the manifest is missing or does not fit.
+        manifest: with every key; None when some cannot be found.
+        sources: where keys came from that its manifest leaves out, by path such as `input.mean`; not of defaults.
+        doubts: what is likely wrong although the model can be run.
+        guessed: whether it has no manifest of its own.
+        decoding_error: why it cannot be used: its manifest is missing or does not fit, or it cannot be opened.
         refusals: per runtime, what it refuses.
     """
 
@@ -69,6 +78,8 @@ class Inspection(Struct, frozen=True):
     signatures: dict[str, tuple[list[str], list[str]]]
     metadata: tuple[str, ...]
     manifest: Manifest | None
+    sources: dict[str, str]
+    doubts: tuple[str, ...]
     guessed: bool
     decoding_error: str
     refusals: dict[Runtime, list[str]]
@@ -91,28 +102,25 @@ class Inspection(Struct, frozen=True):
             origin = "guessed" if self.guessed else "manifest"
             lines["sound"] = ", ".join(_sound(self.manifest))
             lines["decoder"] = f"{output.decoder} with {len(output.labels)} labels ({origin})"
+            lines |= {keys: f"{_value(self.manifest, keys)}: {source}" for keys, source in self.sources.items()}
         return {key: value for key, value in lines.items() if value}
 
 
 def listed(name: str) -> Listed:
     """A line for a bundled model or a file."""
     try:
-        content, manifest = load_file(name)
+        known = look_up(name)
+        manifest = known.manifest
+        inputs, _ = known.file.ends(manifest.chain("")[0].signature)
     except ModelError as error:
         return Listed(name, error=str(error))
-    try:
-        modelfile = read_modelfile(content)
-        manifest = manifest or guessed(content, modelfile, name)
-        inputs, _ = modelfile.ends(manifest.chain("")[0].signature)
-    except ModelError as error:
-        return Listed(name, error=f"{name}: {error}")
     return Listed(
         name,
         manifest.output.decoder,
         len(manifest.output.labels),
         tuple(rung.name for rung in manifest.rungs),
         _input(inputs, manifest),
-        len(content),
+        len(known.content),
         manifest.licence,
     )
 
@@ -127,22 +135,16 @@ def _sound(manifest: Manifest) -> list[str]:
 
 
 def inspection(file: str) -> Inspection:
-    """Look inside a model.
+    """Look inside a model, and open it as a stream would, in a process of its own.
 
     Raises:
         ModelError: it cannot be read, or is no model.
     """
-    content, manifest = load_file(file)
-    try:
+    content, stated = load_file(file)
+    with named(file):
         modelfile = read_modelfile(content)
-    except ModelError as error:
-        raise ModelError(f"{file}: {error}") from None
-    is_guess, problem = manifest is None, ""
-    try:
-        manifest = manifest or guessed(content, modelfile, file)
-        _check(manifest, modelfile)
-    except ModelError as error:
-        problem = str(error)
+    refused = {runtime: refusals(modelfile, runtime) for runtime in _RUNTIMES}
+    known, problem, tensors = _judged(file, refused)
     return Inspection(
         file,
         modelfile.size,
@@ -150,28 +152,83 @@ def inspection(file: str) -> Inspection:
         _histogram(modelfile),
         _quantisation(modelfile),
         modelfile.weights,
-        _signatures(modelfile),
+        _signatures(modelfile, tensors),
         modelfile.metadata,
-        manifest,
-        is_guess,
+        known.manifest if known else None,
+        {".".join(keys): source for keys, source in known.completed.sources.items()} if known else {},
+        known.completed.doubts if known else (),
+        stated is None,
         problem,
-        {runtime: refusals(modelfile, runtime) for runtime in _RUNTIMES},
+        refused,
     )
 
 
-def _check(manifest: Manifest, modelfile: ModelFile) -> None:
-    """That the decoder fits every rung."""
-    for rung in manifest.rungs:
-        build_decoder(manifest, *modelfile.ends(rung.signature), DecodeConfig())
+def _judged(file: str, refused: dict[Runtime, list[str]]) -> tuple[Known | None, str, dict[str, _Ends]]:
+    """What is known of a model; why no stream can use it; its tensors by signature as the runtime has them."""
+    runtime = installed_runtime()
+    if runtime and refused[runtime]:
+        return None, "", {}  # that says it all
+    known, tensors = None, dict[str, _Ends]()
+    try:
+        known = look_up(file)
+        tensors = _opened(known, file)
+    except ModelError as error:
+        return known, str(error), tensors
+    return known, "", tensors
+
+
+def _opened(known: Known, file: str) -> dict[str, _Ends]:
+    """Open a model with every rung, as `vedette run` does.
+
+    Raises:
+        ModelError: it does not fit its decoder or its front end; BackendError: the runtime cannot run it.
+    """
+    from agent.compute.infer.backend import Options, Plan
+    from agent.compute.infer.worker import WorkerSession
+
+    model, tensors = Model(known.content, known.sha256, known.manifest, file), dict[str, _Ends]()
+    session = WorkerSession(model, Plan(), Options())
+    try:
+        with named(file):
+            _fit(session, model)
+        for rung in model.manifest.rungs:
+            session.use(rung.name)
+            tensors[rung.signature] = session.inputs, session.outputs
+    finally:
+        session.close()
+    return tensors
+
+
+def _fit(session: WorkerSession, model: Model) -> None:
+    """Refuse a model that does not fit its decoder, or its front end."""
+    if model.manifest.audio is None:
+        from agent.compute.size import Size
+
+        for rung in model.manifest.rungs:
+            Size(session, model, rung.name, DecodeConfig())
+        return
+    from agent.compute.hearing import Hearing
+
+    Hearing("inspect", StreamConfig(source="wav:", model=model.path), model, lambda *_: session)
+
+
+def _value(manifest: Manifest, keys: str) -> str:
+    """A key's value, shortened."""
+    value: Any = msgspec.to_builtins(manifest)
+    for key in keys.split("."):
+        value = value[key]
+    if isinstance(value, list | tuple) and len(set(map(str, value))) == 1:
+        value = value[0]
+    return str(value) if len(str(value)) <= _LONG else f"{str(value)[:_LONG]}…"
 
 
 def _histogram(modelfile: ModelFile) -> dict[str, int]:
     return dict(Counter(op.custom or op.name for _, op in modelfile.steps()).most_common())
 
 
-def _signatures(modelfile: ModelFile) -> dict[str, tuple[list[str], list[str]]]:
+def _signatures(modelfile: ModelFile, opened: dict[str, _Ends]) -> dict[str, tuple[list[str], list[str]]]:
     names = [signature.name for signature in modelfile.signatures] or [""]
-    ends = {name: modelfile.ends(name) for name in names}
+    ends = {name: opened.get(name) or modelfile.ends(name) for name in names}
     return {name: ([*map(str, inputs)], [*map(str, outputs)]) for name, (inputs, outputs) in ends.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -45,14 +46,26 @@ def list_(files: tuple[str, ...], as_json: bool) -> None:
 @models.command()
 @click.argument("file")
 @_JSON
-def inspect(file: str, as_json: bool) -> None:
+@click.option(
+    "--write-manifest",
+    "manifest",
+    is_flag=False,
+    flag_value="",
+    metavar="[TOML]",
+    help="Write a manifest with every key that was found and its source, beside FILE or to TOML.",
+)
+@click.option("--force", is_flag=True, help="Write it even where a manifest is already.")
+def inspect(file: str, as_json: bool, manifest: str | None, force: bool) -> None:
     """Look inside FILE (a .tflite, a manifest .toml, or the name of a bundled model) without running it.
 
-    Exits with 1 when a runtime refuses it, or when nothing tells how to decode it.
+    It is opened as a stream would open it, in a process of its own. Exits with 1 when a runtime refuses it, or
+    when nothing tells how to decode it.
     """
     from agent.cli.inspection import inspection
 
-    found = inspection(file)
+    found = _or_faults(lambda: inspection(file))
+    if manifest is not None:
+        _write_manifest(file, manifest, force)
     if as_json:
         _print_json(found)
     else:
@@ -61,6 +74,34 @@ def inspect(file: str, as_json: bool) -> None:
 
 
 models.add_command(calibrate)
+
+
+def _or_faults(look: Callable[[], Inspection]) -> Inspection:
+    """What is found, or every fault in a line of its own, where there are several; then it exits with 1."""
+    from agent.errors import ModelError
+
+    try:
+        return look()
+    except ModelError as error:
+        if len(error.faults) == 1:
+            raise
+        for fault in error.faults:
+            click.echo(f"vedette: {plain(fault)}", err=True)
+        sys.exit(1)
+
+
+def _write_manifest(file: str, path: str, force: bool) -> None:
+    """Write what is known of a model, and say where.
+
+    Raises:
+        ModelError: some key cannot be found, or a manifest is there and it is not to be replaced.
+    """
+    from agent.library import look_up
+    from agent.storage.manifestfile import write_new
+
+    known = look_up(file)
+    written = write_new(file, path, known.manifest, known.sha256, known.completed.sources, force=force)
+    click.echo(f"wrote {plain(str(written))}", err=True)
 
 
 def _print_json(value: object) -> None:
@@ -104,6 +145,8 @@ def _print_inspection(found: Inspection) -> None:
             console.print(f"[red]{runtime} refuses:[/red] {_plain(reason)}")
         if not reasons:
             console.print(f"[green]{runtime}:[/green] nothing known against it")
+    for doubt in found.doubts:
+        console.print(f"[yellow]doubtful:[/yellow] {_plain(doubt)}")
     if found.decoding_error:
         console.print(f"[red]decoding:[/red] {_plain(found.decoding_error)}")
 

@@ -7,9 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+from msgspec.structs import replace
+
 from agent.errors import ModelError
+from agent.manifest import Manifest
 from agent.storage.durable import write_atomic
-from agent.storage.models import beside, manifest_path, read, read_text
+from agent.storage.models import beside, load_file, manifest_path, model_path, read, read_text
+from agent.tomlfile import Keys, to_toml
 
 
 def rewrite(name_or_path: str, path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -34,6 +39,67 @@ def rewrite(name_or_path: str, path: Path, change: Callable[[dict[str, Any]], No
     for file in missing:
         write_atomic(path.parent / file.name, read(file))
     write_atomic(path, tomli_w.dumps(data).encode())
+
+
+def write_new(
+    name_or_path: str,
+    path: str,
+    manifest: Manifest,
+    sha256: str,
+    sources: Mapping[tuple[str, ...], str],
+    *,
+    force: bool = False,
+) -> Path:
+    """Write a complete manifest, with a comment on the source of each key; give its path.
+
+    Args:
+        name_or_path: the model, see `agent.storage.models.load_file`.
+        path: of the manifest; empty: beside the model, of the same stem. The model is copied beside it.
+        manifest: with every key.
+        sha256: of the model.
+        sources: where keys came from that were found or guessed; the others were stated, or are defaults.
+        force: replace a manifest that is there.
+
+    Raises:
+        ModelError: a manifest is there, or another model of this name. StorageError: it cannot be written.
+    """
+    model = model_path(name_or_path)
+    own = Path(path) if path else model.with_suffix(".toml")
+    if own.suffix != ".toml":
+        raise ModelError(f"{own}: a manifest is a .toml file")
+    if own.exists() and not force:
+        raise ModelError(f"{own}: is there already; --force replaces it")
+    missing = list(_missing([model, *(model.parent / name for name in manifest.golden.files)], own.parent))
+    keys = _told(msgspec.to_builtins(replace(manifest, file=model.name, sha256=sha256)))
+    stated = load_file(name_or_path)[1]
+    text = to_toml(keys, _comments(keys, sources, stated.data if stated else {}))
+    for file in missing:
+        write_atomic(own.parent / file.name, read(file))
+    write_atomic(own, text.encode())
+    return own
+
+
+def _told(keys: dict[str, Any]) -> dict[str, Any]:
+    """Without what is empty or a default of parts that few models have."""
+    usual = msgspec.to_builtins(Manifest())
+    rare = [key for key in ("golden", "rungs") if keys[key] == usual[key]]
+    told = {key: value for key, value in keys.items() if key not in rare and value not in ("", None)}
+    if told.get("audio"):
+        told.pop("input")
+    return told
+
+
+def _comments(
+    keys: Mapping[str, Any], sources: Mapping[tuple[str, ...], str], stated: Mapping[str, Any]
+) -> dict[Keys, str]:
+    """Where each key came from that was not stated."""
+    comments: dict[Keys, str] = {}
+    for table in ("input", "output", "audio"):
+        for key in keys.get(table, {}):
+            if key != "options" and key not in stated.get(table, {}):
+                comments[table, key] = "default"
+    found: Mapping[Any, str] = sources
+    return comments | dict(found)
 
 
 def check_place(name_or_path: str, path: Path) -> None:
@@ -63,7 +129,7 @@ def set_rungs(keys: Mapping[str, Mapping[str, float | None]]) -> Callable[[dict[
 def _named(manifest: Path, data: Mapping[str, Any]) -> list[Path]:
     """The files that a manifest names: its model, and its labels where they are a file."""
     files = [beside(manifest, data.get("file") or manifest.with_suffix(".tflite").name, "file")]
-    labels = data["output"].get("labels")
+    labels = data.get("output", {}).get("labels")
     return [*files, beside(manifest, labels, "labels")] if isinstance(labels, str) else files
 
 

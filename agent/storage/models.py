@@ -8,15 +8,15 @@ from __future__ import annotations
 import difflib
 import hashlib
 import stat
-import tomllib
 from pathlib import Path
 from typing import Any
 
-from msgspec.structs import replace
+import msgspec
 
 from agent.errors import ModelError, reason_of
-from agent.manifest import Manifest, manifest_from
+from agent.manifest import Manifest, check_manifest, read_manifest
 from agent.storage import wakeword
+from agent.tomlfile import TomlFile
 
 ZOO = Path(__file__).parent.parent / "zoo"
 _MODEL, _MANIFEST = ".tflite", ".toml"
@@ -32,18 +32,18 @@ def bundled() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in ZOO.glob(f"*{_MANIFEST}")))
 
 
-def load_file(path: str | Path) -> tuple[bytes, Manifest | None]:
-    """A model file, and its manifest where there is one.
+def load_file(path: str | Path) -> tuple[bytes, TomlFile | None]:
+    """Read a model file, and its manifest where there is one.
 
     Args:
         path: a bundled name, or a path to a `.tflite` or to its manifest, `.toml` or `.json`; a relative one
             starts at the working folder. The manifest of a `.tflite` is the `.toml` of the same stem.
 
     Returns:
-        the model's bytes, and None for a `.tflite` without a manifest.
+        The model's bytes, and what its manifest says, which may be a part of what is needed; None: it has none.
 
     Raises:
-        ModelError: there is none of that name, it cannot be read, or its hash is wrong.
+        ModelError: there is none of that name, it cannot be read, its hash is wrong, or see `check_manifest`.
     """
     path = _resolve(str(path))
     if path.suffix == _MODEL:
@@ -51,12 +51,24 @@ def load_file(path: str | Path) -> tuple[bytes, Manifest | None]:
         if not own.is_file():
             return read(path), None
         manifest = _manifest(own)
-        if manifest.file not in ("", path.name):
-            raise ModelError(f"{own}: is the manifest of {manifest.file}, not of {path.name} beside it")
+        if (file := manifest.data.get("file", "")) not in ("", path.name):
+            raise ModelError(f"{manifest.where('file')}: is the manifest of {file}, not of {path.name} beside it")
     else:
         manifest = _manifest(path)
-        path = beside(path, manifest.file or path.with_suffix(_MODEL).name, "file")
+        path = beside(path, manifest.data.get("file") or path.with_suffix(_MODEL).name, "file")
     return _verified(path, manifest), manifest
+
+
+def model_path(name_or_path: str) -> Path:
+    """Find the `.tflite` file of a model.
+
+    Raises:
+        ModelError: there is none of that name, or its manifest cannot be read.
+    """
+    path = _resolve(name_or_path)
+    if path.suffix == _MODEL:
+        return path
+    return beside(path, _manifest(path).data.get("file") or path.with_suffix(_MODEL).name, "file")
 
 
 def manifest_path(name_or_path: str) -> Path:
@@ -102,27 +114,31 @@ def _resolve(name_or_path: str) -> Path:
     return ZOO / f"{name_or_path}{_MANIFEST}"
 
 
-def _manifest(path: Path) -> Manifest:
+def _manifest(path: Path) -> TomlFile:
     if path.suffix == wakeword.SUFFIX:
-        return wakeword.read(read(path, _LARGEST_TEXT), str(path))
-    try:
-        data = tomllib.loads(read_text(path))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ModelError(f"{path}: not TOML: {error}") from error
-    output = data.get("output")
+        return TomlFile(str(path), _keys(wakeword.read(read(path, _LARGEST_TEXT), str(path))), {})
+    manifest = read_manifest(read_text(path), str(path))
+    output = manifest.data.get("output")
     if isinstance(output, dict) and isinstance(labels := output.get("labels"), str):
-        output["labels"] = _labels(beside(path, labels, "labels"))
-    return _named(manifest_from(data, str(path)), data)
+        output["labels"] = _labels(manifest, path, labels)
+    check_manifest(manifest)
+    if sha256 := manifest.data.get("sha256"):
+        manifest.data["sha256"] = sha256.strip().lower()
+    return manifest
 
 
-def _named(manifest: Manifest, data: dict[str, Any]) -> Manifest:
-    """With its hash in the form that `hashlib` gives."""
-    return replace(manifest, sha256=manifest.sha256.strip().lower()) if data.get("sha256") else manifest
+def _keys(manifest: Manifest) -> dict[str, Any]:
+    """All keys of a manifest that another format says in its own way."""
+    keys: dict[str, Any] = msgspec.to_builtins(manifest)
+    return keys
 
 
-def _labels(path: Path) -> list[str]:
+def _labels(manifest: TomlFile, path: Path, name: str) -> list[str]:
     """One name per line; empty lines at the end do not count, others keep their number."""
-    return [line.strip() for line in read_text(path).rstrip().splitlines()]
+    try:
+        return [line.strip() for line in read_text(beside(path, name, "labels")).rstrip().splitlines()]
+    except ModelError as error:
+        raise ModelError(f"{manifest.where('output', 'labels')}: {error}") from None
 
 
 def beside(manifest: Path, name: str, key: str) -> Path:
@@ -146,12 +162,12 @@ def beside(manifest: Path, name: str, key: str) -> Path:
     raise ModelError(f"{manifest}: {key} = {name!r} must be a file in the manifest's own folder")
 
 
-def _verified(path: Path, manifest: Manifest) -> bytes:
+def _verified(path: Path, manifest: TomlFile) -> bytes:
     content = read(path)
-    found = hashlib.sha256(content).hexdigest()
-    if manifest.sha256 and found != manifest.sha256:
+    found, expected = hashlib.sha256(content).hexdigest(), manifest.data.get("sha256")
+    if expected and found != expected:
         raise ModelError(
-            f"{path}: its sha256 is {found}, but its manifest says {manifest.sha256}; "
+            f"{path}: its sha256 is {found}, but its manifest says {expected}; "
             "the file is damaged or another one: fetch it again, or correct the manifest"
         )
     return content

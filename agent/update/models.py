@@ -49,7 +49,7 @@ def _manifest(model: Model, name_or_path: str, stem: str) -> bytes:
     else:
         data = tomllib.loads(read_text(manifest_path(name_or_path)))
     data["file"], data["sha256"] = f"{stem}.tflite", hashlib.sha256(model.content).hexdigest()
-    data["output"]["labels"] = list(model.manifest.output.labels)
+    data.setdefault("output", {})["labels"] = list(model.manifest.output.labels)
     return tomli_w.dumps(data).encode()
 
 

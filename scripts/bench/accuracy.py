@@ -27,9 +27,9 @@ from agent.compute.decode import build_decoder
 from agent.compute.infer.backend import Options, open_session
 from agent.compute.infer.image import ImageInput
 from agent.config import DecodeConfig
+from agent.library import open_whole_model
 from agent.manifest import Model
 from agent.messages import Detection
-from agent.storage.models import load_file
 
 MAKER = common.ROOT / "scripts" / "build_models" / "nanodet"
 BUILD = common.ROOT / "build" / "models"
@@ -57,9 +57,7 @@ def main() -> None:
 
 def int8_model() -> Model:
     """The bundled model with all of its rungs."""
-    content, manifest = load_file("nanodet")
-    assert manifest is not None
-    return Model(content, hashlib.sha256(content).hexdigest(), manifest, "nanodet")
+    return open_whole_model("nanodet")
 
 
 def compare(model: Model, reference: Model | None, pictures: list[Picture]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from target import FOLDER, ROOT
 
 from agent.capture.recording import read_whole
-from agent.compute.decode.metadata import manifest_of
+from agent.compute.decode.defaults import complete, facts_of
 from agent.compute.infer import wire
 from agent.compute.infer.modelfile import Runtime, read_modelfile, refusals
 from agent.compute.infer.turn import Turn
@@ -30,7 +30,7 @@ def modelfile(data: bytes) -> None:
     for runtime in _RUNTIMES:
         refusals(model, runtime)
     with suppress(VedetteError):  # it need not be a kind of model that can be guessed
-        manifest_of(data, *model.ends(), "model")
+        complete({}, facts_of(data, model), "model")
 
 
 def modelfile_seeds() -> list[bytes]:

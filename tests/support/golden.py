@@ -17,9 +17,9 @@ import msgspec
 from agent.capture.source import open_source
 from agent.compute.vision import Vision
 from agent.config import DecodeConfig, GateConfig, StreamConfig
-from agent.library import open_model
+from agent.library import open_manifest, open_model
 from agent.messages import Detection, Frame, Image
-from agent.storage.models import ZOO, load_file
+from agent.storage.models import ZOO
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 MODEL = "nanodet"
@@ -36,9 +36,7 @@ Golden = dict[str, dict[str, list[Detection]]]
 
 def rungs() -> tuple[str, ...]:
     """Names of the model's rungs."""
-    _, manifest = load_file(MODEL)
-    assert manifest is not None
-    return tuple(rung.name for rung in manifest.rungs)
+    return tuple(rung.name for rung in open_manifest(MODEL).rungs)
 
 
 def picture(name: str) -> Image:

@@ -47,16 +47,21 @@ CODES = {
     "WHILE": 119,
     "BATCH_MATMUL": 126,
 }
-OPTIONS = {"FULLY_CONNECTED": 8, "SOFTMAX": 9, "ADD": 11, "RESHAPE": 17, "MUL": 21}
+OPTIONS = {"FULLY_CONNECTED": 8, "SOFTMAX": 9, "CONCATENATION": 10, "ADD": 11, "RESHAPE": 17, "MUL": 21}
 """The member of the `BuiltinOptions` union that a kernel insists on; its table may be empty."""
+_SETTINGS: dict[str, Callable[[flatbuffers.Builder], None]] = {
+    "SOFTMAX": lambda builder: builder.PrependFloat32Slot(0, 1.0, 0.0),  # beta
+    "CONCATENATION": lambda builder: builder.PrependInt32Slot(0, 1, 0),  # axis
+}
 
 
 @dataclass(frozen=True)
 class T:
     """A tensor. `scale` with several values is per channel along `dimension`; `block` makes it blockwise.
 
-    `data` makes it a constant; its bytes are stored as they are, whatever `dtype` says. `raw_buffer` points at
-    a buffer index of your choice, to make broken files.
+    `signature` is the shape with -1 where callers may change a size. `data` makes it a constant; its bytes are
+    stored as they are, whatever `dtype` says. `raw_buffer` points at a buffer index of your choice, to make
+    broken files.
     """
 
     name: str
@@ -68,16 +73,18 @@ class T:
     dimension: int = 0
     block: int = 0
     raw_buffer: int | None = None
+    signature: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
 class Op:
-    """One operation; `name` in `CODES`, or anything else for a custom operation of that code."""
+    """One operation; `name` in `CODES`, or anything else for a custom operation of that code, with `options`."""
 
     name: str
     inputs: Sequence[int]
     outputs: Sequence[int]
     version: int = 1
+    options: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -272,6 +279,8 @@ class _Writer:
         scales = np.atleast_1d(np.asarray(tensor.scale, np.float32))
         if scales.size or tensor.block:
             fields[4] = self._quantisation(tensor, scales)
+        if tensor.signature:
+            fields[7] = self._ints(tensor.signature)
 
         def scalars(builder: flatbuffers.Builder) -> None:
             builder.PrependInt8Slot(1, TYPES[tensor.dtype], 0)
@@ -307,7 +316,9 @@ class _Writer:
         fields = {1: self._ints(op.inputs), 2: self._ints(op.outputs)}
         kind = OPTIONS.get(op.name, 0)
         if kind:
-            fields[4] = self._table({})
+            fields[4] = self._table({}, _SETTINGS.get(op.name))
+        if op.options:
+            fields[5] = self._builder.CreateByteVector(op.options)
 
         def scalars(builder: flatbuffers.Builder) -> None:
             builder.PrependUint32Slot(0, codes.index((op.name, op.version)), 0)

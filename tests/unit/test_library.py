@@ -3,16 +3,22 @@ from __future__ import annotations
 import gc
 import hashlib
 import weakref
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from agent.compute.infer.backend import Options, open_session
 from agent.compute.infer.modelfile import read_modelfile
+from agent.compute.size import Size
+from agent.config import DecodeConfig
 from agent.errors import ModelError
 from agent.library import open_model
+from agent.messages import WHOLE, Frame
 from agent.storage.models import ZOO
 from tests.support.house import person_model
+from tests.support.picture_models import COLOURS, classifier, detector, picture
 from tests.support.tflite_builder import constant_model
 
 
@@ -77,3 +83,85 @@ def test_what_cannot_be_guessed_is_named(tmp_path: Path) -> None:
     path.write_bytes(constant_model({"a": np.zeros((3, 2, 2, 7, 5), np.float32)}))
     with pytest.raises(ModelError, match=f"^{path}: "):
         open_model(str(path))
+
+
+COLOURED = "[output]\nscore_threshold = 0.5\n"
+
+
+def seen(path: Path) -> list[list[str]]:
+    """Labels that a model sees on a picture of each colour."""
+    model = open_model(str(path))
+    session = open_session(model, "cpu", Options())
+    size = Size(session, model, "full", DecodeConfig())
+    now = datetime.now(UTC)
+    frames = (Frame(picture(colour), "front", 0, 0, now, "bgr", 0) for colour in COLOURS)
+    return [[d.label for d in size.look(frame, WHOLE, 1.0).detections] for frame in frames]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        classifier("int8"),
+        classifier("uint8", ""),
+        classifier("float32", "LOGISTIC"),
+        classifier("int8", batch=-1),
+        detector(),
+        detector(sigmoid=False),
+    ],
+    ids=["int8", "uint8 logits", "float", "open batch", "ssd", "ssd logits"],
+)
+@pytest.mark.parametrize("manifest", [None, COLOURED])
+def test_a_model_that_describes_itself_sees_rightly_with_and_without_a_manifest(
+    tmp_path: Path, content: bytes, manifest: str | None
+) -> None:
+    path = tmp_path / "m.tflite"
+    path.write_bytes(content)
+    if manifest is not None:
+        path.with_suffix(".toml").write_text(manifest)
+    assert seen(path) == [[colour] for colour in COLOURS]
+
+
+def test_shapes_that_the_file_leaves_out_are_the_runtimes(tmp_path: Path) -> None:
+    path = tmp_path / "m.tflite"
+    path.write_bytes(classifier("int8", shaped=False))
+    assert seen(path) == [[colour] for colour in COLOURS]
+
+
+def test_a_wild_normalisation_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "m.tflite"
+    path.write_bytes(classifier(described=False))
+    path.with_suffix(".toml").write_text("[input]\nmean = [0, 0, 0]\nstd = [1, 1, 1]\n")
+    model = open_model(str(path))
+    assert open_model(str(path)) is model
+    (warned,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "99% of a pixel's values lie beyond its range" in warned
+    assert "mean = 128 and std = 127.5" in warned
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ('[output]\ndecoder = "clasify"', 2, "`output.decoder`: no decoder 'clasify'; did you mean 'classify'?"),
+        (
+            '[output]\ndecoder = "classify"\n[output.options]\ntop = 3',
+            4,
+            "unknown key `output.options.top`; did you mean 'top_k'?",
+        ),
+        ("[output.options]\n\ntop = 3", 3, "unknown key `output.options.top`; did you mean 'top_k'?"),
+        ('[output]\ndecoder = "classify"\noptions.top_k = 0', 3, "`output.options.top_k`: expected `int` >= 1"),
+        ('[audio]\nrate_hz = 16000\nfrontend = "logmell"', 3, "no front end 'logmell'; did you mean 'logmel'?"),
+        ('[audio]\nrate_hz = 16000\nfrontend = "raw"\noptions = {mel = 3}', 4, "`audio.options.mel`"),
+        ("[input]\nmeen = [0, 0, 0]", 2, "unknown key `input.meen`; did you mean 'mean'?"),
+        ("[input]\nmean = [0, 0]", 2, "`input.mean`: expected `array` of length 3"),
+        ('[output]\nlabels = "gone.txt"', 2, "gone.txt: no such file"),
+        ("[input\n", 1, "not TOML"),
+    ],
+)
+def test_an_error_in_a_manifest_names_file_line_and_key(tmp_path: Path, text: str, line: int, words: str) -> None:
+    path = tmp_path / "m.toml"
+    path.with_suffix(".tflite").write_bytes(classifier())
+    path.write_text(text)
+    with pytest.raises(ModelError) as caught:
+        open_model(str(path))
+    assert str(caught.value).startswith(f"{path}:{line}: ")
+    assert words in str(caught.value)

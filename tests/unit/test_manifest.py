@@ -21,15 +21,15 @@ def test_a_manifest_has_one_rung_unless_it_names_several() -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        ({"name": "x"}, "x.toml: Object missing required field `output`"),
-        ({"name": "x", "output": OUTPUT, "wat": 1}, "unknown field `wat`"),
+        ({"name": "x", "output": OUTPUT, "wat": 1}, "unknown key `wat`; known: audio, description,"),
+        ({"name": "x", "output": OUTPUT, "input": {"means": 1}}, "`input.means`; did you mean 'mean'?"),
         ({"name": "x", "output": OUTPUT, "rungs": []}, "`rungs` is empty"),
         ({"name": "x", "output": OUTPUT | {"score_threshold": 2.0}}, "score_threshold"),
-        ({"name": "x", "output": OUTPUT, "input": {"std": [1.0, 1.0, 0.0]}}, "$.input.std"),
-        ({"name": "x", "output": OUTPUT, "input": {"mean": [math.nan, 1.0, 1.0]}}, "$.input.mean"),
-        ({"name": "x", "output": OUTPUT, "audio": AUDIO | {"std": 1e-310}}, "$.audio.std"),
-        ({"name": "x", "output": OUTPUT, "audio": AUDIO | {"std": math.inf}}, "$.audio.std"),
-        ({"name": "x", "output": OUTPUT, "audio": AUDIO | {"mean": -math.inf}}, "$.audio.mean"),
+        ({"name": "x", "output": OUTPUT, "input": {"std": [1.0, 1.0, 0.0]}}, "`input.std[2]`"),
+        ({"name": "x", "output": OUTPUT, "input": {"mean": [math.nan, 1.0, 1.0]}}, "`input.mean[0]`"),
+        ({"name": "x", "output": OUTPUT, "audio": AUDIO | {"std": 1e-310}}, "`audio.std`"),
+        ({"name": "x", "output": OUTPUT, "audio": AUDIO | {"std": math.inf}}, "`audio.std`"),
+        ({"name": "x", "output": OUTPUT, "audio": AUDIO | {"mean": -math.inf}}, "`audio.mean`"),
         ({"name": "x", "output": OUTPUT, "rungs": [{"name": "a", "temperature": math.inf}]}, "temperature"),
         ({"name": "x", "output": OUTPUT | {"labels": ["a", "b", "a"]}, "audio": AUDIO}, "'a' more than once"),
     ],
@@ -68,5 +68,5 @@ def test_depths_climb_by_themselves_and_sizes_when_asked_to() -> None:
 
 
 def test_no_rung_is_called_auto() -> None:
-    with pytest.raises(ModelError, match=r"^x\.toml: no rung can be called 'auto'"):
+    with pytest.raises(ModelError, match=r"^x\.toml: `rungs\[0\]\.name`: no rung can be called 'auto'"):
         climbed("", {"name": "auto"})

@@ -38,6 +38,9 @@ class BlazeFaceOptions(Options, frozen=True, forbid_unknown_fields=True):
     blend: bool = True
 
 
+OPTIONS = BlazeFaceOptions
+
+
 def anchors(size: int, strides: Sequence[int]) -> Floats:
     """Centres of the anchors in fractions, float32 [n,2] as (x, y).
 
@@ -90,12 +93,16 @@ def _roles(name: str, parts: Sequence[int], columns: int) -> list[Role]:
 
 
 class BlazeFace:
-    """See the module."""
+    """See the module.
+
+    Attributes:
+        scores_at: index of the first output with scores.
+    """
 
     def __init__(
         self, setting: Setting, options: BlazeFaceOptions, centres: Floats, places: tuple[int, ...]
     ) -> None:
-        half = len(places) // 2
+        half, self.scores_at = len(places) // 2, places[0]
         self._places = tuple(zip(places[:half], places[half:], strict=True))
         self._specs = setting.outputs
         self._sieves = [

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from agent.compute.decode.quant import Floats, Sieve
 from agent.compute.decode.roles import Role, cast
-from agent.compute.decode.setting import Options, Setting
+from agent.compute.decode.setting import Logits, Options, Setting, activation
 from agent.messages import Array, Detection
 
 
@@ -18,12 +18,17 @@ class ClassifyOptions(Options, frozen=True, forbid_unknown_fields=True):
     """Options of `classify`.
 
     Attributes:
-        logits: the softmax has yet to be done.
+        logits: `true` or `"softmax"`: the output is logits, whose softmax is taken; `"sigmoid"`: each class
+            stands by itself, several may be there; `false`: it is probabilities. Left out: seen from the model,
+            see `agent.compute.decode.defaults`.
         top_k: verdicts at most.
     """
 
-    logits: bool = False
+    logits: Logits = False
     top_k: Annotated[int, Meta(ge=1)] = 1
+
+
+OPTIONS = ClassifyOptions
 
 
 def build(setting: Setting) -> Classify:
@@ -40,22 +45,27 @@ def build(setting: Setting) -> Classify:
 
 
 class Classify:
-    """See the module."""
+    """See the module.
+
+    Attributes:
+        scores_at: index of the output with the scores.
+    """
 
     def __init__(self, setting: Setting, options: ClassifyOptions, place: int) -> None:
-        self._place = place
+        self._place = self.scores_at = place
         self._spec = setting.outputs[place]
         self._threshold = setting.score_threshold
-        self._softmax = options.logits
+        self._activation = activation(options.logits)
         self._labels = setting.labels()
         self._wanted = self._labels.mask(self._spec.shape[-1])
-        self._sieve = Sieve(self._spec, self._spec.shape, setting.score_threshold)
+        sigmoids = self._activation == "sigmoid"
+        self._sieve = Sieve(self._spec, self._spec.shape, setting.score_threshold, logits=sigmoids)
         self._limit = min(options.top_k, setting.config.max_detections)
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
         """See `Decoder`."""
         stored = outputs[self._place]
-        if self._softmax:
+        if self._activation == "softmax":
             probabilities = softmax(np.asarray(self._spec.real(stored), np.float32).reshape(-1))
             classes = np.flatnonzero(probabilities >= self._threshold)
             scores = probabilities[classes]

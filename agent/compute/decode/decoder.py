@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from agent.compute.decode.setting import MisfitError, Setting
+from agent.compute.decode.setting import MisfitError, Options, Setting
 from agent.compute.tensors import TensorSpec
 from agent.config import DecodeConfig
 from agent.errors import ModelError
@@ -79,6 +79,16 @@ def make(name: str, setting: Setting) -> Decoder:
         raise ModelError(f"no decoder {name!r}{meant}")
     decoder: Decoder = importlib.import_module(DECODERS[name]).build(setting)
     return decoder
+
+
+def options_kind(name: str) -> type[Options]:
+    """The struct of a decoder's options.
+
+    Args:
+        name: one of `DECODERS`.
+    """
+    kind: type[Options] = importlib.import_module(DECODERS[name]).OPTIONS
+    return kind
 
 
 def fitting(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str | None:

@@ -13,7 +13,7 @@ from agent.errors import ModelError
 from agent.manifest import InputManifest, OutputManifest
 
 _SIGNED = InputManifest(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5))
-_INPUTS = {
+USUAL_INPUTS = {
     "blazeface": replace(_SIGNED, resize="letterbox"),
     "keypoints": InputManifest(resize="letterbox"),
     "nanodet": InputManifest(order="bgr", mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395)),
@@ -22,8 +22,11 @@ _INPUTS = {
     "yolo": InputManifest(resize="letterbox", std=(255.0, 255.0, 255.0)),
 }
 """What the published float models were trained with. Classifiers differ too much."""
-_OUTPUTS = {"blazeface": OutputManifest("blazeface", score_threshold=0.5, iou_threshold=0.3)}
+USUAL_OUTPUTS = {"blazeface": OutputManifest("blazeface", score_threshold=0.5, iou_threshold=0.3)}
 """Thresholds that differ from the manifest's defaults: MediaPipe's."""
+
+_SHOWN, _LONG = 2, 60
+"""Tensors in a message, and letters of each."""
 
 
 def guess_output(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> OutputManifest:
@@ -35,10 +38,16 @@ def guess_output(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) ->
     decoder = fitting(inputs, outputs)
     if decoder is None:
         raise ModelError(
-            f"no decoder fits outputs {', '.join(map(str, outputs)) or 'none'} on their own; its manifest must"
-            f" say [output] decoder (one of {', '.join(DECODERS)}), labels, and options where they differ"
+            f"no decoder fits outputs {_some(outputs)} on their own; its manifest must say"
+            f" [output] decoder (one of {', '.join(DECODERS)})"
         )
-    return _OUTPUTS.get(decoder, OutputManifest(decoder))
+    return USUAL_OUTPUTS.get(decoder, OutputManifest(decoder))
+
+
+def _some(specs: Sequence[TensorSpec]) -> str:
+    """The first tensors, and how many more there are."""
+    more = f" and {len(specs) - _SHOWN} more" if len(specs) > _SHOWN else ""
+    return f"{', '.join(str(spec)[:_LONG] for spec in specs[:_SHOWN]) or 'none'}{more}"
 
 
 def guess_input(decoder: str, spec: TensorSpec) -> InputManifest:
@@ -54,13 +63,13 @@ def guess_input(decoder: str, spec: TensorSpec) -> InputManifest:
             f"input {spec} is no picture; for sound its manifest must say [audio] rate_hz, every_s and frontend"
             f" (one of {', '.join(FRONTENDS)}; raw for samples), and [output] decoder and labels"
         )
-    usual = _INPUTS.get(decoder, InputManifest())
+    usual = USUAL_INPUTS.get(decoder, InputManifest())
     if spec.quantised:
         mean = float(spec.zero_point + (128 if spec.dtype == "int8" else 0))
         return replace(usual, mean=(mean,) * 3, std=(1.0 / spec.scale,) * 3)
     if not spec.dtype.startswith("float"):
         return replace(usual, mean=(0.0,) * 3, std=(1.0,) * 3)
-    if decoder not in _INPUTS:
+    if decoder not in USUAL_INPUTS:
         raise ModelError(
             f"the range of float input {spec} is unknown; its manifest must say [input] mean and std, such as"
             " 127.5 and 127.5 for -1..1, 0 and 255 for 0..1, 0 and 1 for 0..255"

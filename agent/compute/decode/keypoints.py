@@ -36,6 +36,9 @@ class KeypointsOptions(Options, frozen=True, forbid_unknown_fields=True):
     point_threshold: Unit = 0.2
 
 
+OPTIONS = KeypointsOptions
+
+
 def build(setting: Setting) -> Keypoints:
     """A decoder for [1,1,17,3] or [1,people,56].
 

@@ -12,9 +12,9 @@ import numpy as np
 from msgspec import Meta
 
 from agent.compute.decode.classify import softmax
-from agent.compute.decode.quant import Floats
+from agent.compute.decode.quant import Floats, sigmoid
 from agent.compute.decode.roles import Role, cast
-from agent.compute.decode.setting import Options, Setting
+from agent.compute.decode.setting import Logits, Options, Setting, activation
 from agent.manifest import HIDDEN
 from agent.messages import Array, Detection
 
@@ -26,16 +26,19 @@ class KeywordOptions(Options, frozen=True, forbid_unknown_fields=True):
     """Options of `keyword`.
 
     Attributes:
-        logits: the softmax has yet to be done.
+        logits: see `agent.compute.decode.classify.ClassifyOptions`; a wake word alone has a sigmoid.
         mean_of: the mean of so many answers in a row is compared with the threshold.
         refractory_s: after a word is told, it is not told again for so long, s.
         ignore: labels that are no words: they are never told as events.
     """
 
-    logits: bool = False
+    logits: Logits = False
     mean_of: Annotated[int, Meta(ge=1, le=1000)] = 1
     refractory_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 1.0
     ignore: tuple[str, ...] = ("unknown", "silence")
+
+
+OPTIONS = KeywordOptions
 
 
 def build(setting: Setting) -> Keyword:
@@ -60,10 +63,12 @@ class Keyword:
         labels: names in order.
         threshold: least mean that tells a word, 0..1.
         wanted: numbers of the labels that are words and are asked for.
+        scores_at: index of the output with the scores.
     """
 
     def __init__(self, setting: Setting, options: KeywordOptions, place: int) -> None:
-        self._place, self._spec = place, setting.outputs[place]
+        self._place = self.scores_at = place
+        self._spec, self._activation = setting.outputs[place], activation(options.logits)
         self.options, self.threshold = options, setting.score_threshold
         self._byte = self._spec.dtype in ("int8", "uint8")
         self._tables: dict[float, Floats] = {}
@@ -78,15 +83,17 @@ class Keyword:
 
         Args:
             outputs: as for `Decoder`.
-            temperature: of the softmax.
+            temperature: that logits are divided by.
         """
         stored = outputs[self._place].reshape(-1)
         if self._byte:
             answers = self._table(temperature).take(stored.view(np.uint8))
-            return answers / np.add.reduce(answers) if self.options.logits else answers
+            return answers / np.add.reduce(answers) if self._activation == "softmax" else answers
         real = np.asarray(self._spec.real(stored), np.float32)
-        if self.options.logits:
+        if self._activation == "softmax":
             return softmax(real / np.float32(temperature))
+        if self._activation == "sigmoid":
+            real = sigmoid(real / np.float32(temperature))
         return np.clip(np.nan_to_num(real, nan=0.0, posinf=0.0, neginf=0.0), 0.0, 1.0)
 
     def verdict(self, scores: Floats) -> tuple[int, float]:
@@ -105,11 +112,13 @@ class Keyword:
         return self.wanted[best], float(words[best])
 
     def _table(self, temperature: float) -> Floats:
-        """By the bits of a stored byte: its probability; of logits, what the softmax sums up."""
+        """By the bits of a stored byte: its probability; for a softmax, the power that it sums up."""
         if temperature not in self._tables:
             real = self._spec.real(np.arange(256, dtype=np.uint8).view(self._spec.dtype))
             table = np.clip(real, 0.0, 1.0)
-            if self.options.logits:
+            if self._activation == "sigmoid":
+                table = sigmoid(np.asarray(real / temperature, np.float32))
+            elif self._activation == "softmax":
                 table = np.maximum(np.exp((real - real.max()) / temperature), 1e-30)
             self._tables[temperature] = np.asarray(table, np.float32)
         return self._tables[temperature]

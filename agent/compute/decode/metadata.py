@@ -11,16 +11,12 @@ import logging
 import math
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
-from msgspec.structs import replace
 
-from agent.compute.decode.guess import guess_input, guess_output
 from agent.compute.flatbuffer import Source, Table
-from agent.compute.tensors import TensorSpec
 from agent.errors import ModelError
-from agent.manifest import InputManifest, Manifest, OutputManifest
 
 log = logging.getLogger(__name__)
 
@@ -53,49 +49,6 @@ class Metadata(Struct, frozen=True):
     mean: Triple | None = None
     std: Triple | None = None
     score_threshold: float | None = None
-
-
-def manifest_of(
-    content: bytes, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], name: str
-) -> Manifest:
-    """A manifest for a model that has none: from its metadata, and else by guessing.
-
-    Args:
-        content: the file.
-        inputs: of the model, a picture.
-        outputs: of the model.
-        name: what to call it when its metadata does not say.
-
-    Raises:
-        ModelError: it cannot be guessed; says what a manifest must say.
-    """
-    if not inputs:
-        raise ModelError(f"model {name}: it has no input, so there is nothing that it could look at")
-    metadata = read_metadata(content) or Metadata()
-    try:
-        output = _output(metadata, guess_output(inputs, outputs))
-        picture = _input(metadata, output.decoder, inputs[0])
-    except ModelError as error:
-        raise ModelError(f"model {name}: write a manifest beside it ({name}.toml): {error}") from None
-    return Manifest(
-        name, output, picture, licence=metadata.licence, description=metadata.description or metadata.name
-    )
-
-
-def _output(metadata: Metadata, guess: OutputManifest) -> OutputManifest:
-    if metadata.score_threshold is not None:
-        guess = replace(guess, score_threshold=metadata.score_threshold)
-    # The operation counts classes without the background, which label files of TensorFlow begin with.
-    if guess.decoder == "ssd" and metadata.labels[:1] in (("???",), ("background",)):
-        guess = replace(guess, options={"label_offset": 1})
-    return replace(guess, labels=metadata.labels)
-
-
-def _input(metadata: Metadata, decoder: str, spec: TensorSpec) -> InputManifest:
-    if metadata.mean is None or metadata.std is None:
-        return guess_input(decoder, spec)
-    usual = guess_input(decoder, replace(spec, dtype="uint8", scale=1.0, zero_point=0))
-    return replace(usual, order="rgb", mean=metadata.mean, std=metadata.std)
 
 
 def read_metadata(content: bytes) -> Metadata | None:

@@ -22,18 +22,23 @@ class NanoDetOptions(DetectorOptions, frozen=True, forbid_unknown_fields=True):
     """Options of `nanodet`.
 
     Attributes:
+        logits: the sigmoid of the scores has yet to be done.
         strides: input pixels per cell of each level, in the order of the rows.
         bins: of a side's distribution; 0: as many as the tensor has.
         offset: of a cell's centre in cells; 0.5 for NanoDet, 0 for NanoDet-Plus.
     """
 
+    logits: bool = False
     strides: tuple[int, ...] = (8, 16, 32)
     bins: int = 0
     offset: float = 0.5
 
 
+OPTIONS = NanoDetOptions
+
+
 def build(setting: Setting) -> NanoDet:
-    """A decoder for scores [1,N,classes] (sigmoid done) and distances [1,N,4*bins] (softmax done).
+    """A decoder for scores [1,N,classes] and distances [1,N,4*bins] (softmax done).
 
     Raises:
         MisfitError: the tensors are others.
@@ -54,13 +59,18 @@ def build(setting: Setting) -> NanoDet:
 
 
 class NanoDet:
-    """See the module."""
+    """See the module.
+
+    Attributes:
+        scores_at: index of the output with the scores.
+    """
 
     def __init__(self, setting: Setting, options: NanoDetOptions, places: Sequence[int]) -> None:
         self._scores, self._reg = places
+        self.scores_at = self._scores
         scores, reg = setting.outputs[self._scores], setting.outputs[self._reg]
         self._classes = scores.shape[2]
-        self._sieve = Sieve(scores, scores.shape[1:], setting.score_threshold)
+        self._sieve = Sieve(scores, scores.shape[1:], setting.score_threshold, logits=options.logits)
         self._end = BoxEnd(setting, setting.labels(), self._classes, agnostic=options.agnostic)
         self._centres, self._steps = _grid(setting.picture(), options)
         self._bins = reg.shape[2] // 4

@@ -40,6 +40,9 @@ class SegmentOptions(Options, frozen=True, forbid_unknown_fields=True):
     detail: Unit = 0.005
 
 
+OPTIONS = SegmentOptions
+
+
 def build(setting: Setting) -> Segment:
     """A decoder for [1,H,W,classes] or [1,H,W].
 
@@ -59,10 +62,14 @@ def build(setting: Setting) -> Segment:
 
 
 class Segment:
-    """See the module."""
+    """See the module.
+
+    Attributes:
+        scores_at: index of the output with the mask.
+    """
 
     def __init__(self, setting: Setting, options: SegmentOptions, place: int) -> None:
-        self._place = place
+        self._place = self.scores_at = place
         self._spec = setting.outputs[place]
         self._options = options
         self._threshold = setting.score_threshold

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -22,6 +22,17 @@ _HOLES = ("", "???")
 
 _MOST_CLASSES = 1_000_000
 """The whole of ImageNet has 21,841."""
+
+
+Activation = Literal["", "softmax", "sigmoid"]
+"""What makes probabilities of an output; empty: they are probabilities already."""
+Logits = bool | Literal["softmax", "sigmoid"]
+"""In a manifest; `true` is the softmax."""
+
+
+def activation(logits: Logits) -> Activation:
+    """What an option `logits` asks for."""
+    return logits if isinstance(logits, str) else "softmax" if logits else ""
 
 
 class MisfitError(ModelError):

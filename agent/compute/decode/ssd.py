@@ -13,6 +13,7 @@ from itertools import islice
 
 import numpy as np
 
+from agent.compute.decode.quant import sigmoid
 from agent.compute.decode.roles import Role, cast
 from agent.compute.decode.setting import Labels, MisfitError, Options, Setting
 from agent.compute.tensors import TensorSpec
@@ -24,9 +25,14 @@ class SsdOptions(Options, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         label_offset: added to a class to get the number of its label; 1 where labels begin with the background.
+        logits: the sigmoid of the scores has yet to be done.
     """
 
     label_offset: int = 0
+    logits: bool = False
+
+
+OPTIONS = SsdOptions
 
 
 _ROLES = (
@@ -63,14 +69,18 @@ def _number(spec: TensorSpec) -> int:
 
 
 class Ssd:
-    """See the module."""
+    """See the module.
+
+    Attributes:
+        scores_at: index of the output with the scores.
+    """
 
     def __init__(self, setting: Setting, labels: Labels, options: SsdOptions, places: tuple[int, ...]) -> None:
         self._places = places
         self._specs = [setting.outputs[i] for i in places]
         self._threshold = setting.score_threshold
         self._limit = setting.config.max_detections
-        self._offset = options.label_offset
+        self._offset, self._logits, self.scores_at = options.label_offset, options.logits, places[2]
         self._labels = labels
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
@@ -79,6 +89,7 @@ class Ssd:
             np.asarray(spec.real(outputs[place]), np.float32).reshape(-1)
             for spec, place in zip(self._specs, self._places, strict=True)
         )
+        scores = sigmoid(scores) if self._logits else scores
         count = counts[0]
         found = min(int(count), scores.size) if 0 <= count < scores.size else scores.size
         best = np.flatnonzero(scores[:found] >= self._threshold)

@@ -43,6 +43,9 @@ class YoloOptions(DetectorOptions, frozen=True, forbid_unknown_fields=True):
     strides: tuple[int, ...] = (8, 16, 32)
 
 
+OPTIONS = YoloOptions
+
+
 class Layout(Struct, frozen=True):
     """How the output tensor is to be read.
 

@@ -82,7 +82,7 @@ class Case(NamedTuple):
     @property
     def open_shape(self) -> bool:
         """Whether a size is only known at run time."""
-        return any(size < 0 for one in (self.given, self.made) if one for size in one.shape)
+        return any(one.open or min(one.shape, default=0) < 0 for one in (self.given, self.made) if one)
 
     @property
     def at_an_end(self) -> bool:

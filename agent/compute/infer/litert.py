@@ -88,7 +88,7 @@ class CpuBackend:
         except ModelError as error:
             raise ModelError(f"{model.path}: {error}") from None
         if reasons:
-            raise ModelError(f"{model.path}: refused: {'; '.join(reasons)}")
+            raise ModelError(f"{model.path}: refused: {reasons[0]}", *reasons[1:])
         threads = options.threads or default_threads(len(os.sched_getaffinity(0)))
         try:
             with native_stderr(log):

@@ -80,9 +80,8 @@ def _subgraph(table: Table, codes: Sequence[_Code], sizes: Sequence[int]) -> Sub
 
 
 def _tensor(table: Table, sizes: Sequence[int]) -> TensorInfo:
-    shape, unknown = _numbers(table, 0), _numbers(table, 7)
-    if len(unknown) == len(shape):
-        shape = unknown
+    # The runtime goes by the first; the second says which of these sizes callers may change.
+    shape, signature = _numbers(table, 0), _numbers(table, 7)
     kind, buffer = table.i8(1), table.u32(2)
     return TensorInfo(
         table.string(3),
@@ -91,6 +90,7 @@ def _tensor(table: Table, sizes: Sequence[int]) -> TensorInfo:
         buffer,
         sizes[_index(buffer, len(sizes), "buffer")] if buffer else 0,
         _quantisation(table.table(4)),
+        -1 in (*shape, *signature),
     )
 
 

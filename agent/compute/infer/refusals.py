@@ -47,13 +47,17 @@ _KNOWN["litert"] = _KNOWN["tflite-runtime"] | {
 those that LiteRT's XNNPACK takes (tensorflow/lite/delegates/xnnpack/README.md)."""
 
 
+_LONG = 60
+"""Letters of a tensor's name in a message; the end tells more than the beginning."""
+
+
 def refusals(modelfile: ModelFile, runtime: Runtime) -> list[str]:
     """What the runtime would refuse about a model, or would get wrong without a word. Empty: nothing known."""
     found = [_unresolved(code) for code in modelfile.custom if code not in _KNOWN[runtime]]
     if unknown := dict.fromkeys(op.name for _, op in modelfile.steps() if op.name.startswith("#")):
         found.append(f"operation {', '.join(unknown)} is newer than this reader: update vedette and the runtime")
     found += [
-        f"tensor {tensor.name!r}: {fault}"
+        f"tensor {tensor.name[-_LONG:]!r}: {fault}"
         for graph in modelfile.subgraphs
         for tensor in graph.tensors
         if (fault := _bad_quantisation(tensor))

@@ -11,6 +11,10 @@ from agent.compute.tensors import TensorSpec
 from agent.errors import ModelError
 
 CUSTOM = "CUSTOM"
+POSTPROCESS = "TFLite_Detection_PostProcess"
+_FOUND = ((1, -1, 4), (1, -1), (1, -1), (1,))
+"""Shapes of its outputs: boxes, classes, scores, count. Its file mostly leaves them empty: the operation has the
+number of boxes among its options."""
 _MULTIPLY = {
     "BATCH_MATMUL",
     "BIDIRECTIONAL_SEQUENCE_LSTM",
@@ -55,11 +59,12 @@ class TensorInfo(Struct, frozen=True):
 
     Attributes:
         name: may be empty.
-        shape: sizes; -1 where they are only known at run time.
+        shape: sizes that the runtime begins with; -1 where the file does not say them.
         dtype: numpy name, or `int4`, `string` …
         buffer: index of its bytes; 0 for none.
         size: bytes of its constant value, 0 when it is computed.
         quantisation: see `Quantisation`.
+        open: whether a size, such as the batch, may be another at each inference.
     """
 
     name: str
@@ -68,6 +73,7 @@ class TensorInfo(Struct, frozen=True):
     buffer: int
     size: int
     quantisation: Quantisation
+    open: bool = False
 
 
 class Operation(Struct, frozen=True):
@@ -133,7 +139,7 @@ class ModelFile(Struct, frozen=True):
                 yield graph, operation
 
     def ends(self, signature: str = "") -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """Inputs and outputs as a backend would show them.
+        """Inputs and outputs as a backend would show them, as far as the file tells; a size of -1 is not known.
 
         Args:
             signature: that names them; empty: the first graph, whose tensors have names of their own.
@@ -150,6 +156,18 @@ class ModelFile(Struct, frozen=True):
         # Backends keep signatures in sorted maps: so does this, whatever the file's order.
         inputs, outputs = dict(sorted(known.inputs.items())), dict(sorted(known.outputs.items()))
         return _specs(graph, inputs), _specs(graph, outputs)
+
+    def output_tensors(self, signature: str = "") -> tuple[int, ...]:
+        """Indices of the outputs in the graph, in the order of `ends`.
+
+        Raises:
+            ModelError: there is no such signature.
+        """
+        graph = self.graph(signature)
+        if not signature:
+            return tuple({graph.tensors[i].name: i for i in graph.outputs}.values())
+        known = next(known for known in self.signatures if known.name == signature)
+        return tuple(index for _, index in sorted(known.outputs.items()))
 
     def graph(self, signature: str = "") -> Subgraph:
         """The graph of a signature; the first for an empty name.
@@ -182,10 +200,18 @@ class ModelFile(Struct, frozen=True):
 
 
 def _specs(graph: Subgraph, names: dict[str, int]) -> tuple[TensorSpec, ...]:
-    tensors = ((name, graph.tensors[i]) for name, i in names.items())
+    found = {
+        index: shape
+        for operation in graph.operations
+        if operation.custom == POSTPROCESS
+        for index, shape in zip(operation.outputs, _FOUND, strict=False)
+    }
+    tensors = ((name, graph.tensors[i], found.get(i)) for name, i in names.items())
     return tuple(
-        TensorSpec(name, tensor.shape, tensor.dtype, tensor.quantisation.scale, tensor.quantisation.zero_point)
-        for name, tensor in tensors
+        TensorSpec(
+            name, shape or tensor.shape, tensor.dtype, tensor.quantisation.scale, tensor.quantisation.zero_point
+        )
+        for name, tensor, shape in tensors
     )
 
 

@@ -86,7 +86,7 @@ def test_a_manifest_with_wild_values_is_one_line_that_names_it(
     assert old in manifest.read_text()
     manifest.write_text(manifest.read_text().replace(old, new))
     (line,) = problems(file, f'[streams.hall]\nsource = "mic:default"\nmodel = "{manifest}"\n')
-    assert line.startswith(f"{file}:3: {manifest}: ")
+    assert line.startswith(f"{file}:3: {manifest}:")
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.toml")))

@@ -3,13 +3,27 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from agent.cli.config import config
 from agent.cli.models import models
 from agent.errors import ModelError
-from tests.support.tflite_builder import add_model, bad_dimension_model, constant_model, fully_connected_model
+from agent.library import look_up, open_model
+from agent.manifest import Manifest
+from tests.support.house import person_model
+from tests.support.picture_models import classifier, detector
+from tests.support.tflite_builder import (
+    Op,
+    T,
+    add_model,
+    bad_dimension_model,
+    constant_model,
+    fully_connected_model,
+    write,
+)
 
 MANIFEST = """
 name = "birds"
@@ -127,3 +141,142 @@ def test_a_broken_file_in_the_list_exits_with_1(birds: Path, tmp_path: Path) -> 
     assert result.stderr.startswith(f"vedette: {bad}: the model file is a zip archive")
     assert "MIT" in result.stdout
     assert "zip archive" not in result.stdout
+
+
+def written(name_or_path: str, folder: Path, *more: str) -> tuple[Manifest, Manifest]:
+    """What is known of a model, and what is read from the manifest that is written in another folder."""
+    before = look_up(name_or_path)
+    target = folder / f"{Path(name_or_path).stem}.toml"
+    result = call("inspect", name_or_path, "--write-manifest", str(target), *more)
+    assert result.exit_code == 0, result.output
+    after = look_up(str(target))
+    assert (after.completed.sources, after.sha256) == ({}, before.sha256)
+    assert after.manifest.sha256 == before.sha256
+    blank = {"file": "", "sha256": ""}
+    return tuple(msgspec.structs.replace(one.manifest, **blank) for one in (before, after))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        classifier("float32"),
+        classifier("int8", ""),
+        classifier("uint8", described=False),
+        detector(),
+        detector(sigmoid=False),
+        constant_model(
+            {"r": np.zeros((1, 896, 16), np.float32), "s": np.zeros((1, 896, 1), np.float32)}, (1, 128, 128, 3)
+        ),
+        constant_model({"out": np.zeros((1, 6, 84), np.float32)}, (1, 64, 64, 3)),
+        constant_model({"mask": np.zeros((1, 32, 32, 21), np.float32)}, (1, 32, 32, 3)),
+        constant_model({"keypoints": np.zeros((1, 1, 17, 3), np.float32)}, (1, 32, 32, 3)),
+    ],
+    ids=["float", "logits", "quantised", "ssd", "ssd logits", "faces", "yolo", "segment", "keypoints"],
+)
+def test_a_written_manifest_says_the_same_as_was_found(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "m.tflite"
+    path.write_bytes(content)
+    (tmp_path / "new").mkdir()
+    before, after = written(str(path), tmp_path / "new")
+    assert before == after
+
+
+@pytest.mark.parametrize("name", ["nanodet", "small-speech"])
+def test_a_manifest_that_is_complete_is_written_as_it_is(tmp_path: Path, name: str) -> None:
+    before, after = written(name, tmp_path)
+    assert before == after
+
+
+def test_a_part_of_a_manifest_is_completed(tmp_path: Path) -> None:
+    person_model(tmp_path)
+    (tmp_path / "new").mkdir()
+    before, after = written(str(tmp_path / "person.toml"), tmp_path / "new")
+    assert before == after
+
+
+def test_a_written_manifest_tells_where_each_key_came_from(tmp_path: Path) -> None:
+    path = tmp_path / "m.tflite"
+    path.write_bytes(detector())
+    assert call("inspect", str(path), "--write-manifest").exit_code == 0
+    text = path.with_suffix(".toml").read_text()
+    for line in (
+        'name = "m"  # the name of the file',
+        "mean = [  # from the metadata in the model file",
+        'decoder = "ssd"  # guessed: its outputs fit',
+        "score_threshold = 0.4  # default",
+        "label_offset = 1  # guessed: the labels begin with the background",
+    ):
+        assert line in text
+
+
+def test_a_manifest_is_replaced_only_if_that_is_asked_for(birds: Path) -> None:
+    with pytest.raises(ModelError, match=r"birds\.toml: is there already; --force replaces it"):
+        call("inspect", str(birds), "--write-manifest")
+    assert birds.with_suffix(".toml").read_text() == MANIFEST
+    assert call("inspect", str(birds), "--write-manifest", "--force").exit_code == 0
+    assert 'name = "birds"' in birds.with_suffix(".toml").read_text()
+    with pytest.raises(ModelError, match=r"a manifest is a \.toml file"):
+        call("inspect", str(birds), "--write-manifest", str(birds))
+
+
+MANY = [
+    T(f"very/long/name/of/a/layer/in/a/model/that/a/converter/made/{n}", (2, 4), "int8", bytes(8), 0.5, ())
+    for n in range(30)
+]
+
+
+@pytest.mark.parametrize(
+    ("content", "manifest", "usable"),
+    [
+        (classifier(), None, True),
+        (classifier(batch=-1), None, True),
+        (classifier(shaped=False), None, True),
+        (detector(), None, True),
+        (detector(described=False), "[input]\nmean = [0, 0, 0]\nstd = [1, 1, 1]", True),
+        (classifier("float32", described=False), None, False),
+        (classifier(), '[output]\ndecoder = "yolo"', False),
+        (classifier(), "[input]\nmeen = 3", False),
+        (constant_model({"a": np.zeros((3, 2, 2, 7, 5), np.float32)}), None, False),
+        (write([T("image", (1, 8, 8, 3)), T("y", (1, 4))], [Op("Odd", (0,), (1,))], (0,), (1,)), None, False),
+        (write([T("image", (1, 8, 8, 3)), T("y", (1, 4)), *MANY], [], (0,), (1,)), None, False),
+    ],
+    ids=["fine", "batch", "shapeless", "ssd", "ssd2", "range", "misfit", "key", "nothing", "custom", "many"],
+)
+def test_inspect_and_check_judge_alike_in_one_line(
+    tmp_path: Path, content: bytes, manifest: str | None, usable: bool
+) -> None:
+    path, file = tmp_path / "m.tflite", tmp_path / "vedette.toml"
+    path.write_bytes(content)
+    if manifest is not None:
+        path.with_suffix(".toml").write_text(manifest)
+    file.write_text(f'[streams.front]\nsource = "test:"\nmodel = "{path}"\n')
+    checked = CliRunner().invoke(config, ["check", str(file)])
+    try:
+        inspected = call("inspect", str(path)).exit_code
+    except ModelError:
+        inspected = 1
+    assert (checked.exit_code == 0, inspected == 0) == (usable, usable), checked.output
+    if not usable:
+        (line,) = checked.stderr.splitlines()
+        assert len(line.replace(str(tmp_path), "")) <= 260, line
+
+
+def test_an_operation_that_cannot_run_is_named_before_a_manifest_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "m.tflite"
+    path.write_bytes(write([T("image", (1, 8, 8, 3)), T("y", (3, 2, 7))], [Op("Odd", (0,), (1,))], (0,), (1,)))
+    with pytest.raises(ModelError, match="refused: custom operation Odd is unknown"):
+        open_model(str(path))
+    output = call("inspect", str(path)).output
+    assert "custom operation Odd" in output
+    assert "manifest" not in output
+
+
+def test_inspecting_lists_every_fault_that_an_error_counts(tmp_path: Path) -> None:
+    path = tmp_path / "m.tflite"
+    path.write_bytes(write([T("image", (1, 8, 8, 3)), T("y", (3, 2, 7)), *MANY], [], (0,), (1,)))
+    with pytest.raises(ModelError, match=r"\(and 29 more: `vedette models inspect` lists them\)$"):
+        open_model(str(path))
+    assert call("inspect", str(path)).output.count("litert refuses:") == 30
+    path.with_suffix(".toml").write_text('nam = "x"\n[input]\nmeen = 3\n')
+    result = call("inspect", str(path))
+    assert (result.exit_code, len(result.stderr.splitlines())) == (1, 2)

@@ -26,14 +26,10 @@ def test_a_manifest_of_theirs_becomes_one_of_ours(tmp_path: Path) -> None:
     content, manifest = load_file(str(tmp_path / "hey.json"))
     assert content == add_model()
     assert manifest is not None
-    assert (manifest.name, manifest.output.labels, manifest.output.score_threshold) == (
-        "hey-you",
-        ("Hey You",),
-        0.9,
-    )
-    assert manifest.output.options == {"mean_of": 5}
-    assert manifest.audio is not None
-    assert (manifest.audio.frontend, manifest.audio.rate_hz, manifest.audio.every_s) == ("micro", 16000, 0.0)
+    name, output, audio = (manifest.data[key] for key in ("name", "output", "audio"))
+    assert (name, list(output["labels"]), output["score_threshold"]) == ("hey-you", ["Hey You"], 0.9)
+    assert output["options"] == {"mean_of": 5}
+    assert (audio["frontend"], audio["rate_hz"], audio["every_s"]) == ("micro", 16000, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,16 @@ def build_frontend(audio: AudioManifest) -> FrontEnd:
     return made
 
 
+def options_kind(name: str) -> type[Struct]:
+    """The struct of a front end's options.
+
+    Args:
+        name: one of `FRONTENDS`.
+    """
+    kind: type[Struct] = importlib.import_module(FRONTENDS[name]).OPTIONS
+    return kind
+
+
 def options(audio: AudioManifest, kind: type[Chosen]) -> Chosen:
     """The manifest's options as a front end's struct; `rate_hz` is added where it takes one.
 

@@ -68,6 +68,9 @@ class LogMelOptions(Struct, frozen=True, forbid_unknown_fields=True):
         return round(self.hop_ms * self.rate_hz / 1000)
 
 
+OPTIONS = LogMelOptions
+
+
 def build(audio: AudioManifest) -> LogMel:
     """See `FRONTENDS`.
 

@@ -32,6 +32,9 @@ class MfccOptions(LogMelOptions, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"{self.coefficients} coefficients of {self.mels} mels")
 
 
+OPTIONS = MfccOptions
+
+
 def build(audio: AudioManifest) -> Mfcc:
     """See `FRONTENDS`.
 

@@ -24,6 +24,9 @@ class MicroOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """There are none: its constants are those that the models were trained with."""
 
 
+OPTIONS = MicroOptions
+
+
 def build(audio: AudioManifest) -> Micro:
     """See `FRONTENDS`.
 

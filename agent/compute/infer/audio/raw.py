@@ -14,6 +14,9 @@ class RawOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """There are none."""
 
 
+OPTIONS = RawOptions
+
+
 def build(audio: AudioManifest) -> Raw:
     """See `FRONTENDS`."""
     options(audio, RawOptions)

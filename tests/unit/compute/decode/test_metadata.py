@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.compute.decode.metadata import manifest_of, read_metadata
+from agent.compute.decode.defaults import Facts, complete
+from agent.compute.decode.metadata import Metadata, read_metadata
+from agent.compute.tensors import TensorSpec
 from agent.errors import ModelError
+from agent.manifest import Manifest
 from tests.support.decoding import spec
 from tests.support.metadata_builder import metadata, with_files
 from tests.support.tflite_builder import Op, T, add_model, write
@@ -21,6 +24,12 @@ LABELS = b"robin\nwren\n\xc3\xa9ider\n\n"
 def model(data: bytes, name: str = "TFLITE_METADATA") -> bytes:
     tensors = [T("image", (1, 8)), T("scores", (1, 8))]
     return write(tensors, [Op("LOGISTIC", (0,), (1,))], (0,), (1,), metadata={name: data})
+
+
+def manifest_of(content: bytes, inputs: list[TensorSpec], outputs: list[TensorSpec], name: str) -> Manifest:
+    """The manifest of a model that has none beside it."""
+    facts = Facts(read_metadata(content) or Metadata(), tuple(inputs), tuple(outputs))
+    return complete({}, facts, name).manifest
 
 
 def test_normalisation_labels_and_threshold_come_from_the_file() -> None:
@@ -44,7 +53,7 @@ def test_a_file_without_metadata_is_guessed() -> None:
 
 
 def test_what_neither_file_nor_guess_says_is_asked_for() -> None:
-    with pytest.raises(ModelError, match=r"model m: write a manifest beside it \(m\.toml\): .*mean and std"):
+    with pytest.raises(ModelError, match=r"its manifest must say .*mean and std"):
         manifest_of(add_model(), [IMAGE], [SCORES], "m")
 
 

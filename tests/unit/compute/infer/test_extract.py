@@ -9,16 +9,14 @@ from agent.compute.infer.backend import Options, open_session
 from agent.compute.infer.extract import only_signature
 from agent.compute.infer.modelfile import read_modelfile
 from agent.errors import ModelError
+from agent.library import open_whole_model
 from agent.manifest import Manifest, Model, OutputManifest, Rung
 from agent.messages import Array
-from agent.storage.models import load_file
 from tests.support.tflite_builder import Graph, Op, Signature, T, add_model, write
 
 pytestmark = pytest.mark.numerics
 
-NANODET, MANIFEST = load_file("nanodet")
-assert MANIFEST is not None
-RUNGS = MANIFEST.rungs
+NANODET, RUNGS = open_whole_model("nanodet").content, open_whole_model("nanodet").manifest.rungs
 
 
 def answers(content: bytes, signature: str) -> dict[str, Array]:

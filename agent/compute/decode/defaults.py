@@ -1,0 +1,338 @@
+"""Completes a manifest key by key: what it leaves out is taken from the model file, guessed, or a default.
+
+In this order: the manifest; the TFLite Metadata inside the file; a guess from tensors, last operations and the
+decoder's published models; the defaults of `agent.manifest`. The source of each key that is neither stated nor a
+default is kept, to be shown.
+
+Logits: the scores of classifiers, keywords and boxes are probabilities where the graph ends in SOFTMAX or
+LOGISTIC. Else a quantised output is taken for logits where its range exceeds 0..1, and a float output where the
+graph ends in a multiplication with weights (FULLY_CONNECTED, CONV_2D …). Logits of several classes get a softmax,
+those of one class or of boxes a sigmoid. `[output.options] logits` overrides this.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from agent.compute.decode.decoder import DECODERS, make, options_kind
+from agent.compute.decode.guess import USUAL_INPUTS, USUAL_OUTPUTS, guess_input, guess_output
+from agent.compute.decode.metadata import Metadata, read_metadata
+from agent.compute.decode.setting import Setting
+from agent.compute.infer.structure import POSTPROCESS, ModelFile, Subgraph
+from agent.compute.tensors import TensorSpec
+from agent.config import DecodeConfig
+from agent.errors import ModelError
+from agent.manifest import Manifest, OutputManifest
+
+Keys = tuple[str, ...]
+Ending = Literal["probabilities", "logits", ""]
+"""What the last operations make of an output; empty: they do not tell."""
+
+METADATA = "from the metadata in the model file"
+_UNTOLD = (("name",), ("licence",), ("description",))
+"""Keys that change nothing of what the model does."""
+_PROBABILITIES = frozenset({"LOGISTIC", "SOFTMAX", "STABLEHLO_LOGISTIC"})
+_WEIGHTED = frozenset({"BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "LOG_SOFTMAX"})
+_PASSING = frozenset(
+    {
+        "AVERAGE_POOL_2D",
+        "CONCATENATION",
+        "DEQUANTIZE",
+        "EXPAND_DIMS",
+        "MEAN",
+        "QUANTIZE",
+        "RESHAPE",
+        "RESIZE_BILINEAR",
+        "SLICE",
+        "SQUEEZE",
+        "STRIDED_SLICE",
+        "TRANSPOSE",
+    }
+)
+"""Operations that give probabilities of probabilities, and logits of logits."""
+_STEPS = 32
+_SCORES = 2
+"""Place of the scores among the outputs of `TFLite_Detection_PostProcess`, whose second input they are."""
+_SLACK = 0.05
+"""So far beyond 0..1 the range of quantised probabilities may reach, by calibration."""
+
+
+class Facts(Struct, frozen=True):
+    """What a model file tells about itself.
+
+    Attributes:
+        metadata: see `Metadata`.
+        inputs: of the rung that takes the model's input. outputs: of the rung that answers by default.
+        endings: one for each output.
+        detections: names of the boxes, classes, scores and count, where an operation makes them; else empty.
+    """
+
+    metadata: Metadata
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    endings: tuple[Ending, ...] = ()
+    detections: tuple[str, ...] = ()
+
+
+class Completed(Struct, frozen=True):
+    """A manifest with every key.
+
+    Attributes:
+        manifest: see `Manifest`.
+        sources: where keys came from that the manifest file leaves out, but for defaults.
+        doubts: what is likely wrong although it can be run, a line each.
+    """
+
+    manifest: Manifest
+    sources: dict[Keys, str]
+    doubts: tuple[str, ...] = ()
+
+
+def facts_of(content: bytes, file: ModelFile, first: str = "", last: str = "") -> Facts:
+    """Read what a model file tells.
+
+    Args:
+        content: the file.
+        file: the same, read.
+        first: signature of the rung that takes the model's input; empty: the first graph.
+        last: signature of the rung that answers by default; empty: the first graph.
+
+    Raises:
+        ModelError: the metadata is damaged, or there is no such signature.
+    """
+    inputs, outputs = file.ends(first)[0], file.ends(last)[1]
+    graph = file.graph(last)
+    ends = file.output_tensors(last)
+    made = next((op.outputs for op in graph.operations if op.custom == POSTPROCESS), ())
+    names = {tensor: spec.name for tensor, spec in zip(ends, outputs, strict=True)}
+    detections = tuple(names.get(tensor, "") for tensor in made[:4])
+    unambiguous = len(detections) == 4 and all(detections) and len(set(detections)) == 4
+    endings = tuple(_ending(graph, tensor) for tensor in ends)
+    metadata = read_metadata(content) or Metadata()
+    return Facts(metadata, inputs, outputs, endings, detections if unambiguous else ())
+
+
+def _ending(graph: Subgraph, tensor: int) -> Ending:
+    makers = {output: operation for operation in graph.operations for output in operation.outputs}
+    for _ in range(_STEPS):
+        operation = makers.get(tensor)
+        if operation is None:
+            return ""
+        place = 0
+        if operation.custom == POSTPROCESS and operation.outputs[_SCORES : _SCORES + 1] == (tensor,):
+            place = 1
+        elif operation.name in _PROBABILITIES:
+            return "probabilities"
+        elif operation.name in _WEIGHTED:
+            return "logits"
+        elif operation.name not in _PASSING:
+            return ""
+        if len(operation.inputs) <= place:
+            return ""
+        tensor = next((one for one in operation.inputs[place:] if one in makers), operation.inputs[place])
+    return ""
+
+
+def complete(stated: Mapping[str, Any], facts: Facts, name: str) -> Completed:
+    """Complete a manifest.
+
+    Args:
+        stated: what the manifest file says, checked; empty: there is none.
+        facts: of the model file.
+        name: what to call the model if the manifest does not say.
+
+    Raises:
+        ModelError: something can neither be found nor guessed; says what the manifest must say.
+    """
+    if not facts.inputs:
+        raise ModelError(f"model {name}: it has no input, so there is nothing that it could look at")
+    keys = _Keys(stated)
+    keys.put(("name",), name, "the name of the file")
+    _add_metadata(keys, facts)
+    _add_output(keys, facts)
+    if "audio" not in stated:
+        _add_input(keys, facts.inputs[0])
+    manifest = msgspec.convert(keys.data, Manifest)
+    return Completed(manifest, keys.sources, tuple(_doubts(stated, keys, facts)))
+
+
+class _Keys:
+    """Keys of a manifest, to which others are added where they are not stated."""
+
+    def __init__(self, stated: Mapping[str, Any]) -> None:
+        self.data: dict[str, Any] = copy.deepcopy(dict(stated))
+        self.sources: dict[Keys, str] = {}
+
+    def has(self, *keys: str) -> bool:
+        """Whether a key is there."""
+        return keys[-1] in self._table(keys)
+
+    def get(self, *keys: str) -> Any:
+        """The value of a key, None if it is absent."""
+        return self._table(keys).get(keys[-1])
+
+    def put(self, keys: Keys, value: Any, source: str) -> None:
+        """Add a key, unless it is there."""
+        table = self._table(keys)
+        if keys[-1] not in table:
+            table[keys[-1]] = value
+            self.sources[keys] = source
+
+    def _table(self, keys: Keys) -> dict[str, Any]:
+        table = self.data
+        for key in keys[:-1]:
+            table = table.setdefault(key, {})
+        return table
+
+
+def _add_metadata(keys: _Keys, facts: Facts) -> None:
+    metadata = facts.metadata
+    found: dict[Keys, Any] = {
+        ("licence",): metadata.licence,
+        ("description",): metadata.description or metadata.name,
+        ("output", "labels"): metadata.labels,
+    }
+    for place, value in found.items():
+        if value:
+            keys.put(place, value, METADATA)
+    if metadata.score_threshold is not None:
+        keys.put(("output", "score_threshold"), metadata.score_threshold, METADATA)
+    if metadata.mean is not None and metadata.std is not None and not keys.has("audio"):
+        keys.put(("input", "mean"), metadata.mean, METADATA)
+        keys.put(("input", "std"), metadata.std, METADATA)
+        keys.put(("input", "order"), "rgb", METADATA)
+
+
+def _add_output(keys: _Keys, facts: Facts) -> None:
+    if not keys.get("output", "decoder"):
+        keys.data["output"].pop("decoder", None)
+        guess = guess_output(facts.inputs, facts.outputs)
+        keys.put(("output", "decoder"), guess.decoder, "guessed: its outputs fit")
+    decoder = keys.get("output", "decoder")
+    usual = USUAL_OUTPUTS.get(decoder, OutputManifest())
+    for key in ("score_threshold", "iou_threshold"):
+        if getattr(usual, key) != getattr(OutputManifest(), key):
+            keys.put(("output", key), getattr(usual, key), f"usual for {decoder}")
+    if decoder == "ssd":
+        _add_ssd(keys, facts)
+    _add_logits(keys, facts)
+
+
+def _add_ssd(keys: _Keys, facts: Facts) -> None:
+    # The operation counts classes without the background, which label files of TensorFlow begin with.
+    if tuple(keys.get("output", "labels") or ())[:1] in (("???",), ("background",)):
+        keys.put(("output", "options", "label_offset"), 1, "guessed: the labels begin with the background")
+    if facts.detections:
+        roles = dict(zip(("boxes", "classes", "scores", "count"), facts.detections, strict=True))
+        keys.put(("output", "options", "tensors"), roles, f"the order of {POSTPROCESS}")
+
+
+def _add_logits(keys: _Keys, facts: Facts) -> None:
+    """Say whether scores are logits, where the model tells otherwise than the decoder's default."""
+    decoder = keys.get("output", "decoder")
+    if decoder not in DECODERS or "logits" not in options_kind(decoder).__struct_fields__:
+        return
+    at = _scores_at(keys, facts)
+    if at is None or at >= len(facts.endings):
+        return
+    spec, ending = facts.outputs[at], facts.endings[at]
+    logits, why = _logits(spec, ending)
+    usual = msgspec.structs.asdict(options_kind(decoder)())["logits"]
+    if logits is None or logits == usual:
+        return
+    alone = decoder in ("classify", "keyword") and spec.shape[-1:] == (1,)
+    keys.put(("output", "options", "logits"), "sigmoid" if logits and alone else logits, f"guessed: {why}")
+
+
+def _logits(spec: TensorSpec, ending: Ending) -> tuple[bool | None, str]:
+    """Whether an output has logits, and why; None: it cannot be told."""
+    if ending == "probabilities":
+        return False, f"{spec.name} comes from a softmax or a sigmoid"
+    if limits := stored_range(spec):
+        least, most = limits
+        beyond = least < -_SLACK or most > 1.0 + _SLACK
+        return beyond, f"{spec.name} reaches from {least:.3g} to {most:.3g}, so it is no probability"
+    if ending == "logits":
+        return True, f"{spec.name} comes from weights, without a softmax or a sigmoid"
+    return None, ""
+
+
+def stored_range(spec: TensorSpec) -> tuple[float, float] | None:
+    """The least and the largest real that a quantised tensor can hold; None: it is not quantised."""
+    try:
+        limits = np.iinfo(spec.dtype)
+    except (TypeError, ValueError):
+        return None
+    if not spec.quantised:
+        return None
+    return (limits.min - spec.zero_point) * spec.scale, (limits.max - spec.zero_point) * spec.scale
+
+
+def _scores_at(keys: _Keys, facts: Facts) -> int | None:
+    """Index of the output with the scores; None: the decoder does not fit, which is said when it is built."""
+    try:
+        output = msgspec.convert(keys.data["output"], OutputManifest)
+        setting = Setting(output, facts.inputs, facts.outputs, DecodeConfig())
+        place: int | None = getattr(make(output.decoder, setting), "scores_at", None)
+    except (msgspec.ValidationError, ModelError):
+        return None
+    return place
+
+
+def _add_input(keys: _Keys, spec: TensorSpec) -> None:
+    decoder = keys.get("output", "decoder")
+    if usual := USUAL_INPUTS.get(decoder):
+        for key in ("order", "resize"):
+            keys.put(("input", key), getattr(usual, key), f"usual for {decoder}")
+    if _normalises(keys):
+        return
+    try:
+        guess = guess_input(decoder, spec)
+    except ModelError:
+        if (
+            "output",
+            "decoder",
+        ) in keys.sources:  # without one in a manifest nobody has said how the model is to be used
+            raise
+        return
+    source = "guessed: pixels as they are, which is what its integers are for"
+    if spec.dtype.startswith("float"):
+        source = f"usual for {decoder}"
+    keys.put(("input", "mean"), guess.mean, source)
+    keys.put(("input", "std"), guess.std, source)
+
+
+def _normalises(keys: _Keys) -> bool:
+    """Whether it is known what to do with pixels."""
+    return keys.has("input", "mean") and keys.has("input", "std")
+
+
+def _doubts(stated: Mapping[str, Any], keys: _Keys, facts: Facts) -> Iterator[str]:
+    """Where the manifest says otherwise than the model file, or leaves out what cannot be guessed."""
+    metadata, picture = facts.metadata, stated.get("input", {})
+    if "audio" not in stated and len(facts.inputs[0].shape) == 4 and not _normalises(keys):
+        yield f"[input] mean and std are left out: {facts.inputs[0].name} is given pixels as floats 0..255"
+    for key in ("mean", "std"):
+        known = getattr(metadata, key)
+        if known is not None and key in picture and not np.allclose(picture[key], known):
+            yield f"[input] {key} = {list(picture[key])}, but the metadata in the model file says {list(known)}"
+    options = stated.get("output", {}).get("options", {})
+    if options.get("logits") is False and (at := _scores_at(_Keys(stated), facts)) is not None:
+        limits = stored_range(facts.outputs[at])
+        if limits and limits[1] > 1.0 + _SLACK:
+            yield f"[output.options] logits = false, but {facts.outputs[at].name} reaches up to {limits[1]:.3g}"
+
+
+def told(sources: Mapping[Keys, str]) -> str:
+    """In one line: which keys that matter were found or guessed, and from what."""
+    by_source: dict[str, list[str]] = {}
+    for keys, source in sources.items():
+        if keys not in _UNTOLD:
+            by_source.setdefault(source, []).append(".".join(keys))
+    return "; ".join(f"{', '.join(names)} ({source})" for source, names in by_source.items())

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agent.compute.decode.defaults import Completed, complete, facts_of
+from agent.compute.infer.modelfile import read_modelfile
+from agent.errors import ModelError
+from tests.support import tflite_builder as build
+from tests.support.picture_models import COLOURS, Ending, Numbers, classifier, detector
+
+METADATA = "from the metadata in the model file"
+
+
+def completed(content: bytes, **stated: Any) -> Completed:
+    return complete(stated, facts_of(content, read_modelfile(content)), "m")
+
+
+def test_what_the_manifest_says_comes_before_metadata_and_that_before_guesses_and_defaults() -> None:
+    found = completed(classifier(), input={"order": "bgr"}, output={"labels": ["r", "g", "b"]})
+    manifest, sources = found.manifest, found.sources
+    assert (manifest.input.order, manifest.output.labels) == ("bgr", ("r", "g", "b"))
+    assert manifest.input.mean == manifest.input.std == (127.5, 127.5, 127.5)
+    assert (manifest.output.decoder, manifest.output.score_threshold) == ("classify", 0.4)
+    assert sources["input", "mean"] == sources["input", "std"] == METADATA
+    assert sources["output", "decoder"].startswith("guessed: ")
+    assert not {("input", "order"), ("output", "labels"), ("output", "score_threshold")} & sources.keys()
+
+
+def test_each_key_is_completed_by_itself() -> None:
+    found = completed(classifier(), input={"mean": [0.0, 0.0, 0.0]})
+    assert (found.manifest.input.mean, found.manifest.input.std) == ((0.0,) * 3, (127.5,) * 3)
+
+
+@pytest.mark.parametrize(("numbers", "mean"), [("int8", 128.0), ("uint8", 128.0)])
+def test_without_metadata_a_quantised_input_takes_pixels_as_they_are(numbers: Numbers, mean: float) -> None:
+    found = completed(classifier(numbers, described=False), output={"decoder": "classify", "labels": COLOURS})
+    assert found.manifest.input.mean == (mean,) * 3
+    assert found.manifest.input.std == pytest.approx((127.5,) * 3)
+
+
+def test_a_float_input_of_unknown_range_is_asked_for_or_doubted() -> None:
+    with pytest.raises(ModelError, match=r"its manifest must say .*mean and std"):
+        completed(classifier("float32", described=False))
+    (doubt,) = completed(classifier("float32", described=False), output={"decoder": "classify"}).doubts
+    assert "mean and std are left out" in doubt
+
+
+def test_a_manifest_against_the_metadata_is_doubted() -> None:
+    (doubt,) = completed(classifier(), input={"mean": [0, 0, 0], "std": [127.5, 127.5, 127.5]}).doubts
+    assert doubt.startswith("[input] mean = [0, 0, 0], but the metadata")
+    assert completed(classifier(), input={"mean": [127.5] * 3}).doubts == ()
+
+
+@pytest.mark.parametrize("numbers", ["float32", "int8", "uint8"])
+@pytest.mark.parametrize(("ending", "logits"), [("SOFTMAX", None), ("LOGISTIC", None), ("", True)])
+def test_logits_are_told_from_probabilities(numbers: Numbers, ending: Ending, logits: bool | None) -> None:
+    found = completed(classifier(numbers, ending))
+    assert found.manifest.output.options.get("logits") is logits
+    assert (("output", "options", "logits") in found.sources) is bool(logits)
+
+
+def test_what_the_manifest_says_of_logits_counts() -> None:
+    stated = {"decoder": "classify", "options": {"logits": "sigmoid"}}
+    assert completed(classifier(ending=""), output=stated).manifest.output.options == {"logits": "sigmoid"}
+    stated = {"decoder": "classify", "options": {"logits": False}}
+    found = completed(classifier(ending=""), output=stated)
+    assert found.manifest.output.options == {"logits": False}
+    assert "reaches up to 7.94" in found.doubts[0]
+
+
+@pytest.mark.parametrize(
+    ("scale", "zero", "logits"),
+    [(1 / 256, -128, None), (1 / 255, -128, None), (1 / 16, 0, True), (1 / 256, 0, True), (1 / 32, -128, True)],
+)
+def test_an_unknown_ending_is_judged_by_its_range(scale: float, zero: int, logits: bool | None) -> None:
+    tensors = [
+        build.T("image", (1, 1, 1, 3), "int8", scale=(1.0,), zero_point=-128),
+        build.T("shape", (2,), "int32", np.array((1, 3), np.int32)),
+        build.T("scores", (1, 3), "int8", scale=(scale,), zero_point=zero),
+    ]
+    content = build.write(tensors, [build.Op("RESHAPE", (0, 1), (2,))], (0,), (2,))
+    assert completed(content).manifest.output.options.get("logits") is logits
+
+
+def test_a_wake_word_of_logits_gets_a_sigmoid() -> None:
+    tensors = [
+        build.T("x", (1, 4), "int8", scale=(0.1,)),
+        build.T("w", (1, 4), "int8", np.ones((1, 4), np.int8), (0.1,)),
+        build.T("word", (1, 1), "int8", scale=(1 / 16,)),
+    ]
+    content = build.write(tensors, [build.Op("FULLY_CONNECTED", (0, 1, -1), (2,), 4)], (0,), (2,))
+    stated = {"audio": {"rate_hz": 16000, "frontend": "raw"}, "output": {"decoder": "keyword"}}
+    assert completed(content, **stated).manifest.output.options == {"logits": "sigmoid"}
+
+
+@pytest.mark.parametrize("sigmoid", [True, False])
+def test_an_ssd_is_known_by_its_operation(sigmoid: bool) -> None:
+    found = completed(detector(sigmoid=sigmoid))
+    options = found.manifest.output.options
+    assert (found.manifest.output.decoder, options["label_offset"]) == ("ssd", 1)
+    assert options["tensors"]["classes"] == "TFLite_Detection_PostProcess:1"
+    assert options.get("logits") is (None if sigmoid else True)
+    assert found.manifest.input.mean == (127.5, 127.5, 127.5)
+
+
+def test_a_batch_that_is_left_open_counts_as_the_runtime_takes_it() -> None:
+    assert completed(classifier(batch=-1)).manifest == completed(classifier()).manifest
