@@ -50,7 +50,7 @@ def remarks(path: Path) -> list[str]:
     return [
         f"{file.where('streams', name, 'model')}: {stream.model}: {remark}"
         for name, stream in file.config.streams.items()
-        for remark in look_up(stream.model).remarks()
+        for remark in look_up(stream.model, thorough=True).remarks()
     ]
 
 

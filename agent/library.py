@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -15,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.compute.decode.decoder import DECODERS, options_kind
-from agent.compute.decode.defaults import Completed, complete, facts_of, told
+from agent.compute.decode.defaults import Completed, complete, facts_of, says_all, told
 from agent.compute.infer.audio.frontend import FRONTENDS
 from agent.compute.infer.audio.frontend import options_kind as frontend_options_kind
 from agent.compute.infer.extract import only_signature
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _open: WeakValueDictionary[tuple[str, str, str], Model] = WeakValueDictionary()
 _Ends = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
+_completions: dict[str, tuple[str, dict[str, Any], Completed]] = {}
+"""By name or path: sha256 of the file, what its manifest says, and what was made of both: reading takes long."""
 _opened: dict[str, _Ends] = {}
 """Tensors by sha256, as the runtime has them, of models whose own file does not tell them."""
 
@@ -38,16 +42,14 @@ class Known(Struct, frozen=True):
     """A model and all that is known of it.
 
     Attributes:
-        content: the `.tflite` file. sha256: hex digest of it.
-        file: the same, read.
+        content: the `.tflite` file.
+        sha256: hex digest of it.
         stated: what its manifest says; None: it has none.
-        completed: see `agent.compute.decode.defaults.Completed`, with what its input tensor makes of pictures
-            among the doubts.
+        completed: see `agent.compute.decode.defaults.Completed`.
     """
 
     content: bytes
     sha256: str
-    file: ModelFile
     stated: TomlFile | None
     completed: Completed
 
@@ -110,22 +112,30 @@ def open_manifest(name_or_path: str) -> Manifest:
     return look_up(name_or_path).manifest
 
 
-def look_up(name_or_path: str) -> Known:
+def look_up(name_or_path: str, *, thorough: bool = False) -> Known:
     """Read a model and its manifest, and complete the manifest.
+
+    Args:
+        name_or_path: see `agent.storage.models.load_file`.
+        thorough: look for doubts even where the manifest says everything, for exactly this file by its sha256.
 
     Raises:
         ModelError: see `open_model`.
     """
     content, stated = load_file(name_or_path)
-    sha256 = hashlib.sha256(content).hexdigest()
-    with named(name_or_path):
-        file = read_modelfile(content)
-        completed = _completed(content, sha256, file, stated, name_or_path)
+    sha256, keys = hashlib.sha256(content).hexdigest(), ({} if stated is None else stated.data)
+    if "sha256" in keys and says_all(keys) and not thorough:
+        completed = Completed(msgspec.convert({"name": Path(name_or_path).stem} | keys, Manifest), {})
+    else:
+        before = _completions.get(name_or_path)
+        if before is None or before[:2] != (sha256, keys):
+            with named(name_or_path):
+                before = sha256, copy.deepcopy(keys), _completed(content, sha256, stated, name_or_path)
+            _completions[name_or_path] = before
+        completed = before[2]
     if stated is not None:
         _check_options(stated, completed.manifest.output.decoder)
-    with named(name_or_path):
-        doubts = (*completed.doubts, *_doubts(file, completed.manifest))
-    return Known(content, sha256, file, stated, replace(completed, doubts=doubts))
+    return Known(content, sha256, stated, completed)
 
 
 @contextmanager
@@ -149,15 +159,13 @@ def _kept(manifest: Manifest, rung: str) -> tuple[Rung, ...]:
     return manifest.climbed(rung)[::-1] or manifest.chain(rung)[::-1]
 
 
-def _completed(
-    content: bytes, sha256: str, file: ModelFile, stated: TomlFile | None, name_or_path: str
-) -> Completed:
+def _completed(content: bytes, sha256: str, stated: TomlFile | None, name_or_path: str) -> Completed:
     """Complete a manifest by what the file tells of its tensors; where that does not do, the runtime is asked.
 
     Raises:
         ModelError: the runtime cannot run it; else, something must be stated in the manifest.
     """
-    keys, stem = ({} if stated is None else stated.data), Path(name_or_path).stem
+    keys, stem, file = ({} if stated is None else stated.data), Path(name_or_path).stem, read_modelfile(content)
     facts = facts_of(content, file, *_signatures(keys))
     try:
         return complete(keys, facts, stem)
@@ -247,17 +255,6 @@ def _unknown(name: str, known: Mapping[str, str], what: str, keys: tuple[str, st
 def _rate(frontend: str, rate_hz: int) -> dict[str, int]:
     """What a front end is told besides its options."""
     return {"rate_hz": rate_hz} if "rate_hz" in frontend_options_kind(frontend).__struct_fields__ else {}
-
-
-def _doubts(file: ModelFile, manifest: Manifest) -> Iterator[str]:
-    """What the input tensor makes of pictures, where that can hardly be meant."""
-    if manifest.audio is None:
-        # It loads OpenCV, which a daemon that only hears does without.
-        from agent.compute.infer.image import doubt
-
-        inputs, _ = file.ends(manifest.chain("")[0].signature)
-        if found := doubt(inputs[0], manifest.input):
-            yield found
 
 
 def _tell(name_or_path: str, known: Known) -> None:

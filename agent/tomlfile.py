@@ -119,10 +119,12 @@ def problems_of(table: dict[str, Any], kind: type[Struct], at: Keys) -> list[Pro
 
     Args:
         table: to be converted to `kind`.
-        kind: struct without tables inside.
+        kind: struct that forbids unknown keys.
         at: path of the table's key.
     """
-    return list(_unknown_keys(table, kind, at)) or list(_wrong_value(table, kind, at))
+    return list(_wrong_value(table, kind, at)) and (
+        list(_unknown_keys(table, kind, at)) or list(_wrong_value(table, kind, at))
+    )
 
 
 def to_toml(table: Mapping[str, Any], remarks: Mapping[Keys, str]) -> str:

@@ -111,7 +111,7 @@ def listed(name: str) -> Listed:
     try:
         known = look_up(name)
         manifest = known.manifest
-        inputs, _ = known.file.ends(manifest.chain("")[0].signature)
+        inputs, _ = read_modelfile(known.content).ends(manifest.chain("")[0].signature)
     except ModelError as error:
         return Listed(name, error=str(error))
     return Listed(
@@ -170,7 +170,7 @@ def _judged(file: str, refused: dict[Runtime, list[str]]) -> tuple[Known | None,
         return None, "", {}  # that says it all
     known, tensors = None, dict[str, _Ends]()
     try:
-        known = look_up(file)
+        known = look_up(file, thorough=True)
         tensors = _opened(known, file)
     except ModelError as error:
         return known, str(error), tensors

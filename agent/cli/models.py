@@ -99,7 +99,7 @@ def _write_manifest(file: str, path: str, force: bool) -> None:
     from agent.library import look_up
     from agent.storage.manifestfile import write_new
 
-    known = look_up(file)
+    known = look_up(file, thorough=True)
     written = write_new(file, path, known.manifest, known.sha256, known.completed.sources, force=force)
     click.echo(f"wrote {plain(str(written))}", err=True)
 

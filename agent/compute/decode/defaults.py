@@ -28,7 +28,7 @@ from agent.compute.infer.structure import POSTPROCESS, ModelFile, Subgraph
 from agent.compute.tensors import TensorSpec
 from agent.config import DecodeConfig
 from agent.errors import ModelError
-from agent.manifest import Manifest, OutputManifest
+from agent.manifest import InputManifest, Manifest, OutputManifest
 
 Keys = tuple[str, ...]
 Ending = Literal["probabilities", "logits", ""]
@@ -59,6 +59,8 @@ _PASSING = frozenset(
 _STEPS = 32
 _SCORES = 2
 """Place of the scores among the outputs of `TFLite_Detection_PostProcess`, whose second input they are."""
+_BEYOND, _USED = 0.25, 0.55
+"""Shares of a pixel's values, and of the tensor's range, from and up to which a normalisation is doubtful."""
 _SLACK = 0.05
 """So far beyond 0..1 the range of quantised probabilities may reach, by calibration."""
 
@@ -159,7 +161,18 @@ def complete(stated: Mapping[str, Any], facts: Facts, name: str) -> Completed:
     if "audio" not in stated:
         _add_input(keys, facts.inputs[0])
     manifest = msgspec.convert(keys.data, Manifest)
-    return Completed(manifest, keys.sources, tuple(_doubts(stated, keys, facts)))
+    return Completed(manifest, keys.sources, tuple(_doubts(stated, keys, facts, manifest)))
+
+
+def says_all(stated: Mapping[str, Any]) -> bool:
+    """Whether a manifest leaves out nothing that could be found or guessed."""
+    output, picture = stated.get("output", {}), stated.get("input", {})
+    decoder, options = output.get("decoder", ""), output.get("options", {})
+    if decoder not in DECODERS or decoder == "ssd" or not {"labels", "score_threshold"} <= output.keys():
+        return False
+    if "audio" not in stated and not {"order", "resize", "mean", "std"} <= picture.keys():
+        return False
+    return "logits" in options or "logits" not in options_kind(decoder).__struct_fields__
 
 
 class _Keys:
@@ -234,7 +247,7 @@ def _add_ssd(keys: _Keys, facts: Facts) -> None:
 
 
 def _add_logits(keys: _Keys, facts: Facts) -> None:
-    """Say whether scores are logits, where the model tells otherwise than the decoder's default."""
+    """Say whether scores are logits, where the model tells it."""
     decoder = keys.get("output", "decoder")
     if decoder not in DECODERS or "logits" not in options_kind(decoder).__struct_fields__:
         return
@@ -243,8 +256,7 @@ def _add_logits(keys: _Keys, facts: Facts) -> None:
         return
     spec, ending = facts.outputs[at], facts.endings[at]
     logits, why = _logits(spec, ending)
-    usual = msgspec.structs.asdict(options_kind(decoder)())["logits"]
-    if logits is None or logits == usual:
+    if logits is None:
         return
     alone = decoder in ("classify", "keyword") and spec.shape[-1:] == (1,)
     keys.put(("output", "options", "logits"), "sigmoid" if logits and alone else logits, f"guessed: {why}")
@@ -256,8 +268,7 @@ def _logits(spec: TensorSpec, ending: Ending) -> tuple[bool | None, str]:
         return False, f"{spec.name} comes from a softmax or a sigmoid"
     if limits := stored_range(spec):
         least, most = limits
-        beyond = least < -_SLACK or most > 1.0 + _SLACK
-        return beyond, f"{spec.name} reaches from {least:.3g} to {most:.3g}, so it is no probability"
+        return least < -_SLACK or most > 1.0 + _SLACK, f"{spec.name} reaches from {least:.3g} to {most:.3g}"
     if ending == "logits":
         return True, f"{spec.name} comes from weights, without a softmax or a sigmoid"
     return None, ""
@@ -313,8 +324,10 @@ def _normalises(keys: _Keys) -> bool:
     return keys.has("input", "mean") and keys.has("input", "std")
 
 
-def _doubts(stated: Mapping[str, Any], keys: _Keys, facts: Facts) -> Iterator[str]:
+def _doubts(stated: Mapping[str, Any], keys: _Keys, facts: Facts, manifest: Manifest) -> Iterator[str]:
     """Where the manifest says otherwise than the model file, or leaves out what cannot be guessed."""
+    if "audio" not in stated and (found := _saturation(facts.inputs[0], manifest.input)):
+        yield found
     metadata, picture = facts.metadata, stated.get("input", {})
     if "audio" not in stated and len(facts.inputs[0].shape) == 4 and not _normalises(keys):
         yield f"[input] mean and std are left out: {facts.inputs[0].name} is given pixels as floats 0..255"
@@ -327,6 +340,38 @@ def _doubts(stated: Mapping[str, Any], keys: _Keys, facts: Facts) -> Iterator[st
         limits = stored_range(facts.outputs[at])
         if limits and limits[1] > 1.0 + _SLACK:
             yield f"[output.options] logits = false, but {facts.outputs[at].name} reaches up to {limits[1]:.3g}"
+
+
+def _saturation(spec: TensorSpec, manifest: InputManifest) -> str:
+    """What an integer input makes of pictures, in one line, where that can hardly be meant; empty: nothing.
+
+    It is seen from all 256 values of a pixel: a quarter of them lie beyond the tensor's range and become one of
+    its ends, or all of them together fill only about half of it. A float input has no ends.
+    """
+    if not spec.quantised or spec.dtype not in ("uint8", "int8") or spec.shape[-1:] not in ((1,), (3,)):
+        return ""
+    limits, channels = np.iinfo(spec.dtype), spec.shape[-1]
+    mean, std = np.array(manifest.mean)[:channels], np.array(manifest.std)[:channels]
+    stored = (np.arange(256.0)[:, None] - mean) / std / spec.scale + spec.zero_point
+    beyond = np.mean((stored < limits.min - 0.5) | (stored > limits.max + 0.5), axis=0).max()
+    used = (np.ptp(np.clip(stored, limits.min, limits.max), axis=0) / (limits.max - limits.min)).min()
+    fault = ""
+    if beyond >= _BEYOND:
+        fault = f"{beyond:.0%} of a pixel's values lie beyond its range, so that pictures are saturated"
+    elif used <= _USED:
+        fault = f"pixels fill {used:.0%} of its range, so that pictures are flat"
+    if not fault:
+        return ""
+    zero = spec.zero_point + (128 if spec.dtype == "int8" else 0)
+    return (
+        f"input {spec.name}: with [input] mean = {_short(manifest.mean)} and std = {_short(manifest.std)}"
+        f" {fault}; its quantisation fits mean = {zero:g} and std = {1.0 / spec.scale:.4g}"
+    )
+
+
+def _short(values: tuple[float, float, float]) -> str:
+    """One number where all three are alike."""
+    return f"{values[0]:.4g}" if len(set(values)) == 1 else str([round(value, 3) for value in values])
 
 
 def told(sources: Mapping[Keys, str]) -> str:

@@ -26,8 +26,6 @@ from agent.messages import WHOLE, Array, Box, ChannelOrder, Image
 
 _PADDING = 114
 """Grey of letterbox bars, as YOLO's training uses."""
-_BEYOND, _USED = 0.25, 0.55
-"""Shares of a pixel's values, and of the tensor's range, from and up to which a normalisation is doubtful."""
 _ALIASES = 3
 """Shrink of a side from which linear interpolation alone would skip too many pixels."""
 
@@ -230,38 +228,6 @@ def _look_up(picture: Image, lookup: Array, target: Array) -> None:
 def _line(picture: Image, slope: np.float32, offset: np.float32, target: Array) -> None:
     np.multiply(picture, slope, out=target)
     np.add(target, offset, out=target)
-
-
-def doubt(spec: TensorSpec, manifest: InputManifest) -> str:
-    """What an integer input makes of pictures, in one line, where that can hardly be meant; empty: nothing.
-
-    It is seen from all 256 values of a pixel: a quarter of them lie beyond the tensor's range and become one of
-    its ends, or all of them together fill only about half of it. A float input has no ends.
-    """
-    if not spec.quantised or spec.dtype not in ("uint8", "int8") or spec.shape[-1:] not in ((1,), (3,)):
-        return ""
-    limits, channels = np.iinfo(spec.dtype), spec.shape[-1]
-    mean, std = np.array(manifest.mean)[:channels], np.array(manifest.std)[:channels]
-    stored = (np.arange(256.0)[:, None] - mean) / std / spec.scale + spec.zero_point
-    beyond = np.mean((stored < limits.min - 0.5) | (stored > limits.max + 0.5), axis=0).max()
-    used = (np.ptp(np.clip(stored, limits.min, limits.max), axis=0) / (limits.max - limits.min)).min()
-    fault = ""
-    if beyond >= _BEYOND:
-        fault = f"{beyond:.0%} of a pixel's values lie beyond its range, so that pictures are saturated"
-    elif used <= _USED:
-        fault = f"pixels fill {used:.0%} of its range, so that pictures are flat"
-    if not fault:
-        return ""
-    zero = spec.zero_point + (128 if spec.dtype == "int8" else 0)
-    return (
-        f"input {spec.name}: with [input] mean = {_short(manifest.mean)} and std = {_short(manifest.std)}"
-        f" {fault}; its quantisation fits mean = {zero:g} and std = {1.0 / spec.scale:.4g}"
-    )
-
-
-def _short(values: tuple[float, float, float]) -> str:
-    """One number where all three are alike."""
-    return f"{values[0]:.4g}" if len(set(values)) == 1 else str([round(value, 3) for value in values])
 
 
 def _table(spec: TensorSpec, manifest: InputManifest) -> Array:

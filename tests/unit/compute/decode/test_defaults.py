@@ -49,17 +49,18 @@ def test_a_float_input_of_unknown_range_is_asked_for_or_doubted() -> None:
 
 
 def test_a_manifest_against_the_metadata_is_doubted() -> None:
-    (doubt,) = completed(classifier(), input={"mean": [0, 0, 0], "std": [127.5, 127.5, 127.5]}).doubts
+    saturated, doubt = completed(classifier(), input={"mean": [0, 0, 0], "std": [127.5, 127.5, 127.5]}).doubts
+    assert "50% of a pixel's values lie beyond its range" in saturated
     assert doubt.startswith("[input] mean = [0, 0, 0], but the metadata")
     assert completed(classifier(), input={"mean": [127.5] * 3}).doubts == ()
 
 
 @pytest.mark.parametrize("numbers", ["float32", "int8", "uint8"])
-@pytest.mark.parametrize(("ending", "logits"), [("SOFTMAX", None), ("LOGISTIC", None), ("", True)])
-def test_logits_are_told_from_probabilities(numbers: Numbers, ending: Ending, logits: bool | None) -> None:
+@pytest.mark.parametrize(("ending", "logits"), [("SOFTMAX", False), ("LOGISTIC", False), ("", True)])
+def test_logits_are_told_from_probabilities(numbers: Numbers, ending: Ending, logits: bool) -> None:
     found = completed(classifier(numbers, ending))
-    assert found.manifest.output.options.get("logits") is logits
-    assert (("output", "options", "logits") in found.sources) is bool(logits)
+    assert found.manifest.output.options == {"logits": logits}
+    assert found.sources["output", "options", "logits"].startswith("guessed: ")
 
 
 def test_what_the_manifest_says_of_logits_counts() -> None:
@@ -73,16 +74,16 @@ def test_what_the_manifest_says_of_logits_counts() -> None:
 
 @pytest.mark.parametrize(
     ("scale", "zero", "logits"),
-    [(1 / 256, -128, None), (1 / 255, -128, None), (1 / 16, 0, True), (1 / 256, 0, True), (1 / 32, -128, True)],
+    [(1 / 256, -128, False), (1 / 255, -128, False), (1 / 16, 0, True), (1 / 256, 0, True), (1 / 32, -128, True)],
 )
-def test_an_unknown_ending_is_judged_by_its_range(scale: float, zero: int, logits: bool | None) -> None:
+def test_an_unknown_ending_is_judged_by_its_range(scale: float, zero: int, logits: bool) -> None:
     tensors = [
         build.T("image", (1, 1, 1, 3), "int8", scale=(1.0,), zero_point=-128),
         build.T("shape", (2,), "int32", np.array((1, 3), np.int32)),
         build.T("scores", (1, 3), "int8", scale=(scale,), zero_point=zero),
     ]
     content = build.write(tensors, [build.Op("RESHAPE", (0, 1), (2,))], (0,), (2,))
-    assert completed(content).manifest.output.options.get("logits") is logits
+    assert completed(content).manifest.output.options == {"logits": logits}
 
 
 def test_a_wake_word_of_logits_gets_a_sigmoid() -> None:
@@ -102,9 +103,31 @@ def test_an_ssd_is_known_by_its_operation(sigmoid: bool) -> None:
     options = found.manifest.output.options
     assert (found.manifest.output.decoder, options["label_offset"]) == ("ssd", 1)
     assert options["tensors"]["classes"] == "TFLite_Detection_PostProcess:1"
-    assert options.get("logits") is (None if sigmoid else True)
+    assert options.get("logits") is not sigmoid
     assert found.manifest.input.mean == (127.5, 127.5, 127.5)
 
 
 def test_a_batch_that_is_left_open_counts_as_the_runtime_takes_it() -> None:
     assert completed(classifier(batch=-1)).manifest == completed(classifier()).manifest
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "words"),
+    [
+        (127.5, 127.5, ""),
+        (128.0, 127.0, ""),
+        (0.0, 1.0, "99% of a pixel's values lie beyond its range"),
+        (0.0, 127.5, "50% of a pixel's values lie beyond its range"),
+        (0.0, 255.0, "pixels fill 50% of its range"),
+        (127.5, 255.0, "pixels fill 50% of its range"),
+        (0.0, 1e6, "pixels fill 0% of its range"),
+    ],
+)
+@pytest.mark.parametrize("numbers", ["int8", "uint8"])
+def test_a_normalisation_that_saturates_or_flattens_is_doubted(
+    numbers: Numbers, mean: float, std: float, words: str
+) -> None:
+    doubts = completed(classifier(numbers, described=False), input={"mean": [mean] * 3, "std": [std] * 3}).doubts
+    assert [words in doubt and "fits mean = 128 and std = 127.5" in doubt for doubt in doubts] == [True] * bool(
+        words
+    )
