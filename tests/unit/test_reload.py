@@ -223,7 +223,7 @@ def test_an_edited_manifest_that_cannot_be_used_is_refused_by_its_name(
 ) -> None:
     before = dict(house.streams)
     edit(camera.model, old, new)
-    with pytest.raises(VedetteError, match=rf"^stream front: {camera.model}: .*\nstream back: {camera.model}: "):
+    with pytest.raises(VedetteError, match=rf"^stream front: {camera.model}:.*\nstream back: {camera.model}:"):
         Reload(house, house.config)
     assert house.streams == before
     assert not any(stream.over for stream in before.values())

@@ -206,7 +206,7 @@ def test_one_that_cannot_be_opened_says_so(
         return found.failed if found is not None else ""
 
     wait_for(lambda: said() != "")
-    assert said().startswith(f"{path}: ")
+    assert said().startswith(f"{path}:")
     wait_for(lambda: all(ended(worker.pid) for worker in workers))
     assert len(workers) == (broken == "decoder")
 
