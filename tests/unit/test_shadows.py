@@ -198,7 +198,7 @@ def test_one_that_cannot_be_opened_says_so(
     if broken == "model":
         path.with_suffix(".tflite").write_bytes(b"TFL3 is not all that it takes")
     else:
-        path.write_text(path.read_text().replace('"ssd"', '"flux"'))
+        path.write_text(path.read_text().replace('"ssd"', '"yolo"'))
     board.ask()
 
     def said() -> str:
