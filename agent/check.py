@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from agent.capture.source import check_there, check_uri
+from agent.capture.source import check_login, check_there, check_uri
+from agent.capture.uri import holds_secret
 from agent.comms.address import check_prefixes
+from agent.comms.fallback import OPEN
 from agent.comms.fallback import problems as problems_of_brokers
+from agent.comms.fallback import remarks as unwise
 from agent.comms.topics import COMMANDS
 from agent.compute.track.occasions import check_clips
 from agent.compute.track.zones import check_zones
 from agent.config import Config, SelectionConfig, StreamConfig
 from agent.configfile import ConfigFile, Keys, load
 from agent.errors import BackendError, ConfigError, VedetteError
+from agent.secretfile import is_open_to_all, wants_credentials
 
 if TYPE_CHECKING:
     from agent.senses import Sense
@@ -52,6 +56,31 @@ def remarks(path: Path) -> list[str]:
         for name, stream in file.config.streams.items()
         for remark in look_up(stream.model, thorough=True).remarks()
     ]
+
+
+def warnings(path: Path) -> list[str]:
+    """Return what is unwise in a file that can be read, a line each: secrets that every user here may read."""
+    try:
+        file = load(path)
+    except ConfigError:
+        return []
+    found = list(unwise(file.config.mqtt))
+    found += [f"{secret}: {OPEN}; chmod o= {secret}" for secret in _open_passwords(file.config)]
+    if is_open_to_all(path):
+        found += [
+            f"{file.where('streams', name, 'source')}: holds a password, and {OPEN}; chmod o= {path}, or put the "
+            "password into a file of its own, see capture.password_file"
+            for name, stream in file.config.streams.items()
+            if holds_secret(stream.source)
+        ]
+    return found
+
+
+def _open_passwords(config: Config) -> list[str]:
+    """Files with passwords of cameras that every user of this machine may read or change."""
+    found = dict.fromkeys(stream.capture.password_file for stream in config.streams.values())
+    with_file = [name for name in found if name and not wants_credentials(name)]
+    return [name for name in with_file if is_open_to_all(Path(name).expanduser())]
 
 
 def loads(path: Path) -> bool:
@@ -137,6 +166,7 @@ def _of_stream(file: ConfigFile, name: str, stream: StreamConfig) -> list[str]:
 
 def _source_steps(stream: StreamConfig) -> Iterator[Step]:
     yield ("source",), lambda: check_there(stream.source)
+    yield ("capture",), lambda: check_login(stream.source, stream.capture)
 
 
 def _steps(name: str, stream: StreamConfig, opens: _Opens) -> Iterator[Step]:

@@ -48,7 +48,7 @@ def effective(config: Config) -> Effective:
 
 
 def masked(config: Config) -> Config:
-    """The same without the passwords and keys in the sources' URIs, as the log shows them."""
+    """Return the same with the URIs of sources as the log shows them: of those on the network the host alone."""
     streams = {name: replace(stream, source=mask(stream.source)) for name, stream in config.streams.items()}
     return replace(config, streams=streams)
 
@@ -63,6 +63,15 @@ def _placed(config: Config) -> tuple[Config, dict[Keys, str]]:
         return config, {}
     storage = replace(config.storage, clips_max_bytes=clips_max_bytes(folder, config.storage))
     return replace(config, storage=storage), {("storage", "clips_max_bytes"): _SHARE}
+
+
+def hidden(config: Config, shown: Config) -> dict[Keys, str]:
+    """Return remarks on sources that are shown otherwise than they are."""
+    return {
+        ("streams", name, "source"): "the host alone; --secrets shows the whole"
+        for name, stream in config.streams.items()
+        if stream.source != shown.streams[name].source
+    }
 
 
 def _filled(stream: StreamConfig, manifest: Manifest) -> StreamConfig:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from agent.capture.keeper import CaptureStats
-from agent.capture.source import check_uri
+from agent.capture.source import check_login, check_uri
 from agent.comms.payload import ModelId, StreamHealth
 from agent.comms.reporter import Reporter
 from agent.config import StreamConfig
@@ -68,6 +68,7 @@ class Stream(Supervised):
         """
         try:
             check_uri(self.config.source)
+            check_login(self.config.source, self.config.capture)
             if self.config.enabled:
                 self.model, self._rung = open_model(self.config.model, self.config.rung), self.config.rung
                 self._sense = prepare_sense(self.name, self.config, self.model, self._desk.opener)

@@ -23,11 +23,16 @@ class CaptureConfig(Struct, frozen=True, forbid_unknown_fields=True):
         reopen_max_s: longest pause between two attempts to reopen, s; at least 0.1. Left out: 5 for a camera of
             the local network, 30 for other sources. A device that is plugged in is opened at once.
         max_fps: frames per second handed on, at most; 0: all.
+        username: who we are at a camera on the network, where its URI names nobody.
+        password_file: file whose first line is the password there; `$CREDENTIALS_DIRECTORY`, which systemd sets,
+            is expanded. It is read each time that the camera is opened.
     """
 
     stall_s: Patience = 10.0
     reopen_max_s: Patience | None = None
     max_fps: Annotated[float, Meta(ge=0.0, le=1000.0)] = 0.0
+    username: str = ""
+    password_file: str = ""
 
 
 class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):

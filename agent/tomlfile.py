@@ -83,7 +83,8 @@ def read_toml(path: Path, what: str) -> TomlFile:
     try:
         text = path.read_text(encoding="utf-8-sig")  # editors of Windows begin a file with a mark
     except OSError as error:
-        raise ConfigError(f"cannot read {what}: {reason_of(error)}", str(path)) from error
+        hint = "; run this with sudo, or as a member of its group" if isinstance(error, PermissionError) else ""
+        raise ConfigError(f"cannot read {what}: {reason_of(error)}{hint}", str(path)) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8 at byte {error.start}: save it as UTF-8", str(path)) from error
     return parse_toml(text, str(path))

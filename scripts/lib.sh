@@ -104,3 +104,12 @@ make_tflite_env() {
   .venv/bin/uv pip install --quiet --python .venv-tflite/bin/python --no-deps --editable .
   echo "$stamp" >.venv-tflite/.stamp
 }
+
+# close_config FILE GROUP: a configuration that every user may read, as earlier versions made it, is for its owner and
+# the daemon's group alone. Copies of it take its mode and group. One that nobody else may read stays as it is.
+close_config() {
+  is_open() { [ $((8#$(stat -L -c %a "$1") & 8#007)) != 0 ]; }
+  is_open "$1" || return 0
+  { chgrp "$2" "$1" && chmod g+r,o= "$1"; } 2>/dev/null || true
+  ! is_open "$1" || echo "$1: every user may read it, and its file system keeps no modes: keep passwords elsewhere" >&2
+}

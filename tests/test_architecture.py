@@ -27,6 +27,7 @@ FLOW = {
     "agent.manifest",
     "agent.manifestparts",
     "agent.plaintext",
+    "agent.secretfile",
     "agent.stderr",
     "agent.tomlfile",
 }

@@ -89,8 +89,7 @@ class Grabber:
             self._pool,
             self._deliver,
             self._keeper.woken,
-            stall_s=self._config.stall_s,
-            max_fps=self._config.max_fps,
+            config=self._config,
             name=f"read-{self._stream}",
         )
 

@@ -97,6 +97,12 @@ class Opening(ABC, Generic[S]):
         if self.delivered == 1:
             self._woken.set()
 
+    def _said(self, error: Exception) -> str:
+        """What a library says; of an address on the network without its text, which may quote that."""
+        if mask(self._uri) == self._uri:
+            return f"{type(error).__name__}: {error}"
+        return getattr(error, "strerror", None) or type(error).__name__
+
     def _run(self) -> None:
         source: S | None = None
         try:
@@ -106,7 +112,7 @@ class Opening(ABC, Generic[S]):
         except SourceError as error:
             self.error = error
         except Exception as error:  # a library's own: this is where it becomes ours
-            self.error = SourceError(mask(f"{self._uri}: {type(error).__name__}: {error}"))
+            self.error = SourceError(f"{mask(self._uri)}: {self._said(error)}")
         self._asked_ns, self.over = 0, True
         self._woken.set()
         # After the news: saying goodbye to a camera that is gone takes as long as waiting for its picture.

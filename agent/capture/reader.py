@@ -13,6 +13,7 @@ from agent.capture.outage import Thinning
 from agent.capture.pool import Pool
 from agent.capture.source import Source, open_source
 from agent.capture.uri import parse
+from agent.config import CaptureConfig
 from agent.messages import ChannelOrder, Image
 
 
@@ -38,17 +39,16 @@ class Reader(Opening[Source]):
         deliver: Deliver,
         woken: threading.Event,
         *,
-        stall_s: float,
-        max_fps: float,
+        config: CaptureConfig,
         name: str,
     ) -> None:
         super().__init__(uri, woken, name)
         self._pool, self._deliver = pool, deliver
-        self._stall_s, self._thinning = stall_s, Thinning(max_fps)
+        self._config, self._thinning = config, Thinning(config.max_fps)
         self._fast = parse(uri).keeps_all
 
     def _open(self) -> Source:
-        return open_source(self._uri, stall_s=self._stall_s)
+        return open_source(self._uri, stall_s=self._config.stall_s, login=self._config)
 
     def _read(self, source: Source) -> None:
         due_s, number, paced = time.monotonic(), 0, source.pace_s > 0

@@ -2,7 +2,7 @@
 
 v4l2:/dev/video0?size=1280x720&fps=30&format=MJPG   a camera on USB or CSI through V4L2
 libcamera:0?size=1280x720&fps=30                     a Raspberry Pi's camera through Picamera2
-rtsp://user:password@host:554/path   rtsps:// http:// https://
+rtsp://host:554/path   rtsps:// http:// https://     user and password: see `CaptureConfig`, or rtsp://user:password@…
 file:clip.mp4?pace=realtime|fast&loop=1
 dir:images/?pace=fast|realtime&fps=10&loop=1         jpg, png and bmp in order of their names
 test:?size=640x480&fps=10&frames=100&pace=fast       a moving pattern, always the same
@@ -16,7 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, cast
 
+from agent.capture.login import with_login
 from agent.capture.uri import Address, opener, parse, parse_picture
+from agent.config import CaptureConfig
 from agent.errors import SourceError
 from agent.messages import ChannelOrder, Image
 
@@ -90,15 +92,27 @@ def check_there(uri: str) -> None:
         raise SourceError(f"{address.shown}: no such file or folder: {Path(address.target).absolute()}")
 
 
-def open_source(uri: str, *, stall_s: float) -> Source:
+def check_login(uri: str, config: CaptureConfig) -> None:
+    """Check that the user name and the password of a source can be used.
+
+    Raises:
+        SourceError: see `with_login`.
+    """
+    with_login(parse(uri), config)
+
+
+def open_source(uri: str, *, stall_s: float, login: CaptureConfig | None = None) -> Source:
     """Open the source behind a URI.
 
     Args:
         uri: see the module.
         stall_s: opening, and waiting for a picture, may take so long where the source lets us limit it, s.
+        login: user name and password file for a source on the network; None: as the URI says.
 
     Raises:
         SourceError: the URI is wrong or one of sound, or the source cannot be opened.
     """
     address = parse_picture(uri)
+    if login is not None:
+        address = with_login(address, login)
     return cast(Opener, opener(address))(address, stall_s)

@@ -14,8 +14,14 @@ from msgspec import Struct
 from agent.capture.options import Options, read_options
 from agent.errors import SourceError
 
-_USERINFO = re.compile(r"(?<=//)([^/:@\s]*):(?!\d*(?:[/?#]|$))[^\s?#]*@")
-_SECRET = re.compile(r"([?&][^=&\s]*(?:pass|pwd|secret|token|key|auth)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
+_AUTHORITY = re.compile(r"//([^/?#]*)(.*)", re.DOTALL)
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::\d{1,5})?")
+_SECRET = re.compile(r"(?:pass|pwd|secret|token|key|auth)[^=&/]*=", re.IGNORECASE)
+_HIDDEN = "***"
+_NOT_A_URI = (
+    "expected a host and a port up to 65535; in a user name or a password write / ? # @ : [ ] as %2F %3F %23 %40 "
+    "%3A %5B %5D, or put the password into a file, see capture.password_file"
+)
 
 
 class Scheme(Struct, frozen=True):
@@ -27,6 +33,7 @@ class Scheme(Struct, frozen=True):
         keys: of the query.
         live: it goes on by itself: only the newest picture counts, and a loss is waited out.
         sound: it gives sound instead of pictures.
+        network: it is on another machine: its URI may hold secrets, and its query belongs to its server.
         pace: default of the key `pace`.
         pattern: of the target.
     """
@@ -36,12 +43,15 @@ class Scheme(Struct, frozen=True):
     keys: tuple[str, ...] = ()
     live: bool = False
     sound: bool = False
+    network: bool = False
     pace: Literal["realtime", "fast"] = "realtime"
     pattern: str = r".+"
 
 
 _SOUND_FILES = (".wav", ".flac", ".ogg")
-_STREAM = Scheme("agent.capture.stream:open_stream", "a host, such as //camera.local:554/path", live=True)
+_STREAM = Scheme(
+    "agent.capture.stream:open_stream", "a host, such as //camera.local:554/path", live=True, network=True
+)
 
 SCHEMES: dict[str, Scheme] = {
     "v4l2": Scheme(
@@ -99,7 +109,7 @@ class Address(Struct, frozen=True):
         scheme: key of `SCHEMES`.
         target: path, device or number; for a stream the whole URI, credentials included: never show it.
         options: of the query; a stream's query belongs to its server.
-        shown: the URI with its credentials masked, for messages.
+        shown: the URI as messages show it, see `mask`.
         live, sound: see `Scheme`.
         host: of a stream; empty for what is on this machine.
     """
@@ -112,15 +122,60 @@ class Address(Struct, frozen=True):
     sound: bool = False
     host: str = ""
 
+    def __repr__(self) -> str:
+        return f"Address({self.shown})"  # no password in a log or a traceback
+
+    @property
+    def on_network(self) -> bool:
+        """Whether it is on another machine, as far as one can see."""
+        return SCHEMES[self.scheme].network
+
     @property
     def keeps_all(self) -> bool:
         """Whether every picture or sample counts, however long the consumer takes."""
         return not self.live and self.options.pace == "fast"
 
 
-def mask(text: str) -> str:
-    """The text with the password of every URI in it replaced: `rtsp://user:***@host`."""
-    return _SECRET.sub(r"\1***", _USERINFO.sub(r"\1:***@", text))
+def mask(uri: str) -> str:
+    """Return a URI as it may be shown: of an address on the network its scheme, host and port alone.
+
+    A user name, a password, a path and a query may hold a secret, each in a way of its own. Where it is not
+    certain which part is the host, as with an `@` behind it, `***` stands in its place. Files and devices stay as
+    they are.
+    """
+    name, colon, rest = uri.strip().partition(":")
+    scheme = name.lower()
+    if scheme in SCHEMES and not SCHEMES[scheme].network:
+        return f"{name}:{_HIDDEN}" if "://" in rest or _is_account(rest) else uri
+    if not colon and not re.search(r"[@=?&]|//", uri):  # a path whose scheme is missing
+        return uri
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme) or not rest.startswith("//"):
+        return f"{name}:" if colon and not rest else _HIDDEN
+    return f"{name}://{_shown_host(rest)}"
+
+
+def _is_account(rest: str) -> bool:
+    """Whether what stands behind a scheme may have a user name before a host: it is an address on the network."""
+    found = _AUTHORITY.match(rest)
+    return found is not None and bool(found[1]) and "@" in rest
+
+
+def _shown_host(rest: str) -> str:
+    found = _AUTHORITY.match(rest)
+    assert found is not None
+    host = found[1].rpartition("@")[2]
+    # Behind an unescaped / ? or # in a password, what looks like the host is a part of the password.
+    return host if "@" not in found[2] and _HOST.fullmatch(host) else _HIDDEN
+
+
+def holds_secret(uri: str) -> bool:
+    """Return whether a URI has a password in it, or what looks like one in its path or query."""
+    name, _, rest = uri.strip().partition(":")
+    scheme, found = SCHEMES.get(name.lower()), _AUTHORITY.match(rest)
+    if found is None or scheme is None or not scheme.network:
+        return False
+    account = found[1].rpartition("@")[0]
+    return bool(account.partition(":")[2] or "@" in found[2] or _SECRET.search(found[2]))
 
 
 def parse(uri: str) -> Address:
@@ -132,14 +187,13 @@ def parse(uri: str) -> Address:
     shown = mask(uri)
     try:
         parts = urlsplit(uri, allow_fragments=False)
-        stream = parts.scheme in SCHEMES and SCHEMES[parts.scheme] is _STREAM
-        host, _ = (parts.hostname, parts.port) if stream else ("", 0)
-    except ValueError as error:
-        raise SourceError(f"{shown}: not a URI: {mask(str(error))}") from None
-    scheme = SCHEMES.get(parts.scheme)
+        scheme = SCHEMES.get(parts.scheme)
+        host, _ = (parts.hostname, parts.port) if scheme is not None and scheme.network else ("", 0)
+    except ValueError:  # whose text quotes what may be a password
+        raise SourceError(f"{shown}: not a URI: {_NOT_A_URI}") from None
     if scheme is None:
         raise SourceError(_unknown(uri, parts.scheme))
-    if stream:
+    if scheme.network:
         if not host:
             raise SourceError(f"{shown}: expected {parts.scheme}: and {scheme.target}; it names no host")
         return Address(parts.scheme, uri, Options(), shown, live=True, host=host)
@@ -180,6 +234,10 @@ def parse_sound(uri: str) -> Address:
 
 def _local(parts: SplitResult, scheme: Scheme, shown: str) -> Address:
     target = unquote(parts.netloc + parts.path)
+    if shown.endswith(_HIDDEN):
+        raise SourceError(
+            f"{shown}: expected {scheme.target}; found an address on the network: write rtsp: or http:"
+        )
     if not re.fullmatch(scheme.pattern, target):
         found = f"found {target}" if target else "found nothing"
         raise SourceError(f"{shown}: expected {parts.scheme}: and {scheme.target}; {found}")
@@ -191,6 +249,8 @@ def _local(parts: SplitResult, scheme: Scheme, shown: str) -> Address:
 def _unknown(uri: str, scheme: str) -> str:
     """What to write instead."""
     shown = mask(uri)
+    if not scheme and shown != uri:
+        return f"{shown}: expected a URI with a scheme, such as rtsp://HOST/PATH; found none"
     if not scheme:
         kind = "v4l2" if uri.startswith("/dev/") else "dir" if uri.endswith("/") else "file"
         kind = "wav" if uri.lower().endswith(_SOUND_FILES) else kind

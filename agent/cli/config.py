@@ -33,18 +33,21 @@ def check(file: Path, as_json: bool) -> None:
     """
     import msgspec
 
-    from agent.check import loads, problems, remarks
+    from agent.check import loads, problems, remarks, warnings
     from agent.restart import RESTART, RULE, names
 
-    found = problems(file)
+    found, unwise = problems(file), warnings(file)
     if as_json:
         told = {"file": str(file), "ok": not found, "loads": not found or loads(file), "problems": found}
+        told["warnings"] = unwise
         told["wait_for_restart"] = names(RESTART)
         told["remarks"] = [] if found else remarks(file)
         click.echo(msgspec.json.encode(told).decode())
     else:
         for problem in found:
             click.echo(plain(problem), err=True)
+        for warning in unwise:
+            click.echo(f"warning: {plain(warning)}", err=True)
         if not found:
             click.echo(f"{file}: fine\n{RULE}")
             for remark in remarks(file):
@@ -59,13 +62,13 @@ def check(file: Path, as_json: bool) -> None:
 def show(file: Path, as_json: bool, secrets: bool) -> None:
     """Print FILE with every default, and with what the board's profile, commands and models say, filled in.
 
-    Passwords and keys in the URIs of sources are masked, as in the log: only with --secrets is what is printed a
-    file that can be used in place of FILE.
+    Of sources on the network the host alone is shown, as in the log, since their URIs may hold passwords: only
+    with --secrets is what is printed a file that can be used in place of FILE.
     """
     import msgspec
 
     from agent.configfile import dump, load
-    from agent.effective import effective, masked
+    from agent.effective import effective, hidden, masked
 
     read = load(file)
     commanded, by_command = _commanded(read.config)
@@ -74,7 +77,7 @@ def show(file: Path, as_json: bool, secrets: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(shown).decode())
     else:
-        remarks = {**read.remarks(), **used.remarks, **by_command}
+        remarks = {**read.remarks(), **used.remarks, **by_command, **hidden(used.config, shown)}
         click.echo(dump(shown, {keys: plain(remark) for keys, remark in remarks.items()}), nl=False)
 
 

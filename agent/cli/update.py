@@ -65,7 +65,23 @@ def resume() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(PlainFormatter(_LOG))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    _work(_places(), Systemd())
+    where = _places()
+    _close_config(where)
+    _work(where, Systemd())
+
+
+def _close_config(where: Places) -> None:
+    """Earlier versions let every user read the configuration, which may hold passwords of cameras."""
+    from agent.errors import StorageError
+    from agent.storage.updatefiles import close_to_others
+
+    try:
+        if not (where.config.exists() and where.daemon_state.exists()):
+            return
+        if close_to_others(where.config, where.daemon_state.stat().st_gid):
+            logging.info("%s: only root and the daemon may read it from now on", where.config)
+    except (StorageError, OSError) as error:
+        logging.warning("%s", error)
 
 
 def _work(where: Places, service: Service) -> Update | None:

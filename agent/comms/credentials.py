@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from msgspec import Struct
 
+from agent import secretfile
 from agent.comms.reasons import of_tls
 from agent.config import MqttConfig
 from agent.errors import ConfigError, reason_of
-
-_VARIABLE = "$CREDENTIALS_DIRECTORY"
-_LONGEST = 0xFFFF
-"""Bytes of a password that MQTT can carry."""
-_ANYBODY = 0o007
 
 
 class Credentials(Struct, frozen=True):
@@ -52,9 +48,9 @@ def open_to_all(config: MqttConfig) -> list[str]:
     found = []
     for key in ("password_file", "key_file"):
         if name := getattr(config, key):
-            with suppress(OSError, ValueError, ConfigError):
+            with suppress(ConfigError):
                 path = _expanded(key, name)
-                found += [str(path)] if path.stat().st_mode & _ANYBODY else []
+                found += [str(path)] if secretfile.is_open_to_all(path) else []
     return found
 
 
@@ -78,30 +74,8 @@ def read_password(config: MqttConfig) -> str | None:
         return None
     if not config.username:
         raise _wrong("password_file", "is set but username is not; MQTT takes no password without a user")
-    path = _expanded("password_file", name)
-    try:
-        with path.open("rb") as file:
-            line = file.read(_LONGEST + 3).partition(b"\n")[0].removesuffix(b"\r")
-    except (OSError, ValueError) as error:
-        raise _wrong("password_file", f"= {path}: {reason_of(error)}") from error
-    return _password(path, line)
-
-
-def _password(path: Path, line: bytes) -> str:
-    # Nothing of what the file holds may be in the message, nor in the error that it comes from.
-    if not line:
-        raise _wrong("password_file", f"= {path}: its first line is empty, and must be the password")
-    if len(line) > _LONGEST:
-        raise _wrong(
-            "password_file", f"= {path}: its first line is longer than any password of MQTT: is it the file?"
-        )
-    try:
-        text = line.decode("utf-8-sig")  # editors of Windows begin a file with a mark
-    except UnicodeDecodeError as error:
-        raise _wrong("password_file", f"= {path}: not UTF-8 at byte {error.start}") from None
-    if any(char < " " and char != "\t" for char in text):
-        raise _wrong("password_file", f"= {path}: its first line is not text: is it the file?")
-    return text
+    wrong = partial(_wrong, "password_file")
+    return secretfile.read_password(secretfile.expand(name, wrong), wrong)
 
 
 def _wrong(key: str, what: str) -> ConfigError:
@@ -109,23 +83,7 @@ def _wrong(key: str, what: str) -> ConfigError:
 
 
 def _expanded(key: str, name: str) -> Path:
-    try:
-        path = Path(_with_folder(key, name)).expanduser()
-    except RuntimeError as error:  # a home that nobody has
-        raise _wrong(key, f"= {name}: {error}; set it to a full path") from error
-    with suppress(OSError):
-        if path.is_fifo() or path.is_char_device() or path.is_socket():  # who reads it may wait for ever
-            raise _wrong(key, f"= {path}: is a pipe, a device or a socket, and must be a file")
-    return path
-
-
-def _with_folder(key: str, name: str) -> str:
-    if _VARIABLE not in name and "${CREDENTIALS_DIRECTORY}" not in name:
-        return name
-    folder = os.environ.get(_VARIABLE[1:], "")
-    if not folder:
-        raise _wrong(key, f"= {name}: {_VARIABLE} is not set; systemd sets it with LoadCredential=")
-    return name.replace("${CREDENTIALS_DIRECTORY}", folder).replace(_VARIABLE, folder)
+    return secretfile.expand(name, partial(_wrong, key))
 
 
 def read_certificates(config: MqttConfig) -> ssl.SSLContext | None:

@@ -11,6 +11,7 @@ from agent.comms.credentials import open_to_all, read_certificates, read_passwor
 from agent.config import FallbackConfig, MqttConfig
 from agent.errors import ConfigError
 
+OPEN = "every user of this machine may read or change it"
 _CHECKS = (check_host, check_username, read_password, read_certificates)
 
 
@@ -41,4 +42,4 @@ def _placed(error: ConfigError, number: int, host: str) -> ConfigError:
 def remarks(config: MqttConfig) -> list[str]:
     """What is unwise, a line each."""
     paths = {path: None for one in brokers_of(config) for path in open_to_all(one)}
-    return [f"{path}: every user of this machine may read or change it; chmod o= {path}" for path in paths]
+    return [f"{path}: {OPEN}; chmod o= {path}" for path in paths]

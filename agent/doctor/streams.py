@@ -28,10 +28,15 @@ def findings(path: Path, asked: bool, root: Path) -> Iterator[Finding]:
     if not asked and not is_seen(path):
         yield Finding(SECTION, "file", f"none that this user can see at {path}; -c FILE checks another")
         return
+    if is_seen(path) and not os.access(path, os.R_OK):
+        yield Finding(SECTION, "file", f"{path}: this user may not read it", "warning", "run sudo vedette doctor")
+        return
     wrong = check.problems(path)
     for line in wrong:
         advice = f"correct {line.partition(': ')[0]}; vedette config check {path} says whether it is right"
         yield Finding(SECTION, "file", line, "problem", advice)
+    for line in check.warnings(path):
+        yield Finding(SECTION, "file", line, "warning", line)
     if not wrong:
         yield Finding(SECTION, "file", f"nothing is wrong with {path}")
 

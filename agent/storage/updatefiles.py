@@ -162,6 +162,30 @@ def write_like(path: Path, data: bytes, like: Path) -> None:
         raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
 
 
+def close_to_others(path: Path, group: int) -> bool:
+    """Let only a file's owner and a group read it, if every user may.
+
+    Args:
+        path: of the file; of a link, what it leads to.
+        group: that may read it.
+
+    Returns:
+        True if every user could, and now cannot.
+
+    Raises:
+        StorageError: it cannot be changed.
+    """
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if not mode & 0o007:
+            return False
+        os.chown(path, -1, group)
+        path.chmod(mode & 0o770 | 0o040)
+        return not path.stat().st_mode & 0o007
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be closed to other users: {reason_of(error)}") from error
+
+
 def _make_like(descriptor: int, like: os.stat_result) -> None:
     os.fchown(descriptor, like.st_uid, like.st_gid)
     os.fchmod(descriptor, stat.S_IMODE(like.st_mode))

@@ -82,6 +82,7 @@ def test_what_was_installed_runs_without_a_configuration_of_anybodys(board: Boar
     assert (stream.state, stream.model, stream.inferred > 0) == ("running", "nanodet", True)
     assert board.show("StatusText") == "1 of 1 stream running; no broker"
     assert board.sh("stat", "-c", "%U", "/var/lib/vedette") == "vedette"
+    assert board.sh("stat", "-c", "%U %G %a", "/etc/vedette/vedette.toml") == "root vedette 640"
     assert board.sh("stat", "-c", "%U %a", _UPDATES) == "root 700"
     assert board.sh("vedette", "--version").startswith("vedette")
 
@@ -116,7 +117,10 @@ def test_it_publishes_what_it_sees(messages: Messages) -> None:
 
 def test_installing_again_changes_nothing(board: Board, config: dict[str, Any]) -> None:
     pid, before = board.wait_active(), (board.sh("cat", "/etc/vedette/vedette.toml"), slot(board))
+    board.sh("chmod", "644", "/etc/vedette/vedette.toml")  # as earlier versions had it
+    board.sh("chgrp", "root", "/etc/vedette/vedette.toml")
     assert "installed already" in board.sh(f"{CLONE}/scripts/install", patience_s=_INSTALL_S)
+    assert board.sh("stat", "-c", "%U %G %a", "/etc/vedette/vedette.toml") == "root vedette 640"
     assert (board.sh("cat", "/etc/vedette/vedette.toml"), slot(board)) == before
     assert board.wait_active() == pid
 

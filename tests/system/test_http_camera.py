@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from agent.config import CaptureConfig
 from agent.errors import SourceError
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
-from tests.support.running import Vedette, health, states
+from tests.support.running import ROOT, Vedette, health, states
 from tests.support.running import camera as camera_of
 
 
@@ -105,3 +107,28 @@ def test_a_camera_that_sends_escape_codes_commands_no_terminal(tmp_path: Path, b
     assert told.streams["front"].detail.isprintable()
     assert said.isprintable()
     assert all(line.isprintable() for line in vedette.said())
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["http://annie:Zx9@qq7@127.0.0.1:1/x", "http://127.0.0.1:1/user=annie_password=Zx9?qq7"],
+    ids=["account", "path"],
+)
+def test_no_secret_of_a_camera_is_told(
+    tmp_path: Path, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    """Not in the log, in what is published, in files that others may read, in arguments or the environment."""
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    messages = broker.subscribe("#")
+    vedette = Vedette(tmp_path, broker, front=camera_of(person_model(tmp_path), uri))
+    with vedette:
+        messages.wait(lambda m: states(m).get("front") == "lost")
+        proc = Path(f"/proc/{vedette.process.pid}")
+        told = [(proc / name).read_text() for name in ("cmdline", "environ")]
+        told += [(tmp_path / "health.json").read_text(), *vedette.said()]
+        for verb in (("config", "show"), ("config", "check")):
+            command = [sys.executable, "-m", "agent", *verb, str(vedette.file)]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+            told += [done.stdout, done.stderr]
+    told += [f"{message.topic} {message.payload!r}" for message in messages]
+    assert not [one for one in told for secret in ("annie", "Zx9", "qq7") if secret in one]

@@ -3,11 +3,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from agent.capture.diagnosis import objection
 from agent.capture.grabber import Grabber
+from agent.capture.login import with_login
 from agent.capture.source import open_source
+from agent.capture.uri import parse
 from agent.config import CaptureConfig
 from agent.errors import SourceError
 from tests.support.rtsp import RtspServer
@@ -96,10 +100,25 @@ def test_a_wrong_password_is_named_and_not_shown() -> None:
         with pytest.raises(SourceError, match="refuses the ones given") as caught:
             open_source(server.uri.replace("//", "//eve:wrong@"), stall_s=3)
         assert "wrong" not in str(caught.value)
-        assert "eve:***@" in str(caught.value)
+        assert "eve" not in str(caught.value)
         source = open_source(server.uri.replace("//", "//eve:right@"), stall_s=5)
         assert source.read(None) is not None
         source.close()
+
+
+def test_the_password_of_a_camera_may_be_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("p@ss/w:rd#?%\n")
+    login = CaptureConfig(username="eve", password_file=str(file))
+    with RtspServer("eve", "p@ss/w:rd#?%") as server:
+        source = open_source(server.uri, stall_s=5, login=login)
+        assert source.read(None) is not None
+        source.close()
+        assert objection(with_login(parse(server.uri), login).target, 2.0) == ""
+        file.write_text("wrong")
+        with pytest.raises(SourceError, match="refuses the ones given") as caught:
+            open_source(server.uri, stall_s=3, login=login)
+    assert "wrong" not in str(caught.value)
 
 
 def test_a_consumer_that_is_slow_sees_the_newest_frame() -> None:

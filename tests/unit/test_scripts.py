@@ -98,3 +98,15 @@ def test_a_bundle_that_is_older_than_what_the_board_ran_is_told_of(
     found = run(f'{function}; tell_older x.vedette "$2" 2>&1', str(tmp_path), counter)
     assert told in found
     assert bool(told) == bool(found)
+
+
+@pytest.mark.parametrize(("mode", "then"), [(0o644, 0o640), (0o600, 0o600), (0o666, 0o660), (0o640, 0o640)])
+def test_a_configuration_that_every_user_may_read_is_closed(tmp_path: Path, mode: int, then: int) -> None:
+    file, link = tmp_path / "vedette.toml", tmp_path / "link.toml"
+    file.write_text("")
+    file.chmod(mode)
+    link.symlink_to(file)
+    group = os.getgroups()[-1] if os.getuid() else 12
+    run('close_config "$1" "$2"', str(link), str(group))
+    assert file.stat().st_mode & 0o777 == then
+    assert mode == then or file.stat().st_gid == group

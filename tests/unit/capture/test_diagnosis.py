@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import hashlib
+import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from agent.capture.diagnosis import why_unreachable
+from agent.capture.diagnosis import objection, why_unreachable
 from agent.capture.source import open_source
 from agent.errors import SourceError
 
@@ -47,7 +50,7 @@ def serve() -> Iterator[Serve]:
 @pytest.mark.parametrize(
     ("scheme", "data", "wants"),
     [
-        ("rtsp", b"RTSP/1.0 401 Unauthorized\r\n\r\n", "wants a user name and a password, or refuses"),
+        ("rtsp", b"RTSP/1.0 401 Unauthorized\r\n\r\n", "wants a user name and a password; set capture.username"),
         ("rtsp", b"RTSP/1.0 404 Not Found\r\n\r\n", "it has no such path"),
         ("rtsp", b"RTSP/1.0 599 Odd\r\n\r\n", "answers 599: check the path"),
         ("rtsp", b"RTSP/1.0 200 OK\r\n\r\n", "nothing to decode in time"),
@@ -87,7 +90,7 @@ def test_a_stream_that_cannot_be_opened_says_why_without_the_password(serve: Ser
     port = serve(b"RTSP/1.0 401 Unauthorized\r\nCSeq: 1\r\n\r\n")
     with pytest.raises(SourceError) as caught:
         open_source(f"rtsp://user:secret@127.0.0.1:{port}/cam", stall_s=1)
-    assert str(caught.value).startswith(f"rtsp://user:***@127.0.0.1:{port}/cam: expected a video stream; ")
+    assert str(caught.value).startswith(f"rtsp://127.0.0.1:{port}: expected a video stream; ")
     assert "answers 401" in str(caught.value)
     assert "secret" not in str(caught.value)
 
@@ -96,3 +99,71 @@ def test_a_servers_words_are_not_repeated(serve: Serve) -> None:
     said = b"HTTP/1.0 404 \x1b]0;owned\x07\x1b[31m/user=admin_password=pw_\x1b[2J\r\n\r\n"
     why = why_unreachable(f"http://127.0.0.1:{serve(said)}/user=admin_password=pw_", 2.0)
     assert why.endswith("answers 404: it has no such path")
+
+
+@pytest.mark.parametrize("uri", ["rtsp://admin:12/34@cam.invalid/x", "rtsp://127.0.0.1/12@34"])
+def test_what_may_be_a_part_of_a_password_is_not_named(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "create_connection", fail)
+    why = why_unreachable(uri, 1.0)
+    assert why.startswith("no address is known for its host")
+    assert "%2F" in why
+    assert "12" not in why
+
+
+@pytest.mark.parametrize(("scheme", "method"), [("rtsp", "DESCRIBE"), ("http", "GET")])
+@pytest.mark.parametrize("qop", ["", ', qop="auth"'])
+def test_an_account_is_tried_by_digest(scheme: str, method: str, qop: str) -> None:
+    """The server computes what RFC 7616 and RFC 2069 say, by itself."""
+
+    def digest(text: str) -> str:
+        return hashlib.md5(text.encode()).hexdigest()
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                said = connection.recv(4096).decode()
+                given = dict(re.findall(r'(\w+)="?([^",\r]*)', said.partition("Authorization: ")[2]))
+                between = (
+                    ":".join([given.get("nonce", ""), *([given["nc"], given["cnonce"], "auth"] if qop else [])])
+                    if given
+                    else ""
+                )
+                right = digest(
+                    f"{digest('ann:cams:s/e@c')}:{between}:{digest(method + ':' + given.get('uri', ''))}"
+                )
+                if given.get("response") == right:
+                    connection.sendall(f"{scheme.upper()}/1.0 200 OK\r\n\r\n".encode())
+                else:
+                    ask = f'WWW-Authenticate: Digest realm="cams", nonce="n1"{qop}'
+                    connection.sendall(f"{scheme.upper()}/1.0 401 No\r\n{ask}\r\n\r\n".encode())
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        at = f"127.0.0.1:{listener.getsockname()[1]}/live?x=1"
+        assert objection(f"{scheme}://ann:s%2Fe%40c@{at}", 2.0) == ""
+        assert objection(f"{scheme}://ann:wrong@{at}", 2.0).endswith("and refuses the ones given")
+        assert "set capture.username" in objection(f"{scheme}://{at}", 2.0)
+
+
+def test_a_server_that_drips_is_left_in_time() -> None:
+    def drip(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        try:
+            for byte in b"HTTP/1.0 200 OK" * 100:
+                connection.sendall(bytes([byte]))
+                time.sleep(0.05)
+        except OSError:
+            pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=drip, args=(listener,), daemon=True).start()
+        began = time.monotonic()
+        assert "does not answer" in why_unreachable(f"http://127.0.0.1:{listener.getsockname()[1]}/", 0.4)
+        assert time.monotonic() - began < 1.5

@@ -39,7 +39,7 @@ def problems(file: Path, text: str) -> list[str]:
     result = call("check", str(file))
     assert result.exit_code == 1
     assert result.stdout == ""
-    return result.stderr.splitlines()
+    return [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
 
 
 def test_a_sound_file_is_fine(file: Path) -> None:
@@ -369,8 +369,9 @@ def test_passwords_and_keys_in_sources_are_shown_only_when_asked_for(file: Path,
     file.write_text(front + back)
     shown = call("show", *json, str(file)).stdout
     assert "hush" not in shown
-    assert "@cam/path" in shown
-    assert "size=1" in shown
+    assert '"rtsp://cam"' in shown
+    assert '"http://cam"' in shown
+    assert ("--secrets" in shown) is not bool(json)
     plain = call("show", *json, "--secrets", str(file)).stdout
     assert "rtsp://user:hush1@cam/path" in plain
     assert "key=hush2" in plain
@@ -410,3 +411,28 @@ def test_what_commands_have_set_is_shown_with_a_remark(file: Path, tmp_path: Pat
     assert result.exit_code == 0
     assert "what commands have set is not shown" in result.stderr
     assert tomllib.loads(result.stdout)["streams"]["front"]["enabled"] is True
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o644, True), (0o640, False)])
+def test_a_password_that_every_user_may_read_is_warned_of(file: Path, mode: int, warned: bool) -> None:
+    file.write_text('[streams.front]\nsource = "rtsp://ann:Zx9@cam/"\nmodel = "nanodet"\n')
+    file.chmod(mode)
+    result = call("check", str(file))
+    assert result.exit_code == 0
+    assert ("warning: " + f"{file}:2: holds a password" in result.stderr) is warned
+    assert "Zx9" not in result.output
+    told = json.loads(call("check", "--json", str(file)).stdout)
+    assert bool(told["warnings"]) is warned
+    assert told["ok"]
+
+
+def test_a_password_file_of_a_camera_is_checked(file: Path) -> None:
+    secret = file.parent / "password"
+    head = '[streams.front]\nsource = "rtsp://ann@cam/"\nmodel = "nanodet"\n[streams.front.capture]\n'
+    (wrong,) = problems(file, f'{head}password_file = "{secret}"\n')
+    assert wrong == f"{file}:4: rtsp://cam: capture.password_file = {secret}: No such file or directory"
+    secret.write_text("Zx9")
+    secret.chmod(0o644)
+    result = call("check", str(file))
+    assert result.exit_code == 0
+    assert f"warning: {secret}: every user" in result.stderr

@@ -1,0 +1,83 @@
+"""Files that hold a password: named in the configuration, read when they are needed.
+
+In their names `$CREDENTIALS_DIRECTORY` is expanded, which systemd sets for a unit with `LoadCredential=`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from agent.errors import VedetteError, reason_of
+
+_VARIABLE = "CREDENTIALS_DIRECTORY"
+_LONGEST = 0xFFFF
+"""Bytes of a password that MQTT can carry; nobody has a longer one elsewhere."""
+_ANYBODY = 0o007
+
+Wrong = Callable[[str], VedetteError]
+"""Makes the error of a message that begins with what follows the key, such as `= /etc/x: Permission denied`."""
+
+
+def expand(name: str, wrong: Wrong) -> Path:
+    """Return the path of a file with `$CREDENTIALS_DIRECTORY` and `~` expanded.
+
+    Raises:
+        VedetteError: as `wrong` makes it: the variable is not set, or it is no file.
+    """
+    try:
+        path = Path(_with_folder(name, wrong)).expanduser()
+    except RuntimeError as error:  # a home that nobody has
+        raise wrong(f"= {name}: {error}; set it to a full path") from error
+    with suppress(OSError):
+        if path.is_fifo() or path.is_char_device() or path.is_socket():  # who reads it may wait for ever
+            raise wrong(f"= {path}: is a pipe, a device or a socket, and must be a file")
+    return path
+
+
+def wants_credentials(name: str) -> bool:
+    """Return whether a file lies among the credentials of the unit, which no other program may see."""
+    return f"${_VARIABLE}" in name or f"${{{_VARIABLE}}}" in name
+
+
+def is_open_to_all(path: Path) -> bool:
+    """Return whether every user of this machine may read or change a file."""
+    try:
+        return bool(path.stat().st_mode & _ANYBODY)
+    except (OSError, ValueError):
+        return False
+
+
+def read_password(path: Path, wrong: Wrong) -> str:
+    """Return the first line of a file. No error holds anything of its content.
+
+    Raises:
+        VedetteError: as `wrong` makes it: the file cannot be read, or its first line is no password.
+    """
+    try:
+        with path.open("rb") as file:
+            line = file.read(_LONGEST + 3).partition(b"\n")[0].removesuffix(b"\r")
+    except (OSError, ValueError) as error:
+        raise wrong(f"= {path}: {reason_of(error)}") from error
+    if not line:
+        raise wrong(f"= {path}: its first line is empty, and must be the password")
+    if len(line) > _LONGEST:
+        raise wrong(f"= {path}: its first line is longer than any password of MQTT: is it the file?")
+    try:
+        text = line.decode("utf-8-sig")  # editors of Windows begin a file with a mark
+    except UnicodeDecodeError as error:
+        raise wrong(f"= {path}: not UTF-8 at byte {error.start}") from None
+    if any(char < " " and char != "\t" for char in text):
+        raise wrong(f"= {path}: its first line is not text: is it the file?")
+    return text
+
+
+def _with_folder(name: str, wrong: Wrong) -> str:
+    if not wants_credentials(name):
+        return name
+    folder = os.environ.get(_VARIABLE, "")
+    if not folder:
+        raise wrong(f"= {name}: ${_VARIABLE} is not set; systemd sets it with LoadCredential=")
+    return name.replace(f"${{{_VARIABLE}}}", folder).replace(f"${_VARIABLE}", folder)
