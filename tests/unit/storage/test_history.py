@@ -167,7 +167,7 @@ READ = """
 import os, sys
 from pathlib import Path
 from agent.storage.history import History
-os.setgid(65534); os.setuid(65534)
+os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(65534)
 try:
     print(sum(1 for _ in History(Path(sys.argv[1])).after(0)))
 except Exception as error:
@@ -175,9 +175,13 @@ except Exception as error:
 """
 
 
-def read_as_nobody(folder: Path) -> str:
+def read_as_nobody(folder: Path, group: int = 65534) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", READ, str(folder)], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", READ, str(folder), str(group)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return done.stdout.strip()
 
@@ -189,12 +193,13 @@ def test_another_user_may_read_what_it_can_and_is_told_what_it_cannot() -> None:
     try:
         opened = filled(folder, 5)
         before = sorted(folder.iterdir())
-        assert read_as_nobody(folder) == "5", "beside the daemon"
+        assert "Permission denied; run this as root" in read_as_nobody(folder)
+        assert read_as_nobody(folder, os.getegid()) == "5", "one of its group, beside the daemon"
         opened.close()
-        assert read_as_nobody(folder) == "5", "without it"
+        assert read_as_nobody(folder, os.getegid()) == "5", "without it"
         assert sorted(folder.iterdir()) == [path for path in before if path.suffix in (".db", ".seq")]
         folder.chmod(0o700)
-        assert "Permission denied; run this as root" in read_as_nobody(folder)
+        assert "Permission denied; run this as root" in read_as_nobody(folder, os.getegid())
     finally:
         shutil.rmtree(folder)
 
