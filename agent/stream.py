@@ -24,7 +24,7 @@ from agent.manifest import Model
 from agent.meter import Meter
 from agent.recent import Recent
 from agent.senses import Input, Sense, open_corridor, open_sense, prepare_sense
-from agent.supervised import State, Supervised
+from agent.supervised import HANGING_MAX, State, Supervised
 
 if TYPE_CHECKING:
     from agent.compute.infer.backend import Session
@@ -222,6 +222,11 @@ class Stream(Supervised):
             backend=backend,
             rung=rung,
         )
+
+    @property
+    def _hanging_max(self) -> int:
+        """Of a device there is one, and its process ends when the inference has taken too long."""
+        return 1 if self._sense is None else HANGING_MAX
 
     def _run(self) -> None:
         assert self.model is not None

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from agent.errors import BackendError, VedetteError
+from agent.text import plural
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,8 @@ class Supervised:
         """Run in a thread of its own, unless it is disabled or failed.
 
         Args:
-            before: streams that this one replaces and that were left behind. While `HANGING_MAX` of them hang,
-                it waits.
+            before: streams that this one replaces and that were left behind. While as many of them hang as
+                `_hanging_max` says, it waits.
         """
         if self.state == "starting":
             self.come_round()
@@ -77,6 +78,11 @@ class Supervised:
         """For its thread: something is over, the next begins."""
         self._came_round_s = time.monotonic()
 
+    @property
+    def _hanging_max(self) -> int:
+        """Threads of this stream that may hang before another one begins."""
+        return HANGING_MAX
+
     def _run(self) -> None:
         """Run until it ends or `_stop` is set.
 
@@ -98,8 +104,8 @@ class Supervised:
 
     def _wait_for_those_before(self) -> None:
         """The watchdog counts this time: what has hung so often may be ended by a restart of the daemon only."""
-        while len(self._before) >= HANGING_MAX and not self._stop.is_set():
-            self.detail = f"{len(self._before)} inferences of this stream hang: it starts when one has ended"
+        while len(self._before) >= self._hanging_max and not self._stop.is_set():
+            self.detail = f"waiting for {plural(len(self._before), 'earlier inference')} of this stream to end"
             self._stop.wait(_LOOK_S)
             self._before = [one for one in self._before if not one.join(0.0)]
         self._before = ()

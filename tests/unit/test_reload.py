@@ -12,6 +12,7 @@ import psutil
 import pytest
 from msgspec.structs import replace
 
+from agent.compute.infer.worker import WorkerSession
 from agent.config import (
     Config,
     DeviceConfig,
@@ -166,10 +167,30 @@ def test_no_more_than_two_threads_of_a_stream_hang_however_often_it_is_reloaded(
     assert inferences.hanging == before + 1
     assert house.streams["front"].standing == (
         "starting",
-        "2 inferences of this stream hang: it starts when one has ended",
+        "waiting for 2 earlier inferences of this stream to end",
     )
     inferences.answer()
     wait_for(lambda: house.streams["front"].has_result)
+
+
+@pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
+def test_a_device_whose_inference_hangs_is_not_opened_twice(
+    house: House, camera: StreamConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(WorkerSession.__init__.__kwdefaults__ or {}, "deadline_s", 1.5)
+    (tmp_path / "device").mkdir()
+    device = f"external:{compiled(tmp_path / 'device')}?mode=hang&after=10"
+    there = replace(camera, model=str(picture_model(tmp_path / "device")), backend=device)
+    Reload(house, replace(house.config, streams={"device": there})).apply()
+    old = house.streams["device"]
+    wait_for(lambda: old.frames == 10)
+    Reload(house, house.config, only="device").apply()
+    new = house.streams["device"]
+    assert new.standing[1] == "waiting for 1 earlier inference of this stream to end"
+    assert len(psutil.Process().children()) == 1
+    wait_for(lambda: new.frames > 2)
+    assert len(psutil.Process().children()) == 1
+    assert old.join(0.0)
 
 
 def all_see(house: House) -> dict[str, Stream]:
