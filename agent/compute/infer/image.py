@@ -132,8 +132,9 @@ class ImageInput:
 class Shrink:
     """Resizes pictures without skipping pixels. For one thread: it keeps its intermediate pictures.
 
-    One thread of a Xeon with AMX, medians in µs, beside linear interpolation alone and OpenCV's INTER_AREA:
-    1280×720 → 416×416 COST_A; 1920×1080 → 416×416 COST_B; 640×480 → 96×96 COST_C; 640×480 → 320×320 as linear.
+    Least time on one thread of an AMD EPYC, µs, ours beside linear alone and OpenCV's INTER_AREA: 1280×720 →
+    416×416 950, 366, 4317; 1920×1080 → 416×416 976, 408, 8108; 640×480 → 96×96 195, 25, 796. At 416×416 it keeps
+    up to 1 MB of intermediate pictures.
     """
 
     def __init__(self) -> None:

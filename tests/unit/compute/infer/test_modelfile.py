@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from agent.compute.infer.litert import load_runtime
 from agent.compute.infer.modelfile import diagnose, read_modelfile, refusals
 from agent.errors import ModelError
 from tests.support import tflite_builder as builder
+from tests.support.picture_models import classifier, detector
 from tests.support.tflite_builder import Op, Signature, T, write
 
 
@@ -99,6 +101,41 @@ def test_scales_and_zero_points_must_be_as_many() -> None:
     broken = T("w", (2, 4), "int8", bytes(8), 0.5, (), 0)
     (reason,) = refusals(read_modelfile(write([broken], [], (), ())), "litert")
     assert "1 scales, but 0 zero points" in reason
+
+
+def multiplying(*scales: float, points: Sequence[int] = (0,), dimension: int = 0) -> bytes:
+    weights = T("w", (2, 4), "int8", np.ones((2, 4), np.int8), scales, points, dimension)
+    tensors = [T("x", (1, 4), "int8", scale=(1.0,)), weights, T("y", (1, 2), "int8", scale=(1.0,))]
+    return write(tensors, [Op("FULLY_CONNECTED", (0, 1, -1), (2,), 4)], (0,), (2,))
+
+
+@pytest.mark.parametrize(
+    ("content", "runs"),
+    [
+        (multiplying(1.0), True),
+        (multiplying(1.0, 0.5, points=(0, 0)), True),
+        (multiplying(1.0, points=()), False),
+        (multiplying(1.0, 0.5), False),
+        (multiplying(1.0, 0.5, points=(0, 0), dimension=1), False),
+        (multiplying(1.0, 0.5, points=(0, 0), dimension=7), False),
+        (builder.custom_model("Nonsense"), False),
+        (builder.add_model((1, 4)), True),
+        (detector(), True),
+    ],
+)
+def test_the_reader_refuses_what_the_runtime_refuses_and_nothing_else(content: bytes, runs: bool) -> None:
+    name, module = load_runtime()
+    assert (refusals(read_modelfile(content), name) == []) is runs
+    with nullcontext() if runs else pytest.raises((ValueError, RuntimeError)):
+        module.Interpreter(model_content=content).allocate_tensors()
+
+
+def test_shapes_are_those_that_the_runtime_begins_with() -> None:
+    image, _ = read_modelfile(classifier(batch=-1)).ends()
+    assert image[0].shape == (1, 8, 8, 3)
+    assert read_modelfile(classifier(batch=-1)).subgraphs[0].tensors[0].open
+    _, found = read_modelfile(detector()).ends()
+    assert [spec.shape for spec in found] == [(1, -1, 4), (1, -1), (1, -1), (1,)]
 
 
 @pytest.mark.parametrize("code", ["TFLite_Detection_PostProcess", "Mfcc"])
