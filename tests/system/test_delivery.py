@@ -313,9 +313,12 @@ def test_the_work_of_a_dead_broker_is_noticed_by_its_silence(tmp_path: Path) -> 
         wait_for(lambda: publisher.state.connected)
 
 
-def test_counts_that_a_run_before_left_are_set_to_0_and_no_others(broker: Mosquitto, tmp_path: Path) -> None:
+def test_counts_that_a_run_before_left_are_set_to_0_and_no_others(
+    broker: Mosquitto, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     import paho.mqtt.publish as publish
 
+    caplog.set_level(logging.INFO)
     left = {
         TOPICS.count("front", "person"): b"5",
         TOPICS.count("gone", "cat"): b"1",
@@ -332,6 +335,8 @@ def test_counts_that_a_run_before_left_are_set_to_0_and_no_others(broker: Mosqui
         messages.wait(lambda m: m.of(TOPICS.count("front", "person"))[-1] == b"7")
         time.sleep(4.0)
     assert messages.of(TOPICS.count("front", "person"))[-1] == b"7"
+    for topic, payload in left.items():
+        assert f"{topic!r}: set to 0, an earlier run left it at {payload.decode()!r}" in caplog.messages
     for topic, payload in kept.items():
         assert set(messages.of(topic)) == {payload}
 
