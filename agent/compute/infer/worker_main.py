@@ -69,7 +69,7 @@ class _Server:
         assert isinstance(request, wire.Open)
         model = Model(content, "", request.manifest, request.path)
         options = Options(request.rung, request.threads or request.plan.threads)
-        self._manifest = model.manifest
+        self._manifest, self._path = model.manifest, request.path
         self._session, runtime, nodes, delegated = opened(model, request.plan, options)
         return wire.Opened(runtime, nodes, delegated, self._use(request.rung))
 
@@ -89,7 +89,7 @@ class _Server:
             size = wire.size_of(specs)
             if not wire.fits(self._end, size):
                 raise BackendError(
-                    f"its tensors take {(self._end + size) / 1e6:.0f} MB; expected at most "
+                    f"{self._path}: its tensors take {(self._end + size) / 1e6:.0f} MB; expected at most "
                     f"{wire.TENSORS_BYTES / 1e6:.0f} MB in a process of its own"
                 )
             stretch = wire.Stretch(session.inputs, session.outputs, self._end, size)

@@ -66,7 +66,7 @@ def test_a_model_with_an_input_of_gigabytes_is_refused_in_one_line(tmp_path: Pat
     done = call(model)
     assert isinstance(done.exception, ModelError)
     assert str(done.exception) == (
-        f"{model}: its inputs hold 900000000 numbers; models of at most 33554432 can be measured"
+        f"{model}: its tensors take 7200 MB; expected at most 537 MB in a process of its own"
     )
 
 
