@@ -63,7 +63,7 @@ def test_what_a_lost_memory_knows_nothing_of_goes_by_its_counts(vedette: Vedette
         publish.single(topic, b"7", retain=True, hostname=HOST, port=broker.port)
     with vedette:
         wait_for(lambda: not any(topic.startswith("vedette/porch/attic/") for topic in lying(broker)))
-        assert vedette.said("deleted, for there is no stream attic")
+        assert vedette.said("deleted, since there is no stream attic")
         assert TOPICS.snapshot("front") in lying(broker)
 
 

@@ -195,7 +195,7 @@ def test_a_fleet_is_a_row_for_each_device_and_the_newest_snapshots_are_files(
         table = call(broker).output
     assert rows[1].split()[:2] == ["shed", "offline"]
     assert rows[2].split()[:3] == ["porch", "online", "1/1"]
-    assert rows[3] == "2 devices, 1 online, 1 of 1 streams up, 1 in trouble"
+    assert rows[3] == "2 devices, 1 online, 1 of 1 stream up, 1 in trouble"
     assert "porch online" in table, "without a terminal it stays lines"
     (picture,) = (tmp_path / "new" / "pictures").iterdir()
     assert picture.name == "porch.front.jpg"
