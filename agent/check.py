@@ -40,21 +40,25 @@ def problems(path: Path) -> list[str]:
         return str(error).splitlines()
     if not file.config.streams:
         return [f"{path}: no [streams.NAME]: there is nothing to run"]
-    return [
-        *_of_device(file),
-        *(line for name, stream in file.config.streams.items() for line in _of_stream(file, name, stream)),
-    ]
+    return [*_of_device(file), *_of_streams(file)]
 
 
 def remarks(path: Path) -> list[str]:
     """What was guessed of the models of a file that has no problems, and what is doubtful, a line each."""
+    from agent.compute.infer.unprivileged import without_root
     from agent.library import look_up
+    from agent.storage.models import preloaded
 
     file = load(path)
+    models = {stream.model for stream in file.config.streams.values()}
+    with preloaded(models):
+        found = without_root(
+            lambda: {model: look_up(model, thorough=True).remarks() for model in models}, dict[str, list[str]]
+        )
     return [
         f"{file.where('streams', name, 'model')}: {stream.model}: {remark}"
         for name, stream in file.config.streams.items()
-        for remark in look_up(stream.model, thorough=True).remarks()
+        for remark in found[stream.model]
     ]
 
 
@@ -153,15 +157,30 @@ def _of_device(file: ConfigFile) -> Iterator[str]:
     yield from (f"{file.where(*error.keys)}: {error}" for error in found)
 
 
-def _of_stream(file: ConfigFile, name: str, stream: StreamConfig) -> list[str]:
-    """What is wrong with the source, and the first that is wrong of the rest: each step needs those before it."""
-    from agent.senses import open_sense
+def _of_streams(file: ConfigFile) -> Iterator[str]:
+    """What is wrong with each source, and the first that is wrong of the rest: steps need those before them."""
+    streams = file.config.streams
+    of_models = _of_models(streams)
+    for name, stream in streams.items():
+        found = [(keys, str(error)) for keys, error in _first_problem(_source_steps(stream))]
+        for keys, text in (*found, *of_models[name]):
+            yield f"{file.where('streams', name, *keys)}: {text}"
 
-    return [
-        f"{file.where('streams', name, *keys)}: {error}"
-        for steps in (_source_steps(stream), _steps(name, stream, open_sense))
-        for keys, error in _first_problem(steps)
-    ]
+
+def _of_models(streams: dict[str, StreamConfig]) -> dict[str, list[tuple[Keys, str]]]:
+    """From the zones to the opened model, with the keys of each problem. Models are never parsed as root."""
+    from agent.compute.infer.unprivileged import without_root
+    from agent.senses import open_sense
+    from agent.storage.models import preloaded
+
+    def found() -> dict[str, list[tuple[Keys, str]]]:
+        return {
+            name: [(keys, str(error)) for keys, error in _first_problem(_steps(name, stream, open_sense))]
+            for name, stream in streams.items()
+        }
+
+    with preloaded(stream.model for stream in streams.values()):
+        return without_root(found, dict[str, list[tuple[Keys, str]]])
 
 
 def _source_steps(stream: StreamConfig) -> Iterator[Step]:

@@ -20,14 +20,15 @@ from msgspec.structs import replace
 
 from agent.compute.infer.auto import AutoSession
 from agent.compute.infer.backend import AUTO, Options, Plan, Session, open_session, standing_by
-from agent.compute.infer.litert import CpuBackend
 from agent.compute.infer.verdict import Verdict
+from agent.compute.infer.vetting import Vetting
 from agent.config import SelectionConfig
 from agent.errors import VedetteError
 from agent.golden import golden
 from agent.manifest import Model
 from agent.storage.verdicts import Verdicts
 from agent.surveys import Surveys
+from agent.vetted import Vetted
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,11 @@ class _Job(Struct, frozen=True):
 
 
 class Chooser:
-    """One for all streams of a device."""
+    """One for all streams of a device.
+
+    Attributes:
+        vetting: tries each model in a process of its own before it is opened in this one.
+    """
 
     def __init__(self, selection: SelectionConfig, state: Path) -> None:
         """Nothing is measured before a session is opened.
@@ -54,7 +59,8 @@ class Chooser:
             selection: see `SelectionConfig`.
             state: the state folder.
         """
-        self._surveys = Surveys(Verdicts(state), selection)
+        self._surveys, self._vetted = Surveys(Verdicts(state), selection), Vetted(state)
+        self.vetting = Vetting(self._vetted)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._waiting: deque[_Job] = deque()
         self._lock = threading.Lock()  # of the two below: streams open their models in threads of their own
@@ -71,13 +77,14 @@ class Chooser:
             ModelError, BackendError: see `agent.compute.infer.backend.open_session`.
         """
         if (plan := standing_by(backend)) is not None:
-            return _failover(model, plan, options, wait_s=0.0)
+            return self._failover(model, plan, options, wait_s=0.0)
         if backend != AUTO:
-            return open_session(model, backend, options)
+            return open_session(model, backend, options, self.vetting)
+        self.vetting.check(model, options)  # first: also the runtime may end the process that imports it
         found = self._surveys.found()
         made = self._surveys.known(model, found)
         verdict = None if made is None else self._surveys.verdict(made, found, options.threads)
-        session = _on_cpu(model, Plan() if verdict is None else verdict.cpu, options)
+        session = self._on_cpu(model, Plan() if verdict is None else verdict.cpu, options)
         job = _Job(weakref.ref(session), weakref.ref(model), options)
         with self._lock:
             self._open = [one for one in self._open if one.session() is not None] + [job]
@@ -94,8 +101,9 @@ class Chooser:
             self._queue(job)
 
     def write_anew(self) -> None:
-        """Write again what was measured: the state folder was deleted."""
+        """Write again what was measured and tried: the state folder was deleted."""
         self._surveys.write_anew()
+        self._vetted.write_anew()
 
     def close(self) -> None:
         """Measure nothing more."""
@@ -145,36 +153,33 @@ class Chooser:
             log.info("%s: measuring what runs it best on this board", model.path)
             made = self._surveys.make(model, found, self._check_open)
             _tell(model, self._surveys.verdict(made, found, job.options.threads))
-        _exchange(job, model, self._surveys.verdict(made, found, job.options.threads))
+        self._exchange(job, model, self._surveys.verdict(made, found, job.options.threads))
 
     def _check_open(self, what: str) -> None:
         log.debug("measuring %s", what)
         if self._closed:
             raise _ClosedError
 
+    def _on_cpu(self, model: Model, plan: Plan, options: Options) -> AutoSession:
+        options = replace(options, threads=options.threads or plan.threads)
+        return AutoSession(self.vetting.open(model, options), plan)
 
-def _on_cpu(model: Model, plan: Plan, options: Options) -> AutoSession:
-    session = CpuBackend().open(model, replace(options, threads=options.threads or plan.threads))
-    return AutoSession(session, plan)
+    def _failover(self, model: Model, plan: Plan, options: Options, **more: float) -> Session:
+        # With it comes all that runs a model in another process, which most boards never need.
+        from agent.compute.infer.failover import FailoverSession
 
+        return FailoverSession(model, plan, options, inputs=golden(model), vetting=self.vetting, **more)
 
-def _failover(model: Model, plan: Plan, options: Options, **more: float) -> Session:
-    # With it comes all that runs a model in another process, which most boards never need.
-    from agent.compute.infer.failover import FailoverSession
-
-    return FailoverSession(model, plan, options, inputs=golden(model), **more)
-
-
-def _exchange(job: _Job, model: Model, verdict: Verdict) -> None:
-    """Have the session run as was chosen, if it does not yet."""
-    session, plan = job.session(), verdict.chosen
-    if session is None or session.closed or session.plan == plan:
-        return
-    options = replace(job.options, threads=verdict.cpu.threads)
-    if plan == verdict.cpu:
-        session.adopt(CpuBackend().open(model, options), plan)
-    else:
-        session.adopt(_failover(model, plan, options), plan)
+    def _exchange(self, job: _Job, model: Model, verdict: Verdict) -> None:
+        """Have the session run as was chosen, if it does not yet."""
+        session, plan = job.session(), verdict.chosen
+        if session is None or session.closed or session.plan == plan:
+            return
+        options = replace(job.options, threads=verdict.cpu.threads)
+        if plan == verdict.cpu:
+            session.adopt(self.vetting.open(model, options), plan)
+        else:
+            session.adopt(self._failover(model, plan, options), plan)
 
 
 def _tell(model: Model, verdict: Verdict) -> None:

@@ -11,6 +11,7 @@ from agent.comms.topics import Topics
 
 if TYPE_CHECKING:
     from agent.compute.infer.backend import Opener
+    from agent.compute.infer.vetting import Vetting
     from agent.storage.recorder import Recorder
 
 
@@ -23,6 +24,7 @@ class Desk(Struct, frozen=True):
         board: the broker.
         opener: of models' sessions; None: `auto` is the CPU.
         recorder: of clips; None: there are none.
+        vetting: see `agent.compute.infer.backend.open_session`.
     """
 
     topics: Topics
@@ -30,3 +32,4 @@ class Desk(Struct, frozen=True):
     board: Board
     opener: Opener | None = None
     recorder: Recorder | None = None
+    vetting: Vetting | None = None

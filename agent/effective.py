@@ -6,12 +6,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.capture.uri import mask
+from agent.compute.infer.unprivileged import without_root
 from agent.config import Config, StreamConfig
 from agent.configfile import Keys
 from agent.errors import ModelError, StorageError
 from agent.library import open_model
 from agent.manifest import Manifest
 from agent.storage.durable import clips_path, folder_of
+from agent.storage.models import preloaded
 from agent.storage.shelf import clips_max_bytes
 
 _ORIGIN = "from the model's manifest"
@@ -36,7 +38,7 @@ def effective(config: Config) -> Effective:
     streams = dict(config.streams)
     for name, stream in config.streams.items():
         try:
-            manifest = open_model(stream.model, stream.rung).manifest
+            manifest = _manifest(stream)
         except ModelError as error:
             remarks["streams", name, "model"] = (
                 f"cannot be opened, so its rung and thresholds are unknown: {error}"
@@ -45,6 +47,12 @@ def effective(config: Config) -> Effective:
         streams[name] = _filled(stream, manifest)
         remarks |= {("streams", name, *keys): _ORIGIN for keys in _left_open(stream)}
     return Effective(replace(config, streams=streams), remarks)
+
+
+def _manifest(stream: StreamConfig) -> Manifest:
+    """Of the model, which root reads and does not parse."""
+    with preloaded([stream.model]):
+        return without_root(lambda: open_model(stream.model, stream.rung).manifest, Manifest)
 
 
 def masked(config: Config) -> Config:

@@ -122,9 +122,9 @@ class House:
 
     def stream(self, name: str, config: StreamConfig) -> tuple[Stream, str]:
         """A stream, prepared, and why it is refused; empty: it is not."""
-        opener = self.chooser.open if self.chooser else None
+        opener, vetting = (self.chooser.open, self.chooser.vetting) if self.chooser else (None, None)
         recorder = None if config.clips is None else self.recorder
-        stream = Stream(name, config, Desk(self.topics, self.spool, self.line, opener, recorder))
+        stream = Stream(name, config, Desk(self.topics, self.spool, self.line, opener, recorder, vetting))
         try:
             stream.prepare()
         except VedetteError as error:

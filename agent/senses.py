@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from agent.comms.reporter import Reporter
     from agent.compute.hearing import Hearing
     from agent.compute.infer.backend import Opener, Options, Session
+    from agent.compute.infer.vetting import Vetting
     from agent.compute.vision import Vision
     from agent.filming import Filming
     from agent.pipeline import Pipeline
     from agent.sound_pipeline import SoundPipeline
     from agent.storage.recorder import Recorder
+
+_PREPARE_S = 3.0
+"""Most models are tried in less, also on small boards. The daemon's thread does not wait longer for one."""
 
 OnChange = Callable[[str, str], None]
 Sense = Union["Vision", "Hearing"]
@@ -77,27 +81,39 @@ def _closing(opener: Opener | None) -> Iterator[Opener]:
 
 
 def prepare_sense(
-    name: str, config: StreamConfig, model: Model | None = None, opener: Opener | None = None
+    name: str,
+    config: StreamConfig,
+    model: Model | None = None,
+    opener: Opener | None = None,
+    vetting: Vetting | None = None,
 ) -> Sense | None:
     """Open what waits for no device; of what does, check all that can be checked without it.
+
+    A model that is new here is tried in a process of its own first. This waits for that as long as `_PREPARE_S`.
 
     Args:
         name: see `open_sense`.
         config: see `open_sense`.
         model: see `open_sense`.
         opener: see `open_sense`.
+        vetting: see `agent.compute.infer.backend.open_session`.
 
     Returns:
-        None: a device is to be opened, which may take its time or hang: that is for the stream's own thread.
+        None: a device is to be opened, or a new model is still being tried, which may take its time or hang: that
+            is for the stream's own thread.
 
     Raises:
         ConfigError, SourceError, ModelError: see `open_sense`; BackendError: there is no such device here.
     """
-    from agent.compute.infer.backend import opens_at_once, plan_of
+    from agent.compute.infer.backend import Options, opens_at_once, plan_of
     from agent.compute.infer.null import NullBackend
+    from agent.compute.infer.vetting import VETTING
 
+    model = model or open_model(config.model, config.rung)
     if opens_at_once(config.backend):
-        return open_sense(name, config, model, opener)
+        if (vetting or VETTING).check(model, Options(threads=config.threads), _PREPARE_S):
+            return open_sense(name, config, model, opener)
+        return None
     plan_of(config.backend)
     open_sense(name, config, model, lambda given, _, options: NullBackend().open(given, options)).close()
     return None

@@ -71,7 +71,8 @@ class Stream(Supervised):
             check_login(self.config.source, self.config.capture)
             if self.config.enabled:
                 self.model, self._rung = open_model(self.config.model, self.config.rung), self.config.rung
-                self._sense = prepare_sense(self.name, self.config, self.model, self._desk.opener)
+                desk = self._desk
+                self._sense = prepare_sense(self.name, self.config, self.model, desk.opener, desk.vetting)
         except VedetteError as error:
             self.state, self.detail = "failed", str(error)
             raise
@@ -230,8 +231,8 @@ class Stream(Supervised):
 
     def _run(self) -> None:
         assert self.model is not None
-        if self._sense is None:  # a device is to be opened, or anew what has broken
-            self.detail = f"{self.config.backend} is being opened"
+        if self._sense is None:  # a device or an unknown model is to be opened, or anew what has broken
+            self.detail = f"model {self.config.model} is being opened on {self.config.backend}"
             self._sense = open_sense(self.name, self.config, self.model, self._desk.opener)
         model = ModelId(self.model.manifest.name, self.model.sha256[:12])
         publish = self.config.publish

@@ -178,3 +178,9 @@ def test_sizes_of_modules_are_reported() -> None:
     if large:
         warnings.warn(f"modules over {SIZE_LIMIT} lines: {', '.join(large)}", stacklevel=1)
     assert max(sizes.values()) <= SIZE_MOST
+
+
+def test_models_are_opened_in_this_process_after_they_ran_in_another() -> None:
+    may = {"litert", "vetting", "vetting_main", "worker_main", "profile_main"}
+    users = {path.stem for path in AGENT.rglob("*.py") if "CpuBackend(" in path.read_text(encoding="utf-8")}
+    assert users <= may

@@ -32,10 +32,13 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead
 @_JSON
 def list_(files: tuple[str, ...], as_json: bool) -> None:
     """List the bundled models, and FILES besides. Exits with 1 when one of them cannot be used."""
-    from agent.cli.inspection import listed
-    from agent.storage.models import bundled
+    from agent.cli.inspection import Listed, listed
+    from agent.compute.infer.unprivileged import without_root
+    from agent.storage.models import bundled, preloaded
 
-    rows = [listed(name) for name in (*bundled(), *files)]
+    names = (*bundled(), *files)
+    with preloaded(names):
+        rows = without_root(lambda: [listed(name) for name in names], list[Listed])
     if as_json:
         _print_json(rows)
     else:
@@ -61,9 +64,12 @@ def inspect(file: str, as_json: bool, manifest: str | None, force: bool) -> None
     It is opened as a stream would open it, in a process of its own. Exits with 1 when a runtime refuses it, or
     when nothing tells how to decode it.
     """
-    from agent.cli.inspection import inspection
+    from agent.cli.inspection import Inspection, inspection
+    from agent.compute.infer.unprivileged import without_root
+    from agent.storage.models import preloaded
 
-    found = _or_faults(lambda: inspection(file))
+    with preloaded([file]):
+        found = _or_faults(lambda: without_root(lambda: inspection(file), Inspection))
     if manifest is not None:
         _write_manifest(file, manifest, force)
     if as_json:
@@ -96,11 +102,19 @@ def _write_manifest(file: str, path: str, force: bool) -> None:
     Raises:
         ModelError: some key cannot be found, or a manifest is there and it is not to be replaced.
     """
+    from agent.compute.infer.unprivileged import without_root
     from agent.library import look_up
+    from agent.manifest import Manifest
     from agent.storage.manifestfile import write_new
+    from agent.storage.models import preloaded
 
-    known = look_up(file, thorough=True)
-    written = write_new(file, path, known.manifest, known.sha256, known.completed.sources, force=force)
+    def found() -> tuple[Manifest, str, dict[tuple[str, ...], str]]:
+        known = look_up(file, thorough=True)
+        return known.manifest, known.sha256, dict(known.completed.sources)
+
+    with preloaded([file]):
+        manifest, sha256, sources = without_root(found, tuple[Manifest, str, dict[tuple[str, ...], str]])
+    written = write_new(file, path, manifest, sha256, sources, force=force)
     click.echo(f"wrote {plain(str(written))}", err=True)
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from agent.compute.infer.backend import AUTO
 from agent.compute.infer.finding import Found
 from agent.compute.infer.measure import Measured
+from agent.compute.infer.unprivileged import without_root
 from agent.compute.infer.verdict import Verdict
 from agent.config import Config
 from agent.doctor.report import Finding
 from agent.errors import StorageError, VedetteError
 from agent.library import open_model
 from agent.manifest import Model
-from agent.storage.models import bundled
+from agent.storage.models import bundled, preloaded
 from agent.storage.verdicts import Verdicts
 from agent.surveys import Survey, Surveys
 from agent.text import local_time
@@ -44,8 +45,8 @@ def findings(
             progress(f"{name}, {what}")
 
         try:
-            model, found = open_model(name, rung), surveys.found()
-            made = surveys.measure(model, found, tell) if fresh else surveys.kept(model, found)
+            model, found = _opened(name, rung), surveys.found()
+            made = _measured(surveys, model, found, tell) if fresh else surveys.kept(model, found)
         except StorageError as error:
             yield _unread(name, error)
             continue
@@ -58,6 +59,16 @@ def findings(
             yield from of_survey(model, made, surveys.verdict(made, found), found)
             if fresh:
                 yield from _kept(surveys, model, made)
+
+
+def _opened(name: str, rung: str) -> Model:
+    """The model, which root reads and does not parse."""
+    with preloaded([name]):
+        return without_root(lambda: open_model(name, rung), Model)
+
+
+def _measured(surveys: Surveys, model: Model, found: Sequence[Found], tell: Callable[[str], None]) -> Survey:
+    return without_root(lambda: surveys.measure(model, found, tell), Survey)
 
 
 def _unread(name: str, error: StorageError) -> Finding:

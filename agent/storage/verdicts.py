@@ -16,20 +16,20 @@ from agent.errors import StorageError, reason_of
 from agent.storage.durable import STATE_MODE
 from agent.storage.regular import SAFE, check_kind, read_regular
 
-_FOLDER = "verdicts"
 _LARGEST = 1024**2
 
 
 class Verdicts:
     """The files. Each is replaced as a whole, so that two processes may write the same."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, folder: str = "verdicts") -> None:
         """Nothing is created before the first is written.
 
         Args:
             state: the state folder.
+            folder: name of the folder in it.
         """
-        self._state, self._folder = state, state / _FOLDER
+        self._state, self._folder = state, state / folder
         self._known: dict[tuple[str, str], bytes] = {}
 
     def read(self, model: str, key: str) -> bytes:
@@ -63,7 +63,7 @@ class Verdicts:
             self._state.mkdir(mode=0o750, parents=True, exist_ok=True)
             with _opened(self._state) as state:
                 owner = os.fstat(state)
-                new = _created(state)
+                new = _created(state, self._folder.name)
                 with _inside(state, self._folder) as folder:
                     if new and _is_empty(folder):
                         _give(folder, owner)
@@ -109,9 +109,9 @@ def _inside(state: int, path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _created(state: int) -> bool:
+def _created(state: int, folder: str) -> bool:
     try:
-        os.mkdir(_FOLDER, 0o750, dir_fd=state)
+        os.mkdir(folder, 0o750, dir_fd=state)
     except FileExistsError:
         return False
     os.fsync(state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+from collections import Counter
 from contextlib import suppress
 
 from target import FOLDER, ROOT
@@ -12,10 +13,14 @@ from target import FOLDER, ROOT
 from agent.capture.recording import read_whole
 from agent.compute.decode.defaults import complete, facts_of
 from agent.compute.infer import wire
-from agent.compute.infer.modelfile import Runtime, read_modelfile, refusals
+from agent.compute.infer.backend import Options
+from agent.compute.infer.litert import load_runtime
+from agent.compute.infer.modelfile import ModelFile, Runtime, read_modelfile, refusals
 from agent.compute.infer.turn import Turn
+from agent.compute.infer.vetting import Limits, Vetting
 from agent.compute.tensors import TensorSpec
-from agent.errors import VedetteError
+from agent.errors import ModelError, VedetteError
+from agent.manifest import Manifest, Model, OutputManifest, Rung
 from agent.update import archive
 from agent.update.description import Description, Migration, Target, parse, render
 
@@ -25,12 +30,44 @@ SHORT_MODELS = 200_000
 _RUNTIMES: tuple[Runtime, ...] = ("litert", "tflite-runtime")
 
 
+RUN: Counter[str] = Counter()
+"""What came of the models that the reader accepts, in the runtime that is installed here."""
+_LIMITS = Limits(within_s=15.0, cpu_s=3, memory=3 * 2**30)
+"""Below the time that one input may take."""
+
+
 def modelfile(data: bytes) -> None:
+    """Read a model; what a runtime would not be known to refuse is opened and run, as the daemon's models are."""
     model = read_modelfile(data)
-    for runtime in _RUNTIMES:
-        refusals(model, runtime)
+    refused = {runtime: refusals(model, runtime) for runtime in _RUNTIMES}
     with suppress(VedetteError):  # it need not be a kind of model that can be guessed
         complete({}, facts_of(data, model), "model")
+    if not refused[load_runtime()[0]]:
+        _run(data, model)
+
+
+def _run(data: bytes, file: ModelFile) -> None:
+    """Have a model vetted, and vetted again by another process if it runs: it must not crash the runtime then."""
+    rungs = tuple(Rung(f"{n}", signature.name) for n, signature in enumerate(file.signatures)) or (Rung("full"),)
+    model = Model(data, "", Manifest("fuzzed", OutputManifest("classify"), rungs=rungs), "fuzzed.tflite")
+    try:
+        Vetting(limits=_LIMITS).try_again(model, Options(threads=1))
+    except ModelError as error:
+        RUN[_kind(error)] += 1
+        return
+    RUN["ran"] += 1
+    try:
+        Vetting(limits=_LIMITS).try_again(model, Options(threads=2))
+    except ModelError as error:
+        if " crashed " in str(error):
+            raise AssertionError(f"ran, and then {error}") from error
+        RUN[f"ran, and then {_kind(error)}"] += 1
+
+
+def _kind(error: ModelError) -> str:
+    """`crashed … (SIGSEGV)`, or the like; what the runtime itself refuses is one kind."""
+    words = str(error).partition(": ")[2].partition(";")[0]
+    return words if words.startswith(("crashed", "hung", "cannot be tried")) else "refused by the runtime"
 
 
 def modelfile_seeds() -> list[bytes]:

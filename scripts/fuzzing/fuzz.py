@@ -36,12 +36,14 @@ class Told(NamedTuple):
         executions: inputs that were tried.
         seconds: it took for that.
         findings: files with an input, by what happened.
+        counts: what came of inputs, besides.
     """
 
     name: str
     executions: int
     seconds: float
     findings: dict[str, Path]
+    counts: dict[str, int]
 
 
 def main() -> None:
@@ -64,6 +66,8 @@ def main() -> None:
         print(
             f"{name:10} {told.executions:>10,} inputs, {rate:>8,.0f}/s, {len(told.findings)} findings", flush=True
         )
+        for what, count in sorted(told.counts.items(), key=lambda pair: -pair[1]):
+            print(f"    {count:>8,} {what}", flush=True)
         for what, path in told.findings.items():
             print(f"    {what}: {path}", flush=True)
     sys.exit(found > 0)
@@ -99,7 +103,7 @@ def judge(name: str, folder: Path, code: int) -> Told:
         findings["the process ended, or hung"] = current
     if code and not findings:
         findings[f"the process ended with {code}"] = folder / "output.txt"
-    return Told(name, book["executions"], book["seconds"], findings)
+    return Told(name, book["executions"], book["seconds"], findings, book.get("counts", {}))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ class Target(NamedTuple):
         allowed: errors that its callers expect, besides Vedette's own.
         guided: whether coverage tells anything: not where it is read in C.
         tokens: words of its language.
+        counts: what came of inputs, besides errors; the target counts it itself.
     """
 
     about: str
@@ -28,6 +29,7 @@ class Target(NamedTuple):
     allowed: tuple[type[Exception], ...] = ()
     tokens: tuple[bytes, ...] = ()
     guided: bool = True
+    counts: Mapping[str, int] = {}
 
 
 FOLDER = Path(tempfile.mkdtemp(prefix="vedette-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))

@@ -28,7 +28,9 @@ TARGETS: dict[str, Target] = {
     "finish": Target(
         "an event out of the spool", sent.finished, lambda: [sent.EVENT], _DAMAGED, JSON, guided=False
     ),
-    "model": Target("a TFLite model and its metadata", binaries.modelfile, binaries.modelfile_seeds),
+    "model": Target(
+        "a TFLite model and its metadata", binaries.modelfile, binaries.modelfile_seeds, counts=binaries.RUN
+    ),
     "answer": Target(
         "an answer of a worker process, JSON", binaries.answer, binaries.answer_seeds, (wire.NonsenseError,), JSON
     ),

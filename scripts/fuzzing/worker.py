@@ -11,7 +11,7 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -29,8 +29,9 @@ HANGS_S = 20
 class Book:
     """What has happened, in files, because a process that is fuzzed may end at any moment."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, counts: Mapping[str, int] | None = None) -> None:
         self._folder, self._began = folder, time.monotonic()
+        self._counts = {} if counts is None else counts
         self.executions, self._errors = 0, dict[str, str]()
         self._told_at = 0.0
 
@@ -43,7 +44,12 @@ class Book:
     def tell(self) -> None:
         """Write it down."""
         self._told_at = time.monotonic()
-        told = {"executions": self.executions, "seconds": self._told_at - self._began, "errors": self._errors}
+        told = {
+            "executions": self.executions,
+            "seconds": self._told_at - self._began,
+            "errors": self._errors,
+            "counts": dict(self._counts),
+        }
         (self._folder / "book.json").write_text(json.dumps(told), encoding="utf-8")
 
     def finding(self, error: BaseException, data: bytes) -> None:
@@ -90,7 +96,8 @@ def main(name: str, seconds: str, folder: str, seed: str) -> None:
             import targets
     from agent.errors import VedetteError
 
-    target, book = targets.TARGETS[name], Book(Path(folder))
+    target = targets.TARGETS[name]
+    book = Book(Path(folder), target.counts)
     atheris = atheris if target.guided else None
     try_one = judged(target, (VedetteError, *target.allowed), book)
     for data in target.seeds():

@@ -340,3 +340,15 @@ class _Writer:
 
     def _map(self, name: str, tensor: int) -> int:
         return self._table({0: self._builder.CreateString(name)}, lambda b: b.PrependUint32Slot(1, tensor, 0))
+
+
+def crashing_model() -> bytes:
+    """Passes our reader and can be opened; every runtime dies with SIGSEGV when it is run."""
+    return unknown_to_xnnpack(write([T("x", (5, 0)), T("y", (1, 4))], [Op("SOFTMAX", (0,), (1,))], (0,), (1,)))
+
+
+def unknown_to_xnnpack(softmax: bytes) -> bytes:
+    """A file whose only SOFTMAX has a beta of 2, so that the runtime's own kernel runs."""
+    one, two = np.float32(1).tobytes(), np.float32(2).tobytes()
+    assert softmax.count(one) == 1
+    return softmax.replace(one, two)

@@ -19,6 +19,7 @@ from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.publishing import TOPICS, wait_for
 from tests.support.received import Messages
 from tests.support.running import WALK, Vedette, camera, events, health, hear, kinds, left_open, states, stopped
+from tests.support.tflite_builder import crashing_model
 
 _CLIP = f"{WALK}&frames=40"
 
@@ -68,6 +69,29 @@ def test_a_stop_ends_every_track_and_says_so_in_two_seconds(
         assert events(messages, stream)[-1].reason == "shutdown"
         assert messages.of(TOPICS.count(stream, "person"))[-1] == b"0"
     assert states(messages) == {"front": "ended", "back": "ended"}
+
+
+def test_a_model_that_crashes_the_runtime_fails_its_stream_and_no_other(
+    tmp_path: Path, broker: Mosquitto, messages: Messages, model: Path
+) -> None:
+    bad = tmp_path / "bad.toml"
+    bad.with_suffix(".tflite").write_bytes(crashing_model())
+    bad.write_text('name = "bad"\n[output]\ndecoder = "classify"\n')
+    with Vedette(tmp_path, broker, front=camera(model), back=camera(bad)) as vedette:
+        messages.wait(lambda m: "new" in kinds(m, "front") and states(m).get("back") == "failed")
+        (line,) = vedette.said("ERROR ")
+        assert re.search(rf"stream back: {bad}: crashed \S+ \S+ when it was first run \(SIGSEGV\); ", line)
+        newest = health(messages)
+        assert newest is not None
+        assert "(SIGSEGV)" in newest.streams["back"].detail
+        bad.with_suffix(".tflite").write_bytes(model.with_suffix(".tflite").read_bytes())
+        bad.write_text(model.read_text().replace(model.stem, bad.stem))
+        vedette.reload()
+        messages.wait(lambda m: "new" in kinds(m, "back"))
+        vedette.end(signal.SIGTERM)
+    with vedette:  # what ran once is not tried again
+        messages.wait(lambda m: states(m) == {"front": "running", "back": "running"})
+        assert len(vedette.said("is tried in a process of its own first")) == 2  # of the same bytes once
 
 
 def test_the_log_tells_the_board_and_its_profile_once(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from msgspec import Struct
 
@@ -11,6 +11,9 @@ from agent.compute.tensors import TensorSpec
 from agent.errors import BackendError
 from agent.manifest import Model
 from agent.messages import Array
+
+if TYPE_CHECKING:
+    from agent.compute.infer.vetting import Vetting
 
 AUTO, CPU = "auto", "cpu"
 STANDBY = ",cpu"
@@ -121,30 +124,36 @@ Opener = Callable[[Model, str, Options], Session]
 """Opens a model on the named backend, as `open_session` does."""
 
 
-def open_session(model: Model, backend: str, options: Options) -> Session:
+def open_session(model: Model, backend: str, options: Options, vetting: Vetting | None = None) -> Session:
     """Open a model on the named backend. An explicit name never falls back.
 
     Here `auto` is the CPU: only `agent.chooser` knows what was measured.
 
     With `NAME,cpu` the CPU stands by, and answers when the other fails. Everything but the CPU runs in a process
-    of its own, for it may crash or hang.
+    of its own, for it may crash or hang; what runs in this process has run in another before.
+
+    Args:
+        model: to run.
+        backend: its name.
+        options: see `Options`.
+        vetting: knows which models run; None: that of programs without a state folder.
 
     Raises:
-        ModelError, BackendError: see `Backend.open`.
+        ModelError, BackendError: see `Backend.open` and `Vetting.open`.
     """
     if backend in BACKENDS:
-        return BACKENDS[backend]().open(model, options)
+        return BACKENDS[backend](vetting).open(model, options)
     if (plan := standing_by(backend)) is not None:
         from agent.compute.infer.failover import FailoverSession
 
-        return FailoverSession(model, plan, options, wait_s=0.0)
+        return FailoverSession(model, plan, options, wait_s=0.0, vetting=vetting)
     from agent.compute.infer.worker import WorkerSession
 
     return WorkerSession(model, plan_of(backend), options)
 
 
 def opens_at_once(backend: str) -> bool:
-    """Whether opening a model on it waits for no device: it has one that may take its time, or hang."""
+    """True if the named backend opens models in this process, on the CPU, and waits for no device."""
     return backend in BACKENDS or backend.endswith(STANDBY)
 
 
@@ -174,10 +183,10 @@ def plan_of(backend: str) -> Plan:
     return found.plan
 
 
-def _cpu() -> Backend:
-    from agent.compute.infer.litert import CpuBackend
+def _cpu(vetting: Vetting | None) -> Backend:
+    from agent.compute.infer.vetting import VETTING
 
-    return CpuBackend()
+    return vetting or VETTING
 
 
-BACKENDS: dict[str, Callable[[], Backend]] = {AUTO: _cpu, CPU: _cpu}
+BACKENDS: dict[str, Callable[[Vetting | None], Backend]] = {AUTO: _cpu, CPU: _cpu}

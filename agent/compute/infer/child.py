@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from agent.compute.infer.process import LOG_BYTES
+from agent.compute.infer.stderr import keep_stderr
 
 _OOM = "/proc/self/oom_score_adj"
 _EXPENDABLE = b"500"
@@ -29,6 +30,7 @@ def begin(life: int) -> None:
     # What ends a terminal's programs is the other end's to judge.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable()
+    keep_stderr()
 
 
 def end_with(life: int) -> None:

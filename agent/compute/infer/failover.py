@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from agent.compute.infer.backend import Options, Plan, Session
-from agent.compute.infer.litert import CpuBackend
 from agent.compute.infer.measure import Inputs, distance, golden_inputs, tolerance, wrong
 from agent.compute.infer.recovery import Recovery
+from agent.compute.infer.vetting import VETTING, Vetting
 from agent.compute.infer.whole import Whole
 from agent.compute.infer.worker import DEADLINE_S, PATIENCE_S, WorkerSession
 from agent.compute.tensors import TensorSpec
@@ -44,6 +44,7 @@ class FailoverSession:
         check_s: float = _CHECK_S,
         retry_s: float = _FIRST_S,
         wait_s: float = PATIENCE_S,
+        vetting: Vetting | None = None,
     ) -> None:
         """Open the model on the CPU, and begin to open it on the device.
 
@@ -56,13 +57,14 @@ class FailoverSession:
             check_s: how often the CPU checks an answer of the device, s.
             retry_s: pause before the device is tried again for the first time, s.
             wait_s: how long to wait for the device, s. The CPU answers until it is there.
+            vetting: see `agent.compute.infer.backend.open_session`.
 
         Raises:
             ModelError: not even the CPU runs it. A device that cannot be opened now is tried again.
         """
         self._model, self._plan, self._options = model, plan, options
         self._check_s = check_s
-        self._cpu = CpuBackend().open(model, options)
+        self._cpu = (vetting or VETTING).open(model, options)
         self._first_rung = self._cpu.rung
         whole = Whole(self._cpu, model.manifest)
         self._ends = whole.inputs, whole.outputs

@@ -63,6 +63,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # numpy multiplies nothing there
                 start_new_session=True,
             )
             self.pid, self.ended = self._process.pid, False
@@ -97,15 +98,24 @@ class Process:
         if self._dies(_END_S):
             self.kill()
             code = self._process.wait()
-            killed = f"was killed by {_signal(-code)}"
+            killed = f"was killed by {signal_name(-code)}"
             how = f"crashed: its process {killed if code < 0 else f'ended by itself with exit status {code}'}"
         self.kill()
         return f"{how}{self.last_words()}"
 
-    def last_words(self) -> str:
-        """What it said last, as the end of a sentence; empty: nothing."""
-        until = os.lseek(self._log, 0, os.SEEK_CUR)  # the descriptor is one, and so is the place in it
-        begin = max(0, until - _LAST_WORDS)
+    @property
+    def said(self) -> int:
+        """How much it has said, bytes: for `last_words`. It may begin again at 0."""
+        return os.lseek(self._log, 0, os.SEEK_CUR)  # the descriptor is one, and so is the place in it
+
+    def last_words(self, since: int = 0) -> str:
+        """Quote what it said last, as the end of a sentence; empty: nothing.
+
+        Args:
+            since: of `said`; what it said before that is left out.
+        """
+        until = self.said
+        begin = max(since if since <= until else 0, until - _LAST_WORDS)
         lines = os.pread(self._log, until - begin, begin).decode(errors="replace").split("\n")
         said = ["".join(filter(str.isprintable, line)).strip() for line in lines]
         said = [line for line in said if line and not line.startswith(_CHATTER)]
@@ -167,7 +177,8 @@ def _watch(pid: int, owner: ExitStack) -> int:
     return descriptor
 
 
-def _signal(number: int) -> str:
+def signal_name(number: int) -> str:
+    """Such as `SIGSEGV`."""
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -6,10 +6,18 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from agent.stderr import STDERR_TURN
+
+_kept = threading.Event()
+
+
+def keep_stderr() -> None:
+    """From now on leave descriptor 2 where it is: for a process whose descriptor 2 is a log of its own."""
+    _kept.set()
 
 
 @contextmanager
@@ -18,6 +26,9 @@ def native_stderr(log: logging.Logger) -> Iterator[None]:
 
     What Vedette logs meanwhile is not caught: see `agent.stderr.separate_stderr`.
     """
+    if _kept.is_set():
+        yield
+        return
     with STDERR_TURN, tempfile.TemporaryFile() as caught:
         if sys.stderr is not None:
             sys.stderr.flush()

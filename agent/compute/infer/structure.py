@@ -216,7 +216,8 @@ def _specs(graph: Subgraph, names: dict[str, int]) -> tuple[TensorSpec, ...]:
 
 
 def _hybrid(graph: Subgraph, operation: Operation) -> bool:
-    if operation.name not in _MULTIPLY or not operation.inputs:
+    there = [graph.tensors[i] for i in operation.inputs if i >= 0]
+    if operation.name not in _MULTIPLY or not there:
         return False
-    first, *rest = (graph.tensors[i] for i in operation.inputs if i >= 0)
+    first, *rest = there
     return first.dtype == "float32" and any(t.size and t.dtype in _INTEGERS for t in rest)

@@ -1,0 +1,203 @@
+"""Work on untrusted models without root's rights: in a fork that runs as the daemon's user, or else as `nobody`.
+
+What the work needs of files that only root may read is read before, see `agent.storage.models.preloaded`. Results
+come back as msgpack, typed: root takes nothing from a fork that it would have to trust.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import pkgutil
+import pwd
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from agent import errors
+from agent.errors import NO_JSON, ModelError, VedetteError
+
+log = logging.getLogger(__name__)
+
+_STATE = Path("/var/lib/vedette")
+"""The daemon's own folder; its owner is the user that the daemon runs as."""
+_NOBODY = 65534
+_GROUPS = ("video", "audio", "render")
+"""Of cameras, microphones and GPUs, as in the daemon's unit."""
+_LARGEST = 3 * 1024**3
+"""Bytes of a result: a model and what is known of it."""
+_NO_PROGRAM = 77
+"""Exit status of a fork whose user may not run this Python."""
+
+T = TypeVar("T")
+
+
+class _Told(Struct, frozen=True):
+    """What a fork writes.
+
+    Attributes:
+        result: of the work, msgpack.
+        kind, faults: of the error that it ended with.
+    """
+
+    result: msgspec.Raw = msgspec.Raw(b"\xc0")
+    kind: str = ""
+    faults: tuple[str, ...] = ()
+
+
+def without_root(work: Callable[[], T], kind: Any) -> T:
+    """Do some work without root's rights. Whoever is not root does it at once, in this process.
+
+    Where the other user may not run this Python, as in a clone in root's home, it is done as root, and that is
+    said; so it is in programs of several threads.
+
+    Args:
+        work: what to do. It sees everything as it is now, and changes nothing here but files.
+        kind: type of its result, which msgspec can write and read.
+
+    Raises:
+        VedetteError: as the work does, of the same kind. ModelError: the process ended before it was done.
+    """
+    if not is_root():
+        return work()
+    if len(sys._current_frames()) > 1:  # a fork would have their locks, and wait for them for ever
+        log.warning("models are opened as root: other threads run in this process")
+        return work()
+    _import_all()
+    sys.stdout.flush()
+    outcome, told = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(outcome)
+        _do(work, told)
+    os.close(told)
+    try:
+        with os.fdopen(outcome, "rb") as file:
+            said = file.read(_LARGEST)
+    except BaseException:  # such as Ctrl-C, which the fork does not get
+        os.kill(pid, signal.SIGKILL)
+        raise
+    finally:
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status == _NO_PROGRAM:
+        log.warning("models are opened as root: the user of the daemon may not run %s", sys.executable)
+        return work()
+    result: T = _result(said, status, kind)
+    return result
+
+
+def _do(work: Callable[[], T], told: int) -> NoReturn:
+    """In the fork."""
+    try:
+        os.setsid()  # no terminal of root's, into which it could type
+        drop_root(_groups())
+        if not os.access(sys.executable, os.X_OK):
+            os._exit(_NO_PROGRAM)
+        try:
+            said = _Told(msgspec.Raw(msgspec.msgpack.encode(work())))
+        except VedetteError as error:
+            faults = error.faults if isinstance(error, ModelError) else (str(error),)
+            said = _Told(kind=type(error).__name__, faults=faults)
+        with os.fdopen(told, "wb") as file:
+            file.write(msgspec.msgpack.encode(said))
+        sys.stdout.flush()
+        os._exit(0)
+    except BaseException as error:
+        with suppress(Exception):
+            log.error("without root: %s: %s", type(error).__name__, error)
+    finally:
+        os._exit(1)
+
+
+def _result(said: bytes, status: int, kind: Any) -> Any:
+    how = f"exit status {status}" if status >= 0 else f"signal {-status}"
+    try:
+        if not said:
+            raise ModelError(f"what was done without root's rights ended before it was over, with {how}")
+        told = msgspec.msgpack.decode(said, type=_Told)
+        if not told.kind:
+            return msgspec.msgpack.decode(told.result, type=kind)
+    except NO_JSON as error:
+        raise ModelError(f"what was done without root's rights gave nonsense: {error}") from error
+    found = getattr(errors, told.kind, ModelError)
+    if isinstance(found, type) and issubclass(found, ModelError):
+        raise found(*told.faults)
+    is_ours = isinstance(found, type) and issubclass(found, VedetteError)
+    raise (found if is_ours else VedetteError)("; ".join(told.faults))
+
+
+def is_root() -> bool:
+    """True if this process is root and may become somebody else.
+
+    In a container without other users it may not; outside of that its root is an ordinary user.
+    """
+    return os.geteuid() == 0 and all(map(_is_known, ("uid", "gid"), _user()))
+
+
+def _is_known(kind: str, number: int) -> bool:
+    """True if this user namespace has such a user or group; see user_namespaces(7)."""
+    try:
+        lines = Path(f"/proc/self/{kind}_map").read_text(encoding="ascii").splitlines()
+        spans = [(int(first), int(count)) for first, _, count in map(str.split, lines)]
+    except (OSError, ValueError):
+        return True
+    return any(first <= number < first + count for first, count in spans)
+
+
+def drop_root(groups: list[int] | None = None) -> None:
+    """Become the daemon's user, or `nobody`, for good. Does nothing where this is not root.
+
+    Args:
+        groups: that it belongs to besides.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    if not is_root():
+        return
+    uid, gid = _user()
+    os.setgroups(groups or [])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
+def _user() -> tuple[int, int]:
+    with suppress(OSError):
+        owner = _STATE.stat()
+        if owner.st_uid and owner.st_gid:
+            return owner.st_uid, owner.st_gid
+    with suppress(KeyError):
+        found = pwd.getpwnam("nobody")
+        return found.pw_uid, found.pw_gid
+    return _NOBODY, _NOBODY
+
+
+def _groups() -> list[int]:
+    import grp
+
+    found = []
+    for name in _GROUPS:
+        with suppress(KeyError):
+            found.append(grp.getgrnam(name).gr_gid)
+    return found
+
+
+def _import_all() -> None:
+    """Import what the work may need: the other user may not be allowed to read where it lies."""
+    import agent.compute
+
+    for module in pkgutil.walk_packages(agent.compute.__path__, "agent.compute."):
+        if not module.name.endswith("_main"):
+            with suppress(ImportError):
+                importlib.import_module(module.name)
+    from agent.compute.infer.litert import load_runtime, runtime_version
+
+    with suppress(VedetteError):
+        runtime_version(load_runtime()[0])

@@ -1,0 +1,139 @@
+"""The process of `agent.compute.infer.vetting`: opens and runs each model that it is sent in a fork of itself.
+
+The runtime is imported once; a fork then takes milliseconds. It may crash, hang or be taken over by the model: it
+has no more rights than this process, which are never root's, less memory and CPU time, and of the pipes only the
+one for its outcome.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import resource
+import sys
+
+import msgspec
+import numpy as np
+
+from agent.compute.infer import wire
+from agent.compute.infer.backend import Options
+from agent.compute.infer.child import begin, end_with, forget_talk
+from agent.compute.infer.litert import CpuBackend, load_runtime, runtime_version
+from agent.compute.infer.unprivileged import drop_root
+from agent.compute.infer.vetting import Vet, Vetted, requests
+from agent.compute.infer.worker_main import failed
+from agent.errors import NO_JSON, BackendError, VedetteError
+from agent.manifest import Model
+from agent.messages import Array
+
+_OPENED, _RAN, _FAILED = b"o", b"r", b"f"
+"""What a fork writes when the model is open, when it has run, and before an error."""
+_LARGEST = 64 * 1024
+"""Bytes that a fork may write."""
+_MOST = 2**20
+"""Elements of an input that are filled: noise takes time and memory."""
+
+
+_failures: msgspec.json.Decoder[wire.Failed] = msgspec.json.Decoder(wire.Failed)
+
+
+def main(asked_by: int, answers_to: int, life: int) -> None:
+    """Serve until the other end closes.
+
+    Args:
+        asked_by: descriptor of the pipe from the other end.
+        answers_to: descriptor of the pipe to it.
+        life: see `agent.compute.infer.child.begin`.
+    """
+    begin(life)
+    runtime = _runtime()
+    drop_root()  # only now: the other user need not be allowed to read where all of this lies
+    with contextlib.suppress(wire.ClosedError):
+        while True:
+            request, content = (
+                requests.decode(wire.get(asked_by)),
+                wire.get(asked_by, largest=wire.LARGEST_REQUEST),
+            )
+            told = _tried(request, content, (asked_by, answers_to), life, runtime)
+            del content
+            forget_talk()
+            wire.put(answers_to, wire.encode(told))
+    os._exit(0)
+
+
+def _tried(request: Vet, content: bytes, ours: tuple[int, ...], life: int, runtime: str) -> Vetted:
+    """Fork, and tell how the fork ended."""
+    outcome, told = os.pipe()
+    pid = os.fork()
+    if not pid:
+        for descriptor in (outcome, *ours):
+            os.close(descriptor)
+        _try(request, content, told, life)
+    os.close(told)
+    with os.fdopen(outcome, "rb") as file:
+        said = file.read(_LARGEST)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    end_with(life)  # which followed the fork
+    return _understood(said, status, runtime)
+
+
+def _try(request: Vet, content: bytes, told: int, life: int) -> None:
+    """In the fork; does not return."""
+    try:
+        end_with(life)
+        _limit(request)
+        model, options = Model(content, "", request.manifest, request.path), Options(threads=request.threads)
+        session = CpuBackend().open(model, options)
+        os.write(told, _OPENED)
+        for rung in request.manifest.rungs:
+            session.use(rung.name)
+            with contextlib.suppress(BackendError):  # that this input is refused says nothing about others
+                for index in range(len(session.inputs)):
+                    _fill(session.input(index))
+                session.invoke()
+        os.write(told, _RAN)
+    except Exception as error:
+        os.write(told, _FAILED + wire.encode(failed(error)))
+    finally:
+        os._exit(0)
+
+
+def _fill(tensor: Array) -> None:
+    """With noise in the range of pictures and sound; what holds no numbers stays as it is."""
+    some = tensor.reshape(-1)[:_MOST]
+    noise = np.frombuffer(random.Random(20).randbytes(some.size), np.uint8)
+    if tensor.dtype.kind == "f":
+        some[...] = noise / 255.0
+    elif tensor.dtype.kind in "iu":
+        some[...] = noise if tensor.dtype.kind == "u" else noise.astype(np.int16) - 128
+
+
+def _limit(request: Vet) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CPU, (request.cpu_s, request.cpu_s + 1))
+    resource.setrlimit(resource.RLIMIT_AS, (request.memory, request.memory))
+
+
+def _understood(said: bytes, status: int, runtime: str) -> Vetted:
+    """What a fork wrote, which may be anything, and how it ended."""
+    stages, is_failed, error = said.partition(_FAILED)
+    problem = None
+    if is_failed:
+        try:
+            problem = _failures.decode(error)
+        except NO_JSON:
+            problem = wire.Failed("its error cannot be read")
+    opened, ran = _OPENED in stages, _RAN in stages and not status
+    return Vetted(runtime, opened, ran, max(0, -status), max(0, status), problem)
+
+
+def _runtime() -> str:
+    """Import the runtime, and give its name and version; without one every fork says so."""
+    with contextlib.suppress(VedetteError):
+        return runtime_version(load_runtime()[0])
+    return "the runtime"
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

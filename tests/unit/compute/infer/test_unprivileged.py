@@ -1,0 +1,122 @@
+"""What root asks for is done by somebody else: in programs of one thread, which these tests start."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from agent.compute.infer.unprivileged import without_root
+from agent.errors import BackendError, ModelError, VedetteError
+from agent.storage.models import ZOO
+from tests.support import tflite_builder as build
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="root gives up its rights")
+_BEGIN = """
+import os, signal, sys
+from pathlib import Path
+from agent.compute.infer import unprivileged
+from agent.compute.infer.unprivileged import without_root
+from agent.errors import ModelError
+from agent.library import open_model
+from agent.manifest import Model
+from agent.storage.models import preloaded
+
+sys.executable = "/bin/sh"  # that everybody may run; nothing here is to start it
+
+def ids():
+    return [*os.getresuid(), *os.getresgid(), *os.getgroups()]
+
+def tried(work, kind):
+    try:
+        return without_root(work, kind)
+    except ModelError as error:
+        return str(error)
+"""
+
+
+def alone(code: str, *args: str) -> list[str]:
+    """Run code in a program of its own; gives its lines."""
+    command = [sys.executable, "-c", _BEGIN + dedent(code), *args]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [*done.stdout.splitlines(), *done.stderr.splitlines()]
+
+
+def fails(error: Exception) -> int:
+    raise error
+
+
+@needs_root
+def test_root_gives_up_every_right_and_the_daemons_user_is_preferred(tmp_path: Path) -> None:
+    code = """
+    print(0 in without_root(ids, list[int]))
+    print(tried(lambda: os.setuid(0), None))
+    os.chown(sys.argv[1], 4711, 4712)
+    unprivileged._STATE = Path(sys.argv[1])
+    print(*without_root(ids, list[int])[:6])
+    """
+    no, error, daemon, said = alone(code, str(tmp_path))
+    assert no == "False"
+    assert error == "what was done without root's rights ended before it was over, with exit status 1"
+    assert daemon == "4711 4711 4711 4712 4712 4712"
+    assert said == "without root: PermissionError: [Errno 1] Operation not permitted"
+
+
+@needs_root
+def test_what_only_root_may_read_is_read_before(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    for kind in (".tflite", ".toml"):
+        (private / f"small-speech{kind}").write_bytes((ZOO / f"small-speech{kind}").read_bytes())
+    code = """
+    path = sys.argv[1]
+    with preloaded([path, "nobody"]):
+        print(without_root(lambda: open_model(path, "3"), Model) == open_model(path, "3"))
+        print(tried(lambda: open_model("nobody"), Model))
+    print(tried(lambda: open_model(path, "3"), Model))
+    """
+    same, missing, unread = alone(code, str(private / "small-speech.tflite"))
+    assert same == "True"
+    assert missing.startswith("no bundled model is called 'nobody'")
+    assert unread.endswith("cannot be read: Permission denied")
+
+
+@needs_root
+def test_a_death_is_an_error_and_a_python_that_others_may_not_start_is_roots() -> None:
+    code = """
+    print(tried(lambda: os.kill(os.getpid(), signal.SIGKILL), None))
+    sys.executable = "/root/python"
+    print(without_root(os.geteuid, int))
+    """
+    death, user, said = alone(code)
+    assert death == "what was done without root's rights ended before it was over, with signal 9"
+    assert (user, said) == ("0", "models are opened as root: the user of the daemon may not run /root/python")
+
+
+@pytest.mark.parametrize("error", [ModelError("why"), BackendError("why"), VedetteError("why")])
+def test_its_errors_are_those_of_the_work(error: VedetteError) -> None:
+    with pytest.raises(VedetteError, match=r"^why$") as caught:
+        without_root(partial(fails, error), int)
+    assert type(caught.value) is type(error)
+
+
+@needs_root
+def test_roots_config_check_names_the_model_that_crashes(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    (private / "bad.tflite").write_bytes(build.crashing_model())
+    (private / "bad.toml").write_text('name = "bad"\n[output]\ndecoder = "classify"\n')
+    config = private / "vedette.toml"
+    config.write_text(f'[streams.bad]\nsource = "test:"\nmodel = "{private / "bad.tflite"}"\n')
+    command = [sys.executable, "-m", "agent", "config", "check", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    *_, line = done.stderr.splitlines()
+    assert re.search(r":3: \S+/bad\.tflite: crashed \S+ \S+ when it was first run \(SIGSEGV\); ", line)

@@ -1,0 +1,205 @@
+"""A model runs in another process before it runs in this one; what crashes there is an error here."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from textwrap import dedent
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from agent.compute.infer import vetting
+from agent.compute.infer.backend import AUTO, Options, open_session
+from agent.compute.infer.litert import load_runtime, runtime_version
+from agent.compute.infer.vetting import Limits, Vetting, identity
+from agent.errors import BackendError, ModelError
+from agent.library import open_model, open_whole_model
+from agent.manifest import Manifest, Model, OutputManifest, Rung
+from agent.senses import prepare_sense
+from tests.support import tflite_builder as build
+from tests.support.delegates import identity_model
+from tests.support.publishing import wait_for
+
+SIZES = (Rung("large", "large"), Rung("small", "small"))
+
+
+def model(content: bytes, rungs: tuple[Rung, ...] = (Rung("full"),)) -> Model:
+    return Model(content, "", Manifest("odd", OutputManifest("classify"), rungs=rungs), "odd.tflite")
+
+
+def slow_model(steps: int = 4000) -> Model:
+    """Takes some ten seconds."""
+    tensors = [build.T(f"t{n}", (1, 2_000_000)) for n in range(steps + 1)]
+    return model(
+        build.write(tensors, [build.Op("LOGISTIC", (n,), (n + 1,)) for n in range(steps)], (0,), (steps,))
+    )
+
+
+class Notes:
+    """A record in memory."""
+
+    def __init__(self) -> None:
+        self.kept: dict[vetting.Identity, str] = {}
+
+    def read(self, model: Model) -> str | None:
+        return self.kept.get(identity(model))
+
+    def write(self, model: Model, reason: str) -> None:
+        self.kept[identity(model)] = reason
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_known() -> Iterator[None]:
+    vetting._TRIALS.known.clear()
+    yield
+    vetting._TRIALS.known.clear()
+
+
+def children() -> set[str]:
+    """Pids of processes that try models."""
+    found = subprocess.run(
+        ["pgrep", "-P", str(os.getpid()), "-f", "vetting_main"], capture_output=True, text=True
+    )
+    return set(found.stdout.split())
+
+
+def test_a_model_that_crashes_the_runtime_is_refused_with_the_signals_name() -> None:
+    notes, bad = Notes(), model(build.crashing_model())
+    runtime = runtime_version(load_runtime()[0])
+    with pytest.raises(ModelError, match=rf"^odd\.tflite: crashed {runtime} when it was first run \(SIGSEGV\);"):
+        Vetting(notes).open(bad, Options())
+    assert notes.kept[identity(bad)].startswith(f"crashed {runtime}")
+
+
+@pytest.mark.parametrize("backend", ["cpu", AUTO])
+def test_no_backend_of_this_process_opens_it(backend: str) -> None:
+    with pytest.raises(ModelError, match=r"\(SIGSEGV\)"):
+        open_session(model(build.crashing_model()), backend, Options())
+
+
+def test_any_of_its_graphs_may_be_the_one_that_crashes() -> None:
+    large = build.constant_graph({"scores": np.zeros((1, 4), np.float32)})
+    small = build.Graph(
+        [build.T("x", (5, 0)), build.T("y", (1, 4))], [build.Op("SOFTMAX", (0,), (1,))], (0,), (1,)
+    )
+    keys = [
+        build.Signature("large", {"image": 0}, {"scores": large.outputs[0]}),
+        build.Signature("small", {"x": 0}, {"y": 1}, 1),
+    ]
+    content = build.write(large.tensors, large.operations, large.inputs, large.outputs, keys, more=[small])
+    content = build.unknown_to_xnnpack(content)
+    assert Vetting().check(model(content, SIZES[:1]), Options())
+    with pytest.raises(ModelError, match=r"when it was first run \(SIGSEGV\)"):
+        Vetting().check(model(content, SIZES), Options())
+
+
+def test_what_is_known_costs_nothing_and_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes, sound, bad = Notes(), open_model("small-speech", "3"), model(build.crashing_model())
+    notes.kept = {identity(sound): "", identity(bad): "crashed ago"}
+    monkeypatch.setattr(vetting, "Process", None)
+    began = time.perf_counter()
+    assert Vetting(notes).check(sound, Options())
+    with pytest.raises(ModelError, match=r"^odd\.tflite: crashed ago$"):
+        Vetting(notes).check(bad, Options())
+    assert time.perf_counter() - began < 0.02
+
+
+def test_a_model_that_does_not_end_is_told_by_its_cpu_time() -> None:
+    slow = slow_model(4001)
+    notes = Notes()
+    with pytest.raises(ModelError, match=r"hung .* when it was first run: it took over 1 s of CPU time;"):
+        Vetting(notes, Limits(cpu_s=1)).check(slow, Options(threads=1))
+    assert notes.kept[identity(slow)].startswith("hung")
+
+
+def test_one_that_is_not_done_in_time_is_not_held_against_it() -> None:
+    """The board may be busy: only CPU time is the model's own."""
+    slow = slow_model(4002)
+    notes = Notes()
+    with pytest.raises(BackendError, match=r"cannot be tried: it was not done after 1 s$"):
+        Vetting(notes, Limits(within_s=1.0)).check(slow, Options(threads=1))
+    assert notes.kept == {}
+
+
+def test_a_lack_of_memory_is_not_held_against_it_either(tmp_path: Path) -> None:
+    large = open_model(str(identity_model(tmp_path, steps=2, size=200_000_000)))
+    notes = Notes()
+    with pytest.raises(BackendError):
+        Vetting(notes, Limits(memory=2**30)).check(large, Options(threads=1))
+    assert notes.kept == {}
+
+
+def test_whoever_does_not_want_to_wait_is_told_so_and_the_outcome_comes() -> None:
+    slow = slow_model(4003)
+    notes, limits = Notes(), Limits(cpu_s=1)
+    assert not Vetting(notes, limits).check(slow, Options(threads=1), 0.01)
+    wait_for(lambda: bool(notes.kept), 10.0)
+
+
+def test_the_runtimes_own_refusal_is_passed_on() -> None:
+    refused = model(build.write([build.T("x", (1, 4))], [build.Op("ADD", (0,), (0,))], (0,), (0,)))
+    with pytest.raises(BackendError, match=r"^odd\.tflite: (litert|tflite-runtime) cannot run it: "):
+        Vetting().check(refused, Options())
+
+
+def test_many_at_once_are_tried_once_each_and_no_process_remains() -> None:
+    sound = open_whole_model("small-speech")
+    others = [replace(sound, content=sound.content + bytes(n)) for n in range(1, 4)]
+    with ThreadPoolExecutor(8) as pool:
+        ways = list(pool.map(lambda one: Vetting().check(one, Options(threads=1)), [sound, *others] * 3))
+    assert all(ways)
+    assert len(vetting._TRIALS.known) == 4
+    wait_for(lambda: not children(), 10.0)
+
+
+def test_a_model_gets_few_descriptors_and_no_rights_of_roots() -> None:
+    assert not Vetting(limits=Limits(cpu_s=2)).check(slow_model(4004), Options(threads=1), 0.0)
+    forks: list[str] = []
+
+    def forked() -> bool:
+        for pid in children():
+            forks.extend(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        return bool(forks)
+
+    wait_for(forked, 10.0)
+    fork = Path("/proc") / forks[0]
+    wait_for(lambda: re.search(r"Max cpu time +2 ", (fork / "limits").read_text()) is not None, 10.0)
+    assert re.search(r"Max core file size +0 ", (fork / "limits").read_text())
+    (users,) = re.findall(r"Uid:\t(.*)", (fork / "status").read_text())
+    assert "0" not in users.split()
+    pipes = [one for one in (fork / "fd").iterdir() if str(one.readlink()).startswith("pipe:")]
+    assert len(pipes) == 2  # for its outcome, and the one whose end is also its own
+
+
+def test_a_stream_is_prepared_when_its_model_has_been_tried() -> None:
+    from agent.config import StreamConfig
+
+    sense = prepare_sense("porch", StreamConfig("test:", "nanodet", rung="256"))
+    assert sense is not None
+    sense.close()
+    assert identity(open_model("nanodet", "256")) in vetting._TRIALS.known
+
+
+def test_a_daemon_that_is_killed_leaves_no_process_that_tries_a_model(tmp_path: Path) -> None:
+    (tmp_path / "slow.tflite").write_bytes(slow_model().content)
+    (tmp_path / "slow.toml").write_text('name = "slow"\n[output]\ndecoder = "classify"\n')
+    program = """
+        import os, subprocess, sys
+        from agent.compute.infer.backend import Options
+        from agent.compute.infer.vetting import VETTING
+        from agent.library import open_model
+        VETTING.check(open_model(sys.argv[1]), Options(threads=1), 1.0)
+        subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "vetting_main"])
+        os.kill(os.getpid(), 9)
+    """
+    command = [sys.executable, "-c", dedent(program), str(tmp_path / "slow.toml")]
+    (pid,) = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    wait_for(lambda: subprocess.run(["pgrep", "-g", pid], capture_output=True, check=False).returncode == 1, 10.0)

@@ -1,0 +1,106 @@
+"""What became of models lies in the state folder: good ones are opened at once, bad ones refused at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from agent import vetted
+from agent.compute.infer import vetting
+from agent.compute.infer.backend import Options
+from agent.compute.infer.vetting import Vetting
+from agent.errors import ModelError
+from agent.library import open_model
+from agent.manifest import Model
+from agent.vetted import Vetted
+
+
+@pytest.fixture
+def model() -> Model:
+    return open_model("small-speech", "3")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_known() -> Iterator[None]:
+    vetting._TRIALS.known.clear()
+    yield
+    vetting._TRIALS.known.clear()
+
+
+def file_of(state: Path) -> Path:
+    (file,) = (state / "vetted").iterdir()
+    return file
+
+
+def rewrite(state: Path, **changes: Any) -> None:
+    file = file_of(state)
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_what_ran_once_is_known_after_the_next_start(tmp_path: Path, model: Model) -> None:
+    assert Vetted(tmp_path).read(model) is None
+    Vetting(Vetted(tmp_path)).check(model, Options(threads=1))
+    vetting._TRIALS.known.clear()  # as at the next start
+    assert Vetted(tmp_path).read(model) == ""
+    began = time.perf_counter()
+    assert Vetted(tmp_path).read(model) == ""
+    assert time.perf_counter() - began < 0.01
+
+
+def test_a_bad_one_is_refused_at_once_and_tried_again_the_next_day(tmp_path: Path, model: Model) -> None:
+    Vetted(tmp_path).write(model, "crashed ago")
+    with pytest.raises(ModelError, match=r"^small-speech: crashed ago$"):
+        Vetting(Vetted(tmp_path)).check(model, Options())
+    for at in (datetime.now(UTC) - timedelta(days=1.1), datetime.now(UTC) + timedelta(hours=1)):  # a wrong clock
+        rewrite(tmp_path, at=at.isoformat())
+        assert Vetted(tmp_path).read(model) is None
+
+
+def test_another_file_of_the_same_name_is_another_model(tmp_path: Path, model: Model) -> None:
+    Vetted(tmp_path).write(model, "crashed ago")
+    for other in (replace(model, sha256="0" * 64), open_model("small-speech", "4"), open_model("small-speech")):
+        assert Vetted(tmp_path).read(other) is None
+    assert Vetted(tmp_path).read(replace(model, path="elsewhere")) == "crashed ago"
+
+
+def test_another_runtime_or_processor_is_another_outcome(
+    tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Vetted(tmp_path).write(model, "")
+    here = vetted._here()
+    for place in range(len(here)):
+        other = (*here[:place], "another", *here[place + 1 :])
+        monkeypatch.setattr(vetted, "_here", lambda other=other: other)
+        assert Vetted(tmp_path).read(model) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 1}', '{"at": "2020-01-01T00:00:00"}'])
+def test_a_damaged_outcome_is_said_once_and_tried_again(
+    tmp_path: Path, model: Model, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    Vetted(tmp_path).write(model, "")
+    file_of(tmp_path).write_text(content)
+    kept = Vetted(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert (kept.read(model), kept.read(model)) == (None, None)
+    assert [message.partition(": ")[0] for message in caplog.messages] == [str(file_of(tmp_path))] * bool(content)
+    Vetting(kept).check(model, Options(threads=1))
+    assert Vetted(tmp_path).read(model) == ""
+
+
+def test_where_nothing_can_be_written_that_is_said_and_the_model_runs(
+    tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "vetted").write_text("in the way")
+    with caplog.at_level(logging.WARNING):
+        assert Vetting(Vetted(tmp_path)).check(model, Options(threads=1))
+    (said,) = caplog.messages
+    assert said.startswith(f"{tmp_path / 'vetted'}")
