@@ -29,8 +29,8 @@ def gather(name_or_path: str) -> Iterator[tuple[str, bytes]]:
     """
     if load_file(name_or_path)[1] is None:
         raise BundleError(
-            f"{name_or_path}: has no manifest: write {Path(name_or_path).stem}.toml beside it; "
-            f"`vedette models inspect {name_or_path}` shows what it is"
+            f"{name_or_path}: has no manifest {Path(name_or_path).stem}.toml beside it: "
+            f"`vedette models inspect {name_or_path} --write-manifest` writes one of what is known"
         )
     model, stem = open_whole_model(name_or_path), Path(name_or_path).stem
     yield f"models/{stem}.tflite", model.content

@@ -15,10 +15,10 @@ from agent.compute.size import Size
 from agent.config import DecodeConfig
 from agent.errors import ModelError
 from agent.library import open_model
-from agent.messages import WHOLE, Frame
+from agent.messages import WHOLE, Detection, Frame
 from agent.storage.models import ZOO
 from tests.support.house import person_model
-from tests.support.picture_models import COLOURS, classifier, detector, picture
+from tests.support.picture_models import COLOURS, Ending, Numbers, classifier, detector, picture
 from tests.support.tflite_builder import constant_model
 
 
@@ -88,14 +88,18 @@ def test_what_cannot_be_guessed_is_named(tmp_path: Path) -> None:
 COLOURED = "[output]\nscore_threshold = 0.5\n"
 
 
-def seen(path: Path) -> list[list[str]]:
-    """Labels that a model sees on a picture of each colour."""
+def found(path: Path, *pictures: np.ndarray) -> list[list[Detection]]:
+    """What a model sees on pictures."""
     model = open_model(str(path))
     session = open_session(model, "cpu", Options())
     size = Size(session, model, "full", DecodeConfig())
-    now = datetime.now(UTC)
-    frames = (Frame(picture(colour), "front", 0, 0, now, "bgr", 0) for colour in COLOURS)
-    return [[d.label for d in size.look(frame, WHOLE, 1.0).detections] for frame in frames]
+    frames = (Frame(one, "front", 0, 0, datetime.now(UTC), "bgr", 0) for one in pictures)
+    return [size.look(frame, WHOLE, 1.0).detections for frame in frames]
+
+
+def seen(path: Path) -> list[list[str]]:
+    """Labels that a model sees on a picture of each colour."""
+    return [[d.label for d in one] for one in found(path, *map(picture, COLOURS))]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +123,34 @@ def test_a_model_that_describes_itself_sees_rightly_with_and_without_a_manifest(
     if manifest is not None:
         path.with_suffix(".toml").write_text(manifest)
     assert seen(path) == [[colour] for colour in COLOURS]
+
+
+@pytest.mark.parametrize("numbers", ["float32", "int8", "uint8"])
+@pytest.mark.parametrize("manifest", [None, '[output]\ndecoder = "classify"\n'])
+def test_logits_become_the_probabilities_that_a_softmax_gives(
+    tmp_path: Path, numbers: Numbers, manifest: str | None
+) -> None:
+    grey, scores = np.full((48, 64, 3), 200, np.uint8), []
+    endings: tuple[Ending, ...] = ("SOFTMAX", "")
+    for ending in endings:
+        path = tmp_path / f"m{ending}.tflite"
+        path.write_bytes(classifier(numbers, ending))
+        if manifest is not None:
+            path.with_suffix(".toml").write_text(manifest)
+        nothing, red = found(path, grey, picture("red"))
+        assert nothing == []
+        scores.append([one.score for one in red])
+    assert scores[1] == pytest.approx(scores[0], abs=0.02)
+    assert max(scores[1]) < 0.98
+
+
+def test_several_classes_may_be_there_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "m.tflite"
+    path.write_bytes(classifier(ending=""))
+    path.with_suffix(".toml").write_text('[output.options]\nlogits = "sigmoid"\ntop_k = 3\n')
+    (both,) = found(path, np.maximum(picture("red"), picture("blue")))
+    assert {one.label for one in both} == {"red", "blue"}
+    assert min(one.score for one in both) > 0.7
 
 
 def test_shapes_that_the_file_leaves_out_are_the_runtimes(tmp_path: Path) -> None:

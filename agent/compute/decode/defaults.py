@@ -160,7 +160,10 @@ def complete(stated: Mapping[str, Any], facts: Facts, name: str) -> Completed:
     _add_output(keys, facts)
     if "audio" not in stated:
         _add_input(keys, facts.inputs[0])
-    manifest = msgspec.convert(keys.data, Manifest)
+    try:
+        manifest = msgspec.convert(keys.data, Manifest)
+    except msgspec.ValidationError as error:  # the manifest was checked: so it comes from the model file
+        raise ModelError(f"the model file says what cannot be used: {error}; its manifest must say it") from None
     return Completed(manifest, keys.sources, tuple(_doubts(stated, keys, facts, manifest)))
 
 
@@ -352,9 +355,10 @@ def _saturation(spec: TensorSpec, manifest: InputManifest) -> str:
         return ""
     limits, channels = np.iinfo(spec.dtype), spec.shape[-1]
     mean, std = np.array(manifest.mean)[:channels], np.array(manifest.std)[:channels]
-    stored = (np.arange(256.0)[:, None] - mean) / std / spec.scale + spec.zero_point
-    beyond = np.mean((stored < limits.min - 0.5) | (stored > limits.max + 0.5), axis=0).max()
-    used = (np.ptp(np.clip(stored, limits.min, limits.max), axis=0) / (limits.max - limits.min)).min()
+    with np.errstate(all="ignore"):
+        stored = (np.arange(256.0)[:, None] - mean) / std / spec.scale + spec.zero_point
+        beyond = np.mean((stored < limits.min - 0.5) | (stored > limits.max + 0.5), axis=0).max()
+        used = (np.ptp(np.clip(stored, limits.min, limits.max), axis=0) / (limits.max - limits.min)).min()
     fault = ""
     if beyond >= _BEYOND:
         fault = f"{beyond:.0%} of a pixel's values lie beyond its range, so that pictures are saturated"

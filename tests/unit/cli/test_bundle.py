@@ -196,7 +196,7 @@ def test_only_a_plain_file_is_replaced(
 
 def test_a_model_without_a_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.tflite").write_bytes((ZOO / "small-speech.tflite").read_bytes())
-    why = r"mine\.tflite: has no manifest: write mine\.toml beside it"
+    why = r"mine\.tflite: has no manifest mine\.toml beside it"
     refused(BundleError, why, *MODELS, "--model", tmp_path / "mine.tflite", "--out", tmp_path / "x")
     refused(ModelError, "no bundled model", *MODELS, "--model", "nano", "--out", tmp_path / "x")
 

@@ -14,6 +14,7 @@ from agent.effective import effective
 from agent.errors import ConfigError
 from agent.overrides import FILE, Overrides, Value
 from agent.restart import RULE
+from tests.support.picture_models import classifier
 from tests.support.sizes import sizes_model
 from tests.support.sound import tone_model
 
@@ -50,6 +51,19 @@ def test_a_sound_file_is_fine(file: Path) -> None:
     assert "[storage] folder, [storage] clips_folder, and [storage] durability" in RULE
     told = json.loads(call("check", str(file), "--json").output)
     assert told["wait_for_restart"] == ["device.name", "mqtt.prefix", "storage.folder", "storage.clips_folder"]
+
+
+def test_what_was_guessed_of_a_model_and_is_doubtful_is_told(file: Path, tmp_path: Path) -> None:
+    model = tmp_path / "m.tflite"
+    model.write_bytes(classifier(described=False))
+    model.with_suffix(".toml").write_text("[input]\nmean = [0, 0, 0]\n")
+    file.write_text(f'[streams.front]\nsource = "test:"\nmodel = "{model}"\n')
+    result = call("check", str(file))
+    guessed, doubtful = result.stderr.splitlines()
+    assert result.exit_code == 0
+    assert guessed.startswith(f"{file}:3: {model}: its manifest leaves keys out: output.decoder (guessed: ")
+    assert "50% of a pixel's values lie beyond its range" in doubtful
+    assert json.loads(call("check", str(file), "--json").output)["remarks"] == [guessed, doubtful]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from agent.compute.decode.defaults import Completed, complete, facts_of
 from agent.compute.infer.modelfile import read_modelfile
 from agent.errors import ModelError
 from tests.support import tflite_builder as build
+from tests.support.metadata_builder import metadata
 from tests.support.picture_models import COLOURS, Ending, Numbers, classifier, detector
 
 METADATA = "from the metadata in the model file"
@@ -131,3 +132,18 @@ def test_a_normalisation_that_saturates_or_flattens_is_doubted(
     assert [words in doubt and "fits mean = 128 and std = 127.5" in doubt for doubt in doubts] == [True] * bool(
         words
     )
+
+
+@pytest.mark.parametrize(("mean", "std"), [(1e9, 1.0), (0.0, -1.0), (0.0, 1e-30)])
+def test_metadata_beyond_reason_is_refused_and_can_be_overridden(mean: float, std: float) -> None:
+    wild = metadata(mean=(mean,), std=(std,))
+    content = build.write(
+        [build.T("image", (1, 8, 8, 3)), build.T("scores", (1, 4))],
+        [],
+        (0,),
+        (1,),
+        metadata={"TFLITE_METADATA": wild},
+    )
+    with pytest.raises(ModelError, match="the model file says what cannot be used"):
+        completed(content)
+    assert completed(content, input={"mean": [0.0] * 3, "std": [255.0] * 3}).manifest.input.std == (255.0,) * 3
