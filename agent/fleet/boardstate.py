@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from agent.errors import NO_JSON
+from agent.text import plural
 
 _UPDATE = re.compile(r'\s*\{\s*"update"\s*:\s*')
 _LONGEST = 200
@@ -97,7 +98,7 @@ class BoardState(Struct, frozen=True):
             return f"health unknown: {self.unclear}" if self.unclear else "daemon does not run"
         streams = self.health.streams
         wrong = [f"{name} {one.state}" for name, one in streams.items() if one.state not in ("running", "off")]
-        return ", ".join(wrong)[:_LONGEST] or f"{len(streams)} of {len(streams)} streams running"
+        return ", ".join(wrong)[:_LONGEST] or f"{len(streams)} of {plural(len(streams), 'stream')} running"
 
 
 class _Told(Struct, frozen=True):

@@ -134,7 +134,7 @@ class Proof:
         self._check("all are at 1.2", self._versions() == {"1.2"})
         told = self._fleet.vedette("status").stdout
         print(told)
-        self._check("all daemons run", told.count("1 of 1 streams running") == len(self._names))
+        self._check("all daemons run", told.count("1 of 1 stream running") == len(self._names))
 
     def bytes_without_what_was_there(self) -> None:
         """To a board that has lost the bundle of what it runs."""

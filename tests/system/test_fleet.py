@@ -91,7 +91,7 @@ def test_a_board_tells_its_versions_and_its_health(fleet: Fleet) -> None:
     assert done.returncode == 0, done.stderr
     assert told["state"]["update"]["slot"] == "a"
     wait_for(
-        lambda: "1 of 1 streams running" in fleet.vedette("status", "--board", "board1").stdout, timeout_s=30.0
+        lambda: "1 of 1 stream running" in fleet.vedette("status", "--board", "board1").stdout, timeout_s=30.0
     )
 
 

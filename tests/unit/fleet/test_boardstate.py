@@ -67,7 +67,7 @@ def test_health_is_taken_out_of_base64() -> None:
     health = base64.b64encode(b'{"ready": true, "streams": {"a": {"state": "running"}}}').decode()
     found = parse_state(f'{{"update": {UPDATE}, "health_base64": "{health}"}}')
     assert found is not None
-    assert found.told() == "1 of 1 streams running"
+    assert found.told() == "1 of 1 stream running"
     none = parse_state(f'{{"update": {UPDATE}, "health_base64": ""}}')
     assert none is not None
     assert none.told() == "daemon does not run"
