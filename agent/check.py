@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from agent.capture.sharing import check_not_shared, shared_microphones
 from agent.capture.source import check_login, check_there, check_uri
 from agent.capture.uri import holds_secret
 from agent.comms.address import check_prefixes
@@ -20,8 +22,9 @@ from agent.compute.track.occasions import check_clips
 from agent.compute.track.zones import check_zones
 from agent.config import Config, SelectionConfig, StreamConfig
 from agent.configfile import ConfigFile, Keys, load
-from agent.errors import BackendError, ConfigError, VedetteError
+from agent.errors import BackendError, ConfigError, StorageError, VedetteError
 from agent.secretfile import is_open_to_all, wants_credentials
+from agent.storage.durable import check_state_folder, clips_path, folder_of, service_user
 
 if TYPE_CHECKING:
     from agent.senses import Sense
@@ -40,7 +43,10 @@ def problems(path: Path) -> list[str]:
         return str(error).splitlines()
     if not file.config.streams:
         return [f"{path}: no [streams.NAME]: there is nothing to run"]
-    return [*_of_device(file), *_of_streams(file)]
+    return [
+        *(f"{file.where(*keys)}: {error}" for keys, error in _of_device(file) if not _is_of_another_user(error)),
+        *_of_streams(file),
+    ]
 
 
 def remarks(path: Path) -> list[str]:
@@ -68,7 +74,12 @@ def warnings(path: Path) -> list[str]:
         file = load(path)
     except ConfigError:
         return []
-    found = list(unwise(file.config.mqtt))
+    found = [*unwise(file.config.mqtt), *_not_checked(file)]
+    found += [
+        f"{file.where('streams', name, 'source')}: is the microphone of stream {other}, too: that works only "
+        "where a sound server shares it"
+        for name, other in shared_microphones(file.config.streams).items()
+    ]
     found += [f"{secret}: {OPEN}; chmod o= {secret}" for secret in _open_passwords(file.config)]
     if is_open_to_all(path):
         found += [
@@ -78,6 +89,16 @@ def warnings(path: Path) -> list[str]:
             if holds_secret(stream.source)
         ]
     return found
+
+
+def _not_checked(file: ConfigFile) -> Iterator[str]:
+    """What only the user of the unit can tell."""
+    found = list(_of_device(file))
+    for name, stream in file.config.streams.items():
+        found += [(("streams", name, *keys), error) for keys, error in _first_problem(_source_steps(stream))]
+    for keys, error in found:
+        if _is_of_another_user(error):
+            yield f"{file.where(*keys)}: not checked, since this user may not see it: {error}"
 
 
 def _open_passwords(config: Config) -> list[str]:
@@ -147,14 +168,60 @@ def keys_of(error: VedetteError, name: str, stream: StreamConfig) -> Keys:
     return ()
 
 
-def _of_device(file: ConfigFile) -> Iterator[str]:
-    found = list(problems_of_brokers(file.config.mqtt))
-    for check in (partial(check_selection, file.config.selection), partial(check_streams, file.config)):
+def check_device(config: Config) -> None:
+    """Refuse a configuration that no daemon can start on, whatever its streams are.
+
+    Raises:
+        VedetteError: the first of `device_problems`.
+    """
+    for problem in device_problems(config):
+        raise problem
+
+
+def device_problems(config: Config) -> Iterator[VedetteError]:
+    """Everything outside of the streams that keeps a daemon from starting, but for its state folder."""
+    yield from problems_of_brokers(config.mqtt)
+    for check in (
+        partial(check_selection, config.selection),
+        partial(check_streams, config),
+        partial(_check_clips_place, config),
+    ):
         try:
             check()
-        except ConfigError as error:
-            found.append(error)
-    yield from (f"{file.where(*error.keys)}: {error}" for error in found)
+        except VedetteError as error:
+            yield error
+
+
+def _check_clips_place(config: Config) -> None:
+    try:
+        clips_path(config.storage, folder_of(config.storage))
+    except StorageError as error:
+        key = "clips_folder" if "clips_folder" in str(error) else "folder"
+        raise ConfigError(str(error), keys=("storage", key)) from error
+
+
+def _check_state(config: Config) -> None:
+    try:
+        check_state_folder(folder_of(config.storage), service_user())
+    except StorageError as error:
+        raise ConfigError(str(error), keys=("storage", "folder")) from error.__cause__
+
+
+def _of_device(file: ConfigFile) -> Iterator[tuple[Keys, VedetteError]]:
+    for error in device_problems(file.config):
+        yield getattr(error, "keys", ()), error
+    try:
+        _check_state(file.config)
+    except ConfigError as error:
+        yield error.keys, error
+
+
+def _is_of_another_user(error: VedetteError) -> bool:
+    """Whether an error says only what this user may not see, and the unit's user may."""
+    user, cause = service_user(), error.__cause__
+    if user is None:
+        return False
+    return isinstance(cause, KeyError) or (isinstance(cause, PermissionError) and os.geteuid() not in (0, user))
 
 
 def _of_streams(file: ConfigFile) -> Iterator[str]:
@@ -162,7 +229,12 @@ def _of_streams(file: ConfigFile) -> Iterator[str]:
     streams = file.config.streams
     of_models = _of_models(streams)
     for name, stream in streams.items():
-        found = [(keys, str(error)) for keys, error in _first_problem(_source_steps(stream))]
+        found = [
+            (keys, str(error))
+            for steps in (_source_steps(stream), _shared(file, name))
+            for keys, error in _first_problem(steps)
+            if not _is_of_another_user(error)
+        ]
         for keys, text in (*found, *of_models[name]):
             yield f"{file.where('streams', name, *keys)}: {text}"
 
@@ -181,6 +253,10 @@ def _of_models(streams: dict[str, StreamConfig]) -> dict[str, list[tuple[Keys, s
 
     with preloaded(stream.model for stream in streams.values()):
         return without_root(found, dict[str, list[tuple[Keys, str]]])
+
+
+def _shared(file: ConfigFile, name: str) -> Iterator[Step]:
+    yield ("source",), partial(check_not_shared, name, file.config.streams)
 
 
 def _source_steps(stream: StreamConfig) -> Iterator[Step]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from agent.check import check_selection, check_streams, keys_of
+from agent.capture.sharing import check_not_shared
+from agent.check import check_device, keys_of
 from agent.clips import Clip
 from agent.comms.clipmessage import clip_message
 from agent.comms.mqtt import Publisher
@@ -86,7 +87,7 @@ class House:
             ConfigError: the broker's configuration cannot be used, or what may run models is not known.
             StorageError: clips have no place.
         """
-        check_selection(config.selection)
+        check_device(config)
         self.config, self.spool, self._where, self.chooser = config, spool, where, chooser
         self.topics = Topics(config.mqtt.prefix, device_name(config))
         self.published = published or Published()
@@ -120,14 +121,24 @@ class House:
         """A publisher of the house's events, to this broker."""
         return Publisher(config, self.topics, self.spool, lambda: read_clock().synchronised, self.published)
 
-    def stream(self, name: str, config: StreamConfig) -> tuple[Stream, str]:
-        """A stream, prepared, and why it is refused; empty: it is not."""
+    def stream(
+        self, name: str, config: StreamConfig, among: Mapping[str, StreamConfig] | None = None
+    ) -> tuple[Stream, str]:
+        """A stream, prepared, and why it is refused; empty: it is not.
+
+        Args:
+            name: of the stream.
+            config: of the stream.
+            among: all streams that are to run with it; None: none that could have its camera.
+        """
         opener, vetting = (self.chooser.open, self.chooser.vetting) if self.chooser else (None, None)
         recorder = None if config.clips is None else self.recorder
         stream = Stream(name, config, Desk(self.topics, self.spool, self.line, opener, recorder, vetting))
         try:
+            check_not_shared(name, among or {name: config})
             stream.prepare()
         except VedetteError as error:
+            stream.state, stream.detail = "failed", str(error)
             return stream, self._refusal(name, config, error)
         return stream, ""
 
@@ -147,11 +158,10 @@ class House:
             ConfigError: there are no streams.
             StreamError: nothing is left to run.
         """
-        check_streams(self.config)
         _tell_hidden_processors()
         refused = []
         for name, config in self.config.streams.items():
-            self.streams[name], refusal = self.stream(name, config)
+            self.streams[name], refusal = self.stream(name, config, self.config.streams)
             if refusal:
                 log.error(refusal)
                 refused.append(refusal)

@@ -9,7 +9,7 @@ import logging
 
 from msgspec import Struct
 
-from agent.check import check_selection, check_streams
+from agent.check import check_device
 from agent.config import Config
 from agent.errors import VedetteError
 from agent.house import DRAIN_S, House
@@ -80,8 +80,7 @@ class Reload:
         Raises:
             VedetteError: it cannot be used.
         """
-        check_streams(config)
-        check_selection(config.selection)
+        check_device(config)
         self._house, self._config, self._only, self._waiting = house, config, only, waiting
         self._changes = changes(house.config, config)
         if not only:
@@ -110,7 +109,7 @@ class Reload:
             is_new = name in self._changes.added or name in self._changes.changed or name == self._only
             if not is_new and (self._only or self._house.streams[name].state != "failed"):
                 continue
-            self._streams[name], refusal = self._house.stream(name, config)
+            self._streams[name], refusal = self._house.stream(name, config, self._config.streams)
             if refusal and is_new:
                 refused.append(refusal)
             elif refusal:

@@ -13,6 +13,7 @@ from pathlib import Path
 from agent.errors import VedetteError, reason_of
 
 _VARIABLE = "CREDENTIALS_DIRECTORY"
+_OF_UNIT = "/run/credentials/vedette.service"
 _LONGEST = 0xFFFF
 """Bytes of a password that MQTT can carry; nobody has a longer one elsewhere."""
 _ANYBODY = 0o007
@@ -78,6 +79,9 @@ def _with_folder(name: str, wrong: Wrong) -> str:
     if not wants_credentials(name):
         return name
     folder = os.environ.get(_VARIABLE, "")
+    if not folder and os.access(_OF_UNIT, os.R_OK | os.X_OK):  # root, while the unit runs
+        folder = _OF_UNIT
     if not folder:
-        raise wrong(f"= {name}: ${_VARIABLE} is not set; systemd sets it with LoadCredential=")
+        missing = KeyError(_VARIABLE)
+        raise wrong(f"= {name}: ${_VARIABLE} is not set; systemd sets it with LoadCredential=") from missing
     return name.replace(f"${{{_VARIABLE}}}", folder).replace(f"${_VARIABLE}", folder)

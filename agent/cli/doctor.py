@@ -39,8 +39,9 @@ def doctor(ctx: click.Context, path: Path | None, fresh: bool, as_json: bool) ->
     """Look at this board, and say what is wrong with it and what to do.
 
     Looks at the board, the runtime and whether it computes rightly, what could run models and what runs them
-    best, cameras and microphones, heat and supply, storage and clock, and the configuration. The exit code is 1
-    if there is a problem; warnings do not count.
+    best, cameras and microphones, heat and supply, storage and clock, and the configuration. Tries each broker
+    and each camera on the network for a few seconds, without disturbing a daemon that runs. The exit code is 1 if
+    there is a problem; warnings do not count.
 
     Nothing is changed but by --fresh, which takes some seconds for each model and candidate. A daemon that runs
     takes up what was measured when it is reloaded.

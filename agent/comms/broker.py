@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from agent.comms import reasons
 from agent.comms.certificate import Synchronised
+from agent.comms.client import Will
 from agent.comms.connection import Connection
 from agent.comms.credentials import port, uses_tls
 from agent.comms.eraser import Eraser, Memory
@@ -43,7 +44,7 @@ class Broker:
         self,
         config: MqttConfig,
         client_id: str,
-        will: tuple[str, bytes],
+        will: Will,
         synchronised: Synchronised,
     ) -> None:
         """Prepare.

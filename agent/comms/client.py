@@ -25,6 +25,7 @@ from agent.config import MqttConfig
 log = logging.getLogger(__name__)
 
 Protocol = Literal["5", "3.1.1"]
+Will = tuple[str, bytes] | None
 
 LARGEST_WANTED = 256 * 1024
 """Bytes of a packet that we want from a broker of MQTT 5: it keeps larger ones to itself. The largest that we
@@ -50,14 +51,14 @@ class Client(paho.Client):
         fault: what the peer did that nobody who speaks MQTT does; empty: nothing.
     """
 
-    def __init__(self, config: MqttConfig, client_id: str, protocol: Protocol, will: tuple[str, bytes]) -> None:
+    def __init__(self, config: MqttConfig, client_id: str, protocol: Protocol, will: Will) -> None:
         """Prepare.
 
         Args:
             config: where to.
             client_id: who we are.
             protocol: to speak.
-            will: topic and payload that the broker retains when we vanish.
+            will: topic and payload that the broker retains when we vanish; None: nothing.
 
         Raises:
             ConfigError: a file that the configuration names cannot be used.
@@ -73,7 +74,8 @@ class Client(paho.Client):
         self._config, self._is_5 = config, protocol == "5"
         self._guard: Guard | None = None
         self.max_inflight_messages_set(0)  # unlimited: whoever publishes keeps the broker's window
-        self.will_set(*will, qos=1, retain=True, properties=envelope.of_will() if self._is_5 else None)
+        if will is not None:
+            self.will_set(*will, qos=1, retain=True, properties=envelope.of_will() if self._is_5 else None)
         self.ws_set_options(config.ws_path)
         credentials = read_credentials(config)
         if config.username:

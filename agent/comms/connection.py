@@ -20,7 +20,7 @@ import paho.mqtt.client as paho
 from agent.comms import reasons
 from agent.comms.acknowledged import Acknowledged as Acknowledged
 from agent.comms.certificate import Synchronised, explained
-from agent.comms.client import Client, Protocol
+from agent.comms.client import Client, Protocol, Will
 from agent.comms.credentials import uses_tls
 from agent.comms.envelope import Envelopes, Kind, of_answer
 from agent.comms.offer import Offer, read_offer
@@ -51,7 +51,7 @@ class Connection:
         config: MqttConfig,
         client_id: str,
         protocol: Protocol,
-        will: tuple[str, bytes],
+        will: Will,
         *,
         aliases: bool = True,
     ) -> None:
@@ -61,7 +61,7 @@ class Connection:
             config: where to.
             client_id: who we are.
             protocol: to speak.
-            will: topic and payload that the broker retains when we vanish.
+            will: topic and payload that the broker retains when we vanish; None: nothing.
             aliases: use topic aliases if the broker says that it takes them.
 
         Raises:

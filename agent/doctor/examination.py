@@ -9,7 +9,7 @@ from pathlib import Path
 from agent import __version__
 from agent.config import Config, StorageConfig
 from agent.configfile import load
-from agent.doctor import board, choices, devices, hardware, heat, runtime, selftest, storage, streams
+from agent.doctor import board, choices, devices, hardware, heat, network, runtime, selftest, storage, streams
 from agent.doctor.report import Finding, Report
 from agent.errors import ConfigError, StorageError
 from agent.storage.durable import folder_of
@@ -64,6 +64,8 @@ def examine(
         heat.SECTION: lambda: heat.findings(root),
         storage.SECTION: lambda: storage.findings(_storage(config), root, clips=_has_clips(config)),
         streams.SECTION: configured,
+        # Last: a thread of it that hangs would keep what comes after it from doing without root's rights.
+        network.SECTION: lambda: network.findings(config, root) if config is not None else (),
     }
     found: list[Finding] = []
     for name, look in sections.items():

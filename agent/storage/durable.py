@@ -6,6 +6,7 @@ import errno
 import fcntl
 import logging
 import os
+import pwd
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -254,8 +255,47 @@ def state_folder(config: StorageConfig) -> Path:
                 reason_of(error),
             )
             return folder.resolve()
-        raise StorageError(f"{folder}: cannot be used as the state folder: {_advice(folder, error)}") from error
+        raise _unusable(folder, error) from error
     return folder.resolve()
+
+
+def check_state_folder(folder: Path, user: int | None = None) -> None:
+    """Refuse what `state_folder` would refuse, without creating or writing anything.
+
+    Args:
+        folder: see `folder_of`.
+        user: id of the user that the daemon runs as, for a process of root; None: the user of this process.
+
+    Raises:
+        StorageError: it cannot be used; its cause is a PermissionError where that is for want of a right.
+    """
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    try:
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if os.statvfs(nearest).f_flag & os.ST_RDONLY:
+            if nearest == folder:
+                return  # it runs from memory then
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if not _may_write(nearest, user):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise _unusable(folder, error) from error
+
+
+def _may_write(folder: Path, user: int | None) -> bool:
+    if user is None or os.geteuid():
+        return os.access(folder, os.W_OK | os.X_OK)
+    status, groups = folder.stat(), set[int]()
+    with suppress(KeyError):
+        account = pwd.getpwuid(user)
+        groups |= set(os.getgrouplist(account.pw_name, account.pw_gid))
+    shift = 6 if status.st_uid == user else 3 if status.st_gid in groups else 0
+    return not user or status.st_mode >> shift & 0o3 == 0o3
+
+
+def _unusable(folder: Path, error: OSError) -> StorageError:
+    return StorageError(f"{folder}: cannot be used as the state folder: {_advice(folder, error)}")
 
 
 def _advice(folder: Path, error: OSError) -> str:
@@ -311,6 +351,14 @@ def _expanded(key: str, folder: str) -> Path:
         return Path(folder).expanduser()
     except RuntimeError as error:
         raise StorageError(f"[storage] {key} = {folder!r}: {error}; set it to a full path") from error
+
+
+def service_user(root: Path = Path("/")) -> int | None:
+    """Return the id of the user that the unit runs as, who owns its state folder; None: there is no unit here."""
+    try:
+        return (root / _SERVICE).stat().st_uid
+    except OSError:
+        return None
 
 
 def folder_of(config: StorageConfig, root: Path = Path("/")) -> Path:

@@ -53,6 +53,16 @@ class StreamVitals(Struct, frozen=True):
     shadow: ShadowVitals | None = None
 
 
+class LinkVitals(Struct, frozen=True):
+    """The line to the broker.
+
+    Attributes:
+        broker: `host:port`.
+    """
+
+    broker: str = ""
+
+
 class Vitals(Struct, frozen=True):
     """Of the daemon. Another version may say more, which is left out.
 
@@ -67,6 +77,7 @@ class Vitals(Struct, frozen=True):
         shadow: the update whose new models run beside those in use; empty: there is none.
         reloads: how often it has read its configuration again; -1: it does not tell.
         reload_refused: why the last time was in vain; empty: it was not.
+        link: to the broker; None: there is none now.
     """
 
     version: str = ""
@@ -79,6 +90,7 @@ class Vitals(Struct, frozen=True):
     shadow: str = ""
     reloads: int = -1
     reload_refused: str = ""
+    link: LinkVitals | None = None
 
 
 def read_vitals(path: Path) -> Vitals | None:

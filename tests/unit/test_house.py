@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from agent.config import Config, DeviceConfig, StorageConfig, StreamConfig
 from agent.configfile import Rereadable
@@ -34,6 +35,14 @@ def test_a_stream_that_is_refused_is_kept_as_failed_beside_the_others(
         "gone": "failed",
     }
     assert len([message for message in caplog.messages if message.startswith("stream gone: ")]) == 1
+
+
+def test_of_two_streams_on_one_camera_the_second_is_refused(spool: Spool, tmp_path: Path) -> None:
+    camera = StreamConfig("v4l2:/dev/null", str(person_model(tmp_path)))
+    house = House(Config({"a": camera, "b": replace(camera, source="v4l2:/dev/../dev/null?fps=5")}), spool)
+    house.prepare()
+    assert {name: stream.state for name, stream in house.streams.items()} == {"a": "starting", "b": "failed"}
+    assert "is the camera of stream a, too" in house.streams["b"].detail
 
 
 @pytest.mark.parametrize("hidden", [["/sys/x"], []])

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from agent.errors import ConfigError
 from agent.overrides import FILE, Overrides, Value
 from agent.restart import RULE
 from tests.support.picture_models import classifier
+from tests.support.running import ROOT
 from tests.support.sizes import sizes_model
 from tests.support.sound import tone_model
 
@@ -450,3 +455,67 @@ def test_a_password_file_of_a_camera_is_checked(file: Path) -> None:
     result = call("check", str(file))
     assert result.exit_code == 0
     assert f"warning: {secret}: every user" in result.stderr
+
+
+@pytest.fixture
+def node() -> Iterator[Path]:
+    """Another path of /dev/null, as /dev/v4l/by-id has one of a camera."""
+    link = Path(f"/dev/shm/vedette-test-{os.getpid()}")
+    link.symlink_to("/dev/null")
+    yield link
+    link.unlink()
+
+
+def test_two_streams_on_one_camera_are_refused_by_whatever_path(file: Path, node: Path) -> None:
+    text = (
+        '[streams.a]\nsource = "v4l2:/dev/null?fps=5"\nmodel = "nanodet"\n'
+        '[streams.b]\nenabled = false\nsource = "v4l2:/dev/null"\nmodel = "nanodet"\n'
+        f'[streams.c]\nsource = "v4l2:{node}"\nmodel = "nanodet"\n'
+    )
+    (wrong,) = problems(file, text)
+    assert wrong.startswith(f"{file}:9: v4l2:{node} is the camera of stream a, too")
+
+
+def test_two_streams_on_one_microphone_are_warned_of(file: Path) -> None:
+    stream = '[streams.{0}]\nsource = "mic:USB"\nmodel = "small-speech"\n'
+    file.write_text(stream.format("a") + stream.format("b"))
+    result = call("check", str(file))
+    assert result.exit_code == 0
+    assert f"warning: {file}:5: is the microphone of stream a, too" in result.stderr
+
+
+@pytest.mark.parametrize("made", ["file", "below", "clips"])
+def test_a_state_folder_that_cannot_be_used_is_refused_as_by_run(file: Path, tmp_path: Path, made: str) -> None:
+    (tmp_path / "taken").touch()
+    folder = {"file": tmp_path / "taken", "below": tmp_path / "taken/state"}.get(made, "state")
+    more = 'clips_folder = "$STATE_DIRECTORY/clips"\n' if made == "clips" else ""
+    stream = '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
+    (said,) = problems(file, f'[storage]\nfolder = "{tmp_path / folder}"\n{more}{stream}')
+    assert said.startswith(f"{file}:{3 if more else 2}: ")
+    command = [sys.executable, "-m", "agent", "run", "-c", str(file)]
+    environment = {key: value for key, value in os.environ.items() if key != "STATE_DIRECTORY"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=ROOT, env=environment)
+    assert done.returncode == 1
+    assert said.partition(": ")[2] in done.stderr
+
+
+def test_a_sound_file_leaves_no_state_folder_behind(file: Path, tmp_path: Path) -> None:
+    state = tmp_path / "deep/state"
+    file.write_text(f'[storage]\nfolder = "{state}"\n[streams.front]\nsource = "test:"\nmodel = "nanodet"\n')
+    assert call("check", str(file)).exit_code == 0
+    assert not state.parent.exists()
+
+
+def test_what_only_the_user_of_the_unit_may_see_is_no_problem_and_is_said(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    file.write_text(
+        '[mqtt]\nusername = "u"\npassword_file = "$CREDENTIALS_DIRECTORY/mqtt"\n'
+        '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
+    )
+    assert call("check", str(file)).exit_code == 1  # where no unit is installed, run would refuse it
+    monkeypatch.setattr("agent.check.service_user", os.getuid)
+    result = call("check", str(file))
+    assert result.exit_code == 0
+    assert f"warning: {file}:3: not checked, since this user may not see it" in result.stderr

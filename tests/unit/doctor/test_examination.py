@@ -10,6 +10,7 @@ from agent.doctor.examination import examine, guarded
 from agent.doctor.report import Finding, Report, advice_of
 from agent.doctor.selftest import Tried
 from tests.support.boards import pi4
+from tests.support.mosquitto import HOST, Mosquitto
 
 GOOD = Tried("a 1", nodes=10, delegated=10, ms=1.0)
 
@@ -33,7 +34,11 @@ def config(tmp_path: Path) -> Path:
 @pytest.mark.usefixtures("tried")
 def test_a_board_that_is_well(tmp_path: Path, config: Path) -> None:
     told: list[str] = []
-    report = examine(config, root=pi4(tmp_path / "root"), progress=told.append)
+    (tmp_path / "broker").mkdir()
+    with Mosquitto(tmp_path / "broker") as broker, config.open("a") as file:
+        file.write(f'[mqtt]\nhost = "{HOST}"\nport = {broker.port}\n')
+        file.flush()
+        report = examine(config, root=pi4(tmp_path / "root"), progress=told.append)
     assert [one for one in report.findings if one.state == "problem"] == []
     assert report.healthy
     assert told == list(dict.fromkeys(one.section for one in report.findings))
@@ -43,7 +48,7 @@ def test_a_board_that_is_well(tmp_path: Path, config: Path) -> None:
 @pytest.mark.usefixtures("tried")
 def test_a_board_of_which_nothing_can_be_read_is_told_about_to_the_end(tmp_path: Path) -> None:
     report = examine(tmp_path / "no.toml", asked=False, root=tmp_path / "nothing")
-    assert report.findings[-1].section == "configuration"
+    assert "configuration" in {one.section for one in report.findings}
     assert "XNNPACK" in {one.name for one in report.findings if one.state != "ok"}
 
 
@@ -60,14 +65,14 @@ def test_a_defect_in_one_section_does_not_hide_the_others(
     (warm, wrong) = [one for one in report.findings if one.section == heat.SECTION]
     assert warm.value == "warm"
     assert (wrong.state, "ZeroDivisionError" in wrong.value) == ("warning", True)
-    assert report.findings[-1].section == "configuration"
+    assert "configuration" in {one.section for one in report.findings}
 
 
 def test_models_are_not_opened_where_they_crash(tmp_path: Path, config: Path, tried: list[Tried]) -> None:
     tried[:] = [Tried("a 1", "crashed: SIGILL")]
     report = examine(config, root=pi4(tmp_path / "root"))
     assert not report.healthy
-    assert "is not checked" in report.findings[-1].value
+    assert any("is not checked" in one.value for one in report.findings if one.section == "configuration")
 
 
 def test_advice_is_given_once_and_first_about_problems() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from agent.config import StorageConfig
 from agent.errors import InUseError, StorageError
 from agent.storage.durable import (
     OwnedFolder,
+    check_state_folder,
     clips_path,
     lock_folder,
     state_folder,
@@ -283,3 +285,13 @@ def test_a_folder_that_cannot_be_made_again_is_named(tmp_path: Path) -> None:
     owned.renew()
     assert not is_gone(owned)
     owned.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can judge for another user")
+@pytest.mark.parametrize(("mode", "usable"), [(0o755, False), (0o757, True), (0o777, True)])
+def test_root_judges_a_state_folder_for_the_user_of_the_daemon(tmp_path: Path, mode: int, usable: bool) -> None:
+    tmp_path.chmod(mode)
+    with nullcontext() if usable else pytest.raises(StorageError, match="Permission denied; give the user"):
+        check_state_folder(tmp_path / "state", 4321)
+    check_state_folder(tmp_path / "state", 0)
+    assert not (tmp_path / "state").exists()

@@ -1,0 +1,162 @@
+"""Brokers and cameras on the network: each is tried, all at the same time, for a few seconds at most."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from agent.capture.diagnosis import objection
+from agent.capture.login import with_login
+from agent.capture.uri import parse
+from agent.comms.broker import Broker, address
+from agent.comms.fallback import brokers_of
+from agent.comms.rights import commands_off
+from agent.comms.wake import Wake
+from agent.config import Config, MqttConfig, StreamConfig
+from agent.doctor.report import Finding
+from agent.errors import BrokerError, ConfigError, SourceError
+from agent.health.clock import read_clock
+from agent.update.vitals import Vitals, read_vitals
+
+SECTION = "broker and network"
+TRY_S = 5.0
+"""For a broker or a camera to answer."""
+_PATIENCE_S = 3.0
+"""Beyond that, for a name that is looked up: the system gives no limit for it."""
+_FLOWING = ("running", "degraded")
+
+Job = Callable[[], Iterable[Finding]]
+
+
+def findings(config: Config, root: Path) -> Iterator[Finding]:
+    """Whether each broker lets this device in, and whether each camera on the network answers.
+
+    A running daemon is not disturbed: the brokers know us by another client id, and a camera that gives it
+    pictures is left alone.
+
+    Args:
+        config: that is looked at.
+        root: of the file system.
+    """
+    vitals, brokers = read_vitals(_health(root)), brokers_of(config.mqtt)
+    jobs: list[tuple[str, Job]] = [("broker", partial(_of_broker, one, vitals)) for one in brokers]
+    if config.mqtt.commands is None and not commands_off(config.mqtt):
+        jobs += [("commands", partial(_of_strangers, one)) for one in brokers]
+    for name, stream in config.streams.items():
+        jobs.append((f"stream {name}", partial(_of_source, name, stream, vitals)))
+    yield from _at_once(jobs)
+    yield _of_commands(config)
+
+
+def _health(root: Path) -> Path:
+    folder = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return (Path(folder) if folder else root / "run/vedette") / "health.json"
+
+
+def _of_broker(config: MqttConfig, vitals: Vitals | None) -> Iterator[Finding]:
+    where, name = address(config), "broker"
+    try:
+        how = _enter(config)
+    except ConfigError as error:
+        yield Finding(SECTION, name, f"{where}: not tried: {error}", "warning", str(error))
+    except BrokerError as error:
+        connected = vitals is not None and vitals.link is not None and vitals.link.broker == where
+        more = "; the running daemon is connected: it may accept one client id only" if connected else ""
+        value = f"{where}: {error}{more}"
+        advice = f"see that the broker runs and lets this device in, or correct [mqtt]: {where}: {error}"
+        yield Finding(SECTION, name, value, "warning" if connected else "problem", advice)
+    else:
+        yield Finding(SECTION, name, f"{where}: lets this device in, {how}")
+
+
+def _enter(config: MqttConfig) -> str:
+    """How the broker is spoken with; leaves it again.
+
+    Raises:
+        ConfigError: a file that the configuration names cannot be used.
+        BrokerError: it cannot be reached, or refuses us; with what it says.
+    """
+    until, wake = time.monotonic() + TRY_S, Wake()
+    # A client id of its own: with that of the daemon the broker would throw the daemon out. No will either.
+    broker = Broker(config, f"vedette{secrets.token_hex(8)}", None, lambda: read_clock().synchronised)
+    try:
+        broker.open(wake, lambda: max(0.05, until - time.monotonic())).farewell(0.2)
+    except BrokerError as error:
+        raise BrokerError(broker.said(error)) from error
+    finally:
+        wake.close()
+    return broker.how
+
+
+def _of_strangers(config: MqttConfig) -> Iterator[Finding]:
+    """Whether a broker that knows us lets in others whom it does not know: then these may command us."""
+    try:
+        _enter(replace(config, username="", password_file="", cert_file="", key_file=""))
+    except (ConfigError, BrokerError):
+        return
+    where = address(config)
+    yield Finding(
+        SECTION,
+        "commands",
+        f"{where} lets in clients without a user name, too",
+        "warning",
+        f"anybody who reaches {where} may command this device, unless its access list says otherwise: set "
+        "allow_anonymous false there, or [mqtt] commands = false",
+    )
+
+
+def _of_source(name: str, stream: StreamConfig, vitals: Vitals | None) -> Iterator[Finding]:
+    try:
+        source = parse(stream.source)
+        if not (stream.enabled and source.on_network):
+            return
+        if vitals is not None and name in vitals.streams and vitals.streams[name].state in _FLOWING:
+            yield Finding(SECTION, f"stream {name}", f"{source.shown}: the running daemon has it; not tried")
+            return
+        why = objection(with_login(source, stream.capture).target, TRY_S)
+    except SourceError as error:  # the configuration's section tells of it, too
+        yield Finding(SECTION, f"stream {name}", f"not tried: {error}", "warning", str(error))
+        return
+    if why:
+        advice = f"stream {name}: {why}"
+        yield Finding(SECTION, f"stream {name}", f"{source.shown}: {why}", "problem", advice)
+    else:
+        yield Finding(SECTION, f"stream {name}", f"{source.shown}: answers, and has the stream")
+
+
+def _of_commands(config: Config) -> Finding:
+    off = commands_off(config.mqtt)
+    return Finding(SECTION, "commands", f"off: {off}" if off else "are taken from the broker")
+
+
+def _at_once(jobs: list[tuple[str, Job]]) -> Iterator[Finding]:
+    """What each job finds, in their order; one that has not come back in time is left behind."""
+    found: dict[int, list[Finding]] = {}
+
+    def run(number: int) -> None:
+        name, job = jobs[number]
+        try:
+            found[number] = list(job())
+        except Exception as error:
+            value = f"cannot be tried: {type(error).__name__}"
+            found[number] = [Finding(SECTION, name, value, "warning", f"report this defect of Vedette: {value}")]
+
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(len(jobs))]
+    until = time.monotonic() + TRY_S + _PATIENCE_S
+    for thread in threads:
+        thread.start()
+    for number, thread in enumerate(threads):
+        thread.join(max(0.0, until - time.monotonic()))
+        yield from found.get(number, [_left_behind(jobs[number][0])])
+
+
+def _left_behind(name: str) -> Finding:
+    value = f"no answer in {TRY_S + _PATIENCE_S:.0f} s; its name may not be resolved"
+    return Finding(SECTION, name, value, "problem", f"{name}: check its name, the network and the name server")

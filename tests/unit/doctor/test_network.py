@@ -1,0 +1,153 @@
+"""Brokers and cameras on the network are tried by the doctor: real ones, on the loopback."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from agent.comms.payload import LinkHealth
+from agent.config import CaptureConfig, Config, FallbackConfig, MqttConfig, StreamConfig
+from agent.doctor import network
+from agent.doctor.report import Finding
+from agent.update.vitals import StreamVitals, Vitals, boot_id
+from tests.support.mosquitto import HOST, Mosquitto
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "TRY_S", 1.0)
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Mosquitto]:
+    with Mosquitto(tmp_path, users={"porch": "right"}) as running:
+        yield running
+
+
+@contextmanager
+def camera(said: bytes) -> Iterator[str]:
+    """Says this to everybody; gives its URI and counts in `asked`."""
+    with socket.create_server((HOST, 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(said)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"rtsp://{HOST}:{listener.getsockname()[1]}/Zx9"
+
+
+def found(config: Config, root: Path) -> list[tuple[str, str, str]]:
+    return [(one.name, one.state, one.value) for one in network.findings(config, root)]
+
+
+def running(root: Path, **fields: object) -> None:
+    """A daemon that keeps its file."""
+    folder = root / "run/vedette"
+    folder.mkdir(parents=True)
+    vitals = Vitals(pid=1, boot_id=boot_id(), at_s=time.clock_gettime(time.CLOCK_BOOTTIME))
+    (folder / "health.json").write_bytes(msgspec.json.encode(replace(vitals, **fields)))
+
+
+def test_a_broker_that_lets_us_in_and_nobody_else(broker: Mosquitto, tmp_path: Path) -> None:
+    config = Config(mqtt=replace(broker.config(), commands=None))
+    assert found(config, tmp_path) == [
+        ("broker", "ok", f"{HOST}:{broker.port}: lets this device in, MQTT 5 as user 'porch'"),
+        ("commands", "ok", "are taken from the broker"),
+    ]
+
+
+def test_what_a_broker_has_against_us_is_told(broker: Mosquitto, tmp_path: Path) -> None:
+    secret = tmp_path / "wrong"
+    secret.write_text("wrong")
+    with socket.create_server((HOST, 0)) as free:
+        port = int(free.getsockname()[1])
+    gone = FallbackConfig(HOST, port=port)
+    mqtt = replace(broker.config(), password_file=str(secret), commands=False, fallback=(gone,))
+    first, second, commands = network.findings(Config(mqtt=mqtt), tmp_path)
+    assert (first.state, second.state) == ("problem", "problem")
+    assert "refuses user 'porch'" in first.value
+    assert "[mqtt] username and password_file" in first.advice
+    assert second.value == f"{HOST}:{port}: nothing listens there"
+    assert commands.value == "off: [mqtt] commands = false"
+
+
+def test_a_broker_that_keeps_silent_is_left_in_time(tmp_path: Path) -> None:
+    with socket.create_server((HOST, 0)) as listener:
+        config = Config(mqtt=MqttConfig(HOST, port=listener.getsockname()[1]))
+        began = time.monotonic()
+        one, _ = network.findings(config, tmp_path)
+        assert time.monotonic() - began < 3.0
+    assert one.state == "problem"
+    assert "no answer to our CONNECT" in one.value
+
+
+def test_a_broker_that_lets_strangers_in_where_commands_are_taken_is_warned_of(tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("any")
+    (tmp_path / "broker").mkdir()
+    with Mosquitto(tmp_path / "broker") as anonymous:
+        mqtt = MqttConfig(HOST, anonymous.port, username="porch", password_file=str(secret))
+        states = {(name, state) for name, state, _ in found(Config(mqtt=mqtt), tmp_path)}
+    assert ("commands", "warning") in states
+
+
+def test_a_running_daemon_keeps_its_connection(broker: Mosquitto, tmp_path: Path) -> None:
+    where = f"{HOST}:{broker.port}"
+    running(tmp_path, link=LinkHealth(where, "MQTT 5"))
+    secret = tmp_path / "wrong"
+    secret.write_text("wrong")
+    config = Config(mqtt=replace(broker.config(), password_file=str(secret)))
+    (first, _) = network.findings(config, tmp_path)
+    assert first.state == "warning"
+    assert "the running daemon is connected" in first.value
+
+
+@pytest.mark.parametrize(
+    ("said", "state", "value"),
+    [
+        (b"RTSP/1.0 200 OK\r\n\r\n", "ok", "answers, and has the stream"),
+        (b"RTSP/1.0 404 Zx9\r\n\r\n", "problem", "answers 404: it has no such path"),
+        (b"RTSP/1.0 401 No\r\n\r\n", "problem", "set capture.username and capture.password_file"),
+    ],
+)
+def test_a_camera_is_asked(tmp_path: Path, said: bytes, state: str, value: str) -> None:
+    with camera(said) as uri:
+        (told,) = of_stream(StreamConfig(uri, "nanodet"), tmp_path)
+    assert told.state == state
+    assert told.value.endswith(value)
+    assert "Zx9" not in told.value + told.advice
+
+
+def of_stream(stream: StreamConfig, root: Path) -> list[Finding]:
+    config = Config({"front": stream}, mqtt=MqttConfig(HOST, port=1))
+    return [one for one in network.findings(config, root) if one.name == "stream front"]
+
+
+def test_a_camera_that_the_daemon_has_is_left_alone(tmp_path: Path) -> None:
+    running(tmp_path, streams={"front": StreamVitals("running")})
+    (told,) = of_stream(StreamConfig("rtsp://camera.invalid/", "nanodet"), tmp_path)
+    assert (told.state, told.value) == ("ok", "rtsp://camera.invalid: the running daemon has it; not tried")
+
+
+def test_what_is_not_on_the_network_or_disabled_is_not_tried(tmp_path: Path) -> None:
+    assert of_stream(StreamConfig("v4l2:/dev/video0", "nanodet"), tmp_path) == []
+    assert of_stream(StreamConfig("rtsp://camera.invalid/", "nanodet", enabled=False), tmp_path) == []
+    login = CaptureConfig(username="ann", password_file="/nothing/here")
+    (told,) = of_stream(StreamConfig("rtsp://camera.invalid/", "nanodet", capture=login), tmp_path)
+    assert (told.state, "No such file" in told.value) == ("warning", True)
