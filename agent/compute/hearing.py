@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from agent.compute.climb import Answer, Climb
+from agent.compute.gate.pause import Pauses
 from agent.compute.gate.preroll import PreRoll
 from agent.compute.gate.voice import VOICE_HZ, Sound, VoiceGate
 from agent.compute.infer.audio.frontend import Rows, build_frontend
@@ -77,6 +78,10 @@ class Hearing:
         per_s = 1.0 / self._frontend.hop_s if self._frontend.remembers else audio.rate_hz
         self._before = PreRoll(round(before_s * per_s))
         self._words = Words(self._climb.keyword, stream) if self._climb.keyword else None
+        # A model that hears a window anew each time would hear a word for as long as it lies in there.
+        overlap = self._rows.every < self._rows.rows and not self._frontend.remembers
+        self._pauses = Pauses(audio.rate_hz) if self._words is not None and overlap else None
+        self._told_ns: int | None = None
         self.tracker = Tracker(config.track, Zones(()), stream, min_hits=model.manifest.min_hits)
         self._alarm = ConstantAlarm(self._every_s)
         self._next = self.inferences = 0
@@ -137,6 +142,9 @@ class Hearing:
         self._before.clear()
         if self._words is not None:
             self._words.reset()
+        if self._pauses is not None:
+            self._pauses.reset()
+        self._told_ns = None
         self._listening = False
 
     @property
@@ -174,10 +182,14 @@ class Hearing:
         if not open_:
             self._before.add(samples)
             return None
-        if was_listening:
-            return self._frontend(samples)
-        self._frontend.reset()
-        return self._frontend(self._before.take(samples))
+        if not was_listening:
+            self._frontend.reset()
+            samples = self._before.take(samples)
+            if self._pauses is not None:
+                self._pauses.reset()
+        if self._pauses is not None:
+            self._pauses.add(samples)
+        return self._frontend(samples)
 
     def _infer(
         self, chunk: AudioChunk, rows: Rows, sound: Sound, spent: _Spent
@@ -191,6 +203,7 @@ class Hearing:
             late_s = left * self._frontend.hop_s
             at_ns, at = chunk.captured_ns - round(late_s * 1e9), chunk.captured_at - timedelta(seconds=late_s)
             began = time.monotonic_ns()
+            self._forget_told(at_ns, late_s)
             going_on = self._words.told if self._words is not None else ()
             answer = self._climb.answer(self._rows.fill, sound.complexity, going_on)
             inferred = time.monotonic_ns()
@@ -204,10 +217,25 @@ class Hearing:
             found = _strongest(found)
         return events, found if self.inferences else None
 
+    def _forget_told(self, at_ns: int, late_s: float) -> None:
+        """Erase a word that was told from the window when a pause follows it, so that its score falls."""
+        if self._told_ns is None or self._pauses is None or self._words is None:
+            return
+        if not self._words.told:
+            self._told_ns = None  # its score has fallen by itself
+            return
+        ago_s = self._pauses.find((at_ns - self._told_ns) / 1e9, late_s)
+        if ago_s is not None:
+            self._told_ns = None
+            self._rows.forget(round(ago_s / self._frontend.hop_s))
+            self._words.reset()
+
     def _tell(self, answer: Answer, at_ns: int, at: datetime) -> tuple[list[Event], list[Detection]]:
         if self._words is None:
             return self.tracker.update(answer.detections, at_ns, at), answer.detections
         events = self._words.hear(answer.scores, at_ns, at, self._every_s)
+        if events:
+            self._told_ns = at_ns
         return events, self._words.decoder.best(answer.scores)
 
 

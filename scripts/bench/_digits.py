@@ -40,13 +40,18 @@ class Said(Struct):
 
 def digits(data: Path, *, learn: bool) -> list[tuple[str, Samples]]:
     """Label and sound of held-out digits, for learning or for trying."""
+    return [(label, sound) for label, _, sound in spoken_digits(data, learn=learn)]
+
+
+def spoken_digits(data: Path, *, learn: bool) -> list[tuple[str, str, Samples]]:
+    """Label, speaker and sound of held-out digits, for learning or for trying."""
     stored = np.load(common.needed(data / "fsdd_train.npz"))
     pcm, offsets = stored["pcm"], stored["offsets"]
     found = []
     for number, name in enumerate(map(str, stored["names"])):
-        digit, _, take = name.split("_")
+        digit, speaker, take = name.split("_")
         if int(take) % 10 == _HELD_OUT and (int(take) < _LEARNED_BELOW) is learn:
-            found.append((DIGITS[int(digit)], pcm[offsets[number] : offsets[number + 1]]))
+            found.append((DIGITS[int(digit)], speaker, pcm[offsets[number] : offsets[number + 1]]))
     return found
 
 

@@ -44,19 +44,19 @@ complexity = {complexity}
 """
 
 
-def _weights(sharpness: float) -> np.ndarray:
+def _weights(sharpness: float, rows: int = ROWS) -> np.ndarray:
     """Three rows over all bands of all rows: low bands, high bands, and neither."""
-    low, high = np.zeros((ROWS, MELS)), np.zeros((ROWS, MELS))
-    low[:, :8], high[:, 12:] = 1.0 / (8 * ROWS), 1.0 / (8 * ROWS)
-    quiet = -np.full((ROWS, MELS), 0.5 / (MELS * ROWS))
+    low, high = np.zeros((rows, MELS)), np.zeros((rows, MELS))
+    low[:, :8], high[:, 12:] = 1.0 / (8 * rows), 1.0 / (8 * rows)
+    quiet = -np.full((rows, MELS), 0.5 / (MELS * rows))
     return np.stack([low.ravel(), high.ravel(), quiet.ravel()]).astype(np.float32) * sharpness
 
 
-def tone_model(folder: Path, *, sharpness: float = 8.0) -> Path:
-    """A model of one depth; gives its manifest's path."""
+def tone_model(folder: Path, *, sharpness: float = 8.0, rows: int = ROWS) -> Path:
+    """A model of one depth that hears `rows` of 10 ms at once; gives its manifest's path."""
     tensors = [
-        build.T("features", (1, ROWS, MELS)),
-        build.T("w", (3, ROWS * MELS), "float32", _weights(sharpness)),
+        build.T("features", (1, rows, MELS)),
+        build.T("w", (3, rows * MELS), "float32", _weights(sharpness, rows)),
         build.T("logits", (1, 3)),
     ]
     (folder / "tones.tflite").write_bytes(
@@ -111,9 +111,10 @@ def word(name: str, seconds: float = 0.6) -> Samples:
     return np.asarray(sound * 1500 * (0.8 + 0.2 * np.sin(20 * t)), np.int16)
 
 
-def chunks(samples: Samples, size: int = 480, first: int = 0) -> Iterator[AudioChunk]:
+def chunks(samples: Samples, size: int = 480, first: int = 0, rate_hz: int = RATE) -> Iterator[AudioChunk]:
     """As a listener gives them."""
     for at in range(0, len(samples), size):
         part = samples[at : at + size]
-        end_s = (first + at + len(part)) / RATE
-        yield AudioChunk(part, RATE, "kitchen", first + at, round(end_s * 1e9), NOW + timedelta(seconds=end_s), 0)
+        end_s = (first + at + len(part)) / rate_hz
+        at_ns, at_utc = round(end_s * 1e9), NOW + timedelta(seconds=end_s)
+        yield AudioChunk(part, rate_hz, "kitchen", first + at, at_ns, at_utc, 0)

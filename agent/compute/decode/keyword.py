@@ -28,7 +28,8 @@ class KeywordOptions(Options, frozen=True, forbid_unknown_fields=True):
     Attributes:
         logits: see `agent.compute.decode.classify.ClassifyOptions`; a wake word alone has a sigmoid.
         mean_of: the mean of so many answers in a row is compared with the threshold.
-        refractory_s: after a word is told, it is not told again for so long, s.
+        refractory_s: a word that goes on is told once. It is told again when its mean has fallen to half the
+            threshold, at the earliest so long after it was told before, s.
         ignore: labels that are no words: they are never told as events.
     """
 

@@ -38,6 +38,10 @@ class PreRoll:
         self.clear()
         return np.concatenate(parts)[-(self._size + len(newest)) :]
 
+    def held(self) -> Array:
+        """All of it, which stays. At least one part must have been added."""
+        return np.concatenate(self._parts)
+
     def clear(self) -> None:
         """Forget it."""
         self._parts, self._held, self.forgot = [], 0, False

@@ -1,8 +1,8 @@
 """Words over time: probabilities of one inference after the other in, `heard` events out, each word once.
 
-The mean of the last N answers must exceed the threshold; then the word is told, and not again before its mean has
-fallen to half the threshold and the refractory time is over. Source: Chen, Parada and Heigold, Small-footprint
-keyword spotting using deep neural networks, ICASSP 2014
+A word is told when the mean of the last N answers exceeds the threshold. The same word is told again only after
+its mean has fallen to half the threshold, and at the earliest `refractory_s` after it was told before.
+Source: Chen, Parada and Heigold, Small-footprint keyword spotting using deep neural networks, ICASSP 2014
 """
 
 from __future__ import annotations
@@ -62,12 +62,13 @@ class Words:
         count = len(self._newest)
         self._newest[self._heard % count] = probabilities
         self._heard += 1
-        if self._heard < count:
-            return []
-        mean = np.add.reduce(self._newest) * self._share
-        best = int(mean.argmax())
+        whole = self._heard >= count
+        mean = np.add.reduce(self._newest) * self._share if whole else self._newest[: self._heard].mean(axis=0)
         if self.told:
             self.told = frozenset(label for label in self.told if mean[label] > self._threshold * _RELEASE)
+        if not whole:
+            return []
+        best = int(mean.argmax())
         if mean[best] <= self._threshold or best not in self._wanted or best in self.told:
             return []
         if at_ns - self._told_ns.get(best, -self._refractory_ns) < self._refractory_ns:
@@ -77,7 +78,7 @@ class Words:
         return [self._event(best, float(mean[best]), at, span_s)]
 
     def reset(self) -> None:
-        """Sound was lost: what comes next does not follow what came before."""
+        """Start the mean anew: the next answer does not follow those before. What has been told stays so."""
         self._heard = 0
 
     def _event(self, number: int, score: float, at: datetime, span_s: float) -> Event:

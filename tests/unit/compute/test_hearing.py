@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agent.capture.recording import read_whole
 from agent.compute import hearing as module
 from agent.compute.hearing import Hearing
 from agent.config import DecodeConfig, GateConfig, LadderConfig, StreamConfig, ZoneConfig
 from agent.errors import ConfigError, ModelError
 from agent.library import open_model
 from agent.messages import Samples
+from agent.storage.models import ZOO
 from tests.support.house import person_model
 from tests.support.sound import chunks, ladder_model, quiet, tone_model, word
 
@@ -87,6 +89,24 @@ def test_several_inferences_on_one_piece_of_sound_give_each_label_once(tmp_path:
     assert {one.label for one in found} == {"low", "high", "silence"}
     assert len(found) == 3
     assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+
+
+@pytest.mark.parametrize(("label", "first_s", "last_s"), [("three", 1.38, 1.9), ("seven", 12.81, 13.29)])
+def test_the_same_word_said_twice_is_told_twice(label: str, first_s: float, last_s: float) -> None:
+    spoken = read_whole(ZOO / "spoken.flac", 8000)[round(first_s * 8000) : round(last_s * 8000)]
+    pause = quiet(0.3)[: round(0.3 * 8000)]
+    sound = np.concatenate((quiet(1.0), spoken, pause, spoken, quiet(1.0)))
+    hearing = Hearing("kitchen", StreamConfig("mic:default", "small-speech"), open_model("small-speech"))
+    at = [(chunk.captured_ns, hearing.listen(chunk).events) for chunk in chunks(sound, 240, rate_hz=8000)]
+    told = [event.track.label for _, events in at for event in events]
+    assert told == [label, label]
+
+
+def test_a_word_that_lasts_is_told_once_and_again_after_a_pause(tmp_path: Path) -> None:
+    hearing = ear(tone_model(tmp_path, rows=100))
+    assert [label for label, _ in hear(hearing, np.concatenate((quiet(2), word("low", 5.0))))] == ["low"]
+    assert hear(hearing, quiet(0.3)) == []
+    assert [label for label, _ in hear(hearing, np.concatenate((word("low", 1.5), quiet(1.0))))] == ["low"]
 
 
 def test_lost_sound_is_not_glued_together(tmp_path: Path) -> None:

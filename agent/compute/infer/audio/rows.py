@@ -56,6 +56,17 @@ class RowInput:
         self._ring[:] = self._floor
         self._at = self._fresh = 0
 
+    def forget(self, keep: int) -> None:
+        """Replace every row but the newest ones by silence.
+
+        Args:
+            keep: how many of the newest rows stay.
+        """
+        newest = self._ring[self._at : self._at + self.rows].copy()
+        newest[: max(0, self.rows - keep)] = self._floor
+        self._ring[: self.rows] = self._ring[self.rows :] = newest
+        self._at = 0
+
     def feed(self, rows: Rows) -> Iterator[int]:
         """Take rows; stops each time that an inference is due, for the caller to `fill` the tensor.
 

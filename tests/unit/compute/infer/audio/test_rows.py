@@ -57,6 +57,18 @@ def test_each_inference_sees_the_newest_rows_however_they_come(sizes: list[int],
         assert newest == [max(0, n) for n in range(at - rows + 1, at + 1)]
 
 
+@pytest.mark.parametrize(("keep", "left"), [(0, [0, 0, 0, 0]), (3, [0, 2, 3, 4]), (9, [1, 2, 3, 4])])
+def test_rows_that_are_forgotten_are_silence(keep: int, left: list[int]) -> None:
+    made, tensor = row_input(rows=4, every_s=0.01, dtype="float32"), np.empty((1, 4, 3), np.float32)
+    list(made.feed(numbered(-1, 6)))
+    made.forget(keep)
+    made.fill(tensor)
+    assert tensor[0, :, 0].tolist() == left
+    list(made.feed(numbered(5, 1)))
+    made.fill(tensor)
+    assert tensor[0, :, 0].tolist() == [*left[1:], 5]
+
+
 def test_rows_are_normalised_quantised_and_cut_to_the_type() -> None:
     made, tensor = row_input(rows=4, every_s=0.04, mean=1.0, std=2.0), np.empty((1, 4, 3), np.int8)
     rows = np.array([[1.0] * 3, [3.0] * 3, [9999.0] * 3, [np.nan] * 3], np.float32)
