@@ -60,15 +60,29 @@ class Known(Struct, frozen=True):
 
     def remarks(self) -> list[str]:
         """What was found or guessed, in one line, and every doubt."""
-        found = told(self.completed.sources)
-        why = "it has no manifest" if self.stated is None else "its manifest leaves keys out"
-        return [*([f"{why}: {found}"] if found else []), *self.completed.doubts]
+        return _remarks({} if self.stated is None else self.stated.data, self.completed)
+
+
+def tell(stream: str, name_or_path: str) -> None:
+    """Log what was guessed of a stream's model, which is open, and warn of what is doubtful.
+
+    Nothing is known of a model whose manifest says everything.
+    """
+    if name_or_path in _completions:
+        _, keys, completed = _completions[name_or_path]
+        for remark in _remarks(keys, completed):
+            log_it = log.warning if remark in completed.doubts else log.info
+            log_it("stream %s: %s: %s", stream, name_or_path, remark)
+
+
+def _remarks(keys: dict[str, Any], completed: Completed) -> list[str]:
+    found = told(completed.sources)
+    why = "its manifest leaves keys out" if keys else "it has no manifest"
+    return [*([f"{why}: {found}"] if found else []), *completed.doubts]
 
 
 def open_model(name_or_path: str, rung: str = "") -> Model:
     """The model of that name or path with the rungs that may run, and nothing of the others.
-
-    What was guessed of it, and what is doubtful, is logged when it is opened first.
 
     Args:
         name_or_path: see `agent.storage.models.load_file`.
@@ -88,7 +102,6 @@ def open_model(name_or_path: str, rung: str = "") -> Model:
             return before
         if len(kept) == 1 < all_there_are:
             content = only_signature(content, kept[0].signature)
-    _tell(name_or_path, known)
     _open[key] = model = Model(content, known.sha256, manifest, name_or_path)
     return model
 
@@ -255,9 +268,3 @@ def _unknown(name: str, known: Mapping[str, str], what: str, keys: tuple[str, st
 def _rate(frontend: str, rate_hz: int) -> dict[str, int]:
     """What a front end is told besides its options."""
     return {"rate_hz": rate_hz} if "rate_hz" in frontend_options_kind(frontend).__struct_fields__ else {}
-
-
-def _tell(name_or_path: str, known: Known) -> None:
-    for remark in known.remarks():
-        tell = log.warning if remark in known.completed.doubts else log.info
-        tell("%s: %s", name_or_path, remark)

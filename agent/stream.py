@@ -19,7 +19,7 @@ from agent.corridor import Corridor, Tally
 from agent.desk import Desk as Desk
 from agent.errands import Errands
 from agent.errors import CommandError, VedetteError
-from agent.library import open_model
+from agent.library import open_model, tell
 from agent.manifest import Model
 from agent.meter import Meter
 from agent.recent import Recent
@@ -71,6 +71,7 @@ class Stream(Supervised):
             check_login(self.config.source, self.config.capture)
             if self.config.enabled:
                 self.model, self._rung = open_model(self.config.model, self.config.rung), self.config.rung
+                tell(self.name, self.config.model)
                 desk = self._desk
                 self._sense = prepare_sense(self.name, self.config, self.model, desk.opener, desk.vetting)
         except VedetteError as error:

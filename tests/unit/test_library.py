@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agent.comms.topics import Topics
 from agent.compute.infer.backend import Options, open_session
 from agent.compute.infer.modelfile import read_modelfile
 from agent.compute.size import Size
-from agent.config import DecodeConfig
+from agent.config import DecodeConfig, StreamConfig
+from agent.desk import Desk
 from agent.errors import ModelError
 from agent.library import open_model
 from agent.messages import WHOLE, Detection, Frame
 from agent.storage.models import ZOO
-from tests.support.house import person_model
+from agent.stream import Stream
+from tests.support.house import Kept, person_model
 from tests.support.picture_models import COLOURS, Ending, Numbers, classifier, detector, picture
 from tests.support.tflite_builder import constant_model
 
@@ -159,15 +162,21 @@ def test_shapes_that_the_file_leaves_out_are_the_runtimes(tmp_path: Path) -> Non
     assert seen(path) == [[colour] for colour in COLOURS]
 
 
-def test_a_wild_normalisation_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_was_guessed_is_logged_and_a_wild_normalisation_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "m.tflite"
     path.write_bytes(classifier(described=False))
     path.with_suffix(".toml").write_text("[input]\nmean = [0, 0, 0]\nstd = [1, 1, 1]\n")
-    model = open_model(str(path))
-    assert open_model(str(path)) is model
-    (warned,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert "99% of a pixel's values lie beyond its range" in warned
-    assert "mean = 128 and std = 127.5" in warned
+    stream = Stream(
+        "front", StreamConfig(source="test:", model=str(path)), Desk(Topics("vedette", "porch"), Kept(), Kept())
+    )
+    with caplog.at_level("INFO", "agent.library"):
+        stream.prepare()
+    guessed, doubtful = (record.message for record in caplog.records if record.name == "agent.library")
+    assert guessed.startswith(f"stream front: {path}: its manifest leaves keys out: output.decoder (guessed")
+    assert "99% of a pixel's values lie beyond its range" in doubtful
+    assert "mean = 128 and std = 127.5" in doubtful
 
 
 @pytest.mark.parametrize(

@@ -368,7 +368,7 @@ def _saturation(spec: TensorSpec, manifest: InputManifest) -> str:
         return ""
     zero = spec.zero_point + (128 if spec.dtype == "int8" else 0)
     return (
-        f"input {spec.name}: with [input] mean = {_short(manifest.mean)} and std = {_short(manifest.std)}"
+        f"input {spec.name}: with [input] mean = {_short(manifest.mean)} and std = {_short(manifest.std)},"
         f" {fault}; its quantisation fits mean = {zero:g} and std = {1.0 / spec.scale:.4g}"
     )
 

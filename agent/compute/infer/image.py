@@ -154,6 +154,9 @@ class Shrink:
         """
         height, width = target.shape[:2]
         rows, columns = _multiple(picture.shape[0], height), _multiple(picture.shape[1], width)
+        if rows == columns == 1:
+            cv2.resize(picture, (width, height), dst=target)
+            return
         for level in self._levels(rows, columns, height, width):
             cv2.resize(picture, level.shape[1::-1], dst=level, interpolation=_way(picture, level))
             picture = level
