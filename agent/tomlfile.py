@@ -160,6 +160,8 @@ def _inside(value: Any) -> Any:
 def nearest(name: str, known: Iterator[str] | list[str]) -> str:
     """`; did you mean …?` when one of the known names is close, else what there is to choose from."""
     names = sorted(known)
+    if not names:
+        return "; no key is known there"
     close = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
 
