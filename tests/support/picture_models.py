@@ -35,7 +35,7 @@ def classifier(
     *,
     described: bool = True,
     batch: int = 1,
-    shaped: bool = True,
+    shape: tuple[int, ...] = (1, 3),
     labels: tuple[str, ...] = COLOURS,
 ) -> bytes:
     """A classifier of colours that was trained on pictures in -1..1.
@@ -45,12 +45,11 @@ def classifier(
         ending: last operation; empty: it gives logits.
         described: whether TFLite Metadata tells its normalisation and its labels.
         batch: in the signature of its shapes; -1: left open.
-        shaped: whether the file says the shape of the output; the runtime works it out in any case.
+        shape: of the output as the file says it; the runtime works it out anew.
         labels: in the metadata.
     """
     tensors, operations, scores = _logits(numbers, batch)
     if ending:
-        shape = (1, 3) if shaped else ()
         tensors.append(T("scores", shape, numbers, scale=_scale(numbers, 1 / 256), zero_point=_zero(numbers, 0)))
         operations.append(Op(ending, (scores,), (len(tensors) - 1,), 1 if numbers == "float32" else 2))
     notes = {"TFLITE_METADATA": _metadata()} if described else {}

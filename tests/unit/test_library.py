@@ -156,9 +156,12 @@ def test_several_classes_may_be_there_at_once(tmp_path: Path) -> None:
     assert min(one.score for one in both) > 0.7
 
 
-def test_shapes_that_the_file_leaves_out_are_the_runtimes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", [(), (1, 7), (3, 2, 2, 7, 5)])
+def test_shapes_that_the_file_leaves_out_or_gets_wrong_are_the_runtimes(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
     path = tmp_path / "m.tflite"
-    path.write_bytes(classifier("int8", shaped=False))
+    path.write_bytes(classifier("int8", shape=shape))
     assert seen(path) == [[colour] for colour in COLOURS]
 
 

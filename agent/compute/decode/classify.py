@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Meta
 
 from agent.compute.decode.quant import Floats, Sieve
-from agent.compute.decode.roles import Role, cast
+from agent.compute.decode.roles import cast_scores
 from agent.compute.decode.setting import Logits, Options, Setting, activation
 from agent.messages import Array, Detection
 
@@ -38,9 +38,8 @@ def build(setting: Setting) -> Classify:
         MisfitError: the tensors are others.
     """
     options = setting.options(ClassifyOptions)
-    count = len(setting.labels()) or None
-    role = Role("scores", ((1, count), (1, 1, 1, count)), ("score", "prob", "class", "softmax"))
-    (place,) = cast((role,), setting.outputs, options.tensors)
+    hints = ("score", "prob", "class", "softmax")
+    place = cast_scores(len(setting.labels()), setting.outputs, options.tensors, hints)
     return Classify(setting, options, place)
 
 

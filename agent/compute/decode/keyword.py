@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from agent.compute.decode.classify import softmax
 from agent.compute.decode.quant import Floats, sigmoid
-from agent.compute.decode.roles import Role, cast
+from agent.compute.decode.roles import cast_scores
 from agent.compute.decode.setting import Logits, Options, Setting, activation
 from agent.manifest import HIDDEN
 from agent.messages import Array, Detection
@@ -49,10 +49,9 @@ def build(setting: Setting) -> Keyword:
         MisfitError: the tensors are others.
     """
     options = setting.options(KeywordOptions)
-    count = len(setting.labels()) or None
-    role = Role("scores", ((1, count), (1, 1, 1, count)), ("logit", "score", "prob", "class", "softmax"))
+    hints = ("logit", "score", "prob", "class", "softmax")
     seen = tuple(spec for spec in setting.outputs if spec.name != HIDDEN)
-    (place,) = cast((role,), seen, options.tensors)
+    place = cast_scores(len(setting.labels()), seen, options.tensors, hints)
     return Keyword(setting, options, setting.outputs.index(seen[place]))
 
 

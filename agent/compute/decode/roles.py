@@ -65,6 +65,30 @@ def cast(
     return best
 
 
+def cast_scores(
+    labels: int, outputs: Sequence[TensorSpec], named: Mapping[str, str], hints: tuple[str, ...]
+) -> int:
+    """Index of the output with one score per class, [1,classes] or [1,1,1,classes].
+
+    Args:
+        labels: how many there are; 0: not known.
+        outputs: of a model.
+        named: see `cast`.
+        hints: see `Role`.
+
+    Raises:
+        MisfitError: there is none, or it has another number of classes.
+    """
+    count = labels or None
+    try:
+        return cast((Role("scores", ((1, count), (1, 1, 1, count)), hints),), outputs, named)[0]
+    except MisfitError:
+        if not labels:
+            raise
+    other = outputs[cast_scores(0, outputs, named, hints)]
+    raise MisfitError(f"expected a score for each of {labels} labels, found {other.shape[-1]} classes in {other}")
+
+
 def _places(role: Role, outputs: Sequence[TensorSpec], name: str | None) -> list[int]:
     places = [i for i, spec in enumerate(outputs[:_MANY]) if role.fits(spec) and name in (None, spec.name)]
     if not places:

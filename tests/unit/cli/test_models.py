@@ -230,7 +230,9 @@ MANY = [
     [
         (classifier(), None, True),
         (classifier(batch=-1), None, True),
-        (classifier(shaped=False), None, True),
+        (classifier(shape=()), None, True),
+        (classifier(shape=(1, 7)), None, True),
+        (classifier(labels=("a", "b")), None, False),
         (detector(), None, True),
         (detector(described=False), "[input]\nmean = [0, 0, 0]\nstd = [1, 1, 1]", True),
         (classifier("float32", described=False), None, False),
@@ -240,7 +242,21 @@ MANY = [
         (write([T("image", (1, 8, 8, 3)), T("y", (1, 4))], [Op("Odd", (0,), (1,))], (0,), (1,)), None, False),
         (write([T("image", (1, 8, 8, 3)), T("y", (1, 4)), *MANY], [], (0,), (1,)), None, False),
     ],
-    ids=["fine", "batch", "shapeless", "ssd", "ssd2", "range", "misfit", "key", "nothing", "custom", "many"],
+    ids=[
+        "fine",
+        "batch",
+        "shapeless",
+        "lying",
+        "labels",
+        "ssd",
+        "ssd2",
+        "range",
+        "misfit",
+        "key",
+        "nothing",
+        "custom",
+        "many",
+    ],
 )
 def test_inspect_and_check_judge_alike_in_one_line(
     tmp_path: Path, content: bytes, manifest: str | None, usable: bool

@@ -59,3 +59,21 @@ def test_softmax_of_infinities_is_finite() -> None:
 def test_top_k_must_be_positive() -> None:
     with pytest.raises(ModelError, match="top_k"):
         decoder("classify", picture(8), [spec("p", 1, 4)], LABELS, top_k=0)
+
+
+def test_another_number_of_labels_than_of_classes_is_named() -> None:
+    with pytest.raises(
+        ModelError, match=r"expected a score for each of 4 labels, found 5 classes in p float32\[1,5\]"
+    ):
+        decoder("classify", picture(8), [spec("p", 1, 5)], LABELS)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("float32", 0.0), ("int8", 1 / 16), ("uint8", 1 / 16)])
+def test_a_sigmoid_lets_several_classes_stand(dtype: str, scale: float) -> None:
+    zero = 128 if dtype == "uint8" else 0
+    tensor = spec("p", 1, 4, dtype=dtype, scale=scale, zero_point=zero)
+    decode = decoder("classify", picture(8), [tensor], LABELS, score=0.5, logits="sigmoid", top_k=4)
+    real = np.array([[2.0, -1.0, 1.0, -3.0]])
+    found = decode([(real / (scale or 1.0) + zero).astype(dtype)])
+    assert [d.label for d in found] == ["cat", "cow"]
+    assert [d.score for d in found] == pytest.approx([0.8808, 0.7311], abs=1e-3)

@@ -45,3 +45,13 @@ def test_what_is_not_finite_is_never_sure() -> None:
     (found,) = answer([np.nan, np.inf, 0.1])
     assert found.label == "silence"
     assert found.score == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("float32", 0.0), ("int8", 1 / 16), ("uint8", 1 / 16)])
+def test_a_wake_word_of_logits_is_as_sure_as_its_sigmoid(dtype: str, scale: float) -> None:
+    zero = 128 if dtype == "uint8" else 0
+    tensor = spec("word", 1, 1, dtype=dtype, scale=scale, zero_point=zero)
+    decode = decoder("keyword", spec("x", 1, 9, 4), [tensor], ("alexa",), score=0.6, logits="sigmoid")
+    for real, expected in ((-4.0, 0.018), (0.0, 0.5), (3.0, 0.9526)):
+        (found,) = decode([np.full((1, 1), real / (scale or 1.0) + zero).astype(dtype)])
+        assert found.score == pytest.approx(expected, abs=1e-3)

@@ -131,3 +131,14 @@ def test_tensors_that_do_not_fit_are_named(
     with pytest.raises(ModelError) as error:
         decoder("nanodet", picture(SIZE), specs, labels)
     assert all(word in str(error.value) for word in words)
+
+
+def test_logits_get_their_sigmoid() -> None:
+    cells = 8 * 8 + 4 * 4 + 2 * 2
+    tensors = [spec("scores", 1, cells, 2), spec("reg", 1, cells, 32)]
+    decode = decoder("nanodet", picture(64), tensors, ("cat", "dog"), score=0.5, logits=True)
+    scores = np.full((1, cells, 2), -4.0, np.float32)
+    scores[0, 20, 1] = 2.0
+    (found,) = decode([scores, np.full((1, cells, 32), 1 / 8, np.float32)])
+    assert found.label == "dog"
+    assert found.score == pytest.approx(0.8808, abs=1e-3)

@@ -90,3 +90,12 @@ def test_holes_in_the_label_map_numbers_beyond_it_and_broken_rows() -> None:
 def test_boxes_and_scores_must_be_as_many() -> None:
     with pytest.raises(ModelError, match="as many boxes"):
         decoder("ssd", picture(320), [spec("boxes", 1, 9, 4), *NAMED[1:]], LABELS)
+
+
+def test_logits_get_their_sigmoid() -> None:
+    tensors = [spec("boxes", 1, 2, 4), spec("classes", 1, 2), spec("scores", 1, 2), spec("count", 1)]
+    decode = decoder("ssd", picture(8), tensors, ("cat",), score=0.5, logits=True)
+    boxes = np.array([[[0.1, 0.1, 0.5, 0.5]] * 2], np.float32)
+    zeros, logits = np.zeros((1, 2), np.float32), np.array([[2.0, -2.0]], np.float32)
+    (found,) = decode([boxes, zeros, logits, np.array([2], np.float32)])
+    assert found.score == pytest.approx(0.8808, abs=1e-3)
