@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from agent import supervised
+from agent import senses, supervised
 from agent.chooser import Chooser
 from agent.clips import Clip
 from agent.comms.topics import Topics
+from agent.compute.infer import vetting
 from agent.compute.vision import Vision
 from agent.config import (
     CaptureConfig,
@@ -40,6 +41,7 @@ from tests.support.publishing import wait_for
 from tests.support.sizes import LEFT, RIGHT, sizes_model
 from tests.support.sound import tone_model
 from tests.support.stills import frames_of
+from tests.support.tflite_builder import crashing_model
 
 _WALK = "test:?size=64x48&fps=50"
 
@@ -188,6 +190,33 @@ def test_a_stream_records_when_asked(tmp_path: Path) -> None:
     recorder.close(5.0)
     assert [clip.path for clip in clips] == [path]
     assert 5 <= len(frames_of(Path(path))) == clips[0].frames
+
+
+def test_a_model_that_is_still_being_tried_is_opened_by_the_streams_own_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(senses, "_PREPARE_S", 0.0)
+    made = stream(tmp_path, Kept(), model=str(person_model(tmp_path, score=0.91)))
+    made.prepare()
+    assert made.standing[0] == "starting"
+    made.start()
+    wait_for(lambda: made.has_result, 10.0)
+    made.ask_to_stop()
+    assert made.join(2.0)
+
+
+def test_one_that_crashes_the_runtime_then_fails_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(senses, "_PREPARE_S", 0.0)
+    monkeypatch.setattr(vetting, "KNOWN", {})
+    (tmp_path / "bad.tflite").write_bytes(crashing_model())
+    (tmp_path / "bad.toml").write_text('name = "bad"\n[output]\ndecoder = "classify"\n')
+    made = stream(tmp_path, Kept(), model=str(tmp_path / "bad.toml"))
+    with running(made):
+        wait_for(lambda: made.over, 10.0)
+        assert made.state == "failed"
+        assert "(SIGSEGV)" in made.detail
 
 
 def test_a_stop_ends_its_tracks(tmp_path: Path) -> None:

@@ -30,9 +30,9 @@ def model() -> Model:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_known() -> Iterator[None]:
-    vetting._TRIALS.known.clear()
+    vetting.KNOWN.clear()
     yield
-    vetting._TRIALS.known.clear()
+    vetting.KNOWN.clear()
 
 
 def file_of(state: Path) -> Path:
@@ -48,7 +48,7 @@ def rewrite(state: Path, **changes: Any) -> None:
 def test_what_ran_once_is_known_after_the_next_start(tmp_path: Path, model: Model) -> None:
     assert Vetted(tmp_path).read(model) is None
     Vetting(Vetted(tmp_path)).check(model, Options(threads=1))
-    vetting._TRIALS.known.clear()  # as at the next start
+    vetting.KNOWN.clear()  # as at the next start
     assert Vetted(tmp_path).read(model) == ""
     began = time.perf_counter()
     assert Vetted(tmp_path).read(model) == ""

@@ -157,7 +157,14 @@ class CpuSession:
     def use(self, rung: str) -> None:
         """See `Session.use`."""
         if rung not in self._graphs:
-            self._graphs[rung] = self._allocate(self._model.manifest.rung(rung).signature)
+            signature = self._model.manifest.rung(rung).signature
+            try:
+                self._graphs[rung] = self._allocate(signature)
+            except (ValueError, RuntimeError) as error:
+                if not self._graphs:  # `CpuBackend.open` says it
+                    raise
+                text = f"rung {rung!r} cannot be run: {_first_line(error)}"
+                raise BackendError(f"{self._model.path}: {text}") from error
         self._graph = self._graphs[rung]
         self.rung = rung
         self.inputs, self.outputs = self._graph.inputs, self._graph.outputs

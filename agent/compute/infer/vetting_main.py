@@ -1,4 +1,4 @@
-"""The process of `agent.compute.infer.vetting`: opens and runs each model that it is sent in a fork of itself.
+"""The process of `agent.compute.infer.vetting_process`: opens and runs each model that comes in a fork of itself.
 
 The runtime is imported once; a fork then takes milliseconds. It may crash, hang or be taken over by the model: it
 has no more rights than this process, which are never root's, less memory and CPU time, and of the pipes only the
@@ -21,7 +21,7 @@ from agent.compute.infer.backend import Options
 from agent.compute.infer.child import begin, end_with, forget_talk
 from agent.compute.infer.litert import CpuBackend, load_runtime, runtime_version
 from agent.compute.infer.unprivileged import drop_root
-from agent.compute.infer.vetting import Vet, Vetted, requests
+from agent.compute.infer.vetting_process import Vet, Vetted, requests
 from agent.compute.infer.worker_main import failed
 from agent.errors import NO_JSON, BackendError, VedetteError
 from agent.manifest import Model
