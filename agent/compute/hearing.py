@@ -20,7 +20,7 @@ from agent.compute.gate.voice import VOICE_HZ, Sound, VoiceGate
 from agent.compute.infer.audio.frontend import Rows, build_frontend
 from agent.compute.infer.audio.rows import RowInput
 from agent.compute.infer.backend import Opener, Options, open_session
-from agent.compute.track.alarm import ConstantAlarm
+from agent.compute.track.alarm import ConstantAlarm, answers_move
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.words import Words
 from agent.compute.track.zones import Zones
@@ -68,7 +68,8 @@ class Hearing:
         self.session = opener(model, config.backend, Options(threads=config.threads))
         self._climb = Climb(self.session, model.manifest, config)
         self._frontend = build_frontend(audio)
-        self._rows = RowInput(self.session.inputs[0], audio, self._frontend)
+        self._spec = self.session.inputs[0]
+        self._rows = RowInput(self._spec, audio, self._frontend)
         high_hz = VOICE_HZ if self._climb.keyword else audio.rate_hz / 2
         judges = any(rung.complexity < 1.0 for rung in model.manifest.rungs)
         self._gate = VoiceGate(config.gate, audio.rate_hz, high_hz, judges=judges)
@@ -83,7 +84,7 @@ class Hearing:
         self._pauses = Pauses(audio.rate_hz) if self._words is not None and overlap else None
         self._told_ns: int | None = None
         self.tracker = Tracker(config.track, Zones(()), stream, min_hits=model.manifest.min_hits)
-        self._alarm = ConstantAlarm(self._every_s)
+        self._alarm = ConstantAlarm(self._every_s, self._model_moves)
         self._next = self.inferences = 0
         self._listening = False
 
@@ -208,7 +209,7 @@ class Hearing:
             answer = self._climb.answer(self._rows.fill, sound.complexity, going_on)
             inferred = time.monotonic_ns()
             news, detections = self._tell(answer, at_ns, at)
-            if self._words is not None and audible and self._alarm.saw(answer.scores):
+            if self._words is not None and audible and self._alarm.saw(answer.scores, self._rows.newest):
                 log.error("%s: %s", self.model.path, self._alarm.text)
             events += news
             found += detections
@@ -216,6 +217,19 @@ class Hearing:
         if len(found) > 1:
             found = _strongest(found)
         return events, found if self.inferences else None
+
+    def _model_moves(self) -> bool:
+        """Test the model with made inputs: return True if its answers depend on them.
+
+        Raises:
+            BackendError: an inference failed.
+        """
+        moved = answers_move(lambda made: self._climb.every(lambda tensor: np.copyto(tensor, made)), self._spec)
+        if self._rows.every >= self._rows.rows:  # it remembers the made inputs: silence takes their place
+            self._rows.reset()
+            for _ in range(round(_STATE_S / self._every_s)):
+                self._climb.every(self._rows.fill)
+        return moved
 
     def _forget_told(self, at_ns: int, late_s: float) -> None:
         """Erase a word that was told from the window when a pause follows it, so that its score falls."""

@@ -2,7 +2,8 @@
 
 Held-out digits of six speakers, with pauses, clean and in noise at 10 and 0 dB, go through the whole ear with the
 default configuration; in noise three times, with other noise. A word is right when it is the first that is told
-while it is said or just after; whatever else is told is told wrongly. Each
+while it is said or just after; whatever else is told is told wrongly. A word that is told more than once is counted
+as doubled; a repeat is a word that follows the same word, 0.9 s after it, and is missed when it is not told. Each
 inference's multiply-adds are those of the exits that ran. The ladder's own cost is what asking it costs.
 """
 
@@ -34,6 +35,8 @@ class Run(Struct):
     used: dict[str, int]
     infer_ns: int
     false_words: int
+    doubled: int
+    repeats: list[bool]
 
 
 def main() -> None:
@@ -81,13 +84,18 @@ def listen(model: str, rung: str, sound: Samples, said: list[_digits.Said]) -> R
         seen = hearing.listen(chunk)
         infer_ns += seen.stages.infer
         events += [(chunk.captured_ns / 1e9, event) for event in seen.events]
-    right, claimed = [], 0
+    right, claimed, doubled, repeats = [], 0, 0, []
+    before = ""
     for word in said:
         window = word.first / _digits.RATE, word.last / _digits.RATE + _LATE_S
         told = [event.track.label for at, event in events if window[0] <= at <= window[1]]
         right.append(told[:1] == [word.label])
         claimed += len(told[:1])
-    return Run(right, hearing.used, infer_ns, len(events) - sum(right))
+        doubled += told.count(word.label) > 1
+        if word.label == before:
+            repeats.append(word.label in told)
+        before = word.label
+    return Run(right, hearing.used, infer_ns, len(events) - sum(right), doubled, repeats)
 
 
 def compared(manifest: Manifest, runs: dict[str, list[Run]]) -> dict[str, float]:
@@ -108,6 +116,10 @@ def compared(manifest: Manifest, runs: dict[str, list[Run]]) -> dict[str, float]
         "decisions": float(len(shares["always"])),
         "false_words_ladder": float(sum(run.false_words for run in runs["ladder"])),
         "false_words_always": float(sum(run.false_words for run in runs["always"])),
+        "doubled_ladder": float(sum(run.doubled for run in runs["ladder"])),
+        "doubled_always": float(sum(run.doubled for run in runs["always"])),
+        "repeats_missed_ladder": missed_repeats(runs["ladder"]),
+        "repeats_missed_always": missed_repeats(runs["always"]),
         "accuracy_lost": accuracy["always"] - accuracy["ladder"],
         "multiply_adds_ratio": spent / inferences["ladder"] / total,
         "compute_ratio": each_ns / (infer_ns["always"] / inferences["always"]),
@@ -115,6 +127,12 @@ def compared(manifest: Manifest, runs: dict[str, list[Run]]) -> dict[str, float]
         "inference_us": each_ns / 1e3,
     }
     return figures | {f"exit{name}_share": count / inferences["ladder"] for name, count in used.items()}
+
+
+def missed_repeats(runs: list[Run]) -> float:
+    """Share of the words after the same word that were not told."""
+    repeats = [told for run in runs for told in run.repeats]
+    return 1.0 - sum(repeats) / max(1, len(repeats))
 
 
 def ladder_ns(manifest: Manifest, rounds: int = 20_000) -> float:

@@ -12,13 +12,14 @@ import pytest
 from agent.capture.recording import read_whole
 from agent.compute import hearing as module
 from agent.compute.hearing import Hearing
+from agent.compute.track.alarm import answers_move
 from agent.config import DecodeConfig, GateConfig, LadderConfig, StreamConfig, ZoneConfig
 from agent.errors import ConfigError, ModelError
 from agent.library import open_model
 from agent.messages import Samples
 from agent.storage.models import ZOO
 from tests.support.house import person_model
-from tests.support.sound import chunks, ladder_model, quiet, tone_model, word
+from tests.support.sound import RATE, chunks, ladder_model, quiet, tone_model, word
 
 pytestmark = pytest.mark.numerics
 
@@ -159,8 +160,38 @@ def test_an_answer_that_never_moves_is_reported(
     hearing = ear(tone_model(tmp_path, sharpness=0.0), gate=GateConfig(voice=False))
     caplog.set_level(logging.ERROR, module.__name__)
     hear(hearing, STORY)
-    assert "has not moved" in hearing.alarm
+    assert "file is broken" in hearing.alarm
     assert len(caplog.records) == 1
+
+
+def test_a_front_end_that_gives_one_value_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.compute.track.alarm._LISTENED_S", 1.0)
+    manifest = (ZOO / "small-speech.toml").read_text().replace("mean = -9.0", "mean = 1e6")
+    (tmp_path / "wrong.toml").write_text(manifest)
+    (tmp_path / "small-speech.tflite").write_bytes((ZOO / "small-speech.tflite").read_bytes())
+    hearing = ear(tmp_path / "wrong.toml", gate=GateConfig(voice=False))
+    for chunk in chunks(quiet(4.0, 500.0), 240, rate_hz=8000):
+        hearing.listen(chunk)
+    assert "[audio]" in hearing.alarm
+
+
+@pytest.mark.parametrize("word", ["alexa", "hey_jarvis", "hey_mycroft", "okay_nabu"])
+def test_a_healthy_wake_word_that_is_not_said_is_not_reported(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pymicro_wakeword", reason="the extra [wakeword] is not installed")
+    monkeypatch.setattr("agent.compute.track.alarm._LISTENED_S", 0.5)
+    tested: list[bool] = []
+
+    def move(*args: Any) -> bool:
+        tested.append(answers_move(*args))
+        return tested[-1]
+
+    monkeypatch.setattr(module, "answers_move", move)
+    config = StreamConfig("mic:default", f"wakeword/{word}", gate=GateConfig(voice=False))
+    hearing = Hearing("kitchen", config, open_model(f"wakeword/{word}"))
+    for chunk in chunks(np.concatenate((quiet(3.0, 300.0), read_whole(ZOO / "spoken.flac", RATE)))):
+        hearing.listen(chunk)
+    assert hearing.alarm == ""
+    assert tested == [True], "its score did not change through half a second"
 
 
 def test_what_is_for_pictures_is_refused(tmp_path: Path) -> None:

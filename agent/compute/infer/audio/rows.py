@@ -62,7 +62,7 @@ class RowInput:
         Args:
             keep: how many of the newest rows stay.
         """
-        newest = self._ring[self._at : self._at + self.rows].copy()
+        newest = self.newest.copy()
         newest[: max(0, self.rows - keep)] = self._floor
         self._ring[: self.rows] = self._ring[self.rows :] = newest
         self._at = 0
@@ -87,9 +87,14 @@ class RowInput:
                 self._fresh = 0
                 yield len(stored) - done
 
+    @property
+    def newest(self) -> Array:
+        """The newest rows as the tensor takes them, [rows, columns]: a view."""
+        return self._ring[self._at : self._at + self.rows]
+
     def fill(self, tensor: Array) -> None:
         """Write the newest rows into the tensor's memory."""
-        np.copyto(tensor, self._ring[self._at : self._at + self.rows].reshape(tensor.shape))
+        np.copyto(tensor, self.newest.reshape(tensor.shape))
 
     def _push(self, stored: Array) -> None:
         rows = self.rows

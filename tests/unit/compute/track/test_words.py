@@ -139,9 +139,30 @@ def test_logits_become_probabilities_at_a_temperature() -> None:
 
 
 def test_the_alarm_goes_off_once_for_an_answer_that_never_moves() -> None:
-    alarm, same = ConstantAlarm(0.5), np.array([0.2, 0.8], np.float32)
-    assert sum(alarm.saw(same) for _ in range(1000)) == 1
-    assert "has not moved" in alarm.text
-    assert not alarm.saw(same + 0.1)
+    def heard(number: int) -> Array:
+        return np.array([number % 7], np.int8)
+
+    alarm, same = ConstantAlarm(0.5, lambda: False), np.array([0.2, 0.8], np.float32)
+    assert sum(alarm.saw(same, heard(n)) for n in range(1000)) == 1
+    assert "file is broken" in alarm.text
+    assert not alarm.saw(same + 0.1, heard(0))
     assert alarm.text == ""
-    assert sum(alarm.saw(np.array([n % 2, 0.0], np.float32)) for n in range(1000)) == 0
+    assert sum(alarm.saw(np.array([n % 2, 0.0], np.float32), heard(n)) for n in range(1000)) == 0
+
+
+def test_the_alarm_asks_once_whether_the_model_moves() -> None:
+    asked: list[int] = []
+
+    def moves() -> bool:
+        asked.append(1)
+        return True
+
+    alarm, same = ConstantAlarm(0.5, moves), np.zeros(1, np.float32)
+    assert not any(alarm.saw(same, np.array([n % 2])) for n in range(2000))
+    assert (alarm.text, asked) == ("", [1])
+
+
+def test_an_input_that_never_moves_is_the_front_ends_fault() -> None:
+    alarm = ConstantAlarm(0.5, lambda: True)
+    assert sum(alarm.saw(np.zeros(1, np.float32), np.zeros(3)) for _ in range(1000)) == 1
+    assert "[audio]" in alarm.text
