@@ -1,10 +1,12 @@
 """From the end of a spoken word to a subscriber, through a real microphone path.
 
 A sound server's microphone is heard by the daemon and, beside it, by the bench, which finds in what it hears
-where each word ends on the machine's one monotonic clock. Every fifth digit is said twice with 0.3 s between; it counts for
-the repeats alone. What passes after that is waiting (for the window that
+where each word ends on the machine's one monotonic clock. What passes after that is waiting (for the window that
 tells the word: capture blocks, steps of the model, smoothing), computing (gate to track, as the message says) and
 the rest (spool, broker).
+
+Every fifth digit is said twice with 0.3 s between. It counts for the repeats alone: how many of those that were
+heard were told once only. Of the others it is counted how many were told twice.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def made_inputs(spec: TensorSpec) -> Iterator[Array]:
     rows = int(np.prod(spec.shape)) // columns
     for number in range(_SHAPES):
         points = random.random(_COARSE // 2 if number % 4 < 2 else _COARSE)
-        bands = np.interp(np.linspace(0.0, 1.0, columns), np.linspace(0.0, 1.0, len(points)), points)
+        bands: Array = np.interp(np.linspace(0.0, 1.0, columns), np.linspace(0.0, 1.0, len(points)), points)
         bands = (bands > 0.5) * 1.0 if number % 2 else bands
         for step in range(_HELD):
             strength = (1.0, random.random(), np.sin(step / _HELD * np.pi))[number % 3]
