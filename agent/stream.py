@@ -68,8 +68,8 @@ class Stream(Supervised):
         """
         try:
             check_uri(self.config.source)
-            check_login(self.config.source, self.config.capture)
             if self.config.enabled:
+                check_login(self.config.source, self.config.capture)
                 self.model, self._rung = open_model(self.config.model, self.config.rung), self.config.rung
                 tell(self.name, self.config.model)
                 desk = self._desk
