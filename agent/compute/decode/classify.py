@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -12,6 +13,15 @@ from agent.compute.decode.quant import Floats, Sieve
 from agent.compute.decode.roles import cast_scores
 from agent.compute.decode.setting import Logits, Options, Setting, activation
 from agent.messages import Array, Detection
+
+log = logging.getLogger(__name__)
+
+_CERTAIN = 1.05
+"""More than any probability, with room for rounding."""
+_NO_PROBABILITY = (
+    "output %s gives a score of %.3g, which is no probability: if it is logits, say so in the manifest, "
+    '[output.options] logits = true (or "sigmoid" where several classes may be there)'
+)
 
 
 class ClassifyOptions(Options, frozen=True, forbid_unknown_fields=True):
@@ -60,6 +70,7 @@ class Classify:
         sigmoids = self._activation == "sigmoid"
         self._sieve = Sieve(self._spec, self._spec.shape, setting.score_threshold, logits=sigmoids)
         self._limit = min(options.top_k, setting.config.max_detections)
+        self._warned = False
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
         """See `Decoder`."""
@@ -74,6 +85,9 @@ class Classify:
             wanted = self._wanted.take(classes)
             classes, scores = classes[wanted], scores[wanted]
         best = np.argsort(-scores, kind="stable")[: self._limit].tolist()
+        if best and scores[best[0]] > _CERTAIN and not self._warned:
+            self._warned = True
+            log.warning(_NO_PROBABILITY, self._spec.name, float(scores[best[0]]))
         return [Detection(self._labels[int(classes[i])], min(1.0, float(scores[i]))) for i in best]
 
 

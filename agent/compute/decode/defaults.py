@@ -41,6 +41,7 @@ _PROBABILITIES = frozenset({"LOGISTIC", "SOFTMAX", "STABLEHLO_LOGISTIC"})
 _WEIGHTED = frozenset({"BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "LOG_SOFTMAX"})
 _PASSING = frozenset(
     {
+        "ADD",
         "AVERAGE_POOL_2D",
         "CONCATENATION",
         "DEQUANTIZE",

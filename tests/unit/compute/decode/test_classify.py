@@ -77,3 +77,15 @@ def test_a_sigmoid_lets_several_classes_stand(dtype: str, scale: float) -> None:
     found = decode([(real / (scale or 1.0) + zero).astype(dtype)])
     assert [d.label for d in found] == ["cat", "cow"]
     assert [d.score for d in found] == pytest.approx([0.8808, 0.7311], abs=1e-3)
+
+
+def test_scores_that_are_no_probabilities_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    decode = decoder("classify", picture(8), [spec("p", 1, 4)], LABELS)
+    for _ in range(3):
+        (found,) = decode([np.array([[0.2, 7.5, 3.0, -1.0]], np.float32)])
+        assert (found.label, found.score) == ("dog", 1.0)
+    (record,) = caplog.records
+    assert "output p gives a score of 7.5" in record.message
+    caplog.clear()
+    decoder("classify", picture(8), [spec("p", 1, 4)], LABELS)([np.array([[0.0, 1.0, 0.0, 0.0]], np.float32)])
+    assert not caplog.records
