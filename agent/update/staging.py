@@ -91,7 +91,9 @@ def _take_config(where: Places, wanted: Description, home: Path, unpacked: Path)
     """What the bundle brings as examples, and the board's own configuration as the new version needs it."""
     make_folder(home / "config")
     for path in wanted.named("config", ""):
-        rename(unpacked / path, home / "config" / f"{Path(path).name}.example")
+        example = home / "config" / f"{Path(path).name}.example"
+        (unpacked / path).chmod(0o600)  # it may hold passwords of cameras
+        rename(unpacked / path, example)
     if wanted.migrations and where.config.exists():
         before = read(where.config)
         try:

@@ -214,6 +214,9 @@ def test_a_credential_reaches_the_daemon_and_nobody_else(board: Board, config: d
     into = ("nsenter", "--target", pid, "--mount", "--wdns=/", "setpriv", "--clear-groups")
     assert board.sh(*into, "--reuid=vedette", "cat", place) == "secret"
     assert board.sh(*into, "--reuid=nobody", "cat", place, check=False) == ""
+    assert "fine" in board.sh("vedette", "config", "check")  # root sees it in the service's folder
+    board.sh("systemctl", "stop", "vedette")
+    assert "not checked, since this user may not see it" in board.sh("sh", "-c", "vedette config check 2>&1")
     board.sh("rm", "/etc/credstore/vedette.mqtt")
     board.configure(config)
     board.sh("systemctl", "restart", "vedette")

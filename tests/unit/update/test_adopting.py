@@ -29,7 +29,7 @@ def test_from_a_bundle_its_models_and_its_counter_are_there(board: Board) -> Non
     assert ModelSets(home).current == 5
     assert (home / "models/small-speech.tflite").exists()
     assert (home / "bundle.toml").exists()
-    assert (home / "config/vedette.toml.example").exists()
+    assert (home / "config/vedette.toml.example").stat().st_mode & 0o777 == 0o600
     assert board.slots.version("b") == "0.1"
     assert board.updater().journal.committed_counter() == 5
     adopt(board.where, "b", "0.1", board.bundle(counter=5))
