@@ -12,6 +12,7 @@ import pytest
 from agent.capture.recording import read_whole
 from agent.compute import hearing as module
 from agent.compute.hearing import Hearing
+from agent.compute.infer.null import NullBackend
 from agent.compute.track.alarm import answers_move
 from agent.config import DecodeConfig, GateConfig, LadderConfig, StreamConfig, ZoneConfig
 from agent.errors import ConfigError, ModelError
@@ -173,6 +174,20 @@ def test_a_front_end_that_gives_one_value_is_reported(tmp_path: Path, monkeypatc
     for chunk in chunks(quiet(4.0, 500.0), 240, rate_hz=8000):
         hearing.listen(chunk)
     assert "[audio]" in hearing.alarm
+
+
+def test_a_wake_word_that_is_constant_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pymicro_wakeword", reason="the extra [wakeword] is not installed")
+    monkeypatch.setattr("agent.compute.track.alarm._LISTENED_S", 0.5)
+    config = StreamConfig("mic:default", "wakeword/alexa", gate=GateConfig(voice=False))
+    # This backend computes nothing: the score is 0 whatever comes in, as that of a broken model may be.
+    null = NullBackend()
+    hearing = Hearing(
+        "kitchen", config, open_model("wakeword/alexa"), lambda model, _, more: null.open(model, more)
+    )
+    for chunk in chunks(read_whole(ZOO / "spoken.flac", RATE)[: 4 * RATE]):
+        hearing.listen(chunk)
+    assert "file is broken" in hearing.alarm
 
 
 @pytest.mark.parametrize("word", ["alexa", "hey_jarvis", "hey_mycroft", "okay_nabu"])
