@@ -468,7 +468,7 @@ def test_it_says_why_at_length_and_with_control_characters(
 
     said = survived(tmp_path, broker, talkative, caplog, times=2)
     assert "not authorised" in said
-    assert "\\n" not in said
+    assert said.isprintable()
     assert len(said) < 500
 
 
