@@ -119,7 +119,8 @@ class Track(Struct, frozen=True, omit_defaults=True):
         score: of the newest detection, 0..1.
         best_score: highest so far, 0..1.
         hits: number of frames in which it was detected.
-        first_seen, last_seen: UTC of capture.
+        first_seen, last_seen: UTC of capture of the first and the newest detection; of a stationary track, of the
+            newest picture in which nothing moved there.
         box, keypoints, outline, area: of the newest detection.
         zones: names of the zones that it stands in now, in config order.
         stationary: it has not left its place for `track.stationary_after_s`, and is looked at only now and then;

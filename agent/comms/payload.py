@@ -72,7 +72,9 @@ class EventMessage(Struct, frozen=True):
         kind: new | update | end of a track, or heard: a word.
         reason: why it was sent, in a word or two.
         track: as it stood then.
-        captured_at: UTC of the frame, or of the end of the sound.
+        captured_at: UTC of the frame, or of the end of the sound. An `end` with the reason `restart` tells how
+            the
+            track stood at its newest event: the device crashed some time after that.
         latency_ms: see `Latency`.
         model, backend, rung: who computed it.
         seq: per device and without gaps: a gap is a loss, unless it ends before `first_seq`. It counts all that

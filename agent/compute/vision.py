@@ -87,7 +87,7 @@ class Vision:
         gated = time.monotonic_ns()
         queue = began - frame.read_ns
         if not sight.open:
-            events = tracker.tick(frame.captured_ns, frame.captured_at)
+            events = tracker.rest(frame.captured_ns, frame.captured_at)
             return Seen(events, None, Stages(queue, gated - began, track=time.monotonic_ns() - gated))
         crop = sight.crop or WHOLE
         look = self._eye.look(frame, crop, sight.complexity)

@@ -99,6 +99,10 @@ class Target:
         self.missed = False
         self.due_ns, self.check_ns = due_ns, check_ns
 
+    def stay(self, at: datetime) -> None:
+        """Take note that a picture was taken in which nothing speaks against its being at its place."""
+        self._last_seen = at
+
     def _follow(self, box: Box, at_ns: int) -> None:
         """Compare the mean of its boxes with its place; once it has left that, it has a new one."""
         mean, place = self._mean, self._place

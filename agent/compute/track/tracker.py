@@ -166,6 +166,21 @@ class Tracker:
         self._now_ns = at_ns
         return events
 
+    def rest(self, at_ns: int, at: datetime) -> list[Event]:
+        """Nothing moved in a picture, so it was not inferred: what is stationary is still at its place.
+
+        Args:
+            at_ns: its capture, ns.
+            at: its capture, UTC.
+
+        Returns:
+            The ends that are due.
+        """
+        for target in self._all():
+            if target.stationary and not target.missed:
+                target.stay(at)
+        return self.tick(at_ns, at)
+
     def finish(self, at_ns: int, at: datetime, reason: str) -> list[Event]:
         """End every track, for instance because of a stall. The tracker can go on afterwards."""
         self._now_ns = at_ns

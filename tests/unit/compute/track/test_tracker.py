@@ -48,6 +48,13 @@ class Clip:
         self.events += events
         return events
 
+    def rest(self, seconds: float) -> list[Event]:
+        """A picture later, in which nothing moved."""
+        self.now_s += seconds
+        events = self.tracker.rest(round(self.now_s * 1e9), START + timedelta(seconds=self.now_s))
+        self.events += events
+        return events
+
     def finish(self, reason: str = "shutdown") -> list[Event]:
         events = self.tracker.finish(round(self.now_s * 1e9), START + timedelta(seconds=self.now_s), reason)
         self.events += events
@@ -223,6 +230,17 @@ def test_a_stationary_track_that_nobody_looks_at_does_not_end() -> None:
     stand(clip, 6.0, person(0.3))
     assert clip.wait(1000.0) == []
     assert told(clip.finish()) == [("end", "shutdown")]
+    assert clip.events[-1].track.last_seen == START + timedelta(seconds=5.9)
+
+
+def test_a_stationary_track_that_left_was_seen_until_then() -> None:
+    clip = Clip(stationary_after_s=5.0, lost_after_s=1.0)
+    stand(clip, 6.0, person(0.3))
+    clip.rest(20.0)
+    left_s = clip.now_s
+    stand(clip, 2.0)
+    assert told(clip.events)[-1] == ("end", "lost")
+    assert clip.events[-1].track.last_seen == START + timedelta(seconds=left_s)
 
 
 def test_a_stationary_track_that_was_missed_is_watched_until_it_is_found() -> None:
