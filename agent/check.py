@@ -159,10 +159,17 @@ def check_stream(name: str, stream: StreamConfig) -> None:
 
 
 def keys_of(error: VedetteError, name: str, stream: StreamConfig) -> Keys:
-    """Below the stream, the key that an error is about: its check fails in the same words. Empty: none does."""
+    """Below the stream, the key that an error is about: its check fails in the same words. Empty: none does.
+
+    The runtime is not asked again about a model.
+    """
+    from agent.library import open_model
     from agent.senses import prepare_sense
 
-    for keys, step in (*_source_steps(stream), *_steps(name, stream, prepare_sense)):
+    def prepare(name: str, stream: StreamConfig) -> Sense | None:
+        return prepare_sense(name, stream, open_model(stream.model, stream.rung, 0.0))
+
+    for keys, step in (*_source_steps(stream), *_steps(name, stream, prepare, 0.0)):
         if any(str(found) == str(error) for _, found in _first_problem([(keys, step)])):
             return keys
     return ()
@@ -264,8 +271,8 @@ def _source_steps(stream: StreamConfig) -> Iterator[Step]:
     yield ("capture",), lambda: check_login(stream.source, stream.capture)
 
 
-def _steps(name: str, stream: StreamConfig, opens: _Opens) -> Iterator[Step]:
-    """From the zones to the opened model."""
+def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None = None) -> Iterator[Step]:
+    """From the zones to the opened model; `wait_s` as for `open_model`."""
     from agent.compute.infer.backend import plan_of
     from agent.library import open_model
 
@@ -274,8 +281,8 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens) -> Iterator[Step]:
     if stream.clips is not None:
         yield ("clips",), partial(check_clips, stream.clips, stream.zones, ())
     yield ("backend",), lambda: plan_of(stream.backend)
-    yield ("model",), lambda: open_model(stream.model)
-    yield ("rung",), lambda: open_model(stream.model, stream.rung)
+    yield ("model",), lambda: open_model(stream.model, wait_s=wait_s)
+    yield ("rung",), lambda: open_model(stream.model, stream.rung, wait_s)
     if any(_first_problem([(("source",), lambda: check_uri(stream.source))])):
         return  # told already, at its own line: whether it gives what the model takes is not known
     plain = replace(stream, decode=replace(stream.decode, labels=()), clips=None)

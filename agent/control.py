@@ -8,6 +8,7 @@ swapped.
 from __future__ import annotations
 
 import logging
+from weakref import WeakSet
 
 from msgspec.structs import replace
 
@@ -22,6 +23,7 @@ from agent.reload import Reload
 from agent.restart import hold
 from agent.settings import Settings, settings_of
 from agent.storage.twinfile import TwinFile
+from agent.stream import Stream
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class Control:
         self._file, self._from_file = file, config
         self._writes = Intake(per_s=_WRITES_PER_S, burst=_WRITES)
         self._overrides = Overrides()
+        self._looked_at: WeakSet[Stream] = WeakSet()
         self._read()
         usable, dropped = _usable(self._overrides, config)
         self._tell(dropped)
@@ -58,6 +61,21 @@ class Control:
         """Begin to control a house that runs on `config`."""
         self._house = house
         self._show({name: settings_of(stream) for name, stream in self.config.streams.items()})
+
+    def look(self) -> None:
+        """Show how streams are set whose models have been opened since: before that their rungs are not known."""
+        settings = self._house.settings
+        late = [
+            name
+            for name, stream in self._house.streams.items()
+            if stream.model is not None and name in settings and not settings[name].rungs
+            if stream not in self._looked_at
+        ]
+        self._looked_at.update(self._house.streams[name] for name in late)
+        if found := {
+            name: settings_of(self.config.streams[name]) for name in late if name in self.config.streams
+        }:
+            self._show({**settings, **found})
 
     def overridden(self, stream: str) -> tuple[str, ...]:
         """What operators have set of a stream, sorted."""

@@ -149,6 +149,7 @@ class Daemon:
             self.house.published.look()
             if self._orders.work():
                 self._rouse()
+            self._control.look()
             is_due = self._bulletin.look()
             self._homeassistant.look(has_temperature=self._bulletin.has_temperature)
             if is_due:

@@ -31,7 +31,7 @@ class HomeAssistant:
     def __init__(self, house: House) -> None:
         self._house = house
         self._board = read_board(Path("/")).model
-        self._known: dict[str, tuple[Stream, Subject]] = {}
+        self._known: dict[str, tuple[Stream, bool, Subject]] = {}  # whether its model was open then
         self._announcer: Announcer | None = None
         self._of: tuple[HomeAssistantConfig, Publisher] | None = None
 
@@ -68,20 +68,21 @@ class HomeAssistant:
         streams = self._house.streams
         self._known = {name: known for name, known in self._known.items() if streams.get(name) is known[0]}
         for name, stream in streams.items():
-            if name not in self._known:
-                self._known[name] = stream, subject_of(name, stream.config)
+            is_open = stream.model is not None
+            if name not in self._known or self._known[name][1] is not is_open:
+                self._known[name] = stream, is_open, subject_of(name, stream.config)
         return tuple(self._subject(name, stream) for name, stream in streams.items())
 
     def _subject(self, name: str, stream: Stream) -> Subject:
         """What has not changed, and what may have."""
-        house, known = self._house, self._known[name][1]
+        house, known = self._house, self._known[name][2]
         rungs = house.settings[name].rungs if name in house.settings else ()
         counted = tuple(Label(*pair) for pair in stream.counted)
         return replace(known, counted=counted, rungs=rungs, commands=house.commands)
 
 
 def subject_of(name: str, config: StreamConfig) -> Subject:
-    """A stream of this configuration."""
+    """A stream of this configuration. The runtime is not asked about its model: that may take long."""
     publish = config.publish
     known = Subject(
         name,
@@ -92,7 +93,7 @@ def subject_of(name: str, config: StreamConfig) -> Subject:
         events=publish.events,
     )
     try:
-        manifest = open_manifest(config.model)
+        manifest = open_manifest(config.model, wait_s=0.0)
     except ModelError:
         return known
     kind = _kind(manifest)

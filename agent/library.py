@@ -20,9 +20,9 @@ from agent.compute.decode.decoder import DECODERS, options_kind
 from agent.compute.decode.defaults import Completed, complete, facts_of, says_all, told
 from agent.compute.infer.audio.frontend import FRONTENDS
 from agent.compute.infer.audio.frontend import options_kind as frontend_options_kind
+from agent.compute.infer.ends import ends_of
 from agent.compute.infer.extract import only_signature
 from agent.compute.infer.modelfile import ModelFile, Runtime, read_modelfile, refusals
-from agent.compute.tensors import TensorSpec
 from agent.errors import ModelError
 from agent.manifest import Manifest, Model, Rung
 from agent.storage.models import load_file
@@ -31,11 +31,8 @@ from agent.tomlfile import Problem, TomlFile, nearest, problems_of
 log = logging.getLogger(__name__)
 
 _open: WeakValueDictionary[tuple[str, str, str], Model] = WeakValueDictionary()
-_Ends = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 _completions: dict[str, tuple[str, dict[str, Any], Completed]] = {}
 """By name or path: sha256 of the file, what its manifest says, and what was made of both: reading takes long."""
-_opened: dict[str, _Ends] = {}
-"""Tensors by sha256, as the runtime has them, of models whose own file does not tell them."""
 
 
 class Known(Struct, frozen=True):
@@ -81,17 +78,19 @@ def _remarks(keys: dict[str, Any], completed: Completed) -> list[str]:
     return [*([f"{why}: {found}"] if found else []), *completed.doubts]
 
 
-def open_model(name_or_path: str, rung: str = "") -> Model:
+def open_model(name_or_path: str, rung: str = "", wait_s: float | None = None) -> Model:
     """The model of that name or path with the rungs that may run, and nothing of the others.
 
     Args:
         name_or_path: see `agent.storage.models.load_file`.
         rung: its name, `auto` or empty, see `agent.manifest.Manifest.climbed`.
+        wait_s: for the runtime, if that must be asked, see `agent.compute.infer.ends.ends_of`.
 
     Raises:
+        NotYetError: the runtime has not answered in that time.
         ModelError: there is none, it is broken, or nothing tells how to use it.
     """
-    known = look_up(name_or_path)
+    known = look_up(name_or_path, wait_s=wait_s)
     content, manifest = known.content, known.manifest
     with named(name_or_path):
         kept = _kept(manifest, rung)
@@ -116,21 +115,26 @@ def open_whole_model(name_or_path: str) -> Model:
     return Model(known.content, known.sha256, known.manifest, name_or_path)
 
 
-def open_manifest(name_or_path: str) -> Manifest:
+def open_manifest(name_or_path: str, wait_s: float | None = None) -> Manifest:
     """The manifest of the model of that name or path, with every rung.
+
+    Args:
+        name_or_path: see `open_model`.
+        wait_s: see `open_model`.
 
     Raises:
         ModelError: see `open_model`.
     """
-    return look_up(name_or_path).manifest
+    return look_up(name_or_path, wait_s=wait_s).manifest
 
 
-def look_up(name_or_path: str, *, thorough: bool = False) -> Known:
+def look_up(name_or_path: str, *, thorough: bool = False, wait_s: float | None = None) -> Known:
     """Read a model and its manifest, and complete the manifest.
 
     Args:
         name_or_path: see `agent.storage.models.load_file`.
         thorough: look for doubts even where the manifest says everything, for exactly this file by its sha256.
+        wait_s: see `open_model`.
 
     Raises:
         ModelError: see `open_model`.
@@ -143,7 +147,8 @@ def look_up(name_or_path: str, *, thorough: bool = False) -> Known:
         before = _completions.get(name_or_path)
         if before is None or before[:2] != (sha256, keys):
             with named(name_or_path):
-                before = sha256, copy.deepcopy(keys), _completed(content, sha256, stated, name_or_path)
+                completed = _completed(content, sha256, stated, name_or_path, wait_s)
+                before = sha256, copy.deepcopy(keys), completed
             _completions[name_or_path] = before
         completed = before[2]
     if stated is not None:
@@ -172,7 +177,9 @@ def _kept(manifest: Manifest, rung: str) -> tuple[Rung, ...]:
     return manifest.climbed(rung)[::-1] or manifest.chain(rung)[::-1]
 
 
-def _completed(content: bytes, sha256: str, stated: TomlFile | None, name_or_path: str) -> Completed:
+def _completed(
+    content: bytes, sha256: str, stated: TomlFile | None, name_or_path: str, wait_s: float | None
+) -> Completed:
     """Complete a manifest by what the file tells of its tensors; where that does not do, the runtime is asked.
 
     Raises:
@@ -185,7 +192,7 @@ def _completed(content: bytes, sha256: str, stated: TomlFile | None, name_or_pat
     except ModelError as error:
         complaint = error
     check_runs(file)
-    inputs, outputs = _ends(content, sha256, name_or_path)
+    inputs, outputs = ends_of(content, sha256, name_or_path, wait_s)
     if (inputs, outputs) != (facts.inputs, facts.outputs) and len(keys.get("rungs", ())) <= 1:
         facts = replace(facts, inputs=inputs, outputs=outputs)
         try:
@@ -220,24 +227,6 @@ def installed_runtime() -> Runtime | None:
     """The runtime that models run on here, without loading it; None: there is none."""
     packages: dict[Runtime, str] = {"litert": "ai_edge_litert", "tflite-runtime": "tflite_runtime"}
     return next((name for name, package in packages.items() if importlib.util.find_spec(package)), None)
-
-
-def _ends(content: bytes, sha256: str, path: str) -> _Ends:
-    """Inputs and outputs as the runtime has them, in a process of its own: a model may crash it.
-
-    Raises:
-        BackendError: it cannot run the model.
-    """
-    from agent.compute.infer.backend import Options, Plan
-    from agent.compute.infer.worker import WorkerSession
-
-    if sha256 not in _opened:
-        session = WorkerSession(Model(content, sha256, Manifest(), path), Plan(), Options())
-        try:
-            _opened[sha256] = session.inputs, session.outputs
-        finally:
-            session.close()
-    return _opened[sha256]
 
 
 def _check_options(stated: TomlFile, decoder: str) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from agent.sound_pipeline import SoundPipeline
     from agent.storage.recorder import Recorder
 
-_PREPARE_S = 3.0
+PREPARE_S = 3.0
 """Most models are tried in less, also on small boards. The daemon's thread does not wait longer for one."""
 
 OnChange = Callable[[str, str], None]
@@ -89,7 +89,7 @@ def prepare_sense(
 ) -> Sense | None:
     """Open what waits for no device; of what does, check all that can be checked without it.
 
-    A model that is new here is tried in a process of its own first. This waits for that as long as `_PREPARE_S`.
+    A model that is new here is tried in a process of its own first. This waits for that as long as `PREPARE_S`.
 
     Args:
         name: see `open_sense`.
@@ -111,7 +111,7 @@ def prepare_sense(
 
     model = model or open_model(config.model, config.rung)
     if opens_at_once(config.backend):
-        if (vetting or VETTING).check(model, Options(threads=config.threads), _PREPARE_S):
+        if (vetting or VETTING).check(model, Options(threads=config.threads), PREPARE_S):
             return open_sense(name, config, model, opener)
         return None
     plan_of(config.backend)

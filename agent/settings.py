@@ -15,7 +15,7 @@ class Settings(Struct, frozen=True):
 
     Attributes:
         enabled: whether it is to run.
-        threshold: least score of a detection; None: the model cannot be opened, and nothing tells it.
+        threshold: least score of a detection; None: the model cannot be opened, or not yet, and nothing tells it.
         rung: its name, or `auto` while the model climbs; empty: the model cannot be opened.
         rungs: that may be set, `auto` among them where the model can climb.
         zones: whether each is on, by name.
@@ -40,10 +40,10 @@ class Settings(Struct, frozen=True):
 
 
 def settings_of(config: StreamConfig) -> Settings:
-    """Those of a stream with this configuration."""
+    """Those of a stream with this configuration. The runtime is not asked about its model: that may take long."""
     zones = {zone.name: zone.enabled for zone in config.zones}
     try:
-        manifest = open_manifest(config.model)
+        manifest = open_manifest(config.model, wait_s=0.0)
         climbs = bool(manifest.climbed(config.rung))
         rung = AUTO if climbs else manifest.rung(config.rung).name
     except ModelError:

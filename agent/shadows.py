@@ -18,6 +18,9 @@ from agent.shadow import Findings, Shadow
 from agent.storage.shadoworder import FILE, ShadowOrder, read
 from agent.stream import Stream
 
+_OPEN_S = 20.0
+"""For the runtime to tell the tensors of a candidate, s: the daemon's thread waits, and its watchdog has 60 s."""
+
 
 class _Case(Struct, frozen=True):
     """What a shadow is for; another case needs another shadow. Its plan is None where a backend is asked for."""
@@ -113,7 +116,7 @@ def _shadow(name: str, case: _Case) -> Shadow | Findings | None:
     try:
         if not candidate.exists():
             return None
-        model = open_model(str(candidate), config.rung)
+        model = open_model(str(candidate), config.rung, _OPEN_S)
         plan = case.plan or plan_of(config.backend)
     except (VedetteError, OSError) as error:
         return Findings(failed=str(error))

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from agent import senses
 from agent.capture.keeper import CaptureStats
 from agent.capture.source import check_login, check_uri
 from agent.comms.payload import ModelId, StreamHealth
 from agent.comms.reporter import Reporter
+from agent.compute.infer.ends import NotYetError
 from agent.config import StreamConfig
 from agent.corridor import Corridor, Tally
 from agent.desk import Desk as Desk
@@ -63,6 +65,8 @@ class Stream(Supervised):
     def prepare(self) -> None:
         """Open the model, unless it waits for a device, and check all that can be checked without the source.
 
+        A model that is not known in `agent.senses.PREPARE_S` is left to the stream's thread.
+
         Raises:
             ConfigError, SourceError, ModelError: what is wrong, in one line. The stream is `failed` then.
         """
@@ -70,13 +74,22 @@ class Stream(Supervised):
             check_uri(self.config.source)
             if self.config.enabled:
                 check_login(self.config.source, self.config.capture)
-                self.model, self._rung = open_model(self.config.model, self.config.rung), self.config.rung
-                tell(self.name, self.config.model)
+                self._open_model(senses.PREPARE_S)
                 desk = self._desk
                 self._sense = prepare_sense(self.name, self.config, self.model, desk.opener, desk.vetting)
+        except NotYetError:
+            pass  # the stream's thread opens it
         except VedetteError as error:
             self.state, self.detail = "failed", str(error)
             raise
+
+    def _open_model(self, wait_s: float | None) -> Model:
+        """Find the model, and log what was guessed of it; `wait_s` as for `open_model`."""
+        rung = self.config.rung
+        model = open_model(self.config.model, rung, wait_s)
+        self.model, self._rung = model, rung
+        tell(self.name, self.config.model)
+        return model
 
     @property
     def model_changed(self) -> bool:
@@ -84,7 +97,7 @@ class Stream(Supervised):
         if (model := self.model) is None:
             return False
         try:
-            now = open_model(self.config.model, self._rung)
+            now = open_model(self.config.model, self._rung, 0.0)
         except VedetteError:
             return True
         return (now.sha256, now.manifest) != (model.sha256, model.manifest)
@@ -107,7 +120,7 @@ class Stream(Supervised):
         if rung == self.config.rung or self.model is None:
             return True
         try:
-            wanted = open_model(self.config.model, rung).manifest.rungs
+            wanted = open_model(self.config.model, rung, 0.0).manifest.rungs
         except VedetteError:
             return False
         return set(wanted) <= set(self.model.manifest.rungs) and not self.model_changed
@@ -231,17 +244,19 @@ class Stream(Supervised):
         return 1 if self._sense is None else HANGING_MAX
 
     def _run(self) -> None:
-        assert self.model is not None
         if self._sense is None:  # a device or an unknown model is to be opened, or anew what has broken
             self.detail = f"model {self.config.model} is being opened on {self.config.backend}"
-            self._sense = open_sense(self.name, self.config, self.model, self._desk.opener)
-        model = ModelId(self.model.manifest.name, self.model.sha256[:12])
+        opened = self.model or self._open_model(None)
+        if self._sense is None:
+            self.come_round()
+            self._sense = open_sense(self.name, self.config, opened, self._desk.opener)
+        model = ModelId(opened.manifest.name, opened.sha256[:12])
         publish = self.config.publish
         desk = self._desk
         reporter = self._reporter = Reporter(desk.topics, self.name, publish, model, desk.events, desk.board)
         if self._stop.is_set():  # `ask_to_stop` may not have seen this reporter
             return
-        if self.model.manifest.has_tracks:
+        if opened.manifest.has_tracks:
             named = self.config.named
             reporter.counts(
                 {label: 0 for zone, label in named if not zone}, {pair: 0 for pair in named if pair[0]}

@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from agent import control as module
+from agent import senses
 from agent.config import (
     ClipsConfig,
     Config,
@@ -27,6 +28,7 @@ from agent.storage.spool import Spool
 from agent.storage.twinfile import Found, TwinFile
 from tests.support.hanging import Inferences
 from tests.support.house import person_model
+from tests.support.picture_models import classifier
 from tests.support.publishing import wait_for
 from tests.support.running import WALK
 from tests.support.sizes import LEFT, sizes_model
@@ -280,3 +282,22 @@ def test_what_is_unknown_is_kept_off_and_no_operator_has_set_it(
     assert (control.overridden("front"), control.remark("front")) == (("enabled",), "")
     assert Control(on(config), file).remark("back") == LOST
     stop_streams(house.streams.values())
+
+
+def test_rungs_that_only_the_runtime_tells_are_shown_when_it_has_told_them(
+    config: Config, file: TwinFile, tmp_path: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(senses, "PREPARE_S", 0.01)
+    path = tmp_path / "open.tflite"
+    path.write_bytes(classifier("int8", shape=()) + b"late")
+    front = replace(config.streams["front"], enabled=True, model=str(path))
+    control, house = housed(replace(config, streams={"front": front}), file, spool)
+    try:
+        control.look()
+        assert house.settings["front"].rungs == ()
+        house.streams["front"].start()
+        wait_for(lambda: house.streams["front"].has_result, 10.0)
+        control.look()
+        assert list(house.settings["front"].rungs) == ["full"]
+    finally:
+        stop_streams(house.streams.values())

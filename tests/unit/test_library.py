@@ -22,7 +22,7 @@ from agent.storage.models import ZOO
 from agent.stream import Stream
 from tests.support.house import Kept, person_model
 from tests.support.picture_models import COLOURS, Ending, Numbers, classifier, detector, picture
-from tests.support.tflite_builder import constant_model
+from tests.support.tflite_builder import constant_model, crashing_model
 
 
 def test_streams_share_a_model(tmp_path: Path) -> None:
@@ -86,6 +86,19 @@ def test_what_cannot_be_guessed_is_named(tmp_path: Path) -> None:
     path.write_bytes(constant_model({"a": np.zeros((3, 2, 2, 7, 5), np.float32)}))
     with pytest.raises(ModelError, match=f"^{path}: "):
         open_model(str(path))
+
+
+def test_a_model_that_cannot_be_opened_is_not_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bad.tflite"
+    path.write_bytes(crashing_model() + b"once")
+    with pytest.raises(ModelError, match=r"\(SIGSEGV\)"):
+        open_model(str(path))
+    monkeypatch.setattr("subprocess.Popen", None)
+    for wait_s in (None, 0.0):
+        with pytest.raises(ModelError, match=r"\(SIGSEGV\)"):
+            open_model(str(path), wait_s=wait_s)
 
 
 COLOURED = "[output]\nscore_threshold = 0.5\n"

@@ -14,6 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from agent import senses, supervised
+from agent.check import keys_of
 from agent.chooser import Chooser
 from agent.clips import Clip
 from agent.comms.topics import Topics
@@ -32,16 +33,19 @@ from agent.config import (
     ZoneConfig,
 )
 from agent.errors import BackendError, CommandError, ModelError, SourceError
+from agent.homeassistant import subject_of
 from agent.messages import Frame, Seen
+from agent.settings import settings_of
 from agent.storage.recorder import Recorder
 from agent.stream import Desk, Stream
 from tests.support.house import Kept, person_model
 from tests.support.mosquitto import free_port
+from tests.support.picture_models import classifier
 from tests.support.publishing import wait_for
 from tests.support.sizes import LEFT, RIGHT, sizes_model
 from tests.support.sound import tone_model
 from tests.support.stills import frames_of
-from tests.support.tflite_builder import crashing_model
+from tests.support.tflite_builder import Op, T, crashing_model, write
 
 _WALK = "test:?size=64x48&fps=50"
 
@@ -195,7 +199,7 @@ def test_a_stream_records_when_asked(tmp_path: Path) -> None:
 def test_a_model_that_is_still_being_tried_is_opened_by_the_streams_own_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(senses, "_PREPARE_S", 0.0)
+    monkeypatch.setattr(senses, "PREPARE_S", 0.0)
     made = stream(tmp_path, Kept(), model=str(person_model(tmp_path, score=0.91)))
     made.prepare()
     assert made.standing[0] == "starting"
@@ -208,7 +212,7 @@ def test_a_model_that_is_still_being_tried_is_opened_by_the_streams_own_thread(
 def test_one_that_crashes_the_runtime_then_fails_for_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(senses, "_PREPARE_S", 0.0)
+    monkeypatch.setattr(senses, "PREPARE_S", 0.0)
     monkeypatch.setattr(vetting, "KNOWN", {})
     (tmp_path / "bad.tflite").write_bytes(crashing_model())
     (tmp_path / "bad.toml").write_text('name = "bad"\n[output]\ndecoder = "classify"\n')
@@ -217,6 +221,43 @@ def test_one_that_crashes_the_runtime_then_fails_for_good(
         wait_for(lambda: made.over, 10.0)
         assert made.state == "failed"
         assert "(SIGSEGV)" in made.detail
+
+
+def test_a_model_that_takes_long_to_open_holds_nobody_but_its_own_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(senses, "PREPARE_S", 0.1)
+    tensors = [T(f"t{n}", (1, 2_000_000)) for n in range(1501)]
+    steps = [Op("LOGISTIC", (n,), (n + 1,)) for n in range(1500)]
+    path = tmp_path / "slow.tflite"
+    path.write_bytes(write(tensors, steps, (0,), (1500,)))
+    made = stream(tmp_path, Kept(), model=str(path))
+    began = time.monotonic()
+    made.prepare()
+    assert (made.standing[0], made.model) == ("starting", None)
+    assert settings_of(made.config).rungs == ()
+    assert subject_of("front", made.config).labels == ()
+    assert keys_of(ModelError("something else"), "front", made.config) == ()
+    made.start()
+    assert time.monotonic() - began < 1.0
+    made.ask_to_stop()
+
+
+def test_a_model_whose_shapes_only_the_runtime_tells_is_opened_by_the_streams_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(senses, "PREPARE_S", 0.01)
+    path = tmp_path / "open.tflite"
+    path.write_bytes(classifier("int8", shape=(), described=True) + b"another")
+    made = stream(tmp_path, Kept(), model=str(path))
+    made.prepare()
+    assert (made.standing[0], made.model) == ("starting", None)
+    made.start()
+    wait_for(lambda: made.has_result, 10.0)
+    assert settings_of(made.config).rungs == ("full",)
+    assert not made.model_changed
+    made.ask_to_stop()
+    assert made.join(2.0)
 
 
 def test_a_stop_ends_its_tracks(tmp_path: Path) -> None:
