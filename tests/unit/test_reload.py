@@ -173,6 +173,11 @@ def test_no_more_than_two_threads_of_a_stream_hang_however_often_it_is_reloaded(
     wait_for(lambda: house.streams["front"].has_result)
 
 
+def device_processes() -> list[psutil.Process]:
+    """Those that run models; others may still try one."""
+    return [one for one in psutil.Process().children() if any("worker_main" in word for word in one.cmdline())]
+
+
 @pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 def test_a_device_whose_inference_hangs_is_not_opened_twice(
     house: House, camera: StreamConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -187,9 +192,9 @@ def test_a_device_whose_inference_hangs_is_not_opened_twice(
     Reload(house, house.config, only="device").apply()
     new = house.streams["device"]
     assert new.standing[1] == "waiting for 1 earlier inference of this stream to end"
-    assert len(psutil.Process().children()) == 1
+    assert len(device_processes()) == 1
     wait_for(lambda: new.frames > 2)
-    assert len(psutil.Process().children()) == 1
+    assert len(device_processes()) == 1
     assert old.join(0.0)
 
 
