@@ -26,7 +26,7 @@ from agent.messages import Array, Image
 
 Floats = NDArray[np.float64]
 Way = Callable[[Image, Array], None]
-SIZES = ((1280, 720, 416), (1920, 1080, 416), (640, 480, 96), (640, 480, 320))
+SIZES = ((1920, 1080, 416), (768, 576, 128), (640, 480, 96), (640, 480, 320))
 CASTINGS = "casting_dev.tar"
 SIDES = (75, 50)
 

@@ -5,9 +5,10 @@ The whole of normalising and quantising a pixel is one of 256 answers per channe
 there is a cheaper way, nothing is looked up: for the identity one `cv2.resize` is everything, the step from uint8
 to int8 flips a bit, and a float input is a multiplication and an addition.
 
-Linear interpolation looks at two pixels by two, whatever the shrink, so that fine structure turns into noise. A
-side that shrinks to a third or less is first interpolated to 2, 4, 8 … times its final size and then halved, each
-time to the mean of two pixels. Above a third that costs time and gains nothing: `scripts/bench/run shrink`.
+Linear interpolation looks at two pixels by two, whatever the shrink, so that fine structure turns into noise.
+Where one side shrinks to a third or less and the other to a half or less, each is first interpolated to 2, 4, 8
+… times its final size and then halved, each time to the mean of two pixels. A smaller shrink costs time and
+gains nothing: `scripts/bench/run shrink`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from agent.messages import WHOLE, Array, Box, ChannelOrder, Image
 
 _PADDING = 114
 """Grey of letterbox bars, as YOLO's training uses."""
-_ALIASES = 3
-"""Shrink of a side from which linear interpolation alone would skip too many pixels."""
+_ALIASES, _OTHER_SIDE = 3, 2
+"""Shrink of a side from which linear interpolation alone would skip too many pixels, if the other shrinks so
+much."""
 
 
 class Placement(Struct, frozen=True, gc=False):
@@ -132,9 +134,8 @@ class ImageInput:
 class Shrink:
     """Resizes pictures without skipping pixels. For one thread: it keeps its intermediate pictures.
 
-    Least time on one thread of an AMD EPYC, µs, ours beside linear alone and OpenCV's INTER_AREA: 1280×720 →
-    416×416 950, 366, 4317; 1920×1080 → 416×416 976, 408, 8108; 640×480 → 96×96 195, 25, 796. At 416×416 it keeps
-    up to 1 MB of intermediate pictures.
+    Least time on one thread of an AMD EPYC, µs, ours beside linear alone and OpenCV's INTER_AREA: 1920×1080 →
+    416×416 976, 408, 8108; 640×480 → 96×96 195, 25, 796. At 416×416 it keeps up to 1 MB of intermediate pictures.
     """
 
     def __init__(self) -> None:
@@ -154,7 +155,8 @@ class Shrink:
         """
         height, width = target.shape[:2]
         rows, columns = _multiple(picture.shape[0], height), _multiple(picture.shape[1], width)
-        if rows == columns == 1:
+        least = min(picture.shape[0] / height, picture.shape[1] / width)
+        if rows == columns == 1 or least < _OTHER_SIDE:
             cv2.resize(picture, (width, height), dst=target)
             return
         for level in self._levels(rows, columns, height, width):

@@ -144,6 +144,11 @@ def test_a_shrink_below_three_is_linear_and_keeps_no_memory() -> None:
     assert shrink.kept_bytes == 0
 
 
+def test_a_side_that_shrinks_to_a_third_is_linear_where_the_other_shrinks_little() -> None:
+    frame = np.random.default_rng(1).integers(0, 256, (720, 1280, 3), dtype=np.uint8)
+    assert np.array_equal(shrunk(frame, 416, 416), cv2.resize(frame, (416, 416)))
+
+
 def test_a_large_frame_is_averaged_straight_into_the_tensor() -> None:
     spec = TensorSpec("image", (1, 18, 24, 3), "uint8", 1.0, 0)
     tensor, _ = filled(spec, order="bgr")
