@@ -22,8 +22,8 @@ def put(message, length=None):
     os.write(back, struct.pack("<I", len(message) if length is None else length) + message)
 
 
-def spec(shape, dtype="float32"):
-    return '{{"name":"x","shape":%s,"dtype":"%s"}}' % (shape, dtype)
+def spec(shape, dtype="float32", zero_point=0):
+    return '{{"name":"x","shape":%s,"dtype":"%s","zero_point":%d}}' % (shape, dtype, zero_point)
 
 
 def opened(inputs=spec([1, 4]), offset=0, size=4096):

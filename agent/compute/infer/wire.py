@@ -40,6 +40,8 @@ TENSORS_BYTES = 512 * 1024**2
 """Size of the shared file. Only what is written takes memory."""
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _MOST_DIMENSIONS = 16
+_LARGEST_INT = 2**31 - 1
+"""TFLite stores sides of tensors and zero points in 32 bits."""
 _DTYPES = frozenset({np.dtype(code).name for code in "?bBhHiIlLqQefdFD"} | {"bool", "bool_"})
 """Names of numbers in all versions of numpy."""
 _SMALL = 4096
@@ -239,13 +241,22 @@ def _check(stretch: Stretch) -> None:
     for spec in (*stretch.inputs, *stretch.outputs):
         if spec.dtype not in _DTYPES:
             raise NonsenseError(f"a tensor's type is {spec.dtype[:50]!r}")
-        if len(spec.shape) > _MOST_DIMENSIONS or any(side < 0 for side in spec.shape):
+        if not _is_possible(spec.shape):
             raise NonsenseError(f"a tensor's shape is {str(spec.shape)[:LONGEST_TEXT]}")
+        if abs(spec.zero_point) > _LARGEST_INT:
+            raise NonsenseError(f"a tensor's zero point is {str(spec.zero_point)[:LONGEST_TEXT]}")
     size = size_of((*stretch.inputs, *stretch.outputs))
     if stretch.size != size or not fits(stretch.offset, size) or stretch.offset % mmap.ALLOCATIONGRANULARITY:
         raise NonsenseError(
             f"tensors of {size} bytes lie at {stretch.offset} in {stretch.size}, of {TENSORS_BYTES} bytes"
         )
+
+
+def _is_possible(shape: Sequence[int]) -> bool:
+    """Return True if numpy can have an array of this shape: it multiplies the sides that are not 0, too."""
+    if len(shape) > _MOST_DIMENSIONS or not all(0 <= side <= _LARGEST_INT for side in shape):
+        return False
+    return math.prod(side for side in shape if side) <= TENSORS_BYTES
 
 
 def fits(offset: int, size: int) -> bool:
@@ -275,12 +286,15 @@ def mapped(descriptor: int, stretch: Stretch) -> list[Array]:
     """Map a stretch of the shared file; gives its tensors, inputs first.
 
     Raises:
-        NonsenseError: the file's size is not sealed. OSError: it cannot be mapped.
+        NonsenseError: the file's size is not sealed, or numpy refuses a tensor. OSError: it cannot be mapped.
     """
     if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
         raise NonsenseError("the memory for tensors is not sealed")
-    memory = mmap.mmap(descriptor, stretch.size, offset=stretch.offset)
-    return views(memory, (*stretch.inputs, *stretch.outputs))
+    try:
+        memory = mmap.mmap(descriptor, stretch.size, offset=stretch.offset)
+        return views(memory, (*stretch.inputs, *stretch.outputs))
+    except (ValueError, OverflowError) as error:
+        raise NonsenseError(f"its tensors cannot be mapped: {error}") from error
 
 
 def size_of(specs: Sequence[TensorSpec]) -> int:

@@ -247,6 +247,11 @@ def test_a_process_that_takes_nothing_is_given_up_in_time(
         "put(opened(offset=1 << 62))",
         "put(opened(spec([1 << 31, 1 << 31])))",
         "put(opened(spec([1, 4], 'object')))",
+        "put(opened(spec([0, (1 << 63) - 1])))",
+        "put(opened(spec([0, 1 << 62, 1 << 62])))",
+        "put(opened(spec([0, 1 << 30, 1 << 30, 1 << 30])))",
+        "put(opened(spec([0, 10**30])))",
+        "put(opened(spec([1, 4], 'int8', 10**30)))",
     ],
 )
 def test_a_process_that_lies_is_refused_at_once_and_costs_no_memory(
