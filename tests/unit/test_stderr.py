@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from textwrap import dedent, indent
 
 _PROGRAM = """
@@ -72,3 +74,24 @@ def test_a_process_without_stderr_begins_all_the_same() -> None:
     command = ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, program]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "alive\n")
+
+
+def test_a_model_opens_while_portaudio_hangs(tmp_path: Path) -> None:
+    (tmp_path / "sounddevice.py").write_text("import threading\nthreading.Event().wait()\n")
+    program = """
+import os, sys, threading, time
+from agent.capture.portaudio import PORTAUDIO
+from agent.compute.infer.backend import Options
+from agent.compute.infer.litert import CpuBackend
+from agent.library import open_model
+
+model = open_model("small-speech")
+threading.Thread(target=PORTAUDIO.look, args=("mic:", lambda *_: None), daemon=True).start()
+while "sounddevice" not in sys.modules:
+    time.sleep(0.01)
+CpuBackend().open(model, Options())
+os._exit(0)
+"""
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, timeout=20.0, check=False)
+    assert done.returncode == 0

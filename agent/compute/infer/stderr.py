@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from agent.stderr import STDERR_TURN
 
 _kept = threading.Event()
+_TURN_S = 1.0
+"""Longest wait for another thread that redirects descriptor 2, s: PortAudio may hang while it does."""
 
 
 def keep_stderr() -> None:
@@ -24,12 +26,22 @@ def keep_stderr() -> None:
 def native_stderr(log: logging.Logger) -> Iterator[None]:
     """Send what is written to descriptor 2 to `log` at debug level, until the context ends.
 
+    Where another thread redirects descriptor 2 for longer than `_TURN_S`, leave it alone and catch nothing.
     What Vedette logs meanwhile is not caught: see `agent.stderr.separate_stderr`.
     """
-    if _kept.is_set():
+    if _kept.is_set() or not STDERR_TURN.acquire(timeout=_TURN_S):
         yield
         return
-    with STDERR_TURN, tempfile.TemporaryFile() as caught:
+    try:
+        with _redirected(log):
+            yield
+    finally:
+        STDERR_TURN.release()
+
+
+@contextmanager
+def _redirected(log: logging.Logger) -> Iterator[None]:
+    with tempfile.TemporaryFile() as caught:
         if sys.stderr is not None:
             sys.stderr.flush()
         saved = os.dup(2)
