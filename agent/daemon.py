@@ -26,7 +26,7 @@ from agent.published import Published
 from agent.service import Service
 from agent.shadows import Shadows
 from agent.stateguard import StateGuard
-from agent.storage.durable import OwnedFolder, state_folder, tighten
+from agent.storage.durable import OwnedFolder, remove_temporaries, state_folder, tighten
 from agent.storage.spool import Spool
 from agent.storage.statefile import StateFile
 from agent.storage.twinfile import TwinFile
@@ -103,6 +103,7 @@ class Daemon:
         with closing(OwnedFolder(state_folder(self._config.storage))) as owned:
             folder = owned.path
             tighten(folder)
+            remove_temporaries(folder)
             spool = Spool(folder, self._config.storage)
             try:
                 chooser = Chooser(self._config.selection, folder)

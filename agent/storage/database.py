@@ -7,6 +7,7 @@ back. Rows that are deleted are overwritten only where their page is written any
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from contextlib import suppress
@@ -58,9 +59,15 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def make_file(path: Path) -> None:
-    """Make an empty file for a database, if there is none: SQLite makes it, and those beside it, 0644."""
+    """Make an empty file for a database, if there is none: SQLite makes it, and those beside it, 0644.
+
+    Raises:
+        OSError: there is a link, which SQLite would follow.
+    """
     with suppress(OSError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, STATE_MODE))
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, f"{path.name} is a link where a file is expected: remove it")
 
 
 def _journal_bytes(folder: Path) -> int:

@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import pwd
+import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from agent.config import StorageConfig
 from agent.errors import InUseError, StorageError, reason_of
+from agent.storage.regular import SAFE, check_kind
 
 log = logging.getLogger(__name__)
 
@@ -25,26 +27,29 @@ _LOCK = "lock"
 STATE_MODE = 0o640
 """Of every file of the state folder: for its user, and for reading by its group."""
 _STATE_FILES = ("lock", "spool.*", "overrides.*", "published.*", "verdicts/*.json")
+_TEMPORARIES = (".overrides.*.tmp", ".published.*.tmp")
+"""Files that `write_atomic` had not finished."""
 _VARIABLE = "STATE_DIRECTORY"
 _HOME = "~/.local/state/vedette"
 _SERVICE = Path("var/lib/vedette")
 """The state folder of the unit: systemd tells its name to the daemon only."""
 
 
-def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
+def write_atomic(path: Path, data: bytes, mode: int = 0o644, *, follow: bool = True) -> None:
     """Replace a file: whoever reads it, whenever the power goes, finds the old content or the new.
 
     Args:
-        path: the file; its folder exists. Of a symbolic link, what it leads to is replaced.
+        path: the file; its folder exists.
         data: the whole content.
         mode: permissions, before the umask.
+        follow: replace what a symbolic link at `path` leads to; False: replace the link itself.
 
     Raises:
         StorageError: it cannot be written, or is a device, a pipe or a folder; the old content is still there.
     """
     try:
-        target = path.resolve()
-        if (target.exists() or target.is_symlink()) and not target.is_file():
+        target = path.resolve() if follow else path
+        if not (target.is_file() or (target.is_symlink() and not follow)) and os.path.lexists(target):
             raise StorageError(f"{path}: cannot be written: not a file, but a device, a pipe or a folder")
         _replace(target, data, mode)
     except (OSError, RuntimeError) as error:  # a RuntimeError: links that lead to each other
@@ -64,9 +69,9 @@ def write_passing(path: Path, data: bytes) -> None:
 
 
 def _replace(path: Path, data: bytes, mode: int, *, durable: bool = True) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE, mode)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
@@ -79,6 +84,13 @@ def _replace(path: Path, data: bytes, mode: int, *, durable: bool = True) -> Non
         raise
     if durable:
         sync_folder(path.parent)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove temporary files that a power cut has left in a state folder. Call it as the folder's owner."""
+    for path in (path for pattern in _TEMPORARIES for path in folder.glob(pattern)):
+        with suppress(OSError):
+            path.unlink()
 
 
 def tighten(folder: Path) -> None:
@@ -202,14 +214,28 @@ def _owned(folder: Path) -> int:
 def _lock_file(path: Path) -> int:
     """A descriptor to lock: where the disk takes nothing, of what is there: the file, or else the folder."""
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, STATE_MODE)
+        descriptor = _opened_or_folder(path)
+        found = os.fstat(descriptor)
+    except OSError as error:
+        why = "is a link where a file is expected: remove it" if path.is_symlink() else reason_of(error)
+        raise StorageError(f"{path}: cannot be opened: {why}") from error
+    if not stat.S_ISDIR(found.st_mode):
+        try:
+            check_kind(found, stat.S_IFREG, path)
+        except StorageError:
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
+def _opened_or_folder(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | SAFE, STATE_MODE)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
-            raise StorageError(f"{path}: cannot be opened: {reason_of(error)}") from error
-    try:
-        return os.open(path if path.exists() else path.parent, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be opened: {reason_of(error)}") from error
+            raise
+    there = path if os.path.lexists(path) else path.parent
+    return os.open(there, os.O_RDONLY | os.O_NONBLOCK | (SAFE if there == path else os.O_CLOEXEC))
 
 
 def _lock(descriptor: int, folder: Path) -> None:
@@ -239,11 +265,13 @@ def state_folder(config: StorageConfig) -> Path:
     """The state folder, created if need be. Where its disk takes nothing that is told, and what is there is used.
 
     Raises:
-        StorageError: it has no place, or it cannot be created, or we may not write there.
+        StorageError: it has no place, or it cannot be created, or we may not write there, or we are root and it
+            belongs to another user.
     """
     folder = state_path(config)
     try:
         folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        _refuse_root(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -259,8 +287,24 @@ def state_folder(config: StorageConfig) -> Path:
     return folder.resolve()
 
 
+def _refuse_root(folder: Path) -> None:
+    """Refuse to write as root where another user may put links in place of files."""
+    owner = folder.stat().st_uid
+    if os.geteuid() or not owner:
+        return
+    name = f"#{owner}"
+    with suppress(KeyError):
+        name = pwd.getpwuid(owner).pw_name
+    raise StorageError(
+        f"{folder}: belongs to the user {name}; expected a state folder of root, as root runs vedette. Run it as "
+        f"that user: sudo -u {name} vedette run …, or as the service: systemctl start vedette"
+    )
+
+
 def check_state_folder(folder: Path, user: int | None = None) -> None:
     """Refuse what `state_folder` would refuse, without creating or writing anything.
+
+    A folder of another user passes for root: the daemon may run as that user.
 
     Args:
         folder: see `folder_of`.

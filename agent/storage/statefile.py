@@ -41,7 +41,7 @@ class StateFile:
             StorageError: the disk refuses; what was there is still there.
         """
         if content:
-            write_atomic(self.path, content, STATE_MODE)
+            write_atomic(self.path, content, STATE_MODE, follow=False)
             return
         try:
             self.path.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from agent.errors import StorageError
 from agent.storage.durable import STATE_MODE
-from agent.storage.regular import read_regular
+from agent.storage.regular import SAFE, read_regular
 
 BLOCK = 10_000
 """Numbers that are reserved by one write, and the largest gap that a repair makes."""
@@ -125,7 +125,7 @@ class Watermark:
 
     def _write(self, value: int, trusted: bool, *, void: bool = False) -> None:
         text = (_FORMAT % (value, "disk" if trusted else "void" if void else "lost")).encode("ascii")
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, STATE_MODE)
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | SAFE, STATE_MODE)
         try:
             os.pwrite(descriptor, text, 0)
             os.fsync(descriptor)

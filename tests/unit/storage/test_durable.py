@@ -19,6 +19,7 @@ from agent.storage.durable import (
     check_state_folder,
     clips_path,
     lock_folder,
+    remove_temporaries,
     state_folder,
     tighten,
     write_atomic,
@@ -26,6 +27,7 @@ from agent.storage.durable import (
 )
 from agent.storage.spool import Spool
 from agent.storage.statefile import StateFile
+from agent.storage.twinfile import TwinFile
 from agent.storage.verdicts import Verdicts
 
 
@@ -295,3 +297,48 @@ def test_root_judges_a_state_folder_for_the_user_of_the_daemon(tmp_path: Path, m
         check_state_folder(tmp_path / "state", 4321)
     check_state_folder(tmp_path / "state", 0)
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root is refused")
+def test_root_does_not_run_in_the_state_folder_of_another_user(tmp_path: Path) -> None:
+    os.chown(tmp_path, 65534, 65534)
+    expected = f"{tmp_path}: belongs to the user nobody; .* sudo -u nobody vedette run"
+    with pytest.raises(StorageError, match=expected):
+        state_folder(StorageConfig(folder=str(tmp_path)))
+    check_state_folder(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"root's own\n", b""])
+@pytest.mark.parametrize(
+    "name",
+    ["lock", "overrides.json", "overrides.copy.json", "spool.db", "spool.db-wal", "spool.db-shm", "spool.seq"],
+)
+def test_a_link_in_place_of_a_file_of_the_state_folder_is_not_followed(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    target, state = tmp_path / "target", tmp_path / "state"
+    target.write_bytes(content)
+    state.mkdir()
+    (state / name).symlink_to(target)
+    refused = pytest.raises(StorageError, match="lock: cannot be opened: is a link")
+    with refused if name == "lock" else nullcontext(), lock_folder(state):
+        spool = Spool(state, StorageConfig())
+        spool.put("topic", b"event")
+        spool.flush(1.0)
+        spool.close()
+        TwinFile(state / "overrides.json").write(b"{}")
+    assert target.read_bytes() == content
+
+
+def test_a_temporary_file_is_new_and_what_a_power_cut_left_is_removed(tmp_path: Path) -> None:
+    target, path = tmp_path / "target", tmp_path / "state" / "overrides.json"
+    target.write_bytes(b"root's own")
+    path.parent.mkdir()
+    left = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    left.symlink_to(target)
+    write_atomic(path, b"new")
+    assert (target.read_bytes(), path.read_bytes()) == (b"root's own", b"new")
+    remove_temporaries(path.parent)
+    assert list(path.parent.iterdir()) == [path]
+    assert target.exists()
