@@ -9,14 +9,22 @@ import secrets
 import socket
 import ssl
 import time
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from agent.capture.uri import mask
 
 _PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 _LARGEST_HEAD = 16 * 1024
+_BEGINNING, _LARGEST_PICTURE = 64, 4 * 1024 * 1024
+"""Bytes of a body that are read: its beginning; and all of a picture whose length is not given."""
+_REDIRECTS = ("301", "302", "303", "307", "308")
+_MOST_REDIRECTS = 5
+_PAGES = ("text/html", "application/xhtml+xml", "application/json", "text/plain")
+_PICTURE = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8|BM|RIFF....WEBP", re.DOTALL)
+"""Beginnings of JPEG, PNG, GIF, BMP and WebP."""
+_INSTEAD = "use the camera's MJPEG or RTSP address"
 
 _ANSWERS = {
     "403": "it refuses this user",
@@ -30,10 +38,28 @@ _UNESCAPED = (
 
 
 class _Answer(Struct, frozen=True):
-    """The head of a server's answer: its status code, empty if it speaks another protocol; its challenges."""
+    """A server's answer.
+
+    Attributes:
+        code: its status code; empty if it speaks another protocol.
+        fields: name, in small letters, and value of each line of its head.
+        body: its beginning, of a GET that succeeded.
+        ended: the server sent nothing behind that.
+    """
 
     code: str
-    challenges: list[str]
+    fields: list[tuple[str, str]]
+    body: bytes = b""
+    ended: bool = False
+
+    def field(self, name: str) -> str:
+        """Return the first value of a field; empty: it is not there."""
+        return next((value for named, value in self.fields if named == name), "")
+
+    @property
+    def challenges(self) -> list[str]:
+        """How the server wants to be told who we are."""
+        return [value for name, value in self.fields if name == "www-authenticate"]
 
 
 def why_unreachable(uri: str, timeout_s: float) -> str:
@@ -50,7 +76,10 @@ def why_unreachable(uri: str, timeout_s: float) -> str:
 
 
 def objection(uri: str, timeout_s: float) -> str:
-    """Ask a server for a stream without opening it: DESCRIBE, or the head of a GET.
+    """Ask a server for a stream without opening it: DESCRIBE, or a GET whose body is read only in part.
+
+    Redirections of HTTP are followed as FFmpeg follows them. An account goes to another address only where the
+    redirection names no host.
 
     Args:
         uri: rtsp, rtsps, http or https, with a host.
@@ -59,10 +88,25 @@ def objection(uri: str, timeout_s: float) -> str:
     Returns:
         what the server or the network has against it, as one clause without credentials; empty: nothing.
     """
-    parts = urlsplit(uri, allow_fragments=False)
-    where, until = _where(parts, uri), time.monotonic() + timeout_s
+    until, where = time.monotonic() + timeout_s, ""
+    for _ in range(_MOST_REDIRECTS + 1):
+        parts = urlsplit(uri, allow_fragments=False)
+        where = _where(parts, uri)
+        answer = _answer(parts, uri, where, until)
+        if isinstance(answer, str):
+            return answer
+        if not parts.scheme.startswith("http") or answer.code not in _REDIRECTS:
+            return _meaning(where, answer, has_account=parts.username is not None)
+        uri = _onward(uri, answer.field("location"))
+        if not uri:
+            return f"{where} answers {answer.code}: it redirects to an address that is neither http nor https"
+    return f"{where} redirects again and again; check the path"
+
+
+def _answer(parts: SplitResult, uri: str, where: str, until: float) -> _Answer | str:
+    """The answer, or why there is none."""
     try:
-        answer = _ask(parts, until)
+        return _ask(parts, until)
     except socket.gaierror:
         return f"no address is known for {where}; check the name and the network{_hint(uri)}"
     except ConnectionRefusedError:
@@ -73,7 +117,17 @@ def objection(uri: str, timeout_s: float) -> str:
         return f"{where} does not answer; is the camera on, and on this network?"
     except OSError as error:
         return f"{where} cannot be reached: {error.strerror or type(error).__name__}"
-    return _meaning(where, answer.code, has_account=parts.username is not None)
+
+
+def _onward(uri: str, location: str) -> str:
+    """Where a redirection leads; empty: to nothing that can be asked."""
+    try:
+        onward = urljoin(uri, location)
+        parts = urlsplit(onward, allow_fragments=False)
+        usable = location and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        return ""
+    return onward if usable else ""
 
 
 def _where(parts: SplitResult, uri: str) -> str:
@@ -86,12 +140,13 @@ def _hint(uri: str) -> str:
     return _UNESCAPED if mask(uri).endswith("***") else ""
 
 
-def _meaning(where: str, code: str, *, has_account: bool) -> str:
+def _meaning(where: str, answer: _Answer, *, has_account: bool) -> str:
     """The status code in our words: the server's own may repeat the path that was asked for."""
+    code = answer.code
     if not code:
         return f"{where} answers, but not in this protocol; check scheme and port"
     if code.startswith("2"):
-        return ""
+        return _content(where, answer)
     if code == "401":
         why = "it wants a user name and a password"
         why += (
@@ -100,6 +155,28 @@ def _meaning(where: str, code: str, *, has_account: bool) -> str:
     else:
         why = _ANSWERS.get(code, "check the path and the camera")
     return f"{where} answers {code}: {why}"
+
+
+def _content(where: str, answer: _Answer) -> str:
+    """What is wrong with the beginning of a body; empty: nothing, or that cannot be told from it."""
+    kind, body = answer.field("content-type").partition(";")[0].strip().lower(), answer.body
+    if answer.field("transfer-encoding").lower() == "chunked":
+        body = body.partition(b"\r\n")[2]
+    whole = answer.ended or answer.field("content-length") != ""
+    if not body:
+        return f"{where} answers, but sends nothing; {_INSTEAD}" if answer.ended else ""
+    if kind.startswith(("multipart/", "video/")):
+        return ""
+    if _PICTURE.match(body):
+        return f"this URL gives one picture, not a stream; {_INSTEAD}" if whole else ""
+    if kind.startswith("image/"):
+        return f"{where} announces a picture, but what it sends is none; check the path, or {_INSTEAD}"
+    begins = body.lstrip().lower()
+    if begins.startswith((b"<!doctype html", b"<html")) or (
+        kind in _PAGES and not begins.startswith((b"#extm3u", b"--"))
+    ):
+        return f"{where} gives a page or text, not a stream; {_INSTEAD}"
+    return ""
 
 
 def _ask(parts: SplitResult, until: float) -> _Answer:
@@ -158,11 +235,36 @@ def _read(connection: socket.socket, request: bytes, until: float) -> _Answer:
         said += piece
         if not piece or not said.startswith((b"RTSP/"[: len(said)], b"HTTP/"[: len(said)])):
             break
-    status, *lines = said.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+    head, _, body = said.partition(b"\r\n\r\n")
+    status, *lines = head.decode("latin-1").split("\r\n")
     found = re.match(r"(?:RTSP|HTTP)/\S+ ([1-9]\d\d)(?!\S)", status)
     named = [line.partition(":") for line in lines]
-    challenges = [value.strip() for name, _, value in named if name.strip().lower() == "www-authenticate"]
-    return _Answer(found[1] if found else "", challenges)
+    answer = _Answer(
+        found[1] if found else "", [(name.strip().lower(), value.strip()) for name, _, value in named]
+    )
+    if not (request.startswith(b"GET") and answer.code.startswith("2")):
+        return answer
+    return _with_body(connection, answer, body, until)
+
+
+def _with_body(connection: socket.socket, answer: _Answer, body: bytes, until: float) -> _Answer:
+    """Read on until there is enough of the body to judge it by, or the time is over."""
+    is_picture = answer.field("content-type").lower().startswith("image/")
+    length = answer.field("content-length")
+    enough = _LARGEST_PICTURE if is_picture and not length else _BEGINNING
+    if length.isdecimal():
+        enough = min(enough, int(length))
+    ended = length == "0"
+    try:
+        while len(body) < enough and not ended:
+            connection.settimeout(_left(until))
+            piece = connection.recv(65536)
+            body, ended = body + piece, not piece
+    except TimeoutError:  # a slow stream
+        pass
+    except OSError:
+        ended = True
+    return structs.replace(answer, body=body, ended=ended)
 
 
 def _authorization(challenge: str, method: str, target: str, user: str, password: str) -> str:

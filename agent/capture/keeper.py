@@ -159,10 +159,12 @@ class Keeper:
         stall_s, seen, first = self._config.stall_s, 0, True
         while not self._stopped.is_set():
             over, waiting_s = opening.over, opening.waiting_s()
-            if opening.delivered > seen and waiting_s <= stall_s:
+            # A source that was lost and gives one picture for each opening is not back.
+            delivered = opening.delivered if opening.goes_on or not self.lost else 0
+            if delivered > seen and waiting_s <= stall_s:
                 self._run(opening, again=first and self._opened > 1)
                 first = False
-            seen = opening.delivered
+            seen = delivered
             if over:
                 return str(opening.error or "")
             if waiting_s > stall_s:

@@ -34,6 +34,7 @@ class Opening(ABC, Generic[S]):
 
     Attributes:
         delivered: how often it has handed something on.
+        goes_on: the source has shown that it gives more than one picture; of sound it is always true.
         about: what the source gives, once it is open.
         error: what it ended with.
         over: it will deliver nothing more.
@@ -44,13 +45,13 @@ class Opening(ABC, Generic[S]):
 
         Args:
             uri: of the source, for messages.
-            woken: set at the first delivery and at the end.
+            woken: set at the first delivery, when `goes_on` becomes true, and at the end.
             name: of the thread.
         """
         self._uri, self._woken = uri, woken
         self._abandoned = threading.Event()
         self._asked_ns = time.monotonic_ns()
-        self.delivered, self.about, self.over = 0, "", False
+        self.delivered, self.about, self.over, self.goes_on = 0, "", False, True
         self.error: SourceError | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 

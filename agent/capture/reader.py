@@ -43,6 +43,7 @@ class Reader(Opening[Source]):
         name: str,
     ) -> None:
         super().__init__(uri, woken, name)
+        self.goes_on = False
         self._pool, self._deliver = pool, deliver
         self._config, self._thinning = config, Thinning(config.max_fps)
         self._fast = parse(uri).keeps_all
@@ -61,6 +62,9 @@ class Reader(Opening[Source]):
             now_ns = time.monotonic_ns()
             recorded_s = number * source.period_s if self._fast else 0.0
             number += 1
+            if number == 2:  # also where `max_fps` leaves it out
+                self.goes_on = True
+                self._woken.set()
             stamp = self._stamp(now_ns, recorded_s)
             if self._thinning.passes(stamp.captured_ns / 1e9) and not self._hand_on(source, stamp):
                 return

@@ -47,7 +47,7 @@ def demo(
         raise click.BadParameter(f"{picture}: no such folder to write it to", param_hint="--picture")
     chosen = programme(hear=hear, source=source, model=model, loop=seconds is not None)
     show = Show(chosen.streams, picture, seconds)
-    show.check()
+    show.check(source)
     with _ended_by_signals(show.request_stop), closing(show.messages()) as messages:
         if as_json:
             _print_json(messages, show)

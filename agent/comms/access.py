@@ -6,7 +6,7 @@ import re
 
 from msgspec import Struct, structs
 
-from agent.comms import credentials
+from agent.comms import credentials, reasons
 from agent.config import MqttConfig
 from agent.deviceconfig import Transport
 
@@ -24,6 +24,7 @@ KEYS = (
     "alpn",
 )
 """Keys of `[mqtt]` that are options here, as `--ws-path`."""
+_WITHOUT_TLS = "if it speaks no TLS there, leave out --tls, --ca-file and --cert-file"
 
 
 class Access(Struct, frozen=True):
@@ -68,6 +69,7 @@ class Access(Struct, frozen=True):
 
 def as_options(text: str) -> str:
     """What is said to one who has a configuration file, for one who has a command line: its keys are options."""
+    text = text.replace(reasons.WITHOUT_TLS, _WITHOUT_TLS)
     return re.sub(r"\[mqtt\] (\w+(?: and \w+)*)", _as_options, text)
 
 

@@ -121,6 +121,11 @@ class Client(paho.Client):
         return connected
 
     @property
+    def is_reached(self) -> bool:
+        """Whether TCP has connected, whatever came after that."""
+        return self._guard is not None
+
+    @property
     def is_flooded(self) -> bool:
         """Whether more waits to be sent than any use of ours brings about."""
         return len(self._out_packet) > MOST_ANSWERS

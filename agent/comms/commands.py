@@ -5,6 +5,7 @@ A command is well-formed here; whether there is such a stream, zone or rung, onl
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -168,7 +169,9 @@ def _setting(stream: str, what: str, given: Given) -> Command:
     read = _READERS.get("zone" if what.startswith(ZONE) and len(what) > len(ZONE) else what)
     if read is None:
         known = ", ".join(name if name != "zone" else "zone/NAME" for name in _READERS)
-        raise CommandError(f"{shown(what)} cannot be set; there are: {known}")
+        near = difflib.get_close_matches(what, _NEAR, 1)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        raise CommandError(f"{shown(what)} cannot be set; {meant}there are: {known}")
     if given is None or given == DEFAULT:
         return Command("set", stream, what)
     return Command("set", stream, what, read(given, what))
@@ -225,6 +228,8 @@ _READERS: Mapping[str, Callable[[Given, str], Value]] = {
     "rung": _name,
     "zone": _switch,
 }
+_NEAR = (*(name for name in _READERS if name != "zone"), "snapshot", "record")
+"""Whole words that may have been meant."""
 
 
 def check_answer_topic(topic: str, topics: Topics, verb: str) -> None:

@@ -105,7 +105,8 @@ class Connection:
         except ssl.SSLCertVerificationError as error:
             raise explained(error, self._config, synchronised) from error
         except (OSError, ValueError) as error:
-            raise BrokerError(reasons.of_error(error)) from error
+            tls = uses_tls(self._config) and self._client.is_reached
+            raise BrokerError(reasons.of_opening(error, tls=tls)) from error
         self._await_answer(min(deadline, time.monotonic() + patience_s))
 
     def wake_by(self, wake: Wake) -> None:
@@ -115,7 +116,7 @@ class Connection:
     def _await_answer(self, deadline: float) -> None:
         while self._answer is None and not self.lost:
             if (left := deadline - time.monotonic()) <= 0:
-                self.drop("no answer to our CONNECT")
+                self.drop(reasons.of_silence("no answer to our CONNECT", tls=uses_tls(self._config)))
                 raise UnansweredError(self.lost, silent=True)
             self.turn(left)
         self._client.on_log = None  # it costs time, and now the reasons come by themselves

@@ -102,14 +102,16 @@ class Guest:
         except queue.Empty:
             error = TimeoutError()
         if error is not None:
-            raise BrokerError(f"cannot reach the broker at {self._access.where}: {_why(error)}") from error
+            why = _why(error, tls=self._access.uses_tls)
+            raise BrokerError(f"cannot reach the broker at {self._access.where}: {why}") from error
 
     def _await(self, timeout_s: float) -> None:
         where = self._access.where
         try:
             heard = self._heard.get(timeout=timeout_s)
         except queue.Empty:
-            raise UnansweredError(f"the broker at {where} does not answer", silent=True) from None
+            why = as_options(reasons.of_silence("does not answer", tls=self._access.uses_tls))
+            raise UnansweredError(f"the broker at {where} {why}", silent=True) from None
         if isinstance(heard, str):
             why = as_options(reasons.of_hanging_up(heard, tls=self._access.uses_tls))
             raise UnansweredError(f"the broker at {where} does not let us in: {why}", silent=False)
@@ -134,8 +136,12 @@ class Guest:
         self._heard.put(reasons.of_break(code, ""))
 
 
-def _why(error: Exception) -> str:
+def _why(error: Exception, *, tls: bool) -> str:
     if isinstance(error, paho.WebsocketConnectionError):
         return "it does not answer as a WebSocket; check --port and --ws-path"
-    hint = "; is it running there?" if isinstance(error, ConnectionRefusedError | TimeoutError) else ""
-    return as_options(reasons.of_error(error)) + hint
+    if isinstance(
+        error, ConnectionRefusedError | TimeoutError
+    ):  # of a timeout nobody knows whether TCP connected
+        too = ", and does it speak TLS" if tls and isinstance(error, TimeoutError) else ""
+        return f"{as_options(reasons.of_error(error))}; is it running there{too}?"
+    return as_options(reasons.of_opening(error, tls=tls))

@@ -46,6 +46,7 @@ _WORDS = {
 }
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_EOF_WHILE_READING")
 """What OpenSSL makes of an answer that is not TLS."""
+WITHOUT_TLS = "if it speaks no TLS there, set [mqtt] tls = false and leave out ca_file and cert_file"
 _ALERTS = {
     "CERTIFICATE_REQUIRED": "it wants a client certificate; set [mqtt] cert_file and key_file",
     "CERTIFICATE_EXPIRED": "our client certificate has expired, or a clock is wrong; renew [mqtt] cert_file",
@@ -92,6 +93,34 @@ def of_break(code: int, heard: str) -> str:
     return of_alert(heard) or f"the connection broke{heard and f': {heard}'}"
 
 
+def of_silence(words: str, *, tls: bool) -> str:
+    """Say of a broker that took the connection and keeps silent after our CONNECT what to check.
+
+    Args:
+        words: that say so.
+        tls: whether it is spoken already.
+    """
+    return of_hanging_up(f"{words}; check that it is an MQTT broker", tls=tls)
+
+
+def of_opening(error: Exception, *, tls: bool) -> str:
+    """What an error means for a user that came while the connection was opened.
+
+    Args:
+        error: of the network or of TLS.
+        tls: the broker had been reached, and TLS was to be agreed on.
+    """
+    words, hint = of_error(error), tls and _may_be_without_tls(error)
+    return f"{words}; {WITHOUT_TLS}" if hint else words
+
+
+def _may_be_without_tls(error: Exception) -> bool:
+    """Whether a broker that speaks no TLS may have answered our greeting of TLS so."""
+    if isinstance(error, ssl.SSLError):
+        return error.reason in _NO_TLS
+    return isinstance(error, ConnectionResetError | ConnectionAbortedError | BrokenPipeError | TimeoutError)
+
+
 def of_hanging_up(words: str, *, tls: bool) -> str:
     """Why a connection broke that the broker has not answered yet: one that wants TLS does so without a word.
 
@@ -112,8 +141,7 @@ def of_tls(error: Exception) -> str:
     reason = getattr(error, "reason", None)
     if not reason:
         return reason_of(error)
-    words = str(reason).replace("_", " ").lower()
-    return f"{words}: is it TLS that is spoken there?" if reason in _NO_TLS else words
+    return str(reason).replace("_", " ").lower()
 
 
 def of_error(error: Exception) -> str:

@@ -31,7 +31,7 @@ from agent.demo.broker import EmbeddedBroker, installed
 from agent.errors import VedetteError
 from agent.storage.durable import write_atomic
 
-_OPEN_S = 10.0
+_OPEN_S, _OPEN_LIVE_S = 10.0, 5.0
 _RATE_HZ = 16_000
 
 
@@ -59,20 +59,21 @@ class Summary(Struct):
 
 
 def _check_readable(uri: str) -> None:
-    """Open a file or folder and read its beginning: what is no clip is refused before anything is shown.
+    """Open a source and read its beginning: what gives nothing is refused before anything is shown.
 
     Raises:
         SourceError: it cannot be read.
     """
     address = parse(uri)
-    if address.live:
-        return
+    patience_s = _OPEN_LIVE_S if address.live else _OPEN_S
     if address.sound:
-        open_sound(uri, _RATE_HZ, stall_s=_OPEN_S).close()
+        open_sound(uri, _RATE_HZ, stall_s=patience_s).close()
         return
-    source = open_source(uri, stall_s=_OPEN_S)
+    source = open_source(uri, stall_s=patience_s)
     try:
         source.grab()
+        if address.live:  # a second picture tells a stream from the URL of a snapshot
+            source.grab()
     finally:
         source.close()
 
@@ -88,8 +89,11 @@ class Show:
         self._error: VedetteError | None = None
         self._until = math.inf
 
-    def check(self) -> None:
+    def check(self, source: str | None = None) -> None:
         """Refuse what cannot be shown, before anything begins.
+
+        Args:
+            source: as it was asked for, for messages; None: those of the streams.
 
         Raises:
             VedetteError: the broker is not installed, or a source or a model cannot be used.
@@ -97,7 +101,7 @@ class Show:
         installed()
         for name, stream in self._streams.items():
             check_stream(name, stream)
-            _check_readable(stream.source)
+            _check_readable(source or stream.source)
 
     def request_stop(self) -> None:
         """End early, with every track ended. For a signal handler."""

@@ -59,7 +59,7 @@ def packaged_path(name: str) -> Path:
 
 
 def read(content: bytes, where: str) -> Manifest:
-    """A manifest of ours from one of theirs.
+    """A manifest of ours from one of theirs. The format's models give probabilities.
 
     Args:
         content: the JSON file.
@@ -74,7 +74,7 @@ def read(content: bytes, where: str) -> Manifest:
         raise ModelError(f"{where}: not a manifest of microWakeWord: {error}") from error
     if file.type != "micro" or file.micro.feature_step_size != 10:
         raise ModelError(f"{where}: expected type 'micro' and a feature_step_size of 10")
-    options = {"mean_of": file.micro.sliding_window_size}
+    options = {"mean_of": file.micro.sliding_window_size, "logits": False}
     output = OutputManifest("keyword", (file.wake_word,), file.micro.probability_cutoff, options=options)
     name = file.wake_word.lower().replace(" ", "-")
     return Manifest(name, output, audio=AudioManifest(16_000, "micro"), file=file.model, source=file.author)

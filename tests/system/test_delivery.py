@@ -141,6 +141,15 @@ def test_plain_words_at_a_port_of_tls_are_answered_with_a_hint(
     assert len(warnings(caplog)) == 1
 
 
+def test_tls_at_a_plain_port_is_answered_with_a_hint(
+    broker: Mosquitto, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = MqttConfig(host=HOST, port=broker.port, tls=True, reconnect_max_s=0.2)
+    with device(tmp_path, config) as (_, publisher):
+        wait_for(lambda: "if it speaks no TLS there, set [mqtt] tls = false" in publisher.state.detail)
+    assert len(warnings(caplog)) == 1
+
+
 def test_a_client_certificate_is_shown(tmp_path: Path) -> None:
     with Mosquitto(tmp_path, client_certificates=True) as broker:
         messages = broker.subscribe("vedette/#")

@@ -7,6 +7,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
@@ -200,6 +203,47 @@ def test_a_file_of_another_kind_is_refused_before_the_demo_begins(
     with pytest.raises(SourceError, match=r"notes\.mp4"):
         begin(*person(tmp_path), *model, "--source", f"{scheme}:{other}")
     assert capsys.readouterr() == ("", "")
+
+
+class NoCamera(BaseHTTPRequestHandler):
+    """Has nothing but one picture, at /picture."""
+
+    def do_GET(self) -> None:
+        if self.path != "/picture":
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "image/jpeg")
+        self.end_headers()
+        self.wfile.write(cv2.imencode(".jpg", np.full((48, 64, 3), 90, np.uint8))[1].tobytes())
+
+    def log_message(self, *args: object) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize(
+    ("path", "why"), [("none", "answers 404: it has no such path"), ("picture", "this URL gives one picture")]
+)
+def test_a_camera_that_gives_no_stream_is_refused_before_the_demo_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str, why: str
+) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), NoCamera)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    began = time.monotonic()
+    try:
+        with pytest.raises(SourceError, match=why):
+            begin(*person(tmp_path), "--source", f"http://127.0.0.1:{server.server_address[1]}/{path}")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert time.monotonic() - began < 5.0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_folder_without_pictures_is_named_as_it_was_typed(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match=f"^dir:{tmp_path / 'empty'}: expected"):
+        begin(*person(tmp_path), "--source", f"dir:{tmp_path / 'empty'}")
 
 
 @pytest.mark.parametrize(("model", "why"), [("nanodett", "did you mean 'nanodet'"), ("broken.tflite", "broken")])

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,19 +14,41 @@ import pytest
 
 from agent.capture.grabber import Grabber
 from agent.capture.source import open_source
-from agent.config import CaptureConfig
+from agent.config import CaptureConfig, Config, MqttConfig, StreamConfig
+from agent.doctor import network
 from agent.errors import SourceError
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.running import ROOT, Vedette, health, states
 from tests.support.running import camera as camera_of
 
+OTHERS = {
+    "/page": ("text/html", b"<!DOCTYPE html><html><p>Please log in</html>"),
+    "/rubbish": ("image/jpeg", b"\x01\x02\x03\x04\x05"),
+    "/picture": ("image/jpeg", cv2.imencode(".jpg", np.full((48, 64, 3), 90, np.uint8))[1].tobytes()),
+}
+"""What is no stream: its type and its content."""
+
 
 class Camera(BaseHTTPRequestHandler):
-    """Sends JPEGs one after the other, as many network cameras do; `/short` ends after ten."""
+    """Sends JPEGs one after the other, as many network cameras do; `/short` ends after ten.
+
+    `/picture` is the URL of a snapshot, unless `server.streams` is set; `/moved` redirects to `/video`.
+    """
 
     def do_GET(self) -> None:
-        if self.path not in ("/video", "/short"):
+        if self.path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", "/video")
+            self.end_headers()
+            return
+        if self.path in OTHERS and not getattr(self.server, "streams", False):
+            self.send_response(200)
+            self.send_header("Content-Type", OTHERS[self.path][0])
+            self.end_headers()
+            self.wfile.write(OTHERS[self.path][1])
+            return
+        if self.path not in ("/video", "/short", *OTHERS):
             self.send_error(404)
             return
         self.send_response(200)
@@ -46,13 +68,18 @@ class Camera(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def camera() -> Iterator[str]:
+def server() -> Iterator[ThreadingHTTPServer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Camera)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
+    yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def camera(server: ThreadingHTTPServer) -> str:
+    return f"http://127.0.0.1:{server.server_address[1]}"
 
 
 def test_an_http_camera_gives_frames(camera: str) -> None:
@@ -81,6 +108,56 @@ def test_an_http_camera_that_ends_is_lost_and_opened_again(camera: str) -> None:
 def test_a_path_that_is_not_there_is_named(camera: str) -> None:
     with pytest.raises(SourceError, match="answers 404: it has no such path"):
         open_source(f"{camera}/nothing", stall_s=3)
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("/video", ""),
+        ("/moved", ""),
+        ("/page", "gives a page or text, not a stream"),
+        ("/rubbish", "announces a picture, but what it sends is none"),
+        ("/picture", "this URL gives one picture, not a stream; use the camera's MJPEG or RTSP address"),
+    ],
+)
+def test_the_doctor_and_a_run_agree(camera: str, tmp_path: Path, path: str, why: str) -> None:
+    config = Config({"shed": StreamConfig(f"{camera}{path}", "nanodet")}, mqtt=MqttConfig(port=1))
+    (told,) = [one for one in network.findings(config, tmp_path) if one.name == "stream shed"]
+    assert (told.state, why in told.value) == ("problem" if why else "ok", True)
+    news: list[tuple[str, str]] = []
+    grabber = Grabber(
+        "shed", f"{camera}{path}", CaptureConfig(stall_s=3), on_change=lambda *one: news.append(one)
+    )
+    grabber.start()
+    deadline = time.monotonic() + 10
+    while not (news if why else grabber.stats.frames > 3):
+        assert time.monotonic() < deadline
+        grabber.take(0.1)
+    grabber.stop()
+    assert [state for state, _ in news] == (["lost"] if why else [])
+    assert all(why in reason for _, reason in news)
+
+
+def test_the_url_of_a_snapshot_is_told_once_until_it_streams(server: ThreadingHTTPServer, camera: str) -> None:
+    news: list[str] = []
+    config = CaptureConfig(stall_s=3, reopen_max_s=0.05)
+    grabber = Grabber("shed", f"{camera}/picture", config, on_change=lambda state, _: news.append(state))
+    grabber.start()
+
+    def wait(condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 20
+        while not condition():
+            assert time.monotonic() < deadline
+            grabber.take(0.05)
+
+    wait(lambda: grabber.stats.frames >= 5)
+    assert news == ["lost"], "each opening gave its picture, and none was the end of the outage"
+    assert grabber.stats.state == "lost"
+    assert grabber.stats.reopened == 0
+    server.streams = True  # type: ignore[attr-defined]
+    wait(lambda: grabber.stats.state == "running")
+    grabber.stop()
+    assert news == ["lost", "running"]
 
 
 class Hostile(BaseHTTPRequestHandler):

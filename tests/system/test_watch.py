@@ -147,6 +147,14 @@ def test_plain_words_at_a_port_of_tls_are_answered_with_a_hint(tmp_path: Path) -
         call(broker)
 
 
+def test_tls_at_a_plain_port_is_answered_with_a_hint(broker: Mosquitto) -> None:
+    said = ["-H", HOST, "-p", str(broker.port), "--tls"]
+    with pytest.raises(
+        BrokerError, match=r"if it speaks no TLS there, leave out --tls, --ca-file and --cert-file$"
+    ):
+        CliRunner().invoke(watch, said, catch_exceptions=False)
+
+
 def test_for_so_long_holds_for_a_broker_that_keeps_silent_too() -> None:
     with peer(until_left) as port:  # hangs up after 5 s
         for tls, said in (([], "does not answer"), (["--tls"], "no answer; is it running there")):

@@ -139,7 +139,7 @@ def test_an_account_is_tried_by_digest(scheme: str, method: str, qop: str) -> No
                     f"{digest('ann:cams:s/e@c')}:{between}:{digest(method + ':' + given.get('uri', ''))}"
                 )
                 if given.get("response") == right:
-                    connection.sendall(f"{scheme.upper()}/1.0 200 OK\r\n\r\n".encode())
+                    connection.sendall(f"{scheme.upper()}/1.0 200 OK\r\n\r\n--frame\r\n".encode())
                 else:
                     ask = f'WWW-Authenticate: Digest realm="cams", nonce="n1"{qop}'
                     connection.sendall(f"{scheme.upper()}/1.0 401 No\r\n{ask}\r\n\r\n".encode())
@@ -167,3 +167,85 @@ def test_a_server_that_drips_is_left_in_time() -> None:
         began = time.monotonic()
         assert "does not answer" in why_unreachable(f"http://127.0.0.1:{listener.getsockname()[1]}/", 0.4)
         assert time.monotonic() - began < 1.5
+
+
+JPEG = b"\xff\xd8\xff\xe0" + b"\x01" * 100_000 + b"\xff\xd9"
+
+
+def said(kind: str, body: bytes, *fields: str) -> bytes:
+    """An answer of HTTP."""
+    head = [b"HTTP/1.0 200 OK", *([f"Content-Type: {kind}".encode()] if kind else ()), *map(str.encode, fields)]
+    return b"\r\n".join([*head, b"", body])
+
+
+@pytest.mark.parametrize(
+    ("answer", "wants"),
+    [
+        (said("text/html; charset=utf-8", b"<!DOCTYPE html><p>Login"), "gives a page or text, not a stream"),
+        (said("", b"\n<HTML>"), "gives a page or text"),
+        (said("image/jpeg", b"\x01\x02\x03\x04\x05"), "announces a picture, but what it sends is none"),
+        (said("image/jpeg", b"\x01\x02\x03", "Content-Length: 3"), "announces a picture"),
+        (said("image/jpeg", JPEG), "this URL gives one picture, not a stream; use the camera's MJPEG or RTSP"),
+        (said("image/jpeg", JPEG, f"Content-Length: {len(JPEG)}"), "gives one picture"),
+        (said("image/jpeg", b"5\r\n" + JPEG, "Transfer-Encoding: chunked"), "gives one picture"),
+        (said("video/mp4", b""), "answers, but sends nothing"),
+        (said("multipart/x-mixed-replace; boundary=b", b"--b\r\n"), ""),
+        (said("application/vnd.apple.mpegurl", b"#EXTM3U\n"), ""),
+        (said("text/plain", b"#EXTM3U\n"), ""),
+        (said("application/octet-stream", b"\x00\x00\x01"), ""),
+    ],
+)
+def test_what_a_server_of_http_sends_is_looked_at(serve: Serve, answer: bytes, wants: str) -> None:
+    why = objection(f"http://127.0.0.1:{serve(answer)}/", 2.0)
+    assert wants in why
+    assert bool(why) == bool(wants)
+
+
+def test_a_redirection_is_followed_to_its_end(serve: Serve) -> None:
+    def moved(to: str) -> bytes:
+        return f"HTTP/1.0 302 Found\r\nLocation: {to}\r\n\r\n".encode()
+
+    good = serve(said("multipart/x-mixed-replace; boundary=b", b"--b\r\n"))
+    gone = serve(b"HTTP/1.0 404 No\r\n\r\n")
+
+    def why(to: str) -> str:
+        return objection(f"http://127.0.0.1:{serve(moved(to))}/", 2.0)
+
+    assert why(f"http://127.0.0.1:{good}/video") == ""
+    assert why(f"http://127.0.0.1:{gone}/video") == f"127.0.0.1:{gone} answers 404: it has no such path"
+    assert "redirects again and again" in why("/round")
+    for elsewhere in ("file:///etc/passwd", "rtsp://127.0.0.1/", "http://[", "http://127.0.0.1:99999/", ""):
+        assert "neither http nor https" in why(elsewhere)
+
+
+def test_a_redirection_takes_the_account_to_no_other_host() -> None:
+    heard: dict[str, str] = {}
+
+    def serve(listener: socket.socket, name: str, moved: str) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                request = heard[name] = connection.recv(4096).decode()
+                if moved and "Authorization" not in request:
+                    connection.sendall(b'HTTP/1.0 401 No\r\nWWW-Authenticate: Basic realm="x"\r\n\r\n')
+                elif moved and request.startswith("GET /far"):
+                    connection.sendall(f"HTTP/1.0 302 Found\r\nLocation: {moved}\r\n\r\n".encode())
+                elif moved and request.startswith("GET /near"):
+                    connection.sendall(b"HTTP/1.0 302 Found\r\nLocation: /stream\r\n\r\n")
+                elif moved:
+                    connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n--b\r\n")
+                else:
+                    connection.sendall(b'HTTP/1.0 401 No\r\nWWW-Authenticate: Basic realm="x"\r\n\r\n')
+
+    with socket.create_server(("127.0.0.1", 0)) as camera, socket.create_server(("127.0.0.1", 0)) as other:
+        far = f"http://localhost:{other.getsockname()[1]}/stream"
+        for listener, name, moved in ((camera, "camera", far), (other, "other", "")):
+            threading.Thread(target=serve, args=(listener, name, moved), daemon=True).start()
+        at = f"http://ann:secret@127.0.0.1:{camera.getsockname()[1]}"
+        assert objection(f"{at}/near", 2.0) == ""
+        assert "Authorization: Basic" in heard["camera"]
+        assert "wants a user name and a password; set" in objection(f"{at}/far", 2.0)
+        assert "Authorization" not in heard["other"]

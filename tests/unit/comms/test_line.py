@@ -117,7 +117,7 @@ def tls_error(reason: str) -> ssl.SSLError:
         (certificate_error(19, "self-signed"), "its certificate is not accepted: self-signed"),
         (certificate_error(9, "not yet valid"), "not yet valid; the clock here says 20"),
         (ssl.SSLError(1, "wrong version number"), "TLS failed: wrong version number"),
-        (tls_error("WRONG_VERSION_NUMBER"), "TLS failed: wrong version number: is it TLS that is spoken there?"),
+        (tls_error("WRONG_VERSION_NUMBER"), "TLS failed: wrong version number"),
         (tls_error("KEY_VALUES_MISMATCH"), "TLS failed: key values mismatch"),
         (ValueError("label too long"), "label too long"),
         (ValueError(), "ValueError"),

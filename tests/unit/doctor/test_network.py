@@ -94,7 +94,23 @@ def test_a_broker_that_keeps_silent_is_left_in_time(tmp_path: Path) -> None:
         one, _ = network.findings(config, tmp_path)
         assert time.monotonic() - began < 3.0
     assert one.state == "problem"
-    assert "no answer to our CONNECT" in one.value
+    assert one.value.endswith(
+        "no answer to our CONNECT; check that it is an MQTT broker; if it speaks TLS there, set [mqtt] tls"
+    )
+    assert one.advice.endswith("set [mqtt] tls")
+
+
+def test_tls_at_a_plain_port_is_answered_with_a_hint(broker: Mosquitto, tmp_path: Path) -> None:
+    one, *_ = network.findings(Config(mqtt=replace(broker.config(), tls=True)), tmp_path)
+    assert one.state == "problem"
+    assert "if it speaks no TLS there, set [mqtt] tls = false" in one.value
+    assert "set [mqtt] tls = false" in one.advice
+
+
+def test_tls_at_a_port_that_keeps_silent_is_answered_with_a_hint(tmp_path: Path) -> None:
+    with socket.create_server((HOST, 0)) as listener:
+        one, *_ = network.findings(Config(mqtt=MqttConfig(HOST, listener.getsockname()[1], tls=True)), tmp_path)
+    assert "if it speaks no TLS there, set [mqtt] tls = false" in one.value
 
 
 def test_a_broker_that_lets_strangers_in_where_commands_are_taken_is_warned_of(tmp_path: Path) -> None:

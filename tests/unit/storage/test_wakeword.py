@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import ModelError
+from agent.library import look_up
 from agent.storage import wakeword
 from agent.storage.models import load_file
 from tests.support.tflite_builder import add_model
@@ -28,7 +29,7 @@ def test_a_manifest_of_theirs_becomes_one_of_ours(tmp_path: Path) -> None:
     assert manifest is not None
     name, output, audio = (manifest.data[key] for key in ("name", "output", "audio"))
     assert (name, list(output["labels"]), output["score_threshold"]) == ("hey-you", ["Hey You"], 0.9)
-    assert output["options"] == {"mean_of": 5}
+    assert output["options"] == {"mean_of": 5, "logits": False}
     assert (audio["frontend"], audio["rate_hz"], audio["every_s"]) == ("micro", 16000, 0.0)
 
 
@@ -62,3 +63,10 @@ def test_the_packages_models_are_found_by_name() -> None:
     assert "wakeword/alexa" in wakeword.packaged()
     with pytest.raises(ModelError, match="no wake word 'wakeword/alexis'"):
         load_file("wakeword/alexis")
+
+
+def test_nothing_is_guessed_of_the_packages_models() -> None:
+    pytest.importorskip("pymicro_wakeword", reason="the extra [wakeword] is not installed")
+    assert {name: look_up(name, thorough=True).remarks() for name in wakeword.packaged()} == {
+        name: [] for name in wakeword.packaged()
+    }
