@@ -80,6 +80,14 @@ class BackendError(ModelError):
     """This machine cannot run a model that is itself sound."""
 
 
+class UndecodableError(ModelError):
+    """No decoder fits the outputs of a model, so no manifest helps."""
+
+
+class NormalisationError(ModelError):
+    """A manifest must say `[input] mean` and `std`, which nothing tells."""
+
+
 class StorageError(VedetteError):
     """The state folder or something in it cannot be used."""
 

@@ -23,7 +23,7 @@ from agent.compute.infer.audio.frontend import options_kind as frontend_options_
 from agent.compute.infer.ends import ends_of
 from agent.compute.infer.extract import only_signature
 from agent.compute.infer.modelfile import ModelFile, Runtime, read_modelfile, refusals
-from agent.errors import ModelError
+from agent.errors import ModelError, NormalisationError, UndecodableError
 from agent.manifest import Manifest, Model, Rung
 from agent.storage.models import load_file
 from agent.tomlfile import Problem, TomlFile, nearest, problems_of
@@ -156,6 +156,43 @@ def look_up(name_or_path: str, *, thorough: bool = False, wait_s: float | None =
     return Known(content, sha256, stated, completed)
 
 
+class Draft(Struct, frozen=True):
+    """What can be written into a manifest of a model.
+
+    Attributes:
+        manifest: with every key that is known.
+        sha256: of the model.
+        sources: where keys came from that were found or guessed.
+        missing: keys of `[input]` that nothing tells; the manifest has a placeholder there.
+    """
+
+    manifest: Manifest
+    sha256: str
+    sources: dict[tuple[str, ...], str]
+    missing: tuple[str, ...] = ()
+
+
+def draft(name_or_path: str) -> Draft:
+    """Find what can be written into a manifest, also where `[input] mean` and `std` are missing.
+
+    Raises:
+        ModelError: see `open_model`.
+    """
+    try:
+        known = look_up(name_or_path, thorough=True)
+        return Draft(known.manifest, known.sha256, dict(known.completed.sources))
+    except NormalisationError:
+        pass
+    content, stated = load_file(name_or_path)
+    keys: dict[str, Any] = copy.deepcopy({} if stated is None else stated.data)
+    pixels = keys.setdefault("input", {})
+    missing = tuple(key for key in ("mean", "std") if key not in pixels)
+    pixels |= dict.fromkeys(missing, [127.5] * 3)
+    sha256 = hashlib.sha256(content).hexdigest()
+    found = _completed(content, sha256, TomlFile(name_or_path, keys, {}), name_or_path, None)
+    return Draft(found.manifest, sha256, found.sources, missing)
+
+
 @contextmanager
 def named(name_or_path: str) -> Iterator[None]:
     """Errors inside begin with the model that they are about.
@@ -199,9 +236,16 @@ def _completed(
             return complete(keys, facts, stem)
         except ModelError as error:
             complaint = error
-    if stated is None:
-        raise ModelError(f"write a manifest beside it ({stem}.toml): {complaint}")
-    raise ModelError(f"{stated.path}: {complaint}")
+    raise _complaint(complaint, stated, stem)
+
+
+def _complaint(error: ModelError, stated: TomlFile | None, stem: str) -> ModelError:
+    """An error of completing, of the same kind, that begins with the manifest where one can help."""
+    if stated is not None:
+        return type(error)(f"{stated.path}: {error}")
+    if isinstance(error, UndecodableError):
+        return error
+    return type(error)(f"write a manifest beside it ({stem}.toml): {error}")
 
 
 def _signatures(keys: dict[str, object]) -> tuple[str, str]:

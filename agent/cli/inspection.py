@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from agent.compute.infer.worker import WorkerSession
 
 _Ends = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
+_CRASHED = re.compile(r"crashed\b.*?\b(SIG[A-Z]+)")
+"""What a worker and the vetting say of a model that kills them; the vetting keeps only this text."""
 _LONG = 60
 """Letters of a value that are shown."""
 _RUNTIMES: tuple[Runtime, ...] = ("litert", "tflite-runtime")
@@ -65,6 +68,7 @@ class Inspection(Struct, frozen=True):
         sources: where keys came from that its manifest leaves out, by path such as `input.mean`; not of defaults.
         doubts: what is likely wrong although the model can be run.
         guessed: whether it has no manifest of its own.
+        crash: that the installed runtime crashes on it, with the signal; empty: it does not.
         decoding_error: why it cannot be used: its manifest is missing or does not fit, or it cannot be opened.
         refusals: per runtime, what it refuses.
     """
@@ -81,16 +85,17 @@ class Inspection(Struct, frozen=True):
     sources: dict[str, str]
     doubts: tuple[str, ...]
     guessed: bool
+    crash: str
     decoding_error: str
     refusals: dict[Runtime, list[str]]
 
     @property
     def refused(self) -> bool:
         """Whether something speaks against using it."""
-        return bool(self.decoding_error) or any(self.refusals.values())
+        return bool(self.crash or self.decoding_error) or any(self.refusals.values())
 
     def summary(self) -> dict[str, str]:
-        """Lines of a table; `refusals` and `decoding_error` are not among them."""
+        """Lines of a table; `refusals`, `crash` and `decoding_error` are not among them."""
         lines = {"size": f"{self.size} bytes", "description": self.description, "quantisation": self.quantisation}
         lines["weights"] = ", ".join(f"{dtype} {size} bytes" for dtype, size in self.weights.items())
         lines["operations"] = ", ".join(f"{count} {name}" for name, count in self.operations.items())
@@ -145,7 +150,7 @@ def inspection(file: str) -> Inspection:
     with named(file):
         modelfile = read_modelfile(content)
     refused = {runtime: refusals(modelfile, runtime) for runtime in _RUNTIMES}
-    known, problem, tensors = _judged(file, refused)
+    known, crash, problem, tensors = _judged(file, refused)
     return Inspection(
         file,
         modelfile.size,
@@ -159,23 +164,26 @@ def inspection(file: str) -> Inspection:
         {".".join(keys): source for keys, source in known.completed.sources.items()} if known else {},
         known.completed.doubts if known else (),
         stated is None,
+        crash,
         problem,
         refused,
     )
 
 
-def _judged(file: str, refused: dict[Runtime, list[str]]) -> tuple[Known | None, str, dict[str, _Ends]]:
-    """What is known of a model; why no stream can use it; its tensors by signature as the runtime has them."""
+def _judged(file: str, refused: dict[Runtime, list[str]]) -> tuple[Known | None, str, str, dict[str, _Ends]]:
+    """What is known of a model, that it crashes the runtime, why else it is of no use, and its tensors."""
     runtime = installed_runtime()
     if runtime and refused[runtime]:
-        return None, "", {}  # that says it all
+        return None, "", "", {}  # that says it all
     known, tensors = None, dict[str, _Ends]()
     try:
         known = look_up(file, thorough=True)
         tensors = _opened(known, file)
     except ModelError as error:
-        return known, str(error), tensors
-    return known, "", tensors
+        if found := _CRASHED.search(str(error)):
+            return known, f"the runtime crashes on this model ({found[1]})", "", tensors
+        return known, "", str(error), tensors
+    return known, "", "", tensors
 
 
 def _opened(known: Known, file: str) -> dict[str, _Ends]:

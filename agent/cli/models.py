@@ -51,14 +51,15 @@ def list_(files: tuple[str, ...], as_json: bool) -> None:
 @_JSON
 @click.option(
     "--write-manifest",
-    "manifest",
-    is_flag=False,
-    flag_value="",
-    metavar="[TOML]",
-    help="Write a manifest with every key that was found and its source, beside FILE or to TOML.",
+    "write",
+    is_flag=True,
+    help="Write a manifest beside the model, with every key that was found and its source.",
+)
+@click.option(
+    "--manifest", "path", default="", metavar="TOML", help="Write the manifest to TOML, in the model's folder."
 )
 @click.option("--force", is_flag=True, help="Write it even where a manifest is already.")
-def inspect(file: str, as_json: bool, manifest: str | None, force: bool) -> None:
+def inspect(file: str, as_json: bool, write: bool, path: str, force: bool) -> None:
     """Look inside FILE (a .tflite, a manifest .toml, or the name of a bundled model) without running it.
 
     It is opened as a stream would open it, in a process of its own. Exits with 1 when a runtime refuses it, or
@@ -70,8 +71,8 @@ def inspect(file: str, as_json: bool, manifest: str | None, force: bool) -> None
 
     with preloaded([file]):
         found = _or_faults(lambda: without_root(lambda: inspection(file), Inspection))
-    if manifest is not None:
-        _write_manifest(file, manifest, force)
+    if write or path:
+        _write_manifest(file, path, force)
     if as_json:
         _print_json(found)
     else:
@@ -97,25 +98,26 @@ def _or_faults(look: Callable[[], Inspection]) -> Inspection:
 
 
 def _write_manifest(file: str, path: str, force: bool) -> None:
-    """Write what is known of a model, and say where.
+    """Write what is known of a model, and say where and what is missing.
 
     Raises:
-        ModelError: some key cannot be found, or a manifest is there and it is not to be replaced.
+        ModelError: nothing tells how to decode it, or a manifest is there and it is not to be replaced.
     """
     from agent.compute.infer.unprivileged import without_root
-    from agent.library import look_up
-    from agent.manifest import Manifest
+    from agent.library import Draft, draft
     from agent.storage.manifestfile import write_new
     from agent.storage.models import preloaded
 
-    def found() -> tuple[Manifest, str, dict[tuple[str, ...], str]]:
-        known = look_up(file, thorough=True)
-        return known.manifest, known.sha256, dict(known.completed.sources)
-
     with preloaded([file]):
-        manifest, sha256, sources = without_root(found, tuple[Manifest, str, dict[tuple[str, ...], str]])
-    written = write_new(file, path, manifest, sha256, sources, force=force)
-    click.echo(f"wrote {plain(str(written))}", err=True)
+        known = without_root(lambda: draft(file), Draft)
+    found = known.manifest, known.sha256, known.sources, known.missing
+    written = plain(str(write_new(file, path, *found, force=force)))
+    click.echo(f"wrote {written}", err=True)
+    if known.missing:
+        keys = " and ".join(known.missing)
+        click.echo(
+            f"vedette: {written}: nothing tells [input] {keys}: fill in the lines that are comments", err=True
+        )
 
 
 def _print_json(value: object) -> None:
@@ -157,8 +159,10 @@ def _print_inspection(found: Inspection) -> None:
     for runtime, reasons in found.refusals.items():
         for reason in reasons:
             console.print(f"[red]{runtime} refuses:[/red] {_plain(reason)}")
-        if not reasons:
+        if not reasons and not found.crash:
             console.print(f"[green]{runtime}:[/green] nothing known against it")
+    if found.crash:
+        console.print(f"[red]refused:[/red] {_plain(found.crash)}")
     for doubt in found.doubts:
         console.print(f"[yellow]doubtful:[/yellow] {_plain(doubt)}")
     if found.decoding_error:

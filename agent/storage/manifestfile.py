@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ def write_new(
     manifest: Manifest,
     sha256: str,
     sources: Mapping[tuple[str, ...], str],
+    missing: Sequence[str] = (),
     *,
     force: bool = False,
 ) -> Path:
@@ -54,14 +55,15 @@ def write_new(
 
     Args:
         name_or_path: the model, see `agent.storage.models.load_file`.
-        path: of the manifest; empty: beside the model, of the same stem. The model is copied beside it.
+        path: of the manifest, in the model's folder; empty: of the same stem.
         manifest: with every key.
         sha256: of the model.
         sources: where keys came from that were found or guessed; the others were stated, or are defaults.
+        missing: keys of `[input]` that are to be filled in: they are written as comments.
         force: replace a manifest that is there.
 
     Raises:
-        ModelError: a manifest is there, or another model of this name. StorageError: it cannot be written.
+        ModelError: a manifest is there, or the model is not. StorageError: it cannot be written.
     """
     model = model_path(name_or_path)
     own = Path(path) if path else model.with_suffix(".toml")
@@ -69,14 +71,24 @@ def write_new(
         raise ModelError(f"{own}: a manifest is a .toml file")
     if own.exists() and not force:
         raise ModelError(f"{own}: is there already; --force replaces it")
-    missing = list(_missing([model, *(model.parent / name for name in manifest.golden.files)], own.parent))
+    if files := list(_missing([model, *(model.parent / name for name in manifest.golden.files)], own.parent)):
+        raise ModelError(
+            f"{own}: a manifest lies beside its model, and {files[0].name} is not in that folder: copy "
+            f"{files[0]} there first, or leave --manifest out"
+        )
     keys = _told(msgspec.to_builtins(replace(manifest, file=model.name, sha256=sha256)))
     stated = load_file(name_or_path)[1]
+    for key in missing:
+        del keys["input"][key]
     text = to_toml(keys, _comments(keys, sources, stated.data if stated else {}))
-    for file in missing:
-        write_atomic(own.parent / file.name, read(file))
+    text = text.replace("[input]\n", "\n".join(["[input]", *map(_to_fill_in, missing), ""]), 1)
     write_atomic(own, text.encode())
     return own
+
+
+def _to_fill_in(key: str) -> str:
+    """A line for a key of `[input]` that nothing tells."""
+    return f"# {key} = [127.5, 127.5, 127.5]  # to be filled in: this is for -1..1; the model's source tells it"
 
 
 def _told(keys: dict[str, Any]) -> dict[str, Any]:

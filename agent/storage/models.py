@@ -170,7 +170,13 @@ def _keys(manifest: Manifest) -> dict[str, Any]:
 def _labels(manifest: TomlFile, path: Path, name: str) -> list[str]:
     """One name per line; empty lines at the end do not count, others keep their number."""
     try:
-        return [line.strip() for line in read_text(beside(path, name, "labels")).rstrip().splitlines()]
+        file = beside(path, name, "labels")
+        if not file.exists():
+            raise ModelError(
+                f'[output] labels = "{name}": {file}: no such file; a string names a file of labels, a list '
+                f'holds the labels themselves: labels = ["{name}"]'
+            )
+        return [line.strip() for line in read_text(file).rstrip().splitlines()]
     except ModelError as error:
         raise ModelError(f"{manifest.where('output', 'labels')}: {error}") from None
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from agent.compute.decode.boxes import BoxEnd, tuples
 from agent.compute.decode.quant import Floats, Sieve
-from agent.compute.decode.roles import Role, Shape, cast
+from agent.compute.decode.roles import Role, Shape, cast, other_classes
 from agent.compute.decode.setting import MisfitError, Options, Setting
 from agent.messages import Array, Detection, Keypoint
 
@@ -60,7 +60,7 @@ def build(setting: Setting) -> BlazeFace:
     """A decoder for scores [1,n,1] and regressors [1,n,16], or both in two parts, coarse cells last.
 
     Raises:
-        MisfitError: the tensors are others.
+        MisfitError: the tensors are others, or there is more than one label.
     """
     options = setting.options(BlazeFaceOptions)
     height, width = setting.picture()
@@ -72,6 +72,8 @@ def build(setting: Setting) -> BlazeFace:
     places = cast(
         [*_roles("scores", parts, 1), *_roles("regressors", parts, _COLUMNS)], setting.outputs, options.tensors
     )
+    if len(setting.output.labels) > 1:
+        raise other_classes(len(setting.output.labels), 1, setting.outputs[places[0]])
     return BlazeFace(setting, options, centres, places)
 
 

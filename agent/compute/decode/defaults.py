@@ -21,7 +21,7 @@ import numpy as np
 from msgspec import Struct
 
 from agent.compute.decode.decoder import DECODERS, make, options_kind
-from agent.compute.decode.guess import USUAL_INPUTS, USUAL_OUTPUTS, guess_input, guess_output
+from agent.compute.decode.guess import USUAL_INPUTS, USUAL_OUTPUTS, guess_input, guess_output, some
 from agent.compute.decode.metadata import Metadata, read_metadata
 from agent.compute.decode.setting import Setting
 from agent.compute.infer.structure import POSTPROCESS, ModelFile, Subgraph
@@ -57,6 +57,8 @@ _PASSING = frozenset(
     }
 )
 """Operations that give probabilities of probabilities, and logits of logits."""
+_SCORE_NAMES = ("class", "logit", "prob", "score", "softmax")
+"""Words in the name of an output that has a score for each class."""
 _STEPS = 32
 _SCORES = 2
 """Place of the scores among the outputs of `TFLite_Detection_PostProcess`, whose second input they are."""
@@ -229,8 +231,12 @@ def _add_metadata(keys: _Keys, facts: Facts) -> None:
 def _add_output(keys: _Keys, facts: Facts) -> None:
     if not keys.get("output", "decoder"):
         keys.data["output"].pop("decoder", None)
-        guess = guess_output(facts.inputs, facts.outputs)
-        keys.put(("output", "decoder"), guess.decoder, "guessed: its outputs fit")
+        decoder = guess_output(facts.inputs, facts.outputs).decoder
+        if decoder in ("classify", "segment"):
+            _check_told(decoder, keys, facts)
+        if decoder == "classify" and "audio" in keys.data and _is_single_score(facts):
+            decoder = "keyword"
+        keys.put(("output", "decoder"), decoder, "guessed: its outputs fit")
     decoder = keys.get("output", "decoder")
     usual = USUAL_OUTPUTS.get(decoder, OutputManifest())
     for key in ("score_threshold", "iou_threshold"):
@@ -239,6 +245,37 @@ def _add_output(keys: _Keys, facts: Facts) -> None:
     if decoder == "ssd":
         _add_ssd(keys, facts)
     _add_logits(keys, facts)
+
+
+def _check_told(decoder: str, keys: _Keys, facts: Facts) -> None:
+    """Refuse a guess of `classify` or `segment` for which nothing but a shape speaks: landmarks have it, too.
+
+    Raises:
+        ModelError: there are several outputs and none has a score for each label, or a single one of `classify`
+            has neither labels nor a sign of scores.
+    """
+    labels = len(keys.get("output", "labels") or ())
+    if len(facts.outputs) > 1:
+        is_told = labels > 0 and any(spec.shape[-1:] == (labels,) for spec in facts.outputs)
+    else:
+        is_told = labels > 0 or decoder == "segment" or _gives_scores(facts)
+    if not is_told:
+        raise ModelError(
+            f"nothing tells how to decode outputs {some(facts.outputs)}; if one has the scores of classes, its"
+            f' manifest must say [output] decoder = "{decoder}" and labels; Vedette cannot decode landmarks'
+        )
+
+
+def _is_single_score(facts: Facts) -> bool:
+    """Whether a model has one output, of one number: that of a wake word."""
+    return len(facts.outputs) == 1 and facts.outputs[0].shape[-1:] == (1,)
+
+
+def _gives_scores(facts: Facts) -> bool:
+    """Whether the name, the last operation or the range of the first output is that of scores."""
+    spec = facts.outputs[0]
+    named = any(hint in spec.name.lower() for hint in _SCORE_NAMES)
+    return named or _logits(spec, facts.endings[0] if facts.endings else "")[0] is False
 
 
 def _add_ssd(keys: _Keys, facts: Facts) -> None:
@@ -339,11 +376,21 @@ def _doubts(stated: Mapping[str, Any], keys: _Keys, facts: Facts, manifest: Mani
         known = getattr(metadata, key)
         if known is not None and key in picture and not np.allclose(picture[key], known):
             yield f"[input] {key} = {list(picture[key])}, but the metadata in the model file says {list(known)}"
-    options = stated.get("output", {}).get("options", {})
-    if options.get("logits") is False and (at := _scores_at(_Keys(stated), facts)) is not None:
-        limits = stored_range(facts.outputs[at])
-        if limits and limits[1] > 1.0 + _SLACK:
-            yield f"[output.options] logits = false, but {facts.outputs[at].name} reaches up to {limits[1]:.3g}"
+    yield from _logits_doubts(stated, keys, facts)
+    if manifest.output.decoder == "keyword" and not manifest.output.labels:
+        yield '[output] labels are left out: what it hears is told as class0; say labels = ["the word"]'
+
+
+def _logits_doubts(stated: Mapping[str, Any], keys: _Keys, facts: Facts) -> Iterator[str]:
+    """Where the manifest says otherwise of logits than the model's last operations or its quantisation."""
+    logits = stated.get("output", {}).get("options", {}).get("logits")
+    at = None if logits is None else _scores_at(keys, facts)
+    if at is None or at >= len(facts.endings):
+        return
+    found, why = _logits(facts.outputs[at], facts.endings[at])
+    if found is not None and found is not bool(logits):
+        stands = f'"{logits}"' if isinstance(logits, str) else str(logits).lower()
+        yield f"[output.options] logits = {stands}, but {why}: leave logits out, or correct it"
 
 
 def _saturation(spec: TensorSpec, manifest: InputManifest) -> str:

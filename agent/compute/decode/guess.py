@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from agent.compute.decode.decoder import DECODERS, fitting
 from agent.compute.infer.audio.frontend import FRONTENDS
 from agent.compute.tensors import TensorSpec
-from agent.errors import ModelError
+from agent.errors import ModelError, NormalisationError, UndecodableError
 from agent.manifest import InputManifest, OutputManifest
 
 _SIGNED = InputManifest(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5))
@@ -27,24 +27,25 @@ USUAL_OUTPUTS = {"blazeface": OutputManifest("blazeface", score_threshold=0.5, i
 
 _SHOWN, _LONG = 2, 60
 """Tensors in a message, and letters of each."""
+_STRIDES = "; a blazeface or nanodet with other strides needs [output] decoder and [output.options] strides"
 
 
 def guess_output(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> OutputManifest:
     """The output part of a manifest for these tensors.
 
     Raises:
-        ModelError: no decoder fits them; says what a manifest must say.
+        UndecodableError: no decoder fits them.
     """
     decoder = fitting(inputs, outputs)
     if decoder is None:
-        raise ModelError(
-            f"no decoder fits outputs {_some(outputs)} on their own; its manifest must say"
-            f" [output] decoder (one of {', '.join(DECODERS)})"
+        raise UndecodableError(
+            f"Vedette cannot decode outputs {some(outputs)}: none of its decoders ({', '.join(DECODERS)}) fits"
+            f"{_STRIDES if any(len(spec.shape) == 3 for spec in outputs) else ''}"
         )
     return USUAL_OUTPUTS.get(decoder, OutputManifest(decoder))
 
 
-def _some(specs: Sequence[TensorSpec]) -> str:
+def some(specs: Sequence[TensorSpec]) -> str:
     """The first tensors, and how many more there are."""
     more = f" and {len(specs) - _SHOWN} more" if len(specs) > _SHOWN else ""
     return f"{', '.join(str(spec)[:_LONG] for spec in specs[:_SHOWN]) or 'none'}{more}"
@@ -56,12 +57,12 @@ def guess_input(decoder: str, spec: TensorSpec) -> InputManifest:
     A quantised input takes the pixels as they are, which is what its scale was calibrated for.
 
     Raises:
-        ModelError: it cannot be guessed; says what a manifest must say.
+        ModelError: it cannot be guessed; says what a manifest must say. NormalisationError: that is mean and std.
     """
     if len(spec.shape) != 4:
         raise ModelError(
-            f"input {spec} is no picture; for sound its manifest must say [audio] rate_hz, every_s and frontend"
-            f" (one of {', '.join(FRONTENDS)}; raw for samples), and [output] decoder and labels"
+            f"input {spec} is no picture; for sound its manifest must say [audio] rate_hz and frontend"
+            f" (one of {', '.join(FRONTENDS)}; raw for samples), and [output] labels to name what it hears"
         )
     usual = USUAL_INPUTS.get(decoder, InputManifest())
     if spec.quantised:
@@ -70,8 +71,8 @@ def guess_input(decoder: str, spec: TensorSpec) -> InputManifest:
     if not spec.dtype.startswith("float"):
         return replace(usual, mean=(0.0,) * 3, std=(1.0,) * 3)
     if decoder not in USUAL_INPUTS:
-        raise ModelError(
-            f"the range of float input {spec} is unknown; its manifest must say [input] mean and std, such as"
-            " 127.5 and 127.5 for -1..1, 0 and 255 for 0..1, 0 and 1 for 0..255"
+        raise NormalisationError(
+            f"the range of float input {spec} is unknown; its manifest must say [input] mean and std: "
+            "mean = [127.5, 127.5, 127.5] and std = [127.5, 127.5, 127.5] for -1..1; 0 and 255 for 0..1"
         )
     return usual

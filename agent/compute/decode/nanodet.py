@@ -13,7 +13,7 @@ import numpy as np
 
 from agent.compute.decode.boxes import BoxEnd
 from agent.compute.decode.quant import Floats, Sieve
-from agent.compute.decode.roles import Role, cast
+from agent.compute.decode.roles import Role, cast, other_classes
 from agent.compute.decode.setting import DetectorOptions, MisfitError, Setting
 from agent.messages import Array, Detection
 
@@ -46,16 +46,40 @@ def build(setting: Setting) -> NanoDet:
     options = setting.options(NanoDetOptions)
     height, width = setting.picture()
     cells = sum(-(-height // s) * -(-width // s) for s in options.strides if s > 0)
-    labels = setting.labels()
-    roles = (
-        Role("scores", ((1, cells, len(labels) or None),), ("score", "cls", "class")),
-        Role("reg", ((1, cells, 4 * options.bins or None),), ("reg", "box", "dist")),
-    )
-    places = cast(roles, setting.outputs, options.tensors)
+    places = _places(cells, len(setting.labels()), setting, options)
     columns = setting.outputs[places[1]].shape[2]
     if columns % 4 or columns < 8:
         raise MisfitError(f"expected reg [1,{cells},4*bins], found {setting.outputs[places[1]]}")
     return NanoDet(setting, options, places)
+
+
+def _places(cells: int, labels: int, setting: Setting, options: NanoDetOptions) -> tuple[int, ...]:
+    """Index of the scores and of the distances among the outputs.
+
+    Args:
+        cells: rows of each.
+        labels: how many there are; 0: not known.
+        setting: of the decoder.
+        options: of the decoder.
+
+    Raises:
+        MisfitError: one is missing, or there is another number of classes.
+    """
+    roles = (
+        Role("scores", ((1, cells, labels or None),), ("score", "cls", "class")),
+        Role("reg", ((1, cells, 4 * options.bins or None),), ("reg", "box", "dist")),
+    )
+    try:
+        return cast(roles, setting.outputs, options.tensors)
+    except MisfitError as error:
+        if not labels:
+            raise
+        misfit = error
+    try:
+        other = setting.outputs[_places(cells, 0, setting, options)[0]]
+    except MisfitError:
+        raise misfit from None
+    raise other_classes(labels, other.shape[-1], other)
 
 
 class NanoDet:

@@ -86,7 +86,13 @@ def cast_scores(
         if not labels:
             raise
     other = outputs[cast_scores(0, outputs, named, hints)]
-    raise MisfitError(f"expected a score for each of {labels} labels, found {other.shape[-1]} classes in {other}")
+    raise other_classes(labels, other.shape[-1], other)
+
+
+def other_classes(labels: int, classes: int, spec: TensorSpec) -> MisfitError:
+    """The error for a manifest with another number of labels than the scores in `spec` have classes."""
+    found = "1 class" if classes == 1 else f"{classes} classes"
+    return MisfitError(f"expected a score for each of {labels} labels, found {found} in {spec}")
 
 
 def _places(role: Role, outputs: Sequence[TensorSpec], name: str | None) -> list[int]:

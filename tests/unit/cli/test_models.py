@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import tomllib
 from pathlib import Path
 
 import msgspec
@@ -13,6 +16,7 @@ from agent.cli.models import models
 from agent.errors import ModelError
 from agent.library import look_up, open_model
 from agent.manifest import Manifest
+from agent.storage.models import golden_paths, model_path
 from tests.support.house import person_model
 from tests.support.picture_models import classifier, detector
 from tests.support.tflite_builder import (
@@ -144,10 +148,13 @@ def test_a_broken_file_in_the_list_exits_with_1(birds: Path, tmp_path: Path) -> 
 
 
 def written(name_or_path: str, folder: Path, *more: str) -> tuple[Manifest, Manifest]:
-    """What is known of a model, and what is read from the manifest that is written in another folder."""
+    """What is known of a model, and what is read from the manifest that is written beside a copy of it."""
     before = look_up(name_or_path)
     target = folder / f"{Path(name_or_path).stem}.toml"
-    result = call("inspect", name_or_path, "--write-manifest", str(target), *more)
+    for path in (model_path(name_or_path), *golden_paths(name_or_path, before.manifest)):
+        if path.parent != folder:
+            shutil.copy(path, folder)
+    result = call("inspect", name_or_path, "--manifest", str(target), *more)
     assert result.exit_code == 0, result.output
     after = look_up(str(target))
     assert (after.completed.sources, after.sha256) == ({}, before.sha256)
@@ -216,7 +223,47 @@ def test_a_manifest_is_replaced_only_if_that_is_asked_for(birds: Path) -> None:
     assert call("inspect", str(birds), "--write-manifest", "--force").exit_code == 0
     assert 'name = "birds"' in birds.with_suffix(".toml").read_text()
     with pytest.raises(ModelError, match=r"a manifest is a \.toml file"):
-        call("inspect", str(birds), "--write-manifest", str(birds))
+        call("inspect", str(birds), "--manifest", str(birds))
+
+
+def test_a_manifest_in_another_folder_than_its_model_is_refused_and_nothing_is_copied(birds: Path) -> None:
+    other = birds.parent / "other"
+    other.mkdir()
+    with pytest.raises(
+        ModelError, match=r"other/x\.toml: a manifest lies beside its model, .* copy .* there first"
+    ):
+        call("inspect", str(birds), "--manifest", str(other / "x.toml"))
+    assert not any(other.iterdir())
+
+
+def test_the_model_may_follow_the_option_that_writes_its_manifest(birds: Path) -> None:
+    birds.with_suffix(".toml").unlink()
+    assert call("inspect", "--write-manifest", str(birds)).exit_code == 0
+    assert birds.with_suffix(".toml").is_file()
+
+
+def test_a_manifest_without_a_known_range_has_comments_to_fill_in(tmp_path: Path) -> None:
+    path = tmp_path / "m.tflite"
+    path.write_bytes(classifier("float32", described=False))
+    result = call("inspect", str(path), "--write-manifest")
+    assert "m.toml: nothing tells [input] mean and std: fill in the lines that are comments" in result.stderr
+    text = path.with_suffix(".toml").read_text()
+    assert "mean" not in tomllib.loads(text)["input"]
+    path.with_suffix(".toml").write_text(re.sub("^# ((?:mean|std) =)", r"\1", text, flags=re.MULTILINE))
+    found = look_up(str(path))
+    assert (found.manifest.input.mean, found.manifest.input.std) == ((127.5,) * 3, (127.5,) * 3)
+    assert (found.manifest.output.decoder, found.completed.doubts) == ("classify", ())
+
+
+def test_a_model_that_crashes_the_runtime_is_told_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "m.tflite"
+    tensors = [T("image", (1, 4)), T("scores", (1, 4))]
+    path.write_bytes(write(tensors, [Op("ADD", (0, -1), (1,), 2)], (0,), (1,)))
+    result = call("inspect", str(path))
+    assert result.exit_code == 1
+    assert "refused: the runtime crashes on this model (SIG" in result.output
+    assert "nothing known against it" not in result.output
+    assert "decoding:" not in result.output
 
 
 MANY = [

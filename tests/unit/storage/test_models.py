@@ -201,3 +201,12 @@ def test_a_pipe_is_not_waited_for(zoo: Path) -> None:
     os.mkfifo(zoo / "walker.tflite")
     with pytest.raises(ModelError, match=r"walker.tflite: not a file"):
         load_file("walker")
+
+
+def test_a_label_in_place_of_a_list_is_told_from_a_file_of_labels(zoo: Path) -> None:
+    make(zoo, labels='"person"')
+    with pytest.raises(
+        ModelError,
+        match=r'walker.toml:7: .output. labels = "person": \S+person: no such file; .*labels = \["person"\]',
+    ):
+        load_file("walker")

@@ -75,6 +75,14 @@ def test_scores_may_be_probabilities_and_wanted_labels_decide() -> None:
         decoder("blazeface", picture(128), WHOLE, config=DecodeConfig(labels=("cat",)))
 
 
+def test_more_labels_than_its_one_class_are_refused() -> None:
+    decoder("blazeface", picture(128), WHOLE, ("head",))
+    with pytest.raises(
+        ModelError, match="expected a score for each of 2 labels, found 1 class in classificators"
+    ):
+        decoder("blazeface", picture(128), WHOLE, ("head", "cat"))
+
+
 def test_broken_rows_are_dropped() -> None:
     reg, scores = outputs({0: 3.0, 100: 3.0, 200: np.inf, 300: np.nan})
     reg[0, 100, 7] = np.nan

@@ -70,7 +70,7 @@ def test_what_the_manifest_says_of_logits_counts() -> None:
     stated = {"decoder": "classify", "options": {"logits": False}}
     found = completed(classifier(ending=""), output=stated)
     assert found.manifest.output.options == {"logits": False}
-    assert "reaches up to 7.94" in found.doubts[0]
+    assert "reaches from -8 to 7.94" in found.doubts[0]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +96,83 @@ def test_a_wake_word_of_logits_gets_a_sigmoid() -> None:
     content = build.write(tensors, [build.Op("FULLY_CONNECTED", (0, 1, -1), (2,), 4)], (0,), (2,))
     stated = {"audio": {"rate_hz": 16000, "frontend": "raw"}, "output": {"decoder": "keyword"}}
     assert completed(content, **stated).manifest.output.options == {"logits": "sigmoid"}
+
+
+@pytest.mark.parametrize("numbers", ["float32", "int8"])
+@pytest.mark.parametrize(
+    ("ending", "logits", "words"),
+    [
+        ("SOFTMAX", True, "logits = true, but scores comes from a softmax or a sigmoid"),
+        ("LOGISTIC", "sigmoid", 'logits = "sigmoid", but scores comes from a softmax or a sigmoid'),
+        ("SOFTMAX", False, ""),
+        ("", False, "logits = false, but logits "),
+        ("", True, ""),
+    ],
+)
+def test_logits_against_the_end_of_the_graph_are_doubted(
+    numbers: Numbers, ending: Ending, logits: bool | str, words: str
+) -> None:
+    doubts = completed(classifier(numbers, ending), output={"options": {"logits": logits}}).doubts
+    assert [words in doubt for doubt in doubts] == [True] * bool(words)
+
+
+def weighted(name: str, *, size: int = 4) -> bytes:
+    """A float model of one output of weights, which nothing follows."""
+    tensors = [
+        build.T("image", (1, 1, 1, 3), "uint8", scale=(1 / 255,)),
+        build.T("x", (1, 3)),
+        build.T("w", (size, 3), data=np.ones((size, 3), np.float32)),
+        build.T(name, (1, size)),
+    ]
+    return build.write(tensors, [build.Op("FULLY_CONNECTED", (1, 2, -1), (3,))], (0,), (3,))
+
+
+def zeros(**shapes: tuple[int, ...]) -> bytes:
+    """A model of pictures with outputs of these shapes."""
+    return build.constant_model({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+
+
+@pytest.mark.parametrize(
+    ("content", "labels"),
+    [
+        (zeros(conv2d_20=(1, 1, 1, 1404), conv2d_30=(1, 1, 1, 1)), ()),
+        (zeros(Identity=(1, 63), Identity_1=(1, 1), Identity_2=(1, 1), Identity_3=(1, 63)), ("left", "right")),
+        (zeros(ld_3d=(1, 195), mask=(1, 8, 8, 1), heatmap=(1, 4, 4, 39)), ()),
+        (weighted("conv2d_20", size=1404), ()),
+    ],
+    ids=["face mesh", "hand", "pose", "coordinates"],
+)
+def test_landmarks_are_not_taken_for_classes(content: bytes, labels: tuple[str, ...]) -> None:
+    with pytest.raises(ModelError, match="nothing tells how to decode outputs"):
+        completed(content, output={"labels": labels} if labels else {})
+
+
+@pytest.mark.parametrize(
+    ("content", "labels"),
+    [
+        (weighted("conv2d_20"), ("a", "b", "c", "d")),
+        (weighted("logits"), ()),
+        (zeros(embedding=(1, 16), out=(1, 4)), ("a", "b", "c", "d")),
+        (classifier(described=False), ()),
+    ],
+    ids=["labels", "name", "embedding", "softmax"],
+)
+def test_labels_a_name_or_a_softmax_tell_a_classifier(content: bytes, labels: tuple[str, ...]) -> None:
+    stated = {"output": {"labels": labels} if labels else {}}
+    assert completed(content, **stated).manifest.output.decoder == "classify"
+
+
+def test_sound_with_a_single_score_is_a_wake_word_that_wants_a_label() -> None:
+    tensors = [build.T("x", (1, 3, 40), "int8", scale=(0.1,)), build.T("word", (1, 1), "uint8", scale=(1 / 256,))]
+    content = build.write(tensors, [build.Op("LOGISTIC", (0,), (1,))], (0,), (1,))
+    audio = {"rate_hz": 16000, "frontend": "micro"}
+    found = completed(content, audio=audio)
+    assert found.manifest.output.decoder == "keyword"
+    (doubt,) = found.doubts
+    assert doubt.startswith("[output] labels are left out: ")
+    assert completed(content, audio=audio, output={"labels": ["alexa"]}).doubts == ()
+    with pytest.raises(ModelError, match=r"\[audio\] rate_hz and frontend .*, and \[output\] labels to name"):
+        completed(content)
 
 
 @pytest.mark.parametrize("sigmoid", [True, False])

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import re
+import tomllib
+
 import pytest
 
 from agent.compute.decode.guess import guess_input, guess_output
-from agent.errors import ModelError
+from agent.errors import ModelError, NormalisationError, UndecodableError
+from agent.manifest import manifest_from
 from tests.support.decoding import picture, spec
 
 
@@ -14,12 +18,20 @@ def test_the_output_of_a_known_family() -> None:
 
 
 def test_what_cannot_be_guessed_says_what_is_missing() -> None:
-    with pytest.raises(ModelError, match=r"out float32\[1,2,3,4,5\].*\[output\] decoder \(one of ssd, "):
+    with pytest.raises(UndecodableError, match=r"cannot decode outputs out float32\[1,2,3,4,5\]: none .* fits$"):
         guess_output([picture(64)], [spec("out", 1, 2, 3, 4, 5)])
-    with pytest.raises(ModelError, match=r"\[input\] mean and std"):
-        guess_input("classify", spec("image", 1, 224, 224, 3))
+    with pytest.raises(UndecodableError, match=r"other strides needs \[output\] decoder and"):
+        guess_output([picture(64)], [spec("scores", 1, 7, 3), spec("reg", 1, 7, 32)])
     with pytest.raises(ModelError, match=r"is no picture; for sound .* \[audio\] rate_hz"):
         guess_input("classify", spec("waveform", 1, 15600))
+
+
+def test_the_lines_that_an_error_asks_for_are_those_that_a_manifest_takes() -> None:
+    with pytest.raises(NormalisationError) as error:
+        guess_input("classify", spec("image", 1, 224, 224, 3))
+    lines = re.findall(r"(?:mean|std) = \[[^]]*\]", str(error.value))
+    stated = manifest_from(tomllib.loads("\n".join(["[input]", *lines])), "m.toml")
+    assert (stated.input.mean, stated.input.std) == ((127.5,) * 3, (127.5,) * 3)
 
 
 @pytest.mark.parametrize(("dtype", "zero"), [("uint8", 0), ("uint8", 128), ("int8", -128), ("int8", 0)])

@@ -120,7 +120,7 @@ def test_stored_and_real_outputs_give_the_same(seed: int, most: int) -> None:
     ("specs", "labels", "words"),
     [
         ((spec("scores", 1, 80, 3), FLOAT[1]), LABELS, ("scores [1,84,3]", "[1,80,3]")),
-        (FLOAT, LABELS[:2], ("scores [1,84,2]",)),
+        (FLOAT, LABELS[:2], ("expected a score for each of 2 labels, found 3 classes in scores",)),
         ((FLOAT[0], spec("reg", 1, CELLS, 30)), LABELS, ("4*bins", "[1,84,30]")),
         ((FLOAT[0],), LABELS, ("reg",)),
     ],
