@@ -159,14 +159,14 @@ def _print_inspection(found: Inspection) -> None:
     for runtime, reasons in found.refusals.items():
         for reason in reasons:
             console.print(f"[red]{runtime} refuses:[/red] {_plain(reason)}")
-        if not reasons and not found.crash:
+        if not reasons and not found.crash and not found.decoding_error:
             console.print(f"[green]{runtime}:[/green] nothing known against it")
     if found.crash:
         console.print(f"[red]refused:[/red] {_plain(found.crash)}")
     for doubt in found.doubts:
         console.print(f"[yellow]doubtful:[/yellow] {_plain(doubt)}")
     if found.decoding_error:
-        console.print(f"[red]decoding:[/red] {_plain(found.decoding_error)}")
+        console.print(f"[red]cannot be used:[/red] {_plain(found.decoding_error)}")
 
 
 def _plain(text: str) -> str:
