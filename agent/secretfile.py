@@ -6,6 +6,7 @@ In their names `$CREDENTIALS_DIRECTORY` is expanded, which systemd sets for a un
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ _OF_UNIT = "/run/credentials/vedette.service"
 _LONGEST = 0xFFFF
 """Bytes of a password that MQTT can carry; nobody has a longer one elsewhere."""
 _ANYBODY = 0o007
+_NO_FILE = "is a pipe, a device or a socket, and must be a file"
 
 Wrong = Callable[[str], VedetteError]
 """Makes the error of a message that begins with what follows the key, such as `= /etc/x: Permission denied`."""
@@ -32,9 +34,9 @@ def expand(name: str, wrong: Wrong) -> Path:
         path = Path(_with_folder(name, wrong)).expanduser()
     except RuntimeError as error:  # a home that nobody has
         raise wrong(f"= {name}: {error}; set it to a full path") from error
-    with suppress(OSError):
-        if path.is_fifo() or path.is_char_device() or path.is_socket():  # who reads it may wait for ever
-            raise wrong(f"= {path}: is a pipe, a device or a socket, and must be a file")
+    with suppress(OSError, ValueError):
+        if _is_endless(path.stat()):
+            raise wrong(f"= {path}: {_NO_FILE}")
     return path
 
 
@@ -58,21 +60,33 @@ def read_password(path: Path, wrong: Wrong) -> str:
         VedetteError: as `wrong` makes it: the file cannot be read, or its first line is no password.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_opened_at_once) as file:
+            if _is_endless(os.fstat(file.fileno())):
+                raise wrong(f"= {path}: {_NO_FILE}")
             line = file.read(_LONGEST + 3).partition(b"\n")[0].removesuffix(b"\r")
     except (OSError, ValueError) as error:
         raise wrong(f"= {path}: {reason_of(error)}") from error
-    if not line:
-        raise wrong(f"= {path}: its first line is empty, and must be the password")
     if len(line) > _LONGEST:
         raise wrong(f"= {path}: its first line is longer than any password of MQTT: is it the file?")
     try:
         text = line.decode("utf-8-sig")  # editors of Windows begin a file with a mark
     except UnicodeDecodeError as error:
         raise wrong(f"= {path}: not UTF-8 at byte {error.start}") from None
+    if not text:
+        raise wrong(f"= {path}: its first line is empty, and must be the password")
     if any(char < " " and char != "\t" for char in text):
         raise wrong(f"= {path}: its first line is not text: is it the file?")
     return text
+
+
+def _opened_at_once(path: str, flags: int) -> int:
+    """Open a file, and never wait for the writer of a pipe that was put there after its name was checked."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _is_endless(found: os.stat_result) -> bool:
+    """Return True for a kind of file whose reader may wait for ever."""
+    return any(kind(found.st_mode) for kind in (stat.S_ISFIFO, stat.S_ISCHR, stat.S_ISSOCK))
 
 
 def _with_folder(name: str, wrong: Wrong) -> str:

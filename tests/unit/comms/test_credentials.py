@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from agent.comms.mqtt import Publisher
 from agent.comms.topics import Topics
 from agent.config import FallbackConfig, MqttConfig
 from agent.errors import ConfigError
+from agent.secretfile import read_password
 from tests.support.certificates import make_certificates
 from tests.support.publishing import Kept
 
@@ -51,11 +53,27 @@ def test_the_password_is_the_first_line(
     assert read_credentials(MqttConfig(username="cam")).password is None
 
 
+def test_a_pipe_in_place_of_a_password_file_is_refused_at_once(tmp_path: Path) -> None:
+    pipe, said = tmp_path / "pipe", list[str]()
+    os.mkfifo(pipe)
+
+    def read() -> None:
+        with pytest.raises(ConfigError) as caught:
+            read_password(pipe, ConfigError)  # without `expand`, which refuses what was a pipe before
+        said.append(str(caught.value))
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(2.0)
+    assert said == [f"= {pipe}: is a pipe, a device or a socket, and must be a file"]
+
+
 def test_what_cannot_be_read_is_named_with_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_certificates(tmp_path)
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     (tmp_path / "latin").write_bytes(b"gr\xfc\xdfe")
     (tmp_path / "empty.pem").touch()
+    (tmp_path / "mark").write_bytes(b"\xef\xbb\xbf\r\n")
     (tmp_path / "binary").write_bytes(b"secr\0et\n")
     (tmp_path / "long").write_bytes(b"secret" * 20_000)
     locked = ("openssl", "ec", "-in", "client.key", "-aes256", "-passout", "pass:x", "-out", "locked.key")
@@ -69,6 +87,7 @@ def test_what_cannot_be_read_is_named_with_its_key(tmp_path: Path, monkeypatch: 
             {"username": "u", "password_file": f"{here}/empty.pem"},
             "password_file = .*/empty.pem: its first line is",
         ),
+        ({"username": "u", "password_file": f"{here}/mark"}, "password_file = .*/mark: its first line is empty"),
         ({"username": "u", "password_file": here}, "password_file = .*: Is a directory"),
         ({"username": "u", "password_file": f"{here}/binary"}, "password_file = .*/binary: .* is not text"),
         ({"username": "u", "password_file": f"{here}/long"}, "password_file = .*/long: .* is longer than any"),
