@@ -107,7 +107,7 @@ def _answer(parts: SplitResult, uri: str, where: str, until: float) -> _Answer |
     """The answer, or why there is none."""
     try:
         return _ask(parts, until)
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):  # the latter: no name service takes such a name
         return f"no address is known for {where}; check the name and the network{_hint(uri)}"
     except ConnectionRefusedError:
         return f"nothing listens on {where}; check the port, and whether the camera is ready{_hint(uri)}"

@@ -196,8 +196,18 @@ def parse(uri: str) -> Address:
     if scheme.network:
         if not host:
             raise SourceError(f"{shown}: expected {parts.scheme}: and {scheme.target}; it names no host")
+        if not _can_be_resolved(host):
+            raise SourceError(f"{shown}: expected a host whose parts between dots have 1 to 63 characters")
         return Address(parts.scheme, uri, Options(), shown, live=True, host=host)
     return _local(parts, scheme, shown)
+
+
+def _can_be_resolved(host: str) -> bool:
+    """Return False for a name that Python cannot encode as the name service wants it: see RFC 1035, 2.3.4."""
+    try:
+        return ":" in host or bool(host.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def opener(address: Address) -> Callable[..., object]:

@@ -70,6 +70,11 @@ def test_a_server_that_keeps_silent_is_told_from_one_that_is_not_there(serve: Se
     assert f"nothing listens on 127.0.0.1:{port}" in why_unreachable(f"rtsp://127.0.0.1:{port}/", 1.0)
 
 
+@pytest.mark.parametrize("host", ["camera..local", "a" * 64])
+def test_a_name_that_cannot_be_encoded_is_an_unknown_one(host: str) -> None:
+    assert why_unreachable(f"rtsp://{host}/", 1.0).startswith(f"no address is known for {host}:554")
+
+
 def test_an_unknown_name_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise socket.gaierror(-2, "Name or service not known")

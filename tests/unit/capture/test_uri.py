@@ -73,6 +73,8 @@ def test_a_streams_query_belongs_to_its_server(uri: str) -> None:
         ("rtsp:///path", "it names no host"),
         ("rtsp://host:99999/path", "not a URI"),
         ("http://[::1/", "not a URI"),
+        ("rtsp://camera..local/path", "parts between dots have 1 to 63 characters"),
+        (f"rtsp://u:p@{'a' * 64}.local/path", "parts between dots have 1 to 63 characters"),
         ("v4l2:/dev/video0?fsp=30", "found fsp; did you mean fps?"),
         ("v4l2:/dev/video0?zzz=30", "found zzz"),
         ("file:a.mp4?size=640x480", "expected a key among pace, loop"),
