@@ -10,21 +10,29 @@ from __future__ import annotations
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _BYTE = range(0xDC80, 0xDD00)
 """Surrogates that stand for bytes of a file name that is not UTF-8 (PEP 383)."""
+_BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+"""Letters that show nothing, which Python calls printable: fillers of Hangul, and Braille without a dot."""
+
+
+def is_plain(text: str) -> bool:
+    """Return True if `plain` leaves the text as it is."""
+    return text.isprintable() and (text.isascii() or _BLANK.isdisjoint(text))
 
 
 def plain(text: str, *, keep: str = "") -> str:
     r"""Return the text with each character that is not printable written as an escape, such as `\x1b`.
 
     What is not printable: control characters, line and paragraph separators, marks that turn the direction of
-    writing or have no width, halves of surrogate pairs, and bytes of file names that are not UTF-8.
+    writing or have no width, halves of surrogate pairs, bytes of file names that are not UTF-8, and letters that
+    show nothing. Selectors of variants, as behind an emoji, stay.
 
     Args:
         text: from outside, or with such text in it.
         keep: characters that stay as they are, such as a line break.
     """
-    if text.isprintable():
+    if is_plain(text):
         return text
-    return "".join(char if char.isprintable() or char in keep else _escaped(char) for char in text)
+    return "".join(char if is_plain(char) or char in keep else _escaped(char) for char in text)
 
 
 def _escaped(char: str) -> str:

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.errors import ConfigError, reason_of
+from agent.plaintext import is_plain
 
 Keys = tuple[str | int, ...]
 Problem = tuple[Keys, str]
@@ -131,6 +132,8 @@ def problems_of(table: dict[str, Any], kind: type[Struct], at: Keys) -> list[Pro
 def to_toml(table: Mapping[str, Any], remarks: Mapping[Keys, str]) -> str:
     """Write tables as TOML. What is None is left out, for TOML has no null.
 
+    Characters that a terminal would obey or not show are written as TOML's escapes.
+
     Args:
         table: of builtin types.
         remarks: comments by key; what cannot be printed in one line is replaced.
@@ -138,13 +141,23 @@ def to_toml(table: Mapping[str, Any], remarks: Mapping[Keys, str]) -> str:
     import tomli_w  # few commands write
 
     text = tomli_w.dumps(_without_none(table))
-    lines = text.split("\n")
     where = dict(lines_of(text))
+    lines = [_escaped(line) for line in text.split("\n")]
     for keys, remark in remarks.items():
         while keys not in where:  # inside an inline table
             keys = keys[:-1]
-        lines[where[keys] - 1] += f"  # {''.join(one if one.isprintable() else '?' for one in remark)}"
+        lines[where[keys] - 1] += f"  # {''.join(one if is_plain(one) else '?' for one in remark)}"
     return "\n".join(lines)
+
+
+def _escaped(line: str) -> str:
+    """Escape what is not plain in a line of tomli_w, which writes every such character within double quotes."""
+    if is_plain(line):
+        return line
+    return "".join(
+        char if is_plain(char) else f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
+        for char in line
+    )
 
 
 def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,8 @@ HOSTILE = "\x1b]0;owned\x07\x1b[31mRED\x9b2J\x7f\u202e\u2028\x85\rnew\nERROR for
         ("\u202eabc\u2028\U000e0001", "\\u202eabc\\u2028\\U000e0001"),
         (str(Path(os.fsdecode(b"/tmp/b\xffd \xc3\xbc"))), "/tmp/b\\xffd ü"),
         ("\ud800", "\\ud800"),
+        ("a\u3164\u115f\u1160\uffa0\u2800b", "a\\u3164\\u115f\\u1160\\uffa0\\u2800b"),
+        ("한국 \u2764\ufe0f", "한국 \u2764\ufe0f"),
     ],
 )
 def test_what_is_not_printable_is_an_escape(text: str, shown: str) -> None:

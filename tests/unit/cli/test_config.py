@@ -11,13 +11,17 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.cli.config import config
 from agent.configfile import load, parse
 from agent.effective import effective
 from agent.errors import ConfigError
 from agent.overrides import FILE, Overrides, Value
+from agent.plaintext import plain
 from agent.restart import RULE
+from agent.tomlfile import to_toml
 from tests.support.picture_models import classifier
 from tests.support.running import ROOT
 from tests.support.sizes import sizes_model
@@ -276,6 +280,22 @@ def test_showing_tells_which_profile_was_chosen_and_what_came_from_it(file: Path
 def test_an_unknown_profile_is_a_problem_of_its_line(file: Path) -> None:
     (line,) = problems(file, '[streams.a]\nsource = "test:"\nmodel = "nanodet"\n[device]\nprofile = "pi4"\n')
     assert line == f"{file}:5: `device.profile`: no profile 'pi4'; did you mean 'pi4b'?"
+
+
+def test_showing_escapes_what_a_terminal_would_obey_or_not_show(file: Path) -> None:
+    model = "/models/\x9b2J\u202e\u3164\U000e0001\u2028ü.tflite"
+    file.write_text(f'[streams.front]\nsource = "test:"\nmodel = "{model}"\n')
+    shown = call("show", str(file)).stdout
+    assert plain(shown, keep="\n") == shown
+    assert tomllib.loads(shown)["streams"]["front"]["model"] == model
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.text(st.characters(exclude_categories=["Cs"])))
+def test_toml_with_escapes_says_the_same(key: str, text: str) -> None:
+    table = {key: text, "table": {"list": [text], f"{key}.": text}}
+    shown = to_toml(table, {})
+    assert plain(shown, keep="\n") == shown
+    assert tomllib.loads(shown) == table
 
 
 def test_showing_works_without_the_model(file: Path) -> None:
