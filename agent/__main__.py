@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import sys
 from contextlib import suppress
 
@@ -15,6 +16,7 @@ from agent.stderr import separate_stderr
 
 def main() -> None:
     """Run the command line. An error that Vedette raises on purpose is its text, and exit code 1."""
+    _open_missing()
     separate_stderr()
     if sys.argv[1:2] == ["run"]:
         hold()
@@ -33,6 +35,23 @@ def main() -> None:
         if error.errno != errno.ENOSPC:
             raise
         _fail(plain(f"{error.filename or 'output'}: {reason_of(error)}"))
+
+
+def _open_missing() -> None:
+    """Open /dev/null as each of descriptors 0, 1 and 2 that is closed, so that stdout and stderr are never None.
+
+    A file that is opened later would get the free number, and what libraries print would be written into it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # it is the lowest that is free, so this gets its number
+            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(descriptor, True)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 def _print_anything() -> None:

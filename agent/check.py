@@ -1,4 +1,7 @@
-"""Checking a configuration down to its models, without opening a source, a broker or the state folder."""
+"""Checking a configuration down to its models, and its files and folders of recordings.
+
+No camera, microphone, broker or state folder is opened.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from agent.capture.sharing import check_not_shared, shared_microphones
-from agent.capture.source import check_login, check_there, check_uri
+from agent.capture.source import check_login, check_opens, check_there, check_uri
 from agent.capture.uri import holds_secret
 from agent.comms.address import check_prefixes
 from agent.comms.fallback import OPEN
@@ -76,8 +79,8 @@ def warnings(path: Path) -> list[str]:
         return []
     found = [*unwise(file.config.mqtt), *_not_checked(file)]
     found += [
-        f"{file.where('streams', name, 'source')}: is the microphone of stream {other}, too: that works only "
-        "where a sound server shares it"
+        f"{file.where('streams', name, 'source')}: stream {name} uses the microphone of stream {other}; that "
+        "works only where a sound server shares it"
         for name, other in shared_microphones(file.config.streams).items()
     ]
     found += [f"{secret}: {OPEN}; chmod o= {secret}" for secret in _open_passwords(file.config)]
@@ -214,13 +217,29 @@ def _check_state(config: Config) -> None:
         raise ConfigError(str(error), keys=("storage", "folder")) from error.__cause__
 
 
-def _of_device(file: ConfigFile) -> Iterator[tuple[Keys, VedetteError]]:
-    for error in device_problems(file.config):
-        yield getattr(error, "keys", ()), error
+def _check_clips(config: Config) -> None:
+    if not config.storage.clips_folder:
+        return
     try:
-        _check_state(file.config)
-    except ConfigError as error:
-        yield error.keys, error
+        check_state_folder(clips_path(config.storage), service_user(), key="clips_folder")
+    except StorageError as error:
+        raise ConfigError(str(error), keys=("storage", "clips_folder")) from error.__cause__
+
+
+def _of_device(file: ConfigFile) -> Iterator[tuple[Keys, VedetteError]]:
+    told = set[str]()
+    for error in (*device_problems(file.config), *_folder_problems(file.config)):
+        if str(error) not in told:
+            yield getattr(error, "keys", ()), error
+        told.add(str(error))
+
+
+def _folder_problems(config: Config) -> Iterator[ConfigError]:
+    for check in (_check_state, _check_clips):
+        try:
+            check(config)
+        except ConfigError as error:
+            yield error
 
 
 def _is_of_another_user(error: VedetteError) -> bool:
@@ -238,7 +257,7 @@ def _of_streams(file: ConfigFile) -> Iterator[str]:
     for name, stream in streams.items():
         found = [
             (keys, str(error))
-            for steps in (_source_steps(stream), _shared(file, name))
+            for steps in (_source_steps(stream, check_opens), _shared(file, name))
             for keys, error in _first_problem(steps)
             if not _is_of_another_user(error)
         ]
@@ -266,8 +285,8 @@ def _shared(file: ConfigFile, name: str) -> Iterator[Step]:
     yield ("source",), partial(check_not_shared, name, file.config.streams)
 
 
-def _source_steps(stream: StreamConfig) -> Iterator[Step]:
-    yield ("source",), lambda: check_there(stream.source)
+def _source_steps(stream: StreamConfig, check: Callable[[str], None] = check_there) -> Iterator[Step]:
+    yield ("source",), lambda: check(stream.source)
     yield ("capture",), lambda: check_login(stream.source, stream.capture)
 
 

@@ -14,8 +14,14 @@ Host = Annotated[str, Meta(min_length=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Transport = Literal["tcp", "websockets"]
 MqttVersion = Literal["auto", "5", "3.1.1"]
-WsPath = Annotated[str, Meta(pattern=r"^/[!-~]*$")]
-Alpn = tuple[Annotated[str, Meta(pattern=r"^[!-~]{1,255}$")], ...]
+NAME = {"use": "use letters, digits, - and _, up to 63 characters; begin with a letter or digit"}
+"""What messages say of a wrong name instead of the pattern, see `agent.tomlfile`; the others alike."""
+_PREFIX = {"use": "use one or more parts with / between them, none of them empty; leave out + and #"}
+_WS_PATH = {"use": "begin with /, and use printable ASCII characters without spaces"}
+_ALPN = {"use": "use 1 to 255 printable ASCII characters without spaces"}
+WsPath = Annotated[str, Meta(pattern=r"^/[!-~]*$", extra=_WS_PATH)]
+Alpn = tuple[Annotated[str, Meta(pattern=r"^[!-~]{1,255}$", extra=_ALPN)], ...]
+Prefix = Annotated[str, Meta(pattern=r"^[^+#/\x00]+(/[^+#/\x00]+)*$", extra=_PREFIX)]
 
 
 class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,7 +33,7 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
             of the board that this is; else the name of one, such as `pi4b`, the path of one, or `none`.
     """
 
-    name: Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,62})?$")] = ""
+    name: Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,62})?$", extra=NAME)] = ""
     profile: Annotated[str, Meta(min_length=1)] = "auto"
 
 
@@ -102,7 +108,7 @@ class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
     key_file: str = ""
     alpn: Alpn = ()
     protocol: MqttVersion = "auto"
-    prefix: Annotated[str, Meta(pattern=r"^[^+#/\x00]+(/[^+#/\x00]+)*$")] = "vedette"
+    prefix: Prefix = "vedette"
     keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 30
     reconnect_max_s: Seconds | None = None
     inflight: Annotated[int, Meta(ge=1, le=1000)] = 20
@@ -216,7 +222,7 @@ class HomeAssistantConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     enabled: bool = True
-    prefix: Annotated[str, Meta(pattern=r"^[^+#/\x00]+(/[^+#/\x00]+)*$")] = "homeassistant"
+    prefix: Prefix = "homeassistant"
     max_labels: Annotated[int, Meta(ge=0, le=1000)] = 16
 
 

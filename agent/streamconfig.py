@@ -6,13 +6,13 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from agent.deviceconfig import Seconds
+from agent.deviceconfig import NAME, Seconds
 from agent.messages import Point
 
 Unit = Annotated[float, Meta(ge=0.0, le=1.0)]
 Patience = Annotated[float, Meta(ge=0.1, le=1e8)]
 Count = Annotated[int, Meta(ge=1)]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$", extra=NAME)]
 
 
 class CaptureConfig(Struct, frozen=True, forbid_unknown_fields=True):

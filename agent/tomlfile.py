@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
+import stat
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
@@ -26,6 +27,8 @@ _PART = re.compile(r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'""")
 _DOTTED = rf"((?:{_PART.pattern})(?:\s*\.\s*(?:{_PART.pattern}))*)"
 _HEADER = re.compile(rf"^\s*(\[\[?)\s*{_DOTTED}\s*\]\]?\s*(?:#.*)?$")
 _KEY = re.compile(rf"^\s*{_DOTTED}\s*=")
+_LONGEST = 80
+"""Characters of a wrong value that a message quotes."""
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?(?P<path>\$[^`]*)`)?$", re.DOTALL)
 
 
@@ -79,16 +82,23 @@ def read_toml(path: Path, what: str) -> TomlFile:
         what: it is, for the message when it cannot be read, such as `the configuration`.
 
     Raises:
-        ConfigError: it cannot be read, or is not TOML.
+        ConfigError: it is no plain file, cannot be read, or is not TOML.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")  # editors of Windows begin a file with a mark
+        text = _read_file(path, what)
     except OSError as error:
         hint = "; run this with sudo, or as a member of its group" if isinstance(error, PermissionError) else ""
         raise ConfigError(f"cannot read {what}: {reason_of(error)}{hint}", str(path)) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8 at byte {error.start}: save it as UTF-8", str(path)) from error
     return parse_toml(text, str(path))
+
+
+def _read_file(path: Path, what: str) -> str:
+    """Read a plain file. A pipe or a device is refused before it is opened: it may never end."""
+    if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+        raise ConfigError(f"cannot read {what}: expected a plain file; found a pipe or a device", str(path))
+    return path.read_text(encoding="utf-8-sig")  # editors of Windows begin a file with a mark
 
 
 def parse_toml(text: str, path: str) -> TomlFile:
@@ -249,8 +259,67 @@ def _wrong_value(data: Any, kind: Any, at: Keys) -> Iterator[Problem]:
     except msgspec.ValidationError as error:
         found = _AT.match(str(error))
         what, path = (found["what"], found["path"] or "$") if found else (str(error), "$")
-        keys = (*at, *(int(p) if p.isdigit() else p for p in re.findall(r"\w+", path[1:])))
-        yield keys, f"`{_dotted(keys)}`: {what[:1].lower()}{what[1:]}"
+        steps = re.findall(r"\w+|\.\.\.", path[1:])
+        keys = (*at, *(int(step) if step.isdigit() else step for step in steps if step != "..."))
+        yield keys, f"`{_dotted(keys)}`: {_in_words(what, data, kind, steps)}"
+
+
+def _in_words(what: str, data: Any, kind: Any, steps: Sequence[str]) -> str:
+    """Say what is wrong with a value: with the values that it may have, or the characters, where that is known.
+
+    Args:
+        what: is wrong, as msgspec says it.
+        data: that is checked.
+        kind: of `data`.
+        steps: from `data` to the value: keys, indices, and `...` for a key of a table whose keys have no names.
+    """
+    for step in steps:
+        data, kind = _inner(data, step), _kind_inside(kind, step)
+    if what.startswith("Invalid enum value"):
+        choices = [str(choice) for one in _kinds(kind) if get_origin(one) is Literal for choice in get_args(one)]
+        found = what.removeprefix("Invalid enum value ")
+        close = difflib.get_close_matches(found.strip("'"), choices, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        if choices:
+            return f"expected one of {', '.join(choices)}; found {found}{hint}"
+    if "matching regex" in what:
+        for one in _kinds(kind):
+            for meta in getattr(one, "__metadata__", ()):
+                if meta.extra:
+                    return f"{meta.extra['use']}{_shown(data)}"
+    return f"{what[:1].lower()}{what[1:]}"
+
+
+def _shown(data: Any) -> str:
+    return f"; found {data[:_LONGEST]!r}" if isinstance(data, str) else ""
+
+
+def _inner(data: Any, step: str) -> Any:
+    """The element of a list or a table; None: there is none, or its key is not known."""
+    if isinstance(data, list) and step.isdigit():
+        return data[int(step)]
+    return data.get(step) if isinstance(data, dict) else None
+
+
+def _kinds(kind: Any) -> tuple[Any, ...]:
+    """The members of a union, or the one kind."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _kind_inside(kind: Any, step: str) -> Any:
+    """The kind of an element or a field; None: it is not known."""
+    for one in _kinds(kind):
+        if step == "..." and get_origin(one) is dict:
+            return get_args(one)[1]
+        if step.isdigit() and get_origin(one) is tuple:
+            return get_args(one)[
+                min(int(step), len(get_args(one)) - 2) if get_args(one)[-1] is ... else int(step)
+            ]
+        if isinstance(one, type) and issubclass(one, Struct):
+            fields = {field.encode_name: field.type for field in msgspec.structs.fields(one)}
+            if step in fields:
+                return fields[step]
+    return None
 
 
 def _drop(data: Any, keys: Keys) -> None:

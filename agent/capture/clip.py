@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 
+from agent.capture.localfile import exists
 from agent.capture.opencv import DECODER_THREADS, Capture, open_capture
 from agent.capture.uri import Address
 from agent.errors import SourceError
@@ -71,7 +72,7 @@ def open_clip(address: Address, stall_s: float) -> Clip:
 
 def _open(address: Address) -> cv2.VideoCapture:
     path = Path(address.target)
-    if not path.exists():
+    if not exists(address):
         raise SourceError(f"{address.shown}: expected a video file; there is no {path.absolute()}")
     if path.is_dir():
         raise SourceError(

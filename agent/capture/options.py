@@ -93,8 +93,8 @@ def _channel(text: str) -> int | None:
 
 
 _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "size": (_size, "WIDTHxHEIGHT in pixels, such as 1280x720"),
-    "fps": (_fps, "a number of pictures per second over 0, such as 15"),
+    "size": (_size, "WIDTHxHEIGHT in pixels, each from 16 to 16384, such as 1280x720"),
+    "fps": (_fps, "a number of pictures per second over 0 and up to 1000, such as 15"),
     "format": (_format, "four characters, such as MJPG or YUYV"),
     "pace": (_pace, "realtime or fast"),
     "loop": (_loop, "1 or 0"),

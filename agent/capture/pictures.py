@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from agent.capture.localfile import exists
 from agent.capture.source import Source
 from agent.capture.uri import Address
 from agent.errors import SourceError
@@ -87,10 +88,9 @@ def open_pictures(address: Address, stall_s: float) -> Pictures:
 
 def _find(address: Address) -> list[Path]:
     folder = Path(address.target)
+    there = exists(address)
     if not folder.is_dir():
-        found = (
-            f"{folder} is a file; write file:{folder}" if folder.exists() else f"there is no {folder.absolute()}"
-        )
+        found = f"{folder} is a file; write file:{folder}" if there else f"there is no {folder.absolute()}"
         raise SourceError(f"{address.shown}: expected a folder of pictures; {found}")
     try:
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)

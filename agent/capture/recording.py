@@ -10,6 +10,7 @@ from urllib.parse import quote
 import numpy as np
 from msgspec.structs import replace
 
+from agent.capture.localfile import exists
 from agent.capture.resampler import Resampler, to_int16
 from agent.capture.sound import Block, mono
 from agent.capture.uri import Address, parse_sound
@@ -84,7 +85,7 @@ def open_recording(address: Address, stall_s: float, rate_hz: int) -> Recording:
             a rate or a number of channels that no recording has.
     """
     path, shown = Path(address.target), address.shown
-    _check_path(path, shown)
+    _check_path(path, address)
     library = _library(shown)
     try:
         file = library.SoundFile(path)
@@ -98,8 +99,9 @@ def open_recording(address: Address, stall_s: float, rate_hz: int) -> Recording:
     return Recording(file, address)
 
 
-def _check_path(path: Path, shown: str) -> None:
-    if not path.exists():
+def _check_path(path: Path, address: Address) -> None:
+    shown = address.shown
+    if not exists(address):
         raise SourceError(f"{shown}: expected a sound file; there is no {path.absolute()}")
     if not path.is_file():
         raise SourceError(f"{shown}: expected a sound file; found {'a folder' if path.is_dir() else 'none'}")

@@ -12,10 +12,12 @@ Sound has sources of its own: see `agent.capture.sound`.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
+from agent.capture import localfile
 from agent.capture.login import with_login
 from agent.capture.uri import Address, opener, parse, parse_picture
 from agent.config import CaptureConfig
@@ -70,6 +72,8 @@ class Source(Protocol):
 
 
 Opener = Callable[[Address, float], Source]
+_STALL_S, _RATE_HZ = 1.0, 16_000
+"""What an opener is given for a file or folder, which needs neither."""
 
 
 def check_uri(uri: str) -> None:
@@ -85,11 +89,33 @@ def check_there(uri: str) -> None:
     """`check_uri`, and that a file or folder exists. A camera or a server may still come.
 
     Raises:
-        SourceError: what is wrong.
+        SourceError: what is wrong; its cause is a PermissionError where that is for want of a right.
     """
     address = parse(uri)
-    if address.scheme in ("file", "dir", "wav") and not Path(address.target).exists():
+    if address.scheme in localfile.SCHEMES and not localfile.exists(address):
         raise SourceError(f"{address.shown}: no such file or folder: {Path(address.target).absolute()}")
+
+
+def check_opens(uri: str) -> None:
+    """Check that a file or folder can be opened, in the way that a stream opens it, and close it again.
+
+    Nothing is opened that can block: no device, pipe, camera or microphone, and nothing on the network. Of a
+    video file the first picture is decoded.
+
+    Raises:
+        SourceError: see `check_there`; or the file or folder does not hold what its kind of source reads.
+    """
+    check_there(uri)
+    address = parse(uri)
+    found = localfile.status(address) if address.scheme in localfile.SCHEMES else None
+    if found is None or stat.S_IFMT(found.st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+        return
+    source: Any = opener(address)(address, _STALL_S, *([_RATE_HZ] if address.sound else []))
+    try:
+        if address.scheme == "file":
+            source.grab()
+    finally:
+        source.close()
 
 
 def check_login(uri: str, config: CaptureConfig) -> None:

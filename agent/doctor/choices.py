@@ -40,25 +40,36 @@ def findings(
     """
     surveys = Surveys(Verdicts(state), (config or Config()).selection)
     for name, rung in _models(config):
+        try:
+            model = _opened(name, rung)
+        except VedetteError as error:
+            yield _unusable(name, error, config)
+            continue
 
         def tell(what: str, name: str = name) -> None:
             progress(f"{name}, {what}")
 
-        try:
-            model, found = _opened(name, rung), surveys.found()
-            made = _measured(surveys, model, found, tell) if fresh else surveys.kept(model, found)
-        except StorageError as error:
-            yield _unread(name, error)
-            continue
-        except VedetteError as error:
-            yield Finding(SECTION, name, str(error), "problem", f"see why {name} cannot be used: {error}")
-            continue
+        yield from _of_model(surveys, name, model, fresh, tell)
+
+
+def _of_model(
+    surveys: Surveys, name: str, model: Model, fresh: bool, tell: Callable[[str], None]
+) -> Iterator[Finding]:
+    """What was measured of one model, or why nothing was."""
+    try:
+        found = surveys.found()
+        made = _measured(surveys, model, found, tell) if fresh else surveys.kept(model, found)
+    except StorageError as error:
+        yield _unread(name, error)
+    except VedetteError as error:
+        yield Finding(SECTION, name, str(error), "problem", f"see why {name} cannot be used: {error}")
+    else:
         if made is None:
             yield Finding(SECTION, name, f"not measured on this board, or something has changed since: {_FRESH}")
-        else:
-            yield from of_survey(model, made, surveys.verdict(made, found), found)
-            if fresh:
-                yield from _kept(surveys, model, made)
+            return
+        yield from of_survey(model, made, surveys.verdict(made, found), found)
+        if fresh:
+            yield from _kept(surveys, model, made)
 
 
 def _opened(name: str, rung: str) -> Model:
@@ -69,6 +80,13 @@ def _opened(name: str, rung: str) -> Model:
 
 def _measured(surveys: Surveys, model: Model, found: Sequence[Found], tell: Callable[[str], None]) -> Survey:
     return without_root(lambda: surveys.measure(model, found, tell), Survey)
+
+
+def _unusable(name: str, error: VedetteError, config: Config | None) -> Finding:
+    """A problem once: the section of the configuration tells of the models that a configuration names."""
+    if config is not None and config.streams:
+        return Finding(SECTION, name, "cannot be used: see the section of the configuration")
+    return Finding(SECTION, name, str(error), "problem", f"see why {name} cannot be used: {error}")
 
 
 def _unread(name: str, error: StorageError) -> Finding:

@@ -29,6 +29,7 @@ STATE_MODE = 0o640
 _STATE_FILES = ("lock", "spool.*", "overrides.*", "published.*", "verdicts/*.json")
 _TEMPORARIES = (".overrides.*.tmp", ".published.*.tmp")
 """Files that `write_atomic` had not finished."""
+_KERNELS = ("/proc", "/sys")
 _VARIABLE = "STATE_DIRECTORY"
 _HOME = "~/.local/state/vedette"
 _SERVICE = Path("var/lib/vedette")
@@ -301,20 +302,22 @@ def _refuse_root(folder: Path) -> None:
     )
 
 
-def check_state_folder(folder: Path, user: int | None = None) -> None:
+def check_state_folder(folder: Path, user: int | None = None, *, key: str = "folder") -> None:
     """Refuse what `state_folder` would refuse, without creating or writing anything.
 
     A folder of another user passes for root: the daemon may run as that user.
 
     Args:
-        folder: see `folder_of`.
+        folder: see `folder_of`; or the folder of clips.
         user: id of the user that the daemon runs as, for a process of root; None: the user of this process.
+        key: of `[storage]`, that sets this folder.
 
     Raises:
         StorageError: it cannot be used; its cause is a PermissionError where that is for want of a right.
     """
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     try:
+        _check_place(folder, nearest)
         if not nearest.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if os.statvfs(nearest).f_flag & os.ST_RDONLY:
@@ -324,7 +327,20 @@ def check_state_folder(folder: Path, user: int | None = None) -> None:
         if not _may_write(nearest, user):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise _unusable(folder, error) from error
+        raise _unusable(folder, error, key) from error
+
+
+def _check_place(folder: Path, nearest: Path) -> None:
+    """Refuse a folder that no user can create.
+
+    Raises:
+        OSError: one of its names is too long, or it is in /proc or /sys, where the kernel keeps no files.
+    """
+    longest = os.pathconf(nearest, "PC_NAME_MAX")
+    if any(len(os.fsencode(part)) > longest for part in folder.relative_to(nearest).parts):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    if any(nearest.resolve().is_relative_to(place) for place in _KERNELS):
+        raise OSError(errno.EINVAL, "No files can be kept in /proc and /sys")
 
 
 def _may_write(folder: Path, user: int | None) -> bool:
@@ -338,19 +354,20 @@ def _may_write(folder: Path, user: int | None) -> bool:
     return not user or status.st_mode >> shift & 0o3 == 0o3
 
 
-def _unusable(folder: Path, error: OSError) -> StorageError:
-    return StorageError(f"{folder}: cannot be used as the state folder: {_advice(folder, error)}")
+def _unusable(folder: Path, error: OSError, key: str = "folder") -> StorageError:
+    use = "the state folder" if key == "folder" else "the folder of clips"
+    return StorageError(f"{folder}: cannot be used as {use}: {_advice(folder, error, key)}")
 
 
-def _advice(folder: Path, error: OSError) -> str:
+def _advice(folder: Path, error: OSError, key: str) -> str:
     """What is wrong with the folder, and what to do about it."""
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         file = next((path for path in (folder, *folder.parents) if path.is_file()), folder)
         what = "it" if file == folder else str(file)
-        return f"{what} is a file; move that away, or set [storage] folder to another place"
+        return f"{what} is a file; move that away, or set [storage] {key} to another place"
     if isinstance(error, PermissionError):
-        return f"{reason_of(error)}; give the user that runs vedette write access, or set [storage] folder"
-    return f"{reason_of(error)}; set [storage] folder to another place"
+        return f"{reason_of(error)}; give the user that runs vedette write access, or set [storage] {key}"
+    return f"{reason_of(error)}; set [storage] {key} to another place"
 
 
 def state_path(config: StorageConfig) -> Path:
@@ -383,6 +400,8 @@ def _given() -> str:
 
 
 def _expanded(key: str, folder: str) -> Path:
+    if "\0" in folder:
+        raise StorageError(f"[storage] {key} = {folder!r}: holds a NUL character; use a path without it")
     if f"${_VARIABLE}" in folder or f"${{{_VARIABLE}}}" in folder:
         given = _given()
         if not given:

@@ -21,6 +21,7 @@ from agent.configfile import dump, load, parse
 from agent.errors import ConfigError
 
 KINDS: tuple[Kind, ...] = ("events", "updates", "detections")
+NAME_RULE = "use letters, digits, - and _, up to 63 characters; begin with a letter or digit"
 SMALLEST = '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,20}", fullmatch=True)
@@ -90,14 +91,25 @@ def test_the_smallest_file_is_three_lines() -> None:
         ("[mqtt]\nport = 99999", "v.toml:2: `mqtt.port`: expected `int` <= 65535"),
         ("[[mqtt.fallback]]\nhots = 'x'", "v.toml:2: unknown key `mqtt.fallback[0].hots`; did you mean 'host'?"),
         ("[[mqtt.fallback]]\nport = 1", "v.toml:1: `mqtt.fallback[0]`: object missing required field `host`"),
-        ("[mqtt]\nws_path = 'mqtt'", "v.toml:2: `mqtt.ws_path`: expected `str` matching regex"),
-        ("[mqtt]\nws_path = '/a b'", "v.toml:2: `mqtt.ws_path`: expected `str` matching regex"),
-        ("[mqtt]\nalpn = ['']", "v.toml:2: `mqtt.alpn[0]`: expected `str` matching regex"),
+        ("[mqtt]\nws_path = 'mqtt'", "v.toml:2: `mqtt.ws_path`: begin with /, and use printable ASCII"),
+        ("[mqtt]\nws_path = '/a b'", "v.toml:2: `mqtt.ws_path`: begin with /, and use printable ASCII"),
+        ("[mqtt]\nalpn = ['']", "v.toml:2: `mqtt.alpn[0]`: use 1 to 255 printable ASCII characters"),
+        ("[mqtt]\nprefix = 'a//b'", "v.toml:2: `mqtt.prefix`: use one or more parts with / between them"),
+        ("[device]\nname = 'a b'", f"v.toml:2: `device.name`: {NAME_RULE}; found 'a b'"),
+        ("[homeassistant]\nprefix = '#'", "v.toml:2: `homeassistant.prefix`: use one or more parts"),
+        (
+            "[mqtt]\ntransport = 'tpc'",
+            "v.toml:2: `mqtt.transport`: expected one of tcp, websockets; found 'tpc'; did",
+        ),
+        ("[selection]\nby = 'x'", "v.toml:2: `selection.by`: expected one of latency, energy; found 'x'"),
         ("mqtt = 3", "v.toml:1: `mqtt`: expected `object`, got `int`"),
-        ("[storage]\ndurability = 'always'", "v.toml:2: `storage.durability`: invalid enum value 'always'"),
+        (
+            "[storage]\ndurability = 'always'",
+            "v.toml:2: `storage.durability`: expected one of event, batch, memory; found 'always'",
+        ),
         (
             "[storage.durability]\nupdates = 'always'",
-            "v.toml:2: `storage.durability.updates`: invalid enum value 'always'",
+            "v.toml:2: `storage.durability.updates`: expected one of event, batch, memory; found 'always'",
         ),
         (
             "[storage.durability]\nupdate = 'batch'",
@@ -116,7 +128,7 @@ def test_the_smallest_file_is_three_lines() -> None:
         ),
         (
             "[streams.'a b']\nsource = 'test:'\nmodel = 'x'",
-            "v.toml:1: `streams.a b`: expected `str` matching regex",
+            f"v.toml:1: `streams.a b`: {NAME_RULE}; found 'a b'",
         ),
         ("[streams.a]\nmodel = 'x'", "v.toml:1: `streams.a`: object missing required field `source`"),
         ("a = \n", "v.toml:1: not TOML: Invalid value"),

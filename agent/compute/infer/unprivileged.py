@@ -36,6 +36,9 @@ _LARGEST = 3 * 1024**3
 _NO_PROGRAM = 77
 """Exit status of a fork whose user may not run this Python."""
 
+_no_python_for_others = False
+"""A fork has found that its user may not run this Python: no further one is tried, and none is told of."""
+
 T = TypeVar("T")
 
 
@@ -56,7 +59,7 @@ def without_root(work: Callable[[], T], kind: Any) -> T:
     """Do some work without root's rights. Whoever is not root does it at once, in this process.
 
     Where the other user may not run this Python, as in a clone in root's home, it is done as root, and that is
-    said; so it is in programs of several threads.
+    said once in a process; so it is in programs of several threads.
 
     Args:
         work: what to do. It sees everything as it is now, and changes nothing here but files.
@@ -65,7 +68,7 @@ def without_root(work: Callable[[], T], kind: Any) -> T:
     Raises:
         VedetteError: as the work does, of the same kind. ModelError: the process ended before it was done.
     """
-    if not is_root():
+    if not is_root() or _no_python_for_others:
         return work()
     if len(sys._current_frames()) > 1:  # a fork would have their locks, and wait for them for ever
         log.warning("models are opened as root: other threads run in this process")
@@ -87,10 +90,30 @@ def without_root(work: Callable[[], T], kind: Any) -> T:
     finally:
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status == _NO_PROGRAM:
-        log.warning("models are opened as root: the user of the daemon may not run %s", sys.executable)
+        _say_as_root()
         return work()
     result: T = _result(said, status, kind)
     return result
+
+
+def _say_as_root() -> None:
+    """Say why everything of this process is done as root from now on, and what to do."""
+    global _no_python_for_others
+    _no_python_for_others = True
+    user = _name_of(_user()[0])
+    log.warning(
+        "models are opened as root: user %s may not run %s; install Python and the environment where that user "
+        "may read them, such as /opt, or run this command as the user of the daemon",
+        user,
+        sys.executable,
+    )
+
+
+def _name_of(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)
 
 
 def _do(work: Callable[[], T], told: int) -> NoReturn:

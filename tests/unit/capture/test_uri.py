@@ -225,3 +225,16 @@ def test_checking_a_uri_does_not_import_heavy_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("query", "bounds"),
+    [
+        ("size=1x1", "each from 16 to 16384"),
+        ("fps=1e9", "over 0 and up to 1000"),
+        ("fps=0", "over 0 and up to 1000"),
+    ],
+)
+def test_a_value_out_of_range_is_told_its_bounds(query: str, bounds: str) -> None:
+    with pytest.raises(SourceError, match=bounds):
+        parse(f"test:?{query}")

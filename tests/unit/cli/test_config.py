@@ -56,7 +56,8 @@ def test_a_sound_file_is_fine(file: Path) -> None:
     zone = f'[[streams.front.zones]]\nname = "yard"\npolygon = {SQUARE}\n'
     file.write_text(f'[streams.front]\nsource = "test:"\nmodel = "nanodet"\nrung = "256"\n{zone}')
     result = call("check", str(file))
-    assert (result.exit_code, result.output) == (0, f"{file}: fine\n{RULE}\n")
+    assert (result.exit_code, result.output) == (0, f"{file}: fine\n")
+    assert call("check", "-v", str(file)).output == f"{file}: fine\n{RULE}\n"
     assert "[storage] folder, [storage] clips_folder, and [storage] durability" in RULE
     told = json.loads(call("check", str(file), "--json").output)
     assert told["wait_for_restart"] == ["device.name", "mqtt.prefix", "storage.folder", "storage.clips_folder"]
@@ -501,7 +502,7 @@ def test_two_streams_on_one_microphone_are_warned_of(file: Path) -> None:
     file.write_text(stream.format("a") + stream.format("b"))
     result = call("check", str(file))
     assert result.exit_code == 0
-    assert f"warning: {file}:5: is the microphone of stream a, too" in result.stderr
+    assert f"warning: {file}:5: stream b uses the microphone of stream a; that works only where" in result.stderr
 
 
 @pytest.mark.parametrize("made", ["file", "below", "clips"])
@@ -539,3 +540,61 @@ def test_what_only_the_user_of_the_unit_may_see_is_no_problem_and_is_said(
     result = call("check", str(file))
     assert result.exit_code == 0
     assert f"warning: {file}:3: not checked, since this user may not see it" in result.stderr
+
+
+STREAM = '[streams.a]\nsource = "SOURCE"\nmodel = "nanodet"\n'
+
+
+def test_a_file_of_another_kind_and_an_empty_folder_are_no_sources(file: Path, tmp_path: Path) -> None:
+    page, empty = tmp_path / "page.html", tmp_path / "empty"
+    page.write_text("<html></html>")
+    empty.mkdir()
+    (line,) = problems(file, STREAM.replace("SOURCE", f"file:{page}"))
+    assert line.startswith(f"{file}:2: file:{page}: expected a video file; found 13 bytes")
+    (line,) = problems(file, STREAM.replace("SOURCE", f"dir:{empty}"))
+    assert line == f"{file}:2: dir:{empty}: expected jpg, png or bmp files in {empty}; found none"
+    sound = f'[streams.a]\nsource = "wav:{page}"\nmodel = "small-speech"\n'
+    (line,) = problems(file, sound)
+    assert line.startswith(f"{file}:2: wav:{page}: expected a sound file; found 13 bytes")
+
+
+def test_a_pipe_is_not_opened_as_a_source(file: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    file.write_text(STREAM.replace("SOURCE", f"file:{tmp_path}/pipe.mp4"))
+    command = [sys.executable, "-m", "agent", "config", "check", str(file)]
+    assert subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("scheme", ["file", "dir", "wav"])
+def test_a_name_that_is_too_long_is_one_line(file: Path, scheme: str) -> None:
+    model = "small-speech" if scheme == "wav" else "nanodet"
+    text = STREAM.replace("SOURCE", f"{scheme}:/tmp/{'x' * 300}").replace("nanodet", model)
+    (line,) = problems(file, text)
+    assert line == f"{file}:2: {scheme}:/tmp/{'x' * 300}: cannot be read: File name too long"
+
+
+@pytest.mark.parametrize("key", ["folder", "clips_folder"])
+@pytest.mark.parametrize(
+    ("folder", "why"),
+    [
+        ("a\\u0000b", "holds a NUL character; use a path without it"),
+        ("/proc/x", "No files can be kept in /proc and /sys"),
+        ("/sys/kernel", "No files can be kept in /proc and /sys"),
+        ("/tmp/none/" + "x" * 300, "File name too long"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_one_line(file: Path, key: str, folder: str, why: str) -> None:
+    test = STREAM.replace("SOURCE", "test:")
+    (line,) = problems(file, f'[storage]\n{key} = "{folder}"\n{test}')
+    assert line.startswith(f"{file}:2: ")
+    assert why in line
+
+
+@pytest.mark.parametrize("verb", ["config check", "run -c", "doctor -c"])
+def test_a_pipe_is_no_configuration(verb: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p.toml")
+    command = [sys.executable, "-m", "agent", *verb.split(), str(tmp_path / "p.toml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "cannot read the configuration: expected a plain file; found a pipe or a device" in said

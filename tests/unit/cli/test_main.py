@@ -148,3 +148,16 @@ def test_completion_for_another_shell_names_those_there_are() -> None:
     shown = CliRunner().invoke(vedette, ["completion", "tcsh"])
     assert shown.exit_code == 2
     assert "'bash', 'zsh', 'fish'" in shown.output
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("verb", ["models list", "config check FILE", "config show FILE"])
+def test_closed_output_changes_no_exit_code(verb: str, closed: str, tmp_path: Path) -> None:
+    file = tmp_path / "v.toml"
+    file.write_text('[streams.a]\nsource = "test:"\nmodel = "nanodet"\n')
+    done = piped(f"vedette {verb.replace('FILE', str(file))} {closed}")
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+
+
+def test_closed_output_hides_no_failure(tmp_path: Path) -> None:
+    assert piped(f"vedette config check {tmp_path}/gone.toml >&- 2>&-").returncode == 1

@@ -16,6 +16,8 @@ from agent.compute.infer.finding import Found
 from agent.compute.infer.measure import Measured
 from agent.compute.infer.verdict import decide
 from agent.config import Config, SelectionConfig, StreamConfig
+from agent.configfile import load
+from agent.doctor import streams
 from agent.doctor.choices import findings, of_survey
 from agent.errors import ModelError, StorageError
 from agent.library import open_model
@@ -73,10 +75,13 @@ def test_each_model_once_and_only_where_the_choice_is_left_to_us(tmp_path: Path)
     assert list(findings(Config({"asked": asked}), tmp_path, fresh=False)) == []
 
 
-def test_a_model_that_cannot_be_used_is_a_problem(tmp_path: Path) -> None:
-    config = Config({"front": StreamConfig("test:", str(tmp_path / "gone.tflite"))})
-    (one,) = findings(config, tmp_path, fresh=True)
-    assert (one.state, "no such file" in one.value) == ("problem", True)
+def test_a_model_that_cannot_be_used_is_one_problem_of_the_whole_report(tmp_path: Path) -> None:
+    file = tmp_path / "v.toml"
+    file.write_text(f'[streams.front]\nsource = "test:"\nmodel = "{tmp_path}/gone.tflite"\n')
+    found = [*findings(load(file).config, tmp_path, fresh=True), *streams.findings(file, True, tmp_path)]
+    (problem,) = [one for one in found if one.state == "problem"]
+    assert (problem.section, "no such file" in problem.value) == (streams.SECTION, True)
+    assert found[0].value == "cannot be used: see the section of the configuration"
 
 
 def test_a_survey_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
