@@ -148,7 +148,7 @@ def test_a_source_in_a_folder_that_this_user_may_not_enter_is_one_problem(tmp_pa
     unprivileged._import_all()
     unprivileged.drop_root()
     try:
-        check.check_opens(source)
+        check.check_there(source)
     except SourceError as error:
         print(error)
     try:
