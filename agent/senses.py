@@ -119,6 +119,26 @@ def prepare_sense(
     return None
 
 
+def is_tried(config: StreamConfig, model: Model, vetting: Vetting | None, wait_s: float) -> bool:
+    """True when a stream's model can be opened without a wait for other models that are tried before it.
+
+    Args:
+        config: of the stream.
+        model: that it runs.
+        vetting: see `prepare_sense`.
+        wait_s: at most, s.
+
+    Raises:
+        ModelError: the model crashed the runtime, or cannot run. BackendError: it could not be tried now.
+    """
+    from agent.compute.infer.backend import Options, opens_at_once
+    from agent.compute.infer.vetting import VETTING
+
+    if not opens_at_once(config.backend):
+        return True
+    return (vetting or VETTING).check(model, Options(threads=config.threads), wait_s)
+
+
 def open_corridor(
     name: str,
     config: StreamConfig,

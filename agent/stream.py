@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -246,9 +247,10 @@ class Stream(Supervised):
     def _run(self) -> None:
         if self._sense is None:  # a device or an unknown model is to be opened, or anew what has broken
             self.detail = f"model {self.config.model} is being opened on {self.config.backend}"
-        opened = self.model or self._open_model(None)
+        opened = self._tried_model()
+        if opened is None:
+            return
         if self._sense is None:
-            self.come_round()
             self._sense = open_sense(self.name, self.config, opened, self._desk.opener)
         model = ModelId(opened.manifest.name, opened.sha256[:12])
         publish = self.config.publish
@@ -279,6 +281,16 @@ class Stream(Supervised):
             filming, self._filming = self._filming, None
             if filming is not None:
                 filming.close()
+
+    def _tried_model(self) -> Model | None:
+        """Wait until the model has been tried, which is no hang: others may come first. None: told to stop."""
+        while not self._stop.is_set():
+            with suppress(NotYetError):
+                model = self.model or self._open_model(senses.PREPARE_S)
+                if self._sense or senses.is_tried(self.config, model, self._desk.vetting, senses.PREPARE_S):
+                    return model
+            self.come_round()
+        return None
 
     def _between(self, sense: Sense, pipeline: Corridor[Any]) -> None:
         self.come_round()

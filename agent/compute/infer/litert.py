@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from agent.compute.infer import wire
 from agent.compute.infer.backend import Options, Plan
 from agent.compute.infer.stderr import native_stderr
 from agent.compute.tensors import TensorSpec
@@ -67,6 +68,15 @@ def default_threads(cores: int) -> int:
     return min(4, max(1, cores - 1))
 
 
+def _too_large(needed: int) -> list[str]:
+    """Why tensors of so many bytes are refused; empty: they are not."""
+    board = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    most = min(wire.TENSORS_BYTES, board // 3)
+    if needed <= most:
+        return []
+    return [f"its tensors need at least {needed >> 20} MB of memory; at most {most >> 20} MB are allowed here"]
+
+
 class CpuBackend:
     """Runs models in this process."""
 
@@ -84,7 +94,8 @@ class CpuBackend:
 
         runtime, module = load_runtime()
         try:
-            reasons = refusals(read_modelfile(model.content), runtime)
+            file = read_modelfile(model.content)
+            reasons = refusals(file, runtime) or _too_large(file.least_memory)
         except ModelError as error:
             raise ModelError(f"{model.path}: {error}") from None
         if reasons:

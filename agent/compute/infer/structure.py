@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -32,6 +33,13 @@ _MULTIPLY = {
 }
 """Operations with kernels for float activations and integer weights; others only move or widen integers."""
 _INTEGERS = frozenset({"int8", "uint8", "int4", "int2", "uint4"})
+_ITEM_BYTES = {
+    **dict.fromkeys(("bool", "int8", "uint8"), 1),
+    **dict.fromkeys(("bfloat16", "float16", "int16", "uint16"), 2),
+    **dict.fromkeys(("float32", "int32", "uint32"), 4),
+    **dict.fromkeys(("complex64", "float64", "int64", "uint64"), 8),
+    "complex128": 16,
+}
 
 
 class Quantisation(Struct, frozen=True):
@@ -184,6 +192,11 @@ class ModelFile(Struct, frozen=True):
         raise ModelError(f"the model file has no signature {signature!r}; it has: {names}")
 
     @property
+    def least_memory(self) -> int:
+        """Bytes that computed tensors take at the least while it runs: those of the largest step."""
+        return max((_bytes(graph, operation) for graph, operation in self.steps()), default=0)
+
+    @property
     def int4(self) -> bool:
         """Whether a tensor is of 4-bit integers."""
         return any(t.dtype == "int4" for graph in self.subgraphs for t in graph.tensors)
@@ -197,6 +210,16 @@ class ModelFile(Struct, frozen=True):
     def custom(self) -> tuple[str, ...]:
         """Codes of the custom operations, each once."""
         return tuple(dict.fromkeys(op.custom for _, op in self.steps() if op.name == CUSTOM))
+
+
+def _bytes(graph: Subgraph, operation: Operation) -> int:
+    """Memory of the computed tensors of a step, as far as the file tells their shapes and types."""
+    tensors = (graph.tensors[i] for i in {*operation.inputs, *operation.outputs} if i >= 0)
+    return sum(
+        math.prod(tensor.shape) * _ITEM_BYTES.get(tensor.dtype, 0)
+        for tensor in tensors
+        if not tensor.size and min(tensor.shape, default=0) >= 0
+    )
 
 
 def _specs(graph: Subgraph, names: dict[str, int]) -> tuple[TensorSpec, ...]:

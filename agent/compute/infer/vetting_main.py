@@ -12,6 +12,7 @@ import os
 import random
 import resource
 import sys
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -113,6 +114,14 @@ def _limit(request: Vet) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (request.cpu_s, request.cpu_s + 1))
     resource.setrlimit(resource.RLIMIT_AS, (request.memory, request.memory))
+    data = _data_kib() * 1024 + request.data
+    resource.setrlimit(resource.RLIMIT_DATA, (data, data))
+
+
+def _data_kib() -> int:
+    """Memory of its own that this process has, as RLIMIT_DATA counts it, KiB."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmData:")), 0)
 
 
 def _understood(said: bytes, status: int, runtime: str) -> Vetted:

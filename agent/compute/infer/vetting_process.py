@@ -22,12 +22,17 @@ from agent.compute.infer.backend import Options
 from agent.compute.infer.process import Process, signal_name
 from agent.compute.infer.vetting import KNOWN, Identity, Limits, Record, identity
 from agent.errors import NO_JSON, BackendError, ModelError, reason_of
+from agent.health.memory import cgroup_limit, read_memory
 from agent.manifest import Manifest, Model
 
 log = logging.getLogger(__name__)
 
 _MORE_MB = 1024
 """Address space beyond the board's memory, MB: libraries and stacks reserve that much and use little of it."""
+_LEAST = 128 * 2**20
+"""Bytes that every model may take: small ones need some 60 MB with the stacks of their threads."""
+_MANY_CORES = 4
+"""From so many on two models are tried at once, else one."""
 _MAIN = "agent.compute.infer.vetting_main"
 _LINGER_S = 2.0
 """How long the process waits for another model, and an error for another who asks, s."""
@@ -47,6 +52,7 @@ class Vet(Struct, frozen=True):
         manifest, path: of the model.
         cpu_s: CPU time that it may take, s.
         memory: address space that it may take, bytes.
+        data: memory of its own that it may take besides what the process has already, bytes.
     """
 
     threads: int
@@ -54,6 +60,7 @@ class Vet(Struct, frozen=True):
     path: str
     cpu_s: int
     memory: int
+    data: int
 
 
 class Vetted(Struct, frozen=True):
@@ -102,6 +109,7 @@ class _Trials:
         self._under_way: dict[Identity, Future[str]] = {}
         self._idle: list[tuple[Process, float]] = []
         self._lock, self._dismisses = threading.Lock(), False
+        self._turns = threading.Semaphore(2 if (os.cpu_count() or 1) >= _MANY_CORES else 1)
 
     def outcome(self, trial: Trial) -> Future[str]:
         """The outcome of a trial, which begins unless one of these bytes is under way or has just failed."""
@@ -120,7 +128,8 @@ class _Trials:
     def _try(self, trial: Trial, found: Future[str]) -> None:
         key = identity(trial.model)
         try:
-            reason = self._run(trial)
+            with self._turns:
+                reason = self._run(trial)
             KNOWN[key] = reason
             if trial.record is not None:
                 trial.record.write(trial.model, reason)
@@ -206,7 +215,7 @@ def _asked(process: Process, trial: Trial) -> Vetted:
     """
     model, limits = trial.model, trial.limits
     memory, within_s = limits.memory or _address_space(), limits.within_s
-    request = Vet(trial.options.threads, model.manifest, model.path, limits.cpu_s, memory)
+    request = Vet(trial.options.threads, model.manifest, model.path, limits.cpu_s, memory, _spare())
     try:
         process.put(wire.encode(request), within_s)
         process.put(model.content, within_s)
@@ -237,6 +246,11 @@ def _reason(told: Vetted, said: str, trial: Trial) -> str:
     if told.signal == signal.SIGXCPU:
         return f"hung {told.runtime} {when}: it took over {trial.limits.cpu_s} s of CPU time; {_ADVICE}"
     return f"crashed {told.runtime} {when} ({signal_name(told.signal)}){said}; {_ADVICE}"
+
+
+def _spare() -> int:
+    """Memory that a model may take, bytes: half of what is available, or of a lower limit of the cgroup."""
+    return max(_LEAST, min(read_memory().available_mb * 2**20 or _address_space(), cgroup_limit()) // 2)
 
 
 def _address_space() -> int:

@@ -18,9 +18,10 @@ from msgspec.structs import replace
 
 from agent.compute.infer import vetting, vetting_process
 from agent.compute.infer.backend import AUTO, Options, open_session
-from agent.compute.infer.litert import load_runtime, runtime_version
+from agent.compute.infer.litert import CpuBackend, load_runtime, runtime_version
 from agent.compute.infer.vetting import Limits, Vetting, identity
 from agent.errors import BackendError, ModelError
+from agent.health.memory import Memory
 from agent.library import open_model, open_whole_model
 from agent.manifest import Manifest, Model, OutputManifest, Rung
 from agent.senses import prepare_sense
@@ -135,11 +136,42 @@ def test_one_that_is_not_done_in_time_is_not_held_against_it() -> None:
 
 
 def test_a_lack_of_memory_is_not_held_against_it_either(tmp_path: Path) -> None:
-    large = open_model(str(identity_model(tmp_path, steps=2, size=200_000_000)))
+    large = open_model(str(identity_model(tmp_path, steps=3, size=60_000_000)))
     notes = Notes()
     with pytest.raises(BackendError):
-        Vetting(notes, Limits(memory=2**30)).check(large, Options(threads=1))
+        Vetting(notes, Limits(memory=2**29)).check(large, Options(threads=1))
     assert notes.kept == {}
+
+
+def test_a_model_gets_a_share_of_the_memory_that_is_available(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = open_model(str(identity_model(tmp_path, steps=3, size=60_000_001)))
+    monkeypatch.setattr(vetting_process, "read_memory", lambda: Memory(available_mb=200))
+    with pytest.raises(BackendError):
+        Vetting().check(large, Options(threads=1))
+    assert identity(large) not in vetting.KNOWN
+
+
+def test_tensors_that_no_board_has_memory_for_are_refused_before_the_runtime_sees_them() -> None:
+    tensors = [build.T("x", (1, 2**29)), build.T("y", (1, 2**29))]
+    huge = model(build.write(tensors, [build.Op("LOGISTIC", (0,), (1,))], (0,), (1,)))
+    for opening in (Vetting().check, CpuBackend().open):
+        with pytest.raises(ModelError, match=r"^odd\.tflite: refused: its tensors need at least 4096 MB "):
+            opening(huge, Options(threads=1))
+
+
+def test_few_models_are_tried_at_once_in_the_order_in_which_they_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(vetting_process, "_TRIALS", vetting_process._Trials())
+    sound = open_whole_model("small-speech")
+    models = [replace(sound, content=sound.content + bytes(n)) for n in range(11, 16)]
+    started = [vetting_process.outcome(one, Options(threads=1), Limits(), None) for one in models]
+    others, most = children(), 0
+    while not all(one.done() for one in started):
+        most = max(most, len(children() - others))
+    assert most <= 1
+    assert [one.result() for one in started] == [""] * 5
 
 
 def test_whoever_does_not_want_to_wait_is_told_so_and_the_outcome_comes() -> None:
