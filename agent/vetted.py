@@ -23,6 +23,7 @@ from agent.compute.infer.vetting import identity
 from agent.errors import NO_JSON, StorageError
 from agent.health.board import read_board
 from agent.manifest import Model
+from agent.plaintext import plain
 from agent.storage.verdicts import Verdicts
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 _VERSION = 1
 """Of this format and of what is run: another one makes every outcome old."""
 _HOLDS = timedelta(days=1)
+_LONGEST = 500
+"""Characters of a reason."""
 _FOLDER = "vetted"
 _RUNTIMES = ("ai-edge-litert", "tflite-runtime")
 
@@ -48,7 +51,7 @@ class _Kept(Struct, frozen=True):
     about: str
     model: str
     at: Annotated[datetime, Meta(tz=True)]
-    reason: str = ""
+    reason: Annotated[str, Meta(max_length=_LONGEST)] = ""
 
 
 class Vetted:
@@ -76,12 +79,12 @@ class Vetted:
             return None
         if kept.reason and not timedelta() <= datetime.now(UTC) - kept.at < _HOLDS:
             return None
-        return kept.reason
+        return plain(kept.reason)
 
     def write(self, model: Model, reason: str) -> None:
         """Keep an outcome. Where the disk refuses, the model is tried again after the next start."""
         name, about = model.manifest.name, _about(model)
-        kept = _Kept(_VERSION, about, model.path, datetime.now(UTC), reason)
+        kept = _Kept(_VERSION, about, model.path, datetime.now(UTC), plain(reason)[:_LONGEST])
         try:
             self._files.write(name, about, msgspec.json.encode(kept))
         except StorageError as error:

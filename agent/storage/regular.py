@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Set
 from pathlib import Path
 
 from agent.errors import BundleError, StorageError, VedetteError
@@ -20,23 +21,27 @@ _KINDS = {
 }
 
 
-def read_regular(path: Path, largest: int, folder: int | None = None) -> bytes:
+def read_regular(path: Path, largest: int, folder: int | None = None, owners: Set[int] | None = None) -> bytes:
     """All of a file.
 
     Args:
         path: of the file.
         largest: bytes that it may have.
         folder: descriptor of the folder that it lies in; None: as the path says.
+        owners: ids of the users whose it may be; None: anybody.
 
     Raises:
         FileNotFoundError: there is none.
-        StorageError: it is no file, or too large.
+        StorageError: it is no file, too large, or another user's.
         OSError: it cannot be read.
     """
     name = path if folder is None else path.name
     check_kind(os.stat(name, dir_fd=folder, follow_symlinks=False), stat.S_IFREG, path)
     with os.fdopen(os.open(name, os.O_RDONLY | os.O_NONBLOCK | SAFE, dir_fd=folder), "rb") as file:
-        check_kind(os.fstat(file.fileno()), stat.S_IFREG, path)
+        found = os.fstat(file.fileno())
+        check_kind(found, stat.S_IFREG, path)
+        if owners is not None and found.st_uid not in owners:
+            raise StorageError(f"{path}: belongs to user {found.st_uid}, who may not write it: remove it")
         content = file.read(largest + 1)
     if len(content) > largest:
         raise StorageError(f"{path}: is too large: at most {largest} bytes are read")

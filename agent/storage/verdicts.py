@@ -40,12 +40,13 @@ class Verdicts:
             key: hex digits that tell it from others of that name.
 
         Raises:
-            StorageError: it is there and cannot be read, is far too large, or is no file.
+            StorageError: it is there and cannot be read, is far too large, is no file, or is another user's.
         """
         path = self.path(model, key)
         try:
             with _opened(self._state) as state, _inside(state, self._folder) as folder:
-                content = self._known[model, key] = read_regular(path, _LARGEST, folder)
+                owners = {0, os.geteuid(), os.fstat(state).st_uid}
+                content = self._known[model, key] = read_regular(path, _LARGEST, folder, owners)
                 return content
         except FileNotFoundError:
             return b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -104,3 +105,24 @@ def test_where_nothing_can_be_written_that_is_said_and_the_model_runs(
         assert Vetting(Vetted(tmp_path)).check(model, Options(threads=1))
     (said,) = caplog.messages
     assert said.startswith(f"{tmp_path / 'vetted'}")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_an_outcome_that_another_user_wrote_is_not_believed(
+    tmp_path: Path, model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    Vetted(tmp_path).write(model, "crashed ago")
+    os.chown(file_of(tmp_path), 65534, 65534)
+    with caplog.at_level(logging.WARNING):
+        assert Vetted(tmp_path).read(model) is None
+    assert "belongs to user 65534" in caplog.text
+
+
+def test_a_reason_is_short_and_can_be_printed(tmp_path: Path, model: Model) -> None:
+    Vetted(tmp_path).write(model, "\x1b[2J" + "long " * 200)
+    reason = Vetted(tmp_path).read(model)
+    assert reason is not None
+    assert len(reason) == 500
+    assert reason.isprintable()
+    rewrite(tmp_path, reason="x" * 501)
+    assert Vetted(tmp_path).read(model) is None
