@@ -34,25 +34,6 @@ def read_memory(root: Path = Path("/")) -> Memory:
     return Memory(*(kib.get(name, 0) // 1024 for name in names))
 
 
-def cgroup_limit(root: Path = Path("/")) -> int:
-    """Bytes that the cgroup of this process may have, or one around it; 2^62 where nothing limits them.
-
-    Args:
-        root: of the file system.
-    """
-    lines = read_text(root / "proc/self/cgroup").splitlines()
-    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
-    top = root / "sys/fs/cgroup"
-    limits = [1 << 62]
-    for folder in (top / own, *(top / own).parents):
-        text = read_text(folder / "memory.max").strip()
-        if text.isascii() and text.isdigit():
-            limits.append(int(text))
-        if folder == top:
-            break
-    return min(limits)
-
-
 def _table(text: str) -> dict[str, int]:
     """`Name: 123 kB` by line."""
     found = {}

@@ -20,17 +20,15 @@ from msgspec import Struct
 from agent.compute.infer import wire
 from agent.compute.infer.backend import Options
 from agent.compute.infer.process import Process, signal_name
+from agent.compute.infer.spare import spare_bytes
 from agent.compute.infer.vetting import KNOWN, Identity, Limits, Record, identity
 from agent.errors import NO_JSON, BackendError, ModelError, reason_of
-from agent.health.memory import cgroup_limit, read_memory
 from agent.manifest import Manifest, Model
 
 log = logging.getLogger(__name__)
 
 _MORE_MB = 1024
 """Address space beyond the board's memory, MB: libraries and stacks reserve that much and use little of it."""
-_LEAST = 128 * 2**20
-"""Bytes that every model may take: small ones need some 60 MB with the stacks of their threads."""
 _MANY_CORES = 4
 """From so many on two models are tried at once, else one."""
 _MAIN = "agent.compute.infer.vetting_main"
@@ -215,7 +213,7 @@ def _asked(process: Process, trial: Trial) -> Vetted:
     """
     model, limits = trial.model, trial.limits
     memory, within_s = limits.memory or _address_space(), limits.within_s
-    request = Vet(trial.options.threads, model.manifest, model.path, limits.cpu_s, memory, _spare())
+    request = Vet(trial.options.threads, model.manifest, model.path, limits.cpu_s, memory, spare_bytes())
     try:
         process.put(wire.encode(request), within_s)
         process.put(model.content, within_s)
@@ -246,11 +244,6 @@ def _reason(told: Vetted, said: str, trial: Trial) -> str:
     if told.signal == signal.SIGXCPU:
         return f"hung {told.runtime} {when}: it took over {trial.limits.cpu_s} s of CPU time; {_ADVICE}"
     return f"crashed {told.runtime} {when} ({signal_name(told.signal)}){said}; {_ADVICE}"
-
-
-def _spare() -> int:
-    """Memory that a model may take, bytes: half of what is available, or of a lower limit of the cgroup."""
-    return max(_LEAST, min(read_memory().available_mb * 2**20 or _address_space(), cgroup_limit()) // 2)
 
 
 def _address_space() -> int:

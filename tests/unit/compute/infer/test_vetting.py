@@ -21,7 +21,6 @@ from agent.compute.infer.backend import AUTO, Options, open_session
 from agent.compute.infer.litert import CpuBackend, load_runtime, runtime_version
 from agent.compute.infer.vetting import Limits, Vetting, identity
 from agent.errors import BackendError, ModelError
-from agent.health.memory import Memory
 from agent.library import open_model, open_whole_model
 from agent.manifest import Manifest, Model, OutputManifest, Rung
 from agent.senses import prepare_sense
@@ -147,7 +146,7 @@ def test_a_model_gets_a_share_of_the_memory_that_is_available(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = open_model(str(identity_model(tmp_path, steps=3, size=60_000_001)))
-    monkeypatch.setattr(vetting_process, "read_memory", lambda: Memory(available_mb=200))
+    monkeypatch.setattr(vetting_process, "spare_bytes", lambda: 150 * 2**20)
     with pytest.raises(BackendError):
         Vetting().check(large, Options(threads=1))
     assert identity(large) not in vetting.KNOWN
