@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -122,7 +123,8 @@ class Guest:
     def leave(self) -> None:
         """Disconnect."""
         self.client.disconnect()
-        self.client.loop_stop()
+        with suppress(AttributeError):  # paho's thread may end, and take itself away, between a look and a use
+            self.client.loop_stop()
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         code = int(reason.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import paho.mqtt.client as paho
@@ -68,4 +69,5 @@ class Messages:
 
     def close(self) -> None:
         self.client.disconnect()
-        self.client.loop_stop()
+        with suppress(AttributeError):  # paho's thread may end, and take itself away, between a look and a use
+            self.client.loop_stop()
