@@ -91,7 +91,9 @@ READER_LEAVES = (
 @pytest.mark.parametrize("verb", READER_LEAVES)
 def test_a_reader_that_leaves_early_is_no_error(verb: str) -> None:
     done = piped(f"vedette {verb} | true")
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    # Where only root may run this Python, as in root's home, some verbs say so.
+    said = [line for line in done.stderr.splitlines() if b"models are opened as root" not in line]
+    assert (done.returncode, done.stdout, said) == (0, b"", [])
 
 
 @pytest.mark.parametrize("verb", ["models list", "models inspect nanodet", "devices", "--help"])
