@@ -26,6 +26,9 @@ _BUSY = 0.25
 _FRESH = "vedette doctor --fresh measures it now"
 _AGAIN = "measure again while nothing else runs on the board: sudo systemctl stop vedette; vedette doctor --fresh"
 
+_MEASURE_S = 3600.0
+"""For measuring all that may run a model, s: each device has minutes to open it."""
+
 
 def findings(
     config: Config | None, state: Path, *, fresh: bool, progress: Callable[[str], None] = lambda _: None
@@ -79,7 +82,7 @@ def _opened(name: str, rung: str) -> Model:
 
 
 def _measured(surveys: Surveys, model: Model, found: Sequence[Found], tell: Callable[[str], None]) -> Survey:
-    return without_root(lambda: surveys.measure(model, found, tell), Survey)
+    return without_root(lambda: surveys.measure(model, found, tell), Survey, _MEASURE_S)
 
 
 def _unusable(name: str, error: VedetteError, config: Config | None) -> Finding:

@@ -11,8 +11,11 @@ import logging
 import os
 import pkgutil
 import pwd
+import resource
+import select
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +36,10 @@ _GROUPS = ("video", "audio", "render")
 """Of cameras, microphones and GPUs, as in the daemon's unit."""
 _LARGEST = 3 * 1024**3
 """Bytes of a result: a model and what is known of it."""
+_END_S = 5.0
+"""For a fork to end when it has told everything, s."""
+_PART = 2**20
+"""Bytes that are read at once."""
 _NO_PROGRAM = 77
 """Exit status of a fork whose user may not run this Python."""
 
@@ -55,7 +62,7 @@ class _Told(Struct, frozen=True):
     faults: tuple[str, ...] = ()
 
 
-def without_root(work: Callable[[], T], kind: Any) -> T:
+def without_root(work: Callable[[], T], kind: Any, within_s: float = 300.0) -> T:
     """Do some work without root's rights. Whoever is not root does it at once, in this process.
 
     Where the other user may not run this Python, as in a clone in root's home, it is done as root, and that is
@@ -64,9 +71,10 @@ def without_root(work: Callable[[], T], kind: Any) -> T:
     Args:
         work: what to do. It sees everything as it is now, and changes nothing here but files.
         kind: type of its result, which msgspec can write and read.
+        within_s: time that it may take, s.
 
     Raises:
-        VedetteError: as the work does, of the same kind. ModelError: the process ended before it was done.
+        VedetteError: as the work does, of the same kind. ModelError: it ended before it was done, or took longer.
     """
     if not is_root() or _no_python_for_others:
         return work()
@@ -82,13 +90,13 @@ def without_root(work: Callable[[], T], kind: Any) -> T:
         _do(work, told)
     os.close(told)
     try:
-        with os.fdopen(outcome, "rb") as file:
-            said = file.read(_LARGEST)
+        said = _read(outcome, within_s)
     except BaseException:  # such as Ctrl-C, which the fork does not get
-        os.kill(pid, signal.SIGKILL)
+        _kill(pid)
         raise
     finally:
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        os.close(outcome)
+        status = _ended(pid)
     if status == _NO_PROGRAM:
         _say_as_root()
         return work()
@@ -116,10 +124,53 @@ def _name_of(user: int) -> str:
         return str(user)
 
 
+def _read(outcome: int, within_s: float) -> bytes:
+    """Read until the other end closes, which a process that the fork has started may hold, too.
+
+    Raises:
+        ModelError: that takes longer, or it is more than a result may have.
+    """
+    until, said = time.monotonic() + within_s, bytearray()
+    while select.select([outcome], [], [], max(0.0, until - time.monotonic()))[0]:
+        part = os.read(outcome, _PART)
+        if not part:
+            return bytes(said)
+        said += part
+        if len(said) > _LARGEST:
+            raise ModelError(f"what was done without root's rights gave more than {_LARGEST} bytes")
+    raise ModelError(f"what was done without root's rights took longer than {within_s:g} s")
+
+
+def _ended(pid: int) -> int:
+    """Wait for a fork that has told everything, and end it where it does not end; gives its exit code."""
+    until = time.monotonic() + _END_S
+    while time.monotonic() < until:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    _kill(pid)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _kill(pid: int) -> None:
+    """End a fork and what it has started."""
+    os.kill(pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # killed before it had a process group of its own
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _close_others(kept: int) -> None:
+    """Close descriptors of root's files, all but standard input, output and error, and `kept`."""
+    os.closerange(3, kept)
+    os.closerange(kept + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
 def _do(work: Callable[[], T], told: int) -> NoReturn:
     """In the fork."""
     try:
         os.setsid()  # no terminal of root's, into which it could type
+        _close_others(told)
         drop_root(_groups())
         if not os.access(sys.executable, os.X_OK):
             os._exit(_NO_PROGRAM)

@@ -104,6 +104,38 @@ def test_a_death_is_an_error_and_a_python_that_others_may_not_start_is_roots() -
     assert said.startswith("models are opened as root: user nobody may not run /root/python; install Python and ")
 
 
+@needs_root
+def test_a_process_that_holds_the_pipe_holds_root_no_longer_than_it_may() -> None:
+    code = """
+    import subprocess, time
+    def leaves():
+        if not os.fork():
+            time.sleep(60)
+    began = time.monotonic()
+    def limited(work):
+        try:
+            return without_root(work, None, 0.5)
+        except ModelError as error:
+            return str(error)
+    print(limited(leaves))
+    print(limited(lambda: time.sleep(60)))
+    print(time.monotonic() - began < 5.0)
+    """
+    left, slow, soon = alone(code)
+    assert left == slow == "what was done without root's rights took longer than 0.5 s"
+    assert soon == "True"
+
+
+@needs_root
+def test_it_inherits_no_files_of_roots() -> None:
+    code = """
+    file = os.open("/etc/shadow", os.O_RDONLY)
+    print(without_root(lambda: [os.readlink(f"/proc/self/fd/{one}") for one in os.listdir("/proc/self/fd")
+        if os.path.lexists(f"/proc/self/fd/{one}")], list[str]).count("/etc/shadow"))
+    """
+    assert alone(code) == ["0"]
+
+
 @pytest.mark.parametrize("error", [ModelError("why"), BackendError("why"), VedetteError("why")])
 def test_its_errors_are_those_of_the_work(error: VedetteError) -> None:
     with pytest.raises(VedetteError, match=r"^why$") as caught:
