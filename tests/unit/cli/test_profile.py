@@ -1,18 +1,28 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
+import sysconfig
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner, Result
 
 import agent.compute.infer.profile
 from agent.cli.main import vedette
 from agent.compute.infer.litert import load_runtime
+from agent.storage.models import ZOO
 
 litert = pytest.mark.skipif(load_runtime()[0] != "litert", reason="tflite-runtime has no profiler")
+
+ROOT = Path(__file__).resolve().parents[3]
+PYTHON = Path("/usr/bin/python{}.{}".format(*sys.version_info[:2]))
+"""That every user may run; that of the environment may lie in root's home."""
 
 
 def call(*args: object) -> Result:
@@ -111,3 +121,27 @@ def test_a_broken_model_is_told(tmp_path: Path) -> None:
     done = call(path)
     assert done.exit_code == 1
     assert str(path) in str(done.exception)
+
+
+@litert
+@pytest.mark.skipif(os.geteuid() != 0 or not PYTHON.exists(), reason="no root, or no Python that others may run")
+def test_root_has_a_model_profiled_by_another_user(tmp_path: Path) -> None:
+    private = tmp_path / "small-speech.tflite"
+    private.write_bytes((ZOO / "small-speech.tflite").read_bytes())
+    private.with_suffix(".toml").write_bytes((ZOO / "small-speech.toml").read_bytes())
+    command = [str(PYTHON), "-m", "agent", "profile", str(private), "--runs", "200"]
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), sysconfig.get_path("purelib")])}
+    users = set[int]()
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=paths
+    ) as running:
+        while running.poll() is None:
+            for one in psutil.Process(running.pid).children(recursive=True):
+                with suppress(psutil.Error):
+                    if any("profile_main" in word for word in one.cmdline()):
+                        users.add(one.uids().effective)
+        assert running.stdout is not None
+        assert "small-speech" in running.stdout.read()
+    assert running.returncode == 0
+    assert users
+    assert 0 not in users
