@@ -119,7 +119,10 @@ def daemon(
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
     """The daemon as users start it, on the clip in a loop; the first stream is called `bench`."""
-    blocks = [f'[mqtt]\nhost = "127.0.0.1"\nport = {port}', f'[storage]\nfolder = "{folder / "state"}"']
+    blocks = [
+        f'[mqtt]\nhost = "127.0.0.1"\nport = {port}\ncommands = true',
+        f'[storage]\nfolder = "{folder / "state"}"',
+    ]
     blocks.append("[health]\nevery_s = 0.5")
     # What a board does once, some time after the first start of a model, is no part of what is measured here.
     blocks.append("[selection]\nafter_s = 100000")
