@@ -104,7 +104,7 @@ def test_a_recording_is_heard_and_a_picture_model_does_not_take_it(tmp_path: Pat
     wrong = {"source": source, "model": str(person_model(tmp_path))}
     with Vedette(tmp_path, broker, kitchen=ear, cellar=wrong) as vedette:
         messages.wait(lambda m: [e.track.label for e in events(m, "kitchen")] == ["low", "high"])
-        assert "gives sound, and model" in vedette.wait_said("stream cellar")
+        assert "stream cellar" in vedette.wait_said("gives sound, and model")
         vedette.end()
 
 

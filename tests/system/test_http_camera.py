@@ -19,6 +19,7 @@ from agent.doctor import network
 from agent.errors import SourceError
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
+from tests.support.publishing import wait_for
 from tests.support.running import ROOT, Vedette, health, states
 from tests.support.running import camera as camera_of
 
@@ -202,6 +203,7 @@ def test_no_secret_of_a_camera_is_told(
         messages.wait(lambda m: states(m).get("front") == "lost")
         proc = Path(f"/proc/{vedette.process.pid}")
         told = [(proc / name).read_text() for name in ("cmdline", "environ")]
+        wait_for((tmp_path / "health.json").is_file)
         told += [(tmp_path / "health.json").read_text(), *vedette.said()]
         for verb in (("config", "show"), ("config", "check")):
             command = [sys.executable, "-m", "agent", *verb, str(vedette.file)]
