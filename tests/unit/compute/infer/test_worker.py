@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import signal
@@ -258,6 +259,7 @@ def test_a_process_that_lies_is_refused_at_once_and_costs_no_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: str
 ) -> None:
     lying(tmp_path, monkeypatch, lie)
+    gc.collect()  # what tests before this one have left is closed now, or while this one runs
     before, began = set(Path("/proc/self/fd").iterdir()), time.monotonic()
     tracemalloc.start()
     with pytest.raises(BackendError, match="apart answers nonsense: "):
@@ -265,7 +267,7 @@ def test_a_process_that_lies_is_refused_at_once_and_costs_no_memory(
     assert tracemalloc.get_traced_memory()[1] < 3_000_000
     tracemalloc.stop()
     assert time.monotonic() - began < 5.0
-    assert set(Path("/proc/self/fd").iterdir()) == before
+    assert set(Path("/proc/self/fd").iterdir()) <= before
 
 
 def test_a_process_that_cuts_the_tensors_off_does_not_end_the_daemon(
