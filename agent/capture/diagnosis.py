@@ -158,7 +158,7 @@ def _meaning(where: str, answer: _Answer, *, has_account: bool) -> str:
 
 
 def _content(where: str, answer: _Answer) -> str:
-    """What is wrong with the beginning of a body; empty: nothing, or that cannot be told from it."""
+    """Describe what is wrong with the beginning of a body; empty: nothing that it tells."""
     kind, body = answer.field("content-type").partition(";")[0].strip().lower(), answer.body
     if answer.field("transfer-encoding").lower() == "chunked":
         body = body.partition(b"\r\n")[2]

@@ -9,7 +9,7 @@ from agent.capture.uri import Address
 from agent.errors import SourceError, reason_of
 
 SCHEMES = ("file", "dir", "wav")
-"""Of sources that are files or folders."""
+"""Schemes of sources that are files or folders."""
 
 
 def status(address: Address) -> os.stat_result | None:

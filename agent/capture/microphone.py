@@ -32,7 +32,7 @@ _NOTHING = np.empty(0, np.int16)
 
 
 class _Ear:
-    """What PortAudio's thread writes the sound of one open stream into. It never waits; whoever reads is woken.
+    """Receives the sound of one open stream from PortAudio's thread, which never waits; the reader is woken.
 
     Attributes:
         ring: of the sound.

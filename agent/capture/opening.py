@@ -99,7 +99,7 @@ class Opening(ABC, Generic[S]):
             self._woken.set()
 
     def _said(self, error: Exception) -> str:
-        """What a library says; of an address on the network without its text, which may quote that."""
+        """Describe a library's error; for a network source without its text, which may quote the address."""
         if mask(self._uri) == self._uri:
             return f"{type(error).__name__}: {error}"
         return getattr(error, "strerror", None) or type(error).__name__

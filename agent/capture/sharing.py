@@ -53,7 +53,7 @@ def shared_microphones(streams: Mapping[str, StreamConfig]) -> dict[str, str]:
 
 
 def _camera_of(stream: StreamConfig) -> str:
-    """What tells a camera from others: its device number, or else its path without links; empty: it is none."""
+    """Return what identifies a camera: its device number, or else its path without links; empty: it is none."""
     address = _address(stream)
     if address is None or address.scheme not in _EXCLUSIVE:
         return ""

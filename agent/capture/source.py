@@ -73,7 +73,7 @@ class Source(Protocol):
 
 Opener = Callable[[Address, float], Source]
 _STALL_S, _RATE_HZ = 1.0, 16_000
-"""What an opener is given for a file or folder, which needs neither."""
+"""Stall time, s, and rate, Hz, that openers of files and folders are given and do not use."""
 
 
 def check_uri(uri: str) -> None:

@@ -127,7 +127,7 @@ class Address(Struct, frozen=True):
 
     @property
     def on_network(self) -> bool:
-        """Whether it is on another machine, as far as one can see."""
+        """Return whether the source is on another machine, as far as its address tells."""
         return SCHEMES[self.scheme].network
 
     @property
@@ -155,7 +155,7 @@ def mask(uri: str) -> str:
 
 
 def _is_account(rest: str) -> bool:
-    """Whether what stands behind a scheme may have a user name before a host: it is an address on the network."""
+    """Return whether the rest of a URI is a network address, which may have a user name before its host."""
     found = _AUTHORITY.match(rest)
     return found is not None and bool(found[1]) and "@" in rest
 

@@ -90,14 +90,15 @@ class Clip:
 class Sink:
     """Keeps the events that would go to the spool, and drops what would go straight to the broker."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, updates: bool = False) -> None:
         self.events: list[EventMessage] = []
+        self._updates = updates
         self._decoder = msgspec.json.Decoder(EventMessage)
 
     def put(self, topic: str, body: bytes, will: Will | None = None, kind: Kind = "events") -> None:
         """An event."""
         event = self._decoder.decode(body)
-        if event.kind != "update":
+        if self._updates or event.kind != "update":
             self.events.append(event)
 
     def takes(self, kind: Kind) -> bool:

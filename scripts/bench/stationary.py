@@ -20,9 +20,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import common
-import msgspec
 from _parking import Parking, Part, Shot
 from _stillness import BEGAN
+from gate import Sink
 from msgspec import Struct
 
 from agent.comms.payload import EventMessage, ModelId
@@ -30,9 +30,9 @@ from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.track.association import iou
 from agent.compute.vision import Vision
-from agent.config import DecodeConfig, GateConfig, Kind, PublishConfig, StreamConfig, TrackConfig
+from agent.config import DecodeConfig, GateConfig, PublishConfig, StreamConfig, TrackConfig
 from agent.library import open_model
-from agent.messages import Box, Frame, Will
+from agent.messages import Box, Frame
 from agent.pipeline import Pipeline
 
 VEHICLES = ("car", "truck", "bus")
@@ -108,28 +108,6 @@ class Scene:
         """Each frame has memory of its own."""
 
 
-class Sink:
-    """Keeps the events that would go to the spool, and drops what would go straight to the broker."""
-
-    def __init__(self, events: list[EventMessage]) -> None:
-        self._events = events
-        self._decoder = msgspec.json.Decoder(EventMessage)
-
-    def put(self, topic: str, body: bytes, will: Will | None = None, kind: Kind = "events") -> None:
-        """An event."""
-        self._events.append(self._decoder.decode(body))
-
-    def takes(self, kind: Kind) -> bool:
-        """Detections are not kept."""
-        return kind != "detections"
-
-    def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
-        """A count."""
-
-    def send(self, topic: str, payload: bytes) -> None:
-        """A frame's detections."""
-
-
 def main() -> None:
     args = arguments()
     parking = Parking(args.clip)
@@ -179,8 +157,8 @@ def run(shots: Iterable[Shot], parts: Sequence[Part], model: str, *, gate: bool)
     publish = PublishConfig(snapshot=False)
     decode = DecodeConfig(labels=("person", *VEHICLES), score_threshold=THRESHOLD)
     config = StreamConfig(source="test:", model=model, gate=GateConfig(motion=gate), decode=decode)
-    result = Run([])
-    vision, sink = Vision("bench", config, open_model(model)), Sink(result.events)
+    vision, sink = Vision("bench", config, open_model(model)), Sink(updates=True)
+    result = Run(sink.events)
     source = Scene(shots, parts, result)
     reporter = Reporter(Topics("vedette", "bench"), "bench", publish, ModelId("bench", ""), sink, sink)
     source.pipeline = Pipeline(source, vision, reporter, publish)
