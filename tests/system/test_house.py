@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from agent.config import (
     DeviceConfig,
     HealthConfig,
     MqttConfig,
+    PublishConfig,
     StorageConfig,
     StreamConfig,
     ThermalConfig,
@@ -28,12 +30,16 @@ from agent.errors import BackendError, ConfigError, StorageError, VedetteError
 from agent.health.heat import Heat
 from agent.house import House
 from agent.messages import Frame, Seen
+from tests.support.hanging import Inferences
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
-from tests.support.publishing import TOPICS, wait_for
+from tests.support.operator import Operator
+from tests.support.publishing import TOPICS, events_of, wait_for
 from tests.support.received import Messages
 from tests.support.running import WALK, events, health, hear, kinds, left_open, states, stopped
 
+_PATIENT_S = 1.2
+"""A message that waits for company waits less, see `agent.comms.reporter.Board.retain`."""
 _CLIP = f"{WALK}&frames=20&pace=fast"
 
 
@@ -328,3 +334,35 @@ def test_a_stream_that_hangs_is_left_behind(
     free.set()
     assert any("did not stop in" in record.getMessage() for record in caplog.records)
     assert stopped(messages)
+
+
+@pytest.mark.parametrize("left_behind", [False, True])
+def test_what_a_camera_still_sees_after_it_was_switched_off_is_not_published(
+    config: Config, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch, left_behind: bool
+) -> None:
+    inferences, operator = Inferences(monkeypatch), Operator(broker)
+    publish = PublishConfig(detections=True, snapshot_every_s=0.05)
+    cameras = {name: replace(one, publish=publish) for name, one in config.streams.items()}
+    mqtt, messages = replace(config.mqtt, commands=True), operator.messages
+    with inside(replace(config, streams=cameras, mqtt=mqtt)) as running:
+        both_see(messages)
+        front = running.daemon.house.streams["front"]
+        messages.wait(lambda m: m.of(TOPICS.snapshot("front")))
+        inferences.hang(2)
+        time.sleep(_PATIENT_S)  # what came of inferences before has been sent then
+        began = len(messages)
+        assert front._pipeline is not None
+        front._pipeline.ask_snapshot()
+        operator.set("front", "enabled", "off")
+        wait_for(lambda: front._left_at if left_behind else front._stop.is_set())
+        inferences.answer()
+        wait_for(lambda: front.join(0.0))
+        operator.wait_state("front", "enabled", "off")
+        hear(messages, 3, "back")
+        assert left_open(messages) == set()
+    assert stopped(messages)  # and all that waited has been sent
+    after = [(m.topic, m.payload) for m in list(messages)[began:]]
+    assert {payload for topic, payload in after if topic == TOPICS.snapshot("front")} == {b""}
+    assert {payload for topic, payload in after if topic == TOPICS.count("front", "person")} == {b"0"}
+    assert TOPICS.detections("front") not in dict(after)
+    assert {event.kind for event in events_of([p for t, p in after if t == TOPICS.events("front")])} == {"end"}
