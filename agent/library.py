@@ -6,10 +6,11 @@ import copy
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -20,13 +21,16 @@ from agent.compute.decode.decoder import DECODERS, options_kind
 from agent.compute.decode.defaults import Completed, complete, facts_of, says_all, told
 from agent.compute.infer.audio.frontend import FRONTENDS
 from agent.compute.infer.audio.frontend import options_kind as frontend_options_kind
-from agent.compute.infer.ends import ends_of
+from agent.compute.infer.ends import Ends, ends_of
 from agent.compute.infer.extract import only_signature
 from agent.compute.infer.modelfile import ModelFile, Runtime, read_modelfile, refusals
 from agent.errors import ModelError, NormalisationError, UndecodableError
 from agent.manifest import Manifest, Model, Rung
 from agent.storage.models import load_file
 from agent.tomlfile import Problem, TomlFile, nearest, problems_of
+
+if TYPE_CHECKING:
+    from agent.compute.infer.vetting import Vetting
 
 log = logging.getLogger(__name__)
 
@@ -78,19 +82,22 @@ def _remarks(keys: dict[str, Any], completed: Completed) -> list[str]:
     return [*([f"{why}: {found}"] if found else []), *completed.doubts]
 
 
-def open_model(name_or_path: str, rung: str = "", wait_s: float | None = None) -> Model:
+def open_model(
+    name_or_path: str, rung: str = "", wait_s: float | None = None, vetting: Vetting | None = None
+) -> Model:
     """The model of that name or path with the rungs that may run, and nothing of the others.
 
     Args:
         name_or_path: see `agent.storage.models.load_file`.
         rung: its name, `auto` or empty, see `agent.manifest.Manifest.climbed`.
         wait_s: for the runtime, if that must be asked, see `agent.compute.infer.ends.ends_of`.
+        vetting: see `agent.compute.infer.ends.ends_of`.
 
     Raises:
         NotYetError: the runtime has not answered in that time.
         ModelError: there is none, it is broken, or nothing tells how to use it.
     """
-    known = look_up(name_or_path, wait_s=wait_s)
+    known = look_up(name_or_path, wait_s=wait_s, vetting=vetting)
     content, manifest = known.content, known.manifest
     with named(name_or_path):
         kept = _kept(manifest, rung)
@@ -128,13 +135,16 @@ def open_manifest(name_or_path: str, wait_s: float | None = None) -> Manifest:
     return look_up(name_or_path, wait_s=wait_s).manifest
 
 
-def look_up(name_or_path: str, *, thorough: bool = False, wait_s: float | None = None) -> Known:
+def look_up(
+    name_or_path: str, *, thorough: bool = False, wait_s: float | None = None, vetting: Vetting | None = None
+) -> Known:
     """Read a model and its manifest, and complete the manifest.
 
     Args:
         name_or_path: see `agent.storage.models.load_file`.
         thorough: look for doubts even where the manifest says everything, for exactly this file by its sha256.
         wait_s: see `open_model`.
+        vetting: see `open_model`.
 
     Raises:
         ModelError: see `open_model`.
@@ -147,7 +157,8 @@ def look_up(name_or_path: str, *, thorough: bool = False, wait_s: float | None =
         before = _completions.get(name_or_path)
         if before is None or before[:2] != (sha256, keys):
             with named(name_or_path):
-                completed = _completed(content, sha256, stated, name_or_path, wait_s)
+                ask = partial(ends_of, content, sha256, name_or_path, wait_s, vetting)
+                completed = _completed(content, stated, name_or_path, ask)
                 before = sha256, copy.deepcopy(keys), completed
             _completions[name_or_path] = before
         completed = before[2]
@@ -189,7 +200,8 @@ def draft(name_or_path: str) -> Draft:
     missing = tuple(key for key in ("mean", "std") if key not in pixels)
     pixels |= dict.fromkeys(missing, [127.5] * 3)
     sha256 = hashlib.sha256(content).hexdigest()
-    found = _completed(content, sha256, TomlFile(name_or_path, keys, {}), name_or_path, None)
+    ask = partial(ends_of, content, sha256, name_or_path, None)
+    found = _completed(content, TomlFile(name_or_path, keys, {}), name_or_path, ask)
     return Draft(found.manifest, sha256, found.sources, missing)
 
 
@@ -214,9 +226,7 @@ def _kept(manifest: Manifest, rung: str) -> tuple[Rung, ...]:
     return manifest.climbed(rung)[::-1] or manifest.chain(rung)[::-1]
 
 
-def _completed(
-    content: bytes, sha256: str, stated: TomlFile | None, name_or_path: str, wait_s: float | None
-) -> Completed:
+def _completed(content: bytes, stated: TomlFile | None, name_or_path: str, ask: Callable[[], Ends]) -> Completed:
     """Complete a manifest by what the file tells of its tensors; where that does not do, the runtime is asked.
 
     Raises:
@@ -229,7 +239,7 @@ def _completed(
     except ModelError as error:
         complaint = error
     check_runs(file)
-    inputs, outputs = ends_of(content, sha256, name_or_path, wait_s)
+    inputs, outputs = ask()
     if (inputs, outputs) != (facts.inputs, facts.outputs) and len(keys.get("rungs", ())) <= 1:
         facts = replace(facts, inputs=inputs, outputs=outputs)
         try:

@@ -87,7 +87,7 @@ class Stream(Supervised):
     def _open_model(self, wait_s: float | None) -> Model:
         """Find the model, and log what was guessed of it; `wait_s` as for `open_model`."""
         rung = self.config.rung
-        model = open_model(self.config.model, rung, wait_s)
+        model = open_model(self.config.model, rung, wait_s, self._desk.vetting)
         self.model, self._rung = model, rung
         tell(self.name, self.config.model)
         return model

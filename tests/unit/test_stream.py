@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from agent import senses, supervised
+from agent import library, senses, supervised
 from agent.check import keys_of
 from agent.chooser import Chooser
 from agent.clips import Clip
 from agent.comms.topics import Topics
-from agent.compute.infer import vetting
+from agent.compute.infer import ends, vetting
+from agent.compute.infer.vetting import Vetting
 from agent.compute.vision import Vision
 from agent.config import (
     CaptureConfig,
@@ -38,6 +39,7 @@ from agent.messages import Frame, Seen
 from agent.settings import settings_of
 from agent.storage.recorder import Recorder
 from agent.stream import Desk, Stream
+from agent.vetted import Vetted
 from tests.support.house import Kept, person_model
 from tests.support.mosquitto import free_port
 from tests.support.picture_models import classifier
@@ -258,6 +260,23 @@ def test_a_model_whose_shapes_only_the_runtime_tells_is_opened_by_the_streams_th
     assert not made.model_changed
     made.ask_to_stop()
     assert made.join(2.0)
+
+
+def test_that_such_a_model_runs_is_remembered_from_one_start_to_the_next(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, kept, topics = tmp_path / "kept.tflite", Kept(), Topics("vedette", "porch")
+    path.write_bytes(classifier("int8", shape=(), described=True) + b"kept")
+    caplog.set_level("INFO")
+    for _ in range(2):
+        for known in (vetting.KNOWN, ends._asked, library._completions):
+            known.clear()  # as in a process that has just started
+        record = Vetting(Vetted(tmp_path / "state"))
+        made = Stream("front", StreamConfig(_WALK, str(path)), Desk(topics, kept, kept, vetting=record))
+        made.prepare()
+        made.discard()
+        assert made.model is not None
+    assert caplog.text.count("is new here") == 1
 
 
 def test_a_stop_ends_its_tracks(tmp_path: Path) -> None:

@@ -9,10 +9,15 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent.compute.tensors import TensorSpec
 from agent.errors import BackendError, ModelError
 from agent.manifest import Manifest, Model
+
+if TYPE_CHECKING:
+    from agent.compute.infer.vetting import Vetting
 
 Ends = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 """Inputs and outputs."""
@@ -32,7 +37,7 @@ class NotYetError(ModelError):
     """The runtime is still being asked, or nobody has asked it yet."""
 
 
-def ends_of(content: bytes, sha256: str, path: str, wait_s: float | None) -> Ends:
+def ends_of(content: bytes, sha256: str, path: str, wait_s: float | None, vetting: Vetting | None = None) -> Ends:
     """Give inputs and outputs of a model as the runtime has them.
 
     Args:
@@ -41,12 +46,14 @@ def ends_of(content: bytes, sha256: str, path: str, wait_s: float | None) -> End
         path: of the model, for errors.
         wait_s: time to wait, s; the asking goes on after that. None: as long as it takes. 0: do not ask, and
             tell only what is known.
+        vetting: see `agent.compute.infer.backend.open_session`.
 
     Raises:
         NotYetError: it is not known in that time.
         ModelError: the model crashes the runtime or hangs. BackendError: the runtime cannot run it now.
     """
-    found = _future(content, sha256, path, asks=wait_s != 0)
+    model = Model(content, sha256, Manifest(name=Path(path).stem), path)
+    found = _future(model, vetting, asks=wait_s != 0)
     try:
         if found is not None:
             return found.result(wait_s)
@@ -57,7 +64,8 @@ def ends_of(content: bytes, sha256: str, path: str, wait_s: float | None) -> End
     )
 
 
-def _future(content: bytes, sha256: str, path: str, *, asks: bool) -> Future[Ends] | None:
+def _future(model: Model, vetting: Vetting | None, *, asks: bool) -> Future[Ends] | None:
+    sha256 = model.sha256
     with _lock:
         if sha256 in _asked:
             found, at = _asked[sha256]
@@ -68,10 +76,9 @@ def _future(content: bytes, sha256: str, path: str, *, asks: bool) -> Future[End
         found = Future()
         _asked[sha256] = found, time.monotonic()
     try:
-        model = Model(content, sha256, Manifest(), path)
-        threading.Thread(target=_ask, args=(model, found), name="tensors", daemon=True).start()
+        threading.Thread(target=_ask, args=(model, vetting, found), name="tensors", daemon=True).start()
     except RuntimeError as error:  # no more threads
-        found.set_exception(BackendError(f"{path}: the runtime cannot be asked for its tensors: {error}"))
+        found.set_exception(BackendError(f"{model.path}: the runtime cannot be asked for its tensors: {error}"))
     return found
 
 
@@ -79,13 +86,14 @@ def _may_pass(found: Future[Ends]) -> bool:
     return found.done() and isinstance(found.exception(), BackendError)
 
 
-def _ask(model: Model, found: Future[Ends]) -> None:
+def _ask(model: Model, vetting: Vetting | None, found: Future[Ends]) -> None:
     from agent.compute.infer.backend import Options, Plan
     from agent.compute.infer.vetting import VETTING
     from agent.compute.infer.worker import WorkerSession
 
     try:
-        VETTING.check(model, Options())  # first: it limits CPU time and memory, which a worker does not
+        # First: it limits CPU time and memory, which a worker does not.
+        (vetting or VETTING).check(model, Options())
         session = WorkerSession(model, Plan(), Options(), patience_s=_PATIENCE_S)
         try:
             found.set_result((session.inputs, session.outputs))
