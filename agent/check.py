@@ -155,9 +155,7 @@ def check_stream(name: str, stream: StreamConfig) -> None:
     Raises:
         VedetteError: the first thing that is wrong with it.
     """
-    from agent.senses import open_sense
-
-    for _, step in (*_source_steps(stream), *_steps(name, stream, open_sense)):
+    for _, step in (*_source_steps(stream), *_steps(name, stream, _open_sense)):
         step()
 
 
@@ -266,14 +264,13 @@ def _of_streams(file: ConfigFile) -> Iterator[str]:
 
 
 def _of_models(streams: dict[str, StreamConfig]) -> dict[str, list[tuple[Keys, str]]]:
-    """From the zones to the opened model, with the keys of each problem. Models are never parsed as root."""
+    """From the zones to the opened model, with the keys of each problem. Root has another user do it."""
     from agent.compute.infer.unprivileged import without_root
-    from agent.senses import open_sense
     from agent.storage.models import preloaded
 
     def found() -> dict[str, list[tuple[Keys, str]]]:
         return {
-            name: [(keys, str(error)) for keys, error in _first_problem(_steps(name, stream, open_sense))]
+            name: [(keys, str(error)) for keys, error in _first_problem(_steps(name, stream, _open_sense))]
             for name, stream in streams.items()
         }
 
@@ -310,6 +307,13 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
         yield ("decode", "labels"), lambda: _open(opens, name, replace(stream, clips=None))
     if stream.clips is not None:
         yield ("clips",), lambda: _open(opens, name, stream)
+
+
+def _open_sense(name: str, stream: StreamConfig) -> Sense:
+    from agent.compute.infer.backend import open_for_command
+    from agent.senses import open_sense
+
+    return open_sense(name, stream, opener=open_for_command)
 
 
 def _open(opens: _Opens, name: str, stream: StreamConfig) -> None:

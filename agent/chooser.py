@@ -8,6 +8,7 @@ start, one at a time.
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 import time
@@ -19,13 +20,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.compute.infer.auto import AutoSession
-from agent.compute.infer.backend import AUTO, Options, Plan, Session, open_session, standing_by
+from agent.compute.infer.backend import AUTO, Options, Plan, Session, open_session, opens_at_once, standing_by
 from agent.compute.infer.verdict import Verdict
 from agent.compute.infer.vetting import Vetting
 from agent.config import SelectionConfig
 from agent.errors import VedetteError
 from agent.golden import golden
 from agent.manifest import Model
+from agent.storage.models import is_packaged
 from agent.storage.verdicts import Verdicts
 from agent.surveys import Surveys
 from agent.vetted import Vetted
@@ -67,7 +69,7 @@ class Chooser:
         self._open: list[_Job] = []
         self._thread: threading.Thread | None = None
         self._hopeless: set[str] = set()
-        self._closed = False
+        self._closed = self._told_root = False
         self._due = time.monotonic() + selection.after_s
 
     def open(self, model: Model, backend: str, options: Options) -> Session:
@@ -76,6 +78,8 @@ class Chooser:
         Raises:
             ModelError, BackendError: see `agent.compute.infer.backend.open_session`.
         """
+        if opens_at_once(backend):
+            self._tell_root(model)
         if (plan := standing_by(backend)) is not None:
             return self._failover(model, plan, options, wait_s=0.0)
         if backend != AUTO:
@@ -91,6 +95,21 @@ class Chooser:
         if verdict is None or verdict.chosen != verdict.cpu:
             self._queue(job)
         return session
+
+    def _tell_root(self, model: Model) -> None:
+        """Warn once that this process opens models as root. Those of packages are as good as their code."""
+        if os.geteuid() or self._told_root or is_packaged(model.path):
+            return
+        from agent.compute.infer.unprivileged import is_root, other_user  # the daemon is no root's, as a rule
+
+        self._told_root = True
+        first = f"user {other_user()} has opened and run it first" if is_root() else "there is no other user here"
+        log.warning(
+            "%s: is opened as root (%s); start Vedette as another user, as its systemd unit does, so that models "
+            "have no rights of root's",
+            model.path,
+            first,
+        )
 
     def configure(self, selection: SelectionConfig) -> None:
         """Take another configuration, and what others have measured: sessions change where that is better."""

@@ -26,7 +26,7 @@ from agent.compute.infer.extract import only_signature
 from agent.compute.infer.modelfile import ModelFile, Runtime, read_modelfile, refusals
 from agent.errors import ModelError, NormalisationError, UndecodableError
 from agent.manifest import Manifest, Model, Rung
-from agent.storage.models import load_file
+from agent.storage.models import load_file, preloaded
 from agent.tomlfile import Problem, TomlFile, nearest, problems_of
 
 if TYPE_CHECKING:
@@ -110,6 +110,22 @@ def open_model(
             content = only_signature(content, kept[0].signature)
     _open[key] = model = Model(content, known.sha256, manifest, name_or_path)
     return model
+
+
+def open_model_without_root(name_or_path: str, rung: str = "") -> Model:
+    """Open a model for a command, as `open_model` does. Root reads its file, and has another user parse it.
+
+    Args:
+        name_or_path: see `open_model`.
+        rung: see `open_model`.
+
+    Raises:
+        ModelError: see `open_model`.
+    """
+    from agent.compute.infer.unprivileged import without_root
+
+    with preloaded([name_or_path]) as size:
+        return without_root(lambda: open_model(name_or_path, rung), Model, model_bytes=size)
 
 
 def open_whole_model(name_or_path: str) -> Model:

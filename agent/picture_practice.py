@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from agent.capture.pictures import SUFFIXES, read_picture
 from agent.compute.calibration import Answers, Point, point, search
 from agent.compute.certainty import agreement
-from agent.compute.infer.backend import Options, open_session
+from agent.compute.infer.backend import Options, open_for_command
 from agent.compute.infer.effort import multiply_adds
 from agent.compute.infer.modelfile import read_modelfile
 from agent.compute.sizes import Sizes
@@ -120,7 +120,7 @@ class Watcher:
         }
         # Whatever was learned before must not decide what is learned from.
         blank = replace(whole, manifest=replace(whole.manifest, rungs=tuple(map(_blank, rungs))))
-        self._session = open_session(blank, "cpu", Options(threads=1))
+        self._session = open_for_command(blank, "cpu", Options(threads=1))
         self._sizes = Sizes(self._session, blank, StreamConfig("dir:", model))
 
     def look(self, image: Image) -> tuple[list[float], list[float]]:

@@ -14,7 +14,7 @@ from agent.compute.calibration import Calibration, Logits, Point, calibrate, tri
 from agent.compute.climb import Climb
 from agent.compute.infer.audio.frontend import build_frontend
 from agent.compute.infer.audio.rows import RowInput
-from agent.compute.infer.backend import Options, open_session
+from agent.compute.infer.backend import Options, open_for_command
 from agent.config import StreamConfig
 from agent.errors import ModelError
 from agent.library import named, open_whole_model
@@ -122,7 +122,7 @@ class Pupil:
         # Whatever was learned before must not decide what is learned from.
         blank = replace(manifest, rungs=tuple(replace(r, confidence=None) for r in manifest.rungs))
         config = StreamConfig(source="wav:", model=model, rung=manifest.rungs[0].name)
-        self._session = open_session(replace(self._model, manifest=blank), "cpu", Options(threads=1))
+        self._session = open_for_command(replace(self._model, manifest=blank), "cpu", Options(threads=1))
         self._climb = Climb(self._session, blank, config)
         assert self._climb.keyword is not None
         self.told = self._climb.keyword.wanted

@@ -69,7 +69,7 @@ def bench(
     """
     from agent.compute.infer.selection import choose
     from agent.golden import golden
-    from agent.library import open_model
+    from agent.library import open_model_without_root
     from agent.surveys import spare_memory_mb
 
     if picture is not None:
@@ -82,14 +82,14 @@ def bench(
         check(loadgen_logs)
     elif loadgen_logs is not None:
         raise click.UsageError("--loadgen-logs goes with --loadgen")
-    opened = open_model(model, rung)
-    found = _candidates(backends)
+    opened = open_model_without_root(model, rung)
+    found, inputs = _candidates(backends), golden(opened)
     verdict = choose(
         opened,
         found,
         len(os.sched_getaffinity(0)),
         "energy" if by == "energy" else "latency",
-        inputs=golden(opened),
+        inputs=inputs,
         patience_s=patience,
         spare_mb=spare_memory_mb(),
         progress=_progress,

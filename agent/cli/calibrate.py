@@ -53,10 +53,14 @@ def calibrate(
     is what the largest size says, and for each smaller one the least confidence is taken that keeps its answers
     in agreement with it but for --loss. A stream uses them with rung = "auto".
     """
-    from agent.library import open_whole_model
+    from agent.compute.infer.unprivileged import without_root
+    from agent.library import open_manifest
+    from agent.manifest import Manifest
     from agent.storage.manifestfile import rewrite, set_rungs
+    from agent.storage.models import preloaded
 
-    sound = open_whole_model(model).manifest.audio is not None
+    with preloaded([model]):
+        sound = without_root(lambda: open_manifest(model), Manifest).audio is not None
     loss = _LOSS["words" if sound else "pictures"] if loss is None else loss
     if not 0.0 <= loss <= 100.0:
         raise click.BadParameter(f"{loss} is not within 0..100", param_hint="--loss")

@@ -51,16 +51,13 @@ def profile(
     from agent.compute.infer.profile import Profile
     from agent.compute.infer.profile import profile as measured
     from agent.compute.infer.unprivileged import without_root
-    from agent.library import open_model
-    from agent.manifest import Model
-    from agent.storage.models import preloaded
+    from agent.library import open_model_without_root
 
     if picture is not None:
         from agent.cli.chart import check
 
         check(picture)
-    with preloaded([model]):
-        opened = without_root(lambda: open_model(model, rung), Model)
+    opened = open_model_without_root(model, rung)
     found = without_root(
         lambda: measured(opened, rung, runs=runs, threads=threads or 0, patience_s=patience), Profile, _LONGEST_S
     )

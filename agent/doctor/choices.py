@@ -13,9 +13,9 @@ from agent.compute.infer.verdict import Verdict
 from agent.config import Config
 from agent.doctor.report import Finding
 from agent.errors import StorageError, VedetteError
-from agent.library import open_model
+from agent.library import open_model_without_root
 from agent.manifest import Model
-from agent.storage.models import bundled, preloaded
+from agent.storage.models import bundled
 from agent.storage.verdicts import Verdicts
 from agent.surveys import Survey, Surveys
 from agent.text import local_time
@@ -44,7 +44,7 @@ def findings(
     surveys = Surveys(Verdicts(state), (config or Config()).selection)
     for name, rung in _models(config):
         try:
-            model = _opened(name, rung)
+            model = open_model_without_root(name, rung)
         except VedetteError as error:
             yield _unusable(name, error, config)
             continue
@@ -73,12 +73,6 @@ def _of_model(
         yield from of_survey(model, made, surveys.verdict(made, found), found)
         if fresh:
             yield from _kept(surveys, model, made)
-
-
-def _opened(name: str, rung: str) -> Model:
-    """The model, which root reads and does not parse."""
-    with preloaded([name]):
-        return without_root(lambda: open_model(name, rung), Model)
 
 
 def _measured(surveys: Surveys, model: Model, found: Sequence[Found], tell: Callable[[str], None]) -> Survey:

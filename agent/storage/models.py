@@ -37,6 +37,11 @@ def bundled() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in ZOO.glob(f"*{_MANIFEST}")))
 
 
+def is_packaged(name_or_path: str) -> bool:
+    """Return True for the name of a model that comes with Vedette or a package, False for the path of a file."""
+    return Path(name_or_path).suffix not in (_MODEL, _MANIFEST, wakeword.SUFFIX)
+
+
 def load_file(path: str | Path) -> tuple[bytes, TomlFile | None]:
     """Read a model file, and its manifest where there is one.
 
@@ -89,18 +94,23 @@ def _is_file(path: Path) -> bool:
 
 
 @contextmanager
-def preloaded(paths: Iterable[str]) -> Iterator[None]:
+def preloaded(paths: Iterable[str]) -> Iterator[int]:
     """Read models now where this is root, and have `load_file` give them from memory while the context lasts.
 
     For a process that gives up the right to read them. What is wrong with one, `load_file` says.
+
+    Yields:
+        The size of the models that were read, bytes.
     """
+    size = 0
     for path in paths if os.geteuid() == 0 else ():
         try:
-            _preloaded[path] = load_file(path)
+            _preloaded[path] = loaded = load_file(path)
+            size += len(loaded[0])
         except ModelError as error:
             _preloaded[path] = error
     try:
-        yield
+        yield size
     finally:
         _preloaded.clear()
 
@@ -129,12 +139,11 @@ def golden_paths(name_or_path: str, manifest: Manifest) -> list[Path]:
 
 
 def _resolve(name_or_path: str) -> Path:
-    path = Path(name_or_path)
-    known = (_MODEL, _MANIFEST, wakeword.SUFFIX)
-    if path.suffix not in known and name_or_path.startswith(wakeword.PREFIX):
+    path, packaged = Path(name_or_path), is_packaged(name_or_path)
+    if packaged and name_or_path.startswith(wakeword.PREFIX):
         return wakeword.packaged_path(name_or_path)
-    if path.suffix in known or len(path.parts) != 1 or path.exists():
-        if path.suffix not in known:
+    if not packaged or len(path.parts) != 1 or path.exists():
+        if packaged:
             raise ModelError(f"{path}: a model is a {_MODEL} file or its manifest, a {_MANIFEST} file")
         return path
     names = bundled()

@@ -152,6 +152,28 @@ def open_session(model: Model, backend: str, options: Options, vetting: Vetting 
     return WorkerSession(model, plan_of(backend), options)
 
 
+def open_for_command(model: Model, backend: str, options: Options) -> Session:
+    """Open a model for a command, as `open_session` does; root's in a process that has none of root's rights.
+
+    Args:
+        model: to run.
+        backend: its name.
+        options: see `Options`.
+
+    Raises:
+        ModelError, BackendError: see `open_session`.
+    """
+    from agent.compute.infer.unprivileged import is_root
+
+    if not opens_at_once(backend) or not is_root():
+        return open_session(model, backend, options)
+    from agent.compute.infer.vetting import VETTING
+    from agent.compute.infer.worker import PATIENCE_S, WorkerSession
+
+    VETTING.check(model, options)  # first: it limits CPU time and memory, which a worker does not
+    return WorkerSession(model, Plan(), options, deadline_s=PATIENCE_S)
+
+
 def opens_at_once(backend: str) -> bool:
     """True if the named backend opens models in this process, on the CPU, and waits for no device."""
     return backend in BACKENDS or backend.endswith(STANDBY)

@@ -6,6 +6,7 @@ Nothing is loaded: a library may end the process that loads it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -17,6 +18,8 @@ from agent.compute.infer.libraries import Libraries, why_not
 from agent.errors import BackendError
 
 EXTERNAL = "external:"
+_GPUS, _RENDER = ("gpu", "gpu-f32"), "dev/dri/renderD*"
+"""Rows that name no device, since Vulkan looks for it, and the nodes that Mesa's drivers open."""
 
 
 class Found(Struct, frozen=True):
@@ -59,6 +62,31 @@ def candidates(names: Sequence[str] = (), root: Path = Path("/"), *, besides: Se
             known = (*besides, *rows, f"{EXTERNAL}PATH?key=value")
             raise BackendError(f"no backend {name!r}; known: {', '.join(known)}")
     return found
+
+
+def device_nodes(name: str = "", root: Path = Path("/")) -> list[Path]:
+    """List the device nodes on this board of one row of `delegates`, or of every row.
+
+    Args:
+        name: of the row; empty: all.
+        root: of the file system.
+    """
+    patterns = [pattern for row in ROWS if name in ("", row.name) for pattern in row.devices]
+    found: list[Path] = []
+    for pattern in dict.fromkeys((*patterns, _RENDER) if name in ("", *_GPUS) else patterns):
+        glob, _, text = pattern.partition("=")
+        paths = [path for path in sorted(root.glob(glob)) if not text or _begins(path, text)]
+        found += paths if pattern.startswith("dev/") else map(partial(_usb_node, root), paths)
+    return list(dict.fromkeys(path for path in found if path.is_char_device()))
+
+
+def _usb_node(root: Path, attribute: Path) -> Path:
+    """Return the node of the USB device that an attribute in sysfs belongs to."""
+    try:
+        bus, device = (int((attribute.parent / name).read_text()) for name in ("busnum", "devnum"))
+    except (OSError, ValueError):
+        return attribute
+    return root / f"dev/bus/usb/{bus:03d}/{device:03d}"
 
 
 def _looked_for(row: Row, root: Path, libraries: Libraries) -> Found:

@@ -7,6 +7,7 @@ directly; its `tensor` and `Invoke` take a subgraph in both runtimes.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import logging
@@ -57,8 +58,9 @@ def load_runtime() -> tuple[Runtime, Any]:
     )
 
 
+@functools.cache
 def runtime_version(name: Runtime) -> str:
-    """Name and version of a runtime that is installed."""
+    """Name and version of a runtime that is installed."""  # kept: who drops root's rights may not read it again
     package = "ai-edge-litert" if name == "litert" else "tflite-runtime"
     return f"{package} {importlib.metadata.version(package)}"
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
+import numpy.random
 
 from agent.compute.infer import wire
 from agent.compute.infer.backend import Options
@@ -17,9 +18,9 @@ from agent.compute.infer.litert import CpuBackend, CpuSession, default_threads, 
 from agent.compute.infer.measure import golden_inputs
 from agent.compute.infer.modelfile import read_modelfile
 from agent.compute.infer.profile import Ask, Told
-from agent.compute.infer.profiler import Event, Profiler
+from agent.compute.infer.profiler import Event, Profiler, library
 from agent.compute.infer.structure import ModelFile
-from agent.compute.infer.worker_main import failed
+from agent.compute.infer.worker_main import failed, give_up_root
 from agent.manifest import Model
 
 _WARM, _TURNS = 2, 5
@@ -37,6 +38,8 @@ def main(asked_by: int, answers_to: int, life: int) -> None:
     """
     begin(life)
     try:
+        library()  # now, like numpy.random: the other user need not be allowed to read them
+        give_up_root()
         ask = msgspec.json.decode(wire.get(asked_by), type=Ask)
         said: object = _profiled(ask, wire.get(asked_by, largest=wire.LARGEST_REQUEST))
     except Exception as error:

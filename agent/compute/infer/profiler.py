@@ -8,6 +8,7 @@ google-ai-edge/LiteRT: `litert/c/litert_profiler.h`, `litert_profiler_event.h`, 
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
@@ -81,7 +82,7 @@ class Profiler:
         Raises:
             BackendError: this LiteRT cannot profile, or does not take the model.
         """
-        self._library, self._subgraph, self._signature = _library(), subgraph, c_size_t(signature)
+        self._library, self._subgraph, self._signature = library(), subgraph, c_size_t(signature)
         self._kept: list[Any] = [ctypes.create_string_buffer(content, len(content))]
         environment, options, model, self._compiled = c_void_p(), c_void_p(), c_void_p(), c_void_p()
         self._call("LiteRtCreateEnvironment", 0, None, byref(environment))
@@ -182,7 +183,13 @@ _nothing = ctypes.CFUNCTYPE(None, c_void_p)(lambda _: None)
 """Frees the text of an option: Python does."""
 
 
-def _library() -> ctypes.CDLL:
+@functools.cache
+def library() -> ctypes.CDLL:
+    """Load LiteRT's C library.
+
+    Raises:
+        BackendError: it is not installed.
+    """
     found = importlib.util.find_spec("ai_edge_litert")
     places = found.submodule_search_locations if found else None
     path = Path(next(iter(places))) / "libLiteRt.so" if places else None

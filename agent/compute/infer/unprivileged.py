@@ -1,7 +1,9 @@
-"""Work on untrusted models without root's rights: in a fork that runs as the daemon's user, or else as `nobody`.
+"""Work on untrusted models without root's rights: as the daemon's user, or else as `nobody`.
 
-What the work needs of files that only root may read is read before, see `agent.storage.models.preloaded`. Results
-come back as msgpack, typed: root takes nothing from a fork that it would have to trust.
+Processes of their own that open models call `drop_root` first, so that those do not run with root's rights.
+`without_root` has a fork do the rest of a command's work, such as parsing a model's file. What that needs of
+files that only root may read is read before, see `agent.storage.models.preloaded`. Results come back as msgpack,
+typed: root takes nothing from a fork that it would have to trust.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import pwd
 import resource
 import select
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -34,8 +37,11 @@ _STATE = Path("/var/lib/vedette")
 _NOBODY = 65534
 _GROUPS = ("video", "audio", "render")
 """Of cameras, microphones and GPUs, as in the daemon's unit."""
-_LARGEST = 3 * 1024**3
-"""Bytes of a result: a model and what is known of it."""
+_LARGEST = 64 * 2**20
+"""Bytes of a result, besides models that the caller expects."""
+_SETGID, _SETUID = 6, 7
+"""Numbers of capabilities, see capabilities(7)."""
+_GROUP, _ANYBODY = stat.S_IRGRP | stat.S_IWGRP, stat.S_IROTH | stat.S_IWOTH
 _END_S = 5.0
 """For a fork to end when it has told everything, s."""
 _PART = 2**20
@@ -62,24 +68,27 @@ class _Told(Struct, frozen=True):
     faults: tuple[str, ...] = ()
 
 
-def without_root(work: Callable[[], T], kind: Any, within_s: float = 300.0) -> T:
+def without_root(work: Callable[[], T], kind: Any, within_s: float = 300.0, model_bytes: int = 0) -> T:
     """Do some work without root's rights. Whoever is not root does it at once, in this process.
 
     Where the other user may not run this Python, as in a clone in root's home, it is done as root, and that is
-    said once in a process; so it is in programs of several threads.
+    said once in a process; so it is in programs of several threads. The runtime never opens a model as root then,
+    either: it does that in processes that have dropped root's rights.
 
     Args:
         work: what to do. It sees everything as it is now, and changes nothing here but files.
         kind: type of its result, which msgspec can write and read.
         within_s: time that it may take, s.
+        model_bytes: size of the model that the result holds, bytes: the result may be larger by that.
 
     Raises:
-        VedetteError: as the work does, of the same kind. ModelError: it ended before it was done, or took longer.
+        VedetteError: as the work does, of the same kind. ModelError: it ended before it was done, took longer, or
+            gave more than a result may have.
     """
     if not is_root() or _no_python_for_others:
         return work()
     if len(sys._current_frames()) > 1:  # a fork would have their locks, and wait for them for ever
-        log.warning("models are opened as root: other threads run in this process")
+        log.warning("model files are parsed as root: other threads run in this process")
         return work()
     _import_all()
     sys.stdout.flush()
@@ -90,7 +99,7 @@ def without_root(work: Callable[[], T], kind: Any, within_s: float = 300.0) -> T
         _do(work, told)
     os.close(told)
     try:
-        said = _read(outcome, within_s)
+        said = _read(outcome, within_s, _LARGEST + model_bytes)
     except BaseException:  # such as Ctrl-C, which the fork does not get
         _kill(pid)
         raise
@@ -108,13 +117,17 @@ def _say_as_root() -> None:
     """Say why everything of this process is done as root from now on, and what to do."""
     global _no_python_for_others
     _no_python_for_others = True
-    user = _name_of(_user()[0])
     log.warning(
-        "models are opened as root: user %s may not run %s; install Python and the environment where that user "
-        "may read them, such as /opt, or run this command as the user of the daemon",
-        user,
+        "model files are parsed as root: user %s may not run %s; install Python and the environment where that "
+        "user may read them, such as /opt, or run this command as the user of the daemon",
+        other_user(),
         sys.executable,
     )
+
+
+def other_user() -> str:
+    """Return the name of the user that works in root's place: the daemon's, or `nobody`."""
+    return _name_of(_user()[0])
 
 
 def _name_of(user: int) -> str:
@@ -124,7 +137,7 @@ def _name_of(user: int) -> str:
         return str(user)
 
 
-def _read(outcome: int, within_s: float) -> bytes:
+def _read(outcome: int, within_s: float, largest: int) -> bytes:
     """Read until the other end closes, which a process that the fork has started may hold, too.
 
     Raises:
@@ -136,8 +149,8 @@ def _read(outcome: int, within_s: float) -> bytes:
         if not part:
             return bytes(said)
         said += part
-        if len(said) > _LARGEST:
-            raise ModelError(f"what was done without root's rights gave more than {_LARGEST} bytes")
+        if len(said) > largest:
+            raise ModelError(f"what was done without root's rights gave more than {largest >> 20} MB")
     raise ModelError(f"what was done without root's rights took longer than {within_s:g} s")
 
 
@@ -171,7 +184,7 @@ def _do(work: Callable[[], T], told: int) -> NoReturn:
     try:
         os.setsid()  # no terminal of root's, into which it could type
         _close_others(told)
-        drop_root(_groups())
+        drop_root(device_groups())
         if not os.access(sys.executable, os.X_OK):
             os._exit(_NO_PROGRAM)
         try:
@@ -210,9 +223,19 @@ def _result(said: bytes, status: int, kind: Any) -> Any:
 def is_root() -> bool:
     """True if this process is root and may become somebody else.
 
-    In a container without other users it may not; outside of that its root is an ordinary user.
+    In a container without other users it may not; outside of that its root is an ordinary user. Nor may it where
+    the container has taken the capabilities for that away.
     """
-    return os.geteuid() == 0 and all(map(_is_known, ("uid", "gid"), _user()))
+    return os.geteuid() == 0 and all(map(_is_known, ("uid", "gid"), _user())) and _may_change_user()
+
+
+def _may_change_user() -> bool:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
+        (held,) = (int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
+    except (OSError, ValueError):
+        return True
+    return bool(held >> _SETGID & 1 and held >> _SETUID & 1)
 
 
 def _is_known(kind: str, number: int) -> bool:
@@ -253,14 +276,49 @@ def _user() -> tuple[int, int]:
     return _NOBODY, _NOBODY
 
 
-def _groups() -> list[int]:
+def device_groups(root: Path = Path("/")) -> list[int]:
+    """List the groups that may use cameras, microphones, GPUs and accelerators here.
+
+    They are those of the daemon's unit, and those of the nodes of accelerators: in a container the numbers are
+    the host's, and have no names.
+
+    Args:
+        root: of the file system.
+    """
     import grp
 
-    found = []
+    from agent.compute.infer.finding import device_nodes
+
+    found = {group for node in device_nodes(root=root) if (group := _writers(node))}
     for name in _GROUPS:
         with suppress(KeyError):
-            found.append(grp.getgrnam(name).gr_gid)
-    return found
+            found.add(grp.getgrnam(name).gr_gid)
+    return sorted(found)
+
+
+def only_for_root(backend: str, root: Path = Path("/")) -> Path | None:
+    """Return a device node of a backend that only root may open, whatever groups others are in; None: none is.
+
+    Args:
+        backend: its name.
+        root: of the file system.
+    """
+    from agent.compute.infer.finding import device_nodes
+
+    for node in device_nodes(backend, root):
+        with suppress(OSError):
+            if not _writers(node) and node.stat().st_mode & _ANYBODY != _ANYBODY:
+                return node
+    return None
+
+
+def _writers(node: Path) -> int:
+    """Return the group that may read and write a device node; 0: none but root's may."""
+    with suppress(OSError):
+        status = node.stat()
+        if status.st_mode & _GROUP == _GROUP:
+            return status.st_gid
+    return 0
 
 
 def _import_all() -> None:

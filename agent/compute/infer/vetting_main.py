@@ -21,9 +21,8 @@ from agent.compute.infer import wire
 from agent.compute.infer.backend import Options
 from agent.compute.infer.child import begin, end_with, forget_talk
 from agent.compute.infer.litert import CpuBackend, load_runtime, runtime_version
-from agent.compute.infer.unprivileged import drop_root
 from agent.compute.infer.vetting_process import Vet, Vetted, requests
-from agent.compute.infer.worker_main import failed
+from agent.compute.infer.worker_main import failed, give_up_root
 from agent.errors import NO_JSON, BackendError, VedetteError
 from agent.manifest import Model
 from agent.messages import Array
@@ -49,7 +48,7 @@ def main(asked_by: int, answers_to: int, life: int) -> None:
     """
     begin(life)
     runtime = _runtime()
-    drop_root()  # only now: the other user need not be allowed to read where all of this lies
+    give_up_root()
     with contextlib.suppress(wire.ClosedError):
         while True:
             request, content = (

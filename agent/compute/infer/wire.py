@@ -56,6 +56,7 @@ class Open(Struct, frozen=True, tag=True):
 
     Attributes:
         plan: how. rung: the first one. threads: see `Options`. manifest, path: of the model.
+        as_root: keep root's rights, for a device that nobody else may open.
     """
 
     plan: Plan
@@ -63,6 +64,7 @@ class Open(Struct, frozen=True, tag=True):
     threads: int
     manifest: Manifest
     path: str
+    as_root: bool = False
 
 
 class Use(Struct, frozen=True, tag=True):

@@ -1,11 +1,13 @@
 """A session whose model runs in a process of its own: a library that crashes, hangs or exits takes nothing along.
 
 Pictures are written straight into memory that both processes share. An inference that takes longer than its
-deadline ends the process. The process ends with this one, however this one ends.
+deadline ends the process. The process ends with this one, however this one ends. It has none of root's rights,
+but where it opens a device that only root may open.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import TypeVar
@@ -14,9 +16,12 @@ from agent.compute.infer import wire
 from agent.compute.infer.backend import Options, Plan
 from agent.compute.infer.process import Process
 from agent.compute.infer.turn import Turn
+from agent.compute.infer.unprivileged import is_root, only_for_root
 from agent.errors import BackendError, ModelError, reason_of
 from agent.manifest import Model
 from agent.messages import Array
+
+log = logging.getLogger(__name__)
 
 PATIENCE_S = 120.0
 """A GPU may have to compile every kernel when a model is opened, or first run."""
@@ -70,7 +75,7 @@ class WorkerSession:
         except OSError as error:
             raise BackendError(f"{model.path}: no process for {plan.backend}: {reason_of(error)}") from error
         try:
-            request = wire.Open(plan, rung, options.threads, model.manifest, model.path)
+            request = wire.Open(plan, rung, options.threads, model.manifest, model.path, _needs_root(model, plan))
             self.opened = self._ask(request, wire.Opened, patience_s, model.content)
             self._take(rung, self.opened.stretch)
         except BaseException:
@@ -202,6 +207,20 @@ class WorkerSession:
         """Kill the process, whose next answers mean nothing, and describe what it answered."""
         self._process.kill()
         return BackendError(f"{self._path}: {self.backend} answers nonsense: {why}")
+
+
+def _needs_root(model: Model, plan: Plan) -> bool:
+    """True if this is root and nobody else may open the device of a plan, which is logged."""
+    if plan.kind == "cpu" or not is_root() or (node := only_for_root(plan.backend)) is None:
+        return False
+    log.warning(
+        "%s: is opened as root on %s: only root may open %s; let a group read and write it, as "
+        "systemd/60-vedette.rules does, so that models have no rights of root's",
+        model.path,
+        plan.backend,
+        node,
+    )
+    return True
 
 
 class _Mapped:

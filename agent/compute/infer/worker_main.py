@@ -1,8 +1,13 @@
-"""The process of `agent.compute.infer.worker`: opens a model and runs it when told to, until its pipe closes."""
+"""The process of `agent.compute.infer.worker`: opens a model and runs it when told to, until its pipe closes.
+
+It drops root's rights before the model comes, but for a device that only root may open.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import importlib
 import os
 import resource
 import sys
@@ -18,10 +23,24 @@ from agent.compute.infer.backend import Options, Plan, Session
 from agent.compute.infer.child import begin, forget_talk
 from agent.compute.infer.litert import CpuBackend, load_runtime, runtime_version
 from agent.compute.infer.turn import Turn, take
+from agent.compute.infer.unprivileged import device_groups, drop_root, is_root
 from agent.compute.infer.whole import Whole
 from agent.errors import BackendError, ModelError, VedetteError
 from agent.manifest import Model
 from agent.messages import Array
+
+_CPU = Plan()
+_NEEDED = {
+    "cpu": ("agent.compute.infer.modelfile",),
+    "delegate": ("agent.compute.infer.modelfile",),
+    "accelerator": (
+        "agent.compute.infer.accelerator",
+        "ai_edge_litert.compiled_model",
+        "ai_edge_litert.gpu_options",
+        "ai_edge_litert.options",
+    ),
+}
+"""Modules that are imported when a model is opened, by the kind of its plan."""
 
 
 def main(asked_by: int, answers_to: int, life: int, tensors: int) -> None:
@@ -65,8 +84,10 @@ class _Server:
 
     def _open(self) -> wire.Answer:
         request = wire.requests.decode(self._receive())
-        content = self._receive()
         assert isinstance(request, wire.Open)
+        if not request.as_root:
+            give_up_root(request.plan)
+        content = self._receive()
         model = Model(content, "", request.manifest, request.path)
         options = Options(request.rung, request.threads or request.plan.threads)
         self._manifest, self._path = model.manifest, request.path
@@ -143,6 +164,28 @@ class _Server:
         except Exception as error:
             told = failed(error)
         wire.put(self._to, wire.encode(told))
+
+
+def give_up_root(plan: Plan = _CPU) -> None:
+    """Drop root's rights, if this process has them. Call before it takes a model's bytes.
+
+    Args:
+        plan: what is to be opened. The runtime and the modules and library for it are loaded before: the other
+            user need not be allowed to read where they lie.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    if not is_root():
+        return
+    with contextlib.suppress(ImportError, VedetteError):
+        runtime_version(load_runtime()[0])
+        for module in _NEEDED[plan.kind]:
+            importlib.import_module(module)
+    if plan.kind == "delegate":
+        with contextlib.suppress(OSError):  # loading the delegate tells why, and then finds it loaded
+            ctypes.PyDLL(plan.library)
+    drop_root([] if plan.kind == "cpu" else device_groups())
 
 
 def opened(model: Model, plan: Plan, options: Options) -> tuple[Session, str, int, int]:

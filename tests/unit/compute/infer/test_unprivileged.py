@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from textwrap import dedent
+from typing import Literal
 
 import pytest
 
-from agent.compute.infer.unprivileged import without_root
+from agent.compute.infer.backend import Options, Plan
+from agent.compute.infer.unprivileged import device_groups, only_for_root, without_root
+from agent.compute.infer.worker import WorkerSession
 from agent.errors import BackendError, ModelError, VedetteError
+from agent.library import open_model
 from agent.storage.models import ZOO
 from tests.support import tflite_builder as build
 
@@ -41,9 +48,9 @@ def tried(work, kind):
 """
 
 
-def alone(code: str, *args: str) -> list[str]:
+def alone(code: str, *args: str, prefix: Sequence[str] = ()) -> list[str]:
     """Run code in a program of its own; gives its lines."""
-    command = [sys.executable, "-c", _BEGIN + dedent(code), *args]
+    command = [*prefix, sys.executable, "-c", _BEGIN + dedent(code), *args]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [*done.stdout.splitlines(), *done.stderr.splitlines()]
@@ -101,7 +108,7 @@ def test_a_death_is_an_error_and_a_python_that_others_may_not_start_is_roots() -
     death, user, again, said = alone(code)
     assert death == "what was done without root's rights ended before it was over, with signal 9"
     assert (user, again) == ("0", "0")
-    assert said.startswith("models are opened as root: user nobody may not run /root/python; install Python and ")
+    assert said.startswith("model files are parsed as root: user nobody may not run /root/python; install Python")
 
 
 @needs_root
@@ -134,6 +141,77 @@ def test_it_inherits_no_files_of_roots() -> None:
         if os.path.lexists(f"/proc/self/fd/{one}")], list[str]).count("/etc/shadow"))
     """
     assert alone(code) == ["0"]
+
+
+@needs_root
+def test_a_result_has_a_bound_and_a_model_that_is_expected_comes_on_top() -> None:
+    code = """
+    large = 65 * 2**20
+    print(tried(lambda: bytes(large), bytes))
+    print(len(without_root(lambda: bytes(large), bytes, model_bytes=large)) == large)
+    """
+    assert alone(code) == ["what was done without root's rights gave more than 64 MB", "True"]
+
+
+@needs_root
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv of util-linux")
+def test_a_root_that_may_become_nobody_else_works_as_root() -> None:
+    code = """
+    from agent.compute.infer.backend import Options
+    from agent.compute.infer.vetting import VETTING
+    sys.executable = sys.argv[1]
+    print(without_root(os.geteuid, int), VETTING.check(open_model("small-speech", "3"), Options()))
+    """
+    prefix = ["setpriv", "--bounding-set=-setuid,-setgid", "--"]
+    assert alone(code, sys.executable, prefix=prefix) == ["0 True"]
+
+
+@pytest.fixture
+def coral(tmp_path: Path) -> Path:
+    """Make an Edge TPU on USB and another one on PCIe; gives the root of the file system."""
+    usb = tmp_path / "sys/bus/usb/devices/1-1"
+    usb.mkdir(parents=True)
+    for name, text in {"idVendor": "18d1\n", "busnum": "1\n", "devnum": "4\n"}.items():
+        (usb / name).write_text(text)
+    for node in ("dev/bus/usb/001/004", "dev/apex_0"):
+        path = tmp_path / node
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.mknod(path, stat.S_IFCHR | 0o660, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("no device nodes can be made here")
+        path.chmod(0o660)
+        os.chown(path, 0, 4711)
+    return tmp_path
+
+
+@needs_root
+def test_the_groups_of_accelerators_nodes_are_kept_and_a_node_of_root_alone_is_found(coral: Path) -> None:
+    usb = coral / "dev/bus/usb/001/004"
+    assert 4711 in device_groups(coral)
+    assert only_for_root("edgetpu", coral) is None
+    os.chown(usb, 0, 0)
+    assert only_for_root("edgetpu", coral) == usb
+    assert only_for_root("gpu", coral) is None
+    usb.chmod(0o666)
+    assert only_for_root("edgetpu", coral) is None
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["cpu", "delegate"])
+def test_a_process_of_a_model_has_no_rights_of_roots(
+    kind: Literal["cpu", "delegate"], request: pytest.FixtureRequest
+) -> None:
+    library = str(request.getfixturevalue("library")) if kind == "delegate" else ""
+    session = WorkerSession(
+        open_model("small-speech", "3"), Plan(kind, kind, library, {"mode": "fast"}), Options()
+    )
+    status = Path(f"/proc/{session.pid}/status").read_text(encoding="utf-8")
+    session.close()
+    for what in ("Uid", "Gid"):
+        (ids,) = re.findall(rf"^{what}:(.*)$", status, re.M)
+        assert "0" not in ids.split()
+    assert int(re.findall(r"^CapPrm:\s*(\w+)$", status, re.M)[0], 16) == 0
 
 
 @pytest.mark.parametrize("error", [ModelError("why"), BackendError("why"), VedetteError("why")])

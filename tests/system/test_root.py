@@ -1,0 +1,96 @@
+"""Root's commands and root's daemon have models opened and run by somebody else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.support.house import person_model
+from tests.support.mosquitto import Mosquitto
+from tests.support.publishing import wait_for
+from tests.support.running import ROOT, Vedette, camera, hear
+from tests.support.sizes import LEFT, RIGHT, sizes_model
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root gives up its rights")
+
+VEDETTE = (sys.executable, "-m", "agent")
+_RECORDER = """
+import os
+from agent.compute.infer.litert import CpuBackend
+
+real = CpuBackend.open
+
+def recorded(self, model, options):
+    with open(os.environ["OPENED_BY"], "a") as file:
+        file.write(f"{os.geteuid()}\\n")
+    return real(self, model, options)
+
+CpuBackend.open = recorded
+"""
+"""Is imported by each Python at its start, and writes down who opens a model with the runtime."""
+
+
+@pytest.fixture
+def openers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Record each opening of a model by this test's processes, a line with the user's number."""
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        record = Path(folder) / "openers"
+        record.touch()
+        record.chmod(0o666)
+        (Path(folder) / "sitecustomize.py").write_text(_RECORDER)
+        monkeypatch.setenv("PYTHONPATH", folder)
+        monkeypatch.setenv("OPENED_BY", str(record))
+        yield record
+
+
+def vedette(*args: str | Path) -> str:
+    """Run a command; gives what it said."""
+    done = subprocess.run([*VEDETTE, *map(str, args)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def pictures(folder: Path) -> Path:
+    folder.mkdir()
+    for number in range(4):
+        cv2.imwrite(str(folder / f"{number}.png"), np.full((32, 32, 3), 60 * number, np.uint8))
+    return folder
+
+
+def test_commands_of_root_open_no_model_as_root(tmp_path: Path, openers: Path) -> None:
+    """The file of the model and the pictures are root's alone."""
+    sizes = sizes_model(tmp_path, {"64": [(0.9, LEFT)], "32": [(0.9, LEFT), (0.6, RIGHT)]})
+    config = tmp_path / "vedette.toml"
+    config.write_text(f'[streams.front]\nsource = "test:"\nmodel = "{sizes}"\n')
+    with subprocess.Popen([*VEDETTE, "bench", str(sizes), "--backend", "cpu"], cwd=ROOT) as bench:
+        wait_for(lambda: len(openers.read_text().split()) >= 2)  # the rest takes time, and `test_bench` sees it
+        bench.kill()
+    assert "1 thread" in vedette("profile", sizes, "--runs", "1", "--threads", "1")
+    assert "written to" in vedette("models", "calibrate", sizes, pictures(tmp_path / "pictures"))
+    vedette("config", "check", config)
+    found = openers.read_text().split()
+    assert len(found) >= 5
+    assert "0" not in found
+
+
+def test_a_daemon_of_root_has_unknown_models_opened_by_another_user_first_and_says_that_it_is_root(
+    tmp_path: Path, broker: Mosquitto, openers: Path
+) -> None:
+    messages = broker.subscribe("vedette/#")
+    with Vedette(tmp_path, broker, back=camera("nanodet"), front=camera(person_model(tmp_path))) as running:
+        hear(messages, 1)
+        assert "person.toml: is opened as root (user " in "".join(running.said("is opened as root"))
+        assert len(running.said("is opened as root")) == 1
+    found = openers.read_text().split()
+    assert found.count("0") == 2
+    assert found[0] != "0"
+    assert len(found) == 4
