@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root gives up its rig
 
 VEDETTE = (sys.executable, "-m", "agent")
 _RECORDER = """
-import os
+import os, sys
 from agent.compute.infer.litert import CpuBackend
 
 real = CpuBackend.open
@@ -34,8 +34,22 @@ def recorded(self, model, options):
     return real(self, model, options)
 
 CpuBackend.open = recorded
+
+class Unreadable:
+    def find_spec(self, name, path, target=None):
+        raise ModuleNotFoundError(f"{name} may not be read by this user")
+
+change = os.setresuid
+
+def changed(*ids):
+    change(*ids)
+    sys.meta_path.insert(0, Unreadable())
+
+if any(word.endswith("_main") for word in sys.orig_argv):
+    os.setresuid = changed
 """
-"""Is imported by each Python at its start, and writes down who opens a model with the runtime."""
+"""Each Python imports this at its start. It writes down who opens a model with the runtime, and lets a process of
+a model import nothing more after it has dropped root's rights, as where Python lies in root's home."""
 
 
 @pytest.fixture

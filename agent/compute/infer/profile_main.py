@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
+import numpy.ma
 import numpy.random
 
 from agent.compute.infer import wire
@@ -38,7 +39,7 @@ def main(asked_by: int, answers_to: int, life: int) -> None:
     """
     begin(life)
     try:
-        library()  # now, like numpy.random: the other user need not be allowed to read them
+        library()  # now, as numpy.ma and numpy.random: the other user need not be allowed to read them
         give_up_root()
         ask = msgspec.json.decode(wire.get(asked_by), type=Ask)
         said: object = _profiled(ask, wire.get(asked_by, largest=wire.LARGEST_REQUEST))
