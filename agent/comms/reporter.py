@@ -75,22 +75,21 @@ class Reporter:
             rung: that answered.
         """
         with self._lock:
+            if self._config.detections and seen.detections is not None and not self._stopped:
+                message = payload.DetectionsMessage(
+                    self._topics.device,
+                    self._stream,
+                    seq,
+                    at,
+                    seen.detections,
+                    _latency(seen.stages),
+                    self._model,
+                    backend,
+                    rung,
+                )
+                self._detections(message)
             if seen.events:
                 self._report(seen.events, at, seen.stages, backend, rung)
-            if not self._config.detections or seen.detections is None or self._stopped:
-                return
-            message = payload.DetectionsMessage(
-                self._topics.device,
-                self._stream,
-                seq,
-                at,
-                seen.detections,
-                _latency(seen.stages),
-                self._model,
-                backend,
-                rung,
-            )
-            self._detections(message)
 
     def _detections(self, message: payload.DetectionsMessage) -> None:
         topic = self._topics.detections(self._stream)

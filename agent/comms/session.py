@@ -134,11 +134,11 @@ class Session:
 
     def _send(self) -> None:
         self._answers.send(self._connection)
+        self._samples.send(self._connection)
         # States are few and newest-wins; a quarter of the window leaves the rest to the events.
         share = max(1, self._connection.window // 4) - self._states.in_flight
         self._states.send(self._connection, min(share, self._room()))
         self._events.send(self._connection, self._room())
-        self._samples.send(self._connection)
         self._inbox.look(self._connection)
         if not self._status_mid and not self._connection.lost and self._namesake.is_due():
             self._say(ONLINE)

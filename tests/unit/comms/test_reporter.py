@@ -7,8 +7,8 @@ import msgspec
 from agent.comms.payload import DetectionsMessage, EventMessage, ModelId, finish
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
-from agent.config import PublishConfig
-from agent.messages import Detection, Event, EventKind, Seen, Stages, Stored, Track
+from agent.config import Kind, PublishConfig
+from agent.messages import Detection, Event, EventKind, Seen, Stages, Stored, Track, Will
 from tests.support.house import Kept
 
 NOW = datetime.now(UTC)
@@ -113,6 +113,21 @@ def test_each_kind_is_put_as_what_it_is() -> None:
     kept = Kept()
     report(kept, PublishConfig(), event("new"), event("update"), event("end"), event("heard", track="word"))
     assert kept.put_as == ["events", "updates", "events", "events"]
+
+
+def test_detections_do_not_wait_for_the_events_of_their_frame() -> None:
+    order: list[str] = []
+
+    class Ordered(Kept):
+        def put(self, topic: str, body: bytes, will: Will | None = None, kind: Kind = "events") -> None:
+            order.append(topic.rpartition("/")[2])
+
+        def send(self, topic: str, payload: bytes) -> None:
+            order.append(topic.rpartition("/")[2])
+
+    seen = Seen(events=[event("new")], detections=[], stages=Stages())
+    reporter(Ordered(), PublishConfig(detections=True)).seen(1, NOW, seen, "cpu", "full")
+    assert order == ["detections", "events"]
 
 
 def test_detections_go_through_the_spool_with_an_id_where_it_takes_them() -> None:
