@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.capture.uri import mask
+from agent.comms.address import shown_host
 from agent.compute.infer.unprivileged import without_root
 from agent.config import Config, StreamConfig
 from agent.configfile import Keys
 from agent.errors import ModelError, StorageError
 from agent.library import open_model
 from agent.manifest import Manifest
+from agent.plaintext import without_login
 from agent.storage.durable import clips_path, folder_of
 from agent.storage.models import preloaded
 from agent.storage.shelf import clips_max_bytes
@@ -56,9 +60,27 @@ def _manifest(stream: StreamConfig) -> Manifest:
 
 
 def masked(config: Config) -> Config:
-    """Return the same with the URIs of sources as the log shows them: of those on the network the host alone."""
-    streams = {name: replace(stream, source=mask(stream.source)) for name, stream in config.streams.items()}
-    return replace(config, streams=streams)
+    """Return the same with the URIs of sources as the log shows them: of those on the network the host alone.
+
+    A password in an address at another key, where it is out of place, is masked, too.
+    """
+    found: Config = _without_logins(config)
+    streams = {
+        name: replace(stream, source=mask(config.streams[name].source)) for name, stream in found.streams.items()
+    }
+    fallback = tuple(replace(one, host=shown_host(one.host)) for one in config.mqtt.fallback)
+    mqtt = replace(found.mqtt, host=shown_host(config.mqtt.host), fallback=fallback)
+    return replace(found, streams=streams, mqtt=mqtt)
+
+
+def _without_logins(value: Any) -> Any:
+    if isinstance(value, Struct):
+        return replace(value, **{name: _without_logins(getattr(value, name)) for name in value.__struct_fields__})
+    if isinstance(value, dict):
+        return {key: _without_logins(one) for key, one in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_without_logins, value))
+    return without_login(value) if isinstance(value, str) else value
 
 
 def _placed(config: Config) -> tuple[Config, dict[Keys, str]]:

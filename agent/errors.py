@@ -22,7 +22,7 @@ line. Foreign errors are mapped to these once, at the room that meets them.
 
 from __future__ import annotations
 
-from agent.plaintext import plain
+from agent.plaintext import plain, without_logins
 
 
 def reason_of(error: Exception) -> str:
@@ -38,11 +38,12 @@ ValueErrors, and the last is for brackets within brackets without an end."""
 class VedetteError(Exception):
     """The root of the tree: the command line prints its text and exits with 1.
 
-    The text may quote a camera, a broker or a file: it is made printable here. Line breaks stay.
+    The text may quote a camera, a broker or a file: it is made printable here, and user names and passwords in
+    addresses are masked. Line breaks stay.
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(plain(message, keep="\n"))
+        super().__init__(without_logins(plain(message, keep="\n")))
 
 
 class ConfigError(VedetteError):
@@ -71,7 +72,7 @@ class ModelError(VedetteError):
     """
 
     def __init__(self, fault: str, *more: str) -> None:
-        self.faults = (fault, *more)
+        self.faults = tuple(map(without_logins, (fault, *more)))
         told = f" (and {len(more)} more: `vedette models inspect` lists them)" if more else ""
         super().__init__(f"{fault}{told}")
 

@@ -7,11 +7,16 @@ through `plain`, too, so that a forgotten place harms nobody.
 
 from __future__ import annotations
 
+import re
+
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _BYTE = range(0xDC80, 0xDD00)
 """Surrogates that stand for bytes of a file name that is not UTF-8 (PEP 383)."""
 _BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 """Letters that show nothing, which Python calls printable: fillers of Hangul, and Braille without a dot."""
+_LOGIN = re.compile(r"(:/(?:/|(?=[^/:\n]*:)))(?:(?!: |; )[^\n])*(?=@)")
+"""A user name and a password in an address that a message quotes, also as a path, which has one slash in place of
+two. `: ` and `; ` end what it quotes."""
 
 
 def is_plain(text: str) -> bool:
@@ -33,6 +38,17 @@ def plain(text: str, *, keep: str = "") -> str:
     if is_plain(text):
         return text
     return "".join(char if is_plain(char) or char in keep else _escaped(char) for char in text)
+
+
+def without_logins(text: str) -> str:
+    """Return a message with `***` in place of user names and passwords in addresses, as in `rtsp://***@cam`."""
+    return _LOGIN.sub(r"\1***", text) if ":/" in text and "@" in text else text
+
+
+def without_login(value: str) -> str:
+    """Return one value with `***` in place of all that stands between `://` and its last `@`."""
+    scheme, mark, rest = value.partition("://")
+    return f"{scheme}://***@{rest.rpartition('@')[2]}" if mark and "@" in rest else value
 
 
 def _escaped(char: str) -> str:

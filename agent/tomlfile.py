@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.errors import ConfigError, reason_of
-from agent.plaintext import is_plain
+from agent.plaintext import is_plain, without_login
 
 Keys = tuple[str | int, ...]
 Problem = tuple[Keys, str]
@@ -291,7 +291,7 @@ def _in_words(what: str, data: Any, kind: Any, steps: Sequence[str]) -> str:
 
 
 def _shown(data: Any) -> str:
-    return f"; found {data[:_LONGEST]!r}" if isinstance(data, str) else ""
+    return f"; found {without_login(data)[:_LONGEST]!r}" if isinstance(data, str) else ""
 
 
 def _inner(data: Any, step: str) -> Any:

@@ -16,6 +16,8 @@ from agent.errors import SourceError
 
 _AUTHORITY = re.compile(r"//([^/?#]*)(.*)", re.DOTALL)
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::\d{1,5})?")
+_ACCOUNT = re.compile(r"[^/:?]*:.*@", re.DOTALL)
+"""A user name, a password and a host without `//`. A path that looks like one may begin with `./`."""
 _SECRET = re.compile(r"(?:pass|pwd|secret|token|key|auth)[^=&/]*=", re.IGNORECASE)
 _HIDDEN = "***"
 _NOT_A_URI = (
@@ -157,7 +159,9 @@ def mask(uri: str) -> str:
 def _is_account(rest: str) -> bool:
     """Return whether the rest of a URI is a network address, which may have a user name before its host."""
     found = _AUTHORITY.match(rest)
-    return found is not None and bool(found[1]) and "@" in rest
+    if found is None:
+        return _ACCOUNT.match(rest) is not None
+    return bool(found[1]) and "@" in rest
 
 
 def _shown_host(rest: str) -> str:

@@ -102,8 +102,20 @@ def _access(given: dict[str, Any]) -> Access:
 
     said = {key: given.pop(key) for key in Access.__struct_fields__}
     access = Access(**said | {"port": said["port"] or 0})
+    _check_host(access)
     if access.key_file and not access.cert_file:
         raise click.UsageError("--key-file needs --cert-file")
     if access.alpn and not access.uses_tls:
         raise click.UsageError("--alpn is said in the TLS handshake: add --tls")
     return access
+
+
+def _check_host(access: Access) -> None:
+    from agent.comms.access import as_options
+    from agent.comms.address import check_host
+    from agent.errors import ConfigError
+
+    try:
+        check_host(access.config)
+    except ConfigError as error:
+        raise click.UsageError(as_options(str(error))) from None

@@ -7,6 +7,7 @@ import re
 from msgspec import Struct, structs
 
 from agent.comms import credentials, reasons
+from agent.comms.address import shown_host
 from agent.config import MqttConfig
 from agent.deviceconfig import Transport
 
@@ -54,7 +55,7 @@ class Access(Struct, frozen=True):
     @property
     def where(self) -> str:
         """`host:port`."""
-        return f"{self.host}:{credentials.port(self.config)}"
+        return f"{shown_host(self.host)}:{credentials.port(self.config)}"
 
     @property
     def uses_tls(self) -> bool:
@@ -69,8 +70,15 @@ class Access(Struct, frozen=True):
 
 def as_options(text: str) -> str:
     """What is said to one who has a configuration file, for one who has a command line: its keys are options."""
-    text = text.replace(reasons.WITHOUT_TLS, _WITHOUT_TLS)
+    text = text.replace(reasons.WITHOUT_TLS, _WITHOUT_TLS).replace(
+        "are keys of their own", "are options of their own"
+    )
+    text = re.sub(r"(?<=write )host = ('[^']*')(?: and port = (\d+))?", _as_host, text)
     return re.sub(r"\[mqtt\] (\w+(?: and \w+)*)", _as_options, text)
+
+
+def _as_host(found: re.Match[str]) -> str:
+    return f"--host {found[1]}" + (f" --port {found[2]}" if found[2] else "")
 
 
 def _as_options(found: re.Match[str]) -> str:

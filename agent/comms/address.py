@@ -11,10 +11,15 @@ from agent.errors import ConfigError
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 """Brokers end a connection that sends one of these in a name. MQTT 5.0, section 1.5.4."""
 _NO_HOST = re.compile(r"[\s/@?#\\\[\]]")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*(?=://)", re.IGNORECASE)
+_HOST = re.compile(r"\[([^\]]*)\]|([^:/?#]*)")
+_ELSEWHERE = "the port, tls, transport, username and password_file are keys of their own"
 
 
 def check_host(config: MqttConfig) -> None:
-    """Refuse a host that is a URL, has a port, or holds what no name of a machine does.
+    """Refuse a host that is a URL, has a user or a port, or holds what no name of a machine does.
+
+    No error holds what stands before an `@`: that may be a password.
 
     Raises:
         ConfigError: what to write instead.
@@ -22,11 +27,8 @@ def check_host(config: MqttConfig) -> None:
     host = config.host
     if not host:
         raise _wrong("host", "is empty; leave it out for localhost")
-    scheme, mark, rest = host.partition("://")
-    if mark:
-        name = re.split(r"[:/?]", rest)[0] or "localhost"
-        more = "; the port, tls and transport are keys of their own"
-        raise _wrong("host", f"= {host!r} is an address of the web ({scheme}); write host = {name!r}{more}")
+    if "://" in host or "@" in host:
+        raise _wrong("host", f"= {shown_host(host)!r} {_is_url(host)}")
     if _CONTROL.search(host):
         raise _wrong("host", f"= {host!r} holds a control character")
     name, colon, number = host.rpartition(":")
@@ -36,6 +38,28 @@ def check_host(config: MqttConfig) -> None:
         )
     if not (_is_address(host) or _is_name(host)):
         raise _wrong("host", f"= {host!r} is neither the name of a machine nor an IP address")
+
+
+def _is_url(host: str) -> str:
+    """Say what to write in place of a URL, or of a host with a user before it."""
+    scheme, rest = _SCHEME.match(host), host.rpartition("@" if "@" in host else "://")[2]
+    what = f"is an address of the web ({scheme[0]})" if scheme else "has a user in it"
+    found = _HOST.match(rest)
+    name = (found[1] or found[2]) if found else ""
+    if not name and scheme and "@" not in host:
+        name = "localhost"
+    if not (_is_address(name) or _is_name(name)):
+        return f"{what}; write the name or the IP address of the broker alone; {_ELSEWHERE}"
+    return f"{what}; write host = {name!r}; {_ELSEWHERE}"
+
+
+def shown_host(host: str) -> str:
+    """Return a host as messages show it: of a URL without user, password, path and query."""
+    scheme, login, rest = _SCHEME.match(host), "@" in host, host.rpartition("@")[2]
+    if not (login or scheme):
+        return host
+    name = re.split(r"[/?#]", rest if login else rest.partition("://")[2])[0]
+    return f"{f'{scheme[0]}://' if scheme else ''}{'***@' if login else ''}{name}"
 
 
 def _is_address(host: str) -> bool:

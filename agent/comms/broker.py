@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.comms import reasons
+from agent.comms.address import shown_host
 from agent.comms.certificate import Synchronised
 from agent.comms.client import Will
 from agent.comms.connection import Connection
@@ -26,7 +27,7 @@ RECONNECT_MAX_S, _LOCAL_MAX_S = 60.0, 5.0
 
 def address(config: MqttConfig) -> str:
     """`host:port`."""
-    return f"{config.host}:{port(config)}"
+    return f"{shown_host(config.host)}:{port(config)}"
 
 
 class Broker:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from msgspec import structs
 
-from agent.comms.address import check_host, check_prefix, check_username
+from agent.comms.address import check_host, check_prefix, check_username, shown_host
 from agent.comms.credentials import open_to_all, read_certificates, read_password
 from agent.config import FallbackConfig, MqttConfig
 from agent.errors import ConfigError
@@ -31,7 +31,7 @@ def problems(config: MqttConfig) -> Iterator[ConfigError]:
             try:
                 check(one)
             except ConfigError as error:
-                yield _placed(error, number - 1, one.host) if number else error
+                yield _placed(error, number - 1, shown_host(one.host)) if number else error
 
 
 def _placed(error: ConfigError, number: int, host: str) -> ConfigError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from agent.comms.address import shown_host
 from agent.comms.credentials import port
 from agent.comms.fallback import brokers_of
 from agent.config import MqttConfig
@@ -22,8 +23,9 @@ def commands_off(config: MqttConfig) -> str:
         return "" if config.commands else "[mqtt] commands = false"
     for one in brokers_of(config):
         if not authenticates(one):
+            where = f"{shown_host(one.host)}:{port(one)}"
             return (
-                f"the broker {one.host}:{port(one)} is used without a password or a client certificate, so "
+                f"the broker {where} is used without a password or a client certificate, so "
                 "it may let anybody on the network in; set [mqtt] username and password_file, or commands = true"
             )
     return ""

@@ -15,6 +15,7 @@ from agent.doctor.report import Finding
 from agent.errors import StorageError, VedetteError
 from agent.library import open_model_without_root
 from agent.manifest import Model
+from agent.plaintext import without_login
 from agent.storage.models import bundled
 from agent.storage.verdicts import Verdicts
 from agent.surveys import Survey, Surveys
@@ -82,7 +83,7 @@ def _measured(surveys: Surveys, model: Model, found: Sequence[Found], tell: Call
 def _unusable(name: str, error: VedetteError, config: Config | None) -> Finding:
     """A problem once: the section of the configuration tells of the models that a configuration names."""
     if config is not None and config.streams:
-        return Finding(SECTION, name, "cannot be used: see the section of the configuration")
+        return Finding(SECTION, without_login(name), "cannot be used: see the section of the configuration")
     return Finding(SECTION, name, str(error), "problem", f"see why {name} cannot be used: {error}")
 
 

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from agent.capture.diagnosis import objection
 from agent.capture.login import with_login
 from agent.capture.uri import parse
+from agent.comms.address import check_host
 from agent.comms.broker import Broker, address
 from agent.comms.fallback import brokers_of
 from agent.comms.rights import commands_off
@@ -80,9 +81,10 @@ def _enter(config: MqttConfig) -> str:
     """How the broker is spoken with; leaves it again.
 
     Raises:
-        ConfigError: a file that the configuration names cannot be used.
+        ConfigError: the host is none, or a file that the configuration names cannot be used.
         BrokerError: it cannot be reached, or refuses us; with what it says.
     """
+    check_host(config)
     until, wake = time.monotonic() + TRY_S, Wake()
     # A client id of its own: with that of the daemon the broker would throw the daemon out. No will either.
     broker = Broker(config, f"vedette{secrets.token_hex(8)}", None, lambda: read_clock().synchronised)

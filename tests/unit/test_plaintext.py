@@ -54,6 +54,21 @@ def test_an_error_quotes_no_control_characters_and_can_be_sent() -> None:
     assert msgspec.json.encode(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("rtsp://u:p w@cam: no such file", "rtsp://***@cam: no such file"),
+        ("rtsp:/u:p@ss@cam/x.tflite: no such file", "rtsp:/***@cam/x.tflite: no such file"),
+        ("no backend 'rtsp://u@cam'; known: a@b", "no backend 'rtsp://***@cam'; known: a@b"),
+        ("/a.toml:3: file:/home/a@b: missing", "/a.toml:3: file:/home/a@b: missing"),
+        ("rtsp://***: write / # @ : as %23", "rtsp://***: write / # @ : as %23"),
+        ("rtsp://a:b@c\nd@e", "rtsp://***@c\nd@e"),
+    ],
+)
+def test_an_error_quotes_no_login(text: str, shown: str) -> None:
+    assert str(VedetteError(text)) == shown
+
+
 @pytest.fixture
 def written() -> tuple[logging.Logger, StringIO]:
     stream = StringIO()

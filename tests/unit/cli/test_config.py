@@ -28,6 +28,7 @@ from tests.support.sizes import sizes_model
 from tests.support.sound import tone_model
 
 CONFIGS = Path(__file__).parent.parent.parent.parent / "firmware_configs" / "examples"
+STREAM = '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
 SQUARE = "[[0.1, 0.1], [0.9, 0.1], [0.9, 0.9]]"
 
 
@@ -380,6 +381,53 @@ def test_what_is_wrong_with_the_broker_is_told_at_its_key(file: Path, line: int,
     (said,) = problems(file, f'{broker}[streams.front]\nsource = "test:"\nmodel = "nanodet"\n')
     assert said.startswith(f"{file}:{line + text.count('username')}: ")
     assert why.replace("FILE", str(file)) in said
+
+
+@pytest.mark.parametrize(
+    ("host", "advice"),
+    [
+        ("mqtt://u:S3cr3t@localhost", "(mqtt); write host = 'localhost'; the port, tls, transport, username and"),
+        ("mqtts://u:S3cr3t@[::1]:8883/x", "(mqtts); write host = '::1'; "),
+        ("wss://broker/mqtt?token=S3cr3t", "(wss); write host = 'broker'; "),
+        ("u:S3cr3t@h", "has a user in it; write host = 'h'; "),
+        ("u:S3cr/3t@x@h:1883", "has a user in it; write host = 'h'; "),
+        ("u:S3cr3t://x@", "has a user in it; write the name or the IP address of the broker alone; "),
+    ],
+)
+def test_a_host_with_a_user_is_told_without_the_password(file: Path, host: str, advice: str) -> None:
+    fallback = f'[[mqtt.fallback]]\nhost = "{host}"\n'
+    text = f'[mqtt]\nhost = "{host}"\n{fallback}[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
+    first, second = problems(file, text)
+    for line, number in ((first, 2), (second, 4)):
+        assert line.startswith(f"{file}:{number}: ")
+        assert advice in line
+        assert "S3cr" not in line
+    assert "S3cr" not in call("show", str(file)).output
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        STREAM.replace("nanodet", "URI"),
+        STREAM.replace("nanodet", "URI/x.tflite"),
+        STREAM.replace("test:", "mic:admin:S3cr3t@cam"),
+        STREAM + 'backend = "URI"\n',
+        STREAM.replace("front", '"URI"'),
+        STREAM + '"URI" = 1\n',
+        f'{STREAM}[device]\nname = "URI"\n',
+        f'{STREAM}[device]\nname = "{"x" * 30}URI"\n'.replace("S3cr3t", "S3cr3t" * 9),
+        f'{STREAM}[selection]\ncandidates = ["URI"]\n',
+    ],
+)
+def test_a_password_at_the_wrong_place_is_not_told(file: Path, text: str) -> None:
+    found = problems(file, text.replace("URI", "rtsp://admin:S3cr3t PW@cam"))
+    assert found
+    assert "S3cr3t" not in "\n".join(found)
+    try:
+        shown = call("show", str(file)).output
+    except ConfigError as error:
+        shown = str(error)
+    assert "S3cr3t" not in shown
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,6 +16,7 @@ from rich.console import Console
 from agent.cli.live import follow
 from agent.cli.row import COLUMNS, cells
 from agent.cli.table import EventTable
+from agent.cli.tell import tell
 from agent.cli.watch import json_line, watch
 from agent.comms.access import Access
 from agent.comms.payload import EventMessage
@@ -37,6 +39,14 @@ def drawn(*messages: Received, width: int = 140, height: int = 50) -> str:
     console.print(table)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
+
+
+@pytest.mark.parametrize("verb", [[watch], [tell, "porch", "stop"]])
+def test_a_host_with_a_password_is_refused_without_it(verb: list[Any]) -> None:
+    result = CliRunner().invoke(verb[0], [*verb[1:], "--host", "mqtt://u:S3cr3t@localhost"])
+    assert result.exit_code == 2
+    assert "write --host 'localhost'; the port, tls, transport, username and" in result.output
+    assert "S3cr3t" not in result.output
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,18 @@ def test_what_a_broker_has_against_us_is_told(broker: Mosquitto, tmp_path: Path)
     assert commands.value == "off: [mqtt] commands = false"
 
 
+def test_a_host_that_is_refused_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+    monkeypatch.setattr(socket, "create_connection", lambda address, *_, **__: asked.append(address))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: asked.append(host))
+    config = Config(mqtt=MqttConfig("mqtt://u:S3cr3t@localhost", fallback=(FallbackConfig("u:S3cr3t@h"),)))
+    first, second, commands = found(config, tmp_path)
+    assert first[1:2] == second[1:2] == ("warning",)
+    assert first[2].startswith("mqtt://***@localhost:1883: not tried: [mqtt] host = 'mqtt://***@localhost' is")
+    assert "S3cr3t" not in f"{first}{second}{commands}"
+    assert asked == []
+
+
 def test_a_broker_that_keeps_silent_is_left_in_time(tmp_path: Path) -> None:
     with socket.create_server((HOST, 0)) as listener:
         config = Config(mqtt=MqttConfig(HOST, port=listener.getsockname()[1]))
