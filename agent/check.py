@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ from agent.compute.track.zones import check_zones
 from agent.config import Config, SelectionConfig, StreamConfig
 from agent.configfile import ConfigFile, Keys, load
 from agent.errors import BackendError, ConfigError, StorageError, VedetteError
-from agent.secretfile import is_open_to_all, wants_credentials
+from agent.secretfile import expand, is_open_to_all, wants_credentials
 from agent.storage.durable import check_state_folder, clips_path, folder_of, service_user
 
 if TYPE_CHECKING:
@@ -106,9 +107,13 @@ def _not_checked(file: ConfigFile) -> Iterator[str]:
 
 def _open_passwords(config: Config) -> list[str]:
     """Files with passwords of cameras that every user of this machine may read or change."""
-    found = dict.fromkeys(stream.capture.password_file for stream in config.streams.values())
-    with_file = [name for name in found if name and not wants_credentials(name)]
-    return [name for name in with_file if is_open_to_all(Path(name).expanduser())]
+    found = dict[str, None]()
+    for stream in config.streams.values():
+        if (name := stream.capture.password_file) and not wants_credentials(name):
+            with suppress(ConfigError):  # it is told as a problem of the stream
+                path = expand(name, ConfigError)
+                found |= {str(path): None} if is_open_to_all(path) else {}
+    return list(found)
 
 
 def loads(path: Path) -> bool:

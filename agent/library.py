@@ -26,6 +26,7 @@ from agent.compute.infer.extract import only_signature
 from agent.compute.infer.modelfile import ModelFile, Runtime, read_modelfile, refusals
 from agent.errors import ModelError, NormalisationError, UndecodableError
 from agent.manifest import Manifest, Model, Rung
+from agent.plaintext import plain
 from agent.storage.models import load_file, preloaded
 from agent.tomlfile import Problem, TomlFile, nearest, problems_of
 
@@ -125,7 +126,8 @@ def open_model_without_root(name_or_path: str, rung: str = "") -> Model:
     from agent.compute.infer.unprivileged import without_root
 
     with preloaded([name_or_path]) as size:
-        return without_root(lambda: open_model(name_or_path, rung), Model, model_bytes=size)
+        found = without_root(lambda: replace(open_model(name_or_path, rung), path=""), Model, model_bytes=size)
+    return replace(found, path=name_or_path)  # which need not be UTF-8, as what is sent must be
 
 
 def open_whole_model(name_or_path: str) -> Model:
@@ -168,7 +170,7 @@ def look_up(
     content, stated = load_file(name_or_path)
     sha256, keys = hashlib.sha256(content).hexdigest(), ({} if stated is None else stated.data)
     if "sha256" in keys and says_all(keys) and not thorough:
-        completed = Completed(msgspec.convert({"name": Path(name_or_path).stem} | keys, Manifest), {})
+        completed = Completed(msgspec.convert({"name": plain(Path(name_or_path).stem)} | keys, Manifest), {})
     else:
         before = _completions.get(name_or_path)
         if before is None or before[:2] != (sha256, keys):
@@ -249,9 +251,9 @@ def _completed(content: bytes, stated: TomlFile | None, name_or_path: str, ask: 
         ModelError: the runtime cannot run it; else, something must be stated in the manifest.
     """
     keys, stem, file = ({} if stated is None else stated.data), Path(name_or_path).stem, read_modelfile(content)
-    facts = facts_of(content, file, *_signatures(keys))
+    facts, name = facts_of(content, file, *_signatures(keys)), plain(stem)
     try:
-        return complete(keys, facts, stem)
+        return complete(keys, facts, name)
     except ModelError as error:
         complaint = error
     check_runs(file)
@@ -259,7 +261,7 @@ def _completed(content: bytes, stated: TomlFile | None, name_or_path: str, ask: 
     if (inputs, outputs) != (facts.inputs, facts.outputs) and len(keys.get("rungs", ())) <= 1:
         facts = replace(facts, inputs=inputs, outputs=outputs)
         try:
-            return complete(keys, facts, stem)
+            return complete(keys, facts, name)
         except ModelError as error:
             complaint = error
     raise _complaint(complaint, stated, stem)

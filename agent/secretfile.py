@@ -46,9 +46,13 @@ def wants_credentials(name: str) -> bool:
 
 
 def is_open_to_all(path: Path) -> bool:
-    """Return whether every user of this machine may read or change a file."""
+    """Return whether every user of this machine may read or change a plain file.
+
+    Devices, pipes and folders hold no password, and their rights are to stay as they are.
+    """
     try:
-        return bool(path.stat().st_mode & _ANYBODY)
+        mode = path.stat().st_mode
+        return stat.S_ISREG(mode) and bool(mode & _ANYBODY)
     except (OSError, ValueError):
         return False
 
@@ -67,7 +71,9 @@ def read_password(path: Path, wrong: Wrong) -> str:
     except (OSError, ValueError) as error:
         raise wrong(f"= {path}: {reason_of(error)}") from error
     if len(line) > _LONGEST:
-        raise wrong(f"= {path}: its first line is longer than any password of MQTT: is it the file?")
+        raise wrong(
+            f"= {path}: its first line has more than {_LONGEST} bytes, which no password has: is it the file?"
+        )
     try:
         text = line.decode("utf-8-sig")  # editors of Windows begin a file with a mark
     except UnicodeDecodeError as error:

@@ -130,10 +130,12 @@ def _progress(what: str) -> None:
 def _print_json(verdict: Verdict, tested: list[Outcome] | None) -> None:
     import msgspec
 
+    from agent.cli.jsonoutput import print_json
+
     told: dict[str, Any] = msgspec.structs.asdict(verdict)
     if tested is not None:
         told["loadgen"] = tested
-    click.echo(msgspec.json.encode(told).decode())
+    print_json(told)
 
 
 def _print(verdict: Verdict, *, asked: bool, tested: list[Outcome] | None) -> None:

@@ -118,9 +118,9 @@ def inspect(file: Path, signers: Path | None, revoked: Path | None, as_json: boo
         raise click.UsageError("--revoked goes with --signers")
     found = inspection(file, signers, revoked)
     if as_json:
-        import msgspec
+        from agent.cli.jsonoutput import print_json
 
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        print_json(found, indent=2)
     else:
         _print(found)
     sys.exit(bool(found.error))

@@ -143,9 +143,9 @@ def _show(lesson: Lesson | SizesLesson, target: Path, *, as_json: bool) -> None:
     from agent.practice import Lesson
 
     if as_json:
-        import msgspec
+        from agent.cli.jsonoutput import print_json
 
-        click.echo(msgspec.json.encode(lesson).decode())
+        print_json(lesson)
         return
     from agent.cli.console import output
 

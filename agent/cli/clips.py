@@ -76,7 +76,7 @@ def _folder(path: Path) -> Path:
 
 
 def _print_json(rows: list[_Row]) -> None:
-    import msgspec
+    from agent.cli.jsonoutput import print_json
 
     found = [
         {
@@ -91,7 +91,7 @@ def _print_json(rows: list[_Row]) -> None:
         }
         for entry, label in rows
     ]
-    click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+    print_json(found, indent=2)
 
 
 def _print_table(rows: list[_Row]) -> None:

@@ -32,9 +32,8 @@ def check(file: Path, as_json: bool, verbose: bool) -> None:
 
     Opens the model of every stream, and sources that are files or folders; no camera, microphone or broker.
     """
-    import msgspec
-
     from agent.check import loads, problems, remarks, warnings
+    from agent.cli.jsonoutput import print_json
     from agent.restart import RESTART, RULE, names
 
     found, unwise = problems(file), warnings(file)
@@ -43,14 +42,14 @@ def check(file: Path, as_json: bool, verbose: bool) -> None:
         told["warnings"] = unwise
         told["wait_for_restart"] = names(RESTART)
         told["remarks"] = [] if found else remarks(file)
-        click.echo(msgspec.json.encode(told).decode())
+        print_json(told)
     else:
         for problem in found:
             click.echo(plain(problem), err=True)
         for warning in unwise:
             click.echo(f"warning: {plain(warning)}", err=True)
         if not found:
-            click.echo(f"{file}: fine\n{RULE}" if verbose else f"{file}: fine")
+            click.echo(plain(f"{file}: fine\n{RULE}" if verbose else f"{file}: fine", keep="\n"))
             for remark in remarks(file):
                 click.echo(plain(remark), err=True)
     sys.exit(bool(found))
@@ -66,8 +65,7 @@ def show(file: Path, as_json: bool, secrets: bool) -> None:
     Of sources on the network the host alone is shown, as in the log, since their URIs may hold passwords: only
     with --secrets is what is printed a file that can be used in place of FILE.
     """
-    import msgspec
-
+    from agent.cli.jsonoutput import print_json
     from agent.configfile import dump, load
     from agent.effective import effective, hidden, masked
 
@@ -76,7 +74,7 @@ def show(file: Path, as_json: bool, secrets: bool) -> None:
     used = effective(commanded)
     shown = used.config if secrets else masked(used.config)
     if as_json:
-        click.echo(msgspec.json.encode(shown).decode())
+        print_json(shown)
     else:
         remarks = {**read.remarks(), **used.remarks, **by_command, **hidden(used.config, shown)}
         click.echo(dump(shown, {keys: plain(remark) for keys, remark in remarks.items()}), nl=False)

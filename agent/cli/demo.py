@@ -76,12 +76,12 @@ def _ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
 
 
 def _print_json(messages: Iterable[Received | None], show: Show) -> None:
-    import msgspec
+    from agent.cli.jsonoutput import print_json
 
     for message in messages:
         if message is not None and message.kind == "events":
             click.echo(message.payload.decode())
-    click.echo(msgspec.json.encode({"summary": show.summary}).decode())
+    print_json({"summary": show.summary})
 
 
 def _show_table(messages: Iterable[Received | None], show: Show, title: str) -> None:

@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def devices(as_json: bool) -> None:
     """List cameras and microphones that would work here, with the URI that a configuration needs."""
-    import msgspec
-
     from agent.capture import devices as room
+    from agent.cli.jsonoutput import print_json
 
     found = room.devices()
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        print_json(found, indent=2)
     else:
         _print(found)
 

@@ -58,9 +58,9 @@ def doctor(ctx: click.Context, path: Path | None, fresh: bool, as_json: bool) ->
     if shown:
         click.echo("\r\x1b[K", err=True, nl=False)
     if as_json:
-        import msgspec
+        from agent.cli.jsonoutput import print_json
 
-        click.echo(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
+        print_json(report, indent=2)
     else:
         print_report(report)
     ctx.exit(0 if report.healthy else 1)

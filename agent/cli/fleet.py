@@ -209,9 +209,9 @@ def _ask(
 
 def _print_answer(one: Answer, *, as_json: bool) -> None:
     if as_json:
-        import msgspec
+        from agent.cli.jsonoutput import print_json
 
-        click.echo(msgspec.json.encode(one).decode())
+        print_json(one)
         return
     state = "" if one.fault is None else f"  {one.fault}: {plain(one.reason)}"
     click.secho(f"── {one.board}{state}", bold=True, fg="red" if one.fault else None)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-import msgspec
 
 from agent.cli.fleettable import RolloutLines, RolloutTable
+from agent.cli.jsonoutput import print_json
 from agent.cli.live import is_terminal
 from agent.errors import StorageError
 from agent.fleet.inventory import read_inventory
@@ -104,7 +104,7 @@ def _show(rollout: Rollout, standing: Standing, title: str, *, err: bool) -> Sta
 
 def _print_plan(batches: Sequence[Batch], *, as_json: bool) -> None:
     if as_json:
-        click.echo(msgspec.json.encode(batches).decode())
+        print_json(batches)
         return
     for number, batch in enumerate(batches):
         click.echo(f"{'canary' if number == 0 else f'batch {number}':<9} {', '.join(batch)}")
@@ -128,7 +128,7 @@ def _end(standing: Standing, ledger: Path, report: Path, *, as_json: bool) -> in
 def _print_end(standing: Standing, *, as_json: bool) -> None:
     if as_json:
         for outcome in standing.outcomes.values():
-            click.echo(msgspec.json.encode(outcome).decode())
+            print_json(outcome)
     click.echo(verdict(standing), err=as_json)
 
 

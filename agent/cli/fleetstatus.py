@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import click
-import msgspec
 from msgspec import Struct
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from agent.cli.console import output
+from agent.cli.jsonoutput import print_json
 from agent.fleet.asking import Answer
 from agent.fleet.boardstate import STRANGE, BoardState, parse_state
 from agent.plaintext import plain
@@ -61,7 +60,7 @@ def print_rows(found: Sequence[Row], *, as_json: bool) -> None:
     """As lines of JSON, or as a table."""
     if as_json:
         for row in found:
-            click.echo(msgspec.json.encode(row).decode())
+            print_json(row)
         return
     table = Table(*_COLUMNS, box=box.SIMPLE_HEAD, show_edge=False)
     for row in found:

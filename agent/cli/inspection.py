@@ -15,6 +15,7 @@ from agent.config import DecodeConfig, StreamConfig
 from agent.errors import ModelError
 from agent.library import Known, installed_runtime, look_up, named
 from agent.manifest import Manifest, Model
+from agent.plaintext import plain
 from agent.storage.models import load_file
 
 if TYPE_CHECKING:
@@ -119,9 +120,9 @@ def listed(name: str) -> Listed:
         manifest = known.manifest
         inputs, _ = read_modelfile(known.content).ends(manifest.chain("")[0].signature)
     except ModelError as error:
-        return Listed(name, error=str(error))
+        return Listed(plain(name), error=str(error))
     return Listed(
-        name,
+        plain(name),
         manifest.output.decoder,
         len(manifest.output.labels),
         tuple(rung.name for rung in manifest.rungs),
@@ -152,7 +153,7 @@ def inspection(file: str) -> Inspection:
     refused = {runtime: refusals(modelfile, runtime) for runtime in _RUNTIMES}
     known, crash, problem, tensors = _judged(file, refused)
     return Inspection(
-        file,
+        plain(file),
         modelfile.size,
         modelfile.description,
         _histogram(modelfile),

@@ -33,6 +33,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead
 def list_(files: tuple[str, ...], as_json: bool) -> None:
     """List the bundled models, and FILES besides. Exits with 1 when one of them cannot be used."""
     from agent.cli.inspection import Listed, listed
+    from agent.cli.jsonoutput import print_json
     from agent.compute.infer.unprivileged import without_root
     from agent.storage.models import bundled, preloaded
 
@@ -40,7 +41,7 @@ def list_(files: tuple[str, ...], as_json: bool) -> None:
     with preloaded(names):
         rows = without_root(lambda: [listed(name) for name in names], list[Listed])
     if as_json:
-        _print_json(rows)
+        print_json(rows, indent=2)
     else:
         _print_list(rows)
     sys.exit(any(row.error for row in rows))
@@ -66,6 +67,7 @@ def inspect(file: str, as_json: bool, write: bool, path: str, force: bool) -> No
     when nothing tells how to decode it.
     """
     from agent.cli.inspection import Inspection, inspection
+    from agent.cli.jsonoutput import print_json
     from agent.compute.infer.unprivileged import without_root
     from agent.storage.models import preloaded
 
@@ -74,7 +76,7 @@ def inspect(file: str, as_json: bool, write: bool, path: str, force: bool) -> No
     if write or path:
         _write_manifest(file, path, force)
     if as_json:
-        _print_json(found)
+        print_json(found, indent=2)
     else:
         _print_inspection(found)
     sys.exit(found.refused)
@@ -118,12 +120,6 @@ def _write_manifest(file: str, path: str, force: bool) -> None:
         click.echo(
             f"vedette: {written}: nothing tells [input] {keys}: fill in the lines that are comments", err=True
         )
-
-
-def _print_json(value: object) -> None:
-    import msgspec
-
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 def _print_list(rows: list[Listed]) -> None:

@@ -62,9 +62,9 @@ def profile(
         lambda: measured(opened, rung, runs=runs, threads=threads or 0, patience_s=patience), Profile, _LONGEST_S
     )
     if as_json:
-        import msgspec
+        from agent.cli.jsonoutput import print_json
 
-        click.echo(msgspec.json.encode(found).decode())
+        print_json(found)
     else:
         after = opened.manifest.rung(found.rung).after
         _print(f"{model}, rung {found.rung}{f' after {after}' if after else ''}", found, each=each)

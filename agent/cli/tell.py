@@ -87,9 +87,9 @@ def _request(words: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
 
 def _print(verb: str, answer: Answer, *, as_json: bool) -> None:
     if as_json:
-        import msgspec
+        from agent.cli.jsonoutput import print_json
 
-        click.echo(msgspec.json.encode(answer.body).decode())
+        print_json(answer.body)
     elif not answer.ok:
         click.echo(f"refused: {plain(answer.reason)}", err=True)
     elif verb == "doctor":

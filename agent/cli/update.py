@@ -110,13 +110,12 @@ def _go_on(where: Places, *, here: bool = False) -> Update | None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def status(as_json: bool) -> None:
     """Show which version runs, which one could be gone back to, and the update at hand."""
-    import msgspec
-
+    from agent.cli.jsonoutput import print_json
     from agent.update.standing import standing
 
     told = standing(_places())
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
+        print_json(told, indent=2)
         return
     for line in told.lines():
         click.echo(plain(line))
@@ -127,8 +126,7 @@ def status(as_json: bool) -> None:
 @click.option("-n", "count", type=click.IntRange(1), default=20, show_default=True, help="The newest, so many.")
 def history(as_json: bool, count: int) -> None:
     """Show what became of every update, and why."""
-    import msgspec
-
+    from agent.cli.jsonoutput import print_json
     from agent.update.journal import Journal
     from agent.update.standing import row
 
@@ -136,7 +134,10 @@ def history(as_json: bool, count: int) -> None:
     if not found and not as_json:
         click.echo("no update yet")
     for one in found:
-        click.echo(msgspec.json.encode(one).decode() if as_json else plain(row(one)))
+        if as_json:
+            print_json(one)
+        else:
+            click.echo(plain(row(one)))
 
 
 @update.command()

@@ -76,7 +76,7 @@ def write_new(
             f"{own}: a manifest lies beside its model, and {files[0].name} is not in that folder: copy "
             f"{files[0]} there first, or leave --manifest out"
         )
-    keys = _told(msgspec.to_builtins(replace(manifest, file=model.name, sha256=sha256)))
+    keys = _told(msgspec.to_builtins(replace(manifest, file=_file_key(model, own), sha256=sha256)))
     stated = load_file(name_or_path)[1]
     for key in missing:
         del keys["input"][key]
@@ -84,6 +84,22 @@ def write_new(
     text = text.replace("[input]\n", "\n".join(["[input]", *map(_to_fill_in, missing), ""]), 1)
     write_atomic(own, text.encode())
     return own
+
+
+def _file_key(model: Path, own: Path) -> str:
+    """Return what a manifest says of its file; empty: nothing, as TOML cannot hold a name that is not UTF-8.
+
+    Raises:
+        ModelError: the manifest must name the file and cannot.
+    """
+    try:
+        model.name.encode()
+    except UnicodeEncodeError:
+        if own == model.with_suffix(".toml"):
+            return ""
+        text = f"{own}: cannot name {model.name}, which is not UTF-8: rename the model, or leave --manifest out"
+        raise ModelError(text) from None
+    return model.name
 
 
 def _to_fill_in(key: str) -> str:

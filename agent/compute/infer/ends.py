@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from agent.compute.tensors import TensorSpec
 from agent.errors import BackendError, ModelError
 from agent.manifest import Manifest, Model
+from agent.plaintext import plain
 
 if TYPE_CHECKING:
     from agent.compute.infer.vetting import Vetting
@@ -52,7 +53,7 @@ def ends_of(content: bytes, sha256: str, path: str, wait_s: float | None, vettin
         NotYetError: it is not known in that time.
         ModelError: the model crashes the runtime or hangs. BackendError: the runtime cannot run it now.
     """
-    model = Model(content, sha256, Manifest(name=Path(path).stem), path)
+    model = Model(content, sha256, Manifest(name=plain(Path(path).stem)), path)
     found = _future(model, vetting, asks=wait_s != 0)
     try:
         if found is not None:

@@ -18,6 +18,7 @@ from agent.compute.infer.structure import CUSTOM, Operation, Subgraph
 from agent.compute.infer.wire import ClosedError, Failed, NonsenseError
 from agent.errors import NO_JSON, BackendError, ModelError
 from agent.manifest import Manifest, Model
+from agent.plaintext import plain
 
 PATIENCE_S = 120.0
 _LARGEST = 16 * 1024**2
@@ -117,7 +118,7 @@ def profile(
     """
     rung = rung or model.manifest.rungs[0].name
     signature = model.manifest.rung(rung).signature
-    told = _told(Ask(model.manifest, model.path, rung, threads, runs), model, patience_s)
+    told = _told(Ask(model.manifest, plain(model.path), rung, threads, runs), model, patience_s)
     graph = read_modelfile(model.content).graph(signature)
     rows = rows_of(told.events, graph)
     total = sum(row.ms for row in rows)
@@ -184,7 +185,7 @@ def _told(ask: Ask, model: Model, patience_s: float) -> Told:
         raise BackendError(f"{model.path}: the profiler answers nonsense: {error}") from error
     if isinstance(said, Failed):
         kind = ModelError if said.model else BackendError
-        raise kind(said.text if said.text.startswith(model.path) else f"{model.path}: {said.text}")
+        raise kind(said.text if said.text.startswith(plain(model.path)) else f"{model.path}: {said.text}")
     return said
 
 

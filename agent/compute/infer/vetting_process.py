@@ -24,6 +24,7 @@ from agent.compute.infer.spare import spare_bytes
 from agent.compute.infer.vetting import KNOWN, Identity, Limits, Record, identity
 from agent.errors import NO_JSON, BackendError, ModelError, reason_of
 from agent.manifest import Manifest, Model
+from agent.plaintext import plain
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +214,8 @@ def _asked(process: Process, trial: Trial) -> Vetted:
     """
     model, limits = trial.model, trial.limits
     memory, within_s = limits.memory or _address_space(), limits.within_s
-    request = Vet(trial.options.threads, model.manifest, model.path, limits.cpu_s, memory, spare_bytes())
+    path = plain(model.path)
+    request = Vet(trial.options.threads, model.manifest, path, limits.cpu_s, memory, spare_bytes())
     try:
         process.put(wire.encode(request), within_s)
         process.put(model.content, within_s)

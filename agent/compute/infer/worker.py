@@ -20,6 +20,7 @@ from agent.compute.infer.unprivileged import is_root, only_for_root
 from agent.errors import BackendError, ModelError, reason_of
 from agent.manifest import Model
 from agent.messages import Array
+from agent.plaintext import plain
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,8 @@ class WorkerSession:
         except OSError as error:
             raise BackendError(f"{model.path}: no process for {plan.backend}: {reason_of(error)}") from error
         try:
-            request = wire.Open(plan, rung, options.threads, model.manifest, model.path, _needs_root(model, plan))
+            path, as_root = plain(model.path), _needs_root(model, plan)
+            request = wire.Open(plan, rung, options.threads, model.manifest, path, as_root)
             self.opened = self._ask(request, wire.Opened, patience_s, model.content)
             self._take(rung, self.opened.stretch)
         except BaseException:

@@ -383,6 +383,39 @@ def test_what_is_wrong_with_the_broker_is_told_at_its_key(file: Path, line: int,
     assert why.replace("FILE", str(file)) in said
 
 
+def test_a_file_whose_name_is_not_utf8_is_checked_for_programs(tmp_path: Path) -> None:
+    file = tmp_path / "c\udcff.toml"
+    file.write_text(STREAM + "wat = 1\n")
+    told = json.loads(call("check", str(file), "--json").stdout)
+    assert told["file"] == plain(str(file))
+    assert told["problems"][0].startswith(f"{plain(str(file))}:4: unknown key")
+
+
+def test_a_password_file_in_the_home_of_nobody_is_a_problem_and_no_crash(file: Path) -> None:
+    camera = '[streams.front]\nsource = "rtsp://cam.invalid/"\nmodel = "nanodet"\n'
+    login = '[streams.front.capture]\nusername = "u"\npassword_file = "~nobody-of-that-name/x"\n'
+    (line,) = problems(file, camera + login)
+    assert "capture.password_file = ~nobody-of-that-name/x: " in line
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "folder"])
+def test_nobody_is_told_to_change_the_rights_of_what_is_no_plain_file(
+    file: Path, tmp_path: Path, kind: str
+) -> None:
+    secret = Path("/dev/zero") if kind == "device" else tmp_path / kind
+    if kind == "pipe":
+        os.mkfifo(secret)
+    elif kind == "folder":
+        secret.mkdir()
+    broker = f'[mqtt]\nusername = "u"\npassword_file = "{secret}"\n'
+    camera = f'[streams.front.capture]\nusername = "u"\npassword_file = "{secret}"\n'
+    source = '[streams.front]\nsource = "rtsp://cam.invalid/"\nmodel = "nanodet"\n'
+    file.write_text(broker + source + camera)
+    result = call("check", str(file))
+    assert "chmod" not in result.stderr
+    assert result.stderr.count(f"password_file = {secret}: ") == 2
+
+
 @pytest.mark.parametrize(
     ("host", "advice"),
     [

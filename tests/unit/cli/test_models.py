@@ -13,9 +13,11 @@ from click.testing import CliRunner, Result
 
 from agent.cli.config import config
 from agent.cli.models import models
+from agent.cli.profile import profile
 from agent.errors import ModelError
 from agent.library import look_up, open_model
 from agent.manifest import Manifest
+from agent.plaintext import plain
 from agent.storage.models import golden_paths, model_path
 from tests.support.house import person_model
 from tests.support.picture_models import classifier, detector
@@ -68,6 +70,28 @@ def test_inspecting_as_json(birds: Path) -> None:
     assert found["manifest"]["name"] == "birds"
     assert found["guessed"] is False
     assert found["refusals"] == {"litert": [], "tflite-runtime": []}
+
+
+def test_a_path_that_is_not_utf8_may_be_inspected_and_listed(tmp_path: Path) -> None:
+    folder = tmp_path / "d\udcff"
+    folder.mkdir()
+    path = folder / "n\udcfe.tflite"
+    path.write_bytes(classifier(described=False))
+    shown = plain(str(path))
+    assert json.loads(call("inspect", str(path), "--json").stdout)["file"] == shown
+    assert json.loads(call("list", str(path), "--json").stdout)[-1]["name"] == shown
+    assert call("inspect", str(path), "--write-manifest").exit_code == 0
+    assert tomllib.loads(path.with_suffix(".toml").read_text())["name"] == "n\\xfe"
+    assert json.loads(call("inspect", str(path), "--json").stdout)["manifest"]["name"] == "n\\xfe"
+    with pytest.raises(ModelError, match="is not UTF-8: rename the model, or leave --manifest out"):
+        call("inspect", str(path), "--manifest", str(folder / "other.toml"))
+
+
+def test_a_path_that_is_not_utf8_may_be_profiled(tmp_path: Path) -> None:
+    path = tmp_path / "n\udcfe.tflite"
+    path.write_bytes(classifier(described=False))
+    result = CliRunner().invoke(profile, [str(path), "--runs", "1", "--json"])
+    assert json.loads(result.stdout)["rung"] == "full"
 
 
 def test_a_model_without_a_manifest_is_guessed(birds: Path) -> None:

@@ -90,7 +90,10 @@ def test_what_cannot_be_read_is_named_with_its_key(tmp_path: Path, monkeypatch: 
         ({"username": "u", "password_file": f"{here}/mark"}, "password_file = .*/mark: its first line is empty"),
         ({"username": "u", "password_file": here}, "password_file = .*: Is a directory"),
         ({"username": "u", "password_file": f"{here}/binary"}, "password_file = .*/binary: .* is not text"),
-        ({"username": "u", "password_file": f"{here}/long"}, "password_file = .*/long: .* is longer than any"),
+        (
+            {"username": "u", "password_file": f"{here}/long"},
+            "password_file = .*/long: .* has more than 65535 bytes",
+        ),
         ({"username": "u", "password_file": "$CREDENTIALS_DIRECTORY/x"}, "CREDENTIALS_DIRECTORY is not set"),
         ({"password_file": f"{here}/latin"}, "password_file is set but username is not"),
         ({"cert_file": "${CREDENTIALS_DIRECTORY}/x"}, "cert_file = .*: .CREDENTIALS_DIRECTORY is not set"),
