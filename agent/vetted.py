@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from agent import __version__
-from agent.compute.infer.vetting import identity
+from agent.compute.infer.vetting import HOLDS_S, identity
 from agent.errors import NO_JSON, StorageError
 from agent.health.board import read_board
 from agent.manifest import Model
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 _VERSION = 1
 """Of this format and of what is run: another one makes every outcome old."""
-_HOLDS = timedelta(days=1)
+_HOLDS = timedelta(seconds=HOLDS_S)
 _LONGEST = 500
 """Characters of a reason."""
 _FOLDER = "vetted"

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from agent import vetted
 from agent.compute.infer import vetting
 from agent.compute.infer.backend import Options
-from agent.compute.infer.vetting import Vetting
+from agent.compute.infer.vetting import HOLDS_S, Outcome, Vetting, identity
 from agent.errors import ModelError
 from agent.library import open_model
 from agent.manifest import Model
@@ -63,6 +63,26 @@ def test_a_bad_one_is_refused_at_once_and_tried_again_the_next_day(tmp_path: Pat
     for at in (datetime.now(UTC) - timedelta(days=1.1), datetime.now(UTC) + timedelta(hours=1)):  # a wrong clock
         rewrite(tmp_path, at=at.isoformat())
         assert Vetted(tmp_path).read(model) is None
+
+
+def test_a_refusal_is_forgotten_after_a_day_without_a_restart(tmp_path: Path, model: Model) -> None:
+    now = time.monotonic()
+    vetting.KNOWN[identity(model)] = Outcome("crashed ago", now)
+    for record in (None, Vetted(tmp_path)):
+        with pytest.raises(ModelError, match="crashed ago"):
+            Vetting(record, clock=lambda: now + 0.9 * HOLDS_S).check(model, Options(threads=1))
+    later = Vetting(Vetted(tmp_path), clock=lambda: now + 1.1 * HOLDS_S)
+    assert later.check(model, Options(threads=1))
+    assert vetting.KNOWN[identity(model)].reason == ""
+
+
+def test_a_refusal_that_the_state_folder_holds_expires_there(tmp_path: Path, model: Model) -> None:
+    Vetted(tmp_path).write(model, "crashed ago")
+    vets = Vetting(Vetted(tmp_path))
+    with pytest.raises(ModelError, match="crashed ago"):
+        vets.check(model, Options(threads=1))
+    rewrite(tmp_path, at=(datetime.now(UTC) - timedelta(days=1.1)).isoformat())
+    assert vets.check(model, Options(threads=1))
 
 
 def test_another_file_of_the_same_name_is_another_model(tmp_path: Path, model: Model) -> None:

@@ -3,14 +3,16 @@
 A file that our reader accepts may still crash or hang the runtime. The exact bytes that this process will open go
 to `agent.compute.infer.vetting_process`, which has a fork run them. A crash there is an error of that model.
 
-Outcomes are kept for the life of this process, and longer by a `Record`. What says nothing lasting about the
-model, such as a lack of memory, is kept nowhere: the model is tried again the next time.
+Outcomes are kept for the life of this process, and longer by a `Record`; a refusal is kept for `HOLDS_S`. What
+says nothing lasting about the model, such as a lack of memory, is kept nowhere: it is tried again the next time.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Protocol
+import time
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
@@ -20,8 +22,24 @@ from agent.errors import ModelError
 from agent.manifest import Model
 
 Identity = tuple[str, int, tuple[str, ...]]
-KNOWN: dict[Identity, str] = {}
-"""Reasons by model, as `Record.read` gives them: what this process knows."""
+HOLDS_S = 86_400.0
+"""How long a refusal counts, s: a failing memory or an overheated board may have been the reason."""
+
+
+class Outcome(NamedTuple):
+    """How the trial of a model ended.
+
+    Attributes:
+        reason: as `Record.read` gives it.
+        at_s: when it was found, s of the monotonic clock.
+    """
+
+    reason: str
+    at_s: float
+
+
+KNOWN: dict[Identity, Outcome] = {}
+"""Outcomes of the trials of this process, and of models that ran before, by model."""
 
 
 class Limits(Struct, frozen=True):
@@ -56,14 +74,20 @@ class Record(Protocol):
 class Vetting:
     """Opens models in this process that have run in another. Any thread may use it."""
 
-    def __init__(self, record: Record | None = None, limits: Limits = _LIMITS) -> None:
+    def __init__(
+        self,
+        record: Record | None = None,
+        limits: Limits = _LIMITS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Nothing is started before the first unknown model.
 
         Args:
             record: keeps the outcomes; None: only this process does.
             limits: for each model.
+            clock: gives the time by which refusals expire, s of the monotonic clock.
         """
-        self._record, self._limits = record, limits
+        self._record, self._limits, self._clock = record, limits, clock
 
     def open(self, model: Model, options: Options) -> CpuSession:
         """Open a model on the CPU in this process; an unknown model is vetted first.
@@ -117,10 +141,12 @@ class Vetting:
 
     def _known(self, model: Model) -> str | None:
         key = identity(model)
-        if (reason := KNOWN.get(key)) is None and self._record is not None:
-            reason = self._record.read(model)
-            if reason is not None:
-                KNOWN[key] = reason
+        found = KNOWN.get(key)
+        if found is not None and (not found.reason or self._clock() - found.at_s < HOLDS_S):
+            return found.reason
+        reason = None if self._record is None else self._record.read(model)
+        if reason == "":  # a refusal is read again each time: the record knows how long it holds
+            KNOWN[key] = Outcome(reason, self._clock())
         return reason
 
 

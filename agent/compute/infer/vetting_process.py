@@ -21,7 +21,7 @@ from agent.compute.infer import wire
 from agent.compute.infer.backend import Options
 from agent.compute.infer.process import Process, signal_name
 from agent.compute.infer.spare import spare_bytes
-from agent.compute.infer.vetting import KNOWN, Identity, Limits, Record, identity
+from agent.compute.infer.vetting import KNOWN, Identity, Limits, Outcome, Record, identity
 from agent.errors import NO_JSON, BackendError, ModelError, reason_of
 from agent.manifest import Manifest, Model
 from agent.plaintext import plain
@@ -129,7 +129,7 @@ class _Trials:
         try:
             with self._turns:
                 reason = self._run(trial)
-            KNOWN[key] = reason
+            KNOWN[key] = Outcome(reason, time.monotonic())
             if trial.record is not None:
                 trial.record.write(trial.model, reason)
         except BaseException as error:

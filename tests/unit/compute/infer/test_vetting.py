@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -213,6 +214,7 @@ def test_a_model_gets_few_descriptors_and_no_rights_of_roots() -> None:
     assert "0" not in users.split()
     pipes = [one for one in (fork / "fd").iterdir() if str(one.readlink()).startswith("pipe:")]
     assert len(pipes) == 2  # for its outcome, and the one whose end is also its own
+    os.kill(int(forks[0]), signal.SIGKILL)  # else the model of the next test waits until this one has been tried
 
 
 def test_a_stream_is_prepared_when_its_model_has_been_tried() -> None:
