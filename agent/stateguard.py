@@ -13,12 +13,16 @@ from agent.storage.spool import Spool
 
 log = logging.getLogger(__name__)
 
-_RETRY_S = 2.0
-"""Between two attempts to make a folder that could not be made."""
+_RETRY_S, _LONGEST = 2.0, 8
+"""Time between the first two attempts to write the folder anew, s. It doubles, up to so many times as long."""
 
 
 class StateGuard:
-    """For the daemon's thread. A look costs a few microseconds."""
+    """For the daemon's thread. A look costs a few microseconds.
+
+    Attributes:
+        trouble: why nothing may be written to the folder now; empty: it may be written.
+    """
 
     def __init__(self, folder: OwnedFolder, spool: Spool, write_anew: Callable[[], None]) -> None:
         """Prepare.
@@ -30,8 +34,8 @@ class StateGuard:
         """
         self._folder, self._spool, self._write_anew = folder, spool, write_anew
         self._since: float | None = None
-        self._retry_at = 0.0
-        self._told = ""
+        self._retry_at, self._pause = 0.0, 1
+        self._told = self.trouble = ""
 
     def look(self) -> str:
         """Look at the folder, and write it anew where it is gone; what is to be told of it, empty: nothing."""
@@ -40,7 +44,8 @@ class StateGuard:
             if self._since is None:
                 self._begin()
             if time.monotonic() >= self._retry_at:
-                self._retry_at = time.monotonic() + _RETRY_S
+                self._retry_at = time.monotonic() + _RETRY_S * self._pause
+                self._pause = min(2 * self._pause, _LONGEST)
                 self._mend(is_gone=is_gone)
         elif self._since is not None:
             self._end(time.monotonic() - self._since)
@@ -61,8 +66,10 @@ class StateGuard:
                 self._folder.renew()
         except StorageError as error:
             self._spool.detach()
-            self._tell(str(error))
+            self.trouble = str(error)
+            self._tell(self.trouble)
         else:
+            self.trouble = ""
             self._spool.attach()
             self._write_anew()
 
@@ -73,6 +80,6 @@ class StateGuard:
             self._told = f"{self._told.partition(';')[0]}; {why}"
 
     def _end(self, seconds: float) -> None:
-        self._since, self._retry_at = None, 0.0
+        self._since, self._retry_at, self._pause = None, 0.0, 1
         self._told = f"{self._told.partition(';')[0]}; it was written anew"
         log.warning("%s was written anew after %.0f s", self._folder.path, seconds)

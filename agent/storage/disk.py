@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from agent.config import StorageConfig
+from agent.errors import StorageError
 from agent.messages import Stored
 from agent.storage import fault
 from agent.storage.batch import Batch
@@ -45,6 +46,7 @@ class Disk:
         self.failing, self._salvaged, self._given = False, list[Stored](), 0
         self._inherited: list[LeftWill] | None = None
         self.void = self.detached = False
+        self._refused = ""  # why `attach` failed the last time
         self._opened: tuple[tuple[Path, int, int], ...] = ()
         self.counted = Counted()
         self._since, self._repaired_at, self._reopened = 0.0, float("-inf"), False
@@ -170,6 +172,8 @@ class Disk:
             False: that failed, and was told; it may be tried again.
         """
         try:
+            # First: where this fails, nothing has been set aside, and no file of ours is set aside the next time.
+            self._mark.renew(given)
             if self._table is not None and self.is_gone:
                 if any(os.path.lexists(f"{self.path}{suffix}") for suffix in FILES):
                     aside = set_aside(self.path, "replaced")
@@ -178,14 +182,13 @@ class Disk:
                 with self._swap:  # nobody is to find newer rows before these
                     self.close()  # before the new one is opened: SQLite deletes a journal by its name
                     self._open()
-            self._mark.renew(given)
-        except (sqlite3.Error, OSError) as error:
-            told = self.detached
+        except (sqlite3.Error, OSError, StorageError) as error:
             self.detach()
-            if not told:
+            if str(error) != self._refused:
                 self._tell(error)
+            self._refused = str(error)
             return False
-        self.detached = False
+        self.detached, self._refused = False, ""
         return True
 
     def _copy(self, table: Table) -> None:
@@ -203,9 +206,10 @@ class Disk:
 
     def _tell(self, error: Exception) -> None:
         log.error(
-            "spool %s: %s: events are kept in memory until it can be written; make room, or look at the disk",
+            "spool %s: %s: events are kept in memory until it can be written%s",
             self.path,
             fault.said(error, self.path.parent),
+            "" if isinstance(error, StorageError) else "; make room, or look at the disk",
         )
 
     def lost(self, error: Exception) -> None:

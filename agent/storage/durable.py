@@ -16,7 +16,7 @@ from pathlib import Path
 
 from agent.config import StorageConfig
 from agent.errors import InUseError, StorageError, reason_of
-from agent.storage.regular import SAFE, check_kind
+from agent.storage.regular import SAFE, check_kind, what_is
 
 log = logging.getLogger(__name__)
 
@@ -168,15 +168,17 @@ class OwnedFolder:
         return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
 
     def renew(self) -> None:
-        """Make the folder again where it is gone, and own what is there now.
+        """Make the folder again where it is gone, and own what is there now, if the next start would.
 
         Raises:
-            InUseError: another process owns that by now. StorageError: it cannot be made.
+            InUseError: another process owns that by now. StorageError: it cannot be made, or we are root and it
+                belongs to another user.
         """
         try:
             self.path.mkdir(mode=0o750, parents=True, exist_ok=True)
+            _refuse_root(self.path)
         except OSError as error:
-            raise StorageError(f"{self.path}: cannot be made again: {reason_of(error)}") from error
+            raise StorageError(f"{self.path}: cannot be made again: {_advice(self.path, error)}") from error
         before, self._descriptor = self._descriptor, _owned(self.path)
         os.close(before)
 
@@ -359,12 +361,14 @@ def _unusable(folder: Path, error: OSError, key: str = "folder") -> StorageError
     return StorageError(f"{folder}: cannot be used as {use}: {_advice(folder, error, key)}")
 
 
-def _advice(folder: Path, error: OSError, key: str) -> str:
+def _advice(folder: Path, error: OSError, key: str = "folder") -> str:
     """What is wrong with the folder, and what to do about it."""
     if isinstance(error, (FileExistsError, NotADirectoryError)):
-        file = next((path for path in (folder, *folder.parents) if path.is_file()), folder)
-        what = "it" if file == folder else str(file)
-        return f"{what} is a file; move that away, or set [storage] {key} to another place"
+        there = (path for path in (folder, *folder.parents) if os.path.lexists(path) and not path.is_dir())
+        found = next(there, folder)
+        what = "it" if found == folder else str(found)
+        kind = what_is(found) or "a link that leads nowhere"
+        return f"{what} is {kind}; move that away, or set [storage] {key} to another place"
     if isinstance(error, PermissionError):
         return f"{reason_of(error)}; give the user that runs vedette write access, or set [storage] {key}"
     return f"{reason_of(error)}; set [storage] {key} to another place"

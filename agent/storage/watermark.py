@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import os
 import random
+import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from agent.errors import StorageError
 from agent.storage.durable import STATE_MODE
-from agent.storage.regular import SAFE, read_regular
+from agent.storage.regular import SAFE, check_kind, read_regular
 
 BLOCK = 10_000
 """Numbers that are reserved by one write, and the largest gap that a repair makes."""
@@ -110,14 +112,16 @@ class Watermark:
         self._write(self.value, False, void=True)
 
     def renew(self, given: int) -> None:
-        """Write the file anew after it was deleted.
+        """Write the file anew after it was deleted or replaced.
 
         Args:
             given: highest number that was given out.
 
         Raises:
-            OSError: the disk refuses.
+            StorageError: something else lies there, such as a link. OSError: the disk refuses.
         """
+        with suppress(FileNotFoundError):
+            check_kind(self.path.lstat(), stat.S_IFREG, self.path)
         self._write(max(self.value, given + BLOCK), self.trusted, void=self.void)
 
     def _is_near(self, seq: int) -> bool:
@@ -125,7 +129,7 @@ class Watermark:
 
     def _write(self, value: int, trusted: bool, *, void: bool = False) -> None:
         text = (_FORMAT % (value, "disk" if trusted else "void" if void else "lost")).encode("ascii")
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | SAFE, STATE_MODE)
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | SAFE, STATE_MODE)
         try:
             os.pwrite(descriptor, text, 0)
             os.fsync(descriptor)

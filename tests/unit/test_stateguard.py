@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -170,3 +171,35 @@ def test_a_folder_that_another_daemon_has_taken_meanwhile_is_left_to_it(state: S
     wait_for(state.mended)
     with sqlite3.connect(next(state.path.glob("spool.db.replaced-*"))) as found:
         assert found.execute("SELECT count(*) FROM spool").fetchone() == (2,)
+
+
+@pytest.mark.parametrize("put", [lambda path: path.symlink_to("elsewhere"), os.mkfifo, Path.mkdir])
+def test_what_lies_in_place_of_the_mark_is_named_once_and_nothing_is_set_aside(
+    state: State, put: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    emptied(state.path)
+    mark = state.path / "spool.seq"
+    put(mark)
+    wait_for(lambda: not state.mended() and state.spool.stats().on == "memory")
+    before = state.written
+    wait_for(lambda: not state.mended() and state.written >= before + 3)
+    assert [path.name for path in state.path.iterdir() if path.name.startswith("spool")] == ["spool.seq"]
+    assert caplog.text.count("spool.seq: is ") == 1
+    assert "where a file is expected: remove it" in caplog.text
+    mark.rmdir() if mark.is_dir() else mark.unlink()
+    wait_for(lambda: state.mended() and state.spool.stats().on == "disk")
+    assert state.spool.flush(5.0)
+    assert numbers(state.spool) == [2, 3, 4, 5]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root is refused")
+def test_a_refused_folder_is_told_to_those_who_would_write_there(state: State) -> None:
+    emptied(state.path)
+    os.chown(state.path, 65534, 65534)
+    state.mended()
+    assert "belongs to the user nobody" in state.guard.trouble
+    assert "belongs to the user nobody" in state.told
+    assert state.written == 0
+    shutil.rmtree(state.path)
+    wait_for(state.mended)
+    assert state.guard.trouble == ""

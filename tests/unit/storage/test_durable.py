@@ -309,6 +309,38 @@ def test_root_does_not_run_in_the_state_folder_of_another_user(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root is refused")
+def test_root_does_not_adopt_a_folder_of_another_user_that_took_the_place_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    owned = OwnedFolder(tmp_path / "state")
+    emptied(owned.path)
+    os.chown(owned.path, 65534, 65534)
+    with pytest.raises(StorageError, match="state: belongs to the user nobody"):
+        owned.renew()
+    assert list(owned.path.iterdir()) == []
+    assert is_gone(owned)
+    os.chown(owned.path, 0, 0)
+    owned.renew()
+    assert not is_gone(owned)
+    owned.close()
+
+
+@pytest.mark.parametrize(
+    ("put", "kind"),
+    [(Path.touch, "a file"), (lambda path: path.symlink_to("nowhere"), "a link that leads nowhere")],
+)
+def test_what_took_the_place_of_the_folder_is_named_with_advice(
+    tmp_path: Path, put: Callable[[Path], None], kind: str
+) -> None:
+    (tmp_path / "state").mkdir()
+    owned = OwnedFolder(tmp_path / "state")
+    shutil.rmtree(owned.path)
+    put(owned.path)
+    with pytest.raises(StorageError, match=rf"state: cannot be made again: it is {kind}; move that away"):
+        owned.renew()
+    owned.close()
+
+
 @pytest.mark.parametrize("content", [b"root's own\n", b""])
 @pytest.mark.parametrize(
     "name",
