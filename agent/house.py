@@ -63,7 +63,8 @@ class House:
         settings: how each stream is set.
         waiting: keys that have another value in the file, and wait for a restart, by table and name.
         kept_off: streams that an operator has switched off: somebody may want them on again.
-        state_trouble: what happened to the state folder while this runs; empty: nothing.
+        silent: streams that are off or gone: no clip of theirs is announced.
+        state_trouble: what happened to the state folder while this runs, or is not written yet; empty: nothing.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class House:
         self.settings: dict[str, Settings] = {}
         self.waiting: tuple[Key, ...] = ()
         self.kept_off: frozenset[str] = frozenset()
+        self.silent = frozenset(name for name, stream in config.streams.items() if not stream.enabled)
         self.state_trouble = ""
         self._stated: set[str] = set()
         self._left: WeakSet[Stream] = WeakSet()  # a thread that hangs holds its stream, and nothing else should
@@ -113,6 +115,9 @@ class House:
         return self._recorder
 
     def _tell_clip(self, clip: Clip) -> None:
+        """Announce a clip, unless its stream has been switched off: nothing of that is published any more."""
+        if clip.occasion.stream in self.silent:
+            return
         news = clip_message(clip, self.topics.device)
         self.spool.put(self.topics.clips(clip.occasion.stream), encode(news))
         self.spool.flush(CLIP_FLUSH_S)

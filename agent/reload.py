@@ -141,6 +141,9 @@ class Reload:
 
     def _swap_streams(self) -> None:
         house, gone = self._house, self._changes.removed
+        # Before they stop: a clip that ends with its stream comes after the retained state that it is off.
+        off = (name for name, stream in self._config.streams.items() if not stream.enabled)
+        house.silent = frozenset((*gone, *off))
         house.stop_streams(name for name in (*self._streams, *gone) if name in house.streams)
         for name in gone:
             house.remove(name)
