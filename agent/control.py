@@ -8,6 +8,7 @@ swapped.
 from __future__ import annotations
 
 import logging
+import time
 from weakref import WeakSet
 
 from msgspec.structs import replace
@@ -27,6 +28,8 @@ from agent.stream import Stream
 
 log = logging.getLogger(__name__)
 
+_RETRY_S = 5.0
+"""Time between two attempts to write what the disk has refused, s."""
 _WRITES_PER_S, _WRITES = 0.2, 60
 """Changes that are kept on the disk, in the long run and at once: cards wear out."""
 
@@ -36,6 +39,8 @@ class Control:
 
     Attributes:
         config: to be used.
+        unwritten: why what operators have set is not on the disk, for health; empty: it is. `look` tries again.
+        folder_trouble: why nothing may be written to the state folder now; empty: it may be written.
     """
 
     def __init__(self, config: Config, file: TwinFile) -> None:
@@ -49,6 +54,8 @@ class Control:
         self._writes = Intake(per_s=_WRITES_PER_S, burst=_WRITES)
         self._overrides = Overrides()
         self._looked_at: WeakSet[Stream] = WeakSet()
+        self.unwritten = self.folder_trouble = ""
+        self._retry_at = 0.0
         self._read()
         usable, dropped = _usable(self._overrides, config)
         self._tell(dropped)
@@ -63,7 +70,9 @@ class Control:
         self._show({name: settings_of(stream) for name, stream in self.config.streams.items()})
 
     def look(self) -> None:
-        """Show how streams are set whose models have been opened since: before that their rungs are not known."""
+        """Write what the disk has refused, and show the rungs of models that have been opened since."""
+        if self.unwritten and not self.folder_trouble and time.monotonic() >= self._retry_at:
+            self._write(self._overrides)
         settings = self._house.settings
         late = [
             name
@@ -112,7 +121,7 @@ class Control:
         config = overrides.over(self._from_file)
         again = what == "enabled" and value is True and self._house.streams[stream].state in ("failed", "ended")
         if config == self.config and overrides == self._overrides and not again:
-            return ""
+            return self._warning
         if overrides != self._overrides and self._writes.judge() != "take":
             raise CommandError("too many changes in a short time; try again in a few seconds")
         live = not again and self._house.streams[stream].can_adjust(config.streams[stream])
@@ -145,7 +154,8 @@ class Control:
         return str(reload)
 
     def write_anew(self) -> None:
-        """Write again what operators have set: the state folder was deleted."""
+        """Write again what operators have set: the state folder was deleted, and has been made again."""
+        self.folder_trouble = ""
         self._write(self._overrides)
 
     def check(self, stream: str) -> None:
@@ -200,17 +210,31 @@ class Control:
         self._write(unknown(self._from_file) if found.content is None else found.content)
 
     def _keep(self, overrides: Overrides) -> str:
-        """Keep what has changed; gives a warning for who asked."""
-        return "" if overrides == self._overrides else self._write(overrides)
+        """Write what has changed, and return a warning for the operator who asked."""
+        if overrides != self._overrides:
+            self._write(overrides)
+        return self._warning
 
-    def _write(self, overrides: Overrides) -> str:
-        self._overrides = overrides
+    def _write(self, overrides: Overrides) -> None:
+        """Write the overrides, or remember that they could not be written."""
+        self._overrides, self._retry_at = overrides, time.monotonic() + _RETRY_S
         try:
+            if self.folder_trouble:
+                raise StorageError(self.folder_trouble)
             self._file.write(overrides.encode() if overrides.streams else b"")
         except StorageError as error:
-            log.error("what a command has set lasts until the next restart only: %s", error)
-            return f"done, but only until the next restart: {error}"
-        return ""
+            pending = f"what commands have set is not written yet, and a restart would undo it: {error}"
+            if not self.unwritten:
+                log.error("%s", pending)
+            self.unwritten = pending
+        else:
+            if self.unwritten:
+                log.warning("what commands have set is written now")
+            self.unwritten = ""
+
+    @property
+    def _warning(self) -> str:
+        return self.unwritten and f"done, but {self.unwritten}"
 
     def _tell(self, dropped: list[str]) -> None:
         for text in dropped:

@@ -146,11 +146,13 @@ class Daemon:
             if self._reload_asked:
                 self._reload_asked = False
                 self._do_reload()
-            self.house.state_trouble = self._guard.look()
+            told = self._guard.look()
+            self._control.folder_trouble = self._guard.trouble
             self.house.published.look()
             if self._orders.work():
                 self._rouse()
             self._control.look()
+            self.house.state_trouble = "; ".join(filter(None, (told, self._control.unwritten)))
             is_due = self._bulletin.look()
             self._homeassistant.look(has_temperature=self._bulletin.has_temperature)
             if is_due:

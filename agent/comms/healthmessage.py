@@ -116,7 +116,7 @@ class HealthMessage(Struct, frozen=True):
         homeassistant: why Home Assistant does not find this device; empty: nothing speaks against it.
         commands_off: why no commands are taken from the broker; empty: they are taken.
         state_folder: that it was deleted or replaced while the daemon ran, and whether it could be written anew;
-            empty: it was not.
+            also that what commands have set is not written yet; empty: neither.
     """
 
     version: str

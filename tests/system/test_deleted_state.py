@@ -60,12 +60,15 @@ def test_what_is_known_is_written_anew_and_a_kill_after_that_costs_nothing(
 
 
 def test_while_it_cannot_be_written_anew_events_flow_from_memory(vedette: Vedette, broker: Mosquitto) -> None:
-    messages = broker.subscribe("vedette/#")
+    operator = Operator(broker)
+    messages = operator.messages
     hear(messages, 3, "front")
     shutil.rmtree(vedette.state.parent)
     vedette.state.parent.touch()
     messages.wait(lambda m: told(m).spool.on == "memory")
     assert "cannot be made again" in told(messages).state_folder
+    operator.set("back", "enabled", "off")
+    messages.wait(lambda m: "what commands have set is not written yet" in told(m).state_folder)
     hear(messages, 5, "front")
     vedette.state.parent.unlink()
     messages.wait(lambda m: told(m).spool.on == "disk")
@@ -73,4 +76,5 @@ def test_while_it_cannot_be_written_anew_events_flow_from_memory(vedette: Vedett
     vedette.end(signal.SIGKILL)
     vedette.start()
     hear(messages, 5, "front")
+    messages.wait(lambda m: states(m)["back"] == "disabled")
     assert len(vedette.said("is lost at the next restart")) == 1
