@@ -19,6 +19,8 @@ _PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 _LARGEST_HEAD = 16 * 1024
 _BEGINNING, _LARGEST_PICTURE = 64, 4 * 1024 * 1024
 """Bytes of a body that are read: its beginning; and all of a picture whose length is not given."""
+_LONGEST_NUMBER = 18
+"""Digits of a Content-Length that are believed: more exceed every file."""
 _REDIRECTS = ("301", "302", "303", "307", "308")
 _MOST_REDIRECTS = 5
 _PAGES = ("text/html", "application/xhtml+xml", "application/json", "text/plain")
@@ -97,9 +99,9 @@ def objection(uri: str, timeout_s: float) -> str:
             return answer
         if not parts.scheme.startswith("http") or answer.code not in _REDIRECTS:
             return _meaning(where, answer, has_account=parts.username is not None)
-        uri = _onward(uri, answer.field("location"))
-        if not uri:
-            return f"{where} answers {answer.code}: it redirects to an address that is neither http nor https"
+        uri, wrong = _onward(uri, answer.field("location"))
+        if wrong:
+            return f"{where} answers {answer.code}: it redirects to an address {wrong}"
     return f"{where} redirects again and again; check the path"
 
 
@@ -119,15 +121,21 @@ def _answer(parts: SplitResult, uri: str, where: str, until: float) -> _Answer |
         return f"{where} cannot be reached: {error.strerror or type(error).__name__}"
 
 
-def _onward(uri: str, location: str) -> str:
-    """Where a redirection leads; empty: to nothing that can be asked."""
+def _onward(uri: str, location: str) -> tuple[str, str]:
+    """Return where a redirection leads, and what is wrong with that address; empty: nothing."""
     try:
         onward = urljoin(uri, location)
         parts = urlsplit(onward, allow_fragments=False)
-        usable = location and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        host = parts.hostname
     except ValueError:
-        return ""
-    return onward if usable else ""
+        return "", "that cannot be read; check the camera's settings"
+    if not location or not host or parts.scheme not in ("http", "https"):
+        return "", "that is neither http nor https"
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    return (onward, "") if port != 0 else ("", "whose port is wrong; expected a port from 1 to 65535")
 
 
 def _where(parts: SplitResult, uri: str) -> str:
@@ -252,7 +260,7 @@ def _with_body(connection: socket.socket, answer: _Answer, body: bytes, until: f
     is_picture = answer.field("content-type").lower().startswith("image/")
     length = answer.field("content-length")
     enough = _LARGEST_PICTURE if is_picture and not length else _BEGINNING
-    if length.isdecimal():
+    if length.isdecimal() and len(length) <= _LONGEST_NUMBER:
         enough = min(enough, int(length))
     ended = length == "0"
     try:

@@ -219,8 +219,17 @@ def test_a_redirection_is_followed_to_its_end(serve: Serve) -> None:
     assert why(f"http://127.0.0.1:{good}/video") == ""
     assert why(f"http://127.0.0.1:{gone}/video") == f"127.0.0.1:{gone} answers 404: it has no such path"
     assert "redirects again and again" in why("/round")
-    for elsewhere in ("file:///etc/passwd", "rtsp://127.0.0.1/", "http://[", "http://127.0.0.1:99999/", ""):
+    for elsewhere in ("file:///etc/passwd", "rtsp://127.0.0.1/", ""):
         assert "neither http nor https" in why(elsewhere)
+    for port in ("99999", "0", "-1", "cam"):
+        assert "address whose port is wrong" in why(f"http://127.0.0.1:{port}/")
+    assert "address that cannot be read" in why("http://[")
+
+
+def test_a_content_length_of_thousands_of_digits_is_not_believed(serve: Serve) -> None:
+    head = b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\nContent-Length: " + b"9" * 6000 + b"\r\n\r\n<html>"
+    why = objection(f"http://127.0.0.1:{serve(head)}/", 2.0)
+    assert "gives a page or text, not a stream" in why
 
 
 def test_a_redirection_takes_the_account_to_no_other_host() -> None:
