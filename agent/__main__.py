@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import io
 import os
 import sys
+import threading
 from contextlib import suppress
 
 from agent.errors import StreamError, VedetteError, reason_of
 from agent.plaintext import plain
 from agent.signals import hold
 from agent.stderr import separate_stderr
+
+_NOT_FLUSHED = 120
+"""Exit code of Python where what was printed could not be written."""
+
+
+def program() -> None:
+    """Run `main` as a process of its own. End it at once where threads are left that may be in native code."""
+    ended: list[SystemExit] = []
+    atexit.register(_end_under_threads, ended)  # the first that is registered runs last
+    try:
+        main()
+    except SystemExit as end:
+        ended.append(end)
+        raise
 
 
 def main() -> None:
@@ -35,6 +51,27 @@ def main() -> None:
         if error.errno != errno.ENOSPC:
             raise
         _fail(plain(f"{error.filename or 'output'}: {reason_of(error)}"))
+
+
+def _end_under_threads(ended: list[SystemExit]) -> None:
+    """End the process now where daemon threads are left, such as the reader of a camera that FFmpeg waits for.
+
+    When the interpreter is being finalised, a thread that comes back from native code is made to exit, and the
+    C++ frames that it passes abort the process.
+
+    Args:
+        ended: how `main` ended; empty: it raised another exception, which has been printed.
+    """
+    if not any(thread.daemon for thread in threading.enumerate()):
+        return
+    code = ended[0].code if ended else 1
+    status = code if isinstance(code, int) else int(code is not None)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            status = status or _NOT_FLUSHED
+    os._exit(status)
 
 
 def _open_missing() -> None:
@@ -68,4 +105,4 @@ def _fail(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program()

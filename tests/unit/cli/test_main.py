@@ -163,3 +163,45 @@ def test_closed_output_changes_no_exit_code(verb: str, closed: str, tmp_path: Pa
 
 def test_closed_output_hides_no_failure(tmp_path: Path) -> None:
     assert piped(f"vedette config check {tmp_path}/gone.toml >&- 2>&-").returncode == 1
+
+
+UNDER_THREADS = """
+import atexit, sys, threading
+import cv2, numpy
+import agent.cli.main
+
+def work():
+    while True:
+        started.wait()
+        cv2.GaussianBlur(picture, (31, 31), 0)
+
+def vedette(prog_name):
+    atexit.register(lambda: print("and flushed", end=""))
+    threading.Thread(target=work, daemon=True).start()
+    started.set()
+    print("printed", end=" ")
+    {end}
+
+started, picture = threading.Event(), numpy.zeros((1000, 1000, 3), numpy.uint8)
+agent.cli.main.vedette = vedette
+from agent.__main__ import program
+program()
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "told"),
+    [("sys.exit()", 0, ""), ("sys.exit(3)", 3, ""), ("sys.exit('gone')", 1, "gone\n"), ("1 // 0", 1, None)],
+)
+def test_a_program_that_ends_while_a_thread_is_in_native_code_is_not_aborted(
+    end: str, code: int, told: str | None
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", UNDER_THREADS.format(end=end)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stdout) == (code, "printed and flushed")
+    assert done.stderr == told or (told is None and done.stderr.endswith("division or modulo by zero\n"))
