@@ -30,7 +30,8 @@ _REOPEN_MAX_S, _REOPEN_LOCAL_MAX_S = 30.0, 5.0
 
 OnChange = Callable[[str, str], None]
 """Called with (`lost`, reason) once per outage and (`running`, `back after 12 s`) once after it, from a thread of
-the keeper. Logging it is the caller's."""
+the keeper. Where the first reason only says that nothing came in time, it is called with `lost` once more for the
+first exact reason. Logging it is the caller's."""
 
 
 def longest_pause_s(address: Address, config: CaptureConfig) -> float:
@@ -184,7 +185,7 @@ class Keeper:
             self._on_change("running", news)
 
     def _lose(self, reason: str) -> None:
-        if self._outage.lose(time.monotonic(), reason):
+        if self._outage.lose(time.monotonic(), reason, explains=reason != self._missed):
             self._on_change("lost", reason)
 
     def _finish(self, opening: Opening[Any], reason: str) -> None:

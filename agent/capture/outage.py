@@ -18,15 +18,25 @@ class Outage:
     def __init__(self) -> None:
         self.state: CaptureState = "starting"
         self.detail = ""
-        self._lost_s = 0.0
+        self._lost_s, self._explained = 0.0, False
 
-    def lose(self, now_s: float, reason: str) -> bool:
-        """It gives no pictures. Whether that is news."""
+    def lose(self, now_s: float, reason: str, *, explains: bool = True) -> bool:
+        """Take note that the source gives nothing.
+
+        Args:
+            now_s: of any clock that goes on, s.
+            reason: for people.
+            explains: False: the reason only says that nothing comes, and a more exact one may follow.
+
+        Returns:
+            True where this is news: the outage begins, or this is its first reason that explains it.
+        """
         self.detail = reason
-        if self.state == "lost":
-            return False
-        self.state, self._lost_s = "lost", now_s
-        return True
+        is_news = self.state != "lost" or (explains and not self._explained)
+        if self.state != "lost":
+            self.state, self._lost_s, self._explained = "lost", now_s, False
+        self._explained = self._explained or explains
+        return is_news
 
     def run(self, now_s: float, about: str) -> str | None:
         """It gives pictures: the news, if it had been lost."""

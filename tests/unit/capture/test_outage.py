@@ -18,6 +18,18 @@ def test_an_outage_is_news_once_when_it_begins_and_once_when_it_ends() -> None:
     assert (outage.state, outage.detail) == ("running", "640x480")
 
 
+def test_the_first_reason_that_explains_an_outage_is_news_once() -> None:
+    outage = Outage()
+    assert outage.lose(10, "no picture", explains=False)
+    assert not outage.lose(11, "no picture", explains=False)
+    assert outage.lose(12, "refused")
+    assert not outage.lose(13, "no picture", explains=False)
+    assert not outage.lose(14, "no such path")
+    assert outage.run(22, "640x480") == "back after 12 s"
+    assert outage.lose(30, "no picture", explains=False)
+    assert outage.lose(31, "refused")
+
+
 def test_the_end_is_no_outage() -> None:
     outage = Outage()
     outage.run(0, "x")
