@@ -44,7 +44,10 @@ def _picture(model: Model) -> _Case:
     from agent.compute.infer.image import ImageInput
 
     def case(file: Path, spec: TensorSpec) -> Array:
-        image = read_picture(file)
+        try:
+            image = read_picture(file)
+        except SourceError as error:
+            raise ModelError(f"golden file {error}") from None
         if image is None:
             raise ModelError(f"golden file {file}: expected a picture that can be decoded")
         tensor = np.empty(spec.shape, spec.dtype)

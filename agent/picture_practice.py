@@ -22,7 +22,7 @@ from agent.compute.infer.effort import multiply_adds
 from agent.compute.infer.modelfile import read_modelfile
 from agent.compute.sizes import Sizes
 from agent.config import StreamConfig
-from agent.errors import ModelError
+from agent.errors import ModelError, SourceError
 from agent.library import open_whole_model
 from agent.manifest import Rung
 from agent.messages import WHOLE, Array, Frame, Image
@@ -147,7 +147,10 @@ def learn(
     """
     looks = []
     for number, path in enumerate(paths):
-        image = read_picture(path)
+        try:
+            image = read_picture(path)
+        except SourceError as error:
+            raise ModelError(f"{path.parent}: {error}") from None
         if image is None:
             raise ModelError(f"{path}: is no picture that can be decoded")
         looks.append(watcher.look(image))

@@ -8,6 +8,7 @@ from typing import cast
 
 import cv2
 
+from agent.capture.picturesize import LARGEST_PIXELS, check_size
 from agent.capture.source import Source
 from agent.errors import SourceError
 from agent.messages import Image
@@ -23,7 +24,17 @@ class Capture(Source):
     order = "bgr"
 
     def __init__(self, capture: cv2.VideoCapture, shown: str) -> None:
+        """Take over an open capture.
+
+        Raises:
+            SourceError: its pictures are too large; the capture is closed.
+        """
         self._capture, self._shown = capture, shown
+        try:
+            check_size(shown, *_size(capture))
+        except SourceError:
+            capture.release()
+            raise
         self.live, self.pace_s, self.period_s = True, 0.0, 0.0
         self.about = describe(capture)
 
@@ -38,6 +49,10 @@ class Capture(Source):
         decoded, image = self._capture.retrieve(into)
         if not decoded:
             raise SourceError(f"{self._shown}: expected a picture that can be decoded; found a damaged one")
+        height, width = image.shape[:2]
+        if width * height > LARGEST_PIXELS:  # a stream may change its size
+            del image  # the error's traceback would keep its memory
+            check_size(self._shown, width, height)
         return cast(Image, image)
 
     def close(self) -> None:
@@ -47,7 +62,7 @@ class Capture(Source):
 
 def open_capture(target: str, backend: int, parameters: Sequence[int] = ()) -> cv2.VideoCapture | None:
     """An open capture, or None; OpenCV does not say why."""
-    _quiet()
+    _prepare()
     try:
         capture = cv2.VideoCapture(target, backend, list(parameters))
     except cv2.error:
@@ -60,13 +75,24 @@ def open_capture(target: str, backend: int, parameters: Sequence[int] = ()) -> c
 
 def describe(capture: cv2.VideoCapture) -> str:
     """Size and rate that the source really has."""
-    size = f"{capture.get(cv2.CAP_PROP_FRAME_WIDTH):.0f}x{capture.get(cv2.CAP_PROP_FRAME_HEIGHT):.0f}"
+    size = "{}x{}".format(*_size(capture))
     fps = capture.get(cv2.CAP_PROP_FPS)
     return f"{size} at {fps:g} fps" if 0 < fps <= 1000 else size
 
 
-def _quiet() -> None:
-    """No lines of FFmpeg and OpenCV among ours: they repeat, name no stream, and could show credentials."""
+def _size(capture: cv2.VideoCapture) -> tuple[int, int]:
+    return round(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), round(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+
+
+def _prepare() -> None:
+    """Set what OpenCV reads at every opening, where the environment does not set it already.
+
+    OpenCV holds one lock of the process while FFmpeg opens a source, so one camera that keeps silent would hold
+    up all others, and files, for its whole time limit. Since its version 4.0, FFmpeg needs no such lock.
+
+    Lines of FFmpeg and OpenCV are kept out of ours: they repeat, name no stream, and could show credentials.
+    """
+    os.environ.setdefault("OPENCV_FFMPEG_IS_THREAD_SAFE", "1")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     if "OPENCV_LOG_LEVEL" not in os.environ:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from agent.capture.localfile import exists
+from agent.capture.picturesize import check_size, header_size
 from agent.capture.source import Source
 from agent.capture.uri import Address
 from agent.errors import SourceError
@@ -43,11 +44,10 @@ class Pictures(Source):
         while self._next < len(self._paths) or self._again():
             path = self._paths[self._next]
             self._next += 1
-            self._held = None if path in self._bad else read_picture(path)
+            self._held = None if path in self._bad else self._read(path)
             if self._held is not None:
                 self._readable += 1
                 return True
-            self._warn(path)
         return False
 
     def picture(self, into: Image | None) -> Image:
@@ -71,10 +71,16 @@ class Pictures(Source):
         self._next = 0
         return self._loop
 
-    def _warn(self, path: Path) -> None:
-        if path not in self._bad:
+    def _read(self, path: Path) -> Image | None:
+        """Decode a file; where it cannot be used, warn once and return None."""
+        try:
+            image, why = read_picture(path), f"{path.name} is no picture that can be decoded"
+        except SourceError as error:
+            image, why = None, str(error)
+        if image is None:
             self._bad.add(path)
-            log.warning("%s: %s is no picture that can be decoded: skipped", self._shown, path.name)
+            log.warning("%s: %s: skipped", self._shown, why)
+        return image
 
 
 def open_pictures(address: Address, stall_s: float) -> Pictures:
@@ -102,9 +108,14 @@ def _find(address: Address) -> list[Path]:
 
 
 def read_picture(path: Path) -> Image | None:
-    """A picture file, BGR; None: it is none that can be decoded."""
+    """Return the picture of a file, H×W×3 uint8 BGR; None: it is none that can be decoded.
+
+    Raises:
+        SourceError: the picture is too large; the message begins with the name of the file.
+    """
     try:
         data = np.fromfile(path, np.uint8)
+        check_size(path.name, *(header_size(data.tobytes()) or (0, 0)))
         return None if not data.size else cv2.imdecode(data, cv2.IMREAD_COLOR)  # type: ignore[return-value]
     except (OSError, cv2.error):
         return None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from agent.cli.jpeg import read_size
+from agent.capture.picturesize import read_size
 from agent.cli.screen import Screen
 from agent.comms.subscriber import Received
 from agent.plaintext import plain

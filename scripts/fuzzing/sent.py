@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 from contextlib import suppress
 
+from agent.capture.picturesize import read_size
 from agent.cli.album import file_name
-from agent.cli.jpeg import read_size
 from agent.cli.roster import Roster
 from agent.cli.rostertable import FleetTable
 from agent.cli.row import cells

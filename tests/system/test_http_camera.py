@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -83,6 +85,16 @@ def camera(server: ThreadingHTTPServer) -> str:
     return f"http://127.0.0.1:{server.server_address[1]}"
 
 
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (64, 48))
+    for _ in range(10):
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    return path
+
+
 def test_an_http_camera_gives_frames(camera: str) -> None:
     grabber = Grabber("shed", f"{camera}/video", CaptureConfig(stall_s=3), on_change=print)
     grabber.start()
@@ -159,6 +171,75 @@ def test_the_url_of_a_snapshot_is_told_once_until_it_streams(server: ThreadingHT
     wait(lambda: grabber.stats.state == "running")
     grabber.stop()
     assert news == ["lost", "running"]
+
+
+class Large(BaseHTTPRequestHandler):
+    """Sends pictures of 8000x8000 pixels."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        jpeg = cv2.imencode(".jpg", np.zeros((8000, 8000), np.uint8))[1].tobytes()
+        head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(head + jpeg + b"\r\n")
+
+    def log_message(self, *args: object) -> None:
+        """Nothing."""
+
+
+def test_a_camera_whose_pictures_are_too_large_is_lost_and_told() -> None:
+    news: list[tuple[str, str]] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Large)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    uri = f"http://127.0.0.1:{server.server_address[1]}/"
+    grabber = Grabber("shed", uri, CaptureConfig(stall_s=5), on_change=lambda *one: news.append(one))
+    grabber.start()
+    wait_for(lambda: news)
+    grabber.stop()
+    server.shutdown()
+    server.server_close()
+    assert news[0][0] == "lost"
+    assert "8000x8000 pixels, 64 megapixels; expected at most 50 megapixels" in news[0][1]
+    assert grabber.stats.frames == 0
+
+
+def test_a_camera_that_keeps_silent_holds_up_no_other_source(camera: str, clip: Path) -> None:
+    news: list[tuple[str, str]] = []
+
+    def grabber(uri: str) -> Grabber:
+        return Grabber("shed", uri, CaptureConfig(stall_s=2), on_change=lambda *one: news.append(one))
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hanging = grabber(f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        hanging.start()
+        with silent.accept()[0] as connection:
+            assert connection.recv(1), "the opening has begun"
+            others = [grabber(f"{camera}/video"), grabber(f"file:{clip}?loop=true")]
+            for other in others:
+                other.start()
+            first = [other.take(1.0) for other in others]
+            for one in (*others, hanging):
+                one.stop(wait=False)
+    assert all(frame is not None for frame in first)
+    assert news == []
+
+
+def test_the_exact_reason_of_an_outage_is_told_when_it_is_known() -> None:
+    news: list[tuple[str, str]] = []
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        config = CaptureConfig(stall_s=0.5, reopen_max_s=0.1)
+        grabber = Grabber("shed", f"http://127.0.0.1:{port}/", config, on_change=lambda *one: news.append(one))
+        grabber.start()
+        wait_for(lambda: len(news) == 2)
+        grabber.stop(wait=False)
+    assert news[0] == ("lost", f"http://127.0.0.1:{port}: no picture for 0.5 s")
+    assert news[1][0] == "lost"
+    assert "does not answer; is the camera on" in news[1][1]
+    assert len(news) == 2
 
 
 class Hostile(BaseHTTPRequestHandler):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from agent.cli.jpeg import read_size
+from agent.capture.picturesize import read_size
 from agent.cli.watch import watch
 from agent.comms.access import Access
 from agent.comms.subscriber import Subscriber

@@ -3,12 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 
 from agent.capture import camera
 from agent.capture.options import Options
 from agent.capture.source import open_source
 from agent.errors import SourceError
+from agent.messages import Image
 
 
 class Device:
@@ -68,3 +70,34 @@ def test_what_the_camera_gives_otherwise_is_reported(
 @pytest.mark.parametrize("options", [Options(), Options((640, 480), 30.0, "YUYV")])
 def test_a_camera_that_does_as_asked_is_not_mentioned(options: Options) -> None:
     assert camera.differences(Device(), options) == []  # type: ignore[arg-type]
+
+
+def test_a_picture_that_is_larger_than_announced_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Growing(Device):
+        def retrieve(self, into: Image | None) -> tuple[bool, Image]:
+            return True, np.broadcast_to(np.uint8(0), (8000, 8000, 3))
+
+    monkeypatch.setattr(camera, "open_capture", lambda *_: Growing())
+    source = open_source("v4l2:/dev/null", stall_s=1)
+    with pytest.raises(SourceError, match="8000x8000 pixels, 64 megapixels; expected at most 50 megapixels"):
+        source.picture(None)
+
+
+def test_a_camera_with_too_large_pictures_is_refused_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Large(Device):
+        released = False
+
+        def get(self, what: int) -> float:
+            large = {cv2.CAP_PROP_FRAME_WIDTH: 9248.0, cv2.CAP_PROP_FRAME_HEIGHT: 6944.0}
+            return large.get(what) or super().get(what)
+
+        def release(self) -> None:
+            self.released = True
+
+    device = Large()
+    monkeypatch.setattr(camera, "open_capture", lambda *_: device)
+    with pytest.raises(
+        SourceError, match=r"/dev/null: its pictures have 9248x6944 pixels, 64.2 megapixels; expected"
+    ):
+        open_source("v4l2:/dev/null", stall_s=1)
+    assert device.released

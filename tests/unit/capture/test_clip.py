@@ -3,6 +3,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from agent.capture.source import open_source
@@ -82,3 +84,12 @@ def test_a_clip_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(SourceError, match="Permission denied; check its owner and mode"):
         open_source(f"file:{tmp_path / 'clip.mp4'}", stall_s=1)
+
+
+def test_a_clip_of_too_large_pictures_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "large.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 5.0, (8192, 6144))
+    writer.write(np.zeros((6144, 8192, 3), np.uint8))
+    writer.release()
+    with pytest.raises(SourceError, match=r"8192x6144 pixels, 50.3 megapixels; expected at most 50 megapixels"):
+        open_source(f"file:{path}", stall_s=1)

@@ -3,11 +3,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
+from agent.capture.picturesize import header_size
 from agent.capture.source import open_source
 from agent.errors import SourceError
+from agent.messages import Array
 
 
 def test_pictures_come_in_order_of_their_names_and_a_damaged_one_is_skipped(
@@ -72,3 +75,36 @@ def test_a_folder_of_damaged_pictures_is_an_error(tmp_path: Path) -> None:
     source = open_source(f"dir:{tmp_path}?loop=1", stall_s=1)
     with pytest.raises(SourceError, match="none of the 3 files"):
         source.read(None)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp"])
+def test_the_header_tells_the_size(suffix: str) -> None:
+    done, data = cv2.imencode(suffix, np.zeros((480, 641, 3), np.uint8))
+    assert done
+    assert header_size(data.tobytes()) == (641, 480)
+    for length in range(30):
+        assert header_size(data.tobytes()[:length]) in (None, (641, 480))
+
+
+def test_a_picture_that_is_too_large_is_skipped_before_it_is_decoded(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in folder.glob("?.*"):
+        if path.name != "a.jpg":
+            path.unlink()
+    cv2.imwrite(str(folder / "b.png"), np.zeros((8000, 8000), np.uint8))
+    decoded, decode = [], cv2.imdecode
+
+    def counted(data: Array, how: int) -> Array | None:
+        decoded.append(len(data))
+        return decode(data, how)
+
+    monkeypatch.setattr(cv2, "imdecode", counted)
+    source = open_source(f"dir:{folder}", stall_s=1)
+    assert source.read(None) is not None
+    assert source.read(None) is None
+    assert [record.getMessage() for record in caplog.records] == [
+        f"dir:{folder}: b.png: its pictures have 8000x8000 pixels, 64 megapixels; expected at most 50 megapixels;"
+        " choose a smaller size: skipped"
+    ]
+    assert len(decoded) == 1

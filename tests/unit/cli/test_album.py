@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.capture.picturesize import read_size
 from agent.cli import album
 from agent.cli.album import Album, file_name
-from agent.cli.jpeg import read_size
 from agent.cli.screen import Screen, decoded, graphics, iterm2, kitty
 from agent.cli.watch import watch
 from agent.comms.subscriber import Received
