@@ -18,7 +18,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.compute.decode.decoder import DECODERS, options_kind
-from agent.compute.decode.defaults import Completed, complete, facts_of, says_all, told
+from agent.compute.decode.defaults import Completed, complete, facts_of, lacks_labels, says_all, told
 from agent.compute.infer.audio.frontend import FRONTENDS
 from agent.compute.infer.audio.frontend import options_kind as frontend_options_kind
 from agent.compute.infer.ends import Ends, ends_of
@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from agent.compute.infer.vetting import Vetting
 
 log = logging.getLogger(__name__)
+
+_NO_LABELS = (
+    "[output] labels are left out: what it finds is told as class0, class1 and so on; name the classes in order, "
+    'in a list, or by labels = "labels.txt" in a file beside the manifest, a line each'
+)
 
 _open: WeakValueDictionary[tuple[str, str, str], Model] = WeakValueDictionary()
 _completions: dict[str, tuple[str, dict[str, Any], Completed]] = {}
@@ -80,7 +85,9 @@ def tell(stream: str, name_or_path: str) -> None:
 def _remarks(keys: dict[str, Any], completed: Completed) -> list[str]:
     found = told(completed.sources)
     why = "its manifest leaves keys out" if keys else "it has no manifest"
-    return [*([f"{why}: {found}"] if found else []), *completed.doubts]
+    output = completed.manifest.output
+    unnamed = [_NO_LABELS] if lacks_labels(output) and output.decoder != "keyword" else []
+    return [*([f"{why}: {found}"] if found else []), *completed.doubts, *unnamed]
 
 
 def open_model(
@@ -168,6 +175,8 @@ def look_up(
         ModelError: see `open_model`.
     """
     content, stated = load_file(name_or_path)
+    if stated is not None:
+        _check_signatures(stated, content)
     sha256, keys = hashlib.sha256(content).hexdigest(), ({} if stated is None else stated.data)
     if "sha256" in keys and says_all(keys) and not thorough:
         completed = Completed(msgspec.convert({"name": plain(Path(name_or_path).stem)} | keys, Manifest), {})
@@ -192,13 +201,13 @@ class Draft(Struct, frozen=True):
         manifest: with every key that is known.
         sha256: of the model.
         sources: where keys came from that were found or guessed.
-        missing: keys of `[input]` that nothing tells; the manifest has a placeholder there.
+        missing: keys that nothing tells: of `[input]`, which has placeholders there, and `[output] labels`.
     """
 
     manifest: Manifest
     sha256: str
     sources: dict[tuple[str, ...], str]
-    missing: tuple[str, ...] = ()
+    missing: tuple[tuple[str, str], ...] = ()
 
 
 def draft(name_or_path: str) -> Draft:
@@ -209,7 +218,7 @@ def draft(name_or_path: str) -> Draft:
     """
     try:
         known = look_up(name_or_path, thorough=True)
-        return Draft(known.manifest, known.sha256, dict(known.completed.sources))
+        return Draft(known.manifest, known.sha256, dict(known.completed.sources), _unnamed(known.manifest))
     except NormalisationError:
         pass
     content, stated = load_file(name_or_path)
@@ -220,7 +229,13 @@ def draft(name_or_path: str) -> Draft:
     sha256 = hashlib.sha256(content).hexdigest()
     ask = partial(ends_of, content, sha256, name_or_path, None)
     found = _completed(content, TomlFile(name_or_path, keys, {}), name_or_path, ask)
-    return Draft(found.manifest, sha256, found.sources, missing)
+    untold = (*(("input", key) for key in missing), *_unnamed(found.manifest))
+    return Draft(found.manifest, sha256, found.sources, untold)
+
+
+def _unnamed(manifest: Manifest) -> tuple[tuple[str, str], ...]:
+    """The key of the labels where nothing tells them."""
+    return (("output", "labels"),) if lacks_labels(manifest.output) else ()
 
 
 @contextmanager
@@ -299,6 +314,27 @@ def installed_runtime() -> Runtime | None:
     """The runtime that models run on here, without loading it; None: there is none."""
     packages: dict[Runtime, str] = {"litert": "ai_edge_litert", "tflite-runtime": "tflite_runtime"}
     return next((name for name, package in packages.items() if importlib.util.find_spec(package)), None)
+
+
+def _check_signatures(stated: TomlFile, content: bytes) -> None:
+    """Refuse several rungs of which one does not say which signature of the file runs it.
+
+    Raises:
+        ModelError: each with file, line and key, and the signatures that there are.
+    """
+    rungs = stated.data.get("rungs", ())
+    silent = [number for number, rung in enumerate(rungs) if not rung.get("signature")]
+    if len(rungs) < 2 or not silent:
+        return
+    names = ", ".join(repr(one.name) for one in read_modelfile(content).signatures)
+    what = f"choose one of {names}" if names else "the model file has none, so that it can have one rung only"
+    raise ModelError(
+        *(
+            f"{stated.where('rungs', number)}: `rungs[{number}].signature` is left out, and each of several "
+            f"rungs needs one: {what}"
+            for number in silent
+        )
+    )
 
 
 def _check_options(stated: TomlFile, decoder: str) -> None:

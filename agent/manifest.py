@@ -239,9 +239,20 @@ def _contradictions(data: dict[str, Any]) -> Iterator[Problem]:
         if isinstance(rung, dict) and rung.get("name") == AUTO:
             keys = ("rungs", number, "name")
             yield keys, f"`rungs[{number}].name`: no rung can be called {AUTO!r}: that asks for the ladder"
+    yield from _same_names(rungs if isinstance(rungs, list) else [])
     labels = output.get("labels") if isinstance(output, dict) else None
     if "audio" in data and isinstance(labels, list):
         # Lists of what pictures show have gaps, and two cranes; a sound is told by its label alone.
         counts = Counter(label for label in labels if isinstance(label, str) and label)
         if twice := [repr(label) for label, count in counts.items() if count > 1]:
             yield ("output", "labels"), f"`output.labels`: {', '.join(twice)} more than once"
+
+
+def _same_names(rungs: list[Any]) -> Iterator[Problem]:
+    first: dict[str, int] = {}
+    for number, rung in enumerate(rungs):
+        name = rung.get("name") if isinstance(rung, dict) else None
+        if isinstance(name, str) and first.setdefault(name, number) != number:
+            keys = ("rungs", number, "name")
+            text = f"{name!r} is the name of `rungs[{first[name]}]`, too: give each rung a name of its own"
+            yield keys, f"`rungs[{number}].name`: {text}"

@@ -29,6 +29,8 @@ _HEADER = re.compile(rf"^\s*(\[\[?)\s*{_DOTTED}\s*\]\]?\s*(?:#.*)?$")
 _KEY = re.compile(rf"^\s*{_DOTTED}\s*=")
 _LONGEST = 80
 """Characters of a wrong value that a message quotes."""
+_BOUND = re.compile(r"[<>]|of length")
+"""In what msgspec says of a value that is out of its bounds."""
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?(?P<path>\$[^`]*)`)?$", re.DOTALL)
 
 
@@ -287,11 +289,17 @@ def _in_words(what: str, data: Any, kind: Any, steps: Sequence[str]) -> str:
             for meta in getattr(one, "__metadata__", ()):
                 if meta.extra:
                     return f"{meta.extra['use']}{_shown(data)}"
-    return f"{what[:1].lower()}{what[1:]}"
+    found = _shown(data) if _BOUND.search(what) else ""
+    return f"{what[:1].lower()}{what[1:]}{found}"
 
 
 def _shown(data: Any) -> str:
-    return f"; found {without_login(data)[:_LONGEST]!r}" if isinstance(data, str) else ""
+    """Say which value was found, if it is one that fits in a line."""
+    if isinstance(data, str):
+        return f"; found {without_login(data)[:_LONGEST]!r}"
+    if isinstance(data, int | float):
+        return f"; found {str(data)[:_LONGEST]}"
+    return f"; found {len(data)} of them" if isinstance(data, list) else ""
 
 
 def _inner(data: Any, step: str) -> Any:

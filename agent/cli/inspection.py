@@ -107,7 +107,8 @@ class Inspection(Struct, frozen=True):
             output = self.manifest.output
             origin = "guessed" if self.guessed else "manifest"
             lines["sound"] = ", ".join(_sound(self.manifest))
-            lines["decoder"] = f"{output.decoder} with {len(output.labels)} labels ({origin})"
+            labels = f"with {len(output.labels)} labels" if output.labels else "without labels"
+            lines["decoder"] = f"{output.decoder} {labels} ({origin})"
             found = {keys: source for keys, source in self.sources.items() if "." in keys}
             lines |= {keys: f"{_value(self.manifest, keys)}: {source}" for keys, source in found.items()}
         return {key: value for key, value in lines.items() if value}

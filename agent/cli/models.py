@@ -116,10 +116,10 @@ def _write_manifest(file: str, path: str, force: bool) -> None:
     written = plain(str(write_new(file, path, *found, force=force)))
     click.echo(f"wrote {written}", err=True)
     if known.missing:
-        keys = " and ".join(known.missing)
-        click.echo(
-            f"vedette: {written}: nothing tells [input] {keys}: fill in the lines that are comments", err=True
-        )
+        tables = dict.fromkeys(table for table, _ in known.missing)
+        keys = [" and ".join(key for at, key in known.missing if at == table) for table in tables]
+        untold = ", nor ".join(f"[{table}] {names}" for table, names in zip(tables, keys, strict=True))
+        click.echo(f"vedette: {written}: nothing tells {untold}: fill in the lines that are comments", err=True)
 
 
 def _print_list(rows: list[Listed]) -> None:

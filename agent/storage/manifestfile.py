@@ -47,7 +47,7 @@ def write_new(
     manifest: Manifest,
     sha256: str,
     sources: Mapping[tuple[str, ...], str],
-    missing: Sequence[str] = (),
+    missing: Sequence[tuple[str, str]] = (),
     *,
     force: bool = False,
 ) -> Path:
@@ -59,7 +59,7 @@ def write_new(
         manifest: with every key.
         sha256: of the model.
         sources: where keys came from that were found or guessed; the others were stated, or are defaults.
-        missing: keys of `[input]` that are to be filled in: they are written as comments.
+        missing: keys that are to be filled in, with their tables: they are written as comments.
         force: replace a manifest that is there.
 
     Raises:
@@ -78,10 +78,11 @@ def write_new(
         )
     keys = _told(msgspec.to_builtins(replace(manifest, file=_file_key(model, own), sha256=sha256)))
     stated = load_file(name_or_path)[1]
-    for key in missing:
-        del keys["input"][key]
+    for table, key in missing:
+        keys.get(table, {}).pop(key, None)
     text = to_toml(keys, _comments(keys, sources, stated.data if stated else {}))
-    text = text.replace("[input]\n", "\n".join(["[input]", *map(_to_fill_in, missing), ""]), 1)
+    for table, key in reversed(missing):
+        text = text.replace(f"[{table}]\n", f"[{table}]\n{_to_fill_in(key)}\n", 1)
     write_atomic(own, text.encode())
     return own
 
@@ -103,7 +104,9 @@ def _file_key(model: Path, own: Path) -> str:
 
 
 def _to_fill_in(key: str) -> str:
-    """A line for a key of `[input]` that nothing tells."""
+    """A line for a key that nothing tells."""
+    if key == "labels":
+        return '# labels = "labels.txt"  # to be filled in: a file beside this one, a class in each line'
     return f"# {key} = [127.5, 127.5, 127.5]  # to be filled in: this is for -1..1; the model's source tells it"
 
 

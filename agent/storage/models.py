@@ -93,6 +93,15 @@ def _is_file(path: Path) -> bool:
         raise ModelError(f"{path}: cannot be read: {reason_of(error)}") from error
 
 
+def _is_empty(path: Path) -> bool:
+    """Return whether a plain file has no bytes; False also where `read` tells what is wrong with it."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISREG(found.st_mode) and not found.st_size
+
+
 @contextmanager
 def preloaded(paths: Iterable[str]) -> Iterator[int]:
     """Read models now where this is root, and have `load_file` give them from memory while the context lasts.
@@ -160,7 +169,8 @@ def _resolve(name_or_path: str) -> Path:
 def _manifest(path: Path) -> TomlFile:
     if path.suffix == wakeword.SUFFIX:
         return TomlFile(str(path), _keys(wakeword.read(read(path, _LARGEST_TEXT), str(path))), {})
-    manifest = read_manifest(read_text(path), str(path))
+    # Every key may be left out, so an empty file is a manifest, too.
+    manifest = read_manifest("" if _is_empty(path) else read_text(path), str(path))
     output = manifest.data.get("output")
     if isinstance(output, dict) and isinstance(labels := output.get("labels"), str):
         output["labels"] = _labels(manifest, path, labels)

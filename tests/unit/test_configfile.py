@@ -88,7 +88,7 @@ def test_the_smallest_file_is_three_lines() -> None:
     [
         ("[mqtt]\nhots = 'x'", "v.toml:2: unknown key `mqtt.hots`; did you mean 'host'?"),
         ("[mqqt]\nhost = 'x'", "v.toml:1: unknown key `mqqt`; did you mean 'mqtt'?"),
-        ("[mqtt]\nport = 99999", "v.toml:2: `mqtt.port`: expected `int` <= 65535"),
+        ("[mqtt]\nport = 99999", "v.toml:2: `mqtt.port`: expected `int` <= 65535; found 99999"),
         ("[[mqtt.fallback]]\nhots = 'x'", "v.toml:2: unknown key `mqtt.fallback[0].hots`; did you mean 'host'?"),
         ("[[mqtt.fallback]]\nport = 1", "v.toml:1: `mqtt.fallback[0]`: object missing required field `host`"),
         ("[mqtt]\nws_path = 'mqtt'", "v.toml:2: `mqtt.ws_path`: begin with /, and use printable ASCII"),

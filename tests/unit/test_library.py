@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import re
 import weakref
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from agent.storage.models import ZOO
 from agent.stream import Stream
 from tests.support.house import Kept, person_model
 from tests.support.picture_models import COLOURS, Ending, Numbers, classifier, detector, picture
+from tests.support.sizes import sizes_model
 from tests.support.tflite_builder import constant_model, crashing_model
 
 
@@ -189,10 +191,44 @@ def test_what_was_guessed_is_logged_and_a_wild_normalisation_is_warned_of(
     )
     with caplog.at_level("INFO", "agent.library"):
         stream.prepare()
-    guessed, doubtful = (record.message for record in caplog.records if record.name == "agent.library")
+    guessed, doubtful, unnamed = (record.message for record in caplog.records if record.name == "agent.library")
     assert guessed.startswith(f"stream front: {path}: its manifest leaves keys out: output.decoder (guessed")
     assert "99% of a pixel's values lie beyond its range" in doubtful
     assert "mean = 128 and std = 127.5" in doubtful
+    assert unnamed.startswith(
+        f"stream front: {path}: [output] labels are left out: what it finds is told as class0"
+    )
+
+
+def test_several_rungs_without_a_signature_name_those_of_the_file(tmp_path: Path) -> None:
+    path = sizes_model(tmp_path, {"64": [], "48": [], "32": []})
+    path.write_text(re.sub('signature = "s(48|32)"\n', "", path.read_text()))
+    with pytest.raises(ModelError) as caught:
+        open_model(str(path))
+    line = path.read_text().splitlines().index('name = "48"')
+    what = (
+        "`rungs[1].signature` is left out, and each of several rungs needs one: choose one of 's64', 's48', 's32'"
+    )
+    assert caught.value.faults[0] == f"{path}:{line}: {what}"
+    assert "`rungs[2].signature`" in caught.value.faults[1]
+
+
+def test_several_rungs_of_a_file_without_signatures_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.tflite"
+    path.write_bytes(classifier())
+    path.with_suffix(".toml").write_text('[[rungs]]\nname = "a"\n[[rungs]]\nname = "b"\n')
+    with pytest.raises(
+        ModelError, match=r"m\.toml:1: .*the model file has none, so that it can have one rung only"
+    ):
+        open_model(str(path))
+
+
+def test_an_empty_manifest_leaves_every_key_out(tmp_path: Path) -> None:
+    path = tmp_path / "m.tflite"
+    path.write_bytes(classifier())
+    without = open_model(str(path)).manifest
+    path.with_suffix(".toml").touch()
+    assert open_model(str(path)).manifest == without
 
 
 @pytest.mark.parametrize(

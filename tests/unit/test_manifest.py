@@ -24,7 +24,14 @@ def test_a_manifest_has_one_rung_unless_it_names_several() -> None:
         ({"name": "x", "output": OUTPUT, "wat": 1}, "unknown key `wat`; known: audio, description,"),
         ({"name": "x", "output": OUTPUT, "input": {"means": 1}}, "`input.means`; did you mean 'mean'?"),
         ({"name": "x", "output": OUTPUT, "rungs": []}, "`rungs` is empty"),
-        ({"name": "x", "output": OUTPUT | {"score_threshold": 2.0}}, "score_threshold"),
+        (
+            {"name": "x", "output": OUTPUT | {"score_threshold": 2}},
+            "`output.score_threshold`: expected `float` <= 1.0; found 2",
+        ),
+        (
+            {"name": "x", "output": OUTPUT, "rungs": [{"name": "a"}, {"name": "b"}, {"name": "a"}]},
+            "`rungs[2].name`: 'a' is the name of `rungs[0]`, too",
+        ),
         ({"name": "x", "output": OUTPUT, "input": {"std": [1.0, 1.0, 0.0]}}, "`input.std[2]`"),
         ({"name": "x", "output": OUTPUT, "input": {"mean": [math.nan, 1.0, 1.0]}}, "`input.mean[0]`"),
         ({"name": "x", "output": OUTPUT, "audio": AUDIO | {"std": 1e-310}}, "`audio.std`"),

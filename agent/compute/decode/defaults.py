@@ -59,6 +59,8 @@ _PASSING = frozenset(
 """Operations that give probabilities of probabilities, and logits of logits."""
 _SCORE_NAMES = ("class", "logit", "prob", "score", "softmax")
 """Words in the name of an output that has a score for each class."""
+_NAMED_BY_DECODER = ("blazeface", "keypoints")
+"""Decoders of one class, which they name themselves."""
 _STEPS = 32
 _SCORES = 2
 """Place of the scores among the outputs of `TFLite_Detection_PostProcess`, whose second input they are."""
@@ -179,6 +181,11 @@ def says_all(stated: Mapping[str, Any]) -> bool:
     if "audio" not in stated and not {"order", "resize", "mean", "std"} <= picture.keys():
         return False
     return "logits" in options or "logits" not in options_kind(decoder).__struct_fields__
+
+
+def lacks_labels(output: OutputManifest) -> bool:
+    """Return whether nothing names the classes of a model, and its decoder has no name for them either."""
+    return not output.labels and output.decoder not in _NAMED_BY_DECODER
 
 
 class _Keys:

@@ -70,11 +70,12 @@ def test_what_was_guessed_of_a_model_and_is_doubtful_is_told(file: Path, tmp_pat
     model.with_suffix(".toml").write_text("[input]\nmean = [0, 0, 0]\n")
     file.write_text(f'[streams.front]\nsource = "test:"\nmodel = "{model}"\n')
     result = call("check", str(file))
-    guessed, doubtful = result.stderr.splitlines()
+    guessed, doubtful, unnamed = result.stderr.splitlines()
     assert result.exit_code == 0
     assert guessed.startswith(f"{file}:3: {model}: its manifest leaves keys out: output.decoder (guessed: ")
     assert "50% of a pixel's values lie beyond its range" in doubtful
-    assert json.loads(call("check", str(file), "--json").output)["remarks"] == [guessed, doubtful]
+    assert unnamed.startswith(f"{file}:3: {model}: [output] labels are left out: what it finds is")
+    assert json.loads(call("check", str(file), "--json").output)["remarks"] == [guessed, doubtful, unnamed]
 
 
 @pytest.mark.parametrize(
@@ -356,7 +357,7 @@ def test_files_that_are_not_there_are_told_before_the_daemon_meets_them(file: Pa
         (3, 'ca_file = "nul\\u0000"', "embedded null"),
         (3, 'cert_file = "FILE"', "cert_file = FILE: not usable as PEM"),
         (4, 'ca_file = "/etc"\nkey_file = "FILE"', "key_file is set but cert_file is not"),
-        (4, 'tls = true\nhost = ""', "`mqtt.host`: expected `str` of length >= 1"),
+        (4, 'tls = true\nhost = ""', "`mqtt.host`: expected `str` of length >= 1; found ''"),
         (
             3,
             'host = "mqtt://localhost:1883"',

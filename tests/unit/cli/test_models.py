@@ -98,7 +98,7 @@ def test_a_model_without_a_manifest_is_guessed(birds: Path) -> None:
     birds.with_suffix(".toml").unlink()
     result = call("inspect", str(birds))
     assert result.exit_code == 0
-    assert "classify with 0 labels (guessed)" in result.output
+    assert "classify without labels (guessed)" in result.output
 
 
 def test_a_model_that_cannot_be_guessed_exits_with_1(tmp_path: Path) -> None:
@@ -271,13 +271,27 @@ def test_a_manifest_without_a_known_range_has_comments_to_fill_in(tmp_path: Path
     path = tmp_path / "m.tflite"
     path.write_bytes(classifier("float32", described=False))
     result = call("inspect", str(path), "--write-manifest")
-    assert "m.toml: nothing tells [input] mean and std: fill in the lines that are comments" in result.stderr
+    assert "m.toml: nothing tells [input] mean and std, nor [output] labels: fill in the lines" in result.stderr
     text = path.with_suffix(".toml").read_text()
     assert "mean" not in tomllib.loads(text)["input"]
     path.with_suffix(".toml").write_text(re.sub("^# ((?:mean|std) =)", r"\1", text, flags=re.MULTILINE))
     found = look_up(str(path))
     assert (found.manifest.input.mean, found.manifest.input.std) == ((127.5,) * 3, (127.5,) * 3)
     assert (found.manifest.output.decoder, found.completed.doubts) == ("classify", ())
+
+
+def test_a_manifest_of_a_model_without_labels_has_a_comment_to_fill_in(tmp_path: Path) -> None:
+    path = tmp_path / "m.tflite"
+    path.write_bytes(classifier(described=False))
+    result = call("inspect", str(path), "--write-manifest")
+    assert "m.toml: nothing tells [output] labels: fill in the lines that are comments" in result.stderr
+    text = path.with_suffix(".toml").read_text()
+    assert "labels" not in tomllib.loads(text)["output"]
+    (tmp_path / "labels.txt").write_text("red\ngreen\nblue\n")
+    path.with_suffix(".toml").write_text(re.sub("^# (labels =)", r"\1", text, flags=re.MULTILINE))
+    known = look_up(str(path))
+    assert known.manifest.output.labels == ("red", "green", "blue")
+    assert not any("labels" in remark for remark in known.remarks())
 
 
 def test_a_model_that_crashes_the_runtime_is_told_as_such(tmp_path: Path) -> None:

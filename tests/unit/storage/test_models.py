@@ -131,7 +131,6 @@ def test_a_manifest_of_another_file_beside_it(zoo: Path) -> None:
         (b"a = " + b"[" * 5000, "walker.toml: not TOML: "),
         (b"name = 'x'\noutput = 3", "walker.toml:2: `output`: expected `object`, got `int`"),
         (b"# " + bytes(2**20), "walker.toml: 1048578 bytes; at most 1048576"),
-        (b"", "walker.toml: the file is empty"),
     ],
 )
 def test_a_manifest_that_is_none(zoo: Path, text: bytes, expected: str) -> None:
