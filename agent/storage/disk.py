@@ -46,6 +46,7 @@ class Disk:
         self.failing, self._salvaged, self._given = False, list[Stored](), 0
         self._inherited: list[LeftWill] | None = None
         self.void = self.detached = False
+        self._barred = False  # the folder is not ours: nothing is written there, and no number is claimed
         self._refused = ""  # why `attach` failed the last time
         self._opened: tuple[tuple[Path, int, int], ...] = ()
         self.counted = Counted()
@@ -94,6 +95,8 @@ class Disk:
             self._is_claimed(seq)
 
     def _is_claimed(self, seq: int) -> bool:
+        if self._barred:
+            return False
         try:
             self._mark.claim(seq)
         except OSError:
@@ -118,7 +121,7 @@ class Disk:
 
     def write(self, batch: Batch) -> bool:
         """See `Table.commit`. Whether it is done; it never raises."""
-        if self.detached:
+        if self.detached or self._barred:
             return False
         try:
             table = self._table or self._open()
@@ -155,7 +158,11 @@ class Disk:
         return self.detached or any(entry not in _identified(entry[0]) for entry in self._opened)
 
     def detach(self) -> None:
-        """Keep new rows in memory until `attach`: the files are gone, and there is no folder for others."""
+        """Keep new rows in memory until `attach`: the files are gone, and there is no folder of ours for others."""
+        self._barred = True
+        self._keep_in_memory()
+
+    def _keep_in_memory(self) -> None:
         self.detached = self._table is not None
         if not self.failing:
             self.failing, self._since = True, time.monotonic()
@@ -171,6 +178,7 @@ class Disk:
         Returns:
             False: that failed, and was told; it may be tried again.
         """
+        self._barred = False
         try:
             # First: where this fails, nothing has been set aside, and no file of ours is set aside the next time.
             self._mark.renew(given)
@@ -183,7 +191,7 @@ class Disk:
                     self.close()  # before the new one is opened: SQLite deletes a journal by its name
                     self._open()
         except (sqlite3.Error, OSError, StorageError) as error:
-            self.detach()
+            self._keep_in_memory()
             if str(error) != self._refused:
                 self._tell(error)
             self._refused = str(error)
@@ -257,7 +265,7 @@ class Disk:
 
     def revoke_wills(self) -> None:
         """What the wills there would say has been said, and they cannot be withdrawn: none is to be executed."""
-        if not self._mark.void:
+        if not self._mark.void and not self._barred:
             with suppress(OSError):
                 self._mark.revoke_wills()
 

@@ -200,6 +200,12 @@ def test_a_refused_folder_is_told_to_those_who_would_write_there(state: State) -
     assert "belongs to the user nobody" in state.guard.trouble
     assert "belongs to the user nobody" in state.told
     assert state.written == 0
+    wait_for(lambda: not state.mended() and state.spool.stats().on == "memory")
+    state.spool.put(TOPIC, b"after")
+    wait_for(lambda: numbers(state.spool) == [2, 3, 4, 5, 6])
+    assert list(state.path.iterdir()) == []
     shutil.rmtree(state.path)
     wait_for(state.mended)
     assert state.guard.trouble == ""
+    assert state.spool.flush(5.0)
+    assert numbers(state.spool) == [2, 3, 4, 5, 6]
