@@ -158,7 +158,7 @@ class Disk:
         return self.detached or any(entry not in _identified(entry[0]) for entry in self._opened)
 
     def detach(self) -> None:
-        """Keep new rows in memory until `attach`: the files are gone, and there is no folder of ours for others."""
+        """Keep new rows in memory until `attach`: the files are gone, and there is no folder for others."""
         self._barred = True
         self._keep_in_memory()
 
