@@ -1,1 +1,0 @@
-"""Sound into input tensors: front ends that turn samples into rows, and the newest rows quantised."""

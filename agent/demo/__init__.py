@@ -1,1 +1,0 @@
-"""The demo's own parts: an embedded broker, and the house run inside one program."""
