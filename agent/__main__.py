@@ -10,10 +10,9 @@ import sys
 import threading
 from contextlib import suppress
 
+from agent.board.process import hold, separate_stderr
 from agent.errors import StreamError, VedetteError, reason_of
-from agent.plaintext import plain
-from agent.signals import hold
-from agent.stderr import separate_stderr
+from agent.text import plain
 
 _NOT_FLUSHED = 120
 """Exit code of Python where what was printed could not be written."""

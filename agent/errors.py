@@ -22,7 +22,7 @@ line. Foreign errors are mapped to these once, at the room that meets them.
 
 from __future__ import annotations
 
-from agent.plaintext import plain, without_logins
+from agent.text import plain, without_logins
 
 
 def reason_of(error: Exception) -> str:

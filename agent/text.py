@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import re
+import sys
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 
 TIME_WIDTH = 25
 """Characters of a time as `local_time` writes it."""
@@ -25,3 +29,108 @@ def plural(count: int, singular: str, plural: str = "") -> str:
         plural: noun for another number; default: `singular` with an s.
     """
     return f"{count} {singular if count == 1 else plural or f'{singular}s'}"
+
+
+# Text from outside made printable: cameras, brokers, devices, models and file names may hold control characters.
+#
+# A terminal obeys escape codes, a log takes a line break for a new line, and marks that turn the direction of
+# writing make a text read otherwise than it is. The text of every `VedetteError` and every line of the log go
+# through `plain`, too, so that a forgotten place harms nobody.
+
+_NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_BYTE = range(0xDC80, 0xDD00)
+"""Surrogates that stand for bytes of a file name that is not UTF-8 (PEP 383)."""
+_BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+"""Letters that show nothing, which Python calls printable: fillers of Hangul, and Braille without a dot."""
+_LOGIN = re.compile(r"(:/(?:/|(?=[^/:\n]*:)))(?:(?!: |; )[^\n])*(?=@)")
+"""A user name and a password in an address that a message quotes, also as a path, which has one slash in place of
+two. `: ` and `; ` end what it quotes."""
+
+
+def is_plain(text: str) -> bool:
+    """Return True if `plain` leaves the text as it is."""
+    return text.isprintable() and (text.isascii() or _BLANK.isdisjoint(text))
+
+
+def plain(text: str, *, keep: str = "") -> str:
+    r"""Return the text with each character that is not printable written as an escape, such as `\x1b`.
+
+    What is not printable: control characters, line and paragraph separators, marks that turn the direction of
+    writing or have no width, halves of surrogate pairs, bytes of file names that are not UTF-8, and letters that
+    show nothing. Selectors of variants, as behind an emoji, stay.
+
+    Args:
+        text: from outside, or with such text in it.
+        keep: characters that stay as they are, such as a line break.
+    """
+    if is_plain(text):
+        return text
+    return "".join(char if is_plain(char) or char in keep else _escaped(char) for char in text)
+
+
+def without_logins(text: str) -> str:
+    """Return a message with `***` in place of user names and passwords in addresses, as in `rtsp://***@cam`."""
+    return _LOGIN.sub(r"\1***", text) if ":/" in text and "@" in text else text
+
+
+def without_login(value: str) -> str:
+    """Return one value with `***` in place of all that stands between `://` and its last `@`."""
+    scheme, mark, rest = value.partition("://")
+    return f"{scheme}://***@{rest.rpartition('@')[2]}" if mark and "@" in rest else value
+
+
+def _escaped(char: str) -> str:
+    if char in _NAMED:
+        return _NAMED[char]
+    code = ord(char)
+    if code in _BYTE:
+        code -= 0xDC00
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+_LINE = "%(levelname)s %(message)s"
+_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+"""Levels with the journal's numbers, see sd-daemon(3); whatever is below them is 7."""
+
+
+class PlainFormatter(logging.Formatter):
+    """Formats records as printable text: one line for the message, whatever it holds.
+
+    Tracebacks keep their lines. These are indented, so that no exception's text can look like another record.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
+        """Format the line itself."""
+        return plain(super().formatMessage(record))
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        """Format the time of a record."""
+        return local_time(datetime.fromtimestamp(record.created, UTC))
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format the record, with its traceback if it has one."""
+        return plain(super().format(record), keep="\n").replace("\n", "\n  ")
+
+
+class JournalFormatter(PlainFormatter):
+    """Formats records for systemd's journal: each line begins with its priority, such as `<4>`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format the record, with its traceback if it has one."""
+        number = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
+        return f"<{number}>" + super().format(record).replace("\n", f"\n<{number}>")
+
+
+def stderr_formatter() -> logging.Formatter:
+    """Return the formatter for stderr: with the time of each record, unless the journal adds that."""
+    return JournalFormatter(_LINE) if _journal_reads() else PlainFormatter(f"%(asctime)s {_LINE}")
+
+
+def _journal_reads() -> bool:
+    """Return whether stderr is the stream to the journal that systemd has named, see systemd.exec(5)."""
+    with suppress(OSError, ValueError, AttributeError):
+        found = os.fstat(sys.stderr.fileno())
+        return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+    return False

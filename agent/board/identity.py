@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import platform
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 from msgspec import Struct
 
-from agent.health.files import read_text
-from agent.health.memory import read_memory
+from agent.board.proc import read_memory, read_text
 
 _PARTS = {
     0xD03: "Cortex-A53",
@@ -127,3 +127,53 @@ def _system(release: str) -> str:
         if line.startswith("PRETTY_NAME="):
             return line.partition("=")[2].strip("\"'")
     return platform.system()
+
+
+# What the features of a processor mean for models. Names are those of `/proc/cpuinfo`.
+#
+# Sources: https://docs.kernel.org/arch/arm64/elf_hwcaps.html, and arch/x86/include/asm/cpufeatures.h of the
+# kernel.
+
+
+class Feature(Struct, frozen=True):
+    """A feature of processors that the runtime has kernels for.
+
+    Attributes:
+        title: in words.
+        names: as the kernel lists it; all of them, where there are several.
+        lets: what it makes faster.
+    """
+
+    title: str
+    names: tuple[str, ...]
+    lets: str
+
+
+_FEATURES_ARM = (
+    Feature("dot product", ("asimddp",), "INT8 models: four products of 8 bits at a time"),
+    Feature("half floats", ("fphp", "asimdhp"), "float models that are stored in 16 bits"),
+    Feature("8-bit matrices", ("i8mm",), "INT8 models: products of small matrices at once"),
+)
+_X86 = (
+    Feature("AVX2", ("avx2",), "every model"),
+    Feature("8-bit dot product", ("avx512_vnni",), "INT8 models: four products of 8 bits at a time"),
+)
+
+
+def known_features(arch: str) -> tuple[Feature, ...]:
+    """Those that matter on an architecture.
+
+    Args:
+        arch: as `uname -m` has it.
+    """
+    return _FEATURES_ARM if arch.startswith(("aarch", "arm")) else _X86 if arch in ("x86_64", "i686") else ()
+
+
+def has(feature: Feature, listed: Collection[str]) -> bool:
+    """Whether the processor has a feature.
+
+    Args:
+        feature: one of `known_features`.
+        listed: what the kernel lists.
+    """
+    return all(name in listed for name in feature.names)

@@ -5,12 +5,16 @@ Source: https://docs.kernel.org/driver-api/thermal/sysfs-api.html
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from msgspec import Struct
 
-from agent.health.files import read_number, read_text
+from agent.board.proc import read_number, read_text
 
 THERMAL = Path("sys/class/thermal")
 """Below the root of the file system."""
@@ -82,3 +86,184 @@ def read_brakes(folder: Path) -> list[Brake]:
         if step and any(part in name for part in _PROCESSORS):
             found.append(Brake(name, step, read_number(path / "max_state") or step))
     return found
+
+
+# Readings of the board and of this process, from `/proc` and `/sys`. None where a board does not tell.
+
+
+def resident_mb() -> float:
+    """Resident memory of this process, MB (2^20 bytes).
+
+    Raises:
+        OSError: it cannot be read, as when this process may open no more files.
+    """
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def temperature_c(zones: Path = Path("/") / THERMAL) -> float | None:
+    """Hottest thermal zone, °C.
+
+    Raises:
+        OSError: as above.
+    """
+    return next((zone.temperature_c for zone in read_zones(zones)), None)
+
+
+class Busy:
+    """How busy others keep the processor, from now on."""
+
+    def __init__(self, stat: Path = Path("/proc/stat")) -> None:
+        """Begin to count.
+
+        Args:
+            stat: the kernel's, see `man 5 proc_stat`.
+        """
+        self._stat = stat
+        self._began, self._children = self._ticks(), _of_children()
+
+    def others(self) -> float:
+        """Share of all processors that others than ended children of this process have used, 0..1."""
+        busy, all_ = (now - then for now, then in zip(self._ticks(), self._began, strict=True))
+        own = (_of_children() - self._children) * os.sysconf("SC_CLK_TCK")
+        return min(1.0, max(0.0, (busy - own) / all_)) if all_ > 0 else 0.0
+
+    def _ticks(self) -> tuple[int, int]:
+        """Of work, and of everything."""
+        try:
+            line = self._stat.read_text(encoding="ascii").partition("\n")[0]
+            ticks = [int(part) for part in line.split()[1:9]]
+        except (OSError, ValueError):
+            return 0, 0
+        idle = sum(ticks[3:5])
+        return sum(ticks) - idle, sum(ticks)
+
+
+def _of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+# Heat: whether the board is too warm, told once when it begins and once when it is over.
+
+log = logging.getLogger(__name__)
+
+_CALM_C = 5.0
+"""So far below the limit it must be to be over: a board at its limit goes up and down by a degree or two."""
+_EVERY_S = 5.0
+"""Between two readings: a chip with its heat sink takes tens of seconds to warm up."""
+
+
+def is_hot(was: bool, celsius: float | None, warn_c: float) -> bool:
+    """Whether a board is hot now.
+
+    Args:
+        was: whether it was before.
+        celsius: its hottest zone, °C; None: it does not tell, and is what it was.
+        warn_c: from which on it is, °C; until it is 5 °C below.
+    """
+    if celsius is None:
+        return was
+    return celsius >= warn_c or (was and celsius > warn_c - _CALM_C)
+
+
+class Heat:
+    """Watches the temperature.
+
+    Attributes:
+        celsius: hottest zone at the last reading, °C; None: the board does not tell.
+        hot: whether it has passed the limit and is not 5 °C below it again.
+    """
+
+    def __init__(
+        self, read: Callable[[], float | None] = temperature_c, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Nothing is read before `look`.
+
+        Args:
+            read: gives the temperature, °C.
+            clock: s.
+        """
+        self.celsius: float | None = None
+        self.hot = False
+        self._read, self._clock = read, clock
+        self._due_s = self._began_s = float("-inf")
+
+    def look(self, warn_c: float) -> None:
+        """Read the temperature if it is time to, and log a change.
+
+        Args:
+            warn_c: from which on it is hot, °C.
+        """
+        now_s = self._clock()
+        if now_s < self._due_s:
+            return
+        self._due_s = now_s + _EVERY_S
+        self.celsius = self._read()
+        was, self.hot = self.hot, is_hot(self.hot, self.celsius, warn_c)
+        if self.hot and not was:
+            self._began_s = now_s
+            log.warning(
+                "the board is at %.1f °C (thermal.warn_c is %g): it may slow down; give it air, or less to do",
+                self.celsius,
+                warn_c,
+            )
+        elif was and not self.hot:
+            log.info("the board is at %.1f °C again, after %.0f s", self.celsius, now_s - self._began_s)
+
+
+# Whether a Raspberry Pi gets enough power, as its firmware tells the kernel: nothing needs `vcgencmd`.
+#
+# Sources: https://www.raspberrypi.com/documentation/computers/os.html#vcgencmd (the bits of `get_throttled`),
+# https://docs.kernel.org/hwmon/raspberrypi-hwmon.html. The file `get_throttled` holds the bits in hexadecimal; it
+# is of drivers/firmware/raspberrypi.c of raspberrypi/linux, and not in the upstream kernel.
+
+UNDER_VOLTAGE = "under-voltage"
+_BITS = (UNDER_VOLTAGE, "the frequency is capped", "throttled", "the soft temperature limit is reached")
+_EVER = 16
+"""The same bits again from here on: it has happened."""
+_FIRMWARE = "sys/devices/platform/soc*/*firmware*/get_throttled"
+"""`soc/soc:firmware` up to a Pi 4; with addresses on a Pi 5."""
+
+
+class Supply(Struct, frozen=True):
+    """What the firmware complains of.
+
+    Attributes:
+        now: at present. before: earlier, since the board has started.
+    """
+
+    now: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+
+
+def read_supply(root: Path = Path("/")) -> Supply | None:
+    """What the firmware says; None where the kernel does not pass it on, as on every other board.
+
+    Args:
+        root: of the file system.
+    """
+    for path in sorted(root.glob(_FIRMWARE)):
+        bits = read_number(path, 16)
+        if bits is not None:
+            return told(bits)
+    for alarm in _alarms(root):
+        return Supply((UNDER_VOLTAGE,) if alarm else ())
+    return None
+
+
+def told(bits: int) -> Supply:
+    """What the bits of `get_throttled` say; others than the eight that are known are left out."""
+    now = tuple(what for bit, what in enumerate(_BITS) if bits >> bit & 1)
+    ever = tuple(what for bit, what in enumerate(_BITS) if bits >> bit + _EVER & 1)
+    return Supply(now, tuple(what for what in ever if what not in now))
+
+
+def _alarms(root: Path) -> Iterator[int]:
+    """Of the upstream driver: whether the voltage was too low in the last two seconds."""
+    for path in sorted(root.glob("sys/class/hwmon/hwmon*")):
+        alarm = read_number(path / "in0_lcrit_alarm")
+        if read_text(path / "name") == "rpi_volt" and alarm is not None:
+            yield alarm

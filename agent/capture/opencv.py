@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import logging
 import os
+import re
+import secrets
+import socket
+import ssl
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 import cv2
+from msgspec import Struct, structs
 
-from agent.capture.picturesize import LARGEST_PIXELS, check_size
-from agent.capture.source import Source
+from agent.capture.image_size import LARGEST_PIXELS, check_size
+from agent.capture.source import Source, exists
+from agent.config.source_uri import Address, Options, mask
 from agent.errors import SourceError
-from agent.messages import Image
+from agent.types import Image
 
 DECODER_THREADS = 1
 """FFmpeg's own choice, one per core, costs 15 % more CPU time and 2.5 MB more per stream of 768×576 H.264, and
@@ -96,3 +108,492 @@ def _prepare() -> None:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     if "OPENCV_LOG_LEVEL" not in os.environ:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+
+
+# Cameras on USB or CSI through V4L2.
+
+log = logging.getLogger(__name__)
+
+
+def open_camera(address: Address, stall_s: float) -> Capture:
+    """Open a V4L2 camera, and say so when it gives another size, rate or format than asked.
+
+    Raises:
+        SourceError: it is missing, forbidden, busy, or no camera.
+    """
+    device = Path(address.target)
+    _check(device, address.shown)
+    capture = open_capture(str(device), cv2.CAP_V4L2)
+    if capture is None:
+        raise SourceError(
+            f"{address.shown}: expected a camera; {device} gives no pictures: another program may use it"
+            f" (fuser -v {device}), or it is the camera's second, data node"
+        )
+    _ask(capture, address.options)
+    for name, asked, given in differences(capture, address.options):
+        log.warning("%s: asked for %s %s; the camera gives %s", address.shown, name, asked, given)
+    log.info("%s: %s %s", address.shown, describe(capture), _fourcc(capture))
+    return Capture(capture, address.shown)
+
+
+def _check(device: Path, shown: str) -> None:
+    if not device.exists():
+        found = ", ".join(sorted(map(str, Path("/dev").glob("video*")))) or "no camera at all"
+        raise SourceError(f"{shown}: expected a camera; there is no {device}; found {found}; is it plugged in?")
+    if not os.access(device, os.R_OK | os.W_OK):
+        raise SourceError(f"{shown}: this user may not open {device}; add it to the group video")
+
+
+def _ask(capture: cv2.VideoCapture, options: Options) -> None:
+    """Format first: it decides which sizes and rates there are. A refusal shows when reading back."""
+    if options.format:
+        capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*options.format))
+    if options.size:
+        capture.set(cv2.CAP_PROP_FRAME_WIDTH, options.size[0])
+        capture.set(cv2.CAP_PROP_FRAME_HEIGHT, options.size[1])
+    if options.fps:
+        capture.set(cv2.CAP_PROP_FPS, options.fps)
+
+
+def differences(capture: cv2.VideoCapture, options: Options) -> list[tuple[str, str, str]]:
+    """What the device does otherwise than asked: name, asked, given."""
+    size = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    found = []
+    if options.size and size != options.size:
+        found.append(("size", "{}x{}".format(*options.size), "{:.0f}x{:.0f}".format(*size)))
+    if options.fps and abs(fps - options.fps) > 0.05 * options.fps:
+        found.append(("fps", f"{options.fps:g}", f"{fps:g}"))
+    if options.format and _fourcc(capture) != options.format:
+        found.append(("format", options.format, _fourcc(capture)))
+    return found
+
+
+def _fourcc(capture: cv2.VideoCapture) -> str:
+    code = int(capture.get(cv2.CAP_PROP_FOURCC))
+    return "".join(chr(code >> shift & 0x7F) for shift in (0, 8, 16, 24))
+
+
+# Clips: video files, once or in a loop, at their own pace or as fast as they are read.
+
+_DEFAULT_FPS = 25.0
+_COUNT_TOLERANCE = 0.02
+"""Containers without an index give a number of pictures that is only estimated from their length."""
+
+
+class Clip(Capture):
+    """A video file."""
+
+    def __init__(self, address: Address) -> None:
+        super().__init__(_open(address), address.shown)
+        self._address, self._read, self._warned = address, 0, False
+        self._expected = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.live = False
+        self.period_s = 1.0 / (fps if 0 < fps <= 1000 else _DEFAULT_FPS)
+        self.pace_s = self.period_s if address.options.pace == "realtime" else 0.0
+
+    def grab(self) -> bool:
+        """Wait for the next picture and hold it; False at the end."""
+        if not self._capture.grab() and not self._again():
+            return False
+        self._read += 1
+        return True
+
+    def _again(self) -> bool:
+        """At the end: whether it begins again."""
+        if self._read == 0:
+            raise SourceError(f"{self._shown}: expected pictures; found none that can be decoded; cut off?")
+        self._warn_if_short()
+        if not self._address.options.loop:
+            return False
+        self._capture.release()
+        self._capture, self._read = _open(self._address), 0
+        return self._capture.grab()
+
+    def _warn_if_short(self) -> None:
+        missing = self._expected - self._read
+        if missing > max(2, _COUNT_TOLERANCE * self._expected) and not self._warned:
+            self._warned = True
+            log.warning(
+                "%s: ended after %d of %d pictures: the file is cut off or damaged",
+                self._shown,
+                self._read,
+                self._expected,
+            )
+
+
+def open_clip(address: Address, stall_s: float) -> Clip:
+    """Open a video file.
+
+    Raises:
+        SourceError: it is missing, cannot be read, or is no video.
+    """
+    return Clip(address)
+
+
+def _open(address: Address) -> cv2.VideoCapture:
+    path = Path(address.target)
+    if not exists(address):
+        raise SourceError(f"{address.shown}: expected a video file; there is no {path.absolute()}")
+    if path.is_dir():
+        raise SourceError(
+            f"{address.shown}: expected a video file; found a folder; for pictures write dir:{path}"
+        )
+    capture = open_capture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, DECODER_THREADS])
+    if capture is None:
+        raise SourceError(f"{address.shown}: expected a video file; {_found(path)}")
+    return capture
+
+
+def _found(path: Path) -> str:
+    if not path.is_file():
+        return "found a device or pipe that gives no video"
+    try:
+        with path.open("rb"):
+            size = path.stat().st_size
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}; check its owner and mode"
+    if size == 0:
+        return "found an empty file"
+    return f"found {size:,} bytes that are none that FFmpeg can read: cut off, or another kind of file"
+
+
+_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
+_LARGEST_HEAD = 16 * 1024
+_BEGINNING, _LARGEST_PICTURE = 64, 4 * 1024 * 1024
+"""Bytes of a body that are read: its beginning; and all of a picture whose length is not given."""
+_LONGEST_NUMBER = 18
+"""Digits of a Content-Length that are believed: more exceed every file."""
+_REDIRECTS = ("301", "302", "303", "307", "308")
+_MOST_REDIRECTS = 5
+_PAGES = ("text/html", "application/xhtml+xml", "application/json", "text/plain")
+_PICTURE = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8|BM|RIFF....WEBP", re.DOTALL)
+"""Beginnings of JPEG, PNG, GIF, BMP and WebP."""
+_INSTEAD = "use the camera's MJPEG or RTSP address"
+
+_ANSWERS = {
+    "403": "it refuses this user",
+    "404": "it has no such path",
+    "453": "it has no bandwidth left for another viewer",
+    "503": "it serves no further viewer now",
+}
+_UNESCAPED = (
+    "; if there is a / ? # or @ in the password, write it as %2F %3F %23 %40, or use capture.password_file"
+)
+
+
+class _Answer(Struct, frozen=True):
+    """A server's answer.
+
+    Attributes:
+        code: its status code; empty if it speaks another protocol.
+        fields: name, in small letters, and value of each line of its head.
+        body: its beginning, of a GET that succeeded.
+        ended: the server sent nothing behind that.
+    """
+
+    code: str
+    fields: list[tuple[str, str]]
+    body: bytes = b""
+    ended: bool = False
+
+    def field(self, name: str) -> str:
+        """Return the first value of a field; empty: it is not there."""
+        return next((value for named, value in self.fields if named == name), "")
+
+    @property
+    def challenges(self) -> list[str]:
+        """How the server wants to be told who we are."""
+        return [value for name, value in self.fields if name == "www-authenticate"]
+
+
+def why_unreachable(uri: str, timeout_s: float) -> str:
+    """Return why a stream cannot be opened, as one clause; never with its credentials.
+
+    Args:
+        uri: rtsp, rtsps, http or https, with a host.
+        timeout_s: at most, for the whole; resolving the name may take longer.
+    """
+    return objection(uri, timeout_s) or (
+        f"{_where(urlsplit(uri), uri)} answers, but with nothing to decode in time; check the path and the "
+        "camera's codec"
+    )
+
+
+def objection(uri: str, timeout_s: float) -> str:
+    """Ask a server for a stream without opening it: DESCRIBE, or a GET whose body is read only in part.
+
+    Redirections of HTTP are followed as FFmpeg follows them. An account goes to another address only where the
+    redirection names no host.
+
+    Args:
+        uri: rtsp, rtsps, http or https, with a host.
+        timeout_s: at most, for the whole; resolving the name may take longer.
+
+    Returns:
+        what the server or the network has against it, as one clause without credentials; empty: nothing.
+    """
+    until, where = time.monotonic() + timeout_s, ""
+    for _ in range(_MOST_REDIRECTS + 1):
+        parts = urlsplit(uri, allow_fragments=False)
+        where = _where(parts, uri)
+        answer = _answer(parts, uri, where, until)
+        if isinstance(answer, str):
+            return answer
+        if not parts.scheme.startswith("http") or answer.code not in _REDIRECTS:
+            return _meaning(where, answer, has_account=parts.username is not None)
+        uri, wrong = _onward(uri, answer.field("location"))
+        if wrong:
+            return f"{where} answers {answer.code}: it redirects to an address {wrong}"
+    return f"{where} redirects again and again; check the path"
+
+
+def _answer(parts: SplitResult, uri: str, where: str, until: float) -> _Answer | str:
+    """The answer, or why there is none."""
+    try:
+        return _diagnosis_ask(parts, until)
+    except (socket.gaierror, UnicodeError):  # the latter: no name service takes such a name
+        return f"no address is known for {where}; check the name and the network{_hint(uri)}"
+    except ConnectionRefusedError:
+        return f"nothing listens on {where}; check the port, and whether the camera is ready{_hint(uri)}"
+    except ssl.SSLError as error:
+        return f"{where} does not speak TLS as expected: {error.reason}"
+    except TimeoutError:
+        return f"{where} does not answer; is the camera on, and on this network?"
+    except OSError as error:
+        return f"{where} cannot be reached: {error.strerror or type(error).__name__}"
+
+
+def _onward(uri: str, location: str) -> tuple[str, str]:
+    """Return where a redirection leads, and what is wrong with that address; empty: nothing."""
+    try:
+        onward = urljoin(uri, location)
+        parts = urlsplit(onward, allow_fragments=False)
+        host = parts.hostname
+    except ValueError:
+        return "", "that cannot be read; check the camera's settings"
+    if not location or not host or parts.scheme not in ("http", "https"):
+        return "", "that is neither http nor https"
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    return (onward, "") if port != 0 else ("", "whose port is wrong; expected a port from 1 to 65535")
+
+
+def _where(parts: SplitResult, uri: str) -> str:
+    if mask(uri).endswith("***"):
+        return "its host"
+    return f"{parts.hostname}:{parts.port or _PORTS[parts.scheme]}"
+
+
+def _hint(uri: str) -> str:
+    return _UNESCAPED if mask(uri).endswith("***") else ""
+
+
+def _meaning(where: str, answer: _Answer, *, has_account: bool) -> str:
+    """The status code in our words: the server's own may repeat the path that was asked for."""
+    code = answer.code
+    if not code:
+        return f"{where} answers, but not in this protocol; check scheme and port"
+    if code.startswith("2"):
+        return _content(where, answer)
+    if code == "401":
+        why = "it wants a user name and a password"
+        why += (
+            ", and refuses the ones given" if has_account else "; set capture.username and capture.password_file"
+        )
+    else:
+        why = _ANSWERS.get(code, "check the path and the camera")
+    return f"{where} answers {code}: {why}"
+
+
+def _content(where: str, answer: _Answer) -> str:
+    """Describe what is wrong with the beginning of a body; empty: nothing that it tells."""
+    kind, body = answer.field("content-type").partition(";")[0].strip().lower(), answer.body
+    if answer.field("transfer-encoding").lower() == "chunked":
+        body = body.partition(b"\r\n")[2]
+    whole = answer.ended or answer.field("content-length") != ""
+    if not body:
+        return f"{where} answers, but sends nothing; {_INSTEAD}" if answer.ended else ""
+    if kind.startswith(("multipart/", "video/")):
+        return ""
+    if _PICTURE.match(body):
+        return f"this URL gives one picture, not a stream; {_INSTEAD}" if whole else ""
+    if kind.startswith("image/"):
+        return f"{where} announces a picture, but what it sends is none; check the path, or {_INSTEAD}"
+    begins = body.lstrip().lower()
+    if begins.startswith((b"<!doctype html", b"<html")) or (
+        kind in _PAGES and not begins.startswith((b"#extm3u", b"--"))
+    ):
+        return f"{where} gives a page or text, not a stream; {_INSTEAD}"
+    return ""
+
+
+def _diagnosis_ask(parts: SplitResult, until: float) -> _Answer:
+    """The answer; a server that wants to know who we are is asked again, as it wants to be."""
+    answer = _exchange(parts, "", until)
+    if answer.code != "401" or parts.username is None or not answer.challenges:
+        return answer
+    method, target = _request(parts)
+    chosen = next((one for one in answer.challenges if one.lower().startswith("digest")), answer.challenges[0])
+    account = unquote(parts.username), unquote(parts.password or "")
+    return _exchange(parts, f"Authorization: {_authorization(chosen, method, target, *account)}\r\n", until)
+
+
+def _request(parts: SplitResult) -> tuple[str, str]:
+    """The method, and what is asked for: without the account."""
+    if parts.scheme.startswith("rtsp"):
+        return "DESCRIBE", parts._replace(netloc=_host(parts)).geturl()
+    return "GET", parts._replace(scheme="", netloc="").geturl() or "/"
+
+
+def _host(parts: SplitResult) -> str:
+    return parts.netloc.rpartition("@")[2]
+
+
+def _exchange(parts: SplitResult, authorization: str, until: float) -> _Answer:
+    method, target = _request(parts)
+    if method == "DESCRIBE":
+        head = f"DESCRIBE {target} RTSP/1.0\r\nCSeq: 1\r\nAccept: application/sdp\r\n"
+    else:
+        head = f"GET {target} HTTP/1.0\r\nHost: {_host(parts)}\r\n"
+    request = f"{head}{authorization}\r\n".encode("utf-8", "replace")
+    address = parts.hostname or "", parts.port or _PORTS[parts.scheme]
+    with socket.create_connection(address, _left(until)) as plain:
+        plain.settimeout(_left(until))
+        if not parts.scheme.endswith("s"):
+            return _read(plain, request, until)
+        # FFmpeg does not check certificates either: most cameras have signed their own.
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with context.wrap_socket(plain, server_hostname=address[0]) as secure:
+            return _read(secure, request, until)
+
+
+def _left(until: float) -> float:
+    if (left := until - time.monotonic()) <= 0:
+        raise TimeoutError
+    return left
+
+
+def _read(connection: socket.socket, request: bytes, until: float) -> _Answer:
+    connection.sendall(request)
+    said = b""
+    while b"\r\n\r\n" not in said and len(said) < _LARGEST_HEAD:
+        connection.settimeout(_left(until))
+        piece = connection.recv(4096)
+        said += piece
+        if not piece or not said.startswith((b"RTSP/"[: len(said)], b"HTTP/"[: len(said)])):
+            break
+    head, _, body = said.partition(b"\r\n\r\n")
+    status, *lines = head.decode("latin-1").split("\r\n")
+    found = re.match(r"(?:RTSP|HTTP)/\S+ ([1-9]\d\d)(?!\S)", status)
+    named = [line.partition(":") for line in lines]
+    answer = _Answer(
+        found[1] if found else "", [(name.strip().lower(), value.strip()) for name, _, value in named]
+    )
+    if not (request.startswith(b"GET") and answer.code.startswith("2")):
+        return answer
+    return _with_body(connection, answer, body, until)
+
+
+def _with_body(connection: socket.socket, answer: _Answer, body: bytes, until: float) -> _Answer:
+    """Read on until there is enough of the body to judge it by, or the time is over."""
+    is_picture = answer.field("content-type").lower().startswith("image/")
+    length = answer.field("content-length")
+    enough = _LARGEST_PICTURE if is_picture and not length else _BEGINNING
+    if length.isdecimal() and len(length) <= _LONGEST_NUMBER:
+        enough = min(enough, int(length))
+    ended = length == "0"
+    try:
+        while len(body) < enough and not ended:
+            connection.settimeout(_left(until))
+            piece = connection.recv(65536)
+            body, ended = body + piece, not piece
+    except TimeoutError:  # a slow stream
+        pass
+    except OSError:
+        ended = True
+    return structs.replace(answer, body=body, ended=ended)
+
+
+def _authorization(challenge: str, method: str, target: str, user: str, password: str) -> str:
+    """The answer to a challenge: Basic (RFC 7617), or Digest (RFC 7616; that of RFC 2069 has no qop)."""
+    kind, _, rest = challenge.partition(" ")
+    if kind.lower() != "digest":
+        return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+    given = dict(re.findall(r'(\w+)\s*=\s*"?([^",]*)"?', rest))
+    realm, nonce = given.get("realm", ""), given.get("nonce", "")
+    algorithm = hashlib.sha256 if given.get("algorithm", "").upper().startswith("SHA-256") else hashlib.md5
+
+    def digest(text: str) -> str:
+        return algorithm(text.encode(), usedforsecurity=False).hexdigest()
+
+    said = {"username": user, "realm": realm, "nonce": nonce, "uri": target}
+    between, count = nonce, "00000001"
+    if "qop" in given:
+        said["cnonce"] = secrets.token_hex(8)
+        between = f"{nonce}:{count}:{said['cnonce']}:auth"
+    said["response"] = digest(f"{digest(f'{user}:{realm}:{password}')}:{between}:{digest(f'{method}:{target}')}")
+    said |= {key: given[key] for key in ("opaque",) if key in given}
+    quoted = ", ".join(f'{key}="{value}"' for key, value in said.items())
+    bare = f", qop=auth, nc={count}" if "qop" in given else ""
+    named = f", algorithm={given['algorithm']}" if "algorithm" in given else ""
+    return f"Digest {quoted}{bare}{named}"
+
+
+# Streams: RTSP and HTTP cameras through FFmpeg.
+
+_FFMPEG_OPTIONS = "rtsp_transport;tcp|analyzeduration;300000|probesize;100000"
+"""TCP: a lost packet would smear the picture until the next key frame. Looking at 0.3 s (µs here) instead of 5 s
+of the stream opens a camera in 0.5 s instead of 2. The variable is the process's, so files get the same:
+AVI, MP4, MKV and TS open with it."""
+_ASK_S = 2.0
+"""For a server to say why it gives no stream, at most."""
+
+
+class Stream(Capture):
+    """A stream from another machine."""
+
+    def __init__(self, capture: cv2.VideoCapture, address: Address, stall_s: float) -> None:
+        super().__init__(capture, address.shown)
+        self._target, self._stall_s, self._grabbed = address.target, stall_s, 0
+
+    def grab(self) -> bool:
+        """Wait for the next picture and hold it."""
+        began_s = time.monotonic()
+        grabbed = self._capture.grab()
+        # When its time is up, FFmpeg may first give a picture that it held back: one from before the silence.
+        if time.monotonic() - began_s >= self._stall_s:
+            raise SourceError(f"{self._shown}: no picture for {self._stall_s:g} s")
+        if not grabbed:
+            raise SourceError(f"{self._shown}: expected the next picture; {self._why_ended()}")
+        self._grabbed += 1
+        return True
+
+    def _why_ended(self) -> str:
+        # The URL of a snapshot, a common mistake, opens like a stream and ends after its picture.
+        why = objection(self._target, min(self._stall_s, _ASK_S)) if self._grabbed == 1 else ""
+        return why or "the server stopped sending"
+
+
+def open_stream(address: Address, stall_s: float) -> Stream:
+    """Open an RTSP or HTTP stream.
+
+    Raises:
+        SourceError: nobody answers in `stall_s`, or what answers is no video.
+    """
+    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", _FFMPEG_OPTIONS)
+    limit_ms = max(1, round(stall_s * 1000))
+    parameters = [
+        *(cv2.CAP_PROP_N_THREADS, DECODER_THREADS),
+        *(cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit_ms),
+        *(cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit_ms),
+    ]
+    capture = open_capture(address.target, cv2.CAP_FFMPEG, parameters)
+    if capture is None:
+        why = why_unreachable(address.target, min(stall_s, _ASK_S))
+        raise SourceError(f"{address.shown}: expected a video stream; {why}")
+    return Stream(capture, address, stall_s)

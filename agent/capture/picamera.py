@@ -8,9 +8,9 @@ from typing import Any, cast
 import numpy as np
 
 from agent.capture.source import Source
-from agent.capture.uri import Address
+from agent.config.source_uri import Address
 from agent.errors import SourceError
-from agent.messages import Image
+from agent.types import Image
 
 _SIZE = (1280, 720)
 

@@ -2,19 +2,156 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
-from agent.capture.opening import Opening
-from agent.capture.outage import Thinning
-from agent.capture.pool import Pool
-from agent.capture.source import Source, open_source
-from agent.capture.uri import parse
-from agent.config import CaptureConfig
-from agent.messages import ChannelOrder, Image
+from agent.capture.audio_file import Resampler
+from agent.capture.handoff import Pool
+from agent.capture.source import Block, SoundSource, Source, open_sound, open_source
+from agent.config.source_uri import mask, parse
+from agent.config.stream import CaptureConfig
+from agent.errors import SourceError
+from agent.types import ChannelOrder, Image, Samples
+
+
+class Opened(Protocol):
+    """A source that is open.
+
+    Attributes:
+        about: what it gives, for people.
+    """
+
+    about: str
+
+    def close(self) -> None:
+        """Free the device or file."""
+        ...
+
+
+S = TypeVar("S", bound=Opened)
+
+
+class Opening(ABC, Generic[S]):
+    """Reads in a thread of its own, so that whoever started it never waits for a device.
+
+    Attributes:
+        delivered: how often it has handed something on.
+        goes_on: the source has shown that it gives more than one picture; of sound it is always true.
+        about: what the source gives, once it is open.
+        error: what it ended with.
+        over: it will deliver nothing more.
+    """
+
+    def __init__(self, uri: str, woken: threading.Event, name: str) -> None:
+        """Prepare.
+
+        Args:
+            uri: of the source, for messages.
+            woken: set at the first delivery, when `goes_on` becomes true, and at the end.
+            name: of the thread.
+        """
+        self._uri, self._woken = uri, woken
+        self._abandoned = threading.Event()
+        self._asked_ns = time.monotonic_ns()
+        self.delivered, self.about, self.over, self.goes_on = 0, "", False, True
+        self.error: SourceError | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Open and read."""
+        self._asked_ns = time.monotonic_ns()
+        self._thread.start()
+
+    def waiting_s(self) -> float:
+        """For how long the source has owed us an answer, s; 0 while we are the ones who are busy."""
+        asked_ns = self._asked_ns
+        return (time.monotonic_ns() - asked_ns) / 1e9 if asked_ns else 0.0
+
+    def abandon(self) -> None:
+        """Not wanted any more: it closes its source as soon as the source answers."""
+        self._abandoned.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Whether its thread has come to its end in time, with the source closed; or was never started."""
+        if self._thread.ident is None:
+            return True
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @abstractmethod
+    def _open(self) -> S:
+        """The source, open.
+
+        Raises:
+            SourceError: it cannot be opened.
+        """
+
+    @abstractmethod
+    def _read(self, source: S) -> None:
+        """Read to the end, or until it is abandoned; `_asked_ns` tells since when the source has been waited for.
+
+        Raises:
+            SourceError: it broke.
+        """
+
+    def _count(self) -> None:
+        """Something was handed on."""
+        self.delivered += 1
+        if self.delivered == 1:
+            self._woken.set()
+
+    def _said(self, error: Exception) -> str:
+        """Describe a library's error; for a network source without its text, which may quote the address."""
+        if mask(self._uri) == self._uri:
+            return f"{type(error).__name__}: {error}"
+        return getattr(error, "strerror", None) or type(error).__name__
+
+    def _run(self) -> None:
+        source: S | None = None
+        try:
+            source = self._open()
+            self.about = source.about
+            self._read(source)
+        except SourceError as error:
+            self.error = error
+        except Exception as error:  # a library's own: this is where it becomes ours
+            self.error = SourceError(f"{mask(self._uri)}: {self._said(error)}")
+        self._asked_ns, self.over = 0, True
+        self._woken.set()
+        # After the news: saying goodbye to a camera that is gone takes as long as waiting for its picture.
+        if source is not None:
+            with contextlib.suppress(Exception):
+                source.close()
+
+
+# Outages: when a source is lost and when it is back, each said once. Rules only: the clock is handed in.
+
+
+class Thinning:
+    """Lets through so many pictures a second, evenly on average."""
+
+    def __init__(self, max_fps: float) -> None:
+        self._period_s = 1.0 / max_fps if max_fps > 0 else 0.0
+        self._due_s = float("-inf")
+
+    def passes(self, now_s: float) -> bool:
+        """Whether the picture of this moment is handed on.
+
+        Args:
+            now_s: of any clock that goes on, s.
+        """
+        if self._period_s == 0.0:
+            return True
+        if now_s < self._due_s - 1e-6:
+            return False
+        late = now_s - self._due_s
+        self._due_s = now_s + self._period_s if late > self._period_s else self._due_s + self._period_s
+        return True
 
 
 class Stamp(NamedTuple):
@@ -92,3 +229,94 @@ class Reader(Opening[Source]):
         wanted = self._deliver(self, image, stamp, source.order)
         self._count()
         return wanted
+
+
+# The reader of sound: takes it from an open source, brings it to the wanted rate, stamps it, hands it on.
+
+
+class Sound(NamedTuple):
+    """Sound at the rate that is wanted.
+
+    Attributes:
+        samples: N int16, N > 0.
+        lost: samples that are missing right before them.
+        captured_ns, captured_at, read_ns: of the last, see `AudioChunk`.
+    """
+
+    samples: Samples
+    lost: int
+    captured_ns: int
+    captured_at: datetime
+    read_ns: int
+
+
+DeliverSound = Callable[["SoundReader", Sound], bool]
+"""Gets each piece of sound; False when no more is wanted."""
+
+
+class SoundReader(Opening[SoundSource]):
+    """One opening of a source of sound."""
+
+    def __init__(
+        self, uri: str, rate_hz: int, deliver: DeliverSound, woken: threading.Event, *, stall_s: float, name: str
+    ) -> None:
+        super().__init__(uri, woken, name)
+        self._rate_hz, self._deliver, self._stall_s = rate_hz, deliver, stall_s
+        self._lost = self._went = 0
+
+    def _open(self) -> SoundSource:
+        return open_sound(self._uri, self._rate_hz, stall_s=self._stall_s)
+
+    def _read(self, source: SoundSource) -> None:
+        self._began_ns, self._began_at = time.monotonic_ns(), datetime.now(UTC)
+        self._from_hz, self._resampler = source.rate_hz, Resampler(source.rate_hz, self._rate_hz)
+        while not self._abandoned.is_set():
+            block = source.read()
+            if block is None:
+                rest = self._resampler.rest()
+                self._hand_on(source, Block(rest))
+                return
+            if block.lost or source.rate_hz != self._from_hz:
+                self._begin_anew(source, block.lost)
+            if len(block.samples) and not self._hand_on(source, self._changed(block)):
+                return
+
+    def _changed(self, block: Block) -> Block:
+        """At the rate that is wanted, with the time of what has come out instead of what went in."""
+        samples = self._resampler.change(block.samples)
+        behind_ns = round(self._resampler.behind_s * 1e9)
+        return Block(samples, 0, block.captured_ns - behind_ns, block.read_ns)
+
+    def _begin_anew(self, source: SoundSource, lost: int) -> None:
+        """After a gap: what the filter held back is lost as well."""
+        self.about = source.about
+        lost_s = lost / self._from_hz + self._resampler.behind_s
+        self._lost += max(1, round(lost_s * self._rate_hz))
+        self._from_hz, self._resampler = source.rate_hz, Resampler(source.rate_hz, self._rate_hz)
+
+    def _hand_on(self, source: SoundSource, block: Block) -> bool:
+        """When it is due, and as far as there is any; False when no more is wanted."""
+        if not len(block.samples):
+            return True
+        self._went += len(block.samples)
+        stamped = self._live(block) if source.live else self._replayed(block, paced=source.paced)
+        self._asked_ns, self._lost = 0, 0
+        wanted = self._deliver(self, stamped)
+        self._count()
+        self._asked_ns = time.monotonic_ns()
+        return wanted
+
+    def _live(self, block: Block) -> Sound:
+        age_s = max(0, time.monotonic_ns() - block.captured_ns) / 1e9
+        at = datetime.now(UTC) - timedelta(seconds=age_s)
+        return Sound(block.samples, self._lost, block.captured_ns, at, block.read_ns)
+
+    def _replayed(self, block: Block, *, paced: bool) -> Sound:
+        """Stamped with recorded time from the start on; at its pace not before that time has come."""
+        recorded_s = self._went / self._rate_hz
+        captured_ns = self._began_ns + round(recorded_s * 1e9)
+        if paced:
+            self._asked_ns = 0
+            self._abandoned.wait(max(0.0, (captured_ns - time.monotonic_ns()) / 1e9))
+        at = self._began_at + timedelta(seconds=recorded_s)
+        return Sound(block.samples, 0, captured_ns, at, time.monotonic_ns())

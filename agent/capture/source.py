@@ -2,27 +2,102 @@
 
 v4l2:/dev/video0?size=1280x720&fps=30&format=MJPG   a camera on USB or CSI through V4L2
 libcamera:0?size=1280x720&fps=30                     a Raspberry Pi's camera through Picamera2
-rtsp://host:554/path   rtsps:// http:// https://     user and password: see `CaptureConfig`, or rtsp://user:password@…
-file:clip.mp4?pace=realtime|fast&loop=1
-dir:images/?pace=fast|realtime&fps=10&loop=1         jpg, png and bmp in order of their names
-test:?size=640x480&fps=10&frames=100&pace=fast       a moving pattern, always the same
+rtsp://host:554/path   rtsps:// http:// https://     user and password: see `CaptureConfig`, or
+rtsp://user:password@… file:clip.mp4?pace=realtime|fast&loop=1 dir:images/?pace=fast|realtime&fps=10&loop=1
+jpg, png and bmp in order of their names test:?size=640x480&fps=10&frames=100&pace=fast       a moving pattern,
+always the same
 
-Sound has sources of its own: see `agent.capture.sound`.
+Sound has sources of its own: see `agent.capture.source`.
 """
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
+from urllib.parse import quote, unquote, urlsplit
 
-from agent.capture import localfile
-from agent.capture.login import with_login
-from agent.capture.uri import Address, opener, parse, parse_picture
-from agent.config import CaptureConfig
-from agent.errors import SourceError
-from agent.messages import ChannelOrder, Image
+import numpy as np
+from msgspec.structs import replace
+
+from agent.config import secret_file
+from agent.config.source_uri import Address, opener, parse, parse_picture, parse_sound
+from agent.config.stream import CaptureConfig
+from agent.errors import SourceError, reason_of
+from agent.types import Array, ChannelOrder, Image, Samples
+
+# Files and folders that a source names: where what the system says of them becomes a `SourceError`.
+
+SCHEMES = ("file", "dir", "wav")
+"""Schemes of sources that are files or folders."""
+
+
+def status(address: Address) -> os.stat_result | None:
+    """Return the status of the file or folder of a source; None: there is none.
+
+    Raises:
+        SourceError: it cannot be looked at; its cause is a PermissionError where a right is missing.
+    """
+    try:
+        return Path(address.target).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # a ValueError: the path holds a NUL character
+        raise SourceError(f"{address.shown}: cannot be read: {reason_of(error)}") from error
+
+
+def exists(address: Address) -> bool:
+    """Return whether the file or folder of a source is there.
+
+    Raises:
+        SourceError: see `status`.
+    """
+    return status(address) is not None
+
+
+# Logging in to a camera on the network: a user name and a password that do not stand in its URI.
+
+
+def with_login(address: Address, config: CaptureConfig) -> Address:
+    """Return the address with the configured user name and password in its target, which is never to be shown.
+
+    The password is read from its file now: it may have been changed since the last time.
+
+    Raises:
+        SourceError: the file cannot be read, or the URI and the configuration do not go together.
+    """
+    if not (config.username or config.password_file):
+        return address
+    wrong = partial(_wrong, address)
+    if not address.on_network:
+        raise wrong("username", "and password_file are for rtsp:, rtsps:, http: and https:")
+    parts = urlsplit(address.target, allow_fragments=False)
+    if parts.password:
+        raise wrong(
+            "username", "or password_file is set, and the URI has a password, too: take it out of the URI"
+        )
+    if config.username and parts.username:
+        raise wrong("username", "is set, and the URI names a user, too: take it out of the URI")
+    user = config.username or unquote(parts.username or "")
+    if not user:
+        raise wrong("password_file", "is set but username is not")
+    account = quote(user, safe="")
+    if config.password_file:
+        account += ":" + quote(_password(address, config.password_file), safe="")
+    host = parts.netloc.rpartition("@")[2]
+    return replace(address, target=parts._replace(netloc=f"{account}@{host}").geturl())
+
+
+def _password(address: Address, name: str) -> str:
+    wrong = partial(_wrong, address, "password_file")
+    return secret_file.read_password(secret_file.expand(name, wrong), wrong)
+
+
+def _wrong(address: Address, key: str, what: str) -> SourceError:
+    return SourceError(f"{address.shown}: capture.{key} {what}")
 
 
 class Source(Protocol):
@@ -92,7 +167,7 @@ def check_there(uri: str) -> None:
         SourceError: what is wrong; its cause is a PermissionError where that is for want of a right.
     """
     address = parse(uri)
-    if address.scheme in localfile.SCHEMES and not localfile.exists(address):
+    if address.scheme in SCHEMES and not exists(address):
         raise SourceError(f"{address.shown}: no such file or folder: {Path(address.target).absolute()}")
 
 
@@ -107,7 +182,7 @@ def check_opens(uri: str) -> None:
     """
     check_there(uri)
     address = parse(uri)
-    found = localfile.status(address) if address.scheme in localfile.SCHEMES else None
+    found = status(address) if address.scheme in SCHEMES else None
     if found is None or stat.S_IFMT(found.st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
         return
     source: Any = opener(address)(address, _STALL_S, *([_RATE_HZ] if address.sound else []))
@@ -142,3 +217,86 @@ def open_source(uri: str, *, stall_s: float, login: CaptureConfig | None = None)
     if login is not None:
         address = with_login(address, login)
     return cast(Opener, opener(address))(address, stall_s)
+
+
+# Sources of sound: a microphone or a file, opened by its URI and read block by block.
+#
+# mic:default?rate=16000&channel=0       the microphone that the system prefers
+# mic:3                                  by its number
+# mic:USB PnP Sound                      by its name, or a part of it that only one has
+# wav:speech.wav?pace=realtime|fast&loop=1&channel=left|right|mix|N     WAV, FLAC or OGG
+#
+# `rate` is what a microphone is asked for, if not for the rate that is wanted of it. Of several channels the mean
+# is taken, unless `channel` names one.
+
+
+class Block(NamedTuple):
+    """What a source gives at once.
+
+    Attributes:
+        samples: N int16, one channel; none where nothing came for a moment.
+        lost: samples that are missing right before them.
+        captured_ns, read_ns: of the last sample, see `AudioChunk`; of a recording 0, since it counts by itself.
+    """
+
+    samples: Samples
+    lost: int = 0
+    captured_ns: int = 0
+    read_ns: int = 0
+
+
+class SoundSource(Protocol):
+    """Sound, block by block. Used by one thread at a time.
+
+    Attributes:
+        live: it goes on by itself.
+        paced: a recording that is to be played at its own pace.
+        rate_hz: samples per second of what it gives. May change between two blocks.
+        about: rate and channels, for people.
+    """
+
+    live: bool
+    paced: bool
+    rate_hz: int
+    about: str
+
+    def read(self) -> Block | None:
+        """Wait for the next block, a fraction of a second at most; None at the end of a recording.
+
+        Raises:
+            SourceError: it broke.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the device or file. May be called twice."""
+        ...
+
+
+SoundOpener = Callable[[Address, float, int], SoundSource]
+
+
+def open_sound(uri: str, rate_hz: int, *, stall_s: float) -> SoundSource:
+    """Open the source of sound behind a URI.
+
+    Args:
+        uri: see the module.
+        rate_hz: that is wanted; it may give another.
+        stall_s: a microphone that gives nothing for so long has failed, s.
+
+    Raises:
+        SourceError: the URI is wrong or one of pictures, or the source cannot be opened.
+    """
+    address = parse_sound(uri)
+    return cast(SoundOpener, opener(address))(address, stall_s, rate_hz)
+
+
+def mono(frames: Array, channel: int | None) -> Array:
+    """One channel, N, of frames, N×C int16 or float32: the one of that number, or the mean of all, rounded."""
+    if frames.shape[1] == 1 or channel is not None:
+        picked: Array = np.ascontiguousarray(frames[:, channel or 0])
+        return picked
+    if frames.dtype != np.int16:
+        return cast(Array, frames.mean(axis=1, dtype=frames.dtype))
+    count = frames.shape[1]
+    return cast(Array, ((frames.sum(axis=1, dtype=np.int32) + count // 2) // count).astype(np.int16))

@@ -6,17 +6,119 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from msgspec import Struct
 
-from agent.capture.opening import Opening
-from agent.capture.outage import BackOff, CaptureState, Outage
-from agent.capture.plug import Plug
-from agent.capture.uri import Address
-from agent.config import CaptureConfig
+from agent.capture.reader import Opening
+from agent.config.source_uri import Address, is_local
+from agent.config.stream import CaptureConfig
 from agent.errors import SourceError
-from agent.hosts import is_local
+
+# Outages: when a source is lost and when it is back, each said once. Rules only: the clock is handed in.
+
+CaptureState = Literal["starting", "running", "lost", "ended"]
+
+
+class Outage:
+    """The state of one source.
+
+    Attributes:
+        state: starting, until its first picture or first failure; running; lost; ended.
+        detail: why it is lost, or what it gives, for people.
+    """
+
+    def __init__(self) -> None:
+        self.state: CaptureState = "starting"
+        self.detail = ""
+        self._lost_s, self._explained = 0.0, False
+
+    def lose(self, now_s: float, reason: str, *, explains: bool = True) -> bool:
+        """Take note that the source gives nothing.
+
+        Args:
+            now_s: of any clock that goes on, s.
+            reason: for people.
+            explains: False: the reason only says that nothing comes, and a more exact one may follow.
+
+        Returns:
+            True where this is news: the outage begins, or this is its first reason that explains it.
+        """
+        self.detail = reason
+        is_news = self.state != "lost" or (explains and not self._explained)
+        if self.state != "lost":
+            self.state, self._lost_s, self._explained = "lost", now_s, False
+        self._explained = self._explained or explains
+        return is_news
+
+    def run(self, now_s: float, about: str) -> str | None:
+        """It gives pictures: the news, if it had been lost."""
+        news = f"back after {now_s - self._lost_s:.0f} s" if self.state == "lost" else None
+        self.state, self.detail = "running", about
+        return news
+
+    def end(self) -> None:
+        """A finite source is over."""
+        self.state, self.detail = "ended", ""
+
+
+class BackOff:
+    """Pauses between attempts: each twice the last up to a limit, less a random part so boards do not meet."""
+
+    def __init__(self, first_s: float, last_s: float) -> None:
+        self._first_s, self._last_s = min(first_s, last_s), last_s
+        self._pause_s = self._first_s
+
+    def next(self, chance: float) -> float:
+        """The pause before the next attempt, s.
+
+        Args:
+            chance: 0..1, 1 for the whole pause and 0 for half of it.
+        """
+        pause_s = self._pause_s
+        self._pause_s = min(self._last_s, pause_s * 2)
+        return pause_s * (0.5 + 0.5 * chance)
+
+    def reset(self) -> None:
+        """It went well: the next pause is the first again."""
+        self._pause_s = self._first_s
+
+
+# Whether a source's device has just been plugged in: then it is opened at once, and not when a pause is over.
+
+_SOUND = Path("/dev/snd")
+_CAPTURES = "pcmC*D*c"
+"""ALSA's nodes for capture."""
+
+
+class Plug:
+    """Of one source; a camera by its node, a microphone by any that is new, since its name says nothing of it."""
+
+    def __init__(self, address: Address, sound: Path = _SOUND) -> None:
+        """Note what is there now.
+
+        Args:
+            address: of the source; one that is no device is never plugged in.
+            sound: folder of ALSA's nodes.
+        """
+        self._address, self._sound = address, sound
+        self._nodes = self._found()
+
+    def came(self) -> bool:
+        """Whether there is a device that was not there at the last look."""
+        before, self._nodes = self._nodes, self._found()
+        return bool(self._nodes - before)
+
+    def _found(self) -> set[Path]:
+        try:
+            if self._address.scheme == "mic":
+                return set(self._sound.glob(_CAPTURES))
+            device = Path(self._address.target)
+            return {device} if self._address.scheme == "v4l2" and device.exists() else set()
+        except OSError:  # it is unplugged at this moment
+            return set()
+
 
 _FIRST_PAUSE_S = 0.5
 _HANGING_MAX = 3
@@ -49,7 +151,7 @@ class CaptureStats(Struct, frozen=True):
             not count.
         dropped: lost on the way: pictures that were replaced by a newer one, samples that overran.
         reopened: times that the source came back after it was opened again.
-        state, detail: see `agent.capture.outage.Outage`.
+        state, detail: see `agent.capture.supervisor.Outage`.
     """
 
     frames: int

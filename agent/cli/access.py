@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 if TYPE_CHECKING:
-    from agent.comms.access import Access
+    from agent.comms.consumer.client import Access
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -98,7 +99,7 @@ def broker_options(verb: F) -> F:
 
 def _access(given: dict[str, Any]) -> Access:
     """Takes what it needs out of the options."""
-    from agent.comms.access import Access
+    from agent.comms.consumer.client import Access
 
     said = {key: given.pop(key) for key in Access.__struct_fields__}
     access = Access(**said | {"port": said["port"] or 0})
@@ -111,8 +112,8 @@ def _access(given: dict[str, Any]) -> Access:
 
 
 def _check_host(access: Access) -> None:
-    from agent.comms.access import as_options
-    from agent.comms.address import check_host
+    from agent.comms.consumer.client import as_options
+    from agent.comms.mqtt.endpoint import check_host
     from agent.errors import ConfigError
 
     try:

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.plaintext import plain
+from agent.text import plain
 
 if TYPE_CHECKING:
-    from agent.compute.infer.finding import Found
-    from agent.compute.infer.measure import Measured
-    from agent.compute.infer.verdict import Verdict
-    from agent.loadgen import Outcome
+    from agent.compute.infer.choice import Measured, Verdict
+    from agent.compute.infer.delegates import Found
+    from agent.optimise.loadgen import Outcome
 
 
 @click.command()
@@ -67,17 +66,16 @@ def bench(
     With --loadgen MLPerf's own load generator measures, too: the best way, or those of --backend. Its figures
     have the way to the model's process and back in them, and no pauses.
     """
-    from agent.compute.infer.selection import choose
-    from agent.golden import golden
-    from agent.library import open_model_without_root
-    from agent.surveys import spare_memory_mb
+    from agent.compute.infer.benchmark import choose
+    from agent.daemon.measurements import spare_memory_mb
+    from agent.models.library import golden, open_model_without_root
 
     if picture is not None:
         from agent.cli.chart import check as check_chart
 
         check_chart(picture)
     if loadgen:
-        from agent.loadgen import check
+        from agent.optimise.loadgen import check
 
         check(loadgen_logs)
     elif loadgen_logs is not None:
@@ -114,8 +112,8 @@ def bench(
 
 def _candidates(backends: Sequence[str]) -> list[Found]:
     """Look for what is to be measured besides the CPU."""
-    from agent.compute.infer.backend import CPU
-    from agent.compute.infer.finding import candidates
+    from agent.compute.infer.delegates import candidates
+    from agent.compute.infer.session import CPU
 
     names = [name for name in backends if name != CPU]
     return candidates(names, besides=[CPU]) if names or not backends else []
@@ -130,7 +128,7 @@ def _progress(what: str) -> None:
 def _print_json(verdict: Verdict, tested: list[Outcome] | None) -> None:
     import msgspec
 
-    from agent.cli.jsonoutput import print_json
+    from agent.cli.json_output import print_json
 
     told: dict[str, Any] = msgspec.structs.asdict(verdict)
     if tested is not None:

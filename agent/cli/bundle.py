@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.plaintext import plain
+from agent.text import plain
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from agent.update.building import Plan
-    from agent.update.inspection import Inspection
+    from agent.update.bundle.build import Inspection, Plan
+
 
 _PATH = click.Path(path_type=Path)
 _THERE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -29,7 +29,7 @@ def bundle() -> None:
 def _boards(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem]:
     from click.shell_completion import CompletionItem
 
-    from agent.profiles import shipped
+    from agent.config.profiles import shipped
 
     return [CompletionItem(path.stem) for path in shipped() if path.stem.startswith(incomplete)]
 
@@ -38,7 +38,7 @@ def _models(_context: click.Context, _option: click.Parameter, incomplete: str) 
     """Bundled ones by name; else it is a file."""
     from click.shell_completion import CompletionItem
 
-    from agent.storage.models import bundled
+    from agent.models.files import bundled
 
     names = [CompletionItem(name) for name in bundled() if name.startswith(incomplete)]
     return [*names, CompletionItem(incomplete, type="file")]
@@ -80,10 +80,11 @@ def build(out: Path | None, key: Path | None, **options: Any) -> None:
     """
     from tempfile import TemporaryDirectory
 
-    from agent.update import building, trust
+    from agent.update.bundle import build as building
+    from agent.update.bundle import signing
 
     if key is not None:
-        trust.check_key(key)
+        signing.check_key(key)
     plan = _plan(**options)
     out = out or Path(_default_name(plan))
     with TemporaryDirectory(prefix="vedette-bundle-") as work:
@@ -99,7 +100,7 @@ def build(out: Path | None, key: Path | None, **options: Any) -> None:
 @click.option("--key", type=_PATH, required=True, help="Private key, or the public one of a key in ssh-agent.")
 def sign(file: Path, key: Path) -> None:
     """Sign FILE with a key of ssh-keygen's; the signature is FILE.sig."""
-    from agent.update import archive
+    from agent.update.bundle import archive
 
     archive.check(file, archive.read_description(file))
     click.echo(plain(str(_sign(file, key))))
@@ -112,13 +113,13 @@ def sign(file: Path, key: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def inspect(file: Path, signers: Path | None, revoked: Path | None, as_json: bool) -> None:
     """Check every file of the bundle FILE and show what is in it. Exits with 1 when a board would refuse it."""
-    from agent.update.inspection import inspection
+    from agent.update.bundle.build import inspection
 
     if revoked is not None and signers is None:
         raise click.UsageError("--revoked goes with --signers")
     found = inspection(file, signers, revoked)
     if as_json:
-        from agent.cli.jsonoutput import print_json
+        from agent.cli.json_output import print_json
 
         print_json(found, indent=2)
     else:
@@ -127,9 +128,9 @@ def inspect(file: Path, signers: Path | None, revoked: Path | None, as_json: boo
 
 
 def _plan(*, counter: int | None, models_only: bool, name: str | None, **given: Any) -> Plan:
+    from agent.cli.bundle_options import check_name, read_health, read_migrations, read_shadow, read_target
     from agent.errors import BundleError
-    from agent.update.building import Plan
-    from agent.update.options import check_name, read_health, read_migrations, read_shadow, read_target
+    from agent.update.bundle.build import Plan
 
     if counter is None:
         raise BundleError(
@@ -178,11 +179,11 @@ def _default_name(plan: Plan) -> str:
 
 
 def _sign(file: Path, key: Path) -> Path:
-    from agent.update import trust
+    from agent.update.bundle import signing
 
-    trust.check_key(key)
+    signing.check_key(key)
     _tell(f"signing with {key}, which may want a passphrase or a touch")
-    return trust.sign(file, key)
+    return signing.sign(file, key)
 
 
 def _tell(what: str) -> None:

@@ -10,12 +10,11 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
+from agent.config.profiles import shipped
+from agent.config.toml import nearest, read_toml
 from agent.errors import BundleError
-from agent.profiles import shipped
-from agent.storage.regular import refuse_special
-from agent.tomlfile import nearest, read_toml
-from agent.update.description import GLIBC, PYTHON, WORD, Migration, Target
-from agent.update.gates import HealthGate, ShadowGate
+from agent.storage.files import refuse_special
+from agent.update.bundle.description import GLIBC, PYTHON, WORD, HealthGate, Migration, ShadowGate, Target
 
 Gate = TypeVar("Gate", HealthGate, ShadowGate)
 

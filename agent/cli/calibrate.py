@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.plaintext import plain
+from agent.text import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from agent.picture_practice import SizesLesson
-    from agent.practice import Lesson
+    from agent.optimise.calibrate.exits import Lesson
+    from agent.optimise.calibrate.resolutions import SizesLesson
+
 
 _LOSS = {"words": 0.2, "pictures": 10.0}
 """Percentage points. Agreement of two sizes is the harder measure: ten cost NanoDet less than one of AP50."""
@@ -53,11 +54,10 @@ def calibrate(
     is what the largest size says, and for each smaller one the least confidence is taken that keeps its answers
     in agreement with it but for --loss. A stream uses them with rung = "auto".
     """
-    from agent.compute.infer.unprivileged import without_root
-    from agent.library import open_manifest
-    from agent.manifest import Manifest
-    from agent.storage.manifestfile import rewrite, set_rungs
-    from agent.storage.models import preloaded
+    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.compute.manifest import Manifest
+    from agent.models.files import preloaded, rewrite, set_rungs
+    from agent.models.library import open_manifest
 
     with preloaded([model]):
         sound = without_root(lambda: open_manifest(model), Manifest).audio is not None
@@ -76,8 +76,7 @@ def calibrate(
 
 def _target(model: str, out: Path | None) -> Path:
     """Where the manifest will be written, once it is known that it can be."""
-    from agent.storage.manifestfile import check_place
-    from agent.storage.models import bundled, manifest_path
+    from agent.models.files import bundled, check_place, manifest_path
 
     if out is None and model in bundled():
         raise click.UsageError(f"{model} is a bundled model and stays as it is: name another manifest with --out")
@@ -99,7 +98,7 @@ def _check_picture(picture: Path, *, sound: bool) -> None:
 
 
 def _draw(lesson: Lesson | SizesLesson, picture: Path | None) -> None:
-    from agent.practice import Lesson
+    from agent.optimise.calibrate.exits import Lesson
 
     if picture is not None and isinstance(lesson, Lesson):
         from agent.cli.chart import draw
@@ -118,7 +117,7 @@ def _warn(lost: float, loss: float) -> None:
 
 
 def _listen(model: str, data: Path, loss: float) -> Lesson:
-    from agent.practice import Pupil, labelled, learn
+    from agent.optimise.calibrate.exits import Pupil, labelled, learn
 
     pupil = Pupil(model)
     recordings = labelled(data, pupil.labels)
@@ -127,7 +126,7 @@ def _listen(model: str, data: Path, loss: float) -> Lesson:
 
 
 def _watch(model: str, data: Path, loss: float) -> SizesLesson:
-    from agent.picture_practice import Watcher, learn, pictures
+    from agent.optimise.calibrate.resolutions import Watcher, learn, pictures
 
     watcher, paths = Watcher(model), pictures(data)
     with _progress(len(paths), "looking") as bar:
@@ -140,10 +139,10 @@ def _progress(length: int, label: str) -> click._termui_impl.ProgressBar[int]:
 
 
 def _show(lesson: Lesson | SizesLesson, target: Path, *, as_json: bool) -> None:
-    from agent.practice import Lesson
+    from agent.optimise.calibrate.exits import Lesson
 
     if as_json:
-        from agent.cli.jsonoutput import print_json
+        from agent.cli.json_output import print_json
 
         print_json(lesson)
         return

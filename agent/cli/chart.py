@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.errors import VedetteError
-from agent.plaintext import plain
-from agent.storage.durable import write_atomic
+from agent.storage.files import write_atomic
+from agent.text import plain
 
 if TYPE_CHECKING:
-    from agent.compute.infer.measure import Measured
-    from agent.compute.infer.profile import Profile
-    from agent.compute.infer.verdict import Verdict
-    from agent.practice import Lesson
+    from agent.compute.infer.choice import Measured, Verdict
+    from agent.optimise.calibrate.exits import Lesson
+    from agent.optimise.profile.profile import Profile
+
 
 _LINE, _TITLE = 118, 90
 """Letters that fit into the width."""

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from agent.cli.events import state_folder_option
 from agent.cli.run import DEFAULT_CONFIG
-from agent.cli.statefolder import state_folder_option
-from agent.plaintext import plain
+from agent.text import plain
 
 if TYPE_CHECKING:
-    from agent.storage.clipscan import Label
-    from agent.storage.shelf import Entry
+    from agent.storage.clips.file import Label
+    from agent.storage.clips.retention import Entry
 
 
 class _Row(NamedTuple):
@@ -48,8 +48,8 @@ def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
     They lie where [storage] clips_folder says; in a --folder, in its `clips`.
     """
     from agent.errors import StorageError
-    from agent.storage.clipscan import read_label
-    from agent.storage.shelf import clips_in
+    from agent.storage.clips.file import read_label
+    from agent.storage.clips.retention import clips_in
 
     rows, damaged = list[_Row](), list[str]()
     for entry in clips_in(folder / "clips" if folder else _folder(path)):
@@ -68,15 +68,15 @@ def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
 
 def _folder(path: Path) -> Path:
     """Where the daemon that uses a configuration puts its clips."""
-    from agent.configfile import load
-    from agent.storage.durable import clips_path, folder_of
+    from agent.config.load import load
+    from agent.storage.files import clips_path, folder_of
 
     storage = load(path).config.storage
     return clips_path(storage, folder_of(storage))
 
 
 def _print_json(rows: list[_Row]) -> None:
-    from agent.cli.jsonoutput import print_json
+    from agent.cli.json_output import print_json
 
     found = [
         {

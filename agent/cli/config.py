@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from agent.cli.run import DEFAULT_CONFIG
-from agent.plaintext import plain
+from agent.text import plain
 
 if TYPE_CHECKING:
     from agent.config import Config
-    from agent.tomlfile import Keys
+    from agent.config.toml import Keys
+
 
 _FILE = click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_CONFIG)
 
@@ -32,9 +33,9 @@ def check(file: Path, as_json: bool, verbose: bool) -> None:
 
     Opens the model of every stream, and sources that are files or folders; no camera, microphone or broker.
     """
-    from agent.check import loads, problems, remarks, warnings
-    from agent.cli.jsonoutput import print_json
-    from agent.restart import RESTART, RULE, names
+    from agent.cli.json_output import print_json
+    from agent.config.diff import RESTART, RULE, names
+    from agent.daemon.check import loads, problems, remarks, warnings
 
     found, unwise = problems(file), warnings(file)
     if as_json:
@@ -65,9 +66,9 @@ def show(file: Path, as_json: bool, secrets: bool) -> None:
     Of sources on the network the host alone is shown, as in the log, since their URIs may hold passwords: only
     with --secrets is what is printed a file that can be used in place of FILE.
     """
-    from agent.cli.jsonoutput import print_json
-    from agent.configfile import dump, load
-    from agent.effective import effective, hidden, masked
+    from agent.cli.config_view import effective, hidden, masked
+    from agent.cli.json_output import print_json
+    from agent.config.load import dump, load
 
     read = load(file)
     commanded, by_command = _commanded(read.config)
@@ -82,10 +83,10 @@ def show(file: Path, as_json: bool, secrets: bool) -> None:
 
 def _commanded(config: Config) -> tuple[Config, dict[Keys, str]]:
     """The configuration with what commands have set on this board, and remarks on that."""
+    from agent.daemon.overrides import FILE, Overrides, decode
     from agent.errors import StorageError
-    from agent.overrides import FILE, Overrides, decode
-    from agent.storage.durable import folder_of
-    from agent.storage.twinfile import TwinFile
+    from agent.storage.files import folder_of
+    from agent.storage.state_file import TwinFile
 
     try:
         found = TwinFile(folder_of(config.storage, Path("/")) / FILE).read(decode)
@@ -103,6 +104,6 @@ def schema() -> None:
     """Print the JSON Schema of the configuration, with a description of every key, for editors."""
     import msgspec
 
-    from agent.configschema import schema as made
+    from agent.cli.config_view import schema as made
 
     click.echo(msgspec.json.format(msgspec.json.encode(made()), indent=2))

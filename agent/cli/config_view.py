@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.capture.uri import mask
-from agent.comms.address import shown_host
-from agent.compute.infer.unprivileged import without_root
-from agent.config import Config, StreamConfig
-from agent.configfile import Keys
+from agent.comms.mqtt.endpoint import shown_host
+from agent.compute.infer.vetting.unprivileged import without_root
+from agent.compute.manifest import Manifest
+from agent.config import Config
+from agent.config import device as device_keys
+from agent.config import stream as stream_keys
+from agent.config.source_uri import mask
+from agent.config.stream import StreamConfig
+from agent.config.toml import Keys
 from agent.errors import ModelError, StorageError
-from agent.library import open_model
-from agent.manifest import Manifest
-from agent.plaintext import without_login
-from agent.storage.durable import clips_path, folder_of
-from agent.storage.models import preloaded
-from agent.storage.shelf import clips_max_bytes
+from agent.models.files import preloaded
+from agent.models.library import open_model
+from agent.storage.clips.retention import clips_max_bytes
+from agent.storage.files import clips_path, folder_of
+from agent.text import without_login
 
 _ORIGIN = "from the model's manifest"
 _SHARE = "a tenth of the file system of the clips, 1 GiB at most"
@@ -123,3 +129,43 @@ def _left_open(stream: StreamConfig) -> list[Keys]:
         ("decode", key) for key in ("score_threshold", "iou_threshold") if getattr(stream.decode, key) is None
     ]
     return [*left, *([] if stream.rung else [("rung",)])]
+
+
+# The JSON Schema of the configuration, with what the structs' docstrings say of each key: for editors.
+
+_HEAD = "Attributes:"
+_ENTRY = re.compile(r"    (\w+(?:, \w+)*): (.*)")
+
+
+def schema() -> dict[str, Any]:
+    """The schema; every key has a `description`."""
+    made = msgspec.json.schema(Config)
+    for name, room in made["$defs"].items():
+        struct = struct_of(name)
+        if struct is None:
+            continue
+        about, told = described(struct)
+        room["description"] = about
+        for key, text in told.items():
+            room["properties"][key]["description"] = text
+    return made
+
+
+def struct_of(name: str) -> type[Struct] | None:
+    """The struct of the configuration of that name; None: there is none."""
+    found = {**vars(device_keys), **vars(stream_keys), "Config": Config}.get(name)
+    return found if inspect.isclass(found) and issubclass(found, Struct) else None
+
+
+def described(struct: type[Struct]) -> tuple[str, dict[str, str]]:
+    """What a docstring says of a struct, and of each of its fields; several that share an entry have the same."""
+    about, _, attributes = (inspect.getdoc(struct) or "").partition(f"\n{_HEAD}\n")
+    told: dict[str, str] = {}
+    keys: list[str] = []
+    for line in attributes.splitlines():
+        if (entry := _ENTRY.fullmatch(line)) is not None:
+            keys = entry[1].split(", ")
+            told |= dict.fromkeys(keys, entry[2])
+        elif line.strip():
+            told |= {key: f"{told[key]} {line.strip()}" for key in keys}
+    return " ".join(about.split()), told

@@ -13,8 +13,8 @@ import click
 from agent.cli.duration import duration
 
 if TYPE_CHECKING:
-    from agent.comms.subscriber import Received
-    from agent.demo.show import Show
+    from agent.cli.demo_show import Show
+    from agent.comms.consumer.subscribe import Received
 
 
 @click.command()
@@ -40,8 +40,7 @@ def demo(
     seconds: float | None, hear: bool, source: str | None, model: str | None, picture: Path, as_json: bool
 ) -> None:
     """A real clip through a real INT8 model to a real (embedded) MQTT broker, as a subscriber sees it."""
-    from agent.demo.programme import programme
-    from agent.demo.show import Show
+    from agent.cli.demo_show import Show, programme
 
     if not picture.absolute().parent.is_dir():
         raise click.BadParameter(f"{picture}: no such folder to write it to", param_hint="--picture")
@@ -76,7 +75,7 @@ def _ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
 
 
 def _print_json(messages: Iterable[Received | None], show: Show) -> None:
-    from agent.cli.jsonoutput import print_json
+    from agent.cli.json_output import print_json
 
     for message in messages:
         if message is not None and message.kind == "events":

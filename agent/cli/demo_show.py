@@ -2,34 +2,139 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
+import re
+import shlex
+import socket
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import parse_qsl
 
 from msgspec import Struct
 
-from agent.capture.sound import open_sound
-from agent.capture.source import open_source
-from agent.capture.uri import parse
-from agent.check import check_stream
-from agent.comms.access import Access
-from agent.comms.subscriber import Received, Subscriber
-from agent.config import (
-    Config,
-    DeviceConfig,
-    HomeAssistantConfig,
-    MqttConfig,
-    SelectionConfig,
-    StorageConfig,
-    StreamConfig,
-)
-from agent.daemon import Daemon
-from agent.demo.broker import EmbeddedBroker, installed
-from agent.errors import VedetteError
-from agent.storage.durable import write_atomic
+from agent.capture.source import open_sound, open_source
+from agent.comms.consumer.client import Access
+from agent.comms.consumer.subscribe import Received, Subscriber
+from agent.config import Config
+from agent.config.device import DeviceConfig, HomeAssistantConfig, MqttConfig, SelectionConfig, StorageConfig
+from agent.config.source_uri import mask, parse
+from agent.config.stream import GateConfig, PublishConfig, StreamConfig, TrackConfig
+from agent.daemon.check import check_stream
+from agent.daemon.daemon import Daemon
+from agent.errors import BrokerError, VedetteError, reason_of
+from agent.models.files import PREFIX, packaged
+from agent.storage.files import write_atomic
+
+# What the optional extras of the package need.
+
+_PACKAGE = "vedette"
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs what an extra needs: `/usr/bin/python3 -m pip install 'amqtt>=0.11'`.
+
+    Args:
+        extra: one of `pyproject.toml`, such as `demo`.
+    """
+    marker = re.compile(rf"extra == ['\"]{re.escape(extra)}['\"]")
+    try:
+        needed = [one.partition(";")[0].strip() for one in requires(_PACKAGE) or () if marker.search(one)]
+    except PackageNotFoundError:  # it is run from a clone that is not installed
+        needed = []
+    return shlex.join([sys.executable, "-m", "pip", "install", *(needed or [f".[{extra}]"])])
+
+
+# A real MQTT broker inside this process, on loopback: amqtt, from the extra `[demo]`.
+
+_START_S = 10.0
+
+
+class EmbeddedBroker:
+    """Runs in a thread of its own while the `with` lasts. `port` is a free one."""
+
+    def __init__(self) -> None:
+        self.port = _free_port()
+        self._loop = asyncio.new_event_loop()
+        self._up = threading.Event()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="embedded-broker", daemon=True)
+
+    def __enter__(self) -> EmbeddedBroker:
+        """Start it.
+
+        Raises:
+            BrokerError: amqtt is not installed, or does not start.
+        """
+        self._kind = installed()
+        for name in ("amqtt", "transitions"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        self._thread.start()
+        if not self._up.wait(_START_S) or self._error is not None:
+            raise BrokerError(f"the demo's broker did not start on 127.0.0.1:{self.port}: {self._why()}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(_START_S)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._serve())
+
+    def _why(self) -> str:
+        if self._error is None:
+            return f"no answer in {_START_S:g} s"
+        cause = self._error.__cause__  # amqtt wraps what the system says
+        return reason_of(cause if isinstance(cause, OSError) else self._error)
+
+    async def _serve(self) -> None:
+        self._stop = asyncio.Event()
+        config: dict[str, Any] = {
+            "listeners": {"default": {"type": "tcp", "bind": f"127.0.0.1:{self.port}"}},
+            "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
+        }
+        broker = self._kind(config)
+        try:
+            await broker.start()
+        except Exception as error:  # whatever amqtt raises: told by __enter__
+            self._error = error
+            return
+        finally:
+            self._up.set()
+        await self._stop.wait()
+        await broker.shutdown()
+
+
+def installed() -> Any:
+    """The broker's class, of amqtt.
+
+    Raises:
+        BrokerError: amqtt is not installed.
+    """
+    try:
+        from amqtt.broker import Broker
+    except ImportError as error:
+        raise BrokerError(f"the demo's broker is not installed: {install_command('demo')}") from error
+    return Broker
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
 
 _OPEN_S, _OPEN_LIVE_S = 10.0, 5.0
 _RATE_HZ = 16_000
@@ -184,3 +289,69 @@ class Show:
             self.summary.lost = max(self._seqs) - min(self._seqs) + 1 - len(self._seqs)
         if self._latencies:
             self.summary.median_ms = round(sorted(self._latencies)[len(self._latencies) // 2], 1)
+
+
+_ZOO = Path(__file__).parent.parent / "models" / "zoo"
+CLIP, SPOKEN = _ZOO / "walkers.mp4", _ZOO / "spoken.flac"
+_WAKE_WORDS = ("alexa", "okay_nabu")
+"""That the recording says, besides digits."""
+_SNAPSHOT_S = 1.0
+"""Least time between annotated pictures, s."""
+_PICTURE_S, _FPS = 1.0, 10.0
+"""How long each picture of a folder is shown, s; and pictures per second where it is played fast."""
+
+
+class Programme(Struct, frozen=True):
+    """Streams that run together.
+
+    Attributes:
+        title: a line that says what is to be seen.
+        streams: by name.
+        hint: how to see more; empty when there is no more.
+    """
+
+    title: str
+    streams: dict[str, StreamConfig]
+    hint: str = ""
+
+
+def programme(*, hear: bool, source: str | None, model: str | None, loop: bool) -> Programme:
+    """Choose the streams.
+
+    Args:
+        hear: sound instead of pictures.
+        source: URI; None: what is bundled.
+        model: None: the usual one, and of the bundled recording every one that hears something in it.
+        loop: begin again at the end of what is bundled.
+
+    Raises:
+        SourceError: the source is a folder of pictures whose options cannot be used.
+    """
+    models, hint = {"demo": model or ("small-speech" if hear else "nanodet")}, ""
+    if hear and source is None and model is None:
+        words = [word for word in _WAKE_WORDS if PREFIX + word in packaged()]
+        models = {"digits": "small-speech", **{word: PREFIX + word for word in words}}
+        hint = "" if words else f"the recording says wake words, too; to hear them: {install_command('wakeword')}"
+    bundled = f"wav:{SPOKEN}" if hear else f"file:{CLIP}"
+    shown = mask(source) if source else (SPOKEN if hear else CLIP).stem
+    uri = source or f"{bundled}?pace=realtime" + ("&loop=1" if loop else "")
+    title = f"{shown} → {', '.join(models.values())} → MQTT: events as a subscriber receives them"
+    return Programme(title, {name: _stream(uri, used) for name, used in models.items()}, hint)
+
+
+def _stream(source: str, model: str) -> StreamConfig:
+    publish = PublishConfig(snapshot_every_s=_SNAPSHOT_S)
+    if not source.startswith("dir:"):
+        return StreamConfig(source, model, publish=publish)
+    uri = _unhurried(source)
+    # Each picture stands alone: what is found in it is shown at once, and is over before the next.
+    alone = TrackConfig(min_hits=1, lost_after_s=0.25 / (parse(uri).options.fps or _FPS))
+    return StreamConfig(uri, model, gate=GateConfig(motion=False), track=alone, publish=publish)
+
+
+def _unhurried(source: str) -> str:
+    """Return the URI of a folder of pictures with a pace to follow, unless it names a pace or a rate itself."""
+    query = source.partition("?")[2]
+    if {"pace", "fps"} & {key for key, _ in parse_qsl(query)}:
+        return source
+    return f"{source}{'&' if query else '?'}pace=realtime&fps={1 / _PICTURE_S:g}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.plaintext import plain
+from agent.text import plain
 
 if TYPE_CHECKING:
     from agent.capture.devices import Device, Devices
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def devices(as_json: bool) -> None:
     """List cameras and microphones that would work here, with the URI that a configuration needs."""
     from agent.capture import devices as room
-    from agent.cli.jsonoutput import print_json
+    from agent.cli.json_output import print_json
 
     found = room.devices()
     if as_json:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import click
 
 from agent.cli.run import DEFAULT_CONFIG
-from agent.plaintext import plain
+from agent.text import plain
 
 if TYPE_CHECKING:
-    from agent.doctor.report import Finding, Report
+    from agent.cli.checks.report import Finding, Report
+
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 _WIDE = 100
@@ -46,7 +47,7 @@ def doctor(ctx: click.Context, path: Path | None, fresh: bool, as_json: bool) ->
     Nothing is changed but by --fresh, which takes some seconds for each model and candidate. A daemon that runs
     takes up what was measured when it is reloaded.
     """
-    from agent.doctor.examination import examine
+    from agent.cli.checks.examine import examine
 
     shown = sys.stderr.isatty()
 
@@ -58,7 +59,7 @@ def doctor(ctx: click.Context, path: Path | None, fresh: bool, as_json: bool) ->
     if shown:
         click.echo("\r\x1b[K", err=True, nl=False)
     if as_json:
-        from agent.cli.jsonoutput import print_json
+        from agent.cli.json_output import print_json
 
         print_json(report, indent=2)
     else:
@@ -89,7 +90,7 @@ def _print_line(one: Finding, wide: int, width: int) -> None:
 
 
 def _print_advice(some: list[Finding], width: int) -> None:
-    from agent.doctor.report import advice_of
+    from agent.cli.checks.report import advice_of
 
     counts = {state: sum(one.state == state for one in some) for state in ("problem", "warning")}
     told = " and ".join(f"{count} {state}{'s' * (count != 1)}" for state, count in counts.items() if count)

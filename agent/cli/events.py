@@ -2,21 +2,72 @@
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from agent.cli.duration import moment
 from agent.cli.run import DEFAULT_CONFIG
-from agent.cli.statefolder import state_folder_option
 from agent.errors import StorageError
 
 if TYPE_CHECKING:
-    from agent.cli.past import Item, Wanted
-    from agent.storage.history import History, Past
+    from agent.cli.history import Item, Wanted
+    from agent.storage.spool.history import History, Past
+
+
+# `--folder` of the verbs that look into a state folder, and a word when it is another one.
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_MARKS = ("lock", "spool.db", "clips")
+"""What the daemon makes in its state folder: one of these at least."""
+_CLIP = re.compile(r"\.?\d{4}-\d\d-\d\dT.*\.mkv(\.part)?")
+
+
+def state_folder_option(verb: F) -> F:
+    """Give a verb `folder`, the state folder, or None."""
+    return click.option(
+        "--folder",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        callback=_checked,
+        help="The state folder, in place of the configured one.",
+    )(verb)
+
+
+def _checked(context: click.Context, option: click.Parameter, folder: Path | None) -> Path | None:
+    if folder is not None and (why := _objection(folder)):
+        raise click.BadParameter(why, context, option)
+    return folder
+
+
+def _objection(folder: Path) -> str:
+    """Why this is no state folder; empty: it may be one."""
+    if not os.access(folder, os.R_OK | os.X_OK):  # whoever opens what is in it says what is missing
+        return ""
+    if any(os.path.lexists(folder / mark) for mark in _MARKS):
+        return ""
+    full = folder.resolve()
+    if _has_clips(full):
+        return f"{folder} is the folder of a stream's clips: give the state folder, {full.parent.parent}"
+    if full.name == "clips" or any(_has_clips(stream) for stream in full.iterdir() if stream.is_dir()):
+        return (
+            f"{folder} is a folder of clips: give the state folder, {full.parent}; where [storage] clips_folder "
+            "is elsewhere, give the configuration with -c"
+        )
+    return f"{folder} is no state folder of vedette: it has none of {', '.join(_MARKS)}"
+
+
+def _has_clips(folder: Path) -> bool:
+    try:
+        return any(_CLIP.fullmatch(file.name) for file in folder.iterdir())
+    except OSError:
+        return False
+
 
 _LOOK_S, _PATIENCE = 0.5, 10
 """Between two looks for new messages; and so many may fail in a row, as while a damaged database is replaced."""
@@ -32,7 +83,7 @@ def schema() -> None:
     """Print the JSON Schema of every message."""
     import msgspec
 
-    from agent.comms import payload
+    from agent.comms import messages as payload
 
     click.echo(msgspec.json.format(msgspec.json.encode(payload.schema()), indent=2))
 
@@ -60,27 +111,27 @@ def _selection(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _history(path: Path | None, folder: Path | None) -> History:
-    from agent.config import StorageConfig
-    from agent.storage.durable import folder_of
-    from agent.storage.history import History
+    from agent.config.device import StorageConfig
+    from agent.storage.files import folder_of
+    from agent.storage.spool.history import History
 
     if folder is None:
         if path is None and not DEFAULT_CONFIG.exists():
             return History(folder_of(StorageConfig()))
-        from agent.configfile import load
+        from agent.config.load import load
 
         folder = folder_of(load(path or DEFAULT_CONFIG).config.storage)
     return History(folder)
 
 
 def _wanted(choice: dict[str, Any]) -> Wanted:
-    from agent.cli.past import Wanted
+    from agent.cli.history import Wanted
 
     return Wanted(**{name: value for name, value in choice.items() if value is not None})
 
 
 def _items(messages: Iterable[Past], wanted: Wanted) -> Iterator[Item]:
-    from agent.cli.past import Item
+    from agent.cli.history import Item
 
     return (item for item in map(Item, messages) if item in wanted)
 
@@ -143,7 +194,7 @@ def export(form: str, output: IO[str], path: Path | None, folder: Path | None, *
     import csv
     from itertools import chain
 
-    from agent.cli.past import COLUMNS
+    from agent.cli.history import COLUMNS
 
     items = _items(_history(path, folder).after(0), _wanted(choice))
     first = next(items, None)  # a database that cannot be read leaves an old file as it is

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.plaintext import plain
+from agent.text import plain
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from agent.cli.fleetstatus import Row
-    from agent.fleet.asking import Answer
-    from agent.fleet.inventory import Board, Inventory
+    from agent.cli.fleet_tables import Row
+    from agent.update.fleet.inventory import Board, Inventory
+    from agent.update.fleet.parallel import Answer
+
 
 _PATH = click.Path(path_type=Path)
 _UNREACHABLE, _FAILED = 3, 1
@@ -65,7 +66,7 @@ def fleet() -> None:
 @click.pass_context
 def status(ctx: click.Context, path: Path, names: tuple[str, ...], as_json: bool) -> None:
     """Show which version each board runs, how its daemon is, and its newest update."""
-    from agent.cli.fleetstatus import print_rows, rows
+    from agent.cli.fleet_tables import print_rows, rows
 
     inventory, boards = _boards(path, names)
     found = rows(_ask(inventory, boards, "status"))
@@ -76,7 +77,7 @@ def status(ctx: click.Context, path: Path, names: tuple[str, ...], as_json: bool
 def _next_words(context: click.Context, _argument: click.Parameter, incomplete: str) -> list[CompletionItem]:
     from click.shell_completion import CompletionItem
 
-    from agent.fleet.commands import next_words
+    from agent.update.fleet.board import next_words
 
     return [CompletionItem(word) for word in next_words(context.params.get("words") or (), incomplete)]
 
@@ -96,7 +97,7 @@ def exec_(ctx: click.Context, words: tuple[str, ...], path: Path, names: tuple[s
 
     Boards do nothing else for the key of updates (see vedette-ssh), so that nothing else is sent to them.
     """  # noqa: D301
-    from agent.fleet.commands import check_command
+    from agent.update.fleet.board import check_command
 
     _check_ours_first(ctx, words)
     check_command(" ".join(words))
@@ -117,7 +118,7 @@ def rollback(ctx: click.Context, path: Path, names: tuple[str, ...], as_json: bo
     """
     inventory, boards = _boards(path, names)
     if not yes:
-        from agent.fleet.outcome import how_many
+        from agent.update.fleet.policy import how_many
 
         click.confirm(f"Take {how_many(len(boards))} back to the version before?", abort=True, err=True)
     answers = _ask(
@@ -139,9 +140,9 @@ def pin(names: tuple[str, ...], path: Path, yes: bool) -> None:
 
     Compare each with what `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` prints on the board.
     """
-    from agent.fleet.inventory import read_inventory
-    from agent.fleet.pinning import pin as take
-    from agent.fleet.pinning import scan, unpinned
+    from agent.update.fleet.inventory import read_inventory
+    from agent.update.fleet.ssh import pin as take
+    from agent.update.fleet.ssh import scan, unpinned
 
     inventory = read_inventory(path)
     missing = unpinned(inventory.known_hosts, inventory.chosen(names).values())
@@ -166,7 +167,7 @@ def rollout(**options: Any) -> None:
     It stops when the canary, or more than a share of a batch, does not keep the version; boards that cannot be
     reached do not count. Done again it goes on where it was, with what is left and what has failed.
     """
-    from agent.cli.fleetrollout import roll_out
+    from agent.cli.fleet_rollout import roll_out
 
     sys.exit(roll_out(**options))
 
@@ -180,8 +181,8 @@ def _check_ours_first(ctx: click.Context, words: tuple[str, ...]) -> None:
 
 def _boards(path: Path, names: tuple[str, ...]) -> tuple[Inventory, list[Board]]:
     """The boards that are meant, each with a host key that is known."""
-    from agent.fleet.inventory import read_inventory
-    from agent.fleet.pinning import check_pinned
+    from agent.update.fleet.inventory import read_inventory
+    from agent.update.fleet.ssh import check_pinned
 
     inventory = read_inventory(path)
     boards = list(inventory.chosen(names).values())
@@ -198,8 +199,8 @@ def _ask(
 ) -> list[Answer]:
     import asyncio
 
-    from agent.fleet.asking import ask_all
-    from agent.fleet.transport import Transport
+    from agent.update.fleet.parallel import ask_all
+    from agent.update.fleet.ssh import Transport
 
     transport = Transport(inventory.known_hosts)
     at_once = inventory.policy.at_once
@@ -209,7 +210,7 @@ def _ask(
 
 def _print_answer(one: Answer, *, as_json: bool) -> None:
     if as_json:
-        from agent.cli.jsonoutput import print_json
+        from agent.cli.json_output import print_json
 
         print_json(one)
         return

@@ -8,19 +8,18 @@ from pathlib import Path
 
 import click
 
-from agent.cli.fleettable import RolloutLines, RolloutTable
-from agent.cli.jsonoutput import print_json
+from agent.cli.fleet_tables import RolloutLines, RolloutTable
+from agent.cli.json_output import print_json
 from agent.cli.live import is_terminal
 from agent.errors import StorageError
-from agent.fleet.inventory import read_inventory
-from agent.fleet.ledger import Ledger, Standing
-from agent.fleet.pinning import check_pinned
-from agent.fleet.plainfile import check_place
-from agent.fleet.plan import Batch
-from agent.fleet.report import check_free, render, verdict
-from agent.fleet.rollout import Rollout, read_wanted
-from agent.storage.durable import write_atomic
-from agent.update.trust import signature_of
+from agent.storage.files import write_atomic
+from agent.update.bundle.signing import signature_of
+from agent.update.fleet.inventory import check_place, read_inventory
+from agent.update.fleet.ledger import Ledger, Standing
+from agent.update.fleet.policy import Batch
+from agent.update.fleet.report import check_free, render, verdict
+from agent.update.fleet.rollout import Rollout, read_wanted
+from agent.update.fleet.ssh import check_pinned
 
 _INTERRUPTED = """\
 interrupted: boards that are at the update go on with it by themselves; what was done is in {ledger}

@@ -6,15 +6,19 @@ import time
 from collections.abc import Iterator, Sequence
 
 import click
+from msgspec import Struct
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from agent.fleet.outcome import Outcome, counted, how_many
-from agent.fleet.plan import Batch
-from agent.fleet.report import size
-from agent.plaintext import plain
+from agent.cli.console import output
+from agent.cli.json_output import print_json
+from agent.text import plain
+from agent.update.fleet.board import STRANGE, BoardState, parse_state
+from agent.update.fleet.parallel import Answer
+from agent.update.fleet.policy import Batch, Outcome, counted, how_many
+from agent.update.fleet.report import size
 
 COLOURS = {
     "updated": "green",
@@ -110,3 +114,59 @@ class RolloutLines:
         took = f"{outcome.seconds:.0f} s, {size(outcome.sent)} sent"
         kind = click.style(outcome.kind.replace("_", " "), fg=COLOURS[outcome.kind])
         click.echo(f"{outcome.board:<16} {kind} ({took}){why}", err=self._err)
+
+
+# What `vedette fleet status` shows: a row for each board.
+
+_COLUMNS = ("board", "version", "counter", "previous", "daemon", "update")
+
+
+class Row(Struct, frozen=True):
+    """Of one board.
+
+    Attributes:
+        board: its name.
+        fault: empty: it has answered. reason: in words.
+        state: what it tells; None: nothing that is understood.
+    """
+
+    board: str
+    fault: str
+    reason: str
+    state: BoardState | None
+
+    def cells(self) -> tuple[str, ...]:
+        """In the order of the columns."""
+        if self.state is None:
+            return (self.board, "", "", "", self.fault, self.reason)
+        update = self.state.update
+        newest = ""
+        if (one := update.at_hand) is not None:
+            newest = f"{one.version or one.file} {one.state}{': ' if one.reason else ''}{one.reason}"
+        counter = str(update.counter) if update.counter else ""
+        return (self.board, update.version, counter, update.previous, self.state.told(), newest)
+
+
+def rows(answers: Sequence[Answer]) -> list[Row]:
+    """Of the answers to `status`."""
+    found = []
+    for one in answers:
+        state = None if one.fault else parse_state(one.out)
+        fault, reason = one.fault or "", one.reason
+        if not fault and state is None:
+            fault, reason = "failed", STRANGE
+        found.append(Row(one.board, fault, reason, state))
+    return found
+
+
+def print_rows(found: Sequence[Row], *, as_json: bool) -> None:
+    """As lines of JSON, or as a table."""
+    if as_json:
+        for row in found:
+            print_json(row)
+        return
+    table = Table(*_COLUMNS, box=box.SIMPLE_HEAD, show_edge=False)
+    for row in found:
+        colour = "red" if row.fault else ""
+        table.add_row(*(Text(plain(cell), colour) for cell in row.cells()))
+    output(160).print(table)

@@ -12,10 +12,9 @@ import msgspec
 from msgspec import Struct
 
 from agent.cli.row import cells, line
-from agent.comms import payload
-from agent.plaintext import plain
-from agent.storage.history import Past
-from agent.text import local_time
+from agent.comms import messages
+from agent.storage.spool.history import Past
+from agent.text import local_time, plain
 
 COLUMNS = (
     "seq",
@@ -88,7 +87,7 @@ class Item:
         """What the subscriber gets, but for the time that it waits until then; nothing, of a damaged row."""
         stored = self.past.stored
         with suppress(msgspec.MsgspecError, ValueError):
-            found: dict[str, Any] = msgspec.json.decode(payload.finish(stored, stored.put_at))
+            found: dict[str, Any] = msgspec.json.decode(messages.finish(stored, stored.put_at))
             return found
         return {}
 
@@ -122,7 +121,7 @@ class Item:
     def text(self) -> str:
         """A line for people."""
         with suppress(msgspec.MsgspecError):
-            return line(cells(msgspec.convert(self.fields, payload.EventMessage, strict=False)))
+            return line(cells(msgspec.convert(self.fields, messages.EventMessage, strict=False)))
         at = datetime.fromtimestamp(self.past.stored.put_at, UTC)
         told = f"{local_time(at)}  {self.stream:10}  {self.kind:19}  {', '.join(sorted(self.labels)):14}"
         return plain(f"{told}  {self.fields.get('path', '')}").rstrip()

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Struct
 
-from agent.compute.infer.modelfile import ModelFile, Runtime, read_modelfile, refusals
+from agent.compute.manifest import Manifest, Model
 from agent.compute.tensors import TensorSpec
-from agent.config import DecodeConfig, StreamConfig
+from agent.compute.tflite.model import ModelFile
+from agent.compute.tflite.read import Runtime, read_modelfile, refusals
+from agent.config.stream import DecodeConfig, StreamConfig
 from agent.errors import ModelError
-from agent.library import Known, installed_runtime, look_up, named
-from agent.manifest import Manifest, Model
-from agent.plaintext import plain
-from agent.storage.models import load_file
+from agent.models.files import load_file
+from agent.models.library import Known, installed_runtime, look_up, named
+from agent.text import plain
 
 if TYPE_CHECKING:
-    from agent.compute.infer.worker import WorkerSession
+    from agent.compute.infer.worker.session import WorkerSession
+
 
 _Ends = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 _CRASHED = re.compile(r"crashed\b.*?\b(SIG[A-Z]+)")
@@ -194,8 +196,8 @@ def _opened(known: Known, file: str) -> dict[str, _Ends]:
     Raises:
         ModelError: it does not fit its decoder or its front end; BackendError: the runtime cannot run it.
     """
-    from agent.compute.infer.backend import Options, Plan
-    from agent.compute.infer.worker import WorkerSession
+    from agent.compute.infer.session import Options, Plan
+    from agent.compute.infer.worker.session import WorkerSession
 
     model, tensors = Model(known.content, known.sha256, known.manifest, file), dict[str, _Ends]()
     session = WorkerSession(model, Plan(), Options())
@@ -213,7 +215,7 @@ def _opened(known: Known, file: str) -> dict[str, _Ends]:
 def _fit(session: WorkerSession, model: Model) -> None:
     """Refuse a model that does not fit its decoder, or its front end."""
     if model.manifest.audio is None:
-        from agent.compute.size import Size
+        from agent.compute.cascade.resolution import Size
 
         for rung in model.manifest.rungs:
             Size(session, model, rung.name, DecodeConfig())

@@ -7,7 +7,7 @@ from typing import Any
 import click
 import msgspec
 
-from agent.plaintext import plain
+from agent.text import plain
 
 
 def print_json(value: Any, *, indent: int = 0) -> None:

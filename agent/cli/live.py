@@ -11,10 +11,8 @@ import click
 
 from agent.cli.roster import Roster
 from agent.cli.row import COLUMNS, cells, line
-from agent.comms.numbers import Gap
-from agent.comms.subscriber import Received
-from agent.plaintext import plain
-from agent.text import local_time
+from agent.comms.consumer.subscribe import Gap, Received
+from agent.text import local_time, plain
 
 
 def is_terminal() -> bool:
@@ -82,7 +80,7 @@ def _line(message: Received) -> str:
 
 def follow_fleet(messages: Iterable[Received | None]) -> None:
     """Show a row for each device: live in a terminal; elsewhere once, when there are no more messages."""
-    from agent.cli.rostertable import FleetTable, lines
+    from agent.cli.roster import FleetTable, lines
 
     roster = Roster()
     if not is_terminal():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from agent.cli.calibrate import calibrate
-from agent.plaintext import plain
+from agent.text import plain
 
 if TYPE_CHECKING:
     from agent.cli.inspection import Inspection, Listed
@@ -33,9 +33,9 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead
 def list_(files: tuple[str, ...], as_json: bool) -> None:
     """List the bundled models, and FILES besides. Exits with 1 when one of them cannot be used."""
     from agent.cli.inspection import Listed, listed
-    from agent.cli.jsonoutput import print_json
-    from agent.compute.infer.unprivileged import without_root
-    from agent.storage.models import bundled, preloaded
+    from agent.cli.json_output import print_json
+    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.models.files import bundled, preloaded
 
     names = (*bundled(), *files)
     with preloaded(names):
@@ -67,9 +67,9 @@ def inspect(file: str, as_json: bool, write: bool, path: str, force: bool) -> No
     when nothing tells how to decode it.
     """
     from agent.cli.inspection import Inspection, inspection
-    from agent.cli.jsonoutput import print_json
-    from agent.compute.infer.unprivileged import without_root
-    from agent.storage.models import preloaded
+    from agent.cli.json_output import print_json
+    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.models.files import preloaded
 
     with preloaded([file]):
         found = _or_faults(lambda: without_root(lambda: inspection(file), Inspection))
@@ -105,10 +105,9 @@ def _write_manifest(file: str, path: str, force: bool) -> None:
     Raises:
         ModelError: nothing tells how to decode it, or a manifest is there and it is not to be replaced.
     """
-    from agent.compute.infer.unprivileged import without_root
-    from agent.library import Draft, draft
-    from agent.storage.manifestfile import write_new
-    from agent.storage.models import preloaded
+    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.models.files import preloaded, write_new
+    from agent.models.library import Draft, draft
 
     with preloaded([file]):
         known = without_root(lambda: draft(file), Draft)

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.plaintext import plain
+from agent.text import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from agent.compute.infer.profile import Profile, Row
+    from agent.optimise.profile.profile import Profile, Row
+
 
 _NATIVE = "not delegated"
 _GRAIN = "; most are too short for a clock of 1 µs"
@@ -48,10 +49,10 @@ def profile(
 
     Needs LiteRT: tflite-runtime has no profiler. It runs in a process of its own. Nothing is changed.
     """
-    from agent.compute.infer.profile import Profile
-    from agent.compute.infer.profile import profile as measured
-    from agent.compute.infer.unprivileged import without_root
-    from agent.library import open_model_without_root
+    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.models.library import open_model_without_root
+    from agent.optimise.profile.profile import Profile
+    from agent.optimise.profile.profile import profile as measured
 
     if picture is not None:
         from agent.cli.chart import check
@@ -62,7 +63,7 @@ def profile(
         lambda: measured(opened, rung, runs=runs, threads=threads or 0, patience_s=patience), Profile, _LONGEST_S
     )
     if as_json:
-        from agent.cli.jsonoutput import print_json
+        from agent.cli.json_output import print_json
 
         print_json(found)
     else:

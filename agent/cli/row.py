@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from agent.comms.payload import EventMessage
-from agent.plaintext import plain
-from agent.text import TIME_WIDTH, local_time
+from agent.comms.messages import EventMessage
+from agent.text import TIME_WIDTH, local_time, plain
 
 COLUMNS = ("time", "stream", "event", "what", "score", "where %", "zones", "infer", "total")
 _WIDTHS = (TIME_WIDTH, 10, 19, 14, 5, 13, 10, 7, 7)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from agent.signals import pass_on
+from agent.board.process import pass_on
 
 DEFAULT_CONFIG = Path("/etc/vedette/vedette.toml")
 
@@ -30,14 +30,14 @@ def run(path: Path, exit_when_done: bool, verbose: bool) -> None:
     # For numpy, which is not imported yet: what is multiplied here is small, and threads for it would take memory
     # and, as they wait by spinning, CPU time.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from agent.configfile import Rereadable
-    from agent.heap import share_arenas
+    from agent.board.process import share_arenas
+    from agent.config.load import Rereadable
 
     share_arenas()
     file = Rereadable(path)
     config = file.read()
     set_up_logging(verbose)
-    from agent.daemon import Daemon
+    from agent.daemon.daemon import Daemon
 
     daemon = Daemon(
         config,
@@ -53,7 +53,7 @@ def run(path: Path, exit_when_done: bool, verbose: bool) -> None:
 
 def set_up_logging(verbose: bool) -> None:
     """Log to stderr, by lines with the time; the journal adds the time itself."""
-    from agent.logs import stderr_formatter
+    from agent.text import stderr_formatter
 
     handler = logging.StreamHandler()
     handler.setFormatter(stderr_formatter())

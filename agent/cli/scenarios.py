@@ -9,14 +9,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.compute.infer.backend import CPU, Plan
-from agent.compute.infer.finding import Found
-from agent.compute.infer.trial import Progress
-from agent.compute.infer.verdict import Verdict
-from agent.golden import golden
-from agent.loadgen import Outcome, run_scenarios
-from agent.manifest import Model
-from agent.plaintext import plain
+from agent.compute.infer.benchmark import Progress
+from agent.compute.infer.choice import Verdict
+from agent.compute.infer.delegates import Found
+from agent.compute.infer.session import CPU, Plan
+from agent.compute.manifest import Model
+from agent.models.library import golden
+from agent.optimise.loadgen import Outcome, run_scenarios
+from agent.text import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,7 +57,7 @@ def outcomes(
         progress: is told what is tested next.
 
     Raises:
-        VedetteError: see `agent.loadgen.run_scenarios`.
+        VedetteError: see `agent.optimise.loadgen.run_scenarios`.
     """
     with ExitStack() as stack:
         folder = logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vedette-loadgen-")))

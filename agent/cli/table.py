@@ -10,12 +10,11 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from agent.cli.roster import MOST, Device, Roster
-from agent.cli.rostertable import STATUS_COLOURS, FleetTable
+from agent.cli.roster import MOST, STATUS_COLOURS, Device, FleetTable, Roster
 from agent.cli.row import COLUMNS, RIGHT, cells
-from agent.comms.payload import EventMessage
-from agent.comms.subscriber import Received
-from agent.plaintext import plain
+from agent.comms.consumer.subscribe import Received
+from agent.comms.messages import EventMessage
+from agent.text import plain
 
 _ROWS, _AROUND = 16, 7
 """Rows at most, and lines of a terminal that are left for what stands around them."""

@@ -9,11 +9,12 @@ import click
 
 from agent.cli.access import broker_options, device_name
 from agent.cli.duration import duration
-from agent.plaintext import plain
+from agent.text import plain
 
 if TYPE_CHECKING:
-    from agent.comms.access import Access
-    from agent.comms.asking import Answer
+    from agent.comms.consumer.client import Access
+    from agent.comms.consumer.request import Answer
+
 
 _VERBS = ("status", "reload", "doctor")
 _PATIENCE_S, _DOCTOR_S = 10.0, 310.0
@@ -57,7 +58,7 @@ def tell(
     words: tuple[str, ...],
 ) -> None:
     """See `_HELP`."""
-    from agent.comms.asking import NoAnswerError, ask
+    from agent.comms.consumer.request import NoAnswerError, ask
     from agent.comms.topics import Topics
 
     verb, body = _request(words)
@@ -87,7 +88,7 @@ def _request(words: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
 
 def _print(verb: str, answer: Answer, *, as_json: bool) -> None:
     if as_json:
-        from agent.cli.jsonoutput import print_json
+        from agent.cli.json_output import print_json
 
         print_json(answer.body)
     elif not answer.ok:
@@ -111,8 +112,8 @@ def _done(verb: str, answer: Answer) -> str:
 def _print_report(report: Any) -> None:
     import msgspec
 
+    from agent.cli.checks.report import Report
     from agent.cli.doctor import print_report
-    from agent.doctor.report import Report
     from agent.errors import BrokerError
 
     try:

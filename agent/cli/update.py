@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.logs import PlainFormatter
-from agent.plaintext import plain
+from agent.text import PlainFormatter, plain
 
 if TYPE_CHECKING:
-    from agent.update.journal import Update
-    from agent.update.places import Places
-    from agent.update.service import Service
+    from agent.update.install.journal import Update
+    from agent.update.install.paths import Places
+    from agent.update.install.service import Service
+
 
 _FAILED = 1
 _LOG = "%(message)s"
@@ -47,8 +47,8 @@ def apply(ctx: click.Context, file: Path, here: bool) -> None:
     The work is done by vedette-update.service: this command only shows it, and may be cut off, as when the
     network goes. Exit code: 0 committed, 1 refused or rolled back.
     """
-    from agent.update.applying import Updater
-    from agent.update.service import Systemd
+    from agent.update.install.service import Systemd
+    from agent.update.install.updater import Updater
 
     where = _places()
     with _owned(where):
@@ -60,7 +60,7 @@ def apply(ctx: click.Context, file: Path, here: bool) -> None:
 @update.command()
 def resume() -> None:
     """Go on with an update that was cut off, to its end; does nothing where there is none."""
-    from agent.update.service import Systemd
+    from agent.update.install.service import Systemd
 
     handler = logging.StreamHandler()
     handler.setFormatter(PlainFormatter(_LOG))
@@ -73,7 +73,7 @@ def resume() -> None:
 def _close_config(where: Places) -> None:
     """Earlier versions let every user read the configuration, which may hold passwords of cameras."""
     from agent.errors import StorageError
-    from agent.storage.updatefiles import close_to_others
+    from agent.storage.copies import close_to_others
 
     try:
         if not (where.config.exists() and where.daemon_state.exists()):
@@ -85,7 +85,7 @@ def _close_config(where: Places) -> None:
 
 
 def _work(where: Places, service: Service) -> Update | None:
-    from agent.update.applying import Updater
+    from agent.update.install.updater import Updater
 
     with _owned(where):
         return Updater(where, service, _say).resume()
@@ -93,8 +93,8 @@ def _work(where: Places, service: Service) -> Update | None:
 
 def _go_on(where: Places, *, here: bool = False) -> Update | None:
     """Have the unit do it, and show that until it is done; or do it here."""
-    from agent.update.following import follow
-    from agent.update.service import Systemd
+    from agent.update.install.service import Systemd
+    from agent.update.install.status import follow
 
     if here or not Systemd.is_there():
         return _work(where, Systemd())
@@ -110,8 +110,8 @@ def _go_on(where: Places, *, here: bool = False) -> Update | None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def status(as_json: bool) -> None:
     """Show which version runs, which one could be gone back to, and the update at hand."""
-    from agent.cli.jsonoutput import print_json
-    from agent.update.standing import standing
+    from agent.cli.json_output import print_json
+    from agent.update.install.status import standing
 
     told = standing(_places())
     if as_json:
@@ -126,9 +126,9 @@ def status(as_json: bool) -> None:
 @click.option("-n", "count", type=click.IntRange(1), default=20, show_default=True, help="The newest, so many.")
 def history(as_json: bool, count: int) -> None:
     """Show what became of every update, and why."""
-    from agent.cli.jsonoutput import print_json
-    from agent.update.journal import Journal
-    from agent.update.standing import row
+    from agent.cli.json_output import print_json
+    from agent.update.install.journal import Journal
+    from agent.update.install.status import row
 
     found = Journal(_places()).history()[-count:]
     if not found and not as_json:
@@ -149,9 +149,9 @@ def rollback(ctx: click.Context, once: bool) -> None:
     What was before has to be ready within two minutes, or what runs now comes back. A version that was refused
     or failed its trial is none to go back to. Exit code: 0 gone back, or told to whoever is at an update; 1 not.
     """
-    from agent.update.journal import Journal
-    from agent.update.returning import Return, gone_back
-    from agent.update.service import Systemd
+    from agent.update.install.journal import Journal
+    from agent.update.install.rollback import Return, gone_back
+    from agent.update.install.service import Systemd
 
     where = _places()
     if once and (done_already := gone_back(Journal(where))):
@@ -180,9 +180,9 @@ def confirm() -> None:
 def _ordered(where: Places, order: str, but: Collection[str] = ()) -> bool:
     """Whether an update is at hand, in another state than these, and whoever goes on with it has been told."""
     from agent.errors import UpdateError
-    from agent.update.journal import Journal
-    from agent.update.orders import Orders
-    from agent.update.service import Systemd
+    from agent.update.install.journal import Journal
+    from agent.update.install.service import Systemd
+    from agent.update.install.watch import Orders
 
     try:
         at_hand = Journal(where).read()
@@ -201,8 +201,8 @@ def _ordered(where: Places, order: str, but: Collection[str] = ()) -> bool:
 @click.argument("models", type=click.Path(path_type=Path))
 def selftest(models: Path) -> None:
     """Answer the golden inputs of the models of a set, before it is used."""
-    import agent.daemon  # noqa: F401  # what the daemon needs can be imported
-    from agent.update.selftest import selftest as prove
+    import agent.daemon.daemon  # noqa: F401  # what the daemon needs can be imported
+    from agent.update.bundle.golden import selftest as prove
 
     click.echo("the daemon can be imported")
     for line in prove(models):
@@ -217,8 +217,8 @@ def selftest(models: Path) -> None:
 def adopt(slot: str, bundle: Path | None, source: str, owned: bool) -> None:
     """Make a slot one that updates know, after scripts/install has filled it."""
     from agent import __version__
-    from agent.storage.slots import slot_of
-    from agent.update.adopting import adopt as take_in
+    from agent.update.install.adopt import adopt as take_in
+    from agent.update.install.slots import slot_of
 
     where = _places()
     with nullcontext() if owned else _owned(where):
@@ -232,7 +232,7 @@ def _places() -> Places:
         StorageError: somebody else may not look into it.
     """
     from agent.errors import StorageError
-    from agent.update.places import places
+    from agent.update.install.paths import places
 
     where = places()
     if where.state.is_dir() and not os.access(where.state, os.R_OK | os.X_OK):
@@ -248,7 +248,7 @@ def _owned(where: Places) -> Iterator[None]:
         UpdateError: somebody does. StorageError: the folder is not ours to write.
     """
     from agent.errors import InUseError, StorageError, UpdateError
-    from agent.storage.durable import lock_folder, make_folder
+    from agent.storage.files import lock_folder, make_folder
 
     if os.geteuid() and not os.access(where.state.parent, os.W_OK):
         raise StorageError(f"{where.state}: only root updates a board: try `sudo vedette update …`")

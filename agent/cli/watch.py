@@ -15,9 +15,9 @@ from agent.cli.access import broker_options, device_name
 from agent.cli.duration import duration
 
 if TYPE_CHECKING:
-    from agent.cli.album import Album
-    from agent.comms.access import Access
-    from agent.comms.subscriber import Received
+    from agent.cli.pictures import Album
+    from agent.comms.consumer.client import Access
+    from agent.comms.consumer.subscribe import Received
 
 
 def _level(context: click.Context, option: click.Parameter, text: str) -> str:
@@ -49,7 +49,7 @@ def watch(
 ) -> None:
     """Show what devices publish, live. Ctrl-C ends it."""
     from agent.cli.live import follow, follow_fleet
-    from agent.comms.subscriber import Subscriber
+    from agent.comms.consumer.subscribe import Subscriber
 
     _check({"--json": as_json, "--fleet": fleet, "--picture": picture})
     album = _album(picture, picture_dir)
@@ -80,16 +80,15 @@ def _check(options: dict[str, bool]) -> None:
 def _album(picture: bool, folder: Path | None) -> Album | None:
     if not picture and folder is None:
         return None
-    from agent.cli.album import Album
     from agent.cli.live import is_terminal
-    from agent.cli.screen import Screen, graphics
+    from agent.cli.pictures import Album, Screen, graphics
 
     if picture and not is_terminal():
         raise click.UsageError(
             "--picture needs a terminal to show them in; --picture-dir DIR writes them to files"
         )
     if folder is not None:
-        from agent.storage.durable import make_folder
+        from agent.storage.files import make_folder
 
         make_folder(folder)
     return Album(Screen(graphics(os.environ)) if picture else None, folder)

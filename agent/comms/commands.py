@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from agent.comms.topics import Topics
 from agent.errors import CommandError
-from agent.plaintext import plain
+from agent.text import plain
 
 Verb = Literal["set", "snapshot", "record", "reload", "doctor", "status"]
 Value = bool | float | str | None

@@ -9,10 +9,11 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from agent.comms import payload
+from agent.comms import messages
 from agent.comms.topics import Topics
-from agent.config import Kind, PublishConfig
-from agent.messages import Event, Seen, Stages, Track, Will
+from agent.config.device import Kind
+from agent.config.stream import PublishConfig
+from agent.types import Event, Seen, Stages, Track, Will
 
 
 class EventSink(Protocol):
@@ -50,7 +51,7 @@ class Reporter:
         topics: Topics,
         stream: str,
         config: PublishConfig,
-        model: payload.ModelId,
+        model: messages.ModelId,
         events: EventSink,
         board: Board,
     ) -> None:
@@ -76,7 +77,7 @@ class Reporter:
         """
         with self._lock:
             if self._config.detections and seen.detections is not None and not self._stopped:
-                message = payload.DetectionsMessage(
+                message = messages.DetectionsMessage(
                     self._topics.device,
                     self._stream,
                     seq,
@@ -91,13 +92,13 @@ class Reporter:
             if seen.events:
                 self._report(seen.events, at, seen.stages, backend, rung)
 
-    def _detections(self, message: payload.DetectionsMessage) -> None:
+    def _detections(self, message: messages.DetectionsMessage) -> None:
         topic = self._topics.detections(self._stream)
         if self._events.takes("detections"):
-            numbered = replace(message, id=payload.new_id(), spool_seq=0)
-            self._events.put(topic, payload.encode(numbered), None, "detections")
+            numbered = replace(message, id=messages.new_id(), spool_seq=0)
+            self._events.put(topic, messages.encode(numbered), None, "detections")
         else:
-            self._board.send(topic, payload.encode(message))
+            self._board.send(topic, messages.encode(message))
 
     def events(self, events: Sequence[Event], at: datetime, stages: Stages, backend: str, rung: str) -> None:
         """Put events into the spool; after `stop` only ends, after `close` none."""
@@ -147,10 +148,10 @@ class Reporter:
         body = None if over else self._body(Event("end", event.track, "restart"), at, _NO_LATENCY)
         return Will(event.track.id, body)
 
-    def _body(self, event: Event, at: datetime, latency: payload.Latency) -> bytes:
-        return payload.encode(
-            payload.EventMessage(
-                payload.new_id(),
+    def _body(self, event: Event, at: datetime, latency: messages.Latency) -> bytes:
+        return messages.encode(
+            messages.EventMessage(
+                messages.new_id(),
                 self._topics.device,
                 self._stream,
                 event.kind,
@@ -222,8 +223,8 @@ class Reporter:
         return event
 
 
-def _latency(stages: Stages) -> payload.Latency:
-    return payload.Latency(
+def _latency(stages: Stages) -> messages.Latency:
+    return messages.Latency(
         *(
             round(ns / 1e6, 3)
             for ns in (

@@ -2,16 +2,72 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Sequence
+from importlib.resources import files
 
 import cv2
 import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
-from agent.compute import lettering
 from agent.errors import BackendError
-from agent.messages import ChannelOrder, Image, Keypoint, Point, Track
+from agent.types import ChannelOrder, Frame, Image, Keypoint, Picture, Point, Track
+
+# Letters on pictures.
+#
+# OpenCV 5 unpacks a whole font for its first letter, over 8 MB that stay: here is a strip of printable ASCII
+# instead. Text beyond ASCII is left to OpenCV, so that whoever needs it pays for it.
+
+_FIRST, _COUNT = 32, 95
+_FALLBACK = cv2.FONT_HERSHEY_SIMPLEX
+_FALLBACK_HEIGHT = 36.0
+"""Height of a line of `_FALLBACK` at scale 1, px."""
+
+Mask = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+
+
+@functools.lru_cache(maxsize=128)
+def line(text: str, height: int) -> Mask:
+    """A line of text as a mask, `height` rows of uint8: 255 is ink. Not to be written to: it is kept."""
+    if not text:
+        return np.zeros((height, 0), np.uint8)
+    strip = _ascii(text) if text.isascii() and text.isprintable() else _any(text)
+    width = max(1, round(strip.shape[1] * height / strip.shape[0]))
+    shrinks = height < strip.shape[0]
+    scaled = cv2.resize(strip, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return scaled.astype(np.uint8, copy=False)
+
+
+def ink(picture: Image, mask: Mask, x: int, y: int, colour: Colour) -> None:
+    """Paint a mask into a picture, its corner at (x, y) ≥ 0; what lies outside is cut off."""
+    part = picture[y : y + mask.shape[0], x : x + mask.shape[1]]
+    share = mask[: part.shape[0], : part.shape[1], None].astype(np.uint16)
+    part[:] = (part * (255 - share) + np.array(colour, np.uint16) * share + 127) // 255
+
+
+def _ascii(text: str) -> Mask:
+    glyphs = _glyphs()
+    return np.hstack([glyphs[ord(character) - _FIRST] for character in text])
+
+
+def _any(text: str) -> Mask:
+    (width, _), _ = cv2.getTextSize(text, _FALLBACK, 1.0, 2)
+    strip = np.zeros((round(_FALLBACK_HEIGHT), max(1, width)), np.uint8)
+    cv2.putText(strip, text, (0, round(_FALLBACK_HEIGHT * 0.75)), _FALLBACK, 1.0, (255,), 2, cv2.LINE_AA)
+    return strip
+
+
+@functools.cache
+def _glyphs() -> Mask:
+    """Characters × height × width."""
+    packed = np.frombuffer(files("agent.compute").joinpath("glyphs.png").read_bytes(), np.uint8)
+    strip = cv2.imdecode(packed, cv2.IMREAD_GRAYSCALE)
+    assert strip is not None
+    return np.stack(np.hsplit(strip, _COUNT)).astype(np.uint8, copy=False)
+
 
 _Colour = tuple[int, int, int]
 
@@ -191,13 +247,13 @@ def _caption_height(pen: _Pen) -> int:
 def _caption(picture: Image, text: str, at: tuple[int, int], colour: _Colour, pen: _Pen) -> int:
     """Text on a patch of colour, moved so that it lies in the picture. Its height, px."""
     high = _caption_height(pen)
-    letters = lettering.line(text, high - 2 * pen.line)
+    letters = line(text, high - 2 * pen.line)
     wide = letters.shape[1] + 4 * pen.line
     x = max(0, min(at[0], pen.width - wide))
     y = max(0, min(at[1], pen.height - high))
     cv2.rectangle(picture, (x, y), (x + wide, y + high), colour, cv2.FILLED)
     shade = _LIGHT if _luminance(colour, pen.order) < 140.0 else _DARK
-    lettering.ink(picture, letters, x + 2 * pen.line, y + pen.line, shade)
+    ink(picture, letters, x + 2 * pen.line, y + pen.line, shade)
     return high
 
 
@@ -205,3 +261,46 @@ def _luminance(colour: _Colour, order: ChannelOrder) -> float:
     """Brightness 0..255, ITU-R BT.601."""
     blue, green, red = colour if order == "bgr" else colour[::-1]
     return 0.114 * blue + 0.587 * green + 0.299 * red
+
+
+# Stills: frames as the JPEGs that clips are made of.
+#
+# Cameras that give JPEGs (`format=MJPG`) are decoded for the model in any case, and OpenCV hands out either the
+# pictures or the packets, not both; and those of an RTSP camera hang on each other. So a still is encoded anew,
+# at a size and a rate that are bounded.
+
+
+class Stills:
+    """Makes stills of one stream. For one thread."""
+
+    def __init__(self, max_width: int, quality: int) -> None:
+        """Prepare.
+
+        Args:
+            max_width: wider frames are made smaller, px.
+            quality: of the JPEG, 1..100.
+        """
+        self._max_width, self._quality = max_width, quality
+        self._small: Image | None = None
+
+    def of(self, frame: Frame) -> Picture:
+        """The frame as a picture, which is even in width and height when it was made smaller.
+
+        Raises:
+            BackendError: it cannot be encoded.
+        """
+        image = self._shrunk(frame.image)
+        height, width = image.shape[:2]
+        encoded = jpeg(image, self._quality, frame.order)
+        return Picture(encoded, width, height, frame.captured_ns, frame.captured_at)
+
+    def _shrunk(self, image: Image) -> Image:
+        height, width = image.shape[:2]
+        if width <= self._max_width:
+            return image
+        size = (self._max_width // 2 * 2, max(2, round(height * self._max_width / width / 2) * 2))
+        # Averaging is worth its price from a half on, where single lines would be skipped.
+        how = cv2.INTER_AREA if width >= 2 * size[0] else cv2.INTER_LINEAR
+        self._small = cv2.resize(image, size, dst=self._small, interpolation=how)  # type: ignore[assignment]
+        assert self._small is not None
+        return self._small

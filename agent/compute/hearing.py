@@ -13,21 +13,18 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
-from agent.compute.climb import Answer, Climb
-from agent.compute.gate.pause import Pauses
-from agent.compute.gate.preroll import PreRoll
-from agent.compute.gate.voice import VOICE_HZ, Sound, VoiceGate
-from agent.compute.infer.audio.frontend import Rows, build_frontend
-from agent.compute.infer.audio.rows import RowInput
-from agent.compute.infer.backend import Opener, Options, open_session
-from agent.compute.track.alarm import ConstantAlarm, answers_move
+from agent.compute.cascade.early_exit import Answer, Climb
+from agent.compute.gate.voice import VOICE_HZ, Pauses, PreRoll, Sound, VoiceGate
+from agent.compute.infer.audio_input import RowInput, Rows, build_frontend
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.session import Opener, Options
+from agent.compute.manifest import Model
+from agent.compute.track.keywords import ConstantAlarm, Words, answers_move
 from agent.compute.track.tracker import Tracker
-from agent.compute.track.words import Words
 from agent.compute.track.zones import Zones
-from agent.config import StreamConfig
+from agent.config.stream import StreamConfig
 from agent.errors import ConfigError, ModelError
-from agent.manifest import Model
-from agent.messages import AudioChunk, Detection, Event, Samples, Seen, Stages
+from agent.types import AudioChunk, Detection, Event, Samples, Seen, Stages
 
 log = logging.getLogger(__name__)
 

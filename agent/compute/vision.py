@@ -7,15 +7,15 @@ from datetime import datetime
 
 import cv2
 
+from agent.compute.cascade.resolution import Look, Size, Sizes
 from agent.compute.gate.motion import MotionGate
-from agent.compute.infer.backend import Opener, Options, open_session
-from agent.compute.size import Look, Size
-from agent.compute.sizes import Sizes
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.session import Opener, Options
+from agent.compute.manifest import Model
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
-from agent.config import StreamConfig
-from agent.manifest import Model
-from agent.messages import WHOLE, Box, Event, Frame, Seen, Stages, Track
+from agent.config.stream import StreamConfig
+from agent.types import WHOLE, Box, Event, Frame, Seen, Stages, Track
 
 
 class Vision:

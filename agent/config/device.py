@@ -15,7 +15,7 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 Transport = Literal["tcp", "websockets"]
 MqttVersion = Literal["auto", "5", "3.1.1"]
 NAME = {"use": "use letters, digits, - and _, up to 63 characters; begin with a letter or digit"}
-"""What messages say of a wrong name instead of the pattern, see `agent.tomlfile`; the others alike."""
+"""What messages say of a wrong name instead of the pattern, see `agent.config.toml`; the others alike."""
 _PREFIX = {"use": "use one or more parts with / between them, none of them empty; leave out + and #"}
 _WS_PATH = {"use": "begin with /, and use printable ASCII characters without spaces"}
 _ALPN = {"use": "use 1 to 255 printable ASCII characters without spaces"}
@@ -29,8 +29,9 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         name: in every topic; empty: the machine's host name. A change waits for a restart.
-        profile: settings that suit the board, for what this file leaves open, see `agent.profiles`. `auto`: those
-            of the board that this is; else the name of one, such as `pi4b`, the path of one, or `none`.
+        profile: settings that suit the board, for what this file leaves open, see `agent.config.profiles`.
+            `auto`: those of the board that this is; else the name of one, such as `pi4b`, the path of one, or
+            `none`.
     """
 
     name: Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,62})?$", extra=NAME)] = ""

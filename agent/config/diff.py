@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.config import Config, StorageConfig
+from agent.config import Config
+from agent.config.device import StorageConfig
 
 Key = tuple[str, str]
 """Of the file: its table and its name."""
@@ -75,3 +77,54 @@ def waits(keys: Iterable[Key]) -> list[str]:
         f"[{table}] {', '.join(some)} {'waits' if len(some) == 1 else 'wait'} for a restart"
         for table, some in by_table.items()
     ]
+
+
+# Reloading: a new configuration is prepared beside what runs, and swapped in; or it is refused as a whole.
+#
+# Keys that only a restart can change do not come here with another value: see `agent.config.diff`.
+
+MODEL_FILE = "the model's file or manifest"
+"""In the place of keys: the configuration is the same, and what it names is not."""
+
+
+class Changes(Struct, frozen=True):
+    """What is different in a new configuration.
+
+    Attributes:
+        tables: keys by table, such as `host` and `port` of `mqtt`; streams are not among them.
+        changed: keys by stream; `MODEL_FILE` in their place where only the model is another one.
+        added, removed: names of streams.
+    """
+
+    tables: dict[str, list[str]]
+    changed: dict[str, list[str]]
+    added: list[str]
+    removed: list[str]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is."""
+        return not (self.tables or self.changed or self.added or self.removed)
+
+    def __str__(self) -> str:
+        said = [f"[{table}] {', '.join(keys)}" for table, keys in self.tables.items()]
+        said += [f"stream {name}: {', '.join(keys)}" for name, keys in self.changed.items()]
+        said += [f"stream {name} is new" for name in self.added]
+        said += [f"stream {name} is gone" for name in self.removed]
+        return "; ".join(said) or "nothing has changed"
+
+
+def changes(old: Config, new: Config) -> Changes:
+    """What is different in the new one."""
+    tables = [table for table in _keys(old, new) if table != "streams"]
+    both = [name for name in new.streams if name in old.streams]
+    return Changes(
+        {table: _keys(getattr(old, table), getattr(new, table)) for table in tables},
+        {name: keys for name in both if (keys := _keys(old.streams[name], new.streams[name]))},
+        [name for name in new.streams if name not in old.streams],
+        [name for name in old.streams if name not in new.streams],
+    )
+
+
+def _keys(old: Struct, new: Struct) -> list[str]:
+    return [key for key in old.__struct_fields__ if getattr(old, key) != getattr(new, key)]

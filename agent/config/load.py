@@ -9,13 +9,11 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from agent.board.identity import Board, read_board
 from agent.config import Config
+from agent.config.profiles import AUTO, Profile, choose, put_under
+from agent.config.toml import Keys, Problem, TomlFile, parse_toml, read_toml, to_toml
 from agent.errors import ConfigError
-from agent.health.board import Board, read_board
-from agent.profiles import AUTO, Profile, choose, put_under
-from agent.tomlfile import Keys as Keys
-from agent.tomlfile import Problem, TomlFile, parse_toml, read_toml, to_toml
-from agent.tomlfile import Where as Where
 
 
 class ConfigFile(Struct, frozen=True):

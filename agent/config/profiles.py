@@ -13,17 +13,17 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from agent.capture.uri import parse as parse_uri
-from agent.config import CaptureConfig, GateConfig, LadderConfig, PublishConfig
-from agent.deviceconfig import HealthConfig, SelectionConfig, StorageConfig, ThermalConfig
+from agent.board.identity import Board
+from agent.config.device import HealthConfig, SelectionConfig, StorageConfig, ThermalConfig
+from agent.config.source_uri import parse as parse_uri
+from agent.config.stream import CaptureConfig, GateConfig, LadderConfig, PublishConfig
+from agent.config.toml import Keys, TomlFile, nearest, read_toml
 from agent.errors import ConfigError, SourceError
-from agent.health.board import Board
-from agent.tomlfile import Keys, TomlFile, nearest, read_toml
 
 Table = dict[str, Any]
 
 AUTO, NONE = "auto", "none"
-_BESIDE = Path(__file__).parent
+_BESIDE = Path(__file__).parent.parent
 _FOLDERS = (_BESIDE / "firmware_configs", _BESIDE.parent / "firmware_configs")
 """Of an installed wheel, and of a clone."""
 

@@ -3,16 +3,153 @@
 from __future__ import annotations
 
 import importlib
+import ipaddress
+import math
+import os
 import re
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Literal, cast
+from pathlib import Path
+from typing import Any, Literal, cast
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from msgspec import Struct
 
-from agent.capture.options import Options, read_options
-from agent.errors import SourceError
+from agent.config.stream import StreamConfig
+from agent.errors import ConfigError, SourceError
+
+# The options of a source: what stands behind the question mark of its URI.
+
+Pace = Literal["realtime", "fast"]
+
+
+class Options(Struct, frozen=True):
+    """Every option of every kind of source, read; a kind takes the few that it knows.
+
+    Attributes:
+        size: width and height, pixels; None: the source's own.
+        fps: pictures per second; 0: the source's own.
+        format: four characters, such as MJPG; empty: the device's own.
+        pace: `realtime` plays as it was recorded, `fast` as fast as the consumer takes.
+        loop: begin again at the end.
+        frames: ends after so many pictures; 0: never.
+        rate: samples per second that a microphone is asked for, Hz; 0: as many as are wanted.
+        channel: of sound, from 0; None: the mean of all.
+    """
+
+    size: tuple[int, int] | None = None
+    fps: float = 0.0
+    format: str = ""
+    pace: Pace = "realtime"
+    loop: bool = False
+    frames: int = 0
+    rate: int = 0
+    channel: int | None = None
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, height = text.lower().split("x")
+    size = int(width), int(height)
+    if not all(16 <= side <= 16384 for side in size):
+        raise ValueError(text)
+    return size
+
+
+def _fps(text: str) -> float:
+    fps = float(text)
+    if not (math.isfinite(fps) and 0 < fps <= 1000):
+        raise ValueError(text)
+    return fps
+
+
+def _format(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9 ]{4}", text):
+        raise ValueError(text)
+    return text.upper()
+
+
+def _pace(text: str) -> str:
+    return {"realtime": "realtime", "fast": "fast"}[text]
+
+
+def _loop(text: str) -> bool:
+    return {"1": True, "0": False, "true": True, "false": False}[text]
+
+
+def _frames(text: str) -> int:
+    frames = int(text)
+    if frames < 1:
+        raise ValueError(text)
+    return frames
+
+
+def _rate(text: str) -> int:
+    rate = int(text)
+    if not 4000 <= rate <= 384_000:
+        raise ValueError(text)
+    return rate
+
+
+def _channel(text: str) -> int | None:
+    named = {"mix": None, "left": 0, "right": 1}
+    if text in named:
+        return named[text]
+    channel = int(text)
+    if not 0 <= channel < 64:
+        raise ValueError(text)
+    return channel
+
+
+_READERS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "size": (_size, "WIDTHxHEIGHT in pixels, each from 16 to 16384, such as 1280x720"),
+    "fps": (_fps, "a number of pictures per second over 0 and up to 1000, such as 15"),
+    "format": (_format, "four characters, such as MJPG or YUYV"),
+    "pace": (_pace, "realtime or fast"),
+    "loop": (_loop, "1 or 0"),
+    "frames": (_frames, "a whole number of pictures from 1"),
+    "rate": (_rate, "samples per second from 4000 to 384000, such as 16000"),
+    "channel": (_channel, "mix, left, right, or a channel's number from 0 to 63"),
+}
+
+
+def read_options(pairs: Sequence[tuple[str, str]], keys: Sequence[str], pace: Pace, shown: str) -> Options:
+    """The options of a query.
+
+    Args:
+        pairs: keys and values as they stand in the query.
+        keys: that this kind of source knows.
+        pace: unless the query says otherwise.
+        shown: the URI, for messages.
+
+    Raises:
+        SourceError: a key is unknown or stands twice, or a value is out of range.
+    """
+    values: dict[str, Any] = {"pace": pace}
+    seen: set[str] = set()
+    for key, text in pairs:
+        if key not in keys:
+            raise SourceError(_unknown_key(key, keys, shown))
+        if key in seen:
+            raise SourceError(f"{shown}: expected {key} once; found it twice")
+        seen.add(key)
+        values[key] = _read_value(key, text, shown)
+    return Options(**values)
+
+
+def _read_value(key: str, text: str, shown: str) -> Any:
+    read, expected = _READERS[key]
+    try:
+        return read(text)
+    except (ValueError, KeyError):
+        raise SourceError(f"{shown}: {key}: expected {expected}; found {text!r}") from None
+
+
+def _unknown_key(key: str, keys: Sequence[str], shown: str) -> str:
+    near = get_close_matches(key, keys, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{shown}: expected a key among {', '.join(keys)}; found {key}{hint}"
+
 
 _AUTHORITY = re.compile(r"//([^/?#]*)(.*)", re.DOTALL)
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+)(?::\d{1,5})?")
@@ -52,12 +189,12 @@ class Scheme(Struct, frozen=True):
 
 _SOUND_FILES = (".wav", ".flac", ".ogg")
 _STREAM = Scheme(
-    "agent.capture.stream:open_stream", "a host, such as //camera.local:554/path", live=True, network=True
+    "agent.capture.opencv:open_stream", "a host, such as //camera.local:554/path", live=True, network=True
 )
 
 SCHEMES: dict[str, Scheme] = {
     "v4l2": Scheme(
-        "agent.capture.camera:open_camera",
+        "agent.capture.opencv:open_camera",
         "a device, such as /dev/video0",
         ("size", "fps", "format"),
         live=True,
@@ -74,15 +211,15 @@ SCHEMES: dict[str, Scheme] = {
     "rtsps": _STREAM,
     "http": _STREAM,
     "https": _STREAM,
-    "file": Scheme("agent.capture.clip:open_clip", "a video file, such as clip.mp4", ("pace", "loop")),
+    "file": Scheme("agent.capture.opencv:open_clip", "a video file, such as clip.mp4", ("pace", "loop")),
     "dir": Scheme(
-        "agent.capture.pictures:open_pictures",
+        "agent.capture.images:open_pictures",
         "a folder of pictures, such as images/",
         ("pace", "fps", "loop"),
         pace="fast",
     ),
     "test": Scheme(
-        "agent.capture.pattern:open_pattern",
+        "agent.capture.images:open_pattern",
         "nothing, as in test:?size=640x480",
         ("size", "fps", "frames", "pace"),
         pattern=r"",
@@ -95,7 +232,7 @@ SCHEMES: dict[str, Scheme] = {
         sound=True,
     ),
     "wav": Scheme(
-        "agent.capture.recording:open_recording",
+        "agent.capture.audio_file:open_recording",
         "a WAV, FLAC or OGG file, such as speech.wav",
         ("pace", "loop", "channel"),
         sound=True,
@@ -272,3 +409,87 @@ def _unknown(uri: str, scheme: str) -> str:
     near = get_close_matches(scheme, SCHEMES, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}:?" if near else ""
     return f"{shown}: expected one of {', '.join(f'{name}:' for name in SCHEMES)}; found {scheme}:{hint}"
+
+
+# Devices that two streams cannot share: a camera gives its pictures to one reader at a time.
+
+_EXCLUSIVE = ("v4l2", "libcamera")
+
+
+def check_not_shared(name: str, streams: Mapping[str, StreamConfig]) -> None:
+    """Refuse a stream whose camera a stream before it has, by whatever path.
+
+    Args:
+        name: of the stream.
+        streams: all of the configuration, in their order; those that are disabled have no camera.
+
+    Raises:
+        ConfigError: names the other stream.
+    """
+    device = _camera_of(streams[name])
+    for other, stream in streams.items():
+        if other == name or not device:
+            return
+        if _camera_of(stream) == device:
+            shown = parse(streams[name].source).shown
+            raise ConfigError(
+                f"{shown} is the camera of stream {other}, too, and gives its pictures to one of them only; set "
+                "enabled = false in the other, or use another camera",
+                keys=("streams", name, "source"),
+            )
+
+
+def shared_microphones(streams: Mapping[str, StreamConfig]) -> dict[str, str]:
+    """Return streams whose microphone a stream before them has, with that one's name.
+
+    That works where a sound server or ALSA's dsnoop hands its sound to several.
+    """
+    first, found = dict[str, str](), dict[str, str]()
+    for name, stream in streams.items():
+        address = _address(stream)
+        if address is not None and address.scheme == "mic":
+            other = first.setdefault(address.target.casefold(), name)
+            if other != name:
+                found[name] = other
+    return found
+
+
+def _camera_of(stream: StreamConfig) -> str:
+    """Return what identifies a camera: its device number, or else its path without links; empty: it is none."""
+    address = _address(stream)
+    if address is None or address.scheme not in _EXCLUSIVE:
+        return ""
+    if address.scheme == "libcamera":
+        return f"libcamera:{int(address.target)}"
+    try:
+        node = Path(address.target).stat()
+    except (OSError, ValueError):  # it is not plugged in
+        return os.path.realpath(address.target)
+    return f"v4l2:{node.st_rdev}" if stat.S_ISCHR(node.st_mode) else os.path.realpath(address.target)
+
+
+def _address(stream: StreamConfig) -> Address | None:
+    try:
+        return parse(stream.source) if stream.enabled else None
+    except SourceError:
+        return None
+
+
+# Tell hosts of the local network from others, by their name or address alone.
+
+_LOCAL = (".local", ".lan", ".home.arpa", ".internal")
+"""Ends of names that only a local network resolves: RFC 6762, RFC 8375, and what routers and ICANN set aside."""
+
+
+def is_local(host: str) -> bool:
+    """Return whether a host name or address is this machine, or in the local network as far as it tells.
+
+    Private and link-local addresses are, names without a dot, and names that end as in `camera.local`. Nothing is
+    looked up.
+    """
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        name = host.lower().rstrip(".")
+        return "." not in name or name.endswith(_LOCAL)
+    return address.is_private or address.is_link_local or address.is_loopback

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from agent.deviceconfig import NAME, Seconds
-from agent.messages import Point
+from agent.config.device import NAME, Seconds
+from agent.types import Point
 
 Unit = Annotated[float, Meta(ge=0.0, le=1.0)]
 Patience = Annotated[float, Meta(ge=0.1, le=1e8)]

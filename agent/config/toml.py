@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.errors import ConfigError, reason_of
-from agent.plaintext import is_plain, without_login
+from agent.text import is_plain, without_login
 
 Keys = tuple[str | int, ...]
 Problem = tuple[Keys, str]

@@ -19,18 +19,17 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.infer.auto import AutoSession
-from agent.compute.infer.backend import AUTO, Options, Plan, Session, open_session, opens_at_once, standing_by
-from agent.compute.infer.verdict import Verdict
-from agent.compute.infer.vetting import Vetting
-from agent.config import SelectionConfig
+from agent.compute.infer.backends import open_session, opens_at_once, standing_by
+from agent.compute.infer.choice import Verdict
+from agent.compute.infer.session import AUTO, Options, Plan, Session
+from agent.compute.infer.swappable import AutoSession
+from agent.compute.infer.vetting.vetting import Vetting
+from agent.compute.manifest import Model
+from agent.config.device import SelectionConfig
+from agent.daemon.measurements import Surveys, Verdicts, Vetted
 from agent.errors import VedetteError
-from agent.golden import golden
-from agent.manifest import Model
-from agent.storage.models import is_packaged
-from agent.storage.verdicts import Verdicts
-from agent.surveys import Surveys
-from agent.vetted import Vetted
+from agent.models.files import is_packaged
+from agent.models.library import golden
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +75,7 @@ class Chooser:
         """Open a model for a stream.
 
         Raises:
-            ModelError, BackendError: see `agent.compute.infer.backend.open_session`.
+            ModelError, BackendError: see `agent.compute.infer.backends.open_session`.
         """
         if opens_at_once(backend):
             self._tell_root(model)
@@ -100,7 +99,10 @@ class Chooser:
         """Warn once that this process opens models as root. Those of packages are as good as their code."""
         if os.geteuid() or self._told_root or is_packaged(model.path):
             return
-        from agent.compute.infer.unprivileged import is_root, other_user  # the daemon is no root's, as a rule
+        from agent.compute.infer.vetting.unprivileged import (  # the daemon is no root's, as a rule
+            is_root,
+            other_user,
+        )
 
         self._told_root = True
         first = f"user {other_user()} has opened and run it first" if is_root() else "there is no other user here"

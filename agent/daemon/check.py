@@ -14,26 +14,28 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from agent.capture.sharing import check_not_shared, shared_microphones
 from agent.capture.source import check_login, check_opens, check_there, check_uri
-from agent.capture.uri import holds_secret
-from agent.comms.address import check_prefixes
-from agent.comms.fallback import OPEN
-from agent.comms.fallback import problems as problems_of_brokers
-from agent.comms.fallback import remarks as unwise
+from agent.comms.mqtt.endpoint import OPEN, check_prefixes
+from agent.comms.mqtt.endpoint import problems as problems_of_brokers
+from agent.comms.mqtt.endpoint import remarks as unwise
 from agent.comms.topics import COMMANDS
-from agent.compute.track.occasions import check_clips
+from agent.compute.track.clip_trigger import check_clips
 from agent.compute.track.zones import check_zones
-from agent.config import Config, SelectionConfig, StreamConfig
-from agent.configfile import ConfigFile, Keys, load
+from agent.config import Config
+from agent.config.device import SelectionConfig
+from agent.config.load import ConfigFile, load
+from agent.config.secret_file import expand, is_open_to_all, wants_credentials
+from agent.config.source_uri import check_not_shared, holds_secret, shared_microphones
+from agent.config.stream import StreamConfig
+from agent.config.toml import Keys
 from agent.errors import BackendError, ConfigError, StorageError, VedetteError
-from agent.secretfile import expand, is_open_to_all, wants_credentials
-from agent.storage.durable import check_state_folder, clips_path, folder_of, service_user
+from agent.storage.files import check_state_folder, clips_path, folder_of, service_user
 
 if TYPE_CHECKING:
-    from agent.senses import Sense
+    from agent.daemon.perception import Sense
 
     _Opens = Callable[[str, StreamConfig], Sense | None]
+
 
 Step = tuple[Keys, Callable[[], object]]
 """What is checked: its keys below the stream, and the check, which raises a `VedetteError`."""
@@ -55,9 +57,9 @@ def problems(path: Path) -> list[str]:
 
 def remarks(path: Path) -> list[str]:
     """What was guessed of the models of a file that has no problems, and what is doubtful, a line each."""
-    from agent.compute.infer.unprivileged import without_root
-    from agent.library import look_up
-    from agent.storage.models import preloaded
+    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.models.files import preloaded
+    from agent.models.library import look_up
 
     file = load(path)
     models = {stream.model for stream in file.config.streams.values()}
@@ -146,7 +148,7 @@ def check_selection(selection: SelectionConfig) -> None:
         ConfigError: names the first.
     """
     if selection.candidates:
-        from agent.compute.infer.finding import candidates
+        from agent.compute.infer.delegates import candidates
 
         try:
             candidates(selection.candidates)
@@ -169,8 +171,8 @@ def keys_of(error: VedetteError, name: str, stream: StreamConfig) -> Keys:
 
     The runtime is not asked again about a model.
     """
-    from agent.library import open_model
-    from agent.senses import prepare_sense
+    from agent.daemon.perception import prepare_sense
+    from agent.models.library import open_model
 
     def prepare(name: str, stream: StreamConfig) -> Sense | None:
         return prepare_sense(name, stream, open_model(stream.model, stream.rung, 0.0))
@@ -270,8 +272,8 @@ def _of_streams(file: ConfigFile) -> Iterator[str]:
 
 def _of_models(streams: dict[str, StreamConfig]) -> dict[str, list[tuple[Keys, str]]]:
     """From the zones to the opened model, with the keys of each problem. Root has another user do it."""
-    from agent.compute.infer.unprivileged import without_root
-    from agent.storage.models import preloaded
+    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.models.files import preloaded
 
     def found() -> dict[str, list[tuple[Keys, str]]]:
         return {
@@ -294,8 +296,8 @@ def _source_steps(stream: StreamConfig, check: Callable[[str], None] = check_the
 
 def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None = None) -> Iterator[Step]:
     """From the zones to the opened model; `wait_s` as for `open_model`."""
-    from agent.compute.infer.backend import plan_of
-    from agent.library import open_model
+    from agent.compute.infer.backends import plan_of
+    from agent.models.library import open_model
 
     for number in range(len(stream.zones)):
         yield ("zones", number), partial(check_zones, stream.zones[: number + 1])
@@ -315,8 +317,8 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
 
 
 def _open_sense(name: str, stream: StreamConfig) -> Sense:
-    from agent.compute.infer.backend import open_for_command
-    from agent.senses import open_sense
+    from agent.compute.infer.backends import open_for_command
+    from agent.daemon.perception import open_sense
 
     return open_sense(name, stream, opener=open_for_command)
 

@@ -12,16 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from agent.capture.slot import Slot
-from agent.clips import Occasion
-from agent.compute.stills import Stills
-from agent.compute.track.occasions import ASKED, Occasions
-from agent.config import ClipsConfig
+from agent.capture.handoff import Slot
+from agent.compute.drawing import Stills
+from agent.compute.track.clip_trigger import ASKED, Occasions
+from agent.config.stream import ClipsConfig
 from agent.errors import BackendError
-from agent.messages import Event, Frame
-from agent.storage.footage import Footage
-from agent.storage.recorder import Recorder
-from agent.storage.recording import Recording
+from agent.storage.clips.recorder import Recorder, Recording
+from agent.storage.clips.ring import Footage
+from agent.types import Event, Frame, Occasion
 
 log = logging.getLogger(__name__)
 

@@ -14,17 +14,26 @@ from weakref import WeakSet
 from msgspec.structs import replace
 
 from agent.comms.commands import ZONE, shown
-from agent.comms.intake import Intake
-from agent.comms.payload import StreamHealth
+from agent.comms.messages import StreamHealth
+from agent.comms.mqtt.inbox import Intake
 from agent.config import Config
+from agent.config.diff import hold
+from agent.daemon.overrides import (
+    LOST,
+    Override,
+    Overrides,
+    Settings,
+    Value,
+    basis_of,
+    decode,
+    settings_of,
+    unknown,
+)
+from agent.daemon.reload import Reload
+from agent.daemon.runtime import House
+from agent.daemon.stream import Stream
 from agent.errors import CommandError, StorageError, VedetteError
-from agent.house import House
-from agent.overrides import LOST, Override, Overrides, Value, basis_of, decode, unknown
-from agent.reload import Reload
-from agent.restart import hold
-from agent.settings import Settings, settings_of
-from agent.storage.twinfile import TwinFile
-from agent.stream import Stream
+from agent.storage.state_file import TwinFile
 
 log = logging.getLogger(__name__)
 

@@ -4,35 +4,105 @@ from __future__ import annotations
 
 import logging
 import queue
+import time
 from collections.abc import Callable
 from contextlib import closing, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
-from agent.boardhealth import LocalHealth
-from agent.bulletin import Bulletin
-from agent.checkup import Checkup
+from agent.board.process import show_thread_names, trim_heap
 from agent.config import Config
-from agent.configfile import Where
-from agent.control import Control
-from agent.errors import ConfigError, StreamError, VedetteError
-from agent.health.notify import Notifier
-from agent.heap import trim_heap
-from agent.homeassistant import HomeAssistant
-from agent.house import House, stop_streams
-from agent.orders import Orders
-from agent.overrides import FILE as OVERRIDES
-from agent.published import FILE as PUBLISHED
-from agent.published import Published
-from agent.service import Service
-from agent.shadows import Shadows
-from agent.stateguard import StateGuard
-from agent.storage.durable import OwnedFolder, remove_temporaries, state_folder, tighten
-from agent.storage.spool import Spool
-from agent.storage.statefile import StateFile
-from agent.storage.twinfile import TwinFile
-from agent.threadnames import show_thread_names
+from agent.config.toml import Where
+from agent.daemon.command_handler import Checkup, Orders
+from agent.daemon.control import Control
+from agent.daemon.health import Bulletin, LocalHealth
+from agent.daemon.homeassistant import HomeAssistant
+from agent.daemon.overrides import FILE as OVERRIDES
+from agent.daemon.published import FILE as PUBLISHED
+from agent.daemon.published import Published
+from agent.daemon.runtime import House, stop_streams
+from agent.daemon.shadow_manager import Shadows
+from agent.daemon.systemd import Notifier, Service
+from agent.errors import ConfigError, StorageError, StreamError, VedetteError
+from agent.storage.files import OwnedFolder, remove_temporaries, state_folder, tighten
+from agent.storage.spool.spool import Spool
+from agent.storage.state_file import StateFile, TwinFile
+
+# Notices that the state folder was deleted or replaced under the daemon, and has it written anew.
 
 log = logging.getLogger(__name__)
+
+_RETRY_S, _LONGEST = 2.0, 8
+"""Time between the first two attempts to write the folder anew, s. It doubles, up to so many times as long."""
+
+
+class StateGuard:
+    """For the daemon's thread. A look costs a few microseconds.
+
+    Attributes:
+        trouble: why nothing may be written to the folder now; empty: it may be written.
+    """
+
+    def __init__(self, folder: OwnedFolder, spool: Spool, write_anew: Callable[[], None]) -> None:
+        """Prepare.
+
+        Args:
+            folder: the state folder.
+            spool: in it.
+            write_anew: writes all other files of the folder again.
+        """
+        self._folder, self._spool, self._write_anew = folder, spool, write_anew
+        self._since: float | None = None
+        self._retry_at, self._pause = 0.0, 1
+        self._told = self.trouble = ""
+
+    def look(self) -> str:
+        """Look at the folder, and write it anew where it is gone; what is to be told of it, empty: nothing."""
+        is_gone = self._folder.is_gone
+        if is_gone or self._spool.is_gone:
+            if self._since is None:
+                self._begin()
+            if time.monotonic() >= self._retry_at:
+                self._retry_at = time.monotonic() + _RETRY_S * self._pause
+                self._pause = min(2 * self._pause, _LONGEST)
+                self._mend(is_gone=is_gone)
+        elif self._since is not None:
+            self._end(time.monotonic() - self._since)
+        return self._told
+
+    def _begin(self) -> None:
+        self._since = time.monotonic()
+        self._told = f"{self._folder.path} was deleted or replaced at {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        log.error(
+            "%s was deleted or replaced while Vedette runs; what is known is written anew, and clips that lay "
+            "there are gone; to delete the state, stop Vedette first",
+            self._folder.path,
+        )
+
+    def _mend(self, *, is_gone: bool) -> None:
+        try:
+            if is_gone:
+                self._folder.renew()
+        except StorageError as error:
+            self._spool.detach()
+            self.trouble = str(error)
+            self._tell(self.trouble)
+        else:
+            self.trouble = ""
+            self._spool.attach()
+            self._write_anew()
+
+    def _tell(self, why: str) -> None:
+        """Say once why it cannot be written."""
+        if why not in self._told:
+            log.error("%s: what is not delivered, and what commands set, is lost at the next restart", why)
+            self._told = f"{self._told.partition(';')[0]}; {why}"
+
+    def _end(self, seconds: float) -> None:
+        self._since, self._retry_at, self._pause = None, 0.0, 1
+        self._told = f"{self._told.partition(';')[0]}; it was written anew"
+        log.warning("%s was written anew after %.0f s", self._folder.path, seconds)
+
 
 _LOOK_S = 0.5
 """Between two looks at the streams for a change of state that is worth a health message."""
@@ -98,7 +168,7 @@ class Daemon:
             StreamError: every stream is over, and one has failed.
             VedetteError: nothing could be started.
         """
-        from agent.chooser import Chooser
+        from agent.daemon.autoselect import Chooser
 
         with closing(OwnedFolder(state_folder(self._config.storage))) as owned:
             folder = owned.path

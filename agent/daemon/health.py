@@ -3,23 +3,51 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 
-from msgspec.structs import asdict
+import msgspec
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from agent import __version__
-from agent.comms import payload
-from agent.control import Control
-from agent.errors import reason_of
-from agent.health.heat import Heat
-from agent.health.machine import resident_mb
-from agent.homeassistant import HomeAssistant
-from agent.house import House
-from agent.restart import names
-from agent.vitals import link_health, spool_health
+from agent.board.proc import read_text
+from agent.board.thermal import Heat, resident_mb
+from agent.comms import messages
+from agent.comms.messages import LinkHealth, SpoolHealth, StreamHealth
+from agent.comms.mqtt.session import LinkState
+from agent.config.diff import names
+from agent.daemon.control import Control
+from agent.daemon.homeassistant import HomeAssistant
+from agent.daemon.runtime import House
+from agent.daemon.shadow import Findings
+from agent.daemon.shadow_manager import Shadows
+from agent.daemon.stream import Stream
+from agent.errors import StorageError, reason_of
+from agent.storage.files import write_passing
+from agent.storage.spool.spool import Spool
+
+# Vitals: what the health message tells of the spool and of the line.
+
+
+def spool_health(spool: Spool) -> SpoolHealth:
+    """State of the spool now."""
+    stats = spool.stats()
+    dropped_by = {str(reason): count for reason, count in stats.dropped_by.items()}
+    return SpoolHealth(stats.waiting, stats.bytes, stats.dropped, stats.on, dropped_by, spool.first_seq)
+
+
+def link_health(state: LinkState) -> LinkHealth | None:
+    """The line to the broker; None: there is none now."""
+    if not state.connected:
+        return None
+    how = state.broker, state.detail, state.is_fallback, state.connects
+    return LinkHealth(*how, state.trouble, state.intrusions)
+
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +67,7 @@ class Bulletin:
         self._unread: set[str] = set()
         self._told, self._told_at = "", 0.0
         self.has_news = False
-        self.streams: dict[str, payload.StreamHealth] = {}
+        self.streams: dict[str, messages.StreamHealth] = {}
 
     @property
     def has_temperature(self) -> bool:
@@ -73,7 +101,7 @@ class Bulletin:
             self._resident_mb = resident_mb()
         self.streams = {name: control.health(name, one.health()) for name, one in house.streams.items()}
         celsius = self._heat.celsius
-        message = payload.HealthMessage(
+        message = messages.HealthMessage(
             version=__version__,
             at=datetime.now(UTC),
             uptime_s=round(time.monotonic() - self._began, 1),
@@ -89,7 +117,7 @@ class Bulletin:
             waits_for_restart=names(house.waiting),
             state_folder=house.state_trouble,
         )
-        house.line.retain(house.topics.health, payload.encode(message))
+        house.line.retain(house.topics.health, messages.encode(message))
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:
@@ -106,7 +134,140 @@ class Bulletin:
             self._unread.discard(what)
 
 
-def _clips(house: House) -> payload.ClipsHealth | None:
+def _clips(house: House) -> messages.ClipsHealth | None:
     if all(stream.config.clips is None for stream in house.streams.values()):
         return None
-    return payload.ClipsHealth(**asdict(house.recorder.stats))
+    return messages.ClipsHealth(**asdict(house.recorder.stats))
+
+
+FILE = "health.json"
+EVERY_S = 2.0
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class StreamReport(StreamHealth, frozen=True):
+    """A stream, as published last, with its state as of now.
+
+    Attributes:
+        inferred: inferences since the stream was started.
+        infer_p95_ms: 19 of 20 of the newest inferences took no longer, ms; None: there was none yet.
+        shadow: of the new model that runs beside its own; None: none does.
+    """
+
+    inferred: int = 0
+    infer_p95_ms: float | None = None
+    shadow: Findings | None = None
+
+
+class BoardHealth(Struct, frozen=True):
+    """`health.json`.
+
+    Attributes:
+        version: of Vedette.
+        pid: of the daemon.
+        boot_id: of the kernel, so that a file of another boot is known.
+        at_s: when this was written, s since the boot.
+        uptime_s: of the daemon, s.
+        ready: each stream has inferred, or cannot now: its source is lost, over or switched off.
+        rss_mb: resident memory of the daemon, MB.
+        streams: by name.
+        link: to the broker; None: there is none now.
+        shadow: the update whose new models run beside those in use; empty: there is none.
+        reloads: how often the configuration was read again, or refused, since the start.
+        reload_refused: why it was refused the last time; empty: it was not.
+    """
+
+    version: str
+    pid: int
+    boot_id: str
+    at_s: float
+    uptime_s: float
+    ready: bool
+    rss_mb: float
+    streams: dict[str, StreamReport]
+    link: LinkHealth | None = None
+    shadow: str = ""
+    reloads: int = 0
+    reload_refused: str = ""
+
+
+class LocalHealth:
+    """Writes the file, for the daemon's thread. Without a folder for what runs, nothing is written."""
+
+    def __init__(
+        self,
+        house: House,
+        bulletin: Bulletin,
+        shadows: Shadows,
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            house: that it tells of.
+            bulletin: what is published of it.
+            shadows: of its streams.
+            environment: in which systemd names the folder.
+        """
+        folder = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+        self._path = Path(folder) / FILE if folder else None
+        self._house, self._bulletin, self._shadows = house, bulletin, shadows
+        self._began_s, self._written_s = time.monotonic(), -1e9
+        self._failed = False
+        self._reloads, self._reload_refused = 0, ""
+
+    def reloaded(self, refused: str = "") -> None:
+        """The configuration was read again.
+
+        Args:
+            refused: why everything is as it was before; empty: it was taken up.
+        """
+        self._reloads += 1
+        self._reload_refused = refused
+
+    def look(self, *, ready: bool, is_due: bool) -> None:
+        """Write it, if it is old or something has changed.
+
+        Args:
+            ready: what the file says.
+            is_due: whether something has changed.
+        """
+        now_s = time.monotonic()
+        if self._path is None or (now_s - self._written_s < EVERY_S and not is_due):
+            return
+        self._written_s = now_s
+        try:
+            write_passing(self._path, msgspec.json.encode(self._report(ready)))
+        except (StorageError, OSError) as error:
+            if not self._failed:
+                log.warning("what is told to programs on this board gets old: %s", reason_of(error))
+            self._failed = True
+        else:
+            self._failed = False
+
+    def _report(self, ready: bool) -> BoardHealth:
+        return BoardHealth(
+            version=__version__,
+            pid=os.getpid(),
+            boot_id=read_text(_BOOT_ID),
+            at_s=round(time.clock_gettime(time.CLOCK_BOOTTIME), 3),
+            uptime_s=round(time.monotonic() - self._began_s, 3),
+            ready=ready,
+            rss_mb=round(resident_mb(), 1),
+            streams={name: self._stream(name, one) for name, one in self._house.streams.items()},
+            link=link_health(self._house.line.publisher.state),
+            shadow=self._shadows.update,
+            reloads=self._reloads,
+            reload_refused=self._reload_refused,
+        )
+
+    def _stream(self, name: str, stream: Stream) -> StreamReport:
+        state, detail = stream.standing
+        told = self._bulletin.streams.get(name) or StreamHealth(state)
+        now = replace(told, state=state, detail=detail or (told.detail if told.state == state else ""))
+        return StreamReport(
+            **asdict(now),
+            inferred=stream.inferred,
+            infer_p95_ms=stream.infer_p95_ms,
+            shadow=self._shadows.findings(name),
+        )

@@ -7,16 +7,17 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from agent import __version__
-from agent.comms.announcer import Announcer
-from agent.comms.mqtt import Publisher
-from agent.comms.subject import Device, Kind, Label, Subject
-from agent.config import HomeAssistantConfig, StreamConfig
+from agent.board.identity import read_board
+from agent.comms.homeassistant.announcer import Announcer
+from agent.comms.homeassistant.device import Device, Kind, Label, Subject
+from agent.comms.mqtt.publisher import Publisher
+from agent.compute.manifest import Manifest
+from agent.config.device import HomeAssistantConfig
+from agent.config.stream import StreamConfig
+from agent.daemon.runtime import House
+from agent.daemon.stream import Stream
 from agent.errors import ModelError
-from agent.health.board import read_board
-from agent.house import House
-from agent.library import open_manifest
-from agent.manifest import Manifest
-from agent.stream import Stream
+from agent.models.library import open_manifest
 
 _HOLES = ("", "???")
 _OWN_LABELS = {"blazeface": ("face",), "keypoints": ("person",)}

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Union, cast
+from typing import TYPE_CHECKING, Union
 
-from agent.capture.uri import parse
-from agent.config import StreamConfig
+from agent.compute.manifest import Model
+from agent.config.source_uri import parse
+from agent.config.stream import StreamConfig
 from agent.errors import ConfigError
-from agent.library import named, open_model
-from agent.manifest import Model
+from agent.models.library import named, open_model
 
 if TYPE_CHECKING:
-    from agent.capture.grabber import Grabber
-    from agent.capture.listener import Listener
-    from agent.comms.reporter import Reporter
+    from agent.capture.streams import Grabber
     from agent.compute.hearing import Hearing
-    from agent.compute.infer.backend import Opener, Options, Session
-    from agent.compute.infer.vetting import Vetting
+    from agent.compute.infer.session import Opener, Options, Session
+    from agent.compute.infer.vetting.vetting import Vetting
     from agent.compute.vision import Vision
-    from agent.filming import Filming
-    from agent.pipeline import Pipeline
-    from agent.sound_pipeline import SoundPipeline
-    from agent.storage.recorder import Recorder
+    from agent.daemon.clips import Filming
+    from agent.storage.clips.recorder import Recorder
+
 
 PREPARE_S = 3.0
 """Most models are tried in less, also on small boards. The daemon's thread does not wait longer for one."""
-
-OnChange = Callable[[str, str], None]
 Sense = Union["Vision", "Hearing"]
-Input = Union["Grabber", "Listener"]
 
 
 def open_sense(
@@ -46,7 +40,7 @@ def open_sense(
 
     Raises:
         ConfigError: its source gives what its model does not take, or zones, labels or clips cannot be used.
-        SourceError, ModelError: see `agent.capture.uri.parse`, `agent.library.open_model`.
+        SourceError, ModelError: see `agent.config.source_uri.parse`, `agent.models.library.open_model`.
     """
     model = model or open_model(config.model, config.rung)
     takes_sound, address = model.manifest.audio is not None, parse(config.source)
@@ -67,7 +61,7 @@ def open_sense(
 @contextmanager
 def _closing(opener: Opener | None) -> Iterator[Opener]:
     """An opener whose session is closed when what it was for fails: it may be a process."""
-    from agent.compute.infer.backend import open_session
+    from agent.compute.infer.backends import open_session
 
     with ExitStack() as opened:
 
@@ -96,7 +90,7 @@ def prepare_sense(
         config: see `open_sense`.
         model: see `open_sense`.
         opener: see `open_sense`.
-        vetting: see `agent.compute.infer.backend.open_session`.
+        vetting: see `agent.compute.infer.backends.open_session`.
 
     Returns:
         None: a device is to be opened, or a new model is still being tried, which may take its time or hang: that
@@ -105,9 +99,10 @@ def prepare_sense(
     Raises:
         ConfigError, SourceError, ModelError: see `open_sense`; BackendError: there is no such device here.
     """
-    from agent.compute.infer.backend import Options, opens_at_once, plan_of
+    from agent.compute.infer.backends import opens_at_once, plan_of
     from agent.compute.infer.null import NullBackend
-    from agent.compute.infer.vetting import VETTING
+    from agent.compute.infer.session import Options
+    from agent.compute.infer.vetting.vetting import VETTING
 
     model = model or open_model(config.model, config.rung)
     if opens_at_once(config.backend):
@@ -131,40 +126,17 @@ def is_tried(config: StreamConfig, model: Model, vetting: Vetting | None, wait_s
     Raises:
         ModelError: the model crashed the runtime, or cannot run. BackendError: it could not be tried now.
     """
-    from agent.compute.infer.backend import Options, opens_at_once
-    from agent.compute.infer.vetting import VETTING
+    from agent.compute.infer.backends import opens_at_once
+    from agent.compute.infer.session import Options
+    from agent.compute.infer.vetting.vetting import VETTING
 
     if not opens_at_once(config.backend):
         return True
     return (vetting or VETTING).check(model, Options(threads=config.threads), wait_s)
 
 
-def open_corridor(
-    name: str,
-    config: StreamConfig,
-    sense: Sense,
-    reporter: Reporter,
-    on_change: OnChange,
-    recorder: Recorder | None = None,
-) -> tuple[Input, Pipeline | SoundPipeline, Filming | None]:
-    """The source of a stream, not yet started, the corridor that takes from it, and its clips if it has any."""
-    if sense.model.manifest.audio is None:
-        from agent.capture.grabber import Grabber
-        from agent.pipeline import Pipeline
-
-        grabber = Grabber(name, config.source, config.capture, on_change=on_change)
-        filming = _filming(name, config, recorder, grabber) if recorder and config.clips else None
-        return grabber, Pipeline(grabber, cast("Vision", sense), reporter, config.publish, filming), filming
-    from agent.capture.listener import Listener
-    from agent.sound_pipeline import SoundPipeline
-
-    ear = cast("Hearing", sense)
-    listener = Listener(name, config.source, config.capture, ear.rate_hz, on_change=on_change)
-    return listener, SoundPipeline(listener, ear, reporter), None
-
-
 def _filming(name: str, config: StreamConfig, recorder: Recorder, grabber: Grabber) -> Filming:
-    from agent.filming import Filming
+    from agent.daemon.clips import Filming
 
     assert config.clips is not None
     return Filming(
@@ -179,7 +151,7 @@ def _filming(name: str, config: StreamConfig, recorder: Recorder, grabber: Grabb
 
 def _check_clips(name: str, config: StreamConfig, model: Model) -> None:
     if config.clips is not None:
-        from agent.compute.track.occasions import check_clips
+        from agent.compute.track.clip_trigger import check_clips
 
         if model.manifest.audio is not None:
             raise ConfigError(f"stream {name}: clips are of pictures, and {config.model} takes sound")

@@ -9,15 +9,19 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from msgspec import Struct
-
 from agent.comms.reporter import Reporter
+from agent.compute.track.best_shot import BestShot
 from agent.compute.track.tracker import Tracker
-from agent.messages import Event, Seen, Stages
-from agent.recent import Recent
+from agent.config.stream import PublishConfig
+from agent.daemon.metrics import Recent, Tally
+from agent.types import AudioChunk, Event, Frame, Seen, Stages
 
 if TYPE_CHECKING:
-    from agent.shadow import Shadow
+    from agent.compute.hearing import Hearing
+    from agent.compute.vision import Vision
+    from agent.daemon.clips import Filming
+    from agent.daemon.shadow import Shadow
+
 
 _TAKE_S = 0.25
 """Longest wait for an input before time itself is looked at: ends that are due, a stop, a loss."""
@@ -64,14 +68,6 @@ class Sense(Protocol):
     def finish(self, at_ns: int, at: datetime, reason: str) -> list[Event]:
         """End every track."""
         ...
-
-
-class Tally(Struct):
-    """Running totals of one corridor. A picture, or some sound, is a frame."""
-
-    frames: int = 0
-    inferences: int = 0
-    infer_ns: int = 0
 
 
 class Corridor(ABC, Generic[T]):
@@ -155,3 +151,106 @@ class Corridor(ABC, Generic[T]):
     def _count(self) -> None:
         tracker = self._sense.tracker
         self._reporter.counts(tracker.counts(), tracker.zone_counts())
+
+
+# The corridor of a stream of pictures: frames through its vision to its reporter and its clips, nothing else.
+
+
+class FrameSource(Source[Frame], Protocol):
+    """Where frames come from: `agent.capture.streams.Grabber`, or a test's list."""
+
+    def give_back(self, frame: Frame) -> None:
+        """The frame's memory may be used again."""
+        ...
+
+
+class Pipeline(Corridor[Frame]):
+    """Pictures of one stream."""
+
+    def __init__(
+        self,
+        source: FrameSource,
+        vision: Vision,
+        reporter: Reporter,
+        config: PublishConfig,
+        filming: Filming | None = None,
+    ) -> None:
+        super().__init__(source, vision, reporter)
+        self._filming = filming
+        self._frames, self._vision, self._config = source, vision, config
+        self._best = BestShot(config.snapshot_every_s)
+        self._asked = False
+
+    def ask_snapshot(self) -> None:
+        """Publish the next frame as the snapshot, whatever is in it."""
+        self._asked = True
+
+    def _handle(self, frame: Frame) -> None:
+        taken = False
+        try:
+            seen = self._look(frame)
+            if not self._reporter.stopped:  # else this inference has outlasted the stream
+                taken = self._show(frame, seen)
+            self._note(seen, 1)
+        finally:
+            if not taken:
+                self._frames.give_back(frame)
+
+    def _show(self, frame: Frame, seen: Seen) -> bool:
+        """Hand the picture to the clips and publish it where it is wanted; True if the clips keep it."""
+        taken = self._filming is not None and self._filming.film(frame, seen.events)
+        wanted = self._config.snapshot and (seen.events or self._best.due(frame.captured_ns))
+        if (wanted and self._is_best(frame, seen)) or self._asked:
+            self._asked = False
+            self._snapshot(frame, is_ours=not taken)
+        return taken
+
+    def _look(self, frame: Frame) -> Seen:
+        vision = self._vision
+        self._now = frame.captured_ns, frame.captured_at
+        seen = vision.look(frame)
+        self._reporter.seen(frame.seq, frame.captured_at, seen, *vision.answered_by)
+        if seen.events:
+            self._count()
+        if self.shadow is not None and seen.detections is not None:
+            self.shadow.saw(frame, vision.looked, seen.detections, seen.stages.infer)
+        return seen
+
+    def _report(self, events: Sequence[Event], at: datetime) -> None:
+        super()._report(events, at)
+        if self._filming is not None and events:
+            self._filming.hear(events)
+
+    def _is_best(self, frame: Frame, seen: Seen) -> bool:
+        return self._best.consider(seen.events, self._vision.tracks(), frame.captured_ns)
+
+    def _snapshot(self, frame: Frame, *, is_ours: bool) -> None:
+        # It loads OpenCV, which a board of microphones does without.
+        from agent.compute.drawing import annotate, jpeg
+
+        # One that was missed in this very frame stays in memory only: its box is where it was.
+        found = [track for track in self._vision.tracks() if track.last_seen == frame.captured_at]
+        picture = annotate(frame.image, found, order=frame.order, in_place=is_ours)
+        self._reporter.snapshot(jpeg(picture, self._config.snapshot_quality, frame.order))
+
+
+# The corridor of a stream of sound: chunks through its hearing to its reporter. Nothing here loads OpenCV.
+
+
+class SoundPipeline(Corridor[AudioChunk]):
+    """Sound of one stream."""
+
+    def __init__(self, source: Source[AudioChunk], hearing: Hearing, reporter: Reporter) -> None:
+        super().__init__(source, hearing, reporter)
+        self._hearing = hearing
+
+    def _handle(self, chunk: AudioChunk) -> None:
+        hearing = self._hearing
+        self._now = chunk.captured_ns, chunk.captured_at
+        seen = hearing.listen(chunk)
+        self._reporter.seen(chunk.first, chunk.captured_at, seen, *hearing.answered_by)
+        if seen.events:
+            self._count()
+        if self.shadow is not None:
+            self.shadow.heard(chunk, seen.detections, seen.stages.infer // max(1, hearing.inferences))
+        self._note(seen, hearing.inferences)

@@ -1,7 +1,7 @@
 """Published: under which names, and at which brokers, this device has left something retained; outlives restarts.
 
 It is on the disk before anything is published, and is forgotten when a broker has deleted what is there under a
-name that is in use no more. See `agent.comms.eraser`.
+name that is in use no more. See `agent.comms.mqtt.cleanup`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.comms.broker import address
-from agent.comms.discovery import topic
-from agent.comms.eraser import Trace
-from agent.comms.fallback import brokers_of
+from agent.comms.homeassistant.discovery import topic
+from agent.comms.mqtt.brokers import address
+from agent.comms.mqtt.cleanup import Trace
+from agent.comms.mqtt.endpoint import brokers_of
 from agent.comms.topics import Topics
 from agent.config import Config
 from agent.errors import StorageError
-from agent.storage.statefile import StateFile
+from agent.storage.state_file import StateFile
 
 log = logging.getLogger(__name__)
 

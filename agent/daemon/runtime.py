@@ -4,36 +4,91 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from agent.capture.sharing import check_not_shared
-from agent.check import check_device, keys_of
-from agent.clips import Clip
-from agent.comms.clipmessage import clip_message
-from agent.comms.mqtt import Publisher
-from agent.comms.payload import encode
-from agent.comms.rights import commands_off
+from agent.board.proc import ADVICE, read_clock, unreadable
+from agent.comms.messages import clip_message, encode
+from agent.comms.mqtt.endpoint import commands_off
+from agent.comms.mqtt.inbox import Answer, Handler
+from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
-from agent.config import Config, MqttConfig, StreamConfig
-from agent.configfile import Where
+from agent.config import Config
+from agent.config.device import MqttConfig
+from agent.config.diff import Key
+from agent.config.source_uri import check_not_shared
+from agent.config.stream import StreamConfig
+from agent.config.toml import Where
+from agent.daemon.check import check_device, keys_of
+from agent.daemon.overrides import Settings
+from agent.daemon.published import Published
+from agent.daemon.stream import Desk, Stream
 from agent.errors import ModelError, StreamError, VedetteError
-from agent.health.clock import read_clock
-from agent.health.processors import ADVICE, unreadable
-from agent.line import Line
-from agent.published import Published
-from agent.restart import Key
-from agent.settings import Settings
-from agent.storage.durable import clips_path
-from agent.storage.spool import Spool
-from agent.stream import Desk, Stream
+from agent.storage.files import clips_path
+from agent.storage.spool.spool import Spool
 from agent.text import plural
+from agent.types import Clip
 
 if TYPE_CHECKING:
-    from agent.chooser import Chooser
-    from agent.storage.recorder import Recorder
+    from agent.daemon.autoselect import Chooser
+    from agent.storage.clips.recorder import Recorder
+
+
+# The line to the broker: stays where the streams hold it while the publisher behind it is exchanged.
+
+
+class Line:
+    """A board for the streams. Every method may be called from any thread."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self.publisher = publisher
+        self._lock = threading.Lock()
+
+    def exchange(self, publisher: Publisher) -> Publisher:
+        """Put another publisher behind it, which takes over retained topics and handlers; gives the old one."""
+        with self._lock:
+            old, self.publisher = self.publisher, publisher
+            for topic, payload in old.retained().items():
+                publisher.retain(topic, payload)
+            for pattern, hearing in old.listened().items():
+                publisher.listen(pattern, hearing.handler, as_published=hearing.as_published)
+        return old
+
+    def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
+        """Set a retained topic; an empty payload deletes it at the broker."""
+        with self._lock:  # or a payload could go to a publisher that has just been taken over
+            self.publisher.retain(topic, payload, patient=patient)
+
+    def ask(self, topic: str, answer: Answer) -> None:
+        """Find out what the broker retains under a topic, see `Publisher.ask`."""
+        with self._lock:
+            self.publisher.ask(topic, answer)
+
+    def listen(self, pattern: str, handler: Handler, *, as_published: bool = False) -> None:
+        """Hand what comes for a pattern to a handler, see `Publisher.listen`."""
+        with self._lock:
+            self.publisher.listen(pattern, handler, as_published=as_published)
+
+    def ignore(self, pattern: str) -> None:
+        """Listen no more."""
+        with self._lock:
+            self.publisher.ignore(pattern)
+
+    def repeat(self, topic: str) -> None:
+        """Send a retained topic again, see `Publisher.repeat`."""
+        self.publisher.repeat(topic)
+
+    def answer(self, topic: str, payload: bytes, correlation: bytes = b"") -> None:
+        """Answer a request, see `Publisher.answer`."""
+        self.publisher.answer(topic, payload, correlation)
+
+    def send(self, topic: str, payload: bytes) -> None:
+        """Send once at QoS 0, or drop."""
+        self.publisher.send(topic, payload)
+
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +164,7 @@ class House:
     def recorder(self) -> Recorder:
         """Of the streams' clips; made when the first stream has some."""
         if self._recorder is None:
-            from agent.storage.recorder import Recorder
+            from agent.storage.clips.recorder import Recorder
 
             self._recorder = Recorder(self._clips, self.config.storage, self._tell_clip)
         return self._recorder

@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.config import StreamConfig
+from agent.compute.manifest import Model
+from agent.config.stream import StreamConfig
+from agent.daemon.metrics import Recent
+from agent.daemon.perception import Sense, open_sense
 from agent.errors import VedetteError
-from agent.manifest import Model
-from agent.messages import AudioChunk, Box, Detection, Frame
-from agent.recent import Recent
-from agent.senses import Sense, open_sense
+from agent.types import AudioChunk, Box, Detection, Frame
 
 if TYPE_CHECKING:
     from agent.compute.hearing import Hearing
-    from agent.compute.infer.backend import Options, Plan, Session
+    from agent.compute.infer.session import Options, Plan, Session
     from agent.compute.vision import Vision
+
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ class Shadow:
                 sense.close()
 
     def _open_apart(self, model: Model, _: str, options: Options) -> Session:
-        from agent.compute.infer.worker import WorkerSession
+        from agent.compute.infer.worker.session import WorkerSession
 
         return WorkerSession(model, self._plan, options)
 
@@ -201,7 +202,7 @@ class Shadow:
             self._compare()
 
     def _compare(self) -> None:
-        from agent.compute.certainty import agreement
+        from agent.compute.cascade.resolution import agreement
 
         (present, new), self._heard = self._heard, (_Heard(), _Heard())
         if present.inferred and new.inferred and (present.found or new.found):

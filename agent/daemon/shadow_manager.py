@@ -8,15 +8,16 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from agent.compute.infer.auto import AutoSession
-from agent.compute.infer.backend import Plan, plan_of
-from agent.config import StreamConfig
+from agent.compute.infer.backends import plan_of
+from agent.compute.infer.session import Plan
+from agent.compute.infer.swappable import AutoSession
+from agent.config.stream import StreamConfig
+from agent.daemon.runtime import House
+from agent.daemon.shadow import Findings, Shadow
+from agent.daemon.stream import Stream
 from agent.errors import VedetteError
-from agent.house import House
-from agent.library import open_model
-from agent.shadow import Findings, Shadow
-from agent.storage.shadoworder import FILE, ShadowOrder, read
-from agent.stream import Stream
+from agent.models.library import open_model
+from agent.storage.state_file import FILE, ShadowOrder, read
 
 _OPEN_S = 20.0
 """For the runtime to tell the tensors of a candidate, s: the daemon's thread waits, and its watchdog has 60 s."""

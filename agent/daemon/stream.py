@@ -5,36 +5,261 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Union, cast
 
+from msgspec import Struct
 from msgspec.structs import replace
 
-from agent import senses
-from agent.capture.keeper import CaptureStats
 from agent.capture.source import check_login, check_uri
-from agent.comms.payload import ModelId, StreamHealth
-from agent.comms.reporter import Reporter
-from agent.compute.infer.ends import NotYetError
-from agent.config import StreamConfig
-from agent.corridor import Corridor, Tally
-from agent.desk import Desk as Desk
-from agent.errands import Errands
-from agent.errors import CommandError, VedetteError
-from agent.library import open_model, tell
-from agent.manifest import Model
-from agent.meter import Meter
-from agent.recent import Recent
-from agent.senses import Input, Sense, open_corridor, open_sense, prepare_sense
-from agent.supervised import HANGING_MAX, State, Supervised
+from agent.capture.supervisor import CaptureStats
+from agent.comms.messages import ModelId, StreamHealth
+from agent.comms.reporter import Board, EventSink, Reporter
+from agent.comms.topics import Topics
+from agent.compute.infer.runtime_shapes import NotYetError
+from agent.compute.manifest import Model
+from agent.config.stream import StreamConfig
+from agent.daemon import perception
+from agent.daemon.metrics import Meter, Recent, Tally
+from agent.daemon.perception import Sense, _filming, open_sense, prepare_sense
+from agent.daemon.pipeline import Corridor
+from agent.errors import BackendError, CommandError, VedetteError
+from agent.models.library import open_model, tell
+from agent.text import plural
 
 if TYPE_CHECKING:
-    from agent.compute.infer.backend import Session
-    from agent.filming import Filming
-    from agent.shadow import Shadow
+    from agent.capture.streams import Grabber, Listener
+    from agent.compute.hearing import Hearing
+    from agent.compute.infer.session import Opener, Session
+    from agent.compute.infer.vetting.vetting import Vetting
+    from agent.compute.vision import Vision
+    from agent.daemon.clips import Filming
+    from agent.daemon.pipeline import Pipeline, SoundPipeline
+    from agent.daemon.shadow import Shadow
+    from agent.storage.clips.recorder import Recorder
+
+
+# A stream's sense by its model: eyes for a model of pictures, ears for one of sound, each with its source.
+
+OnChange = Callable[[str, str], None]
+Input = Union["Grabber", "Listener"]
+
+
+def open_corridor(
+    name: str,
+    config: StreamConfig,
+    sense: Sense,
+    reporter: Reporter,
+    on_change: OnChange,
+    recorder: Recorder | None = None,
+) -> tuple[Input, Pipeline | SoundPipeline, Filming | None]:
+    """The source of a stream, not yet started, the corridor that takes from it, and its clips if it has any."""
+    if sense.model.manifest.audio is None:
+        from agent.capture.streams import Grabber
+        from agent.daemon.pipeline import Pipeline
+
+        grabber = Grabber(name, config.source, config.capture, on_change=on_change)
+        filming = _filming(name, config, recorder, grabber) if recorder and config.clips else None
+        return grabber, Pipeline(grabber, cast("Vision", sense), reporter, config.publish, filming), filming
+    from agent.capture.streams import Listener
+    from agent.daemon.pipeline import SoundPipeline
+
+    ear = cast("Hearing", sense)
+    listener = Listener(name, config.source, config.capture, ear.rate_hz, on_change=on_change)
+    return listener, SoundPipeline(listener, ear, reporter), None
+
+
+# What the streams of a device share: where they report, what opens their models, what records.
+
+
+class Desk(Struct, frozen=True):
+    """What a stream reports to: the same for all of a device.
+
+    Attributes:
+        topics: of the device.
+        events: the spool.
+        board: the broker.
+        opener: of models' sessions; None: `auto` is the CPU.
+        recorder: of clips; None: there are none.
+        vetting: see `agent.compute.infer.backends.open_session`.
+    """
+
+    topics: Topics
+    events: EventSink
+    board: Board
+    opener: Opener | None = None
+    recorder: Recorder | None = None
+    vetting: Vetting | None = None
+
+
+class Errands:
+    """Of one stream. They are asked for by any thread, and run in the stream's own."""
+
+    def __init__(self) -> None:
+        self._configs: deque[StreamConfig] = deque()
+        self._snapshot = False
+
+    def configure(self, config: StreamConfig) -> None:
+        """Take a configuration that the sense can take, see `agent.compute.vision.Vision.configure`."""
+        self._configs.append(config)
+
+    def snapshot(self) -> None:
+        """Publish the next picture."""
+        self._snapshot = True
+
+    def run(self, sense: Sense, corridor: Corridor[Any]) -> None:
+        """Run what is asked for.
+
+        Raises:
+            ModelError: the configuration cannot be taken.
+        """
+        while self._configs:
+            sense.configure(self._configs.popleft())
+        if self._snapshot:
+            self._snapshot = False
+            corridor.ask_snapshot()
+
+
+# Supervised: runs in a thread of its own until it ends or is told to, and is started again when it breaks.
 
 log = logging.getLogger(__name__)
+
+_RESTART_FIRST_S, _RESTART_LAST_S = 1.0, 60.0
+HANGING_MAX = 2
+"""Threads of one stream that hang in a library, at most: each holds a model, and a third would hang as well."""
+_LOOK_S = 0.2
+
+State = Literal["starting", "running", "degraded", "lost", "ended", "failed", "disabled"]
+
+
+class Supervised:
+    """What a stream is to those who start and stop it; what it does is in `_run` and `_close`.
+
+    Attributes:
+        name: of the stream.
+        state: as of itself; while it runs its source may know better.
+        detail: why, in a line; empty: nothing is to be said.
+    """
+
+    def __init__(self, name: str, state: State) -> None:
+        self.name = name
+        self.state: State = state
+        self.detail = ""
+        self._tries_again = False
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._came_round_s = time.monotonic()
+        self._before: Sequence[Supervised] = ()
+
+    def start(self, before: Sequence[Supervised] = ()) -> None:
+        """Run in a thread of its own, unless it is disabled or failed.
+
+        Args:
+            before: streams that this one replaces and that were left behind. While as many of them hang as
+                `_hanging_max` says, it waits.
+        """
+        if self.state == "starting":
+            self.come_round()
+            self._before = before
+            self._thread = threading.Thread(target=self._supervise, name=f"stream-{self.name}", daemon=True)
+            self._thread.start()
+
+    def ask_to_stop(self) -> None:
+        """Begin to stop: `join` waits for it."""
+        self._stop.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Whether it has stopped in time, with every track ended."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        return self._thread is None or not self._thread.is_alive()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.state in ("ended", "failed", "disabled") and not self._tries_again
+
+    @property
+    def silent_s(self) -> float:
+        """How long its thread has been busy with one and the same thing, s; 0 without one."""
+        is_alive = self._thread is not None and self._thread.is_alive()
+        return time.monotonic() - self._came_round_s if is_alive else 0.0
+
+    def come_round(self) -> None:
+        """For its thread: something is over, the next begins."""
+        self._came_round_s = time.monotonic()
+
+    @property
+    def _hanging_max(self) -> int:
+        """Threads of this stream that may hang before another one begins."""
+        return HANGING_MAX
+
+    def _run(self) -> None:
+        """Run until it ends or `_stop` is set.
+
+        Raises:
+            VedetteError: it is broken; after a BackendError it is tried again.
+        """
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        """Give back what a run holds, however that ended."""
+        raise NotImplementedError
+
+    def _supervise(self) -> None:
+        self._wait_for_those_before()
+        if self._stop.is_set():
+            self._close()  # what was prepared
+        else:
+            self._attempts()
+
+    def _wait_for_those_before(self) -> None:
+        """The watchdog counts this time: what has hung so often may be ended by a restart of the daemon only."""
+        while len(self._before) >= self._hanging_max and not self._stop.is_set():
+            self.detail = f"waiting for {plural(len(self._before), 'earlier inference')} of this stream to end"
+            self._stop.wait(_LOOK_S)
+            self._before = [one for one in self._before if not one.join(0.0)]
+        self._before = ()
+        self.detail = ""
+
+    def _attempts(self) -> None:
+        pause_s = _RESTART_FIRST_S
+        while True:
+            began = time.monotonic()
+            self.come_round()
+            self._attempt()
+            self._close()
+            self.come_round()
+            if not self._tries_again:
+                return
+            if time.monotonic() - began > _RESTART_LAST_S:
+                pause_s = _RESTART_FIRST_S
+            if self._stop.wait(pause_s):
+                return
+            pause_s = min(_RESTART_LAST_S, pause_s * 2)
+
+    def _attempt(self) -> None:
+        """Run until the source ends, the stream is told to stop, or something breaks."""
+        try:
+            self._run()
+        except VedetteError as error:
+            # Broken input stays broken: a reload or a restart tries it again.
+            self._fail(str(error), again=isinstance(error, BackendError))
+            log.error("stream %s: %s", self.name, self.detail)
+        except Exception as error:
+            # A defect in one stream must not take the others with it.
+            self._fail(f"{type(error).__name__}: {error}", again=True)
+            log.exception("stream %s: a defect in Vedette; starting the stream again", self.name)
+        else:
+            self._tries_again = False
+            self.state, self.detail = "ended", ""
+
+    def _fail(self, detail: str, *, again: bool) -> None:
+        self._tries_again = again  # first: a failed stream that does not try again is over
+        self.state, self.detail = "failed", detail
 
 
 class Stream(Supervised):
@@ -66,7 +291,7 @@ class Stream(Supervised):
     def prepare(self) -> None:
         """Open the model, unless it waits for a device, and check all that can be checked without the source.
 
-        A model that is not known in `agent.senses.PREPARE_S` is left to the stream's thread.
+        A model that is not known in `agent.daemon.perception.PREPARE_S` is left to the stream's thread.
 
         Raises:
             ConfigError, SourceError, ModelError: what is wrong, in one line. The stream is `failed` then.
@@ -75,7 +300,7 @@ class Stream(Supervised):
             check_uri(self.config.source)
             if self.config.enabled:
                 check_login(self.config.source, self.config.capture)
-                self._open_model(senses.PREPARE_S)
+                self._open_model(perception.PREPARE_S)
                 desk = self._desk
                 self._sense = prepare_sense(self.name, self.config, self.model, desk.opener, desk.vetting)
         except NotYetError:
@@ -198,7 +423,7 @@ class Stream(Supervised):
 
     @property
     def infer_p95_ms(self) -> float | None:
-        """See `agent.recent.Recent.p95_ms`."""
+        """See `agent.daemon.metrics.Recent.p95_ms`."""
         return self._recent.p95_ms
 
     @property
@@ -286,8 +511,10 @@ class Stream(Supervised):
         """Wait until the model has been tried, which is no hang: others may come first. None: told to stop."""
         while not self._stop.is_set():
             with suppress(NotYetError):
-                model = self.model or self._open_model(senses.PREPARE_S)
-                if self._sense or senses.is_tried(self.config, model, self._desk.vetting, senses.PREPARE_S):
+                model = self.model or self._open_model(perception.PREPARE_S)
+                if self._sense or perception.is_tried(
+                    self.config, model, self._desk.vetting, perception.PREPARE_S
+                ):
                     return model
             self.come_round()
         return None

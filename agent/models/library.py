@@ -6,7 +6,7 @@ import copy
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,24 +14,29 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import msgspec
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.compute.decode.decoder import DECODERS, options_kind
 from agent.compute.decode.defaults import Completed, complete, facts_of, lacks_labels, says_all, told
-from agent.compute.infer.audio.frontend import FRONTENDS
-from agent.compute.infer.audio.frontend import options_kind as frontend_options_kind
-from agent.compute.infer.ends import Ends, ends_of
-from agent.compute.infer.extract import only_signature
-from agent.compute.infer.modelfile import ModelFile, Runtime, read_modelfile, refusals
-from agent.errors import ModelError, NormalisationError, UndecodableError
-from agent.manifest import Manifest, Model, Rung
-from agent.plaintext import plain
-from agent.storage.models import load_file, preloaded
-from agent.tomlfile import Problem, TomlFile, nearest, problems_of
+from agent.compute.infer.audio_input import FRONTENDS
+from agent.compute.infer.audio_input import options_kind as frontend_options_kind
+from agent.compute.infer.choice import Inputs, golden_inputs
+from agent.compute.infer.runtime_shapes import Ends, ends_of
+from agent.compute.manifest import AudioManifest, Manifest, Model, Rung
+from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import ModelFile
+from agent.compute.tflite.read import Runtime, only_signature, read_modelfile, refusals
+from agent.config.toml import Problem, TomlFile, nearest, problems_of
+from agent.errors import ModelError, NormalisationError, SourceError, UndecodableError
+from agent.models.files import golden_paths, load_file, preloaded
+from agent.text import plain
+from agent.types import Array
 
 if TYPE_CHECKING:
-    from agent.compute.infer.vetting import Vetting
+    from agent.compute.infer.vetting.vetting import Vetting
+
 
 log = logging.getLogger(__name__)
 
@@ -96,10 +101,10 @@ def open_model(
     """The model of that name or path with the rungs that may run, and nothing of the others.
 
     Args:
-        name_or_path: see `agent.storage.models.load_file`.
-        rung: its name, `auto` or empty, see `agent.manifest.Manifest.climbed`.
-        wait_s: for the runtime, if that must be asked, see `agent.compute.infer.ends.ends_of`.
-        vetting: see `agent.compute.infer.ends.ends_of`.
+        name_or_path: see `agent.models.files.load_file`.
+        rung: its name, `auto` or empty, see `agent.compute.manifest.Manifest.climbed`.
+        wait_s: for the runtime, if that must be asked, see `agent.compute.infer.runtime_shapes.ends_of`.
+        vetting: see `agent.compute.infer.runtime_shapes.ends_of`.
 
     Raises:
         NotYetError: the runtime has not answered in that time.
@@ -130,7 +135,7 @@ def open_model_without_root(name_or_path: str, rung: str = "") -> Model:
     Raises:
         ModelError: see `open_model`.
     """
-    from agent.compute.infer.unprivileged import without_root
+    from agent.compute.infer.vetting.unprivileged import without_root
 
     with preloaded([name_or_path]) as size:
         found = without_root(lambda: replace(open_model(name_or_path, rung), path=""), Model, model_bytes=size)
@@ -166,7 +171,7 @@ def look_up(
     """Read a model and its manifest, and complete the manifest.
 
     Args:
-        name_or_path: see `agent.storage.models.load_file`.
+        name_or_path: see `agent.models.files.load_file`.
         thorough: look for doubts even where the manifest says everything, for exactly this file by its sha256.
         wait_s: see `open_model`.
         vetting: see `open_model`.
@@ -356,7 +361,7 @@ def _check_options(stated: TomlFile, decoder: str) -> None:
         raise ModelError(*(f"{stated.where(*keys)}: {what}" for keys, what in problems))
 
 
-def _unknown(name: str, known: Mapping[str, str], what: str, keys: tuple[str, str]) -> list[Problem]:
+def _unknown(name: str, known: Collection[str], what: str, keys: tuple[str, str]) -> list[Problem]:
     if name in known:
         return []
     return [(keys, f"`{'.'.join(keys)}`: no {what} {name!r}{nearest(name, list(known))}")]
@@ -365,3 +370,67 @@ def _unknown(name: str, known: Mapping[str, str], what: str, keys: tuple[str, st
 def _rate(frontend: str, rate_hz: int) -> dict[str, int]:
     """What a front end is told besides its options."""
     return {"rate_hz": rate_hz} if "rate_hz" in frontend_options_kind(frontend).__struct_fields__ else {}
+
+
+# Golden inputs of a model: its manifest's pictures and recordings, prepared as the model takes them.
+
+_Case = Callable[[Path, TensorSpec], Array]
+
+
+def golden(model: Model) -> Inputs:
+    """What a device has to answer as the CPU does.
+
+    Shapes with noise over them where there are no golden files.
+
+    Raises:
+        ModelError: a golden file is not beside the manifest; when it is called, one cannot be used, or the
+            inputs are too large.
+    """
+    files = golden_paths(model.path, model.manifest)
+
+    def cases(specs: Sequence[TensorSpec]) -> list[list[Array]]:
+        with named(model.path):
+            if not files:
+                return golden_inputs(specs)
+            case = _picture(model) if model.manifest.audio is None else _sound(model.manifest.audio)
+            return [[case(file, specs[0]), *golden_inputs(specs[1:], 1)[0]] for file in files]
+
+    return cases
+
+
+def _picture(model: Model) -> _Case:
+    from agent.capture.images import read_picture
+    from agent.compute.infer.image_input import ImageInput
+
+    def case(file: Path, spec: TensorSpec) -> Array:
+        try:
+            image = read_picture(file)
+        except SourceError as error:
+            raise ModelError(f"golden file {error}") from None
+        if image is None:
+            raise ModelError(f"golden file {file}: expected a picture that can be decoded")
+        tensor = np.empty(spec.shape, spec.dtype)
+        ImageInput(spec, model.manifest.input).fill(tensor, image, "bgr")
+        return tensor
+
+    return case
+
+
+def _sound(audio: AudioManifest) -> _Case:
+    from agent.capture.audio_file import read_whole
+    from agent.compute.infer.audio_input import RowInput, build_frontend
+
+    def case(file: Path, spec: TensorSpec) -> Array:
+        try:
+            samples = read_whole(file, audio.rate_hz)
+        except SourceError as error:
+            raise ModelError(f"golden file {error}") from None
+        frontend = build_frontend(audio)
+        rows = RowInput(spec, audio, frontend)
+        tensor = np.empty(spec.shape, spec.dtype)
+        rows.fill(tensor)
+        for _ in rows.feed(frontend(samples)):
+            rows.fill(tensor)  # the newest window that is whole
+        return tensor
+
+    return case

@@ -11,8 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agent.errors import StorageError, reason_of
-from agent.storage.durable import sync_folder, write_atomic
-from agent.storage.regular import check_kind
+from agent.storage.files import check_kind, sync_folder, write_atomic
 
 _LARGEST = 4 * 1024**2
 _CHUNK = 1024**2

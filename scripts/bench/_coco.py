@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from msgspec import Struct
 
-from agent.messages import Image
+from agent.types import Image
 
 ARCHIVE = "coco64_dev.tar"
 _WINDOW = 0.9

@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 from msgspec import Struct
 
-from agent.messages import Samples
+from agent.types import Samples
 
 RATE = 8000
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -20,12 +20,12 @@ import msgspec
 
 sys.path.insert(0, str(common.ROOT))
 
-from agent.comms import payload
-from agent.comms.mqtt import Publisher
+from agent.comms import messages
+from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
-from agent.config import MqttConfig, StorageConfig
-from agent.messages import Track
-from agent.storage.spool import Spool
+from agent.config.device import MqttConfig, StorageConfig
+from agent.storage.spool.spool import Spool
+from agent.types import Track
 
 PREFIX = "fleet"
 STREAMS = ("front", "back", "yard")
@@ -52,10 +52,10 @@ class Device:
         """Put an event into the spool, captured now."""
         now = datetime.now(UTC)
         track = Track(f"{stream}-1", "person", 0.9, 0.9, 3, now, now, (0.1, 0.1, 0.5, 0.9))
-        latency = payload.Latency(1.0, 0.5, 1.0, 20.0, 1.0, 0.1)
-        model = payload.ModelId("nanodet", "0123456789ab")
-        told = payload.EventMessage(
-            payload.new_id(),
+        latency = messages.Latency(1.0, 0.5, 1.0, 20.0, 1.0, 0.1)
+        model = messages.ModelId("nanodet", "0123456789ab")
+        told = messages.EventMessage(
+            messages.new_id(),
             self.topics.device,
             stream,
             "update",
@@ -67,7 +67,7 @@ class Device:
             "cpu",
             "416",
         )
-        self._spool.put(self.topics.events(stream), payload.encode(told))
+        self._spool.put(self.topics.events(stream), messages.encode(told))
 
     def stop(self) -> None:
         """Leave in order."""
@@ -95,10 +95,10 @@ def discovery(topics: Topics) -> bytes:
 
 def health() -> bytes:
     """Of a device whose streams run."""
-    stream = payload.StreamHealth("running", "", 10.0, 8.0, 40.0, 1000, 0, 0, 1, "nanodet", "cpu", "416")
-    spool = payload.SpoolHealth(0, 0, 0, "memory")
+    stream = messages.StreamHealth("running", "", 10.0, 8.0, 40.0, 1000, 0, 0, 1, "nanodet", "cpu", "416")
+    spool = messages.SpoolHealth(0, 0, 0, "memory")
     streams = dict.fromkeys(STREAMS, stream)
-    return payload.encode(payload.HealthMessage("0.1.0", datetime.now(UTC), 60.0, streams, spool, 90.0, 55.0))
+    return messages.encode(messages.HealthMessage("0.1.0", datetime.now(UTC), 60.0, streams, spool, 90.0, 55.0))
 
 
 def devices(names: list[str], port: int, orders: Connection) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from _stillness import read, sensor_noise
 from msgspec import Struct
 
-from agent.messages import Box, Image
+from agent.types import Box, Image
 
 _VAN = np.array([(653, 53), (660, 45), (706, 44), (721, 60), (722, 86), (714, 93), (699, 99), (655, 92)])
 """Outline of the white van in the clip, px."""

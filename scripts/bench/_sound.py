@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from agent.messages import AudioChunk, Samples
+from agent.types import AudioChunk, Samples
 
 CHUNK_S = 0.03
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 
 from agent.compute.vision import Vision
-from agent.config import DecodeConfig, GateConfig, StreamConfig
-from agent.library import open_model
-from agent.messages import Frame, Image
+from agent.config.stream import DecodeConfig, GateConfig, StreamConfig
+from agent.models.library import open_model
+from agent.types import Frame, Image
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 FPS = 10

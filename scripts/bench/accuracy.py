@@ -23,13 +23,14 @@ from msgspec.structs import replace
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from agent.compute.decode import build_decoder
-from agent.compute.infer.backend import Options, open_session
-from agent.compute.infer.image import ImageInput
-from agent.config import DecodeConfig
-from agent.library import open_whole_model
-from agent.manifest import Model
-from agent.messages import Detection
+from agent.compute.decode.decoder import build_decoder
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.image_input import ImageInput
+from agent.compute.infer.session import Options
+from agent.compute.manifest import Model
+from agent.config.stream import DecodeConfig
+from agent.models.library import open_whole_model
+from agent.types import Detection
 
 MAKER = common.ROOT / "scripts" / "build_models" / "nanodet"
 BUILD = common.ROOT / "build" / "models"

@@ -23,15 +23,14 @@ import common
 
 sys.path.insert(0, str(common.ROOT))
 
-from agent.compute.infer.backend import Options
+from agent.board.thermal import Busy
+from agent.compute.infer.benchmark import survey
+from agent.compute.infer.chain import Whole
+from agent.compute.infer.choice import By, decide
 from agent.compute.infer.litert import CpuBackend
-from agent.compute.infer.selection import survey
-from agent.compute.infer.verdict import By, decide
-from agent.compute.infer.whole import Whole
-from agent.config import SelectionConfig
-from agent.golden import golden
-from agent.health.machine import Busy
-from agent.library import open_model
+from agent.compute.infer.session import Options
+from agent.config.device import SelectionConfig
+from agent.models.library import golden, open_model
 
 MODELS = (
     ("nanodet", "256"),

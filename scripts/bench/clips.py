@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 if TYPE_CHECKING:
-    from agent.stream import Stream
+    from agent.daemon.stream import Stream
 
 WARM_UP = 20
 TURN_S = 2.0
@@ -119,8 +119,8 @@ def resident(variant: str) -> None:
 
 def bytes_per_s(folder: Path) -> float:
     """Of the clips in a folder, kB for each second with pictures: five of them."""
-    from agent.storage.clipscan import label_of, rest_of
-    from agent.storage.shelf import clips_in
+    from agent.storage.clips.file import label_of, rest_of
+    from agent.storage.clips.retention import clips_in
 
     size = pictures = 0
     for entry in clips_in(folder):
@@ -138,9 +138,10 @@ def started(variant: str, folder: Path) -> tuple[Stream, Sink, Callable[[], None
         folder: of the clips.
     """
     from agent.comms.topics import Topics
-    from agent.config import ClipsConfig, GateConfig, PublishConfig, StorageConfig, StreamConfig
-    from agent.storage.recorder import Recorder
-    from agent.stream import Desk, Stream
+    from agent.config.device import StorageConfig
+    from agent.config.stream import ClipsConfig, GateConfig, PublishConfig, StreamConfig
+    from agent.daemon.stream import Desk, Stream
+    from agent.storage.clips.recorder import Recorder
 
     sink = Sink()
     recorder = Recorder(folder, StorageConfig(clips_keep_free_bytes=0), lambda clip: None)

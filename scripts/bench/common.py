@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 ON_DISK = "/var/tmp"
 """For temporary files that have to lie on a disk: /tmp may be memory."""
-CLIP = ROOT / "agent" / "zoo" / "walkers.mp4"
+CLIP = ROOT / "agent" / "models" / "zoo" / "walkers.mp4"
 
 FACE_MANIFEST = """
 name = "blazeface"

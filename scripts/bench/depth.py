@@ -19,12 +19,12 @@ import common
 import numpy as np
 from msgspec import Struct
 
+from agent.compute.cascade.policy import Ladder
 from agent.compute.hearing import Hearing
-from agent.compute.infer.ladder import Ladder
-from agent.config import StreamConfig
-from agent.library import open_model, open_whole_model
-from agent.manifest import Manifest
-from agent.messages import Event, Samples
+from agent.compute.manifest import Manifest
+from agent.config.stream import StreamConfig
+from agent.models.library import open_model, open_whole_model
+from agent.types import Event, Samples
 
 _LATE_S = 0.6
 

@@ -21,11 +21,11 @@ from msgspec import Struct
 
 sys.path.insert(0, str(common.ROOT))
 
-from agent.compute.infer.backend import Options, Plan
+from agent.compute.infer.delegates import candidates
 from agent.compute.infer.failover import FailoverSession
-from agent.compute.infer.finding import candidates
-from agent.library import open_model
-from agent.manifest import Model
+from agent.compute.infer.session import Options, Plan
+from agent.compute.manifest import Model
+from agent.models.library import open_model
 from tests.support.delegates import compiled, identity_model
 
 DEADLINE_S = 0.25

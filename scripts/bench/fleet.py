@@ -31,7 +31,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 sys.path.insert(0, str(common.ROOT))
 
-from agent.comms.payload import EventMessage
+from agent.comms.messages import EventMessage
 
 PROCESSES = 2
 EVERY_DAY = 6.0

@@ -24,16 +24,17 @@ import numpy as np
 from _stillness import BEGAN, FPS, LABEL, STILL_S, config_for, make_clip, read
 from msgspec import Struct
 
-from agent.comms.payload import EventMessage, ModelId
+from agent.comms.messages import EventMessage, ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.gate.motion import MotionGate
 from agent.compute.track.association import iou
 from agent.compute.vision import Vision
-from agent.config import DecodeConfig, GateConfig, Kind, PublishConfig
-from agent.library import open_model
-from agent.messages import Frame, Will
-from agent.pipeline import Pipeline
+from agent.config.device import Kind
+from agent.config.stream import DecodeConfig, GateConfig, PublishConfig
+from agent.daemon.pipeline import Pipeline
+from agent.models.library import open_model
+from agent.types import Frame, Will
 
 SAME_TIME, SAME_IOU = timedelta(seconds=0.5), 0.4
 

@@ -43,9 +43,9 @@ def main() -> None:
 
 def collect(folder: Path, port: int, seconds: float) -> tuple[dict[str, list[float]], list[float]]:
     """Milliseconds by stage and in all, of every frame but those of the first two seconds."""
-    from agent.comms.access import Access
-    from agent.comms.payload import DetectionsMessage
-    from agent.comms.subscriber import Subscriber
+    from agent.comms.consumer.client import Access
+    from agent.comms.consumer.subscribe import Subscriber
+    from agent.comms.messages import DetectionsMessage
 
     decoder = msgspec.json.Decoder(DetectionsMessage)
     subscriber = Subscriber(Access("127.0.0.1", port))

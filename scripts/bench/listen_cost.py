@@ -29,7 +29,7 @@ sys.path.insert(0, str(common.ROOT))
 from tests.support.soundserver import SoundServer
 
 RATE = 16_000
-SPOKEN = common.ROOT / "agent" / "zoo" / "spoken.flac"
+SPOKEN = common.ROOT / "agent" / "models" / "zoo" / "spoken.flac"
 SLEEPER = "import time\nwhile True:\n    time.sleep(0.05)"
 """What a wake-up costs at least: Python's, as often as one of the daemon's busier threads."""
 

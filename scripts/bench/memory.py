@@ -129,8 +129,8 @@ def toggled(folder: Path, port: int, times: int, seconds: float) -> dict[str, fl
 
 def switch(port: int, value: str) -> None:
     """What `vedette tell` does."""
-    from agent.comms.access import Access
-    from agent.comms.asking import ask
+    from agent.comms.consumer.client import Access
+    from agent.comms.consumer.request import ask
     from agent.comms.topics import Topics
 
     request = {"stream": "bench", "what": "enabled", "value": value}
@@ -141,9 +141,9 @@ def switch(port: int, value: str) -> None:
 
 def grown(folder: Path, port: int, model: str, frames: int) -> float:
     """How much more memory the last tenth of the frames takes than the first tenth after warming up, MB."""
-    from agent.comms.access import Access
-    from agent.comms.payload import HealthMessage
-    from agent.comms.subscriber import Subscriber
+    from agent.comms.consumer.client import Access
+    from agent.comms.consumer.subscribe import Subscriber
+    from agent.comms.messages import HealthMessage
 
     subscriber = Subscriber(Access("127.0.0.1", port))
     subscriber.start()

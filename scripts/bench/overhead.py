@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import common
 
 if TYPE_CHECKING:
-    from agent.stream import Stream
+    from agent.daemon.stream import Stream
 
 WARM_UP = 20
 
@@ -170,7 +170,7 @@ def lean(model: str, port: str, frames: str) -> None:
     """The bare loop with one thread for OpenCV and the agent's resizing."""
     import cv2
 
-    from agent.compute.infer.image import Shrink
+    from agent.compute.infer.image_input import Shrink
 
     cv2.setNumThreads(1)
     loop(model, frames, Shrink())
@@ -191,7 +191,7 @@ def threaded(model: str, port: str, frames: str) -> None:
     import cv2
     import numpy as np
 
-    from agent.compute.infer.image import Shrink
+    from agent.compute.infer.image_input import Shrink
 
     cv2.setNumThreads(1)
     read, full, free = Reader(), queue.Queue[Any](1), queue.Queue[Any]()
@@ -249,11 +249,12 @@ def loop(
 
 def house(model: str, port: str, frames: str) -> None:
     """The real stream: grabber, vision, reporter, spool and publisher, with the default configuration."""
-    from agent.comms.mqtt import Publisher
+    from agent.comms.mqtt.publisher import Publisher
     from agent.comms.topics import Topics
-    from agent.config import GateConfig, MqttConfig, StorageConfig, StreamConfig
-    from agent.storage.spool import Spool
-    from agent.stream import Desk, Stream
+    from agent.config.device import MqttConfig, StorageConfig
+    from agent.config.stream import GateConfig, StreamConfig
+    from agent.daemon.stream import Desk, Stream
+    from agent.storage.spool.spool import Spool
 
     wanted = int(frames)
     with tempfile.TemporaryDirectory() as folder:

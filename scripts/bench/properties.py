@@ -8,13 +8,12 @@ from datetime import UTC, datetime
 
 import common
 
-from agent.comms import payload
-from agent.comms.client import Protocol
-from agent.comms.connection import Connection
-from agent.comms.envelope import Envelope, Envelopes, Kind
-from agent.comms.wake import Wake
-from agent.config import MqttConfig
-from agent.messages import Track
+from agent.comms import messages
+from agent.comms.mqtt.connection import Connection, Wake
+from agent.comms.mqtt.paho_client import Protocol
+from agent.comms.mqtt.properties import Envelope, Envelopes, Kind
+from agent.config.device import MqttConfig
+from agent.types import Track
 
 TOPIC = "vedette/porch/front/events"
 VARIANTS: dict[str, tuple[Protocol, bool, bool]] = {
@@ -57,11 +56,11 @@ class _Bare(Envelopes):
 def _event() -> bytes:
     now = datetime.now(UTC)
     track = Track("front-1", "person", 0.9, 0.9, 3, now, now, (0.1, 0.1, 0.5, 0.9))
-    latency = payload.Latency(1.0, 0.5, 1.0, 20.0, 1.0, 0.1)
-    model = payload.ModelId("nanodet", "0123456789ab")
-    return payload.encode(
-        payload.EventMessage(
-            payload.new_id(), "porch", "front", "new", "appeared", track, now, latency, model, "cpu", "416"
+    latency = messages.Latency(1.0, 0.5, 1.0, 20.0, 1.0, 0.1)
+    model = messages.ModelId("nanodet", "0123456789ab")
+    return messages.encode(
+        messages.EventMessage(
+            messages.new_id(), "porch", "front", "new", "appeared", track, now, latency, model, "cpu", "416"
         )
     )
 

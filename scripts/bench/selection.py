@@ -18,15 +18,14 @@ import common
 
 sys.path.insert(0, str(common.ROOT))
 
-from agent.chooser import Chooser
-from agent.compute.infer.backend import Options
-from agent.compute.infer.finding import candidates
-from agent.compute.infer.selection import choose
-from agent.compute.infer.verdict import Verdict
-from agent.config import SelectionConfig
-from agent.library import open_model
-from agent.storage.verdicts import Verdicts
-from agent.surveys import Surveys
+from agent.compute.infer.benchmark import choose
+from agent.compute.infer.choice import Verdict
+from agent.compute.infer.delegates import candidates
+from agent.compute.infer.session import Options
+from agent.config.device import SelectionConfig
+from agent.daemon.autoselect import Chooser
+from agent.daemon.measurements import Surveys, Verdicts
+from agent.models.library import open_model
 from tests.support.delegates import compiled, identity_model
 
 REASONS = {

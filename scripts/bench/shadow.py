@@ -48,9 +48,9 @@ def prepare(folder: Path) -> None:
     """The model in use and the one beside it, where an update would have them."""
     for name, threshold in (("models", "0.5"), ("new", "0.45")):
         (folder / name).mkdir()
-        for file in (common.ROOT / "agent/zoo").glob("nanodet*"):
+        for file in (common.ROOT / "agent/models/zoo").glob("nanodet*"):
             shutil.copy(file, folder / name)
-        shutil.copy(common.ROOT / "agent/zoo/coco80.txt", folder / name)
+        shutil.copy(common.ROOT / "agent/models/zoo/coco80.txt", folder / name)
         manifest = folder / name / "nanodet.toml"
         text = manifest.read_text(encoding="utf-8")
         assert "score_threshold = 0.5" in text
@@ -62,7 +62,7 @@ def prepare(folder: Path) -> None:
 
 def compared(folder: Path, port: int, rounds: int, seconds: float) -> dict[str, float]:
     """All kinds in turns on one daemon."""
-    from agent.storage.shadoworder import FILE, ShadowOrder, give, take_back
+    from agent.storage.state_file import FILE, ShadowOrder, give, take_back
 
     order = folder / "run" / FILE
     totals: dict[int, list[float]] = {every: [] for every in EVERY}
@@ -97,9 +97,9 @@ def compared(folder: Path, port: int, rounds: int, seconds: float) -> dict[str, 
 @contextmanager
 def running(folder: Path, port: int) -> Iterator[tuple[int, list[float]]]:
     """The daemon, its process, and the latencies of the frames that it has looked at, ms."""
-    from agent.comms.access import Access
-    from agent.comms.payload import DetectionsMessage
-    from agent.comms.subscriber import Subscriber
+    from agent.comms.consumer.client import Access
+    from agent.comms.consumer.subscribe import Subscriber
+    from agent.comms.messages import DetectionsMessage
 
     subscriber = Subscriber(Access("127.0.0.1", port))
     subscriber.start()
@@ -162,8 +162,9 @@ def resident_mb(pid: int) -> float:
 
 def naive(seconds: float) -> float:
     """How much longer a picture takes where both models answer it, one after the other."""
-    from agent.compute.infer.backend import Options, open_session
-    from agent.library import open_model
+    from agent.compute.infer.backends import open_session
+    from agent.compute.infer.session import Options
+    from agent.models.library import open_model
 
     sessions = [open_session(open_model("nanodet", "416"), "cpu", Options(threads=1)) for _ in range(2)]
     for session in sessions:

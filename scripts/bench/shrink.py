@@ -21,8 +21,8 @@ from _coco import ARCHIVE, Picture, read
 from accuracy import ground_truth, int8_model, measure
 from numpy.typing import NDArray
 
-from agent.compute.infer import image
-from agent.messages import Array, Image
+from agent.compute.infer import image_input
+from agent.types import Array, Image
 
 Floats = NDArray[np.float64]
 Way = Callable[[Image, Array], None]
@@ -41,7 +41,7 @@ def area(picture: Image, target: Array) -> None:
     cv2.resize(picture, target.shape[1::-1], dst=target, interpolation=cv2.INTER_AREA)
 
 
-WAYS: dict[str, Way] = {"linear": linear, "ours": image.Shrink(), "area": area}
+WAYS: dict[str, Way] = {"linear": linear, "ours": image_input.Shrink(), "area": area}
 
 
 def main() -> None:
@@ -113,16 +113,20 @@ def detection(frames: list[Picture]) -> dict[str, float]:
     """AP of every rung of NanoDet by each way."""
     truth, model, figures = ground_truth(frames), int8_model(), dict[str, float]()
     for name, way in WAYS.items():
-        image.ImageInput._resize = by(way)  # type: ignore[assignment,method-assign]
+        image_input.ImageInput._resize = by(way)  # type: ignore[assignment,method-assign]
         for rung in model.manifest.rungs:
             figures |= measure(f"{name}_{rung.name}", model, rung.name, frames, truth)
     return figures
 
 
-def by(way: Way) -> Callable[[image.ImageInput, Image, Array, image.Placement], image.Placement]:
+def by(
+    way: Way,
+) -> Callable[[image_input.ImageInput, Image, Array, image_input.Placement], image_input.Placement]:
     """A method that resizes to the whole input by this way."""
 
-    def resize(_: image.ImageInput, part: Image, canvas: Array, placement: image.Placement) -> image.Placement:
+    def resize(
+        _: image_input.ImageInput, part: Image, canvas: Array, placement: image_input.Placement
+    ) -> image_input.Placement:
         way(part, canvas)
         return placement
 

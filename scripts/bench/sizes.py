@@ -25,14 +25,14 @@ import psutil
 from _coco import ARCHIVE, Picture, pan, read
 from msgspec import Struct, field
 
-from agent.compute.certainty import agreement, certainty
-from agent.compute.infer.effort import multiply_adds
-from agent.compute.infer.modelfile import read_modelfile
-from agent.compute.infer.sizeladder import SizeLadder
+from agent.compute.cascade.policy import SizeLadder
+from agent.compute.cascade.resolution import agreement, certainty
+from agent.compute.tflite.model import multiply_adds
+from agent.compute.tflite.read import read_modelfile
 from agent.compute.vision import Vision
-from agent.config import GateConfig, LadderConfig, StreamConfig
-from agent.library import open_model, open_whole_model
-from agent.messages import Detection, Frame, Image
+from agent.config.stream import GateConfig, LadderConfig, StreamConfig
+from agent.models.library import open_model, open_whole_model
+from agent.types import Detection, Frame, Image
 
 _BUDGET_MS = 1000.0
 """So much that only confidence decides."""

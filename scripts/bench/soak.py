@@ -20,13 +20,13 @@ import numpy as np
 
 sys.path.insert(0, str(common.ROOT))
 
-from agent.comms.access import Access
-from agent.comms.payload import HealthMessage
-from agent.comms.subscriber import Subscriber
+from agent.comms.consumer.client import Access
+from agent.comms.consumer.subscribe import Subscriber
+from agent.comms.messages import HealthMessage
 from tests.support.soundserver import SoundServer
 
 RATE = 16_000
-SPOKEN = common.ROOT / "agent" / "zoo" / "spoken.flac"
+SPOKEN = common.ROOT / "agent" / "models" / "zoo" / "spoken.flac"
 _EAR = '[streams.ear]\nsource = "mic:default"\nmodel = "small-speech"'
 _WARM_S = 5.0
 

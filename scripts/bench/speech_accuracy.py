@@ -13,8 +13,8 @@ import _digits
 import common
 import numpy as np
 
-from agent.messages import Samples
-from agent.practice import Pupil
+from agent.optimise.calibrate.exits import Pupil
+from agent.types import Samples
 
 
 def main() -> None:

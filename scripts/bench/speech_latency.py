@@ -26,12 +26,12 @@ from msgspec import Struct
 
 sys.path.insert(0, str(common.ROOT))
 
-from agent.capture.listener import Listener
-from agent.comms.access import Access
-from agent.comms.payload import EventMessage
-from agent.comms.subscriber import Subscriber
-from agent.config import CaptureConfig
-from agent.messages import Samples
+from agent.capture.streams import Listener
+from agent.comms.consumer.client import Access
+from agent.comms.consumer.subscribe import Subscriber
+from agent.comms.messages import EventMessage
+from agent.config.stream import CaptureConfig
+from agent.types import Samples
 from tests.support.soundserver import SoundServer
 
 RATE = 16_000

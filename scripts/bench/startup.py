@@ -42,8 +42,8 @@ def help_s() -> float:
 
 def first_result_s(folder: Path, port: int) -> float:
     """From starting the process to receiving the first detections at a subscriber, s."""
-    from agent.comms.access import Access
-    from agent.comms.subscriber import Subscriber
+    from agent.comms.consumer.client import Access
+    from agent.comms.consumer.subscribe import Subscriber
 
     subscriber = Subscriber(Access("127.0.0.1", port))
     subscriber.start()

@@ -25,15 +25,15 @@ from _stillness import BEGAN
 from gate import Sink
 from msgspec import Struct
 
-from agent.comms.payload import EventMessage, ModelId
+from agent.comms.messages import EventMessage, ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.track.association import iou
 from agent.compute.vision import Vision
-from agent.config import DecodeConfig, GateConfig, PublishConfig, StreamConfig, TrackConfig
-from agent.library import open_model
-from agent.messages import Box, Frame
-from agent.pipeline import Pipeline
+from agent.config.stream import DecodeConfig, GateConfig, PublishConfig, StreamConfig, TrackConfig
+from agent.daemon.pipeline import Pipeline
+from agent.models.library import open_model
+from agent.types import Box, Frame
 
 VEHICLES = ("car", "truck", "bus")
 THRESHOLD = 0.45

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import common
 
 if TYPE_CHECKING:
-    from agent.comms.mqtt import Publisher
+    from agent.comms.mqtt.publisher import Publisher
     from agent.comms.reporter import Reporter
 
 INFLIGHT = 20
@@ -78,24 +78,24 @@ def measure(name: str, port: int, count: int, lines: Path) -> dict[str, float]:
 
 def payload() -> bytes:
     """As the house sends it."""
-    from agent.comms import payload
-    from agent.messages import Stored
+    from agent.comms import messages
+    from agent.types import Stored
 
     kept: list[bytes] = []
 
     class Sink:
         def put(self, topic: str, body: bytes, *_: Any) -> None:
-            kept.append(payload.finish(Stored(123_456, topic, body, time.time() - 0.005)))
+            kept.append(messages.finish(Stored(123_456, topic, body, time.time() - 0.005)))
 
     report(reporter(Sink(), None), 1)
     return kept[0]
 
 
 def reporter(sink: Any, board: Any) -> Reporter:
-    from agent.comms.payload import ModelId
+    from agent.comms.messages import ModelId
     from agent.comms.reporter import Reporter
     from agent.comms.topics import Topics
-    from agent.config import PublishConfig
+    from agent.config.stream import PublishConfig
 
     model = ModelId("nanodet", "0123456789ab")
     return Reporter(Topics("vedette", "bench"), "front", PublishConfig(), model, sink, board)
@@ -103,7 +103,7 @@ def reporter(sink: Any, board: Any) -> Reporter:
 
 def report(to: Reporter, number: int) -> None:
     """One event: of four in turn a track has `new`, two of `update`, and `end`."""
-    from agent.messages import Event, Stages, Track
+    from agent.types import Event, Stages, Track
 
     at = datetime.now(UTC)
     track = Track(
@@ -118,10 +118,10 @@ def report(to: Reporter, number: int) -> None:
 
 def house(port: str, count: str, durability: str) -> None:
     """A device without cameras, in this process."""
-    from agent.comms.mqtt import Publisher
+    from agent.comms.mqtt.publisher import Publisher
     from agent.comms.topics import Topics
-    from agent.config import MqttConfig, StorageConfig
-    from agent.storage.spool import Spool
+    from agent.config.device import MqttConfig, StorageConfig
+    from agent.storage.spool.spool import Spool
 
     with tempfile.TemporaryDirectory(dir=common.ON_DISK) as folder:
         spool = Spool(Path(folder), StorageConfig(durability=durability))  # type: ignore[arg-type]

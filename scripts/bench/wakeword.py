@@ -19,10 +19,10 @@ from msgspec import Struct
 from pymicro_wakeword import MicroWakeWord, MicroWakeWordFeatures
 
 from agent.compute.hearing import Hearing
-from agent.config import StreamConfig
-from agent.library import open_model
-from agent.messages import Samples
-from agent.storage.wakeword import packaged_path
+from agent.config.stream import StreamConfig
+from agent.models.files import packaged_path
+from agent.models.library import open_model
+from agent.types import Samples
 
 RATE = 16_000
 MODELS = {"wakeword/alexa": "alexa", "wakeword/okay_nabu": "okay nabu", "wakeword/hey_mycroft": "hey mycroft"}

@@ -26,10 +26,10 @@ import numpy as np
 from msgspec import Struct
 
 from agent.compute.hearing import Hearing
-from agent.config import StreamConfig
-from agent.library import open_model
-from agent.messages import Samples
-from agent.storage.wakeword import packaged
+from agent.config.stream import StreamConfig
+from agent.models.files import packaged
+from agent.models.library import open_model
+from agent.types import Samples
 
 GAPS_S = (0.2, 0.3, 0.45, 0.6, 0.9)
 CONDITIONS: dict[str, float | None] = {"": None, "_20dB": 20.0}

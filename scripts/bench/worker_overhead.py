@@ -23,11 +23,12 @@ from typing import Protocol
 import common
 import numpy as np
 
-from agent.compute.infer.backend import Options, Plan, Session, open_session
-from agent.compute.infer.worker import WorkerSession
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.session import Options, Plan, Session
+from agent.compute.infer.worker.session import WorkerSession
 from agent.compute.tensors import TensorSpec
-from agent.library import open_model
-from agent.messages import Array
+from agent.models.library import open_model
+from agent.types import Array
 
 MODELS = (("small-speech", "3"), ("nanodet", "256"), ("nanodet", "416"))
 

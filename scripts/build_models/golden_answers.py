@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 
-from agent.compute.infer.backend import Options, Session
+from agent.cli.checks.models import RECORD, Golden, golden_input, open_alone
 from agent.compute.infer.litert import CpuBackend
-from agent.doctor.golden import RECORD, Golden, golden_input, open_alone
-from agent.messages import Array
+from agent.compute.infer.session import Options, Session
+from agent.types import Array
 
 _RUNGS = (("small-speech", "3"), ("small-speech", "12"), ("nanodet", "256"))
 _EACH = 96

@@ -16,7 +16,7 @@ from tfjs import read_convolutions
 from tflite import File
 
 _HERE = Path(__file__).resolve().parent
-_MODEL = _HERE.parents[1] / "agent" / "zoo" / "nanodet.tflite"
+_MODEL = _HERE.parents[1] / "agent" / "models" / "zoo" / "nanodet.tflite"
 _SIZES = (416, 320, 256)
 _OUTPUTS = ("scores", "reg")
 

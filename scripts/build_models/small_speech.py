@@ -20,7 +20,7 @@ from speech_features import Examples, Features, epoch, real
 from speech_model import Speech, folded
 from speech_train import Settings, load, train
 
-_MODEL = Path(__file__).resolve().parents[2] / "agent" / "zoo" / "small-speech.tflite"
+_MODEL = Path(__file__).resolve().parents[2] / "agent" / "models" / "zoo" / "small-speech.tflite"
 _SAMPLES = 384
 """Examples that the INT8 file is calibrated on."""
 _CALIBRATION = 1_000_003

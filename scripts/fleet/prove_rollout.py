@@ -11,11 +11,11 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from agent.fleet.inventory import read_inventory
-from agent.fleet.ledger import Ledger, Standing, replay
-from agent.fleet.outcome import counted
-from agent.fleet.report import size, verdict
-from agent.fleet.transport import Transport
+from agent.update.fleet.inventory import read_inventory
+from agent.update.fleet.ledger import Ledger, Standing, replay
+from agent.update.fleet.policy import counted
+from agent.update.fleet.report import size, verdict
+from agent.update.fleet.ssh import Transport
 from tests.support.fleet import Fleet
 from tests.support.running import ROOT
 from tests.support.tiny_bundles import Key, make_key

@@ -13,19 +13,20 @@ from contextlib import suppress
 
 from target import FOLDER, ROOT
 
-from agent.capture.recording import read_whole
+from agent.capture.audio_file import read_whole
 from agent.compute.decode.defaults import complete, facts_of
-from agent.compute.infer import wire
-from agent.compute.infer.backend import Options
+from agent.compute.infer.chain import Turn
 from agent.compute.infer.litert import load_runtime
-from agent.compute.infer.modelfile import ModelFile, Runtime, read_modelfile, refusals
-from agent.compute.infer.turn import Turn
-from agent.compute.infer.vetting import Limits, Vetting
+from agent.compute.infer.session import Options
+from agent.compute.infer.vetting.vetting import Limits, Vetting
+from agent.compute.infer.worker import protocol
+from agent.compute.manifest import Manifest, Model, OutputManifest, Rung
 from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import ModelFile
+from agent.compute.tflite.read import Runtime, read_modelfile, refusals
 from agent.errors import ModelError, VedetteError
-from agent.manifest import Manifest, Model, OutputManifest, Rung
-from agent.update import archive
-from agent.update.description import Description, Migration, Target, parse, render
+from agent.update.bundle import archive
+from agent.update.bundle.description import Description, Migration, Target, parse, render
 
 SHORT_MODELS = 200_000
 """Bytes: longer models are left out, for they make everything slow and say no more."""
@@ -119,7 +120,7 @@ def modelfile_seeds() -> list[bytes]:
             metadata={"TFLITE_METADATA": b"\x10\0\0\0M001" + bytes(40), "min_runtime_version": b"1.5.0"},
         ),
     ]
-    zoo = [path.read_bytes() for path in sorted((ROOT / "agent" / "zoo").glob("*.tflite"))]
+    zoo = [path.read_bytes() for path in sorted((ROOT / "agent" / "models" / "zoo").glob("*.tflite"))]
     return [*made, *(content for content in zoo if len(content) <= SHORT_MODELS)]
 
 
@@ -185,24 +186,24 @@ def bundle_seeds() -> list[bytes]:
 
 def answer(data: bytes) -> None:
     """What a worker process answers; tensors that are accepted can be mapped."""
-    said = wire.answer_of(data)
-    stretch = said.stretch if isinstance(said, wire.Opened) else said
-    if isinstance(stretch, wire.Stretch):
-        memory = wire.shared_memory()
+    said = protocol.answer_of(data)
+    stretch = said.stretch if isinstance(said, protocol.Opened) else said
+    if isinstance(stretch, protocol.Stretch):
+        memory = protocol.shared_memory()
         try:
-            wire.mapped(memory, stretch)
+            protocol.mapped(memory, stretch)
         finally:
             os.close(memory)
 
 
 def answer_seeds() -> list[bytes]:
     specs = TensorSpec("image", (1, 4, 4, 3), "uint8", 0.5, -1), TensorSpec("scores", (1, 8), "float32")
-    stretch = wire.Stretch(specs[:1], specs[1:], 4096, wire.size_of(specs))
+    stretch = protocol.Stretch(specs[:1], specs[1:], 4096, protocol.size_of(specs))
     made = (
         stretch,
-        wire.Opened("litert 2.3.0", 12, 3, stretch),
-        wire.Usage(1.5, 40.0),
+        protocol.Opened("litert 2.3.0", 12, 3, stretch),
+        protocol.Usage(1.5, 40.0),
         Turn((1.5, 2.5), 4.0),
-        wire.Failed("no such operation", model=True),
+        protocol.Failed("no such operation", model=True),
     )
-    return [wire.encode(one) for one in made]
+    return [protocol.encode(one) for one in made]

@@ -5,19 +5,18 @@ from __future__ import annotations
 import io
 from contextlib import suppress
 
-from agent.capture.picturesize import read_size
-from agent.cli.album import file_name
-from agent.cli.roster import Roster
-from agent.cli.rostertable import FleetTable
+from agent.capture.image_size import read_size
+from agent.cli.pictures import file_name
+from agent.cli.roster import FleetTable, Roster
 from agent.cli.row import cells
 from agent.cli.table import EventTable
 from agent.cli.watch import json_line
 from agent.comms.commands import check_answer_topic, id_of, request_command, set_command
-from agent.comms.payload import finish
-from agent.comms.subscriber import Kind, Received
+from agent.comms.consumer.subscribe import Kind, Received
+from agent.comms.messages import finish
 from agent.comms.topics import Topics
 from agent.errors import VedetteError
-from agent.messages import Stored
+from agent.types import Stored
 
 EVENT = (
     b'{"id":"6f1d","device":"porch","stream":"front","kind":"new","reason":"appeared","track":{"id":"front-1",'

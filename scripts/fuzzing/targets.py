@@ -8,10 +8,10 @@ import sent
 import written
 from target import JSON, TOML, Target
 
-from agent.compute.infer import wire
+from agent.compute.infer.worker import protocol
 
 _DAMAGED = (msgspec.MsgspecError, ValueError, RecursionError)
-"""For one of these `agent.comms.events` drops a row of the spool."""
+"""For one of these `agent.comms.mqtt.outbox` drops a row of the spool."""
 
 TARGETS: dict[str, Target] = {
     "config": Target("the configuration, TOML", written.config, written.config_seeds, tokens=TOML),
@@ -32,7 +32,11 @@ TARGETS: dict[str, Target] = {
         "a TFLite model and its metadata", binaries.modelfile, binaries.modelfile_seeds, counts=binaries.RUN
     ),
     "answer": Target(
-        "an answer of a worker process, JSON", binaries.answer, binaries.answer_seeds, (wire.NonsenseError,), JSON
+        "an answer of a worker process, JSON",
+        binaries.answer,
+        binaries.answer_seeds,
+        (protocol.NonsenseError,),
+        JSON,
     ),
     "sound": Target(
         "a sound file", binaries.sound, binaries.sound_seeds, tokens=(b"RIFF", b"data", b"fmt ", b"fLaC", b"OggS")

@@ -8,20 +8,20 @@ from contextlib import suppress
 from msgspec.structs import replace
 from target import FOLDER, ROOT, WITHOUT_BOARD
 
-from agent import configfile, profiles
-from agent.capture.uri import parse, parse_picture, parse_sound
+from agent.board.identity import read_board
+from agent.config import load, profiles
+from agent.config.source_uri import parse, parse_picture, parse_sound
 from agent.errors import VedetteError
-from agent.health.board import read_board
-from agent.storage.models import load_file
+from agent.models.files import load_file
 
 
 def config(data: bytes) -> None:
     path = FOLDER / "vedette.toml"
     path.write_bytes(data)
-    found = configfile.load(path, WITHOUT_BOARD)
-    configfile.dump(found.config, found.remarks())
+    found = load.load(path, WITHOUT_BOARD)
+    load.dump(found.config, found.remarks())
     found.where("streams", "front")
-    configfile.parse(configfile.dump(found.config), "dumped")
+    load.parse(load.dump(found.config), "dumped")
 
 
 def config_seeds() -> list[bytes]:
@@ -50,8 +50,8 @@ def profile(data: bytes) -> None:
     profile = profiles.choose(str(path), read_board(WITHOUT_BOARD))
     assert profile is not None
     profiles.rank(profile, _BOARD)
-    found = configfile.load(config, WITHOUT_BOARD)
-    configfile.dump(found.config, found.remarks())
+    found = load.load(config, WITHOUT_BOARD)
+    load.dump(found.config, found.remarks())
     for keys in found.inherited:
         found.where(*keys)
 
@@ -96,7 +96,7 @@ def manifest(data: bytes) -> None:
 
 
 def manifest_seeds() -> list[bytes]:
-    paths = sorted((ROOT / "agent" / "zoo").glob("*.toml"))
+    paths = sorted((ROOT / "agent" / "models" / "zoo").glob("*.toml"))
     # Without the hash: it would be all that is ever refused.
     return [re.sub(rb"(?m)^sha256 = .*$", b"", path.read_bytes()) for path in paths]
 

@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from ha_scene import Scene
 from msgspec.structs import replace
 
-from agent.comms.discovery import entities, message, topic
-from agent.comms.payload import EventMessage, HealthMessage, Latency, ModelId, SpoolHealth, StreamHealth, encode
-from agent.comms.subject import Device, Label, Subject
+from agent.comms.homeassistant.device import Device, Label, Subject
+from agent.comms.homeassistant.discovery import entities, message, topic
+from agent.comms.messages import EventMessage, HealthMessage, Latency, ModelId, SpoolHealth, StreamHealth, encode
 from agent.comms.topics import Topics
-from agent.messages import Track
+from agent.types import Track
 
 _LABELS = (
     "Bark",

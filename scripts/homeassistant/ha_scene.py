@@ -21,7 +21,7 @@ from tests.support.running import ROOT, Table, Vedette
 
 DEVICE = f"{TOPICS.prefix}/{TOPICS.device}"
 CONFIG_TOPIC = f"homeassistant/device/{TOPICS.device}/config"
-_ZOO = ROOT / "agent" / "zoo"
+_ZOO = ROOT / "agent" / "models" / "zoo"
 _KEYS = Path(__file__).with_name("ha_keys.py")
 _BEFORE_US = ("Skipping pip installation", "zlib_ng and isal are not available")
 """What Home Assistant complains of with no device at all."""

@@ -26,16 +26,16 @@ from typing import Any
 import numpy as np
 from msgspec.structs import replace
 
-from agent.capture.recording import read_whole
-from agent.compute.infer.audio.frontend import build_frontend
-from agent.compute.infer.backend import Options
-from agent.compute.infer.extract import only_signature
+from agent.capture.audio_file import read_whole
+from agent.compute.infer.audio_input import build_frontend
+from agent.compute.infer.choice import golden_inputs
 from agent.compute.infer.litert import CpuBackend, CpuSession, _delegated, load_runtime
-from agent.compute.infer.measure import golden_inputs
-from agent.library import open_whole_model
-from agent.manifest import AudioManifest, Model, Rung
-from agent.messages import Array
-from agent.storage.models import ZOO, bundled
+from agent.compute.infer.session import Options
+from agent.compute.manifest import AudioManifest, Model, Rung
+from agent.compute.tflite.read import only_signature
+from agent.models.files import ZOO, bundled
+from agent.models.library import open_whole_model
+from agent.types import Array
 
 _OWN_HZ, _RESAMPLED_HZ = 16_000, 8000
 """Rates of the packaged recording. At its own nothing but the front end can round otherwise."""

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from agent.compute.infer.backend import Options, open_session
-from agent.compute.infer.measure import golden_inputs
-from agent.compute.infer.whole import Whole
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.chain import Whole
+from agent.compute.infer.choice import golden_inputs
+from agent.compute.infer.session import Options
+from agent.compute.manifest import Model
 from agent.errors import BackendError
-from agent.library import open_model
-from agent.manifest import Model
+from agent.models.library import open_model
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
-from agent.storage.models import bundled
+from agent.models.files import bundled
 
 CPUS = ("cortex-a72", "cortex-a76")
 _CASES = 5

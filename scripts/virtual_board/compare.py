@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from msgspec import Struct
 
-from agent.messages import Array
+from agent.types import Array
 
 Answers = Mapping[str, Array]
 

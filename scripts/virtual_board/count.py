@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from agent.capture.recording import read_whole
+from agent.capture.audio_file import read_whole
 from agent.compute.hearing import Hearing
-from agent.config import StreamConfig
-from agent.library import open_model
-from agent.messages import AudioChunk, Samples
+from agent.config.stream import StreamConfig
+from agent.models.library import open_model
+from agent.types import AudioChunk, Samples
 
 _HZ = 1.5e9
 _WITHIN_S = 0.1
@@ -34,7 +34,7 @@ _LOOP = struct.pack("<III", 0xF1000400, 0x54FFFFE1, 0xD65F03C0)
 
 def main() -> None:
     print(f"clock check: 20,000,000 instructions count as {counted(10_000_000):,}")
-    sound = read_whole(Path("/app/agent/zoo/spoken.flac"), 8000)
+    sound = read_whole(Path("/app/agent/models/zoo/spoken.flac"), 8000)
     figures: dict[str, float] = {}
     for rung in ("3", "4", "6", "12", ""):
         figures |= heard(sound, rung)

@@ -17,9 +17,8 @@ import tomli_w
 from goods import SEEN_FROM, Goods
 from msgspec.structs import replace
 
-from agent.update import archive, models, trust
-from agent.update.description import Description, Migration, Target
-from agent.update.gates import HealthGate, ShadowGate
+from agent.update.bundle import archive, build, signing
+from agent.update.bundle.description import Description, HealthGate, Migration, ShadowGate, Target
 from tests.support.colours import EDGES, colour_model
 from tests.support.tiny_bundles import Key
 
@@ -69,7 +68,7 @@ class Spoiler:
         }
         described = replace(described, files={name: archive.listed(one) for name, one in sources.items()})
         archive.write(path, described, sources)
-        trust.sign(path, (key or self.goods.key).path)
+        signing.sign(path, (key or self.goods.key).path)
         shutil.rmtree(files)
         return path
 
@@ -77,7 +76,7 @@ class Spoiler:
         """The good one with its signature, under another name, to be spoiled as bytes."""
         path = self.folder / f"{name}.vedette"
         shutil.copy(self.good, path)
-        shutil.copy(trust.signature_of(self.good), trust.signature_of(path))
+        shutil.copy(signing.signature_of(self.good), signing.signature_of(path))
         return path
 
 
@@ -155,7 +154,7 @@ def slow_model(files: Path, described: Description) -> Description:
     made = files.with_suffix(".slow")
     made.mkdir()
     manifest = colour_model(made, threshold=SEEN_FROM, side=SLOW_SIDE)
-    for name, content in models.gather(str(manifest)):
+    for name, content in build.gather(str(manifest)):
         (files / name).write_bytes(content)
     shutil.rmtree(made)
     golden = files / "golden/colour.npz"

@@ -11,7 +11,7 @@ from tests.support.mosquitto import Mosquitto
 
 
 class _Event(Struct, frozen=True):
-    """What of `agent.comms.payload.EventMessage` an account takes."""
+    """What of `agent.comms.messages.EventMessage` an account takes."""
 
     id: str
     seq: int

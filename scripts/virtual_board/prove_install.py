@@ -14,7 +14,7 @@ from goods import Goods, Target
 from rich.console import Console
 from rich.table import Table
 
-from agent.update.trust import signature_of
+from agent.update.bundle.signing import signature_of
 from tests.support.board import CLONE, Board
 from tests.support.publishing import wait_for
 from tests.support.running import ROOT

@@ -10,9 +10,8 @@ import msgspec
 from faulty import Change, Spoiler, coded
 from msgspec import Struct
 
-from agent.update import trust
-from agent.update.description import Migration
-from agent.update.gates import HealthGate
+from agent.update.bundle import signing
+from agent.update.bundle.description import HealthGate, Migration
 
 FULL = "/opt/vedette/full"
 """What a disk is filled with."""
@@ -107,7 +106,7 @@ def _unfit() -> Iterator[Scene]:
         faulty.migrating(unknown),
         "no daemon would start on the configuration: unknown key `mqtt.no_such_key`",
     )
-    failing = coded("agent/daemon.py", 'raise ImportError("made to fail")')
+    failing = coded("agent/daemon/daemon.py", 'raise ImportError("made to fail")')
     yield _scene("crash at import", failing, "made to fail")
     yield _scene("wrong golden output", faulty.wrong_golden("colour"), "model colour")
     beside = "stream porch: the new model agrees by 0.00 with the one in use"
@@ -136,7 +135,7 @@ def _dropped() -> Scene:
 def _other_signature(spoiler: Spoiler) -> Path:
     """The signature of another bundle by the same key."""
     path, other = spoiler.copy("signature"), spoiler.make("other", faulty.described_as(counter=99))
-    trust.signature_of(path).write_bytes(trust.signature_of(other).read_bytes())
+    signing.signature_of(path).write_bytes(signing.signature_of(other).read_bytes())
     return path
 
 
@@ -150,5 +149,5 @@ def _truncated(spoiler: Spoiler) -> Path:
 def _truncated_signed(spoiler: Spoiler) -> Path:
     path = _truncated(spoiler)
     new = path.rename(path.with_name("truncated-signed.vedette"))
-    trust.sign(new, spoiler.goods.key.path)
+    signing.sign(new, spoiler.goods.key.path)
     return new

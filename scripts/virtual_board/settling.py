@@ -57,7 +57,7 @@ WantedBy=multi-user.target
 
 
 class Health(msgspec.Struct, frozen=True):
-    """What is asked of `agent.boardhealth.BoardHealth`.
+    """What is asked of `agent.daemon.health.BoardHealth`.
 
     Attributes:
         version, ready, streams: see there.
@@ -157,7 +157,7 @@ def is_well(board: Board, version: str = "") -> bool:
 
 def speech() -> bytes:
     """Spoken words as a WAV file, with a pause behind them."""
-    samples, rate_hz = soundfile.read(ROOT / "agent/zoo/spoken.flac", dtype="float32")
+    samples, rate_hz = soundfile.read(ROOT / "agent/models/zoo/spoken.flac", dtype="float32")
     samples = soxr.resample(samples, rate_hz, _RATE_HZ)
     with io.BytesIO() as file:
         silence = np.zeros(2 * _RATE_HZ, np.float32)

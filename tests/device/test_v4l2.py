@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.capture.grabber import Grabber
 from agent.capture.source import open_source
-from agent.config import CaptureConfig
+from agent.capture.streams import Grabber
+from agent.config.stream import CaptureConfig
 from agent.errors import SourceError
 
 pytestmark = [

@@ -20,7 +20,7 @@ import msgspec
 import pytest
 import tomli_w
 
-from agent.boardhealth import BoardHealth
+from agent.daemon.health import BoardHealth
 from tests.support.house import person_model
 from tests.support.mosquitto import HOST
 from tests.support.publishing import TOPICS, wait_for

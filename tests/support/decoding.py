@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from agent.compute.decode import Decoder, build_decoder
+from agent.compute.decode.decoder import Decoder, build_decoder
+from agent.compute.manifest import Manifest, OutputManifest
 from agent.compute.tensors import TensorSpec
-from agent.config import DecodeConfig
-from agent.manifest import Manifest, OutputManifest
-from agent.messages import Detection
+from agent.config.stream import DecodeConfig
+from agent.types import Detection
 
 
 def spec(name: str, *shape: int, dtype: str = "float32", scale: float = 0.0, zero_point: int = 0) -> TensorSpec:

@@ -16,10 +16,10 @@ import msgspec
 
 from agent.capture.source import open_source
 from agent.compute.vision import Vision
-from agent.config import DecodeConfig, GateConfig, StreamConfig
-from agent.library import open_manifest, open_model
-from agent.messages import Detection, Frame, Image
-from agent.storage.models import ZOO
+from agent.config.stream import DecodeConfig, GateConfig, StreamConfig
+from agent.models.files import ZOO
+from agent.models.library import open_manifest, open_model
+from agent.types import Detection, Frame, Image
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 MODEL = "nanodet"
@@ -66,7 +66,7 @@ def seen(rung: str, image: Image) -> list[Detection]:
 def remake() -> None:
     """Write the pictures and what is seen on them."""
     _cut()
-    # The one that comes with the model, for `agent.golden`.
+    # The one that comes with the model, for `agent.models.library`.
     cv2.imwrite(str(ZOO / "nanodet-golden.jpg"), picture("walkers-150"), [cv2.IMWRITE_JPEG_QUALITY, 85])
     golden = {name: {rung: seen(rung, picture(name)) for rung in rungs()} for name in _CUTS}
     plain = json.loads(msgspec.json.encode(golden), parse_float=lambda text: round(float(text), 3))

@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from agent.comms.payload import EventMessage
-from agent.config import Kind
-from agent.messages import Box, Frame, Will
+from agent.comms.messages import EventMessage
+from agent.config.device import Kind
+from agent.types import Box, Frame, Will
 from tests.support import tflite_builder as build
 
 MANIFEST = """

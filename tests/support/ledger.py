@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-from agent.comms.payload import EventMessage
+from agent.comms.messages import EventMessage
 
 
 class Verdict(NamedTuple):

@@ -16,7 +16,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.comms.payload import EventMessage
+from agent.comms.messages import EventMessage
 from tests.support.ledger import Ledger
 from tests.support.mosquitto import HOST, Mosquitto
 

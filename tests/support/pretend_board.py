@@ -17,16 +17,14 @@ from typing import Any
 
 import pytest
 
-from agent.storage import shadoworder
-from agent.storage.modelsets import ModelSets
-from agent.storage.slots import Slots, slot_of
-from agent.update.applying import Updater
-from agent.update.gates import HealthGate
-from agent.update.journal import Update
-from agent.update.places import Places
-from agent.update.returning import Return
-from agent.update.service import Standing
-from agent.update.vitals import boot_id
+from agent.storage import state_file
+from agent.update.bundle.description import HealthGate
+from agent.update.install.journal import Update
+from agent.update.install.paths import Places
+from agent.update.install.rollback import Return
+from agent.update.install.service import Standing, boot_id
+from agent.update.install.slots import ModelSets, Slots, slot_of
+from agent.update.install.updater import Updater
 from tests.support.tiny_bundles import Key, make_key, models_bundle, tiny_bundle
 
 _PIDS = itertools.count(101)
@@ -136,7 +134,7 @@ class PretendService:
             },
             "link": None,
         }
-        order = shadoworder.read(self._where.shadow_order)
+        order = state_file.read(self._where.shadow_order)
         if order is not None:
             vitals["shadow"] = order.update
             vitals["streams"]["front"]["shadow"] = self.shadow
@@ -166,8 +164,8 @@ class Board:
         self.now = 0.0
         self.restart_service()
         if monkeypatch is not None:
-            monkeypatch.setattr("agent.update.staging.install", self.install)
-            monkeypatch.setattr("agent.update.preparing.check_board", lambda wanted, facts: None)
+            monkeypatch.setattr("agent.update.install.stage.install", self.install)
+            monkeypatch.setattr("agent.update.install.updater.check_board", lambda wanted, facts: None)
 
     def restart_service(self) -> None:
         """A service that knows nothing of before."""

@@ -15,47 +15,47 @@ from pathlib import Path
 
 import msgspec
 
-from agent.comms import payload
-from agent.comms.mqtt import Publisher
+from agent.comms import messages
+from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
-from agent.config import Durability, DurabilityConfig, MqttConfig, StorageConfig
-from agent.messages import EventKind, Stored, Track
-from agent.storage.spool import Spool
+from agent.config.device import Durability, DurabilityConfig, MqttConfig, StorageConfig
+from agent.storage.spool.spool import Spool
+from agent.types import EventKind, Stored, Track
 
 TOPICS = Topics("vedette", "porch")
 EVENTS = TOPICS.events("front")
-_decoder = msgspec.json.Decoder(payload.EventMessage)
+_decoder = msgspec.json.Decoder(messages.EventMessage)
 
 
 def event(message_id: str = "", stream: str = "front", kind: EventKind = "new") -> bytes:
     """The body of an event, as a stream puts it."""
     now = datetime.now(UTC)
     track = Track("front-1", "person", 0.9, 0.9, 3, now, now, (0.1, 0.1, 0.5, 0.9))
-    return payload.encode(
-        payload.EventMessage(
-            message_id or payload.new_id(),
+    return messages.encode(
+        messages.EventMessage(
+            message_id or messages.new_id(),
             TOPICS.device,
             stream,
             kind,
             "appeared",
             track,
             now,
-            payload.Latency(1.0, 0.5, 1.0, 20.0, 1.0, 0.1),
-            payload.ModelId("nanodet", "0123456789ab"),
+            messages.Latency(1.0, 0.5, 1.0, 20.0, 1.0, 0.1),
+            messages.ModelId("nanodet", "0123456789ab"),
             "cpu",
             "full",
         )
     )
 
 
-def events_of(payloads: Iterable[bytes]) -> list[payload.EventMessage]:
+def events_of(payloads: Iterable[bytes]) -> list[messages.EventMessage]:
     """Decoded, in the order given."""
     return [_decoder.decode(body) for body in payloads]
 
 
-def in_order(events: Iterable[payload.EventMessage]) -> list[payload.EventMessage]:
+def in_order(events: Iterable[messages.EventMessage]) -> list[messages.EventMessage]:
     """As a subscriber that drops repeated ids sees them."""
-    first: dict[str, payload.EventMessage] = {}
+    first: dict[str, messages.EventMessage] = {}
     for event in events:
         first.setdefault(event.id, event)
     return list(first.values())
@@ -130,7 +130,7 @@ def main(folder: str, port: str, count: str, pause_s: str, updates: Durability) 
     with device(Path(folder), config, storage) as (spool, _):
         print("ready", flush=True)
         for _ in range(int(count)):
-            made = payload.new_id()
+            made = messages.new_id()
             spool.put(EVENTS, event(made))
             for _ in range(2 if updates != "event" else 0):
                 spool.put(EVENTS, event(kind="update"), None, "updates")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agent.messages import Box
+from agent.types import Box
 from tests.support import tflite_builder as build
 
 LEFT: Box = (0.0, 0.25, 0.5, 0.75)
@@ -45,7 +45,7 @@ def sizes_model(
         folder: where to.
         seen: by the side of the input picture in pixels, largest first.
         confidence: learned for all but the largest; None: nothing was learned.
-        resize: see `agent.manifest.InputManifest`.
+        resize: see `agent.compute.manifest.InputManifest`.
         extra: lines for each rung but the largest.
     """
     graphs = [_graph(int(side), things) for side, things in seen.items()]

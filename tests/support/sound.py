@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agent.messages import AudioChunk, Samples
+from agent.types import AudioChunk, Samples
 from tests.support import tflite_builder as build
 
 RATE, ROWS, MELS = 16000, 20, 20

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-import agent.manifest
-from agent.messages import Samples
+import agent.compute.manifest
+from agent.types import Samples
 from tests.support import tflite_builder as build
 from tests.support.sound import RATE, quiet
 
@@ -79,7 +79,7 @@ def logmel_model(folder: Path) -> Path:
 
 def yamnet() -> str:
     """The manifest that is documented for YAMNet."""
-    documented = (agent.manifest.__doc__ or "").splitlines()
+    documented = (agent.compute.manifest.__doc__ or "").splitlines()
     return "\n".join(line.strip() for line in documented if line.startswith("    "))
 
 

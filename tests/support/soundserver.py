@@ -18,7 +18,7 @@ from typing import Self
 
 import soundfile
 
-from agent.messages import Samples
+from agent.types import Samples
 
 _NEEDED = "pulseaudio pulseaudio-utils libportaudio2 libasound2-plugins"
 _START_S = 10.0

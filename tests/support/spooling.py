@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import StorageConfig
-from agent.storage.spool import Spool
+from agent.config.device import StorageConfig
+from agent.storage.spool.spool import Spool
 
 TOPIC = "vedette/porch/front/events"
 

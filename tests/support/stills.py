@@ -10,8 +10,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from agent.clips import Picture
-from agent.messages import Array, Image
+from agent.types import Array, Image, Picture
 
 BEGAN = datetime(2026, 11, 25, 10, 15, 3, tzinfo=UTC)
 SECOND = 1_000_000_000

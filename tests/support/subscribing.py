@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
-from agent.comms.connection import Connection
-from agent.comms.subscriptions import Subscriptions
+from agent.comms.mqtt.connection import Connection
+from agent.comms.mqtt.subscriptions import Subscriptions
 
 
 class Client:

@@ -19,9 +19,9 @@ import msgspec
 import pytest
 from msgspec import Struct
 
-from agent.update import archive, trust
-from agent.update.description import BundleFile, Description, Target
-from agent.update.models import gather
+from agent.update.bundle import archive, signing
+from agent.update.bundle.build import gather
+from agent.update.bundle.description import BundleFile, Description, Target
 
 MODEL = "small-speech"
 """Bundled, 150 kB."""
@@ -154,7 +154,7 @@ def write_bundle(
     archive.write(path, description, {name: sources / name for name in files})
     shutil.rmtree(sources)
     if key is not None:
-        trust.sign(path, key.path)
+        signing.sign(path, key.path)
     return path
 
 

@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from agent.comms import payload
-from agent.config import StorageConfig
+from agent.comms import messages
+from agent.config.device import StorageConfig
 from tests.support.colours import colour_model, walk
 from tests.support.faults import Kind, Step, schedule
 from tests.support.ledger import Verdict
@@ -163,5 +163,5 @@ def _streams(folder: Path) -> dict[str, Table]:
 
 
 def _last_event() -> bytes:
-    told = msgspec.json.decode(event(stream=LAST), type=payload.EventMessage)
-    return payload.encode(msgspec.structs.replace(told, kind="heard"))
+    told = msgspec.json.decode(event(stream=LAST), type=messages.EventMessage)
+    return messages.encode(msgspec.structs.replace(told, kind="heard"))

@@ -16,9 +16,9 @@ from tests.support.tiny_bundles import Key
 _BUILD_S = 600.0
 FAULTS: Mapping[str, tuple[str, str]] = {
     "": ("agent/__main__.py", ""),
-    "crash at import": ("agent/daemon.py", "raise ImportError('no module named flux')\n"),
+    "crash at import": ("agent/daemon/daemon.py", "raise ImportError('no module named flux')\n"),
     "crash later": (
-        "agent/bulletin.py",
+        "agent/daemon/health.py",
         "import os, sys, threading\nif 'run' in sys.argv:\n    threading.Timer(8, os._exit, [3]).start()\n",
     ),
     "hang": ("agent/cli/run.py", "import sys, time\ntime.sleep(3600 * ('run' in sys.argv))\n"),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from agent.storage.spool import Spool
+from agent.storage.spool.spool import Spool
 from tests.support.forwarder import Forwarder
 from tests.support.house import person_model
 from tests.support.mosquitto import HOST, Mosquitto

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from agent.comms import order
-from agent.config import FallbackConfig, MqttConfig
+from agent.comms.mqtt import brokers
+from agent.config.device import FallbackConfig, MqttConfig
 from tests.support.hostile import forwarder, peer
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.publishing import EVENTS, TOPICS, device, event, events_of, in_order, wait_for
@@ -27,7 +27,7 @@ def second(tmp_path: Path) -> Iterator[Mosquitto]:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(order, "LOOK_FIRST_S", 0.5)
+    monkeypatch.setattr(brokers, "LOOK_FIRST_S", 0.5)
 
 
 def both(first: Mosquitto, second: Mosquitto, **fields: Any) -> MqttConfig:

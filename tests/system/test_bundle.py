@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.update import archive
+from agent.update.bundle import archive
 from tests.support.running import ROOT
 from tests.support.tiny_bundles import HERE, make_key, needs_ssh_keygen
 

@@ -15,9 +15,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from agent.comms.clipmessage import ClipMessage
-from agent.comms.payload import ClipsHealth
-from agent.messages import Array
+from agent.comms.messages import ClipMessage, ClipsHealth
+from agent.types import Array
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.operator import Operator
@@ -27,7 +26,7 @@ from tests.support.running import ROOT, Vedette, camera, events, health, hear, k
 from tests.support.stills import frames_of, play
 from tests.system.test_full_disk import fill
 
-WALKERS = ROOT / "agent" / "zoo" / "walkers.mp4"
+WALKERS = ROOT / "agent" / "models" / "zoo" / "walkers.mp4"
 SOON = {"before_s": 1.0, "after_s": 1.0, "max_s": 4.0}
 STAYS = "test:?size=160x120&fps=20"
 """With `person_model` there is a person from the start, who stays."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agent.overrides import LOST
+from agent.daemon.overrides import LOST
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.operator import Operator

@@ -13,7 +13,7 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from agent.comms.identity import client_id
+from agent.comms.mqtt.endpoint import client_id
 from tests.support.house import person_model
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.publishing import TOPICS, wait_for

@@ -19,10 +19,10 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from agent.comms import mqtt
-from agent.comms.mqtt import Publisher
-from agent.config import DurabilityConfig, MqttConfig, StorageConfig
-from agent.storage.history import History
+from agent.comms.mqtt import publisher as mqtt
+from agent.comms.mqtt.publisher import Publisher
+from agent.config.device import DurabilityConfig, MqttConfig, StorageConfig
+from agent.storage.spool.history import History
 from tests.support.killed import process
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.publishing import EVENTS, TOPICS, Kept, device, event, events_of, in_order, wait_for

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from agent.cli import demo_show as broker_module
 from agent.cli.demo import demo
-from agent.daemon import Daemon
-from agent.demo import broker as broker_module
-from agent.demo.programme import programme
+from agent.cli.demo_show import programme
+from agent.daemon.daemon import Daemon
 from agent.errors import BrokerError, ModelError, SourceError, VedetteError
-from agent.storage import wakeword
+from agent.models import files
 from tests.support.house import person_model
 from tests.support.running import ROOT
 
@@ -82,7 +82,7 @@ def test_the_spoken_digits_and_the_wake_words_among_them_are_heard() -> None:
 def test_without_the_wake_words_the_digits_are_heard_and_a_line_says_how_to_get_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(wakeword, "_PACKAGE", "no_such_package")
+    monkeypatch.setattr(files, "_PACKAGE", "no_such_package")
     shown = call("--hear", "--for", "4s").output
     assert shown.startswith("spoken → small-speech → MQTT")
     assert "heard (word)         three 1" in shown

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.configfile import load
-from agent.doctor import network
+from agent.cli.checks import network
+from agent.config.load import load
 from tests.support.house import person_model
 from tests.support.mosquitto import HOST, Mosquitto
 from tests.support.publishing import TOPICS

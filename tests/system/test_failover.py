@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.comms.payload import DetectionsMessage, HealthMessage, StreamHealth
+from agent.comms.messages import DetectionsMessage, HealthMessage, StreamHealth
 from tests.support.delegates import COMPILER, NO_COMPILER, compiled, picture_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import TOPICS

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.fleet.ledger import Ledger, Standing, replay
-from agent.fleet.outcome import Kind
+from agent.update.fleet.ledger import Ledger, Standing, replay
+from agent.update.fleet.policy import Kind
 from tests.support.fleet import Fleet
 from tests.support.publishing import wait_for
 from tests.support.running import ROOT

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import StorageConfig
+from agent.config.device import StorageConfig
 from agent.errors import StorageError, UpdateError
-from agent.messages import Stored, Will
-from agent.storage import timetable
-from agent.storage.durable import write_atomic
-from agent.storage.spool import Spool
-from agent.update.installing import install
+from agent.storage.files import write_atomic
+from agent.storage.spool import writer
+from agent.storage.spool.spool import Spool
+from agent.types import Stored, Will
+from agent.update.install.stage import install
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import EVENTS, device, event, events_of, from_one, in_order, wait_for
 
@@ -30,7 +30,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A filesystem of 2 MiB."""
     if os.geteuid() != 0:
         pytest.skip("a filesystem of its own needs root")
-    monkeypatch.setattr(timetable, "_RETRY_S", 0.1)
+    monkeypatch.setattr(writer, "_RETRY_S", 0.1)
     folder = tmp_path / "small"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "vedette-test", str(folder)]

@@ -12,7 +12,7 @@ import pytest
 from agent.errors import VedetteError
 from tests.support.pretend_board import CONFIG, Board
 from tests.support.tiny_bundles import needs_ssh_keygen
-from tests.unit.update.test_power_cuts import (
+from tests.unit.update.install.test_power_cuts import (
     MIGRATIONS,
     Cutting,
     check_end,
@@ -169,7 +169,7 @@ def test_a_version_that_brings_the_board_down_on_a_full_disk_has_its_boots_count
     updater = board.updater()
     up_to_switch(board, "2.0")
     monkeypatch.setattr(
-        "agent.update.probation.Probation.go_on", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        "agent.update.install.updater.Probation.go_on", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
         from_switch(board)

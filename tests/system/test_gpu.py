@@ -10,19 +10,18 @@ from click.testing import CliRunner
 from msgspec.structs import replace
 
 from agent.cli.main import vedette
-from agent.compute.infer.backend import Options, Plan, open_session, plan_of
-from agent.compute.infer.finding import candidates
+from agent.compute.infer.backends import open_session, plan_of
+from agent.compute.infer.chain import Whole
+from agent.compute.infer.choice import distance, golden_inputs, tolerance
+from agent.compute.infer.delegates import candidates
 from agent.compute.infer.litert import load_runtime
-from agent.compute.infer.measure import distance, golden_inputs, tolerance
+from agent.compute.infer.session import Options, Plan
 from agent.compute.infer.vulkan import software_driver
-from agent.compute.infer.whole import Whole
-from agent.compute.infer.worker import WorkerSession
-from agent.config import SelectionConfig
+from agent.compute.infer.worker.session import WorkerSession
+from agent.config.device import SelectionConfig
+from agent.daemon.measurements import Surveys, Verdicts
 from agent.errors import BackendError
-from agent.golden import golden
-from agent.library import open_model, open_whole_model
-from agent.storage.verdicts import Verdicts
-from agent.surveys import Surveys
+from agent.models.library import golden, open_model, open_whole_model
 
 (FOUND,) = candidates(["gpu"])
 pytestmark = pytest.mark.skipif(

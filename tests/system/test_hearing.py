@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import soundfile
 
-from agent.comms.payload import DetectionsMessage
+from agent.comms.messages import DetectionsMessage
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import TOPICS

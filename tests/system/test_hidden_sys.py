@@ -66,7 +66,7 @@ def test_the_doctor_notices(path: str) -> None:
 EMPTY = """
 import json, subprocess, sys
 from pathlib import Path
-from agent.health.processors import unreadable
+from agent.board.proc import unreadable
 assert Path("/proc/cpuinfo").read_text() == "", "shown by an emulator"
 print(json.dumps(unreadable()), flush=True)
 sys.exit(subprocess.run([sys.executable, "-m", "agent", "doctor", "--json"]).returncode)

@@ -23,9 +23,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from agent.comms import client, protocol, session
-from agent.config import MqttConfig
-from agent.health.machine import resident_mb
+from agent.board.thermal import resident_mb
+from agent.comms.mqtt import brokers, paho_client, session
+from agent.config.device import MqttConfig
 from tests.support.hostile import (
     CONNACK_5,
     forwarder,
@@ -49,9 +49,9 @@ COUNT = TOPICS.count("front", "person").encode()
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "_ANSWER_S", 1.0)
-    monkeypatch.setattr(client, "_TCP_S", 1.0)
-    monkeypatch.setattr(client, "_HANDSHAKES_S", 1.5)
+    monkeypatch.setattr(brokers, "_ANSWER_S", 1.0)
+    monkeypatch.setattr(paho_client, "_TCP_S", 1.0)
+    monkeypatch.setattr(paho_client, "_HANDSHAKES_S", 1.5)
 
 
 def survived(
@@ -209,7 +209,7 @@ def test_it_acknowledges_nothing_for_a_while(
         broker.thaw()
         wait_for(lambda: spool.stats().waiting == 0)
         assert publisher.state.connects == 1
-    said = [record.getMessage() for record in caplog.records if record.name == "agent.comms.outage"]
+    said = [record.getMessage() for record in caplog.records if record.name == "agent.comms.mqtt.session"]
     first, second, third = said
     assert "connected, MQTT 5" in first
     assert "has acknowledged nothing for" in second
@@ -381,14 +381,14 @@ def test_it_floods_us_at_qos_2(tmp_path: Path, broker: Mosquitto, caplog: pytest
 def test_it_asks_for_answers_and_never_reads_them(
     tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full, send = threading.Event(), client.Client._sock_send
+    full, send = threading.Event(), paho_client.Client._sock_send
 
-    def send_while_there_is_room(ours: client.Client, packet: bytes) -> int:
+    def send_while_there_is_room(ours: paho_client.Client, packet: bytes) -> int:
         if full.is_set():
             raise BlockingIOError  # as the kernel does, but only after a million answers
         return send(ours, packet)
 
-    monkeypatch.setattr(client.Client, "_sock_send", send_while_there_is_room)
+    monkeypatch.setattr(paho_client.Client, "_sock_send", send_while_there_is_room)
 
     def ask(connection: socket.socket) -> None:
         accepted(connection)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.comms.intake import BURST, SHUT_AFTER
+from agent.comms.mqtt.inbox import BURST, SHUT_AFTER
 from agent.comms.topics import Topics
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto

@@ -12,24 +12,16 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent import supervised
+from agent.board.thermal import Heat
 from agent.compute.vision import Vision
-from agent.config import (
-    Config,
-    DeviceConfig,
-    HealthConfig,
-    MqttConfig,
-    PublishConfig,
-    StorageConfig,
-    StreamConfig,
-    ThermalConfig,
-    TrackConfig,
-)
-from agent.daemon import Daemon
+from agent.config import Config
+from agent.config.device import DeviceConfig, HealthConfig, MqttConfig, StorageConfig, ThermalConfig
+from agent.config.stream import PublishConfig, StreamConfig, TrackConfig
+from agent.daemon import stream as supervised
+from agent.daemon.daemon import Daemon
+from agent.daemon.runtime import House
 from agent.errors import BackendError, ConfigError, StorageError, VedetteError
-from agent.health.heat import Heat
-from agent.house import House
-from agent.messages import Frame, Seen
+from agent.types import Frame, Seen
 from tests.support.hanging import Inferences
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
@@ -112,7 +104,9 @@ def config(tmp_path: Path, broker: Mosquitto, camera: StreamConfig) -> Config:
 
 
 def refusals(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.name == "agent.daemon" and r.levelno == logging.ERROR]
+    return [
+        r.getMessage() for r in caplog.records if r.name == "agent.daemon.daemon" and r.levelno == logging.ERROR
+    ]
 
 
 def both_see(messages: Messages) -> None:
@@ -147,8 +141,8 @@ def test_another_broker_gets_everything_that_is_retained(
 def test_heat_is_in_the_health_and_its_limit_can_be_changed_while_it_runs(
     config: Config, messages: Messages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.bulletin.Heat", lambda: Heat(lambda: 76.5))
-    monkeypatch.setattr("agent.health.heat._EVERY_S", 0.1)
+    monkeypatch.setattr("agent.daemon.health.Heat", lambda: Heat(lambda: 76.5))
+    monkeypatch.setattr("agent.board.thermal._EVERY_S", 0.1)
     with inside(replace(config, thermal=ThermalConfig(75.0))) as running:
         messages.wait(lambda m: (told := health(m)) and told.hot and told.temperature_c == 76.5)
         running.reload(replace(config, thermal=ThermalConfig(90.0)))

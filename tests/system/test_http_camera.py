@@ -14,10 +14,12 @@ import cv2
 import numpy as np
 import pytest
 
-from agent.capture.grabber import Grabber
 from agent.capture.source import open_source
-from agent.config import CaptureConfig, Config, MqttConfig, StreamConfig
-from agent.doctor import network
+from agent.capture.streams import Grabber
+from agent.cli.checks import network
+from agent.config import Config
+from agent.config.device import MqttConfig
+from agent.config.stream import CaptureConfig, StreamConfig
 from agent.errors import SourceError
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto

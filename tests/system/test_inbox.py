@@ -11,8 +11,9 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.comms.inbox import LARGEST, Received
-from agent.comms.mqtt import Publisher
+from agent.comms.mqtt.inbox import LARGEST
+from agent.comms.mqtt.publisher import Publisher
+from agent.comms.mqtt.subscriptions import Received
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import EVENTS, device, event, wait_for
 

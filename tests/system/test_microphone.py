@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.capture.listener import Listener
-from agent.capture.sound import open_sound
-from agent.config import CaptureConfig
+from agent.capture.source import open_sound
+from agent.capture.streams import Listener
+from agent.config.stream import CaptureConfig
 from agent.errors import SourceError
-from agent.messages import Array, AudioChunk, Samples
+from agent.types import Array, AudioChunk, Samples
 from tests.support.publishing import wait_for
 from tests.support.running import ROOT
 from tests.support.soundserver import SoundServer

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.comms.payload import SCHEMA_VERSION
-from agent.config import MqttConfig
+from agent.comms.messages import SCHEMA_VERSION
+from agent.config.device import MqttConfig
 from tests.support.hostile import CONNACK_5, Packet, mid_of, packets, peer, puback, read_packet, topic_of
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.publishing import EVENTS, TOPICS, device, event, events_of, in_order, wait_for

@@ -14,12 +14,12 @@ import pytest
 from click.testing import CliRunner
 
 from agent.capture.source import check_uri
-from agent.capture.uri import SCHEMES
 from agent.cli.main import vedette
 from agent.comms.commands import Verb, set_command
 from agent.comms.topics import Topics
 from agent.config import Config
-from agent.configfile import parse
+from agent.config.load import parse
+from agent.config.source_uri import SCHEMES
 from tests.support.running import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

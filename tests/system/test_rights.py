@@ -11,10 +11,10 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from agent.comms.mqtt import Publisher
+from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
-from agent.config import StorageConfig
-from agent.storage.spool import Spool
+from agent.config.device import StorageConfig
+from agent.storage.spool.spool import Spool
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import event, wait_for
 from tests.support.received import Messages

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.capture.diagnosis import objection
-from agent.capture.grabber import Grabber
-from agent.capture.login import with_login
-from agent.capture.source import open_source
-from agent.capture.uri import parse
-from agent.config import CaptureConfig
+from agent.capture.opencv import objection
+from agent.capture.source import open_source, with_login
+from agent.capture.streams import Grabber
+from agent.config.source_uri import parse
+from agent.config.stream import CaptureConfig
 from agent.errors import SourceError
 from tests.support.rtsp import RtspServer
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.boardhealth import BoardHealth
+from agent.daemon.health import BoardHealth
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.notified import Notified

@@ -9,8 +9,8 @@ import cv2
 import msgspec
 import numpy as np
 
-from agent.comms.payload import DetectionsMessage
-from agent.storage.models import ZOO
+from agent.comms.messages import DetectionsMessage
+from agent.models.files import ZOO
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import TOPICS
 from tests.support.received import Messages

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import soundfile
 
-from agent.comms.payload import DetectionsMessage, EventMessage
+from agent.comms.messages import DetectionsMessage, EventMessage
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import TOPICS
 from tests.support.running import Table, Vedette, events, left_open, states, stopped

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from agent.cli.demo_show import EmbeddedBroker
 from agent.cli.tell import tell
-from agent.demo.broker import EmbeddedBroker
 from agent.errors import BrokerError
 from tests.support.hostile import CONNACK_5, peer, read_packet, until_left
 from tests.support.house import person_model

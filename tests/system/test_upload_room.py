@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.fleet.transport import BUNDLE
-from agent.fleet.trouble import Trouble, trouble
+from agent.update.fleet.ssh import BUNDLE, Trouble, trouble
 from tests.support.running import ROOT
 
 MB = 1 << 20

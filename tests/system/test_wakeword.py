@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from agent.capture.recording import read_whole
+from agent.capture.audio_file import read_whole
 from agent.compute.hearing import Hearing
-from agent.config import GateConfig, StreamConfig
-from agent.library import open_model
-from agent.storage.models import ZOO
-from agent.storage.wakeword import packaged_path
+from agent.config.stream import GateConfig, StreamConfig
+from agent.models.files import ZOO, packaged_path
+from agent.models.library import open_model
 from tests.support.sound import chunks
 
 package = pytest.importorskip("pymicro_wakeword", reason="the extra [wakeword] is not installed")

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from agent.capture.picturesize import read_size
+from agent.capture.image_size import read_size
 from agent.cli.watch import watch
-from agent.comms.access import Access
-from agent.comms.subscriber import Subscriber
+from agent.comms.consumer.client import Access
+from agent.comms.consumer.subscribe import Subscriber
 from agent.errors import BrokerError
 from tests.support.certificates import make_certificates
 from tests.support.hostile import CONNACK_3, packets, peer, read_packet, until_left

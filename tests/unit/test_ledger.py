@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.comms.payload import EventMessage
+from agent.comms.messages import EventMessage
 from tests.support.ledger import Ledger, Verdict
 from tests.support.publishing import event
 

@@ -11,20 +11,20 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from agent.board.proc import Clock
+from agent.cli.checks.storage import of_clock
 from agent.cli.clips import clips
 from agent.cli.events import events
 from agent.cli.live import follow
-from agent.clips import Occasion
-from agent.comms import payload
-from agent.comms.subscriber import Received
+from agent.comms import messages
+from agent.comms.consumer.subscribe import Received
 from agent.comms.topics import Topics
-from agent.config import StorageConfig
-from agent.doctor.storage import of_clock
-from agent.health.clock import Clock
-from agent.storage.spool import Spool
+from agent.config.device import StorageConfig
+from agent.storage.spool.spool import Spool
 from agent.text import TIME_WIDTH, local_time, plural
-from agent.update.journal import Update
-from agent.update.standing import row
+from agent.types import Occasion
+from agent.update.install.journal import Update
+from agent.update.install.status import row
 from tests.unit.cli.test_clips import clip
 from tests.unit.cli.test_events import CLIP
 
@@ -64,7 +64,7 @@ def test_one_is_no_plural(count: int, text: str) -> None:
 
 def test_every_verb_shows_times_in_the_same_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spool = Spool(tmp_path, StorageConfig())
-    spool.put(Topics("vedette", "porch").clips("front"), payload.encode(CLIP))
+    spool.put(Topics("vedette", "porch").clips("front"), messages.encode(CLIP))
     spool.close()
     clip(tmp_path, "2026-11-25T10-15-03Z-person-1", Occasion("front", "appeared", "1", "person"))
     _, tail = CliRunner().invoke(events, ["tail", "--folder", str(tmp_path)]).output.splitlines()

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.errors import VedetteError
-from agent.logs import PlainFormatter
-from agent.plaintext import plain
+from agent.text import PlainFormatter, plain
 
 HOSTILE = "\x1b]0;owned\x07\x1b[31mRED\x9b2J\x7f\u202e\u2028\x85\rnew\nERROR forged"
 

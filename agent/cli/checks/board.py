@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import platform
 import struct
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 
-from agent.doctor.report import Finding
-from agent.health.board import Board, read_board
-from agent.health.disk import read_disk
-from agent.health.features import has, known_features
-from agent.health.memory import Memory, read_memory
+from agent import __version__
+from agent.board.identity import Board, has, known_features, read_board
+from agent.board.proc import CPUFREQ, Frequency, Memory, read_disk, read_frequencies, read_memory
+from agent.board.thermal import THERMAL, UNDER_VOLTAGE, Brake, Supply, Zone, read_brakes, read_supply, read_zones
+from agent.capture.devices import Devices, devices
+from agent.capture.portaudio import NOT_PLUGGED
+from agent.cli.checks.report import Finding
+from agent.compute.infer.delegates import Found, candidates
 
 SECTION = "board"
 _SCARCE_MB, _TIGHT_MB = 100, 250
@@ -85,3 +91,205 @@ def of_system(board: Board, bits: int) -> Finding:
         return Finding(SECTION, "system", value)
     advice = "install the 64-bit system: LiteRT, with XNNPACK for INT8, has no 32-bit build"
     return Finding(SECTION, "system", f"{value} on a 64-bit kernel", "warning", advice)
+
+
+# Cameras and microphones, and what is in the way of others.
+
+DEVICES_SECTION = "cameras and microphones"
+
+
+def devices_findings(root: Path) -> Iterator[Finding]:
+    """What is plugged in.
+
+    Args:
+        root: of the file system.
+    """
+    yield from of_devices(devices(root / "dev"))
+
+
+def of_devices(found: Devices) -> Iterator[Finding]:
+    """A line each. That there is none is no problem: a stream may come from the network."""
+    for kind, some in (("camera", found.cameras), ("microphone", found.microphones)):
+        for device in some:
+            yield Finding(DEVICES_SECTION, kind, f"{device.name}: {device.offers}; source {device.uri}")
+        if not some:
+            yield Finding(DEVICES_SECTION, kind, "none was found")
+    for sentence in found.missing:
+        if sentence.endswith(NOT_PLUGGED):
+            continue
+        yield Finding(DEVICES_SECTION, "not usable", sentence, "warning", sentence)
+
+
+HARDWARE_SECTION = "hardware to run models on"
+
+
+def hardware_findings(root: Path) -> Iterator[Finding]:
+    """Every way to run models that Vedette knows.
+
+    Args:
+        root: of the file system.
+    """
+    yield from of_candidates(candidates(root=root))
+
+
+def of_candidates(found: Sequence[Found]) -> Iterator[Finding]:
+    """What is here and what is missing, with the reason. A board without an accelerator is well."""
+    yield Finding(HARDWARE_SECTION, "cpu", "CPU (XNNPACK): always")
+    for one in sorted(found, key=lambda one: one.plan is None):
+        yield Finding(HARDWARE_SECTION, one.name, f"{one.title}: {_standing(one)}")
+
+
+def _standing(one: Found) -> str:
+    """Where it is, or why it is not. How to install it is of no use to a board that does not have it."""
+    if one.plan is not None:
+        return f"found ({one.parts[0]})"
+    return one.missing.partition(": ")[0] if one.missing.startswith("no device") else one.missing
+
+
+HEAT_SECTION = "heat and supply"
+_HOT_C = 80.0
+"""Where a Raspberry Pi begins to slow its processors, and its kernel tells of no limit; source:
+https://www.raspberrypi.com/documentation/computers/raspberry-pi.html#frequency-management-and-thermal-control"""
+_NEAR_C = 10.0
+"""So far below the limit a summer's day suffices."""
+_COOL = "cool the board: a heat sink or a fan, shade, and air through its case"
+_POWER = (
+    "give the board more power: the maker's own supply (for a Pi 4 5.1 V and 3 A, for a Pi 5 5 A), a short thick"
+    " cable, and fewer USB devices"
+)
+
+
+def heat_findings(root: Path) -> Iterator[Finding]:
+    """What the kernel tells of heat, frequencies and supply.
+
+    Args:
+        root: of the file system.
+    """
+    yield from of_heat(read_zones(root / THERMAL), read_brakes(root / THERMAL))
+    yield from of_frequencies(read_frequencies(root / CPUFREQ))
+    yield from of_supply(read_supply(root))
+
+
+def of_heat(zones: Sequence[Zone], brakes: Sequence[Brake]) -> Iterator[Finding]:
+    """The hottest zone, every other that is near its limit, and what is slowed."""
+    if not zones:
+        yield Finding(HEAT_SECTION, "temperature", "this kernel does not tell")
+    for number, zone in enumerate(zones):
+        finding = _of_zone(zone)
+        if number == 0 or finding.state != "ok":
+            yield finding
+    for brake in brakes:
+        value = f"slowed by heat, step {brake.step} of {brake.steps}"
+        yield Finding(HEAT_SECTION, brake.name, value, "problem", _COOL)
+
+
+def _of_zone(zone: Zone) -> Finding:
+    limit = _HOT_C if zone.limit_c is None else zone.limit_c
+    value = f"{zone.temperature_c:.1f} °C; slows from {limit:g} °C on"
+    if zone.temperature_c >= limit:
+        return Finding(HEAT_SECTION, zone.name, value, "problem", _COOL)
+    if zone.temperature_c >= limit - _NEAR_C:
+        return Finding(HEAT_SECTION, zone.name, value, "warning", _COOL)
+    return Finding(HEAT_SECTION, zone.name, value)
+
+
+def of_frequencies(frequencies: Sequence[Frequency]) -> Iterator[Finding]:
+    """Whether the processors may run as fast as they can."""
+    if not frequencies:
+        yield Finding(HEAT_SECTION, "frequency", "this kernel does not scale it")
+    for one in frequencies:
+        name = f"processor {one.processors}"
+        value = f"{one.now_mhz} of {one.most_mhz} MHz, governor {one.governor or 'unknown'}"
+        if one.governor == "powersave":
+            advice = f"let the processors run fast: echo schedutil | sudo tee /{CPUFREQ}/*/scaling_governor"
+            yield Finding(HEAT_SECTION, name, f"{value}: the lowest frequency only", "warning", advice)
+        elif 0 < one.allowed_mhz < one.most_mhz:
+            advice = "find out what keeps the processors slow: heat, or a setting of scaling_max_freq"
+            yield Finding(
+                HEAT_SECTION, name, f"{value}; not allowed more than {one.allowed_mhz}", "warning", advice
+            )
+        else:
+            remark = "" if one.governor == "performance" else ": faster under load only"
+            yield Finding(HEAT_SECTION, name, f"{value}{remark}")
+
+
+def of_supply(supply: Supply | None) -> Iterator[Finding]:
+    """What a Raspberry Pi's firmware complains of."""
+    if supply is None:
+        yield Finding(HEAT_SECTION, "supply", "this kernel does not tell")
+        return
+    for what in supply.now:
+        yield Finding(HEAT_SECTION, "supply", f"now: {what}", "problem", _remedy(supply.now))
+    for what in supply.before:
+        advice = _remedy((*supply.now, *supply.before))
+        yield Finding(HEAT_SECTION, "supply", f"since the start: {what}", "warning", advice)
+    if not supply.now and not supply.before:
+        yield Finding(HEAT_SECTION, "supply", "the firmware has no complaint")
+
+
+def _remedy(complaints: Sequence[str]) -> str:
+    """What slows a board that has too little power is not its heat."""
+    return _POWER if UNDER_VOLTAGE in complaints else _COOL
+
+
+# The programs that Vedette stands on, and their versions. None is imported: one may be what is broken.
+
+RUNTIME_SECTION = "runtime"
+_LITERT, _OLDER = "ai-edge-litert", "tflite-runtime"
+_NEEDED = (
+    ("numpy",),
+    (
+        "opencv-python-headless",
+        "opencv-python",
+        "opencv-contrib-python-headless",
+        "opencv-contrib-python",
+        "opencv",
+    ),
+    ("paho-mqtt",),
+    ("sounddevice",),
+)
+"""Distributions, each with others that bring the same module."""
+Version = Callable[[str], str]
+
+
+def installed(distribution: str) -> str:
+    """The version of a distribution; empty: it is not installed."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def runtime_findings(version: Version = installed) -> Iterator[Finding]:
+    """Versions, and what is missing.
+
+    Args:
+        version: of a distribution, see `installed`.
+    """
+    yield Finding(RUNTIME_SECTION, "vedette", f"{__version__} in {sys.prefix}")
+    yield Finding(RUNTIME_SECTION, "Python", f"{platform.python_version()} at {sys.executable}")
+    yield of_runtime(version)
+    for names in _NEEDED:
+        yield _of_package(names, version)
+
+
+def of_runtime(version: Version) -> Finding:
+    """What runs the models."""
+    litert, older = version(_LITERT), version(_OLDER)
+    if litert:
+        beside = f"; {_OLDER} {older} is not used" if older else ""
+        return Finding(RUNTIME_SECTION, _LITERT, f"{litert}{beside}")
+    if older:
+        advice = f"on a 64-bit system, install {_LITERT}: {_OLDER} runs INT8 models without XNNPACK"
+        return Finding(RUNTIME_SECTION, _OLDER, older, "warning", advice)
+    advice = f"pip install {_LITERT} (64-bit) or '.[tflite]' in the clone (32-bit)"
+    return Finding(RUNTIME_SECTION, _LITERT, "no TFLite runtime is installed", "problem", advice)
+
+
+def _of_package(names: Sequence[str], version: Version) -> Finding:
+    for name in names:
+        if found := version(name):
+            return Finding(RUNTIME_SECTION, name, found)
+    return Finding(
+        RUNTIME_SECTION, names[0], "is not installed", "problem", f"{sys.executable} -m pip install {names[0]}"
+    )

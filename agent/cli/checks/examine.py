@@ -2,17 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from agent import __version__
-from agent.config import Config, StorageConfig
-from agent.configfile import load
-from agent.doctor import board, choices, devices, hardware, heat, network, runtime, selftest, storage, streams
-from agent.doctor.report import Finding, Report
+from agent.board.identity import read_board
+from agent.cli.checks import board, models, network, storage
+from agent.cli.checks.report import Finding, Report
+from agent.config import Config
+from agent.config.device import StorageConfig
+from agent.config.load import load
+from agent.config.profiles import AUTO, choose
+from agent.daemon import check
 from agent.errors import ConfigError, StorageError
-from agent.storage.durable import folder_of
+from agent.storage.files import folder_of
+
+# The configuration: everything that `vedette config check` would find.
+
+SECTION = "configuration"
+
+
+def findings(path: Path, asked: bool, root: Path) -> Iterator[Finding]:
+    """The board's profile, and what is wrong with a file.
+
+    Args:
+        path: of the configuration.
+        asked: whether somebody has named it; the usual one may be missing.
+        root: of the file system, in which the board is read.
+    """
+    yield from _of_profile(path, root)
+    if not asked and not is_seen(path):
+        yield Finding(SECTION, "file", f"none that this user can see at {path}; -c FILE checks another")
+        return
+    if is_seen(path) and not os.access(path, os.R_OK):
+        yield Finding(SECTION, "file", f"{path}: this user may not read it", "warning", "run sudo vedette doctor")
+        return
+    wrong = check.problems(path)
+    for line in wrong:
+        advice = f"correct {line.partition(': ')[0]}; vedette config check {path} says whether it is right"
+        yield Finding(SECTION, "file", line, "problem", advice)
+    for line in check.warnings(path):
+        yield Finding(SECTION, "file", line, "warning", line)
+    if not wrong:
+        yield Finding(SECTION, "file", f"nothing is wrong with {path}")
+
+
+def _of_profile(path: Path, root: Path) -> Iterator[Finding]:
+    """Which settings suit the board; what is wrong with a file that cannot be read is told with the rest."""
+    try:
+        profile = load(path, root).profile if is_seen(path) else choose(AUTO, read_board(root))
+    except ConfigError:
+        return
+    yield Finding(SECTION, "board's profile", str(profile or "none fits this board, or none is wanted"))
+
+
+def is_seen(path: Path) -> bool:
+    """Whether a file is there, in a folder that this user may look into."""
+    return os.access(path, os.F_OK)
+
+
+def unchecked(path: Path) -> Iterator[Finding]:
+    """Instead, where opening a model would end this process, too."""
+    yield Finding(SECTION, "file", f"{path} is not checked: its models cannot be opened, see above", "warning")
+
 
 _ROOT = Path("/")
 
@@ -34,36 +88,34 @@ def examine(
         root: of the file system.
         progress: is told which section is next.
     """
-    tried: list[selftest.Tried] = []
+    tried: list[models.Tried] = []
     config = _config(path)
 
     def chosen() -> Iterable[Finding]:
         try:
             state = folder_of(_storage(config), root)
         except StorageError as error:
-            return [Finding(choices.SECTION, "state folder", str(error), "warning", str(error))]
-        return choices.findings(config, state, fresh=fresh, progress=progress)
+            return [Finding(models.SECTION, "state folder", str(error), "warning", str(error))]
+        return models.findings(config, state, fresh=fresh, progress=progress)
 
     def tested() -> Iterable[Finding]:
-        tried.extend(selftest.run_all())
-        return selftest.findings(tried, root)
+        tried.extend(models.run_all())
+        return models.selftest_findings(tried, root)
 
     def configured() -> Iterable[Finding]:
         sound = tried and not any(one.error for one in tried)
-        return (
-            streams.findings(path, asked, root) if sound or not streams.is_seen(path) else streams.unchecked(path)
-        )
+        return findings(path, asked, root) if sound or not is_seen(path) else unchecked(path)
 
     sections: dict[str, Callable[[], Iterable[Finding]]] = {
         board.SECTION: lambda: board.findings(root),
-        runtime.SECTION: runtime.findings,
-        selftest.SECTION: tested,
-        hardware.SECTION: lambda: hardware.findings(root),
-        choices.SECTION: chosen,
-        devices.SECTION: lambda: devices.findings(root),
-        heat.SECTION: lambda: heat.findings(root),
+        board.RUNTIME_SECTION: board.runtime_findings,
+        models.SELFTEST_SECTION: tested,
+        board.HARDWARE_SECTION: lambda: board.hardware_findings(root),
+        models.SECTION: chosen,
+        board.DEVICES_SECTION: lambda: board.devices_findings(root),
+        board.HEAT_SECTION: lambda: board.heat_findings(root),
         storage.SECTION: lambda: storage.findings(_storage(config), root, clips=_has_clips(config)),
-        streams.SECTION: configured,
+        SECTION: configured,
         # Last: a thread of it that hangs would keep what comes after it from doing without root's rights.
         network.SECTION: lambda: network.findings(config, root) if config is not None else (),
     }

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from agent.compute.infer.backend import AUTO
-from agent.compute.infer.finding import Found
-from agent.compute.infer.measure import Measured
-from agent.compute.infer.unprivileged import without_root
-from agent.compute.infer.verdict import Verdict
+import msgspec
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+
+from agent.board.proc import ADVICE, read_memory, unreadable
+from agent.cli.checks.report import Finding
+from agent.compute.infer.choice import Measured, Verdict
+from agent.compute.infer.delegates import Found
+from agent.compute.infer.session import AUTO, Options, Plan
+from agent.compute.infer.vetting.unprivileged import without_root
+from agent.compute.infer.worker.session import WorkerSession
+from agent.compute.manifest import Model
+from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.read import only_signature
 from agent.config import Config
-from agent.doctor.report import Finding
-from agent.errors import StorageError, VedetteError
-from agent.library import open_model_without_root
-from agent.manifest import Model
-from agent.plaintext import without_login
-from agent.storage.models import bundled
-from agent.storage.verdicts import Verdicts
-from agent.surveys import Survey, Surveys
-from agent.text import local_time
+from agent.daemon.measurements import Survey, Surveys, Verdicts
+from agent.errors import ModelError, StorageError, VedetteError
+from agent.models.files import ZOO, bundled
+from agent.models.library import open_model_without_root, open_whole_model
+from agent.text import local_time, without_login
+from agent.types import Array
 
 SECTION = "models on this hardware"
 _BUSY = 0.25
@@ -137,3 +147,207 @@ def _way(one: Measured) -> str:
 
 def _cost(one: Measured) -> str:
     return f"{one.p50_ms:.2f} ms and {one.cpu_ms:.2f} ms of CPU time"
+
+
+# What the bundled models answer to a given input, recorded: `scripts/build_models/golden_answers` does that.
+#
+# Inputs are made from integers alone, so that they are the same on every processor and with every version of
+# numpy.
+
+RECORD = ZOO / "answers.json"
+_BLOCK = 8
+"""Pixels of an edge of the shapes."""
+_PRIME = 31
+_MULTIPLIER, _MASK = 2654435761, 0xFFFFFFFF
+"""Knuth's multiplicative hash, The Art of Computer Programming, vol. 3, 6.4."""
+
+
+class Golden(Struct, frozen=True):
+    """A rung's answer to its golden input.
+
+    Attributes:
+        model, rung: names.
+        sha256: of the model's file.
+        at: by output's name, places in the flattened output.
+        values: likewise, what stands there, as stored.
+    """
+
+    model: str
+    rung: str
+    sha256: str
+    at: dict[str, list[int]]
+    values: dict[str, list[int]]
+
+
+def recorded(path: Path = RECORD) -> list[Golden]:
+    """What was recorded.
+
+    Args:
+        path: of the record.
+    """
+    return msgspec.json.decode(path.read_bytes(), type=list[Golden])
+
+
+def open_alone(name: str, rung: str) -> Model:
+    """A bundled model with one rung only, which may go on from a state of another: that is an input then.
+
+    Raises:
+        ModelError: there is no such model or rung, or it is damaged.
+    """
+    model = open_whole_model(name)
+    one = model.manifest.rung(rung)
+    content = only_signature(model.content, one.signature)
+    return replace(model, content=content, manifest=replace(model.manifest, rungs=(one,)))
+
+
+def golden_input(spec: TensorSpec) -> Array:
+    """Blocks with noise over them, over the whole range of an integer type.
+
+    Args:
+        spec: of an input that is quantised.
+    """
+    axes = np.indices(spec.shape, np.uint64)
+    blocks = np.zeros(spec.shape, np.uint64)
+    for axis in axes:
+        blocks = blocks * np.uint64(_PRIME) + axis // np.uint64(_BLOCK)
+    places = np.arange(blocks.size, dtype=np.uint64).reshape(spec.shape)
+    mixed = (_hashed(blocks) * np.uint64(3) + _hashed(places)) // np.uint64(4)
+    return (mixed.astype(np.int64) + np.iinfo(spec.dtype).min).astype(spec.dtype)
+
+
+def _hashed(numbers: Array) -> Array:
+    """A byte for each number."""
+    return (numbers * np.uint64(_MULTIPLIER) & np.uint64(_MASK)) >> np.uint64(24)
+
+
+# Runs bundled models on golden inputs: a runtime or a processor that computes wrongly is found before it tells.
+#
+# Each runs in a process of its own, which may crash. On every processor XNNPACK gives the same INT8 answers but
+# for a step in two kinds of operations, see `scripts/arm_check`; the runtime's own kernels give others.
+
+SELFTEST_SECTION = "self-test"
+_STEPS, _STEPS_WITHOUT = 2, 32
+"""Largest difference from the record with XNNPACK and without it, in steps of the last bit."""
+_PATIENCE_S = 30.0
+"""For opening a model, and for an inference: without XNNPACK one takes seconds on a small board."""
+_EACH_MB = 150
+"""Of memory for a process: LiteRT, numpy and a model, and something left for the daemon."""
+_REINSTALL = (
+    "install the runtime anew (pip install --force-reinstall ai-edge-litert); if it stays, the board is broken"
+)
+
+
+class Tried(Struct, frozen=True):
+    """A rung, run.
+
+    Attributes:
+        name: of the model and the rung.
+        error: why there is no answer; empty: there is one.
+        off: largest difference from the record, in steps of the last bit.
+        nodes: operations. delegated: of those, XNNPACK's; -1: not known.
+        ms: of the second inference.
+        litert: whether it ran in LiteRT, and not in tflite-runtime.
+    """
+
+    name: str
+    error: str = ""
+    off: int = 0
+    nodes: int = 0
+    delegated: int = -1
+    ms: float = 0.0
+    litert: bool = True
+
+
+def run_all() -> list[Tried]:
+    """Run everything that is recorded, as much at the same time as the board has cores and memory for."""
+    at_once = min(len(os.sched_getaffinity(0)), read_memory().available_mb // _EACH_MB)
+    with ThreadPoolExecutor(max(1, at_once), thread_name_prefix="self-test") as pool:
+        return list(pool.map(run, recorded()))
+
+
+def run(golden: Golden) -> Tried:
+    """Run a rung and compare; whatever goes wrong is an error of the result."""
+    name = f"{golden.model} {golden.rung}"
+    try:
+        model = open_alone(golden.model, golden.rung)
+        if model.sha256 != golden.sha256:
+            return Tried(name, error="the file is not the one that the answers were recorded of")
+        session = WorkerSession(model, Plan(), Options(threads=1), deadline_s=_PATIENCE_S, patience_s=_PATIENCE_S)
+    except (ModelError, OSError) as error:  # an OSError: no memory for another process
+        return Tried(name, error=str(error))
+    try:
+        return _compared(session, golden, name)
+    except ModelError as error:
+        return Tried(name, error=str(error))
+    finally:
+        session.close()
+
+
+def _compared(session: WorkerSession, golden: Golden, name: str) -> Tried:
+    for index, spec in enumerate(session.inputs):
+        np.copyto(session.input(index), golden_input(spec))
+    session.invoke()
+    began = time.monotonic()
+    session.invoke()
+    ms = (time.monotonic() - began) * 1e3
+    off = 0
+    for index, spec in enumerate(session.outputs):
+        found = session.output(index).ravel()[golden.at[spec.name]].astype(np.int64)
+        off = max(off, int(np.abs(found - golden.values[spec.name]).max(initial=0)))
+    opened = session.opened
+    litert = "litert" in opened.runtime
+    return Tried(name, "", off, opened.nodes, opened.delegated, ms, litert)
+
+
+def selftest_findings(tried: Sequence[Tried], root: Path) -> Iterator[Finding]:
+    """Whether the answers are right, and whether XNNPACK gave them.
+
+    Args:
+        tried: see `run_all`.
+        root: of the file system.
+    """
+    for one in tried:
+        yield of_answer(one)
+    yield from of_xnnpack(tried, unreadable(root))
+
+
+def of_answer(one: Tried) -> Finding:
+    """Whether a rung answered rightly."""
+    if one.error:
+        return Finding(SELFTEST_SECTION, one.name, one.error, "problem", _REINSTALL)
+    allowed = _STEPS if one.delegated > 0 else _STEPS_WITHOUT
+    value = f"answers are up to {one.off} steps off the record; {allowed} are allowed"
+    if one.off > allowed:
+        return Finding(SELFTEST_SECTION, one.name, value, "problem", _REINSTALL)
+    return Finding(
+        SELFTEST_SECTION, one.name, f"{value if one.off else 'answers as recorded'}; {one.ms:.1f} ms on one core"
+    )
+
+
+def of_xnnpack(tried: Sequence[Tried], hidden: Sequence[str]) -> Iterator[Finding]:
+    """Whether XNNPACK runs the models; without it they are many times slower, and nothing says so.
+
+    Args:
+        tried: what was run.
+        hidden: see `agent.board.proc.unreadable`.
+    """
+    known = [one for one in tried if not one.error and one.delegated >= 0]
+    nodes, taken = sum(one.nodes for one in known), sum(one.delegated for one in known)
+    value = f"runs {taken} of {nodes} operations"
+    if hidden:
+        value += f"; {' and '.join(hidden)} cannot be read"
+    if known and not taken and not any(one.litert for one in known):
+        yield Finding(SELFTEST_SECTION, "XNNPACK", f"{value}: tflite-runtime has its own kernels for INT8")
+    elif known and not taken:
+        advice = ADVICE if hidden else _REINSTALL
+        yield Finding(
+            SELFTEST_SECTION,
+            "XNNPACK",
+            f"is off: {value}",
+            "problem",
+            f"{advice}; models are many times slower so",
+        )
+    elif hidden:
+        yield Finding(SELFTEST_SECTION, "XNNPACK", value, "warning" if known else "problem", ADVICE)
+    elif known:
+        yield Finding(SELFTEST_SECTION, "XNNPACK", value)

@@ -12,19 +12,19 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from agent.capture.diagnosis import objection
-from agent.capture.login import with_login
-from agent.capture.uri import parse
-from agent.comms.address import check_host
-from agent.comms.broker import Broker, address
-from agent.comms.fallback import brokers_of
-from agent.comms.rights import commands_off
-from agent.comms.wake import Wake
-from agent.config import Config, MqttConfig, StreamConfig
-from agent.doctor.report import Finding
+from agent.board.proc import read_clock
+from agent.capture.opencv import objection
+from agent.capture.source import with_login
+from agent.cli.checks.report import Finding
+from agent.comms.mqtt.brokers import Broker, address
+from agent.comms.mqtt.connection import Wake
+from agent.comms.mqtt.endpoint import brokers_of, check_host, commands_off
+from agent.config import Config
+from agent.config.device import MqttConfig
+from agent.config.source_uri import parse
+from agent.config.stream import StreamConfig
 from agent.errors import BrokerError, ConfigError, SourceError
-from agent.health.clock import read_clock
-from agent.update.vitals import Vitals, read_vitals
+from agent.update.install.service import Vitals, read_vitals
 
 SECTION = "broker and network"
 TRY_S = 5.0

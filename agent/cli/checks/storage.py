@@ -9,16 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import agent
-from agent.config import StorageConfig
-from agent.doctor.report import Finding
+from agent.board.proc import Clock, Disk, read_clock, read_disk
+from agent.cli.checks.report import Finding
+from agent.config.device import StorageConfig
+from agent.daemon.overrides import FILE, decode
 from agent.errors import StorageError
-from agent.health.clock import Clock, read_clock
-from agent.health.disk import Disk, read_disk
-from agent.overrides import FILE, decode
-from agent.storage.clipplace import check_room, check_writable
-from agent.storage.durable import clips_path, folder_of
-from agent.storage.shelf import clips_max_bytes
-from agent.storage.twinfile import TwinFile
+from agent.storage.clips.retention import check_room, check_writable, clips_max_bytes
+from agent.storage.files import clips_path, folder_of
+from agent.storage.state_file import TwinFile
 from agent.text import local_time, plural
 
 SECTION = "storage and clock"

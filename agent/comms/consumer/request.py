@@ -14,11 +14,9 @@ from msgspec import Struct
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.comms.access import Access, as_options
-from agent.comms.client import Protocol
-from agent.comms.guest import Guest
-from agent.comms.reasons import UNSUPPORTED_PROTOCOL, in_words
-from agent.comms.refusal import RefusedError, UnansweredError
+from agent.comms.consumer.client import Access, Guest, as_options
+from agent.comms.mqtt.paho_client import Protocol
+from agent.comms.mqtt.reasons import UNSUPPORTED_PROTOCOL, RefusedError, UnansweredError, in_words
 from agent.comms.topics import Topics
 from agent.errors import NO_JSON, BrokerError
 

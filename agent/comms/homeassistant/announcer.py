@@ -13,12 +13,11 @@ import time
 from collections.abc import Callable
 from typing import Literal, Protocol
 
-from agent.comms.discovery import Entities, Found, entities, message, read, topic
-from agent.comms.inbox import Handler
-from agent.comms.inquiry import Answer
-from agent.comms.subject import Device
-from agent.comms.subscriptions import Received
-from agent.config import HomeAssistantConfig
+from agent.comms.homeassistant.device import Device
+from agent.comms.homeassistant.discovery import Entities, Found, entities, message, read, topic
+from agent.comms.mqtt.inbox import Answer, Handler
+from agent.comms.mqtt.subscriptions import Received
+from agent.config.device import HomeAssistantConfig
 from agent.text import plural
 
 log = logging.getLogger(__name__)

@@ -10,27 +10,114 @@ another broker. Who commands a device that is away sees so by its status, by `st
 
 from __future__ import annotations
 
+import select
+import socket
 import ssl
 import time
 from contextlib import suppress
 from typing import Any
 
 import paho.mqtt.client as paho
+from msgspec import Struct
 
-from agent.comms import reasons
-from agent.comms.acknowledged import Acknowledged as Acknowledged
-from agent.comms.certificate import Synchronised, explained
-from agent.comms.client import Client, Protocol, Will
-from agent.comms.credentials import uses_tls
-from agent.comms.envelope import Envelopes, Kind, of_answer
-from agent.comms.offer import Offer, read_offer
-from agent.comms.refusal import RefusedError, UnansweredError
-from agent.comms.retained import Look
-from agent.comms.subscriptions import Subscriptions
-from agent.comms.waiter import Waiter
-from agent.comms.wake import Wake
-from agent.config import MqttConfig
+from agent.comms.mqtt import reasons
+from agent.comms.mqtt.paho_client import Client, Protocol, Will
+from agent.comms.mqtt.properties import Envelopes, Kind, Offer, of_answer, read_offer
+from agent.comms.mqtt.reasons import RefusedError, UnansweredError
+from agent.comms.mqtt.subscriptions import Look, Subscriptions
+from agent.comms.mqtt.tls import Synchronised, explained, uses_tls
+from agent.config.device import MqttConfig
 from agent.errors import BrokerError
+
+# What the broker answers to a message that is sent at QoS 1.
+
+
+class Acknowledged(Struct, frozen=True, gc=False):
+    """The broker's word on a message.
+
+    Attributes:
+        mid: as `Connection.publish` gave it.
+        code: MQTT 5 reason code; 0x80 and above is a refusal.
+    """
+
+    mid: int
+    code: int
+
+    @property
+    def is_refusal(self) -> bool:
+        """Whether the broker did not take it."""
+        return self.code >= 0x80
+
+
+# Wakes a thread that waits for a socket.
+
+
+class Wake:
+    """Something to poll beside the socket. `set` may be called from any thread, and is cheap when it is set."""
+
+    def __init__(self) -> None:
+        self._in, self._out = socket.socketpair()
+        self._in.setblocking(False)
+        self._out.setblocking(False)
+        self._is_set = False
+
+    def fileno(self) -> int:
+        """What becomes readable."""
+        return self._out.fileno()
+
+    def set(self) -> None:
+        """Wake the thread, now or when it waits next."""
+        if not self._is_set:
+            self._is_set = True
+            with suppress(OSError):  # closed: nobody waits any more
+                self._in.send(b"\0")
+
+    def clear(self) -> None:
+        """Be ready for the next; look for work only after this."""
+        with suppress(BlockingIOError):
+            self._out.recv(4096)
+        self._is_set = False
+
+    def close(self) -> None:
+        """Give back what it holds."""
+        self._in.close()
+        self._out.close()
+
+
+# Waits for the network, or for the wake: whichever comes first.
+
+
+class Waiter:
+    """For one thread."""
+
+    def __init__(self, wake: Wake) -> None:
+        """Prepare.
+
+        Args:
+            wake: ends a wait.
+        """
+        self._wake, self._poll = wake, select.poll()
+        self._poll.register(wake, select.POLLIN)
+
+    def wait(self, sock: Any, timeout_s: float, *, to_write: bool) -> bool:
+        """Wait; whether there is something to read, be it the end. The wake is clear afterwards.
+
+        Args:
+            sock: of the connection.
+            timeout_s: at most.
+            to_write: whether its taking more is waited for too.
+        """
+        self._poll.register(sock, select.POLLIN | (select.POLLOUT if to_write else 0))
+        found = dict(self._poll.poll(max(0, round(timeout_s * 1e3))))
+        if self._wake.fileno() in found:
+            self._wake.clear()
+        return bool(found.get(sock.fileno(), 0) & ~select.POLLOUT)
+
+    def is_readable(self, sock: Any) -> bool:
+        """Whether there is something to read now."""
+        self._poll.register(sock, select.POLLIN)
+        return sock.fileno() in dict(self._poll.poll(0))
+
 
 _FIRST = 8
 """Packets that may lie before the one that says why, at most: answers to what we have subscribed to, mostly."""

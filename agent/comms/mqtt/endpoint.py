@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
 
-from agent.config import Config, MqttConfig
+from msgspec import structs
+
+from agent.comms.mqtt.tls import open_to_all, port, read_certificates, read_password
+from agent.comms.topics import Topics
+from agent.config import Config
+from agent.config.device import FallbackConfig, MqttConfig
 from agent.errors import ConfigError
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -122,3 +131,92 @@ def _check_level(prefix: str, keys: tuple[str, str]) -> None:
 
 def _wrong(key: str, what: str) -> ConfigError:
     return ConfigError(f"[mqtt] {key} {what}", keys=("mqtt", key))
+
+
+OPEN = "every user of this machine may read or change it"
+_CHECKS = (check_host, check_username, read_password, read_certificates)
+
+
+def brokers_of(config: MqttConfig) -> list[MqttConfig]:
+    """The configuration of each, in their order: what a fallback leaves out is as in the first."""
+    return [config, *(structs.replace(config, **_said(one)) for one in config.fallback)]
+
+
+def _said(fallback: FallbackConfig) -> dict[str, object]:
+    return {key: value for key, value in structs.asdict(fallback).items() if value is not None}
+
+
+def problems(config: MqttConfig) -> Iterator[ConfigError]:
+    """What is wrong with files and keys of each broker, with the keys' places."""
+    for number, one in enumerate(brokers_of(config)):
+        for check in _CHECKS if number else (*_CHECKS, check_prefix):
+            try:
+                check(one)
+            except ConfigError as error:
+                yield _placed(error, number - 1, shown_host(one.host)) if number else error
+
+
+def _placed(error: ConfigError, number: int, host: str) -> ConfigError:
+    text = str(error).removeprefix("[mqtt] ")
+    return ConfigError(f"[[mqtt.fallback]] {host}: {text}", keys=("mqtt", "fallback", number, *error.keys[1:]))
+
+
+def remarks(config: MqttConfig) -> list[str]:
+    """What is unwise, a line each."""
+    paths = {path: None for one in brokers_of(config) for path in open_to_all(one)}
+    return [f"{path}: {OPEN}; chmod o= {path}" for path in paths]
+
+
+# The client id: stable for a machine and a device, and different on every other.
+
+_MACHINE_IDS = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
+
+
+def client_id(topics: Topics) -> str:
+    """23 letters and digits, the most that every broker must accept (MQTT 3.1.1, section 3.1.3.1).
+
+    The machine's id itself is confidential (machine-id(5)), so it is hashed.
+    """
+    secret = f"{_machine_id()}\0{topics.prefix}\0{topics.device}"
+    return "vedette" + hashlib.sha256(secret.encode()).hexdigest()[:16]
+
+
+def _machine_id() -> str:
+    for path in _MACHINE_IDS:
+        try:
+            if text := path.read_text(encoding="ascii").strip():
+                return text
+        except (OSError, ValueError):
+            continue
+    return f"{uuid.getnode():012x}"
+
+
+# Whether commands are taken from the brokers of a configuration: only where a broker can tell who sends them.
+
+
+def takes_commands(config: MqttConfig) -> bool:
+    """Return whether commands are taken, see `MqttConfig.commands`."""
+    return not commands_off(config)
+
+
+def commands_off(config: MqttConfig) -> str:
+    """Return why no commands are taken, and what would change that; empty: they are taken.
+
+    A broker that does not authenticate this device may let anybody on the network in. One on this machine is no
+    exception: it may listen on the network, too.
+    """
+    if config.commands is not None:
+        return "" if config.commands else "[mqtt] commands = false"
+    for one in brokers_of(config):
+        if not authenticates(one):
+            where = f"{shown_host(one.host)}:{port(one)}"
+            return (
+                f"the broker {where} is used without a password or a client certificate, so "
+                "it may let anybody on the network in; set [mqtt] username and password_file, or commands = true"
+            )
+    return ""
+
+
+def authenticates(config: MqttConfig) -> bool:
+    """Return whether this device proves to the broker who it is: by a password or a client certificate."""
+    return bool(config.cert_file or (config.username and config.password_file))

@@ -8,14 +8,89 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
+from typing import Literal
 
 from msgspec import Struct
 
-from agent.comms import reasons
-from agent.comms.connection import Connection
-from agent.comms.intake import BURST, Intake
-from agent.comms.subscriptions import Received as Received
+from agent.comms.mqtt import reasons
+from agent.comms.mqtt.connection import Connection
+from agent.comms.mqtt.subscriptions import Look, Received
+
+# How much of what comes is taken: a bucket of tokens, and a door that is shut while somebody floods it.
+
+PER_S, BURST = 20.0, 100
+"""Messages that are taken: so many a second for ever, and so many at once."""
+SHUT_AFTER = 1000
+"""Messages dropped in one flood before the door is shut: even dropping costs the time of what is at work."""
+_SHUT_FIRST_S, _SHUT_LAST_S = 10.0, 600.0
+
+Verdict = Literal["take", "drop", "shut"]
+
+
+class Intake:
+    """Decides for each message. Times are of a monotonic clock, s.
+
+    Attributes:
+        dropped: messages of the flood that is going on; 0: there is none.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, *, per_s: float = PER_S, burst: int = BURST
+    ) -> None:
+        """Start calm.
+
+        Args:
+            clock: monotonic, s.
+            per_s: messages that are taken for ever.
+            burst: that are taken at once.
+        """
+        self._clock, self._per_s, self._burst = clock, per_s, float(burst)
+        self._tokens, self._at = self._burst, clock()
+        self._pause_s, self._until = _SHUT_FIRST_S, 0.0
+        self.dropped = 0
+
+    def judge(self) -> Verdict:
+        """What to do with a message that has come now; `shut`: it is dropped, and let no more come."""
+        self._fill()
+        if self._tokens >= 1.0:
+            self._tokens -= 1.0
+            return "take"
+        self.dropped += 1
+        if self.dropped < SHUT_AFTER or self.is_shut:
+            return "drop"
+        self._until = self._clock() + self._pause_s
+        self._pause_s = min(_SHUT_LAST_S, self._pause_s * 2)
+        return "shut"
+
+    def _fill(self) -> None:
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
+        self._at = now
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether nothing is to come now."""
+        return self._clock() < self._until
+
+    @property
+    def shut_s(self) -> float:
+        """How long it stays shut, s."""
+        return max(0.0, self._until - self._clock())
+
+    def calm(self) -> int:
+        """Messages dropped, when a flood is over since the last call; else 0."""
+        if not self.dropped or self.is_shut:
+            return 0
+        self._fill()
+        if self._tokens < self._burst:
+            return 0
+        dropped, self.dropped = self.dropped, 0
+        if dropped < SHUT_AFTER:
+            self._pause_s = _SHUT_FIRST_S
+        return dropped
+
 
 log = logging.getLogger(__name__)
 
@@ -158,3 +233,68 @@ class Inbox:
     def _all(self) -> list[_Listener]:
         with self._lock:
             return list(self._listeners.values())
+
+
+# An inquiry: what does the broker retain under one topic? Asked anew on each connection until it is answered.
+
+Answer = Callable[[bytes], None]
+
+_NOTHING_S = 3.0
+"""The broker sends what it retains at once after its answer; a slow line takes a little longer."""
+
+
+class _Question:
+    """One topic, and who wants to know."""
+
+    def __init__(self, topic: str, answer: Answer, clock: Callable[[], float]) -> None:
+        self._topic, self._answer, self._clock = topic, answer, clock
+        self._look: Look | None = None
+        self._until = 0.0
+
+    def begin(self, connection: Connection) -> None:
+        self._until, self._look = 0.0, connection.look(self._topic)
+
+    def is_answered(self) -> bool:
+        """Look at what has come, and pass it on."""
+        if self._look is None or (found := self._look.found()) is None:
+            return False
+        now = self._clock()
+        self._until = self._until or now + _NOTHING_S
+        if not found and now < self._until:
+            return False
+        self._look.end()
+        self._answer(found[-1].payload if found else b"")
+        return True
+
+
+class Inquiry:
+    """Questions that wait for their answers. `ask` is for any thread, the rest for that of the line."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._new: list[_Question] = []
+        self._asked: list[_Question] = []
+
+    def ask(self, topic: str, answer: Answer) -> None:
+        """Ask what is retained under a topic without wildcards.
+
+        Args:
+            topic: that nobody else listens to.
+            answer: gets the payload, in the thread of the line; empty: nothing is retained, or we may not know.
+        """
+        with self._lock:
+            self._new.append(_Question(topic, answer, self._clock))
+
+    def begin(self, connection: Connection) -> None:
+        """Ask again on a new connection what has not been answered."""
+        with self._lock:
+            self._new, self._asked = [*self._asked, *self._new], []
+
+    def go_on(self, connection: Connection) -> None:
+        """Ask what is new, and look at what has come."""
+        with self._lock:
+            new, self._new = self._new, []
+        for question in new:
+            question.begin(connection)
+        self._asked = [question for question in (*self._asked, *new) if not question.is_answered()]

@@ -17,10 +17,9 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.comms import envelope
-from agent.comms.credentials import port, read_credentials
-from agent.comms.guard import Guard
-from agent.config import MqttConfig
+from agent.comms.mqtt import properties
+from agent.comms.mqtt.tls import Guard, port, read_credentials
+from agent.config.device import MqttConfig
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ class Client(paho.Client):
         self._guard: Guard | None = None
         self.max_inflight_messages_set(0)  # unlimited: whoever publishes keeps the broker's window
         if will is not None:
-            self.will_set(*will, qos=1, retain=True, properties=envelope.of_will() if self._is_5 else None)
+            self.will_set(*will, qos=1, retain=True, properties=properties.of_will() if self._is_5 else None)
         self.ws_set_options(config.ws_path)
         credentials = read_credentials(config)
         if config.username:

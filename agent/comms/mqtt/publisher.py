@@ -10,32 +10,20 @@ import logging
 import math
 import threading
 
-from agent.comms import reasons
-from agent.comms.answers import Answers
-from agent.comms.backoff import Backoff
-from agent.comms.broker import RECONNECT_MAX_S, Broker
-from agent.comms.brokers import Brokers
-from agent.comms.certificate import CertificateError, Synchronised
-from agent.comms.connection import Connection
-from agent.comms.eraser import NOTHING, Memory
-from agent.comms.events import Events
-from agent.comms.fallback import brokers_of, problems, remarks
-from agent.comms.identity import client_id
-from agent.comms.inbox import Handler, Hearing, Inbox
-from agent.comms.inquiry import Answer, Inquiry
-from agent.comms.intruder import Intruder
-from agent.comms.linkstate import LinkState
-from agent.comms.namesake import Namesake
-from agent.comms.outage import Outage
-from agent.comms.outgoing import Outgoing
-from agent.comms.pause import Pause
-from agent.comms.refusal import RefusedError
-from agent.comms.samples import Samples
-from agent.comms.session import Session, Stop
-from agent.comms.states import States
+from agent.comms.mqtt import reasons
+from agent.comms.mqtt.brokers import RECONNECT_MAX_S, Broker, Brokers
+from agent.comms.mqtt.cleanup import NOTHING, Memory
+from agent.comms.mqtt.conflicts import Intruder, Namesake
+from agent.comms.mqtt.connection import Connection, Wake
+from agent.comms.mqtt.endpoint import brokers_of, client_id, problems, remarks
+from agent.comms.mqtt.inbox import Answer, Handler, Hearing, Inbox, Inquiry
+from agent.comms.mqtt.outbox import Answers, Events, Outgoing, Samples, States
+from agent.comms.mqtt.reasons import RefusedError
+from agent.comms.mqtt.retry import Backoff, Pause
+from agent.comms.mqtt.session import LinkState, Outage, Session, Stop
+from agent.comms.mqtt.tls import CertificateError, Synchronised
 from agent.comms.topics import OFFLINE, ONLINE, Topics
-from agent.comms.wake import Wake
-from agent.config import MqttConfig
+from agent.config.device import MqttConfig
 from agent.errors import BrokerError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -121,7 +109,7 @@ class Publisher:
         Args:
             pattern: of topics, with MQTT's wildcards; it must overlap no other.
             handler: called in the thread that keeps the line, so it must be quick: take note, and return. It gets
-                no payload of more than `agent.comms.inbox.LARGEST` bytes, and no flood.
+                no payload of more than `agent.comms.mqtt.inbox.LARGEST` bytes, and no flood.
             as_published: see `Subscriptions.add`.
         """
         self._inbox.listen(pattern, Hearing(handler, as_published))

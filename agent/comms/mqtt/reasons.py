@@ -9,8 +9,8 @@ import socket
 import ssl
 from datetime import UTC, datetime
 
-from agent.errors import reason_of
-from agent.plaintext import plain
+from agent.errors import BrokerError, reason_of
+from agent.text import plain
 
 UNSUPPORTED_PROTOCOL, TAKEN_OVER, KEEP_ALIVE, PROTOCOL_ERROR, ALIAS_INVALID = 0x84, 0x8E, 0x8D, 0x82, 0x94
 
@@ -160,3 +160,37 @@ def of_error(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer"
     return reason_of(error)
+
+
+# How a broker that is there turns us away: it says no to our CONNECT, or it says nothing.
+
+
+class RefusedError(BrokerError):
+    """The broker answered, and does not want us.
+
+    Attributes:
+        code: MQTT 5 reason code.
+    """
+
+    def __init__(self, code: int, words: str = "", *, text: str = "") -> None:
+        """Say why.
+
+        Args:
+            code: MQTT 5 reason code.
+            words: that the broker says of its own accord.
+            text: of the error; empty: the code's.
+        """
+        self.code = code
+        super().__init__(text or with_said(in_words(code), words))
+
+
+class UnansweredError(BrokerError):
+    """The broker took the connection and did not answer our CONNECT.
+
+    Attributes:
+        silent: it let us wait; else it ended the connection.
+    """
+
+    def __init__(self, text: str, *, silent: bool) -> None:
+        self.silent = silent
+        super().__init__(text)

@@ -1,6 +1,7 @@
 """Climbs a model's depths for one input: runs them, hands the hidden state on, and asks the ladder when to stop.
 
-Depths go on from each other and repeat nothing. Sizes stand alone, and are for pictures: `agent.compute.sizes`.
+Depths go on from each other and repeat nothing. Sizes stand alone, and are for pictures: see
+`agent.compute.cascade.resolution`.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from itertools import pairwise
 import numpy as np
 from msgspec import Struct
 
-from agent.compute.decode import Decoder, build_decoder
+from agent.compute.cascade.policy import Ladder
+from agent.compute.decode.decoder import Decoder, build_decoder
 from agent.compute.decode.keyword import Keyword
-from agent.compute.decode.quant import Floats
-from agent.compute.infer.backend import Session
-from agent.compute.infer.ladder import Ladder
-from agent.compute.infer.warmup import usual_ns
-from agent.config import StreamConfig
+from agent.compute.decode.scores import Floats
+from agent.compute.infer.chain import usual_ns
+from agent.compute.infer.session import Session
+from agent.compute.manifest import HIDDEN, Manifest, Rung
+from agent.config.stream import StreamConfig
 from agent.errors import ModelError
-from agent.manifest import HIDDEN, Manifest, Rung
-from agent.messages import Array, Detection
+from agent.types import Array, Detection
 
 _NO_BUDGET = 1 << 62
 _STILL = 0.5

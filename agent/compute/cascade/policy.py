@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agent.manifest import Rung
+from agent.compute.manifest import Rung
 
 _MEMORY = 0.1
 """Share of the newest time in what is known of a rung's usual time."""
@@ -76,3 +76,91 @@ class Ladder:
         anew = usual == 0.0 or self._refused[index] > _RETRY
         self._usual_ns[index] = ns if anew else usual + _MEMORY * (ns - usual)
         self._refused[index] = 0
+
+
+# The ladder of sizes: which one looks at this picture first, and whether the largest looks too. Pure policy.
+#
+# Depths share their work; sizes do not, so to ask twice costs more than the largest size alone. Each size has a
+# chance that its answer will do, learned as the stream goes on, for its pictures look alike. A picture begins
+# with the size that is expected to take the least time: its own, and with the rest of the chance that of the
+# largest, which decides where a smaller one is not sure, without those between. One that has not begun for long
+# is tried anyway. Confidence tells nothing of what a size is blind to: every so often the largest checks what a
+# smaller one is sure of.
+
+_UNKNOWN = 0.5
+"""Chance of a size of which nothing is known."""
+_NEWEST, _TRIED = 0.2, 0.5
+"""Share of the newest picture in a size's chance, and when it has not begun for long."""
+_IDLE = 32
+"""Pictures after which a size that has not begun is tried."""
+_UNCHECKED = 32
+"""Sure answers of smaller sizes before the largest checks one."""
+
+
+class SizeLadder(Ladder):
+    """One stream's policy for sizes, smallest first. For one thread.
+
+    For each picture: `begin`, `took` for each size that looks, `larger` after the first, `settle`.
+    """
+
+    def __init__(self, rungs: Sequence[Rung], budget_ns: int) -> None:
+        super().__init__(rungs, budget_ns)
+        self._chances = [_UNKNOWN] * len(self.rungs)
+        self._idle = [0] * len(self.rungs)
+        self._largest = len(self.rungs) - 1
+        self._unchecked = 0
+
+    def begin(self, complexity: float) -> int:
+        """The size that looks first.
+
+        None that is too small for the complexity, unless the budget wants it; and none after which there is no
+        time left for the largest that the budget allows.
+        """
+        last = len(self.rungs) - 1
+        self._largest = top = next((index for index in range(last, 0, -1) if self.affords(index, 0)), 0)
+        smaller = range(self.first(complexity), top)
+        for index in smaller:
+            if self._idle[index] >= _IDLE and self.affords(index, round(self._usual_ns[top])):
+                return index
+        fits = [index for index in smaller if self._usual_ns[index] + self._usual_ns[top] <= self._budget_ns]
+        return min((*fits, top), key=self._expected_ns)
+
+    def _expected_ns(self, index: int) -> float:
+        usual = self._usual_ns
+        on = 0.0 if index == self._largest else (1.0 - self._chances[index]) * usual[self._largest]
+        return usual[index] + on
+
+    def larger(self, index: int, *, sure: bool, spent_ns: int) -> int | None:
+        """The larger size that looks as well; None: none is needed, or fits into the budget.
+
+        Args:
+            index: of the size that has answered.
+            sure: whether its answer is good enough by itself, see `sure`.
+            spent_ns: on this picture so far.
+        """
+        if index >= self._largest or (sure and self._unchecked < _UNCHECKED):
+            return None
+        return self._largest if self.affords(self._largest, spent_ns) else None
+
+    def settle(self, began: int, answered: int, *, sure: bool, agreed: bool = True) -> None:
+        """Learn from a picture where the next one begins.
+
+        Args:
+            began: the size that looked first.
+            answered: the size whose answer was taken.
+            sure: whether the first was.
+            agreed: whether the larger one, if it looked as well, said the same.
+        """
+        self.used[answered] += 1
+        share = _TRIED if self._idle[began] >= _IDLE else _NEWEST
+        self._idle = [idle + 1 for idle in self._idle]
+        self._idle[began] = 0
+        if began >= self._largest:
+            return
+        self._chances[began] += share * (sure - self._chances[began])
+        if answered == began:
+            self._unchecked += sure
+        elif sure and agreed:
+            self._unchecked = 0
+        elif sure:
+            self._chances[began] = 0.0

@@ -3,19 +3,144 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.certainty import agreement, certainty
-from agent.compute.infer.backend import Session
-from agent.compute.infer.sizeladder import SizeLadder
-from agent.compute.infer.warmup import usual_ns
-from agent.compute.size import Look, Size
-from agent.config import StreamConfig
+from agent.compute.cascade.policy import SizeLadder
+from agent.compute.decode.decoder import build_decoder
+from agent.compute.infer.chain import usual_ns
+from agent.compute.infer.image_input import ImageInput, Placement
+from agent.compute.infer.session import Session
+from agent.compute.manifest import AUTO, Model
+from agent.compute.track.association import iou
+from agent.config.stream import DecodeConfig, StreamConfig
 from agent.errors import ModelError
-from agent.manifest import AUTO, Model
-from agent.messages import Box, Frame
+from agent.types import Box, Detection, Frame
+
+_SAME = 0.5
+"""Least overlap of two boxes that stand for the same thing."""
+
+
+def certainty(scores: Iterable[float], threshold: float) -> float:
+    """How sure an answer is, 0.5..1: as sure as its least sure candidate.
+
+    An answer is a yes or no to each candidate, and one that is wrong makes it wrong. A score becomes a
+    probability p of being there: linear below the threshold and above it, and 0.5 at it, whatever the threshold
+    is, for there a no turns into a yes. Of a candidate the answer is as sure as max(p, 1 - p). Scores below half
+    the threshold tell little and need not be given; without candidates the answer is sure.
+
+    Args:
+        scores: of the candidates, 0..1, also of those below the threshold.
+        threshold: at or above it a candidate is a detection, 0..1.
+    """
+    return min((0.5 + abs(_probability(score, threshold) - 0.5) for score in scores), default=1.0)
+
+
+def _probability(score: float, threshold: float) -> float:
+    if score < threshold:
+        return score / (2.0 * threshold)
+    return 0.5 + (score - threshold) / (2.0 * (1.0 - threshold)) if threshold < 1.0 else 0.5
+
+
+def agreement(these: Sequence[Detection], those: Sequence[Detection]) -> float:
+    """How far two answers to one picture agree, 0..1: F1 of the one against the other, 1 where both are empty.
+
+    Detections are the same that have one label and overlap by half; those without a box have the label only.
+    """
+    left = list(those)
+    for one in these:
+        same = max(left, key=lambda other: _likeness(one, other), default=None)
+        if same is not None and _likeness(one, same) >= _SAME:
+            left.remove(same)
+    return 2.0 * (len(those) - len(left)) / (len(these) + len(those)) if these or those else 1.0
+
+
+def _likeness(one: Detection, other: Detection) -> float:
+    if one.label != other.label:
+        return -1.0
+    return iou(one.box, other.box) if one.box and other.box else 1.0
+
+
+class Look(Struct, frozen=True, gc=False):
+    """What was made of a frame.
+
+    Attributes:
+        detections: strongest first.
+        prepare, infer, decode: time that it took, ns.
+    """
+
+    detections: list[Detection]
+    prepare: int
+    infer: int
+    decode: int
+
+
+class Size:
+    """What a rung needs before and after its inference. For one thread.
+
+    Attributes:
+        rung: its name.
+    """
+
+    def __init__(self, session: Session, model: Model, rung: str, config: DecodeConfig) -> None:
+        """Prepare; the session uses this rung then.
+
+        Raises:
+            ModelError: there is no such rung, or it does not take one picture or fit its decoder.
+        """
+        session.use(rung)
+        if len(session.inputs) != 1:
+            raise ModelError(
+                f"{model.path}: expected one input, a picture; found {len(session.inputs)}: "
+                f"{', '.join(map(str, session.inputs))}"
+            )
+        self.rung = rung
+        self._session = session
+        self._decoder = build_decoder(model.manifest, session.inputs, session.outputs, config)
+        self._image = ImageInput(session.inputs[0], model.manifest.input)
+
+    def look(self, frame: Frame, crop: Box, complexity: float) -> Look:
+        """Look at a part of a frame. The session must be using this rung.
+
+        Args:
+            frame: to look at.
+            crop: the part.
+            complexity: of the frame, 0..1: one size takes all alike.
+
+        Raises:
+            BackendError: the inference failed.
+        """
+        session = self._session
+        began = time.monotonic_ns()
+        placement = self._image.fill(session.input(0), frame.image, frame.order, crop)
+        prepared = time.monotonic_ns()
+        session.invoke()
+        inferred = time.monotonic_ns()
+        detections = self._decoder([session.output(index) for index in range(len(session.outputs))])
+        if not placement.whole:
+            detections = _placed(detections, placement)
+        return Look(detections, prepared - began, inferred - prepared, time.monotonic_ns() - inferred)
+
+
+def _placed(detections: Sequence[Detection], placement: Placement) -> list[Detection]:
+    """Detections in fractions of the frame instead of the model's picture."""
+    return [
+        replace(
+            detection,
+            box=placement.to_frame(detection.box) if detection.box else None,
+            keypoints=tuple(
+                replace(k, x=placed[0], y=placed[1])
+                for k in detection.keypoints
+                for placed in (placement.point(k.x, k.y),)
+            ),
+            outline=tuple(placement.point(x, y) for x, y in detection.outline),
+        )
+        for detection in detections
+    ]
+
 
 _AGREES = 0.8
 """Least agreement with the largest size: whether the last of a crowd is seen is chance."""

@@ -3,9 +3,3 @@
 A decoder is built once for a model's tensors and called per frame; each lives in a module of its own that is
 imported when a manifest names it.
 """
-
-from __future__ import annotations
-
-from agent.compute.decode.decoder import DECODERS, Decoder, build_decoder
-
-__all__ = ["DECODERS", "Decoder", "build_decoder"]

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from agent.compute.decode.boxes import BoxEnd, tuples
-from agent.compute.decode.quant import Floats, Sieve
-from agent.compute.decode.roles import Role, Shape, cast, other_classes
-from agent.compute.decode.setting import MisfitError, Options, Setting
-from agent.messages import Array, Detection, Keypoint
+from agent.compute.decode.decoder import MisfitError, Options, Role, Setting, Shape, cast, other_classes
+from agent.compute.decode.scores import Floats, Sieve
+from agent.types import Array, Detection, Keypoint
 
 POINTS = ("right_eye", "left_eye", "nose_tip", "mouth", "right_ear", "left_ear")
 _COLUMNS = 4 + 2 * len(POINTS)

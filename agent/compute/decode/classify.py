@@ -9,10 +9,9 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from agent.compute.decode.quant import Floats, Sieve
-from agent.compute.decode.roles import cast_scores
-from agent.compute.decode.setting import Logits, Options, Setting, activation
-from agent.messages import Array, Detection
+from agent.compute.decode.decoder import Logits, Options, Setting, activation, cast_scores
+from agent.compute.decode.scores import Floats, Sieve
+from agent.types import Array, Detection
 
 log = logging.getLogger(__name__)
 

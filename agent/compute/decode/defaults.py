@@ -1,8 +1,8 @@
 """Completes a manifest key by key: what it leaves out is taken from the model file, guessed, or a default.
 
 In this order: the manifest; the TFLite Metadata inside the file; a guess from tensors, last operations and the
-decoder's published models; the defaults of `agent.manifest`. The source of each key that is neither stated nor a
-default is kept, to be shown.
+decoder's published models; the defaults of `agent.compute.manifest`. The source of each key that is neither
+stated nor a default is kept, to be shown.
 
 Logits: the scores of classifiers, keywords and boxes are probabilities where the graph ends in SOFTMAX or
 LOGISTIC. Else a quantised output is taken for logits where its range exceeds 0..1, and a float output where the
@@ -20,15 +20,21 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from agent.compute.decode.decoder import DECODERS, make, options_kind
-from agent.compute.decode.guess import USUAL_INPUTS, USUAL_OUTPUTS, guess_input, guess_output, some
-from agent.compute.decode.metadata import Metadata, read_metadata
-from agent.compute.decode.setting import Setting
-from agent.compute.infer.structure import POSTPROCESS, ModelFile, Subgraph
+from agent.compute.decode.decoder import DECODERS, Setting, make, options_kind
+from agent.compute.decode.metadata import (
+    USUAL_INPUTS,
+    USUAL_OUTPUTS,
+    Metadata,
+    guess_input,
+    guess_output,
+    read_metadata,
+    some,
+)
+from agent.compute.manifest import InputManifest, Manifest, OutputManifest
 from agent.compute.tensors import TensorSpec
-from agent.config import DecodeConfig
+from agent.compute.tflite.model import POSTPROCESS, ModelFile, Subgraph
+from agent.config.stream import DecodeConfig
 from agent.errors import ModelError
-from agent.manifest import InputManifest, Manifest, OutputManifest
 
 Keys = tuple[str, ...]
 Ending = Literal["probabilities", "logits", ""]

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from agent.compute.decode.boxes import BoxEnd, tuples
-from agent.compute.decode.quant import Floats
-from agent.compute.decode.roles import Role, cast
-from agent.compute.decode.setting import Options, Setting
-from agent.config import Unit
-from agent.messages import Array, Detection, Keypoint
+from agent.compute.decode.decoder import Options, Role, Setting, cast
+from agent.compute.decode.scores import Floats
+from agent.config.stream import Unit
+from agent.types import Array, Detection, Keypoint
 
 POINTS = (
     "nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist"

@@ -1,6 +1,6 @@
 """Keywords: one probability per word for the sound that the model hears now, or a single one for a wake word.
 
-What follows over time (means, thresholds, a word told once) is `agent.compute.track.words`.
+What follows over time (means, thresholds, a word told once) is `agent.compute.track.keywords`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import numpy as np
 from msgspec import Meta
 
 from agent.compute.decode.classify import softmax
-from agent.compute.decode.quant import Floats, sigmoid
-from agent.compute.decode.roles import cast_scores
-from agent.compute.decode.setting import Logits, Options, Setting, activation
-from agent.manifest import HIDDEN
-from agent.messages import Array, Detection
+from agent.compute.decode.decoder import Logits, Options, Setting, activation, cast_scores
+from agent.compute.decode.scores import Floats, sigmoid
+from agent.compute.manifest import HIDDEN
+from agent.types import Array, Detection
 
 """Name of the output that a deeper rung goes on from."""
 NO_WORD = -1

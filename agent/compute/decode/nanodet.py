@@ -12,10 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from agent.compute.decode.boxes import BoxEnd
-from agent.compute.decode.quant import Floats, Sieve
-from agent.compute.decode.roles import Role, cast, other_classes
-from agent.compute.decode.setting import DetectorOptions, MisfitError, Setting
-from agent.messages import Array, Detection
+from agent.compute.decode.decoder import DetectorOptions, MisfitError, Role, Setting, cast, other_classes
+from agent.compute.decode.scores import Floats, Sieve
+from agent.types import Array, Detection
 
 
 class NanoDetOptions(DetectorOptions, frozen=True, forbid_unknown_fields=True):

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.compute.decode.setting import MisfitError
+from agent.compute.decode.decoder import MisfitError
 from agent.compute.tensors import TensorSpec
-from agent.messages import Array
+from agent.types import Array
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]

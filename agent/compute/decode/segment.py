@@ -12,11 +12,10 @@ import cv2
 import numpy as np
 
 from agent.compute.decode.classify import softmax
-from agent.compute.decode.quant import Floats, Indices, sigmoid
-from agent.compute.decode.roles import Role, cast
-from agent.compute.decode.setting import MisfitError, Options, Setting
-from agent.config import Unit
-from agent.messages import Array, Detection, Image, Point
+from agent.compute.decode.decoder import MisfitError, Options, Role, Setting, cast
+from agent.compute.decode.scores import Floats, Indices, sigmoid
+from agent.config.stream import Unit
+from agent.types import Array, Detection, Image, Point
 
 _CLASSES = 4096
 """Class numbers from here on are noise."""

@@ -13,11 +13,10 @@ from itertools import islice
 
 import numpy as np
 
-from agent.compute.decode.quant import sigmoid
-from agent.compute.decode.roles import Role, cast
-from agent.compute.decode.setting import Labels, MisfitError, Options, Setting
+from agent.compute.decode.decoder import Labels, MisfitError, Options, Role, Setting, cast
+from agent.compute.decode.scores import sigmoid
 from agent.compute.tensors import TensorSpec
-from agent.messages import Array, Detection
+from agent.types import Array, Detection
 
 
 class SsdOptions(Options, frozen=True, forbid_unknown_fields=True):

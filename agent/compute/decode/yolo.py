@@ -15,11 +15,10 @@ import numpy as np
 from msgspec import Struct
 
 from agent.compute.decode.boxes import BoxEnd
-from agent.compute.decode.quant import Floats, Indices, Sieve
-from agent.compute.decode.roles import Role, cast
-from agent.compute.decode.setting import DetectorOptions, MisfitError, Setting
+from agent.compute.decode.decoder import DetectorOptions, MisfitError, Role, Setting, cast
+from agent.compute.decode.scores import Floats, Indices, Sieve
 from agent.compute.tensors import TensorSpec
-from agent.messages import Array, Detection
+from agent.types import Array, Detection
 
 _PIXELS = 2.0
 """A box that reaches beyond is in pixels: fractions stay near 1."""

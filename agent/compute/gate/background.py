@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.messages import Box, Image
+from agent.types import Box, Image
 
 Grey = NDArray[np.uint8]
 

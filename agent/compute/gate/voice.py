@@ -12,9 +12,87 @@ from itertools import pairwise
 import numpy as np
 from msgspec import Struct
 
-from agent.compute.gate.difficulty import Difficulty
-from agent.config import GateConfig
-from agent.messages import Array, Samples
+from agent.config.stream import GateConfig
+from agent.types import Array, Samples
+
+# How hard is a sound to understand? Little above the noise, flat like noise, changing fast, or spoken fast.
+#
+# Speech rate: syllables are what lies between dips of the level, as in de Jong and Wempe, Praat script to detect
+# syllable nuclei and measure speech rate automatically, Behavior Research Methods 41 (2009).
+
+_CLEAR_DB = 20.0
+"""Above its floor by so much, speech is as easy as in silence."""
+_FLUX_DB = 12.0
+"""Change between two blocks that is as fast as can be."""
+_CALM_HZ, _HASTY_HZ = 3.0, 8.0
+"""Syllables a second that make nothing harder, and that are as fast as can be."""
+_NOISE, _FLAT, _CHANGE, _HASTE = 0.55, 0.15, 0.15, 0.15
+_NEWEST = 0.3
+
+_STEP_S = 0.016
+_DIP_DB = 3.0
+_MEMORY_S = 1.0
+
+
+class Difficulty:
+    """One stream's, over time. For one thread."""
+
+    def __init__(self, rate_hz: int) -> None:
+        self._rate = SpeechRate(rate_hz)
+        self._value = 0.5
+
+    def of(self, samples: Samples, above_db: float, flux_db: float, power: Array) -> float:
+        """Of the newest block in which something is heard, smoothed over a word: 0..1.
+
+        Args:
+            samples: int16 [n], following those before.
+            above_db: level above the noise, dB.
+            flux_db: mean change of the bands since the block before, dB.
+            power: spectrum of the block.
+        """
+        noise = 1.0 - min(1.0, max(0.0, above_db / _CLEAR_DB))
+        share = power / (power.sum() + 1e-20)
+        entropy = float(-(share * np.log(share + 1e-20)).sum() / np.log(share.size))
+        change = min(1.0, flux_db / _FLUX_DB)
+        haste = min(1.0, max(0.0, (self._rate.of(samples) - _CALM_HZ) / (_HASTY_HZ - _CALM_HZ)))
+        now = min(1.0, _NOISE * noise + _FLAT * entropy + _CHANGE * change + _HASTE * haste)
+        self._value += _NEWEST * (now - self._value)
+        return self._value
+
+    def pause(self) -> None:
+        """Nothing is heard: what comes next is another utterance."""
+        self._rate.pause()
+
+
+class SpeechRate:
+    """Syllables a second over the last second or so. For one thread."""
+
+    def __init__(self, rate_hz: int) -> None:
+        self._size = max(1, round(_STEP_S * rate_hz))
+        self._kept = float(np.exp(-self._size / rate_hz / _MEMORY_S))
+        self._hz, self._in_syllable, self._extreme = 0.0, False, float("inf")
+
+    def of(self, samples: Samples) -> float:
+        """After these samples, int16 [n], too; what is left over of whole steps does not count."""
+        steps = samples[: len(samples) // self._size * self._size].reshape(-1, self._size).astype(np.float32)
+        levels = 10.0 * np.log10(np.einsum("ij,ij->i", steps, steps) + 1.0)
+        for level in levels.tolist():
+            self._hz *= self._kept
+            if not self._in_syllable:
+                self._extreme = min(self._extreme, level)
+                self._in_syllable = level > self._extreme + _DIP_DB
+                self._extreme = level if self._in_syllable else self._extreme
+                continue
+            self._extreme = max(self._extreme, level)
+            if level < self._extreme - _DIP_DB:
+                self._in_syllable, self._extreme = False, level
+                self._hz += 1.0 / _MEMORY_S
+        return self._hz
+
+    def pause(self) -> None:
+        """Forget it."""
+        self._hz, self._in_syllable, self._extreme = 0.0, False, float("inf")
+
 
 VOICE_HZ = 3800.0
 """Above this there is little of a voice."""
@@ -149,3 +227,112 @@ def _band_matrix(size: int, rate_hz: int, high_hz: float) -> Array:
     matrix = np.array(rows, np.float32)
     normed: Array = matrix / matrix.sum(axis=1, keepdims=True)
     return normed
+
+
+# What was heard before the gate opened: the start of a word comes before anybody knows that it is one.
+
+
+class PreRoll:
+    """The newest samples, or rows, for when the gate opens.
+
+    Attributes:
+        forgot: whether there were more than it holds.
+    """
+
+    def __init__(self, size: int) -> None:
+        """Hold nothing.
+
+        Args:
+            size: samples or rows that are remembered.
+        """
+        self._size, self.forgot = size, False
+        self._parts: list[Array] = []
+        self._held = 0
+
+    def add(self, part: Array) -> None:
+        """Add some, and forget what is older than the size."""
+        self._parts.append(part.copy())
+        self._held += len(part)
+        while self._held - len(self._parts[0]) >= self._size:
+            self._held -= len(self._parts.pop(0))
+            self.forgot = True
+
+    def take(self, newest: Array) -> Array:
+        """All of it with the newest behind, and forget it."""
+        parts = [*self._parts, newest]
+        self.clear()
+        return np.concatenate(parts)[-(self._size + len(newest)) :]
+
+    def held(self) -> Array:
+        """All of it, which stays. At least one part must have been added."""
+        return np.concatenate(self._parts)
+
+    def clear(self) -> None:
+        """Forget it."""
+        self._parts, self._held, self.forgot = [], 0, False
+
+
+# Finds the pause after a word in the level of the sound, so that the next word is heard by itself.
+
+_PAUSE_STEP_S, _PAUSE_SMOOTH = 0.01, 5
+"""The level is the mean power of 50 ms, taken every 10 ms."""
+_DEEP = 10.0**1.2
+"""A pause is 12 dB below the loudest sound before it: a held note sinks less, also with a tremolo."""
+_EARLY_S = 0.25
+"""A word is told at most so long after it has ended, s (p99 of the bundled model: 0.26)."""
+_PAUSE_MEMORY_S = 1.2
+"""As far back as a pause is looked for, s: a word and the pause after it."""
+
+
+class Pauses:
+    """The newest sound of one stream, and where a word that was told has ended in it. For one thread."""
+
+    def __init__(self, rate_hz: int) -> None:
+        """Start without sound.
+
+        Args:
+            rate_hz: samples a second.
+        """
+        self._rate_hz, self._step = rate_hz, round(_PAUSE_STEP_S * rate_hz)
+        self._sound = PreRoll(round(_PAUSE_MEMORY_S * rate_hz))
+
+    def add(self, samples: Samples) -> None:
+        """Add sound, int16 [n], that follows the sound before."""
+        self._sound.add(samples)
+
+    def find(self, since_s: float, late_s: float = 0.0) -> float | None:
+        """Find the pause after a word.
+
+        Args:
+            since_s: from the telling of the word to the end of the sound to look at, s.
+            late_s: sound that was added after this end, s.
+
+        Returns:
+            how long before this end the pause was, s; None: there is no pause yet.
+        """
+        powers = self._powers(late_s)
+        first = max(0, powers.size - round((since_s + _EARLY_S) / _PAUSE_STEP_S))
+        if first >= powers.size:
+            return None
+        quiet = first + int(powers[first:].argmin())
+        if powers[: quiet + 1].max() < _DEEP * powers[quiet]:
+            return None
+        return float(powers.size - 1 - quiet) * _PAUSE_STEP_S
+
+    def reset(self) -> None:
+        """Forget the sound: the next does not follow it."""
+        self._sound.clear()
+
+    def _powers(self, late_s: float) -> np.ndarray:
+        """Smoothed power of each step up to `late_s` before the end of the sound, float [n]."""
+        sound = self._sound.held()
+        end = sound.size - round(late_s * self._rate_hz)
+        steps = max(0, end) // self._step
+        blocks = sound[end - steps * self._step : end].reshape(steps, self._step)
+        # One unit of the last bit is silence: without it, zeros after a click would be a pause.
+        powers = blocks.var(axis=1, dtype=np.float32) + 1.0
+        return (
+            np.convolve(powers, np.full(_PAUSE_SMOOTH, 1.0 / _PAUSE_SMOOTH), "valid")
+            if steps >= _PAUSE_SMOOTH
+            else powers[:0]
+        )

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from agent.compute.infer.backend import Plan
-from agent.compute.infer.modelfile import read_modelfile
+from agent.compute.infer.session import Plan
+from agent.compute.manifest import Model
 from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.read import read_modelfile
 from agent.errors import BackendError, ModelError
-from agent.manifest import Model
-from agent.messages import Array
+from agent.types import Array
 
 _Ends = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 _Names = tuple[list[str], list[str]]

@@ -5,14 +5,18 @@ The training of a model and the daemon use this same code: what was trained is w
 
 from __future__ import annotations
 
+import importlib
 from typing import Annotated, Any
 
 import numpy as np
 from msgspec import Meta, Struct
+from msgspec.structs import asdict
 from numpy.typing import NDArray
 
-from agent.compute.infer.audio.frontend import options
-from agent.manifest import AudioManifest
+from agent.compute.infer.audio_input import Rows, options
+from agent.compute.manifest import AudioManifest
+from agent.errors import ModelError
+from agent.types import Samples
 
 _FULL_SCALE = 32768.0
 _BLOCK = 128
@@ -68,10 +72,7 @@ class LogMelOptions(Struct, frozen=True, forbid_unknown_fields=True):
         return round(self.hop_ms * self.rate_hz / 1000)
 
 
-OPTIONS = LogMelOptions
-
-
-def build(audio: AudioManifest) -> LogMel:
+def build_logmel(audio: AudioManifest) -> LogMel:
     """See `FRONTENDS`.
 
     Raises:
@@ -158,3 +159,149 @@ def mel_filters(options: LogMelOptions, size: int) -> NDArray[np.float32]:
     for band in np.flatnonzero(filters.sum(axis=0) == 0):
         filters[np.abs(bins[:, 0] - centre[band]).argmin(), band] = 1
     return np.asarray(filters, np.float32)
+
+
+# Mel-frequency cepstral coefficients: the cosine transform of a log-mel row.
+#
+# Source: Davis and Mermelstein, IEEE Trans. ASSP 28 (1980); the transform is the orthonormal DCT-II.
+
+
+class MfccOptions(LogMelOptions, frozen=True, forbid_unknown_fields=True):
+    """Those of `logmel`, and:
+
+    Attributes:
+        coefficients: of each row, the first ones; at most as many as mels.
+    """
+
+    coefficients: Annotated[int, Meta(ge=1, le=512)] = 13
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.coefficients > self.mels:
+            raise ValueError(f"{self.coefficients} coefficients of {self.mels} mels")
+
+
+def build_mfcc(audio: AudioManifest) -> Mfcc:
+    """See `FRONTENDS`.
+
+    Raises:
+        ModelError: an option is wrong.
+    """
+    return Mfcc(options(audio, MfccOptions))
+
+
+class Mfcc:
+    """See `FrontEnd`."""
+
+    remembers = False
+
+    def __init__(self, chosen: MfccOptions) -> None:
+        fields = asdict(chosen)
+        self.columns = fields.pop("coefficients")
+        self._logmel = LogMel(LogMelOptions(**fields))
+        self.hop_s = self._logmel.hop_s
+        n = np.arange(chosen.mels)
+        cosine = np.cos(np.pi / chosen.mels * (n + 0.5)[:, None] * n[None, : self.columns])
+        cosine *= np.sqrt(np.where(n[: self.columns] == 0, 1.0, 2.0) / chosen.mels)
+        self._cosine = cosine.astype(np.float32)
+        self.floor = float(self._logmel.floor * self._cosine[:, 0].sum())
+
+    def __call__(self, samples: Samples) -> Rows:
+        """See `FrontEnd`."""
+        return np.asarray(self._logmel(samples) @ self._cosine, np.float32)
+
+    def reset(self) -> None:
+        """See `FrontEnd`."""
+        self._logmel.reset()
+
+
+# TensorFlow Lite Micro's front end, through which microWakeWord's models hear: 40 values each 10 ms.
+#
+# Noise reduction, gain control and a logarithm in fixed point, by the library `pymicro-features`, extra
+# `[wakeword]`.
+# Source: https://github.com/tensorflow/tflite-micro, `experimental/microfrontend`
+
+_RATE_HZ, _HOP = 16_000, 160
+
+
+class MicroOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    """There are none: its constants are those that the models were trained with."""
+
+
+def build_micro(audio: AudioManifest) -> Micro:
+    """See `FRONTENDS`.
+
+    Raises:
+        ModelError: the library is missing, or another rate is asked for.
+    """
+    options(audio, MicroOptions)
+    if audio.rate_hz != _RATE_HZ:
+        raise ModelError(f"front end 'micro' takes {_RATE_HZ} Hz, the manifest says rate_hz = {audio.rate_hz}")
+    return Micro()
+
+
+class Micro:
+    """See `FrontEnd`."""
+
+    columns = 40
+    hop_s = _HOP / _RATE_HZ
+    floor = 0.0
+    remembers = True
+
+    def __init__(self) -> None:
+        try:
+            library = importlib.import_module("pymicro_features")
+        except ImportError as error:
+            raise ModelError(
+                "front end 'micro' needs the library pymicro-features: pip install '.[wakeword]' in the clone"
+            ) from error
+        self._frontend = library.MicroFrontend()
+        self._rest = b""
+
+    def __call__(self, samples: Samples) -> Rows:
+        """See `FrontEnd`."""
+        sound, at, rows = self._rest + samples.tobytes(), 0, []
+        while at + 2 * _HOP <= len(sound):
+            # It takes what completes one window and no more, and says how much that was.
+            output = self._frontend.process_samples(sound[at : at + 2 * _HOP])
+            at += 2 * output.samples_read
+            if output.features:
+                rows.append(output.features)
+        self._rest = sound[at:]
+        return np.array(rows, np.float32).reshape(-1, self.columns)
+
+    def reset(self) -> None:
+        """See `FrontEnd`."""
+        self._frontend.reset()
+        self._rest = b""
+
+
+# No front end: the samples as reals in -1..1, for models such as YAMNet that begin with a waveform.
+
+
+class RawOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    """There are none."""
+
+
+def build_raw(audio: AudioManifest) -> Raw:
+    """See `FRONTENDS`."""
+    options(audio, RawOptions)
+    return Raw(audio.rate_hz)
+
+
+class Raw:
+    """See `FrontEnd`: a row is a sample."""
+
+    columns = 1
+    floor = 0.0
+    remembers = False
+
+    def __init__(self, rate_hz: int) -> None:
+        self.hop_s = 1.0 / rate_hz
+
+    def __call__(self, samples: Samples) -> Rows:
+        """See `FrontEnd`."""
+        return (samples.astype(np.float32) / np.float32(32768.0)).reshape(-1, 1)
+
+    def reset(self) -> None:
+        """See `FrontEnd`."""

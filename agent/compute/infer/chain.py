@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from msgspec import Struct
 
-from agent.compute.infer.backend import Session
+from agent.compute.infer.session import Session
+from agent.compute.manifest import HIDDEN, Manifest
 from agent.errors import ModelError
-from agent.manifest import HIDDEN, Manifest
-from agent.messages import Array
+from agent.types import Array
 
 
 class Whole:
@@ -83,3 +85,69 @@ class Whole:
             np.copyto(session.input(0), state)
             del state
             session.invoke()
+
+
+# One turn of a measurement: inferences apart from each other, as those of a stream are.
+#
+# Back to back they say something else: threads that were awake a moment ago are woken at no cost, and share the
+# cores in another way. There are machines where a second thread then saves a third of the time, and in a stream
+# costs a fifth more.
+
+_PAUSE_S = 0.01
+
+
+class Turn(Struct, frozen=True, tag=True):
+    """What was measured.
+
+    Attributes:
+        ms: of each inference that counts.
+        cpu_ms: CPU time of all of these.
+    """
+
+    ms: tuple[float, ...]
+    cpu_ms: float
+
+
+def take(whole: Whole, seconds: float, cpu_s: Callable[[], float]) -> Turn:
+    """Run the model for so long on what its input holds, after one inference that does not count.
+
+    Args:
+        whole: the model.
+        seconds: for how long, s; the last inference may end later, and there is one in any case.
+        cpu_s: tells the CPU time that what runs it has used so far, s.
+
+    Raises:
+        BackendError: an inference failed.
+    """
+    whole.invoke()  # the turn of another has left the caches cold
+    ms: list[float] = []
+    used, now = cpu_s(), time.perf_counter()
+    until = now + seconds
+    while not ms or now < until:
+        time.sleep(_PAUSE_S)
+        began = time.perf_counter()
+        whole.invoke()
+        now = time.perf_counter()
+        ms.append((now - began) * 1e3)
+    return Turn(tuple(ms), (cpu_s() - used) * 1e3)
+
+
+# Runs a rung before it is needed: the first inference is slow, and one that is interrupted is slower still.
+
+_RUNS = 3
+
+
+def usual_ns(session: Session, rung: str) -> int:
+    """How long an inference takes once it is warm: the shortest of a few, ns. The session uses this rung then.
+
+    Raises:
+        BackendError: it failed.
+    """
+    session.use(rung)
+    session.invoke()
+    times = []
+    for _ in range(_RUNS):
+        began = time.monotonic_ns()
+        session.invoke()
+        times.append(time.monotonic_ns() - began)
+    return min(times)

@@ -1,6 +1,6 @@
 """What might run a model on some board, as a table: where to look for it, what it needs, how it is opened.
 
-A row that is found is only a candidate: `agent.compute.infer.selection` opens it in a process of its own, checks
+A row that is found is only a candidate: `agent.compute.infer.benchmark` opens it in a process of its own, checks
 its answers and measures it. Nothing is loaded here.
 
 Sources of names and options: each project's own documentation, given in its row.
@@ -8,11 +8,21 @@ Sources of names and options: each project's own documentation, given in its row
 
 from __future__ import annotations
 
+import re
+import stat
+import struct
+import subprocess
+from collections.abc import Sequence
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Literal
+from urllib.parse import parse_qsl
 
 from msgspec import Struct
 
-from agent.compute.infer.structure import ModelFile
+from agent.compute.infer.session import Plan
+from agent.compute.tflite.model import ModelFile
+from agent.errors import BackendError, reason_of
 
 _EDGE_TPU = "edgetpu-custom-op"
 _ETHOS_U = "ethos-u"
@@ -179,3 +189,216 @@ def unsuited(name: str, file: ModelFile) -> str:
     if suits == _EDGE_TPU and _EDGE_TPU not in file.custom:
         return "the model has not been compiled for it by edgetpu_compiler"
     return ""
+
+
+# Shared libraries of this board: where the loader finds them, and whether it could load them.
+#
+# Nothing is loaded: a library may end the process that loads it.
+
+_FOLDERS = ("usr/local/lib", "usr/lib/*-linux-gnu*", "usr/lib", "usr/lib64", "lib")
+_LDCONFIG = "/sbin/ldconfig"
+_LISTED = re.compile(r"^\t(\S+) \(.*\) => (/.*)$", re.MULTILINE)
+_PATIENCE_S = 10.0
+_MACHINES = {3: "x86", 40: "ARM (32-bit)", 62: "x86-64", 183: "ARM (64-bit)", 243: "RISC-V"}
+"""ELF's numbers: https://refspecs.linuxfoundation.org/elf/gabi4+/ch4.eheader.html"""
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+class Libraries:
+    """Of one file system, as it is now."""
+
+    def __init__(self, root: Path) -> None:
+        """Nothing is looked for yet.
+
+        Args:
+            root: of the file system.
+        """
+        self._root = root
+
+    def path(self, name: str) -> str:
+        """Full path of a library by its path or its file name; empty when there is none.
+
+        Of several with that name it is one that can be loaded, if there is one.
+        """
+        if "/" in name:
+            path = self._root / name.lstrip("/")
+            return str(path) if path.exists() or path.is_symlink() else ""
+        usual = [str(path) for folder in _FOLDERS for path in sorted(self._root.glob(f"{folder}/{name}"))]
+        usable = next((path for path in usual if not why_not(Path(path))), "")
+        if usable:
+            return usable
+        others = self._listed.get(name, [])
+        return next((path for path in others if not why_not(Path(path))), next(iter((*usual, *others)), ""))
+
+    @cached_property
+    def _listed(self) -> dict[str, list[str]]:
+        """What the loader knows besides the usual folders, by `/etc/ld.so.conf`."""
+        listed: dict[str, list[str]] = {}
+        if self._root != Path("/"):
+            return listed
+        try:
+            done = subprocess.run([_LDCONFIG, "-p"], capture_output=True, timeout=_PATIENCE_S, check=False)
+        except (OSError, subprocess.TimeoutExpired):  # a system without glibc has none
+            return listed
+        for name, path in _LISTED.findall(done.stdout.decode(errors="replace")):
+            listed.setdefault(name, []).append(path)
+        return listed
+
+
+def why_not(path: Path) -> str:
+    """Why the loader cannot load this file on this machine; empty if it may."""
+    try:
+        if kind := _KINDS.get(stat.S_IFMT(path.stat().st_mode)):
+            return f"is {kind}, and no shared library"
+        with path.open("rb") as file:
+            head = file.read(20)
+    except OSError as error:
+        return f"cannot be read: {reason_of(error)}"
+    if head[:4] != b"\x7fELF" or len(head) < 20:
+        return "is no shared library"
+    (theirs,) = struct.unpack("<H", head[18:20])
+    with Path("/proc/self/exe").open("rb") as file:
+        (ours,) = struct.unpack("<H", file.read(20)[18:])
+    if theirs == ours:
+        return ""
+    known = _MACHINES.get(theirs, f"machine {theirs}"), _MACHINES.get(ours, f"machine {ours}")
+    return f"is for {known[0]}, and this is {known[1]}"
+
+
+# Looks for what may run a model on this board: device nodes and libraries, by the rows of `delegates`.
+#
+# Nothing is loaded: a library may end the process that loads it.
+
+EXTERNAL = "external:"
+_GPUS, _RENDER = ("gpu", "gpu-f32"), "dev/dri/renderD*"
+"""Rows that name no device, since Vulkan looks for it, and the nodes that Mesa's drivers open."""
+
+
+class Found(Struct, frozen=True):
+    """A row on this board.
+
+    Attributes:
+        name, title: of the row.
+        plan: how to open it; None: it is not here.
+        parts: paths of the files whose change makes every measurement old.
+        missing: why it is not here, and what to do.
+    """
+
+    name: str
+    title: str
+    plan: Plan | None = None
+    parts: tuple[str, ...] = ()
+    missing: str = ""
+
+
+def candidates(names: Sequence[str] = (), root: Path = Path("/"), *, besides: Sequence[str] = ()) -> list[Found]:
+    """Every row, found or not; or those that are named, in that order.
+
+    Args:
+        names: of rows, or `external:PATH?key=value`.
+        root: of the file system.
+        besides: other words that the caller takes, for the error.
+
+    Raises:
+        BackendError: there is no such row.
+    """
+    rows = {row.name: row for row in ROWS}
+    libraries = Libraries(root)
+    found = []
+    for name in names or rows:
+        if name.startswith(EXTERNAL):
+            found.append(_external(name, libraries))
+        elif name in rows:
+            found.append(_looked_for(rows[name], root, libraries))
+        else:
+            known = (*besides, *rows, f"{EXTERNAL}PATH?key=value")
+            raise BackendError(f"no backend {name!r}; known: {', '.join(known)}")
+    return found
+
+
+def device_nodes(name: str = "", root: Path = Path("/")) -> list[Path]:
+    """List the device nodes on this board of one row of `delegates`, or of every row.
+
+    Args:
+        name: of the row; empty: all.
+        root: of the file system.
+    """
+    patterns = [pattern for row in ROWS if name in ("", row.name) for pattern in row.devices]
+    found: list[Path] = []
+    for pattern in dict.fromkeys((*patterns, _RENDER) if name in ("", *_GPUS) else patterns):
+        glob, _, text = pattern.partition("=")
+        paths = [path for path in sorted(root.glob(glob)) if not text or _begins(path, text)]
+        found += paths if pattern.startswith("dev/") else map(partial(_usb_node, root), paths)
+    return list(dict.fromkeys(path for path in found if path.is_char_device()))
+
+
+def _usb_node(root: Path, attribute: Path) -> Path:
+    """Return the node of the USB device that an attribute in sysfs belongs to."""
+    try:
+        bus, device = (int((attribute.parent / name).read_text()) for name in ("busnum", "devnum"))
+    except (OSError, ValueError):
+        return attribute
+    return root / f"dev/bus/usb/{bus:03d}/{device:03d}"
+
+
+def _looked_for(row: Row, root: Path, libraries: Libraries) -> Found:
+    def missing(what: str) -> Found:
+        return Found(row.name, row.title, missing=f"{what}: {row.hint}" if row.hint else what)
+
+    if row.devices and not any(_exists(pattern, root) for pattern in row.devices):
+        return missing(f"no device ({', '.join('/' + pattern for pattern in row.devices)})")
+    helper = ""
+    for name in row.needs:
+        helper = helper or libraries.path(name)
+    if row.needs and not helper:
+        return missing(f"no {' or '.join(row.needs)}")
+    if helper and (why := why_not(Path(helper))):
+        return missing(f"{helper}: {why}")
+    if row.kind == "accelerator":
+        plan = Plan(row.name, row.kind, row.library, row.settings)
+        return Found(row.name, row.title, plan, _parts(row, root, helper))
+    library = helper if helper.endswith(row.library) else libraries.path(row.library)
+    if not library:
+        return missing(f"no {row.library}")
+    if why := why_not(Path(library)):
+        return missing(f"{library}: {why}")
+    settings = {key: value.format(library=helper) for key, value in row.settings.items()}
+    return Found(
+        row.name, row.title, Plan(row.name, row.kind, library, settings), _parts(row, root, helper, library)
+    )
+
+
+def _external(name: str, libraries: Libraries) -> Found:
+    path, _, query = name.removeprefix(EXTERNAL).partition("?")
+    title = f"external delegate {path}"
+    library = libraries.path(path)
+    if not library:
+        return Found(name, title, missing=f"{path}: no such file")
+    if why := why_not(Path(library)):
+        return Found(name, title, missing=f"{path}: {why}")
+    plan = Plan(name, "delegate", library, dict(parse_qsl(query, keep_blank_values=True)))
+    return Found(name, title, plan, (library,))
+
+
+def _parts(row: Row, root: Path, *libraries: str) -> tuple[str, ...]:
+    more = (str(path) for pattern in row.parts for path in sorted(root.glob(pattern)))
+    return tuple(dict.fromkeys(path for path in (*libraries, *more) if path))
+
+
+def _exists(pattern: str, root: Path) -> bool:
+    """Whether a glob matches, or, with `FILE=text`, a file that begins so."""
+    pattern, _, text = pattern.partition("=")
+    return any(not text or _begins(path, text) for path in root.glob(pattern))
+
+
+def _begins(path: Path, text: str) -> bool:
+    try:
+        return path.read_text(errors="replace").startswith(text)
+    except OSError:
+        return False

@@ -21,10 +21,10 @@ import cv2
 import numpy as np
 from msgspec import Struct
 
+from agent.compute.manifest import InputManifest
 from agent.compute.tensors import TensorSpec
 from agent.errors import ModelError
-from agent.manifest import InputManifest
-from agent.messages import WHOLE, Array, Box, ChannelOrder, Image
+from agent.types import WHOLE, Array, Box, ChannelOrder, Image
 
 _PADDING = 114
 """Grey of letterbox bars, as YOLO's training uses."""

@@ -8,23 +8,70 @@ directly; its `tensor` and `Invoke` take a subgraph in both runtimes.
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.metadata
 import logging
 import os
 import re
 import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from msgspec import Struct
 
-from agent.compute.infer import wire
-from agent.compute.infer.backend import Options, Plan
-from agent.compute.infer.stderr import native_stderr
+from agent.board.process import STDERR_TURN
+from agent.compute.infer.session import Options, Plan
+from agent.compute.infer.worker import protocol
+from agent.compute.manifest import Model
 from agent.compute.tensors import TensorSpec
 from agent.errors import BackendError, ModelError
-from agent.manifest import Model
-from agent.messages import Array
+from agent.types import Array
+
+_kept = threading.Event()
+_TURN_S = 1.0
+"""Longest wait for another thread that redirects descriptor 2, s: PortAudio may hang while it does."""
+
+
+def keep_stderr() -> None:
+    """From now on leave descriptor 2 where it is: for a process whose descriptor 2 is a log of its own."""
+    _kept.set()
+
+
+@contextmanager
+def native_stderr(log: logging.Logger) -> Iterator[None]:
+    """Send what is written to descriptor 2 to `log` at debug level, until the context ends.
+
+    Where another thread redirects descriptor 2 for longer than `_TURN_S`, leave it alone and catch nothing.
+    What Vedette logs meanwhile is not caught: see `agent.board.process.separate_stderr`.
+    """
+    if _kept.is_set() or not STDERR_TURN.acquire(timeout=_TURN_S):
+        yield
+        return
+    try:
+        with _redirected(log):
+            yield
+    finally:
+        STDERR_TURN.release()
+
+
+@contextmanager
+def _redirected(log: logging.Logger) -> Iterator[None]:
+    with tempfile.TemporaryFile() as caught:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+        saved = os.dup(2)
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            caught.seek(0)
+            for line in caught.read().decode(errors="replace").splitlines():
+                log.debug("%s", line)
+
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +120,7 @@ def default_threads(cores: int) -> int:
 def _too_large(needed: int) -> list[str]:
     """Why tensors of so many bytes are refused; empty: they are not."""
     board = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    most = min(wire.TENSORS_BYTES, board // 3)
+    most = min(protocol.TENSORS_BYTES, board // 3)
     if needed <= most:
         return []
     return [f"its tensors need at least {needed >> 20} MB of memory; at most {most >> 20} MB are allowed here"]
@@ -86,13 +133,13 @@ class CpuBackend:
         """Prepare.
 
         Args:
-            plan: with a delegate: only for a process that may crash, see `agent.compute.infer.worker`.
+            plan: with a delegate: only for a process that may crash, see `agent.compute.infer.worker.session`.
         """
         self._plan = plan
 
     def open(self, model: Model, options: Options) -> CpuSession:
         """See `Backend.open`."""
-        from agent.compute.infer.modelfile import read_modelfile, refusals
+        from agent.compute.tflite.read import read_modelfile, refusals
 
         runtime, module = load_runtime()
         try:

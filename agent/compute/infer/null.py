@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from agent.compute.infer.backend import Options
-from agent.compute.infer.modelfile import ModelFile, read_modelfile
+from agent.compute.infer.session import Options
+from agent.compute.manifest import Model
 from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import ModelFile
+from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
-from agent.manifest import Model
-from agent.messages import Array
+from agent.types import Array
 
 
 class NullBackend:

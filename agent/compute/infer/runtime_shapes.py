@@ -12,20 +12,21 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agent.compute.manifest import Manifest, Model
 from agent.compute.tensors import TensorSpec
 from agent.errors import BackendError, ModelError
-from agent.manifest import Manifest, Model
-from agent.plaintext import plain
+from agent.text import plain
 
 if TYPE_CHECKING:
-    from agent.compute.infer.vetting import Vetting
+    from agent.compute.infer.vetting.vetting import Vetting
+
 
 Ends = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 """Inputs and outputs."""
 
 _PATIENCE_S = 20.0
 """For opening a model that the vetting has opened and run, s. Both together stay below the time after which
-a stream hangs, `agent.service.HANGS_S`."""
+a stream hangs, `agent.daemon.systemd.HANGS_S`."""
 _FAILED_FOR_S = 60.0
 """How long an error counts that may pass, such as a lack of memory, s."""
 
@@ -47,7 +48,7 @@ def ends_of(content: bytes, sha256: str, path: str, wait_s: float | None, vettin
         path: of the model, for errors.
         wait_s: time to wait, s; the asking goes on after that. None: as long as it takes. 0: do not ask, and
             tell only what is known.
-        vetting: see `agent.compute.infer.backend.open_session`.
+        vetting: see `agent.compute.infer.backends.open_session`.
 
     Raises:
         NotYetError: it is not known in that time.
@@ -88,9 +89,9 @@ def _may_pass(found: Future[Ends]) -> bool:
 
 
 def _ask(model: Model, vetting: Vetting | None, found: Future[Ends]) -> None:
-    from agent.compute.infer.backend import Options, Plan
-    from agent.compute.infer.vetting import VETTING
-    from agent.compute.infer.worker import WorkerSession
+    from agent.compute.infer.session import Options, Plan
+    from agent.compute.infer.vetting.vetting import VETTING
+    from agent.compute.infer.worker.session import WorkerSession
 
     try:
         # First: it limits CPU time and memory, which a worker does not.

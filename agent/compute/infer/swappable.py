@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 
-from agent.compute.infer.backend import Plan, Session
+from agent.compute.infer.session import Plan, Session
 from agent.compute.tensors import TensorSpec
-from agent.messages import Array
+from agent.types import Array
 
 
 class AutoSession:

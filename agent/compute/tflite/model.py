@@ -1,4 +1,4 @@
-"""What a `.tflite` file says about itself, as frozen structs; `agent.compute.infer.modelfile` reads them."""
+"""What a `.tflite` file says about itself, as frozen structs; `agent.compute.tflite.read` reads them."""
 
 from __future__ import annotations
 
@@ -244,3 +244,85 @@ def _hybrid(graph: Subgraph, operation: Operation) -> bool:
         return False
     first, *rest = there
     return first.dtype == "float32" and any(t.size and t.dtype in _INTEGERS for t in rest)
+
+
+# What a graph costs: its multiply-adds, read off the shapes of its tensors.
+
+_WEIGHTED = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"}
+"""Operations whose every output is a sum over one slice of the weights."""
+
+
+def multiply_adds(file: ModelFile, signature: str = "") -> int:
+    """Multiply-adds of one graph: those of convolutions and matrix products, beside which the others are few.
+
+    Args:
+        file: the model.
+        signature: of the graph; empty: the first.
+
+    Raises:
+        ModelError: there is no such signature.
+    """
+    graph = file.graph(signature)
+    return sum(multiply_adds_of(graph, operation) for operation in graph.operations)
+
+
+def multiply_adds_of(graph: Subgraph, operation: Operation) -> int:
+    """Multiply-adds of one operation of a graph; 0 where they are few, or cannot be told."""
+    shapes = [graph.tensors[i].shape if i >= 0 else () for i in operation.inputs]
+    out = graph.tensors[operation.outputs[0]].shape if operation.outputs else ()
+    if operation.name in _WEIGHTED and len(shapes) > 1 and out:
+        return _size(out) * _size(shapes[1]) // max(1, out[-1])
+    if operation.name == "TRANSPOSE_CONV" and len(shapes) > 2 and shapes[2]:
+        return _size(shapes[2]) * _size(shapes[1]) // max(1, shapes[2][-1])
+    if operation.name == "BATCH_MATMUL" and shapes and shapes[0]:
+        return _size(out) * shapes[0][-1]
+    return 0
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    """Elements of a tensor; a size that is only known at run time counts as one."""
+    return math.prod(max(1, size) for size in shape)
+
+
+# Names of numbers in the TFLite schema: builtin operations and tensor types.
+#
+# Source: tensorflow/tensorflow, tensorflow/compiler/mlir/lite/schema/schema.fbs, and its successor in
+# google-ai-edge/LiteRT.
+
+_OPERATORS = """
+ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE EMBEDDING_LOOKUP FLOOR
+FULLY_CONNECTED HASHTABLE_LOOKUP L2_NORMALIZATION L2_POOL_2D LOCAL_RESPONSE_NORMALIZATION LOGISTIC
+LSH_PROJECTION LSTM MAX_POOL_2D MUL RELU RELU_N1_TO_1 RELU6 RESHAPE RESIZE_BILINEAR RNN SOFTMAX SPACE_TO_DEPTH
+SVDF TANH CONCAT_EMBEDDINGS SKIP_GRAM CALL CUSTOM EMBEDDING_LOOKUP_SPARSE PAD UNIDIRECTIONAL_SEQUENCE_RNN
+GATHER BATCH_TO_SPACE_ND SPACE_TO_BATCH_ND TRANSPOSE MEAN SUB DIV SQUEEZE UNIDIRECTIONAL_SEQUENCE_LSTM
+STRIDED_SLICE BIDIRECTIONAL_SEQUENCE_RNN EXP TOPK_V2 SPLIT LOG_SOFTMAX DELEGATE BIDIRECTIONAL_SEQUENCE_LSTM
+CAST PRELU MAXIMUM ARG_MAX MINIMUM LESS NEG PADV2 GREATER GREATER_EQUAL LESS_EQUAL SELECT SLICE SIN
+TRANSPOSE_CONV SPARSE_TO_DENSE TILE EXPAND_DIMS EQUAL NOT_EQUAL LOG SUM SQRT RSQRT SHAPE POW ARG_MIN
+FAKE_QUANT REDUCE_PROD REDUCE_MAX PACK LOGICAL_OR ONE_HOT LOGICAL_AND LOGICAL_NOT UNPACK REDUCE_MIN FLOOR_DIV
+REDUCE_ANY SQUARE ZEROS_LIKE FILL FLOOR_MOD RANGE RESIZE_NEAREST_NEIGHBOR LEAKY_RELU SQUARED_DIFFERENCE
+MIRROR_PAD ABS SPLIT_V UNIQUE CEIL REVERSE_V2 ADD_N GATHER_ND COS WHERE RANK ELU REVERSE_SEQUENCE MATRIX_DIAG
+QUANTIZE MATRIX_SET_DIAG ROUND HARD_SWISH IF WHILE NON_MAX_SUPPRESSION_V4 NON_MAX_SUPPRESSION_V5 SCATTER_ND
+SELECT_V2 DENSIFY SEGMENT_SUM BATCH_MATMUL PLACEHOLDER_FOR_GREATER_OP_CODES CUMSUM CALL_ONCE BROADCAST_TO
+RFFT2D CONV_3D IMAG REAL COMPLEX_ABS HASHTABLE HASHTABLE_FIND HASHTABLE_IMPORT HASHTABLE_SIZE REDUCE_ALL
+CONV_3D_TRANSPOSE VAR_HANDLE READ_VARIABLE ASSIGN_VARIABLE BROADCAST_ARGS RANDOM_STANDARD_NORMAL BUCKETIZE
+RANDOM_UNIFORM MULTINOMIAL GELU DYNAMIC_UPDATE_SLICE RELU_0_TO_1 UNSORTED_SEGMENT_PROD UNSORTED_SEGMENT_MAX
+UNSORTED_SEGMENT_SUM ATAN2 UNSORTED_SEGMENT_MIN SIGN BITCAST BITWISE_XOR RIGHT_SHIFT STABLEHLO_LOGISTIC
+STABLEHLO_ADD STABLEHLO_DIVIDE STABLEHLO_MULTIPLY STABLEHLO_MAXIMUM STABLEHLO_RESHAPE STABLEHLO_CLAMP
+STABLEHLO_CONCATENATE STABLEHLO_BROADCAST_IN_DIM STABLEHLO_CONVOLUTION STABLEHLO_SLICE STABLEHLO_CUSTOM_CALL
+STABLEHLO_REDUCE STABLEHLO_ABS STABLEHLO_AND STABLEHLO_COSINE STABLEHLO_EXPONENTIAL STABLEHLO_FLOOR
+STABLEHLO_LOG STABLEHLO_MINIMUM STABLEHLO_NEGATE STABLEHLO_OR STABLEHLO_POWER STABLEHLO_REMAINDER
+STABLEHLO_RSQRT STABLEHLO_SELECT STABLEHLO_SUBTRACT STABLEHLO_TANH STABLEHLO_SCATTER STABLEHLO_COMPARE
+STABLEHLO_CONVERT STABLEHLO_DYNAMIC_SLICE STABLEHLO_DYNAMIC_UPDATE_SLICE STABLEHLO_PAD STABLEHLO_IOTA
+STABLEHLO_DOT_GENERAL STABLEHLO_REDUCE_WINDOW STABLEHLO_SORT STABLEHLO_WHILE STABLEHLO_GATHER
+STABLEHLO_TRANSPOSE DILATE STABLEHLO_RNG_BIT_GENERATOR REDUCE_WINDOW STABLEHLO_COMPOSITE STABLEHLO_SHIFT_LEFT
+STABLEHLO_CBRT STABLEHLO_CASE
+"""
+_TYPES = """
+float32 float16 int32 uint8 int64 string bool int16 complex64 int8 float64 complex128 uint64 resource variant
+uint32 uint16 int4 bfloat16 int2 uint4 float8_e4m3fn float8_e5m2
+"""
+
+OPERATORS = tuple(_OPERATORS.split())
+"""Builtin operations by code."""
+TYPES = tuple(_TYPES.split())
+"""Tensor types by number; numpy's names where numpy has the type."""

@@ -6,14 +6,15 @@ tensorflow/tensorflow, and of its successor in google-ai-edge/LiteRT for blockwi
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from agent.compute.flatbuffer import Source, Table
-from agent.compute.infer.operators import OPERATORS, TYPES
-from agent.compute.infer.refusals import Runtime, diagnose, refusals
-from agent.compute.infer.structure import (
+from agent.compute.tflite.flatbuffer import Source, Table
+from agent.compute.tflite.model import (
     CUSTOM,
+    OPERATORS,
+    TYPES,
     ModelFile,
     Operation,
     Quantisation,
@@ -23,7 +24,94 @@ from agent.compute.infer.structure import (
 )
 from agent.errors import ModelError
 
-__all__ = ["ModelFile", "Runtime", "diagnose", "read_modelfile", "refusals"]
+Runtime = Literal["litert", "tflite-runtime"]
+"""As in `agent.compute.infer.litert`."""
+
+_IDENTIFIER = b"TFL3"
+
+_FOREIGN: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "a Git-LFS pointer, not the model: run `git lfs pull` where it came from"),
+    (b"<", "a web page, not the model: download the raw file"),
+    (b"{", "JSON, not a TFLite model"),
+    (b"PK\x03\x04", "a zip archive: unpack the `.tflite` file from it"),
+    (b"\x1f\x8b", "gzip-compressed: unpack it"),
+    (b"\x89HDF", "a Keras HDF5 file: convert it to TFLite"),
+)
+"""How files begin that are often taken for models, and what they are."""
+
+
+def diagnose(content: bytes) -> str | None:
+    """What a file is that cannot be a TFLite model, in plain words; None when it may be one."""
+    if not content:
+        return "the model file is empty"
+    if content[4:8] == _IDENTIFIER:
+        return None
+    start = content[:64].lstrip(b"\xef\xbb\xbf \t\r\n")
+    for prefix, what in _FOREIGN:
+        if start.startswith(prefix):
+            return f"the model file is {what}"
+    return f"the model file is no TFLite model: expected identifier TFL3 at byte 4, found {content[4:8]!r}"
+
+
+_KNOWN: dict[Runtime, frozenset[str]] = {
+    "tflite-runtime": frozenset({"TFLite_Detection_PostProcess", "Mfcc", "AudioSpectrogram", "NumericVerify"})
+}
+_KNOWN["litert"] = _KNOWN["tflite-runtime"] | {
+    "Convolution2DTransposeBias",
+    "MaxPoolingWithArgmax2D",
+    "MaxUnpooling2D",
+}
+"""Custom operations that a runtime brings along: the resolver of TensorFlow's lite/core/kernels/register.cc, and
+those that LiteRT's XNNPACK takes (tensorflow/lite/delegates/xnnpack/README.md)."""
+
+
+_LONG = 60
+"""Letters of a tensor's name in a message; the end tells more than the beginning."""
+
+
+def refusals(modelfile: ModelFile, runtime: Runtime) -> list[str]:
+    """What the runtime would refuse about a model, or would get wrong without a word. Empty: nothing known."""
+    found = [_unresolved(code) for code in modelfile.custom if code not in _KNOWN[runtime]]
+    if unknown := dict.fromkeys(op.name for _, op in modelfile.steps() if op.name.startswith("#")):
+        found.append(f"operation {', '.join(unknown)} is newer than this reader: update vedette and the runtime")
+    found += [
+        f"tensor {tensor.name[-_LONG:]!r}: {fault}"
+        for graph in modelfile.subgraphs
+        for tensor in graph.tensors
+        if (fault := _bad_quantisation(tensor))
+    ]
+    if runtime == "tflite-runtime":
+        kinds = {"INT4": modelfile.int4, "dynamic-range INT8 (float activations)": modelfile.dynamic_range}
+        found += [
+            f"{kind} weights: tflite-runtime 2.14 computes wrong results from them unnoticed; use"
+            " ai-edge-litert, or quantise statically to INT8"
+            for kind, there in kinds.items()
+            if there
+        ]
+    return found
+
+
+def _unresolved(code: str) -> str:
+    if code == "edgetpu-custom-op":
+        return "compiled for the Edge TPU (custom operation edgetpu-custom-op): use the file it was compiled from"
+    if code.startswith("Flex"):
+        return f"operation {code} needs TensorFlow itself: convert again with TFLITE_BUILTINS only"
+    return f"custom operation {code or '(no name)'} is unknown to the runtime"
+
+
+def _bad_quantisation(tensor: TensorInfo) -> str:
+    """The checks of `ParseQuantization` in tensorflow/tensorflow, tensorflow/lite/core/interpreter_builder.cc."""
+    quantisation, shape = tensor.quantisation, tensor.shape
+    if quantisation.scales != quantisation.zero_points:
+        return f"{quantisation.scales} scales, but {quantisation.zero_points} zero points: convert again"
+    if quantisation.kind != "channel":
+        return ""
+    if not 0 <= quantisation.dimension < len(shape):
+        return f"quantised dimension must be in 0..{len(shape) - 1}, is {quantisation.dimension}: convert again"
+    if quantisation.scales != shape[quantisation.dimension]:
+        return f"{quantisation.scales} scales for {shape[quantisation.dimension]} channels: convert again"
+    return ""
+
 
 _BLOCKWISE = 2
 
@@ -150,3 +238,50 @@ def _index(number: int, count: int, what: str) -> int:
     if not 0 <= number < count:
         raise ModelError(f"the model file is damaged: it names {what} {number} of {count}")
     return number
+
+
+# One signature out of a file of several, so that the runtime prepares no memory for those that nobody asked for.
+#
+# The graphs of a file lie in one vector, and their signatures in another: both are cut to the one element.
+# Nothing moves, so every other offset stays as it is. Slots are the public schema's, see
+# `agent.compute.tflite.read`.
+
+_GRAPHS, _SIGNATURES = 2, 7
+_SIGNATURE_NAME, _SIGNATURE_GRAPH = 2, 4
+_CALLS = {"IF", "WHILE", "CALL", "CALL_ONCE"}
+"""Operations that run another graph of the file."""
+
+
+def only_signature(content: bytes, name: str) -> bytes:
+    """The file with this signature and its graph alone; the same size, and its weights stay where they are.
+
+    A file whose graphs run each other is given back as it is.
+
+    Raises:
+        ModelError: the file is damaged, or has no such signature.
+    """
+    file = read_modelfile(content)
+    if len(file.subgraphs) == 1 or any(_calls(op.name) for graph in file.subgraphs for op in graph.operations):
+        return content
+    source = Source(content, "the model file")
+    root = source.root()
+    for index, signature in enumerate(root.tables(_SIGNATURES)):
+        if signature.string(_SIGNATURE_NAME) == name:
+            cut = bytearray(content)
+            _keep(source, root, cut, _GRAPHS, signature.u32(_SIGNATURE_GRAPH))
+            _keep(source, root, cut, _SIGNATURES, index)
+            if at := signature.position(_SIGNATURE_GRAPH):
+                struct.pack_into("<I", cut, at, 0)
+            return bytes(cut)
+    raise ModelError(f"the model file has no signature {name!r}")
+
+
+def _calls(operation: str) -> bool:
+    return operation in _CALLS or operation.startswith("STABLEHLO_")
+
+
+def _keep(source: Source, root: Table, cut: bytearray, slot: int, index: int) -> None:
+    """Make the vector in a slot of the root one element long."""
+    first, _ = root.vector(slot)
+    kept = source.follow(first + 4 * index)
+    struct.pack_into("<II", cut, first - 4, 1, kept - first)

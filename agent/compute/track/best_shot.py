@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from agent.messages import Box, Event, Track
+from agent.types import Box, Event, Track
 
 _BETTER = 1.1
 """A picture replaces an earlier one of the same track when its quality is so many times that one's."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from agent.clips import Occasion
-from agent.config import ClipsConfig, ZoneConfig
+from agent.config.stream import ClipsConfig, ZoneConfig
 from agent.errors import CommandError, ConfigError
-from agent.messages import Event, Track
+from agent.types import Event, Occasion, Track
 
 ASKED = "asked"
 """Reason of a clip that a command asked for."""

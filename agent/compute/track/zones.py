@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Sequence
 
-import cv2
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from agent.config import ZoneConfig
+from agent.config.stream import ZoneConfig
 from agent.errors import ConfigError
-from agent.messages import Box, Point
+from agent.types import Box, Point
 
 _MARGIN = 0.01
 """Who stands in a zone leaves it only so far outside (share of the frame), or its border would flicker."""
@@ -55,6 +54,9 @@ class Zones:
         """
         if not self._zones or box is None:
             return ()
+        # Here and not above: who checks a configuration of sound does not load it.
+        import cv2
+
         x, y = _inside((box[0] + box[2]) / 2), _inside(box[3])
         return tuple(
             zone.name

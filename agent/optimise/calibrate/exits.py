@@ -9,16 +9,16 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.capture.recording import read_whole
-from agent.compute.calibration import Calibration, Logits, Point, calibrate, tried
-from agent.compute.climb import Climb
-from agent.compute.infer.audio.frontend import build_frontend
-from agent.compute.infer.audio.rows import RowInput
-from agent.compute.infer.backend import Options, open_for_command
-from agent.config import StreamConfig
+from agent.capture.audio_file import read_whole
+from agent.compute.cascade.early_exit import Climb
+from agent.compute.infer.audio_input import RowInput, build_frontend
+from agent.compute.infer.backends import open_for_command
+from agent.compute.infer.session import Options
+from agent.config.stream import StreamConfig
 from agent.errors import ModelError
-from agent.library import named, open_whole_model
-from agent.messages import Array, Samples
+from agent.models.library import named, open_whole_model
+from agent.optimise.calibrate.search import Calibration, Logits, Point, calibrate, tried
+from agent.types import Array, Samples
 
 SUFFIXES = (".wav", ".flac", ".ogg")
 _AFTER_S = 0.3

@@ -14,18 +14,18 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.capture.pictures import SUFFIXES, read_picture
-from agent.compute.calibration import Answers, Point, point, search
-from agent.compute.certainty import agreement
-from agent.compute.infer.backend import Options, open_for_command
-from agent.compute.infer.effort import multiply_adds
-from agent.compute.infer.modelfile import read_modelfile
-from agent.compute.sizes import Sizes
-from agent.config import StreamConfig
+from agent.capture.images import SUFFIXES, read_picture
+from agent.compute.cascade.resolution import Sizes, agreement
+from agent.compute.infer.backends import open_for_command
+from agent.compute.infer.session import Options
+from agent.compute.manifest import Rung
+from agent.compute.tflite.model import multiply_adds
+from agent.compute.tflite.read import read_modelfile
+from agent.config.stream import StreamConfig
 from agent.errors import ModelError, SourceError
-from agent.library import open_whole_model
-from agent.manifest import Rung
-from agent.messages import WHOLE, Array, Frame, Image
+from agent.models.library import open_whole_model
+from agent.optimise.calibrate.search import Answers, Point, point, search
+from agent.types import WHOLE, Array, Frame, Image
 
 _FEWEST = 2
 """Pictures: from one half it is learned, and on the other it is tried."""

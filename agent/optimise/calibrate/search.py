@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from agent.compute.decode.classify import softmax
 from agent.errors import ModelError
-from agent.messages import Array
+from agent.types import Array
 
 Logits = NDArray[np.float32]
 """Answers of every rung to every input, float32 [inputs, rungs, classes]; shallow first."""

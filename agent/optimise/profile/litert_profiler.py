@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
-from agent.compute.infer.measure import golden_inputs
+from agent.compute.infer.choice import golden_inputs
 from agent.compute.tensors import TensorSpec
 from agent.errors import BackendError
 

@@ -1,4 +1,4 @@
-"""The process of `agent.compute.infer.profile`: profiles one model, tells what it found, and ends."""
+"""The process of `agent.optimise.profile.profile`: profiles one model, tells what it found, and ends."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ import numpy as np
 import numpy.ma
 import numpy.random
 
-from agent.compute.infer import wire
-from agent.compute.infer.backend import Options
-from agent.compute.infer.child import begin
+from agent.compute.infer.choice import golden_inputs
 from agent.compute.infer.litert import CpuBackend, CpuSession, default_threads, load_runtime, runtime_version
-from agent.compute.infer.measure import golden_inputs
-from agent.compute.infer.modelfile import read_modelfile
-from agent.compute.infer.profile import Ask, Told
-from agent.compute.infer.profiler import Event, Profiler, library
-from agent.compute.infer.structure import ModelFile
-from agent.compute.infer.worker_main import failed, give_up_root
-from agent.manifest import Model
+from agent.compute.infer.session import Options
+from agent.compute.infer.worker import protocol
+from agent.compute.infer.worker.main import begin, failed, give_up_root
+from agent.compute.manifest import Model
+from agent.compute.tflite.model import ModelFile
+from agent.compute.tflite.read import read_modelfile
+from agent.optimise.profile.litert_profiler import Event, Profiler, library
+from agent.optimise.profile.profile import Ask, Told
 
 _WARM, _TURNS = 2, 5
 _OUTLIER, _GRAIN_MS = 2.0, 0.002
@@ -35,17 +34,17 @@ def main(asked_by: int, answers_to: int, life: int) -> None:
     Args:
         asked_by: descriptor of the pipe from the other end.
         answers_to: descriptor of the pipe to it.
-        life: see `agent.compute.infer.child.begin`.
+        life: see `agent.compute.infer.worker.main.begin`.
     """
     begin(life)
     try:
         library()  # now, as numpy.ma and numpy.random: the other user need not be allowed to read them
         give_up_root()
-        ask = msgspec.json.decode(wire.get(asked_by), type=Ask)
-        said: object = _profiled(ask, wire.get(asked_by, largest=wire.LARGEST_REQUEST))
+        ask = msgspec.json.decode(protocol.get(asked_by), type=Ask)
+        said: object = _profiled(ask, protocol.get(asked_by, largest=protocol.LARGEST_REQUEST))
     except Exception as error:
         said = failed(error)
-    wire.put(answers_to, msgspec.json.encode(said))
+    protocol.put(answers_to, msgspec.json.encode(said))
     # Libraries that crash while they are taken down have done their work.
     os._exit(0)
 

@@ -13,22 +13,213 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from pathlib import Path
 
-from agent.clips import Clip, Occasion, Picture
-from agent.config import StorageConfig
+from msgspec import Struct
+
+from agent.config.device import StorageConfig
 from agent.errors import StorageError, reason_of
-from agent.storage.clipfile import ClipFile, settle
-from agent.storage.clipplace import check_room, check_writable
-from agent.storage.cliptally import ClipStats, ClipTally
-from agent.storage.footage import Footage
-from agent.storage.recording import Recording
-from agent.storage.salvage import salvage
-from agent.storage.shelf import Shelf, clip_path, folder_name, make_folder
+from agent.storage.clips.file import ClipFile, repair, settle
+from agent.storage.clips.retention import (
+    Shelf,
+    check_room,
+    check_writable,
+    clip_path,
+    folder_name,
+    make_folder,
+    parts_in,
+)
+from agent.storage.clips.ring import Footage
 from agent.text import plural
+from agent.types import Clip, Occasion, Picture
+
+# The tally of clips: how many were saved and how many not, and whether any can be, told when that changes.
 
 log = logging.getLogger(__name__)
+
+
+class ClipStats(Struct, frozen=True):
+    """How the clips of a device are doing.
+
+    Attributes:
+        saved, failed: since the start; what is being recorded is neither yet.
+        deleted: clips that had to go since the start, too old or for room.
+        kept, bytes: clips on the disk, as of the last look, and what they take.
+        trouble: why none can be saved; empty: as far as is known, they can.
+    """
+
+    saved: int
+    failed: int
+    deleted: int
+    kept: int
+    bytes: int
+    trouble: str
+
+
+class ClipTally:
+    """For the recorder's thread; its attributes may be read by any.
+
+    Attributes:
+        saved, failed: since the start.
+        trouble: why none can be saved; empty: the last one could.
+    """
+
+    def __init__(self) -> None:
+        self.saved = self.failed = 0
+        self.trouble = ""
+        self._began_s, self._failed_before = 0.0, 0
+
+    def lose(self, why: str = "") -> None:
+        """A clip is none.
+
+        Args:
+            why: by the disk's fault; empty: by another.
+        """
+        if why:
+            self.fail(why)
+        self.failed += 1
+
+    def fail(self, why: str) -> None:
+        """Clips cannot be saved."""
+        if not self.trouble:
+            self.trouble, self._began_s, self._failed_before = why, time.monotonic(), self.failed
+            log.error("clips cannot be saved, and are dropped until they can: %s", why)
+
+    def save(self) -> None:
+        """One is saved: so they can be."""
+        self.saved += 1
+        if self.trouble:
+            self.trouble = ""
+            seconds, lost = time.monotonic() - self._began_s, self.failed - self._failed_before
+            log.info("clips are saved again after %.0f s; %d were dropped", seconds, lost)
+
+
+# A clip that is being made: from when to when, and how much of that is written.
+
+_PIECE = 1024 * 1024
+"""Bytes that are worth a write; fewer wait."""
+_WAIT_S = 2.0
+"""They wait no longer than this: what is not written is lost in a crash."""
+_SYNC_S = 5.0
+"""A power cut costs no more than this of a clip."""
+_GRACE_NS = 2_000_000_000
+"""A picture may come so late."""
+
+
+class Recording:
+    """See the module. Its stream's thread moves its end, the recorder does the rest.
+
+    Attributes:
+        path: that it will have.
+        occasion: what it is made for.
+        footage: that it is made of.
+        tracks: ids of the tracks in it that it was made for.
+        next_ns: capture of the first picture that is not written yet, at the earliest, ns.
+        file: None: nothing is written yet.
+        over: nothing more comes into it.
+    """
+
+    def __init__(self, path: Path, occasion: Occasion, footage: Footage, from_ns: int, until_ns: int) -> None:
+        self.path, self.occasion, self.footage = path, occasion, footage
+        self.tracks: tuple[str, ...] = ()
+        self.next_ns, self._until_ns = from_ns, until_ns
+        self.file: ClipFile | None = None
+        self.over = self._ended = False
+        self._lock = threading.Lock()
+        self._lost_before = footage.lost
+        self._wrote_s = self._synced_s = time.monotonic()
+
+    def end(self) -> None:
+        """It is over with what there is now."""
+        self._ended = True
+
+    def move_end(self, until_ns: int) -> bool:
+        """It is over then; False: it was over before that."""
+        with self._lock:
+            self._until_ns = until_ns
+            return not self.over
+
+    def look(self) -> bool:
+        """Whether it is over: by its pictures, or when none comes any more, by the time."""
+        footage = self.footage
+        with self._lock:
+            if not self.over:
+                late = footage.now_ns() > self._until_ns + _GRACE_NS or (footage.newest_ns < 0 and self._is_stale)
+                self.over = self._ended or footage.newest_ns > self._until_ns or late
+            return self.over
+
+    @property
+    def _is_stale(self) -> bool:
+        return time.monotonic() - self._wrote_s > (self._until_ns - self.next_ns + _GRACE_NS) / 1e9
+
+    @property
+    def bytes(self) -> int:
+        """Written so far."""
+        return self.file.bytes if self.file else 0
+
+    @property
+    def lost(self) -> int:
+        """Pictures that were gone before they could be written."""
+        return self.footage.lost - self._lost_before
+
+    def pictures(self) -> list[Picture]:
+        """Those that are to be written."""
+        return self.footage.between(self.next_ns, self._until_ns)
+
+    def is_due(self, pictures: Sequence[Picture]) -> bool:
+        """Whether it is time to write these."""
+        waited_s = time.monotonic() - self._wrote_s
+        return waited_s >= _WAIT_S or sum(len(picture.jpeg) for picture in pictures) >= _PIECE
+
+    def write(self, file: ClipFile, pictures: Sequence[Picture]) -> bool:
+        """Write pictures; False when one is of another size, and the clip over before that.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        fitting = list(takewhile(file.fits, pictures))
+        now = self._wrote_s = time.monotonic()
+        file.append(fitting)
+        self.next_ns = pictures[-1].captured_ns + 1
+        if now - self._synced_s >= _SYNC_S:
+            file.sync()
+            self._synced_s = time.monotonic()
+        return len(fitting) == len(pictures)
+
+
+# Salvage: clips that the last run left half written are completed, or removed when nothing is in them.
+
+
+def salvage(folder: Path, tell: Callable[[Clip], None]) -> None:
+    """Look through a folder of clips, which is created if need be.
+
+    Args:
+        folder: of all clips.
+        tell: called with each that was completed.
+
+    Raises:
+        OSError: the folder cannot be made or read, or a broken clip not be removed.
+    """
+    make_folder(folder)
+    for part in parts_in(folder):
+        _mend(part, tell)
+
+
+def _mend(part: Path, tell: Callable[[Clip], None]) -> None:
+    try:
+        clip = repair(part)
+        if clip is not None and folder_name(clip.occasion.stream) != part.parent.name:
+            raise ValueError("it lies in another stream's folder")
+    except ValueError as error:
+        log.warning("clip %s: was cut off and is removed: %s", part, error)
+        part.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("clip %s: was cut off and cannot be completed: %s", part, reason_of(error))
+    else:
+        if clip is not None:
+            tell(clip)
+
 
 _TURN_S = 0.5
 _EXPIRE_S = 3600.0

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 
-from agent.clips import Picture
+from agent.types import Picture
 
 _PATIENCE_S = 5.0
 """A replay waits so long for the disk before a picture is lost."""

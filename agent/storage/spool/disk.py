@@ -2,25 +2,140 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sqlite3
+import tempfile
 import threading
 import time
-from collections.abc import Container, Sequence
-from contextlib import suppress
+from collections.abc import Container, Iterable, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Literal
 
-from agent.config import StorageConfig
+from agent.config.device import StorageConfig
 from agent.errors import StorageError
-from agent.messages import Stored
-from agent.storage import fault
-from agent.storage.batch import Batch
-from agent.storage.repair import FILES, is_corrupt, salvage, salvage_wills, set_aside
-from agent.storage.table import Counted, Table
-from agent.storage.watermark import Watermark, number_from_clock
-from agent.storage.wills import LeftWill
+from agent.storage.files import sync_folder
+from agent.storage.spool.pending import Batch, LeftWill
+from agent.storage.spool.table import Counted, Table
+from agent.storage.spool.watermark import Watermark, number_from_clock
 from agent.text import plural
+from agent.types import Stored
+
+_ERRNO = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROFS}
+_UNTOLD = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+_ROOM = 64 * 1024
+"""Bytes that opening a spool takes, and some more."""
+
+
+def said(error: Exception, folder: Path) -> str:
+    """In the system's words, and SQLite's behind them.
+
+    Args:
+        error: of SQLite or of the system.
+        folder: where it met that; where the error does not tell, it is tried what a file there meets.
+    """
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    number = _found(folder) if code in _UNTOLD else _ERRNO.get(code)
+    if number is not None:
+        return f"{os.strerror(number)} ({error})"
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _found(folder: Path) -> int | None:
+    """The number of the error that a new file meets; None: it meets none."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            left = _ROOM
+            while left > 0:
+                left -= file.write(bytes(left))
+    except OSError as error:
+        return error.errno
+    return None
+
+
+# A corrupt spool: what can be read of it is kept, and the file is set aside for people to look at.
+
+_BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+FILES = ("", "-wal", "-shm")
+"""What SQLite appends to the name of a database."""
+_KEPT = 2
+"""Corrupt databases kept; a dying card must not fill itself with them."""
+
+
+def is_corrupt(error: Exception) -> bool:
+    """Whether an error says that the file is damaged, and not merely that it cannot be used now."""
+    return isinstance(error, sqlite3.Error) and (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _BROKEN
+
+
+def salvage(path: Path, highest: int) -> list[Stored]:
+    """The rows that wait in a corrupt database, up to the first that cannot be read; none if it cannot be opened.
+
+    The counter and the newest row that can be read say how far they have been acknowledged: those before it that
+    neither knows of are sent again.
+
+    Args:
+        path: of the database.
+        highest: a number above is no row of ours.
+    """
+    rows: list[tuple[Stored, bool]] = []
+    last = acked = 0
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
+        for row in connection.execute("SELECT seq, topic, body, put_at, acked, settled FROM spool ORDER BY seq"):
+            if _is_sound(row, last, highest):
+                last, acked = row[0], max(acked, row[4])
+                rows.append((Stored(*row[:4]), bool(row[5])))
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
+        for (value,) in connection.execute("SELECT value FROM counter WHERE name = 'acked'"):
+            if isinstance(value, int) and value <= highest:
+                acked = max(acked, value)
+    return [row for row, settled in rows if row.seq > acked and not settled]
+
+
+def salvage_wills(path: Path) -> list[LeftWill]:
+    """The wills of a corrupt database up to the first that cannot be read."""
+    wills: list[LeftWill] = []
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
+        rows = connection.execute("SELECT key, topic, body FROM will")
+        wills.extend(LeftWill(*row) for row in rows if [*map(type, row)] == [str, str, bytes])
+    return wills
+
+
+def _is_sound(row: tuple[object, ...], last: int, highest: int) -> bool:
+    seq, *rest = row
+    return isinstance(seq, int) and last < seq <= highest and [*map(type, rest)] == [str, bytes, float, int, int]
+
+
+def set_aside(path: Path, why: Literal["corrupt", "replaced"] = "corrupt") -> Path:
+    """Rename a database that is not to be used, and delete all but the newest that were renamed before.
+
+    Args:
+        path: of the database.
+        why: part of its new name; `replaced`: somebody has put it in the place of ours.
+
+    Returns:
+        its new name.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    base = f"{path.name}.{why}-"
+    target = path.with_name(base + time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
+    for suffix in FILES:
+        with suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").replace(f"{target}{suffix}")
+    _forget_old(path.parent.glob(f"{base}*"))
+    sync_folder(path.parent)
+    return target
+
+
+def _forget_old(files: Iterable[Path]) -> None:
+    found = [file for file in files if not file.name.endswith(FILES[1:])]
+    for old in sorted(found)[:-_KEPT]:
+        for suffix in FILES:
+            Path(f"{old}{suffix}").unlink(missing_ok=True)
+
 
 log = logging.getLogger(__name__)
 
@@ -216,7 +331,7 @@ class Disk:
         log.error(
             "spool %s: %s: events are kept in memory until it can be written%s",
             self.path,
-            fault.said(error, self.path.parent),
+            said(error, self.path.parent),
             "" if isinstance(error, StorageError) else "; make room, or look at the disk",
         )
 

@@ -16,8 +16,8 @@ from urllib.parse import quote
 from msgspec import Struct
 
 from agent.errors import StorageError, reason_of
-from agent.messages import Stored
-from agent.storage.repair import is_corrupt
+from agent.storage.spool.disk import is_corrupt
+from agent.types import Stored
 
 _CHUNK = 200
 """Rows at a look."""

@@ -4,14 +4,201 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Literal, NamedTuple
 
-from agent.config import Kind, StorageConfig
-from agent.messages import Stored, Will
-from agent.storage.batch import Batch, Reason
-from agent.storage.held import Held
-from agent.storage.wills import LeftWill, Wills
+from agent.config.device import Kind, StorageConfig
+from agent.storage.spool.watermark import CLOCK_SET
+from agent.types import Stored, Will
+
+# Wills on their way to the disk: what the next process is to say if this one dies before it says so itself.
+
+
+class LeftWill(NamedTuple):
+    """A will on its way to the disk or there: the key of `Will`, topic and body of the event; None: withdrawn."""
+
+    key: str
+    topic: str
+    body: bytes | None
+
+
+class Wills:
+    """Those that the disk does not know yet. Its owner does the locking.
+
+    They do not go with their events: one may be acknowledged before the disk can be written, and what it does to
+    a will stays to be done.
+    """
+
+    def __init__(self) -> None:
+        self._due: dict[str, LeftWill] = {}
+        self._open: set[str] = set()
+        self._on_disk: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    @property
+    def any_open(self) -> bool:
+        """Whether this process has made a will and not withdrawn it."""
+        return bool(self._open)
+
+    def is_open(self, key: str) -> bool:
+        """Whether this process has made a will of that key and not withdrawn it."""
+        return key in self._open
+
+    @property
+    def are_overtaken(self) -> bool:
+        """Whether there are some on the disk, and all of them are to be withdrawn there."""
+        due = (self._due.get(key) for key in self._on_disk)
+        return bool(self._on_disk) and all(will is not None and will.body is None for will in due)
+
+    def inherit(self, will: LeftWill) -> None:
+        """Withdraw one that the last process has left on the disk."""
+        self._on_disk.add(will.key)
+        self.set(will.topic, Will(will.key, None))
+
+    def set(self, topic: str, will: Will) -> None:
+        """Make a will, or withdraw it."""
+        self._due[will.key] = LeftWill(will.key, topic, will.body)
+        (self._open.discard if will.body is None else self._open.add)(will.key)
+
+    def all(self) -> list[LeftWill]:
+        """What is to be written."""
+        return list(self._due.values())
+
+    def written(self, wills: Iterable[LeftWill]) -> None:
+        """The disk knows these; what has been set since stays."""
+        for will in wills:
+            (self._on_disk.discard if will.body is None else self._on_disk.add)(will.key)
+            if self._due.get(will.key) is will:
+                del self._due[will.key]
+
+
+Reason = Literal["bytes", "age", "memory", "unsendable"]
+"""Why an event was dropped: for the bounds of the spool, by bytes or age; it lay in memory only when the daemon
+stopped; or no broker could take it."""
+
+
+class Batch(NamedTuple):
+    """What one commit changes.
+
+    Attributes:
+        insert: new rows, in order.
+        settled: numbers that have been acknowledged, those of new rows among them; unknown ones do not matter.
+        delete: numbers of rows that go, for whatever other reason; unknown ones do not matter.
+        given: highest number given out so far; the newest of `insert`, or above.
+        dropped: rows that the caller has dropped itself, to be counted.
+        wills: to replace those of the same keys.
+        sync: whether it must survive a power cut.
+        final: nothing comes after it.
+    """
+
+    insert: Sequence[Stored]
+    settled: Collection[int]
+    delete: Collection[int]
+    given: int
+    dropped: Mapping[Reason, int] = {}
+    wills: Sequence[LeftWill] = ()
+    sync: bool = True
+    final: bool = False
+
+
+def size(row: Stored) -> int:
+    """Bytes that a row counts for."""
+    return len(row.body) + len(row.topic.encode())
+
+
+# Rows in memory: on their way to the disk, or instead of it. Bounded like the spool on the disk.
+
+_SPARE = 1000
+"""Numbers of rows that are gone may stay in the index, at most so many more than there are rows."""
+
+
+class Held:
+    """Rows by number, in order. Its owner does the locking.
+
+    Attributes:
+        bytes: that they count for.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.bytes = 0
+        self._max_bytes = max_bytes
+        self._rows: OrderedDict[int, Stored] = OrderedDict()
+        self._index: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Stored]:
+        return iter(self._rows.values())
+
+    def __contains__(self, seq: int) -> bool:
+        return seq in self._rows
+
+    def add(self, row: Stored) -> list[int]:
+        """Add the newest row; gives the numbers of those that it pushed out."""
+        if len(self._index) > 2 * len(self._rows) + _SPARE:
+            self._index = list(self._rows)
+        self._rows[row.seq] = row
+        self._index.append(row.seq)
+        self.bytes += size(row)
+        return self._shed()
+
+    def bound(self, max_bytes: int) -> list[int]:
+        """Hold so many bytes at most from now on; gives the numbers of those that go for it."""
+        self._max_bytes = max_bytes
+        return self._shed()
+
+    def _shed(self) -> list[int]:
+        shed: list[int] = []
+        while self.bytes > self._max_bytes:
+            shed.append(self._drop_oldest())
+        return shed
+
+    def expire(self, oldest: float) -> list[int]:
+        """Drop rows that were put before a Unix time, s; gives their numbers.
+
+        A row that was stamped before the clock was set has no known age.
+        """
+        shed: list[int] = []
+        while self._rows and CLOCK_SET < next(iter(self._rows.values())).put_at < oldest:
+            shed.append(self._drop_oldest())
+        return shed
+
+    def _drop_oldest(self) -> int:
+        seq, row = self._rows.popitem(last=False)
+        self.bytes -= size(row)
+        return seq
+
+    def remove(self, seq: int) -> bool:
+        """Take a row out; whether it was there."""
+        row = self._rows.pop(seq, None)
+        if row is not None:
+            self.bytes -= size(row)
+        return row is not None
+
+    def restore(self, rows: Iterable[Stored]) -> None:
+        """Put older rows in before the others."""
+        older = {row.seq: row for row in rows if row.seq not in self._rows}
+        self._rows = OrderedDict(sorted({**older, **self._rows}.items()))
+        self._index = list(self._rows)
+        self.bytes += sum(map(size, older.values()))
+
+    def all(self) -> list[Stored]:
+        """Every row."""
+        return list(self._rows.values())
+
+    def after(self, seq: int, limit: int, leave_out: Container[int] = ()) -> list[Stored]:
+        """The first rows above a number, without some."""
+        first = bisect_right(self._index, seq)
+        later = map(self._index.__getitem__, range(first, len(self._index)))
+        wanted = (number for number in later if number in self._rows and number not in leave_out)
+        return list(islice(map(self._rows.__getitem__, wanted), limit))
+
 
 LINGER_S = 5.0
 """What is patient waits for company so long, or until something comes that is not: each commit wears the card."""

@@ -20,13 +20,35 @@ import logging
 import sqlite3
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Literal
 
-from agent.config import Kind, StorageConfig
-from agent.messages import Stored, Will
-from agent.storage.disk import Disk
-from agent.storage.stats import SpoolStats
-from agent.storage.watermark import number_from_clock
-from agent.storage.writer import Writer
+from msgspec import Struct
+
+from agent.config.device import Kind, StorageConfig
+from agent.storage.spool.disk import Disk
+from agent.storage.spool.pending import Reason
+from agent.storage.spool.watermark import number_from_clock
+from agent.storage.spool.writer import Writer
+from agent.types import Stored, Will
+
+
+class SpoolStats(Struct, frozen=True):
+    """State of the spool.
+
+    Attributes:
+        waiting: events not yet acknowledged.
+        bytes: that they take, topics and bodies.
+        dropped: events that went without having been delivered, ever; kept over restarts.
+        on: where new events go; `disk` also where that is so for some kinds only.
+        dropped_by: of those dropped, by reason.
+    """
+
+    waiting: int
+    bytes: int
+    dropped: int
+    on: Literal["disk", "memory"]
+    dropped_by: dict[Reason, int] = {}
+
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +60,7 @@ class Spool:
         """Open the spool of a folder that nobody else uses.
 
         Args:
-            folder: existing; see `agent.storage.durable`.
+            folder: existing; see `agent.storage.files`.
             config: bounds and durability.
         """
         disk = None if config.spooled == {"memory"} else Disk(folder / "spool.db", config)
@@ -101,7 +123,7 @@ class Spool:
 
         Args:
             config: the folder counts for nothing, and durability must be `memory` for everything if and only if
-                it was so: see `agent.restart`.
+                it was so: see `agent.config.diff`.
         """
         self._writer.configure(config)
 

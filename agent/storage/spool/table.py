@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -11,15 +13,221 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from agent.config import StorageConfig
-from agent.messages import Stored
-from agent.storage import kept
-from agent.storage.batch import Batch, Reason, size
-from agent.storage.database import SIZE, connect, make_file, prepare
-from agent.storage.durable import sync_folder
-from agent.storage.tally import Tally, count, newest
-from agent.storage.watermark import CLOCK_SET
-from agent.storage.wills import LeftWill
+from agent.config.device import StorageConfig
+from agent.storage.files import STATE_MODE, sync_folder
+from agent.storage.spool.pending import Batch, LeftWill, Reason, size
+from agent.storage.spool.watermark import CLOCK_SET
+from agent.types import Stored
+
+# The spool's database file: opened so that it wears a card little, checked, and brought up to date.
+#
+# A commit appends the pages that it changes to a journal, which is folded into the file when it is full. So pages
+# are small, as most commits change a few hundred bytes; and what is free in the file is used again and never
+# given back. Rows that are deleted are overwritten only where their page is written anyway.
+
+SIZE = "length(body) + length(CAST(topic AS BLOB))"
+"""Bytes that a row counts for, see `agent.storage.spool.pending.size`."""
+
+_PAGE, _FRAME = 512, 24
+"""Bytes of a page in a new file, and of what the journal writes before each."""
+_JOURNAL, _LEAST = 1 << 20, 1 << 16
+"""1 MiB, or less where there is little room: the journal must not be what fills a small partition."""
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS spool (
+    seq INTEGER PRIMARY KEY, topic TEXT NOT NULL, body BLOB NOT NULL, put_at REAL NOT NULL,
+    acked INTEGER NOT NULL DEFAULT 0, settled INTEGER NOT NULL DEFAULT 0, first_seq INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE IF NOT EXISTS will (key TEXT NOT NULL, topic TEXT NOT NULL, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+"""
+_LATER = ("acked", "settled", "first_seq")
+"""Columns that files of older versions lack."""
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection for any thread, without transactions of its own.
+
+    Raises:
+        sqlite3.Error: it cannot be opened.
+        OSError: so.
+    """
+    make_file(path)
+    connection = sqlite3.connect(path, timeout=2.0, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute(f"PRAGMA page_size={_PAGE}")  # of a new file; an old one keeps its own
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA secure_delete=FAST")  # else freed pages are filled with zeros and written
+        (page,) = connection.execute("PRAGMA page_size").fetchone()
+        pages = _journal_bytes(path.parent) // page
+        connection.execute(f"PRAGMA wal_autocheckpoint={pages}")
+        # What is cut off would have to be added again, which costs writes of the file system.
+        connection.execute(f"PRAGMA journal_size_limit={(pages + 1) * (page + _FRAME)}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def make_file(path: Path) -> None:
+    """Make an empty file for a database, if there is none: SQLite makes it, and those beside it, 0644.
+
+    Raises:
+        OSError: there is a link, which SQLite would follow.
+    """
+    with suppress(OSError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, STATE_MODE))
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, f"{path.name} is a link where a file is expected: remove it")
+
+
+def _journal_bytes(folder: Path) -> int:
+    """A sixteenth of the partition, within bounds."""
+    found = os.statvfs(folder)
+    return min(_JOURNAL, max(_LEAST, found.f_blocks * found.f_frsize // 16))
+
+
+def prepare(connection: sqlite3.Connection) -> None:
+    """Check a file, and bring it up to date.
+
+    Raises:
+        sqlite3.DatabaseError: it is damaged.
+    """
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        error = sqlite3.DatabaseError(verdict)
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise error
+    connection.executescript(_SCHEMA)
+    columns = {name for _, name, *_ in connection.execute("PRAGMA table_info(spool)")}
+    for column in _LATER:
+        if column not in columns:
+            connection.execute(f"ALTER TABLE spool ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0")
+
+
+# What lies in the spool's table, counted.
+
+
+class Tally(NamedTuple):
+    """Counts of a table, and how far it is acknowledged.
+
+    A row has been acknowledged if its number is at most `acked`, or if it is marked as settled itself: those that
+    overtook others. Each row carries the `acked` of the commit that wrote it, and the newest row's counts: so to
+    note an acknowledgement costs no page of its own where events follow each other.
+
+    Attributes:
+        rows, bytes: that wait.
+        kept: bytes of the history: rows that have been acknowledged.
+        acked: every row up to this number has been acknowledged.
+        noted: the `acked` that a counter says, for when the newest row does not.
+    """
+
+    rows: int
+    bytes: int
+    kept: int
+    acked: int
+    noted: int
+
+    def waits(self, rows: int, size: int) -> Tally:
+        """With more rows that wait, or fewer."""
+        return self._replace(rows=self.rows + rows, bytes=self.bytes + size)
+
+    def keeps(self, size: int) -> Tally:
+        """With more bytes of history, or fewer."""
+        return self._replace(kept=self.kept + size)
+
+
+def newest(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Number of the newest row and the `acked` that it carries; zeros where there is none."""
+    found: tuple[int, int] | None = connection.execute(
+        "SELECT seq, acked FROM spool ORDER BY seq DESC LIMIT 1"
+    ).fetchone()
+    return found or (0, 0)
+
+
+def count(connection: sqlite3.Connection, noted: int) -> Tally:
+    """Count what a file holds, whose counter says `noted`."""
+    acked = max(noted, newest(connection)[1])
+    found = connection.execute(
+        f"SELECT seq <= ? OR settled AS done, count(*), sum({SIZE}) FROM spool GROUP BY done", (acked,)
+    )
+    by_done = {bool(done): (rows, size) for done, rows, size in found}
+    return Tally(*by_done.get(False, (0, 0)), by_done.get(True, (0, 0))[1], acked, noted)
+
+
+# The history: rows of the spool's table that stay when they have been acknowledged, for `vedette events`.
+#
+# They go in pieces: to delete the oldest with each new one would wear a card as much as the new ones do.
+
+_PIECE = 8
+"""Of its bytes, one in so many goes at once, or its age, or less:"""
+_PIECE_S = 3600.0
+
+
+def settle(connection: sqlite3.Connection, tally: Tally, batch: Batch) -> Tally:
+    """Note what has been acknowledged, before the new rows are inserted."""
+    if not batch.settled:
+        return tally
+    acked, rows, size = _advance(connection, tally.acked, batch)
+    tally = tally._replace(acked=acked).waits(-rows, -size).keeps(size)
+    if ahead := [seq for seq in batch.settled if seq > acked]:
+        found = connection.execute(
+            "UPDATE spool SET settled = 1 WHERE seq IN (SELECT value FROM json_each(?)) AND NOT settled "
+            f"RETURNING {SIZE}",
+            (json.dumps(ahead),),
+        ).fetchall()
+        size = sum(row_size for (row_size,) in found)
+        tally = tally.waits(-len(found), -size).keeps(size)
+    return tally
+
+
+def _advance(connection: sqlite3.Connection, acked: int, batch: Batch) -> tuple[int, int, int]:
+    """How far everything is acknowledged now; and how many rows that waited until now are so, and their bytes."""
+    count, freed = 0, 0
+    statement = f"SELECT seq, settled, {SIZE} FROM spool WHERE seq > ? ORDER BY seq"
+    with closing(connection.execute(statement, (acked,))) as rows:
+        for seq, settled, size in rows:
+            if not settled:
+                if seq not in batch.settled:
+                    return acked, count, freed
+                count, freed = count + 1, freed + size
+            acked = seq
+    for row in batch.insert:
+        if row.seq not in batch.settled:
+            break
+        acked = row.seq
+    return acked, count, freed
+
+
+def shorten(connection: sqlite3.Connection, tally: Tally, config: StorageConfig) -> Tally:
+    """Delete the oldest of the history if it has become too large or too old."""
+    room = config.history_max_bytes
+    too_old = time.time() - config.history_max_age_s
+    if tally.kept <= room and not _has_older(connection, tally.acked, too_old, config):
+        return tally
+    if tally.kept > room:
+        room -= room // _PIECE
+    last, freed = 0, 0
+    statement = f"SELECT seq, put_at, {SIZE} FROM spool WHERE seq <= ? OR settled ORDER BY seq"
+    with closing(connection.execute(statement, (tally.acked,))) as rows:
+        for seq, put_at, size in rows:
+            if tally.kept - freed <= room and not CLOCK_SET < put_at < too_old:
+                break
+            last, freed = seq, freed + size
+    connection.execute("DELETE FROM spool WHERE seq <= ? AND (seq <= ? OR settled)", (last, tally.acked))
+    return tally.keeps(-freed)
+
+
+def _has_older(connection: sqlite3.Connection, acked: int, too_old: float, config: StorageConfig) -> bool:
+    """Whether the oldest row is older than what may be kept, by more than a piece.
+
+    A row that was stamped before the clock was set has no known age.
+    """
+    found = connection.execute(
+        "SELECT put_at FROM spool WHERE seq <= ? ORDER BY seq LIMIT 1", (acked,)
+    ).fetchone()
+    piece_s = min(_PIECE_S, config.history_max_age_s / _PIECE)
+    return found is not None and bool(CLOCK_SET < found[0] < too_old - piece_s)
+
 
 _DROPPED = "dropped_"
 """Before a reason, in the name of its counter."""
@@ -99,13 +307,13 @@ class Table:
         with self._transaction():
             tally = self._delete(self.tally, batch.delete)
             if self._config.history_max_bytes:
-                tally = self._insert(kept.settle(self._writer, tally, batch), batch)
+                tally = self._insert(settle(self._writer, tally, batch), batch)
             else:
                 tally = self._delete(self._insert(tally, batch), batch.settled)
             for will in batch.wills:
                 self._will(will)
             tally, trimmed = self._trim(tally)
-            tally = kept.shorten(self._writer, tally, self._config)
+            tally = shorten(self._writer, tally, self._config)
             dropped = _sum(batch.dropped, trimmed)
             tally = self._note(tally, batch.given, dropped)
         self.tally, self.dropped = tally, _sum(self.dropped, dropped)

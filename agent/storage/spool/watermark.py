@@ -18,8 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from agent.errors import StorageError
-from agent.storage.durable import STATE_MODE
-from agent.storage.regular import SAFE, check_kind, read_regular
+from agent.storage.files import SAFE, STATE_MODE, check_kind, read_regular
 
 BLOCK = 10_000
 """Numbers that are reserved by one write, and the largest gap that a repair makes."""
@@ -36,7 +35,7 @@ def number_from_clock() -> int:
     """A number above every count of events that a device has made: the time in µs.
 
     A clock that has not been told the time yet shows the same after each start: then it is any time of the year
-    that followed `CLOCK_SET`, and a run may begin below the one before, see `agent.comms.numbers`.
+    that followed `CLOCK_SET`, and a run may begin below the one before, see `agent.comms.consumer.subscribe`.
     """
     now = time.time()
     return int((now if now > CLOCK_SET else CLOCK_SET + random.uniform(0.0, _YEAR_S)) * 1e6)

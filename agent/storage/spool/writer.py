@@ -10,18 +10,134 @@ import math
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Literal
 
-from agent.config import StorageConfig
-from agent.storage.backlog import Backlog
-from agent.storage.batch import Batch, Reason
-from agent.storage.disk import Disk
-from agent.storage.drops import Drops
-from agent.storage.hook import Hook
-from agent.storage.table import Counted
-from agent.storage.timetable import Timetable
+from agent.config.device import StorageConfig
+from agent.storage.spool.disk import Disk
+from agent.storage.spool.pending import LINGER_S, Backlog, Batch, Reason
+from agent.storage.spool.table import Counted
+
+# Events that go without having been delivered: told once when it begins, and once when it is over.
 
 log = logging.getLogger(__name__)
+
+_QUIET_S = 600.0
+"""Nothing dropped for so long: it is over."""
+_WORDS: dict[Reason, str] = {
+    "bytes": "it is full (spool_max_bytes): the oldest events are dropped for each new one",
+    "age": "events have waited for longer than spool_max_age_s and are dropped",
+}
+
+
+class Drops:
+    """The log's side of it, by the counts as they stand."""
+
+    def __init__(self, known: Mapping[Reason, int]) -> None:
+        """Begin with what runs before have dropped."""
+        self._known = dict(known)
+        self._before: dict[Reason, int] = {}
+        self._since: dict[Reason, float] = {}
+        self._last: dict[Reason, float] = {}
+
+    def look(self, counts: Mapping[Reason, int], *, final: bool = False) -> None:
+        """Tell what has begun or is over.
+
+        Args:
+            counts: of drops, ever.
+            final: there will be no other look.
+        """
+        now = time.monotonic()
+        for reason, words in _WORDS.items():
+            count, known = counts.get(reason, 0), self._known.get(reason, 0)
+            if count > known:
+                self._known[reason], self._last[reason] = count, now
+                if reason not in self._since:
+                    self._since[reason], self._before[reason] = now, known
+                    log.warning("spool: %s", words)
+            if reason in self._since and (final or now - self._last[reason] > _QUIET_S):
+                seconds = self._last[reason] - self._since.pop(reason)
+                log.warning(
+                    "spool: %d events were dropped in %.0f s (%s)", count - self._before[reason], seconds, reason
+                )
+
+
+# Something that is called from a thread that must not end with it.
+
+
+class Hook:
+    """At most one function. May be exchanged by any thread."""
+
+    def __init__(self) -> None:
+        self._function: Callable[[], None] | None = None
+
+    def set(self, function: Callable[[], None] | None) -> None:
+        """Call this one from now on, or none."""
+        self._function = function
+
+    def call(self) -> None:
+        """Call it. That it fails is told and does no harm."""
+        if (function := self._function) is not None:
+            try:
+                function()
+            except Exception:
+                log.exception("spool: the hook failed")
+
+
+# The timetable of the spool's writer: when it writes, tries again, and looks for what has become too old.
+
+_RETRY_S = 5.0
+"""Between two attempts to write to a disk that failed."""
+_LOOK_S = 60.0
+"""Between two looks for rows that have become too old."""
+
+
+class Timetable:
+    """All times are s of the monotonic clock. Its owner does the locking.
+
+    Attributes:
+        retry_at: when a disk that failed is tried again.
+    """
+
+    def __init__(self) -> None:
+        self.retry_at = self._wakes_at = self._wrote_at = 0.0
+        self._look_at = time.monotonic() + _LOOK_S
+
+    def pause(self, due_at: float) -> float:
+        """Seconds to sleep now; 0 or less: none.
+
+        Args:
+            due_at: when there is something to write; ∞: nothing is known yet.
+        """
+        now = time.monotonic()
+        pause_s = min(self._look_at, due_at) - now
+        if now < self._wrote_at + LINGER_S:
+            pause_s = min(pause_s, LINGER_S)  # what comes now and is patient need not wake us
+        self._wakes_at = now + pause_s
+        return pause_s
+
+    def is_late_for(self, due_at: float) -> bool:
+        """Whether the writer sleeps for so long that it has to be woken for what is due then."""
+        return due_at < self._wakes_at - LINGER_S
+
+    def look(self) -> bool:
+        """Whether it is time to look for what is too old; then the next look is a while from now."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return False
+        self._look_at = now + _LOOK_S
+        return True
+
+    def look_now(self) -> None:
+        """It is time to look, whenever the last look was."""
+        self._look_at = time.monotonic()
+
+    def wrote(self, *, done: bool) -> None:
+        """A write has been tried just now."""
+        self._wrote_at = time.monotonic()
+        if not done:
+            self.retry_at = self._wrote_at + _RETRY_S
+
 
 _CLOSE_S = 10.0
 """For the last write; a disk that hangs longer does not hold up the daemon's end."""

@@ -8,15 +8,23 @@ from itertools import islice
 from pathlib import Path
 
 from agent.errors import BundleError
-from agent.storage import tarball, unpacking
-from agent.storage.tarball import open_regular
-from agent.storage.unpacking import Expected
-from agent.update.description import FILES_MAX, NAME, SIZE_MAX, TOTAL_MAX, BundleFile, Description, parse, render
+from agent.storage import tar
+from agent.storage.tar import Expected, open_regular
+from agent.update.bundle.description import (
+    FILES_MAX,
+    NAME,
+    SIZE_MAX,
+    TOTAL_MAX,
+    BundleFile,
+    Description,
+    parse,
+    render,
+)
 
 SUFFIX = ".vedette"
 _BEGINNING = NAME.encode().ljust(100, b"\0")
 """The name in the first header: of what begins otherwise nothing is said to be damaged or cut off."""
-_LIMITS = tarball.Limits(FILES_MAX + 1, TOTAL_MAX + SIZE_MAX)
+_LIMITS = tar.Limits(FILES_MAX + 1, TOTAL_MAX + SIZE_MAX)
 
 
 def listed(path: Path) -> BundleFile:
@@ -47,9 +55,9 @@ def write(path: Path, description: Description, sources: Mapping[str, Path]) -> 
         yield NAME, len(rendered), [rendered]
         for name, entry in sorted(description.files.items()):
             with open_regular(sources[name]) as file:
-                yield name, entry.size, iter(lambda: file.read(tarball.CHUNK), b"")
+                yield name, entry.size, iter(lambda: file.read(tar.CHUNK), b"")
 
-    tarball.write_tarball(path, members())
+    tar.write_tarball(path, members())
 
 
 def read_description(path: Path) -> Description:
@@ -71,7 +79,7 @@ def check(path: Path, description: Description) -> None:
         BundleError: names the file.
     """
     try:
-        unpacking.check(path, _expected(path, description), _LIMITS)
+        tar.check(path, _expected(path, description), _LIMITS)
     except BundleError as error:
         raise _named(path, error) from error
 
@@ -82,13 +90,13 @@ def unpack(path: Path, description: Description, folder: Path) -> None:
     Args:
         path: of the bundle.
         description: as `read_description` gave it.
-        folder: is made; see `agent.storage.unpacking.unpack`.
+        folder: is made; see `agent.storage.tar.unpack`.
 
     Raises:
         BundleError: see `check`. StorageError: the folder is there already, or the disk refuses.
     """
     try:
-        unpacking.unpack(path, _expected(path, description), folder, _LIMITS)
+        tar.unpack(path, _expected(path, description), folder, _LIMITS)
     except BundleError as error:
         raise _named(path, error) from error
 
@@ -107,10 +115,10 @@ def _first(path: Path) -> bytes:
         begins = file.read(len(_BEGINNING))
         if begins != _BEGINNING[: len(begins)]:
             raise BundleError(f"does not begin with {NAME}: not a bundle")
-        first = next(islice(tarball.walk(file, _LIMITS), 1), None)
+        first = next(islice(tar.walk(file, _LIMITS), 1), None)
         if first is None or first.name != NAME or first.size > SIZE_MAX:
             raise BundleError(f"does not begin with {NAME}: not a bundle")
-        return b"".join(tarball.chunks(file, first))
+        return b"".join(tar.chunks(file, first))
 
 
 def _named(path: Path, error: BundleError) -> BundleError:

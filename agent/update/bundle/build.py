@@ -2,20 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
-from agent.configfile import load
+from agent.compute.manifest import Model
+from agent.config.load import load
 from agent.errors import BundleError
-from agent.storage.durable import make_folder, write_atomic
-from agent.storage.models import read
-from agent.storage.regular import refuse_special
-from agent.update import archive, models, trust, wheels
-from agent.update.description import SCHEMA, Description, Migration, Target, check, check_path
-from agent.update.gates import HealthGate, ShadowGate
+from agent.models.files import PREFIX, SUFFIX, golden_paths, load_file, manifest_path, read, read_text
+from agent.models.library import open_whole_model
+from agent.storage.files import make_folder, refuse_special, what_is, write_atomic
+from agent.text import plain
+from agent.update.bundle import archive, golden, signing, wheels
+from agent.update.bundle.description import (
+    SCHEMA,
+    BundleFile,
+    Description,
+    HealthGate,
+    Migration,
+    ShadowGate,
+    Target,
+    check,
+    check_path,
+)
+
+
+def gather(name_or_path: str) -> Iterator[tuple[str, bytes]]:
+    """The files of a model by their paths in a bundle; the CPU is asked for the golden answers.
+
+    Args:
+        name_or_path: see `agent.models.files.load_file`.
+
+    Raises:
+        BundleError: it has no manifest. ModelError: it is broken, or the CPU does not run it.
+    """
+    if load_file(name_or_path)[1] is None:
+        raise BundleError(
+            f"{name_or_path}: has no manifest {Path(name_or_path).stem}.toml beside it: "
+            f"`vedette models inspect {name_or_path} --write-manifest` writes one of what is known"
+        )
+    model, stem = open_whole_model(name_or_path), Path(name_or_path).stem
+    yield f"models/{stem}.tflite", model.content
+    yield f"models/{stem}.toml", _manifest(model, name_or_path, stem)
+    for path in golden_paths(name_or_path, model.manifest):
+        yield f"models/{path.name}", read(path)
+    yield f"golden/{stem}.npz", golden.make(model.content, model.manifest)
+
+
+def _manifest(model: Model, name_or_path: str, stem: str) -> bytes:
+    """As it is, but for what it says of other files: the labels stand in it, and the hash is the model's."""
+    import tomli_w
+
+    if name_or_path.startswith(PREFIX) or Path(name_or_path).suffix == SUFFIX:
+        data: dict[str, Any] = _told(msgspec.to_builtins(model.manifest))
+    else:
+        data = tomllib.loads(read_text(manifest_path(name_or_path)))
+    data["file"], data["sha256"] = f"{stem}.tflite", hashlib.sha256(model.content).hexdigest()
+    data.setdefault("output", {})["labels"] = list(model.manifest.output.labels)
+    return tomli_w.dumps(data).encode()
+
+
+def _told(value: Any) -> Any:
+    """Without what TOML cannot say: nothing."""
+    if isinstance(value, dict):
+        return {key: _told(one) for key, one in value.items() if one is not None}
+    return [_told(one) for one in value] if isinstance(value, (list, tuple)) else value
+
 
 Tell = Callable[[str], None]
 
@@ -72,7 +129,7 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
     sources = {f"config/{path.name}": _config(path) for path in plan.configs}
     for model in plan.models:
         tell(f"asking {model} for its golden answers")
-        _add(sources, dict(models.gather(model)), work, model)
+        _add(sources, dict(gather(model)), work, model)
     if plan.full:
         name, version = _add_wheels(sources, plan, work, tell)
     files = {path: archive.listed(source) for path, source in sources.items()}
@@ -91,7 +148,7 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
     )
     check(described)
     tell(f"writing {out}, {sum(file.size for file in files.values()) / 1e6:.1f} MB in {len(files)} files")
-    trust.signature_of(out).unlink(missing_ok=True)  # of a bundle that was there before
+    signing.signature_of(out).unlink(missing_ok=True)  # of a bundle that was there before
     archive.write(out, described, sources)
     return archive.read_description(out)
 
@@ -100,7 +157,7 @@ def _check_out(out: Path) -> None:
     """Refuse to replace anything but a plain file: as root that could be a device of the machine."""
     if not out.parent.is_dir():
         raise BundleError(f"{out}: there is no folder {out.parent}")
-    for path in (out, trust.signature_of(out)):
+    for path in (out, signing.signature_of(out)):
         refuse_special(path, follow=False)
 
 
@@ -150,3 +207,80 @@ def _add_wheels(sources: dict[str, Path], plan: Plan, work: Path, tell: Tell) ->
     if not said["Name"] or not said["Version"]:
         raise BundleError(f"{own}: a wheel without a name or a version")
     return str(said["Name"]), str(said["Version"])
+
+
+class Inspection(Struct, frozen=True):
+    """A bundle, looked into.
+
+    Attributes:
+        path: of the file.
+        file: hash and size of the whole; None: it cannot be read.
+        description: None: it has none that can be used, or nobody trusted has signed it and so it was not read.
+        signature: whether there is one beside it.
+        signer: who signed it, of those who may; None: that was not asked, or nobody has.
+        asked: whether it was.
+        error: why a board would refuse it; empty: nothing is known against it.
+    """
+
+    path: str
+    file: BundleFile | None = None
+    description: Description | None = None
+    signature: bool = False
+    signer: signing.Signer | None = None
+    error: str = ""
+    asked: bool = False
+
+    def summary(self) -> dict[str, str]:
+        """In words, by what they are about."""
+        told = {"bundle": self.path}
+        if self.file is not None:
+            told |= {"size": f"{self.file.size / 1e6:.1f} MB", "sha256": self.file.sha256}
+        if self.description is not None:
+            told |= _about(self.description)
+        if self.signer is not None:
+            return told | {"signed by": f"{self.signer.principal}, {self.signer.key}"}
+        if self.asked:
+            return told | {"signed": "by nobody who may" if self.signature else "no"}
+        return told | {"signed": "yes, by whom was not asked: --signers FILE" if self.signature else "no"}
+
+
+def inspection(path: Path, signers: Path | None = None, revoked: Path | None = None) -> Inspection:
+    """Look into a bundle, and at each of its files.
+
+    Args:
+        path: of the bundle.
+        signers: those who may sign; None: whoever it was. Nothing is read of a bundle that none of them signed.
+        revoked: keys that may not.
+    """
+    signature, signer, description = signing.signature_of(path), None, None
+    file, error = None, ""
+    try:
+        file = archive.listed(path)
+        if signers is not None:
+            signer = signing.verify(path, signature, signing.Trusted(signers, revoked))
+        description = archive.read_description(path)
+        archive.check(path, description)
+    except BundleError as refused:
+        error = str(refused)
+    signed = what_is(signature) == "a file"
+    return Inspection(plain(str(path)), file, description, signed, signer, error, signers is not None)
+
+
+def _about(description: Description) -> dict[str, str]:
+    target, health = description.target, description.health
+    boards = ", ".join(target.boards) if target else ""
+    told = {
+        "version": f"{description.name} {description.version}, counter {description.counter}, {description.kind}",
+        "for": f"{target.arch}, Python {target.python}, glibc {target.glibc}" if target else "any board",
+        "boards": boards or "any",
+        "models": ", ".join(description.models) or "none",
+        "health": f"steady for {health.steady_s:g} s within {health.within_s:g} s, p95 at most "
+        f"{health.p95_factor:g} times, {health.memory_mb:g} MB",
+    }
+    if (shadow := description.shadow) is not None:
+        told["shadow"] = f"agrees by {shadow.agreement:g} in {shadow.compared} answers of each stream, every "
+        told["shadow"] += f"{shadow.every}, within {shadow.within_s:g} s"
+    if description.migrations:
+        changes = (f"{one.op} {one.key} {one.to}".rstrip() for one in description.migrations)
+        told["migrations"] = ", ".join(changes)
+    return told

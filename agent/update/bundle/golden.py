@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
-from agent.compute.infer.backend import Options, Plan
-from agent.compute.infer.measure import distance, golden_inputs, tolerance, wrong
-from agent.compute.infer.whole import Whole
-from agent.compute.infer.worker import PATIENCE_S, WorkerSession
+from agent.compute.infer.chain import Whole
+from agent.compute.infer.choice import distance, golden_inputs, tolerance, wrong
+from agent.compute.infer.session import Options, Plan
+from agent.compute.infer.worker.session import PATIENCE_S, WorkerSession
+from agent.compute.manifest import Manifest, Model
 from agent.compute.tensors import TensorSpec
-from agent.errors import GoldenError
-from agent.library import named
-from agent.manifest import Manifest, Model
-from agent.messages import Array
+from agent.errors import GoldenError, VedetteError
+from agent.models.library import named, open_whole_model
+from agent.types import Array
 
 _LARGEST = 512 << 20
 """Bytes of all arrays together."""
@@ -112,3 +114,25 @@ def _loaded(name: str, golden: bytes) -> dict[str, Array]:
             return {key: arrays[key] for key in arrays.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
         raise GoldenError(f"model {name}: golden answers that cannot be read: {error}; build it anew") from error
+
+
+# The self-test of models: run by the version that is to use them, as the user that its daemon will be.
+
+
+def selftest(models: Path) -> Iterator[str]:
+    """Answer the golden inputs of every model of a set; gives what was proved, in words.
+
+    Args:
+        models: the folder of the set.
+
+    Raises:
+        GoldenError: a model answers otherwise than where the bundle was made, or cannot be run.
+    """
+    for golden in sorted(models.glob("*.npz")):
+        path = golden.with_suffix(".toml")
+        try:
+            model = open_whole_model(str(path))
+        except VedetteError as error:
+            raise GoldenError(f"model {golden.stem}: {error}") from error
+        compare(model.content, model.manifest, golden.read_bytes())
+        yield f"model {golden.stem} answers as it did where the bundle was made"

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from agent.errors import BundleError
-from agent.update.description import Target
+from agent.update.bundle.description import Target
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
+
 
 HOW = "pip install '.[bundle]' in the clone"
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import base64
+import difflib
 import json
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
 
-from agent.errors import NO_JSON
+from agent.errors import NO_JSON, FleetError
 from agent.text import plural
 
 _UPDATE = re.compile(r'\s*\{\s*"update"\s*:\s*')
@@ -24,7 +26,7 @@ class AtHand(Struct, frozen=True):
     """The update that is not over, or the newest.
 
     Attributes:
-        state: as in `agent.update.states`. began_at: tells it from others.
+        state: as in `agent.update.install.journal`. began_at: tells it from others.
         version, bundle: of its bundle, empty while that is not verified. file: that it came from.
         reason: in words. downtime_s: of the daemon.
     """
@@ -134,3 +136,54 @@ def _health(text: str) -> Health | None:
         return msgspec.json.decode(told.health, type=Health | None)
     raw = base64.b64decode(told.health_base64, validate=True)
     return msgspec.json.decode(raw, type=Health) if raw else None
+
+
+# The commands of a board as whole texts: what its `vedette-ssh` does for the key of updates, and no more.
+
+COMMANDS = (
+    "status",
+    "doctor",
+    "doctor --json",
+    "update status",
+    "update status --json",
+    "update history",
+    "update history --json",
+    "update apply",
+    "update confirm",
+    "update rollback",
+    "update rollback --once",
+)
+_LISTED = (
+    "status, doctor [--json], update status [--json], update history [--json], update apply, update confirm, "
+    "update rollback [--once]"
+)
+_AS_NEAR = 0.75
+
+
+def check_command(command: str) -> None:
+    """Refuse what no board would do, before one is asked.
+
+    Args:
+        command: as it would be said to boards.
+
+    Raises:
+        FleetError: names those that there are.
+    """
+    if command in COMMANDS:
+        return
+    near = difflib.get_close_matches(command, COMMANDS, 1, _AS_NEAR)
+    meant = f"; did you mean {near[0]!r}?" if near else ":"
+    raise FleetError(f"{command!r} is no command of a board{meant} there are {_LISTED}")
+
+
+def next_words(said: Sequence[str], begun: str) -> list[str]:
+    """Words that may follow.
+
+    Args:
+        said: of a command, so far.
+        begun: letters of the next one.
+    """
+    commands = [command.split() for command in COMMANDS]
+    place = len(said)
+    after = [words[place] for words in commands if len(words) > place and words[:place] == list(said)]
+    return [word for word in dict.fromkeys(after) if word.startswith(begun)]

@@ -11,11 +11,10 @@ from pathlib import Path
 from msgspec import Struct
 
 from agent.errors import VedetteError, reason_of
-from agent.fleet.boardstate import STRANGE, AtHand, Versions, parse_state
-from agent.fleet.inventory import Board
-from agent.fleet.outcome import Kind, Outcome
-from agent.fleet.transport import BUNDLE, Transport
-from agent.fleet.trouble import Fault, Trouble
+from agent.update.fleet.board import STRANGE, AtHand, Versions, parse_state
+from agent.update.fleet.inventory import Board
+from agent.update.fleet.policy import Kind, Outcome
+from agent.update.fleet.ssh import BUNDLE, Fault, Transport, Trouble
 
 Watch = Callable[[str, str], None]
 """Is given the name of a board and what it is at."""

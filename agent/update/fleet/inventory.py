@@ -2,15 +2,234 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
+import stat
 import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
-from msgspec import Struct
+import msgspec
+from msgspec import Meta, Struct
 
-from agent.errors import FleetError, reason_of
-from agent.fleet.inventorykeys import USER, Host, Policy, hosts_and_policy
-from agent.fleet.plainfile import read_plain
+from agent.config.toml import nearest
+from agent.errors import FleetError, StorageError, reason_of
+from agent.storage.files import kind_of, read_regular
+
+USER = "vedette-update"
+Size = Annotated[int, Meta(ge=1)] | Annotated[str, Meta(pattern=r"^(100|[1-9][0-9]?)%\Z")]
+"""Of a batch: a number of boards, or a share of all of them, such as `"25%"`."""
+_ANSIBLE = {"user": "ansible_user", "port": "ansible_port", "key": "ansible_ssh_private_key_file"}
+_OWN = {name: f"vedette_{name}" for name in ("canary", "batches", "stop_share", "at_once")}
+_ROLE = ("vedette_looks", "vedette_look_s")
+"""Of our role for Ansible, which reads them from the same file."""
+
+
+class Policy(Struct, frozen=True, rename={**_OWN, **_ANSIBLE}):
+    """How a rollout goes through the boards: `[boards.vars]`, there as `vedette_canary` and so on.
+
+    Attributes:
+        canary: boards that come first, and all have to take the version; empty: the first board.
+        batches: sizes of the batches after them; the last one is repeated.
+        stop_share: a rollout stops after a batch in which more than this share of the boards that were reached
+            did not keep the version.
+        at_once: boards that are updated at the same time.
+        user, port, key: of every board; in the file as Ansible names them.
+    """
+
+    canary: tuple[str, ...] = ()
+    batches: Annotated[tuple[Size, ...], Meta(min_length=1)] = ("10%", "25%", "100%")
+    stop_share: Annotated[float, Meta(ge=0, le=1)] = 0.2
+    at_once: Annotated[int, Meta(ge=1, le=256)] = 8
+    user: str = USER
+    port: Annotated[int, Meta(ge=1, le=65535)] = 22
+    key: str = ""
+
+
+class Host(Struct, frozen=True, rename={"address": "ansible_host", **_ANSIBLE}):
+    """What is said of one board; what is not said goes by `Policy`, and its address is its name."""
+
+    address: str = ""
+    port: Annotated[int, Meta(ge=1, le=65535)] | None = None
+    user: str = ""
+    key: str = ""
+
+
+_Kind = TypeVar("_Kind", Policy, Host)
+_READ = ("ansible_host", *_ANSIBLE.values())
+_NEAR = (
+    "ansible_paramiko_private_key_file",
+    "ansible_private_key",
+    "ansible_private_key_file",
+    "ansible_ssh_host",
+    "ansible_ssh_port",
+    "ansible_ssh_private_key",
+    "ansible_ssh_private_key_passphrase",
+    "ansible_ssh_user",
+    "ansible_su_user",
+    "ansible_sudo_user",
+)
+"""Of Ansible, and so near to those that we read that they would be taken for misspelled."""
+_AS_NEAR = 0.65
+_WANTED = {
+    "ansible_host": 'a name or an address in quotes, such as "192.168.1.20"',
+    "ansible_port": "a whole number from 1 to 65535, without quotes",
+    "ansible_user": "a name in quotes",
+    "ansible_ssh_private_key_file": "the path of a file in quotes",
+    "vedette_canary": 'a list of names of boards, such as ["porch"]',
+    "vedette_batches": 'a list of numbers of boards and of shares from "1%" to "100%", such as [2, "25%"]',
+    "vedette_stop_share": "a number from 0 to 1",
+    "vedette_at_once": "a whole number from 1 to 256",
+}
+_A_BOARD = 'a table, such as { ansible_host = "192.168.1.20" }'
+_KEY = re.compile(r"`\$\.(\w+)")
+_LONGEST = 60
+
+
+def hosts_and_policy(data: Mapping[str, Any]) -> tuple[dict[str, Host], Policy]:
+    """What an inventory says of each board, and of all.
+
+    Keys that would be ours or that we read but for a typo are refused: the rest is Ansible's, and not ours
+    to judge.
+
+    Args:
+        data: the whole file.
+
+    Raises:
+        FleetError: a value or a key cannot be used; names it, and where it is.
+    """
+    group = _table(data, "boards", "[boards]")
+    tables = ["hosts", "vars", "children"]
+    for key in group.keys() - set(tables):
+        raise FleetError(f"[boards.{key}] is unknown{nearest(key, tables)}")
+    common, hosts = _table(group, "vars", "[boards.vars]"), _table(group, "hosts", "[boards.hosts]")
+    _check_keys("[boards.vars]", common, [*_OWN.values(), *_ROLE])
+    policy = _converted("[boards.vars]", common, Policy)
+    return {name: _host(name, host) for name, host in hosts.items()}, policy
+
+
+def _table(data: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+    found = data.get(key, {})
+    if not isinstance(found, dict):
+        raise FleetError(f"{where} has to be a table, and is {_shown(found)}")
+    return found
+
+
+def _host(name: str, host: object) -> Host:
+    where = f"board {name}:"
+    if not isinstance(host, dict):
+        raise FleetError(f"{where} has to be {_A_BOARD}, and is {_shown(host)}")
+    if misplaced := [key for key in _OWN.values() if key in host]:
+        raise FleetError(f"{where} {misplaced[0]} is of all boards: move it to [boards.vars]")
+    _check_keys(where, host, list(_ROLE))
+    return _converted(where, host, Host)
+
+
+def _converted(where: str, table: dict[str, Any], kind: type[_Kind]) -> _Kind:
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        found = _KEY.search(str(error))
+        key = found[1] if found else ""
+        if key not in _WANTED:
+            raise FleetError(f"{where} {error}") from error
+        raise FleetError(f"{where} {key} has to be {_WANTED[key]}, and is {_shown(table[key])}") from error
+
+
+def _shown(value: object) -> str:
+    """As it stands in the file, about."""
+    try:
+        text = str(value) if isinstance(value, float) else msgspec.json.encode(value).decode()
+    except (TypeError, ValueError):
+        text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _check_keys(where: str, table: Iterable[str], ours: list[str]) -> None:
+    for key in table:
+        if key.startswith("vedette_") and key not in ours:
+            raise FleetError(f"{where} {key} is unknown{nearest(key, ours)}")
+        if meant := _misspelled(key):
+            raise FleetError(f"{where} {key} is unknown; did you mean {meant!r}?")
+
+
+def _misspelled(key: str) -> str:
+    """The one that we read and that was meant; empty: it is that one, or something else."""
+    if key in _READ or key in _NEAR or not key.startswith("ansible_"):
+        return ""
+    rests = {name.removeprefix("ansible_"): name for name in _READ}
+    near = difflib.get_close_matches(key.removeprefix("ansible_"), rests, 1, _AS_NEAR)
+    return rests[near[0]] if near else ""
+
+
+# Files that an operator names: only plain ones, and up to a bound, since a pipe or a device may never end.
+
+
+def check_plain(path: Path, advice: str) -> None:
+    """Refuse what is there and is no file; a link to a file is one.
+
+    Args:
+        path: that somebody has named.
+        advice: what to do.
+
+    Raises:
+        FleetError: says what it is.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise FleetError(f"{path}: cannot be read: {reason_of(error)}; {advice}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise FleetError(f"{path}: is {kind_of(found)}, and no plain file: {advice}")
+
+
+def read_plain(path: Path, largest: int, advice: str) -> bytes:
+    """All of a file.
+
+    Args:
+        path: that somebody has named.
+        largest: bytes that it may have.
+        advice: what to do where it cannot be used.
+
+    Raises:
+        FileNotFoundError: there is none.
+        FleetError: it is no file, too large, or cannot be read.
+    """
+    check_plain(path, advice)
+    try:
+        return read_regular(path.resolve(), largest)
+    except FileNotFoundError:
+        raise
+    except StorageError as error:
+        raise FleetError(f"{error}; {advice}") from error
+    except OSError as error:
+        raise FleetError(f"{path}: cannot be read: {reason_of(error)}; {advice}") from error
+
+
+def check_place(path: Path, others: Iterable[Path], advice: str) -> None:
+    """Refuse a place where no file can be written, or that is another file's.
+
+    Args:
+        path: of the file, which need not be there yet.
+        others: that are not to be written over.
+        advice: what to do.
+
+    Raises:
+        FleetError: says why.
+    """
+    check_plain(path, advice)
+    target = path.resolve()
+    if target in [other.resolve() for other in others]:
+        raise FleetError(f"{path}: would be written over: {advice}")
+    if not target.parent.is_dir():
+        raise FleetError(f"{path}: cannot be written: there is no folder {target.parent}; {advice}")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise FleetError(f"{path}: cannot be written: nothing may be put into {target.parent}; {advice}")
+
 
 _LARGEST = 4 * 1024**2
 _ADVICE = "name your inventory with --inventory, or begin with a copy of scripts/fleet/fleet.toml"

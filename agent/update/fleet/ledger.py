@@ -11,10 +11,9 @@ import msgspec
 from msgspec import Struct
 
 from agent.errors import NO_JSON, FleetError
-from agent.fleet.outcome import Outcome
-from agent.fleet.plainfile import check_plain, read_plain
-from agent.fleet.plan import Batch
-from agent.storage.updatefiles import add_line, owned_file
+from agent.storage.copies import add_line, owned_file
+from agent.update.fleet.inventory import check_plain, read_plain
+from agent.update.fleet.policy import Batch, Outcome
 
 _LARGEST = 64 * 1024**2
 """Bytes of a ledger that is read: of thousands of boards, many times over."""

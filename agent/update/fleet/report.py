@@ -7,9 +7,9 @@ from html import escape
 from pathlib import Path
 
 from agent.errors import FleetError, reason_of
-from agent.fleet.ledger import Standing
-from agent.fleet.outcome import Outcome, counted
 from agent.text import local_time
+from agent.update.fleet.ledger import Standing
+from agent.update.fleet.policy import Outcome, counted
 
 _COLOURS = {
     "updated": "#1a7f37",

@@ -7,16 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from agent.errors import FleetError
-from agent.fleet.atonce import for_each
-from agent.fleet.errand import Errand, Patience, Wanted, Watch
-from agent.fleet.inventory import Board, Inventory
-from agent.fleet.ledger import Begun, Done, Ended, Ledger, Resumed, Standing, Started, Stopped, now, replay
-from agent.fleet.outcome import Outcome, objection
-from agent.fleet.plainfile import check_plain
-from agent.fleet.plan import Batch, plan
-from agent.fleet.transport import Transport
-from agent.update.archive import check, read_description
-from agent.update.trust import signature_of
+from agent.update.bundle.archive import check, read_description
+from agent.update.bundle.signing import signature_of
+from agent.update.fleet.board_update import Errand, Patience, Wanted, Watch
+from agent.update.fleet.inventory import Board, Inventory, check_plain
+from agent.update.fleet.ledger import Begun, Done, Ended, Ledger, Resumed, Standing, Started, Stopped, now, replay
+from agent.update.fleet.parallel import for_each
+from agent.update.fleet.policy import Batch, Outcome, objection, plan
+from agent.update.fleet.ssh import Transport
 
 Show = Callable[[Outcome], None]
 

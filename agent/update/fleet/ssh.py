@@ -7,16 +7,83 @@ import os
 import re
 import shlex
 import signal
-from collections.abc import Callable, Sequence
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 from msgspec import Struct
 
 from agent.errors import FleetError
-from agent.fleet.inventory import Board
-from agent.fleet.trouble import Trouble, trouble
+from agent.storage.copies import add_line
+from agent.update.fleet.inventory import Board, read_plain
+
+Fault = Literal["unreachable", "failed"]
+
+_SSH_FAILED = 255
+_LINK_CODES = frozenset((_SSH_FAILED, 10, 12, 30, 35))
+"""Of rsync: socket I/O, the protocol's stream broke off, and time-outs. See rsync(1), EXIT VALUES."""
+_NEVER_WELL: tuple[tuple[str, str], ...] = (
+    (
+        r"REMOTE HOST IDENTIFICATION HAS CHANGED|host key .* has changed",
+        "another host key than the pinned one: if the board was set up anew, take its line out of known_hosts "
+        "and pin it again with `vedette fleet pin`; else somebody is in between",
+    ),
+    (
+        r"No .* host key is known|Host key verification failed",
+        "its host key is not pinned: `vedette fleet pin` shows it and takes it",
+    ),
+    (
+        r"Permission denied \(",
+        "it takes none of our keys: put the public one into /etc/vedette/update_keys on the board",
+    ),
+    (r"bad permissions|UNPROTECTED PRIVATE KEY", "the private key may be read by others: chmod 600 it"),
+)
+_FULL = ("No space left on device", "its disk is full: make room in /var/lib/vedette-upload")
+_OWN = re.compile(r"^vedette(?:-ssh)?: (.+)$", re.MULTILINE)
+_LONGEST = 300
+
+
+class Trouble(Struct, frozen=True):
+    """What went wrong.
+
+    Attributes:
+        fault: `unreachable`: the network, or the board is off. `failed`: trying again would not help.
+        reason: in words.
+    """
+
+    fault: Fault
+    reason: str
+
+
+def trouble(code: int, said: str) -> Trouble | None:
+    """What is wrong with an exit code of ssh or rsync; None: nothing.
+
+    Args:
+        code: of the program.
+        said: on stderr, by it and by the other end.
+    """
+    if code == 0:
+        return None
+    for pattern, reason in _NEVER_WELL:
+        if re.search(pattern, said):
+            return Trouble("failed", reason)
+    if own := _OWN.findall(said):  # the board itself has answered
+        return Trouble("failed", own[-1][:_LONGEST])
+    if _FULL[0] in said:  # a board that knows how full says so itself
+        return Trouble("failed", _FULL[1])
+    text = _first(said) or f"exit code {code}"
+    return Trouble("unreachable" if code in _LINK_CODES else "failed", text)
+
+
+def _first(said: str) -> str:
+    """The first line that says something: what follows it are consequences."""
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("sudo: unable")]
+    lines.sort(key=lambda line: line.startswith("Warning: "))  # which ssh goes on after
+    return lines[0][:_LONGEST] if lines else ""
+
 
 Tell = Callable[[str], None]
 
@@ -216,3 +283,90 @@ async def _tail(stream: asyncio.StreamReader) -> str:
 
 def _text(said: bytes | bytearray) -> str:
     return said.decode("utf-8", "replace")
+
+
+_SCAN_S = 15.0
+_LARGEST = 16 * 1024**2
+
+
+class HostKey(Struct, frozen=True):
+    """What a board shows.
+
+    Attributes:
+        line: of known_hosts, under the board's name.
+        fingerprint: as `ssh-keygen -l` prints it.
+    """
+
+    line: str
+    fingerprint: str
+
+
+def check_pinned(known_hosts: Path, boards: Iterable[Board]) -> None:
+    """Refuse boards whose host key is not known, before anything is done to any.
+
+    Raises:
+        FleetError: names them, and tells what to do.
+    """
+    if missing := unpinned(known_hosts, boards):
+        raise FleetError(
+            f"{known_hosts}: no host key of {', '.join(board.name for board in missing)}: "
+            f"`vedette fleet pin {missing[0].name}` shows it and takes it; compare it with what "
+            "`ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` prints on the board"
+        )
+
+
+def unpinned(known_hosts: Path, boards: Iterable[Board]) -> list[Board]:
+    """The boards without a line in known_hosts.
+
+    Raises:
+        FleetError: it cannot be read.
+    """
+    try:
+        text = read_plain(known_hosts, _LARGEST, "host keys are pinned there").decode("utf-8", "replace")
+    except FileNotFoundError:
+        text = ""
+    lines = text.splitlines()
+    fields = [line.split()[0] for line in lines if line.strip() and not line.startswith(("#", "@"))]
+    known = {name for field in fields for name in field.split(",")}
+    hashed = any(name.startswith("|") for name in known)
+    return [b for b in boards if b.name not in known and not (hashed and _finds(known_hosts, b.name))]
+
+
+def _finds(known_hosts: Path, name: str) -> bool:
+    """Whether a line whose names are hashed is the board's."""
+    asks = ["ssh-keygen", "-F", name, "-f", str(known_hosts)]
+    return subprocess.run(asks, capture_output=True, timeout=_SCAN_S, check=False).returncode == 0
+
+
+def scan(board: Board) -> HostKey:
+    """The host key that a board shows now; whether it is the board's, somebody has to know.
+
+    Raises:
+        FleetError: it shows none.
+    """
+    asks = ["ssh-keyscan", "-T", "10", "-t", "ed25519", "-p", str(board.port), "--", board.address]
+    said = _pinning_run(asks, board)
+    lines = [line.split() for line in said.splitlines() if line and not line.startswith("#")]
+    if not lines or len(lines[0]) < 3:
+        raise FleetError(f"{board.name}: {board.address} port {board.port} shows no host key: is it on?")
+    line = " ".join((board.name, *lines[0][1:3]))
+    return HostKey(line, _pinning_run(["ssh-keygen", "-l", "-f", "-"], board, line).strip())
+
+
+def pin(known_hosts: Path, key: HostKey) -> None:
+    """Trust a host key from now on.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    add_line(known_hosts, key.line.encode())
+
+
+def _pinning_run(words: list[str], board: Board, given: str = "") -> str:
+    try:
+        done = subprocess.run(words, input=given.encode(), capture_output=True, timeout=_SCAN_S, check=False)
+    except FileNotFoundError as error:
+        raise FleetError(f"there is no {words[0]} here: install openssh-client") from error
+    except subprocess.TimeoutExpired as error:
+        raise FleetError(f"{board.name}: {words[0]} does not end within {_SCAN_S:.0f} s") from error
+    return done.stdout.decode("utf-8", "replace")

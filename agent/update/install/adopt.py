@@ -6,16 +6,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from agent.errors import UpdateError
-from agent.storage.modelsets import ModelSets
-from agent.storage.slots import Slot, Slots
-from agent.storage.updatefiles import remove
-from agent.update.archive import check, read_description
-from agent.update.journal import Journal, Update
-from agent.update.orders import Orders
-from agent.update.places import Places
-from agent.update.staging import take_files
-from agent.update.states import BEFORE_SWITCH, State
-from agent.update.switching import Switch
+from agent.storage.copies import remove
+from agent.update.bundle.archive import check, read_description
+from agent.update.install.journal import BEFORE_SWITCH, Journal, State, Update
+from agent.update.install.paths import Places
+from agent.update.install.slots import ModelSets, Slot, Slots
+from agent.update.install.stage import take_files
+from agent.update.install.switch import Switch
+from agent.update.install.watch import Orders
 
 _ANEW = "Vedette was installed anew"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from agent.storage.shadoworder import FILE as SHADOW
+from agent.storage.state_file import FILE as SHADOW
 
 ROOT_VARIABLE = "VEDETTE_ROOT"
 """Names a folder that stands for `/`: so that a test, or a person, can try an update beside the board's own."""

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from agent.board.thermal import UNDER_VOLTAGE, read_supply
 from agent.errors import UpdateError
-from agent.health.supply import UNDER_VOLTAGE, read_supply
 
 if TYPE_CHECKING:
-    from agent.update.description import Description
+    from agent.update.bundle.description import Description
+
 
 _SPACE_FACTOR = 4
 """A slot takes so many times what its bundle does: wheels are compressed, and Python compiles what is in them."""

@@ -10,13 +10,12 @@ from typing import Any
 import msgspec
 
 from agent.errors import NO_JSON, UpdateError
-from agent.storage.durable import make_folder
-from agent.storage.models import read
-from agent.storage.modelsets import ModelSets
-from agent.storage.slots import Slots
-from agent.storage.updatefiles import remove, write_like
-from agent.update.places import Places
-from agent.update.staging import CONFIG
+from agent.models.files import read
+from agent.storage.copies import remove, write_like
+from agent.storage.files import make_folder
+from agent.update.install.paths import Places
+from agent.update.install.slots import ModelSets, Slots
+from agent.update.install.stage import CONFIG
 
 _PATIENCE_S = 600.0
 """An emulated or busy board may take minutes for the golden answers of all models."""

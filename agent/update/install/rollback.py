@@ -6,43 +6,19 @@ changed last. It has to be ready within its time, or what runs now comes back.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from agent.errors import UpdateError, VedetteError
-from agent.storage.models import read
-from agent.storage.modelsets import ModelSets
-from agent.storage.slots import Slot, Slots, slot_of
-from agent.storage.updatefiles import take_copy
+from agent.models.files import read
+from agent.storage.copies import take_copy
 from agent.text import local_time
-from agent.update.archive import read_description
-from agent.update.changes import ModelsChange, VersionChange
-from agent.update.gates import HealthGate
-from agent.update.journal import Journal, Update, now
-from agent.update.orders import Orders
-from agent.update.places import Places
-from agent.update.preparing import Tell
-from agent.update.rehearsal import Rehearsal
-from agent.update.service import Service
-from agent.update.switching import Switch
-from agent.update.trial import Baseline, baseline, reloaded
-from agent.update.vitals import boot_id, read_vitals
-
-GATE = HealthGate(steady_s=10.0, within_s=120.0, p95_factor=100.0, memory_mb=1_000_000.0)
-"""It was well once; whether it is better than what runs now is for whoever asks to say."""
-
-
-def terms(update: Update, incoming: Path) -> tuple[HealthGate, Baseline]:
-    """What a trial is judged by: of a return, whether it is ready at all.
-
-    Args:
-        update: that is on trial.
-        incoming: its bundle, which a return has none of.
-
-    Raises:
-        BundleError: it cannot be read.
-    """
-    before = Baseline(update.streams_before or {}, known=update.back or update.streams_before is not None)
-    return GATE if update.back else read_description(incoming).health, before
+from agent.update.install.health_check import GATE, baseline, reloaded
+from agent.update.install.journal import Journal, Update, now
+from agent.update.install.paths import Places
+from agent.update.install.rehearse import Rehearsal
+from agent.update.install.service import Service, boot_id, read_vitals
+from agent.update.install.slots import ModelSets, Slot, Slots, slot_of
+from agent.update.install.switch import ModelsChange, Switch, VersionChange
+from agent.update.install.updater import Tell
+from agent.update.install.watch import Orders
 
 
 def gone_back(journal: Journal) -> str:

@@ -2,20 +2,191 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from agent.errors import UpdateError
-from agent.storage.durable import make_folder
-from agent.storage.models import read
-from agent.storage.modelsets import ModelSets
-from agent.storage.slots import Slot, Slots
-from agent.storage.updatefiles import delete_folder, rename, write_like
-from agent.update.archive import unpack
-from agent.update.description import NAME, Description
-from agent.update.installing import install
-from agent.update.migration import migrate
-from agent.update.places import Places
-from agent.update.preflight import find_python
+from agent.errors import UpdateError, reason_of
+from agent.models.files import read
+from agent.storage.copies import delete_folder, rename, write_like
+from agent.storage.files import make_folder
+from agent.update.bundle.archive import unpack
+from agent.update.bundle.description import NAME, Description
+from agent.update.install.paths import Places
+from agent.update.install.preflight import find_python
+from agent.update.install.slots import ModelSets, Slot, Slots
+
+if TYPE_CHECKING:
+    from agent.update.bundle.description import Migration
+
+
+# Installing: an environment of Python's own in a slot, out of a bundle's wheels and without a network.
+
+_VENV_S, _PIP_S = 180.0, 1800.0
+"""An SD card is slow: LiteRT alone unpacks to 41 MB."""
+_TAIL = 300
+_FULL_MB = 4
+_QUIET = ("--disable-pip-version-check", "--no-cache-dir", "--no-input", "--quiet")
+
+
+def install(python: str, venv: Path, wheels: Sequence[Path]) -> None:
+    """Make an environment and install wheels into it.
+
+    Args:
+        python: the interpreter to build on.
+        venv: the folder to make.
+        wheels: all that is to be installed; nothing else is looked for.
+
+    Raises:
+        UpdateError: it cannot be done; says what pip said.
+    """
+    made = "the environment cannot be made (Debian's is in python3-venv)"
+    sees = _has_picamera(python)
+    _run(
+        [python, "-I", "-m", "venv", *(["--system-site-packages"] if sees else []), str(venv)],
+        _VENV_S,
+        made,
+        venv.parent,
+    )
+    pip = [str(venv / "bin/python"), "-I", "-m", "pip"]
+    # Which wheels fit was settled where the bundle was built: some tell of fewer Pythons than they run on.
+    how = ("install", "--no-index", "--no-deps", "--ignore-requires-python", *_QUIET)
+    _run([*pip, *how, *map(str, wheels)], _PIP_S, "the wheels cannot be installed", venv.parent)
+    if not sees:  # it would find fault with the system's packages, too
+        _run([*pip, "check", "--disable-pip-version-check"], _PIP_S, "a wheel is missing", venv.parent)
+
+
+def _has_picamera(python: str) -> bool:
+    """A Pi's own camera needs Picamera2, which comes with the system and from nowhere else."""
+    asks = "import importlib.util, sys; sys.exit(importlib.util.find_spec('picamera2') is None)"
+    try:
+        return subprocess.run([python, "-I", "-c", asks], timeout=_VENV_S, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def _run(command: list[str], patience_s: float, what: str, folder: Path) -> None:
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=patience_s,
+            check=False,
+            cwd="/",
+            env={
+                "PATH": "/usr/bin:/bin",
+                "LANG": "C.UTF-8",
+                "PIP_CONFIG_FILE": "/dev/null",
+                "PIP_ROOT_USER_ACTION": "ignore",
+            },
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UpdateError(f"{what}: not done within {patience_s:.0f} s") from error
+    except OSError as error:
+        raise UpdateError(f"{what}: {error}") from error
+    if done.returncode:
+        if shutil.disk_usage(folder).free < _FULL_MB * 1024**2:
+            raise UpdateError(f"{what}: No space left on the disk of {folder}: make room")
+        said = " ".join((done.stderr or done.stdout).split())[-_TAIL:]
+        raise UpdateError(f"{what}: {said or f'exit code {done.returncode}'}")
+
+
+# Migration of a configuration to a new version: its text stays as its author wrote it, but for what changes.
+#
+# Going back needs no rules: the text of before is kept as it was, and put back.
+
+
+def migrate(text: str, migrations: Iterable[Migration]) -> str:
+    """Apply the rules of a bundle, in order, to the text of a configuration.
+
+    `rename` moves a key, also into another table; where the key is not there it does nothing. `set` gives a key a
+    value unless it has one. `remove` deletes one, if it is there. `*` in the place of a part of a key stands for
+    every table there, such as every stream in `streams.*.rate`.
+
+    Args:
+        text: TOML.
+        migrations: the rules.
+
+    Raises:
+        UpdateError: the text is no TOML, or a rule does not fit it: names the key.
+    """
+    import tomlkit
+    from tomlkit.exceptions import TOMLKitError
+
+    try:
+        document = tomlkit.parse(text)
+        for rule in migrations:
+            _apply(document, rule)
+        return tomlkit.dumps(document)
+    except TOMLKitError as error:
+        raise UpdateError(f"the configuration cannot be migrated: {reason_of(error)}") from error
+
+
+def _apply(document: Any, rule: Migration) -> None:
+    before = rule.key.split(".")
+    for found in list(_tables(document, before[:-1])):
+        path = [*found, before[-1]]
+        if rule.op == "set":
+            _set(document, path, rule.value)
+        elif rule.op == "remove":
+            _take(document, path)
+        elif (value := _take(document, path)) is not None:
+            _set(document, _named(rule.to.split("."), found), value, replace=True)
+
+
+def _tables(document: Any, parts: list[str]) -> Iterable[list[str]]:
+    """Paths of the tables that a pattern stands for; one that is not there yet stands for itself."""
+    paths: list[list[str]] = [[]]
+    for part in parts:
+        if part == "*":
+            paths = [[*path, name] for path in paths for name in _names(_at(document, path))]
+        else:
+            paths = [[*path, part] for path in paths]
+    return paths
+
+
+def _names(table: Any) -> list[str]:
+    """Of the tables in a table; what is no table, such as an array of them, has none."""
+    return [str(name) for name, one in table.items() if isinstance(one, dict)] if isinstance(table, dict) else []
+
+
+def _named(parts: list[str], found: list[str]) -> list[str]:
+    """The path that a renamed key goes to: each `*` is what it stood for at the same place."""
+    return [found[at] if part == "*" and at < len(found) else part for at, part in enumerate(parts)]
+
+
+def _at(document: Any, path: list[str]) -> Any:
+    """What stands at a path; None: nothing."""
+    for part in path:
+        if not isinstance(document, dict) or part not in document:
+            return None
+        document = document[part]
+    return document
+
+
+def _take(document: Any, path: list[str]) -> Any:
+    table = _at(document, path[:-1])
+    return table.pop(path[-1], None) if isinstance(table, dict) else None
+
+
+def _set(document: Any, path: list[str], value: Any, *, replace: bool = False) -> None:
+    import tomlkit
+
+    for at, part in enumerate(path[:-1], 1):
+        inside = document.get(part)
+        if inside is None:
+            document[part] = inside = tomlkit.table()
+        if not isinstance(inside, dict):
+            raise UpdateError(f"the configuration cannot be migrated: `{'.'.join(path[:at])}` is no table")
+        document = inside
+    if path[-1] in document and replace:
+        raise UpdateError(f"the configuration cannot be migrated: `{'.'.join(path)}` is set already")
+    if path[-1] not in document:
+        document[path[-1]] = value
+
 
 UNPACKED = "unpacked"
 CONFIG = "config/vedette.toml"

@@ -5,34 +5,319 @@ Whatever goes wrong before the switch leaves what runs alone, and the update is 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
-from agent.errors import StorageError, UpdateError, VedetteError
-from agent.storage.durable import make_folder
-from agent.storage.modelsets import ModelSets
-from agent.storage.slots import Slots, slot_of
-from agent.storage.updatefiles import remove, take_copy
-from agent.update.archive import read_description
-from agent.update.changes import Changes
-from agent.update.comparing import Comparison
-from agent.update.ending import Ending
-from agent.update.journal import Journal, Update, now
-from agent.update.orders import Orders
-from agent.update.places import Places
-from agent.update.preparing import Preparation, Tell
-from agent.update.probation import Probation
-from agent.update.service import Service
-from agent.update.states import BEFORE_SWITCH, State, after_cut
-from agent.update.switching import Switch
-from agent.update.trust import signature_of
-from agent.update.vitals import boot_id
-from agent.update.watching import Watch
+from agent.board.identity import read_board
+from agent.config.profiles import AUTO, choose
+from agent.errors import ConfigError, StorageError, UpdateError, VedetteError
+from agent.storage.copies import delete_folder, remove, take_copy
+from agent.storage.files import make_folder
+from agent.update.bundle.archive import check, read_description
+from agent.update.bundle.signing import signature_of, verify
+from agent.update.install.health_check import Outcome, Reloaded, Trial, baseline, reloaded, terms
+from agent.update.install.journal import BEFORE_SWITCH, Journal, State, Update, after_cut, now
+from agent.update.install.paths import Places
+from agent.update.install.preflight import check as check_board
+from agent.update.install.preflight import read_facts
+from agent.update.install.rehearse import Rehearsal
+from agent.update.install.service import Service, boot_id, read_vitals
+from agent.update.install.slots import ModelSets, Slot, Slots, slot_of
+from agent.update.install.stage import UNPACKED, stage_models, stage_version
+from agent.update.install.switch import BOOTS, Change, Changes, Switch
+from agent.update.install.watch import Comparison, Orders, Watch
+
+# Preparing: what an update does before anything that runs is changed. Each step gives what it has found out.
+
+Tell = Callable[[str], None]
+Found = dict[str, Any]
+"""Fields of the update that are known now."""
+_CHUNK = 1024**2
+
+
+class Preparation:
+    """Of the update at hand."""
+
+    def __init__(self, where: Places, tell: Tell) -> None:
+        self._where, self._tell = where, tell
+        self._slots, self._rehearsal = Slots(where.home), Rehearsal(where)
+
+    def verify(self, counter: int) -> Found:
+        """Look at nothing but the signature, then at the rest, and whether this board can take it.
+
+        Args:
+            counter: the highest that was committed.
+
+        Raises:
+            TrustError, BundleError, UpdateError: it is refused.
+            StorageError: the disk refuses.
+        """
+        self._tell("verifying the signature and every file")
+        incoming = self._where.incoming
+        signer = verify(incoming, signature_of(incoming), self._where)
+        wanted = read_description(incoming)
+        check(incoming, wanted)
+        running = self._slots.of("current")
+        check_board(wanted, read_facts(self._where.home, _profile(), counter, has_current=running is not None))
+        return {
+            "version": wanted.version,
+            "counter": wanted.counter,
+            "kind": wanted.kind,
+            "signer": signer.principal,
+            "bundle": _sha256(incoming),
+            "from_version": self._slots.version(running) if running else "",
+        }
+
+    def stage(self) -> Found:
+        """Put it beside what runs.
+
+        Raises:
+            BundleError, UpdateError: it cannot be installed.
+            StorageError: the disk refuses.
+        """
+        wanted, running = read_description(self._where.incoming), self._running()
+        if wanted.kind == "models":
+            self._tell(f"putting {len(wanted.models)} models beside those in use")
+            stage_models(self._where, wanted, running)
+            return {"slot": running, "before": running}
+        slot = self._slots.spare()
+        self._tell(f"installing version {wanted.version} into slot {slot}; what runs goes on")
+        stage_version(self._where, wanted, slot)
+        return {"slot": slot, "before": running}
+
+    def rehearse(self, update: Update) -> Found:
+        """Run it beside what runs.
+
+        Raises:
+            UpdateError: it fails.
+        """
+        self._tell("testing it: its imports, the golden answers of its models, the configuration")
+        home = self._slots.path(slot_of(update.slot))
+        self._rehearsal.models(home, update.counter)
+        self._rehearsal.config(home, update.counter)
+        return {}
+
+    def baseline(self) -> Found:
+        """How the daemon is now."""
+        before = baseline(read_vitals(self._where.health))
+        return {"streams_before": before.streams if before.known else None}
+
+    def reloaded(self) -> Found:
+        """Which daemon runs, and how often it has read its configuration again."""
+        now = reloaded(read_vitals(self._where.health))
+        return {"pid_before": now.pid, "reloads_before": now.count}
+
+    def discard(self, update: Update) -> None:
+        """Give back the room that an update has taken beside what runs, before anything is switched.
+
+        What was there before it stays, and its bundle does: it may begin again. What cannot be deleted is
+        overwritten then.
+        """
+        with suppress(StorageError):
+            if update.kind == "models" and (running := self._slots.of("current")):
+                home = self._slots.path(running)
+                delete_folder(home / UNPACKED)
+                ModelSets(home).drop(update.counter)
+            elif update.kind == "full":
+                spare = self._slots.spare()
+                if self._slots.path(spare).exists() and not self._slots.proved(spare):  # or it is what was before
+                    self._slots.empty(spare)
+
+    def clear(self, update: Update) -> None:
+        """Drop what nobody needs any more; what cannot be deleted is overwritten next time."""
+        with suppress(StorageError):
+            if update.kind == "models" and update.slot and not update.back:
+                ModelSets(self._slots.path(slot_of(update.slot))).drop(update.counter)
+            remove(self._where.incoming, signature_of(self._where.incoming))
+
+    def _running(self) -> Slot:
+        running = self._slots.of("current")
+        if running is None:
+            raise UpdateError(f"{self._where.home}/current: nothing is installed here: run scripts/install first")
+        return running
+
+
+def _profile() -> str:
+    """Name of this board's profile; empty: none fits."""
+    try:
+        profile = choose(AUTO, read_board())
+    except ConfigError:
+        return ""
+    return profile.name if profile else ""
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+# Ending: an update is refused, kept or taken back, and put into the history, on a disk that may be full.
+
+_ON_THE_WAY = "taking it back: "
+
+
+class Ending:
+    """Of the update at hand. Each gives it as it is in the history."""
+
+    def __init__(
+        self, where: Places, journal: Journal, preparation: Preparation, orders: Orders, tell: Tell
+    ) -> None:
+        self._where, self._journal, self._preparation = where, journal, preparation
+        self._orders, self._tell = orders, tell
+
+    def refuse(self, update: Update, reason: str) -> Update:
+        """Before its switch: what it has staged goes, and what runs goes on.
+
+        Raises:
+            StorageError: not even that can be noted; it is to be tried again.
+        """
+        reason = reason.replace(str(self._where.incoming), update.file)  # which people know
+        self._tell(f"refused: {reason}")
+        self._preparation.discard(update)  # first: on a disk that is full it could not be noted
+        try:
+            refused = self._journal.step(update, "refused", reason=reason, by=self._orders.by)
+        except StorageError:
+            self._preparation.clear(update)
+            refused = self._journal.step(update, "refused", reason=reason, by=self._orders.by)
+        self._orders.done()
+        self._preparation.clear(refused)
+        return refused
+
+    def keep(self, update: Update, change: Change, reason: str) -> Update:
+        """After its trial: it stays.
+
+        Raises:
+            StorageError: the disk refuses; it is to be tried again.
+        """
+        change.keep(update)
+        state: State = "rolled_back" if update.back else "committed"
+        by = "operator" if update.back else self._orders.by
+        reason = f"an operator went back to {update.version}" if update.back else reason
+        update = self._journal.step(update, state, reason=reason, by=by, downtime_s=update.downtime_s)
+        self._orders.done()
+        self._tell(reason if update.back else f"committed: {update.version}")
+        return update
+
+    def take_back(self, update: Update, change: Change, reason: str) -> Update:
+        """From its switch on: what ran before comes back. Why is told even if this is cut off, and done again.
+
+        Raises:
+            StorageError: the disk refuses; it is to be tried again, and the dead-man will.
+            UpdateError: the service does not start.
+        """
+        begun = update.reason.startswith(_ON_THE_WAY)
+        if begun:
+            reason = update.reason.removeprefix(_ON_THE_WAY)
+        else:
+            self._tell(f"{_ON_THE_WAY}{reason}")
+            with suppress(VedetteError):
+                if change.stand(update) == "on trial":  # else whoever took it back knows why
+                    update = self._journal.note(update, reason=f"{_ON_THE_WAY}{reason}", by=self._orders.by)
+        verdict = change.undo(update)
+        by = update.by if begun else self._orders.by
+        if verdict is not None and not begun:
+            by, reason = verdict.by, verdict.reason
+        if update.back:
+            by = verdict.by if verdict else "updater"
+            reason = f"not gone back to {update.version}: {reason}"
+        self._preparation.clear(update)  # first: on a disk that is full it could not be noted
+        update = self._journal.step(update, "rolled_back", reason=reason, by=by, downtime_s=update.downtime_s)
+        self._orders.done()
+        Switch(self._where).take_up()
+        self._tell(f"rolled back to {update.from_version or 'what ran before'}: {reason}")
+        return update
+
+
+# Probation: what was switched to runs on trial until it is kept or taken back, whatever cuts that off.
+
+
+class Probation:
+    """Of the update at hand."""
+
+    def __init__(
+        self,
+        where: Places,
+        journal: Journal,
+        ending: Ending,
+        changes: Changes,
+        watch: Watch,
+        orders: Orders,
+        tell: Tell,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._where, self._journal, self._ending, self._changes = where, journal, ending, changes
+        self._watch, self._orders, self._tell, self._clock = watch, orders, tell, clock
+
+    def go_on(self, update: Update) -> Update:
+        """From where the disk says that it is, to its end.
+
+        Raises:
+            StorageError: the disk refuses.
+            UpdateError: the service does not start.
+        """
+        change = self._changes.of(update)
+        stand = change.stand(update)
+        if stand == "kept":
+            if (asked := self._orders.take()) is None or asked.verdict != "commit":
+                self._orders.by = "updater"  # or an operator has: it was cut off behind that
+            return self._ending.keep(update, change, "")
+        if stand == "undone":
+            return self._ending.take_back(update, change, "it was cut off on the way back")
+        # It goes on, whatever it was to be taken back for when that was cut off.
+        update = self._counted(replace(update, reason=""))
+        if update.starts > BOOTS:
+            return self._ending.take_back(
+                update, change, f"the board was started {update.starts} times during the trial"
+            )
+        trial = self._trial(update)
+        # Who was started since counts its failures from 0.
+        failures = 0 if update.starts else update.failures_before
+        outcome = self._watch.until_over(
+            trial, failures, self._journal.telling(update, self._tell), self._asking(update, change)
+        )
+        if change.stopped_at is not None and trial.ready_at is not None:
+            update = replace(update, downtime_s=round(trial.ready_at - change.stopped_at, 2))
+        if outcome.verdict == "commit":
+            return self._ending.keep(update, change, outcome.reason)
+        return self._ending.take_back(update, change, outcome.reason)
+
+    def _counted(self, update: Update) -> Update:
+        """With this boot counted. Of versions the dead-man counts them, of models nobody else does."""
+        if update.kind != "models" or update.boot_id == boot_id():
+            return update
+        return self._journal.note(update, starts=update.starts + 1, boot_id=boot_id())
+
+    def _trial(self, update: Update) -> Trial:
+        gate, before = terms(update, self._where.incoming)
+        self._tell(f"on trial: it has to be well for {gate.steady_s:g} s on end within {gate.within_s:g} s")
+        version = update.version if update.kind == "full" else ""
+        # Who was started since has the models from its start, whatever its pid is.
+        is_asked = update.kind == "models" and not update.starts
+        reloaded = Reloaded(update.pid_before, update.reloads_before) if is_asked else None
+        is_replaced = update.kind == "full" and update.boot_id == boot_id()
+        replaced = update.pid_before if is_replaced else 0
+        return Trial(gate, before, version, self._clock(), asked=reloaded, replaced=replaced)
+
+    def _asking(self, update: Update, change: Change) -> Callable[[], Outcome | None]:
+        """What somebody else has decided: an operator, or the dead-man."""
+
+        def asked() -> Outcome | None:
+            if change.stand(update) != "on trial":
+                return Outcome("roll back", "it was taken back by somebody else")
+            return self._orders.take()
+
+        return asked
+
 
 log = logging.getLogger(__name__)
 

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
-from agent.update.places import Places
-from agent.update.service import Service
-from agent.update.trial import Outcome, Seen
-from agent.update.vitals import read_vitals
+from agent.errors import StorageError
+from agent.storage import state_file
+from agent.storage.copies import remove
+from agent.storage.state_file import ShadowOrder, StateFile
+from agent.update.bundle.description import Description, ShadowGate
+from agent.update.install.health_check import Outcome, Seen, Shadowing
+from agent.update.install.journal import Update
+from agent.update.install.paths import Places
+from agent.update.install.service import Service, read_vitals
+from agent.update.install.slots import ModelSets, Slots, slot_of
 
 _LOOK_S = 1.0
 
 
 class Judge(Protocol):
-    """Says what is to become of it: `agent.update.trial.Trial`, `agent.update.shadowing.Shadowing`."""
+    """Says what is to become of it: `Trial` and `Shadowing` of `agent.update.install.health_check`."""
 
     def look(self, now: float, seen: Seen) -> Outcome:
         """Judge what is seen now, s of a clock that only goes forward."""
@@ -62,3 +69,110 @@ class Watch:
     def _seen(self, failures_before: int) -> Seen:
         standing = self._service.standing()
         return Seen(read_vitals(self._where.health), max(0, standing.failures - failures_before), standing.why)
+
+
+# Comparing: new models run beside those in use, by an order to the daemon that is taken back in any case.
+
+
+class Comparison:
+    """Of the models of one update."""
+
+    def __init__(self, where: Places, update: Update, clock: Callable[[], float] = time.monotonic) -> None:
+        self._where, self._update, self._clock = where, update, clock
+
+    def run(
+        self,
+        wanted: Description,
+        gate: ShadowGate,
+        watch: Watch,
+        tell: Callable[[str], None],
+        asked: Callable[[], Outcome | None],
+    ) -> tuple[Outcome, dict[str, float]]:
+        """Have the daemon compare, until it is known what is to become of the new models.
+
+        Args:
+            wanted: description of their bundle.
+            gate: of it.
+            watch: that looks.
+            tell: is given what is waited for.
+            asked: what an operator has asked for meanwhile.
+
+        Returns:
+            What is to be done, and how far they agree by stream.
+
+        Raises:
+            StorageError: the order cannot be given.
+        """
+        judge, path = Shadowing(self._update.bundle, gate, wanted.health, self._clock()), self._where.shadow_order
+        state_file.give(path, self._order(gate.every))
+        try:
+            outcome = watch.until_over(judge, self._update.failures_before, tell, asked)
+        finally:
+            state_file.take_back(path)
+        return outcome, judge.agreement
+
+    def _order(self, every: int) -> ShadowOrder:
+        slot = Slots(self._where.home).path(slot_of(self._update.slot))
+        candidates = ModelSets(slot).path(self._update.counter)
+        return ShadowOrder(self._update.bundle, f"{self._where.home}/current/models", str(candidates), every)
+
+
+# Orders of an operator to the process that follows a trial: a small file, there until they are carried out.
+
+_ORDERS: dict[str, Outcome] = {
+    "confirm": Outcome("commit", "an operator has confirmed it"),
+    "rollback": Outcome("roll back", "an operator has asked for it"),
+}
+
+
+class Orders:
+    """Of one board.
+
+    Attributes:
+        by: who decided: `updater` until an order was taken, then `operator`.
+    """
+
+    def __init__(self, where: Places) -> None:
+        self._path = where.state / "order"
+        self.by = "updater"
+
+    def give(self, order: str) -> None:
+        """Leave an order, `confirm` or `rollback`.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        StateFile(self._path).write(order.encode())
+
+    def forget(self) -> None:
+        """Drop an order that came too late for what was before.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        remove(self._path)
+        self.by = "updater"
+
+    def take(self) -> Outcome | None:
+        """The order that was left; None: there is none. It stays until it is carried out: see `done`."""
+        try:
+            content = StateFile(self._path).read()
+        except StorageError:
+            return None
+        if content is None:
+            return None
+        outcome = _ORDERS.get(content.decode("utf-8", "replace").strip())
+        if outcome is not None:
+            self.by = "operator"
+        return outcome
+
+    def done(self, order: str = "") -> None:
+        """Drop an order that is carried out; what cannot be deleted is dropped before the next update.
+
+        Args:
+            order: that it has to be; empty: whichever it is.
+        """
+        with suppress(StorageError):
+            content = StateFile(self._path).read() or b""
+            if not order or content.decode("utf-8", "replace").strip() == order:
+                remove(self._path)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.health.board import read_board
+from agent.board.identity import read_board
 from tests.support.boards import A76, cpuinfo, pi4, write
 
 

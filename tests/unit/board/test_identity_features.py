@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.health.features import has, known_features
+from agent.board.identity import has, known_features
 from tests.support.boards import A72, A76
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.health.clock import Clock, ask_kernel, read_clock
+from agent.board.proc import Clock, ask_kernel, read_clock
 from tests.support.boards import write
 
 

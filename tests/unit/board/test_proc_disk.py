@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from agent.health.disk import Disk, read_disk
+from agent.board.proc import Disk, read_disk
 
 
 def test_a_folder_that_is_not_there_yet_lies_where_its_parent_does(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.health.frequency import CPUFREQ, Frequency, read_frequencies
+from agent.board.proc import CPUFREQ, Frequency, read_frequencies
 from tests.support.boards import pi4, write
 
 

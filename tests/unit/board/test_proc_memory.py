@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.health.memory import Memory, _table, read_memory
+from agent.board.proc import Memory, _table, read_memory
 from tests.support.boards import MEMINFO, write
 
 

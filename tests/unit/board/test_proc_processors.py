@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.health.processors import unreadable
+from agent.board.proc import unreadable
 from tests.support.boards import pi4
 
 CPU = "sys/devices/system/cpu"

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 
 _HOLES = """
 import os
-from agent.heap import trim_heap
+from agent.board.process import trim_heap
 resident = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 pieces = [bytes(bytearray(b"x" * 60_000)) for _ in range(1000)]
 last = bytes(60_000)
@@ -27,7 +27,7 @@ print((before - resident()) // 2**20)
 
 _ARENAS = """
 import threading
-from agent.heap import share_arenas
+from agent.board.process import share_arenas
 print(share_arenas())
 barrier = threading.Barrier(6)
 def allocate():

@@ -13,7 +13,7 @@ _PROGRAM = """
 import logging, os, sys, threading
 import agent.cli.main
 from agent.cli.run import set_up_logging
-from agent.compute.infer.stderr import native_stderr
+from agent.compute.infer.litert import native_stderr
 
 def during_redirect(body):
     thread = threading.Thread(target=body, name="other")
@@ -81,9 +81,9 @@ def test_a_model_opens_while_portaudio_hangs(tmp_path: Path) -> None:
     program = """
 import os, sys, threading, time
 from agent.capture.portaudio import PORTAUDIO
-from agent.compute.infer.backend import Options
+from agent.compute.infer.backends import Options
 from agent.compute.infer.litert import CpuBackend
-from agent.library import open_model
+from agent.models.library import open_model
 
 model = open_model("small-speech")
 threading.Thread(target=PORTAUDIO.look, args=("mic:", lambda *_: None), daemon=True).start()

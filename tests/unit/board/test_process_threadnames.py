@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from agent.threadnames import show_thread_names
+from agent.board.process import show_thread_names
 
 
 def test_a_thread_has_its_name_in_the_system_too() -> None:

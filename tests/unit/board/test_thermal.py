@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.health.thermal import THERMAL, Brake, Zone, read_brakes, read_zones
+from agent.board.thermal import THERMAL, Brake, Zone, read_brakes, read_zones
 from tests.support.boards import pi4, write
 
 

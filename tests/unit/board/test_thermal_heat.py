@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.health.heat import Heat, is_hot
+from agent.board.thermal import Heat, is_hot
 
 temperatures = st.floats(-50, 150)
 

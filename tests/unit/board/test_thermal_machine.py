@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.health.machine import Busy, resident_mb, temperature_c
+from agent.board.thermal import Busy, resident_mb, temperature_c
 
 
 def zone(folder: Path, number: int, text: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.health.supply import UNDER_VOLTAGE, Supply, read_supply, told
+from agent.board.thermal import UNDER_VOLTAGE, Supply, read_supply, told
 from tests.support.boards import write
 
 

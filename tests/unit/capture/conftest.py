@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from agent.messages import Image
+from agent.types import Image
 
 
 def picture(number: int, width: int = 64, height: int = 48) -> Image:

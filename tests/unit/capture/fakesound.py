@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from agent.messages import Samples
+from agent.types import Samples
 
 
 class PortAudioError(Exception):

@@ -10,12 +10,12 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.capture.listener import Listener
-from agent.capture.sound import open_sound
-from agent.config import CaptureConfig
+from agent.capture.source import open_sound
+from agent.capture.streams import Listener
+from agent.config.stream import CaptureConfig
 from agent.errors import SourceError
-from agent.messages import AudioChunk, Samples
-from tests.unit.capture.test_resampler import resampled, tone
+from agent.types import AudioChunk, Samples
+from tests.unit.capture.test_audio_file_resampler import resampled, tone
 
 _QUICK = CaptureConfig(stall_s=0.5)
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.capture.resampler import Resampler, to_int16
-from agent.capture.sound import mono
-from agent.messages import Samples
+from agent.capture.audio_file import Resampler, to_int16
+from agent.capture.source import mono
+from agent.types import Samples
 
 pytestmark = pytest.mark.numerics
 

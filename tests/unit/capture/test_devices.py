@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from agent.capture import devices as room
-from agent.capture import portaudio, v4l2
+from agent.capture import devices as v4l2
+from agent.capture import portaudio
 from agent.capture.source import check_uri
 from tests.unit.capture.fakesound import FakeSound
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.belt import Belt
+from agent.capture.handoff import Belt
 from agent.errors import SourceError
-from agent.messages import AudioChunk
+from agent.types import AudioChunk
 
 _RATE = 1000
 

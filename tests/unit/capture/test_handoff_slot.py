@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.pool import Pool
-from agent.capture.slot import Slot
+from agent.capture.handoff import Pool, Slot
 from agent.errors import SourceError
-from agent.messages import Frame
+from agent.types import Frame
 
 _IMAGE = np.zeros((2, 2, 3), np.uint8)
 

@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
-from agent.capture.picturesize import header_size
+from agent.capture.image_size import header_size
 from agent.capture.source import open_source
 from agent.errors import SourceError
-from agent.messages import Array
+from agent.types import Array
 
 
 def test_pictures_come_in_order_of_their_names_and_a_damaged_one_is_skipped(

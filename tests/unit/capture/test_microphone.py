@@ -17,14 +17,14 @@ import pytest
 
 from agent.capture import microphone as microphones
 from agent.capture import portaudio
-from agent.capture.listener import Listener
 from agent.capture.microphone import Microphone, open_microphone
-from agent.capture.sound import Block
-from agent.capture.uri import parse
-from agent.compute.infer.stderr import native_stderr
-from agent.config import CaptureConfig
+from agent.capture.source import Block
+from agent.capture.streams import Listener
+from agent.compute.infer.litert import native_stderr
+from agent.config.source_uri import parse
+from agent.config.stream import CaptureConfig
 from agent.errors import SourceError
-from agent.messages import AudioChunk, Samples
+from agent.types import AudioChunk, Samples
 from tests.unit.capture.fakesound import FakeSound, until
 
 _QUICK = CaptureConfig(stall_s=0.5, reopen_max_s=0.05)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.ring import Ring
-from agent.messages import Samples
+from agent.capture.microphone import Ring
+from agent.types import Samples
 
 
 def block(begin: int, count: int, channels: int = 1) -> Samples:

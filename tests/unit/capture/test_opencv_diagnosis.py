@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from agent.capture.diagnosis import objection, why_unreachable
+from agent.capture.opencv import objection, why_unreachable
 from agent.capture.source import open_source
 from agent.errors import SourceError
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.capture.ratemeter import RateMeter
+from agent.capture.portaudio import RateMeter
 
 
 def told(meter: RateMeter, rate_hz: float, every_s: float = 0.06, seconds: float = 20.0) -> list[int]:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.login import with_login
-from agent.capture.uri import parse
-from agent.config import CaptureConfig
+from agent.capture.source import with_login
+from agent.config.source_uri import parse
+from agent.config.stream import CaptureConfig
 from agent.errors import SourceError
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.capture.grabber import Grabber
-from agent.capture.uri import SCHEMES, Scheme
-from agent.config import CaptureConfig
+from agent.capture.streams import Grabber
+from agent.config.source_uri import SCHEMES, Scheme
+from agent.config.stream import CaptureConfig
 from agent.errors import SourceError
 from tests.unit.capture import scripted
 
@@ -307,7 +307,7 @@ def test_a_camera_that_is_plugged_in_is_not_waited_for(
         pauses.set()
         return 60.0
 
-    monkeypatch.setattr("agent.capture.outage.BackOff.next", a_minute)
+    monkeypatch.setattr("agent.capture.supervisor.BackOff.next", a_minute)
     script.mood = "refuse"
     with grabbing(f"v4l2:{node}") as (grabber, _):
         assert pauses.wait(5)

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.outage import BackOff, Outage, Thinning
+from agent.capture.reader import Thinning
+from agent.capture.supervisor import BackOff, Outage
 
 
 def test_an_outage_is_news_once_when_it_begins_and_once_when_it_ends() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent.capture.plug import Plug
-from agent.capture.uri import Address, parse
+from agent.capture.supervisor import Plug
+from agent.config.source_uri import Address, parse
 
 
 def camera(node: Path) -> Address:

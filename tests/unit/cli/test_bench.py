@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-import agent.compute.infer.selection
+import agent.compute.infer.benchmark
 from agent.cli.main import vedette
 from agent.errors import ModelError
 from tests.support import tflite_builder as build
@@ -102,7 +102,7 @@ def test_without_matplotlib_that_is_said_before_measuring(
         raise AssertionError("measured before it was known whether a chart can be drawn")
 
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr(agent.compute.infer.selection, "choose", fail)
+    monkeypatch.setattr(agent.compute.infer.benchmark, "choose", fail)
     done = call("nanodet", "--picture", tmp_path / "bench.png")
     assert str(done.exception) == "charts need matplotlib: pip install '.[charts]' in the clone"
     assert ".[charts]" in call("--help").output

@@ -14,10 +14,9 @@ from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
 from agent.errors import BundleError, ConfigError, ModelError, TrustError, VedetteError
-from agent.storage.models import ZOO
-from agent.update import archive
-from agent.update.description import Migration
-from agent.update.gates import HealthGate, ShadowGate
+from agent.models.files import ZOO
+from agent.update.bundle import archive
+from agent.update.bundle.description import HealthGate, Migration, ShadowGate
 from tests.support.tiny_bundles import Key, make_key, needs_ssh_keygen, tiny_bundle
 
 MODELS = ("build", "--models-only", "--counter", "1")
@@ -255,7 +254,7 @@ def test_a_folder_is_no_bundle(place: str) -> None:
 
 
 def test_a_health_gate_and_migrations_are_read(tmp_path: Path) -> None:
-    from agent.update.options import read_health, read_migrations, read_shadow
+    from agent.cli.bundle_options import read_health, read_migrations, read_shadow
 
     assert read_shadow(["agreement=0.8", "every=3"]) == ShadowGate(agreement=0.8, every=3)
     assert read_shadow([]) is None

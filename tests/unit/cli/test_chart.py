@@ -11,10 +11,9 @@ import pytest
 
 from agent.cli import chart
 from agent.cli.chart import check, draw_latencies, draw_profile
-from agent.compute.infer.measure import Measured
-from agent.compute.infer.profile import Profile, Row
-from agent.compute.infer.verdict import Verdict, decide
+from agent.compute.infer.choice import Measured, Verdict, decide
 from agent.errors import VedetteError
+from agent.optimise.profile.profile import Profile, Row
 
 pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
 

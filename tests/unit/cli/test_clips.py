@@ -7,9 +7,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
-from agent.clips import Occasion
 from agent.errors import ConfigError
-from agent.storage.clipfile import ClipFile
+from agent.storage.clips.file import ClipFile
+from agent.types import Occasion
 from tests.support.stills import pictures
 
 

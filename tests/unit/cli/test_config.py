@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.cli.config import config
-from agent.configfile import load, parse
-from agent.effective import effective
+from agent.cli.config_view import effective
+from agent.config.diff import RULE
+from agent.config.load import load, parse
+from agent.config.toml import to_toml
+from agent.daemon.overrides import FILE, Overrides, Value
 from agent.errors import ConfigError
-from agent.overrides import FILE, Overrides, Value
-from agent.plaintext import plain
-from agent.restart import RULE
-from agent.tomlfile import to_toml
+from agent.text import plain
 from tests.support.picture_models import classifier
 from tests.support.running import ROOT
 from tests.support.sizes import sizes_model
@@ -618,7 +618,7 @@ def test_what_only_the_user_of_the_unit_may_see_is_no_problem_and_is_said(
         '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
     )
     assert call("check", str(file)).exit_code == 1  # where no unit is installed, run would refuse it
-    monkeypatch.setattr("agent.check.service_user", os.getuid)
+    monkeypatch.setattr("agent.daemon.check.service_user", os.getuid)
     result = call("check", str(file))
     assert result.exit_code == 0
     assert f"warning: {file}:3: not checked, since this user may not see it" in result.stderr

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.config import Config, DecodeConfig, StreamConfig, TrackConfig
-from agent.effective import effective
+from agent.cli.config_view import effective
+from agent.config import Config
+from agent.config.stream import DecodeConfig, StreamConfig, TrackConfig
 from tests.support.house import person_model
 from tests.support.sound import tone_model
 

@@ -9,8 +9,8 @@ import tomllib
 
 import pytest
 
-from agent import extras
-from agent.extras import install_command
+from agent.cli import demo_show
+from agent.cli.demo_show import install_command
 from tests.support.running import ROOT
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -36,5 +36,5 @@ def test_the_command_names_what_the_extra_needs(extra: str) -> None:
 
 
 def test_the_command_names_the_extra_where_the_package_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extras, "_PACKAGE", "no_such_package")
+    monkeypatch.setattr(demo_show, "_PACKAGE", "no_such_package")
     assert shlex.split(install_command("demo"))[4:] == [".[demo]"]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from agent.cli.checks import examine
+from agent.cli.checks.report import Finding, Report
 from agent.cli.main import vedette
-from agent.doctor import examination
-from agent.doctor.report import Finding, Report
 
 WELL = Finding("board", "model", "Raspberry Pi 4 Model B")
 WARNING = Finding("storage and clock", "clock", "not synchronised", "warning", "set the clock")
@@ -24,7 +24,7 @@ PROBLEM = Finding(
 def call(monkeypatch: pytest.MonkeyPatch, found: list[Finding], *args: str) -> Result:
     healthy = all(one.state != "problem" for one in found)
     report = Report("0.1.0", datetime(2026, 11, 1, tzinfo=UTC), healthy, found)
-    monkeypatch.setattr(examination, "examine", lambda *_, **__: report)
+    monkeypatch.setattr(examine, "examine", lambda *_, **__: report)
     return CliRunner().invoke(vedette, ["doctor", *args], catch_exceptions=False)
 
 

@@ -22,13 +22,13 @@ from click.testing import CliRunner, Result
 
 from agent.cli.duration import duration, moment
 from agent.cli.main import vedette
-from agent.comms import payload
-from agent.comms.clipmessage import ClipMessage
-from agent.config import StorageConfig
+from agent.comms import messages
+from agent.comms.messages import ClipMessage
+from agent.config.device import StorageConfig
 from agent.errors import StorageError
-from agent.messages import Detection, Track
-from agent.storage.history import History
-from agent.storage.spool import Spool
+from agent.storage.spool.history import History
+from agent.storage.spool.spool import Spool
+from agent.types import Detection, Track
 from tests.support.publishing import EVENTS, TOPICS, event, from_one
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -36,10 +36,10 @@ ROOT = Path(__file__).parent.parent.parent.parent
 
 def changed(stream: str = "front", kind: str = "new", label: str = "person", message_id: str = "") -> bytes:
     """An event, somewhat different."""
-    message = msgspec.json.decode(event(message_id, stream), type=payload.EventMessage)
+    message = msgspec.json.decode(event(message_id, stream), type=messages.EventMessage)
     now = datetime.now(UTC)
     track = Track("front-7", label, 0.5, 0.9, 3, now, now, (0.1, 0.2, 0.5, 0.9), zones=("yard", "door"))
-    return payload.encode(msgspec.structs.replace(message, kind=kind, track=track))
+    return messages.encode(msgspec.structs.replace(message, kind=kind, track=track))
 
 
 @pytest.fixture
@@ -49,20 +49,20 @@ def folder(tmp_path: Path) -> Path:
     spool.put(EVENTS, changed(message_id="first"))
     spool.put(TOPICS.events("back"), changed("back", label="cat"))
     spool.put(EVENTS, changed(kind="end"))
-    detections = payload.DetectionsMessage(
+    detections = messages.DetectionsMessage(
         "porch",
         "front",
         77,
         datetime.now(UTC),
         [Detection("dog", 0.5)],
-        payload.Latency(1, 1, 1, 1, 1, 1, total=6.0),
-        payload.ModelId("m", "0"),
+        messages.Latency(1, 1, 1, 1, 1, 1, total=6.0),
+        messages.ModelId("m", "0"),
         "cpu",
         "full",
         "some-id",
         0,
     )
-    spool.put(TOPICS.detections("front"), payload.encode(detections))
+    spool.put(TOPICS.detections("front"), messages.encode(detections))
     spool.put(EVENTS, b"{damaged")
     spool.settle([1, 2, 3])
     spool.close()
@@ -104,7 +104,7 @@ def test_json_has_what_the_subscriber_got(folder: Path) -> None:
     assert found[0]["topic"] == EVENTS
     assert found[3]["spool_seq"] == 4
     sent = {name: value for name, value in found[0].items() if name not in ("topic", "acknowledged")}
-    assert msgspec.convert(sent, payload.EventMessage, strict=False).seq == 1
+    assert msgspec.convert(sent, messages.EventMessage, strict=False).seq == 1
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ CLIP = ClipMessage(
 
 def test_a_clip_is_told_with_where_it_lies(tmp_path: Path) -> None:
     spool = Spool(tmp_path, StorageConfig())
-    spool.put(TOPICS.clips("front"), payload.encode(CLIP))
+    spool.put(TOPICS.clips("front"), messages.encode(CLIP))
     spool.close()
     _, shown = call("tail", "--folder", str(tmp_path), "--label", "person").output.splitlines()
     assert shown.split()[2:] == ["front", "clips", "person", CLIP.path, "(waits)"]

@@ -13,16 +13,16 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from agent.cli.fleetstatus import rows
-from agent.cli.fleettable import RolloutLines, RolloutTable
+from agent.cli.fleet_tables import RolloutLines, RolloutTable, rows
 from agent.cli.main import vedette
 from agent.errors import BundleError, FleetError, StorageError
-from agent.fleet.asking import Answer
-from agent.fleet.ledger import Standing
-from agent.fleet.outcome import Outcome
-from agent.fleet.rollout import Rollout
-from agent.update import rehearsal, returning, service
-from agent.update.trust import signature_of
+from agent.update.bundle.signing import signature_of
+from agent.update.fleet.ledger import Standing
+from agent.update.fleet.parallel import Answer
+from agent.update.fleet.policy import Outcome
+from agent.update.fleet.rollout import Rollout
+from agent.update.install import rehearse, service
+from agent.update.install.health_check import GATE
 from tests.support.tiny_bundles import make_key, models_bundle, needs_ssh_keygen
 
 INVENTORY = """
@@ -139,7 +139,7 @@ def test_a_report_that_cannot_be_written_in_the_end_hides_no_outcome(
             standing, outcomes={name: Outcome(name, "updated") for name in NAMES}, done=True
         )
 
-    monkeypatch.setattr("agent.cli.fleetrollout.write_atomic", full)
+    monkeypatch.setattr("agent.cli.fleet_rollout.write_atomic", full)
     monkeypatch.setattr(Rollout, "run", well)
     done = say("rollout", "x.vedette", "--json")
     assert [json.loads(line)["kind"] for line in done.stdout.splitlines()] == ["updated"] * 3
@@ -216,11 +216,11 @@ def test_a_rollback_is_waited_for_as_long_as_a_board_may_take(
         commands.append(command)
         return []
 
-    monkeypatch.setattr("agent.fleet.asking.ask_all", ask_all)
+    monkeypatch.setattr("agent.update.fleet.parallel.ask_all", ask_all)
     pinned(folder)
     assert say("rollback", "--yes").exit_code == 0
-    watched_s = returning.GATE.within_s + returning.GATE.steady_s
-    assert patience[0] >= rehearsal._PATIENCE_S + watched_s + 2 * service._PATIENCE_S
+    watched_s = GATE.within_s + GATE.steady_s
+    assert patience[0] >= rehearse._PATIENCE_S + watched_s + 2 * service._PATIENCE_S
     assert commands == ["update rollback --once"]
 
 

@@ -9,9 +9,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from agent.fleet.inventory import read_inventory
-from agent.fleet.ledger import Ledger, Standing, Started, replay
-from agent.fleet.transport import Transport
+from agent.update.fleet.inventory import read_inventory
+from agent.update.fleet.ledger import Ledger, Standing, Started, replay
+from agent.update.fleet.ssh import Transport
 from tests.support.sshboards import SshBoards
 from tests.support.tiny_bundles import make_key, models_bundle, needs_ssh_keygen
 

@@ -113,7 +113,7 @@ def test_an_interruption_has_the_code_that_shells_give_it(monkeypatch: pytest.Mo
     def interrupt(path: Path) -> list[str]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("agent.check.problems", interrupt)
+    monkeypatch.setattr("agent.daemon.check.problems", interrupt)
     shown = CliRunner().invoke(vedette, ["config", "check", "x.toml"])
     assert (shown.exit_code, shown.output) == (130, "")
 
@@ -124,7 +124,7 @@ def test_what_the_log_has_told_is_not_told_again(
     def fail(path: Path) -> list[str]:
         raise StreamError("every stream is over")
 
-    monkeypatch.setattr("agent.check.problems", fail)
+    monkeypatch.setattr("agent.daemon.check.problems", fail)
     assert call(monkeypatch, "config", "check", "x.toml") == 1
     assert capsys.readouterr().err == ""
 

@@ -14,11 +14,11 @@ from click.testing import CliRunner, Result
 from agent.cli.config import config
 from agent.cli.models import models
 from agent.cli.profile import profile
+from agent.compute.manifest import Manifest
 from agent.errors import ModelError
-from agent.library import look_up, open_model
-from agent.manifest import Manifest
-from agent.plaintext import plain
-from agent.storage.models import golden_paths, model_path
+from agent.models.files import golden_paths, model_path
+from agent.models.library import look_up, open_model
+from agent.text import plain
 from tests.support.house import person_model
 from tests.support.picture_models import classifier, detector
 from tests.support.tflite_builder import (

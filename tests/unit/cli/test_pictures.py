@@ -13,14 +13,13 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.picturesize import read_size
-from agent.cli import album
-from agent.cli.album import Album, file_name
-from agent.cli.screen import Screen, decoded, graphics, iterm2, kitty
+from agent.capture.image_size import read_size
+from agent.cli import pictures
+from agent.cli.pictures import Album, Screen, decoded, file_name, graphics, iterm2, kitty
 from agent.cli.watch import watch
-from agent.comms.subscriber import Received
+from agent.comms.consumer.subscribe import Received
 from agent.errors import StorageError
-from agent.messages import Image
+from agent.types import Image
 
 
 def jpeg(width: int = 64, height: int = 48, *flags: int) -> bytes:
@@ -79,7 +78,7 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_made_up_streams_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(album, "MOST_FILES", 3)
+    monkeypatch.setattr(pictures, "MOST_FILES", 3)
     kept = Album(None, tmp_path)
     for number in range(9):
         kept.take(snapshot(jpeg(), stream=f"s{number}"))

@@ -13,10 +13,10 @@ import psutil
 import pytest
 from click.testing import CliRunner, Result
 
-import agent.compute.infer.profile
+import agent.optimise.profile.profile
 from agent.cli.main import vedette
 from agent.compute.infer.litert import load_runtime
-from agent.storage.models import ZOO
+from agent.models.files import ZOO
 
 litert = pytest.mark.skipif(load_runtime()[0] != "litert", reason="tflite-runtime has no profiler")
 
@@ -85,7 +85,7 @@ def test_without_matplotlib_that_is_said_before_measuring(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr(agent.compute.infer.profile, "profile", fail)
+    monkeypatch.setattr(agent.optimise.profile.profile, "profile", fail)
     done = call("nanodet", "--picture", tmp_path / "profile.png")
     assert str(done.exception) == "charts need matplotlib: pip install '.[charts]' in the clone"
     assert ".[charts]" in call("--help").output
@@ -95,7 +95,7 @@ def test_where_no_chart_can_be_written_that_is_said_before_measuring(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
-    monkeypatch.setattr(agent.compute.infer.profile, "profile", fail)
+    monkeypatch.setattr(agent.optimise.profile.profile, "profile", fail)
     done = call("nanodet", "--picture", tmp_path / "nowhere" / "profile.png")
     assert "no such folder to draw a chart into" in str(done.exception)
 
@@ -138,7 +138,7 @@ def test_root_has_a_model_profiled_by_another_user(tmp_path: Path) -> None:
         while running.poll() is None:
             for one in psutil.Process(running.pid).children(recursive=True):
                 with suppress(psutil.Error):
-                    if any("profile_main" in word for word in one.cmdline()):
+                    if any("profile.worker" in word for word in one.cmdline()):
                         users.add(one.uids().effective)
         assert running.stdout is not None
         assert "small-speech" in running.stdout.read()

@@ -10,11 +10,10 @@ import pytest
 from rich.console import Console
 
 from agent.cli.live import follow, follow_fleet
-from agent.cli.roster import COLUMNS, MOST, Device, Roster
-from agent.cli.rostertable import FleetTable, lines
+from agent.cli.roster import COLUMNS, MOST, Device, FleetTable, Roster, lines
 from agent.cli.table import EventTable
-from agent.comms import payload
-from agent.comms.subscriber import Kind, Received
+from agent.comms import messages as payload
+from agent.comms.consumer.subscribe import Kind, Received
 from tests.support.publishing import event
 
 

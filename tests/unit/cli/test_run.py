@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from agent import daemon as daemon_module
+from agent.board.process import hold
 from agent.cli.run import run, set_up_logging
 from agent.config import Config
+from agent.daemon import daemon as daemon_module
 from agent.errors import ConfigError
-from agent.signals import hold
 from tests.support.running import ROOT
 
 SMALLEST = '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'

@@ -10,10 +10,10 @@ from click.testing import CliRunner, Result
 
 from agent.cli import tell as module
 from agent.cli.tell import tell
-from agent.comms import asking
-from agent.comms.access import Access
-from agent.comms.asking import Answer, NoAnswerError
 from agent.comms.commands import request_command
+from agent.comms.consumer import request
+from agent.comms.consumer.client import Access
+from agent.comms.consumer.request import Answer, NoAnswerError
 from agent.comms.topics import Topics
 
 
@@ -57,7 +57,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         assert isinstance(answer, Answer)
         return answer
 
-    monkeypatch.setattr(asking, "ask", ask)
+    monkeypatch.setattr(request, "ask", ask)
     return answers
 
 

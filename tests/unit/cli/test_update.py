@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from agent.__main__ import main
 from agent.cli.main import vedette
 from agent.errors import StorageError, UpdateError
-from agent.storage.durable import lock_folder
-from agent.update.places import ROOT_VARIABLE
-from agent.update.service import Systemd
-from agent.update.trust import signature_of
+from agent.storage.files import lock_folder
+from agent.update.bundle.signing import signature_of
+from agent.update.install.paths import ROOT_VARIABLE
+from agent.update.install.service import Systemd
 from tests.support.pretend_board import Board, write_command
 from tests.support.tiny_bundles import model_files, needs_ssh_keygen
 
@@ -31,7 +31,7 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
     for name in ("restart", "reload", "standing"):
         monkeypatch.setattr(Systemd, name, lambda self, name=name: getattr(made.service, name)())
     monkeypatch.setattr(Systemd, "is_there", staticmethod(lambda: False))
-    monkeypatch.setattr("agent.update.watching._LOOK_S", 0.0)
+    monkeypatch.setattr("agent.update.install.watch._LOOK_S", 0.0)
     return made
 
 
@@ -48,7 +48,7 @@ def failed(*words: str) -> str:
 
 
 def quick(board: Board, **fields: object) -> str:
-    from agent.update.gates import HealthGate
+    from agent.update.bundle.description import HealthGate
 
     return str(board.bundle(health=HealthGate(steady_s=0, within_s=0), **fields))  # type: ignore[arg-type]  # fields of a description, as the test gives them
 
@@ -92,7 +92,7 @@ def test_who_looks_no_longer_is_told_that_it_goes_on(board: Board, monkeypatch: 
 
     monkeypatch.setattr(Systemd, "is_there", staticmethod(lambda: True))
     monkeypatch.setattr(Systemd, "hand_over", lambda _: None)
-    monkeypatch.setattr("agent.update.following.follow", stop)
+    monkeypatch.setattr("agent.update.install.status.follow", stop)
     assert "it goes on by itself: see `vedette update status`" in run("apply", quick(board), code=130)
 
 

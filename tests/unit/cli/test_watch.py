@@ -18,9 +18,9 @@ from agent.cli.row import COLUMNS, cells
 from agent.cli.table import EventTable
 from agent.cli.tell import tell
 from agent.cli.watch import json_line, watch
-from agent.comms.access import Access
-from agent.comms.payload import EventMessage
-from agent.comms.subscriber import Kind, Received, Subscriber
+from agent.comms.consumer.client import Access
+from agent.comms.consumer.subscribe import Kind, Received, Subscriber
+from agent.comms.messages import EventMessage
 from agent.errors import BrokerError
 from tests.support.publishing import event
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from paho.mqtt.client import topic_matches_sub
 
 from agent.comms.commands import Command, Value, check_answer_topic, request_command, set_command, shown
-from agent.comms.inbox import LARGEST
+from agent.comms.mqtt.inbox import LARGEST
 from agent.comms.topics import Addressed, Topics
 from agent.errors import CommandError
 

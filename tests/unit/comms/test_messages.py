@@ -11,17 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.clips import Clip, Occasion
-from agent.comms import payload
-from agent.comms.clipmessage import ClipMessage, clip_message
-from agent.messages import Detection, Keypoint, Stored, Track
+from agent.comms import messages
+from agent.comms.messages import ClipMessage, clip_message
+from agent.types import Clip, Detection, Keypoint, Occasion, Stored, Track
 
 unit = st.floats(0.0, 1.0)
 text = st.text(max_size=20)
 moment = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
 box = st.none() | st.tuples(unit, unit, unit, unit)
 milliseconds = st.floats(0.0, 1e6)
-latency = st.builds(payload.Latency, *[milliseconds] * 8)
+latency = st.builds(messages.Latency, *[milliseconds] * 8)
 detection = st.builds(
     Detection,
     text,
@@ -43,10 +42,10 @@ track = st.builds(
     box,
     zones=st.lists(text, max_size=3).map(tuple),
 )
-model = st.builds(payload.ModelId, text, text)
+model = st.builds(messages.ModelId, text, text)
 kind = st.sampled_from(["new", "update", "end"])
 event = st.builds(
-    payload.EventMessage,
+    messages.EventMessage,
     text,
     text,
     text,
@@ -61,7 +60,7 @@ event = st.builds(
     st.integers(0, 2**53),
 )
 detections = st.builds(
-    payload.DetectionsMessage,
+    messages.DetectionsMessage,
     text,
     text,
     st.integers(0, 2**53),
@@ -72,14 +71,14 @@ detections = st.builds(
     text,
     text,
 )
-stream = st.builds(payload.StreamHealth, text, text, milliseconds)
+stream = st.builds(messages.StreamHealth, text, text, milliseconds)
 health = st.builds(
-    payload.HealthMessage,
+    messages.HealthMessage,
     text,
     moment,
     milliseconds,
     st.dictionaries(text, stream, max_size=2),
-    st.builds(payload.SpoolHealth, *[st.integers(0, 2**53)] * 3, st.sampled_from(["disk", "memory"])),
+    st.builds(messages.SpoolHealth, *[st.integers(0, 2**53)] * 3, st.sampled_from(["disk", "memory"])),
     milliseconds,
     st.none() | st.floats(-50, 150),
     st.booleans(),
@@ -107,22 +106,22 @@ clip = st.builds(
 
 @given(st.one_of(event, detections, health, clip))
 def test_a_message_survives_the_journey(message: msgspec.Struct) -> None:
-    assert msgspec.json.decode(payload.encode(message), type=type(message)) == message
+    assert msgspec.json.decode(messages.encode(message), type=type(message)) == message
 
 
 @given(st.one_of(event, detections, health, clip))
 def test_a_message_has_every_field_that_its_schema_requires_and_no_other(message: msgspec.Struct) -> None:
-    schema = payload.schema()["$defs"][type(message).__name__]
-    found: dict[str, Any] = msgspec.json.decode(payload.encode(message))
+    schema = messages.schema()["$defs"][type(message).__name__]
+    found: dict[str, Any] = msgspec.json.decode(messages.encode(message))
     assert set(schema["required"]) <= set(found) <= set(schema["properties"])
 
 
 @given(event, st.integers(1, 2**53), st.floats(0.0, 1e5))
 def test_an_event_is_finished_with_its_number_and_its_wait(
-    message: payload.EventMessage, seq: int, waited_s: float
+    message: messages.EventMessage, seq: int, waited_s: float
 ) -> None:
-    stored = Stored(seq, "t", payload.encode(message), 1e9)
-    sent = msgspec.json.decode(payload.finish(stored, 1e9 + waited_s), type=payload.EventMessage)
+    stored = Stored(seq, "t", messages.encode(message), 1e9)
+    sent = msgspec.json.decode(messages.finish(stored, 1e9 + waited_s), type=messages.EventMessage)
     assert sent.seq == seq
     assert sent.latency_ms.publish == pytest.approx(waited_s * 1e3, abs=0.01)
     assert sent.latency_ms.total == pytest.approx(message.latency_ms.total + waited_s * 1e3, abs=0.01)
@@ -132,20 +131,20 @@ def test_an_event_is_finished_with_its_number_and_its_wait(
 
 @given(clip, st.integers(1, 2**53))
 def test_news_of_a_clip_get_their_number_and_are_else_as_they_were(message: ClipMessage, seq: int) -> None:
-    stored = Stored(seq, "vedette/porch/front/clips", payload.encode(message), 0.0)
-    sent = msgspec.json.decode(payload.finish(stored), type=ClipMessage)
+    stored = Stored(seq, "vedette/porch/front/clips", messages.encode(message), 0.0)
+    sent = msgspec.json.decode(messages.finish(stored), type=ClipMessage)
     assert sent == msgspec.structs.replace(message, seq=seq)
 
 
 def test_a_path_that_is_no_text_can_be_told() -> None:
     now = datetime.now(UTC)
     lying = Clip(os.fsdecode(b"/state/\xff/clip.mkv"), Occasion("s", "asked"), (), now, now, 1.0, 1, 1)
-    assert b'"path":"/state/?/clip.mkv"' in payload.encode(clip_message(lying, "d"))
+    assert b'"path":"/state/?/clip.mkv"' in messages.encode(clip_message(lying, "d"))
 
 
 def test_a_clock_that_was_set_back_gives_no_negative_wait() -> None:
     now = datetime.now(UTC)
-    message = payload.EventMessage(
+    message = messages.EventMessage(
         "i",
         "d",
         "s",
@@ -153,12 +152,12 @@ def test_a_clock_that_was_set_back_gives_no_negative_wait() -> None:
         "r",
         Track("t", "l", 0.5, 0.5, 1, now, now),
         now,
-        payload.Latency(1, 1, 1, 1, 1, 1, total=6.0),
-        payload.ModelId("m", "0"),
+        messages.Latency(1, 1, 1, 1, 1, 1, total=6.0),
+        messages.ModelId("m", "0"),
         "cpu",
         "full",
     )
-    sent = msgspec.json.decode(payload.finish(Stored(1, "t", payload.encode(message), 2e9), 1e9))
+    sent = msgspec.json.decode(messages.finish(Stored(1, "t", messages.encode(message), 2e9), 1e9))
     assert sent["latency_ms"]["publish"] == 0
     assert sent["latency_ms"]["total"] == 6
 
@@ -168,11 +167,11 @@ def test_a_clock_that_was_set_back_gives_no_negative_wait() -> None:
 )
 def test_a_damaged_row_is_no_event(body: bytes) -> None:
     with pytest.raises(msgspec.MsgspecError):
-        payload.finish(Stored(1, "t", body, 0.0))
+        messages.finish(Stored(1, "t", body, 0.0))
 
 
 def test_ids_are_unique_and_the_schema_names_every_message() -> None:
-    assert len({payload.new_id() for _ in range(1000)}) == 1000
-    schema = payload.schema()
+    assert len({messages.new_id() for _ in range(1000)}) == 1000
+    schema = messages.schema()
     assert {"EventMessage", "DetectionsMessage", "ClipMessage", "HealthMessage"} <= set(schema["$defs"])
     assert schema["$schema"].endswith("2020-12/schema")

@@ -4,11 +4,12 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from agent.comms.payload import DetectionsMessage, EventMessage, ModelId, finish
+from agent.comms.messages import DetectionsMessage, EventMessage, ModelId, finish
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
-from agent.config import Kind, PublishConfig
-from agent.messages import Detection, Event, EventKind, Seen, Stages, Stored, Track, Will
+from agent.config.device import Kind
+from agent.config.stream import PublishConfig
+from agent.types import Detection, Event, EventKind, Seen, Stages, Stored, Track, Will
 from tests.support.house import Kept
 
 NOW = datetime.now(UTC)

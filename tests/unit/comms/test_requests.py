@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agent.comms import requests as module
-from agent.comms.inbox import Received
+from agent.comms.mqtt.subscriptions import Received
 from agent.comms.requests import Request, Requests
 from agent.comms.topics import Topics
 

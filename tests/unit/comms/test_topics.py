@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.comms.identity import client_id
+from agent.comms.mqtt.endpoint import client_id
 from agent.comms.topics import Topics
 
 TOPICS = Topics("site/a", "porch")

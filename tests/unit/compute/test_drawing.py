@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from agent.compute.annotate import annotate, jpeg
+from agent.compute.drawing import annotate, jpeg
 from agent.errors import BackendError
-from agent.messages import Box, ChannelOrder, Image, Keypoint, Point, Track
+from agent.types import Box, ChannelOrder, Image, Keypoint, Point, Track
 
 pytestmark = pytest.mark.numerics
 

@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
-from agent.compute.stills import Stills
+from agent.compute.drawing import Stills
 from agent.errors import BackendError
-from agent.messages import Frame, Image
+from agent.types import Frame, Image
 
 AT = datetime(2026, 11, 25, tzinfo=UTC)
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from agent.compute.hearing import Hearing
-from agent.config import DecodeConfig, GateConfig, StreamConfig, TrackConfig
+from agent.config.stream import DecodeConfig, GateConfig, StreamConfig, TrackConfig
 from agent.errors import ModelError
-from agent.library import open_model
-from agent.messages import Samples
+from agent.models.library import open_model
+from agent.types import Samples
 from tests.support.sound import chunks
 from tests.support.soundscape import ALARM, BIRD, SMOKE, WHISTLE, logmel_model, story, waveform_model
 

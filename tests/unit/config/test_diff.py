@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.config import (
-    Config,
+from agent.config import Config
+from agent.config.device import (
     DeviceConfig,
     Durability,
     DurabilityConfig,
@@ -16,7 +16,7 @@ from agent.config import (
     MqttConfig,
     StorageConfig,
 )
-from agent.restart import hold, names, waits
+from agent.config.diff import hold, names, waits
 
 OLD = Config(device=DeviceConfig("porch"))
 EVERY_MODE: tuple[Durability, ...] = ("event", "batch", "memory")

@@ -7,17 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config import (
-    ClipsConfig,
-    Config,
-    FallbackConfig,
-    GateConfig,
-    Kind,
-    MqttConfig,
-    StreamConfig,
-    ZoneConfig,
-)
-from agent.configfile import dump, load, parse
+from agent.config import Config
+from agent.config.device import FallbackConfig, Kind, MqttConfig
+from agent.config.load import dump, load, parse
+from agent.config.stream import ClipsConfig, GateConfig, StreamConfig, ZoneConfig
 from agent.errors import ConfigError
 
 KINDS: tuple[Kind, ...] = ("events", "updates", "detections")

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.board.identity import read_board
 from agent.compute.infer.delegates import ROWS
-from agent.config import CaptureConfig, Config
-from agent.configfile import ConfigFile, dump, load, parse
+from agent.config import Config
+from agent.config.load import ConfigFile, dump, load, parse
+from agent.config.profiles import choose, merged, shipped
+from agent.config.stream import CaptureConfig
 from agent.errors import ConfigError
-from agent.health.board import read_board
-from agent.profiles import choose, merged, shipped
 from tests.support.running import ROOT
 
 CAMERA = '[streams.front]\nsource = "v4l2:/dev/video0"\nmodel = "nanodet"\n'
@@ -101,7 +102,7 @@ def test_the_board_itself_goes_before_its_soc(
     folder.mkdir()
     for name, compatible in (("a-soc", "brcm,*"), ("z-board", "acme,box-?")):
         (folder / f"{name}.toml").write_text(f'[board]\ntitle = "{name}"\ncompatible = ["{compatible}"]\n')
-    monkeypatch.setattr("agent.profiles._FOLDERS", (tmp_path / "nothing", folder))
+    monkeypatch.setattr("agent.config.profiles._FOLDERS", (tmp_path / "nothing", folder))
     chosen = choose("auto", read_board(board(root, "acme,box-1", "brcm,bcm2711")))
     assert chosen is not None
     assert chosen.name == "z-board"

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.options import Options
 from agent.capture.source import check_uri
-from agent.capture.uri import SCHEMES, holds_secret, mask, parse, parse_picture, parse_sound
+from agent.config.source_uri import SCHEMES, Options, holds_secret, mask, parse, parse_picture, parse_sound
 from agent.errors import SourceError
 
 _words = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=12)
@@ -223,7 +222,7 @@ def test_any_text_is_an_address_or_a_clear_error(text: str) -> None:
 def test_checking_a_uri_does_not_import_heavy_libraries() -> None:
     code = (
         "import sys, agent.capture.source as s; s.check_uri('file:a.mp4'); s.check_uri('mic:default');"
-        "import agent.capture.grabber, agent.capture.listener;"
+        "import agent.capture.streams, agent.capture.streams;"
         "print([m for m in ('cv2', 'picamera2', 'sounddevice', 'soundfile', 'soxr') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

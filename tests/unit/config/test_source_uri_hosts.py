@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from agent.capture.keeper import longest_pause_s
-from agent.capture.uri import parse
-from agent.config import CaptureConfig
-from agent.hosts import is_local
+from agent.capture.supervisor import longest_pause_s
+from agent.config.source_uri import is_local, parse
+from agent.config.stream import CaptureConfig
 
 LOCAL = (
     "localhost",

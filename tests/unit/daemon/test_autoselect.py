@@ -19,19 +19,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.chooser import Chooser
-from agent.compute.infer import selection as selecting
-from agent.compute.infer.auto import AutoSession
-from agent.compute.infer.backend import Options, Session, open_session
+from agent.compute.infer import benchmark as selecting
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.choice import Measured
 from agent.compute.infer.failover import FailoverSession
 from agent.compute.infer.litert import CpuSession
-from agent.compute.infer.measure import Measured
-from agent.config import SelectionConfig
+from agent.compute.infer.session import Options, Session
+from agent.compute.infer.swappable import AutoSession
+from agent.compute.manifest import Model
+from agent.config.device import SelectionConfig
+from agent.daemon.autoselect import Chooser
+from agent.daemon.measurements import Survey, Surveys, Verdicts
 from agent.errors import BackendError
-from agent.library import open_model
-from agent.manifest import Model
-from agent.storage.verdicts import Verdicts
-from agent.surveys import Survey, Surveys
+from agent.models.library import open_model
 from tests.support.delegates import COMPILER, NO_COMPILER, compiled, identity_model
 from tests.support.publishing import wait_for
 

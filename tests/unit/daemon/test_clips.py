@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.clips import Clip
-from agent.compute.stills import Stills
-from agent.config import ClipsConfig, PublishConfig, StorageConfig
+from agent.compute.drawing import Stills
+from agent.config.device import StorageConfig
+from agent.config.stream import ClipsConfig, PublishConfig
+from agent.daemon.clips import Filming
+from agent.daemon.pipeline import Pipeline
 from agent.errors import BackendError, CommandError
-from agent.filming import Filming
-from agent.messages import Event, Frame
-from agent.pipeline import Pipeline
-from agent.storage import recorder as recorder_module
-from agent.storage.recorder import Recorder
+from agent.storage.clips import recorder as recorder_module
+from agent.storage.clips.recorder import Recorder
+from agent.types import Clip, Event, Frame
 from tests.support.house import FrameList, Kept
 from tests.support.publishing import wait_for
 from tests.support.stills import SECOND, frames_of, image, play
-from tests.unit.compute.track.test_occasions import event
-from tests.unit.test_pipeline import house
+from tests.unit.compute.track.test_clip_trigger import event
+from tests.unit.daemon.test_pipeline import house
 
 
 class Camera:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from agent import checkup as module
-from agent.checkup import Checkup
+from agent.daemon import command_handler as module
+from agent.daemon.command_handler import Checkup
 from agent.errors import CommandError
 
 Told = tuple[dict[str, Any] | None, str]

@@ -9,24 +9,17 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent import control as module
-from agent import senses
-from agent.config import (
-    ClipsConfig,
-    Config,
-    DecodeConfig,
-    MqttConfig,
-    PublishConfig,
-    StorageConfig,
-    StreamConfig,
-    TrackConfig,
-)
-from agent.control import Control
+from agent.config import Config
+from agent.config.device import MqttConfig, StorageConfig
+from agent.config.stream import ClipsConfig, DecodeConfig, PublishConfig, StreamConfig, TrackConfig
+from agent.daemon import control as module
+from agent.daemon import perception
+from agent.daemon.control import Control
+from agent.daemon.overrides import FILE, LOST, decode
+from agent.daemon.runtime import House, stop_streams
 from agent.errors import CommandError, StorageError, VedetteError
-from agent.house import House, stop_streams
-from agent.overrides import FILE, LOST, decode
-from agent.storage.spool import Spool
-from agent.storage.twinfile import Found, TwinFile
+from agent.storage.spool.spool import Spool
+from agent.storage.state_file import Found, TwinFile
 from tests.support.hanging import Inferences
 from tests.support.house import person_model
 from tests.support.picture_models import classifier
@@ -324,7 +317,7 @@ def test_what_is_unknown_is_kept_off_and_no_operator_has_set_it(
 def test_rungs_that_only_the_runtime_tells_are_shown_when_it_has_told_them(
     config: Config, file: TwinFile, tmp_path: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(senses, "PREPARE_S", 0.01)
+    monkeypatch.setattr(perception, "PREPARE_S", 0.01)
     path = tmp_path / "open.tflite"
     path.write_bytes(classifier("int8", shape=()) + b"late")
     front = replace(config.streams["front"], enabled=True, model=str(path))

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from agent import stateguard as module
-from agent.config import StorageConfig
-from agent.messages import Will
-from agent.stateguard import StateGuard
-from agent.storage import timetable
-from agent.storage.durable import OwnedFolder
-from agent.storage.history import History
-from agent.storage.spool import Spool
+from agent.config.device import StorageConfig
+from agent.daemon import daemon as module
+from agent.daemon.daemon import StateGuard
+from agent.storage.files import OwnedFolder
+from agent.storage.spool import writer
+from agent.storage.spool.history import History
+from agent.storage.spool.spool import Spool
+from agent.types import Will
 from tests.support.publishing import from_one, wait_for
 from tests.support.spooling import TOPIC, filled, numbers
 
@@ -55,7 +55,7 @@ class State:
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
     monkeypatch.setattr(module, "_RETRY_S", 0.05)
-    monkeypatch.setattr(timetable, "_RETRY_S", 0.1)
+    monkeypatch.setattr(writer, "_RETRY_S", 0.1)
     made = State(tmp_path / "disk" / "state")
     yield made
     made.close()

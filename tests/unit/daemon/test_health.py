@@ -10,16 +10,17 @@ import msgspec
 import pytest
 
 from agent import __version__
-from agent.boardhealth import BoardHealth, LocalHealth
-from agent.bulletin import Bulletin
-from agent.config import Config, MqttConfig, StorageConfig, StreamConfig
-from agent.control import Control
-from agent.homeassistant import HomeAssistant
-from agent.house import House, stop_streams
-from agent.overrides import FILE
-from agent.shadows import Shadows
-from agent.storage.spool import Spool
-from agent.storage.twinfile import TwinFile
+from agent.config import Config
+from agent.config.device import MqttConfig, StorageConfig
+from agent.config.stream import StreamConfig
+from agent.daemon.control import Control
+from agent.daemon.health import BoardHealth, Bulletin, LocalHealth
+from agent.daemon.homeassistant import HomeAssistant
+from agent.daemon.overrides import FILE
+from agent.daemon.runtime import House, stop_streams
+from agent.daemon.shadow_manager import Shadows
+from agent.storage.spool.spool import Spool
+from agent.storage.state_file import TwinFile
 from tests.support.house import person_model
 from tests.support.publishing import wait_for
 
@@ -78,7 +79,7 @@ def test_it_is_written_when_it_is_old_or_something_has_changed_and_not_all_the_t
     house: House, bulletin: Bulletin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = [100.0]
-    monkeypatch.setattr("agent.boardhealth.time.monotonic", lambda: now_s[0])
+    monkeypatch.setattr("agent.daemon.health.time.monotonic", lambda: now_s[0])
     local = LocalHealth(house, bulletin, Shadows(house, {}), {"RUNTIME_DIRECTORY": str(tmp_path)})
     written = []
     for later_s, is_due in ((0.0, False), (0.5, False), (0.5, True), (1.9, False), (0.2, False)):

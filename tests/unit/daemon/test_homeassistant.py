@@ -8,11 +8,11 @@ from typing import get_args
 import pytest
 from msgspec.structs import replace
 
-from agent.comms.entities import STATES
-from agent.comms.subject import Kind, Label
-from agent.config import DecodeConfig, StreamConfig, ZoneConfig
-from agent.homeassistant import subject_of
-from agent.supervised import State
+from agent.comms.homeassistant.device import Kind, Label
+from agent.comms.homeassistant.discovery import STATES
+from agent.config.stream import DecodeConfig, StreamConfig, ZoneConfig
+from agent.daemon.homeassistant import subject_of
+from agent.daemon.stream import State
 from tests.support.house import person_model
 
 ALL = ZoneConfig("all", ((0, 0), (1, 0), (1, 1)))

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from agent.circumstances import Seen, circumstances
-from agent.compute.infer.backend import Plan
-from agent.compute.infer.finding import Found
-from agent.library import open_model
-from agent.manifest import GoldenManifest
+from agent.compute.infer.delegates import Found
+from agent.compute.infer.session import Plan
+from agent.compute.manifest import GoldenManifest
+from agent.daemon.measurements import Seen, circumstances
+from agent.models.library import open_model
 
 
 def found(library: Path, **settings: str) -> list[Found]:

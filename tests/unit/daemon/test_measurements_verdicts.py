@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from agent.daemon.measurements import Verdicts
 from agent.errors import StorageError
-from agent.storage.verdicts import Verdicts
 
 KEY = "0123456789abcdef" * 4
 

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from agent import vetted
-from agent.compute.infer import vetting
-from agent.compute.infer.backend import Options
-from agent.compute.infer.vetting import HOLDS_S, Outcome, Vetting, identity
+from agent.compute.infer.session import Options
+from agent.compute.infer.vetting import vetting
+from agent.compute.infer.vetting.vetting import HOLDS_S, Outcome, Vetting, identity
+from agent.compute.manifest import Model
+from agent.daemon import measurements
+from agent.daemon.measurements import Vetted
 from agent.errors import ModelError
-from agent.library import open_model
-from agent.manifest import Model
-from agent.vetted import Vetted
+from agent.models.library import open_model
 
 
 @pytest.fixture
@@ -96,10 +96,10 @@ def test_another_runtime_or_processor_is_another_outcome(
     tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Vetted(tmp_path).write(model, "")
-    here = vetted._here()
+    here = measurements._here()
     for place in range(len(here)):
         other = (*here[:place], "another", *here[place + 1 :])
-        monkeypatch.setattr(vetted, "_here", lambda other=other: other)
+        monkeypatch.setattr(measurements, "_here", lambda other=other: other)
         assert Vetted(tmp_path).read(model) is None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.recent import Recent
+from agent.daemon.metrics import Recent
 
 
 def recent(*ms: float) -> Recent:

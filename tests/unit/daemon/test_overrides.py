@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.config import Config, DecodeConfig, StreamConfig, ZoneConfig
+from agent.config import Config
+from agent.config.stream import DecodeConfig, StreamConfig, ZoneConfig
+from agent.daemon.overrides import Overrides, Value, basis_of, decode
 from agent.errors import StorageError
-from agent.overrides import Overrides, Value, basis_of, decode
 
 SQUARE = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0))
 FRONT = StreamConfig("test:", "nanodet", zones=(ZoneConfig("drive", SQUARE), ZoneConfig("lawn", SQUARE)))

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from agent.config import DecodeConfig, StreamConfig, ZoneConfig
-from agent.senses import open_sense
-from agent.settings import settings_of
+from agent.config.stream import DecodeConfig, StreamConfig, ZoneConfig
+from agent.daemon.overrides import settings_of
+from agent.daemon.perception import open_sense
 from tests.support.house import person_model
 from tests.support.sizes import sizes_model
 from tests.support.sound import ladder_model, tone_model

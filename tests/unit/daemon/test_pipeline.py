@@ -7,15 +7,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.comms.payload import DetectionsMessage, ModelId
+from agent.comms.messages import DetectionsMessage, ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.vision import Vision
-from agent.config import DecodeConfig, GateConfig, PublishConfig, StreamConfig, TrackConfig, ZoneConfig
+from agent.config.stream import DecodeConfig, GateConfig, PublishConfig, StreamConfig, TrackConfig, ZoneConfig
+from agent.daemon.pipeline import Pipeline
 from agent.errors import BackendError, ConfigError, ModelError
-from agent.library import open_model
-from agent.messages import Seen
-from agent.pipeline import Pipeline
+from agent.models.library import open_model
+from agent.types import Seen
 from tests.support.house import FrameList, Kept, frames, person_model
 
 RIGHT = ZoneConfig("right", ((0.5, 0.0), (1.0, 0.0), (1.0, 1.0), (0.5, 1.0)))
@@ -181,7 +181,7 @@ def test_one_thing_that_stands_still_costs_two_messages_and_a_look_now_and_then(
 
 
 def test_seen_without_events_reports_nothing(tmp_path: Path) -> None:
-    from agent.messages import Stages
+    from agent.types import Stages
 
     kept = Kept()
     _, reporter = house(tmp_path, kept)

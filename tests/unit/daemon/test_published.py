@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.comms.eraser import Trace
+from agent.comms.mqtt.cleanup import Trace
 from agent.comms.topics import Topics
-from agent.config import Config, FallbackConfig, HomeAssistantConfig, MqttConfig, StreamConfig
-from agent.published import Published
-from agent.storage.statefile import StateFile
+from agent.config import Config
+from agent.config.device import FallbackConfig, HomeAssistantConfig, MqttConfig
+from agent.config.stream import StreamConfig
+from agent.daemon.published import Published
+from agent.storage.state_file import StateFile
 
 PORCH = Topics("vedette", "porch")
 HERE, THERE = "localhost:1883", "there:1883"

@@ -12,22 +12,16 @@ import psutil
 import pytest
 from msgspec.structs import replace
 
-from agent.compute.infer.worker import WorkerSession
-from agent.config import (
-    Config,
-    DeviceConfig,
-    HealthConfig,
-    MqttConfig,
-    SelectionConfig,
-    StorageConfig,
-    StreamConfig,
-    TrackConfig,
-)
+from agent.compute.infer.worker.session import WorkerSession
+from agent.config import Config
+from agent.config.device import DeviceConfig, HealthConfig, MqttConfig, SelectionConfig, StorageConfig
+from agent.config.diff import changes
+from agent.config.stream import StreamConfig, TrackConfig
+from agent.daemon.reload import Reload
+from agent.daemon.runtime import House, stop_streams
+from agent.daemon.stream import Stream
 from agent.errors import ConfigError, VedetteError
-from agent.house import House, stop_streams
-from agent.reload import Reload, changes
-from agent.storage.spool import Spool
-from agent.stream import Stream
+from agent.storage.spool.spool import Spool
 from tests.support.delegates import COMPILER, NO_COMPILER, compiled, picture_model
 from tests.support.hanging import Inferences
 from tests.support.house import person_model
@@ -80,7 +74,7 @@ def test_only_what_is_different_is_swapped(
     front, back = house.streams.values()
     house.line.retain(house.topics.count("back", "person"), b"1")
     new = replace(house.config, streams={"front": camera, "side": camera})
-    with caplog.at_level(logging.INFO, "agent.reload"):
+    with caplog.at_level(logging.INFO, "agent.daemon.reload"):
         Reload(house, new).apply()
     assert house.config is new
     assert list(house.streams) == ["front", "side"]
@@ -175,7 +169,7 @@ def test_no_more_than_two_threads_of_a_stream_hang_however_often_it_is_reloaded(
 
 def device_processes() -> list[psutil.Process]:
     """Those that run models; others may still try one."""
-    return [one for one in psutil.Process().children() if any("worker_main" in word for word in one.cmdline())]
+    return [one for one in psutil.Process().children() if any("worker.main" in word for word in one.cmdline())]
 
 
 @pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
@@ -214,7 +208,7 @@ def test_an_edited_manifest_swaps_the_streams_of_that_model(
 ) -> None:
     before = all_see(house)
     edit(camera.model, "score_threshold = 0.4", "score_threshold = 0.5")
-    with caplog.at_level(logging.INFO, "agent.reload"):
+    with caplog.at_level(logging.INFO, "agent.daemon.reload"):
         Reload(house, house.config).apply()
         Reload(house, house.config).apply()
     assert all(stream.over and house.streams[name] is not stream for name, stream in before.items())
@@ -262,7 +256,7 @@ def test_a_stream_that_failed_is_tried_again_and_may_fail_again(
     house.config = replace(house.config, streams={**house.config.streams, "late": late})
     house.streams["late"], error = house.stream("late", late)
     assert error is not None
-    with caplog.at_level(logging.INFO, "agent.reload"):
+    with caplog.at_level(logging.INFO, "agent.daemon.reload"):
         Reload(house, house.config).apply()
     assert house.streams["late"].state == "failed"
     assert [message.partition(": ")[0] for message in caplog.messages] == ["stream late", "reloaded"]
@@ -287,14 +281,14 @@ def test_new_bounds_of_the_spool_and_of_clips_are_taken_up_and_what_waits_is_sai
         house.spool.put("t", bytes(20_000))
     wait_for(lambda: house.spool.stats().waiting >= 10)
     small = StorageConfig(spool_max_bytes=65536)
-    with caplog.at_level(logging.INFO, "agent.reload"):
+    with caplog.at_level(logging.INFO, "agent.daemon.reload"):
         Reload(house, replace(house.config, storage=small), waiting=(("device", "name"),)).apply()
         wait_for(lambda: house.spool.stats().bytes <= 65536)
         Reload(house, house.config, waiting=(("storage", "folder"), ("storage", "clips_folder"))).apply()
         waited = house.waiting
         Reload(house, house.config).apply()
     assert [len(waited), len(house.waiting)] == [2, 0]
-    told = [record for record in caplog.records if record.name == "agent.reload"]
+    told = [record for record in caplog.records if record.name == "agent.daemon.reload"]
     assert [record.getMessage() for record in told] == [
         "reloaded: [storage] spool_max_bytes; [device] name waits for a restart",
         "reloaded: [storage] folder, clips_folder wait for a restart",

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent.config import Config, DeviceConfig, StorageConfig, StreamConfig
-from agent.configfile import Rereadable
+from agent.config import Config
+from agent.config.device import DeviceConfig, StorageConfig
+from agent.config.load import Rereadable
+from agent.config.stream import StreamConfig
+from agent.daemon.runtime import House, device_name
 from agent.errors import ConfigError, StreamError
-from agent.house import House, device_name
-from agent.storage.spool import Spool
+from agent.storage.spool.spool import Spool
 from tests.support.house import person_model
 
 GONE = StreamConfig("test:", "nobody")
@@ -49,7 +51,7 @@ def test_of_two_streams_on_one_camera_the_second_is_refused(spool: Spool, tmp_pa
 def test_what_turns_xnnpack_off_is_told_once(
     spool: Spool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, hidden: list[str]
 ) -> None:
-    monkeypatch.setattr("agent.house.unreadable", lambda: hidden)
+    monkeypatch.setattr("agent.daemon.runtime.unreadable", lambda: hidden)
     House(Config({"off": StreamConfig("test:", "nanodet", enabled=False)}), spool).prepare()
     assert [said.split(":")[0] for said in caplog.messages if "XNNPACK is off" in said] == hidden
 

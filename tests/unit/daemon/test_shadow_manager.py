@@ -13,22 +13,22 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from agent.boardhealth import BoardHealth, LocalHealth
-from agent.bulletin import Bulletin
 from agent.compute.hearing import Hearing
-from agent.compute.infer.backend import Plan
-from agent.compute.infer.worker import WorkerSession
-from agent.config import Config, DecodeConfig, GateConfig, MqttConfig, StorageConfig, StreamConfig
-from agent.control import Control
-from agent.homeassistant import HomeAssistant
-from agent.house import House, stop_streams
-from agent.library import open_model
-from agent.overrides import FILE as OVERRIDES
-from agent.shadow import Shadow
-from agent.shadows import Shadows
-from agent.storage.shadoworder import FILE, ShadowOrder, give, take_back
-from agent.storage.spool import Spool
-from agent.storage.twinfile import TwinFile
+from agent.compute.infer.session import Plan
+from agent.compute.infer.worker.session import WorkerSession
+from agent.config import Config
+from agent.config.device import MqttConfig, StorageConfig
+from agent.config.stream import DecodeConfig, GateConfig, StreamConfig
+from agent.daemon.control import Control
+from agent.daemon.health import BoardHealth, Bulletin, LocalHealth
+from agent.daemon.homeassistant import HomeAssistant
+from agent.daemon.overrides import FILE as OVERRIDES
+from agent.daemon.runtime import House, stop_streams
+from agent.daemon.shadow import Shadow
+from agent.daemon.shadow_manager import Shadows
+from agent.models.library import open_model
+from agent.storage.spool.spool import Spool
+from agent.storage.state_file import FILE, ShadowOrder, TwinFile, give, take_back
 from tests.support.house import person_model
 from tests.support.publishing import wait_for
 from tests.support.sound import chunks, quiet, tone_model, word

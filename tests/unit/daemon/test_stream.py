@@ -13,33 +13,34 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from agent import library, senses, supervised
-from agent.check import keys_of
-from agent.chooser import Chooser
-from agent.clips import Clip
 from agent.comms.topics import Topics
-from agent.compute.infer import ends, vetting
-from agent.compute.infer.vetting import Vetting
+from agent.compute.infer import runtime_shapes
+from agent.compute.infer.vetting import vetting
+from agent.compute.infer.vetting.vetting import Vetting
 from agent.compute.vision import Vision
-from agent.config import (
+from agent.config.device import SelectionConfig, StorageConfig
+from agent.config.stream import (
     CaptureConfig,
     ClipsConfig,
     DecodeConfig,
     GateConfig,
     PublishConfig,
-    SelectionConfig,
-    StorageConfig,
     StreamConfig,
     TrackConfig,
     ZoneConfig,
 )
+from agent.daemon import perception
+from agent.daemon import stream as supervised
+from agent.daemon.autoselect import Chooser
+from agent.daemon.check import keys_of
+from agent.daemon.homeassistant import subject_of
+from agent.daemon.measurements import Vetted
+from agent.daemon.overrides import settings_of
+from agent.daemon.stream import Desk, Stream
 from agent.errors import BackendError, CommandError, ModelError, SourceError
-from agent.homeassistant import subject_of
-from agent.messages import Frame, Seen
-from agent.settings import settings_of
-from agent.storage.recorder import Recorder
-from agent.stream import Desk, Stream
-from agent.vetted import Vetted
+from agent.models import library
+from agent.storage.clips.recorder import Recorder
+from agent.types import Clip, Frame, Seen
 from tests.support.house import Kept, person_model
 from tests.support.mosquitto import free_port
 from tests.support.picture_models import classifier
@@ -201,7 +202,7 @@ def test_a_stream_records_when_asked(tmp_path: Path) -> None:
 def test_a_model_that_is_still_being_tried_is_opened_by_the_streams_own_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(senses, "PREPARE_S", 0.0)
+    monkeypatch.setattr(perception, "PREPARE_S", 0.0)
     made = stream(tmp_path, Kept(), model=str(person_model(tmp_path, score=0.91)))
     made.prepare()
     assert made.standing[0] == "starting"
@@ -214,7 +215,7 @@ def test_a_model_that_is_still_being_tried_is_opened_by_the_streams_own_thread(
 def test_one_that_crashes_the_runtime_then_fails_for_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(senses, "PREPARE_S", 0.0)
+    monkeypatch.setattr(perception, "PREPARE_S", 0.0)
     monkeypatch.setattr(vetting, "KNOWN", {})
     (tmp_path / "bad.tflite").write_bytes(crashing_model())
     (tmp_path / "bad.toml").write_text('name = "bad"\n[output]\ndecoder = "classify"\n')
@@ -228,7 +229,7 @@ def test_one_that_crashes_the_runtime_then_fails_for_good(
 def test_a_model_that_takes_long_to_open_holds_nobody_but_its_own_stream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(senses, "PREPARE_S", 0.1)
+    monkeypatch.setattr(perception, "PREPARE_S", 0.1)
     tensors = [T(f"t{n}", (1, 2_000_000)) for n in range(1501)]
     steps = [Op("LOGISTIC", (n,), (n + 1,)) for n in range(1500)]
     path = tmp_path / "slow.tflite"
@@ -248,7 +249,7 @@ def test_a_model_that_takes_long_to_open_holds_nobody_but_its_own_stream(
 def test_a_model_whose_shapes_only_the_runtime_tells_is_opened_by_the_streams_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(senses, "PREPARE_S", 0.01)
+    monkeypatch.setattr(perception, "PREPARE_S", 0.01)
     path = tmp_path / "open.tflite"
     path.write_bytes(classifier("int8", shape=(), described=True) + b"another")
     made = stream(tmp_path, Kept(), model=str(path))
@@ -269,7 +270,7 @@ def test_that_such_a_model_runs_is_remembered_from_one_start_to_the_next(
     path.write_bytes(classifier("int8", shape=(), described=True) + b"kept")
     caplog.set_level("INFO")
     for _ in range(2):
-        for known in (vetting.KNOWN, ends._asked, library._completions):
+        for known in (vetting.KNOWN, runtime_shapes._asked, library._completions):
             known.clear()  # as in a process that has just started
         record = Vetting(Vetted(tmp_path / "state"))
         made = Stream("front", StreamConfig(_WALK, str(path)), Desk(topics, kept, kept, vetting=record))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from agent import supervised as module
+from agent.daemon import stream as module
+from agent.daemon.stream import State, Supervised
 from agent.errors import BackendError, ModelError
-from agent.supervised import State, Supervised
 from tests.support.publishing import wait_for
 
 

@@ -10,15 +10,13 @@ import msgspec
 import pytest
 from msgspec import Struct
 
-from agent import service
 from agent.comms.topics import Topics
 from agent.compute.vision import Vision
-from agent.config import StreamConfig
-from agent.health.notify import Notifier
-from agent.messages import Frame, Seen
-from agent.service import Service, awaited, words
-from agent.stream import Desk, Stream
-from agent.supervised import State
+from agent.config.stream import StreamConfig
+from agent.daemon import systemd as service
+from agent.daemon.stream import Desk, State, Stream
+from agent.daemon.systemd import Notifier, Service, awaited, words
+from agent.types import Frame, Seen
 from tests.support.house import Kept, person_model
 from tests.support.notified import Notified
 from tests.support.publishing import wait_for
@@ -117,7 +115,7 @@ def test_a_reload_before_ready_does_not_tell_ready(systemd: Notified) -> None:
 
 def test_the_watchdog_is_fed_four_times_in_its_period(systemd: Notified, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("agent.service.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("agent.daemon.systemd.time.monotonic", lambda: now[0])
     one = told(systemd, WATCHDOG_USEC="8000000")
     for _ in range(16):
         one.look({"front": SEES}, connected=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.health.notify import Notifier
+from agent.daemon.systemd import Notifier
 from tests.support.notified import Notified
 
 

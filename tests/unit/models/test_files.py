@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from agent.errors import ModelError
-from agent.storage import models
-from agent.storage.models import bundled, load_file
+from agent.models import files
+from agent.models.files import bundled, load_file
 
 CONTENT = b"\x1c\0\0\0TFL3 a model"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -30,7 +30,7 @@ labels = {labels}
 def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "zoo"
     folder.mkdir()
-    monkeypatch.setattr(models, "ZOO", folder)
+    monkeypatch.setattr(files, "ZOO", folder)
     make(folder)
     return folder
 
@@ -162,7 +162,7 @@ def test_a_model_larger_than_the_free_memory_is_not_read(
     memory = tmp_path / "meminfo"
     if meminfo is not None:
         memory.write_text(meminfo)
-    monkeypatch.setattr(models, "_MEMORY", memory)
+    monkeypatch.setattr(files, "_MEMORY", memory)
     (zoo / "other.tflite").write_bytes(b"\x1c\0\0\0TFL3" + bytes(1_100_000))
     if refused:
         with pytest.raises(ModelError, match="1100008 bytes, and 1024000 bytes of memory are free"):
@@ -174,7 +174,7 @@ def test_a_model_larger_than_the_free_memory_is_not_read(
 def test_a_process_that_may_not_have_the_memory_says_so(zoo: Path) -> None:
     with (zoo / "walker.tflite").open("r+b") as file:
         file.truncate(2**31 - 8)
-    code = "import sys; from agent.storage.models import read; from pathlib import Path; read(Path(sys.argv[1]))"
+    code = "import sys; from agent.models.files import read; from pathlib import Path; read(Path(sys.argv[1]))"
     limit = (1 << 30, 1 << 30)
     done = subprocess.run(
         [sys.executable, "-c", code, zoo / "walker.tflite"],

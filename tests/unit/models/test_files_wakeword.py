@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from agent.errors import ModelError
-from agent.library import look_up
-from agent.storage import wakeword
-from agent.storage.models import load_file
+from agent.models import files
+from agent.models.files import load_file
+from agent.models.library import look_up
 from tests.support.tflite_builder import add_model
 
 FILE = {
@@ -52,21 +52,21 @@ def test_what_is_none_is_refused(tmp_path: Path, content: bytes, why: str) -> No
 
 
 def test_without_the_package_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wakeword, "_PACKAGE", "there_is_no_such_package")
-    assert wakeword.packaged() == ()
+    monkeypatch.setattr(files, "_PACKAGE", "there_is_no_such_package")
+    assert files.packaged() == ()
     with pytest.raises(ModelError, match=r"pip install '\.\[wakeword\]' in the clone"):
         load_file("wakeword/alexa")
 
 
 def test_the_packages_models_are_found_by_name() -> None:
     pytest.importorskip("pymicro_wakeword", reason="the extra [wakeword] is not installed")
-    assert "wakeword/alexa" in wakeword.packaged()
+    assert "wakeword/alexa" in files.packaged()
     with pytest.raises(ModelError, match="no wake word 'wakeword/alexis'"):
         load_file("wakeword/alexis")
 
 
 def test_nothing_is_guessed_of_the_packages_models() -> None:
     pytest.importorskip("pymicro_wakeword", reason="the extra [wakeword] is not installed")
-    assert {name: look_up(name, thorough=True).remarks() for name in wakeword.packaged()} == {
-        name: [] for name in wakeword.packaged()
+    assert {name: look_up(name, thorough=True).remarks() for name in files.packaged()} == {
+        name: [] for name in files.packaged()
     }

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from agent.comms.topics import Topics
-from agent.compute.infer.backend import Options, open_session
-from agent.compute.infer.modelfile import read_modelfile
-from agent.compute.size import Size
-from agent.config import DecodeConfig, StreamConfig
-from agent.desk import Desk
+from agent.compute.cascade.resolution import Size
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.session import Options
+from agent.compute.tflite.read import read_modelfile
+from agent.config.stream import DecodeConfig, StreamConfig
+from agent.daemon.stream import Desk, Stream
 from agent.errors import ModelError
-from agent.library import open_model
-from agent.messages import WHOLE, Detection, Frame
-from agent.storage.models import ZOO
-from agent.stream import Stream
+from agent.models.files import ZOO
+from agent.models.library import open_model
+from agent.types import WHOLE, Detection, Frame
 from tests.support.house import Kept, person_model
 from tests.support.picture_models import COLOURS, Ending, Numbers, classifier, detector, picture
 from tests.support.sizes import sizes_model
@@ -189,9 +189,11 @@ def test_what_was_guessed_is_logged_and_a_wild_normalisation_is_warned_of(
     stream = Stream(
         "front", StreamConfig(source="test:", model=str(path)), Desk(Topics("vedette", "porch"), Kept(), Kept())
     )
-    with caplog.at_level("INFO", "agent.library"):
+    with caplog.at_level("INFO", "agent.models.library"):
         stream.prepare()
-    guessed, doubtful, unnamed = (record.message for record in caplog.records if record.name == "agent.library")
+    guessed, doubtful, unnamed = (
+        record.message for record in caplog.records if record.name == "agent.models.library"
+    )
     assert guessed.startswith(f"stream front: {path}: its manifest leaves keys out: output.decoder (guessed")
     assert "99% of a pixel's values lie beyond its range" in doubtful
     assert "mean = 128 and std = 127.5" in doubtful

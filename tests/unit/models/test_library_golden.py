@@ -10,16 +10,15 @@ import pytest
 import soundfile
 from msgspec.structs import replace
 
-from agent.compute.infer.audio.frontend import build_frontend
-from agent.compute.infer.audio.rows import RowInput
-from agent.compute.infer.backend import Options, open_session
-from agent.compute.infer.measure import golden_inputs
+from agent.compute.infer.audio_input import RowInput, build_frontend
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.choice import golden_inputs
+from agent.compute.infer.session import Options
+from agent.compute.manifest import GoldenManifest, Model
 from agent.compute.tensors import TensorSpec
 from agent.errors import ModelError
-from agent.golden import golden
-from agent.library import open_model
-from agent.manifest import GoldenManifest, Model
-from agent.storage.models import ZOO
+from agent.models.files import ZOO
+from agent.models.library import golden, open_model
 
 
 def specs(model: Model) -> tuple[TensorSpec, ...]:

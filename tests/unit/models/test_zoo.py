@@ -6,7 +6,7 @@ import functools
 
 import pytest
 
-from agent.messages import Box, Detection
+from agent.types import Box, Detection
 from tests.support.golden import GOLDEN, expected, picture, rungs, seen
 
 pytestmark = pytest.mark.numerics

@@ -12,13 +12,13 @@ from typing import Any
 import psutil
 import pytest
 
-from agent.compute.infer.backend import Plan
-from agent.compute.infer.measure import golden_inputs
+from agent.compute.infer.choice import golden_inputs
+from agent.compute.infer.session import Plan
 from agent.compute.tensors import TensorSpec
 from agent.errors import VedetteError
-from agent.library import open_model
-from agent.loadgen import Outcome, check, run_scenarios
-from agent.messages import Array
+from agent.models.library import open_model
+from agent.optimise.loadgen import Outcome, check, run_scenarios
+from agent.types import Array
 
 CPU = Plan(threads=1)
 

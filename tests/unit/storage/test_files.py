@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import StorageConfig
+from agent.config.device import StorageConfig
+from agent.daemon.measurements import Verdicts
 from agent.errors import InUseError, StorageError
-from agent.storage.durable import (
+from agent.storage.files import (
     OwnedFolder,
     check_state_folder,
     clips_path,
@@ -25,10 +26,8 @@ from agent.storage.durable import (
     write_atomic,
     write_passing,
 )
-from agent.storage.spool import Spool
-from agent.storage.statefile import StateFile
-from agent.storage.twinfile import TwinFile
-from agent.storage.verdicts import Verdicts
+from agent.storage.spool.spool import Spool
+from agent.storage.state_file import StateFile, TwinFile
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -94,7 +93,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
 
 def test_a_second_daemon_is_told_who_has_the_folder(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from agent.storage.durable import lock_folder\n"
+        "import sys; from pathlib import Path; from agent.storage.files import lock_folder\n"
         "with lock_folder(Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import StorageError, TrustError
-from agent.storage.regular import read_regular, refuse_special, what_is
+from agent.storage.files import read_regular, refuse_special, what_is
 
 
 def test_a_file_is_read_up_to_its_bound(tmp_path: Path) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import StorageError
-from agent.storage.statefile import StateFile
-from agent.storage.twinfile import Found, TwinFile
+from agent.storage.state_file import Found, StateFile, TwinFile
 
 
 def whole(data: bytes) -> str:

@@ -17,8 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.errors import BundleError, StorageError
-from agent.storage.tarball import BLOCK, Limits, header, walk, write_tarball
-from agent.storage.unpacking import Expected, check, unpack
+from agent.storage.tar import BLOCK, Expected, Limits, check, header, unpack, walk, write_tarball
 
 LIMITS = Limits(files=8, size=100_000)
 FILES = {"a/one": b"1" * 700, "a/two": b"", "three": b"3"}

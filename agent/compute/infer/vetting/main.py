@@ -1,4 +1,4 @@
-"""The process of `agent.compute.infer.vetting_process`: opens and runs each model that comes in a fork of itself.
+"""The process of `agent.compute.infer.vetting.process`: opens and runs each model that comes in a fork of itself.
 
 The runtime is imported once; a fork then takes milliseconds. It may crash, hang or be taken over by the model: it
 has no more rights than this process, which are never root's, less memory and CPU time, and of the pipes only the
@@ -17,15 +17,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from agent.compute.infer import wire
-from agent.compute.infer.backend import Options
-from agent.compute.infer.child import begin, end_with, forget_talk
 from agent.compute.infer.litert import CpuBackend, load_runtime, runtime_version
-from agent.compute.infer.vetting_process import Vet, Vetted, requests
-from agent.compute.infer.worker_main import failed, give_up_root
+from agent.compute.infer.session import Options
+from agent.compute.infer.vetting.process import Vet, Vetted, requests
+from agent.compute.infer.worker import protocol
+from agent.compute.infer.worker.main import begin, end_with, failed, forget_talk, give_up_root
+from agent.compute.manifest import Model
 from agent.errors import NO_JSON, BackendError, VedetteError
-from agent.manifest import Model
-from agent.messages import Array
+from agent.types import Array
 
 _OPENED, _RAN, _FAILED = b"o", b"r", b"f"
 """What a fork writes when the model is open, when it has run, and before an error."""
@@ -35,7 +34,7 @@ _MOST = 2**20
 """Elements of an input that are filled: noise takes time and memory."""
 
 
-_failures: msgspec.json.Decoder[wire.Failed] = msgspec.json.Decoder(wire.Failed)
+_failures: msgspec.json.Decoder[protocol.Failed] = msgspec.json.Decoder(protocol.Failed)
 
 
 def main(asked_by: int, answers_to: int, life: int) -> None:
@@ -44,21 +43,21 @@ def main(asked_by: int, answers_to: int, life: int) -> None:
     Args:
         asked_by: descriptor of the pipe from the other end.
         answers_to: descriptor of the pipe to it.
-        life: see `agent.compute.infer.child.begin`.
+        life: see `agent.compute.infer.worker.main.begin`.
     """
     begin(life)
     runtime = _runtime()
     give_up_root()
-    with contextlib.suppress(wire.ClosedError):
+    with contextlib.suppress(protocol.ClosedError):
         while True:
             request, content = (
-                requests.decode(wire.get(asked_by)),
-                wire.get(asked_by, largest=wire.LARGEST_REQUEST),
+                requests.decode(protocol.get(asked_by)),
+                protocol.get(asked_by, largest=protocol.LARGEST_REQUEST),
             )
             told = _tried(request, content, (asked_by, answers_to), life, runtime)
             del content
             forget_talk()
-            wire.put(answers_to, wire.encode(told))
+            protocol.put(answers_to, protocol.encode(told))
     os._exit(0)
 
 
@@ -94,7 +93,7 @@ def _try(request: Vet, content: bytes, told: int, life: int) -> None:
                 session.invoke()
         os.write(told, _RAN)
     except Exception as error:
-        os.write(told, _FAILED + wire.encode(failed(error)))
+        os.write(told, _FAILED + protocol.encode(failed(error)))
     finally:
         os._exit(0)
 
@@ -131,7 +130,7 @@ def _understood(said: bytes, status: int, runtime: str) -> Vetted:
         try:
             problem = _failures.decode(error)
         except NO_JSON:
-            problem = wire.Failed("its error cannot be read")
+            problem = protocol.Failed("its error cannot be read")
     opened, ran = _OPENED in stages, _RAN in stages and not status
     return Vetted(runtime, opened, ran, max(0, -status), max(0, status), problem)
 

@@ -1,4 +1,4 @@
-"""Asks the process that tries models, `agent.compute.infer.vetting_main`; see `agent.compute.infer.vetting`.
+"""Asks the process that tries models (`main` beside this); see `agent.compute.infer.vetting.vetting`.
 
 It is imported for the first unknown model only: most starts of the daemon need none of it.
 """
@@ -12,19 +12,61 @@ import threading
 import time
 from concurrent.futures import Future
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
 
-from agent.compute.infer import wire
-from agent.compute.infer.backend import Options
-from agent.compute.infer.process import Process, signal_name
-from agent.compute.infer.spare import spare_bytes
-from agent.compute.infer.vetting import KNOWN, Identity, Limits, Outcome, Record, identity
+from agent.compute.infer.session import Options
+from agent.compute.infer.vetting.vetting import KNOWN, Identity, Limits, Outcome, Record, identity
+from agent.compute.infer.worker import protocol
+from agent.compute.infer.worker.process import Process, signal_name
+from agent.compute.manifest import Manifest, Model
 from agent.errors import NO_JSON, BackendError, ModelError, reason_of
-from agent.manifest import Manifest, Model
-from agent.plaintext import plain
+from agent.text import plain
+
+# Memory that a model may take while it is tried. Sources: proc_meminfo(5), cgroup-v2 (memory.max).
+
+_LEAST = 128 * 2**20
+"""Bytes that every model may take: small ones need some 60 MB with the stacks of their threads."""
+
+
+def spare_bytes(root: Path = Path("/")) -> int:
+    """Half of the memory that is available now, or of the limit of this process's cgroup if that is lower.
+
+    Args:
+        root: of the file system.
+
+    Returns:
+        Bytes, at least `_LEAST`.
+    """
+    return max(_LEAST, min(_available(root), *_cgroup_limits(root)) // 2)
+
+
+def _available(root: Path) -> int:
+    """Memory that could be had without swapping; all that the board has where the kernel does not tell, bytes."""
+    for line in _read(root / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cgroup_limits(root: Path) -> list[int]:
+    """Limits of the cgroup and of those around it, bytes; one that limits nothing comes first."""
+    top, limits = root / "sys/fs/cgroup", [1 << 62]
+    lines = _read(root / "proc/self/cgroup").splitlines()
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    inside = [folder for folder in (top / own, *(top / own).parents) if folder.is_relative_to(top)]
+    texts = (_read(folder / "memory.max").strip() for folder in inside)
+    return limits + [int(text) for text in texts if text.isascii() and text.isdigit()]
+
+
+def _read(path: Path) -> str:
+    with suppress(OSError, ValueError):
+        return path.read_text(encoding="ascii")
+    return ""
+
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +74,7 @@ _MORE_MB = 1024
 """Address space beyond the board's memory, MB: libraries and stacks reserve that much and use little of it."""
 _MANY_CORES = 4
 """From so many on two models are tried at once, else one."""
-_MAIN = "agent.compute.infer.vetting_main"
+_MAIN = "agent.compute.infer.vetting.main"
 _LINGER_S = 2.0
 """How long the process waits for another model, and an error for another who asks, s."""
 _CRASHES = (signal.SIGSEGV, signal.SIGILL, signal.SIGABRT, signal.SIGFPE, signal.SIGTRAP, signal.SIGSYS)
@@ -78,7 +120,7 @@ class Vetted(Struct, frozen=True):
     ran: bool
     signal: int
     status: int
-    failed: wire.Failed | None = None
+    failed: protocol.Failed | None = None
 
 
 requests: msgspec.json.Decoder[Vet] = msgspec.json.Decoder(Vet)
@@ -217,14 +259,14 @@ def _asked(process: Process, trial: Trial) -> Vetted:
     path = plain(model.path)
     request = Vet(trial.options.threads, model.manifest, path, limits.cpu_s, memory, spare_bytes())
     try:
-        process.put(wire.encode(request), within_s)
+        process.put(protocol.encode(request), within_s)
         process.put(model.content, within_s)
         return _answers.decode(process.get(within_s))
     except TimeoutError:
         raise BackendError(f"{model.path}: cannot be tried: it was not done after {within_s:g} s") from None
-    except wire.ClosedError:
+    except protocol.ClosedError:
         raise BackendError(f"{model.path}: cannot be tried: its process {process.death()}") from None
-    except (wire.NonsenseError, *NO_JSON) as error:
+    except (protocol.NonsenseError, *NO_JSON) as error:
         raise BackendError(f"{model.path}: cannot be tried: its process answers nonsense: {error}") from error
 
 

@@ -2,7 +2,7 @@
 
 Processes of their own that open models call `drop_root` first, so that those do not run with root's rights.
 `without_root` has a fork do the rest of a command's work, such as parsing a model's file. What that needs of
-files that only root may read is read before, see `agent.storage.models.preloaded`. Results come back as msgpack,
+files that only root may read is read before, see `agent.models.files.preloaded`. Results come back as msgpack,
 typed: root takes nothing from a fork that it would have to trust.
 """
 
@@ -287,7 +287,7 @@ def device_groups(root: Path = Path("/")) -> list[int]:
     """
     import grp
 
-    from agent.compute.infer.finding import device_nodes
+    from agent.compute.infer.delegates import device_nodes
 
     found = {group for node in device_nodes(root=root) if (group := _writers(node))}
     for name in _GROUPS:
@@ -303,7 +303,7 @@ def only_for_root(backend: str, root: Path = Path("/")) -> Path | None:
         backend: its name.
         root: of the file system.
     """
-    from agent.compute.infer.finding import device_nodes
+    from agent.compute.infer.delegates import device_nodes
 
     for node in device_nodes(backend, root):
         with suppress(OSError):

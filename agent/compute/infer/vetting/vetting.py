@@ -1,7 +1,7 @@
 """Vetting: a model is opened and run once in a process of its own before this process opens it.
 
 A file that our reader accepts may still crash or hang the runtime. The exact bytes that this process will open go
-to `agent.compute.infer.vetting_process`, which has a fork run them. A crash there is an error of that model.
+to `agent.compute.infer.vetting.process`, which has a fork run them. A crash there is an error of that model.
 
 Outcomes are kept for the life of this process, and longer by a `Record`; a refusal is kept for `HOLDS_S`. What
 says nothing lasting about the model, such as a lack of memory, is kept nowhere: it is tried again the next time.
@@ -16,10 +16,10 @@ from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
-from agent.compute.infer.backend import Options
 from agent.compute.infer.litert import CpuBackend, CpuSession
+from agent.compute.infer.session import Options
+from agent.compute.manifest import Model
 from agent.errors import ModelError
-from agent.manifest import Model
 
 Identity = tuple[str, int, tuple[str, ...]]
 HOLDS_S = 86_400.0
@@ -114,7 +114,7 @@ class Vetting:
         """
         reason = self._known(model)
         if reason is None:
-            from agent.compute.infer.vetting_process import outcome  # most starts need none of it
+            from agent.compute.infer.vetting.process import outcome  # most starts need none of it
 
             try:
                 reason = outcome(model, options, self._limits, self._record).result(within_s)
@@ -130,7 +130,7 @@ class Vetting:
         Raises:
             ModelError, BackendError: see `check`.
         """
-        from agent.compute.infer.vetting_process import outcome
+        from agent.compute.infer.vetting.process import outcome
 
         try:
             reason = outcome(model, options, self._limits, None).result()

@@ -1,4 +1,4 @@
-"""The process of `agent.compute.infer.worker`: opens a model and runs it when told to, until its pipe closes.
+"""The worker process: runs a model, with its tensors in shared memory. See `worker.session`.
 
 It drops root's rights before the model comes, but for a device that only root may open.
 """
@@ -7,32 +7,90 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import importlib
+import logging
 import os
 import resource
+import select
+import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from agent.compute.infer import wire
-from agent.compute.infer.backend import Options, Plan, Session
-from agent.compute.infer.child import begin, forget_talk
-from agent.compute.infer.litert import CpuBackend, load_runtime, runtime_version
-from agent.compute.infer.turn import Turn, take
-from agent.compute.infer.unprivileged import device_groups, drop_root, is_root
-from agent.compute.infer.whole import Whole
+from agent.compute.infer.chain import Turn, Whole, take
+from agent.compute.infer.litert import CpuBackend, keep_stderr, load_runtime, runtime_version
+from agent.compute.infer.session import Options, Plan, Session
+from agent.compute.infer.vetting.unprivileged import device_groups, drop_root, is_root
+from agent.compute.infer.worker import protocol
+from agent.compute.infer.worker.process import LOG_BYTES
+from agent.compute.manifest import Model
 from agent.errors import BackendError, ModelError, VedetteError
-from agent.manifest import Model
-from agent.messages import Array
+from agent.types import Array
+
+# What a process that `agent.compute.infer.worker.process` starts does first, and between its answers.
+
+_OOM = "/proc/self/oom_score_adj"
+_EXPENDABLE = b"500"
+"""Of -1000 to 1000, see proc_pid_oom_score_adj(5): where memory runs out this ends before who started it."""
+
+
+def begin(life: int) -> None:
+    """Live as long as the other end does, and be the first to go where memory is short.
+
+    Args:
+        life: descriptor of a pipe that the other end holds open as long as this process is to live.
+    """
+    end_with(life)
+    with suppress(OSError), _opened(_OOM) as setting:
+        os.write(setting, _EXPENDABLE)
+    # What ends a terminal's programs is the other end's to judge.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.disable()
+    keep_stderr()
+
+
+def end_with(life: int) -> None:
+    """Have the kernel kill this process when the other end of a pipe is closed, whatever it hangs in.
+
+    PR_SET_PDEATHSIG would not do: it goes by the parent's thread, which may end before.
+
+    Args:
+        life: see `begin`.
+    """
+    fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(life, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(life, fcntl.F_SETFL, os.O_ASYNC)
+    if select.select([life], [], [], 0)[0]:  # it is closed already
+        os._exit(0)
+
+
+def forget_talk() -> None:
+    """Have what is said next overwrite the oldest, when half of the room for it is full."""
+    if os.lseek(2, 0, os.SEEK_CUR) > LOG_BYTES // 2:
+        os.lseek(2, 0, os.SEEK_SET)
+
+
+@contextmanager
+def _opened(setting: str) -> Iterator[int]:
+    """One of the kernel's, to be written; nothing on a disk."""
+    descriptor = os.open(setting, os.O_WRONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
 
 _CPU = Plan()
 _NEEDED = {
-    "cpu": ("agent.compute.infer.modelfile",),
-    "delegate": ("agent.compute.infer.modelfile",),
+    "cpu": ("agent.compute.tflite.read",),
+    "delegate": ("agent.compute.tflite.read",),
     "accelerator": (
         "agent.compute.infer.accelerator",
         "ai_edge_litert.compiled_model",
@@ -49,11 +107,11 @@ def main(asked_by: int, answers_to: int, life: int, tensors: int) -> None:
     Args:
         asked_by: descriptor of the pipe from the other end.
         answers_to: descriptor of the pipe to it.
-        life: see `agent.compute.infer.child.begin`.
+        life: see `agent.compute.infer.worker.main.begin`.
         tensors: descriptor of the memory that is shared.
     """
     begin(life)
-    with contextlib.suppress(wire.ClosedError):
+    with contextlib.suppress(protocol.ClosedError):
         _Server(asked_by, answers_to, tensors).serve()
     # Libraries that crash while they are taken down have done their work.
     os._exit(0)
@@ -63,7 +121,7 @@ class _Server:
     def __init__(self, asked_by: int, answers_to: int, tensors: int) -> None:
         self._from, self._to, self._tensors = asked_by, answers_to, tensors
         self._end = 0
-        self._bound: dict[str, tuple[wire.Stretch, list[Array], list[Array]]] = {}
+        self._bound: dict[str, tuple[protocol.Stretch, list[Array], list[Array]]] = {}
 
     def serve(self) -> None:
         """Answer every message.
@@ -74,17 +132,17 @@ class _Server:
         self._tell(self._open)
         while True:
             message = self._receive()
-            if message == wire.RUN:
+            if message == protocol.RUN:
                 self._run()
             else:
-                self._tell(lambda message=message: self._asked(wire.requests.decode(message)))
+                self._tell(lambda message=message: self._asked(protocol.requests.decode(message)))
 
     def _receive(self) -> bytes:
-        return wire.get(self._from, largest=wire.LARGEST_REQUEST)
+        return protocol.get(self._from, largest=protocol.LARGEST_REQUEST)
 
-    def _open(self) -> wire.Answer:
-        request = wire.requests.decode(self._receive())
-        assert isinstance(request, wire.Open)
+    def _open(self) -> protocol.Answer:
+        request = protocol.requests.decode(self._receive())
+        assert isinstance(request, protocol.Open)
         if not request.as_root:
             give_up_root(request.plan)
         content = self._receive()
@@ -92,35 +150,35 @@ class _Server:
         options = Options(request.rung, request.threads or request.plan.threads)
         self._manifest, self._path = model.manifest, request.path
         self._session, runtime, nodes, delegated = opened(model, request.plan, options)
-        return wire.Opened(runtime, nodes, delegated, self._use(request.rung))
+        return protocol.Opened(runtime, nodes, delegated, self._use(request.rung))
 
-    def _asked(self, request: wire.Request) -> wire.Answer:
-        if isinstance(request, wire.Use):
+    def _asked(self, request: protocol.Request) -> protocol.Answer:
+        if isinstance(request, protocol.Use):
             return self._use(request.rung)
-        if isinstance(request, wire.Time):
+        if isinstance(request, protocol.Time):
             return self._time(request)
         used = resource.getrusage(resource.RUSAGE_SELF)
-        return wire.Usage(used.ru_utime + used.ru_stime, _resident_mb())
+        return protocol.Usage(used.ru_utime + used.ru_stime, _resident_mb())
 
-    def _use(self, rung: str) -> wire.Stretch:
+    def _use(self, rung: str) -> protocol.Stretch:
         session = self._session
         session.use(rung)
         if rung not in self._bound:
             specs = (*session.inputs, *session.outputs)
-            size = wire.size_of(specs)
-            if not wire.fits(self._end, size):
+            size = protocol.size_of(specs)
+            if not protocol.fits(self._end, size):
                 raise BackendError(
                     f"{self._path}: its tensors take {(self._end + size) / 1e6:.0f} MB; expected at most "
-                    f"{wire.TENSORS_BYTES / 1e6:.0f} MB in a process of its own"
+                    f"{protocol.TENSORS_BYTES / 1e6:.0f} MB in a process of its own"
                 )
-            stretch = wire.Stretch(session.inputs, session.outputs, self._end, size)
-            arrays = wire.mapped(self._tensors, stretch)
+            stretch = protocol.Stretch(session.inputs, session.outputs, self._end, size)
+            arrays = protocol.mapped(self._tensors, stretch)
             self._end += size
             count = len(session.inputs)
             self._bound[rung] = (stretch, arrays[:count], arrays[count:])
         return self._bound[rung][0]
 
-    def _time(self, request: wire.Time) -> Turn:
+    def _time(self, request: protocol.Time) -> Turn:
         rung, whole = self._session.rung, self._whole
         try:
             self._use(whole.first)
@@ -151,19 +209,19 @@ class _Server:
             for index, taken in enumerate(outputs):
                 np.copyto(taken, session.output(index))
         except Exception as error:
-            wire.put(self._to, wire.encode(failed(error)))
+            protocol.put(self._to, protocol.encode(failed(error)))
         else:
-            wire.put(self._to, wire.RUN)
+            protocol.put(self._to, protocol.RUN)
         forget_talk()
 
     def _tell(self, answer: Any) -> None:
         try:
             told = answer()
-        except wire.ClosedError:
+        except protocol.ClosedError:
             raise
         except Exception as error:
             told = failed(error)
-        wire.put(self._to, wire.encode(told))
+        protocol.put(self._to, protocol.encode(told))
 
 
 def give_up_root(plan: Plan = _CPU) -> None:
@@ -203,11 +261,11 @@ def opened(model: Model, plan: Plan, options: Options) -> tuple[Session, str, in
     return cpu, runtime_version(load_runtime()[0]), cpu.nodes, cpu.delegated
 
 
-def failed(error: Exception) -> wire.Failed:
+def failed(error: Exception) -> protocol.Failed:
     """What to tell of an error."""
     text = str(error) if isinstance(error, VedetteError) else f"{type(error).__name__}: {error}"
-    return wire.Failed(
-        text[: wire.LONGEST_TEXT], isinstance(error, ModelError) and not isinstance(error, BackendError)
+    return protocol.Failed(
+        text[: protocol.LONGEST_TEXT], isinstance(error, ModelError) and not isinstance(error, BackendError)
     )
 
 

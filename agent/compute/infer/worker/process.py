@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
-from agent.compute.infer import wire
+from agent.compute.infer.worker import protocol
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ _CHATTER = ("INFO", "I0000 ", "WARNING: [npu_registry", "WARNING: [gpu_registry"
 
 
 class Process:
-    """A module that is run by this Python, see `agent.compute.infer.child` for what it does first.
+    """A module that is run by this Python, see `agent.compute.infer.worker.main` for what it does first.
 
     Attributes:
         pid: of the process.
@@ -77,9 +77,9 @@ class Process:
         Raises:
             ClosedError: it reads no more. TimeoutError: it does not take it in time.
         """
-        wire.put(self._to, message, time.monotonic() + within_s)
+        protocol.put(self._to, message, time.monotonic() + within_s)
 
-    def get(self, within_s: float, largest: int = wire.LARGEST_ANSWER) -> bytes:
+    def get(self, within_s: float, largest: int = protocol.LARGEST_ANSWER) -> bytes:
         """Receive its next message.
 
         Args:
@@ -90,7 +90,7 @@ class Process:
             ClosedError: it has ended, or writes no more. TimeoutError: nothing came in time. NonsenseError: the
                 message is larger.
         """
-        return wire.get(self._from, time.monotonic() + within_s, self._watch, largest)
+        return protocol.get(self._from, time.monotonic() + within_s, self._watch, largest)
 
     def death(self) -> str:
         """Of what it died, and what it said last; it is over with it, whatever it still does."""

@@ -22,12 +22,12 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from agent.compute.infer.backend import Plan
-from agent.compute.infer.turn import Turn
+from agent.compute.infer.chain import Turn
+from agent.compute.infer.session import Plan
+from agent.compute.manifest import Manifest
 from agent.compute.tensors import TensorSpec
 from agent.errors import NO_JSON
-from agent.manifest import Manifest
-from agent.messages import Array
+from agent.types import Array
 
 _LENGTH = struct.Struct("<I")
 LARGEST_REQUEST = 2 * 1024**3
@@ -81,7 +81,7 @@ class Time(Struct, frozen=True, tag=True):
     """Run the whole model, from the first rung's input to the deepest one's output; answered by `Turn`.
 
     Attributes:
-        seconds: for how long, see `agent.compute.infer.turn.take`, s; 0: once, at once and untimed.
+        seconds: for how long, see `agent.compute.infer.chain.take`, s; 0: once, at once and untimed.
     """
 
     seconds: float

@@ -12,15 +12,15 @@ import os
 from collections.abc import Sequence
 from typing import TypeVar
 
-from agent.compute.infer import wire
-from agent.compute.infer.backend import Options, Plan
-from agent.compute.infer.process import Process
-from agent.compute.infer.turn import Turn
-from agent.compute.infer.unprivileged import is_root, only_for_root
+from agent.compute.infer.chain import Turn
+from agent.compute.infer.session import Options, Plan
+from agent.compute.infer.vetting.unprivileged import is_root, only_for_root
+from agent.compute.infer.worker import protocol
+from agent.compute.infer.worker.process import Process
+from agent.compute.manifest import Model
 from agent.errors import BackendError, ModelError, reason_of
-from agent.manifest import Model
-from agent.messages import Array
-from agent.plaintext import plain
+from agent.text import plain
+from agent.types import Array
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ PATIENCE_S = 120.0
 DEADLINE_S = 2.0
 _OPENING = "opening the model"
 
-_Told = TypeVar("_Told", wire.Opened, wire.Stretch, wire.Usage, Turn)
+_Told = TypeVar("_Told", protocol.Opened, protocol.Stretch, protocol.Usage, Turn)
 
 
 class WorkerSession:
@@ -67,9 +67,9 @@ class WorkerSession:
         self._stretches: dict[str, _Mapped] = {}
         rung = self._there = options.rung or model.manifest.rungs[0].name
         try:
-            self._tensors = wire.shared_memory()
+            self._tensors = protocol.shared_memory()
             try:
-                self._process = Process("agent.compute.infer.worker_main", [self._tensors])
+                self._process = Process("agent.compute.infer.worker.main", [self._tensors])
             except OSError:
                 os.close(self._tensors)
                 raise
@@ -77,8 +77,8 @@ class WorkerSession:
             raise BackendError(f"{model.path}: no process for {plan.backend}: {reason_of(error)}") from error
         try:
             path, as_root = plain(model.path), _needs_root(model, plan)
-            request = wire.Open(plan, rung, options.threads, model.manifest, path, as_root)
-            self.opened = self._ask(request, wire.Opened, patience_s, model.content)
+            request = protocol.Open(plan, rung, options.threads, model.manifest, path, as_root)
+            self.opened = self._ask(request, protocol.Opened, patience_s, model.content)
             self._take(rung, self.opened.stretch)
         except BaseException:
             self.close()
@@ -87,7 +87,7 @@ class WorkerSession:
     def use(self, rung: str) -> None:
         """See `Session.use`."""
         if rung not in self._stretches:
-            self._take(rung, self._ask(wire.Use(rung), wire.Stretch, self._patience_s))
+            self._take(rung, self._ask(protocol.Use(rung), protocol.Stretch, self._patience_s))
         self._in_use(rung)  # the process changes when it is to run: what it has answered can be read without it
 
     def input(self, index: int) -> Array:
@@ -97,37 +97,39 @@ class WorkerSession:
     def invoke(self) -> None:
         """See `Session.invoke`."""
         if self._there != self.rung:
-            self._ask(wire.Use(self.rung), wire.Stretch, self.deadline_s)  # it knows this one: that takes no time
+            self._ask(
+                protocol.Use(self.rung), protocol.Stretch, self.deadline_s
+            )  # it knows this one: that takes no time
             self._there = self.rung
         mapped = self._mapped
         within_s = self.deadline_s if mapped.has_run else self._patience_s
-        answer = self._exchange([wire.RUN], within_s, "an inference")
+        answer = self._exchange([protocol.RUN], within_s, "an inference")
         mapped.has_run = True
-        if answer != wire.RUN:
+        if answer != protocol.RUN:
             self._said(answer)
 
     def output(self, index: int) -> Array:
         """See `Session.output`."""
         return self._mapped.outputs[index]
 
-    def usage(self) -> wire.Usage:
+    def usage(self) -> protocol.Usage:
         """What the process has used so far.
 
         Raises:
             BackendError: it is gone.
         """
-        return self._ask(wire.Ask(), wire.Usage, self._patience_s)
+        return self._ask(protocol.Ask(), protocol.Usage, self._patience_s)
 
     def timed(self, seconds: float) -> Turn:
         """Run the whole model there, from the first rung's input to the deepest one's output, and time it there.
 
         Args:
-            seconds: see `agent.compute.infer.turn.take`.
+            seconds: see `agent.compute.infer.chain.take`.
 
         Raises:
             BackendError: it failed or hung.
         """
-        turn = self._ask(wire.Time(seconds), Turn, seconds + 2.0 * self.deadline_s, what="timing it")
+        turn = self._ask(protocol.Time(seconds), Turn, seconds + 2.0 * self.deadline_s, what="timing it")
         if not turn.ms or min(turn.ms) <= 0.0:
             raise self._nonsense(f"it tells of {len(turn.ms)} inferences, or of one that took no time")
         return turn
@@ -138,7 +140,7 @@ class WorkerSession:
         Raises:
             BackendError: it failed or hung.
         """
-        self._ask(wire.Time(0.0), Turn, self.deadline_s, what="an inference")
+        self._ask(protocol.Time(0.0), Turn, self.deadline_s, what="an inference")
 
     @property
     def pid(self) -> int:
@@ -151,10 +153,10 @@ class WorkerSession:
             self._process.end()
             os.close(self._tensors)
 
-    def _take(self, rung: str, stretch: wire.Stretch) -> None:
+    def _take(self, rung: str, stretch: protocol.Stretch) -> None:
         try:
             self._stretches[rung] = _Mapped(self._tensors, stretch)
-        except (OSError, wire.NonsenseError) as error:
+        except (OSError, protocol.NonsenseError) as error:
             raise BackendError(f"{self._path}: {self.backend}: tensors: {reason_of(error)}") from error
         self._there = rung
         self._in_use(rung)
@@ -165,9 +167,9 @@ class WorkerSession:
         self.inputs, self.outputs = self._mapped.stretch.inputs, self._mapped.stretch.outputs
 
     def _ask(
-        self, request: wire.Request, kind: type[_Told], within_s: float, *more: bytes, what: str = _OPENING
+        self, request: protocol.Request, kind: type[_Told], within_s: float, *more: bytes, what: str = _OPENING
     ) -> _Told:
-        said = self._said(self._exchange([wire.encode(request), *more], within_s, what))
+        said = self._said(self._exchange([protocol.encode(request), *more], within_s, what))
         if not isinstance(said, kind):
             raise self._nonsense(f"it answers {type(said).__name__}; expected {kind.__name__}")
         return said
@@ -190,19 +192,19 @@ class WorkerSession:
             raise BackendError(
                 f"{self._path}: {self.backend} hangs: {what} took longer than {within_s:g} s{said}"
             ) from None
-        except wire.ClosedError:
+        except protocol.ClosedError:
             raise BackendError(f"{self._path}: {self.backend} {self._process.death()}") from None
-        except wire.NonsenseError as error:
+        except protocol.NonsenseError as error:
             raise self._nonsense(str(error)) from None
 
-    def _said(self, answer: bytes) -> wire.Answer:
+    def _said(self, answer: bytes) -> protocol.Answer:
         try:
-            said = wire.answer_of(answer)
-        except wire.NonsenseError as error:
+            said = protocol.answer_of(answer)
+        except protocol.NonsenseError as error:
             raise self._nonsense(str(error)) from None
-        if isinstance(said, wire.Failed):
+        if isinstance(said, protocol.Failed):
             kind = ModelError if said.model else BackendError
-            raise kind("".join(filter(str.isprintable, said.text))[: wire.LONGEST_TEXT])
+            raise kind("".join(filter(str.isprintable, said.text))[: protocol.LONGEST_TEXT])
         return said
 
     def _nonsense(self, why: str) -> BackendError:
@@ -228,7 +230,7 @@ def _needs_root(model: Model, plan: Plan) -> bool:
 class _Mapped:
     """A rung's tensors in this process."""
 
-    def __init__(self, descriptor: int, stretch: wire.Stretch) -> None:
+    def __init__(self, descriptor: int, stretch: protocol.Stretch) -> None:
         self.stretch, self.has_run = stretch, False
-        arrays = wire.mapped(descriptor, stretch)
+        arrays = protocol.mapped(descriptor, stretch)
         self.inputs, self.outputs = arrays[: len(stretch.inputs)], arrays[len(stretch.inputs) :]

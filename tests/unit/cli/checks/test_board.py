@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent.doctor.board import findings, of_features, of_memory, of_system
-from agent.health.board import read_board
-from agent.health.memory import Memory
+from agent.board.identity import read_board
+from agent.board.proc import Memory
+from agent.cli.checks.board import findings, of_features, of_memory, of_system
 from tests.support.boards import pi4
 
 

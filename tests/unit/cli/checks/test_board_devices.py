@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from agent.capture.choice import NOT_PLUGGED
 from agent.capture.devices import Device, Devices
-from agent.doctor.devices import of_devices
+from agent.capture.portaudio import NOT_PLUGGED
+from agent.cli.checks.board import of_devices
 
 
 def test_what_is_plugged_in() -> None:

@@ -2,14 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.compute.infer.backend import Plan
-from agent.compute.infer.delegates import ROWS
-from agent.compute.infer.finding import Found
-from agent.doctor.hardware import findings, of_candidates
+from agent.cli.checks.board import hardware_findings, of_candidates
+from agent.compute.infer.delegates import ROWS, Found
+from agent.compute.infer.session import Plan
 
 
 def test_a_bare_board_is_well_and_every_way_has_its_reason(tmp_path: Path) -> None:
-    found = list(findings(tmp_path))
+    found = list(hardware_findings(tmp_path))
     assert [one.name for one in found] == ["cpu", *(row.name for row in ROWS)]
     assert {one.state for one in found} == {"ok"}
     assert all(": no " in one.value for one in found[1:])

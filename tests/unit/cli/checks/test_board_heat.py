@@ -4,15 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from agent.doctor.heat import findings, of_frequencies, of_heat, of_supply
-from agent.health.frequency import Frequency
-from agent.health.supply import UNDER_VOLTAGE, Supply
-from agent.health.thermal import Brake, Zone
+from agent.board.proc import Frequency
+from agent.board.thermal import UNDER_VOLTAGE, Brake, Supply, Zone
+from agent.cli.checks.board import heat_findings, of_frequencies, of_heat, of_supply
 from tests.support.boards import pi4
 
 
 def test_a_board_that_is_well(tmp_path: Path) -> None:
-    found = {one.name: one for one in findings(pi4(tmp_path))}
+    found = {one.name: one for one in heat_findings(pi4(tmp_path))}
     assert {one.state for one in found.values()} == {"ok"}
     assert found["cpu-thermal"].value.startswith("48.7 °C")
     assert found["processor 0 1 2 3"].value == "600 of 1800 MHz, governor ondemand: faster under load only"
@@ -20,7 +19,7 @@ def test_a_board_that_is_well(tmp_path: Path) -> None:
 
 
 def test_a_board_that_does_not_tell_is_no_problem(tmp_path: Path) -> None:
-    found = list(findings(tmp_path))
+    found = list(heat_findings(tmp_path))
     assert [one.name for one in found] == ["temperature", "frequency", "supply"]
     assert {one.state for one in found} == {"ok"}
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from agent.doctor.runtime import findings, installed
+from agent.cli.checks.board import installed, runtime_findings
 
 NEEDED = {"numpy": "1", "opencv": "4", "paho-mqtt": "2", "sounddevice": "0.5"}
 
@@ -19,7 +19,7 @@ NEEDED = {"numpy": "1", "opencv": "4", "paho-mqtt": "2", "sounddevice": "0.5"}
     ],
 )
 def test_what_runs_the_models(there: dict[str, str], name: str, state: str, said: str) -> None:
-    found = {one.name: one for one in findings(lambda package: {**NEEDED, **there}.get(package, ""))}
+    found = {one.name: one for one in runtime_findings(lambda package: {**NEEDED, **there}.get(package, ""))}
     assert found[name].state == state
     assert said in found[name].value
     assert found["opencv"].value == "4"
@@ -27,7 +27,7 @@ def test_what_runs_the_models(there: dict[str, str], name: str, state: str, said
 
 
 def test_what_is_missing_is_a_problem_and_how_to_get_it() -> None:
-    found = {one.name: one for one in findings(lambda package: "" if package == "paho-mqtt" else "1")}
+    found = {one.name: one for one in runtime_findings(lambda package: "" if package == "paho-mqtt" else "1")}
     assert found["paho-mqtt"].state == "problem"
     assert found["paho-mqtt"].advice == f"{sys.executable} -m pip install paho-mqtt"
 

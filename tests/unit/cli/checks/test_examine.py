@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.doctor import board, choices, heat, selftest
-from agent.doctor.examination import examine, guarded
-from agent.doctor.report import Finding, Report, advice_of
-from agent.doctor.selftest import Tried
+from agent.cli.checks import board, models
+from agent.cli.checks.examine import examine, guarded
+from agent.cli.checks.models import Tried
+from agent.cli.checks.report import Finding, Report, advice_of
 from tests.support.boards import pi4
 from tests.support.mosquitto import HOST, Mosquitto
 
@@ -18,7 +18,7 @@ GOOD = Tried("a 1", nodes=10, delegated=10, ms=1.0)
 @pytest.fixture
 def tried(monkeypatch: pytest.MonkeyPatch) -> list[Tried]:
     some = [GOOD]
-    monkeypatch.setattr(selftest, "run_all", lambda: some)
+    monkeypatch.setattr(models, "run_all", lambda: some)
     return some
 
 
@@ -57,12 +57,12 @@ def test_a_defect_in_one_section_does_not_hide_the_others(
     tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(root: Path) -> Iterator[Finding]:
-        yield Finding(heat.SECTION, "temperature", "warm")
+        yield Finding(board.HEAT_SECTION, "temperature", "warm")
         raise ZeroDivisionError(str(root))
 
-    monkeypatch.setattr(heat, "findings", broken)
+    monkeypatch.setattr(board, "heat_findings", broken)
     report = examine(config, root=pi4(tmp_path / "root"))
-    (warm, wrong) = [one for one in report.findings if one.section == heat.SECTION]
+    (warm, wrong) = [one for one in report.findings if one.section == board.HEAT_SECTION]
     assert warm.value == "warm"
     assert (wrong.state, "ZeroDivisionError" in wrong.value) == ("warning", True)
     assert "configuration" in {one.section for one in report.findings}
@@ -110,4 +110,4 @@ def test_measuring_anew_is_kept_in_the_state_folder_and_told_the_next_time(tmp_p
 
 
 def _models(report: Report) -> list[Finding]:
-    return [one for one in report.findings if one.section == choices.SECTION]
+    return [one for one in report.findings if one.section == models.SECTION]

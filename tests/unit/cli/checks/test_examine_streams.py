@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.doctor.streams import findings
+from agent.cli.checks.examine import findings
 from tests.support.boards import pi4
 
 

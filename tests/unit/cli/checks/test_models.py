@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent.circumstances import circumstances
-from agent.compute.infer.backend import Plan
-from agent.compute.infer.finding import Found
-from agent.compute.infer.measure import Measured
-from agent.compute.infer.verdict import decide
-from agent.config import Config, SelectionConfig, StreamConfig
-from agent.configfile import load
-from agent.doctor import streams
-from agent.doctor.choices import findings, of_survey
+from agent.cli.checks import examine
+from agent.cli.checks.models import findings, of_survey
+from agent.compute.infer.choice import Measured, decide
+from agent.compute.infer.delegates import Found
+from agent.compute.infer.session import Plan
+from agent.config import Config
+from agent.config.device import SelectionConfig
+from agent.config.load import load
+from agent.config.stream import StreamConfig
+from agent.daemon.measurements import Survey, Surveys, circumstances
 from agent.errors import ModelError, StorageError
-from agent.library import open_model
-from agent.surveys import Survey, Surveys
+from agent.models.library import open_model
 from agent.text import local_time
 
 ONE = Measured("cpu", "CPU", 1, p50_ms=21.0, cpu_ms=20.9)
@@ -78,9 +78,9 @@ def test_each_model_once_and_only_where_the_choice_is_left_to_us(tmp_path: Path)
 def test_a_model_that_cannot_be_used_is_one_problem_of_the_whole_report(tmp_path: Path) -> None:
     file = tmp_path / "v.toml"
     file.write_text(f'[streams.front]\nsource = "test:"\nmodel = "{tmp_path}/gone.tflite"\n')
-    found = [*findings(load(file).config, tmp_path, fresh=True), *streams.findings(file, True, tmp_path)]
+    found = [*findings(load(file).config, tmp_path, fresh=True), *examine.findings(file, True, tmp_path)]
     (problem,) = [one for one in found if one.state == "problem"]
-    assert (problem.section, "no such file" in problem.value) == (streams.SECTION, True)
+    assert (problem.section, "no such file" in problem.value) == (examine.SECTION, True)
     assert found[0].value == "cannot be used: see the section of the configuration"
 
 

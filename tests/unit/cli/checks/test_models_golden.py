@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agent.compute.infer.backend import Options
+from agent.cli.checks.models import Golden, golden_input, open_alone, recorded
 from agent.compute.infer.litert import CpuBackend
+from agent.compute.infer.session import Options
 from agent.compute.tensors import TensorSpec
-from agent.doctor.golden import Golden, golden_input, open_alone, recorded
 
 
 def test_an_input_is_made_of_integers_and_the_same_for_ever() -> None:

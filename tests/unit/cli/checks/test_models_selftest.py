@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent.doctor.golden import recorded
-from agent.doctor.selftest import Tried, findings, of_answer, of_xnnpack, run, run_all
+from agent.cli.checks.models import Tried, of_answer, of_xnnpack, recorded, run, run_all, selftest_findings
 from tests.support.boards import pi4
 
 SMALL = recorded()[0]
@@ -18,7 +17,7 @@ GOOD = Tried("a 1", nodes=10, delegated=10, ms=1.0)
 def test_this_processor_computes_rightly(tmp_path: Path) -> None:
     tried = run_all()
     assert [one.error for one in tried] == [""] * len(tried)
-    found = list(findings(tried, pi4(tmp_path)))
+    found = list(selftest_findings(tried, pi4(tmp_path)))
     assert [one.name for one in found] == ["small-speech 3", "small-speech 12", "nanodet 256", "XNNPACK"]
     assert {one.state for one in found} == {"ok"}
 

@@ -13,11 +13,13 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from agent.comms.payload import LinkHealth
-from agent.config import CaptureConfig, Config, FallbackConfig, MqttConfig, StreamConfig
-from agent.doctor import network
-from agent.doctor.report import Finding
-from agent.update.vitals import StreamVitals, Vitals, boot_id
+from agent.cli.checks import network
+from agent.cli.checks.report import Finding
+from agent.comms.messages import LinkHealth
+from agent.config import Config
+from agent.config.device import FallbackConfig, MqttConfig
+from agent.config.stream import CaptureConfig, StreamConfig
+from agent.update.install.service import StreamVitals, Vitals, boot_id
 from tests.support.mosquitto import HOST, Mosquitto
 
 

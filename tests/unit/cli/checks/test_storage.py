@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import Config, StorageConfig, StreamConfig
-from agent.doctor.report import Finding
-from agent.doctor.storage import findings, of_clips, of_clock, of_commands, of_disk, of_folder
-from agent.health.clock import Clock
-from agent.health.disk import Disk
-from agent.overrides import FILE, Overrides, unknown
-from agent.storage.twinfile import TwinFile
+from agent.board.proc import Clock, Disk
+from agent.cli.checks.report import Finding
+from agent.cli.checks.storage import findings, of_clips, of_clock, of_commands, of_disk, of_folder
+from agent.config import Config
+from agent.config.device import StorageConfig
+from agent.config.stream import StreamConfig
+from agent.daemon.overrides import FILE, Overrides, unknown
+from agent.storage.state_file import TwinFile
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.comms.numbers import LARGEST, Gap, Numbers
+from agent.comms.consumer.subscribe import LARGEST, Gap, Numbers
 
 
 @pytest.mark.parametrize(

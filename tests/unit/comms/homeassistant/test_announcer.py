@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from agent.comms.announcer import Announcer
-from agent.comms.subject import Device, Label, Subject
-from agent.comms.subscriptions import Received
+from agent.comms.homeassistant.announcer import Announcer
+from agent.comms.homeassistant.device import Device, Label, Subject
+from agent.comms.mqtt.subscriptions import Received
 from agent.comms.topics import Topics
-from agent.config import HomeAssistantConfig
+from agent.config.device import HomeAssistantConfig
 
 TOPIC, STATUS = "homeassistant/device/porch/config", "homeassistant/status"
 FRONT = Subject("front", "things", ("person", "car"), (Label("", "person"),))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.comms.naming import distinct, node, slug, spoken
+from agent.comms.homeassistant.device import distinct, node, slug, spoken
 
 _LABELS = [
     "person",

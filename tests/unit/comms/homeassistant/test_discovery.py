@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.comms.discovery import _NEEDS, ORIGIN, entities, message, read, topic
-from agent.comms.subject import Device, Kind, Label, Subject
+from agent.comms.homeassistant.device import Device, Kind, Label, Subject
+from agent.comms.homeassistant.discovery import _NEEDS, ORIGIN, entities, message, read, topic
 from agent.comms.topics import Topics
 
 TOPICS = Topics("vedette", "porch")

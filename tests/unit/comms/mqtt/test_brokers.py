@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.comms.order import _LOOK_LAST_S, _PROVEN_S, _STABLE_S, LOOK_FIRST_S, Order
+from agent.comms.mqtt.brokers import _LOOK_LAST_S, _PROVEN_S, _STABLE_S, LOOK_FIRST_S, Order
 
 PATIENCE_S = 10.0
 

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.comms import intruder as module
-from agent.comms.intruder import Intruder
-from agent.comms.states import States
+from agent.comms.mqtt import conflicts as module
+from agent.comms.mqtt.conflicts import Intruder
+from agent.comms.mqtt.outbox import States
 from agent.comms.topics import Topics
 from tests.support.subscribing import Client, connection
-from tests.unit.comms.test_flows import Line, wire
+from tests.unit.comms.mqtt.test_flows import Line, wire
 
 TOPICS = Topics("vedette", "porch")
 ENABLED, RUNG = TOPICS.state("front", "enabled"), TOPICS.state("front", "rung")
@@ -32,7 +32,7 @@ class World:
 
     def sent(self) -> list[tuple[str, bytes]]:
         """What goes out now; the broker acknowledges it."""
-        from agent.comms.acknowledged import Acknowledged
+        from agent.comms.mqtt.connection import Acknowledged
 
         before = len(self.line.published)
         self.states.send(wire(self.line), 1000)

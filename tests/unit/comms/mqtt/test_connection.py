@@ -14,13 +14,13 @@ from msgspec.structs import replace
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
-from agent.comms import session
-from agent.comms.connection import Connection
-from agent.comms.mqtt import Publisher
-from agent.comms.pause import Pause
+from agent.comms.mqtt import session
+from agent.comms.mqtt.connection import Connection
+from agent.comms.mqtt.publisher import Publisher
+from agent.comms.mqtt.retry import Pause
 from agent.comms.topics import OFFLINE
-from agent.config import MqttConfig
-from agent.messages import Stored
+from agent.config.device import MqttConfig
+from agent.types import Stored
 from tests.support.hostile import CONNACK_5, peer, receive_until
 from tests.support.mosquitto import HOST, free_port
 from tests.support.publishing import EVENTS, TOPICS, Kept, event, wait_for

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from agent.comms.rights import commands_off, takes_commands
-from agent.config import FallbackConfig, MqttConfig
+from agent.comms.mqtt.endpoint import commands_off, takes_commands
+from agent.config.device import FallbackConfig, MqttConfig
 
 LOGIN: dict[str, Any] = {"username": "porch", "password_file": "secret"}
 

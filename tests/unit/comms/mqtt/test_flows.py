@@ -10,13 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.comms import events as events_module
-from agent.comms.answers import Answers
-from agent.comms.connection import Acknowledged, Connection
-from agent.comms.events import Events
-from agent.comms.samples import Samples
-from agent.comms.states import States
-from agent.messages import Stored
+from agent.comms.mqtt import outbox as events_module
+from agent.comms.mqtt.connection import Acknowledged, Connection
+from agent.comms.mqtt.outbox import Answers, Events, Samples, States
+from agent.types import Stored
 from tests.support.publishing import EVENTS, TOPICS, Kept, event, events_of
 
 OTHER = TOPICS.events("other")

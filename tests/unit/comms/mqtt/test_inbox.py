@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.comms import intake
-from agent.comms.inbox import LARGEST, Hearing, Inbox, Received
-from agent.comms.intake import BURST, PER_S, SHUT_AFTER, Intake
+from agent.comms.mqtt import inbox as intake
+from agent.comms.mqtt.inbox import BURST, LARGEST, PER_S, SHUT_AFTER, Hearing, Inbox, Intake
+from agent.comms.mqtt.subscriptions import Received
 from tests.support.subscribing import Client, connection
 
 SET = "vedette/porch/+/set/#"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import cast
 
-from agent.comms.connection import Connection
-from agent.comms.inquiry import Inquiry
-from agent.comms.retained import Look
+from agent.comms.mqtt.connection import Connection
+from agent.comms.mqtt.inbox import Inquiry
+from agent.comms.mqtt.subscriptions import Look
 from tests.support.subscribing import Client, subscriptions
 
 

@@ -14,15 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.comms import outage as outage_module
-from agent.comms import reasons
-from agent.comms.backoff import Backoff
-from agent.comms.client import Protocol
-from agent.comms.outage import Outage
-from agent.comms.protocol import ProtocolChoice
-from agent.comms.refusal import RefusedError, UnansweredError
-from agent.comms.session import Stop
-from agent.comms.wake import Wake
+from agent.comms.mqtt import reasons
+from agent.comms.mqtt import session as outage_module
+from agent.comms.mqtt.brokers import ProtocolChoice
+from agent.comms.mqtt.connection import Wake
+from agent.comms.mqtt.paho_client import Protocol
+from agent.comms.mqtt.reasons import RefusedError, UnansweredError
+from agent.comms.mqtt.retry import Backoff
+from agent.comms.mqtt.session import Outage, Stop
 from agent.errors import BrokerError
 
 SILENT, CLOSED = UnansweredError("x", silent=True), UnansweredError("x", silent=False)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.comms.envelope import LARGEST, Envelope, Envelopes, Kind
+from agent.comms.mqtt.properties import LARGEST, Envelope, Envelopes, Kind
 
 TOPICS = [f"vedette/porch/camera{number}/events" for number in range(6)]
 KINDS: list[Kind] = ["event", "sample"]

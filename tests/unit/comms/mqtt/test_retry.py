@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from agent.comms import pause as pause_module
-from agent.comms.pause import Pause
+from agent.comms.mqtt import retry as pause_module
+from agent.comms.mqtt.retry import Pause
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from agent.comms.retained import Look
-from agent.comms.subscriptions import Received
+from agent.comms.mqtt.subscriptions import Look, Received
 from tests.support.subscribing import Client, subscriptions
 
 

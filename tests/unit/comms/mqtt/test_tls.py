@@ -10,15 +10,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from agent.comms import identity
-from agent.comms.credentials import port, read_credentials, uses_tls
-from agent.comms.fallback import brokers_of, problems
-from agent.comms.identity import client_id
-from agent.comms.mqtt import Publisher
+from agent.comms.mqtt import endpoint
+from agent.comms.mqtt.endpoint import brokers_of, client_id, problems
+from agent.comms.mqtt.publisher import Publisher
+from agent.comms.mqtt.tls import port, read_credentials, uses_tls
 from agent.comms.topics import Topics
-from agent.config import FallbackConfig, MqttConfig
+from agent.config.device import FallbackConfig, MqttConfig
+from agent.config.secret_file import read_password
 from agent.errors import ConfigError
-from agent.secretfile import read_password
 from tests.support.certificates import make_certificates
 from tests.support.publishing import Kept
 
@@ -119,7 +118,7 @@ def test_what_cannot_be_read_is_named_with_its_key(tmp_path: Path, monkeypatch: 
 
 def test_a_machine_without_an_id_still_has_a_stable_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").touch()
-    monkeypatch.setattr(identity, "_MACHINE_IDS", (tmp_path / "none", tmp_path / "empty"))
+    monkeypatch.setattr(endpoint, "_MACHINE_IDS", (tmp_path / "none", tmp_path / "empty"))
     assert client_id(TOPICS) == client_id(TOPICS)
 
 
@@ -181,7 +180,7 @@ def test_what_is_wrong_with_a_fallback_names_it_and_its_key(tmp_path: Path) -> N
 def test_the_id_of_the_machine_does_not_get_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = "0123456789abcdef0123456789abcdef"
     (tmp_path / "id").write_text(machine + "\n")
-    monkeypatch.setattr(identity, "_MACHINE_IDS", (tmp_path / "id",))
+    monkeypatch.setattr(endpoint, "_MACHINE_IDS", (tmp_path / "id",))
     ours = client_id(TOPICS)
     assert len(ours) == 23
     assert ours.isalnum()

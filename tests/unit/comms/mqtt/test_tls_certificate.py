@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.comms.certificate import Validity, validity
+from agent.comms.mqtt.tls import Validity, validity
 from tests.support.certificates import make_certificate, make_certificates
 
 

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.compute.climb import Climb
-from agent.compute.infer.backend import Options, Session, open_session
-from agent.config import LadderConfig, StreamConfig
-from agent.library import open_whole_model
-from agent.manifest import Model
-from agent.messages import Array
+from agent.compute.cascade.early_exit import Climb
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.session import Options, Session
+from agent.compute.manifest import Model
+from agent.config.stream import LadderConfig, StreamConfig
+from agent.models.library import open_whole_model
+from agent.types import Array
 
 CONFIG = StreamConfig(source="mic:default", model="small-speech")
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.infer.ladder import Ladder
-from agent.manifest import Rung
+from agent.compute.cascade.policy import Ladder
+from agent.compute.manifest import Rung
 
 RUNGS = (
     Rung("3", confidence=0.9, complexity=0.3),

@@ -6,8 +6,8 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.compute.infer.sizeladder import SizeLadder
-from agent.manifest import Rung
+from agent.compute.cascade.policy import SizeLadder
+from agent.compute.manifest import Rung
 
 RUNGS = (Rung("256", confidence=0.7), Rung("320", confidence=0.7), Rung("416"))
 TIMES = (40, 60, 100)

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.compute.infer.image import Placement
-from agent.compute.infer.sizeladder import SizeLadder
-from agent.compute.size import _placed
+from agent.compute.cascade.policy import SizeLadder
+from agent.compute.cascade.resolution import _placed
+from agent.compute.infer.image_input import Placement
 from agent.compute.vision import Vision
-from agent.config import DecodeConfig, GateConfig, LadderConfig, StreamConfig
+from agent.config.stream import DecodeConfig, GateConfig, LadderConfig, StreamConfig
 from agent.errors import ModelError
-from agent.library import open_model
-from agent.messages import Detection, Frame, Keypoint, Seen
+from agent.models.library import open_model
+from agent.types import Detection, Frame, Keypoint, Seen
 from tests.support.house import person_model
 from tests.support.sizes import LEFT, RIGHT, Things, sizes_model
 from tests.support.sound import ladder_model

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.certainty import agreement, certainty
-from agent.messages import Box, Detection
+from agent.compute.cascade.resolution import agreement, certainty
+from agent.types import Box, Detection
 
 pytestmark = pytest.mark.numerics
 

@@ -7,14 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.compute.decode import DECODERS, build_decoder
-from agent.compute.decode.decoder import fitting
-from agent.compute.decode.roles import Role, cast
-from agent.compute.decode.setting import MisfitError
+from agent.compute.decode.decoder import DECODERS, MisfitError, Role, build_decoder, cast, fitting
+from agent.compute.manifest import Manifest, OutputManifest
 from agent.compute.tensors import TensorSpec
-from agent.config import DecodeConfig
+from agent.config.stream import DecodeConfig
 from agent.errors import ModelError
-from agent.manifest import Manifest, OutputManifest
 from tests.support.decoding import assert_sound, decoder, picture, spec
 
 pytestmark = pytest.mark.numerics

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from agent.compute.decode.defaults import Completed, complete, facts_of
-from agent.compute.infer.modelfile import read_modelfile
+from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
 from tests.support import tflite_builder as build
 from tests.support.metadata_builder import metadata

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agent.config import DecodeConfig
-from agent.messages import Detection
+from agent.config.stream import DecodeConfig
+from agent.types import Detection
 from tests.support.decoding import decoder, spec
 
 pytestmark = pytest.mark.numerics

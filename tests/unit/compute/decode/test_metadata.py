@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from agent.compute.decode.defaults import Facts, complete
 from agent.compute.decode.metadata import Metadata, read_metadata
+from agent.compute.manifest import Manifest
 from agent.compute.tensors import TensorSpec
 from agent.errors import ModelError
-from agent.manifest import Manifest
 from tests.support.decoding import spec
 from tests.support.metadata_builder import metadata, with_files
 from tests.support.tflite_builder import Op, T, add_model, write

@@ -5,9 +5,9 @@ import tomllib
 
 import pytest
 
-from agent.compute.decode.guess import guess_input, guess_output
+from agent.compute.decode.metadata import guess_input, guess_output
+from agent.compute.manifest import manifest_from
 from agent.errors import ModelError, NormalisationError, UndecodableError
-from agent.manifest import manifest_from
 from tests.support.decoding import picture, spec
 
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.decode.quant import Sieve, logit, sigmoid, stored_threshold, strongest
-from agent.compute.decode.setting import MisfitError
+from agent.compute.decode.decoder import MisfitError
+from agent.compute.decode.scores import Sieve, logit, sigmoid, stored_threshold, strongest
 from tests.support.decoding import spec
 
 pytestmark = pytest.mark.numerics

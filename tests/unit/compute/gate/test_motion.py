@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from agent.compute.gate.motion import MotionGate, Sight
-from agent.compute.gate.regions import complexity, crop_around
-from agent.config import GateConfig
-from agent.messages import Box, Image
+from agent.compute.gate.motion import MotionGate, Sight, complexity, crop_around
+from agent.config.stream import GateConfig
+from agent.types import Box, Image
 
 pytestmark = pytest.mark.numerics
 

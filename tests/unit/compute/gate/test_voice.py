@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from agent.compute.gate.voice import Sound, VoiceGate
-from agent.config import GateConfig
-from agent.messages import Samples
+from agent.config.stream import GateConfig
+from agent.types import Samples
 
 pytestmark = pytest.mark.numerics
 

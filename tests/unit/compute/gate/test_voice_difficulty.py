@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.gate.difficulty import Difficulty, SpeechRate
-from agent.messages import Samples
+from agent.compute.gate.voice import Difficulty, SpeechRate
+from agent.types import Samples
 
 pytestmark = pytest.mark.numerics
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agent.compute.gate.pause import Pauses
-from agent.messages import Samples
+from agent.compute.gate.voice import Pauses
+from agent.types import Samples
 
 pytestmark = pytest.mark.numerics
 

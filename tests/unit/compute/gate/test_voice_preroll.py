@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.gate.preroll import PreRoll
+from agent.compute.gate.voice import PreRoll
 
 
 @given(size=st.integers(1, 50), parts=st.lists(st.integers(1, 30), max_size=10), newest=st.integers(0, 20))

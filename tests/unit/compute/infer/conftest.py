@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.library import open_model
-from agent.manifest import Model
+from agent.compute.manifest import Model
+from agent.models.library import open_model
 from tests.support.delegates import compiled, identity_model
 
 

@@ -7,13 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.infer.audio.frontend import Rows
-from agent.compute.infer.audio.raw import Raw
-from agent.compute.infer.audio.rows import RowInput
+from agent.compute.infer.audio_features import Raw
+from agent.compute.infer.audio_input import RowInput, Rows
+from agent.compute.manifest import AudioManifest
 from agent.compute.tensors import TensorSpec
 from agent.errors import ModelError
-from agent.manifest import AudioManifest
-from agent.messages import Samples
+from agent.types import Samples
 
 pytestmark = pytest.mark.numerics
 

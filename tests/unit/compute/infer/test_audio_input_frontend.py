@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agent.compute.infer.audio.frontend import build_frontend
+from agent.compute.infer.audio_input import build_frontend
+from agent.compute.manifest import AudioManifest
 from agent.errors import ModelError
-from agent.manifest import AudioManifest
 
 pytestmark = pytest.mark.numerics
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.compute.infer.backend import Backend, Options, Plan, open_session
-from agent.compute.infer.litert import CpuBackend, default_threads, load_runtime
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.litert import CpuBackend, default_threads, load_runtime, native_stderr
 from agent.compute.infer.null import NullBackend
-from agent.compute.infer.stderr import native_stderr
+from agent.compute.infer.session import Backend, Options, Plan
+from agent.compute.manifest import Manifest, Model, OutputManifest, Rung
 from agent.errors import BackendError, ModelError
-from agent.library import open_whole_model
-from agent.manifest import Manifest, Model, OutputManifest, Rung
+from agent.models.library import open_whole_model
 from tests.support import tflite_builder as build
 from tests.support.delegates import COMPILER, NO_COMPILER
 

@@ -10,15 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.compute.infer.backend import Plan
-from agent.compute.infer.finding import Found, candidates
-from agent.compute.infer.measure import Measured, distance, golden_inputs, tolerance, wrong
-from agent.compute.infer.selection import _reference, choose, survey
-from agent.compute.infer.trial import Way, race
-from agent.compute.infer.verdict import By, best_of, cost, decide
+from agent.compute.infer.benchmark import Way, _reference, choose, race, survey
+from agent.compute.infer.choice import (
+    By,
+    Measured,
+    best_of,
+    cost,
+    decide,
+    distance,
+    golden_inputs,
+    tolerance,
+    wrong,
+)
+from agent.compute.infer.delegates import Found, candidates
+from agent.compute.infer.session import Plan
+from agent.compute.manifest import GoldenManifest, Manifest, OutputManifest
 from agent.compute.tensors import TensorSpec
-from agent.library import open_model
-from agent.manifest import GoldenManifest, Manifest, OutputManifest
+from agent.models.library import open_model
 from tests.support.delegates import COMPILER, NO_COMPILER, compiled, identity_model
 
 BY: tuple[By, ...] = ("latency", "energy")

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from agent.compute.infer.backend import Options, Plan
+from agent.compute.infer.chain import Whole
+from agent.compute.infer.choice import golden_inputs
 from agent.compute.infer.litert import CpuBackend
-from agent.compute.infer.measure import golden_inputs
-from agent.compute.infer.whole import Whole
-from agent.compute.infer.worker import WorkerSession
+from agent.compute.infer.session import Options, Plan
+from agent.compute.infer.worker.session import WorkerSession
+from agent.compute.manifest import HIDDEN
 from agent.errors import ModelError
-from agent.library import open_whole_model
-from agent.manifest import HIDDEN
+from agent.models.library import open_whole_model
 
 
 def test_each_depth_goes_on_from_the_one_before() -> None:

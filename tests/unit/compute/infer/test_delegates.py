@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.compute.infer.delegates import ROWS, unsuited
-from agent.compute.infer.finding import candidates
-from agent.compute.infer.modelfile import read_modelfile
+from agent.compute.infer.delegates import ROWS, candidates, unsuited
+from agent.compute.tflite.read import read_modelfile
 from agent.errors import BackendError
 from tests.support import tflite_builder as build
 from tests.support.delegates import COMPILER, NO_COMPILER, compiled
@@ -128,7 +127,7 @@ def test_a_library_of_another_machine_does_not_hide_ours(tmp_path: Path) -> None
 
 
 LOOK = """
-from agent.compute.infer.finding import candidates
+from agent.compute.infer.delegates import candidates
 (found,) = candidates(["external:libstub_delegate.so"])
 print(found.missing or found.plan.library)
 """

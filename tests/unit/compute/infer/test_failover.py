@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.compute.infer.backend import Options, Plan, Session, open_session
+from agent.compute.infer.backends import open_session
 from agent.compute.infer.failover import FailoverSession
-from agent.library import open_whole_model
-from agent.manifest import Model
+from agent.compute.infer.session import Options, Plan, Session
+from agent.compute.manifest import Model
+from agent.models.library import open_whole_model
 from tests.support.delegates import COMPILER, NO_COMPILER
 from tests.support.liar import lying
 from tests.support.publishing import wait_for

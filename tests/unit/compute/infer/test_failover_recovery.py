@@ -7,9 +7,9 @@ from typing import cast
 
 import pytest
 
-from agent.compute.infer import recovery as module
-from agent.compute.infer.recovery import Recovery
-from agent.compute.infer.worker import WorkerSession
+from agent.compute.infer import failover as module
+from agent.compute.infer.failover import Recovery
+from agent.compute.infer.worker.session import WorkerSession
 from agent.errors import BackendError
 from tests.support.publishing import wait_for
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.infer.image import ImageInput, Placement, Shrink
+from agent.compute.infer.image_input import ImageInput, Placement, Shrink
+from agent.compute.manifest import InputManifest
 from agent.compute.tensors import TensorSpec
 from agent.errors import ModelError
-from agent.manifest import InputManifest
-from agent.messages import Box, ChannelOrder
+from agent.types import Box, ChannelOrder
 
 pytestmark = pytest.mark.numerics
 

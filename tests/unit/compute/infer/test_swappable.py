@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agent.compute.infer.auto import AutoSession
-from agent.compute.infer.backend import Options, Plan, Session
 from agent.compute.infer.litert import CpuBackend
+from agent.compute.infer.session import Options, Plan, Session
+from agent.compute.infer.swappable import AutoSession
+from agent.compute.manifest import Model
 from agent.errors import ModelError
-from agent.library import open_whole_model
-from agent.manifest import Model
+from agent.models.library import open_whole_model
 
 
 @pytest.fixture

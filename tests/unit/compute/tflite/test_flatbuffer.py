@@ -6,7 +6,7 @@ from collections import deque
 import flatbuffers
 import pytest
 
-from agent.compute.flatbuffer import Source
+from agent.compute.tflite.flatbuffer import Source
 from agent.errors import ModelError
 
 

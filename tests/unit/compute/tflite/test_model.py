@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from agent.compute.infer.effort import multiply_adds
-from agent.compute.infer.modelfile import read_modelfile
+from agent.compute.tflite.model import multiply_adds
+from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
-from agent.library import open_whole_model
+from agent.models.library import open_whole_model
 from tests.support import tflite_builder as builder
 from tests.support.tflite_builder import Op, T, write
 

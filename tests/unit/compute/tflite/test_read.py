@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.compute.infer.litert import load_runtime
-from agent.compute.infer.modelfile import diagnose, read_modelfile, refusals
+from agent.compute.tflite.read import diagnose, read_modelfile, refusals
 from agent.errors import ModelError
 from tests.support import tflite_builder as builder
 from tests.support.picture_models import classifier, detector
@@ -148,7 +148,7 @@ def test_custom_operations_that_the_runtimes_bring_are_fine(code: str) -> None:
 def test_an_operation_from_the_future_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(builder.CODES, "ADD", 120)
     content = builder.add_model()
-    monkeypatch.setattr("agent.compute.infer.modelfile.OPERATORS", ("ADD",))
+    monkeypatch.setattr("agent.compute.tflite.read.OPERATORS", ("ADD",))
     (reason,) = refusals(read_modelfile(content), "litert")
     assert "#120 is newer" in reason
 

@@ -5,13 +5,13 @@ import hashlib
 import numpy as np
 import pytest
 
-from agent.compute.infer.backend import Options, open_session
-from agent.compute.infer.extract import only_signature
-from agent.compute.infer.modelfile import read_modelfile
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.session import Options
+from agent.compute.manifest import Manifest, Model, OutputManifest, Rung
+from agent.compute.tflite.read import only_signature, read_modelfile
 from agent.errors import ModelError
-from agent.library import open_whole_model
-from agent.manifest import Manifest, Model, OutputManifest, Rung
-from agent.messages import Array
+from agent.models.library import open_whole_model
+from agent.types import Array
 from tests.support.tflite_builder import Graph, Op, Signature, T, add_model, write
 
 pytestmark = pytest.mark.numerics

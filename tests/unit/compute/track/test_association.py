@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.track.association import Expected, affinity, associate, iou
-from agent.compute.track.motionmodel import Motion
-from agent.messages import Box
+from agent.compute.track.association import Expected, Motion, affinity, associate, iou
+from agent.types import Box
 
 pytestmark = pytest.mark.numerics
 

@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from agent.compute.track.bestshot import BestShot, quality
-from agent.messages import Box, Event, EventKind, Track
+from agent.compute.track.best_shot import BestShot, quality
+from agent.types import Box, Event, EventKind, Track
 
 pytestmark = pytest.mark.numerics
 

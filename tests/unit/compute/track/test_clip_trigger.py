@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.clips import Occasion
-from agent.compute.track.occasions import Occasions, check_clips
-from agent.config import ClipsConfig, ZoneConfig
+from agent.compute.track.clip_trigger import Occasions, check_clips
+from agent.config.stream import ClipsConfig, ZoneConfig
 from agent.errors import CommandError, ConfigError
-from agent.messages import Event, EventKind, Track
+from agent.types import Event, EventKind, Occasion, Track
 
 SECOND = 1_000_000_000
 AT = datetime(2026, 11, 25, tzinfo=UTC)

@@ -9,15 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.compute.decode.decoder import Setting
 from agent.compute.decode.keyword import NO_WORD, Keyword, build
-from agent.compute.decode.setting import Setting
+from agent.compute.manifest import OutputManifest
 from agent.compute.tensors import TensorSpec
-from agent.compute.track.alarm import ConstantAlarm
-from agent.compute.track.words import Words
-from agent.config import DecodeConfig
+from agent.compute.track.keywords import ConstantAlarm, Words
+from agent.config.stream import DecodeConfig
 from agent.errors import ModelError
-from agent.manifest import OutputManifest
-from agent.messages import Array
+from agent.types import Array
 
 pytestmark = pytest.mark.numerics
 

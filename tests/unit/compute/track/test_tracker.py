@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
-from agent.config import TrackConfig, ZoneConfig
-from agent.messages import WHOLE, Box, Detection, Event
+from agent.config.stream import TrackConfig, ZoneConfig
+from agent.types import WHOLE, Box, Detection, Event
 
 pytestmark = pytest.mark.numerics
 

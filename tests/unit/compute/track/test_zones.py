@@ -7,9 +7,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from agent.compute.track.zones import Zones, check_zones
-from agent.config import ZoneConfig
+from agent.config.stream import ZoneConfig
 from agent.errors import ConfigError
-from agent.messages import Box, Point
+from agent.types import Box, Point
 
 pytestmark = pytest.mark.numerics
 

@@ -10,9 +10,9 @@ import soundfile
 from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
-from agent.library import open_model
-from agent.practice import Lesson, Pupil
-from agent.storage.models import ZOO
+from agent.models.files import ZOO
+from agent.models.library import open_model
+from agent.optimise.calibrate.exits import Lesson, Pupil
 from tests.support.sound import RATE, ladder_model, quiet, tone_model, word
 
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
-from agent.library import open_model
+from agent.models.library import open_model
 from tests.support.golden import GOLDEN
 from tests.support.house import person_model
 from tests.support.sizes import LEFT, RIGHT, Things, sizes_model

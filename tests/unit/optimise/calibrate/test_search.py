@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.compute.calibration import calibrate, temperature, tried
 from agent.errors import ModelError
+from agent.optimise.calibrate.search import calibrate, temperature, tried
 
 pytestmark = pytest.mark.numerics
 

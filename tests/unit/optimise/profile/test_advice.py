@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from agent.compute.infer.advice import advice
-from agent.compute.infer.case import Case
-from agent.compute.infer.structure import Operation, Quantisation, Subgraph, TensorInfo
+from agent.compute.tflite.model import Operation, Quantisation, Subgraph, TensorInfo
+from agent.optimise.profile.advice import Case, advice
 
 KERNEL = "a kernel"
 INNER = (1, 8, 8, 32)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from agent.compute.infer.effort import multiply_adds
 from agent.compute.infer.litert import load_runtime
-from agent.compute.infer.modelfile import read_modelfile
-from agent.compute.infer.profile import profile, rows_of, worst_of
-from agent.compute.infer.profile_main import indices, quieter, turns
-from agent.compute.infer.profiler import Event, Profiler
+from agent.compute.tflite.model import multiply_adds
+from agent.compute.tflite.read import read_modelfile
 from agent.errors import BackendError, ModelError
-from agent.library import open_model, open_whole_model
+from agent.models.library import open_model, open_whole_model
+from agent.optimise.profile.litert_profiler import Event, Profiler
+from agent.optimise.profile.profile import profile, rows_of, worst_of
+from agent.optimise.profile.worker import indices, quieter, turns
 from tests.support.delegates import identity_model
 from tests.support.tflite_builder import Op, T, add_model, write
 

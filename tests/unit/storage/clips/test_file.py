@@ -13,11 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.clips import Occasion
 from agent.errors import StorageError
-from agent.storage import clipfile
-from agent.storage.clipfile import ClipFile, repair, settle
-from agent.storage.clipscan import read_label
+from agent.storage.clips import file as clipfile
+from agent.storage.clips.file import ClipFile, read_label, repair, settle
+from agent.types import Occasion
 from tests.support.stills import BEGAN, SECOND, picture, pictures, play
 
 PERSON = Occasion("front", "appeared", "front-1a-1", "person")

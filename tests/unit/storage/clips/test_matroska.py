@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.clips import Clip, Occasion
-from agent.storage.clipfile import ClipFile
-from agent.storage.clipscan import read_label
-from agent.storage.matroska import Totals, head
+from agent.storage.clips.file import ClipFile, read_label
+from agent.storage.clips.matroska import Totals, head
+from agent.types import Clip, Occasion
 from tests.support.stills import BEGAN, number_of, pictures, play
 
 PERSON = Occasion("front", "appeared", "front-1a-1", "person")

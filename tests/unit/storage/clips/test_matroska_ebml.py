@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.storage.ebml import element, read_elements, uint, void, wide_size
+from agent.storage.clips.matroska import element, read_elements, uint, void, wide_size
 
 IDS = st.sampled_from([0xEC, 0x4489, 0x23E383, 0x1F43B675])
 

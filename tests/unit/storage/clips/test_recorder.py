@@ -16,17 +16,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.clips import Clip, Occasion, Picture
-from agent.comms.clipmessage import clip_message
-from agent.config import StorageConfig
+from agent.comms.messages import clip_message
+from agent.config.device import StorageConfig
 from agent.errors import StorageError
-from agent.storage import recorder as recorder_module
-from agent.storage.clipfile import ClipFile, part_of
-from agent.storage.cliptally import ClipStats
-from agent.storage.footage import Footage
-from agent.storage.recorder import Recorder
-from agent.storage.recording import Recording
-from agent.storage.shelf import clips_in
+from agent.storage.clips import recorder as recorder_module
+from agent.storage.clips.file import ClipFile, part_of
+from agent.storage.clips.recorder import ClipStats, Recorder, Recording
+from agent.storage.clips.retention import clips_in
+from agent.storage.clips.ring import Footage
+from agent.types import Clip, Occasion, Picture
 from tests.support.publishing import wait_for
 from tests.support.stills import SECOND, picture, pictures, play
 

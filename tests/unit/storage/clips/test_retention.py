@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.clips import Occasion
-from agent.config import StorageConfig
+from agent.config.device import StorageConfig
 from agent.errors import StorageError
-from agent.storage.shelf import Shelf, clip_path, clips_in, parts_in
+from agent.storage.clips.retention import Shelf, clip_path, clips_in, parts_in
+from agent.types import Occasion
 
 NOW = datetime(2026, 11, 25, 10, 15, 3, tzinfo=UTC)
 MB = 1 << 20

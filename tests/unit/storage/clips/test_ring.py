@@ -5,8 +5,8 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.clips import Picture
-from agent.storage.footage import Footage
+from agent.storage.clips.ring import Footage
+from agent.types import Picture
 from tests.support.publishing import wait_for
 from tests.support.stills import BEGAN, SECOND
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import StorageConfig
-from agent.messages import Stored
-from agent.storage import repair, timetable
-from agent.storage.batch import Batch, size
-from agent.storage.spool import Spool
-from agent.storage.table import Table
-from agent.storage.watermark import BLOCK
+from agent.config.device import StorageConfig
+from agent.storage.spool import disk, writer
+from agent.storage.spool.pending import Batch, size
+from agent.storage.spool.spool import Spool
+from agent.storage.spool.table import Table
+from agent.storage.spool.watermark import BLOCK
+from agent.types import Stored
 from tests.support.publishing import wait_for
 from tests.support.spooling import TOPIC, corruption, errors, filled, numbers, reopened
 
@@ -57,7 +57,7 @@ def test_only_the_newest_corrupt_databases_are_kept(tmp_path: Path, monkeypatch:
         monkeypatch.setattr(time, "gmtime", functools.partial(time.localtime, 1e9 + number))
         (tmp_path / "spool.db").write_bytes(b"garbage %d" % number * 100)
         (tmp_path / "spool.db-wal").write_bytes(b"x")
-        repair.set_aside(tmp_path / "spool.db")
+        disk.set_aside(tmp_path / "spool.db")
     databases = [file for file in tmp_path.glob("spool.db*") if not file.name.endswith("-wal")]
     kept = sorted(file.read_bytes()[:9] for file in databases)
     assert kept == [b"garbage 3", b"garbage 4"]
@@ -67,7 +67,7 @@ def test_only_the_newest_corrupt_databases_are_kept(tmp_path: Path, monkeypatch:
 def test_corruption_at_work_is_repaired_at_once_but_not_again_and_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timetable, "_RETRY_S", 0.1)
+    monkeypatch.setattr(writer, "_RETRY_S", 0.1)
     opened = filled(tmp_path, 20)
     commit, left = Table.commit, [1]
 
@@ -95,8 +95,8 @@ def test_corruption_at_work_is_repaired_at_once_but_not_again_and_again(
 
 def test_a_table_that_fails_its_check_is_corrupt(tmp_path: Path) -> None:
     error = sqlite3.DatabaseError("x")
-    assert not repair.is_corrupt(error)
-    assert not repair.is_corrupt(OSError(28, "full"))
+    assert not disk.is_corrupt(error)
+    assert not disk.is_corrupt(OSError(28, "full"))
     error.sqlite_errorcode = sqlite3.SQLITE_NOTADB
-    assert repair.is_corrupt(error)
+    assert disk.is_corrupt(error)
     assert size(Stored(1, "ä", b"123", 0.0)) == 5

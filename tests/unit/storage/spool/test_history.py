@@ -14,19 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import StorageConfig
+from agent.config.device import StorageConfig
 from agent.errors import StorageError
-from agent.messages import Stored
-from agent.storage.batch import Batch, size
-from agent.storage.history import History
-from agent.storage.spool import Spool
-from agent.storage.table import Table
+from agent.storage.spool.history import History
+from agent.storage.spool.pending import Batch, size
+from agent.storage.spool.spool import Spool
+from agent.storage.spool.table import Table
+from agent.types import Stored
 from tests.support.publishing import wait_for
 from tests.support.spooling import TOPIC, filled, numbers, reopened
 
 pytestmark = pytest.mark.usefixtures("counts_from_one")
 
-ROOT = Path(__file__).parent.parent.parent.parent
+ROOT = Path(__file__).parent.parent.parent.parent.parent
 
 
 def told(folder: Path) -> dict[int, bool]:
@@ -166,7 +166,7 @@ def test_a_missing_database_is_not_created(tmp_path: Path) -> None:
 READ = """
 import os, sys
 from pathlib import Path
-from agent.storage.history import History
+from agent.storage.spool.history import History
 os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(65534)
 try:
     print(sum(1 for _ in History(Path(sys.argv[1])).after(0)))

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from agent.config import DurabilityConfig, StorageConfig
-from agent.messages import Stored, Will
-from agent.storage.backlog import LINGER_S, Backlog
+from agent.config.device import DurabilityConfig, StorageConfig
+from agent.storage.spool.pending import LINGER_S, Backlog
+from agent.types import Stored, Will
 from tests.support.spooling import TOPIC
 
 KINDS = DurabilityConfig("event", "batch", "memory")

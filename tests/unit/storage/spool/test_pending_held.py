@@ -5,10 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.messages import Stored
-from agent.storage import held as module
-from agent.storage.batch import size
-from agent.storage.held import Held
+from agent.storage.spool import pending as module
+from agent.storage.spool.pending import Held, size
+from agent.types import Stored
 
 TOPIC, BOUND = "t", 3000
 ROOM = BOUND // size(Stored(1, TOPIC, bytes(99), 0.0))

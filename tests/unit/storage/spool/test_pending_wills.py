@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import StorageConfig
-from agent.messages import Will
-from agent.storage import database, table, timetable
-from agent.storage.spool import Spool
-from agent.storage.watermark import Watermark
-from agent.storage.wills import LeftWill, Wills
+from agent.config.device import StorageConfig
+from agent.storage.spool import table, writer
+from agent.storage.spool.pending import LeftWill, Wills
+from agent.storage.spool.spool import Spool
+from agent.storage.spool.watermark import Watermark
+from agent.types import Will
 from tests.support.publishing import wait_for
 from tests.support.spooling import TOPIC, bodies, corruption, errors, numbers, reopened
 
@@ -82,7 +82,7 @@ def test_wills_outlive_a_corrupt_file(tmp_path: Path, caplog: pytest.LogCaptureF
 def test_wills_on_a_disk_that_can_be_opened_only_later_are_executed_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, void: bool
 ) -> None:
-    monkeypatch.setattr(timetable, "_RETRY_S", 0.1)
+    monkeypatch.setattr(writer, "_RETRY_S", 0.1)
     opened = Spool(tmp_path, StorageConfig())
     opened.put(TOPIC, b"new a", Will("a", b"end a"))
     assert opened.flush(5.0)
@@ -90,7 +90,7 @@ def test_wills_on_a_disk_that_can_be_opened_only_later_are_executed_then(
     opened.close()
     if void:
         Watermark(tmp_path / "spool.seq").revoke_wills()
-    connect, left = database.connect, [2]
+    connect, left = table.connect, [2]
 
     def fail(path: Path) -> sqlite3.Connection:
         if left[0] > 0:

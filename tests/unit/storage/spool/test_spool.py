@@ -9,16 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import Durability, DurabilityConfig, StorageConfig
-from agent.messages import Stored
-from agent.storage import backlog, disk, timetable
-from agent.storage.backlog import LINGER_S
-from agent.storage.batch import Batch, Reason
-from agent.storage.history import History
-from agent.storage.spool import Spool
-from agent.storage.stats import SpoolStats
-from agent.storage.table import Table
-from agent.storage.tally import Tally
+from agent.config.device import Durability, DurabilityConfig, StorageConfig
+from agent.storage.spool import disk, pending, writer
+from agent.storage.spool.history import History
+from agent.storage.spool.pending import LINGER_S, Batch, Reason
+from agent.storage.spool.spool import Spool, SpoolStats
+from agent.storage.spool.table import Table, Tally
+from agent.types import Stored
 from tests.support.publishing import from_one, wait_for
 from tests.support.spooling import TOPIC, errors, filled, numbers, reopened
 
@@ -118,7 +115,7 @@ def test_events_are_synced_as_configured(
 def test_a_batch_is_sent_before_it_is_written_and_what_was_delivered_by_then_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backlog, "LINGER_S", 0.3)
+    monkeypatch.setattr(pending, "LINGER_S", 0.3)
     written: list[Batch] = []
     commit = Table.commit
 
@@ -318,7 +315,7 @@ def test_a_burst_larger_than_the_spool_is_bounded_before_the_disk(
 
 
 def test_what_is_too_old_goes_and_what_has_no_age_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timetable, "_LOOK_S", 0.1)
+    monkeypatch.setattr(writer, "_LOOK_S", 0.1)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 10 * 86400)
     opened = filled(tmp_path, 3)
@@ -335,7 +332,7 @@ def test_what_is_too_old_goes_and_what_has_no_age_stays(tmp_path: Path, monkeypa
 
 
 def test_in_memory_what_is_too_old_goes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timetable, "_LOOK_S", 0.1)
+    monkeypatch.setattr(writer, "_LOOK_S", 0.1)
     opened = Spool(tmp_path, StorageConfig(durability="memory", spool_max_age_s=0.2))
     opened.put(TOPIC, b"x")
     wait_for(lambda: opened.stats().dropped == 1)
@@ -346,7 +343,7 @@ def test_in_memory_what_is_too_old_goes_too(tmp_path: Path, monkeypatch: pytest.
 def test_corruption_that_a_peek_meets_is_handed_to_the_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(timetable, "_RETRY_S", 0.1)
+    monkeypatch.setattr(writer, "_RETRY_S", 0.1)
     opened = filled(tmp_path, 5)
     read, left = Table.read, [1]
 
@@ -368,7 +365,7 @@ def test_corruption_that_a_peek_meets_is_handed_to_the_writer(
 def test_a_commit_that_failed_and_yet_reached_the_disk_is_not_doubled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timetable, "_RETRY_S", 0.1)
+    monkeypatch.setattr(writer, "_RETRY_S", 0.1)
     opened = filled(tmp_path, 1)
     commit, left = Table.commit, [1]
 
@@ -411,7 +408,7 @@ def test_a_defect_does_not_end_the_writer(
 def test_another_program_that_holds_the_database_is_waited_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(timetable, "_RETRY_S", 0.1)
+    monkeypatch.setattr(writer, "_RETRY_S", 0.1)
     opened = filled(tmp_path, 2)
     other = sqlite3.connect(tmp_path / "spool.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -429,7 +426,7 @@ def test_another_program_that_holds_the_database_is_waited_out(
 def test_what_could_be_peeked_can_be_peeked_while_a_disk_that_is_back_takes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timetable, "_RETRY_S", 0.1)
+    monkeypatch.setattr(writer, "_RETRY_S", 0.1)
     opened = filled(tmp_path, 1)
     commit, broken, back, seen = Table.commit, threading.Event(), threading.Event(), list[list[int]]()
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec import structs
 
-from agent.config import Durability, DurabilityConfig, Kind, StorageConfig
-from agent.storage.batch import size
-from agent.storage.history import History
-from agent.storage.spool import Spool
+from agent.config.device import Durability, DurabilityConfig, Kind, StorageConfig
+from agent.storage.spool.history import History
+from agent.storage.spool.pending import size
+from agent.storage.spool.spool import Spool
 from tests.support.publishing import from_one, wait_for
 
 LIMIT, ALL = 65536, 10**9

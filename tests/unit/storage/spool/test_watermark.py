@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.storage.watermark import BLOCK, Watermark
+from agent.storage.spool.watermark import BLOCK, Watermark
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from agent.storage.backlog import LINGER_S
-from agent.storage.timetable import Timetable
+from agent.storage.spool.pending import LINGER_S
+from agent.storage.spool.writer import Timetable
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from agent.errors import BundleError, StorageError
-from agent.update import archive
-from agent.update.description import BundleFile, render
+from agent.update.bundle import archive
+from agent.update.bundle.description import BundleFile, render
 from tests.support.tiny_bundles import describe, full_files, model_files, models_bundle, tiny_bundle, write_bundle
 
 

@@ -8,8 +8,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from agent.errors import BundleError
-from agent.update.description import BundleFile, Description, Migration, Target, parse, render
-from agent.update.gates import HealthGate, ShadowGate
+from agent.update.bundle.description import (
+    BundleFile,
+    Description,
+    HealthGate,
+    Migration,
+    ShadowGate,
+    Target,
+    parse,
+    render,
+)
 
 SHA = "0" * 64
 FILE = BundleFile(SHA, 1)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from agent.compute.manifest import GoldenManifest, Manifest, Rung
 from agent.errors import GoldenError
-from agent.library import open_whole_model
-from agent.manifest import GoldenManifest, Manifest, Rung
-from agent.messages import Array
-from agent.update.goldens import compare, make
-from agent.update.models import gather
+from agent.models.library import open_whole_model
+from agent.types import Array
+from agent.update.bundle.build import gather
+from agent.update.bundle.golden import compare, make
 from tests.support.running import ROOT
 from tests.support.tflite_builder import fully_connected_model
 from tests.support.tiny_bundles import MODEL, model_files

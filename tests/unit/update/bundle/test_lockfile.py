@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agent.errors import BundleError
-from agent.update.description import Target
-from agent.update.lock import Lock, needed
+from agent.update.bundle.description import Target
+from agent.update.bundle.lockfile import Lock, needed
 from tests.support.running import ROOT
 
 TEXT = """# made by hand

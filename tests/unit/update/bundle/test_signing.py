@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from agent.errors import TrustError
-from agent.update import trust
-from agent.update.trust import Trusted, sign, signature_of, verify
+from agent.update.bundle import signing
+from agent.update.bundle.signing import Trusted, sign, signature_of, verify
 from tests.support.tiny_bundles import Key, make_key, needs_ssh_keygen
 
 pytestmark = needs_ssh_keygen
@@ -98,7 +98,7 @@ def test_what_is_no_signature_is_refused(board: Board, content: bytes) -> None:
 def test_a_signature_that_was_made_for_something_else_is_refused(
     board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trust, "NAMESPACE", "git")
+    monkeypatch.setattr(signing, "NAMESPACE", "git")
     sign(board.bundle, board.alice.path)
     monkeypatch.undo()
     with pytest.raises(TrustError, match="signed for something else"):
@@ -198,7 +198,7 @@ def test_what_may_not_be_read_is_told_as_such(board: Board, monkeypatch: pytest.
     sign(board.bundle, board.alice.path)
     told = "Couldn't read signature file: Permission denied"  # root reads everything
     failed = subprocess.CompletedProcess([], 255, "No principal matched.\n", f"{told}\n")
-    monkeypatch.setattr(trust, "_ran", lambda *_: failed)
+    monkeypatch.setattr(signing, "_ran", lambda *_: failed)
     with pytest.raises(TrustError, match=f"its signature cannot be checked: {told}"):
         verify(board.bundle, signature_of(board.bundle), board.places)
 
@@ -258,7 +258,7 @@ def test_an_ssh_keygen_that_comes_to_no_end_trusts_nobody(board: Board, monkeypa
     slow.write_text("#!/bin/sh\nexec sleep 60\n")
     slow.chmod(0o755)
     monkeypatch.setenv("PATH", f"{board.bundle.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr(trust, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(signing, "_PATIENCE_S", 0.1)
     with pytest.raises(TrustError, match="ssh-keygen -Y find-principals was not done after 0 s"):
         verify(board.bundle, signature_of(board.bundle), board.places)
 

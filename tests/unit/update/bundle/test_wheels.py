@@ -10,8 +10,16 @@ from pathlib import Path
 import pytest
 
 from agent.errors import BundleError
-from agent.update.description import Target
-from agent.update.wheels import check_extras, check_means, check_python, fetch, metadata, own_wheel, platforms
+from agent.update.bundle.description import Target
+from agent.update.bundle.wheels import (
+    check_extras,
+    check_means,
+    check_python,
+    fetch,
+    metadata,
+    own_wheel,
+    platforms,
+)
 from tests.support.running import ROOT
 from tests.support.tiny_bundles import tiny_wheel
 
@@ -132,7 +140,7 @@ def test_our_own_wheel_is_the_same_bytes_each_time(tmp_path: Path) -> None:
     assert first.name == second.name
     assert first.read_bytes() == second.read_bytes()
     with zipfile.ZipFile(first) as wheel:
-        assert {"agent/zoo/nanodet.tflite", "agent/firmware_configs/pi4b.toml"} <= set(wheel.namelist())
+        assert {"agent/models/zoo/nanodet.tflite", "agent/firmware_configs/pi4b.toml"} <= set(wheel.namelist())
         assert [name for name in wheel.namelist() if name.startswith(("tests/", "scripts/"))] == []
 
 
@@ -144,7 +152,7 @@ def test_the_lock_file_is_that_of_the_clone(tmp_path: Path) -> None:
 def test_without_a_clone_wheel_and_lock_file_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.update.clone._OWN", tmp_path)
+    monkeypatch.setattr("agent.update.bundle.wheels._OWN", tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BundleError, match="run it in a clone, or give its wheel by --wheel, its lock file by"):
         check_means(tmp_path / "x.whl", None)

@@ -8,15 +8,14 @@ import pytest
 
 from agent import __version__
 from agent.errors import BundleError
-from agent.update.clone import find_clone
-from agent.update.wheels import check_means
+from agent.update.bundle.wheels import check_means, find_clone
 from tests.support.running import ROOT
 
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder of a vedette that was installed."""
-    monkeypatch.setattr("agent.update.clone._OWN", tmp_path / "site-packages")
+    monkeypatch.setattr("agent.update.bundle.wheels._OWN", tmp_path / "site-packages")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

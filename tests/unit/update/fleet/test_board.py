@@ -7,9 +7,9 @@ import base64
 import msgspec
 import pytest
 
-from agent.fleet.boardstate import parse_state
-from agent.update.journal import Update, now
-from agent.update.standing import Standing
+from agent.update.fleet.board import parse_state
+from agent.update.install.journal import Update, now
+from agent.update.install.status import Standing
 
 
 def test_what_this_version_tells_is_understood() -> None:

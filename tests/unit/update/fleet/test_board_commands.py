@@ -7,7 +7,7 @@ import re
 import pytest
 
 from agent.errors import FleetError
-from agent.fleet.commands import _LISTED, COMMANDS, check_command, next_words
+from agent.update.fleet.board import _LISTED, COMMANDS, check_command, next_words
 from tests.support.running import ROOT
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.fleet.errand import Errand, Patience, Wanted
-from agent.fleet.inventory import Board
-from agent.fleet.outcome import Outcome
-from agent.fleet.transport import Reply, Tell, Transport
+from agent.update.fleet.board_update import Errand, Patience, Wanted
+from agent.update.fleet.inventory import Board
+from agent.update.fleet.policy import Outcome
+from agent.update.fleet.ssh import Reply, Tell, Transport
 
 OLD = "counter 8 is not above 8"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import FleetError
-from agent.fleet.inventory import Board, parse, read_inventory
+from agent.update.fleet.inventory import Board, parse, read_inventory
 from tests.support.running import ROOT
 
 FILE = Path("fleet.toml")

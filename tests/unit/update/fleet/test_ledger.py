@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from agent.errors import FleetError
-from agent.fleet.ledger import Begun, Done, Ended, Entry, Ledger, Resumed, Started, Stopped, replay
-from agent.fleet.outcome import KINDS, Outcome
+from agent.update.fleet.ledger import Begun, Done, Ended, Entry, Ledger, Resumed, Started, Stopped, replay
+from agent.update.fleet.policy import KINDS, Outcome
 
 AT = datetime(2026, 11, 25, tzinfo=UTC)
 BATCHES = [("a",), ("b", "c"), ("d", "e", "f")]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from agent.fleet.outcome import BAD, GOOD, KINDS, Kind, Outcome, counted, objection
+from agent.update.fleet.policy import BAD, GOOD, KINDS, Kind, Outcome, counted, objection
 
 OUTCOMES = some.lists(some.sampled_from(KINDS), max_size=30).map(
     lambda kinds: [Outcome(f"b{number}", kind) for number, kind in enumerate(kinds)]

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from agent.fleet.inventorykeys import Size
-from agent.fleet.plan import plan
+from agent.update.fleet.inventory import Size
+from agent.update.fleet.policy import plan
 
 NAMES = some.lists(some.text("abcdefgh", min_size=1, max_size=3), unique=True, max_size=40)
 SIZES = some.lists(

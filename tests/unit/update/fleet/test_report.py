@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 import msgspec
 import pytest
 
-from agent.fleet.ledger import Begun, Standing
-from agent.fleet.outcome import Outcome
-from agent.fleet.report import render, size, verdict
+from agent.update.fleet.ledger import Begun, Standing
+from agent.update.fleet.policy import Outcome
+from agent.update.fleet.report import render, size, verdict
 
 BEGUN = Begun(datetime(2026, 11, 25, tzinfo=UTC), "12ab", "<x>.vedette", "1.2", 3, [("porch",), ("roof", "gate")])
 ONE = msgspec.structs.replace(BEGUN, batches=[("porch",)])

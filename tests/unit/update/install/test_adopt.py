@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from agent.errors import UpdateError
-from agent.storage.modelsets import ModelSets
-from agent.update.adopting import adopt
-from agent.update.standing import standing
-from agent.update.states import State
+from agent.update.install.adopt import adopt
+from agent.update.install.journal import State
+from agent.update.install.slots import ModelSets
+from agent.update.install.status import standing
 from tests.support.pretend_board import Board
 from tests.support.tiny_bundles import needs_ssh_keygen
 

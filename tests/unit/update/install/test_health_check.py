@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.update.gates import HealthGate
-from agent.update.trial import Baseline, Outcome, Reloaded, Seen, Trial, baseline
-from agent.update.vitals import StreamVitals, Vitals
+from agent.update.bundle.description import HealthGate
+from agent.update.install.health_check import Baseline, Outcome, Reloaded, Seen, Trial, baseline
+from agent.update.install.service import StreamVitals, Vitals
 
 GATE = HealthGate(steady_s=10, within_s=60, p95_factor=1.5, p95_floor_ms=5.0, memory_mb=200)
 WELL = Vitals("2.0", 7, "", 0.0, True, 100.0, {"front": StreamVitals("running", "", 10, 20.0)})

@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.update.gates import HealthGate, ShadowGate
-from agent.update.shadowing import Shadowing
-from agent.update.trial import Outcome, Seen
-from agent.update.vitals import ShadowVitals, StreamVitals, Vitals
+from agent.update.bundle.description import HealthGate, ShadowGate
+from agent.update.install.health_check import Outcome, Seen, Shadowing
+from agent.update.install.service import ShadowVitals, StreamVitals, Vitals
 
 GATE = ShadowGate(agreement=0.9, compared=50, within_s=600)
 HEALTH = HealthGate(p95_factor=1.5, p95_floor_ms=5.0)

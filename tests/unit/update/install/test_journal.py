@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from agent.errors import StorageError, UpdateError
-from agent.update.journal import Journal, Update, now
-from agent.update.places import Places
+from agent.update.install.journal import Journal, Update, now
+from agent.update.install.paths import Places
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from msgspec.structs import replace
 
 from agent.errors import UpdateError
-from agent.update.description import BundleFile, Description, Target
-from agent.update.preflight import Facts, check, find_python, objections, read_facts
+from agent.update.bundle.description import BundleFile, Description, Target
+from agent.update.install.preflight import Facts, check, find_python, objections, read_facts
 
 TARGET = Target("aarch64", "3.11", "2.34", ["pi4b"])
 WANTED = Description(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.update.vitals import StreamVitals, boot_id, read_vitals
+from agent.update.install.service import StreamVitals, boot_id, read_vitals
 
 
 def told(**changes: object) -> dict[str, object]:

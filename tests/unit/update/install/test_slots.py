@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import StorageError
-from agent.storage.slots import Slots, slot_of
+from agent.update.install.slots import Slots, slot_of
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import StorageError
-from agent.storage.modelsets import ModelSets
+from agent.update.install.slots import ModelSets
 
 
 def filled(sets: ModelSets, number: int, tmp_path: Path, **files: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import UpdateError
-from agent.update.installing import install
+from agent.update.install.stage import install
 from tests.support.tiny_bundles import tiny_wheel
 
 PROGRAM = {

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.errors import UpdateError
-from agent.update.description import Migration
-from agent.update.migration import migrate
+from agent.update.bundle.description import Migration
+from agent.update.install.stage import migrate
 
 TEXT = """# Of the porch.
 [mqtt]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.update.standing import Standing, standing
+from agent.update.install.status import Standing, standing
 from tests.support.pretend_board import Board
 from tests.support.tiny_bundles import needs_ssh_keygen
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from agent.errors import UpdateError
-from agent.update.following import follow
-from agent.update.journal import Journal, Update, now
-from agent.update.places import ROOT_VARIABLE, Places, places
+from agent.update.install.journal import Journal, Update, now
+from agent.update.install.paths import ROOT_VARIABLE, Places, places
+from agent.update.install.status import follow
 
 
 @pytest.fixture

@@ -11,18 +11,15 @@ from typing import Any
 import pytest
 
 from agent.errors import StorageError, UpdateError
-from agent.storage.modelsets import ModelSets
-from agent.storage.slots import Link, Slot, Slots
-from agent.update.changes import VersionChange
-from agent.update.description import Migration
-from agent.update.gates import ShadowGate
-from agent.update.journal import Journal, Update
-from agent.update.orders import Orders
-from agent.update.returning import Return
-from agent.update.service import Standing
-from agent.update.standing import standing
-from agent.update.switching import Switch
-from agent.update.trust import signature_of
+from agent.update.bundle.description import Migration, ShadowGate
+from agent.update.bundle.signing import signature_of
+from agent.update.install.journal import Journal, Update
+from agent.update.install.rollback import Return
+from agent.update.install.service import Standing
+from agent.update.install.slots import Link, ModelSets, Slot, Slots
+from agent.update.install.status import standing
+from agent.update.install.switch import Switch, VersionChange
+from agent.update.install.watch import Orders
 from tests.support.pretend_board import CONFIG, GATE, Board, write_command
 from tests.support.tiny_bundles import make_key, needs_ssh_keygen
 
@@ -392,7 +389,7 @@ def test_an_operator_may_end_an_update_before_its_switch(board: Board, monkeypat
         board.install(*words)
         Orders(board.where).give("rollback")
 
-    monkeypatch.setattr("agent.update.staging.install", install)
+    monkeypatch.setattr("agent.update.install.stage.install", install)
     done = board.apply(board.bundle())
     assert (done.state, done.by, done.reason) == ("refused", "operator", "an operator has asked for it")
     assert "tested" not in done.seconds
@@ -511,7 +508,7 @@ def test_a_full_disk_while_staging_is_refused_and_what_runs_goes_on(
     def full(*_: object) -> None:
         raise StorageError("slots/b: cannot be written: No space left on device")
 
-    monkeypatch.setattr("agent.update.staging.unpack", full)
+    monkeypatch.setattr("agent.update.install.stage.unpack", full)
     done = board.apply(board.bundle())
     assert done.state == "refused"
     assert "No space left" in done.reason
@@ -589,7 +586,7 @@ def test_an_update_that_brings_the_board_down_before_its_switch_is_not_begun_for
     board: Board, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     board.updater().receive(board.bundle() if kind == "version" else board.models())
-    monkeypatch.setattr("agent.update.preparing.Preparation.rehearse", lambda *_: _killed(0))
+    monkeypatch.setattr("agent.update.install.updater.Preparation.rehearse", lambda *_: _killed(0))
     for _ in range(5):
         with pytest.raises(KeyboardInterrupt):
             board.updater().resume()
@@ -600,8 +597,7 @@ def test_an_update_that_brings_the_board_down_before_its_switch_is_not_begun_for
 
 
 def _boot(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    for module in ("applying", "probation"):
-        monkeypatch.setattr(f"agent.update.{module}.boot_id", lambda: name)
+    monkeypatch.setattr("agent.update.install.updater.boot_id", lambda: name)
 
 
 def test_models_that_bring_the_board_down_are_taken_back_after_three_boots(
@@ -715,7 +711,7 @@ def test_a_bundle_that_could_not_be_received_takes_no_room(board: Board, monkeyp
         copied.append(incoming.exists())
         _full()
 
-    monkeypatch.setattr("agent.update.applying.take_copy", copy)
+    monkeypatch.setattr("agent.update.install.updater.take_copy", copy)
     with pytest.raises(StorageError):
         board.updater().receive(board.bundle())
     assert copied == [False]
@@ -727,7 +723,7 @@ def test_a_commit_that_was_cut_off_is_told_of_whoever_decided_it(
     board.updater().receive(board.bundle())
     with monkeypatch.context() as cut:
         cut.setattr(board, "_sleep", _ordering(board, "confirm"))
-        cut.setattr("agent.update.ending.Ending.keep", _keep_and_die)
+        cut.setattr("agent.update.install.updater.Ending.keep", _keep_and_die)
         with pytest.raises(KeyboardInterrupt):
             board.updater().resume()
     board.restart_service()
@@ -756,7 +752,7 @@ def test_a_cut_while_a_trial_is_taken_back_does_not_put_it_on_trial_again(
                 raise KeyboardInterrupt
             real(slots, link, slot)
 
-        cut.setattr("agent.storage.slots.Slots.point", point)
+        cut.setattr("agent.update.install.slots.Slots.point", point)
         with pytest.raises(KeyboardInterrupt):
             board.updater().resume()
     assert (board.runs, board.config) == ("2.0+slow", CONFIG)
@@ -775,7 +771,7 @@ def test_what_could_not_be_taken_back_is_taken_back_later_and_not_tried_again(
     """Its configuration is the old one already."""
     board.updater().receive(board.bundle("2.0+slow", migrations=[RENAME]))
     with monkeypatch.context() as full:
-        full.setattr("agent.update.switching.Switch.undo", _undo_half)
+        full.setattr("agent.update.install.switch.Switch.undo", _undo_half)
         with pytest.raises(StorageError):
             board.updater().resume()
     assert (board.runs, board.config) == ("2.0+slow", CONFIG)
@@ -789,7 +785,7 @@ def test_what_could_not_be_taken_back_is_taken_back_later_and_not_tried_again(
 
 def _undo_half(switch: Switch, old: Slot) -> None:
     with pytest.MonkeyPatch.context() as full:
-        full.setattr("agent.storage.slots.Slots.point", _full)
+        full.setattr("agent.update.install.slots.Slots.point", _full)
         _UNDO(switch, old)
 
 
@@ -804,7 +800,7 @@ def test_an_order_that_was_read_outlives_a_cut(board: Board, monkeypatch: pytest
     board.updater().receive(board.bundle())
     with monkeypatch.context() as cut:
         cut.setattr(board, "_sleep", _ordering(board, "rollback"))
-        cut.setattr("agent.update.changes.VersionChange.undo", lambda *_: _killed(0))
+        cut.setattr("agent.update.install.switch.VersionChange.undo", lambda *_: _killed(0))
         with pytest.raises(KeyboardInterrupt):
             board.updater().resume()
     board.restart_service()
@@ -819,7 +815,7 @@ def test_a_trial_that_goes_on_is_taken_back_for_what_is_then(
 ) -> None:
     board.updater().receive(board.bundle("2.0+slow"))
     with monkeypatch.context() as cut:
-        cut.setattr("agent.update.changes.VersionChange.undo", lambda *_: _killed(0))
+        cut.setattr("agent.update.install.switch.VersionChange.undo", lambda *_: _killed(0))
         with pytest.raises(KeyboardInterrupt):
             board.updater().resume()
     board.restart_service()
@@ -861,7 +857,7 @@ def test_a_defect_in_a_step_is_an_end_and_no_loop(board: Board, monkeypatch: pyt
     def defective(*_: object) -> None:
         raise AttributeError("no such thing")
 
-    monkeypatch.setattr("agent.update.preparing.stage_version", defective)
+    monkeypatch.setattr("agent.update.install.updater.stage_version", defective)
     done = board.apply(board.bundle())
     assert done.state == "refused"
     assert done.reason == "a defect in Vedette: AttributeError: no such thing"

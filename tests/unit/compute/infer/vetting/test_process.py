@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.compute.infer.spare import spare_bytes
+from agent.compute.infer.vetting.process import spare_bytes
 
 GIB = 2**30
 

@@ -16,24 +16,24 @@ from typing import Literal
 
 import pytest
 
-from agent.compute.infer.backend import Options, Plan
-from agent.compute.infer.unprivileged import device_groups, only_for_root, without_root
-from agent.compute.infer.worker import WorkerSession
+from agent.compute.infer.session import Options, Plan
+from agent.compute.infer.vetting.unprivileged import device_groups, only_for_root, without_root
+from agent.compute.infer.worker.session import WorkerSession
 from agent.errors import BackendError, ModelError, VedetteError
-from agent.library import open_model
-from agent.storage.models import ZOO
+from agent.models.files import ZOO
+from agent.models.library import open_model
 from tests.support import tflite_builder as build
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="root gives up its rights")
 _BEGIN = """
 import os, signal, sys
 from pathlib import Path
-from agent.compute.infer import unprivileged
-from agent.compute.infer.unprivileged import without_root
+from agent.compute.infer.vetting import unprivileged
+from agent.compute.infer.vetting.unprivileged import without_root
 from agent.errors import ModelError
-from agent.library import open_model
-from agent.manifest import Model
-from agent.storage.models import preloaded
+from agent.models.library import open_model
+from agent.compute.manifest import Model
+from agent.models.files import preloaded
 
 sys.executable = "/bin/sh"  # that everybody may run; nothing here is to start it
 
@@ -157,8 +157,8 @@ def test_a_result_has_a_bound_and_a_model_that_is_expected_comes_on_top() -> Non
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv of util-linux")
 def test_a_root_that_may_become_nobody_else_works_as_root() -> None:
     code = """
-    from agent.compute.infer.backend import Options
-    from agent.compute.infer.vetting import VETTING
+    from agent.compute.infer.backends import Options
+    from agent.compute.infer.vetting.vetting import VETTING
     sys.executable = sys.argv[1]
     print(without_root(os.geteuid, int), VETTING.check(open_model("small-speech", "3"), Options()))
     """
@@ -246,10 +246,10 @@ def test_a_source_in_a_folder_that_this_user_may_not_enter_is_one_problem(tmp_pa
     model = "small-speech" if scheme == "wav" else "nanodet"
     config.write_text(f'[streams.a]\nsource = "{scheme}:{private}/clip"\nmodel = "{model}"\n')
     code = """
-    from agent import check
+    from agent.daemon import check
     from agent.capture.source import open_source
-    from agent.capture.sound import open_sound
-    from agent.configfile import load
+    from agent.capture.source import open_sound
+    from agent.config.load import load
     from agent.errors import SourceError
 
     source = load(Path(sys.argv[1])).config.streams["a"].source

@@ -17,14 +17,15 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from agent.compute.infer import vetting, vetting_process
-from agent.compute.infer.backend import AUTO, Options, open_session
+from agent.compute.infer.backends import open_session
 from agent.compute.infer.litert import CpuBackend, load_runtime, runtime_version
-from agent.compute.infer.vetting import Limits, Vetting, identity
+from agent.compute.infer.session import AUTO, Options
+from agent.compute.infer.vetting import process, vetting
+from agent.compute.infer.vetting.vetting import Limits, Vetting, identity
+from agent.compute.manifest import Manifest, Model, OutputManifest, Rung
+from agent.daemon.perception import prepare_sense
 from agent.errors import BackendError, ModelError
-from agent.library import open_model, open_whole_model
-from agent.manifest import Manifest, Model, OutputManifest, Rung
-from agent.senses import prepare_sense
+from agent.models.library import open_model, open_whole_model
 from tests.support import tflite_builder as build
 from tests.support.delegates import identity_model
 from tests.support.publishing import wait_for
@@ -67,7 +68,7 @@ def _nothing_is_known() -> Iterator[None]:
 def children() -> set[str]:
     """Pids of processes that try models."""
     found = subprocess.run(
-        ["pgrep", "-P", str(os.getpid()), "-f", "vetting_main"], capture_output=True, text=True
+        ["pgrep", "-P", str(os.getpid()), "-f", "vetting.main"], capture_output=True, text=True
     )
     return set(found.stdout.split())
 
@@ -110,7 +111,7 @@ def test_any_of_its_graphs_may_be_the_one_that_crashes() -> None:
 def test_what_is_known_costs_nothing_and_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     notes, sound, bad = Notes(), open_model("small-speech", "3"), model(build.crashing_model())
     notes.kept = {identity(sound): "", identity(bad): "crashed ago"}
-    monkeypatch.setattr(vetting_process, "Process", None)
+    monkeypatch.setattr(process, "Process", None)
     began = time.perf_counter()
     assert Vetting(notes).check(sound, Options())
     with pytest.raises(ModelError, match=r"^odd\.tflite: crashed ago$"):
@@ -147,7 +148,7 @@ def test_a_model_gets_a_share_of_the_memory_that_is_available(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = open_model(str(identity_model(tmp_path, steps=3, size=60_000_001)))
-    monkeypatch.setattr(vetting_process, "spare_bytes", lambda: 150 * 2**20)
+    monkeypatch.setattr(process, "spare_bytes", lambda: 150 * 2**20)
     with pytest.raises(BackendError):
         Vetting().check(large, Options(threads=1))
     assert identity(large) not in vetting.KNOWN
@@ -163,10 +164,10 @@ def test_tensors_that_no_board_has_memory_for_are_refused_before_the_runtime_see
 
 def test_few_models_are_tried_at_once_in_the_order_in_which_they_came(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(vetting_process, "_TRIALS", vetting_process._Trials())
+    monkeypatch.setattr(process, "_TRIALS", process._Trials())
     sound = open_whole_model("small-speech")
     models = [replace(sound, content=sound.content + bytes(n)) for n in range(11, 16)]
-    started = [vetting_process.outcome(one, Options(threads=1), Limits(), None) for one in models]
+    started = [process.outcome(one, Options(threads=1), Limits(), None) for one in models]
     others, most = children(), 0
     while not all(one.done() for one in started):
         most = max(most, len(children() - others))
@@ -218,7 +219,7 @@ def test_a_model_gets_few_descriptors_and_no_rights_of_roots() -> None:
 
 
 def test_a_stream_is_prepared_when_its_model_has_been_tried() -> None:
-    from agent.config import StreamConfig
+    from agent.config.stream import StreamConfig
 
     sense = prepare_sense("porch", StreamConfig("test:", "nanodet", rung="256"))
     assert sense is not None
@@ -231,11 +232,11 @@ def test_a_daemon_that_is_killed_leaves_no_process_that_tries_a_model(tmp_path: 
     (tmp_path / "slow.toml").write_text('name = "slow"\n[output]\ndecoder = "classify"\n')
     program = """
         import os, subprocess, sys
-        from agent.compute.infer.backend import Options
-        from agent.compute.infer.vetting import VETTING
-        from agent.library import open_model
+        from agent.compute.infer.backends import Options
+        from agent.compute.infer.vetting.vetting import VETTING
+        from agent.models.library import open_model
         VETTING.check(open_model(sys.argv[1]), Options(threads=1), 1.0)
-        subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "vetting_main"])
+        subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "vetting.main"])
         os.kill(os.getpid(), 9)
     """
     command = [sys.executable, "-c", dedent(program), str(tmp_path / "slow.toml")]

@@ -16,14 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.compute.infer.backend import Options, Plan, open_session
-from agent.compute.infer.measure import golden_inputs
-from agent.compute.infer.process import LOG_BYTES
-from agent.compute.infer.whole import Whole
-from agent.compute.infer.worker import WorkerSession
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.chain import Whole
+from agent.compute.infer.choice import golden_inputs
+from agent.compute.infer.session import Options, Plan
+from agent.compute.infer.worker.process import LOG_BYTES
+from agent.compute.infer.worker.session import WorkerSession
+from agent.compute.manifest import Model
 from agent.errors import BackendError, ModelError
-from agent.library import open_model, open_whole_model
-from agent.manifest import Model
+from agent.models.library import open_model, open_whole_model
 from tests.support.delegates import COMPILER, NO_COMPILER
 from tests.support.liar import lying
 from tests.support.publishing import wait_for
@@ -350,10 +351,10 @@ def test_a_library_that_is_none_is_named(identity: Model) -> None:
 def test_it_does_not_outlive_its_parent(tmp_path: Path) -> None:
     code = """
 import time
-from agent.compute.infer.backend import Options, Plan
-from agent.compute.infer.process import LOG_BYTES
-from agent.compute.infer.worker import WorkerSession
-from agent.library import open_model
+from agent.compute.infer.backends import Options, Plan
+from agent.compute.infer.worker.process import LOG_BYTES
+from agent.compute.infer.worker.session import WorkerSession
+from agent.models.library import open_model
 print(WorkerSession(open_model("small-speech"), Plan("apart"), Options()).pid, flush=True)
 time.sleep(60)
 """

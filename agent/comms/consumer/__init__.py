@@ -1,0 +1,1 @@
+"""The other end: programs that ask a device, and follow what it publishes."""

@@ -1,0 +1,1 @@
+"""Home Assistant's discovery: a device's streams as its entities."""

@@ -1,0 +1,1 @@
+"""Models of several sizes or depths: which of them answers."""

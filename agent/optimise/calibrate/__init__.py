@@ -1,0 +1,1 @@
+"""Thresholds of cascades, found on labelled data."""

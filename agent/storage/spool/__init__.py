@@ -1,0 +1,1 @@
+"""Events on disk until a broker has them."""

@@ -1,0 +1,1 @@
+"""Signed files that update boards: built, signed, read."""

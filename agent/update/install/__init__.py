@@ -1,0 +1,1 @@
+"""An update on the board: staged, tried, kept or taken back."""
