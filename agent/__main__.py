@@ -10,7 +10,7 @@ import sys
 import threading
 from contextlib import suppress
 
-from agent.board.process import hold, separate_stderr
+from agent.board.process import block_until_ready, separate_stderr
 from agent.errors import StreamError, VedetteError, reason_of
 from agent.text import plain
 
@@ -34,7 +34,7 @@ def main() -> None:
     _open_missing()
     separate_stderr()
     if sys.argv[1:2] == ["run"]:
-        hold()
+        block_until_ready()
     _print_anything()
     from agent.cli.main import vedette
 

@@ -157,7 +157,7 @@ class Event(Struct, frozen=True):
     reason: str
 
 
-class Stages(Struct, frozen=True, gc=False):
+class StageTimes(Struct, frozen=True, gc=False):
     """Nanoseconds spent in each room on one frame; `queue` is the waiting before it."""
 
     queue: int = 0
@@ -173,18 +173,18 @@ class Stages(Struct, frozen=True, gc=False):
         return self.queue + self.gate + self.prepare + self.infer + self.decode + self.track
 
 
-class Seen(Struct, frozen=True):
+class StreamResult(Struct, frozen=True):
     """What one frame gave.
 
     Attributes:
         events: of the tracks.
         detections: None when the gate was closed and nothing was inferred.
-        stages: see `Stages`.
+        stages: see `StageTimes`.
     """
 
     events: list[Event]
     detections: list[Detection] | None
-    stages: Stages
+    stages: StageTimes
 
 
 class Will(Struct, frozen=True, gc=False):
@@ -220,7 +220,7 @@ class Stored(Struct, frozen=True, gc=False):
 # What flows of clips: the pictures that they are made of, what they are made for, and what became of them.
 
 
-class Picture(Struct, frozen=True, gc=False):
+class EncodedFrame(Struct, frozen=True, gc=False):
     """A frame as a JPEG, as clips are made of.
 
     Attributes:
@@ -237,7 +237,7 @@ class Picture(Struct, frozen=True, gc=False):
     captured_at: datetime
 
 
-class Occasion(Struct, frozen=True):
+class ClipReason(Struct, frozen=True):
     """Why a clip is made.
 
     Attributes:
@@ -268,7 +268,7 @@ class Clip(Struct, frozen=True):
     """
 
     path: str
-    occasion: Occasion
+    occasion: ClipReason
     tracks: tuple[str, ...]
     began_at: datetime
     ended_at: datetime

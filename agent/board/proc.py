@@ -88,7 +88,7 @@ def read_clock(root: Path = Path("/"), ask: Callable[[], int] = ask_kernel) -> C
 # How much room a folder has, and whether it can be written to.
 
 
-class Disk(Struct, frozen=True):
+class DiskUsage(Struct, frozen=True):
     """The file system that a folder lies in, or would lie in.
 
     Attributes:
@@ -105,7 +105,7 @@ class Disk(Struct, frozen=True):
     read_only: bool
 
 
-def read_disk(folder: Path) -> Disk | None:
+def read_disk(folder: Path) -> DiskUsage | None:
     """The file system of a folder; None where not even `/` tells.
 
     Args:
@@ -116,7 +116,7 @@ def read_disk(folder: Path) -> Disk | None:
             found = os.statvfs(at)
         except OSError:
             continue
-        return Disk(
+        return DiskUsage(
             at,
             found.f_blocks * found.f_frsize >> 20,
             found.f_bavail * found.f_frsize >> 20,
@@ -223,7 +223,7 @@ ADVICE = (
 )
 
 
-def unreadable(root: Path = Path("/"), arch: str = platform.machine()) -> list[str]:
+def cpu_info_unreadable(root: Path = Path("/"), arch: str = platform.machine()) -> list[str]:
     """Paths without which the runtime does not know the processors, and which cannot be read, or are empty lists.
 
     Args:

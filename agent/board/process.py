@@ -19,8 +19,8 @@ _early: list[int] = []
 """Requests to reload that came before somebody could take them."""
 
 
-def hold() -> None:
-    """Until `pass_on`: remember to reload, and end well when told to; from now on, tell why when ended badly."""
+def block_until_ready() -> None:
+    """Until `install_handlers`: remember to reload, end well when told to, and tell why when ended badly."""
     signal.signal(signal.SIGHUP, lambda number, _: _early.append(number))
     for number in ENDING:
         # Nothing is open yet; an exception might be swallowed by what is being imported.
@@ -30,7 +30,7 @@ def hold() -> None:
         faulthandler.enable(sys.stderr)
 
 
-def pass_on(stop: Callable[[], None], reload: Callable[[], None]) -> None:
+def install_handlers(stop: Callable[[], None], reload: Callable[[], None]) -> None:
     """Make requests of signals, also of those held."""
     for number in ENDING:
         signal.signal(number, lambda *_: stop())
@@ -53,7 +53,7 @@ _ARENA_MAX, _ARENAS = -8, 2
 """Of `mallopt`: M_ARENA_MAX, which malloc.h defines; and how many there may be."""
 
 
-def share_arenas() -> bool:
+def limit_malloc_arenas() -> bool:
     """Have all threads share two arenas, unless the environment says how many; whether they will.
 
     For the time before there are threads: those that have an arena keep it.

@@ -11,7 +11,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from agent.capture.source import Block, exists, mono
-from agent.config.source_uri import Address, parse_sound
+from agent.config.source_uri import SourceUri, parse_sound
 from agent.errors import SourceError
 from agent.types import Samples
 
@@ -80,13 +80,13 @@ _LEAST_HZ, _MOST_HZ, _MOST_CHANNELS = 4000, 384_000, 64
 """What is recorded lies between: a header that says something else is broken, and costs more than it gives."""
 
 
-class Recording:
+class AudioFile:
     """A sound file."""
 
     live = False
 
-    def __init__(self, file: Any, address: Address) -> None:
-        self._file, self._shown = file, address.shown
+    def __init__(self, file: Any, address: SourceUri) -> None:
+        self._file, self._shown = file, address.masked
         self._channel, self._loop = address.options.channel, address.options.loop
         self.paced = address.options.pace == "realtime"
         self.rate_hz, self._seen = int(file.samplerate), 0
@@ -124,7 +124,7 @@ def read_whole(path: Path, rate_hz: int) -> Samples:
     Raises:
         SourceError: see `open_recording`.
     """
-    address = replace(parse_sound(f"wav:{quote(str(path))}?pace=fast"), shown=str(path))
+    address = replace(parse_sound(f"wav:{quote(str(path))}?pace=fast"), masked=str(path))
     recording = open_recording(address, 1.0, rate_hz)
     resampler, parts = Resampler(recording.rate_hz, rate_hz), []
     try:
@@ -135,14 +135,14 @@ def read_whole(path: Path, rate_hz: int) -> Samples:
     return np.concatenate((*parts, resampler.rest()))
 
 
-def open_recording(address: Address, stall_s: float, rate_hz: int) -> Recording:
+def open_recording(address: SourceUri, stall_s: float, rate_hz: int) -> AudioFile:
     """Open a sound file.
 
     Raises:
         SourceError: it is missing, cannot be read, is none, has no samples, is cut off, lacks the channel, or has
             a rate or a number of channels that no recording has.
     """
-    path, shown = Path(address.target), address.shown
+    path, shown = Path(address.target), address.masked
     _check_path(path, address)
     library = _library(shown)
     try:
@@ -154,30 +154,30 @@ def open_recording(address: Address, stall_s: float, rate_hz: int) -> Recording:
     except SourceError:
         file.close()
         raise
-    return Recording(file, address)
+    return AudioFile(file, address)
 
 
-def _check_path(path: Path, address: Address) -> None:
-    shown = address.shown
+def _check_path(path: Path, address: SourceUri) -> None:
+    shown = address.masked
     if not exists(address):
         raise SourceError(f"{shown}: expected a sound file; there is no {path.absolute()}")
     if not path.is_file():
         raise SourceError(f"{shown}: expected a sound file; found {'a folder' if path.is_dir() else 'none'}")
 
 
-def _check_content(file: Any, path: Path, address: Address) -> None:
+def _check_content(file: Any, path: Path, address: SourceUri) -> None:
     if not file.frames:
-        raise SourceError(f"{address.shown}: expected sound; the file has no samples: cut off?")
-    _check_header(file, address.shown)
+        raise SourceError(f"{address.masked}: expected sound; the file has no samples: cut off?")
+    _check_header(file, address.masked)
     channel = address.options.channel
     if channel is not None and channel >= file.channels:
         found = f"found {_plural(file.channels, 'channel')}, which count from 0"
-        raise SourceError(f"{address.shown}: expected a channel {channel}; {found}")
+        raise SourceError(f"{address.masked}: expected a channel {channel}; {found}")
     promised = _promised(path)
     if promised > path.stat().st_size:
         size = path.stat().st_size
         raise SourceError(
-            f"{address.shown}: expected {promised:,} bytes, as the file says; found {size:,}: cut off"
+            f"{address.masked}: expected {promised:,} bytes, as the file says; found {size:,}: cut off"
         )
 
 

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from msgspec import Struct
 
-from agent.capture.portaudio import CHANNELS_MAX, PORTAUDIO, Input, missing
+from agent.capture.portaudio import CHANNELS_MAX, PORTAUDIO, Input, not_found
 from agent.errors import SourceError
 
 # What V4L2 tells about a camera that is not in use: name, formats and sizes, by its ioctls.
@@ -116,7 +116,7 @@ _SIZES_SHOWN = 3
 _PATIENCE_S = 5.0
 
 
-class Device(Struct, frozen=True):
+class CaptureDevice(Struct, frozen=True):
     """A camera or a microphone.
 
     Attributes:
@@ -139,8 +139,8 @@ class Devices(Struct, frozen=True):
         missing: what is in the way of others, and what to do; a sentence each.
     """
 
-    cameras: list[Device]
-    microphones: list[Device]
+    cameras: list[CaptureDevice]
+    microphones: list[CaptureDevice]
     missing: list[str]
 
 
@@ -156,7 +156,7 @@ def devices(root: Path = Path("/dev")) -> Devices:
     return Devices(cameras, microphones, absent)
 
 
-def _v4l2(root: Path, absent: list[str]) -> Iterator[Device]:
+def _v4l2(root: Path, absent: list[str]) -> Iterator[CaptureDevice]:
     denied, raw = [], []
     for path in sorted(root.glob("video*"), key=lambda path: (len(path.name), path.name)):
         try:
@@ -169,7 +169,7 @@ def _v4l2(root: Path, absent: list[str]) -> Iterator[Device]:
             if node is not None and node.needs_libcamera:
                 raw.append(node)
             elif node is not None:
-                yield Device(node.name, _sizes(node), f"v4l2:{node.path}")
+                yield CaptureDevice(node.name, _sizes(node), f"v4l2:{node.path}")
     if denied:
         absent.append(f"{', '.join(denied)}: this user may not open it: {_join('video')}.")
     if raw and not _has_picamera():
@@ -195,7 +195,7 @@ def _has_picamera() -> bool:
     return importlib.util.find_spec("picamera2") is not None
 
 
-def _libcamera(absent: list[str]) -> list[Device]:
+def _libcamera(absent: list[str]) -> list[CaptureDevice]:
     if not _has_picamera():
         return []
     try:
@@ -204,31 +204,31 @@ def _libcamera(absent: list[str]) -> list[Device]:
         absent.append(f"Picamera2 is installed and does not work: {type(error).__name__}: {error}.")
         return []
     return [
-        Device(str(camera.get("Model", "?")), str(camera.get("Location", "")), f"libcamera:{number}")
+        CaptureDevice(str(camera.get("Model", "?")), str(camera.get("Location", "")), f"libcamera:{number}")
         for number, camera in enumerate(found)
         # USB cameras are listed twice, and go through V4L2.
         if "usb" not in str(camera.get("Id", "")).lower()
     ]
 
 
-def _microphones(absent: list[str]) -> list[Device]:
+def _microphones(absent: list[str]) -> list[CaptureDevice]:
     try:
         found = _in_time(lambda: PORTAUDIO.look("microphones", _described))
     except SourceError as error:
         absent.append(f"{error}.")
         return []
     if not found:
-        absent.append(f"microphones: {missing()}")
+        absent.append(f"microphones: {not_found()}")
     return found
 
 
-def _in_time(look: Callable[[], list[Device]]) -> list[Device]:
+def _in_time(look: Callable[[], list[CaptureDevice]]) -> list[CaptureDevice]:
     """What is found, unless the sound server hangs: PortAudio would wait for it for ever.
 
     Raises:
         SourceError: it does; or what `look` raises.
     """
-    found: list[list[Device]] = []
+    found: list[list[CaptureDevice]] = []
     failed: list[SourceError] = []
 
     def run() -> None:
@@ -247,10 +247,10 @@ def _in_time(look: Callable[[], list[Device]]) -> list[Device]:
     return found[0]
 
 
-def _described(library: Any, found: list[Input]) -> list[Device]:
+def _described(library: Any, found: list[Input]) -> list[CaptureDevice]:
     names = [device.name for device in found]
     return [
-        Device(
+        CaptureDevice(
             device.name,
             _offers(library, device),
             # A name outlives a change of ports; where two have the same, only the number tells them apart.

@@ -16,7 +16,7 @@ from agent.types import AudioChunk, Frame, Image
 T = TypeVar("T")
 
 
-class HandOver(ABC, Generic[T]):
+class HandoffQueue(ABC, Generic[T]):
     """Things on their way from one thread to another, in their order, with one end."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class HandOver(ABC, Generic[T]):
             self._closed, self._error = True, error
             self._changed.notify_all()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Nobody takes any more: free what waits."""
         with self._changed:
             self._items.clear()
@@ -68,7 +68,7 @@ _ROOM, _LOW = 8, 2
 """Blocks on a belt that keeps all; see `agent.capture.handoff`."""
 
 
-class Belt(HandOver[AudioChunk]):
+class AudioQueue(HandoffQueue[AudioChunk]):
     """Sound on its way from one thread to another.
 
     A live belt hands out what has come since, up to a gap and up to 1 s, and of more than 5 s drops the oldest.
@@ -130,7 +130,7 @@ _KEPT = 6
 """One being read, up to four handed over at `pace=fast`, one in use."""
 
 
-class Pool:
+class FrameBufferPool:
     """Pictures' memory that is free. Its methods are single operations of a list and need no lock."""
 
     def __init__(self) -> None:
@@ -162,7 +162,7 @@ _SLOT_ROOM, _SLOT_LOW = 4, 1
 then reads several frames in a row, and each costs less: it is woken less often, and its caches stay warm."""
 
 
-class Slot(HandOver[Frame]):
+class LatestFrame(HandoffQueue[Frame]):
     """Frames on their way from one thread to another, in the order of their capture.
 
     A live slot holds the newest frame only; one that keeps all makes the giver wait when it is full.

@@ -10,7 +10,7 @@ import numpy as np
 
 from agent.capture.image_size import check_size, header_size
 from agent.capture.source import Source, exists
-from agent.config.source_uri import Address
+from agent.config.source_uri import SourceUri
 from agent.errors import SourceError
 from agent.text import plural
 from agent.types import Image
@@ -21,13 +21,13 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
 _FPS = 10.0
 
 
-class Pictures(Source):
+class ImageFolder(Source):
     """A folder of image files."""
 
     order = "bgr"
 
-    def __init__(self, address: Address) -> None:
-        self._shown, self._loop = address.shown, address.options.loop
+    def __init__(self, address: SourceUri) -> None:
+        self._shown, self._loop = address.masked, address.options.loop
         self._paths = _find(address)
         self._next, self._readable = 0, 0
         self._bad: set[Path] = set()
@@ -82,27 +82,27 @@ class Pictures(Source):
         return image
 
 
-def open_pictures(address: Address, stall_s: float) -> Pictures:
+def open_pictures(address: SourceUri, stall_s: float) -> ImageFolder:
     """The pictures of a folder.
 
     Raises:
         SourceError: there is no such folder, or no picture in it.
     """
-    return Pictures(address)
+    return ImageFolder(address)
 
 
-def _find(address: Address) -> list[Path]:
+def _find(address: SourceUri) -> list[Path]:
     folder = Path(address.target)
     there = exists(address)
     if not folder.is_dir():
         found = f"{folder} is a file; write file:{folder}" if there else f"there is no {folder.absolute()}"
-        raise SourceError(f"{address.shown}: expected a folder of pictures; {found}")
+        raise SourceError(f"{address.masked}: expected a folder of pictures; {found}")
     try:
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     except OSError as error:
-        raise SourceError(f"{address.shown}: {folder} cannot be read: {error.strerror}") from None
+        raise SourceError(f"{address.masked}: {folder} cannot be read: {error.strerror}") from None
     if not paths:
-        raise SourceError(f"{address.shown}: expected jpg, png or bmp files in {folder.absolute()}; found none")
+        raise SourceError(f"{address.masked}: expected jpg, png or bmp files in {folder.absolute()}; found none")
     return paths
 
 
@@ -127,12 +127,12 @@ _STEP = 4
 """Pixels that the square moves from one picture to the next."""
 
 
-class Pattern(Source):
+class TestPattern(Source):
     """A bright square that walks over a still gradient, left to right and top to bottom."""
 
     order = "bgr"
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: SourceUri) -> None:
         options = address.options
         self._width, self._height = options.size or _SIZE
         fps = options.fps or _PATTERN_FPS
@@ -170,9 +170,9 @@ class Pattern(Source):
         """Nothing to free."""
 
 
-def open_pattern(address: Address, stall_s: float) -> Pattern:
+def open_pattern(address: SourceUri, stall_s: float) -> TestPattern:
     """The pattern of a `test:` URI."""
-    return Pattern(address)
+    return TestPattern(address)
 
 
 def _gradient(width: int, height: int) -> Image:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from agent.capture.portaudio import PORTAUDIO, Format, Input, RateMeter, choose, fitting, why
+from agent.capture.portaudio import PORTAUDIO, Format, Input, SampleRateEstimator, choose, explain, find_format
 from agent.capture.source import Block, mono
-from agent.config.source_uri import Address
+from agent.config.source_uri import SourceUri
 from agent.errors import SourceError
 from agent.types import Samples
 
@@ -36,7 +36,7 @@ class _Mark(NamedTuple):
     read_ns: int
 
 
-class Heard(NamedTuple):
+class RingRead(NamedTuple):
     """What a reader takes.
 
     Attributes:
@@ -51,7 +51,7 @@ class Heard(NamedTuple):
     read_ns: int
 
 
-class Ring:
+class AudioRing:
     """Frames of C channels for one writer and one reader, without a lock.
 
     What does not fit is dropped whole and counted, and so is all that follows until the reader has been here:
@@ -75,7 +75,7 @@ class Ring:
         mark, memory, count = self._mark, self._memory, len(block)
         size = len(memory)
         if mark.lost != self._settled or count > size - (mark.written - self._read):
-            self.miss(count)
+            self.count_lost(count)
             return False
         begin = mark.written % size
         first = min(count, size - begin)
@@ -85,12 +85,12 @@ class Ring:
         self._mark = _Mark(mark.written + count, mark.lost, at_ns, read_ns)
         return True
 
-    def miss(self, count: int) -> None:
+    def count_lost(self, count: int) -> None:
         """So many frames were lost before they came here. For the writer."""
         mark = self._mark
         self._mark = _Mark(mark.written, mark.lost + count, mark.at_ns, mark.read_ns)
 
-    def read(self) -> Heard:
+    def read(self) -> RingRead:
         """Take everything that is there."""
         mark, memory, read = self._mark, self._memory, self._read
         count, size = mark.written - read, len(memory)
@@ -103,7 +103,7 @@ class Ring:
         lost = mark.lost - self._settled
         self._read = mark.written
         self._settled = mark.lost  # last: from here on the writer may store again
-        return Heard(frames, lost, mark.at_ns, mark.read_ns)
+        return RingRead(frames, lost, mark.at_ns, mark.read_ns)
 
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class _Ear:
     """
 
     def __init__(self, form: Format) -> None:
-        self.ring = Ring(round(_RING_S * form.rate_hz), form.channels)
+        self.ring = AudioRing(round(_RING_S * form.rate_hz), form.channels)
         self.rate_hz, self.finished = form.rate_hz, False
         self._at_ns = 0
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -148,7 +148,7 @@ class _Ear:
         age_s = times.currentTime - times.inputBufferAdcTime - count / self.rate_hz
         self._at_ns = max(self._at_ns, now_ns - round(min(max(age_s, 0.0), _AGE_MAX_S) * 1e9))
         if status.input_overflow:
-            self.ring.miss(count)  # how many the system has lost nobody tells: at least about a block
+            self.ring.count_lost(count)  # how many the system has lost nobody tells: at least about a block
         self.ring.write(np.frombuffer(data, np.int16).reshape(count, -1), self._at_ns, now_ns)
         self._rouse()
 
@@ -171,8 +171,8 @@ class Microphone:
 
     live, paced = True, False
 
-    def __init__(self, address: Address, stall_s: float, rate_hz: int) -> None:
-        self._address, self._shown, self._stall_s, self._wanted_hz = address, address.shown, stall_s, rate_hz
+    def __init__(self, address: SourceUri, stall_s: float, rate_hz: int) -> None:
+        self._address, self._shown, self._stall_s, self._wanted_hz = address, address.masked, stall_s, rate_hz
         self._stream: Any = None
         self._lost = 0
         self._open()
@@ -203,7 +203,7 @@ class Microphone:
     def _open(self) -> None:
         self._last_s = time.monotonic()
         self._stream = PORTAUDIO.open(self._shown, self._stall_s, self._make)
-        self._meter = RateMeter(self.rate_hz)
+        self._meter = SampleRateEstimator(self.rate_hz)
 
     def _leave(self) -> None:
         stream, self._stream = self._stream, None
@@ -219,7 +219,7 @@ class Microphone:
 
     def _make(self, library: Any, found: list[Input]) -> Any:
         device = choose(found, self._address.target, library.default.device[0], self._shown)
-        form = fitting(library, device, self._address, self._wanted_hz)
+        form = find_format(library, device, self._address, self._wanted_hz)
         self.rate_hz, self._channel = form.rate_hz, form.channel
         self.about = f"{device.name}: {form.rate_hz} Hz, {form.channels} channel{'s' * (form.channels != 1)}"
         self._ear = _Ear(form)
@@ -229,7 +229,7 @@ class Microphone:
             self._ear.close()
             if not isinstance(error, library.PortAudioError):
                 raise
-            raise SourceError(f"{self._shown}: {device.name} cannot be opened: {why(error)}") from None
+            raise SourceError(f"{self._shown}: {device.name} cannot be opened: {explain(error)}") from None
 
     def _started(self, library: Any, number: int, form: Format, ear: _Ear) -> Any:
         stream = library.RawInputStream(
@@ -269,10 +269,10 @@ class Microphone:
         )
         self.about = f"{self.about}, really {measured_hz} Hz"
         self.rate_hz = self._ear.rate_hz = measured_hz
-        self._meter = RateMeter(measured_hz)
+        self._meter = SampleRateEstimator(measured_hz)
 
 
-def open_microphone(address: Address, stall_s: float, rate_hz: int) -> Microphone:
+def open_microphone(address: SourceUri, stall_s: float, rate_hz: int) -> Microphone:
     """Open a microphone.
 
     Raises:

@@ -21,7 +21,7 @@ from msgspec import Struct, structs
 
 from agent.capture.image_size import LARGEST_PIXELS, check_size
 from agent.capture.source import Source, exists
-from agent.config.source_uri import Address, Options, mask
+from agent.config.source_uri import SourceOptions, SourceUri, mask
 from agent.errors import SourceError
 from agent.types import Image
 
@@ -115,25 +115,25 @@ def _prepare() -> None:
 log = logging.getLogger(__name__)
 
 
-def open_camera(address: Address, stall_s: float) -> Capture:
+def open_camera(address: SourceUri, stall_s: float) -> Capture:
     """Open a V4L2 camera, and say so when it gives another size, rate or format than asked.
 
     Raises:
         SourceError: it is missing, forbidden, busy, or no camera.
     """
     device = Path(address.target)
-    _check(device, address.shown)
+    _check(device, address.masked)
     capture = open_capture(str(device), cv2.CAP_V4L2)
     if capture is None:
         raise SourceError(
-            f"{address.shown}: expected a camera; {device} gives no pictures: another program may use it"
+            f"{address.masked}: expected a camera; {device} gives no pictures: another program may use it"
             f" (fuser -v {device}), or it is the camera's second, data node"
         )
     _ask(capture, address.options)
     for name, asked, given in differences(capture, address.options):
-        log.warning("%s: asked for %s %s; the camera gives %s", address.shown, name, asked, given)
-    log.info("%s: %s %s", address.shown, describe(capture), _fourcc(capture))
-    return Capture(capture, address.shown)
+        log.warning("%s: asked for %s %s; the camera gives %s", address.masked, name, asked, given)
+    log.info("%s: %s %s", address.masked, describe(capture), _fourcc(capture))
+    return Capture(capture, address.masked)
 
 
 def _check(device: Path, shown: str) -> None:
@@ -144,7 +144,7 @@ def _check(device: Path, shown: str) -> None:
         raise SourceError(f"{shown}: this user may not open {device}; add it to the group video")
 
 
-def _ask(capture: cv2.VideoCapture, options: Options) -> None:
+def _ask(capture: cv2.VideoCapture, options: SourceOptions) -> None:
     """Format first: it decides which sizes and rates there are. A refusal shows when reading back."""
     if options.format:
         capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*options.format))
@@ -155,7 +155,7 @@ def _ask(capture: cv2.VideoCapture, options: Options) -> None:
         capture.set(cv2.CAP_PROP_FPS, options.fps)
 
 
-def differences(capture: cv2.VideoCapture, options: Options) -> list[tuple[str, str, str]]:
+def differences(capture: cv2.VideoCapture, options: SourceOptions) -> list[tuple[str, str, str]]:
     """What the device does otherwise than asked: name, asked, given."""
     size = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
     fps = capture.get(cv2.CAP_PROP_FPS)
@@ -181,11 +181,11 @@ _COUNT_TOLERANCE = 0.02
 """Containers without an index give a number of pictures that is only estimated from their length."""
 
 
-class Clip(Capture):
+class VideoFile(Capture):
     """A video file."""
 
-    def __init__(self, address: Address) -> None:
-        super().__init__(_open(address), address.shown)
+    def __init__(self, address: SourceUri) -> None:
+        super().__init__(_open(address), address.masked)
         self._address, self._read, self._warned = address, 0, False
         self._expected = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         fps = self._capture.get(cv2.CAP_PROP_FPS)
@@ -223,26 +223,26 @@ class Clip(Capture):
             )
 
 
-def open_clip(address: Address, stall_s: float) -> Clip:
+def open_clip(address: SourceUri, stall_s: float) -> VideoFile:
     """Open a video file.
 
     Raises:
         SourceError: it is missing, cannot be read, or is no video.
     """
-    return Clip(address)
+    return VideoFile(address)
 
 
-def _open(address: Address) -> cv2.VideoCapture:
+def _open(address: SourceUri) -> cv2.VideoCapture:
     path = Path(address.target)
     if not exists(address):
-        raise SourceError(f"{address.shown}: expected a video file; there is no {path.absolute()}")
+        raise SourceError(f"{address.masked}: expected a video file; there is no {path.absolute()}")
     if path.is_dir():
         raise SourceError(
-            f"{address.shown}: expected a video file; found a folder; for pictures write dir:{path}"
+            f"{address.masked}: expected a video file; found a folder; for pictures write dir:{path}"
         )
     capture = open_capture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, DECODER_THREADS])
     if capture is None:
-        raise SourceError(f"{address.shown}: expected a video file; {_found(path)}")
+        raise SourceError(f"{address.masked}: expected a video file; {_found(path)}")
     return capture
 
 
@@ -554,11 +554,11 @@ _ASK_S = 2.0
 """For a server to say why it gives no stream, at most."""
 
 
-class Stream(Capture):
+class NetworkStream(Capture):
     """A stream from another machine."""
 
-    def __init__(self, capture: cv2.VideoCapture, address: Address, stall_s: float) -> None:
-        super().__init__(capture, address.shown)
+    def __init__(self, capture: cv2.VideoCapture, address: SourceUri, stall_s: float) -> None:
+        super().__init__(capture, address.masked)
         self._target, self._stall_s, self._grabbed = address.target, stall_s, 0
 
     def grab(self) -> bool:
@@ -579,7 +579,7 @@ class Stream(Capture):
         return why or "the server stopped sending"
 
 
-def open_stream(address: Address, stall_s: float) -> Stream:
+def open_stream(address: SourceUri, stall_s: float) -> NetworkStream:
     """Open an RTSP or HTTP stream.
 
     Raises:
@@ -595,5 +595,5 @@ def open_stream(address: Address, stall_s: float) -> Stream:
     capture = open_capture(address.target, cv2.CAP_FFMPEG, parameters)
     if capture is None:
         why = why_unreachable(address.target, min(stall_s, _ASK_S))
-        raise SourceError(f"{address.shown}: expected a video stream; {why}")
-    return Stream(capture, address, stall_s)
+        raise SourceError(f"{address.masked}: expected a video stream; {why}")
+    return NetworkStream(capture, address, stall_s)

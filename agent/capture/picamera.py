@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from agent.capture.source import Source
-from agent.config.source_uri import Address
+from agent.config.source_uri import SourceUri
 from agent.errors import SourceError
 from agent.types import Image
 
@@ -57,19 +57,19 @@ class PiCamera(Source):
             self._request = None
 
 
-def open_picamera(address: Address, stall_s: float) -> PiCamera:
+def open_picamera(address: SourceUri, stall_s: float) -> PiCamera:
     """Start a camera.
 
     Raises:
         SourceError: Picamera2 is missing, there is no such camera, or it cannot be started.
     """
-    library = _library(address.shown)
+    library = _library(address.masked)
     cameras = library.global_camera_info()
     number = int(address.target)
     if number >= len(cameras):
         models = ", ".join(f"{i} ({camera.get('Model', '?')})" for i, camera in enumerate(cameras)) or "none"
         raise SourceError(
-            f"{address.shown}: expected camera {number}; found {models}; check cable and config.txt"
+            f"{address.masked}: expected camera {number}; found {models}; check cable and config.txt"
         )
     size, fps = address.options.size or _SIZE, address.options.fps
     camera = None
@@ -80,9 +80,9 @@ def open_picamera(address: Address, stall_s: float) -> PiCamera:
         if camera is not None:
             camera.close()
         raise SourceError(
-            f"{address.shown}: the camera cannot be started: {error}; does a program use it?"
+            f"{address.masked}: the camera cannot be started: {error}; does a program use it?"
         ) from error
-    return PiCamera(camera, address.shown, f"{size[0]}x{size[1]}" + (f" at {fps:g} fps" if fps else ""))
+    return PiCamera(camera, address.masked, f"{size[0]}x{size[1]}" + (f" at {fps:g} fps" if fps else ""))
 
 
 def _start(camera: Any, size: tuple[int, int], fps: float) -> None:

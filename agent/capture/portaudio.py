@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 from msgspec import Struct
 
 from agent.board.process import STDERR_TURN
-from agent.config.source_uri import Address
+from agent.config.source_uri import SourceUri
 from agent.errors import SourceError
 
 log = logging.getLogger(__name__)
@@ -241,7 +241,7 @@ _WINDOW_S, _BURSTS = 4.0, 50
 begins or ends within one is wrong by its length."""
 
 
-class RateMeter:
+class SampleRateEstimator:
     """Counts what a device delivers, and tells when that is not what it claims.
 
     Two windows in a row must be off by more than 5 % and agree within 2 %: a hiccup is no rate.
@@ -326,10 +326,10 @@ def choose(found: Sequence[Input], target: str, default: int, shown: str) -> Inp
         return chosen[0]
     if chosen:
         raise SourceError(f"{shown}: expected the name of one microphone; found {_listed(chosen)}")
-    raise SourceError(f"{shown}: expected a microphone {target}; found {_listed(found) or missing()}")
+    raise SourceError(f"{shown}: expected a microphone {target}; found {_listed(found) or not_found()}")
 
 
-def fitting(library: Any, device: Input, address: Address, wanted_hz: int) -> Format:
+def find_format(library: Any, device: Input, address: SourceUri, wanted_hz: int) -> Format:
     """How to open it: at the rate that is asked for or wanted, else at one near.
 
     Args:
@@ -341,7 +341,7 @@ def fitting(library: Any, device: Input, address: Address, wanted_hz: int) -> Fo
     Raises:
         SourceError: it lacks the channel, cannot be opened now, or offers no rate that we know.
     """
-    options, shown = address.options, address.shown
+    options, shown = address.options, address.masked
     form = _channels(device, options.channel, shown)
     asked_hz = options.rate or wanted_hz
     for rate_hz in _rates(asked_hz, device.rate_hz):
@@ -349,7 +349,7 @@ def fitting(library: Any, device: Input, address: Address, wanted_hz: int) -> Fo
             library.check_input_settings(device.number, form.channels, "int16", samplerate=rate_hz)
         except library.PortAudioError as error:
             if _code(error) != _INVALID_RATE:
-                raise SourceError(f"{shown}: {device.name} cannot be opened: {why(error)}") from None
+                raise SourceError(f"{shown}: {device.name} cannot be opened: {explain(error)}") from None
             continue
         if rate_hz != asked_hz:
             level = logging.WARNING if options.rate else logging.INFO
@@ -358,7 +358,7 @@ def fitting(library: Any, device: Input, address: Address, wanted_hz: int) -> Fo
     raise SourceError(f"{shown}: expected a rate between {RATES_HZ[0]} and {RATES_HZ[-1]} Hz; it offers none")
 
 
-def why(error: Exception) -> str:
+def explain(error: Exception) -> str:
     """What PortAudio complains about, as one clause."""
     reason = str(error.args[0] if error.args else error).replace("Error opening RawInputStream: ", "")
     detail = error.args[2][2] if len(error.args) > 2 else ""
@@ -369,10 +369,10 @@ def why(error: Exception) -> str:
 
 
 NOT_PLUGGED = "none: is one plugged in, or should a sound server run?"
-"""What `missing` says where nothing is broken."""
+"""What `not_found` says where nothing is broken."""
 
 
-def missing() -> str:
+def not_found() -> str:
     """Why there is no microphone at all, as far as one can see."""
     devices = sorted(Path("/dev/snd").glob("pcm*c"))
     if any(not os.access(device, os.R_OK | os.W_OK) for device in devices):

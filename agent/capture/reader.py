@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from agent.capture.audio_file import Resampler
-from agent.capture.handoff import Pool
+from agent.capture.handoff import FrameBufferPool
 from agent.capture.source import Block, SoundSource, Source, open_sound, open_source
 from agent.config.source_uri import mask, parse
 from agent.config.stream import CaptureConfig
@@ -19,7 +19,7 @@ from agent.errors import SourceError
 from agent.types import ChannelOrder, Image, Samples
 
 
-class Opened(Protocol):
+class OpenSource(Protocol):
     """A source that is open.
 
     Attributes:
@@ -33,10 +33,10 @@ class Opened(Protocol):
         ...
 
 
-S = TypeVar("S", bound=Opened)
+S = TypeVar("S", bound=OpenSource)
 
 
-class Opening(ABC, Generic[S]):
+class SourceThread(ABC, Generic[S]):
     """Reads in a thread of its own, so that whoever started it never waits for a device.
 
     Attributes:
@@ -132,7 +132,7 @@ class Opening(ABC, Generic[S]):
 # Outages: when a source is lost and when it is back, each said once. Rules only: the clock is handed in.
 
 
-class Thinning:
+class FrameRateLimiter:
     """Lets through so many pictures a second, evenly on average."""
 
     def __init__(self, max_fps: float) -> None:
@@ -154,7 +154,7 @@ class Thinning:
         return True
 
 
-class Stamp(NamedTuple):
+class Timestamps(NamedTuple):
     """When a picture was captured and read; see `Frame`."""
 
     captured_ns: int
@@ -162,18 +162,18 @@ class Stamp(NamedTuple):
     read_ns: int
 
 
-Deliver = Callable[["Reader", Image, Stamp, ChannelOrder], bool]
+OnFrame = Callable[["FrameReader", Image, Timestamps, ChannelOrder], bool]
 """Gets image, CLOCK_MONOTONIC in ns, UTC and order of each picture; False when no more are wanted."""
 
 
-class Reader(Opening[Source]):
+class FrameReader(SourceThread[Source]):
     """One opening of a source of pictures."""
 
     def __init__(
         self,
         uri: str,
-        pool: Pool,
-        deliver: Deliver,
+        pool: FrameBufferPool,
+        deliver: OnFrame,
         woken: threading.Event,
         *,
         config: CaptureConfig,
@@ -182,8 +182,8 @@ class Reader(Opening[Source]):
         super().__init__(uri, woken, name)
         self.goes_on = False
         self._pool, self._deliver = pool, deliver
-        self._config, self._thinning = config, Thinning(config.max_fps)
-        self._fast = parse(uri).keeps_all
+        self._config, self._thinning = config, FrameRateLimiter(config.max_fps)
+        self._fast = parse(uri).lossless
 
     def _open(self) -> Source:
         return open_source(self._uri, stall_s=self._config.stall_s, login=self._config)
@@ -214,16 +214,16 @@ class Reader(Opening[Source]):
             self._abandoned.wait(due_s - now_s)
         return max(due_s, now_s - 1.0) + pace_s
 
-    def _stamp(self, read_ns: int, recorded_s: float) -> Stamp:
+    def _stamp(self, read_ns: int, recorded_s: float) -> Timestamps:
         """Now; or, as far as recorded time is known and runs by itself, that time after the start."""
         now = datetime.now(UTC)
         if recorded_s <= 0.0:
-            self._origin = Stamp(read_ns, now, read_ns)
+            self._origin = Timestamps(read_ns, now, read_ns)
             return self._origin
         captured_ns = self._origin.captured_ns + round(recorded_s * 1e9)
-        return Stamp(captured_ns, self._origin.captured_at + timedelta(seconds=recorded_s), read_ns)
+        return Timestamps(captured_ns, self._origin.captured_at + timedelta(seconds=recorded_s), read_ns)
 
-    def _hand_on(self, source: Source, stamp: Stamp) -> bool:
+    def _hand_on(self, source: Source, stamp: Timestamps) -> bool:
         image = source.picture(self._pool.take())
         self._asked_ns = 0
         wanted = self._deliver(self, image, stamp, source.order)
@@ -250,15 +250,15 @@ class Sound(NamedTuple):
     read_ns: int
 
 
-DeliverSound = Callable[["SoundReader", Sound], bool]
+OnAudio = Callable[["AudioReader", Sound], bool]
 """Gets each piece of sound; False when no more is wanted."""
 
 
-class SoundReader(Opening[SoundSource]):
+class AudioReader(SourceThread[SoundSource]):
     """One opening of a source of sound."""
 
     def __init__(
-        self, uri: str, rate_hz: int, deliver: DeliverSound, woken: threading.Event, *, stall_s: float, name: str
+        self, uri: str, rate_hz: int, deliver: OnAudio, woken: threading.Event, *, stall_s: float, name: str
     ) -> None:
         super().__init__(uri, woken, name)
         self._rate_hz, self._deliver, self._stall_s = rate_hz, deliver, stall_s

@@ -24,7 +24,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from agent.config import secret_file
-from agent.config.source_uri import Address, opener, parse, parse_picture, parse_sound
+from agent.config.source_uri import SourceUri, opener, parse, parse_picture, parse_sound
 from agent.config.stream import CaptureConfig
 from agent.errors import SourceError, reason_of
 from agent.types import Array, ChannelOrder, Image, Samples
@@ -35,7 +35,7 @@ SCHEMES = ("file", "dir", "wav")
 """Schemes of sources that are files or folders."""
 
 
-def status(address: Address) -> os.stat_result | None:
+def status(address: SourceUri) -> os.stat_result | None:
     """Return the status of the file or folder of a source; None: there is none.
 
     Raises:
@@ -46,10 +46,10 @@ def status(address: Address) -> os.stat_result | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:  # a ValueError: the path holds a NUL character
-        raise SourceError(f"{address.shown}: cannot be read: {reason_of(error)}") from error
+        raise SourceError(f"{address.masked}: cannot be read: {reason_of(error)}") from error
 
 
-def exists(address: Address) -> bool:
+def exists(address: SourceUri) -> bool:
     """Return whether the file or folder of a source is there.
 
     Raises:
@@ -61,7 +61,7 @@ def exists(address: Address) -> bool:
 # Logging in to a camera on the network: a user name and a password that do not stand in its URI.
 
 
-def with_login(address: Address, config: CaptureConfig) -> Address:
+def with_login(address: SourceUri, config: CaptureConfig) -> SourceUri:
     """Return the address with the configured user name and password in its target, which is never to be shown.
 
     The password is read from its file now: it may have been changed since the last time.
@@ -91,13 +91,13 @@ def with_login(address: Address, config: CaptureConfig) -> Address:
     return replace(address, target=parts._replace(netloc=f"{account}@{host}").geturl())
 
 
-def _password(address: Address, name: str) -> str:
+def _password(address: SourceUri, name: str) -> str:
     wrong = partial(_wrong, address, "password_file")
     return secret_file.read_password(secret_file.expand(name, wrong), wrong)
 
 
-def _wrong(address: Address, key: str, what: str) -> SourceError:
-    return SourceError(f"{address.shown}: capture.{key} {what}")
+def _wrong(address: SourceUri, key: str, what: str) -> SourceError:
+    return SourceError(f"{address.masked}: capture.{key} {what}")
 
 
 class Source(Protocol):
@@ -146,7 +146,7 @@ class Source(Protocol):
         ...
 
 
-Opener = Callable[[Address, float], Source]
+Opener = Callable[[SourceUri, float], Source]
 _STALL_S, _RATE_HZ = 1.0, 16_000
 """Stall time, s, and rate, Hz, that openers of files and folders are given and do not use."""
 
@@ -168,7 +168,7 @@ def check_there(uri: str) -> None:
     """
     address = parse(uri)
     if address.scheme in SCHEMES and not exists(address):
-        raise SourceError(f"{address.shown}: no such file or folder: {Path(address.target).absolute()}")
+        raise SourceError(f"{address.masked}: no such file or folder: {Path(address.target).absolute()}")
 
 
 def check_opens(uri: str) -> None:
@@ -273,7 +273,7 @@ class SoundSource(Protocol):
         ...
 
 
-SoundOpener = Callable[[Address, float, int], SoundSource]
+SoundOpener = Callable[[SourceUri, float, int], SoundSource]
 
 
 def open_sound(uri: str, rate_hz: int, *, stall_s: float) -> SoundSource:

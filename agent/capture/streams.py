@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from agent.capture.handoff import Belt, Pool, Slot
-from agent.capture.reader import Reader, Sound, SoundReader, Stamp
-from agent.capture.supervisor import CaptureStats, Keeper, OnChange
+from agent.capture.handoff import AudioQueue, FrameBufferPool, LatestFrame
+from agent.capture.reader import AudioReader, FrameReader, Sound, Timestamps
+from agent.capture.supervisor import CaptureStats, OnChange, SourceSupervisor
 from agent.config.source_uri import parse_picture, parse_sound
 from agent.config.stream import CaptureConfig
 from agent.types import AudioChunk, ChannelOrder, Frame, Image
 
 
-class Grabber:
+class FrameStream:
     """Frames of one source, for one consumer.
 
     A live source, and a replay at realtime, hands on its newest frame only; a replay at `pace=fast` every one.
-    How a source is kept open, see `agent.capture.supervisor.Keeper`.
+    How a source is kept open, see `agent.capture.supervisor.SourceSupervisor`.
     """
 
     def __init__(self, stream: str, uri: str, config: CaptureConfig, *, on_change: OnChange) -> None:
@@ -31,10 +31,10 @@ class Grabber:
         """
         address = parse_picture(uri)
         self._stream, self._uri, self._config = stream, uri, config
-        self._slot, self._pool = Slot(keeps_all=address.keeps_all), Pool()
+        self._slot, self._pool = LatestFrame(keeps_all=address.lossless), FrameBufferPool()
         self._seq = self._dropped = 0
         self._taken: set[int] = set()
-        self._keeper = Keeper(
+        self._keeper = SourceSupervisor(
             stream, address, config, open_next=self._reader, finish=self._slot.close, on_change=on_change
         )
 
@@ -75,15 +75,15 @@ class Grabber:
         return self._keeper.stats(self._seq, self._dropped)
 
     def stop(self, *, wait: bool = True) -> None:
-        """Close the source, see `Keeper.stop`. Any thread may call this, and more than once."""
+        """Close the source, see `SourceSupervisor.stop`. Any thread may call this, and more than once."""
         self._slot.close()
         self._keeper.stop(wait=wait)
         # What has read may hang for long, and hold this: its pictures must not wait for that.
-        self._slot.forget()
+        self._slot.clear()
         self._pool.close()
 
-    def _reader(self) -> Reader:
-        return Reader(
+    def _reader(self) -> FrameReader:
+        return FrameReader(
             self._uri,
             self._pool,
             self._deliver,
@@ -92,7 +92,7 @@ class Grabber:
             name=f"read-{self._stream}",
         )
 
-    def _deliver(self, reader: Reader, image: Image, stamp: Stamp, order: ChannelOrder) -> bool:
+    def _deliver(self, reader: FrameReader, image: Image, stamp: Timestamps, order: ChannelOrder) -> bool:
         """Hand a picture on, from a reader's thread; False when this reader is not wanted any more."""
         if reader is not self._keeper.current:
             return False
@@ -105,12 +105,12 @@ class Grabber:
         return not self._keeper.stopped
 
 
-class Listener:
+class AudioStream:
     """Sound of one source, for one consumer: int16, one channel, at exactly the rate that was asked for.
 
     A microphone, and a replay at realtime, goes on by itself: of more than 5 s that nobody took the oldest is
     dropped. A replay at `pace=fast` waits, and hands on every sample. How a source is kept open, see
-    `agent.capture.supervisor.Keeper`.
+    `agent.capture.supervisor.SourceSupervisor`.
     """
 
     def __init__(
@@ -130,10 +130,10 @@ class Listener:
         """
         address = parse_sound(uri)
         self._stream, self._uri, self._config, self._rate_hz = stream, uri, config, rate_hz
-        self._belt = Belt(rate_hz, keeps_all=address.keeps_all)
+        self._belt = AudioQueue(rate_hz, keeps_all=address.lossless)
         self._handed_on = self._dropped = self._end = self._end_ns = 0
-        self._from: SoundReader | None = None
-        self._keeper = Keeper(
+        self._from: AudioReader | None = None
+        self._keeper = SourceSupervisor(
             stream, address, config, open_next=self._reader, finish=self._belt.close, on_change=on_change
         )
 
@@ -167,13 +167,13 @@ class Listener:
         return self._keeper.stats(self._handed_on, self._dropped)
 
     def stop(self, *, wait: bool = True) -> None:
-        """Close the source, see `Keeper.stop`. Any thread may call this, and more than once."""
+        """Close the source, see `SourceSupervisor.stop`. Any thread may call this, and more than once."""
         self._belt.close()
         self._keeper.stop(wait=wait)
-        self._belt.forget()
+        self._belt.clear()
 
-    def _reader(self) -> SoundReader:
-        return SoundReader(
+    def _reader(self) -> AudioReader:
+        return AudioReader(
             self._uri,
             self._rate_hz,
             self._deliver,
@@ -182,7 +182,7 @@ class Listener:
             name=f"read-{self._stream}",
         )
 
-    def _deliver(self, reader: SoundReader, sound: Sound) -> bool:
+    def _deliver(self, reader: AudioReader, sound: Sound) -> bool:
         """Hand sound on, from a reader's thread; False when this reader is not wanted any more."""
         if reader is not self._keeper.current:
             return False

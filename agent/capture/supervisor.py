@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from agent.capture.reader import Opening
-from agent.config.source_uri import Address, is_local
+from agent.capture.reader import SourceThread
+from agent.config.source_uri import SourceUri, is_local
 from agent.config.stream import CaptureConfig
 from agent.errors import SourceError
 
@@ -21,7 +21,7 @@ from agent.errors import SourceError
 CaptureState = Literal["starting", "running", "lost", "ended"]
 
 
-class Outage:
+class SourceState:
     """The state of one source.
 
     Attributes:
@@ -34,7 +34,7 @@ class Outage:
         self.detail = ""
         self._lost_s, self._explained = 0.0, False
 
-    def lose(self, now_s: float, reason: str, *, explains: bool = True) -> bool:
+    def mark_lost(self, now_s: float, reason: str, *, explains: bool = True) -> bool:
         """Take note that the source gives nothing.
 
         Args:
@@ -52,18 +52,18 @@ class Outage:
         self._explained = self._explained or explains
         return is_news
 
-    def run(self, now_s: float, about: str) -> str | None:
+    def mark_running(self, now_s: float, about: str) -> str | None:
         """It gives pictures: the news, if it had been lost."""
         news = f"back after {now_s - self._lost_s:.0f} s" if self.state == "lost" else None
         self.state, self.detail = "running", about
         return news
 
-    def end(self) -> None:
+    def mark_ended(self) -> None:
         """A finite source is over."""
         self.state, self.detail = "ended", ""
 
 
-class BackOff:
+class ReopenBackoff:
     """Pauses between attempts: each twice the last up to a limit, less a random part so boards do not meet."""
 
     def __init__(self, first_s: float, last_s: float) -> None:
@@ -92,10 +92,10 @@ _CAPTURES = "pcmC*D*c"
 """ALSA's nodes for capture."""
 
 
-class Plug:
+class HotplugProbe:
     """Of one source; a camera by its node, a microphone by any that is new, since its name says nothing of it."""
 
-    def __init__(self, address: Address, sound: Path = _SOUND) -> None:
+    def __init__(self, address: SourceUri, sound: Path = _SOUND) -> None:
         """Note what is there now.
 
         Args:
@@ -105,7 +105,7 @@ class Plug:
         self._address, self._sound = address, sound
         self._nodes = self._found()
 
-    def came(self) -> bool:
+    def appeared(self) -> bool:
         """Whether there is a device that was not there at the last look."""
         before, self._nodes = self._nodes, self._found()
         return bool(self._nodes - before)
@@ -136,7 +136,7 @@ the keeper. Where the first reason only says that nothing came in time, it is ca
 first exact reason. Logging it is the caller's."""
 
 
-def longest_pause_s(address: Address, config: CaptureConfig) -> float:
+def longest_pause_s(address: SourceUri, config: CaptureConfig) -> float:
     """Return the longest pause between two attempts to open a source, s."""
     if config.reopen_max_s is not None:
         return config.reopen_max_s
@@ -151,7 +151,7 @@ class CaptureStats(Struct, frozen=True):
             not count.
         dropped: lost on the way: pictures that were replaced by a newer one, samples that overran.
         reopened: times that the source came back after it was opened again.
-        state, detail: see `agent.capture.supervisor.Outage`.
+        state, detail: see `agent.capture.supervisor.SourceState`.
     """
 
     frames: int
@@ -161,7 +161,7 @@ class CaptureStats(Struct, frozen=True):
     detail: str
 
 
-class Keeper:
+class SourceSupervisor:
     """Keeps one source open, in a thread of its own.
 
     A live source that fails or stalls is opened again until it comes back; a finite one fails for good.
@@ -174,10 +174,10 @@ class Keeper:
     def __init__(
         self,
         name: str,
-        address: Address,
+        address: SourceUri,
         config: CaptureConfig,
         *,
-        open_next: Callable[[], Opening[Any]],
+        open_next: Callable[[], SourceThread[Any]],
         finish: Callable[[SourceError | None], None],
         on_change: OnChange,
     ) -> None:
@@ -192,15 +192,15 @@ class Keeper:
             on_change: see `OnChange`.
         """
         self._address = address
-        self._shown, self._live, self._config = address.shown, address.live, config
+        self._shown, self._live, self._config = address.masked, address.live, config
         self._missed = f"{self._shown}: no {'sound' if address.sound else 'picture'} for {config.stall_s:g} s"
         self._open_next, self._finish_with, self._on_change = open_next, finish, on_change
-        self._outage = Outage()
-        self._back_off = BackOff(_FIRST_PAUSE_S, longest_pause_s(address, config))
+        self._outage = SourceState()
+        self._back_off = ReopenBackoff(_FIRST_PAUSE_S, longest_pause_s(address, config))
         self._stopped, self.woken = threading.Event(), threading.Event()
         self._reopened = self._opened = 0
-        self.current: Opening[Any] | None = None
-        self._hanging: list[Opening[Any]] = []
+        self.current: SourceThread[Any] | None = None
+        self._hanging: list[SourceThread[Any]] = []
         self._thread = threading.Thread(target=self._keep, name=f"capture-{name}", daemon=True)
 
     def start(self) -> None:
@@ -257,7 +257,7 @@ class Keeper:
                 self._back_off.reset()
             self._pause(opening)
 
-    def _watch(self, opening: Opening[Any]) -> str:
+    def _watch(self, opening: SourceThread[Any]) -> str:
         """Until the opening is over, or hangs and is abandoned: why, empty at a clean end."""
         stall_s, seen, first = self._config.stall_s, 0, True
         while not self._stopped.is_set():
@@ -280,31 +280,31 @@ class Keeper:
             self.woken.clear()
         return ""
 
-    def _run(self, opening: Opening[Any], *, again: bool) -> None:
+    def _run(self, opening: SourceThread[Any], *, again: bool) -> None:
         self._reopened += again
-        news = self._outage.run(time.monotonic(), opening.about)
+        news = self._outage.mark_running(time.monotonic(), opening.about)
         if news:
             self._on_change("running", news)
 
     def _lose(self, reason: str) -> None:
-        if self._outage.lose(time.monotonic(), reason, explains=reason != self._missed):
+        if self._outage.mark_lost(time.monotonic(), reason, explains=reason != self._missed):
             self._on_change("lost", reason)
 
-    def _finish(self, opening: Opening[Any], reason: str) -> None:
+    def _finish(self, opening: SourceThread[Any], reason: str) -> None:
         if reason:
-            self._outage.lose(time.monotonic(), reason)
+            self._outage.mark_lost(time.monotonic(), reason)
             self._finish_with(opening.error or SourceError(reason))
         else:
-            self._outage.end()
+            self._outage.mark_ended()
             self._finish_with(None)
 
-    def _pause(self, opening: Opening[Any]) -> None:
+    def _pause(self, opening: SourceThread[Any]) -> None:
         """Before the next attempt, unless a device is plugged in; for as long as too many openings hang."""
         self._hanging = [hung for hung in (*self._hanging, opening) if not hung.join(0)]
-        plug, left_s = Plug(self._address), self._back_off.next(random.random())
+        plug, left_s = HotplugProbe(self._address), self._back_off.next(random.random())
         while left_s > 0 and not self._stopped.wait(min(left_s, _LOOK_S)):
             left_s -= _LOOK_S
-            if plug.came():  # its permissions may take a moment
+            if plug.appeared():  # its permissions may take a moment
                 self._back_off.reset()
                 left_s = min(left_s, _FIRST_PAUSE_S)
         while len(self._hanging) >= _HANGING_MAX and not self._stopped.wait(1.0):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 if TYPE_CHECKING:
-    from agent.comms.consumer.client import Access
+    from agent.comms.consumer.client import BrokerOptions
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -97,12 +97,12 @@ def broker_options(verb: F) -> F:
     return wrapped
 
 
-def _access(given: dict[str, Any]) -> Access:
+def _access(given: dict[str, Any]) -> BrokerOptions:
     """Takes what it needs out of the options."""
-    from agent.comms.consumer.client import Access
+    from agent.comms.consumer.client import BrokerOptions
 
-    said = {key: given.pop(key) for key in Access.__struct_fields__}
-    access = Access(**said | {"port": said["port"] or 0})
+    said = {key: given.pop(key) for key in BrokerOptions.__struct_fields__}
+    access = BrokerOptions(**said | {"port": said["port"] or 0})
     _check_host(access)
     if access.key_file and not access.cert_file:
         raise click.UsageError("--key-file needs --cert-file")
@@ -111,7 +111,7 @@ def _access(given: dict[str, Any]) -> Access:
     return access
 
 
-def _check_host(access: Access) -> None:
+def _check_host(access: BrokerOptions) -> None:
     from agent.comms.consumer.client import as_options
     from agent.comms.mqtt.endpoint import check_host
     from agent.errors import ConfigError

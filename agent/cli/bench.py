@@ -13,9 +13,9 @@ import click
 from agent.text import plain
 
 if TYPE_CHECKING:
-    from agent.compute.infer.choice import Measured, Verdict
-    from agent.compute.infer.delegates import Found
-    from agent.optimise.loadgen import Outcome
+    from agent.compute.infer.choice import Measurement, Selection
+    from agent.compute.infer.delegates import DelegateProbe
+    from agent.optimise.loadgen import ScenarioResult
 
 
 @click.command()
@@ -92,7 +92,7 @@ def bench(
         spare_mb=spare_memory_mb(),
         progress=_progress,
     )
-    tested: list[Outcome] | None = None
+    tested: list[ScenarioResult] | None = None
     if loadgen:
         from agent.cli.scenarios import outcomes, ways
 
@@ -110,13 +110,13 @@ def bench(
         _print(verdict, asked=bool(backends), tested=tested)
 
 
-def _candidates(backends: Sequence[str]) -> list[Found]:
+def _candidates(backends: Sequence[str]) -> list[DelegateProbe]:
     """Look for what is to be measured besides the CPU."""
-    from agent.compute.infer.delegates import candidates
+    from agent.compute.infer.delegates import probe_delegates
     from agent.compute.infer.session import CPU
 
     names = [name for name in backends if name != CPU]
-    return candidates(names, besides=[CPU]) if names or not backends else []
+    return probe_delegates(names, besides=[CPU]) if names or not backends else []
 
 
 def _progress(what: str) -> None:
@@ -125,7 +125,7 @@ def _progress(what: str) -> None:
         click.echo(f"\r\x1b[K{f'measuring {plain(what)} …' if what else ''}", err=True, nl=False)
 
 
-def _print_json(verdict: Verdict, tested: list[Outcome] | None) -> None:
+def _print_json(verdict: Selection, tested: list[ScenarioResult] | None) -> None:
     import msgspec
 
     from agent.cli.json_output import print_json
@@ -136,7 +136,7 @@ def _print_json(verdict: Verdict, tested: list[Outcome] | None) -> None:
     print_json(told)
 
 
-def _print(verdict: Verdict, *, asked: bool, tested: list[Outcome] | None) -> None:
+def _print(verdict: Selection, *, asked: bool, tested: list[ScenarioResult] | None) -> None:
     from rich import box
     from rich.table import Table
 
@@ -184,6 +184,6 @@ def _print(verdict: Verdict, *, asked: bool, tested: list[Outcome] | None) -> No
             console.print("nothing for LoadGen: none of the named backends could be measured")
 
 
-def _refused(verdict: Verdict, *, asked: bool) -> list[Measured]:
+def _refused(verdict: Selection, *, asked: bool) -> list[Measurement]:
     """Those whose reason is worth telling."""
     return [one for one in verdict.measured if one.refused and (one.here or asked)]

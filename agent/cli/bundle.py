@@ -13,7 +13,7 @@ from agent.text import plain
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from agent.update.bundle.build import Inspection, Plan
+    from agent.update.bundle.build import BundleInspection, Plan
 
 
 _PATH = click.Path(path_type=Path)
@@ -190,7 +190,7 @@ def _tell(what: str) -> None:
     click.echo(f"{plain(what)} …", err=True)
 
 
-def _print(found: Inspection) -> None:
+def _print(found: BundleInspection) -> None:
     for name, value in found.summary().items():
         click.echo(f"{name:<11} {plain(value)}")
     if found.description is not None:

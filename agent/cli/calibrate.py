@@ -13,8 +13,8 @@ from agent.text import plain
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from agent.optimise.calibrate.exits import Lesson
-    from agent.optimise.calibrate.resolutions import SizesLesson
+    from agent.optimise.calibrate.exits import CalibrationResult
+    from agent.optimise.calibrate.resolutions import ResolutionResults
 
 
 _LOSS = {"words": 0.2, "pictures": 10.0}
@@ -97,10 +97,10 @@ def _check_picture(picture: Path, *, sound: bool) -> None:
     check(picture)
 
 
-def _draw(lesson: Lesson | SizesLesson, picture: Path | None) -> None:
-    from agent.optimise.calibrate.exits import Lesson
+def _draw(lesson: CalibrationResult | ResolutionResults, picture: Path | None) -> None:
+    from agent.optimise.calibrate.exits import CalibrationResult
 
-    if picture is not None and isinstance(lesson, Lesson):
+    if picture is not None and isinstance(lesson, CalibrationResult):
         from agent.cli.chart import draw
 
         draw(lesson, picture)
@@ -116,19 +116,19 @@ def _warn(lost: float, loss: float) -> None:
         )
 
 
-def _listen(model: str, data: Path, loss: float) -> Lesson:
-    from agent.optimise.calibrate.exits import Pupil, labelled, learn
+def _listen(model: str, data: Path, loss: float) -> CalibrationResult:
+    from agent.optimise.calibrate.exits import ExitCalibrator, calibrate_exits, labelled
 
-    pupil = Pupil(model)
+    pupil = ExitCalibrator(model)
     recordings = labelled(data, pupil.labels)
     with _progress(len(recordings), "listening") as bar:
-        return learn(pupil, recordings, loss, lambda _: bar.update(1))
+        return calibrate_exits(pupil, recordings, loss, lambda _: bar.update(1))
 
 
-def _watch(model: str, data: Path, loss: float) -> SizesLesson:
-    from agent.optimise.calibrate.resolutions import Watcher, learn, pictures
+def _watch(model: str, data: Path, loss: float) -> ResolutionResults:
+    from agent.optimise.calibrate.resolutions import ResolutionCalibrator, learn, pictures
 
-    watcher, paths = Watcher(model), pictures(data)
+    watcher, paths = ResolutionCalibrator(model), pictures(data)
     with _progress(len(paths), "looking") as bar:
         return learn(watcher, paths, loss, lambda _: bar.update(1))
 
@@ -138,8 +138,8 @@ def _progress(length: int, label: str) -> click._termui_impl.ProgressBar[int]:
     return click.progressbar(length=length, label=label, file=sys.stderr, hidden=hidden)
 
 
-def _show(lesson: Lesson | SizesLesson, target: Path, *, as_json: bool) -> None:
-    from agent.optimise.calibrate.exits import Lesson
+def _show(lesson: CalibrationResult | ResolutionResults, target: Path, *, as_json: bool) -> None:
+    from agent.optimise.calibrate.exits import CalibrationResult
 
     if as_json:
         from agent.cli.json_output import print_json
@@ -148,7 +148,7 @@ def _show(lesson: Lesson | SizesLesson, target: Path, *, as_json: bool) -> None:
         return
     from agent.cli.console import output
 
-    table, lines = _of_depths(lesson) if isinstance(lesson, Lesson) else _of_sizes(lesson)
+    table, lines = _of_depths(lesson) if isinstance(lesson, CalibrationResult) else _of_sizes(lesson)
     console = output(100)
     console.print(table)
     for line in (*lines, f"written to {plain(str(target))}"):
@@ -164,7 +164,7 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _of_depths(lesson: Lesson) -> tuple[Table, list[str]]:
+def _of_depths(lesson: CalibrationResult) -> tuple[Table, list[str]]:
     learned, checked = lesson.learned, lesson.checked
     table = _table("depth", "alone", "temperature", "confidence", "used", "multiply-adds")
     for number, rung in enumerate(lesson.rungs):
@@ -185,7 +185,7 @@ def _of_depths(lesson: Lesson) -> tuple[Table, list[str]]:
     ]
 
 
-def _of_sizes(lesson: SizesLesson) -> tuple[Table, list[str]]:
+def _of_sizes(lesson: ResolutionResults) -> tuple[Table, list[str]]:
     table = _table("size", "multiply-adds", "alone", "confidence", "sure of", "agreement", "on others")
     for size in lesson.sizes:
         table.add_row(

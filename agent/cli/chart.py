@@ -15,9 +15,9 @@ from agent.storage.files import write_atomic
 from agent.text import plain
 
 if TYPE_CHECKING:
-    from agent.compute.infer.choice import Measured, Verdict
-    from agent.optimise.calibrate.exits import Lesson
-    from agent.optimise.profile.profile import Profile
+    from agent.compute.infer.choice import Measurement, Selection
+    from agent.optimise.calibrate.exits import CalibrationResult
+    from agent.optimise.profile.profile import ModelProfile
 
 
 _LINE, _TITLE = 118, 90
@@ -41,7 +41,7 @@ def check(path: Path) -> None:
         raise VedetteError(f"{path}: a chart's name ends in .png, .svg or .pdf, or in nothing for a PNG")
 
 
-def draw(lesson: Lesson, path: Path) -> None:
+def draw(lesson: CalibrationResult, path: Path) -> None:
     """Accuracy against cost, with the point that was chosen.
 
     Raises:
@@ -72,7 +72,7 @@ def draw(lesson: Lesson, path: Path) -> None:
     _save(figure, path)
 
 
-def draw_latencies(verdict: Verdict, refused: Sequence[Measured], title: str, path: Path) -> None:
+def draw_latencies(verdict: Selection, refused: Sequence[Measurement], title: str, path: Path) -> None:
     """Median and 95th percentile of every way that was timed, and why those that are refused are.
 
     Args:
@@ -105,7 +105,7 @@ def draw_latencies(verdict: Verdict, refused: Sequence[Measured], title: str, pa
     _save(figure, path)
 
 
-def draw_profile(found: Profile, title: str, path: Path) -> None:
+def draw_profile(found: ModelProfile, title: str, path: Path) -> None:
     """Time of every operation in the order of execution, by what runs it; the three worst bear their names.
 
     Args:
@@ -141,12 +141,12 @@ def draw_profile(found: Profile, title: str, path: Path) -> None:
     _save(figure, path)
 
 
-def _spread(timed: Sequence[Measured]) -> float:
+def _spread(timed: Sequence[Measurement]) -> float:
     times = [one.p50_ms for one in timed]
     return max(times) / min(times) if times else 1.0
 
 
-def _name(one: Measured, width: int) -> str:
+def _name(one: Measurement, width: int) -> str:
     threads = f", {one.threads} thread{'s' * (one.threads != 1)}" if one.threads else ""
     return _short(one.name, width - len(threads)) + threads
 

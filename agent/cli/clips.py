@@ -13,7 +13,7 @@ from agent.cli.run import DEFAULT_CONFIG
 from agent.text import plain
 
 if TYPE_CHECKING:
-    from agent.storage.clips.file import Label
+    from agent.storage.clips.file import ClipHeader
     from agent.storage.clips.retention import Entry
 
 
@@ -21,7 +21,7 @@ class _Row(NamedTuple):
     """A clip and what it says about itself."""
 
     entry: Entry
-    label: Label
+    label: ClipHeader
 
 
 @click.group()

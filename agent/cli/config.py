@@ -66,13 +66,13 @@ def show(file: Path, as_json: bool, secrets: bool) -> None:
     Of sources on the network the host alone is shown, as in the log, since their URIs may hold passwords: only
     with --secrets is what is printed a file that can be used in place of FILE.
     """
-    from agent.cli.config_view import effective, hidden, masked
+    from agent.cli.config_view import hidden, masked, resolved_config
     from agent.cli.json_output import print_json
     from agent.config.load import dump, load
 
     read = load(file)
     commanded, by_command = _commanded(read.config)
-    used = effective(commanded)
+    used = resolved_config(commanded)
     shown = used.config if secrets else masked(used.config)
     if as_json:
         print_json(shown)
@@ -95,8 +95,8 @@ def _commanded(config: Config) -> tuple[Config, dict[Keys, str]]:
     except StorageError as error:
         click.echo(f"what commands have set is not shown: {plain(str(error))}", err=True)
         return config, {}
-    kept, _ = (found.content or Overrides()).still(config)
-    return kept.over(config), kept.remarks(config)
+    kept, _ = (found.content or Overrides()).still_valid(config)
+    return kept.apply_to(config), kept.remarks(config)
 
 
 @config.command()

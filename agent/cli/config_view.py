@@ -42,7 +42,7 @@ class Effective(Struct, frozen=True):
     remarks: dict[Keys, str]
 
 
-def effective(config: Config) -> Effective:
+def resolved_config(config: Config) -> Effective:
     """With the rung and the thresholds of every model that can be opened, and what depends on this machine."""
     config, remarks = _placed(config)
     streams = dict(config.streams)

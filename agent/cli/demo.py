@@ -14,7 +14,7 @@ from agent.cli.duration import duration
 
 if TYPE_CHECKING:
     from agent.cli.demo_show import Show
-    from agent.comms.consumer.subscribe import Received
+    from agent.comms.consumer.subscribe import ReceivedMessage
 
 
 @click.command()
@@ -74,7 +74,7 @@ def _ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _print_json(messages: Iterable[Received | None], show: Show) -> None:
+def _print_json(messages: Iterable[ReceivedMessage | None], show: Show) -> None:
     from agent.cli.json_output import print_json
 
     for message in messages:
@@ -83,7 +83,7 @@ def _print_json(messages: Iterable[Received | None], show: Show) -> None:
     print_json({"summary": show.summary})
 
 
-def _show_table(messages: Iterable[Received | None], show: Show, title: str) -> None:
+def _show_table(messages: Iterable[ReceivedMessage | None], show: Show, title: str) -> None:
     from agent.cli.live import follow
 
     follow(messages, title)

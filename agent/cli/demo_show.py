@@ -22,8 +22,8 @@ from urllib.parse import parse_qsl
 from msgspec import Struct
 
 from agent.capture.source import open_sound, open_source
-from agent.comms.consumer.client import Access
-from agent.comms.consumer.subscribe import Received, Subscriber
+from agent.comms.consumer.client import BrokerOptions
+from agent.comms.consumer.subscribe import ReceivedMessage, Subscriber
 from agent.config import Config
 from agent.config.device import DeviceConfig, HomeAssistantConfig, MqttConfig, SelectionConfig, StorageConfig
 from agent.config.source_uri import mask, parse
@@ -212,7 +212,7 @@ class Show:
         """End early, with every track ended. For a signal handler."""
         self._until = 0.0
 
-    def messages(self) -> Generator[Received | None]:
+    def messages(self) -> Generator[ReceivedMessage | None]:
         """What the subscriber receives; None now and then when nothing does.
 
         Raises:
@@ -220,7 +220,7 @@ class Show:
         """
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="vedette-demo-") as folder, EmbeddedBroker() as broker:
-            subscriber = Subscriber(Access("127.0.0.1", broker.port))
+            subscriber = Subscriber(BrokerOptions("127.0.0.1", broker.port))
             subscriber.start()
             daemon = Daemon(self._config(folder, broker.port), exit_when_done=True)
             thread = threading.Thread(target=self._run, args=(daemon,), name="demo-daemon")
@@ -255,7 +255,7 @@ class Show:
 
     def _until_stopped(
         self, subscriber: Subscriber, daemon: Daemon, thread: threading.Thread
-    ) -> Iterator[Received | None]:
+    ) -> Iterator[ReceivedMessage | None]:
         """Everything until the daemon has said `stopped`: by itself, or because the time is over."""
         if self._seconds is not None:
             self._until = min(self._until, time.monotonic() + self._seconds)
@@ -270,7 +270,7 @@ class Show:
             if said or (message is None and not thread.is_alive()):
                 return
 
-    def _take(self, message: Received) -> None:
+    def _take(self, message: ReceivedMessage) -> None:
         if message.kind == "snapshot" and message.payload:
             write_atomic(self._picture, message.payload)
             self.summary.picture = str(self._picture)

@@ -9,7 +9,7 @@ import click
 from agent.text import plain
 
 if TYPE_CHECKING:
-    from agent.capture.devices import Device, Devices
+    from agent.capture.devices import CaptureDevice, Devices
 
 
 @click.command()
@@ -36,7 +36,7 @@ def _print(found: Devices) -> None:
         click.echo(plain(sentence))
 
 
-def _print_table(title: str, some: list[Device]) -> None:
+def _print_table(title: str, some: list[CaptureDevice]) -> None:
     from rich.table import Table
     from rich.text import Text
 

@@ -16,7 +16,7 @@ from agent.cli.run import DEFAULT_CONFIG
 from agent.errors import StorageError
 
 if TYPE_CHECKING:
-    from agent.cli.history import Item, Wanted
+    from agent.cli.history import HistoryQuery, HistoryRow
     from agent.storage.spool.history import History, Past
 
 
@@ -124,16 +124,16 @@ def _history(path: Path | None, folder: Path | None) -> History:
     return History(folder)
 
 
-def _wanted(choice: dict[str, Any]) -> Wanted:
-    from agent.cli.history import Wanted
+def _wanted(choice: dict[str, Any]) -> HistoryQuery:
+    from agent.cli.history import HistoryQuery
 
-    return Wanted(**{name: value for name, value in choice.items() if value is not None})
+    return HistoryQuery(**{name: value for name, value in choice.items() if value is not None})
 
 
-def _items(messages: Iterable[Past], wanted: Wanted) -> Iterator[Item]:
-    from agent.cli.history import Item
+def _items(messages: Iterable[Past], wanted: HistoryQuery) -> Iterator[HistoryRow]:
+    from agent.cli.history import HistoryRow
 
-    return (item for item in map(Item, messages) if item in wanted)
+    return (item for item in map(HistoryRow, messages) if item in wanted)
 
 
 @events.command()

@@ -14,9 +14,9 @@ from agent.text import plain
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from agent.cli.fleet_tables import Row
-    from agent.update.fleet.inventory import Board, Inventory
-    from agent.update.fleet.parallel import Answer
+    from agent.cli.fleet_tables import BoardRow
+    from agent.update.fleet.inventory import FleetBoard, Inventory
+    from agent.update.fleet.parallel import BoardAnswer
 
 
 _PATH = click.Path(path_type=Path)
@@ -179,7 +179,7 @@ def _check_ours_first(ctx: click.Context, words: tuple[str, ...]) -> None:
             raise click.UsageError(f"{word} is no option of a board's command: put it before {words[0]}", ctx)
 
 
-def _boards(path: Path, names: tuple[str, ...]) -> tuple[Inventory, list[Board]]:
+def _boards(path: Path, names: tuple[str, ...]) -> tuple[Inventory, list[FleetBoard]]:
     """The boards that are meant, each with a host key that is known."""
     from agent.update.fleet.inventory import read_inventory
     from agent.update.fleet.ssh import check_pinned
@@ -192,11 +192,11 @@ def _boards(path: Path, names: tuple[str, ...]) -> tuple[Inventory, list[Board]]
 
 def _ask(
     inventory: Inventory,
-    boards: list[Board],
+    boards: list[FleetBoard],
     command: str,
-    show: Callable[[Answer], None] = lambda answer: None,
+    show: Callable[[BoardAnswer], None] = lambda answer: None,
     patience_s: float = 120.0,
-) -> list[Answer]:
+) -> list[BoardAnswer]:
     import asyncio
 
     from agent.update.fleet.parallel import ask_all
@@ -208,7 +208,7 @@ def _ask(
     return asyncio.run(asking)
 
 
-def _print_answer(one: Answer, *, as_json: bool) -> None:
+def _print_answer(one: BoardAnswer, *, as_json: bool) -> None:
     if as_json:
         from agent.cli.json_output import print_json
 
@@ -220,6 +220,6 @@ def _print_answer(one: Answer, *, as_json: bool) -> None:
         click.echo(plain(one.out.rstrip(), keep="\n"))
 
 
-def _code(told: Sequence[Answer | Row]) -> int:
+def _code(told: Sequence[BoardAnswer | BoardRow]) -> int:
     faults = {one.fault for one in told}
     return _FAILED if "failed" in faults else _UNREACHABLE if "unreachable" in faults else 0

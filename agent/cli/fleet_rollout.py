@@ -15,7 +15,7 @@ from agent.errors import StorageError
 from agent.storage.files import write_atomic
 from agent.update.bundle.signing import signature_of
 from agent.update.fleet.inventory import check_place, read_inventory
-from agent.update.fleet.ledger import Ledger, Standing
+from agent.update.fleet.ledger import Ledger, RolloutProgress
 from agent.update.fleet.policy import Batch
 from agent.update.fleet.report import check_free, render, verdict
 from agent.update.fleet.rollout import Rollout, read_wanted
@@ -81,7 +81,7 @@ def _tell_left_out(ledger: Ledger) -> None:
         click.echo(f"{name}: {ledger.left_out} {lines} damaged or cut off, and left out", err=True)
 
 
-def _go(rollout: Rollout, standing: Standing, title: str, ledger: Path, *, err: bool) -> Standing:
+def _go(rollout: Rollout, standing: RolloutProgress, title: str, ledger: Path, *, err: bool) -> RolloutProgress:
     try:
         return _show(rollout, standing, title, err=err)
     except KeyboardInterrupt:
@@ -89,7 +89,7 @@ def _go(rollout: Rollout, standing: Standing, title: str, ledger: Path, *, err: 
         raise
 
 
-def _show(rollout: Rollout, standing: Standing, title: str, *, err: bool) -> Standing:
+def _show(rollout: Rollout, standing: RolloutProgress, title: str, *, err: bool) -> RolloutProgress:
     """A table where there is a terminal for it, lines elsewhere."""
     if err or not is_terminal():
         lines = RolloutLines(err)
@@ -109,7 +109,7 @@ def _print_plan(batches: Sequence[Batch], *, as_json: bool) -> None:
         click.echo(f"{'canary' if number == 0 else f'batch {number}':<9} {', '.join(batch)}")
 
 
-def _end(standing: Standing, ledger: Path, report: Path, *, as_json: bool) -> int:
+def _end(standing: RolloutProgress, ledger: Path, report: Path, *, as_json: bool) -> int:
     """What came of it is told whatever becomes of the page about it."""
     trouble, code = "", _code(standing)
     try:
@@ -124,14 +124,14 @@ def _end(standing: Standing, ledger: Path, report: Path, *, as_json: bool) -> in
     return code
 
 
-def _print_end(standing: Standing, *, as_json: bool) -> None:
+def _print_end(standing: RolloutProgress, *, as_json: bool) -> None:
     if as_json:
         for outcome in standing.outcomes.values():
             print_json(outcome)
     click.echo(verdict(standing), err=as_json)
 
 
-def _code(standing: Standing) -> int:
+def _code(standing: RolloutProgress) -> int:
     if standing.complete:
         return _WELL
     bad = standing.reason or any(

@@ -16,8 +16,8 @@ from agent.cli.console import output
 from agent.cli.json_output import print_json
 from agent.text import plain
 from agent.update.fleet.board import STRANGE, BoardState, parse_state
-from agent.update.fleet.parallel import Answer
-from agent.update.fleet.policy import Batch, Outcome, counted, how_many
+from agent.update.fleet.parallel import BoardAnswer
+from agent.update.fleet.policy import Batch, BoardOutcome, counted, how_many
 from agent.update.fleet.report import size
 
 COLOURS = {
@@ -35,7 +35,7 @@ _LONGEST = 200
 class RolloutTable:
     """The boards of a rollout: those at work first, then those in trouble, as many as there is room for."""
 
-    def __init__(self, title: str, batches: Sequence[Batch], outcomes: dict[str, Outcome]) -> None:
+    def __init__(self, title: str, batches: Sequence[Batch], outcomes: dict[str, BoardOutcome]) -> None:
         self._title = title
         self._batches = {name: number for number, batch in enumerate(batches) for name in batch}
         self._outcomes = dict(outcomes)
@@ -47,7 +47,7 @@ class RolloutTable:
         self._steps[board] = (step, began)
         self._outcomes.pop(board, None)
 
-    def show(self, outcome: Outcome) -> None:
+    def show(self, outcome: BoardOutcome) -> None:
         """A board is through."""
         self._steps.pop(outcome.board, None)
         self._outcomes[outcome.board] = outcome
@@ -108,7 +108,7 @@ class RolloutLines:
             self._told[board] = step
             click.echo(f"{board:<16} {plain(step)[:_LONGEST]}", err=self._err)
 
-    def show(self, outcome: Outcome) -> None:
+    def show(self, outcome: BoardOutcome) -> None:
         """A board is through."""
         why = f": {plain(outcome.reason)}" if outcome.reason else ""
         took = f"{outcome.seconds:.0f} s, {size(outcome.sent)} sent"
@@ -121,7 +121,7 @@ class RolloutLines:
 _COLUMNS = ("board", "version", "counter", "previous", "daemon", "update")
 
 
-class Row(Struct, frozen=True):
+class BoardRow(Struct, frozen=True):
     """Of one board.
 
     Attributes:
@@ -147,7 +147,7 @@ class Row(Struct, frozen=True):
         return (self.board, update.version, counter, update.previous, self.state.told(), newest)
 
 
-def rows(answers: Sequence[Answer]) -> list[Row]:
+def rows(answers: Sequence[BoardAnswer]) -> list[BoardRow]:
     """Of the answers to `status`."""
     found = []
     for one in answers:
@@ -155,11 +155,11 @@ def rows(answers: Sequence[Answer]) -> list[Row]:
         fault, reason = one.fault or "", one.reason
         if not fault and state is None:
             fault, reason = "failed", STRANGE
-        found.append(Row(one.board, fault, reason, state))
+        found.append(BoardRow(one.board, fault, reason, state))
     return found
 
 
-def print_rows(found: Sequence[Row], *, as_json: bool) -> None:
+def print_rows(found: Sequence[BoardRow], *, as_json: bool) -> None:
     """As lines of JSON, or as a table."""
     if as_json:
         for row in found:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from agent.cli.row import cells, line
+from agent.cli.row import format_event, line
 from agent.comms import messages
 from agent.storage.spool.history import Past
 from agent.text import local_time, plain
@@ -48,7 +48,7 @@ COLUMNS = (
 """Of a CSV file. What has no such thing, such as the score of a clip, leaves it empty."""
 
 
-class Wanted(Struct, frozen=True):
+class HistoryQuery(Struct, frozen=True):
     """Which messages.
 
     Attributes:
@@ -62,7 +62,7 @@ class Wanted(Struct, frozen=True):
     since: float = float("-inf")
     until: float = float("inf")
 
-    def __contains__(self, item: Item) -> bool:
+    def __contains__(self, item: HistoryRow) -> bool:
         """Whether a message is one of them."""
         return (
             self.since <= item.past.stored.put_at < self.until
@@ -72,7 +72,7 @@ class Wanted(Struct, frozen=True):
         )
 
 
-class Item:
+class HistoryRow:
     """One message.
 
     Attributes:
@@ -87,7 +87,7 @@ class Item:
         """What the subscriber gets, but for the time that it waits until then; nothing, of a damaged row."""
         stored = self.past.stored
         with suppress(msgspec.MsgspecError, ValueError):
-            found: dict[str, Any] = msgspec.json.decode(messages.finish(stored, stored.put_at))
+            found: dict[str, Any] = msgspec.json.decode(messages.complete_spooled(stored, stored.put_at))
             return found
         return {}
 
@@ -121,7 +121,7 @@ class Item:
     def text(self) -> str:
         """A line for people."""
         with suppress(msgspec.MsgspecError):
-            return line(cells(msgspec.convert(self.fields, messages.EventMessage, strict=False)))
+            return line(format_event(msgspec.convert(self.fields, messages.EventMessage, strict=False)))
         at = datetime.fromtimestamp(self.past.stored.put_at, UTC)
         told = f"{local_time(at)}  {self.stream:10}  {self.kind:19}  {', '.join(sorted(self.labels)):14}"
         return plain(f"{told}  {self.fields.get('path', '')}").rstrip()

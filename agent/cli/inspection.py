@@ -12,11 +12,11 @@ from msgspec import Struct
 from agent.compute.manifest import Manifest, Model
 from agent.compute.tensors import TensorSpec
 from agent.compute.tflite.model import ModelFile
-from agent.compute.tflite.read import Runtime, read_modelfile, refusals
+from agent.compute.tflite.read import Runtime, incompatibilities, read_modelfile
 from agent.config.stream import DecodeConfig, StreamConfig
 from agent.errors import ModelError
 from agent.models.files import load_file
-from agent.models.library import Known, installed_runtime, look_up, named
+from agent.models.library import Known, installed_runtime, look_up, prefixed_errors
 from agent.text import plain
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Listed(Struct, frozen=True):
     error: str = ""
 
 
-class Inspection(Struct, frozen=True):
+class ModelInspection(Struct, frozen=True):
     """What `vedette models inspect` tells.
 
     Attributes:
@@ -98,7 +98,7 @@ class Inspection(Struct, frozen=True):
         return bool(self.crash or self.decoding_error) or any(self.refusals.values())
 
     def summary(self) -> dict[str, str]:
-        """Lines of a table; `refusals`, `crash` and `decoding_error` are not among them."""
+        """Lines of a table; `incompatibilities`, `crash` and `decoding_error` are not among them."""
         lines = {"size": f"{self.size} bytes", "description": self.description, "quantisation": self.quantisation}
         lines["weights"] = ", ".join(f"{dtype} {size} bytes" for dtype, size in self.weights.items())
         lines["operations"] = ", ".join(f"{count} {name}" for name, count in self.operations.items())
@@ -144,18 +144,18 @@ def _sound(manifest: Manifest) -> list[str]:
     return [f"{manifest.audio.rate_hz} Hz, {manifest.audio.frontend}"] if manifest.audio else []
 
 
-def inspection(file: str) -> Inspection:
+def inspection(file: str) -> ModelInspection:
     """Look inside a model, and open it as a stream would, in a process of its own.
 
     Raises:
         ModelError: it cannot be read, or is no model.
     """
     content, stated = load_file(file)
-    with named(file):
+    with prefixed_errors(file):
         modelfile = read_modelfile(content)
-    refused = {runtime: refusals(modelfile, runtime) for runtime in _RUNTIMES}
+    refused = {runtime: incompatibilities(modelfile, runtime) for runtime in _RUNTIMES}
     known, crash, problem, tensors = _judged(file, refused)
-    return Inspection(
+    return ModelInspection(
         plain(file),
         modelfile.size,
         modelfile.description,
@@ -196,13 +196,13 @@ def _opened(known: Known, file: str) -> dict[str, _Ends]:
     Raises:
         ModelError: it does not fit its decoder or its front end; BackendError: the runtime cannot run it.
     """
-    from agent.compute.infer.session import Options, Plan
+    from agent.compute.infer.session import BackendSpec, SessionOptions
     from agent.compute.infer.worker.session import WorkerSession
 
     model, tensors = Model(known.content, known.sha256, known.manifest, file), dict[str, _Ends]()
-    session = WorkerSession(model, Plan(), Options())
+    session = WorkerSession(model, BackendSpec(), SessionOptions())
     try:
-        with named(file):
+        with prefixed_errors(file):
             _fit(session, model)
         for rung in model.manifest.rungs:
             session.use(rung.name)
@@ -215,14 +215,14 @@ def _opened(known: Known, file: str) -> dict[str, _Ends]:
 def _fit(session: WorkerSession, model: Model) -> None:
     """Refuse a model that does not fit its decoder, or its front end."""
     if model.manifest.audio is None:
-        from agent.compute.cascade.resolution import Size
+        from agent.compute.cascade.resolution import Detector
 
         for rung in model.manifest.rungs:
-            Size(session, model, rung.name, DecodeConfig())
+            Detector(session, model, rung.name, DecodeConfig())
         return
-    from agent.compute.hearing import Hearing
+    from agent.compute.hearing import AudioPerception
 
-    Hearing("inspect", StreamConfig(source="wav:", model=model.path), model, lambda *_: session)
+    AudioPerception("inspect", StreamConfig(source="wav:", model=model.path), model, lambda *_: session)
 
 
 def _value(manifest: Manifest, keys: str) -> str:

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 import click
 
 from agent.cli.roster import Roster
-from agent.cli.row import COLUMNS, cells, line
-from agent.comms.consumer.subscribe import Gap, Received
+from agent.cli.row import COLUMNS, format_event, line
+from agent.comms.consumer.subscribe import ReceivedMessage, SequenceGap
 from agent.text import local_time, plain
 
 
@@ -20,7 +20,7 @@ def is_terminal() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb", "unknown")
 
 
-def follow(messages: Iterable[Received | None], title: str, *, in_place: bool = True) -> None:
+def follow(messages: Iterable[ReceivedMessage | None], title: str, *, in_place: bool = True) -> None:
     """Show every message until there are no more.
 
     Args:
@@ -33,7 +33,7 @@ def follow(messages: Iterable[Received | None], title: str, *, in_place: bool = 
     (_as_table if in_place and is_terminal() else _as_lines)(messages, title)
 
 
-def _as_table(messages: Iterable[Received | None], title: str) -> None:
+def _as_table(messages: Iterable[ReceivedMessage | None], title: str) -> None:
     from rich.live import Live
 
     from agent.cli.table import EventTable
@@ -45,7 +45,7 @@ def _as_table(messages: Iterable[Received | None], title: str) -> None:
                 table.add(message)
 
 
-def _as_lines(messages: Iterable[Received | None], title: str) -> None:
+def _as_lines(messages: Iterable[ReceivedMessage | None], title: str) -> None:
     click.echo(title)
     click.echo(line(dict(zip(COLUMNS, COLUMNS, strict=True))))
     roster = Roster()
@@ -58,7 +58,7 @@ def _as_lines(messages: Iterable[Received | None], title: str) -> None:
             click.echo(text)
 
 
-def _missing(device: str, gap: Gap) -> str:
+def _missing(device: str, gap: SequenceGap) -> str:
     numbers = str(gap.first) if gap.first == gap.last else f"{gap.first} to {gap.last}"
     why = (
         "no loss on the way: it was cut off, and begins above what it may have given out"
@@ -68,17 +68,17 @@ def _missing(device: str, gap: Gap) -> str:
     return f"{local_time(datetime.now(UTC))}  {plain(device)} {numbers}: {why}"
 
 
-def _line(message: Received) -> str:
+def _line(message: ReceivedMessage) -> str:
     """An event or a device's status; empty for what else there is."""
     if (event := message.event()) is not None:
-        return line(cells(event))
+        return line(format_event(event))
     if message.kind == "status":
         status = plain(message.payload.decode(errors="replace"))
         return f"{local_time(datetime.now(UTC))}  {plain(message.device)} {status}"
     return ""
 
 
-def follow_fleet(messages: Iterable[Received | None]) -> None:
+def follow_fleet(messages: Iterable[ReceivedMessage | None]) -> None:
     """Show a row for each device: live in a terminal; elsewhere once, when there are no more messages."""
     from agent.cli.roster import FleetTable, lines
 

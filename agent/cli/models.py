@@ -12,7 +12,7 @@ from agent.cli.calibrate import calibrate
 from agent.text import plain
 
 if TYPE_CHECKING:
-    from agent.cli.inspection import Inspection, Listed
+    from agent.cli.inspection import Listed, ModelInspection
 
 
 _WIDTH = 160
@@ -66,13 +66,13 @@ def inspect(file: str, as_json: bool, write: bool, path: str, force: bool) -> No
     It is opened as a stream would open it, in a process of its own. Exits with 1 when a runtime refuses it, or
     when nothing tells how to decode it.
     """
-    from agent.cli.inspection import Inspection, inspection
+    from agent.cli.inspection import ModelInspection, inspection
     from agent.cli.json_output import print_json
     from agent.compute.infer.vetting.unprivileged import without_root
     from agent.models.files import preloaded
 
     with preloaded([file]):
-        found = _or_faults(lambda: without_root(lambda: inspection(file), Inspection))
+        found = _or_faults(lambda: without_root(lambda: inspection(file), ModelInspection))
     if write or path:
         _write_manifest(file, path, force)
     if as_json:
@@ -85,7 +85,7 @@ def inspect(file: str, as_json: bool, write: bool, path: str, force: bool) -> No
 models.add_command(calibrate)
 
 
-def _or_faults(look: Callable[[], Inspection]) -> Inspection:
+def _or_faults(look: Callable[[], ModelInspection]) -> ModelInspection:
     """What is found, or every fault in a line of its own, where there are several; then it exits with 1."""
     from agent.errors import ModelError
 
@@ -141,7 +141,7 @@ def _print_list(rows: list[Listed]) -> None:
             click.echo(f"vedette: {plain(row.error)}", err=True)
 
 
-def _print_inspection(found: Inspection) -> None:
+def _print_inspection(found: ModelInspection) -> None:
     from rich.table import Table
 
     from agent.cli.console import output

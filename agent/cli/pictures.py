@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from agent.capture.image_size import read_size
-from agent.comms.consumer.subscribe import Received
+from agent.comms.consumer.subscribe import ReceivedMessage
 from agent.storage.files import write_atomic
 from agent.text import plain
 
@@ -61,7 +61,7 @@ def graphics(environment: Mapping[str, str]) -> Graphics:
     return "blocks"
 
 
-class Screen:
+class TerminalImage:
     """Shows pictures one below the other."""
 
     def __init__(self, how: Graphics) -> None:
@@ -142,10 +142,10 @@ _STRANGE = re.compile(r"[^A-Za-z0-9_-]")
 _LONGEST = 64
 
 
-class Album:
+class SnapshotSaver:
     """Takes the snapshots out of all that comes."""
 
-    def __init__(self, screen: Screen | None, folder: Path | None) -> None:
+    def __init__(self, screen: TerminalImage | None, folder: Path | None) -> None:
         """Keep or show.
 
         Args:
@@ -155,7 +155,7 @@ class Album:
         self._screen, self._folder = screen, folder
         self._files: set[str] = set()
 
-    def passing(self, messages: Iterable[Received | None]) -> Iterator[Received | None]:
+    def tap(self, messages: Iterable[ReceivedMessage | None]) -> Iterator[ReceivedMessage | None]:
         """The messages as they come; a snapshot is taken when what is behind has done with it.
 
         Raises:
@@ -166,7 +166,7 @@ class Album:
             if message is not None:
                 self.take(message)
 
-    def take(self, message: Received) -> None:
+    def take(self, message: ReceivedMessage) -> None:
         """A message; what is no snapshot is left alone.
 
         Raises:
@@ -183,7 +183,7 @@ class Album:
         if self._screen is not None and not self._screen.show(about, message.payload):
             click.echo(f"{about}: cannot be decoded", err=True)
 
-    def _keep(self, folder: Path, message: Received) -> None:
+    def _keep(self, folder: Path, message: ReceivedMessage) -> None:
         name = file_name(message.device, message.stream)
         if name not in self._files and len(self._files) >= MOST_FILES:
             return

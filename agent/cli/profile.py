@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from agent.optimise.profile.profile import Profile, Row
+    from agent.optimise.profile.profile import ModelProfile, OperatorRow
 
 
 _NATIVE = "not delegated"
@@ -51,7 +51,7 @@ def profile(
     """
     from agent.compute.infer.vetting.unprivileged import without_root
     from agent.models.library import open_model_without_root
-    from agent.optimise.profile.profile import Profile
+    from agent.optimise.profile.profile import ModelProfile
     from agent.optimise.profile.profile import profile as measured
 
     if picture is not None:
@@ -60,7 +60,9 @@ def profile(
         check(picture)
     opened = open_model_without_root(model, rung)
     found = without_root(
-        lambda: measured(opened, rung, runs=runs, threads=threads or 0, patience_s=patience), Profile, _LONGEST_S
+        lambda: measured(opened, rung, runs=runs, threads=threads or 0, patience_s=patience),
+        ModelProfile,
+        _LONGEST_S,
     )
     if as_json:
         from agent.cli.json_output import print_json
@@ -75,7 +77,7 @@ def profile(
         draw_profile(found, f"{opened.manifest.name}, rung {found.rung}", picture)
 
 
-def _print(what: str, found: Profile, *, each: bool) -> None:
+def _print(what: str, found: ModelProfile, *, each: bool) -> None:
     from agent.cli.console import output
 
     console = output(140, markup=False)
@@ -97,7 +99,7 @@ def _print(what: str, found: Profile, *, each: bool) -> None:
     _print_worst(console, found)
 
 
-def _print_worst(console: Console, found: Profile) -> None:
+def _print_worst(console: Console, found: ModelProfile) -> None:
     console.print("\nthe three worst")
     for number, row in enumerate(found.worst, 1):
         what = plain(f"{row.name or row.kernel} {_output(row)}").strip()
@@ -105,8 +107,8 @@ def _print_worst(console: Console, found: Profile) -> None:
         console.print(f"   {row.advice}")
 
 
-def _by_kind(found: Profile) -> Table:
-    groups: dict[tuple[str, str], list[Row]] = {}
+def _by_kind(found: ModelProfile) -> Table:
+    groups: dict[tuple[str, str], list[OperatorRow]] = {}
     for row in found.rows:
         groups.setdefault((row.name, row.kernel.partition(" ×")[0]), []).append(row)
     table = _table("count")
@@ -117,7 +119,7 @@ def _by_kind(found: Profile) -> Table:
     return table
 
 
-def _each(found: Profile) -> Table:
+def _each(found: ModelProfile) -> Table:
     table = _table("output")
     cumulated = 0.0
     for row in found.rows:
@@ -126,7 +128,7 @@ def _each(found: Profile) -> Table:
     return table
 
 
-def _output(row: Row) -> str:
+def _output(row: OperatorRow) -> str:
     """Name and shape of what it makes. Fused operations join their names by `;`: the last is the innermost."""
     return f"{row.tensor.rpartition(';')[2]} {'×'.join(map(str, row.shape))}".strip()
 
@@ -144,7 +146,7 @@ def _table(third: str) -> Table:
     return table
 
 
-def _add(table: Table, name: str, kernel: str, third: str, rows: list[Row], cumulated: float) -> None:
+def _add(table: Table, name: str, kernel: str, third: str, rows: list[OperatorRow], cumulated: float) -> None:
     ms, products = sum(row.ms for row in rows), sum(row.multiply_adds for row in rows)
     table.add_row(
         plain(name) or "?",

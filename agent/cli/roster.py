@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from agent.comms.consumer.subscribe import Gap, Numbers, Received
+from agent.comms.consumer.subscribe import ReceivedMessage, SequenceGap, SequenceTracker
 from agent.comms.messages import EventMessage, HealthMessage
 from agent.text import local_time, plain, plural
 
@@ -23,7 +23,7 @@ _NONE = "–"
 _WELL = ("running", "starting", "ended", "disabled")
 
 
-class Device:
+class DeviceStatus:
     """What one device has said last.
 
     Attributes:
@@ -38,7 +38,7 @@ class Device:
         self.name, self.status = name, ""
         self.health: HealthMessage | None = None
         self.event: EventMessage | None = None
-        self.numbers = Numbers()
+        self.numbers = SequenceTracker()
 
     @property
     def is_online(self) -> bool:
@@ -96,12 +96,12 @@ class Roster:
     """All devices, by what they have published."""
 
     def __init__(self) -> None:
-        self._devices: dict[str, Device] = {}
+        self._devices: dict[str, DeviceStatus] = {}
 
     def __len__(self) -> int:
         return len(self._devices)
 
-    def take(self, message: Received) -> list[Gap]:
+    def take(self, message: ReceivedMessage) -> list[SequenceGap]:
         """Take in what came; gives the numbers that should have come before it."""
         if message.kind not in ("status", "health", "events", "clips", "detections"):
             return []
@@ -109,7 +109,7 @@ class Roster:
         if device is None:
             if len(self._devices) >= MOST:
                 return []
-            device = self._devices[message.device] = Device(message.device)
+            device = self._devices[message.device] = DeviceStatus(message.device)
         if message.kind == "status":
             device.status = plain(message.payload[:_LONGEST].decode(errors="replace"))
             if not message.payload:  # someone has cleared what the broker kept of it: it is gone for good
@@ -121,7 +121,7 @@ class Roster:
         numbers = message.numbers()
         return device.numbers.take(*numbers) if numbers else []
 
-    def __iter__(self) -> Iterator[Device]:
+    def __iter__(self) -> Iterator[DeviceStatus]:
         """Those with trouble first, then those that have stopped, then by name."""
         return iter(sorted(self._devices.values(), key=_urgency))
 
@@ -137,7 +137,7 @@ class Roster:
         return f"{told}, {plural(lost, 'message')} lost" if lost else told
 
 
-def _urgency(device: Device) -> tuple[bool, bool, str]:
+def _urgency(device: DeviceStatus) -> tuple[bool, bool, str]:
     return not device.trouble, device.is_online, device.name
 
 
@@ -170,7 +170,7 @@ class FleetTable:
             yield Text(f"and {left} more", "dim")
 
 
-def _table(devices: list[Device], *, narrow: bool) -> Table:
+def _table(devices: list[DeviceStatus], *, narrow: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 0 if narrow else 1, 0, 0))
     for name in COLUMNS:
         table.add_column(name, justify="right" if name in RIGHT else "left", no_wrap=True, overflow="ellipsis")
@@ -179,7 +179,7 @@ def _table(devices: list[Device], *, narrow: bool) -> Table:
     return table
 
 
-def _text(device: Device, name: str, cell: str) -> Text:
+def _text(device: DeviceStatus, name: str, cell: str) -> Text:
     """As `Text`: square brackets in a name are no markup."""
     if name == "status":
         return Text(cell, STATUS_COLOURS.get(device.status, "white"))

@@ -13,7 +13,7 @@ _NONE = "–"
 """Where there was no frame, and nothing to measure."""
 
 
-def cells(event: EventMessage) -> dict[str, str]:
+def format_event(event: EventMessage) -> dict[str, str]:
     """Text by column."""
     track, latency = event.track, event.latency_ms
     texts = (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from agent.board.process import pass_on
+from agent.board.process import install_handlers
 
 DEFAULT_CONFIG = Path("/etc/vedette/vedette.toml")
 
@@ -30,10 +30,10 @@ def run(path: Path, exit_when_done: bool, verbose: bool) -> None:
     # For numpy, which is not imported yet: what is multiplied here is small, and threads for it would take memory
     # and, as they wait by spinning, CPU time.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from agent.board.process import share_arenas
+    from agent.board.process import limit_malloc_arenas
     from agent.config.load import Rereadable
 
-    share_arenas()
+    limit_malloc_arenas()
     file = Rereadable(path)
     config = file.read()
     set_up_logging(verbose)
@@ -47,7 +47,7 @@ def run(path: Path, exit_when_done: bool, verbose: bool) -> None:
         file=path,
         exit_when_done=exit_when_done,
     )
-    pass_on(daemon.request_stop, daemon.request_reload)
+    install_handlers(daemon.request_stop, daemon.request_reload)
     daemon.run()
 
 

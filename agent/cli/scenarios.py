@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.compute.infer.benchmark import Progress
-from agent.compute.infer.choice import Verdict
-from agent.compute.infer.delegates import Found
-from agent.compute.infer.session import CPU, Plan
+from agent.compute.infer.choice import Selection
+from agent.compute.infer.delegates import DelegateProbe
+from agent.compute.infer.session import CPU, BackendSpec
 from agent.compute.manifest import Model
 from agent.models.library import golden
-from agent.optimise.loadgen import Outcome, run_scenarios
+from agent.optimise.loadgen import ScenarioResult, run_scenarios
 from agent.text import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def ways(verdict: Verdict, found: Sequence[Found], backends: Sequence[str]) -> list[Plan]:
+def ways(verdict: Selection, found: Sequence[DelegateProbe], backends: Sequence[str]) -> list[BackendSpec]:
     """What is to be tested: the backends that were named and could be timed; without names what was chosen.
 
     Args:
@@ -39,13 +39,13 @@ def ways(verdict: Verdict, found: Sequence[Found], backends: Sequence[str]) -> l
 
 def outcomes(
     model: Model,
-    plans: Sequence[Plan],
+    plans: Sequence[BackendSpec],
     seconds: float,
     logs: Path | None,
     *,
     patience_s: float,
     progress: Progress,
-) -> list[Outcome]:
+) -> list[ScenarioResult]:
     """Have LoadGen test them, one after the other.
 
     Args:
@@ -70,7 +70,7 @@ def outcomes(
         return done
 
 
-def print_outcome(one: Outcome, console: Console) -> None:
+def print_outcome(one: ScenarioResult, console: Console) -> None:
     """The table of one way, why something is not valid, and how far it is from what MLPerf asks for."""
     from rich import box
     from rich.table import Table
@@ -91,7 +91,7 @@ def print_outcome(one: Outcome, console: Console) -> None:
         console.print(remark)
 
 
-def _remarks(one: Outcome) -> list[str]:
+def _remarks(one: ScenarioResult) -> list[str]:
     said = [f"{scenario.name} is {scenario.result}: {scenario.why}" for scenario in one.scenarios if scenario.why]
     if one.refused:
         said.append(f"not tested further: {plain(one.refused)}")

@@ -10,9 +10,9 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from agent.cli.roster import MOST, STATUS_COLOURS, Device, FleetTable, Roster
-from agent.cli.row import COLUMNS, RIGHT, cells
-from agent.comms.consumer.subscribe import Received
+from agent.cli.roster import MOST, STATUS_COLOURS, DeviceStatus, FleetTable, Roster
+from agent.cli.row import COLUMNS, RIGHT, format_event
+from agent.comms.consumer.subscribe import ReceivedMessage
 from agent.comms.messages import EventMessage
 from agent.text import plain
 
@@ -42,7 +42,7 @@ class EventTable:
         self._fleet = FleetTable(self._roster)
         self._counts: dict[str, str] = {}
 
-    def add(self, message: Received) -> None:
+    def add(self, message: ReceivedMessage) -> None:
         """Take in what came."""
         self._roster.take(message)
         if (event := message.event()) is not None:
@@ -76,7 +76,7 @@ class EventTable:
                 name, justify="right" if name in RIGHT else "left", no_wrap=name not in _BREAKS, overflow="fold"
             )
         for event in events:
-            row = cells(event)
+            row = format_event(event)
             if options.max_width < _DATED:
                 row["time"] = row["time"][len("2026-11-27 ") : -len("+01:00")]
             if several:
@@ -106,7 +106,7 @@ class EventTable:
                 continue
             yield Text(f"{plain(key)}: {count}", "dim" if count == "0" else "bold")
 
-    def _about(self, device: Device) -> Iterator[Text]:
+    def _about(self, device: DeviceStatus) -> Iterator[Text]:
         """The only device: its status, and of its health what its row in a fleet would say."""
         colour = STATUS_COLOURS.get(device.status, "white")
         yield Text(f"{plain(device.name)} ").append(device.status or "unknown", colour)

@@ -12,8 +12,8 @@ from agent.cli.duration import duration
 from agent.text import plain
 
 if TYPE_CHECKING:
-    from agent.comms.consumer.client import Access
-    from agent.comms.consumer.request import Answer
+    from agent.comms.consumer.client import BrokerOptions
+    from agent.comms.consumer.request import CommandReply
 
 
 _VERBS = ("status", "reload", "doctor")
@@ -50,7 +50,7 @@ _CODES = "Exit code: 0 done, 1 refused or no broker, 2 wrong usage, 3 no answer.
 @click.pass_context
 def tell(
     ctx: click.Context,
-    access: Access,
+    access: BrokerOptions,
     prefix: str,
     as_json: bool,
     timeout_s: float | None,
@@ -58,13 +58,13 @@ def tell(
     words: tuple[str, ...],
 ) -> None:
     """See `_HELP`."""
-    from agent.comms.consumer.request import NoAnswerError, ask
+    from agent.comms.consumer.request import NoAnswerError, send_command
     from agent.comms.topics import Topics
 
     verb, body = _request(words)
     patience_s = timeout_s or (_DOCTOR_S if verb == "doctor" else _PATIENCE_S)
     try:
-        answer = ask(access, Topics(prefix, device), verb, body, patience_s)
+        answer = send_command(access, Topics(prefix, device), verb, body, patience_s)
     except NoAnswerError as error:
         click.echo(f"vedette: {plain(str(error))}", err=True)
         ctx.exit(_NO_ANSWER)
@@ -86,7 +86,7 @@ def _request(words: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     raise click.UsageError(f"{' '.join(words)!r} is no command: {', '.join(_VERBS)}, or STREAM WHAT VALUE")
 
 
-def _print(verb: str, answer: Answer, *, as_json: bool) -> None:
+def _print(verb: str, answer: CommandReply, *, as_json: bool) -> None:
     if as_json:
         from agent.cli.json_output import print_json
 
@@ -101,7 +101,7 @@ def _print(verb: str, answer: Answer, *, as_json: bool) -> None:
         click.echo(plain(_done(verb, answer)))
 
 
-def _done(verb: str, answer: Answer) -> str:
+def _done(verb: str, answer: CommandReply) -> str:
     """Say what was done, or, of a clip that is being recorded, where it will be."""
     if verb == "record" and not answer.reason:
         return f"recording; will be at {answer.body.get('path')}"

@@ -15,7 +15,7 @@ from agent.text import PlainFormatter, plain
 
 if TYPE_CHECKING:
     from agent.update.install.journal import Update
-    from agent.update.install.paths import Places
+    from agent.update.install.paths import Paths
     from agent.update.install.service import Service
 
 
@@ -70,7 +70,7 @@ def resume() -> None:
     _work(where, Systemd())
 
 
-def _close_config(where: Places) -> None:
+def _close_config(where: Paths) -> None:
     """Earlier versions let every user read the configuration, which may hold passwords of cameras."""
     from agent.errors import StorageError
     from agent.storage.copies import close_to_others
@@ -84,14 +84,14 @@ def _close_config(where: Places) -> None:
         logging.warning("%s", error)
 
 
-def _work(where: Places, service: Service) -> Update | None:
+def _work(where: Paths, service: Service) -> Update | None:
     from agent.update.install.updater import Updater
 
     with _owned(where):
         return Updater(where, service, _say).resume()
 
 
-def _go_on(where: Places, *, here: bool = False) -> Update | None:
+def _go_on(where: Paths, *, here: bool = False) -> Update | None:
     """Have the unit do it, and show that until it is done; or do it here."""
     from agent.update.install.service import Systemd
     from agent.update.install.status import follow
@@ -150,17 +150,17 @@ def rollback(ctx: click.Context, once: bool) -> None:
     or failed its trial is none to go back to. Exit code: 0 gone back, or told to whoever is at an update; 1 not.
     """
     from agent.update.install.journal import Journal
-    from agent.update.install.rollback import Return, gone_back
+    from agent.update.install.rollback import Rollback, already_rolled_back
     from agent.update.install.service import Systemd
 
     where = _places()
-    if once and (done_already := gone_back(Journal(where))):
+    if once and (done_already := already_rolled_back(Journal(where))):
         click.echo(plain(done_already))
         return
     if _ordered(where, "rollback"):
         return
     with _owned(where):
-        Return(where, Systemd(), Journal(where), _say).begin()
+        Rollback(where, Systemd(), Journal(where), _say).begin()
     done = _go_on(where)
     ctx.exit(0 if done is not None and done.by == "operator" else _FAILED)
 
@@ -177,7 +177,7 @@ def confirm() -> None:
         raise UpdateError("nothing is on trial: see `vedette update status`")
 
 
-def _ordered(where: Places, order: str, but: Collection[str] = ()) -> bool:
+def _ordered(where: Paths, order: str, but: Collection[str] = ()) -> bool:
     """Whether an update is at hand, in another state than these, and whoever goes on with it has been told."""
     from agent.errors import UpdateError
     from agent.update.install.journal import Journal
@@ -225,7 +225,7 @@ def adopt(slot: str, bundle: Path | None, source: str, owned: bool) -> None:
         take_in(where, slot_of(slot), __version__, bundle, source)
 
 
-def _places() -> Places:
+def _places() -> Paths:
     """Of this board.
 
     Raises:
@@ -241,7 +241,7 @@ def _places() -> Places:
 
 
 @contextmanager
-def _owned(where: Places) -> Iterator[None]:
+def _owned(where: Paths) -> Iterator[None]:
     """Nobody else updates this board meanwhile.
 
     Raises:

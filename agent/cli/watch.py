@@ -15,9 +15,9 @@ from agent.cli.access import broker_options, device_name
 from agent.cli.duration import duration
 
 if TYPE_CHECKING:
-    from agent.cli.pictures import Album
-    from agent.comms.consumer.client import Access
-    from agent.comms.consumer.subscribe import Received
+    from agent.cli.pictures import SnapshotSaver
+    from agent.comms.consumer.client import BrokerOptions
+    from agent.comms.consumer.subscribe import ReceivedMessage
 
 
 def _level(context: click.Context, option: click.Parameter, text: str) -> str:
@@ -38,7 +38,7 @@ def _level(context: click.Context, option: click.Parameter, text: str) -> str:
 )
 @click.option("--for", "seconds", type=duration, metavar="DURATION", help="End after so long (20s, 2m).")
 def watch(
-    access: Access,
+    access: BrokerOptions,
     prefix: str,
     device: str,
     as_json: bool,
@@ -57,7 +57,7 @@ def watch(
     subscriber = Subscriber(access, prefix=prefix, device=device)
     until = time.monotonic() + seconds if seconds is not None else None
     subscriber.start(*(() if seconds is None else (seconds,)))
-    messages = album.passing(subscriber.messages(until)) if album else subscriber.messages(until)
+    messages = album.tap(subscriber.messages(until)) if album else subscriber.messages(until)
     try:
         if as_json:
             _print_json(messages)
@@ -77,11 +77,11 @@ def _check(options: dict[str, bool]) -> None:
         raise click.UsageError(f"{' and '.join(chosen)} fill the output with different things: choose one")
 
 
-def _album(picture: bool, folder: Path | None) -> Album | None:
+def _album(picture: bool, folder: Path | None) -> SnapshotSaver | None:
     if not picture and folder is None:
         return None
     from agent.cli.live import is_terminal
-    from agent.cli.pictures import Album, Screen, graphics
+    from agent.cli.pictures import SnapshotSaver, TerminalImage, graphics
 
     if picture and not is_terminal():
         raise click.UsageError(
@@ -91,10 +91,10 @@ def _album(picture: bool, folder: Path | None) -> Album | None:
         from agent.storage.files import make_folder
 
         make_folder(folder)
-    return Album(Screen(graphics(os.environ)) if picture else None, folder)
+    return SnapshotSaver(TerminalImage(graphics(os.environ)) if picture else None, folder)
 
 
-def json_line(message: Received) -> str:
+def json_line(message: ReceivedMessage) -> str:
     """A message as one line: its topic and its payload, JSON as it is, text as a string, a picture's size."""
     import msgspec
 
@@ -110,7 +110,7 @@ def json_line(message: Received) -> str:
     return msgspec.json.encode(line).decode(errors="replace")
 
 
-def _print_json(messages: Iterable[Received | None]) -> None:
+def _print_json(messages: Iterable[ReceivedMessage | None]) -> None:
     for message in messages:
         if message is not None:
             click.echo(json_line(message))

@@ -335,7 +335,7 @@ def encode(message: Struct) -> bytes:
     return _encoder.encode(message)
 
 
-def finish(stored: Stored, now: float | None = None) -> bytes:
+def complete_spooled(stored: Stored, now: float | None = None) -> bytes:
     """The JSON of a spooled message as it goes out.
 
     Any message may be spooled that has an `id`, and `seq` or `spool_seq` for the number; a `latency_ms` gets the

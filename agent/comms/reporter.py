@@ -13,7 +13,7 @@ from agent.comms import messages
 from agent.comms.topics import Topics
 from agent.config.device import Kind
 from agent.config.stream import PublishConfig
-from agent.types import Event, Seen, Stages, Track, Will
+from agent.types import Event, StageTimes, StreamResult, Track, Will
 
 
 class EventSink(Protocol):
@@ -28,7 +28,7 @@ class EventSink(Protocol):
         ...
 
 
-class Board(Protocol):
+class RetainedSink(Protocol):
     """Where state and samples go: straight to the broker."""
 
     def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
@@ -53,7 +53,7 @@ class Reporter:
         config: PublishConfig,
         model: messages.ModelId,
         events: EventSink,
-        board: Board,
+        board: RetainedSink,
     ) -> None:
         self._topics, self._stream, self._config, self._model = topics, stream, config, model
         self._events, self._board = events, board
@@ -65,7 +65,7 @@ class Reporter:
         self._zone_counts: dict[tuple[str, str], int] = {}
         self._seen: dict[tuple[str, str], None] = {}
 
-    def seen(self, seq: int, at: datetime, seen: Seen, backend: str, rung: str) -> None:
+    def seen(self, seq: int, at: datetime, seen: StreamResult, backend: str, rung: str) -> None:
         """Report what one frame, or some sound, gave.
 
         Args:
@@ -100,12 +100,12 @@ class Reporter:
         else:
             self._board.send(topic, messages.encode(message))
 
-    def events(self, events: Sequence[Event], at: datetime, stages: Stages, backend: str, rung: str) -> None:
+    def events(self, events: Sequence[Event], at: datetime, stages: StageTimes, backend: str, rung: str) -> None:
         """Put events into the spool; after `stop` only ends, after `close` none."""
         with self._lock:
             self._report(events, at, stages, backend, rung)
 
-    def _report(self, events: Sequence[Event], at: datetime, stages: Stages, backend: str, rung: str) -> None:
+    def _report(self, events: Sequence[Event], at: datetime, stages: StageTimes, backend: str, rung: str) -> None:
         if self._config.events and not self._closed:
             self._answered_by = backend, rung
             self._put([wanted for event in events if (wanted := self._wanted(event))], at, stages)
@@ -127,12 +127,14 @@ class Reporter:
             reason: of the ends.
         """
         with self._lock:
-            self._put([Event("end", track, reason) for track in self._open.values()], datetime.now(UTC), Stages())
+            self._put(
+                [Event("end", track, reason) for track in self._open.values()], datetime.now(UTC), StageTimes()
+            )
             self._open.clear()
             self._set_counts(dict.fromkeys(self._counts, 0), {})  # empty where none are published
             self._stopped = self._closed = True
 
-    def _put(self, events: Sequence[Event], at: datetime, stages: Stages) -> None:
+    def _put(self, events: Sequence[Event], at: datetime, stages: StageTimes) -> None:
         topic = self._topics.events(self._stream)
         latency = _latency(stages)
         for event in events:
@@ -223,7 +225,7 @@ class Reporter:
         return event
 
 
-def _latency(stages: Stages) -> messages.Latency:
+def _latency(stages: StageTimes) -> messages.Latency:
     return messages.Latency(
         *(
             round(ns / 1e6, 3)
@@ -241,4 +243,4 @@ def _latency(stages: Stages) -> messages.Latency:
     )
 
 
-_NO_LATENCY = _latency(Stages())
+_NO_LATENCY = _latency(StageTimes())

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.comms.commands import Command, check_answer_topic, id_of, request_command, set_command, shown
-from agent.comms.mqtt.subscriptions import Received
+from agent.comms.mqtt.subscriptions import IncomingMessage
 from agent.comms.topics import Addressed, Topics
 from agent.errors import CommandError
 
@@ -77,7 +77,7 @@ class Requests:
         self._lock = threading.Lock()
         self._told: set[str] = set()
 
-    def take(self, received: Received) -> None:
+    def take(self, received: IncomingMessage) -> None:
         """Take note of a message on one of our command topics."""
         addressed = self._topics.addressed(received.topic)
         if addressed is None:
@@ -122,7 +122,7 @@ class Requests:
         if request.answer_to:
             self._answer(request.answer_to, payload, request.correlation)
 
-    def _request(self, received: Received, addressed: Addressed) -> Request:
+    def _request(self, received: IncomingMessage, addressed: Addressed) -> Request:
         stream, what = addressed.stream, addressed.what
         place = ("", "") if stream is None else (stream, what)
         # Who sets something by a plain message sees its state; who makes a request waits for an answer.

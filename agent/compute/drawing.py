@@ -13,7 +13,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from agent.errors import BackendError
-from agent.types import ChannelOrder, Frame, Image, Keypoint, Picture, Point, Track
+from agent.types import ChannelOrder, EncodedFrame, Frame, Image, Keypoint, Point, Track
 
 # Letters on pictures.
 #
@@ -270,7 +270,7 @@ def _luminance(colour: _Colour, order: ChannelOrder) -> float:
 # at a size and a rate that are bounded.
 
 
-class Stills:
+class FrameEncoder:
     """Makes stills of one stream. For one thread."""
 
     def __init__(self, max_width: int, quality: int) -> None:
@@ -283,7 +283,7 @@ class Stills:
         self._max_width, self._quality = max_width, quality
         self._small: Image | None = None
 
-    def of(self, frame: Frame) -> Picture:
+    def encode(self, frame: Frame) -> EncodedFrame:
         """The frame as a picture, which is even in width and height when it was made smaller.
 
         Raises:
@@ -292,7 +292,7 @@ class Stills:
         image = self._shrunk(frame.image)
         height, width = image.shape[:2]
         encoded = jpeg(image, self._quality, frame.order)
-        return Picture(encoded, width, height, frame.captured_ns, frame.captured_at)
+        return EncodedFrame(encoded, width, height, frame.captured_ns, frame.captured_at)
 
     def _shrunk(self, image: Image) -> Image:
         height, width = image.shape[:2]

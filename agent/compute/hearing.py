@@ -13,18 +13,18 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
-from agent.compute.cascade.early_exit import Answer, Climb
-from agent.compute.gate.voice import VOICE_HZ, Pauses, PreRoll, Sound, VoiceGate
-from agent.compute.infer.audio_input import RowInput, Rows, build_frontend
+from agent.compute.cascade.early_exit import EarlyExitModel, Prediction
+from agent.compute.gate.voice import VOICE_HZ, Pauses, PreRoll, VoiceDecision, VoiceGate
+from agent.compute.infer.audio_input import AudioInput, Rows, build_frontend
 from agent.compute.infer.backends import open_session
-from agent.compute.infer.session import Opener, Options
+from agent.compute.infer.session import Opener, SessionOptions
 from agent.compute.manifest import Model
-from agent.compute.track.keywords import ConstantAlarm, Words, answers_move
+from agent.compute.track.keywords import KeywordSpotter, StuckOutputDetector, answers_move
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
 from agent.config.stream import StreamConfig
 from agent.errors import ConfigError, ModelError
-from agent.types import AudioChunk, Detection, Event, Samples, Seen, Stages
+from agent.types import AudioChunk, Detection, Event, Samples, StageTimes, StreamResult
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _STATE_S = 2.0
 """A model that remembers has heard so much again when the gate opens: longer than a wake word's field of view."""
 
 
-class Hearing:
+class AudioPerception:
     """One stream's ear. For one thread.
 
     Attributes:
@@ -62,26 +62,26 @@ class Hearing:
         if config.zones or config.gate.crop:
             raise ConfigError(f"stream {stream}: zones and gate.crop are for pictures, and its model takes sound")
         self.model, self.rate_hz, self._stream = model, audio.rate_hz, stream
-        self.session = opener(model, config.backend, Options(threads=config.threads))
-        self._climb = Climb(self.session, model.manifest, config)
+        self.session = opener(model, config.backend, SessionOptions(threads=config.threads))
+        self._climb = EarlyExitModel(self.session, model.manifest, config)
         self._frontend = build_frontend(audio)
         self._spec = self.session.inputs[0]
-        self._rows = RowInput(self._spec, audio, self._frontend)
+        self._rows = AudioInput(self._spec, audio, self._frontend)
         high_hz = VOICE_HZ if self._climb.keyword else audio.rate_hz / 2
         judges = any(rung.complexity < 1.0 for rung in model.manifest.rungs)
         self._gate = VoiceGate(config.gate, audio.rate_hz, high_hz, judges=judges)
         self._every_s = self._rows.every * self._frontend.hop_s
         window_s = self._rows.rows * self._frontend.hop_s if audio.every_s else _STATE_S
         before_s = max(config.gate.pre_roll_s, window_s)
-        per_s = 1.0 / self._frontend.hop_s if self._frontend.remembers else audio.rate_hz
+        per_s = 1.0 / self._frontend.hop_s if self._frontend.is_stateful else audio.rate_hz
         self._before = PreRoll(round(before_s * per_s))
-        self._words = Words(self._climb.keyword, stream) if self._climb.keyword else None
+        self._words = KeywordSpotter(self._climb.keyword, stream) if self._climb.keyword else None
         # A model that hears a window anew each time would hear a word for as long as it lies in there.
-        overlap = self._rows.every < self._rows.rows and not self._frontend.remembers
+        overlap = self._rows.every < self._rows.rows and not self._frontend.is_stateful
         self._pauses = Pauses(audio.rate_hz) if self._words is not None and overlap else None
         self._told_ns: int | None = None
         self.tracker = Tracker(config.track, Zones(()), stream, min_hits=model.manifest.min_hits)
-        self._alarm = ConstantAlarm(self._every_s, self._model_moves)
+        self._alarm = StuckOutputDetector(self._every_s, self._model_moves)
         self._next = self.inferences = 0
         self._listening = False
 
@@ -91,11 +91,11 @@ class Hearing:
         Raises:
             ModelError: the rung is not open.
         """
-        self._climb = Climb(self.session, self.model.manifest, config)
+        self._climb = EarlyExitModel(self.session, self.model.manifest, config)
         if self._words is not None and self._climb.keyword is not None:
             self._words.use(self._climb.keyword)
 
-    def listen(self, chunk: AudioChunk) -> Seen:
+    def process(self, chunk: AudioChunk) -> StreamResult:
         """Take some sound through the rooms.
 
         Raises:
@@ -114,10 +114,10 @@ class Hearing:
         prepared = time.monotonic_ns()
         if rows is None:
             events = self.tracker.tick(chunk.captured_ns, chunk.captured_at)
-            return Seen(events, None, Stages(queue, gated - began, prepared - gated))
+            return StreamResult(events, None, StageTimes(queue, gated - began, prepared - gated))
         spent = _Spent(queue, gated - began, prepared - gated)
         events, detections = self._infer(chunk, rows, sound, spent)
-        return Seen(events, detections, spent.stages())
+        return StreamResult(events, detections, spent.stages())
 
     def tick(self, at_ns: int, at: datetime) -> list[Event]:
         """Time passes and no sound comes: ends that are due."""
@@ -129,7 +129,7 @@ class Hearing:
         if reason == "ended" and self._listening and self._words is not None:
             silence = np.zeros(round(_SILENCE_S * self.rate_hz), np.int16)
             after = at_ns + round(_SILENCE_S * 1e9), at + timedelta(seconds=_SILENCE_S)
-            events += self.listen(AudioChunk(silence, self.rate_hz, self._stream, self._next, *after)).events
+            events += self.process(AudioChunk(silence, self.rate_hz, self._stream, self._next, *after)).events
         return [*events, *self.tracker.finish(at_ns, at, reason)]
 
     def reset(self) -> None:
@@ -171,7 +171,7 @@ class Hearing:
             self._rows.reset()  # what is remembered does not follow what was heard before the gate closed
             if self._words is not None:
                 self._words.reset()
-        if self._frontend.remembers:
+        if self._frontend.is_stateful:
             rows = self._frontend(samples)
             if not open_:
                 self._before.add(rows)
@@ -190,7 +190,7 @@ class Hearing:
         return self._frontend(samples)
 
     def _infer(
-        self, chunk: AudioChunk, rows: Rows, sound: Sound, spent: _Spent
+        self, chunk: AudioChunk, rows: Rows, sound: VoiceDecision, spent: _Spent
     ) -> tuple[list[Event], list[Detection] | None]:
         events: list[Event] = []
         found: list[Detection] = []
@@ -203,10 +203,10 @@ class Hearing:
             began = time.monotonic_ns()
             self._forget_told(at_ns, late_s)
             going_on = self._words.told if self._words is not None else ()
-            answer = self._climb.answer(self._rows.fill, sound.complexity, going_on)
+            answer = self._climb.predict(self._rows.fill, sound.complexity, going_on)
             inferred = time.monotonic_ns()
             news, detections = self._tell(answer, at_ns, at)
-            if self._words is not None and audible and self._alarm.saw(answer.scores, self._rows.newest):
+            if self._words is not None and audible and self._alarm.update(answer.scores, self._rows.newest):
                 log.error("%s: %s", self.model.path, self._alarm.text)
             events += news
             found += detections
@@ -221,11 +221,13 @@ class Hearing:
         Raises:
             BackendError: an inference failed.
         """
-        moved = answers_move(lambda made: self._climb.every(lambda tensor: np.copyto(tensor, made)), self._spec)
+        moved = answers_move(
+            lambda made: self._climb.predict_all_exits(lambda tensor: np.copyto(tensor, made)), self._spec
+        )
         if self._rows.every >= self._rows.rows:  # it remembers the made inputs: silence takes their place
             self._rows.reset()
             for _ in range(round(_STATE_S / self._every_s)):
-                self._climb.every(self._rows.fill)
+                self._climb.predict_all_exits(self._rows.fill)
         return moved
 
     def _forget_told(self, at_ns: int, late_s: float) -> None:
@@ -241,10 +243,10 @@ class Hearing:
             self._rows.forget(round(ago_s / self._frontend.hop_s))
             self._words.reset()
 
-    def _tell(self, answer: Answer, at_ns: int, at: datetime) -> tuple[list[Event], list[Detection]]:
+    def _tell(self, answer: Prediction, at_ns: int, at: datetime) -> tuple[list[Event], list[Detection]]:
         if self._words is None:
             return self.tracker.update(answer.detections, at_ns, at), answer.detections
-        events = self._words.hear(answer.scores, at_ns, at, self._every_s)
+        events = self._words.update(answer.scores, at_ns, at, self._every_s)
         if events:
             self._told_ns = at_ns
         return events, self._words.decoder.best(answer.scores)
@@ -269,5 +271,5 @@ class _Spent:
         self._infer += infer
         self._track += track
 
-    def stages(self) -> Stages:
-        return Stages(self._queue, self._gate, self._prepare, self._infer, 0, self._track)
+    def stages(self) -> StageTimes:
+        return StageTimes(self._queue, self._gate, self._prepare, self._infer, 0, self._track)

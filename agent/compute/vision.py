@@ -7,18 +7,18 @@ from datetime import datetime
 
 import cv2
 
-from agent.compute.cascade.resolution import Look, Size, Sizes
+from agent.compute.cascade.resolution import Detector, DetectorResult, ResolutionCascade
 from agent.compute.gate.motion import MotionGate
 from agent.compute.infer.backends import open_session
-from agent.compute.infer.session import Opener, Options
+from agent.compute.infer.session import Opener, SessionOptions
 from agent.compute.manifest import Model
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
 from agent.config.stream import StreamConfig
-from agent.types import WHOLE, Box, Event, Frame, Seen, Stages, Track
+from agent.types import WHOLE, Box, Event, Frame, StageTimes, StreamResult, Track
 
 
-class Vision:
+class VideoPerception:
     """One stream's eye. For one thread.
 
     Attributes:
@@ -46,17 +46,17 @@ class Vision:
         zones = Zones(config.zones)
         climbed = model.manifest.climbed(config.rung)
         rung = climbed[-1].name if climbed else model.manifest.rung(config.rung).name
-        self.session = opener(model, config.backend, Options(rung=rung, threads=config.threads))
+        self.session = opener(model, config.backend, SessionOptions(rung=rung, threads=config.threads))
         self._eye, self._keeps = self._opened(config)
         self._gate = MotionGate(config.gate)
         self.tracker = Tracker(config.track, zones, stream)
 
-    def _opened(self, config: StreamConfig) -> tuple[Sizes | Size, bool]:
+    def _opened(self, config: StreamConfig) -> tuple[ResolutionCascade | Detector, bool]:
         """What looks, and whether what is known counts: it makes a picture hard, and belongs into its crop."""
         if self.model.manifest.climbed(config.rung):
-            return Sizes(self.session, self.model, config), True
+            return ResolutionCascade(self.session, self.model, config), True
         rung = self.model.manifest.rung(config.rung).name
-        return Size(self.session, self.model, rung, config.decode), config.gate.crop
+        return Detector(self.session, self.model, rung, config.decode), config.gate.crop
 
     def configure(self, config: StreamConfig) -> None:
         """Take other thresholds, zones and another rung of what is open; tracks go on.
@@ -67,7 +67,7 @@ class Vision:
         self._eye, self._keeps = self._opened(config)
         self.tracker.use(Zones(config.zones))
 
-    def look(self, frame: Frame) -> Seen:
+    def process(self, frame: Frame) -> StreamResult:
         """Take one frame through the rooms.
 
         Raises:
@@ -76,7 +76,7 @@ class Vision:
         began = time.monotonic_ns()
         tracker = self.tracker
         keep, resting = tracker.boxes(frame.captured_ns) if self._keeps else ((), ())
-        sight = self._gate.look(
+        sight = self._gate.evaluate(
             frame.image,
             frame.captured_ns,
             watching=tracker.watching,
@@ -88,23 +88,23 @@ class Vision:
         queue = began - frame.read_ns
         if not sight.open:
             events = tracker.rest(frame.captured_ns, frame.captured_at)
-            return Seen(events, None, Stages(queue, gated - began, track=time.monotonic_ns() - gated))
+            return StreamResult(events, None, StageTimes(queue, gated - began, track=time.monotonic_ns() - gated))
         crop = sight.crop or WHOLE
-        look = self._eye.look(frame, crop, sight.complexity)
+        look = self._eye.run(frame, crop, sight.complexity)
         looked = time.monotonic_ns()
         self.looked = crop, sight.complexity
         events = tracker.update(look.detections, frame.captured_ns, frame.captured_at, crop)
         track = time.monotonic_ns() - looked
-        stages = Stages(queue, gated - began, look.prepare, look.infer, look.decode, track)
-        return Seen(events, look.detections, stages)
+        stages = StageTimes(queue, gated - began, look.prepare, look.infer, look.decode, track)
+        return StreamResult(events, look.detections, stages)
 
-    def look_again(self, frame: Frame, crop: Box, complexity: float) -> Look:
+    def look_again(self, frame: Frame, crop: Box, complexity: float) -> DetectorResult:
         """Look where another eye has looked; nothing is followed over time.
 
         Raises:
             BackendError: the inference failed.
         """
-        return self._eye.look(frame, crop, complexity)
+        return self._eye.run(frame, crop, complexity)
 
     @property
     def answered_by(self) -> tuple[str, str]:
@@ -114,7 +114,7 @@ class Vision:
     @property
     def used(self) -> dict[str, int]:
         """How often each rung gave the answer; empty where one answers alone."""
-        return self._eye.used if isinstance(self._eye, Sizes) else {}
+        return self._eye.used if isinstance(self._eye, ResolutionCascade) else {}
 
     def tick(self, at_ns: int, at: datetime) -> list[Event]:
         """Time passes and no frame comes: ends that are due."""

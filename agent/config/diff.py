@@ -22,7 +22,7 @@ RESTART: tuple[Key, ...] = (
     ("storage", "folder"),
     ("storage", "clips_folder"),
 )
-"""Always; and `storage.durability` sometimes, see `hold`."""
+"""Always; and `storage.durability` sometimes, see `keep_until_restart`."""
 
 RULE = (
     "a reload takes up everything but "
@@ -32,7 +32,7 @@ RULE = (
 """For people."""
 
 
-def hold(running: Config, wanted: Config) -> tuple[Config, tuple[Key, ...]]:
+def keep_until_restart(running: Config, wanted: Config) -> tuple[Config, tuple[Key, ...]]:
     """The new configuration with what only a restart can change as it is in the old one.
 
     Durability waits where the spool has no database and would need one, or the other way round.
@@ -68,7 +68,7 @@ def names(keys: Iterable[Key]) -> tuple[str, ...]:
     return tuple(map(".".join, keys))
 
 
-def waits(keys: Iterable[Key]) -> list[str]:
+def describe_pending(keys: Iterable[Key]) -> list[str]:
     """A sentence for each table."""
     by_table = dict[str, list[str]]()
     for table, key in keys:
@@ -87,7 +87,7 @@ MODEL_FILE = "the model's file or manifest"
 """In the place of keys: the configuration is the same, and what it names is not."""
 
 
-class Changes(Struct, frozen=True):
+class ConfigDiff(Struct, frozen=True):
     """What is different in a new configuration.
 
     Attributes:
@@ -114,11 +114,11 @@ class Changes(Struct, frozen=True):
         return "; ".join(said) or "nothing has changed"
 
 
-def changes(old: Config, new: Config) -> Changes:
+def changes(old: Config, new: Config) -> ConfigDiff:
     """What is different in the new one."""
     tables = [table for table in _keys(old, new) if table != "streams"]
     both = [name for name in new.streams if name in old.streams]
-    return Changes(
+    return ConfigDiff(
         {table: _keys(getattr(old, table), getattr(new, table)) for table in tables},
         {name: keys for name in both if (keys := _keys(old.streams[name], new.streams[name]))},
         [name for name in new.streams if name not in old.streams],

@@ -169,7 +169,7 @@ def put_under(profile: Profile, data: Table) -> tuple[Table, frozenset[Keys]]:
 def _for_source(source: str, stream: Table) -> Table:
     try:
         address = parse_uri(source)
-        says = address.keeps_all or address.options.fps > 0.0
+        says = address.lossless or address.options.fps > 0.0
     except SourceError:
         says = False  # told where sources are checked
     if says and "capture" in stream:

@@ -24,7 +24,7 @@ from agent.errors import ConfigError, SourceError
 Pace = Literal["realtime", "fast"]
 
 
-class Options(Struct, frozen=True):
+class SourceOptions(Struct, frozen=True):
     """Every option of every kind of source, read; a kind takes the few that it knows.
 
     Attributes:
@@ -113,7 +113,7 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
 }
 
 
-def read_options(pairs: Sequence[tuple[str, str]], keys: Sequence[str], pace: Pace, shown: str) -> Options:
+def read_options(pairs: Sequence[tuple[str, str]], keys: Sequence[str], pace: Pace, shown: str) -> SourceOptions:
     """The options of a query.
 
     Args:
@@ -134,7 +134,7 @@ def read_options(pairs: Sequence[tuple[str, str]], keys: Sequence[str], pace: Pa
             raise SourceError(f"{shown}: expected {key} once; found it twice")
         seen.add(key)
         values[key] = _read_value(key, text, shown)
-    return Options(**values)
+    return SourceOptions(**values)
 
 
 def _read_value(key: str, text: str, shown: str) -> Any:
@@ -241,7 +241,7 @@ SCHEMES: dict[str, Scheme] = {
 """Every kind of source by its scheme."""
 
 
-class Address(Struct, frozen=True):
+class SourceUri(Struct, frozen=True):
     """A URI that was understood.
 
     Attributes:
@@ -255,14 +255,14 @@ class Address(Struct, frozen=True):
 
     scheme: str
     target: str
-    options: Options
-    shown: str
+    options: SourceOptions
+    masked: str
     live: bool
     sound: bool = False
     host: str = ""
 
     def __repr__(self) -> str:
-        return f"Address({self.shown})"  # no password in a log or a traceback
+        return f"Address({self.masked})"  # no password in a log or a traceback
 
     @property
     def on_network(self) -> bool:
@@ -270,7 +270,7 @@ class Address(Struct, frozen=True):
         return SCHEMES[self.scheme].network
 
     @property
-    def keeps_all(self) -> bool:
+    def lossless(self) -> bool:
         """Whether every picture or sample counts, however long the consumer takes."""
         return not self.live and self.options.pace == "fast"
 
@@ -319,7 +319,7 @@ def holds_secret(uri: str) -> bool:
     return bool(account.partition(":")[2] or "@" in found[2] or _SECRET.search(found[2]))
 
 
-def parse(uri: str) -> Address:
+def parse(uri: str) -> SourceUri:
     """Understand a URI.
 
     Raises:
@@ -339,7 +339,7 @@ def parse(uri: str) -> Address:
             raise SourceError(f"{shown}: expected {parts.scheme}: and {scheme.target}; it names no host")
         if not _can_be_resolved(host):
             raise SourceError(f"{shown}: expected a host whose parts between dots have 1 to 63 characters")
-        return Address(parts.scheme, uri, Options(), shown, live=True, host=host)
+        return SourceUri(parts.scheme, uri, SourceOptions(), shown, live=True, host=host)
     return _local(parts, scheme, shown)
 
 
@@ -351,13 +351,13 @@ def _can_be_resolved(host: str) -> bool:
         return False
 
 
-def opener(address: Address) -> Callable[..., object]:
+def opener(address: SourceUri) -> Callable[..., object]:
     """The function that opens this kind of source; imports its module."""
     module, _, function = SCHEMES[address.scheme].opener.partition(":")
     return cast(Callable[..., object], getattr(importlib.import_module(module), function))
 
 
-def parse_picture(uri: str) -> Address:
+def parse_picture(uri: str) -> SourceUri:
     """Understand the URI of a source of pictures.
 
     Raises:
@@ -365,11 +365,11 @@ def parse_picture(uri: str) -> Address:
     """
     address = parse(uri)
     if address.sound:
-        raise SourceError(f"{address.shown}: expected a source of pictures; {address.scheme}: gives sound")
+        raise SourceError(f"{address.masked}: expected a source of pictures; {address.scheme}: gives sound")
     return address
 
 
-def parse_sound(uri: str) -> Address:
+def parse_sound(uri: str) -> SourceUri:
     """Understand the URI of a source of sound.
 
     Raises:
@@ -378,12 +378,12 @@ def parse_sound(uri: str) -> Address:
     address = parse(uri)
     if not address.sound:
         raise SourceError(
-            f"{address.shown}: expected a source of sound, mic: or wav:; {address.scheme}: gives pictures"
+            f"{address.masked}: expected a source of sound, mic: or wav:; {address.scheme}: gives pictures"
         )
     return address
 
 
-def _local(parts: SplitResult, scheme: Scheme, shown: str) -> Address:
+def _local(parts: SplitResult, scheme: Scheme, shown: str) -> SourceUri:
     target = unquote(parts.netloc + parts.path)
     if shown.endswith(_HIDDEN):
         raise SourceError(
@@ -394,7 +394,7 @@ def _local(parts: SplitResult, scheme: Scheme, shown: str) -> Address:
         raise SourceError(f"{shown}: expected {parts.scheme}: and {scheme.target}; {found}")
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     options = read_options(pairs, scheme.keys, scheme.pace, shown)
-    return Address(parts.scheme, target, options, shown, scheme.live, scheme.sound)
+    return SourceUri(parts.scheme, target, options, shown, scheme.live, scheme.sound)
 
 
 def _unknown(uri: str, scheme: str) -> str:
@@ -431,7 +431,7 @@ def check_not_shared(name: str, streams: Mapping[str, StreamConfig]) -> None:
         if other == name or not device:
             return
         if _camera_of(stream) == device:
-            shown = parse(streams[name].source).shown
+            shown = parse(streams[name].source).masked
             raise ConfigError(
                 f"{shown} is the camera of stream {other}, too, and gives its pictures to one of them only; set "
                 "enabled = false in the other, or use another camera",
@@ -468,7 +468,7 @@ def _camera_of(stream: StreamConfig) -> str:
     return f"v4l2:{node.st_rdev}" if stat.S_ISCHR(node.st_mode) else os.path.realpath(address.target)
 
 
-def _address(stream: StreamConfig) -> Address | None:
+def _address(stream: StreamConfig) -> SourceUri | None:
     try:
         return parse(stream.source) if stream.enabled else None
     except SourceError:

@@ -19,14 +19,14 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.infer.backends import open_session, opens_at_once, standing_by
-from agent.compute.infer.choice import Verdict
-from agent.compute.infer.session import AUTO, Options, Plan, Session
-from agent.compute.infer.swappable import AutoSession
+from agent.compute.infer.backends import fallback_spec, open_session, opens_at_once
+from agent.compute.infer.choice import Selection
+from agent.compute.infer.session import AUTO, BackendSpec, Session, SessionOptions
+from agent.compute.infer.swappable import SwappableSession
 from agent.compute.infer.vetting.vetting import Vetting
 from agent.compute.manifest import Model
 from agent.config.device import SelectionConfig
-from agent.daemon.measurements import Surveys, Verdicts, Vetted
+from agent.daemon.measurements import MeasurementFiles, StoredMeasurements, VettingRecord
 from agent.errors import VedetteError
 from agent.models.files import is_packaged
 from agent.models.library import golden
@@ -38,15 +38,15 @@ class _ClosedError(Exception):
     """The chooser is closed while it measures."""
 
 
-class _Job(Struct, frozen=True):
+class _Candidate(Struct, frozen=True):
     """A session that may get better. It may wait for long, and keeps no model in memory that nothing runs."""
 
-    session: weakref.ref[AutoSession]
+    session: weakref.ref[SwappableSession]
     model: weakref.ref[Model]
-    options: Options
+    options: SessionOptions
 
 
-class Chooser:
+class AutoBackend:
     """One for all streams of a device.
 
     Attributes:
@@ -60,18 +60,18 @@ class Chooser:
             selection: see `SelectionConfig`.
             state: the state folder.
         """
-        self._surveys, self._vetted = Surveys(Verdicts(state), selection), Vetted(state)
+        self._surveys, self._vetted = StoredMeasurements(MeasurementFiles(state), selection), VettingRecord(state)
         self.vetting = Vetting(self._vetted)
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._waiting: deque[_Job] = deque()
+        self._jobs: queue.SimpleQueue[_Candidate | None] = queue.SimpleQueue()
+        self._waiting: deque[_Candidate] = deque()
         self._lock = threading.Lock()  # of the two below: streams open their models in threads of their own
-        self._open: list[_Job] = []
+        self._open: list[_Candidate] = []
         self._thread: threading.Thread | None = None
-        self._hopeless: set[str] = set()
+        self._rejected: set[str] = set()
         self._closed = self._told_root = False
         self._due = time.monotonic() + selection.after_s
 
-    def open(self, model: Model, backend: str, options: Options) -> Session:
+    def open(self, model: Model, backend: str, options: SessionOptions) -> Session:
         """Open a model for a stream.
 
         Raises:
@@ -79,16 +79,16 @@ class Chooser:
         """
         if opens_at_once(backend):
             self._tell_root(model)
-        if (plan := standing_by(backend)) is not None:
+        if (plan := fallback_spec(backend)) is not None:
             return self._failover(model, plan, options, wait_s=0.0)
         if backend != AUTO:
             return open_session(model, backend, options, self.vetting)
         self.vetting.check(model, options)  # first: also the runtime may end the process that imports it
         found = self._surveys.found()
-        made = self._surveys.known(model, found)
+        made = self._surveys.load_valid(model, found)
         verdict = None if made is None else self._surveys.verdict(made, found, options.threads)
-        session = self._on_cpu(model, Plan() if verdict is None else verdict.cpu, options)
-        job = _Job(weakref.ref(session), weakref.ref(model), options)
+        session = self._on_cpu(model, BackendSpec() if verdict is None else verdict.cpu, options)
+        job = _Candidate(weakref.ref(session), weakref.ref(model), options)
         with self._lock:
             self._open = [one for one in self._open if one.session() is not None] + [job]
         if verdict is None or verdict.chosen != verdict.cpu:
@@ -131,7 +131,7 @@ class Chooser:
         self._closed = True
         self._jobs.put(None)
 
-    def _queue(self, job: _Job) -> None:
+    def _queue(self, job: _Candidate) -> None:
         self._jobs.put(job)
         with self._lock:
             if self._thread is None:
@@ -149,30 +149,30 @@ class Chooser:
                 if job is not None:
                     self._try(job, measure=False)
 
-    def _try(self, job: _Job, *, measure: bool) -> None:
+    def _try(self, job: _Candidate, *, measure: bool) -> None:
         model = job.model()
-        if model is None or job.session() is None or model.sha256 in self._hopeless:
+        if model is None or job.session() is None or model.sha256 in self._rejected:
             return
         try:
-            self._improve(job, model, measure=measure)
+            self._upgrade(job, model, measure=measure)
         except _ClosedError:
             return
         except VedetteError as error:
-            self._hopeless.add(model.sha256)
+            self._rejected.add(model.sha256)
             log.warning("%s: stays on the CPU: %s", model.path, error)
         except Exception:
-            self._hopeless.add(model.sha256)
+            self._rejected.add(model.sha256)
             log.exception("%s: stays on the CPU: a defect in Vedette", model.path)
 
-    def _improve(self, job: _Job, model: Model, *, measure: bool) -> None:
+    def _upgrade(self, job: _Candidate, model: Model, *, measure: bool) -> None:
         found = self._surveys.found()
-        made = self._surveys.known(model, found)
+        made = self._surveys.load_valid(model, found)
         if made is None and not measure:
             self._waiting.append(job)
             return
         if made is None:
             log.info("%s: measuring what runs it best on this board", model.path)
-            made = self._surveys.make(model, found, self._check_open)
+            made = self._surveys.measure_and_store(model, found, self._check_open)
             _tell(model, self._surveys.verdict(made, found, job.options.threads))
         self._exchange(job, model, self._surveys.verdict(made, found, job.options.threads))
 
@@ -181,29 +181,29 @@ class Chooser:
         if self._closed:
             raise _ClosedError
 
-    def _on_cpu(self, model: Model, plan: Plan, options: Options) -> AutoSession:
+    def _on_cpu(self, model: Model, plan: BackendSpec, options: SessionOptions) -> SwappableSession:
         options = replace(options, threads=options.threads or plan.threads)
-        return AutoSession(self.vetting.open(model, options), plan)
+        return SwappableSession(self.vetting.open(model, options), plan)
 
-    def _failover(self, model: Model, plan: Plan, options: Options, **more: float) -> Session:
+    def _failover(self, model: Model, plan: BackendSpec, options: SessionOptions, **more: float) -> Session:
         # With it comes all that runs a model in another process, which most boards never need.
         from agent.compute.infer.failover import FailoverSession
 
         return FailoverSession(model, plan, options, inputs=golden(model), vetting=self.vetting, **more)
 
-    def _exchange(self, job: _Job, model: Model, verdict: Verdict) -> None:
+    def _exchange(self, job: _Candidate, model: Model, verdict: Selection) -> None:
         """Have the session run as was chosen, if it does not yet."""
         session, plan = job.session(), verdict.chosen
         if session is None or session.closed or session.plan == plan:
             return
         options = replace(job.options, threads=verdict.cpu.threads)
         if plan == verdict.cpu:
-            session.adopt(self.vetting.open(model, options), plan)
+            session.swap_to(self.vetting.open(model, options), plan)
         else:
-            session.adopt(self._failover(model, plan, options), plan)
+            session.swap_to(self._failover(model, plan, options), plan)
 
 
-def _tell(model: Model, verdict: Verdict) -> None:
+def _tell(model: Model, verdict: Selection) -> None:
     """What was chosen, and why nothing else."""
     by_cpu = verdict.by == "energy"
     for one in verdict.measured:

@@ -32,9 +32,9 @@ from agent.errors import BackendError, ConfigError, StorageError, VedetteError
 from agent.storage.files import check_state_folder, clips_path, folder_of, service_user
 
 if TYPE_CHECKING:
-    from agent.daemon.perception import Sense
+    from agent.daemon.perception import Perception
 
-    _Opens = Callable[[str, StreamConfig], Sense | None]
+    _Opens = Callable[[str, StreamConfig], Perception | None]
 
 
 Step = tuple[Keys, Callable[[], object]]
@@ -148,10 +148,10 @@ def check_selection(selection: SelectionConfig) -> None:
         ConfigError: names the first.
     """
     if selection.candidates:
-        from agent.compute.infer.delegates import candidates
+        from agent.compute.infer.delegates import probe_delegates
 
         try:
-            candidates(selection.candidates)
+            probe_delegates(selection.candidates)
         except BackendError as error:
             raise ConfigError(str(error), keys=("selection", "candidates")) from None
 
@@ -171,11 +171,11 @@ def keys_of(error: VedetteError, name: str, stream: StreamConfig) -> Keys:
 
     The runtime is not asked again about a model.
     """
-    from agent.daemon.perception import prepare_sense
+    from agent.daemon.perception import prepare_perception
     from agent.models.library import open_model
 
-    def prepare(name: str, stream: StreamConfig) -> Sense | None:
-        return prepare_sense(name, stream, open_model(stream.model, stream.rung, 0.0))
+    def prepare(name: str, stream: StreamConfig) -> Perception | None:
+        return prepare_perception(name, stream, open_model(stream.model, stream.rung, 0.0))
 
     for keys, step in (*_source_steps(stream), *_steps(name, stream, prepare, 0.0)):
         if any(str(found) == str(error) for _, found in _first_problem([(keys, step)])):
@@ -296,14 +296,14 @@ def _source_steps(stream: StreamConfig, check: Callable[[str], None] = check_the
 
 def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None = None) -> Iterator[Step]:
     """From the zones to the opened model; `wait_s` as for `open_model`."""
-    from agent.compute.infer.backends import plan_of
+    from agent.compute.infer.backends import resolve_backend
     from agent.models.library import open_model
 
     for number in range(len(stream.zones)):
         yield ("zones", number), partial(check_zones, stream.zones[: number + 1])
     if stream.clips is not None:
         yield ("clips",), partial(check_clips, stream.clips, stream.zones, ())
-    yield ("backend",), lambda: plan_of(stream.backend)
+    yield ("backend",), lambda: resolve_backend(stream.backend)
     yield ("model",), lambda: open_model(stream.model, wait_s=wait_s)
     yield ("rung",), lambda: open_model(stream.model, stream.rung, wait_s)
     if any(_first_problem([(("source",), lambda: check_uri(stream.source))])):
@@ -316,11 +316,11 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
         yield ("clips",), lambda: _open(opens, name, stream)
 
 
-def _open_sense(name: str, stream: StreamConfig) -> Sense:
+def _open_sense(name: str, stream: StreamConfig) -> Perception:
     from agent.compute.infer.backends import open_for_command
-    from agent.daemon.perception import open_sense
+    from agent.daemon.perception import open_perception
 
-    return open_sense(name, stream, opener=open_for_command)
+    return open_perception(name, stream, opener=open_for_command)
 
 
 def _open(opens: _Opens, name: str, stream: StreamConfig) -> None:

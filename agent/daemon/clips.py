@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from agent.capture.handoff import Slot
-from agent.compute.drawing import Stills
-from agent.compute.track.clip_trigger import ASKED, Occasions
+from agent.capture.handoff import LatestFrame
+from agent.compute.drawing import FrameEncoder
+from agent.compute.track.clip_trigger import ASKED, ClipTrigger
 from agent.config.stream import ClipsConfig
 from agent.errors import BackendError
-from agent.storage.clips.recorder import Recorder, Recording
-from agent.storage.clips.ring import Footage
-from agent.types import Event, Frame, Occasion
+from agent.storage.clips.recorder import ClipJob, Recorder
+from agent.storage.clips.ring import FrameRing
+from agent.types import ClipReason, Event, Frame
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _WAKE_BYTES = 1024 * 1024
 """The recorder looks by itself often enough for what comes more slowly than this."""
 
 
-class Filming:
+class StreamClips:
     """Clips of one stream. `record` may be called from any thread, the rest is for the stream's."""
 
     def __init__(
@@ -53,19 +53,19 @@ class Filming:
             keeps_all: whether the source waits, so that no frame needs to be left out.
         """
         self._stream, self._config, self._recorder, self._give_back = stream, config, recorder, give_back
-        self._occasions = Occasions(stream, config, only_zones=only_zones)
-        self._footage = Footage(config.before_s, config.ring_max_bytes, patient=keeps_all)
-        self._stills = Stills(config.max_width, config.quality)
-        self._slot = Slot(keeps_all=keeps_all)
+        self._occasions = ClipTrigger(stream, config, only_zones=only_zones)
+        self._footage = FrameRing(config.before_s, config.ring_max_bytes, patient=keeps_all)
+        self._stills = FrameEncoder(config.max_width, config.quality)
+        self._slot = LatestFrame(keeps_all=keeps_all)
         self._lock = threading.Lock()
-        self._recording: Recording | None = None
+        self._recording: ClipJob | None = None
         self._every_ns, self._due_ns = round(1e9 / config.fps), 0
         self._now_ns, self._now_s = 0, time.monotonic()
         self._told = False
         self._thread = threading.Thread(target=self._run, name=f"clips-{stream}", daemon=True)
         self._thread.start()
 
-    def film(self, frame: Frame, events: Sequence[Event]) -> bool:
+    def add_frame(self, frame: Frame, events: Sequence[Event]) -> bool:
         """Take note of a frame and what happened in it; whether the frame was taken, and is given back later."""
         at_ns = frame.captured_ns
         with self._lock:
@@ -82,7 +82,7 @@ class Filming:
             self._give_back(replaced)
         return True
 
-    def hear(self, events: Sequence[Event]) -> None:
+    def add_events(self, events: Sequence[Event]) -> None:
         """Take note of events that came without a frame."""
         with self._lock:
             self._note(events, self._time_ns(), datetime.now(UTC))
@@ -98,9 +98,9 @@ class Filming:
         self._recorder.check(self._stream, round(self._footage.bytes * (1.0 + seconds / kept_s)))
         with self._lock:
             now_ns, now = self._time_ns(), datetime.now(UTC)
-            begins = self._occasions.ask(seconds, now_ns)
+            begins = self._occasions.request(seconds, now_ns)
             if begins is None and not self._move_end():
-                begins = Occasion(self._stream, ASKED)
+                begins = ClipReason(self._stream, ASKED)
             if begins is not None:
                 self._begin(begins, now_ns, now)
             assert self._recording is not None
@@ -124,14 +124,14 @@ class Filming:
 
     def _note(self, events: Sequence[Event], at_ns: int, at: datetime) -> bool:
         """Whether a clip begins."""
-        begins = self._occasions.note(events, at_ns)
+        begins = self._occasions.on_events(events, at_ns)
         if begins is not None:
             self._begin(begins, at_ns, at)
         else:
             self._move_end()
         return begins is not None
 
-    def _begin(self, occasion: Occasion, at_ns: int, at: datetime) -> None:
+    def _begin(self, occasion: ClipReason, at_ns: int, at: datetime) -> None:
         from_ns = at_ns - round(self._config.before_s * 1e9)
         until_ns = self._occasions.until_ns
         self._recording = self._recorder.begin(self._footage, occasion, at, from_ns, until_ns)
@@ -170,6 +170,6 @@ class Filming:
 
     def _keep(self, frame: Frame) -> int:
         """Encode a frame into the footage; its bytes."""
-        picture = self._stills.of(frame)
+        picture = self._stills.encode(frame)
         self._footage.add(picture)
         return len(picture.jpeg)

@@ -18,8 +18,8 @@ from agent import __version__
 from agent.comms.commands import Command
 from agent.comms.requests import Request, Requests
 from agent.config.diff import names
-from agent.daemon.control import Control
-from agent.daemon.runtime import House
+from agent.daemon.control import ConfigManager
+from agent.daemon.runtime import Runtime
 from agent.errors import CommandError, VedetteError
 
 # A check-up: `vedette doctor` in a process of its own, for somebody who asks over the line.
@@ -36,7 +36,7 @@ Done = Callable[[dict[str, Any] | None, str], None]
 """Gets the report, or None and why there is none."""
 
 
-class Checkup:
+class DoctorProcess:
     """One at a time. The examination may crash, hang or take much memory, and the daemon goes on."""
 
     def __init__(self, config: Path | None, longest_s: float = LONGEST_S) -> None:
@@ -120,18 +120,18 @@ def _read(said: bytes, code: int) -> dict[str, Any]:
 _AT_ONCE = 8
 """Requests that are carried out before the daemon looks at its other duties."""
 
-Said = tuple[str, Mapping[str, Any]]
+Reply = tuple[str, Mapping[str, Any]]
 """What is to be said of something that was carried out: a remark, and further keys of the answer."""
 
 
-class Orders:
+class CommandHandler:
     """Of a house. Everything but the check-up happens in `work`."""
 
     def __init__(
         self,
-        control: Control,
-        house: House,
-        checkup: Checkup,
+        control: ConfigManager,
+        house: Runtime,
+        checkup: DoctorProcess,
         reload: Callable[[], str],
         wake: Callable[[], None],
     ) -> None:
@@ -162,7 +162,7 @@ class Orders:
         if not house.commands and house.config.mqtt.commands is None:
             log.info("commands are off: %s", house.commands_off)
 
-    def work(self) -> bool:
+    def process_pending(self) -> bool:
         """Carry out some of what waits; whether there may be more."""
         for _ in range(_AT_ONCE):
             request = self._requests.next()
@@ -201,12 +201,12 @@ class Orders:
         if stream:  # whoever shows a switch has moved it
             self._house.line.repeat(self._house.topics.state(stream, what))
 
-    def _done(self, command: Command) -> Said:
+    def _done(self, command: Command) -> Reply:
         streams, control = self._house.streams, self._control
         if command.stream or command.verb in ("set", "snapshot", "record"):
             control.check(command.stream)
         if command.verb == "set":
-            return control.change(command.stream, command.what, command.value), {}
+            return control.set(command.stream, command.what, command.value), {}
         if command.verb == "snapshot":
             streams[command.stream].snapshot_now()
             return "", {"topic": self._house.topics.snapshot(command.stream)}
@@ -257,5 +257,5 @@ class Orders:
             "version": __version__,
             "device": house.topics.device,
             "streams": streams,
-            "waits_for_restart": names(house.waiting),
+            "waits_for_restart": names(house.pending_restart),
         }

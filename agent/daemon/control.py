@@ -15,22 +15,22 @@ from msgspec.structs import replace
 
 from agent.comms.commands import ZONE, shown
 from agent.comms.messages import StreamHealth
-from agent.comms.mqtt.inbox import Intake
+from agent.comms.mqtt.inbox import RateLimiter
 from agent.config import Config
-from agent.config.diff import hold
+from agent.config.diff import keep_until_restart
 from agent.daemon.overrides import (
-    LOST,
+    UNKNOWN_STATE,
     Override,
     Overrides,
-    Settings,
+    StreamSettings,
     Value,
+    all_off,
     basis_of,
     decode,
     settings_of,
-    unknown,
 )
-from agent.daemon.reload import Reload
-from agent.daemon.runtime import House
+from agent.daemon.reload import ReloadPlan
+from agent.daemon.runtime import Runtime
 from agent.daemon.stream import Stream
 from agent.errors import CommandError, StorageError, VedetteError
 from agent.storage.state_file import TwinFile
@@ -43,7 +43,7 @@ _WRITES_PER_S, _WRITES = 0.2, 60
 """Changes that are kept on the disk, in the long run and at once: cards wear out."""
 
 
-class Control:
+class ConfigManager:
     """For the daemon's thread.
 
     Attributes:
@@ -60,7 +60,7 @@ class Control:
             file: where overrides are kept.
         """
         self._file, self._from_file = file, config
-        self._writes = Intake(per_s=_WRITES_PER_S, burst=_WRITES)
+        self._writes = RateLimiter(per_s=_WRITES_PER_S, burst=_WRITES)
         self._overrides = Overrides()
         self._looked_at: WeakSet[Stream] = WeakSet()
         self.unwritten = self.folder_trouble = ""
@@ -70,10 +70,10 @@ class Control:
         self._tell(dropped)
         self._keep(usable)
         for name in usable.lost:
-            log.warning("stream %s: %s", name, LOST)
-        self.config = usable.over(config)
+            log.warning("stream %s: %s", name, UNKNOWN_STATE)
+        self.config = usable.apply_to(config)
 
-    def attach(self, house: House) -> None:
+    def attach(self, house: Runtime) -> None:
         """Begin to control a house that runs on `config`."""
         self._house = house
         self._show({name: settings_of(stream) for name, stream in self.config.streams.items()})
@@ -101,14 +101,14 @@ class Control:
 
     def remark(self, stream: str) -> str:
         """Why a stream is off that nobody has switched off; empty: there is none such."""
-        return LOST if stream in self._overrides.lost else ""
+        return UNKNOWN_STATE if stream in self._overrides.lost else ""
 
     def health(self, stream: str, found: StreamHealth) -> StreamHealth:
         """That of a stream, with what operators have set of it."""
         told = replace(found, set_by_command=self.overridden(stream))
         return replace(told, detail=self.remark(stream)) if self.remark(stream) else told
 
-    def change(self, stream: str, what: str, value: Value | None) -> str:
+    def set(self, stream: str, what: str, value: Value | None) -> str:
         """Set something.
 
         Args:
@@ -127,11 +127,11 @@ class Control:
         if what == "rung" and value is not None:
             self._check_rung(stream, str(value))
         overrides = self._overrides.set(self._from_file, stream, what, value)
-        config = overrides.over(self._from_file)
+        config = overrides.apply_to(self._from_file)
         again = what == "enabled" and value is True and self._house.streams[stream].state in ("failed", "ended")
         if config == self.config and overrides == self._overrides and not again:
             return self._warning
-        if overrides != self._overrides and self._writes.judge() != "take":
+        if overrides != self._overrides and self._writes.allow() != "take":
             raise CommandError("too many changes in a short time; try again in a few seconds")
         live = not again and self._house.streams[stream].can_adjust(config.streams[stream])
         swap = None if live else self._swap(stream, config)
@@ -151,10 +151,10 @@ class Control:
         Raises:
             VedetteError: it cannot be used, and everything is as before.
         """
-        config, waiting = hold(self.config, config)
+        config, waiting = keep_until_restart(self.config, config)
         overrides, dropped = _usable(self._overrides, config)
-        over = overrides.over(config)
-        reload = Reload(self._house, over, waiting=waiting)
+        over = overrides.apply_to(config)
+        reload = ReloadPlan(self._house, over, waiting=waiting)
         self._keep(overrides)
         reload.apply()
         self._from_file, self.config = config, over
@@ -183,22 +183,22 @@ class Control:
             raise CommandError(f"stream {stream} has no zone {name}; {known}")
 
     def _check_rung(self, stream: str, rung: str) -> None:
-        settings: Settings = self._house.settings[stream]
+        settings: StreamSettings = self._house.settings[stream]
         if rung not in settings.rungs:
             model = self.config.streams[stream].model
             known = f"it has: {', '.join(settings.rungs)}" if settings.rungs else "it cannot be opened"
             raise CommandError(f"model {model} has no rung {shown(rung)}; {known}")
 
-    def _swap(self, stream: str, config: Config) -> Reload:
+    def _swap(self, stream: str, config: Config) -> ReloadPlan:
         try:
-            return Reload(self._house, config, only=stream)
+            return ReloadPlan(self._house, config, only=stream)
         except VedetteError as error:
             raise CommandError(str(error).replace("\n", "; ")) from error
 
-    def _show(self, settings: dict[str, Settings]) -> None:
+    def _show(self, settings: dict[str, StreamSettings]) -> None:
         """Tell the house how its streams are set, and by whom."""
         off = {name for name, one in settings.items() if not one.enabled}
-        self._house.show(settings, frozenset(name for name in off if self._overrides.keeps_off(name)))
+        self._house.publish_settings(settings, frozenset(name for name in off if self._overrides.keeps_off(name)))
 
     def _read(self) -> None:
         """Take up what is kept, and mend what is damaged of it.
@@ -216,7 +216,7 @@ class Control:
             log.warning("what commands have set is kept twice, and the other file counts: %s", faults)
         else:
             log.error("what commands had set is lost, so every stream stays off: %s", faults)
-        self._write(unknown(self._from_file) if found.content is None else found.content)
+        self._write(all_off(self._from_file) if found.content is None else found.content)
 
     def _keep(self, overrides: Overrides) -> str:
         """Write what has changed, and return a warning for the operator who asked."""
@@ -252,7 +252,7 @@ class Control:
 
 def _usable(overrides: Overrides, config: Config) -> tuple[Overrides, list[str]]:
     """Those that still count, and why the others do not: a model may have lost a rung."""
-    kept, dropped = overrides.still(config)
+    kept, dropped = overrides.still_valid(config)
     for name, some in list(kept.streams.items()):
         rung = some.get("rung", Override("", []))
         rungs = settings_of(config.streams[name]).rungs if rung.value else ()

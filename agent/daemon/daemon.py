@@ -13,16 +13,16 @@ from pathlib import Path
 from agent.board.process import show_thread_names, trim_heap
 from agent.config import Config
 from agent.config.toml import Where
-from agent.daemon.command_handler import Checkup, Orders
-from agent.daemon.control import Control
-from agent.daemon.health import Bulletin, LocalHealth
+from agent.daemon.command_handler import CommandHandler, DoctorProcess
+from agent.daemon.control import ConfigManager
+from agent.daemon.health import HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.overrides import FILE as OVERRIDES
 from agent.daemon.published import FILE as PUBLISHED
-from agent.daemon.published import Published
-from agent.daemon.runtime import House, stop_streams
-from agent.daemon.shadow_manager import Shadows
-from agent.daemon.systemd import Notifier, Service
+from agent.daemon.published import RetainedHistory
+from agent.daemon.runtime import Runtime, stop_streams
+from agent.daemon.shadow_manager import ShadowManager
+from agent.daemon.systemd import Notifier, SystemdStatus
 from agent.errors import ConfigError, StorageError, StreamError, VedetteError
 from agent.storage.files import OwnedFolder, remove_temporaries, state_folder, tighten
 from agent.storage.spool.spool import Spool
@@ -115,11 +115,11 @@ class Daemon:
         house: what runs; only while `run` does.
     """
 
-    house: House
+    house: Runtime
     _homeassistant: HomeAssistant
-    _bulletin: Bulletin
-    _shadows: Shadows
-    _local: LocalHealth
+    _bulletin: HealthPublisher
+    _shadows: ShadowManager
+    _local: HealthFile
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class Daemon:
         """
         self._config, self._reload, self._where, self._exit_when_done = config, reload, where, exit_when_done
         self._board = board
-        self._checkup, self._service = Checkup(file), Service(Notifier())
+        self._checkup, self._service = DoctorProcess(file), SystemdStatus(Notifier())
         self._stop_asked = self._reload_asked = False
         # Not an Event: a signal handler that sets one waits for ever if it interrupts the same Event's `wait`.
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -168,7 +168,7 @@ class Daemon:
             StreamError: every stream is over, and one has failed.
             VedetteError: nothing could be started.
         """
-        from agent.daemon.autoselect import Chooser
+        from agent.daemon.autoselect import AutoBackend
 
         with closing(OwnedFolder(state_folder(self._config.storage))) as owned:
             folder = owned.path
@@ -176,18 +176,20 @@ class Daemon:
             remove_temporaries(folder)
             spool = Spool(folder, self._config.storage)
             try:
-                chooser = Chooser(self._config.selection, folder)
-                self._control = Control(self._config, TwinFile(folder / OVERRIDES))
-                published = Published(StateFile(folder / PUBLISHED))
-                self.house = House(self._control.config, spool, self._where, chooser, published)
+                chooser = AutoBackend(self._config.selection, folder)
+                self._control = ConfigManager(self._config, TwinFile(folder / OVERRIDES))
+                published = RetainedHistory(StateFile(folder / PUBLISHED))
+                self.house = Runtime(self._control.config, spool, self._where, chooser, published)
                 self._control.attach(self.house)
-                self._orders = Orders(self._control, self.house, self._checkup, self._read_again, self._rouse)
+                self._orders = CommandHandler(
+                    self._control, self.house, self._checkup, self._read_again, self._rouse
+                )
                 self._homeassistant = HomeAssistant(self.house)
-                self._bulletin = Bulletin(self.house, self._control, self._homeassistant)
-                self._shadows = Shadows(self.house)
-                self._local = LocalHealth(self.house, self._bulletin, self._shadows)
+                self._bulletin = HealthPublisher(self.house, self._control, self._homeassistant)
+                self._shadows = ShadowManager(self.house)
+                self._local = HealthFile(self.house, self._bulletin, self._shadows)
                 self._guard = StateGuard(owned, spool, self._write_anew)
-                self.house.settle_left()
+                self.house.log_unclean_shutdown()
                 self.house.prepare()
                 if self._board:
                     log.info(self._board)
@@ -219,14 +221,14 @@ class Daemon:
             told = self._guard.look()
             self._control.folder_trouble = self._guard.trouble
             self.house.published.look()
-            if self._orders.work():
+            if self._orders.process_pending():
                 self._rouse()
             self._control.look()
             self.house.state_trouble = "; ".join(filter(None, (told, self._control.unwritten)))
-            is_due = self._bulletin.look()
+            is_due = self._bulletin.due()
             self._homeassistant.look(has_temperature=self._bulletin.has_temperature)
             if is_due:
-                if self._bulletin.has_news:  # what has started or stopped leaves much behind that is free
+                if self._bulletin.changed:  # what has started or stopped leaves much behind that is free
                     trim_heap()
                 show_thread_names()
                 self._publish_health()
@@ -246,7 +248,7 @@ class Daemon:
         """Whether every stream is over, and that is reason enough to end."""
         over = all(stream.over for stream in self.house.streams.values())
         states = {stream.state for stream in self.house.streams.values()}
-        if self.house.kept_off:  # somebody may switch it on again
+        if self.house.disabled_by_operator:  # somebody may switch it on again
             return over and self._exit_when_done
         return over and (self._exit_when_done or ("failed" in states and states <= {"failed", "disabled"}))
 
@@ -259,7 +261,7 @@ class Daemon:
         """Tell programs on the board, and systemd: what it starts after us finds the file."""
         was_ready = self._service.ready
         self._local.look(ready=was_ready, is_due=is_due)
-        self._service.look(self.house.streams, connected=self.house.line.publisher.state.connected)
+        self._service.update(self.house.streams, connected=self.house.line.publisher.state.connected)
         if self._service.ready is not was_ready:
             self._local.look(ready=True, is_due=True)
 

@@ -21,11 +21,11 @@ from agent.comms import messages
 from agent.comms.messages import LinkHealth, SpoolHealth, StreamHealth
 from agent.comms.mqtt.session import LinkState
 from agent.config.diff import names
-from agent.daemon.control import Control
+from agent.daemon.control import ConfigManager
 from agent.daemon.homeassistant import HomeAssistant
-from agent.daemon.runtime import House
-from agent.daemon.shadow import Findings
-from agent.daemon.shadow_manager import Shadows
+from agent.daemon.runtime import Runtime
+from agent.daemon.shadow import ShadowReport
+from agent.daemon.shadow_manager import ShadowManager
 from agent.daemon.stream import Stream
 from agent.errors import StorageError, reason_of
 from agent.storage.files import write_passing
@@ -52,7 +52,7 @@ def link_health(state: LinkState) -> LinkHealth | None:
 log = logging.getLogger(__name__)
 
 
-class Bulletin:
+class HealthPublisher:
     """Of one daemon, for its thread.
 
     Attributes:
@@ -60,13 +60,13 @@ class Bulletin:
         streams: their health as it was published last.
     """
 
-    def __init__(self, house: House, control: Control, homeassistant: HomeAssistant) -> None:
+    def __init__(self, house: Runtime, control: ConfigManager, homeassistant: HomeAssistant) -> None:
         self._house, self._control, self._homeassistant = house, control, homeassistant
         self._began, self._heat = time.monotonic(), Heat()
         self._resident_mb = 0.0
         self._unread: set[str] = set()
         self._told, self._told_at = "", 0.0
-        self.has_news = False
+        self.changed = False
         self.streams: dict[str, messages.StreamHealth] = {}
 
     @property
@@ -74,7 +74,7 @@ class Bulletin:
         """Whether the board tells one."""
         return self._heat.celsius is not None
 
-    def look(self) -> bool:
+    def due(self) -> bool:
         """Look at the house; whether it is time to publish, which is taken as done."""
         house, overridden = self._house, self._control.overridden
         with self._reading("temperature"):
@@ -84,12 +84,12 @@ class Bulletin:
             *((name, s.standing[0], s.has_result, overridden(name)) for name, s in house.streams.items()),
             (self._heat.hot, link.connects, link.intrusions > 0, house.recorder.stats.trouble),
             self._homeassistant.trouble,
-            house.waiting,
+            house.pending_restart,
             house.commands_off,
             house.state_trouble,
         ]
-        self.has_news = str(now) != self._told
-        if not self.has_news and time.monotonic() - self._told_at < house.config.health.every_s:
+        self.changed = str(now) != self._told
+        if not self.changed and time.monotonic() - self._told_at < house.config.health.every_s:
             return False
         self._told, self._told_at = str(now), time.monotonic()
         return True
@@ -114,7 +114,7 @@ class Bulletin:
             clips=_clips(house),
             homeassistant=self._homeassistant.trouble,
             commands_off=house.commands_off,
-            waits_for_restart=names(house.waiting),
+            waits_for_restart=names(house.pending_restart),
             state_folder=house.state_trouble,
         )
         house.line.retain(house.topics.health, messages.encode(message))
@@ -134,7 +134,7 @@ class Bulletin:
             self._unread.discard(what)
 
 
-def _clips(house: House) -> messages.ClipsHealth | None:
+def _clips(house: Runtime) -> messages.ClipsHealth | None:
     if all(stream.config.clips is None for stream in house.streams.values()):
         return None
     return messages.ClipsHealth(**asdict(house.recorder.stats))
@@ -156,10 +156,10 @@ class StreamReport(StreamHealth, frozen=True):
 
     inferred: int = 0
     infer_p95_ms: float | None = None
-    shadow: Findings | None = None
+    shadow: ShadowReport | None = None
 
 
-class BoardHealth(Struct, frozen=True):
+class DaemonHealth(Struct, frozen=True):
     """`health.json`.
 
     Attributes:
@@ -191,14 +191,14 @@ class BoardHealth(Struct, frozen=True):
     reload_refused: str = ""
 
 
-class LocalHealth:
+class HealthFile:
     """Writes the file, for the daemon's thread. Without a folder for what runs, nothing is written."""
 
     def __init__(
         self,
-        house: House,
-        bulletin: Bulletin,
-        shadows: Shadows,
+        house: Runtime,
+        bulletin: HealthPublisher,
+        shadows: ShadowManager,
         environment: Mapping[str, str] = os.environ,
     ) -> None:
         """Prepare.
@@ -245,8 +245,8 @@ class LocalHealth:
         else:
             self._failed = False
 
-    def _report(self, ready: bool) -> BoardHealth:
-        return BoardHealth(
+    def _report(self, ready: bool) -> DaemonHealth:
+        return DaemonHealth(
             version=__version__,
             pid=os.getpid(),
             boot_id=read_text(_BOOT_ID),

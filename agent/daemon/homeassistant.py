@@ -9,12 +9,12 @@ from msgspec.structs import replace
 from agent import __version__
 from agent.board.identity import read_board
 from agent.comms.homeassistant.announcer import Announcer
-from agent.comms.homeassistant.device import Device, Kind, Label, Subject
+from agent.comms.homeassistant.device import Device, Kind, Label, StreamEntitySource
 from agent.comms.mqtt.publisher import Publisher
 from agent.compute.manifest import Manifest
 from agent.config.device import HomeAssistantConfig
 from agent.config.stream import StreamConfig
-from agent.daemon.runtime import House
+from agent.daemon.runtime import Runtime
 from agent.daemon.stream import Stream
 from agent.errors import ModelError
 from agent.models.library import open_manifest
@@ -29,10 +29,10 @@ _VERDICTS = ("classify",)
 class HomeAssistant:
     """Announces a house. For the thread that watches it."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: Runtime) -> None:
         self._house = house
         self._board = read_board(Path("/")).model
-        self._known: dict[str, tuple[Stream, bool, Subject]] = {}  # whether its model was open then
+        self._known: dict[str, tuple[Stream, bool, StreamEntitySource]] = {}  # whether its model was open then
         self._announcer: Announcer | None = None
         self._of: tuple[HomeAssistantConfig, Publisher] | None = None
 
@@ -65,7 +65,7 @@ class HomeAssistant:
                 old.withdraw()
         self._of, self._announcer = of, Announcer(self._house.line, of[0], device)
 
-    def _subjects(self) -> tuple[Subject, ...]:
+    def _subjects(self) -> tuple[StreamEntitySource, ...]:
         streams = self._house.streams
         self._known = {name: known for name, known in self._known.items() if streams.get(name) is known[0]}
         for name, stream in streams.items():
@@ -74,7 +74,7 @@ class HomeAssistant:
                 self._known[name] = stream, is_open, subject_of(name, stream.config)
         return tuple(self._subject(name, stream) for name, stream in streams.items())
 
-    def _subject(self, name: str, stream: Stream) -> Subject:
+    def _subject(self, name: str, stream: Stream) -> StreamEntitySource:
         """What has not changed, and what may have."""
         house, known = self._house, self._known[name][2]
         rungs = house.settings[name].rungs if name in house.settings else ()
@@ -82,10 +82,10 @@ class HomeAssistant:
         return replace(known, counted=counted, rungs=rungs, commands=house.commands)
 
 
-def subject_of(name: str, config: StreamConfig) -> Subject:
+def subject_of(name: str, config: StreamConfig) -> StreamEntitySource:
     """A stream of this configuration. The runtime is not asked about its model: that may take long."""
     publish = config.publish
-    known = Subject(
+    known = StreamEntitySource(
         name,
         named=tuple(Label(*pair) for pair in config.named),
         zones=tuple(zone.name for zone in config.zones),

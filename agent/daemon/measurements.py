@@ -23,10 +23,10 @@ from agent import __version__
 from agent.board.identity import read_board
 from agent.board.proc import read_memory
 from agent.board.thermal import Busy
-from agent.compute.infer.choice import Measured, Verdict, decide
-from agent.compute.infer.delegates import Found, candidates
+from agent.compute.infer.choice import Measurement, Selection, decide
+from agent.compute.infer.delegates import DelegateProbe, probe_delegates
 from agent.compute.infer.litert import load_runtime, runtime_version
-from agent.compute.infer.session import Plan
+from agent.compute.infer.session import BackendSpec
 from agent.compute.infer.vetting.vetting import HOLDS_S, identity
 from agent.compute.manifest import Model
 from agent.config.device import SelectionConfig
@@ -38,7 +38,7 @@ from agent.text import plain
 # What a measurement depends on: when any of it changes, the measurement is of another board.
 
 
-class Seen(Struct, frozen=True):
+class FileStamp(Struct, frozen=True):
     """A file whose content is known for as long as the rest stays.
 
     Attributes:
@@ -53,7 +53,7 @@ class Seen(Struct, frozen=True):
     sha256: str
 
 
-class Circumstances(Struct, frozen=True):
+class MeasurementKey(Struct, frozen=True):
     """Of a measurement.
 
     Attributes:
@@ -76,20 +76,20 @@ class Circumstances(Struct, frozen=True):
     cpu: str
     cores: int
 
-    def differences(self, other: Circumstances) -> list[str]:
+    def differences(self, other: MeasurementKey) -> list[str]:
         """Names of what is not the same."""
         return [name for name in self.__struct_fields__ if getattr(self, name) != getattr(other, name)]
 
 
 def circumstances(
-    model: Model, found: Sequence[Found], threads_max: int, files: Mapping[str, Seen]
-) -> tuple[Circumstances, dict[str, Seen]]:
+    model: Model, found: Sequence[DelegateProbe], threads_max: int, files: Mapping[str, FileStamp]
+) -> tuple[MeasurementKey, dict[str, FileStamp]]:
     """Those of now.
 
     Args:
         model: to be run.
         found: what may run it.
-        threads_max: see `Circumstances`.
+        threads_max: see `MeasurementKey`.
         files: known from before; those that look the same are not read again.
 
     Returns:
@@ -98,7 +98,7 @@ def circumstances(
     board = read_board()
     now = {path: _seen(Path(path), files.get(path)) for one in found for path in one.parts}
     golden = model.manifest.golden
-    return Circumstances(
+    return MeasurementKey(
         model.sha256,
         tuple(rung.name for rung in model.manifest.rungs),
         f"{' '.join(golden.files)} {golden.tolerance}",
@@ -111,23 +111,23 @@ def circumstances(
     ), now
 
 
-def _digest(found: Found, files: Mapping[str, Seen]) -> str:
+def _digest(found: DelegateProbe, files: Mapping[str, FileStamp]) -> str:
     assert found.plan is not None
     settings = " ".join(f"{key}={value}" for key, value in found.plan.settings.items())
     parts = [found.plan.library, settings, *(f"{path} {files[path].sha256}" for path in found.parts)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _seen(path: Path, before: Seen | None) -> Seen:
+def _seen(path: Path, before: FileStamp | None) -> FileStamp:
     try:
         stat = path.stat()
         now = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
         if before is not None and now == (before.size, before.modified_ns, before.changed_ns, before.inode):
             return before
         with path.open("rb") as file:
-            return Seen(*now, hashlib.file_digest(file, "sha256").hexdigest())
+            return FileStamp(*now, hashlib.file_digest(file, "sha256").hexdigest())
     except OSError:
-        return Seen(0, 0, 0, 0, "")
+        return FileStamp(0, 0, 0, 0, "")
 
 
 # What was measured of models on this board, a small file for each in the state folder.
@@ -137,7 +137,7 @@ def _seen(path: Path, before: Seen | None) -> Seen:
 _LARGEST = 1024**2
 
 
-class Verdicts:
+class MeasurementFiles:
     """The files. Each is replaced as a whole, so that two processes may write the same."""
 
     def __init__(self, state: Path, folder: str = "verdicts") -> None:
@@ -274,7 +274,7 @@ _VERSION = 3
 """Of what is measured and how: another one makes every survey old."""
 
 
-class Survey(Struct, frozen=True):
+class StoredMeasurement(Struct, frozen=True):
     """What was measured.
 
     Attributes:
@@ -287,40 +287,40 @@ class Survey(Struct, frozen=True):
     """
 
     version: int
-    circumstances: Circumstances
-    files: dict[str, Seen]
-    measured: tuple[Measured, ...]
+    circumstances: MeasurementKey
+    files: dict[str, FileStamp]
+    measured: tuple[Measurement, ...]
     at: datetime
     busy: Annotated[float, Meta(ge=0.0, le=1.0)]
 
 
-class Surveys:
+class StoredMeasurements:
     """Of the models of this board."""
 
-    def __init__(self, verdicts: Verdicts, selection: SelectionConfig) -> None:
+    def __init__(self, verdicts: MeasurementFiles, selection: SelectionConfig) -> None:
         self._verdicts, self.selection = verdicts, selection
 
-    def found(self) -> list[Found]:
+    def found(self) -> list[DelegateProbe]:
         """What may run models besides the CPU, as far as the configuration allows.
 
         Raises:
             BackendError: a candidate of the configuration is none.
         """
         allowed = self.selection.candidates
-        return [] if allowed == () else candidates(allowed or ())
+        return [] if allowed == () else probe_delegates(allowed or ())
 
-    def known(self, model: Model, found: Sequence[Found]) -> Survey | None:
+    def load_valid(self, model: Model, found: Sequence[DelegateProbe]) -> StoredMeasurement | None:
         """The survey of this model that still holds.
 
         One that is damaged, or that something has changed since, is none; the log says so.
         """
         try:
-            return self.kept(model, found)
+            return self.load(model, found)
         except StorageError as error:
             log.warning("%s; it is measured anew", error)
             return None
 
-    def kept(self, model: Model, found: Sequence[Found]) -> Survey | None:
+    def load(self, model: Model, found: Sequence[DelegateProbe]) -> StoredMeasurement | None:
         """The same.
 
         Raises:
@@ -335,7 +335,9 @@ class Surveys:
             return None
         return before
 
-    def make(self, model: Model, found: Sequence[Found], progress: Callable[[str], None]) -> Survey:
+    def measure_and_store(
+        self, model: Model, found: Sequence[DelegateProbe], progress: Callable[[str], None]
+    ) -> StoredMeasurement:
         """Measure, and keep it. What cannot be kept is said, and used all the same.
 
         Args:
@@ -353,7 +355,9 @@ class Surveys:
             log.warning("%s; it will be measured again after the next start", error)
         return made
 
-    def measure(self, model: Model, found: Sequence[Found], progress: Callable[[str], None]) -> Survey:
+    def measure(
+        self, model: Model, found: Sequence[DelegateProbe], progress: Callable[[str], None]
+    ) -> StoredMeasurement:
         """The same, without keeping it."""
         from agent.compute.infer.benchmark import survey
 
@@ -368,9 +372,9 @@ class Surveys:
             software=False,
             progress=progress,
         )
-        return Survey(_VERSION, now, files, measured, datetime.now(UTC), round(busy.others(), 3))
+        return StoredMeasurement(_VERSION, now, files, measured, datetime.now(UTC), round(busy.others(), 3))
 
-    def keep(self, model: Model, made: Survey) -> None:
+    def keep(self, model: Model, made: StoredMeasurement) -> None:
         """Write it, for the next start.
 
         Raises:
@@ -379,13 +383,13 @@ class Surveys:
         self._verdicts.write(model.manifest.name, _key(model), msgspec.json.encode(made))
 
     def write_anew(self) -> None:
-        """Write again what is known, see `Verdicts.write_anew`."""
+        """Write again what is known, see `MeasurementFiles.write_anew`."""
         try:
             self._verdicts.write_anew()
         except StorageError as error:
             log.warning("%s; it will be measured again after the next start", error)
 
-    def verdict(self, made: Survey, found: Sequence[Found], threads: int = 0) -> Verdict:
+    def verdict(self, made: StoredMeasurement, found: Sequence[DelegateProbe], threads: int = 0) -> Selection:
         """What is best, see `decide`."""
         return decide(made.measured, found, self.selection.by, threads)
 
@@ -393,11 +397,11 @@ class Surveys:
     def _threads_max(self) -> int:
         return min(self.selection.threads_max, read_board().cores)
 
-    def _read(self, model: Model) -> Survey | None:
+    def _read(self, model: Model) -> StoredMeasurement | None:
         name, key = model.manifest.name, _key(model)
         content = self._verdicts.read(name, key)
         try:
-            made = msgspec.json.decode(content, type=Survey) if content else None
+            made = msgspec.json.decode(content, type=StoredMeasurement) if content else None
             if made is None or made.version != _VERSION:
                 return None
             why = _implausible(made)
@@ -408,9 +412,9 @@ class Surveys:
         return made
 
 
-def _implausible(made: Survey) -> str:
+def _implausible(made: StoredMeasurement) -> str:
     """Why this was never measured; empty if it may have been."""
-    cpu, most = Plan().backend, made.circumstances.threads_max
+    cpu, most = BackendSpec().backend, made.circumstances.threads_max
     for one in made.measured:
         if not (1 <= one.threads <= most if one.name == cpu else one.threads == 0):
             return f"it tells of {one.name[:60]!r} with {one.threads} threads, where at most {most} were tried"
@@ -462,7 +466,7 @@ class _Kept(Struct, frozen=True):
     reason: Annotated[str, Meta(max_length=_LONGEST)] = ""
 
 
-class Vetted:
+class VettingRecord:
     """The outcomes of one board; see `agent.compute.infer.vetting.vetting.Record`. Any thread may use it."""
 
     def __init__(self, state: Path) -> None:
@@ -471,7 +475,7 @@ class Vetted:
         Args:
             state: the state folder.
         """
-        self._files, self._said = Verdicts(state, _FOLDER), False
+        self._files, self._said = MeasurementFiles(state, _FOLDER), False
 
     def read(self, model: Model) -> str | None:
         """Give what is known of a model: why it cannot be used; empty: it runs; None: it is to be tried."""
@@ -499,7 +503,7 @@ class Vetted:
             self._say(f"{error}; new models are tried again after the next start")
 
     def write_anew(self) -> None:
-        """Write again what is known, see `Verdicts.write_anew`."""
+        """Write again what is known, see `MeasurementFiles.write_anew`."""
         try:
             self._files.write_anew()
         except StorageError as error:

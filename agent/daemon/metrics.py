@@ -12,7 +12,7 @@ from msgspec import Struct
 _KEPT = 256
 
 
-class Recent:
+class LatencyWindow:
     """Of one stream: its thread adds, any thread asks."""
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Recent:
 # What every stream's corridor does, for pictures and sound: take, hand on, notice time, end every track.
 
 
-class Tally(Struct):
+class StreamTotals(Struct):
     """Running totals of one corridor. A picture, or some sound, is a frame."""
 
     frames: int = 0
@@ -54,23 +54,23 @@ class Rates(Struct, frozen=True):
     infer_ms: float
 
 
-class Meter:
+class StreamMetrics:
     """Of one stream. Not for several threads."""
 
     def __init__(self) -> None:
-        self._before, self._at = Tally(), time.monotonic()
+        self._before, self._at = StreamTotals(), time.monotonic()
 
     def reset(self) -> None:
         """The totals begin anew."""
-        self._before = Tally()
+        self._before = StreamTotals()
 
-    def look(self, tally: Tally) -> Rates:
+    def rates(self, tally: StreamTotals) -> Rates:
         """Rates since the last look.
 
         Args:
             tally: totals, which may be counted on meanwhile.
         """
-        now, tally = time.monotonic(), Tally(tally.frames, tally.inferences, tally.infer_ns)
+        now, tally = time.monotonic(), StreamTotals(tally.frames, tally.inferences, tally.infer_ns)
         before, seconds = self._before, max(1e-3, now - self._at)
         self._before, self._at = tally, now
         inferences = max(0, tally.inferences - before.inferences)

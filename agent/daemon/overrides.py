@@ -23,7 +23,7 @@ from agent.models.library import open_manifest
 
 FILE = "overrides.json"
 """Their name in the state folder."""
-LOST = "off, since what commands had set is lost: maybe it was off; set enabled to on, off or default"
+UNKNOWN_STATE = "off, since what commands had set is lost: maybe it was off; set enabled to on, off or default"
 """Of a stream."""
 
 Value = bool | float | str
@@ -53,7 +53,7 @@ class Overrides(Struct, frozen=True, forbid_unknown_fields=True):
 
     streams: dict[str, dict[str, Override]] = {}
 
-    def over(self, config: Config) -> Config:
+    def apply_to(self, config: Config) -> Config:
         """The configuration that is to be used.
 
         Args:
@@ -64,7 +64,7 @@ class Overrides(Struct, frozen=True, forbid_unknown_fields=True):
             streams[name] = _with(streams[name], what, override.value)
         return replace(config, streams=streams)
 
-    def still(self, config: Config) -> tuple[Overrides, list[str]]:
+    def still_valid(self, config: Config) -> tuple[Overrides, list[str]]:
         """Those that still count under this file, and what is to be said of the others."""
         kept, dropped = Overrides(), []
         for name, what, override in self._each():
@@ -116,7 +116,7 @@ class Overrides(Struct, frozen=True, forbid_unknown_fields=True):
             config: of the file; every override counts under it, see `still`.
         """
         return {
-            ("streams", name, *_keys(config.streams[name], what)): LOST
+            ("streams", name, *_keys(config.streams[name], what)): UNKNOWN_STATE
             if one.lost
             else f"set by a command ({what}), not by the file"
             for name, what, one in self._each()
@@ -147,7 +147,7 @@ def _sum(streams: dict[str, dict[str, Override]]) -> str:
     return hashlib.sha256(msgspec.json.encode(streams, order="sorted")).hexdigest()[:16]
 
 
-def unknown(config: Config) -> Overrides:
+def all_off(config: Config) -> Overrides:
     """What is safe where it is not known what was set: no camera sees that may have been switched off."""
     overrides = Overrides()
     for name, stream in config.streams.items():
@@ -216,7 +216,7 @@ def _with(stream: StreamConfig, what: str, value: Value) -> StreamConfig:
 # What an operator can set of a stream, and how it is set now.
 
 
-class Settings(Struct, frozen=True):
+class StreamSettings(Struct, frozen=True):
     """Of one stream.
 
     Attributes:
@@ -235,7 +235,7 @@ class Settings(Struct, frozen=True):
     zones: dict[str, bool]
     pictures: bool
 
-    def states(self) -> dict[str, str]:
+    def state_payloads(self) -> dict[str, str]:
         """Payload of `state/<what>` by `what`."""
         states = {"enabled": _switch(self.enabled)}
         if self.threshold is not None:
@@ -245,7 +245,7 @@ class Settings(Struct, frozen=True):
         return states | {f"zone/{name}": _switch(on) for name, on in self.zones.items()}
 
 
-def settings_of(config: StreamConfig) -> Settings:
+def settings_of(config: StreamConfig) -> StreamSettings:
     """Those of a stream with this configuration. The runtime is not asked about its model: that may take long."""
     zones = {zone.name: zone.enabled for zone in config.zones}
     try:
@@ -253,11 +253,11 @@ def settings_of(config: StreamConfig) -> Settings:
         climbs = bool(manifest.climbed(config.rung))
         rung = AUTO if climbs else manifest.rung(config.rung).name
     except ModelError:
-        return Settings(config.enabled, config.decode.score_threshold, config.rung, (), zones, True)
+        return StreamSettings(config.enabled, config.decode.score_threshold, config.rung, (), zones, True)
     wish, usual = config.decode.score_threshold, manifest.output.score_threshold
     threshold = usual if wish is None else wish
     pictures = manifest.audio is None
-    return Settings(config.enabled, threshold, rung, _rungs(manifest), zones, pictures)
+    return StreamSettings(config.enabled, threshold, rung, _rungs(manifest), zones, pictures)
 
 
 def _rungs(manifest: Manifest) -> tuple[str, ...]:

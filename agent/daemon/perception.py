@@ -10,26 +10,26 @@ from agent.compute.manifest import Model
 from agent.config.source_uri import parse
 from agent.config.stream import StreamConfig
 from agent.errors import ConfigError
-from agent.models.library import named, open_model
+from agent.models.library import open_model, prefixed_errors
 
 if TYPE_CHECKING:
-    from agent.capture.streams import Grabber
-    from agent.compute.hearing import Hearing
-    from agent.compute.infer.session import Opener, Options, Session
+    from agent.capture.streams import FrameStream
+    from agent.compute.hearing import AudioPerception
+    from agent.compute.infer.session import Opener, Session, SessionOptions
     from agent.compute.infer.vetting.vetting import Vetting
-    from agent.compute.vision import Vision
-    from agent.daemon.clips import Filming
+    from agent.compute.vision import VideoPerception
+    from agent.daemon.clips import StreamClips
     from agent.storage.clips.recorder import Recorder
 
 
 PREPARE_S = 3.0
 """Most models are tried in less, also on small boards. The daemon's thread does not wait longer for one."""
-Sense = Union["Vision", "Hearing"]
+Perception = Union["VideoPerception", "AudioPerception"]
 
 
-def open_sense(
+def open_perception(
     name: str, config: StreamConfig, model: Model | None = None, opener: Opener | None = None
-) -> Sense:
+) -> Perception:
     """Open a stream's model and prepare every room of compute.
 
     Args:
@@ -46,16 +46,18 @@ def open_sense(
     takes_sound, address = model.manifest.audio is not None, parse(config.source)
     if takes_sound is not address.sound:
         gives, takes = ("sound", "pictures") if address.sound else ("pictures", "sound")
-        raise ConfigError(f"stream {name}: {address.shown} gives {gives}, and model {config.model} takes {takes}")
+        raise ConfigError(
+            f"stream {name}: {address.masked} gives {gives}, and model {config.model} takes {takes}"
+        )
     _check_clips(name, config, model)
-    with named(model.path), _closing(opener) as keeping:
+    with prefixed_errors(model.path), _closing(opener) as keeping:
         if takes_sound:
-            from agent.compute.hearing import Hearing
+            from agent.compute.hearing import AudioPerception
 
-            return Hearing(name, config, model, keeping)
-        from agent.compute.vision import Vision
+            return AudioPerception(name, config, model, keeping)
+        from agent.compute.vision import VideoPerception
 
-        return Vision(name, config, model, keeping)
+        return VideoPerception(name, config, model, keeping)
 
 
 @contextmanager
@@ -65,7 +67,7 @@ def _closing(opener: Opener | None) -> Iterator[Opener]:
 
     with ExitStack() as opened:
 
-        def keeping(model: Model, backend: str, options: Options) -> Session:
+        def keeping(model: Model, backend: str, options: SessionOptions) -> Session:
             session = (opener or open_session)(model, backend, options)
             opened.callback(session.close)
             return session
@@ -74,22 +76,22 @@ def _closing(opener: Opener | None) -> Iterator[Opener]:
         opened.pop_all()
 
 
-def prepare_sense(
+def prepare_perception(
     name: str,
     config: StreamConfig,
     model: Model | None = None,
     opener: Opener | None = None,
     vetting: Vetting | None = None,
-) -> Sense | None:
+) -> Perception | None:
     """Open what waits for no device; of what does, check all that can be checked without it.
 
     A model that is new here is tried in a process of its own first. This waits for that as long as `PREPARE_S`.
 
     Args:
-        name: see `open_sense`.
-        config: see `open_sense`.
-        model: see `open_sense`.
-        opener: see `open_sense`.
+        name: see `open_perception`.
+        config: see `open_perception`.
+        model: see `open_perception`.
+        opener: see `open_perception`.
         vetting: see `agent.compute.infer.backends.open_session`.
 
     Returns:
@@ -97,20 +99,20 @@ def prepare_sense(
             is for the stream's own thread.
 
     Raises:
-        ConfigError, SourceError, ModelError: see `open_sense`; BackendError: there is no such device here.
+        ConfigError, SourceError, ModelError: see `open_perception`; BackendError: there is no such device here.
     """
-    from agent.compute.infer.backends import opens_at_once, plan_of
+    from agent.compute.infer.backends import opens_at_once, resolve_backend
     from agent.compute.infer.null import NullBackend
-    from agent.compute.infer.session import Options
+    from agent.compute.infer.session import SessionOptions
     from agent.compute.infer.vetting.vetting import VETTING
 
     model = model or open_model(config.model, config.rung)
     if opens_at_once(config.backend):
-        if (vetting or VETTING).check(model, Options(threads=config.threads), PREPARE_S):
-            return open_sense(name, config, model, opener)
+        if (vetting or VETTING).check(model, SessionOptions(threads=config.threads), PREPARE_S):
+            return open_perception(name, config, model, opener)
         return None
-    plan_of(config.backend)
-    open_sense(name, config, model, lambda given, _, options: NullBackend().open(given, options)).close()
+    resolve_backend(config.backend)
+    open_perception(name, config, model, lambda given, _, options: NullBackend().open(given, options)).close()
     return None
 
 
@@ -120,32 +122,32 @@ def is_tried(config: StreamConfig, model: Model, vetting: Vetting | None, wait_s
     Args:
         config: of the stream.
         model: that it runs.
-        vetting: see `prepare_sense`.
+        vetting: see `prepare_perception`.
         wait_s: at most, s.
 
     Raises:
         ModelError: the model crashed the runtime, or cannot run. BackendError: it could not be tried now.
     """
     from agent.compute.infer.backends import opens_at_once
-    from agent.compute.infer.session import Options
+    from agent.compute.infer.session import SessionOptions
     from agent.compute.infer.vetting.vetting import VETTING
 
     if not opens_at_once(config.backend):
         return True
-    return (vetting or VETTING).check(model, Options(threads=config.threads), wait_s)
+    return (vetting or VETTING).check(model, SessionOptions(threads=config.threads), wait_s)
 
 
-def _filming(name: str, config: StreamConfig, recorder: Recorder, grabber: Grabber) -> Filming:
-    from agent.daemon.clips import Filming
+def _filming(name: str, config: StreamConfig, recorder: Recorder, grabber: FrameStream) -> StreamClips:
+    from agent.daemon.clips import StreamClips
 
     assert config.clips is not None
-    return Filming(
+    return StreamClips(
         name,
         config.clips,
         recorder,
         grabber.give_back,
         only_zones=config.publish.only_zones,
-        keeps_all=parse(config.source).keeps_all,
+        keeps_all=parse(config.source).lossless,
     )
 
 

@@ -13,13 +13,13 @@ from agent.comms.reporter import Reporter
 from agent.compute.track.best_shot import BestShot
 from agent.compute.track.tracker import Tracker
 from agent.config.stream import PublishConfig
-from agent.daemon.metrics import Recent, Tally
-from agent.types import AudioChunk, Event, Frame, Seen, Stages
+from agent.daemon.metrics import LatencyWindow, StreamTotals
+from agent.types import AudioChunk, Event, Frame, StageTimes, StreamResult
 
 if TYPE_CHECKING:
-    from agent.compute.hearing import Hearing
-    from agent.compute.vision import Vision
-    from agent.daemon.clips import Filming
+    from agent.compute.hearing import AudioPerception
+    from agent.compute.vision import VideoPerception
+    from agent.daemon.clips import StreamClips
     from agent.daemon.shadow import Shadow
 
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
-class Source(Protocol[T_co]):
+class PipelineSource(Protocol[T_co]):
     """Where inputs come from: a grabber of frames, a listener to sound, or a test's list."""
 
     @property
@@ -48,8 +48,8 @@ class Source(Protocol[T_co]):
         ...
 
 
-class Sense(Protocol):
-    """What makes events of inputs: `agent.compute.vision.Vision`, or `agent.compute.hearing.Hearing`."""
+class StreamPerception(Protocol):
+    """What makes events of inputs: `VideoPerception` or `AudioPerception` of `agent.compute`."""
 
     @property
     def tracker(self) -> Tracker:
@@ -70,17 +70,17 @@ class Sense(Protocol):
         ...
 
 
-class Corridor(ABC, Generic[T]):
+class Pipeline(ABC, Generic[T]):
     """Runs one stream until its source ends or it is told to stop.
 
     Attributes:
         shadow: is shown what was inferred.
     """
 
-    def __init__(self, source: Source[T], sense: Sense, reporter: Reporter) -> None:
+    def __init__(self, source: PipelineSource[T], sense: StreamPerception, reporter: Reporter) -> None:
         self._source, self._sense, self._reporter = source, sense, reporter
         self._now: tuple[int, datetime] | None = None
-        self.tally, self.recent = Tally(), Recent()
+        self.tally, self.recent = StreamTotals(), LatencyWindow()
         self.first_result = threading.Event()
         self.shadow: Shadow | None = None
 
@@ -120,7 +120,7 @@ class Corridor(ABC, Generic[T]):
     def _handle(self, taken: T) -> None:
         """Take one input through the rooms."""
 
-    def _note(self, seen: Seen, inferences: int) -> None:
+    def _note(self, seen: StreamResult, inferences: int) -> None:
         """Keep the totals, after the results are on their way."""
         tally = self.tally
         tally.frames += 1
@@ -145,7 +145,7 @@ class Corridor(ABC, Generic[T]):
 
     def _report(self, events: Sequence[Event], at: datetime) -> None:
         if events:
-            self._reporter.events(events, at, Stages(), *self._sense.answered_by)
+            self._reporter.events(events, at, StageTimes(), *self._sense.answered_by)
             self._count()
 
     def _count(self) -> None:
@@ -156,24 +156,24 @@ class Corridor(ABC, Generic[T]):
 # The corridor of a stream of pictures: frames through its vision to its reporter and its clips, nothing else.
 
 
-class FrameSource(Source[Frame], Protocol):
-    """Where frames come from: `agent.capture.streams.Grabber`, or a test's list."""
+class FrameSource(PipelineSource[Frame], Protocol):
+    """Where frames come from: `agent.capture.streams.FrameStream`, or a test's list."""
 
     def give_back(self, frame: Frame) -> None:
         """The frame's memory may be used again."""
         ...
 
 
-class Pipeline(Corridor[Frame]):
+class VideoPipeline(Pipeline[Frame]):
     """Pictures of one stream."""
 
     def __init__(
         self,
         source: FrameSource,
-        vision: Vision,
+        vision: VideoPerception,
         reporter: Reporter,
         config: PublishConfig,
-        filming: Filming | None = None,
+        filming: StreamClips | None = None,
     ) -> None:
         super().__init__(source, vision, reporter)
         self._filming = filming
@@ -196,33 +196,33 @@ class Pipeline(Corridor[Frame]):
             if not taken:
                 self._frames.give_back(frame)
 
-    def _show(self, frame: Frame, seen: Seen) -> bool:
+    def _show(self, frame: Frame, seen: StreamResult) -> bool:
         """Hand the picture to the clips and publish it where it is wanted; True if the clips keep it."""
-        taken = self._filming is not None and self._filming.film(frame, seen.events)
-        wanted = self._config.snapshot and (seen.events or self._best.due(frame.captured_ns))
+        taken = self._filming is not None and self._filming.add_frame(frame, seen.events)
+        wanted = self._config.snapshot and (seen.events or self._best.is_due(frame.captured_ns))
         if (wanted and self._is_best(frame, seen)) or self._asked:
             self._asked = False
             self._snapshot(frame, is_ours=not taken)
         return taken
 
-    def _look(self, frame: Frame) -> Seen:
+    def _look(self, frame: Frame) -> StreamResult:
         vision = self._vision
         self._now = frame.captured_ns, frame.captured_at
-        seen = vision.look(frame)
+        seen = vision.process(frame)
         self._reporter.seen(frame.seq, frame.captured_at, seen, *vision.answered_by)
         if seen.events:
             self._count()
         if self.shadow is not None and seen.detections is not None:
-            self.shadow.saw(frame, vision.looked, seen.detections, seen.stages.infer)
+            self.shadow.compare_frame(frame, vision.looked, seen.detections, seen.stages.infer)
         return seen
 
     def _report(self, events: Sequence[Event], at: datetime) -> None:
         super()._report(events, at)
         if self._filming is not None and events:
-            self._filming.hear(events)
+            self._filming.add_events(events)
 
-    def _is_best(self, frame: Frame, seen: Seen) -> bool:
-        return self._best.consider(seen.events, self._vision.tracks(), frame.captured_ns)
+    def _is_best(self, frame: Frame, seen: StreamResult) -> bool:
+        return self._best.is_better(seen.events, self._vision.tracks(), frame.captured_ns)
 
     def _snapshot(self, frame: Frame, *, is_ours: bool) -> None:
         # It loads OpenCV, which a board of microphones does without.
@@ -237,20 +237,20 @@ class Pipeline(Corridor[Frame]):
 # The corridor of a stream of sound: chunks through its hearing to its reporter. Nothing here loads OpenCV.
 
 
-class SoundPipeline(Corridor[AudioChunk]):
+class AudioPipeline(Pipeline[AudioChunk]):
     """Sound of one stream."""
 
-    def __init__(self, source: Source[AudioChunk], hearing: Hearing, reporter: Reporter) -> None:
+    def __init__(self, source: PipelineSource[AudioChunk], hearing: AudioPerception, reporter: Reporter) -> None:
         super().__init__(source, hearing, reporter)
         self._hearing = hearing
 
     def _handle(self, chunk: AudioChunk) -> None:
         hearing = self._hearing
         self._now = chunk.captured_ns, chunk.captured_at
-        seen = hearing.listen(chunk)
+        seen = hearing.process(chunk)
         self._reporter.seen(chunk.first, chunk.captured_at, seen, *hearing.answered_by)
         if seen.events:
             self._count()
         if self.shadow is not None:
-            self.shadow.heard(chunk, seen.detections, seen.stages.infer // max(1, hearing.inferences))
+            self.shadow.compare_audio(chunk, seen.detections, seen.stages.infer // max(1, hearing.inferences))
         self._note(seen, hearing.inferences)

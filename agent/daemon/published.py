@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from agent.comms.homeassistant.discovery import topic
 from agent.comms.mqtt.brokers import address
-from agent.comms.mqtt.cleanup import Trace
+from agent.comms.mqtt.cleanup import FormerName
 from agent.comms.mqtt.endpoint import brokers_of
 from agent.comms.topics import Topics
 from agent.config import Config
@@ -33,10 +33,10 @@ _MOST = 50
 
 
 class _File(Struct, frozen=True):
-    brokers: dict[str, list[Trace]] = {}
+    brokers: dict[str, list[FormerName]] = {}
 
 
-class Published:
+class RetainedHistory:
     """A `Memory` of the eraser. `note` and `look` are for the daemon's thread, the rest for any."""
 
     def __init__(self, file: StateFile | None = None) -> None:
@@ -46,9 +46,9 @@ class Published:
             file: where it is kept; None: nowhere.
         """
         self._file, self._lock = file, threading.Lock()
-        self._erased: queue.SimpleQueue[tuple[str, Trace]] = queue.SimpleQueue()
-        self._now: tuple[Trace, ...] = ()
-        self._brokers: dict[str, list[Trace]] = {}
+        self._erased: queue.SimpleQueue[tuple[str, FormerName]] = queue.SimpleQueue()
+        self._now: tuple[FormerName, ...] = ()
+        self._brokers: dict[str, list[FormerName]] = {}
         self._kept = b""
         try:
             self._kept = (file.read() if file else None) or b""
@@ -59,9 +59,9 @@ class Published:
     def note(self, config: Config, topics: Topics) -> None:
         """This is in use from now on, at every broker of the configuration."""
         self.look()
-        name = Trace(topics.prefix, topics.device, tuple(config.streams))
+        name = FormerName(topics.prefix, topics.device, tuple(config.streams))
         discovery = topic(config.homeassistant.prefix, topics.device)
-        self._now = name, Trace(topics.prefix, topics.device, (), discovery)
+        self._now = name, FormerName(topics.prefix, topics.device, (), discovery)
         with self._lock:
             for broker in map(address, brokers_of(config.mqtt)):
                 known = self._brokers.get(broker, [])
@@ -106,7 +106,7 @@ class Published:
         """See `Memory`."""
         return stream in self._now[0].streams
 
-    def at(self, broker: str) -> Sequence[Trace]:
+    def at(self, broker: str) -> Sequence[FormerName]:
         """See `Memory`."""
         with self._lock:
             known = list(self._brokers.get(broker, ()))
@@ -116,20 +116,20 @@ class Published:
         former = [one for one in known if not _is_same(one, name) and one.discovery != discovery.discovery]
         return [*(one for one in gone if one.streams), *former]
 
-    def erased(self, broker: str, trace: Trace) -> None:
+    def erased(self, broker: str, trace: FormerName) -> None:
         """See `Memory`."""
         self._erased.put((broker, trace))
 
 
-def _is_same(one: Trace, other: Trace) -> bool:
+def _is_same(one: FormerName, other: FormerName) -> bool:
     return (one.prefix, one.device, one.discovery) == (other.prefix, other.device, other.discovery)
 
 
-def _others(one: Trace, now: Trace) -> tuple[str, ...]:
+def _others(one: FormerName, now: FormerName) -> tuple[str, ...]:
     return tuple(stream for stream in one.streams if stream not in now.streams)
 
 
-def _with(known: list[Trace], trace: Trace) -> list[Trace]:
+def _with(known: list[FormerName], trace: FormerName) -> list[FormerName]:
     """With one more, or with streams more."""
     for number, one in enumerate(known):
         if _is_same(one, trace):
@@ -141,7 +141,7 @@ def _with(known: list[Trace], trace: Trace) -> list[Trace]:
     return [*known, trace]
 
 
-def _without(known: list[Trace], erased: Trace, now: Trace) -> list[Trace]:
+def _without(known: list[FormerName], erased: FormerName, now: FormerName) -> list[FormerName]:
     """Without what is erased: a name, or streams of the one that is in use."""
     if _is_same(erased, now):
         left = tuple(stream for stream in erased.streams if stream not in now.streams)

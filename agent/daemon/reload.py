@@ -8,19 +8,19 @@ from __future__ import annotations
 import logging
 
 from agent.config import Config
-from agent.config.diff import MODEL_FILE, Key, changes, waits
+from agent.config.diff import MODEL_FILE, Key, changes, describe_pending
 from agent.daemon.check import check_device
-from agent.daemon.runtime import DRAIN_S, House
+from agent.daemon.runtime import DRAIN_S, Runtime
 from agent.daemon.stream import Stream
 from agent.errors import VedetteError
 
 log = logging.getLogger(__name__)
 
 
-class Reload:
+class ReloadPlan:
     """A new configuration, prepared while the old one runs on."""
 
-    def __init__(self, house: House, config: Config, *, only: str = "", waiting: tuple[Key, ...] = ()) -> None:
+    def __init__(self, house: Runtime, config: Config, *, only: str = "", waiting: tuple[Key, ...] = ()) -> None:
         """Prepare it. The house is as it was until `apply`.
 
         Args:
@@ -88,7 +88,7 @@ class Reload:
             self._house.recorder.configure(self._config.storage)
         self._house.config = self._config
         if not self._only:
-            self._house.waiting = self._waiting
+            self._house.pending_restart = self._waiting
             log.log(logging.WARNING if self._waiting else logging.INFO, "reloaded: %s", self)
 
     def _swap_streams(self) -> None:
@@ -109,4 +109,4 @@ class Reload:
         known = {*self._changes.added, *self._changes.changed}
         again = [f"stream {name} is tried again" for name in self._streams if name not in known]
         changed = [] if self._waiting and self._changes.is_empty else [str(self._changes)]
-        return "; ".join([*changed, *again, *waits(self._waiting)])
+        return "; ".join([*changed, *again, *describe_pending(self._waiting)])

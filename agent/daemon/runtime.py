@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from agent.board.proc import ADVICE, read_clock, unreadable
+from agent.board.proc import ADVICE, cpu_info_unreadable, read_clock
 from agent.comms.messages import clip_message, encode
 from agent.comms.mqtt.endpoint import commands_off
 from agent.comms.mqtt.inbox import Answer, Handler
@@ -23,9 +23,9 @@ from agent.config.source_uri import check_not_shared
 from agent.config.stream import StreamConfig
 from agent.config.toml import Where
 from agent.daemon.check import check_device, keys_of
-from agent.daemon.overrides import Settings
-from agent.daemon.published import Published
-from agent.daemon.stream import Desk, Stream
+from agent.daemon.overrides import StreamSettings
+from agent.daemon.published import RetainedHistory
+from agent.daemon.stream import Stream, StreamServices
 from agent.errors import ModelError, StreamError, VedetteError
 from agent.storage.files import clips_path
 from agent.storage.spool.spool import Spool
@@ -33,14 +33,14 @@ from agent.text import plural
 from agent.types import Clip
 
 if TYPE_CHECKING:
-    from agent.daemon.autoselect import Chooser
+    from agent.daemon.autoselect import AutoBackend
     from agent.storage.clips.recorder import Recorder
 
 
 # The line to the broker: stays where the streams hold it while the publisher behind it is exchanged.
 
 
-class Line:
+class PublisherProxy:
     """A board for the streams. Every method may be called from any thread."""
 
     def __init__(self, publisher: Publisher) -> None:
@@ -104,7 +104,7 @@ def device_name(config: Config) -> str:
     return config.device.name or host.strip("-") or "vedette"
 
 
-class House:
+class Runtime:
     """What runs on one configuration.
 
     Attributes:
@@ -127,8 +127,8 @@ class House:
         config: Config,
         spool: Spool,
         where: Where | None = None,
-        chooser: Chooser | None = None,
-        published: Published | None = None,
+        chooser: AutoBackend | None = None,
+        published: RetainedHistory | None = None,
     ) -> None:
         """Nothing runs and nothing is sent before `start`.
 
@@ -146,15 +146,15 @@ class House:
         check_device(config)
         self.config, self.spool, self._where, self.chooser = config, spool, where, chooser
         self.topics = Topics(config.mqtt.prefix, device_name(config))
-        self.published = published or Published()
+        self.published = published or RetainedHistory()
         self.published.note(config, self.topics)
-        self.line = Line(self.publisher(config.mqtt))
+        self.line = PublisherProxy(self.publisher(config.mqtt))
         self._clips = clips_path(config.storage)
         self._recorder: Recorder | None = None
         self.streams: dict[str, Stream] = {}
-        self.settings: dict[str, Settings] = {}
-        self.waiting: tuple[Key, ...] = ()
-        self.kept_off: frozenset[str] = frozenset()
+        self.settings: dict[str, StreamSettings] = {}
+        self.pending_restart: tuple[Key, ...] = ()
+        self.disabled_by_operator: frozenset[str] = frozenset()
         self.silent = frozenset(name for name, stream in config.streams.items() if not stream.enabled)
         self.state_trouble = ""
         self._stated: set[str] = set()
@@ -193,7 +193,9 @@ class House:
         """
         opener, vetting = (self.chooser.open, self.chooser.vetting) if self.chooser else (None, None)
         recorder = None if config.clips is None else self.recorder
-        stream = Stream(name, config, Desk(self.topics, self.spool, self.line, opener, recorder, vetting))
+        stream = Stream(
+            name, config, StreamServices(self.topics, self.spool, self.line, opener, recorder, vetting)
+        )
         try:
             check_not_shared(name, among or {name: config})
             stream.prepare()
@@ -225,7 +227,7 @@ class House:
             if refusal:
                 log.error(refusal)
                 refused.append(refusal)
-        if refused and all(stream.over for stream in self.streams.values()) and not self.kept_off:
+        if refused and all(stream.over for stream in self.streams.values()) and not self.disabled_by_operator:
             raise StreamError("\n".join(refused))
 
     @property
@@ -238,13 +240,13 @@ class House:
         """Why no commands are taken from the broker; empty: they are."""
         return commands_off(self.config.mqtt)
 
-    def show(self, settings: dict[str, Settings], kept_off: frozenset[str]) -> None:
+    def publish_settings(self, settings: dict[str, StreamSettings], kept_off: frozenset[str]) -> None:
         """Take note of how the streams are set, and publish it where commands are taken."""
-        self.settings, self.kept_off = settings, kept_off
+        self.settings, self.disabled_by_operator = settings, kept_off
         told = {
             self.topics.state(name, what): payload.encode()
             for name, one in (settings if self.commands else {}).items()
-            for what, payload in one.states().items()
+            for what, payload in one.state_payloads().items()
         }
         for topic in self._stated - set(told):
             self.line.retain(topic, b"")
@@ -254,7 +256,7 @@ class House:
         for name in kept_off:  # who switches a camera off wants nobody to see what it saw last
             self.line.retain(self.topics.snapshot(name), b"")
 
-    def settle_left(self) -> None:
+    def log_unclean_shutdown(self) -> None:
         """Say that the spool has ended what a killed process left open."""
         if ended := self.spool.executed:
             log.info("unclean shutdown of the last run: ending %s", plural(ended, "open track"))
@@ -301,7 +303,7 @@ class House:
 
 
 def _tell_hidden_processors() -> None:
-    if hidden := unreadable():
+    if hidden := cpu_info_unreadable():
         paths = ", ".join(hidden)
         log.warning("%s: cannot be read, so XNNPACK is off and models run many times slower; %s", paths, ADVICE)
 

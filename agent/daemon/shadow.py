@@ -17,15 +17,15 @@ from msgspec.structs import replace
 
 from agent.compute.manifest import Model
 from agent.config.stream import StreamConfig
-from agent.daemon.metrics import Recent
-from agent.daemon.perception import Sense, open_sense
+from agent.daemon.metrics import LatencyWindow
+from agent.daemon.perception import Perception, open_perception
 from agent.errors import VedetteError
 from agent.types import AudioChunk, Box, Detection, Frame
 
 if TYPE_CHECKING:
-    from agent.compute.hearing import Hearing
-    from agent.compute.infer.session import Options, Plan, Session
-    from agent.compute.vision import Vision
+    from agent.compute.hearing import AudioPerception
+    from agent.compute.infer.session import BackendSpec, Session, SessionOptions
+    from agent.compute.vision import VideoPerception
 
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ _SPAN_S = 1.0
 """Two models of sound need not infer at the same moments: what each has heard in such a span is compared."""
 
 
-class Findings(Struct, frozen=True):
+class ShadowReport(Struct, frozen=True):
     """What was found of the two models so far.
 
     Attributes:
@@ -66,7 +66,7 @@ class _Answer(Struct, frozen=True, gc=False):
     infer_ns: int
 
 
-class _Glimpse(Struct, frozen=True, gc=False):
+class _Crop(Struct, frozen=True, gc=False):
     """A part of a frame that was inferred, and how complex it is, 0..1."""
 
     frame: Frame
@@ -74,7 +74,7 @@ class _Glimpse(Struct, frozen=True, gc=False):
     complexity: float
 
 
-class _Heard:
+class _Span:
     """What one model has found: of sound, each label once in a span."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class _Heard:
 class Shadow:
     """Beside one stream: its thread offers, any thread asks."""
 
-    def __init__(self, name: str, config: StreamConfig, model: Model, plan: Plan, every: int = 1) -> None:
+    def __init__(self, name: str, config: StreamConfig, model: Model, plan: BackendSpec, every: int = 1) -> None:
         """Prepare.
 
         Args:
@@ -102,9 +102,9 @@ class Shadow:
         """
         self._name, self._config, self._model, self._plan, self._every = name, config, model, plan, every
         waiting = _PICTURES if model.manifest.audio is None else _CHUNKS
-        self._inputs: queue.Queue[tuple[_Glimpse | AudioChunk, _Answer] | None] = queue.Queue(waiting)
-        self._infer, self._present = Recent(), Recent()
-        self._span, self._heard = 0, (_Heard(), _Heard())
+        self._inputs: queue.Queue[tuple[_Crop | AudioChunk, _Answer] | None] = queue.Queue(waiting)
+        self._infer, self._present = LatencyWindow(), LatencyWindow()
+        self._span, self._heard = 0, (_Span(), _Span())
         self._offered, self._compared, self._agreed, self._failed = 0, 0, 0.0, ""
         self._closed = False
         self._thread = threading.Thread(target=self._work, name=f"shadow-{name}", daemon=True)
@@ -123,27 +123,29 @@ class Shadow:
             self._inputs.put_nowait(None)
 
     @property
-    def findings(self) -> Findings:
+    def findings(self) -> ShadowReport:
         """So far."""
         compared, agreed = self._compared, self._agreed
         mean = round(agreed / compared, 4) if compared else None
-        return Findings(compared, mean, self._infer.p95_ms, self._present.p95_ms, self._failed)
+        return ShadowReport(compared, mean, self._infer.p95_ms, self._present.p95_ms, self._failed)
 
-    def saw(self, frame: Frame, looked: tuple[Box, float], detections: list[Detection], infer_ns: int) -> None:
+    def compare_frame(
+        self, frame: Frame, looked: tuple[Box, float], detections: list[Detection], infer_ns: int
+    ) -> None:
         """The stream has inferred a picture, which is copied if it is taken.
 
         Args:
             frame: the picture.
-            looked: see `agent.compute.vision.Vision.looked`.
+            looked: see `agent.compute.vision.VideoPerception.looked`.
             detections: what the stream's own model has found.
             infer_ns: what that took.
         """
         self._offered += 1
         if self._offered % self._every == 0 and self._has_room:
             kept = replace(frame, image=frame.image.copy())
-            self._give(_Glimpse(kept, *looked), _Answer(detections, infer_ns))
+            self._give(_Crop(kept, *looked), _Answer(detections, infer_ns))
 
-    def heard(self, chunk: AudioChunk, detections: list[Detection] | None, infer_ns: int) -> None:
+    def compare_audio(self, chunk: AudioChunk, detections: list[Detection] | None, infer_ns: int) -> None:
         """The stream has heard some sound.
 
         Args:
@@ -158,14 +160,14 @@ class Shadow:
     def _has_room(self) -> bool:
         return not (self._failed or self._closed or self._inputs.full())
 
-    def _give(self, given: _Glimpse | AudioChunk, found: _Answer) -> None:
+    def _give(self, given: _Crop | AudioChunk, found: _Answer) -> None:
         with suppress(queue.Full):  # it is being closed
             self._inputs.put_nowait((given, found))
 
     def _work(self) -> None:
-        sense: Sense | None = None
+        sense: Perception | None = None
         try:
-            sense = open_sense(self._name, self._config, self._model, self._open_apart)
+            sense = open_perception(self._name, self._config, self._model, self._open_apart)
             while (taken := self._inputs.get()) is not None and not self._closed:
                 given, found = taken
                 self._note(given, found, _answer(sense, given))
@@ -178,7 +180,7 @@ class Shadow:
             if sense is not None:
                 sense.close()
 
-    def _open_apart(self, model: Model, _: str, options: Options) -> Session:
+    def _open_apart(self, model: Model, _: str, options: SessionOptions) -> Session:
         from agent.compute.infer.worker.session import WorkerSession
 
         return WorkerSession(model, self._plan, options)
@@ -187,7 +189,7 @@ class Shadow:
         self._failed = reason
         log.warning("stream %s: the model beside its own fails: %s", self._name, reason)
 
-    def _note(self, given: _Glimpse | AudioChunk, found: _Answer, own: _Answer) -> None:
+    def _note(self, given: _Crop | AudioChunk, found: _Answer, own: _Answer) -> None:
         """Compare pictures at once, and sound at the end of a span."""
         if isinstance(given, AudioChunk):
             span = int(given.first / (given.rate_hz * _SPAN_S))
@@ -202,18 +204,18 @@ class Shadow:
             self._compare()
 
     def _compare(self) -> None:
-        from agent.compute.cascade.resolution import agreement
+        from agent.compute.cascade.resolution import detection_f1
 
-        (present, new), self._heard = self._heard, (_Heard(), _Heard())
+        (present, new), self._heard = self._heard, (_Span(), _Span())
         if present.inferred and new.inferred and (present.found or new.found):
-            self._agreed += agreement(present.found, new.found)
+            self._agreed += detection_f1(present.found, new.found)
             self._compared += 1
 
 
-def _answer(sense: Sense, given: _Glimpse | AudioChunk) -> _Answer:
+def _answer(sense: Perception, given: _Crop | AudioChunk) -> _Answer:
     if isinstance(given, AudioChunk):
-        ear = cast("Hearing", sense)
-        seen = ear.listen(given)
+        ear = cast("AudioPerception", sense)
+        seen = ear.process(given)
         return _Answer(seen.detections, seen.stages.infer // max(1, ear.inferences))
-    look = cast("Vision", sense).look_again(given.frame, given.crop, given.complexity)
+    look = cast("VideoPerception", sense).look_again(given.frame, given.crop, given.complexity)
     return _Answer(look.detections, look.infer)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from agent.compute.infer.backends import plan_of
-from agent.compute.infer.session import Plan
-from agent.compute.infer.swappable import AutoSession
+from agent.compute.infer.backends import resolve_backend
+from agent.compute.infer.session import BackendSpec
+from agent.compute.infer.swappable import SwappableSession
 from agent.config.stream import StreamConfig
-from agent.daemon.runtime import House
-from agent.daemon.shadow import Findings, Shadow
+from agent.daemon.runtime import Runtime
+from agent.daemon.shadow import Shadow, ShadowReport
 from agent.daemon.stream import Stream
 from agent.errors import VedetteError
 from agent.models.library import open_model
@@ -28,14 +28,14 @@ class _Case(Struct, frozen=True):
 
     stream: Stream
     config: StreamConfig
-    plan: Plan | None
+    plan: BackendSpec | None
     order: ShadowOrder
 
 
-class Shadows:
+class ShadowManager:
     """Follows the order that lies on the board, for the daemon's thread."""
 
-    def __init__(self, house: House, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, house: Runtime, environment: Mapping[str, str] = os.environ) -> None:
         """Nothing runs beside yet.
 
         Args:
@@ -47,14 +47,14 @@ class Shadows:
         self._house = house
         self._seen: tuple[int, int] | None = None
         self._order: ShadowOrder | None = None
-        self._running: dict[str, tuple[_Case, Shadow | Findings | None]] = {}
+        self._running: dict[str, tuple[_Case, Shadow | ShadowReport | None]] = {}
 
     @property
     def update(self) -> str:
         """The update whose order is followed; empty: there is none."""
         return self._order.update if self._order is not None else ""
 
-    def findings(self, name: str) -> Findings | None:
+    def findings(self, name: str) -> ShadowReport | None:
         """Of a stream; None: nothing runs beside it."""
         _, shadow = self._running.get(name, (None, None))
         return shadow.findings if isinstance(shadow, Shadow) else shadow
@@ -89,7 +89,7 @@ class Shadows:
         if session is None or order is None:
             self._drop(name)  # its stream does not run now
             return
-        plan = session.plan if isinstance(session, AutoSession) else None
+        plan = session.plan if isinstance(session, SwappableSession) else None
         case, (known, _) = _Case(stream, stream.config, plan, order), self._running.get(name, (None, None))
         if known is not None and known.stream is stream and known == case:
             return
@@ -107,7 +107,7 @@ class Shadows:
             shadow.close()
 
 
-def _shadow(name: str, case: _Case) -> Shadow | Findings | None:
+def _shadow(name: str, case: _Case) -> Shadow | ShadowReport | None:
     """With the new model of a stream, or why it cannot be had; None: there is none, or it is the one in use."""
     present, config, order = case.stream.model, case.config, case.order
     path = Path(config.model)
@@ -118,9 +118,9 @@ def _shadow(name: str, case: _Case) -> Shadow | Findings | None:
         if not candidate.exists():
             return None
         model = open_model(str(candidate), config.rung, _OPEN_S)
-        plan = case.plan or plan_of(config.backend)
+        plan = case.plan or resolve_backend(config.backend)
     except (VedetteError, OSError) as error:
-        return Findings(failed=str(error))
+        return ShadowReport(failed=str(error))
     if (model.sha256, model.manifest) == (present.sha256, present.manifest):
         return None
     return Shadow(name, config, model, plan, order.every)

@@ -17,27 +17,27 @@ from msgspec.structs import replace
 from agent.capture.source import check_login, check_uri
 from agent.capture.supervisor import CaptureStats
 from agent.comms.messages import ModelId, StreamHealth
-from agent.comms.reporter import Board, EventSink, Reporter
+from agent.comms.reporter import EventSink, Reporter, RetainedSink
 from agent.comms.topics import Topics
 from agent.compute.infer.runtime_shapes import NotYetError
 from agent.compute.manifest import Model
 from agent.config.stream import StreamConfig
 from agent.daemon import perception
-from agent.daemon.metrics import Meter, Recent, Tally
-from agent.daemon.perception import Sense, _filming, open_sense, prepare_sense
-from agent.daemon.pipeline import Corridor
+from agent.daemon.metrics import LatencyWindow, StreamMetrics, StreamTotals
+from agent.daemon.perception import Perception, _filming, open_perception, prepare_perception
+from agent.daemon.pipeline import Pipeline
 from agent.errors import BackendError, CommandError, VedetteError
 from agent.models.library import open_model, tell
 from agent.text import plural
 
 if TYPE_CHECKING:
-    from agent.capture.streams import Grabber, Listener
-    from agent.compute.hearing import Hearing
+    from agent.capture.streams import AudioStream, FrameStream
+    from agent.compute.hearing import AudioPerception
     from agent.compute.infer.session import Opener, Session
     from agent.compute.infer.vetting.vetting import Vetting
-    from agent.compute.vision import Vision
-    from agent.daemon.clips import Filming
-    from agent.daemon.pipeline import Pipeline, SoundPipeline
+    from agent.compute.vision import VideoPerception
+    from agent.daemon.clips import StreamClips
+    from agent.daemon.pipeline import AudioPipeline, VideoPipeline
     from agent.daemon.shadow import Shadow
     from agent.storage.clips.recorder import Recorder
 
@@ -45,37 +45,41 @@ if TYPE_CHECKING:
 # A stream's sense by its model: eyes for a model of pictures, ears for one of sound, each with its source.
 
 OnChange = Callable[[str, str], None]
-Input = Union["Grabber", "Listener"]
+Input = Union["FrameStream", "AudioStream"]
 
 
-def open_corridor(
+def open_pipeline(
     name: str,
     config: StreamConfig,
-    sense: Sense,
+    sense: Perception,
     reporter: Reporter,
     on_change: OnChange,
     recorder: Recorder | None = None,
-) -> tuple[Input, Pipeline | SoundPipeline, Filming | None]:
+) -> tuple[Input, VideoPipeline | AudioPipeline, StreamClips | None]:
     """The source of a stream, not yet started, the corridor that takes from it, and its clips if it has any."""
     if sense.model.manifest.audio is None:
-        from agent.capture.streams import Grabber
-        from agent.daemon.pipeline import Pipeline
+        from agent.capture.streams import FrameStream
+        from agent.daemon.pipeline import VideoPipeline
 
-        grabber = Grabber(name, config.source, config.capture, on_change=on_change)
+        grabber = FrameStream(name, config.source, config.capture, on_change=on_change)
         filming = _filming(name, config, recorder, grabber) if recorder and config.clips else None
-        return grabber, Pipeline(grabber, cast("Vision", sense), reporter, config.publish, filming), filming
-    from agent.capture.streams import Listener
-    from agent.daemon.pipeline import SoundPipeline
+        return (
+            grabber,
+            VideoPipeline(grabber, cast("VideoPerception", sense), reporter, config.publish, filming),
+            filming,
+        )
+    from agent.capture.streams import AudioStream
+    from agent.daemon.pipeline import AudioPipeline
 
-    ear = cast("Hearing", sense)
-    listener = Listener(name, config.source, config.capture, ear.rate_hz, on_change=on_change)
-    return listener, SoundPipeline(listener, ear, reporter), None
+    ear = cast("AudioPerception", sense)
+    listener = AudioStream(name, config.source, config.capture, ear.rate_hz, on_change=on_change)
+    return listener, AudioPipeline(listener, ear, reporter), None
 
 
 # What the streams of a device share: where they report, what opens their models, what records.
 
 
-class Desk(Struct, frozen=True):
+class StreamServices(Struct, frozen=True):
     """What a stream reports to: the same for all of a device.
 
     Attributes:
@@ -89,7 +93,7 @@ class Desk(Struct, frozen=True):
 
     topics: Topics
     events: EventSink
-    board: Board
+    board: RetainedSink
     opener: Opener | None = None
     recorder: Recorder | None = None
     vetting: Vetting | None = None
@@ -103,14 +107,14 @@ class Errands:
         self._snapshot = False
 
     def configure(self, config: StreamConfig) -> None:
-        """Take a configuration that the sense can take, see `agent.compute.vision.Vision.configure`."""
+        """Take a configuration that the sense can take, see `agent.compute.vision.VideoPerception.configure`."""
         self._configs.append(config)
 
     def snapshot(self) -> None:
         """Publish the next picture."""
         self._snapshot = True
 
-    def run(self, sense: Sense, corridor: Corridor[Any]) -> None:
+    def run(self, sense: Perception, corridor: Pipeline[Any]) -> None:
         """Run what is asked for.
 
         Raises:
@@ -135,7 +139,7 @@ _LOOK_S = 0.2
 State = Literal["starting", "running", "degraded", "lost", "ended", "failed", "disabled"]
 
 
-class Supervised:
+class SupervisedThread:
     """What a stream is to those who start and stop it; what it does is in `_run` and `_close`.
 
     Attributes:
@@ -152,9 +156,9 @@ class Supervised:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._came_round_s = time.monotonic()
-        self._before: Sequence[Supervised] = ()
+        self._before: Sequence[SupervisedThread] = ()
 
-    def start(self, before: Sequence[Supervised] = ()) -> None:
+    def start(self, before: Sequence[SupervisedThread] = ()) -> None:
         """Run in a thread of its own, unless it is disabled or failed.
 
         Args:
@@ -162,7 +166,7 @@ class Supervised:
                 `_hanging_max` says, it waits.
         """
         if self.state == "starting":
-            self.come_round()
+            self.heartbeat()
             self._before = before
             self._thread = threading.Thread(target=self._supervise, name=f"stream-{self.name}", daemon=True)
             self._thread.start()
@@ -183,12 +187,12 @@ class Supervised:
         return self.state in ("ended", "failed", "disabled") and not self._tries_again
 
     @property
-    def silent_s(self) -> float:
+    def stalled_s(self) -> float:
         """How long its thread has been busy with one and the same thing, s; 0 without one."""
         is_alive = self._thread is not None and self._thread.is_alive()
         return time.monotonic() - self._came_round_s if is_alive else 0.0
 
-    def come_round(self) -> None:
+    def heartbeat(self) -> None:
         """For its thread: something is over, the next begins."""
         self._came_round_s = time.monotonic()
 
@@ -229,10 +233,10 @@ class Supervised:
         pause_s = _RESTART_FIRST_S
         while True:
             began = time.monotonic()
-            self.come_round()
+            self.heartbeat()
             self._attempt()
             self._close()
-            self.come_round()
+            self.heartbeat()
             if not self._tries_again:
                 return
             if time.monotonic() - began > _RESTART_LAST_S:
@@ -262,7 +266,7 @@ class Supervised:
         self.state, self.detail = "failed", detail
 
 
-class Stream(Supervised):
+class Stream(SupervisedThread):
     """One entry of `[streams]`, alive.
 
     Attributes:
@@ -270,21 +274,21 @@ class Stream(Supervised):
         shadow: another model that is to be compared with its own; None: none is.
     """
 
-    def __init__(self, name: str, config: StreamConfig, desk: Desk) -> None:
+    def __init__(self, name: str, config: StreamConfig, desk: StreamServices) -> None:
         super().__init__(name, "starting" if config.enabled else "disabled")
         self.config, self._desk = config, desk
-        self._sense: Sense | None = None
+        self._sense: Perception | None = None
         # What is large is there while it runs only; of what ran, its totals are kept.
-        self._pipeline: Corridor[Any] | None = None
-        self._tally, self._first_result = Tally(), threading.Event()
-        self._recent, self._inferred_before = Recent(), 0
+        self._pipeline: Pipeline[Any] | None = None
+        self._tally, self._first_result = StreamTotals(), threading.Event()
+        self._recent, self._inferred_before = LatencyWindow(), 0
         self._captured: CaptureStats | None = None
         self._reporter: Reporter | None = None
         self._source: Input | None = None
-        self._filming: Filming | None = None
+        self._filming: StreamClips | None = None
         self.model: Model | None = None
         self._rung = config.rung  # that the model was opened with
-        self._meter, self._errands = Meter(), Errands()
+        self._meter, self._errands = StreamMetrics(), Errands()
         self.shadow: Shadow | None = None
         self._left_at: float | None = None
 
@@ -302,7 +306,7 @@ class Stream(Supervised):
                 check_login(self.config.source, self.config.capture)
                 self._open_model(perception.PREPARE_S)
                 desk = self._desk
-                self._sense = prepare_sense(self.name, self.config, self.model, desk.opener, desk.vetting)
+                self._sense = prepare_perception(self.name, self.config, self.model, desk.opener, desk.vetting)
         except NotYetError:
             pass  # the stream's thread opens it
         except VedetteError as error:
@@ -423,7 +427,7 @@ class Stream(Supervised):
 
     @property
     def infer_p95_ms(self) -> float | None:
-        """See `agent.daemon.metrics.Recent.p95_ms`."""
+        """See `agent.daemon.metrics.LatencyWindow.p95_ms`."""
         return self._recent.p95_ms
 
     @property
@@ -444,7 +448,7 @@ class Stream(Supervised):
 
     def health(self) -> StreamHealth:
         """State now, and rates since the last call."""
-        rates, source = self._meter.look(self._tally), self._source
+        rates, source = self._meter.rates(self._tally), self._source
         capture = source.stats if source else self._captured
         sense, model = self._sense, self.model  # the stream's thread may close its own meanwhile
         backend, rung = sense.answered_by if sense else ("", "")
@@ -476,7 +480,7 @@ class Stream(Supervised):
         if opened is None:
             return
         if self._sense is None:
-            self._sense = open_sense(self.name, self.config, opened, self._desk.opener)
+            self._sense = open_perception(self.name, self.config, opened, self._desk.opener)
         model = ModelId(opened.manifest.name, opened.sha256[:12])
         publish = self.config.publish
         desk = self._desk
@@ -488,7 +492,7 @@ class Stream(Supervised):
             reporter.counts(
                 {label: 0 for zone, label in named if not zone}, {pair: 0 for pair in named if pair[0]}
             )
-        source, pipeline, self._filming = open_corridor(
+        source, pipeline, self._filming = open_pipeline(
             self.name, self.config, self._sense, reporter, partial(_tell_change, self.name), desk.recorder
         )
         self._source, self._pipeline = source, pipeline
@@ -516,11 +520,11 @@ class Stream(Supervised):
                     self.config, model, self._desk.vetting, perception.PREPARE_S
                 ):
                     return model
-            self.come_round()
+            self.heartbeat()
         return None
 
-    def _between(self, sense: Sense, pipeline: Corridor[Any]) -> None:
-        self.come_round()
+    def _between(self, sense: Perception, pipeline: Pipeline[Any]) -> None:
+        self.heartbeat()
         pipeline.shadow = self.shadow
         self._errands.run(sense, pipeline)
 

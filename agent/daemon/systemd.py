@@ -115,7 +115,7 @@ class Watched(Protocol):
         ...
 
     @property
-    def silent_s(self) -> float:
+    def stalled_s(self) -> float:
         """How long its thread has been busy with one and the same thing, s."""
         ...
 
@@ -130,10 +130,10 @@ def awaited(streams: Streams) -> list[str]:
 
 def hanging(streams: Streams) -> list[str]:
     """Names of streams whose thread does not come round any more."""
-    return [name for name, one in streams.items() if one.silent_s > HANGS_S]
+    return [name for name, one in streams.items() if one.stalled_s > HANGS_S]
 
 
-def words(streams: Streams, *, ready: bool, connected: bool) -> str:
+def status_text(streams: Streams, *, ready: bool, connected: bool) -> str:
     """How everything is, in a line for people."""
     standings = {name: one.standing for name, one in streams.items()}
     wanted = {name: standing for name, standing in standings.items() if standing[0] != "disabled"}
@@ -148,7 +148,7 @@ def words(streams: Streams, *, ready: bool, connected: bool) -> str:
     return "; ".join(said if connected else [*said, "no broker"])
 
 
-class Service:
+class SystemdStatus:
     """Of one daemon, for its thread.
 
     Attributes:
@@ -161,7 +161,7 @@ class Service:
         self._said, self._fed_s = "", -1e9
         self._hanging: list[str] = []
 
-    def look(self, streams: Streams, *, connected: bool) -> None:
+    def update(self, streams: Streams, *, connected: bool) -> None:
         """Tell what is to be told now.
 
         Args:
@@ -172,7 +172,7 @@ class Service:
             self.ready = True
             self._notifier.ready()
         self._feed(hanging(streams))
-        said = words(streams, ready=self.ready, connected=connected)
+        said = status_text(streams, ready=self.ready, connected=connected)
         if said != self._said:
             self._said = said
             self._notifier.status(said)

@@ -27,7 +27,7 @@ from agent.compute.infer.runtime_shapes import Ends, ends_of
 from agent.compute.manifest import AudioManifest, Manifest, Model, Rung
 from agent.compute.tensors import TensorSpec
 from agent.compute.tflite.model import ModelFile
-from agent.compute.tflite.read import Runtime, only_signature, read_modelfile, refusals
+from agent.compute.tflite.read import Runtime, incompatibilities, only_signature, read_modelfile
 from agent.config.toml import Problem, TomlFile, nearest, problems_of
 from agent.errors import ModelError, NormalisationError, SourceError, UndecodableError
 from agent.models.files import golden_paths, load_file, preloaded
@@ -112,7 +112,7 @@ def open_model(
     """
     known = look_up(name_or_path, wait_s=wait_s, vetting=vetting)
     content, manifest = known.content, known.manifest
-    with named(name_or_path):
+    with prefixed_errors(name_or_path):
         kept = _kept(manifest, rung)
         key = (name_or_path, known.sha256, " ".join(one.name for one in kept))
         all_there_are, manifest = len(manifest.rungs), replace(manifest, rungs=kept)
@@ -188,7 +188,7 @@ def look_up(
     else:
         before = _completions.get(name_or_path)
         if before is None or before[:2] != (sha256, keys):
-            with named(name_or_path):
+            with prefixed_errors(name_or_path):
                 ask = partial(ends_of, content, sha256, name_or_path, wait_s, vetting)
                 completed = _completed(content, stated, name_or_path, ask)
                 before = sha256, copy.deepcopy(keys), completed
@@ -244,7 +244,7 @@ def _unnamed(manifest: Manifest) -> tuple[tuple[str, str], ...]:
 
 
 @contextmanager
-def named(name_or_path: str) -> Iterator[None]:
+def prefixed_errors(name_or_path: str) -> Iterator[None]:
     """Errors inside begin with the model that they are about.
 
     Raises:
@@ -311,7 +311,7 @@ def check_runs(file: ModelFile) -> None:
     Raises:
         ModelError: every reason.
     """
-    if (runtime := installed_runtime()) and (reasons := refusals(file, runtime)):
+    if (runtime := installed_runtime()) and (reasons := incompatibilities(file, runtime)):
         raise ModelError(f"refused: {reasons[0]}", *reasons[1:])
 
 
@@ -389,7 +389,7 @@ def golden(model: Model) -> Inputs:
     files = golden_paths(model.path, model.manifest)
 
     def cases(specs: Sequence[TensorSpec]) -> list[list[Array]]:
-        with named(model.path):
+        with prefixed_errors(model.path):
             if not files:
                 return golden_inputs(specs)
             case = _picture(model) if model.manifest.audio is None else _sound(model.manifest.audio)
@@ -418,7 +418,7 @@ def _picture(model: Model) -> _Case:
 
 def _sound(audio: AudioManifest) -> _Case:
     from agent.capture.audio_file import read_whole
-    from agent.compute.infer.audio_input import RowInput, build_frontend
+    from agent.compute.infer.audio_input import AudioInput, build_frontend
 
     def case(file: Path, spec: TensorSpec) -> Array:
         try:
@@ -426,7 +426,7 @@ def _sound(audio: AudioManifest) -> _Case:
         except SourceError as error:
             raise ModelError(f"golden file {error}") from None
         frontend = build_frontend(audio)
-        rows = RowInput(spec, audio, frontend)
+        rows = AudioInput(spec, audio, frontend)
         tensor = np.empty(spec.shape, spec.dtype)
         rows.fill(tensor)
         for _ in rows.feed(frontend(samples)):

@@ -21,9 +21,9 @@ from typing import Any
 
 from msgspec import Struct
 
-from agent.compute.infer.chain import Whole
+from agent.compute.infer.chain import ModelChain
 from agent.compute.infer.choice import Inputs
-from agent.compute.infer.session import Options, Plan
+from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.worker.session import PATIENCE_S, WorkerSession
 from agent.compute.manifest import Model
 from agent.errors import BackendError, ModelError, VedetteError, reason_of
@@ -109,7 +109,7 @@ _HANGS_S, _HANGS = 2.0, 50.0
 """An inference that takes longer than this, and than so many times the first ones, hangs."""
 
 
-class Outcome(Struct, frozen=True):
+class ScenarioResult(Struct, frozen=True):
     """One way to run a model, tested.
 
     Attributes:
@@ -154,13 +154,13 @@ def check(logs: Path | None = None) -> str:
 
 def run_scenarios(
     model: Model,
-    plan: Plan,
+    plan: BackendSpec,
     inputs: Inputs,
     seconds: float,
     logs: Path,
     *,
     patience_s: float = PATIENCE_S,
-) -> Outcome:
+) -> ScenarioResult:
     """Test a way to run a model in both scenarios.
 
     Args:
@@ -175,12 +175,12 @@ def run_scenarios(
         VedetteError: LoadGen is not installed, or cannot write there. KeyboardInterrupt: after LoadGen has ended.
     """
     version, done = check(), list[Scenario]()
-    options, reason = Options(threads=plan.threads), ""
+    options, reason = SessionOptions(threads=plan.threads), ""
     try:
         # Nobody knows yet what is long for this model on this board.
         opened = WorkerSession(model, plan, options, deadline_s=patience_s, patience_s=patience_s)
         with closing(opened) as session:
-            whole = Whole(session, model.manifest)
+            whole = ModelChain(session, model.manifest)
             run = _Run(session, whole, inputs(whole.inputs))
             quickest_s = run.warm_up()
             session.deadline_s = max(_HANGS_S, quickest_s * _HANGS)
@@ -188,7 +188,7 @@ def run_scenarios(
                 done.append(scenario)
     except (BackendError, ModelError) as error:
         reason = str(error)
-    return Outcome(plan.backend, plan.threads, version, seconds, reason, tuple(done))
+    return ScenarioResult(plan.backend, plan.threads, version, seconds, reason, tuple(done))
 
 
 def _scenarios(run: _Run, seconds: float, quickest_s: float, logs: Path) -> Iterator[Scenario]:
@@ -206,7 +206,7 @@ def _scenarios(run: _Run, seconds: float, quickest_s: float, logs: Path) -> Iter
 class _Run:
     """LoadGen's system under test. What goes wrong in a callback is kept: LoadGen lets no exception through."""
 
-    def __init__(self, session: WorkerSession, whole: Whole, cases: Sequence[list[Array]]) -> None:
+    def __init__(self, session: WorkerSession, whole: ModelChain, cases: Sequence[list[Array]]) -> None:
         self._loadgen = importlib.import_module("mlperf_loadgen")
         self._session, self._whole, self._cases = session, whole, cases
         self._failed: BaseException | None = None
@@ -263,8 +263,8 @@ class _Run:
 
     def _infer(self, case: list[Array]) -> None:
         """To the process and back: once on the CPU, and for each rung on anything else, as in the daemon."""
-        self._whole.give(case)
-        if self._session.backend == Plan().backend:
+        self._whole.set_input(case)
+        if self._session.backend == BackendSpec().backend:
             self._session.invoke_whole()
         else:
             self._whole.invoke()

@@ -134,7 +134,7 @@ def read(path: Path) -> ShadowOrder | None:
 T = TypeVar("T")
 
 
-class Found(Struct, Generic[T], frozen=True):
+class StoredContent(Struct, Generic[T], frozen=True):
     """What the two files hold.
 
     Attributes:
@@ -160,7 +160,7 @@ class TwinFile:
         self.path = path
         self._files = StateFile(path), StateFile(path.with_name(f"{path.stem}.copy{path.suffix}"))
 
-    def read(self, decoded: Callable[[bytes], T]) -> Found[T]:
+    def read(self, decoded: Callable[[bytes], T]) -> StoredContent[T]:
         """What was written last, as far as one of the two can be used.
 
         Args:
@@ -182,7 +182,7 @@ class TwinFile:
             faults |= {file: f"{file.path}: is missing" for file in missing}
         if len(set(usable.values())) > 1:
             faults[self._files[1]] = f"{self._files[1].path}: is not what {self.path.name} is, which counts"
-        return Found(content, tuple(faults.values()), damaged)
+        return StoredContent(content, tuple(faults.values()), damaged)
 
     def write(self, content: bytes) -> None:
         """Replace both; an empty content deletes them.

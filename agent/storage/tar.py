@@ -45,7 +45,7 @@ _KINDS = {
 _KIND = slice(156, 157)
 
 
-class Limits(Struct, frozen=True):
+class ArchiveLimits(Struct, frozen=True):
     """What a tar file may hold.
 
     Attributes:
@@ -134,7 +134,7 @@ def open_regular(path: Path) -> BufferedReader:
     raise BundleError(f"{path}: not a file")
 
 
-def walk(file: BinaryIO, limits: Limits) -> Iterator[Member]:
+def walk(file: BinaryIO, limits: ArchiveLimits) -> Iterator[Member]:
     """The members of a tar file in order; whoever asks for the next may have read somewhere else.
 
     Args:
@@ -214,7 +214,7 @@ def _check_name(name: str, at: int) -> None:
 # Unpacks a tar file of a known kind into a fresh folder: only what is expected, and all of it or nothing.
 
 
-class Expected(Struct, frozen=True):
+class ExpectedMember(Struct, frozen=True):
     """What a file has to be.
 
     Attributes:
@@ -226,7 +226,7 @@ class Expected(Struct, frozen=True):
     size: int
 
 
-def check(path: Path, files: Mapping[str, Expected], limits: Limits) -> None:
+def check(path: Path, files: Mapping[str, ExpectedMember], limits: ArchiveLimits) -> None:
     """Refuse a tar file whose members are not those that are expected.
 
     Args:
@@ -243,7 +243,7 @@ def check(path: Path, files: Mapping[str, Expected], limits: Limits) -> None:
                 pass
 
 
-def unpack(path: Path, files: Mapping[str, Expected], folder: Path, limits: Limits) -> None:
+def unpack(path: Path, files: Mapping[str, ExpectedMember], folder: Path, limits: ArchiveLimits) -> None:
     """Unpack a tar file; each file and each folder is on disk when this returns.
 
     Args:
@@ -272,7 +272,7 @@ def unpack(path: Path, files: Mapping[str, Expected], folder: Path, limits: Limi
 
 
 def _expected(
-    file: BinaryIO, files: Mapping[str, Expected], limits: Limits
+    file: BinaryIO, files: Mapping[str, ExpectedMember], limits: ArchiveLimits
 ) -> Iterator[tuple[Member, Iterable[bytes]]]:
     """Each member with its content, which is refused at its end when it is not the one expected."""
     missing = set(files)
@@ -288,7 +288,7 @@ def _expected(
         raise BundleError(f"{min(missing)}: is listed in the bundle, but is not in it: build it anew")
 
 
-def _verified(member: Member, content: Iterable[bytes], wanted: Expected) -> Iterator[bytes]:
+def _verified(member: Member, content: Iterable[bytes], wanted: ExpectedMember) -> Iterator[bytes]:
     digest = hashlib.sha256()
     for piece in content:
         digest.update(piece)

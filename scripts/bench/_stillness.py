@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from agent.compute.vision import Vision
+from agent.compute.vision import VideoPerception
 from agent.config.stream import DecodeConfig, GateConfig, StreamConfig
 from agent.models.library import open_model
 from agent.types import Frame, Image
@@ -44,12 +44,12 @@ def make_clip(walkers: Path, target: Path, model: str, walk_s: int) -> int:
 
 def deserted(background: Image, model: str) -> Image:
     """The background without what the model takes for a person, even faintly."""
-    eye = Vision(
+    eye = VideoPerception(
         "bench", config_for(model, DecodeConfig(labels=(LABEL,), score_threshold=0.15)), open_model(model)
     )
     picture = background.copy()
     for number in range(10):
-        found = eye.look(Frame(picture, "bench", number, number, BEGAN)).detections
+        found = eye.process(Frame(picture, "bench", number, number, BEGAN)).detections
         if not found:
             break
         height, width = picture.shape[:2]

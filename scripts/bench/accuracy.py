@@ -26,7 +26,7 @@ from pycocotools.cocoeval import COCOeval
 from agent.compute.decode.decoder import build_decoder
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.image_input import ImageInput
-from agent.compute.infer.session import Options
+from agent.compute.infer.session import SessionOptions
 from agent.compute.manifest import Model
 from agent.config.stream import DecodeConfig
 from agent.models.library import open_whole_model
@@ -120,7 +120,7 @@ def average_precision(truth: COCO, found: list[dict[str, Any]]) -> tuple[float, 
 
 def detect(model: Model, rung: str, pictures: list[Picture]) -> list[dict[str, Any]]:
     """Detections of all pictures in COCO's form."""
-    session = open_session(model, "cpu", Options(rung=rung))
+    session = open_session(model, "cpu", SessionOptions(rung=rung))
     image = ImageInput(session.inputs[0], model.manifest.input)
     decode = build_decoder(model.manifest, session.inputs, session.outputs, ALL)
     numbers = {label: number for number, label in enumerate(model.manifest.output.labels)}

@@ -25,10 +25,10 @@ sys.path.insert(0, str(common.ROOT))
 
 from agent.board.thermal import Busy
 from agent.compute.infer.benchmark import survey
-from agent.compute.infer.chain import Whole
+from agent.compute.infer.chain import ModelChain
 from agent.compute.infer.choice import By, decide
 from agent.compute.infer.litert import CpuBackend
-from agent.compute.infer.session import Options
+from agent.compute.infer.session import SessionOptions
 from agent.config.device import SelectionConfig
 from agent.models.library import golden, open_model
 
@@ -66,11 +66,11 @@ class Subject:
         self.key, self.model, self._threads_max = f"{name}_{rung}", open_model(name, rung), threads_max
         self.chosen: dict[str, list[dict[By, int]]] = {"": [], "_under_load": []}
         self._rounds: list[tuple[float, dict[int, tuple[float, float]]]] = []
-        self._wholes: dict[int, Whole] = {}
+        self._wholes: dict[int, ModelChain] = {}
         for threads in range(1, threads_max + 1):
-            session = CpuBackend().open(self.model, Options(threads=threads))
-            self._wholes[threads] = Whole(session, self.model.manifest)
-            self._wholes[threads].answers(golden(self.model)(self._wholes[threads].inputs))
+            session = CpuBackend().open(self.model, SessionOptions(threads=threads))
+            self._wholes[threads] = ModelChain(session, self.model.manifest)
+            self._wholes[threads].run_cases(golden(self.model)(self._wholes[threads].inputs))
 
     def measure(self) -> None:
         """One round: each number of threads has a turn."""
@@ -140,7 +140,7 @@ def told(subject: Subject) -> dict[str, float]:
     return figures
 
 
-def turn(whole: Whole) -> tuple[float, float]:
+def turn(whole: ModelChain) -> tuple[float, float]:
     """Median time of an inference, and its CPU time, ms."""
     whole.invoke()
     used, times = time.process_time(), []

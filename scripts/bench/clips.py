@@ -140,7 +140,7 @@ def started(variant: str, folder: Path) -> tuple[Stream, Sink, Callable[[], None
     from agent.comms.topics import Topics
     from agent.config.device import StorageConfig
     from agent.config.stream import ClipsConfig, GateConfig, PublishConfig, StreamConfig
-    from agent.daemon.stream import Desk, Stream
+    from agent.daemon.stream import Stream, StreamServices
     from agent.storage.clips.recorder import Recorder
 
     sink = Sink()
@@ -153,7 +153,7 @@ def started(variant: str, folder: Path) -> tuple[Stream, Sink, Callable[[], None
         publish=PublishConfig(detections=True, snapshot=False),
         clips=None if variant == "off" else ClipsConfig(events=variant == "saved"),
     )
-    stream = Stream("bench", config, Desk(Topics("vedette", "bench"), sink, sink, recorder=recorder))
+    stream = Stream("bench", config, StreamServices(Topics("vedette", "bench"), sink, sink, recorder=recorder))
     stream.prepare()
     stream.start()
     while stream.frames < WARM_UP:

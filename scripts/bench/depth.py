@@ -19,8 +19,8 @@ import common
 import numpy as np
 from msgspec import Struct
 
-from agent.compute.cascade.policy import Ladder
-from agent.compute.hearing import Hearing
+from agent.compute.cascade.policy import ExitPolicy
+from agent.compute.hearing import AudioPerception
 from agent.compute.manifest import Manifest
 from agent.config.stream import StreamConfig
 from agent.models.library import open_model, open_whole_model
@@ -78,11 +78,11 @@ def arguments() -> argparse.Namespace:
 
 def listen(model: str, rung: str, sound: Samples, said: list[_digits.Said]) -> Run:
     config = StreamConfig(source="mic:default", model=model, rung=rung, threads=1)
-    hearing = Hearing("bench", config, open_model(model, rung))
+    hearing = AudioPerception("bench", config, open_model(model, rung))
     events: list[tuple[float, Event]] = []
     infer_ns = 0
     for chunk in _sound.chunks(sound, _digits.RATE):
-        seen = hearing.listen(chunk)
+        seen = hearing.process(chunk)
         infer_ns += seen.stages.infer
         events += [(chunk.captured_ns / 1e9, event) for event in seen.events]
     right, claimed, doubled, repeats = [], 0, 0, []
@@ -139,13 +139,13 @@ def missed_repeats(runs: list[Run]) -> float:
 def ladder_ns(manifest: Manifest, rounds: int = 20_000) -> float:
     """What the policy costs an inference that climbs to the top, ns."""
     chain = manifest.chain(manifest.rungs[0].name)
-    ladder = Ladder(chain, 10**9)
+    ladder = ExitPolicy(chain, 10**9)
     began = time.perf_counter_ns()
     for _ in range(rounds):
         ladder.first(0.5)
         for index in range(len(chain)):
-            ladder.took(index, 1000)
-            ladder.goes_on(index, 0.0, 1000)
+            ladder.record_latency(index, 1000)
+            ladder.needs_deeper(index, 0.0, 1000)
     return (time.perf_counter_ns() - began) / rounds
 
 

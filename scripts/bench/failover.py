@@ -21,9 +21,9 @@ from msgspec import Struct
 
 sys.path.insert(0, str(common.ROOT))
 
-from agent.compute.infer.delegates import candidates
+from agent.compute.infer.delegates import probe_delegates
 from agent.compute.infer.failover import FailoverSession
-from agent.compute.infer.session import Options, Plan
+from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.manifest import Model
 from agent.models.library import open_model
 from tests.support.delegates import compiled, identity_model
@@ -84,8 +84,8 @@ def main() -> None:
 def run(model: Model, library: Path, fault: str, story: Story) -> None:
     """One session that meets one fault, and comes back."""
     mode, after = ("wrong", 10) if fault == "wrong" else ("fast", 0)
-    plan = Plan("stub", "delegate", str(library), {"mode": mode, "after": str(after)}, 1)
-    session = FailoverSession(model, plan, Options(), deadline_s=DEADLINE_S, check_s=0.02, retry_s=0.05)
+    plan = BackendSpec("stub", "delegate", str(library), {"mode": mode, "after": str(after)}, 1)
+    session = FailoverSession(model, plan, SessionOptions(), deadline_s=DEADLINE_S, check_s=0.02, retry_s=0.05)
     random = np.random.default_rng(story.faults)
     for number in range(40):
         given = random.random((1, 20_000), np.float32)
@@ -118,13 +118,13 @@ def answer(session: FailoverSession, given: np.ndarray, story: Story) -> None:
 def killed_gpu(times: int) -> Story:
     """The GPU's process is killed in mid-stream so often."""
     story = Story()
-    (found,) = candidates(["gpu"])
+    (found,) = probe_delegates(["gpu"])
     if found.plan is None:
         print(f"no GPU: {found.missing}")
         return story
     model = open_model("small-speech", "3")
     for _ in range(times):
-        session = FailoverSession(model, found.plan, Options(), retry_s=0.2)
+        session = FailoverSession(model, found.plan, SessionOptions(), retry_s=0.2)
         given = np.zeros(session.inputs[0].shape, session.inputs[0].dtype)
         for number in range(6):
             if number == 3 and session._device is not None:

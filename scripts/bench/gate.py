@@ -29,10 +29,10 @@ from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.gate.motion import MotionGate
 from agent.compute.track.association import iou
-from agent.compute.vision import Vision
+from agent.compute.vision import VideoPerception
 from agent.config.device import Kind
 from agent.config.stream import DecodeConfig, GateConfig, PublishConfig
-from agent.daemon.pipeline import Pipeline
+from agent.daemon.pipeline import VideoPipeline
 from agent.models.library import open_model
 from agent.types import Frame, Will
 
@@ -68,7 +68,7 @@ class Clip:
     def __init__(self, path: Path) -> None:
         self._reader = cv2.VideoCapture(str(path))
         self._began_ns, self._taken = time.monotonic_ns(), 0
-        self.pipeline: Pipeline | None = None
+        self.pipeline: VideoPipeline | None = None
         self.still = 0
 
     def take(self, timeout_s: float) -> Frame | None:
@@ -151,9 +151,9 @@ def run(clip: Path, model: str, *, gate: bool) -> Run:
     """Take the clip through the corridor."""
     publish = PublishConfig(snapshot=False)
     config = config_for(model, DecodeConfig(labels=(LABEL,)), gate=gate)
-    vision, sink, source = Vision("bench", config, open_model(model)), Sink(), Clip(clip)
+    vision, sink, source = VideoPerception("bench", config, open_model(model)), Sink(), Clip(clip)
     reporter = Reporter(Topics("vedette", "bench"), "bench", publish, ModelId("bench", ""), sink, sink)
-    source.pipeline = Pipeline(source, vision, reporter, publish)
+    source.pipeline = VideoPipeline(source, vision, reporter, publish)
     began = time.monotonic()
     source.pipeline.run(threading.Event())
     seconds = time.monotonic() - began
@@ -189,7 +189,7 @@ def look_cost(clip: Path) -> float:
     gate, costs = MotionGate(GateConfig()), []
     for number, image in enumerate(read(clip, 100)):
         began = time.perf_counter_ns()
-        gate.look(image, number * 10**9 // FPS, watching=False)
+        gate.evaluate(image, number * 10**9 // FPS, watching=False)
         costs.append(time.perf_counter_ns() - began)
     return float(np.median(costs)) / 1e6
 

@@ -43,12 +43,12 @@ def main() -> None:
 
 def collect(folder: Path, port: int, seconds: float) -> tuple[dict[str, list[float]], list[float]]:
     """Milliseconds by stage and in all, of every frame but those of the first two seconds."""
-    from agent.comms.consumer.client import Access
+    from agent.comms.consumer.client import BrokerOptions
     from agent.comms.consumer.subscribe import Subscriber
     from agent.comms.messages import DetectionsMessage
 
     decoder = msgspec.json.Decoder(DetectionsMessage)
-    subscriber = Subscriber(Access("127.0.0.1", port))
+    subscriber = Subscriber(BrokerOptions("127.0.0.1", port))
     subscriber.start()
     # The subscriber's stamps are monotonic and the messages' are UTC: one offset joins them.
     offset_s = time.time() - time.monotonic()

@@ -129,23 +129,23 @@ def toggled(folder: Path, port: int, times: int, seconds: float) -> dict[str, fl
 
 def switch(port: int, value: str) -> None:
     """What `vedette tell` does."""
-    from agent.comms.consumer.client import Access
-    from agent.comms.consumer.request import ask
+    from agent.comms.consumer.client import BrokerOptions
+    from agent.comms.consumer.request import send_command
     from agent.comms.topics import Topics
 
     request = {"stream": "bench", "what": "enabled", "value": value}
-    answer = ask(Access("127.0.0.1", port), Topics("vedette", DEVICE), "set", request, 10.0)
+    answer = send_command(BrokerOptions("127.0.0.1", port), Topics("vedette", DEVICE), "set", request, 10.0)
     if not answer.ok:
         raise SystemExit(f"the daemon refuses to switch its camera {value}: {answer.reason}")
 
 
 def grown(folder: Path, port: int, model: str, frames: int) -> float:
     """How much more memory the last tenth of the frames takes than the first tenth after warming up, MB."""
-    from agent.comms.consumer.client import Access
+    from agent.comms.consumer.client import BrokerOptions
     from agent.comms.consumer.subscribe import Subscriber
     from agent.comms.messages import HealthMessage
 
-    subscriber = Subscriber(Access("127.0.0.1", port))
+    subscriber = Subscriber(BrokerOptions("127.0.0.1", port))
     subscriber.start()
     daemon = common.daemon(folder, port, model=model, pace="fast")
     process = psutil.Process(daemon.pid)

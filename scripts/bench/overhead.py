@@ -253,7 +253,7 @@ def house(model: str, port: str, frames: str) -> None:
     from agent.comms.topics import Topics
     from agent.config.device import MqttConfig, StorageConfig
     from agent.config.stream import GateConfig, StreamConfig
-    from agent.daemon.stream import Desk, Stream
+    from agent.daemon.stream import Stream, StreamServices
     from agent.storage.spool.spool import Spool
 
     wanted = int(frames)
@@ -267,7 +267,7 @@ def house(model: str, port: str, frames: str) -> None:
             threads=1,
             gate=GateConfig(motion=False),
         )
-        stream = Stream("bench", config, Desk(topics, spool, publisher))
+        stream = Stream("bench", config, StreamServices(topics, spool, publisher))
         stream.prepare()
         publisher.start()
         stream.start()

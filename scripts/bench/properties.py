@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 import common
 
 from agent.comms import messages
-from agent.comms.mqtt.connection import Connection, Wake
+from agent.comms.mqtt.connection import Connection, WakeupPipe
 from agent.comms.mqtt.paho_client import Protocol
-from agent.comms.mqtt.properties import Envelope, Envelopes, Kind
+from agent.comms.mqtt.properties import Kind, PublishProperties, PublishPropertiesFactory
 from agent.config.device import MqttConfig
 from agent.types import Track
 
@@ -48,9 +48,9 @@ def main() -> None:
     common.conclude("properties", figures, {"cpu_ratio": "<= 1.1"}, figures["cpu_ratio"] <= 1.1)
 
 
-class _Bare(Envelopes):
-    def of(self, topic: str, payload: bytes, kind: Kind) -> Envelope:
-        return Envelope(topic, None)
+class _Bare(PublishPropertiesFactory):
+    def of(self, topic: str, payload: bytes, kind: Kind) -> PublishProperties:
+        return PublishProperties(topic, None)
 
 
 def _event() -> bytes:
@@ -70,7 +70,7 @@ def _cpu_us(port: int, variant: tuple[Protocol, bool, bool], body: bytes, count:
     protocol, properties, aliases = variant
     config = MqttConfig(host="127.0.0.1", port=port, inflight=_WINDOW)
     connection = Connection(config, "bench", protocol, ("bench/status", b"offline"), aliases=aliases)
-    wake = Wake()
+    wake = WakeupPipe()
     connection.open(wake, 10.0, 10.0)
     if not properties:
         connection._envelopes = _Bare(0, 0, mqtt_5=False)
@@ -90,7 +90,9 @@ def _cpu_us(port: int, variant: tuple[Protocol, bool, bool], body: bytes, count:
 
 def _properties(aliases: int) -> int:
     """Bytes of an event's properties."""
-    envelope = Envelopes(MqttConfig().event_expiry_s, aliases, mqtt_5=True).of(TOPIC, b"{}", "event")
+    envelope = PublishPropertiesFactory(MqttConfig().event_expiry_s, aliases, mqtt_5=True).of(
+        TOPIC, b"{}", "event"
+    )
     assert envelope.properties is not None
     return len(envelope.properties.pack())
 

@@ -19,12 +19,12 @@ import common
 sys.path.insert(0, str(common.ROOT))
 
 from agent.compute.infer.benchmark import choose
-from agent.compute.infer.choice import Verdict
-from agent.compute.infer.delegates import candidates
-from agent.compute.infer.session import Options
+from agent.compute.infer.choice import Selection
+from agent.compute.infer.delegates import probe_delegates
+from agent.compute.infer.session import SessionOptions
 from agent.config.device import SelectionConfig
-from agent.daemon.autoselect import Chooser
-from agent.daemon.measurements import Surveys, Verdicts
+from agent.daemon.autoselect import AutoBackend
+from agent.daemon.measurements import MeasurementFiles, StoredMeasurements
 from agent.models.library import open_model
 from tests.support.delegates import compiled, identity_model
 
@@ -51,14 +51,14 @@ def main() -> None:
         model = open_model(str(identity_model(Path(folder))))
         names = {mode: f"external:{library}?mode={mode}" for mode in (*REASONS, "fast")}
         began = time.perf_counter()
-        bad = choose(model, candidates([names[mode] for mode in REASONS]), 2, patience_s=3.0)
+        bad = choose(model, probe_delegates([names[mode] for mode in REASONS]), 2, patience_s=3.0)
         stub_s = time.perf_counter() - began
-        good = choose(model, candidates([names["refuse"], names["fast"]]), 2)
+        good = choose(model, probe_delegates([names["refuse"], names["fast"]]), 2)
         named = sum(reason in refused(bad, names[mode]) for mode, reason in REASONS.items())
         for mode in REASONS:
             print(f"{mode:14} {refused(bad, names[mode])}")
         began = time.perf_counter()
-        speech = choose(open_model("small-speech", "3" if args.quick else "12"), candidates(["gpu"]), 2)
+        speech = choose(open_model("small-speech", "3" if args.quick else "12"), probe_delegates(["gpu"]), 2)
         real_s = time.perf_counter() - began
         print(f"gpu            {refused(speech, 'gpu') or 'chosen'}")
         cached_ms = cached_start(Path(folder))
@@ -91,22 +91,22 @@ def cached_start(folder: Path) -> float:
     All candidates of this machine are looked for, and their files are those that were measured.
     """
     model, selection = open_model("small-speech", "3"), SelectionConfig(threads_max=1, after_s=1e6)
-    surveys = Surveys(Verdicts(folder), selection)
+    surveys = StoredMeasurements(MeasurementFiles(folder), selection)
     found = surveys.found()
-    surveys.make(model, found, lambda _: None)
+    surveys.measure_and_store(model, found, lambda _: None)
     times: dict[str, list[float]] = {"auto": [], "cpu": []}
     for _ in range(20):
         for backend, spent in times.items():
-            chooser = Chooser(selection, folder)
+            chooser = AutoBackend(selection, folder)
             began = time.perf_counter()
-            session = chooser.open(model, backend, Options(threads=1))
+            session = chooser.open(model, backend, SessionOptions(threads=1))
             spent.append((time.perf_counter() - began) * 1e3)
             session.close()
             chooser.close()
     return statistics.median(times["auto"]) - statistics.median(times["cpu"])
 
 
-def refused(verdict: Verdict, name: str) -> str:
+def refused(verdict: Selection, name: str) -> str:
     """Why it was not taken."""
     return next(one.refused for one in verdict.measured if one.name == name)
 

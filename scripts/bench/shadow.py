@@ -97,11 +97,11 @@ def compared(folder: Path, port: int, rounds: int, seconds: float) -> dict[str, 
 @contextmanager
 def running(folder: Path, port: int) -> Iterator[tuple[int, list[float]]]:
     """The daemon, its process, and the latencies of the frames that it has looked at, ms."""
-    from agent.comms.consumer.client import Access
+    from agent.comms.consumer.client import BrokerOptions
     from agent.comms.consumer.subscribe import Subscriber
     from agent.comms.messages import DetectionsMessage
 
-    subscriber = Subscriber(Access("127.0.0.1", port))
+    subscriber = Subscriber(BrokerOptions("127.0.0.1", port))
     subscriber.start()
     heard, over = list[float](), threading.Event()
     decoder = msgspec.json.Decoder(DetectionsMessage)
@@ -163,10 +163,10 @@ def resident_mb(pid: int) -> float:
 def naive(seconds: float) -> float:
     """How much longer a picture takes where both models answer it, one after the other."""
     from agent.compute.infer.backends import open_session
-    from agent.compute.infer.session import Options
+    from agent.compute.infer.session import SessionOptions
     from agent.models.library import open_model
 
-    sessions = [open_session(open_model("nanodet", "416"), "cpu", Options(threads=1)) for _ in range(2)]
+    sessions = [open_session(open_model("nanodet", "416"), "cpu", SessionOptions(threads=1)) for _ in range(2)]
     for session in sessions:
         (spec,) = session.inputs
         np.copyto(session.input(0), np.random.default_rng(1).integers(0, 127, spec.shape).astype(spec.dtype))

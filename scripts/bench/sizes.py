@@ -26,10 +26,10 @@ from _coco import ARCHIVE, Picture, pan, read
 from msgspec import Struct, field
 
 from agent.compute.cascade.policy import SizeLadder
-from agent.compute.cascade.resolution import agreement, certainty
+from agent.compute.cascade.resolution import answer_confidence, detection_f1
 from agent.compute.tflite.model import multiply_adds
 from agent.compute.tflite.read import read_modelfile
-from agent.compute.vision import Vision
+from agent.compute.vision import VideoPerception
 from agent.config.stream import GateConfig, LadderConfig, StreamConfig
 from agent.models.library import open_model, open_whole_model
 from agent.types import Detection, Frame, Image
@@ -44,7 +44,7 @@ _EVERY_NS = 100_000_000
 class Run(Struct):
     """What one way of looking gave."""
 
-    vision: Vision
+    vision: VideoPerception
     seen: list[list[Detection]] = field(default_factory=list)
     ran: Counter[str] = field(default_factory=Counter)
     ns: int = 0
@@ -52,7 +52,7 @@ class Run(Struct):
     def look(self, image: Image, number: int) -> None:
         """One more picture."""
         frame = Frame(image, "bench", number, number * _EVERY_NS, datetime.now(UTC))
-        seen = self.vision.look(frame)
+        seen = self.vision.process(frame)
         assert seen.detections is not None
         self.seen.append(seen.detections)
         self.ns += seen.stages.prepare + seen.stages.infer + seen.stages.decode
@@ -112,7 +112,7 @@ def opened(model: str, rung: str) -> Run:
         gate=GateConfig(motion=False),
         ladder=LadderConfig(budget_ms=_BUDGET_MS),
     )
-    run = Run(Vision("bench", config, open_model(model, rung)))
+    run = Run(VideoPerception("bench", config, open_model(model, rung)))
     session, invoke = run.vision.session, run.vision.session.invoke
 
     def counted() -> None:
@@ -137,7 +137,7 @@ def told(prefix: str, adaptive: Run, always: Run, costs: dict[str, int]) -> dict
     count, largest = len(always.seen), max(costs, key=lambda name: costs[name])
     spent = sum(costs[rung] * times for rung, times in adaptive.ran.items())
     matched = sum(
-        agreement(mine, theirs) * (len(mine) + len(theirs))
+        detection_f1(mine, theirs) * (len(mine) + len(theirs))
         for mine, theirs in zip(adaptive.seen, always.seen, strict=True)
     )
     boxes = sum(map(len, adaptive.seen)) + sum(map(len, always.seen))
@@ -186,11 +186,11 @@ def ladder_ns(model: str, rounds: int = 20_000) -> float:
     began = time.perf_counter_ns()
     for _ in range(rounds):
         first = ladder.begin(0.5)
-        ladder.took(first, 1000)
-        sure = ladder.sure(first, certainty(scores, 0.5))
+        ladder.record_latency(first, 1000)
+        sure = ladder.is_confident(first, answer_confidence(scores, 0.5))
         larger = ladder.larger(first, sure=sure, spent_ns=1000)
         if larger is not None:
-            ladder.took(larger, 1000)
+            ladder.record_latency(larger, 1000)
         ladder.settle(first, larger or first, sure=sure)
     return (time.perf_counter_ns() - began) / rounds
 

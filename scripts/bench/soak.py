@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(common.ROOT))
 
-from agent.comms.consumer.client import Access
+from agent.comms.consumer.client import BrokerOptions
 from agent.comms.consumer.subscribe import Subscriber
 from agent.comms.messages import HealthMessage
 from tests.support.soundserver import SoundServer
@@ -61,7 +61,7 @@ def main() -> None:
 
 def watch(server: SoundServer, port: int, seconds: float) -> dict[str, float]:
     """Play, listen and read health for so long."""
-    subscriber = Subscriber(Access("127.0.0.1", port))
+    subscriber = Subscriber(BrokerOptions("127.0.0.1", port))
     subscriber.start()
     health: list[HealthMessage] = []
     words: list[int] = []

@@ -13,13 +13,13 @@ import _digits
 import common
 import numpy as np
 
-from agent.optimise.calibrate.exits import Pupil
+from agent.optimise.calibrate.exits import ExitCalibrator
 from agent.types import Samples
 
 
 def main() -> None:
     args = arguments()
-    pupil = Pupil(args.model)
+    pupil = ExitCalibrator(args.model)
     words = [*_digits.digits(args.data, learn=True), *_digits.digits(args.data, learn=False)]
     words = words[:: 3 if args.quick else 1]
     noise = _digits.noises(args.data)

@@ -26,8 +26,8 @@ from msgspec import Struct
 
 sys.path.insert(0, str(common.ROOT))
 
-from agent.capture.streams import Listener
-from agent.comms.consumer.client import Access
+from agent.capture.streams import AudioStream
+from agent.comms.consumer.client import BrokerOptions
 from agent.comms.consumer.subscribe import Subscriber
 from agent.comms.messages import EventMessage
 from agent.config.stream import CaptureConfig
@@ -97,7 +97,7 @@ def said_twice(number: int) -> bool:
 def play(server: SoundServer, port: int, sound: Samples) -> tuple[list[Word], list[Arrival]]:
     """Play everything; gives the words as heard here, and what arrived."""
     arrivals: list[Arrival] = []
-    subscriber = Subscriber(Access("127.0.0.1", port))
+    subscriber = Subscriber(BrokerOptions("127.0.0.1", port))
     subscriber.start()
     over = threading.Event()
 
@@ -110,7 +110,7 @@ def play(server: SoundServer, port: int, sound: Samples) -> tuple[list[Word], li
 
     thread = threading.Thread(target=listen)
     thread.start()
-    ear = Listener("bench", "mic:default", CaptureConfig(), RATE, on_change=lambda *_: None)
+    ear = AudioStream("bench", "mic:default", CaptureConfig(), RATE, on_change=lambda *_: None)
     ear.start()
     time.sleep(2.0)
     server.play(sound, RATE)

@@ -42,10 +42,10 @@ def help_s() -> float:
 
 def first_result_s(folder: Path, port: int) -> float:
     """From starting the process to receiving the first detections at a subscriber, s."""
-    from agent.comms.consumer.client import Access
+    from agent.comms.consumer.client import BrokerOptions
     from agent.comms.consumer.subscribe import Subscriber
 
-    subscriber = Subscriber(Access("127.0.0.1", port))
+    subscriber = Subscriber(BrokerOptions("127.0.0.1", port))
     subscriber.start()
     began = time.monotonic()
     daemon = common.daemon(folder, port, extra="[streams.bench.publish]\ndetections = true")

@@ -29,9 +29,9 @@ from agent.comms.messages import EventMessage, ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.track.association import iou
-from agent.compute.vision import Vision
+from agent.compute.vision import VideoPerception
 from agent.config.stream import DecodeConfig, GateConfig, PublishConfig, StreamConfig, TrackConfig
-from agent.daemon.pipeline import Pipeline
+from agent.daemon.pipeline import VideoPipeline
 from agent.models.library import open_model
 from agent.types import Box, Frame
 
@@ -75,7 +75,7 @@ class Scene:
         self._began_ns, self._number = time.monotonic_ns(), 0
         self._is_still, self._is_tail, self._before = False, False, 0
         self.ended = False
-        self.pipeline: Pipeline | None = None
+        self.pipeline: VideoPipeline | None = None
 
     def take(self, timeout_s: float) -> Frame | None:
         """The next frame; None at the end."""
@@ -157,11 +157,11 @@ def run(shots: Iterable[Shot], parts: Sequence[Part], model: str, *, gate: bool)
     publish = PublishConfig(snapshot=False)
     decode = DecodeConfig(labels=("person", *VEHICLES), score_threshold=THRESHOLD)
     config = StreamConfig(source="test:", model=model, gate=GateConfig(motion=gate), decode=decode)
-    vision, sink = Vision("bench", config, open_model(model)), Sink(updates=True)
+    vision, sink = VideoPerception("bench", config, open_model(model)), Sink(updates=True)
     result = Run(sink.events)
     source = Scene(shots, parts, result)
     reporter = Reporter(Topics("vedette", "bench"), "bench", publish, ModelId("bench", ""), sink, sink)
-    source.pipeline = Pipeline(source, vision, reporter, publish)
+    source.pipeline = VideoPipeline(source, vision, reporter, publish)
     began = time.monotonic()
     source.pipeline.run(threading.Event())
     result.seconds = time.monotonic() - began

@@ -85,7 +85,7 @@ def payload() -> bytes:
 
     class Sink:
         def put(self, topic: str, body: bytes, *_: Any) -> None:
-            kept.append(messages.finish(Stored(123_456, topic, body, time.time() - 0.005)))
+            kept.append(messages.complete_spooled(Stored(123_456, topic, body, time.time() - 0.005)))
 
     report(reporter(Sink(), None), 1)
     return kept[0]
@@ -103,7 +103,7 @@ def reporter(sink: Any, board: Any) -> Reporter:
 
 def report(to: Reporter, number: int) -> None:
     """One event: of four in turn a track has `new`, two of `update`, and `end`."""
-    from agent.types import Event, Stages, Track
+    from agent.types import Event, StageTimes, Track
 
     at = datetime.now(UTC)
     track = Track(
@@ -112,7 +112,7 @@ def report(to: Reporter, number: int) -> None:
     kind, reason = (("new", "appeared"), ("update", "moved"), ("update", "moved"), ("end", "lost"))[
         (number - 1) % 4
     ]
-    stages = Stages(1_000_000, 200_000, 1_000_000, 20_000_000, 300_000, 100_000)
+    stages = StageTimes(1_000_000, 200_000, 1_000_000, 20_000_000, 300_000, 100_000)
     to.events([Event(kind, track, reason)], at, stages, "cpu", "416")  # type: ignore[arg-type]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from msgspec import Struct
 from pymicro_wakeword import MicroWakeWord, MicroWakeWordFeatures
 
-from agent.compute.hearing import Hearing
+from agent.compute.hearing import AudioPerception
 from agent.config.stream import StreamConfig
 from agent.models.files import packaged_path
 from agent.models.library import open_model
@@ -101,11 +101,13 @@ def scene(data: Path, *, quick: bool) -> tuple[Samples, list[Clip]]:
 
 
 def ours(model: str, stream: Samples) -> Result:
-    hearing = Hearing("bench", StreamConfig(source="mic:default", model=model, threads=1), open_model(model))
+    hearing = AudioPerception(
+        "bench", StreamConfig(source="mic:default", model=model, threads=1), open_model(model)
+    )
     sound = list(_sound.chunks(stream, RATE))
     began, times = time.process_time(), []
     for chunk in sound:
-        seen = hearing.listen(chunk)
+        seen = hearing.process(chunk)
         times += [event.track.last_seen.timestamp() - _sound.BEGIN.timestamp() for event in seen.events]
     return Result(times, time.process_time() - began)
 

@@ -25,7 +25,7 @@ import common
 import numpy as np
 from msgspec import Struct
 
-from agent.compute.hearing import Hearing
+from agent.compute.hearing import AudioPerception
 from agent.config.stream import StreamConfig
 from agent.models.files import packaged
 from agent.models.library import open_model
@@ -156,11 +156,11 @@ def with_noise(sound: Samples, noise: Samples, power: float) -> Samples:
 
 def listen(model: str, sound: Samples, rate_hz: int) -> list[tuple[float, str]]:
     """When each word was told, s, and its label."""
-    hearing = Hearing("bench", StreamConfig("mic:default", model, threads=1), open_model(model))
+    hearing = AudioPerception("bench", StreamConfig("mic:default", model, threads=1), open_model(model))
     told = [
         (chunk.captured_ns / 1e9, event.track.label)
         for chunk in _sound.chunks(sound, rate_hz)
-        for event in hearing.listen(chunk).events
+        for event in hearing.process(chunk).events
     ]
     hearing.close()
     return told

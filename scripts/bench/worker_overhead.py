@@ -24,7 +24,7 @@ import common
 import numpy as np
 
 from agent.compute.infer.backends import open_session
-from agent.compute.infer.session import Options, Plan, Session
+from agent.compute.infer.session import BackendSpec, Session, SessionOptions
 from agent.compute.infer.worker.session import WorkerSession
 from agent.compute.tensors import TensorSpec
 from agent.models.library import open_model
@@ -40,8 +40,8 @@ def main() -> None:
     for name, rung in MODELS:
         model = open_model(name, rung)
         here, there = (
-            open_session(model, "cpu", Options(threads=1)),
-            WorkerSession(model, Plan(threads=1), Options()),
+            open_session(model, "cpu", SessionOptions(threads=1)),
+            WorkerSession(model, BackendSpec(threads=1), SessionOptions()),
         )
         bare = Bare(name, rung, here)
         near, far, least = compared(here, (there, bare), 3.0 if args.quick else 12.0)
@@ -122,7 +122,7 @@ class Bare:
 
 def serve(name: str, rung: str, asked: int, answers: int, memory: int) -> None:
     """What the bare process does."""
-    session = open_session(open_model(name, rung), "cpu", Options(threads=1))
+    session = open_session(open_model(name, rung), "cpu", SessionOptions(threads=1))
     arrays = mapped(memory, (*session.inputs, *session.outputs))
     inputs, outputs = arrays[: len(session.inputs)], arrays[len(session.inputs) :]
     os.write(answers, b"o")

@@ -7,7 +7,7 @@ import numpy as np
 
 from agent.cli.checks.models import RECORD, Golden, golden_input, open_alone
 from agent.compute.infer.litert import CpuBackend
-from agent.compute.infer.session import Options, Session
+from agent.compute.infer.session import Session, SessionOptions
 from agent.types import Array
 
 _RUNGS = (("small-speech", "3"), ("small-speech", "12"), ("nanodet", "256"))
@@ -23,7 +23,7 @@ def main() -> None:
 
 def _recorded(name: str, rung: str) -> Golden:
     model = open_alone(name, rung)
-    session: Session = CpuBackend().open(model, Options(threads=1))
+    session: Session = CpuBackend().open(model, SessionOptions(threads=1))
     for index, spec in enumerate(session.inputs):
         np.copyto(session.input(index), golden_input(spec))
     session.invoke()

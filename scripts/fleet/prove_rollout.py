@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from agent.update.fleet.inventory import read_inventory
-from agent.update.fleet.ledger import Ledger, Standing, replay
+from agent.update.fleet.ledger import Ledger, RolloutProgress, replay
 from agent.update.fleet.policy import counted
 from agent.update.fleet.report import size, verdict
 from agent.update.fleet.ssh import Transport
@@ -161,7 +161,7 @@ class Proof:
         self._check("Ansible tells what was before", told.count('"previous": "1.2"') == len(self._names))
         self._check("all are at 1.0", self._versions() == {"1.0"})
 
-    def _roll_out(self, number: str) -> Standing:
+    def _roll_out(self, number: str) -> RolloutProgress:
         path = self._bundles[number]
         done = self._fleet.vedette("rollout", str(path))
         print("  " + done.stdout.strip().replace("\n", "\n  "), done.stderr.strip())
@@ -180,7 +180,7 @@ class Proof:
             self.missed.append(what)
 
 
-def _kinds(standing: Standing) -> dict[str, str]:
+def _kinds(standing: RolloutProgress) -> dict[str, str]:
     return {name: one.kind for name, one in standing.outcomes.items()}
 
 

@@ -15,15 +15,15 @@ from target import FOLDER, ROOT
 
 from agent.capture.audio_file import read_whole
 from agent.compute.decode.defaults import complete, facts_of
-from agent.compute.infer.chain import Turn
+from agent.compute.infer.chain import TimingRun
 from agent.compute.infer.litert import load_runtime
-from agent.compute.infer.session import Options
-from agent.compute.infer.vetting.vetting import Limits, Vetting
+from agent.compute.infer.session import SessionOptions
+from agent.compute.infer.vetting.vetting import Vetting, VettingLimits
 from agent.compute.infer.worker import protocol
 from agent.compute.manifest import Manifest, Model, OutputManifest, Rung
 from agent.compute.tensors import TensorSpec
 from agent.compute.tflite.model import ModelFile
-from agent.compute.tflite.read import Runtime, read_modelfile, refusals
+from agent.compute.tflite.read import Runtime, incompatibilities, read_modelfile
 from agent.errors import ModelError, VedetteError
 from agent.update.bundle import archive
 from agent.update.bundle.description import Description, Migration, Target, parse, render
@@ -38,7 +38,7 @@ RUN: Counter[str] = Counter()
 """What came of the models that the reader accepts, in the runtime that is installed here."""
 _NEIGHBOURS = 4
 _NUMBERS = (0, 1, 2, 5, 0x100, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
-_LIMITS = Limits(within_s=15.0, cpu_s=3, memory=3 * 2**30)
+_LIMITS = VettingLimits(within_s=15.0, cpu_s=3, memory=3 * 2**30)
 """Below the time that one input may take."""
 
 
@@ -69,7 +69,7 @@ def _neighbours(data: bytes) -> Iterator[bytes]:
 
 def _read(data: bytes) -> None:
     model = read_modelfile(data)
-    refused = {runtime: refusals(model, runtime) for runtime in _RUNTIMES}
+    refused = {runtime: incompatibilities(model, runtime) for runtime in _RUNTIMES}
     with suppress(VedetteError):  # it need not be a kind of model that can be guessed
         complete({}, facts_of(data, model), "model")
     if not refused[load_runtime()[0]]:
@@ -81,13 +81,13 @@ def _run(data: bytes, file: ModelFile) -> None:
     rungs = tuple(Rung(f"{n}", signature.name) for n, signature in enumerate(file.signatures)) or (Rung("full"),)
     model = Model(data, "", Manifest("fuzzed", OutputManifest("classify"), rungs=rungs), "fuzzed.tflite")
     try:
-        Vetting(limits=_LIMITS).try_again(model, Options(threads=1))
+        Vetting(limits=_LIMITS).try_again(model, SessionOptions(threads=1))
     except ModelError as error:
         RUN[_kind(error)] += 1
         return
     RUN["ran"] += 1
     try:
-        Vetting(limits=_LIMITS).try_again(model, Options(threads=2))
+        Vetting(limits=_LIMITS).try_again(model, SessionOptions(threads=2))
     except ModelError as error:
         if " crashed " in str(error):
             raise AssertionError(f"ran, and then {error}") from error
@@ -188,7 +188,7 @@ def answer(data: bytes) -> None:
     """What a worker process answers; tensors that are accepted can be mapped."""
     said = protocol.answer_of(data)
     stretch = said.stretch if isinstance(said, protocol.Opened) else said
-    if isinstance(stretch, protocol.Stretch):
+    if isinstance(stretch, protocol.TensorRegion):
         memory = protocol.shared_memory()
         try:
             protocol.mapped(memory, stretch)
@@ -198,12 +198,12 @@ def answer(data: bytes) -> None:
 
 def answer_seeds() -> list[bytes]:
     specs = TensorSpec("image", (1, 4, 4, 3), "uint8", 0.5, -1), TensorSpec("scores", (1, 8), "float32")
-    stretch = protocol.Stretch(specs[:1], specs[1:], 4096, protocol.size_of(specs))
+    stretch = protocol.TensorRegion(specs[:1], specs[1:], 4096, protocol.size_of(specs))
     made = (
         stretch,
         protocol.Opened("litert 2.3.0", 12, 3, stretch),
         protocol.Usage(1.5, 40.0),
-        Turn((1.5, 2.5), 4.0),
+        TimingRun((1.5, 2.5), 4.0),
         protocol.Failed("no such operation", model=True),
     )
     return [protocol.encode(one) for one in made]

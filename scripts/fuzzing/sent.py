@@ -8,12 +8,12 @@ from contextlib import suppress
 from agent.capture.image_size import read_size
 from agent.cli.pictures import file_name
 from agent.cli.roster import FleetTable, Roster
-from agent.cli.row import cells
+from agent.cli.row import format_event
 from agent.cli.table import EventTable
 from agent.cli.watch import json_line
 from agent.comms.commands import check_answer_topic, id_of, request_command, set_command
-from agent.comms.consumer.subscribe import Kind, Received
-from agent.comms.messages import finish
+from agent.comms.consumer.subscribe import Kind, ReceivedMessage
+from agent.comms.messages import complete_spooled
 from agent.comms.topics import Topics
 from agent.errors import VedetteError
 from agent.types import Stored
@@ -40,16 +40,18 @@ def watched(data: bytes) -> None:
     device, _, rest = data[1:].partition(b"\n")
     stream, _, payload = rest.partition(b"\n")
     names = tuple(name.decode(errors="replace") for name in (device, stream))
-    message = Received(f"vedette/{names[0]}/{names[1]}/{kind}", names[0], names[1], kind, payload, 0, False)
+    message = ReceivedMessage(
+        f"vedette/{names[0]}/{names[1]}/{kind}", names[0], names[1], kind, payload, 0, False
+    )
     json_line(message)
     file_name(*names)
     read_size(payload)
     roster, table = Roster(), EventTable("all")
-    for one in (message, Received("vedette/b/status", "b", "", "status", b"online", 0, False)):
+    for one in (message, ReceivedMessage("vedette/b/status", "b", "", "status", b"online", 0, False)):
         roster.take(one)
         table.add(one)
     if (event := message.event()) is not None:
-        cells(event)
+        format_event(event)
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=80, height=30, force_terminal=True, color_system=None)
@@ -105,4 +107,4 @@ def commanded_seeds() -> list[bytes]:
 
 
 def finished(data: bytes) -> None:
-    finish(Stored(1, "vedette/porch/front/events", data, 0.0))
+    complete_spooled(Stored(1, "vedette/porch/front/events", data, 0.0))

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from ha_scene import Scene
 from msgspec.structs import replace
 
-from agent.comms.homeassistant.device import Device, Label, Subject
+from agent.comms.homeassistant.device import Device, Label, StreamEntitySource
 from agent.comms.homeassistant.discovery import entities, message, topic
 from agent.comms.messages import EventMessage, HealthMessage, Latency, ModelId, SpoolHealth, StreamHealth, encode
 from agent.comms.topics import Topics
@@ -27,7 +27,7 @@ _LABELS = (
     "a'b",
 )
 _PLACES = tuple(Label(zone, label) for zone in ("", "drive_way") for label in _LABELS)
-_WHOLE = Subject("Front-Door", "things", _LABELS, _PLACES, zones=("drive_way",), rungs=("auto", "416"))
+_WHOLE = StreamEntitySource("Front-Door", "things", _LABELS, _PLACES, zones=("drive_way",), rungs=("auto", "416"))
 _TOPICS = Topics("vedette", "Odd_device-1")
 DEVICE = Device(
     _TOPICS,

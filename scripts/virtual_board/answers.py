@@ -30,7 +30,7 @@ from agent.capture.audio_file import read_whole
 from agent.compute.infer.audio_input import build_frontend
 from agent.compute.infer.choice import golden_inputs
 from agent.compute.infer.litert import CpuBackend, CpuSession, _delegated, load_runtime
-from agent.compute.infer.session import Options
+from agent.compute.infer.session import SessionOptions
 from agent.compute.manifest import AudioManifest, Model, Rung
 from agent.compute.tflite.read import only_signature
 from agent.models.files import ZOO, bundled
@@ -60,7 +60,7 @@ def _of_rung(model: Model, rung: Rung, cases: int) -> Iterator[tuple[str, Array]
     """What a rung answers, out of a file of its own: only of a file's first graph is known who runs it."""
     content = only_signature(model.content, rung.signature)
     alone = replace(model, content=content, manifest=replace(model.manifest, rungs=(rung,)))
-    session = CpuBackend().open(alone, Options(threads=1))
+    session = CpuBackend().open(alone, SessionOptions(threads=1))
     yield "nodes", np.array(_delegated(session._interpreter))
     inputs = golden_inputs(session.inputs, cases)
     for number, case in enumerate(inputs):

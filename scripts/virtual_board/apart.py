@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from agent.compute.infer.backends import open_session
-from agent.compute.infer.chain import Whole
+from agent.compute.infer.chain import ModelChain
 from agent.compute.infer.choice import golden_inputs
-from agent.compute.infer.session import Options
+from agent.compute.infer.session import SessionOptions
 from agent.compute.manifest import Model
 from agent.errors import BackendError
 from agent.models.library import open_model
@@ -21,12 +21,12 @@ from agent.models.library import open_model
 
 def main() -> None:
     model = open_model("nanodet", "256")
-    cpu = open_session(model, "cpu", Options(threads=1))
-    whole = Whole(cpu, model.manifest)
+    cpu = open_session(model, "cpu", SessionOptions(threads=1))
+    whole = ModelChain(cpu, model.manifest)
     inputs = golden_inputs(whole.inputs, 1)
-    before = whole.answers(inputs)
+    before = whole.run_cases(inputs)
     said = _said_of_the_gpu(model)
-    after = whole.answers(inputs)
+    after = whole.run_cases(inputs)
     unchanged = all(np.array_equal(a, b) for a, b in zip(before[0], after[0], strict=True))
     print(json.dumps({"said": said, "loaded": _loaded(), "unchanged": unchanged}))
 
@@ -34,7 +34,7 @@ def main() -> None:
 def _said_of_the_gpu(model: Model) -> str:
     """Why it cannot be used; empty when it can."""
     try:
-        open_session(model, "gpu", Options()).close()
+        open_session(model, "gpu", SessionOptions()).close()
     except BackendError as error:
         return str(error)
     return ""

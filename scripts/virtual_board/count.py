@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from agent.capture.audio_file import read_whole
-from agent.compute.hearing import Hearing
+from agent.compute.hearing import AudioPerception
 from agent.config.stream import StreamConfig
 from agent.models.library import open_model
 from agent.types import AudioChunk, Samples
@@ -62,7 +62,7 @@ def counted(rounds: int) -> int:
 
 def heard(sound: Samples, rung: str) -> dict[str, float]:
     """Instructions by stage of the pieces of sound that gave one answer; of the gate, of every piece."""
-    hearing = Hearing(
+    hearing = AudioPerception(
         "count", StreamConfig("wav:", "small-speech", rung=rung, threads=1), open_model("small-speech", rung)
     )
     gates, answers = [], []
@@ -71,7 +71,7 @@ def heard(sound: Samples, rung: str) -> dict[str, float]:
         at_s = (first + size) / hearing.rate_hz
         at = _BEGIN + timedelta(seconds=at_s)
         chunk = AudioChunk(sound[first : first + size], hearing.rate_hz, "count", first, round(at_s * 1e9), at, 0)
-        seen = hearing.listen(chunk)
+        seen = hearing.process(chunk)
         gates.append(seen.stages.gate)
         if seen.detections is not None and hearing.inferences == 1:
             answers.append((seen.stages.gate, seen.stages.prepare, seen.stages.infer, seen.stages.track))

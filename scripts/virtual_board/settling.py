@@ -57,7 +57,7 @@ WantedBy=multi-user.target
 
 
 class Health(msgspec.Struct, frozen=True):
-    """What is asked of `agent.daemon.health.BoardHealth`.
+    """What is asked of `agent.daemon.health.DaemonHealth`.
 
     Attributes:
         version, ready, streams: see there.

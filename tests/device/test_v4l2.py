@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.capture.source import open_source
-from agent.capture.streams import Grabber
+from agent.capture.streams import FrameStream
 from agent.config.stream import CaptureConfig
 from agent.errors import SourceError
 
@@ -35,7 +35,7 @@ def test_every_camera_gives_frames_again_and_again() -> None:
         pytest.skip("no /dev/video* gives pictures")
     for device in devices:
         for _ in range(2):
-            grabber = Grabber("cam", f"v4l2:{device}?size=640x480", CaptureConfig(), on_change=print)
+            grabber = FrameStream("cam", f"v4l2:{device}?size=640x480", CaptureConfig(), on_change=print)
             grabber.start()
             frames = [grabber.take(5) for _ in range(5)]
             grabber.stop()

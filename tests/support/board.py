@@ -20,7 +20,7 @@ import msgspec
 import pytest
 import tomli_w
 
-from agent.daemon.health import BoardHealth
+from agent.daemon.health import DaemonHealth
 from tests.support.house import person_model
 from tests.support.mosquitto import HOST
 from tests.support.publishing import TOPICS, wait_for
@@ -118,10 +118,10 @@ class Board:
         """Whether there is such a file."""
         return self.sh("sh", "-c", 'test -e "$1" && echo yes || true', "sh", path) == "yes"
 
-    def health(self) -> BoardHealth | None:
+    def health(self) -> DaemonHealth | None:
         """What the daemon tells programs on the board; None: nothing now."""
         told = self.sh("cat", "/run/vedette/health.json", check=False)
-        return msgspec.json.decode(told, type=BoardHealth) if told else None
+        return msgspec.json.decode(told, type=DaemonHealth) if told else None
 
     def wait_active(self, but: int = 0) -> int:
         """Wait until the service is ready; gives its process.

@@ -15,7 +15,7 @@ import cv2
 import msgspec
 
 from agent.capture.source import open_source
-from agent.compute.vision import Vision
+from agent.compute.vision import VideoPerception
 from agent.config.stream import DecodeConfig, GateConfig, StreamConfig
 from agent.models.files import ZOO
 from agent.models.library import open_manifest, open_model
@@ -56,8 +56,8 @@ def seen(rung: str, image: Image) -> list[Detection]:
     config = StreamConfig(
         "test:", MODEL, gate=GateConfig(motion=False), decode=DecodeConfig(score_threshold=WEAKEST)
     )
-    vision = Vision("golden", config, open_model(MODEL, rung))
-    found = vision.look(Frame(image, "golden", 0, time.monotonic_ns(), datetime.now(UTC))).detections
+    vision = VideoPerception("golden", config, open_model(MODEL, rung))
+    found = vision.process(Frame(image, "golden", 0, time.monotonic_ns(), datetime.now(UTC))).detections
     vision.close()
     assert found is not None
     return found

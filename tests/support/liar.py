@@ -40,7 +40,7 @@ while True:
 
 
 def lying(folder: Path, monkeypatch: pytest.MonkeyPatch, lie: str) -> None:
-    """Have the next worker processes run `lie`, with `put` and `opened`, where they should answer to `Open`."""
+    """Make the next worker processes run `lie`, with `put` and `opened`, instead of answering `OpenModel`."""
     program = folder / "liar"
     program.write_text(LIAR.format(python=sys.executable, lie=lie))
     program.chmod(0o755)

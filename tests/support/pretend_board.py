@@ -20,9 +20,9 @@ import pytest
 from agent.storage import state_file
 from agent.update.bundle.description import HealthGate
 from agent.update.install.journal import Update
-from agent.update.install.paths import Places
-from agent.update.install.rollback import Return
-from agent.update.install.service import Standing, boot_id
+from agent.update.install.paths import Paths
+from agent.update.install.rollback import Rollback
+from agent.update.install.service import ServiceState, boot_id
 from agent.update.install.slots import ModelSets, Slots, slot_of
 from agent.update.install.updater import Updater
 from tests.support.tiny_bundles import Key, make_key, models_bundle, tiny_bundle
@@ -51,7 +51,7 @@ def write_command(venv: Path, selftest: str = "true", problem: str = "") -> None
 class PretendService:
     """Starts what `current` leads to, and writes the vitals that it would have."""
 
-    def __init__(self, where: Places) -> None:
+    def __init__(self, where: Paths) -> None:
         self._where, self._slots = where, Slots(where.home)
         self.version, self.restarts, self.reloads, self.pid = "", 0, 0, 100
         self.failures = 0
@@ -92,11 +92,11 @@ class PretendService:
     def idle(self) -> str:
         return ""
 
-    def standing(self) -> Standing:
+    def standing(self) -> ServiceState:
         self.write_vitals()
         if "+crash" in self.version:
             self.failures += 1
-        return Standing("active", self.failures, "exit-code" if self.failures else "success")
+        return ServiceState("active", self.failures, "exit-code" if self.failures else "success")
 
     def _start(self) -> None:
         self.pid = next(_PIDS)
@@ -149,7 +149,7 @@ class Board:
     """
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch | None = None) -> None:
-        self.where, self.key = Places(root / "root"), make_key(root / "key")
+        self.where, self.key = Paths(root / "root"), make_key(root / "key")
         self._outside = root
         self.said: list[str] = []
         self.slots = Slots(self.where.home)
@@ -211,7 +211,7 @@ class Board:
     def go_back(self) -> Update:
         """As an operator asks."""
         updater = self.updater()
-        Return(self.where, self.service, updater.journal, self.said.append).begin()
+        Rollback(self.where, self.service, updater.journal, self.said.append).begin()
         done = updater.resume()
         assert done is not None
         return done

@@ -62,7 +62,7 @@ def in_order(events: Iterable[messages.EventMessage]) -> list[messages.EventMess
 
 
 class Kept:
-    """An `Outgoing` in memory."""
+    """An `EventSource` in memory."""
 
     def __init__(self, rows: Iterable[Stored] = ()) -> None:
         self.rows = {row.seq: row for row in rows}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from agent.types import Array, Image, Picture
+from agent.types import Array, EncodedFrame, Image
 
 BEGAN = datetime(2026, 11, 25, 10, 15, 3, tzinfo=UTC)
 SECOND = 1_000_000_000
@@ -27,14 +27,14 @@ def number_of(picture: Array) -> int:
     return round((float(picture.mean()) - 8) / _STEP)
 
 
-def picture(number: int, at_ns: int, width: int = 64, height: int = 48) -> Picture:
+def picture(number: int, at_ns: int, width: int = 64, height: int = 48) -> EncodedFrame:
     """One as a JPEG, captured then."""
     done, encoded = cv2.imencode(".jpg", image(number, width, height))
     assert done
-    return Picture(encoded.tobytes(), width, height, at_ns, BEGAN + timedelta(microseconds=at_ns / 1e3))
+    return EncodedFrame(encoded.tobytes(), width, height, at_ns, BEGAN + timedelta(microseconds=at_ns / 1e3))
 
 
-def pictures(times_s: Iterable[float]) -> list[Picture]:
+def pictures(times_s: Iterable[float]) -> list[EncodedFrame]:
     """One at each of these times."""
     return [picture(number, round(at_s * SECOND)) for number, at_s in enumerate(times_s)]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agent.daemon.overrides import LOST
+from agent.daemon.overrides import UNKNOWN_STATE
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.operator import Operator
@@ -319,7 +319,7 @@ def test_when_nobody_can_tell_what_was_switched_off_every_camera_stays_off_until
         newest = health(operator.messages)
         assert newest is not None
         for one in newest.streams.values():
-            assert (one.detail, one.set_by_command) == (LOST, ())
+            assert (one.detail, one.set_by_command) == (UNKNOWN_STATE, ())
         vedette.end(signal.SIGKILL)
         operator.messages.wait(lambda m: m.of(TOPICS.status)[-1] == b"offline")
     assert "so every stream stays off" in vedette.wait_said("what commands had set is lost")
@@ -327,7 +327,7 @@ def test_when_nobody_can_tell_what_was_switched_off_every_camera_stays_off_until
     assert not [e for e in events(operator.messages, "back") if e.kind != "end" and e.captured_at > killed]
     vedette.start()
     operator.messages.wait(lambda m: m.of(TOPICS.status)[-1] == b"online")
-    assert operator.ask("status")["streams"]["back"]["detail"] == LOST
+    assert operator.ask("status")["streams"]["back"]["detail"] == UNKNOWN_STATE
     assert operator.ask("set", stream="back", what="enabled", value=None)["ok"]
     hear(operator.messages, 3, "back")
     assert operator.ask("set", stream="front", what="enabled", value=False)["ok"]
@@ -335,7 +335,7 @@ def test_when_nobody_can_tell_what_was_switched_off_every_camera_stays_off_until
     assert states(operator.messages)["front"] == "disabled"
     newest = health(operator.messages)
     assert newest is not None
-    assert LOST not in [one.detail for one in newest.streams.values()]
+    assert UNKNOWN_STATE not in [one.detail for one in newest.streams.values()]
 
 
 def test_when_the_only_camera_is_switched_off_the_daemon_waits_to_be_told_otherwise(

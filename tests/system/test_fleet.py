@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.update.fleet.ledger import Ledger, Standing, replay
+from agent.update.fleet.ledger import Ledger, RolloutProgress, replay
 from agent.update.fleet.policy import Kind
 from tests.support.fleet import Fleet
 from tests.support.publishing import wait_for
@@ -61,13 +61,13 @@ def bundle(fleet: Fleet, *words: str, name: str = "") -> Path:
     return path
 
 
-def ledger(fleet: Fleet, path: Path) -> Standing:
+def ledger(fleet: Fleet, path: Path) -> RolloutProgress:
     found = replay(Ledger(fleet.folder / f"{path.name}.ledger").read())
     assert found is not None
     return found
 
 
-def kinds(standing: Standing) -> dict[str, Kind]:
+def kinds(standing: RolloutProgress) -> dict[str, Kind]:
     return {name: one.kind for name, one in standing.outcomes.items()}
 
 

@@ -10,20 +10,20 @@ from click.testing import CliRunner
 from msgspec.structs import replace
 
 from agent.cli.main import vedette
-from agent.compute.infer.backends import open_session, plan_of
-from agent.compute.infer.chain import Whole
-from agent.compute.infer.choice import distance, golden_inputs, tolerance
-from agent.compute.infer.delegates import candidates
+from agent.compute.infer.backends import open_session, resolve_backend
+from agent.compute.infer.chain import ModelChain
+from agent.compute.infer.choice import golden_inputs, output_error, tolerance
+from agent.compute.infer.delegates import probe_delegates
 from agent.compute.infer.litert import load_runtime
-from agent.compute.infer.session import Options, Plan
+from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.vulkan import software_driver
 from agent.compute.infer.worker.session import WorkerSession
 from agent.config.device import SelectionConfig
-from agent.daemon.measurements import Surveys, Verdicts
+from agent.daemon.measurements import MeasurementFiles, StoredMeasurements
 from agent.errors import BackendError
 from agent.models.library import golden, open_model, open_whole_model
 
-(FOUND,) = candidates(["gpu"])
+(FOUND,) = probe_delegates(["gpu"])
 pytestmark = pytest.mark.skipif(
     FOUND.plan is None or load_runtime()[0] != "litert", reason=f"no GPU backend: {FOUND.missing}"
 )
@@ -31,14 +31,14 @@ pytestmark = pytest.mark.skipif(
 
 def test_it_answers_as_the_cpu_does_at_every_depth() -> None:
     model = open_whole_model("small-speech")
-    cpu, gpu = open_session(model, "cpu", Options()), open_session(model, "gpu", Options())
+    cpu, gpu = open_session(model, "cpu", SessionOptions()), open_session(model, "gpu", SessionOptions())
     assert isinstance(gpu, WorkerSession)
     for deepest in ("3", "4", "12"):
         manifest = replace(model.manifest, rungs=model.manifest.chain(deepest)[::-1])
-        one, other = Whole(cpu, manifest), Whole(gpu, manifest)
+        one, other = ModelChain(cpu, manifest), ModelChain(gpu, manifest)
         assert (other.inputs, other.outputs) == (one.inputs, one.outputs)
         cases = golden_inputs(one.inputs, 1)
-        off = distance(one.answers(cases), other.answers(cases), one.outputs)
+        off = output_error(one.run_cases(cases), other.run_cases(cases), one.outputs)
         assert 0.0 <= off <= tolerance(manifest, one.outputs)
     assert gpu.usage().rss_mb > 50.0
     gpu.close()
@@ -51,7 +51,7 @@ def test_a_software_driver_is_named_by_the_bench_and_left_out_by_the_selection(t
     assert f"gpu: no GPU: the Vulkan driver {software_driver()} computes on the CPU" in " ".join(
         done.output.split()
     )
-    surveys = Surveys(Verdicts(tmp_path), SelectionConfig(candidates=("gpu",), threads_max=1))
+    surveys = StoredMeasurements(MeasurementFiles(tmp_path), SelectionConfig(candidates=("gpu",), threads_max=1))
     asked: list[str] = []
     made = surveys.measure(open_model("small-speech", "3"), surveys.found(), asked.append)
     assert set(asked) == {"cpu, 1 thread"}
@@ -60,22 +60,24 @@ def test_a_software_driver_is_named_by_the_bench_and_left_out_by_the_selection(t
 
 def test_an_npu_that_is_not_there_says_so() -> None:
     with pytest.raises(BackendError) as caught:
-        WorkerSession(open_whole_model("small-speech"), Plan("npu", "accelerator", "NPU"), Options())
+        WorkerSession(
+            open_whole_model("small-speech"), BackendSpec("npu", "accelerator", "NPU"), SessionOptions()
+        )
     assert "npu" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_it_computes_in_the_precision_that_was_asked_for() -> None:
     model = open_model("nanodet", "256")
-    cpu = open_session(model, "cpu", Options())
-    whole = Whole(cpu, model.manifest)
+    cpu = open_session(model, "cpu", SessionOptions())
+    whole = ModelChain(cpu, model.manifest)
     cases = golden(model)(whole.inputs)
-    right, answers = whole.answers(cases), {}
+    right, answers = whole.run_cases(cases), {}
     for name in ("gpu", "gpu-f32"):
-        session = WorkerSession(model, plan_of(name), Options(), deadline_s=60.0)
-        answers[name] = Whole(session, model.manifest).answers(cases)
+        session = WorkerSession(model, resolve_backend(name), SessionOptions(), deadline_s=60.0)
+        answers[name] = ModelChain(session, model.manifest).run_cases(cases)
         assert session.backend == name
-        assert distance(right, answers[name], whole.outputs) <= tolerance(model.manifest, whole.outputs)
+        assert output_error(right, answers[name], whole.outputs) <= tolerance(model.manifest, whole.outputs)
         session.close()
     cpu.close()
     assert any(not np.array_equal(a, b) for a, b in zip(answers["gpu"][0], answers["gpu-f32"][0], strict=True))

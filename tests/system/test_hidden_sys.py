@@ -66,9 +66,9 @@ def test_the_doctor_notices(path: str) -> None:
 EMPTY = """
 import json, subprocess, sys
 from pathlib import Path
-from agent.board.proc import unreadable
+from agent.board.proc import cpu_info_unreadable
 assert Path("/proc/cpuinfo").read_text() == "", "shown by an emulator"
-print(json.dumps(unreadable()), flush=True)
+print(json.dumps(cpu_info_unreadable()), flush=True)
 sys.exit(subprocess.run([sys.executable, "-m", "agent", "doctor", "--json"]).returncode)
 """
 

@@ -13,15 +13,15 @@ import pytest
 from msgspec.structs import replace
 
 from agent.board.thermal import Heat
-from agent.compute.vision import Vision
+from agent.compute.vision import VideoPerception
 from agent.config import Config
 from agent.config.device import DeviceConfig, HealthConfig, MqttConfig, StorageConfig, ThermalConfig
 from agent.config.stream import PublishConfig, StreamConfig, TrackConfig
 from agent.daemon import stream as supervised
 from agent.daemon.daemon import Daemon
-from agent.daemon.runtime import House
+from agent.daemon.runtime import Runtime
 from agent.errors import BackendError, ConfigError, StorageError, VedetteError
-from agent.types import Frame, Seen
+from agent.types import Frame, StreamResult
 from tests.support.hanging import Inferences
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
@@ -31,7 +31,7 @@ from tests.support.received import Messages
 from tests.support.running import WALK, events, health, hear, kinds, left_open, states, stopped
 
 _PATIENT_S = 1.2
-"""A message that waits for company waits less, see `agent.comms.reporter.Board.retain`."""
+"""A message that waits for company waits less, see `agent.comms.reporter.RetainedSink.retain`."""
 _CLIP = f"{WALK}&frames=20&pace=fast"
 
 
@@ -198,13 +198,13 @@ def test_commands_are_listened_to_before_anybody_can_hear_that_it_is_online(
     config: Config, messages: Messages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listened: list[str] = []
-    start = House.start
+    start = Runtime.start
 
-    def starting(house: House) -> None:
+    def starting(house: Runtime) -> None:
         listened.extend(house.line.publisher.listened())
         start(house)
 
-    monkeypatch.setattr(House, "start", starting)
+    monkeypatch.setattr(Runtime, "start", starting)
     with inside(config):
         both_see(messages)
     assert set(TOPICS.commands) <= set(listened)
@@ -260,14 +260,14 @@ def test_a_stream_that_tries_again_keeps_the_house_open(
     config: Config, messages: Messages, camera: StreamConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervised, "_RESTART_FIRST_S", 0.8)
-    errors, real = [BackendError("the delegate is gone")], Vision.look
+    errors, real = [BackendError("the delegate is gone")], VideoPerception.process
 
-    def look(self: Vision, frame: Frame) -> Seen:
+    def look(self: VideoPerception, frame: Frame) -> StreamResult:
         if errors and self.tracker.alive:
             raise errors.pop()
         return real(self, frame)
 
-    monkeypatch.setattr(Vision, "look", look)
+    monkeypatch.setattr(VideoPerception, "process", look)
     with inside(replace(config, streams={"front": camera})):
         messages.wait(lambda m: states(m) == {"front": "failed"})
         messages.wait(lambda m: [e.kind for e in events(m) if e.kind != "update"] == ["new", "end", "new"])
@@ -313,14 +313,14 @@ def test_a_stream_that_hangs_is_left_behind(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    free, real = threading.Event(), Vision.look
+    free, real = threading.Event(), VideoPerception.process
 
-    def look(self: Vision, frame: Frame) -> Seen:
+    def look(self: VideoPerception, frame: Frame) -> StreamResult:
         if self.tracker.alive:
             free.wait(10)
         return real(self, frame)
 
-    monkeypatch.setattr(Vision, "look", look)
+    monkeypatch.setattr(VideoPerception, "process", look)
     with inside(replace(config, streams={"front": camera})) as running:
         messages.wait(lambda m: "new" in kinds(m))
         running.daemon.request_stop()

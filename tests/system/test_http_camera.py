@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from agent.capture.source import open_source
-from agent.capture.streams import Grabber
+from agent.capture.streams import FrameStream
 from agent.cli.checks import network
 from agent.config import Config
 from agent.config.device import MqttConfig
@@ -98,7 +98,7 @@ def clip(tmp_path: Path) -> Path:
 
 
 def test_an_http_camera_gives_frames(camera: str) -> None:
-    grabber = Grabber("shed", f"{camera}/video", CaptureConfig(stall_s=3), on_change=print)
+    grabber = FrameStream("shed", f"{camera}/video", CaptureConfig(stall_s=3), on_change=print)
     grabber.start()
     frames = [grabber.take(5) for _ in range(10)]
     grabber.stop()
@@ -110,7 +110,7 @@ def test_an_http_camera_gives_frames(camera: str) -> None:
 def test_an_http_camera_that_ends_is_lost_and_opened_again(camera: str) -> None:
     news: list[str] = []
     config = CaptureConfig(stall_s=3, reopen_max_s=0.2)
-    grabber = Grabber("shed", f"{camera}/short", config, on_change=lambda state, _: news.append(state))
+    grabber = FrameStream("shed", f"{camera}/short", config, on_change=lambda state, _: news.append(state))
     grabber.start()
     deadline = time.monotonic() + 20
     while "running" not in news:
@@ -140,7 +140,7 @@ def test_the_doctor_and_a_run_agree(camera: str, tmp_path: Path, path: str, why:
     (told,) = [one for one in network.findings(config, tmp_path) if one.name == "stream shed"]
     assert (told.state, why in told.value) == ("problem" if why else "ok", True)
     news: list[tuple[str, str]] = []
-    grabber = Grabber(
+    grabber = FrameStream(
         "shed", f"{camera}{path}", CaptureConfig(stall_s=3), on_change=lambda *one: news.append(one)
     )
     grabber.start()
@@ -156,7 +156,7 @@ def test_the_doctor_and_a_run_agree(camera: str, tmp_path: Path, path: str, why:
 def test_the_url_of_a_snapshot_is_told_once_until_it_streams(server: ThreadingHTTPServer, camera: str) -> None:
     news: list[str] = []
     config = CaptureConfig(stall_s=3, reopen_max_s=0.05)
-    grabber = Grabber("shed", f"{camera}/picture", config, on_change=lambda state, _: news.append(state))
+    grabber = FrameStream("shed", f"{camera}/picture", config, on_change=lambda state, _: news.append(state))
     grabber.start()
 
     def wait(condition: Callable[[], bool]) -> None:
@@ -197,7 +197,7 @@ def test_a_camera_whose_pictures_are_too_large_is_lost_and_told() -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Large)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     uri = f"http://127.0.0.1:{server.server_address[1]}/"
-    grabber = Grabber("shed", uri, CaptureConfig(stall_s=5), on_change=lambda *one: news.append(one))
+    grabber = FrameStream("shed", uri, CaptureConfig(stall_s=5), on_change=lambda *one: news.append(one))
     grabber.start()
     wait_for(lambda: news)
     grabber.stop()
@@ -211,8 +211,8 @@ def test_a_camera_whose_pictures_are_too_large_is_lost_and_told() -> None:
 def test_a_camera_that_keeps_silent_holds_up_no_other_source(camera: str, clip: Path) -> None:
     news: list[tuple[str, str]] = []
 
-    def grabber(uri: str) -> Grabber:
-        return Grabber("shed", uri, CaptureConfig(stall_s=2), on_change=lambda *one: news.append(one))
+    def grabber(uri: str) -> FrameStream:
+        return FrameStream("shed", uri, CaptureConfig(stall_s=2), on_change=lambda *one: news.append(one))
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hanging = grabber(f"http://127.0.0.1:{silent.getsockname()[1]}/")
@@ -234,7 +234,9 @@ def test_the_exact_reason_of_an_outage_is_told_when_it_is_known() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         config = CaptureConfig(stall_s=0.5, reopen_max_s=0.1)
-        grabber = Grabber("shed", f"http://127.0.0.1:{port}/", config, on_change=lambda *one: news.append(one))
+        grabber = FrameStream(
+            "shed", f"http://127.0.0.1:{port}/", config, on_change=lambda *one: news.append(one)
+        )
         grabber.start()
         wait_for(lambda: len(news) == 2)
         grabber.stop(wait=False)

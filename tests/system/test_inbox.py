@@ -13,7 +13,7 @@ from paho.mqtt.properties import Properties
 
 from agent.comms.mqtt.inbox import LARGEST
 from agent.comms.mqtt.publisher import Publisher
-from agent.comms.mqtt.subscriptions import Received
+from agent.comms.mqtt.subscriptions import IncomingMessage
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import EVENTS, device, event, wait_for
 
@@ -25,9 +25,9 @@ Protocol = Literal["auto", "3.1.1"]
 @contextmanager
 def listening(
     tmp_path: Path, broker: Mosquitto, protocol: Protocol = "auto"
-) -> Iterator[tuple[list[Received], Publisher, Any]]:
+) -> Iterator[tuple[list[IncomingMessage], Publisher, Any]]:
     """A device that listens, what it hears, and how to give it an event."""
-    heard: list[Received] = []
+    heard: list[IncomingMessage] = []
     with device(tmp_path / "state", broker.config(protocol=protocol)) as (spool, publisher):
         publisher.listen(SET, heard.append)
         wait_for(lambda: publisher.state.connected)
@@ -41,7 +41,7 @@ def test_a_message_is_heard_with_its_response_topic_and_again_on_the_next_connec
         voice = broker.subscribe("vedette/porch/status").wait(lambda m: m.of("vedette/porch/status"))
         voice.client.publish(ENABLED, b"on", qos=1, properties=properties)
         wait_for(lambda: heard)
-        assert heard == [Received(ENABLED, b"on", response_topic="me/answers", correlation=b"\x00\xff")]
+        assert heard == [IncomingMessage(ENABLED, b"on", response_topic="me/answers", correlation=b"\x00\xff")]
         broker.kill()
         wait_for(lambda: not publisher.state.connected)
         broker.start()
@@ -57,7 +57,7 @@ def test_what_lay_at_the_broker_is_told_apart(tmp_path: Path) -> None:
         broker.subscribe("x").client.publish(ENABLED, b"on", qos=1, retain=True).wait_for_publish(5)
         with listening(tmp_path, broker) as (heard, _, _):
             wait_for(lambda: heard)
-            assert heard == [Received(ENABLED, b"on", retained=True)]
+            assert heard == [IncomingMessage(ENABLED, b"on", retained=True)]
 
 
 @pytest.mark.parametrize("protocol", ["auto", "3.1.1"])

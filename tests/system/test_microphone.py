@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from agent.capture.source import open_sound
-from agent.capture.streams import Listener
+from agent.capture.streams import AudioStream
 from agent.config.stream import CaptureConfig
 from agent.errors import SourceError
 from agent.types import Array, AudioChunk, Samples
@@ -27,10 +27,10 @@ _RATE = 16000
 
 
 @contextmanager
-def listening(uri: str, rate_hz: int = _RATE) -> Iterator[tuple[Listener, list[tuple[str, str]]]]:
+def listening(uri: str, rate_hz: int = _RATE) -> Iterator[tuple[AudioStream, list[tuple[str, str]]]]:
     """A started listener, and what it reports."""
     news: list[tuple[str, str]] = []
-    listener = Listener("hall", uri, _CONFIG, rate_hz, on_change=lambda state, why: news.append((state, why)))
+    listener = AudioStream("hall", uri, _CONFIG, rate_hz, on_change=lambda state, why: news.append((state, why)))
     listener.start()
     try:
         yield listener, news
@@ -40,7 +40,7 @@ def listening(uri: str, rate_hz: int = _RATE) -> Iterator[tuple[Listener, list[t
         assert time.monotonic() - began < 0.5
 
 
-def hear(listener: Listener, seconds: float) -> list[AudioChunk]:
+def hear(listener: AudioStream, seconds: float) -> list[AudioChunk]:
     """What comes in so many seconds."""
     chunks, end = [], time.monotonic() + seconds
     while time.monotonic() < end:
@@ -68,7 +68,7 @@ def likeness(heard: Array, played: Samples) -> float:
     return float((products / norm).max())
 
 
-def is_heard(server: SoundServer, listener: Listener, rate_hz: int = _RATE) -> None:
+def is_heard(server: SoundServer, listener: AudioStream, rate_hz: int = _RATE) -> None:
     """What is played now is heard, without a gap."""
     while listener.take(0) is not None:
         pass  # what nobody has taken yet, before a loss perhaps

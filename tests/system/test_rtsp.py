@@ -9,7 +9,7 @@ import pytest
 
 from agent.capture.opencv import objection
 from agent.capture.source import open_source, with_login
-from agent.capture.streams import Grabber
+from agent.capture.streams import FrameStream
 from agent.config.source_uri import parse
 from agent.config.stream import CaptureConfig
 from agent.errors import SourceError
@@ -19,10 +19,10 @@ _CONFIG = CaptureConfig(stall_s=1.5, reopen_max_s=0.5)
 
 
 @contextmanager
-def grabbing(uri: str) -> Iterator[tuple[Grabber, list[tuple[str, str]]]]:
+def grabbing(uri: str) -> Iterator[tuple[FrameStream, list[tuple[str, str]]]]:
     """A started grabber, and what it reports."""
     news: list[tuple[str, str]] = []
-    grabber = Grabber("yard", uri, _CONFIG, on_change=lambda state, reason: news.append((state, reason)))
+    grabber = FrameStream("yard", uri, _CONFIG, on_change=lambda state, reason: news.append((state, reason)))
     grabber.start()
     try:
         yield grabber, news
@@ -39,7 +39,7 @@ def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-def frames_flow(grabber: Grabber, count: int = 10) -> None:
+def frames_flow(grabber: FrameStream, count: int = 10) -> None:
     """So many frames come, each with its own picture."""
     for _ in range(count):
         frame = grabber.take(10)

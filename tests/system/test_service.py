@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.daemon.health import BoardHealth
+from agent.daemon.health import DaemonHealth
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.notified import Notified
@@ -28,8 +28,8 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Notifie
         yield heard
 
 
-def report(folder: Path) -> BoardHealth:
-    return msgspec.json.decode((folder / "run/health.json").read_bytes(), type=BoardHealth)
+def report(folder: Path) -> DaemonHealth:
+    return msgspec.json.decode((folder / "run/health.json").read_bytes(), type=DaemonHealth)
 
 
 def test_a_life_as_systemd_hears_it(tmp_path: Path, broker: Mosquitto, systemd: Notified) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.update.fleet.ssh import BUNDLE, Trouble, trouble
+from agent.update.fleet.ssh import BUNDLE, SshFailure, trouble
 from tests.support.running import ROOT
 
 MB = 1 << 20
@@ -46,7 +46,7 @@ class SmallBoard:
             path.write_text(text.format(programs=self._programs, asked=asked[0], present=self.present))
             path.chmod(0o755)
 
-    def send(self, content: bytes) -> tuple[Trouble | None, int]:
+    def send(self, content: bytes) -> tuple[SshFailure | None, int]:
         """What the operator is told of it, and the bytes that were sent."""
         files = [self._here / BUNDLE, self._here / f"{BUNDLE}.sig"]
         for file, data in zip(files, (content, b"signature"), strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.capture.audio_file import read_whole
-from agent.compute.hearing import Hearing
+from agent.compute.hearing import AudioPerception
 from agent.config.stream import GateConfig, StreamConfig
 from agent.models.files import ZOO, packaged_path
 from agent.models.library import open_model
@@ -33,8 +33,8 @@ def theirs(model: str, samples: bytes) -> list[float]:
 def test_it_is_heard_when_the_package_hears_it(model: str, gate: bool) -> None:
     sound = read_whole(SPOKEN, 16_000)
     config = StreamConfig(source="mic:default", model=model, gate=GateConfig(voice=gate))
-    hearing = Hearing("kitchen", config, open_model(model))
-    heard = [c.captured_ns / 1e9 for c in chunks(sound) for _ in hearing.listen(c).events]
+    hearing = AudioPerception("kitchen", config, open_model(model))
+    heard = [c.captured_ns / 1e9 for c in chunks(sound) for _ in hearing.process(c).events]
     expected = theirs(model, sound.tobytes())
     assert len(heard) == len(expected)
     assert heard == pytest.approx(expected, abs=0.1)

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from agent.capture.image_size import read_size
 from agent.cli.watch import watch
-from agent.comms.consumer.client import Access
+from agent.comms.consumer.client import BrokerOptions
 from agent.comms.consumer.subscribe import Subscriber
 from agent.errors import BrokerError
 from tests.support.certificates import make_certificates
@@ -165,7 +165,7 @@ def test_for_so_long_holds_for_a_broker_that_keeps_silent_too() -> None:
 
 
 def test_only_one_device_of_a_prefix_with_levels(broker: Mosquitto) -> None:
-    subscriber = Subscriber(Access(HOST, broker.port), prefix="site/eyes", device="porch")
+    subscriber = Subscriber(BrokerOptions(HOST, broker.port), prefix="site/eyes", device="porch")
     subscriber.start()
     publisher = broker.subscribe("nothing").client
     for topic in ("site/eyes/shed/status", "site/eyes/porch/status", "site/eyes/porch/front/count/traffic_light"):
@@ -178,7 +178,7 @@ def test_only_one_device_of_a_prefix_with_levels(broker: Mosquitto) -> None:
 
 def test_a_broker_that_comes_back_is_heard_again(tmp_path: Path) -> None:
     with Mosquitto(tmp_path) as broker, device(tmp_path, broker.config(reconnect_max_s=0.5)) as (spool, _):
-        subscriber = Subscriber(Access(HOST, broker.port))
+        subscriber = Subscriber(BrokerOptions(HOST, broker.port))
         subscriber.start()
         broker.stop()
         broker.start()

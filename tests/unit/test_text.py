@@ -17,12 +17,12 @@ from agent.cli.clips import clips
 from agent.cli.events import events
 from agent.cli.live import follow
 from agent.comms import messages
-from agent.comms.consumer.subscribe import Received
+from agent.comms.consumer.subscribe import ReceivedMessage
 from agent.comms.topics import Topics
 from agent.config.device import StorageConfig
 from agent.storage.spool.spool import Spool
 from agent.text import TIME_WIDTH, local_time, plural
-from agent.types import Occasion
+from agent.types import ClipReason
 from agent.update.install.journal import Update
 from agent.update.install.status import row
 from tests.unit.cli.test_clips import clip
@@ -66,10 +66,10 @@ def test_every_verb_shows_times_in_the_same_form(tmp_path: Path, capsys: pytest.
     spool = Spool(tmp_path, StorageConfig())
     spool.put(Topics("vedette", "porch").clips("front"), messages.encode(CLIP))
     spool.close()
-    clip(tmp_path, "2026-11-25T10-15-03Z-person-1", Occasion("front", "appeared", "1", "person"))
+    clip(tmp_path, "2026-11-25T10-15-03Z-person-1", ClipReason("front", "appeared", "1", "person"))
     _, tail = CliRunner().invoke(events, ["tail", "--folder", str(tmp_path)]).output.splitlines()
     listed = CliRunner().invoke(clips, ["list", "--folder", str(tmp_path)]).output.splitlines()[2]
-    follow([Received("vedette/porch/status", "porch", "", "status", b"online", 0, False)], "title")
+    follow([ReceivedMessage("vedette/porch/status", "porch", "", "status", b"online", 0, False)], "title")
     (watched,) = [line for line in capsys.readouterr().out.splitlines() if "porch online" in line]
     history = row(Update(state="committed", file="x.vedette", began_at=AT))
     (clock,) = of_clock(Clock(True, True), AT.timestamp(), 0.0)

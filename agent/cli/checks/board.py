@@ -16,7 +16,7 @@ from agent.board.thermal import THERMAL, UNDER_VOLTAGE, Brake, Supply, Zone, rea
 from agent.capture.devices import Devices, devices
 from agent.capture.portaudio import NOT_PLUGGED
 from agent.cli.checks.report import Finding
-from agent.compute.infer.delegates import Found, candidates
+from agent.compute.infer.delegates import DelegateProbe, probe_delegates
 
 SECTION = "board"
 _SCARCE_MB, _TIGHT_MB = 100, 250
@@ -129,17 +129,17 @@ def hardware_findings(root: Path) -> Iterator[Finding]:
     Args:
         root: of the file system.
     """
-    yield from of_candidates(candidates(root=root))
+    yield from of_candidates(probe_delegates(root=root))
 
 
-def of_candidates(found: Sequence[Found]) -> Iterator[Finding]:
+def of_candidates(found: Sequence[DelegateProbe]) -> Iterator[Finding]:
     """What is here and what is missing, with the reason. A board without an accelerator is well."""
     yield Finding(HARDWARE_SECTION, "cpu", "CPU (XNNPACK): always")
     for one in sorted(found, key=lambda one: one.plan is None):
         yield Finding(HARDWARE_SECTION, one.name, f"{one.title}: {_standing(one)}")
 
 
-def _standing(one: Found) -> str:
+def _standing(one: DelegateProbe) -> str:
     """Where it is, or why it is not. How to install it is of no use to a board that does not have it."""
     if one.plan is not None:
         return f"found ({one.parts[0]})"

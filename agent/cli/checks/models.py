@@ -13,18 +13,18 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.board.proc import ADVICE, read_memory, unreadable
+from agent.board.proc import ADVICE, cpu_info_unreadable, read_memory
 from agent.cli.checks.report import Finding
-from agent.compute.infer.choice import Measured, Verdict
-from agent.compute.infer.delegates import Found
-from agent.compute.infer.session import AUTO, Options, Plan
+from agent.compute.infer.choice import Measurement, Selection
+from agent.compute.infer.delegates import DelegateProbe
+from agent.compute.infer.session import AUTO, BackendSpec, SessionOptions
 from agent.compute.infer.vetting.unprivileged import without_root
 from agent.compute.infer.worker.session import WorkerSession
 from agent.compute.manifest import Model
 from agent.compute.tensors import TensorSpec
 from agent.compute.tflite.read import only_signature
 from agent.config import Config
-from agent.daemon.measurements import Survey, Surveys, Verdicts
+from agent.daemon.measurements import MeasurementFiles, StoredMeasurement, StoredMeasurements
 from agent.errors import ModelError, StorageError, VedetteError
 from agent.models.files import ZOO, bundled
 from agent.models.library import open_model_without_root, open_whole_model
@@ -52,7 +52,7 @@ def findings(
         fresh: measure now, whatever is known, and keep it.
         progress: is told what is measured next.
     """
-    surveys = Surveys(Verdicts(state), (config or Config()).selection)
+    surveys = StoredMeasurements(MeasurementFiles(state), (config or Config()).selection)
     for name, rung in _models(config):
         try:
             model = open_model_without_root(name, rung)
@@ -67,12 +67,12 @@ def findings(
 
 
 def _of_model(
-    surveys: Surveys, name: str, model: Model, fresh: bool, tell: Callable[[str], None]
+    surveys: StoredMeasurements, name: str, model: Model, fresh: bool, tell: Callable[[str], None]
 ) -> Iterator[Finding]:
     """What was measured of one model, or why nothing was."""
     try:
         found = surveys.found()
-        made = _measured(surveys, model, found, tell) if fresh else surveys.kept(model, found)
+        made = _measured(surveys, model, found, tell) if fresh else surveys.load(model, found)
     except StorageError as error:
         yield _unread(name, error)
     except VedetteError as error:
@@ -86,8 +86,10 @@ def _of_model(
             yield from _kept(surveys, model, made)
 
 
-def _measured(surveys: Surveys, model: Model, found: Sequence[Found], tell: Callable[[str], None]) -> Survey:
-    return without_root(lambda: surveys.measure(model, found, tell), Survey, _MEASURE_S)
+def _measured(
+    surveys: StoredMeasurements, model: Model, found: Sequence[DelegateProbe], tell: Callable[[str], None]
+) -> StoredMeasurement:
+    return without_root(lambda: surveys.measure(model, found, tell), StoredMeasurement, _MEASURE_S)
 
 
 def _unusable(name: str, error: VedetteError, config: Config | None) -> Finding:
@@ -103,7 +105,7 @@ def _unread(name: str, error: StorageError) -> Finding:
     return Finding(SECTION, name, str(error), "warning", _FRESH)
 
 
-def _kept(surveys: Surveys, model: Model, made: Survey) -> Iterator[Finding]:
+def _kept(surveys: StoredMeasurements, model: Model, made: StoredMeasurement) -> Iterator[Finding]:
     """Nothing, or why the daemon will not know of it."""
     try:
         surveys.keep(model, made)
@@ -112,7 +114,9 @@ def _kept(surveys: Surveys, model: Model, made: Survey) -> Iterator[Finding]:
         yield Finding(SECTION, model.path, value, "warning", f"let what is measured be kept: {error}")
 
 
-def of_survey(model: Model, made: Survey, verdict: Verdict, found: Sequence[Found]) -> Iterator[Finding]:
+def of_survey(
+    model: Model, made: StoredMeasurement, verdict: Selection, found: Sequence[DelegateProbe]
+) -> Iterator[Finding]:
     """What was chosen, when, and what speaks against the others.
 
     Args:
@@ -141,11 +145,11 @@ def _models(config: Config | None) -> list[tuple[str, str]]:
     return list(dict.fromkeys(wanted)) or ([] if streams else [(name, "") for name in bundled()])
 
 
-def _way(one: Measured) -> str:
+def _way(one: Measurement) -> str:
     return f"{one.name}, {one.threads} thread{'s' * (one.threads != 1)}" if one.threads else one.name
 
 
-def _cost(one: Measured) -> str:
+def _cost(one: Measurement) -> str:
     return f"{one.p50_ms:.2f} ms and {one.cpu_ms:.2f} ms of CPU time"
 
 
@@ -272,7 +276,9 @@ def run(golden: Golden) -> Tried:
         model = open_alone(golden.model, golden.rung)
         if model.sha256 != golden.sha256:
             return Tried(name, error="the file is not the one that the answers were recorded of")
-        session = WorkerSession(model, Plan(), Options(threads=1), deadline_s=_PATIENCE_S, patience_s=_PATIENCE_S)
+        session = WorkerSession(
+            model, BackendSpec(), SessionOptions(threads=1), deadline_s=_PATIENCE_S, patience_s=_PATIENCE_S
+        )
     except (ModelError, OSError) as error:  # an OSError: no memory for another process
         return Tried(name, error=str(error))
     try:
@@ -308,7 +314,7 @@ def selftest_findings(tried: Sequence[Tried], root: Path) -> Iterator[Finding]:
     """
     for one in tried:
         yield of_answer(one)
-    yield from of_xnnpack(tried, unreadable(root))
+    yield from of_xnnpack(tried, cpu_info_unreadable(root))
 
 
 def of_answer(one: Tried) -> Finding:
@@ -329,7 +335,7 @@ def of_xnnpack(tried: Sequence[Tried], hidden: Sequence[str]) -> Iterator[Findin
 
     Args:
         tried: what was run.
-        hidden: see `agent.board.proc.unreadable`.
+        hidden: see `agent.board.proc.cpu_info_unreadable`.
     """
     known = [one for one in tried if not one.error and one.delegated >= 0]
     nodes, taken = sum(one.nodes for one in known), sum(one.delegated for one in known)

@@ -16,8 +16,8 @@ from agent.board.proc import read_clock
 from agent.capture.opencv import objection
 from agent.capture.source import with_login
 from agent.cli.checks.report import Finding
-from agent.comms.mqtt.brokers import Broker, address
-from agent.comms.mqtt.connection import Wake
+from agent.comms.mqtt.brokers import BrokerEndpoint, address
+from agent.comms.mqtt.connection import WakeupPipe
 from agent.comms.mqtt.endpoint import brokers_of, check_host, commands_off
 from agent.config import Config
 from agent.config.device import MqttConfig
@@ -85,9 +85,9 @@ def _enter(config: MqttConfig) -> str:
         BrokerError: it cannot be reached, or refuses us; with what it says.
     """
     check_host(config)
-    until, wake = time.monotonic() + TRY_S, Wake()
+    until, wake = time.monotonic() + TRY_S, WakeupPipe()
     # A client id of its own: with that of the daemon the broker would throw the daemon out. No will either.
-    broker = Broker(config, f"vedette{secrets.token_hex(8)}", None, lambda: read_clock().synchronised)
+    broker = BrokerEndpoint(config, f"vedette{secrets.token_hex(8)}", None, lambda: read_clock().synchronised)
     try:
         broker.open(wake, lambda: max(0.05, until - time.monotonic())).farewell(0.2)
     except BrokerError as error:
@@ -120,7 +120,7 @@ def _of_source(name: str, stream: StreamConfig, vitals: Vitals | None) -> Iterat
         if not (stream.enabled and source.on_network):
             return
         if vitals is not None and name in vitals.streams and vitals.streams[name].state in _FLOWING:
-            yield Finding(SECTION, f"stream {name}", f"{source.shown}: the running daemon has it; not tried")
+            yield Finding(SECTION, f"stream {name}", f"{source.masked}: the running daemon has it; not tried")
             return
         why = objection(with_login(source, stream.capture).target, TRY_S)
     except SourceError as error:  # the configuration's section tells of it, too
@@ -128,9 +128,9 @@ def _of_source(name: str, stream: StreamConfig, vitals: Vitals | None) -> Iterat
         return
     if why:
         advice = f"stream {name}: {why}"
-        yield Finding(SECTION, f"stream {name}", f"{source.shown}: {why}", "problem", advice)
+        yield Finding(SECTION, f"stream {name}", f"{source.masked}: {why}", "problem", advice)
     else:
-        yield Finding(SECTION, f"stream {name}", f"{source.shown}: answers, and has the stream")
+        yield Finding(SECTION, f"stream {name}", f"{source.masked}: answers, and has the stream")
 
 
 def _of_commands(config: Config) -> Finding:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import agent
-from agent.board.proc import Clock, Disk, read_clock, read_disk
+from agent.board.proc import Clock, DiskUsage, read_clock, read_disk
 from agent.cli.checks.report import Finding
 from agent.config.device import StorageConfig
 from agent.daemon.overrides import FILE, decode
@@ -102,7 +102,7 @@ def of_commands(config: StorageConfig, root: Path) -> Iterator[Finding]:
         yield Finding(SECTION, name, f"of {plural(len(found.content.streams), 'stream')}")
 
 
-def of_disk(disk: Disk, spool_mb: int) -> Finding:
+def of_disk(disk: DiskUsage, spool_mb: int) -> Finding:
     """Whether there is room.
 
     Args:
@@ -124,7 +124,7 @@ def of_disk(disk: Disk, spool_mb: int) -> Finding:
     return Finding(SECTION, "state folder", value)
 
 
-def _room(disk: Disk) -> str:
+def _room(disk: DiskUsage) -> str:
     return f"make room at {disk.at}: see what takes it with `du -xh {disk.at} | sort -h | tail`"
 
 

@@ -38,7 +38,7 @@ KEYS = (
 _WITHOUT_TLS = "if it speaks no TLS there, leave out --tls, --ca-file and --cert-file"
 
 
-class Access(Struct, frozen=True):
+class BrokerOptions(Struct, frozen=True):
     """How to reach a broker; see `MqttConfig` for the fields, which are the same but for the password itself."""
 
     host: str = "localhost"
@@ -102,7 +102,7 @@ _CONNECT_S, _TCP_S, _KEEPALIVE_S = 10.0, 5.0, 30
 _VERSIONS = {"5": paho.MQTTv5, "3.1.1": paho.MQTTv311}
 
 
-class Guest:
+class ConsumerClient:
     """One client. Paho's thread turns it from `enter` to `leave`.
 
     Attributes:
@@ -111,7 +111,7 @@ class Guest:
 
     def __init__(
         self,
-        access: Access,
+        access: BrokerOptions,
         protocol: Protocol,
         *,
         stays: bool = False,
@@ -147,7 +147,7 @@ class Guest:
         except ConfigError as error:
             raise BrokerError(as_options(str(error))) from error
 
-    def enter(self, timeout_s: float) -> None:
+    def connect(self, timeout_s: float) -> None:
         """Connect, and wait until the broker lets us in.
 
         Args:
@@ -162,7 +162,7 @@ class Guest:
         try:
             self._await(max(0.05, min(_CONNECT_S, until - time.monotonic())))
         except BrokerError:
-            self.leave()
+            self.disconnect()
             raise
 
     def _connect(self, timeout_s: float) -> None:
@@ -200,7 +200,7 @@ class Guest:
             why = as_options(reasons.with_said(reasons.in_words(heard), self._words))
             raise RefusedError(heard, text=f"the broker at {where} refuses {self._access.user}: {why}")
 
-    def leave(self) -> None:
+    def disconnect(self) -> None:
         """Disconnect."""
         self.client.disconnect()
         with suppress(AttributeError):  # paho's thread may end, and take itself away, between a look and a use

@@ -14,7 +14,7 @@ from msgspec import Struct
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.comms.consumer.client import Access, Guest, as_options
+from agent.comms.consumer.client import BrokerOptions, ConsumerClient, as_options
 from agent.comms.mqtt.paho_client import Protocol
 from agent.comms.mqtt.reasons import UNSUPPORTED_PROTOCOL, RefusedError, UnansweredError, in_words
 from agent.comms.topics import Topics
@@ -31,7 +31,7 @@ class NoAnswerError(BrokerError):
     """The device has not answered; the text says what may be wrong."""
 
 
-class Answer(Struct, frozen=True):
+class CommandReply(Struct, frozen=True):
     """What a device has answered.
 
     Attributes:
@@ -58,7 +58,9 @@ class _Said(Struct):
     reason: str
 
 
-def ask(access: Access, topics: Topics, verb: str, body: dict[str, Any], timeout_s: float) -> Answer:
+def send_command(
+    access: BrokerOptions, topics: Topics, verb: str, body: dict[str, Any], timeout_s: float
+) -> CommandReply:
     """Send a request and wait for its answer.
 
     Args:
@@ -86,17 +88,17 @@ class _OldBrokerError(BrokerError):
 class _Asking:
     """One connection."""
 
-    def __init__(self, access: Access, topics: Topics, verb: str, protocol: Protocol) -> None:
+    def __init__(self, access: BrokerOptions, topics: Topics, verb: str, protocol: Protocol) -> None:
         self._access, self._topics, self._verb, self._is_5 = access, topics, verb, protocol == "5"
         self._mark = secrets.token_hex(8)
         answer = topics.answer(verb)
         # A device that speaks 3.1.1 never sees a response topic, whatever we speak: it answers at the usual one.
         self._answer_topics = [f"{answer}/{self._mark}", answer] if self._is_5 else [answer]
         self._subscribed: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[Answer | int] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[CommandReply | int] = queue.SimpleQueue()
         self._statuses: dict[str, str] = {}
         self._commands_off = ""
-        self._guest = Guest(access, protocol)
+        self._guest = ConsumerClient(access, protocol)
         self._client = self._guest.client
         self._listen()
 
@@ -108,7 +110,7 @@ class _Asking:
         client.on_publish = lambda _c, _u, _m, reason, _p: self._published(int(reason.value))
         client.on_message = self._message
 
-    def run(self, body: dict[str, Any], timeout_s: float, until: float) -> Answer:
+    def run(self, body: dict[str, Any], timeout_s: float, until: float) -> CommandReply:
         """Connect, ask, wait, leave.
 
         Args:
@@ -122,11 +124,11 @@ class _Asking:
             self._publish(body)
             return self._wait_answer(timeout_s, until)
         finally:
-            self._guest.leave()
+            self._guest.disconnect()
 
     def _enter(self, left_s: float) -> None:
         try:
-            self._guest.enter(min(_FIRST_S, left_s / 2) if self._is_5 else left_s)
+            self._guest.connect(min(_FIRST_S, left_s / 2) if self._is_5 else left_s)
         except UnansweredError as error:
             if self._is_5:  # some old brokers keep silent, or hang up
                 raise _OldBrokerError from error
@@ -158,14 +160,14 @@ class _Asking:
         payload = msgspec.json.encode({**body, "id": self._mark})
         self._client.publish(self._topics.command(self._verb), payload, 1, properties=properties)
 
-    def _wait_answer(self, timeout_s: float, until: float) -> Answer:
+    def _wait_answer(self, timeout_s: float, until: float) -> CommandReply:
         """The answer; what the broker says of the request comes before it, and may end the wait."""
         while (left := until - time.monotonic()) > 0:
             try:
                 found = self._answers.get(timeout=left)
             except queue.Empty:
                 break
-            if isinstance(found, Answer):
+            if isinstance(found, CommandReply):
                 return found
             if found == _NOBODY or found >= _REFUSAL:
                 raise NoAnswerError(self._why_refused(found))
@@ -190,7 +192,7 @@ class _Asking:
             return  # anybody may publish there
         correlation = getattr(message.properties, "CorrelationData", b"")
         if self._mark in (body.get("id"), correlation.decode(errors="replace")):
-            self._answers.put(Answer(said.ok, said.reason, body))
+            self._answers.put(CommandReply(said.ok, said.reason, body))
 
     def _why_refused(self, code: int) -> str:
         device = self._topics.device

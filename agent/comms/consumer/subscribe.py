@@ -11,7 +11,7 @@ import msgspec
 import paho.mqtt.client as mqtt
 from msgspec import Struct
 
-from agent.comms.consumer.client import Access, Guest
+from agent.comms.consumer.client import BrokerOptions, ConsumerClient
 from agent.comms.messages import EventMessage, HealthMessage
 from agent.errors import NO_JSON
 
@@ -33,7 +33,7 @@ _numbered = msgspec.json.Decoder(Numbered)
 _health = msgspec.json.Decoder(HealthMessage)
 
 
-class Received(Struct, frozen=True):
+class ReceivedMessage(Struct, frozen=True):
     """One message from a device.
 
     Attributes:
@@ -83,15 +83,15 @@ class Received(Struct, frozen=True):
 class Subscriber:
     """Subscribes to every topic of one device or of all. Reconnects by itself."""
 
-    def __init__(self, access: Access, *, prefix: str = "vedette", device: str = "+") -> None:
+    def __init__(self, access: BrokerOptions, *, prefix: str = "vedette", device: str = "+") -> None:
         """Prepare; `start` connects.
 
         Raises:
             BrokerError: a certificate or a key cannot be used.
         """
         self._prefix, self._device = prefix, device
-        self._received: queue.SimpleQueue[Received] = queue.SimpleQueue()
-        self._guest = Guest(access, "3.1.1", stays=True, let_in=self._subscribe)
+        self._received: queue.SimpleQueue[ReceivedMessage] = queue.SimpleQueue()
+        self._guest = ConsumerClient(access, "3.1.1", stays=True, let_in=self._subscribe)
         self._guest.client.on_message = self._message
 
     def start(self, timeout_s: float = _START_S) -> None:
@@ -103,9 +103,9 @@ class Subscriber:
         Raises:
             BrokerError: nobody listens there, or the broker refuses us.
         """
-        self._guest.enter(timeout_s)
+        self._guest.connect(timeout_s)
 
-    def messages(self, until: float | None = None) -> Iterator[Received | None]:
+    def messages(self, until: float | None = None) -> Iterator[ReceivedMessage | None]:
         """Messages as they come; None about four times a second when there are none.
 
         Args:
@@ -119,7 +119,7 @@ class Subscriber:
 
     def stop(self) -> None:
         """Disconnect."""
-        self._guest.leave()
+        self._guest.disconnect()
 
     def _subscribe(self) -> None:
         self._guest.client.subscribe(f"{self._prefix}/{self._device}/#", qos=1)
@@ -128,7 +128,7 @@ class Subscriber:
         levels = message.topic.removeprefix(f"{self._prefix}/").split("/")
         device, stream, kind = _parts(levels)
         self._received.put(
-            Received(
+            ReceivedMessage(
                 message.topic,
                 device,
                 stream,
@@ -161,7 +161,7 @@ _MOST = 1000
 """Runs that are known, the newest."""
 
 
-class Gap(NamedTuple):
+class SequenceGap(NamedTuple):
     """Numbers that have not come.
 
     Attributes:
@@ -174,7 +174,7 @@ class Gap(NamedTuple):
     restart: bool
 
 
-class Numbers:
+class SequenceTracker:
     """Of one device, as they come.
 
     Attributes:
@@ -185,7 +185,7 @@ class Numbers:
         self._run, self.lost = 0, 0
         self._newest: dict[int, int] = {}  # by what a run began with
 
-    def take(self, seq: int, first_seq: int) -> list[Gap]:
+    def take(self, seq: int, first_seq: int) -> list[SequenceGap]:
         """Take note of a message; gives the gap before it, in two parts where it is of two kinds.
 
         What comes again, or late, is no news: numbers are sent in their order. A run that begins lower than what
@@ -204,7 +204,7 @@ class Numbers:
         if expected == 1 or seq < expected:  # nobody knows what was before the first one
             return []
         begins = first_seq if expected < first_seq <= seq else expected
-        gaps = [Gap(expected, begins - 1, True), Gap(begins, seq - 1, False)]
+        gaps = [SequenceGap(expected, begins - 1, True), SequenceGap(begins, seq - 1, False)]
         found = [gap for gap in gaps if gap.first <= gap.last]
         self.lost += sum(gap.last - gap.first + 1 for gap in found if not gap.restart)
         return found

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Literal, Protocol
 
 from agent.comms.homeassistant.device import Device
-from agent.comms.homeassistant.discovery import Entities, Found, entities, message, read, topic
+from agent.comms.homeassistant.discovery import Entities, RetainedEntities, entities, message, read, topic
 from agent.comms.mqtt.inbox import Answer, Handler
-from agent.comms.mqtt.subscriptions import Received
+from agent.comms.mqtt.subscriptions import IncomingMessage
 from agent.config.device import HomeAssistantConfig
 from agent.text import plural
 
@@ -100,7 +100,7 @@ class Announcer:
         wire.ask(self.topic, self._answers.put)
         self._status = f"{config.prefix}/status"
 
-    def _hear(self, received: Received) -> None:
+    def _hear(self, received: IncomingMessage) -> None:
         """Home Assistant says that it has started. What lies retained there was said before we came."""
         if received.payload == b"online" and not received.retained:
             self._births.put(None)
@@ -182,7 +182,7 @@ class Announcer:
             self._wire.listen(self._status, self._hear)
         return True
 
-    def _tell_owner(self, found: Found) -> None:
+    def _tell_owner(self, found: RetainedEntities) -> None:
         """It is left alone: another program's device must not vanish for ours."""
         self._due = self._clock() + _AGAIN_S
         trouble = (

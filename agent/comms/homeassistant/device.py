@@ -34,7 +34,7 @@ def node(device: str) -> str:
     return device if not _TOPIC.search(device) else f"{_TOPIC.sub('-', device)}-{_digits(device)}"
 
 
-def spoken(*parts: str) -> str:
+def display_name(*parts: str) -> str:
     """A name of several parts: `front_door`, `Bark` → `Front door bark`."""
     words = " ".join(_in_a_sentence(part) for part in parts if part.strip())
     return words[:1].upper() + words[1:]
@@ -91,7 +91,7 @@ class Label(Struct, frozen=True):
         return f"zone.{self.zone}." if self.zone else ""
 
 
-class Subject(Struct, frozen=True):
+class StreamEntitySource(Struct, frozen=True):
     """A stream.
 
     Attributes:
@@ -165,7 +165,7 @@ class Device(Struct, frozen=True):
         board: what it is; empty: not known.
         version: of Vedette.
         has_temperature: whether it has a thermal sensor.
-        streams: see `Subject`.
+        streams: see `StreamEntitySource`.
         former: identifiers that it had before.
     """
 
@@ -173,7 +173,7 @@ class Device(Struct, frozen=True):
     board: str
     version: str
     has_temperature: bool
-    streams: tuple[Subject, ...]
+    streams: tuple[StreamEntitySource, ...]
     former: tuple[str, ...] = ()
 
     @property
@@ -184,4 +184,4 @@ class Device(Struct, frozen=True):
     @property
     def spoken(self) -> str:
         """Its name as a person would give it."""
-        return spoken(self.topics.device)
+        return display_name(self.topics.device)

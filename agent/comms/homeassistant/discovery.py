@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from agent.comms.homeassistant.device import Device, Kind, Label, Subject, distinct, node, spoken
+from agent.comms.homeassistant.device import Device, Kind, Label, StreamEntitySource, display_name, distinct, node
 from agent.comms.topics import Topics
 
 # Entities of Home Assistant: each stream's and the device's own, as the components of a discovery message.
@@ -44,13 +44,15 @@ def available(topics: Topics) -> list[Component]:
     return [{"topic": topics.status, **_ONLINE}]
 
 
-def of_stream(topics: Topics, subject: Subject, labels: list[Label]) -> Iterator[tuple[str, Component]]:
+def of_stream(
+    topics: Topics, subject: StreamEntitySource, labels: list[Label]
+) -> Iterator[tuple[str, Component]]:
     """Entities of one stream, by id.
 
     Args:
         topics: of the device.
         subject: the stream.
-        labels: that become entities, see `Subject.told`.
+        labels: that become entities, see `StreamEntitySource.told`.
     """
     if subject.counts and subject.kind in _CLASSES:
         for one in labels:
@@ -62,7 +64,7 @@ def of_stream(topics: Topics, subject: Subject, labels: list[Label]) -> Iterator
             subject.id("picture"),
             {
                 "platform": "image",
-                "name": spoken(subject.name, "last event"),
+                "name": display_name(subject.name, "last event"),
                 "image_topic": topics.snapshot(subject.name),
                 "content_type": "image/jpeg",
             },
@@ -72,7 +74,7 @@ def of_stream(topics: Topics, subject: Subject, labels: list[Label]) -> Iterator
     yield from _diagnostics(topics, subject)
 
 
-def _of_label(topics: Topics, subject: Subject, one: Label) -> Iterator[tuple[str, Component]]:
+def _of_label(topics: Topics, subject: StreamEntitySource, one: Label) -> Iterator[tuple[str, Component]]:
     assert subject.kind is not None
     topic = (
         topics.zone_count(subject.name, one.zone, one.label)
@@ -84,7 +86,7 @@ def _of_label(topics: Topics, subject: Subject, one: Label) -> Iterator[tuple[st
         subject.occupancy_id(one),
         {
             "platform": "binary_sensor",
-            "name": spoken(subject.name, one.zone, one.label),
+            "name": display_name(subject.name, one.zone, one.label),
             "value_template": "{{ 'ON' if value | int(0) > 0 else 'OFF' }}",
             **_CLASSES[subject.kind],
             **common,
@@ -95,7 +97,7 @@ def _of_label(topics: Topics, subject: Subject, one: Label) -> Iterator[tuple[st
             subject.count_id(one),
             {
                 "platform": "sensor",
-                "name": spoken(subject.name, one.zone, one.label, "count"),
+                "name": display_name(subject.name, one.zone, one.label, "count"),
                 "state_class": "measurement",
                 **common,
             },
@@ -109,7 +111,7 @@ def _while_watching(topics: Topics, stream: str) -> Component:
     return {"availability": [*available(topics), watching], "availability_mode": "all"}
 
 
-def _heard(topics: Topics, subject: Subject) -> Component:
+def _heard(topics: Topics, subject: StreamEntitySource) -> Component:
     is_news = (
         f"value_json.kind == 'heard' and value_json.latency_ms.total < {_FRESH_MS} "
         "and value_json.id != this.attributes.get('id')"
@@ -117,7 +119,7 @@ def _heard(topics: Topics, subject: Subject) -> Component:
     told = "{'event_type': value_json.track.label, 'score': value_json.track.score, 'id': value_json.id}"
     return {
         "platform": "event",
-        "name": spoken(subject.name, "word heard"),
+        "name": display_name(subject.name, "word heard"),
         "state_topic": topics.events(subject.name),
         "event_types": list(subject.labels),
         "value_template": f"{{% if {is_news} %}}{{{{ {told} | to_json }}}}{{% endif %}}",
@@ -125,14 +127,14 @@ def _heard(topics: Topics, subject: Subject) -> Component:
     }
 
 
-def _controls(topics: Topics, subject: Subject) -> Iterator[tuple[str, Component]]:
+def _controls(topics: Topics, subject: StreamEntitySource) -> Iterator[tuple[str, Component]]:
     name = subject.name
     yield from _switches(topics, subject)
     yield (
         subject.id("threshold"),
         {
             "platform": "number",
-            "name": spoken(name, "threshold"),
+            "name": display_name(name, "threshold"),
             "min": 0,
             "max": 1,
             "step": 0.01,
@@ -143,14 +145,14 @@ def _controls(topics: Topics, subject: Subject) -> Iterator[tuple[str, Component
     )
     if len(subject.rungs) > 1:
         size = "model size" if subject.kind in ("things", "verdicts") else "model depth"
-        own = {"name": spoken(name, size), "options": list(subject.rungs), "entity_category": "config"}
+        own = {"name": display_name(name, size), "options": list(subject.rungs), "entity_category": "config"}
         yield subject.id("rung"), {"platform": "select", **own, **_set_by(topics, name, "rung")}
     if subject.kind in ("things", "verdicts"):
         yield (
             subject.id("snapshot"),
             {
                 "platform": "button",
-                "name": spoken(name, "take picture"),
+                "name": display_name(name, "take picture"),
                 "command_topic": topics.set(name, "snapshot"),
                 "payload_press": "now",
                 "qos": 1,
@@ -159,12 +161,15 @@ def _controls(topics: Topics, subject: Subject) -> Iterator[tuple[str, Component
         )
 
 
-def _switches(topics: Topics, subject: Subject) -> Iterator[tuple[str, Component]]:
+def _switches(topics: Topics, subject: StreamEntitySource) -> Iterator[tuple[str, Component]]:
     name = subject.name
     switch = {"platform": "switch", "payload_on": "on", "payload_off": "off"}
-    yield subject.id("enabled"), {**switch, "name": spoken(name, "enabled"), **_set_by(topics, name, "enabled")}
+    yield (
+        subject.id("enabled"),
+        {**switch, "name": display_name(name, "enabled"), **_set_by(topics, name, "enabled")},
+    )
     for zone in subject.zones if subject.kind == "things" else ():
-        own = {"name": spoken(name, zone, "zone"), "entity_category": "config"}
+        own = {"name": display_name(name, zone, "zone"), "entity_category": "config"}
         yield subject.id("zone", zone, "enabled"), {**switch, **own, **_set_by(topics, name, f"zone/{zone}")}
 
 
@@ -172,7 +177,7 @@ def _set_by(topics: Topics, stream: str, what: str) -> Component:
     return {"command_topic": topics.set(stream, what), "state_topic": topics.state(stream, what), "qos": 1}
 
 
-def _diagnostics(topics: Topics, subject: Subject) -> Iterator[tuple[str, Component]]:
+def _diagnostics(topics: Topics, subject: StreamEntitySource) -> Iterator[tuple[str, Component]]:
     def told(key: str) -> Component:
         template = f"{{{{ value_json.streams.get('{subject.name}', {{}}).get('{key}') }}}}"
         return {"state_topic": topics.health, "value_template": template, "entity_category": "diagnostic"}
@@ -181,7 +186,7 @@ def _diagnostics(topics: Topics, subject: Subject) -> Iterator[tuple[str, Compon
         subject.id("state"),
         {
             "platform": "sensor",
-            "name": spoken(subject.name, "state"),
+            "name": display_name(subject.name, "state"),
             "device_class": "enum",
             "options": list(STATES),
             **told("state"),
@@ -191,7 +196,7 @@ def _diagnostics(topics: Topics, subject: Subject) -> Iterator[tuple[str, Compon
         subject.id("fps"),
         {
             "platform": "sensor",
-            "name": spoken(subject.name, "frames per second"),
+            "name": display_name(subject.name, "frames per second"),
             "state_class": "measurement",
             "suggested_display_precision": 1,
             **told("fps"),
@@ -394,7 +399,7 @@ class _Message(Struct, frozen=True):
     cmps: dict[str, _Part] = {}
 
 
-class Found(Struct, frozen=True):
+class RetainedEntities(Struct, frozen=True):
     """What the broker retained.
 
     Attributes:
@@ -419,20 +424,22 @@ def is_of(body: bytes, identifier: str) -> bool:
     return found.o.name == ORIGIN and found.dev.ids == (identifier,)
 
 
-def read(body: bytes, device: Device) -> Found:
+def read(body: bytes, device: Device) -> RetainedEntities:
     """Understand a message that the broker retained: anyone may have written it."""
     if not body:
-        return Found()
+        return RetainedEntities()
     try:
         found = msgspec.json.decode(body, type=_Message)
     except (msgspec.MsgspecError, RecursionError):
-        return Found(owner="something that is no discovery of ours")
+        return RetainedEntities(owner="something that is no discovery of ours")
     if found.o.name == ORIGIN and len(found.dev.ids) == 1 and found.dev.ids[0] in device.former:
-        return Found(is_former=True)
+        return RetainedEntities(is_former=True)
     if found.o.name != ORIGIN or found.dev.ids != (device.identifier,):
-        return Found(owner=f"{found.o.name[:60] or 'somebody'}, device {', '.join(found.dev.ids)[:60] or '?'}")
+        return RetainedEntities(
+            owner=f"{found.o.name[:60] or 'somebody'}, device {', '.join(found.dev.ids)[:60] or '?'}"
+        )
     alive, gone = dict[str, str](), dict[str, str]()
     for name, part in list(found.cmps.items())[:_MOST]:
         if part.p in _NEEDS and len(name) <= 300:
             (alive if part.uniq_id else gone)[name] = part.p
-    return Found(alive, gone)
+    return RetainedEntities(alive, gone)

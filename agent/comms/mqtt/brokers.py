@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from agent.comms.mqtt import reasons
-from agent.comms.mqtt.cleanup import Eraser, Memory, Sweep
-from agent.comms.mqtt.connection import Connection, Wake
+from agent.comms.mqtt.cleanup import PublishedNames, RetainedCleaner, StaleCounts
+from agent.comms.mqtt.connection import Connection, WakeupPipe
 from agent.comms.mqtt.endpoint import shown_host
-from agent.comms.mqtt.outbox import States
+from agent.comms.mqtt.outbox import RetainedTopics
 from agent.comms.mqtt.paho_client import Protocol, Will
 from agent.comms.mqtt.reasons import UNSUPPORTED_PROTOCOL, RefusedError, UnansweredError
 from agent.comms.mqtt.tls import CertificateError, Synchronised, port, uses_tls
@@ -82,7 +82,7 @@ def address(config: MqttConfig) -> str:
     return f"{shown_host(config.host)}:{port(config)}"
 
 
-class Broker:
+class BrokerEndpoint:
     """It, and what has been learned of it. Used by one thread at a time.
 
     Attributes:
@@ -90,8 +90,8 @@ class Broker:
         sweep, eraser: of what runs before have left there.
     """
 
-    sweep: Sweep
-    eraser: Eraser
+    sweep: StaleCounts
+    eraser: RetainedCleaner
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Broker:
         self._config, self._client_id, self._will, self._synchronised = config, client_id, will, synchronised
         self._protocol, self._aliases = ProtocolChoice(config.protocol), True
 
-    def clean(self, states: States, topics: Topics, memory: Memory) -> None:
+    def clean(self, states: RetainedTopics, topics: Topics, memory: PublishedNames) -> None:
         """Prepare to put right what runs before have left there.
 
         Args:
@@ -120,10 +120,10 @@ class Broker:
             topics: of the device.
             memory: of what runs before have published.
         """
-        self.sweep = Sweep(states, topics, memory.has)
-        self.eraser = Eraser(states, topics, memory, self.where)
+        self.sweep = StaleCounts(states, topics, memory.has)
+        self.eraser = RetainedCleaner(states, topics, memory, self.where)
 
-    def open(self, wake: Wake, left: Callable[[], float]) -> Connection:
+    def open(self, wake: WakeupPipe, left: Callable[[], float]) -> Connection:
         """A connection that it has accepted.
 
         Args:
@@ -192,7 +192,7 @@ LOOK_FIRST_S, _LOOK_LAST_S = 60.0, 3600.0
 """Between two looks for a better one."""
 
 
-class Order:
+class FailoverPolicy:
     """The place in the order.
 
     Attributes:
@@ -267,10 +267,10 @@ _LOOK_S = 15.0
 """For each broker, at most."""
 
 
-class Scout:
+class PreferredBrokerProbe:
     """One look. For the thread that keeps the line; the looking is done in a thread of its own."""
 
-    def __init__(self, brokers: Sequence[Broker]) -> None:
+    def __init__(self, brokers: Sequence[BrokerEndpoint]) -> None:
         """Begin to look whether one of these is there; the first that is counts."""
         self._brokers = brokers
         self._found: tuple[int, Connection] | None = None
@@ -296,7 +296,7 @@ class Scout:
 
     def _look(self) -> None:
         for number, broker in enumerate(self._brokers):
-            wake = Wake()
+            wake = WakeupPipe()
             try:
                 connection = broker.open(wake, lambda: _LOOK_S)
                 with self._lock:
@@ -317,26 +317,26 @@ _SCOUT_S = 30.0
 """A scout that is out when the connection is lost is waited for: two of us would throw each other out."""
 
 
-class Brokers:
+class BrokerFailover:
     """For the thread that keeps the line, save for `str` of it, `where` and `is_fallback`."""
 
-    def __init__(self, brokers: Sequence[Broker], patience_s: float) -> None:
+    def __init__(self, brokers: Sequence[BrokerEndpoint], patience_s: float) -> None:
         """Begin with the first.
 
         Args:
             brokers: in their order.
-            patience_s: see `Order`.
+            patience_s: see `FailoverPolicy`.
         """
         self._brokers = brokers
-        self._order = Order(len(brokers), patience_s, time.monotonic())
-        self._scout: Scout | None = None
+        self._order = FailoverPolicy(len(brokers), patience_s, time.monotonic())
+        self._scout: PreferredBrokerProbe | None = None
         self._better: tuple[int, Connection] | None = None
 
     def __str__(self) -> str:
         return self._current.where
 
     @property
-    def _current(self) -> Broker:
+    def _current(self) -> BrokerEndpoint:
         return self._brokers[self._order.current]
 
     @property
@@ -356,16 +356,16 @@ class Brokers:
         return f"{self._current.how}{instead}"
 
     @property
-    def sweep(self) -> Sweep:
+    def sweep(self) -> StaleCounts:
         """Of the current one."""
         return self._current.sweep
 
     @property
-    def eraser(self) -> Eraser:
+    def eraser(self) -> RetainedCleaner:
         """Of the current one."""
         return self._current.eraser
 
-    def open(self, wake: Wake, left: Callable[[], float]) -> Connection:
+    def open(self, wake: WakeupPipe, left: Callable[[], float]) -> Connection:
         """A connection to the current one, or to the better one that has been found.
 
         Args:
@@ -403,7 +403,7 @@ class Brokers:
     def is_better_there(self) -> bool:
         """Whether one before the current one is back. Looks for it when it is time to."""
         if self._better is None and self._scout is None and self._order.is_look_due(time.monotonic()):
-            self._scout = Scout(self._brokers[: self._order.current])
+            self._scout = PreferredBrokerProbe(self._brokers[: self._order.current])
         if self._scout is not None and self._scout.is_back:
             self._recall(0.0)
         return self._better is not None
@@ -428,7 +428,7 @@ class Brokers:
         if self._scout is not None:
             self._recall(0.0)
         if self._better is not None:
-            wake = Wake()
+            wake = WakeupPipe()
             self._better[1].wake_by(wake)
             self._better[1].farewell(0.1)
             wake.close()

@@ -17,8 +17,8 @@ from msgspec import Struct
 from agent.comms.commands import shown_payload
 from agent.comms.homeassistant.discovery import is_of
 from agent.comms.mqtt.connection import Connection
-from agent.comms.mqtt.outbox import States
-from agent.comms.mqtt.subscriptions import Look, Received
+from agent.comms.mqtt.outbox import RetainedTopics
+from agent.comms.mqtt.subscriptions import IncomingMessage, RetainedSubscription
 from agent.comms.topics import ONLINE, Topics
 from agent.text import plural
 
@@ -30,7 +30,7 @@ _AGAIN_S = 60.0
 """A name that is online may be our own, of a run that was cut off: a broker notices that after a while."""
 
 
-class Trace(Struct, frozen=True, forbid_unknown_fields=True):
+class FormerName(Struct, frozen=True, forbid_unknown_fields=True):
     """What this device may have left retained under one name.
 
     Attributes:
@@ -50,18 +50,18 @@ class Trace(Struct, frozen=True, forbid_unknown_fields=True):
         return Topics(self.prefix, self.device)
 
 
-class Memory(Protocol):
+class PublishedNames(Protocol):
     """What runs before have published, and where. For the thread of the line."""
 
     def has(self, stream: str) -> bool:
         """Whether there is a stream of this name."""
         ...
 
-    def at(self, broker: str) -> Sequence[Trace]:
+    def at(self, broker: str) -> Sequence[FormerName]:
         """What is to be erased at a broker; of the name that is in use, streams that are gone."""
         ...
 
-    def erased(self, broker: str, trace: Trace) -> None:
+    def erased(self, broker: str, trace: FormerName) -> None:
         """That is done."""
         ...
 
@@ -72,20 +72,20 @@ class _Nothing:
     def has(self, stream: str) -> bool:
         return True
 
-    def at(self, broker: str) -> Sequence[Trace]:
+    def at(self, broker: str) -> Sequence[FormerName]:
         return ()
 
-    def erased(self, broker: str, trace: Trace) -> None:
+    def erased(self, broker: str, trace: FormerName) -> None:
         pass
 
 
-NOTHING: Memory = _Nothing()
+NOTHING: PublishedNames = _Nothing()
 
 
-class Eraser:
+class RetainedCleaner:
     """Of one broker; begun anew with each connection, for what is not done yet."""
 
-    def __init__(self, states: States, topics: Topics, memory: Memory, where: str) -> None:
+    def __init__(self, states: RetainedTopics, topics: Topics, memory: PublishedNames, where: str) -> None:
         """Prepare.
 
         Args:
@@ -95,12 +95,12 @@ class Eraser:
             where: the broker.
         """
         self._states, self._topics, self._memory, self._where = states, topics, memory, where
-        self._looks: dict[str, Look] = {}
-        self._found: list[Received] = []
-        self._traces: list[Trace] = []
-        self._erasing: dict[Trace, list[str]] = {}
+        self._looks: dict[str, RetainedSubscription] = {}
+        self._found: list[IncomingMessage] = []
+        self._traces: list[FormerName] = []
+        self._erasing: dict[FormerName, list[str]] = {}
         self._until = self._again_at = 0.0
-        self._told: set[Trace] = set()
+        self._told: set[FormerName] = set()
 
     def begin(self, connection: Connection) -> None:
         """Look for it, on a new connection."""
@@ -150,17 +150,17 @@ class Eraser:
             else:
                 self._erase(trace, [one.topic for one in self._found if _is_left_by(trace, one)])
 
-    def _is_online(self, trace: Trace) -> bool:
+    def _is_online(self, trace: FormerName) -> bool:
         return not trace.discovery and any(
             one.topic == trace.topics.status and one.payload == ONLINE for one in self._found
         )
 
-    def _tell(self, trace: Trace, what: str) -> None:
+    def _tell(self, trace: FormerName, what: str) -> None:
         if trace not in self._told:
             self._told.add(trace)
             log.warning("%s: what this device has left under its former name %s", _name(trace), what)
 
-    def _erase(self, trace: Trace, found: list[str]) -> None:
+    def _erase(self, trace: FormerName, found: list[str]) -> None:
         # Snapshots first, and without a look: nobody is to see what a camera saw under another name.
         topics = [*(trace.topics.snapshot(stream) for stream in trace.streams), *found]
         self._erasing[trace] = [topic for topic in topics if self._states.set_if_new(topic, b"")]
@@ -169,11 +169,11 @@ class Eraser:
             log.info("%s: this device has left that name: %s deleted", _name(trace), deleted)
 
 
-def _name(trace: Trace) -> str:
+def _name(trace: FormerName) -> str:
     return trace.discovery or f"{trace.prefix}/{trace.device}"
 
 
-def _patterns(trace: Trace) -> tuple[str, ...]:
+def _patterns(trace: FormerName) -> tuple[str, ...]:
     """Of all that is retained, save for snapshots, which are large."""
     topics = trace.topics
     if trace.discovery:
@@ -181,7 +181,7 @@ def _patterns(trace: Trace) -> tuple[str, ...]:
     return topics.status, topics.health, *topics.counts, topics.state("+", "#")
 
 
-def _is_left_by(trace: Trace, one: Received) -> bool:
+def _is_left_by(trace: FormerName, one: IncomingMessage) -> bool:
     if not one.payload:
         return False
     if trace.discovery:
@@ -203,10 +203,10 @@ _MOST, _TOLD = 1000, 20
 """Topics that are put right, at most, and of those told: no device had more, whatever a broker says."""
 
 
-class Sweep:
+class StaleCounts:
     """Done once; begun anew with each connection until it is."""
 
-    def __init__(self, states: States, topics: Topics, has: Callable[[str], bool]) -> None:
+    def __init__(self, states: RetainedTopics, topics: Topics, has: Callable[[str], bool]) -> None:
         """Prepare.
 
         Args:
@@ -216,7 +216,7 @@ class Sweep:
         """
         self._states, self._topics, self._has = states, topics, has
         self._done, self._until = False, 0.0
-        self._looks: list[Look] = []
+        self._looks: list[RetainedSubscription] = []
         self._count = 0
 
     def begin(self, connection: Connection) -> None:
@@ -243,7 +243,7 @@ class Sweep:
                 look.end()
             self._looks = []
 
-    def _put_right(self, one: Received) -> None:
+    def _put_right(self, one: IncomingMessage) -> None:
         stream = self._topics.stream_of(one.topic)
         right = b"0" if self._has(stream) else b""
         if one.payload in (b"", right) or self._count >= _MOST:

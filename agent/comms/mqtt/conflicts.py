@@ -16,10 +16,10 @@ from collections.abc import Callable
 
 from agent.comms.commands import shown_payload
 from agent.comms.mqtt.connection import Connection
-from agent.comms.mqtt.inbox import Hearing, Inbox, Intake
-from agent.comms.mqtt.outbox import States
+from agent.comms.mqtt.inbox import Inbox, RateLimiter, Subscription
+from agent.comms.mqtt.outbox import RetainedTopics
 from agent.comms.mqtt.paho_client import LARGEST_WANTED
-from agent.comms.mqtt.subscriptions import Received
+from agent.comms.mqtt.subscriptions import IncomingMessage
 from agent.comms.topics import Topics
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ _MOST, _TOLD = 1000, 20
 """Topics that are kept in mind or deleted, at most, and of those told: no device had more."""
 
 
-class Intruder:
+class StateConflicts:
     """For the thread of the line.
 
     Attributes:
@@ -40,7 +40,7 @@ class Intruder:
     """
 
     def __init__(
-        self, states: States, topics: Topics, where: object, clock: Callable[[], float] = time.monotonic
+        self, states: RetainedTopics, topics: Topics, where: object, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Prepare.
 
@@ -52,9 +52,9 @@ class Intruder:
         """
         self._states, self._topics, self._clock = states, topics, clock
         self._inbox = Inbox(where)
-        hearing = Hearing(self._take, no_local=True, largest=LARGEST_WANTED, burst=_MOST)
+        hearing = Subscription(self._take, no_local=True, largest=LARGEST_WANTED, burst=_MOST)
         self._inbox.listen(topics.state("+", "#"), hearing)
-        self._intake = Intake(clock, per_s=_PER_S, burst=_BURST)
+        self._intake = RateLimiter(clock, per_s=_PER_S, burst=_BURST)
         self._suspects: dict[str, tuple[float, bytes]] = {}
         self._deleted = 0
         self.count = 0
@@ -74,12 +74,12 @@ class Intruder:
             if payload == (self._states.payload(topic) or b""):  # it has become right
                 del self._suspects[topic]
                 continue
-            if self._intake.judge() != "take":
+            if self._intake.allow() != "take":
                 return
             del self._suspects[topic]
             self._contradict(topic, payload)
 
-    def _take(self, received: Received) -> None:
+    def _take(self, received: IncomingMessage) -> None:
         topic, payload = received.topic, received.payload
         if self._topics.addressed(topic) is not None:
             return  # a request `cmd/state`: `#` stands also for nothing
@@ -124,7 +124,7 @@ _MOMENT_S = 2.0
 """A broker that goes down has closed the connection by then."""
 
 
-class Namesake:
+class DuplicateDevice:
     """Listens to our own status over one connection after another."""
 
     def __init__(self, status: str, online: bytes, clock: Callable[[], float] = time.monotonic) -> None:
@@ -157,7 +157,7 @@ class Namesake:
         self._is_heard, self._said_at = False, self._clock()
         return True
 
-    def _take(self, received: Received) -> None:
+    def _take(self, received: IncomingMessage) -> None:
         # What was retained is how we, or a run before, left.
         if self._is_over or received.retained or received.payload == self._online:
             return

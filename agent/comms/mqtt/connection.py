@@ -22,9 +22,9 @@ from msgspec import Struct
 
 from agent.comms.mqtt import reasons
 from agent.comms.mqtt.paho_client import Client, Protocol, Will
-from agent.comms.mqtt.properties import Envelopes, Kind, Offer, of_answer, read_offer
+from agent.comms.mqtt.properties import Kind, PublishPropertiesFactory, ServerLimits, of_answer, read_offer
 from agent.comms.mqtt.reasons import RefusedError, UnansweredError
-from agent.comms.mqtt.subscriptions import Look, Subscriptions
+from agent.comms.mqtt.subscriptions import RetainedSubscription, Subscriptions
 from agent.comms.mqtt.tls import Synchronised, explained, uses_tls
 from agent.config.device import MqttConfig
 from agent.errors import BrokerError
@@ -32,7 +32,7 @@ from agent.errors import BrokerError
 # What the broker answers to a message that is sent at QoS 1.
 
 
-class Acknowledged(Struct, frozen=True, gc=False):
+class PubAck(Struct, frozen=True, gc=False):
     """The broker's word on a message.
 
     Attributes:
@@ -52,7 +52,7 @@ class Acknowledged(Struct, frozen=True, gc=False):
 # Wakes a thread that waits for a socket.
 
 
-class Wake:
+class WakeupPipe:
     """Something to poll beside the socket. `set` may be called from any thread, and is cheap when it is set."""
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Wake:
 class Waiter:
     """For one thread."""
 
-    def __init__(self, wake: Wake) -> None:
+    def __init__(self, wake: WakeupPipe) -> None:
         """Prepare.
 
         Args:
@@ -156,13 +156,13 @@ class Connection:
         """
         self._config, self._use_aliases = config, aliases
         self.lost, self.lost_code = "", 0
-        self._offer, self.window, self.max_packet = Offer(config.inflight), config.inflight, 0
+        self._offer, self.window, self.max_packet = ServerLimits(config.inflight), config.inflight, 0
         self._answer: int | None = None
         self._error = self._words = ""
-        self._acknowledged: list[Acknowledged] = []
+        self._acknowledged: list[PubAck] = []
         self._unanswered: set[int] = set()
         self._is_5 = protocol == "5"
-        self._envelopes = Envelopes(config.event_expiry_s, 0, mqtt_5=self._is_5)
+        self._envelopes = PublishPropertiesFactory(config.event_expiry_s, 0, mqtt_5=self._is_5)
         self._client = Client(config, client_id, protocol, will)
         self.subscriptions = Subscriptions(self._client, mqtt_5=self._is_5)
         self._client.on_connect, self._client.on_disconnect = self._on_connect, self._on_disconnect
@@ -172,7 +172,7 @@ class Connection:
         self._client.on_socket_register_write = lambda *_: None
 
     def open(
-        self, wake: Wake, timeout_s: float, patience_s: float, synchronised: Synchronised = lambda: None
+        self, wake: WakeupPipe, timeout_s: float, patience_s: float, synchronised: Synchronised = lambda: None
     ) -> None:
         """Connect, and wait for the broker's answer.
 
@@ -196,7 +196,7 @@ class Connection:
             raise BrokerError(reasons.of_opening(error, tls=tls)) from error
         self._await_answer(min(deadline, time.monotonic() + patience_s))
 
-    def wake_by(self, wake: Wake) -> None:
+    def wake_by(self, wake: WakeupPipe) -> None:
         """Let another one end a wait in `turn`."""
         self._waiter = Waiter(wake)
 
@@ -241,9 +241,9 @@ class Connection:
         """
         self._client.publish(topic, payload, 0, properties=of_answer(correlation) if self._is_5 else None)
 
-    def look(self, pattern: str) -> Look:
+    def look(self, pattern: str) -> RetainedSubscription:
         """Ask for what the broker retains under a pattern."""
-        return Look(self.subscriptions, pattern)
+        return RetainedSubscription(self.subscriptions, pattern)
 
     def fits(self, topic: str, payload: bytes) -> bool:
         """Whether the broker takes a message of that size."""
@@ -254,7 +254,7 @@ class Connection:
         """Whether the network has not taken yet what was handed over."""
         return self._client.want_write()
 
-    def turn(self, timeout_s: float) -> list[Acknowledged]:
+    def turn(self, timeout_s: float) -> list[PubAck]:
         """Write, wait for the network or the wake, read; gives what has been acknowledged.
 
         The wake is clear afterwards: look for work only then.
@@ -317,7 +317,7 @@ class Connection:
         self._offer = read_offer(properties, self._config.inflight)
         self.window, self.max_packet = self._offer.window, self._offer.max_packet
         aliases = self._offer.aliases if self._use_aliases else 0
-        self._envelopes = Envelopes(self._config.event_expiry_s, aliases, mqtt_5=self._is_5)
+        self._envelopes = PublishPropertiesFactory(self._config.event_expiry_s, aliases, mqtt_5=self._is_5)
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         code = int(reason.value)
@@ -331,7 +331,7 @@ class Connection:
     def _on_publish(self, client: Any, userdata: Any, mid: int, reason: Any, properties: Any) -> None:
         if mid in self._unanswered:
             self._unanswered.discard(mid)
-            self._acknowledged.append(Acknowledged(mid, int(reason.value)))
+            self._acknowledged.append(PubAck(mid, int(reason.value)))
 
     def _on_log(self, client: Any, userdata: Any, level: int, text: str) -> None:
         if level == paho.MQTT_LOG_ERR:

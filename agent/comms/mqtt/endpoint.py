@@ -194,7 +194,7 @@ def _machine_id() -> str:
 # Whether commands are taken from the brokers of a configuration: only where a broker can tell who sends them.
 
 
-def takes_commands(config: MqttConfig) -> bool:
+def commands_allowed(config: MqttConfig) -> bool:
     """Return whether commands are taken, see `MqttConfig.commands`."""
     return not commands_off(config)
 

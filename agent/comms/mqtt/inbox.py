@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from agent.comms.mqtt import reasons
 from agent.comms.mqtt.connection import Connection
-from agent.comms.mqtt.subscriptions import Look, Received
+from agent.comms.mqtt.subscriptions import IncomingMessage, RetainedSubscription
 
 # How much of what comes is taken: a bucket of tokens, and a door that is shut while somebody floods it.
 
@@ -29,7 +29,7 @@ _SHUT_FIRST_S, _SHUT_LAST_S = 10.0, 600.0
 Verdict = Literal["take", "drop", "shut"]
 
 
-class Intake:
+class RateLimiter:
     """Decides for each message. Times are of a monotonic clock, s.
 
     Attributes:
@@ -51,7 +51,7 @@ class Intake:
         self._pause_s, self._until = _SHUT_FIRST_S, 0.0
         self.dropped = 0
 
-    def judge(self) -> Verdict:
+    def allow(self) -> Verdict:
         """What to do with a message that has come now; `shut`: it is dropped, and let no more come."""
         self._fill()
         if self._tokens >= 1.0:
@@ -97,10 +97,10 @@ log = logging.getLogger(__name__)
 LARGEST = 16 * 1024
 """Bytes of a payload that is handed on. A broker of MQTT 5 is told to keep larger packets to itself."""
 
-Handler = Callable[[Received], None]
+Handler = Callable[[IncomingMessage], None]
 
 
-class Hearing(Struct, frozen=True):
+class Subscription(Struct, frozen=True):
     """How a pattern is listened to.
 
     Attributes:
@@ -117,12 +117,12 @@ class Hearing(Struct, frozen=True):
     burst: int = BURST
 
 
-class _Listener:
+class _Handler:
     """One pattern, and who hears what comes for it."""
 
-    def __init__(self, pattern: str, hearing: Hearing, where: object) -> None:
+    def __init__(self, pattern: str, hearing: Subscription, where: object) -> None:
         self.pattern, self._hearing, self._where = pattern, hearing, where
-        self.intake = Intake(burst=hearing.burst)
+        self.intake = RateLimiter(burst=hearing.burst)
         self.is_subscribed = False
         self._told_refusal = self._told_size = False
 
@@ -149,8 +149,8 @@ class _Listener:
                 reasons.in_words(code),
             )
 
-    def _take(self, connection: Connection, received: Received) -> None:
-        verdict = self.intake.judge()
+    def _take(self, connection: Connection, received: IncomingMessage) -> None:
+        verdict = self.intake.allow()
         if verdict == "take":
             self._hand_on(received)
             return
@@ -161,7 +161,7 @@ class _Listener:
             connection.subscriptions.remove(self.pattern)
             log.warning("%s: flooded; nothing is taken from there for %.0f s", self.pattern, self.intake.shut_s)
 
-    def _hand_on(self, received: Received) -> None:
+    def _hand_on(self, received: IncomingMessage) -> None:
         if len(received.payload) > self._hearing.largest:
             if not self._told_size:
                 self._told_size = True
@@ -193,15 +193,15 @@ class Inbox:
         """
         self._where = where
         self._lock = threading.Lock()
-        self._listeners: dict[str, _Listener] = {}
-        self._hearings: dict[str, Hearing] = {}
+        self._listeners: dict[str, _Handler] = {}
+        self._hearings: dict[str, Subscription] = {}
         self._gone: list[str] = []
 
-    def listen(self, pattern: str, hearing: Hearing) -> None:
+    def listen(self, pattern: str, hearing: Subscription) -> None:
         """Hand what comes for a pattern to a handler, on this connection and on every one that follows."""
         with self._lock:
             self._hearings[pattern] = hearing
-            self._listeners[pattern] = _Listener(pattern, hearing, self._where)
+            self._listeners[pattern] = _Handler(pattern, hearing, self._where)
 
     def ignore(self, pattern: str) -> None:
         """Listen to a pattern no more."""
@@ -209,7 +209,7 @@ class Inbox:
             if self._hearings.pop(pattern, None) is not None:
                 self._gone.append(self._listeners.pop(pattern).pattern)
 
-    def all(self) -> dict[str, Hearing]:
+    def all(self) -> dict[str, Subscription]:
         """Every pattern, and how it is listened to."""
         with self._lock:
             return dict(self._hearings)
@@ -230,7 +230,7 @@ class Inbox:
         for listener in self._all():
             listener.look(connection)
 
-    def _all(self) -> list[_Listener]:
+    def _all(self) -> list[_Handler]:
         with self._lock:
             return list(self._listeners.values())
 
@@ -248,7 +248,7 @@ class _Question:
 
     def __init__(self, topic: str, answer: Answer, clock: Callable[[], float]) -> None:
         self._topic, self._answer, self._clock = topic, answer, clock
-        self._look: Look | None = None
+        self._look: RetainedSubscription | None = None
         self._until = 0.0
 
     def begin(self, connection: Connection) -> None:
@@ -267,7 +267,7 @@ class _Question:
         return True
 
 
-class Inquiry:
+class RetainedQuery:
     """Questions that wait for their answers. `ask` is for any thread, the rest for that of the line."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -17,16 +17,16 @@ from typing import Protocol
 
 import msgspec
 
-from agent.comms.messages import finish
+from agent.comms.messages import complete_spooled
 from agent.comms.mqtt import reasons
-from agent.comms.mqtt.connection import Acknowledged, Connection
+from agent.comms.mqtt.connection import Connection, PubAck
 from agent.comms.mqtt.retry import Backoff
 from agent.types import Stored
 
 # Where the events come from: whatever keeps them until they are acknowledged. The spool does.
 
 
-class Outgoing(Protocol):
+class EventSource(Protocol):
     """Events in the order of their numbers."""
 
     def peek(self, after_seq: int, limit: int) -> list[Stored]:
@@ -74,14 +74,14 @@ class _Hold:
         return not self.until and not self.trying
 
 
-class Events:
+class EventSender:
     """The flow of events over one connection after another. Used by one thread, save for `more`.
 
     Attributes:
         sent, acknowledged: counts since the start.
     """
 
-    def __init__(self, outgoing: Outgoing, where: object, retry_max_s: float) -> None:
+    def __init__(self, outgoing: EventSource, where: object, retry_max_s: float) -> None:
         """Take events from a source.
 
         Args:
@@ -136,7 +136,7 @@ class Events:
         self._look_again()
         while room > 0 and (stored := self._next()) is not None:
             try:
-                body = finish(stored)
+                body = complete_spooled(stored)
                 if not connection.fits(stored.topic, body):
                     raise ValueError(f"{len(body)} bytes, the broker takes {connection.max_packet}")
                 mid = connection.publish(stored.topic, body, qos=1, kind="event")
@@ -183,7 +183,7 @@ class Events:
             self._ahead.extend(rows)
         return bool(rows)
 
-    def take(self, acknowledged: Acknowledged) -> bool:
+    def take(self, acknowledged: PubAck) -> bool:
         """Take note of an acknowledgement; whether it was about an event."""
         stored = self._flight.pop(acknowledged.mid, None)
         if stored is None:
@@ -226,7 +226,7 @@ class Events:
 _KEPT = 64
 
 
-class Answers:
+class ReplyQueue:
     """A short queue. `put` is for any thread, the rest for that of the line."""
 
     def __init__(self) -> None:
@@ -258,7 +258,7 @@ _SAMPLES_KEPT = 64
 """While the network is slow; of more, the oldest go."""
 
 
-class Samples:
+class TransientQueue:
     """A short queue.
 
     Attributes:
@@ -302,7 +302,7 @@ class Samples:
 # Retained topics: only the newest payload of each counts, and a new connection gets them all.
 
 
-class States:
+class RetainedTopics:
     """Payload by topic, and which of them the broker does not have yet. `set` and `all` are for any thread."""
 
     def __init__(self, where: object) -> None:
@@ -394,7 +394,7 @@ class States:
                 return topic, self._payloads[topic]
             return None
 
-    def take(self, acknowledged: Acknowledged) -> bool:
+    def take(self, acknowledged: PubAck) -> bool:
         """Take note of an acknowledgement; whether it was about a retained topic."""
         topic = self._flight.pop(acknowledged.mid, None)
         if topic is None:

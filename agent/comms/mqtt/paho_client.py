@@ -18,7 +18,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from agent.comms.mqtt import properties
-from agent.comms.mqtt.tls import Guard, port, read_credentials
+from agent.comms.mqtt.tls import HandshakeTimeout, port, read_credentials
 from agent.config.device import MqttConfig
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Client(paho.Client):
         )
         self.fault, self._has_told_size = "", False
         self._config, self._is_5 = config, protocol == "5"
-        self._guard: Guard | None = None
+        self._guard: HandshakeTimeout | None = None
         self.max_inflight_messages_set(0)  # unlimited: whoever publishes keeps the broker's window
         if will is not None:
             self.will_set(*will, qos=1, retain=True, properties=properties.of_will() if self._is_5 else None)
@@ -116,7 +116,9 @@ class Client(paho.Client):
 
     def _create_socket_connection(self) -> socket.socket:
         connected = super()._create_socket_connection()
-        self._guard = Guard(connected, min(_HANDSHAKES_S, max(0.05, self._open_until - time.monotonic())))
+        self._guard = HandshakeTimeout(
+            connected, min(_HANDSHAKES_S, max(0.05, self._open_until - time.monotonic()))
+        )
         return connected
 
     @property

@@ -35,7 +35,7 @@ class Packed(Struct, frozen=True, gc=False):
         return self.data
 
 
-class Envelope(Struct, frozen=True, gc=False):
+class PublishProperties(Struct, frozen=True, gc=False):
     """Of one message.
 
     Attributes:
@@ -47,7 +47,7 @@ class Envelope(Struct, frozen=True, gc=False):
     properties: Packed | None
 
 
-class Envelopes:
+class PublishPropertiesFactory:
     """Of one connection."""
 
     def __init__(self, event_expiry_s: int, aliases: int, *, mqtt_5: bool) -> None:
@@ -59,7 +59,7 @@ class Envelopes:
             mqtt_5: else there are none.
         """
         self._mqtt_5, self._aliases, self._used = mqtt_5, aliases, 0
-        self._known: dict[str, Envelope] = {}
+        self._known: dict[str, PublishProperties] = {}
         if mqtt_5:
             self._states = {first: _packed(kind, 0) for first, kind in _CONTENT_TYPES.items()}
             self._text = _packed(_TEXT, 0)
@@ -68,23 +68,23 @@ class Envelopes:
                 "sample": _packed("application/json", _SAMPLE_EXPIRY_S),
             }
 
-    def of(self, topic: str, payload: bytes, kind: Kind) -> Envelope:
+    def of(self, topic: str, payload: bytes, kind: Kind) -> PublishProperties:
         """For a message that is sent next: nothing else of this topic may be sent before it."""
         if (known := self._known.get(topic)) is not None:
             return known
         if not self._mqtt_5:
-            return Envelope(topic, None)
+            return PublishProperties(topic, None)
         if kind == "state":
-            return Envelope(topic, self._states.get(payload[:1], self._text))
+            return PublishProperties(topic, self._states.get(payload[:1], self._text))
         packed = self._frequent[kind]
         if self._used >= self._aliases:
-            return self._keep(topic, Envelope(topic, packed))
+            return self._keep(topic, PublishProperties(topic, packed))
         self._used += 1
         numbered = _with_alias(packed, self._used)
-        self._keep(topic, Envelope("", numbered))
-        return Envelope(topic, numbered)
+        self._keep(topic, PublishProperties("", numbered))
+        return PublishProperties(topic, numbered)
 
-    def _keep(self, topic: str, envelope: Envelope) -> Envelope:
+    def _keep(self, topic: str, envelope: PublishProperties) -> PublishProperties:
         self._known[topic] = envelope
         return envelope
 
@@ -139,7 +139,7 @@ _LEAST_PACKET = 4096
 """Bytes that a broker must take. With less every event would be too large for it, and be dropped for that."""
 
 
-class Offer(Struct, frozen=True):
+class ServerLimits(Struct, frozen=True):
     """Bounds of one connection.
 
     Attributes:
@@ -166,14 +166,14 @@ class Offer(Struct, frozen=True):
         return ""
 
 
-def read_offer(properties: Any, window: int) -> Offer:
+def read_offer(properties: Any, window: int) -> ServerLimits:
     """The offer in the properties of a CONNACK (MQTT 5.0, section 3.2.2.3); one that is not there sets no bound.
 
     Args:
         properties: paho's.
         window: that we want, at most.
     """
-    return Offer(
+    return ServerLimits(
         min(window, getattr(properties, "ReceiveMaximum", window)),
         getattr(properties, "MaximumPacketSize", 0),
         min(1, getattr(properties, "MaximumQoS", 1)),

@@ -11,16 +11,16 @@ import math
 import threading
 
 from agent.comms.mqtt import reasons
-from agent.comms.mqtt.brokers import RECONNECT_MAX_S, Broker, Brokers
-from agent.comms.mqtt.cleanup import NOTHING, Memory
-from agent.comms.mqtt.conflicts import Intruder, Namesake
-from agent.comms.mqtt.connection import Connection, Wake
+from agent.comms.mqtt.brokers import RECONNECT_MAX_S, BrokerEndpoint, BrokerFailover
+from agent.comms.mqtt.cleanup import NOTHING, PublishedNames
+from agent.comms.mqtt.conflicts import DuplicateDevice, StateConflicts
+from agent.comms.mqtt.connection import Connection, WakeupPipe
 from agent.comms.mqtt.endpoint import brokers_of, client_id, problems, remarks
-from agent.comms.mqtt.inbox import Answer, Handler, Hearing, Inbox, Inquiry
-from agent.comms.mqtt.outbox import Answers, Events, Outgoing, Samples, States
+from agent.comms.mqtt.inbox import Answer, Handler, Inbox, RetainedQuery, Subscription
+from agent.comms.mqtt.outbox import EventSender, EventSource, ReplyQueue, RetainedTopics, TransientQueue
 from agent.comms.mqtt.reasons import RefusedError
 from agent.comms.mqtt.retry import Backoff, Pause
-from agent.comms.mqtt.session import LinkState, Outage, Session, Stop
+from agent.comms.mqtt.session import ConnectionLoop, LinkLog, LinkState, Stop
 from agent.comms.mqtt.tls import CertificateError, Synchronised
 from agent.comms.topics import OFFLINE, ONLINE, Topics
 from agent.config.device import MqttConfig
@@ -36,9 +36,9 @@ class Publisher:
         self,
         config: MqttConfig,
         topics: Topics,
-        outgoing: Outgoing,
+        outgoing: EventSource,
         synchronised: Synchronised = lambda: None,
-        memory: Memory = NOTHING,
+        memory: PublishedNames = NOTHING,
     ) -> None:
         """Check the configuration; nothing is sent before `start`.
 
@@ -57,19 +57,19 @@ class Publisher:
         for remark in remarks(config):
             log.warning(remark)
         self._config, self._topics, self._outgoing = config, topics, outgoing
-        self._states, self._samples = States(self), Samples()
+        self._states, self._samples = RetainedTopics(self), TransientQueue()
         client, will = client_id(topics), (topics.status, OFFLINE)
-        brokers = [Broker(one, client, will, synchronised) for one in brokers_of(config)]
+        brokers = [BrokerEndpoint(one, client, will, synchronised) for one in brokers_of(config)]
         for broker in brokers:
             broker.clean(self._states, topics, memory)
-        self._brokers = Brokers(brokers, config.fallback_after_s)
+        self._brokers = BrokerFailover(brokers, config.fallback_after_s)
         longest_s = config.reconnect_max_s or RECONNECT_MAX_S
-        self._events = Events(outgoing, self, longest_s)
-        self._inbox, self._answers, self._inquiry = Inbox(self), Answers(), Inquiry()
-        self._intruder = Intruder(self._states, topics, self)
-        self._outage, self._namesake = Outage(self, client), Namesake(topics.status, ONLINE)
+        self._events = EventSender(outgoing, self, longest_s)
+        self._inbox, self._answers, self._inquiry = Inbox(self), ReplyQueue(), RetainedQuery()
+        self._intruder = StateConflicts(self._states, topics, self)
+        self._outage, self._namesake = LinkLog(self, client), DuplicateDevice(topics.status, ONLINE)
         self._backoff, self._is_away = Backoff(longest_s), False
-        self._wake, self._stop, self._stopping = Wake(), Stop(), threading.Event()
+        self._wake, self._stop, self._stopping = WakeupPipe(), Stop(), threading.Event()
         self._pause = Pause(self._stopping, synchronised)
         self._thread: threading.Thread | None = None
 
@@ -99,7 +99,7 @@ class Publisher:
         return self._states.all()
 
     def ask(self, topic: str, answer: Answer) -> None:
-        """Find out what the broker retains under a topic, see `Inquiry.ask`."""
+        """Find out what the broker retains under a topic, see `RetainedQuery.ask`."""
         self._inquiry.ask(topic, answer)
         self._wake.set()
 
@@ -112,7 +112,7 @@ class Publisher:
                 no payload of more than `agent.comms.mqtt.inbox.LARGEST` bytes, and no flood.
             as_published: see `Subscriptions.add`.
         """
-        self._inbox.listen(pattern, Hearing(handler, as_published))
+        self._inbox.listen(pattern, Subscription(handler, as_published))
         self._wake.set()
 
     def ignore(self, pattern: str) -> None:
@@ -137,7 +137,7 @@ class Publisher:
         if self._states.repeat(topic):
             self._wake.set()
 
-    def listened(self) -> dict[str, Hearing]:
+    def listened(self) -> dict[str, Subscription]:
         """Every pattern that is listened to, for a publisher that takes over from this one."""
         return self._inbox.all()
 
@@ -186,10 +186,10 @@ class Publisher:
         self._wake.set()
 
     def _run(self) -> None:
-        while self._is_worth_it():
+        while self._should_retry():
             self._by_clock = self._is_away = False
             try:
-                again = self._visit()
+                again = self._run_connection()
             except Exception:
                 log.exception("mqtt: a defect in Vedette; going on")
                 self._outage.lost("a defect in Vedette")
@@ -202,11 +202,11 @@ class Publisher:
                 self._pause.wait(self._backoff.next_s(limit_s), by_clock=self._by_clock)
         self._brokers.close()
 
-    def _is_worth_it(self) -> bool:
+    def _should_retry(self) -> bool:
         """When asked to stop, one more attempt is made only for events that wait."""
         return not self._stopping.is_set() or bool(self._outgoing.peek(0, 1))
 
-    def _visit(self) -> bool:
+    def _run_connection(self) -> bool:
         """One connection from its opening to its end; whether to go on to the next without a pause."""
         try:
             connection = self._brokers.open(self._wake, self._stop.left)
@@ -222,7 +222,7 @@ class Publisher:
         self._outage.over(self._brokers.how)
         flows = (self._events, self._states, self._samples, self._inbox, self._answers)
         looks = (self._brokers.sweep, self._brokers.eraser, self._inquiry, self._intruder)
-        Session(connection, self._topics.status, flows, looks, self._outage, self._namesake).run(
+        ConnectionLoop(connection, self._topics.status, flows, looks, self._outage, self._namesake).run(
             self._stop, self._config.keepalive_s / 4, self._brokers.is_better_there
         )
         return self._ended(connection)

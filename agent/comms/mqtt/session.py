@@ -10,11 +10,11 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from agent.comms.mqtt import reasons
-from agent.comms.mqtt.cleanup import Eraser, Sweep
-from agent.comms.mqtt.conflicts import Intruder, Namesake
-from agent.comms.mqtt.connection import Acknowledged, Connection
-from agent.comms.mqtt.inbox import Inbox, Inquiry
-from agent.comms.mqtt.outbox import Answers, Events, Samples, States
+from agent.comms.mqtt.cleanup import RetainedCleaner, StaleCounts
+from agent.comms.mqtt.conflicts import DuplicateDevice, StateConflicts
+from agent.comms.mqtt.connection import Connection, PubAck
+from agent.comms.mqtt.inbox import Inbox, RetainedQuery
+from agent.comms.mqtt.outbox import EventSender, ReplyQueue, RetainedTopics, TransientQueue
 from agent.comms.mqtt.reasons import TAKEN_OVER, in_words
 from agent.comms.topics import OFFLINE, ONLINE, STOPPED
 
@@ -31,7 +31,7 @@ _MOST_SAID = 20
 _TAKEN_OVER = in_words(TAKEN_OVER)
 
 
-class Outage:
+class LinkLog:
     """The state of the line, for the log and for people.
 
     Attributes:
@@ -110,7 +110,7 @@ class Outage:
         self.connects += 1
         self._unsaid, self._is_heard = how, False
 
-    def heard(self) -> None:
+    def acknowledged(self) -> None:
         """It has acknowledged something."""
         self._is_heard = True
         if self._unsaid and self._short < _FLAPPING:
@@ -132,7 +132,7 @@ class Outage:
             for_s,
         )
 
-    def settled(self) -> None:
+    def stable(self) -> None:
         """To be called now and then while the connection lasts."""
         if self._unsaid and self._is_heard and time.monotonic() - self._connected_at >= _STABLE_S:
             self._short = 0
@@ -188,17 +188,17 @@ class Stop:
         return max(0.0, self.left() - self._reserve_s)
 
 
-class Session:
+class ConnectionLoop:
     """Joins the flows on one connection."""
 
     def __init__(
         self,
         connection: Connection,
         status: str,
-        flows: tuple[Events, States, Samples, Inbox, Answers],
-        looks: tuple[Sweep, Eraser, Inquiry, Intruder],
-        outage: Outage,
-        namesake: Namesake,
+        flows: tuple[EventSender, RetainedTopics, TransientQueue, Inbox, ReplyQueue],
+        looks: tuple[StaleCounts, RetainedCleaner, RetainedQuery, StateConflicts],
+        outage: LinkLog,
+        namesake: DuplicateDevice,
     ) -> None:
         """Begin with what the broker has accepted.
 
@@ -280,16 +280,16 @@ class Session:
         self._eraser.go_on()
         self._intruder.go_on(self._connection)
         self._inquiry.go_on(self._connection)
-        self._outage.settled()
+        self._outage.stable()
         silent_s = time.monotonic() - self._heard_at
         if silent_s > _UNEASY_S:
             self._outage.silent(silent_s)
         if silent_s > _SILENCE_S:
             self._connection.drop(f"no acknowledgement for {_SILENCE_S:.0f} s")
 
-    def _take(self, acknowledged: Acknowledged) -> None:
+    def _take(self, acknowledged: PubAck) -> None:
         self._heard_at = time.monotonic()
-        self._outage.heard()
+        self._outage.acknowledged()
         if acknowledged.mid == self._status_mid:
             self._status_mid = 0
             if acknowledged.is_refusal:

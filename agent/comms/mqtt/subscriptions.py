@@ -10,7 +10,7 @@ from msgspec import Struct
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 
-class Received(Struct, frozen=True, gc=False):
+class IncomingMessage(Struct, frozen=True, gc=False):
     """A message from the broker.
 
     Attributes:
@@ -29,7 +29,7 @@ class Received(Struct, frozen=True, gc=False):
     correlation: bytes = b""
 
 
-Take = Callable[[Received], None]
+Take = Callable[[IncomingMessage], None]
 Answered = Callable[[int], None]
 
 
@@ -123,7 +123,7 @@ class Subscriptions:
             self._unasked += 1
             return  # MQTT 5.0, 1.5.4: no topic can be so; a broker that lets it through is not to be believed
         properties = message.properties
-        received = Received(
+        received = IncomingMessage(
             topic,
             bytes(message.payload),
             bool(message.retain),
@@ -145,7 +145,7 @@ _MOST = 1024 * 1024
 _REFUSAL = 0x80
 
 
-class Look:
+class RetainedSubscription:
     """A subscription for as long as the look lasts. For the thread that turns the connection.
 
     Attributes:
@@ -161,10 +161,10 @@ class Look:
         """
         self._subscriptions, self._pattern = subscriptions, pattern
         self._answered, self._bytes, self.refused = False, 0, False
-        self._found: list[Received] = []
+        self._found: list[IncomingMessage] = []
         subscriptions.add(pattern, self._take, self._on_answer, qos=0)
 
-    def found(self) -> list[Received] | None:
+    def found(self) -> list[IncomingMessage] | None:
         """What has come since the last time; None as long as the broker has not answered."""
         if not self._answered:
             return None
@@ -178,7 +178,7 @@ class Look:
     def _on_answer(self, code: int) -> None:
         self._answered, self.refused = True, code >= _REFUSAL
 
-    def _take(self, received: Received) -> None:
+    def _take(self, received: IncomingMessage) -> None:
         self._bytes += len(received.topic) + len(received.payload)
         if self._bytes > _MOST:
             self.end()  # from now on it counts as what nobody asked for

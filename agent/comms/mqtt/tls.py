@@ -140,7 +140,7 @@ def _no_password() -> str:
 # A guard over the handshakes of a connection: they end in time, whatever still drips in byte by byte.
 
 
-class Guard:
+class HandshakeTimeout:
     """Cuts a connection when its time is over.
 
     Attributes:
@@ -286,7 +286,7 @@ def _shown(config: MqttConfig, context: ssl.SSLContext, *, binary: bool) -> Any:
     """The certificate that the broker shows, on a connection for nothing else."""
     with (
         socket.create_connection((config.host, port(config)), timeout=_LOOK_S) as connection,
-        Guard(connection, _LOOK_S),
+        HandshakeTimeout(connection, _LOOK_S),
         context.wrap_socket(connection, server_hostname=config.host) as peer,
     ):
         return peer.getpeercert(binary)

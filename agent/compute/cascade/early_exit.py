@@ -13,11 +13,11 @@ from itertools import pairwise
 import numpy as np
 from msgspec import Struct
 
-from agent.compute.cascade.policy import Ladder
+from agent.compute.cascade.policy import ExitPolicy
 from agent.compute.decode.decoder import Decoder, build_decoder
 from agent.compute.decode.keyword import Keyword
 from agent.compute.decode.scores import Floats
-from agent.compute.infer.chain import usual_ns
+from agent.compute.infer.chain import warm_latency_ns
 from agent.compute.infer.session import Session
 from agent.compute.manifest import HIDDEN, Manifest, Rung
 from agent.config.stream import StreamConfig
@@ -29,7 +29,7 @@ _STILL = 0.5
 """Least confidence with which a rung may say that a word which has been told goes on."""
 
 
-class Answer(Struct, frozen=True):
+class Prediction(Struct, frozen=True):
     """What the model says of one input.
 
     Attributes:
@@ -43,7 +43,7 @@ class Answer(Struct, frozen=True):
     rung: str
 
 
-class _Step(Struct, frozen=True):
+class _Exit(Struct, frozen=True):
     """A rung that is ready to run."""
 
     rung: Rung
@@ -51,7 +51,7 @@ class _Step(Struct, frozen=True):
     hidden: int | None
 
 
-class Climb:
+class EarlyExitModel:
     """One stream's model. For one thread.
 
     Attributes:
@@ -76,11 +76,11 @@ class Climb:
             )
         self._climbs = bool(ladder)
         # A rung that was asked for by name answers, however long it takes.
-        self._policy = Ladder(chain, round(config.ladder.budget_ms * 1e6) if ladder else _NO_BUDGET)
+        self._policy = ExitPolicy(chain, round(config.ladder.budget_ms * 1e6) if ladder else _NO_BUDGET)
         self._steps = [self._step(rung, manifest, config) for rung in chain]
         _check_chain(session, chain)
         for index, rung in enumerate(chain if self._climbs else ()):
-            self._policy.took(index, usual_ns(session, rung.name))
+            self._policy.record_latency(index, warm_latency_ns(session, rung.name))
         session.use(chain[0].name)
         last = self._steps[-1].decoder
         self.keyword = last if isinstance(last, Keyword) else None
@@ -91,7 +91,7 @@ class Climb:
         """How often each rung gave the answer."""
         return {step.rung.name: count for step, count in zip(self._steps, self._policy.used, strict=True)}
 
-    def answer(self, fill: Callable[[Array], None], complexity: float, told: Collection[int] = ()) -> Answer:
+    def predict(self, fill: Callable[[Array], None], complexity: float, told: Collection[int] = ()) -> Prediction:
         """Answer one input.
 
         Args:
@@ -109,9 +109,9 @@ class Climb:
         while True:
             self._run(index, fill)
             now = time.monotonic_ns() - began
-            self._policy.took(index, now - spent)
+            self._policy.record_latency(index, now - spent)
             spent, last = now, index + 1 == len(self._steps)
-            if index >= first or last or not self._policy.affords(index + 1, spent):
+            if index >= first or last or not self._policy.fits_budget(index + 1, spent):
                 answer = self._read(index)
                 if last or self._will_do(index, answer.scores, told, spent):
                     self._policy.used[index] += 1
@@ -119,7 +119,7 @@ class Climb:
                     return answer
             index += 1
 
-    def every(self, fill: Callable[[Array], None]) -> list[Floats]:
+    def predict_all_exits(self, fill: Callable[[Array], None]) -> list[Floats]:
         """What each rung says of one input, shallow first: its raw scores, float32 [classes].
 
         Raises:
@@ -135,12 +135,12 @@ class Climb:
             del outputs
         return said
 
-    def _step(self, rung: Rung, manifest: Manifest, config: StreamConfig) -> _Step:
+    def _step(self, rung: Rung, manifest: Manifest, config: StreamConfig) -> _Exit:
         session = self._session
         session.use(rung.name)
         decoder = build_decoder(manifest, session.inputs, session.outputs, config.decode)
         names = [spec.name for spec in session.outputs]
-        return _Step(rung, decoder, names.index(HIDDEN) if HIDDEN in names else None)
+        return _Exit(rung, decoder, names.index(HIDDEN) if HIDDEN in names else None)
 
     def _run(self, index: int, fill: Callable[[Array], None]) -> None:
         session, step = self._session, self._steps[index]
@@ -157,24 +157,24 @@ class Climb:
             del hidden
         session.invoke()
 
-    def _read(self, index: int) -> Answer:
+    def _read(self, index: int) -> Prediction:
         session, step = self._session, self._steps[index]
         outputs = [session.output(number) for number in range(len(session.outputs))]
         if isinstance(step.decoder, Keyword):
             scores = step.decoder.probabilities(outputs, step.rung.temperature)
-            return Answer([], scores, step.rung.name)
+            return Prediction([], scores, step.rung.name)
         detections = step.decoder(outputs)
         scores = np.array([detection.score for detection in detections], np.float32)
-        return Answer(detections, scores, step.rung.name)
+        return Prediction(detections, scores, step.rung.name)
 
     def _will_do(self, index: int, scores: Floats, told: Collection[int], spent_ns: int) -> bool:
         """Whether no deeper rung is asked."""
         decoder = self._steps[index].decoder
         if not isinstance(decoder, Keyword):
-            return not self._policy.goes_on(index, float(scores.max(initial=0.0)), spent_ns)
+            return not self._policy.needs_deeper(index, float(scores.max(initial=0.0)), spent_ns)
         label, confidence = decoder.verdict(scores)
         old = label in told and confidence >= _STILL
-        return old or not self._policy.goes_on(index, confidence, spent_ns)
+        return old or not self._policy.needs_deeper(index, confidence, spent_ns)
 
 
 def _check_chain(session: Session, chain: tuple[Rung, ...]) -> None:

@@ -18,7 +18,7 @@ _RETRY = 200
 """A rung that was refused so often for its time is measured anew: what made it slow may be over."""
 
 
-class Ladder:
+class ExitPolicy:
     """One stream's policy. For one thread.
 
     Attributes:
@@ -47,7 +47,7 @@ class Ladder:
                 return index
         return len(self.rungs) - 1
 
-    def goes_on(self, index: int, confidence: float, spent_ns: int) -> bool:
+    def needs_deeper(self, index: int, confidence: float, spent_ns: int) -> bool:
         """Whether the next rung is asked after this one's answer.
 
         Args:
@@ -55,22 +55,22 @@ class Ladder:
             confidence: of its answer, 0..1.
             spent_ns: on this input so far.
         """
-        if index + 1 >= len(self.rungs) or self.sure(index, confidence):
+        if index + 1 >= len(self.rungs) or self.is_confident(index, confidence):
             return False
-        return self.affords(index + 1, spent_ns)
+        return self.fits_budget(index + 1, spent_ns)
 
-    def sure(self, index: int, confidence: float) -> bool:
+    def is_confident(self, index: int, confidence: float) -> bool:
         """Whether an answer of this confidence is what was learned to be good enough for its rung."""
         return confidence >= self._enough[index]
 
-    def affords(self, index: int, spent_ns: int) -> bool:
+    def fits_budget(self, index: int, spent_ns: int) -> bool:
         """Whether a rung still fits into the budget, or is to be tried again; it is run then."""
         if spent_ns + self._usual_ns[index] <= self._budget_ns:
             return True
         self._refused[index] += 1
         return self._refused[index] > _RETRY and spent_ns <= self._budget_ns
 
-    def took(self, index: int, ns: int) -> None:
+    def record_latency(self, index: int, ns: int) -> None:
         """Learn how long a rung takes by itself, ns."""
         usual = self._usual_ns[index]
         anew = usual == 0.0 or self._refused[index] > _RETRY
@@ -97,7 +97,7 @@ _UNCHECKED = 32
 """Sure answers of smaller sizes before the largest checks one."""
 
 
-class SizeLadder(Ladder):
+class SizeLadder(ExitPolicy):
     """One stream's policy for sizes, smallest first. For one thread.
 
     For each picture: `begin`, `took` for each size that looks, `larger` after the first, `settle`.
@@ -117,10 +117,10 @@ class SizeLadder(Ladder):
         time left for the largest that the budget allows.
         """
         last = len(self.rungs) - 1
-        self._largest = top = next((index for index in range(last, 0, -1) if self.affords(index, 0)), 0)
+        self._largest = top = next((index for index in range(last, 0, -1) if self.fits_budget(index, 0)), 0)
         smaller = range(self.first(complexity), top)
         for index in smaller:
-            if self._idle[index] >= _IDLE and self.affords(index, round(self._usual_ns[top])):
+            if self._idle[index] >= _IDLE and self.fits_budget(index, round(self._usual_ns[top])):
                 return index
         fits = [index for index in smaller if self._usual_ns[index] + self._usual_ns[top] <= self._budget_ns]
         return min((*fits, top), key=self._expected_ns)
@@ -140,7 +140,7 @@ class SizeLadder(Ladder):
         """
         if index >= self._largest or (sure and self._unchecked < _UNCHECKED):
             return None
-        return self._largest if self.affords(self._largest, spent_ns) else None
+        return self._largest if self.fits_budget(self._largest, spent_ns) else None
 
     def settle(self, began: int, answered: int, *, sure: bool, agreed: bool = True) -> None:
         """Learn from a picture where the next one begins.

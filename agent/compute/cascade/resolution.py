@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from agent.compute.cascade.policy import SizeLadder
 from agent.compute.decode.decoder import build_decoder
-from agent.compute.infer.chain import usual_ns
+from agent.compute.infer.chain import warm_latency_ns
 from agent.compute.infer.image_input import ImageInput, Placement
 from agent.compute.infer.session import Session
 from agent.compute.manifest import AUTO, Model
@@ -24,7 +24,7 @@ _SAME = 0.5
 """Least overlap of two boxes that stand for the same thing."""
 
 
-def certainty(scores: Iterable[float], threshold: float) -> float:
+def answer_confidence(scores: Iterable[float], threshold: float) -> float:
     """How sure an answer is, 0.5..1: as sure as its least sure candidate.
 
     An answer is a yes or no to each candidate, and one that is wrong makes it wrong. A score becomes a
@@ -45,7 +45,7 @@ def _probability(score: float, threshold: float) -> float:
     return 0.5 + (score - threshold) / (2.0 * (1.0 - threshold)) if threshold < 1.0 else 0.5
 
 
-def agreement(these: Sequence[Detection], those: Sequence[Detection]) -> float:
+def detection_f1(these: Sequence[Detection], those: Sequence[Detection]) -> float:
     """How far two answers to one picture agree, 0..1: F1 of the one against the other, 1 where both are empty.
 
     Detections are the same that have one label and overlap by half; those without a box have the label only.
@@ -64,7 +64,7 @@ def _likeness(one: Detection, other: Detection) -> float:
     return iou(one.box, other.box) if one.box and other.box else 1.0
 
 
-class Look(Struct, frozen=True, gc=False):
+class DetectorResult(Struct, frozen=True, gc=False):
     """What was made of a frame.
 
     Attributes:
@@ -78,7 +78,7 @@ class Look(Struct, frozen=True, gc=False):
     decode: int
 
 
-class Size:
+class Detector:
     """What a rung needs before and after its inference. For one thread.
 
     Attributes:
@@ -102,7 +102,7 @@ class Size:
         self._decoder = build_decoder(model.manifest, session.inputs, session.outputs, config)
         self._image = ImageInput(session.inputs[0], model.manifest.input)
 
-    def look(self, frame: Frame, crop: Box, complexity: float) -> Look:
+    def run(self, frame: Frame, crop: Box, complexity: float) -> DetectorResult:
         """Look at a part of a frame. The session must be using this rung.
 
         Args:
@@ -122,7 +122,7 @@ class Size:
         detections = self._decoder([session.output(index) for index in range(len(session.outputs))])
         if not placement.whole:
             detections = _placed(detections, placement)
-        return Look(detections, prepared - began, inferred - prepared, time.monotonic_ns() - inferred)
+        return DetectorResult(detections, prepared - began, inferred - prepared, time.monotonic_ns() - inferred)
 
 
 def _placed(detections: Sequence[Detection], placement: Placement) -> list[Detection]:
@@ -146,7 +146,7 @@ _AGREES = 0.8
 """Least agreement with the largest size: whether the last of a crowd is seen is chance."""
 
 
-class Sizes:
+class ResolutionCascade:
     """One stream's model with all of its sizes. For one thread.
 
     Attributes:
@@ -157,7 +157,7 @@ class Sizes:
         """Prepare every size; the smaller ones give candidates below the threshold too.
 
         Raises:
-            ModelError: nothing was learned about when to stop, a rung is no size, or see `Size`.
+            ModelError: nothing was learned about when to stop, a rung is no size, or see `Detector`.
         """
         rungs = model.manifest.climbed(AUTO)
         if depths := [rung.name for rung in rungs if rung.after]:
@@ -170,12 +170,12 @@ class Sizes:
         self._threshold = float(np.float32(model.manifest.output.score_threshold if wish is None else wish))
         weak = replace(decode, score_threshold=self._threshold / 2)
         *smaller, largest = rungs
-        self._sizes = [Size(session, model, rung.name, weak) for rung in smaller]
-        self._sizes.append(Size(session, model, largest.name, decode))
+        self._sizes = [Detector(session, model, rung.name, weak) for rung in smaller]
+        self._sizes.append(Detector(session, model, largest.name, decode))
         self._session = session
         self._ladder = SizeLadder(rungs, round(config.ladder.budget_ms * 1e6))
         for index, rung in enumerate(rungs):
-            self._ladder.took(index, usual_ns(session, rung.name))
+            self._ladder.record_latency(index, warm_latency_ns(session, rung.name))
         self.rung = largest.name
 
     @property
@@ -183,7 +183,7 @@ class Sizes:
         """How often each rung gave the answer."""
         return {size.rung: count for size, count in zip(self._sizes, self._ladder.used, strict=True)}
 
-    def look(self, frame: Frame, crop: Box, complexity: float) -> Look:
+    def run(self, frame: Frame, crop: Box, complexity: float) -> DetectorResult:
         """Look at a part of a frame; times are those of all sizes that did.
 
         Raises:
@@ -192,18 +192,18 @@ class Sizes:
         ladder, began_ns = self._ladder, time.monotonic_ns()
         began = answered = ladder.begin(complexity)
         look, confidence = self._run(began, frame, crop, complexity)
-        sure, agreed = ladder.sure(began, confidence), True
+        sure, agreed = ladder.is_confident(began, confidence), True
         larger = ladder.larger(began, sure=sure, spent_ns=time.monotonic_ns() - began_ns)
         if larger is not None:
             first, answered = look, larger
             look, _ = self._run(larger, frame, crop, complexity)
-            agreed = agreement(first.detections, look.detections) >= _AGREES
+            agreed = detection_f1(first.detections, look.detections) >= _AGREES
             look = _after(first, look)
         ladder.settle(began, answered, sure=sure, agreed=agreed)
         self.rung = self._sizes[answered].rung
         return look
 
-    def every(self, frame: Frame, crop: Box) -> list[tuple[Look, float]]:
+    def every(self, frame: Frame, crop: Box) -> list[tuple[DetectorResult, float]]:
         """What every size sees in a part of a frame, and how sure it is; smallest first.
 
         Raises:
@@ -211,22 +211,22 @@ class Sizes:
         """
         return [self._run(index, frame, crop, 1.0) for index in range(len(self._sizes))]
 
-    def _run(self, index: int, frame: Frame, crop: Box, complexity: float) -> tuple[Look, float]:
+    def _run(self, index: int, frame: Frame, crop: Box, complexity: float) -> tuple[DetectorResult, float]:
         """What a size sees, and how sure it is."""
         size, began_ns = self._sizes[index], time.monotonic_ns()
         self._session.use(size.rung)
-        look = size.look(frame, crop, complexity)
+        look = size.run(frame, crop, complexity)
         confidence = 1.0
         if index + 1 < len(self._sizes):
-            confidence = certainty((found.score for found in look.detections), self._threshold)
+            confidence = answer_confidence((found.score for found in look.detections), self._threshold)
             look = replace(look, detections=[d for d in look.detections if d.score >= self._threshold])
-        self._ladder.took(index, time.monotonic_ns() - began_ns)
+        self._ladder.record_latency(index, time.monotonic_ns() - began_ns)
         return look, confidence
 
 
-def _after(first: Look, second: Look) -> Look:
+def _after(first: DetectorResult, second: DetectorResult) -> DetectorResult:
     """The second with the time of both."""
-    return Look(
+    return DetectorResult(
         second.detections,
         first.prepare + second.prepare,
         first.infer + second.infer,

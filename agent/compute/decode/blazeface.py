@@ -13,8 +13,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from agent.compute.decode.boxes import BoxEnd, tuples
-from agent.compute.decode.decoder import MisfitError, Options, Role, Setting, Shape, cast, other_classes
-from agent.compute.decode.scores import Floats, Sieve
+from agent.compute.decode.decoder import (
+    DecoderContext,
+    DecoderOptions,
+    OutputRole,
+    Shape,
+    ShapeMismatchError,
+    assign_outputs,
+    other_classes,
+)
+from agent.compute.decode.scores import Floats, ScoreFilter
 from agent.types import Array, Detection, Keypoint
 
 POINTS = ("right_eye", "left_eye", "nose_tip", "mouth", "right_ear", "left_ear")
@@ -23,7 +31,7 @@ _STRIDES = {128: (8, 16, 16, 16), 256: (16, 32, 32, 32), 192: (4,)}
 """Levels of the published models by the size of their input."""
 
 
-class BlazeFaceOptions(Options, frozen=True, forbid_unknown_fields=True):
+class BlazeFaceOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
     """Options of `blazeface`.
 
     Attributes:
@@ -55,7 +63,7 @@ def anchors(size: int, strides: Sequence[int]) -> Floats:
     return np.concatenate(levels).astype(np.float32)
 
 
-def build(setting: Setting) -> BlazeFace:
+def build(setting: DecoderContext) -> BlazeFace:
     """A decoder for scores [1,n,1] and regressors [1,n,16], or both in two parts, coarse cells last.
 
     Raises:
@@ -65,10 +73,12 @@ def build(setting: Setting) -> BlazeFace:
     height, width = setting.picture()
     strides = options.strides or _STRIDES.get(width, ())
     if height != width or not strides or min(strides) < 1:
-        raise MisfitError(f"expected a square input of 128, 192 or 256 (or `strides`), found {width}x{height}")
+        raise ShapeMismatchError(
+            f"expected a square input of 128, 192 or 256 (or `strides`), found {width}x{height}"
+        )
     centres = anchors(width, strides)
     parts = _parts(len(centres), strides, setting)
-    places = cast(
+    places = assign_outputs(
         [*_roles("scores", parts, 1), *_roles("regressors", parts, _COLUMNS)], setting.outputs, options.tensors
     )
     if len(setting.output.labels) > 1:
@@ -76,7 +86,7 @@ def build(setting: Setting) -> BlazeFace:
     return BlazeFace(setting, options, centres, places)
 
 
-def _parts(total: int, strides: Sequence[int], setting: Setting) -> list[int]:
+def _parts(total: int, strides: Sequence[int], setting: DecoderContext) -> list[int]:
     """Rows of each tensor: one for all, or one per size of cell."""
     if any(spec.shape[1:2] == (total,) for spec in setting.outputs):
         return [total]
@@ -84,12 +94,12 @@ def _parts(total: int, strides: Sequence[int], setting: Setting) -> list[int]:
     return [2 * strides.count(stride) * (size // stride) ** 2 for stride in dict.fromkeys(strides)]
 
 
-def _roles(name: str, parts: Sequence[int], columns: int) -> list[Role]:
+def _roles(name: str, parts: Sequence[int], columns: int) -> list[OutputRole]:
     hints = ("score", "class") if columns == 1 else ("reg", "box")
     roles = []
     for number, rows in enumerate(parts):
         shapes: tuple[Shape, ...] = ((1, rows, columns), (1, rows)) if columns == 1 else ((1, rows, columns),)
-        roles.append(Role(name if len(parts) == 1 else f"{name}{number}", shapes, hints))
+        roles.append(OutputRole(name if len(parts) == 1 else f"{name}{number}", shapes, hints))
     return roles
 
 
@@ -101,13 +111,15 @@ class BlazeFace:
     """
 
     def __init__(
-        self, setting: Setting, options: BlazeFaceOptions, centres: Floats, places: tuple[int, ...]
+        self, setting: DecoderContext, options: BlazeFaceOptions, centres: Floats, places: tuple[int, ...]
     ) -> None:
         half, self.scores_at = len(places) // 2, places[0]
         self._places = tuple(zip(places[:half], places[half:], strict=True))
         self._specs = setting.outputs
         self._sieves = [
-            Sieve(self._specs[s], (self._specs[s].shape[1],), setting.score_threshold, logits=options.logits)
+            ScoreFilter(
+                self._specs[s], (self._specs[s].shape[1],), setting.score_threshold, logits=options.logits
+            )
             for s, _ in self._places
         ]
         self._blend = options.blend

@@ -5,8 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from agent.compute.decode.decoder import Labels, Setting
-from agent.compute.decode.scores import Floats, Indices, strongest
+from agent.compute.decode.decoder import DecoderContext, Labels
+from agent.compute.decode.scores import Floats, Indices, top_k
 from agent.types import Box, Detection
 
 # Non-maximum suppression: of boxes that overlap too much, only the strongest stays. The work is OpenCV's.
@@ -55,7 +55,7 @@ CANDIDATES = 1000
 class BoxEnd:
     """Candidates → the strongest of the wanted classes → suppression → detections."""
 
-    def __init__(self, setting: Setting, labels: Labels, classes: int, *, agnostic: bool = False) -> None:
+    def __init__(self, setting: DecoderContext, labels: Labels, classes: int, *, agnostic: bool = False) -> None:
         self.labels = labels
         self.iou_threshold = setting.iou_threshold
         self.limit = setting.config.max_detections
@@ -68,7 +68,7 @@ class BoxEnd:
         if self._wanted is not None:
             chosen = np.flatnonzero(self._wanted.take(classes))
             scores = scores[chosen]
-        best = strongest(scores, CANDIDATES)
+        best = top_k(scores, CANDIDATES)
         if best is None:
             return chosen
         return best if chosen is None else chosen[best]

@@ -9,8 +9,8 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from agent.compute.decode.decoder import Logits, Options, Setting, activation, cast_scores
-from agent.compute.decode.scores import Floats, Sieve
+from agent.compute.decode.decoder import DecoderContext, DecoderOptions, Logits, activation, cast_scores
+from agent.compute.decode.scores import Floats, ScoreFilter
 from agent.types import Array, Detection
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ _NO_PROBABILITY = (
 )
 
 
-class ClassifyOptions(Options, frozen=True, forbid_unknown_fields=True):
+class ClassifyOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
     """Options of `classify`.
 
     Attributes:
@@ -40,7 +40,7 @@ class ClassifyOptions(Options, frozen=True, forbid_unknown_fields=True):
 OPTIONS = ClassifyOptions
 
 
-def build(setting: Setting) -> Classify:
+def build(setting: DecoderContext) -> Classify:
     """A decoder for scores [1,classes] or [1,1,1,classes].
 
     Raises:
@@ -59,7 +59,7 @@ class Classify:
         scores_at: index of the output with the scores.
     """
 
-    def __init__(self, setting: Setting, options: ClassifyOptions, place: int) -> None:
+    def __init__(self, setting: DecoderContext, options: ClassifyOptions, place: int) -> None:
         self._place = self.scores_at = place
         self._spec = setting.outputs[place]
         self._threshold = setting.score_threshold
@@ -67,7 +67,7 @@ class Classify:
         self._labels = setting.labels()
         self._wanted = self._labels.mask(self._spec.shape[-1])
         sigmoids = self._activation == "sigmoid"
-        self._sieve = Sieve(self._spec, self._spec.shape, setting.score_threshold, logits=sigmoids)
+        self._sieve = ScoreFilter(self._spec, self._spec.shape, setting.score_threshold, logits=sigmoids)
         self._limit = min(options.top_k, setting.config.max_detections)
         self._warned = False
 

@@ -18,7 +18,7 @@ from agent.config.stream import DecodeConfig
 from agent.errors import ModelError
 from agent.types import Array, Detection
 
-Chosen = TypeVar("Chosen", bound="Options")
+OptionsT = TypeVar("OptionsT", bound="DecoderOptions")
 
 _HOLES = ("", "???")
 
@@ -38,11 +38,11 @@ def activation(logits: Logits) -> Activation:
     return logits if isinstance(logits, str) else "softmax" if logits else ""
 
 
-class MisfitError(ModelError):
+class ShapeMismatchError(ModelError):
     """The tensors do not fit the decoder; `build_decoder` adds which would."""
 
 
-class Options(Struct, frozen=True, forbid_unknown_fields=True):
+class DecoderOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """Options that every decoder takes.
 
     Attributes:
@@ -52,7 +52,7 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
     tensors: dict[str, str] = {}
 
 
-class DetectorOptions(Options, frozen=True, forbid_unknown_fields=True):
+class DetectorOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
     """Options that every decoder of boxes takes.
 
     Attributes:
@@ -62,7 +62,7 @@ class DetectorOptions(Options, frozen=True, forbid_unknown_fields=True):
     agnostic: bool = False
 
 
-class Setting(Struct, frozen=True):
+class DecoderContext(Struct, frozen=True):
     """See the module.
 
     Attributes:
@@ -88,7 +88,7 @@ class Setting(Struct, frozen=True):
         wish = self.config.iou_threshold
         return self.output.iou_threshold if wish is None else wish
 
-    def options(self, kind: type[Chosen]) -> Chosen:
+    def options(self, kind: type[OptionsT]) -> OptionsT:
         """The manifest's options as a decoder's struct.
 
         Raises:
@@ -109,7 +109,7 @@ class Setting(Struct, frozen=True):
         shape = self.inputs[0].shape if self.inputs else ()
         if len(shape) != 4 or shape[3] not in (1, 3, 4) or min(shape) < 1:
             found = ", ".join(map(str, self.inputs)) or "no input"
-            raise MisfitError(f"expected an input picture [1,height,width,3], found {found}")
+            raise ShapeMismatchError(f"expected an input picture [1,height,width,3], found {found}")
         return shape[1], shape[2]
 
     def labels(self, default: tuple[str, ...] = ()) -> Labels:
@@ -152,7 +152,7 @@ class Labels:
             MisfitError: no model has so many; a broken file may say so, and looking at each would take for ever.
         """
         if count > _MOST_CLASSES:
-            raise MisfitError(f"expected at most {_MOST_CLASSES:,} classes, found {count:,}")
+            raise ShapeMismatchError(f"expected at most {_MOST_CLASSES:,} classes, found {count:,}")
         mask = np.array([self.wanted(number) is not None for number in range(count)], bool)
         return None if mask.all() else mask
 
@@ -197,11 +197,11 @@ def build_decoder(
         ModelError: there is no such decoder, its options are wrong, a label of `config` is none of the model's,
             or the tensors do not fit: says which was expected, what was found, and which decoder would fit.
     """
-    setting = Setting(manifest.output, tuple(inputs), tuple(outputs), config)
+    setting = DecoderContext(manifest.output, tuple(inputs), tuple(outputs), config)
     name = manifest.output.decoder
     try:
         return make(name, setting)
-    except MisfitError as error:
+    except ShapeMismatchError as error:
         other = fitting(setting.inputs, setting.outputs)
         hint = f"; these tensors would fit decoder {other!r}" if other not in (None, name) else ""
         raise ModelError(f"model {manifest.name}: decoder {name!r}: {error}{hint}") from None
@@ -209,7 +209,7 @@ def build_decoder(
         raise ModelError(f"model {manifest.name}: {error}") from None
 
 
-def make(name: str, setting: Setting) -> Decoder:
+def make(name: str, setting: DecoderContext) -> Decoder:
     """A decoder by its name.
 
     Raises:
@@ -223,13 +223,13 @@ def make(name: str, setting: Setting) -> Decoder:
     return decoder
 
 
-def options_kind(name: str) -> type[Options]:
+def options_kind(name: str) -> type[DecoderOptions]:
     """The struct of a decoder's options.
 
     Args:
         name: one of `DECODERS`.
     """
-    kind: type[Options] = importlib.import_module(DECODERS[name]).OPTIONS
+    kind: type[DecoderOptions] = importlib.import_module(DECODERS[name]).OPTIONS
     return kind
 
 
@@ -239,7 +239,7 @@ def fitting(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str 
         if name == "keyword":  # the scores of `classify`; only a manifest tells that they are about sound
             continue
         try:
-            make(name, Setting(OutputManifest(name), tuple(inputs), tuple(outputs), DecodeConfig()))
+            make(name, DecoderContext(OutputManifest(name), tuple(inputs), tuple(outputs), DecodeConfig()))
         except ModelError:
             continue
         return name
@@ -252,7 +252,7 @@ _MANY = 16
 """Outputs that are tried against each other at most."""
 
 
-class Role(Struct, frozen=True):
+class OutputRole(Struct, frozen=True):
     """A part that a tensor plays.
 
     Attributes:
@@ -282,8 +282,8 @@ class Role(Struct, frozen=True):
         return f"{self.name} {' or '.join(f'[{shape}]' for shape in shapes)}"
 
 
-def cast(
-    roles: Sequence[Role], outputs: Sequence[TensorSpec], named: Mapping[str, str] | None = None
+def assign_outputs(
+    roles: Sequence[OutputRole], outputs: Sequence[TensorSpec], named: Mapping[str, str] | None = None
 ) -> tuple[int, ...]:
     """Index of the output for each role: shapes must fit, then hints decide, then the order.
 
@@ -296,9 +296,11 @@ def cast(
         MisfitError: some role has no tensor.
     """
     places = [_places(role, outputs, (named or {}).get(role.name)) for role in roles]
-    best = max(_castings(places), key=lambda casting: _hints(casting, roles, outputs), default=None)
+    best = max(_assignments(places), key=lambda casting: _hints(casting, roles, outputs), default=None)
     if best is None:
-        raise MisfitError(f"expected {_join(roles)}; the tensors left no choice that fits all: {_join(outputs)}")
+        raise ShapeMismatchError(
+            f"expected {_join(roles)}; the tensors left no choice that fits all: {_join(outputs)}"
+        )
     return best
 
 
@@ -310,46 +312,46 @@ def cast_scores(
     Args:
         labels: how many there are; 0: not known.
         outputs: of a model.
-        named: see `cast`.
-        hints: see `Role`.
+        named: see `assign_outputs`.
+        hints: see `OutputRole`.
 
     Raises:
         MisfitError: there is none, or it has another number of classes.
     """
     count = labels or None
     try:
-        return cast((Role("scores", ((1, count), (1, 1, 1, count)), hints),), outputs, named)[0]
-    except MisfitError:
+        return assign_outputs((OutputRole("scores", ((1, count), (1, 1, 1, count)), hints),), outputs, named)[0]
+    except ShapeMismatchError:
         if not labels:
             raise
     other = outputs[cast_scores(0, outputs, named, hints)]
     raise other_classes(labels, other.shape[-1], other)
 
 
-def other_classes(labels: int, classes: int, spec: TensorSpec) -> MisfitError:
+def other_classes(labels: int, classes: int, spec: TensorSpec) -> ShapeMismatchError:
     """The error for a manifest with another number of labels than the scores in `spec` have classes."""
     found = "1 class" if classes == 1 else f"{classes} classes"
-    return MisfitError(f"expected a score for each of {labels} labels, found {found} in {spec}")
+    return ShapeMismatchError(f"expected a score for each of {labels} labels, found {found} in {spec}")
 
 
-def _places(role: Role, outputs: Sequence[TensorSpec], name: str | None) -> list[int]:
+def _places(role: OutputRole, outputs: Sequence[TensorSpec], name: str | None) -> list[int]:
     places = [i for i, spec in enumerate(outputs[:_MANY]) if role.fits(spec) and name in (None, spec.name)]
     if not places:
         called = f" named {name!r}" if name else ""
-        raise MisfitError(f"expected an output {role}{called}, found {_join(outputs)}")
+        raise ShapeMismatchError(f"expected an output {role}{called}, found {_join(outputs)}")
     return places
 
 
-def _castings(places: Sequence[Sequence[int]], taken: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
+def _assignments(places: Sequence[Sequence[int]], taken: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
     if len(taken) == len(places):
         yield taken
         return
     for place in places[len(taken)]:
         if place not in taken:
-            yield from _castings(places, (*taken, place))
+            yield from _assignments(places, (*taken, place))
 
 
-def _hints(casting: Sequence[int], roles: Sequence[Role], outputs: Sequence[TensorSpec]) -> int:
+def _hints(casting: Sequence[int], roles: Sequence[OutputRole], outputs: Sequence[TensorSpec]) -> int:
     return sum(role.hinted(outputs[i]) for i, role in zip(casting, roles, strict=True))
 
 

@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from agent.compute.decode.decoder import DECODERS, Setting, make, options_kind
+from agent.compute.decode.decoder import DECODERS, DecoderContext, make, options_kind
 from agent.compute.decode.metadata import (
     USUAL_INPUTS,
     USUAL_OUTPUTS,
@@ -76,7 +76,7 @@ _SLACK = 0.05
 """So far beyond 0..1 the range of quantised probabilities may reach, by calibration."""
 
 
-class Facts(Struct, frozen=True):
+class ModelFacts(Struct, frozen=True):
     """What a model file tells about itself.
 
     Attributes:
@@ -107,7 +107,7 @@ class Completed(Struct, frozen=True):
     doubts: tuple[str, ...] = ()
 
 
-def facts_of(content: bytes, file: ModelFile, first: str = "", last: str = "") -> Facts:
+def facts_of(content: bytes, file: ModelFile, first: str = "", last: str = "") -> ModelFacts:
     """Read what a model file tells.
 
     Args:
@@ -128,7 +128,7 @@ def facts_of(content: bytes, file: ModelFile, first: str = "", last: str = "") -
     unambiguous = len(detections) == 4 and all(detections) and len(set(detections)) == 4
     endings = tuple(_ending(graph, tensor) for tensor in ends)
     metadata = read_metadata(content) or Metadata()
-    return Facts(metadata, inputs, outputs, endings, detections if unambiguous else ())
+    return ModelFacts(metadata, inputs, outputs, endings, detections if unambiguous else ())
 
 
 def _ending(graph: Subgraph, tensor: int) -> Ending:
@@ -152,7 +152,7 @@ def _ending(graph: Subgraph, tensor: int) -> Ending:
     return ""
 
 
-def complete(stated: Mapping[str, Any], facts: Facts, name: str) -> Completed:
+def complete(stated: Mapping[str, Any], facts: ModelFacts, name: str) -> Completed:
     """Complete a manifest.
 
     Args:
@@ -223,7 +223,7 @@ class _Keys:
         return table
 
 
-def _add_metadata(keys: _Keys, facts: Facts) -> None:
+def _add_metadata(keys: _Keys, facts: ModelFacts) -> None:
     metadata = facts.metadata
     found: dict[Keys, Any] = {
         ("licence",): metadata.licence,
@@ -241,7 +241,7 @@ def _add_metadata(keys: _Keys, facts: Facts) -> None:
         keys.put(("input", "order"), "rgb", METADATA)
 
 
-def _add_output(keys: _Keys, facts: Facts) -> None:
+def _add_output(keys: _Keys, facts: ModelFacts) -> None:
     if not keys.get("output", "decoder"):
         keys.data["output"].pop("decoder", None)
         decoder = guess_output(facts.inputs, facts.outputs).decoder
@@ -260,7 +260,7 @@ def _add_output(keys: _Keys, facts: Facts) -> None:
     _add_logits(keys, facts)
 
 
-def _check_told(decoder: str, keys: _Keys, facts: Facts) -> None:
+def _check_told(decoder: str, keys: _Keys, facts: ModelFacts) -> None:
     """Refuse a guess of `classify` or `segment` for which nothing but a shape speaks: landmarks have it, too.
 
     Raises:
@@ -279,19 +279,19 @@ def _check_told(decoder: str, keys: _Keys, facts: Facts) -> None:
         )
 
 
-def _is_single_score(facts: Facts) -> bool:
+def _is_single_score(facts: ModelFacts) -> bool:
     """Whether a model has one output, of one number: that of a wake word."""
     return len(facts.outputs) == 1 and facts.outputs[0].shape[-1:] == (1,)
 
 
-def _gives_scores(facts: Facts) -> bool:
+def _gives_scores(facts: ModelFacts) -> bool:
     """Whether the name, the last operation or the range of the first output is that of scores."""
     spec = facts.outputs[0]
     named = any(hint in spec.name.lower() for hint in _SCORE_NAMES)
     return named or _logits(spec, facts.endings[0] if facts.endings else "")[0] is False
 
 
-def _add_ssd(keys: _Keys, facts: Facts) -> None:
+def _add_ssd(keys: _Keys, facts: ModelFacts) -> None:
     # The operation counts classes without the background, which label files of TensorFlow begin with.
     if tuple(keys.get("output", "labels") or ())[:1] in (("???",), ("background",)):
         keys.put(("output", "options", "label_offset"), 1, "guessed: the labels begin with the background")
@@ -300,7 +300,7 @@ def _add_ssd(keys: _Keys, facts: Facts) -> None:
         keys.put(("output", "options", "tensors"), roles, f"the order of {POSTPROCESS}")
 
 
-def _add_logits(keys: _Keys, facts: Facts) -> None:
+def _add_logits(keys: _Keys, facts: ModelFacts) -> None:
     """Say whether scores are logits, where the model tells it."""
     decoder = keys.get("output", "decoder")
     if decoder not in DECODERS or "logits" not in options_kind(decoder).__struct_fields__:
@@ -339,11 +339,11 @@ def stored_range(spec: TensorSpec) -> tuple[float, float] | None:
     return (limits.min - spec.zero_point) * spec.scale, (limits.max - spec.zero_point) * spec.scale
 
 
-def _scores_at(keys: _Keys, facts: Facts) -> int | None:
+def _scores_at(keys: _Keys, facts: ModelFacts) -> int | None:
     """Index of the output with the scores; None: the decoder does not fit, which is said when it is built."""
     try:
         output = msgspec.convert(keys.data["output"], OutputManifest)
-        setting = Setting(output, facts.inputs, facts.outputs, DecodeConfig())
+        setting = DecoderContext(output, facts.inputs, facts.outputs, DecodeConfig())
         place: int | None = getattr(make(output.decoder, setting), "scores_at", None)
     except (msgspec.ValidationError, ModelError):
         return None
@@ -378,7 +378,7 @@ def _normalises(keys: _Keys) -> bool:
     return keys.has("input", "mean") and keys.has("input", "std")
 
 
-def _doubts(stated: Mapping[str, Any], keys: _Keys, facts: Facts, manifest: Manifest) -> Iterator[str]:
+def _doubts(stated: Mapping[str, Any], keys: _Keys, facts: ModelFacts, manifest: Manifest) -> Iterator[str]:
     """Where the manifest says otherwise than the model file, or leaves out what cannot be guessed."""
     if "audio" not in stated and (found := _saturation(facts.inputs[0], manifest.input)):
         yield found
@@ -394,7 +394,7 @@ def _doubts(stated: Mapping[str, Any], keys: _Keys, facts: Facts, manifest: Mani
         yield '[output] labels are left out: what it hears is told as class0; say labels = ["the word"]'
 
 
-def _logits_doubts(stated: Mapping[str, Any], keys: _Keys, facts: Facts) -> Iterator[str]:
+def _logits_doubts(stated: Mapping[str, Any], keys: _Keys, facts: ModelFacts) -> Iterator[str]:
     """Where the manifest says otherwise of logits than the model's last operations or its quantisation."""
     logits = stated.get("output", {}).get("options", {}).get("logits")
     at = None if logits is None else _scores_at(keys, facts)

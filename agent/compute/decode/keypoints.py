@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from agent.compute.decode.boxes import BoxEnd, tuples
-from agent.compute.decode.decoder import Options, Role, Setting, cast
+from agent.compute.decode.decoder import DecoderContext, DecoderOptions, OutputRole, assign_outputs
 from agent.compute.decode.scores import Floats
 from agent.config.stream import Unit
 from agent.types import Array, Detection, Keypoint
@@ -25,7 +25,7 @@ NAMES = tuple(POINTS.split())
 _COLUMNS = 3 * len(NAMES)
 
 
-class KeypointsOptions(Options, frozen=True, forbid_unknown_fields=True):
+class KeypointsOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
     """Options of `keypoints`.
 
     Attributes:
@@ -38,22 +38,22 @@ class KeypointsOptions(Options, frozen=True, forbid_unknown_fields=True):
 OPTIONS = KeypointsOptions
 
 
-def build(setting: Setting) -> Keypoints:
+def build(setting: DecoderContext) -> Keypoints:
     """A decoder for [1,1,17,3] or [1,people,56].
 
     Raises:
         MisfitError: the tensors are others.
     """
     options = setting.options(KeypointsOptions)
-    role = Role("keypoints", ((1, 1, len(NAMES), 3), (1, None, _COLUMNS + 5)), ("keypoint", "output"))
-    (place,) = cast((role,), setting.outputs, options.tensors)
+    role = OutputRole("keypoints", ((1, 1, len(NAMES), 3), (1, None, _COLUMNS + 5)), ("keypoint", "output"))
+    (place,) = assign_outputs((role,), setting.outputs, options.tensors)
     return Keypoints(setting, options, place)
 
 
 class Keypoints:
     """See the module."""
 
-    def __init__(self, setting: Setting, options: KeypointsOptions, place: int) -> None:
+    def __init__(self, setting: DecoderContext, options: KeypointsOptions, place: int) -> None:
         self._place = place
         self._spec = setting.outputs[place]
         self._several = len(self._spec.shape) == 3

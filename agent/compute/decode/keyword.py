@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import Meta
 
 from agent.compute.decode.classify import softmax
-from agent.compute.decode.decoder import Logits, Options, Setting, activation, cast_scores
+from agent.compute.decode.decoder import DecoderContext, DecoderOptions, Logits, activation, cast_scores
 from agent.compute.decode.scores import Floats, sigmoid
 from agent.compute.manifest import HIDDEN
 from agent.types import Array, Detection
@@ -21,7 +21,7 @@ from agent.types import Array, Detection
 NO_WORD = -1
 
 
-class KeywordOptions(Options, frozen=True, forbid_unknown_fields=True):
+class KeywordOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
     """Options of `keyword`.
 
     Attributes:
@@ -41,7 +41,7 @@ class KeywordOptions(Options, frozen=True, forbid_unknown_fields=True):
 OPTIONS = KeywordOptions
 
 
-def build(setting: Setting) -> Keyword:
+def build(setting: DecoderContext) -> Keyword:
     """A decoder for scores [1,classes]; an output called `hidden` is left to the ladder.
 
     Raises:
@@ -65,7 +65,7 @@ class Keyword:
         scores_at: index of the output with the scores.
     """
 
-    def __init__(self, setting: Setting, options: KeywordOptions, place: int) -> None:
+    def __init__(self, setting: DecoderContext, options: KeywordOptions, place: int) -> None:
         self._place = self.scores_at = place
         self._spec, self._activation = setting.outputs[place], activation(options.logits)
         self.options, self.threshold = options, setting.score_threshold

@@ -20,7 +20,7 @@ from agent.compute.decode.decoder import DECODERS, fitting
 from agent.compute.infer.audio_input import FRONTENDS
 from agent.compute.manifest import InputManifest, OutputManifest
 from agent.compute.tensors import TensorSpec
-from agent.compute.tflite.flatbuffer import Source, Table
+from agent.compute.tflite.flatbuffer import ByteSource, FlatTable
 from agent.errors import ModelError, NormalisationError, UndecodableError
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def read_metadata(content: bytes) -> Metadata | None:
     """
     if content[4:8] != b"TFL3":
         return None
-    model = Source(content, "the model file").root()
+    model = ByteSource(content, "the model file").root()
     for note in model.tables(6):
         if note.string(0) == _NAME:
             buffers = model.tables(4)
@@ -80,7 +80,7 @@ def read_metadata(content: bytes) -> Metadata | None:
 def _parse(data: memoryview, content: bytes) -> Metadata:
     if bytes(data[4:8]) != _IDENTIFIER:
         raise ModelError(f"the metadata of the model is of an unknown kind, {bytes(data[4:8])!r}")
-    root = Source(data, "the metadata of the model").root()
+    root = ByteSource(data, "the metadata of the model").root()
     graph = next(iter(root.tables(3)), None)
     inputs, outputs = (graph.tables(2), graph.tables(3)) if graph else ([], [])
     normalisation = next(_units(inputs, _NORMALISATION), None)
@@ -97,7 +97,7 @@ def _parse(data: memoryview, content: bytes) -> Metadata:
     )
 
 
-def _units(tensors: Iterable[Table], kind: int) -> Iterator[Table]:
+def _units(tensors: Iterable[FlatTable], kind: int) -> Iterator[FlatTable]:
     """Options of the processing units of one kind."""
     for tensor in tensors:
         for unit in tensor.tables(4):
@@ -105,7 +105,7 @@ def _units(tensors: Iterable[Table], kind: int) -> Iterator[Table]:
                 yield options
 
 
-def _triple(options: Table, slot: int, *, nonzero: bool = False) -> Triple | None:
+def _triple(options: FlatTable, slot: int, *, nonzero: bool = False) -> Triple | None:
     """One value per channel; a single value stands for all of them."""
     values = [float(value) for value in options.array(slot, "<f4").tolist()]
     values = values * 3 if len(values) == 1 else values
@@ -114,7 +114,7 @@ def _triple(options: Table, slot: int, *, nonzero: bool = False) -> Triple | Non
     return values[0], values[1], values[2]
 
 
-def _labels(outputs: Iterable[Table], content: bytes) -> tuple[str, ...]:
+def _labels(outputs: Iterable[FlatTable], content: bytes) -> tuple[str, ...]:
     """Lines of the first label file of an output; it is only read, so its path can do no harm."""
     names = [f.string(0) for output in outputs for f in output.tables(6) if f.i8(2) in _LABEL_FILES]
     if not names:

@@ -12,8 +12,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from agent.compute.decode.boxes import BoxEnd
-from agent.compute.decode.decoder import DetectorOptions, MisfitError, Role, Setting, cast, other_classes
-from agent.compute.decode.scores import Floats, Sieve
+from agent.compute.decode.decoder import (
+    DecoderContext,
+    DetectorOptions,
+    OutputRole,
+    ShapeMismatchError,
+    assign_outputs,
+    other_classes,
+)
+from agent.compute.decode.scores import Floats, ScoreFilter
 from agent.types import Array, Detection
 
 
@@ -36,7 +43,7 @@ class NanoDetOptions(DetectorOptions, frozen=True, forbid_unknown_fields=True):
 OPTIONS = NanoDetOptions
 
 
-def build(setting: Setting) -> NanoDet:
+def build(setting: DecoderContext) -> NanoDet:
     """A decoder for scores [1,N,classes] and distances [1,N,4*bins] (softmax done).
 
     Raises:
@@ -48,11 +55,11 @@ def build(setting: Setting) -> NanoDet:
     places = _places(cells, len(setting.labels()), setting, options)
     columns = setting.outputs[places[1]].shape[2]
     if columns % 4 or columns < 8:
-        raise MisfitError(f"expected reg [1,{cells},4*bins], found {setting.outputs[places[1]]}")
+        raise ShapeMismatchError(f"expected reg [1,{cells},4*bins], found {setting.outputs[places[1]]}")
     return NanoDet(setting, options, places)
 
 
-def _places(cells: int, labels: int, setting: Setting, options: NanoDetOptions) -> tuple[int, ...]:
+def _places(cells: int, labels: int, setting: DecoderContext, options: NanoDetOptions) -> tuple[int, ...]:
     """Index of the scores and of the distances among the outputs.
 
     Args:
@@ -65,18 +72,18 @@ def _places(cells: int, labels: int, setting: Setting, options: NanoDetOptions) 
         MisfitError: one is missing, or there is another number of classes.
     """
     roles = (
-        Role("scores", ((1, cells, labels or None),), ("score", "cls", "class")),
-        Role("reg", ((1, cells, 4 * options.bins or None),), ("reg", "box", "dist")),
+        OutputRole("scores", ((1, cells, labels or None),), ("score", "cls", "class")),
+        OutputRole("reg", ((1, cells, 4 * options.bins or None),), ("reg", "box", "dist")),
     )
     try:
-        return cast(roles, setting.outputs, options.tensors)
-    except MisfitError as error:
+        return assign_outputs(roles, setting.outputs, options.tensors)
+    except ShapeMismatchError as error:
         if not labels:
             raise
         misfit = error
     try:
         other = setting.outputs[_places(cells, 0, setting, options)[0]]
-    except MisfitError:
+    except ShapeMismatchError:
         raise misfit from None
     raise other_classes(labels, other.shape[-1], other)
 
@@ -88,12 +95,12 @@ class NanoDet:
         scores_at: index of the output with the scores.
     """
 
-    def __init__(self, setting: Setting, options: NanoDetOptions, places: Sequence[int]) -> None:
+    def __init__(self, setting: DecoderContext, options: NanoDetOptions, places: Sequence[int]) -> None:
         self._scores, self._reg = places
         self.scores_at = self._scores
         scores, reg = setting.outputs[self._scores], setting.outputs[self._reg]
         self._classes = scores.shape[2]
-        self._sieve = Sieve(scores, scores.shape[1:], setting.score_threshold, logits=options.logits)
+        self._sieve = ScoreFilter(scores, scores.shape[1:], setting.score_threshold, logits=options.logits)
         self._end = BoxEnd(setting, setting.labels(), self._classes, agnostic=options.agnostic)
         self._centres, self._steps = _grid(setting.picture(), options)
         self._bins = reg.shape[2] // 4

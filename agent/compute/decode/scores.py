@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.compute.decode.decoder import MisfitError
+from agent.compute.decode.decoder import ShapeMismatchError
 from agent.compute.tensors import TensorSpec
 from agent.types import Array
 
@@ -47,7 +47,7 @@ def stored_threshold(spec: TensorSpec, threshold: float) -> Any | None:
     try:
         kind = np.dtype(spec.dtype)
     except TypeError:
-        raise MisfitError(f"expected scores in a type that numpy has, found {spec}") from None
+        raise ShapeMismatchError(f"expected scores in a type that numpy has, found {spec}") from None
     if kind.kind == "f":
         return kind.type(threshold)
     limits = np.iinfo(kind)
@@ -63,7 +63,7 @@ _MOST = 1 << 27
 """Scores of one tensor: half a gigabyte in float32."""
 
 
-class Sieve:
+class ScoreFilter:
     """Finds the scores at or above a threshold in one tensor, or in a part of it that always has the same shape.
 
     The comparison writes into memory that is kept; looking for its few hits in words of eight is twice as fast
@@ -91,7 +91,9 @@ class Sieve:
         self._float = np.dtype(spec.dtype).kind == "f"
         size = math.prod(shape)
         if min(shape, default=0) < 0 or size > _MOST:
-            raise MisfitError(f"expected scores of a size that is known before, at most {_MOST:,}; found {spec}")
+            raise ShapeMismatchError(
+                f"expected scores of a size that is known before, at most {_MOST:,}; found {spec}"
+            )
         hits = np.zeros(-(-size // 8) * 8, np.bool_)
         self._hits = hits[:size].reshape(shape)
         self._others = self._hits[:, :skip] if skip else self._hits[:0]
@@ -116,7 +118,7 @@ class Sieve:
         return indices, sigmoid(scores) if self._logits else scores
 
 
-def strongest(scores: Floats, limit: int) -> Indices | None:
+def top_k(scores: Floats, limit: int) -> Indices | None:
     """Indices of the `limit` highest scores in no particular order; None when there are no more than that."""
     if scores.size <= limit:
         return None

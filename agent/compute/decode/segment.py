@@ -12,7 +12,13 @@ import cv2
 import numpy as np
 
 from agent.compute.decode.classify import softmax
-from agent.compute.decode.decoder import MisfitError, Options, Role, Setting, cast
+from agent.compute.decode.decoder import (
+    DecoderContext,
+    DecoderOptions,
+    OutputRole,
+    ShapeMismatchError,
+    assign_outputs,
+)
 from agent.compute.decode.scores import Floats, Indices, sigmoid
 from agent.config.stream import Unit
 from agent.types import Array, Detection, Image, Point
@@ -23,7 +29,7 @@ _NEVER = 1e9
 """Stands for what is not finite: a logit that never wins."""
 
 
-class SegmentOptions(Options, frozen=True, forbid_unknown_fields=True):
+class SegmentOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
     """Options of `segment`.
 
     Attributes:
@@ -42,7 +48,7 @@ class SegmentOptions(Options, frozen=True, forbid_unknown_fields=True):
 OPTIONS = SegmentOptions
 
 
-def build(setting: Setting) -> Segment:
+def build(setting: DecoderContext) -> Segment:
     """A decoder for [1,H,W,classes] or [1,H,W].
 
     Raises:
@@ -50,13 +56,13 @@ def build(setting: Setting) -> Segment:
     """
     options = setting.options(SegmentOptions)
     count = len(setting.labels()) or None
-    role = Role("mask", ((1, None, None, count), (1, None, None)), ("mask", "segment"))
-    (place,) = cast((role,), setting.outputs, options.tensors)
+    role = OutputRole("mask", ((1, None, None, count), (1, None, None)), ("mask", "segment"))
+    (place,) = assign_outputs((role,), setting.outputs, options.tensors)
     spec = setting.outputs[place]
     height, width = setting.picture()
     rows, columns = spec.shape[1:3]
     if min(rows, columns) < 8 or abs(rows * width - columns * height) > max(height, width):
-        raise MisfitError(f"expected a mask in the shape of the {width}x{height} input, found {spec}")
+        raise ShapeMismatchError(f"expected a mask in the shape of the {width}x{height} input, found {spec}")
     return Segment(setting, options, place)
 
 
@@ -67,7 +73,7 @@ class Segment:
         scores_at: index of the output with the mask.
     """
 
-    def __init__(self, setting: Setting, options: SegmentOptions, place: int) -> None:
+    def __init__(self, setting: DecoderContext, options: SegmentOptions, place: int) -> None:
         self._place = self.scores_at = place
         self._spec = setting.outputs[place]
         self._options = options

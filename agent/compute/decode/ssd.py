@@ -13,13 +13,20 @@ from itertools import islice
 
 import numpy as np
 
-from agent.compute.decode.decoder import Labels, MisfitError, Options, Role, Setting, cast
+from agent.compute.decode.decoder import (
+    DecoderContext,
+    DecoderOptions,
+    Labels,
+    OutputRole,
+    ShapeMismatchError,
+    assign_outputs,
+)
 from agent.compute.decode.scores import sigmoid
 from agent.compute.tensors import TensorSpec
 from agent.types import Array, Detection
 
 
-class SsdOptions(Options, frozen=True, forbid_unknown_fields=True):
+class SsdOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
     """Options of `ssd`.
 
     Attributes:
@@ -35,24 +42,26 @@ OPTIONS = SsdOptions
 
 
 _ROLES = (
-    Role("boxes", ((1, None, 4),), ("box", "location")),
-    Role("classes", ((1, None),), ("class", "categor")),
-    Role("scores", ((1, None),), ("score",)),
-    Role("count", ((1,), (1, 1)), ("count", "num")),
+    OutputRole("boxes", ((1, None, 4),), ("box", "location")),
+    OutputRole("classes", ((1, None),), ("class", "categor")),
+    OutputRole("scores", ((1, None),), ("score",)),
+    OutputRole("count", ((1,), (1, 1)), ("count", "num")),
 )
 
 
-def build(setting: Setting) -> Ssd:
+def build(setting: DecoderContext) -> Ssd:
     """A decoder for the four outputs, in any order.
 
     Raises:
         MisfitError: the tensors are others.
     """
     options = setting.options(SsdOptions)
-    boxes, classes, scores, count = cast(_ROLES, setting.outputs, options.tensors)
+    boxes, classes, scores, count = assign_outputs(_ROLES, setting.outputs, options.tensors)
     specs = [setting.outputs[i] for i in (boxes, classes, scores)]
     if len({spec.shape[1] for spec in specs}) > 1:
-        raise MisfitError(f"expected as many boxes as classes and scores, found {', '.join(map(str, specs))}")
+        raise ShapeMismatchError(
+            f"expected as many boxes as classes and scores, found {', '.join(map(str, specs))}"
+        )
     told = options.tensors or any(_ROLES[1 + i].hinted(spec) for i, spec in enumerate(specs[1:]))
     if not told:
         numbers = [_number(spec) for spec in setting.outputs]
@@ -74,7 +83,9 @@ class Ssd:
         scores_at: index of the output with the scores.
     """
 
-    def __init__(self, setting: Setting, labels: Labels, options: SsdOptions, places: tuple[int, ...]) -> None:
+    def __init__(
+        self, setting: DecoderContext, labels: Labels, options: SsdOptions, places: tuple[int, ...]
+    ) -> None:
         self._places = places
         self._specs = [setting.outputs[i] for i in places]
         self._threshold = setting.score_threshold

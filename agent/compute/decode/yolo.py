@@ -15,8 +15,14 @@ import numpy as np
 from msgspec import Struct
 
 from agent.compute.decode.boxes import BoxEnd
-from agent.compute.decode.decoder import DetectorOptions, MisfitError, Role, Setting, cast
-from agent.compute.decode.scores import Floats, Indices, Sieve
+from agent.compute.decode.decoder import (
+    DecoderContext,
+    DetectorOptions,
+    OutputRole,
+    ShapeMismatchError,
+    assign_outputs,
+)
+from agent.compute.decode.scores import Floats, Indices, ScoreFilter
 from agent.compute.tensors import TensorSpec
 from agent.types import Array, Detection
 
@@ -63,29 +69,29 @@ class Layout(Struct, frozen=True):
     end_to_end: bool
 
 
-def build(setting: Setting) -> Yolo:
+def build(setting: DecoderContext) -> Yolo:
     """A decoder for one output of three dimensions.
 
     Raises:
         MisfitError: the tensor is another.
     """
     options = setting.options(YoloOptions)
-    (place,) = cast((Role("output", ((1, None, None),)),), setting.outputs, options.tensors)
+    (place,) = assign_outputs((OutputRole("output", ((1, None, None),)),), setting.outputs, options.tensors)
     spec = setting.outputs[place]
     layout = _layout(setting, options, (spec.shape[1], spec.shape[2]))
     if layout is None:
         labels = len(setting.labels())
         expected = f"{4 + labels} or {5 + labels} columns for {labels} labels" if labels else "rows for each cell"
-        raise MisfitError(f"expected [1,N,5+C] or [1,4+C,N] with {expected}, found {spec}")
+        raise ShapeMismatchError(f"expected [1,N,5+C] or [1,4+C,N] with {expected}, found {spec}")
     if spec.scale > _COARSE:
-        raise MisfitError(
+        raise ShapeMismatchError(
             f"{spec} holds pixels and scores in steps of {spec.scale:.3g}, so no score survives: export with"
             " boxes in fractions, or with a float output"
         )
     return Yolo(setting, options, layout, place)
 
 
-def _layout(setting: Setting, options: YoloOptions, shape: tuple[int, int]) -> Layout | None:
+def _layout(setting: DecoderContext, options: YoloOptions, shape: tuple[int, int]) -> Layout | None:
     """The reading that the number of cells or of labels confirms; None: none does."""
     height, width = setting.picture()
     cells = sum(-(-height // s) * -(-width // s) for s in options.strides if s > 0)
@@ -112,20 +118,20 @@ def _first_class(rows: int, columns: int, cells: int, labels: int, options: Yolo
     return None
 
 
-def _sieve(setting: Setting, spec: TensorSpec, layout: Layout) -> Sieve:
+def _sieve(setting: DecoderContext, spec: TensorSpec, layout: Layout) -> ScoreFilter:
     """For the column of objectness or final scores, for class rows, or for whole rows less their box."""
     threshold = setting.score_threshold
     if layout.first == 5:
-        return Sieve(spec, (layout.rows,), threshold)
+        return ScoreFilter(spec, (layout.rows,), threshold)
     if layout.columns_first:
-        return Sieve(spec, (layout.classes, layout.rows), threshold)
-    return Sieve(spec, (layout.rows, 4 + layout.classes), threshold, skip=4)
+        return ScoreFilter(spec, (layout.classes, layout.rows), threshold)
+    return ScoreFilter(spec, (layout.rows, 4 + layout.classes), threshold, skip=4)
 
 
 class Yolo:
     """See the module."""
 
-    def __init__(self, setting: Setting, options: YoloOptions, layout: Layout, place: int) -> None:
+    def __init__(self, setting: DecoderContext, options: YoloOptions, layout: Layout, place: int) -> None:
         self._place = place
         self._spec = spec = setting.outputs[place]
         self._layout = layout

@@ -77,7 +77,7 @@ class Background:
         self._raw, self._grey, self._before = (np.empty(size, np.uint8) for _ in range(3))
         self._expected, self._limit, self._diff, self._mask = (np.empty(size, np.uint8) for _ in range(4))
         self._mean = np.empty(size, np.float32)
-        self._unrest = np.full(size, 1.0, np.float32)
+        self._noise = np.full(size, 1.0, np.float32)
         self._min_pixels = max(4.0, self._min_area * height * width)
         self._shrink(image)
         self._restart()
@@ -98,7 +98,7 @@ class Background:
         if self._light_changed(changed, gain):
             self._restart()
         else:
-            self._settle(dt_s, tracked)
+            self._update(dt_s, tracked)
         self._grey, self._before = self._before, self._grey
         return regions
 
@@ -129,7 +129,7 @@ class Background:
         cv2.absdiff(self._grey, self._expected, dst=self._diff)
         # A brighter picture is a noisier one.
         factor = _UNREST_FACTOR * max(1.0, gain)
-        cv2.convertScaleAbs(self._unrest, dst=self._limit, alpha=factor, beta=self._floor)
+        cv2.convertScaleAbs(self._noise, dst=self._limit, alpha=factor, beta=self._floor)
         cv2.compare(self._diff, self._limit, cv2.CMP_GT, dst=self._mask)
 
     def _regions(self) -> Iterator[Box]:
@@ -159,7 +159,7 @@ class Background:
         np.copyto(self._before, self._grey)
         self._pictures = 1
 
-    def _settle(self, dt_s: float, tracked: bool) -> None:
+    def _update(self, dt_s: float, tracked: bool) -> None:
         """Running averages; the first pictures count alike, so that the noise of one is not the background."""
         self._pictures += 1
         young = 1.0 / self._pictures
@@ -167,7 +167,7 @@ class Background:
         cv2.accumulateWeighted(self._grey, self._mean, max(young, _weight(dt_s, settle_s)))
         cv2.threshold(self._diff, _UNREST_MAX, 0, cv2.THRESH_TRUNC, dst=self._diff)
         still = cv2.bitwise_not(self._mask, dst=self._mask) if tracked else None
-        cv2.accumulateWeighted(self._diff, self._unrest, max(young, _weight(dt_s, _UNREST_S)), mask=still)
+        cv2.accumulateWeighted(self._diff, self._noise, max(young, _weight(dt_s, _UNREST_S)), mask=still)
 
 
 def _weight(dt_s: float, constant_s: float) -> float:

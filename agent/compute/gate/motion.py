@@ -1,4 +1,4 @@
-"""The motion gate: is there anything to look at? Frames in, a `Sight` out that says whether to infer, and why."""
+"""The motion gate: is there anything to look at? Frames in, a `GateDecision` out: whether to infer, and why."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _corner(centre: float, side: float) -> float:
 Reason = Literal["first", "motion", "track", "check", "hold", "keep-alive", "off", "still"]
 
 
-class Sight(Struct, frozen=True):
+class GateDecision(Struct, frozen=True):
     """What the gate made of one picture.
 
     Attributes:
@@ -98,10 +98,10 @@ class Sight(Struct, frozen=True):
     crop: Box | None = None
 
 
-_OFF = Sight(True, "off")
-_FIRST = Sight(True, "first")
-_KEEP_ALIVE = Sight(True, "keep-alive")
-_STILL = Sight(False, "still", 0.0)
+_OFF = GateDecision(True, "off")
+_FIRST = GateDecision(True, "first")
+_KEEP_ALIVE = GateDecision(True, "keep-alive")
+_STILL = GateDecision(False, "still", 0.0)
 _LONG_AGO = -(1 << 62)
 
 
@@ -115,7 +115,7 @@ class MotionGate:
         self._idle_ns = round(config.max_idle_s * 1e9)
         self._before_ns = self._moved_ns = self._opened_ns = self._whole_ns = _LONG_AGO
 
-    def look(
+    def evaluate(
         self,
         image: Image,
         now_ns: int,
@@ -124,7 +124,7 @@ class MotionGate:
         check: bool = False,
         keep: Sequence[Box] = (),
         resting: Sequence[Box] = (),
-    ) -> Sight:
+    ) -> GateDecision:
         """Look at one picture.
 
         Args:
@@ -145,7 +145,7 @@ class MotionGate:
         else:
             near = [box for box in resting if any(overlap(box, region) > 0.0 for region in regions)]
             crop = self._crop((*regions, *keep, *near), now_ns)
-            sight = Sight(True, reason, complexity((*regions, *keep, *resting)), regions, crop)
+            sight = GateDecision(True, reason, complexity((*regions, *keep, *resting)), regions, crop)
         if sight.open:
             self._opened_ns = now_ns
             if sight.crop is None:

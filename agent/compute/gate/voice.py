@@ -1,4 +1,4 @@
-"""The voice gate: is there anything to hear, and how hard is it? Samples in, a `Sound` out.
+"""The voice gate: is there anything to hear, and how hard is it? Samples in, a `VoiceDecision` out.
 
 Level and spectrum against a floor that follows the noise: per band it is the mean of what is heard while nothing
 stands out, and rises only slowly while something does, so that a fan is learned and a word is not. The idea is
@@ -34,7 +34,7 @@ _DIP_DB = 3.0
 _MEMORY_S = 1.0
 
 
-class Difficulty:
+class SpeechComplexity:
     """One stream's, over time. For one thread."""
 
     def __init__(self, rate_hz: int) -> None:
@@ -110,7 +110,7 @@ _LOUD_DB, _FAINT_DB = 14.0, 5.0
 """Bands must rise so far above their floors: at sensitivity 0 and at 1."""
 
 
-class Sound(Struct, frozen=True, gc=False):
+class VoiceDecision(Struct, frozen=True, gc=False):
     """What the gate made of some samples.
 
     Attributes:
@@ -126,7 +126,7 @@ class Sound(Struct, frozen=True, gc=False):
     complexity: float
 
 
-_ALWAYS = Sound(True, False, True, 1.0)
+_ALWAYS = VoiceDecision(True, False, True, 1.0)
 
 
 class VoiceGate:
@@ -157,10 +157,10 @@ class VoiceGate:
         self._power: Array | None = None
         self._before: Array | None = None
         self._open_left = self._since = 0
-        self._difficulty = Difficulty(rate_hz) if judges else None
-        self._last = Sound(False, False, False, 1.0)
+        self._difficulty = SpeechComplexity(rate_hz) if judges else None
+        self._last = VoiceDecision(False, False, False, 1.0)
 
-    def look(self, samples: Samples) -> Sound:
+    def look(self, samples: Samples) -> VoiceDecision:
         """Look at the next samples.
 
         Args:
@@ -176,7 +176,7 @@ class VoiceGate:
         self._rest = samples[samples.size - samples.size % self._size :].copy()
         last = self._last
         # Open for any block is open for all of them: a word that begins in the middle is not cut.
-        return Sound(last.open or began, began, last.heard, last.complexity)
+        return VoiceDecision(last.open or began, began, last.heard, last.complexity)
 
     def reset(self) -> None:
         """Sound was lost: what comes next does not follow what came before."""
@@ -213,7 +213,7 @@ class VoiceGate:
             complexity = self._difficulty.of(samples, above_db, flux, power)
         elif self._difficulty is not None and not self._open_left:
             self._difficulty.pause()
-        self._last = Sound(self._open_left > 0, False, heard, complexity)
+        self._last = VoiceDecision(self._open_left > 0, False, heard, complexity)
 
 
 def _band_matrix(size: int, rate_hz: int, high_hz: float) -> Array:

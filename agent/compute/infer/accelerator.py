@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from agent.compute.infer.session import Plan
+from agent.compute.infer.session import BackendSpec
 from agent.compute.manifest import Model
 from agent.compute.tensors import TensorSpec
 from agent.compute.tflite.read import read_modelfile
@@ -29,7 +29,7 @@ class AcceleratorSession:
         nodes: operations of the first graph.
     """
 
-    def __init__(self, model: Model, plan: Plan, rung: str) -> None:
+    def __init__(self, model: Model, plan: BackendSpec, rung: str) -> None:
         """Compile the model.
 
         Raises:
@@ -91,7 +91,7 @@ class AcceleratorSession:
             raise BackendError(f"{self.backend}: {_cause(error)}") from error
 
 
-def _compiled(content: bytes, plan: Plan) -> Any:
+def _compiled(content: bytes, plan: BackendSpec) -> Any:
     from ai_edge_litert.compiled_model import CompiledModel, HardwareAccelerator
 
     kind = getattr(HardwareAccelerator, plan.library)

@@ -84,7 +84,7 @@ def build_logmel(audio: AudioManifest) -> LogMel:
 class LogMel:
     """See `FrontEnd`. The rows do not depend on how the stream is cut into pieces."""
 
-    remembers = False
+    is_stateful = False
 
     def __init__(self, chosen: LogMelOptions) -> None:
         self.options = chosen
@@ -193,7 +193,7 @@ def build_mfcc(audio: AudioManifest) -> Mfcc:
 class Mfcc:
     """See `FrontEnd`."""
 
-    remembers = False
+    is_stateful = False
 
     def __init__(self, chosen: MfccOptions) -> None:
         fields = asdict(chosen)
@@ -246,7 +246,7 @@ class Micro:
     columns = 40
     hop_s = _HOP / _RATE_HZ
     floor = 0.0
-    remembers = True
+    is_stateful = True
 
     def __init__(self) -> None:
         try:
@@ -294,7 +294,7 @@ class Raw:
 
     columns = 1
     floor = 0.0
-    remembers = False
+    is_stateful = False
 
     def __init__(self, rate_hz: int) -> None:
         self.hop_s = 1.0 / rate_hz

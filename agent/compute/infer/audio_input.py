@@ -36,7 +36,7 @@ class FrontEnd(Protocol):
     columns: int
     hop_s: float
     floor: float
-    remembers: bool
+    is_stateful: bool
 
     def __call__(self, samples: Samples) -> Rows:
         """The rows that these samples complete, float32 [n, columns]; finite whatever comes in.
@@ -103,7 +103,7 @@ def options(audio: AudioManifest, kind: type[Chosen]) -> Chosen:
         raise ModelError(f"front end {audio.frontend!r}: options: {error}; known: {listed}") from None
 
 
-class RowInput:
+class AudioInput:
     """Fills one input tensor. For one thread.
 
     Attributes:

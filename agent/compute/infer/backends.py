@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from agent.compute.infer.session import AUTO, CPU, STANDBY, Backend, Options, Plan, Session
+from agent.compute.infer.session import AUTO, CPU, CPU_FALLBACK, Backend, BackendSpec, Session, SessionOptions
 from agent.compute.manifest import Model
 from agent.errors import BackendError
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from agent.compute.infer.vetting.vetting import Vetting
 
 
-def open_session(model: Model, backend: str, options: Options, vetting: Vetting | None = None) -> Session:
+def open_session(model: Model, backend: str, options: SessionOptions, vetting: Vetting | None = None) -> Session:
     """Open a model on the named backend. An explicit name never falls back.
 
     Here `auto` is the CPU: only `agent.daemon.autoselect` knows what was measured.
@@ -24,7 +24,7 @@ def open_session(model: Model, backend: str, options: Options, vetting: Vetting 
     Args:
         model: to run.
         backend: its name.
-        options: see `Options`.
+        options: see `SessionOptions`.
         vetting: knows which models run; None: that of programs without a state folder.
 
     Raises:
@@ -32,22 +32,22 @@ def open_session(model: Model, backend: str, options: Options, vetting: Vetting 
     """
     if backend in BACKENDS:
         return BACKENDS[backend](vetting).open(model, options)
-    if (plan := standing_by(backend)) is not None:
+    if (plan := fallback_spec(backend)) is not None:
         from agent.compute.infer.failover import FailoverSession
 
         return FailoverSession(model, plan, options, wait_s=0.0, vetting=vetting)
     from agent.compute.infer.worker.session import WorkerSession
 
-    return WorkerSession(model, plan_of(backend), options)
+    return WorkerSession(model, resolve_backend(backend), options)
 
 
-def open_for_command(model: Model, backend: str, options: Options) -> Session:
+def open_for_command(model: Model, backend: str, options: SessionOptions) -> Session:
     """Open a model for a command, as `open_session` does; root's in a process that has none of root's rights.
 
     Args:
         model: to run.
         backend: its name.
-        options: see `Options`.
+        options: see `SessionOptions`.
 
     Raises:
         ModelError, BackendError: see `open_session`.
@@ -60,35 +60,35 @@ def open_for_command(model: Model, backend: str, options: Options) -> Session:
     from agent.compute.infer.worker.session import PATIENCE_S, WorkerSession
 
     VETTING.check(model, options)  # first: it limits CPU time and memory, which a worker does not
-    return WorkerSession(model, Plan(), options, deadline_s=PATIENCE_S)
+    return WorkerSession(model, BackendSpec(), options, deadline_s=PATIENCE_S)
 
 
 def opens_at_once(backend: str) -> bool:
     """True if the named backend opens models in this process, on the CPU, and waits for no device."""
-    return backend in BACKENDS or backend.endswith(STANDBY)
+    return backend in BACKENDS or backend.endswith(CPU_FALLBACK)
 
 
-def standing_by(backend: str) -> Plan | None:
+def fallback_spec(backend: str) -> BackendSpec | None:
     """How to open what the CPU stands by for; None: it does not.
 
     Raises:
-        BackendError: see `plan_of`.
+        BackendError: see `resolve_backend`.
     """
-    name = backend.removesuffix(STANDBY)
-    return plan_of(name) if name != backend else None
+    name = backend.removesuffix(CPU_FALLBACK)
+    return resolve_backend(name) if name != backend else None
 
 
-def plan_of(backend: str) -> Plan:
+def resolve_backend(backend: str) -> BackendSpec:
     """How to open a model on the named backend.
 
     Raises:
         BackendError: there is no such backend, or it is not on this board.
     """
-    from agent.compute.infer.delegates import candidates
+    from agent.compute.infer.delegates import probe_delegates
 
     if backend in BACKENDS:
-        return Plan()
-    (found,) = candidates([backend.removesuffix(STANDBY)], besides=(AUTO, CPU))
+        return BackendSpec()
+    (found,) = probe_delegates([backend.removesuffix(CPU_FALLBACK)], besides=(AUTO, CPU))
     if found.plan is None:
         raise BackendError(f"backend {backend!r} cannot be used here: {found.missing}")
     return found.plan

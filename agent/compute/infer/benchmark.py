@@ -17,23 +17,23 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.infer.chain import Turn, Whole, take
+from agent.compute.infer.chain import ModelChain, TimingRun, time_inference
 from agent.compute.infer.choice import (
     WORTH_A_THREAD,
     By,
     Inputs,
-    Measured,
+    Measurement,
     Reference,
-    Verdict,
+    Selection,
     best_of,
     decide,
-    distance,
+    describe_error,
     golden_inputs,
+    output_error,
     tolerance,
-    wrong,
 )
-from agent.compute.infer.delegates import Found, unsuited
-from agent.compute.infer.session import Options, Plan
+from agent.compute.infer.delegates import DelegateProbe, unsuited
+from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.vulkan import software_driver
 from agent.compute.infer.worker.session import PATIENCE_S, WorkerSession
 from agent.compute.manifest import Model
@@ -50,18 +50,18 @@ _HANGS_S, _HANGS = 2.0, 50.0
 """An inference that takes longer than this, and than so many times the reference's, hangs."""
 
 Progress = Callable[[str], None]
-Judge = Callable[[Sequence[Measured]], object]
+Judge = Callable[[Sequence[Measurement]], object]
 """Says which of these is best, in any way that can be compared."""
 
 
-class Way(Struct, frozen=True):
+class Candidate(Struct, frozen=True):
     """A way to run a model.
 
     Attributes:
         plan: how. title: for people.
     """
 
-    plan: Plan
+    plan: BackendSpec
     title: str
 
     @property
@@ -71,15 +71,15 @@ class Way(Struct, frozen=True):
         return self.plan.backend + (f", {threads} thread{'s' * (threads != 1)}" if threads else "")
 
 
-def race(
+def benchmark(
     model: Model,
-    ways: Sequence[Way],
+    ways: Sequence[Candidate],
     reference: Reference,
     *,
     patience_s: float = PATIENCE_S,
     judge: Judge = lambda _: None,
     progress: Progress = lambda _: None,
-) -> list[Measured]:
+) -> list[Measurement]:
     """Measure ways to run a model, all of them open at the same time, until it is plain which is best.
 
     Args:
@@ -94,9 +94,9 @@ def race(
         trials = []
         for way in ways:
             progress(way.label)
-            trials.append(open_.enter_context(closing(Trial(model, way, reference, patience_s))))
+            trials.append(open_.enter_context(closing(CandidateRun(model, way, reference, patience_s))))
         number = 0
-        while number < _LEAST or (number < _MOST and not _is_plain(trials, judge)):
+        while number < _LEAST or (number < _MOST and not _is_decided(trials, judge)):
             for trial in trials[:: -1 if number % 2 else 1]:
                 progress(trial.way.label)
                 trial.turn()
@@ -104,23 +104,23 @@ def race(
         return [trial.measured() for trial in trials]
 
 
-def _is_plain(trials: Sequence[Trial], judge: Judge) -> bool:
+def _is_decided(trials: Sequence[CandidateRun], judge: Judge) -> bool:
     parts = [judge([trial.sampled(part) for trial in trials]) for part in range(_PARTS)]
     return all(best == parts[0] for best in parts)
 
 
-class Trial:
+class CandidateRun:
     """One way, open and answering rightly, or refused.
 
     Attributes:
-        way: see `Way`.
+        way: see `Candidate`.
     """
 
-    def __init__(self, model: Model, way: Way, reference: Reference, patience_s: float) -> None:
+    def __init__(self, model: Model, way: Candidate, reference: Reference, patience_s: float) -> None:
         self.way, self._reference = way, reference
-        self._known = Measured(way.plan.backend, way.title, way.plan.threads)
+        self._known = Measurement(way.plan.backend, way.title, way.plan.threads)
         self._session: WorkerSession | None = None
-        self._turns: list[Turn] = []
+        self._turns: list[TimingRun] = []
         try:
             self._open(model, patience_s)
         except (BackendError, ModelError) as error:
@@ -135,11 +135,11 @@ class Trial:
             if self.way.plan.kind == "cpu":
                 self._turns.append(session.timed(_TURN_S))
             else:
-                self._turns.append(take(self._whole, _TURN_S, lambda: session.usage().cpu_s))
+                self._turns.append(time_inference(self._whole, _TURN_S, lambda: session.usage().cpu_s))
         except BackendError as error:
             self._refuse(str(error))
 
-    def measured(self) -> Measured:
+    def measured(self) -> Measurement:
         """What is known of it by now."""
         if self._session is None:
             return self._known
@@ -148,12 +148,12 @@ class Trial:
         except BackendError as error:
             return replace(self._known, refused=str(error))
 
-    def sampled(self, part: int) -> Measured:
+    def sampled(self, part: int) -> Measurement:
         """The same from one part of the turns alone, but for the memory."""
         ends = [len(self._turns) * end // _PARTS for end in (part, part + 1)]
         return self._of(self._turns[slice(*ends)])
 
-    def _of(self, turns: Sequence[Turn]) -> Measured:
+    def _of(self, turns: Sequence[TimingRun]) -> Measurement:
         if self._known.refused or not turns:
             return self._known
         times = np.concatenate([turn.ms for turn in turns])
@@ -174,7 +174,7 @@ class Trial:
         plan, reference, began = self.way.plan, self._reference, time.monotonic()
         is_known = reference.p50_ms > 0.0  # else nobody knows yet what is long for this model on this board
         deadline_s = max(_HANGS_S, reference.p50_ms * _HANGS / 1e3) if is_known else patience_s
-        options = Options(threads=plan.threads)
+        options = SessionOptions(threads=plan.threads)
         session = WorkerSession(model, plan, options, deadline_s=deadline_s, patience_s=patience_s)
         self._session = session
         self._known = replace(
@@ -186,17 +186,17 @@ class Trial:
         )
         if plan.kind == "delegate" and session.opened.delegated == 0:
             raise BackendError(f"takes none of the model's {session.opened.nodes} operations")
-        self._whole = Whole(session, model.manifest)
+        self._whole = ModelChain(session, model.manifest)
         self._answer()
 
     def _answer(self) -> None:
         reference, began = self._reference, time.monotonic()
-        answers = self._whole.answers(reference.inputs[:1])
+        answers = self._whole.run_cases(reference.inputs[:1])
         self._known = replace(self._known, first_ms=(time.monotonic() - began) * 1e3)
-        answers += self._whole.answers(reference.inputs[1:])
-        off = distance(reference.answers, answers, self._whole.outputs)
+        answers += self._whole.run_cases(reference.inputs[1:])
+        off = output_error(reference.answers, answers, self._whole.outputs)
         self._known = replace(self._known, error=off if isfinite(off) else None)
-        if reason := wrong(off, reference.tolerance):
+        if reason := describe_error(off, reference.tolerance):
             raise BackendError(reason)
 
     def _is_far_slower(self) -> bool:
@@ -219,7 +219,7 @@ _THREADS = 4
 
 def survey(
     model: Model,
-    found: Sequence[Found],
+    found: Sequence[DelegateProbe],
     threads_max: int,
     *,
     inputs: Inputs = golden_inputs,
@@ -227,7 +227,7 @@ def survey(
     spare_mb: float = math.inf,
     software: bool = True,
     progress: Progress = lambda _: None,
-) -> tuple[Measured, ...]:
+) -> tuple[Measurement, ...]:
     """Measure everything that may run a model.
 
     Args:
@@ -235,7 +235,7 @@ def survey(
         found: candidates besides the CPU, see `finding.candidates`.
         threads_max: the CPU is tried with 1 thread to so many.
         inputs: that everything must answer as the CPU does.
-        patience_s: see `race`.
+        patience_s: see `benchmark`.
         spare_mb: memory for processes, MB; where it is short, fewer numbers of threads take turns.
         software: also measure a GPU that a software driver computes on the CPU; it takes minutes, and is slower
             than the CPU itself.
@@ -245,11 +245,13 @@ def survey(
         ModelError, BackendError: not even the CPU runs the model.
     """
     reference = _reference(model, inputs)
-    ways = [Way(Plan(threads=threads), "CPU (XNNPACK)") for threads in range(1, threads_max + 1)]
+    ways = [Candidate(BackendSpec(threads=threads), "CPU (XNNPACK)") for threads in range(1, threads_max + 1)]
     at_once = max(1, int(min(spare_mb / reference.rss_mb, threads_max)))
-    measured: list[Measured] = []
+    measured: list[Measurement] = []
     for first in range(0, threads_max, at_once):
-        measured += race(model, ways[first : first + at_once], reference, judge=_best_threads, progress=progress)
+        measured += benchmark(
+            model, ways[first : first + at_once], reference, judge=_best_threads, progress=progress
+        )
     if all(one.refused for one in measured):
         raise BackendError(measured[0].refused)
     reference = replace(reference, p50_ms=next(one.p50_ms for one in measured if not one.refused))
@@ -261,21 +263,21 @@ def survey(
         if slow and not software:
             reason = reason or f"the Vulkan driver {slow} is software, which computes on the CPU: not measured"
         if reason or one.plan is None:
-            result = Measured(one.name, one.title, here=one.plan is not None, refused=reason)
+            result = Measurement(one.name, one.title, here=one.plan is not None, refused=reason)
         else:
-            way = Way(one.plan, one.title)
-            (result,) = race(model, [way], reference, patience_s=patience_s, progress=progress)
+            way = Candidate(one.plan, one.title)
+            (result,) = benchmark(model, [way], reference, patience_s=patience_s, progress=progress)
         measured.append(replace(result, software=slow))
     return tuple(measured)
 
 
-def _is_gpu(found: Found) -> bool:
+def _is_gpu(found: DelegateProbe) -> bool:
     return found.plan is not None and (found.plan.kind, found.plan.library) == ("accelerator", "GPU")
 
 
 def choose(
     model: Model,
-    found: Sequence[Found],
+    found: Sequence[DelegateProbe],
     cores: int,
     by: By = "latency",
     *,
@@ -283,7 +285,7 @@ def choose(
     patience_s: float = PATIENCE_S,
     spare_mb: float = math.inf,
     progress: Progress = lambda _: None,
-) -> Verdict:
+) -> Selection:
     """Measure and choose.
 
     Args:
@@ -309,11 +311,11 @@ def choose(
 def _reference(model: Model, inputs: Inputs) -> Reference:
     """The CPU's answers, of one thread, in a process of its own: a model may crash the runtime, too."""
     # Nobody knows yet what is long for this model on this board.
-    session = WorkerSession(model, Plan(threads=1), Options(threads=1), deadline_s=PATIENCE_S)
+    session = WorkerSession(model, BackendSpec(threads=1), SessionOptions(threads=1), deadline_s=PATIENCE_S)
     try:
-        whole = Whole(session, model.manifest)
+        whole = ModelChain(session, model.manifest)
         cases = inputs(whole.inputs)
-        answers, allowed = whole.answers(cases), tolerance(model.manifest, whole.outputs)
+        answers, allowed = whole.run_cases(cases), tolerance(model.manifest, whole.outputs)
         return Reference(cases, answers, allowed, session.usage().rss_mb)
     except MemoryError:
         raise BackendError(f"{model.path}: too large to be measured in the memory of this board") from None
@@ -321,7 +323,7 @@ def _reference(model: Model, inputs: Inputs) -> Reference:
         session.close()
 
 
-def _best_threads(measured: Sequence[Measured]) -> list[int]:
+def _best_threads(measured: Sequence[Measurement]) -> list[int]:
     """The best number of threads by latency and by energy; 0: none is."""
     found = (best_of(measured, by, WORTH_A_THREAD) for by in get_args(By))
     return [0 if one is None else one.threads for one in found]

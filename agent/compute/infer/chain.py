@@ -14,7 +14,7 @@ from agent.errors import ModelError
 from agent.types import Array
 
 
-class Whole:
+class ModelChain:
     """Runs a session so. Of sizes, and of a model without rungs, it is the first rung alone.
 
     Attributes:
@@ -44,7 +44,7 @@ class Whole:
         session.use(self.last)
         self.outputs = session.outputs
 
-    def answers(self, cases: list[list[Array]]) -> list[list[Array]]:
+    def run_cases(self, cases: list[list[Array]]) -> list[list[Array]]:
         """What it answers to each case, in reals.
 
         Args:
@@ -55,12 +55,12 @@ class Whole:
         """
         session, found = self.session, []
         for case in cases:
-            self.give(case)
+            self.set_input(case)
             self.invoke()
             found.append([np.array(spec.real(session.output(n))) for n, spec in enumerate(self.outputs)])
         return found
 
-    def give(self, case: Sequence[Array]) -> None:
+    def set_input(self, case: Sequence[Array]) -> None:
         """Write an input.
 
         Args:
@@ -96,7 +96,7 @@ class Whole:
 _PAUSE_S = 0.01
 
 
-class Turn(Struct, frozen=True, tag=True):
+class TimingRun(Struct, frozen=True, tag=True):
     """What was measured.
 
     Attributes:
@@ -108,7 +108,7 @@ class Turn(Struct, frozen=True, tag=True):
     cpu_ms: float
 
 
-def take(whole: Whole, seconds: float, cpu_s: Callable[[], float]) -> Turn:
+def time_inference(whole: ModelChain, seconds: float, cpu_s: Callable[[], float]) -> TimingRun:
     """Run the model for so long on what its input holds, after one inference that does not count.
 
     Args:
@@ -129,7 +129,7 @@ def take(whole: Whole, seconds: float, cpu_s: Callable[[], float]) -> Turn:
         whole.invoke()
         now = time.perf_counter()
         ms.append((now - began) * 1e3)
-    return Turn(tuple(ms), (cpu_s() - used) * 1e3)
+    return TimingRun(tuple(ms), (cpu_s() - used) * 1e3)
 
 
 # Runs a rung before it is needed: the first inference is slow, and one that is interrupted is slower still.
@@ -137,7 +137,7 @@ def take(whole: Whole, seconds: float, cpu_s: Callable[[], float]) -> Turn:
 _RUNS = 3
 
 
-def usual_ns(session: Session, rung: str) -> int:
+def warm_latency_ns(session: Session, rung: str) -> int:
     """How long an inference takes once it is warm: the shortest of a few, ns. The session uses this rung then.
 
     Raises:

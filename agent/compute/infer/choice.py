@@ -13,8 +13,8 @@ import numpy as np
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
-from agent.compute.infer.delegates import Found
-from agent.compute.infer.session import Plan
+from agent.compute.infer.delegates import DelegateProbe
+from agent.compute.infer.session import BackendSpec
 from agent.compute.manifest import Manifest
 from agent.compute.tensors import TensorSpec
 from agent.errors import ModelError
@@ -31,7 +31,7 @@ _Amount = Annotated[float, Meta(ge=0.0, le=1e9)]
 _Count = Annotated[int, Meta(ge=-1, le=2**31)]
 
 
-class Measured(Struct, frozen=True):
+class Measurement(Struct, frozen=True):
     """One way to run a model, measured.
 
     Attributes:
@@ -104,8 +104,8 @@ def golden_inputs(specs: Sequence[TensorSpec], count: int = _INPUTS) -> list[lis
     return [[_picture(random, spec) for spec in specs] for _ in range(count)]
 
 
-def distance(reference: list[list[Array]], answers: list[list[Array]], specs: Sequence[TensorSpec]) -> float:
-    """See `Measured.error`; infinite where an answer is not finite."""
+def output_error(reference: list[list[Array]], answers: list[list[Array]], specs: Sequence[TensorSpec]) -> float:
+    """See `Measurement.error`; infinite where an answer is not finite."""
     worst = 0.0
     for wanted, given in zip(reference, answers, strict=True):
         for one, other, spec in zip(wanted, given, specs, strict=True):
@@ -122,11 +122,11 @@ def _deviation(answer: Array) -> float:
     return deviation if deviation > _ALIKE * size else size
 
 
-def wrong(off: float, allowed: float) -> str:
+def describe_error(off: float, allowed: float) -> str:
     """What is wrong with answers; empty: they are right.
 
     Args:
-        off: by `distance`.
+        off: by `output_error`.
         allowed: by `tolerance`.
     """
     if not isfinite(off):
@@ -161,7 +161,7 @@ WORTH_A_THREAD = 0.97
 """More threads must save at least this: what is chosen shall be within 5 % of the best, and measuring errs."""
 
 
-class Verdict(Struct, frozen=True):
+class Selection(Struct, frozen=True):
     """What was chosen, and why.
 
     Attributes:
@@ -170,13 +170,15 @@ class Verdict(Struct, frozen=True):
         measured: everything that was tried, and what was found missing.
     """
 
-    chosen: Plan
-    cpu: Plan
+    chosen: BackendSpec
+    cpu: BackendSpec
     by: By
-    measured: tuple[Measured, ...]
+    measured: tuple[Measurement, ...]
 
 
-def decide(measured: Sequence[Measured], found: Sequence[Found], by: By, threads: int = 0) -> Verdict:
+def decide(
+    measured: Sequence[Measurement], found: Sequence[DelegateProbe], by: By, threads: int = 0
+) -> Selection:
     """Take the best of what was measured.
 
     Args:
@@ -185,25 +187,25 @@ def decide(measured: Sequence[Measured], found: Sequence[Found], by: By, threads
         by: what to look at.
         threads: that the CPU is to have in any case, even where it was refused with them; 0: as many as is best.
     """
-    processor = [one for one in measured if one.name == Plan().backend]
+    processor = [one for one in measured if one.name == BackendSpec().backend]
     asked = [one for one in processor if one.threads == threads]
     best = best_of(asked, by, WORTH_A_THREAD) or best_of(processor, by, WORTH_A_THREAD)
     if best is None:  # nothing to compare with
-        return Verdict(Plan(threads=threads), Plan(threads=threads), by, tuple(measured))
+        return Selection(BackendSpec(threads=threads), BackendSpec(threads=threads), by, tuple(measured))
     judged = tuple(_against(one, best, by) for one in measured)
     others = [one for one in judged if one.name != best.name]
     chosen = best_of([best, *others], by, _WORTH) or best
     plans = {one.name: one.plan for one in found if one.plan is not None}
-    cpu = Plan(threads=threads or best.threads)
-    return Verdict(plans.get(chosen.name, cpu), cpu, by, judged)
+    cpu = BackendSpec(threads=threads or best.threads)
+    return Selection(plans.get(chosen.name, cpu), cpu, by, judged)
 
 
-def cost(one: Measured, by: By) -> float:
+def cost(one: Measurement, by: By) -> float:
     """What is compared, ms."""
     return one.cpu_ms if by == "energy" else one.p50_ms
 
 
-def best_of(measured: Sequence[Measured], by: By, worth: float) -> Measured | None:
+def best_of(measured: Sequence[Measurement], by: By, worth: float) -> Measurement | None:
     """The one of least cost; the earlier one where the later is not worth it."""
     best = None
     for one in measured:
@@ -212,7 +214,7 @@ def best_of(measured: Sequence[Measured], by: By, worth: float) -> Measured | No
     return best
 
 
-def _against(one: Measured, cpu: Measured, by: By) -> Measured:
+def _against(one: Measurement, cpu: Measurement, by: By) -> Measurement:
     """Refused if it is no better than the CPU."""
     if one.refused or one.name == cpu.name or cost(one, by) <= _WORTH * cost(cpu, by):
         return one

@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl
 
 from msgspec import Struct
 
-from agent.compute.infer.session import Plan
+from agent.compute.infer.session import BackendSpec
 from agent.compute.tflite.model import ModelFile
 from agent.errors import BackendError, reason_of
 
@@ -31,13 +31,13 @@ _VULKAN = ("usr/lib/*-linux-gnu*/libvulkan_*.so",)
 """Mesa's drivers, of which the loader takes the one that fits."""
 
 
-class Row(Struct, frozen=True):
+class DelegateSpec(Struct, frozen=True):
     """One way to run models.
 
     Attributes:
         name: what the config and the messages call it.
         title: for people.
-        kind: see `Plan`.
+        kind: see `BackendSpec`.
         library: file name of the delegate's library; of an accelerator, LiteRT's name for it.
         needs: other files of which one must be there, each a name that the loader finds or a glob from `/`.
         devices: globs of device nodes of which one must be there; empty: none is asked for.
@@ -65,7 +65,7 @@ _FASTRPC = ("dev/fastrpc-cdsp*", "dev/fastrpc-adsp*", "dev/adsprpc-smd*")
 
 ROWS = (
     # https://ai.google.dev/edge/litert/next/gpu
-    Row(
+    DelegateSpec(
         "gpu",
         "GPU by LiteRT (WebGPU over Vulkan), in float16 where it has that",
         "accelerator",
@@ -74,7 +74,7 @@ ROWS = (
         parts=_VULKAN,
         hint="sudo apt-get install mesa-vulkan-drivers",
     ),
-    Row(
+    DelegateSpec(
         "gpu-f32",
         "GPU by LiteRT, in float32",
         "accelerator",
@@ -85,7 +85,7 @@ ROWS = (
         hint="sudo apt-get install mesa-vulkan-drivers",
     ),
     # https://ai.google.dev/edge/litert/next/npu
-    Row(
+    DelegateSpec(
         "npu",
         "NPU by LiteRT (dispatch to the vendor's library)",
         "accelerator",
@@ -95,7 +95,7 @@ ROWS = (
         hint="install LiteRT's dispatch library of the vendor",
     ),
     # https://docs.qualcomm.com/doc/80-63442-10/topic/options.html; HTP from the SD888 on, DSP on SD855 and SD865
-    Row(
+    DelegateSpec(
         "qnn-htp",
         "Qualcomm NPU (Hexagon HTP) by QNN",
         "delegate",
@@ -105,7 +105,7 @@ ROWS = (
         settings={"backend_type": "htp", "library_path": "{library}"},
         hint=_QAIRT,
     ),
-    Row(
+    DelegateSpec(
         "qnn-dsp",
         "Qualcomm DSP (Hexagon v66) by QNN",
         "delegate",
@@ -116,7 +116,7 @@ ROWS = (
         suits="int8",
         hint=_QAIRT,
     ),
-    Row(
+    DelegateSpec(
         "qnn-gpu",
         "Adreno GPU by QNN",
         "delegate",
@@ -127,7 +127,7 @@ ROWS = (
         hint=_QAIRT,
     ),
     # https://coral.ai/docs/edgetpu/tflite-python/; USB ids before and after its firmware is loaded
-    Row(
+    DelegateSpec(
         "edgetpu",
         "Coral Edge TPU",
         "delegate",
@@ -137,7 +137,7 @@ ROWS = (
         hint="plug it in, and install libedgetpu1-std; the model must have been compiled by edgetpu_compiler",
     ),
     # https://arm-software.github.io/armnn/latest/namespacetflite.html
-    Row(
+    DelegateSpec(
         "armnn",
         "Mali GPU by Arm NN",
         "delegate",
@@ -147,7 +147,7 @@ ROWS = (
         hint="install Arm NN's delegate",
     ),
     # https://docs.mesa3d.org/teflon.html
-    Row(
+    DelegateSpec(
         "teflon",
         "NPU by Mesa Teflon (VeriSilicon, Rockchip)",
         "delegate",
@@ -158,7 +158,7 @@ ROWS = (
         hint="sudo apt-get install mesa-teflon-delegate",
     ),
     # https://github.com/VeriSilicon/tflite-vx-delegate
-    Row(
+    DelegateSpec(
         "vx",
         "VeriSilicon NPU by its delegate",
         "delegate",
@@ -167,7 +167,7 @@ ROWS = (
         hint="install the board vendor's tflite-vx-delegate",
     ),
     # https://github.com/nxp-imx/tflite-ethosu-delegate-imx
-    Row(
+    DelegateSpec(
         "ethosu",
         "Arm Ethos-U NPU",
         "delegate",
@@ -230,11 +230,11 @@ class Libraries:
             path = self._root / name.lstrip("/")
             return str(path) if path.exists() or path.is_symlink() else ""
         usual = [str(path) for folder in _FOLDERS for path in sorted(self._root.glob(f"{folder}/{name}"))]
-        usable = next((path for path in usual if not why_not(Path(path))), "")
+        usable = next((path for path in usual if not load_problem(Path(path))), "")
         if usable:
             return usable
         others = self._listed.get(name, [])
-        return next((path for path in others if not why_not(Path(path))), next(iter((*usual, *others)), ""))
+        return next((path for path in others if not load_problem(Path(path))), next(iter((*usual, *others)), ""))
 
     @cached_property
     def _listed(self) -> dict[str, list[str]]:
@@ -251,7 +251,7 @@ class Libraries:
         return listed
 
 
-def why_not(path: Path) -> str:
+def load_problem(path: Path) -> str:
     """Why the loader cannot load this file on this machine; empty if it may."""
     try:
         if kind := _KINDS.get(stat.S_IFMT(path.stat().st_mode)):
@@ -280,7 +280,7 @@ _GPUS, _RENDER = ("gpu", "gpu-f32"), "dev/dri/renderD*"
 """Rows that name no device, since Vulkan looks for it, and the nodes that Mesa's drivers open."""
 
 
-class Found(Struct, frozen=True):
+class DelegateProbe(Struct, frozen=True):
     """A row on this board.
 
     Attributes:
@@ -292,12 +292,14 @@ class Found(Struct, frozen=True):
 
     name: str
     title: str
-    plan: Plan | None = None
+    plan: BackendSpec | None = None
     parts: tuple[str, ...] = ()
     missing: str = ""
 
 
-def candidates(names: Sequence[str] = (), root: Path = Path("/"), *, besides: Sequence[str] = ()) -> list[Found]:
+def probe_delegates(
+    names: Sequence[str] = (), root: Path = Path("/"), *, besides: Sequence[str] = ()
+) -> list[DelegateProbe]:
     """Every row, found or not; or those that are named, in that order.
 
     Args:
@@ -347,9 +349,9 @@ def _usb_node(root: Path, attribute: Path) -> Path:
     return root / f"dev/bus/usb/{bus:03d}/{device:03d}"
 
 
-def _looked_for(row: Row, root: Path, libraries: Libraries) -> Found:
-    def missing(what: str) -> Found:
-        return Found(row.name, row.title, missing=f"{what}: {row.hint}" if row.hint else what)
+def _looked_for(row: DelegateSpec, root: Path, libraries: Libraries) -> DelegateProbe:
+    def missing(what: str) -> DelegateProbe:
+        return DelegateProbe(row.name, row.title, missing=f"{what}: {row.hint}" if row.hint else what)
 
     if row.devices and not any(_exists(pattern, root) for pattern in row.devices):
         return missing(f"no device ({', '.join('/' + pattern for pattern in row.devices)})")
@@ -358,35 +360,38 @@ def _looked_for(row: Row, root: Path, libraries: Libraries) -> Found:
         helper = helper or libraries.path(name)
     if row.needs and not helper:
         return missing(f"no {' or '.join(row.needs)}")
-    if helper and (why := why_not(Path(helper))):
+    if helper and (why := load_problem(Path(helper))):
         return missing(f"{helper}: {why}")
     if row.kind == "accelerator":
-        plan = Plan(row.name, row.kind, row.library, row.settings)
-        return Found(row.name, row.title, plan, _parts(row, root, helper))
+        plan = BackendSpec(row.name, row.kind, row.library, row.settings)
+        return DelegateProbe(row.name, row.title, plan, _parts(row, root, helper))
     library = helper if helper.endswith(row.library) else libraries.path(row.library)
     if not library:
         return missing(f"no {row.library}")
-    if why := why_not(Path(library)):
+    if why := load_problem(Path(library)):
         return missing(f"{library}: {why}")
     settings = {key: value.format(library=helper) for key, value in row.settings.items()}
-    return Found(
-        row.name, row.title, Plan(row.name, row.kind, library, settings), _parts(row, root, helper, library)
+    return DelegateProbe(
+        row.name,
+        row.title,
+        BackendSpec(row.name, row.kind, library, settings),
+        _parts(row, root, helper, library),
     )
 
 
-def _external(name: str, libraries: Libraries) -> Found:
+def _external(name: str, libraries: Libraries) -> DelegateProbe:
     path, _, query = name.removeprefix(EXTERNAL).partition("?")
     title = f"external delegate {path}"
     library = libraries.path(path)
     if not library:
-        return Found(name, title, missing=f"{path}: no such file")
-    if why := why_not(Path(library)):
-        return Found(name, title, missing=f"{path}: {why}")
-    plan = Plan(name, "delegate", library, dict(parse_qsl(query, keep_blank_values=True)))
-    return Found(name, title, plan, (library,))
+        return DelegateProbe(name, title, missing=f"{path}: no such file")
+    if why := load_problem(Path(library)):
+        return DelegateProbe(name, title, missing=f"{path}: {why}")
+    plan = BackendSpec(name, "delegate", library, dict(parse_qsl(query, keep_blank_values=True)))
+    return DelegateProbe(name, title, plan, (library,))
 
 
-def _parts(row: Row, root: Path, *libraries: str) -> tuple[str, ...]:
+def _parts(row: DelegateSpec, root: Path, *libraries: str) -> tuple[str, ...]:
     more = (str(path) for pattern in row.parts for path in sorted(root.glob(pattern)))
     return tuple(dict.fromkeys(path for path in (*libraries, *more) if path))
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from agent.compute.infer.chain import Whole
-from agent.compute.infer.choice import Inputs, distance, golden_inputs, tolerance, wrong
-from agent.compute.infer.session import Options, Plan, Session
+from agent.compute.infer.chain import ModelChain
+from agent.compute.infer.choice import Inputs, describe_error, golden_inputs, output_error, tolerance
+from agent.compute.infer.session import BackendSpec, Session, SessionOptions
 from agent.compute.infer.vetting.vetting import VETTING, Vetting
 from agent.compute.infer.worker.session import DEADLINE_S, PATIENCE_S, WorkerSession
 from agent.compute.manifest import Model
@@ -33,7 +33,7 @@ _STABLE_S = 60.0
 """A device that answered for so long is tried again soon; one that fails before that, later each time."""
 
 
-class Recovery:
+class DeviceReopener:
     """One device. For one thread at a time, but for its own.
 
     Attributes:
@@ -167,8 +167,8 @@ class FailoverSession:
     def __init__(
         self,
         model: Model,
-        plan: Plan,
-        options: Options,
+        plan: BackendSpec,
+        options: SessionOptions,
         *,
         inputs: Inputs = golden_inputs,
         deadline_s: float = 0.0,
@@ -182,7 +182,7 @@ class FailoverSession:
         Args:
             model: to run.
             plan: the device.
-            options: see `Options`.
+            options: see `SessionOptions`.
             inputs: that the device must answer as the CPU does when it is opened.
             deadline_s: of an inference on the device, s; 0: `DEADLINE_S`, or more where the CPU is slow.
             check_s: how often the CPU checks an answer of the device, s.
@@ -197,20 +197,20 @@ class FailoverSession:
         self._check_s = check_s
         self._cpu = (vetting or VETTING).open(model, options)
         self._first_rung = self._cpu.rung
-        whole = Whole(self._cpu, model.manifest)
+        whole = ModelChain(self._cpu, model.manifest)
         self._ends = whole.inputs, whole.outputs
         self._golden = inputs(whole.inputs)[:_GOLDEN]
         self._tolerance = tolerance(model.manifest, whole.outputs)
         began = time.monotonic()
-        self._right = whole.answers(self._golden)
+        self._right = whole.run_cases(self._golden)
         slowest_s = time.monotonic() - began
         self._deadline_s = deadline_s or max(DEADLINE_S, _HANGS * slowest_s / max(1, len(self._golden)))
         self._cpu.use(self._first_rung)
         self._device: WorkerSession | None = None
         self._checked = time.monotonic()
-        self._recovery = Recovery(self._opened, f"{model.path}: {plan.backend}", retry_s)
+        self._recovery = DeviceReopener(self._opened, f"{model.path}: {plan.backend}", retry_s)
         self._recovery.begin(wait_s)
-        self._come_back()
+        self._switch_back()
 
     @property
     def backend(self) -> str:
@@ -244,12 +244,12 @@ class FailoverSession:
             try:
                 self._follow(self._device)
             except ModelError as error:
-                self._leave(str(error))
+                self._fall_back(str(error))
 
     def input(self, index: int) -> Array:
         """See `Session.input`."""
         if index == 0 and self._recovery.has_any:
-            self._come_back()
+            self._switch_back()
         return self._active.input(index)
 
     def invoke(self) -> None:
@@ -263,7 +263,7 @@ class FailoverSession:
             if time.monotonic() - self._checked >= self._check_s:
                 self._check(device)
         except ModelError as error:
-            self._leave(str(error))
+            self._fall_back(str(error))
             self._on_cpu(device)
 
     def output(self, index: int) -> Array:
@@ -299,18 +299,18 @@ class FailoverSession:
         outputs = range(len(self.outputs))
         right = [np.array(self.outputs[n].real(self._cpu.output(n))) for n in outputs]
         given = [np.array(self.outputs[n].real(device.output(n))) for n in outputs]
-        self._judge(distance([right], [given], self.outputs))
+        self._judge(output_error([right], [given], self.outputs))
 
     def _judge(self, off: float) -> None:
-        if reason := wrong(off, self._tolerance):
+        if reason := describe_error(off, self._tolerance):
             raise BackendError(f"{self._plan.backend} {reason}")
 
-    def _leave(self, reason: str) -> None:
+    def _fall_back(self, reason: str) -> None:
         """Go on with the CPU; the device is tried again later."""
         device, self._device = self._device, None
         self._recovery.lost(device, reason)
 
-    def _come_back(self) -> None:
+    def _switch_back(self) -> None:
         device = self._recovery.take()
         if device is None:
             return
@@ -341,12 +341,12 @@ class FailoverSession:
         Raises:
             BackendError: it cannot be opened, fails or answers wrongly.
         """
-        options = Options(self._first_rung, self._options.threads)
+        options = SessionOptions(self._first_rung, self._options.threads)
         session = WorkerSession(self._model, self._plan, options, deadline_s=self._deadline_s)
         try:
-            whole = Whole(session, self._model.manifest)
+            whole = ModelChain(session, self._model.manifest)
             self._check_alike((*whole.inputs, *whole.outputs), (*self._ends[0], *self._ends[1]))
-            self._judge(distance(self._right, whole.answers(self._golden), whole.outputs))
+            self._judge(output_error(self._right, whole.run_cases(self._golden), whole.outputs))
             for rung in self._model.manifest.rungs:  # the first inference of each may take long: now nobody waits
                 session.use(rung.name)
                 session.invoke()

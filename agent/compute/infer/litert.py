@@ -22,7 +22,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from agent.board.process import STDERR_TURN
-from agent.compute.infer.session import Options, Plan
+from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.worker import protocol
 from agent.compute.manifest import Model
 from agent.compute.tensors import TensorSpec
@@ -75,7 +75,7 @@ def _redirected(log: logging.Logger) -> Iterator[None]:
 
 log = logging.getLogger(__name__)
 
-_CPU = Plan()
+_CPU = BackendSpec()
 
 _CREATES = "tflite_plugin_create_delegate"
 _NODE = re.compile(r"Node number \d+ \([^()]*\) failed to (invoke|prepare)\.")
@@ -129,7 +129,7 @@ def _too_large(needed: int) -> list[str]:
 class CpuBackend:
     """Runs models in this process."""
 
-    def __init__(self, plan: Plan = _CPU) -> None:
+    def __init__(self, plan: BackendSpec = _CPU) -> None:
         """Prepare.
 
         Args:
@@ -137,14 +137,14 @@ class CpuBackend:
         """
         self._plan = plan
 
-    def open(self, model: Model, options: Options) -> CpuSession:
+    def open(self, model: Model, options: SessionOptions) -> CpuSession:
         """See `Backend.open`."""
-        from agent.compute.tflite.read import read_modelfile, refusals
+        from agent.compute.tflite.read import incompatibilities, read_modelfile
 
         runtime, module = load_runtime()
         try:
             file = read_modelfile(model.content)
-            reasons = refusals(file, runtime) or _too_large(file.least_memory)
+            reasons = incompatibilities(file, runtime) or _too_large(file.least_memory)
         except ModelError as error:
             raise ModelError(f"{model.path}: {error}") from None
         if reasons:

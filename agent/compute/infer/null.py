@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from agent.compute.infer.session import Options
+from agent.compute.infer.session import SessionOptions
 from agent.compute.manifest import Model
 from agent.compute.tensors import TensorSpec
 from agent.compute.tflite.model import ModelFile
@@ -16,7 +16,7 @@ from agent.types import Array
 class NullBackend:
     """Opens models whose every output is its zero point: nothing is detected."""
 
-    def open(self, model: Model, options: Options) -> NullSession:
+    def open(self, model: Model, options: SessionOptions) -> NullSession:
         """See `Backend.open`."""
         return NullSession(model, read_modelfile(model.content), options.rung)
 

@@ -89,14 +89,14 @@ def _may_pass(found: Future[Ends]) -> bool:
 
 
 def _ask(model: Model, vetting: Vetting | None, found: Future[Ends]) -> None:
-    from agent.compute.infer.session import Options, Plan
+    from agent.compute.infer.session import BackendSpec, SessionOptions
     from agent.compute.infer.vetting.vetting import VETTING
     from agent.compute.infer.worker.session import WorkerSession
 
     try:
         # First: it limits CPU time and memory, which a worker does not.
-        (vetting or VETTING).check(model, Options())
-        session = WorkerSession(model, Plan(), Options(), patience_s=_PATIENCE_S)
+        (vetting or VETTING).check(model, SessionOptions())
+        session = WorkerSession(model, BackendSpec(), SessionOptions(), patience_s=_PATIENCE_S)
         try:
             found.set_result((session.inputs, session.outputs))
         finally:

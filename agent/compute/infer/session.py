@@ -12,10 +12,10 @@ from agent.compute.tensors import TensorSpec
 from agent.types import Array
 
 AUTO, CPU = "auto", "cpu"
-STANDBY = ",cpu"
+CPU_FALLBACK = ",cpu"
 
 
-class Options(Struct, frozen=True):
+class SessionOptions(Struct, frozen=True):
     """How to open a model.
 
     Attributes:
@@ -27,7 +27,7 @@ class Options(Struct, frozen=True):
     threads: int = 0
 
 
-class Plan(Struct, frozen=True):
+class BackendSpec(Struct, frozen=True):
     """How a model is to be opened.
 
     Attributes:
@@ -107,7 +107,7 @@ class Session(Protocol):
 class Backend(Protocol):
     """A way to run models."""
 
-    def open(self, model: Model, options: Options) -> Session:
+    def open(self, model: Model, options: SessionOptions) -> Session:
         """Make a model ready to run.
 
         Raises:
@@ -116,5 +116,5 @@ class Backend(Protocol):
         ...
 
 
-Opener = Callable[[Model, str, Options], Session]
+Opener = Callable[[Model, str, SessionOptions], Session]
 """Opens a model on the named backend, as `open_session` does."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 
-from agent.compute.infer.session import Plan, Session
+from agent.compute.infer.session import BackendSpec, Session
 from agent.compute.tensors import TensorSpec
 from agent.types import Array
 
 
-class AutoSession:
+class SwappableSession:
     """See `Session`. A model that keeps a state inside itself begins with a new one after an exchange.
 
     Attributes:
@@ -17,13 +17,13 @@ class AutoSession:
         closed: it has been.
     """
 
-    def __init__(self, session: Session, plan: Plan) -> None:
+    def __init__(self, session: Session, plan: BackendSpec) -> None:
         self._session, self.plan = session, plan
         self._next: Session | None = None
         self._lock = threading.Lock()
         self.closed = False
 
-    def adopt(self, session: Session, plan: Plan) -> None:
+    def swap_to(self, session: Session, plan: BackendSpec) -> None:
         """From any thread: take this one from the next input on; if it is too late for that, close it."""
         with self._lock:
             unused: Session | None = session

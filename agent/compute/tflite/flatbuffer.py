@@ -23,7 +23,7 @@ _GRAIN = 256
 _U8, _I8, _U16, _I32, _U32, _U64 = (struct.Struct(f"<{code}") for code in "BbHiIQ")
 
 
-class Source:
+class ByteSource:
     """The bytes, and the work that is left to be spent on them."""
 
     def __init__(self, content: bytes | memoryview, what: str) -> None:
@@ -75,17 +75,17 @@ class Source:
         size = len(self.content)
         return ModelError(f"{self.what} is truncated or damaged: it points to byte {at}, but has {size}")
 
-    def root(self) -> Table:
+    def root(self) -> FlatTable:
         """The root table."""
-        return Table(self, self.follow(0))
+        return FlatTable(self, self.follow(0))
 
 
-class Table:
+class FlatTable:
     """One table. Its methods raise `ModelError` where the file is broken; an absent field has a default."""
 
     __slots__ = ("_at", "_slots", "_source", "_vtable")
 
-    def __init__(self, source: Source, at: int) -> None:
+    def __init__(self, source: ByteSource, at: int) -> None:
         source.spend()
         self._source = source
         self._at = at
@@ -157,16 +157,16 @@ class Table:
         kind = np.dtype(dtype)
         return np.frombuffer(self._source.slice(at, count * kind.itemsize), kind)
 
-    def table(self, slot: int) -> Table | None:
+    def table(self, slot: int) -> FlatTable | None:
         """A table, None when absent."""
         at = self.position(slot)
-        return Table(self._source, self._source.follow(at)) if at else None
+        return FlatTable(self._source, self._source.follow(at)) if at else None
 
-    def tables(self, slot: int) -> list[Table]:
+    def tables(self, slot: int) -> list[FlatTable]:
         """A vector of tables, empty by default."""
         at, count = self.vector(slot)
         self._source.slice(at, 4 * count)
-        return [Table(self._source, self._source.follow(at + 4 * i)) for i in range(count)]
+        return [FlatTable(self._source, self._source.follow(at + 4 * i)) for i in range(count)]
 
     def vector(self, slot: int) -> tuple[int, int]:
         """Byte position and number of elements."""

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from agent.compute.tflite.flatbuffer import Source, Table
+from agent.compute.tflite.flatbuffer import ByteSource, FlatTable
 from agent.compute.tflite.model import (
     CUSTOM,
     OPERATORS,
@@ -69,7 +69,7 @@ _LONG = 60
 """Letters of a tensor's name in a message; the end tells more than the beginning."""
 
 
-def refusals(modelfile: ModelFile, runtime: Runtime) -> list[str]:
+def incompatibilities(modelfile: ModelFile, runtime: Runtime) -> list[str]:
     """What the runtime would refuse about a model, or would get wrong without a word. Empty: nothing known."""
     found = [_unresolved(code) for code in modelfile.custom if code not in _KNOWN[runtime]]
     if unknown := dict.fromkeys(op.name for _, op in modelfile.steps() if op.name.startswith("#")):
@@ -124,7 +124,7 @@ def read_modelfile(content: bytes) -> ModelFile:
     """
     if complaint := diagnose(content):
         raise ModelError(complaint)
-    source = Source(content, "the model file")
+    source = ByteSource(content, "the model file")
     root = source.root()
     sizes = [_buffer_size(source, buffer) for buffer in root.tables(4)]
     codes = [_code(code) for code in root.tables(1)]
@@ -136,7 +136,7 @@ def read_modelfile(content: bytes) -> ModelFile:
     return ModelFile(len(content), root.u32(0), root.string(3), graphs, signatures, names, _weights(graphs))
 
 
-def _buffer_size(source: Source, buffer: Table) -> int:
+def _buffer_size(source: ByteSource, buffer: FlatTable) -> int:
     """Bytes of a constant. Those of files beyond 2 GB lie behind the flatbuffer, at an offset of the file."""
     offset, size = buffer.u64(1), buffer.u64(2)
     if offset > 1:
@@ -153,21 +153,21 @@ class _Code(NamedTuple):
     version: int
 
 
-def _code(table: Table) -> _Code:
+def _code(table: FlatTable) -> _Code:
     # Codes below 127 are in the first field for old readers' sake, and in old files only there.
     number = max(table.i8(0), table.i32(3))
     name = OPERATORS[number] if 0 <= number < len(OPERATORS) else f"#{number}"
     return _Code(name, table.string(1) if name == CUSTOM else "", table.i32(2, 1))
 
 
-def _subgraph(table: Table, codes: Sequence[_Code], sizes: Sequence[int]) -> Subgraph:
+def _subgraph(table: FlatTable, codes: Sequence[_Code], sizes: Sequence[int]) -> Subgraph:
     tensors = tuple(_tensor(tensor, sizes) for tensor in table.tables(0))
     count = len(tensors)
     operations = tuple(_operation(operation, codes, count) for operation in table.tables(3))
     return Subgraph(table.string(4), tensors, _indices(table, 1, count), _indices(table, 2, count), operations)
 
 
-def _tensor(table: Table, sizes: Sequence[int]) -> TensorInfo:
+def _tensor(table: FlatTable, sizes: Sequence[int]) -> TensorInfo:
     # The runtime goes by the first; the second says which of these sizes callers may change.
     shape, signature = _numbers(table, 0), _numbers(table, 7)
     kind, buffer = table.i8(1), table.u32(2)
@@ -182,7 +182,7 @@ def _tensor(table: Table, sizes: Sequence[int]) -> TensorInfo:
     )
 
 
-def _quantisation(table: Table | None) -> Quantisation:
+def _quantisation(table: FlatTable | None) -> Quantisation:
     if table is None:
         return Quantisation()
     if table.u8(4) == _BLOCKWISE and (details := table.table(5)):
@@ -200,12 +200,12 @@ def _quantisation(table: Table | None) -> Quantisation:
     )
 
 
-def _operation(table: Table, codes: Sequence[_Code], tensors: int) -> Operation:
+def _operation(table: FlatTable, codes: Sequence[_Code], tensors: int) -> Operation:
     code = codes[_index(table.u32(0), len(codes), "kind of operation")]
     return Operation(*code, _indices(table, 1, tensors, optional=True), _indices(table, 2, tensors))
 
 
-def _signature(table: Table, graphs: Sequence[Subgraph]) -> Signature:
+def _signature(table: FlatTable, graphs: Sequence[Subgraph]) -> Signature:
     number = _index(table.u32(4), len(graphs), "graph")
     count = len(graphs[number].tensors)
     inputs, outputs = (
@@ -222,11 +222,11 @@ def _weights(graphs: Sequence[Subgraph]) -> dict[str, int]:
     return weights
 
 
-def _numbers(table: Table, slot: int) -> tuple[int, ...]:
+def _numbers(table: FlatTable, slot: int) -> tuple[int, ...]:
     return tuple(table.array(slot, "<i4").tolist())
 
 
-def _indices(table: Table, slot: int, count: int, *, optional: bool = False) -> tuple[int, ...]:
+def _indices(table: FlatTable, slot: int, count: int, *, optional: bool = False) -> tuple[int, ...]:
     numbers = _numbers(table, slot)
     for number in numbers:
         if number != -1 or not optional:
@@ -263,7 +263,7 @@ def only_signature(content: bytes, name: str) -> bytes:
     file = read_modelfile(content)
     if len(file.subgraphs) == 1 or any(_calls(op.name) for graph in file.subgraphs for op in graph.operations):
         return content
-    source = Source(content, "the model file")
+    source = ByteSource(content, "the model file")
     root = source.root()
     for index, signature in enumerate(root.tables(_SIGNATURES)):
         if signature.string(_SIGNATURE_NAME) == name:
@@ -280,7 +280,7 @@ def _calls(operation: str) -> bool:
     return operation in _CALLS or operation.startswith("STABLEHLO_")
 
 
-def _keep(source: Source, root: Table, cut: bytearray, slot: int, index: int) -> None:
+def _keep(source: ByteSource, root: FlatTable, cut: bytearray, slot: int, index: int) -> None:
     """Make the vector in a slot of the root one element long."""
     first, _ = root.vector(slot)
     kept = source.follow(first + 4 * index)

@@ -22,14 +22,16 @@ _ALIKE = 3.0
 _POINT = 1e-9
 
 
-class Expected(Struct, frozen=True, gc=False):
+class PredictedBox(Struct, frozen=True, gc=False):
     """Where a track should be by now, and whether its velocity is known."""
 
     box: Box
     settled: bool
 
 
-def associate(expected: Sequence[Expected], found: Sequence[Box], iou_threshold: float) -> list[tuple[int, int]]:
+def associate(
+    expected: Sequence[PredictedBox], found: Sequence[Box], iou_threshold: float
+) -> list[tuple[int, int]]:
     """Pairs of indices (expected, found), each index at most once; overlaps go before distances.
 
     Args:
@@ -48,7 +50,7 @@ def associate(expected: Sequence[Expected], found: Sequence[Box], iou_threshold:
     return chosen
 
 
-def affinity(track: Expected, box: Box, iou_threshold: float) -> float:
+def affinity(track: PredictedBox, box: Box, iou_threshold: float) -> float:
     """1..2 for an overlap (1 + IoU), 0..1 for a small distance, 0 for strangers."""
     ax0, ay0, ax1, ay1 = track.box
     bx0, by0, bx1, by1 = box
@@ -72,7 +74,7 @@ def affinity(track: Expected, box: Box, iou_threshold: float) -> float:
 
 
 def _candidates(
-    expected: Sequence[Expected], found: Sequence[Box], iou_threshold: float
+    expected: Sequence[PredictedBox], found: Sequence[Box], iou_threshold: float
 ) -> list[tuple[float, int, int]]:
     """Affinity and indices of every pair that may belong together, best first."""
     pairs = []
@@ -123,7 +125,7 @@ _MEMORY_S = 1.0
 """Who is not seen is expected to go on for so long, s, and then to stand."""
 
 
-class Motion:
+class AlphaBetaFilter:
     """Position, size and velocity of one box. Units: fractions of the frame, s."""
 
     __slots__ = ("_h", "_hits", "_seen_ns", "_vx", "_vy", "_w", "_x", "_y")

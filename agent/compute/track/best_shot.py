@@ -39,7 +39,7 @@ class BestShot:
         self._hits = 0
         self._best = 0.0
 
-    def due(self, now_ns: int) -> bool:
+    def is_due(self, now_ns: int) -> bool:
         """Whether a frame without events is worth considering: a few times within `every_s` are enough.
 
         Args:
@@ -50,7 +50,7 @@ class BestShot:
         self._looked_ns = now_ns
         return True
 
-    def consider(self, events: Iterable[Event], tracks: Sequence[Track], now_ns: int) -> bool:
+    def is_better(self, events: Iterable[Event], tracks: Sequence[Track], now_ns: int) -> bool:
         """Whether to encode this frame now.
 
         Args:

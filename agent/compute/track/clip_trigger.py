@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from agent.config.stream import ClipsConfig, ZoneConfig
 from agent.errors import CommandError, ConfigError
-from agent.types import Event, Occasion, Track
+from agent.types import ClipReason, Event, Track
 
 ASKED = "asked"
 """Reason of a clip that a command asked for."""
@@ -40,7 +40,7 @@ def check_clips(config: ClipsConfig, zones: Sequence[ZoneConfig], labels: Sequen
         raise ConfigError(f"clips.after_s: {config.after_s:g} is more than max_s, {config.max_s:g}")
 
 
-class Occasions:
+class ClipTrigger:
     """What one stream's clips are made for. For one thread at a time."""
 
     def __init__(self, stream: str, config: ClipsConfig, *, only_zones: bool = False) -> None:
@@ -65,7 +65,7 @@ class Occasions:
             return self._limit_ns
         return max(self._asked_ns, min(self._limit_ns, self._lingers_ns))
 
-    def note(self, events: Iterable[Event], now_ns: int) -> Occasion | None:
+    def on_events(self, events: Iterable[Event], now_ns: int) -> ClipReason | None:
         """Take note of events.
 
         Args:
@@ -84,7 +84,7 @@ class Occasions:
                 begins = self._appeared(event, now_ns) or begins
         return begins
 
-    def ask(self, seconds: float, now_ns: int) -> Occasion | None:
+    def request(self, seconds: float, now_ns: int) -> ClipReason | None:
         """A clip is asked for, from now on for so long; what it begins for, unless the newest one goes on.
 
         Raises:
@@ -97,15 +97,15 @@ class Occasions:
             )
         until_ns, begins = now_ns + round(seconds * 1e9), None
         if not self._has_room(now_ns, until_ns):
-            begins = Occasion(self._stream, ASKED)
+            begins = ClipReason(self._stream, ASKED)
             self._begin(now_ns)
         self._asked_ns = until_ns
         return begins
 
-    def _appeared(self, event: Event, now_ns: int) -> Occasion | None:
+    def _appeared(self, event: Event, now_ns: int) -> ClipReason | None:
         track, begins = event.track, None
         if not self._has_room(now_ns, now_ns + self._after_ns):
-            begins = Occasion(self._stream, event.reason, track.id, track.label)
+            begins = ClipReason(self._stream, event.reason, track.id, track.label)
             self._begin(now_ns)
         self._known.add(track.id)
         self._there.add(track.id)

@@ -22,7 +22,7 @@ from agent.types import Array, Event, Track
 _RELEASE = 0.5
 
 
-class Words:
+class KeywordSpotter:
     """What one stream hears. For one thread.
 
     Attributes:
@@ -53,7 +53,7 @@ class Words:
         self.decoder = decoder
         self._labels, self._threshold, self._wanted = decoder.labels, decoder.threshold, frozenset(decoder.wanted)
 
-    def hear(self, probabilities: Floats, at_ns: int, at: datetime, span_s: float) -> list[Event]:
+    def update(self, probabilities: Floats, at_ns: int, at: datetime, span_s: float) -> list[Event]:
         """One inference was made.
 
         Args:
@@ -109,7 +109,7 @@ _REAL_RANGE = 4.0
 """Rows of a float model are normalised: they lie within some deviations."""
 
 
-class ConstantAlarm:
+class StuckOutputDetector:
     """Watches the answers of one model. For one thread.
 
     Attributes:
@@ -130,7 +130,7 @@ class ConstantAlarm:
         self._before = self._input = b""
         self._same, self._input_moved = 0, False
 
-    def saw(self, scores: Floats, heard: Array) -> bool:
+    def update(self, scores: Floats, heard: Array) -> bool:
         """Take note of an answer to sound that stood out; return True if the alarm has just gone off.
 
         Args:

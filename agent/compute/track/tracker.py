@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from agent.compute.manifest import PICTURE_HITS
-from agent.compute.track.association import Expected, Motion, associate, iou, overlap
+from agent.compute.track.association import AlphaBetaFilter, PredictedBox, associate, iou, overlap
 from agent.compute.track.zones import Zones
 from agent.config.stream import TrackConfig
 from agent.types import WHOLE, Box, Detection, Event, Track
@@ -37,7 +37,7 @@ _CLEARER = 0.1
 """So much more score than when last told of: it is better seen."""
 
 
-class Target:
+class TrackState:
     """What is known of one thing. `id` is empty until it is announced.
 
     Attributes:
@@ -84,7 +84,7 @@ class Target:
         self.detection = detection
         self.hits = 1
         self.zones: tuple[str, ...] = ()
-        self.motion = None if detection.box is None else Motion(detection.box, at_ns)
+        self.motion = None if detection.box is None else AlphaBetaFilter(detection.box, at_ns)
         self.due_ns = due_ns
         self.missed = False
         self.told_ns = at_ns
@@ -95,7 +95,7 @@ class Target:
         self._best = self._told_best = detection.score
         self._told_box = self._place = self._mean = detection.box
 
-    def hit(self, detection: Detection, at_ns: int, at: datetime, due_ns: int) -> None:
+    def update(self, detection: Detection, at_ns: int, at: datetime, due_ns: int) -> None:
         """Take the newest detection of it."""
         self.detection = detection
         self.seen_ns = at_ns
@@ -142,14 +142,14 @@ class Target:
             return not self.missed
         return self.missed or not self.stationary
 
-    def news(self) -> str:
+    def change_reason(self) -> str:
         """What there is to tell since the newest event: `moved`, `clearer`, or `still here`."""
         box, told = self.detection.box, self._told_box
         if box is not None and told is not None and iou(box, told) < _MOVED_IOU:
             return "moved"
         return "clearer" if self._best >= self._told_best + _CLEARER else "still here"
 
-    def told(self, at_ns: int) -> None:
+    def mark_reported(self, at_ns: int) -> None:
         """An event tells how it stands now."""
         self.told_ns = at_ns
         self._told_box = self.detection.box
@@ -221,7 +221,7 @@ class Tracker:
         self._stationary_ns = round(config.stationary_after_s * 1e9)
         self._check_ns = round(config.stationary_check_s * 1e9)
         self._stationary_update_ns = round(config.stationary_update_s * 1e9)
-        self._targets: dict[_Kind, list[Target]] = {}
+        self._targets: dict[_Kind, list[TrackState]] = {}
         self._counts: dict[str, int] = {}
         self._announced = 0
         self._alive = 0
@@ -240,7 +240,7 @@ class Tracker:
 
     @property
     def watching(self) -> bool:
-        """Return True while each picture is worth a look, see `Target.needs_looks`.
+        """Return True while each picture is worth a look, see `TrackState.needs_looks`.
 
         A gate that asks this never leaves a thing that stands still half announced.
         """
@@ -301,7 +301,7 @@ class Tracker:
         # A slow model may look less often than things are lost: what no look has missed yet may still be there.
         self._end_due(at_ns, events, only_missed=True)
         found = _by_kind(detections)
-        missed: list[Target] = []
+        missed: list[TrackState] = []
         for kind in [*self._targets, *(kind for kind in found if kind not in self._targets)]:
             left, unknown = self._match(self._targets.get(kind, ()), found.get(kind, ()), at_ns, at, events)
             missed += left
@@ -344,22 +344,22 @@ class Tracker:
         self._targets.clear()
         return events
 
-    def _all(self) -> Iterator[Target]:
+    def _all(self) -> Iterator[TrackState]:
         return (target for targets in self._targets.values() for target in targets)
 
     def _match(
         self,
-        targets: Sequence[Target],
+        targets: Sequence[TrackState],
         found: Sequence[Detection],
         at_ns: int,
         at: datetime,
         events: list[Event],
-    ) -> tuple[list[Target], list[Detection]]:
+    ) -> tuple[list[TrackState], list[Detection]]:
         """Give detections to the targets of their kind; return the targets and the detections that are left."""
         due_ns = at_ns + self._lost_ns
         pairs = self._pairs(targets, found, at_ns)
         for i, j in pairs:
-            targets[i].hit(found[j], at_ns, at, due_ns)
+            targets[i].update(found[j], at_ns, at, due_ns)
             self._tell(targets[i], at_ns, events)
         hit, used = {i for i, _ in pairs}, {j for _, j in pairs}
         return (
@@ -371,7 +371,7 @@ class Tracker:
         self,
         kind: _Kind,
         detection: Detection,
-        missed: list[Target],
+        missed: list[TrackState],
         at_ns: int,
         at: datetime,
         events: list[Event],
@@ -379,14 +379,14 @@ class Tracker:
         """Make a target of a detection, unless it is a stationary one under another name."""
         known = self._renamed(detection, at_ns)
         if known is None:
-            target = Target(detection, at_ns, at, at_ns + self._lost_ns)
+            target = TrackState(detection, at_ns, at, at_ns + self._lost_ns)
             self._targets.setdefault(kind, []).append(target)
             self._tell(target, at_ns, events)
         elif known in missed:
             missed.remove(known)
             known.confirm(at_ns + self._lost_ns, at_ns + self._check_ns)
 
-    def _renamed(self, detection: Detection, at_ns: int) -> Target | None:
+    def _renamed(self, detection: Detection, at_ns: int) -> TrackState | None:
         """Return the stationary target at whose place a detection lies; None: there is none."""
         box = detection.box
         if box is None:
@@ -397,15 +397,17 @@ class Tracker:
                 return None if long else target
         return None
 
-    def _pairs(self, targets: Sequence[Target], found: Sequence[Detection], at_ns: int) -> list[tuple[int, int]]:
+    def _pairs(
+        self, targets: Sequence[TrackState], found: Sequence[Detection], at_ns: int
+    ) -> list[tuple[int, int]]:
         if not targets or not found:
             return []
-        expected = [Expected(t.motion.predict(at_ns), t.motion.settled) for t in targets if t.motion]
+        expected = [PredictedBox(t.motion.predict(at_ns), t.motion.settled) for t in targets if t.motion]
         boxes = [detection.box for detection in found if detection.box is not None]
         # Verdicts on the whole picture have no boxes: the one target of its label.
         return associate(expected, boxes, self._config.iou_threshold) if expected else [(0, 0)]
 
-    def _tell(self, target: Target, at_ns: int, events: list[Event]) -> None:
+    def _tell(self, target: TrackState, at_ns: int, events: list[Event]) -> None:
         """What its newest detection makes of a target: announced, in other zones, or due for an update."""
         if not target.id and target.hits < self._min_hits:
             return
@@ -421,9 +423,9 @@ class Tracker:
             return
         else:
             events.append(Event("update", target.track(), reason))
-        target.told(at_ns)
+        target.mark_reported(at_ns)
 
-    def _news(self, target: Target, at_ns: int) -> str:
+    def _news(self, target: TrackState, at_ns: int) -> str:
         """Follow whether an announced target is stationary; the reason for an update, empty: there is none."""
         was_stationary, since_told_ns = target.stationary, at_ns - target.told_ns
         target.stationary = 0 < self._stationary_ns <= at_ns - target.place_ns
@@ -434,18 +436,18 @@ class Tracker:
             return "still here" if 0 < self._stationary_update_ns <= since_told_ns else ""
         if was_stationary:
             return "moved"
-        reason = target.news() if since_told_ns >= self._update_ns else ""
+        reason = target.change_reason() if since_told_ns >= self._update_ns else ""
         # That a thing does not move is told once, when it is stationary.
         return "" if reason == "still here" and self._stationary_ns else reason
 
-    def _announce(self, target: Target) -> None:
+    def _announce(self, target: TrackState) -> None:
         self._announced += 1
         target.id = f"{self._prefix}{self._announced}"
         self._alive += 1
         label = target.detection.label
         self._counts[label] = self._counts.get(label, 0) + 1
 
-    def _miss(self, target: Target, at_ns: int, passed_ns: int, seen: Box) -> None:
+    def _miss(self, target: TrackState, at_ns: int, passed_ns: int, seen: Box) -> None:
         if seen != WHOLE and not _in_sight(target.expected(at_ns), seen):
             target.due_ns += passed_ns
         elif target.stationary and self._is_covered(target, at_ns):
@@ -456,7 +458,7 @@ class Tracker:
                 target.due_ns = max(target.due_ns, at_ns - passed_ns + self._lost_ns)
             target.missed = True
 
-    def _is_covered(self, target: Target, at_ns: int) -> bool:
+    def _is_covered(self, target: TrackState, at_ns: int) -> bool:
         """Return True when something that passes, seen in this picture, is in front of a stationary target."""
         box = target.detection.box
         if box is None:
@@ -481,7 +483,7 @@ class Tracker:
             if not targets:
                 del self._targets[kind]
 
-    def _ended(self, target: Target, reason: str) -> Event:
+    def _ended(self, target: TrackState, reason: str) -> Event:
         self._alive -= 1
         self._counts[target.detection.label] -= 1
         return Event("end", target.track(), reason)

@@ -10,13 +10,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.capture.audio_file import read_whole
-from agent.compute.cascade.early_exit import Climb
-from agent.compute.infer.audio_input import RowInput, build_frontend
+from agent.compute.cascade.early_exit import EarlyExitModel
+from agent.compute.infer.audio_input import AudioInput, build_frontend
 from agent.compute.infer.backends import open_for_command
-from agent.compute.infer.session import Options
+from agent.compute.infer.session import SessionOptions
 from agent.config.stream import StreamConfig
 from agent.errors import ModelError
-from agent.models.library import named, open_whole_model
+from agent.models.library import open_whole_model, prefixed_errors
 from agent.optimise.calibrate.search import Calibration, Logits, Point, calibrate, tried
 from agent.types import Array, Samples
 
@@ -35,14 +35,14 @@ _SILENT = 0.1
 """Share of a recording that is taken for its background."""
 
 
-class Labelled(Struct, frozen=True):
+class LabelledClip(Struct, frozen=True):
     """A recording and the number of its label."""
 
     path: Path
     label: int
 
 
-class Lesson(Struct, frozen=True):
+class CalibrationResult(Struct, frozen=True):
     """What was learned, and what it does on recordings that it was not learned from.
 
     Attributes:
@@ -77,7 +77,7 @@ class Lesson(Struct, frozen=True):
         }
 
 
-def labelled(folder: Path, labels: tuple[str, ...]) -> list[Labelled]:
+def labelled(folder: Path, labels: tuple[str, ...]) -> list[LabelledClip]:
     """The recordings of a folder with one folder per label.
 
     Raises:
@@ -87,7 +87,7 @@ def labelled(folder: Path, labels: tuple[str, ...]) -> list[Labelled]:
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder; expected one with a folder per label: {', '.join(labels)}")
     found = [
-        Labelled(path, number)
+        LabelledClip(path, number)
         for number, label in enumerate(labels)
         for path in sorted((folder / label).glob("*"))
         if path.suffix.lower() in SUFFIXES
@@ -102,7 +102,7 @@ def labelled(folder: Path, labels: tuple[str, ...]) -> list[Labelled]:
     return found
 
 
-class Pupil:
+class ExitCalibrator:
     """A model of sound with all its rungs."""
 
     def __init__(self, model: str) -> None:
@@ -122,16 +122,16 @@ class Pupil:
         # Whatever was learned before must not decide what is learned from.
         blank = replace(manifest, rungs=tuple(replace(r, confidence=None) for r in manifest.rungs))
         config = StreamConfig(source="wav:", model=model, rung=manifest.rungs[0].name)
-        self._session = open_for_command(replace(self._model, manifest=blank), "cpu", Options(threads=1))
-        self._climb = Climb(self._session, blank, config)
+        self._session = open_for_command(replace(self._model, manifest=blank), "cpu", SessionOptions(threads=1))
+        self._climb = EarlyExitModel(self._session, blank, config)
         assert self._climb.keyword is not None
         self.told = self._climb.keyword.wanted
-        with named(model):
+        with prefixed_errors(model):
             self._frontend = build_frontend(manifest.audio)
-            self._rows = RowInput(self._session.inputs[0], manifest.audio, self._frontend)
+            self._rows = AudioInput(self._session.inputs[0], manifest.audio, self._frontend)
         self._rate_hz = manifest.audio.rate_hz
 
-    def answers(self, recording: Labelled) -> Iterator[tuple[bool, list[Array]]]:
+    def answers(self, recording: LabelledClip) -> Iterator[tuple[bool, list[Array]]]:
         """What every rung says of each window as the recording passes by.
 
         Yields:
@@ -155,7 +155,7 @@ class Pupil:
         self._rows.reset()
         for _ in self._rows.feed(self._frontend(samples)):
             pass
-        return self._climb.every(self._rows.fill)
+        return self._climb.predict_all_exits(self._rows.fill)
 
     def answers_to(self, samples: Samples) -> Iterator[tuple[bool, list[Array]]]:
         """The same for int16 [n] at the model's rate."""
@@ -170,12 +170,18 @@ class Pupil:
         for left in self._rows.feed(rows):
             at = len(rows) - left
             if at >= window:
-                yield begins <= at < max(ends, begins + self._rows.every), self._climb.every(self._rows.fill)
+                yield (
+                    begins <= at < max(ends, begins + self._rows.every),
+                    self._climb.predict_all_exits(self._rows.fill),
+                )
 
 
-def learn(
-    pupil: Pupil, recordings: list[Labelled], loss: float, progress: Callable[[int], None] = lambda _: None
-) -> Lesson:
+def calibrate_exits(
+    pupil: ExitCalibrator,
+    recordings: list[LabelledClip],
+    loss: float,
+    progress: Callable[[int], None] = lambda _: None,
+) -> CalibrationResult:
     """Learn when to stop.
 
     Args:
@@ -205,10 +211,10 @@ def learn(
     checked = tried(said[other], labels[other], costs, half, known[other], told)
     never = replace(half, chosen=replace(half.chosen, thresholds=(_NEVER,) * (len(costs) - 1)))
     full = tried(said[other], labels[other], costs, never, known[other], told).accuracy
-    return Lesson(pupil.rungs, costs, learned, checked, full, len(recordings))
+    return CalibrationResult(pupil.rungs, costs, learned, checked, full, len(recordings))
 
 
-def _check_known(learned: Calibration, recordings: list[Labelled]) -> None:
+def _check_known(learned: Calibration, recordings: list[LabelledClip]) -> None:
     if learned.full < _LEAST:
         raise ModelError(
             f"the model does not know these recordings: {recordings[0].path.parent.parent}: its deepest rung "

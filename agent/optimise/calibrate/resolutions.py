@@ -15,9 +15,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.capture.images import SUFFIXES, read_picture
-from agent.compute.cascade.resolution import Sizes, agreement
+from agent.compute.cascade.resolution import ResolutionCascade, detection_f1
 from agent.compute.infer.backends import open_for_command
-from agent.compute.infer.session import Options
+from agent.compute.infer.session import SessionOptions
 from agent.compute.manifest import Rung
 from agent.compute.tflite.model import multiply_adds
 from agent.compute.tflite.read import read_modelfile
@@ -33,7 +33,7 @@ _BLOCK = 16
 """Pictures that lie beside each other may show the same, so halves are made of blocks."""
 
 
-class SizeLesson(Struct, frozen=True):
+class ResolutionResult(Struct, frozen=True):
     """What was learned about one size that is smaller than the largest.
 
     Attributes:
@@ -52,7 +52,7 @@ class SizeLesson(Struct, frozen=True):
     checked: Point
 
 
-class SizesLesson(Struct, frozen=True):
+class ResolutionResults(Struct, frozen=True):
     """What was learned.
 
     Attributes:
@@ -62,7 +62,7 @@ class SizesLesson(Struct, frozen=True):
     """
 
     multiply_adds: dict[str, int]
-    sizes: tuple[SizeLesson, ...]
+    sizes: tuple[ResolutionResult, ...]
     pictures: int
 
     @property
@@ -101,7 +101,7 @@ def pictures(folder: Path) -> list[Path]:
     return found
 
 
-class Watcher:
+class ResolutionCalibrator:
     """A model of pictures with all its sizes."""
 
     def __init__(self, model: str) -> None:
@@ -120,20 +120,23 @@ class Watcher:
         }
         # Whatever was learned before must not decide what is learned from.
         blank = replace(whole, manifest=replace(whole.manifest, rungs=tuple(map(_blank, rungs))))
-        self._session = open_for_command(blank, "cpu", Options(threads=1))
-        self._sizes = Sizes(self._session, blank, StreamConfig("dir:", model))
+        self._session = open_for_command(blank, "cpu", SessionOptions(threads=1))
+        self._sizes = ResolutionCascade(self._session, blank, StreamConfig("dir:", model))
 
     def look(self, image: Image) -> tuple[list[float], list[float]]:
         """How sure each size is of what it sees in a BGR picture, and how far it agrees with the largest."""
         frame = Frame(image, "", 0, time.monotonic_ns(), datetime.now(UTC))
         looks = self._sizes.every(frame, WHOLE)
         largest = looks[-1][0].detections
-        return [sure for _, sure in looks], [agreement(look.detections, largest) for look, _ in looks]
+        return [sure for _, sure in looks], [detection_f1(look.detections, largest) for look, _ in looks]
 
 
 def learn(
-    watcher: Watcher, paths: list[Path], loss: float, progress: Callable[[int], None] = lambda _: None
-) -> SizesLesson:
+    watcher: ResolutionCalibrator,
+    paths: list[Path],
+    loss: float,
+    progress: Callable[[int], None] = lambda _: None,
+) -> ResolutionResults:
     """Learn when the answer of a size will do.
 
     Args:
@@ -161,10 +164,10 @@ def learn(
         _lesson(name, sure[:, [k, -1]], agrees[:, [k, -1]], costs[[k, -1]], loss)
         for k, name in enumerate(list(watcher.multiply_adds)[:-1])
     )
-    return SizesLesson(watcher.multiply_adds, lessons, len(paths))
+    return ResolutionResults(watcher.multiply_adds, lessons, len(paths))
 
 
-def _lesson(rung: str, sure: Array, agrees: Array, costs: Array, loss: float) -> SizeLesson:
+def _lesson(rung: str, sure: Array, agrees: Array, costs: Array, loss: float) -> ResolutionResult:
     """Of one size and the largest."""
     known = np.ones(len(sure), bool)
     dear, half = costs.tolist(), np.arange(len(sure)) // max(1, min(_BLOCK, len(sure) // 4)) % 2 == 0
@@ -174,7 +177,7 @@ def _lesson(rung: str, sure: Array, agrees: Array, costs: Array, loss: float) ->
     # A point's cost is a share of both sizes.
     both = (dear[0] + dear[1]) / dear[1]
     learned, checked = (replace(one, cost=one.cost * both) for one in (found.chosen, checked))
-    return SizeLesson(rung, dear[0] / dear[1], found.alone[0], learned, checked)
+    return ResolutionResult(rung, dear[0] / dear[1], found.alone[0], learned, checked)
 
 
 def _blank(rung: Rung) -> Rung:

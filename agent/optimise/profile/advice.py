@@ -17,7 +17,7 @@ _VECTOR = 16
 """Values that fill a vector of 128 bits, in INT8."""
 
 
-class Case(NamedTuple):
+class OperatorContext(NamedTuple):
     """What the rules look at.
 
     Attributes:
@@ -130,37 +130,37 @@ _JOINS = ("CONCATENATION", "RESHAPE", "EXPAND_DIMS", "SQUEEZE")
 _POINTWISE = ("ADD", "SUB", "MUL", "DIV", "LEAKY_RELU", "PRELU", "LOGISTIC", "TANH", "HARD_SWISH", "ELU", "GELU")
 
 
-def advice(case: Case) -> str:
+def advice(case: OperatorContext) -> str:
     """One line on what could make it faster, or why nothing can."""
     return next(text for fits, text in _RULES if fits(case))
 
 
-def _hybrid(case: Case) -> bool:
+def _hybrid(case: OperatorContext) -> bool:
     weights = case.weights
     return case.name in _WEIGHTED and case.dtype in _FLOATS and weights is not None and weights.dtype in _INTEGERS
 
 
-def _float_island(case: Case) -> bool:
+def _float_island(case: OperatorContext) -> bool:
     return case.name in ("QUANTIZE", "DEQUANTIZE") and not case.at_an_end
 
 
-def _requantised_end(case: Case) -> bool:
+def _requantised_end(case: OperatorContext) -> bool:
     return case.name == "QUANTIZE" and case.dtype in _INTEGERS and case.at_an_end
 
 
-def _slow(*names: str) -> Callable[[Case], bool]:
+def _slow(*names: str) -> Callable[[OperatorContext], bool]:
     return lambda case: case.name in names and 0.0 < case.pace < _SLOW
 
 
-def _is(*names: str) -> Callable[[Case], bool]:
+def _is(*names: str) -> Callable[[OperatorContext], bool]:
     return lambda case: case.name in names
 
 
-def _native(*names: str) -> Callable[[Case], bool]:
+def _native(*names: str) -> Callable[[OperatorContext], bool]:
     return lambda case: case.native and case.name in names
 
 
-_RULES: tuple[tuple[Callable[[Case], bool], str], ...] = (
+_RULES: tuple[tuple[Callable[[OperatorContext], bool], str], ...] = (
     (
         lambda case: case.native and case.name == CUSTOM,
         "a custom operation, not delegated: rebuild it from builtin ones, or do its work outside the model",

@@ -29,7 +29,7 @@ _ELEMENTS = {1: "float32", 2: "int32", 3: "uint8", 4: "int64", 6: "bool", 7: "in
 _RANK = 8
 
 
-class Event(Struct, frozen=True):
+class ProfilerEvent(Struct, frozen=True):
     """One step of an inference.
 
     Attributes:
@@ -98,7 +98,7 @@ class Profiler:
         self._profiler = c_void_p()
         self._call("LiteRtCompiledModelGetProfiler", self._compiled, byref(self._profiler))
 
-    def run(self) -> list[Event]:
+    def run(self) -> list[ProfilerEvent]:
         """Run the model once, and tell its steps in order.
 
         Raises:
@@ -118,11 +118,11 @@ class Profiler:
         self._call("LiteRtGetProfilerEvents", self._profiler, count, memory)
         return self._steps(_understood(memory, count.value))
 
-    def _steps(self, events: Any) -> list[Event]:
+    def _steps(self, events: Any) -> list[ProfilerEvent]:
         here = [event for event in events if event.graph == self._subgraph]
         kernel = _KERNEL if any(event.kind == _KERNEL for event in here) else _PIECES
         return [
-            Event(
+            ProfilerEvent(
                 event.tag.decode(errors="replace"),
                 -1 if event.kind == kernel else event.node,
                 event.elapsed_us / 1e3,

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Struct
 
-from agent.compute.infer.worker.process import Process
+from agent.compute.infer.worker.process import ChildProcess
 from agent.compute.infer.worker.protocol import ClosedError, Failed, NonsenseError
 from agent.compute.manifest import Manifest, Model
 from agent.compute.tflite.model import CUSTOM, Operation, Subgraph, multiply_adds_of
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import NO_JSON, BackendError, ModelError
-from agent.optimise.profile.advice import Case, advice
-from agent.optimise.profile.litert_profiler import Event
+from agent.optimise.profile.advice import OperatorContext, advice
+from agent.optimise.profile.litert_profiler import ProfilerEvent
 from agent.text import plain
 
 # Which operation of a graph a kernel of XNNPACK belongs to: told by kind and place, for it bears no number.
@@ -159,10 +159,10 @@ class Told(Struct, frozen=True, tag=True):
     runtime: str
     threads: int
     p50_ms: float
-    events: tuple[Event, ...]
+    events: tuple[ProfilerEvent, ...]
 
 
-class Row(Struct, frozen=True):
+class OperatorRow(Struct, frozen=True):
     """One operation, or a kernel whose operation cannot be told.
 
     Attributes:
@@ -186,7 +186,7 @@ class Row(Struct, frozen=True):
     advice: str = ""
 
 
-class Profile(Struct, frozen=True):
+class ModelProfile(Struct, frozen=True):
     """A model's time, by operation.
 
     Attributes:
@@ -202,13 +202,13 @@ class Profile(Struct, frozen=True):
     runs: int
     p50_ms: float
     total_ms: float
-    rows: tuple[Row, ...]
-    worst: tuple[Row, ...]
+    rows: tuple[OperatorRow, ...]
+    worst: tuple[OperatorRow, ...]
 
 
 def profile(
     model: Model, rung: str = "", *, runs: int = 50, threads: int = 0, patience_s: float = PATIENCE_S
-) -> Profile:
+) -> ModelProfile:
     """Profile one rung of a model on the CPU.
 
     Args:
@@ -228,10 +228,10 @@ def profile(
     graph = read_modelfile(model.content).graph(signature)
     rows = rows_of(told.events, graph)
     total = sum(row.ms for row in rows)
-    return Profile(rung, told.runtime, told.threads, runs, told.p50_ms, total, rows, worst_of(rows, graph))
+    return ModelProfile(rung, told.runtime, told.threads, runs, told.p50_ms, total, rows, worst_of(rows, graph))
 
 
-def rows_of(events: Sequence[Event], graph: Subgraph) -> tuple[Row, ...]:
+def rows_of(events: Sequence[ProfilerEvent], graph: Subgraph) -> tuple[OperatorRow, ...]:
     """Steps by operation, in the order of execution; kernels of one operation together.
 
     Args:
@@ -244,7 +244,7 @@ def rows_of(events: Sequence[Event], graph: Subgraph) -> tuple[Row, ...]:
     taken = [node for node in range(count) if node not in alone]
     kernels = [event.name for event in steps if event.node < 0]
     places = iter(paired(kernels, [graph.operations[node].name for node in taken]))
-    together: dict[int, list[Event]] = {}
+    together: dict[int, list[ProfilerEvent]] = {}
     for number, event in enumerate(steps):
         place = next(places) if event.node < 0 else -1
         node = event.node if event.node >= 0 else taken[place] if place >= 0 else -1 - number
@@ -253,7 +253,7 @@ def rows_of(events: Sequence[Event], graph: Subgraph) -> tuple[Row, ...]:
     return tuple(_row(node, found, graph, total) for node, found in together.items())
 
 
-def worst_of(rows: Sequence[Row], graph: Subgraph) -> tuple[Row, ...]:
+def worst_of(rows: Sequence[OperatorRow], graph: Subgraph) -> tuple[OperatorRow, ...]:
     """The three rows that take longest, with advice."""
     rates = [row.multiply_adds / row.ms for row in rows if row.multiply_adds and row.share >= 0.005 and row.ms]
     found = sorted(rows, key=lambda row: -row.ms)[:_WORST]
@@ -262,21 +262,25 @@ def worst_of(rows: Sequence[Row], graph: Subgraph) -> tuple[Row, ...]:
     )
 
 
-def _case(row: Row, graph: Subgraph, best: float) -> Case:
+def _case(row: OperatorRow, graph: Subgraph, best: float) -> OperatorContext:
     operation = graph.operations[row.node] if row.node >= 0 else None
-    return Case(graph, operation, row.kernel, row.multiply_adds / row.ms / best if best and row.ms else 0.0)
+    return OperatorContext(
+        graph, operation, row.kernel, row.multiply_adds / row.ms / best if best and row.ms else 0.0
+    )
 
 
-def _row(node: int, events: Sequence[Event], graph: Subgraph, total: float) -> Row:
+def _row(node: int, events: Sequence[ProfilerEvent], graph: Subgraph, total: float) -> OperatorRow:
     ms = sum(event.ms for event in events)
     names = list(dict.fromkeys(event.name for event in events if event.node < 0))
     kernel = " + ".join(names) + (f" ×{len(events)}" if len(names) == 1 < len(events) else "")
     if node < 0:
-        return Row("", kernel, "", (), -1, ms, ms / total)
+        return OperatorRow("", kernel, "", (), -1, ms, ms / total)
     operation = graph.operations[node]
     out = graph.tensors[operation.outputs[0]] if operation.outputs else None
     tensor, shape = (out.name, out.shape) if out else ("", ())
-    return Row(_name(operation), kernel, tensor, shape, node, ms, ms / total, multiply_adds_of(graph, operation))
+    return OperatorRow(
+        _name(operation), kernel, tensor, shape, node, ms, ms / total, multiply_adds_of(graph, operation)
+    )
 
 
 def _name(operation: Operation) -> str:
@@ -296,16 +300,16 @@ def _told(ask: Ask, model: Model, patience_s: float) -> Told:
 
 
 def _answer(ask: Ask, model: Model, patience_s: float) -> bytes:
-    process = Process("agent.optimise.profile.worker")
+    process = ChildProcess("agent.optimise.profile.worker")
     try:
         process.put(msgspec.json.encode(ask), patience_s)
         process.put(model.content, patience_s)
         return process.get(patience_s, _LARGEST)
     except TimeoutError:
         late = f"took longer than {patience_s:g} s: give it fewer runs or more patience"
-        raise BackendError(f"{model.path}: profiling {late}{process.last_words()}") from None
+        raise BackendError(f"{model.path}: profiling {late}{process.last_log_line()}") from None
     except ClosedError:
-        raise BackendError(f"{model.path}: the profiler {process.death()}") from None
+        raise BackendError(f"{model.path}: the profiler {process.exit_reason()}") from None
     except NonsenseError as error:
         raise BackendError(f"{model.path}: the profiler answers nonsense: {error}") from None
     finally:

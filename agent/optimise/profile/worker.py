@@ -9,18 +9,16 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
-import numpy.ma
-import numpy.random
 
 from agent.compute.infer.choice import golden_inputs
 from agent.compute.infer.litert import CpuBackend, CpuSession, default_threads, load_runtime, runtime_version
-from agent.compute.infer.session import Options
+from agent.compute.infer.session import SessionOptions
 from agent.compute.infer.worker import protocol
-from agent.compute.infer.worker.main import begin, failed, give_up_root
+from agent.compute.infer.worker.main import failed, give_up_root, init_child
 from agent.compute.manifest import Model
 from agent.compute.tflite.model import ModelFile
 from agent.compute.tflite.read import read_modelfile
-from agent.optimise.profile.litert_profiler import Event, Profiler, library
+from agent.optimise.profile.litert_profiler import Profiler, ProfilerEvent, library
 from agent.optimise.profile.profile import Ask, Told
 
 _WARM, _TURNS = 2, 5
@@ -34,9 +32,9 @@ def main(asked_by: int, answers_to: int, life: int) -> None:
     Args:
         asked_by: descriptor of the pipe from the other end.
         answers_to: descriptor of the pipe to it.
-        life: see `agent.compute.infer.worker.main.begin`.
+        life: see `agent.compute.infer.worker.main.init_child`.
     """
-    begin(life)
+    init_child(life)
     try:
         library()  # now, as numpy.ma and numpy.random: the other user need not be allowed to read them
         give_up_root()
@@ -51,13 +49,13 @@ def main(asked_by: int, answers_to: int, life: int) -> None:
 
 def _profiled(ask: Ask, content: bytes) -> Told:
     threads = ask.threads or default_threads(len(os.sched_getaffinity(0)))
-    session = CpuBackend().open(Model(content, "", ask.manifest, ask.path), Options(ask.rung, threads))
+    session = CpuBackend().open(Model(content, "", ask.manifest, ask.path), SessionOptions(ask.rung, threads))
     for index, array in enumerate(golden_inputs(session.inputs, 1)[0]):
         np.copyto(session.input(index), array)
     signature, subgraph = indices(read_modelfile(content), ask.manifest.rung(ask.rung).signature)
     profiler = Profiler(content, signature, subgraph, threads)
     times: list[float] = []
-    runs: list[Sequence[Event]] = []
+    runs: list[Sequence[ProfilerEvent]] = []
     for count in turns(ask.runs):
         times += _timed(session, count)
         runs += [profiler.run() for _ in range(_WARM + count)][_WARM:]
@@ -92,7 +90,7 @@ def indices(file: ModelFile, signature: str) -> tuple[int, int]:
     return 0, 0  # LiteRT makes one for a file without
 
 
-def quieter(runs: Sequence[Sequence[Event]]) -> tuple[Event, ...]:
+def quieter(runs: Sequence[Sequence[ProfilerEvent]]) -> tuple[ProfilerEvent, ...]:
     """The steps of an inference, each the mean over the faster half of the runs, without its outliers.
 
     A mean has a finer grain than the profiler's microseconds, and adds up. In the slower half something else was
@@ -102,7 +100,7 @@ def quieter(runs: Sequence[Sequence[Event]]) -> tuple[Event, ...]:
     by_time = sorted(runs, key=lambda run: sum(event.ms for event in run))
     steps = [(event.name, event.node) for event in by_time[0]]
     alike = [run for run in by_time[: -(-len(runs) // 2)] if [(e.name, e.node) for e in run] == steps]
-    return tuple(Event(*step, _usual([run[at].ms for run in alike])) for at, step in enumerate(steps))
+    return tuple(ProfilerEvent(*step, _usual([run[at].ms for run in alike])) for at, step in enumerate(steps))
 
 
 def _usual(times: Sequence[float]) -> float:

@@ -23,7 +23,7 @@ from agent.errors import StorageError, reason_of
 from agent.storage.clips import matroska as mkv
 from agent.storage.clips.matroska import Element, read_elements
 from agent.storage.files import sync_folder
-from agent.types import Clip, Occasion, Picture
+from agent.types import Clip, ClipReason, EncodedFrame
 
 TAG = "VEDETTE"
 """Name of the tag that holds the occasion, as JSON."""
@@ -37,7 +37,7 @@ _DATE = 0x4461
 _EPOCH = datetime(2001, 1, 1, tzinfo=UTC)
 
 
-class Label(Struct, frozen=True):
+class ClipHeader(Struct, frozen=True):
     """What a clip says about itself in its head.
 
     Attributes:
@@ -48,7 +48,7 @@ class Label(Struct, frozen=True):
         head_bytes: length of the head.
     """
 
-    occasion: Occasion
+    occasion: ClipReason
     width: int
     height: int
     began_at: datetime
@@ -56,7 +56,7 @@ class Label(Struct, frozen=True):
     head_bytes: int
 
 
-class Rest(Struct, frozen=True):
+class PlayablePart(Struct, frozen=True):
     """What can be played of a clip.
 
     Attributes:
@@ -72,7 +72,7 @@ class Rest(Struct, frozen=True):
     last_ms: int
 
 
-def read_label(path: Path) -> Label:
+def read_label(path: Path) -> ClipHeader:
     """What a file says about itself.
 
     Raises:
@@ -87,7 +87,7 @@ def read_label(path: Path) -> Label:
         raise StorageError(f"{path}: is no clip of Vedette's, or {error}") from error
 
 
-def label_of(file: BinaryIO) -> Label:
+def label_of(file: BinaryIO) -> ClipHeader:
     """What an open file says about itself.
 
     Raises:
@@ -100,7 +100,7 @@ def label_of(file: BinaryIO) -> Label:
         raise ValueError("its head is damaged") from error
 
 
-def _label(file: BinaryIO) -> Label:
+def _label(file: BinaryIO) -> ClipHeader:
     parts = {part.id: part for part in _parts(file) if part.id != mkv.CLUSTER}
     info = _values(file, parts[mkv.INFO])
     (entry,) = _children(file, parts[mkv.TRACKS])
@@ -110,8 +110,8 @@ def _label(file: BinaryIO) -> Label:
     width, height = (int.from_bytes(size[number], "big") for number in (mkv.WIDTH, mkv.HEIGHT))
     if not (0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE and len(info[_DATE]) == 8):
         raise ValueError(f"{width}x{height}, {len(info[_DATE])} bytes of date")
-    return Label(
-        msgspec.json.decode(_tags(file, parts[mkv.TAGS])[TAG], type=Occasion),
+    return ClipHeader(
+        msgspec.json.decode(_tags(file, parts[mkv.TAGS])[TAG], type=ClipReason),
         width,
         height,
         _EPOCH + timedelta(microseconds=int.from_bytes(info[_DATE], "big", signed=True) / 1e3),
@@ -120,7 +120,7 @@ def _label(file: BinaryIO) -> Label:
     )
 
 
-def rest_of(file: BinaryIO, begin: int) -> Rest:
+def rest_of(file: BinaryIO, begin: int) -> PlayablePart:
     """How much can be played: clusters from an offset on, up to the first that is not whole.
 
     A power cut may leave zeros where data was on its way, so each picture must begin and end like a JPEG.
@@ -134,7 +134,7 @@ def rest_of(file: BinaryIO, begin: int) -> Rest:
             break
         cues.append(mkv.Cue(times[0], part.begin))
         end, frames, last_ms = part.end, frames + len(times), times[-1]
-    return Rest(tuple(cues), end, frames, last_ms)
+    return PlayablePart(tuple(cues), end, frames, last_ms)
 
 
 def _times(file: BinaryIO, cluster: Element) -> list[int] | None:
@@ -197,7 +197,7 @@ _CLUSTER_MS = 2000
 """Players jump to clusters, and a cut loses the last."""
 
 
-class Ending(Struct, frozen=True):
+class ClipIndex(Struct, frozen=True):
     """What a complete file is to say.
 
     Attributes:
@@ -229,10 +229,10 @@ class ClipFile:
         frames: pictures written so far.
     """
 
-    def __init__(self, path: Path, occasion: Occasion, first: Picture) -> None:
+    def __init__(self, path: Path, occasion: ClipReason, first: EncodedFrame) -> None:
         """Create the file; its folder exists."""
         self.path, self._occasion, self._first = path, occasion, first
-        self._head = Label(occasion, first.width, first.height, first.captured_at, None, 0)
+        self._head = ClipHeader(occasion, first.width, first.height, first.captured_at, None, 0)
         self.part = part_of(path)
         # Nothing waits in a buffer of ours: a crash then loses nothing that was written.
         self._file = os.fdopen(
@@ -247,11 +247,11 @@ class ClipFile:
             self.drop()
             raise
 
-    def fits(self, picture: Picture) -> bool:
+    def fits(self, picture: EncodedFrame) -> bool:
         """Whether a picture is as large as those before it."""
         return (picture.width, picture.height) == (self._first.width, self._first.height)
 
-    def append(self, pictures: Sequence[Picture]) -> None:
+    def append(self, pictures: Sequence[EncodedFrame]) -> None:
         """Write pictures behind those before them."""
         first_ns = self._first.captured_ns
         for some in _clusters(pictures):
@@ -266,7 +266,7 @@ class ClipFile:
 
     def finish(self, tracks: tuple[str, ...]) -> Clip:
         """Complete the file and give it its name."""
-        ending = Ending(tuple(self._cues), self.frames, self._last_ms, self.bytes)
+        ending = ClipIndex(tuple(self._cues), self.frames, self._last_ms, self.bytes)
         return _complete(self._file, self.path, self._head, ending, tracks)
 
     def drop(self) -> None:
@@ -304,7 +304,7 @@ def repair(part: Path) -> Clip | None:
             raise ValueError("no picture in it is whole")
         os.ftruncate(file.fileno(), rest.end)
         tracks = (label.occasion.track,) if label.occasion.track else ()
-        ending = Ending(rest.cues, rest.frames, rest.last_ms, rest.end)
+        ending = ClipIndex(rest.cues, rest.frames, rest.last_ms, rest.end)
         path = part.with_name(part.name.removeprefix(".").removesuffix(".part"))
         cut_off = not path.exists()
         return msgspec.structs.replace(_complete(file, path, label, ending, tracks), repaired=cut_off)
@@ -319,7 +319,7 @@ def settle(path: Path) -> None:
     part_of(path).unlink(missing_ok=True)
 
 
-def _complete(file: BinaryIO, path: Path, label: Label, ending: Ending, tracks: tuple[str, ...]) -> Clip:
+def _complete(file: BinaryIO, path: Path, label: ClipHeader, ending: ClipIndex, tracks: tuple[str, ...]) -> Clip:
     tail = mkv.cues(ending.cues)
     size = ending.end + len(tail)
     file.seek(ending.end)
@@ -353,7 +353,7 @@ def _name(path: Path) -> None:
         part_of(path).rename(path)
 
 
-def _head_of(label: Label, totals: mkv.Totals | None = None) -> bytes:
+def _head_of(label: ClipHeader, totals: mkv.Totals | None = None) -> bytes:
     occasion = label.occasion
     tags = {
         "TITLE": f"{occasion.label or 'clip'} at {occasion.stream}",
@@ -362,7 +362,7 @@ def _head_of(label: Label, totals: mkv.Totals | None = None) -> bytes:
     return mkv.head(label.width, label.height, label.began_at, tags, totals)
 
 
-def _clusters(pictures: Sequence[Picture]) -> Iterator[Sequence[Picture]]:
+def _clusters(pictures: Sequence[EncodedFrame]) -> Iterator[Sequence[EncodedFrame]]:
     begin = 0
     for end in range(1, len(pictures) + 1):
         if end == len(pictures) or pictures[end].captured_ns - pictures[begin].captured_ns > _CLUSTER_MS * 1e6:

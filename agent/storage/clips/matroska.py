@@ -17,7 +17,7 @@ from typing import BinaryIO, NamedTuple
 
 from msgspec import Struct
 
-from agent.types import Picture
+from agent.types import EncodedFrame
 
 # EBML, the binary form of Matroska: elements of an id, a size and a body, written and read.
 #
@@ -183,7 +183,7 @@ def head(
     return _ebml() + segment + element(SEEK_HEAD, seeks) + info + tracks + said
 
 
-def cluster(pictures: Sequence[Picture], first_ns: int) -> bytes:
+def cluster(pictures: Sequence[EncodedFrame], first_ns: int) -> bytes:
     """Pictures as a cluster; none more than `LAST_MS` after the first of them.
 
     Args:

@@ -22,7 +22,7 @@ from agent.config.device import StorageConfig
 from agent.errors import StorageError, reason_of
 from agent.storage.clips.file import ClipFile, repair, settle
 from agent.storage.clips.retention import (
-    Shelf,
+    ClipStore,
     check_room,
     check_writable,
     clip_path,
@@ -30,9 +30,9 @@ from agent.storage.clips.retention import (
     make_folder,
     parts_in,
 )
-from agent.storage.clips.ring import Footage
+from agent.storage.clips.ring import FrameRing
 from agent.text import plural
-from agent.types import Clip, Occasion, Picture
+from agent.types import Clip, ClipReason, EncodedFrame
 
 # The tally of clips: how many were saved and how many not, and whether any can be, told when that changes.
 
@@ -107,7 +107,7 @@ _GRACE_NS = 2_000_000_000
 """A picture may come so late."""
 
 
-class Recording:
+class ClipJob:
     """See the module. Its stream's thread moves its end, the recorder does the rest.
 
     Attributes:
@@ -120,7 +120,7 @@ class Recording:
         over: nothing more comes into it.
     """
 
-    def __init__(self, path: Path, occasion: Occasion, footage: Footage, from_ns: int, until_ns: int) -> None:
+    def __init__(self, path: Path, occasion: ClipReason, footage: FrameRing, from_ns: int, until_ns: int) -> None:
         self.path, self.occasion, self.footage = path, occasion, footage
         self.tracks: tuple[str, ...] = ()
         self.next_ns, self._until_ns = from_ns, until_ns
@@ -163,16 +163,16 @@ class Recording:
         """Pictures that were gone before they could be written."""
         return self.footage.lost - self._lost_before
 
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> list[EncodedFrame]:
         """Those that are to be written."""
         return self.footage.between(self.next_ns, self._until_ns)
 
-    def is_due(self, pictures: Sequence[Picture]) -> bool:
+    def is_due(self, pictures: Sequence[EncodedFrame]) -> bool:
         """Whether it is time to write these."""
         waited_s = time.monotonic() - self._wrote_s
         return waited_s >= _WAIT_S or sum(len(picture.jpeg) for picture in pictures) >= _PIECE
 
-    def write(self, file: ClipFile, pictures: Sequence[Picture]) -> bool:
+    def write(self, file: ClipFile, pictures: Sequence[EncodedFrame]) -> bool:
         """Write pictures; False when one is of another size, and the clip over before that.
 
         Raises:
@@ -191,7 +191,7 @@ class Recording:
 # Salvage: clips that the last run left half written are completed, or removed when nothing is in them.
 
 
-def salvage(folder: Path, tell: Callable[[Clip], None]) -> None:
+def recover_partial_clips(folder: Path, tell: Callable[[Clip], None]) -> None:
     """Look through a folder of clips, which is created if need be.
 
     Args:
@@ -240,10 +240,10 @@ class Recorder:
                 for one of which it had not returned.
         """
         self._folder, self._config, self._on_saved = folder, config, on_saved
-        self._shelf = Shelf(folder, config)
+        self._shelf = ClipStore(folder, config)
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
-        self._recordings: list[Recording] = []
+        self._recordings: list[ClipJob] = []
         self._thread: threading.Thread | None = None
         self._closing = False
         self._tidy_at = 0.0
@@ -256,7 +256,9 @@ class Recorder:
                 self._thread = threading.Thread(target=self._run, name="clips-writer", daemon=True)
                 self._thread.start()
 
-    def begin(self, footage: Footage, occasion: Occasion, at: datetime, from_ns: int, until_ns: int) -> Recording:
+    def begin(
+        self, footage: FrameRing, occasion: ClipReason, at: datetime, from_ns: int, until_ns: int
+    ) -> ClipJob:
         """Begin a clip; returns at once.
 
         Args:
@@ -267,7 +269,7 @@ class Recorder:
             until_ns: when it is over, as far as is known, ns.
         """
         path = clip_path(self._folder, occasion, at, secrets.token_hex(3))
-        recording = Recording(path, occasion, footage, from_ns, until_ns)
+        recording = ClipJob(path, occasion, footage, from_ns, until_ns)
         self.start()
         with self._lock:
             self._recordings.append(recording)
@@ -324,7 +326,7 @@ class Recorder:
             if thread.is_alive():
                 log.warning("clips: the disk takes too long: the last clip is completed at the next start")
 
-    def _hold(self, footage: Footage) -> None:
+    def _hold(self, footage: FrameRing) -> None:
         starts = [recording.next_ns for recording in self._recordings if recording.footage is footage]
         footage.hold(min(starts, default=None))
 
@@ -347,7 +349,7 @@ class Recorder:
 
     def _tidy(self) -> None:
         try:
-            salvage(self._folder, self._tell)
+            recover_partial_clips(self._folder, self._tell)
         except OSError as error:
             self._tally.fail(f"{self._folder}: {reason_of(error)}")
         self._expire()
@@ -372,7 +374,7 @@ class Recorder:
         for recording in recordings:
             self._serve(recording)
 
-    def _serve(self, recording: Recording) -> None:
+    def _serve(self, recording: ClipJob) -> None:
         """Write what there is to write of one clip, and complete it when it is over."""
         over = recording.look()
         try:
@@ -391,7 +393,7 @@ class Recorder:
                 self._recordings.remove(recording)
             self._hold(recording.footage)
 
-    def _write(self, recording: Recording, pictures: Sequence[Picture]) -> bool:
+    def _write(self, recording: ClipJob, pictures: Sequence[EncodedFrame]) -> bool:
         """Write pictures; whether the clip can take no more."""
         sizes = accumulate((len(picture.jpeg) + _ROOM_EACH for picture in pictures), initial=_ROOM)
         room = self._shelf.max_bytes - recording.bytes
@@ -407,7 +409,7 @@ class Recorder:
             recording.file = ClipFile(recording.path, recording.occasion, some[0])
         return not recording.write(recording.file, some) or len(some) < len(pictures)
 
-    def _finish(self, recording: Recording) -> None:
+    def _finish(self, recording: ClipJob) -> None:
         recording.over = True
         if recording.file is None:
             log.warning("clip %s: no picture came in time, so there is none", recording.path)
@@ -432,7 +434,7 @@ class Recorder:
         except Exception:
             log.exception("clip %s: cannot be told of", clip.path)
 
-    def _drop(self, recording: Recording, error: Exception | None) -> None:
+    def _drop(self, recording: ClipJob, error: Exception | None) -> None:
         recording.over = True
         if recording.file is not None:
             with suppress(OSError):

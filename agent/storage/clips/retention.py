@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from agent.config.device import StorageConfig
 from agent.errors import StorageError, reason_of
-from agent.types import Occasion
+from agent.types import ClipReason
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Entry(Struct, frozen=True):
     bytes: int
 
 
-def clip_path(folder: Path, occasion: Occasion, began_at: datetime, token: str = "") -> Path:
+def clip_path(folder: Path, occasion: ClipReason, began_at: datetime, token: str = "") -> Path:
     """Where a clip is to lie; whatever a label holds, it is a name of one level in the stream's folder.
 
     Args:
@@ -130,7 +130,7 @@ def parts_in(folder: Path) -> list[Path]:
     )
 
 
-class Shelf:
+class ClipStore:
     """The clips of a folder, within their bounds. For one thread.
 
     Attributes:

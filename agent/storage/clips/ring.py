@@ -6,13 +6,13 @@ import threading
 import time
 from collections import deque
 
-from agent.types import Picture
+from agent.types import EncodedFrame
 
 _PATIENCE_S = 5.0
 """A replay waits so long for the disk before a picture is lost."""
 
 
-class Footage:
+class FrameRing:
     """A ring of pictures. Every method may be called from any thread.
 
     Attributes:
@@ -29,7 +29,7 @@ class Footage:
             patient: whoever adds pictures can wait for those that are held to be written.
         """
         self._kept_ns, self._max_bytes = round(seconds * 1e9), max_bytes
-        self._pictures: deque[Picture] = deque()
+        self._pictures: deque[EncodedFrame] = deque()
         self._patient = patient
         self._lock = threading.Lock()
         self._moved = threading.Condition(self._lock)
@@ -39,7 +39,7 @@ class Footage:
         self.bytes = 0
         self.lost = 0
 
-    def add(self, picture: Picture) -> None:
+    def add(self, picture: EncodedFrame) -> None:
         """Take a picture in; one that was captured before the newest is left out."""
         with self._lock:
             if picture.captured_ns <= self._newest_ns:
@@ -77,7 +77,7 @@ class Footage:
             self._trim()
             self._moved.notify_all()
 
-    def between(self, from_ns: int, until_ns: int) -> list[Picture]:
+    def between(self, from_ns: int, until_ns: int) -> list[EncodedFrame]:
         """Pictures captured in this time, both ends included, in order."""
         with self._lock:
             return [picture for picture in self._pictures if from_ns <= picture.captured_ns <= until_ns]

@@ -17,8 +17,8 @@ from typing import Literal
 from agent.config.device import StorageConfig
 from agent.errors import StorageError
 from agent.storage.files import sync_folder
-from agent.storage.spool.pending import Batch, LeftWill
-from agent.storage.spool.table import Counted, Table
+from agent.storage.spool.pending import Commit, StoredOpenTrack
+from agent.storage.spool.table import Counted, SpoolTable
 from agent.storage.spool.watermark import Watermark, number_from_clock
 from agent.text import plural
 from agent.types import Stored
@@ -29,7 +29,7 @@ _ROOM = 64 * 1024
 """Bytes that opening a spool takes, and some more."""
 
 
-def said(error: Exception, folder: Path) -> str:
+def describe_error(error: Exception, folder: Path) -> str:
     """In the system's words, and SQLite's behind them.
 
     Args:
@@ -69,7 +69,7 @@ def is_corrupt(error: Exception) -> bool:
     return isinstance(error, sqlite3.Error) and (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _BROKEN
 
 
-def salvage(path: Path, highest: int) -> list[Stored]:
+def recover_rows(path: Path, highest: int) -> list[Stored]:
     """The rows that wait in a corrupt database, up to the first that cannot be read; none if it cannot be opened.
 
     The counter and the newest row that can be read say how far they have been acknowledged: those before it that
@@ -93,12 +93,12 @@ def salvage(path: Path, highest: int) -> list[Stored]:
     return [row for row, settled in rows if row.seq > acked and not settled]
 
 
-def salvage_wills(path: Path) -> list[LeftWill]:
+def salvage_wills(path: Path) -> list[StoredOpenTrack]:
     """The wills of a corrupt database up to the first that cannot be read."""
-    wills: list[LeftWill] = []
+    wills: list[StoredOpenTrack] = []
     with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
         rows = connection.execute("SELECT key, topic, body FROM will")
-        wills.extend(LeftWill(*row) for row in rows if [*map(type, row)] == [str, str, bytes])
+        wills.extend(StoredOpenTrack(*row) for row in rows if [*map(type, row)] == [str, str, bytes])
     return wills
 
 
@@ -107,7 +107,7 @@ def _is_sound(row: tuple[object, ...], last: int, highest: int) -> bool:
     return isinstance(seq, int) and last < seq <= highest and [*map(type, rest)] == [str, bytes, float, int, int]
 
 
-def set_aside(path: Path, why: Literal["corrupt", "replaced"] = "corrupt") -> Path:
+def quarantine(path: Path, why: Literal["corrupt", "replaced"] = "corrupt") -> Path:
     """Rename a database that is not to be used, and delete all but the newest that were renamed before.
 
     Args:
@@ -145,7 +145,7 @@ _STILL_OPEN = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY
 """After these the connection is good, and what is on the disk can be read. A full disk cannot open another."""
 
 
-class Disk:
+class SpoolDisk:
     """Writes rows as long as it can. Only one thread may call it, except for `read`.
 
     Attributes:
@@ -159,14 +159,14 @@ class Disk:
         self.path = path
         self._set(config)
         self.failing, self._salvaged, self._given = False, list[Stored](), 0
-        self._inherited: list[LeftWill] | None = None
+        self._inherited: list[StoredOpenTrack] | None = None
         self.void = self.detached = False
         self._barred = False  # the folder is not ours: nothing is written there, and no number is claimed
         self._refused = ""  # why `attach` failed the last time
         self._opened: tuple[tuple[Path, int, int], ...] = ()
         self.counted = Counted()
         self._since, self._repaired_at, self._reopened = 0.0, float("-inf"), False
-        self._table: Table | None = None
+        self._table: SpoolTable | None = None
         self._swap = threading.Lock()
         self._mark = Watermark(path.with_suffix(".seq"))
         try:
@@ -234,8 +234,8 @@ class Disk:
                 after = found[-1].seq
         return rows
 
-    def write(self, batch: Batch) -> bool:
-        """See `Table.commit`. Whether it is done; it never raises."""
+    def write(self, batch: Commit) -> bool:
+        """See `SpoolTable.commit`. Whether it is done; it never raises."""
         if self.detached or self._barred:
             return False
         try:
@@ -253,8 +253,8 @@ class Disk:
         self._back(batch)
         return True
 
-    def _open(self, saved: Sequence[LeftWill] = ()) -> Table:
-        self._table = table = Table(self.path, self._config)
+    def _open(self, saved: Sequence[StoredOpenTrack] = ()) -> SpoolTable:
+        self._table = table = SpoolTable(self.path, self._config)
         if saved:
             table.restore(saved)
         self._opened = tuple(_identified(self.path, self.path.with_name(f"{self.path.name}-wal")))
@@ -299,7 +299,7 @@ class Disk:
             self._mark.renew(given)
             if self._table is not None and self.is_gone:
                 if any(os.path.lexists(f"{self.path}{suffix}") for suffix in FILES):
-                    aside = set_aside(self.path, "replaced")
+                    aside = quarantine(self.path, "replaced")
                     log.warning("spool %s: what lay in its place is set aside as %s", self.path, aside.name)
                 self._copy(self._table)
                 with self._swap:  # nobody is to find newer rows before these
@@ -314,7 +314,7 @@ class Disk:
         self.detached, self._refused = False, ""
         return True
 
-    def _copy(self, table: Table) -> None:
+    def _copy(self, table: SpoolTable) -> None:
         """Copy a table to its path; if its own file cannot be read any more, say what is lost with it."""
         try:
             table.copy_to(self.path)
@@ -331,7 +331,7 @@ class Disk:
         log.error(
             "spool %s: %s: events are kept in memory until it can be written%s",
             self.path,
-            said(error, self.path.parent),
+            describe_error(error, self.path.parent),
             "" if isinstance(error, StorageError) else "; make room, or look at the disk",
         )
 
@@ -359,9 +359,9 @@ class Disk:
             return False
         self._repaired_at = time.monotonic()
         self.close()
-        rows, wills = salvage(self.path, self._mark.after() - 1), salvage_wills(self.path)
+        rows, wills = recover_rows(self.path, self._mark.after() - 1), salvage_wills(self.path)
         try:
-            aside = set_aside(self.path)
+            aside = quarantine(self.path)
             self._salvaged = rows
             self._open(wills)
         except (sqlite3.Error, OSError):
@@ -370,7 +370,7 @@ class Disk:
         log.error("spool %s: %s: set aside as %s; %s saved", self.path, error, aside.name, events)
         return True
 
-    def left(self) -> tuple[list[Stored], list[LeftWill]]:
+    def left(self) -> tuple[list[Stored], list[StoredOpenTrack]]:
         """Rows out of a corrupt file, and wills of the process before: each once."""
         rows, self._salvaged = self._salvaged, []
         wills = self._inherited or []
@@ -384,7 +384,7 @@ class Disk:
             with suppress(OSError):
                 self._mark.revoke_wills()
 
-    def _back(self, batch: Batch) -> None:
+    def _back(self, batch: Commit) -> None:
         # Were it not noted now, the next start would leave a gap in the numbers, and no more.
         with suppress(OSError):
             self._mark.trust(self._knows_all or batch.final)

@@ -17,7 +17,7 @@ from agent.types import Stored, Will
 # Wills on their way to the disk: what the next process is to say if this one dies before it says so itself.
 
 
-class LeftWill(NamedTuple):
+class StoredOpenTrack(NamedTuple):
     """A will on its way to the disk or there: the key of `Will`, topic and body of the event; None: withdrawn."""
 
     key: str
@@ -25,7 +25,7 @@ class LeftWill(NamedTuple):
     body: bytes | None
 
 
-class Wills:
+class OpenTracks:
     """Those that the disk does not know yet. Its owner does the locking.
 
     They do not go with their events: one may be acknowledged before the disk can be written, and what it does to
@@ -33,7 +33,7 @@ class Wills:
     """
 
     def __init__(self) -> None:
-        self._due: dict[str, LeftWill] = {}
+        self._due: dict[str, StoredOpenTrack] = {}
         self._open: set[str] = set()
         self._on_disk: set[str] = set()
 
@@ -55,21 +55,21 @@ class Wills:
         due = (self._due.get(key) for key in self._on_disk)
         return bool(self._on_disk) and all(will is not None and will.body is None for will in due)
 
-    def inherit(self, will: LeftWill) -> None:
+    def inherit(self, will: StoredOpenTrack) -> None:
         """Withdraw one that the last process has left on the disk."""
         self._on_disk.add(will.key)
         self.set(will.topic, Will(will.key, None))
 
     def set(self, topic: str, will: Will) -> None:
         """Make a will, or withdraw it."""
-        self._due[will.key] = LeftWill(will.key, topic, will.body)
+        self._due[will.key] = StoredOpenTrack(will.key, topic, will.body)
         (self._open.discard if will.body is None else self._open.add)(will.key)
 
-    def all(self) -> list[LeftWill]:
+    def all(self) -> list[StoredOpenTrack]:
         """What is to be written."""
         return list(self._due.values())
 
-    def written(self, wills: Iterable[LeftWill]) -> None:
+    def written(self, wills: Iterable[StoredOpenTrack]) -> None:
         """The disk knows these; what has been set since stays."""
         for will in wills:
             (self._on_disk.discard if will.body is None else self._on_disk.add)(will.key)
@@ -82,7 +82,7 @@ Reason = Literal["bytes", "age", "memory", "unsendable"]
 stopped; or no broker could take it."""
 
 
-class Batch(NamedTuple):
+class Commit(NamedTuple):
     """What one commit changes.
 
     Attributes:
@@ -101,7 +101,7 @@ class Batch(NamedTuple):
     delete: Collection[int]
     given: int
     dropped: Mapping[Reason, int] = {}
-    wills: Sequence[LeftWill] = ()
+    wills: Sequence[StoredOpenTrack] = ()
     sync: bool = True
     final: bool = False
 
@@ -117,7 +117,7 @@ _SPARE = 1000
 """Numbers of rows that are gone may stay in the index, at most so many more than there are rows."""
 
 
-class Held:
+class MemoryRows:
     """Rows by number, in order. Its owner does the locking.
 
     Attributes:
@@ -206,7 +206,7 @@ _MANY = 1000
 """So many things do not wait."""
 
 
-class Backlog:
+class PendingRows:
     """Taken as batches and forgotten when they are written; kept for good where there is no disk.
 
     Its owner does the locking.
@@ -224,8 +224,8 @@ class Backlog:
 
     def __init__(self, config: StorageConfig, given: int) -> None:
         self.given, self.first, self.dropped = given, given + 1, Counter[Reason]()
-        self.held, self.memory = Held(config.spool_max_bytes), Held(config.spool_max_bytes)
-        self.settled, self.deleted, self.wills = set[int](), set[int](), Wills()
+        self.held, self.memory = MemoryRows(config.spool_max_bytes), MemoryRows(config.spool_max_bytes)
+        self.settled, self.deleted, self.wills = set[int](), set[int](), OpenTracks()
         self._config, self._has_disk = config, config.spooled != {"memory"}
         self._writing, self._since = 0, math.inf
         self._urgent = self._urgent_writing = 0  # the first number that waits for a sync; of those being written
@@ -236,7 +236,7 @@ class Backlog:
         self._shed(self.held.bound(config.spool_max_bytes), "bytes")
         self.dropped["bytes"] += len(self.memory.bound(config.spool_max_bytes))
 
-    def add(self, topic: str, body: bytes, will: Will | None, kind: Kind = "events") -> None:
+    def put(self, topic: str, body: bytes, will: Will | None, kind: Kind = "events") -> None:
         """Take an event and its will."""
         self.given += 1
         row, durability = Stored(self.given, topic, body, time.time(), self.first), self._config.of(kind)
@@ -309,13 +309,13 @@ class Backlog:
             self.held.restore(lost)
             self._linger()
 
-    def inherit(self, wills: Iterable[LeftWill], *, void: bool) -> int:
+    def adopt_crash_ends(self, wills: Iterable[StoredOpenTrack], *, void: bool) -> int:
         """Put what the last process wanted to be said, unless that is void; gives how much it is."""
         said = 0
         for will in wills:
             self.wills.inherit(will)
             if will.body is not None and not void:
-                self.add(will.topic, will.body, None)
+                self.put(will.topic, will.body, None)
                 said += 1
         return said
 
@@ -324,7 +324,7 @@ class Backlog:
         """Whether what the wills on the disk would say has been said, and been acknowledged with all the rest."""
         return self.wills.are_overtaken and all(row.seq in self.settled for row in self.held)
 
-    def take(self, *, final: bool = False) -> Batch:
+    def take(self, *, final: bool = False) -> Commit:
         """Everything that goes to the disk, to be written; `wrote` must follow.
 
         Args:
@@ -334,7 +334,7 @@ class Backlog:
             self.dropped["memory"] += len(self.memory)
         self._writing, self._since = self.given, math.inf
         self._urgent, self._urgent_writing = 0, self._urgent
-        return Batch(
+        return Commit(
             self.held.all(),
             self.settled.copy(),
             self.deleted.copy(),
@@ -345,7 +345,7 @@ class Backlog:
             final,
         )
 
-    def wrote(self, batch: Batch, *, done: bool) -> None:
+    def committed(self, batch: Commit, *, done: bool) -> None:
         """A batch has been tried; what came meanwhile stays."""
         self._writing = 0
         urgent, self._urgent_writing = self._urgent_writing, 0

@@ -25,7 +25,7 @@ from typing import Literal
 from msgspec import Struct
 
 from agent.config.device import Kind, StorageConfig
-from agent.storage.spool.disk import Disk
+from agent.storage.spool.disk import SpoolDisk
 from agent.storage.spool.pending import Reason
 from agent.storage.spool.watermark import number_from_clock
 from agent.storage.spool.writer import Writer
@@ -63,7 +63,7 @@ class Spool:
             folder: existing; see `agent.storage.files`.
             config: bounds and durability.
         """
-        disk = None if config.spooled == {"memory"} else Disk(folder / "spool.db", config)
+        disk = None if config.spooled == {"memory"} else SpoolDisk(folder / "spool.db", config)
         given = (disk.next_seq() if disk else number_from_clock()) - 1
         if disk is not None:
             disk.claim(given)
@@ -84,7 +84,7 @@ class Spool:
     def put(self, topic: str, body: bytes, will: Will | None = None, kind: Kind = "events") -> None:
         """Take an event; returns at once. It can be peeked when it is as safe as its kind is to be."""
         with self._lock:
-            self._backlog.add(topic, body, will, kind)
+            self._backlog.put(topic, body, will, kind)
             self._writer.wake()
 
     def takes(self, kind: Kind) -> bool:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from agent.config.device import StorageConfig
 from agent.storage.files import STATE_MODE, sync_folder
-from agent.storage.spool.pending import Batch, LeftWill, Reason, size
+from agent.storage.spool.pending import Commit, Reason, StoredOpenTrack, size
 from agent.storage.spool.watermark import CLOCK_SET
 from agent.types import Stored
 
@@ -107,7 +107,7 @@ def prepare(connection: sqlite3.Connection) -> None:
 # What lies in the spool's table, counted.
 
 
-class Tally(NamedTuple):
+class Counts(NamedTuple):
     """Counts of a table, and how far it is acknowledged.
 
     A row has been acknowledged if its number is at most `acked`, or if it is marked as settled itself: those that
@@ -127,11 +127,11 @@ class Tally(NamedTuple):
     acked: int
     noted: int
 
-    def waits(self, rows: int, size: int) -> Tally:
+    def waits(self, rows: int, size: int) -> Counts:
         """With more rows that wait, or fewer."""
         return self._replace(rows=self.rows + rows, bytes=self.bytes + size)
 
-    def keeps(self, size: int) -> Tally:
+    def keeps(self, size: int) -> Counts:
         """With more bytes of history, or fewer."""
         return self._replace(kept=self.kept + size)
 
@@ -144,14 +144,14 @@ def newest(connection: sqlite3.Connection) -> tuple[int, int]:
     return found or (0, 0)
 
 
-def count(connection: sqlite3.Connection, noted: int) -> Tally:
+def count(connection: sqlite3.Connection, noted: int) -> Counts:
     """Count what a file holds, whose counter says `noted`."""
     acked = max(noted, newest(connection)[1])
     found = connection.execute(
         f"SELECT seq <= ? OR settled AS done, count(*), sum({SIZE}) FROM spool GROUP BY done", (acked,)
     )
     by_done = {bool(done): (rows, size) for done, rows, size in found}
-    return Tally(*by_done.get(False, (0, 0)), by_done.get(True, (0, 0))[1], acked, noted)
+    return Counts(*by_done.get(False, (0, 0)), by_done.get(True, (0, 0))[1], acked, noted)
 
 
 # The history: rows of the spool's table that stay when they have been acknowledged, for `vedette events`.
@@ -163,7 +163,7 @@ _PIECE = 8
 _PIECE_S = 3600.0
 
 
-def settle(connection: sqlite3.Connection, tally: Tally, batch: Batch) -> Tally:
+def settle(connection: sqlite3.Connection, tally: Counts, batch: Commit) -> Counts:
     """Note what has been acknowledged, before the new rows are inserted."""
     if not batch.settled:
         return tally
@@ -180,7 +180,7 @@ def settle(connection: sqlite3.Connection, tally: Tally, batch: Batch) -> Tally:
     return tally
 
 
-def _advance(connection: sqlite3.Connection, acked: int, batch: Batch) -> tuple[int, int, int]:
+def _advance(connection: sqlite3.Connection, acked: int, batch: Commit) -> tuple[int, int, int]:
     """How far everything is acknowledged now; and how many rows that waited until now are so, and their bytes."""
     count, freed = 0, 0
     statement = f"SELECT seq, settled, {SIZE} FROM spool WHERE seq > ? ORDER BY seq"
@@ -198,7 +198,7 @@ def _advance(connection: sqlite3.Connection, acked: int, batch: Batch) -> tuple[
     return acked, count, freed
 
 
-def shorten(connection: sqlite3.Connection, tally: Tally, config: StorageConfig) -> Tally:
+def shorten(connection: sqlite3.Connection, tally: Counts, config: StorageConfig) -> Counts:
     """Delete the oldest of the history if it has become too large or too old."""
     room = config.history_max_bytes
     too_old = time.time() - config.history_max_age_s
@@ -241,7 +241,7 @@ class Counted(NamedTuple):
     dropped: Mapping[Reason, int] = {}
 
 
-class Table:
+class SpoolTable:
     """An open database.
 
     `read` may be called from any thread, everything else from one. Every method may raise `sqlite3.Error`
@@ -301,7 +301,7 @@ class Table:
             ).fetchall()
         return [Stored(*row) for row in found]
 
-    def commit(self, batch: Batch) -> None:
+    def commit(self, batch: Commit) -> None:
         """Change everything or nothing, and keep the bounds."""
         self._sync(batch.sync)
         with self._transaction():
@@ -319,17 +319,17 @@ class Table:
         self.tally, self.dropped = tally, _sum(self.dropped, dropped)
         self.last_seq = max(self.last_seq, batch.given)
 
-    def wills(self) -> list[LeftWill]:
+    def wills(self) -> list[StoredOpenTrack]:
         """Every will."""
-        return [LeftWill(*row) for row in self._writer.execute("SELECT key, topic, body FROM will")]
+        return [StoredOpenTrack(*row) for row in self._writer.execute("SELECT key, topic, body FROM will")]
 
-    def restore(self, wills: Iterable[LeftWill]) -> None:
+    def restore(self, wills: Iterable[StoredOpenTrack]) -> None:
         """Put wills back that were saved out of another file."""
         with self._transaction():
             for will in wills:
                 self._will(will)
 
-    def _will(self, will: LeftWill) -> None:
+    def _will(self, will: StoredOpenTrack) -> None:
         """They are few, and searched one by one: an index would be one more page to write."""
         key, topic, body = will
         if body is None:
@@ -355,7 +355,7 @@ class Table:
                 self._writer.execute("ROLLBACK")
             raise
 
-    def _insert(self, tally: Tally, batch: Batch) -> Tally:
+    def _insert(self, tally: Counts, batch: Commit) -> Counts:
         for row in batch.insert:
             ahead = row.seq > tally.acked and row.seq in batch.settled and self._config.history_max_bytes > 0
             self._writer.execute(
@@ -367,7 +367,7 @@ class Table:
             tally = tally.keeps(size(row)) if done else tally.waits(1, size(row))
         return tally
 
-    def _delete(self, tally: Tally, seqs: Collection[int]) -> Tally:
+    def _delete(self, tally: Counts, seqs: Collection[int]) -> Counts:
         if not seqs:
             return tally
         found = self._writer.execute(
@@ -379,7 +379,7 @@ class Table:
             tally = tally.keeps(-row_size) if done else tally.waits(-1, -row_size)
         return tally
 
-    def _trim(self, tally: Tally) -> tuple[Tally, dict[Reason, int]]:
+    def _trim(self, tally: Counts) -> tuple[Counts, dict[Reason, int]]:
         """Drop the oldest rows that wait and are too old or too many; and how many by reason.
 
         A row that was stamped before the clock was set has no known age.
@@ -400,7 +400,7 @@ class Table:
             )
         return tally, dropped
 
-    def _note(self, tally: Tally, given: int, dropped: dict[Reason, int]) -> Tally:
+    def _note(self, tally: Counts, given: int, dropped: dict[Reason, int]) -> Counts:
         """Write the counters that say what the newest row does not."""
         last, acked = newest(self._writer)
         if last < given:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 from agent.config.device import StorageConfig
-from agent.storage.spool.disk import Disk
-from agent.storage.spool.pending import LINGER_S, Backlog, Batch, Reason
+from agent.storage.spool.disk import SpoolDisk
+from agent.storage.spool.pending import LINGER_S, Commit, PendingRows, Reason
 from agent.storage.spool.table import Counted
 
 # Events that go without having been delivered: told once when it begins, and once when it is over.
@@ -30,7 +30,7 @@ _WORDS: dict[Reason, str] = {
 }
 
 
-class Drops:
+class DropLog:
     """The log's side of it, by the counts as they stand."""
 
     def __init__(self, known: Mapping[Reason, int]) -> None:
@@ -92,7 +92,7 @@ _LOOK_S = 60.0
 """Between two looks for rows that have become too old."""
 
 
-class Timetable:
+class WriteSchedule:
     """All times are s of the monotonic clock. Its owner does the locking.
 
     Attributes:
@@ -160,7 +160,7 @@ class Writer:
         executed: how many events the last process left as its wills, as far as they are known.
     """
 
-    def __init__(self, config: StorageConfig, disk: Disk | None, given: int) -> None:
+    def __init__(self, config: StorageConfig, disk: SpoolDisk | None, given: int) -> None:
         """Nothing is written before `start`.
 
         Args:
@@ -168,17 +168,17 @@ class Writer:
             disk: open.
             given: highest number that was given out.
         """
-        self.config, self.disk, self.backlog = config, disk, Backlog(config, given)
+        self.config, self.disk, self.backlog = config, disk, PendingRows(config, given)
         self.lock = threading.Lock()
         self._work, self.done = threading.Condition(self.lock), threading.Condition(self.lock)
-        self.timetable, self.hook = Timetable(), Hook()
+        self.timetable, self.hook = WriteSchedule(), Hook()
         self._trouble: Exception | None = None
         self._move: Literal["", "detach", "attach"] = ""
         self._next: StorageConfig | None = None
         self._closing = False
         self._announced = self.committed = self.wanted = given
         self.on_disk = disk.counted if disk else Counted()
-        self._drops = Drops(self.dropped)
+        self._drops = DropLog(self.dropped)
         self.executed = 0
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
 
@@ -279,7 +279,7 @@ class Writer:
                 self.on_disk = disk.counted
             self.hook.call()  # whoever has looked for rows meanwhile may have found none
 
-    def _revoke_wills(self, disk: Disk) -> None:
+    def _revoke_wills(self, disk: SpoolDisk) -> None:
         """A process that is killed while the disk fails must not have ended again what it has ended."""
         with self.lock:
             overtaken = self.backlog.is_overtaken
@@ -316,18 +316,18 @@ class Writer:
         self.backlog.expire(time.time() - self.config.spool_max_age_s)
         return True
 
-    def _batch(self, *, looked: bool, final: bool) -> Batch | None:
+    def _batch(self, *, looked: bool, final: bool) -> Commit | None:
         """What to write now, if anything is due and the disk is to be tried."""
         if (disk := self.disk) is None:
             return None
         is_due = final or (looked and not disk.failing) or time.monotonic() >= self._due_at
         return self.backlog.take(final=final) if is_due else None
 
-    def _write(self, disk: Disk, batch: Batch) -> None:
+    def _write(self, disk: SpoolDisk, batch: Commit) -> None:
         done = disk.write(batch)
         with self.lock:
             self.timetable.wrote(done=done)
-            self.backlog.wrote(batch, done=done)
+            self.backlog.committed(batch, done=done)
             self.on_disk = disk.counted
             if done:
                 self.committed = batch.given
@@ -341,7 +341,7 @@ class Writer:
             self.on_disk = self.disk.counted
             rows, wills = self.disk.left()
             self.backlog.restore(rows)
-            self.executed += self.backlog.inherit(wills, void=self.disk.void)
+            self.executed += self.backlog.adopt_crash_ends(wills, void=self.disk.void)
 
     def _announce(self) -> None:
         with self.lock:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from agent.errors import BundleError
 from agent.storage import tar
-from agent.storage.tar import Expected, open_regular
+from agent.storage.tar import ExpectedMember, open_regular
 from agent.update.bundle.description import (
     FILES_MAX,
     NAME,
@@ -24,7 +24,7 @@ from agent.update.bundle.description import (
 SUFFIX = ".vedette"
 _BEGINNING = NAME.encode().ljust(100, b"\0")
 """The name in the first header: of what begins otherwise nothing is said to be damaged or cut off."""
-_LIMITS = tar.Limits(FILES_MAX + 1, TOTAL_MAX + SIZE_MAX)
+_LIMITS = tar.ArchiveLimits(FILES_MAX + 1, TOTAL_MAX + SIZE_MAX)
 
 
 def listed(path: Path) -> BundleFile:
@@ -101,13 +101,15 @@ def unpack(path: Path, description: Description, folder: Path) -> None:
         raise _named(path, error) from error
 
 
-def _expected(path: Path, description: Description) -> dict[str, Expected]:
+def _expected(path: Path, description: Description) -> dict[str, ExpectedMember]:
     """Also of `bundle.toml`: it has to be the one that was read."""
     own = _first(path)
     if parse(own) != description:
         raise BundleError(f"{NAME}: was changed after it had been read")
-    first = Expected(hashlib.sha256(own).hexdigest(), len(own))
-    return {NAME: first} | {name: Expected(file.sha256, file.size) for name, file in description.files.items()}
+    first = ExpectedMember(hashlib.sha256(own).hexdigest(), len(own))
+    return {NAME: first} | {
+        name: ExpectedMember(file.sha256, file.size) for name, file in description.files.items()
+    }
 
 
 def _first(path: Path) -> bytes:

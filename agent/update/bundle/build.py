@@ -209,7 +209,7 @@ def _add_wheels(sources: dict[str, Path], plan: Plan, work: Path, tell: Tell) ->
     return str(said["Name"]), str(said["Version"])
 
 
-class Inspection(Struct, frozen=True):
+class BundleInspection(Struct, frozen=True):
     """A bundle, looked into.
 
     Attributes:
@@ -244,7 +244,7 @@ class Inspection(Struct, frozen=True):
         return told | {"signed": "yes, by whom was not asked: --signers FILE" if self.signature else "no"}
 
 
-def inspection(path: Path, signers: Path | None = None, revoked: Path | None = None) -> Inspection:
+def inspection(path: Path, signers: Path | None = None, revoked: Path | None = None) -> BundleInspection:
     """Look into a bundle, and at each of its files.
 
     Args:
@@ -263,7 +263,7 @@ def inspection(path: Path, signers: Path | None = None, revoked: Path | None = N
     except BundleError as refused:
         error = str(refused)
     signed = what_is(signature) == "a file"
-    return Inspection(plain(str(path)), file, description, signed, signer, error, signers is not None)
+    return BundleInspection(plain(str(path)), file, description, signed, signer, error, signers is not None)
 
 
 def _about(description: Description) -> dict[str, str]:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from agent.compute.infer.chain import Whole
-from agent.compute.infer.choice import distance, golden_inputs, tolerance, wrong
-from agent.compute.infer.session import Options, Plan
+from agent.compute.infer.chain import ModelChain
+from agent.compute.infer.choice import describe_error, golden_inputs, output_error, tolerance
+from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.worker.session import PATIENCE_S, WorkerSession
 from agent.compute.manifest import Manifest, Model
 from agent.compute.tensors import TensorSpec
 from agent.errors import GoldenError, VedetteError
-from agent.models.library import named, open_whole_model
+from agent.models.library import open_whole_model, prefixed_errors
 from agent.types import Array
 
 _LARGEST = 512 << 20
@@ -37,7 +37,7 @@ def make(content: bytes, manifest: Manifest) -> bytes:
     Raises:
         ModelError: the CPU does not run it. GoldenError: an answer is not finite.
     """
-    with named(manifest.name):
+    with prefixed_errors(manifest.name):
         inputs, outputs, specs = _answered(content, manifest, None)
         for spec, output in zip(specs, outputs, strict=True):
             if not np.isfinite(output).all():
@@ -64,7 +64,7 @@ def compare(content: bytes, manifest: Manifest, golden: bytes) -> None:
         ModelError: the CPU does not run it.
     """
     arrays = _loaded(manifest.name, golden)
-    with named(manifest.name):
+    with prefixed_errors(manifest.name):
         inputs, outputs, specs = _answered(content, manifest, arrays)
     allowed = tolerance(manifest, specs)
     for number, (given, spec) in enumerate(zip(outputs, specs, strict=True)):
@@ -74,7 +74,7 @@ def compare(content: bytes, manifest: Manifest, golden: bytes) -> None:
             raise GoldenError(f"{name}: its golden answers are of another shape: of another model; build it anew")
         if not np.isfinite(wanted).all():
             raise GoldenError(f"{name}: its golden answers are not finite; build it anew")
-        if what := wrong(distance([[wanted]], [[given]], [spec]), allowed):
+        if what := describe_error(output_error([[wanted]], [[given]], [spec]), allowed):
             raise GoldenError(f"{name}: {what}, compared with what it answered where the bundle was made")
     if len(arrays) != len(inputs) + len(outputs):
         raise GoldenError(f"model {manifest.name}: golden answers for more than it has: of another model")
@@ -85,13 +85,13 @@ def _answered(
 ) -> tuple[list[Array], list[Array], tuple[TensorSpec, ...]]:
     """Inputs, answers in reals, and what the outputs are; in a process of its own, which a model may crash."""
     model = Model(content, hashlib.sha256(content).hexdigest(), manifest, manifest.name)
-    session = WorkerSession(model, Plan(threads=1), Options(threads=1), deadline_s=PATIENCE_S)
+    session = WorkerSession(model, BackendSpec(threads=1), SessionOptions(threads=1), deadline_s=PATIENCE_S)
     try:
-        whole = Whole(session, manifest)
+        whole = ModelChain(session, manifest)
         case = golden_inputs(whole.inputs, 1)[0]
         if arrays is not None:
             case = [_checked(arrays.get(f"in{n}"), like, n, manifest) for n, like in enumerate(case)]
-        return case, whole.answers([case])[0], tuple(whole.outputs)
+        return case, whole.run_cases([case])[0], tuple(whole.outputs)
     finally:
         session.close()
 

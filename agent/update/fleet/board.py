@@ -65,7 +65,7 @@ class Versions(Struct, frozen=True):
     kind: str = ""
 
 
-class Stream(Struct, frozen=True):
+class StreamState(Struct, frozen=True):
     """`running`, `lost` …, and why."""
 
     state: str = ""
@@ -78,7 +78,7 @@ class Health(Struct, frozen=True):
     version: str = ""
     ready: bool = False
     rss_mb: float = 0.0
-    streams: dict[str, Stream] = {}
+    streams: dict[str, StreamState] = {}
 
 
 class BoardState(Struct, frozen=True):

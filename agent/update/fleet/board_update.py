@@ -12,9 +12,9 @@ from msgspec import Struct
 
 from agent.errors import VedetteError, reason_of
 from agent.update.fleet.board import STRANGE, AtHand, Versions, parse_state
-from agent.update.fleet.inventory import Board
-from agent.update.fleet.policy import Kind, Outcome
-from agent.update.fleet.ssh import BUNDLE, Fault, Transport, Trouble
+from agent.update.fleet.inventory import FleetBoard
+from agent.update.fleet.policy import BoardOutcome, Kind
+from agent.update.fleet.ssh import BUNDLE, Fault, SshFailure, Transport
 
 Watch = Callable[[str, str], None]
 """Is given the name of a board and what it is at."""
@@ -23,7 +23,7 @@ _LONGEST = 1000
 _KINDS: dict[str, Kind] = {"committed": "updated", "refused": "refused", "rolled_back": "rolled_back"}
 
 
-class Wanted(Struct, frozen=True):
+class BundleInfo(Struct, frozen=True):
     """What the boards are to have.
 
     Attributes:
@@ -41,7 +41,7 @@ class Wanted(Struct, frozen=True):
     shadow_s: float = 0.0
 
 
-class Patience(Struct, frozen=True):
+class Timeouts(Struct, frozen=True):
     """How long a board is waited for, s.
 
     Attributes:
@@ -66,18 +66,18 @@ class _GaveUpError(Exception):
         self.fault, self.reason = fault, reason
 
 
-class Errand:
+class BoardUpdate:
     """To one board."""
 
     def __init__(
-        self, transport: Transport, board: Board, wanted: Wanted, watch: Watch, patience: Patience
+        self, transport: Transport, board: FleetBoard, wanted: BundleInfo, watch: Watch, patience: Timeouts
     ) -> None:
         self._transport, self._board, self._wanted = transport, board, wanted
         self._watch, self._patience = watch, patience
         self._over_s = patience.over_s + wanted.shadow_s
         self._sent, self._version = 0, ""
 
-    async def run(self) -> Outcome:
+    async def run(self) -> BoardOutcome:
         """Take the board there. Whatever fails is the outcome.
 
         Raises:
@@ -95,7 +95,7 @@ class Errand:
             raise
         except Exception as error:
             kind, reason = "failed", f"the errand broke off: {reason_of(error)}"
-        return Outcome(
+        return BoardOutcome(
             self._board.name,
             kind,
             reason[:_LONGEST],
@@ -142,7 +142,7 @@ class Errand:
         """Send the bundle; what has come is kept there when the connection is lost."""
         self._tell("sending")
 
-        async def send() -> Trouble | None:
+        async def send() -> SshFailure | None:
             reply, sent = await self._transport.send(self._board, self._wanted.path, self._patience.send_s)
             self._sent += sent
             return reply.trouble
@@ -153,7 +153,7 @@ class Errand:
         """Have the board begin; it goes on by itself from then on, with or without us."""
         self._tell("applying")
 
-        async def apply() -> Trouble | None:
+        async def apply() -> SshFailure | None:
             reply = await self._transport.ask(self._board, "update apply", self._over_s, self._tell)
             if reply.trouble is None or await self._has_begun(before):
                 return None
@@ -203,13 +203,13 @@ class Errand:
         """What the board tells of its versions."""
         answers: list[Versions] = []
 
-        async def ask() -> Trouble | None:
+        async def ask() -> SshFailure | None:
             reply = await self._transport.ask(self._board, "status")
             if reply.trouble is not None:
                 return reply.trouble
             state = parse_state(reply.out)
             if state is None:
-                return Trouble("failed", STRANGE)
+                return SshFailure("failed", STRANGE)
             answers.append(state.update)
             return None
 
@@ -217,7 +217,7 @@ class Errand:
         self._version = answers[-1].version
         return answers[-1]
 
-    async def _trying(self, work: Callable[[], Awaitable[Trouble | None]]) -> None:
+    async def _trying(self, work: Callable[[], Awaitable[SshFailure | None]]) -> None:
         """Do it again where the connection is lost.
 
         Raises:

@@ -238,7 +238,7 @@ _ADDRESS = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:%\]_-]{0,254}")
 """An address that begins with a hyphen would be an option of ssh."""
 
 
-class Board(Struct, frozen=True):
+class FleetBoard(Struct, frozen=True):
     """How a board is reached.
 
     Attributes:
@@ -266,7 +266,7 @@ class Inventory(Struct, frozen=True):
     """
 
     path: Path
-    boards: dict[str, Board]
+    boards: dict[str, FleetBoard]
     policy: Policy
 
     @property
@@ -274,7 +274,7 @@ class Inventory(Struct, frozen=True):
         """The pinned host keys."""
         return self.path.absolute().parent / "known_hosts"
 
-    def chosen(self, names: tuple[str, ...]) -> dict[str, Board]:
+    def chosen(self, names: tuple[str, ...]) -> dict[str, FleetBoard]:
         """The boards of these names, or all of them.
 
         Raises:
@@ -321,8 +321,8 @@ def parse(text: str, path: Path) -> Inventory:
     return Inventory(path, boards, policy)
 
 
-def _board(name: str, host: Host, common: Policy, path: Path) -> Board:
-    board = Board(
+def _board(name: str, host: Host, common: Policy, path: Path) -> FleetBoard:
+    board = FleetBoard(
         name,
         host.address or name,
         host.port or common.port,

@@ -13,7 +13,7 @@ from msgspec import Struct
 from agent.errors import NO_JSON, FleetError
 from agent.storage.copies import add_line, owned_file
 from agent.update.fleet.inventory import check_plain, read_plain
-from agent.update.fleet.policy import Batch, Outcome
+from agent.update.fleet.policy import Batch, BoardOutcome
 
 _LARGEST = 64 * 1024**2
 """Bytes of a ledger that is read: of thousands of boards, many times over."""
@@ -56,7 +56,7 @@ class Ended(Struct, frozen=True, tag="ended"):
     """What became of a board."""
 
     at: datetime
-    outcome: Outcome
+    outcome: BoardOutcome
 
 
 class Stopped(Struct, frozen=True, tag="stopped"):
@@ -75,7 +75,7 @@ class Done(Struct, frozen=True, tag="done"):
 Entry = Begun | Resumed | Started | Ended | Stopped | Done
 
 
-class Standing(Struct, frozen=True):
+class RolloutProgress(Struct, frozen=True):
     """How far a rollout has come.
 
     Attributes:
@@ -86,7 +86,7 @@ class Standing(Struct, frozen=True):
     """
 
     begun: Begun
-    outcomes: dict[str, Outcome]
+    outcomes: dict[str, BoardOutcome]
     reason: str = ""
     done: bool = False
 
@@ -102,21 +102,21 @@ class Standing(Struct, frozen=True):
         return not any(self.left)
 
 
-def replay(entries: Iterable[Entry]) -> Standing | None:
+def replay(entries: Iterable[Entry]) -> RolloutProgress | None:
     """How far a rollout has come, by its ledger; None: it has not begun.
 
     Of several rollouts in one ledger the newest counts.
     """
-    found: Standing | None = None
+    found: RolloutProgress | None = None
     for entry in entries:
         if isinstance(entry, Begun):
-            found = Standing(entry, {})
+            found = RolloutProgress(entry, {})
         elif found is not None:
             found = _after(found, entry)
     return found
 
 
-def _after(before: Standing, entry: Entry) -> Standing:
+def _after(before: RolloutProgress, entry: Entry) -> RolloutProgress:
     match entry:
         case Ended(_, outcome):
             outcomes = {**before.outcomes, outcome.board: outcome}

@@ -9,7 +9,7 @@ from typing import TypeVar
 from msgspec import Struct
 
 from agent.errors import VedetteError, reason_of
-from agent.update.fleet.inventory import Board
+from agent.update.fleet.inventory import FleetBoard
 from agent.update.fleet.ssh import Fault, Reply, Transport
 
 # At once: the same for many boards, some at a time.
@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-async def for_each(
+async def run_parallel(
     items: Iterable[Item], work: Callable[[Item], Awaitable[Result]], *, at_once: int
 ) -> list[Result]:
     """What came of each, in their order.
@@ -43,7 +43,7 @@ async def for_each(
     return [task.result() for task in tasks]
 
 
-class Answer(Struct, frozen=True, omit_defaults=True):
+class BoardAnswer(Struct, frozen=True, omit_defaults=True):
     """Of one board.
 
     Attributes:
@@ -62,13 +62,13 @@ class Answer(Struct, frozen=True, omit_defaults=True):
 
 async def ask_all(
     transport: Transport,
-    boards: Iterable[Board],
+    boards: Iterable[FleetBoard],
     command: str,
     *,
     at_once: int,
     patience_s: float = 120.0,
-    show: Callable[[Answer], None] = lambda answer: None,
-) -> list[Answer]:
+    show: Callable[[BoardAnswer], None] = lambda answer: None,
+) -> list[BoardAnswer]:
     """What each board says to a command.
 
     Args:
@@ -83,26 +83,26 @@ async def ask_all(
         FleetError: there is no ssh here.
     """
 
-    async def ask(board: Board) -> Answer:
+    async def ask(board: FleetBoard) -> BoardAnswer:
         answer = await _ask(transport, board, command, patience_s)
         show(answer)
         return answer
 
-    return await for_each(boards, ask, at_once=at_once)
+    return await run_parallel(boards, ask, at_once=at_once)
 
 
-async def _ask(transport: Transport, board: Board, command: str, patience_s: float) -> Answer:
+async def _ask(transport: Transport, board: FleetBoard, command: str, patience_s: float) -> BoardAnswer:
     """Whatever is wrong with this board or on the way to it is its answer."""
     try:
         return _answer(board, await transport.ask(board, command, patience_s))
     except VedetteError:
         raise
     except Exception as error:
-        return Answer(board.name, "failed", f"it could not be asked: {reason_of(error)}")
+        return BoardAnswer(board.name, "failed", f"it could not be asked: {reason_of(error)}")
 
 
-def _answer(board: Board, reply: Reply) -> Answer:
+def _answer(board: FleetBoard, reply: Reply) -> BoardAnswer:
     trouble = reply.trouble
     if trouble is None:
-        return Answer(board.name, out=reply.out)
-    return Answer(board.name, trouble.fault, trouble.reason, reply.code, reply.out)
+        return BoardAnswer(board.name, out=reply.out)
+    return BoardAnswer(board.name, trouble.fault, trouble.reason, reply.code, reply.out)

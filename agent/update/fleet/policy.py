@@ -19,7 +19,7 @@ GOOD: frozenset[Kind] = frozenset(("updated", "current"))
 BAD: frozenset[Kind] = frozenset(("refused", "rolled_back", "failed"))
 
 
-class Outcome(Struct, frozen=True, omit_defaults=True):
+class BoardOutcome(Struct, frozen=True, omit_defaults=True):
     """Of one board.
 
     Attributes:
@@ -47,7 +47,7 @@ class Outcome(Struct, frozen=True, omit_defaults=True):
         return self.kind in GOOD
 
 
-def counted(outcomes: Iterable[Outcome]) -> dict[Kind, int]:
+def counted(outcomes: Iterable[BoardOutcome]) -> dict[Kind, int]:
     """How many of each kind; those of which there is none are left out."""
     kinds = [one.kind for one in outcomes]
     return {kind: kinds.count(kind) for kind in KINDS if kind in kinds}
@@ -58,7 +58,7 @@ def how_many(count: int) -> str:
     return "1 board" if count == 1 else f"{count} boards"
 
 
-def objection(outcomes: Sequence[Outcome], share: float, *, canary: bool) -> str:
+def stop_reason(outcomes: Sequence[BoardOutcome], share: float, *, canary: bool) -> str:
     """Why a rollout stops after a batch; empty: it goes on.
 
     A board that is away says nothing about a version. So it does not count, but for canaries, which all have to

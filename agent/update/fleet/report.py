@@ -8,8 +8,8 @@ from pathlib import Path
 
 from agent.errors import FleetError, reason_of
 from agent.text import local_time
-from agent.update.fleet.ledger import Standing
-from agent.update.fleet.policy import Outcome, counted
+from agent.update.fleet.ledger import RolloutProgress
+from agent.update.fleet.policy import BoardOutcome, counted
 
 _COLOURS = {
     "updated": "#1a7f37",
@@ -36,7 +36,7 @@ td.n, th.n {{ text-align: right; font-variant-numeric: tabular-nums }}
 """
 
 
-def render(standing: Standing) -> str:
+def render(standing: RolloutProgress) -> str:
     """The page.
 
     Args:
@@ -63,7 +63,7 @@ def check_free(path: Path) -> None:
         raise FleetError(f"{path}: is there, and no report of a rollout: name another --report")
 
 
-def verdict(standing: Standing) -> str:
+def verdict(standing: RolloutProgress) -> str:
     """How it went, in a sentence."""
     count = sum(len(batch) for batch in standing.begun.batches)
     if standing.complete:
@@ -75,7 +75,7 @@ def verdict(standing: Standing) -> str:
     return f"{'' if standing.done else 'under way or cut off: '}{lack} not have it yet"
 
 
-def _parts(standing: Standing, title: str) -> Iterator[str]:
+def _parts(standing: RolloutProgress, title: str) -> Iterator[str]:
     begun = standing.begun
     yield _HEAD.format(title=escape(title))
     yield f"<h1>{escape(title)}</h1>\n<p><b>{escape(verdict(standing))}</b></p>\n"
@@ -96,7 +96,7 @@ def _parts(standing: Standing, title: str) -> Iterator[str]:
     yield "</body></html>\n"
 
 
-def _bar(standing: Standing) -> str:
+def _bar(standing: RolloutProgress) -> str:
     kinds: dict[str, int] = dict(counted(standing.outcomes.values()).items())
     if waiting := sum(len(batch) for batch in standing.begun.batches) - len(standing.outcomes):
         kinds["waiting"] = waiting
@@ -105,7 +105,7 @@ def _bar(standing: Standing) -> str:
     return f'<div class="bar">{"".join(pieces)}</div>\n<p>{told}</p>\n'
 
 
-def _row(name: str, one: Outcome | None) -> str:
+def _row(name: str, one: BoardOutcome | None) -> str:
     kind = one.kind if one else "waiting"
     cells = [f"<td>{escape(name)}", f'<td><span class="kind" style="background:{_COLOURS[kind]}">']
     cells.append(f"{kind.replace('_', ' ')}</span>")

@@ -9,14 +9,25 @@ from pathlib import Path
 from agent.errors import FleetError
 from agent.update.bundle.archive import check, read_description
 from agent.update.bundle.signing import signature_of
-from agent.update.fleet.board_update import Errand, Patience, Wanted, Watch
-from agent.update.fleet.inventory import Board, Inventory, check_plain
-from agent.update.fleet.ledger import Begun, Done, Ended, Ledger, Resumed, Standing, Started, Stopped, now, replay
-from agent.update.fleet.parallel import for_each
-from agent.update.fleet.policy import Batch, Outcome, objection, plan
+from agent.update.fleet.board_update import BoardUpdate, BundleInfo, Timeouts, Watch
+from agent.update.fleet.inventory import FleetBoard, Inventory, check_plain
+from agent.update.fleet.ledger import (
+    Begun,
+    Done,
+    Ended,
+    Ledger,
+    Resumed,
+    RolloutProgress,
+    Started,
+    Stopped,
+    now,
+    replay,
+)
+from agent.update.fleet.parallel import run_parallel
+from agent.update.fleet.policy import Batch, BoardOutcome, plan, stop_reason
 from agent.update.fleet.ssh import Transport
 
-Show = Callable[[Outcome], None]
+Show = Callable[[BoardOutcome], None]
 
 
 def _check_there(bundle: Path) -> None:
@@ -34,7 +45,7 @@ def _check_there(bundle: Path) -> None:
         raise FleetError(f"{bundle}: there is no such file: `vedette bundle build` makes a bundle")
 
 
-def read_wanted(bundle: Path) -> Wanted:
+def read_wanted(bundle: Path) -> BundleInfo:
     """What a bundle brings, after a look at every file of it; who signed it is for the boards to judge.
 
     Raises:
@@ -49,7 +60,7 @@ def read_wanted(bundle: Path) -> Wanted:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     size = bundle.stat().st_size
     shadow_s = described.shadow.within_s if described.shadow else 0.0
-    return Wanted(bundle, digest, size, described.version, described.counter, described.kind, shadow_s)
+    return BundleInfo(bundle, digest, size, described.version, described.counter, described.kind, shadow_s)
 
 
 class Rollout:
@@ -58,9 +69,9 @@ class Rollout:
     def __init__(
         self,
         inventory: Inventory,
-        wanted: Wanted,
+        wanted: BundleInfo,
         ledger: Ledger,
-        patience: Patience | None = None,
+        patience: Timeouts | None = None,
     ) -> None:
         """Nothing is done yet.
 
@@ -71,10 +82,10 @@ class Rollout:
             patience: with each board.
         """
         self._inventory, self._wanted, self._ledger = inventory, wanted, ledger
-        self._patience = patience or Patience()
+        self._patience = patience or Timeouts()
         self._transport = Transport(inventory.known_hosts)
 
-    def begin(self, boards: dict[str, Board]) -> Standing:
+    def begin(self, boards: dict[str, FleetBoard]) -> RolloutProgress:
         """Note the plan in the ledger, or find the one that is there and goes through the same boards.
 
         Args:
@@ -88,7 +99,7 @@ class Rollout:
         self._ledger.add(Resumed(now()) if is_there else standing.begun)
         return standing
 
-    def planned(self, boards: dict[str, Board]) -> list[Batch]:
+    def planned(self, boards: dict[str, FleetBoard]) -> list[Batch]:
         """The batches that it would go through, or is going through by the ledger. Nothing is written.
 
         Args:
@@ -99,7 +110,7 @@ class Rollout:
         """
         return self._standing(boards)[0].begun.batches
 
-    def _standing(self, boards: dict[str, Board]) -> tuple[Standing, bool]:
+    def _standing(self, boards: dict[str, FleetBoard]) -> tuple[RolloutProgress, bool]:
         """Where it begins, and whether that is what the ledger tells."""
         found = replay(self._ledger.read())
         if found is not None and not found.complete:
@@ -110,16 +121,16 @@ class Rollout:
         batches = plan(list(boards), policy.canary, policy.batches)
         wanted = self._wanted
         begun = Begun(now(), wanted.sha256, wanted.path.name, wanted.version, wanted.counter, list(batches))
-        return Standing(begun, {}), False
+        return RolloutProgress(begun, {}), False
 
-    def _check_same(self, found: Standing) -> None:
+    def _check_same(self, found: RolloutProgress) -> None:
         if found.begun.bundle != self._wanted.sha256:
             raise FleetError(
                 f"{self._ledger.path}: a rollout of another {found.begun.file} is not complete there: finish "
                 "that one, or name another --ledger"
             )
 
-    async def run(self, standing: Standing, watch: Watch, show: Show) -> Standing:
+    async def run(self, standing: RolloutProgress, watch: Watch, show: Show) -> RolloutProgress:
         """Go through what is left of the plan; gives how far it has come.
 
         Args:
@@ -133,7 +144,7 @@ class Rollout:
         for number, batch in enumerate(standing.left):
             outcomes = await self._batch(batch, watch, show)
             share = self._inventory.policy.stop_share
-            if reason := objection(outcomes, share, canary=number == 0):
+            if reason := stop_reason(outcomes, share, canary=number == 0):
                 self._ledger.add(Stopped(now(), reason))
                 break
         else:
@@ -142,13 +153,13 @@ class Rollout:
         assert told is not None
         return told
 
-    async def _batch(self, batch: Batch, watch: Watch, show: Show) -> list[Outcome]:
-        async def update(name: str) -> Outcome:
+    async def _batch(self, batch: Batch, watch: Watch, show: Show) -> list[BoardOutcome]:
+        async def update(name: str) -> BoardOutcome:
             self._ledger.add(Started(now(), name))
             board = self._inventory.boards[name]
-            outcome = await Errand(self._transport, board, self._wanted, watch, self._patience).run()
+            outcome = await BoardUpdate(self._transport, board, self._wanted, watch, self._patience).run()
             self._ledger.add(Ended(now(), outcome))
             show(outcome)
             return outcome
 
-        return await for_each(batch, update, at_once=self._inventory.policy.at_once)
+        return await run_parallel(batch, update, at_once=self._inventory.policy.at_once)

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from agent.errors import FleetError
 from agent.storage.copies import add_line
-from agent.update.fleet.inventory import Board, read_plain
+from agent.update.fleet.inventory import FleetBoard, read_plain
 
 Fault = Literal["unreachable", "failed"]
 
@@ -46,7 +46,7 @@ _OWN = re.compile(r"^vedette(?:-ssh)?: (.+)$", re.MULTILINE)
 _LONGEST = 300
 
 
-class Trouble(Struct, frozen=True):
+class SshFailure(Struct, frozen=True):
     """What went wrong.
 
     Attributes:
@@ -58,7 +58,7 @@ class Trouble(Struct, frozen=True):
     reason: str
 
 
-def trouble(code: int, said: str) -> Trouble | None:
+def trouble(code: int, said: str) -> SshFailure | None:
     """What is wrong with an exit code of ssh or rsync; None: nothing.
 
     Args:
@@ -69,13 +69,13 @@ def trouble(code: int, said: str) -> Trouble | None:
         return None
     for pattern, reason in _NEVER_WELL:
         if re.search(pattern, said):
-            return Trouble("failed", reason)
+            return SshFailure("failed", reason)
     if own := _OWN.findall(said):  # the board itself has answered
-        return Trouble("failed", own[-1][:_LONGEST])
+        return SshFailure("failed", own[-1][:_LONGEST])
     if _FULL[0] in said:  # a board that knows how full says so itself
-        return Trouble("failed", _FULL[1])
+        return SshFailure("failed", _FULL[1])
     text = _first(said) or f"exit code {code}"
-    return Trouble("unreachable" if code in _LINK_CODES else "failed", text)
+    return SshFailure("unreachable" if code in _LINK_CODES else "failed", text)
 
 
 def _first(said: str) -> str:
@@ -114,7 +114,7 @@ class Reply(Struct, frozen=True):
     err: str
 
     @property
-    def trouble(self) -> Trouble | None:
+    def trouble(self) -> SshFailure | None:
         """See `trouble.trouble`."""
         return trouble(self.code, self.err)
 
@@ -130,7 +130,9 @@ class Transport:
         """
         self._known_hosts = known_hosts
 
-    async def ask(self, board: Board, command: str, patience_s: float = 60.0, tell: Tell | None = None) -> Reply:
+    async def ask(
+        self, board: FleetBoard, command: str, patience_s: float = 60.0, tell: Tell | None = None
+    ) -> Reply:
         """Have a board do one of the commands that its `vedette-ssh` allows.
 
         Args:
@@ -144,7 +146,7 @@ class Transport:
         """
         return await _run([*self.ssh(board), "--", board.name, command], patience_s, tell)
 
-    async def send(self, board: Board, bundle: Path, patience_s: float) -> tuple[Reply, int]:
+    async def send(self, board: FleetBoard, bundle: Path, patience_s: float) -> tuple[Reply, int]:
         """Send a bundle and its signature; what the board has of it already is not sent.
 
         Args:
@@ -168,7 +170,7 @@ class Transport:
         found = _SENT.search(reply.out)
         return reply, int(found[1].replace(",", "")) if found else 0
 
-    def ssh(self, board: Board) -> list[str]:
+    def ssh(self, board: FleetBoard) -> list[str]:
         """The words of ssh that come before `--`."""
         known = str(self._known_hosts).replace("%", "%%")
         options = {
@@ -301,7 +303,7 @@ class HostKey(Struct, frozen=True):
     fingerprint: str
 
 
-def check_pinned(known_hosts: Path, boards: Iterable[Board]) -> None:
+def check_pinned(known_hosts: Path, boards: Iterable[FleetBoard]) -> None:
     """Refuse boards whose host key is not known, before anything is done to any.
 
     Raises:
@@ -315,7 +317,7 @@ def check_pinned(known_hosts: Path, boards: Iterable[Board]) -> None:
         )
 
 
-def unpinned(known_hosts: Path, boards: Iterable[Board]) -> list[Board]:
+def unpinned(known_hosts: Path, boards: Iterable[FleetBoard]) -> list[FleetBoard]:
     """The boards without a line in known_hosts.
 
     Raises:
@@ -338,7 +340,7 @@ def _finds(known_hosts: Path, name: str) -> bool:
     return subprocess.run(asks, capture_output=True, timeout=_SCAN_S, check=False).returncode == 0
 
 
-def scan(board: Board) -> HostKey:
+def scan(board: FleetBoard) -> HostKey:
     """The host key that a board shows now; whether it is the board's, somebody has to know.
 
     Raises:
@@ -362,7 +364,7 @@ def pin(known_hosts: Path, key: HostKey) -> None:
     add_line(known_hosts, key.line.encode())
 
 
-def _pinning_run(words: list[str], board: Board, given: str = "") -> str:
+def _pinning_run(words: list[str], board: FleetBoard, given: str = "") -> str:
     try:
         done = subprocess.run(words, input=given.encode(), capture_output=True, timeout=_SCAN_S, check=False)
     except FileNotFoundError as error:

@@ -9,16 +9,16 @@ from agent.errors import UpdateError
 from agent.storage.copies import remove
 from agent.update.bundle.archive import check, read_description
 from agent.update.install.journal import BEFORE_SWITCH, Journal, State, Update
-from agent.update.install.paths import Places
+from agent.update.install.paths import Paths
 from agent.update.install.slots import ModelSets, Slot, Slots
 from agent.update.install.stage import take_files
-from agent.update.install.switch import Switch
+from agent.update.install.switch import SlotSwitch
 from agent.update.install.watch import Orders
 
 _ANEW = "Vedette was installed anew"
 
 
-def adopt(where: Places, slot: Slot, version: str, bundle: Path | None, source: str = "") -> None:
+def adopt(where: Paths, slot: Slot, version: str, bundle: Path | None, source: str = "") -> None:
     """Note which version a slot holds, in the history, too; of a bundle, put its models in place.
 
     Nothing is left of an update that was at hand: what it was about is not there any more.
@@ -66,12 +66,12 @@ def adopt(where: Places, slot: Slot, version: str, bundle: Path | None, source: 
     slots.make_ready(slot, version)
 
 
-def _end_at_hand(where: Places) -> None:
+def _end_at_hand(where: Paths) -> None:
     """Close an update that was cut off with the installation that it belonged to.
 
     Nor does either slot have a configuration of its own to go back to: the board's goes with both.
     """
-    journal, switch = Journal(where), Switch(where)
+    journal, switch = Journal(where), SlotSwitch(where)
     remove(where.trial, where.verdict, where.counted, where.kept_config)
     remove(switch.config_of("a"), switch.config_of("b"))
     Orders(where).forget()

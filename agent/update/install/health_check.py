@@ -74,7 +74,7 @@ class Seen(Struct, frozen=True):
     why: str = ""
 
 
-class Outcome(Struct, frozen=True):
+class Verdict(Struct, frozen=True):
     """What a look says.
 
     Attributes:
@@ -86,7 +86,7 @@ class Outcome(Struct, frozen=True):
     reason: str = ""
 
 
-class Trial:
+class HealthTrial:
     """Of one version. Times are of a clock that only goes forward."""
 
     def __init__(
@@ -117,32 +117,32 @@ class Trial:
         self.ready_at: float | None = None
         """When the daemon was first seen ready."""
 
-    def look(self, now: float, seen: Seen) -> Outcome:
+    def evaluate(self, now: float, seen: Seen) -> Verdict:
         """Judge what is seen now."""
         if seen.failures:
             again = f", {seen.failures} times" if seen.failures > 1 else ""
             why = f": {seen.why}" if seen.why not in ("", "success") else ""
-            return Outcome("roll back", f"the service ended by itself{again}{why}; see `journalctl -u vedette`")
+            return Verdict("roll back", f"the service ended by itself{again}{why}; see `journalctl -u vedette`")
         if seen.vitals is not None and self._has_read(seen.vitals) and not self._has_taken_up:
             if seen.vitals.reload_refused:
-                return Outcome("roll back", f"the daemon refuses to take them up: {seen.vitals.reload_refused}")
+                return Verdict("roll back", f"the daemon refuses to take them up: {seen.vitals.reload_refused}")
             self._has_taken_up = True  # what is refused from now on is somebody else's
         lacks = next(self._lacks(seen.vitals), "")
         if lacks:
             self._well_since = None
             if now - self._began_s >= self._gate.within_s:
-                return Outcome("roll back", f"not well within {self._gate.within_s:g} s: {lacks}")
-            return Outcome("wait", lacks)
+                return Verdict("roll back", f"not well within {self._gate.within_s:g} s: {lacks}")
+            return Verdict("wait", lacks)
         if self.ready_at is None:
             self.ready_at = now
         if self._well_since is None:
             self._well_since = now
         left_s = self._gate.steady_s - (now - self._well_since)
         if left_s <= 0:
-            return Outcome("commit")
+            return Verdict("commit")
         if now - self._began_s >= self._gate.within_s + self._gate.steady_s:
-            return Outcome("roll back", f"not well for {self._gate.steady_s:g} s on end")
-        return Outcome("wait", f"all is well; {left_s:.0f} s more of it are asked for")
+            return Verdict("roll back", f"not well for {self._gate.steady_s:g} s on end")
+        return Verdict("wait", f"all is well; {left_s:.0f} s more of it are asked for")
 
     def _has_read(self, vitals: Vitals) -> bool:
         """Whether the daemon that was asked to has read its configuration again since."""
@@ -208,7 +208,7 @@ _STEPS = 10
 """Progress is told so often: each time costs a write."""
 
 
-class Shadowing:
+class ShadowTrial:
     """Of the models of one bundle. Times are of a clock that only goes forward."""
 
     def __init__(self, update: str, gate: ShadowGate, health: HealthGate, began_s: float) -> None:
@@ -225,11 +225,11 @@ class Shadowing:
         self.agreement: dict[str, float] = {}
         """Of each stream that has shown enough."""
 
-    def look(self, now: float, seen: Seen) -> Outcome:
+    def evaluate(self, now: float, seen: Seen) -> Verdict:
         """Judge what is seen now."""
         if seen.failures:
             why = f": {seen.why}" if seen.why not in ("", "success") else ""
-            return Outcome("roll back", f"the service ended by itself{why}; see `journalctl -u vedette`")
+            return Verdict("roll back", f"the service ended by itself{why}; see `journalctl -u vedette`")
         if seen.vitals is None or seen.vitals.shadow != self._update:
             return self._blind(now, "the daemon does not run the new models beside those in use")
         beside = {
@@ -239,25 +239,25 @@ class Shadowing:
             return self._blind(now, self._unused(seen.vitals))
         self._blind_since = None
         if refused := next((why for name, one in beside.items() for why in self._refusals(name, one)), ""):
-            return Outcome("roll back", refused)
+            return Verdict("roll back", refused)
         left = [(name, one) for name, one in beside.items() if one.compared < self._gate.compared]
         begins = self._begins(seen.vitals)
         if not left and not begins:
             self.agreement = {name: one.agreement or 0.0 for name, one in beside.items()}
-            return Outcome("commit")
+            return Verdict("commit")
         what = self._progress(*left[0]) if left else f"stream {', '.join(begins)} has not inferred yet"
         return self._wait(now - self._began_s, self._gate.within_s, what)
 
-    def _blind(self, now: float, what: str) -> Outcome:
+    def _blind(self, now: float, what: str) -> Verdict:
         """Nothing is compared now, which may be for a moment only."""
         if self._blind_since is None:
             self._blind_since = now
         return self._wait(now - self._blind_since, _BEGINS_S, what)
 
-    def _wait(self, waited_s: float, within_s: float, what: str) -> Outcome:
+    def _wait(self, waited_s: float, within_s: float, what: str) -> Verdict:
         if waited_s >= within_s:
-            return Outcome("roll back", f"nothing is decided after {waited_s:.0f} s: {what}")
-        return Outcome("wait", what)
+            return Verdict("roll back", f"nothing is decided after {waited_s:.0f} s: {what}")
+        return Verdict("wait", what)
 
     def _begins(self, vitals: Vitals) -> list[str]:
         """Streams that may have a shadow yet."""

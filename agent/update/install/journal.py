@@ -13,7 +13,7 @@ from msgspec import Struct
 from agent.errors import NO_JSON, StorageError, UpdateError
 from agent.storage.copies import add_line, keep_newest, read_lines, rename
 from agent.storage.state_file import StateFile
-from agent.update.install.paths import Places
+from agent.update.install.paths import Paths
 
 # The states of an update, and which may follow which: rules without I/O.
 #
@@ -157,7 +157,7 @@ class Update(Struct, frozen=True, kw_only=True):
 class Journal:
     """Of one board; one process at a time may write it."""
 
-    def __init__(self, where: Places, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, where: Paths, clock: Callable[[], float] = time.monotonic) -> None:
         self._file, self._history = StateFile(where.journal), where.history
         self._counter, self._trial = StateFile(where.counter), where.trial
         self._clock, self._since = clock, clock()

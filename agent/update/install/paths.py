@@ -13,7 +13,7 @@ ROOT_VARIABLE = "VEDETTE_ROOT"
 """Names a folder that stands for `/`: so that a test, or a person, can try an update beside the board's own."""
 
 
-class Places(Struct, frozen=True):
+class Paths(Struct, frozen=True):
     """Where things are.
 
     Attributes:
@@ -113,6 +113,6 @@ class Places(Struct, frozen=True):
         return self.root / "run" / SHADOW
 
 
-def places() -> Places:
+def places() -> Paths:
     """Of this board."""
-    return Places(Path(os.environ.get(ROOT_VARIABLE) or "/"))
+    return Paths(Path(os.environ.get(ROOT_VARIABLE) or "/"))

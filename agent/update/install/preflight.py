@@ -25,7 +25,7 @@ _RESERVE_MB = 64
 """That is left for the spool and the system's log, whatever an update takes."""
 
 
-class Facts(Struct, frozen=True, kw_only=True):
+class BoardFacts(Struct, frozen=True, kw_only=True):
     """What a board is, as far as it matters to a bundle.
 
     Attributes:
@@ -48,7 +48,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     has_current: bool
 
 
-def read_facts(home: Path, profile: str, counter: int, *, has_current: bool) -> Facts:
+def read_facts(home: Path, profile: str, counter: int, *, has_current: bool) -> BoardFacts:
     """Of this board.
 
     Args:
@@ -58,7 +58,7 @@ def read_facts(home: Path, profile: str, counter: int, *, has_current: bool) -> 
         has_current: whether a version runs.
     """
     supply = read_supply()
-    return Facts(
+    return BoardFacts(
         arch=platform.machine(),
         glibc=platform.libc_ver()[1] if platform.libc_ver()[0] == "glibc" else "",
         pythons=frozenset(version for version in ("3.11", "3.12", "3.13") if find_python(version)),
@@ -98,7 +98,7 @@ def _free_mb(folder: Path) -> int:
     return shutil.disk_usage(folder).free // 1024**2
 
 
-def check(wanted: Description, facts: Facts) -> None:
+def check(wanted: Description, facts: BoardFacts) -> None:
     """Refuse a bundle that this board cannot take.
 
     Raises:
@@ -108,7 +108,7 @@ def check(wanted: Description, facts: Facts) -> None:
         raise UpdateError("; ".join(wrong))
 
 
-def objections(wanted: Description, facts: Facts) -> Iterator[str]:
+def objections(wanted: Description, facts: BoardFacts) -> Iterator[str]:
     """What stands in the way, in words."""
     target = wanted.target
     if target is not None:

@@ -13,7 +13,7 @@ from agent.errors import NO_JSON, UpdateError
 from agent.models.files import read
 from agent.storage.copies import remove, write_like
 from agent.storage.files import make_folder
-from agent.update.install.paths import Places
+from agent.update.install.paths import Paths
 from agent.update.install.slots import ModelSets, Slots
 from agent.update.install.stage import CONFIG
 
@@ -26,7 +26,7 @@ _CHECKED = "config/checked.toml"
 class Rehearsal:
     """Of what is in a slot."""
 
-    def __init__(self, where: Places) -> None:
+    def __init__(self, where: Paths) -> None:
         self._where, self._slots = where, Slots(where.home)
 
     def models(self, slot: Path, number: int) -> None:

@@ -12,16 +12,16 @@ from agent.storage.copies import take_copy
 from agent.text import local_time
 from agent.update.install.health_check import GATE, baseline, reloaded
 from agent.update.install.journal import Journal, Update, now
-from agent.update.install.paths import Places
+from agent.update.install.paths import Paths
 from agent.update.install.rehearse import Rehearsal
 from agent.update.install.service import Service, boot_id, read_vitals
 from agent.update.install.slots import ModelSets, Slot, Slots, slot_of
-from agent.update.install.switch import ModelsChange, Switch, VersionChange
+from agent.update.install.switch import ModelDeployment, SlotSwitch, VersionDeployment
 from agent.update.install.updater import Tell
 from agent.update.install.watch import Orders
 
 
-def gone_back(journal: Journal) -> str:
+def already_rolled_back(journal: Journal) -> str:
     """Whether an operator has gone back, or ended an update, and nothing has come since: in words; empty: not.
 
     What was refused by the board, or has failed its trial, has changed nothing.
@@ -46,10 +46,10 @@ def gone_back(journal: Journal) -> str:
     return ""
 
 
-class Return:
+class Rollback:
     """On one board. Whoever takes up the journal's update watches it then."""
 
-    def __init__(self, where: Places, service: Service, journal: Journal, tell: Tell) -> None:
+    def __init__(self, where: Paths, service: Service, journal: Journal, tell: Tell) -> None:
         self._where, self._service, self._journal, self._tell = where, service, journal, tell
         self._slots = Slots(where.home)
 
@@ -108,7 +108,7 @@ class Return:
             reloads_before=asked.count,
             back=True,
         )
-        return self._go(update, ModelsChange(self._where, self._service))
+        return self._go(update, ModelDeployment(self._where, self._service))
 
     def _to_version(self, running: Slot) -> Update:
         other = slot_of("b" if running == "a" else "a")
@@ -136,14 +136,14 @@ class Return:
 
     def _keep_config(self, slot: Slot, version: str) -> None:
         """A version comes back with its own configuration: what has become of that since is kept beside."""
-        kept, config = Switch(self._where).config_of(slot), self._where.config
+        kept, config = SlotSwitch(self._where).config_of(slot), self._where.config
         if not (kept.exists() and config.is_file()) or read(kept) == read(config):
             return
         beside = config.with_name(f"{config.name}.undone")
         take_copy(config, beside, like_source=True)
         self._tell(f"{version} comes back with its configuration; the one of now lies in {beside}")
 
-    def _go(self, update: Update, change: ModelsChange | VersionChange) -> Update:
+    def _go(self, update: Update, change: ModelDeployment | VersionDeployment) -> Update:
         self._tell(f"going back from {update.from_version} to {update.version}")
         update = self._journal.begin(update)
         try:
@@ -155,9 +155,9 @@ class Return:
         return self._journal.step(update, "trial")
 
 
-class _VersionReturn(VersionChange):
+class _VersionReturn(VersionDeployment):
     """With the configuration that the version of before had."""
 
     def _config(self, update: Update) -> bytes | None:
-        kept = Switch(self._where).config_of(slot_of(update.slot))
+        kept = SlotSwitch(self._where).config_of(slot_of(update.slot))
         return read(kept) if kept.exists() else None

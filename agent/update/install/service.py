@@ -19,7 +19,7 @@ _PATIENCE_S = 60.0
 """A stop may take its TimeoutStopSec; what systemd itself needs is far below this."""
 
 
-class Standing(Struct, frozen=True):
+class ServiceState(Struct, frozen=True):
     """How a service stands.
 
     Attributes:
@@ -49,7 +49,7 @@ class Service(Protocol):
     def reload(self) -> None:
         """Have it read its configuration again, and models that have changed."""
 
-    def standing(self) -> Standing:
+    def standing(self) -> ServiceState:
         """How it stands."""
 
     def hand_over(self) -> None:
@@ -72,15 +72,15 @@ class Systemd:
         """See `Service`."""
         self._run("reload", UNIT)
 
-    def standing(self) -> Standing:
+    def standing(self) -> ServiceState:
         """See `Service`."""
         return self._standing(UNIT)
 
-    def _standing(self, unit: str) -> Standing:
+    def _standing(self, unit: str) -> ServiceState:
         said = self._run("show", "--property=ActiveState,SubState,NRestarts,Result", unit)
         told = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
         restarts = told.get("NRestarts", "0")
-        return Standing(
+        return ServiceState(
             told.get("ActiveState", "inactive"),
             int(restarts) if restarts.isdigit() else 0,
             told.get("Result", "success"),

@@ -14,7 +14,7 @@ from agent.storage.copies import delete_folder, rename, write_like
 from agent.storage.files import make_folder
 from agent.update.bundle.archive import unpack
 from agent.update.bundle.description import NAME, Description
-from agent.update.install.paths import Places
+from agent.update.install.paths import Paths
 from agent.update.install.preflight import find_python
 from agent.update.install.slots import ModelSets, Slot, Slots
 
@@ -193,7 +193,7 @@ CONFIG = "config/vedette.toml"
 """The migrated configuration of the board, in the slot, where a bundle changes it."""
 
 
-def stage_version(where: Places, wanted: Description, slot: Slot) -> None:
+def stage_version(where: Paths, wanted: Description, slot: Slot) -> None:
     """Install a full bundle into a spare slot.
 
     Raises:
@@ -212,7 +212,7 @@ def stage_version(where: Places, wanted: Description, slot: Slot) -> None:
     slots.make_ready(slot, wanted.version)
 
 
-def take_files(where: Places, wanted: Description, home: Path, bundle: Path) -> None:
+def take_files(where: Paths, wanted: Description, home: Path, bundle: Path) -> None:
     """Put what a full bundle has beside its wheels into a slot whose environment is made.
 
     Raises:
@@ -223,7 +223,7 @@ def take_files(where: Places, wanted: Description, home: Path, bundle: Path) -> 
     _place(where, wanted, home)
 
 
-def _place(where: Places, wanted: Description, home: Path) -> None:
+def _place(where: Paths, wanted: Description, home: Path) -> None:
     unpacked = home / UNPACKED
     _take_models(home, wanted, unpacked)
     _take_config(where, wanted, home, unpacked)
@@ -231,7 +231,7 @@ def _place(where: Places, wanted: Description, home: Path) -> None:
     delete_folder(unpacked)
 
 
-def stage_models(where: Places, wanted: Description, slot: Slot) -> None:
+def stage_models(where: Paths, wanted: Description, slot: Slot) -> None:
     """Put the models of a bundle beside those of the slot that runs.
 
     Raises:
@@ -258,7 +258,7 @@ def _take_models(home: Path, wanted: Description, unpacked: Path, *, use: bool =
         sets.point(wanted.counter)
 
 
-def _take_config(where: Places, wanted: Description, home: Path, unpacked: Path) -> None:
+def _take_config(where: Paths, wanted: Description, home: Path, unpacked: Path) -> None:
     """What the bundle brings as examples, and the board's own configuration as the new version needs it."""
     make_folder(home / "config")
     for path in wanted.named("config", ""):

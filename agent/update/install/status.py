@@ -11,11 +11,11 @@ from msgspec import Struct
 from agent.errors import StorageError, UpdateError
 from agent.text import local_time
 from agent.update.install.journal import Journal, Update
-from agent.update.install.paths import Places
+from agent.update.install.paths import Paths
 from agent.update.install.slots import ModelSets, Slot, Slots
 
 
-class Standing(Struct, frozen=True):
+class UpdateStatus(Struct, frozen=True):
     """Of one board.
 
     Attributes:
@@ -66,7 +66,7 @@ def row(one: Update) -> str:
     return f"{local_time(one.began_at)}  {one.state:<11}  {what}  {took}{down}{why}"
 
 
-def standing(where: Places) -> Standing:
+def standing(where: Paths) -> UpdateStatus:
     """How a board stands.
 
     Raises:
@@ -81,7 +81,7 @@ def standing(where: Places) -> Standing:
     except UpdateError as error:
         trouble = str(error)
     counter = journal.committed_counter()
-    return Standing(
+    return UpdateStatus(
         version=slots.version(running) if running else "",
         slot=running or "",
         previous=slots.proved(other) if running else "",
@@ -118,7 +118,7 @@ _PATIENCE_S = 3600.0
 
 
 def follow(
-    where: Places,
+    where: Paths,
     tell: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
     idle: Callable[[], str] = lambda: "",

@@ -27,7 +27,7 @@ from agent.storage.files import read_regular, write_atomic
 from agent.update.bundle.description import HealthGate
 from agent.update.bundle.signing import signature_of
 from agent.update.install.journal import Update
-from agent.update.install.paths import Places
+from agent.update.install.paths import Paths
 from agent.update.install.service import Service, read_vitals
 from agent.update.install.slots import ModelSets, Slot, Slots, slot_of
 from agent.update.install.stage import CONFIG
@@ -41,7 +41,7 @@ _SLACK_S = 120.0
 """That the dead-man gives the updater beyond what a trial may take."""
 
 
-class Verdict(Struct, frozen=True):
+class WatchdogVerdict(Struct, frozen=True):
     """What was done outside of the new version's code.
 
     Attributes:
@@ -53,10 +53,10 @@ class Verdict(Struct, frozen=True):
     reason: str
 
 
-class Switch:
+class SlotSwitch:
     """Of one board."""
 
-    def __init__(self, where: Places) -> None:
+    def __init__(self, where: Paths) -> None:
         self._where, self._slots = where, Slots(where.home)
 
     def go(self, old: Slot, new: Slot, config: bytes | None, allowed_s: float) -> None:
@@ -141,7 +141,7 @@ class Switch:
         """
         return self.on_trial and b"state=switching" in read(self._where.trial)
 
-    def verdict(self) -> Verdict | None:
+    def verdict(self) -> WatchdogVerdict | None:
         """What the dead-man or `settle` did; None: nothing.
 
         Raises:
@@ -154,7 +154,7 @@ class Switch:
         except (OSError, StorageError) as error:
             raise UpdateError(f"{self._where.verdict}: cannot be read: {error}") from error
         told = dict(line.split("=", 1) for line in lines if "=" in line)
-        return Verdict(told.get("by", "deadman"), told.get("reason", "it is not told why"))
+        return WatchdogVerdict(told.get("by", "deadman"), told.get("reason", "it is not told why"))
 
     def take_up(self) -> None:
         """Forget the verdict: it is in the history.
@@ -185,7 +185,7 @@ Stand = Literal["on trial", "kept", "undone"]
 """How a change stands, as the disk tells: it may have been cut off while it was kept or undone."""
 
 
-class Change(Protocol):
+class Deployment(Protocol):
     """Of the update that is handed in, which has been tested."""
 
     stopped_at: float | None
@@ -197,23 +197,23 @@ class Change(Protocol):
     def stand(self, update: Update) -> Stand:
         """Where it stands."""
 
-    def undo(self, update: Update) -> Verdict | None:
+    def undo(self, update: Update) -> WatchdogVerdict | None:
         """Take it back, as often as this is called; gives what was done outside of this code, if it was."""
 
     def keep(self, update: Update) -> None:
         """Let it stay, as often as this is called."""
 
 
-class VersionChange:
+class VersionDeployment:
     """Of the version that runs."""
 
-    def __init__(self, where: Places, service: Service, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, where: Paths, service: Service, clock: Callable[[], float] = time.monotonic) -> None:
         self._where, self._service, self._clock = where, service, clock
-        self._slots, self._switch = Slots(where.home), Switch(where)
+        self._slots, self._switch = Slots(where.home), SlotSwitch(where)
         self.stopped_at: float | None = None
 
     def go(self, update: Update, gate: HealthGate) -> None:
-        """See `Change`."""
+        """See `Deployment`."""
         new, allowed_s = slot_of(update.slot), gate.within_s + gate.steady_s
         self._switch.go(slot_of(update.before), new, self._config(update), allowed_s)
         self.stopped_at = self._clock()
@@ -225,13 +225,13 @@ class VersionChange:
         return read(migrated) if migrated.exists() else None
 
     def stand(self, update: Update) -> Stand:
-        """See `Change`."""
+        """See `Deployment`."""
         if self._slots.of("current") != update.slot or self._switch.is_going_back:
             return "undone"
         return "on trial" if self._switch.on_trial else "kept"
 
-    def undo(self, update: Update) -> Verdict | None:
-        """See `Change`."""
+    def undo(self, update: Update) -> WatchdogVerdict | None:
+        """See `Deployment`."""
         verdict = self._switch.verdict()
         if verdict is None or self._switch.on_trial or self._slots.of("current") == update.slot:
             verdict, was_undone = None, self.stand(update) == "undone" and not self._switch.on_trial
@@ -249,7 +249,7 @@ class VersionChange:
         return differ and runs and vitals is not None and vitals.version == old
 
     def keep(self, update: Update) -> None:
-        """See `Change`."""
+        """See `Deployment`."""
         self._slots.prove(slot_of(update.before))
         self._switch.commit(slot_of(update.slot), slot_of(update.before))
         for old, new in (
@@ -260,10 +260,10 @@ class VersionChange:
                 rename(old, new)
 
 
-class ModelsChange:
+class ModelDeployment:
     """Of the models in use."""
 
-    def __init__(self, where: Places, service: Service) -> None:
+    def __init__(self, where: Paths, service: Service) -> None:
         self._where, self._service, self._slots = where, service, Slots(where.home)
         self.stopped_at: float | None = None
 
@@ -271,7 +271,7 @@ class ModelsChange:
         return ModelSets(self._slots.path(slot_of(update.slot)))
 
     def go(self, update: Update, gate: HealthGate) -> None:
-        """See `Change`."""
+        """See `Deployment`."""
         self._sets(update).point(update.counter)
         try:
             self._service.reload()
@@ -281,20 +281,20 @@ class ModelsChange:
             self._service.restart()  # what is gone back from may be what keeps it from running
 
     def stand(self, update: Update) -> Stand:
-        """See `Change`."""
+        """See `Deployment`."""
         if self._sets(update).current != update.counter:
             return "undone"
         return "on trial" if update.back or self._where.incoming.exists() else "kept"
 
-    def undo(self, update: Update) -> Verdict | None:
-        """See `Change`."""
+    def undo(self, update: Update) -> WatchdogVerdict | None:
+        """See `Deployment`."""
         self._sets(update).point(update.models_before)
         with suppress(UpdateError):  # a daemon that does not run takes them at its start
             self._service.reload()
         return None
 
     def keep(self, update: Update) -> None:
-        """See `Change`."""
+        """See `Deployment`."""
         self._sets(update).tidy(update.models_before)
         remove(self._where.incoming, signature_of(self._where.incoming))
 
@@ -302,9 +302,9 @@ class ModelsChange:
 class Changes:
     """Of both kinds, of one board."""
 
-    def __init__(self, where: Places, service: Service, clock: Callable[[], float] = time.monotonic) -> None:
-        self._version, self._models = VersionChange(where, service, clock), ModelsChange(where, service)
+    def __init__(self, where: Paths, service: Service, clock: Callable[[], float] = time.monotonic) -> None:
+        self._version, self._models = VersionDeployment(where, service, clock), ModelDeployment(where, service)
 
-    def of(self, update: Update) -> Change:
+    def of(self, update: Update) -> Deployment:
         """The one that its bundle makes."""
         return self._models if update.kind == "models" else self._version

@@ -22,16 +22,16 @@ from agent.storage.copies import delete_folder, remove, take_copy
 from agent.storage.files import make_folder
 from agent.update.bundle.archive import check, read_description
 from agent.update.bundle.signing import signature_of, verify
-from agent.update.install.health_check import Outcome, Reloaded, Trial, baseline, reloaded, terms
+from agent.update.install.health_check import HealthTrial, Reloaded, Verdict, baseline, reloaded, terms
 from agent.update.install.journal import BEFORE_SWITCH, Journal, State, Update, after_cut, now
-from agent.update.install.paths import Places
+from agent.update.install.paths import Paths
 from agent.update.install.preflight import check as check_board
 from agent.update.install.preflight import read_facts
 from agent.update.install.rehearse import Rehearsal
 from agent.update.install.service import Service, boot_id, read_vitals
 from agent.update.install.slots import ModelSets, Slot, Slots, slot_of
 from agent.update.install.stage import UNPACKED, stage_models, stage_version
-from agent.update.install.switch import BOOTS, Change, Changes, Switch
+from agent.update.install.switch import BOOTS, Changes, Deployment, SlotSwitch
 from agent.update.install.watch import Comparison, Orders, Watch
 
 # Preparing: what an update does before anything that runs is changed. Each step gives what it has found out.
@@ -45,7 +45,7 @@ _CHUNK = 1024**2
 class Preparation:
     """Of the update at hand."""
 
-    def __init__(self, where: Places, tell: Tell) -> None:
+    def __init__(self, where: Paths, tell: Tell) -> None:
         self._where, self._tell = where, tell
         self._slots, self._rehearsal = Slots(where.home), Rehearsal(where)
 
@@ -166,11 +166,11 @@ def _sha256(path: Path) -> str:
 _ON_THE_WAY = "taking it back: "
 
 
-class Ending:
+class UpdateFinish:
     """Of the update at hand. Each gives it as it is in the history."""
 
     def __init__(
-        self, where: Places, journal: Journal, preparation: Preparation, orders: Orders, tell: Tell
+        self, where: Paths, journal: Journal, preparation: Preparation, orders: Orders, tell: Tell
     ) -> None:
         self._where, self._journal, self._preparation = where, journal, preparation
         self._orders, self._tell = orders, tell
@@ -193,7 +193,7 @@ class Ending:
         self._preparation.clear(refused)
         return refused
 
-    def keep(self, update: Update, change: Change, reason: str) -> Update:
+    def keep(self, update: Update, change: Deployment, reason: str) -> Update:
         """After its trial: it stays.
 
         Raises:
@@ -208,7 +208,7 @@ class Ending:
         self._tell(reason if update.back else f"committed: {update.version}")
         return update
 
-    def take_back(self, update: Update, change: Change, reason: str) -> Update:
+    def take_back(self, update: Update, change: Deployment, reason: str) -> Update:
         """From its switch on: what ran before comes back. Why is told even if this is cut off, and done again.
 
         Raises:
@@ -233,7 +233,7 @@ class Ending:
         self._preparation.clear(update)  # first: on a disk that is full it could not be noted
         update = self._journal.step(update, "rolled_back", reason=reason, by=by, downtime_s=update.downtime_s)
         self._orders.done()
-        Switch(self._where).take_up()
+        SlotSwitch(self._where).take_up()
         self._tell(f"rolled back to {update.from_version or 'what ran before'}: {reason}")
         return update
 
@@ -246,9 +246,9 @@ class Probation:
 
     def __init__(
         self,
-        where: Places,
+        where: Paths,
         journal: Journal,
-        ending: Ending,
+        ending: UpdateFinish,
         changes: Changes,
         watch: Watch,
         orders: Orders,
@@ -297,7 +297,7 @@ class Probation:
             return update
         return self._journal.note(update, starts=update.starts + 1, boot_id=boot_id())
 
-    def _trial(self, update: Update) -> Trial:
+    def _trial(self, update: Update) -> HealthTrial:
         gate, before = terms(update, self._where.incoming)
         self._tell(f"on trial: it has to be well for {gate.steady_s:g} s on end within {gate.within_s:g} s")
         version = update.version if update.kind == "full" else ""
@@ -306,14 +306,14 @@ class Probation:
         reloaded = Reloaded(update.pid_before, update.reloads_before) if is_asked else None
         is_replaced = update.kind == "full" and update.boot_id == boot_id()
         replaced = update.pid_before if is_replaced else 0
-        return Trial(gate, before, version, self._clock(), asked=reloaded, replaced=replaced)
+        return HealthTrial(gate, before, version, self._clock(), asked=reloaded, replaced=replaced)
 
-    def _asking(self, update: Update, change: Change) -> Callable[[], Outcome | None]:
+    def _asking(self, update: Update, change: Deployment) -> Callable[[], Verdict | None]:
         """What somebody else has decided: an operator, or the dead-man."""
 
-        def asked() -> Outcome | None:
+        def asked() -> Verdict | None:
             if change.stand(update) != "on trial":
-                return Outcome("roll back", "it was taken back by somebody else")
+                return Verdict("roll back", "it was taken back by somebody else")
             return self._orders.take()
 
         return asked
@@ -334,7 +334,7 @@ class Updater:
 
     def __init__(
         self,
-        where: Places,
+        where: Paths,
         service: Service,
         tell: Tell = log.info,
         *,
@@ -355,7 +355,7 @@ class Updater:
         self._preparation = Preparation(where, tell)
         self._watch = Watch(where, service, clock=clock, sleep=sleep)
         self._orders = Orders(where)
-        self._ending = Ending(where, self.journal, self._preparation, self._orders, tell)
+        self._ending = UpdateFinish(where, self.journal, self._preparation, self._orders, tell)
         self._changes = Changes(where, service, clock)
         probation = Probation(
             where, self.journal, self._ending, self._changes, self._watch, self._orders, tell, clock
@@ -406,7 +406,7 @@ class Updater:
         update = self.journal.read()
         if update is None or update.over:
             if update is not None and update.state == "rolled_back" and not self._where.trial.exists():
-                Switch(self._where).take_up()  # it may have been cut off behind the history
+                SlotSwitch(self._where).take_up()  # it may have been cut off behind the history
             return None
         if after_cut(update.state) == "again":
             update = self._begun(update)

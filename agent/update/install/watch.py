@@ -12,9 +12,9 @@ from agent.storage import state_file
 from agent.storage.copies import remove
 from agent.storage.state_file import ShadowOrder, StateFile
 from agent.update.bundle.description import Description, ShadowGate
-from agent.update.install.health_check import Outcome, Seen, Shadowing
+from agent.update.install.health_check import Seen, ShadowTrial, Verdict
 from agent.update.install.journal import Update
-from agent.update.install.paths import Places
+from agent.update.install.paths import Paths
 from agent.update.install.service import Service, read_vitals
 from agent.update.install.slots import ModelSets, Slots, slot_of
 
@@ -22,9 +22,9 @@ _LOOK_S = 1.0
 
 
 class Judge(Protocol):
-    """Says what is to become of it: `Trial` and `Shadowing` of `agent.update.install.health_check`."""
+    """Says what is to become of it: `Trial` and `ShadowTrial` of `agent.update.install.health_check`."""
 
-    def look(self, now: float, seen: Seen) -> Outcome:
+    def evaluate(self, now: float, seen: Seen) -> Verdict:
         """Judge what is seen now, s of a clock that only goes forward."""
 
 
@@ -33,7 +33,7 @@ class Watch:
 
     def __init__(
         self,
-        where: Places,
+        where: Paths,
         service: Service,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -42,8 +42,8 @@ class Watch:
         self._where, self._service, self._clock, self._sleep = where, service, clock, sleep
 
     def until_over(
-        self, judge: Judge, failures_before: int, tell: Callable[[str], None], asked: Callable[[], Outcome | None]
-    ) -> Outcome:
+        self, judge: Judge, failures_before: int, tell: Callable[[str], None], asked: Callable[[], Verdict | None]
+    ) -> Verdict:
         """Look every second.
 
         Args:
@@ -57,7 +57,7 @@ class Watch:
         """
         told = ""
         while True:
-            outcome = asked() or judge.look(self._clock(), self._seen(failures_before))
+            outcome = asked() or judge.evaluate(self._clock(), self._seen(failures_before))
             if outcome.verdict != "wait":
                 return outcome
             # That seconds pass is no news.
@@ -77,7 +77,7 @@ class Watch:
 class Comparison:
     """Of the models of one update."""
 
-    def __init__(self, where: Places, update: Update, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, where: Paths, update: Update, clock: Callable[[], float] = time.monotonic) -> None:
         self._where, self._update, self._clock = where, update, clock
 
     def run(
@@ -86,8 +86,8 @@ class Comparison:
         gate: ShadowGate,
         watch: Watch,
         tell: Callable[[str], None],
-        asked: Callable[[], Outcome | None],
-    ) -> tuple[Outcome, dict[str, float]]:
+        asked: Callable[[], Verdict | None],
+    ) -> tuple[Verdict, dict[str, float]]:
         """Have the daemon compare, until it is known what is to become of the new models.
 
         Args:
@@ -103,7 +103,10 @@ class Comparison:
         Raises:
             StorageError: the order cannot be given.
         """
-        judge, path = Shadowing(self._update.bundle, gate, wanted.health, self._clock()), self._where.shadow_order
+        judge, path = (
+            ShadowTrial(self._update.bundle, gate, wanted.health, self._clock()),
+            self._where.shadow_order,
+        )
         state_file.give(path, self._order(gate.every))
         try:
             outcome = watch.until_over(judge, self._update.failures_before, tell, asked)
@@ -119,9 +122,9 @@ class Comparison:
 
 # Orders of an operator to the process that follows a trial: a small file, there until they are carried out.
 
-_ORDERS: dict[str, Outcome] = {
-    "confirm": Outcome("commit", "an operator has confirmed it"),
-    "rollback": Outcome("roll back", "an operator has asked for it"),
+_ORDERS: dict[str, Verdict] = {
+    "confirm": Verdict("commit", "an operator has confirmed it"),
+    "rollback": Verdict("roll back", "an operator has asked for it"),
 }
 
 
@@ -132,7 +135,7 @@ class Orders:
         by: who decided: `updater` until an order was taken, then `operator`.
     """
 
-    def __init__(self, where: Places) -> None:
+    def __init__(self, where: Paths) -> None:
         self._path = where.state / "order"
         self.by = "updater"
 
@@ -153,7 +156,7 @@ class Orders:
         remove(self._path)
         self.by = "updater"
 
-    def take(self) -> Outcome | None:
+    def take(self) -> Verdict | None:
         """The order that was left; None: there is none. It stays until it is carried out: see `done`."""
         try:
             content = StateFile(self._path).read()

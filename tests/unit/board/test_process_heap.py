@@ -27,8 +27,8 @@ print((before - resident()) // 2**20)
 
 _ARENAS = """
 import threading
-from agent.board.process import share_arenas
-print(share_arenas())
+from agent.board.process import limit_malloc_arenas
+print(limit_malloc_arenas())
 barrier = threading.Barrier(6)
 def allocate():
     kept = [bytes(5000) for _ in range(50)]

@@ -81,7 +81,7 @@ def test_a_model_opens_while_portaudio_hangs(tmp_path: Path) -> None:
     program = """
 import os, sys, threading, time
 from agent.capture.portaudio import PORTAUDIO
-from agent.compute.infer.backends import Options
+from agent.compute.infer.backends import SessionOptions
 from agent.compute.infer.litert import CpuBackend
 from agent.models.library import open_model
 
@@ -89,7 +89,7 @@ model = open_model("small-speech")
 threading.Thread(target=PORTAUDIO.look, args=("mic:", lambda *_: None), daemon=True).start()
 while "sounddevice" not in sys.modules:
     time.sleep(0.01)
-CpuBackend().open(model, Options())
+CpuBackend().open(model, SessionOptions())
 os._exit(0)
 """
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}

@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from agent.capture.source import Source
-from agent.config.source_uri import Address
+from agent.config.source_uri import SourceUri
 from agent.errors import SourceError
 from agent.types import Image
 
@@ -58,7 +58,7 @@ class Scripted(Source):
         script.closed += 1
 
 
-def open_scripted(address: Address, stall_s: float) -> Scripted:
+def open_scripted(address: SourceUri, stall_s: float) -> Scripted:
     script.opened += 1
     if script.mood == "refuse":
         raise SourceError("nothing there")

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.capture.source import open_sound
-from agent.capture.streams import Listener
+from agent.capture.streams import AudioStream
 from agent.config.stream import CaptureConfig
 from agent.errors import SourceError
 from agent.types import AudioChunk, Samples
@@ -31,7 +31,7 @@ def noise(count: int, seed: int = 1) -> Samples:
 
 def heard(uri: str, rate_hz: int = 16000, work_s: float = 0.0) -> list[AudioChunk]:
     """Every chunk of a recording."""
-    listener = Listener("door", uri, _QUICK, rate_hz, on_change=lambda *_: None)
+    listener = AudioStream("door", uri, _QUICK, rate_hz, on_change=lambda *_: None)
     listener.start()
     chunks = []
     try:
@@ -138,7 +138,7 @@ def test_a_replay_at_realtime_comes_at_the_pace_of_a_microphone(tmp_path: Path) 
 
 def test_stop_wakes_a_replay_that_waits_for_its_time(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", noise(160_000))
-    listener = Listener("door", f"wav:{path}", _QUICK, 16000, on_change=lambda *_: None)
+    listener = AudioStream("door", f"wav:{path}", _QUICK, 16000, on_change=lambda *_: None)
     listener.start()
     assert listener.take(1) is not None
     began = time.monotonic()

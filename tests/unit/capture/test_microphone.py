@@ -19,7 +19,7 @@ from agent.capture import microphone as microphones
 from agent.capture import portaudio
 from agent.capture.microphone import Microphone, open_microphone
 from agent.capture.source import Block
-from agent.capture.streams import Listener
+from agent.capture.streams import AudioStream
 from agent.compute.infer.litert import native_stderr
 from agent.config.source_uri import parse
 from agent.config.stream import CaptureConfig
@@ -51,10 +51,10 @@ def opened(uri: str = "mic:default", rate_hz: int = 16000, stall_s: float = 0.5)
 
 
 @contextmanager
-def listening(uri: str, rate_hz: int = 16000) -> Iterator[tuple[Listener, list[tuple[str, str]]]]:
+def listening(uri: str, rate_hz: int = 16000) -> Iterator[tuple[AudioStream, list[tuple[str, str]]]]:
     """A started listener, and what it reports."""
     news: list[tuple[str, str]] = []
-    listener = Listener("hall", uri, _QUICK, rate_hz, on_change=lambda state, why: news.append((state, why)))
+    listener = AudioStream("hall", uri, _QUICK, rate_hz, on_change=lambda state, why: news.append((state, why)))
     listener.start()
     try:
         yield listener, news
@@ -96,7 +96,7 @@ def refusal(uri: str) -> str:
     return str(caught.value)
 
 
-def chunk(listener: Listener) -> AudioChunk:
+def chunk(listener: AudioStream) -> AudioChunk:
     taken = listener.take(2)
     assert taken is not None
     return taken
@@ -240,7 +240,7 @@ def test_a_consumer_that_sleeps_misses_the_oldest(sound: FakeSound) -> None:
         assert listener.stats.dropped == 20 * 1600
 
 
-def _has_handed_on(listener: Listener, samples: int) -> bool:
+def _has_handed_on(listener: AudioStream, samples: int) -> bool:
     return listener.stats.frames == samples
 
 
@@ -289,7 +289,7 @@ def test_silence_is_sound(sound: FakeSound) -> None:
 def test_a_device_that_lies_about_its_rate_is_said_once_and_believed_no_more(
     sound: FakeSound, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(microphones, "RateMeter", _told(8000))
+    monkeypatch.setattr(microphones, "SampleRateEstimator", _told(8000))
     with caplog.at_level(logging.ERROR), listening("mic:default") as (listener, news):
         until(lambda: sound.streams)
         sound.streams[0].give(ramp(480))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.microphone import Ring
+from agent.capture.microphone import AudioRing
 from agent.types import Samples
 
 
@@ -21,7 +21,7 @@ def block(begin: int, count: int, channels: int = 1) -> Samples:
 
 
 def test_what_is_written_is_read_once_and_in_order() -> None:
-    ring = Ring(100, 2)
+    ring = AudioRing(100, 2)
     assert ring.write(block(0, 60, 2), 5, 6)
     heard = ring.read()
     assert (heard.frames == block(0, 60, 2)).all()
@@ -30,7 +30,7 @@ def test_what_is_written_is_read_once_and_in_order() -> None:
 
 
 def test_what_does_not_fit_is_dropped_whole_until_the_reader_has_been_there() -> None:
-    ring = Ring(100, 1)
+    ring = AudioRing(100, 1)
     assert ring.write(block(0, 60), 1, 1)
     assert not ring.write(block(60, 60), 2, 2)
     assert not ring.write(block(120, 10), 3, 3)
@@ -42,9 +42,9 @@ def test_what_does_not_fit_is_dropped_whole_until_the_reader_has_been_there() ->
 
 
 def test_what_the_system_lost_is_a_gap_too() -> None:
-    ring = Ring(100, 1)
+    ring = AudioRing(100, 1)
     ring.write(block(0, 10), 1, 1)
-    ring.miss(7)
+    ring.count_lost(7)
     assert not ring.write(block(17, 10), 2, 2)
     assert ring.read().lost == 17
     assert ring.write(block(27, 10), 3, 3)
@@ -52,7 +52,7 @@ def test_what_the_system_lost_is_a_gap_too() -> None:
 
 @given(st.lists(st.one_of(st.none(), st.integers(1, 40)), max_size=80), st.integers(1, 64))
 def test_every_frame_is_read_or_counted_as_lost_where_it_is_missing(steps: list[int | None], size: int) -> None:
-    ring, written, position = Ring(size, 1), 0, 0
+    ring, written, position = AudioRing(size, 1), 0, 0
     for step in [*steps, None]:
         if step is not None:
             ring.write(block(written, step), written + step, 0)
@@ -69,7 +69,7 @@ def test_every_frame_is_read_or_counted_as_lost_where_it_is_missing(steps: list[
 
 @pytest.mark.parametrize("size", [64, 1000])
 def test_a_writer_and_a_reader_in_two_threads_tear_nothing(size: int) -> None:
-    ring, total, position = Ring(size, 2), 60_000, 0
+    ring, total, position = AudioRing(size, 2), 60_000, 0
     chance = random.Random(size)
     counts = [chance.randrange(1, 50) for _ in range(total // 25)]
     before = sys.getswitchinterval()

@@ -8,7 +8,7 @@ import pytest
 
 from agent.capture import opencv
 from agent.capture.source import open_source
-from agent.config.source_uri import Options
+from agent.config.source_uri import SourceOptions
 from agent.errors import SourceError
 from agent.types import Image
 
@@ -67,8 +67,8 @@ def test_what_the_camera_gives_otherwise_is_reported(
     assert device.asked[0][0] == cv2.CAP_PROP_FOURCC, "the format decides which sizes there are"
 
 
-@pytest.mark.parametrize("options", [Options(), Options((640, 480), 30.0, "YUYV")])
-def test_a_camera_that_does_as_asked_is_not_mentioned(options: Options) -> None:
+@pytest.mark.parametrize("options", [SourceOptions(), SourceOptions((640, 480), 30.0, "YUYV")])
+def test_a_camera_that_does_as_asked_is_not_mentioned(options: SourceOptions) -> None:
     assert opencv.differences(Device(), options) == []  # type: ignore[arg-type]
 
 

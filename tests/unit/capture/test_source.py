@@ -26,7 +26,7 @@ def test_the_password_is_in_the_target_and_nowhere_else(secret: str) -> None:
     address = with_login(parse("rtsp://cam:8554/live?x=1"), CaptureConfig(username="ann", password_file=secret))
     assert address.target == "rtsp://ann:p%40ss%2Fw%3Ard%23%3F%25@cam:8554/live?x=1"
     assert "p%40" not in repr(address)
-    assert address.shown == "rtsp://cam:8554"
+    assert address.masked == "rtsp://cam:8554"
 
 
 def test_the_uri_may_name_the_user(secret: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.capture.streams import Grabber
+from agent.capture.streams import FrameStream
 from agent.config.source_uri import SCHEMES, Scheme
 from agent.config.stream import CaptureConfig
 from agent.errors import SourceError
@@ -32,10 +32,10 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[scripted.Script]:
 @contextmanager
 def grabbing(
     uri: str, config: CaptureConfig = _QUICK, name: str = "door"
-) -> Iterator[tuple[Grabber, list[tuple[str, str]]]]:
+) -> Iterator[tuple[FrameStream, list[tuple[str, str]]]]:
     """A started grabber, and what it reports."""
     news: list[tuple[str, str]] = []
-    grabber = Grabber(name, uri, config, on_change=lambda state, reason: news.append((state, reason)))
+    grabber = FrameStream(name, uri, config, on_change=lambda state, reason: news.append((state, reason)))
     grabber.start()
     try:
         yield grabber, news
@@ -50,7 +50,7 @@ def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
         time.sleep(0.005)
 
 
-def drain(grabber: Grabber, work_s: float = 0.0) -> list[int]:
+def drain(grabber: FrameStream, work_s: float = 0.0) -> list[int]:
     """The numbers of all frames until the end."""
     numbers = []
     while not grabber.ended:
@@ -170,7 +170,7 @@ def test_a_file_that_hangs_fails_for_good_and_does_not_hold_up_stop(tmp_path: Pa
 
 def test_a_wrong_uri_is_refused_before_anything_starts() -> None:
     with pytest.raises(SourceError, match="did you mean"):
-        Grabber("door", "flie:a.mp4", _QUICK, on_change=print)
+        FrameStream("door", "flie:a.mp4", _QUICK, on_change=print)
 
 
 def test_a_camera_that_refuses_at_first_is_lost_once_and_tried_again(script: scripted.Script) -> None:
@@ -280,7 +280,7 @@ def test_stop_ends_every_thread_and_wakes_the_consumer(script: scripted.Script) 
 
 
 def test_stop_before_start_does_no_harm() -> None:
-    grabber = Grabber("door", "test:", _QUICK, on_change=print)
+    grabber = FrameStream("door", "test:", _QUICK, on_change=print)
     assert grabber.stats.state == "starting"
     grabber.stop()
 
@@ -307,7 +307,7 @@ def test_a_camera_that_is_plugged_in_is_not_waited_for(
         pauses.set()
         return 60.0
 
-    monkeypatch.setattr("agent.capture.supervisor.BackOff.next", a_minute)
+    monkeypatch.setattr("agent.capture.supervisor.ReopenBackoff.next", a_minute)
     script.mood = "refuse"
     with grabbing(f"v4l2:{node}") as (grabber, _):
         assert pauses.wait(5)

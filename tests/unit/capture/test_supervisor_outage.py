@@ -4,66 +4,66 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.reader import Thinning
-from agent.capture.supervisor import BackOff, Outage
+from agent.capture.reader import FrameRateLimiter
+from agent.capture.supervisor import ReopenBackoff, SourceState
 
 
 def test_an_outage_is_news_once_when_it_begins_and_once_when_it_ends() -> None:
-    outage = Outage()
-    assert outage.run(0, "640x480") is None
-    assert outage.lose(10, "no picture")
-    assert not outage.lose(15, "refused")
+    outage = SourceState()
+    assert outage.mark_running(0, "640x480") is None
+    assert outage.mark_lost(10, "no picture")
+    assert not outage.mark_lost(15, "refused")
     assert (outage.state, outage.detail) == ("lost", "refused")
-    assert outage.run(22, "640x480") == "back after 12 s"
-    assert outage.run(23, "640x480") is None
+    assert outage.mark_running(22, "640x480") == "back after 12 s"
+    assert outage.mark_running(23, "640x480") is None
     assert (outage.state, outage.detail) == ("running", "640x480")
 
 
 def test_the_first_reason_that_explains_an_outage_is_news_once() -> None:
-    outage = Outage()
-    assert outage.lose(10, "no picture", explains=False)
-    assert not outage.lose(11, "no picture", explains=False)
-    assert outage.lose(12, "refused")
-    assert not outage.lose(13, "no picture", explains=False)
-    assert not outage.lose(14, "no such path")
-    assert outage.run(22, "640x480") == "back after 12 s"
-    assert outage.lose(30, "no picture", explains=False)
-    assert outage.lose(31, "refused")
+    outage = SourceState()
+    assert outage.mark_lost(10, "no picture", explains=False)
+    assert not outage.mark_lost(11, "no picture", explains=False)
+    assert outage.mark_lost(12, "refused")
+    assert not outage.mark_lost(13, "no picture", explains=False)
+    assert not outage.mark_lost(14, "no such path")
+    assert outage.mark_running(22, "640x480") == "back after 12 s"
+    assert outage.mark_lost(30, "no picture", explains=False)
+    assert outage.mark_lost(31, "refused")
 
 
 def test_the_end_is_no_outage() -> None:
-    outage = Outage()
-    outage.run(0, "x")
-    outage.end()
+    outage = SourceState()
+    outage.mark_running(0, "x")
+    outage.mark_ended()
     assert (outage.state, outage.detail) == ("ended", "")
 
 
 def test_pauses_double_up_to_the_limit_and_begin_again() -> None:
-    back_off = BackOff(0.5, 3.0)
+    back_off = ReopenBackoff(0.5, 3.0)
     assert [back_off.next(1.0) for _ in range(5)] == [0.5, 1.0, 2.0, 3.0, 3.0]
     back_off.reset()
     assert back_off.next(0.0) == 0.25
 
 
 def test_the_limit_holds_for_the_first_pause_too() -> None:
-    assert BackOff(0.5, 0.1).next(1.0) == 0.1
+    assert ReopenBackoff(0.5, 0.1).next(1.0) == 0.1
 
 
 @pytest.mark.parametrize(("source_fps", "max_fps"), [(30, 10), (30, 25), (25, 7), (10, 30), (60, 1)])
 def test_thinning_keeps_the_rate_on_average(source_fps: float, max_fps: float) -> None:
-    thinning, seconds = Thinning(max_fps), 20
+    thinning, seconds = FrameRateLimiter(max_fps), 20
     passed = sum(thinning.passes(number / source_fps) for number in range(round(source_fps * seconds)))
     assert passed == pytest.approx(min(source_fps, max_fps) * seconds, abs=2)
 
 
 @given(st.lists(st.floats(0, 10), max_size=80).map(sorted), st.floats(0.5, 20))
 def test_thinning_never_exceeds_its_rate(times: list[float], max_fps: float) -> None:
-    thinning = Thinning(max_fps)
+    thinning = FrameRateLimiter(max_fps)
     passed = [time for time in times if thinning.passes(time)]
     if len(passed) > 2:
         assert len(passed) <= (passed[-1] - passed[0]) * max_fps + 2.01
 
 
 def test_without_a_limit_everything_passes() -> None:
-    thinning = Thinning(0.0)
+    thinning = FrameRateLimiter(0.0)
     assert all(thinning.passes(0.0) for _ in range(5))

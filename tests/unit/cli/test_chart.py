@@ -11,24 +11,24 @@ import pytest
 
 from agent.cli import chart
 from agent.cli.chart import check, draw_latencies, draw_profile
-from agent.compute.infer.choice import Measured, Verdict, decide
+from agent.compute.infer.choice import Measurement, Selection, decide
 from agent.errors import VedetteError
-from agent.optimise.profile.profile import Profile, Row
+from agent.optimise.profile.profile import ModelProfile, OperatorRow
 
 pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
 
 LONG = "external:/opt/vendor/lib/with/a/long/path/libnpu_delegate.so?mode=turbo&weights=$x$"
 MEASURED = (
-    Measured("cpu", threads=1, p50_ms=20.0, p95_ms=21.0),
-    Measured("cpu", threads=2, p50_ms=11.0, p95_ms=12.0),
-    Measured(LONG, p50_ms=40.0, p95_ms=60.0),
-    Measured("qnn-htp", refused="cannot be loaded: " + "the device is busy " * 20),
-    Measured("odd\x1b[2J", refused="no"),
+    Measurement("cpu", threads=1, p50_ms=20.0, p95_ms=21.0),
+    Measurement("cpu", threads=2, p50_ms=11.0, p95_ms=12.0),
+    Measurement(LONG, p50_ms=40.0, p95_ms=60.0),
+    Measurement("qnn-htp", refused="cannot be loaded: " + "the device is busy " * 20),
+    Measurement("odd\x1b[2J", refused="no"),
 )
 
 
 @pytest.fixture
-def verdict() -> Verdict:
+def verdict() -> Selection:
     return decide(MEASURED, [], "latency")
 
 
@@ -46,7 +46,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return kept
 
 
-def refused(verdict: Verdict) -> list[Measured]:
+def refused(verdict: Selection) -> list[Measurement]:
     return [one for one in verdict.measured if one.refused]
 
 
@@ -68,7 +68,7 @@ def texts_within(figure: Any) -> list[str]:
 
 
 def test_the_models_name_and_every_refusal_with_its_reason(
-    tmp_path: Path, verdict: Verdict, figures: list[Any]
+    tmp_path: Path, verdict: Selection, figures: list[Any]
 ) -> None:
     draw_latencies(verdict, refused(verdict), "nanodet, rung 416", tmp_path / "bench.png")
     (figure,) = figures
@@ -83,12 +83,12 @@ def test_the_models_name_and_every_refusal_with_its_reason(
 
 
 def test_labels_stay_in_the_picture_at_either_end(tmp_path: Path, figures: list[Any]) -> None:
-    def row(node: int, name: str, ms: float) -> Row:
-        return Row(name, "", "", (1,), node, ms, ms / 30.0)
+    def row(node: int, name: str, ms: float) -> OperatorRow:
+        return OperatorRow(name, "", "", (1,), node, ms, ms / 30.0)
 
     rows = tuple(row(node, f"OP_{node}", 1.0) for node in range(1, 98))
     ends = (row(0, "BEGINS_WITH_A_LONG_NAME", 9.0), *rows, row(98, "SOFTMAX_AT_THE_VERY_END", 10.0))
-    found = Profile("416", "litert", 1, 5, 20.0, 120.0, ends, (ends[0], ends[-1]))
+    found = ModelProfile("416", "litert", 1, 5, 20.0, 120.0, ends, (ends[0], ends[-1]))
     draw_profile(found, "nanodet, rung 416", tmp_path / "profile.png")
     (figure,) = figures
     shown = texts_within(figure)
@@ -102,7 +102,7 @@ def test_labels_stay_in_the_picture_at_either_end(tmp_path: Path, figures: list[
 
 @pytest.mark.parametrize(("name", "begins"), [("a", b"\x89PNG"), ("a.png", b"\x89PNG"), ("a.SVG", b"<?xml")])
 def test_it_is_written_where_it_was_asked_for_and_nowhere_else(
-    tmp_path: Path, verdict: Verdict, name: str, begins: bytes
+    tmp_path: Path, verdict: Selection, name: str, begins: bytes
 ) -> None:
     check(tmp_path / name)
     draw_latencies(verdict, [], "m", tmp_path / name)
@@ -117,7 +117,7 @@ def test_it_is_written_where_it_was_asked_for_and_nowhere_else(
     ids=["folder", "pipe", "device"],
 )
 def test_a_folder_a_pipe_or_a_device_is_refused_and_stays(
-    tmp_path: Path, verdict: Verdict, make: Callable[[Path], object]
+    tmp_path: Path, verdict: Selection, make: Callable[[Path], object]
 ) -> None:
     path = tmp_path / "a"
     make(path)

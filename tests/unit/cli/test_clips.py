@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from agent.cli.main import vedette
 from agent.errors import ConfigError
 from agent.storage.clips.file import ClipFile
-from agent.types import Occasion
+from agent.types import ClipReason
 from tests.support.stills import pictures
 
 
@@ -17,7 +17,7 @@ def call(*args: str) -> Result:
     return CliRunner().invoke(vedette, ["clips", "list", *args], catch_exceptions=False)
 
 
-def clip(folder: Path, name: str, occasion: Occasion) -> Path:
+def clip(folder: Path, name: str, occasion: ClipReason) -> Path:
     path = folder / "clips" / occasion.stream / f"{name}.mkv"
     path.parent.mkdir(parents=True, exist_ok=True)
     shown = pictures([0.0, 1.0, 2.0])
@@ -30,8 +30,8 @@ def clip(folder: Path, name: str, occasion: Occasion) -> Path:
 @pytest.fixture
 def config(tmp_path: Path) -> str:
     """A configuration whose state folder has two clips."""
-    clip(tmp_path, "2026-11-25T10-15-04Z-asked-1a2b3c", Occasion("back", "asked"))
-    clip(tmp_path, "2026-11-25T10-15-03Z-person-1", Occasion("front", "appeared", "1", "[red]\x1b[2Jperson"))
+    clip(tmp_path, "2026-11-25T10-15-04Z-asked-1a2b3c", ClipReason("back", "asked"))
+    clip(tmp_path, "2026-11-25T10-15-03Z-person-1", ClipReason("front", "appeared", "1", "[red]\x1b[2Jperson"))
     path = tmp_path / "vedette.toml"
     path.write_text(f'[storage]\nfolder = "{tmp_path}"\n')
     return str(path)

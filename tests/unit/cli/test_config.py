@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.cli.config import config
-from agent.cli.config_view import effective
+from agent.cli.config_view import resolved_config
 from agent.config.diff import RULE
 from agent.config.load import load, parse
 from agent.config.toml import to_toml
@@ -248,7 +248,7 @@ def test_showing_fills_in_every_default_and_can_be_read_again(file: Path) -> Non
     file.write_text('[streams.front]\nsource = "test:"\nmodel = "nanodet"\n')
     shown = call("show", str(file)).stdout
     assert tomllib.loads(shown)["mqtt"]["host"] == "localhost"
-    assert parse(shown, "shown").config == effective(load(file).config).config
+    assert parse(shown, "shown").config == resolved_config(load(file).config).config
     as_json = json.loads(call("show", str(file), "--json").stdout)
     assert as_json["streams"]["front"]["track"]["min_hits"] == 3
     assert as_json["streams"]["front"]["decode"]["score_threshold"] == 0.5
@@ -308,7 +308,7 @@ def test_showing_works_without_the_model(file: Path) -> None:
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("model = ")]
     assert "  # cannot be opened, so its rung and thresholds are unknown: " in line
     assert r"/nothing/he\x1bre.tflite: no such" in line
-    assert parse(result.stdout, "shown").config == effective(load(file).config).config
+    assert parse(result.stdout, "shown").config == resolved_config(load(file).config).config
 
 
 def test_showing_a_broken_file_is_an_error(file: Path) -> None:

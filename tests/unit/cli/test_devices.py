@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from agent.capture import devices as room
-from agent.capture.devices import Device, Devices
+from agent.capture.devices import CaptureDevice, Devices
 from agent.cli.main import vedette
 
 
@@ -22,7 +22,7 @@ def test_none_is_a_sentence_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_table_with_the_uri_to_paste(monkeypatch: pytest.MonkeyPatch) -> None:
-    camera = Device("[red]C270\x1b[2J", "MJPG 1280x720", "v4l2:/dev/video0")
+    camera = CaptureDevice("[red]C270\x1b[2J", "MJPG 1280x720", "v4l2:/dev/video0")
     shown = call(monkeypatch, Devices([camera], [], []))
     assert shown.exit_code == 0
     assert "v4l2:/dev/video0" in shown.output
@@ -31,7 +31,7 @@ def test_a_table_with_the_uri_to_paste(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    microphone = Device("default", "1 channel", "mic:default")
+    microphone = CaptureDevice("default", "1 channel", "mic:default")
     shown = json.loads(call(monkeypatch, Devices([], [microphone], ["x"]), "--json").output)
     assert shown == {
         "cameras": [],

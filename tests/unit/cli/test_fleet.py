@@ -17,9 +17,9 @@ from agent.cli.fleet_tables import RolloutLines, RolloutTable, rows
 from agent.cli.main import vedette
 from agent.errors import BundleError, FleetError, StorageError
 from agent.update.bundle.signing import signature_of
-from agent.update.fleet.ledger import Standing
-from agent.update.fleet.parallel import Answer
-from agent.update.fleet.policy import Outcome
+from agent.update.fleet.ledger import RolloutProgress
+from agent.update.fleet.parallel import BoardAnswer
+from agent.update.fleet.policy import BoardOutcome
 from agent.update.fleet.rollout import Rollout
 from agent.update.install import rehearse, service
 from agent.update.install.health_check import GATE
@@ -134,9 +134,9 @@ def test_a_report_that_cannot_be_written_in_the_end_hides_no_outcome(
     def full(path: Path, _: bytes) -> None:
         raise StorageError(f"{path}: cannot be written: No space left on device")
 
-    async def well(self: Rollout, standing: Standing, *_: object) -> Standing:
+    async def well(self: Rollout, standing: RolloutProgress, *_: object) -> RolloutProgress:
         return msgspec.structs.replace(
-            standing, outcomes={name: Outcome(name, "updated") for name in NAMES}, done=True
+            standing, outcomes={name: BoardOutcome(name, "updated") for name in NAMES}, done=True
         )
 
     monkeypatch.setattr("agent.cli.fleet_rollout.write_atomic", full)
@@ -211,7 +211,9 @@ def test_a_rollback_is_waited_for_as_long_as_a_board_may_take(
     patience: list[float] = []
     commands: list[str] = []
 
-    async def ask_all(_: object, __: object, command: str, *, patience_s: float, **___: object) -> list[Answer]:
+    async def ask_all(
+        _: object, __: object, command: str, *, patience_s: float, **___: object
+    ) -> list[BoardAnswer]:
         patience.append(patience_s)
         commands.append(command)
         return []
@@ -267,9 +269,11 @@ def drawn(table: RolloutTable, height: int = 20) -> str:
 
 
 def test_the_table_has_those_at_work_first_and_then_those_in_trouble() -> None:
-    table = RolloutTable("x.vedette", BATCHES, {"roof": Outcome("roof", "updated", "", "1.2", 61.0, 900_000)})
+    table = RolloutTable(
+        "x.vedette", BATCHES, {"roof": BoardOutcome("roof", "updated", "", "1.2", 61.0, 900_000)}
+    )
     assert drawn(table).index("porch") < drawn(table).index("roof")
-    table.show(Outcome("porch", "rolled_back", "stream [front] is lost\x1b[2J", "1.1"))
+    table.show(BoardOutcome("porch", "rolled_back", "stream [front] is lost\x1b[2J", "1.1"))
     table.watch("gate", "sending")
     shown = drawn(table)
     assert shown.index("gate") < shown.index("porch") < shown.index("roof")
@@ -283,13 +287,13 @@ def test_the_lines_tell_a_step_once(capsys: pytest.CaptureFixture[str]) -> None:
     lines = RolloutLines(err=False)
     for step in ("sending", "sending", "trial"):
         lines.watch("porch", step)
-    lines.show(Outcome("porch", "unreachable", "Connection timed out"))
+    lines.show(BoardOutcome("porch", "unreachable", "Connection timed out"))
     said = capsys.readouterr().out.splitlines()
     assert said[:2] == ["porch            sending", "porch            trial"]
     assert said[2] == "porch            unreachable (0 s, 0 kB sent): Connection timed out"
 
 
 def test_an_answer_of_something_else_is_no_status() -> None:
-    (row,) = rows([Answer("porch", out="Debian GNU/Linux 12")])
+    (row,) = rows([BoardAnswer("porch", out="Debian GNU/Linux 12")])
     assert row.fault == "failed"
     assert "is not that of vedette-ssh" in row.reason

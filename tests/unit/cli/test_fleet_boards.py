@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from agent.update.fleet.inventory import read_inventory
-from agent.update.fleet.ledger import Ledger, Standing, Started, replay
+from agent.update.fleet.ledger import Ledger, RolloutProgress, Started, replay
 from agent.update.fleet.ssh import Transport
 from tests.support.sshboards import SshBoards
 from tests.support.tiny_bundles import make_key, models_bundle, needs_ssh_keygen
@@ -33,7 +33,7 @@ def rows(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, str]]:
     return {row["board"]: row for row in map(json.loads, done.stdout.splitlines())}
 
 
-def standing(path: Path) -> Standing:
+def standing(path: Path) -> RolloutProgress:
     found = replay(Ledger(path).read())
     assert found is not None
     return found

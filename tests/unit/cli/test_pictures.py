@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from agent.capture.image_size import read_size
 from agent.cli import pictures
-from agent.cli.pictures import Album, Screen, decoded, file_name, graphics, iterm2, kitty
+from agent.cli.pictures import SnapshotSaver, TerminalImage, decoded, file_name, graphics, iterm2, kitty
 from agent.cli.watch import watch
-from agent.comms.consumer.subscribe import Received
+from agent.comms.consumer.subscribe import ReceivedMessage
 from agent.errors import StorageError
 from agent.types import Image
 
@@ -29,8 +29,8 @@ def jpeg(width: int = 64, height: int = 48, *flags: int) -> bytes:
     return cv2.imencode(".jpg", picture, list(flags))[1].tobytes()
 
 
-def snapshot(body: bytes, device: str = "porch", stream: str = "front") -> Received:
-    return Received(f"vedette/{device}/{stream}/snapshot", device, stream, "snapshot", body, 0, False)
+def snapshot(body: bytes, device: str = "porch", stream: str = "front") -> ReceivedMessage:
+    return ReceivedMessage(f"vedette/{device}/{stream}/snapshot", device, stream, "snapshot", body, 0, False)
 
 
 @pytest.mark.parametrize("flags", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 4)])
@@ -59,9 +59,9 @@ def test_names_that_are_as_they_should_be_stay() -> None:
 
 def test_the_newest_of_each_stream_is_kept(tmp_path: Path) -> None:
     first, second = jpeg(), jpeg(32, 32)
-    kept = Album(None, tmp_path)
+    kept = SnapshotSaver(None, tmp_path)
     messages = [snapshot(first), None, snapshot(first, stream="back"), snapshot(second), snapshot(b"")]
-    assert list(kept.passing(messages)) == messages
+    assert list(kept.tap(messages)) == messages
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
         "porch.front.jpg": second,
         "porch.back.jpg": first,
@@ -70,7 +70,7 @@ def test_the_newest_of_each_stream_is_kept(tmp_path: Path) -> None:
 
 def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    kept = Album(None, tmp_path / "in")
+    kept = SnapshotSaver(None, tmp_path / "in")
     for name in ("..", "../../x", "a\0b", "-rf", ".bashrc", "x" * 5000, "ä", "con"):
         kept.take(snapshot(jpeg(), name, name))
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
@@ -79,7 +79,7 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
 
 def test_made_up_streams_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "MOST_FILES", 3)
-    kept = Album(None, tmp_path)
+    kept = SnapshotSaver(None, tmp_path)
     for number in range(9):
         kept.take(snapshot(jpeg(), stream=f"s{number}"))
     assert len(list(tmp_path.iterdir())) == 3
@@ -97,7 +97,7 @@ def test_made_up_streams_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytes
 def test_what_no_camera_sends_is_left_out_with_a_word(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], body: bytes, why: str
 ) -> None:
-    Album(Screen("blocks"), tmp_path).take(snapshot(body, "por\x1bch"))
+    SnapshotSaver(TerminalImage("blocks"), tmp_path).take(snapshot(body, "por\x1bch"))
     out, err = capsys.readouterr()
     assert why in err
     assert "por\\x1bch/front" in err
@@ -106,9 +106,11 @@ def test_what_no_camera_sends_is_left_out_with_a_word(
 
 
 def test_a_header_without_a_picture_cannot_be_decoded(capsys: pytest.CaptureFixture[str]) -> None:
-    Album(Screen("blocks"), None).take(snapshot(jpeg()[:200] + b"\xff\xd9"))
+    SnapshotSaver(TerminalImage("blocks"), None).take(snapshot(jpeg()[:200] + b"\xff\xd9"))
     assert capsys.readouterr().err in ("", "porch/front: cannot be decoded\n"), "as the library sees it"
-    Album(Screen("blocks"), None).take(snapshot(b"\xff\xd8\xff\xc0\x00\x11\x08\x00\x10\x00\x10" + bytes(20)))
+    SnapshotSaver(TerminalImage("blocks"), None).take(
+        snapshot(b"\xff\xd8\xff\xc0\x00\x11\x08\x00\x10\x00\x10" + bytes(20))
+    )
     assert "porch/front: cannot be decoded" in capsys.readouterr().err
 
 
@@ -167,7 +169,7 @@ def test_other_terminals_get_half_blocks_in_colour(
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLORTERM", "truecolor")
     monkeypatch.setenv("TERM", "xterm-256color")
-    assert Screen("blocks").show("porch/front", jpeg(64, 48))
+    assert TerminalImage("blocks").show("porch/front", jpeg(64, 48))
     title, *rows = capsys.readouterr().out.splitlines()
     assert title == "porch/front"
     assert len(rows) == 6, "16 columns of a picture of 4 to 3, two lines in each"

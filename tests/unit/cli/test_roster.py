@@ -10,15 +10,15 @@ import pytest
 from rich.console import Console
 
 from agent.cli.live import follow, follow_fleet
-from agent.cli.roster import COLUMNS, MOST, Device, FleetTable, Roster, lines
+from agent.cli.roster import COLUMNS, MOST, DeviceStatus, FleetTable, Roster, lines
 from agent.cli.table import EventTable
 from agent.comms import messages as payload
-from agent.comms.consumer.subscribe import Kind, Received
+from agent.comms.consumer.subscribe import Kind, ReceivedMessage
 from tests.support.publishing import event
 
 
-def message(device: str, kind: Kind, body: bytes, stream: str = "") -> Received:
-    return Received(f"vedette/{device}/{kind}", device, stream, kind, body, 0, False)
+def message(device: str, kind: Kind, body: bytes, stream: str = "") -> ReceivedMessage:
+    return ReceivedMessage(f"vedette/{device}/{kind}", device, stream, kind, body, 0, False)
 
 
 def health(*states: str, waiting: int = 0, version: str = "0.1.0", **more: object) -> bytes:
@@ -28,14 +28,14 @@ def health(*states: str, waiting: int = 0, version: str = "0.1.0", **more: objec
     return msgspec.json.encode(msgspec.to_builtins(told) | more)
 
 
-def roster(*messages: Received) -> Roster:
+def roster(*messages: ReceivedMessage) -> Roster:
     made = Roster()
     for one in messages:
         made.take(one)
     return made
 
 
-def only(*messages: Received) -> Device:
+def only(*messages: ReceivedMessage) -> DeviceStatus:
     (device,) = roster(*messages)
     return device
 
@@ -87,7 +87,7 @@ def test_trouble_is_what_somebody_should_look_at(status: bytes, body: bytes, tro
     assert only(message("porch", "status", status), message("porch", "health", body)).trouble == trouble
 
 
-def fleet(count: int) -> list[Received]:
+def fleet(count: int) -> list[ReceivedMessage]:
     return [message(f"d{number:03}", "status", b"online") for number in range(count)]
 
 
@@ -147,7 +147,7 @@ def test_piped_it_is_printed_once_when_it_is_over(capsys: pytest.CaptureFixture[
     assert summary.startswith("3 devices, 3 online")
 
 
-def events_of(*messages: Received, height: int = 40) -> str:
+def events_of(*messages: ReceivedMessage, height: int = 40) -> str:
     table = EventTable("what is seen")
     for one in messages:
         table.add(one)
@@ -164,7 +164,9 @@ def test_several_devices_have_rows_above_the_events_and_one_has_a_line_below() -
 
 
 def test_a_fleet_and_its_events_fit_into_the_terminal() -> None:
-    counts = [Received(f"vedette/d{n}/s/count/person", f"d{n}", "s", "count", b"1", 0, False) for n in range(200)]
+    counts = [
+        ReceivedMessage(f"vedette/d{n}/s/count/person", f"d{n}", "s", "count", b"1", 0, False) for n in range(200)
+    ]
     many = [message(f"d{n:03}", "events", event(), "front") for n in range(40)]
     shown = events_of(*fleet(200), *counts, *many, height=40).splitlines()
     assert len(shown) <= 40

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from agent.board.process import hold
+from agent.board.process import block_until_ready
 from agent.cli.run import run, set_up_logging
 from agent.config import Config
 from agent.daemon import daemon as daemon_module
@@ -70,7 +70,7 @@ def test_a_reload_asked_for_while_the_rooms_are_imported_is_made_then(
     monkeypatch.setattr(daemon_module, "Daemon", Told)
     file = tmp_path / "vedette.toml"
     file.write_text(SMALLEST)
-    hold()
+    block_until_ready()
     signal.raise_signal(signal.SIGHUP)
     CliRunner().invoke(run, ["-c", str(file)], catch_exceptions=False)
     assert Told.asked == ["reload", "nanodet False", "reload", "stop", "stop"]

@@ -12,8 +12,8 @@ from agent.cli import tell as module
 from agent.cli.tell import tell
 from agent.comms.commands import request_command
 from agent.comms.consumer import request
-from agent.comms.consumer.client import Access
-from agent.comms.consumer.request import Answer, NoAnswerError
+from agent.comms.consumer.client import BrokerOptions
+from agent.comms.consumer.request import CommandReply, NoAnswerError
 from agent.comms.topics import Topics
 
 
@@ -47,17 +47,19 @@ def test_other_words_are_wrong_usage(words: str) -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Answers that are given in turn: an `Answer`, or an error."""
+    """Answers that are given in turn: an `CommandReply`, or an error."""
     answers: list[Any] = []
 
-    def ask(access: Access, topics: Topics, verb: str, body: dict[str, Any], timeout_s: float) -> Answer:
+    def ask(
+        access: BrokerOptions, topics: Topics, verb: str, body: dict[str, Any], timeout_s: float
+    ) -> CommandReply:
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
-        assert isinstance(answer, Answer)
+        assert isinstance(answer, CommandReply)
         return answer
 
-    monkeypatch.setattr(request, "ask", ask)
+    monkeypatch.setattr(request, "send_command", ask)
     return answers
 
 
@@ -67,9 +69,9 @@ def call(*words: str) -> Result:
 
 def test_done_refused_and_unanswered_have_each_their_exit_code(asked: list[Any]) -> None:
     asked += [
-        Answer(True, "", {}),
-        Answer(True, "", {"topic": "vedette/porch/front/snapshot"}),
-        Answer(False, "no stream \x1b[2J", {}),
+        CommandReply(True, "", {}),
+        CommandReply(True, "", {"topic": "vedette/porch/front/snapshot"}),
+        CommandReply(False, "no stream \x1b[2J", {}),
         NoAnswerError("porch is offline"),
     ]
     done = [call("front", "enabled", "off"), call("front", "snapshot"), call("x", "rung", "1"), call("status")]
@@ -93,7 +95,7 @@ def test_the_status_is_a_line_for_each_stream(asked: list[Any]) -> None:
     back = {"state": "lost", "detail": "rtsp://camera/: no picture for 10 s", "enabled": True}
     streams = {"front": one, "back": back, "x\n": {}}
     body = {"device": "porch", "version": "0.1.0", "streams": streams, "waits_for_restart": ["[device] name"]}
-    asked += [Answer(True, "", body)] * 2
+    asked += [CommandReply(True, "", body)] * 2
     assert call("status").output.splitlines() == [
         "porch, Vedette 0.1.0",
         "  front  running  threshold=0.5  rung=416  zone/drive=off  (set by command: rung)",
@@ -105,7 +107,7 @@ def test_the_status_is_a_line_for_each_stream(asked: list[Any]) -> None:
 
 
 def test_a_clip_that_is_recorded_is_not_there_yet(asked: list[Any]) -> None:
-    asked += [Answer(True, "", {"path": "/clips/front/a.mkv"})]
+    asked += [CommandReply(True, "", {"path": "/clips/front/a.mkv"})]
     assert call("front", "record", "20s").output == "recording; will be at /clips/front/a.mkv\n"
 
 

@@ -14,12 +14,12 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from agent.cli.live import follow
-from agent.cli.row import COLUMNS, cells
+from agent.cli.row import COLUMNS, format_event
 from agent.cli.table import EventTable
 from agent.cli.tell import tell
 from agent.cli.watch import json_line, watch
-from agent.comms.consumer.client import Access
-from agent.comms.consumer.subscribe import Kind, Received, Subscriber
+from agent.comms.consumer.client import BrokerOptions
+from agent.comms.consumer.subscribe import Kind, ReceivedMessage, Subscriber
 from agent.comms.messages import EventMessage
 from agent.errors import BrokerError
 from tests.support.publishing import event
@@ -27,11 +27,11 @@ from tests.support.publishing import event
 
 def message(
     kind: Kind, payload: bytes, topic: str = "", stream: str = "front", device: str = "porch"
-) -> Received:
-    return Received(topic or f"vedette/porch/front/{kind}", device, stream, kind, payload, 0, False)
+) -> ReceivedMessage:
+    return ReceivedMessage(topic or f"vedette/porch/front/{kind}", device, stream, kind, payload, 0, False)
 
 
-def drawn(*messages: Received, width: int = 140, height: int = 50) -> str:
+def drawn(*messages: ReceivedMessage, width: int = 140, height: int = 50) -> str:
     table = EventTable("what is seen")
     for one in messages:
         table.add(one)
@@ -97,7 +97,7 @@ def test_a_ca_file_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         BrokerError, match=r"--ca-file = .*ca\.pem: not usable as PEM .*: no certificate or crl found"
     ):
-        Subscriber(Access(ca_file=str(tmp_path / "ca.pem")))
+        Subscriber(BrokerOptions(ca_file=str(tmp_path / "ca.pem")))
 
 
 def test_the_port_is_that_of_tls_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +157,7 @@ def test_what_an_event_without_a_frame_does_not_have_is_a_dash() -> None:
 
 
 def cells_of(payload: bytes) -> dict[str, str]:
-    return cells(msgspec.json.decode(payload, type=EventMessage))
+    return format_event(msgspec.json.decode(payload, type=EventMessage))
 
 
 def test_a_low_terminal_keeps_the_newest() -> None:
@@ -169,7 +169,7 @@ def test_a_low_terminal_keeps_the_newest() -> None:
 def test_without_a_terminal_every_event_is_a_line_as_it_comes(capsys: pytest.CaptureFixture[str]) -> None:
     lines: list[str] = []
 
-    def messages() -> Iterator[Received | None]:
+    def messages() -> Iterator[ReceivedMessage | None]:
         yield message("status", b"on\x1bline", stream="")
         for number in range(30):
             yield message("events", event(stream=f"s{number}"))

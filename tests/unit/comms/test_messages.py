@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agent.comms import messages
 from agent.comms.messages import ClipMessage, clip_message
-from agent.types import Clip, Detection, Keypoint, Occasion, Stored, Track
+from agent.types import Clip, ClipReason, Detection, Keypoint, Stored, Track
 
 unit = st.floats(0.0, 1.0)
 text = st.text(max_size=20)
@@ -121,7 +121,7 @@ def test_an_event_is_finished_with_its_number_and_its_wait(
     message: messages.EventMessage, seq: int, waited_s: float
 ) -> None:
     stored = Stored(seq, "t", messages.encode(message), 1e9)
-    sent = msgspec.json.decode(messages.finish(stored, 1e9 + waited_s), type=messages.EventMessage)
+    sent = msgspec.json.decode(messages.complete_spooled(stored, 1e9 + waited_s), type=messages.EventMessage)
     assert sent.seq == seq
     assert sent.latency_ms.publish == pytest.approx(waited_s * 1e3, abs=0.01)
     assert sent.latency_ms.total == pytest.approx(message.latency_ms.total + waited_s * 1e3, abs=0.01)
@@ -132,13 +132,13 @@ def test_an_event_is_finished_with_its_number_and_its_wait(
 @given(clip, st.integers(1, 2**53))
 def test_news_of_a_clip_get_their_number_and_are_else_as_they_were(message: ClipMessage, seq: int) -> None:
     stored = Stored(seq, "vedette/porch/front/clips", messages.encode(message), 0.0)
-    sent = msgspec.json.decode(messages.finish(stored), type=ClipMessage)
+    sent = msgspec.json.decode(messages.complete_spooled(stored), type=ClipMessage)
     assert sent == msgspec.structs.replace(message, seq=seq)
 
 
 def test_a_path_that_is_no_text_can_be_told() -> None:
     now = datetime.now(UTC)
-    lying = Clip(os.fsdecode(b"/state/\xff/clip.mkv"), Occasion("s", "asked"), (), now, now, 1.0, 1, 1)
+    lying = Clip(os.fsdecode(b"/state/\xff/clip.mkv"), ClipReason("s", "asked"), (), now, now, 1.0, 1, 1)
     assert b'"path":"/state/?/clip.mkv"' in messages.encode(clip_message(lying, "d"))
 
 
@@ -157,7 +157,7 @@ def test_a_clock_that_was_set_back_gives_no_negative_wait() -> None:
         "cpu",
         "full",
     )
-    sent = msgspec.json.decode(messages.finish(Stored(1, "t", messages.encode(message), 2e9), 1e9))
+    sent = msgspec.json.decode(messages.complete_spooled(Stored(1, "t", messages.encode(message), 2e9), 1e9))
     assert sent["latency_ms"]["publish"] == 0
     assert sent["latency_ms"]["total"] == 6
 
@@ -167,7 +167,7 @@ def test_a_clock_that_was_set_back_gives_no_negative_wait() -> None:
 )
 def test_a_damaged_row_is_no_event(body: bytes) -> None:
     with pytest.raises(msgspec.MsgspecError):
-        messages.finish(Stored(1, "t", body, 0.0))
+        messages.complete_spooled(Stored(1, "t", body, 0.0))
 
 
 def test_ids_are_unique_and_the_schema_names_every_message() -> None:

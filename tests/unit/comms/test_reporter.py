@@ -4,12 +4,12 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from agent.comms.messages import DetectionsMessage, EventMessage, ModelId, finish
+from agent.comms.messages import DetectionsMessage, EventMessage, ModelId, complete_spooled
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.config.device import Kind
 from agent.config.stream import PublishConfig
-from agent.types import Detection, Event, EventKind, Seen, Stages, Stored, Track, Will
+from agent.types import Detection, Event, EventKind, StageTimes, Stored, StreamResult, Track, Will
 from tests.support.house import Kept
 
 NOW = datetime.now(UTC)
@@ -26,7 +26,7 @@ def event(kind: EventKind, *zones: str, track: str = "front-1") -> Event:
 def report(kept: Kept, config: PublishConfig, *events: Event) -> list[str]:
     speaking = reporter(kept, config)
     for one in events:
-        speaking.events([one], NOW, Stages(), "cpu", "full")
+        speaking.events([one], NOW, StageTimes(), "cpu", "full")
     return kept.kinds()
 
 
@@ -89,7 +89,7 @@ def test_the_will_of_an_open_track_is_its_end_and_an_end_takes_it_back() -> None
         event("update", "yard"),
         event("end", track="front-2"),
     ):
-        speaking.events([one], NOW, Stages(), "cpu", "full")
+        speaking.events([one], NOW, StageTimes(), "cpu", "full")
     assert kept.wills["front-2"] is None
     will = msgspec.json.decode(kept.wills["front-1"] or b"", type=EventMessage)
     assert (will.kind, will.reason, will.track.zones) == ("end", "restart", ("yard",))
@@ -100,10 +100,10 @@ def test_closing_ends_what_is_open_and_takes_nothing_more() -> None:
     kept = Kept()
     speaking = reporter(kept, PublishConfig())
     for one in (event("new"), event("new", track="front-2"), event("end", track="front-2")):
-        speaking.events([one], NOW, Stages(), "cpu", "full")
+        speaking.events([one], NOW, StageTimes(), "cpu", "full")
     speaking.counts({"person": 1}, {("yard", "person"): 1})
     speaking.close("shutdown")
-    speaking.events([event("update"), event("end")], NOW, Stages(), "cpu", "full")
+    speaking.events([event("update"), event("end")], NOW, StageTimes(), "cpu", "full")
     told = [(message.kind, message.track.id, message.reason) for message in kept.events()]
     assert told[-1] == ("end", "front-1", "shutdown")
     assert [kind for kind, _, _ in told] == ["new", "new", "end", "end"]
@@ -126,13 +126,13 @@ def test_detections_do_not_wait_for_the_events_of_their_frame() -> None:
         def send(self, topic: str, payload: bytes) -> None:
             order.append(topic.rpartition("/")[2])
 
-    seen = Seen(events=[event("new")], detections=[], stages=Stages())
+    seen = StreamResult(events=[event("new")], detections=[], stages=StageTimes())
     reporter(Ordered(), PublishConfig(detections=True)).seen(1, NOW, seen, "cpu", "full")
     assert order == ["detections", "events"]
 
 
 def test_detections_go_through_the_spool_with_an_id_where_it_takes_them() -> None:
-    seen = Seen([], [Detection("dog", 0.5)], Stages())
+    seen = StreamResult([], [Detection("dog", 0.5)], StageTimes())
     for kept in (Kept(), Kept("events", "updates", "detections")):
         reporter(kept, PublishConfig(detections=True)).seen(77, NOW, seen, "cpu", "full")
         bodies = [*kept.sent, *kept.puts]
@@ -144,23 +144,25 @@ def test_detections_go_through_the_spool_with_an_id_where_it_takes_them() -> Non
             assert not {"id", "spool_seq"} & found.keys()
         else:
             assert kept.put_as == ["detections"]
-            sent = msgspec.json.decode(finish(Stored(12, topic, body, 0.0)), type=DetectionsMessage)
+            sent = msgspec.json.decode(complete_spooled(Stored(12, topic, body, 0.0)), type=DetectionsMessage)
             assert (sent.seq, sent.spool_seq, len(str(sent.id))) == (77, 12, 32)
 
 
 def test_after_a_stop_only_ends_and_counts_of_nothing_are_published() -> None:
     kept = Kept("events", "updates")
     speaking = reporter(kept, PublishConfig(detections=True))
-    speaking.events([event("new")], NOW, Stages(), "cpu", "full")
+    speaking.events([event("new")], NOW, StageTimes(), "cpu", "full")
     speaking.counts({"person": 1}, {("yard", "person"): 1})
     speaking.stop()
     before = len(kept.history)
-    late = Seen([event("update"), event("new", track="front-2")], [Detection("person", 0.9)], Stages())
+    late = StreamResult(
+        [event("update"), event("new", track="front-2")], [Detection("person", 0.9)], StageTimes()
+    )
     speaking.seen(2, NOW, late, "cpu", "full")
     speaking.counts({"person": 2, "dog": 1}, {("yard", "person"): 2})
     speaking.snapshot(b"late")
     assert (kept.kinds(), kept.sent, kept.history[before:]) == (["new"], [], [])
-    speaking.events([event("end"), event("end", track="front-2")], NOW, Stages(), "cpu", "full")
+    speaking.events([event("end"), event("end", track="front-2")], NOW, StageTimes(), "cpu", "full")
     speaking.counts({"person": 0}, {})
     assert kept.kinds() == ["new", "end"]
     assert [body for _, body in kept.history[before:]] == [b"0", b"0"]
@@ -174,5 +176,5 @@ def test_after_it_is_closed_nothing_is_published() -> None:
     before = len(kept.history)
     speaking.counts({"person": 0, "dog": 0}, {})
     speaking.snapshot(b"late")
-    speaking.seen(2, NOW, Seen([event("new")], [Detection("person", 0.9)], Stages()), "cpu", "full")
+    speaking.seen(2, NOW, StreamResult([event("new")], [Detection("person", 0.9)], StageTimes()), "cpu", "full")
     assert (kept.kinds(), kept.sent, kept.history[before:]) == ([], [], [])

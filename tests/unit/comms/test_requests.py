@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agent.comms import requests as module
-from agent.comms.mqtt.subscriptions import Received
+from agent.comms.mqtt.subscriptions import IncomingMessage
 from agent.comms.requests import Request, Requests
 from agent.comms.topics import Topics
 
@@ -32,7 +32,7 @@ class Desk:
         self.woken += 1
 
     def take(self, topic: str, payload: bytes = b"", **more: Any) -> Request | None:
-        self.requests.take(Received(topic, payload, **more))
+        self.requests.take(IncomingMessage(topic, payload, **more))
         return self.requests.next()
 
 
@@ -163,7 +163,7 @@ def test_huge_correlation_data_is_neither_kept_nor_sent_back(desk: Desk) -> None
 
 def test_more_than_can_be_done_is_refused_at_once(desk: Desk) -> None:
     for _ in range(module._WAITING + 5):
-        desk.requests.take(Received(STATUS, b"", response_topic="me"))
+        desk.requests.take(IncomingMessage(STATUS, b"", response_topic="me"))
     assert len(desk.answers) == 5
     assert desk.answers[0][1] == {"ok": False, "reason": "too many commands wait; try again later"}
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from agent.compute.drawing import Stills
+from agent.compute.drawing import FrameEncoder
 from agent.errors import BackendError
 from agent.types import Frame, Image
 
@@ -39,7 +39,7 @@ def red(width: int, height: int) -> Image:
     ],
 )
 def test_a_still_is_no_wider_than_it_may_be(size: tuple[int, int], max_width: int, made: tuple[int, int]) -> None:
-    picture = Stills(max_width, 75).of(frame(red(*size)))
+    picture = FrameEncoder(max_width, 75).encode(frame(red(*size)))
     shown = cv2.imdecode(np.frombuffer(picture.jpeg, np.uint8), cv2.IMREAD_COLOR)
     assert shown is not None
     assert (picture.width, picture.height) == made == shown.shape[1::-1]
@@ -51,7 +51,7 @@ def test_a_still_is_no_wider_than_it_may_be(size: tuple[int, int], max_width: in
 def test_its_colours_are_those_of_the_frame(order: Any, max_width: int) -> None:
     image = red(160, 120) if order == "bgr" else red(160, 120)[..., ::-1].copy()
     before = image.copy()
-    picture = Stills(max_width, 90).of(frame(image, order=order))
+    picture = FrameEncoder(max_width, 90).encode(frame(image, order=order))
     shown = cv2.imdecode(np.frombuffer(picture.jpeg, np.uint8), cv2.IMREAD_COLOR)
     assert shown is not None
     middle, quarter = picture.height // 2, picture.width // 4
@@ -62,15 +62,19 @@ def test_its_colours_are_those_of_the_frame(order: Any, max_width: int) -> None:
 
 def test_the_quality_is_that_of_the_configuration() -> None:
     noise = np.random.default_rng(1).integers(0, 255, (120, 160, 3), np.uint8)
-    low, high = (len(Stills(640, quality).of(frame(noise)).jpeg) for quality in (20, 90))
+    low, high = (len(FrameEncoder(640, quality).encode(frame(noise)).jpeg) for quality in (20, 90))
     assert low * 2 < high
 
 
 def test_sizes_may_change() -> None:
-    stills = Stills(64, 75)
-    assert [stills.of(frame(red(*size))).height for size in ((640, 480), (640, 360), (640, 480))] == [48, 36, 48]
+    stills = FrameEncoder(64, 75)
+    assert [stills.encode(frame(red(*size))).height for size in ((640, 480), (640, 360), (640, 480))] == [
+        48,
+        36,
+        48,
+    ]
 
 
 def test_a_picture_that_cannot_be_encoded_is_an_error() -> None:
     with pytest.raises(BackendError, match="cannot encode"):
-        Stills(640, 75).of(frame(np.zeros((0, 0, 3), np.uint8)))
+        FrameEncoder(640, 75).encode(frame(np.zeros((0, 0, 3), np.uint8)))

@@ -11,7 +11,7 @@ import pytest
 
 from agent.capture.audio_file import read_whole
 from agent.compute import hearing as module
-from agent.compute.hearing import Hearing
+from agent.compute.hearing import AudioPerception
 from agent.compute.infer.null import NullBackend
 from agent.compute.track.keywords import answers_move
 from agent.config.stream import DecodeConfig, GateConfig, LadderConfig, StreamConfig, ZoneConfig
@@ -27,16 +27,16 @@ pytestmark = pytest.mark.numerics
 STORY = np.concatenate((quiet(2), word("low"), quiet(2), word("high"), quiet(2), word("low"), quiet(1)))
 
 
-def ear(path: Path, **fields: Any) -> Hearing:
+def ear(path: Path, **fields: Any) -> AudioPerception:
     config = StreamConfig(source="mic:default", model=str(path), **fields)
-    return Hearing("kitchen", config, open_model(str(path), config.rung))
+    return AudioPerception("kitchen", config, open_model(str(path), config.rung))
 
 
-def hear(hearing: Hearing, samples: Samples, size: int = 480) -> list[tuple[str, float]]:
+def hear(hearing: AudioPerception, samples: Samples, size: int = 480) -> list[tuple[str, float]]:
     """Words, and when they were told, s."""
     told = []
     for chunk in chunks(samples, size, hearing._next):
-        seen = hearing.listen(chunk)
+        seen = hearing.process(chunk)
         told += [(event.track.label, chunk.captured_ns / 1e9) for event in seen.events]
         assert all((e.kind, e.reason) == ("heard", "word") for e in seen.events)
     return told
@@ -61,7 +61,7 @@ def test_a_closed_gate_infers_nothing_and_loses_no_word(tmp_path: Path) -> None:
         hearing, count = ear(path, gate=GateConfig(voice=voice, hold_s=0.3)), 0
         words = []
         for chunk in chunks(STORY):
-            seen = hearing.listen(chunk)
+            seen = hearing.process(chunk)
             count += hearing.inferences if seen.detections is not None else 0
             words += [event.track.label for event in seen.events]
         assert words == ["low", "high", "low"]
@@ -73,7 +73,7 @@ def test_a_closed_gate_infers_nothing_and_loses_no_word(tmp_path: Path) -> None:
 def test_every_inference_says_what_it_hears_now(tmp_path: Path) -> None:
     hearing, heard = ear(tone_model(tmp_path), gate=GateConfig(voice=False)), []
     for chunk in chunks(STORY, 1600):  # each completes one inference, but for the first, which lacks a window
-        seen = hearing.listen(chunk)
+        seen = hearing.process(chunk)
         assert (seen.detections is None) == (hearing.inferences == 0)
         heard += seen.detections or []
     assert len(heard) == len(STORY) // 1600 - 1
@@ -85,7 +85,7 @@ def test_every_inference_says_what_it_hears_now(tmp_path: Path) -> None:
 def test_several_inferences_on_one_piece_of_sound_give_each_label_once(tmp_path: Path) -> None:
     hearing = ear(tone_model(tmp_path), gate=GateConfig(voice=False))
     (chunk,) = chunks(STORY, STORY.size)
-    found = hearing.listen(chunk).detections
+    found = hearing.process(chunk).detections
     assert hearing.inferences > 80
     assert found is not None
     assert {one.label for one in found} == {"low", "high", "silence"}
@@ -99,8 +99,8 @@ def test_the_same_word_said_twice_is_told_twice(label: str, first_s: float, last
     spoken = read_whole(ZOO / "spoken.flac", 8000)[round(first_s * 8000) : round(last_s * 8000)]
     pause = quiet(0.3)[: round(0.3 * 8000)]
     sound = np.concatenate((quiet(1.0), spoken, pause, spoken, quiet(1.0)))
-    hearing = Hearing("kitchen", StreamConfig("mic:default", "small-speech"), open_model("small-speech"))
-    at = [(chunk.captured_ns, hearing.listen(chunk).events) for chunk in chunks(sound, 240, rate_hz=8000)]
+    hearing = AudioPerception("kitchen", StreamConfig("mic:default", "small-speech"), open_model("small-speech"))
+    at = [(chunk.captured_ns, hearing.process(chunk).events) for chunk in chunks(sound, 240, rate_hz=8000)]
     told = [event.track.label for _, events in at for event in events]
     assert told == [label, label]
 
@@ -115,10 +115,10 @@ def test_a_word_that_lasts_is_told_once_and_again_after_a_pause(tmp_path: Path) 
 def test_lost_sound_is_not_glued_together(tmp_path: Path) -> None:
     hearing = ear(tone_model(tmp_path), gate=GateConfig(voice=False))
     for chunk in chunks(word("low", 0.1)):
-        hearing.listen(chunk)
+        hearing.process(chunk)
     before = hearing._rows._ring.copy()
     for chunk in chunks(quiet(0.1), first=999_999):
-        hearing.listen(chunk)
+        hearing.process(chunk)
     assert not (hearing._rows._ring == before).all()
     assert hearing._next == 999_999 + 1600
 
@@ -173,7 +173,7 @@ def test_a_front_end_that_gives_one_value_is_reported(tmp_path: Path, monkeypatc
     (tmp_path / "small-speech.tflite").write_bytes((ZOO / "small-speech.tflite").read_bytes())
     hearing = ear(tmp_path / "wrong.toml", gate=GateConfig(voice=False))
     for chunk in chunks(quiet(4.0, 500.0), 240, rate_hz=8000):
-        hearing.listen(chunk)
+        hearing.process(chunk)
     assert "[audio]" in hearing.alarm
 
 
@@ -183,11 +183,11 @@ def test_a_wake_word_that_is_constant_is_reported(monkeypatch: pytest.MonkeyPatc
     config = StreamConfig("mic:default", "wakeword/alexa", gate=GateConfig(voice=False))
     # This backend computes nothing: the score is 0 whatever comes in, as that of a broken model may be.
     null = NullBackend()
-    hearing = Hearing(
+    hearing = AudioPerception(
         "kitchen", config, open_model("wakeword/alexa"), lambda model, _, more: null.open(model, more)
     )
     for chunk in chunks(read_whole(ZOO / "spoken.flac", RATE)[: 4 * RATE]):
-        hearing.listen(chunk)
+        hearing.process(chunk)
     assert "file is broken" in hearing.alarm
 
 
@@ -203,9 +203,9 @@ def test_a_healthy_wake_word_that_is_not_said_is_not_reported(word: str, monkeyp
 
     monkeypatch.setattr(module, "answers_move", move)
     config = StreamConfig("mic:default", f"wakeword/{word}", gate=GateConfig(voice=False))
-    hearing = Hearing("kitchen", config, open_model(f"wakeword/{word}"))
+    hearing = AudioPerception("kitchen", config, open_model(f"wakeword/{word}"))
     for chunk in chunks(np.concatenate((quiet(3.0, 300.0), read_whole(ZOO / "spoken.flac", RATE)))):
-        hearing.listen(chunk)
+        hearing.process(chunk)
     assert hearing.alarm == ""
     assert tested == [True], "its score did not change through half a second"
 

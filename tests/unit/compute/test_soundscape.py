@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent.compute.hearing import Hearing
+from agent.compute.hearing import AudioPerception
 from agent.config.stream import DecodeConfig, GateConfig, StreamConfig, TrackConfig
 from agent.errors import ModelError
 from agent.models.library import open_model
@@ -24,17 +24,17 @@ EVERY_S, WINDOW_S = 0.48, 0.975
 both = pytest.mark.parametrize("made", [waveform_model, logmel_model])
 
 
-def ear(path: Path, **fields: Any) -> Hearing:
+def ear(path: Path, **fields: Any) -> AudioPerception:
     config = StreamConfig(source="mic:default", model=str(path), **fields)
-    return Hearing("yard", config, open_model(str(path)))
+    return AudioPerception("yard", config, open_model(str(path)))
 
 
-def told(hearing: Hearing, samples: Samples) -> Told:
+def told(hearing: AudioPerception, samples: Samples) -> Told:
     """Kind, label and time of every event but updates, s."""
     events = [
         (event.kind, event.track.label, chunk.captured_ns / 1e9)
         for chunk in chunks(samples, 1600, hearing._next)
-        for event in hearing.listen(chunk).events
+        for event in hearing.process(chunk).events
     ]
     return [event for event in events if event[0] != "update"]
 
@@ -61,7 +61,7 @@ def test_an_alarm_that_goes_on_is_not_over_when_it_has_become_the_background(tmp
     hearing = ear(waveform_model(tmp_path))
     events = told(hearing, story((ALARM, 2, 60), seconds=70))
     assert 62.0 < at(events, "end", ALARM) < 64.0
-    closed = hearing.listen(next(chunks(story(seconds=1), 1600, hearing._next)))
+    closed = hearing.process(next(chunks(story(seconds=1), 1600, hearing._next)))
     assert closed.detections is None, "and then the gate saves the work again"
 
 
@@ -94,7 +94,7 @@ def test_the_manifest_says_how_many_sounds_there_may_be_at_once(tmp_path: Path) 
     for top_k in (1, 2, 5):
         path.write_text(path.read_text().replace("top_k = 5", f"top_k = {top_k}"))
         hearing = ear(path)
-        seen = [hearing.listen(chunk).detections or [] for chunk in chunks(scene, 1600)]
+        seen = [hearing.process(chunk).detections or [] for chunk in chunks(scene, 1600)]
         heard[top_k] = max(map(len, seen))
         assert all(one.score >= 0.3 for found in seen for one in found)
         path.write_text(path.read_text().replace(f"top_k = {top_k}", "top_k = 5"))

@@ -16,7 +16,7 @@ from agent.config.device import (
     MqttConfig,
     StorageConfig,
 )
-from agent.config.diff import hold, names, waits
+from agent.config.diff import describe_pending, keep_until_restart, names
 
 OLD = Config(device=DeviceConfig("porch"))
 EVERY_MODE: tuple[Durability, ...] = ("event", "batch", "memory")
@@ -45,10 +45,10 @@ def test_what_waits_stays_as_it_is_and_the_rest_of_its_table_is_new() -> None:
         mqtt=MqttConfig(host="other", prefix="eyes"),
         storage=StorageConfig("/x", spool_max_bytes=65536),
     )
-    held, waiting = hold(OLD, wanted)
+    held, waiting = keep_until_restart(OLD, wanted)
     assert held == replace(OLD, mqtt=MqttConfig(host="other"), storage=StorageConfig(spool_max_bytes=65536))
     assert names(waiting) == ("device.name", "mqtt.prefix", "storage.folder")
-    assert waits([*waiting, ("storage", "durability")]) == [
+    assert describe_pending([*waiting, ("storage", "durability")]) == [
         "[device] name waits for a restart",
         "[mqtt] prefix waits for a restart",
         "[storage] folder, durability wait for a restart",
@@ -71,13 +71,15 @@ def test_durability_waits_only_where_a_database_comes_or_goes(
     old: Durability, new: Durability | DurabilityConfig, waiting: bool
 ) -> None:
     running, wanted = (replace(OLD, storage=StorageConfig(durability=one)) for one in (old, new))
-    assert hold(running, wanted) == ((running, (("storage", "durability"),)) if waiting else (wanted, ()))
+    assert keep_until_restart(running, wanted) == (
+        (running, (("storage", "durability"),)) if waiting else (wanted, ())
+    )
 
 
 @given(configs, configs)
 def test_nothing_waits_twice_and_a_restart_brings_all_of_it(running: Config, wanted: Config) -> None:
-    held, waiting = hold(running, wanted)
-    assert hold(running, held) == (held, ()), "what is in use is nothing to wait for"
-    assert hold(held, wanted) == (held, waiting), "another reload of the same file says the same"
-    assert hold(held, running)[1] == (), "who takes it back waits for nothing"
+    held, waiting = keep_until_restart(running, wanted)
+    assert keep_until_restart(running, held) == (held, ()), "what is in use is nothing to wait for"
+    assert keep_until_restart(held, wanted) == (held, waiting), "another reload of the same file says the same"
+    assert keep_until_restart(held, running)[1] == (), "who takes it back waits for nothing"
     assert bool(waiting) or held == wanted

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.capture.source import check_uri
-from agent.config.source_uri import SCHEMES, Options, holds_secret, mask, parse, parse_picture, parse_sound
+from agent.config.source_uri import SCHEMES, SourceOptions, holds_secret, mask, parse, parse_picture, parse_sound
 from agent.errors import SourceError
 
 _words = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=12)
@@ -21,23 +21,27 @@ _words = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1
         (
             "v4l2:/dev/video0?size=1280x720&fps=30&format=mjpg",
             "/dev/video0",
-            Options((1280, 720), 30.0, "MJPG"),
+            SourceOptions((1280, 720), 30.0, "MJPG"),
         ),
-        ("libcamera:0?size=640x480&fps=12.5", "0", Options((640, 480), 12.5)),
-        ("file:clip.mp4", "clip.mp4", Options()),
-        ("file:///media/my%20clip.mp4?pace=fast&loop=1", "/media/my clip.mp4", Options(pace="fast", loop=True)),
-        ("file:a#b.mp4", "a#b.mp4", Options()),
-        ("dir:images/", "images/", Options(pace="fast")),
-        ("dir:images/?pace=realtime&fps=2&loop=0", "images/", Options(fps=2.0)),
-        ("test:?frames=3", "", Options(frames=3)),
-        ("mic:default?rate=48000&channel=0", "default", Options(rate=48000, channel=0)),
-        ("mic:USB PnP Sound: Audio (hw:1,0)", "USB PnP Sound: Audio (hw:1,0)", Options()),
-        ("mic:3?channel=mix", "3", Options()),
-        ("wav:a.wav?pace=fast&loop=1&channel=right", "a.wav", Options(pace="fast", loop=True, channel=1)),
-        ("test:", "", Options()),
+        ("libcamera:0?size=640x480&fps=12.5", "0", SourceOptions((640, 480), 12.5)),
+        ("file:clip.mp4", "clip.mp4", SourceOptions()),
+        (
+            "file:///media/my%20clip.mp4?pace=fast&loop=1",
+            "/media/my clip.mp4",
+            SourceOptions(pace="fast", loop=True),
+        ),
+        ("file:a#b.mp4", "a#b.mp4", SourceOptions()),
+        ("dir:images/", "images/", SourceOptions(pace="fast")),
+        ("dir:images/?pace=realtime&fps=2&loop=0", "images/", SourceOptions(fps=2.0)),
+        ("test:?frames=3", "", SourceOptions(frames=3)),
+        ("mic:default?rate=48000&channel=0", "default", SourceOptions(rate=48000, channel=0)),
+        ("mic:USB PnP Sound: Audio (hw:1,0)", "USB PnP Sound: Audio (hw:1,0)", SourceOptions()),
+        ("mic:3?channel=mix", "3", SourceOptions()),
+        ("wav:a.wav?pace=fast&loop=1&channel=right", "a.wav", SourceOptions(pace="fast", loop=True, channel=1)),
+        ("test:", "", SourceOptions()),
     ],
 )
-def test_a_uri_is_read(uri: str, target: str, options: Options) -> None:
+def test_a_uri_is_read(uri: str, target: str, options: SourceOptions) -> None:
     address = parse(uri)
     assert (address.target, address.options) == (target, options)
 
@@ -47,7 +51,7 @@ def test_a_streams_query_belongs_to_its_server(uri: str) -> None:
     address = parse(uri)
     assert address.target == uri
     assert address.live
-    assert not address.keeps_all
+    assert not address.lossless
 
 
 @pytest.mark.parametrize(
@@ -109,11 +113,11 @@ def test_sound_is_told_from_pictures() -> None:
 
 
 def test_only_a_fast_replay_keeps_every_picture() -> None:
-    assert parse("wav:a.wav?pace=fast").keeps_all
-    assert not parse("mic:default").keeps_all
-    assert parse("file:a.mp4?pace=fast").keeps_all
-    assert not parse("file:a.mp4").keeps_all
-    assert not parse("v4l2:/dev/video0").keeps_all
+    assert parse("wav:a.wav?pace=fast").lossless
+    assert not parse("mic:default").lossless
+    assert parse("file:a.mp4?pace=fast").lossless
+    assert not parse("file:a.mp4").lossless
+    assert not parse("v4l2:/dev/video0").lossless
 
 
 _network = st.sampled_from(["rtsp", "rtsps", "http", "https", "RTSP", "rstp", "srt"])
@@ -128,7 +132,7 @@ def test_only_scheme_and_host_are_shown(
     uri = f"{scheme}://{account}@{host}{port}{mark}{after if mark else ''}"
     assert mask(uri) in (f"{scheme}://{host}{port}", f"{scheme}://***")
     with contextlib.suppress(SourceError):
-        assert parse(uri).shown == mask(uri)
+        assert parse(uri).masked == mask(uri)
 
 
 @given(_anything, _anything)
@@ -140,7 +144,7 @@ def test_no_error_shows_an_account(account: str, path: str) -> None:
         f"v4l2://§{account}@cam",
     ):
         try:
-            shown = parse(uri).shown
+            shown = parse(uri).masked
         except SourceError as error:
             shown = str(error)
         assert "§" not in shown

@@ -21,15 +21,15 @@ from msgspec.structs import replace
 
 from agent.compute.infer import benchmark as selecting
 from agent.compute.infer.backends import open_session
-from agent.compute.infer.choice import Measured
+from agent.compute.infer.choice import Measurement
 from agent.compute.infer.failover import FailoverSession
 from agent.compute.infer.litert import CpuSession
-from agent.compute.infer.session import Options, Session
-from agent.compute.infer.swappable import AutoSession
+from agent.compute.infer.session import Session, SessionOptions
+from agent.compute.infer.swappable import SwappableSession
 from agent.compute.manifest import Model
 from agent.config.device import SelectionConfig
-from agent.daemon.autoselect import Chooser
-from agent.daemon.measurements import Survey, Surveys, Verdicts
+from agent.daemon.autoselect import AutoBackend
+from agent.daemon.measurements import MeasurementFiles, StoredMeasurement, StoredMeasurements
 from agent.errors import BackendError
 from agent.models.library import open_model
 from tests.support.delegates import COMPILER, NO_COMPILER, compiled, identity_model
@@ -55,9 +55,9 @@ def selection(library: Path, mode: str = "fast", after_s: float = 0.0) -> Select
     return SelectionConfig(candidates=(name,), threads_max=1, after_s=after_s)
 
 
-def opened(chooser: Chooser, model: Model, threads: int = 0) -> AutoSession:
-    session = chooser.open(model, "auto", Options(threads=threads))
-    assert isinstance(session, AutoSession)
+def opened(chooser: AutoBackend, model: Model, threads: int = 0) -> SwappableSession:
+    session = chooser.open(model, "auto", SessionOptions(threads=threads))
+    assert isinstance(session, SwappableSession)
     return session
 
 
@@ -75,8 +75,8 @@ def files(folder: Path) -> list[Path]:
 def measured(tmp_path_factory: pytest.TempPathFactory, library: Path, model: Model) -> Path:
     """A state folder with the model's survey in it."""
     folder = tmp_path_factory.mktemp("state")
-    surveys = Surveys(Verdicts(folder), selection(library))
-    surveys.make(model, surveys.found(), lambda _: None)
+    surveys = StoredMeasurements(MeasurementFiles(folder), selection(library))
+    surveys.measure_and_store(model, surveys.found(), lambda _: None)
     return folder
 
 
@@ -101,7 +101,7 @@ def test_a_stream_starts_on_the_cpu_and_goes_over_when_it_is_known_what_is_best(
     tmp_path: Path, library: Path, model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    chooser = Chooser(selection(library, after_s=0.3), tmp_path)
+    chooser = AutoBackend(selection(library, after_s=0.3), tmp_path)
     session = opened(chooser, model)
     assert session.backend == "cpu"
     answers(session, 1)
@@ -112,7 +112,7 @@ def test_a_stream_starts_on_the_cpu_and_goes_over_when_it_is_known_what_is_best(
     assert f"{model.path}: runs on external:{library}?mode=fast from now on" in caplog.text
     assert "cpu with 1 thread: " in caplog.text
     (file,) = files(tmp_path)
-    kept = msgspec.json.decode(file.read_bytes(), type=Survey)
+    kept = msgspec.json.decode(file.read_bytes(), type=StoredMeasurement)
     assert [one.name for one in kept.measured] == ["cpu", f"external:{library}?mode=fast"]
     assert 0.0 <= kept.busy <= 1.0
     session.close()
@@ -121,7 +121,7 @@ def test_a_stream_starts_on_the_cpu_and_goes_over_when_it_is_known_what_is_best(
 
 @pytest.mark.usefixtures("no_measuring")
 def test_what_was_measured_before_is_used_at_once(state: Path, library: Path, model: Model) -> None:
-    chooser = Chooser(selection(library, after_s=LATE), state)
+    chooser = AutoBackend(selection(library, after_s=LATE), state)
     session = opened(chooser, model)
     wait_for(lambda: session.plan.kind == "delegate", 10.0)
     answers(session, 3)
@@ -132,12 +132,12 @@ def test_what_was_measured_before_is_used_at_once(state: Path, library: Path, mo
 @pytest.mark.usefixtures("no_measuring")
 def test_the_choice_changes_with_the_configuration(state: Path, library: Path, model: Model) -> None:
     (file,) = files(state)
-    kept = msgspec.json.decode(file.read_bytes(), type=Survey)
+    kept = msgspec.json.decode(file.read_bytes(), type=StoredMeasurement)
     cpu, device = kept.measured
     costly = replace(device, cpu_ms=10.0 * cpu.cpu_ms)
     file.write_bytes(msgspec.json.encode(replace(kept, measured=(cpu, costly))))
     by_energy = msgspec.structs.replace(selection(library, after_s=LATE), by="energy")
-    chooser = Chooser(by_energy, state)
+    chooser = AutoBackend(by_energy, state)
     session = opened(chooser, model)
     assert isinstance(session._session, CpuSession)
     assert session.plan.threads == 1
@@ -157,7 +157,7 @@ def test_what_two_streams_open_at_the_same_moment_is_not_forgotten(
     state: Path, library: Path, model: Model
 ) -> None:
     """The first to look through what is open is held up until the other has opened its own, or cannot."""
-    chooser = Chooser(selection(library, after_s=LATE), state)
+    chooser = AutoBackend(selection(library, after_s=LATE), state)
     second, held = threading.Event(), threading.Event()
 
     class Slow:
@@ -167,7 +167,7 @@ def test_what_two_streams_open_at_the_same_moment_is_not_forgotten(
                 second.wait(0.3)
 
     chooser._open.append(cast("Any", Slow()))
-    sessions: list[AutoSession] = []
+    sessions: list[SwappableSession] = []
     thread = threading.Thread(target=lambda: sessions.append(opened(chooser, model)))
     thread.start()
     assert held.wait(5.0)
@@ -220,8 +220,8 @@ def test_a_damaged_or_impossible_verdict_is_told_and_measured_anew(
     (file,) = files(state)
     assert callable(damage)
     file.write_bytes(damage(file.read_bytes()))
-    surveys = Surveys(Verdicts(state), selection(library))
-    assert surveys.known(model, surveys.found()) is None
+    surveys = StoredMeasurements(MeasurementFiles(state), selection(library))
+    assert surveys.load_valid(model, surveys.found()) is None
     assert f"{file}: damaged: " in caplog.text
     assert "it is measured anew" in caplog.text
 
@@ -237,9 +237,9 @@ def test_no_byte_of_a_verdict_keeps_the_daemon_from_starting(
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "verdicts").mkdir()
         (Path(folder) / "verdicts" / file.name).write_bytes(content)
-        surveys = Surveys(Verdicts(Path(folder)), selection(library))
+        surveys = StoredMeasurements(MeasurementFiles(Path(folder)), selection(library))
         found = surveys.found()
-        if (made := surveys.known(model, found)) is not None:
+        if (made := surveys.load_valid(model, found)) is not None:
             assert surveys.verdict(made, found).cpu.threads == 1
 
 
@@ -250,7 +250,7 @@ def test_a_daemon_starts_with_a_pipe_a_folder_or_a_device_in_place_of_a_verdict(
     (file,) = files(state)
     file.unlink()
     make(file)
-    chooser = Chooser(selection(library, after_s=LATE), state)
+    chooser = AutoBackend(selection(library, after_s=LATE), state)
     session = opened(chooser, model)
     answers(session, 9)
     assert f"{file}: is a " in caplog.text
@@ -262,23 +262,23 @@ def test_one_that_another_version_wrote_is_none(
     state: Path, library: Path, model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     (file,) = files(state)
-    kept = msgspec.json.decode(file.read_bytes(), type=Survey)
-    surveys = Surveys(Verdicts(state), selection(library))
-    assert surveys.known(model, surveys.found()) == kept
+    kept = msgspec.json.decode(file.read_bytes(), type=StoredMeasurement)
+    surveys = StoredMeasurements(MeasurementFiles(state), selection(library))
+    assert surveys.load_valid(model, surveys.found()) == kept
     file.write_bytes(msgspec.json.encode(replace(kept, version=0, measured=())))
-    assert surveys.known(model, surveys.found()) is None
+    assert surveys.load_valid(model, surveys.found()) is None
     assert caplog.text == ""
 
 
 def test_a_device_that_answered_with_no_numbers_is_remembered(
     tmp_path: Path, library: Path, model: Model
 ) -> None:
-    surveys = Surveys(Verdicts(tmp_path), selection(library, "nan"))
+    surveys = StoredMeasurements(MeasurementFiles(tmp_path), selection(library, "nan"))
     found = surveys.found()
-    made = surveys.make(model, found, lambda _: None)
+    made = surveys.measure_and_store(model, found, lambda _: None)
     assert made.measured[1].error is None
     assert made.measured[1].refused == "answers wrongly: some answers are not finite numbers"
-    assert surveys.known(model, found) == made
+    assert surveys.load_valid(model, found) == made
 
 
 def test_a_change_of_the_board_is_told(
@@ -286,11 +286,11 @@ def test_a_change_of_the_board_is_told(
 ) -> None:
     caplog.set_level(logging.INFO)
     (file,) = files(state)
-    kept = msgspec.json.decode(file.read_bytes(), type=Survey)
+    kept = msgspec.json.decode(file.read_bytes(), type=StoredMeasurement)
     older = replace(kept, circumstances=replace(kept.circumstances, kernel="5.10.0", cores=99))
     file.write_bytes(msgspec.json.encode(older))
-    surveys = Surveys(Verdicts(state), selection(library))
-    assert surveys.known(model, surveys.found()) is None
+    surveys = StoredMeasurements(MeasurementFiles(state), selection(library))
+    assert surveys.load_valid(model, surveys.found()) is None
     assert "kernel, cores changed since it was measured" in caplog.text
 
 
@@ -298,7 +298,7 @@ def test_what_cannot_be_kept_is_used_all_the_same(
     tmp_path: Path, library: Path, model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "verdicts").write_text("in the way")
-    chooser = Chooser(selection(library), tmp_path)
+    chooser = AutoBackend(selection(library), tmp_path)
     session = opened(chooser, model)
     wait_for(lambda: session.plan.kind == "delegate", 20.0)
     assert "it will be measured again after the next start" in caplog.text
@@ -310,7 +310,7 @@ def test_a_device_that_crashes_is_not_taken(
     tmp_path: Path, library: Path, model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    chooser = Chooser(selection(library, "crash"), tmp_path)
+    chooser = AutoBackend(selection(library, "crash"), tmp_path)
     session = opened(chooser, model)
     wait_for(lambda: "runs on the CPU with 1 thread from now on" in caplog.text, 20.0)
     assert "killed by SIGSEGV" in caplog.text
@@ -323,11 +323,11 @@ def test_a_device_that_crashes_is_not_taken(
 @pytest.mark.usefixtures("no_measuring")
 def test_threads_that_were_asked_for_are_given(state: Path, library: Path, model: Model) -> None:
     (file,) = files(state)
-    kept = msgspec.json.decode(file.read_bytes(), type=Survey)
+    kept = msgspec.json.decode(file.read_bytes(), type=StoredMeasurement)
     cpu, device = kept.measured
     slow = replace(device, refused="slower")
     file.write_bytes(msgspec.json.encode(replace(kept, measured=(cpu, slow))))
-    chooser = Chooser(selection(library, after_s=LATE), state)
+    chooser = AutoBackend(selection(library, after_s=LATE), state)
     session = opened(chooser, model, threads=3)
     assert session.plan.threads == 3
     session.close()
@@ -339,13 +339,13 @@ def test_threads_that_were_asked_for_are_given_even_where_they_were_refused(
     state: Path, library: Path, model: Model
 ) -> None:
     (file,) = files(state)
-    kept = msgspec.json.decode(file.read_bytes(), type=Survey)
+    kept = msgspec.json.decode(file.read_bytes(), type=StoredMeasurement)
     cpu, device = kept.measured
-    two = Measured("cpu", cpu.title, 2, refused="killed by SIGSEGV")
+    two = Measurement("cpu", cpu.title, 2, refused="killed by SIGSEGV")
     wider = replace(kept.circumstances, threads_max=2)
     slow = replace(device, p50_ms=10.0 * cpu.p50_ms)
     file.write_bytes(msgspec.json.encode(replace(kept, circumstances=wider, measured=(cpu, two, slow))))
-    chooser = Chooser(replace(selection(library, after_s=LATE), threads_max=2), state)
+    chooser = AutoBackend(replace(selection(library, after_s=LATE), threads_max=2), state)
     for threads, given_ in ((2, 2), (0, 1)):
         session = opened(chooser, model, threads)
         assert session.plan.threads == given_
@@ -355,21 +355,21 @@ def test_threads_that_were_asked_for_are_given_even_where_they_were_refused(
 
 
 def test_an_explicit_backend_is_as_it_was_asked_for(tmp_path: Path, library: Path, model: Model) -> None:
-    chooser = Chooser(selection(library, after_s=LATE), tmp_path)
-    cpu = chooser.open(model, "cpu", Options())
+    chooser = AutoBackend(selection(library, after_s=LATE), tmp_path)
+    cpu = chooser.open(model, "cpu", SessionOptions())
     assert isinstance(cpu, CpuSession)
-    device = chooser.open(model, f"external:{library}?mode=fast,cpu", Options())
+    device = chooser.open(model, f"external:{library}?mode=fast,cpu", SessionOptions())
     assert isinstance(device, FailoverSession)
     answers(device, 7)
     with pytest.raises(BackendError, match="no backend"):
-        chooser.open(model, "gpv", Options())
+        chooser.open(model, "gpv", SessionOptions())
     for session in (cpu, device):
         session.close()
     assert chooser._thread is None
 
 
 def test_nothing_is_measured_for_a_session_that_is_gone(tmp_path: Path, library: Path, model: Model) -> None:
-    chooser = Chooser(selection(library, after_s=0.2), tmp_path)
+    chooser = AutoBackend(selection(library, after_s=0.2), tmp_path)
     session = opened(chooser, model)
     session.close()
     del session
@@ -382,7 +382,7 @@ def test_measuring_ends_with_the_daemon(
     tmp_path: Path, library: Path, model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    chooser = Chooser(replace(selection(library), threads_max=2), tmp_path)
+    chooser = AutoBackend(replace(selection(library), threads_max=2), tmp_path)
     session = opened(chooser, model)
     wait_for(lambda: "measuring" in caplog.text, 5.0)
     chooser.close()
@@ -405,7 +405,7 @@ def test_a_model_that_cannot_be_measured_stays_on_the_cpu(
         raise BackendError("no memory")
 
     monkeypatch.setattr(selecting, "survey", fail)
-    chooser = Chooser(selection(library), tmp_path)
+    chooser = AutoBackend(selection(library), tmp_path)
     one, other = opened(chooser, model), opened(chooser, model)
     wait_for(lambda: "stays on the CPU: no memory" in caplog.text, 5.0)
     chooser.configure(selection(library))
@@ -417,6 +417,6 @@ def test_a_model_that_cannot_be_measured_stays_on_the_cpu(
 
 
 def test_without_a_chooser_auto_is_the_cpu(model: Model) -> None:
-    session = open_session(model, "auto", Options())
+    session = open_session(model, "auto", SessionOptions())
     assert isinstance(session, CpuSession)
     session.close()

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.compute.drawing import Stills
+from agent.compute.drawing import FrameEncoder
 from agent.config.device import StorageConfig
 from agent.config.stream import ClipsConfig, PublishConfig
-from agent.daemon.clips import Filming
-from agent.daemon.pipeline import Pipeline
+from agent.daemon.clips import StreamClips
+from agent.daemon.pipeline import VideoPipeline
 from agent.errors import BackendError, CommandError
 from agent.storage.clips import recorder as recorder_module
 from agent.storage.clips.recorder import Recorder
@@ -37,7 +37,7 @@ class Camera:
         self.taken: list[int] = []
         self.recorder = Recorder(folder, StorageConfig(clips_keep_free_bytes=0), self.clips.append)
         fields = {"before_s": 1.0, "after_s": 1.0, "max_s": 10.0, "fps": 10.0, **config}
-        self.filming = Filming("front", ClipsConfig(**fields), self.recorder, self._back, keeps_all=True)
+        self.filming = StreamClips("front", ClipsConfig(**fields), self.recorder, self._back, keeps_all=True)
 
     def _back(self, frame: Frame) -> None:
         self.given_back.append(frame.seq)
@@ -47,7 +47,7 @@ class Camera:
         for number in range(first, last + 1):
             at_ns = number * SECOND // 30
             frame = Frame(image(number), "front", number, at_ns, datetime.now(UTC))
-            if self.filming.film(frame, events if number == first else ()):
+            if self.filming.add_frame(frame, events if number == first else ()):
                 self.taken.append(number)
 
     def clip(self, number: int = 0) -> Clip:
@@ -95,7 +95,7 @@ def test_a_camera_of_just_that_rate_loses_no_picture_to_its_jitter(tmp_path: Pat
     camera, chance = Camera(tmp_path, fps=5.0), random.Random(1)
     for number in range(100):
         at_ns = number * 200_000_000 + chance.randint(-jitter_ms, jitter_ms) * 1_000_000 + SECOND
-        camera.filming.film(Frame(image(number), "front", number, at_ns, datetime.now(UTC)), ())
+        camera.filming.add_frame(Frame(image(number), "front", number, at_ns, datetime.now(UTC)), ())
     camera.filming.close()
     assert len(camera.given_back) >= 98
 
@@ -110,18 +110,18 @@ def test_every_frame_that_is_taken_is_given_back_once(camera: Camera) -> None:
 
 
 def test_a_live_camera_does_not_wait_for_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    goes_on, real = threading.Event(), Stills.of
+    goes_on, real = threading.Event(), FrameEncoder.encode
 
-    def slowly(self: Stills, frame: Frame) -> Any:
+    def slowly(self: FrameEncoder, frame: Frame) -> Any:
         goes_on.wait(10)
         return real(self, frame)
 
-    monkeypatch.setattr(Stills, "of", slowly)
+    monkeypatch.setattr(FrameEncoder, "encode", slowly)
     back: list[Frame] = []
     recorder = Recorder(tmp_path, StorageConfig(), lambda _: None)
-    filming = Filming("front", ClipsConfig(fps=30.0), recorder, back.append)
+    filming = StreamClips("front", ClipsConfig(fps=30.0), recorder, back.append)
     frames = [Frame(image(n), "front", n, n * SECOND // 10, datetime.now(UTC)) for n in range(30)]
-    assert all(filming.film(frame, ()) for frame in frames)
+    assert all(filming.add_frame(frame, ()) for frame in frames)
     wait_for(lambda: len(back) >= 28)
     goes_on.set()
     filming.close()
@@ -131,7 +131,7 @@ def test_a_live_camera_does_not_wait_for_the_encoder(tmp_path: Path, monkeypatch
 def test_an_end_that_comes_without_a_frame_ends_the_clip(camera: Camera) -> None:
     camera.film(0, 29)
     camera.film(30, 40, event("new"))
-    camera.filming.hear([event("end")])
+    camera.filming.add_events([event("end")])
     assert play(Path(camera.clip().path)).numbers[-1] == 39
 
 
@@ -175,10 +175,10 @@ def test_closing_saves_what_there_is(camera: Camera) -> None:
 def test_a_picture_that_cannot_be_encoded_is_said_once_and_given_back(
     camera: Camera, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(self: Stills, frame: Frame) -> None:
+    def refuse(self: FrameEncoder, frame: Frame) -> None:
         raise BackendError("no encoder") if frame.seq < 30 else ZeroDivisionError
 
-    monkeypatch.setattr(Stills, "of", refuse)
+    monkeypatch.setattr(FrameEncoder, "encode", refuse)
     camera.film(0, 60)
     camera.filming.close()
     assert sorted(camera.given_back) == camera.taken
@@ -192,7 +192,7 @@ def test_what_is_drawn_into_the_snapshot_is_not_in_the_clip(camera: Camera, tmp_
         for n in range(20)
     ]
     publish = PublishConfig(snapshot_every_s=0.01)
-    Pipeline(FrameList(grey), vision, reporter, publish, camera.filming).run(threading.Event())
+    VideoPipeline(FrameList(grey), vision, reporter, publish, camera.filming).run(threading.Event())
     camera.filming.close()
     shown = frames_of(Path(camera.clip().path))
     assert len(shown) == 20

@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 
 from agent.daemon import command_handler as module
-from agent.daemon.command_handler import Checkup
+from agent.daemon.command_handler import DoctorProcess
 from agent.errors import CommandError
 
 Told = tuple[dict[str, Any] | None, str]
 
 
-def told(checkup: Checkup) -> Told:
+def told(checkup: DoctorProcess) -> Told:
     answers: queue.SimpleQueue[Told] = queue.SimpleQueue()
     checkup.start(lambda report, why: answers.put((report, why)))
     return answers.get(timeout=60)
 
 
-def scripted(code: str, longest_s: float = 20.0) -> Checkup:
+def scripted(code: str, longest_s: float = 20.0) -> DoctorProcess:
     """One whose doctor is a script."""
-    made = Checkup(None, longest_s)
+    made = DoctorProcess(None, longest_s)
     made._command = [sys.executable, "-c", code]
     return made
 
@@ -32,7 +32,7 @@ def scripted(code: str, longest_s: float = 20.0) -> Checkup:
 def test_the_real_doctor_answers_with_its_report(tmp_path: Path) -> None:
     file = tmp_path / "vedette.toml"
     file.write_text('[streams.front]\nsource = "test:"\nmodel = "nobody"\n')
-    report, why = told(Checkup(file))
+    report, why = told(DoctorProcess(file))
     assert why == ""
     assert report is not None
     assert report["healthy"] is False, "there is no such model"
@@ -44,7 +44,7 @@ def test_modules_of_the_working_folder_are_not_run(tmp_path: Path, monkeypatch: 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')")
     monkeypatch.chdir(tmp_path)
-    told(Checkup(None, 1.0))  # what it examines does not matter: its modules are imported by then
+    told(DoctorProcess(None, 1.0))  # what it examines does not matter: its modules are imported by then
     assert not (tmp_path / "was-run").exists()
 
 
@@ -82,6 +82,6 @@ def test_there_is_one_at_a_time_and_it_ends_with_the_daemon() -> None:
 
 
 def test_one_that_cannot_be_started_is_told() -> None:
-    made = Checkup(None)
+    made = DoctorProcess(None)
     made._command = ["/nowhere/python"]
     assert "cannot be started" in told(made)[1]

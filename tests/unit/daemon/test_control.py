@@ -14,12 +14,12 @@ from agent.config.device import MqttConfig, StorageConfig
 from agent.config.stream import ClipsConfig, DecodeConfig, PublishConfig, StreamConfig, TrackConfig
 from agent.daemon import control as module
 from agent.daemon import perception
-from agent.daemon.control import Control
-from agent.daemon.overrides import FILE, LOST, decode
-from agent.daemon.runtime import House, stop_streams
+from agent.daemon.control import ConfigManager
+from agent.daemon.overrides import FILE, UNKNOWN_STATE, decode
+from agent.daemon.runtime import Runtime, stop_streams
 from agent.errors import CommandError, StorageError, VedetteError
 from agent.storage.spool.spool import Spool
-from agent.storage.state_file import Found, TwinFile
+from agent.storage.state_file import StoredContent, TwinFile
 from tests.support.hanging import Inferences
 from tests.support.house import person_model
 from tests.support.picture_models import classifier
@@ -46,9 +46,9 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
     made.close()
 
 
-def housed(config: Config, file: TwinFile, spool: Spool) -> tuple[Control, House]:
-    control = Control(config, file)
-    house = House(control.config, spool)
+def housed(config: Config, file: TwinFile, spool: Spool) -> tuple[ConfigManager, Runtime]:
+    control = ConfigManager(config, file)
+    house = Runtime(control.config, spool)
     control.attach(house)
     house.prepare()
     return control, house
@@ -67,10 +67,10 @@ def test_a_change_is_on_the_disk_before_it_is_carried_out(
 
     monkeypatch.setattr(TwinFile, "write", noting)
     try:
-        assert control.change("front", "enabled", True) == ""
+        assert control.set("front", "enabled", True) == ""
         assert states == ["disabled"]
         wait_for(lambda: house.streams["front"].has_result)
-        assert Control(config, file).config.streams["front"].enabled
+        assert ConfigManager(config, file).config.streams["front"].enabled
     finally:
         stop_streams(house.streams.values())
 
@@ -96,7 +96,7 @@ def test_nothing_of_a_camera_that_is_switched_off_is_published_however_long_its_
     wait_for(lambda: old.frames > 5)
     inferences.hang()
     old.snapshot_now()
-    assert control.change("front", "enabled", False) == ""
+    assert control.set("front", "enabled", False) == ""
     spool.flush(5.0)
     retained, events = house.line.publisher.retained(), spool.peek(0, 1000)
     assert retained[house.topics.snapshot("front")] == b""
@@ -126,7 +126,7 @@ def test_when_the_disk_refuses_it_is_done_all_the_same_and_said(
 
     control, house = housed(config, file, spool)
     monkeypatch.setattr(TwinFile, "write", full)
-    warning = control.change("front", "threshold", 0.7)
+    warning = control.set("front", "threshold", 0.7)
     assert warning.startswith("done, but what commands have set is not written yet")
     assert "overrides.json: cannot be written" in warning
     assert house.settings["front"].threshold == 0.7
@@ -145,14 +145,14 @@ def test_what_the_disk_refused_is_written_as_soon_as_it_can_be(
     file = TwinFile(tmp_path / "disk" / FILE)
     control, _ = housed(on(config), file, spool)
     for _ in range(2):
-        assert "is not written yet" in control.change("front", "enabled", False)
+        assert "is not written yet" in control.set("front", "enabled", False)
         control.look()
     assert str(file.path) in control.unwritten
     assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
     file.path.parent.mkdir()
     control.look()
     assert control.unwritten == ""
-    assert not Control(on(config), file).config.streams["front"].enabled
+    assert not ConfigManager(on(config), file).config.streams["front"].enabled
 
 
 def test_nothing_is_written_to_a_state_folder_that_is_refused(
@@ -161,19 +161,19 @@ def test_nothing_is_written_to_a_state_folder_that_is_refused(
     monkeypatch.setattr(module, "_RETRY_S", 0.0)
     control, _ = housed(on(config), file, spool)
     control.folder_trouble = "belongs to the user nobody"
-    assert "belongs to the user nobody" in control.change("front", "enabled", False)
+    assert "belongs to the user nobody" in control.set("front", "enabled", False)
     control.look()
     assert not file.path.exists()
     control.write_anew()
-    assert not Control(on(config), file).config.streams["front"].enabled
+    assert not ConfigManager(on(config), file).config.streams["front"].enabled
 
 
 def test_a_change_that_cannot_be_carried_out_is_not_kept(file: TwinFile, spool: Spool, config: Config) -> None:
     broken = replace(config.streams["front"], model="nobody")
     control, house = housed(replace(config, streams={**config.streams, "front": broken}), file, spool)
     with pytest.raises(CommandError, match="no bundled model is called"):
-        control.change("front", "enabled", True)
-    assert file.read(decode) == Found(None)
+        control.set("front", "enabled", True)
+    assert file.read(decode) == StoredContent(None)
     assert house.settings["front"].enabled is False
 
 
@@ -186,13 +186,13 @@ def test_no_more_is_written_than_a_card_stands(
     refused: list[str] = []
     for number in range(3 * module._WRITES):
         try:
-            control.change("front", "threshold", 0.1 + number / 1000)
+            control.set("front", "threshold", 0.1 + number / 1000)
         except CommandError as error:
             refused.append(str(error))
     assert len(writes) in (module._WRITES, module._WRITES + 1)
     assert len(writes) + len(refused) == 3 * module._WRITES
     assert set(refused) == {"too many changes in a short time; try again in a few seconds"}
-    assert control.change("front", "threshold", house.settings["front"].threshold) == "", "that changes nothing"
+    assert control.set("front", "threshold", house.settings["front"].threshold) == "", "that changes nothing"
 
 
 def test_a_rung_that_is_gone_from_its_model_does_not_keep_the_stream_from_running(
@@ -202,17 +202,17 @@ def test_a_rung_that_is_gone_from_its_model_does_not_keep_the_stream_from_runnin
     model = sizes_model(tmp_path, {"64": [(0.9, LEFT)], "32": [(0.9, LEFT)]})
     config = Config({"front": StreamConfig("test:", str(model), enabled=False)})
     control, _ = housed(config, file, spool)
-    control.change("front", "rung", "32")
-    assert Control(config, file).config.streams["front"].rung == "32"
+    control.set("front", "rung", "32")
+    assert ConfigManager(config, file).config.streams["front"].rung == "32"
     sizes_model(tmp_path, {"64": [(0.9, LEFT)], "48": [(0.9, LEFT)]})
-    assert Control(config, file).config.streams["front"].rung == ""
+    assert ConfigManager(config, file).config.streams["front"].rung == ""
     assert "rung '32' is gone from its model" in caplog.text
-    assert file.read(decode) == Found(None)
+    assert file.read(decode) == StoredContent(None)
 
 
 def test_a_reload_that_is_refused_leaves_every_override(config: Config, file: TwinFile, spool: Spool) -> None:
     control, house = housed(config, file, spool)
-    control.change("front", "threshold", 0.7)
+    control.set("front", "threshold", 0.7)
     kept = file.path.read_bytes()
     changed = replace(
         config.streams["front"], decode=DecodeConfig(score_threshold=0.2), model="nobody", enabled=True
@@ -230,11 +230,11 @@ def test_only_an_operators_off_keeps_the_daemon_waiting(config: Config, file: Tw
         streams={"front": replace(config.streams["front"], enabled=True), **{"back": config.streams["back"]}},
     )
     control, house = housed(on, file, spool)
-    assert house.kept_off == frozenset()
-    control.change("front", "enabled", False)
-    assert house.kept_off == {"front"}
-    control.change("front", "enabled", None)
-    assert house.kept_off == frozenset()
+    assert house.disabled_by_operator == frozenset()
+    control.set("front", "enabled", False)
+    assert house.disabled_by_operator == {"front"}
+    control.set("front", "enabled", None)
+    assert house.disabled_by_operator == frozenset()
     stop_streams(house.streams.values())
 
 
@@ -260,13 +260,13 @@ def test_what_cannot_be_known_is_off_also_when_the_disk_refuses_to_keep_that(
     with monkeypatch.context() as patched:
         patched.setattr(TwinFile, "write", full)
         for _ in range(2):  # a fresh device must not be what is left of it
-            control = Control(on(config), file)
+            control = ConfigManager(on(config), file)
             assert [one.enabled for one in control.config.streams.values()] == [False, False]
-            assert control.remark("front") == LOST
+            assert control.remark("front") == UNKNOWN_STATE
     assert all(path.read_bytes() for path in damaged)
-    Control(on(config), file)
+    ConfigManager(on(config), file)
     assert file.read(decode).faults == ()
-    assert Control(on(config), file).remark("front") == LOST
+    assert ConfigManager(on(config), file).remark("front") == UNKNOWN_STATE
 
 
 def test_a_stream_that_a_damaged_file_keeps_off_is_said_at_every_start(
@@ -275,29 +275,29 @@ def test_a_stream_that_a_damaged_file_keeps_off_is_said_at_every_start(
     damage(file)
     for _ in range(2):
         caplog.clear()
-        Control(on(config), file)
+        ConfigManager(on(config), file)
         for name in ("front", "back"):
-            assert f"stream {name}: {LOST}" in caplog.messages
+            assert f"stream {name}: {UNKNOWN_STATE}" in caplog.messages
     caplog.clear()
-    Control(config, file)
+    ConfigManager(config, file)
     assert not [line for line in caplog.messages if line.startswith("stream front: ")], "the file says off"
 
 
 def test_the_file_that_says_off_and_the_one_that_changes_count(config: Config, file: TwinFile) -> None:
     damage(file)
     mixed = replace(config, streams={**config.streams, "back": replace(config.streams["back"], enabled=True)})
-    control = Control(mixed, file)
-    assert [control.remark(name) for name in ("front", "back")] == ["", LOST], "front is off anyway"
-    assert not Control(config, file).remark("back"), "its enabled is another one now"
+    control = ConfigManager(mixed, file)
+    assert [control.remark(name) for name in ("front", "back")] == ["", UNKNOWN_STATE], "front is off anyway"
+    assert not ConfigManager(config, file).remark("back"), "its enabled is another one now"
 
 
 def test_a_device_on_which_nothing_was_ever_set_runs(config: Config, file: TwinFile) -> None:
-    control = Control(on(config), file)
+    control = ConfigManager(on(config), file)
     assert [one.enabled for one in control.config.streams.values()] == [True, True]
     assert not file.path.exists()
     for path in damage(file):
         path.unlink()
-    assert Control(on(config), file).config.streams["front"].enabled, "deleting both is a way out"
+    assert ConfigManager(on(config), file).config.streams["front"].enabled, "deleting both is a way out"
 
 
 def test_what_is_unknown_is_kept_off_and_no_operator_has_set_it(
@@ -305,12 +305,12 @@ def test_what_is_unknown_is_kept_off_and_no_operator_has_set_it(
 ) -> None:
     damage(file)
     control, house = housed(on(config), file, spool)
-    assert house.kept_off == {"front", "back"}
+    assert house.disabled_by_operator == {"front", "back"}
     assert control.overridden("front") == ()
-    assert control.health("front", house.streams["front"].health()).detail == LOST
-    assert control.change("front", "enabled", False) == ""
+    assert control.health("front", house.streams["front"].health()).detail == UNKNOWN_STATE
+    assert control.set("front", "enabled", False) == ""
     assert (control.overridden("front"), control.remark("front")) == (("enabled",), "")
-    assert Control(on(config), file).remark("back") == LOST
+    assert ConfigManager(on(config), file).remark("back") == UNKNOWN_STATE
     stop_streams(house.streams.values())
 
 

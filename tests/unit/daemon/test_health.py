@@ -13,12 +13,12 @@ from agent import __version__
 from agent.config import Config
 from agent.config.device import MqttConfig, StorageConfig
 from agent.config.stream import StreamConfig
-from agent.daemon.control import Control
-from agent.daemon.health import BoardHealth, Bulletin, LocalHealth
+from agent.daemon.control import ConfigManager
+from agent.daemon.health import DaemonHealth, HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.overrides import FILE
-from agent.daemon.runtime import House, stop_streams
-from agent.daemon.shadow_manager import Shadows
+from agent.daemon.runtime import Runtime, stop_streams
+from agent.daemon.shadow_manager import ShadowManager
 from agent.storage.spool.spool import Spool
 from agent.storage.state_file import TwinFile
 from tests.support.house import person_model
@@ -26,7 +26,7 @@ from tests.support.publishing import wait_for
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
+def house(tmp_path: Path) -> Iterator[Runtime]:
     model = str(person_model(tmp_path))
     streams = {
         "front": StreamConfig("test:?size=64x48&fps=50", model),
@@ -34,7 +34,7 @@ def house(tmp_path: Path) -> Iterator[House]:
         "off": StreamConfig("test:", model, enabled=False),
     }
     spool = Spool(tmp_path, StorageConfig())
-    made = House(Config(streams, mqtt=MqttConfig(port=1)), spool)
+    made = Runtime(Config(streams, mqtt=MqttConfig(port=1)), spool)
     made.prepare()
     for stream in made.streams.values():
         stream.start()
@@ -44,19 +44,21 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 
 @pytest.fixture
-def bulletin(house: House, tmp_path: Path) -> Bulletin:
-    control = Control(house.config, TwinFile(tmp_path / FILE))
+def bulletin(house: Runtime, tmp_path: Path) -> HealthPublisher:
+    control = ConfigManager(house.config, TwinFile(tmp_path / FILE))
     control.attach(house)
-    return Bulletin(house, control, HomeAssistant(house))
+    return HealthPublisher(house, control, HomeAssistant(house))
 
 
-def report(folder: Path) -> BoardHealth:
-    return msgspec.json.decode((folder / "health.json").read_bytes(), type=BoardHealth)
+def report(folder: Path) -> DaemonHealth:
+    return msgspec.json.decode((folder / "health.json").read_bytes(), type=DaemonHealth)
 
 
-def test_each_stream_is_told_with_what_it_has_inferred(house: House, bulletin: Bulletin, tmp_path: Path) -> None:
+def test_each_stream_is_told_with_what_it_has_inferred(
+    house: Runtime, bulletin: HealthPublisher, tmp_path: Path
+) -> None:
     wait_for(lambda: house.streams["front"].inferred >= 3 and house.streams["away"].standing[0] == "lost")
-    local = LocalHealth(house, bulletin, Shadows(house, {}), {"RUNTIME_DIRECTORY": f"{tmp_path}:/elsewhere"})
+    local = HealthFile(house, bulletin, ShadowManager(house, {}), {"RUNTIME_DIRECTORY": f"{tmp_path}:/elsewhere"})
     local.look(ready=False, is_due=False)
     bulletin.publish()
     local.look(ready=True, is_due=True)
@@ -76,11 +78,11 @@ def test_each_stream_is_told_with_what_it_has_inferred(house: House, bulletin: B
 
 
 def test_it_is_written_when_it_is_old_or_something_has_changed_and_not_all_the_time(
-    house: House, bulletin: Bulletin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    house: Runtime, bulletin: HealthPublisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = [100.0]
     monkeypatch.setattr("agent.daemon.health.time.monotonic", lambda: now_s[0])
-    local = LocalHealth(house, bulletin, Shadows(house, {}), {"RUNTIME_DIRECTORY": str(tmp_path)})
+    local = HealthFile(house, bulletin, ShadowManager(house, {}), {"RUNTIME_DIRECTORY": str(tmp_path)})
     written = []
     for later_s, is_due in ((0.0, False), (0.5, False), (0.5, True), (1.9, False), (0.2, False)):
         now_s[0] += later_s
@@ -91,10 +93,10 @@ def test_it_is_written_when_it_is_old_or_something_has_changed_and_not_all_the_t
 
 
 def test_without_a_folder_nothing_is_written_and_without_a_disk_it_is_told_once(
-    house: House, bulletin: Bulletin, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    house: Runtime, bulletin: HealthPublisher, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    LocalHealth(house, bulletin, Shadows(house, {}), {}).look(ready=True, is_due=True)
-    gone = LocalHealth(house, bulletin, Shadows(house, {}), {"RUNTIME_DIRECTORY": str(tmp_path / "gone")})
+    HealthFile(house, bulletin, ShadowManager(house, {}), {}).look(ready=True, is_due=True)
+    gone = HealthFile(house, bulletin, ShadowManager(house, {}), {"RUNTIME_DIRECTORY": str(tmp_path / "gone")})
     for _ in range(3):
         gone.look(ready=True, is_due=True)
     assert len([said for said in caplog.messages if "gets old" in said and "gone/health.json" in said]) == 1

@@ -7,16 +7,19 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from agent.compute.infer.delegates import Found
-from agent.compute.infer.session import Plan
+from agent.compute.infer.delegates import DelegateProbe
+from agent.compute.infer.session import BackendSpec
 from agent.compute.manifest import GoldenManifest
-from agent.daemon.measurements import Seen, circumstances
+from agent.daemon.measurements import FileStamp, circumstances
 from agent.models.library import open_model
 
 
-def found(library: Path, **settings: str) -> list[Found]:
-    plan = Plan("stub", "delegate", str(library), settings)
-    return [Found("stub", "a stub", plan, (str(library),)), Found("away", "another", missing="not here")]
+def found(library: Path, **settings: str) -> list[DelegateProbe]:
+    plan = BackendSpec("stub", "delegate", str(library), settings)
+    return [
+        DelegateProbe("stub", "a stub", plan, (str(library),)),
+        DelegateProbe("away", "another", missing="not here"),
+    ]
 
 
 def test_the_same_is_the_same_and_each_change_is_named(tmp_path: Path) -> None:
@@ -59,4 +62,4 @@ def test_a_library_is_read_again_only_when_it_was_touched(tmp_path: Path) -> Non
     library.unlink()
     gone, files = circumstances(model, found(library), 2, files)
     assert before.differences(gone) == ["candidates"]
-    assert files[str(library)] == Seen(0, 0, 0, 0, "")
+    assert files[str(library)] == FileStamp(0, 0, 0, 0, "")

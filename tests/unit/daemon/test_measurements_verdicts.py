@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from agent.daemon.measurements import Verdicts
+from agent.daemon.measurements import MeasurementFiles
 from agent.errors import StorageError
 
 KEY = "0123456789abcdef" * 4
 
 
 def test_what_was_written_last_is_read(tmp_path: Path) -> None:
-    verdicts = Verdicts(tmp_path)
+    verdicts = MeasurementFiles(tmp_path)
     assert verdicts.read("nanodet", KEY) == b""
     assert list(tmp_path.iterdir()) == []
     verdicts.write("nanodet", KEY, b"one")
@@ -27,7 +27,7 @@ def test_what_was_written_last_is_read(tmp_path: Path) -> None:
 
 
 def test_a_models_name_stays_in_the_folder(tmp_path: Path) -> None:
-    verdicts = Verdicts(tmp_path / "state")
+    verdicts = MeasurementFiles(tmp_path / "state")
     (tmp_path / "state").mkdir()
     verdicts.write("../../etc/passwd\0", KEY, b"x")
     (file,) = (tmp_path / "state" / "verdicts").iterdir()
@@ -37,7 +37,7 @@ def test_a_models_name_stays_in_the_folder(tmp_path: Path) -> None:
 
 def test_what_cannot_be_kept_is_told_with_its_path(tmp_path: Path) -> None:
     (tmp_path / "verdicts").write_text("a file where a folder should be")
-    verdicts = Verdicts(tmp_path)
+    verdicts = MeasurementFiles(tmp_path)
     with pytest.raises(StorageError, match="verdicts"):
         verdicts.write("nanodet", KEY, b"x")
     with pytest.raises(StorageError, match="verdicts: is a file where a folder is expected"):
@@ -45,7 +45,7 @@ def test_what_cannot_be_kept_is_told_with_its_path(tmp_path: Path) -> None:
 
 
 def test_a_file_that_has_grown_is_not_read(tmp_path: Path) -> None:
-    verdicts = Verdicts(tmp_path)
+    verdicts = MeasurementFiles(tmp_path)
     verdicts.write("nanodet", KEY, b"x" * (1024**2 + 1))
     with pytest.raises(StorageError, match="at most 1048576"):
         verdicts.read("nanodet", KEY)
@@ -53,7 +53,7 @@ def test_a_file_that_has_grown_is_not_read(tmp_path: Path) -> None:
 
 def in_the_way(state: Path, make: Callable[[Path], object]) -> Path:
     """What an attacker, or a bad card, has put in place of the verdict's file."""
-    path = Verdicts(state).path("nanodet", KEY)
+    path = MeasurementFiles(state).path("nanodet", KEY)
     path.parent.mkdir(exist_ok=True)
     make(path)
     return path
@@ -81,27 +81,27 @@ def test_a_pipe_a_folder_or_a_link_in_its_place_is_not_read(
 ) -> None:
     path = in_the_way(tmp_path, make)
     with pytest.raises(StorageError, match=f"{path}: is {kind} where a file is expected: remove it"):
-        Verdicts(tmp_path).read("nanodet", KEY)
+        MeasurementFiles(tmp_path).read("nanodet", KEY)
     if kind == "a folder":
         with pytest.raises(StorageError, match="cannot be written: Is a directory"):
-            Verdicts(tmp_path).write("nanodet", KEY, b"x")
+            MeasurementFiles(tmp_path).write("nanodet", KEY, b"x")
     else:
-        Verdicts(tmp_path).write("nanodet", KEY, b"x")
-        assert Verdicts(tmp_path).read("nanodet", KEY) == b"x"
+        MeasurementFiles(tmp_path).write("nanodet", KEY, b"x")
+        assert MeasurementFiles(tmp_path).read("nanodet", KEY) == b"x"
     assert [one for one in path.parent.iterdir() if one.name.endswith(".tmp")] == []
 
 
 def test_a_link_in_its_place_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
     (tmp_path / "shadow").write_text("root:")
     in_the_way(tmp_path, lambda path: path.symlink_to(tmp_path / "shadow"))
-    Verdicts(tmp_path).write("nanodet", KEY, b"x")
+    MeasurementFiles(tmp_path).write("nanodet", KEY, b"x")
     assert (tmp_path / "shadow").read_text() == "root:"
 
 
 def test_a_link_in_place_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "verdicts").symlink_to(tmp_path / "etc")
-    verdicts = Verdicts(tmp_path)
+    verdicts = MeasurementFiles(tmp_path)
     for act in (lambda: verdicts.write("nanodet", KEY, b"x"), lambda: verdicts.read("nanodet", KEY)):
         with pytest.raises(StorageError, match="verdicts: is a link where a folder is expected"):
             act()
@@ -112,7 +112,7 @@ def test_a_link_in_place_of_the_temporary_file_is_not_followed(tmp_path: Path) -
     (tmp_path / "shadow").write_text("root:")
     path = in_the_way(tmp_path, lambda path: None)
     path.with_name(f".{path.name}.{os.getpid()}.tmp").symlink_to(tmp_path / "shadow")
-    Verdicts(tmp_path).write("nanodet", KEY, b"x")
+    MeasurementFiles(tmp_path).write("nanodet", KEY, b"x")
     assert (tmp_path / "shadow").read_text() == "root:"
     assert list(path.parent.iterdir()) == [path]
 
@@ -133,8 +133,8 @@ def owners(*paths: Path) -> set[int]:
 @as_root
 def test_what_root_measures_belongs_to_the_owner_of_the_state_folder(tmp_path: Path) -> None:
     of_nobody(tmp_path)
-    Verdicts(tmp_path).write("nanodet", KEY, b"x")
-    assert owners(tmp_path / "verdicts", Verdicts(tmp_path).path("nanodet", KEY)) == {NOBODY}
+    MeasurementFiles(tmp_path).write("nanodet", KEY, b"x")
+    assert owners(tmp_path / "verdicts", MeasurementFiles(tmp_path).path("nanodet", KEY)) == {NOBODY}
 
 
 @as_root
@@ -146,11 +146,11 @@ def test_root_gives_away_nothing_that_a_link_of_the_daemons_user_leads_to(tmp_pa
     (state / "verdicts").symlink_to(foreign)
     of_nobody(state, state / "verdicts")
     with pytest.raises(StorageError, match="is a link"):
-        Verdicts(state).write("nanodet", KEY, b"x")
+        MeasurementFiles(state).write("nanodet", KEY, b"x")
     (state / "verdicts").unlink()
     path = in_the_way(state, lambda path: path.symlink_to(foreign / "shadow"))
     of_nobody(path.parent, path)
-    Verdicts(state).write("nanodet", KEY, b"x")
+    MeasurementFiles(state).write("nanodet", KEY, b"x")
     assert owners(foreign, foreign / "shadow") == {0}
     assert [one.name for one in foreign.iterdir()] == ["shadow"]
     assert (foreign / "shadow").read_text() == "root:"
@@ -162,9 +162,9 @@ def test_root_does_not_follow_a_state_folder_that_is_another_users_link(tmp_path
     (tmp_path / "etc").mkdir()
     link = tmp_path / "state"
     link.symlink_to(tmp_path / "etc")
-    Verdicts(link).write("nanodet", KEY, b"x")  # as systemd links it for DynamicUser=
-    assert Verdicts(link).read("nanodet", KEY) == b"x"
+    MeasurementFiles(link).write("nanodet", KEY, b"x")  # as systemd links it for DynamicUser=
+    assert MeasurementFiles(link).read("nanodet", KEY) == b"x"
     of_nobody(link)
     with pytest.raises(StorageError, match="is a link of another user"):
-        Verdicts(link).write("nanodet", KEY, b"y")
-    assert Verdicts(tmp_path / "etc").read("nanodet", KEY) == b"x"
+        MeasurementFiles(link).write("nanodet", KEY, b"y")
+    assert MeasurementFiles(tmp_path / "etc").read("nanodet", KEY) == b"x"

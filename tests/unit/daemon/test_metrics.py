@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from agent.daemon.metrics import Recent
+from agent.daemon.metrics import LatencyWindow
 
 
-def recent(*ms: float) -> Recent:
-    kept = Recent()
+def recent(*ms: float) -> LatencyWindow:
+    kept = LatencyWindow()
     for one in ms:
         kept.add(round(one * 1e6))
     return kept

@@ -36,9 +36,9 @@ def test_what_is_set_is_used_and_survives_a_restart(settings: list[tuple[str, Va
     overrides = Overrides()
     for what, value in settings:
         overrides = overrides.set(FILE, "front", what, value)
-    again, dropped = decode(overrides.encode()).still(FILE)
+    again, dropped = decode(overrides.encode()).still_valid(FILE)
     assert (again, dropped) == (overrides, [])
-    used = front(again.over(FILE))
+    used = front(again.apply_to(FILE))
     last = dict(settings)
     assert used.enabled == last.get("enabled", True)
     assert used.decode.score_threshold == last.get("threshold")
@@ -46,7 +46,7 @@ def test_what_is_set_is_used_and_survives_a_restart(settings: list[tuple[str, Va
     assert {zone.name: zone.enabled for zone in used.zones} == {
         name: last.get(f"zone/{name}", True) for name in ("drive", "lawn")
     }
-    assert again.over(FILE).streams["back"] == FILE.streams["back"]
+    assert again.apply_to(FILE).streams["back"] == FILE.streams["back"]
 
 
 @given(st.lists(SETTINGS, max_size=10))
@@ -57,7 +57,7 @@ def test_back_to_the_file_leaves_nothing(settings: list[tuple[str, Value]]) -> N
     for what, _ in settings:
         overrides = overrides.set(FILE, "front", what, None)
     assert overrides == Overrides()
-    assert overrides.over(FILE) == FILE
+    assert overrides.apply_to(FILE) == FILE
 
 
 def test_what_the_file_says_anyway_is_no_override() -> None:
@@ -83,22 +83,22 @@ def test_the_file_counts_again_when_it_says_something_else(
 ) -> None:
     overrides = Overrides().set(FILE, "front", what, value)
     file = replace(FILE, streams={**FILE.streams, "front": replace(FRONT, **change)})
-    kept, dropped = overrides.still(file)
+    kept, dropped = overrides.still_valid(file)
     assert kept == Overrides()
     assert dropped == [f"stream front: {what} is as the file says again, which has changed"]
-    assert kept.over(file) == file
+    assert kept.apply_to(file) == file
 
 
 def test_what_else_changes_in_the_file_does_not_switch_a_camera_on() -> None:
     overrides = Overrides().set(FILE, "front", "enabled", False)
     changed = replace(FRONT, source="v4l2:/dev/video1", model="other", rung="x")
-    kept, dropped = overrides.still(Config({"front": changed}))
-    assert (front(kept.over(Config({"front": changed}))).enabled, dropped) == (False, [])
+    kept, dropped = overrides.still_valid(Config({"front": changed}))
+    assert (front(kept.apply_to(Config({"front": changed}))).enabled, dropped) == (False, [])
 
 
 def test_a_stream_that_is_gone_takes_its_overrides_with_it() -> None:
     overrides = Overrides().set(FILE, "front", "enabled", False).set(FILE, "back", "enabled", True)
-    kept, dropped = overrides.still(Config({"back": FILE.streams["back"]}))
+    kept, dropped = overrides.still_valid(Config({"back": FILE.streams["back"]}))
     assert kept.of("back") == ("enabled",)
     assert dropped == ["stream front is gone, and with it what a command set: enabled"]
 
@@ -132,7 +132,7 @@ def test_a_value_of_the_wrong_kind_is_dropped(what: str, value: bytes) -> None:
     head, _, tail = text.rpartition('"value": ')
     head = re.sub(r'"check": "[0-9a-f]+"', '"check": ""', head)
     damaged = decode(f'{head}"value": {value.decode()}\n{tail.partition(chr(10))[2]}'.encode())
-    kept, dropped = damaged.still(FILE)
+    kept, dropped = damaged.still_valid(FILE)
     assert kept == Overrides()
     assert len(dropped) == 1
 

@@ -9,7 +9,7 @@ import pytest
 
 from agent.config.stream import DecodeConfig, StreamConfig, ZoneConfig
 from agent.daemon.overrides import settings_of
-from agent.daemon.perception import open_sense
+from agent.daemon.perception import open_perception
 from tests.support.house import person_model
 from tests.support.sizes import sizes_model
 from tests.support.sound import ladder_model, tone_model
@@ -22,7 +22,7 @@ def test_states_are_what_a_command_could_have_set(tmp_path: Path) -> None:
     zones = (ZoneConfig("drive", SQUARE), ZoneConfig("lawn", SQUARE, enabled=False))
     stream = StreamConfig("test:", str(person_model(tmp_path)), enabled=False, zones=zones)
     settings = settings_of(stream)
-    assert settings.states() == {
+    assert settings.state_payloads() == {
         "enabled": "off",
         "threshold": "0.4",
         "rung": "full",
@@ -35,7 +35,7 @@ def test_states_are_what_a_command_could_have_set(tmp_path: Path) -> None:
 def test_the_file_comes_before_the_manifest(tmp_path: Path) -> None:
     model = str(sizes_model(tmp_path, SEEN))
     stream = StreamConfig("test:", model, rung="32", decode=DecodeConfig(score_threshold=0.25))
-    assert settings_of(stream).states() == {"enabled": "on", "threshold": "0.25", "rung": "32"}
+    assert settings_of(stream).state_payloads() == {"enabled": "on", "threshold": "0.25", "rung": "32"}
     assert settings_of(StreamConfig("test:", model)).rung == "64"
     assert settings_of(StreamConfig("test:", model, rung="auto")).rung == "auto"
 
@@ -54,11 +54,11 @@ def test_every_rung_that_is_offered_can_be_opened_and_no_other(tmp_path: Path, k
     assert settings.pictures is (source == "test:")
     assert ("auto" in settings.rungs) is (kind in ("sizes", "depths"))
     for rung in settings.rungs:
-        open_sense("front", StreamConfig(source, str(model), rung=rung)).close()
+        open_perception("front", StreamConfig(source, str(model), rung=rung)).close()
     assert settings_of(StreamConfig(source, str(model))).rung in settings.rungs
 
 
 def test_of_a_model_that_cannot_be_opened_only_the_rest_is_known() -> None:
     settings = settings_of(StreamConfig("test:", "nobody", zones=(ZoneConfig("drive", SQUARE),)))
-    assert settings.states() == {"enabled": "on", "zone/drive": "on"}
+    assert settings.state_payloads() == {"enabled": "on", "zone/drive": "on"}
     assert settings.rungs == ()

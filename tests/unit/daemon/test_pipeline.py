@@ -10,12 +10,12 @@ import pytest
 from agent.comms.messages import DetectionsMessage, ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
-from agent.compute.vision import Vision
+from agent.compute.vision import VideoPerception
 from agent.config.stream import DecodeConfig, GateConfig, PublishConfig, StreamConfig, TrackConfig, ZoneConfig
-from agent.daemon.pipeline import Pipeline
+from agent.daemon.pipeline import VideoPipeline
 from agent.errors import BackendError, ConfigError, ModelError
 from agent.models.library import open_model
-from agent.types import Seen
+from agent.types import StreamResult
 from tests.support.house import FrameList, Kept, frames, person_model
 
 RIGHT = ZoneConfig("right", ((0.5, 0.0), (1.0, 0.0), (1.0, 1.0), (0.5, 1.0)))
@@ -24,19 +24,19 @@ LEFT = ZoneConfig("left", ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0)))
 
 def house(
     folder: Path, kept: Kept, publish: PublishConfig | None = None, **config: Any
-) -> tuple[Vision, Reporter]:
+) -> tuple[VideoPerception, Reporter]:
     fields = {"gate": GateConfig(motion=False), "track": TrackConfig(min_hits=2), **config}
     stream = StreamConfig(source="test:", model=str(person_model(folder)), **fields)
-    vision = Vision("front", stream, open_model(stream.model))
+    vision = VideoPerception("front", stream, open_model(stream.model))
     topics = Topics("vedette", "porch")
     return vision, Reporter(topics, "front", publish or PublishConfig(), ModelId("person", "0"), kept, kept)
 
 
 def run(
     folder: Path, kept: Kept, source: FrameList, publish: PublishConfig | None = None, **config: Any
-) -> Pipeline:
+) -> VideoPipeline:
     vision, reporter = house(folder, kept, publish, **config)
-    pipeline = Pipeline(source, vision, reporter, publish or PublishConfig())
+    pipeline = VideoPipeline(source, vision, reporter, publish or PublishConfig())
     pipeline.run(threading.Event())
     return pipeline
 
@@ -104,7 +104,7 @@ def test_a_stall_ends_tracks_at_once(tmp_path: Path) -> None:
     kept, source = Kept(), FrameList(frames(3))
     source.lost = True
     vision, reporter = house(tmp_path, kept)
-    pipeline = Pipeline(source, vision, reporter, PublishConfig())
+    pipeline = VideoPipeline(source, vision, reporter, PublishConfig())
     stop = threading.Event()
     threading.Timer(0.3, stop.set).start()
     pipeline.run(stop)
@@ -118,7 +118,7 @@ def test_a_stop_ends_tracks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     stop = threading.Event()
     source = FrameList(frames(50))
     monkeypatch.setattr(source, "give_back", lambda frame: stop.set() if frame.seq == 3 else None)
-    Pipeline(source, vision, reporter, PublishConfig()).run(stop)
+    VideoPipeline(source, vision, reporter, PublishConfig()).run(stop)
     assert kept.kinds() == ["new", "end"]
     assert kept.events()[1].reason == "shutdown"
 
@@ -136,7 +136,7 @@ def test_a_failing_inference_still_ends_tracks(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(vision.session, "invoke", invoke)
     with pytest.raises(BackendError, match="gone"):
-        Pipeline(FrameList(frames(10)), vision, reporter, PublishConfig()).run(threading.Event())
+        VideoPipeline(FrameList(frames(10)), vision, reporter, PublishConfig()).run(threading.Event())
     assert kept.kinds() == ["new", "end"]
 
 
@@ -181,10 +181,10 @@ def test_one_thing_that_stands_still_costs_two_messages_and_a_look_now_and_then(
 
 
 def test_seen_without_events_reports_nothing(tmp_path: Path) -> None:
-    from agent.types import Stages
+    from agent.types import StageTimes
 
     kept = Kept()
     _, reporter = house(tmp_path, kept)
     frame = frames(1)[0]
-    reporter.seen(frame.seq, frame.captured_at, Seen([], None, Stages()), "cpu", "full")
+    reporter.seen(frame.seq, frame.captured_at, StreamResult([], None, StageTimes()), "cpu", "full")
     assert kept.puts == []

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.comms.mqtt.cleanup import Trace
+from agent.comms.mqtt.cleanup import FormerName
 from agent.comms.topics import Topics
 from agent.config import Config
 from agent.config.device import FallbackConfig, HomeAssistantConfig, MqttConfig
 from agent.config.stream import StreamConfig
-from agent.daemon.published import Published
+from agent.daemon.published import RetainedHistory
 from agent.storage.state_file import StateFile
 
 PORCH = Topics("vedette", "porch")
@@ -33,9 +33,9 @@ def file(tmp_path: Path) -> StateFile:
     return StateFile(tmp_path / "published.json")
 
 
-def begun(file: StateFile, config: Config, topics: Topics = PORCH) -> Published:
+def begun(file: StateFile, config: Config, topics: Topics = PORCH) -> RetainedHistory:
     """As a start does."""
-    made = Published(file)
+    made = RetainedHistory(file)
     made.note(config, topics)
     return made
 
@@ -50,7 +50,7 @@ def test_as_long_as_nothing_changes_there_is_nothing_to_erase(file: StateFile) -
 def test_a_former_name_is_remembered_at_each_broker_until_it_is_erased_there(file: StateFile) -> None:
     begun(file, config("front"))
     made = begun(file, config("front"), Topics("vedette", "gate"))
-    former = [Trace("vedette", "porch", ("front",)), Trace("vedette", "porch", (), NODE)]
+    former = [FormerName("vedette", "porch", ("front",)), FormerName("vedette", "porch", (), NODE)]
     assert made.at(HERE) == made.at(THERE) == former
     assert made.former_identifiers() == ("vedette/porch",)
     for trace in former:
@@ -72,7 +72,7 @@ def test_streams_that_are_gone_are_erased_and_no_others(file: StateFile) -> None
     begun(file, config("front", "back"))
     made = begun(file, config("front"))
     (gone,) = made.at(HERE)
-    assert gone == Trace("vedette", "porch", ("back",))
+    assert gone == FormerName("vedette", "porch", ("back",))
     assert (made.has("front"), made.has("back")) == (True, False)
     made.note(config("front", "back"), PORCH)
     assert made.at(HERE) == []
@@ -90,7 +90,7 @@ def test_another_prefix_of_home_assistant_leaves_a_message_and_the_same_one_is_t
 ) -> None:
     begun(file, config("front"))
     made = begun(file, config("front", prefix="ha"))
-    assert made.at(HERE) == [Trace("vedette", "porch", (), NODE)]
+    assert made.at(HERE) == [FormerName("vedette", "porch", (), NODE)]
     moved = begun(file, config("front"), Topics("farm", "porch"))
     assert [one.discovery for one in moved.at(HERE)] == ["", "ha/device/porch/config"]
 

@@ -17,8 +17,8 @@ from agent.config import Config
 from agent.config.device import DeviceConfig, HealthConfig, MqttConfig, SelectionConfig, StorageConfig
 from agent.config.diff import changes
 from agent.config.stream import StreamConfig, TrackConfig
-from agent.daemon.reload import Reload
-from agent.daemon.runtime import House, stop_streams
+from agent.daemon.reload import ReloadPlan
+from agent.daemon.runtime import Runtime, stop_streams
 from agent.daemon.stream import Stream
 from agent.errors import ConfigError, VedetteError
 from agent.storage.spool.spool import Spool
@@ -56,10 +56,10 @@ def camera(tmp_path: Path) -> StreamConfig:
 
 
 @pytest.fixture
-def house(tmp_path: Path, camera: StreamConfig) -> Iterator[House]:
+def house(tmp_path: Path, camera: StreamConfig) -> Iterator[Runtime]:
     """Prepared, with two streams that run and a broker that is never asked."""
     spool = Spool(tmp_path, StorageConfig())
-    house = House(replace(OLD, streams={"front": camera, "back": camera}), spool)
+    house = Runtime(replace(OLD, streams={"front": camera, "back": camera}), spool)
     house.prepare()
     for stream in house.streams.values():
         stream.start()
@@ -69,13 +69,13 @@ def house(tmp_path: Path, camera: StreamConfig) -> Iterator[House]:
 
 
 def test_only_what_is_different_is_swapped(
-    house: House, camera: StreamConfig, caplog: pytest.LogCaptureFixture
+    house: Runtime, camera: StreamConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     front, back = house.streams.values()
     house.line.retain(house.topics.count("back", "person"), b"1")
     new = replace(house.config, streams={"front": camera, "side": camera})
     with caplog.at_level(logging.INFO, "agent.daemon.reload"):
-        Reload(house, new).apply()
+        ReloadPlan(house, new).apply()
     assert house.config is new
     assert list(house.streams) == ["front", "side"]
     assert house.streams["front"] is front
@@ -85,25 +85,25 @@ def test_only_what_is_different_is_swapped(
     assert caplog.messages == ["reloaded: stream side is new; stream back is gone"]
 
 
-def test_another_way_to_choose_the_size_is_another_stream(house: House, tmp_path: Path) -> None:
+def test_another_way_to_choose_the_size_is_another_stream(house: Runtime, tmp_path: Path) -> None:
     sizes = StreamConfig(WALK, str(sizes_model(tmp_path, {"32": [], "16": []})))
     for rung, names in (("", ["32"]), ("auto", ["32", "16"]), ("16", ["16"]), ("auto", ["32", "16"])):
-        Reload(house, replace(house.config, streams={"front": replace(sizes, rung=rung)})).apply()
+        ReloadPlan(house, replace(house.config, streams={"front": replace(sizes, rung=rung)})).apply()
         front = all_see(house)["front"]
         assert front.model is not None
         assert [one.name for one in front.model.manifest.rungs] == names
         assert front.health().rung in names
     unlearned = sizes_model(tmp_path, {"32": [], "16": []}, confidence=None)
     with pytest.raises(VedetteError, match=rf"^stream front: {unlearned}: model sizes: rung = 'auto' needs"):
-        Reload(house, house.config)
+        ReloadPlan(house, house.config)
     assert not front.over
 
 
-def test_what_is_refused_leaves_the_house_as_it_was(house: House, camera: StreamConfig) -> None:
+def test_what_is_refused_leaves_the_house_as_it_was(house: Runtime, camera: StreamConfig) -> None:
     before, config = dict(house.streams), house.config
     wrong = replace(camera, model="nobody")
     with pytest.raises(VedetteError) as caught:
-        Reload(house, replace(config, streams={"front": wrong, "side": wrong}))
+        ReloadPlan(house, replace(config, streams={"front": wrong, "side": wrong}))
     assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == ["stream front", "stream side"]
     assert (house.streams, house.config) == (before, config)
     assert not any(stream.over for stream in before.values())
@@ -112,7 +112,7 @@ def test_what_is_refused_leaves_the_house_as_it_was(house: House, camera: Stream
 @pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 @pytest.mark.parametrize("why", ["a model that is not there", "a broker that cannot be used"])
 def test_what_was_prepared_for_a_reload_that_is_refused_is_closed(
-    house: House, camera: StreamConfig, tmp_path: Path, why: str
+    house: Runtime, camera: StreamConfig, tmp_path: Path, why: str
 ) -> None:
     (tmp_path / "device").mkdir()
     device = f"external:{compiled(tmp_path / 'device')},cpu"
@@ -126,20 +126,20 @@ def test_what_was_prepared_for_a_reload_that_is_refused_is_closed(
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         with pytest.raises(VedetteError):
-            Reload(house, new)
+            ReloadPlan(house, new)
         wait_for(lambda: psutil.Process().children() == [])
     wait_for(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before)
 
 
 def test_a_stream_whose_inference_hangs_frees_its_source_at_once_and_its_model_when_it_answers(
-    house: House, camera: StreamConfig, monkeypatch: pytest.MonkeyPatch
+    house: Runtime, camera: StreamConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inferences, front = Inferences(monkeypatch), all_see(house)["front"]
     assert front._sense is not None
     session = weakref.ref(front._sense.session)
     (reads,) = [thread for thread in threading.enumerate() if thread.name == "read-front"]
     inferences.hang(2)
-    Reload(house, house.config, only="front").apply()
+    ReloadPlan(house, house.config, only="front").apply()
     reads.join(1.0)
     assert not reads.is_alive()
     wait_for(lambda: inferences.hanging == 3)
@@ -151,12 +151,12 @@ def test_a_stream_whose_inference_hangs_frees_its_source_at_once_and_its_model_w
 
 
 def test_no_more_than_two_threads_of_a_stream_hang_however_often_it_is_reloaded(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    house: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inferences, before = Inferences(monkeypatch), len(all_see(house))
     inferences.hang(before)
     for _ in range(4):
-        Reload(house, house.config, only="front").apply()
+        ReloadPlan(house, house.config, only="front").apply()
         time.sleep(0.2)
     assert inferences.hanging == before + 1
     assert house.streams["front"].standing == (
@@ -174,16 +174,16 @@ def device_processes() -> list[psutil.Process]:
 
 @pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 def test_a_device_whose_inference_hangs_is_not_opened_twice(
-    house: House, camera: StreamConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    house: Runtime, camera: StreamConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(WorkerSession.__init__.__kwdefaults__ or {}, "deadline_s", 1.5)
     (tmp_path / "device").mkdir()
     device = f"external:{compiled(tmp_path / 'device')}?mode=hang&after=10"
     there = replace(camera, model=str(picture_model(tmp_path / "device")), backend=device)
-    Reload(house, replace(house.config, streams={"device": there})).apply()
+    ReloadPlan(house, replace(house.config, streams={"device": there})).apply()
     old = house.streams["device"]
     wait_for(lambda: old.frames == 10)
-    Reload(house, house.config, only="device").apply()
+    ReloadPlan(house, house.config, only="device").apply()
     new = house.streams["device"]
     assert new.standing[1] == "waiting for 1 earlier inference of this stream to end"
     assert len(device_processes()) == 1
@@ -192,7 +192,7 @@ def test_a_device_whose_inference_hangs_is_not_opened_twice(
     assert old.join(0.0)
 
 
-def all_see(house: House) -> dict[str, Stream]:
+def all_see(house: Runtime) -> dict[str, Stream]:
     """The streams, when each has looked at a picture."""
     wait_for(lambda: all(stream.has_result for stream in house.streams.values()))
     return dict(house.streams)
@@ -204,13 +204,13 @@ def edit(manifest: str, old: str, new: str) -> None:
 
 
 def test_an_edited_manifest_swaps_the_streams_of_that_model(
-    house: House, camera: StreamConfig, caplog: pytest.LogCaptureFixture
+    house: Runtime, camera: StreamConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = all_see(house)
     edit(camera.model, "score_threshold = 0.4", "score_threshold = 0.5")
     with caplog.at_level(logging.INFO, "agent.daemon.reload"):
-        Reload(house, house.config).apply()
-        Reload(house, house.config).apply()
+        ReloadPlan(house, house.config).apply()
+        ReloadPlan(house, house.config).apply()
     assert all(stream.over and house.streams[name] is not stream for name, stream in before.items())
     changed = "the model's file or manifest"
     assert caplog.messages == [
@@ -220,15 +220,15 @@ def test_an_edited_manifest_swaps_the_streams_of_that_model(
 
 
 def test_a_model_file_that_was_replaced_swaps_only_its_streams(
-    house: House, camera: StreamConfig, tmp_path: Path
+    house: Runtime, camera: StreamConfig, tmp_path: Path
 ) -> None:
     (tmp_path / "other").mkdir()
     other = replace(camera, model=str(person_model(tmp_path / "other")))
     all_see(house)
-    Reload(house, replace(house.config, streams={"front": camera, "back": other})).apply()
+    ReloadPlan(house, replace(house.config, streams={"front": camera, "back": other})).apply()
     front, back = all_see(house).values()
     person_model(tmp_path / "other", score=0.7)
-    Reload(house, house.config).apply()
+    ReloadPlan(house, house.config).apply()
     assert house.streams["front"] is front
     assert house.streams["back"] is not back
 
@@ -239,55 +239,55 @@ def test_a_model_file_that_was_replaced_swaps_only_its_streams(
     ids=["unreadable", "misfit", "no TOML"],
 )
 def test_an_edited_manifest_that_cannot_be_used_is_refused_by_its_name(
-    house: House, camera: StreamConfig, old: str, new: str
+    house: Runtime, camera: StreamConfig, old: str, new: str
 ) -> None:
     before = dict(house.streams)
     edit(camera.model, old, new)
     with pytest.raises(VedetteError, match=rf"^stream front: {camera.model}:.*\nstream back: {camera.model}:"):
-        Reload(house, house.config)
+        ReloadPlan(house, house.config)
     assert house.streams == before
     assert not any(stream.over for stream in before.values())
 
 
 def test_a_stream_that_failed_is_tried_again_and_may_fail_again(
-    house: House, camera: StreamConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    house: Runtime, camera: StreamConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     late = replace(camera, model=str(tmp_path / "late.toml"))
     house.config = replace(house.config, streams={**house.config.streams, "late": late})
     house.streams["late"], error = house.stream("late", late)
     assert error is not None
     with caplog.at_level(logging.INFO, "agent.daemon.reload"):
-        Reload(house, house.config).apply()
+        ReloadPlan(house, house.config).apply()
     assert house.streams["late"].state == "failed"
     assert [message.partition(": ")[0] for message in caplog.messages] == ["stream late", "reloaded"]
     assert caplog.messages[-1] == "reloaded: nothing has changed; stream late is tried again"
 
 
-def test_a_configuration_without_streams_is_refused(house: House) -> None:
+def test_a_configuration_without_streams_is_refused(house: Runtime) -> None:
     with pytest.raises(ConfigError, match="there is nothing to run"):
-        Reload(house, replace(house.config, streams={}))
+        ReloadPlan(house, replace(house.config, streams={}))
 
 
-def test_candidates_that_are_none_are_refused(house: House) -> None:
+def test_candidates_that_are_none_are_refused(house: Runtime) -> None:
     other = replace(house.config, selection=SelectionConfig(candidates=("gpv",)))
     with pytest.raises(ConfigError, match="no backend 'gpv'"):
-        Reload(house, other)
+        ReloadPlan(house, other)
 
 
 def test_new_bounds_of_the_spool_and_of_clips_are_taken_up_and_what_waits_is_said(
-    house: House, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    house: Runtime, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(10):
         house.spool.put("t", bytes(20_000))
     wait_for(lambda: house.spool.stats().waiting >= 10)
     small = StorageConfig(spool_max_bytes=65536)
     with caplog.at_level(logging.INFO, "agent.daemon.reload"):
-        Reload(house, replace(house.config, storage=small), waiting=(("device", "name"),)).apply()
+        ReloadPlan(house, replace(house.config, storage=small), waiting=(("device", "name"),)).apply()
         wait_for(lambda: house.spool.stats().bytes <= 65536)
-        Reload(house, house.config, waiting=(("storage", "folder"), ("storage", "clips_folder"))).apply()
-        waited = house.waiting
-        Reload(house, house.config).apply()
-    assert [len(waited), len(house.waiting)] == [2, 0]
+        ReloadPlan(house, house.config, waiting=(("storage", "folder"), ("storage", "clips_folder"))).apply()
+        waited = house.pending_restart
+        ReloadPlan(house, house.config).apply()
+    assert [len(waited), len(house.pending_restart)] == [2, 0]
     told = [record for record in caplog.records if record.name == "agent.daemon.reload"]
     assert [record.getMessage() for record in told] == [
         "reloaded: [storage] spool_max_bytes; [device] name waits for a restart",

@@ -12,7 +12,7 @@ from agent.config import Config
 from agent.config.device import DeviceConfig, StorageConfig
 from agent.config.load import Rereadable
 from agent.config.stream import StreamConfig
-from agent.daemon.runtime import House, device_name
+from agent.daemon.runtime import Runtime, device_name
 from agent.errors import ConfigError, StreamError
 from agent.storage.spool.spool import Spool
 from tests.support.house import person_model
@@ -30,7 +30,7 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
 def test_a_stream_that_is_refused_is_kept_as_failed_beside_the_others(
     spool: Spool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    house = House(Config({"front": StreamConfig("test:", str(person_model(tmp_path))), "gone": GONE}), spool)
+    house = Runtime(Config({"front": StreamConfig("test:", str(person_model(tmp_path))), "gone": GONE}), spool)
     house.prepare()
     assert {name: stream.state for name, stream in house.streams.items()} == {
         "front": "starting",
@@ -41,7 +41,7 @@ def test_a_stream_that_is_refused_is_kept_as_failed_beside_the_others(
 
 def test_of_two_streams_on_one_camera_the_second_is_refused(spool: Spool, tmp_path: Path) -> None:
     camera = StreamConfig("v4l2:/dev/null", str(person_model(tmp_path)))
-    house = House(Config({"a": camera, "b": replace(camera, source="v4l2:/dev/../dev/null?fps=5")}), spool)
+    house = Runtime(Config({"a": camera, "b": replace(camera, source="v4l2:/dev/../dev/null?fps=5")}), spool)
     house.prepare()
     assert {name: stream.state for name, stream in house.streams.items()} == {"a": "starting", "b": "failed"}
     assert "is the camera of stream a, too" in house.streams["b"].detail
@@ -51,14 +51,14 @@ def test_of_two_streams_on_one_camera_the_second_is_refused(spool: Spool, tmp_pa
 def test_what_turns_xnnpack_off_is_told_once(
     spool: Spool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, hidden: list[str]
 ) -> None:
-    monkeypatch.setattr("agent.daemon.runtime.unreadable", lambda: hidden)
-    House(Config({"off": StreamConfig("test:", "nanodet", enabled=False)}), spool).prepare()
+    monkeypatch.setattr("agent.daemon.runtime.cpu_info_unreadable", lambda: hidden)
+    Runtime(Config({"off": StreamConfig("test:", "nanodet", enabled=False)}), spool).prepare()
     assert [said.split(":")[0] for said in caplog.messages if "XNNPACK is off" in said] == hidden
 
 
 def test_when_every_stream_is_refused_each_is_named(spool: Spool) -> None:
     with pytest.raises(StreamError) as caught:
-        House(Config({"a": GONE, "b": GONE}), spool).prepare()
+        Runtime(Config({"a": GONE, "b": GONE}), spool).prepare()
     assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == ["stream a", "stream b"]
 
 
@@ -91,13 +91,13 @@ def test_why_a_stream_is_refused_is_told_at_its_line(
     file.write_text("\n".join(["[streams.front]", *(f'{key} = "{value}"' for key, value in keys.items()), end]))
     read = Rereadable(file)
     with pytest.raises(StreamError) as caught:
-        House(read.read(), spool, read.where).prepare()
+        Runtime(read.read(), spool, read.where).prepare()
     assert str(caught.value).startswith(f"{file}:{line}: stream front: {why.replace('MODEL', model)}")
 
 
 def test_an_empty_house_is_refused(spool: Spool) -> None:
     with pytest.raises(ConfigError, match="there is nothing to run"):
-        House(Config(), spool).prepare()
+        Runtime(Config(), spool).prepare()
 
 
 def test_the_hosts_name_is_made_fit_for_a_topic(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from agent.compute.hearing import Hearing
-from agent.compute.infer.session import Plan
+from agent.compute.hearing import AudioPerception
+from agent.compute.infer.session import BackendSpec
 from agent.compute.infer.worker.session import WorkerSession
 from agent.config import Config
 from agent.config.device import MqttConfig, StorageConfig
 from agent.config.stream import DecodeConfig, GateConfig, StreamConfig
-from agent.daemon.control import Control
-from agent.daemon.health import BoardHealth, Bulletin, LocalHealth
+from agent.daemon.control import ConfigManager
+from agent.daemon.health import DaemonHealth, HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.overrides import FILE as OVERRIDES
-from agent.daemon.runtime import House, stop_streams
+from agent.daemon.runtime import Runtime, stop_streams
 from agent.daemon.shadow import Shadow
-from agent.daemon.shadow_manager import Shadows
+from agent.daemon.shadow_manager import ShadowManager
 from agent.models.library import open_model
 from agent.storage.spool.spool import Spool
 from agent.storage.state_file import FILE, ShadowOrder, TwinFile, give, take_back
@@ -47,13 +47,13 @@ class Board:
         model = str(person_model(folder / "models"))
         config = StreamConfig("test:?size=64x48&fps=50", model, gate=GateConfig(motion=False))
         self._spool = Spool(folder, StorageConfig())
-        self.house = House(Config({"front": config}, mqtt=MqttConfig(port=1)), self._spool)
+        self.house = Runtime(Config({"front": config}, mqtt=MqttConfig(port=1)), self._spool)
         self.house.prepare()
         self.front = self.house.streams["front"]
         self.front.start()
         wait_for(lambda: self.front.inferred >= 3)
         self.environment = {"RUNTIME_DIRECTORY": str(folder / "run/vedette")}
-        self.shadows = Shadows(self.house, self.environment)
+        self.shadows = ShadowManager(self.house, self.environment)
 
     def ask(self, every: int = 1, update: str = "12ab") -> None:
         """Have what lies in `new` run beside."""
@@ -115,11 +115,11 @@ def test_it_is_told_to_programs_on_the_board(board: Board, tmp_path: Path) -> No
     person_model(tmp_path / "new", 0.8)
     board.ask()
     wait_for(lambda: board.compared >= 1)
-    control = Control(board.house.config, TwinFile(tmp_path / OVERRIDES))
+    control = ConfigManager(board.house.config, TwinFile(tmp_path / OVERRIDES))
     control.attach(board.house)
-    bulletin = Bulletin(board.house, control, HomeAssistant(board.house))
-    LocalHealth(board.house, bulletin, board.shadows, board.environment).look(ready=True, is_due=True)
-    told = msgspec.json.decode((tmp_path / "run/vedette/health.json").read_bytes(), type=BoardHealth)
+    bulletin = HealthPublisher(board.house, control, HomeAssistant(board.house))
+    HealthFile(board.house, bulletin, board.shadows, board.environment).look(ready=True, is_due=True)
+    told = msgspec.json.decode((tmp_path / "run/vedette/health.json").read_bytes(), type=DaemonHealth)
     assert told.shadow == "12ab"
     shadow = told.streams["front"].shadow
     assert shadow is not None
@@ -225,7 +225,7 @@ def test_another_threshold_begins_anew(board: Board, tmp_path: Path) -> None:
 
 def test_without_a_folder_no_order_is_looked_for(board: Board, tmp_path: Path) -> None:
     person_model(tmp_path / "new", 0.8)
-    shadows = Shadows(board.house, {})
+    shadows = ShadowManager(board.house, {})
     board.ask()
     shadows.look()
     assert shadows.update == ""
@@ -237,16 +237,16 @@ def test_a_model_of_sound_hears_all_that_the_other_hears(tmp_path: Path, sharpne
         (tmp_path / name).mkdir()
     old, new = tone_model(tmp_path / "old"), tone_model(tmp_path / "new", sharpness=sharpness)
     config = StreamConfig("mic:default", str(old))
-    ear = Hearing("kitchen", config, open_model(str(old)))
-    shadow = Shadow("kitchen", config, open_model(str(new)), Plan())
+    ear = AudioPerception("kitchen", config, open_model(str(old)))
+    shadow = Shadow("kitchen", config, open_model(str(new)), BackendSpec())
     shadow.start()
     story = np.concatenate((quiet(1), word("low"), quiet(1), word("high"), quiet(3), word("low"), quiet(3)))
     inferred = 0
     for chunk in chunks(story):
-        seen = ear.listen(chunk)
+        seen = ear.process(chunk)
         inferred += bool(seen.detections)
         wait_for(lambda: not shadow._inputs.full())
-        shadow.heard(chunk, seen.detections, seen.stages.infer)
+        shadow.compare_audio(chunk, seen.detections, seen.stages.infer)
     assert inferred
     wait_for(lambda: shadow.findings.compared >= 2)
     agreement = shadow.findings.agreement

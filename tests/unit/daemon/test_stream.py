@@ -17,7 +17,7 @@ from agent.comms.topics import Topics
 from agent.compute.infer import runtime_shapes
 from agent.compute.infer.vetting import vetting
 from agent.compute.infer.vetting.vetting import Vetting
-from agent.compute.vision import Vision
+from agent.compute.vision import VideoPerception
 from agent.config.device import SelectionConfig, StorageConfig
 from agent.config.stream import (
     CaptureConfig,
@@ -31,16 +31,16 @@ from agent.config.stream import (
 )
 from agent.daemon import perception
 from agent.daemon import stream as supervised
-from agent.daemon.autoselect import Chooser
+from agent.daemon.autoselect import AutoBackend
 from agent.daemon.check import keys_of
 from agent.daemon.homeassistant import subject_of
-from agent.daemon.measurements import Vetted
+from agent.daemon.measurements import VettingRecord
 from agent.daemon.overrides import settings_of
-from agent.daemon.stream import Desk, Stream
+from agent.daemon.stream import Stream, StreamServices
 from agent.errors import BackendError, CommandError, ModelError, SourceError
 from agent.models import library
 from agent.storage.clips.recorder import Recorder
-from agent.types import Clip, Frame, Seen
+from agent.types import Clip, Frame, StreamResult
 from tests.support.house import Kept, person_model
 from tests.support.mosquitto import free_port
 from tests.support.picture_models import classifier
@@ -55,7 +55,9 @@ _WALK = "test:?size=64x48&fps=50"
 
 def stream(folder: Path, kept: Kept, source: str = _WALK, **fields: Any) -> Stream:
     fields = {"model": str(person_model(folder)), "track": TrackConfig(min_hits=2), **fields}
-    return Stream("front", StreamConfig(source=source, **fields), Desk(Topics("vedette", "porch"), kept, kept))
+    return Stream(
+        "front", StreamConfig(source=source, **fields), StreamServices(Topics("vedette", "porch"), kept, kept)
+    )
 
 
 @contextmanager
@@ -73,14 +75,14 @@ def running(made: Stream) -> Iterator[Stream]:
 def breaks(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
     """Errors that the next frames of any stream meet, one each; each stream starts again at once."""
     errors: list[Exception] = []
-    real = Vision.look
+    real = VideoPerception.process
 
-    def look(self: Vision, frame: Frame) -> Seen:
+    def look(self: VideoPerception, frame: Frame) -> StreamResult:
         if errors and self.tracker.alive:
             raise errors.pop(0)
         return real(self, frame)
 
-    monkeypatch.setattr(Vision, "look", look)
+    monkeypatch.setattr(VideoPerception, "process", look)
     monkeypatch.setattr(supervised, "_RESTART_FIRST_S", 0.3)
     return errors
 
@@ -142,11 +144,11 @@ def run_and_record(made: Stream, kept: Kept, saved: list[Clip]) -> dict[str, wea
 def test_a_stream_that_has_stopped_frees_what_is_large_at_once(tmp_path: Path) -> None:
     kept, saved = Kept(), list[Clip]()
     recorder = Recorder(tmp_path / "clips", StorageConfig(clips_keep_free_bytes=0), saved.append)
-    chooser = Chooser(SelectionConfig(after_s=3600.0), tmp_path)
+    chooser = AutoBackend(SelectionConfig(after_s=3600.0), tmp_path)
     config = StreamConfig(
         source=_WALK, model=str(person_model(tmp_path)), track=TrackConfig(min_hits=2), clips=ClipsConfig()
     )
-    desk = Desk(Topics("vedette", "porch"), kept, kept, chooser.open, recorder)
+    desk = StreamServices(Topics("vedette", "porch"), kept, kept, chooser.open, recorder)
     with without_collector():
         parts = run_and_record(Stream("front", config, desk), kept, saved)
         wait_for(lambda: not alive(parts))
@@ -187,7 +189,7 @@ def test_a_stream_records_when_asked(tmp_path: Path) -> None:
         source=_WALK, model=str(person_model(tmp_path)), clips=ClipsConfig(events=False, before_s=1.0, fps=10)
     )
     kept = Kept()
-    made = Stream("front", config, Desk(Topics("vedette", "porch"), kept, kept, recorder=recorder))
+    made = Stream("front", config, StreamServices(Topics("vedette", "porch"), kept, kept, recorder=recorder))
     with running(made):
         wait_for(lambda: kept.kinds() == ["new"])
         path = made.record(0.5)
@@ -272,8 +274,8 @@ def test_that_such_a_model_runs_is_remembered_from_one_start_to_the_next(
     for _ in range(2):
         for known in (vetting.KNOWN, runtime_shapes._asked, library._completions):
             known.clear()  # as in a process that has just started
-        record = Vetting(Vetted(tmp_path / "state"))
-        made = Stream("front", StreamConfig(_WALK, str(path)), Desk(topics, kept, kept, vetting=record))
+        record = Vetting(VettingRecord(tmp_path / "state"))
+        made = Stream("front", StreamConfig(_WALK, str(path)), StreamServices(topics, kept, kept, vetting=record))
         made.prepare()
         made.discard()
         assert made.model is not None

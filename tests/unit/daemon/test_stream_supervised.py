@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from agent.daemon import stream as module
-from agent.daemon.stream import State, Supervised
+from agent.daemon.stream import State, SupervisedThread
 from agent.errors import BackendError, ModelError
 from tests.support.publishing import wait_for
 
 
-class Run(Supervised):
+class Run(SupervisedThread):
     """Ends as it is told to, attempt by attempt; after that it runs until it is stopped."""
 
     def __init__(self, *ends: Exception | None, state: State = "starting") -> None:

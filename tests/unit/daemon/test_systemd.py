@@ -11,12 +11,12 @@ import pytest
 from msgspec import Struct
 
 from agent.comms.topics import Topics
-from agent.compute.vision import Vision
+from agent.compute.vision import VideoPerception
 from agent.config.stream import StreamConfig
 from agent.daemon import systemd as service
-from agent.daemon.stream import Desk, State, Stream
-from agent.daemon.systemd import Notifier, Service, awaited, words
-from agent.types import Frame, Seen
+from agent.daemon.stream import State, Stream, StreamServices
+from agent.daemon.systemd import Notifier, SystemdStatus, awaited, status_text
+from agent.types import Frame, StreamResult
 from tests.support.house import Kept, person_model
 from tests.support.notified import Notified
 from tests.support.publishing import wait_for
@@ -28,7 +28,7 @@ class Given(Struct):
     state: State
     detail: str = ""
     has_result: bool = False
-    silent_s: float = 0.0
+    stalled_s: float = 0.0
 
     @property
     def standing(self) -> tuple[State, str]:
@@ -45,8 +45,8 @@ def systemd(tmp_path: Path) -> Iterator[Notified]:
         yield heard
 
 
-def told(systemd: Notified, **more: str) -> Service:
-    return Service(Notifier({"NOTIFY_SOCKET": systemd.address, **more}))
+def told(systemd: Notified, **more: str) -> SystemdStatus:
+    return SystemdStatus(Notifier({"NOTIFY_SOCKET": systemd.address, **more}))
 
 
 @pytest.mark.parametrize(
@@ -79,29 +79,29 @@ def test_only_a_stream_that_will_infer_is_waited_for(stream: Given, is_awaited: 
         ({"front": Given("degraded", "gpu: died")}, True, "1 of 1 stream running; front degraded: gpu: died"),
         ({"front": SEES, "back": Given("disabled")}, True, "1 of 1 stream running"),
         (
-            {"front": Given("running", has_result=True, silent_s=200.0)},
+            {"front": Given("running", has_result=True, stalled_s=200.0)},
             True,
             "1 of 1 stream running; front hangs",
         ),
     ],
 )
 def test_the_status_says_how_each_stream_is(streams: dict[str, Given], ready: bool, said: str) -> None:
-    assert words(streams, ready=ready, connected=True) == said
-    assert words(streams, ready=ready, connected=False) == f"{said}; no broker"
+    assert status_text(streams, ready=ready, connected=True) == said
+    assert status_text(streams, ready=ready, connected=False) == f"{said}; no broker"
 
 
 def test_ready_is_told_once_and_after_the_last_first_inference(systemd: Notified) -> None:
     one = told(systemd)
-    one.look({"front": SEES, "mic": WAITS}, connected=True)
+    one.update({"front": SEES, "mic": WAITS}, connected=True)
     assert (one.ready, "READY=1" in systemd.lines) == (False, False)
-    one.look({"front": SEES, "mic": SEES}, connected=True)
-    one.look({"front": LOST, "mic": WAITS}, connected=True)
+    one.update({"front": SEES, "mic": SEES}, connected=True)
+    one.update({"front": LOST, "mic": WAITS}, connected=True)
     assert (one.ready, systemd.lines.count("READY=1")) == (True, 1)
 
 
 def test_a_dead_camera_does_not_keep_the_daemon_from_being_ready(systemd: Notified) -> None:
     one = told(systemd)
-    one.look({"front": LOST}, connected=False)
+    one.update({"front": LOST}, connected=False)
     assert one.ready
     assert systemd.lines == ["READY=1", f"STATUS=0 of 1 stream running; front lost: {LOST.detail}; no broker"]
 
@@ -118,7 +118,7 @@ def test_the_watchdog_is_fed_four_times_in_its_period(systemd: Notified, monkeyp
     monkeypatch.setattr("agent.daemon.systemd.time.monotonic", lambda: now[0])
     one = told(systemd, WATCHDOG_USEC="8000000")
     for _ in range(16):
-        one.look({"front": SEES}, connected=True)
+        one.update({"front": SEES}, connected=True)
         now[0] += 0.5
     assert systemd.lines.count("WATCHDOG=1") == 4
 
@@ -127,9 +127,9 @@ def test_a_stream_that_hangs_stops_the_watchdog_and_is_named_once(
     systemd: Notified, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = told(systemd, WATCHDOG_USEC="1000")
-    hung = {"front": Given("running", has_result=True, silent_s=service.HANGS_S + 1), "mic": SEES}
-    one.look(hung, connected=True)
-    one.look(hung, connected=True)
+    hung = {"front": Given("running", has_result=True, stalled_s=service.HANGS_S + 1), "mic": SEES}
+    one.update(hung, connected=True)
+    one.update(hung, connected=True)
     assert "WATCHDOG=1" not in systemd.lines
     assert [r.getMessage() for r in caplog.records] == [
         "stream front hangs: its thread has not come round for 150 s; systemd's watchdog will start the daemon "
@@ -141,16 +141,16 @@ def test_a_real_stream_that_hangs_in_its_model_is_noticed_and_one_that_waits_for
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "HANGS_S", 0.6)
-    go_on, real = threading.Event(), Vision.look
+    go_on, real = threading.Event(), VideoPerception.process
 
-    def look(self: Vision, frame: Frame) -> Seen:
+    def look(self: VideoPerception, frame: Frame) -> StreamResult:
         if frame.seq == 3:
             go_on.wait(20.0)
         return real(self, frame)
 
-    monkeypatch.setattr(Vision, "look", look)
+    monkeypatch.setattr(VideoPerception, "process", look)
     model, kept = str(person_model(tmp_path)), Kept()
-    desk = Desk(Topics("vedette", "porch"), kept, kept)
+    desk = StreamServices(Topics("vedette", "porch"), kept, kept)
     sources = {"front": "test:?size=64x48&fps=50", "away": "v4l2:/dev/video99"}
     streams = {name: Stream(name, StreamConfig(source=uri, model=model), desk) for name, uri in sources.items()}
     for stream in streams.values():

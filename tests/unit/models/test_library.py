@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from agent.comms.topics import Topics
-from agent.compute.cascade.resolution import Size
+from agent.compute.cascade.resolution import Detector
 from agent.compute.infer.backends import open_session
-from agent.compute.infer.session import Options
+from agent.compute.infer.session import SessionOptions
 from agent.compute.tflite.read import read_modelfile
 from agent.config.stream import DecodeConfig, StreamConfig
-from agent.daemon.stream import Desk, Stream
+from agent.daemon.stream import Stream, StreamServices
 from agent.errors import ModelError
 from agent.models.files import ZOO
 from agent.models.library import open_model
@@ -109,10 +109,10 @@ COLOURED = "[output]\nscore_threshold = 0.5\n"
 def found(path: Path, *pictures: np.ndarray) -> list[list[Detection]]:
     """What a model sees on pictures."""
     model = open_model(str(path))
-    session = open_session(model, "cpu", Options())
-    size = Size(session, model, "full", DecodeConfig())
+    session = open_session(model, "cpu", SessionOptions())
+    size = Detector(session, model, "full", DecodeConfig())
     frames = (Frame(one, "front", 0, 0, datetime.now(UTC), "bgr", 0) for one in pictures)
-    return [size.look(frame, WHOLE, 1.0).detections for frame in frames]
+    return [size.run(frame, WHOLE, 1.0).detections for frame in frames]
 
 
 def seen(path: Path) -> list[list[str]]:
@@ -187,7 +187,9 @@ def test_what_was_guessed_is_logged_and_a_wild_normalisation_is_warned_of(
     path.write_bytes(classifier(described=False))
     path.with_suffix(".toml").write_text("[input]\nmean = [0, 0, 0]\nstd = [1, 1, 1]\n")
     stream = Stream(
-        "front", StreamConfig(source="test:", model=str(path)), Desk(Topics("vedette", "porch"), Kept(), Kept())
+        "front",
+        StreamConfig(source="test:", model=str(path)),
+        StreamServices(Topics("vedette", "porch"), Kept(), Kept()),
     )
     with caplog.at_level("INFO", "agent.models.library"):
         stream.prepare()

@@ -10,10 +10,10 @@ import pytest
 import soundfile
 from msgspec.structs import replace
 
-from agent.compute.infer.audio_input import RowInput, build_frontend
+from agent.compute.infer.audio_input import AudioInput, build_frontend
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.choice import golden_inputs
-from agent.compute.infer.session import Options
+from agent.compute.infer.session import SessionOptions
 from agent.compute.manifest import GoldenManifest, Model
 from agent.compute.tensors import TensorSpec
 from agent.errors import ModelError
@@ -22,7 +22,7 @@ from agent.models.library import golden, open_model
 
 
 def specs(model: Model) -> tuple[TensorSpec, ...]:
-    session = open_session(model, "cpu", Options())
+    session = open_session(model, "cpu", SessionOptions())
     found = session.inputs
     session.close()
     return found
@@ -64,7 +64,7 @@ def test_a_recording_is_heard_as_the_model_hears_it(tmp_path: Path) -> None:
     audio = model.manifest.audio
     assert audio is not None
     frontend = build_frontend(audio)
-    rows = RowInput(spec[0], audio, frontend)
+    rows = AudioInput(spec[0], audio, frontend)
     heard = frontend(samples)
     expected = np.empty_like(array)
     for left in rows.feed(heard):

@@ -13,14 +13,14 @@ import psutil
 import pytest
 
 from agent.compute.infer.choice import golden_inputs
-from agent.compute.infer.session import Plan
+from agent.compute.infer.session import BackendSpec
 from agent.compute.tensors import TensorSpec
 from agent.errors import VedetteError
 from agent.models.library import open_model
-from agent.optimise.loadgen import Outcome, check, run_scenarios
+from agent.optimise.loadgen import ScenarioResult, check, run_scenarios
 from agent.types import Array
 
-CPU = Plan(threads=1)
+CPU = BackendSpec(threads=1)
 
 
 def test_what_is_missing_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ class Trap(list[list[Array]]):
 
 def run(
     logs: Path, seconds: float = 0.3, scenario: str = "", happens: Callable[[], None] = lambda: None
-) -> Outcome:
+) -> ScenarioResult:
     def inputs(specs: Sequence[TensorSpec]) -> list[list[Array]]:
         cases = golden_inputs(specs)
         return Trap(cases, logs / scenario, happens) if scenario else cases

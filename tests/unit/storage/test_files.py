@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent.config.device import StorageConfig
-from agent.daemon.measurements import Verdicts
+from agent.daemon.measurements import MeasurementFiles
 from agent.errors import InUseError, StorageError
 from agent.storage.files import (
     OwnedFolder,
@@ -216,7 +216,7 @@ def test_every_file_of_the_state_folder_is_for_its_user_and_group(tmp_path: Path
         spool.put("vedette/porch/front/events", b"{}")
         spool.flush(5.0)
         StateFile(tmp_path / "published.json").write(b"{}")
-        Verdicts(tmp_path).write("model", "0" * 64, b"{}")
+        MeasurementFiles(tmp_path).write("model", "0" * 64, b"{}")
         modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
         spool.close()
     assert {"lock", "spool.db", "spool.db-wal", "spool.db-shm", "spool.seq", "published.json"} < set(modes)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import StorageError
-from agent.storage.state_file import Found, StateFile, TwinFile
+from agent.storage.state_file import StateFile, StoredContent, TwinFile
 
 
 def whole(data: bytes) -> str:
@@ -30,10 +30,10 @@ def paths(tmp_path: Path) -> tuple[Path, Path]:
 def test_what_is_written_lies_in_both_and_an_empty_content_leaves_neither(
     twin: TwinFile, paths: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    assert twin.read(whole) == Found(None)
+    assert twin.read(whole) == StoredContent(None)
     twin.write(b"one.")
     assert [path.read_bytes() for path in paths] == [b"one."] * 2
-    assert twin.read(whole) == Found("one.")
+    assert twin.read(whole) == StoredContent("one.")
     twin.write(b"")
     assert list(tmp_path.iterdir()) == []
 

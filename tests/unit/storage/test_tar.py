@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.errors import BundleError, StorageError
-from agent.storage.tar import BLOCK, Expected, Limits, check, header, unpack, walk, write_tarball
+from agent.storage.tar import BLOCK, ArchiveLimits, ExpectedMember, check, header, unpack, walk, write_tarball
 
-LIMITS = Limits(files=8, size=100_000)
+LIMITS = ArchiveLimits(files=8, size=100_000)
 FILES = {"a/one": b"1" * 700, "a/two": b"", "three": b"3"}
 END = bytes(2 * BLOCK)
 
@@ -41,8 +41,10 @@ def special(kind: bytes, target: str = "") -> bytes:
     return foreign(info)
 
 
-def expected(files: Mapping[str, bytes]) -> dict[str, Expected]:
-    return {name: Expected(hashlib.sha256(content).hexdigest(), len(content)) for name, content in files.items()}
+def expected(files: Mapping[str, bytes]) -> dict[str, ExpectedMember]:
+    return {
+        name: ExpectedMember(hashlib.sha256(content).hexdigest(), len(content)) for name, content in files.items()
+    }
 
 
 def refused(folder: Path, tar: bytes, why: str, files: Mapping[str, bytes] = FILES) -> None:
@@ -278,7 +280,7 @@ def test_whatever_a_tar_holds_nothing_is_written_outside(
     for _ in range(damage):
         tar[data.draw(st.integers(0, len(tar) - 1))] = data.draw(st.integers(0, 255))
     (folder / "x.tar").write_bytes(tar)
-    listed: dict[str, Expected] = {}
+    listed: dict[str, ExpectedMember] = {}
     for name, kind, content, _, _ in members:
         if kind == tarfile.REGTYPE:
             listed |= expected({name: content})
@@ -307,7 +309,7 @@ def test_what_is_written_is_read_by_us_and_by_tarfile(
 ) -> None:
     path = tmp_path_factory.mktemp("tars") / "x.tar"
     write_tarball(path, ((name, len(content), [content]) for name, content in files.items()))
-    check(path, expected(files), Limits(len(files), 10_000_000))
+    check(path, expected(files), ArchiveLimits(len(files), 10_000_000))
     if files:
         with tarfile.open(path) as tar:
             assert {one.name: _content(tar, one) for one in tar} == files

@@ -18,10 +18,10 @@ import msgspec
 import numpy as np
 
 from agent.compute.infer.litert import CpuBackend, load_runtime, runtime_version
-from agent.compute.infer.session import Options
-from agent.compute.infer.vetting.process import Vet, Vetted, requests
+from agent.compute.infer.session import SessionOptions
+from agent.compute.infer.vetting.process import Vet, VettingReply, requests
 from agent.compute.infer.worker import protocol
-from agent.compute.infer.worker.main import begin, end_with, failed, forget_talk, give_up_root
+from agent.compute.infer.worker.main import end_with, failed, give_up_root, init_child, trim_log
 from agent.compute.manifest import Model
 from agent.errors import NO_JSON, BackendError, VedetteError
 from agent.types import Array
@@ -43,9 +43,9 @@ def main(asked_by: int, answers_to: int, life: int) -> None:
     Args:
         asked_by: descriptor of the pipe from the other end.
         answers_to: descriptor of the pipe to it.
-        life: see `agent.compute.infer.worker.main.begin`.
+        life: see `agent.compute.infer.worker.main.init_child`.
     """
-    begin(life)
+    init_child(life)
     runtime = _runtime()
     give_up_root()
     with contextlib.suppress(protocol.ClosedError):
@@ -56,12 +56,12 @@ def main(asked_by: int, answers_to: int, life: int) -> None:
             )
             told = _tried(request, content, (asked_by, answers_to), life, runtime)
             del content
-            forget_talk()
+            trim_log()
             protocol.put(answers_to, protocol.encode(told))
     os._exit(0)
 
 
-def _tried(request: Vet, content: bytes, ours: tuple[int, ...], life: int, runtime: str) -> Vetted:
+def _tried(request: Vet, content: bytes, ours: tuple[int, ...], life: int, runtime: str) -> VettingReply:
     """Fork, and tell how the fork ended."""
     outcome, told = os.pipe()
     pid = os.fork()
@@ -82,7 +82,10 @@ def _try(request: Vet, content: bytes, told: int, life: int) -> None:
     try:
         end_with(life)
         _limit(request)
-        model, options = Model(content, "", request.manifest, request.path), Options(threads=request.threads)
+        model, options = (
+            Model(content, "", request.manifest, request.path),
+            SessionOptions(threads=request.threads),
+        )
         session = CpuBackend().open(model, options)
         os.write(told, _OPENED)
         for rung in request.manifest.rungs:
@@ -122,7 +125,7 @@ def _data_kib() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("VmData:")), 0)
 
 
-def _understood(said: bytes, status: int, runtime: str) -> Vetted:
+def _understood(said: bytes, status: int, runtime: str) -> VettingReply:
     """What a fork wrote, which may be anything, and how it ended."""
     stages, is_failed, error = said.partition(_FAILED)
     problem = None
@@ -132,7 +135,7 @@ def _understood(said: bytes, status: int, runtime: str) -> Vetted:
         except NO_JSON:
             problem = protocol.Failed("its error cannot be read")
     opened, ran = _OPENED in stages, _RAN in stages and not status
-    return Vetted(runtime, opened, ran, max(0, -status), max(0, status), problem)
+    return VettingReply(runtime, opened, ran, max(0, -status), max(0, status), problem)
 
 
 def _runtime() -> str:

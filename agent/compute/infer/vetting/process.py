@@ -18,10 +18,10 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
-from agent.compute.infer.session import Options
-from agent.compute.infer.vetting.vetting import KNOWN, Identity, Limits, Outcome, Record, identity
+from agent.compute.infer.session import SessionOptions
+from agent.compute.infer.vetting.vetting import KNOWN, Identity, Outcome, Record, VettingLimits, identity
 from agent.compute.infer.worker import protocol
-from agent.compute.infer.worker.process import Process, signal_name
+from agent.compute.infer.worker.process import ChildProcess, signal_name
 from agent.compute.manifest import Manifest, Model
 from agent.errors import NO_JSON, BackendError, ModelError, reason_of
 from agent.text import plain
@@ -86,10 +86,10 @@ _ADVICE = "use another version of this model, or convert it again"
 
 
 class Vet(Struct, frozen=True):
-    """A request to the process, followed by the model's bytes; answered by `Vetted`.
+    """A request to the process, followed by the model's bytes; answered by `VettingReply`.
 
     Attributes:
-        threads: see `Options`.
+        threads: see `SessionOptions`.
         manifest, path: of the model.
         cpu_s: CPU time that it may take, s.
         memory: address space that it may take, bytes.
@@ -104,7 +104,7 @@ class Vet(Struct, frozen=True):
     data: int
 
 
-class Vetted(Struct, frozen=True):
+class VettingReply(Struct, frozen=True):
     """How it went.
 
     Attributes:
@@ -124,7 +124,7 @@ class Vetted(Struct, frozen=True):
 
 
 requests: msgspec.json.Decoder[Vet] = msgspec.json.Decoder(Vet)
-_answers: msgspec.json.Decoder[Vetted] = msgspec.json.Decoder(Vetted)
+_answers: msgspec.json.Decoder[VettingReply] = msgspec.json.Decoder(VettingReply)
 
 
 class Trial(NamedTuple):
@@ -138,8 +138,8 @@ class Trial(NamedTuple):
     """
 
     model: Model
-    options: Options
-    limits: Limits
+    options: SessionOptions
+    limits: VettingLimits
     record: Record | None
 
 
@@ -148,7 +148,7 @@ class _Trials:
 
     def __init__(self) -> None:
         self._under_way: dict[Identity, Future[str]] = {}
-        self._idle: list[tuple[Process, float]] = []
+        self._idle: list[tuple[ChildProcess, float]] = []
         self._lock, self._dismisses = threading.Lock(), False
         self._turns = threading.Semaphore(2 if (os.cpu_count() or 1) >= _MANY_CORES else 1)
 
@@ -196,19 +196,19 @@ class _Trials:
         with self._lock:
             process = self._idle.pop()[0] if self._idle else None
         try:
-            process = process or Process(_MAIN)
+            process = process or ChildProcess(_MAIN)
         except OSError as error:
             raise BackendError(f"{path}: cannot be tried: no process: {reason_of(error)}") from error
         try:
             since, told = process.said, _asked(process, trial)
-            said = process.last_words(since)
+            said = process.last_log_line(since)
         except BaseException:
             process.end()
             raise
         self._lay_aside(process)
         return _reason(told, said, trial)
 
-    def _lay_aside(self, process: Process) -> None:
+    def _lay_aside(self, process: ChildProcess) -> None:
         """Keep a process for the next model, for a moment."""
         with self._lock:
             self._idle.append((process, time.monotonic() + _LINGER_S))
@@ -233,7 +233,7 @@ class _Trials:
 _TRIALS = _Trials()
 
 
-def outcome(model: Model, options: Options, limits: Limits, record: Record | None) -> Future[str]:
+def outcome(model: Model, options: SessionOptions, limits: VettingLimits, record: Record | None) -> Future[str]:
     """Try a model, unless that is under way.
 
     Args:
@@ -248,7 +248,7 @@ def outcome(model: Model, options: Options, limits: Limits, record: Record | Non
     return _TRIALS.outcome(Trial(model, options, limits, record))
 
 
-def _asked(process: Process, trial: Trial) -> Vetted:
+def _asked(process: ChildProcess, trial: Trial) -> VettingReply:
     """Have the process try a model.
 
     Raises:
@@ -265,12 +265,12 @@ def _asked(process: Process, trial: Trial) -> Vetted:
     except TimeoutError:
         raise BackendError(f"{model.path}: cannot be tried: it was not done after {within_s:g} s") from None
     except protocol.ClosedError:
-        raise BackendError(f"{model.path}: cannot be tried: its process {process.death()}") from None
+        raise BackendError(f"{model.path}: cannot be tried: its process {process.exit_reason()}") from None
     except (protocol.NonsenseError, *NO_JSON) as error:
         raise BackendError(f"{model.path}: cannot be tried: its process answers nonsense: {error}") from error
 
 
-def _reason(told: Vetted, said: str, trial: Trial) -> str:
+def _reason(told: VettingReply, said: str, trial: Trial) -> str:
     """Why a model cannot be used, as it is kept; empty: it runs.
 
     Raises:

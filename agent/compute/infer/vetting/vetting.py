@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 from msgspec import Struct
 
 from agent.compute.infer.litert import CpuBackend, CpuSession
-from agent.compute.infer.session import Options
+from agent.compute.infer.session import SessionOptions
 from agent.compute.manifest import Model
 from agent.errors import ModelError
 
@@ -42,7 +42,7 @@ KNOWN: dict[Identity, Outcome] = {}
 """Outcomes of the trials of this process, and of models that ran before, by model."""
 
 
-class Limits(Struct, frozen=True):
+class VettingLimits(Struct, frozen=True):
     """What one model may take.
 
     Attributes:
@@ -56,7 +56,7 @@ class Limits(Struct, frozen=True):
     memory: int = 0
 
 
-_LIMITS = Limits()
+_LIMITS = VettingLimits()
 
 
 class Record(Protocol):
@@ -77,7 +77,7 @@ class Vetting:
     def __init__(
         self,
         record: Record | None = None,
-        limits: Limits = _LIMITS,
+        limits: VettingLimits = _LIMITS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing is started before the first unknown model.
@@ -89,7 +89,7 @@ class Vetting:
         """
         self._record, self._limits, self._clock = record, limits, clock
 
-    def open(self, model: Model, options: Options) -> CpuSession:
+    def open(self, model: Model, options: SessionOptions) -> CpuSession:
         """Open a model on the CPU in this process; an unknown model is vetted first.
 
         Raises:
@@ -98,7 +98,7 @@ class Vetting:
         self.check(model, options)
         return CpuBackend().open(model, options)
 
-    def check(self, model: Model, options: Options, within_s: float | None = None) -> bool:
+    def check(self, model: Model, options: SessionOptions, within_s: float | None = None) -> bool:
         """Vet a model unless its outcome is known.
 
         Args:
@@ -124,7 +124,7 @@ class Vetting:
             raise ModelError(f"{model.path}: {reason}")
         return True
 
-    def try_again(self, model: Model, options: Options) -> None:
+    def try_again(self, model: Model, options: SessionOptions) -> None:
         """Vet a model whatever is known of it, and keep no outcome.
 
         Raises:

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from agent.compute.infer.chain import Turn, Whole, take
+from agent.compute.infer.chain import ModelChain, TimingRun, time_inference
 from agent.compute.infer.litert import CpuBackend, keep_stderr, load_runtime, runtime_version
-from agent.compute.infer.session import Options, Plan, Session
+from agent.compute.infer.session import BackendSpec, Session, SessionOptions
 from agent.compute.infer.vetting.unprivileged import device_groups, drop_root, is_root
 from agent.compute.infer.worker import protocol
 from agent.compute.infer.worker.process import LOG_BYTES
@@ -41,7 +41,7 @@ _EXPENDABLE = b"500"
 """Of -1000 to 1000, see proc_pid_oom_score_adj(5): where memory runs out this ends before who started it."""
 
 
-def begin(life: int) -> None:
+def init_child(life: int) -> None:
     """Live as long as the other end does, and be the first to go where memory is short.
 
     Args:
@@ -62,7 +62,7 @@ def end_with(life: int) -> None:
     PR_SET_PDEATHSIG would not do: it goes by the parent's thread, which may end before.
 
     Args:
-        life: see `begin`.
+        life: see `init_child`.
     """
     fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(life, fcntl.F_SETSIG, signal.SIGKILL)
@@ -71,7 +71,7 @@ def end_with(life: int) -> None:
         os._exit(0)
 
 
-def forget_talk() -> None:
+def trim_log() -> None:
     """Have what is said next overwrite the oldest, when half of the room for it is full."""
     if os.lseek(2, 0, os.SEEK_CUR) > LOG_BYTES // 2:
         os.lseek(2, 0, os.SEEK_SET)
@@ -87,7 +87,7 @@ def _opened(setting: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-_CPU = Plan()
+_CPU = BackendSpec()
 _NEEDED = {
     "cpu": ("agent.compute.tflite.read",),
     "delegate": ("agent.compute.tflite.read",),
@@ -107,10 +107,10 @@ def main(asked_by: int, answers_to: int, life: int, tensors: int) -> None:
     Args:
         asked_by: descriptor of the pipe from the other end.
         answers_to: descriptor of the pipe to it.
-        life: see `agent.compute.infer.worker.main.begin`.
+        life: see `agent.compute.infer.worker.main.init_child`.
         tensors: descriptor of the memory that is shared.
     """
-    begin(life)
+    init_child(life)
     with contextlib.suppress(protocol.ClosedError):
         _Server(asked_by, answers_to, tensors).serve()
     # Libraries that crash while they are taken down have done their work.
@@ -121,7 +121,7 @@ class _Server:
     def __init__(self, asked_by: int, answers_to: int, tensors: int) -> None:
         self._from, self._to, self._tensors = asked_by, answers_to, tensors
         self._end = 0
-        self._bound: dict[str, tuple[protocol.Stretch, list[Array], list[Array]]] = {}
+        self._bound: dict[str, tuple[protocol.TensorRegion, list[Array], list[Array]]] = {}
 
     def serve(self) -> None:
         """Answer every message.
@@ -142,25 +142,25 @@ class _Server:
 
     def _open(self) -> protocol.Answer:
         request = protocol.requests.decode(self._receive())
-        assert isinstance(request, protocol.Open)
+        assert isinstance(request, protocol.OpenModel)
         if not request.as_root:
             give_up_root(request.plan)
         content = self._receive()
         model = Model(content, "", request.manifest, request.path)
-        options = Options(request.rung, request.threads or request.plan.threads)
+        options = SessionOptions(request.rung, request.threads or request.plan.threads)
         self._manifest, self._path = model.manifest, request.path
         self._session, runtime, nodes, delegated = opened(model, request.plan, options)
         return protocol.Opened(runtime, nodes, delegated, self._use(request.rung))
 
     def _asked(self, request: protocol.Request) -> protocol.Answer:
-        if isinstance(request, protocol.Use):
+        if isinstance(request, protocol.SelectVariant):
             return self._use(request.rung)
-        if isinstance(request, protocol.Time):
+        if isinstance(request, protocol.TimeModel):
             return self._time(request)
         used = resource.getrusage(resource.RUSAGE_SELF)
         return protocol.Usage(used.ru_utime + used.ru_stime, _resident_mb())
 
-    def _use(self, rung: str) -> protocol.Stretch:
+    def _use(self, rung: str) -> protocol.TensorRegion:
         session = self._session
         session.use(rung)
         if rung not in self._bound:
@@ -171,21 +171,21 @@ class _Server:
                     f"{self._path}: its tensors take {(self._end + size) / 1e6:.0f} MB; expected at most "
                     f"{protocol.TENSORS_BYTES / 1e6:.0f} MB in a process of its own"
                 )
-            stretch = protocol.Stretch(session.inputs, session.outputs, self._end, size)
+            stretch = protocol.TensorRegion(session.inputs, session.outputs, self._end, size)
             arrays = protocol.mapped(self._tensors, stretch)
             self._end += size
             count = len(session.inputs)
             self._bound[rung] = (stretch, arrays[:count], arrays[count:])
         return self._bound[rung][0]
 
-    def _time(self, request: protocol.Time) -> Turn:
+    def _time(self, request: protocol.TimeModel) -> TimingRun:
         rung, whole = self._session.rung, self._whole
         try:
             self._use(whole.first)
-            whole.give(self._bound[whole.first][1])
-            turn = Turn((), 0.0)
+            whole.set_input(self._bound[whole.first][1])
+            turn = TimingRun((), 0.0)
             if request.seconds:
-                turn = take(whole, request.seconds, time.process_time)
+                turn = time_inference(whole, request.seconds, time.process_time)
             else:
                 whole.invoke()
             self._use(whole.last)
@@ -196,8 +196,8 @@ class _Server:
             self._session.use(rung)
 
     @cached_property
-    def _whole(self) -> Whole:
-        return Whole(self._session, self._manifest)
+    def _whole(self) -> ModelChain:
+        return ModelChain(self._session, self._manifest)
 
     def _run(self) -> None:
         _, inputs, outputs = self._bound[self._session.rung]
@@ -212,7 +212,7 @@ class _Server:
             protocol.put(self._to, protocol.encode(failed(error)))
         else:
             protocol.put(self._to, protocol.RUN)
-        forget_talk()
+        trim_log()
 
     def _tell(self, answer: Any) -> None:
         try:
@@ -224,7 +224,7 @@ class _Server:
         protocol.put(self._to, protocol.encode(told))
 
 
-def give_up_root(plan: Plan = _CPU) -> None:
+def give_up_root(plan: BackendSpec = _CPU) -> None:
     """Drop root's rights, if this process has them. Call before it takes a model's bytes.
 
     Args:
@@ -246,7 +246,7 @@ def give_up_root(plan: Plan = _CPU) -> None:
     drop_root([] if plan.kind == "cpu" else device_groups())
 
 
-def opened(model: Model, plan: Plan, options: Options) -> tuple[Session, str, int, int]:
+def opened(model: Model, plan: BackendSpec, options: SessionOptions) -> tuple[Session, str, int, int]:
     """The session, the runtime's name, and how many nodes there are and have been delegated (-1: unknown).
 
     Raises:

@@ -29,7 +29,7 @@ _CHATTER = ("INFO", "I0000 ", "WARNING: [npu_registry", "WARNING: [gpu_registry"
 """What libraries say when all is well begins so; LiteRT also warns of each accelerator that a board has not."""
 
 
-class Process:
+class ChildProcess:
     """A module that is run by this Python, see `agent.compute.infer.worker.main` for what it does first.
 
     Attributes:
@@ -92,7 +92,7 @@ class Process:
         """
         return protocol.get(self._from, time.monotonic() + within_s, self._watch, largest)
 
-    def death(self) -> str:
+    def exit_reason(self) -> str:
         """Of what it died, and what it said last; it is over with it, whatever it still does."""
         how = "no longer answers"
         if self._dies(_END_S):
@@ -101,14 +101,14 @@ class Process:
             killed = f"was killed by {signal_name(-code)}"
             how = f"crashed: its process {killed if code < 0 else f'ended by itself with exit status {code}'}"
         self.kill()
-        return f"{how}{self.last_words()}"
+        return f"{how}{self.last_log_line()}"
 
     @property
     def said(self) -> int:
         """How much it has said, bytes: for `last_words`. It may begin again at 0."""
         return os.lseek(self._log, 0, os.SEEK_CUR)  # the descriptor is one, and so is the place in it
 
-    def last_words(self, since: int = 0) -> str:
+    def last_log_line(self, since: int = 0) -> str:
         """Quote what it said last, as the end of a sentence; empty: nothing.
 
         Args:

@@ -22,8 +22,8 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from agent.compute.infer.chain import Turn
-from agent.compute.infer.session import Plan
+from agent.compute.infer.chain import TimingRun
+from agent.compute.infer.session import BackendSpec
 from agent.compute.manifest import Manifest
 from agent.compute.tensors import TensorSpec
 from agent.errors import NO_JSON
@@ -51,7 +51,7 @@ RUN = b""
 """The message "run", and the answer "has run"."""
 
 
-class Open(Struct, frozen=True, tag=True):
+class OpenModel(Struct, frozen=True, tag=True):
     """The first message, followed by the model's bytes; answered by `Opened`.
 
     Attributes:
@@ -59,7 +59,7 @@ class Open(Struct, frozen=True, tag=True):
         as_root: keep root's rights, for a device that nobody else may open.
     """
 
-    plan: Plan
+    plan: BackendSpec
     rung: str
     threads: int
     manifest: Manifest
@@ -67,27 +67,27 @@ class Open(Struct, frozen=True, tag=True):
     as_root: bool = False
 
 
-class Use(Struct, frozen=True, tag=True):
-    """Change to a rung; answered by `Stretch`."""
+class SelectVariant(Struct, frozen=True, tag=True):
+    """Change to a rung; answered by `TensorRegion`."""
 
     rung: str
 
 
-class Ask(Struct, frozen=True, tag=True):
+class GetUsage(Struct, frozen=True, tag=True):
     """Tell what was used; answered by `Usage`."""
 
 
-class Time(Struct, frozen=True, tag=True):
-    """Run the whole model, from the first rung's input to the deepest one's output; answered by `Turn`.
+class TimeModel(Struct, frozen=True, tag=True):
+    """Run the whole model, from the first rung's input to the deepest one's output; answered by `TimingRun`.
 
     Attributes:
-        seconds: for how long, see `agent.compute.infer.chain.take`, s; 0: once, at once and untimed.
+        seconds: for how long, see `agent.compute.infer.chain.time_inference`, s; 0: once, at once and untimed.
     """
 
     seconds: float
 
 
-class Stretch(Struct, frozen=True, tag=True):
+class TensorRegion(Struct, frozen=True, tag=True):
     """Where a rung's tensors lie.
 
     Attributes:
@@ -114,7 +114,7 @@ class Opened(Struct, frozen=True, tag=True):
     runtime: str
     nodes: int
     delegated: int
-    stretch: Stretch
+    stretch: TensorRegion
 
 
 class Usage(Struct, frozen=True, tag=True):
@@ -139,8 +139,8 @@ class Failed(Struct, frozen=True, tag=True):
     model: bool = False
 
 
-Request = Open | Use | Ask | Time
-Answer = Opened | Stretch | Usage | Turn | Failed
+Request = OpenModel | SelectVariant | GetUsage | TimeModel
+Answer = Opened | TensorRegion | Usage | TimingRun | Failed
 encode = msgspec.json.Encoder().encode
 requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
@@ -233,12 +233,12 @@ def answer_of(message: bytes) -> Answer:
         raise NonsenseError(str(error)[:LONGEST_TEXT]) from error
     if isinstance(answer, Opened):
         _check(answer.stretch)
-    elif isinstance(answer, Stretch):
+    elif isinstance(answer, TensorRegion):
         _check(answer)
     return answer
 
 
-def _check(stretch: Stretch) -> None:
+def _check(stretch: TensorRegion) -> None:
     """Refuse what the shared file cannot hold: numpy and mmap would raise anything, or allocate it."""
     for spec in (*stretch.inputs, *stretch.outputs):
         if spec.dtype not in _DTYPES:
@@ -284,7 +284,7 @@ def shared_memory() -> int:
     return descriptor
 
 
-def mapped(descriptor: int, stretch: Stretch) -> list[Array]:
+def mapped(descriptor: int, stretch: TensorRegion) -> list[Array]:
     """Map a stretch of the shared file; gives its tensors, inputs first.
 
     Raises:

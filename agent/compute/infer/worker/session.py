@@ -12,11 +12,11 @@ import os
 from collections.abc import Sequence
 from typing import TypeVar
 
-from agent.compute.infer.chain import Turn
-from agent.compute.infer.session import Options, Plan
+from agent.compute.infer.chain import TimingRun
+from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.vetting.unprivileged import is_root, only_for_root
 from agent.compute.infer.worker import protocol
-from agent.compute.infer.worker.process import Process
+from agent.compute.infer.worker.process import ChildProcess
 from agent.compute.manifest import Model
 from agent.errors import BackendError, ModelError, reason_of
 from agent.text import plain
@@ -29,7 +29,7 @@ PATIENCE_S = 120.0
 DEADLINE_S = 2.0
 _OPENING = "opening the model"
 
-_Told = TypeVar("_Told", protocol.Opened, protocol.Stretch, protocol.Usage, Turn)
+_Told = TypeVar("_Told", protocol.Opened, protocol.TensorRegion, protocol.Usage, TimingRun)
 
 
 class WorkerSession:
@@ -43,8 +43,8 @@ class WorkerSession:
     def __init__(
         self,
         model: Model,
-        plan: Plan,
-        options: Options,
+        plan: BackendSpec,
+        options: SessionOptions,
         *,
         deadline_s: float = DEADLINE_S,
         patience_s: float = PATIENCE_S,
@@ -54,7 +54,7 @@ class WorkerSession:
         Args:
             model: to run.
             plan: how.
-            options: see `Options`; the plan's threads count where these say nothing.
+            options: see `SessionOptions`; the plan's threads count where these say nothing.
             deadline_s: see the class.
             patience_s: for opening the model, and for the first inference of each rung, s.
 
@@ -69,7 +69,7 @@ class WorkerSession:
         try:
             self._tensors = protocol.shared_memory()
             try:
-                self._process = Process("agent.compute.infer.worker.main", [self._tensors])
+                self._process = ChildProcess("agent.compute.infer.worker.main", [self._tensors])
             except OSError:
                 os.close(self._tensors)
                 raise
@@ -77,7 +77,7 @@ class WorkerSession:
             raise BackendError(f"{model.path}: no process for {plan.backend}: {reason_of(error)}") from error
         try:
             path, as_root = plain(model.path), _needs_root(model, plan)
-            request = protocol.Open(plan, rung, options.threads, model.manifest, path, as_root)
+            request = protocol.OpenModel(plan, rung, options.threads, model.manifest, path, as_root)
             self.opened = self._ask(request, protocol.Opened, patience_s, model.content)
             self._take(rung, self.opened.stretch)
         except BaseException:
@@ -87,7 +87,7 @@ class WorkerSession:
     def use(self, rung: str) -> None:
         """See `Session.use`."""
         if rung not in self._stretches:
-            self._take(rung, self._ask(protocol.Use(rung), protocol.Stretch, self._patience_s))
+            self._take(rung, self._ask(protocol.SelectVariant(rung), protocol.TensorRegion, self._patience_s))
         self._in_use(rung)  # the process changes when it is to run: what it has answered can be read without it
 
     def input(self, index: int) -> Array:
@@ -98,7 +98,7 @@ class WorkerSession:
         """See `Session.invoke`."""
         if self._there != self.rung:
             self._ask(
-                protocol.Use(self.rung), protocol.Stretch, self.deadline_s
+                protocol.SelectVariant(self.rung), protocol.TensorRegion, self.deadline_s
             )  # it knows this one: that takes no time
             self._there = self.rung
         mapped = self._mapped
@@ -118,18 +118,20 @@ class WorkerSession:
         Raises:
             BackendError: it is gone.
         """
-        return self._ask(protocol.Ask(), protocol.Usage, self._patience_s)
+        return self._ask(protocol.GetUsage(), protocol.Usage, self._patience_s)
 
-    def timed(self, seconds: float) -> Turn:
+    def timed(self, seconds: float) -> TimingRun:
         """Run the whole model there, from the first rung's input to the deepest one's output, and time it there.
 
         Args:
-            seconds: see `agent.compute.infer.chain.take`.
+            seconds: see `agent.compute.infer.chain.time_inference`.
 
         Raises:
             BackendError: it failed or hung.
         """
-        turn = self._ask(protocol.Time(seconds), Turn, seconds + 2.0 * self.deadline_s, what="timing it")
+        turn = self._ask(
+            protocol.TimeModel(seconds), TimingRun, seconds + 2.0 * self.deadline_s, what="timing it"
+        )
         if not turn.ms or min(turn.ms) <= 0.0:
             raise self._nonsense(f"it tells of {len(turn.ms)} inferences, or of one that took no time")
         return turn
@@ -140,7 +142,7 @@ class WorkerSession:
         Raises:
             BackendError: it failed or hung.
         """
-        self._ask(protocol.Time(0.0), Turn, self.deadline_s, what="an inference")
+        self._ask(protocol.TimeModel(0.0), TimingRun, self.deadline_s, what="an inference")
 
     @property
     def pid(self) -> int:
@@ -153,7 +155,7 @@ class WorkerSession:
             self._process.end()
             os.close(self._tensors)
 
-    def _take(self, rung: str, stretch: protocol.Stretch) -> None:
+    def _take(self, rung: str, stretch: protocol.TensorRegion) -> None:
         try:
             self._stretches[rung] = _Mapped(self._tensors, stretch)
         except (OSError, protocol.NonsenseError) as error:
@@ -187,13 +189,13 @@ class WorkerSession:
                 self._process.put(message, within_s)
             return self._process.get(within_s)
         except TimeoutError:
-            said = self._process.last_words()
+            said = self._process.last_log_line()
             self._process.kill()  # and `close` waits for it: who waits for an answer has waited long enough
             raise BackendError(
                 f"{self._path}: {self.backend} hangs: {what} took longer than {within_s:g} s{said}"
             ) from None
         except protocol.ClosedError:
-            raise BackendError(f"{self._path}: {self.backend} {self._process.death()}") from None
+            raise BackendError(f"{self._path}: {self.backend} {self._process.exit_reason()}") from None
         except protocol.NonsenseError as error:
             raise self._nonsense(str(error)) from None
 
@@ -213,7 +215,7 @@ class WorkerSession:
         return BackendError(f"{self._path}: {self.backend} answers nonsense: {why}")
 
 
-def _needs_root(model: Model, plan: Plan) -> bool:
+def _needs_root(model: Model, plan: BackendSpec) -> bool:
     """True if this is root and nobody else may open the device of a plan, which is logged."""
     if plan.kind == "cpu" or not is_root() or (node := only_for_root(plan.backend)) is None:
         return False
@@ -230,7 +232,7 @@ def _needs_root(model: Model, plan: Plan) -> bool:
 class _Mapped:
     """A rung's tensors in this process."""
 
-    def __init__(self, descriptor: int, stretch: protocol.Stretch) -> None:
+    def __init__(self, descriptor: int, stretch: protocol.TensorRegion) -> None:
         self.stretch, self.has_run = stretch, False
         arrays = protocol.mapped(descriptor, stretch)
         self.inputs, self.outputs = arrays[: len(stretch.inputs)], arrays[len(stretch.inputs) :]

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from agent.capture.devices import Device, Devices
+from agent.capture.devices import CaptureDevice, Devices
 from agent.capture.portaudio import NOT_PLUGGED
 from agent.cli.checks.board import of_devices
 
 
 def test_what_is_plugged_in() -> None:
-    camera = Device("C270", "MJPG 1280x720", "v4l2:/dev/video0")
+    camera = CaptureDevice("C270", "MJPG 1280x720", "v4l2:/dev/video0")
     (one, other) = of_devices(Devices([camera], [], [f"microphones: {NOT_PLUGGED}"]))
     assert one.value == "C270: MJPG 1280x720; source v4l2:/dev/video0"
     assert (other.name, other.value, other.state) == ("microphone", "none was found", "ok")

@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent.cli.checks.board import hardware_findings, of_candidates
-from agent.compute.infer.delegates import ROWS, Found
-from agent.compute.infer.session import Plan
+from agent.compute.infer.delegates import ROWS, DelegateProbe
+from agent.compute.infer.session import BackendSpec
 
 
 def test_a_bare_board_is_well_and_every_way_has_its_reason(tmp_path: Path) -> None:
@@ -16,9 +16,9 @@ def test_a_bare_board_is_well_and_every_way_has_its_reason(tmp_path: Path) -> No
 
 def test_what_is_here_comes_first_and_how_to_install_it_only_where_the_device_is() -> None:
     found = [
-        Found("a", "A", missing="no device (/dev/a): install A"),
-        Found("b", "B", missing="no libb.so: install B"),
-        Found("c", "C", Plan("c", "delegate"), ("/usr/lib/libc.so",)),
+        DelegateProbe("a", "A", missing="no device (/dev/a): install A"),
+        DelegateProbe("b", "B", missing="no libb.so: install B"),
+        DelegateProbe("c", "C", BackendSpec("c", "delegate"), ("/usr/lib/libc.so",)),
     ]
     assert [one.value for one in of_candidates(found)][1:] == [
         "C: found (/usr/lib/libc.so)",

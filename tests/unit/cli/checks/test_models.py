@@ -12,28 +12,31 @@ from msgspec.structs import replace
 
 from agent.cli.checks import examine
 from agent.cli.checks.models import findings, of_survey
-from agent.compute.infer.choice import Measured, decide
-from agent.compute.infer.delegates import Found
-from agent.compute.infer.session import Plan
+from agent.compute.infer.choice import Measurement, decide
+from agent.compute.infer.delegates import DelegateProbe
+from agent.compute.infer.session import BackendSpec
 from agent.config import Config
 from agent.config.device import SelectionConfig
 from agent.config.load import load
 from agent.config.stream import StreamConfig
-from agent.daemon.measurements import Survey, Surveys, circumstances
+from agent.daemon.measurements import StoredMeasurement, StoredMeasurements, circumstances
 from agent.errors import ModelError, StorageError
 from agent.models.library import open_model
 from agent.text import local_time
 
-ONE = Measured("cpu", "CPU", 1, p50_ms=21.0, cpu_ms=20.9)
-GPU = Measured("gpu", "GPU", p50_ms=8.5, cpu_ms=1.0)
-TPU = Measured("edgetpu", "Edge TPU", refused="takes none of the model's 60 operations")
-AWAY = Measured("vx", "NPU", here=False, refused="no device")
-FOUND = [Found("gpu", "GPU", Plan("gpu", "accelerator", "GPU")), Found("edgetpu", "TPU", Plan("edgetpu"))]
+ONE = Measurement("cpu", "CPU", 1, p50_ms=21.0, cpu_ms=20.9)
+GPU = Measurement("gpu", "GPU", p50_ms=8.5, cpu_ms=1.0)
+TPU = Measurement("edgetpu", "Edge TPU", refused="takes none of the model's 60 operations")
+AWAY = Measurement("vx", "NPU", here=False, refused="no device")
+FOUND = [
+    DelegateProbe("gpu", "GPU", BackendSpec("gpu", "accelerator", "GPU")),
+    DelegateProbe("edgetpu", "TPU", BackendSpec("edgetpu")),
+]
 
 
-def survey(*measured: Measured, busy: float = 0.02) -> Survey:
+def survey(*measured: Measurement, busy: float = 0.02) -> StoredMeasurement:
     now, files = circumstances(open_model("small-speech", "3"), [], 1, {})
-    return Survey(1, now, files, measured, datetime(2026, 11, 20, 8, 30, tzinfo=UTC), busy)
+    return StoredMeasurement(1, now, files, measured, datetime(2026, 11, 20, 8, 30, tzinfo=UTC), busy)
 
 
 def test_what_was_chosen_comes_first_and_each_other_has_its_reason() -> None:
@@ -88,7 +91,7 @@ def test_a_survey_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def fail(*_: object) -> None:
         raise ModelError("the runtime crashed")
 
-    monkeypatch.setattr(Surveys, "measure", fail)
+    monkeypatch.setattr(StoredMeasurements, "measure", fail)
     config = Config({"kitchen": StreamConfig("mic:", "small-speech")}, selection=SelectionConfig(candidates=()))
     (one,) = findings(config, tmp_path, fresh=True)
     assert one.value == "the runtime crashed"
@@ -154,6 +157,6 @@ def test_a_verdict_that_only_the_daemon_may_read_is_no_fault(
     def denied(*_: object) -> None:
         raise StorageError("x.json: cannot be read: Permission denied") from PermissionError()
 
-    monkeypatch.setattr(Surveys, "kept", denied)
+    monkeypatch.setattr(StoredMeasurements, "load", denied)
     (one,) = findings(small, tmp_path, fresh=False)
     assert (one.state, one.value.endswith("sudo vedette doctor may read it")) == ("ok", True)

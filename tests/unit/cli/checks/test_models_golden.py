@@ -5,7 +5,7 @@ import pytest
 
 from agent.cli.checks.models import Golden, golden_input, open_alone, recorded
 from agent.compute.infer.litert import CpuBackend
-from agent.compute.infer.session import Options
+from agent.compute.infer.session import SessionOptions
 from agent.compute.tensors import TensorSpec
 
 
@@ -27,7 +27,7 @@ GOLDEN = [0, 39, 51, 179, 18]
 def test_the_record_is_of_the_bundled_models_and_tells_something(golden: Golden) -> None:
     model = open_alone(golden.model, golden.rung)
     assert model.sha256 == golden.sha256
-    session = CpuBackend().open(model, Options(threads=1))
+    session = CpuBackend().open(model, SessionOptions(threads=1))
     assert {spec.name for spec in session.outputs} == set(golden.at)
     session.close()
     for values in golden.values.values():

@@ -5,27 +5,27 @@ from pathlib import Path
 
 import pytest
 
-from agent.board.proc import Clock, Disk
+from agent.board.proc import Clock, DiskUsage
 from agent.cli.checks.report import Finding
 from agent.cli.checks.storage import findings, of_clips, of_clock, of_commands, of_disk, of_folder
 from agent.config import Config
 from agent.config.device import StorageConfig
 from agent.config.stream import StreamConfig
-from agent.daemon.overrides import FILE, Overrides, unknown
+from agent.daemon.overrides import FILE, Overrides, all_off
 from agent.storage.state_file import TwinFile
 
 
 @pytest.mark.parametrize(
     ("disk", "state"),
     [
-        (Disk(Path("/x"), 1000, 500, None, False), "ok"),
-        (Disk(Path("/x"), 1000, 255, 10, False), "warning"),
-        (Disk(Path("/x"), 1000, 63, 10, False), "problem"),
-        (Disk(Path("/x"), 1000, 500, 0, False), "problem"),
-        (Disk(Path("/x"), 1000, 500, 10, True), "problem"),
+        (DiskUsage(Path("/x"), 1000, 500, None, False), "ok"),
+        (DiskUsage(Path("/x"), 1000, 255, 10, False), "warning"),
+        (DiskUsage(Path("/x"), 1000, 63, 10, False), "problem"),
+        (DiskUsage(Path("/x"), 1000, 500, 0, False), "problem"),
+        (DiskUsage(Path("/x"), 1000, 500, 10, True), "problem"),
     ],
 )
-def test_room(disk: Disk, state: str) -> None:
+def test_room(disk: DiskUsage, state: str) -> None:
     found = of_disk(disk, 64)
     assert found.state == state
     assert ("/x" in found.advice or "SD card" in found.advice) == (state != "ok")
@@ -101,7 +101,7 @@ def test_what_commands_have_set_and_whether_it_can_be_read(tmp_path: Path) -> No
     told = found()
     assert told is not None
     assert (told.state, "lost" in told.value, "enabled on" in told.advice) == ("problem", True, True)
-    file.write(unknown(config).encode())
+    file.write(all_off(config).encode())
     told = found()
     assert told is not None
     assert (told.state, told.value) == ("problem", "were lost, so these are off: front")

@@ -13,13 +13,13 @@ import pytest
 from msgspec.structs import replace
 
 from agent.comms.homeassistant.announcer import Announcer
-from agent.comms.homeassistant.device import Device, Label, Subject
-from agent.comms.mqtt.subscriptions import Received
+from agent.comms.homeassistant.device import Device, Label, StreamEntitySource
+from agent.comms.mqtt.subscriptions import IncomingMessage
 from agent.comms.topics import Topics
 from agent.config.device import HomeAssistantConfig
 
 TOPIC, STATUS = "homeassistant/device/porch/config", "homeassistant/status"
-FRONT = Subject("front", "things", ("person", "car"), (Label("", "person"),))
+FRONT = StreamEntitySource("front", "things", ("person", "car"), (Label("", "person"),))
 DEVICE = Device(Topics("vedette", "porch"), "", "0.1.0", False, (FRONT, replace(FRONT, name="back")))
 
 
@@ -30,7 +30,7 @@ class World:
         self.now = 1000.0
         self.kept: dict[str, bytes] = {}
         self.sent: list[bytes] = []
-        self.handlers: dict[str, Callable[[Received], None]] = {}
+        self.handlers: dict[str, Callable[[IncomingMessage], None]] = {}
         self.asked: list[tuple[str, Callable[[bytes], None]]] = []
 
     def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
@@ -41,7 +41,7 @@ class World:
     def repeat(self, topic: str) -> None:
         self.sent.append(self.kept[topic])
 
-    def listen(self, pattern: str, handler: Callable[[Received], None]) -> None:
+    def listen(self, pattern: str, handler: Callable[[IncomingMessage], None]) -> None:
         self.handlers[pattern] = handler
 
     def ignore(self, pattern: str) -> None:
@@ -56,7 +56,7 @@ class World:
         self.asked.clear()
 
     def birth(self, payload: bytes = b"online", *, retained: bool = False) -> None:
-        self.handlers[STATUS](Received(STATUS, payload, retained))
+        self.handlers[STATUS](IncomingMessage(STATUS, payload, retained))
 
     def announcer(self, config: HomeAssistantConfig | None = None, device: Device = DEVICE) -> Announcer:
         made = Announcer(
@@ -202,7 +202,7 @@ def test_a_label_that_is_seen_is_added_and_stays_over_a_restart(world: World) ->
 def test_what_a_stream_without_its_model_would_find_is_neither_announced_nor_removed(world: World) -> None:
     announcer = world.announcer()
     (whole,) = world.live(announcer)
-    broken = replace(DEVICE, streams=(FRONT, Subject("back")))
+    broken = replace(DEVICE, streams=(FRONT, StreamEntitySource("back")))
     (parts,) = world.live(announcer, broken)
     assert "back.occupancy.person" not in parts
     assert not removed(parts)

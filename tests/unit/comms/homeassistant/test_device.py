@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.comms.homeassistant.device import distinct, node, slug, spoken
+from agent.comms.homeassistant.device import display_name, distinct, node, slug
 
 _LABELS = [
     "person",
@@ -65,7 +65,7 @@ def test_what_was_made_of_a_text_is_not_made_of_itself_unless_it_is_that_text(te
     ],
 )
 def test_names_are_such_as_a_person_gives(parts: tuple[str, ...], name: str) -> None:
-    assert spoken(*parts) == name
+    assert display_name(*parts) == name
 
 
 @pytest.mark.parametrize("device", ["porch", "Pi_4-B"])

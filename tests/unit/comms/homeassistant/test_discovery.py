@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.comms.homeassistant.device import Device, Kind, Label, Subject
+from agent.comms.homeassistant.device import Device, Kind, Label, StreamEntitySource
 from agent.comms.homeassistant.discovery import _NEEDS, ORIGIN, entities, message, read, topic
 from agent.comms.topics import Topics
 
 TOPICS = Topics("vedette", "porch")
-FRONT = Subject(
+FRONT = StreamEntitySource(
     "front",
     "things",
     ("person", "car", "traffic light"),
@@ -27,7 +27,7 @@ FRONT = Subject(
 )
 
 
-def device(*streams: Subject, topics: Topics = TOPICS, has_temperature: bool = True) -> Device:
+def device(*streams: StreamEntitySource, topics: Topics = TOPICS, has_temperature: bool = True) -> Device:
     return Device(topics, "Raspberry Pi 4 Model B", "0.1.0", has_temperature, streams)
 
 
@@ -35,7 +35,7 @@ def told(made: Device, known: tuple[str, ...] = (), most: int = 16) -> dict[str,
     return entities(made, known, most).components
 
 
-def of_front(subject: Subject = FRONT, known: tuple[str, ...] = (), most: int = 16) -> set[str]:
+def of_front(subject: StreamEntitySource = FRONT, known: tuple[str, ...] = (), most: int = 16) -> set[str]:
     return {name for name in told(device(subject), known, most) if name.startswith("front.")}
 
 
@@ -262,21 +262,21 @@ _text = st.one_of(
 
 
 @st.composite
-def _subjects(draw: st.DrawFn) -> Subject:
+def _subjects(draw: st.DrawFn) -> StreamEntitySource:
     labels = tuple(draw(st.lists(_text, unique=True, max_size=5)))
     zones = tuple(draw(st.lists(_name, unique=True, max_size=3)))
     pairs = [Label(zone, label) for zone in ("", *zones) for label in labels]
     some = st.lists(st.sampled_from(pairs), unique=True) if pairs else st.just([])
     kind = draw(st.one_of(st.none(), st.sampled_from(get_args(Kind))))
     rungs = tuple(draw(st.lists(_name, unique=True, max_size=3)))
-    return Subject(draw(_name), kind, labels, tuple(draw(some)), tuple(draw(some)), zones, rungs)
+    return StreamEntitySource(draw(_name), kind, labels, tuple(draw(some)), tuple(draw(some)), zones, rungs)
 
 
 @given(
     st.lists(_subjects(), unique_by=lambda one: one.name, max_size=3), _name, st.sampled_from(["vedette", "a/b"])
 )
 def test_ids_are_unique_and_valid_whatever_streams_zones_and_labels_are_called(
-    subjects: list[Subject], name: str, prefix: str
+    subjects: list[StreamEntitySource], name: str, prefix: str
 ) -> None:
     made = device(*subjects, topics=Topics(prefix, name))
     parts = _body(made)["cmps"]
@@ -295,7 +295,7 @@ def test_ids_are_unique_and_valid_whatever_streams_zones_and_labels_are_called(
     assert again.alive == {name: part["p"] for name, part in parts.items()}
 
 
-def _expected(subject: Subject) -> int:
+def _expected(subject: StreamEntitySource) -> int:
     pairs = len({*subject.named, *subject.counted})
     things, pictures = subject.kind == "things", subject.kind in ("things", "verdicts")
     labels = 0 if subject.kind in ("words", None) else pairs * (2 if things else 1)
@@ -305,7 +305,7 @@ def _expected(subject: Subject) -> int:
 
 
 @given(_subjects())
-def test_no_name_of_a_stream_or_a_label_gets_into_a_template(subject: Subject) -> None:
+def test_no_name_of_a_stream_or_a_label_gets_into_a_template(subject: StreamEntitySource) -> None:
     templates = re.findall(
         r'"val_tpl":"((?:[^"\\]|\\.)*)"',
         message(device(subject), told(device(subject)), {}, alive=False).decode(),

@@ -5,13 +5,13 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.comms.mqtt.brokers import _LOOK_LAST_S, _PROVEN_S, _STABLE_S, LOOK_FIRST_S, Order
+from agent.comms.mqtt.brokers import _LOOK_LAST_S, _PROVEN_S, _STABLE_S, LOOK_FIRST_S, FailoverPolicy
 
 PATIENCE_S = 10.0
 
 
-def order(count: int = 3) -> Order:
-    return Order(count, PATIENCE_S, 0.0)
+def order(count: int = 3) -> FailoverPolicy:
+    return FailoverPolicy(count, PATIENCE_S, 0.0)
 
 
 def test_a_single_broker_is_tried_again_after_a_pause() -> None:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.comms.mqtt import conflicts as module
-from agent.comms.mqtt.conflicts import Intruder
-from agent.comms.mqtt.outbox import States
+from agent.comms.mqtt.conflicts import StateConflicts
+from agent.comms.mqtt.outbox import RetainedTopics
 from agent.comms.topics import Topics
 from tests.support.subscribing import Client, connection
 from tests.unit.comms.mqtt.test_flows import Line, wire
@@ -23,21 +23,21 @@ class World:
 
     def __init__(self) -> None:
         self.now, self.client, self.line = 1000.0, Client(), Line()
-        self.states = States("host:1883")
+        self.states = RetainedTopics("host:1883")
         self.states.set(ENABLED, b"on")
-        self.intruder = Intruder(self.states, TOPICS, "host:1883", lambda: self.now)
+        self.intruder = StateConflicts(self.states, TOPICS, "host:1883", lambda: self.now)
         self.connection = connection(self.client)
         self.intruder.begin(self.connection)
         self.sent()
 
     def sent(self) -> list[tuple[str, bytes]]:
         """What goes out now; the broker acknowledges it."""
-        from agent.comms.mqtt.connection import Acknowledged
+        from agent.comms.mqtt.connection import PubAck
 
         before = len(self.line.published)
         self.states.send(wire(self.line), 1000)
         for number in range(before, len(self.line.published)):
-            self.states.take(Acknowledged(number + 1, 0))
+            self.states.take(PubAck(number + 1, 0))
         return self.line.published[before:]
 
     def live(self, seconds: float) -> list[tuple[str, bytes]]:

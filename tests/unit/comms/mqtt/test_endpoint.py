@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent.comms.mqtt.endpoint import commands_off, takes_commands
+from agent.comms.mqtt.endpoint import commands_allowed, commands_off
 from agent.config.device import FallbackConfig, MqttConfig
 
 LOGIN: dict[str, Any] = {"username": "porch", "password_file": "secret"}
@@ -36,7 +36,7 @@ LOGIN: dict[str, Any] = {"username": "porch", "password_file": "secret"}
 )
 def test_commands_are_taken_where_the_broker_can_say_who_sends_them(fields: dict[str, Any], takes: bool) -> None:
     config = MqttConfig(**fields)
-    assert takes_commands(config) is takes
+    assert commands_allowed(config) is takes
     assert bool(commands_off(config)) is not takes
 
 

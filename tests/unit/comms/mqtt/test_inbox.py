@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.comms.mqtt import inbox as intake
-from agent.comms.mqtt.inbox import BURST, LARGEST, PER_S, SHUT_AFTER, Hearing, Inbox, Intake
-from agent.comms.mqtt.subscriptions import Received
+from agent.comms.mqtt.inbox import BURST, LARGEST, PER_S, SHUT_AFTER, Inbox, RateLimiter, Subscription
+from agent.comms.mqtt.subscriptions import IncomingMessage
 from tests.support.subscribing import Client, connection
 
 SET = "vedette/porch/+/set/#"
@@ -20,19 +20,19 @@ SET = "vedette/porch/+/set/#"
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The clock of every intake, to be turned by the test."""
     now = [1000.0]
-    monkeypatch.setattr(intake.Intake.__init__, "__defaults__", (lambda: now[0],))
+    monkeypatch.setattr(intake.RateLimiter.__init__, "__defaults__", (lambda: now[0],))
     return now
 
 
 @pytest.fixture
-def heard() -> list[Received]:
+def heard() -> list[IncomingMessage]:
     return []
 
 
 @pytest.fixture
-def inbox(now: list[float], heard: list[Received]) -> Inbox:
+def inbox(now: list[float], heard: list[IncomingMessage]) -> Inbox:
     inbox = Inbox("host:1883")
-    inbox.listen(SET, Hearing(heard.append))
+    inbox.listen(SET, Subscription(heard.append))
     return inbox
 
 
@@ -40,7 +40,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records]
 
 
-def test_a_handler_gets_what_comes_with_where_to_answer(inbox: Inbox, heard: list[Received]) -> None:
+def test_a_handler_gets_what_comes_with_where_to_answer(inbox: Inbox, heard: list[IncomingMessage]) -> None:
     client = Client()
     inbox.restart(connection(client))
     client.message("vedette/porch/front/set/enabled", b"on")
@@ -48,9 +48,9 @@ def test_a_handler_gets_what_comes_with_where_to_answer(inbox: Inbox, heard: lis
     client.message("vedette/porch/front/set/x", b"", ResponseTopic="me/answers", CorrelationData=b"7")
     client.message("vedette/porch/front/state/enabled", b"off")
     assert heard == [
-        Received("vedette/porch/front/set/enabled", b"on"),
-        Received("vedette/porch/front/set/rung", b"n", retained=True),
-        Received("vedette/porch/front/set/x", b"", response_topic="me/answers", correlation=b"7"),
+        IncomingMessage("vedette/porch/front/set/enabled", b"on"),
+        IncomingMessage("vedette/porch/front/set/rung", b"n", retained=True),
+        IncomingMessage("vedette/porch/front/set/x", b"", response_topic="me/answers", correlation=b"7"),
     ]
 
 
@@ -63,21 +63,23 @@ def test_every_connection_is_subscribed_anew_and_once(inbox: Inbox) -> None:
         assert client.asked == [f"+{SET}"]
 
 
-def test_what_is_to_be_retained_is_told_so_where_that_is_asked_for(inbox: Inbox, heard: list[Received]) -> None:
+def test_what_is_to_be_retained_is_told_so_where_that_is_asked_for(
+    inbox: Inbox, heard: list[IncomingMessage]
+) -> None:
     client = Client()
-    inbox.listen("homeassistant/status", Hearing(heard.append, as_published=True))
+    inbox.listen("homeassistant/status", Subscription(heard.append, as_published=True))
     inbox.restart(connection(client))
     assert client.options["homeassistant/status"].retainAsPublished
     assert not client.options[SET].retainAsPublished
 
 
 def test_what_is_listened_to_later_is_subscribed_on_the_same_connection(
-    inbox: Inbox, heard: list[Received]
+    inbox: Inbox, heard: list[IncomingMessage]
 ) -> None:
     client = Client()
     line = connection(client)
     inbox.restart(line)
-    inbox.listen("homeassistant/status", Hearing(heard.append))
+    inbox.listen("homeassistant/status", Subscription(heard.append))
     inbox.look(line)
     assert client.asked == [f"+{SET}", "+homeassistant/status"]
     assert set(inbox.all()) == {SET, "homeassistant/status"}
@@ -86,7 +88,7 @@ def test_what_is_listened_to_later_is_subscribed_on_the_same_connection(
 
 
 def test_what_is_ignored_is_unsubscribed_and_may_be_listened_to_again(
-    inbox: Inbox, heard: list[Received]
+    inbox: Inbox, heard: list[IncomingMessage]
 ) -> None:
     client = Client()
     line = connection(client)
@@ -96,7 +98,7 @@ def test_what_is_ignored_is_unsubscribed_and_may_be_listened_to_again(
     inbox.look(line)
     client.message("vedette/porch/front/set/enabled", b"on")
     assert (heard, inbox.all()) == ([], {})
-    inbox.listen(SET, Hearing(heard.append))
+    inbox.listen(SET, Subscription(heard.append))
     inbox.look(line)
     client.message("vedette/porch/front/set/enabled", b"on")
     assert len(heard) == 1
@@ -119,7 +121,7 @@ def test_a_refused_subscription_is_told_once_in_words(inbox: Inbox, caplog: pyte
 
 
 def test_a_payload_that_is_too_large_does_not_reach_the_handler(
-    inbox: Inbox, heard: list[Received], caplog: pytest.LogCaptureFixture
+    inbox: Inbox, heard: list[IncomingMessage], caplog: pytest.LogCaptureFixture
 ) -> None:
     client = Client()
     inbox.restart(connection(client))
@@ -132,18 +134,18 @@ def test_a_payload_that_is_too_large_does_not_reach_the_handler(
 
 
 def test_a_handler_that_fails_does_not_end_the_line(now: list[float], caplog: pytest.LogCaptureFixture) -> None:
-    def fail(received: Received) -> None:
+    def fail(received: IncomingMessage) -> None:
         raise RuntimeError("oh")
 
     inbox, client = Inbox("host:1883"), Client()
-    inbox.listen(SET, Hearing(fail))
+    inbox.listen(SET, Subscription(fail))
     inbox.restart(connection(client))
     client.message("vedette/porch/front/set/enabled", b"on")
     assert "a defect in Vedette" in said(caplog)[0]
 
 
 def test_a_flood_is_cut_off_at_the_broker_and_listened_to_again_when_it_is_over(
-    inbox: Inbox, heard: list[Received], now: list[float], caplog: pytest.LogCaptureFixture
+    inbox: Inbox, heard: list[IncomingMessage], now: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     client = Client()
@@ -169,9 +171,9 @@ def test_a_flood_is_cut_off_at_the_broker_and_listened_to_again_when_it_is_over(
     ]
 
 
-def test_a_flood_of_one_pattern_is_none_of_another(inbox: Inbox, heard: list[Received]) -> None:
+def test_a_flood_of_one_pattern_is_none_of_another(inbox: Inbox, heard: list[IncomingMessage]) -> None:
     client = Client()
-    inbox.listen("homeassistant/status", Hearing(heard.append))
+    inbox.listen("homeassistant/status", Subscription(heard.append))
     inbox.restart(connection(client))
     for _ in range(BURST + SHUT_AFTER):
         client.message("vedette/porch/front/set/enabled", b"on")
@@ -182,21 +184,21 @@ def test_a_flood_of_one_pattern_is_none_of_another(inbox: Inbox, heard: list[Rec
 @given(st.lists(st.floats(0.0, 2.0), max_size=400))
 def test_no_more_is_taken_than_the_bucket_holds(pauses: list[float]) -> None:
     now = [0.0]
-    door = Intake(lambda: now[0])
+    door = RateLimiter(lambda: now[0])
     taken = 0
     for pause in pauses:
         now[0] += pause
-        taken += door.judge() == "take"
+        taken += door.allow() == "take"
     assert taken <= BURST + now[0] * PER_S + 1e-6
     assert taken + door.dropped == len(pauses)
 
 
 def test_a_flood_that_comes_again_shuts_the_door_for_longer() -> None:
     now = [0.0]
-    door = Intake(lambda: now[0])
+    door = RateLimiter(lambda: now[0])
     shut = []
     for _ in range(4):
-        while door.judge() != "shut":
+        while door.allow() != "shut":
             pass
         shut.append(door.shut_s)
         now[0] += door.shut_s + BURST / PER_S

@@ -6,18 +6,18 @@ from types import SimpleNamespace
 from typing import cast
 
 from agent.comms.mqtt.connection import Connection
-from agent.comms.mqtt.inbox import Inquiry
-from agent.comms.mqtt.subscriptions import Look
+from agent.comms.mqtt.inbox import RetainedQuery
+from agent.comms.mqtt.subscriptions import RetainedSubscription
 from tests.support.subscribing import Client, subscriptions
 
 
 def connection(client: Client) -> Connection:
     ours = subscriptions(client)
-    return cast("Connection", SimpleNamespace(look=lambda pattern: Look(ours, pattern)))
+    return cast("Connection", SimpleNamespace(look=lambda pattern: RetainedSubscription(ours, pattern)))
 
 
 def test_what_is_retained_is_the_answer() -> None:
-    inquiry, client, answers = Inquiry(), Client(), list[bytes]()
+    inquiry, client, answers = RetainedQuery(), Client(), list[bytes]()
     line = connection(client)
     inquiry.begin(line)
     inquiry.ask("a/b", answers.append)
@@ -34,7 +34,7 @@ def test_what_is_retained_is_the_answer() -> None:
 
 def test_when_nothing_comes_nothing_is_retained() -> None:
     now = 10.0
-    inquiry, client, answers = Inquiry(lambda: now), Client(), list[bytes]()
+    inquiry, client, answers = RetainedQuery(lambda: now), Client(), list[bytes]()
     line = connection(client)
     inquiry.ask("a/b", answers.append)
     inquiry.go_on(line)
@@ -50,7 +50,7 @@ def test_when_nothing_comes_nothing_is_retained() -> None:
 
 
 def test_a_question_is_asked_again_on_the_next_connection() -> None:
-    inquiry, first, second, answers = Inquiry(), Client(), Client(), list[bytes]()
+    inquiry, first, second, answers = RetainedQuery(), Client(), Client(), list[bytes]()
     inquiry.ask("a/b", answers.append)
     inquiry.begin(connection(first))
     inquiry.go_on(connection(first))

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from agent.comms.mqtt import reasons
 from agent.comms.mqtt import session as outage_module
 from agent.comms.mqtt.brokers import ProtocolChoice
-from agent.comms.mqtt.connection import Wake
+from agent.comms.mqtt.connection import WakeupPipe
 from agent.comms.mqtt.paho_client import Protocol
 from agent.comms.mqtt.reasons import RefusedError, UnansweredError
 from agent.comms.mqtt.retry import Backoff
-from agent.comms.mqtt.session import Outage, Stop
+from agent.comms.mqtt.session import LinkLog, Stop
 from agent.errors import BrokerError
 
 SILENT, CLOSED = UnansweredError("x", silent=True), UnansweredError("x", silent=False)
@@ -132,9 +132,9 @@ def test_codes_in_plain_words() -> None:
 
 
 @pytest.fixture
-def line(caplog: pytest.LogCaptureFixture) -> Outage:
+def line(caplog: pytest.LogCaptureFixture) -> LinkLog:
     caplog.set_level(logging.INFO)
-    return Outage("host:1883", "vedette0")
+    return LinkLog("host:1883", "vedette0")
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -142,12 +142,12 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_an_outage_is_said_once_at_each_end(
-    line: Outage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    line: LinkLog, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     line.over("MQTT 5")
-    line.heard()
+    line.acknowledged()
     now[0] += 1000
     line.lost("the connection broke")
     for _ in range(50):
@@ -157,7 +157,7 @@ def test_an_outage_is_said_once_at_each_end(
         assert line.detail == "nothing listens there"
     line.over("MQTT 5")
     assert line.connected
-    line.heard()
+    line.acknowledged()
     assert said(caplog) == [
         "broker host:1883: connected, MQTT 5",
         "broker host:1883: the connection broke; events wait in the spool, trying again",
@@ -167,7 +167,7 @@ def test_an_outage_is_said_once_at_each_end(
     assert (line.connected, line.detail) == (False, "stopped")
 
 
-def test_a_refusal_during_an_outage_is_said_too_but_once(line: Outage, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refusal_during_an_outage_is_said_too_but_once(line: LinkLog, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(5):
         line.lost("nothing listens there")
         line.lost("refuses user 'cam': not authorised", refused=True)
@@ -175,7 +175,7 @@ def test_a_refusal_during_an_outage_is_said_too_but_once(line: Outage, caplog: p
 
 
 def test_a_broker_that_always_gives_another_reason_does_not_fill_the_log(
-    line: Outage, caplog: pytest.LogCaptureFixture
+    line: LinkLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in range(1000):
         line.lost(f"not authorised ('{number}')", refused=True)
@@ -183,29 +183,29 @@ def test_a_broker_that_always_gives_another_reason_does_not_fill_the_log(
 
 
 def test_connections_that_do_not_last_are_one_outage(
-    line: Outage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    line: LinkLog, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     for _ in range(30):
         line.over("MQTT 3.1.1")
-        line.heard()
+        line.acknowledged()
         now[0] += 1.0
-        line.settled()
+        line.stable()
         line.lost("the connection broke")
     assert line.is_flapping
     assert len(said(caplog)) == 5
     assert "does another device use the client id vedette0?" in said(caplog)[-1]
     line.over("MQTT 3.1.1")
-    line.heard()
+    line.acknowledged()
     now[0] += outage_module._STABLE_S
-    line.settled()
+    line.stable()
     assert "back after" in said(caplog)[-1]
     assert not line.is_flapping
 
 
 def test_a_broker_that_accepts_and_acknowledges_nothing_is_not_back(
-    line: Outage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    line: LinkLog, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
@@ -213,28 +213,28 @@ def test_a_broker_that_accepts_and_acknowledges_nothing_is_not_back(
         line.over("MQTT 5")
         for _ in range(60):
             now[0] += 1.0
-            line.settled()
+            line.stable()
         line.lost("no acknowledgement for 60 s")
     assert said(caplog) == [
         "broker host:1883: no acknowledgement for 60 s; events wait in the spool, trying again"
     ]
     line.over("MQTT 5")
-    line.heard()
+    line.acknowledged()
     assert len(said(caplog)) == 2
     assert "back after" in said(caplog)[1]
 
 
-def test_a_connection_taken_over_is_said_once(line: Outage, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_connection_taken_over_is_said_once(line: LinkLog, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(10):
         line.over("MQTT 5")
-        line.heard()
+        line.acknowledged()
         line.lost(reasons.in_words(reasons.TAKEN_OVER), refused=True)
     assert len([text for text in said(caplog) if "another client connected with our client id" in text]) == 1
     assert len(said(caplog)) == 2
 
 
 def test_a_wake_wakes_from_any_thread_and_only_until_cleared() -> None:
-    wake = Wake()
+    wake = WakeupPipe()
     poll = select.poll()
     poll.register(wake, select.POLLIN)
     assert not poll.poll(0)

@@ -5,13 +5,13 @@ from hypothesis import strategies as st
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.comms.mqtt.properties import LARGEST, Envelope, Envelopes, Kind
+from agent.comms.mqtt.properties import LARGEST, Kind, PublishProperties, PublishPropertiesFactory
 
 TOPICS = [f"vedette/porch/camera{number}/events" for number in range(6)]
 KINDS: list[Kind] = ["event", "sample"]
 
 
-def alias_of(envelope: Envelope) -> int:
+def alias_of(envelope: PublishProperties) -> int:
     assert envelope.properties is not None
     packed = envelope.properties.pack()
     assert len(packed) <= LARGEST
@@ -26,7 +26,7 @@ def alias_of(envelope: Envelope) -> int:
     st.lists(st.tuples(st.sampled_from(TOPICS), st.booleans()), max_size=40),
 )
 def test_a_broker_can_always_tell_the_topic(aliases: int, expiry_s: int, sent: list[tuple[str, bool]]) -> None:
-    envelopes = Envelopes(expiry_s, aliases, mqtt_5=True)
+    envelopes = PublishPropertiesFactory(expiry_s, aliases, mqtt_5=True)
     known: dict[int, str] = {}
     for topic, is_refused in sent:
         envelope = envelopes.of(topic, b"{}", KINDS[TOPICS.index(topic) % 2])
@@ -41,13 +41,13 @@ def test_a_broker_can_always_tell_the_topic(aliases: int, expiry_s: int, sent: l
 
 
 def test_without_mqtt_5_there_is_nothing() -> None:
-    envelopes = Envelopes(60, 10, mqtt_5=False)
+    envelopes = PublishPropertiesFactory(60, 10, mqtt_5=False)
     for _ in range(2):
-        assert envelopes.of("a", b"{}", "event") == Envelope("a", None)
+        assert envelopes.of("a", b"{}", "event") == PublishProperties("a", None)
 
 
 def test_the_largest_alias_and_expiry_fit() -> None:
-    envelopes = Envelopes(4_000_000_000, 65_535, mqtt_5=True)
+    envelopes = PublishPropertiesFactory(4_000_000_000, 65_535, mqtt_5=True)
     aliases = [alias_of(envelopes.of(f"t{number}", b"{}", "event")) for number in range(65_535)]
     assert aliases[-1] == 65_535
     assert envelopes.of("one more", b"{}", "event").topic == "one more"

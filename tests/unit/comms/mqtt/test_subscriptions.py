@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from agent.comms.mqtt.subscriptions import Look, Received
+from agent.comms.mqtt.subscriptions import IncomingMessage, RetainedSubscription
 from tests.support.subscribing import Client, subscriptions
 
 
 def test_what_was_retained_is_found_once_and_what_passes_by_is_not() -> None:
     client = Client()
-    look = Look(subscriptions(client), "count/#")
+    look = RetainedSubscription(subscriptions(client), "count/#")
     assert look.found() is None, "the broker has not answered"
     client.message("count/cat", b"3", retain=True)
     client.answer(0)
     client.message("count/dog", b"3")
     client.message("count/cow", b"3", retain=True)
-    assert look.found() == [Received("count/cat", b"3", True), Received("count/cow", b"3", True)]
+    assert look.found() == [IncomingMessage("count/cat", b"3", True), IncomingMessage("count/cow", b"3", True)]
     assert look.found() == []
     look.end()
     client.message("count/hen", b"3", retain=True)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.compute.cascade.early_exit import Climb
+from agent.compute.cascade.early_exit import EarlyExitModel
 from agent.compute.infer.backends import open_session
-from agent.compute.infer.session import Options, Session
+from agent.compute.infer.session import Session, SessionOptions
 from agent.compute.manifest import Model
 from agent.config.stream import LadderConfig, StreamConfig
 from agent.models.library import open_whole_model
@@ -28,19 +28,21 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def session(model: Model) -> Iterator[Session]:
-    session = open_session(model, "cpu", Options(threads=1))
+    session = open_session(model, "cpu", SessionOptions(threads=1))
     yield session
     session.close()
 
 
-def climb(session: Session, model: Model, confidences: tuple[float, ...], budget_ms: float = 1e6) -> Climb:
+def climb(
+    session: Session, model: Model, confidences: tuple[float, ...], budget_ms: float = 1e6
+) -> EarlyExitModel:
     """Learned confidences, deepest first; the deepest rung has none."""
     rungs = [
         replace(rung, confidence=enough)
         for rung, enough in zip(model.manifest.rungs, (None, *confidences), strict=True)
     ]
     manifest = replace(model.manifest, rungs=tuple(rungs))
-    return Climb(session, manifest, replace(CONFIG, ladder=LadderConfig(budget_ms=budget_ms)))
+    return EarlyExitModel(session, manifest, replace(CONFIG, ladder=LadderConfig(budget_ms=budget_ms)))
 
 
 def noise(seed: int) -> Array:
@@ -76,10 +78,10 @@ def test_deeper_never_repeats_and_answers_as_the_rung_by_itself(
     features = noise(seed).reshape(session.inputs[0].shape)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "invoke", counted)
-        answer = climbing.answer(lambda tensor: np.copyto(tensor, features), complexity, told)
+        answer = climbing.predict(lambda tensor: np.copyto(tensor, features), complexity, told)
     depths = [rung.name for rung in model.manifest.chain("12")]
     assert ran == depths[: depths.index(answer.rung) + 1], "each depth up to the answer once, shallow first"
     assert sum(climbing.used.values()) == climbing.used[answer.rung] == 1
-    alone = Climb(session, model.manifest, replace(CONFIG, rung=answer.rung))
-    again = alone.answer(lambda tensor: np.copyto(tensor, features), complexity)
+    alone = EarlyExitModel(session, model.manifest, replace(CONFIG, rung=answer.rung))
+    again = alone.predict(lambda tensor: np.copyto(tensor, features), complexity)
     assert (again.scores == answer.scores).all()

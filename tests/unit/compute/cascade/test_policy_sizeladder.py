@@ -25,13 +25,13 @@ def looked(
 ) -> list[int]:
     """The sizes that look at one picture, of which some are sure."""
     began = ladder.begin(complexity)
-    ladder.took(began, times[began])
-    is_sure = ladder.sure(began, 0.9 if began in sure else 0.5)
+    ladder.record_latency(began, times[began])
+    is_sure = ladder.is_confident(began, 0.9 if began in sure else 0.5)
     larger = ladder.larger(began, sure=is_sure, spent_ns=times[began])
     if larger is None:
         ladder.settle(began, began, sure=is_sure)
         return [began]
-    ladder.took(larger, times[larger])
+    ladder.record_latency(larger, times[larger])
     ladder.settle(began, larger, sure=is_sure, agreed=agrees)
     return [began, larger]
 
@@ -135,7 +135,7 @@ def test_the_budget_holds_as_far_as_usual_times_tell(
 def test_a_hiccup_bans_no_size_for_ever(hiccups: list[tuple[int, int]]) -> None:
     ladder = SizeLadder(RUNGS, 150)
     for index, ns in hiccups:
-        ladder.took(index, ns)
+        ladder.record_latency(index, ns)
     runs = [looked(ladder, NONE) for _ in range(1500)]
     assert runs[-40:].count([2]) >= 30
     again = [looked(ladder, ALL) for _ in range(600)]

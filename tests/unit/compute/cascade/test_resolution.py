@@ -10,11 +10,11 @@ import pytest
 from agent.compute.cascade.policy import SizeLadder
 from agent.compute.cascade.resolution import _placed
 from agent.compute.infer.image_input import Placement
-from agent.compute.vision import Vision
+from agent.compute.vision import VideoPerception
 from agent.config.stream import DecodeConfig, GateConfig, LadderConfig, StreamConfig
 from agent.errors import ModelError
 from agent.models.library import open_model
-from agent.types import Detection, Frame, Keypoint, Seen
+from agent.types import Detection, Frame, Keypoint, StreamResult
 from tests.support.house import person_model
 from tests.support.sizes import LEFT, RIGHT, Things, sizes_model
 from tests.support.sound import ladder_model
@@ -27,29 +27,31 @@ BOTH: Things = [(0.95, LEFT), (0.9, RIGHT)]
 @pytest.fixture
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes take the time that they would in life: these models take none."""
-    real = SizeLadder.took
-    monkeypatch.setattr(SizeLadder, "took", lambda self, index, ns: real(self, index, 1000 * (index + 1)))
+    real = SizeLadder.record_latency
+    monkeypatch.setattr(
+        SizeLadder, "record_latency", lambda self, index, ns: real(self, index, 1000 * (index + 1))
+    )
 
 
 pytestmark = pytest.mark.usefixtures("steady")
 
 
-def eye(path: Path, **fields: object) -> Vision:
+def eye(path: Path, **fields: object) -> VideoPerception:
     fields = {"rung": "auto", "gate": GateConfig(motion=False), "threads": 1, **fields}
     config = StreamConfig(source="test:", model=str(path), **fields)  # type: ignore[arg-type]
-    return Vision("front", config, open_model(config.model, config.rung))
+    return VideoPerception("front", config, open_model(config.model, config.rung))
 
 
-def look(vision: Vision, times: int = 1, shape: tuple[int, int] = (48, 64)) -> Seen:
+def look(vision: VideoPerception, times: int = 1, shape: tuple[int, int] = (48, 64)) -> StreamResult:
     """The last of so many looks at a grey picture."""
     picture = np.full((*shape, 3), 128, np.uint8)
     for _ in range(times):
         now = time.monotonic_ns()
-        seen = vision.look(Frame(picture, "front", 0, now, datetime.now(UTC), "bgr", now))
+        seen = vision.process(Frame(picture, "front", 0, now, datetime.now(UTC), "bgr", now))
     return seen
 
 
-def boxes(seen: Seen) -> list[object]:
+def boxes(seen: StreamResult) -> list[object]:
     assert seen.detections is not None
     return [detection.box for detection in seen.detections]
 
@@ -151,7 +153,7 @@ def test_auto_without_a_ladder_says_what_to_do(tmp_path: Path) -> None:
 def test_pictures_do_not_climb_depths(tmp_path: Path) -> None:
     model = open_model(str(ladder_model(tmp_path)), "auto")
     with pytest.raises(ModelError, match="pictures climb sizes, and rung '12' goes on from another"):
-        Vision("front", StreamConfig("test:", "m", rung="auto"), model)
+        VideoPerception("front", StreamConfig("test:", "m", rung="auto"), model)
 
 
 def test_what_lies_in_the_models_picture_is_placed_in_the_frame() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.cascade.resolution import agreement, certainty
+from agent.compute.cascade.resolution import answer_confidence, detection_f1
 from agent.types import Box, Detection
 
 pytestmark = pytest.mark.numerics
@@ -31,12 +31,12 @@ BOX: Box = (0.2, 0.2, 0.6, 0.6)
 def test_an_answer_is_as_sure_as_its_least_sure_candidate(
     scores: list[float], threshold: float, sure: float
 ) -> None:
-    assert certainty(scores, threshold) == pytest.approx(sure)
+    assert answer_confidence(scores, threshold) == pytest.approx(sure)
 
 
 @given(scores=st.lists(UNIT, max_size=5), more=UNIT, threshold=UNIT)
 def test_one_more_candidate_makes_nothing_surer(scores: list[float], more: float, threshold: float) -> None:
-    assert 0.5 <= certainty([*scores, more], threshold) <= certainty(scores, threshold) <= 1.0
+    assert 0.5 <= answer_confidence([*scores, more], threshold) <= answer_confidence(scores, threshold) <= 1.0
 
 
 def person(x: float = 0.2, label: str = "person", box: Box | None = BOX) -> Detection:
@@ -61,5 +61,5 @@ def person(x: float = 0.2, label: str = "person", box: Box | None = BOX) -> Dete
 def test_answers_agree_as_far_as_their_boxes_and_labels_do(
     these: list[Detection], those: list[Detection], share: float
 ) -> None:
-    assert agreement(these, those) == pytest.approx(share)
-    assert agreement(those, these) == pytest.approx(share)
+    assert detection_f1(these, those) == pytest.approx(share)
+    assert detection_f1(those, these) == pytest.approx(share)

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.compute.decode.decoder import DECODERS, MisfitError, Role, build_decoder, cast, fitting
+from agent.compute.decode.decoder import (
+    DECODERS,
+    OutputRole,
+    ShapeMismatchError,
+    assign_outputs,
+    build_decoder,
+    fitting,
+)
 from agent.compute.manifest import Manifest, OutputManifest
 from agent.compute.tensors import TensorSpec
 from agent.config.stream import DecodeConfig
@@ -104,19 +111,22 @@ def test_options_and_labels_are_checked() -> None:
         decoder("ssd", *FITS["ssd"], ("person", "car"), config=DecodeConfig(labels=("persn",)))
 
 
-SCORES, BOXES = Role("scores", ((1, None),), ("score",)), Role("boxes", ((1, None), (1, None, 4)), ("box",))
+SCORES, BOXES = (
+    OutputRole("scores", ((1, None),), ("score",)),
+    OutputRole("boxes", ((1, None), (1, None, 4)), ("box",)),
+)
 
 
 def test_names_decide_where_shapes_do_not() -> None:
-    assert cast((SCORES, BOXES), [spec("box", 1, 5), spec("score", 1, 5)]) == (1, 0)
-    assert cast((SCORES, BOXES), [spec("a", 1, 5), spec("b", 1, 5)]) == (0, 1)
-    assert cast((SCORES, BOXES), [spec("a", 1, 5), spec("b", 1, 5)], {"scores": "b"}) == (1, 0)
+    assert assign_outputs((SCORES, BOXES), [spec("box", 1, 5), spec("score", 1, 5)]) == (1, 0)
+    assert assign_outputs((SCORES, BOXES), [spec("a", 1, 5), spec("b", 1, 5)]) == (0, 1)
+    assert assign_outputs((SCORES, BOXES), [spec("a", 1, 5), spec("b", 1, 5)], {"scores": "b"}) == (1, 0)
 
 
 def test_a_role_without_a_tensor_is_a_misfit() -> None:
-    with pytest.raises(MisfitError, match=r"boxes \[1,\*\] or \[1,\*,4\], found nothing"):
-        cast((BOXES,), [])
-    with pytest.raises(MisfitError, match="named 'z'"):
-        cast((BOXES,), [spec("a", 1, 5)], {"boxes": "z"})
-    with pytest.raises(MisfitError, match="no choice that fits all"):
-        cast((SCORES, BOXES), [spec("a", 1, 5)])
+    with pytest.raises(ShapeMismatchError, match=r"boxes \[1,\*\] or \[1,\*,4\], found nothing"):
+        assign_outputs((BOXES,), [])
+    with pytest.raises(ShapeMismatchError, match="named 'z'"):
+        assign_outputs((BOXES,), [spec("a", 1, 5)], {"boxes": "z"})
+    with pytest.raises(ShapeMismatchError, match="no choice that fits all"):
+        assign_outputs((SCORES, BOXES), [spec("a", 1, 5)])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.compute.decode.defaults import Facts, complete
+from agent.compute.decode.defaults import ModelFacts, complete
 from agent.compute.decode.metadata import Metadata, read_metadata
 from agent.compute.manifest import Manifest
 from agent.compute.tensors import TensorSpec
@@ -28,7 +28,7 @@ def model(data: bytes, name: str = "TFLITE_METADATA") -> bytes:
 
 def manifest_of(content: bytes, inputs: list[TensorSpec], outputs: list[TensorSpec], name: str) -> Manifest:
     """The manifest of a model that has none beside it."""
-    facts = Facts(read_metadata(content) or Metadata(), tuple(inputs), tuple(outputs))
+    facts = ModelFacts(read_metadata(content) or Metadata(), tuple(inputs), tuple(outputs))
     return complete({}, facts, name).manifest
 
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.decode.decoder import MisfitError
-from agent.compute.decode.scores import Sieve, logit, sigmoid, stored_threshold, strongest
+from agent.compute.decode.decoder import ShapeMismatchError
+from agent.compute.decode.scores import ScoreFilter, logit, sigmoid, stored_threshold, top_k
 from tests.support.decoding import spec
 
 pytestmark = pytest.mark.numerics
@@ -26,7 +26,7 @@ def test_the_stored_comparison_finds_what_the_real_one_finds(
     tensor = spec("t", size, dtype=dtype, scale=scale, zero_point=zero)
     limits = np.iinfo(dtype)
     stored = np.random.default_rng(seed).integers(limits.min, limits.max, size, dtype, endpoint=True)
-    indices, scores = Sieve(tensor, (size,), threshold)(stored)
+    indices, scores = ScoreFilter(tensor, (size,), threshold)(stored)
     real = tensor.real(stored)
     assert indices.tolist() == np.flatnonzero(real >= np.float32(threshold)).tolist()
     assert np.array_equal(scores, real[indices])
@@ -35,7 +35,7 @@ def test_the_stored_comparison_finds_what_the_real_one_finds(
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.99, 1.0])
 def test_logits_are_compared_before_their_sigmoid(threshold: float) -> None:
     logits = np.array([-200, -1, 0, 1, 5, 90, 200], np.float32)
-    indices, scores = Sieve(spec("t", 7), (7,), threshold, logits=True)(logits)
+    indices, scores = ScoreFilter(spec("t", 7), (7,), threshold, logits=True)(logits)
     expected = {0.0: 6, 0.3: 5, 0.99: 3, 1.0: 1}[threshold]
     assert len(indices) == expected
     assert np.allclose(scores, sigmoid(logits[indices]))
@@ -44,27 +44,29 @@ def test_logits_are_compared_before_their_sigmoid(threshold: float) -> None:
 
 def test_what_is_not_finite_does_not_survive() -> None:
     stored = np.array([np.nan, np.inf, 0.9, -np.inf, 0.5], np.float32)
-    indices, scores = Sieve(spec("t", 5), (5,), 0.4)(stored)
+    indices, scores = ScoreFilter(spec("t", 5), (5,), 0.4)(stored)
     assert indices.tolist() == [2, 4]
     assert scores.tolist() == [np.float32(0.9), 0.5]
 
 
 @pytest.mark.parametrize("shape", [(1, -1), (-1, -4), (1 << 14, 1 << 14)])
 def test_a_size_that_is_unknown_or_beyond_any_board_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(MisfitError, match="of a size that is known before, at most 134,217,728; found t float32"):
-        Sieve(spec("t", *shape), shape, 0.5)
+    with pytest.raises(
+        ShapeMismatchError, match="of a size that is known before, at most 134,217,728; found t float32"
+    ):
+        ScoreFilter(spec("t", *shape), shape, 0.5)
 
 
 @pytest.mark.parametrize("dtype", ["int4", "#121"])
 def test_scores_of_a_type_that_cannot_be_compared_are_refused(dtype: str) -> None:
-    with pytest.raises(MisfitError, match="expected scores in a type that numpy has, found t"):
-        Sieve(spec("t", 1, 4, dtype=dtype), (1, 4), 0.5)
+    with pytest.raises(ShapeMismatchError, match="expected scores in a type that numpy has, found t"):
+        ScoreFilter(spec("t", 1, 4, dtype=dtype), (1, 4), 0.5)
 
 
 def test_a_threshold_out_of_reach_finds_nothing() -> None:
     tensor = spec("t", 4, dtype="uint8", scale=1 / 512)
     assert stored_threshold(tensor, 0.9) is None
-    indices, scores = Sieve(tensor, (4,), 0.9)(np.full(4, 255, np.uint8))
+    indices, scores = ScoreFilter(tensor, (4,), 0.9)(np.full(4, 255, np.uint8))
     assert indices.size == scores.size == 0
 
 
@@ -75,9 +77,9 @@ def test_wide_integers_are_computed_instead_of_tried(threshold: float, expected:
 
 def test_columns_that_are_no_scores_are_skipped_and_strides_do_not_matter() -> None:
     table = np.array([[9, 9, 0.1, 0.8], [9, 9, 0.7, 0.2]], np.float32)
-    indices, _ = Sieve(spec("t", 2, 4), (2, 4), 0.5, skip=2)(table)
+    indices, _ = ScoreFilter(spec("t", 2, 4), (2, 4), 0.5, skip=2)(table)
     assert indices.tolist() == [3, 6]
-    indices, scores = Sieve(spec("t", 2, 4), (2,), 0.5)(table[:, 3])
+    indices, scores = ScoreFilter(spec("t", 2, 4), (2,), 0.5)(table[:, 3])
     assert indices.tolist() == [0]
     assert scores.tolist() == [np.float32(0.8)]
 
@@ -90,7 +92,7 @@ def test_logit_is_the_inverse() -> None:
 
 def test_strongest() -> None:
     scores = np.array([0.1, 0.9, 0.5, 0.7], np.float32)
-    assert strongest(scores, 4) is None
-    best = strongest(scores, 2)
+    assert top_k(scores, 4) is None
+    best = top_k(scores, 2)
     assert best is not None
     assert sorted(best.tolist()) == [1, 3]

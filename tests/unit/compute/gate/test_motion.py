@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from agent.compute.gate.motion import MotionGate, Sight, complexity, crop_around
+from agent.compute.gate.motion import GateDecision, MotionGate, complexity, crop_around
 from agent.config.stream import GateConfig
 from agent.types import Box, Image
 
@@ -36,8 +36,8 @@ def noisy(picture: Scene, sigma: float, number: int) -> Image:
     return np.clip(picture + sigma * noise, 0, 255).astype(np.uint8)
 
 
-def sights(gate: MotionGate, pictures: Iterator[Image]) -> list[Sight]:
-    return [gate.look(image, number * FRAME_NS, watching=False) for number, image in enumerate(pictures)]
+def sights(gate: MotionGate, pictures: Iterator[Image]) -> list[GateDecision]:
+    return [gate.evaluate(image, number * FRAME_NS, watching=False) for number, image in enumerate(pictures)]
 
 
 def walk(size: tuple[int, int], speed: float, contrast: float, begin: int, count: int) -> Iterator[Image]:
@@ -156,14 +156,14 @@ def test_an_inference_at_least_every_max_idle() -> None:
 
 def test_it_never_closes_while_a_track_lives() -> None:
     gate = MotionGate(GateConfig(hold_s=0.0))
-    reasons = [gate.look(noisy(scene(), 3.0, n), n * FRAME_NS, watching=n < 20).reason for n in range(30)]
+    reasons = [gate.evaluate(noisy(scene(), 3.0, n), n * FRAME_NS, watching=n < 20).reason for n in range(30)]
     assert reasons == ["first"] + ["track"] * 19 + ["still"] * 10
 
 
 def test_it_opens_for_one_picture_when_a_check_is_due() -> None:
     gate = MotionGate(GateConfig(hold_s=0.0))
     reasons = [
-        gate.look(noisy(scene(), 3.0, n), n * FRAME_NS, watching=False, check=n == 5).reason for n in range(8)
+        gate.evaluate(noisy(scene(), 3.0, n), n * FRAME_NS, watching=False, check=n == 5).reason for n in range(8)
     ]
     assert reasons == ["first", "still", "still", "still", "still", "check", "still", "still"]
 
@@ -172,7 +172,7 @@ def test_a_crop_holds_what_rests_only_where_something_moves() -> None:
     near, far = (0.2, 0.7, 0.4, 0.8), (0.9, 0.05, 0.95, 0.1)
     gate = MotionGate(GateConfig(crop=True))
     seen = [
-        gate.look(image, n * FRAME_NS, watching=False, resting=(near, far))
+        gate.evaluate(image, n * FRAME_NS, watching=False, resting=(near, far))
         for n, image in enumerate(walk((10, 20), 0.0, -80.0, 20, 25))
     ]
     crop = seen[-1].crop
@@ -183,7 +183,7 @@ def test_a_crop_holds_what_rests_only_where_something_moves() -> None:
 
 def test_a_gate_that_is_off_is_always_open_and_looks_at_nothing() -> None:
     gate = MotionGate(GateConfig(motion=False))
-    sight = gate.look(np.empty((0, 0, 3), np.uint8), 0, watching=False)
+    sight = gate.evaluate(np.empty((0, 0, 3), np.uint8), 0, watching=False)
     assert (sight.open, sight.reason, sight.crop) == (True, "off", None)
 
 
@@ -191,7 +191,7 @@ def test_another_picture_size_is_learned_anew() -> None:
     gate = MotionGate(GateConfig())
     sights(gate, (noisy(scene(), 3.0, n) for n in range(5)))
     smaller = noisy(scene(), 3.0, 1)[:200, :300].copy()
-    reasons = [gate.look(smaller, n * FRAME_NS, watching=False).reason for n in range(5, 8)]
+    reasons = [gate.evaluate(smaller, n * FRAME_NS, watching=False).reason for n in range(5, 8)]
     assert reasons == ["first", "still", "still"]
 
 
@@ -199,7 +199,7 @@ def test_another_picture_size_is_learned_anew() -> None:
 def test_any_picture_size_is_taken(shape: tuple[int, int]) -> None:
     gate = MotionGate(GateConfig())
     image = np.full((*shape, 3), 90, np.uint8)
-    reasons = [gate.look(image, n * FRAME_NS, watching=False).reason for n in range(3)]
+    reasons = [gate.evaluate(image, n * FRAME_NS, watching=False).reason for n in range(3)]
     assert reasons == ["first", "still", "still"]
 
 
@@ -207,7 +207,7 @@ def test_a_crop_holds_what_moves_and_what_is_kept() -> None:
     gate = MotionGate(GateConfig(crop=True))
     keep = ((0.45, 0.6, 0.5, 0.7),)
     seen = [
-        gate.look(image, n * FRAME_NS, watching=n > 20, keep=keep)
+        gate.evaluate(image, n * FRAME_NS, watching=n > 20, keep=keep)
         for n, image in enumerate(walk((10, 20), 0.0, -80.0, 20, 25))
     ]
     crop = seen[-1].crop
@@ -218,7 +218,7 @@ def test_a_crop_holds_what_moves_and_what_is_kept() -> None:
 def test_the_whole_frame_is_looked_at_again_every_max_idle_even_when_cropping() -> None:
     gate = MotionGate(GateConfig(crop=True, max_idle_s=1.0))
     keep = ((0.45, 0.6, 0.5, 0.7),)
-    seen = [gate.look(noisy(scene(), 3.0, n), n * FRAME_NS, watching=True, keep=keep) for n in range(31)]
+    seen = [gate.evaluate(noisy(scene(), 3.0, n), n * FRAME_NS, watching=True, keep=keep) for n in range(31)]
     assert [n for n, sight in enumerate(seen) if sight.crop is None] == [0, 10, 20, 30]
 
 
@@ -231,7 +231,7 @@ def test_it_is_open_whenever_a_track_lives_whatever_is_shown(steps: list[tuple[i
         now_ns += later_ns
         image = np.full((24, 32 + shade % 2, 3), 50 * shade, np.uint8)
         image[4:12, 4 * shade : 4 * shade + 6] = 200
-        sight = gate.look(image, now_ns, watching=alive)
+        sight = gate.evaluate(image, now_ns, watching=alive)
         assert sight.open or not alive
         assert sight.open == (sight.reason != "still")
         assert 0.0 <= sight.complexity <= 1.0

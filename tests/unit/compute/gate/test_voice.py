@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agent.compute.gate.voice import Sound, VoiceGate
+from agent.compute.gate.voice import VoiceDecision, VoiceGate
 from agent.config.stream import GateConfig
 from agent.types import Samples
 
@@ -24,7 +24,7 @@ def word(seconds: float, level: float = 6000.0) -> Samples:
     return np.asarray(voice * level / 2 * (0.6 + 0.4 * np.sin(2 * np.pi * 5 * t)), np.int16)
 
 
-def heard(gate: VoiceGate, samples: Samples, step: int = 480) -> list[Sound]:
+def heard(gate: VoiceGate, samples: Samples, step: int = 480) -> list[VoiceDecision]:
     return [gate.look(samples[at : at + step]) for at in range(0, len(samples), step)]
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.gate.voice import Difficulty, SpeechRate
+from agent.compute.gate.voice import SpeechComplexity, SpeechRate
 from agent.types import Samples
 
 pytestmark = pytest.mark.numerics
@@ -45,7 +45,7 @@ def test_a_pause_begins_anew() -> None:
 def test_fast_speech_is_harder() -> None:
     hardness = []
     for hz in (2.0, 6.0, 8.0):
-        difficulty, samples = Difficulty(RATE), spoken(hz)
+        difficulty, samples = SpeechComplexity(RATE), spoken(hz)
         for at in range(0, len(samples), 1536):
             value = difficulty.of(samples[at : at + 1536], 15.0, 3.0, np.linspace(1.0, 0.0, 100))
         hardness.append(value)
@@ -57,6 +57,6 @@ def test_fast_speech_is_harder() -> None:
     above=st.floats(-100, 200), flux=st.floats(0, 200), power=st.lists(st.floats(0, 1e9), min_size=2, max_size=50)
 )
 def test_it_is_within_bounds(above: float, flux: float, power: list[float]) -> None:
-    difficulty = Difficulty(RATE)
+    difficulty = SpeechComplexity(RATE)
     for _ in range(5):
         assert 0.0 <= difficulty.of(spoken(4.0, 0.1), above, flux, np.array(power)) <= 1.0

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.compute.infer.audio_features import Raw
-from agent.compute.infer.audio_input import RowInput, Rows
+from agent.compute.infer.audio_input import AudioInput, Rows
 from agent.compute.manifest import AudioManifest
 from agent.compute.tensors import TensorSpec
 from agent.errors import ModelError
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.numerics
 class Counting:
     """A front end of three columns, ten milliseconds a row."""
 
-    columns, hop_s, floor, remembers = 3, 0.01, 0.0, False
+    columns, hop_s, floor, is_stateful = 3, 0.01, 0.0, False
 
     def __call__(self, samples: Samples) -> Rows:
         raise NotImplementedError
@@ -28,10 +28,10 @@ class Counting:
     def reset(self) -> None: ...
 
 
-def row_input(rows: int = 4, every_s: float = 0.02, dtype: str = "int8", **audio: Any) -> RowInput:
+def row_input(rows: int = 4, every_s: float = 0.02, dtype: str = "int8", **audio: Any) -> AudioInput:
     spec = TensorSpec("x", (1, rows, 3), dtype, 0.0 if dtype == "float32" else 0.5, 0)
     manifest = AudioManifest(16000, "logmel", every_s=every_s, **audio)
-    return RowInput(spec, manifest, Counting())
+    return AudioInput(spec, manifest, Counting())
 
 
 def numbered(first: int, count: int) -> np.ndarray:
@@ -95,16 +95,16 @@ def test_a_model_that_remembers_is_fed_each_row_once() -> None:
 )
 def test_a_tensor_that_does_not_take_these_rows_is_refused(spec: TensorSpec, why: str) -> None:
     with pytest.raises(ModelError, match=why):
-        RowInput(spec, AudioManifest(16000, "logmel"), Counting())
+        AudioInput(spec, AudioManifest(16000, "logmel"), Counting())
 
 
 def test_a_waveform_is_rows_of_one_sample() -> None:
     raw = Raw(16000)
-    made = RowInput(TensorSpec("x", (15600,), "float32"), AudioManifest(16000, "raw", every_s=0.48), raw)
+    made = AudioInput(TensorSpec("x", (15600,), "float32"), AudioManifest(16000, "raw", every_s=0.48), raw)
     assert (made.rows, made.every) == (15600, 7680)
-    assert RowInput(TensorSpec("x", (1, 15600), "float32"), AudioManifest(16000, "raw"), raw).rows == 15600
+    assert AudioInput(TensorSpec("x", (1, 15600), "float32"), AudioManifest(16000, "raw"), raw).rows == 15600
     with pytest.raises(ModelError, match="its length was left open"):
-        RowInput(TensorSpec("x", (1,), "float32"), AudioManifest(16000, "raw", every_s=0.48), raw)
+        AudioInput(TensorSpec("x", (1,), "float32"), AudioManifest(16000, "raw", every_s=0.48), raw)
     tensor = np.empty(15600, np.float32)
     for _ in made.feed(raw(np.full(7680, 16384, np.int16))):
         made.fill(tensor)

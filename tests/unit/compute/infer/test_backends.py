@@ -14,7 +14,7 @@ import pytest
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.litert import CpuBackend, default_threads, load_runtime, native_stderr
 from agent.compute.infer.null import NullBackend
-from agent.compute.infer.session import Backend, Options, Plan
+from agent.compute.infer.session import Backend, BackendSpec, SessionOptions
 from agent.compute.manifest import Manifest, Model, OutputManifest, Rung
 from agent.errors import BackendError, ModelError
 from agent.models.library import open_whole_model
@@ -28,7 +28,7 @@ def model(content: bytes, *rungs: Rung) -> Model:
 
 
 def test_a_model_answers() -> None:
-    session = open_session(model(build.add_model()), "cpu", Options(threads=1))
+    session = open_session(model(build.add_model()), "cpu", SessionOptions(threads=1))
     session.input(0)[:] = [[1, 2, 3, 4]]
     session.invoke()
     assert session.output(0).tolist() == [[2, 3, 4, 5]]
@@ -36,13 +36,13 @@ def test_a_model_answers() -> None:
 
 
 def test_a_view_is_the_tensors_own_memory() -> None:
-    session = open_session(model(build.add_model()), "auto", Options())
+    session = open_session(model(build.add_model()), "auto", SessionOptions())
     session.input(0)[:] = 7
     assert session.input(0).tolist() == [[7, 7, 7, 7]]
 
 
 def test_a_live_view_at_invoke_is_refused_and_a_dropped_one_is_not() -> None:
-    session = open_session(model(build.add_model()), "cpu", Options())
+    session = open_session(model(build.add_model()), "cpu", SessionOptions())
     view = session.input(0)
     with pytest.raises(BackendError, match="still alive"):
         session.invoke()
@@ -56,7 +56,7 @@ def test_a_live_view_at_invoke_is_refused_and_a_dropped_one_is_not() -> None:
 
 def test_a_rung_is_a_signature() -> None:
     content = build.add_model(signature="deep")
-    session = open_session(model(content, Rung("12", "deep")), "cpu", Options(rung="12"))
+    session = open_session(model(content, Rung("12", "deep")), "cpu", SessionOptions(rung="12"))
     assert [spec.name for spec in session.inputs] == ["image"]
     session.input(0)[:] = 1
     session.invoke()
@@ -67,7 +67,7 @@ def test_a_rung_is_a_signature() -> None:
 def test_a_missing_signature_names_those_that_there_are(backend: Backend) -> None:
     content = build.add_model(signature="deep")
     with pytest.raises(ModelError, match=r"m\.tflite: .*no signature 'deeper'; .* has: deep"):
-        backend.open(model(content, Rung("12", "deeper")), Options())
+        backend.open(model(content, Rung("12", "deeper")), SessionOptions())
 
 
 @pytest.mark.numerics
@@ -75,7 +75,7 @@ def test_a_session_tells_how_many_operations_xnnpack_has_taken_of_the_first_grap
     whole = open_whole_model("small-speech")
     taken = []
     for rung in whole.manifest.rungs:
-        session = CpuBackend().open(whole, Options(rung.name, threads=1))
+        session = CpuBackend().open(whole, SessionOptions(rung.name, threads=1))
         taken.append((session.delegated, session.nodes))
         session.close()
     known = [(delegated, nodes) for delegated, nodes in taken if delegated >= 0]
@@ -84,7 +84,9 @@ def test_a_session_tells_how_many_operations_xnnpack_has_taken_of_the_first_grap
 
 
 def test_quantised_tensors_tell_their_scale() -> None:
-    session = open_session(model(build.add_model(dtype="int8", scale=0.5, zero_point=-3)), "cpu", Options())
+    session = open_session(
+        model(build.add_model(dtype="int8", scale=0.5, zero_point=-3)), "cpu", SessionOptions()
+    )
     spec = session.inputs[0]
     assert (spec.dtype, spec.scale, spec.zero_point) == ("int8", 0.5, -3)
     assert spec.real(np.array([-3, -1], np.int8)).tolist() == [0.0, 1.0]
@@ -105,14 +107,14 @@ def test_quantised_tensors_tell_their_scale() -> None:
 )
 def test_a_model_that_cannot_run_is_refused_in_one_line(content: bytes) -> None:
     with pytest.raises(ModelError) as caught:
-        open_session(model(content), "cpu", Options())
+        open_session(model(content), "cpu", SessionOptions())
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_the_null_backend_has_the_models_tensors_and_no_answer() -> None:
     content = build.add_model((1, 5), dtype="int8", scale=0.5, zero_point=-3)
-    null = NullBackend().open(model(content), Options())
-    real = open_session(model(content), "cpu", Options())
+    null = NullBackend().open(model(content), SessionOptions())
+    real = open_session(model(content), "cpu", SessionOptions())
     assert (null.inputs, null.outputs) == (real.inputs, real.outputs)
     null.input(0)[:] = 1
     null.invoke()
@@ -123,12 +125,12 @@ def test_the_null_backend_has_the_models_tensors_and_no_answer() -> None:
 
 def test_an_unknown_backend_names_the_known() -> None:
     with pytest.raises(BackendError, match="no backend 'tpu'; known: auto, cpu, gpu, "):
-        open_session(model(build.add_model()), "tpu", Options())
+        open_session(model(build.add_model()), "tpu", SessionOptions())
 
 
 def test_the_null_backend_is_offered_to_nobody() -> None:
     with pytest.raises(BackendError, match="no backend 'null'; known: auto, cpu, gpu, "):
-        open_session(model(build.add_model()), "null", Options())
+        open_session(model(build.add_model()), "null", SessionOptions())
 
 
 @pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
@@ -141,9 +143,9 @@ def test_a_library_that_is_no_delegate_is_told_from_one_that_cannot_be_loaded(tm
         library = tmp_path / name
         command = [str(COMPILER), "-shared", "-fPIC", "-Wl,-z,now", "-x", "c", "-o", str(library), "-"]
         subprocess.run(command, input=source, text=True, check=True)
-        backend = CpuBackend(Plan(f"external:{library}", "delegate", str(library)))
+        backend = CpuBackend(BackendSpec(f"external:{library}", "delegate", str(library)))
         with pytest.raises(BackendError, match=f"{library} .*{told}$"):
-            backend.open(model(build.add_model()), Options())
+            backend.open(model(build.add_model()), SessionOptions())
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (4, 3), (8, 4)])
@@ -167,7 +169,7 @@ def test_what_native_code_says_goes_to_the_log(caplog: pytest.LogCaptureFixture)
 def test_dynamic_range_runs_on_litert_and_is_refused_where_it_answers_wrongly(tmp_path: Path) -> None:
     hybrid = model(build.fully_connected_model(hybrid=True))
     if load_runtime()[0] == "litert":
-        open_session(hybrid, "cpu", Options()).close()
+        open_session(hybrid, "cpu", SessionOptions()).close()
     else:
         with pytest.raises(ModelError, match="dynamic"):
-            open_session(hybrid, "cpu", Options())
+            open_session(hybrid, "cpu", SessionOptions())

@@ -10,20 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.compute.infer.benchmark import Way, _reference, choose, race, survey
+from agent.compute.infer.benchmark import Candidate, _reference, benchmark, choose, survey
 from agent.compute.infer.choice import (
     By,
-    Measured,
+    Measurement,
     best_of,
     cost,
     decide,
-    distance,
+    describe_error,
     golden_inputs,
+    output_error,
     tolerance,
-    wrong,
 )
-from agent.compute.infer.delegates import Found, candidates
-from agent.compute.infer.session import Plan
+from agent.compute.infer.delegates import DelegateProbe, probe_delegates
+from agent.compute.infer.session import BackendSpec
 from agent.compute.manifest import GoldenManifest, Manifest, OutputManifest
 from agent.compute.tensors import TensorSpec
 from agent.models.library import open_model
@@ -50,7 +50,7 @@ def test_the_right_one_is_chosen_and_each_refusal_is_named(tmp_path: Path) -> No
     library, model = compiled(tmp_path), open_model(str(identity_model(tmp_path)))
     names = {mode: f"external:{library}?mode={mode}" for mode in (*REASONS, "fast")}
     told: list[str] = []
-    verdict = choose(model, candidates(list(names.values())), cores=1, patience_s=3.0, progress=told.append)
+    verdict = choose(model, probe_delegates(list(names.values())), cores=1, patience_s=3.0, progress=told.append)
     assert verdict.chosen.settings == {"mode": "fast"}
     measured = {one.name: one for one in verdict.measured}
     for mode, reason in REASONS.items():
@@ -61,14 +61,14 @@ def test_the_right_one_is_chosen_and_each_refusal_is_named(tmp_path: Path) -> No
 
 
 def test_without_anything_better_it_is_the_cpu(tmp_path: Path) -> None:
-    verdict = choose(open_model("small-speech", "3"), candidates(["vx"], tmp_path), cores=2)
+    verdict = choose(open_model("small-speech", "3"), probe_delegates(["vx"], tmp_path), cores=2)
     assert (verdict.chosen.kind, verdict.chosen.threads in (1, 2)) == ("cpu", True)
     assert [one.here for one in verdict.measured] == [True, True, False]
     assert all(one.p50_ms > 0.0 and one.cpu_ms > 0.0 and one.rss_mb > 10.0 for one in verdict.measured[:2])
 
 
 def test_the_best_is_worth_its_trouble() -> None:
-    one = Measured("cpu", threads=1, p50_ms=10.0, cpu_ms=10.0)
+    one = Measurement("cpu", threads=1, p50_ms=10.0, cpu_ms=10.0)
     two = replace(one, threads=2, p50_ms=9.8, cpu_ms=19.0)
     three = replace(one, threads=3, p50_ms=7.0, cpu_ms=20.0)
     assert best_of([one, two], "latency", 0.97) == one
@@ -80,27 +80,28 @@ def test_the_best_is_worth_its_trouble() -> None:
 
 
 def test_threads_that_were_asked_for_and_refused_are_compared_by_the_best_of_the_others() -> None:
-    one = Measured("cpu", threads=1, p50_ms=10.0)
-    two = Measured("cpu", threads=2, refused="killed by SIGSEGV")
-    gpu = Measured("gpu", p50_ms=5.0)
-    found = [Found("gpu", "GPU", Plan("gpu", "accelerator", "GPU"))]
+    one = Measurement("cpu", threads=1, p50_ms=10.0)
+    two = Measurement("cpu", threads=2, refused="killed by SIGSEGV")
+    gpu = Measurement("gpu", p50_ms=5.0)
+    found = [DelegateProbe("gpu", "GPU", BackendSpec("gpu", "accelerator", "GPU"))]
     for device, chosen in ((gpu, "gpu"), (replace(gpu, p50_ms=20.0), "cpu")):
         verdict = decide([one, two, device], found, "latency", threads=2)
-        assert (verdict.chosen.backend, verdict.cpu) == (chosen, Plan(threads=2))
+        assert (verdict.chosen.backend, verdict.cpu) == (chosen, BackendSpec(threads=2))
     verdict = decide([two, gpu], found, "latency", threads=2)
-    assert verdict.chosen == verdict.cpu == Plan(threads=2)
+    assert verdict.chosen == verdict.cpu == BackendSpec(threads=2)
 
 
 def test_what_is_wrong_is_told_in_one_sentence() -> None:
-    assert wrong(0.02, 0.02) == ""
-    assert wrong(0.5, 0.02) == "answers wrongly: off by 50.0% where 2.0% are allowed"
-    assert wrong(float("inf"), 0.02) == "answers wrongly: some answers are not finite numbers"
+    assert describe_error(0.02, 0.02) == ""
+    assert describe_error(0.5, 0.02) == "answers wrongly: off by 50.0% where 2.0% are allowed"
+    assert describe_error(float("inf"), 0.02) == "answers wrongly: some answers are not finite numbers"
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 1e4), st.floats(0.01, 1e4)), min_size=1, max_size=8))
 def test_the_number_of_threads_is_within_5_percent_of_thebest_of(costs: list[tuple[float, float]]) -> None:
     tried = [
-        Measured("cpu", threads=number, p50_ms=ms, cpu_ms=cpu_ms) for number, (ms, cpu_ms) in enumerate(costs, 1)
+        Measurement("cpu", threads=number, p50_ms=ms, cpu_ms=cpu_ms)
+        for number, (ms, cpu_ms) in enumerate(costs, 1)
     ]
     for place, by in enumerate(BY):
         chosen = decide(tried, [], by).cpu.threads
@@ -116,12 +117,12 @@ def test_numbers_of_threads_take_turns() -> None:
 
 
 def test_what_is_not_plain_has_more_turns() -> None:
-    model, way = open_model("small-speech", "3"), Way(Plan(threads=1), "CPU")
+    model, way = open_model("small-speech", "3"), Candidate(BackendSpec(threads=1), "CPU")
     reference = _reference(model, golden_inputs)
     turns = []
     for judge in (lambda some: [one.name for one in some], lambda some: [one.p50_ms for one in some]):
         told: list[str] = []
-        (one,) = race(model, [way], reference, judge=judge, progress=told.append)
+        (one,) = benchmark(model, [way], reference, judge=judge, progress=told.append)
         assert one.refused == ""
         assert one.p50_ms > 0.0
         turns.append(len(told) - 1)
@@ -154,18 +155,23 @@ def test_distance_does_not_depend_on_the_scale(scale: float, share: float, seed:
     random = np.random.default_rng(seed)
     right = random.standard_normal(2000) * scale
     wrong = right + random.standard_normal(2000) * scale * share
-    assert distance([[right]], [[wrong]], SPECS[1:]) == pytest.approx(share, rel=0.15, abs=1e-9)
+    assert output_error([[right]], [[wrong]], SPECS[1:]) == pytest.approx(share, rel=0.15, abs=1e-9)
 
 
 @given(size=st.floats(1e-3, 1e3), off=st.floats(-0.5, 0.5), count=st.sampled_from((1, 50)))
 def test_of_one_number_or_of_many_that_are_alike_the_size_counts(size: float, off: float, count: int) -> None:
     """They have no deviation, and float32 cannot be as close as a share of that."""
     right = np.full((1, count), size, np.float32)
-    assert distance([[right]], [[right * np.float32(1 + off)]], SPECS[1:]) == pytest.approx(abs(off), abs=1e-6)
-    assert wrong(distance([[right]], [[np.nextafter(right, np.float32(np.inf))]], SPECS[1:]), 0.02) == ""
+    assert output_error([[right]], [[right * np.float32(1 + off)]], SPECS[1:]) == pytest.approx(
+        abs(off), abs=1e-6
+    )
+    assert (
+        describe_error(output_error([[right]], [[np.nextafter(right, np.float32(np.inf))]], SPECS[1:]), 0.02)
+        == ""
+    )
 
 
 def test_what_is_not_finite_is_infinitely_far() -> None:
     right = np.ones((1, 50), np.float32)
-    assert distance([[right]], [[np.full_like(right, np.nan)]], SPECS[1:]) == float("inf")
-    assert distance([[right]], [[right]], SPECS[1:]) == 0.0
+    assert output_error([[right]], [[np.full_like(right, np.nan)]], SPECS[1:]) == float("inf")
+    assert output_error([[right]], [[right]], SPECS[1:]) == 0.0

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from agent.compute.infer.chain import Whole
+from agent.compute.infer.chain import ModelChain
 from agent.compute.infer.choice import golden_inputs
 from agent.compute.infer.litert import CpuBackend
-from agent.compute.infer.session import Options, Plan
+from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.worker.session import WorkerSession
 from agent.compute.manifest import HIDDEN
 from agent.errors import ModelError
@@ -18,12 +18,12 @@ from agent.models.library import open_whole_model
 
 def test_each_depth_goes_on_from_the_one_before() -> None:
     model = open_whole_model("small-speech")
-    session = CpuBackend().open(model, Options(threads=1))
-    whole = Whole(session, model.manifest)
+    session = CpuBackend().open(model, SessionOptions(threads=1))
+    whole = ModelChain(session, model.manifest)
     assert session.rung == "12"
     assert [spec.name for spec in whole.inputs] == ["features"]
     cases = golden_inputs(whole.inputs, 2)
-    found = whole.answers(cases)
+    found = whole.run_cases(cases)
     for case, answer in zip(cases, found, strict=True):
         hidden = None
         for rung in ("3", "4", "6", "12"):
@@ -39,10 +39,13 @@ def test_each_depth_goes_on_from_the_one_before() -> None:
 
 def test_in_a_process_of_its_own_it_is_the_same() -> None:
     model = open_whole_model("small-speech")
-    here, there = CpuBackend().open(model, Options(threads=1)), WorkerSession(model, Plan(), Options(threads=1))
-    one, other = Whole(here, model.manifest), Whole(there, model.manifest)
+    here, there = (
+        CpuBackend().open(model, SessionOptions(threads=1)),
+        WorkerSession(model, BackendSpec(), SessionOptions(threads=1)),
+    )
+    one, other = ModelChain(here, model.manifest), ModelChain(there, model.manifest)
     cases = golden_inputs(one.inputs, 2)
-    for left, right in zip(one.answers(cases), other.answers(cases), strict=True):
+    for left, right in zip(one.run_cases(cases), other.run_cases(cases), strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
     here.close()
     there.close()
@@ -50,17 +53,17 @@ def test_in_a_process_of_its_own_it_is_the_same() -> None:
 
 def test_of_sizes_it_is_the_first() -> None:
     model = open_whole_model("nanodet")
-    session = CpuBackend().open(model, Options(threads=1))
-    whole = Whole(session, model.manifest)
+    session = CpuBackend().open(model, SessionOptions(threads=1))
+    whole = ModelChain(session, model.manifest)
     assert whole.inputs[0].shape == (1, 416, 416, 3)
     session.close()
 
 
 def test_a_depth_that_hands_nothing_on_is_refused() -> None:
     model = open_whole_model("small-speech")
-    session = CpuBackend().open(model, Options(threads=1))
+    session = CpuBackend().open(model, SessionOptions(threads=1))
     rungs = tuple(replace(rung, after="12" if rung.name == "3" else "") for rung in model.manifest.rungs)
     manifest = replace(model.manifest, rungs=rungs[::-1])
     with pytest.raises(ModelError, match="rung '12' has no output called 'hidden'"):
-        Whole(session, manifest)
+        ModelChain(session, manifest)
     session.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.compute.infer.delegates import ROWS, candidates, unsuited
+from agent.compute.infer.delegates import ROWS, probe_delegates, unsuited
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import BackendError
 from tests.support import tflite_builder as build
@@ -29,7 +29,7 @@ def board(root: Path, *files: str, machine: int = OURS) -> Path:
 
 
 def test_an_empty_board_has_none_and_says_what_to_do(tmp_path: Path) -> None:
-    found = candidates(root=tmp_path)
+    found = probe_delegates(root=tmp_path)
     assert [one.name for one in found] == [row.name for row in ROWS]
     assert all(one.plan is None and one.missing for one in found)
     assert "mesa-vulkan-drivers" in found[0].missing
@@ -37,7 +37,7 @@ def test_an_empty_board_has_none_and_says_what_to_do(tmp_path: Path) -> None:
 
 def test_a_qualcomm_board(tmp_path: Path) -> None:
     board(tmp_path, "dev/fastrpc-cdsp", "usr/lib/libQnnTFLiteDelegate.so", "usr/lib/libQnnHtp.so")
-    here = {one.name: one.plan for one in candidates(root=tmp_path) if one.plan is not None}
+    here = {one.name: one.plan for one in probe_delegates(root=tmp_path) if one.plan is not None}
     assert list(here) == ["qnn-htp"]
     plan = here["qnn-htp"]
     assert (plan.kind, plan.library) == ("delegate", str(tmp_path / "usr/lib/libQnnTFLiteDelegate.so"))
@@ -59,13 +59,13 @@ def test_a_qualcomm_board(tmp_path: Path) -> None:
 def test_each_row_is_found_where_it_is_and_not_without_its_device(
     tmp_path: Path, name: str, files: list[str]
 ) -> None:
-    (found,) = candidates([name], board(tmp_path / "with", *files))
+    (found,) = probe_delegates([name], board(tmp_path / "with", *files))
     assert found.plan is not None, found.missing
     assert str(tmp_path / "with" / files[-1]) in found.parts
-    (found,) = candidates([name], board(tmp_path / "without", *files[:-1]))
+    (found,) = probe_delegates([name], board(tmp_path / "without", *files[:-1]))
     assert found.plan is None
     if len(files) > 1:
-        (found,) = candidates([name], board(tmp_path / "no-device", *files[1:]))
+        (found,) = probe_delegates([name], board(tmp_path / "no-device", *files[1:]))
         assert "no device" in found.missing
 
 
@@ -74,27 +74,27 @@ def test_a_usb_device_is_known_by_its_vendor(tmp_path: Path) -> None:
     usb = tmp_path / "sys/bus/usb/devices/1-1"
     usb.mkdir(parents=True)
     (usb / "idVendor").write_text("1d6b\n")
-    assert candidates(["edgetpu"], tmp_path)[0].plan is None
+    assert probe_delegates(["edgetpu"], tmp_path)[0].plan is None
     (usb / "idVendor").write_text("18d1\n")
-    assert candidates(["edgetpu"], tmp_path)[0].plan is not None
+    assert probe_delegates(["edgetpu"], tmp_path)[0].plan is not None
 
 
 def test_a_library_of_another_machine_is_not_loaded(tmp_path: Path) -> None:
     board(tmp_path, "dev/galcore", "usr/lib/libvx_delegate.so", machine=40)
-    (found,) = candidates(["vx"], tmp_path)
+    (found,) = probe_delegates(["vx"], tmp_path)
     assert "is for ARM (32-bit), and this is " in found.missing
     (tmp_path / "usr/lib/libvx_delegate.so").write_text("!<arch>")
-    assert "is no shared library" in candidates(["vx"], tmp_path)[0].missing
+    assert "is no shared library" in probe_delegates(["vx"], tmp_path)[0].missing
 
 
 def test_an_external_delegate_by_its_path(tmp_path: Path) -> None:
     board(tmp_path, "opt/own.so")
-    (found,) = candidates(["external:/opt/own.so?cache=/tmp/x&level=2&flag="], tmp_path)
+    (found,) = probe_delegates(["external:/opt/own.so?cache=/tmp/x&level=2&flag="], tmp_path)
     assert found.plan is not None
     assert found.plan.settings == {"cache": "/tmp/x", "level": "2", "flag": ""}
-    assert "no such file" in candidates(["external:/opt/other.so"], tmp_path)[0].missing
+    assert "no such file" in probe_delegates(["external:/opt/other.so"], tmp_path)[0].missing
     with pytest.raises(BackendError, match="no backend 'tpu'; known: gpu"):
-        candidates(["tpu"], tmp_path)
+        probe_delegates(["tpu"], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -114,21 +114,21 @@ def test_what_is_no_library_is_told_by_what_it_is(
     tmp_path: Path, make: Callable[[Path], object], told: str
 ) -> None:
     make(tmp_path / "own.so")
-    (found,) = candidates(["external:/own.so"], tmp_path)
+    (found,) = probe_delegates(["external:/own.so"], tmp_path)
     assert found.missing == f"/own.so: {told}"
 
 
 def test_a_library_of_another_machine_does_not_hide_ours(tmp_path: Path) -> None:
     board(tmp_path, "dev/galcore", "usr/lib/arm-linux-gnueabihf/libvx_delegate.so", machine=40)
     board(tmp_path, "usr/lib/x86_64-linux-gnu/libvx_delegate.so")
-    (found,) = candidates(["vx"], tmp_path)
+    (found,) = probe_delegates(["vx"], tmp_path)
     assert found.plan is not None
     assert found.plan.library == str(tmp_path / "usr/lib/x86_64-linux-gnu/libvx_delegate.so")
 
 
 LOOK = """
-from agent.compute.infer.delegates import candidates
-(found,) = candidates(["external:libstub_delegate.so"])
+from agent.compute.infer.delegates import probe_delegates
+(found,) = probe_delegates(["external:libstub_delegate.so"])
 print(found.missing or found.plan.library)
 """
 

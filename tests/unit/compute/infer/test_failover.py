@@ -15,7 +15,7 @@ import pytest
 
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.failover import FailoverSession
-from agent.compute.infer.session import Options, Plan, Session
+from agent.compute.infer.session import BackendSpec, Session, SessionOptions
 from agent.compute.manifest import Model
 from agent.models.library import open_whole_model
 from tests.support.delegates import COMPILER, NO_COMPILER
@@ -35,8 +35,8 @@ def session(
     retry_s: float = 0.1,
     check_s: float = 30.0,
 ) -> FailoverSession:
-    plan = Plan("stub", "delegate", str(library), {"mode": mode, "after": str(after)}, 1)
-    return FailoverSession(model, plan, Options(), deadline_s=deadline_s, retry_s=retry_s, check_s=check_s)
+    plan = BackendSpec("stub", "delegate", str(library), {"mode": mode, "after": str(after)}, 1)
+    return FailoverSession(model, plan, SessionOptions(), deadline_s=deadline_s, retry_s=retry_s, check_s=check_s)
 
 
 def answers(session: FailoverSession, number: int) -> None:
@@ -127,8 +127,8 @@ def test_what_is_closed_is_gone_without_a_collection(library: Path, identity: Mo
 
 def test_every_rung_is_answered_by_whoever_is_there() -> None:
     model = open_whole_model("small-speech")
-    cpu = open_session(model, "cpu", Options())
-    both = FailoverSession(model, Plan("apart"), Options(), retry_s=0.1)
+    cpu = open_session(model, "cpu", SessionOptions())
+    both = FailoverSession(model, BackendSpec("apart"), SessionOptions(), retry_s=0.1)
     random = np.random.default_rng(2)
     deadline = time.monotonic() + 20.0
     for turn, rung in enumerate(itertools.cycle(("3", "4", "6", "12", "3", "4"))):
@@ -154,8 +154,8 @@ def test_every_rung_is_answered_by_whoever_is_there() -> None:
 
 def test_a_depth_goes_on_from_what_the_device_has_answered_before_it_died() -> None:
     model = open_whole_model("small-speech")
-    cpu = open_session(model, "cpu", Options())
-    both = FailoverSession(model, Plan("apart"), Options(), retry_s=60.0)
+    cpu = open_session(model, "cpu", SessionOptions())
+    both = FailoverSession(model, BackendSpec("apart"), SessionOptions(), retry_s=60.0)
     given = np.random.default_rng(3).integers(-128, 128, _first_shape(cpu)).astype(np.int8)
     for one in (cpu, both):
         one.use("4")
@@ -188,7 +188,7 @@ def test_a_device_that_tells_of_other_tensors_is_refused(
     tmp_path: Path, identity: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     lying(tmp_path, monkeypatch, "put(opened())")
-    both = FailoverSession(identity, Plan("stub"), Options(), retry_s=60.0)
+    both = FailoverSession(identity, BackendSpec("stub"), SessionOptions(), retry_s=60.0)
     answers(both, 1)
     assert both.degraded == "stub tells of other tensors than the CPU: x float32[1,4]"
     assert "defect" not in caplog.text

@@ -8,14 +8,14 @@ from typing import cast
 import pytest
 
 from agent.compute.infer import failover as module
-from agent.compute.infer.failover import Recovery
+from agent.compute.infer.failover import DeviceReopener
 from agent.compute.infer.worker.session import WorkerSession
 from agent.errors import BackendError
 from tests.support.publishing import wait_for
 
 
 class Device:
-    """What `Recovery` knows of one."""
+    """What `DeviceReopener` knows of one."""
 
     def __init__(self) -> None:
         self.closed = 0
@@ -42,7 +42,7 @@ class Opens:
 
 def test_a_device_that_is_there_is_taken_once() -> None:
     opens = Opens()
-    recovery = Recovery(opens, "model: gpu", 0.01)
+    recovery = DeviceReopener(opens, "model: gpu", 0.01)
     assert "is being opened" in recovery.reason
     recovery.begin(10.0)
     assert recovery.has_any
@@ -57,7 +57,7 @@ def test_a_device_that_is_there_is_taken_once() -> None:
 )
 def test_whatever_is_in_the_way_it_is_tried_again(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     opens = Opens(error, error, error)
-    recovery = Recovery(opens, "model: gpu", 0.01)
+    recovery = DeviceReopener(opens, "model: gpu", 0.01)
     recovery.begin(10.0)
     assert recovery.reason in str(error)
     wait_for(lambda: recovery.has_any)
@@ -69,7 +69,7 @@ def test_whatever_is_in_the_way_it_is_tried_again(error: Exception, caplog: pyte
 def test_nobody_waits_for_a_device_that_hangs() -> None:
     opens = Opens()
     opens.gate.clear()
-    recovery = Recovery(opens, "model: gpu", 0.01)
+    recovery = DeviceReopener(opens, "model: gpu", 0.01)
     recovery.begin(0.0)
     assert (recovery.has_any, recovery.take()) == (False, None)
     recovery.close()
@@ -80,7 +80,7 @@ def test_nobody_waits_for_a_device_that_hangs() -> None:
 
 def test_a_device_that_fails_soon_is_tried_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     opens = Opens()
-    recovery = Recovery(opens, "model: gpu", 0.01)
+    recovery = DeviceReopener(opens, "model: gpu", 0.01)
     recovery.begin(10.0)
     pauses = []
     for _ in range(5):
@@ -99,7 +99,7 @@ def test_a_device_that_fails_soon_is_tried_less_and_less_often(monkeypatch: pyte
 def test_pauses_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LAST_S", 0.03)
     opens = Opens(*[BackendError("gone")] * 6)
-    recovery = Recovery(opens, "model: gpu", 0.01)
+    recovery = DeviceReopener(opens, "model: gpu", 0.01)
     recovery.begin(10.0)
     wait_for(lambda: recovery.has_any)
     assert recovery._pause_s == 0.03

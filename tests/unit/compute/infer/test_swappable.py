@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from agent.compute.infer.litert import CpuBackend
-from agent.compute.infer.session import Options, Plan, Session
-from agent.compute.infer.swappable import AutoSession
+from agent.compute.infer.session import BackendSpec, Session, SessionOptions
+from agent.compute.infer.swappable import SwappableSession
 from agent.compute.manifest import Model
 from agent.errors import ModelError
 from agent.models.library import open_whole_model
@@ -19,7 +19,7 @@ def speech() -> Model:
 
 
 def cpu(model: Model, rung: str = "3") -> Session:
-    return CpuBackend().open(model, Options(rung, 1))
+    return CpuBackend().open(model, SessionOptions(rung, 1))
 
 
 def is_closed(session: Session) -> bool:
@@ -32,9 +32,9 @@ def is_closed(session: Session) -> bool:
 
 def test_the_other_takes_over_with_the_next_input_on_the_same_rung(speech: Model) -> None:
     first, second = cpu(speech), cpu(speech)
-    session = AutoSession(first, Plan())
+    session = SwappableSession(first, BackendSpec())
     session.use("4")
-    session.adopt(second, Plan(threads=2))
+    session.swap_to(second, BackendSpec(threads=2))
     hidden = session.output(0)
     assert not is_closed(first)
     session.input(0)[...] = 7
@@ -51,20 +51,20 @@ def test_the_other_takes_over_with_the_next_input_on_the_same_rung(speech: Model
 
 def test_what_nobody_will_take_is_closed(speech: Model) -> None:
     first, second, third, late = (cpu(speech) for _ in range(4))
-    session = AutoSession(first, Plan())
-    session.adopt(second, Plan())
-    session.adopt(third, Plan())
+    session = SwappableSession(first, BackendSpec())
+    session.swap_to(second, BackendSpec())
+    session.swap_to(third, BackendSpec())
     assert is_closed(second)
     session.close()
     assert is_closed(first)
     assert is_closed(third)
-    session.adopt(late, Plan(threads=3))
+    session.swap_to(late, BackendSpec(threads=3))
     assert is_closed(late)
     assert session.plan.threads == 0
 
 
 def test_a_rung_that_is_none_is_refused(speech: Model) -> None:
-    session = AutoSession(cpu(speech), Plan())
+    session = SwappableSession(cpu(speech), BackendSpec())
     with pytest.raises(ModelError, match="no rung"):
         session.use("5")
     session.close()

@@ -6,7 +6,7 @@ from collections import deque
 import flatbuffers
 import pytest
 
-from agent.compute.tflite.flatbuffer import Source
+from agent.compute.tflite.flatbuffer import ByteSource
 from agent.errors import ModelError
 
 
@@ -23,7 +23,7 @@ def sample() -> bytes:
 
 
 def test_fields_and_defaults() -> None:
-    root = Source(sample(), "it").root()
+    root = ByteSource(sample(), "it").root()
     assert root.string(0) == "grüße"
     assert root.length(0) == 7
     assert root.i32(1) == -7
@@ -38,7 +38,7 @@ def test_fields_and_defaults() -> None:
 
 
 def read(content: bytes) -> None:
-    root = Source(content, "it").root()
+    root = ByteSource(content, "it").root()
     root.string(0)
     root.i32(1)
     root.u64(2)
@@ -58,10 +58,10 @@ def test_a_table_that_is_its_own_children_is_noticed() -> None:
     content = head + struct.pack("<iI", 8, 4) + struct.pack("<I", count)
     content += b"".join(struct.pack("<i", 12 - (24 + 4 * i)) for i in range(count))
     with pytest.raises(ModelError):
-        Source(content, "it").root().tables(0)
+        ByteSource(content, "it").root().tables(0)
 
 
 def test_shared_targets_cannot_make_work_without_end() -> None:
-    source = Source(sample(), "it")
+    source = ByteSource(sample(), "it")
     with pytest.raises(ModelError, match="more than it can hold"):
         deque((source.root() for _ in range(10**6)), maxlen=0)

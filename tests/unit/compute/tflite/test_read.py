@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.compute.infer.litert import load_runtime
-from agent.compute.tflite.read import diagnose, read_modelfile, refusals
+from agent.compute.tflite.read import diagnose, incompatibilities, read_modelfile
 from agent.errors import ModelError
 from tests.support import tflite_builder as builder
 from tests.support.picture_models import classifier, detector
@@ -61,8 +61,8 @@ def test_kinds_of_quantisation(tensor: T, kind: str) -> None:
     assert found.block == (32 if kind == "block" else 0)
     assert model.int4 is (kind == "block")
     assert model.dynamic_range is (kind != "none")
-    assert refusals(model, "litert") == []
-    assert bool(refusals(model, "tflite-runtime")) is (kind != "none")
+    assert incompatibilities(model, "litert") == []
+    assert bool(incompatibilities(model, "tflite-runtime")) is (kind != "none")
 
 
 def test_static_int8_is_no_dynamic_range() -> None:
@@ -73,7 +73,7 @@ def test_static_int8_is_no_dynamic_range() -> None:
     ]
     model = read_modelfile(write(tensors, [Op("FULLY_CONNECTED", (0, 1, -1), (2,), 4)], (0,), (2,)))
     assert not model.dynamic_range
-    assert refusals(model, "tflite-runtime") == []
+    assert incompatibilities(model, "tflite-runtime") == []
     integers = [T("x", (1, 4), "int8", np.ones((1, 4), np.int8), (1.0,)), T("y", (1, 4))]
     assert not read_modelfile(write(integers, [Op("DEQUANTIZE", (0,), (1,))], (), (1,))).dynamic_range
 
@@ -93,13 +93,13 @@ def test_static_int8_is_no_dynamic_range() -> None:
 def test_both_runtimes_refuse(content: bytes, words: str) -> None:
     model = read_modelfile(content)
     for runtime in ("litert", "tflite-runtime"):
-        (reason,) = refusals(model, runtime)
+        (reason,) = incompatibilities(model, runtime)
         assert words in reason
 
 
 def test_scales_and_zero_points_must_be_as_many() -> None:
     broken = T("w", (2, 4), "int8", bytes(8), 0.5, (), 0)
-    (reason,) = refusals(read_modelfile(write([broken], [], (), ())), "litert")
+    (reason,) = incompatibilities(read_modelfile(write([broken], [], (), ())), "litert")
     assert "1 scales, but 0 zero points" in reason
 
 
@@ -125,7 +125,7 @@ def multiplying(*scales: float, points: Sequence[int] = (0,), dimension: int = 0
 )
 def test_the_reader_refuses_what_the_runtime_refuses_and_nothing_else(content: bytes, runs: bool) -> None:
     name, module = load_runtime()
-    assert (refusals(read_modelfile(content), name) == []) is runs
+    assert (incompatibilities(read_modelfile(content), name) == []) is runs
     with nullcontext() if runs else pytest.raises((ValueError, RuntimeError)):
         module.Interpreter(model_content=content).allocate_tensors()
 
@@ -142,14 +142,14 @@ def test_shapes_are_those_that_the_runtime_begins_with() -> None:
 def test_custom_operations_that_the_runtimes_bring_are_fine(code: str) -> None:
     model = read_modelfile(builder.custom_model(code))
     assert model.custom == (code,)
-    assert refusals(model, "litert") == refusals(model, "tflite-runtime") == []
+    assert incompatibilities(model, "litert") == incompatibilities(model, "tflite-runtime") == []
 
 
 def test_an_operation_from_the_future_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(builder.CODES, "ADD", 120)
     content = builder.add_model()
     monkeypatch.setattr("agent.compute.tflite.read.OPERATORS", ("ADD",))
-    (reason,) = refusals(read_modelfile(content), "litert")
+    (reason,) = incompatibilities(read_modelfile(content), "litert")
     assert "#120 is newer" in reason
 
 
@@ -268,7 +268,7 @@ def test_mutations_raise_nothing_but_model_errors(changes: list[tuple[int, int]]
     with suppress(ModelError):
         model = read_modelfile(bytes(content))
         for runtime in ("litert", "tflite-runtime"):
-            refusals(model, runtime)
+            incompatibilities(model, runtime)
         model.ends()
 
 

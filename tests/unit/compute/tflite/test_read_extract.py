@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from agent.compute.infer.backends import open_session
-from agent.compute.infer.session import Options
+from agent.compute.infer.session import SessionOptions
 from agent.compute.manifest import Manifest, Model, OutputManifest, Rung
 from agent.compute.tflite.read import only_signature, read_modelfile
 from agent.errors import ModelError
@@ -23,7 +23,7 @@ def answers(content: bytes, signature: str) -> dict[str, Array]:
     """What a signature says to a picture of noise."""
     manifest = Manifest("m", OutputManifest("classify"), rungs=(Rung("only", signature),))
     session = open_session(
-        Model(content, hashlib.sha256(content).hexdigest(), manifest, "m.tflite"), "cpu", Options()
+        Model(content, hashlib.sha256(content).hexdigest(), manifest, "m.tflite"), "cpu", SessionOptions()
     )
     shape, dtype = session.inputs[0].shape, session.inputs[0].dtype
     noise = np.random.default_rng(7).integers(0, 100, shape)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.track.association import Expected, Motion, affinity, associate, iou
+from agent.compute.track.association import AlphaBetaFilter, PredictedBox, affinity, associate, iou
 from agent.types import Box
 
 pytestmark = pytest.mark.numerics
@@ -16,8 +16,8 @@ def box(x: float, y: float = 0.5, w: float = 0.05, h: float = 0.1) -> Box:
     return (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
 
 
-def expected(*boxes: Box, settled: bool = True) -> list[Expected]:
-    return [Expected(each, settled) for each in boxes]
+def expected(*boxes: Box, settled: bool = True) -> list[PredictedBox]:
+    return [PredictedBox(each, settled) for each in boxes]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_each_track_and_each_detection_is_used_once_at_most(tracks: list[Box], f
 
 @given(_solid, _solid, st.booleans())
 def test_the_quick_look_refuses_nobody_who_belongs(track: Box, found: Box, settled: bool) -> None:
-    alone = Expected(track, settled)
+    alone = PredictedBox(track, settled)
     assert bool(associate([alone], [found], 0.2)) is (affinity(alone, found, 0.2) > 0.0)
 
 
@@ -71,7 +71,7 @@ def test_iou_is_a_symmetric_share(a: Box, b: Box) -> None:
 
 
 def test_a_walker_is_expected_ahead() -> None:
-    motion = Motion(box(0.1), 0)
+    motion = AlphaBetaFilter(box(0.1), 0)
     for step in range(1, 8):
         motion.correct(box(0.1 + 0.02 * step), step * SECOND // 10)
     assert motion.settled
@@ -79,17 +79,17 @@ def test_a_walker_is_expected_ahead() -> None:
 
 
 def test_who_is_not_seen_is_expected_to_stop_after_a_second() -> None:
-    motion = Motion(box(0.1), 0)
+    motion = AlphaBetaFilter(box(0.1), 0)
     motion.correct(box(0.12), SECOND // 10)
     assert motion.predict(3 * SECOND) == motion.predict(60 * SECOND)
 
 
 def test_two_boxes_at_the_same_instant_give_no_velocity() -> None:
-    motion = Motion(box(0.1), 0)
+    motion = AlphaBetaFilter(box(0.1), 0)
     motion.correct(box(0.2), 0)
     assert motion.predict(0) == motion.predict(SECOND)
 
 
 def test_boxes_without_area_are_told_by_distance() -> None:
     thin = (0.0, 0.0, 0.5, 5e-324)
-    assert 0.0 < affinity(Expected(thin, True), thin, 0.2) <= 1.0
+    assert 0.0 < affinity(PredictedBox(thin, True), thin, 0.2) <= 1.0

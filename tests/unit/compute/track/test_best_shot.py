@@ -26,58 +26,58 @@ def event(kind: EventKind, about: Track) -> Event:
 def begun(name: str = "a") -> BestShot:
     best = BestShot(2.0)
     first = track(name, 3)
-    assert best.consider([event("new", first)], [first], 0)
+    assert best.is_better([event("new", first)], [first], 0)
     return best
 
 
 def test_nothing_is_shot_before_the_first_event() -> None:
-    assert not BestShot(2.0).consider([], [], 0)
+    assert not BestShot(2.0).is_better([], [], 0)
 
 
 def test_a_better_view_is_shot_again() -> None:
-    assert begun().consider([], [track("a", 4, box=LARGE)], 3 * SECOND)
+    assert begun().is_better([], [track("a", 4, box=LARGE)], 3 * SECOND)
 
 
 def test_a_better_view_waits_for_the_rate() -> None:
     best = begun()
-    assert not best.consider([], [track("a", 4, box=LARGE)], 1 * SECOND)
-    assert best.consider([], [track("a", 5, box=LARGE)], 2 * SECOND)
+    assert not best.is_better([], [track("a", 4, box=LARGE)], 1 * SECOND)
+    assert best.is_better([], [track("a", 5, box=LARGE)], 2 * SECOND)
 
 
 def test_a_worse_or_hardly_better_view_is_not_shot() -> None:
     best = begun()
-    assert not best.consider([], [track("a", 4, score=0.82)], 3 * SECOND)
-    assert not best.consider([], [track("a", 5, score=0.4)], 6 * SECOND)
+    assert not best.is_better([], [track("a", 4, score=0.82)], 3 * SECOND)
+    assert not best.is_better([], [track("a", 5, score=0.4)], 6 * SECOND)
 
 
 def test_a_frame_that_did_not_hit_the_track_is_not_shot() -> None:
     best = begun()
-    assert not best.consider([], [track("a", 3, box=LARGE)], 3 * SECOND)
+    assert not best.is_better([], [track("a", 3, box=LARGE)], 3 * SECOND)
 
 
 def test_a_new_track_takes_over_even_when_it_looks_worse() -> None:
     best = begun()
     old, new = track("a", 9, box=LARGE), track("b", 3, score=0.5)
-    assert best.consider([event("new", new)], [old, new], 3 * SECOND)
+    assert best.is_better([event("new", new)], [old, new], 3 * SECOND)
 
 
 def test_a_new_track_within_the_rate_is_shot_as_soon_as_allowed() -> None:
     best = begun()
-    assert not best.consider([event("new", track("b", 3))], [track("b", 3)], SECOND)
-    assert best.consider([], [track("b", 4)], 2 * SECOND)
+    assert not best.is_better([event("new", track("b", 3))], [track("b", 3)], SECOND)
+    assert best.is_better([], [track("b", 4)], 2 * SECOND)
 
 
 def test_an_update_of_another_track_does_not_take_over_while_the_newest_lives() -> None:
     best = begun()
     other = track("z", 9, box=LARGE)
-    assert not best.consider([event("update", other)], [track("a", 4), other], 3 * SECOND)
+    assert not best.is_better([event("update", other)], [track("a", 4), other], 3 * SECOND)
 
 
 def test_after_its_end_the_next_event_takes_over() -> None:
     best = begun()
     other = track("z", 9)
-    assert not best.consider([event("end", track("a", 4))], [other], 3 * SECOND)
-    assert best.consider([event("update", other)], [other], 4 * SECOND)
+    assert not best.is_better([event("end", track("a", 4))], [other], 3 * SECOND)
+    assert best.is_better([event("update", other)], [other], 4 * SECOND)
 
 
 @pytest.mark.parametrize(

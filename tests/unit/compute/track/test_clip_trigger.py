@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.track.clip_trigger import Occasions, check_clips
+from agent.compute.track.clip_trigger import ClipTrigger, check_clips
 from agent.config.stream import ClipsConfig, ZoneConfig
 from agent.errors import CommandError, ConfigError
-from agent.types import Event, EventKind, Occasion, Track
+from agent.types import ClipReason, Event, EventKind, Track
 
 SECOND = 1_000_000_000
 AT = datetime(2026, 11, 25, tzinfo=UTC)
@@ -22,21 +22,21 @@ def event(kind: EventKind, track: str = "1", reason: str = "", **fields: Any) ->
     return Event(kind, made, reason or {"new": "appeared", "end": "lost"}.get(kind, "moved"))
 
 
-def occasions(only_zones: bool = False, **config: Any) -> Occasions:
-    return Occasions("front", ClipsConfig(**{"after_s": 5.0, "max_s": 20.0, **config}), only_zones=only_zones)
+def occasions(only_zones: bool = False, **config: Any) -> ClipTrigger:
+    return ClipTrigger("front", ClipsConfig(**{"after_s": 5.0, "max_s": 20.0, **config}), only_zones=only_zones)
 
 
-def told(made: Occasions, at_s: float, *events: Event) -> bool:
-    return made.note(events, round(at_s * SECOND)) is not None
+def told(made: ClipTrigger, at_s: float, *events: Event) -> bool:
+    return made.on_events(events, round(at_s * SECOND)) is not None
 
 
-def until(made: Occasions) -> float:
+def until(made: ClipTrigger) -> float:
     return made.until_ns / SECOND
 
 
 def test_a_clip_lasts_until_some_time_after_the_thing_is_gone() -> None:
     made = occasions()
-    assert made.note([event("new")], 100 * SECOND) == Occasion("front", "appeared", "1", "person")
+    assert made.on_events([event("new")], 100 * SECOND) == ClipReason("front", "appeared", "1", "person")
     assert until(made) == 120
     assert not told(made, 104, event("update"))
     assert not told(made, 107, event("end"))
@@ -112,14 +112,14 @@ def test_only_what_is_asked_for_makes_a_clip(
 def test_a_thing_that_becomes_worth_it_makes_a_clip_then() -> None:
     made = occasions(zones=("door",))
     assert not told(made, 100, event("new"))
-    begins = made.note([event("update", reason="zone", zones=("door",))], 110 * SECOND)
-    assert begins == Occasion("front", "zone", "1", "person")
+    begins = made.on_events([event("update", reason="zone", zones=("door",))], 110 * SECOND)
+    assert begins == ClipReason("front", "zone", "1", "person")
     assert until(made) == 130
 
 
 def test_one_that_is_asked_for_lasts_so_long() -> None:
     made = occasions()
-    assert made.ask(8, 100 * SECOND) == Occasion("front", "asked")
+    assert made.request(8, 100 * SECOND) == ClipReason("front", "asked")
     assert (until(made), made.tracks) == (108, ())
     assert not told(made, 104, event("new"))
     assert (until(made), made.tracks) == (120, ("1",))
@@ -129,9 +129,9 @@ def test_asking_makes_a_clip_longer_that_is_being_made() -> None:
     made = occasions()
     told(made, 100, event("new"))
     told(made, 101, event("end"))
-    assert made.ask(10, 103 * SECOND) is None
+    assert made.request(10, 103 * SECOND) is None
     assert until(made) == 113
-    assert made.ask(10, 112 * SECOND) == Occasion("front", "asked"), "it would be too long"
+    assert made.request(10, 112 * SECOND) == ClipReason("front", "asked"), "it would be too long"
     assert until(made) == 122
 
 
@@ -139,7 +139,7 @@ def test_asking_makes_a_clip_longer_that_is_being_made() -> None:
 def test_a_length_that_cannot_be_is_refused(seconds: float) -> None:
     made = occasions()
     with pytest.raises(CommandError, match=r"stream front: a clip of .* s cannot be recorded.*clips\.max_s, 20"):
-        made.ask(seconds, 100 * SECOND)
+        made.request(seconds, 100 * SECOND)
     assert made.until_ns < 0
 
 
@@ -157,10 +157,10 @@ def test_every_thing_has_its_time_and_no_clip_is_too_long(
         now += passed * SECOND // 10
         begins = None
         if kind == "ask":
-            begins = made.ask(min(track, max_s), now)
+            begins = made.request(min(track, max_s), now)
             assert made.until_ns >= now + min(track, max_s) * SECOND - 1
         elif (kind == "new") != (track in alive):
-            begins = made.note([event(kind, str(track))], now)
+            begins = made.on_events([event(kind, str(track))], now)
             alive ^= {track}
             if kind == "new":
                 assert str(track) in made.tracks

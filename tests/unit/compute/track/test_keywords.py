@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.decode.decoder import Setting
+from agent.compute.decode.decoder import DecoderContext
 from agent.compute.decode.keyword import NO_WORD, Keyword, build
 from agent.compute.manifest import OutputManifest
 from agent.compute.tensors import TensorSpec
-from agent.compute.track.keywords import ConstantAlarm, Words
+from agent.compute.track.keywords import KeywordSpotter, StuckOutputDetector
 from agent.config.stream import DecodeConfig
 from agent.errors import ModelError
 from agent.types import Array
@@ -30,16 +30,18 @@ def decoder(*labels: str, threshold: float = 0.6, wanted: tuple[str, ...] = (), 
         TensorSpec("hidden", (1, 9, 4), "int8", 0.1),
         TensorSpec("scores", (1, len(labels or LABELS)), "float32"),
     )
-    return build(Setting(output, (), specs, DecodeConfig(labels=wanted)))
+    return build(DecoderContext(output, (), specs, DecodeConfig(labels=wanted)))
 
 
-def tell(words: Words, answers: Sequence[tuple[float, ...]], every_s: float = 0.1) -> list[tuple[int, str]]:
+def tell(
+    words: KeywordSpotter, answers: Sequence[tuple[float, ...]], every_s: float = 0.1
+) -> list[tuple[int, str]]:
     """Index of the answer at which each word was told."""
     told = []
     for n, scores in enumerate(answers):
         at_ns = round(n * every_s * 1e9)
         at = NOW + timedelta(seconds=n * every_s)
-        for event in words.hear(np.array(scores, np.float32), at_ns, at, every_s):
+        for event in words.update(np.array(scores, np.float32), at_ns, at, every_s):
             assert (event.kind, event.reason, event.track.last_seen) == ("heard", "word", at)
             told.append((n, event.track.label))
     return told
@@ -52,55 +54,55 @@ def test_a_word_is_told_once_while_it_lasts() -> None:
         *[(0.0, 0.0, 0.1, 0.9)] * 3,
         (0.9, 0.0, 0.1, 0.0),
     ]
-    assert tell(Words(decoder(refractory_s=0.5), "s"), answers) == [(1, "yes"), (12, "yes")]
+    assert tell(KeywordSpotter(decoder(refractory_s=0.5), "s"), answers) == [(1, "yes"), (12, "yes")]
 
 
 def test_the_refractory_time_is_kept() -> None:
     answers = [(0.9, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0)] * 6
-    assert tell(Words(decoder(refractory_s=0.5), "s"), answers) == [(0, "yes"), (6, "yes")]
+    assert tell(KeywordSpotter(decoder(refractory_s=0.5), "s"), answers) == [(0, "yes"), (6, "yes")]
 
 
 def test_a_word_that_sinks_a_little_is_not_told_again() -> None:
     answers = [(0.9, 0.0, 0.0, 0.0), (0.5, 0.0, 0.0, 0.0)] * 20
-    assert len(tell(Words(decoder(refractory_s=0.0), "s"), answers)) == 1
+    assert len(tell(KeywordSpotter(decoder(refractory_s=0.0), "s"), answers)) == 1
 
 
 def test_the_mean_decides_and_needs_all_its_answers() -> None:
-    words = Words(decoder("alexa", threshold=0.9, mean_of=3), "s")
+    words = KeywordSpotter(decoder("alexa", threshold=0.9, mean_of=3), "s")
     assert tell(words, [(1.0,), (1.0,)]) == []
-    words = Words(decoder("alexa", threshold=0.9, mean_of=3), "s")
+    words = KeywordSpotter(decoder("alexa", threshold=0.9, mean_of=3), "s")
     assert tell(words, [(0.0,), (1.0,), (1.0,), (0.8,), (1.0,)]) == [(3, "alexa")]
 
 
 def test_what_is_no_word_is_never_told_and_only_the_best_is() -> None:
-    assert tell(Words(decoder(), "s"), [(0.0, 0.0, 0.9, 0.1), (0.0, 0.0, 0.0, 1.0)]) == []
-    assert tell(Words(decoder(threshold=0.3), "s"), [(0.4, 0.5, 0.0, 0.0)]) == [(0, "no")]
-    assert tell(Words(decoder(threshold=0.3), "s"), [(0.4, 0.0, 0.5, 0.0)]) == []
+    assert tell(KeywordSpotter(decoder(), "s"), [(0.0, 0.0, 0.9, 0.1), (0.0, 0.0, 0.0, 1.0)]) == []
+    assert tell(KeywordSpotter(decoder(threshold=0.3), "s"), [(0.4, 0.5, 0.0, 0.0)]) == [(0, "no")]
+    assert tell(KeywordSpotter(decoder(threshold=0.3), "s"), [(0.4, 0.0, 0.5, 0.0)]) == []
 
 
 def test_only_the_wanted_labels_are_told() -> None:
     answers = [(0.9, 0.0, 0.0, 0.0), (0.0, 0.9, 0.0, 0.0)]
-    assert tell(Words(decoder(wanted=("no",)), "s"), answers) == [(1, "no")]
+    assert tell(KeywordSpotter(decoder(wanted=("no",)), "s"), answers) == [(1, "no")]
     with pytest.raises(ModelError, match="did you mean 'yes'"):
         decoder(wanted=("yess",))
 
 
 def test_ids_are_unique_and_scores_are_the_mean() -> None:
-    words = Words(decoder(refractory_s=0.0), "kitchen", run="r")
-    (one,) = words.hear(np.array([0.8, 0.0, 0.0, 0.2], np.float32), 0, NOW, 0.1)
-    words.hear(np.array([0.0, 0.0, 0.0, 1.0], np.float32), 10**8, NOW, 0.1)
-    (two,) = words.hear(np.array([0.7, 0.0, 0.0, 0.2], np.float32), 2 * 10**8, NOW, 0.1)
+    words = KeywordSpotter(decoder(refractory_s=0.0), "kitchen", run="r")
+    (one,) = words.update(np.array([0.8, 0.0, 0.0, 0.2], np.float32), 0, NOW, 0.1)
+    words.update(np.array([0.0, 0.0, 0.0, 1.0], np.float32), 10**8, NOW, 0.1)
+    (two,) = words.update(np.array([0.7, 0.0, 0.0, 0.2], np.float32), 2 * 10**8, NOW, 0.1)
     assert (one.track.id, two.track.id) == ("kitchen-r-1", "kitchen-r-2")
     assert two.track.score == pytest.approx(0.7)
 
 
 def test_runs_tell_their_ids_apart_by_32_random_bits() -> None:
-    (one,) = Words(decoder(), "kitchen").hear(np.array([0.8, 0.0, 0.0, 0.2], np.float32), 0, NOW, 0.1)
+    (one,) = KeywordSpotter(decoder(), "kitchen").update(np.array([0.8, 0.0, 0.0, 0.2], np.float32), 0, NOW, 0.1)
     assert re.fullmatch(r"kitchen-[0-9a-f]{8}-1", one.track.id)
 
 
 def test_a_word_is_told_until_its_mean_has_fallen() -> None:
-    words = Words(decoder(mean_of=2, refractory_s=0.0), "s")
+    words = KeywordSpotter(decoder(mean_of=2, refractory_s=0.0), "s")
     tell(words, [(0.9, 0.0, 0.0, 0.1)] * 2)
     assert words.told == {0}
     tell(words, [(0.1, 0.0, 0.0, 0.9)])
@@ -141,12 +143,12 @@ def test_the_alarm_goes_off_once_for_an_answer_that_never_moves() -> None:
     def heard(number: int) -> Array:
         return np.array([number % 7], np.int8)
 
-    alarm, same = ConstantAlarm(0.5, lambda: False), np.array([0.2, 0.8], np.float32)
-    assert sum(alarm.saw(same, heard(n)) for n in range(1000)) == 1
+    alarm, same = StuckOutputDetector(0.5, lambda: False), np.array([0.2, 0.8], np.float32)
+    assert sum(alarm.update(same, heard(n)) for n in range(1000)) == 1
     assert "file is broken" in alarm.text
-    assert not alarm.saw(same + 0.1, heard(0))
+    assert not alarm.update(same + 0.1, heard(0))
     assert alarm.text == ""
-    assert sum(alarm.saw(np.array([n % 2, 0.0], np.float32), heard(n)) for n in range(1000)) == 0
+    assert sum(alarm.update(np.array([n % 2, 0.0], np.float32), heard(n)) for n in range(1000)) == 0
 
 
 def test_the_alarm_asks_once_whether_the_model_moves() -> None:
@@ -156,12 +158,12 @@ def test_the_alarm_asks_once_whether_the_model_moves() -> None:
         asked.append(1)
         return True
 
-    alarm, same = ConstantAlarm(0.5, moves), np.zeros(1, np.float32)
-    assert not any(alarm.saw(same, np.array([n % 2])) for n in range(2000))
+    alarm, same = StuckOutputDetector(0.5, moves), np.zeros(1, np.float32)
+    assert not any(alarm.update(same, np.array([n % 2])) for n in range(2000))
     assert (alarm.text, asked) == ("", [1])
 
 
 def test_an_input_that_never_moves_is_the_front_ends_fault() -> None:
-    alarm = ConstantAlarm(0.5, lambda: True)
-    assert sum(alarm.saw(np.zeros(1, np.float32), np.zeros(3)) for _ in range(1000)) == 1
+    alarm = StuckOutputDetector(0.5, lambda: True)
+    assert sum(alarm.update(np.zeros(1, np.float32), np.zeros(3)) for _ in range(1000)) == 1
     assert "[audio]" in alarm.text

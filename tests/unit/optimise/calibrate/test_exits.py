@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from agent.cli.main import vedette
 from agent.models.files import ZOO
 from agent.models.library import open_model
-from agent.optimise.calibrate.exits import Lesson, Pupil
+from agent.optimise.calibrate.exits import CalibrationResult, ExitCalibrator
 from tests.support.sound import RATE, ladder_model, quiet, tone_model, word
 
 
@@ -128,7 +128,7 @@ def test_recordings_that_teach_nothing_are_refused(tmp_path: Path, data: Path) -
 def test_a_loss_on_other_recordings_is_told(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ladder_model(tmp_path)
     assert call(model, data).stderr == ""
-    monkeypatch.setattr(Lesson, "lost", 0.05)
+    monkeypatch.setattr(CalibrationResult, "lost", 0.05)
     done = call(model, data, "--loss", 2)
     assert done.exit_code == 0
     assert "5.00 points are lost, and --loss allows 2: learn from more of it" in done.stderr
@@ -156,7 +156,7 @@ def test_a_model_without_depths_has_nothing_to_learn(tmp_path: Path, data: Path)
 
 
 def test_each_window_holds_the_word(tmp_path: Path) -> None:
-    pupil = Pupil(str(ladder_model(tmp_path)))
+    pupil = ExitCalibrator(str(ladder_model(tmp_path)))
     answers = list(pupil.answers_to(word("low", 0.15)))
     whole = [np.argmax(rungs[1]) for holds, rungs in answers if holds]
     assert 1 <= len(whole) < len(answers)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from agent.compute.tflite.model import Operation, Quantisation, Subgraph, TensorInfo
-from agent.optimise.profile.advice import Case, advice
+from agent.optimise.profile.advice import OperatorContext, advice
 
 KERNEL = "a kernel"
 INNER = (1, 8, 8, 32)
@@ -25,7 +25,7 @@ def case(
     made: str = "",
     out: Sequence[int] = INNER,
     end: bool = False,
-) -> Case:
+) -> OperatorContext:
     """An operation in the middle of a graph, or at its start."""
     tensors = (
         TensorInfo("given", tuple(shape), given, 0, 0, Quantisation()),
@@ -33,7 +33,7 @@ def case(
         TensorInfo("made", tuple(out), made or given, 0, 0, Quantisation()),
     )
     operation = Operation(name, "", 1, (0, 1) if weights else (0,), (2,))
-    return Case(Subgraph("", tensors, (0,) if end else (), (), (operation,)), operation, kernel, pace)
+    return OperatorContext(Subgraph("", tensors, (0,) if end else (), (), (operation,)), operation, kernel, pace)
 
 
 @pytest.mark.parametrize(
@@ -67,19 +67,19 @@ def case(
         (case("LEAKY_RELU", "int8", kernel=KERNEL), "element by element"),
         (case("CUMSUM", "int8", kernel=KERNEL), "nothing is known"),
     ],
-    ids=lambda value: value.name if isinstance(value, Case) else value,
+    ids=lambda value: value.name if isinstance(value, OperatorContext) else value,
 )
-def test_the_first_rule_that_fits(given: Case, wanted: str) -> None:
+def test_the_first_rule_that_fits(given: OperatorContext, wanted: str) -> None:
     assert wanted in advice(given)
     assert "\n" not in advice(given)
 
 
 def test_a_kernel_without_an_operation() -> None:
     graph = Subgraph("", (), (), (), ())
-    assert "cannot be told" in advice(Case(graph, None, "Convert (NC, F32, QD8)"))
+    assert "cannot be told" in advice(OperatorContext(graph, None, "Convert (NC, F32, QD8)"))
 
 
 def test_an_operation_without_inputs_or_outputs_breaks_no_rule() -> None:
     operation = Operation("CALL_ONCE", "", 1, (), ())
     for kernel in ("", KERNEL):
-        assert advice(Case(Subgraph("", (), (), (), (operation,)), operation, kernel))
+        assert advice(OperatorContext(Subgraph("", (), (), (), (operation,)), operation, kernel))

@@ -12,7 +12,7 @@ from agent.compute.tflite.model import multiply_adds
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import BackendError, ModelError
 from agent.models.library import open_model, open_whole_model
-from agent.optimise.profile.litert_profiler import Event, Profiler
+from agent.optimise.profile.litert_profiler import Profiler, ProfilerEvent
 from agent.optimise.profile.profile import profile, rows_of, worst_of
 from agent.optimise.profile.worker import indices, quieter, turns
 from tests.support.delegates import identity_model
@@ -30,12 +30,12 @@ def chain() -> bytes:
 def test_steps_become_rows_with_those_that_are_not_delegated() -> None:
     graph = read_modelfile(chain()).graph()
     steps = [
-        Event("Add (ND)", -1, 1.0),
-        Event("Clamp (NC)", -1, 0.5),
-        Event("MUL", 1, 2.0),
-        Event("TfLiteXNNPackDelegate", 7, 9.0),
-        Event("Add (ND)", -1, 0.5),
-        Event("A kernel of tomorrow", -1, 1.0),
+        ProfilerEvent("Add (ND)", -1, 1.0),
+        ProfilerEvent("Clamp (NC)", -1, 0.5),
+        ProfilerEvent("MUL", 1, 2.0),
+        ProfilerEvent("TfLiteXNNPackDelegate", 7, 9.0),
+        ProfilerEvent("Add (ND)", -1, 0.5),
+        ProfilerEvent("A kernel of tomorrow", -1, 1.0),
     ]
     rows = rows_of(steps, graph)
     assert [(row.name, row.kernel, row.node, row.ms) for row in rows] == [
@@ -55,23 +55,23 @@ def test_steps_become_rows_with_those_that_are_not_delegated() -> None:
 def test_nothing_measured_is_no_error() -> None:
     graph = read_modelfile(chain()).graph()
     assert rows_of([], graph) == ()
-    assert rows_of([Event("MUL", 1, 0.0)], graph)[0].share == 0.0
+    assert rows_of([ProfilerEvent("MUL", 1, 0.0)], graph)[0].share == 0.0
 
 
 def test_the_slower_half_and_other_steps_are_left_out() -> None:
-    def run(ms: float, name: str = "ADD") -> list[Event]:
-        return [Event(name, 0, ms)]
+    def run(ms: float, name: str = "ADD") -> list[ProfilerEvent]:
+        return [ProfilerEvent(name, 0, ms)]
 
-    assert quieter([run(1.0), run(9.0), run(2.0), run(90.0)]) == (Event("ADD", 0, 1.5),)
-    assert quieter([run(1.0), run(2.0, "MUL"), run(9.0)]) == (Event("ADD", 0, 1.0),)
-    assert quieter([run(3.0)]) == (Event("ADD", 0, 3.0),)
+    assert quieter([run(1.0), run(9.0), run(2.0), run(90.0)]) == (ProfilerEvent("ADD", 0, 1.5),)
+    assert quieter([run(1.0), run(2.0, "MUL"), run(9.0)]) == (ProfilerEvent("ADD", 0, 1.0),)
+    assert quieter([run(3.0)]) == (ProfilerEvent("ADD", 0, 3.0),)
 
 
 def test_a_step_that_was_held_up_once_counts_as_in_the_other_runs() -> None:
     times = [(1.0, 3.0), (1.0, 3.0), (5.0, 3.0), (1.0, 30.0), (1.0, 30.0), (1.0, 30.0)]
-    runs = [[Event("ADD", 0, first), Event("MUL", 1, second)] for first, second in times]
-    assert quieter(runs) == (Event("ADD", 0, 1.0), Event("MUL", 1, 3.0))
-    grains = [[Event("ADD", 0, ms)] for ms in (0.0, 0.0, 0.001, 0.001, 0.002, 0.002)]
+    runs = [[ProfilerEvent("ADD", 0, first), ProfilerEvent("MUL", 1, second)] for first, second in times]
+    assert quieter(runs) == (ProfilerEvent("ADD", 0, 1.0), ProfilerEvent("MUL", 1, 3.0))
+    grains = [[ProfilerEvent("ADD", 0, ms)] for ms in (0.0, 0.0, 0.001, 0.001, 0.002, 0.002)]
     assert quieter(grains)[0].ms == pytest.approx(0.001 / 3)
 
 

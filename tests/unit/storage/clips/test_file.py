@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from agent.errors import StorageError
 from agent.storage.clips import file as clipfile
 from agent.storage.clips.file import ClipFile, read_label, repair, settle
-from agent.types import Occasion
+from agent.types import ClipReason
 from tests.support.stills import BEGAN, SECOND, picture, pictures, play
 
-PERSON = Occasion("front", "appeared", "front-1a-1", "person")
+PERSON = ClipReason("front", "appeared", "front-1a-1", "person")
 TIMES = [number / 2 for number in range(20)]
 
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from agent.storage.clips.file import ClipFile, read_label
 from agent.storage.clips.matroska import Totals, head
-from agent.types import Clip, Occasion
+from agent.types import Clip, ClipReason
 from tests.support.stills import BEGAN, number_of, pictures, play
 
-PERSON = Occasion("front", "appeared", "front-1a-1", "person")
+PERSON = ClipReason("front", "appeared", "front-1a-1", "person")
 
 
 def clip(folder: Path, times_s: list[float], *, at_once: int = 5) -> Clip:

@@ -21,14 +21,14 @@ from agent.config.device import StorageConfig
 from agent.errors import StorageError
 from agent.storage.clips import recorder as recorder_module
 from agent.storage.clips.file import ClipFile, part_of
-from agent.storage.clips.recorder import ClipStats, Recorder, Recording
+from agent.storage.clips.recorder import ClipJob, ClipStats, Recorder
 from agent.storage.clips.retention import clips_in
-from agent.storage.clips.ring import Footage
-from agent.types import Clip, Occasion, Picture
+from agent.storage.clips.ring import FrameRing
+from agent.types import Clip, ClipReason, EncodedFrame
 from tests.support.publishing import wait_for
 from tests.support.stills import SECOND, picture, pictures, play
 
-PERSON = Occasion("front", "appeared", "front-1a-1", "person")
+PERSON = ClipReason("front", "appeared", "front-1a-1", "person")
 NOW = datetime.now(UTC)
 
 
@@ -40,14 +40,14 @@ class Made:
         self.folder = folder
         storage = StorageConfig(**{"clips_keep_free_bytes": 0, **config})
         self.recorder = Recorder(folder, storage, self.clips.append)
-        self.footage = Footage(2.0, 1 << 20)
+        self.footage = FrameRing(2.0, 1 << 20)
 
     def film(self, first: int, last: int) -> None:
         """Two pictures a second, by number."""
         for number in range(first, last + 1):
             self.footage.add(picture(number, number * SECOND // 2))
 
-    def begin(self, from_s: float, until_s: float, occasion: Occasion = PERSON) -> Recording:
+    def begin(self, from_s: float, until_s: float, occasion: ClipReason = PERSON) -> ClipJob:
         return self.recorder.begin(self.footage, occasion, NOW, round(from_s * SECOND), round(until_s * SECOND))
 
     def clip(self, number: int = 0) -> Clip:
@@ -116,7 +116,7 @@ def test_a_clip_without_a_single_picture_is_none(made: Made, caplog: pytest.LogC
 def test_two_clips_of_one_camera_may_overlap(made: Made) -> None:
     made.film(0, 3)
     made.begin(0, 3)
-    made.begin(1, 5, Occasion("front", "appeared", "front-1a-2", "cat"))
+    made.begin(1, 5, ClipReason("front", "appeared", "front-1a-2", "cat"))
     made.film(4, 12)
     made.clip(1)
     found = {clip.occasion.label: play(Path(clip.path)).numbers for clip in made.clips}
@@ -139,18 +139,18 @@ def test_a_picture_of_another_size_ends_the_clip_before_it(made: Made) -> None:
     assert recording.over
 
 
-def large(number: int, at_ns: int) -> Picture:
+def large(number: int, at_ns: int) -> EncodedFrame:
     """One of 50 kB, by a comment in it."""
     small = picture(number, at_ns)
     padded = small.jpeg[:2] + b"\xff\xfe" + (50_002).to_bytes(2, "big") + bytes(50_000) + small.jpeg[2:]
-    return Picture(padded, small.width, small.height, at_ns, small.captured_at)
+    return EncodedFrame(padded, small.width, small.height, at_ns, small.captured_at)
 
 
 def test_a_clip_ends_where_it_would_be_larger_than_all_may_be(made: Made) -> None:
     made.recorder = Recorder(
         made.folder, StorageConfig(clips_max_bytes=1 << 20, clips_keep_free_bytes=0), made.clips.append
     )
-    made.footage = Footage(30.0, 4 << 20)
+    made.footage = FrameRing(30.0, 4 << 20)
     for number in range(50):
         made.footage.add(large(number, number * SECOND // 2))
     recording = made.begin(0, 100)
@@ -201,7 +201,7 @@ def test_new_bounds_of_clips_count_at_once(tmp_path: Path) -> None:
     made.recorder.close(5.0)
 
 
-def cut_off(folder: Path, occasion: Occasion = PERSON, shown: Sequence[Picture] = ()) -> Path:
+def cut_off(folder: Path, occasion: ClipReason = PERSON, shown: Sequence[EncodedFrame] = ()) -> Path:
     """As a process that was killed leaves it."""
     folder.mkdir(parents=True, exist_ok=True)
     file = ClipFile(folder / "2026-11-25T10-15-03Z-person-front-1a-1.mkv", occasion, pictures([0.0])[0])
@@ -228,12 +228,12 @@ def test_what_was_cut_off_is_completed_and_told_at_the_start(
     ("occasion", "shown", "why"),
     [
         (PERSON, [], "no picture in it is whole"),
-        (Occasion("../../x", "appeared"), [0.0, 0.5], "another stream's folder"),
-        (Occasion("a/b/#", "appeared"), [0.0, 0.5], "another stream's folder"),
+        (ClipReason("../../x", "appeared"), [0.0, 0.5], "another stream's folder"),
+        (ClipReason("a/b/#", "appeared"), [0.0, 0.5], "another stream's folder"),
     ],
 )
 def test_what_cannot_be_completed_is_removed_with_its_reason(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, occasion: Occasion, shown: list[float], why: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, occasion: ClipReason, shown: list[float], why: str
 ) -> None:
     path = cut_off(tmp_path / "front", occasion, pictures(shown))
     made = Made(tmp_path)
@@ -252,7 +252,7 @@ def test_a_disk_that_refuses_costs_the_clip_and_is_said_once(
     full = [True]
     real = ClipFile.append
 
-    def append(self: ClipFile, shown: Sequence[Picture]) -> None:
+    def append(self: ClipFile, shown: Sequence[EncodedFrame]) -> None:
         if full[0]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(self, shown)
@@ -316,12 +316,12 @@ def test_pictures_that_a_slow_disk_missed_are_said(
 ) -> None:
     real = ClipFile.append
 
-    def slowly(self: ClipFile, shown: Sequence[Picture]) -> None:
+    def slowly(self: ClipFile, shown: Sequence[EncodedFrame]) -> None:
         time.sleep(0.3)
         real(self, shown)
 
     monkeypatch.setattr(ClipFile, "append", slowly)
-    made.footage = Footage(2.0, 5 * len(picture(0, 0).jpeg))
+    made.footage = FrameRing(2.0, 5 * len(picture(0, 0).jpeg))
     made.film(0, 3)
     made.begin(0, 10)
     made.film(4, 21)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from agent.config.device import StorageConfig
 from agent.errors import StorageError
-from agent.storage.clips.retention import Shelf, clip_path, clips_in, parts_in
-from agent.types import Occasion
+from agent.storage.clips.retention import ClipStore, clip_path, clips_in, parts_in
+from agent.types import ClipReason
 
 NOW = datetime(2026, 11, 25, 10, 15, 3, tzinfo=UTC)
 MB = 1 << 20
@@ -25,7 +25,7 @@ MB = 1 << 20
 def put(folder: Path, days_old: float, size: int = 10, stream: str = "front", label: str = "person") -> str:
     """A clip that began so long ago; gives its name."""
     began = NOW - timedelta(days=days_old)
-    path = clip_path(folder, Occasion(stream, "appeared", f"{stream}-1a-{size}", label), began)
+    path = clip_path(folder, ClipReason(stream, "appeared", f"{stream}-1a-{size}", label), began)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"")
     os.truncate(path, size)
@@ -36,19 +36,19 @@ def left(folder: Path) -> list[str]:
     return sorted(entry.path.name for entry in clips_in(folder))
 
 
-def shelf(folder: Path, **config: float) -> Shelf:
-    made = Shelf(folder, StorageConfig(**{"clips_keep_free_bytes": 0, **config}))  # type: ignore[arg-type]
+def shelf(folder: Path, **config: float) -> ClipStore:
+    made = ClipStore(folder, StorageConfig(**{"clips_keep_free_bytes": 0, **config}))  # type: ignore[arg-type]
     made.look()
     return made
 
 
 def test_a_name_tells_when_and_what(tmp_path: Path) -> None:
-    path = clip_path(tmp_path, Occasion("front", "appeared", "front-1a2b3c4d-7", "person"), NOW)
+    path = clip_path(tmp_path, ClipReason("front", "appeared", "front-1a2b3c4d-7", "person"), NOW)
     assert path == tmp_path / "front" / "2026-11-25T10-15-03Z-person-front-1a2b3c4d-7.mkv"
 
 
 def test_a_clip_that_was_asked_for_has_a_name_of_its_own(tmp_path: Path) -> None:
-    path = clip_path(tmp_path, Occasion("front", "asked"), NOW, "1a2b3c")
+    path = clip_path(tmp_path, ClipReason("front", "asked"), NOW, "1a2b3c")
     assert path.name == "2026-11-25T10-15-03Z-asked-1a2b3c.mkv"
 
 
@@ -64,13 +64,13 @@ def test_a_clip_that_was_asked_for_has_a_name_of_its_own(tmp_path: Path) -> None
     ],
 )
 def test_a_label_is_never_more_than_a_part_of_a_name(tmp_path: Path, label: str, said: str) -> None:
-    path = clip_path(tmp_path, Occasion("front", "appeared", "7", label), NOW)
+    path = clip_path(tmp_path, ClipReason("front", "appeared", "7", label), NOW)
     assert path.parent == tmp_path / "front"
     assert path.name == f"2026-11-25T10-15-03Z-{said}-7.mkv"
 
 
 def test_a_label_of_nothing_but_dots_leaves_the_rest_of_the_name(tmp_path: Path) -> None:
-    assert clip_path(tmp_path, Occasion("..", "appeared", "7", "../.."), NOW) == (
+    assert clip_path(tmp_path, ClipReason("..", "appeared", "7", "../.."), NOW) == (
         tmp_path / "stream" / "2026-11-25T10-15-03Z-7.mkv"
     )
 
@@ -78,7 +78,7 @@ def test_a_label_of_nothing_but_dots_leaves_the_rest_of_the_name(tmp_path: Path)
 @given(st.text(), st.text(), st.text(), st.datetimes(datetime(1970, 1, 2), datetime(2100, 1, 1)))
 def test_no_name_leaves_the_folder_of_its_stream(stream: str, label: str, track: str, at: datetime) -> None:
     folder = Path("/clips")
-    path = clip_path(folder, Occasion(stream, "appeared", track, label), at.replace(tzinfo=UTC))
+    path = clip_path(folder, ClipReason(stream, "appeared", track, label), at.replace(tzinfo=UTC))
     assert path.parent.parent == folder
     assert path.parent.name not in ("", ".", "..")
     assert len(path.name) < 200
@@ -133,12 +133,12 @@ def test_clips_may_have_a_tenth_of_the_disk_and_a_gigabyte_at_most(
         return SimpleNamespace(total=disk_gb << 30, free=disk_gb << 29)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    made = Shelf(tmp_path / "not" / "there", StorageConfig())
+    made = ClipStore(tmp_path / "not" / "there", StorageConfig())
     assert made.max_bytes >> 20 == limit_mb
     assert asked == [tmp_path], "the file system that the folder is going to be on"
     with pytest.raises(StorageError, match=f"larger than clips_max_bytes, {made.max_bytes}"):
         made.make_room(made.max_bytes + 1)
-    assert Shelf(tmp_path, StorageConfig(clips_max_bytes=3 * MB)).max_bytes == 3 * MB
+    assert ClipStore(tmp_path, StorageConfig(clips_max_bytes=3 * MB)).max_bytes == 3 * MB
 
 
 def test_what_can_never_fit_is_said(tmp_path: Path) -> None:

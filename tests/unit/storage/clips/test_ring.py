@@ -5,17 +5,17 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.storage.clips.ring import Footage
-from agent.types import Picture
+from agent.storage.clips.ring import FrameRing
+from agent.types import EncodedFrame
 from tests.support.publishing import wait_for
 from tests.support.stills import BEGAN, SECOND
 
 
-def picture(at_s: float, size: int = 10) -> Picture:
-    return Picture(bytes(size), 64, 48, round(at_s * SECOND), BEGAN)
+def picture(at_s: float, size: int = 10) -> EncodedFrame:
+    return EncodedFrame(bytes(size), 64, 48, round(at_s * SECOND), BEGAN)
 
 
-def times(footage: Footage) -> list[float]:
+def times(footage: FrameRing) -> list[float]:
     return [found.captured_ns / SECOND for found in footage.between(-1, 1 << 62)]
 
 
@@ -24,7 +24,7 @@ STEPS = st.lists(st.tuples(st.integers(-1, 30), st.integers(0, 400), st.integers
 
 @given(STEPS, st.integers(0, 20), st.integers(100, 2000))
 def test_it_never_holds_more_than_it_may(steps: list[tuple[int, int, int]], tenths: int, max_bytes: int) -> None:
-    footage, now, held = Footage(tenths / 10, max_bytes), 0, None
+    footage, now, held = FrameRing(tenths / 10, max_bytes), 0, None
     for passed, size, what in steps:
         now += passed
         before = footage.between(-1, 1 << 62)
@@ -47,7 +47,7 @@ def test_it_never_holds_more_than_it_may(steps: list[tuple[int, int, int]], tent
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(0, 50))
 def test_with_room_it_holds_exactly_its_seconds(gaps: list[int], tenths: int) -> None:
-    footage, now, all_times = Footage(tenths / 10, 1 << 20), 0, []
+    footage, now, all_times = FrameRing(tenths / 10, 1 << 20), 0, []
     for gap in gaps:
         now += gap
         all_times.append(now)
@@ -56,7 +56,7 @@ def test_with_room_it_holds_exactly_its_seconds(gaps: list[int], tenths: int) ->
 
 
 def test_what_is_still_to_be_written_does_not_become_too_old() -> None:
-    footage = Footage(1.0, 10_000)
+    footage = FrameRing(1.0, 10_000)
     for at in range(3):
         footage.add(picture(at))
     footage.hold(2 * SECOND)
@@ -69,7 +69,7 @@ def test_what_is_still_to_be_written_does_not_become_too_old() -> None:
 
 
 def test_what_was_to_be_written_and_had_to_go_is_counted() -> None:
-    footage = Footage(1.0, 100)
+    footage = FrameRing(1.0, 100)
     footage.add(picture(0))
     footage.hold(0)
     for at in range(1, 15):
@@ -79,14 +79,14 @@ def test_what_was_to_be_written_and_had_to_go_is_counted() -> None:
 
 
 def test_a_picture_larger_than_everything_is_not_kept() -> None:
-    footage = Footage(1.0, 100)
+    footage = FrameRing(1.0, 100)
     footage.add(picture(0))
     footage.add(picture(1, 101))
     assert (times(footage), footage.bytes) == ([], 0)
 
 
 def test_a_replay_waits_for_the_disk() -> None:
-    footage = Footage(1.0, 100, patient=True)
+    footage = FrameRing(1.0, 100, patient=True)
     footage.add(picture(0))
     footage.hold(0)
 
@@ -109,7 +109,7 @@ def test_a_replay_waits_for_the_disk() -> None:
 
 
 def test_time_goes_on_when_no_picture_comes() -> None:
-    footage = Footage(1.0, 100)
+    footage = FrameRing(1.0, 100)
     assert (footage.now_ns(), footage.newest_ns) == (-1, -1)
     footage.add(picture(5))
     wait_for(lambda: footage.now_ns() > 5.02 * SECOND)

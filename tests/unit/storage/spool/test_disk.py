@@ -9,9 +9,9 @@ import pytest
 
 from agent.config.device import StorageConfig
 from agent.storage.spool import disk, writer
-from agent.storage.spool.pending import Batch, size
+from agent.storage.spool.pending import Commit, size
 from agent.storage.spool.spool import Spool
-from agent.storage.spool.table import Table
+from agent.storage.spool.table import SpoolTable
 from agent.storage.spool.watermark import BLOCK
 from agent.types import Stored
 from tests.support.publishing import wait_for
@@ -57,7 +57,7 @@ def test_only_the_newest_corrupt_databases_are_kept(tmp_path: Path, monkeypatch:
         monkeypatch.setattr(time, "gmtime", functools.partial(time.localtime, 1e9 + number))
         (tmp_path / "spool.db").write_bytes(b"garbage %d" % number * 100)
         (tmp_path / "spool.db-wal").write_bytes(b"x")
-        disk.set_aside(tmp_path / "spool.db")
+        disk.quarantine(tmp_path / "spool.db")
     databases = [file for file in tmp_path.glob("spool.db*") if not file.name.endswith("-wal")]
     kept = sorted(file.read_bytes()[:9] for file in databases)
     assert kept == [b"garbage 3", b"garbage 4"]
@@ -69,15 +69,15 @@ def test_corruption_at_work_is_repaired_at_once_but_not_again_and_again(
 ) -> None:
     monkeypatch.setattr(writer, "_RETRY_S", 0.1)
     opened = filled(tmp_path, 20)
-    commit, left = Table.commit, [1]
+    commit, left = SpoolTable.commit, [1]
 
-    def fail(self: Table, batch: Batch) -> None:
+    def fail(self: SpoolTable, batch: Commit) -> None:
         if left[0] > 0:
             left[0] -= 1
             raise corruption()
         commit(self, batch)
 
-    monkeypatch.setattr(Table, "commit", fail)
+    monkeypatch.setattr(SpoolTable, "commit", fail)
     opened.settle([1, 2])
     opened.put(TOPIC, b"x")
     assert opened.flush(5.0)

@@ -17,9 +17,9 @@ import pytest
 from agent.config.device import StorageConfig
 from agent.errors import StorageError
 from agent.storage.spool.history import History
-from agent.storage.spool.pending import Batch, size
+from agent.storage.spool.pending import Commit, size
 from agent.storage.spool.spool import Spool
-from agent.storage.spool.table import Table
+from agent.storage.spool.table import SpoolTable
 from agent.types import Stored
 from tests.support.publishing import wait_for
 from tests.support.spooling import TOPIC, filled, numbers, reopened
@@ -72,10 +72,10 @@ def kept_sizes(folder: Path) -> list[int]:
 
 def test_the_oldest_go_in_pieces_when_there_are_too_many(tmp_path: Path) -> None:
     bound = 100_000
-    table = Table(tmp_path / "spool.db", StorageConfig(history_max_bytes=bound))
+    table = SpoolTable(tmp_path / "spool.db", StorageConfig(history_max_bytes=bound))
     lengths = []
     for seq in range(1, 400):
-        table.commit(Batch(rows(seq, 1, time.time()), {seq - 1}, (), seq))
+        table.commit(Commit(rows(seq, 1, time.time()), {seq - 1}, (), seq))
         lengths.append(len(kept_sizes(tmp_path)))
         assert table.tally.kept == sum(kept_sizes(tmp_path)) <= bound
     shorter = [before - after for before, after in itertools.pairwise(lengths) if after < before]
@@ -86,22 +86,22 @@ def test_the_oldest_go_in_pieces_when_there_are_too_many(tmp_path: Path) -> None
 
 def test_what_is_too_old_goes_and_what_waits_beside_it_stays(tmp_path: Path) -> None:
     config = StorageConfig(history_max_age_s=1000.0, spool_max_age_s=1e6)
-    table, now = Table(tmp_path / "spool.db", config), time.time()
-    table.commit(Batch(rows(1, 2, now - 5000) + rows(3, 2, now - 900), {1, 3}, (), 4))
+    table, now = SpoolTable(tmp_path / "spool.db", config), time.time()
+    table.commit(Commit(rows(1, 2, now - 5000) + rows(3, 2, now - 900), {1, 3}, (), 4))
     assert told(tmp_path) == {2: False, 3: True, 4: False}
-    table.commit(Batch((), {2}, (), 4))
+    table.commit(Commit((), {2}, (), 4))
     assert told(tmp_path) == {3: True, 4: False}
-    table.commit(Batch(rows(5, 1, 12.0), {5}, (), 5))
-    table.commit(Batch((), {4}, (), 5))
+    table.commit(Commit(rows(5, 1, 12.0), {5}, (), 5))
+    table.commit(Commit((), {4}, (), 5))
     assert told(tmp_path) == {3: True, 4: True, 5: True}, "a row from before the clock was set has no age"
     table.close()
 
 
 def test_a_history_that_is_shortened_gives_its_room_to_new_rows(tmp_path: Path) -> None:
-    table = Table(tmp_path / "spool.db", StorageConfig(history_max_bytes=200_000))
+    table = SpoolTable(tmp_path / "spool.db", StorageConfig(history_max_bytes=200_000))
     sizes = []
     for seq in range(1, 1500):
-        table.commit(Batch(rows(seq, 1, time.time()), {seq - 1}, (), seq))
+        table.commit(Commit(rows(seq, 1, time.time()), {seq - 1}, (), seq))
         if seq % 500 == 499:
             table.fold()
             sizes.append((tmp_path / "spool.db").stat().st_size)

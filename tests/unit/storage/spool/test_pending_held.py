@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.storage.spool import pending as module
-from agent.storage.spool.pending import Held, size
+from agent.storage.spool.pending import MemoryRows, size
 from agent.types import Stored
 
 TOPIC, BOUND = "t", 3000
@@ -21,7 +21,7 @@ def row(seq: int) -> Stored:
     st.lists(st.tuples(st.sampled_from(["add", "add", "remove", "restore"]), st.integers(1, 60)), max_size=120)
 )
 def test_what_is_held_is_in_order_and_within_bounds(steps: list[tuple[str, int]]) -> None:
-    held, rows, newest = Held(BOUND), dict[int, Stored](), 1000
+    held, rows, newest = MemoryRows(BOUND), dict[int, Stored](), 1000
     for what, number in steps:
         if what == "add":
             newest += number  # gaps, as a repair makes them
@@ -43,7 +43,7 @@ def test_what_is_held_is_in_order_and_within_bounds(steps: list[tuple[str, int]]
 
 
 def test_the_index_forgets_what_is_gone() -> None:
-    held = Held(10**9)
+    held = MemoryRows(10**9)
     for seq in range(1, 10_000):
         held.add(row(seq))
         held.remove(seq)

@@ -7,7 +7,7 @@ import pytest
 
 from agent.config.device import StorageConfig
 from agent.storage.spool import table, writer
-from agent.storage.spool.pending import LeftWill, Wills
+from agent.storage.spool.pending import OpenTracks, StoredOpenTrack
 from agent.storage.spool.spool import Spool
 from agent.storage.spool.watermark import Watermark
 from agent.types import Will
@@ -18,19 +18,19 @@ pytestmark = pytest.mark.usefixtures("counts_from_one")
 
 
 def test_a_will_that_changes_while_it_is_written_is_written_again() -> None:
-    wills = Wills()
+    wills = OpenTracks()
     wills.set(TOPIC, Will("a", b"1"))
     wills.set(TOPIC, Will("b", b"1"))
     taken = wills.all()
     wills.set(TOPIC, Will("a", b"2"))
     wills.written(taken)
-    assert wills.all() == [LeftWill("a", TOPIC, b"2")]
+    assert wills.all() == [StoredOpenTrack("a", TOPIC, b"2")]
     wills.written(wills.all())
     assert not wills
 
 
 def test_a_will_is_open_until_it_is_withdrawn_whatever_the_disk_knows() -> None:
-    wills = Wills()
+    wills = OpenTracks()
     wills.set(TOPIC, Will("a", b"1"))
     wills.written(wills.all())
     assert wills.any_open

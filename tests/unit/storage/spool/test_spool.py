@@ -12,9 +12,9 @@ import pytest
 from agent.config.device import Durability, DurabilityConfig, StorageConfig
 from agent.storage.spool import disk, pending, writer
 from agent.storage.spool.history import History
-from agent.storage.spool.pending import LINGER_S, Batch, Reason
+from agent.storage.spool.pending import LINGER_S, Commit, Reason
 from agent.storage.spool.spool import Spool, SpoolStats
-from agent.storage.spool.table import Table, Tally
+from agent.storage.spool.table import Counts, SpoolTable
 from agent.types import Stored
 from tests.support.publishing import from_one, wait_for
 from tests.support.spooling import TOPIC, errors, filled, numbers, reopened
@@ -50,13 +50,13 @@ def test_numbers_go_on_when_everything_was_delivered(tmp_path: Path) -> None:
 
 def test_a_put_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = filled(tmp_path, 1)
-    stuck, commit = threading.Event(), Table.commit
+    stuck, commit = threading.Event(), SpoolTable.commit
 
-    def slow(self: Table, batch: Batch) -> None:
+    def slow(self: SpoolTable, batch: Commit) -> None:
         stuck.wait(10.0)
         commit(self, batch)
 
-    monkeypatch.setattr(Table, "commit", slow)
+    monkeypatch.setattr(SpoolTable, "commit", slow)
     began = time.perf_counter()
     for _ in range(1000):
         opened.put(TOPIC, b"x")
@@ -71,13 +71,13 @@ def test_a_put_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_puts_that_come_together_share_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commits: list[int] = []
-    commit = Table.commit
+    commit = SpoolTable.commit
 
-    def count(self: Table, batch: Batch) -> None:
+    def count(self: SpoolTable, batch: Commit) -> None:
         commits.append(len(batch.insert))
         commit(self, batch)
 
-    monkeypatch.setattr(Table, "commit", count)
+    monkeypatch.setattr(SpoolTable, "commit", count)
     opened = filled(tmp_path, 2000)
     assert len(commits) < 200
     count_before = len(commits)
@@ -100,13 +100,13 @@ def test_events_are_synced_as_configured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability, level: int
 ) -> None:
     seen: list[int] = []
-    note = Table._note
+    note = SpoolTable._note
 
-    def look(self: Table, tally: Tally, given: int, dropped: dict[Reason, int]) -> Tally:
+    def look(self: SpoolTable, tally: Counts, given: int, dropped: dict[Reason, int]) -> Counts:
         seen.append(self._writer.execute("PRAGMA synchronous").fetchone()[0])
         return note(self, tally, given, dropped)
 
-    monkeypatch.setattr(Table, "_note", look)
+    monkeypatch.setattr(SpoolTable, "_note", look)
     opened = filled(tmp_path, 1, StorageConfig(durability=durability))
     assert seen == [level]
     opened.close()
@@ -116,14 +116,14 @@ def test_a_batch_is_sent_before_it_is_written_and_what_was_delivered_by_then_is_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pending, "LINGER_S", 0.3)
-    written: list[Batch] = []
-    commit = Table.commit
+    written: list[Commit] = []
+    commit = SpoolTable.commit
 
-    def note(self: Table, batch: Batch) -> None:
+    def note(self: SpoolTable, batch: Commit) -> None:
         written.append(batch)
         commit(self, batch)
 
-    monkeypatch.setattr(Table, "commit", note)
+    monkeypatch.setattr(SpoolTable, "commit", note)
     opened = Spool(tmp_path, StorageConfig(durability="batch", history_max_bytes=0))
     seen: list[int] = []
     opened.on_stored(lambda: seen.extend(numbers(opened)))
@@ -143,13 +143,13 @@ def test_nothing_overtakes_what_must_be_on_the_disk_first(
 ) -> None:
     kinds = DurabilityConfig(events="event", updates="memory", detections="batch")
     opened = Spool(tmp_path, StorageConfig(durability=kinds))
-    stuck, commit = threading.Event(), Table.commit
+    stuck, commit = threading.Event(), SpoolTable.commit
 
-    def slow(self: Table, batch: Batch) -> None:
+    def slow(self: SpoolTable, batch: Commit) -> None:
         stuck.wait(10.0)
         commit(self, batch)
 
-    monkeypatch.setattr(Table, "commit", slow)
+    monkeypatch.setattr(SpoolTable, "commit", slow)
     opened.put(TOPIC, b"update", None, "updates")
     opened.put(TOPIC, b"new")
     opened.put(TOPIC, b"update", None, "updates")
@@ -292,14 +292,14 @@ def test_a_burst_larger_than_the_spool_is_bounded_before_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = filled(tmp_path, 1, StorageConfig(spool_max_bytes=65536))
-    stuck, entered, commit = threading.Event(), threading.Event(), Table.commit
+    stuck, entered, commit = threading.Event(), threading.Event(), SpoolTable.commit
 
-    def slow(self: Table, batch: Batch) -> None:
+    def slow(self: SpoolTable, batch: Commit) -> None:
         entered.set()
         stuck.wait(10.0)
         commit(self, batch)
 
-    monkeypatch.setattr(Table, "commit", slow)
+    monkeypatch.setattr(SpoolTable, "commit", slow)
     opened.put(TOPIC, bytes(1000))
     assert entered.wait(5.0)
     for _ in range(200):
@@ -345,15 +345,15 @@ def test_corruption_that_a_peek_meets_is_handed_to_the_writer(
 ) -> None:
     monkeypatch.setattr(writer, "_RETRY_S", 0.1)
     opened = filled(tmp_path, 5)
-    read, left = Table.read, [1]
+    read, left = SpoolTable.read, [1]
 
-    def fail(self: Table, after: int, limit: int) -> list[Stored]:
+    def fail(self: SpoolTable, after: int, limit: int) -> list[Stored]:
         if left[0] > 0:
             left[0] -= 1
             raise sqlite3.OperationalError("disk I/O error")
         return read(self, after, limit)
 
-    monkeypatch.setattr(Table, "read", fail)
+    monkeypatch.setattr(SpoolTable, "read", fail)
     assert numbers(opened) == []
     wait_for(lambda: errors(caplog))
     assert "disk I/O error" in errors(caplog)[0]
@@ -367,15 +367,15 @@ def test_a_commit_that_failed_and_yet_reached_the_disk_is_not_doubled(
 ) -> None:
     monkeypatch.setattr(writer, "_RETRY_S", 0.1)
     opened = filled(tmp_path, 1)
-    commit, left = Table.commit, [1]
+    commit, left = SpoolTable.commit, [1]
 
-    def fail(self: Table, batch: Batch) -> None:
+    def fail(self: SpoolTable, batch: Commit) -> None:
         commit(self, batch)
         if left[0] > 0:
             left[0] -= 1
             raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(Table, "commit", fail)
+    monkeypatch.setattr(SpoolTable, "commit", fail)
     opened.put(TOPIC, b"x")
     wait_for(lambda: opened.stats().on == "memory")
     assert numbers(opened) == [1, 2]
@@ -389,15 +389,15 @@ def test_a_defect_does_not_end_the_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     opened = filled(tmp_path, 1)
-    left, write = [1], disk.Disk.write
+    left, write = [1], disk.SpoolDisk.write
 
-    def fail(self: disk.Disk, batch: Batch) -> bool:
+    def fail(self: disk.SpoolDisk, batch: Commit) -> bool:
         if left[0] > 0:
             left[0] -= 1
             raise RuntimeError("a defect")
         return write(self, batch)
 
-    monkeypatch.setattr(disk.Disk, "write", fail)
+    monkeypatch.setattr(disk.SpoolDisk, "write", fail)
     opened.put(TOPIC, b"x")
     assert opened.flush(5.0)
     assert numbers(opened) == [1, 2]
@@ -428,24 +428,24 @@ def test_what_could_be_peeked_can_be_peeked_while_a_disk_that_is_back_takes_it(
 ) -> None:
     monkeypatch.setattr(writer, "_RETRY_S", 0.1)
     opened = filled(tmp_path, 1)
-    commit, broken, back, seen = Table.commit, threading.Event(), threading.Event(), list[list[int]]()
+    commit, broken, back, seen = SpoolTable.commit, threading.Event(), threading.Event(), list[list[int]]()
 
-    def fail(self: Table, batch: Batch) -> None:
+    def fail(self: SpoolTable, batch: Commit) -> None:
         if not broken.is_set():
             raise OSError(5, "Input/output error")
         commit(self, batch)
 
-    write = disk.Disk.write
+    write = disk.SpoolDisk.write
 
-    def slow(self: disk.Disk, batch: Batch) -> bool:
+    def slow(self: disk.SpoolDisk, batch: Commit) -> bool:
         done = write(self, batch)
         if done and not back.is_set():
             seen.append(numbers(opened))
             back.set()
         return done
 
-    monkeypatch.setattr(Table, "commit", fail)
-    monkeypatch.setattr(disk.Disk, "write", slow)
+    monkeypatch.setattr(SpoolTable, "commit", fail)
+    monkeypatch.setattr(disk.SpoolDisk, "write", slow)
     opened.put(TOPIC, b"x")
     wait_for(lambda: numbers(opened) == [1, 2])
     wait_for(lambda: opened.stats().on == "memory")

@@ -9,12 +9,12 @@ import pytest
 
 from agent.update.fleet.board import parse_state
 from agent.update.install.journal import Update, now
-from agent.update.install.status import Standing
+from agent.update.install.status import UpdateStatus
 
 
 def test_what_this_version_tells_is_understood() -> None:
     at_hand = Update(state="trial", version="1.2", bundle="12ab", file="/x/bundle.vedette", began_at=now())
-    standing = Standing("1.1", "a", "1.0", 4, at_hand, models=3, kind="models")
+    standing = UpdateStatus("1.1", "a", "1.0", 4, at_hand, models=3, kind="models")
     told = msgspec.json.encode({"update": standing, "health": None})
     found = parse_state(told.decode())
     assert found is not None

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent.update.fleet.board_update import Errand, Patience, Wanted
-from agent.update.fleet.inventory import Board
-from agent.update.fleet.policy import Outcome
+from agent.update.fleet.board_update import BoardUpdate, BundleInfo, Timeouts
+from agent.update.fleet.inventory import FleetBoard
+from agent.update.fleet.policy import BoardOutcome
 from agent.update.fleet.ssh import Reply, Tell, Transport
 
 OLD = "counter 8 is not above 8"
@@ -24,7 +24,9 @@ class Answering(Transport):
         super().__init__(Path("known_hosts"))
         self._told, self.sent = told, False
 
-    async def ask(self, board: Board, command: str, patience_s: float = 60.0, tell: Tell | None = None) -> Reply:
+    async def ask(
+        self, board: FleetBoard, command: str, patience_s: float = 60.0, tell: Tell | None = None
+    ) -> Reply:
         if command == "update apply":
             assert self.sent
             at_hand = {"state": "refused", "began_at": "2026-01-02T03:04:05Z", "reason": OLD}
@@ -34,16 +36,18 @@ class Answering(Transport):
         answer = {"update": self._told, "health_base64": ""}
         return Reply(0, msgspec.json.encode(answer).decode(), "")
 
-    async def send(self, board: Board, bundle: Path, patience_s: float) -> tuple[Reply, int]:
+    async def send(self, board: FleetBoard, bundle: Path, patience_s: float) -> tuple[Reply, int]:
         self.sent = True
         return Reply(0, "", ""), 100
 
 
-def go(told: dict[str, Any], kind: str) -> tuple[Outcome, bool]:
+def go(told: dict[str, Any], kind: str) -> tuple[BoardOutcome, bool]:
     """What becomes of version 1.1 with counter 8, and whether it was sent."""
     transport = Answering({"version": "1.1", "slot": "a", "counter": 8, **told})
-    wanted = Wanted(Path("x.vedette"), "12ab", 100, "8" if kind == "models" else "1.1", 8, kind)
-    errand = Errand(transport, Board("porch", "porch"), wanted, lambda board, step: None, Patience(look_s=0.0))
+    wanted = BundleInfo(Path("x.vedette"), "12ab", 100, "8" if kind == "models" else "1.1", 8, kind)
+    errand = BoardUpdate(
+        transport, FleetBoard("porch", "porch"), wanted, lambda board, step: None, Timeouts(look_s=0.0)
+    )
     return asyncio.run(errand.run()), transport.sent
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import FleetError
-from agent.update.fleet.inventory import Board, parse, read_inventory
+from agent.update.fleet.inventory import FleetBoard, parse, read_inventory
 from tests.support.running import ROOT
 
 FILE = Path("fleet.toml")
@@ -30,9 +30,9 @@ def test_boards_have_what_is_theirs_and_what_is_everybodys() -> None:
     found = parse(EXAMPLE, FILE)
     key = "~/.ssh/fleet"
     assert list(found.boards.values()) == [
-        Board("porch", "192.168.1.20", 2222, "vedette-update", key),
-        Board("roof", "fe80::1%eth0", 22, "updater", key),
-        Board("gate.example", "gate.example", 22, "vedette-update", key),
+        FleetBoard("porch", "192.168.1.20", 2222, "vedette-update", key),
+        FleetBoard("roof", "fe80::1%eth0", 22, "updater", key),
+        FleetBoard("gate.example", "gate.example", 22, "vedette-update", key),
     ]
     policy = found.policy
     assert (policy.canary, policy.batches, policy.stop_share, policy.at_once) == (("roof",), (1, "50%"), 0.5, 3)

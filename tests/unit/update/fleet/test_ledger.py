@@ -12,13 +12,13 @@ from hypothesis import strategies as some
 
 from agent.errors import FleetError
 from agent.update.fleet.ledger import Begun, Done, Ended, Entry, Ledger, Resumed, Started, Stopped, replay
-from agent.update.fleet.policy import KINDS, Outcome
+from agent.update.fleet.policy import KINDS, BoardOutcome
 
 AT = datetime(2026, 11, 25, tzinfo=UTC)
 BATCHES = [("a",), ("b", "c"), ("d", "e", "f")]
 NAMES = [name for batch in BATCHES for name in batch]
 BEGUN = Begun(AT, "12ab", "x.vedette", "1.2", 3, list(BATCHES))
-OUTCOMES = some.builds(Outcome, some.sampled_from(NAMES), some.sampled_from(KINDS), some.text(max_size=20))
+OUTCOMES = some.builds(BoardOutcome, some.sampled_from(NAMES), some.sampled_from(KINDS), some.text(max_size=20))
 LATER = some.one_of(
     OUTCOMES.map(lambda one: Ended(AT, one)),
     some.sampled_from(NAMES).map(lambda name: Started(AT, name)),

@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from agent.update.fleet.policy import BAD, GOOD, KINDS, Kind, Outcome, counted, objection
+from agent.update.fleet.policy import BAD, GOOD, KINDS, BoardOutcome, Kind, counted, stop_reason
 
 OUTCOMES = some.lists(some.sampled_from(KINDS), max_size=30).map(
-    lambda kinds: [Outcome(f"b{number}", kind) for number, kind in enumerate(kinds)]
+    lambda kinds: [BoardOutcome(f"b{number}", kind) for number, kind in enumerate(kinds)]
 )
 SHARES = some.floats(0, 1)
 
 
-def of(*kinds: Kind) -> list[Outcome]:
-    return [Outcome(f"b{number}", kind) for number, kind in enumerate(kinds)]
+def of(*kinds: Kind) -> list[BoardOutcome]:
+    return [BoardOutcome(f"b{number}", kind) for number, kind in enumerate(kinds)]
 
 
 @pytest.mark.parametrize(
@@ -36,38 +36,38 @@ def of(*kinds: Kind) -> list[Outcome]:
     ],
 )
 def test_what_stops_a_rollout(kinds: tuple[Kind, ...], share: float, canary: bool, stops: bool) -> None:
-    assert bool(objection(of(*kinds), share, canary=canary)) == stops
+    assert bool(stop_reason(of(*kinds), share, canary=canary)) == stops
 
 
 def test_the_reason_names_the_boards() -> None:
-    said = objection(of("updated", "failed", "refused"), 0.1, canary=False)
+    said = stop_reason(of("updated", "failed", "refused"), 0.1, canary=False)
     assert said == "2 of 3 boards failed (b1, b2), 10% may"
-    assert objection([Outcome("b1", "failed")], 0.1, canary=False) == "1 of 1 board failed (b1), 10% may"
+    assert stop_reason([BoardOutcome("b1", "failed")], 0.1, canary=False) == "1 of 1 board failed (b1), 10% may"
 
 
 @given(OUTCOMES, SHARES)
 def test_boards_that_are_away_never_stop_what_would_go_on_without_them(
-    outcomes: list[Outcome], share: float
+    outcomes: list[BoardOutcome], share: float
 ) -> None:
     reached = [one for one in outcomes if one.kind != "unreachable"]
     if reached:
-        assert objection(outcomes, share, canary=False) == objection(reached, share, canary=False)
+        assert stop_reason(outcomes, share, canary=False) == stop_reason(reached, share, canary=False)
 
 
 @given(OUTCOMES, SHARES, SHARES)
-def test_who_allows_more_never_stops_earlier(outcomes: list[Outcome], one: float, other: float) -> None:
+def test_who_allows_more_never_stops_earlier(outcomes: list[BoardOutcome], one: float, other: float) -> None:
     less, more = sorted((one, other))
-    if objection(outcomes, more, canary=False):
-        assert objection(outcomes, less, canary=False)
+    if stop_reason(outcomes, more, canary=False):
+        assert stop_reason(outcomes, less, canary=False)
 
 
 @given(OUTCOMES)
-def test_canaries_pass_only_if_every_one_has_it(outcomes: list[Outcome]) -> None:
-    assert bool(objection(outcomes, 1.0, canary=True)) == any(not one.is_good for one in outcomes)
+def test_canaries_pass_only_if_every_one_has_it(outcomes: list[BoardOutcome]) -> None:
+    assert bool(stop_reason(outcomes, 1.0, canary=True)) == any(not one.is_good for one in outcomes)
 
 
 @given(OUTCOMES)
-def test_every_outcome_is_counted_once(outcomes: list[Outcome]) -> None:
+def test_every_outcome_is_counted_once(outcomes: list[BoardOutcome]) -> None:
     assert sum(counted(outcomes).values()) == len(outcomes)
 
 

@@ -8,13 +8,15 @@ from html.parser import HTMLParser
 import msgspec
 import pytest
 
-from agent.update.fleet.ledger import Begun, Standing
-from agent.update.fleet.policy import Outcome
+from agent.update.fleet.ledger import Begun, RolloutProgress
+from agent.update.fleet.policy import BoardOutcome
 from agent.update.fleet.report import render, size, verdict
 
 BEGUN = Begun(datetime(2026, 11, 25, tzinfo=UTC), "12ab", "<x>.vedette", "1.2", 3, [("porch",), ("roof", "gate")])
 ONE = msgspec.structs.replace(BEGUN, batches=[("porch",)])
-GOOD = {name: Outcome(name, "updated", "", "1.2", 61.0, 900_000, 90_000_000, 4.2) for name in ("porch", "roof")}
+GOOD = {
+    name: BoardOutcome(name, "updated", "", "1.2", 61.0, 900_000, 90_000_000, 4.2) for name in ("porch", "roof")
+}
 
 
 class Texts(HTMLParser):
@@ -37,8 +39,8 @@ def read(page: str) -> Texts:
 
 
 def test_it_tells_of_every_board_and_needs_nothing_else() -> None:
-    bad = Outcome("gate", "rolled_back", "<script>alert(1)</script>", "1.1")
-    found = read(render(Standing(BEGUN, {**GOOD, "gate": bad}, "1 of 2 boards failed (gate), 20% may")))
+    bad = BoardOutcome("gate", "rolled_back", "<script>alert(1)</script>", "1.1")
+    found = read(render(RolloutProgress(BEGUN, {**GOOD, "gate": bad}, "1 of 2 boards failed (gate), 20% may")))
     for text in (
         "porch",
         "roof",
@@ -57,7 +59,7 @@ def test_it_tells_of_every_board_and_needs_nothing_else() -> None:
 
 
 def test_boards_that_had_no_turn_are_waiting() -> None:
-    found = read(render(Standing(BEGUN, GOOD)))
+    found = read(render(RolloutProgress(BEGUN, GOOD)))
     assert "waiting" in found.texts
     assert "2 updated, 1 waiting" in found.texts
 
@@ -65,16 +67,19 @@ def test_boards_that_had_no_turn_are_waiting() -> None:
 @pytest.mark.parametrize(
     ("standing", "said"),
     [
-        (Standing(BEGUN, {**GOOD, "gate": Outcome("gate", "current")}, "", True), "all 3 boards have it"),
-        (Standing(BEGUN, GOOD, "no network"), "stopped: no network; 1 of 3 boards does not have it"),
-        (Standing(BEGUN, GOOD, "", True), "1 of 3 boards does not have it yet"),
-        (Standing(BEGUN, {}), "under way or cut off: 3 of 3 boards do not have it yet"),
-        (Standing(ONE, {}, "no network"), "stopped: no network; the board does not have it"),
-        (Standing(ONE, {}, "", True), "the board does not have it yet"),
-        (Standing(ONE, {"porch": Outcome("porch", "current")}), "the board has it"),
+        (
+            RolloutProgress(BEGUN, {**GOOD, "gate": BoardOutcome("gate", "current")}, "", True),
+            "all 3 boards have it",
+        ),
+        (RolloutProgress(BEGUN, GOOD, "no network"), "stopped: no network; 1 of 3 boards does not have it"),
+        (RolloutProgress(BEGUN, GOOD, "", True), "1 of 3 boards does not have it yet"),
+        (RolloutProgress(BEGUN, {}), "under way or cut off: 3 of 3 boards do not have it yet"),
+        (RolloutProgress(ONE, {}, "no network"), "stopped: no network; the board does not have it"),
+        (RolloutProgress(ONE, {}, "", True), "the board does not have it yet"),
+        (RolloutProgress(ONE, {"porch": BoardOutcome("porch", "current")}), "the board has it"),
     ],
 )
-def test_how_it_went_is_said_in_a_sentence(standing: Standing, said: str) -> None:
+def test_how_it_went_is_said_in_a_sentence(standing: RolloutProgress, said: str) -> None:
     assert verdict(standing) == said
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from agent.update.bundle.description import HealthGate
-from agent.update.install.health_check import Baseline, Outcome, Reloaded, Seen, Trial, baseline
+from agent.update.install.health_check import Baseline, HealthTrial, Reloaded, Seen, Verdict, baseline
 from agent.update.install.service import StreamVitals, Vitals
 
 GATE = HealthGate(steady_s=10, within_s=60, p95_factor=1.5, p95_floor_ms=5.0, memory_mb=200)
@@ -16,8 +16,8 @@ WELL = Vitals("2.0", 7, "", 0.0, True, 100.0, {"front": StreamVitals("running", 
 BEFORE = Baseline({"front": 20.0}, known=True)
 
 
-def trial(before: Baseline = BEFORE, version: str = "2.0") -> Trial:
-    return Trial(GATE, before, version, began_s=0.0)
+def trial(before: Baseline = BEFORE, version: str = "2.0") -> HealthTrial:
+    return HealthTrial(GATE, before, version, began_s=0.0)
 
 
 def with_stream(**changes: object) -> Vitals:
@@ -26,38 +26,38 @@ def with_stream(**changes: object) -> Vitals:
 
 def test_a_version_that_is_well_for_long_enough_stays() -> None:
     one = trial()
-    assert one.look(3.0, Seen(WELL)).verdict == "wait"
-    assert one.look(12.9, Seen(WELL)).verdict == "wait"
-    assert one.look(13.0, Seen(WELL)) == Outcome("commit")
+    assert one.evaluate(3.0, Seen(WELL)).verdict == "wait"
+    assert one.evaluate(12.9, Seen(WELL)).verdict == "wait"
+    assert one.evaluate(13.0, Seen(WELL)) == Verdict("commit")
     assert one.ready_at == 3.0
 
 
 def test_the_daemon_of_before_is_none_of_the_same_version() -> None:
     """It is well while systemd stops it: nothing is known of the new one."""
-    one = Trial(GATE, BEFORE, "2.0", 0.0, replaced=7)
+    one = HealthTrial(GATE, BEFORE, "2.0", 0.0, replaced=7)
     for now in (0.0, 10.0, 20.0):
-        outcome = one.look(now, Seen(WELL))
-        assert outcome == Outcome("wait", "the daemon of before has not stopped yet")
-    assert one.look(21.0, Seen(replace(WELL, pid=8))).verdict == "wait"
+        outcome = one.evaluate(now, Seen(WELL))
+        assert outcome == Verdict("wait", "the daemon of before has not stopped yet")
+    assert one.evaluate(21.0, Seen(replace(WELL, pid=8))).verdict == "wait"
     assert one.ready_at == 21.0
-    assert one.look(31.0, Seen(replace(WELL, pid=8))).verdict == "commit"
-    assert Trial(GATE, BEFORE, "2.0", 0.0, replaced=7).look(60.0, Seen(WELL)).verdict == "roll back"
+    assert one.evaluate(31.0, Seen(replace(WELL, pid=8))).verdict == "commit"
+    assert HealthTrial(GATE, BEFORE, "2.0", 0.0, replaced=7).evaluate(60.0, Seen(WELL)).verdict == "roll back"
 
 
 def test_what_was_unwell_in_between_begins_anew() -> None:
     one = trial()
-    one.look(0.0, Seen(WELL))
-    one.look(9.0, Seen(None))
-    assert one.look(11.0, Seen(WELL)).verdict == "wait"
-    assert one.look(21.0, Seen(WELL)).verdict == "commit"
+    one.evaluate(0.0, Seen(WELL))
+    one.evaluate(9.0, Seen(None))
+    assert one.evaluate(11.0, Seen(WELL)).verdict == "wait"
+    assert one.evaluate(21.0, Seen(WELL)).verdict == "commit"
 
 
 def test_a_version_that_ends_by_itself_is_rolled_back_at_once() -> None:
-    outcome = trial().look(1.0, Seen(WELL, 1, "signal"))
+    outcome = trial().evaluate(1.0, Seen(WELL, 1, "signal"))
     assert outcome.verdict == "roll back"
     assert outcome.reason.startswith("the service ended by itself: signal; see")
-    assert trial().look(1.0, Seen(WELL, 1, "success")).reason.startswith("the service ended by itself; see")
-    assert "2 times" in trial().look(1.0, Seen(WELL, 2, "signal")).reason
+    assert trial().evaluate(1.0, Seen(WELL, 1, "success")).reason.startswith("the service ended by itself; see")
+    assert "2 times" in trial().evaluate(1.0, Seen(WELL, 2, "signal")).reason
 
 
 @pytest.mark.parametrize(
@@ -79,10 +79,10 @@ def test_one_that_is_not_well_waits_and_is_rolled_back_when_its_time_is_over(
     vitals: Vitals | None, why: str
 ) -> None:
     one = trial()
-    waits = one.look(59.0, Seen(vitals))
+    waits = one.evaluate(59.0, Seen(vitals))
     assert waits.verdict == "wait"
     assert why in waits.reason
-    ends = one.look(60.0, Seen(vitals))
+    ends = one.evaluate(60.0, Seen(vitals))
     assert ends.verdict == "roll back"
     assert ends.reason == f"not well within 60 s: {waits.reason}"
 
@@ -98,41 +98,43 @@ def test_one_that_is_not_well_waits_and_is_rolled_back_when_its_time_is_over(
 )
 def test_what_was_not_well_before_or_is_not_to_run_says_nothing_against_it(vitals: Vitals) -> None:
     one = trial()
-    assert one.look(0.0, Seen(vitals)).verdict == "wait"
-    assert one.look(10.0, Seen(vitals)).verdict == "commit"
+    assert one.evaluate(0.0, Seen(vitals)).verdict == "wait"
+    assert one.evaluate(10.0, Seen(vitals)).verdict == "commit"
 
 
 def test_times_below_the_floor_are_not_looked_at() -> None:
     one = trial(Baseline({"front": 0.5}, known=True))
-    one.look(0.0, Seen(with_stream(infer_p95_ms=4.9)))
-    assert one.look(10.0, Seen(with_stream(infer_p95_ms=4.9))).verdict == "commit"
+    one.evaluate(0.0, Seen(with_stream(infer_p95_ms=4.9)))
+    assert one.evaluate(10.0, Seen(with_stream(infer_p95_ms=4.9))).verdict == "commit"
 
 
 def test_without_a_daemon_before_every_stream_has_to_be_well() -> None:
     two = replace(WELL, streams={**WELL.streams, "attic": StreamVitals("lost", "no camera")})
     assert baseline(None) == Baseline()
-    assert "attic is lost" in trial(Baseline()).look(0.0, Seen(two)).reason
+    assert "attic is lost" in trial(Baseline()).evaluate(0.0, Seen(two)).reason
     assert baseline(two).streams == {"front": 20.0}
 
 
 def test_models_are_tried_on_any_version() -> None:
     one = trial(version="")
-    assert one.look(0.0, Seen(replace(WELL, version="1.0"))).reason.startswith("all is well")
+    assert one.evaluate(0.0, Seen(replace(WELL, version="1.0"))).reason.startswith("all is well")
 
 
 def test_what_the_daemon_refuses_after_it_has_taken_the_models_up_is_somebody_elses() -> None:
-    one = Trial(GATE, BEFORE, "", 0.0, asked=Reloaded(7, 3))
-    assert "has not taken" in one.look(0.0, Seen(replace(WELL, reloads=3))).reason
-    assert one.look(1.0, Seen(replace(WELL, reloads=4))).reason.startswith("all is well")
+    one = HealthTrial(GATE, BEFORE, "", 0.0, asked=Reloaded(7, 3))
+    assert "has not taken" in one.evaluate(0.0, Seen(replace(WELL, reloads=3))).reason
+    assert one.evaluate(1.0, Seen(replace(WELL, reloads=4))).reason.startswith("all is well")
     typo = replace(WELL, reloads=5, reload_refused="vedette.toml:3: a typo")
-    assert one.look(2.0, Seen(typo)).reason.startswith("all is well")
-    assert Trial(GATE, BEFORE, "", 0.0, asked=Reloaded(7, 3)).look(2.0, Seen(typo)).verdict == "roll back"
+    assert one.evaluate(2.0, Seen(typo)).reason.startswith("all is well")
+    assert (
+        HealthTrial(GATE, BEFORE, "", 0.0, asked=Reloaded(7, 3)).evaluate(2.0, Seen(typo)).verdict == "roll back"
+    )
 
 
 def test_one_that_is_well_now_and_then_comes_to_an_end() -> None:
-    one, outcome, now = trial(), Outcome("wait"), 0.0
+    one, outcome, now = trial(), Verdict("wait"), 0.0
     while outcome.verdict == "wait":
-        outcome = one.look(now, Seen(WELL if int(now) % 8 else None))
+        outcome = one.evaluate(now, Seen(WELL if int(now) % 8 else None))
         now += 1.0
         assert now < 100
     assert outcome.verdict == "roll back"
@@ -143,7 +145,7 @@ def test_it_is_kept_only_after_it_was_well_on_end(looks: list[tuple[float, bool,
     one, now, well_since = trial(), 0.0, None
     for pause, is_well, fails in looks:
         now += pause
-        outcome = one.look(now, Seen(WELL if is_well else None, int(fails)))
+        outcome = one.evaluate(now, Seen(WELL if is_well else None, int(fails)))
         well_since = (now if well_since is None else well_since) if is_well and not fails else None
         if outcome.verdict == "commit":
             assert well_since is not None

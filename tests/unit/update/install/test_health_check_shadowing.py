@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from agent.update.bundle.description import HealthGate, ShadowGate
-from agent.update.install.health_check import Outcome, Seen, Shadowing
+from agent.update.install.health_check import Seen, ShadowTrial, Verdict
 from agent.update.install.service import ShadowVitals, StreamVitals, Vitals
 
 GATE = ShadowGate(agreement=0.9, compared=50, within_s=600)
@@ -17,8 +17,8 @@ GOOD = ShadowVitals(50, 0.95, 25.0, 20.0)
 STREAM = StreamVitals("running", "", 10, 20.0, GOOD)
 
 
-def judge() -> Shadowing:
-    return Shadowing("12ab", GATE, HEALTH, began_s=0.0)
+def judge() -> ShadowTrial:
+    return ShadowTrial("12ab", GATE, HEALTH, began_s=0.0)
 
 
 def seen(shadow: ShadowVitals | None = GOOD, update: str = "12ab", **changes: object) -> Seen:
@@ -28,7 +28,7 @@ def seen(shadow: ShadowVitals | None = GOOD, update: str = "12ab", **changes: ob
 
 def test_models_that_agree_often_enough_and_in_time_may_go_on() -> None:
     one = judge()
-    assert one.look(1.0, seen()) == Outcome("commit")
+    assert one.evaluate(1.0, seen()) == Verdict("commit")
     assert one.agreement == {"front": 0.95}
 
 
@@ -41,21 +41,21 @@ def test_models_that_agree_often_enough_and_in_time_may_go_on() -> None:
     ],
 )
 def test_what_does_not_hold_is_refused_at_once(shadow: ShadowVitals, why: str) -> None:
-    outcome = judge().look(1.0, seen(shadow))
+    outcome = judge().evaluate(1.0, seen(shadow))
     assert outcome.verdict == "roll back"
     assert outcome.reason.startswith("stream front: the new model ")
     assert why in outcome.reason
 
 
 def test_a_little_time_is_not_looked_at() -> None:
-    assert judge().look(1.0, seen(ShadowVitals(50, 1.0, 4.9, 0.5))).verdict == "commit"
+    assert judge().evaluate(1.0, seen(ShadowVitals(50, 1.0, 4.9, 0.5))).verdict == "commit"
 
 
 def test_too_few_answers_are_waited_for_until_the_time_is_over() -> None:
     one, few = judge(), seen(replace(GOOD, compared=26, agreement=0.1))
-    waits = one.look(599.0, few)
-    assert waits == Outcome("wait", "stream front: 50 % of 50 answers in which something was found")
-    assert one.look(600.0, few) == Outcome("roll back", f"nothing is decided after 600 s: {waits.reason}")
+    waits = one.evaluate(599.0, few)
+    assert waits == Verdict("wait", "stream front: 50 % of 50 answers in which something was found")
+    assert one.evaluate(600.0, few) == Verdict("roll back", f"nothing is decided after 600 s: {waits.reason}")
 
 
 @pytest.mark.parametrize(
@@ -71,17 +71,17 @@ def test_too_few_answers_are_waited_for_until_the_time_is_over() -> None:
 )
 def test_where_nothing_is_compared_for_a_minute_on_end_they_are_refused(blind: Seen, why: str) -> None:
     one, few = judge(), seen(replace(GOOD, compared=1))
-    assert why in one.look(59.0, blind).reason
-    assert one.look(100.0, few).verdict == "wait"
-    assert one.look(101.0, blind).verdict == "wait"
-    assert one.look(160.0, blind).verdict == "wait"
-    outcome = one.look(161.0, blind)
+    assert why in one.evaluate(59.0, blind).reason
+    assert one.evaluate(100.0, few).verdict == "wait"
+    assert one.evaluate(101.0, blind).verdict == "wait"
+    assert one.evaluate(160.0, blind).verdict == "wait"
+    outcome = one.evaluate(161.0, blind)
     assert outcome.verdict == "roll back"
     assert why in outcome.reason
 
 
 def test_a_service_that_ends_by_itself_meanwhile_refuses_them() -> None:
-    outcome = judge().look(1.0, replace(seen(), failures=1, why="signal"))
+    outcome = judge().evaluate(1.0, replace(seen(), failures=1, why="signal"))
     assert outcome.verdict == "roll back"
     assert outcome.reason.startswith("the service ended by itself: signal; see")
 
@@ -89,13 +89,13 @@ def test_a_service_that_ends_by_itself_meanwhile_refuses_them() -> None:
 def test_every_stream_that_uses_one_has_to_hold() -> None:
     streams = {"front": STREAM, "attic": replace(STREAM, shadow=replace(GOOD, compared=10))}
     vitals = Vitals("1.0", 7, "", 0.0, True, 100.0, streams, "12ab")
-    assert judge().look(1.0, Seen(vitals)).reason.startswith("stream attic: 20 % of 50")
+    assert judge().evaluate(1.0, Seen(vitals)).reason.startswith("stream attic: 20 % of 50")
 
 
 def test_a_stream_that_has_not_inferred_yet_is_waited_for() -> None:
     attic = replace(STREAM, state="starting", inferred=0, shadow=None)
     vitals = Vitals("1.0", 7, "", 0.0, True, 100.0, {"front": STREAM, "attic": attic}, "12ab")
-    assert judge().look(1.0, Seen(vitals)) == Outcome("wait", "stream attic has not inferred yet")
+    assert judge().evaluate(1.0, Seen(vitals)) == Verdict("wait", "stream attic has not inferred yet")
 
 
 @given(
@@ -104,7 +104,7 @@ def test_a_stream_that_has_not_inferred_yet_is_waited_for() -> None:
 def test_none_goes_on_that_has_not_shown_all(
     compared: int, agreement: float | None, infer_ms: float | None, present_ms: float | None
 ) -> None:
-    outcome = judge().look(1.0, seen(ShadowVitals(compared, agreement, infer_ms, present_ms)))
+    outcome = judge().evaluate(1.0, seen(ShadowVitals(compared, agreement, infer_ms, present_ms)))
     holds = compared >= 50 and (agreement or 0.0) >= 0.9
     in_time = infer_ms is None or present_ms is None or infer_ms <= max(5.0, 1.5 * present_ms)
     assert (outcome.verdict == "commit") == (holds and in_time)

@@ -8,12 +8,12 @@ import pytest
 
 from agent.errors import StorageError, UpdateError
 from agent.update.install.journal import Journal, Update, now
-from agent.update.install.paths import Places
+from agent.update.install.paths import Paths
 
 
 @pytest.fixture
-def where(tmp_path: Path) -> Places:
-    places = Places(tmp_path)
+def where(tmp_path: Path) -> Paths:
+    places = Paths(tmp_path)
     places.state.mkdir(parents=True)
     return places
 
@@ -22,7 +22,7 @@ def begun(journal: Journal) -> Update:
     return journal.begin(Update(state="received", file="two.vedette", began_at=now()))
 
 
-def test_each_state_is_on_the_disk_with_the_time_that_was_spent_in_it(where: Places) -> None:
+def test_each_state_is_on_the_disk_with_the_time_that_was_spent_in_it(where: Paths) -> None:
     seconds = iter([0.0, 10.0, 12.5, 20.0])
     journal = Journal(where, lambda: next(seconds))
     update = journal.step(begun(journal), "verified", version="2.0", counter=4)
@@ -34,13 +34,13 @@ def test_each_state_is_on_the_disk_with_the_time_that_was_spent_in_it(where: Pla
     assert journal.read() == done
 
 
-def test_without_an_update_there_is_none(where: Places) -> None:
+def test_without_an_update_there_is_none(where: Paths) -> None:
     assert Journal(where).read() is None
     assert Journal(where).history() == []
     assert Journal(where).committed_counter() == 0
 
 
-def test_a_second_update_waits_for_the_end_of_the_first(where: Places) -> None:
+def test_a_second_update_waits_for_the_end_of_the_first(where: Paths) -> None:
     journal = Journal(where)
     update = begun(journal)
     with pytest.raises(UpdateError, match=r"two.vedette is at hand \(received\)"):
@@ -49,7 +49,7 @@ def test_a_second_update_waits_for_the_end_of_the_first(where: Places) -> None:
     begun(journal)
 
 
-def test_only_what_was_committed_counts(where: Places) -> None:
+def test_only_what_was_committed_counts(where: Paths) -> None:
     journal = Journal(where)
     for counter, ends in ((3, "committed"), (9, "rolled_back"), (2, "committed")):
         update = journal.note(begun(journal), state="trial", counter=counter)
@@ -57,7 +57,7 @@ def test_only_what_was_committed_counts(where: Places) -> None:
     assert journal.committed_counter() == 3
 
 
-def test_a_damaged_journal_is_told_and_a_damaged_line_of_the_history_is_left_out(where: Places) -> None:
+def test_a_damaged_journal_is_told_and_a_damaged_line_of_the_history_is_left_out(where: Paths) -> None:
     journal = Journal(where)
     done = journal.step(begun(journal), "refused")
     where.history.write_bytes(b'{"half": \n' + where.history.read_bytes() + b'{"cut off')
@@ -69,7 +69,7 @@ def test_a_damaged_journal_is_told_and_a_damaged_line_of_the_history_is_left_out
         journal.read()
 
 
-def test_an_end_that_is_told_twice_is_there_once(where: Places) -> None:
+def test_an_end_that_is_told_twice_is_there_once(where: Paths) -> None:
     """The power goes after the history is written and before the journal is."""
     journal = Journal(where)
     update = begun(journal)
@@ -78,7 +78,7 @@ def test_an_end_that_is_told_twice_is_there_once(where: Places) -> None:
     assert journal.history() == [again]
 
 
-def test_a_flood_of_refusals_washes_no_counter_away(where: Places) -> None:
+def test_a_flood_of_refusals_washes_no_counter_away(where: Paths) -> None:
     journal = Journal(where)
     journal.step(journal.note(begun(journal), state="trial", counter=7), "committed")
     line = (
@@ -96,14 +96,14 @@ def test_a_flood_of_refusals_washes_no_counter_away(where: Places) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"many", b"9" * 40])
-def test_a_counter_that_cannot_be_read_is_that_of_the_history(where: Places, content: bytes) -> None:
+def test_a_counter_that_cannot_be_read_is_that_of_the_history(where: Paths, content: bytes) -> None:
     journal = Journal(where)
     journal.step(journal.note(begun(journal), state="trial", counter=7), "committed")
     where.counter.write_bytes(content)
     assert journal.committed_counter() == 7
 
 
-def test_a_reason_of_any_length_leaves_a_journal_that_can_be_read(where: Places) -> None:
+def test_a_reason_of_any_length_leaves_a_journal_that_can_be_read(where: Paths) -> None:
     journal = Journal(where)
     update = journal.note(begun(journal), reason="x" * 3_000_000)
     done = journal.step(update, "refused", reason="y" * 3_000_000)
@@ -113,7 +113,7 @@ def test_a_reason_of_any_length_leaves_a_journal_that_can_be_read(where: Places)
 
 
 @pytest.mark.parametrize("what", ["too large", "a folder"])
-def test_a_journal_that_is_none_is_set_aside(where: Places, what: str) -> None:
+def test_a_journal_that_is_none_is_set_aside(where: Paths, what: str) -> None:
     if what == "too large":
         where.journal.write_bytes(b"{" * 2_000_000)
     else:

@@ -11,13 +11,13 @@ from msgspec.structs import replace
 
 from agent.errors import UpdateError
 from agent.update.bundle.description import BundleFile, Description, Target
-from agent.update.install.preflight import Facts, check, find_python, objections, read_facts
+from agent.update.install.preflight import BoardFacts, check, find_python, objections, read_facts
 
 TARGET = Target("aarch64", "3.11", "2.34", ["pi4b"])
 WANTED = Description(
     1, "vedette", "2.0", 3, "full", TARGET, files={"wheels/a.whl": BundleFile("0" * 64, 100 << 20)}
 )
-FACTS = Facts(
+FACTS = BoardFacts(
     arch="aarch64",
     glibc="2.36",
     pythons=frozenset(["3.11", "3.13"]),
@@ -49,7 +49,7 @@ def test_a_board_that_fits_has_no_objection() -> None:
         (replace(FACTS, is_underpowered=True), "under-voltage"),
     ],
 )
-def test_what_stands_in_the_way_is_named(facts: Facts, why: str) -> None:
+def test_what_stands_in_the_way_is_named(facts: BoardFacts, why: str) -> None:
     with pytest.raises(UpdateError) as caught:
         check(WANTED, facts)
     assert why in str(caught.value)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.update.install.status import Standing, standing
+from agent.update.install.status import UpdateStatus, standing
 from tests.support.pretend_board import Board
 from tests.support.tiny_bundles import needs_ssh_keygen
 
@@ -18,7 +18,7 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
     return Board(tmp_path, monkeypatch)
 
 
-def models(told: Standing) -> tuple[int, int, str]:
+def models(told: UpdateStatus) -> tuple[int, int, str]:
     return told.counter, told.models, told.kind
 
 

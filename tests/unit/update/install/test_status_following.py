@@ -9,18 +9,18 @@ import pytest
 
 from agent.errors import UpdateError
 from agent.update.install.journal import Journal, Update, now
-from agent.update.install.paths import ROOT_VARIABLE, Places, places
+from agent.update.install.paths import ROOT_VARIABLE, Paths, places
 from agent.update.install.status import follow
 
 
 @pytest.fixture
-def where(tmp_path: Path) -> Places:
-    found = Places(tmp_path)
+def where(tmp_path: Path) -> Paths:
+    found = Paths(tmp_path)
     found.state.mkdir(parents=True)
     return found
 
 
-def test_states_are_told_until_the_end(where: Places) -> None:
+def test_states_are_told_until_the_end(where: Paths) -> None:
     journal = Journal(where)
     update = journal.begin(Update(state="received", began_at=now()))
     said: list[str] = []
@@ -38,13 +38,13 @@ def test_states_are_told_until_the_end(where: Places) -> None:
     assert said[-1] == "refused: no room"
 
 
-def test_one_that_does_not_move_is_given_up(where: Places) -> None:
+def test_one_that_does_not_move_is_given_up(where: Paths) -> None:
     Journal(where).begin(Update(state="received", began_at=now()))
     with pytest.raises(UpdateError, match="received for an hour"):
         follow(where, lambda _: None, sleep=lambda _: None)
 
 
-def test_models_that_wait_for_something_before_a_camera_are_not_given_up(where: Places) -> None:
+def test_models_that_wait_for_something_before_a_camera_are_not_given_up(where: Paths) -> None:
     journal = Journal(where)
     update = journal.note(journal.begin(Update(state="received", began_at=now())), state="shadow")
     looks = 3 * 3600
@@ -58,7 +58,7 @@ def test_models_that_wait_for_something_before_a_camera_are_not_given_up(where: 
     assert follow(where, lambda _: None, sleep=sleep).reason == "nothing came by"
 
 
-def test_where_nobody_goes_on_with_it_that_is_said(where: Places) -> None:
+def test_where_nobody_goes_on_with_it_that_is_said(where: Paths) -> None:
     Journal(where).begin(Update(state="received", began_at=now()))
     looks = 0
 
@@ -78,12 +78,12 @@ def test_where_nobody_goes_on_with_it_that_is_said(where: Places) -> None:
     assert looks == 5 + 21  # it is looked for twenty seconds on end
 
 
-def test_without_an_update_there_is_nothing_to_follow(where: Places) -> None:
+def test_without_an_update_there_is_nothing_to_follow(where: Paths) -> None:
     with pytest.raises(UpdateError, match="no update"):
         follow(where, lambda _: None)
 
 
 def test_a_folder_may_stand_for_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert places() == Places(Path("/"))
+    assert places() == Paths(Path("/"))
     monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path))
     assert places().config == tmp_path / "etc/vedette/vedette.toml"

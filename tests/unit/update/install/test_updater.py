@@ -14,11 +14,11 @@ from agent.errors import StorageError, UpdateError
 from agent.update.bundle.description import Migration, ShadowGate
 from agent.update.bundle.signing import signature_of
 from agent.update.install.journal import Journal, Update
-from agent.update.install.rollback import Return
-from agent.update.install.service import Standing
+from agent.update.install.rollback import Rollback
+from agent.update.install.service import ServiceState
 from agent.update.install.slots import Link, ModelSets, Slot, Slots
 from agent.update.install.status import standing
-from agent.update.install.switch import Switch, VersionChange
+from agent.update.install.switch import SlotSwitch, VersionDeployment
 from agent.update.install.watch import Orders
 from tests.support.pretend_board import CONFIG, GATE, Board, write_command
 from tests.support.tiny_bundles import make_key, needs_ssh_keygen
@@ -257,7 +257,7 @@ def test_what_cannot_be_imported_any_more_is_not_gone_back_to(board: Board) -> N
 
 def test_the_dead_man_brings_back_what_ran_when_nobody_follows_a_return(board: Board) -> None:
     board.apply(board.bundle(migrations=[RENAME]))
-    Return(board.where, board.service, board.updater().journal, board.said.append).begin()
+    Rollback(board.where, board.service, board.updater().journal, board.said.append).begin()
     assert board.runs == "1.0"
     trial = board.where.trial
     trial.write_text(re.sub("allowed_s=.*", "allowed_s=0", trial.read_text()))
@@ -329,9 +329,9 @@ def test_models_that_bring_the_daemon_down_are_gone_back_from(
     monkeypatch.setattr(board.service, "restart", board.service.boot)
     stands = board.service.standing
 
-    def standing_now() -> Standing:
+    def standing_now() -> ServiceState:
         stands()
-        return Standing("activating" if board.service.failures else "active")
+        return ServiceState("activating" if board.service.failures else "active")
 
     monkeypatch.setattr(board.service, "standing", standing_now)
     assert board.go_back().reason == "an operator went back to 7"
@@ -634,7 +634,7 @@ def test_a_daemon_that_is_slow_to_stop_is_none_of_the_new_version_though_it_is_c
 
     monkeypatch.setattr(board, "_sleep", sleep)
     if back:
-        Return(board.where, board.service, board.updater().journal, board.said.append).begin()
+        Rollback(board.where, board.service, board.updater().journal, board.said.append).begin()
     else:
         board.updater().receive(board.bundle("1.0"))
     done = board.updater().resume()
@@ -723,7 +723,7 @@ def test_a_commit_that_was_cut_off_is_told_of_whoever_decided_it(
     board.updater().receive(board.bundle())
     with monkeypatch.context() as cut:
         cut.setattr(board, "_sleep", _ordering(board, "confirm"))
-        cut.setattr("agent.update.install.updater.Ending.keep", _keep_and_die)
+        cut.setattr("agent.update.install.updater.UpdateFinish.keep", _keep_and_die)
         with pytest.raises(KeyboardInterrupt):
             board.updater().resume()
     board.restart_service()
@@ -732,7 +732,7 @@ def test_a_commit_that_was_cut_off_is_told_of_whoever_decided_it(
     assert (done.state, done.by) == ("committed", "operator")
 
 
-def _keep_and_die(ending: object, update: Update, change: VersionChange, reason: str) -> Update:
+def _keep_and_die(ending: object, update: Update, change: VersionDeployment, reason: str) -> Update:
     change.keep(update)
     raise KeyboardInterrupt
 
@@ -771,7 +771,7 @@ def test_what_could_not_be_taken_back_is_taken_back_later_and_not_tried_again(
     """Its configuration is the old one already."""
     board.updater().receive(board.bundle("2.0+slow", migrations=[RENAME]))
     with monkeypatch.context() as full:
-        full.setattr("agent.update.install.switch.Switch.undo", _undo_half)
+        full.setattr("agent.update.install.switch.SlotSwitch.undo", _undo_half)
         with pytest.raises(StorageError):
             board.updater().resume()
     assert (board.runs, board.config) == ("2.0+slow", CONFIG)
@@ -783,7 +783,7 @@ def test_what_could_not_be_taken_back_is_taken_back_later_and_not_tried_again(
     board.check_sound()
 
 
-def _undo_half(switch: Switch, old: Slot) -> None:
+def _undo_half(switch: SlotSwitch, old: Slot) -> None:
     with pytest.MonkeyPatch.context() as full:
         full.setattr("agent.update.install.slots.Slots.point", _full)
         _UNDO(switch, old)
@@ -793,14 +793,14 @@ def _full(*_: object) -> None:
     raise StorageError("No space left on device")
 
 
-_UNDO = Switch.undo
+_UNDO = SlotSwitch.undo
 
 
 def test_an_order_that_was_read_outlives_a_cut(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     board.updater().receive(board.bundle())
     with monkeypatch.context() as cut:
         cut.setattr(board, "_sleep", _ordering(board, "rollback"))
-        cut.setattr("agent.update.install.switch.VersionChange.undo", lambda *_: _killed(0))
+        cut.setattr("agent.update.install.switch.VersionDeployment.undo", lambda *_: _killed(0))
         with pytest.raises(KeyboardInterrupt):
             board.updater().resume()
     board.restart_service()
@@ -815,7 +815,7 @@ def test_a_trial_that_goes_on_is_taken_back_for_what_is_then(
 ) -> None:
     board.updater().receive(board.bundle("2.0+slow"))
     with monkeypatch.context() as cut:
-        cut.setattr("agent.update.install.switch.VersionChange.undo", lambda *_: _killed(0))
+        cut.setattr("agent.update.install.switch.VersionDeployment.undo", lambda *_: _killed(0))
         with pytest.raises(KeyboardInterrupt):
             board.updater().resume()
     board.restart_service()

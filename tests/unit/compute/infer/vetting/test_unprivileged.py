@@ -16,7 +16,7 @@ from typing import Literal
 
 import pytest
 
-from agent.compute.infer.session import Options, Plan
+from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.vetting.unprivileged import device_groups, only_for_root, without_root
 from agent.compute.infer.worker.session import WorkerSession
 from agent.errors import BackendError, ModelError, VedetteError
@@ -157,10 +157,10 @@ def test_a_result_has_a_bound_and_a_model_that_is_expected_comes_on_top() -> Non
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv of util-linux")
 def test_a_root_that_may_become_nobody_else_works_as_root() -> None:
     code = """
-    from agent.compute.infer.backends import Options
+    from agent.compute.infer.backends import SessionOptions
     from agent.compute.infer.vetting.vetting import VETTING
     sys.executable = sys.argv[1]
-    print(without_root(os.geteuid, int), VETTING.check(open_model("small-speech", "3"), Options()))
+    print(without_root(os.geteuid, int), VETTING.check(open_model("small-speech", "3"), SessionOptions()))
     """
     prefix = ["setpriv", "--bounding-set=-setuid,-setgid", "--"]
     assert alone(code, sys.executable, prefix=prefix) == ["0 True"]
@@ -204,7 +204,7 @@ def test_a_process_of_a_model_has_no_rights_of_roots(
 ) -> None:
     library = str(request.getfixturevalue("library")) if kind == "delegate" else ""
     session = WorkerSession(
-        open_model("small-speech", "3"), Plan(kind, kind, library, {"mode": "fast"}), Options()
+        open_model("small-speech", "3"), BackendSpec(kind, kind, library, {"mode": "fast"}), SessionOptions()
     )
     status = Path(f"/proc/{session.pid}/status").read_text(encoding="utf-8")
     session.close()

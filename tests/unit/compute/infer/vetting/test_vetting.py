@@ -19,11 +19,11 @@ from msgspec.structs import replace
 
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.litert import CpuBackend, load_runtime, runtime_version
-from agent.compute.infer.session import AUTO, Options
+from agent.compute.infer.session import AUTO, SessionOptions
 from agent.compute.infer.vetting import process, vetting
-from agent.compute.infer.vetting.vetting import Limits, Vetting, identity
+from agent.compute.infer.vetting.vetting import Vetting, VettingLimits, identity
 from agent.compute.manifest import Manifest, Model, OutputManifest, Rung
-from agent.daemon.perception import prepare_sense
+from agent.daemon.perception import prepare_perception
 from agent.errors import BackendError, ModelError
 from agent.models.library import open_model, open_whole_model
 from tests.support import tflite_builder as build
@@ -77,14 +77,14 @@ def test_a_model_that_crashes_the_runtime_is_refused_with_the_signals_name() -> 
     notes, bad = Notes(), model(build.crashing_model())
     runtime = runtime_version(load_runtime()[0])
     with pytest.raises(ModelError, match=rf"^odd\.tflite: crashed {runtime} when it was first run \(SIGSEGV\);"):
-        Vetting(notes).open(bad, Options())
+        Vetting(notes).open(bad, SessionOptions())
     assert notes.kept[identity(bad)].startswith(f"crashed {runtime}")
 
 
 @pytest.mark.parametrize("backend", ["cpu", AUTO])
 def test_no_backend_of_this_process_opens_it(backend: str) -> None:
     with pytest.raises(ModelError, match=r"\(SIGSEGV\)"):
-        open_session(model(build.crashing_model()), backend, Options())
+        open_session(model(build.crashing_model()), backend, SessionOptions())
 
 
 def test_any_of_its_graphs_may_be_the_one_that_crashes() -> None:
@@ -98,24 +98,24 @@ def test_any_of_its_graphs_may_be_the_one_that_crashes() -> None:
     ]
     content = build.write(large.tensors, large.operations, large.inputs, large.outputs, keys, more=[small])
     crashing = build.unknown_to_xnnpack(content)
-    assert Vetting().check(model(crashing, SIZES[:1]), Options())
+    assert Vetting().check(model(crashing, SIZES[:1]), SessionOptions())
     with pytest.raises(ModelError, match=r"when it was first run \(SIGSEGV\)"):
-        Vetting().check(model(crashing, SIZES), Options())
+        Vetting().check(model(crashing, SIZES), SessionOptions())
     if load_runtime()[0] == "litert":  # whose XNNPACK refuses it
         with pytest.raises(
             BackendError, match=r"^odd\.tflite: rung 'small' cannot be run: XNNPack delegate failed"
         ):
-            Vetting().check(model(content, SIZES), Options())
+            Vetting().check(model(content, SIZES), SessionOptions())
 
 
 def test_what_is_known_costs_nothing_and_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     notes, sound, bad = Notes(), open_model("small-speech", "3"), model(build.crashing_model())
     notes.kept = {identity(sound): "", identity(bad): "crashed ago"}
-    monkeypatch.setattr(process, "Process", None)
+    monkeypatch.setattr(process, "ChildProcess", None)
     began = time.perf_counter()
-    assert Vetting(notes).check(sound, Options())
+    assert Vetting(notes).check(sound, SessionOptions())
     with pytest.raises(ModelError, match=r"^odd\.tflite: crashed ago$"):
-        Vetting(notes).check(bad, Options())
+        Vetting(notes).check(bad, SessionOptions())
     assert time.perf_counter() - began < 0.02
 
 
@@ -123,7 +123,7 @@ def test_a_model_that_does_not_end_is_told_by_its_cpu_time() -> None:
     slow = slow_model(4001)
     notes = Notes()
     with pytest.raises(ModelError, match=r"hung .* when it was first run: it took over 1 s of CPU time;"):
-        Vetting(notes, Limits(cpu_s=1)).check(slow, Options(threads=1))
+        Vetting(notes, VettingLimits(cpu_s=1)).check(slow, SessionOptions(threads=1))
     assert notes.kept[identity(slow)].startswith("hung")
 
 
@@ -132,7 +132,7 @@ def test_one_that_is_not_done_in_time_is_not_held_against_it() -> None:
     slow = slow_model(4002)
     notes = Notes()
     with pytest.raises(BackendError, match=r"cannot be tried: it was not done after 1 s$"):
-        Vetting(notes, Limits(within_s=1.0)).check(slow, Options(threads=1))
+        Vetting(notes, VettingLimits(within_s=1.0)).check(slow, SessionOptions(threads=1))
     assert notes.kept == {}
 
 
@@ -140,7 +140,7 @@ def test_a_lack_of_memory_is_not_held_against_it_either(tmp_path: Path) -> None:
     large = open_model(str(identity_model(tmp_path, steps=3, size=60_000_000)))
     notes = Notes()
     with pytest.raises(BackendError):
-        Vetting(notes, Limits(memory=2**29)).check(large, Options(threads=1))
+        Vetting(notes, VettingLimits(memory=2**29)).check(large, SessionOptions(threads=1))
     assert notes.kept == {}
 
 
@@ -150,7 +150,7 @@ def test_a_model_gets_a_share_of_the_memory_that_is_available(
     large = open_model(str(identity_model(tmp_path, steps=3, size=60_000_001)))
     monkeypatch.setattr(process, "spare_bytes", lambda: 150 * 2**20)
     with pytest.raises(BackendError):
-        Vetting().check(large, Options(threads=1))
+        Vetting().check(large, SessionOptions(threads=1))
     assert identity(large) not in vetting.KNOWN
 
 
@@ -159,7 +159,7 @@ def test_tensors_that_no_board_has_memory_for_are_refused_before_the_runtime_see
     huge = model(build.write(tensors, [build.Op("LOGISTIC", (0,), (1,))], (0,), (1,)))
     for opening in (Vetting().check, CpuBackend().open):
         with pytest.raises(ModelError, match=r"^odd\.tflite: refused: its tensors need at least 4096 MB "):
-            opening(huge, Options(threads=1))
+            opening(huge, SessionOptions(threads=1))
 
 
 def test_few_models_are_tried_at_once_in_the_order_in_which_they_came(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +167,7 @@ def test_few_models_are_tried_at_once_in_the_order_in_which_they_came(monkeypatc
     monkeypatch.setattr(process, "_TRIALS", process._Trials())
     sound = open_whole_model("small-speech")
     models = [replace(sound, content=sound.content + bytes(n)) for n in range(11, 16)]
-    started = [process.outcome(one, Options(threads=1), Limits(), None) for one in models]
+    started = [process.outcome(one, SessionOptions(threads=1), VettingLimits(), None) for one in models]
     others, most = children(), 0
     while not all(one.done() for one in started):
         most = max(most, len(children() - others))
@@ -177,29 +177,29 @@ def test_few_models_are_tried_at_once_in_the_order_in_which_they_came(monkeypatc
 
 def test_whoever_does_not_want_to_wait_is_told_so_and_the_outcome_comes() -> None:
     slow = slow_model(4003)
-    notes, limits = Notes(), Limits(cpu_s=1)
-    assert not Vetting(notes, limits).check(slow, Options(threads=1), 0.01)
+    notes, limits = Notes(), VettingLimits(cpu_s=1)
+    assert not Vetting(notes, limits).check(slow, SessionOptions(threads=1), 0.01)
     wait_for(lambda: bool(notes.kept), 10.0)
 
 
 def test_the_runtimes_own_refusal_is_passed_on() -> None:
     refused = model(build.write([build.T("x", (1, 4))], [build.Op("ADD", (0,), (0,))], (0,), (0,)))
     with pytest.raises(BackendError, match=r"^odd\.tflite: (litert|tflite-runtime) cannot run it: "):
-        Vetting().check(refused, Options())
+        Vetting().check(refused, SessionOptions())
 
 
 def test_many_at_once_are_tried_once_each_and_no_process_remains() -> None:
     sound = open_whole_model("small-speech")
     others = [replace(sound, content=sound.content + bytes(n)) for n in range(1, 4)]
     with ThreadPoolExecutor(8) as pool:
-        ways = list(pool.map(lambda one: Vetting().check(one, Options(threads=1)), [sound, *others] * 3))
+        ways = list(pool.map(lambda one: Vetting().check(one, SessionOptions(threads=1)), [sound, *others] * 3))
     assert all(ways)
     assert len(vetting.KNOWN) == 4
     wait_for(lambda: not children(), 10.0)
 
 
 def test_a_model_gets_few_descriptors_and_no_rights_of_roots() -> None:
-    assert not Vetting(limits=Limits(cpu_s=2)).check(slow_model(4004), Options(threads=1), 0.0)
+    assert not Vetting(limits=VettingLimits(cpu_s=2)).check(slow_model(4004), SessionOptions(threads=1), 0.0)
     forks: list[str] = []
 
     def forked() -> bool:
@@ -221,7 +221,7 @@ def test_a_model_gets_few_descriptors_and_no_rights_of_roots() -> None:
 def test_a_stream_is_prepared_when_its_model_has_been_tried() -> None:
     from agent.config.stream import StreamConfig
 
-    sense = prepare_sense("porch", StreamConfig("test:", "nanodet", rung="256"))
+    sense = prepare_perception("porch", StreamConfig("test:", "nanodet", rung="256"))
     assert sense is not None
     sense.close()
     assert identity(open_model("nanodet", "256")) in vetting.KNOWN
@@ -232,10 +232,10 @@ def test_a_daemon_that_is_killed_leaves_no_process_that_tries_a_model(tmp_path: 
     (tmp_path / "slow.toml").write_text('name = "slow"\n[output]\ndecoder = "classify"\n')
     program = """
         import os, subprocess, sys
-        from agent.compute.infer.backends import Options
+        from agent.compute.infer.backends import SessionOptions
         from agent.compute.infer.vetting.vetting import VETTING
         from agent.models.library import open_model
-        VETTING.check(open_model(sys.argv[1]), Options(threads=1), 1.0)
+        VETTING.check(open_model(sys.argv[1]), SessionOptions(threads=1), 1.0)
         subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "vetting.main"])
         os.kill(os.getpid(), 9)
     """

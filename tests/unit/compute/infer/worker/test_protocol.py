@@ -108,7 +108,7 @@ def test_memory_of_another_kind_is_not_mapped() -> None:
     memory = os.memfd_create("open")
     os.ftruncate(memory, 4096)
     with pytest.raises(protocol.NonsenseError, match="not sealed"):
-        protocol.mapped(memory, protocol.Stretch((), (), 0, 4096))
+        protocol.mapped(memory, protocol.TensorRegion((), (), 0, 4096))
     os.close(memory)
 
 
@@ -132,7 +132,7 @@ SPEC = TensorSpec("in", (1, 4), "float32")
 )
 def test_tensors_that_do_not_lie_where_it_says_are_refused(spec: TensorSpec, offset: int, size: int) -> None:
     with pytest.raises(protocol.NonsenseError):
-        protocol.answer_of(protocol.encode(protocol.Stretch((spec,), (), offset, size)))
+        protocol.answer_of(protocol.encode(protocol.TensorRegion((spec,), (), offset, size)))
 
 
 @settings(deadline=None)

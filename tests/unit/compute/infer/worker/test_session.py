@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from agent.compute.infer.backends import open_session
-from agent.compute.infer.chain import Whole
+from agent.compute.infer.chain import ModelChain
 from agent.compute.infer.choice import golden_inputs
-from agent.compute.infer.session import Options, Plan
+from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.worker.process import LOG_BYTES
 from agent.compute.infer.worker.session import WorkerSession
 from agent.compute.manifest import Model
@@ -30,23 +30,23 @@ from tests.support.liar import lying
 from tests.support.publishing import wait_for
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
-CPU = Plan("cpu-apart", threads=1)
+CPU = BackendSpec("cpu-apart", threads=1)
 
 
-def stub(library: Path, mode: str, after: int = 0) -> Plan:
-    return Plan("stub", "delegate", str(library), {"mode": mode, "after": str(after)}, 1)
+def stub(library: Path, mode: str, after: int = 0) -> BackendSpec:
+    return BackendSpec("stub", "delegate", str(library), {"mode": mode, "after": str(after)}, 1)
 
 
 @pytest.fixture
 def session(library: Path, identity: Model) -> Iterator[WorkerSession]:
-    session = WorkerSession(identity, stub(library, "fast"), Options())
+    session = WorkerSession(identity, stub(library, "fast"), SessionOptions())
     yield session
     session.close()
 
 
 def test_it_answers_as_the_cpu_does_at_every_rung() -> None:
     model = open_whole_model("small-speech")
-    here, there = open_session(model, "cpu", Options()), WorkerSession(model, CPU, Options())
+    here, there = open_session(model, "cpu", SessionOptions()), WorkerSession(model, CPU, SessionOptions())
     random = np.random.default_rng(1)
     for rung in ("3", "4", "3", "12", "6"):
         for one in (here, there):
@@ -71,7 +71,7 @@ def test_a_delegate_runs_there_and_tells_what_it_has_taken(session: WorkerSessio
 
 
 def test_what_was_answered_is_read_without_the_process() -> None:
-    session = WorkerSession(open_whole_model("small-speech"), CPU, Options())
+    session = WorkerSession(open_whole_model("small-speech"), CPU, SessionOptions())
     session.use("3")
     session.use("12")
     session.use("3")
@@ -97,7 +97,7 @@ def test_what_was_answered_is_read_without_the_process() -> None:
 )
 def test_what_cannot_be_opened_says_why(library: Path, identity: Model, mode: str, why: str) -> None:
     with pytest.raises(BackendError, match=why):
-        WorkerSession(identity, stub(library, mode), Options(), patience_s=3.0)
+        WorkerSession(identity, stub(library, mode), SessionOptions(), patience_s=3.0)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_what_cannot_be_opened_says_why(library: Path, identity: Model, mode: st
     ],
 )
 def test_what_fails_in_mid_stream_says_why(library: Path, identity: Model, mode: str, why: str) -> None:
-    session = WorkerSession(identity, stub(library, mode, after=2), Options(), deadline_s=0.3)
+    session = WorkerSession(identity, stub(library, mode, after=2), SessionOptions(), deadline_s=0.3)
     session.invoke()
     session.invoke()
     with pytest.raises(BackendError, match=why):
@@ -126,15 +126,15 @@ def test_what_fails_in_mid_stream_says_why(library: Path, identity: Model, mode:
 
 def test_it_is_timed_there_and_goes_on_as_before() -> None:
     model = open_whole_model("small-speech")
-    session = WorkerSession(model, CPU, Options())
-    whole = Whole(session, model.manifest)
+    session = WorkerSession(model, CPU, SessionOptions())
+    whole = ModelChain(session, model.manifest)
     cases = golden_inputs(whole.inputs, 1)
-    right = whole.answers(cases)
+    right = whole.run_cases(cases)
     for rung in ("12", "3"):
         session.use(rung)
         for array in (session.input(0), session.output(0)):
             array[...] = 0
-    whole.give(cases[0])
+    whole.set_input(cases[0])
     turn = session.timed(0.05)
     session.use("12")
     assert np.array_equal(right[0][0], whole.outputs[0].real(session.output(0)))
@@ -150,7 +150,7 @@ def test_it_is_timed_there_and_goes_on_as_before() -> None:
     assert session.rung == "4"
     session.use("12")
     assert np.array_equal(right[0][0], whole.outputs[0].real(session.output(0)))
-    assert all(np.array_equal(*both) for both in zip(right[0], whole.answers(cases)[0], strict=True))
+    assert all(np.array_equal(*both) for both in zip(right[0], whole.run_cases(cases)[0], strict=True))
     session.close()
 
 
@@ -163,7 +163,7 @@ def test_it_is_timed_there_and_goes_on_as_before() -> None:
     ],
 )
 def test_what_fails_while_it_is_timed_says_why(library: Path, identity: Model, mode: str, why: str) -> None:
-    session = WorkerSession(identity, stub(library, mode, after=2), Options(), deadline_s=0.2)
+    session = WorkerSession(identity, stub(library, mode, after=2), SessionOptions(), deadline_s=0.2)
     with pytest.raises(BackendError, match=why):
         session.timed(0.1)
     session.close()
@@ -173,7 +173,7 @@ def test_what_fails_while_it_is_timed_says_why(library: Path, identity: Model, m
 def test_what_talks_or_catches_signals_does_no_harm(
     library: Path, identity: Model, mode: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    session = WorkerSession(identity, stub(library, mode), Options())
+    session = WorkerSession(identity, stub(library, mode), SessionOptions())
     for number in range(50):
         session.input(0)[...] = number
         session.invoke()
@@ -184,15 +184,15 @@ def test_what_talks_or_catches_signals_does_no_harm(
 
 
 def test_what_it_says_late_is_heard_although_it_said_much(library: Path, identity: Model) -> None:
-    session = WorkerSession(identity, stub(library, "noisy"), Options())
+    session = WorkerSession(identity, stub(library, "noisy"), SessionOptions())
     for _ in range(40_000):  # more than a memory of talk holds, twice
         session.invoke()
-    assert session._process.last_words() in ("; it said: all the time", "; it said: a delegate that talks")
+    assert session._process.last_log_line() in ("; it said: all the time", "; it said: a delegate that talks")
     session.close()
 
 
 def test_talk_without_end_takes_no_more_memory_than_it_was_given(library: Path, identity: Model) -> None:
-    session = WorkerSession(identity, stub(library, "flood"), Options())
+    session = WorkerSession(identity, stub(library, "flood"), SessionOptions())
     log = os.fstat(session._process._log)
     assert log.st_size == LOG_BYTES
     assert log.st_blocks * 512 <= LOG_BYTES
@@ -200,7 +200,7 @@ def test_talk_without_end_takes_no_more_memory_than_it_was_given(library: Path, 
 
 
 def test_what_a_delegate_has_started_ends_with_it(library: Path, identity: Model) -> None:
-    session = WorkerSession(identity, stub(library, "fork"), Options())
+    session = WorkerSession(identity, stub(library, "fork"), SessionOptions())
     session.invoke()
     assert len(group(session.pid)) == 2
     session.close()
@@ -208,7 +208,7 @@ def test_what_a_delegate_has_started_ends_with_it(library: Path, identity: Model
 
 
 def test_a_crash_is_a_crash_although_a_child_holds_its_pipes(library: Path, identity: Model) -> None:
-    session = WorkerSession(identity, stub(library, "fork-crash"), Options(), deadline_s=60.0)
+    session = WorkerSession(identity, stub(library, "fork-crash"), SessionOptions(), deadline_s=60.0)
     with pytest.raises(BackendError, match="crashed: its process was killed by SIGSEGV"):
         session.invoke()
     wait_for(lambda: not group(session.pid))
@@ -224,7 +224,7 @@ def test_modules_in_the_working_folder_are_not_run(tmp_path: Path, monkeypatch: 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')")
     monkeypatch.chdir(tmp_path)
-    WorkerSession(open_model("small-speech"), Plan("apart"), Options()).close()
+    WorkerSession(open_model("small-speech"), BackendSpec("apart"), SessionOptions()).close()
     assert not (tmp_path / "was-run").exists()
 
 
@@ -236,7 +236,9 @@ def test_a_process_that_takes_nothing_is_given_up_in_time(
     program.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(program))
     with pytest.raises(BackendError, match=r"hangs: opening the model took longer than 0\.5 s"):
-        WorkerSession(open_model("nanodet"), Plan("apart"), Options(), patience_s=0.5)  # more than a pipe holds
+        WorkerSession(
+            open_model("nanodet"), BackendSpec("apart"), SessionOptions(), patience_s=0.5
+        )  # more than a pipe holds
 
 
 @pytest.mark.parametrize(
@@ -264,7 +266,7 @@ def test_a_process_that_lies_is_refused_at_once_and_costs_no_memory(
     before, began = set(Path("/proc/self/fd").iterdir()), time.monotonic()
     tracemalloc.start()
     with pytest.raises(BackendError, match="apart answers nonsense: "):
-        WorkerSession(open_model("small-speech"), Plan("apart"), Options())
+        WorkerSession(open_model("small-speech"), BackendSpec("apart"), SessionOptions())
     assert tracemalloc.get_traced_memory()[1] < 3_000_000
     tracemalloc.stop()
     assert time.monotonic() - began < 5.0
@@ -282,7 +284,7 @@ except PermissionError:
     open({str(tmp_path / "refused")!r}, "w").close()
 """
     lying(tmp_path, monkeypatch, cut)
-    session = WorkerSession(open_model("small-speech"), Plan("apart"), Options())
+    session = WorkerSession(open_model("small-speech"), BackendSpec("apart"), SessionOptions())
     wait_for(lambda: (tmp_path / "refused").exists())  # else what follows ends this process with SIGBUS
     session.input(0)[...] = 1.0
     session.invoke()
@@ -291,8 +293,8 @@ except PermissionError:
 
 
 def test_times_that_cannot_be_true_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lying(tmp_path, monkeypatch, 'put(opened())\nget()\nput(b\'{"type":"Turn","ms":[],"cpu_ms":0.0}\')')
-    session = WorkerSession(open_model("small-speech"), Plan("apart"), Options())
+    lying(tmp_path, monkeypatch, 'put(opened())\nget()\nput(b\'{"type":"TimingRun","ms":[],"cpu_ms":0.0}\')')
+    session = WorkerSession(open_model("small-speech"), BackendSpec("apart"), SessionOptions())
     with pytest.raises(BackendError, match="apart answers nonsense: it tells of 0 inferences"):
         session.timed(0.1)
     session.close()
@@ -310,7 +312,7 @@ def test_without_descriptors_there_is_an_error_and_nothing_is_left_open(
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     try:
         with pytest.raises(BackendError, match="Too many open files"):
-            WorkerSession(model, Plan("apart"), Options())
+            WorkerSession(model, BackendSpec("apart"), SessionOptions())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert set(Path("/proc/self/fd").iterdir()) == before
@@ -338,24 +340,24 @@ def test_a_killed_process_is_told_from_a_hanging_one(session: WorkerSession) -> 
 def test_a_model_that_is_broken_is_the_models_fault() -> None:
     model = open_model("small-speech")
     with pytest.raises(ModelError) as caught:
-        WorkerSession(Model(model.content[:5000], "", model.manifest, "cut.tflite"), CPU, Options())
+        WorkerSession(Model(model.content[:5000], "", model.manifest, "cut.tflite"), CPU, SessionOptions())
     assert not isinstance(caught.value, BackendError)
     assert str(caught.value).startswith("cut.tflite: ")
 
 
 def test_a_library_that_is_none_is_named(identity: Model) -> None:
     with pytest.raises(BackendError, match=r"/no/such\.so cannot be loaded"):
-        WorkerSession(identity, Plan("stub", "delegate", "/no/such.so"), Options())
+        WorkerSession(identity, BackendSpec("stub", "delegate", "/no/such.so"), SessionOptions())
 
 
 def test_it_does_not_outlive_its_parent(tmp_path: Path) -> None:
     code = """
 import time
-from agent.compute.infer.backends import Options, Plan
+from agent.compute.infer.backends import SessionOptions, BackendSpec
 from agent.compute.infer.worker.process import LOG_BYTES
 from agent.compute.infer.worker.session import WorkerSession
 from agent.models.library import open_model
-print(WorkerSession(open_model("small-speech"), Plan("apart"), Options()).pid, flush=True)
+print(WorkerSession(open_model("small-speech"), BackendSpec("apart"), SessionOptions()).pid, flush=True)
 time.sleep(60)
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
