@@ -25,7 +25,7 @@ WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 Point = tuple[float, float]
 ChannelOrder = Literal["bgr", "rgb"]
-EventKind = Literal["new", "update", "end", "heard"]
+EventKind = Literal["new", "update", "end", "keyword"]
 
 
 class Frame(Struct, frozen=True, gc=False):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model")
-@click.option("--rung", default="", help="Size or depth; default: the model's first.")
+@click.option("--variant", default="", help="Size or depth; default: the model's first.")
 @click.option(
     "--backend",
     "backends",
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 @click.option("--loadgen-logs", type=click.Path(path_type=Path), help="Keep LoadGen's log files in this folder.")
 def bench(
     model: str,
-    rung: str,
+    variant: str,
     backends: tuple[str, ...],
     by: str,
     patience: float,
@@ -80,7 +80,7 @@ def bench(
         check(loadgen_logs)
     elif loadgen_logs is not None:
         raise click.UsageError("--loadgen-logs goes with --loadgen")
-    opened = open_model_without_root(model, rung)
+    opened = open_model_without_root(model, variant)
     found, inputs = _candidates(backends), golden(opened)
     verdict = choose(
         opened,
@@ -102,7 +102,7 @@ def bench(
     if picture is not None:
         from agent.cli.chart import draw_latencies
 
-        title = f"{opened.manifest.name}{f', rung {rung}' if rung else ''}"
+        title = f"{opened.manifest.name}{f', variant {variant}' if variant else ''}"
         draw_latencies(verdict, _refused(verdict, asked=bool(backends)), title, picture)
     if as_json:
         _print_json(verdict, tested)

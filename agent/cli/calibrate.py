@@ -52,11 +52,11 @@ def calibrate(
 
     For a model of pictures DATA is any folder of pictures such as the camera will see. They need no labels: right
     is what the largest size says, and for each smaller one the least confidence is taken that keeps its answers
-    in agreement with it but for --loss. A stream uses them with rung = "auto".
+    in agreement with it but for --loss. A stream uses them with variant = "auto".
     """
     from agent.compute.infer.vetting.unprivileged import without_root
     from agent.compute.manifest import Manifest
-    from agent.models.files import preloaded, rewrite, set_rungs
+    from agent.models.files import preloaded, rewrite, set_variants
     from agent.models.library import open_manifest
 
     with preloaded([model]):
@@ -69,7 +69,7 @@ def calibrate(
     target = _target(model, out)
     lesson = (_listen if sound else _watch)(model, data, loss / 100.0)
     _draw(lesson, picture)
-    rewrite(model, target, set_rungs(lesson.keys))
+    rewrite(model, target, set_variants(lesson.keys))
     _show(lesson, target, as_json=as_json)
     _warn(lesson.lost * 100.0, loss)
 
@@ -167,10 +167,10 @@ def _table(*columns: str) -> Table:
 def _of_depths(lesson: CalibrationResult) -> tuple[Table, list[str]]:
     learned, checked = lesson.learned, lesson.checked
     table = _table("depth", "alone", "temperature", "confidence", "used", "multiply-adds")
-    for number, rung in enumerate(lesson.rungs):
+    for number, variant in enumerate(lesson.variants):
         thresholds = learned.chosen.thresholds
         table.add_row(
-            plain(rung),
+            plain(variant),
             f"{learned.alone[number]:.2%}",
             f"{learned.temperatures[number]:.2f}",
             f"{thresholds[number]:.3f}" if number < len(thresholds) else "",
@@ -189,7 +189,7 @@ def _of_sizes(lesson: ResolutionResults) -> tuple[Table, list[str]]:
     table = _table("size", "multiply-adds", "alone", "confidence", "sure of", "agreement", "on others")
     for size in lesson.sizes:
         table.add_row(
-            plain(size.rung),
+            plain(size.variant),
             f"{size.cost:.0%}",
             f"{size.alone:.1%}",
             f"{size.learned.thresholds[0]:.3f}",

@@ -56,7 +56,7 @@ def draw(lesson: CalibrationResult, path: Path) -> None:
     whole = sum(lesson.costs)
     spent = [sum(lesson.costs[: n + 1]) / whole * 100 for n in range(len(lesson.costs))]
     axes.plot(spent, [share * 100 for share in learned.alone], "s", label="one depth for all")
-    for name, x, y in zip(lesson.rungs, spent, learned.alone, strict=True):
+    for name, x, y in zip(lesson.variants, spent, learned.alone, strict=True):
         axes.annotate(name, (x, y * 100), textcoords="offset points", xytext=(4, -12))
     axes.plot(
         learned.chosen.cost * 100,

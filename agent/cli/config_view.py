@@ -43,7 +43,7 @@ class Effective(Struct, frozen=True):
 
 
 def resolved_config(config: Config) -> Effective:
-    """With the rung and the thresholds of every model that can be opened, and what depends on this machine."""
+    """With the variant and the thresholds of every model that can be opened, and what depends on this machine."""
     config, remarks = _placed(config)
     streams = dict(config.streams)
     for name, stream in config.streams.items():
@@ -51,7 +51,7 @@ def resolved_config(config: Config) -> Effective:
             manifest = _manifest(stream)
         except ModelError as error:
             remarks["streams", name, "model"] = (
-                f"cannot be opened, so its rung and thresholds are unknown: {error}"
+                f"cannot be opened, so its variant and thresholds are unknown: {error}"
             )
             continue
         streams[name] = _filled(stream, manifest)
@@ -62,7 +62,7 @@ def resolved_config(config: Config) -> Effective:
 def _manifest(stream: StreamConfig) -> Manifest:
     """Of the model, which root reads and does not parse."""
     with preloaded([stream.model]):
-        return without_root(lambda: open_model(stream.model, stream.rung).manifest, Manifest)
+        return without_root(lambda: open_model(stream.model, stream.variant).manifest, Manifest)
 
 
 def masked(config: Config) -> Config:
@@ -119,8 +119,8 @@ def _filled(stream: StreamConfig, manifest: Manifest) -> StreamConfig:
         iou_threshold=output.iou_threshold if iou is None else iou,
     )
     hits = stream.track.min_hits or manifest.min_hits
-    rung = stream.rung if manifest.climbed(stream.rung) else manifest.rungs[0].name
-    return replace(stream, rung=rung, decode=decode, track=replace(stream.track, min_hits=hits))
+    variant = stream.variant if manifest.climbed(stream.variant) else manifest.variants[0].name
+    return replace(stream, variant=variant, decode=decode, track=replace(stream.track, min_hits=hits))
 
 
 def _left_open(stream: StreamConfig) -> list[Keys]:
@@ -128,7 +128,7 @@ def _left_open(stream: StreamConfig) -> list[Keys]:
     left = [
         ("decode", key) for key in ("score_threshold", "iou_threshold") if getattr(stream.decode, key) is None
     ]
-    return [*left, *([] if stream.rung else [("rung",)])]
+    return [*left, *([] if stream.variant else [("variant",)])]
 
 
 # The JSON Schema of the configuration, with what the structs' docstrings say of each key: for editors.

@@ -89,7 +89,7 @@ def _show_table(messages: Iterable[ReceivedMessage | None], show: Show, title: s
     follow(messages, title)
     summary = show.summary
     labels = ", ".join(f"{count} {label}" for label, count in summary.labels.items()) or "nothing"
-    heard = f"{summary.heard} heard" if summary.heard else ""
+    heard = f"{summary.keyword} heard" if summary.keyword else ""
     seen = f"{summary.new} new, {summary.update} update, {summary.end} end"
     click.echo(
         f"{summary.seconds} s: {heard or seen} ({labels}); "

@@ -145,7 +145,7 @@ class Summary(Struct):
 
     Attributes:
         seconds: how long it ran.
-        new, update, end, heard: events received.
+        new, update, end, keyword: events received.
         labels: tracks and words by label.
         median_ms: of capture → publish, ms; events without a frame do not count.
         lost: events missing by their `seq`.
@@ -156,7 +156,7 @@ class Summary(Struct):
     new: int = 0
     update: int = 0
     end: int = 0
-    heard: int = 0
+    keyword: int = 0
     labels: dict[str, int] = {}
     median_ms: float = 0.0
     lost: int = 0
@@ -277,7 +277,7 @@ class Show:
         if (event := message.event()) is None:
             return
         setattr(self.summary, event.kind, getattr(self.summary, event.kind) + 1)
-        if event.kind in ("new", "heard"):
+        if event.kind in ("new", "keyword"):
             self.summary.labels[event.track.label] = self.summary.labels.get(event.track.label, 0) + 1
         if event.latency_ms.has_frame:
             self._latencies.append(event.latency_ms.total)

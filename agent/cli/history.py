@@ -41,7 +41,7 @@ COLUMNS = (
     "latency_ms",
     "model",
     "backend",
-    "rung",
+    "variant",
     "path",
     "topic",
 )

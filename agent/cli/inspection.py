@@ -38,8 +38,8 @@ class Listed(Struct, frozen=True):
         name: as given.
         decoder: of its manifest.
         labels: how many.
-        rungs: names, largest first.
-        input: of the rung that an input comes to first; of sound also its rate and its front end.
+        variants: names, largest first.
+        input: of the variant that an input comes to first; of sound also its rate and its front end.
         size: bytes of the file.
         licence: SPDX expression.
         error: why it cannot be used; empty when it can.
@@ -48,7 +48,7 @@ class Listed(Struct, frozen=True):
     name: str
     decoder: str = ""
     labels: int = 0
-    rungs: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
     input: str = ""
     size: int = 0
     licence: str = ""
@@ -128,7 +128,7 @@ def listed(name: str) -> Listed:
         plain(name),
         manifest.output.decoder,
         len(manifest.output.labels),
-        tuple(rung.name for rung in manifest.rungs),
+        tuple(variant.name for variant in manifest.variants),
         _input(inputs, manifest),
         len(known.content),
         manifest.licence,
@@ -191,7 +191,7 @@ def _judged(file: str, refused: dict[Runtime, list[str]]) -> tuple[Known | None,
 
 
 def _opened(known: Known, file: str) -> dict[str, _Ends]:
-    """Open a model with every rung, as `vedette run` does.
+    """Open a model with every variant, as `vedette run` does.
 
     Raises:
         ModelError: it does not fit its decoder or its front end; BackendError: the runtime cannot run it.
@@ -204,9 +204,9 @@ def _opened(known: Known, file: str) -> dict[str, _Ends]:
     try:
         with prefixed_errors(file):
             _fit(session, model)
-        for rung in model.manifest.rungs:
-            session.use(rung.name)
-            tensors[rung.signature] = session.inputs, session.outputs
+        for variant in model.manifest.variants:
+            session.use(variant.name)
+            tensors[variant.signature] = session.inputs, session.outputs
     finally:
         session.close()
     return tensors
@@ -217,8 +217,8 @@ def _fit(session: WorkerSession, model: Model) -> None:
     if model.manifest.audio is None:
         from agent.compute.cascade.resolution import Detector
 
-        for rung in model.manifest.rungs:
-            Detector(session, model, rung.name, DecodeConfig())
+        for variant in model.manifest.variants:
+            Detector(session, model, variant.name, DecodeConfig())
         return
     from agent.compute.hearing import AudioPerception
 

@@ -20,7 +20,7 @@ _VERBS: dict[str, str] = {
     "run": "Run the daemon in the foreground.",
     "demo": "A real clip through a real model to a real broker.",
     "watch": "Show what devices publish, live.",
-    "tell": "Command a device over the broker.",
+    "command": "Command a device over the broker.",
     "config": "Check, show or describe the configuration.",
     "doctor": "Say what is wrong with this board, and what to do.",
     "devices": "List the cameras and microphones of this machine.",

@@ -128,12 +128,12 @@ def _print_list(rows: list[Listed]) -> None:
     from agent.cli.console import output
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for column in ("model", "decoder", "labels", "rungs", "input", "size", "licence"):
+    for column in ("model", "decoder", "labels", "variants", "input", "size", "licence"):
         table.add_column(column, overflow="fold")
     for row in rows:
         if not row.error:
-            rungs = " ".join(row.rungs)
-            cells = (row.name, row.decoder, str(row.labels), rungs, row.input, _size(row.size), row.licence)
+            variants = " ".join(row.variants)
+            cells = (row.name, row.decoder, str(row.labels), variants, row.input, _size(row.size), row.licence)
             table.add_row(*map(_plain, cells))
     output(_WIDTH).print(table)
     for row in rows:

@@ -24,7 +24,7 @@ _LONGEST_S = 3600.0
 
 @click.command()
 @click.argument("model")
-@click.option("--rung", default="", help="Size or depth; default: the model's first.")
+@click.option("--variant", default="", help="Size or depth; default: the model's first.")
 @click.option("--runs", type=click.IntRange(min=1), default=50, show_default=True, help="Inferences to measure.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the CPU; default: as the daemon chooses.")
 @click.option("--patience", default=120.0, show_default=True, help="For all of it, s.")
@@ -37,7 +37,7 @@ _LONGEST_S = 3600.0
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, of every operation, instead of a table.")
 def profile(
     model: str,
-    rung: str,
+    variant: str,
     runs: int,
     threads: int | None,
     patience: float,
@@ -58,9 +58,9 @@ def profile(
         from agent.cli.chart import check
 
         check(picture)
-    opened = open_model_without_root(model, rung)
+    opened = open_model_without_root(model, variant)
     found = without_root(
-        lambda: measured(opened, rung, runs=runs, threads=threads or 0, patience_s=patience),
+        lambda: measured(opened, variant, runs=runs, threads=threads or 0, patience_s=patience),
         ModelProfile,
         _LONGEST_S,
     )
@@ -69,12 +69,12 @@ def profile(
 
         print_json(found)
     else:
-        after = opened.manifest.rung(found.rung).after
-        _print(f"{model}, rung {found.rung}{f' after {after}' if after else ''}", found, each=each)
+        after = opened.manifest.variant(found.variant).after
+        _print(f"{model}, variant {found.variant}{f' after {after}' if after else ''}", found, each=each)
     if picture is not None:
         from agent.cli.chart import draw_profile
 
-        draw_profile(found, f"{opened.manifest.name}, rung {found.rung}", picture)
+        draw_profile(found, f"{opened.manifest.name}, variant {found.variant}", picture)
 
 
 def _print(what: str, found: ModelProfile, *, each: bool) -> None:

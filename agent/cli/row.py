@@ -32,8 +32,8 @@ def format_event(event: EventMessage) -> dict[str, str]:
 
 def _where(event: EventMessage) -> str:
     """The box in percent of the frame; of a word, the depth of the model that heard it."""
-    if event.kind == "heard":
-        return f"rung {event.rung}"
+    if event.kind == "keyword":
+        return f"variant {event.variant}"
     box = event.track.box
     return "everywhere" if box is None else " ".join(f"{edge * 100:.0f}" for edge in box)
 

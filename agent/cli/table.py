@@ -29,7 +29,7 @@ _LONGEST = 40
 _FOOTER = 4
 """Lines of the footer at most."""
 _GAP = "   "
-_COLOURS = {"new": "green", "update": "cyan", "end": "magenta", "heard": "yellow"}
+_COLOURS = {"new": "green", "update": "cyan", "end": "magenta", "keyword": "yellow"}
 
 
 class EventTable:

@@ -1,6 +1,6 @@
 """Commands as strangers send them: topics and payloads in, commands or refusals in plain words out. No I/O.
 
-A command is well-formed here; whether there is such a stream, zone or rung, only the house knows.
+A command is well-formed here; whether there is such a stream, zone or variant, only the house knows.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Command(Struct, frozen=True):
     Attributes:
         verb: see the table of README.md.
         stream: that it concerns; empty: the device.
-        what: is to be set: `enabled`, `threshold`, `rung` or `zone/NAME`.
+        what: is to be set: `enabled`, `threshold`, `variant` or `zone/NAME`.
         value: of it: on or off as a truth value, a number or a name; None: what the file says.
         seconds: to record.
     """
@@ -225,7 +225,7 @@ def _number(given: Given) -> float | None:
 _READERS: Mapping[str, Callable[[Given, str], Value]] = {
     "enabled": _switch,
     "threshold": _share,
-    "rung": _name,
+    "variant": _name,
     "zone": _switch,
 }
 _NEAR = (*(name for name in _READERS if name != "zone"), "snapshot", "record")

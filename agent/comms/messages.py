@@ -112,7 +112,7 @@ class StreamHealth(Struct, frozen=True):
         infer_ms: mean of the last interval.
         frames, dropped, reopened: since start.
         tracks: alive now.
-        model, backend, rung: in use.
+        model, backend, variant: in use.
         set_by_command: what operators have set against the configuration file.
     """
 
@@ -127,7 +127,7 @@ class StreamHealth(Struct, frozen=True):
     tracks: int = 0
     model: str = ""
     backend: str = ""
-    rung: str = ""
+    variant: str = ""
     set_by_command: tuple[str, ...] = ()
 
 
@@ -254,14 +254,14 @@ class EventMessage(Struct, frozen=True):
     Attributes:
         id: unique; a repeated delivery has the same.
         device, stream: where it was seen.
-        kind: new | update | end of a track, or heard: a word.
+        kind: new | update | end of a track, or keyword: a word.
         reason: why it was sent, in a word or two.
         track: as it stood then.
         captured_at: UTC of the frame, or of the end of the sound. An `end` with the reason `restart` tells how
             the
             track stood at its newest event: the device crashed some time after that.
         latency_ms: see `Latency`.
-        model, backend, rung: who computed it.
+        model, backend, variant: who computed it.
         seq: per device and without gaps: a gap is a loss, unless it ends before `first_seq`. It counts all that
             the device sends through its spool: events of every stream, clips, and spooled detections.
         first_seq: number with which the run of the daemon began that gave `seq`; 0: not known. A run after a
@@ -283,7 +283,7 @@ class EventMessage(Struct, frozen=True):
     latency_ms: Latency
     model: ModelId
     backend: str
-    rung: str
+    variant: str
     seq: int = 0
     first_seq: int = 0
 
@@ -301,7 +301,7 @@ class DetectionsMessage(Struct, frozen=True):
             inference with its score, however low, also one that is no word, such as `silence`: what it answers
             now, while an event tells a word once.
         latency_ms: see `Latency`.
-        model, backend, rung: who computed it.
+        model, backend, variant: who computed it.
     """
 
     device: str
@@ -312,7 +312,7 @@ class DetectionsMessage(Struct, frozen=True):
     latency_ms: Latency
     model: ModelId
     backend: str
-    rung: str
+    variant: str
     id: str | UnsetType = UNSET
     spool_seq: int | UnsetType = UNSET
     first_seq: int | UnsetType = UNSET

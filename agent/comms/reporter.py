@@ -65,7 +65,7 @@ class Reporter:
         self._zone_counts: dict[tuple[str, str], int] = {}
         self._seen: dict[tuple[str, str], None] = {}
 
-    def seen(self, seq: int, at: datetime, seen: StreamResult, backend: str, rung: str) -> None:
+    def seen(self, seq: int, at: datetime, seen: StreamResult, backend: str, variant: str) -> None:
         """Report what one frame, or some sound, gave.
 
         Args:
@@ -73,7 +73,7 @@ class Reporter:
             at: its capture, UTC.
             seen: what it gave.
             backend: that answered.
-            rung: that answered.
+            variant: that answered.
         """
         with self._lock:
             if self._config.detections and seen.detections is not None and not self._stopped:
@@ -86,11 +86,11 @@ class Reporter:
                     _latency(seen.stages),
                     self._model,
                     backend,
-                    rung,
+                    variant,
                 )
                 self._detections(message)
             if seen.events:
-                self._report(seen.events, at, seen.stages, backend, rung)
+                self._report(seen.events, at, seen.stages, backend, variant)
 
     def _detections(self, message: messages.DetectionsMessage) -> None:
         topic = self._topics.detections(self._stream)
@@ -100,14 +100,18 @@ class Reporter:
         else:
             self._board.send(topic, messages.encode(message))
 
-    def events(self, events: Sequence[Event], at: datetime, stages: StageTimes, backend: str, rung: str) -> None:
+    def events(
+        self, events: Sequence[Event], at: datetime, stages: StageTimes, backend: str, variant: str
+    ) -> None:
         """Put events into the spool; after `stop` only ends, after `close` none."""
         with self._lock:
-            self._report(events, at, stages, backend, rung)
+            self._report(events, at, stages, backend, variant)
 
-    def _report(self, events: Sequence[Event], at: datetime, stages: StageTimes, backend: str, rung: str) -> None:
+    def _report(
+        self, events: Sequence[Event], at: datetime, stages: StageTimes, backend: str, variant: str
+    ) -> None:
         if self._config.events and not self._closed:
-            self._answered_by = backend, rung
+            self._answered_by = backend, variant
             self._put([wanted for event in events if (wanted := self._wanted(event))], at, stages)
 
     def stop(self) -> None:
@@ -144,7 +148,7 @@ class Reporter:
 
     def _will(self, event: Event, at: datetime) -> Will | None:
         """What is to be said of a track if the process dies; a word is over when it is told."""
-        if event.kind == "heard":
+        if event.kind == "keyword":
             return None
         over = event.kind == "end"
         body = None if over else self._body(Event("end", event.track, "restart"), at, _NO_LATENCY)
@@ -215,7 +219,7 @@ class Reporter:
             return event if self._open.pop(track.id, None) else None
         if self._stopped:
             return None
-        if event.kind == "heard":
+        if event.kind == "keyword":
             return event
         if track.id not in self._open:
             if self._config.only_zones and not track.zones:

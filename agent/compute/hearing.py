@@ -68,7 +68,7 @@ class AudioPerception:
         self._spec = self.session.inputs[0]
         self._rows = AudioInput(self._spec, audio, self._frontend)
         high_hz = VOICE_HZ if self._climb.keyword else audio.rate_hz / 2
-        judges = any(rung.complexity < 1.0 for rung in model.manifest.rungs)
+        judges = any(variant.complexity < 1.0 for variant in model.manifest.variants)
         self._gate = VoiceGate(config.gate, audio.rate_hz, high_hz, judges=judges)
         self._every_s = self._rows.every * self._frontend.hop_s
         window_s = self._rows.rows * self._frontend.hop_s if audio.every_s else _STATE_S
@@ -86,10 +86,10 @@ class AudioPerception:
         self._listening = False
 
     def configure(self, config: StreamConfig) -> None:
-        """Take other thresholds and another rung of what is open; tracks go on, and no word is told twice.
+        """Take other thresholds and another variant of what is open; tracks go on, and no word is told twice.
 
         Raises:
-            ModelError: the rung is not open.
+            ModelError: the variant is not open.
         """
         self._climb = EarlyExitModel(self.session, self.model.manifest, config)
         if self._words is not None and self._climb.keyword is not None:
@@ -152,12 +152,12 @@ class AudioPerception:
 
     @property
     def answered_by(self) -> tuple[str, str]:
-        """Backend and rung of the newest answer."""
+        """Backend and variant of the newest answer."""
         return self.session.backend, self._climb.answered
 
     @property
     def used(self) -> dict[str, int]:
-        """How often each rung gave the answer."""
+        """How often each variant gave the answer."""
         return self._climb.used
 
     def close(self) -> None:

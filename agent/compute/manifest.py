@@ -114,25 +114,25 @@ class GoldenManifest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 HIDDEN = "hidden"
-"""Name of the output that a deeper rung goes on from."""
+"""Name of the output that a deeper variant goes on from."""
 AUTO = "auto"
-"""In the place of a rung's name: climb the ladder, also of sizes."""
+"""In the place of a variant's name: climb the ladder, also of sizes."""
 PICTURE_HITS, SOUND_HITS = 3, 1
 """Detections that announce a track by default: one picture of many may deceive, and a bark fills one window."""
 
 
-class Rung(Struct, frozen=True, forbid_unknown_fields=True):
+class Variant(Struct, frozen=True, forbid_unknown_fields=True):
     """One depth or size of a model that has several.
 
     Attributes:
         name: what the config, the commands and the messages call it.
         signature: the signature of the file that runs it; empty for the model's only graph.
-        after: name of the rung whose hidden state it goes on from; empty: it takes the model's input itself.
+        after: name of the variant whose hidden state it goes on from; empty: it takes the model's input itself.
         depth: layers that its answer has gone through, for people.
-        multiply_adds: of this rung alone, without those that it goes on from.
-        confidence: at or above it no deeper rung is asked; None: it has the last word.
+        multiply_adds: of this variant alone, without those that it goes on from.
+        confidence: at or above it no deeper variant is asked; None: it has the last word.
         temperature: what the scores are divided by before the softmax, so that confidence means a share of hits.
-        complexity: an input up to this complexity, 0..1, may begin here; one above begins at a deeper rung.
+        complexity: an input up to this complexity, 0..1, may begin here; one above begins at a deeper variant.
     """
 
     name: str
@@ -159,7 +159,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
         source: where the model came from.
         description: for people.
         golden: see `GoldenManifest`.
-        rungs: largest or deepest first; the first is the default.
+        variants: largest or deepest first; the first is the default.
     """
 
     name: str = ""
@@ -172,19 +172,19 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     source: str = ""
     description: str = ""
     golden: GoldenManifest = GoldenManifest()
-    rungs: tuple[Rung, ...] = (Rung(name="full"),)
+    variants: tuple[Variant, ...] = (Variant(name="full"),)
 
-    def rung(self, name: str) -> Rung:
-        """The rung of that name; the first for an empty name.
+    def variant(self, name: str) -> Variant:
+        """The variant of that name; the first for an empty name.
 
         Raises:
             ModelError: there is none.
         """
-        for rung in self.rungs:
-            if name in ("", rung.name):
-                return rung
-        known = ", ".join(r.name for r in self.rungs)
-        raise ModelError(f"model {self.name} has no rung {name!r}; it has: {known}")
+        for variant in self.variants:
+            if name in ("", variant.name):
+                return variant
+        known = ", ".join(r.name for r in self.variants)
+        raise ModelError(f"model {self.name} has no variant {name!r}; it has: {known}")
 
     @property
     def min_hits(self) -> int:
@@ -197,41 +197,42 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
         return self.output.decoder != "keyword"
 
     @property
-    def ladder(self) -> tuple[Rung, ...]:
-        """Rungs that an input may climb, shallow first; empty when nothing was learned about when to stop."""
-        rungs = self.rungs[::-1]
-        return rungs if any(rung.confidence is not None for rung in rungs) else ()
+    def ladder(self) -> tuple[Variant, ...]:
+        """Variants that an input may climb, shallow first; empty when nothing was learned about when to stop."""
+        variants = self.variants[::-1]
+        return variants if any(variant.confidence is not None for variant in variants) else ()
 
-    def climbed(self, rung: str) -> tuple[Rung, ...]:
-        """The rungs that an input climbs when the configuration says so, shallow first; empty: one answers alone.
+    def climbed(self, variant: str) -> tuple[Variant, ...]:
+        """Variants that an input climbs if the configuration says so, shallow first; empty: one answers alone.
 
         Args:
-            rung: its name; `auto`: the ladder; empty: the ladder of depths. Sizes share no memory, and climbing
-                them is to be asked for.
+            variant: its name; `auto`: the ladder; empty: the ladder of depths. Sizes share no memory, and
+                climbing them is to be asked for.
 
         Raises:
             ModelError: `auto`, and there is no ladder.
         """
-        if rung != AUTO:
-            return () if rung or not any(one.after for one in self.rungs) else self.ladder
+        if variant != AUTO:
+            return () if variant or not any(one.after for one in self.variants) else self.ladder
         if not self.ladder:
             raise ModelError(
-                f"model {self.name}: rung = {AUTO!r} needs to know when an answer is good enough: learn that by "
-                f"`vedette models calibrate`, or name one of {', '.join(one.name for one in self.rungs)}"
+                f"model {self.name}: variant = {AUTO!r} needs to know when an answer is good enough: "
+                "learn that by "
+                f"`vedette models calibrate`, or name one of {', '.join(one.name for one in self.variants)}"
             )
         return self.ladder
 
-    def chain(self, name: str) -> tuple[Rung, ...]:
-        """The rungs that run for this one, in order: those whose hidden state it goes on from, and itself.
+    def chain(self, name: str) -> tuple[Variant, ...]:
+        """The variants that run for this one, in order: those whose hidden state it goes on from, and itself.
 
         Raises:
-            ModelError: there is no such rung, or they go on from each other in a circle.
+            ModelError: there is no such variant, or they go on from each other in a circle.
         """
-        chain = [self.rung(name)]
+        chain = [self.variant(name)]
         while chain[0].after:
-            before = self.rung(chain[0].after)
+            before = self.variant(chain[0].after)
             if before in chain:
-                raise ModelError(f"model {self.name}: rung {before.name!r} goes on from itself")
+                raise ModelError(f"model {self.name}: variant {before.name!r} goes on from itself")
             chain.insert(0, before)
         return tuple(chain)
 
@@ -301,14 +302,14 @@ def manifest_from(data: dict[str, Any], where: str) -> Manifest:
 
 def _contradictions(data: dict[str, Any]) -> Iterator[Problem]:
     """What is of the right type and makes no sense."""
-    rungs, output = data.get("rungs"), data.get("output")
-    if rungs == []:
-        yield ("rungs",), "`rungs` is empty; leave it out for a model with one graph"
-    for number, rung in enumerate(rungs if isinstance(rungs, list) else ()):
-        if isinstance(rung, dict) and rung.get("name") == AUTO:
-            keys = ("rungs", number, "name")
-            yield keys, f"`rungs[{number}].name`: no rung can be called {AUTO!r}: that asks for the ladder"
-    yield from _same_names(rungs if isinstance(rungs, list) else [])
+    variants, output = data.get("variants"), data.get("output")
+    if variants == []:
+        yield ("variants",), "`variants` is empty; leave it out for a model with one graph"
+    for number, variant in enumerate(variants if isinstance(variants, list) else ()):
+        if isinstance(variant, dict) and variant.get("name") == AUTO:
+            keys = ("variants", number, "name")
+            yield keys, f"`variants[{number}].name`: no variant can be called {AUTO!r}: that asks for the ladder"
+    yield from _same_names(variants if isinstance(variants, list) else [])
     labels = output.get("labels") if isinstance(output, dict) else None
     if "audio" in data and isinstance(labels, list):
         # Lists of what pictures show have gaps, and two cranes; a sound is told by its label alone.
@@ -317,11 +318,11 @@ def _contradictions(data: dict[str, Any]) -> Iterator[Problem]:
             yield ("output", "labels"), f"`output.labels`: {', '.join(twice)} more than once"
 
 
-def _same_names(rungs: list[Any]) -> Iterator[Problem]:
+def _same_names(variants: list[Any]) -> Iterator[Problem]:
     first: dict[str, int] = {}
-    for number, rung in enumerate(rungs):
-        name = rung.get("name") if isinstance(rung, dict) else None
+    for number, variant in enumerate(variants):
+        name = variant.get("name") if isinstance(variant, dict) else None
         if isinstance(name, str) and first.setdefault(name, number) != number:
-            keys = ("rungs", number, "name")
-            text = f"{name!r} is the name of `rungs[{first[name]}]`, too: give each rung a name of its own"
-            yield keys, f"`rungs[{number}].name`: {text}"
+            keys = ("variants", number, "name")
+            text = f"{name!r} is the name of `variants[{first[name]}]`, too: give each variant a name of its own"
+            yield keys, f"`variants[{number}].name`: {text}"

@@ -44,25 +44,25 @@ class VideoPerception:
         self.model, self.alarm = model, ""
         self.looked: tuple[Box, float] = WHOLE, 1.0
         zones = Zones(config.zones)
-        climbed = model.manifest.climbed(config.rung)
-        rung = climbed[-1].name if climbed else model.manifest.rung(config.rung).name
-        self.session = opener(model, config.backend, SessionOptions(rung=rung, threads=config.threads))
+        climbed = model.manifest.climbed(config.variant)
+        variant = climbed[-1].name if climbed else model.manifest.variant(config.variant).name
+        self.session = opener(model, config.backend, SessionOptions(variant=variant, threads=config.threads))
         self._eye, self._keeps = self._opened(config)
         self._gate = MotionGate(config.gate)
         self.tracker = Tracker(config.track, zones, stream)
 
     def _opened(self, config: StreamConfig) -> tuple[ResolutionCascade | Detector, bool]:
         """What looks, and whether what is known counts: it makes a picture hard, and belongs into its crop."""
-        if self.model.manifest.climbed(config.rung):
+        if self.model.manifest.climbed(config.variant):
             return ResolutionCascade(self.session, self.model, config), True
-        rung = self.model.manifest.rung(config.rung).name
-        return Detector(self.session, self.model, rung, config.decode), config.gate.crop
+        variant = self.model.manifest.variant(config.variant).name
+        return Detector(self.session, self.model, variant, config.decode), config.gate.crop
 
     def configure(self, config: StreamConfig) -> None:
-        """Take other thresholds, zones and another rung of what is open; tracks go on.
+        """Take other thresholds, zones and another variant of what is open; tracks go on.
 
         Raises:
-            ModelError: the rung is not open.
+            ModelError: the variant is not open.
         """
         self._eye, self._keeps = self._opened(config)
         self.tracker.use(Zones(config.zones))
@@ -108,12 +108,12 @@ class VideoPerception:
 
     @property
     def answered_by(self) -> tuple[str, str]:
-        """Backend and rung of the newest answer."""
-        return self.session.backend, self._eye.rung
+        """Backend and variant of the newest answer."""
+        return self.session.backend, self._eye.variant
 
     @property
     def used(self) -> dict[str, int]:
-        """How often each rung gave the answer; empty where one answers alone."""
+        """How often each variant gave the answer; empty where one answers alone."""
         return self._eye.used if isinstance(self._eye, ResolutionCascade) else {}
 
     def tick(self, at_ns: int, at: datetime) -> list[Event]:

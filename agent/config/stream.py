@@ -61,10 +61,10 @@ class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LadderConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[streams.NAME.ladder]`: for a model of several depths with `rung` left open, or `rung = "auto"`.
+    """`[streams.NAME.ladder]`: for a model of several depths with `variant` left open, or `variant = "auto"`.
 
     Attributes:
-        budget_ms: for all rungs of one input together; none but the first is begun that would exceed it, ms.
+        budget_ms: for all variants of one input together; none but the first is begun that would exceed it, ms.
     """
 
     budget_ms: Annotated[float, Meta(gt=0.0, le=1e6)] = 100.0
@@ -187,7 +187,7 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
         source: URI, see `agent.capture.source`.
         model: name of a bundled model, or a path to a `.tflite` or to its manifest `.toml`.
         enabled: whether it runs.
-        rung: size or depth of the model. Empty: depths by how hard the input is, where the model has learned
+        variant: size or depth of the model. Empty: depths by how hard the input is, where the model has learned
             that (`vedette models calibrate`), else its first. `auto`: also sizes, which takes the memory of all.
         backend: `auto`: what was measured to be best, see `SelectionConfig`, with the CPU standing by; `cpu`; or
             one that never falls back: a name that `vedette bench` lists, or `external:LIBRARY?key=value`, a
@@ -200,7 +200,7 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
     source: Annotated[str, Meta(min_length=1)]
     model: Annotated[str, Meta(min_length=1)]
     enabled: bool = True
-    rung: str = ""
+    variant: str = ""
     backend: Annotated[str, Meta(min_length=1)] = "auto"
     threads: Annotated[int, Meta(ge=0, le=64)] = 0
     capture: CaptureConfig = CaptureConfig()

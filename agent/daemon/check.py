@@ -175,7 +175,7 @@ def keys_of(error: VedetteError, name: str, stream: StreamConfig) -> Keys:
     from agent.models.library import open_model
 
     def prepare(name: str, stream: StreamConfig) -> Perception | None:
-        return prepare_perception(name, stream, open_model(stream.model, stream.rung, 0.0))
+        return prepare_perception(name, stream, open_model(stream.model, stream.variant, 0.0))
 
     for keys, step in (*_source_steps(stream), *_steps(name, stream, prepare, 0.0)):
         if any(str(found) == str(error) for _, found in _first_problem([(keys, step)])):
@@ -305,7 +305,7 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
         yield ("clips",), partial(check_clips, stream.clips, stream.zones, ())
     yield ("backend",), lambda: resolve_backend(stream.backend)
     yield ("model",), lambda: open_model(stream.model, wait_s=wait_s)
-    yield ("rung",), lambda: open_model(stream.model, stream.rung, wait_s)
+    yield ("variant",), lambda: open_model(stream.model, stream.variant, wait_s)
     if any(_first_problem([(("source",), lambda: check_uri(stream.source))])):
         return  # told already, at its own line: whether it gives what the model takes is not known
     plain = replace(stream, decode=replace(stream.decode, labels=()), clips=None)

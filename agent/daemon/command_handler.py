@@ -248,8 +248,8 @@ class CommandHandler:
                 "detail": self._control.remark(name) or detail,
                 "enabled": one.enabled,
                 "threshold": one.threshold,
-                "rung": one.rung,
-                "rungs": one.rungs,
+                "variant": one.variant,
+                "variants": one.variants,
                 "zones": one.zones,
                 "set_by_command": self._control.overridden(name),
             }

@@ -1,7 +1,7 @@
 """Control: the configuration in use is that of the file, and over it what operators have set.
 
 A change is prepared first, then kept on the disk, then carried out: a power cut in between leaves what was asked
-for. What only concerns thresholds, zones or a rung that is open is taken in mid-stream; else the stream is
+for. What only concerns thresholds, zones or a variant that is open is taken in mid-stream; else the stream is
 swapped.
 """
 
@@ -79,14 +79,14 @@ class ConfigManager:
         self._show({name: settings_of(stream) for name, stream in self.config.streams.items()})
 
     def look(self) -> None:
-        """Write what the disk has refused, and show the rungs of models that have been opened since."""
+        """Write what the disk has refused, and show the variants of models that have been opened since."""
         if self.unwritten and not self.folder_trouble and time.monotonic() >= self._retry_at:
             self._write(self._overrides)
         settings = self._house.settings
         late = [
             name
             for name, stream in self._house.streams.items()
-            if stream.model is not None and name in settings and not settings[name].rungs
+            if stream.model is not None and name in settings and not settings[name].variants
             if stream not in self._looked_at
         ]
         self._looked_at.update(self._house.streams[name] for name in late)
@@ -113,7 +113,7 @@ class ConfigManager:
 
         Args:
             stream: its name, as sent.
-            what: `enabled`, `threshold`, `rung` or `zone/NAME`, as sent.
+            what: `enabled`, `threshold`, `variant` or `zone/NAME`, as sent.
             value: of the type that `agent.comms.commands` gives; None: as the file says.
 
         Returns:
@@ -124,8 +124,8 @@ class ConfigManager:
         """
         self.check(stream)
         self._check_place(stream, what)
-        if what == "rung" and value is not None:
-            self._check_rung(stream, str(value))
+        if what == "variant" and value is not None:
+            self._check_variant(stream, str(value))
         overrides = self._overrides.set(self._from_file, stream, what, value)
         config = overrides.apply_to(self._from_file)
         again = what == "enabled" and value is True and self._house.streams[stream].state in ("failed", "ended")
@@ -182,12 +182,12 @@ class ConfigManager:
             name, known = shown(what.removeprefix(ZONE)), f"it has: {zones}" if zones else "it has none"
             raise CommandError(f"stream {stream} has no zone {name}; {known}")
 
-    def _check_rung(self, stream: str, rung: str) -> None:
+    def _check_variant(self, stream: str, variant: str) -> None:
         settings: StreamSettings = self._house.settings[stream]
-        if rung not in settings.rungs:
+        if variant not in settings.variants:
             model = self.config.streams[stream].model
-            known = f"it has: {', '.join(settings.rungs)}" if settings.rungs else "it cannot be opened"
-            raise CommandError(f"model {model} has no rung {shown(rung)}; {known}")
+            known = f"it has: {', '.join(settings.variants)}" if settings.variants else "it cannot be opened"
+            raise CommandError(f"model {model} has no variant {shown(variant)}; {known}")
 
     def _swap(self, stream: str, config: Config) -> ReloadPlan:
         try:
@@ -251,14 +251,14 @@ class ConfigManager:
 
 
 def _usable(overrides: Overrides, config: Config) -> tuple[Overrides, list[str]]:
-    """Those that still count, and why the others do not: a model may have lost a rung."""
+    """Those that still count, and why the others do not: a model may have lost a variant."""
     kept, dropped = overrides.still_valid(config)
     for name, some in list(kept.streams.items()):
-        rung = some.get("rung", Override("", []))
-        rungs = settings_of(config.streams[name]).rungs if rung.value else ()
-        if rungs and rung.value not in rungs:
-            kept = kept.set(config, name, "rung", None)
-            dropped.append(f"stream {name}: rung {rung.value!r} is gone from its model: the file counts")
+        variant = some.get("variant", Override("", []))
+        variants = settings_of(config.streams[name]).variants if variant.value else ()
+        if variants and variant.value not in variants:
+            kept = kept.set(config, name, "variant", None)
+            dropped.append(f"stream {name}: variant {variant.value!r} is gone from its model: the file counts")
     return kept, dropped
 
 

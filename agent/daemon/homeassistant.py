@@ -77,9 +77,9 @@ class HomeAssistant:
     def _subject(self, name: str, stream: Stream) -> StreamEntitySource:
         """What has not changed, and what may have."""
         house, known = self._house, self._known[name][2]
-        rungs = house.settings[name].rungs if name in house.settings else ()
+        variants = house.settings[name].variants if name in house.settings else ()
         counted = tuple(Label(*pair) for pair in stream.counted)
-        return replace(known, counted=counted, rungs=rungs, commands=house.commands)
+        return replace(known, counted=counted, variants=variants, commands=house.commands)
 
 
 def subject_of(name: str, config: StreamConfig) -> StreamEntitySource:

@@ -58,7 +58,7 @@ class MeasurementKey(Struct, frozen=True):
 
     Attributes:
         model: sha256 of its file.
-        rungs: that may run.
+        variants: that may run.
         golden: what its manifest says of golden inputs.
         runtime: name and version.
         candidates: by name, how each is opened and the sha256 of all its files.
@@ -67,7 +67,7 @@ class MeasurementKey(Struct, frozen=True):
     """
 
     model: str
-    rungs: tuple[str, ...]
+    variants: tuple[str, ...]
     golden: str
     runtime: str
     candidates: dict[str, str]
@@ -100,7 +100,7 @@ def circumstances(
     golden = model.manifest.golden
     return MeasurementKey(
         model.sha256,
-        tuple(rung.name for rung in model.manifest.rungs),
+        tuple(variant.name for variant in model.manifest.variants),
         f"{' '.join(golden.files)} {golden.tolerance}",
         runtime_version(load_runtime()[0]),
         {one.name: _digest(one, now) for one in found if one.plan is not None},
@@ -431,8 +431,8 @@ def spare_memory_mb() -> float:
 
 
 def _key(model: Model) -> str:
-    rungs = " ".join(rung.name for rung in model.manifest.rungs)
-    return hashlib.sha256(f"{model.sha256} {rungs}".encode()).hexdigest()
+    variants = " ".join(variant.name for variant in model.manifest.variants)
+    return hashlib.sha256(f"{model.sha256} {variants}".encode()).hexdigest()
 
 
 # Outcomes of vetting, kept in the state folder: a model that ran once on this board is opened at once.

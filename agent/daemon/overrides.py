@@ -1,7 +1,7 @@
 """Overrides: what operators have set against the configuration file, each as long as the file says what it said.
 
 No I/O: the daemon keeps the encoded form in its state folder. An override remembers the value that the file had
-for its key, and for a threshold or a rung the model too; when the file says something else, it counts again.
+for its key, and for a threshold or a variant the model too; when the file says something else, it counts again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Overrides(Struct, frozen=True, forbid_unknown_fields=True):
     """All of a device.
 
     Attributes:
-        streams: overrides by stream and by what is set: `enabled`, `threshold`, `rung`, `zone/NAME`.
+        streams: overrides by stream and by what is set: `enabled`, `threshold`, `variant`, `zone/NAME`.
     """
 
     streams: dict[str, dict[str, Override]] = {}
@@ -177,8 +177,8 @@ def basis_of(stream: StreamConfig, what: str) -> list[Basis] | None:
         return [stream.enabled]
     if what == "threshold":
         return [stream.model, stream.decode.score_threshold]
-    if what == "rung":
-        return [stream.model, stream.rung]
+    if what == "variant":
+        return [stream.model, stream.variant]
     for zone in stream.zones:
         if f"{ZONE}{zone.name}" == what:
             return [zone.enabled]
@@ -197,7 +197,7 @@ def _keys(stream: StreamConfig, what: str) -> Keys:
 def _fits(what: str, value: Value) -> bool:
     if what == "threshold":
         return not isinstance(value, (bool, str)) and 0.0 <= value <= 1.0
-    return isinstance(value, str if what == "rung" else bool)
+    return isinstance(value, str if what == "variant" else bool)
 
 
 def _with(stream: StreamConfig, what: str, value: Value) -> StreamConfig:
@@ -205,8 +205,8 @@ def _with(stream: StreamConfig, what: str, value: Value) -> StreamConfig:
         return replace(stream, enabled=bool(value))
     if what == "threshold":
         return replace(stream, decode=replace(stream.decode, score_threshold=float(value)))
-    if what == "rung":
-        return replace(stream, rung=str(value))
+    if what == "variant":
+        return replace(stream, variant=str(value))
     zones = tuple(
         replace(zone, enabled=bool(value)) if f"{ZONE}{zone.name}" == what else zone for zone in stream.zones
     )
@@ -222,16 +222,16 @@ class StreamSettings(Struct, frozen=True):
     Attributes:
         enabled: whether it is to run.
         threshold: least score of a detection; None: the model cannot be opened, or not yet, and nothing tells it.
-        rung: its name, or `auto` while the model climbs; empty: the model cannot be opened.
-        rungs: that may be set, `auto` among them where the model can climb.
+        variant: its name, or `auto` while the model climbs; empty: the model cannot be opened.
+        variants: that may be set, `auto` among them where the model can climb.
         zones: whether each is on, by name.
         pictures: whether it sees, and has snapshots.
     """
 
     enabled: bool
     threshold: float | None
-    rung: str
-    rungs: tuple[str, ...]
+    variant: str
+    variants: tuple[str, ...]
     zones: dict[str, bool]
     pictures: bool
 
@@ -240,8 +240,8 @@ class StreamSettings(Struct, frozen=True):
         states = {"enabled": _switch(self.enabled)}
         if self.threshold is not None:
             states["threshold"] = f"{self.threshold:.6g}"
-        if self.rung:
-            states["rung"] = self.rung
+        if self.variant:
+            states["variant"] = self.variant
         return states | {f"zone/{name}": _switch(on) for name, on in self.zones.items()}
 
 
@@ -250,20 +250,20 @@ def settings_of(config: StreamConfig) -> StreamSettings:
     zones = {zone.name: zone.enabled for zone in config.zones}
     try:
         manifest = open_manifest(config.model, wait_s=0.0)
-        climbs = bool(manifest.climbed(config.rung))
-        rung = AUTO if climbs else manifest.rung(config.rung).name
+        climbs = bool(manifest.climbed(config.variant))
+        variant = AUTO if climbs else manifest.variant(config.variant).name
     except ModelError:
-        return StreamSettings(config.enabled, config.decode.score_threshold, config.rung, (), zones, True)
+        return StreamSettings(config.enabled, config.decode.score_threshold, config.variant, (), zones, True)
     wish, usual = config.decode.score_threshold, manifest.output.score_threshold
     threshold = usual if wish is None else wish
     pictures = manifest.audio is None
-    return StreamSettings(config.enabled, threshold, rung, _rungs(manifest), zones, pictures)
+    return StreamSettings(config.enabled, threshold, variant, _variants(manifest), zones, pictures)
 
 
-def _rungs(manifest: Manifest) -> tuple[str, ...]:
+def _variants(manifest: Manifest) -> tuple[str, ...]:
     """Pictures climb sizes, which stand alone; sound climbs depths, which go on from each other."""
-    names = tuple(rung.name for rung in manifest.rungs)
-    depths = any(rung.after for rung in manifest.rungs)
+    names = tuple(variant.name for variant in manifest.variants)
+    depths = any(variant.after for variant in manifest.variants)
     return (AUTO, *names) if manifest.ladder and depths is (manifest.audio is not None) else names
 
 

@@ -42,7 +42,7 @@ def open_perception(
         ConfigError: its source gives what its model does not take, or zones, labels or clips cannot be used.
         SourceError, ModelError: see `agent.config.source_uri.parse`, `agent.models.library.open_model`.
     """
-    model = model or open_model(config.model, config.rung)
+    model = model or open_model(config.model, config.variant)
     takes_sound, address = model.manifest.audio is not None, parse(config.source)
     if takes_sound is not address.sound:
         gives, takes = ("sound", "pictures") if address.sound else ("pictures", "sound")
@@ -106,7 +106,7 @@ def prepare_perception(
     from agent.compute.infer.session import SessionOptions
     from agent.compute.infer.vetting.vetting import VETTING
 
-    model = model or open_model(config.model, config.rung)
+    model = model or open_model(config.model, config.variant)
     if opens_at_once(config.backend):
         if (vetting or VETTING).check(model, SessionOptions(threads=config.threads), PREPARE_S):
             return open_perception(name, config, model, opener)

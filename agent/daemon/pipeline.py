@@ -58,7 +58,7 @@ class StreamPerception(Protocol):
 
     @property
     def answered_by(self) -> tuple[str, str]:
-        """Backend and rung of the newest answer."""
+        """Backend and variant of the newest answer."""
         ...
 
     def tick(self, at_ns: int, at: datetime) -> list[Event]:

@@ -117,7 +117,7 @@ def _shadow(name: str, case: _Case) -> Shadow | ShadowReport | None:
     try:
         if not candidate.exists():
             return None
-        model = open_model(str(candidate), config.rung, _OPEN_S)
+        model = open_model(str(candidate), config.variant, _OPEN_S)
         plan = case.plan or resolve_backend(config.backend)
     except (VedetteError, OSError) as error:
         return ShadowReport(failed=str(error))

@@ -287,7 +287,7 @@ class Stream(SupervisedThread):
         self._source: Input | None = None
         self._filming: StreamClips | None = None
         self.model: Model | None = None
-        self._rung = config.rung  # that the model was opened with
+        self._variant = config.variant  # that the model was opened with
         self._meter, self._errands = StreamMetrics(), Errands()
         self.shadow: Shadow | None = None
         self._left_at: float | None = None
@@ -315,9 +315,9 @@ class Stream(SupervisedThread):
 
     def _open_model(self, wait_s: float | None) -> Model:
         """Find the model, and log what was guessed of it; `wait_s` as for `open_model`."""
-        rung = self.config.rung
-        model = open_model(self.config.model, rung, wait_s, self._desk.vetting)
-        self.model, self._rung = model, rung
+        variant = self.config.variant
+        model = open_model(self.config.model, variant, wait_s, self._desk.vetting)
+        self.model, self._variant = model, variant
         tell(self.name, self.config.model)
         return model
 
@@ -327,7 +327,7 @@ class Stream(SupervisedThread):
         if (model := self.model) is None:
             return False
         try:
-            now = open_model(self.config.model, self._rung, 0.0)
+            now = open_model(self.config.model, self._variant, 0.0)
         except VedetteError:
             return True
         return (now.sha256, now.manifest) != (model.sha256, model.manifest)
@@ -340,20 +340,20 @@ class Stream(SupervisedThread):
     def can_adjust(self, config: StreamConfig) -> bool:
         """Whether another can be taken in mid-stream, without opening the source or the model anew.
 
-        Only thresholds and zones differ then, or the rung, and that is open.
+        Only thresholds and zones differ then, or the variant, and that is open.
         """
-        alike = replace(config, decode=self.config.decode, zones=self.config.zones, rung=self.config.rung)
-        return alike == self.config and self._holds(config.rung)
+        alike = replace(config, decode=self.config.decode, zones=self.config.zones, variant=self.config.variant)
+        return alike == self.config and self._holds(config.variant)
 
-    def _holds(self, rung: str) -> bool:
-        """Whether a rung, or `auto`, needs nothing that is not open."""
-        if rung == self.config.rung or self.model is None:
+    def _holds(self, variant: str) -> bool:
+        """Whether a variant, or `auto`, needs nothing that is not open."""
+        if variant == self.config.variant or self.model is None:
             return True
         try:
-            wanted = open_model(self.config.model, rung, 0.0).manifest.rungs
+            wanted = open_model(self.config.model, variant, 0.0).manifest.variants
         except VedetteError:
             return False
-        return set(wanted) <= set(self.model.manifest.rungs) and not self.model_changed
+        return set(wanted) <= set(self.model.manifest.variants) and not self.model_changed
 
     def snapshot_now(self) -> None:
         """Publish the next picture as the snapshot.
@@ -451,7 +451,7 @@ class Stream(SupervisedThread):
         rates, source = self._meter.rates(self._tally), self._source
         capture = source.stats if source else self._captured
         sense, model = self._sense, self.model  # the stream's thread may close its own meanwhile
-        backend, rung = sense.answered_by if sense else ("", "")
+        backend, variant = sense.answered_by if sense else ("", "")
         state, detail = self.standing
         return StreamHealth(
             state=state,
@@ -465,7 +465,7 @@ class Stream(SupervisedThread):
             tracks=sense.tracker.alive if sense else 0,
             model=model.manifest.name if model else "",
             backend=backend,
-            rung=rung,
+            variant=variant,
         )
 
     @property

@@ -464,7 +464,7 @@ def _to_fill_in(key: str) -> str:
 def _told(keys: dict[str, Any]) -> dict[str, Any]:
     """Without what is empty or a default of parts that few models have."""
     usual = msgspec.to_builtins(Manifest())
-    rare = [key for key in ("golden", "rungs") if keys[key] == usual[key]]
+    rare = [key for key in ("golden", "variants") if keys[key] == usual[key]]
     told = {key: value for key, value in keys.items() if key not in rare and value not in ("", None)}
     if told.get("audio"):
         told.pop("input")
@@ -495,15 +495,15 @@ def check_place(name_or_path: str, path: Path) -> None:
         pass
 
 
-def set_rungs(keys: Mapping[str, Mapping[str, float | None]]) -> Callable[[dict[str, Any]], None]:
-    """For `rewrite`: set keys of rungs, by their name; None takes a key away."""
+def set_variants(keys: Mapping[str, Mapping[str, float | None]]) -> Callable[[dict[str, Any]], None]:
+    """For `rewrite`: set keys of variants, by their name; None takes a key away."""
 
     def change(manifest: dict[str, Any]) -> None:
-        for rung in manifest["rungs"]:
-            for key, value in keys.get(rung["name"], {}).items():
-                rung.pop(key, None)
+        for variant in manifest["variants"]:
+            for key, value in keys.get(variant["name"], {}).items():
+                variant.pop(key, None)
                 if value is not None:
-                    rung[key] = value
+                    variant[key] = value
 
     return change
 

@@ -1,4 +1,4 @@
-"""Models by name or path, ready for a backend; streams that run the same rung of a model share its bytes."""
+"""Models by name or path, ready for a backend; streams that run the same variant of a model share its bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from agent.compute.infer.audio_input import FRONTENDS
 from agent.compute.infer.audio_input import options_kind as frontend_options_kind
 from agent.compute.infer.choice import Inputs, golden_inputs
 from agent.compute.infer.runtime_shapes import Ends, ends_of
-from agent.compute.manifest import AudioManifest, Manifest, Model, Rung
+from agent.compute.manifest import AudioManifest, Manifest, Model, Variant
 from agent.compute.tensors import TensorSpec
 from agent.compute.tflite.model import ModelFile
 from agent.compute.tflite.read import Runtime, incompatibilities, only_signature, read_modelfile
@@ -96,13 +96,13 @@ def _remarks(keys: dict[str, Any], completed: Completed) -> list[str]:
 
 
 def open_model(
-    name_or_path: str, rung: str = "", wait_s: float | None = None, vetting: Vetting | None = None
+    name_or_path: str, variant: str = "", wait_s: float | None = None, vetting: Vetting | None = None
 ) -> Model:
-    """The model of that name or path with the rungs that may run, and nothing of the others.
+    """The model of that name or path with the variants that may run, and nothing of the others.
 
     Args:
         name_or_path: see `agent.models.files.load_file`.
-        rung: its name, `auto` or empty, see `agent.compute.manifest.Manifest.climbed`.
+        variant: its name, `auto` or empty, see `agent.compute.manifest.Manifest.climbed`.
         wait_s: for the runtime, if that must be asked, see `agent.compute.infer.runtime_shapes.ends_of`.
         vetting: see `agent.compute.infer.runtime_shapes.ends_of`.
 
@@ -113,9 +113,9 @@ def open_model(
     known = look_up(name_or_path, wait_s=wait_s, vetting=vetting)
     content, manifest = known.content, known.manifest
     with prefixed_errors(name_or_path):
-        kept = _kept(manifest, rung)
+        kept = _kept(manifest, variant)
         key = (name_or_path, known.sha256, " ".join(one.name for one in kept))
-        all_there_are, manifest = len(manifest.rungs), replace(manifest, rungs=kept)
+        all_there_are, manifest = len(manifest.variants), replace(manifest, variants=kept)
         before = _open.get(key)
         if before is not None and before.manifest == manifest:  # it may have been written anew for the same file
             return before
@@ -125,12 +125,12 @@ def open_model(
     return model
 
 
-def open_model_without_root(name_or_path: str, rung: str = "") -> Model:
+def open_model_without_root(name_or_path: str, variant: str = "") -> Model:
     """Open a model for a command, as `open_model` does. Root reads its file, and has another user parse it.
 
     Args:
         name_or_path: see `open_model`.
-        rung: see `open_model`.
+        variant: see `open_model`.
 
     Raises:
         ModelError: see `open_model`.
@@ -138,12 +138,12 @@ def open_model_without_root(name_or_path: str, rung: str = "") -> Model:
     from agent.compute.infer.vetting.unprivileged import without_root
 
     with preloaded([name_or_path]) as size:
-        found = without_root(lambda: replace(open_model(name_or_path, rung), path=""), Model, model_bytes=size)
+        found = without_root(lambda: replace(open_model(name_or_path, variant), path=""), Model, model_bytes=size)
     return replace(found, path=name_or_path)  # which need not be UTF-8, as what is sent must be
 
 
 def open_whole_model(name_or_path: str) -> Model:
-    """The model of that name or path with every rung.
+    """The model of that name or path with every variant.
 
     Raises:
         ModelError: see `open_model`.
@@ -153,7 +153,7 @@ def open_whole_model(name_or_path: str) -> Model:
 
 
 def open_manifest(name_or_path: str, wait_s: float | None = None) -> Manifest:
-    """The manifest of the model of that name or path, with every rung.
+    """The manifest of the model of that name or path, with every variant.
 
     Args:
         name_or_path: see `open_model`.
@@ -259,9 +259,9 @@ def prefixed_errors(name_or_path: str) -> Iterator[None]:
         raise type(error)(f"{name_or_path}: {first}", *more) from None
 
 
-def _kept(manifest: Manifest, rung: str) -> tuple[Rung, ...]:
-    """The rungs that may run: every one of a ladder, else those that lead to the one asked for; deepest first."""
-    return manifest.climbed(rung)[::-1] or manifest.chain(rung)[::-1]
+def _kept(manifest: Manifest, variant: str) -> tuple[Variant, ...]:
+    """The variants that may run: all of a ladder, else those that lead to the one asked for; deepest first."""
+    return manifest.climbed(variant)[::-1] or manifest.chain(variant)[::-1]
 
 
 def _completed(content: bytes, stated: TomlFile | None, name_or_path: str, ask: Callable[[], Ends]) -> Completed:
@@ -278,7 +278,7 @@ def _completed(content: bytes, stated: TomlFile | None, name_or_path: str, ask: 
         complaint = error
     check_runs(file)
     inputs, outputs = ask()
-    if (inputs, outputs) != (facts.inputs, facts.outputs) and len(keys.get("rungs", ())) <= 1:
+    if (inputs, outputs) != (facts.inputs, facts.outputs) and len(keys.get("variants", ())) <= 1:
         facts = replace(facts, inputs=inputs, outputs=outputs)
         try:
             return complete(keys, facts, name)
@@ -297,11 +297,11 @@ def _complaint(error: ModelError, stated: TomlFile | None, stem: str) -> ModelEr
 
 
 def _signatures(keys: dict[str, object]) -> tuple[str, str]:
-    """Of the rung that takes the input, and of the one that answers by default."""
-    if not keys.get("rungs"):
+    """Of the variant that takes the input, and of the one that answers by default."""
+    if not keys.get("variants"):
         return "", ""
-    rungs = msgspec.convert(keys["rungs"], tuple[Rung, ...])
-    chain = Manifest(rungs=rungs).chain("")
+    variants = msgspec.convert(keys["variants"], tuple[Variant, ...])
+    chain = Manifest(variants=variants).chain("")
     return chain[0].signature, chain[-1].signature
 
 
@@ -322,21 +322,21 @@ def installed_runtime() -> Runtime | None:
 
 
 def _check_signatures(stated: TomlFile, content: bytes) -> None:
-    """Refuse several rungs of which one does not say which signature of the file runs it.
+    """Refuse several variants of which one does not say which signature of the file runs it.
 
     Raises:
         ModelError: each with file, line and key, and the signatures that there are.
     """
-    rungs = stated.data.get("rungs", ())
-    silent = [number for number, rung in enumerate(rungs) if not rung.get("signature")]
-    if len(rungs) < 2 or not silent:
+    variants = stated.data.get("variants", ())
+    silent = [number for number, variant in enumerate(variants) if not variant.get("signature")]
+    if len(variants) < 2 or not silent:
         return
     names = ", ".join(repr(one.name) for one in read_modelfile(content).signatures)
-    what = f"choose one of {names}" if names else "the model file has none, so that it can have one rung only"
+    what = f"choose one of {names}" if names else "the model file has none, so that it can have one variant only"
     raise ModelError(
         *(
-            f"{stated.where('rungs', number)}: `rungs[{number}].signature` is left out, and each of several "
-            f"rungs needs one: {what}"
+            f"{stated.where('variants', number)}: `variants[{number}].signature` is left out, and each of "
+            f"several variants needs one: {what}"
             for number in silent
         )
     )

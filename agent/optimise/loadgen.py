@@ -262,7 +262,7 @@ class _Run:
             self._loadgen.QuerySamplesComplete([self._loadgen.QuerySampleResponse(sample.id, 0, 0)])
 
     def _infer(self, case: list[Array]) -> None:
-        """To the process and back: once on the CPU, and for each rung on anything else, as in the daemon."""
+        """To the process and back: once on the CPU, and for each variant on anything else, as in the daemon."""
         self._whole.set_input(case)
         if self._session.backend == BackendSpec().backend:
             self._session.invoke_whole()

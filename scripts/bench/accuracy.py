@@ -1,4 +1,4 @@
-"""What INT8 costs: average precision (COCO's, over IoU .50:.95) of each rung of NanoDet, and of the float model.
+"""What INT8 costs: average precision (COCO's, over IoU .50:.95) of each variant of NanoDet and the float model.
 
 64 pictures of COCO go through the agent's own rooms: model file, input, inference, decoder. The float model is
 made of the same graph by `scripts/build_models/nanodet --float` and kept in `build/models`; making it fetches
@@ -57,21 +57,21 @@ def main() -> None:
 
 
 def int8_model() -> Model:
-    """The bundled model with all of its rungs."""
+    """The bundled model with all of its variants."""
     return open_whole_model("nanodet")
 
 
 def compare(model: Model, reference: Model | None, pictures: list[Picture]) -> dict[str, float]:
-    """AP and AP50 of every rung of the model and of its float reference, and what share INT8 keeps."""
+    """AP and AP50 of every variant of the model and of its float reference, and what share INT8 keeps."""
     truth = ground_truth(pictures)
     figures: dict[str, float] = {}
-    for rung in model.manifest.rungs:
-        figures |= measure(f"int8_{rung.name}", model, rung.name, pictures, truth)
+    for variant in model.manifest.variants:
+        figures |= measure(f"int8_{variant.name}", model, variant.name, pictures, truth)
         if reference is not None:
-            figures |= measure(f"float_{rung.name}", reference, rung.name, pictures, truth)
-            share = figures[f"int8_{rung.name}_ap"] / figures[f"float_{rung.name}_ap"]
-            figures[f"int8_{rung.name}_of_float"] = share
-            print(f"           INT8 keeps {share:.1%} of the float AP at {rung.name}", flush=True)
+            figures |= measure(f"float_{variant.name}", reference, variant.name, pictures, truth)
+            share = figures[f"int8_{variant.name}_ap"] / figures[f"float_{variant.name}_ap"]
+            figures[f"int8_{variant.name}_of_float"] = share
+            print(f"           INT8 keeps {share:.1%} of the float AP at {variant.name}", flush=True)
     return figures
 
 
@@ -101,9 +101,9 @@ def ground_truth(pictures: list[Picture]) -> COCO:
     return truth
 
 
-def measure(name: str, model: Model, rung: str, pictures: list[Picture], truth: COCO) -> dict[str, float]:
-    """AP and AP50 of one rung."""
-    average, at_half = average_precision(truth, detect(model, rung, pictures))
+def measure(name: str, model: Model, variant: str, pictures: list[Picture], truth: COCO) -> dict[str, float]:
+    """AP and AP50 of one variant."""
+    average, at_half = average_precision(truth, detect(model, variant, pictures))
     print(f"{name:10} AP {average:.4f}  AP50 {at_half:.4f}", flush=True)
     return {f"{name}_ap": average, f"{name}_ap50": at_half}
 
@@ -118,9 +118,9 @@ def average_precision(truth: COCO, found: list[dict[str, Any]]) -> tuple[float, 
     return float(scoring.stats[0]), float(scoring.stats[1])
 
 
-def detect(model: Model, rung: str, pictures: list[Picture]) -> list[dict[str, Any]]:
+def detect(model: Model, variant: str, pictures: list[Picture]) -> list[dict[str, Any]]:
     """Detections of all pictures in COCO's form."""
-    session = open_session(model, "cpu", SessionOptions(rung=rung))
+    session = open_session(model, "cpu", SessionOptions(variant=variant))
     image = ImageInput(session.inputs[0], model.manifest.input)
     decode = build_decoder(model.manifest, session.inputs, session.outputs, ALL)
     numbers = {label: number for number, label in enumerate(model.manifest.output.labels)}

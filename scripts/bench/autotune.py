@@ -1,7 +1,7 @@
 """Choosing the number of threads: how much slower is the chosen one than the best of all?
 
-In several passes over the bundled models and rungs the choice is made as the daemon makes it, by latency and by
-energy, and every number of threads is measured independently of that: in this process and with pauses, as a
+In several passes over the bundled models and variants the choice is made as the daemon makes it, by latency and
+by energy, and every number of threads is measured independently of that: in this process and with pauses, as a
 stream runs what was chosen; all are open at the same time and take turns. Of these rounds the half counts in
 which other programs used the processor least, and of it the median. Choices count whatever other programs do.
 Some more, without a target, are made while a load of this bench's own comes and goes.
@@ -59,11 +59,11 @@ class Subject:
     """A model, its sessions with each number of threads, and what was found.
 
     Attributes:
-        key: model and rung. chosen: what was chosen, and what was under a load.
+        key: model and variant. chosen: what was chosen, and what was under a load.
     """
 
-    def __init__(self, name: str, rung: str, threads_max: int) -> None:
-        self.key, self.model, self._threads_max = f"{name}_{rung}", open_model(name, rung), threads_max
+    def __init__(self, name: str, variant: str, threads_max: int) -> None:
+        self.key, self.model, self._threads_max = f"{name}_{variant}", open_model(name, variant), threads_max
         self.chosen: dict[str, list[dict[By, int]]] = {"": [], "_under_load": []}
         self._rounds: list[tuple[float, dict[int, tuple[float, float]]]] = []
         self._wholes: dict[int, ModelChain] = {}
@@ -108,7 +108,7 @@ def main() -> None:
     args = common.arguments(__doc__ or "").parse_args()
     plan = Plan(2, 8, 1) if args.quick else Plan(8, 12, 3)
     threads_max = min(SelectionConfig().threads_max, len(os.sched_getaffinity(0)))
-    subjects = [Subject(name, rung, threads_max) for name, rung in (MODELS[::4] if args.quick else MODELS)]
+    subjects = [Subject(name, variant, threads_max) for name, variant in (MODELS[::4] if args.quick else MODELS)]
     for _ in range(plan.passes):
         for subject in subjects:
             for _ in range(plan.rounds):

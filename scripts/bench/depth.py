@@ -50,8 +50,8 @@ def main() -> None:
     for condition, snr_db in _digits.CONDITIONS.items():
         turns = 1 if snr_db is None else 1 if args.quick else 3
         streams = [_digits.stream(words, noise[turn:] + noise[:turn], snr_db) for turn in range(turns)]
-        for name, rung in (("ladder", ""), ("always", manifest.rungs[0].name)):
-            some = [listen(args.model, rung, sound, said) for sound, said in streams]
+        for name, variant in (("ladder", ""), ("always", manifest.variants[0].name)):
+            some = [listen(args.model, variant, sound, said) for sound, said in streams]
             runs[name] += some
             share = float(np.mean([run.right for run in some]))
             wrong = sum(run.false_words for run in some)
@@ -76,9 +76,9 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def listen(model: str, rung: str, sound: Samples, said: list[_digits.Said]) -> Run:
-    config = StreamConfig(source="mic:default", model=model, rung=rung, threads=1)
-    hearing = AudioPerception("bench", config, open_model(model, rung))
+def listen(model: str, variant: str, sound: Samples, said: list[_digits.Said]) -> Run:
+    config = StreamConfig(source="mic:default", model=model, variant=variant, threads=1)
+    hearing = AudioPerception("bench", config, open_model(model, variant))
     events: list[tuple[float, Event]] = []
     infer_ns = 0
     for chunk in _sound.chunks(sound, _digits.RATE):
@@ -101,12 +101,12 @@ def listen(model: str, rung: str, sound: Samples, said: list[_digits.Said]) -> R
 
 def compared(manifest: Manifest, runs: dict[str, list[Run]]) -> dict[str, float]:
     """Ratios over all conditions."""
-    chain = manifest.chain(manifest.rungs[0].name)
+    chain = manifest.chain(manifest.variants[0].name)
     costs, total = {}, 0
-    for rung in chain:
-        total += rung.multiply_adds
-        costs[rung.name] = total
-    used = {rung.name: sum(run.used[rung.name] for run in runs["ladder"]) for rung in chain}
+    for variant in chain:
+        total += variant.multiply_adds
+        costs[variant.name] = total
+    used = {variant.name: sum(run.used[variant.name] for run in runs["ladder"]) for variant in chain}
     inferences = {name: sum(sum(run.used.values()) for run in some) for name, some in runs.items()}
     spent = sum(costs[name] * count for name, count in used.items())
     infer_ns = {name: sum(run.infer_ns for run in some) for name, some in runs.items()}
@@ -138,7 +138,7 @@ def missed_repeats(runs: list[Run]) -> float:
 
 def ladder_ns(manifest: Manifest, rounds: int = 20_000) -> float:
     """What the policy costs an inference that climbs to the top, ns."""
-    chain = manifest.chain(manifest.rungs[0].name)
+    chain = manifest.chain(manifest.variants[0].name)
     ladder = ExitPolicy(chain, 10**9)
     began = time.perf_counter_ns()
     for _ in range(rounds):

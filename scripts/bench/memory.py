@@ -1,8 +1,8 @@
 """Memory: resident set of the real daemon with one stream and with four of the same model, and its growth.
 
 The daemon runs as its own process on the clip in a loop, at real-time pace. Then its camera is switched off and
-on again and again by commands, as `vedette tell` sends them, and off at last: what is more than before the first
-time, and what is left without a camera. The growth over frames is watched at `pace=fast`.
+on again and again by commands, as `vedette command` sends them, and off at last: what is more than before the
+first time, and what is left without a camera. The growth over frames is watched at `pace=fast`.
 
 How much of a library's file is resident depends on the kernel and on what it has just read: the same daemon had
 118 MB on one machine and 154 MB on another. So the targets compare it, in the same run, with a bare script that
@@ -128,7 +128,7 @@ def toggled(folder: Path, port: int, times: int, seconds: float) -> dict[str, fl
 
 
 def switch(port: int, value: str) -> None:
-    """What `vedette tell` does."""
+    """What `vedette command` does."""
     from agent.comms.consumer.client import BrokerOptions
     from agent.comms.consumer.request import send_command
     from agent.comms.topics import Topics

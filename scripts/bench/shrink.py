@@ -110,12 +110,12 @@ def mosaic(four: list[Picture]) -> Picture:
 
 
 def detection(frames: list[Picture]) -> dict[str, float]:
-    """AP of every rung of NanoDet by each way."""
+    """AP of every variant of NanoDet by each way."""
     truth, model, figures = ground_truth(frames), int8_model(), dict[str, float]()
     for name, way in WAYS.items():
         image_input.ImageInput._resize = by(way)  # type: ignore[assignment,method-assign]
-        for rung in model.manifest.rungs:
-            figures |= measure(f"{name}_{rung.name}", model, rung.name, frames, truth)
+        for variant in model.manifest.variants:
+            figures |= measure(f"{name}_{variant.name}", model, variant.name, frames, truth)
     return figures
 
 

@@ -1,4 +1,4 @@
-"""Size by difficulty: a camera with `rung = "auto"` against one that always runs the largest size of NanoDet.
+"""Size by difficulty: a camera with `variant = "auto"` against one that always runs the largest size of NanoDet.
 
 Each of 64 pictures of COCO is a scene: a camera pans over it slowly, with a sensor's noise. The bundled clip of
 walkers, a crowd of small people, is one more, and a bare wall. Both ways see the same pictures in turn, through
@@ -73,7 +73,7 @@ def main() -> None:
     policy_ns = ladder_ns(args.model)
     figures["ladder_us"] = policy_ns / 1e3
     figures["ladder_share"] = policy_ns / (always.ns / len(always.seen))
-    resident = {rung: common.child("sizes:resident", args.model, rung)["mb"] for rung in ("", "auto")}
+    resident = {variant: common.child("sizes:resident", args.model, variant)["mb"] for variant in ("", "auto")}
     figures["resident_more_mb"] = resident["auto"] - resident[""]
     targets = {
         "multiply_adds_ratio": "<= 0.75",
@@ -99,24 +99,24 @@ def effort(name: str) -> dict[str, int]:
     """Multiply-adds of each size."""
     model = open_whole_model(name)
     file = read_modelfile(model.content)
-    return {rung.name: multiply_adds(file, rung.signature) for rung in model.manifest.rungs}
+    return {variant.name: multiply_adds(file, variant.signature) for variant in model.manifest.variants}
 
 
-def opened(model: str, rung: str) -> Run:
+def opened(model: str, variant: str) -> Run:
     """An eye whose inferences are counted."""
     config = StreamConfig(
         "test:",
         model,
-        rung=rung,
+        variant=variant,
         threads=1,
         gate=GateConfig(motion=False),
         ladder=LadderConfig(budget_ms=_BUDGET_MS),
     )
-    run = Run(VideoPerception("bench", config, open_model(model, rung)))
+    run = Run(VideoPerception("bench", config, open_model(model, variant)))
     session, invoke = run.vision.session, run.vision.session.invoke
 
     def counted() -> None:
-        run.ran[session.rung] += 1
+        run.ran[session.variant] += 1
         invoke()
 
     session.invoke = counted  # type: ignore[method-assign]
@@ -135,7 +135,7 @@ def compare(model: str, shown: Iterable[Any], image: Callable[[Any], Image]) -> 
 def told(prefix: str, adaptive: Run, always: Run, costs: dict[str, int]) -> dict[str, float]:
     """Figures of both against each other."""
     count, largest = len(always.seen), max(costs, key=lambda name: costs[name])
-    spent = sum(costs[rung] * times for rung, times in adaptive.ran.items())
+    spent = sum(costs[variant] * times for variant, times in adaptive.ran.items())
     matched = sum(
         detection_f1(mine, theirs) * (len(mine) + len(theirs))
         for mine, theirs in zip(adaptive.seen, always.seen, strict=True)
@@ -147,7 +147,7 @@ def told(prefix: str, adaptive: Run, always: Run, costs: dict[str, int]) -> dict
         "ms": adaptive.ns / count / 1e6,
         "f1": matched / boxes if boxes else 1.0,
     }
-    figures |= {f"share_{rung}": times / count for rung, times in adaptive.vision.used.items()}
+    figures |= {f"share_{variant}": times / count for variant, times in adaptive.vision.used.items()}
     print(
         f"{prefix or 'pans_'}: ran {dict(adaptive.ran)}, answered {adaptive.vision.used} of {count}", flush=True
     )
@@ -181,8 +181,8 @@ def walls(count: int) -> list[Image]:
 
 def ladder_ns(model: str, rounds: int = 20_000) -> float:
     """What the policy costs a picture with six candidates on which two sizes look, ns."""
-    rungs = open_whole_model(model).manifest.climbed("auto")
-    ladder, scores = SizeLadder(rungs, 10**9), [0.9, 0.8, 0.6, 0.4, 0.3, 0.26]
+    variants = open_whole_model(model).manifest.climbed("auto")
+    ladder, scores = SizeLadder(variants, 10**9), [0.9, 0.8, 0.6, 0.4, 0.3, 0.26]
     began = time.perf_counter_ns()
     for _ in range(rounds):
         first = ladder.begin(0.5)
@@ -195,9 +195,9 @@ def ladder_ns(model: str, rounds: int = 20_000) -> float:
     return (time.perf_counter_ns() - began) / rounds
 
 
-def resident(model: str, rung: str) -> None:
+def resident(model: str, variant: str) -> None:
     """Resident set after some pictures, MB."""
-    run = opened(model, rung)
+    run = opened(model, variant)
     for number, wall in enumerate(walls(20)):
         run.look(wall, number)
     print(json.dumps({"mb": psutil.Process().memory_info().rss / 1024**2}))

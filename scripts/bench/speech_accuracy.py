@@ -25,20 +25,20 @@ def main() -> None:
     noise = _digits.noises(args.data)
     figures: dict[str, float] = {"recordings": float(len(words))}
     for condition, snr_db in _digits.CONDITIONS.items():
-        right = np.zeros(len(pupil.rungs))
+        right = np.zeros(len(pupil.variants))
         for number, (label, sound) in enumerate(words):
             loud = _digits.mixed(centred(sound), noise[number % len(noise)], snr_db, number)
             said = [pupil.labels[int(np.argmax(scores))] for scores in pupil.answer_to(loud)]
             right += [one == label for one in said]
-        for rung, count in zip(pupil.rungs, right, strict=True):
-            figures[f"{condition.replace(' ', '')}_exit{rung}"] = float(count / len(words))
+        for variant, count in zip(pupil.variants, right, strict=True):
+            figures[f"{condition.replace(' ', '')}_exit{variant}"] = float(count / len(words))
         print(
             f"{condition:6}",
-            "  ".join(f"exit {r}: {c / len(words):6.1%}" for r, c in zip(pupil.rungs, right, strict=True)),
+            "  ".join(f"exit {r}: {c / len(words):6.1%}" for r, c in zip(pupil.variants, right, strict=True)),
         )
-    deepest = figures[f"clean_exit{pupil.rungs[-1]}"]
+    deepest = figures[f"clean_exit{pupil.variants[-1]}"]
     common.conclude(
-        "speech_accuracy", figures, {f"clean_exit{pupil.rungs[-1]}": ">= 0.982"}, meets=deepest >= 0.982
+        "speech_accuracy", figures, {f"clean_exit{pupil.variants[-1]}": ">= 0.982"}, meets=deepest >= 0.982
     )
 
 

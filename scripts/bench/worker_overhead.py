@@ -37,19 +37,19 @@ def main() -> None:
     args = common.arguments(__doc__ or "").parse_args()
     figures: dict[str, float] = {}
     meets = True
-    for name, rung in MODELS:
-        model = open_model(name, rung)
+    for name, variant in MODELS:
+        model = open_model(name, variant)
         here, there = (
             open_session(model, "cpu", SessionOptions(threads=1)),
             WorkerSession(model, BackendSpec(threads=1), SessionOptions()),
         )
-        bare = Bare(name, rung, here)
+        bare = Bare(name, variant, here)
         near, far, least = compared(here, (there, bare), 3.0 if args.quick else 12.0)
         for session in (here, there, bare):
             session.close()
         ours, allowed = far - least, 0.1 + 0.02 * near
         meets = meets and ours <= allowed
-        key = f"{name}_{rung}"
+        key = f"{name}_{variant}"
         figures |= {
             f"{key}_here_ms": near,
             f"{key}_worker_ms": far,
@@ -58,7 +58,7 @@ def main() -> None:
             f"{key}_ours_ms": ours,
         }
         print(
-            f"{name} {rung}: {near:.3f} ms here, {far:.3f} there, {least:.3f} in a bare process: "
+            f"{name} {variant}: {near:.3f} ms here, {far:.3f} there, {least:.3f} in a bare process: "
             f"{ours:+.3f} ms are ours (at most {allowed:.3f})"
         )
     targets = {"ours_ms": "<= 0.1 + 2 % of the inference more than the bare process"}
@@ -84,7 +84,7 @@ class Runner(Protocol):
 class Bare:
     """A session in another process, over a byte in a pipe and tensors in shared memory."""
 
-    def __init__(self, name: str, rung: str, like: Session) -> None:
+    def __init__(self, name: str, variant: str, like: Session) -> None:
         specs = (*like.inputs, *like.outputs)
         self._memory = os.memfd_create("tensors")
         os.ftruncate(self._memory, sum(_room(spec) for spec in specs))
@@ -92,7 +92,7 @@ class Bare:
         self._inputs, self._outputs = arrays[: len(like.inputs)], arrays[len(like.inputs) :]
         ours, its, answers, to_us = (*os.pipe(), *os.pipe())
         self._asks, self._answers = its, answers
-        program = f"import worker_overhead as w; w.serve({name!r}, {rung!r}, {ours}, {to_us}, {self._memory})"
+        program = f"import worker_overhead as w; w.serve({name!r}, {variant!r}, {ours}, {to_us}, {self._memory})"
         env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), str(common.ROOT)))}
         self._process = subprocess.Popen(
             [sys.executable, "-c", program], pass_fds=(ours, to_us, self._memory), env=env
@@ -120,9 +120,9 @@ class Bare:
         self._process.wait()
 
 
-def serve(name: str, rung: str, asked: int, answers: int, memory: int) -> None:
+def serve(name: str, variant: str, asked: int, answers: int, memory: int) -> None:
     """What the bare process does."""
-    session = open_session(open_model(name, rung), "cpu", SessionOptions(threads=1))
+    session = open_session(open_model(name, variant), "cpu", SessionOptions(threads=1))
     arrays = mapped(memory, (*session.inputs, *session.outputs))
     inputs, outputs = arrays[: len(session.inputs)], arrays[len(session.inputs) :]
     os.write(answers, b"o")

@@ -16,13 +16,13 @@ _EACH = 96
 
 
 def main() -> None:
-    goldens = [_recorded(model, rung) for model, rung in _RUNGS]
+    goldens = [_recorded(model, variant) for model, variant in _RUNGS]
     RECORD.write_bytes(b"[\n" + b",\n".join(map(msgspec.json.encode, goldens)) + b"\n]\n")
     print(f"{RECORD}: {RECORD.stat().st_size} bytes")
 
 
-def _recorded(name: str, rung: str) -> Golden:
-    model = open_alone(name, rung)
+def _recorded(name: str, variant: str) -> Golden:
+    model = open_alone(name, variant)
     session: Session = CpuBackend().open(model, SessionOptions(threads=1))
     for index, spec in enumerate(session.inputs):
         np.copyto(session.input(index), golden_input(spec))
@@ -31,7 +31,7 @@ def _recorded(name: str, rung: str) -> Golden:
     at = {output: _places(answer) for output, answer in answers.items()}
     values = {output: answer[at[output]].tolist() for output, answer in answers.items()}
     session.close()
-    return Golden(name, rung, model.sha256, at, values)
+    return Golden(name, variant, model.sha256, at, values)
 
 
 def _places(answer: Array) -> list[int]:

@@ -20,7 +20,7 @@ from agent.compute.infer.litert import load_runtime
 from agent.compute.infer.session import SessionOptions
 from agent.compute.infer.vetting.vetting import Vetting, VettingLimits
 from agent.compute.infer.worker import protocol
-from agent.compute.manifest import Manifest, Model, OutputManifest, Rung
+from agent.compute.manifest import Manifest, Model, OutputManifest, Variant
 from agent.compute.tensors import TensorSpec
 from agent.compute.tflite.model import ModelFile
 from agent.compute.tflite.read import Runtime, incompatibilities, read_modelfile
@@ -78,8 +78,10 @@ def _read(data: bytes) -> None:
 
 def _run(data: bytes, file: ModelFile) -> None:
     """Have a model vetted, and vetted again by another process if it runs: it must not crash the runtime then."""
-    rungs = tuple(Rung(f"{n}", signature.name) for n, signature in enumerate(file.signatures)) or (Rung("full"),)
-    model = Model(data, "", Manifest("fuzzed", OutputManifest("classify"), rungs=rungs), "fuzzed.tflite")
+    variants = tuple(Variant(f"{n}", signature.name) for n, signature in enumerate(file.signatures)) or (
+        Variant("full"),
+    )
+    model = Model(data, "", Manifest("fuzzed", OutputManifest("classify"), variants=variants), "fuzzed.tflite")
     try:
         Vetting(limits=_LIMITS).try_again(model, SessionOptions(threads=1))
     except ModelError as error:

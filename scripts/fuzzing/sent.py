@@ -24,7 +24,7 @@ EVENT = (
     b'"last_seen":"2026-01-02T03:04:05.678Z","box":[0.1,0.1,0.5,0.9],"zones":["door"]},'
     b'"captured_at":"2026-01-02T03:04:05.678Z","latency_ms":{"queue":1.0,"gate":0.5,"prepare":1.0,"infer":20.0,'
     b'"decode":1.0,"track":0.1,"publish":0.0,"total":0.0},"model":{"name":"nanodet","sha256":"0123456789ab"},'
-    b'"backend":"cpu","rung":"416","seq":7}'
+    b'"backend":"cpu","variant":"416","seq":7}'
 )
 _HEALTH = (
     b'{"version":"0.1.0","at":"2026-01-02T03:04:05Z","uptime_s":60.0,"streams":{"front":{"state":"running",'
@@ -92,7 +92,7 @@ def commanded_seeds() -> list[bytes]:
     settings = (
         (b"enabled", b"on"),
         (b"threshold", b"0.25"),
-        (b"rung", b"auto"),
+        (b"variant", b"auto"),
         (b"zone/door", b"off"),
         (b"record", b"9"),
     )

@@ -41,7 +41,7 @@ def it_is_found(scene: Scene) -> None:
     expected = {
         "front.zone.left.count.person",
         "front.zone.right.occupancy.person",
-        "kitchen.heard",
+        "kitchen.keyword",
         "front.picture",
     }
     scene.proved("zones, words and the picture are among them", expected <= set(scene.states()))
@@ -78,8 +78,8 @@ def values_are_right(scene: Scene) -> None:
         return picture.startswith(b"\xff\xd8") and picture in scene.messages.of(TOPICS.snapshot("front"))
 
     scene.comes("the picture is a snapshot of ours", picture_is_ours)
-    scene.comes("a word is an event", lambda: scene.state("kitchen.heard") not in _UNKNOWN)
-    heard = scene.ha.states()[scene.entity("kitchen.heard")]["attributes"]
+    scene.comes("a word is an event", lambda: scene.state("kitchen.keyword") not in _UNKNOWN)
+    heard = scene.ha.states()[scene.entity("kitchen.keyword")]["attributes"]
     known = heard["event_type"] in heard["event_types"] and 0 < heard["score"] <= 1
     scene.proved("with the word and how sure it was", known, f"{heard['event_type']} {heard['score']:.2f}")
     states = {name: scene.state(f"{name}.state") for name in ("front", "back_yard", "kitchen")}
@@ -109,7 +109,7 @@ def commands_are_carried_out(scene: Scene) -> None:
     scene.comes("switched on, it runs", lambda: scene.state("front.state") == "running", 60.0)
     scene.comes("and sees", lambda: scene.state("front.occupancy.person") in ("on", "off"))
     _set(scene, "front.threshold", "number", "set_value", "0.35", value=0.35)
-    _set(scene, "back_yard.rung", "select", "select_option", "320", option="320")
+    _set(scene, "back_yard.variant", "select", "select_option", "320", option="320")
     _set(scene, "front.zone.left.enabled", "switch", "turn_off", "off")
     scene.comes("nobody stands in a zone that is off", lambda: scene.state("front.zone.left.count.person") == "0")
     _set(scene, "front.zone.left.enabled", "switch", "turn_on", "on")

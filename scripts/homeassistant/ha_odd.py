@@ -27,7 +27,9 @@ _LABELS = (
     "a'b",
 )
 _PLACES = tuple(Label(zone, label) for zone in ("", "drive_way") for label in _LABELS)
-_WHOLE = StreamEntitySource("Front-Door", "things", _LABELS, _PLACES, zones=("drive_way",), rungs=("auto", "416"))
+_WHOLE = StreamEntitySource(
+    "Front-Door", "things", _LABELS, _PLACES, zones=("drive_way",), variants=("auto", "416")
+)
 _TOPICS = Topics("vedette", "Odd_device-1")
 DEVICE = Device(
     _TOPICS,
@@ -71,17 +73,17 @@ def an_old_word_is_no_event(scene: Scene) -> None:
     """A word that waited for the broker must not switch a lamp on now, nor one that came twice."""
     _hear(scene, "first", 100.0)
     scene.comes(
-        "a word is an event", lambda: _state(scene, "kitchen.heard") not in ("", "unknown", "unavailable")
+        "a word is an event", lambda: _state(scene, "kitchen.keyword") not in ("", "unknown", "unavailable")
     )
-    before = _state(scene, "kitchen.heard")
+    before = _state(scene, "kitchen.keyword")
     _hear(scene, "first", 100.0)
     time.sleep(2.0)
-    scene.proved("the same one delivered twice is one", _state(scene, "kitchen.heard") == before)
+    scene.proved("the same one delivered twice is one", _state(scene, "kitchen.keyword") == before)
     _hear(scene, "late", 61_000.0)
     time.sleep(2.0)
-    scene.proved("one of a minute ago is none", _state(scene, "kitchen.heard") == before)
+    scene.proved("one of a minute ago is none", _state(scene, "kitchen.keyword") == before)
     _hear(scene, "second", 100.0)
-    scene.comes("the next one is", lambda: _state(scene, "kitchen.heard") != before)
+    scene.comes("the next one is", lambda: _state(scene, "kitchen.keyword") != before)
 
 
 def nothing_is_left_of_it(scene: Scene) -> None:
@@ -106,6 +108,6 @@ def _hear(scene: Scene, name: str, total_ms: float) -> None:
     track = Track("kitchen-1", _LABELS[2], 0.9, 0.9, 1, now, now)
     latency = Latency(0, 0, 0, 0, 0, 0, total=total_ms)
     model = ModelId("small-speech", "0" * 12)
-    told = EventMessage(name, "odd", "kitchen", "heard", "word", track, now, latency, model, "cpu", "12", 1)
+    told = EventMessage(name, "odd", "kitchen", "keyword", "word", track, now, latency, model, "cpu", "12", 1)
     assert json.loads(encode(told))["latency_ms"]["total"] == total_ms
     scene.say(_TOPICS.events("kitchen"), encode(told))

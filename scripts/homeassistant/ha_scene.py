@@ -46,7 +46,7 @@ def cameras_and_microphone() -> dict[str, Table]:
     sound = f"wav:{_ZOO / 'spoken.flac'}?pace=realtime&loop=1"
     return {
         "front": front,
-        "back_yard": {**camera, "rung": "256"},
+        "back_yard": {**camera, "variant": "256"},
         "kitchen": {"source": sound, "model": "small-speech"},
     }
 

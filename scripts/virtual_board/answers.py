@@ -1,4 +1,4 @@
-"""Writes to a file what this processor answers: each rung of the bundled models, and the front ends of sound.
+"""Writes to a file what this processor answers: each variant of the bundled models, and the front ends of sound.
 
 Runs on the board and on the machine beside it; `arm_check` compares the two files.
 
@@ -31,7 +31,7 @@ from agent.compute.infer.audio_input import build_frontend
 from agent.compute.infer.choice import golden_inputs
 from agent.compute.infer.litert import CpuBackend, CpuSession, _delegated, load_runtime
 from agent.compute.infer.session import SessionOptions
-from agent.compute.manifest import AudioManifest, Model, Rung
+from agent.compute.manifest import AudioManifest, Model, Variant
 from agent.compute.tflite.read import only_signature
 from agent.models.files import ZOO, bundled
 from agent.models.library import open_whole_model
@@ -48,18 +48,20 @@ def main(path: str, cases: int) -> None:
     answers: Answers = {}
     for name in bundled():
         model = open_whole_model(name)
-        for rung in model.manifest.rungs:
+        for variant in model.manifest.variants:
             began = time.monotonic()
-            answers |= {f"{name}/{rung.name}/{key}": array for key, array in _of_rung(model, rung, cases)}
-            print(f"  {name} {rung.name}: {time.monotonic() - began:.1f} s", flush=True)
+            answers |= {
+                f"{name}/{variant.name}/{key}": array for key, array in _of_variant(model, variant, cases)
+            }
+            print(f"  {name} {variant.name}: {time.monotonic() - began:.1f} s", flush=True)
     answers |= _of_sound()
     np.savez(path, **answers)  # type: ignore[arg-type]
 
 
-def _of_rung(model: Model, rung: Rung, cases: int) -> Iterator[tuple[str, Array]]:
-    """What a rung answers, out of a file of its own: only of a file's first graph is known who runs it."""
-    content = only_signature(model.content, rung.signature)
-    alone = replace(model, content=content, manifest=replace(model.manifest, rungs=(rung,)))
+def _of_variant(model: Model, variant: Variant, cases: int) -> Iterator[tuple[str, Array]]:
+    """What a variant answers, out of a file of its own: only of a file's first graph is known who runs it."""
+    content = only_signature(model.content, variant.signature)
+    alone = replace(model, content=content, manifest=replace(model.manifest, variants=(variant,)))
     session = CpuBackend().open(alone, SessionOptions(threads=1))
     yield "nodes", np.array(_delegated(session._interpreter))
     inputs = golden_inputs(session.inputs, cases)

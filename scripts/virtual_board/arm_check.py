@@ -126,7 +126,7 @@ def _compared(board: Board, ours: Answers, path: Path, cases: int) -> list[Row]:
 
 def _delegated(cpu: str, ours: Answers, theirs: Answers) -> Row:
     here, there = delegation(ours), delegation(theirs)
-    found = ", ".join(f"{taken}/{nodes} of {rung}" for rung, nodes, taken in there)
+    found = ", ".join(f"{taken}/{nodes} of {variant}" for variant, nodes, taken in there)
     return Row(cpu, "XNNPACK runs as many operations as here", found, here == there and all(n for *_, n in there))
 
 

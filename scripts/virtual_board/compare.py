@@ -53,11 +53,11 @@ def differences(part: str, ours: Answers, theirs: Answers) -> list[Difference]:
 
 
 def outputs(ours: Answers, theirs: Answers) -> list[Difference]:
-    """Compare what each rung answered, every case of an output as one."""
+    """Compare what each variant answered, every case of an output as one."""
     cases: dict[str, list[Difference]] = {}
     for one in differences("/output ", ours, theirs):
-        model, rung, _, output = one.name.split("/", 3)
-        cases.setdefault(f"{model}/{rung}/{output}", []).append(one)
+        model, variant, _, output = one.name.split("/", 3)
+        cases.setdefault(f"{model}/{variant}/{output}", []).append(one)
     return [
         Difference(
             name, sum(d.values for d in each), sum(d.different for d in each), max(d.largest for d in each)
@@ -79,6 +79,6 @@ def to_blame(ours: Answers, theirs: Answers) -> list[tuple[str, Difference]]:
 
 
 def delegation(answers: Answers) -> list[tuple[str, int, int]]:
-    """Of each rung its place, its operations, and how many of them XNNPACK runs."""
+    """Of each variant its place, its operations, and how many of them XNNPACK runs."""
     counted = [(name.removesuffix("/nodes"), array) for name, array in answers.items() if name.endswith("/nodes")]
     return [(place, int(nodes), int(taken)) for place, (nodes, taken) in counted]

@@ -36,8 +36,8 @@ def main() -> None:
     print(f"clock check: 20,000,000 instructions count as {counted(10_000_000):,}")
     sound = read_whole(Path("/app/agent/models/zoo/spoken.flac"), 8000)
     figures: dict[str, float] = {}
-    for rung in ("3", "4", "6", "12", ""):
-        figures |= heard(sound, rung)
+    for variant in ("3", "4", "6", "12", ""):
+        figures |= heard(sound, variant)
     most = figures["depth12_p99"]
     figures["pi4b_ms_at_half_an_instruction_per_cycle"] = most / _PER_CYCLE / _HZ * 1e3
     figures["least_instructions_per_cycle"] = most / _WITHIN_S / _HZ
@@ -60,10 +60,12 @@ def counted(rounds: int) -> int:
     return time.perf_counter_ns() - began
 
 
-def heard(sound: Samples, rung: str) -> dict[str, float]:
+def heard(sound: Samples, variant: str) -> dict[str, float]:
     """Instructions by stage of the pieces of sound that gave one answer; of the gate, of every piece."""
     hearing = AudioPerception(
-        "count", StreamConfig("wav:", "small-speech", rung=rung, threads=1), open_model("small-speech", rung)
+        "count",
+        StreamConfig("wav:", "small-speech", variant=variant, threads=1),
+        open_model("small-speech", variant),
     )
     gates, answers = [], []
     size = round(_CHUNK_S * hearing.rate_hz)
@@ -77,7 +79,7 @@ def heard(sound: Samples, rung: str) -> dict[str, float]:
             answers.append((seen.stages.gate, seen.stages.prepare, seen.stages.infer, seen.stages.track))
     parts = np.array(answers[5:], float)
     whole = parts.sum(axis=1)
-    name = f"depth{rung}" if rung else "ladder"
+    name = f"depth{variant}" if variant else "ladder"
     means = ", ".join(
         f"{stage} {n / 1e6:.2f}"
         for stage, n in zip(("gate", "front end", "model", "words"), parts.mean(axis=0), strict=True)

@@ -1,4 +1,4 @@
-"""What the bundled model sees on pictures that are kept, rung by rung.
+"""What the bundled model sees on pictures that are kept, variant by variant.
 
 Run as a program (scripts/build_models/golden) it writes `tests/golden` anew: pictures out of the bundled clip
 and what the model of today sees on them; and the golden picture of the model itself.
@@ -31,12 +31,12 @@ _CUTS = {"walkers-020": (20, 340, 100), "walkers-150": (150, 270, 100), "walkers
 _SIDE = 320
 
 Golden = dict[str, dict[str, list[Detection]]]
-"""Picture → rung → detections."""
+"""Picture → variant → detections."""
 
 
-def rungs() -> tuple[str, ...]:
-    """Names of the model's rungs."""
-    return tuple(rung.name for rung in open_manifest(MODEL).rungs)
+def variants() -> tuple[str, ...]:
+    """Names of the model's variants."""
+    return tuple(variant.name for variant in open_manifest(MODEL).variants)
 
 
 def picture(name: str) -> Image:
@@ -51,12 +51,12 @@ def expected() -> Golden:
     return msgspec.json.decode((GOLDEN / f"{MODEL}.json").read_bytes(), type=Golden)
 
 
-def seen(rung: str, image: Image) -> list[Detection]:
+def seen(variant: str, image: Image) -> list[Detection]:
     """What the model sees now."""
     config = StreamConfig(
         "test:", MODEL, gate=GateConfig(motion=False), decode=DecodeConfig(score_threshold=WEAKEST)
     )
-    vision = VideoPerception("golden", config, open_model(MODEL, rung))
+    vision = VideoPerception("golden", config, open_model(MODEL, variant))
     found = vision.process(Frame(image, "golden", 0, time.monotonic_ns(), datetime.now(UTC))).detections
     vision.close()
     assert found is not None
@@ -68,7 +68,7 @@ def remake() -> None:
     _cut()
     # The one that comes with the model, for `agent.models.library`.
     cv2.imwrite(str(ZOO / "nanodet-golden.jpg"), picture("walkers-150"), [cv2.IMWRITE_JPEG_QUALITY, 85])
-    golden = {name: {rung: seen(rung, picture(name)) for rung in rungs()} for name in _CUTS}
+    golden = {name: {variant: seen(variant, picture(name)) for variant in variants()} for name in _CUTS}
     plain = json.loads(msgspec.json.encode(golden), parse_float=lambda text: round(float(text), 3))
     (GOLDEN / f"{MODEL}.json").write_text(json.dumps(plain, indent=1) + "\n")
 

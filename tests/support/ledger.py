@@ -58,7 +58,7 @@ class Ledger:
         self._numbers[event.seq] += 1
         self._disordered += event.seq < self._highest.get(event.stream, 0)
         self._highest[event.stream] = max(event.seq, self._highest.get(event.stream, 0))
-        if event.kind != "heard":  # a word is told once, and does not end
+        if event.kind != "keyword":  # a word is told once, and does not end
             self._follow(event.kind, event.track.id)
 
     def _follow(self, kind: str, track: str) -> None:

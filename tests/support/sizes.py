@@ -25,7 +25,7 @@ labels = ["person"]
 score_threshold = 0.4
 """
 _RUNG = """
-[[rungs]]
+[[variants]]
 name = "{name}"
 signature = "s{name}"
 """
@@ -46,7 +46,7 @@ def sizes_model(
         seen: by the side of the input picture in pixels, largest first.
         confidence: learned for all but the largest; None: nothing was learned.
         resize: see `agent.compute.manifest.InputManifest`.
-        extra: lines for each rung but the largest.
+        extra: lines for each variant but the largest.
     """
     graphs = [_graph(int(side), things) for side, things in seen.items()]
     keys = [
@@ -57,10 +57,12 @@ def sizes_model(
     (folder / "sizes.tflite").write_bytes(
         build.write(first.tensors, first.operations, first.inputs, first.outputs, keys, more=more)
     )
-    rungs = [_RUNG.format(name=side) for side in seen]
+    variants = [_RUNG.format(name=side) for side in seen]
     learned = f"confidence = {confidence}\n" if confidence is not None else ""
     path = folder / "sizes.toml"
-    path.write_text(_MANIFEST.format(resize=resize) + rungs[0] + "".join(r + learned + extra for r in rungs[1:]))
+    path.write_text(
+        _MANIFEST.format(resize=resize) + variants[0] + "".join(r + learned + extra for r in variants[1:])
+    )
     return path
 
 

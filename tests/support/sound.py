@@ -30,12 +30,12 @@ score_threshold = 0.6
 options = {{ logits = true, refractory_s = 0.3 }}
 """
 _RUNGS = """
-[[rungs]]
+[[variants]]
 name = "12"
 signature = "exit12"
 after = "3"
 depth = 12
-[[rungs]]
+[[variants]]
 name = "3"
 signature = "exit3"
 depth = 3

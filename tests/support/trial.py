@@ -164,4 +164,4 @@ def _streams(folder: Path) -> dict[str, Table]:
 
 def _last_event() -> bytes:
     told = msgspec.json.decode(event(stream=LAST), type=messages.EventMessage)
-    return messages.encode(msgspec.structs.replace(told, kind="heard"))
+    return messages.encode(msgspec.structs.replace(told, kind="keyword"))

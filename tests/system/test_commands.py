@@ -42,7 +42,7 @@ def alive(operator: Operator) -> None:
 
 
 def test_the_states_are_there_from_the_start(vedette: Vedette, operator: Operator) -> None:
-    for what, value in {"enabled": "on", "threshold": "0.4", "rung": "full", "zone/drive": "on"}.items():
+    for what, value in {"enabled": "on", "threshold": "0.4", "variant": "full", "zone/drive": "on"}.items():
         operator.wait_state("front", what, value)
     operator.wait_state("back", "enabled", "on")
     again = Operator(operator.broker)
@@ -136,30 +136,30 @@ def test_a_threshold_and_a_zone_change_in_mid_stream(vedette: Vedette, operator:
     assert newest.streams["front"].state == "running"
 
 
-def test_a_rung_changes_and_one_that_is_not_there_is_refused_by_name(
+def test_a_variant_changes_and_one_that_is_not_there_is_refused_by_name(
     tmp_path: Path, broker: Mosquitto, operator: Operator
 ) -> None:
     model = sizes_model(tmp_path, {"64": [(0.9, LEFT)], "32": [(0.9, RIGHT)]})
     with Vedette(tmp_path, broker, front=camera(model, gate={"motion": False})) as vedette:
-        operator.wait_state("front", "rung", "64")
+        operator.wait_state("front", "variant", "64")
         hear(operator.messages, 2)
-        assert operator.ask("set", stream="front", what="rung", value="32")["ok"]
-        operator.messages.wait(lambda m: events(m)[-1].rung == "32")
+        assert operator.ask("set", stream="front", what="variant", value="32")["ok"]
+        operator.messages.wait(lambda m: events(m)[-1].variant == "32")
         assert len([e for e in events(operator.messages) if e.reason == "shutdown"]) == 1, (
             "its source was opened anew"
         )
-        assert operator.ask("set", stream="front", what="rung", value="auto")["ok"]
-        operator.wait_state("front", "rung", "auto")
+        assert operator.ask("set", stream="front", what="variant", value="auto")["ok"]
+        operator.wait_state("front", "variant", "auto")
         hear(operator.messages, 2)
         ends = [e for e in events(operator.messages) if e.reason == "shutdown"]
-        assert operator.ask("set", stream="front", what="rung", value="64")["ok"]
-        operator.messages.wait(lambda m: events(m)[-1].rung == "64")
+        assert operator.ask("set", stream="front", what="variant", value="64")["ok"]
+        operator.messages.wait(lambda m: events(m)[-1].variant == "64")
         assert [e for e in events(operator.messages) if e.reason == "shutdown"] == ends, (
             "all sizes are open by now"
         )
-        answer = operator.ask("set", stream="front", what="rung", value="../x")
+        answer = operator.ask("set", stream="front", what="variant", value="../x")
         assert not answer["ok"]
-        assert "has no rung '../x'; it has: auto, 64, 32" in answer["reason"]
+        assert "has no variant '../x'; it has: auto, 64, 32" in answer["reason"]
         vedette.end()
     assert stopped(operator.messages)
     assert left_open(operator.messages) == set()
@@ -188,8 +188,8 @@ def test_what_is_refused_changes_nothing_and_has_its_reason(vedette: Vedette, op
         "detail": status["streams"]["front"]["detail"],
         "enabled": True,
         "threshold": 0.4,
-        "rung": "full",
-        "rungs": ["full"],
+        "variant": "full",
+        "variants": ["full"],
         "zones": {"drive": True},
         "set_by_command": [],
     }
@@ -246,12 +246,12 @@ def test_a_reload_answers_with_what_has_changed_or_why_not(vedette: Vedette, ope
     waits = "[storage] history_max_bytes; [storage] clips_folder waits for a restart"
     assert operator.ask("reload") == {"ok": True, "reason": waits}
     assert operator.ask("status")["waits_for_restart"] == ["storage.clips_folder"]
-    vedette.config["streams"]["front"]["rung"] = "x"
+    vedette.config["streams"]["front"]["variant"] = "x"
     vedette.write()
     answer = operator.ask("reload")
     assert not answer["ok"]
     assert f"{vedette.file}:" in answer["reason"]
-    assert "has no rung 'x'" in answer["reason"]
+    assert "has no variant 'x'" in answer["reason"]
     hear(operator.messages, 2)
 
 

@@ -74,9 +74,9 @@ def test_the_spoken_digits_and_the_wake_words_among_them_are_heard() -> None:
     assert [event["track"]["label"] for event in events] == words
     streams = ["digits"] * 6 + ["alexa", "okay_nabu"] + ["digits"] * 2
     assert [event["stream"] for event in events] == streams
-    assert {event["kind"] for event in events} == {"heard"}
-    assert len({event["rung"] for event in events if event["stream"] == "digits"}) > 1, "the depth follows"
-    assert (last["summary"]["heard"], last["summary"]["lost"]) == (10, 0)
+    assert {event["kind"] for event in events} == {"keyword"}
+    assert len({event["variant"] for event in events if event["stream"] == "digits"}) > 1, "the depth follows"
+    assert (last["summary"]["keyword"], last["summary"]["lost"]) == (10, 0)
 
 
 def test_without_the_wake_words_the_digits_are_heard_and_a_line_says_how_to_get_them(

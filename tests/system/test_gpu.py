@@ -34,7 +34,7 @@ def test_it_answers_as_the_cpu_does_at_every_depth() -> None:
     cpu, gpu = open_session(model, "cpu", SessionOptions()), open_session(model, "gpu", SessionOptions())
     assert isinstance(gpu, WorkerSession)
     for deepest in ("3", "4", "12"):
-        manifest = replace(model.manifest, rungs=model.manifest.chain(deepest)[::-1])
+        manifest = replace(model.manifest, variants=model.manifest.chain(deepest)[::-1])
         one, other = ModelChain(cpu, manifest), ModelChain(gpu, manifest)
         assert (other.inputs, other.outputs) == (one.inputs, one.outputs)
         cases = golden_inputs(one.inputs, 1)
@@ -47,7 +47,7 @@ def test_it_answers_as_the_cpu_does_at_every_depth() -> None:
 
 @pytest.mark.skipif(not software_driver(), reason="Vulkan has a GPU here")
 def test_a_software_driver_is_named_by_the_bench_and_left_out_by_the_selection(tmp_path: Path) -> None:
-    done = CliRunner().invoke(vedette, ["bench", "small-speech", "--rung", "3", "--backend", "gpu"])
+    done = CliRunner().invoke(vedette, ["bench", "small-speech", "--variant", "3", "--backend", "gpu"])
     assert f"gpu: no GPU: the Vulkan driver {software_driver()} computes on the CPU" in " ".join(
         done.output.split()
     )

@@ -35,10 +35,10 @@ def test_words_that_are_spoken_arrive_also_after_the_sound_server_died(
         messages.wait(lambda m: len(events(m, "kitchen")) == 2)
         low, high = events(messages, "kitchen")
         assert [(e.kind, e.reason, e.track.label) for e in (low, high)] == [
-            ("heard", "word", "low"),
-            ("heard", "word", "high"),
+            ("keyword", "word", "low"),
+            ("keyword", "word", "high"),
         ]
-        assert (low.rung, low.backend, low.model.name) == ("full", "cpu", "tones")
+        assert (low.variant, low.backend, low.model.name) == ("full", "cpu", "tones")
         assert 1.0 < (high.captured_at - low.captured_at).total_seconds() < 2.2
         assert 0.0 < low.latency_ms.total < 1000.0
         server.kill()

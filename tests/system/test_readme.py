@@ -131,7 +131,7 @@ def test_the_commands_are_those_that_are_taken() -> None:
         "enabled": b"on",
         "zone/<name>": b"on",
         "threshold": b"1",
-        "rung": b"x",
+        "variant": b"x",
         "snapshot": b"",
         "record": b"9",
     }

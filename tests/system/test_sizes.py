@@ -24,27 +24,27 @@ def test_an_empty_scene_is_seen_small_and_a_crowd_large(tmp_path: Path, broker: 
     with Vedette(tmp_path, broker, yard=yard(scenes(tmp_path), "auto")) as vedette:
         messages.wait(lambda m: "end" in {event.kind for event in events(m, "yard")})
         new = next(event for event in events(messages, "yard") if event.kind == "new")
-        assert (new.track.label, new.rung, new.backend) == ("person", "416", "cpu")
-        rungs = Counter(said.rung for said in looks(messages))
-        assert {"256", "416"} <= set(rungs) <= {"256", "320", "416"}
-        assert rungs["256"] >= _STILL // 2
-        assert rungs["416"] >= _CROWD // 2
+        assert (new.track.label, new.variant, new.backend) == ("person", "416", "cpu")
+        variants = Counter(said.variant for said in looks(messages))
+        assert {"256", "416"} <= set(variants) <= {"256", "320", "416"}
+        assert variants["256"] >= _STILL // 2
+        assert variants["416"] >= _CROWD // 2
         now = health(messages)
         assert now is not None
-        assert now.streams["yard"].rung in rungs
+        assert now.streams["yard"].variant in variants
         vedette.config["streams"]["yard"] = yard(tmp_path / "scenes", "256")
         vedette.reload()
-        messages.wait(lambda m: Counter(said.rung for said in looks(m))["256"] > rungs["256"] + _CROWD)
+        messages.wait(lambda m: Counter(said.variant for said in looks(m))["256"] > variants["256"] + _CROWD)
         vedette.end()
     assert stopped(messages)
     assert left_open(messages, "yard") == set()
 
 
-def yard(folder: Path, rung: str) -> dict[str, object]:
+def yard(folder: Path, variant: str) -> dict[str, object]:
     return {
         "source": f"dir:{folder}?pace=fast&fps=20",
         "model": "nanodet",
-        "rung": rung,
+        "variant": variant,
         "gate": {"motion": False},
         "ladder": {"budget_ms": 10_000.0},
         "publish": {"detections": True},

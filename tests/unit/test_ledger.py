@@ -33,7 +33,7 @@ def verdict(*events: EventMessage) -> Verdict:
     return ledger.verdict()
 
 
-WHOLE = (told(1), told(2, "update"), told(3, "heard", "word"), told(4, "end"))
+WHOLE = (told(1), told(2, "update"), told(3, "keyword", "word"), told(4, "end"))
 
 
 def test_a_whole_story_is_faultless() -> None:
@@ -51,7 +51,7 @@ def test_deliveries_that_are_repeated_change_nothing_else(again: list[int]) -> N
     [
         ((WHOLE[0], WHOLE[1], WHOLE[3]), "lost"),
         ((told(2), told(3, "end")), "lost"),
-        ((*WHOLE, told(4, "heard", message_id="other")), "duplicates"),
+        ((*WHOLE, told(4, "keyword", message_id="other")), "duplicates"),
         ((*WHOLE, told(5, "end")), "duplicates"),
         ((*WHOLE, told(5, "new"), told(6, "end")), "duplicates"),
         ((WHOLE[0], WHOLE[2], WHOLE[1], WHOLE[3]), "disordered"),

@@ -63,7 +63,7 @@ def of_memory(memory: Memory) -> Iterator[Finding]:
         yield Finding(SECTION, "memory", "/proc/meminfo cannot be read", "warning", "let vedette read /proc")
         return
     value = f"{memory.available_mb} of {memory.total_mb} MB available"
-    advice = "free memory: see what takes it with `top -o %MEM`, or run a smaller rung"
+    advice = "free memory: see what takes it with `top -o %MEM`, or run a smaller variant"
     if memory.available_mb < _SCARCE_MB:
         yield Finding(SECTION, "memory", value, "problem", advice)
     else:

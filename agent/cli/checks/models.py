@@ -53,9 +53,9 @@ def findings(
         progress: is told what is measured next.
     """
     surveys = StoredMeasurements(MeasurementFiles(state), (config or Config()).selection)
-    for name, rung in _models(config):
+    for name, variant in _models(config):
         try:
-            model = open_model_without_root(name, rung)
+            model = open_model_without_root(name, variant)
         except VedetteError as error:
             yield _unusable(name, error, config)
             continue
@@ -139,9 +139,9 @@ def of_survey(
 
 
 def _models(config: Config | None) -> list[tuple[str, str]]:
-    """Names and rungs, each once."""
+    """Names and variants, each once."""
     streams = config.streams.values() if config else ()
-    wanted = [(one.model, one.rung) for one in streams if one.enabled and one.backend == AUTO]
+    wanted = [(one.model, one.variant) for one in streams if one.enabled and one.backend == AUTO]
     return list(dict.fromkeys(wanted)) or ([] if streams else [(name, "") for name in bundled()])
 
 
@@ -167,17 +167,17 @@ _MULTIPLIER, _MASK = 2654435761, 0xFFFFFFFF
 
 
 class Golden(Struct, frozen=True):
-    """A rung's answer to its golden input.
+    """A variant's answer to its golden input.
 
     Attributes:
-        model, rung: names.
+        model, variant: names.
         sha256: of the model's file.
         at: by output's name, places in the flattened output.
         values: likewise, what stands there, as stored.
     """
 
     model: str
-    rung: str
+    variant: str
     sha256: str
     at: dict[str, list[int]]
     values: dict[str, list[int]]
@@ -192,16 +192,16 @@ def recorded(path: Path = RECORD) -> list[Golden]:
     return msgspec.json.decode(path.read_bytes(), type=list[Golden])
 
 
-def open_alone(name: str, rung: str) -> Model:
-    """A bundled model with one rung only, which may go on from a state of another: that is an input then.
+def open_alone(name: str, variant: str) -> Model:
+    """A bundled model with one variant only, which may go on from a state of another: that is an input then.
 
     Raises:
-        ModelError: there is no such model or rung, or it is damaged.
+        ModelError: there is no such model or variant, or it is damaged.
     """
     model = open_whole_model(name)
-    one = model.manifest.rung(rung)
+    one = model.manifest.variant(variant)
     content = only_signature(model.content, one.signature)
-    return replace(model, content=content, manifest=replace(model.manifest, rungs=(one,)))
+    return replace(model, content=content, manifest=replace(model.manifest, variants=(one,)))
 
 
 def golden_input(spec: TensorSpec) -> Array:
@@ -242,10 +242,10 @@ _REINSTALL = (
 
 
 class Tried(Struct, frozen=True):
-    """A rung, run.
+    """A variant, run.
 
     Attributes:
-        name: of the model and the rung.
+        name: of the model and the variant.
         error: why there is no answer; empty: there is one.
         off: largest difference from the record, in steps of the last bit.
         nodes: operations. delegated: of those, XNNPACK's; -1: not known.
@@ -270,10 +270,10 @@ def run_all() -> list[Tried]:
 
 
 def run(golden: Golden) -> Tried:
-    """Run a rung and compare; whatever goes wrong is an error of the result."""
-    name = f"{golden.model} {golden.rung}"
+    """Run a variant and compare; whatever goes wrong is an error of the result."""
+    name = f"{golden.model} {golden.variant}"
     try:
-        model = open_alone(golden.model, golden.rung)
+        model = open_alone(golden.model, golden.variant)
         if model.sha256 != golden.sha256:
             return Tried(name, error="the file is not the one that the answers were recorded of")
         session = WorkerSession(
@@ -318,7 +318,7 @@ def selftest_findings(tried: Sequence[Tried], root: Path) -> Iterator[Finding]:
 
 
 def of_answer(one: Tried) -> Finding:
-    """Whether a rung answered rightly."""
+    """Whether a variant answered rightly."""
     if one.error:
         return Finding(SELFTEST_SECTION, one.name, one.error, "problem", _REINSTALL)
     allowed = _STEPS if one.delegated > 0 else _STEPS_WITHOUT

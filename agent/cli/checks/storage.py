@@ -24,7 +24,7 @@ _RESERVE = 4
 """Times what may wait for the broker: below it the system itself may soon be short of room."""
 _DAY_S = 86400.0
 _CLIPS = "clips folder"
-_SAY = "say of each stream whether it is to run: vedette tell DEVICE STREAM enabled on (or off, or default)"
+_SAY = "say of each stream whether it is to run: vedette command DEVICE STREAM enabled on (or off, or default)"
 
 
 def findings(config: StorageConfig, root: Path, *, clips: bool = False) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Asking: one request to a device over the broker, and its answer. Used by `vedette tell`."""
+"""Asking: one request to a device over the broker, and its answer. Used by `vedette command`."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class StreamEntitySource(Struct, frozen=True):
         named: by the configuration: these become entities at once.
         counted: seen in this run, in that order.
         zones: names.
-        rungs: to choose from.
+        variants: to choose from.
         counts, snapshot, events: whether these are published.
         commands: whether it takes any.
     """
@@ -112,7 +112,7 @@ class StreamEntitySource(Struct, frozen=True):
     named: tuple[Label, ...] = ()
     counted: tuple[Label, ...] = ()
     zones: tuple[str, ...] = ()
-    rungs: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
     counts: bool = True
     snapshot: bool = True
     events: bool = True

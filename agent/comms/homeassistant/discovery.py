@@ -58,7 +58,7 @@ def of_stream(
         for one in labels:
             yield from _of_label(topics, subject, one)
     if subject.events and subject.kind == "words" and subject.labels:
-        yield subject.id("heard"), _heard(topics, subject)
+        yield subject.id("keyword"), _heard(topics, subject)
     if subject.snapshot and subject.kind in ("things", "verdicts"):
         yield (
             subject.id("picture"),
@@ -113,7 +113,7 @@ def _while_watching(topics: Topics, stream: str) -> Component:
 
 def _heard(topics: Topics, subject: StreamEntitySource) -> Component:
     is_news = (
-        f"value_json.kind == 'heard' and value_json.latency_ms.total < {_FRESH_MS} "
+        f"value_json.kind == 'keyword' and value_json.latency_ms.total < {_FRESH_MS} "
         "and value_json.id != this.attributes.get('id')"
     )
     told = "{'event_type': value_json.track.label, 'score': value_json.track.score, 'id': value_json.id}"
@@ -143,10 +143,10 @@ def _controls(topics: Topics, subject: StreamEntitySource) -> Iterator[tuple[str
             **_set_by(topics, name, "threshold"),
         },
     )
-    if len(subject.rungs) > 1:
+    if len(subject.variants) > 1:
         size = "model size" if subject.kind in ("things", "verdicts") else "model depth"
-        own = {"name": display_name(name, size), "options": list(subject.rungs), "entity_category": "config"}
-        yield subject.id("rung"), {"platform": "select", **own, **_set_by(topics, name, "rung")}
+        own = {"name": display_name(name, size), "options": list(subject.variants), "entity_category": "config"}
+        yield subject.id("variant"), {"platform": "select", **own, **_set_by(topics, name, "variant")}
     if subject.kind in ("things", "verdicts"):
         yield (
             subject.id("snapshot"),

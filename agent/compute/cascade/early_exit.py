@@ -19,34 +19,34 @@ from agent.compute.decode.keyword import Keyword
 from agent.compute.decode.scores import Floats
 from agent.compute.infer.chain import warm_latency_ns
 from agent.compute.infer.session import Session
-from agent.compute.manifest import HIDDEN, Manifest, Rung
+from agent.compute.manifest import HIDDEN, Manifest, Variant
 from agent.config.stream import StreamConfig
 from agent.errors import ModelError
 from agent.types import Array, Detection
 
 _NO_BUDGET = 1 << 62
 _STILL = 0.5
-"""Least confidence with which a rung may say that a word which has been told goes on."""
+"""Least confidence with which a variant may say that a word which has been told goes on."""
 
 
 class Prediction(Struct, frozen=True):
     """What the model says of one input.
 
     Attributes:
-        detections: of the rung that answered.
+        detections: of the variant that answered.
         scores: float32 [classes]; for a decoder without them, of the detections.
-        rung: that gave it.
+        variant: that gave it.
     """
 
     detections: list[Detection]
     scores: Floats
-    rung: str
+    variant: str
 
 
 class _Exit(Struct, frozen=True):
-    """A rung that is ready to run."""
+    """A variant that is ready to run."""
 
-    rung: Rung
+    variant: Variant
     decoder: Decoder
     hidden: int | None
 
@@ -55,32 +55,32 @@ class EarlyExitModel:
     """One stream's model. For one thread.
 
     Attributes:
-        keyword: the decoder of the deepest rung, where it tells words.
-        answered: the rung that gave the newest answer.
+        keyword: the decoder of the deepest variant, where it tells words.
+        answered: the variant that gave the newest answer.
     """
 
     def __init__(self, session: Session, manifest: Manifest, config: StreamConfig) -> None:
-        """Prepare every rung that may run.
+        """Prepare every variant that may run.
 
         Raises:
-            ModelError: a rung is missing in the file, or does not take what the one before gives, or stands
+            ModelError: a variant is missing in the file, or does not take what the one before gives, or stands
                 alone.
         """
         self._session = session
-        ladder = manifest.climbed(config.rung)
-        deepest = ladder[-1].name if ladder else manifest.rung(config.rung).name
+        ladder = manifest.climbed(config.variant)
+        deepest = ladder[-1].name if ladder else manifest.variant(config.variant).name
         chain = manifest.chain(deepest)
         if ladder and len(chain) == 1:
             raise ModelError(
-                f"model {manifest.name}: its rungs are sizes, and sound climbs depths: name one of them"
+                f"model {manifest.name}: its variants are sizes, and sound climbs depths: name one of them"
             )
         self._climbs = bool(ladder)
-        # A rung that was asked for by name answers, however long it takes.
+        # A variant that was asked for by name answers, however long it takes.
         self._policy = ExitPolicy(chain, round(config.ladder.budget_ms * 1e6) if ladder else _NO_BUDGET)
-        self._steps = [self._step(rung, manifest, config) for rung in chain]
+        self._steps = [self._step(variant, manifest, config) for variant in chain]
         _check_chain(session, chain)
-        for index, rung in enumerate(chain if self._climbs else ()):
-            self._policy.record_latency(index, warm_latency_ns(session, rung.name))
+        for index, variant in enumerate(chain if self._climbs else ()):
+            self._policy.record_latency(index, warm_latency_ns(session, variant.name))
         session.use(chain[0].name)
         last = self._steps[-1].decoder
         self.keyword = last if isinstance(last, Keyword) else None
@@ -88,17 +88,17 @@ class EarlyExitModel:
 
     @property
     def used(self) -> dict[str, int]:
-        """How often each rung gave the answer."""
-        return {step.rung.name: count for step, count in zip(self._steps, self._policy.used, strict=True)}
+        """How often each variant gave the answer."""
+        return {step.variant.name: count for step, count in zip(self._steps, self._policy.used, strict=True)}
 
     def predict(self, fill: Callable[[Array], None], complexity: float, told: Collection[int] = ()) -> Prediction:
         """Answer one input.
 
         Args:
-            fill: writes it into the input tensor of the first rung.
+            fill: writes it into the input tensor of the first variant.
             complexity: 0..1.
             told: numbers of the words that have been told and go on: to hear one of them once more is no news,
-                and not worth another rung.
+                and not worth another variant.
 
         Raises:
             BackendError: the inference failed.
@@ -115,44 +115,44 @@ class EarlyExitModel:
                 answer = self._read(index)
                 if last or self._will_do(index, answer.scores, told, spent):
                     self._policy.used[index] += 1
-                    self.answered = answer.rung
+                    self.answered = answer.variant
                     return answer
             index += 1
 
     def predict_all_exits(self, fill: Callable[[Array], None]) -> list[Floats]:
-        """What each rung says of one input, shallow first: its raw scores, float32 [classes].
+        """What each variant says of one input, shallow first: its raw scores, float32 [classes].
 
         Raises:
-            BackendError: the inference failed. ModelError: a rung gives no scores.
+            BackendError: the inference failed. ModelError: a variant gives no scores.
         """
         said = []
         for index, step in enumerate(self._steps):
             self._run(index, fill)
             if not isinstance(step.decoder, Keyword):
-                raise ModelError(f"rung {step.rung.name!r} gives no score for each label")
+                raise ModelError(f"variant {step.variant.name!r} gives no score for each label")
             outputs = [self._session.output(number) for number in range(len(self._session.outputs))]
             said.append(step.decoder.raw(outputs))
             del outputs
         return said
 
-    def _step(self, rung: Rung, manifest: Manifest, config: StreamConfig) -> _Exit:
+    def _step(self, variant: Variant, manifest: Manifest, config: StreamConfig) -> _Exit:
         session = self._session
-        session.use(rung.name)
+        session.use(variant.name)
         decoder = build_decoder(manifest, session.inputs, session.outputs, config.decode)
         names = [spec.name for spec in session.outputs]
-        return _Exit(rung, decoder, names.index(HIDDEN) if HIDDEN in names else None)
+        return _Exit(variant, decoder, names.index(HIDDEN) if HIDDEN in names else None)
 
     def _run(self, index: int, fill: Callable[[Array], None]) -> None:
         session, step = self._session, self._steps[index]
-        if not step.rung.after:
-            session.use(step.rung.name)
+        if not step.variant.after:
+            session.use(step.variant.name)
             fill(session.input(0))
         else:
             before = self._steps[index - 1]
             assert before.hidden is not None
-            session.use(before.rung.name)
+            session.use(before.variant.name)
             hidden = session.output(before.hidden)
-            session.use(step.rung.name)
+            session.use(step.variant.name)
             np.copyto(session.input(0), hidden)
             del hidden
         session.invoke()
@@ -161,14 +161,14 @@ class EarlyExitModel:
         session, step = self._session, self._steps[index]
         outputs = [session.output(number) for number in range(len(session.outputs))]
         if isinstance(step.decoder, Keyword):
-            scores = step.decoder.probabilities(outputs, step.rung.temperature)
-            return Prediction([], scores, step.rung.name)
+            scores = step.decoder.probabilities(outputs, step.variant.temperature)
+            return Prediction([], scores, step.variant.name)
         detections = step.decoder(outputs)
         scores = np.array([detection.score for detection in detections], np.float32)
-        return Prediction(detections, scores, step.rung.name)
+        return Prediction(detections, scores, step.variant.name)
 
     def _will_do(self, index: int, scores: Floats, told: Collection[int], spent_ns: int) -> bool:
-        """Whether no deeper rung is asked."""
+        """Whether no deeper variant is asked."""
         decoder = self._steps[index].decoder
         if not isinstance(decoder, Keyword):
             return not self._policy.needs_deeper(index, float(scores.max(initial=0.0)), spent_ns)
@@ -177,18 +177,18 @@ class EarlyExitModel:
         return old or not self._policy.needs_deeper(index, confidence, spent_ns)
 
 
-def _check_chain(session: Session, chain: tuple[Rung, ...]) -> None:
-    for before, rung in pairwise(chain):
+def _check_chain(session: Session, chain: tuple[Variant, ...]) -> None:
+    for before, variant in pairwise(chain):
         session.use(before.name)
         given = next((spec for spec in session.outputs if spec.name == HIDDEN), None)
-        session.use(rung.name)
+        session.use(variant.name)
         taken = session.inputs[0]
         if given is None or (given.shape, given.dtype) != (taken.shape, taken.dtype):
             raise ModelError(
-                f"rung {rung.name!r} takes {taken}, but rung {before.name!r} gives "
+                f"variant {variant.name!r} takes {taken}, but variant {before.name!r} gives "
                 f"{given or 'no output called ' + repr(HIDDEN)}"
             )
         if (given.scale, given.zero_point) != (taken.scale, taken.zero_point):
             raise ModelError(
-                f"rung {rung.name!r} reads its hidden state at another scale than {before.name!r} writes"
+                f"variant {variant.name!r} reads its hidden state at another scale than {before.name!r} writes"
             )

@@ -1,8 +1,8 @@
-"""The ladder: how far to go for this input. Pure policy; whoever runs the rungs asks it before each step.
+"""The ladder: how far to go for this input. Pure policy; whoever runs the variants asks it before each step.
 
-An answer is taken when its confidence has reached what was learned for its rung; if not, a deeper rung is asked,
-as long as its usual time still fits into the budget. Early exits with a learned threshold: Teerapittayanon and
-others, BranchyNet, ICPR 2016, https://arxiv.org/abs/1709.01686; confidence after temperature scaling: Guo and
+An answer is taken when its confidence has reached what was learned for its variant; if not, a deeper variant is
+asked, as long as its usual time still fits into the budget. Early exits with a learned threshold: Teerapittayanon
+and others, BranchyNet, ICPR 2016, https://arxiv.org/abs/1709.01686; confidence after temperature scaling: Guo and
 others, On Calibration of Modern Neural Networks, ICML 2017, https://arxiv.org/abs/1706.04599
 """
 
@@ -10,68 +10,68 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agent.compute.manifest import Rung
+from agent.compute.manifest import Variant
 
 _MEMORY = 0.1
-"""Share of the newest time in what is known of a rung's usual time."""
+"""Share of the newest time in what is known of a variant's usual time."""
 _RETRY = 200
-"""A rung that was refused so often for its time is measured anew: what made it slow may be over."""
+"""A variant that was refused so often for its time is measured anew: what made it slow may be over."""
 
 
 class ExitPolicy:
     """One stream's policy. For one thread.
 
     Attributes:
-        rungs: shallow first.
-        used: how often each rung gave the answer.
+        variants: shallow first.
+        used: how often each variant gave the answer.
     """
 
-    def __init__(self, rungs: Sequence[Rung], budget_ns: int) -> None:
+    def __init__(self, variants: Sequence[Variant], budget_ns: int) -> None:
         """Prepare.
 
         Args:
-            rungs: shallow first; the last has the last word.
-            budget_ns: for all rungs of one input together, ns.
+            variants: shallow first; the last has the last word.
+            budget_ns: for all variants of one input together, ns.
         """
-        self.rungs = tuple(rungs)
-        self.used = [0] * len(self.rungs)
+        self.variants = tuple(variants)
+        self.used = [0] * len(self.variants)
         self._budget_ns = budget_ns
-        self._usual_ns = [0.0] * len(self.rungs)
-        self._refused = [0] * len(self.rungs)
-        self._enough = [1.0 if rung.confidence is None else rung.confidence for rung in self.rungs]
+        self._usual_ns = [0.0] * len(self.variants)
+        self._refused = [0] * len(self.variants)
+        self._enough = [1.0 if variant.confidence is None else variant.confidence for variant in self.variants]
 
     def first(self, complexity: float) -> int:
-        """The rung whose answer is looked at first: the shallowest that this complexity may begin with."""
-        for index, rung in enumerate(self.rungs):
-            if complexity <= rung.complexity:
+        """The variant whose answer is looked at first: the shallowest that this complexity may begin with."""
+        for index, variant in enumerate(self.variants):
+            if complexity <= variant.complexity:
                 return index
-        return len(self.rungs) - 1
+        return len(self.variants) - 1
 
     def needs_deeper(self, index: int, confidence: float, spent_ns: int) -> bool:
-        """Whether the next rung is asked after this one's answer.
+        """Whether the next variant is asked after this one's answer.
 
         Args:
-            index: of the rung that has answered.
+            index: of the variant that has answered.
             confidence: of its answer, 0..1.
             spent_ns: on this input so far.
         """
-        if index + 1 >= len(self.rungs) or self.is_confident(index, confidence):
+        if index + 1 >= len(self.variants) or self.is_confident(index, confidence):
             return False
         return self.fits_budget(index + 1, spent_ns)
 
     def is_confident(self, index: int, confidence: float) -> bool:
-        """Whether an answer of this confidence is what was learned to be good enough for its rung."""
+        """Whether an answer of this confidence is what was learned to be good enough for its variant."""
         return confidence >= self._enough[index]
 
     def fits_budget(self, index: int, spent_ns: int) -> bool:
-        """Whether a rung still fits into the budget, or is to be tried again; it is run then."""
+        """Whether a variant still fits into the budget, or is to be tried again; it is run then."""
         if spent_ns + self._usual_ns[index] <= self._budget_ns:
             return True
         self._refused[index] += 1
         return self._refused[index] > _RETRY and spent_ns <= self._budget_ns
 
     def record_latency(self, index: int, ns: int) -> None:
-        """Learn how long a rung takes by itself, ns."""
+        """Learn how long a variant takes by itself, ns."""
         usual = self._usual_ns[index]
         anew = usual == 0.0 or self._refused[index] > _RETRY
         self._usual_ns[index] = ns if anew else usual + _MEMORY * (ns - usual)
@@ -103,11 +103,11 @@ class SizeLadder(ExitPolicy):
     For each picture: `begin`, `took` for each size that looks, `larger` after the first, `settle`.
     """
 
-    def __init__(self, rungs: Sequence[Rung], budget_ns: int) -> None:
-        super().__init__(rungs, budget_ns)
-        self._chances = [_UNKNOWN] * len(self.rungs)
-        self._idle = [0] * len(self.rungs)
-        self._largest = len(self.rungs) - 1
+    def __init__(self, variants: Sequence[Variant], budget_ns: int) -> None:
+        super().__init__(variants, budget_ns)
+        self._chances = [_UNKNOWN] * len(self.variants)
+        self._idle = [0] * len(self.variants)
+        self._largest = len(self.variants) - 1
         self._unchecked = 0
 
     def begin(self, complexity: float) -> int:
@@ -116,7 +116,7 @@ class SizeLadder(ExitPolicy):
         None that is too small for the complexity, unless the budget wants it; and none after which there is no
         time left for the largest that the budget allows.
         """
-        last = len(self.rungs) - 1
+        last = len(self.variants) - 1
         self._largest = top = next((index for index in range(last, 0, -1) if self.fits_budget(index, 0)), 0)
         smaller = range(self.first(complexity), top)
         for index in smaller:

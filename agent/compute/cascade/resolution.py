@@ -79,31 +79,31 @@ class DetectorResult(Struct, frozen=True, gc=False):
 
 
 class Detector:
-    """What a rung needs before and after its inference. For one thread.
+    """What a variant needs before and after its inference. For one thread.
 
     Attributes:
-        rung: its name.
+        variant: its name.
     """
 
-    def __init__(self, session: Session, model: Model, rung: str, config: DecodeConfig) -> None:
-        """Prepare; the session uses this rung then.
+    def __init__(self, session: Session, model: Model, variant: str, config: DecodeConfig) -> None:
+        """Prepare; the session uses this variant then.
 
         Raises:
-            ModelError: there is no such rung, or it does not take one picture or fit its decoder.
+            ModelError: there is no such variant, or it does not take one picture or fit its decoder.
         """
-        session.use(rung)
+        session.use(variant)
         if len(session.inputs) != 1:
             raise ModelError(
                 f"{model.path}: expected one input, a picture; found {len(session.inputs)}: "
                 f"{', '.join(map(str, session.inputs))}"
             )
-        self.rung = rung
+        self.variant = variant
         self._session = session
         self._decoder = build_decoder(model.manifest, session.inputs, session.outputs, config)
         self._image = ImageInput(session.inputs[0], model.manifest.input)
 
     def run(self, frame: Frame, crop: Box, complexity: float) -> DetectorResult:
-        """Look at a part of a frame. The session must be using this rung.
+        """Look at a part of a frame. The session must be using this variant.
 
         Args:
             frame: to look at.
@@ -150,38 +150,38 @@ class ResolutionCascade:
     """One stream's model with all of its sizes. For one thread.
 
     Attributes:
-        rung: that gave the newest answer.
+        variant: that gave the newest answer.
     """
 
     def __init__(self, session: Session, model: Model, config: StreamConfig) -> None:
         """Prepare every size; the smaller ones give candidates below the threshold too.
 
         Raises:
-            ModelError: nothing was learned about when to stop, a rung is no size, or see `Detector`.
+            ModelError: nothing was learned about when to stop, a variant is no size, or see `Detector`.
         """
-        rungs = model.manifest.climbed(AUTO)
-        if depths := [rung.name for rung in rungs if rung.after]:
+        variants = model.manifest.climbed(AUTO)
+        if depths := [variant.name for variant in variants if variant.after]:
             raise ModelError(
-                f"{model.path}: pictures climb sizes, and rung {depths[0]!r} goes on from another; "
-                f"name the rung that is to run"
+                f"{model.path}: pictures climb sizes, and variant {depths[0]!r} goes on from another; "
+                f"name the variant that is to run"
             )
         decode, wish = config.decode, config.decode.score_threshold
         # As the decoders compare: in float32.
         self._threshold = float(np.float32(model.manifest.output.score_threshold if wish is None else wish))
         weak = replace(decode, score_threshold=self._threshold / 2)
-        *smaller, largest = rungs
-        self._sizes = [Detector(session, model, rung.name, weak) for rung in smaller]
+        *smaller, largest = variants
+        self._sizes = [Detector(session, model, variant.name, weak) for variant in smaller]
         self._sizes.append(Detector(session, model, largest.name, decode))
         self._session = session
-        self._ladder = SizeLadder(rungs, round(config.ladder.budget_ms * 1e6))
-        for index, rung in enumerate(rungs):
-            self._ladder.record_latency(index, warm_latency_ns(session, rung.name))
-        self.rung = largest.name
+        self._ladder = SizeLadder(variants, round(config.ladder.budget_ms * 1e6))
+        for index, variant in enumerate(variants):
+            self._ladder.record_latency(index, warm_latency_ns(session, variant.name))
+        self.variant = largest.name
 
     @property
     def used(self) -> dict[str, int]:
-        """How often each rung gave the answer."""
-        return {size.rung: count for size, count in zip(self._sizes, self._ladder.used, strict=True)}
+        """How often each variant gave the answer."""
+        return {size.variant: count for size, count in zip(self._sizes, self._ladder.used, strict=True)}
 
     def run(self, frame: Frame, crop: Box, complexity: float) -> DetectorResult:
         """Look at a part of a frame; times are those of all sizes that did.
@@ -200,7 +200,7 @@ class ResolutionCascade:
             agreed = detection_f1(first.detections, look.detections) >= _AGREES
             look = _after(first, look)
         ladder.settle(began, answered, sure=sure, agreed=agreed)
-        self.rung = self._sizes[answered].rung
+        self.variant = self._sizes[answered].variant
         return look
 
     def every(self, frame: Frame, crop: Box) -> list[tuple[DetectorResult, float]]:
@@ -214,7 +214,7 @@ class ResolutionCascade:
     def _run(self, index: int, frame: Frame, crop: Box, complexity: float) -> tuple[DetectorResult, float]:
         """What a size sees, and how sure it is."""
         size, began_ns = self._sizes[index], time.monotonic_ns()
-        self._session.use(size.rung)
+        self._session.use(size.variant)
         look = size.run(frame, crop, complexity)
         confidence = 1.0
         if index + 1 < len(self._sizes):

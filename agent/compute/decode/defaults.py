@@ -81,7 +81,7 @@ class ModelFacts(Struct, frozen=True):
 
     Attributes:
         metadata: see `Metadata`.
-        inputs: of the rung that takes the model's input. outputs: of the rung that answers by default.
+        inputs: of the variant that takes the model's input. outputs: of the variant that answers by default.
         endings: one for each output.
         detections: names of the boxes, classes, scores and count, where an operation makes them; else empty.
     """
@@ -113,8 +113,8 @@ def facts_of(content: bytes, file: ModelFile, first: str = "", last: str = "") -
     Args:
         content: the file.
         file: the same, read.
-        first: signature of the rung that takes the model's input; empty: the first graph.
-        last: signature of the rung that answers by default; empty: the first graph.
+        first: signature of the variant that takes the model's input; empty: the first graph.
+        last: signature of the variant that answers by default; empty: the first graph.
 
     Raises:
         ModelError: the metadata is damaged, or there is no such signature.

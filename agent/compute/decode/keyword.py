@@ -17,7 +17,7 @@ from agent.compute.decode.scores import Floats, sigmoid
 from agent.compute.manifest import HIDDEN
 from agent.types import Array, Detection
 
-"""Name of the output that a deeper rung goes on from."""
+"""Name of the output that a deeper variant goes on from."""
 NO_WORD = -1
 
 

@@ -29,7 +29,7 @@ class AcceleratorSession:
         nodes: operations of the first graph.
     """
 
-    def __init__(self, model: Model, plan: BackendSpec, rung: str) -> None:
+    def __init__(self, model: Model, plan: BackendSpec, variant: str) -> None:
         """Compile the model.
 
         Raises:
@@ -45,15 +45,15 @@ class AcceleratorSession:
         except (ImportError, AttributeError, RuntimeError, ValueError) as error:
             raise BackendError(f"{model.path}: {plan.backend} cannot run it: {_cause(error)}") from error
         self._graphs: dict[str, _Graph] = {}
-        self.use(rung or model.manifest.rungs[0].name)
+        self.use(variant or model.manifest.variants[0].name)
 
-    def use(self, rung: str) -> None:
+    def use(self, variant: str) -> None:
         """See `Session.use`."""
-        signature = self._model.manifest.rung(rung).signature
+        signature = self._model.manifest.variant(variant).signature
         ends = self._file.ends(signature)
-        if rung not in self._graphs:
-            self._graphs[rung] = self._prepared(signature, ends)
-        self.rung, self._graph = rung, self._graphs[rung]
+        if variant not in self._graphs:
+            self._graphs[variant] = self._prepared(signature, ends)
+        self.variant, self._graph = variant, self._graphs[variant]
         self.inputs, self.outputs = ends
 
     def input(self, index: int) -> Array:

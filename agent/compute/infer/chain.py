@@ -15,31 +15,31 @@ from agent.types import Array
 
 
 class ModelChain:
-    """Runs a session so. Of sizes, and of a model without rungs, it is the first rung alone.
+    """Runs a session so. Of sizes, and of a model without variants, it is the first variant alone.
 
     Attributes:
-        session: that it runs; it stays on the deepest rung.
-        first, last: the shallowest rung and the deepest.
+        session: that it runs; it stays on the deepest variant.
+        first, last: the shallowest variant and the deepest.
         inputs: tensors of the first. outputs: of the last.
     """
 
     def __init__(self, session: Session, manifest: Manifest) -> None:
-        """Look at every rung.
+        """Look at every variant.
 
         Raises:
-            ModelError: a rung is missing in the file, or gives no hidden state for the next.
+            ModelError: a variant is missing in the file, or gives no hidden state for the next.
         """
         self.session = session
-        self._rungs = [rung.name for rung in manifest.chain("")]
+        self._variants = [variant.name for variant in manifest.chain("")]
         self._hidden = []
-        self.first, self.last = self._rungs[0], self._rungs[-1]
+        self.first, self.last = self._variants[0], self._variants[-1]
         session.use(self.first)
         self.inputs = session.inputs
-        for rung in self._rungs[:-1]:
-            session.use(rung)
+        for variant in self._variants[:-1]:
+            session.use(variant)
             names = [spec.name for spec in session.outputs]
             if HIDDEN not in names:
-                raise ModelError(f"model {manifest.name}: rung {rung!r} has no output called {HIDDEN!r}")
+                raise ModelError(f"model {manifest.name}: variant {variant!r} has no output called {HIDDEN!r}")
             self._hidden.append(names.index(HIDDEN))
         session.use(self.last)
         self.outputs = session.outputs
@@ -79,9 +79,9 @@ class ModelChain:
         session = self.session
         session.use(self.first)
         session.invoke()
-        for rung, hidden in zip(self._rungs[1:], self._hidden, strict=True):
+        for variant, hidden in zip(self._variants[1:], self._hidden, strict=True):
             state = session.output(hidden)
-            session.use(rung)
+            session.use(variant)
             np.copyto(session.input(0), state)
             del state
             session.invoke()
@@ -132,18 +132,18 @@ def time_inference(whole: ModelChain, seconds: float, cpu_s: Callable[[], float]
     return TimingRun(tuple(ms), (cpu_s() - used) * 1e3)
 
 
-# Runs a rung before it is needed: the first inference is slow, and one that is interrupted is slower still.
+# Runs a variant before it is needed: the first inference is slow, and one that is interrupted is slower still.
 
 _RUNS = 3
 
 
-def warm_latency_ns(session: Session, rung: str) -> int:
-    """How long an inference takes once it is warm: the shortest of a few, ns. The session uses this rung then.
+def warm_latency_ns(session: Session, variant: str) -> int:
+    """How long an inference takes once it is warm: the shortest of a few, ns. The session uses this variant then.
 
     Raises:
         BackendError: it failed.
     """
-    session.use(rung)
+    session.use(variant)
     session.invoke()
     times = []
     for _ in range(_RUNS):

@@ -196,7 +196,7 @@ class FailoverSession:
         self._model, self._plan, self._options = model, plan, options
         self._check_s = check_s
         self._cpu = (vetting or VETTING).open(model, options)
-        self._first_rung = self._cpu.rung
+        self._first_variant = self._cpu.variant
         whole = ModelChain(self._cpu, model.manifest)
         self._ends = whole.inputs, whole.outputs
         self._golden = inputs(whole.inputs)[:_GOLDEN]
@@ -205,7 +205,7 @@ class FailoverSession:
         self._right = whole.run_cases(self._golden)
         slowest_s = time.monotonic() - began
         self._deadline_s = deadline_s or max(DEADLINE_S, _HANGS * slowest_s / max(1, len(self._golden)))
-        self._cpu.use(self._first_rung)
+        self._cpu.use(self._first_variant)
         self._device: WorkerSession | None = None
         self._checked = time.monotonic()
         self._recovery = DeviceReopener(self._opened, f"{model.path}: {plan.backend}", retry_s)
@@ -223,9 +223,9 @@ class FailoverSession:
         return self._recovery.reason if self._device is None else ""
 
     @property
-    def rung(self) -> str:
+    def variant(self) -> str:
         """See `Session`."""
-        return self._cpu.rung
+        return self._cpu.variant
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -237,9 +237,9 @@ class FailoverSession:
         """See `Session`."""
         return self._cpu.outputs
 
-    def use(self, rung: str) -> None:
+    def use(self, variant: str) -> None:
         """See `Session.use`."""
-        self._cpu.use(rung)
+        self._cpu.use(variant)
         if self._device is not None:
             try:
                 self._follow(self._device)
@@ -322,12 +322,12 @@ class FailoverSession:
             self._device, self._checked = device, time.monotonic()
 
     def _follow(self, device: WorkerSession) -> None:
-        """Change the device to the CPU's rung.
+        """Change the device to the CPU's variant.
 
         Raises:
             ModelError: the device does not have it, or with other tensors.
         """
-        device.use(self.rung)
+        device.use(self.variant)
         self._check_alike((*device.inputs, *device.outputs), (*self.inputs, *self.outputs))
 
     def _check_alike(self, there: Sequence[TensorSpec], here: Sequence[TensorSpec]) -> None:
@@ -341,16 +341,18 @@ class FailoverSession:
         Raises:
             BackendError: it cannot be opened, fails or answers wrongly.
         """
-        options = SessionOptions(self._first_rung, self._options.threads)
+        options = SessionOptions(self._first_variant, self._options.threads)
         session = WorkerSession(self._model, self._plan, options, deadline_s=self._deadline_s)
         try:
             whole = ModelChain(session, self._model.manifest)
             self._check_alike((*whole.inputs, *whole.outputs), (*self._ends[0], *self._ends[1]))
             self._judge(output_error(self._right, whole.run_cases(self._golden), whole.outputs))
-            for rung in self._model.manifest.rungs:  # the first inference of each may take long: now nobody waits
-                session.use(rung.name)
+            for (
+                variant
+            ) in self._model.manifest.variants:  # the first inference of each may take long: now nobody waits
+                session.use(variant.name)
                 session.invoke()
-            session.use(self._first_rung)
+            session.use(self._first_variant)
         except BaseException:
             session.close()
             raise

@@ -1,6 +1,6 @@
 """The CPU backend: LiteRT's interpreter with XNNPACK, or tflite-runtime's where that is what is installed.
 
-A rung is a signature, and a signature is a subgraph: all of them share one interpreter and its weights. The
+A variant is a signature, and a signature is a subgraph: all of them share one interpreter and its weights. The
 public Python API reaches only the first subgraph without copying, so the interpreter's wrapper is called
 directly; its `tensor` and `Invoke` take a subgraph in both runtimes.
 """
@@ -156,7 +156,7 @@ class CpuBackend:
                 interpreter = module.Interpreter(
                     model_content=model.content, num_threads=threads, experimental_delegates=delegates
                 )
-                return CpuSession(model, interpreter, options.rung, self._plan.backend)
+                return CpuSession(model, interpreter, options.variant, self._plan.backend)
         except (ValueError, RuntimeError) as error:
             raise BackendError(f"{model.path}: {runtime} cannot run it: {_first_line(error)}") from error
 
@@ -197,10 +197,10 @@ class CpuSession:
     Attributes:
         nodes: operations of the first graph.
         delegated: of those, how many the external delegate has taken, or without one XNNPACK; -1: not known,
-            for the rung is another graph.
+            for the variant is another graph.
     """
 
-    def __init__(self, model: Model, interpreter: Any, rung: str, backend: str = "cpu") -> None:
+    def __init__(self, model: Model, interpreter: Any, variant: str, backend: str = "cpu") -> None:
         self._model, self.backend = model, backend
         self.degraded = ""
         self._interpreter = interpreter
@@ -209,24 +209,24 @@ class CpuSession:
         self._wrapper = interpreter._interpreter
         self._lease = _Lease(interpreter)
         self._graphs: dict[str, _Graph] = {}
-        self.use(rung or model.manifest.rungs[0].name)
+        self.use(variant or model.manifest.variants[0].name)
         if backend == _CPU.backend:
             self.delegated = -1 if self._graph.subgraph else _delegated(interpreter)[1]
         self._idle_references = sys.getrefcount(self._lease)
 
-    def use(self, rung: str) -> None:
+    def use(self, variant: str) -> None:
         """See `Session.use`."""
-        if rung not in self._graphs:
-            signature = self._model.manifest.rung(rung).signature
+        if variant not in self._graphs:
+            signature = self._model.manifest.variant(variant).signature
             try:
-                self._graphs[rung] = self._allocate(signature)
+                self._graphs[variant] = self._allocate(signature)
             except (ValueError, RuntimeError) as error:
                 if not self._graphs:  # `CpuBackend.open` says it
                     raise
-                text = f"rung {rung!r} cannot be run: {_first_line(error)}"
+                text = f"variant {variant!r} cannot be run: {_first_line(error)}"
                 raise BackendError(f"{self._model.path}: {text}") from error
-        self._graph = self._graphs[rung]
-        self.rung = rung
+        self._graph = self._graphs[variant]
+        self.variant = variant
         self.inputs, self.outputs = self._graph.inputs, self._graph.outputs
 
     def input(self, index: int) -> Array:

@@ -18,7 +18,7 @@ class NullBackend:
 
     def open(self, model: Model, options: SessionOptions) -> NullSession:
         """See `Backend.open`."""
-        return NullSession(model, read_modelfile(model.content), options.rung)
+        return NullSession(model, read_modelfile(model.content), options.variant)
 
 
 class NullSession:
@@ -27,18 +27,18 @@ class NullSession:
     backend = "null"
     degraded = ""
 
-    def __init__(self, model: Model, file: ModelFile, rung: str) -> None:
+    def __init__(self, model: Model, file: ModelFile, variant: str) -> None:
         self._model, self._file = model, file
-        self.use(rung or model.manifest.rungs[0].name)
+        self.use(variant or model.manifest.variants[0].name)
 
-    def use(self, rung: str) -> None:
+    def use(self, variant: str) -> None:
         """See `Session.use`."""
-        signature = self._model.manifest.rung(rung).signature
+        signature = self._model.manifest.variant(variant).signature
         try:
             self.inputs, self.outputs = self._file.ends(signature)
         except ModelError as error:
             raise ModelError(f"{self._model.path}: {error}") from None
-        self.rung = rung
+        self.variant = variant
         self._inputs = [_memory(spec) for spec in self.inputs]
         self._outputs = [_memory(spec) for spec in self.outputs]
 

@@ -19,11 +19,11 @@ class SessionOptions(Struct, frozen=True):
     """How to open a model.
 
     Attributes:
-        rung: name of the first rung to use; empty: the manifest's first.
+        variant: name of the first variant to use; empty: the manifest's first.
         threads: of the CPU; 0: chosen by the number of cores.
     """
 
-    rung: str = ""
+    variant: str = ""
     threads: int = 0
 
 
@@ -56,18 +56,18 @@ class Session(Protocol):
         ...
 
     @property
-    def rung(self) -> str:
-        """Name of the rung in use."""
+    def variant(self) -> str:
+        """Name of the variant in use."""
         ...
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Tensors of the rung in use."""
+        """Tensors of the variant in use."""
         ...
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Tensors of the rung in use."""
+        """Tensors of the variant in use."""
         ...
 
     @property
@@ -75,11 +75,11 @@ class Session(Protocol):
         """Why something else than what was asked for answers; empty: it does not."""
         ...
 
-    def use(self, rung: str) -> None:
-        """Change to another rung of the model. Cheap after the first time.
+    def use(self, variant: str) -> None:
+        """Change to another variant of the model. Cheap after the first time.
 
         Raises:
-            ModelError: the model has no such rung.
+            ModelError: the model has no such variant.
         """
         ...
 

@@ -39,9 +39,9 @@ class SwappableSession:
         return self._session.backend
 
     @property
-    def rung(self) -> str:
+    def variant(self) -> str:
         """See `Session`."""
-        return self._session.rung
+        return self._session.variant
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -58,9 +58,9 @@ class SwappableSession:
         """See `Session`."""
         return self._session.degraded
 
-    def use(self, rung: str) -> None:
+    def use(self, variant: str) -> None:
         """See `Session.use`."""
-        self._session.use(rung)
+        self._session.use(variant)
 
     def input(self, index: int) -> Array:
         """See `Session.input`."""
@@ -90,7 +90,7 @@ class SwappableSession:
         if session is None:
             return
         try:
-            session.use(self._session.rung)
+            session.use(self._session.variant)
         except BaseException:
             session.close()
             raise

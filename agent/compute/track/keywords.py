@@ -89,7 +89,7 @@ class KeywordSpotter:
         hits = len(self._newest)
         first = at - timedelta(seconds=span_s * (hits - 1))
         track = Track(f"{self._prefix}{self._count}", self._labels[number], score, score, hits, first, at)
-        return Event("heard", track, "word")
+        return Event("keyword", track, "word")
 
 
 # The alarm for a model whose answer never changes: a broken conversion or a front end that does not fit it.

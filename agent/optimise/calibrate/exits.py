@@ -1,4 +1,4 @@
-"""Recordings with known words, put through every rung of a model, so that it can be learned when to stop."""
+"""Recordings with known words, put through every variant of a model, so that it can be learned when to stop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NEVER = 2.0
 _SHORTEST_S = 0.1
 """No word is shorter."""
 _LEAST = 0.5
-"""Share of known inputs that the deepest rung must be right for, to be taught by."""
+"""Share of known inputs that the deepest variant must be right for, to be taught by."""
 _SILENT = 0.1
 """Share of a recording that is taken for its background."""
 
@@ -46,15 +46,15 @@ class CalibrationResult(Struct, frozen=True):
     """What was learned, and what it does on recordings that it was not learned from.
 
     Attributes:
-        rungs: names, shallow first.
-        costs: multiply-adds of each rung by itself.
+        variants: names, shallow first.
+        costs: multiply-adds of each variant by itself.
         learned: from all recordings.
         checked: thresholds from every other recording, tried on the others: what to expect.
-        checked_full: accuracy of the deepest rung alone on these others.
+        checked_full: accuracy of the deepest variant alone on these others.
         recordings: how many.
     """
 
-    rungs: tuple[str, ...]
+    variants: tuple[str, ...]
     costs: tuple[float, ...]
     learned: Calibration
     checked: Point
@@ -68,12 +68,12 @@ class CalibrationResult(Struct, frozen=True):
 
     @property
     def keys(self) -> dict[str, dict[str, float | None]]:
-        """Keys for the manifest, by rung."""
+        """Keys for the manifest, by variant."""
         confidences = [*(round(found, 5) for found in self.learned.chosen.thresholds), None]
         temperatures = [round(found, 4) for found in self.learned.temperatures]
         return {
-            rung: {"temperature": temperature, "confidence": confidence}
-            for rung, temperature, confidence in zip(self.rungs, temperatures, confidences, strict=True)
+            variant: {"temperature": temperature, "confidence": confidence}
+            for variant, temperature, confidence in zip(self.variants, temperatures, confidences, strict=True)
         }
 
 
@@ -103,7 +103,7 @@ def labelled(folder: Path, labels: tuple[str, ...]) -> list[LabelledClip]:
 
 
 class ExitCalibrator:
-    """A model of sound with all its rungs."""
+    """A model of sound with all its variants."""
 
     def __init__(self, model: str) -> None:
         """Open the model.
@@ -113,15 +113,15 @@ class ExitCalibrator:
         """
         self._model = open_whole_model(model)
         manifest = self._model.manifest
-        if manifest.audio is None or manifest.output.decoder != "keyword" or len(manifest.rungs) < 2:
+        if manifest.audio is None or manifest.output.decoder != "keyword" or len(manifest.variants) < 2:
             raise ModelError(f"{model}: thresholds can be learned for models of words with several depths only")
         self.labels = manifest.output.labels
-        chain = manifest.chain(manifest.rungs[0].name)
-        self.rungs = tuple(rung.name for rung in chain)
-        self.costs = tuple(float(rung.multiply_adds or 1) for rung in chain)
+        chain = manifest.chain(manifest.variants[0].name)
+        self.variants = tuple(variant.name for variant in chain)
+        self.costs = tuple(float(variant.multiply_adds or 1) for variant in chain)
         # Whatever was learned before must not decide what is learned from.
-        blank = replace(manifest, rungs=tuple(replace(r, confidence=None) for r in manifest.rungs))
-        config = StreamConfig(source="wav:", model=model, rung=manifest.rungs[0].name)
+        blank = replace(manifest, variants=tuple(replace(r, confidence=None) for r in manifest.variants))
+        config = StreamConfig(source="wav:", model=model, variant=manifest.variants[0].name)
         self._session = open_for_command(replace(self._model, manifest=blank), "cpu", SessionOptions(threads=1))
         self._climb = EarlyExitModel(self._session, blank, config)
         assert self._climb.keyword is not None
@@ -132,10 +132,10 @@ class ExitCalibrator:
         self._rate_hz = manifest.audio.rate_hz
 
     def answers(self, recording: LabelledClip) -> Iterator[tuple[bool, list[Array]]]:
-        """What every rung says of each window as the recording passes by.
+        """What every variant says of each window as the recording passes by.
 
         Yields:
-            whether the window holds the recording, or as much of it as fits; and the scores of each rung.
+            whether the window holds the recording, or as much of it as fits; and the scores of each variant.
 
         Raises:
             SourceError: it cannot be read. ModelError: it is too short for a word.
@@ -150,7 +150,7 @@ class ExitCalibrator:
         yield from self.answers_to(samples)
 
     def answer_to(self, samples: Samples) -> list[Array]:
-        """What every rung says of the newest window of int16 [n] at the model's rate."""
+        """What every variant says of the newest window of int16 [n] at the model's rate."""
         self._frontend.reset()
         self._rows.reset()
         for _ in self._rows.feed(self._frontend(samples)):
@@ -211,13 +211,13 @@ def calibrate_exits(
     checked = tried(said[other], labels[other], costs, half, known[other], told)
     never = replace(half, chosen=replace(half.chosen, thresholds=(_NEVER,) * (len(costs) - 1)))
     full = tried(said[other], labels[other], costs, never, known[other], told).accuracy
-    return CalibrationResult(pupil.rungs, costs, learned, checked, full, len(recordings))
+    return CalibrationResult(pupil.variants, costs, learned, checked, full, len(recordings))
 
 
 def _check_known(learned: Calibration, recordings: list[LabelledClip]) -> None:
     if learned.full < _LEAST:
         raise ModelError(
-            f"the model does not know these recordings: {recordings[0].path.parent.parent}: its deepest rung "
+            f"the model does not know these recordings: {recordings[0].path.parent.parent}: its deepest variant "
             f"alone is right for {learned.full:.1%} of them, expected at least {_LEAST:.0%}; check that each "
             "lies in the folder of its label, and that it can be heard"
         )

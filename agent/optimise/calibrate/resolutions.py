@@ -18,7 +18,7 @@ from agent.capture.images import SUFFIXES, read_picture
 from agent.compute.cascade.resolution import ResolutionCascade, detection_f1
 from agent.compute.infer.backends import open_for_command
 from agent.compute.infer.session import SessionOptions
-from agent.compute.manifest import Rung
+from agent.compute.manifest import Variant
 from agent.compute.tflite.model import multiply_adds
 from agent.compute.tflite.read import read_modelfile
 from agent.config.stream import StreamConfig
@@ -37,7 +37,7 @@ class ResolutionResult(Struct, frozen=True):
     """What was learned about one size that is smaller than the largest.
 
     Attributes:
-        rung: its name.
+        variant: its name.
         cost: its multiply-adds, as a share of those of the largest.
         alone: agreement with the largest when it always answers, 0..1.
         learned: confidence from which its answers are taken, and agreement and shares when it looks first and the
@@ -45,7 +45,7 @@ class ResolutionResult(Struct, frozen=True):
         checked: the same on half of the pictures, with what was learned from the others: what to expect.
     """
 
-    rung: str
+    variant: str
     cost: float
     alone: float
     learned: Point
@@ -56,7 +56,7 @@ class ResolutionResults(Struct, frozen=True):
     """What was learned.
 
     Attributes:
-        multiply_adds: by name of the rung.
+        multiply_adds: by name of the variant.
         sizes: all but the largest, smallest first.
         pictures: how many.
     """
@@ -72,10 +72,10 @@ class ResolutionResults(Struct, frozen=True):
 
     @property
     def keys(self) -> dict[str, dict[str, float]]:
-        """Keys for the manifest, by rung."""
+        """Keys for the manifest, by variant."""
         keys: dict[str, dict[str, float]] = {name: {"multiply_adds": n} for name, n in self.multiply_adds.items()}
         for size in self.sizes:
-            keys[size.rung]["confidence"] = round(size.learned.thresholds[0], 5)
+            keys[size.variant]["confidence"] = round(size.learned.thresholds[0], 5)
         return keys
 
 
@@ -111,15 +111,16 @@ class ResolutionCalibrator:
             ModelError: it cannot be opened, or has no sizes.
         """
         whole = open_whole_model(model)
-        rungs = whole.manifest.rungs
-        if len(rungs) < 2 or any(rung.after for rung in rungs):
+        variants = whole.manifest.variants
+        if len(variants) < 2 or any(variant.after for variant in variants):
             raise ModelError(f"{model}: thresholds can be learned for models of pictures with several sizes only")
         file = read_modelfile(whole.content)
         self.multiply_adds = {
-            rung.name: rung.multiply_adds or multiply_adds(file, rung.signature) for rung in rungs[::-1]
+            variant.name: variant.multiply_adds or multiply_adds(file, variant.signature)
+            for variant in variants[::-1]
         }
         # Whatever was learned before must not decide what is learned from.
-        blank = replace(whole, manifest=replace(whole.manifest, rungs=tuple(map(_blank, rungs))))
+        blank = replace(whole, manifest=replace(whole.manifest, variants=tuple(map(_blank, variants))))
         self._session = open_for_command(blank, "cpu", SessionOptions(threads=1))
         self._sizes = ResolutionCascade(self._session, blank, StreamConfig("dir:", model))
 
@@ -167,7 +168,7 @@ def learn(
     return ResolutionResults(watcher.multiply_adds, lessons, len(paths))
 
 
-def _lesson(rung: str, sure: Array, agrees: Array, costs: Array, loss: float) -> ResolutionResult:
+def _lesson(variant: str, sure: Array, agrees: Array, costs: Array, loss: float) -> ResolutionResult:
     """Of one size and the largest."""
     known = np.ones(len(sure), bool)
     dear, half = costs.tolist(), np.arange(len(sure)) // max(1, min(_BLOCK, len(sure) // 4)) % 2 == 0
@@ -177,8 +178,8 @@ def _lesson(rung: str, sure: Array, agrees: Array, costs: Array, loss: float) ->
     # A point's cost is a share of both sizes.
     both = (dear[0] + dear[1]) / dear[1]
     learned, checked = (replace(one, cost=one.cost * both) for one in (found.chosen, checked))
-    return ResolutionResult(rung, dear[0] / dear[1], found.alone[0], learned, checked)
+    return ResolutionResult(variant, dear[0] / dear[1], found.alone[0], learned, checked)
 
 
-def _blank(rung: Rung) -> Rung:
-    return replace(rung, confidence=1.0, complexity=1.0)
+def _blank(variant: Variant) -> Variant:
+    return replace(variant, confidence=1.0, complexity=1.0)

@@ -1,12 +1,12 @@
-"""When to stop climbing, learned from labelled answers: a temperature per rung, and the cheapest thresholds.
+"""When to stop climbing, learned from labelled answers: a temperature per variant, and the cheapest thresholds.
 
 Temperatures: the one that makes the answers' log-likelihood largest (Guo and others, On Calibration of Modern
-Neural Networks, ICML 2017). Thresholds: for a price of a multiply-add, the best one of each rung given those
+Neural Networks, ICML 2017). Thresholds: for a price of a multiply-add, the best one of each variant given those
 of the deeper ones is found exactly, from the deepest to the shallowest; a sweep over prices gives the curve of
 accuracy against cost, and the cheapest point that loses no more than allowed is taken.
 
-Most of what a stream hears is half a word or none. Such inputs have no right answer but that of the deepest rung:
-they are learned from as well, with less weight, and the cost is that of all inputs.
+Most of what a stream hears is half a word or none. Such inputs have no right answer but that of the deepest
+variant: they are learned from as well, with less weight, and the cost is that of all inputs.
 
 What holds for all inputs together may be luck: a choice must hold for each part of them by itself.
 
@@ -28,7 +28,7 @@ from agent.errors import ModelError
 from agent.types import Array
 
 Logits = NDArray[np.float32]
-"""Answers of every rung to every input, float32 [inputs, rungs, classes]; shallow first."""
+"""Answers of every variant to every input, float32 [inputs, variants, classes]; shallow first."""
 
 _PRICES = np.concatenate(([0.0], np.geomspace(1e-3, 3.0, 150)))
 """Errors that a whole climb is worth."""
@@ -39,10 +39,10 @@ _LOWEST, _HIGHEST, _STEPS = 0.05, 20.0, 60
 
 
 class Answers(NamedTuple):
-    """What every rung says to every input.
+    """What every variant says to every input.
 
     Attributes:
-        confidence: of the answers, [inputs, rungs]; shallow first.
+        confidence: of the answers, [inputs, variants]; shallow first.
         right: whether they are right, or how far, 0..1, of the same shape.
         known: which inputs have a label of their own, bool [inputs].
     """
@@ -56,10 +56,10 @@ class Point(Struct, frozen=True):
     """One choice of thresholds, and what it does on the data.
 
     Attributes:
-        thresholds: least confidence of each rung but the last.
+        thresholds: least confidence of each variant but the last.
         accuracy: share of right answers to the inputs that have a label, 0..1.
         cost: mean multiply-adds, as a share of those of a whole climb.
-        used: share of inputs that each rung answers.
+        used: share of inputs that each variant answers.
     """
 
     thresholds: tuple[float, ...]
@@ -72,11 +72,11 @@ class Calibration(Struct, frozen=True):
     """What was learned.
 
     Attributes:
-        temperatures: one per rung.
+        temperatures: one per variant.
         chosen: the point that was taken.
         curve: the points to choose from, dear ones first.
-        full: accuracy of the deepest rung alone.
-        alone: accuracy of each rung alone.
+        full: accuracy of the deepest variant alone.
+        alone: accuracy of each variant alone.
     """
 
     temperatures: tuple[float, ...]
@@ -100,7 +100,7 @@ def calibrate(
     Args:
         logits: see `Logits`.
         labels: the right class of each input, int [inputs].
-        costs: multiply-adds of each rung by itself.
+        costs: multiply-adds of each variant by itself.
         loss: accuracy that may be given away, 0..1.
         known: which inputs have a label, bool [inputs]; None: all.
         told: numbers of the classes that make a difference, all others being one answer; None: all of them.
@@ -110,11 +110,11 @@ def calibrate(
         ModelError: there is nothing to learn from, or nothing to learn.
     """
     if logits.ndim != 3 or logits.shape[1] < 2 or len(costs) != logits.shape[1]:
-        raise ModelError("a model of one rung has no thresholds to learn")
+        raise ModelError("a model of one variant has no thresholds to learn")
     if len(labels) != len(logits) or not len(labels):
         raise ModelError("there are no labelled answers to learn from")
     known = np.ones(len(labels), bool) if known is None else known
-    temperatures = tuple(temperature(logits[known, rung], labels[known]) for rung in range(logits.shape[1]))
+    temperatures = tuple(temperature(logits[known, variant], labels[known]) for variant in range(logits.shape[1]))
     return search(_judged(logits, labels, temperatures, known, told), costs, loss, temperatures, parts)
 
 
@@ -129,7 +129,7 @@ def search(
 
     Args:
         answers: to every input.
-        costs: multiply-adds of each rung by itself.
+        costs: multiply-adds of each variant by itself.
         loss: accuracy that may be given away, 0..1.
         temperatures: that the confidences were found with.
         parts: see `calibrate`.
@@ -144,7 +144,7 @@ def search(
 
 
 def temperature(logits: Array, labels: Array) -> float:
-    """What to divide the logits [inputs, classes] of one rung by, so that a confidence is a share of hits."""
+    """What to divide the logits [inputs, classes] of one variant by, so that a confidence is a share of hits."""
     grid = np.geomspace(_LOWEST, _HIGHEST, _STEPS)
     for _ in range(2):
         losses = [_loss(logits, labels, t) for t in grid]
@@ -205,21 +205,21 @@ def _curve(answers: Answers, costs: Sequence[float]) -> list[Point]:
 
 
 def _thresholds(answers: Answers, costs: Array, price: float) -> tuple[float, ...]:
-    """The best for one price: each rung's given those of the deeper ones."""
+    """The best for one price: each variant's given those of the deeper ones."""
     confidence, wrong = answers.confidence, (1.0 - answers.right) * np.where(answers.known, 1.0, _WEIGHT)[:, None]
     whole = costs.sum()
     later = wrong[:, -1] + price * costs[-1] / whole  # what it costs to go on, per input
     thresholds: list[float] = []
-    for rung in range(confidence.shape[1] - 2, -1, -1):
-        here = wrong[:, rung]
-        order = np.argsort(-confidence[:, rung], kind="stable")
+    for variant in range(confidence.shape[1] - 2, -1, -1):
+        here = wrong[:, variant]
+        order = np.argsort(-confidence[:, variant], kind="stable")
         # Answers above the threshold stop here, those below go on: the sum over every place to cut.
         stop = np.concatenate(([0.0], np.cumsum(here[order])))
         go_on = np.concatenate((np.cumsum(later[order][::-1])[::-1], [0.0]))
         cut = int(np.argmin(stop + go_on))
-        threshold = _between(confidence[order, rung], cut)
+        threshold = _between(confidence[order, variant], cut)
         thresholds.insert(0, threshold)
-        later = np.where(confidence[:, rung] >= threshold, here, later) + price * costs[rung] / whole
+        later = np.where(confidence[:, variant] >= threshold, here, later) + price * costs[variant] / whole
     return tuple(thresholds)
 
 
@@ -233,7 +233,7 @@ def _between(falling: Array, cut: int) -> float:
 
 
 def _answered(answers: Answers, thresholds: Sequence[float]) -> Array:
-    """Number of the rung that answers each input."""
+    """Number of the variant that answers each input."""
     stops = answers.confidence[:, :-1] >= np.asarray(thresholds)
     answered: Array = np.column_stack((stops, np.ones(len(stops), bool))).argmax(axis=1)
     return answered

@@ -136,13 +136,13 @@ class Ask(Struct, frozen=True):
     """What the process is to do; the model's bytes follow.
 
     Attributes:
-        manifest, path: of the model. rung: to profile. threads: 0: as `Options` has it.
+        manifest, path: of the model. variant: to profile. threads: 0: as `Options` has it.
         runs: with the profiler, and as many without.
     """
 
     manifest: Manifest
     path: str
-    rung: str
+    variant: str
     threads: int
     runs: int
 
@@ -190,13 +190,13 @@ class ModelProfile(Struct, frozen=True):
     """A model's time, by operation.
 
     Attributes:
-        rung: that was run. runtime: name and version. threads: of the CPU. runs: that were measured.
+        variant: that was run. runtime: name and version. threads: of the CPU. runs: that were measured.
         p50_ms: of an inference without the profiler, median. total_ms: of all operations.
         rows: in the order of execution.
         worst: those that take longest, the longest first, with advice.
     """
 
-    rung: str
+    variant: str
     runtime: str
     threads: int
     runs: int
@@ -207,28 +207,30 @@ class ModelProfile(Struct, frozen=True):
 
 
 def profile(
-    model: Model, rung: str = "", *, runs: int = 50, threads: int = 0, patience_s: float = PATIENCE_S
+    model: Model, variant: str = "", *, runs: int = 50, threads: int = 0, patience_s: float = PATIENCE_S
 ) -> ModelProfile:
-    """Profile one rung of a model on the CPU.
+    """Profile one variant of a model on the CPU.
 
     Args:
         model: to run.
-        rung: its name; empty: the first.
+        variant: its name; empty: the first.
         runs: at least 1.
         threads: of the CPU; 0: as the daemon chooses by the number of cores.
         patience_s: for all of it, s.
 
     Raises:
-        ModelError: the model is broken, or has no such rung.
+        ModelError: the model is broken, or has no such variant.
         BackendError: it cannot run, this runtime has no profiler, or the process crashed or hung.
     """
-    rung = rung or model.manifest.rungs[0].name
-    signature = model.manifest.rung(rung).signature
-    told = _told(Ask(model.manifest, plain(model.path), rung, threads, runs), model, patience_s)
+    variant = variant or model.manifest.variants[0].name
+    signature = model.manifest.variant(variant).signature
+    told = _told(Ask(model.manifest, plain(model.path), variant, threads, runs), model, patience_s)
     graph = read_modelfile(model.content).graph(signature)
     rows = rows_of(told.events, graph)
     total = sum(row.ms for row in rows)
-    return ModelProfile(rung, told.runtime, told.threads, runs, told.p50_ms, total, rows, worst_of(rows, graph))
+    return ModelProfile(
+        variant, told.runtime, told.threads, runs, told.p50_ms, total, rows, worst_of(rows, graph)
+    )
 
 
 def rows_of(events: Sequence[ProfilerEvent], graph: Subgraph) -> tuple[OperatorRow, ...]:

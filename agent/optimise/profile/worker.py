@@ -49,10 +49,10 @@ def main(asked_by: int, answers_to: int, life: int) -> None:
 
 def _profiled(ask: Ask, content: bytes) -> Told:
     threads = ask.threads or default_threads(len(os.sched_getaffinity(0)))
-    session = CpuBackend().open(Model(content, "", ask.manifest, ask.path), SessionOptions(ask.rung, threads))
+    session = CpuBackend().open(Model(content, "", ask.manifest, ask.path), SessionOptions(ask.variant, threads))
     for index, array in enumerate(golden_inputs(session.inputs, 1)[0]):
         np.copyto(session.input(index), array)
-    signature, subgraph = indices(read_modelfile(content), ask.manifest.rung(ask.rung).signature)
+    signature, subgraph = indices(read_modelfile(content), ask.manifest.variant(ask.variant).signature)
     profiler = Profiler(content, signature, subgraph, threads)
     times: list[float] = []
     runs: list[Sequence[ProfilerEvent]] = []

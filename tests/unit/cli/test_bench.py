@@ -36,7 +36,7 @@ def test_a_table_and_why_one_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_not_here_is_one_line() -> None:
-    done = call("small-speech", "--rung", "3", "--by", "energy", "--backend", "tpu")
+    done = call("small-speech", "--variant", "3", "--by", "energy", "--backend", "tpu")
     assert done.exit_code == 1
     assert "no backend 'tpu'; known: cpu, gpu, " in str(done.exception)
     done = call("nobody")
@@ -44,7 +44,7 @@ def test_what_is_not_here_is_one_line() -> None:
 
 
 def test_the_cpu_alone_can_be_asked_for() -> None:
-    done = call("small-speech", "--rung", "3", "--backend", "cpu", "--json")
+    done = call("small-speech", "--variant", "3", "--backend", "cpu", "--json")
     assert done.exit_code == 0, done.exception
     found = json.loads(done.output)
     assert {one["name"] for one in found["measured"]} == {"cpu"}
@@ -89,7 +89,7 @@ def test_a_model_compiled_for_the_edge_tpu_is_refused_in_one_line_without_one(tm
 
 def test_a_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
-    done = call("small-speech", "--rung", "3", "--backend", "vx", "--picture", tmp_path / "bench.png")
+    done = call("small-speech", "--variant", "3", "--backend", "vx", "--picture", tmp_path / "bench.png")
     assert done.exit_code == 0, done.output
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert "vx" in done.output
@@ -138,5 +138,5 @@ def test_loadgen_is_asked_for_before_anything_is_measured(monkeypatch: pytest.Mo
 
 def test_loadgen_has_nothing_to_do_where_no_named_backend_runs() -> None:
     pytest.importorskip("mlperf_loadgen", reason="the extra [loadgen] is not installed")
-    done = call("small-speech", "--rung", "3", "--backend", "vx", "--loadgen")
+    done = call("small-speech", "--variant", "3", "--backend", "vx", "--loadgen")
     assert done.output.splitlines()[-1] == "nothing for LoadGen: none of the named backends could be measured"

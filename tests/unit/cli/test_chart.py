@@ -70,10 +70,10 @@ def texts_within(figure: Any) -> list[str]:
 def test_the_models_name_and_every_refusal_with_its_reason(
     tmp_path: Path, verdict: Selection, figures: list[Any]
 ) -> None:
-    draw_latencies(verdict, refused(verdict), "nanodet, rung 416", tmp_path / "bench.png")
+    draw_latencies(verdict, refused(verdict), "nanodet, variant 416", tmp_path / "bench.png")
     (figure,) = figures
     shown = texts_within(figure)
-    assert {"nanodet, rung 416", "cpu, 1 thread", "cpu, 2 threads"} <= set(shown)
+    assert {"nanodet, variant 416", "cpu, 1 thread", "cpu, 2 threads"} <= set(shown)
     (below,) = (text for text in shown if text.startswith("refused"))
     lines = below.splitlines()
     assert lines[1].endswith(": slower than the CPU: 40.00 ms against 11.00")
@@ -89,11 +89,11 @@ def test_labels_stay_in_the_picture_at_either_end(tmp_path: Path, figures: list[
     rows = tuple(row(node, f"OP_{node}", 1.0) for node in range(1, 98))
     ends = (row(0, "BEGINS_WITH_A_LONG_NAME", 9.0), *rows, row(98, "SOFTMAX_AT_THE_VERY_END", 10.0))
     found = ModelProfile("416", "litert", 1, 5, 20.0, 120.0, ends, (ends[0], ends[-1]))
-    draw_profile(found, "nanodet, rung 416", tmp_path / "profile.png")
+    draw_profile(found, "nanodet, variant 416", tmp_path / "profile.png")
     (figure,) = figures
     shown = texts_within(figure)
     (axes,) = figure.axes
-    assert "nanodet, rung 416: 120.00 ms in operations, p50 20.00 ms" in shown
+    assert "nanodet, variant 416: 120.00 ms in operations, p50 20.00 ms" in shown
     for text in axes.texts:
         box = text.get_window_extent()
         assert axes.bbox.x0 <= box.x0 < box.x1 <= axes.bbox.x1, text.get_text()

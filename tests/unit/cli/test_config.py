@@ -55,7 +55,7 @@ def problems(file: Path, text: str) -> list[str]:
 
 def test_a_sound_file_is_fine(file: Path) -> None:
     zone = f'[[streams.front.zones]]\nname = "yard"\npolygon = {SQUARE}\n'
-    file.write_text(f'[streams.front]\nsource = "test:"\nmodel = "nanodet"\nrung = "256"\n{zone}')
+    file.write_text(f'[streams.front]\nsource = "test:"\nmodel = "nanodet"\nvariant = "256"\n{zone}')
     result = call("check", str(file))
     assert (result.exit_code, result.output) == (0, f"{file}: fine\n")
     assert call("check", "-v", str(file)).output == f"{file}: fine\n{RULE}\n"
@@ -128,7 +128,7 @@ def test_every_config_that_comes_along_is_fine(name: str) -> None:
         (2, 'source = "test:?siez=640x480"', "did you mean"),
         (3, 'model = "nanodett"', "no bundled model is called 'nanodett'; did you mean 'nanodet'?"),
         (3, 'model = "/nothing/here.tflite"', "/nothing/here.tflite"),
-        (4, 'rung = "999"', "has no rung '999'; it has: "),
+        (4, 'variant = "999"', "has no variant '999'; it has: "),
         (4, "threads = 65", "`streams.front.threads`: "),
         (4, "capture.stall_s = 1e-9", "`streams.front.capture.stall_s`: "),
         (4, "capture.reopen_max_s = 0.01", "`streams.front.capture.reopen_max_s`: "),
@@ -175,12 +175,12 @@ def test_a_zone_needs_three_corners(file: Path) -> None:
 
 def test_auto_without_a_ladder_is_told_at_its_line(file: Path, tmp_path: Path) -> None:
     path = sizes_model(tmp_path, {"32": [], "16": []}, confidence=None)
-    (line,) = problems(file, f'[streams.front]\nsource = "test:"\nmodel = "{path}"\nrung = "auto"\n')
+    (line,) = problems(file, f'[streams.front]\nsource = "test:"\nmodel = "{path}"\nvariant = "auto"\n')
     assert line.startswith(f"{file}:4: ")
     assert "vedette models calibrate" in line
     sizes_model(tmp_path, {"32": [], "16": []})
     assert call("check", str(file)).exit_code == 0
-    assert 'rung = "auto"\n' in call("show", str(file)).stdout
+    assert 'variant = "auto"\n' in call("show", str(file)).stdout
 
 
 def test_a_label_that_the_model_does_not_know(file: Path) -> None:
@@ -260,7 +260,7 @@ def test_showing_tells_what_the_model_decides(file: Path) -> None:
     file.write_text('[streams.front]\nsource = "test:"\nmodel = "nanodet"\ndecode.iou_threshold = 0.3\n')
     shown = call("show", str(file)).stdout.splitlines()
     assert "score_threshold = 0.5  # from the model's manifest" in shown
-    assert 'rung = "416"  # from the model\'s manifest' in shown
+    assert 'variant = "416"  # from the model\'s manifest' in shown
     assert "iou_threshold = 0.3" in shown
 
 
@@ -306,7 +306,7 @@ def test_showing_works_without_the_model(file: Path) -> None:
     result = call("show", str(file))
     assert result.exit_code == 0
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("model = ")]
-    assert "  # cannot be opened, so its rung and thresholds are unknown: " in line
+    assert "  # cannot be opened, so its variant and thresholds are unknown: " in line
     assert r"/nothing/he\x1bre.tflite: no such" in line
     assert parse(result.stdout, "shown").config == resolved_config(load(file).config).config
 
@@ -515,18 +515,18 @@ def test_what_commands_have_set_is_shown_with_a_remark(file: Path, tmp_path: Pat
     assert "set by a command" not in call("show", str(file)).stdout
     overrides = Overrides()
     said = load(file).config
-    values: dict[str, Value] = {"enabled": False, "threshold": 0.7, "rung": "256", "zone/yard": False}
+    values: dict[str, Value] = {"enabled": False, "threshold": 0.7, "variant": "256", "zone/yard": False}
     for what, value in values.items():
         overrides = overrides.set(said, "front", what, value)
     state.mkdir()
     (state / FILE).write_bytes(overrides.encode())
     shown = call("show", str(file)).stdout
     front = tomllib.loads(shown)["streams"]["front"]
-    assert (front["enabled"], front["rung"], front["decode"]["score_threshold"]) == (False, "256", 0.7)
+    assert (front["enabled"], front["variant"], front["decode"]["score_threshold"]) == (False, "256", 0.7)
     assert front["zones"][0]["enabled"] is False
     remarks = [line.split("#")[1].strip() for line in shown.splitlines() if "set by a command" in line]
     assert sorted(remarks) == [
-        f"set by a command ({what}), not by the file" for what in ("enabled", "rung", "threshold", "zone/yard")
+        f"set by a command ({what}), not by the file" for what in ("enabled", "threshold", "variant", "zone/yard")
     ]
     (state / FILE).write_bytes(b"{")
     result = call("show", str(file))

@@ -16,11 +16,11 @@ def test_what_is_left_open_comes_from_the_manifest(tmp_path: Path) -> None:
     stream = StreamConfig("test:", str(person_model(tmp_path)), decode=DecodeConfig(score_threshold=0.0))
     found = resolved_config(Config({"front": stream}))
     used = found.config.streams["front"]
-    assert (used.rung, used.decode.score_threshold, used.decode.iou_threshold) == ("full", 0.0, 0.6)
+    assert (used.variant, used.decode.score_threshold, used.decode.iou_threshold) == ("full", 0.0, 0.6)
     assert used.track.min_hits == 3
     assert found.remarks.pop(("storage", "clips_max_bytes")).startswith("a tenth of the file system")
     assert found.remarks == {
-        ("streams", "front", "rung"): ORIGIN,
+        ("streams", "front", "variant"): ORIGIN,
         ("streams", "front", "decode", "iou_threshold"): ORIGIN,
     }
 

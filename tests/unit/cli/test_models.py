@@ -91,7 +91,7 @@ def test_a_path_that_is_not_utf8_may_be_profiled(tmp_path: Path) -> None:
     path = tmp_path / "n\udcfe.tflite"
     path.write_bytes(classifier(described=False))
     result = CliRunner().invoke(profile, [str(path), "--runs", "1", "--json"])
-    assert json.loads(result.stdout)["rung"] == "full"
+    assert json.loads(result.stdout)["variant"] == "full"
 
 
 def test_a_model_without_a_manifest_is_guessed(birds: Path) -> None:
@@ -152,7 +152,7 @@ def test_the_list_has_every_bundled_model_and_the_files(birds: Path) -> None:
     assert result.exit_code == 0
     *_, last = json.loads(result.output)
     assert last["decoder"] == "classify"
-    assert (last["labels"], last["rungs"], last["licence"]) == (4, ["full"], "MIT")
+    assert (last["labels"], last["variants"], last["licence"]) == (4, ["full"], "MIT")
     assert "classify" in call("list", str(birds)).output
 
 

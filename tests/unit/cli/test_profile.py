@@ -31,10 +31,10 @@ def call(*args: object) -> Result:
 
 @litert
 def test_a_table_by_kind_and_the_three_worst() -> None:
-    done = call("nanodet", "--rung", "256", "--runs", "20", "--threads", "1")
+    done = call("nanodet", "--variant", "256", "--runs", "20", "--threads", "1")
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
-    assert lines[0].startswith("nanodet, rung 256: 1 thread, ai-edge-litert ")
+    assert lines[0].startswith("nanodet, variant 256: 1 thread, ai-edge-litert ")
     assert any("CONV_2D" in line and "Convolution (NHWC, QC8) IGEMM" in line for line in lines)
     assert any("SOFTMAX" in line and "not delegated" in line for line in lines)
     assert "not delegated to XNNPACK: 2 of " in done.output
@@ -52,17 +52,17 @@ def test_a_table_by_kind_and_the_three_worst() -> None:
 
 @litert
 def test_a_depth_is_only_what_follows_the_one_before() -> None:
-    done = call("small-speech", "--rung", "4", "--runs", "1")
-    assert done.output.startswith("small-speech, rung 4 after 3: ")
+    done = call("small-speech", "--variant", "4", "--runs", "1")
+    assert done.output.startswith("small-speech, variant 4 after 3: ")
 
 
 @litert
 def test_each_operation_and_json() -> None:
-    done = call("small-speech", "--rung", "3", "--runs", "3", "--each")
+    done = call("small-speech", "--variant", "3", "--runs", "3", "--each")
     assert done.exit_code == 0, done.output
     assert "not delegated" not in done.output
-    found = json.loads(call("small-speech", "--rung", "3", "--runs", "3", "--json").output)
-    assert found["rung"] == "3"
+    found = json.loads(call("small-speech", "--variant", "3", "--runs", "3", "--json").output)
+    assert found["variant"] == "3"
     assert found["runs"] == 3
     assert len(found["worst"]) == 3
     assert all(row["advice"] for row in found["worst"])
@@ -72,7 +72,7 @@ def test_each_operation_and_json() -> None:
 @litert
 def test_a_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
-    done = call("nanodet", "--rung", "256", "--runs", "2", "--picture", tmp_path / "profile.png")
+    done = call("nanodet", "--variant", "256", "--runs", "2", "--picture", tmp_path / "profile.png")
     assert done.exit_code == 0, done.output
     assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")
 
@@ -104,7 +104,7 @@ def test_where_no_chart_can_be_written_that_is_said_before_measuring(
     ("args", "wanted"),
     [
         (("nobody",), "no bundled model is called 'nobody'"),
-        (("nanodet", "--rung", "99"), "has no rung '99'; it has: 416, 320, 256"),
+        (("nanodet", "--variant", "99"), "has no variant '99'; it has: 416, 320, 256"),
         (("nanodet", "--runs", "0"), "0 is not in the range x>=1"),
         (("nanodet", "--threads", "0"), "0 is not in the range x>=1"),
     ],

@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from agent.cli.command import command
 from agent.cli.live import follow
 from agent.cli.row import COLUMNS, format_event
 from agent.cli.table import EventTable
-from agent.cli.tell import tell
 from agent.cli.watch import json_line, watch
 from agent.comms.consumer.client import BrokerOptions
 from agent.comms.consumer.subscribe import Kind, ReceivedMessage, Subscriber
@@ -41,7 +41,7 @@ def drawn(*messages: ReceivedMessage, width: int = 140, height: int = 50) -> str
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize("verb", [[watch], [tell, "porch", "stop"]])
+@pytest.mark.parametrize("verb", [[watch], [command, "porch", "stop"]])
 def test_a_host_with_a_password_is_refused_without_it(verb: list[Any]) -> None:
     result = CliRunner().invoke(verb[0], [*verb[1:], "--host", "mqtt://u:S3cr3t@localhost"])
     assert result.exit_code == 2

@@ -15,7 +15,7 @@ from agent.comms.topics import Addressed, Topics
 from agent.errors import CommandError
 
 TOPICS = Topics("vedette", "porch")
-WHATS = st.sampled_from(["enabled", "threshold", "rung", "zone/drive", "snapshot", "record"]) | st.text(
+WHATS = st.sampled_from(["enabled", "threshold", "variant", "zone/drive", "snapshot", "record"]) | st.text(
     max_size=20
 )
 VERBS = st.sampled_from(["set", "snapshot", "record", "reload", "doctor", "status"]) | st.text(max_size=20)
@@ -65,7 +65,7 @@ def sound(command: Command) -> None:
     if command.verb == "record":
         assert 1.0 <= command.seconds <= 600.0
     if command.verb == "set" and command.value is not None:
-        kinds = {"enabled": bool, "threshold": float, "rung": str}
+        kinds = {"enabled": bool, "threshold": float, "variant": str}
         assert type(command.value) is kinds.get(command.what, bool)
         if command.what == "threshold":
             assert 0.0 <= float(command.value) <= 1.0
@@ -81,8 +81,8 @@ def sound(command: Command) -> None:
         ("threshold", b"1", 1.0),
         ("threshold", b"5e-1", 0.5),
         ("threshold", b"-0", 0.0),
-        ("rung", b"256", "256"),
-        ("rung", b"auto", "auto"),
+        ("variant", b"256", "256"),
+        ("variant", b"auto", "auto"),
         ("threshold", b"default", None),
         ("enabled", b"default", None),
     ],
@@ -121,10 +121,10 @@ def test_what_needs_nothing_takes_nothing(verb: str) -> None:
         ("threshold", "٠".encode(), "threshold is a number from 0 to 1, not '٠'"),
         ("threshold", b"9" * 100, "threshold is a number from 0 to 1, not '9999"),
         ("threshold", b"9" * 5000, "'threshold': 5000 characters are no value"),
-        ("rung", b" ", "rung is the name of one, or auto, not ''"),
+        ("variant", b" ", "variant is the name of one, or auto, not ''"),
         ("record", b"0", "record takes 1 to 600 seconds, not '0'"),
         ("record", b"1e9", "record takes 1 to 600 seconds, not '1e9'"),
-        ("zone/", b"on", "'zone/' cannot be set; there are: enabled, threshold, rung, zone/NAME"),
+        ("zone/", b"on", "'zone/' cannot be set; there are: enabled, threshold, variant, zone/NAME"),
         ("thresold", b"0.5", "'thresold' cannot be set; did you mean 'threshold'? there are: enabled"),
         ("source", b"file:/etc/shadow", "'source' cannot be set; there are: enabled"),
         ("x\x1b[2J\n", b"on", r"'x\x1b[2J\n' cannot be set"),
@@ -158,7 +158,7 @@ SET = b'{"stream":"front","what":"threshold","value":'
         ("set", SET + b'"\xff"}', "set: the payload is not UTF-8"),
         (
             "set",
-            b'{"stream":"' + b"x" * 200 + b'","what":"rung","value":"a"}',
+            b'{"stream":"' + b"x" * 200 + b'","what":"variant","value":"a"}',
             "set: `stream` has 200 characters",
         ),
         ("set", b'{"stream":"front","what":"enabled","value":true,"source":"x"}', "set: Object contains unknown"),

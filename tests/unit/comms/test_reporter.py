@@ -112,7 +112,7 @@ def test_closing_ends_what_is_open_and_takes_nothing_more() -> None:
 
 def test_each_kind_is_put_as_what_it_is() -> None:
     kept = Kept()
-    report(kept, PublishConfig(), event("new"), event("update"), event("end"), event("heard", track="word"))
+    report(kept, PublishConfig(), event("new"), event("update"), event("end"), event("keyword", track="word"))
     assert kept.put_as == ["events", "updates", "events", "events"]
 
 

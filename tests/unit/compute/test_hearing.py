@@ -29,7 +29,7 @@ STORY = np.concatenate((quiet(2), word("low"), quiet(2), word("high"), quiet(2),
 
 def ear(path: Path, **fields: Any) -> AudioPerception:
     config = StreamConfig(source="mic:default", model=str(path), **fields)
-    return AudioPerception("kitchen", config, open_model(str(path), config.rung))
+    return AudioPerception("kitchen", config, open_model(str(path), config.variant))
 
 
 def hear(hearing: AudioPerception, samples: Samples, size: int = 480) -> list[tuple[str, float]]:
@@ -38,7 +38,7 @@ def hear(hearing: AudioPerception, samples: Samples, size: int = 480) -> list[tu
     for chunk in chunks(samples, size, hearing._next):
         seen = hearing.process(chunk)
         told += [(event.track.label, chunk.captured_ns / 1e9) for event in seen.events]
-        assert all((e.kind, e.reason) == ("heard", "word") for e in seen.events)
+        assert all((e.kind, e.reason) == ("keyword", "word") for e in seen.events)
     return told
 
 
@@ -123,7 +123,7 @@ def test_lost_sound_is_not_glued_together(tmp_path: Path) -> None:
     assert hearing._next == 999_999 + 1600
 
 
-def test_a_deeper_rung_is_asked_when_the_first_is_unsure(tmp_path: Path) -> None:
+def test_a_deeper_variant_is_asked_when_the_first_is_unsure(tmp_path: Path) -> None:
     path = ladder_model(tmp_path)
     hearing = ear(path)
     assert [label for label, _ in hear(hearing, STORY)] == ["low", "high", "low"]
@@ -136,13 +136,13 @@ def test_a_deeper_rung_is_asked_when_the_first_is_unsure(tmp_path: Path) -> None
     assert sure.answered_by == ("cpu", "3")
 
 
-def test_depths_give_what_a_rung_that_was_asked_for_gives(tmp_path: Path) -> None:
+def test_depths_give_what_a_variant_that_was_asked_for_gives(tmp_path: Path) -> None:
     path = ladder_model(tmp_path, confidence=1.0)
-    assert hear(ear(path), STORY) == hear(ear(path, rung="12"), STORY)
-    assert hear(ear(path, rung="3"), STORY) == []
+    assert hear(ear(path), STORY) == hear(ear(path, variant="12"), STORY)
+    assert hear(ear(path, variant="3"), STORY) == []
 
 
-def test_the_budget_keeps_it_at_the_first_rung(tmp_path: Path) -> None:
+def test_the_budget_keeps_it_at_the_first_variant(tmp_path: Path) -> None:
     hearing = ear(ladder_model(tmp_path), ladder=LadderConfig(budget_ms=1e-6))
     hear(hearing, STORY)
     assert hearing.used["12"] <= 1, "once, to learn how long it takes"
@@ -232,7 +232,7 @@ def test_a_front_end_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> N
             ear(path)
 
 
-def test_a_word_that_has_been_told_is_no_news_and_asks_no_deeper_rung(tmp_path: Path) -> None:
+def test_a_word_that_has_been_told_is_no_news_and_asks_no_deeper_variant(tmp_path: Path) -> None:
     hearing = ear(ladder_model(tmp_path, confidence=0.9999, first=3.0), gate=GateConfig(voice=False))
     assert [label for label, _ in hear(hearing, np.concatenate((quiet(2), word("low", 5.0))))] == ["low"]
     before = hearing.used
@@ -244,15 +244,15 @@ def test_a_word_that_has_been_told_is_no_news_and_asks_no_deeper_rung(tmp_path: 
 
 def test_sound_climbs_depths_only(tmp_path: Path) -> None:
     path = ladder_model(tmp_path)
-    assert hear(ear(path, rung="auto"), STORY) == hear(ear(path), STORY)
+    assert hear(ear(path, variant="auto"), STORY) == hear(ear(path), STORY)
     path.write_text(path.read_text().replace('after = "3"\n', ""))
     assert ear(path).used == {"12": 0}
-    with pytest.raises(ModelError, match="its rungs are sizes, and sound climbs depths"):
-        ear(path, rung="auto")
+    with pytest.raises(ModelError, match="its variants are sizes, and sound climbs depths"):
+        ear(path, variant="auto")
 
 
-def test_a_rung_that_was_asked_for_keeps_to_no_budget(tmp_path: Path) -> None:
-    hearing = ear(ladder_model(tmp_path), rung="12", ladder=LadderConfig(budget_ms=1e-6))
+def test_a_variant_that_was_asked_for_keeps_to_no_budget(tmp_path: Path) -> None:
+    hearing = ear(ladder_model(tmp_path), variant="12", ladder=LadderConfig(budget_ms=1e-6))
     assert [label for label, _ in hear(hearing, STORY)] == ["low", "high", "low"]
     assert hearing.used["3"] == 0
 
@@ -306,8 +306,8 @@ def test_a_depth_can_be_asked_for_in_mid_stream(tmp_path: Path) -> None:
     hearing = ear(ladder_model(tmp_path), ladder=LadderConfig(1e6))
     hear(hearing, STORY)
     assert hearing.answered_by[1] == "12"
-    for rung in ("3", "12"):
-        hearing.configure(StreamConfig("mic:default", str(tmp_path / "depths.toml"), rung=rung))
+    for variant in ("3", "12"):
+        hearing.configure(StreamConfig("mic:default", str(tmp_path / "depths.toml"), variant=variant))
         hear(hearing, STORY)
         assert hearing.used.keys() <= {"3", "12"}
-        assert hearing.answered_by[1] == rung
+        assert hearing.answered_by[1] == variant

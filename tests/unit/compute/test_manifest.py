@@ -12,10 +12,10 @@ OUTPUT = {"decoder": "classify"}
 AUDIO = {"rate_hz": 16000, "frontend": "logmel"}
 
 
-def test_a_manifest_has_one_rung_unless_it_names_several() -> None:
+def test_a_manifest_has_one_variant_unless_it_names_several() -> None:
     manifest = manifest_from({"name": "x", "output": OUTPUT}, "x.toml")
-    assert [rung.signature for rung in manifest.rungs] == [""]
-    assert manifest.rung("") == manifest.rungs[0]
+    assert [variant.signature for variant in manifest.variants] == [""]
+    assert manifest.variant("") == manifest.variants[0]
 
 
 @pytest.mark.parametrize(
@@ -23,21 +23,21 @@ def test_a_manifest_has_one_rung_unless_it_names_several() -> None:
     [
         ({"name": "x", "output": OUTPUT, "wat": 1}, "unknown key `wat`; known: audio, description,"),
         ({"name": "x", "output": OUTPUT, "input": {"means": 1}}, "`input.means`; did you mean 'mean'?"),
-        ({"name": "x", "output": OUTPUT, "rungs": []}, "`rungs` is empty"),
+        ({"name": "x", "output": OUTPUT, "variants": []}, "`variants` is empty"),
         (
             {"name": "x", "output": OUTPUT | {"score_threshold": 2}},
             "`output.score_threshold`: expected `float` <= 1.0; found 2",
         ),
         (
-            {"name": "x", "output": OUTPUT, "rungs": [{"name": "a"}, {"name": "b"}, {"name": "a"}]},
-            "`rungs[2].name`: 'a' is the name of `rungs[0]`, too",
+            {"name": "x", "output": OUTPUT, "variants": [{"name": "a"}, {"name": "b"}, {"name": "a"}]},
+            "`variants[2].name`: 'a' is the name of `variants[0]`, too",
         ),
         ({"name": "x", "output": OUTPUT, "input": {"std": [1.0, 1.0, 0.0]}}, "`input.std[2]`"),
         ({"name": "x", "output": OUTPUT, "input": {"mean": [math.nan, 1.0, 1.0]}}, "`input.mean[0]`"),
         ({"name": "x", "output": OUTPUT, "audio": AUDIO | {"std": 1e-310}}, "`audio.std`"),
         ({"name": "x", "output": OUTPUT, "audio": AUDIO | {"std": math.inf}}, "`audio.std`"),
         ({"name": "x", "output": OUTPUT, "audio": AUDIO | {"mean": -math.inf}}, "`audio.mean`"),
-        ({"name": "x", "output": OUTPUT, "rungs": [{"name": "a", "temperature": math.inf}]}, "temperature"),
+        ({"name": "x", "output": OUTPUT, "variants": [{"name": "a", "temperature": math.inf}]}, "temperature"),
         ({"name": "x", "output": OUTPUT | {"labels": ["a", "b", "a"]}, "audio": AUDIO}, "'a' more than once"),
     ],
 )
@@ -52,15 +52,15 @@ def test_lists_of_what_pictures_show_may_have_gaps() -> None:
     assert len(manifest_from(data, "x.toml").output.labels) == 4
 
 
-def test_an_unknown_rung_names_the_known() -> None:
-    data = {"name": "x", "output": OUTPUT, "rungs": [{"name": "416"}, {"name": "320"}]}
-    with pytest.raises(ModelError, match="no rung '415'; it has: 416, 320"):
-        manifest_from(data, "x.toml").rung("415")
+def test_an_unknown_variant_names_the_known() -> None:
+    data = {"name": "x", "output": OUTPUT, "variants": [{"name": "416"}, {"name": "320"}]}
+    with pytest.raises(ModelError, match="no variant '415'; it has: 416, 320"):
+        manifest_from(data, "x.toml").variant("415")
 
 
-def climbed(rung: str, *rungs: Mapping[str, object]) -> list[str]:
-    manifest = manifest_from({"name": "x", "output": OUTPUT, "rungs": list(rungs)}, "x.toml")
-    return [one.name for one in manifest.climbed(rung)]
+def climbed(variant: str, *variants: Mapping[str, object]) -> list[str]:
+    manifest = manifest_from({"name": "x", "output": OUTPUT, "variants": list(variants)}, "x.toml")
+    return [one.name for one in manifest.climbed(variant)]
 
 
 def test_depths_climb_by_themselves_and_sizes_when_asked_to() -> None:
@@ -74,6 +74,6 @@ def test_depths_climb_by_themselves_and_sizes_when_asked_to() -> None:
         climbed("auto", large, {"name": "256"})
 
 
-def test_no_rung_is_called_auto() -> None:
-    with pytest.raises(ModelError, match=r"^x\.toml: `rungs\[0\]\.name`: no rung can be called 'auto'"):
+def test_no_variant_is_called_auto() -> None:
+    with pytest.raises(ModelError, match=r"^x\.toml: `variants\[0\]\.name`: no variant can be called 'auto'"):
         climbed("", {"name": "auto"})

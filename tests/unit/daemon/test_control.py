@@ -195,18 +195,18 @@ def test_no_more_is_written_than_a_card_stands(
     assert control.set("front", "threshold", house.settings["front"].threshold) == "", "that changes nothing"
 
 
-def test_a_rung_that_is_gone_from_its_model_does_not_keep_the_stream_from_running(
+def test_a_variant_that_is_gone_from_its_model_does_not_keep_the_stream_from_running(
     tmp_path: Path, file: TwinFile, spool: Spool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     model = sizes_model(tmp_path, {"64": [(0.9, LEFT)], "32": [(0.9, LEFT)]})
     config = Config({"front": StreamConfig("test:", str(model), enabled=False)})
     control, _ = housed(config, file, spool)
-    control.set("front", "rung", "32")
-    assert ConfigManager(config, file).config.streams["front"].rung == "32"
+    control.set("front", "variant", "32")
+    assert ConfigManager(config, file).config.streams["front"].variant == "32"
     sizes_model(tmp_path, {"64": [(0.9, LEFT)], "48": [(0.9, LEFT)]})
-    assert ConfigManager(config, file).config.streams["front"].rung == ""
-    assert "rung '32' is gone from its model" in caplog.text
+    assert ConfigManager(config, file).config.streams["front"].variant == ""
+    assert "variant '32' is gone from its model" in caplog.text
     assert file.read(decode) == StoredContent(None)
 
 
@@ -314,7 +314,7 @@ def test_what_is_unknown_is_kept_off_and_no_operator_has_set_it(
     stop_streams(house.streams.values())
 
 
-def test_rungs_that_only_the_runtime_tells_are_shown_when_it_has_told_them(
+def test_variants_that_only_the_runtime_tells_are_shown_when_it_has_told_them(
     config: Config, file: TwinFile, tmp_path: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(perception, "PREPARE_S", 0.01)
@@ -324,10 +324,10 @@ def test_rungs_that_only_the_runtime_tells_are_shown_when_it_has_told_them(
     control, house = housed(replace(config, streams={"front": front}), file, spool)
     try:
         control.look()
-        assert house.settings["front"].rungs == ()
+        assert house.settings["front"].variants == ()
         house.streams["front"].start()
         wait_for(lambda: house.streams["front"].has_result, 10.0)
         control.look()
-        assert list(house.settings["front"].rungs) == ["full"]
+        assert list(house.settings["front"].variants) == ["full"]
     finally:
         stop_streams(house.streams.values())

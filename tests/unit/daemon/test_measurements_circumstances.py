@@ -35,7 +35,7 @@ def test_the_same_is_the_same_and_each_change_is_named(tmp_path: Path) -> None:
         (circumstances(model, found(library, mode="x"), 2, files)[0], ["candidates"]),
         (circumstances(model, [], 2, files)[0], ["candidates"]),
         (circumstances(model, found(library), 1, files)[0], ["threads_max"]),
-        (circumstances(open_model("small-speech", "4"), found(library), 2, files)[0], ["rungs"]),
+        (circumstances(open_model("small-speech", "4"), found(library), 2, files)[0], ["variants"]),
         (circumstances(replace(model, sha256="0"), found(library), 2, files)[0], ["model"]),
     ):
         assert before.differences(changed) == names

@@ -22,7 +22,7 @@ FILE = Config({"front": FRONT, "back": StreamConfig("test:", "nanodet", enabled=
 SETTINGS = st.one_of(
     st.tuples(st.just("enabled"), st.booleans()),
     st.tuples(st.just("threshold"), st.floats(0.0, 1.0)),
-    st.tuples(st.just("rung"), st.sampled_from(["416", "256", "auto"])),
+    st.tuples(st.just("variant"), st.sampled_from(["416", "256", "auto"])),
     st.tuples(st.sampled_from(["zone/drive", "zone/lawn"]), st.booleans()),
 )
 
@@ -42,7 +42,7 @@ def test_what_is_set_is_used_and_survives_a_restart(settings: list[tuple[str, Va
     last = dict(settings)
     assert used.enabled == last.get("enabled", True)
     assert used.decode.score_threshold == last.get("threshold")
-    assert used.rung == last.get("rung", "")
+    assert used.variant == last.get("variant", "")
     assert {zone.name: zone.enabled for zone in used.zones} == {
         name: last.get(f"zone/{name}", True) for name in ("drive", "lawn")
     }
@@ -72,8 +72,8 @@ def test_what_the_file_says_anyway_is_no_override() -> None:
         ("enabled", False, {"enabled": False}),
         ("threshold", 0.7, {"decode": DecodeConfig(score_threshold=0.3)}),
         ("threshold", 0.7, {"model": "other"}),
-        ("rung", "256", {"rung": "320"}),
-        ("rung", "256", {"model": "other"}),
+        ("variant", "256", {"variant": "320"}),
+        ("variant", "256", {"model": "other"}),
         ("zone/drive", False, {"zones": (ZoneConfig("drive", SQUARE, enabled=False),)}),
         ("zone/drive", False, {"zones": (ZoneConfig("path", SQUARE),)}),
     ],
@@ -91,7 +91,7 @@ def test_the_file_counts_again_when_it_says_something_else(
 
 def test_what_else_changes_in_the_file_does_not_switch_a_camera_on() -> None:
     overrides = Overrides().set(FILE, "front", "enabled", False)
-    changed = replace(FRONT, source="v4l2:/dev/video1", model="other", rung="x")
+    changed = replace(FRONT, source="v4l2:/dev/video1", model="other", variant="x")
     kept, dropped = overrides.still_valid(Config({"front": changed}))
     assert (front(kept.apply_to(Config({"front": changed}))).enabled, dropped) == (False, [])
 
@@ -124,7 +124,7 @@ def test_a_damaged_file_is_refused_in_plain_words(data: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("what", "value"),
-    [("enabled", b'"on"'), ("threshold", b'"x"'), ("threshold", b"7"), ("threshold", b"true"), ("rung", b"1")],
+    [("enabled", b'"on"'), ("threshold", b'"x"'), ("threshold", b"7"), ("threshold", b"true"), ("variant", b"1")],
 )
 def test_a_value_of_the_wrong_kind_is_dropped(what: str, value: bytes) -> None:
     basis = Overrides().set(FILE, "front", what, {"enabled": False, "threshold": 0.1}.get(what, "256"))

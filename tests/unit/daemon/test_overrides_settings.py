@@ -25,23 +25,23 @@ def test_states_are_what_a_command_could_have_set(tmp_path: Path) -> None:
     assert settings.state_payloads() == {
         "enabled": "off",
         "threshold": "0.4",
-        "rung": "full",
+        "variant": "full",
         "zone/drive": "on",
         "zone/lawn": "off",
     }
-    assert (settings.rungs, settings.pictures) == (("full",), True)
+    assert (settings.variants, settings.pictures) == (("full",), True)
 
 
 def test_the_file_comes_before_the_manifest(tmp_path: Path) -> None:
     model = str(sizes_model(tmp_path, SEEN))
-    stream = StreamConfig("test:", model, rung="32", decode=DecodeConfig(score_threshold=0.25))
-    assert settings_of(stream).state_payloads() == {"enabled": "on", "threshold": "0.25", "rung": "32"}
-    assert settings_of(StreamConfig("test:", model)).rung == "64"
-    assert settings_of(StreamConfig("test:", model, rung="auto")).rung == "auto"
+    stream = StreamConfig("test:", model, variant="32", decode=DecodeConfig(score_threshold=0.25))
+    assert settings_of(stream).state_payloads() == {"enabled": "on", "threshold": "0.25", "variant": "32"}
+    assert settings_of(StreamConfig("test:", model)).variant == "64"
+    assert settings_of(StreamConfig("test:", model, variant="auto")).variant == "auto"
 
 
 @pytest.mark.parametrize("kind", ["sizes", "unlearned", "depths", "tones", "person"])
-def test_every_rung_that_is_offered_can_be_opened_and_no_other(tmp_path: Path, kind: str) -> None:
+def test_every_variant_that_is_offered_can_be_opened_and_no_other(tmp_path: Path, kind: str) -> None:
     model = {
         "sizes": lambda: sizes_model(tmp_path, SEEN),
         "unlearned": lambda: sizes_model(tmp_path, SEEN, None),
@@ -52,13 +52,13 @@ def test_every_rung_that_is_offered_can_be_opened_and_no_other(tmp_path: Path, k
     source = "mic:default" if kind in ("depths", "tones") else "test:"
     settings = settings_of(StreamConfig(source, str(model)))
     assert settings.pictures is (source == "test:")
-    assert ("auto" in settings.rungs) is (kind in ("sizes", "depths"))
-    for rung in settings.rungs:
-        open_perception("front", StreamConfig(source, str(model), rung=rung)).close()
-    assert settings_of(StreamConfig(source, str(model))).rung in settings.rungs
+    assert ("auto" in settings.variants) is (kind in ("sizes", "depths"))
+    for variant in settings.variants:
+        open_perception("front", StreamConfig(source, str(model), variant=variant)).close()
+    assert settings_of(StreamConfig(source, str(model))).variant in settings.variants
 
 
 def test_of_a_model_that_cannot_be_opened_only_the_rest_is_known() -> None:
     settings = settings_of(StreamConfig("test:", "nobody", zones=(ZoneConfig("drive", SQUARE),)))
     assert settings.state_payloads() == {"enabled": "on", "zone/drive": "on"}
-    assert settings.rungs == ()
+    assert settings.variants == ()

@@ -40,8 +40,8 @@ OLD = Config({"front": FRONT, "back": FRONT}, DeviceConfig("porch"))
         (replace(OLD, mqtt=MqttConfig(host="other", port=1)), "[mqtt] host, port"),
         (replace(OLD, health=HealthConfig(1.0)), "[health] every_s"),
         (
-            replace(OLD, streams={"front": replace(FRONT, rung="256", track=TrackConfig(2)), "back": FRONT}),
-            "stream front: rung, track",
+            replace(OLD, streams={"front": replace(FRONT, variant="256", track=TrackConfig(2)), "back": FRONT}),
+            "stream front: variant, track",
         ),
         (replace(OLD, streams={"front": FRONT, "side": FRONT}), "stream side is new; stream back is gone"),
     ],
@@ -87,14 +87,14 @@ def test_only_what_is_different_is_swapped(
 
 def test_another_way_to_choose_the_size_is_another_stream(house: Runtime, tmp_path: Path) -> None:
     sizes = StreamConfig(WALK, str(sizes_model(tmp_path, {"32": [], "16": []})))
-    for rung, names in (("", ["32"]), ("auto", ["32", "16"]), ("16", ["16"]), ("auto", ["32", "16"])):
-        ReloadPlan(house, replace(house.config, streams={"front": replace(sizes, rung=rung)})).apply()
+    for variant, names in (("", ["32"]), ("auto", ["32", "16"]), ("16", ["16"]), ("auto", ["32", "16"])):
+        ReloadPlan(house, replace(house.config, streams={"front": replace(sizes, variant=variant)})).apply()
         front = all_see(house)["front"]
         assert front.model is not None
-        assert [one.name for one in front.model.manifest.rungs] == names
-        assert front.health().rung in names
+        assert [one.name for one in front.model.manifest.variants] == names
+        assert front.health().variant in names
     unlearned = sizes_model(tmp_path, {"32": [], "16": []}, confidence=None)
-    with pytest.raises(VedetteError, match=rf"^stream front: {unlearned}: model sizes: rung = 'auto' needs"):
+    with pytest.raises(VedetteError, match=rf"^stream front: {unlearned}: model sizes: variant = 'auto' needs"):
         ReloadPlan(house, house.config)
     assert not front.over
 
@@ -235,7 +235,7 @@ def test_a_model_file_that_was_replaced_swaps_only_its_streams(
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [('"person"\n', '"person"\nrungs = 1\n'), ('"ssd"', '"yolo"'), ("[output]", "[output")],
+    [('"person"\n', '"person"\nvariants = 1\n'), ('"ssd"', '"yolo"'), ("[output]", "[output")],
     ids=["unreadable", "misfit", "no TOML"],
 )
 def test_an_edited_manifest_that_cannot_be_used_is_refused_by_its_name(

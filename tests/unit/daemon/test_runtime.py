@@ -75,7 +75,7 @@ polygon = [[0.1, 0.1], [0.9, 0.9]]
         (2, {"source": "tset:"}, "tset:: "),
         (3, {"source": "wav:x.wav"}, "wav:x.wav gives sound, and model MODEL takes pictures"),
         (3, {"model": "nanodett"}, "no bundled model is called 'nanodett'"),
-        (4, {"rung": "9"}, "MODEL: model person has no rung '9'"),
+        (4, {"variant": "9"}, "MODEL: model person has no variant '9'"),
         (6, {"end": ZONES}, "zone 'line': `polygon` has 2 corners"),
         (6, {"end": '[streams.front.decode]\nlabels = ["persn"]'}, "MODEL: model person: "),
         (3, {"model": "nobody", "end": ZONES}, "no bundled model is called 'nobody'"),
@@ -85,7 +85,7 @@ def test_why_a_stream_is_refused_is_told_at_its_line(
     spool: Spool, tmp_path: Path, line: int, keys: dict[str, str], why: str
 ) -> None:
     model = str(person_model(tmp_path))
-    keys = {"source": "test:", "model": model, "rung": "", "end": "", **keys}
+    keys = {"source": "test:", "model": model, "variant": "", "end": "", **keys}
     end = keys.pop("end")
     file = tmp_path / "vedette.toml"
     file.write_text("\n".join(["[streams.front]", *(f'{key} = "{value}"' for key, value in keys.items()), end]))

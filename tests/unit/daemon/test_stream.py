@@ -240,7 +240,7 @@ def test_a_model_that_takes_long_to_open_holds_nobody_but_its_own_stream(
     began = time.monotonic()
     made.prepare()
     assert (made.standing[0], made.model) == ("starting", None)
-    assert settings_of(made.config).rungs == ()
+    assert settings_of(made.config).variants == ()
     assert subject_of("front", made.config).labels == ()
     assert keys_of(ModelError("something else"), "front", made.config) == ()
     made.start()
@@ -259,7 +259,7 @@ def test_a_model_whose_shapes_only_the_runtime_tells_is_opened_by_the_streams_th
     assert (made.standing[0], made.model) == ("starting", None)
     made.start()
     wait_for(lambda: made.has_result, 10.0)
-    assert settings_of(made.config).rungs == ("full",)
+    assert settings_of(made.config).variants == ("full",)
     assert not made.model_changed
     made.ask_to_stop()
     assert made.join(2.0)
@@ -293,7 +293,7 @@ def test_health_tells_rates_since_the_last_look(tmp_path: Path) -> None:
     with running(stream(tmp_path, Kept())) as made:
         wait_for(lambda: made.frames > 5)
         health = made.health()
-        assert (health.state, health.tracks, health.model, health.backend, health.rung) == (
+        assert (health.state, health.tracks, health.model, health.backend, health.variant) == (
             "running",
             1,
             "person",
@@ -400,21 +400,21 @@ def test_thresholds_and_zones_change_in_mid_stream_and_no_track_ends(tmp_path: P
         wait_for(lambda: kept.kinds()[-1] == "new")
 
 
-def test_a_rung_that_is_open_is_taken_in_mid_stream_and_another_is_not(tmp_path: Path) -> None:
+def test_a_variant_that_is_open_is_taken_in_mid_stream_and_another_is_not(tmp_path: Path) -> None:
     model, kept = str(sizes_model(tmp_path, {"64": [(0.9, LEFT)], "32": [(0.9, RIGHT)]})), Kept()
     gate = GateConfig(motion=False)
-    with running(stream(tmp_path, kept, model=model, rung="auto", gate=gate)) as made:
-        for rung in ("32", "64", "auto", "32"):
-            changed = replace(made.config, rung=rung)
+    with running(stream(tmp_path, kept, model=model, variant="auto", gate=gate)) as made:
+        for variant in ("32", "64", "auto", "32"):
+            changed = replace(made.config, variant=variant)
             assert made.can_adjust(changed)
             made.adjust(changed)
-        wait_for(lambda: made.frames > 5 and made.health().rung == "32")
-        assert not made.model_changed, "what is open was opened for another rung"
-        assert not made.can_adjust(replace(made.config, rung="16"))
-    with running(stream(tmp_path, kept, model=model, rung="32", gate=gate)) as made:
-        assert not made.can_adjust(replace(made.config, rung="64"))
-        assert not made.can_adjust(replace(made.config, rung="auto"))
-        assert made.can_adjust(replace(made.config, rung="32"))
+        wait_for(lambda: made.frames > 5 and made.health().variant == "32")
+        assert not made.model_changed, "what is open was opened for another variant"
+        assert not made.can_adjust(replace(made.config, variant="16"))
+    with running(stream(tmp_path, kept, model=model, variant="32", gate=gate)) as made:
+        assert not made.can_adjust(replace(made.config, variant="64"))
+        assert not made.can_adjust(replace(made.config, variant="auto"))
+        assert made.can_adjust(replace(made.config, variant="32"))
 
 
 @pytest.mark.parametrize(

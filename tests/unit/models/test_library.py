@@ -55,24 +55,24 @@ def test_a_manifest_that_has_changed_is_read_anew(tmp_path: Path) -> None:
     assert open_model(str(path)) is new
 
 
-def test_a_rung_is_that_rung_alone() -> None:
+def test_a_variant_is_that_variant_alone() -> None:
     model = open_model("nanodet", "256")
-    assert [rung.name for rung in model.manifest.rungs] == ["256"]
+    assert [variant.name for variant in model.manifest.variants] == ["256"]
     file = read_modelfile(model.content)
-    assert [signature.name for signature in file.signatures] == [model.manifest.rungs[0].signature]
+    assert [signature.name for signature in file.signatures] == [model.manifest.variants[0].signature]
     assert len(file.subgraphs) == 1
 
 
-def test_the_first_rung_is_the_default() -> None:
-    assert open_model("nanodet") is open_model("nanodet", open_model("nanodet").manifest.rungs[0].name)
+def test_the_first_variant_is_the_default() -> None:
+    assert open_model("nanodet") is open_model("nanodet", open_model("nanodet").manifest.variants[0].name)
 
 
 def test_the_hash_is_that_of_the_whole_file() -> None:
     assert open_model("nanodet").sha256 == hashlib.sha256((ZOO / "nanodet.tflite").read_bytes()).hexdigest()
 
 
-def test_an_unknown_rung_names_those_there_are() -> None:
-    with pytest.raises(ModelError, match=r"^nanodet: model nanodet has no rung '999'; it has: "):
+def test_an_unknown_variant_names_those_there_are() -> None:
+    with pytest.raises(ModelError, match=r"^nanodet: model nanodet has no variant '999'; it has: "):
         open_model("nanodet", "999")
 
 
@@ -204,25 +204,24 @@ def test_what_was_guessed_is_logged_and_a_wild_normalisation_is_warned_of(
     )
 
 
-def test_several_rungs_without_a_signature_name_those_of_the_file(tmp_path: Path) -> None:
+def test_several_variants_without_a_signature_name_those_of_the_file(tmp_path: Path) -> None:
     path = sizes_model(tmp_path, {"64": [], "48": [], "32": []})
     path.write_text(re.sub('signature = "s(48|32)"\n', "", path.read_text()))
     with pytest.raises(ModelError) as caught:
         open_model(str(path))
     line = path.read_text().splitlines().index('name = "48"')
-    what = (
-        "`rungs[1].signature` is left out, and each of several rungs needs one: choose one of 's64', 's48', 's32'"
-    )
+    what = "`variants[1].signature` is left out, and each of several variants needs one: choose one of "
+    what += "'s64', 's48', 's32'"
     assert caught.value.faults[0] == f"{path}:{line}: {what}"
-    assert "`rungs[2].signature`" in caught.value.faults[1]
+    assert "`variants[2].signature`" in caught.value.faults[1]
 
 
-def test_several_rungs_of_a_file_without_signatures_are_refused(tmp_path: Path) -> None:
+def test_several_variants_of_a_file_without_signatures_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.tflite"
     path.write_bytes(classifier())
-    path.with_suffix(".toml").write_text('[[rungs]]\nname = "a"\n[[rungs]]\nname = "b"\n')
+    path.with_suffix(".toml").write_text('[[variants]]\nname = "a"\n[[variants]]\nname = "b"\n')
     with pytest.raises(
-        ModelError, match=r"m\.toml:1: .*the model file has none, so that it can have one rung only"
+        ModelError, match=r"m\.toml:1: .*the model file has none, so that it can have one variant only"
     ):
         open_model(str(path))
 

@@ -28,13 +28,13 @@ def specs(model: Model) -> tuple[TensorSpec, ...]:
     return found
 
 
-@pytest.mark.parametrize("rung", ["416", "256"])
-def test_the_bundled_detector_has_a_picture(rung: str) -> None:
-    model = open_model("nanodet", rung)
+@pytest.mark.parametrize("variant", ["416", "256"])
+def test_the_bundled_detector_has_a_picture(variant: str) -> None:
+    model = open_model("nanodet", variant)
     ((array,),) = golden(model)(specs(model))
     picture = cv2.imread(str(ZOO / "nanodet-golden.jpg"))
     assert picture is not None
-    size = int(rung)
+    size = int(variant)
     assert array.shape == (1, size, size, 3)
     assert array.dtype == np.uint8
     assert np.array_equal(array[0], cv2.resize(picture, (size, size)))

@@ -7,7 +7,7 @@ import functools
 import pytest
 
 from agent.types import Box, Detection
-from tests.support.golden import GOLDEN, expected, picture, rungs, seen
+from tests.support.golden import GOLDEN, expected, picture, seen, variants
 
 pytestmark = pytest.mark.numerics
 
@@ -20,8 +20,8 @@ _REMAKE = "if the model has changed on purpose, run scripts/build_models/golden"
 
 
 @functools.cache
-def found(name: str, rung: str) -> tuple[Detection, ...]:
-    return tuple(seen(rung, picture(name)))
+def found(name: str, variant: str) -> tuple[Detection, ...]:
+    return tuple(seen(variant, picture(name)))
 
 
 def overlap(a: Box | None, b: Box | None) -> float:
@@ -47,25 +47,25 @@ def unmatched(these: list[Detection], those: list[Detection]) -> list[Detection]
     return [a for a in these if a.score >= _COUNTS and not any(same(a, b) for b in those)]
 
 
-@pytest.mark.parametrize("rung", rungs())
+@pytest.mark.parametrize("variant", variants())
 @pytest.mark.parametrize("name", _PEOPLE)
-def test_the_model_sees_what_it_saw(name: str, rung: str) -> None:
-    before, now = expected()[name][rung], list(found(name, rung))
+def test_the_model_sees_what_it_saw(name: str, variant: str) -> None:
+    before, now = expected()[name][variant], list(found(name, variant))
     assert unmatched(before, now) == [], f"not seen any more; {_REMAKE}"
     assert unmatched(now, before) == [], f"not seen before; {_REMAKE}"
 
 
-@pytest.mark.parametrize("rung", rungs())
+@pytest.mark.parametrize("variant", variants())
 @pytest.mark.parametrize("name", _PEOPLE)
-def test_the_model_sees_the_people_that_are_there(name: str, rung: str) -> None:
-    people = [d for d in found(name, rung) if d.label == "person" and d.score >= _COUNTS]
+def test_the_model_sees_the_people_that_are_there(name: str, variant: str) -> None:
+    people = [d for d in found(name, variant) if d.label == "person" and d.score >= _COUNTS]
     assert len(people) >= _PEOPLE[name]
 
 
 def test_nothing_is_seen_on_a_grey_wall() -> None:
     wall = picture("walkers-020")
     wall[:] = 128
-    assert all(detection.score < _COUNTS for rung in rungs() for detection in seen(rung, wall))
+    assert all(detection.score < _COUNTS for variant in variants() for detection in seen(variant, wall))
 
 
 def test_every_picture_has_its_expectation_and_is_small() -> None:

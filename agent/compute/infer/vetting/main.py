@@ -88,8 +88,8 @@ def _try(request: Vet, content: bytes, told: int, life: int) -> None:
         )
         session = CpuBackend().open(model, options)
         os.write(told, _OPENED)
-        for rung in request.manifest.rungs:
-            session.use(rung.name)
+        for variant in request.manifest.variants:
+            session.use(variant.name)
             with contextlib.suppress(BackendError):  # that this input is refused says nothing about others
                 for index in range(len(session.inputs)):
                     _fill(session.input(index))

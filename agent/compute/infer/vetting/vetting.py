@@ -157,4 +157,4 @@ VETTING = Vetting()
 def identity(model: Model) -> Identity:
     """What an outcome is about: the file by its hash, how much of it was kept, and the signatures that run."""
     sha256 = model.sha256 or hashlib.sha256(model.content).hexdigest()
-    return sha256, len(model.content), tuple(rung.signature for rung in model.manifest.rungs)
+    return sha256, len(model.content), tuple(variant.signature for variant in model.manifest.variants)

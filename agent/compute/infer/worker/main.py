@@ -147,23 +147,23 @@ class _Server:
             give_up_root(request.plan)
         content = self._receive()
         model = Model(content, "", request.manifest, request.path)
-        options = SessionOptions(request.rung, request.threads or request.plan.threads)
+        options = SessionOptions(request.variant, request.threads or request.plan.threads)
         self._manifest, self._path = model.manifest, request.path
         self._session, runtime, nodes, delegated = opened(model, request.plan, options)
-        return protocol.Opened(runtime, nodes, delegated, self._use(request.rung))
+        return protocol.Opened(runtime, nodes, delegated, self._use(request.variant))
 
     def _asked(self, request: protocol.Request) -> protocol.Answer:
         if isinstance(request, protocol.SelectVariant):
-            return self._use(request.rung)
+            return self._use(request.variant)
         if isinstance(request, protocol.TimeModel):
             return self._time(request)
         used = resource.getrusage(resource.RUSAGE_SELF)
         return protocol.Usage(used.ru_utime + used.ru_stime, _resident_mb())
 
-    def _use(self, rung: str) -> protocol.TensorRegion:
+    def _use(self, variant: str) -> protocol.TensorRegion:
         session = self._session
-        session.use(rung)
-        if rung not in self._bound:
+        session.use(variant)
+        if variant not in self._bound:
             specs = (*session.inputs, *session.outputs)
             size = protocol.size_of(specs)
             if not protocol.fits(self._end, size):
@@ -175,11 +175,11 @@ class _Server:
             arrays = protocol.mapped(self._tensors, stretch)
             self._end += size
             count = len(session.inputs)
-            self._bound[rung] = (stretch, arrays[:count], arrays[count:])
-        return self._bound[rung][0]
+            self._bound[variant] = (stretch, arrays[:count], arrays[count:])
+        return self._bound[variant][0]
 
     def _time(self, request: protocol.TimeModel) -> TimingRun:
-        rung, whole = self._session.rung, self._whole
+        variant, whole = self._session.variant, self._whole
         try:
             self._use(whole.first)
             whole.set_input(self._bound[whole.first][1])
@@ -193,14 +193,14 @@ class _Server:
                 np.copyto(taken, self._session.output(index))
             return turn
         finally:
-            self._session.use(rung)
+            self._session.use(variant)
 
     @cached_property
     def _whole(self) -> ModelChain:
         return ModelChain(self._session, self._manifest)
 
     def _run(self) -> None:
-        _, inputs, outputs = self._bound[self._session.rung]
+        _, inputs, outputs = self._bound[self._session.variant]
         session = self._session
         try:
             for index, given in enumerate(inputs):
@@ -255,7 +255,7 @@ def opened(model: Model, plan: BackendSpec, options: SessionOptions) -> tuple[Se
     if plan.kind == "accelerator":
         from agent.compute.infer.accelerator import AcceleratorSession
 
-        accelerated = AcceleratorSession(model, plan, options.rung)
+        accelerated = AcceleratorSession(model, plan, options.variant)
         return accelerated, runtime_version("litert"), accelerated.nodes, -1
     cpu = CpuBackend(plan).open(model, options)
     return cpu, runtime_version(load_runtime()[0]), cpu.nodes, cpu.delegated

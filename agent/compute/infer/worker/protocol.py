@@ -1,7 +1,7 @@
 """What passes between a session in a worker process and that process: messages by pipe, tensors by shared memory.
 
 Each message is a length, u32 little-endian, and so many bytes: JSON, or nothing for "run" and "has run". Tensors
-lie in one anonymous file that both map; each rung has its own stretch of it.
+lie in one anonymous file that both map; each variant has its own stretch of it.
 
 The process runs an untrusted model in an untrusted library: lengths and answers that come from it are checked
 before anything is allocated or mapped, and it cannot change the size of the file.
@@ -33,7 +33,7 @@ _LENGTH = struct.Struct("<I")
 LARGEST_REQUEST = 2 * 1024**3
 """Bytes of a message to the worker process: a model."""
 LARGEST_ANSWER = 1024**2
-"""Bytes of a message from it: names and shapes of a rung's tensors, or the times of one measurement."""
+"""Bytes of a message from it: names and shapes of a variant's tensors, or the times of one measurement."""
 LONGEST_TEXT = 500
 """Characters of an error's text."""
 TENSORS_BYTES = 512 * 1024**2
@@ -55,12 +55,12 @@ class OpenModel(Struct, frozen=True, tag=True):
     """The first message, followed by the model's bytes; answered by `Opened`.
 
     Attributes:
-        plan: how. rung: the first one. threads: see `Options`. manifest, path: of the model.
+        plan: how. variant: the first one. threads: see `Options`. manifest, path: of the model.
         as_root: keep root's rights, for a device that nobody else may open.
     """
 
     plan: BackendSpec
-    rung: str
+    variant: str
     threads: int
     manifest: Manifest
     path: str
@@ -68,9 +68,9 @@ class OpenModel(Struct, frozen=True, tag=True):
 
 
 class SelectVariant(Struct, frozen=True, tag=True):
-    """Change to a rung; answered by `TensorRegion`."""
+    """Change to a variant; answered by `TensorRegion`."""
 
-    rung: str
+    variant: str
 
 
 class GetUsage(Struct, frozen=True, tag=True):
@@ -78,7 +78,7 @@ class GetUsage(Struct, frozen=True, tag=True):
 
 
 class TimeModel(Struct, frozen=True, tag=True):
-    """Run the whole model, from the first rung's input to the deepest one's output; answered by `TimingRun`.
+    """Run the whole model, from the first variant's input to the deepest one's output; answered by `TimingRun`.
 
     Attributes:
         seconds: for how long, see `agent.compute.infer.chain.time_inference`, s; 0: once, at once and untimed.
@@ -88,10 +88,10 @@ class TimeModel(Struct, frozen=True, tag=True):
 
 
 class TensorRegion(Struct, frozen=True, tag=True):
-    """Where a rung's tensors lie.
+    """Where a variant's tensors lie.
 
     Attributes:
-        inputs, outputs: of the rung.
+        inputs, outputs: of the variant.
         offset, size: of the stretch, bytes.
     """
 
@@ -106,9 +106,9 @@ class Opened(Struct, frozen=True, tag=True):
 
     Attributes:
         runtime: name and version of what runs it.
-        nodes: operations of the rung's graph.
+        nodes: operations of the variant's graph.
         delegated: of those, how many the delegate or accelerator has taken; -1: not known.
-        stretch: of the first rung.
+        stretch: of the first variant.
     """
 
     runtime: str

@@ -37,7 +37,7 @@ class WorkerSession:
 
     Attributes:
         opened: what the process told of the model.
-        deadline_s: of an inference, but for the first of each rung, s.
+        deadline_s: of an inference, but for the first of each variant, s.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class WorkerSession:
             plan: how.
             options: see `SessionOptions`; the plan's threads count where these say nothing.
             deadline_s: see the class.
-            patience_s: for opening the model, and for the first inference of each rung, s.
+            patience_s: for opening the model, and for the first inference of each variant, s.
 
         Raises:
             ModelError, BackendError: it could not be opened: refused, crashed or hung.
@@ -65,7 +65,7 @@ class WorkerSession:
         self.degraded = ""
         self._path = model.path
         self._stretches: dict[str, _Mapped] = {}
-        rung = self._there = options.rung or model.manifest.rungs[0].name
+        variant = self._there = options.variant or model.manifest.variants[0].name
         try:
             self._tensors = protocol.shared_memory()
             try:
@@ -77,18 +77,22 @@ class WorkerSession:
             raise BackendError(f"{model.path}: no process for {plan.backend}: {reason_of(error)}") from error
         try:
             path, as_root = plain(model.path), _needs_root(model, plan)
-            request = protocol.OpenModel(plan, rung, options.threads, model.manifest, path, as_root)
+            request = protocol.OpenModel(plan, variant, options.threads, model.manifest, path, as_root)
             self.opened = self._ask(request, protocol.Opened, patience_s, model.content)
-            self._take(rung, self.opened.stretch)
+            self._take(variant, self.opened.stretch)
         except BaseException:
             self.close()
             raise
 
-    def use(self, rung: str) -> None:
+    def use(self, variant: str) -> None:
         """See `Session.use`."""
-        if rung not in self._stretches:
-            self._take(rung, self._ask(protocol.SelectVariant(rung), protocol.TensorRegion, self._patience_s))
-        self._in_use(rung)  # the process changes when it is to run: what it has answered can be read without it
+        if variant not in self._stretches:
+            self._take(
+                variant, self._ask(protocol.SelectVariant(variant), protocol.TensorRegion, self._patience_s)
+            )
+        self._in_use(
+            variant
+        )  # the process changes when it is to run: what it has answered can be read without it
 
     def input(self, index: int) -> Array:
         """See `Session.input`."""
@@ -96,11 +100,11 @@ class WorkerSession:
 
     def invoke(self) -> None:
         """See `Session.invoke`."""
-        if self._there != self.rung:
+        if self._there != self.variant:
             self._ask(
-                protocol.SelectVariant(self.rung), protocol.TensorRegion, self.deadline_s
+                protocol.SelectVariant(self.variant), protocol.TensorRegion, self.deadline_s
             )  # it knows this one: that takes no time
-            self._there = self.rung
+            self._there = self.variant
         mapped = self._mapped
         within_s = self.deadline_s if mapped.has_run else self._patience_s
         answer = self._exchange([protocol.RUN], within_s, "an inference")
@@ -121,7 +125,7 @@ class WorkerSession:
         return self._ask(protocol.GetUsage(), protocol.Usage, self._patience_s)
 
     def timed(self, seconds: float) -> TimingRun:
-        """Run the whole model there, from the first rung's input to the deepest one's output, and time it there.
+        """Run the whole model there, from the first variant's input to the deepest one's output, timed there.
 
         Args:
             seconds: see `agent.compute.infer.chain.time_inference`.
@@ -137,7 +141,7 @@ class WorkerSession:
         return turn
 
     def invoke_whole(self) -> None:
-        """Run the whole model once, from the first rung's input to the deepest one's output.
+        """Run the whole model once, from the first variant's input to the deepest one's output.
 
         Raises:
             BackendError: it failed or hung.
@@ -155,17 +159,17 @@ class WorkerSession:
             self._process.end()
             os.close(self._tensors)
 
-    def _take(self, rung: str, stretch: protocol.TensorRegion) -> None:
+    def _take(self, variant: str, stretch: protocol.TensorRegion) -> None:
         try:
-            self._stretches[rung] = _Mapped(self._tensors, stretch)
+            self._stretches[variant] = _Mapped(self._tensors, stretch)
         except (OSError, protocol.NonsenseError) as error:
             raise BackendError(f"{self._path}: {self.backend}: tensors: {reason_of(error)}") from error
-        self._there = rung
-        self._in_use(rung)
+        self._there = variant
+        self._in_use(variant)
 
-    def _in_use(self, rung: str) -> None:
-        self.rung = rung
-        self._mapped = self._stretches[rung]
+    def _in_use(self, variant: str) -> None:
+        self.variant = variant
+        self._mapped = self._stretches[variant]
         self.inputs, self.outputs = self._mapped.stretch.inputs, self._mapped.stretch.outputs
 
     def _ask(
@@ -230,7 +234,7 @@ def _needs_root(model: Model, plan: BackendSpec) -> bool:
 
 
 class _Mapped:
-    """A rung's tensors in this process."""
+    """A variant's tensors in this process."""
 
     def __init__(self, descriptor: int, stretch: protocol.TensorRegion) -> None:
         self.stretch, self.has_run = stretch, False

@@ -95,7 +95,7 @@ def test_measuring_anew_is_kept_in_the_state_folder_and_told_the_next_time(tmp_p
     config, state = tmp_path / "vedette.toml", tmp_path / "new" / "state"
     config.write_text(
         f'[storage]\nfolder = "{state}"\n[selection]\ncandidates = []\nthreads_max = 1\n'
-        '[streams.kitchen]\nsource = "wav:x.wav"\nmodel = "small-speech"\nrung = "3"\n'
+        '[streams.kitchen]\nsource = "wav:x.wav"\nmodel = "small-speech"\nvariant = "3"\n'
     )
     root = pi4(tmp_path / "root")
     (before,) = _models(examine(config, root=root))

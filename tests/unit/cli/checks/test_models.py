@@ -68,7 +68,7 @@ def test_measured_on_a_busy_board_it_says_little() -> None:
 
 
 def test_each_model_once_and_only_where_the_choice_is_left_to_us(tmp_path: Path) -> None:
-    front = StreamConfig("test:", "nanodet", rung="256")
+    front = StreamConfig("test:", "nanodet", variant="256")
     off = replace(front, model="other", enabled=False)
     asked = replace(front, model="small-speech", backend="cpu")
     config = Config({"front": front, "back": front, "off": off, "asked": asked})
@@ -100,7 +100,7 @@ def test_a_survey_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.fixture
 def small() -> Config:
     """One model, of which only the CPU with one thread is measured."""
-    kitchen = StreamConfig("mic:", "small-speech", rung="3")
+    kitchen = StreamConfig("mic:", "small-speech", variant="3")
     return Config({"kitchen": kitchen}, selection=SelectionConfig(candidates=(), threads_max=1))
 
 

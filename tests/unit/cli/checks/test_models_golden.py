@@ -23,9 +23,9 @@ GOLDEN = [0, 39, 51, 179, 18]
 
 
 @pytest.mark.numerics
-@pytest.mark.parametrize("golden", recorded(), ids=lambda one: f"{one.model}-{one.rung}")
+@pytest.mark.parametrize("golden", recorded(), ids=lambda one: f"{one.model}-{one.variant}")
 def test_the_record_is_of_the_bundled_models_and_tells_something(golden: Golden) -> None:
-    model = open_alone(golden.model, golden.rung)
+    model = open_alone(golden.model, golden.variant)
     assert model.sha256 == golden.sha256
     session = CpuBackend().open(model, SessionOptions(threads=1))
     assert {spec.name for spec in session.outputs} == set(golden.at)

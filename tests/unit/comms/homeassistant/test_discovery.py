@@ -23,7 +23,7 @@ FRONT = StreamEntitySource(
     ("person", "car", "traffic light"),
     named=(Label("", "person"), Label("drive", "person")),
     zones=("drive",),
-    rungs=("auto", "416", "256"),
+    variants=("auto", "416", "256"),
 )
 
 
@@ -40,7 +40,7 @@ def of_front(subject: StreamEntitySource = FRONT, known: tuple[str, ...] = (), m
 
 
 _SAME = {"front.enabled", "front.threshold", "front.state", "front.fps"}
-_PICTURES = {"front.picture", "front.snapshot", "front.rung"}
+_PICTURES = {"front.picture", "front.snapshot", "front.variant"}
 
 
 @pytest.mark.parametrize(
@@ -58,14 +58,14 @@ _PICTURES = {"front.picture", "front.snapshot", "front.rung"}
             },
         ),
         ("verdicts", {"front.occupancy.person", "front.zone.drive.occupancy.person", *_PICTURES}),
-        ("sounds", {"front.occupancy.person", "front.zone.drive.occupancy.person", "front.rung"}),
-        ("words", {"front.heard", "front.rung"}),
+        ("sounds", {"front.occupancy.person", "front.zone.drive.occupancy.person", "front.variant"}),
+        ("words", {"front.keyword", "front.variant"}),
         (None, set()),
     ],
 )
 def test_what_a_model_finds_decides_what_there_is(kind: Kind | None, ids: set[str]) -> None:
-    assert of_front(replace(FRONT, kind=kind)) - {"front.rung"} == (ids | _SAME) - {"front.rung"}
-    assert ("front.rung" in of_front(replace(FRONT, kind=kind))) is True
+    assert of_front(replace(FRONT, kind=kind)) - {"front.variant"} == (ids | _SAME) - {"front.variant"}
+    assert ("front.variant" in of_front(replace(FRONT, kind=kind))) is True
 
 
 def test_the_device_tells_of_itself() -> None:
@@ -106,7 +106,7 @@ def test_the_device_tells_of_itself() -> None:
         ),
         ("front.zone.drive.enabled", {"command_topic": "vedette/porch/front/set/zone/drive"}),
         ("front.threshold", {"platform": "number", "min": 0, "max": 1}),
-        ("front.rung", {"platform": "select", "options": ["auto", "416", "256"]}),
+        ("front.variant", {"platform": "select", "options": ["auto", "416", "256"]}),
         ("front.snapshot", {"platform": "button", "command_topic": "vedette/porch/front/set/snapshot"}),
         ("front.picture", {"platform": "image", "image_topic": "vedette/porch/front/snapshot"}),
         ("front.state", {"device_class": "enum", "state_topic": "vedette/porch/health"}),
@@ -120,7 +120,7 @@ def test_an_entity_listens_and_speaks_where_the_device_does(name: str, fields: d
 
 
 def test_a_word_is_an_event_of_its_kind() -> None:
-    heard = told(device(replace(FRONT, kind="words", labels=("one", "two"))))["front.heard"]
+    heard = told(device(replace(FRONT, kind="words", labels=("one", "two"))))["front.keyword"]
     assert heard["platform"] == "event"
     assert heard["event_types"] == ["one", "two"]
     assert heard["state_topic"] == "vedette/porch/front/events"
@@ -131,8 +131,8 @@ def test_a_word_is_an_event_of_its_kind() -> None:
     [
         ({"counts": False}, {"front.occupancy.person", "front.count.person"}),
         ({"snapshot": False}, {"front.picture"}),
-        ({"commands": False}, {"front.enabled", "front.threshold", "front.rung", "front.snapshot"}),
-        ({"rungs": ("only",)}, {"front.rung"}),
+        ({"commands": False}, {"front.enabled", "front.threshold", "front.variant", "front.snapshot"}),
+        ({"variants": ("only",)}, {"front.variant"}),
     ],
 )
 def test_what_is_not_published_is_not_announced(off: dict[str, Any], gone: set[str]) -> None:
@@ -141,7 +141,7 @@ def test_what_is_not_published_is_not_announced(off: dict[str, Any], gone: set[s
 
 
 def test_a_silent_stream_of_words_has_no_event() -> None:
-    assert "front.heard" not in of_front(replace(FRONT, kind="words", events=False))
+    assert "front.keyword" not in of_front(replace(FRONT, kind="words", events=False))
 
 
 def test_a_label_that_nobody_named_becomes_an_entity_when_it_was_seen_and_stays() -> None:
@@ -268,8 +268,8 @@ def _subjects(draw: st.DrawFn) -> StreamEntitySource:
     pairs = [Label(zone, label) for zone in ("", *zones) for label in labels]
     some = st.lists(st.sampled_from(pairs), unique=True) if pairs else st.just([])
     kind = draw(st.one_of(st.none(), st.sampled_from(get_args(Kind))))
-    rungs = tuple(draw(st.lists(_name, unique=True, max_size=3)))
-    return StreamEntitySource(draw(_name), kind, labels, tuple(draw(some)), tuple(draw(some)), zones, rungs)
+    variants = tuple(draw(st.lists(_name, unique=True, max_size=3)))
+    return StreamEntitySource(draw(_name), kind, labels, tuple(draw(some)), tuple(draw(some)), zones, variants)
 
 
 @given(
@@ -301,7 +301,7 @@ def _expected(subject: StreamEntitySource) -> int:
     labels = 0 if subject.kind in ("words", None) else pairs * (2 if things else 1)
     heard = subject.kind == "words" and bool(subject.labels)
     zones = len(subject.zones) if things else 0
-    return labels + heard + zones + 4 + (len(subject.rungs) > 1) + 2 * pictures
+    return labels + heard + zones + 4 + (len(subject.variants) > 1) + 2 * pictures
 
 
 @given(_subjects())

@@ -14,7 +14,7 @@ from tests.support.subscribing import Client, connection
 from tests.unit.comms.mqtt.test_flows import Line, wire
 
 TOPICS = Topics("vedette", "porch")
-ENABLED, RUNG = TOPICS.state("front", "enabled"), TOPICS.state("front", "rung")
+ENABLED, RUNG = TOPICS.state("front", "enabled"), TOPICS.state("front", "variant")
 GONE = TOPICS.state("attic", "enabled")
 
 

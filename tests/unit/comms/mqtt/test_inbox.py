@@ -44,12 +44,12 @@ def test_a_handler_gets_what_comes_with_where_to_answer(inbox: Inbox, heard: lis
     client = Client()
     inbox.restart(connection(client))
     client.message("vedette/porch/front/set/enabled", b"on")
-    client.message("vedette/porch/front/set/rung", b"n", retain=True)
+    client.message("vedette/porch/front/set/variant", b"n", retain=True)
     client.message("vedette/porch/front/set/x", b"", ResponseTopic="me/answers", CorrelationData=b"7")
     client.message("vedette/porch/front/state/enabled", b"off")
     assert heard == [
         IncomingMessage("vedette/porch/front/set/enabled", b"on"),
-        IncomingMessage("vedette/porch/front/set/rung", b"n", retained=True),
+        IncomingMessage("vedette/porch/front/set/variant", b"n", retained=True),
         IncomingMessage("vedette/porch/front/set/x", b"", response_topic="me/answers", correlation=b"7"),
     ]
 

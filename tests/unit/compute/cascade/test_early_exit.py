@@ -36,12 +36,12 @@ def session(model: Model) -> Iterator[Session]:
 def climb(
     session: Session, model: Model, confidences: tuple[float, ...], budget_ms: float = 1e6
 ) -> EarlyExitModel:
-    """Learned confidences, deepest first; the deepest rung has none."""
-    rungs = [
-        replace(rung, confidence=enough)
-        for rung, enough in zip(model.manifest.rungs, (None, *confidences), strict=True)
+    """Learned confidences, deepest first; the deepest variant has none."""
+    variants = [
+        replace(variant, confidence=enough)
+        for variant, enough in zip(model.manifest.variants, (None, *confidences), strict=True)
     ]
-    manifest = replace(model.manifest, rungs=tuple(rungs))
+    manifest = replace(model.manifest, variants=tuple(variants))
     return EarlyExitModel(session, manifest, replace(CONFIG, ladder=LadderConfig(budget_ms=budget_ms)))
 
 
@@ -59,7 +59,7 @@ UNIT = st.floats(0.0, 1.0)
     seed=st.integers(0, 1000),
     told=st.sets(st.integers(0, 9), max_size=3),
 )
-def test_deeper_never_repeats_and_answers_as_the_rung_by_itself(
+def test_deeper_never_repeats_and_answers_as_the_variant_by_itself(
     session: Session,
     model: Model,
     confidences: tuple[float, ...],
@@ -72,16 +72,16 @@ def test_deeper_never_repeats_and_answers_as_the_rung_by_itself(
     invoke = session.invoke
 
     def counted() -> None:
-        ran.append(session.rung)
+        ran.append(session.variant)
         invoke()
 
     features = noise(seed).reshape(session.inputs[0].shape)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "invoke", counted)
         answer = climbing.predict(lambda tensor: np.copyto(tensor, features), complexity, told)
-    depths = [rung.name for rung in model.manifest.chain("12")]
-    assert ran == depths[: depths.index(answer.rung) + 1], "each depth up to the answer once, shallow first"
-    assert sum(climbing.used.values()) == climbing.used[answer.rung] == 1
-    alone = EarlyExitModel(session, model.manifest, replace(CONFIG, rung=answer.rung))
+    depths = [variant.name for variant in model.manifest.chain("12")]
+    assert ran == depths[: depths.index(answer.variant) + 1], "each depth up to the answer once, shallow first"
+    assert sum(climbing.used.values()) == climbing.used[answer.variant] == 1
+    alone = EarlyExitModel(session, model.manifest, replace(CONFIG, variant=answer.variant))
     again = alone.predict(lambda tensor: np.copyto(tensor, features), complexity)
     assert (again.scores == answer.scores).all()

@@ -4,12 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.compute.cascade.policy import ExitPolicy
-from agent.compute.manifest import Rung
+from agent.compute.manifest import Variant
 
 RUNGS = (
-    Rung("3", confidence=0.9, complexity=0.3),
-    Rung("6", confidence=0.8, complexity=0.7),
-    Rung("12"),
+    Variant("3", confidence=0.9, complexity=0.3),
+    Variant("6", confidence=0.8, complexity=0.7),
+    Variant("12"),
 )
 
 
@@ -31,7 +31,7 @@ def test_it_goes_on_below_the_learned_confidence_and_never_beyond_the_last() -> 
     confidences=st.lists(st.floats(0, 1), min_size=3, max_size=3),
     complexity=st.floats(0, 1),
 )
-def test_no_rung_is_begun_that_exceeds_the_budget(
+def test_no_variant_is_begun_that_exceeds_the_budget(
     times: list[int], budget: int, confidences: list[float], complexity: float
 ) -> None:
     ladder = ExitPolicy(RUNGS, budget)
@@ -48,7 +48,7 @@ def test_no_rung_is_begun_that_exceeds_the_budget(
         spent += times[index]
         ran.append(index)
         assert spent <= budget
-    assert ran == list(range(index + 1)), "each rung once, in order"
+    assert ran == list(range(index + 1)), "each variant once, in order"
 
 
 def test_the_usual_time_follows_what_is_measured() -> None:
@@ -62,7 +62,7 @@ def test_the_usual_time_follows_what_is_measured() -> None:
 
 
 @given(slow=st.integers(101, 100_000), times=st.integers(1, 5))
-def test_a_rung_that_was_slow_by_chance_comes_back(slow: int, times: int) -> None:
+def test_a_variant_that_was_slow_by_chance_comes_back(slow: int, times: int) -> None:
     ladder = ExitPolicy(RUNGS, 100)
     for _ in range(times):
         ladder.record_latency(1, slow)
@@ -75,7 +75,7 @@ def test_a_rung_that_was_slow_by_chance_comes_back(slow: int, times: int) -> Non
 
 
 @given(slow=st.integers(101, 100_000))
-def test_a_rung_that_is_slow_is_tried_rarely(slow: int) -> None:
+def test_a_variant_that_is_slow_is_tried_rarely(slow: int) -> None:
     ladder = ExitPolicy(RUNGS, 100)
     tried = 0
     for _ in range(1000):

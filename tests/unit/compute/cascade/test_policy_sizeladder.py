@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.compute.cascade.policy import SizeLadder
-from agent.compute.manifest import Rung
+from agent.compute.manifest import Variant
 
-RUNGS = (Rung("256", confidence=0.7), Rung("320", confidence=0.7), Rung("416"))
+RUNGS = (Variant("256", confidence=0.7), Variant("320", confidence=0.7), Variant("416"))
 TIMES = (40, 60, 100)
 NO_BUDGET = 10**9
 ALL, NONE = (0, 1, 2), ()
@@ -102,8 +102,12 @@ def test_a_size_that_is_sure_and_wrong_is_asked_no_more() -> None:
 
 @given(complexity=st.floats(0, 1))
 def test_complexity_says_where_to_begin_at_least(complexity: float) -> None:
-    rungs = (Rung("256", confidence=0.7, complexity=0.3), Rung("320", confidence=0.7, complexity=0.6), RUNGS[2])
-    ladder = SizeLadder(rungs, NO_BUDGET)
+    variants = (
+        Variant("256", confidence=0.7, complexity=0.3),
+        Variant("320", confidence=0.7, complexity=0.6),
+        RUNGS[2],
+    )
+    ladder = SizeLadder(variants, NO_BUDGET)
     least = 0 if complexity <= 0.3 else 1 if complexity <= 0.6 else 2
     runs = [looked(ladder, ALL, complexity=complexity) for _ in range(50)]
     assert min(index for run in runs for index in run) == least

@@ -37,9 +37,9 @@ pytestmark = pytest.mark.usefixtures("steady")
 
 
 def eye(path: Path, **fields: object) -> VideoPerception:
-    fields = {"rung": "auto", "gate": GateConfig(motion=False), "threads": 1, **fields}
+    fields = {"variant": "auto", "gate": GateConfig(motion=False), "threads": 1, **fields}
     config = StreamConfig(source="test:", model=str(path), **fields)  # type: ignore[arg-type]
-    return VideoPerception("front", config, open_model(config.model, config.rung))
+    return VideoPerception("front", config, open_model(config.model, config.variant))
 
 
 def look(vision: VideoPerception, times: int = 1, shape: tuple[int, int] = (48, 64)) -> StreamResult:
@@ -108,13 +108,13 @@ def test_times_are_those_of_every_size_that_looked(tmp_path: Path) -> None:
 def test_each_size_has_a_placement_of_its_own(tmp_path: Path) -> None:
     path = sizes_model(tmp_path, {"32": SURE, "20": SURE}, resize="letterbox")
     wide = (50, 100)
-    expected = {rung: boxes(look(eye(path, rung=rung), shape=wide)) for rung in ("32", "20")}
-    for rung, extra in (("20", ""), ("32", "complexity = 0.5\n")):
-        folder = tmp_path / rung
+    expected = {variant: boxes(look(eye(path, variant=variant), shape=wide)) for variant in ("32", "20")}
+    for variant, extra in (("20", ""), ("32", "complexity = 0.5\n")):
+        folder = tmp_path / variant
         folder.mkdir()
         vision = eye(sizes_model(folder, {"32": SURE, "20": SURE}, resize="letterbox", extra=extra))
-        assert boxes(look(vision, shape=wide)) == expected[rung]
-        assert vision.answered_by == ("cpu", rung)
+        assert boxes(look(vision, shape=wide)) == expected[variant]
+        assert vision.answered_by == ("cpu", variant)
 
 
 def test_the_budget_is_for_all_sizes_together(tmp_path: Path) -> None:
@@ -134,16 +134,16 @@ def test_a_hard_picture_begins_larger(tmp_path: Path) -> None:
 
 def test_without_auto_the_largest_answers_alone(tmp_path: Path) -> None:
     path = sizes_model(tmp_path, {"32": BOTH, "16": SURE})
-    vision = eye(path, rung="")
-    assert [rung.name for rung in vision.model.manifest.rungs] == ["32"]
+    vision = eye(path, variant="")
+    assert [variant.name for variant in vision.model.manifest.variants] == ["32"]
     assert boxes(look(vision, 10)) == [LEFT, RIGHT]
     assert (vision.answered_by, vision.used) == (("cpu", "32"), {})
-    assert boxes(look(eye(path, rung="16"), 10)) == [LEFT]
+    assert boxes(look(eye(path, variant="16"), 10)) == [LEFT]
 
 
 def test_auto_without_a_ladder_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(
-        ModelError, match=r"sizes: rung = 'auto' .* `vedette models calibrate`, or name one of 32, 16"
+        ModelError, match=r"sizes: variant = 'auto' .* `vedette models calibrate`, or name one of 32, 16"
     ):
         eye(sizes_model(tmp_path, {"32": SURE, "16": SURE}, confidence=None))
     with pytest.raises(ModelError, match="name one of full"):
@@ -152,8 +152,8 @@ def test_auto_without_a_ladder_says_what_to_do(tmp_path: Path) -> None:
 
 def test_pictures_do_not_climb_depths(tmp_path: Path) -> None:
     model = open_model(str(ladder_model(tmp_path)), "auto")
-    with pytest.raises(ModelError, match="pictures climb sizes, and rung '12' goes on from another"):
-        VideoPerception("front", StreamConfig("test:", "m", rung="auto"), model)
+    with pytest.raises(ModelError, match="pictures climb sizes, and variant '12' goes on from another"):
+        VideoPerception("front", StreamConfig("test:", "m", variant="auto"), model)
 
 
 def test_what_lies_in_the_models_picture_is_placed_in_the_frame() -> None:

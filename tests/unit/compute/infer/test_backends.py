@@ -15,15 +15,15 @@ from agent.compute.infer.backends import open_session
 from agent.compute.infer.litert import CpuBackend, default_threads, load_runtime, native_stderr
 from agent.compute.infer.null import NullBackend
 from agent.compute.infer.session import Backend, BackendSpec, SessionOptions
-from agent.compute.manifest import Manifest, Model, OutputManifest, Rung
+from agent.compute.manifest import Manifest, Model, OutputManifest, Variant
 from agent.errors import BackendError, ModelError
 from agent.models.library import open_whole_model
 from tests.support import tflite_builder as build
 from tests.support.delegates import COMPILER, NO_COMPILER
 
 
-def model(content: bytes, *rungs: Rung) -> Model:
-    manifest = Manifest(name="m", output=OutputManifest("classify"), rungs=rungs or (Rung("full"),))
+def model(content: bytes, *variants: Variant) -> Model:
+    manifest = Manifest(name="m", output=OutputManifest("classify"), variants=variants or (Variant("full"),))
     return Model(content, hashlib.sha256(content).hexdigest(), manifest, "m.tflite")
 
 
@@ -32,7 +32,7 @@ def test_a_model_answers() -> None:
     session.input(0)[:] = [[1, 2, 3, 4]]
     session.invoke()
     assert session.output(0).tolist() == [[2, 3, 4, 5]]
-    assert (session.backend, session.rung) == ("cpu", "full")
+    assert (session.backend, session.variant) == ("cpu", "full")
 
 
 def test_a_view_is_the_tensors_own_memory() -> None:
@@ -54,9 +54,9 @@ def test_a_live_view_at_invoke_is_refused_and_a_dropped_one_is_not() -> None:
     assert slices.shape == (3,)
 
 
-def test_a_rung_is_a_signature() -> None:
+def test_a_variant_is_a_signature() -> None:
     content = build.add_model(signature="deep")
-    session = open_session(model(content, Rung("12", "deep")), "cpu", SessionOptions(rung="12"))
+    session = open_session(model(content, Variant("12", "deep")), "cpu", SessionOptions(variant="12"))
     assert [spec.name for spec in session.inputs] == ["image"]
     session.input(0)[:] = 1
     session.invoke()
@@ -67,15 +67,15 @@ def test_a_rung_is_a_signature() -> None:
 def test_a_missing_signature_names_those_that_there_are(backend: Backend) -> None:
     content = build.add_model(signature="deep")
     with pytest.raises(ModelError, match=r"m\.tflite: .*no signature 'deeper'; .* has: deep"):
-        backend.open(model(content, Rung("12", "deeper")), SessionOptions())
+        backend.open(model(content, Variant("12", "deeper")), SessionOptions())
 
 
 @pytest.mark.numerics
 def test_a_session_tells_how_many_operations_xnnpack_has_taken_of_the_first_graph() -> None:
     whole = open_whole_model("small-speech")
     taken = []
-    for rung in whole.manifest.rungs:
-        session = CpuBackend().open(whole, SessionOptions(rung.name, threads=1))
+    for variant in whole.manifest.variants:
+        session = CpuBackend().open(whole, SessionOptions(variant.name, threads=1))
         taken.append((session.delegated, session.nodes))
         session.close()
     known = [(delegated, nodes) for delegated, nodes in taken if delegated >= 0]

@@ -20,14 +20,14 @@ def test_each_depth_goes_on_from_the_one_before() -> None:
     model = open_whole_model("small-speech")
     session = CpuBackend().open(model, SessionOptions(threads=1))
     whole = ModelChain(session, model.manifest)
-    assert session.rung == "12"
+    assert session.variant == "12"
     assert [spec.name for spec in whole.inputs] == ["features"]
     cases = golden_inputs(whole.inputs, 2)
     found = whole.run_cases(cases)
     for case, answer in zip(cases, found, strict=True):
         hidden = None
-        for rung in ("3", "4", "6", "12"):
-            session.use(rung)
+        for variant in ("3", "4", "6", "12"):
+            session.use(variant)
             session.input(0)[...] = case[0] if hidden is None else hidden
             session.invoke()
             names = [spec.name for spec in session.outputs]
@@ -62,8 +62,10 @@ def test_of_sizes_it_is_the_first() -> None:
 def test_a_depth_that_hands_nothing_on_is_refused() -> None:
     model = open_whole_model("small-speech")
     session = CpuBackend().open(model, SessionOptions(threads=1))
-    rungs = tuple(replace(rung, after="12" if rung.name == "3" else "") for rung in model.manifest.rungs)
-    manifest = replace(model.manifest, rungs=rungs[::-1])
-    with pytest.raises(ModelError, match="rung '12' has no output called 'hidden'"):
+    variants = tuple(
+        replace(variant, after="12" if variant.name == "3" else "") for variant in model.manifest.variants
+    )
+    manifest = replace(model.manifest, variants=variants[::-1])
+    with pytest.raises(ModelError, match="variant '12' has no output called 'hidden'"):
         ModelChain(session, manifest)
     session.close()

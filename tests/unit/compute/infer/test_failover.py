@@ -125,22 +125,22 @@ def test_what_is_closed_is_gone_without_a_collection(library: Path, identity: Mo
         gc.enable()
 
 
-def test_every_rung_is_answered_by_whoever_is_there() -> None:
+def test_every_variant_is_answered_by_whoever_is_there() -> None:
     model = open_whole_model("small-speech")
     cpu = open_session(model, "cpu", SessionOptions())
     both = FailoverSession(model, BackendSpec("apart"), SessionOptions(), retry_s=0.1)
     random = np.random.default_rng(2)
     deadline = time.monotonic() + 20.0
-    for turn, rung in enumerate(itertools.cycle(("3", "4", "6", "12", "3", "4"))):
+    for turn, variant in enumerate(itertools.cycle(("3", "4", "6", "12", "3", "4"))):
         if turn >= 36 and both.backend == "apart":
             break
         assert time.monotonic() < deadline, both.degraded
         if turn == 9:
             assert both._device is not None
             os.kill(both._device.pid, signal.SIGKILL)
-        cpu.use(rung)
-        both.use(rung)
-        assert (both.rung, both.inputs, both.outputs) == (cpu.rung, cpu.inputs, cpu.outputs)
+        cpu.use(variant)
+        both.use(variant)
+        assert (both.variant, both.inputs, both.outputs) == (cpu.variant, cpu.inputs, cpu.outputs)
         given = random.integers(-128, 128, cpu.inputs[0].shape).astype(np.int8)
         for one in (cpu, both):
             one.input(0)[...] = given

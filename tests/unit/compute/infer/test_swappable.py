@@ -18,8 +18,8 @@ def speech() -> Model:
     return open_whole_model("small-speech")
 
 
-def cpu(model: Model, rung: str = "3") -> Session:
-    return CpuBackend().open(model, SessionOptions(rung, 1))
+def cpu(model: Model, variant: str = "3") -> Session:
+    return CpuBackend().open(model, SessionOptions(variant, 1))
 
 
 def is_closed(session: Session) -> bool:
@@ -30,7 +30,7 @@ def is_closed(session: Session) -> bool:
     return False
 
 
-def test_the_other_takes_over_with_the_next_input_on_the_same_rung(speech: Model) -> None:
+def test_the_other_takes_over_with_the_next_input_on_the_same_variant(speech: Model) -> None:
     first, second = cpu(speech), cpu(speech)
     session = SwappableSession(first, BackendSpec())
     session.use("4")
@@ -38,7 +38,7 @@ def test_the_other_takes_over_with_the_next_input_on_the_same_rung(speech: Model
     hidden = session.output(0)
     assert not is_closed(first)
     session.input(0)[...] = 7
-    assert (second.rung, session.rung, session.plan.threads) == ("4", "4", 2)
+    assert (second.variant, session.variant, session.plan.threads) == ("4", "4", 2)
     assert is_closed(first)
     assert hidden.shape == session.outputs[0].shape  # a view of what was left lives as long as it is held
     del hidden
@@ -63,8 +63,8 @@ def test_what_nobody_will_take_is_closed(speech: Model) -> None:
     assert session.plan.threads == 0
 
 
-def test_a_rung_that_is_none_is_refused(speech: Model) -> None:
+def test_a_variant_that_is_none_is_refused(speech: Model) -> None:
     session = SwappableSession(cpu(speech), BackendSpec())
-    with pytest.raises(ModelError, match="no rung"):
+    with pytest.raises(ModelError, match="no variant"):
         session.use("5")
     session.close()

@@ -48,7 +48,7 @@ def test_an_input_that_is_left_out_costs_nothing() -> None:
 def test_they_are_those_that_the_bundled_model_was_made_with() -> None:
     model = open_whole_model("small-speech")
     file = read_modelfile(model.content)
-    for rung in model.manifest.rungs:
-        assert multiply_adds(file, rung.signature) == pytest.approx(rung.multiply_adds, rel=0.01)
+    for variant in model.manifest.variants:
+        assert multiply_adds(file, variant.signature) == pytest.approx(variant.multiply_adds, rel=0.01)
     with pytest.raises(ModelError, match="no signature 'exit9'"):
         multiply_adds(file, "exit9")

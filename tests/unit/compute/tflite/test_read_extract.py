@@ -7,7 +7,7 @@ import pytest
 
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.session import SessionOptions
-from agent.compute.manifest import Manifest, Model, OutputManifest, Rung
+from agent.compute.manifest import Manifest, Model, OutputManifest, Variant
 from agent.compute.tflite.read import only_signature, read_modelfile
 from agent.errors import ModelError
 from agent.models.library import open_whole_model
@@ -16,12 +16,12 @@ from tests.support.tflite_builder import Graph, Op, Signature, T, add_model, wri
 
 pytestmark = pytest.mark.numerics
 
-NANODET, RUNGS = open_whole_model("nanodet").content, open_whole_model("nanodet").manifest.rungs
+NANODET, RUNGS = open_whole_model("nanodet").content, open_whole_model("nanodet").manifest.variants
 
 
 def answers(content: bytes, signature: str) -> dict[str, Array]:
     """What a signature says to a picture of noise."""
-    manifest = Manifest("m", OutputManifest("classify"), rungs=(Rung("only", signature),))
+    manifest = Manifest("m", OutputManifest("classify"), variants=(Variant("only", signature),))
     session = open_session(
         Model(content, hashlib.sha256(content).hexdigest(), manifest, "m.tflite"), "cpu", SessionOptions()
     )
@@ -40,19 +40,19 @@ def two_graphs(*operations: Op) -> bytes:
     return write(tensors[0], [add, *operations], (0,), (1,), keys, more=[Graph(tensors[1], [add], (0,), (1,))])
 
 
-@pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
-def test_the_cut_file_gives_the_same_answers(rung: Rung) -> None:
-    whole, cut = NANODET, only_signature(NANODET, rung.signature)
-    expected, found = answers(whole, rung.signature), answers(cut, rung.signature)
+@pytest.mark.parametrize("variant", RUNGS, ids=lambda variant: variant.name)
+def test_the_cut_file_gives_the_same_answers(variant: Variant) -> None:
+    whole, cut = NANODET, only_signature(NANODET, variant.signature)
+    expected, found = answers(whole, variant.signature), answers(cut, variant.signature)
     assert expected.keys() == found.keys()
     assert all(np.array_equal(expected[name], found[name]) for name in expected)
 
 
-@pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
-def test_the_cut_file_holds_nothing_else_and_every_weight_stays_in_its_place(rung: Rung) -> None:
-    cut = only_signature(NANODET, rung.signature)
+@pytest.mark.parametrize("variant", RUNGS, ids=lambda variant: variant.name)
+def test_the_cut_file_holds_nothing_else_and_every_weight_stays_in_its_place(variant: Variant) -> None:
+    cut = only_signature(NANODET, variant.signature)
     file = read_modelfile(cut)
-    assert (len(file.subgraphs), [s.name for s in file.signatures]) == (1, [rung.signature])
+    assert (len(file.subgraphs), [s.name for s in file.signatures]) == (1, [variant.signature])
     assert len(cut) == len(NANODET)
     changed = np.flatnonzero(np.frombuffer(cut, np.uint8) != np.frombuffer(NANODET, np.uint8))
     assert changed.size <= 5 * 4

@@ -42,7 +42,7 @@ def tell(
         at_ns = round(n * every_s * 1e9)
         at = NOW + timedelta(seconds=n * every_s)
         for event in words.update(np.array(scores, np.float32), at_ns, at, every_s):
-            assert (event.kind, event.reason, event.track.last_seen) == ("heard", "word", at)
+            assert (event.kind, event.reason, event.track.last_seen) == ("keyword", "word", at)
             told.append((n, event.track.label))
     return told
 

@@ -40,13 +40,13 @@ def test_what_is_learned_stands_in_the_manifest_and_is_used(tmp_path: Path, data
     done = call(model, data, "--json")
     assert done.exit_code == 0, done.output
     lesson = msgspec.json.decode(done.stdout)
-    assert lesson["rungs"] == ["3", "12"]
+    assert lesson["variants"] == ["3", "12"]
     assert lesson["recordings"] == 18
     assert lesson["learned"]["chosen"]["accuracy"] >= lesson["learned"]["full"] - 0.002
-    rungs = {rung["name"]: rung for rung in tomllib.loads(model.read_text())["rungs"]}
-    assert rungs["3"]["confidence"] == pytest.approx(lesson["learned"]["chosen"]["thresholds"][0], abs=1e-5)
-    assert "confidence" not in rungs["12"]
-    assert open_model(str(model)).manifest.ladder[0].temperature == rungs["3"]["temperature"]
+    variants = {variant["name"]: variant for variant in tomllib.loads(model.read_text())["variants"]}
+    assert variants["3"]["confidence"] == pytest.approx(lesson["learned"]["chosen"]["thresholds"][0], abs=1e-5)
+    assert "confidence" not in variants["12"]
+    assert open_model(str(model)).manifest.ladder[0].temperature == variants["3"]["temperature"]
 
 
 def test_a_table_and_a_picture(tmp_path: Path, data: Path) -> None:
@@ -121,7 +121,7 @@ def test_recordings_that_teach_nothing_are_refused(tmp_path: Path, data: Path) -
     for one, other in (("low", "away"), ("high", "low"), ("away", "high")):
         (data / one).rename(data / other)
     refused = str(call(model, data).exception)
-    assert f"the model does not know these recordings: {data}: its deepest rung alone is right for" in refused
+    assert f"the model does not know these recordings: {data}: its deepest variant alone is right for" in refused
     assert model.read_text() == before
 
 
@@ -158,6 +158,6 @@ def test_a_model_without_depths_has_nothing_to_learn(tmp_path: Path, data: Path)
 def test_each_window_holds_the_word(tmp_path: Path) -> None:
     pupil = ExitCalibrator(str(ladder_model(tmp_path)))
     answers = list(pupil.answers_to(word("low", 0.15)))
-    whole = [np.argmax(rungs[1]) for holds, rungs in answers if holds]
+    whole = [np.argmax(variants[1]) for holds, variants in answers if holds]
     assert 1 <= len(whole) < len(answers)
     assert set(whole) == {0}

@@ -36,8 +36,8 @@ def call(*args: object) -> Result:
     return CliRunner().invoke(vedette, ["models", "calibrate", *map(str, args)])
 
 
-def rungs(manifest: Path) -> dict[str, dict[str, object]]:
-    return {rung["name"]: rung for rung in tomllib.loads(manifest.read_text())["rungs"]}
+def variants(manifest: Path) -> dict[str, dict[str, object]]:
+    return {variant["name"]: variant for variant in tomllib.loads(manifest.read_text())["variants"]}
 
 
 def test_a_size_that_agrees_is_taken_and_one_that_does_not_is_not(tmp_path: Path, data: Path) -> None:
@@ -47,13 +47,13 @@ def test_a_size_that_agrees_is_taken_and_one_that_does_not_is_not(tmp_path: Path
     lesson = msgspec.json.decode(done.stdout)
     small, middle = lesson["sizes"]
     assert lesson["pictures"] == 8
-    assert (small["rung"], small["alone"], small["learned"]["used"][0]) == ("16", pytest.approx(2 / 3), 0.0)
-    assert (middle["rung"], middle["alone"], middle["learned"]["used"][0]) == ("24", 1.0, 1.0)
+    assert (small["variant"], small["alone"], small["learned"]["used"][0]) == ("16", pytest.approx(2 / 3), 0.0)
+    assert (middle["variant"], middle["alone"], middle["learned"]["used"][0]) == ("24", 1.0, 1.0)
     assert small["learned"]["cost"] == middle["learned"]["cost"] * 2, "both look, or one"
     assert small["checked"]["accuracy"] == middle["checked"]["accuracy"] == 1.0
-    assert rungs(model)["16"]["confidence"] > middle["learned"]["thresholds"][0]
-    assert "confidence" not in rungs(model)["32"]
-    assert [rung.name for rung in open_model(str(model), "auto").manifest.rungs] == ["32", "24", "16"]
+    assert variants(model)["16"]["confidence"] > middle["learned"]["thresholds"][0]
+    assert "confidence" not in variants(model)["32"]
+    assert [variant.name for variant in open_model(str(model), "auto").manifest.variants] == ["32", "24", "16"]
 
 
 def test_what_may_be_lost_decides(tmp_path: Path, data: Path) -> None:
@@ -69,7 +69,7 @@ def test_the_bundled_detector_learns_from_real_pictures(tmp_path: Path) -> None:
     done = call("nanodet", tmp_path / "golden", "--out", out, "--loss", 5)
     assert done.exit_code == 0, done.output
     assert "3 pictures" in done.stdout
-    found = rungs(out)
+    found = variants(out)
     assert found["416"]["multiply_adds"] == 2_090_083_840
     assert all(0.0 <= float(str(found[name]["confidence"])) <= 1.0 for name in ("320", "256"))
 

@@ -14,7 +14,7 @@ COSTS = (1.0, 1.0, 4.0)
 
 
 def answers(seed: int, count: int = 600) -> tuple[np.ndarray, np.ndarray]:
-    """Deeper rungs see more clearly; some inputs are hard for all."""
+    """Deeper variants see more clearly; some inputs are hard for all."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, 5, count)
     truth = np.eye(5)[labels][:, None]
@@ -41,14 +41,14 @@ def test_it_is_much_cheaper_than_going_deep_each_time() -> None:
     other = tried(*answers(2, 4000), COSTS, learned)
     assert other.accuracy == pytest.approx(learned.chosen.accuracy, abs=0.03)
     assert other.cost == pytest.approx(learned.chosen.cost, abs=0.05)
-    assert calibrate(*answers(1), COSTS, 1.0).chosen.cost < 0.2, "anything goes: nearly always the first rung"
+    assert calibrate(*answers(1), COSTS, 1.0).chosen.cost < 0.2, "anything goes: nearly always the first variant"
 
 
 def test_a_temperature_makes_confidence_a_share_of_hits() -> None:
     logits, labels = answers(3, 20_000)
     for factor in (0.3, 1.0, 5.0):
-        rung = logits[:, 1] * factor
-        scaled = rung / temperature(rung, labels)
+        variant = logits[:, 1] * factor
+        scaled = variant / temperature(variant, labels)
         scores = np.exp(scaled) / np.exp(scaled).sum(axis=1, keepdims=True)
         hits = scores.argmax(axis=1) == labels
         assert scores.max(axis=1).mean() == pytest.approx(hits.mean(), abs=0.02)
@@ -57,7 +57,7 @@ def test_a_temperature_makes_confidence_a_share_of_hits() -> None:
 def test_a_choice_holds_in_each_part() -> None:
     logits, labels = answers(4, 3000)
     parts = np.arange(3000) % 3
-    # In one part the first rung is always sure, and always wrong.
+    # In one part the first variant is always sure, and always wrong.
     logits[parts == 2, 0] = 12.0 * np.eye(5)[(labels[parts == 2] + 1) % 5]
     chosen = calibrate(logits, labels, COSTS, 0.35, parts=parts).chosen
     assert calibrate(logits, labels, COSTS, 0.35).chosen.used[0] > 0.5
@@ -66,7 +66,7 @@ def test_a_choice_holds_in_each_part() -> None:
 
 def test_what_nobody_is_told_of_is_one_answer() -> None:
     logits, labels = answers(5, 3000)
-    # The first rung takes classes 3 and 4 for each other, and else knows as much as the last one.
+    # The first variant takes classes 3 and 4 for each other, and else knows as much as the last one.
     logits[:, 0] = logits[:, 2][:, [0, 1, 2, 4, 3]]
     told = calibrate(logits, labels, COSTS, 0.0, told=(0, 1, 2)).chosen
     assert told.used[0] > 0.9
@@ -83,7 +83,7 @@ def test_a_choice_that_nothing_allows_is_to_go_deep_each_time() -> None:
 
 def test_what_cannot_be_learned_is_refused() -> None:
     logits, labels = answers(0)
-    with pytest.raises(ModelError, match="one rung"):
+    with pytest.raises(ModelError, match="one variant"):
         calibrate(logits[:, :1], labels, (1.0,), 0.0)
     with pytest.raises(ModelError, match="no labelled answers"):
         calibrate(logits[:0], labels[:0], COSTS, 0.0)

@@ -90,23 +90,23 @@ def test_a_signature_is_found_by_its_name_and_the_first_graph_without_one() -> N
 
 @litert
 @pytest.mark.parametrize(
-    ("name", "rung", "kernels", "native"),
+    ("name", "variant", "kernels", "native"),
     [
         ("nanodet", "256", {"Convolution (NHWC, QC8) IGEMM", "LeakyReLU (NC)"}, {"QUANTIZE", "SOFTMAX"}),
         ("small-speech", "12", {"Convolution (NHWC, QC8) DWConv", "Add (ND) + Clamp (NC)"}, set()),
     ],
 )
 def test_the_operations_explain_the_time_of_a_bundled_model(
-    name: str, rung: str, kernels: set[str], native: set[str]
+    name: str, variant: str, kernels: set[str], native: set[str]
 ) -> None:
-    model = open_model(name, rung)
-    several = (profile(model, rung, runs=20, threads=1) for _ in range(5))
+    model = open_model(name, variant)
+    several = (profile(model, variant, runs=20, threads=1) for _ in range(5))
     # Where others take the core away one of the two times says little, but not each time.
     found = next(one for one in several if 0.4 < one.total_ms / one.p50_ms < 2.0)
     assert kernels <= {row.kernel for row in found.rows}
     assert {row.name for row in found.rows if not row.kernel} == native
     assert sum(row.share for row in found.rows) == pytest.approx(1.0)
-    signature = model.manifest.rung(rung).signature
+    signature = model.manifest.variant(variant).signature
     whole = multiply_adds(read_modelfile(model.content), signature)
     assert sum(row.multiply_adds for row in found.rows) == whole
     assert [row.ms for row in found.worst] == sorted((row.ms for row in found.rows), reverse=True)[:3]
@@ -159,7 +159,7 @@ def test_without_litert_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 @litert
 def test_what_the_runtime_refuses_is_told() -> None:
     model = open_model("small-speech", "3")
-    with pytest.raises(ModelError, match="no rung '99'"):
+    with pytest.raises(ModelError, match="no variant '99'"):
         profile(model, "99")
     with pytest.raises(BackendError, match="LiteRtCreateModelFromBuffer failed"):
         Profiler(b"rubbish" * 100, 0, 0, 1)

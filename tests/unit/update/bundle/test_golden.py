@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from agent.compute.manifest import GoldenManifest, Manifest, Rung
+from agent.compute.manifest import GoldenManifest, Manifest, Variant
 from agent.errors import GoldenError
 from agent.models.library import open_whole_model
 from agent.types import Array
@@ -82,13 +82,13 @@ def test_the_manifest_says_how_far_off_an_answer_may_be(content: bytes, manifest
 
 def test_those_of_another_model_are_refused(manifest: Manifest) -> None:
     with pytest.raises(GoldenError, match="input 0: golden input of another shape"):
-        compare(fully_connected_model(), replace(manifest, rungs=(Rung("full"),)), model_files()[GOLDEN])
+        compare(fully_connected_model(), replace(manifest, variants=(Variant("full"),)), model_files()[GOLDEN])
 
 
 def test_a_model_whose_answers_are_not_finite_has_no_golden_ones(manifest: Manifest) -> None:
     endless = fully_connected_model(np.full((2, 4), np.inf, np.float32))
     with pytest.raises(GoldenError, match="model small-speech: output y is not finite"):
-        make(endless, replace(manifest, rungs=(Rung("full"),)))
+        make(endless, replace(manifest, variants=(Variant("full"),)))
 
 
 @pytest.mark.parametrize("name", ["in0", "out0"])

@@ -35,12 +35,12 @@ def test_a_key_is_renamed_and_remarks_stay() -> None:
 def test_a_star_stands_for_every_table_there() -> None:
     rules = [
         Migration("rename", "streams.*.rate", to="streams.*.max_fps"),
-        Migration("set", "streams.*.rung", value="a"),
+        Migration("set", "streams.*.variant", value="a"),
     ]
     streams = tomllib.loads(migrate(TEXT, rules))["streams"]
     assert streams == {
-        "front": {"source": "test:", "max_fps": 5, "rung": "a"},
-        "back": {"source": "test:", "rung": "a"},
+        "front": {"source": "test:", "max_fps": 5, "variant": "a"},
+        "back": {"source": "test:", "variant": "a"},
     }
 
 

@@ -22,7 +22,7 @@ from agent.compute.infer.litert import CpuBackend, load_runtime, runtime_version
 from agent.compute.infer.session import AUTO, SessionOptions
 from agent.compute.infer.vetting import process, vetting
 from agent.compute.infer.vetting.vetting import Vetting, VettingLimits, identity
-from agent.compute.manifest import Manifest, Model, OutputManifest, Rung
+from agent.compute.manifest import Manifest, Model, OutputManifest, Variant
 from agent.daemon.perception import prepare_perception
 from agent.errors import BackendError, ModelError
 from agent.models.library import open_model, open_whole_model
@@ -30,11 +30,11 @@ from tests.support import tflite_builder as build
 from tests.support.delegates import identity_model
 from tests.support.publishing import wait_for
 
-SIZES = (Rung("large", "large"), Rung("small", "small"))
+SIZES = (Variant("large", "large"), Variant("small", "small"))
 
 
-def model(content: bytes, rungs: tuple[Rung, ...] = (Rung("full"),)) -> Model:
-    return Model(content, "", Manifest("odd", OutputManifest("classify"), rungs=rungs), "odd.tflite")
+def model(content: bytes, variants: tuple[Variant, ...] = (Variant("full"),)) -> Model:
+    return Model(content, "", Manifest("odd", OutputManifest("classify"), variants=variants), "odd.tflite")
 
 
 def slow_model(steps: int = 4000) -> Model:
@@ -103,7 +103,7 @@ def test_any_of_its_graphs_may_be_the_one_that_crashes() -> None:
         Vetting().check(model(crashing, SIZES), SessionOptions())
     if load_runtime()[0] == "litert":  # whose XNNPACK refuses it
         with pytest.raises(
-            BackendError, match=r"^odd\.tflite: rung 'small' cannot be run: XNNPack delegate failed"
+            BackendError, match=r"^odd\.tflite: variant 'small' cannot be run: XNNPack delegate failed"
         ):
             Vetting().check(model(content, SIZES), SessionOptions())
 
@@ -221,7 +221,7 @@ def test_a_model_gets_few_descriptors_and_no_rights_of_roots() -> None:
 def test_a_stream_is_prepared_when_its_model_has_been_tried() -> None:
     from agent.config.stream import StreamConfig
 
-    sense = prepare_perception("porch", StreamConfig("test:", "nanodet", rung="256"))
+    sense = prepare_perception("porch", StreamConfig("test:", "nanodet", variant="256"))
     assert sense is not None
     sense.close()
     assert identity(open_model("nanodet", "256")) in vetting.KNOWN

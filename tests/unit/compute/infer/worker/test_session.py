@@ -44,14 +44,14 @@ def session(library: Path, identity: Model) -> Iterator[WorkerSession]:
     session.close()
 
 
-def test_it_answers_as_the_cpu_does_at_every_rung() -> None:
+def test_it_answers_as_the_cpu_does_at_every_variant() -> None:
     model = open_whole_model("small-speech")
     here, there = open_session(model, "cpu", SessionOptions()), WorkerSession(model, CPU, SessionOptions())
     random = np.random.default_rng(1)
-    for rung in ("3", "4", "3", "12", "6"):
+    for variant in ("3", "4", "3", "12", "6"):
         for one in (here, there):
-            one.use(rung)
-        assert (here.inputs, here.outputs, here.rung) == (there.inputs, there.outputs, there.rung)
+            one.use(variant)
+        assert (here.inputs, here.outputs, here.variant) == (there.inputs, there.outputs, there.variant)
         given = random.integers(-128, 128, here.inputs[0].shape).astype(np.int8)
         for one in (here, there):
             one.input(0)[...] = given
@@ -130,8 +130,8 @@ def test_it_is_timed_there_and_goes_on_as_before() -> None:
     whole = ModelChain(session, model.manifest)
     cases = golden_inputs(whole.inputs, 1)
     right = whole.run_cases(cases)
-    for rung in ("12", "3"):
-        session.use(rung)
+    for variant in ("12", "3"):
+        session.use(variant)
         for array in (session.input(0), session.output(0)):
             array[...] = 0
     whole.set_input(cases[0])
@@ -147,7 +147,7 @@ def test_it_is_timed_there_and_goes_on_as_before() -> None:
     session.output(0)[...] = 0
     session.use("4")
     session.invoke_whole()
-    assert session.rung == "4"
+    assert session.variant == "4"
     session.use("12")
     assert np.array_equal(right[0][0], whole.outputs[0].real(session.output(0)))
     assert all(np.array_equal(*both) for both in zip(right[0], whole.run_cases(cases)[0], strict=True))

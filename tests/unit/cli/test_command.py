@@ -8,8 +8,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from agent.cli import tell as module
-from agent.cli.tell import tell
+from agent.cli import command as module
+from agent.cli.command import command
 from agent.comms.commands import request_command
 from agent.comms.consumer import request
 from agent.comms.consumer.client import BrokerOptions
@@ -64,7 +64,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def call(*words: str) -> Result:
-    return CliRunner().invoke(tell, ["porch", *words], catch_exceptions=False)
+    return CliRunner().invoke(command, ["porch", *words], catch_exceptions=False)
 
 
 def test_done_refused_and_unanswered_have_each_their_exit_code(asked: list[Any]) -> None:
@@ -74,7 +74,7 @@ def test_done_refused_and_unanswered_have_each_their_exit_code(asked: list[Any])
         CommandReply(False, "no stream \x1b[2J", {}),
         NoAnswerError("porch is offline"),
     ]
-    done = [call("front", "enabled", "off"), call("front", "snapshot"), call("x", "rung", "1"), call("status")]
+    done = [call("front", "enabled", "off"), call("front", "snapshot"), call("x", "variant", "1"), call("status")]
     assert [one.exit_code for one in done] == [0, 0, 1, 3]
     assert [one.output for one in done] == [
         "done\n",
@@ -88,9 +88,9 @@ def test_the_status_is_a_line_for_each_stream(asked: list[Any]) -> None:
     one = {
         "state": "running",
         "threshold": 0.5,
-        "rung": "416",
+        "variant": "416",
         "zones": {"drive": False},
-        "set_by_command": ["rung"],
+        "set_by_command": ["variant"],
     }
     back = {"state": "lost", "detail": "rtsp://camera/: no picture for 10 s", "enabled": True}
     streams = {"front": one, "back": back, "x\n": {}}
@@ -98,7 +98,7 @@ def test_the_status_is_a_line_for_each_stream(asked: list[Any]) -> None:
     asked += [CommandReply(True, "", body)] * 2
     assert call("status").output.splitlines() == [
         "porch, Vedette 0.1.0",
-        "  front  running  threshold=0.5  rung=416  zone/drive=off  (set by command: rung)",
+        "  front  running  threshold=0.5  variant=416  zone/drive=off  (set by command: variant)",
         "  back  lost: rtsp://camera/: no picture for 10 s",
         "  x\\n  None",
         "waits for a restart: [device] name",
@@ -113,5 +113,5 @@ def test_a_clip_that_is_recorded_is_not_there_yet(asked: list[Any]) -> None:
 
 @pytest.mark.parametrize("device", ["a/b", "+", "#", ""])
 def test_a_device_is_one_and_has_a_name(device: str) -> None:
-    done = CliRunner().invoke(tell, [device, "status"])
+    done = CliRunner().invoke(command, [device, "status"])
     assert done.exit_code == 2

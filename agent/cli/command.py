@@ -1,4 +1,4 @@
-"""`vedette tell`: a command to a device over the broker, with its answer."""
+"""`vedette command`: a command to a device over the broker, with its answer."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _REFUSED, _NO_ANSWER = 1, 3
 _HELP = """Command a device, and print its answer.
 
 \b
-  vedette tell porch status | reload | doctor
-  vedette tell porch front enabled off
-  vedette tell porch front threshold 0.6
-  vedette tell porch front threshold default
-  vedette tell porch front rung 256
-  vedette tell porch front zone/drive off
-  vedette tell porch front snapshot
-  vedette tell porch front record 20s
+  vedette command porch status | reload | doctor
+  vedette command porch front enabled off
+  vedette command porch front threshold 0.6
+  vedette command porch front threshold default
+  vedette command porch front variant 256
+  vedette command porch front zone/drive off
+  vedette command porch front snapshot
+  vedette command porch front record 20s
 
 `default` is what the configuration file says. What is set lasts, also over a restart, until it is set otherwise,
 or the file says something else of it than before.
@@ -48,7 +48,7 @@ _CODES = "Exit code: 0 done, 1 refused or no broker, 2 wrong usage, 3 no answer.
 @click.argument("device", callback=device_name)
 @click.argument("words", nargs=-1, required=True, metavar="[STREAM] WHAT [VALUE]")
 @click.pass_context
-def tell(
+def command(
     ctx: click.Context,
     access: BrokerOptions,
     prefix: str,
@@ -135,7 +135,7 @@ def _about(stream: dict[str, Any]) -> Iterator[str]:
     """State of a stream with its reason, how it is set, and what commands have set of that."""
     detail = stream.get("detail")
     yield f"{stream.get('state')}{f': {detail}' if detail else ''}"
-    for key in ("threshold", "rung"):
+    for key in ("threshold", "variant"):
         if stream.get(key) not in (None, ""):
             yield f"{key}={stream[key]}"
     for zone, on in (stream.get("zones") or {}).items():

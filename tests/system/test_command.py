@@ -1,4 +1,4 @@
-"""`vedette tell` to a running daemon over real brokers, and what it says when nobody answers."""
+"""`vedette command` to a running daemon over real brokers, and what it says when nobody answers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from agent.cli.command import command
 from agent.cli.demo_show import EmbeddedBroker
-from agent.cli.tell import tell
 from agent.errors import BrokerError
 from tests.support.hostile import CONNACK_5, peer, read_packet, until_left
 from tests.support.house import person_model
@@ -25,7 +25,7 @@ ACL = example_acl()
 
 
 def call(port: int, *words: str) -> Result:
-    return CliRunner().invoke(tell, ["-H", HOST, "-p", str(port), *words], catch_exceptions=False)
+    return CliRunner().invoke(command, ["-H", HOST, "-p", str(port), *words], catch_exceptions=False)
 
 
 def test_a_person_commands_a_board_from_a_shell(tmp_path: Path, broker: Mosquitto) -> None:
@@ -39,7 +39,7 @@ def test_a_person_commands_a_board_from_a_shell(tmp_path: Path, broker: Mosquitt
         done = call(broker.port, "porch", "status")
         assert (
             done.output.splitlines()[1]
-            == "  front  running: 160x120 at 20 fps  threshold=0.5  rung=full  (set by command: threshold)"
+            == "  front  running: 160x120 at 20 fps  threshold=0.5  variant=full  (set by command: threshold)"
         )
         status = json.loads(call(broker.port, "--json", "porch", "status").output)
         assert status["streams"]["front"]["threshold"] == 0.5
@@ -138,8 +138,8 @@ def test_a_broker_of_mqtt_3_1_1_only(tmp_path: Path, broker: Mosquitto) -> None:
         done = call(old.port, "porch", "status")
         assert done.exit_code == 0
         assert done.output.startswith("porch, Vedette")
-        assert call(old.port, "porch", "front", "rung", "x").output == (
-            f"refused: model {tmp_path / 'person.toml'} has no rung 'x'; it has: full\n"
+        assert call(old.port, "porch", "front", "variant", "x").output == (
+            f"refused: model {tmp_path / 'person.toml'} has no variant 'x'; it has: full\n"
         )
 
 
