@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,17 +60,24 @@ FORBIDDEN = {
     "comms": {"cv2", "ai_edge_litert", "tflite_runtime", "sqlite3", "tempfile", "shutil"},
 }
 
-EXTRAS = {
-    "amqtt",
-    "picamera2",
-    "tensorflow",
-    "torch",
-    "matplotlib",
-    "scipy",
-    "PIL",
-    "mlperf_loadgen",
-    "agent.optimise",
-}
+NAMES = {"mlcommons-loadgen": "mlperf_loadgen", "ansible-core": "ansible"}
+"""Distributions whose module has another name than theirs."""
+
+
+def extras() -> set[str]:
+    """Modules of the optional dependencies in `pyproject.toml` that are none of the daemon's own."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    own = {_module(line) for line in project["dependencies"]} | {"numpy", "tflite_runtime"}
+    optional = {_module(line) for lines in project["optional-dependencies"].values() for line in lines}
+    return optional - own | {"agent.optimise", "torch", "tensorflow", "picamera2", "PIL", "scipy"}
+
+
+def _module(requirement: str) -> str:
+    name = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert name, requirement
+    return NAMES.get(name[0].lower(), name[0].lower().replace("-", "_"))
+
+
 HEAVY = {
     "cv2",
     "numpy",
@@ -169,7 +178,7 @@ def loaded_after(statement: str) -> set[str]:
 
 
 def test_importing_the_daemon_loads_no_extra() -> None:
-    assert loaded_after("import agent.daemon.daemon") & EXTRAS == set()
+    assert loaded_after("import agent.daemon.daemon") & extras() == set()
 
 
 def test_importing_the_daemon_loads_nothing_of_the_updates() -> None:
@@ -244,3 +253,12 @@ def test_models_are_opened_in_this_process_after_they_ran_in_another() -> None:
     users = {path for path in AGENT.rglob("*.py") if "CpuBackend(" in path.read_text(encoding="utf-8")}
     profile = AGENT / "optimise" / "profile"
     assert users <= {AGENT / "compute" / "infer" / name for name in may} | {profile / "worker.py"}
+
+
+def test_no_class_name_is_defined_twice() -> None:
+    places: dict[str, list[str]] = {}
+    for path in modules():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
