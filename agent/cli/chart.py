@@ -51,7 +51,7 @@ def draw(lesson: CalibrationResult, path: Path) -> None:
     axes = figure.add_subplot()
     learned = lesson.learned
     axes.plot(
-        [p.cost * 100 for p in learned.curve], [p.accuracy * 100 for p in learned.curve], ".-", label="ladder"
+        [p.cost * 100 for p in learned.curve], [p.accuracy * 100 for p in learned.curve], ".-", label="cascade"
     )
     whole = sum(lesson.costs)
     spent = [sum(lesson.costs[: n + 1]) / whole * 100 for n in range(len(lesson.costs))]

@@ -247,7 +247,7 @@ class Show:
             device=DeviceConfig(name="demo"),
             # amqtt never answers an MQTT 5 CONNECT: `auto` would find out, after seconds.
             mqtt=MqttConfig(host="127.0.0.1", port=port, protocol="3.1.1"),
-            storage=StorageConfig(folder=folder),
+            storage=StorageConfig(state_dir=folder),
             homeassistant=HomeAssistantConfig(enabled=False),
             # Its folder goes with it, and with that what would be measured.
             selection=SelectionConfig(after_s=1e8),

@@ -182,7 +182,7 @@ class HealthMessage(Struct, frozen=True):
         temperature_c: hottest thermal zone, °C, where there is one.
         hot: whether that has reached `thermal.warn_c`, and is not 5 °C below it again.
         link: see `LinkHealth`; None when there was no connection as this was written.
-        waits_for_restart: keys, such as `storage.folder`, that the file has changed since the start and that a
+        waits_for_restart: keys, such as `storage.state_dir`, that the file has changed since the start and that a
             reload could not take up.
         clips: see `ClipsHealth`; None where no stream makes any.
         homeassistant: why Home Assistant does not find this device; empty: nothing speaks against it.

@@ -116,7 +116,7 @@ class GoldenManifest(Struct, frozen=True, forbid_unknown_fields=True):
 HIDDEN = "hidden"
 """Name of the output that a deeper variant goes on from."""
 AUTO = "auto"
-"""In the place of a variant's name: climb the ladder, also of sizes."""
+"""In the place of a variant's name: climb the cascade, also of sizes."""
 PICTURE_HITS, SOUND_HITS = 3, 1
 """Detections that announce a track by default: one picture of many may deceive, and a bark fills one window."""
 
@@ -197,7 +197,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
         return self.output.decoder != "keyword"
 
     @property
-    def ladder(self) -> tuple[Variant, ...]:
+    def cascade(self) -> tuple[Variant, ...]:
         """Variants that an input may climb, shallow first; empty when nothing was learned about when to stop."""
         variants = self.variants[::-1]
         return variants if any(variant.confidence is not None for variant in variants) else ()
@@ -206,21 +206,21 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
         """Variants that an input climbs if the configuration says so, shallow first; empty: one answers alone.
 
         Args:
-            variant: its name; `auto`: the ladder; empty: the ladder of depths. Sizes share no memory, and
+            variant: its name; `auto`: the cascade; empty: the cascade of depths. Sizes share no memory, and
                 climbing them is to be asked for.
 
         Raises:
-            ModelError: `auto`, and there is no ladder.
+            ModelError: `auto`, and there is no cascade.
         """
         if variant != AUTO:
-            return () if variant or not any(one.after for one in self.variants) else self.ladder
-        if not self.ladder:
+            return () if variant or not any(one.after for one in self.variants) else self.cascade
+        if not self.cascade:
             raise ModelError(
                 f"model {self.name}: variant = {AUTO!r} needs to know when an answer is good enough: "
                 "learn that by "
                 f"`vedette models calibrate`, or name one of {', '.join(one.name for one in self.variants)}"
             )
-        return self.ladder
+        return self.cascade
 
     def chain(self, name: str) -> tuple[Variant, ...]:
         """The variants that run for this one, in order: those whose hidden state it goes on from, and itself.
@@ -308,7 +308,7 @@ def _contradictions(data: dict[str, Any]) -> Iterator[Problem]:
     for number, variant in enumerate(variants if isinstance(variants, list) else ()):
         if isinstance(variant, dict) and variant.get("name") == AUTO:
             keys = ("variants", number, "name")
-            yield keys, f"`variants[{number}].name`: no variant can be called {AUTO!r}: that asks for the ladder"
+            yield keys, f"`variants[{number}].name`: no variant can be called {AUTO!r}: that asks for the cascade"
     yield from _same_names(variants if isinstance(variants, list) else [])
     labels = output.get("labels") if isinstance(output, dict) else None
     if "audio" in data and isinstance(labels, list):

@@ -35,7 +35,8 @@ class VideoPerception:
             opener: opens it.
 
         Raises:
-            ModelError: the model is broken, cannot run here, does not fit its decoder, or has no ladder to climb.
+            ModelError: the model is broken, cannot run here, does not fit its decoder, or has no cascade to
+                climb.
             ConfigError: a zone or a label cannot be used.
         """
         # Streams are what runs in parallel. OpenCV's own threads halve the time of a resize at best, wait for

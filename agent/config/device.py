@@ -146,7 +146,7 @@ class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`[storage]`: the state folder. A reload takes up new bounds at once.
 
     Attributes:
-        folder: where state lives; `~` and `$STATE_DIRECTORY` are expanded. Empty: `$STATE_DIRECTORY`, else
+        state_dir: where state lives; `~` and `$STATE_DIRECTORY` are expanded. Empty: `$STATE_DIRECTORY`, else
             `~/.local/state/vedette`. A change waits for a restart.
         spool_max_bytes: payload bytes kept for a broker that is away; the oldest are dropped first.
         spool_max_age_s: events older than this are dropped, s.
@@ -164,7 +164,7 @@ class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
             that is not enough, no more are saved.
     """
 
-    folder: str = ""
+    state_dir: str = ""
     spool_max_bytes: Annotated[int, Meta(ge=65536)] = 64 * 1024 * 1024
     spool_max_age_s: Seconds = 7 * 86400.0
     durability: Durability | DurabilityConfig = "event"

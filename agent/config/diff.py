@@ -19,7 +19,7 @@ Key = tuple[str, str]
 RESTART: tuple[Key, ...] = (
     ("device", "name"),
     ("mqtt", "prefix"),
-    ("storage", "folder"),
+    ("storage", "state_dir"),
     ("storage", "clips_folder"),
 )
 """Always; and `storage.durability` sometimes, see `keep_until_restart`."""
@@ -64,7 +64,7 @@ def _is_memory_only(storage: StorageConfig) -> bool:
 
 
 def names(keys: Iterable[Key]) -> tuple[str, ...]:
-    """As programs read them: `storage.folder`."""
+    """As programs read them: `storage.state_dir`."""
     return tuple(map(".".join, keys))
 
 

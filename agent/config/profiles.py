@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from agent.board.identity import Board
 from agent.config.device import HealthConfig, SelectionConfig, StorageConfig, ThermalConfig
 from agent.config.source_uri import parse as parse_uri
-from agent.config.stream import CaptureConfig, GateConfig, LadderConfig, PublishConfig
+from agent.config.stream import CaptureConfig, CascadeConfig, GateConfig, PublishConfig
 from agent.config.toml import Keys, TomlFile, nearest, read_toml
 from agent.errors import ConfigError, SourceError
 
@@ -54,7 +54,7 @@ class StreamTable(Struct, frozen=True, forbid_unknown_fields=True):
     threads: Annotated[int, Meta(ge=0, le=64)] = 0
     capture: CaptureConfig = CaptureConfig()
     gate: GateConfig = GateConfig()
-    ladder: LadderConfig = LadderConfig()
+    cascade: CascadeConfig = CascadeConfig()
     publish: PublishConfig = PublishConfig()
 
 

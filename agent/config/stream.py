@@ -60,8 +60,8 @@ class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):
     crop: bool = False
 
 
-class LadderConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[streams.NAME.ladder]`: for a model of several depths with `variant` left open, or `variant = "auto"`.
+class CascadeConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[streams.NAME.cascade]`: for a model of several depths with `variant` left open, or `variant = "auto"`.
 
     Attributes:
         budget_ms: for all variants of one input together; none but the first is begun that would exceed it, ms.
@@ -193,7 +193,7 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
             one that never falls back: a name that `vedette bench` lists, or `external:LIBRARY?key=value`, a
             TFLite delegate. With `,cpu` behind it the CPU stands by.
         threads: of the CPU backend; 0: chosen by the number of cores.
-        capture, gate, ladder, decode, track, zones, publish: see each.
+        capture, gate, cascade, decode, track, zones, publish: see each.
         clips: see `ClipsConfig`; None: no clips.
     """
 
@@ -205,7 +205,7 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
     threads: Annotated[int, Meta(ge=0, le=64)] = 0
     capture: CaptureConfig = CaptureConfig()
     gate: GateConfig = GateConfig()
-    ladder: LadderConfig = LadderConfig()
+    cascade: CascadeConfig = CascadeConfig()
     decode: DecodeConfig = DecodeConfig()
     track: TrackConfig = TrackConfig()
     zones: tuple[ZoneConfig, ...] = ()

@@ -219,7 +219,7 @@ def _check_state(config: Config) -> None:
     try:
         check_state_folder(folder_of(config.storage), service_user())
     except StorageError as error:
-        raise ConfigError(str(error), keys=("storage", "folder")) from error.__cause__
+        raise ConfigError(str(error), keys=("storage", "state_dir")) from error.__cause__
 
 
 def _check_clips(config: Config) -> None:

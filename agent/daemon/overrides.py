@@ -264,7 +264,7 @@ def _variants(manifest: Manifest) -> tuple[str, ...]:
     """Pictures climb sizes, which stand alone; sound climbs depths, which go on from each other."""
     names = tuple(variant.name for variant in manifest.variants)
     depths = any(variant.after for variant in manifest.variants)
-    return (AUTO, *names) if manifest.ladder and depths is (manifest.audio is not None) else names
+    return (AUTO, *names) if manifest.cascade and depths is (manifest.audio is not None) else names
 
 
 def _switch(on: bool) -> str:

@@ -260,7 +260,7 @@ def prefixed_errors(name_or_path: str) -> Iterator[None]:
 
 
 def _kept(manifest: Manifest, variant: str) -> tuple[Variant, ...]:
-    """The variants that may run: all of a ladder, else those that lead to the one asked for; deepest first."""
+    """The variants that may run: all of a cascade, else those that lead to the one asked for; deepest first."""
     return manifest.climbed(variant)[::-1] or manifest.chain(variant)[::-1]
 
 

@@ -330,7 +330,7 @@ def _lock(descriptor: int, folder: Path) -> None:
         holder = _holder(descriptor)
         raise InUseError(
             f"{folder}: in use by another vedette, pid {holder}; stop that one, or give this one another "
-            "[storage] folder"
+            "[storage] state_dir"
         ) from error
     except OSError as error:
         raise StorageError(f"{folder}: cannot be locked: {reason_of(error)}") from error
@@ -462,7 +462,7 @@ def state_path(config: StorageConfig) -> Path:
     Raises:
         StorageError: it has no place.
     """
-    return _expanded("folder", config.folder or _given() or _HOME)
+    return _expanded("folder", config.state_dir or _given() or _HOME)
 
 
 def clips_path(config: StorageConfig, state: Path | None = None) -> Path:
@@ -516,7 +516,7 @@ def folder_of(config: StorageConfig, root: Path = Path("/")) -> Path:
     Raises:
         StorageError: it has no place.
     """
-    by_unit = not config.folder or _VARIABLE in config.folder
+    by_unit = not config.state_dir or _VARIABLE in config.state_dir
     if by_unit and not os.environ.get(_VARIABLE) and os.path.lexists(root / _SERVICE):
         return root / _SERVICE
     return state_path(config)

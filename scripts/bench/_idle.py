@@ -102,7 +102,7 @@ def _measure(folder: Path, seconds: float, speed: int) -> dict[str, float]:
     ):
         config = Path(elsewhere, "vedette.toml")
         config.write_text(
-            f'[mqtt]\nhost = "127.0.0.1"\nport = {port}\n[storage]\nfolder = "{folder}"\n'
+            f'[mqtt]\nhost = "127.0.0.1"\nport = {port}\n[storage]\nstate_dir = "{folder}"\n'
             "clips_keep_free_bytes = 0\n[selection]\nafter_s = 10000000\n"
             '[streams.still]\nsource = "test:"\nmodel = "nanodet"\n'
             f"capture = {{ max_fps = {1.0 / speed:.4f} }}\nclips = {{ fps = 0.1 }}\n",

@@ -121,7 +121,7 @@ def daemon(
     """The daemon as users start it, on the clip in a loop; the first stream is called `bench`."""
     blocks = [
         f'[mqtt]\nhost = "127.0.0.1"\nport = {port}\ncommands = true',
-        f'[storage]\nfolder = "{folder / "state"}"',
+        f'[storage]\nstate_dir = "{folder / "state"}"',
     ]
     blocks.append("[health]\nevery_s = 0.5")
     # What a board does once, some time after the first start of a model, is no part of what is measured here.

@@ -1,11 +1,11 @@
-"""Depth by difficulty: the ladder against always the deepest exit, on the same streams of words.
+"""Depth by difficulty: the cascade against always the deepest exit, on the same streams of words.
 
 Held-out digits of six speakers, with pauses, clean and in noise at 10 and 0 dB, go through the whole ear with the
 default configuration; in noise three times, with other noise. A word is right when it is the first that is told
 while it is said or just after; whatever else is told is told wrongly. A word is doubled when it is told more than
 once. A repeat is a word that follows the same word after 0.9 s; it is missed when it is not told.
 
-Each inference's multiply-adds are those of the exits that ran. The ladder's own cost is what asking it costs.
+Each inference's multiply-adds are those of the exits that ran. The cascade's own cost is what asking it costs.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def main() -> None:
     manifest = open_whole_model(args.model).manifest
     words = _digits.digits(args.data, learn=False)[:: 3 if args.quick else 1]
     noise = _digits.noises(args.data)
-    runs: dict[str, list[Run]] = {"ladder": [], "always": []}
+    runs: dict[str, list[Run]] = {"cascade": [], "always": []}
     figures: dict[str, float] = {"words": float(len(words))}
     for condition, snr_db in _digits.CONDITIONS.items():
         turns = 1 if snr_db is None else 1 if args.quick else 3
         streams = [_digits.stream(words, noise[turn:] + noise[:turn], snr_db) for turn in range(turns)]
-        for name, variant in (("ladder", ""), ("always", manifest.variants[0].name)):
+        for name, variant in (("cascade", ""), ("always", manifest.variants[0].name)):
             some = [listen(args.model, variant, sound, said) for sound, said in streams]
             runs[name] += some
             share = float(np.mean([run.right for run in some]))
@@ -63,7 +63,7 @@ def main() -> None:
         "accuracy_lost": "<= 0.002",
         "multiply_adds_ratio": "<= 0.45",
         "compute_ratio": "<= 0.55",
-        "ladder_share": "<= 0.02",
+        "cascade_share": "<= 0.02",
     }
     meets = all(figures[name] <= float(text[3:]) for name, text in targets.items())
     common.conclude("depth", figures, targets, meets)
@@ -106,28 +106,28 @@ def compared(manifest: Manifest, runs: dict[str, list[Run]]) -> dict[str, float]
     for variant in chain:
         total += variant.multiply_adds
         costs[variant.name] = total
-    used = {variant.name: sum(run.used[variant.name] for run in runs["ladder"]) for variant in chain}
+    used = {variant.name: sum(run.used[variant.name] for run in runs["cascade"]) for variant in chain}
     inferences = {name: sum(sum(run.used.values()) for run in some) for name, some in runs.items()}
     spent = sum(costs[name] * count for name, count in used.items())
     infer_ns = {name: sum(run.infer_ns for run in some) for name, some in runs.items()}
     shares = {name: [right for run in some for right in run.right] for name, some in runs.items()}
     accuracy = {name: sum(rights) / len(rights) for name, rights in shares.items()}
-    each_ns = infer_ns["ladder"] / inferences["ladder"]
+    each_ns = infer_ns["cascade"] / inferences["cascade"]
     figures = {
         "decisions": float(len(shares["always"])),
-        "false_words_ladder": float(sum(run.false_words for run in runs["ladder"])),
+        "false_words_cascade": float(sum(run.false_words for run in runs["cascade"])),
         "false_words_always": float(sum(run.false_words for run in runs["always"])),
-        "doubled_ladder": float(sum(run.doubled for run in runs["ladder"])),
+        "doubled_cascade": float(sum(run.doubled for run in runs["cascade"])),
         "doubled_always": float(sum(run.doubled for run in runs["always"])),
-        "repeats_missed_ladder": missed_repeats(runs["ladder"]),
+        "repeats_missed_cascade": missed_repeats(runs["cascade"]),
         "repeats_missed_always": missed_repeats(runs["always"]),
-        "accuracy_lost": accuracy["always"] - accuracy["ladder"],
-        "multiply_adds_ratio": spent / inferences["ladder"] / total,
+        "accuracy_lost": accuracy["always"] - accuracy["cascade"],
+        "multiply_adds_ratio": spent / inferences["cascade"] / total,
         "compute_ratio": each_ns / (infer_ns["always"] / inferences["always"]),
-        "ladder_share": ladder_ns(manifest) / each_ns,
+        "cascade_share": cascade_ns(manifest) / each_ns,
         "inference_us": each_ns / 1e3,
     }
-    return figures | {f"exit{name}_share": count / inferences["ladder"] for name, count in used.items()}
+    return figures | {f"exit{name}_share": count / inferences["cascade"] for name, count in used.items()}
 
 
 def missed_repeats(runs: list[Run]) -> float:
@@ -136,16 +136,16 @@ def missed_repeats(runs: list[Run]) -> float:
     return 1.0 - sum(repeats) / max(1, len(repeats))
 
 
-def ladder_ns(manifest: Manifest, rounds: int = 20_000) -> float:
+def cascade_ns(manifest: Manifest, rounds: int = 20_000) -> float:
     """What the policy costs an inference that climbs to the top, ns."""
     chain = manifest.chain(manifest.variants[0].name)
-    ladder = ExitPolicy(chain, 10**9)
+    cascade = ExitPolicy(chain, 10**9)
     began = time.perf_counter_ns()
     for _ in range(rounds):
-        ladder.first(0.5)
+        cascade.first(0.5)
         for index in range(len(chain)):
-            ladder.record_latency(index, 1000)
-            ladder.needs_deeper(index, 0.0, 1000)
+            cascade.record_latency(index, 1000)
+            cascade.needs_deeper(index, 0.0, 1000)
     return (time.perf_counter_ns() - began) / rounds
 
 

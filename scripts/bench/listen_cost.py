@@ -63,7 +63,7 @@ def start(folder: Path, port: int, model: str) -> subprocess.Popen[bytes]:
     """The daemon with one microphone; returns when it hears."""
     config = folder / "vedette.toml"
     config.write_text(
-        f'[mqtt]\nhost = "127.0.0.1"\nport = {port}\n[storage]\nfolder = "{folder / "state"}"\n'
+        f'[mqtt]\nhost = "127.0.0.1"\nport = {port}\n[storage]\nstate_dir = "{folder / "state"}"\n'
         f'[streams.bench]\nsource = "mic:default"\nmodel = "{model}"\n'
         "[selection]\nafter_s = 100000\n",  # measuring the model's backends is done once, and would be counted
         encoding="utf-8",

@@ -259,7 +259,7 @@ def house(model: str, port: str, frames: str) -> None:
     wanted = int(frames)
     with tempfile.TemporaryDirectory() as folder:
         topics = Topics("vedette", "bench")
-        spool = Spool(Path(folder), StorageConfig(folder=folder))
+        spool = Spool(Path(folder), StorageConfig(state_dir=folder))
         publisher = Publisher(MqttConfig(host="127.0.0.1", port=int(port)), topics, spool)
         config = StreamConfig(
             source=f"file:{common.CLIP}?pace=fast&loop=1",

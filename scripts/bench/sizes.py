@@ -25,12 +25,12 @@ import psutil
 from _coco import ARCHIVE, Picture, pan, read
 from msgspec import Struct, field
 
-from agent.compute.cascade.policy import SizeLadder
+from agent.compute.cascade.policy import SizeCascade
 from agent.compute.cascade.resolution import answer_confidence, detection_f1
 from agent.compute.tflite.model import multiply_adds
 from agent.compute.tflite.read import read_modelfile
 from agent.compute.vision import VideoPerception
-from agent.config.stream import GateConfig, LadderConfig, StreamConfig
+from agent.config.stream import CascadeConfig, GateConfig, StreamConfig
 from agent.models.library import open_model, open_whole_model
 from agent.types import Detection, Frame, Image
 
@@ -70,9 +70,9 @@ def main() -> None:
     figures["ap50_lost"] = figures["ap50_always"] - figures["ap50_adaptive"]
     figures |= told("walkers_", *compare(args.model, walkers(quick=args.quick), lambda image: image), costs)
     figures |= told("empty_", *compare(args.model, walls(200), lambda image: image), costs)
-    policy_ns = ladder_ns(args.model)
-    figures["ladder_us"] = policy_ns / 1e3
-    figures["ladder_share"] = policy_ns / (always.ns / len(always.seen))
+    policy_ns = cascade_ns(args.model)
+    figures["cascade_us"] = policy_ns / 1e3
+    figures["cascade_share"] = policy_ns / (always.ns / len(always.seen))
     resident = {variant: common.child("sizes:resident", args.model, variant)["mb"] for variant in ("", "auto")}
     figures["resident_more_mb"] = resident["auto"] - resident[""]
     targets = {
@@ -80,7 +80,7 @@ def main() -> None:
         "time_ratio": "<= 0.75",
         "ap50_lost": "<= 0.01",
         "walkers_time_ratio": "<= 1.05",
-        "ladder_share": "<= 0.02",
+        "cascade_share": "<= 0.02",
     }
     meets = all(figures[name] <= float(text[3:]) for name, text in targets.items())
     common.conclude("sizes", figures, targets, meets)
@@ -110,7 +110,7 @@ def opened(model: str, variant: str) -> Run:
         variant=variant,
         threads=1,
         gate=GateConfig(motion=False),
-        ladder=LadderConfig(budget_ms=_BUDGET_MS),
+        cascade=CascadeConfig(budget_ms=_BUDGET_MS),
     )
     run = Run(VideoPerception("bench", config, open_model(model, variant)))
     session, invoke = run.vision.session, run.vision.session.invoke
@@ -179,19 +179,19 @@ def walls(count: int) -> list[Image]:
     return [random.normal(128.0, 3.0, (480, 640, 3)).astype(np.uint8) for _ in range(count)]
 
 
-def ladder_ns(model: str, rounds: int = 20_000) -> float:
+def cascade_ns(model: str, rounds: int = 20_000) -> float:
     """What the policy costs a picture with six candidates on which two sizes look, ns."""
     variants = open_whole_model(model).manifest.climbed("auto")
-    ladder, scores = SizeLadder(variants, 10**9), [0.9, 0.8, 0.6, 0.4, 0.3, 0.26]
+    cascade, scores = SizeCascade(variants, 10**9), [0.9, 0.8, 0.6, 0.4, 0.3, 0.26]
     began = time.perf_counter_ns()
     for _ in range(rounds):
-        first = ladder.begin(0.5)
-        ladder.record_latency(first, 1000)
-        sure = ladder.is_confident(first, answer_confidence(scores, 0.5))
-        larger = ladder.larger(first, sure=sure, spent_ns=1000)
+        first = cascade.begin(0.5)
+        cascade.record_latency(first, 1000)
+        sure = cascade.is_confident(first, answer_confidence(scores, 0.5))
+        larger = cascade.larger(first, sure=sure, spent_ns=1000)
         if larger is not None:
-            ladder.record_latency(larger, 1000)
-        ladder.settle(first, larger or first, sure=sure)
+            cascade.record_latency(larger, 1000)
+        cascade.settle(first, larger or first, sure=sure)
     return (time.perf_counter_ns() - began) / rounds
 
 

@@ -79,7 +79,7 @@ def heard(sound: Samples, variant: str) -> dict[str, float]:
             answers.append((seen.stages.gate, seen.stages.prepare, seen.stages.infer, seen.stages.track))
     parts = np.array(answers[5:], float)
     whole = parts.sum(axis=1)
-    name = f"depth{variant}" if variant else "ladder"
+    name = f"depth{variant}" if variant else "cascade"
     means = ", ".join(
         f"{stage} {n / 1e6:.2f}"
         for stage, n in zip(("gate", "front end", "model", "words"), parts.mean(axis=0), strict=True)

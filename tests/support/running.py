@@ -59,7 +59,7 @@ class Vedette:
         self._stderr = folder / "stderr"
         self.config: Table = {
             "device": {"name": TOPICS.device},
-            "storage": {"folder": str(self.state)},
+            "storage": {"state_dir": str(self.state)},
             "health": {"every_s": 0.5},
             "streams": streams,
         }

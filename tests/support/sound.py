@@ -67,7 +67,7 @@ def tone_model(folder: Path, *, sharpness: float = 8.0, rows: int = ROWS) -> Pat
     return path
 
 
-def ladder_model(folder: Path, *, confidence: float = 0.9, complexity: float = 1.0, first: float = 0.3) -> Path:
+def cascade_model(folder: Path, *, confidence: float = 0.9, complexity: float = 1.0, first: float = 0.3) -> Path:
     """A model of two depths, of which the first is unsure of everything; gives its manifest's path."""
     exits = [_exit(first, hidden=True), _exit(8.0, hidden=False)]
     keys = [

@@ -362,7 +362,7 @@ def test_a_second_daemon_on_the_same_state_is_refused(
     both_see(messages)
     (tmp_path / "second").mkdir()
     second = Vedette(tmp_path / "second", broker, front=camera(model))
-    second.config["storage"]["folder"] = str(vedette.state)
+    second.config["storage"]["state_dir"] = str(vedette.state)
     with second:
         assert second.exit_code() == 1
         (line,) = second.said()

@@ -23,7 +23,7 @@ def vedette(tmp_path: Path, broker: Mosquitto) -> Iterator[Vedette]:
     model = person_model(tmp_path)
     running = Vedette(tmp_path, broker, front=camera(model), back=camera(model))
     running.state = tmp_path / "disk" / "state"
-    running.config["storage"]["folder"] = str(running.state)
+    running.config["storage"]["state_dir"] = str(running.state)
     with running:
         yield running
 

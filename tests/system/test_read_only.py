@@ -58,7 +58,7 @@ def test_a_daemon_on_a_read_only_disk_runs_from_memory_and_says_so(
         messages.wait(lambda m: (told := health(m)) is not None and told.spool.on == "memory")
         assert events(messages)[-1].seq > before
         assert states(messages)["back"] == "disabled", "what commands have set can be read"
-        finding = of_folder(StorageConfig(folder=str(card)), Path("/"))
+        finding = of_folder(StorageConfig(state_dir=str(card)), Path("/"))
         assert (finding.state, finding.value) == ("problem", f"{card} is mounted read-only")
         remount(card, "rw")
         vedette.wait_said("back on the disk")
@@ -67,12 +67,12 @@ def test_a_daemon_on_a_read_only_disk_runs_from_memory_and_says_so(
 
 @pytest.mark.parametrize("has_file", [True, False])
 def test_a_folder_on_a_read_only_disk_is_locked_as_well(card: Path, has_file: bool) -> None:
-    with lock_folder(state_folder(StorageConfig(folder=str(card)))):
+    with lock_folder(state_folder(StorageConfig(state_dir=str(card)))):
         pass
     if not has_file:
         (card / "lock").unlink()
     remount(card, "ro")
-    folder = state_folder(StorageConfig(folder=str(card)))
+    folder = state_folder(StorageConfig(state_dir=str(card)))
     told = "in use by another vedette"
     with lock_folder(folder), pytest.raises(StorageError, match=told), lock_folder(folder):
         pass
@@ -83,4 +83,4 @@ def test_a_folder_on_a_read_only_disk_is_locked_as_well(card: Path, has_file: bo
 def test_a_folder_that_is_not_there_cannot_be_made_on_a_read_only_disk(card: Path) -> None:
     remount(card, "ro")
     with pytest.raises(StorageError, match=r"Read-only file system; set .* to another place"):
-        state_folder(StorageConfig(folder=str(card / "new")))
+        state_folder(StorageConfig(state_dir=str(card / "new")))

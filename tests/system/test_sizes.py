@@ -46,7 +46,7 @@ def yard(folder: Path, variant: str) -> dict[str, object]:
         "model": "nanodet",
         "variant": variant,
         "gate": {"motion": False},
-        "ladder": {"budget_ms": 10_000.0},
+        "cascade": {"budget_ms": 10_000.0},
         "publish": {"detections": True},
     }
 

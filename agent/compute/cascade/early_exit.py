@@ -1,4 +1,4 @@
-"""Climbs a model's depths for one input: runs them, hands the hidden state on, and asks the ladder when to stop.
+"""Climbs a model's depths for one input: runs them, hands the hidden state on, and asks the cascade when to stop.
 
 Depths go on from each other and repeat nothing. Sizes stand alone, and are for pictures: see
 `agent.compute.cascade.resolution`.
@@ -67,16 +67,16 @@ class EarlyExitModel:
                 alone.
         """
         self._session = session
-        ladder = manifest.climbed(config.variant)
-        deepest = ladder[-1].name if ladder else manifest.variant(config.variant).name
+        cascade = manifest.climbed(config.variant)
+        deepest = cascade[-1].name if cascade else manifest.variant(config.variant).name
         chain = manifest.chain(deepest)
-        if ladder and len(chain) == 1:
+        if cascade and len(chain) == 1:
             raise ModelError(
                 f"model {manifest.name}: its variants are sizes, and sound climbs depths: name one of them"
             )
-        self._climbs = bool(ladder)
+        self._climbs = bool(cascade)
         # A variant that was asked for by name answers, however long it takes.
-        self._policy = ExitPolicy(chain, round(config.ladder.budget_ms * 1e6) if ladder else _NO_BUDGET)
+        self._policy = ExitPolicy(chain, round(config.cascade.budget_ms * 1e6) if cascade else _NO_BUDGET)
         self._steps = [self._step(variant, manifest, config) for variant in chain]
         _check_chain(session, chain)
         for index, variant in enumerate(chain if self._climbs else ()):

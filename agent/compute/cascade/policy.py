@@ -1,4 +1,4 @@
-"""The ladder: how far to go for this input. Pure policy; whoever runs the variants asks it before each step.
+"""The cascade: how far to go for this input. Pure policy; whoever runs the variants asks it before each step.
 
 An answer is taken when its confidence has reached what was learned for its variant; if not, a deeper variant is
 asked, as long as its usual time still fits into the budget. Early exits with a learned threshold: Teerapittayanon
@@ -78,7 +78,7 @@ class ExitPolicy:
         self._refused[index] = 0
 
 
-# The ladder of sizes: which one looks at this picture first, and whether the largest looks too. Pure policy.
+# The cascade of sizes: which one looks at this picture first, and whether the largest looks too. Pure policy.
 #
 # Depths share their work; sizes do not, so to ask twice costs more than the largest size alone. Each size has a
 # chance that its answer will do, learned as the stream goes on, for its pictures look alike. A picture begins
@@ -97,7 +97,7 @@ _UNCHECKED = 32
 """Sure answers of smaller sizes before the largest checks one."""
 
 
-class SizeLadder(ExitPolicy):
+class SizeCascade(ExitPolicy):
     """One stream's policy for sizes, smallest first. For one thread.
 
     For each picture: `begin`, `took` for each size that looks, `larger` after the first, `settle`.

@@ -1,4 +1,4 @@
-"""Climbs a model's sizes for one picture: lets one look, and a larger one where the ladder asks for it."""
+"""Climbs a model's sizes for one picture: lets one look, and a larger one where the cascade asks for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.cascade.policy import SizeLadder
+from agent.compute.cascade.policy import SizeCascade
 from agent.compute.decode.decoder import build_decoder
 from agent.compute.infer.chain import warm_latency_ns
 from agent.compute.infer.image_input import ImageInput, Placement
@@ -173,15 +173,15 @@ class ResolutionCascade:
         self._sizes = [Detector(session, model, variant.name, weak) for variant in smaller]
         self._sizes.append(Detector(session, model, largest.name, decode))
         self._session = session
-        self._ladder = SizeLadder(variants, round(config.ladder.budget_ms * 1e6))
+        self._cascade = SizeCascade(variants, round(config.cascade.budget_ms * 1e6))
         for index, variant in enumerate(variants):
-            self._ladder.record_latency(index, warm_latency_ns(session, variant.name))
+            self._cascade.record_latency(index, warm_latency_ns(session, variant.name))
         self.variant = largest.name
 
     @property
     def used(self) -> dict[str, int]:
         """How often each variant gave the answer."""
-        return {size.variant: count for size, count in zip(self._sizes, self._ladder.used, strict=True)}
+        return {size.variant: count for size, count in zip(self._sizes, self._cascade.used, strict=True)}
 
     def run(self, frame: Frame, crop: Box, complexity: float) -> DetectorResult:
         """Look at a part of a frame; times are those of all sizes that did.
@@ -189,17 +189,17 @@ class ResolutionCascade:
         Raises:
             BackendError: the inference failed.
         """
-        ladder, began_ns = self._ladder, time.monotonic_ns()
-        began = answered = ladder.begin(complexity)
+        cascade, began_ns = self._cascade, time.monotonic_ns()
+        began = answered = cascade.begin(complexity)
         look, confidence = self._run(began, frame, crop, complexity)
-        sure, agreed = ladder.is_confident(began, confidence), True
-        larger = ladder.larger(began, sure=sure, spent_ns=time.monotonic_ns() - began_ns)
+        sure, agreed = cascade.is_confident(began, confidence), True
+        larger = cascade.larger(began, sure=sure, spent_ns=time.monotonic_ns() - began_ns)
         if larger is not None:
             first, answered = look, larger
             look, _ = self._run(larger, frame, crop, complexity)
             agreed = detection_f1(first.detections, look.detections) >= _AGREES
             look = _after(first, look)
-        ladder.settle(began, answered, sure=sure, agreed=agreed)
+        cascade.settle(began, answered, sure=sure, agreed=agreed)
         self.variant = self._sizes[answered].variant
         return look
 
@@ -220,7 +220,7 @@ class ResolutionCascade:
         if index + 1 < len(self._sizes):
             confidence = answer_confidence((found.score for found in look.detections), self._threshold)
             look = replace(look, detections=[d for d in look.detections if d.score >= self._threshold])
-        self._ladder.record_latency(index, time.monotonic_ns() - began_ns)
+        self._cascade.record_latency(index, time.monotonic_ns() - began_ns)
         return look, confidence
 
 

@@ -42,7 +42,7 @@ OPTIONS = KeywordOptions
 
 
 def build(setting: DecoderContext) -> Keyword:
-    """A decoder for scores [1,classes]; an output called `hidden` is left to the ladder.
+    """A decoder for scores [1,classes]; an output called `hidden` is left to the cascade.
 
     Raises:
         MisfitError: the tensors are others.

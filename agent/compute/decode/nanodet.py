@@ -104,8 +104,8 @@ class NanoDet:
         self._end = BoxEnd(setting, setting.labels(), self._classes, agnostic=options.agnostic)
         self._centres, self._steps = _grid(setting.picture(), options)
         self._bins = reg.shape[2] // 4
-        ladder = np.arange(self._bins, dtype=np.float32)
-        self._project = np.stack((ladder, np.ones_like(ladder)), axis=1)
+        cascade = np.arange(self._bins, dtype=np.float32)
+        self._project = np.stack((cascade, np.ones_like(cascade)), axis=1)
         # The scale cancels out of the expectation, so stored values do; the zero point is taken off the sums.
         self._zero = np.float32(reg.zero_point) * self._project.sum(axis=0)
 

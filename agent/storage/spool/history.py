@@ -96,8 +96,8 @@ class History:
 def _advice(error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         return (
-            "no such file: no history is kept here; look at [storage] folder and durability, or give the folder "
-            "by --folder"
+            "no such file: no history is kept here; look at [storage] state_dir and durability, or give the "
+            "folder by --folder"
         )
     if isinstance(error, PermissionError):
         return f"{reason_of(error)}; run this as root, or as the user that runs vedette"

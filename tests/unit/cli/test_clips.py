@@ -33,7 +33,7 @@ def config(tmp_path: Path) -> str:
     clip(tmp_path, "2026-11-25T10-15-04Z-asked-1a2b3c", ClipReason("back", "asked"))
     clip(tmp_path, "2026-11-25T10-15-03Z-person-1", ClipReason("front", "appeared", "1", "[red]\x1b[2Jperson"))
     path = tmp_path / "vedette.toml"
-    path.write_text(f'[storage]\nfolder = "{tmp_path}"\n')
+    path.write_text(f'[storage]\nstate_dir = "{tmp_path}"\n')
     return str(path)
 
 

@@ -59,9 +59,9 @@ def test_a_sound_file_is_fine(file: Path) -> None:
     result = call("check", str(file))
     assert (result.exit_code, result.output) == (0, f"{file}: fine\n")
     assert call("check", "-v", str(file)).output == f"{file}: fine\n{RULE}\n"
-    assert "[storage] folder, [storage] clips_folder, and [storage] durability" in RULE
+    assert "[storage] state_dir, [storage] clips_folder, and [storage] durability" in RULE
     told = json.loads(call("check", str(file), "--json").output)
-    assert told["wait_for_restart"] == ["device.name", "mqtt.prefix", "storage.folder", "storage.clips_folder"]
+    assert told["wait_for_restart"] == ["device.name", "mqtt.prefix", "storage.state_dir", "storage.clips_folder"]
 
 
 def test_what_was_guessed_of_a_model_and_is_doubtful_is_told(file: Path, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_zone_needs_three_corners(file: Path) -> None:
     assert "corners" in line
 
 
-def test_auto_without_a_ladder_is_told_at_its_line(file: Path, tmp_path: Path) -> None:
+def test_auto_without_a_cascade_is_told_at_its_line(file: Path, tmp_path: Path) -> None:
     path = sizes_model(tmp_path, {"32": [], "16": []}, confidence=None)
     (line,) = problems(file, f'[streams.front]\nsource = "test:"\nmodel = "{path}"\nvariant = "auto"\n')
     assert line.startswith(f"{file}:4: ")
@@ -510,7 +510,7 @@ def test_what_commands_have_set_is_shown_with_a_remark(file: Path, tmp_path: Pat
     zone = f'[[streams.front.zones]]\nname = "yard"\npolygon = {SQUARE}\n'
     state = tmp_path / "state"
     file.write_text(
-        f'[storage]\nfolder = "{state}"\n[streams.front]\nsource = "test:"\nmodel = "nanodet"\n{zone}'
+        f'[storage]\nstate_dir = "{state}"\n[streams.front]\nsource = "test:"\nmodel = "nanodet"\n{zone}'
     )
     assert "set by a command" not in call("show", str(file)).stdout
     overrides = Overrides()
@@ -593,7 +593,7 @@ def test_a_state_folder_that_cannot_be_used_is_refused_as_by_run(file: Path, tmp
     folder = {"file": tmp_path / "taken", "below": tmp_path / "taken/state"}.get(made, "state")
     more = 'clips_folder = "$STATE_DIRECTORY/clips"\n' if made == "clips" else ""
     stream = '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
-    (said,) = problems(file, f'[storage]\nfolder = "{tmp_path / folder}"\n{more}{stream}')
+    (said,) = problems(file, f'[storage]\nstate_dir = "{tmp_path / folder}"\n{more}{stream}')
     assert said.startswith(f"{file}:{3 if more else 2}: ")
     command = [sys.executable, "-m", "agent", "run", "-c", str(file)]
     environment = {key: value for key, value in os.environ.items() if key != "STATE_DIRECTORY"}
@@ -604,7 +604,7 @@ def test_a_state_folder_that_cannot_be_used_is_refused_as_by_run(file: Path, tmp
 
 def test_a_sound_file_leaves_no_state_folder_behind(file: Path, tmp_path: Path) -> None:
     state = tmp_path / "deep/state"
-    file.write_text(f'[storage]\nfolder = "{state}"\n[streams.front]\nsource = "test:"\nmodel = "nanodet"\n')
+    file.write_text(f'[storage]\nstate_dir = "{state}"\n[streams.front]\nsource = "test:"\nmodel = "nanodet"\n')
     assert call("check", str(file)).exit_code == 0
     assert not state.parent.exists()
 
@@ -655,7 +655,7 @@ def test_a_name_that_is_too_long_is_one_line(file: Path, scheme: str) -> None:
     assert line == f"{file}:2: {scheme}:/tmp/{'x' * 300}: cannot be read: File name too long"
 
 
-@pytest.mark.parametrize("key", ["folder", "clips_folder"])
+@pytest.mark.parametrize("key", ["state_dir", "clips_folder"])
 @pytest.mark.parametrize(
     ("folder", "why"),
     [

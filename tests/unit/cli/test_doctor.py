@@ -78,7 +78,7 @@ def test_on_a_read_only_state_folder_it_is_measured_and_shown(tmp_path: Path) ->
     state, path = tmp_path / "state", tmp_path / "vedette.toml"
     state.mkdir()
     path.write_text(
-        f'[storage]\nfolder = "{state}"\n[selection]\ncandidates = []\nthreads_max = 1\n'
+        f'[storage]\nstate_dir = "{state}"\n[selection]\ncandidates = []\nthreads_max = 1\n'
         '[streams.kitchen]\nsource = "wav:x.wav"\nmodel = "small-speech"\nvariant = "3"\n'
     )
     mounted = ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o ro none "{state}" && exec "$@"', "sh"]

@@ -175,7 +175,7 @@ def test_a_database_that_cannot_be_read_leaves_an_old_export_as_it_is(tmp_path: 
 
 def test_the_folder_of_the_configuration(folder: Path, tmp_path: Path) -> None:
     config = tmp_path / "v.toml"
-    config.write_text(f'[storage]\nfolder = "{folder}"\n[streams.a]\nsource = "test:"\nmodel = "nanodet"\n')
+    config.write_text(f'[storage]\nstate_dir = "{folder}"\n[streams.a]\nsource = "test:"\nmodel = "nanodet"\n')
     assert len(lines(call("export", "-c", str(config)))) == 5
 
 

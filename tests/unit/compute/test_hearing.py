@@ -14,13 +14,13 @@ from agent.compute import hearing as module
 from agent.compute.hearing import AudioPerception
 from agent.compute.infer.null import NullBackend
 from agent.compute.track.keywords import answers_move
-from agent.config.stream import DecodeConfig, GateConfig, LadderConfig, StreamConfig, ZoneConfig
+from agent.config.stream import CascadeConfig, DecodeConfig, GateConfig, StreamConfig, ZoneConfig
 from agent.errors import ConfigError, ModelError
 from agent.models.files import ZOO
 from agent.models.library import open_model
 from agent.types import Samples
 from tests.support.house import person_model
-from tests.support.sound import RATE, chunks, ladder_model, quiet, tone_model, word
+from tests.support.sound import RATE, cascade_model, chunks, quiet, tone_model, word
 
 pytestmark = pytest.mark.numerics
 
@@ -124,32 +124,32 @@ def test_lost_sound_is_not_glued_together(tmp_path: Path) -> None:
 
 
 def test_a_deeper_variant_is_asked_when_the_first_is_unsure(tmp_path: Path) -> None:
-    path = ladder_model(tmp_path)
+    path = cascade_model(tmp_path)
     hearing = ear(path)
     assert [label for label, _ in hear(hearing, STORY)] == ["low", "high", "low"]
     assert hearing.used["3"] == 0
     assert hearing.used["12"] > 10
     assert hearing.answered_by == ("cpu", "12")
-    sure = ear(ladder_model(tmp_path, confidence=0.0))
+    sure = ear(cascade_model(tmp_path, confidence=0.0))
     assert hear(sure, STORY) == [], "the first exit is unsure of everything"
     assert sure.used["12"] == 0
     assert sure.answered_by == ("cpu", "3")
 
 
 def test_depths_give_what_a_variant_that_was_asked_for_gives(tmp_path: Path) -> None:
-    path = ladder_model(tmp_path, confidence=1.0)
+    path = cascade_model(tmp_path, confidence=1.0)
     assert hear(ear(path), STORY) == hear(ear(path, variant="12"), STORY)
     assert hear(ear(path, variant="3"), STORY) == []
 
 
 def test_the_budget_keeps_it_at_the_first_variant(tmp_path: Path) -> None:
-    hearing = ear(ladder_model(tmp_path), ladder=LadderConfig(budget_ms=1e-6))
+    hearing = ear(cascade_model(tmp_path), cascade=CascadeConfig(budget_ms=1e-6))
     hear(hearing, STORY)
     assert hearing.used["12"] <= 1, "once, to learn how long it takes"
 
 
 def test_a_hard_input_begins_deeper(tmp_path: Path) -> None:
-    hearing = ear(ladder_model(tmp_path, confidence=0.0, complexity=0.0))
+    hearing = ear(cascade_model(tmp_path, confidence=0.0, complexity=0.0))
     hear(hearing, STORY)
     assert hearing.used["3"] == 0
     assert hearing.used["12"] > 10
@@ -233,7 +233,7 @@ def test_a_front_end_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> N
 
 
 def test_a_word_that_has_been_told_is_no_news_and_asks_no_deeper_variant(tmp_path: Path) -> None:
-    hearing = ear(ladder_model(tmp_path, confidence=0.9999, first=3.0), gate=GateConfig(voice=False))
+    hearing = ear(cascade_model(tmp_path, confidence=0.9999, first=3.0), gate=GateConfig(voice=False))
     assert [label for label, _ in hear(hearing, np.concatenate((quiet(2), word("low", 5.0))))] == ["low"]
     before = hearing.used
     assert before["3"] > 20, "it was told and goes on"
@@ -243,7 +243,7 @@ def test_a_word_that_has_been_told_is_no_news_and_asks_no_deeper_variant(tmp_pat
 
 
 def test_sound_climbs_depths_only(tmp_path: Path) -> None:
-    path = ladder_model(tmp_path)
+    path = cascade_model(tmp_path)
     assert hear(ear(path, variant="auto"), STORY) == hear(ear(path), STORY)
     path.write_text(path.read_text().replace('after = "3"\n', ""))
     assert ear(path).used == {"12": 0}
@@ -252,7 +252,7 @@ def test_sound_climbs_depths_only(tmp_path: Path) -> None:
 
 
 def test_a_variant_that_was_asked_for_keeps_to_no_budget(tmp_path: Path) -> None:
-    hearing = ear(ladder_model(tmp_path), variant="12", ladder=LadderConfig(budget_ms=1e-6))
+    hearing = ear(cascade_model(tmp_path), variant="12", cascade=CascadeConfig(budget_ms=1e-6))
     assert [label for label, _ in hear(hearing, STORY)] == ["low", "high", "low"]
     assert hearing.used["3"] == 0
 
@@ -303,7 +303,7 @@ def test_a_threshold_changes_in_mid_stream_and_no_word_is_told_twice(tmp_path: P
 
 
 def test_a_depth_can_be_asked_for_in_mid_stream(tmp_path: Path) -> None:
-    hearing = ear(ladder_model(tmp_path), ladder=LadderConfig(1e6))
+    hearing = ear(cascade_model(tmp_path), cascade=CascadeConfig(1e6))
     hear(hearing, STORY)
     assert hearing.answered_by[1] == "12"
     for variant in ("3", "12"):

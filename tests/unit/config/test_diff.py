@@ -47,11 +47,11 @@ def test_what_waits_stays_as_it_is_and_the_rest_of_its_table_is_new() -> None:
     )
     held, waiting = keep_until_restart(OLD, wanted)
     assert held == replace(OLD, mqtt=MqttConfig(host="other"), storage=StorageConfig(spool_max_bytes=65536))
-    assert names(waiting) == ("device.name", "mqtt.prefix", "storage.folder")
+    assert names(waiting) == ("device.name", "mqtt.prefix", "storage.state_dir")
     assert describe_pending([*waiting, ("storage", "durability")]) == [
         "[device] name waits for a restart",
         "[mqtt] prefix waits for a restart",
-        "[storage] folder, durability wait for a restart",
+        "[storage] state_dir, durability wait for a restart",
     ]
 
 

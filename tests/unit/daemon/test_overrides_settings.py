@@ -12,7 +12,7 @@ from agent.daemon.overrides import settings_of
 from agent.daemon.perception import open_perception
 from tests.support.house import person_model
 from tests.support.sizes import sizes_model
-from tests.support.sound import ladder_model, tone_model
+from tests.support.sound import cascade_model, tone_model
 
 SQUARE = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0))
 SEEN: dict[str, Any] = {"64": [(0.9, (0.0, 0.0, 1.0, 1.0))], "32": []}
@@ -45,7 +45,7 @@ def test_every_variant_that_is_offered_can_be_opened_and_no_other(tmp_path: Path
     model = {
         "sizes": lambda: sizes_model(tmp_path, SEEN),
         "unlearned": lambda: sizes_model(tmp_path, SEEN, None),
-        "depths": lambda: ladder_model(tmp_path),
+        "depths": lambda: cascade_model(tmp_path),
         "tones": lambda: tone_model(tmp_path),
         "person": lambda: person_model(tmp_path),
     }[kind]()

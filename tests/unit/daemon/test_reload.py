@@ -284,14 +284,14 @@ def test_new_bounds_of_the_spool_and_of_clips_are_taken_up_and_what_waits_is_sai
     with caplog.at_level(logging.INFO, "agent.daemon.reload"):
         ReloadPlan(house, replace(house.config, storage=small), waiting=(("device", "name"),)).apply()
         wait_for(lambda: house.spool.stats().bytes <= 65536)
-        ReloadPlan(house, house.config, waiting=(("storage", "folder"), ("storage", "clips_folder"))).apply()
+        ReloadPlan(house, house.config, waiting=(("storage", "state_dir"), ("storage", "clips_folder"))).apply()
         waited = house.pending_restart
         ReloadPlan(house, house.config).apply()
     assert [len(waited), len(house.pending_restart)] == [2, 0]
     told = [record for record in caplog.records if record.name == "agent.daemon.reload"]
     assert [record.getMessage() for record in told] == [
         "reloaded: [storage] spool_max_bytes; [device] name waits for a restart",
-        "reloaded: [storage] folder, clips_folder wait for a restart",
+        "reloaded: [storage] state_dir, clips_folder wait for a restart",
         "reloaded: nothing has changed",
     ]
     assert [record.levelname for record in told] == ["WARNING", "WARNING", "INFO"]

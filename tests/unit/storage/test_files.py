@@ -133,7 +133,7 @@ def test_the_state_folder_is_expanded_and_created(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("STATE_DIRECTORY", f"{tmp_path}/state:{tmp_path}/other")
-    assert state_folder(StorageConfig(folder=given)) == tmp_path / expected
+    assert state_folder(StorageConfig(state_dir=given)) == tmp_path / expected
     assert (tmp_path / expected).is_dir()
 
 
@@ -142,7 +142,7 @@ def test_without_systemd_it_is_in_the_home(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("STATE_DIRECTORY", raising=False)
     assert state_folder(StorageConfig()) == tmp_path / ".local/state/vedette"
     with pytest.raises(StorageError, match=r"\$STATE_DIRECTORY is not set"):
-        state_folder(StorageConfig(folder="$STATE_DIRECTORY/x"))
+        state_folder(StorageConfig(state_dir="$STATE_DIRECTORY/x"))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_clips_lie_in_the_state_folder_or_where_they_are_wanted(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("STATE_DIRECTORY", f"{tmp_path}/state:{tmp_path}/other")
-    assert clips_path(StorageConfig(folder=folder, clips_folder=clips)) == tmp_path / expected
+    assert clips_path(StorageConfig(state_dir=folder, clips_folder=clips)) == tmp_path / expected
     assert list(tmp_path.iterdir()) == [], "nothing is created"
 
 
@@ -173,7 +173,7 @@ def test_clips_without_a_place_are_an_error_that_names_the_key(monkeypatch: pyte
 
 def test_a_user_that_does_not_exist_has_no_home() -> None:
     with pytest.raises(StorageError, match=r"~nobody-of-that-name/x.*set it to a full path"):
-        state_folder(StorageConfig(folder="~nobody-of-that-name/x"))
+        state_folder(StorageConfig(state_dir="~nobody-of-that-name/x"))
 
 
 @pytest.mark.parametrize(
@@ -181,13 +181,13 @@ def test_a_user_that_does_not_exist_has_no_home() -> None:
     [
         ("file", r"file: cannot be used as the state folder: it is a file; move that away, or set \[storage\]"),
         ("file/state", r"file/state: cannot be used as the state folder: \S+/file is a file; move that away"),
-        ("n" * 300, "File name too long; set .storage. folder to another place"),
+        ("n" * 300, "File name too long; set .storage. state_dir to another place"),
     ],
 )
 def test_a_state_folder_that_cannot_be_one_is_named_with_advice(tmp_path: Path, folder: str, why: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=why):
-        state_folder(StorageConfig(folder=str(tmp_path / folder)))
+        state_folder(StorageConfig(state_dir=str(tmp_path / folder)))
 
 
 def test_a_state_folder_that_is_not_ours_wants_write_access(
@@ -198,7 +198,7 @@ def test_a_state_folder_that_is_not_ours_wants_write_access(
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(StorageError, match="Permission denied; give the user that runs vedette write access"):
-        state_folder(StorageConfig(folder=str(tmp_path)))
+        state_folder(StorageConfig(state_dir=str(tmp_path)))
 
 
 def test_a_passing_file_is_replaced_as_a_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_root_does_not_run_in_the_state_folder_of_another_user(tmp_path: Path) -
     os.chown(tmp_path, 65534, 65534)
     expected = f"{tmp_path}: belongs to the user nobody; .* sudo -u nobody vedette run"
     with pytest.raises(StorageError, match=expected):
-        state_folder(StorageConfig(folder=str(tmp_path)))
+        state_folder(StorageConfig(state_dir=str(tmp_path)))
     check_state_folder(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

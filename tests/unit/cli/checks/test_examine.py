@@ -26,7 +26,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[Tried]:
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "vedette.toml"
     path.write_text(
-        f'[storage]\nfolder = "{tmp_path}"\n[streams.front]\nsource = "test:"\nmodel = "nanodet"\n',
+        f'[storage]\nstate_dir = "{tmp_path}"\n[streams.front]\nsource = "test:"\nmodel = "nanodet"\n',
     )
     return path
 
@@ -94,7 +94,7 @@ def test_a_section_that_is_well_is_as_it_is(tmp_path: Path) -> None:
 def test_measuring_anew_is_kept_in_the_state_folder_and_told_the_next_time(tmp_path: Path) -> None:
     config, state = tmp_path / "vedette.toml", tmp_path / "new" / "state"
     config.write_text(
-        f'[storage]\nfolder = "{state}"\n[selection]\ncandidates = []\nthreads_max = 1\n'
+        f'[storage]\nstate_dir = "{state}"\n[selection]\ncandidates = []\nthreads_max = 1\n'
         '[streams.kitchen]\nsource = "wav:x.wav"\nmodel = "small-speech"\nvariant = "3"\n'
     )
     root = pi4(tmp_path / "root")

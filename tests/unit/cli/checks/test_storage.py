@@ -39,17 +39,17 @@ def test_the_folder_of_the_unit_is_meant_where_systemd_has_made_it(
     assert str(tmp_path / "var/lib/vedette") in of_folder(StorageConfig(), tmp_path).value
     other = tmp_path / "other"
     other.mkdir()
-    assert str(other) in of_folder(StorageConfig(folder=str(other)), tmp_path).value
+    assert str(other) in of_folder(StorageConfig(state_dir=str(other)), tmp_path).value
 
 
 def test_nothing_is_created(tmp_path: Path) -> None:
-    of_folder(StorageConfig(folder=str(tmp_path / "state")), tmp_path)
+    of_folder(StorageConfig(state_dir=str(tmp_path / "state")), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_has_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STATE_DIRECTORY", raising=False)
-    found = of_folder(StorageConfig(folder="$STATE_DIRECTORY"), tmp_path)
+    found = of_folder(StorageConfig(state_dir="$STATE_DIRECTORY"), tmp_path)
     assert found.state == "warning"
     assert "$STATE_DIRECTORY is not set" in found.advice
 
@@ -75,7 +75,7 @@ def test_a_board_without_a_battery_is_told_so() -> None:
 
 
 def test_of_this_machine(tmp_path: Path) -> None:
-    assert [one.name for one in findings(StorageConfig(folder=str(tmp_path)), tmp_path)] == [
+    assert [one.name for one in findings(StorageConfig(state_dir=str(tmp_path)), tmp_path)] == [
         "state folder",
         "clock",
     ]
@@ -83,7 +83,7 @@ def test_of_this_machine(tmp_path: Path) -> None:
 
 def test_what_commands_have_set_and_whether_it_can_be_read(tmp_path: Path) -> None:
     def found() -> Finding | None:
-        told = list(of_commands(StorageConfig(folder=str(tmp_path)), Path("/")))
+        told = list(of_commands(StorageConfig(state_dir=str(tmp_path)), Path("/")))
         return told[0] if told else None
 
     config = Config({"front": StreamConfig("test:", "nanodet")})
@@ -108,12 +108,12 @@ def test_what_commands_have_set_and_whether_it_can_be_read(tmp_path: Path) -> No
 
 
 def test_whether_clips_can_be_saved(tmp_path: Path) -> None:
-    config = StorageConfig(folder=str(tmp_path), clips_keep_free_bytes=0)
+    config = StorageConfig(state_dir=str(tmp_path), clips_keep_free_bytes=0)
     told = of_clips(config, Path("/"))
     assert told.state == "ok"
     assert re.fullmatch(rf"{tmp_path}/clips, \d+ MB of clips at most", told.value)
     assert list(tmp_path.iterdir()) == [], "nothing is created"
-    full = StorageConfig(folder=str(tmp_path), clips_keep_free_bytes=1 << 60)
+    full = StorageConfig(state_dir=str(tmp_path), clips_keep_free_bytes=1 << 60)
     assert (of_clips(full, Path("/")).state, "MB are free" in of_clips(full, Path("/")).value) == (
         "problem",
         True,
@@ -128,6 +128,6 @@ def test_whether_clips_can_be_saved(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_clips_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = StorageConfig(folder=str(tmp_path), clips_folder="/proc/self", clips_keep_free_bytes=0)
+    config = StorageConfig(state_dir=str(tmp_path), clips_folder="/proc/self", clips_keep_free_bytes=0)
     told = of_clips(config, Path("/"))
     assert (told.state, "clips cannot be saved there" in told.value) == ("problem", True)

@@ -14,7 +14,7 @@ from agent.compute.cascade.early_exit import EarlyExitModel
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.session import Session, SessionOptions
 from agent.compute.manifest import Model
-from agent.config.stream import LadderConfig, StreamConfig
+from agent.config.stream import CascadeConfig, StreamConfig
 from agent.models.library import open_whole_model
 from agent.types import Array
 
@@ -42,7 +42,7 @@ def climb(
         for variant, enough in zip(model.manifest.variants, (None, *confidences), strict=True)
     ]
     manifest = replace(model.manifest, variants=tuple(variants))
-    return EarlyExitModel(session, manifest, replace(CONFIG, ladder=LadderConfig(budget_ms=budget_ms)))
+    return EarlyExitModel(session, manifest, replace(CONFIG, cascade=CascadeConfig(budget_ms=budget_ms)))
 
 
 def noise(seed: int) -> Array:

@@ -14,15 +14,15 @@ RUNGS = (
 
 
 def test_the_first_answer_is_looked_at_where_the_complexity_says() -> None:
-    ladder = ExitPolicy(RUNGS, 10**9)
-    assert [ladder.first(c) for c in (0.0, 0.3, 0.31, 0.7, 0.9, 1.0)] == [0, 0, 1, 1, 2, 2]
+    cascade = ExitPolicy(RUNGS, 10**9)
+    assert [cascade.first(c) for c in (0.0, 0.3, 0.31, 0.7, 0.9, 1.0)] == [0, 0, 1, 1, 2, 2]
     assert ExitPolicy(RUNGS[:2], 10**9).first(1.0) == 1, "the deepest there is"
 
 
 def test_it_goes_on_below_the_learned_confidence_and_never_beyond_the_last() -> None:
-    ladder = ExitPolicy(RUNGS, 10**9)
-    assert [ladder.needs_deeper(0, c, 0) for c in (0.0, 0.89, 0.9, 1.0)] == [True, True, False, False]
-    assert not ladder.needs_deeper(2, 0.0, 0)
+    cascade = ExitPolicy(RUNGS, 10**9)
+    assert [cascade.needs_deeper(0, c, 0) for c in (0.0, 0.89, 0.9, 1.0)] == [True, True, False, False]
+    assert not cascade.needs_deeper(2, 0.0, 0)
 
 
 @given(
@@ -34,15 +34,15 @@ def test_it_goes_on_below_the_learned_confidence_and_never_beyond_the_last() -> 
 def test_no_variant_is_begun_that_exceeds_the_budget(
     times: list[int], budget: int, confidences: list[float], complexity: float
 ) -> None:
-    ladder = ExitPolicy(RUNGS, budget)
+    cascade = ExitPolicy(RUNGS, budget)
     for index, ns in enumerate(times):
-        ladder.record_latency(index, ns)
+        cascade.record_latency(index, ns)
     spent, index = times[0], 0
-    first = ladder.first(complexity)
+    first = cascade.first(complexity)
     ran = [0]
     while index + 1 < len(RUNGS):
-        on_the_way = index < first and ladder.fits_budget(index + 1, spent)
-        if not on_the_way and not ladder.needs_deeper(index, confidences[index], spent):
+        on_the_way = index < first and cascade.fits_budget(index + 1, spent)
+        if not on_the_way and not cascade.needs_deeper(index, confidences[index], spent):
             break
         index += 1
         spent += times[index]
@@ -52,40 +52,40 @@ def test_no_variant_is_begun_that_exceeds_the_budget(
 
 
 def test_the_usual_time_follows_what_is_measured() -> None:
-    ladder = ExitPolicy(RUNGS, 100)
-    ladder.record_latency(1, 90)
-    assert ladder.needs_deeper(0, 0.0, 10)
-    assert not ladder.needs_deeper(0, 0.0, 11)
+    cascade = ExitPolicy(RUNGS, 100)
+    cascade.record_latency(1, 90)
+    assert cascade.needs_deeper(0, 0.0, 10)
+    assert not cascade.needs_deeper(0, 0.0, 11)
     for _ in range(100):
-        ladder.record_latency(1, 10)
-    assert ladder.needs_deeper(0, 0.0, 85)
+        cascade.record_latency(1, 10)
+    assert cascade.needs_deeper(0, 0.0, 85)
 
 
 @given(slow=st.integers(101, 100_000), times=st.integers(1, 5))
 def test_a_variant_that_was_slow_by_chance_comes_back(slow: int, times: int) -> None:
-    ladder = ExitPolicy(RUNGS, 100)
+    cascade = ExitPolicy(RUNGS, 100)
     for _ in range(times):
-        ladder.record_latency(1, slow)
+        cascade.record_latency(1, slow)
     refused = 0
-    while not ladder.needs_deeper(0, 0.0, 50):
+    while not cascade.needs_deeper(0, 0.0, 50):
         refused += 1
         assert refused <= 200
-    ladder.record_latency(1, 40)
-    assert all(ladder.needs_deeper(0, 0.0, 50) for _ in range(10)), "what was measured anew is what counts"
+    cascade.record_latency(1, 40)
+    assert all(cascade.needs_deeper(0, 0.0, 50) for _ in range(10)), "what was measured anew is what counts"
 
 
 @given(slow=st.integers(101, 100_000))
 def test_a_variant_that_is_slow_is_tried_rarely(slow: int) -> None:
-    ladder = ExitPolicy(RUNGS, 100)
+    cascade = ExitPolicy(RUNGS, 100)
     tried = 0
     for _ in range(1000):
-        if ladder.needs_deeper(0, 0.0, 0):
+        if cascade.needs_deeper(0, 0.0, 0):
             tried += 1
-            ladder.record_latency(1, slow)
+            cascade.record_latency(1, slow)
     assert tried <= 1 + 1000 // 200
 
 
 def test_nothing_is_tried_again_when_the_budget_is_spent() -> None:
-    ladder = ExitPolicy(RUNGS, 100)
-    ladder.record_latency(1, 1000)
-    assert not any(ladder.needs_deeper(0, 0.0, 101) for _ in range(1000))
+    cascade = ExitPolicy(RUNGS, 100)
+    cascade.record_latency(1, 1000)
+    assert not any(cascade.needs_deeper(0, 0.0, 101) for _ in range(1000))

@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.compute.cascade.policy import SizeLadder
+from agent.compute.cascade.policy import SizeCascade
 from agent.compute.cascade.resolution import _placed
 from agent.compute.infer.image_input import Placement
 from agent.compute.vision import VideoPerception
-from agent.config.stream import DecodeConfig, GateConfig, LadderConfig, StreamConfig
+from agent.config.stream import CascadeConfig, DecodeConfig, GateConfig, StreamConfig
 from agent.errors import ModelError
 from agent.models.library import open_model
 from agent.types import Detection, Frame, Keypoint, StreamResult
 from tests.support.house import person_model
 from tests.support.sizes import LEFT, RIGHT, Things, sizes_model
-from tests.support.sound import ladder_model
+from tests.support.sound import cascade_model
 
 SURE: Things = [(0.95, LEFT)]
 UNSURE: Things = [(0.95, LEFT), (0.35, RIGHT)]
@@ -27,9 +27,9 @@ BOTH: Things = [(0.95, LEFT), (0.9, RIGHT)]
 @pytest.fixture
 def steady(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes take the time that they would in life: these models take none."""
-    real = SizeLadder.record_latency
+    real = SizeCascade.record_latency
     monkeypatch.setattr(
-        SizeLadder, "record_latency", lambda self, index, ns: real(self, index, 1000 * (index + 1))
+        SizeCascade, "record_latency", lambda self, index, ns: real(self, index, 1000 * (index + 1))
     )
 
 
@@ -119,7 +119,7 @@ def test_each_size_has_a_placement_of_its_own(tmp_path: Path) -> None:
 
 def test_the_budget_is_for_all_sizes_together(tmp_path: Path) -> None:
     path = sizes_model(tmp_path, {"32": BOTH, "24": UNSURE, "16": UNSURE})
-    vision = eye(path, ladder=LadderConfig(budget_ms=1e-6))
+    vision = eye(path, cascade=CascadeConfig(budget_ms=1e-6))
     look(vision, 10)
     assert vision.answered_by == ("cpu", "16")
     assert vision.used["16"] >= 7, "each other at most once, to learn how long it takes"
@@ -141,7 +141,7 @@ def test_without_auto_the_largest_answers_alone(tmp_path: Path) -> None:
     assert boxes(look(eye(path, variant="16"), 10)) == [LEFT]
 
 
-def test_auto_without_a_ladder_says_what_to_do(tmp_path: Path) -> None:
+def test_auto_without_a_cascade_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"sizes: variant = 'auto' .* `vedette models calibrate`, or name one of 32, 16"
     ):
@@ -151,7 +151,7 @@ def test_auto_without_a_ladder_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_pictures_do_not_climb_depths(tmp_path: Path) -> None:
-    model = open_model(str(ladder_model(tmp_path)), "auto")
+    model = open_model(str(cascade_model(tmp_path)), "auto")
     with pytest.raises(ModelError, match="pictures climb sizes, and variant '12' goes on from another"):
         VideoPerception("front", StreamConfig("test:", "m", variant="auto"), model)
 

@@ -13,7 +13,7 @@ from agent.cli.main import vedette
 from agent.models.files import ZOO
 from agent.models.library import open_model
 from agent.optimise.calibrate.exits import CalibrationResult, ExitCalibrator
-from tests.support.sound import RATE, ladder_model, quiet, tone_model, word
+from tests.support.sound import RATE, cascade_model, quiet, tone_model, word
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def call(*args: object) -> Result:
 
 
 def test_what_is_learned_stands_in_the_manifest_and_is_used(tmp_path: Path, data: Path) -> None:
-    model = ladder_model(tmp_path, confidence=0.5)
+    model = cascade_model(tmp_path, confidence=0.5)
     done = call(model, data, "--json")
     assert done.exit_code == 0, done.output
     lesson = msgspec.json.decode(done.stdout)
@@ -46,12 +46,12 @@ def test_what_is_learned_stands_in_the_manifest_and_is_used(tmp_path: Path, data
     variants = {variant["name"]: variant for variant in tomllib.loads(model.read_text())["variants"]}
     assert variants["3"]["confidence"] == pytest.approx(lesson["learned"]["chosen"]["thresholds"][0], abs=1e-5)
     assert "confidence" not in variants["12"]
-    assert open_model(str(model)).manifest.ladder[0].temperature == variants["3"]["temperature"]
+    assert open_model(str(model)).manifest.cascade[0].temperature == variants["3"]["temperature"]
 
 
 def test_a_table_and_a_picture(tmp_path: Path, data: Path) -> None:
     pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
-    model, picture, out = ladder_model(tmp_path), tmp_path / "curve.png", tmp_path / "new.toml"
+    model, picture, out = cascade_model(tmp_path), tmp_path / "curve.png", tmp_path / "new.toml"
     before = model.read_text()
     done = call(model, data, "--picture", picture, "--out", out)
     assert done.exit_code == 0, done.output
@@ -73,14 +73,14 @@ def test_a_picture_that_cannot_be_drawn_is_refused_first(
     tmp_path: Path, data: Path, picture: str, why: str
 ) -> None:
     pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
-    model = ladder_model(tmp_path)
+    model = cascade_model(tmp_path)
     before = model.read_text()
     assert why in str(call(model, data, "--picture", tmp_path / picture).exception)
     assert model.read_text() == before
 
 
 def test_elsewhere_the_manifest_has_its_files_beside_it(tmp_path: Path, data: Path) -> None:
-    model, elsewhere = ladder_model(tmp_path), tmp_path / "elsewhere"
+    model, elsewhere = cascade_model(tmp_path), tmp_path / "elsewhere"
     elsewhere.mkdir()
     (tmp_path / "names.txt").write_text("low\nhigh\nsilence\n")
     model.write_text(model.read_text().replace('["low", "high", "silence"]', '"names.txt"'))
@@ -106,13 +106,13 @@ def test_a_bundled_model_stays_as_it_is(data: Path) -> None:
 
 @pytest.mark.parametrize("out", ["/dev/full", "other", "depths.tflite"])
 def test_only_a_manifest_is_written(tmp_path: Path, data: Path, out: str) -> None:
-    refused = call(ladder_model(tmp_path), data, "--out", tmp_path / out)
+    refused = call(cascade_model(tmp_path), data, "--out", tmp_path / out)
     assert refused.exit_code == 2
     assert "ends in .toml" in refused.output
 
 
 def test_recordings_that_teach_nothing_are_refused(tmp_path: Path, data: Path) -> None:
-    model = ladder_model(tmp_path)
+    model = cascade_model(tmp_path)
     before = model.read_text()
     soundfile.write(data / "low" / "short.wav", np.zeros(80, np.int16), RATE)
     refused = str(call(model, data).exception)
@@ -126,7 +126,7 @@ def test_recordings_that_teach_nothing_are_refused(tmp_path: Path, data: Path) -
 
 
 def test_a_loss_on_other_recordings_is_told(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = ladder_model(tmp_path)
+    model = cascade_model(tmp_path)
     assert call(model, data).stderr == ""
     monkeypatch.setattr(CalibrationResult, "lost", 0.05)
     done = call(model, data, "--loss", 2)
@@ -135,7 +135,7 @@ def test_a_loss_on_other_recordings_is_told(tmp_path: Path, data: Path, monkeypa
 
 
 def test_bad_data_is_refused_and_the_manifest_stays(tmp_path: Path, data: Path) -> None:
-    model = ladder_model(tmp_path)
+    model = cascade_model(tmp_path)
     before = model.read_text()
     (data / "strange").mkdir()
     assert "no label is called strange" in str(call(model, data).exception)
@@ -156,7 +156,7 @@ def test_a_model_without_depths_has_nothing_to_learn(tmp_path: Path, data: Path)
 
 
 def test_each_window_holds_the_word(tmp_path: Path) -> None:
-    pupil = ExitCalibrator(str(ladder_model(tmp_path)))
+    pupil = ExitCalibrator(str(cascade_model(tmp_path)))
     answers = list(pupil.answers_to(word("low", 0.15)))
     whole = [np.argmax(variants[1]) for holds, variants in answers if holds]
     assert 1 <= len(whole) < len(answers)
