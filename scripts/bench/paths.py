@@ -1,0 +1,144 @@
+"""Count the files of `agent/` that a frame runs through to an acknowledged event, and a command to its answer.
+
+The daemon runs in a process with a profiler in every thread, on the packaged clip, with a real mosquitto. A file
+counts if at least one of its functions is called. For the frame: in all threads but the daemon's own, for two
+seconds up to the acknowledgement of an event. For the command, of a stream that is off: in all threads from its
+arrival to its answer, without the functions that the daemon's own thread calls by the clock. What runs at import
+does not count.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import common
+
+AGENT = str(common.ROOT / "agent") + os.sep
+FRAME_MOST, COMMAND_MOST = 40, 20
+
+
+def main() -> None:
+    common.arguments(__doc__ or "").parse_args()
+    with tempfile.TemporaryDirectory() as name, common.mosquitto() as port:
+        folder = Path(name)
+        frame = {file for own, file, _ in counted(folder / "frame", port, wait_event) if not own}
+        idle = {one for one in counted(folder / "idle", port, wait) if one[0]}
+        command = {file for _, file, _ in counted(folder / "command", port, send_command) - idle}
+    for what, files in (("frame", frame), ("command", command)):
+        print(f"{what}: {len(files)} files")
+        print("\n".join(f"  {file}" for file in sorted(files)))
+    figures = {"frame_files": float(len(frame)), "command_files": float(len(command))}
+    targets = {"frame_files": f"<= {FRAME_MOST}", "command_files": f"<= {COMMAND_MOST}"}
+    meets = len(frame) <= FRAME_MOST and len(command) <= COMMAND_MOST
+    common.conclude("paths", figures, targets, meets)
+
+
+def counted(folder: Path, port: int, occasion: Any) -> set[tuple[bool, str, str]]:
+    """Return what ran between two signals to a daemon of its own: whether in its own thread, file, function."""
+    folder.mkdir()
+    config, out = folder / "vedette.toml", folder / "files"
+    config.write_text(
+        f'[mqtt]\nhost = "127.0.0.1"\nport = {port}\ncommands = true\n[device]\nname = "{folder.name}"\n'
+        f'[storage]\nstate_dir = "{folder / "state"}"\n[health]\nevery_s = 600\n[selection]\nafter_s = 100000\n'
+        f'[streams.bench]\nsource = "file:{common.CLIP}?pace=realtime&loop=1"\nmodel = "nanodet"\n',
+        encoding="utf-8",
+    )
+    env = {**os.environ, "PYTHONPATH": str(common.ROOT)}
+    daemon = subprocess.Popen([sys.executable, __file__, "--run", str(config), str(out)], env=env)
+    try:
+        occasion(folder.name, port, daemon)
+        daemon.send_signal(signal.SIGUSR2)
+        for _ in range(100):
+            if out.exists():
+                rows = out.read_text(encoding="utf-8").splitlines()
+                return {(row[0] == "+", *row[1:].split("\t")) for row in rows}  # type: ignore[misc]
+            time.sleep(0.1)
+        raise SystemExit("the daemon has not told its files")
+    finally:
+        daemon.terminate()
+        daemon.wait()
+
+
+def wait_event(device: str, port: int, daemon: subprocess.Popen[bytes]) -> None:
+    """Profile two seconds, and on until an event has come and had time to be acknowledged."""
+    messages = events(port, device)
+    next(messages)
+    daemon.send_signal(signal.SIGUSR1)
+    began = time.monotonic_ns()
+    while next(messages) < began + 2e9:
+        pass
+    time.sleep(0.3)
+
+
+def switched_off(device: str, port: int, daemon: subprocess.Popen[bytes]) -> list[str]:
+    """Switch the stream off, wait, begin to profile; return how a command to it begins."""
+    next(events(port, device))
+    ask = [sys.executable, "-m", "agent", "command", "--host", "127.0.0.1", "--port", str(port), device, "bench"]
+    subprocess.run([*ask, "enabled", "off"], check=True, cwd=common.ROOT, stdout=subprocess.DEVNULL)
+    time.sleep(2)
+    daemon.send_signal(signal.SIGUSR1)
+    return ask
+
+
+def wait(device: str, port: int, daemon: subprocess.Popen[bytes]) -> None:
+    """Profile a daemon with nothing to do."""
+    switched_off(device, port, daemon)
+    time.sleep(12)
+
+
+def send_command(device: str, port: int, daemon: subprocess.Popen[bytes]) -> None:
+    """Profile one command, of a stream that is off, so that no frame is counted."""
+    ask = switched_off(device, port, daemon)
+    subprocess.run([*ask, "threshold", "0.4"], check=True, cwd=common.ROOT, stdout=subprocess.DEVNULL)
+
+
+def events(port: int, device: str) -> Iterator[int]:
+    """Yield when each event of a device comes, in ns of the monotonic clock, for a minute."""
+    from agent.comms.consumer.client import BrokerOptions
+    from agent.comms.consumer.subscribe import Subscriber
+
+    subscriber = Subscriber(BrokerOptions("127.0.0.1", port))
+    subscriber.start()
+    for message in subscriber.messages(time.monotonic() + 60):
+        if message is not None and message.device == device and message.kind == "events":
+            yield message.received_ns
+
+
+def run(config: str, out: str) -> None:
+    """Run the daemon with a profiler, which SIGUSR1 turns on and SIGUSR2 off."""
+    seen: set[tuple[bool, str, str]] = set()
+    on, own = threading.Event(), threading.get_ident()
+
+    def profile(frame: FrameType, event: str, _: Any) -> None:
+        code = frame.f_code
+        if event == "call" and on.is_set() and code.co_filename.startswith(AGENT):
+            seen.add((threading.get_ident() == own, code.co_filename, code.co_qualname))
+
+    def off(*_: Any) -> None:
+        on.clear()
+        rows = [f"{'-+'[main]}{file.removeprefix(AGENT)}\t{name}" for main, file, name in seen]
+        Path(out + ".new").write_text("\n".join(rows), encoding="utf-8")
+        Path(out + ".new").replace(out)
+
+    signal.signal(signal.SIGUSR1, lambda *_: on.set())
+    signal.signal(signal.SIGUSR2, off)
+    threading.setprofile(profile)
+    sys.setprofile(profile)
+    sys.argv = ["vedette", "run", "-c", config]
+    from agent.__main__ import main as vedette
+
+    vedette()
+
+
+if __name__ == "__main__":
+    run(*sys.argv[2:]) if "--run" in sys.argv else main()
