@@ -147,7 +147,7 @@ def mid_of(packet: Packet) -> int:
 
 
 def topic_of(packet: Packet) -> str:
-    """The topic of a PUBLISH; empty where only its alias was sent."""
+    """Return the topic of a PUBLISH."""
     return packet.body[2 : 2 + int.from_bytes(packet.body[:2], "big")].decode()
 
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from agent.comms.mqtt import reasons
 from agent.comms.mqtt.cleanup import PublishedNames, RetainedCleaner, StaleCounts
 from agent.comms.mqtt.connection import Connection, WakeupPipe
 from agent.comms.mqtt.endpoint import shown_host
@@ -110,7 +109,7 @@ class BrokerEndpoint:
         """
         self.where = address(config)
         self._config, self._client_id, self._will, self._synchronised = config, client_id, will, synchronised
-        self._protocol, self._aliases = ProtocolChoice(config.protocol), True
+        self._protocol = ProtocolChoice(config.protocol)
 
     def clean(self, states: RetainedTopics, topics: Topics, memory: PublishedNames) -> None:
         """Prepare to put right what runs before have left there.
@@ -136,7 +135,7 @@ class BrokerEndpoint:
         """
         while True:
             current = self._protocol.current
-            connection = Connection(self._config, self._client_id, current, self._will, aliases=self._aliases)
+            connection = Connection(self._config, self._client_id, current, self._will)
             try:
                 connection.open(wake, left(), self._protocol.patience_s, self._synchronised)
             except BrokerError as error:
@@ -145,11 +144,6 @@ class BrokerEndpoint:
             else:
                 self._protocol.worked()
                 return connection
-
-    def ended(self, connection: Connection) -> None:
-        """Learn from how a connection to it ended."""
-        if connection.lost_code == reasons.ALIAS_INVALID:
-            self._aliases = False  # it said that it takes them
 
     @property
     def reconnect_max_s(self) -> float:
@@ -395,9 +389,8 @@ class BrokerFailover:
         """What such an error is to a user."""
         return self._current.said(error)
 
-    def lost(self, connection: Connection) -> bool:
+    def lost(self) -> bool:
         """The connection to the current one is lost; whether to try another now."""
-        self._current.ended(connection)
         return self._order.lost(time.monotonic())
 
     def is_better_there(self) -> bool:

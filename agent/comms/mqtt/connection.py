@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from agent.comms.mqtt import reasons
 from agent.comms.mqtt.paho_client import Client, Protocol, Will
-from agent.comms.mqtt.properties import Kind, PublishPropertiesFactory, ServerLimits, of_answer, read_offer
+from agent.comms.mqtt.properties import Kind, PublishProperties, ServerLimits, read_limits, reply_properties
 from agent.comms.mqtt.reasons import RefusedError, UnansweredError
 from agent.comms.mqtt.subscriptions import RetainedSubscription, Subscriptions
 from agent.comms.mqtt.tls import Synchronised, explained, uses_tls
@@ -133,15 +133,7 @@ class Connection:
         subscriptions: of this connection.
     """
 
-    def __init__(
-        self,
-        config: MqttConfig,
-        client_id: str,
-        protocol: Protocol,
-        will: Will,
-        *,
-        aliases: bool = True,
-    ) -> None:
+    def __init__(self, config: MqttConfig, client_id: str, protocol: Protocol, will: Will) -> None:
         """Prepare a connection.
 
         Args:
@@ -149,12 +141,11 @@ class Connection:
             client_id: who we are.
             protocol: to speak.
             will: topic and payload that the broker retains when we vanish; None: nothing.
-            aliases: use topic aliases if the broker says that it takes them.
 
         Raises:
             ConfigError: a file that the configuration names cannot be used.
         """
-        self._config, self._use_aliases = config, aliases
+        self._config = config
         self.lost, self.lost_code = "", 0
         self._offer, self.window, self.max_packet = ServerLimits(config.inflight), config.inflight, 0
         self._answer: int | None = None
@@ -162,7 +153,7 @@ class Connection:
         self._acknowledged: list[PubAck] = []
         self._unanswered: set[int] = set()
         self._is_5 = protocol == "5"
-        self._envelopes = PublishPropertiesFactory(config.event_expiry_s, 0, mqtt_5=self._is_5)
+        self._properties = PublishProperties(config.event_expiry_s) if self._is_5 else None
         self._client = Client(config, client_id, protocol, will)
         self.subscriptions = Subscriptions(self._client, mqtt_5=self._is_5)
         self._client.on_connect, self._client.on_disconnect = self._on_connect, self._on_disconnect
@@ -221,13 +212,8 @@ class Connection:
         Raises:
             ValueError: no broker can take it: a wildcard in the topic, or too large for the protocol.
         """
-        envelope = self._envelopes.of(topic, payload, kind)
-        properties: Any = envelope.properties
-        try:
-            mid = self._client.publish(envelope.topic, payload, min(qos, self._offer.qos), retain, properties).mid
-        except ValueError:
-            self._envelopes.forget(topic)
-            raise
+        properties: Any = self._properties.select(payload, kind) if self._properties is not None else None
+        mid = self._client.publish(topic, payload, min(qos, self._offer.qos), retain, properties).mid
         # Of the others paho says by itself that they are published; and numbers come round: what has waited for
         # its answer so long is sent again on the next connection.
         (self._unanswered.add if qos else self._unanswered.discard)(mid)
@@ -239,7 +225,7 @@ class Connection:
         Raises:
             ValueError: see `publish`.
         """
-        self._client.publish(topic, payload, 0, properties=of_answer(correlation) if self._is_5 else None)
+        self._client.publish(topic, payload, 0, properties=reply_properties(correlation) if self._is_5 else None)
 
     def look(self, pattern: str) -> RetainedSubscription:
         """Ask for what the broker retains under a pattern."""
@@ -314,10 +300,8 @@ class Connection:
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         self._answer = int(reason.value)
         self._words = getattr(properties, "ReasonString", "")
-        self._offer = read_offer(properties, self._config.inflight)
+        self._offer = read_limits(properties, self._config.inflight)
         self.window, self.max_packet = self._offer.window, self._offer.max_packet
-        aliases = self._offer.aliases if self._use_aliases else 0
-        self._envelopes = PublishPropertiesFactory(self._config.event_expiry_s, aliases, mqtt_5=self._is_5)
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         code = int(reason.value)

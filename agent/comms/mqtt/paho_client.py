@@ -74,7 +74,9 @@ class Client(paho.Client):
         self._guard: HandshakeTimeout | None = None
         self.max_inflight_messages_set(0)  # unlimited: whoever publishes keeps the broker's window
         if will is not None:
-            self.will_set(*will, qos=1, retain=True, properties=properties.of_will() if self._is_5 else None)
+            self.will_set(
+                *will, qos=1, retain=True, properties=properties.will_properties() if self._is_5 else None
+            )
         self.ws_set_options(config.ws_path)
         credentials = read_credentials(config)
         if config.username:

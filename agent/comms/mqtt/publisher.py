@@ -241,4 +241,4 @@ class Publisher:
         self._outage.lost(connection.lost, refused=bool(connection.lost_code))
         if connection.lost_code == reasons.TAKEN_OVER:
             self._backoff.harder()
-        return self._brokers.lost(connection)
+        return self._brokers.lost()

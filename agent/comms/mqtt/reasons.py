@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from agent.errors import BrokerError, reason_of
 from agent.text import plain
 
-UNSUPPORTED_PROTOCOL, TAKEN_OVER, KEEP_ALIVE, PROTOCOL_ERROR, ALIAS_INVALID = 0x84, 0x8E, 0x8D, 0x82, 0x94
+UNSUPPORTED_PROTOCOL, TAKEN_OVER, KEEP_ALIVE, PROTOCOL_ERROR = 0x84, 0x8E, 0x8D, 0x82
 
 _WORDS = {
     0x80: "it does not say why",
@@ -32,7 +32,6 @@ _WORDS = {
     TAKEN_OVER: "another client connected with our client id: a copy of this card, or a second daemon?",
     0x90: "it does not accept the topic",
     0x93: "we sent more than it takes at once",
-    ALIAS_INVALID: "it does not know the topic alias",
     0x95: "the message is larger than it takes",
     0x96: "we send too much",
     0x97: "a quota is exceeded",

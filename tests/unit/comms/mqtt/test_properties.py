@@ -1,54 +1,45 @@
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
+from typing import Any
+
+import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from agent.comms.mqtt.properties import LARGEST, Kind, PublishProperties, PublishPropertiesFactory
+from agent.comms.messages import SCHEMA_VERSION
+from agent.comms.mqtt.properties import LARGEST, Kind, PublishProperties
 
-TOPICS = [f"vedette/porch/camera{number}/events" for number in range(6)]
-KINDS: list[Kind] = ["event", "sample"]
+LONGEST_EXPIRY_S = 4_000_000_000
 
 
-def alias_of(envelope: PublishProperties) -> int:
-    assert envelope.properties is not None
-    packed = envelope.properties.pack()
+def unpacked(properties: PublishProperties, payload: bytes, kind: Kind) -> Any:
+    packed = properties.select(payload, kind).pack()
     assert len(packed) <= LARGEST
     read, length = Properties(PacketTypes.PUBLISH).unpack(packed)  # type: ignore[no-untyped-call]
     assert length == len(packed)
-    return int(getattr(read, "TopicAlias", 0))
+    assert read.UserProperty == [("schema", str(SCHEMA_VERSION))]
+    return read
 
 
-@given(
-    st.integers(0, 8),
-    st.integers(0, 4_000_000_000),
-    st.lists(st.tuples(st.sampled_from(TOPICS), st.booleans()), max_size=40),
+@pytest.mark.parametrize(
+    ("payload", "kind", "content_type", "expiry_s"),
+    [
+        (b"{}", "event", "application/json", LONGEST_EXPIRY_S),
+        (b"{}", "sample", "application/json", 10),
+        (b"{}", "state", "application/json", None),
+        (b"\xff\xd8", "state", "image/jpeg", None),
+        (b"3", "state", "text/plain", None),
+        (b"", "state", "text/plain", None),
+    ],
 )
-def test_a_broker_can_always_tell_the_topic(aliases: int, expiry_s: int, sent: list[tuple[str, bool]]) -> None:
-    envelopes = PublishPropertiesFactory(expiry_s, aliases, mqtt_5=True)
-    known: dict[int, str] = {}
-    for topic, is_refused in sent:
-        envelope = envelopes.of(topic, b"{}", KINDS[TOPICS.index(topic) % 2])
-        alias = alias_of(envelope)
-        assert alias <= aliases
-        if is_refused:  # paho would not take it, so the broker has not heard of it
-            envelopes.forget(topic)
-            continue
-        if envelope.topic and alias:
-            known[alias] = envelope.topic
-        assert (envelope.topic or known[alias]) == topic
+def test_properties_tell_what_a_payload_is(
+    payload: bytes, kind: Kind, content_type: str, expiry_s: int | None
+) -> None:
+    read = unpacked(PublishProperties(LONGEST_EXPIRY_S), payload, kind)
+    assert read.ContentType == content_type
+    assert getattr(read, "MessageExpiryInterval", None) == expiry_s
+    assert hasattr(read, "PayloadFormatIndicator") == (content_type != "image/jpeg")
 
 
-def test_without_mqtt_5_there_is_nothing() -> None:
-    envelopes = PublishPropertiesFactory(60, 10, mqtt_5=False)
-    for _ in range(2):
-        assert envelopes.of("a", b"{}", "event") == PublishProperties("a", None)
-
-
-def test_the_largest_alias_and_expiry_fit() -> None:
-    envelopes = PublishPropertiesFactory(4_000_000_000, 65_535, mqtt_5=True)
-    aliases = [alias_of(envelopes.of(f"t{number}", b"{}", "event")) for number in range(65_535)]
-    assert aliases[-1] == 65_535
-    assert envelopes.of("one more", b"{}", "event").topic == "one more"
-    assert alias_of(envelopes.of("one more", b"{}", "event")) == 0
+def test_an_event_never_expires_without_an_expiry() -> None:
+    assert not hasattr(unpacked(PublishProperties(0), b"{}", "event"), "MessageExpiryInterval")
