@@ -6,14 +6,11 @@ must have lived on, kept its events, held its memory, and said once what it was.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import logging
 import os
 import random
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -50,8 +47,7 @@ COUNT = TOPICS.count("front", "person").encode()
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(brokers, "_ANSWER_S", 1.0)
-    monkeypatch.setattr(paho_client, "_TCP_S", 1.0)
-    monkeypatch.setattr(paho_client, "_HANDSHAKES_S", 1.5)
+    monkeypatch.setattr(paho_client, "_CONNECT_S", 1.0)
 
 
 def survived(
@@ -136,47 +132,6 @@ def test_it_drips_a_tls_handshake_byte_by_byte(tmp_path: Path) -> None:
     with peer(drip) as port, device(tmp_path, MqttConfig(host=HOST, port=port, tls=True)) as (spool, publisher):
         spool.put(EVENTS, event())
         wait_for(lambda: publisher.state.detail.startswith("no answer; if it speaks no TLS there"), 10)
-        assert spool.stats().waiting == 1
-
-
-def test_it_never_ends_a_line_of_the_websocket_handshake(tmp_path: Path) -> None:
-    def endless(connection: socket.socket) -> None:
-        connection.recv(4096)
-        for _ in range(100_000):
-            connection.sendall(b"x" * 65536)
-
-    before = resident_mb()
-    config = MqttConfig(host=HOST, transport="websockets")
-    with peer(endless) as port, device(tmp_path, replace(config, port=port)) as (spool, publisher):
-        spool.put(EVENTS, event())
-        wait_for(lambda: "does not answer as a WebSocket" in publisher.state.detail, 10)
-        assert resident_mb() - before < _BOUND_MB
-        assert spool.stats().waiting == 1
-
-
-def test_it_sends_a_websocket_frame_without_an_end(tmp_path: Path) -> None:
-    sent = [0]
-
-    def endless(connection: socket.socket) -> None:
-        request = connection.recv(4096).decode()
-        key = request.lower().partition("sec-websocket-key: ")[2]
-        key = request[len(request) - len(key) :].partition("\r\n")[0]
-        digest = hashlib.sha1((key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()
-        connection.sendall(
-            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n\r\n"
-        )
-        connection.sendall(b"\x82\x7f" + (1 << 40).to_bytes(8, "big") + CONNACK_5)
-        connection.settimeout(60.0)  # a busy machine takes its time
-        while True:
-            sent[0] += connection.send(b"\xd0\x00" * 32768)
-
-    before = resident_mb()
-    config = MqttConfig(host=HOST, transport="websockets", protocol="5", reconnect_max_s=0.2)
-    with peer(endless) as port, device(tmp_path, replace(config, port=port)) as (spool, publisher):
-        spool.put(EVENTS, event())
-        wait_for(lambda: "WebSocket frame of more than" in publisher.state.trouble, 60)
-        assert resident_mb() - before < _BOUND_MB
         assert spool.stats().waiting == 1
 
 
@@ -285,51 +240,6 @@ def test_it_sends_broken_packets_of_every_kind(
     survived(tmp_path, broker, broken, caplog, times=40)
 
 
-def test_it_announces_256_mb_instead_of_its_answer(
-    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture
-) -> None:
-    sent: list[int] = []
-
-    def announce(connection: socket.socket) -> None:
-        read_packet(connection)
-        connection.sendall(b"\x20" + length_of(268_435_455))
-        sent.append(stream(connection, 268_435_455))
-
-    said = survived(tmp_path, broker, announce, caplog)
-    assert "it announced a packet of 268435455 bytes" in said
-    assert sent[0] < 16e6, "nobody reads on"
-
-
-def stream(connection: socket.socket, count: int) -> int:
-    """Send so many zeros, as far as they are taken."""
-    sent, zeros = 0, bytes(1 << 16)
-    with suppress(OSError):
-        while sent < count:
-            sent += connection.send(zeros[: count - sent])
-    return sent
-
-
-def test_it_sends_a_message_of_256_mb_and_events_go_on_after_it(
-    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A stranger may publish one through an honest broker of MQTT 3.1.1, so this is no reason to leave it."""
-    acknowledged: list[bytes] = []
-
-    def large(connection: socket.socket) -> None:
-        accepted(connection)
-        head = publish(COUNT, b"", qos=1, mid=77)[2:]
-        connection.sendall(b"\x32" + length_of(268_000_000) + head)
-        assert stream(connection, 268_000_000 - len(head)) == 268_000_000 - len(head)
-        while not acknowledged:
-            packet = read_packet(connection)
-            acknowledged.extend([packet.body] if packet.kind == 0x40 else [])
-        connection.sendall(b"\xe0\x00")
-
-    said = survived(tmp_path, broker, large, caplog, lines=2)
-    assert acknowledged == [b"\x00\x4d"]
-    assert "at most 262144 are read" in said
-
-
 @pytest.mark.parametrize("topic", [b"a/b", b"\xff\xfe", b"", COUNT[:-1] + b"\xc3"])
 def test_it_floods_us_with_messages_that_nobody_asked_for(
     tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture, topic: bytes
@@ -367,40 +277,6 @@ def test_it_floods_us_with_retained_counts(
     said = survived(tmp_path, broker, flood, caplog)
     assert said
     assert len(published) < 1100
-
-
-def test_it_floods_us_at_qos_2(tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture) -> None:
-    def flood(connection: socket.socket) -> None:
-        accepted(connection)
-        for mid in range(1, 65_536):
-            connection.sendall(publish(COUNT, bytes(8000), qos=2, mid=mid))
-
-    assert "it sends at QoS 2, which nobody asked for" in survived(tmp_path, broker, flood, caplog)
-
-
-def test_it_asks_for_answers_and_never_reads_them(
-    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    full, send = threading.Event(), paho_client.Client._sock_send
-
-    def send_while_there_is_room(ours: paho_client.Client, packet: bytes) -> int:
-        if full.is_set():
-            raise BlockingIOError  # as the kernel does, but only after a million answers
-        return send(ours, packet)
-
-    monkeypatch.setattr(paho_client.Client, "_sock_send", send_while_there_is_room)
-
-    def ask(connection: socket.socket) -> None:
-        accepted(connection)
-        connection.settimeout(60.0)  # a busy machine takes its time
-        full.set()
-        try:
-            while True:
-                connection.sendall(publish(COUNT, b"", qos=1) * 1000)
-        finally:
-            full.clear()
-
-    assert "it floods us" in survived(tmp_path, broker, ask, caplog)
 
 
 @pytest.mark.parametrize(

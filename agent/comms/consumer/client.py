@@ -16,7 +16,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.comms.mqtt import reasons, tls
 from agent.comms.mqtt.endpoint import shown_host
-from agent.comms.mqtt.paho_client import Protocol
+from agent.comms.mqtt.paho_client import VERSIONS, Protocol
 from agent.comms.mqtt.reasons import RefusedError, UnansweredError
 from agent.config.device import MqttConfig, Transport
 from agent.errors import BrokerError, ConfigError
@@ -99,7 +99,6 @@ def _as_options(found: re.Match[str]) -> str:
 
 
 _CONNECT_S, _TCP_S, _KEEPALIVE_S = 10.0, 5.0, 30
-_VERSIONS = {"5": paho.MQTTv5, "3.1.1": paho.MQTTv311}
 
 
 class ConsumerClient:
@@ -133,7 +132,7 @@ class ConsumerClient:
         self._words = ""
         self.client = paho.Client(
             CallbackAPIVersion.VERSION2,
-            protocol=_VERSIONS[protocol],
+            protocol=VERSIONS[protocol],
             transport=access.transport,
             reconnect_on_failure=stays,
         )

@@ -21,7 +21,7 @@ import paho.mqtt.client as paho
 from msgspec import Struct
 
 from agent.comms.mqtt import reasons
-from agent.comms.mqtt.paho_client import Client, Protocol, Will
+from agent.comms.mqtt.paho_client import Protocol, Will, connect, create_client
 from agent.comms.mqtt.properties import Kind, PublishProperties, ServerLimits, read_limits, reply_properties
 from agent.comms.mqtt.reasons import RefusedError, UnansweredError
 from agent.comms.mqtt.subscriptions import RetainedSubscription, Subscriptions
@@ -152,9 +152,9 @@ class Connection:
         self._error = self._words = ""
         self._acknowledged: list[PubAck] = []
         self._unanswered: set[int] = set()
-        self._is_5 = protocol == "5"
+        self._protocol, self._is_5 = protocol, protocol == "5"
         self._properties = PublishProperties(config.event_expiry_s) if self._is_5 else None
-        self._client = Client(config, client_id, protocol, will)
+        self._client = create_client(config, client_id, protocol, will)
         self.subscriptions = Subscriptions(self._client, mqtt_5=self._is_5)
         self._client.on_connect, self._client.on_disconnect = self._on_connect, self._on_disconnect
         self._client.on_publish = self._on_publish
@@ -179,12 +179,11 @@ class Connection:
         self.wake_by(wake)
         deadline = time.monotonic() + timeout_s
         try:
-            self._client.open(timeout_s)
+            connect(self._client, self._config, self._protocol, timeout_s)
         except ssl.SSLCertVerificationError as error:
             raise explained(error, self._config, synchronised) from error
         except (OSError, ValueError) as error:
-            tls = uses_tls(self._config) and self._client.is_reached
-            raise BrokerError(reasons.of_opening(error, tls=tls)) from error
+            raise BrokerError(reasons.of_opening(error, tls=uses_tls(self._config))) from error
         self._await_answer(min(deadline, time.monotonic() + patience_s))
 
     def wake_by(self, wake: WakeupPipe) -> None:
@@ -271,7 +270,7 @@ class Connection:
         if client.want_write():
             client.loop_write()
         client.loop_misc()
-        if client.is_flooded or self.subscriptions.is_flooded:
+        if self.subscriptions.is_flooded:
             self.drop("it floods us with messages that nobody asked for")
 
     def _read_first(self) -> None:
@@ -309,7 +308,7 @@ class Connection:
             self.lost_code = code
             words = reasons.of_farewell(code, getattr(properties, "ReasonString", ""))
         else:
-            words = self._client.fault or reasons.of_break(code, self._error)
+            words = reasons.of_break(code, self._error)
         self.lost = self.lost or words
 
     def _on_publish(self, client: Any, userdata: Any, mid: int, reason: Any, properties: Any) -> None:

@@ -107,17 +107,19 @@ def of_opening(error: Exception, *, tls: bool) -> str:
 
     Args:
         error: of the network or of TLS.
-        tls: the broker had been reached, and TLS was to be agreed on.
+        tls: True if the connection was to be encrypted.
     """
     words, hint = of_error(error), tls and _may_be_without_tls(error)
     return f"{words}; {WITHOUT_TLS}" if hint else words
 
 
 def _may_be_without_tls(error: Exception) -> bool:
-    """Whether a broker that speaks no TLS may have answered our greeting of TLS so."""
+    """Return True if a broker without TLS may have answered the TLS greeting like that."""
     if isinstance(error, ssl.SSLError):
         return error.reason in _NO_TLS
-    return isinstance(error, ConnectionResetError | ConnectionAbortedError | BrokenPipeError | TimeoutError)
+    if isinstance(error, TimeoutError):
+        return "handshake" in str(error)  # else TCP did not connect
+    return isinstance(error, ConnectionResetError | ConnectionAbortedError | BrokenPipeError)
 
 
 def of_hanging_up(words: str, *, tls: bool) -> str:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import socket
 import ssl
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from msgspec import Struct
 
@@ -137,49 +135,6 @@ def _no_password() -> str:
     raise ValueError("the key is encrypted; Vedette needs one without a password")
 
 
-# A guard over the handshakes of a connection: they end in time, whatever still drips in byte by byte.
-
-
-class HandshakeTimeout:
-    """Cuts a connection when its time is over.
-
-    Attributes:
-        has_struck: whether it had to.
-    """
-
-    def __init__(self, connected: socket.socket, after_s: float) -> None:
-        """Begin to watch.
-
-        Args:
-            connected: that is to be cut.
-            after_s: when, s.
-        """
-        self._socket = connected.dup()  # TLS takes the other one over
-        self.has_struck = False
-        self._timer = threading.Timer(after_s, self._strike)
-        self._timer.name, self._timer.daemon = "mqtt-guard", True
-        self._timer.start()
-
-    def _strike(self) -> None:
-        self.has_struck = True
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-
-    def end(self) -> None:
-        """The handshakes are over."""
-        self._timer.cancel()
-        self._timer.join()
-        self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.end()
-
-
 # Why a broker's certificate is not accepted, in plain words: for whom it is and when, and what the clock says.
 #
 # What OpenSSL refuses it does not show. So the broker is asked once more for its certificate, which is only
@@ -286,7 +241,6 @@ def _shown(config: MqttConfig, context: ssl.SSLContext, *, binary: bool) -> Any:
     """The certificate that the broker shows, on a connection for nothing else."""
     with (
         socket.create_connection((config.host, port(config)), timeout=_LOOK_S) as connection,
-        HandshakeTimeout(connection, _LOOK_S),
         context.wrap_socket(connection, server_hostname=config.host) as peer,
     ):
         return peer.getpeercert(binary)
