@@ -83,19 +83,16 @@ def show(file: Path, as_json: bool, secrets: bool) -> None:
 
 def _commanded(config: Config) -> tuple[Config, dict[Keys, str]]:
     """The configuration with what commands have set on this board, and remarks on that."""
-    from agent.daemon.overrides import FILE, Overrides, decode
+    from agent.daemon.overrides import OverridesFile
     from agent.errors import StorageError
     from agent.storage.files import folder_of
-    from agent.storage.state_file import TwinFile
 
     try:
-        found = TwinFile(folder_of(config.storage, Path("/")) / FILE).read(decode)
-        if found.content is None and found.faults:
-            raise StorageError("; ".join(found.faults))
+        found = OverridesFile(folder_of(config.storage, Path("/"))).read()
     except StorageError as error:
         click.echo(f"what commands have set is not shown: {plain(str(error))}", err=True)
         return config, {}
-    kept, _ = (found.content or Overrides()).still_valid(config)
+    kept, _ = found.still_valid(config)
     return kept.apply_to(config), kept.remarks(config)
 
 

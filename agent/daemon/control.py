@@ -22,18 +22,17 @@ from agent.daemon.overrides import (
     UNKNOWN_STATE,
     Override,
     Overrides,
+    OverridesFile,
     StreamSettings,
     Value,
     all_off,
     basis_of,
-    decode,
     settings_of,
 )
 from agent.daemon.reload import ReloadPlan
 from agent.daemon.runtime import Runtime
 from agent.daemon.stream import Stream
 from agent.errors import CommandError, StorageError, VedetteError
-from agent.storage.state_file import TwinFile
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ class ConfigManager:
         folder_trouble: why nothing may be written to the state folder now; empty: it may be written.
     """
 
-    def __init__(self, config: Config, file: TwinFile) -> None:
+    def __init__(self, config: Config, file: OverridesFile) -> None:
         """Take up what was set before the restart.
 
         Args:
@@ -201,22 +200,21 @@ class ConfigManager:
         self._house.publish_settings(settings, frozenset(name for name in off if self._overrides.keeps_off(name)))
 
     def _read(self) -> None:
-        """Take up what is kept, and mend what is damaged of it.
+        """Read the overrides. Where the file is damaged, switch every stream off and write that.
 
-        Where nothing can be used, cameras that an operator had switched off cannot be told from others. All stay
-        off: one that is off by mistake is seen and switched on again, one that is on by mistake sees somebody.
+        A camera that an operator had switched off cannot be told from others then. One that is off by mistake is
+        noticed and switched on again; one that is on by mistake films somebody.
         """
-        found = self._file.read(decode)
-        if not found.faults:
-            self._overrides = found.content or Overrides()
-            return
-        asides = ", ".join(str(file.set_aside()) for file in found.damaged)
-        faults = "; ".join(found.faults) + (f"; see {asides}" if asides else "")
-        if found.content is not None:
-            log.warning("what commands have set is kept twice, and the other file counts: %s", faults)
+        try:
+            self._overrides = self._file.read()
+        except StorageError as error:
+            asides = ", ".join(map(str, self._file.set_aside()))
+            see = f"; see {asides}" if asides else ""
+            log.error("what commands had set is lost, so every stream stays off: %s%s", error, see)
+            self._write(all_off(self._from_file))
         else:
-            log.error("what commands had set is lost, so every stream stays off: %s", faults)
-        self._write(all_off(self._from_file) if found.content is None else found.content)
+            if self._file.has_former_copy:
+                self._write(self._overrides)
 
     def _keep(self, overrides: Overrides) -> str:
         """Write what has changed, and return a warning for the operator who asked."""
@@ -230,7 +228,7 @@ class ConfigManager:
         try:
             if self.folder_trouble:
                 raise StorageError(self.folder_trouble)
-            self._file.write(overrides.encode() if overrides.streams else b"")
+            self._file.write(overrides)
         except StorageError as error:
             pending = f"what commands have set is not written yet, and a restart would undo it: {error}"
             if not self.unwritten:

@@ -17,7 +17,7 @@ from agent.daemon.command_handler import CommandHandler, DoctorProcess
 from agent.daemon.control import ConfigManager
 from agent.daemon.health import HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant
-from agent.daemon.overrides import FILE as OVERRIDES
+from agent.daemon.overrides import OverridesFile
 from agent.daemon.published import FILE as PUBLISHED
 from agent.daemon.published import RetainedHistory
 from agent.daemon.runtime import Runtime, stop_streams
@@ -26,7 +26,7 @@ from agent.daemon.systemd import Notifier, SystemdStatus
 from agent.errors import ConfigError, StorageError, StreamError, VedetteError
 from agent.storage.files import OwnedFolder, remove_temporaries, state_folder, tighten
 from agent.storage.spool.spool import Spool
-from agent.storage.state_file import StateFile, TwinFile
+from agent.storage.state_file import StateFile
 
 # Notices that the state folder was deleted or replaced under the daemon, and has it written anew.
 
@@ -177,7 +177,7 @@ class Daemon:
             spool = Spool(folder, self._config.storage)
             try:
                 chooser = AutoBackend(self._config.selection, folder)
-                self._control = ConfigManager(self._config, TwinFile(folder / OVERRIDES))
+                self._control = ConfigManager(self._config, OverridesFile(folder))
                 published = RetainedHistory(StateFile(folder / PUBLISHED))
                 self.house = Runtime(self._control.config, spool, self._where, chooser, published)
                 self._control.attach(self.house)

@@ -1,13 +1,15 @@
-"""Overrides: what operators have set against the configuration file, each as long as the file says what it said.
+"""Operator overrides of configuration values, kept in the state folder.
 
-No I/O: the daemon keeps the encoded form in its state folder. An override remembers the value that the file had
-for its key, and for a threshold or a variant the model too; when the file says something else, it counts again.
+An override remembers the value that the configuration file had for its key, and for a threshold or a variant also
+the model. It lapses when the file says something else.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 from msgspec import Struct
@@ -20,9 +22,12 @@ from agent.config.stream import StreamConfig
 from agent.config.toml import Keys
 from agent.errors import ModelError, StorageError
 from agent.models.library import open_manifest
+from agent.storage.state_file import StateFile
 
 FILE = "overrides.json"
-"""Their name in the state folder."""
+"""Name of their file in the state folder."""
+_FORMER_COPY = "overrides.copy.json"
+"""Versions before 0.1.0 was released kept a second file beside it."""
 UNKNOWN_STATE = "off, since what commands had set is lost: maybe it was off; set enabled to on, off or default"
 """Of a stream."""
 
@@ -169,6 +174,76 @@ def decode(data: bytes) -> Overrides:
     if file.check and file.check != _sum(file.streams):
         raise StorageError("not readable as overrides: it is not what its checksum says")
     return Overrides(file.streams)
+
+
+class OverridesFile:
+    """The file that keeps the overrides; a change replaces it as a whole.
+
+    Where it is missing or damaged, the second file of an older version is read. The next write deletes that.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Name the files in the state folder; nothing is read or written yet."""
+        self._file, self._copy = StateFile(folder / FILE), StateFile(folder / _FORMER_COPY)
+
+    @property
+    def path(self) -> Path:
+        """Path of the file."""
+        return self._file.path
+
+    @property
+    def has_former_copy(self) -> bool:
+        """True if an older version has left its second file."""
+        return os.path.lexists(self._copy.path)
+
+    def read(self) -> Overrides:
+        """Read the overrides; none where nothing was ever set.
+
+        Raises:
+            StorageError: the file is damaged or cannot be read, so it is not known what was set.
+        """
+        try:
+            found = _decoded(self._file)
+        except StorageError:
+            if (former := _decoded_or_none(self._copy)) is None:
+                raise
+            return former
+        if found is None and self.has_former_copy:
+            found = _decoded(self._copy)
+        return found or Overrides()
+
+    def write(self, overrides: Overrides) -> None:
+        """Replace the file, or delete it where nothing is set any more.
+
+        Raises:
+            StorageError: the disk refuses; the old content still counts.
+        """
+        content = overrides.encode() if overrides.streams else b""
+        # The file that is deleted last counts until then, so the copy goes first when both go.
+        if not content and self.has_former_copy:
+            self._copy.write(b"")
+        self._file.write(content)
+        if self.has_former_copy:
+            self._copy.write(b"")
+
+    def set_aside(self) -> list[Path]:
+        """Keep damaged files for people to look at, and return their new paths."""
+        return [file.set_aside() for file in (self._file, self._copy) if os.path.lexists(file.path)]
+
+
+def _decoded(file: StateFile) -> Overrides | None:
+    """Return the content of a file, None where there is no file, or raise StorageError."""
+    try:
+        return None if (data := file.read()) is None else decode(data)
+    except StorageError as error:
+        raise StorageError(f"{file.path}: {str(error).removeprefix(f'{file.path}: ')}") from error
+
+
+def _decoded_or_none(file: StateFile) -> Overrides | None:
+    try:
+        return _decoded(file)
+    except StorageError:
+        return None
 
 
 def basis_of(stream: StreamConfig, what: str) -> list[Basis] | None:

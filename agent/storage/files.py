@@ -386,7 +386,7 @@ def _refuse_root(folder: Path) -> None:
     )
 
 
-def check_state_folder(folder: Path, user: int | None = None, *, key: str = "folder") -> None:
+def check_state_folder(folder: Path, user: int | None = None, *, key: str = "state_dir") -> None:
     """Refuse what `state_folder` would refuse, without creating or writing anything.
 
     A folder of another user passes for root: the daemon may run as that user.
@@ -438,12 +438,12 @@ def _may_write(folder: Path, user: int | None) -> bool:
     return not user or status.st_mode >> shift & 0o3 == 0o3
 
 
-def _unusable(folder: Path, error: OSError, key: str = "folder") -> StorageError:
-    use = "the state folder" if key == "folder" else "the folder of clips"
+def _unusable(folder: Path, error: OSError, key: str = "state_dir") -> StorageError:
+    use = "the state folder" if key == "state_dir" else "the folder of clips"
     return StorageError(f"{folder}: cannot be used as {use}: {_advice(folder, error, key)}")
 
 
-def _advice(folder: Path, error: OSError, key: str = "folder") -> str:
+def _advice(folder: Path, error: OSError, key: str = "state_dir") -> str:
     """What is wrong with the folder, and what to do about it."""
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         there = (path for path in (folder, *folder.parents) if os.path.lexists(path) and not path.is_dir())
@@ -462,7 +462,7 @@ def state_path(config: StorageConfig) -> Path:
     Raises:
         StorageError: it has no place.
     """
-    return _expanded("folder", config.state_dir or _given() or _HOME)
+    return _expanded("state_dir", config.state_dir or _given() or _HOME)
 
 
 def clips_path(config: StorageConfig, state: Path | None = None) -> Path:

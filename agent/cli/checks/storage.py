@@ -12,11 +12,10 @@ import agent
 from agent.board.proc import Clock, DiskUsage, read_clock, read_disk
 from agent.cli.checks.report import Finding
 from agent.config.device import StorageConfig
-from agent.daemon.overrides import FILE, decode
+from agent.daemon.overrides import OverridesFile
 from agent.errors import StorageError
 from agent.storage.clips.retention import check_room, check_writable, clips_max_bytes
 from agent.storage.files import clips_path, folder_of
-from agent.storage.state_file import TwinFile
 from agent.text import local_time, plural
 
 SECTION = "storage and clock"
@@ -87,19 +86,16 @@ def of_commands(config: StorageConfig, root: Path) -> Iterator[Finding]:
         return  # told above
     if not os.access(folder, os.R_OK | os.X_OK):
         return
-    found = TwinFile(folder / FILE).read(decode)
-    if found.content is None and not found.faults:
+    name = "settings by command"
+    try:
+        found = OverridesFile(folder).read()
+    except StorageError as error:
+        yield Finding(SECTION, name, f"lost: {error}", "problem", f"restart Vedette, then {_SAY}")
         return
-    faults, name = "; ".join(found.faults), "settings by command"
-    if found.content is None:
-        yield Finding(SECTION, name, f"lost: {faults}", "problem", f"restart Vedette, then {_SAY}")
-    elif lost := found.content.lost:
+    if lost := found.lost:
         yield Finding(SECTION, name, f"were lost, so these are off: {', '.join(lost)}", "problem", _SAY)
-    elif faults:
-        advice = "an SD card that damages files must be replaced soon: sudo dmesg | grep -i mmc"
-        yield Finding(SECTION, name, f"one of two files counts: {faults}", "warning", advice)
-    else:
-        yield Finding(SECTION, name, f"of {plural(len(found.content.streams), 'stream')}")
+    elif found.streams:
+        yield Finding(SECTION, name, f"of {plural(len(found.streams), 'stream')}")
 
 
 def of_disk(disk: DiskUsage, spool_mb: int) -> Finding:

@@ -15,11 +15,10 @@ from agent.config.stream import ClipsConfig, DecodeConfig, PublishConfig, Stream
 from agent.daemon import control as module
 from agent.daemon import perception
 from agent.daemon.control import ConfigManager
-from agent.daemon.overrides import FILE, UNKNOWN_STATE, decode
+from agent.daemon.overrides import UNKNOWN_STATE, Overrides, OverridesFile
 from agent.daemon.runtime import Runtime, stop_streams
 from agent.errors import CommandError, StorageError, VedetteError
 from agent.storage.spool.spool import Spool
-from agent.storage.state_file import StoredContent, TwinFile
 from tests.support.hanging import Inferences
 from tests.support.house import person_model
 from tests.support.picture_models import classifier
@@ -35,8 +34,8 @@ def config(tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> TwinFile:
-    return TwinFile(tmp_path / FILE)
+def file(tmp_path: Path) -> OverridesFile:
+    return OverridesFile(tmp_path)
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
     made.close()
 
 
-def housed(config: Config, file: TwinFile, spool: Spool) -> tuple[ConfigManager, Runtime]:
+def housed(config: Config, file: OverridesFile, spool: Spool) -> tuple[ConfigManager, Runtime]:
     control = ConfigManager(config, file)
     house = Runtime(control.config, spool)
     control.attach(house)
@@ -55,17 +54,17 @@ def housed(config: Config, file: TwinFile, spool: Spool) -> tuple[ConfigManager,
 
 
 def test_a_change_is_on_the_disk_before_it_is_carried_out(
-    config: Config, file: TwinFile, spool: Spool, monkeypatch: pytest.MonkeyPatch
+    config: Config, file: OverridesFile, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     control, house = housed(config, file, spool)
     states: list[str] = []
-    write = TwinFile.write
+    write = OverridesFile.write
 
-    def noting(self: TwinFile, content: bytes) -> None:
+    def noting(self: OverridesFile, overrides: Overrides) -> None:
         states.append(house.streams["front"].state)
-        write(self, content)
+        write(self, overrides)
 
-    monkeypatch.setattr(TwinFile, "write", noting)
+    monkeypatch.setattr(OverridesFile, "write", noting)
     try:
         assert control.set("front", "enabled", True) == ""
         assert states == ["disabled"]
@@ -76,7 +75,7 @@ def test_a_change_is_on_the_disk_before_it_is_carried_out(
 
 
 def test_nothing_of_a_camera_that_is_switched_off_is_published_however_long_its_inference_takes(
-    config: Config, file: TwinFile, tmp_path: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch
+    config: Config, file: OverridesFile, tmp_path: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inferences, published = Inferences(monkeypatch), list[str]()
     front = replace(
@@ -116,16 +115,16 @@ def test_nothing_of_a_camera_that_is_switched_off_is_published_however_long_its_
 
 def test_when_the_disk_refuses_it_is_done_all_the_same_and_said(
     config: Config,
-    file: TwinFile,
+    file: OverridesFile,
     spool: Spool,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def full(self: TwinFile, content: bytes) -> None:
+    def full(self: OverridesFile, overrides: Overrides) -> None:
         raise StorageError("overrides.json: cannot be written: No space left on device")
 
     control, house = housed(config, file, spool)
-    monkeypatch.setattr(TwinFile, "write", full)
+    monkeypatch.setattr(OverridesFile, "write", full)
     warning = control.set("front", "threshold", 0.7)
     assert warning.startswith("done, but what commands have set is not written yet")
     assert "overrides.json: cannot be written" in warning
@@ -142,7 +141,7 @@ def test_what_the_disk_refused_is_written_as_soon_as_it_can_be(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(module, "_RETRY_S", 0.0)
-    file = TwinFile(tmp_path / "disk" / FILE)
+    file = OverridesFile(tmp_path / "disk")
     control, _ = housed(on(config), file, spool)
     for _ in range(2):
         assert "is not written yet" in control.set("front", "enabled", False)
@@ -156,7 +155,7 @@ def test_what_the_disk_refused_is_written_as_soon_as_it_can_be(
 
 
 def test_nothing_is_written_to_a_state_folder_that_is_refused(
-    config: Config, file: TwinFile, spool: Spool, monkeypatch: pytest.MonkeyPatch
+    config: Config, file: OverridesFile, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_RETRY_S", 0.0)
     control, _ = housed(on(config), file, spool)
@@ -168,21 +167,23 @@ def test_nothing_is_written_to_a_state_folder_that_is_refused(
     assert not ConfigManager(on(config), file).config.streams["front"].enabled
 
 
-def test_a_change_that_cannot_be_carried_out_is_not_kept(file: TwinFile, spool: Spool, config: Config) -> None:
+def test_a_change_that_cannot_be_carried_out_is_not_kept(
+    file: OverridesFile, spool: Spool, config: Config
+) -> None:
     broken = replace(config.streams["front"], model="nobody")
     control, house = housed(replace(config, streams={**config.streams, "front": broken}), file, spool)
     with pytest.raises(CommandError, match="no bundled model is called"):
         control.set("front", "enabled", True)
-    assert file.read(decode) == StoredContent(None)
+    assert file.read() == Overrides()
     assert house.settings["front"].enabled is False
 
 
 def test_no_more_is_written_than_a_card_stands(
-    config: Config, file: TwinFile, spool: Spool, monkeypatch: pytest.MonkeyPatch
+    config: Config, file: OverridesFile, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     control, house = housed(config, file, spool)
-    writes: list[bytes] = []
-    monkeypatch.setattr(TwinFile, "write", lambda self, content: writes.append(content))
+    writes: list[Overrides] = []
+    monkeypatch.setattr(OverridesFile, "write", lambda self, overrides: writes.append(overrides))
     refused: list[str] = []
     for number in range(3 * module._WRITES):
         try:
@@ -196,7 +197,7 @@ def test_no_more_is_written_than_a_card_stands(
 
 
 def test_a_variant_that_is_gone_from_its_model_does_not_keep_the_stream_from_running(
-    tmp_path: Path, file: TwinFile, spool: Spool, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, file: OverridesFile, spool: Spool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     model = sizes_model(tmp_path, {"64": [(0.9, LEFT)], "32": [(0.9, LEFT)]})
@@ -207,10 +208,12 @@ def test_a_variant_that_is_gone_from_its_model_does_not_keep_the_stream_from_run
     sizes_model(tmp_path, {"64": [(0.9, LEFT)], "48": [(0.9, LEFT)]})
     assert ConfigManager(config, file).config.streams["front"].variant == ""
     assert "variant '32' is gone from its model" in caplog.text
-    assert file.read(decode) == StoredContent(None)
+    assert file.read() == Overrides()
 
 
-def test_a_reload_that_is_refused_leaves_every_override(config: Config, file: TwinFile, spool: Spool) -> None:
+def test_a_reload_that_is_refused_leaves_every_override(
+    config: Config, file: OverridesFile, spool: Spool
+) -> None:
     control, house = housed(config, file, spool)
     control.set("front", "threshold", 0.7)
     kept = file.path.read_bytes()
@@ -224,7 +227,9 @@ def test_a_reload_that_is_refused_leaves_every_override(config: Config, file: Tw
     assert control.overridden("front") == ("threshold",)
 
 
-def test_only_an_operators_off_keeps_the_daemon_waiting(config: Config, file: TwinFile, spool: Spool) -> None:
+def test_only_an_operators_off_keeps_the_daemon_waiting(
+    config: Config, file: OverridesFile, spool: Spool
+) -> None:
     on = replace(
         config,
         streams={"front": replace(config.streams["front"], enabled=True), **{"back": config.streams["back"]}},
@@ -238,11 +243,9 @@ def test_only_an_operators_off_keeps_the_daemon_waiting(config: Config, file: Tw
     stop_streams(house.streams.values())
 
 
-def damage(file: TwinFile) -> list[Path]:
-    paths = [file.path, file.path.with_name("overrides.copy.json")]
-    for path in paths:
-        path.write_bytes(b'{"streams": {"fro')
-    return paths
+def damage(file: OverridesFile) -> Path:
+    file.path.write_bytes(b'{"streams": {"fro')
+    return file.path
 
 
 def on(config: Config) -> Config:
@@ -250,27 +253,27 @@ def on(config: Config) -> Config:
 
 
 def test_what_cannot_be_known_is_off_also_when_the_disk_refuses_to_keep_that(
-    config: Config, file: TwinFile, monkeypatch: pytest.MonkeyPatch
+    config: Config, file: OverridesFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damaged = damage(file)
 
-    def full(self: TwinFile, content: bytes) -> None:
+    def full(self: OverridesFile, overrides: Overrides) -> None:
         raise StorageError("No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(TwinFile, "write", full)
+        patched.setattr(OverridesFile, "write", full)
         for _ in range(2):  # a fresh device must not be what is left of it
             control = ConfigManager(on(config), file)
             assert [one.enabled for one in control.config.streams.values()] == [False, False]
             assert control.remark("front") == UNKNOWN_STATE
-    assert all(path.read_bytes() for path in damaged)
+    assert damaged.read_bytes()
     ConfigManager(on(config), file)
-    assert file.read(decode).faults == ()
+    assert set(file.read().lost) == {"front", "back"}
     assert ConfigManager(on(config), file).remark("front") == UNKNOWN_STATE
 
 
 def test_a_stream_that_a_damaged_file_keeps_off_is_said_at_every_start(
-    config: Config, file: TwinFile, caplog: pytest.LogCaptureFixture
+    config: Config, file: OverridesFile, caplog: pytest.LogCaptureFixture
 ) -> None:
     damage(file)
     for _ in range(2):
@@ -283,7 +286,7 @@ def test_a_stream_that_a_damaged_file_keeps_off_is_said_at_every_start(
     assert not [line for line in caplog.messages if line.startswith("stream front: ")], "the file says off"
 
 
-def test_the_file_that_says_off_and_the_one_that_changes_count(config: Config, file: TwinFile) -> None:
+def test_the_file_that_says_off_and_the_one_that_changes_count(config: Config, file: OverridesFile) -> None:
     damage(file)
     mixed = replace(config, streams={**config.streams, "back": replace(config.streams["back"], enabled=True)})
     control = ConfigManager(mixed, file)
@@ -291,17 +294,16 @@ def test_the_file_that_says_off_and_the_one_that_changes_count(config: Config, f
     assert not ConfigManager(config, file).remark("back"), "its enabled is another one now"
 
 
-def test_a_device_on_which_nothing_was_ever_set_runs(config: Config, file: TwinFile) -> None:
+def test_a_device_on_which_nothing_was_ever_set_runs(config: Config, file: OverridesFile) -> None:
     control = ConfigManager(on(config), file)
     assert [one.enabled for one in control.config.streams.values()] == [True, True]
     assert not file.path.exists()
-    for path in damage(file):
-        path.unlink()
-    assert ConfigManager(on(config), file).config.streams["front"].enabled, "deleting both is a way out"
+    damage(file).unlink()
+    assert ConfigManager(on(config), file).config.streams["front"].enabled, "deleting it is a way out"
 
 
 def test_what_is_unknown_is_kept_off_and_no_operator_has_set_it(
-    config: Config, file: TwinFile, spool: Spool
+    config: Config, file: OverridesFile, spool: Spool
 ) -> None:
     damage(file)
     control, house = housed(on(config), file, spool)
@@ -315,7 +317,7 @@ def test_what_is_unknown_is_kept_off_and_no_operator_has_set_it(
 
 
 def test_variants_that_only_the_runtime_tells_are_shown_when_it_has_told_them(
-    config: Config, file: TwinFile, tmp_path: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch
+    config: Config, file: OverridesFile, tmp_path: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(perception, "PREPARE_S", 0.01)
     path = tmp_path / "open.tflite"

@@ -16,11 +16,10 @@ from agent.config.stream import StreamConfig
 from agent.daemon.control import ConfigManager
 from agent.daemon.health import DaemonHealth, HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant
-from agent.daemon.overrides import FILE
+from agent.daemon.overrides import OverridesFile
 from agent.daemon.runtime import Runtime, stop_streams
 from agent.daemon.shadow_manager import ShadowManager
 from agent.storage.spool.spool import Spool
-from agent.storage.state_file import TwinFile
 from tests.support.house import person_model
 from tests.support.publishing import wait_for
 
@@ -45,7 +44,7 @@ def house(tmp_path: Path) -> Iterator[Runtime]:
 
 @pytest.fixture
 def bulletin(house: Runtime, tmp_path: Path) -> HealthPublisher:
-    control = ConfigManager(house.config, TwinFile(tmp_path / FILE))
+    control = ConfigManager(house.config, OverridesFile(tmp_path))
     control.attach(house)
     return HealthPublisher(house, control, HomeAssistant(house))
 

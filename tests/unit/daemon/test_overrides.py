@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from msgspec.structs import replace
 
 from agent.config import Config
 from agent.config.stream import DecodeConfig, StreamConfig, ZoneConfig
-from agent.daemon.overrides import Overrides, Value, basis_of, decode
+from agent.daemon.overrides import Overrides, OverridesFile, Value, basis_of, decode
 from agent.errors import StorageError
 
 SQUARE = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0))
@@ -162,3 +163,51 @@ def test_a_bit_that_has_fallen_over_is_noticed(settings: list[tuple[str, Value]]
 def test_one_that_was_written_by_hand_needs_no_checksum() -> None:
     found = decode(b'{"streams": {"front": {"enabled": {"value": false, "basis": [true]}}}}')
     assert found == Overrides().set(FILE, "front", "enabled", False)
+
+
+def off(name: str = "front") -> Overrides:
+    return Overrides().set(Config({name: StreamConfig("test:", "nanodet")}), name, "enabled", False)
+
+
+def test_a_change_replaces_the_file_and_nothing_set_leaves_none(tmp_path: Path) -> None:
+    file = OverridesFile(tmp_path)
+    assert file.read() == Overrides()
+    file.write(off())
+    assert OverridesFile(tmp_path).read() == off()
+    file.write(Overrides())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0\0\0\0", b'{"streams": {"front"'])
+def test_a_damaged_file_is_refused_and_set_aside(tmp_path: Path, damage: bytes) -> None:
+    file = OverridesFile(tmp_path)
+    file.path.write_bytes(damage)
+    with pytest.raises(StorageError, match=str(file.path)):
+        file.read()
+    (aside,) = file.set_aside()
+    assert aside.read_bytes() == file.path.read_bytes() == damage
+
+
+@pytest.mark.parametrize("first", [None, b"", off("back").encode()])
+def test_the_pair_of_an_older_version_is_read_and_its_copy_goes_with_the_next_write(
+    tmp_path: Path, first: bytes | None
+) -> None:
+    file, copy = OverridesFile(tmp_path), tmp_path / "overrides.copy.json"
+    copy.write_bytes(off().encode())
+    if first is not None:
+        file.path.write_bytes(first)
+    found = file.read()
+    assert found == (off("back") if first else off()), "the first counts where it can be read"
+    file.write(found)
+    assert (file.read(), file.has_former_copy) == (found, False)
+
+
+def test_a_pair_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    file, copy = OverridesFile(tmp_path), tmp_path / "overrides.copy.json"
+    copy.write_bytes(b"?")
+    with pytest.raises(StorageError, match=str(copy)):
+        file.read()
+    file.path.write_bytes(b"?")
+    with pytest.raises(StorageError):
+        file.read()
+    assert len(file.set_aside()) == 2

@@ -22,13 +22,13 @@ from agent.config.stream import DecodeConfig, GateConfig, StreamConfig
 from agent.daemon.control import ConfigManager
 from agent.daemon.health import DaemonHealth, HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant
-from agent.daemon.overrides import FILE as OVERRIDES
+from agent.daemon.overrides import OverridesFile
 from agent.daemon.runtime import Runtime, stop_streams
 from agent.daemon.shadow import Shadow
 from agent.daemon.shadow_manager import ShadowManager
 from agent.models.library import open_model
 from agent.storage.spool.spool import Spool
-from agent.storage.state_file import FILE, ShadowOrder, TwinFile, give, take_back
+from agent.storage.state_file import FILE, ShadowOrder, give, take_back
 from tests.support.house import person_model
 from tests.support.publishing import wait_for
 from tests.support.sound import chunks, quiet, tone_model, word
@@ -115,7 +115,7 @@ def test_it_is_told_to_programs_on_the_board(board: Board, tmp_path: Path) -> No
     person_model(tmp_path / "new", 0.8)
     board.ask()
     wait_for(lambda: board.compared >= 1)
-    control = ConfigManager(board.house.config, TwinFile(tmp_path / OVERRIDES))
+    control = ConfigManager(board.house.config, OverridesFile(tmp_path))
     control.attach(board.house)
     bulletin = HealthPublisher(board.house, control, HomeAssistant(board.house))
     HealthFile(board.house, bulletin, board.shadows, board.environment).look(ready=True, is_due=True)

@@ -27,7 +27,7 @@ from agent.storage.files import (
     write_passing,
 )
 from agent.storage.spool.spool import Spool
-from agent.storage.state_file import StateFile, TwinFile
+from agent.storage.state_file import StateFile
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -343,7 +343,7 @@ def test_what_took_the_place_of_the_folder_is_named_with_advice(
 @pytest.mark.parametrize("content", [b"root's own\n", b""])
 @pytest.mark.parametrize(
     "name",
-    ["lock", "overrides.json", "overrides.copy.json", "spool.db", "spool.db-wal", "spool.db-shm", "spool.seq"],
+    ["lock", "overrides.json", "spool.db", "spool.db-wal", "spool.db-shm", "spool.seq"],
 )
 def test_a_link_in_place_of_a_file_of_the_state_folder_is_not_followed(
     tmp_path: Path, name: str, content: bytes
@@ -358,7 +358,7 @@ def test_a_link_in_place_of_a_file_of_the_state_folder_is_not_followed(
         spool.put("topic", b"event")
         spool.flush(1.0)
         spool.close()
-        TwinFile(state / "overrides.json").write(b"{}")
+        StateFile(state / "overrides.json").write(b"{}")
     assert target.read_bytes() == content
 
 
