@@ -1,9 +1,63 @@
-"""For every test."""
+"""Marks the tests that `scripts/test` selects, and sets how many examples hypothesis tries."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 # How long an example takes says nothing on a machine that does other things, too; pytest has the time limits.
-settings.register_profile("vedette", deadline=None)
-# For the interpreters and runtimes that come after the first: what they might do otherwise shows in few examples.
-settings.register_profile("few", deadline=None, max_examples=20)
-settings.load_profile("vedette")
+settings.register_profile("default", deadline=None, max_examples=25)
+settings.register_profile("all", deadline=None, max_examples=200)
+settings.load_profile("default")
+
+_HERE = Path(__file__).parent
+_COMPAT = (
+    "unit/board/test_process",
+    "unit/capture/test_handoff",
+    "unit/capture/test_supervisor",
+    "unit/cli/test_main",
+    "unit/cli/test_run",
+    "unit/comms/mqtt/test_connection",
+    "unit/comms/mqtt/test_flows",
+    "unit/comms/mqtt/test_tls",
+    "unit/comms/test_messages",
+    "unit/compute/infer/test_backends",
+    "unit/compute/infer/vetting",
+    "unit/compute/infer/worker",
+    "unit/config/test_load",
+    "unit/daemon/test_daemon",
+    "unit/daemon/test_reload",
+    "unit/daemon/test_systemd",
+    "unit/storage/spool",
+    "unit/storage/test_files",
+    "unit/storage/test_state_file",
+    "unit/storage/test_tar",
+    "unit/update/bundle/test_archive",
+    "unit/update/bundle/test_wheels",
+    "unit/update/install/test_service",
+)
+"""Depend on Python's version: processes, signals, sockets, threads, structs, sqlite3, tarfile, tomllib."""
+
+
+_MARKERS = (
+    "board: updates, full disks, boards in containers, a GPU; scripts/test runs these when their code changed",
+    "compat: depends on the version of Python; scripts/test repeats these with the other one",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in _MARKERS:
+        config.addinivalue_line("markers", marker)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(_HERE).as_posix().startswith(_COMPAT):
+            item.add_marker(pytest.mark.compat)
+    # xdist gives each worker a run of neighbours at first: let each run have system tests, which mostly wait.
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    files = {path: number for number, path in enumerate(dict.fromkeys(item.path for item in items))}
+    items.sort(key=lambda item: (files[item.path] % workers, files[item.path]))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,13 +14,26 @@ HERE = "IP:127.0.0.1,DNS:localhost"
 
 
 def make_certificates(folder: Path) -> None:
-    """`ca.pem`, and `server`, `client` and `stranger` as `.pem` and `.key`; the last is of another CA."""
-    for authority in ("ca", "other-ca"):
-        run(
-            "openssl", "req", "-x509", *_key(authority), "-out", f"{authority}.pem", *_name(authority), cwd=folder
-        )
-    for name, authority in (("server", "ca"), ("client", "ca"), ("stranger", "other-ca")):
-        make_certificate(folder, name, authority)
+    """Write `ca.pem`, `other-ca.pem`, and `server`, `client` and `stranger` as `.pem` and `.key`.
+
+    `other-ca` has signed `stranger`, and `ca` the others. They are the same in every folder of a test session.
+    """
+    for name, content in _certificates().items():
+        path = folder / name
+        path.touch(mode=0o600 if path.suffix == ".key" else 0o644)
+        path.write_bytes(content)
+
+
+@functools.cache
+def _certificates() -> Mapping[str, bytes]:
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        for authority in ("ca", "other-ca"):
+            whole = ("req", "-x509", *_key(authority), "-out", f"{authority}.pem", *_name(authority))
+            run("openssl", *whole, cwd=folder)
+        for name, authority in (("server", "ca"), ("client", "ca"), ("stranger", "other-ca")):
+            make_certificate(folder, name, authority)
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def make_certificate(

@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,13 +54,24 @@ class Key(Struct, frozen=True):
 
 
 def make_key(path: Path) -> Key:
-    """Make a key pair.
+    """Write a key pair: one and the same for each file name in a test session.
 
     Args:
         path: of the private key, which is not there yet.
     """
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True)
-    return Key(path, path.with_name(f"{path.name}.pub").read_text(encoding="ascii").strip())
+    private, public = _key_pair(path.name)
+    path.touch(mode=0o600, exist_ok=False)
+    path.write_bytes(private)
+    path.with_name(f"{path.name}.pub").write_bytes(public)
+    return Key(path, public.decode("ascii").strip())
+
+
+@functools.cache
+def _key_pair(name: str) -> tuple[bytes, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(path)], check=True)
+        return path.read_bytes(), path.with_name(f"{name}.pub").read_bytes()
 
 
 @functools.cache

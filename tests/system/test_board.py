@@ -18,7 +18,7 @@ from tests.support.publishing import TOPICS, wait_for
 from tests.support.received import Messages
 from tests.support.running import camera, events, hear
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.board, pytest.mark.timeout(300)]
 
 _UPDATES = "/var/lib/vedette-update"
 _UNITS = ("vedette", "vedette-update", "vedette-settle", "vedette-deadman")

@@ -23,7 +23,7 @@ from tests.support.running import hear
 from tests.support.tiny_bundles import make_key, needs_ssh_keygen
 from tests.support.versions import bundle, version
 
-pytestmark = [pytest.mark.timeout(400), needs_ssh_keygen]
+pytestmark = [pytest.mark.board, pytest.mark.timeout(400), needs_ssh_keygen]
 QUICK = ("--health", "steady_s=3", "--health", "within_s=60", "--health", "p95_factor=20")
 APPLY_S = 180.0
 

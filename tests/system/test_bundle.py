@@ -13,7 +13,7 @@ from agent.update.bundle import archive
 from tests.support.running import ROOT
 from tests.support.tiny_bundles import HERE, make_key, needs_ssh_keygen
 
-pytestmark = [pytest.mark.system, needs_ssh_keygen]
+pytestmark = [pytest.mark.board, needs_ssh_keygen]
 
 
 def built(path: Path, key: Path, umask: int) -> Path:

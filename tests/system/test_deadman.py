@@ -12,6 +12,8 @@ import pytest
 
 from tests.support.running import ROOT
 
+pytestmark = pytest.mark.board
+
 _SCRIPT = ROOT / "systemd/deadman"
 _TOOLS = ("mv", "ln", "rm", "cp", "sync", "cat")
 

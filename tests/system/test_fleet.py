@@ -22,7 +22,7 @@ from tests.support.publishing import wait_for
 from tests.support.running import ROOT
 from tests.support.tiny_bundles import make_key, needs_ssh_keygen
 
-pytestmark = [pytest.mark.timeout(400), needs_ssh_keygen]
+pytestmark = [pytest.mark.board, pytest.mark.timeout(400), needs_ssh_keygen]
 
 SHARED = ("-o", "ControlMaster=auto", "-o", "ControlPath=/tmp/vedette-%C", "-o", "ControlPersist=20")
 """One connection for many commands: a table of attacks is tried in no time."""

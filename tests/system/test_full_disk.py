@@ -22,6 +22,8 @@ from agent.update.install.stage import install
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import EVENTS, device, event, events_of, from_one, in_order, wait_for
 
+pytestmark = pytest.mark.board
+
 BODY = bytes(500)
 
 

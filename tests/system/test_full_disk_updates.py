@@ -21,7 +21,7 @@ from tests.unit.update.install.test_power_cuts import (
     up_to_switch,
 )
 
-pytestmark = needs_ssh_keygen
+pytestmark = [pytest.mark.board, needs_ssh_keygen]
 OVER, WAITS = 0, 1
 FILLER = "filler"
 

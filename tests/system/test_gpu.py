@@ -24,9 +24,12 @@ from agent.errors import BackendError
 from agent.models.library import golden, open_model, open_whole_model
 
 (FOUND,) = probe_delegates(["gpu"])
-pytestmark = pytest.mark.skipif(
-    FOUND.plan is None or load_runtime()[0] != "litert", reason=f"no GPU backend: {FOUND.missing}"
-)
+pytestmark = [
+    pytest.mark.board,
+    pytest.mark.skipif(
+        FOUND.plan is None or load_runtime()[0] != "litert", reason=f"no GPU backend: {FOUND.missing}"
+    ),
+]
 
 
 def test_it_answers_as_the_cpu_does_at_every_depth() -> None:

@@ -14,6 +14,8 @@ import pytest
 from agent.update.fleet.ssh import BUNDLE, SshFailure, trouble
 from tests.support.running import ROOT
 
+pytestmark = pytest.mark.board
+
 MB = 1 << 20
 SIZE_MB = 16
 _SHELL = """#!/bin/sh

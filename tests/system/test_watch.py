@@ -74,10 +74,8 @@ def test_a_password_from_a_file(tmp_path: Path) -> None:
 def test_a_ca_of_ones_own(tmp_path: Path) -> None:
     with Mosquitto(tmp_path, tls=True) as broker:
         assert call(broker, "--ca-file", str(broker.ca_file), seconds=0.1).exit_code == 0
-        (tmp_path / "others").mkdir()
-        make_certificates(tmp_path / "others")
         with pytest.raises(BrokerError, match="its certificate is not accepted: "):
-            call(broker, "--ca-file", str(tmp_path / "others" / "ca.pem"))
+            call(broker, "--ca-file", str(broker.folder / "other-ca.pem"))
 
 
 def test_a_broker_without_tls_is_not_asked_for_it_in_codes(broker: Mosquitto) -> None:

@@ -13,6 +13,7 @@ from agent.compute.manifest import Manifest
 from agent.compute.tensors import TensorSpec
 from agent.errors import ModelError
 from tests.support.decoding import spec
+from tests.support.examples import examples
 from tests.support.metadata_builder import metadata, with_files
 from tests.support.tflite_builder import Op, T, add_model, write
 
@@ -109,7 +110,7 @@ GOOD = with_files(model(metadata(mean=(1,), std=(2,), threshold=0.5, label_file=
 
 
 @given(st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), min_size=1, max_size=8))
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=examples(400))
 def test_mutations_raise_nothing_but_model_errors(changes: list[tuple[int, int]]) -> None:
     content = bytearray(GOOD)
     for place, value in changes:

@@ -13,6 +13,7 @@ from agent.compute.infer.litert import load_runtime
 from agent.compute.tflite.read import diagnose, incompatibilities, read_modelfile
 from agent.errors import ModelError
 from tests.support import tflite_builder as builder
+from tests.support.examples import examples
 from tests.support.picture_models import classifier, detector
 from tests.support.tflite_builder import Op, Signature, T, write
 
@@ -260,7 +261,7 @@ GOOD = write(
         max_size=6,
     )
 )
-@settings(deadline=2000, max_examples=800)
+@settings(deadline=2000, max_examples=examples(800))
 def test_mutations_raise_nothing_but_model_errors(changes: list[tuple[int, int]]) -> None:
     content = bytearray(GOOD)
     for place, value in changes:

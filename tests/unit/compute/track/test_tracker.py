@@ -15,6 +15,7 @@ from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
 from agent.config.stream import TrackConfig, ZoneConfig
 from agent.types import WHOLE, Box, Detection, Event
+from tests.support.examples import examples
 
 pytestmark = pytest.mark.numerics
 
@@ -425,7 +426,7 @@ _step: st.SearchStrategy[tuple[str, list[Detection], Box, float]] = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(_step, max_size=25), st.integers(1, 4), st.sampled_from([0.0, 0.3, 10.0]))
 def test_every_new_has_exactly_one_end_and_counts_add_up(
     steps: list[tuple[str, list[Detection], Box, float]], min_hits: int, stationary_s: float

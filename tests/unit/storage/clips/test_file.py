@@ -17,6 +17,7 @@ from agent.errors import StorageError
 from agent.storage.clips import file as clipfile
 from agent.storage.clips.file import ClipFile, read_label, repair, settle
 from agent.types import ClipReason
+from tests.support.examples import examples
 from tests.support.stills import BEGAN, SECOND, picture, pictures, play
 
 PERSON = ClipReason("front", "appeared", "front-1a-1", "person")
@@ -109,7 +110,7 @@ def test_cut_anywhere_it_is_completed_up_to_there_or_removed(where: float, tail:
         assert play(folder / "clip.mkv").numbers == list(range(made.frames))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), min_size=1, max_size=6), st.booleans())
 def test_a_damaged_head_is_an_error_and_no_more(changes: list[tuple[int, int]], complete: bool) -> None:
     with tempfile.TemporaryDirectory() as name:

@@ -15,7 +15,7 @@ from agent.update.install.journal import FINAL
 from tests.support.pretend_board import CONFIG, Board
 from tests.support.tiny_bundles import needs_ssh_keygen
 
-pytestmark = needs_ssh_keygen
+pytestmark = [pytest.mark.board, needs_ssh_keygen]
 CUT, DONE = 137, 0
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod")
 MIGRATIONS = [Migration("rename", "mqtt.host", to="mqtt.server")]
