@@ -28,19 +28,21 @@ from agent.storage.files import OwnedFolder, remove_temporaries, state_folder, t
 from agent.storage.spool.spool import Spool
 from agent.storage.state_file import StateFile
 
-# Notices that the state folder was deleted or replaced under the daemon, and has it written anew.
-
 log = logging.getLogger(__name__)
 
-_RETRY_S, _LONGEST = 2.0, 8
-"""Time between the first two attempts to write the folder anew, s. It doubles, up to so many times as long."""
+_RETRY_S, _RETRY_FACTOR_MAX = 2.0, 8
+"""Pause after the first failed attempt to restore the state folder, s. It doubles up to this factor."""
+_POLL_S = 0.5
+"""Time between two checks of the streams for a change that is worth a health message, s."""
 
 
 class StateGuard:
-    """For the daemon's thread. A look costs a few microseconds.
+    """Restores the state folder when it is deleted or replaced under the daemon.
+
+    Call `check` from the daemon's thread; it costs a few microseconds.
 
     Attributes:
-        trouble: why nothing may be written to the folder now; empty: it may be written.
+        trouble: why the folder cannot be written now; empty: it can.
     """
 
     def __init__(self, folder: OwnedFolder, spool: Spool, write_anew: Callable[[], None]) -> None:
@@ -48,64 +50,62 @@ class StateGuard:
 
         Args:
             folder: the state folder.
-            spool: in it.
+            spool: of that folder.
             write_anew: writes all other files of the folder again.
         """
         self._folder, self._spool, self._write_anew = folder, spool, write_anew
         self._since: float | None = None
-        self._retry_at, self._pause = 0.0, 1
-        self._told = self.trouble = ""
+        self._retry_at, self._factor = 0.0, 1
+        self._is_written = False
+        self._report = self.trouble = ""
 
-    def look(self) -> str:
-        """Look at the folder, and write it anew where it is gone; what is to be told of it, empty: nothing."""
+    def check(self) -> str:
+        """Restore the folder if it is gone. Return what health reports about it; empty: nothing."""
         is_gone = self._folder.is_gone
         if is_gone or self._spool.is_gone:
             if self._since is None:
                 self._begin()
             if time.monotonic() >= self._retry_at:
-                self._retry_at = time.monotonic() + _RETRY_S * self._pause
-                self._pause = min(2 * self._pause, _LONGEST)
-                self._mend(is_gone=is_gone)
+                self._retry_at = time.monotonic() + _RETRY_S * self._factor
+                self._factor = min(2 * self._factor, _RETRY_FACTOR_MAX)
+                self._restore(is_gone=is_gone)
         elif self._since is not None:
             self._end(time.monotonic() - self._since)
-        return self._told
+        return self._report
 
     def _begin(self) -> None:
-        self._since = time.monotonic()
-        self._told = f"{self._folder.path} was deleted or replaced at {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        self._since, self._is_written = time.monotonic(), False
+        self._report = f"{self._folder.path} was deleted or replaced at {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         log.error(
-            "%s was deleted or replaced while Vedette runs; what is known is written anew, and clips that lay "
-            "there are gone; to delete the state, stop Vedette first",
+            "%s was deleted or replaced while Vedette runs; restoring it, without the clips in it. To delete the "
+            "state, stop Vedette first",
             self._folder.path,
         )
 
-    def _mend(self, *, is_gone: bool) -> None:
+    def _restore(self, *, is_gone: bool) -> None:
         try:
             if is_gone:
                 self._folder.renew()
         except StorageError as error:
             self._spool.detach()
             self.trouble = str(error)
-            self._tell(self.trouble)
-        else:
-            self.trouble = ""
-            self._spool.attach()
+            self._log_once(self.trouble)
+            return
+        self.trouble = ""
+        self._spool.attach()
+        if is_gone or not self._is_written:  # the spool may need another attempt, the other files do not
             self._write_anew()
+            self._is_written = True
 
-    def _tell(self, why: str) -> None:
-        """Say once why it cannot be written."""
-        if why not in self._told:
-            log.error("%s: what is not delivered, and what commands set, is lost at the next restart", why)
-            self._told = f"{self._told.partition(';')[0]}; {why}"
+    def _log_once(self, why: str) -> None:
+        if why not in self._report:
+            log.error("%s: events not yet delivered and values set by commands are lost at the next restart", why)
+            self._report = f"{self._report.partition(';')[0]}; {why}"
 
     def _end(self, seconds: float) -> None:
-        self._since, self._retry_at, self._pause = None, 0.0, 1
-        self._told = f"{self._told.partition(';')[0]}; it was written anew"
-        log.warning("%s was written anew after %.0f s", self._folder.path, seconds)
-
-
-_LOOK_S = 0.5
-"""Between two looks at the streams for a change of state that is worth a health message."""
+        self._since, self._retry_at, self._factor = None, 0.0, 1
+        self._report = f"{self._report.partition(';')[0]}; it was restored"
+        log.warning("%s was restored after %.0f s", self._folder.path, seconds)
 
 
 class Daemon:
@@ -218,7 +218,7 @@ class Daemon:
             if self._reload_asked:
                 self._reload_asked = False
                 self._do_reload()
-            told = self._guard.look()
+            told = self._guard.check()
             self._control.folder_trouble = self._guard.trouble
             self.house.published.look()
             if self._orders.process_pending():
@@ -238,7 +238,7 @@ class Daemon:
                 self._tell_failure()
                 return
             with suppress(queue.Empty):
-                self._wake.get(timeout=_LOOK_S)
+                self._wake.get(timeout=_POLL_S)
 
     def _write_anew(self) -> None:
         self._control.write_anew()

@@ -13,13 +13,10 @@ from agent.errors import ConfigError
 from agent.models.library import open_model, prefixed_errors
 
 if TYPE_CHECKING:
-    from agent.capture.streams import FrameStream
     from agent.compute.hearing import AudioPerception
     from agent.compute.infer.session import Opener, Session, SessionOptions
     from agent.compute.infer.vetting.vetting import Vetting
     from agent.compute.vision import VideoPerception
-    from agent.daemon.clips import StreamClips
-    from agent.storage.clips.recorder import Recorder
 
 
 PREPARE_S = 3.0
@@ -135,20 +132,6 @@ def is_tried(config: StreamConfig, model: Model, vetting: Vetting | None, wait_s
     if not opens_at_once(config.backend):
         return True
     return (vetting or VETTING).check(model, SessionOptions(threads=config.threads), wait_s)
-
-
-def _filming(name: str, config: StreamConfig, recorder: Recorder, grabber: FrameStream) -> StreamClips:
-    from agent.daemon.clips import StreamClips
-
-    assert config.clips is not None
-    return StreamClips(
-        name,
-        config.clips,
-        recorder,
-        grabber.give_back,
-        only_zones=config.publish.only_zones,
-        keeps_all=parse(config.source).lossless,
-    )
 
 
 def _check_clips(name: str, config: StreamConfig, model: Model) -> None:

@@ -1,4 +1,8 @@
-"""What every stream's corridor does, for pictures and sound: take, hand on, notice time, end every track."""
+"""Pipelines: take the inputs of one stream through its stages: perceive, report, compare, record, snapshot.
+
+A pipeline also ends the tracks that are due while no input comes, and all of them when the stream is over.
+OpenCV is loaded for the first snapshot only: a board with nothing but microphones runs without it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from agent.comms.reporter import Reporter
 from agent.compute.track.best_shot import BestShot
 from agent.compute.track.tracker import Tracker
 from agent.config.stream import PublishConfig
-from agent.daemon.metrics import LatencyWindow, StreamTotals
+from agent.daemon.metrics import StreamMetrics
 from agent.types import AudioChunk, Event, Frame, StageTimes, StreamResult
 
 if TYPE_CHECKING:
@@ -24,45 +28,58 @@ if TYPE_CHECKING:
 
 
 _TAKE_S = 0.25
-"""Longest wait for an input before time itself is looked at: ends that are due, a stop, a loss."""
+"""Longest wait for an input, s; then ends that are due, a stop and a lost source are handled."""
 
-T = TypeVar("T")
+T = TypeVar("T", Frame, AudioChunk)
 T_co = TypeVar("T_co", covariant=True)
+T_contra = TypeVar("T_contra", contravariant=True)
 
 
 class PipelineSource(Protocol[T_co]):
-    """Where inputs come from: a grabber of frames, a listener to sound, or a test's list."""
+    """Gives inputs: `FrameStream` or `AudioStream` of `agent.capture.streams`, or a test's list."""
 
     @property
     def ended(self) -> bool:
-        """Whether a finite source is over and everything was taken."""
+        """A finite source is over and every input was taken."""
         ...
 
     @property
     def lost(self) -> bool:
-        """Whether nothing has come for longer than the stall time."""
+        """Nothing has come for longer than the stall time."""
         ...
 
     def take(self, timeout_s: float) -> T_co | None:
-        """The next input, or None when none came in time."""
+        """Return the next input, or None when none came in time."""
         ...
 
 
-class StreamPerception(Protocol):
-    """What makes events of inputs: `VideoPerception` or `AudioPerception` of `agent.compute`."""
+class FrameSource(PipelineSource[Frame], Protocol):
+    """Gives frames whose memory is reused."""
+
+    def give_back(self, frame: Frame) -> None:
+        """Free the frame's memory for another frame."""
+        ...
+
+
+class StreamPerception(Protocol[T_contra]):
+    """Makes events of inputs: `VideoPerception` or `AudioPerception` of `agent.compute`."""
 
     @property
     def tracker(self) -> Tracker:
-        """What is there now."""
+        """Follows what is there now."""
         ...
 
     @property
     def answered_by(self) -> tuple[str, str]:
-        """Backend and variant of the newest answer."""
+        """Backend and variant of the newest inference."""
+        ...
+
+    def process(self, item: T_contra, /) -> StreamResult:
+        """Process one input."""
         ...
 
     def tick(self, at_ns: int, at: datetime) -> list[Event]:
-        """Time passes and nothing comes: ends that are due."""
+        """Return the ends that are due while no input comes."""
         ...
 
     def finish(self, at_ns: int, at: datetime, reason: str) -> list[Event]:
@@ -71,28 +88,37 @@ class StreamPerception(Protocol):
 
 
 class Pipeline(ABC, Generic[T]):
-    """Runs one stream until its source ends or it is told to stop.
+    """Run one stream until its source ends or it is told to stop.
 
     Attributes:
-        shadow: is shown what was inferred.
+        metrics: counts inputs and inferences.
+        shadow: compares another model on the same inputs; None: none does.
     """
 
-    def __init__(self, source: PipelineSource[T], sense: StreamPerception, reporter: Reporter) -> None:
-        self._source, self._sense, self._reporter = source, sense, reporter
+    def __init__(
+        self,
+        source: PipelineSource[T],
+        perception: StreamPerception[T],
+        reporter: Reporter,
+        clips: StreamClips | None = None,
+        metrics: StreamMetrics | None = None,
+    ) -> None:
+        self._source: PipelineSource[T] = source
+        self._perception: StreamPerception[T] = perception
+        self._reporter, self._clips = reporter, clips
         self._now: tuple[int, datetime] | None = None
-        self.tally, self.recent = StreamTotals(), LatencyWindow()
-        self.first_result = threading.Event()
+        self.metrics = metrics or StreamMetrics()
         self.shadow: Shadow | None = None
 
     def run(
-        self, stop: threading.Event, reason: str = "ended", between: Callable[[], None] = lambda: None
+        self, stop: threading.Event, reason: str = "ended", before_each: Callable[[], None] = lambda: None
     ) -> None:
-        """Move inputs until the end. Tracks are always ended, whatever happens.
+        """Process inputs until the end. Tracks are always ended, whatever happens.
 
         Args:
             stop: checked between inputs.
             reason: of the tracks' ends when the source ends by itself.
-            between: called between inputs, in this thread.
+            before_each: called before each wait for an input, in this thread.
 
         Raises:
             VedetteError: the source or the inference failed.
@@ -100,72 +126,97 @@ class Pipeline(ABC, Generic[T]):
         why = "failure"
         try:
             while not stop.is_set() and not self._source.ended:
-                between()
-                self._step()
+                before_each()
+                item = self._source.take(_TAKE_S)
+                if item is None:
+                    self._idle()
+                else:
+                    self._process(item)
             why = reason if not stop.is_set() else "shutdown"
         finally:
-            self._finish(why)
+            self._end_tracks(why)
 
-    def ask_snapshot(self) -> None:
-        """Publish the next input as a snapshot, where there are pictures."""
-
-    def _step(self) -> None:
-        taken = self._source.take(_TAKE_S)
-        if taken is None:
-            self._idle()
-        else:
-            self._handle(taken)
+    def request_snapshot(self) -> None:
+        """Publish the next picture as the snapshot; sound has none. Any thread may call this."""
 
     @abstractmethod
-    def _handle(self, taken: T) -> None:
-        """Take one input through the rooms."""
+    def _process(self, item: T) -> None:
+        """Take one input through the stages."""
 
-    def _note(self, seen: StreamResult, inferences: int) -> None:
-        """Keep the totals, after the results are on their way."""
-        tally = self.tally
-        tally.frames += 1
-        if seen.detections is not None:
-            tally.inferences += inferences
-            tally.infer_ns += seen.stages.infer
-            self.recent.add(seen.stages.infer // max(1, inferences))
-            if not self.first_result.is_set():
-                self.first_result.set()
+    def _perceive(self, item: T) -> StreamResult:
+        self._now = item.captured_ns, item.captured_at
+        return self._perception.process(item)
 
-    def _idle(self) -> None:
-        """No input: a lost source ends its tracks at once, a slow one when they are due."""
-        if self._source.lost:
-            self._finish("stall")
-        elif self._sense.tracker.alive:
-            at = datetime.now(UTC)
-            self._report(self._sense.tick(time.monotonic_ns(), at), at)
+    def _report(self, seq: int, at: datetime, result: StreamResult) -> None:
+        self._reporter.seen(seq, at, result, *self._perception.answered_by)
+        if result.events:
+            self._report_counts()
 
-    def _finish(self, reason: str) -> None:
-        at_ns, at = self._now or (time.monotonic_ns(), datetime.now(UTC))
-        self._report(self._sense.finish(at_ns, at, reason), at)
-
-    def _report(self, events: Sequence[Event], at: datetime) -> None:
-        if events:
-            self._reporter.events(events, at, StageTimes(), *self._sense.answered_by)
-            self._count()
-
-    def _count(self) -> None:
-        tracker = self._sense.tracker
+    def _report_counts(self) -> None:
+        tracker = self._perception.tracker
         self._reporter.counts(tracker.counts(), tracker.zone_counts())
 
+    def _idle(self) -> None:
+        """End the tracks of a lost source at once, those of a slow one when they are due."""
+        if self._source.lost:
+            self._end_tracks("stall")
+        elif self._perception.tracker.alive:
+            at = datetime.now(UTC)
+            self._publish(self._perception.tick(time.monotonic_ns(), at), at)
 
-# The corridor of a stream of pictures: frames through its vision to its reporter and its clips, nothing else.
+    def _end_tracks(self, reason: str) -> None:
+        at_ns, at = self._now or (time.monotonic_ns(), datetime.now(UTC))
+        self._publish(self._perception.finish(at_ns, at, reason), at)
+
+    def _publish(self, events: Sequence[Event], at: datetime) -> None:
+        """Report and record events that came without an input."""
+        if events:
+            self._reporter.events(events, at, StageTimes(), *self._perception.answered_by)
+            self._report_counts()
+            if self._clips is not None:
+                self._clips.add_events(events)
 
 
-class FrameSource(PipelineSource[Frame], Protocol):
-    """Where frames come from: `agent.capture.streams.FrameStream`, or a test's list."""
+class SnapshotStage:
+    """Publishes the best picture of what is in view, and the next picture when asked."""
 
-    def give_back(self, frame: Frame) -> None:
-        """The frame's memory may be used again."""
-        ...
+    def __init__(self, vision: VideoPerception, reporter: Reporter, config: PublishConfig) -> None:
+        self._vision, self._reporter, self._config = vision, reporter, config
+        self._best = BestShot(config.snapshot_every_s)
+        self._requested = False
+
+    def request(self) -> None:
+        """Publish the next frame, whatever is in it."""
+        self._requested = True
+
+    def process(self, frame: Frame, result: StreamResult, *, in_place: bool) -> None:
+        """Publish the frame if it is the best, or was asked for.
+
+        Args:
+            frame: the newest.
+            result: what was found in it.
+            in_place: True if its image may be drawn on.
+        """
+        if self._is_best(frame, result) or self._requested:
+            self._requested = False
+            self._publish(frame, in_place=in_place)
+
+    def _is_best(self, frame: Frame, result: StreamResult) -> bool:
+        if not self._config.snapshot or not (result.events or self._best.is_due(frame.captured_ns)):
+            return False
+        return self._best.is_better(result.events, self._vision.tracks(), frame.captured_ns)
+
+    def _publish(self, frame: Frame, *, in_place: bool) -> None:
+        from agent.compute.drawing import annotate, jpeg
+
+        # The box of a track that was missed in this frame is where it was before: it is not drawn.
+        found = [track for track in self._vision.tracks() if track.last_seen == frame.captured_at]
+        picture = annotate(frame.image, found, order=frame.order, in_place=in_place)
+        self._reporter.snapshot(jpeg(picture, self._config.snapshot_quality, frame.order))
 
 
 class VideoPipeline(Pipeline[Frame]):
-    """Pictures of one stream."""
+    """Frames of one stream: perceive, report, compare, record, snapshot."""
 
     def __init__(
         self,
@@ -173,84 +224,53 @@ class VideoPipeline(Pipeline[Frame]):
         vision: VideoPerception,
         reporter: Reporter,
         config: PublishConfig,
-        filming: StreamClips | None = None,
+        clips: StreamClips | None = None,
+        metrics: StreamMetrics | None = None,
     ) -> None:
-        super().__init__(source, vision, reporter)
-        self._filming = filming
-        self._frames, self._vision, self._config = source, vision, config
-        self._best = BestShot(config.snapshot_every_s)
-        self._asked = False
+        super().__init__(source, vision, reporter, clips, metrics)
+        self._frames, self._vision = source, vision
+        self._snapshots = SnapshotStage(vision, reporter, config)
 
-    def ask_snapshot(self) -> None:
-        """Publish the next frame as the snapshot, whatever is in it."""
-        self._asked = True
+    def request_snapshot(self) -> None:
+        """Publish the next frame as the snapshot, whatever is in it. Any thread may call this."""
+        self._snapshots.request()
 
-    def _handle(self, frame: Frame) -> None:
-        taken = False
+    def _process(self, frame: Frame) -> None:
+        kept = False
         try:
-            seen = self._look(frame)
+            result = self._perceive(frame)
+            self._report(frame.seq, frame.captured_at, result)
+            self._compare(frame, result)
             if not self._reporter.stopped:  # else this inference has outlasted the stream
-                taken = self._show(frame, seen)
-            self._note(seen, 1)
+                kept = self._clips is not None and self._clips.add_frame(frame, result.events)
+                self._snapshots.process(frame, result, in_place=not kept)
+            self.metrics.add(result, 1)
         finally:
-            if not taken:
+            if not kept:
                 self._frames.give_back(frame)
 
-    def _show(self, frame: Frame, seen: StreamResult) -> bool:
-        """Hand the picture to the clips and publish it where it is wanted; True if the clips keep it."""
-        taken = self._filming is not None and self._filming.add_frame(frame, seen.events)
-        wanted = self._config.snapshot and (seen.events or self._best.is_due(frame.captured_ns))
-        if (wanted and self._is_best(frame, seen)) or self._asked:
-            self._asked = False
-            self._snapshot(frame, is_ours=not taken)
-        return taken
-
-    def _look(self, frame: Frame) -> StreamResult:
-        vision = self._vision
-        self._now = frame.captured_ns, frame.captured_at
-        seen = vision.process(frame)
-        self._reporter.seen(frame.seq, frame.captured_at, seen, *vision.answered_by)
-        if seen.events:
-            self._count()
-        if self.shadow is not None and seen.detections is not None:
-            self.shadow.compare_frame(frame, vision.looked, seen.detections, seen.stages.infer)
-        return seen
-
-    def _report(self, events: Sequence[Event], at: datetime) -> None:
-        super()._report(events, at)
-        if self._filming is not None and events:
-            self._filming.add_events(events)
-
-    def _is_best(self, frame: Frame, seen: StreamResult) -> bool:
-        return self._best.is_better(seen.events, self._vision.tracks(), frame.captured_ns)
-
-    def _snapshot(self, frame: Frame, *, is_ours: bool) -> None:
-        # It loads OpenCV, which a board of microphones does without.
-        from agent.compute.drawing import annotate, jpeg
-
-        # One that was missed in this very frame stays in memory only: its box is where it was.
-        found = [track for track in self._vision.tracks() if track.last_seen == frame.captured_at]
-        picture = annotate(frame.image, found, order=frame.order, in_place=is_ours)
-        self._reporter.snapshot(jpeg(picture, self._config.snapshot_quality, frame.order))
-
-
-# The corridor of a stream of sound: chunks through its hearing to its reporter. Nothing here loads OpenCV.
+    def _compare(self, frame: Frame, result: StreamResult) -> None:
+        if self.shadow is not None and result.detections is not None:
+            self.shadow.compare_frame(frame, self._vision.looked, result.detections, result.stages.infer)
 
 
 class AudioPipeline(Pipeline[AudioChunk]):
-    """Sound of one stream."""
+    """Sound of one stream: perceive, report, compare."""
 
-    def __init__(self, source: PipelineSource[AudioChunk], hearing: AudioPerception, reporter: Reporter) -> None:
-        super().__init__(source, hearing, reporter)
+    def __init__(
+        self,
+        source: PipelineSource[AudioChunk],
+        hearing: AudioPerception,
+        reporter: Reporter,
+        metrics: StreamMetrics | None = None,
+    ) -> None:
+        super().__init__(source, hearing, reporter, metrics=metrics)
         self._hearing = hearing
 
-    def _handle(self, chunk: AudioChunk) -> None:
-        hearing = self._hearing
-        self._now = chunk.captured_ns, chunk.captured_at
-        seen = hearing.process(chunk)
-        self._reporter.seen(chunk.first, chunk.captured_at, seen, *hearing.answered_by)
-        if seen.events:
-            self._count()
+    def _process(self, chunk: AudioChunk) -> None:
+        result = self._perceive(chunk)
+        self._report(chunk.first, chunk.captured_at, result)
+        inferences = self._hearing.inferences
         if self.shadow is not None:
-            self.shadow.compare_audio(chunk, seen.detections, seen.stages.infer // max(1, hearing.inferences))
-        self._note(seen, hearing.inferences)
+            self.shadow.compare_audio(chunk, result.detections, result.stages.infer // max(1, inferences))
+        self.metrics.add(result, inferences)

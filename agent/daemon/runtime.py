@@ -321,6 +321,6 @@ def stop_streams(streams: Iterable[Stream]) -> list[Stream]:
     for stream in streams:
         if not stream.join(max(0.0, deadline - time.monotonic())):
             log.warning("stream %s did not stop in %.1f s: left behind", stream.name, STREAMS_STOP_S)
-            stream.leave_behind()
+            stream.abandon()
             left.append(stream)
     return left

@@ -1,4 +1,4 @@
-"""A stream: prepares its rooms and runs its corridor, supervised, in a thread of its own."""
+"""One configured stream: opens its model and source, and runs its pipeline in a supervised thread of its own."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from agent.comms.reporter import EventSink, Reporter, RetainedSink
 from agent.comms.topics import Topics
 from agent.compute.infer.runtime_shapes import NotYetError
 from agent.compute.manifest import Model
+from agent.config.source_uri import parse
 from agent.config.stream import StreamConfig
 from agent.daemon import perception
-from agent.daemon.metrics import LatencyWindow, StreamMetrics, StreamTotals
-from agent.daemon.perception import Perception, _filming, open_perception, prepare_perception
+from agent.daemon.metrics import StreamMetrics
+from agent.daemon.perception import Perception, open_perception, prepare_perception
 from agent.daemon.pipeline import Pipeline
 from agent.errors import BackendError, CommandError, VedetteError
 from agent.models.library import open_model, tell
@@ -41,52 +42,154 @@ if TYPE_CHECKING:
     from agent.daemon.shadow import Shadow
     from agent.storage.clips.recorder import Recorder
 
+log = logging.getLogger(__name__)
 
-# A stream's sense by its model: eyes for a model of pictures, ears for one of sound, each with its source.
+_RESTART_FIRST_S, _RESTART_LAST_S = 1.0, 60.0
+HANGING_MAX = 2
+"""Most threads of one stream that may hang in a library: each holds a model, and a third would hang as well."""
+_POLL_S = 0.2
 
+State = Literal["starting", "running", "degraded", "lost", "ended", "failed", "disabled"]
 OnChange = Callable[[str, str], None]
 Input = Union["FrameStream", "AudioStream"]
 
 
-def open_pipeline(
-    name: str,
-    config: StreamConfig,
-    sense: Perception,
-    reporter: Reporter,
-    on_change: OnChange,
-    recorder: Recorder | None = None,
-) -> tuple[Input, VideoPipeline | AudioPipeline, StreamClips | None]:
-    """The source of a stream, not yet started, the corridor that takes from it, and its clips if it has any."""
-    if sense.model.manifest.audio is None:
-        from agent.capture.streams import FrameStream
-        from agent.daemon.pipeline import VideoPipeline
+class SupervisedThread:
+    """Run `_run` in a thread of its own, and restart it after a failure that may pass.
 
-        grabber = FrameStream(name, config.source, config.capture, on_change=on_change)
-        filming = _filming(name, config, recorder, grabber) if recorder and config.clips else None
-        return (
-            grabber,
-            VideoPipeline(grabber, cast("VideoPerception", sense), reporter, config.publish, filming),
-            filming,
-        )
-    from agent.capture.streams import AudioStream
-    from agent.daemon.pipeline import AudioPipeline
+    Attributes:
+        name: of the stream.
+        state: of this thread; while it runs, the source's state may be more exact.
+        detail: the reason, in a line; empty: none.
+    """
 
-    ear = cast("AudioPerception", sense)
-    listener = AudioStream(name, config.source, config.capture, ear.rate_hz, on_change=on_change)
-    return listener, AudioPipeline(listener, ear, reporter), None
+    def __init__(self, name: str, state: State) -> None:
+        self.name = name
+        self.state: State = state
+        self.detail = ""
+        self._tries_again = False
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._heartbeat_s = time.monotonic()
+        self._predecessors: Sequence[SupervisedThread] = ()
 
+    def start(self, predecessors: Sequence[SupervisedThread] = ()) -> None:
+        """Run in a thread of its own, unless the stream is disabled or failed.
 
-# What the streams of a device share: where they report, what opens their models, what records.
+        Args:
+            predecessors: streams that this one replaces and whose threads hang. While `_hanging_max` or more of
+                them do, this one waits.
+        """
+        if self.state == "starting":
+            self.heartbeat()
+            self._predecessors = predecessors
+            self._thread = threading.Thread(target=self._supervise, name=f"stream-{self.name}", daemon=True)
+            self._thread.start()
+
+    def ask_to_stop(self) -> None:
+        """Begin to stop; `join` waits for it."""
+        self._stop.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread. Return True if it has stopped, with every track ended."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        return self._thread is None or not self._thread.is_alive()
+
+    @property
+    def over(self) -> bool:
+        """True if the stream has ended, failed for good or is disabled."""
+        return self.state in ("ended", "failed", "disabled") and not self._tries_again
+
+    @property
+    def stalled_s(self) -> float:
+        """Age of the newest heartbeat, s; 0 without a running thread."""
+        is_alive = self._thread is not None and self._thread.is_alive()
+        return time.monotonic() - self._heartbeat_s if is_alive else 0.0
+
+    def heartbeat(self) -> None:
+        """Show that the thread makes progress: it calls this between inputs, and the watchdog reads the age."""
+        self._heartbeat_s = time.monotonic()
+
+    @property
+    def _hanging_max(self) -> int:
+        """Number of hanging predecessors at which this thread waits before it begins."""
+        return HANGING_MAX
+
+    def _run(self) -> None:
+        """Run until the source ends or `_stop` is set.
+
+        Raises:
+            VedetteError: the run failed; after a BackendError it is tried again.
+        """
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        """Free what a run holds, however it ended."""
+        raise NotImplementedError
+
+    def _supervise(self) -> None:
+        self._wait_for_predecessors()
+        if self._stop.is_set():
+            self._close()  # what was prepared
+        else:
+            self._run_repeatedly()
+
+    def _wait_for_predecessors(self) -> None:
+        """Wait without a heartbeat: after that many hanging threads only a restart of the daemon may help."""
+        while len(self._predecessors) >= self._hanging_max and not self._stop.is_set():
+            hanging = plural(len(self._predecessors), "earlier inference")
+            self.detail = f"waiting for {hanging} of this stream to end"
+            self._stop.wait(_POLL_S)
+            self._predecessors = [one for one in self._predecessors if not one.join(0.0)]
+        self._predecessors = ()
+        self.detail = ""
+
+    def _run_repeatedly(self) -> None:
+        pause_s = _RESTART_FIRST_S
+        while True:
+            began = time.monotonic()
+            self.heartbeat()
+            self._run_once()
+            self._close()
+            self.heartbeat()
+            if not self._tries_again:
+                return
+            if time.monotonic() - began > _RESTART_LAST_S:
+                pause_s = _RESTART_FIRST_S
+            if self._stop.wait(pause_s):
+                return
+            pause_s = min(_RESTART_LAST_S, pause_s * 2)
+
+    def _run_once(self) -> None:
+        """Run until the source ends, the stream is told to stop, or an error."""
+        try:
+            self._run()
+        except VedetteError as error:
+            # Broken input stays broken: a reload or a restart tries it again.
+            self._fail(str(error), again=isinstance(error, BackendError))
+            log.error("stream %s: %s", self.name, self.detail)
+        except Exception as error:
+            # An internal error of one stream must not end the others.
+            self._fail(f"{type(error).__name__}: {error}", again=True)
+            log.exception("stream %s: internal error (please report); starting the stream again", self.name)
+        else:
+            self._tries_again = False
+            self.state, self.detail = "ended", ""
+
+    def _fail(self, detail: str, *, again: bool) -> None:
+        self._tries_again = again  # first: a failed stream that does not try again is over
+        self.state, self.detail = "failed", detail
 
 
 class StreamServices(Struct, frozen=True):
-    """What a stream reports to: the same for all of a device.
+    """What all streams of a device share.
 
     Attributes:
         topics: of the device.
         events: the spool.
-        board: the broker.
-        opener: of models' sessions; None: `auto` is the CPU.
+        board: publishes retained topics and samples.
+        opener: opens the models' sessions; None: `auto` is the CPU.
         recorder: of clips; None: there are none.
         vetting: see `agent.compute.infer.backends.open_session`.
     """
@@ -99,203 +202,72 @@ class StreamServices(Struct, frozen=True):
     vetting: Vetting | None = None
 
 
-class Errands:
-    """Of one stream. They are asked for by any thread, and run in the stream's own."""
+def open_pipeline(
+    name: str,
+    config: StreamConfig,
+    opened: Perception,
+    reporter: Reporter,
+    on_change: OnChange,
+    recorder: Recorder | None = None,
+    metrics: StreamMetrics | None = None,
+) -> tuple[Input, VideoPipeline | AudioPipeline, StreamClips | None]:
+    """Return the source of a stream, not yet started, its pipeline, and its clips if it records any."""
+    if opened.model.manifest.audio is None:
+        from agent.capture.streams import FrameStream
+        from agent.daemon.pipeline import VideoPipeline
 
-    def __init__(self) -> None:
-        self._configs: deque[StreamConfig] = deque()
-        self._snapshot = False
+        vision = cast("VideoPerception", opened)
+        frames = FrameStream(name, config.source, config.capture, on_change=on_change)
+        clips = _open_clips(name, config, recorder, frames) if recorder and config.clips else None
+        return frames, VideoPipeline(frames, vision, reporter, config.publish, clips, metrics), clips
+    from agent.capture.streams import AudioStream
+    from agent.daemon.pipeline import AudioPipeline
 
-    def configure(self, config: StreamConfig) -> None:
-        """Take a configuration that the sense can take, see `agent.compute.vision.VideoPerception.configure`."""
-        self._configs.append(config)
-
-    def snapshot(self) -> None:
-        """Publish the next picture."""
-        self._snapshot = True
-
-    def run(self, sense: Perception, corridor: Pipeline[Any]) -> None:
-        """Run what is asked for.
-
-        Raises:
-            ModelError: the configuration cannot be taken.
-        """
-        while self._configs:
-            sense.configure(self._configs.popleft())
-        if self._snapshot:
-            self._snapshot = False
-            corridor.ask_snapshot()
+    hearing = cast("AudioPerception", opened)
+    sound = AudioStream(name, config.source, config.capture, hearing.rate_hz, on_change=on_change)
+    return sound, AudioPipeline(sound, hearing, reporter, metrics), None
 
 
-# Supervised: runs in a thread of its own until it ends or is told to, and is started again when it breaks.
+def _open_clips(name: str, config: StreamConfig, recorder: Recorder, frames: FrameStream) -> StreamClips:
+    from agent.daemon.clips import StreamClips
 
-log = logging.getLogger(__name__)
-
-_RESTART_FIRST_S, _RESTART_LAST_S = 1.0, 60.0
-HANGING_MAX = 2
-"""Threads of one stream that hang in a library, at most: each holds a model, and a third would hang as well."""
-_LOOK_S = 0.2
-
-State = Literal["starting", "running", "degraded", "lost", "ended", "failed", "disabled"]
-
-
-class SupervisedThread:
-    """What a stream is to those who start and stop it; what it does is in `_run` and `_close`.
-
-    Attributes:
-        name: of the stream.
-        state: as of itself; while it runs its source may know better.
-        detail: why, in a line; empty: nothing is to be said.
-    """
-
-    def __init__(self, name: str, state: State) -> None:
-        self.name = name
-        self.state: State = state
-        self.detail = ""
-        self._tries_again = False
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._came_round_s = time.monotonic()
-        self._before: Sequence[SupervisedThread] = ()
-
-    def start(self, before: Sequence[SupervisedThread] = ()) -> None:
-        """Run in a thread of its own, unless it is disabled or failed.
-
-        Args:
-            before: streams that this one replaces and that were left behind. While as many of them hang as
-                `_hanging_max` says, it waits.
-        """
-        if self.state == "starting":
-            self.heartbeat()
-            self._before = before
-            self._thread = threading.Thread(target=self._supervise, name=f"stream-{self.name}", daemon=True)
-            self._thread.start()
-
-    def ask_to_stop(self) -> None:
-        """Begin to stop: `join` waits for it."""
-        self._stop.set()
-
-    def join(self, timeout_s: float) -> bool:
-        """Whether it has stopped in time, with every track ended."""
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-        return self._thread is None or not self._thread.is_alive()
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more will come of it."""
-        return self.state in ("ended", "failed", "disabled") and not self._tries_again
-
-    @property
-    def stalled_s(self) -> float:
-        """How long its thread has been busy with one and the same thing, s; 0 without one."""
-        is_alive = self._thread is not None and self._thread.is_alive()
-        return time.monotonic() - self._came_round_s if is_alive else 0.0
-
-    def heartbeat(self) -> None:
-        """For its thread: something is over, the next begins."""
-        self._came_round_s = time.monotonic()
-
-    @property
-    def _hanging_max(self) -> int:
-        """Threads of this stream that may hang before another one begins."""
-        return HANGING_MAX
-
-    def _run(self) -> None:
-        """Run until it ends or `_stop` is set.
-
-        Raises:
-            VedetteError: it is broken; after a BackendError it is tried again.
-        """
-        raise NotImplementedError
-
-    def _close(self) -> None:
-        """Give back what a run holds, however that ended."""
-        raise NotImplementedError
-
-    def _supervise(self) -> None:
-        self._wait_for_those_before()
-        if self._stop.is_set():
-            self._close()  # what was prepared
-        else:
-            self._attempts()
-
-    def _wait_for_those_before(self) -> None:
-        """The watchdog counts this time: what has hung so often may be ended by a restart of the daemon only."""
-        while len(self._before) >= self._hanging_max and not self._stop.is_set():
-            self.detail = f"waiting for {plural(len(self._before), 'earlier inference')} of this stream to end"
-            self._stop.wait(_LOOK_S)
-            self._before = [one for one in self._before if not one.join(0.0)]
-        self._before = ()
-        self.detail = ""
-
-    def _attempts(self) -> None:
-        pause_s = _RESTART_FIRST_S
-        while True:
-            began = time.monotonic()
-            self.heartbeat()
-            self._attempt()
-            self._close()
-            self.heartbeat()
-            if not self._tries_again:
-                return
-            if time.monotonic() - began > _RESTART_LAST_S:
-                pause_s = _RESTART_FIRST_S
-            if self._stop.wait(pause_s):
-                return
-            pause_s = min(_RESTART_LAST_S, pause_s * 2)
-
-    def _attempt(self) -> None:
-        """Run until the source ends, the stream is told to stop, or something breaks."""
-        try:
-            self._run()
-        except VedetteError as error:
-            # Broken input stays broken: a reload or a restart tries it again.
-            self._fail(str(error), again=isinstance(error, BackendError))
-            log.error("stream %s: %s", self.name, self.detail)
-        except Exception as error:
-            # A defect in one stream must not take the others with it.
-            self._fail(f"{type(error).__name__}: {error}", again=True)
-            log.exception("stream %s: a defect in Vedette; starting the stream again", self.name)
-        else:
-            self._tries_again = False
-            self.state, self.detail = "ended", ""
-
-    def _fail(self, detail: str, *, again: bool) -> None:
-        self._tries_again = again  # first: a failed stream that does not try again is over
-        self.state, self.detail = "failed", detail
+    assert config.clips is not None
+    only_zones, keeps_all = config.publish.only_zones, parse(config.source).lossless
+    give_back = frames.give_back
+    return StreamClips(name, config.clips, recorder, give_back, only_zones=only_zones, keeps_all=keeps_all)
 
 
 class Stream(SupervisedThread):
-    """One entry of `[streams]`, alive.
+    """One entry of `[streams]`, running.
 
     Attributes:
-        config: in use. model: that it runs; None: it was never opened.
-        shadow: another model that is to be compared with its own; None: none is.
+        config: in use.
+        model: that it runs; None before it was opened.
+        shadow: compares another model with its own; None: none does.
     """
 
-    def __init__(self, name: str, config: StreamConfig, desk: StreamServices) -> None:
+    def __init__(self, name: str, config: StreamConfig, services: StreamServices) -> None:
         super().__init__(name, "starting" if config.enabled else "disabled")
-        self.config, self._desk = config, desk
-        self._sense: Perception | None = None
-        # What is large is there while it runs only; of what ran, its totals are kept.
+        self.config, self._services = config, services
+        # Large objects exist only while the stream runs; the metrics stay.
+        self._perception: Perception | None = None
         self._pipeline: Pipeline[Any] | None = None
-        self._tally, self._first_result = StreamTotals(), threading.Event()
-        self._recent, self._inferred_before = LatencyWindow(), 0
-        self._captured: CaptureStats | None = None
-        self._reporter: Reporter | None = None
         self._source: Input | None = None
-        self._filming: StreamClips | None = None
+        self._clips: StreamClips | None = None
+        self._captured: CaptureStats | None = None
+        self._metrics = StreamMetrics()
+        self._reporter: Reporter | None = None
         self.model: Model | None = None
         self._variant = config.variant  # that the model was opened with
-        self._meter, self._errands = StreamMetrics(), Errands()
+        self._adjustments: deque[StreamConfig] = deque()
+        self._is_announced = False
         self.shadow: Shadow | None = None
-        self._left_at: float | None = None
+        self._abandoned_s: float | None = None
 
     def prepare(self) -> None:
-        """Open the model, unless it waits for a device, and check all that can be checked without the source.
+        """Open the model, unless it needs a device, and check all that can be checked without the source.
 
-        A model that is not known in `agent.daemon.perception.PREPARE_S` is left to the stream's thread.
+        A model that cannot be checked within `perception.PREPARE_S` is opened by the stream's thread.
 
         Raises:
             ConfigError, SourceError, ModelError: what is wrong, in one line. The stream is `failed` then.
@@ -305,8 +277,8 @@ class Stream(SupervisedThread):
             if self.config.enabled:
                 check_login(self.config.source, self.config.capture)
                 self._open_model(perception.PREPARE_S)
-                desk = self._desk
-                self._sense = prepare_perception(self.name, self.config, self.model, desk.opener, desk.vetting)
+                opener, vetting = self._services.opener, self._services.vetting
+                self._perception = prepare_perception(self.name, self.config, self.model, opener, vetting)
         except NotYetError:
             pass  # the stream's thread opens it
         except VedetteError as error:
@@ -314,16 +286,16 @@ class Stream(SupervisedThread):
             raise
 
     def _open_model(self, wait_s: float | None) -> Model:
-        """Find the model, and log what was guessed of it; `wait_s` as for `open_model`."""
+        """Find the model, and log what was guessed about it; `wait_s` as for `open_model`."""
         variant = self.config.variant
-        model = open_model(self.config.model, variant, wait_s, self._desk.vetting)
+        model = open_model(self.config.model, variant, wait_s, self._services.vetting)
         self.model, self._variant = model, variant
         tell(self.name, self.config.model)
         return model
 
     @property
     def model_changed(self) -> bool:
-        """Whether its model's file or manifest is another one now, or can no longer be used."""
+        """True if the model's file or manifest has changed, or can no longer be used."""
         if (model := self.model) is None:
             return False
         try:
@@ -333,20 +305,20 @@ class Stream(SupervisedThread):
         return (now.sha256, now.manifest) != (model.sha256, model.manifest)
 
     def adjust(self, config: StreamConfig) -> None:
-        """Take another configuration that `can_adjust` allows."""
+        """Use another configuration that `can_adjust` allows, from the next input on."""
         self.config = config
-        self._errands.configure(config)
+        self._adjustments.append(config)
 
     def can_adjust(self, config: StreamConfig) -> bool:
-        """Whether another can be taken in mid-stream, without opening the source or the model anew.
+        """True if a configuration can be used without opening the source or the model again.
 
-        Only thresholds and zones differ then, or the variant, and that is open.
+        Only thresholds, zones and a variant that is open may differ.
         """
         alike = replace(config, decode=self.config.decode, zones=self.config.zones, variant=self.config.variant)
-        return alike == self.config and self._holds(config.variant)
+        return alike == self.config and self._has_open(config.variant)
 
-    def _holds(self, variant: str) -> bool:
-        """Whether a variant, or `auto`, needs nothing that is not open."""
+    def _has_open(self, variant: str) -> bool:
+        """True if a variant, or `auto`, needs only variants that are open."""
         if variant == self.config.variant or self.model is None:
             return True
         try:
@@ -362,42 +334,42 @@ class Stream(SupervisedThread):
             CommandError: there will be none, with the reason.
         """
         if self.model is not None and self.model.manifest.audio is not None:
-            raise CommandError(f"stream {self.name} listens: it has no pictures")
-        state, detail = self.standing
-        if state not in ("running", "degraded"):
+            raise CommandError(f"stream {self.name} has sound only: it has no pictures")
+        pipeline, (state, detail) = self._pipeline, self.standing
+        if pipeline is None or state not in ("running", "degraded"):
             raise CommandError(f"stream {self.name} is {state}, so there is no picture{detail and f': {detail}'}")
-        self._errands.snapshot()
+        pipeline.request_snapshot()
 
     def record(self, seconds: float) -> str:
-        """Save what is kept and what comes in the next seconds; gives the path of the clip that this will be in.
+        """Save a clip of the newest seconds and the next ones; return its path.
 
-        Any thread may call this. That the clip is complete is told by its message.
+        Any thread may call this. A clip's message is published when it is complete.
 
         Raises:
-            CommandError, StorageError: none can be made or saved, with the reason.
+            CommandError, StorageError: no clip can be made or saved, with the reason.
         """
         if self.config.clips is None:
             raise CommandError(f"stream {self.name}: clips are off; [streams.{self.name}.clips] turns them on")
-        if (filming := self._filming) is None:
+        if (clips := self._clips) is None:
             raise CommandError(f"stream {self.name} is {self.standing[0]}, so there is nothing to record")
-        return filming.record(seconds)
+        return clips.record(seconds)
 
     def ask_to_stop(self) -> None:
-        """Begin to stop: `join` waits for it. From now on nothing is published but the ends of tracks."""
+        """Begin to stop; `join` waits for it. From now on only ends of tracks are published."""
         super().ask_to_stop()
         if (reporter := self._reporter) is not None:
             reporter.stop()
 
-    def leave_behind(self) -> None:
-        """Give its thread up, which hangs in a library: publish nothing more, end its tracks, free its source.
+    def abandon(self) -> None:
+        """Give up a thread that hangs in a library: end the tracks, free the source, publish nothing more.
 
-        The model is freed when the library answers.
+        The model is freed when the library returns.
         """
-        self._left_at = time.monotonic()
+        self._abandoned_s = time.monotonic()
         if self._reporter is not None:
             self._reporter.close("shutdown")
-        if (filming := self._filming) is not None:
-            filming.end()
+        if (clips := self._clips) is not None:
+            clips.end()
         if (source := self._source) is not None:
             source.stop(wait=False)
 
@@ -407,51 +379,51 @@ class Stream(SupervisedThread):
 
     @property
     def standing(self) -> tuple[State, str]:
-        """State now and why; while it runs, its source's."""
+        """State now and its reason; while the stream runs, those of its source."""
         if self.state == "running" and (source := self._source) is not None:
-            capture, sense = source.stats, self._sense
-            if capture.state == "running" and sense is not None and (why := sense.session.degraded):
+            capture, opened = source.stats, self._perception
+            if capture.state == "running" and opened is not None and (why := opened.session.degraded):
                 return "degraded", why
-            return capture.state, capture.detail or (sense.alarm if sense is not None else "")
+            return capture.state, capture.detail or (opened.alarm if opened is not None else "")
         return self.state, self.detail
 
     @property
     def has_result(self) -> bool:
-        """Whether an inference has been made."""
-        return self._first_result.is_set()
+        """True if the current run has made an inference."""
+        return self._metrics.has_result
 
     @property
     def inferred(self) -> int:
         """Inferences since the start."""
-        return self._inferred_before + self._tally.inferences
+        return self._metrics.inferences
 
     @property
     def infer_p95_ms(self) -> float | None:
-        """See `agent.daemon.metrics.LatencyWindow.p95_ms`."""
-        return self._recent.p95_ms
+        """95th percentile of the newest inference times, ms; None before the first inference."""
+        return self._metrics.latency.p95_ms
 
     @property
     def session(self) -> Session | None:
-        """What runs its model; None: it has not inferred yet, or does not run."""
-        sense, pipeline = self._sense, self._pipeline
-        return sense.session if sense is not None and pipeline is not None and self.has_result else None
+        """Session of the model; None before the first inference, and while the stream does not run."""
+        opened, pipeline = self._perception, self._pipeline
+        return opened.session if opened is not None and pipeline is not None and self.has_result else None
 
     @property
     def frames(self) -> int:
-        """Frames handled since the start."""
-        return self._tally.frames
+        """Inputs handled since the start."""
+        return self._metrics.frames
 
     @property
     def counted(self) -> tuple[tuple[str, str], ...]:
-        """Zones and labels that something was counted for, see `Reporter.counted`."""
+        """Zones and labels with a count, see `Reporter.counted`."""
         return self._reporter.counted if self._reporter else ()
 
     def health(self) -> StreamHealth:
-        """State now, and rates since the last call."""
-        rates, source = self._meter.rates(self._tally), self._source
+        """Return the state now, and rates since the previous call."""
+        rates, source = self._metrics.rates(), self._source
         capture = source.stats if source else self._captured
-        sense, model = self._sense, self.model  # the stream's thread may close its own meanwhile
-        backend, variant = sense.answered_by if sense else ("", "")
+        opened, model = self._perception, self.model  # the stream's thread may close its own meanwhile
+        backend, variant = opened.answered_by if opened else ("", "")
         state, detail = self.standing
         return StreamHealth(
             state=state,
@@ -462,7 +434,7 @@ class Stream(SupervisedThread):
             frames=capture.frames if capture else 0,
             dropped=capture.dropped if capture else 0,
             reopened=capture.reopened if capture else 0,
-            tracks=sense.tracker.alive if sense else 0,
+            tracks=opened.tracker.alive if opened else 0,
             model=model.manifest.name if model else "",
             backend=backend,
             variant=variant,
@@ -470,73 +442,91 @@ class Stream(SupervisedThread):
 
     @property
     def _hanging_max(self) -> int:
-        """Of a device there is one, and its process ends when the inference has taken too long."""
-        return 1 if self._sense is None else HANGING_MAX
+        """There is one device of a kind, and its process ends when an inference takes too long."""
+        return 1 if self._perception is None else HANGING_MAX
 
     def _run(self) -> None:
-        if self._sense is None:  # a device or an unknown model is to be opened, or anew what has broken
-            self.detail = f"model {self.config.model} is being opened on {self.config.backend}"
-        opened = self._tried_model()
-        if opened is None:
+        model = self._vetted_model()
+        if model is None:
             return
-        if self._sense is None:
-            self._sense = open_perception(self.name, self.config, opened, self._desk.opener)
-        model = ModelId(opened.manifest.name, opened.sha256[:12])
-        publish = self.config.publish
-        desk = self._desk
-        reporter = self._reporter = Reporter(desk.topics, self.name, publish, model, desk.events, desk.board)
-        if self._stop.is_set():  # `ask_to_stop` may not have seen this reporter
+        if self._perception is None:
+            self._perception = open_perception(self.name, self.config, model, self._services.opener)
+        reporter = self._open_reporter(model)
+        if self._stop.is_set():  # `ask_to_stop` may have missed this reporter
             return
-        if opened.manifest.has_tracks:
-            named = self.config.named
-            reporter.counts(
-                {label: 0 for zone, label in named if not zone}, {pair: 0 for pair in named if pair[0]}
-            )
-        source, pipeline, self._filming = open_pipeline(
-            self.name, self.config, self._sense, reporter, partial(_tell_change, self.name), desk.recorder
+        on_change, recorder = partial(_log_change, self.name), self._services.recorder
+        self._metrics.begin_run()
+        source, pipeline, self._clips = open_pipeline(
+            self.name, self.config, self._perception, reporter, on_change, recorder, self._metrics
         )
-        self._source, self._pipeline = source, pipeline
-        self._inferred_before += self._tally.inferences
-        self._tally, self._first_result, self._recent = pipeline.tally, pipeline.first_result, pipeline.recent
-        self._meter.reset()
+        self._source, self._pipeline, self._is_announced = source, pipeline, False
         self.state, self.detail = "running", ""
         try:
             if not self._stop.is_set():
                 source.start()
-            pipeline.run(self._stop, between=partial(self._between, self._sense, pipeline))
+            pipeline.run(self._stop, before_each=partial(self._before_each, self._perception, pipeline, source))
         finally:
-            source.stop()
-            self._captured, self._source, self._pipeline = source.stats, None, None
-            filming, self._filming = self._filming, None
-            if filming is not None:
-                filming.close()
+            self._close_pipeline(source)
 
-    def _tried_model(self) -> Model | None:
-        """Wait until the model has been tried, which is no hang: others may come first. None: told to stop."""
+    def _vetted_model(self) -> Model | None:
+        """Wait until the model has been vetted, perhaps after other models. Return None if told to stop."""
+        if self._perception is None:  # to be opened for the first time, or again after a failure
+            self.detail = f"model {self.config.model} is being opened on {self.config.backend}"
         while not self._stop.is_set():
             with suppress(NotYetError):
                 model = self.model or self._open_model(perception.PREPARE_S)
-                if self._sense or perception.is_tried(
-                    self.config, model, self._desk.vetting, perception.PREPARE_S
+                if self._perception or perception.is_tried(
+                    self.config, model, self._services.vetting, perception.PREPARE_S
                 ):
                     return model
             self.heartbeat()
         return None
 
-    def _between(self, sense: Perception, pipeline: Pipeline[Any]) -> None:
+    def _open_reporter(self, opened: Model) -> Reporter:
+        shared, model = self._services, ModelId(opened.manifest.name, opened.sha256[:12])
+        reporter = Reporter(shared.topics, self.name, self.config.publish, model, shared.events, shared.board)
+        self._reporter = reporter
+        if opened.manifest.has_tracks and not self._stop.is_set():
+            named = self.config.named
+            zones = {pair: 0 for pair in named if pair[0]}
+            reporter.counts({label: 0 for zone, label in named if not zone}, zones)
+        return reporter
+
+    def _before_each(self, opened: Perception, pipeline: Pipeline[Any], source: Input) -> None:
         self.heartbeat()
         pipeline.shadow = self.shadow
-        self._errands.run(sense, pipeline)
+        while self._adjustments:
+            opened.configure(self._adjustments.popleft())
+        if not self._is_announced and (capture := source.stats).state in ("running", "ended"):
+            self._is_announced = True
+            log.info("stream %s: %s", self.name, _describe(self.config, opened, capture.detail))
+
+    def _close_pipeline(self, source: Input) -> None:
+        source.stop()
+        self._captured, self._source, self._pipeline = source.stats, None, None
+        clips, self._clips = self._clips, None
+        if clips is not None:
+            clips.close()
 
     def _close(self) -> None:
-        sense, self._sense = self._sense, None
-        if sense is not None:
-            sense.close()
-        if (left_at := self._left_at) is not None:
-            self._left_at = None
-            log.info("stream %s: what hung has answered %.0f s later", self.name, time.monotonic() - left_at)
+        opened, self._perception = self._perception, None
+        if opened is not None:
+            opened.close()
+        if (abandoned_s := self._abandoned_s) is not None:
+            self._abandoned_s = None
+            stuck_s = time.monotonic() - abandoned_s
+            log.info("stream %s: the call that was stuck returned %.0f s later", self.name, stuck_s)
 
 
-def _tell_change(name: str, state: str, reason: str) -> None:
-    """For the source's threads, which may hang: so it is no method, which would hold the stream."""
+def _describe(config: StreamConfig, opened: Perception, detail: str) -> str:
+    """Describe what runs: source, size and rate, model, variant, backend."""
+    manifest = opened.model.manifest
+    variant = "auto" if manifest.climbed(config.variant) else manifest.variant(config.variant).name
+    model = f"{manifest.name} {variant}" if len(manifest.variants) > 1 else manifest.name
+    source = f"{parse(config.source).masked} {detail}".rstrip()
+    return f"{source}, {model} on {opened.session.backend}"
+
+
+def _log_change(name: str, state: str, reason: str) -> None:
+    """Log an outage. A function, not a method: the source's threads may hang, and must not hold the stream."""
     (log.warning if state == "lost" else log.info)("stream %s: %s: %s", name, state, reason)

@@ -171,6 +171,7 @@ class SystemdStatus:
         if not self.ready and not awaited(streams):
             self.ready = True
             self._notifier.ready()
+            log.info("ready: %s", status_text(streams, ready=True, connected=connected))
         self._feed(hanging(streams))
         said = status_text(streams, ready=self.ready, connected=connected)
         if said != self._said:

@@ -77,17 +77,17 @@ def in_turns(turns: str) -> None:
     took: dict[bool, list[float]] = {True: [], False: []}
     with tempfile.TemporaryDirectory() as folder:
         stream, sink, close = started("saved", Path(folder))
-        pipeline, filming = stream._pipeline, stream._filming
+        pipeline, filming = stream._pipeline, stream._clips
         for turn in range(int(turns)):
             on = turn % 2 == 0
-            pipeline._filming = filming if on else None  # type: ignore[union-attr]
+            pipeline._clips = filming if on else None  # type: ignore[union-attr]
             time.sleep(TURN_S / 4)  # what the turn before left to be written
             sink.totals.clear()
             cpu = time.process_time()
             time.sleep(TURN_S)
             spent[on].append((time.process_time() - cpu) / len(sink.totals) * 1e3)
             took[on] += sink.totals
-        pipeline._filming = filming  # type: ignore[union-attr]
+        pipeline._clips = filming  # type: ignore[union-attr]
         close()
         rate = bytes_per_s(Path(folder))
     figures = {"cpu_ms": statistics.median(spent[True]), "off_cpu_ms": statistics.median(spent[False])}

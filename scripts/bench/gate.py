@@ -75,7 +75,7 @@ class Clip:
         """The next frame; None at the end."""
         number, self._taken = self._taken, self._taken + 1
         if number == STILL_S * FPS and self.pipeline is not None:
-            self.still = self.pipeline.tally.inferences
+            self.still = self.pipeline.metrics.inferences
         done, image = self._reader.read()
         if not done:
             self.ended = True
@@ -158,7 +158,7 @@ def run(clip: Path, model: str, *, gate: bool) -> Run:
     source.pipeline.run(threading.Event())
     seconds = time.monotonic() - began
     vision.close()
-    return Run(sink.events, source.pipeline.tally.inferences, source.still, seconds)
+    return Run(sink.events, source.pipeline.metrics.inferences, source.still, seconds)
 
 
 def lost(wanted: list[EventMessage], found: list[EventMessage]) -> list[EventMessage]:

@@ -93,7 +93,7 @@ class Scene:
     def _count(self) -> None:
         if self.pipeline is None or not self._number:
             return
-        made = self.pipeline.tally.inferences - self._before
+        made = self.pipeline.metrics.inferences - self._before
         self._before += made
         if self._is_tail:
             self._run.tail_inferences += made

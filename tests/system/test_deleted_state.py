@@ -43,7 +43,7 @@ def test_what_is_known_is_written_anew_and_a_kill_after_that_costs_nothing(
     operator.set("back", "enabled", "off")
     operator.wait_state("back", "enabled", "off")
     shutil.rmtree(vedette.state)
-    messages.wait(lambda m: told(m).state_folder.endswith("; it was written anew"))
+    messages.wait(lambda m: told(m).state_folder.endswith("; it was restored"))
     hear(messages, 5, "front")
     assert told(messages).spool.on == "disk"
     assert len(vedette.said("was deleted or replaced while Vedette runs")) == 1
@@ -72,7 +72,7 @@ def test_while_it_cannot_be_written_anew_events_flow_from_memory(vedette: Vedett
     hear(messages, 5, "front")
     vedette.state.parent.unlink()
     messages.wait(lambda m: told(m).spool.on == "disk")
-    messages.wait(lambda m: told(m).state_folder.endswith("; it was written anew"))
+    messages.wait(lambda m: told(m).state_folder.endswith("; it was restored"))
     vedette.end(signal.SIGKILL)
     vedette.start()
     hear(messages, 5, "front")

@@ -330,9 +330,9 @@ def test_a_stream_that_hangs_is_left_behind(
     assert stopped(messages)
 
 
-@pytest.mark.parametrize("left_behind", [False, True])
+@pytest.mark.parametrize("is_abandoned", [False, True])
 def test_what_a_camera_still_sees_after_it_was_switched_off_is_not_published(
-    config: Config, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch, left_behind: bool
+    config: Config, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch, is_abandoned: bool
 ) -> None:
     inferences, operator = Inferences(monkeypatch), Operator(broker)
     publish = PublishConfig(detections=True, snapshot_every_s=0.05)
@@ -346,9 +346,9 @@ def test_what_a_camera_still_sees_after_it_was_switched_off_is_not_published(
         time.sleep(_PATIENT_S)  # what came of inferences before has been sent then
         began = len(messages)
         assert front._pipeline is not None
-        front._pipeline.ask_snapshot()
+        front._pipeline.request_snapshot()
         operator.set("front", "enabled", "off")
-        wait_for(lambda: front._left_at if left_behind else front._stop.is_set())
+        wait_for(lambda: front._abandoned_s if is_abandoned else front._stop.is_set())
         inferences.answer()
         wait_for(lambda: front.join(0.0))
         operator.wait_state("front", "enabled", "off")

@@ -54,7 +54,7 @@ def test_a_person_is_announced_and_ended_when_the_clip_is_over(tmp_path: Path) -
     )
     assert end.reason == "ended"
     assert source.given_back == 5
-    assert (pipeline.tally.frames, pipeline.tally.inferences) == (5, 5)
+    assert (pipeline.metrics.frames, pipeline.metrics.inferences) == (5, 5)
 
 
 def test_every_event_tells_its_latency_by_stage(tmp_path: Path) -> None:
@@ -163,8 +163,8 @@ def test_a_closed_gate_saves_the_inference(tmp_path: Path) -> None:
         "decode": DecodeConfig(score_threshold=1.0),
     }
     pipeline = run(tmp_path, kept, FrameList(frames(20)), **blind)
-    assert pipeline.tally.frames == 20
-    assert pipeline.tally.inferences <= 2
+    assert pipeline.metrics.frames == 20
+    assert pipeline.metrics.inferences <= 2
 
 
 def test_one_thing_that_stands_still_costs_two_messages_and_a_look_now_and_then(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_one_thing_that_stands_still_costs_two_messages_and_a_look_now_and_then(
         ("update", "stationary"),
         ("end", "ended"),
     ]
-    assert pipeline.tally.inferences < 150
+    assert pipeline.metrics.inferences < 150
     assert kept.history[0] == ("vedette/porch/front/count/person", b"1")
 
 

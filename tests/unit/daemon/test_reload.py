@@ -135,8 +135,8 @@ def test_a_stream_whose_inference_hangs_frees_its_source_at_once_and_its_model_w
     house: Runtime, camera: StreamConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inferences, front = Inferences(monkeypatch), all_see(house)["front"]
-    assert front._sense is not None
-    session = weakref.ref(front._sense.session)
+    assert front._perception is not None
+    session = weakref.ref(front._perception.session)
     (reads,) = [thread for thread in threading.enumerate() if thread.name == "read-front"]
     inferences.hang(2)
     ReloadPlan(house, house.config, only="front").apply()

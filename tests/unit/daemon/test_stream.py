@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import time
 import weakref
 from collections.abc import Iterator
@@ -109,17 +110,17 @@ def without_collector() -> Iterator[None]:
 
 def large_parts(made: Stream) -> dict[str, weakref.ref[Any]]:
     """What takes megabytes of a stream that runs."""
-    assert made._sense is not None
-    assert made._filming is not None
-    session = made._sense.session
+    assert made._perception is not None
+    assert made._clips is not None
+    session = made._perception.session
     parts = {
         "model": made.model,
         "session": session,
         "interpreter": getattr(getattr(session, "_session", session), "_interpreter"),  # noqa: B009
-        "gate and buffers": made._sense,
-        "corridor": made._pipeline,
-        "clips": made._filming,
-        "footage": made._filming._footage,
+        "gate and buffers": made._perception,
+        "pipeline": made._pipeline,
+        "clips": made._clips,
+        "footage": made._clips._footage,
     }
     return {name: weakref.ref(part) for name, part in parts.items()}
 
@@ -131,7 +132,7 @@ def alive(parts: dict[str, weakref.ref[Any]]) -> list[str]:
 def run_and_record(made: Stream, kept: Kept, saved: list[Clip]) -> dict[str, weakref.ref[Any]]:
     """Have a stream see and film something, and stop; what was large in it, of which the model only is left."""
     with running(made):
-        wait_for(lambda: "new" in kept.kinds() and made._filming is not None)
+        wait_for(lambda: "new" in kept.kinds() and made._clips is not None)
         made.record(1.0)
         parts = large_parts(made)
         assert alive(parts) == list(parts)
@@ -160,8 +161,8 @@ def test_a_stream_that_breaks_and_starts_again_frees_what_it_had(tmp_path: Path,
     kept = Kept()
     with without_collector(), running(stream(tmp_path, kept)) as made:
         wait_for(lambda: made.has_result)
-        assert made._sense is not None
-        first = weakref.ref(made._sense.session)
+        assert made._perception is not None
+        first = weakref.ref(made._perception.session)
         breaks.append(BackendError("it has broken"))
         wait_for(lambda: made.state == "failed")
         wait_for(lambda: first() is None)
@@ -456,7 +457,7 @@ def test_without_a_picture_there_is_no_snapshot_and_the_reason_is_told(tmp_path:
         stream(tmp_path, Kept(), enabled=False).snapshot_now()
     listening = stream(tmp_path, Kept(), "mic:default", model=str(tone_model(tmp_path)))
     listening.prepare()
-    with pytest.raises(CommandError, match="stream front listens: it has no pictures"):
+    with pytest.raises(CommandError, match="stream front has sound only"):
         listening.snapshot_now()
 
 
@@ -482,3 +483,11 @@ def test_after_a_long_run_the_pause_is_the_first_again(
         wait_for(lambda: not breaks and made.standing[0] == "running")
         wait_for(lambda: kept.kinds()[-1] == "new")
     assert kept.kinds().count("new") == kept.kinds().count("end")
+
+
+def test_the_log_tells_what_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with running(stream(tmp_path, Kept())) as made:
+        wait_for(lambda: made.has_result and "stream front" in caplog.text)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "agent.daemon.stream"]
+    assert line == f"stream front: {_WALK} 64x48 at 50 fps, person on cpu"
