@@ -39,7 +39,7 @@ at_hand() {
   esac
 }
 
-# end_at_hand: the dead-man has nothing to watch any more. The journal is not touched.
+# end_at_hand: deletes the files of an update's trial, so that the rollback watchdog does nothing. Keeps the journal.
 end_at_hand() {
   local kept=$UPDATES/kept/vedette.toml config=/etc/vedette/vedette.toml
   if [ -f "$kept" ] && [ -f "$config" ] && ! cmp -s "$kept" "$config"; then

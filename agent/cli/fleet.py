@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _PATH = click.Path(path_type=Path)
 _UNREACHABLE, _FAILED = 3, 1
 _ROLLBACK_S = 1200.0
-"""A board rehearses what it goes back to (600 s), watches it (130 s), starts what ran anew where that is not well
+"""A board rehearses the version before (600 s), watches it (130 s), starts what ran anew where that is not well
 (60 s for each thing that systemd is asked for), and answers then."""
 
 
@@ -113,7 +113,7 @@ def exec_(ctx: click.Context, words: tuple[str, ...], path: Path, names: tuple[s
 def rollback(ctx: click.Context, path: Path, names: tuple[str, ...], as_json: bool, yes: bool) -> None:
     """Take every board, or those named, back to the version before.
 
-    A board that is at an update ends it. Boards that have gone back since they were updated last stay there: the
+    A board that is at an update ends it. Boards that were rolled back since their last update stay there: the
     same command can be given again when some could not be reached.
     """
     inventory, boards = _boards(path, names)

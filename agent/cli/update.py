@@ -25,7 +25,7 @@ _LOG = "%(message)s"
 
 @click.group()
 def update() -> None:
-    """Update this board by a signed bundle, and go back.
+    """Update this board by a signed bundle, or roll it back.
 
     \b
     received → verified → staged → tested [→ shadow] → switching → trial → committed | rolled_back
@@ -109,7 +109,7 @@ def _go_on(where: Paths, *, here: bool = False) -> Update | None:
 @update.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def status(as_json: bool) -> None:
-    """Show which version runs, which one could be gone back to, and the update at hand."""
+    """Show the version that runs, the version before, and the current update."""
     from agent.cli.json_output import print_json
     from agent.update.install.status import standing
 
@@ -141,13 +141,14 @@ def history(as_json: bool, count: int) -> None:
 
 
 @update.command()
-@click.option("--once", is_flag=True, help="Not where that was done last, so that it can be said again.")
+@click.option("--once", is_flag=True, help="Do nothing if the last operation was this rollback (safe to retry).")
 @click.pass_context
 def rollback(ctx: click.Context, once: bool) -> None:
-    """End the update at hand, or go back to what was before: the version, or the models.
+    """End the current update, or roll back to the version, or the models, before.
 
-    What was before has to be ready within two minutes, or what runs now comes back. A version that was refused
-    or failed its trial is none to go back to. Exit code: 0 gone back, or told to whoever is at an update; 1 not.
+    The version before has to be ready within two minutes, or the present one returns. A version that was refused
+    or failed its trial is never rolled back to. Exit code: 0 rolled back, or the running update was told to end;
+    1 failed.
     """
     from agent.update.install.journal import Journal
     from agent.update.install.rollback import Rollback, already_rolled_back

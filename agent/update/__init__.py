@@ -1,4 +1,4 @@
-"""Signed A/B updates: what a bundle is, how it is made, trusted and unpacked, and what a board does with it.
+"""Signed A/B updates: build, sign and inspect bundles, install them on a board, and roll them out to a fleet.
 
-Nothing that the daemon imports imports this room: an update minds the daemon, never the other way round.
+The updater restarts and watches the daemon. Nothing that the daemon imports may import this package.
 """

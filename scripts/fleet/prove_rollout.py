@@ -153,7 +153,7 @@ class Proof:
         named = [word for name in ours for word in ("--board", name)]
         done = self._fleet.vedette("rollback", "--yes", *named)
         print("  " + done.stdout.strip().replace("\n", "\n  "), done.stderr.strip())
-        self._check("half of them went back", done.returncode == 0)
+        self._check("half of them rolled back", done.returncode == 0)
         self._check("the rest has not", self._versions() == {"1.0", "1.2"})
         limit = ("--limit", ",".join(theirs))
         self._check("Ansible took the rest back", self._fleet.play("rollback.yml", *limit).returncode == 0)

@@ -67,7 +67,7 @@ class Witness(Struct, frozen=True):
 
     Attributes:
         journal: state of the update; empty: there was none.
-        trial: what the dead-man goes by; empty: nothing.
+        trial: file of the rollback watchdog; empty: none.
         current, keeper: what they led to.
     """
 

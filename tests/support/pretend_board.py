@@ -229,7 +229,7 @@ class Board:
         return self.where.config.read_text(encoding="utf-8")
 
     def check_sound(self) -> None:
-        """Whatever happened: one version runs that is whole, minds updates, and nothing is half done."""
+        """Whatever happened: one complete version runs and manages updates, and nothing is half done."""
         assert self.slots.of("keeper") == self.slots.of("current")
         assert self.runs
         assert (self.slots.path(slot_of(self.slots.of("current") or "")) / "venv/bin/vedette").exists()

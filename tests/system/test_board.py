@@ -186,7 +186,7 @@ def test_a_bundle_that_nobody_vouches_for_is_refused_before_anything_is_done(
 def test_while_an_update_is_at_hand_nothing_is_installed_and_it_goes_on(
     board: Board, config: dict[str, Any], left: str
 ) -> None:
-    """The slot that is not in use is what the dead-man goes back to."""
+    """The slot that is not in use is what the rollback watchdog needs."""
     inside = {"trial": "new=b", "journal.json": '{\n  "state": "received",\n  "reason": ""\n}', "lock": "4711"}
     board.write(f"{_UPDATES}/bundles/incoming.vedette", "at hand")
     board.write(f"{_UPDATES}/{left}", f"{inside[left]}\n")

@@ -1,4 +1,4 @@
-"""A board is updated in the field: a good version, ones that fail, the dead-man, the power, models, and back.
+"""A board is updated: a good version, failing ones, the rollback watchdog, power cuts, models, and rollbacks.
 
 One board for all of these, in their order; each leaves it running.
 """
@@ -232,10 +232,10 @@ def test_an_operator_goes_back_to_the_models_before_and_then_to_the_version_befo
     board: Board, depot: Depot, messages: Messages
 ) -> None:
     pid = board.wait_active()
-    assert "an operator went back to 6" in board.sh("vedette", "update", "rollback")
+    assert "rolled back to 6 by an operator" in board.sh("vedette", "update", "rollback")
     assert board.sh("readlink", "/opt/vedette/current/models") == "sets/6"
     assert (runs(board), board.wait_active()) == ("1.4", pid)
-    assert "an operator went back to 1.1" in board.sh("vedette", "update", "rollback")
+    assert "rolled back to 1.1 by an operator" in board.sh("vedette", "update", "rollback")
     assert runs(board) == "1.1"
     assert newest(board)["by"] == "operator"
     hear(messages, 3)
@@ -247,7 +247,7 @@ def test_an_operator_never_goes_back_to_a_version_that_did_not_stay(
     apply(board, depot.full("1.5", 9, "crash at import"), check=False)
     assert newest(board)["state"] == "refused"
     said = board.sh("sh", "-c", "vedette update rollback 2>&1", check=False)
-    assert "holds no version to go back to" in said or "which was never committed" in said
+    assert "holds no version to roll back to" in said or "which was never committed" in said
     assert runs(board) == "1.1"
     hear(messages, 3)
 

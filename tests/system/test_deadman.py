@@ -1,4 +1,4 @@
-"""The dead-man alone, on a made-up root: when it rolls back, what it leaves behind, and being cut off itself."""
+"""The rollback watchdog (`systemd/deadman`) on a simulated root: limits, rollbacks, interruptions."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ def test_a_trial_that_names_no_slot_to_go_back_to_changes_nothing(root: Root, ol
     root.assert_on_trial()
 
 
-def test_a_slot_that_is_gone_is_not_gone_back_to(root: Root) -> None:
+def test_a_slot_that_is_gone_is_not_rolled_back_to(root: Root) -> None:
     root.begin(state="switching")
     (root.home / "slots/a").rmdir()
     done = root.run("settle")

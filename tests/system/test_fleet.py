@@ -484,19 +484,19 @@ def test_boards_go_back_to_the_models_before_until_there_is_nothing_before(fleet
     """Each has had several bundles of models and one version only."""
     done = fleet.vedette("rollback", "--yes")
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count("an operator went back to") == 3
+    assert done.stdout.count("by an operator") == 3
     done = fleet.vedette("rollback", "--yes")
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count("it has gone back to") == 3
+    assert done.stdout.count("already rolled back to") == 3
     path = fleet.folder / f"models-{max(counters(fleet))}.vedette"
     again = fleet.vedette("rollout", path.name, "--board", "board1", "--ledger", "again.ledger")
     assert again.returncode == 1
     assert "is not above" in again.stdout + again.stderr
     for _ in range(3):
         done = fleet.vedette("exec", "update", "rollback")
-        if done.stdout.count("holds no version to go back to") == 3:
+        if done.stdout.count("holds no version to roll back to") == 3:
             break
-    assert done.stdout.count("holds no version to go back to") == 3
+    assert done.stdout.count("holds no version to roll back to") == 3
     assert done.returncode == 1
 
 
@@ -513,7 +513,7 @@ def test_ansible_tells_what_runs_and_what_cannot_go_back(fleet: Fleet) -> None:
     assert told.stdout.count('"previous": ') == 3
     back = fleet.play("rollback.yml", "--limit", "board1")
     assert back.returncode == 0, back.stdout + back.stderr
-    assert "it has gone back to" in fleet.play("rollback.yml", "--limit", "board1", "-v").stdout
+    assert "already rolled back to" in fleet.play("rollback.yml", "--limit", "board1", "-v").stdout
 
 
 @needs_ansible

@@ -180,7 +180,7 @@ def test_a_version_that_brings_the_board_down_on_a_full_disk_has_its_boots_count
             file.write(f"{number}\n")
         board.service.deadman("settle")
         assert f"boots={number}\n" in board.where.counted.read_text()
-        assert board.where.reserve.stat().st_size > 128 * 1024, "which going back needs"
+        assert board.where.reserve.stat().st_size > 128 * 1024, "which a rollback needs"
     fill(board)
     with boot.open("r+") as file:
         file.write("4\n")

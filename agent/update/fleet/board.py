@@ -49,7 +49,7 @@ class Versions(Struct, frozen=True):
     """`vedette update status --json`.
 
     Attributes:
-        version: that runs. slot: that it is in. previous: that can be gone back to.
+        version: that runs. slot: that it is in. previous: that a rollback returns to.
         counter: the highest that was committed.
         at_hand: the newest update; None: there was none.
         models: the set in use; 0: none; -1: an older board, which does not tell it.

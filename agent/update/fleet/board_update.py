@@ -124,7 +124,7 @@ class BoardUpdate:
         return await self._follow(began_at)
 
     def _has(self, found: Versions) -> bool:
-        """Whether nothing is to be done. The counter of a board that goes back stays: what is in use tells."""
+        """Compare counter, version and models: a rollback does not lower a board's counter."""
         wanted = self._wanted
         over = found.at_hand is None or found.at_hand.over
         if not over or found.counter != wanted.counter or found.kind not in ("", wanted.kind):

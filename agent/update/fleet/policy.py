@@ -12,7 +12,7 @@ from agent.update.fleet.inventory import Size
 
 Kind = Literal["updated", "current", "refused", "rolled_back", "failed", "unreachable"]
 """updated: the board has committed the version. current: it had it already. refused: the board did not take it,
-and goes on as it was. rolled_back: it tried, and went back. failed: it could not be asked to, or nobody knows
+and goes on as it was. rolled_back: it tried, and rolled back. failed: it could not be asked to, or nobody knows
 why. unreachable: it did not answer; nothing is known against the version."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 GOOD: frozenset[Kind] = frozenset(("updated", "current"))

@@ -69,7 +69,7 @@ def adopt(where: Paths, slot: Slot, version: str, bundle: Path | None, source: s
 def _end_at_hand(where: Paths) -> None:
     """Close an update that was cut off with the installation that it belonged to.
 
-    Nor does either slot have a configuration of its own to go back to: the board's goes with both.
+    Also forget the configurations that the slots had: the board's present one is for both.
     """
     journal, switch = Journal(where), SlotSwitch(where)
     remove(where.trial, where.verdict, where.counted, where.kept_config)

@@ -293,13 +293,8 @@ class ShadowTrial:
         return f"stream {name}: {done} % of {self._gate.compared} answers in which something was found"
 
 
-# Returning: an operator goes back to what was before, which is always allowed, and watched all the same.
-#
-# That is the version in the other slot, if it has ever been committed, or the models of before, where models were
-# changed last. It has to be ready within its time, or what runs now comes back.
-
 GATE = HealthGate(steady_s=10.0, within_s=120.0, p95_factor=100.0, memory_mb=1_000_000.0)
-"""It was well once; whether it is better than what runs now is for whoever asks to say."""
+"""Gate of a rollback: the version ran well once, so it only has to become ready."""
 
 
 def terms(update: Update, incoming: Path) -> tuple[HealthGate, Baseline]:

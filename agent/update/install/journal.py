@@ -81,7 +81,7 @@ def check_step(before: State, after: State) -> None:
         UpdateError: it is one.
     """
     if after not in _NEXT[before]:
-        raise UpdateError(f"an update that is {before} cannot become {after}: a defect in Vedette")
+        raise UpdateError(f"an update that is {before} cannot become {after}: internal error (please report)")
 
 
 def after_cut(state: State) -> Step:
@@ -110,12 +110,12 @@ class Update(Struct, frozen=True, kw_only=True):
         downtime_s: from the stop of the old daemon to the first inference of every stream of the new one; None:
             it has not come to that, or nothing was stopped.
         reason: why it was refused or rolled back; of a trial, what it waits for.
-        by: who decided: `updater`, `deadman`, `settle`, or `operator`.
+        by: who decided: `updater`, `operator`, `deadman` (the rollback watchdog), or `settle` (the same at boot).
         streams_before: streams that were well before, and what their inferences took, see `trial.Baseline`; None:
             no daemon told.
         failures_before: how often the service had ended by itself since it was started.
         models_before: the set of models that was in use.
-        back: whether it goes back to what was before, as an operator has asked.
+        back: True for a rollback that an operator has asked for.
         starts: how often it was begun; of a trial of models, how often the board was started during it.
         boot_id: of the kernel that was counted last.
         pid_before, reloads_before: see `trial.Reloaded`; the former of a version's trial, too.
@@ -180,7 +180,7 @@ class Journal:
             ) from error
 
     def mend(self) -> bool:
-        """Set a damaged one aside; gives whether it was. A trial that it told of is ended by the dead-man.
+        """Set a damaged journal aside; return True if it was. The rollback watchdog ends its trial.
 
         Raises:
             StorageError: the disk refuses.
@@ -214,7 +214,9 @@ class Journal:
         """
         last = self.read()
         if (last is None or last.over) and self._trial.exists():
-            raise UpdateError("a version is on trial that nobody follows: the dead-man ends that within minutes")
+            raise UpdateError(
+                "a version is on trial without an updater: the rollback watchdog ends that within minutes"
+            )
         if last is not None and not last.over:
             raise UpdateError(
                 f"an update to {last.version or last.file} is at hand ({last.state}): see `vedette update "

@@ -1,4 +1,4 @@
-"""Places: where updates lie on a board. The dead-man, a shell script outside of every version, knows them too."""
+"""Paths of updates on a board. The rollback watchdog, the script `systemd/deadman`, uses the same ones."""
 
 from __future__ import annotations
 
@@ -64,17 +64,17 @@ class Paths(Struct, frozen=True):
 
     @property
     def trial(self) -> Path:
-        """What the dead-man goes by; there while a new version is not to be trusted."""
+        """Limits of the trial for the rollback watchdog; the file exists until the new version is committed."""
         return self.state / "trial"
 
     @property
     def verdict(self) -> Path:
-        """What the dead-man did, until it is in the history."""
+        """Rollback by the watchdog, until it is in the history."""
         return self.state / "verdict"
 
     @property
     def counted(self) -> Path:
-        """What the dead-man has counted of a trial: its own, and of this trial only."""
+        """Seconds and boots of the current trial; only the rollback watchdog writes it."""
         return self.state / "deadman"
 
     @property

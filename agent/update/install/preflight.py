@@ -128,7 +128,7 @@ def objections(wanted: Description, facts: BoardFacts) -> Iterator[str]:
     if wanted.counter <= facts.counter:
         yield (
             f"counter {wanted.counter} is not above {facts.counter}, which this board has had: older versions "
-            "are refused; `vedette update rollback` goes back to the one before"
+            "are refused; `vedette update rollback` returns to the version before"
         )
     size_mb = sum(file.size for file in wanted.files.values()) // 1024**2
     needed_mb = size_mb * (_SPACE_FACTOR if wanted.kind == "full" else 1) + _RESERVE_MB

@@ -1,7 +1,7 @@
-"""Returning: an operator goes back to what was before, which is always allowed, and watched all the same.
+"""Rollback by an operator: to the version in the other slot, or to the models before, where models changed last.
 
-That is the version in the other slot, if it has ever been committed, or the models of before, where models were
-changed last. It has to be ready within its time, or what runs now comes back.
+It is always allowed, but only to a version that was committed once. That version has to be ready in time, or the
+board returns to what ran before the rollback.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from agent.update.install.watch import Orders
 
 
 def already_rolled_back(journal: Journal) -> str:
-    """Whether an operator has gone back, or ended an update, and nothing has come since: in words; empty: not.
+    """Describe the last operation if it already was a rollback by an operator, or the end of an update; else "".
 
-    What was refused by the board, or has failed its trial, has changed nothing.
+    Updates that the board refused or rolled back by itself since do not count.
 
     Raises:
         StorageError: the journal cannot be read.
     """
     try:
         newest = journal.read()
-    except UpdateError:  # it is damaged, and set aside by whatever is done next
+    except UpdateError:  # it is damaged; the next operation sets it aside
         return ""
     if newest is not None and not newest.over:
-        return f"it is going back to {newest.version} already: see `vedette update status`" if newest.back else ""
+        return f"already rolling back to {newest.version}: see `vedette update status`" if newest.back else ""
     for update in reversed(journal.history()):
         if update.state == "committed":
             return ""
         if update.by == "operator":
             at = local_time(update.began_at)
             if update.back:
-                return f"it has gone back to {update.version} already, at {at}"
-            return f"the update to {update.version or update.file} of {at} was ended already"
+                return f"already rolled back to {update.version}, at {at}"
+            return f"the update to {update.version or update.file} of {at} was already ended"
     return ""
 
 
@@ -57,7 +57,7 @@ class Rollback:
         """Switch, and leave it on trial.
 
         Raises:
-            UpdateError: an update is at hand, or there is nothing to go back to.
+            UpdateError: another update is at hand, or there is nothing to roll back to.
             StorageError: the disk refuses; what ran goes on.
         """
         self._journal.mend()
@@ -70,7 +70,7 @@ class Rollback:
         return self._to_version(running) if models is None else self._to_models(running, models)
 
     def _models_before(self, running: Slot) -> int | None:
-        """The set before the one in use, where that has come by an update of models; None: go back farther."""
+        """Return the set before the one in use; None if the last change was no update of models."""
         sets = ModelSets(self._slots.path(running))
         for update in reversed(self._journal.history()):
             if update.kind == "full" and (
@@ -116,7 +116,7 @@ class Rollback:
         if not version:
             tried = self._slots.version(other)
             what = f"version {tried}, which was never committed, and " if tried else ""
-            raise UpdateError(f"{self._slots.path(other)}: holds {what}no version to go back to")
+            raise UpdateError(f"{self._slots.path(other)}: holds {what}no version to roll back to")
         home = self._slots.path(other)
         Rehearsal(self._where).models(home, ModelSets(home).current)
         self._keep_config(other, version)
@@ -135,22 +135,22 @@ class Rollback:
         return self._go(update, _VersionReturn(self._where, self._service))
 
     def _keep_config(self, slot: Slot, version: str) -> None:
-        """A version comes back with its own configuration: what has become of that since is kept beside."""
+        """Keep a copy of the present configuration: the version returns with its own."""
         kept, config = SlotSwitch(self._where).config_of(slot), self._where.config
         if not (kept.exists() and config.is_file()) or read(kept) == read(config):
             return
         beside = config.with_name(f"{config.name}.undone")
         take_copy(config, beside, like_source=True)
-        self._tell(f"{version} comes back with its configuration; the one of now lies in {beside}")
+        self._tell(f"{version} returns with its own configuration; the present one is kept as {beside}")
 
     def _go(self, update: Update, change: ModelDeployment | VersionDeployment) -> Update:
-        self._tell(f"going back from {update.from_version} to {update.version}")
+        self._tell(f"rolling back from {update.from_version} to {update.version}")
         update = self._journal.begin(update)
         try:
             change.go(update, GATE)
         except VedetteError as error:
             change.undo(update)
-            self._journal.step(update, "rolled_back", reason=f"not gone back: {error}")
+            self._journal.step(update, "rolled_back", reason=f"rollback failed: {error}")
             raise
         return self._journal.step(update, "trial")
 

@@ -1,9 +1,10 @@
 """The two slots that versions are installed in, and the links that say which of them is used for what.
 
 slots/a  slots/b      a version each: venv/ models/ … and `ready`, which is written last and names it; `proved`,
-                      when it has run and was replaced by another: it can be gone back to
-current -> slots/a    what runs
-keeper  -> slots/a    whose code minds updates: that of before, until a new version has stood its trial
+                      when another has replaced it after it ran well: a rollback may return to it
+current -> slots/a    the version that runs
+keeper  -> slots/a    the updater slot, whose code manages updates: the old version's, until the new one is
+                      committed; the link keeps the name that boards in the field have
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Slots:
             if path.is_symlink():
                 path.unlink()
             elif path.exists():
-                # A slot that is half deleted must not look like one that can be gone back to.
+                # A half-deleted slot must not look like a version to roll back to.
                 (path / READY).unlink(missing_ok=True)
                 sync_folder(path)
                 shutil.rmtree(path)
@@ -118,7 +119,7 @@ class Slots:
         write_atomic(self.path(slot) / READY, f"{version}\n".encode())
 
     def prove(self, slot: Slot) -> None:
-        """Note that the version in a slot has run well: it can be gone back to. Done twice, it is done once.
+        """Mark the version in a slot as one that a rollback may return to. Idempotent.
 
         Raises:
             StorageError: the disk refuses.
@@ -126,7 +127,7 @@ class Slots:
         write_atomic(self.path(slot) / PROVED, b"")
 
     def proved(self, slot: Slot) -> str:
-        """The version in a slot if it can be gone back to; empty: what is there was never more than tried."""
+        """Return the version in a slot if a rollback may return to it; empty if it was only tried."""
         return self.version(slot) if (self.path(slot) / PROVED).exists() else ""
 
     def point(self, link: Link, slot: Slot) -> None:
@@ -232,7 +233,7 @@ class ModelSets:
             raise StorageError(f"{link}: cannot be changed: {reason_of(error)}") from error
 
     def tidy(self, before: int) -> None:
-        """Delete sets that nobody goes back to; what cannot be deleted stays.
+        """Delete the sets that no rollback needs; ignore those that cannot be deleted.
 
         Args:
             before: the set that the one in use has taken the place of; it stays, too.

@@ -96,7 +96,7 @@ def _run(command: list[str], patience_s: float, what: str, folder: Path) -> None
 
 # Migration of a configuration to a new version: its text stays as its author wrote it, but for what changes.
 #
-# Going back needs no rules: the text of before is kept as it was, and put back.
+# A rollback needs no rules: it restores a copy of the old text.
 
 
 def migrate(text: str, migrations: Iterable[Migration]) -> str:

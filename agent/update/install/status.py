@@ -20,7 +20,7 @@ class UpdateStatus(Struct, frozen=True):
 
     Attributes:
         version: that runs. slot: that it is in; empty: nothing is installed.
-        previous: that can be gone back to; empty: none. One that was refused or failed its trial cannot.
+        previous: that a rollback returns to; empty: none. Never one that was refused or failed its trial.
         counter: the highest that was committed; a bundle has to be above it.
         at_hand: the update that is not over, or the newest; None: there was none.
         trouble: why that is not known; empty: it is.

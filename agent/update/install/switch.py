@@ -1,12 +1,12 @@
 """Switching: one version for the other, in an order that a power cut may break anywhere.
 
     1  the configuration as it is → kept/           nothing that runs is changed yet; room to end the trial with
-    2  `trial`, state=switching                     from here on the dead-man, or `settle` at boot, undoes it
+    2  `trial`, state=switching                     from here on the rollback watchdog undoes it, also at boot
     3  the configuration of the new version
-    4  keeper → old, current → new
+    4  updater slot (the link `keeper`) → old, current → new
     5  `trial`, state=trial                         from here on a boot starts the new version, on trial
 
-The dead-man does in sh what `undo` does here, in the same order, from the same files.
+The rollback watchdog (`systemd/deadman`) does in sh what `undo` does here, in the same order, on the same files.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _RESERVE = 256 * 1024
 BOOTS = 3
 """That a trial may take."""
 _SLACK_S = 120.0
-"""That the dead-man gives the updater beyond what a trial may take."""
+"""The rollback watchdog waits so much longer than the trial may take: the updater comes first."""
 
 
 class WatchdogVerdict(Struct, frozen=True):
-    """What was done outside of the new version's code.
+    """A rollback by the watchdog.
 
     Attributes:
-        by: `deadman` or `settle`.
+        by: `deadman`, its name on disk, or `settle`, the same at boot.
         reason: in words.
     """
 
@@ -85,10 +85,10 @@ class SlotSwitch:
         self._write("trial", old, new, allowed_s)
 
     def undo(self, old: Slot) -> None:
-        """Go back to the slot of before and its configuration; done twice, it is done once.
+        """Roll back to the old slot and its configuration. Idempotent.
 
         Raises:
-            StorageError: the disk refuses; it is to be tried again, and the dead-man will.
+            StorageError: the disk refuses; try again, as the rollback watchdog does.
         """
         remove(self._where.reserve)
         if self.on_trial:  # else a cut in here would leave the new version on trial with the old configuration
@@ -108,7 +108,7 @@ class SlotSwitch:
         remove(self._where.trial, self._where.kept_config)
 
     def commit(self, new: Slot, old: Slot) -> None:
-        """Let the new version stay, and mind updates from now on; done twice, it is done once.
+        """Make the new version permanent, and its slot the updater slot. Idempotent.
 
         Raises:
             StorageError: the disk refuses.
@@ -129,20 +129,20 @@ class SlotSwitch:
 
     @property
     def on_trial(self) -> bool:
-        """Whether the dead-man watches."""
+        """True while the rollback watchdog watches a trial."""
         return self._where.trial.exists()
 
     @property
     def is_going_back(self) -> bool:
-        """Whether going back has begun, and was not ended.
+        """True if a rollback has begun and has not finished.
 
         Raises:
-            StorageError: the disk does not tell.
+            StorageError: the file cannot be read.
         """
         return self.on_trial and b"state=switching" in read(self._where.trial)
 
     def verdict(self) -> WatchdogVerdict | None:
-        """What the dead-man or `settle` did; None: nothing.
+        """Return the rollback that the watchdog did; None if it did none.
 
         Raises:
             UpdateError: it cannot be read.
@@ -154,7 +154,7 @@ class SlotSwitch:
         except (OSError, StorageError) as error:
             raise UpdateError(f"{self._where.verdict}: cannot be read: {error}") from error
         told = dict(line.split("=", 1) for line in lines if "=" in line)
-        return WatchdogVerdict(told.get("by", "deadman"), told.get("reason", "it is not told why"))
+        return WatchdogVerdict(told.get("by", "deadman"), told.get("reason", "no reason was recorded"))
 
     def take_up(self) -> None:
         """Forget the verdict: it is in the history.
@@ -278,7 +278,7 @@ class ModelDeployment:
         except UpdateError:
             if not update.back:
                 raise
-            self._service.restart()  # what is gone back from may be what keeps it from running
+            self._service.restart()  # the models that are rolled back may be what keeps it from running
 
     def stand(self, update: Update) -> Stand:
         """See `Deployment`."""

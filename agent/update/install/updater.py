@@ -163,7 +163,7 @@ def _sha256(path: Path) -> str:
 
 # Ending: an update is refused, kept or taken back, and put into the history, on a disk that may be full.
 
-_ON_THE_WAY = "taking it back: "
+_ON_THE_WAY = "rolling back: "
 
 
 class UpdateFinish:
@@ -202,7 +202,7 @@ class UpdateFinish:
         change.keep(update)
         state: State = "rolled_back" if update.back else "committed"
         by = "operator" if update.back else self._orders.by
-        reason = f"an operator went back to {update.version}" if update.back else reason
+        reason = f"rolled back to {update.version} by an operator" if update.back else reason
         update = self._journal.step(update, state, reason=reason, by=by, downtime_s=update.downtime_s)
         self._orders.done()
         self._tell(reason if update.back else f"committed: {update.version}")
@@ -212,7 +212,7 @@ class UpdateFinish:
         """From its switch on: what ran before comes back. Why is told even if this is cut off, and done again.
 
         Raises:
-            StorageError: the disk refuses; it is to be tried again, and the dead-man will.
+            StorageError: the disk refuses; try again, as the rollback watchdog does.
             UpdateError: the service does not start.
         """
         begun = update.reason.startswith(_ON_THE_WAY)
@@ -229,7 +229,7 @@ class UpdateFinish:
             by, reason = verdict.by, verdict.reason
         if update.back:
             by = verdict.by if verdict else "updater"
-            reason = f"not gone back to {update.version}: {reason}"
+            reason = f"rollback to {update.version} failed: {reason}"
         self._preparation.clear(update)  # first: on a disk that is full it could not be noted
         update = self._journal.step(update, "rolled_back", reason=reason, by=by, downtime_s=update.downtime_s)
         self._orders.done()
@@ -292,7 +292,7 @@ class Probation:
         return self._ending.take_back(update, change, outcome.reason)
 
     def _counted(self, update: Update) -> Update:
-        """With this boot counted. Of versions the dead-man counts them, of models nobody else does."""
+        """Count this boot against a model trial. For versions the rollback watchdog does that."""
         if update.kind != "models" or update.boot_id == boot_id():
             return update
         return self._journal.note(update, starts=update.starts + 1, boot_id=boot_id())
@@ -309,7 +309,7 @@ class Probation:
         return HealthTrial(gate, before, version, self._clock(), asked=reloaded, replaced=replaced)
 
     def _asking(self, update: Update, change: Deployment) -> Callable[[], Verdict | None]:
-        """What somebody else has decided: an operator, or the dead-man."""
+        """Return the decision of an operator or of the rollback watchdog."""
 
         def asked() -> Verdict | None:
             if change.stand(update) != "on trial":
@@ -402,7 +402,7 @@ class Updater:
             VedetteError: the files of the updates cannot be read or written.
         """
         if self.journal.mend():
-            self._tell("the journal was damaged: it is set aside; a trial is ended by the dead-man")
+            self._tell("the journal is damaged and was set aside; the rollback watchdog ends a trial")
         update = self.journal.read()
         if update is None or update.over:
             if update is not None and update.state == "rolled_back" and not self._where.trial.exists():
@@ -441,8 +441,8 @@ class Updater:
         except Exception as error:
             reason = str(error)
             if not isinstance(error, (VedetteError, OSError)):
-                log.exception("a defect in Vedette")
-                reason = f"a defect in Vedette: {type(error).__name__}: {error}"
+                log.exception("internal error (please report)")
+                reason = f"internal error (please report): {type(error).__name__}: {error}"
             update = self.journal.read() or update  # a step may have failed after it was noted
             if update.over:
                 return update

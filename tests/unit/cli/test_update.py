@@ -61,7 +61,7 @@ def test_a_board_is_updated_and_goes_back(board: Board) -> None:
     assert said.splitlines()[-1] == "committed: 2.0"
     status = json.loads(run("status", "--json"))
     assert (status["version"], status["previous"], status["counter"]) == ("2.0", "1.0", 2)
-    assert "going back from 2.0 to 1.0" in run("rollback")
+    assert "rolling back from 2.0 to 1.0" in run("rollback")
     assert board.runs == "1.0"
     first, second = (json.loads(line) for line in run("history", "--json").splitlines())
     assert (first["state"], second["state"], second["by"]) == ("committed", "rolled_back", "operator")
@@ -116,17 +116,17 @@ def test_orders_to_a_trial_are_left_for_whoever_follows_it(board: Board) -> None
 
 def test_going_back_can_be_said_again_and_is_not_done_twice(board: Board) -> None:
     run("apply", quick(board))
-    assert "going back from 2.0 to 1.0" in run("rollback", "--once")
-    assert "it has gone back to 1.0 already, at 20" in run("rollback", "--once")
+    assert "rolling back from 2.0 to 1.0" in run("rollback", "--once")
+    assert "already rolled back to 1.0, at 20" in run("rollback", "--once")
     assert "refused" in run("apply", quick(board, version="3.0+golden", counter=3), code=1)
-    assert "it has gone back to 1.0 already" in run("rollback", "--once"), "what was refused has changed nothing"
+    assert "already rolled back to 1.0" in run("rollback", "--once"), "what was refused has changed nothing"
     assert board.runs == "1.0"
-    assert "going back from 1.0 to" not in run("history")
+    assert "rolling back from 1.0 to" not in run("history")
     run("apply", quick(board, version="4.0", counter=4))
-    assert "going back from 4.0 to 1.0" in run("rollback", "--once")
+    assert "rolling back from 4.0 to 1.0" in run("rollback", "--once")
 
 
-def test_whoever_has_gone_back_before_still_ends_what_came_since(board: Board) -> None:
+def test_after_a_rollback_a_newer_update_can_still_be_ended(board: Board) -> None:
     run("apply", quick(board))
     run("rollback", "--once")
     updater = board.updater()
@@ -140,11 +140,11 @@ def test_an_update_that_was_ended_is_not_followed_by_a_step_back(board: Board) -
     board.updater().receive(board.models(7))
     assert "told to rollback" in run("rollback", "--once")
     run("resume")
-    assert "was ended already" in run("rollback", "--once")
+    assert "was already ended" in run("rollback", "--once")
     assert board.runs == "2.0"
 
 
-def test_what_was_installed_from_a_clone_since_is_gone_back_from(board: Board) -> None:
+def test_a_later_installation_from_a_clone_can_be_rolled_back(board: Board) -> None:
     run("apply", quick(board))
     run("rollback", "--once")
     write_command(board.slots.empty("b") / "venv")
@@ -152,13 +152,13 @@ def test_what_was_installed_from_a_clone_since_is_gone_back_from(board: Board) -
     board.slots.point("current", "b")
     board.restart_service()
     assert "1.0 → 0.1.0" in run("history")
-    assert "going back from 0.1.0 to 1.0" in run("rollback", "--once")
+    assert "rolling back from 0.1.0 to 1.0" in run("rollback", "--once")
 
 
 def test_a_damaged_journal_keeps_nobody_from_going_back(board: Board) -> None:
     run("apply", quick(board))
     (board.where.state / "journal.json").write_text("{broken", encoding="utf-8")
-    assert "going back from 2.0 to 1.0" in run("rollback", "--once")
+    assert "rolling back from 2.0 to 1.0" in run("rollback", "--once")
 
 
 def test_who_is_going_back_is_not_told_to_end_that(board: Board) -> None:
@@ -167,12 +167,12 @@ def test_who_is_going_back_is_not_told_to_end_that(board: Board) -> None:
     newest = journal.read()
     assert newest is not None
     journal.note(newest, state="trial", back=True, version="1.0")
-    assert "it is going back to 1.0 already" in run("rollback", "--once")
+    assert "already rolling back to 1.0" in run("rollback", "--once")
     assert not (board.where.state / "order").exists()
 
 
 def test_nothing_to_go_back_to_is_told(board: Board) -> None:
-    assert "holds no version to go back to" in failed("rollback")
+    assert "holds no version to roll back to" in failed("rollback")
 
 
 def test_two_at_once_are_refused(board: Board) -> None:

@@ -89,7 +89,7 @@ def test_models_alone_are_no_version(board: Board) -> None:
     assert board.slots.version("b") == ""
 
 
-def test_what_ran_until_an_installation_can_be_gone_back_to(board: Board) -> None:
+def test_a_rollback_returns_to_the_version_before_an_installation(board: Board) -> None:
     assert standing(board.where).previous == ""
     board.slots.empty("b")
     adopt(board.where, "b", "2.0", None)

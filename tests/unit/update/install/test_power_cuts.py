@@ -15,7 +15,8 @@ from agent.update.install.journal import FINAL
 from tests.support.pretend_board import CONFIG, Board
 from tests.support.tiny_bundles import needs_ssh_keygen
 
-pytestmark = [pytest.mark.board, needs_ssh_keygen]
+# Each cut runs an update with a hundred fsyncs, which take long while others write to the disk.
+pytestmark = [pytest.mark.board, needs_ssh_keygen, pytest.mark.timeout(480)]
 CUT, DONE = 137, 0
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod")
 MIGRATIONS = [Migration("rename", "mqtt.host", to="mqtt.server")]
@@ -109,7 +110,7 @@ def test_a_board_starts_one_version_or_the_other_wherever_the_power_goes_in_the_
         cuts += 1
         check_end(board, good=True)
         ends.add(board.runs)
-        if board.runs == "2.0":  # what it takes to go back has outlived the cut
+        if board.runs == "2.0":  # what a rollback needs has survived the cut
             board.go_back()
             assert board.config == CONFIG
     assert cuts >= 40

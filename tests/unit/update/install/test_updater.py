@@ -228,24 +228,24 @@ def test_a_version_that_did_not_stay_is_none_to_go_back_to(board: Board, version
     assert standing(board.where).previous == ""
     tried = version != "2.0+golden"  # what was refused before its switch is not even kept
     what = "which was never committed, and no" if tried else "slots/a: holds no"
-    with pytest.raises(UpdateError, match=f"{what} version to go back to"):
+    with pytest.raises(UpdateError, match=f"{what} version to roll back to"):
         board.go_back()
     assert board.runs == "1.5"
     board.check_sound()
 
 
-def test_what_is_gone_back_to_has_to_be_ready_or_what_ran_comes_back(board: Board) -> None:
+def test_a_version_that_is_not_ready_after_a_rollback_is_left_again(board: Board) -> None:
     board.apply(board.bundle(migrations=[RENAME]))
     migrated = board.config
     board.slots.make_ready("a", "1.0+hang")
     done = board.go_back()
     assert (done.state, done.by) == ("rolled_back", "updater")
-    assert done.reason.startswith("not gone back to 1.0+hang: not well within 120 s")
+    assert done.reason.startswith("rollback to 1.0+hang failed: not well within 120 s")
     assert (board.runs, board.config) == ("2.0", migrated)
     board.check_sound()
 
 
-def test_what_cannot_be_imported_any_more_is_not_gone_back_to(board: Board) -> None:
+def test_a_rollback_to_a_version_that_cannot_be_imported_is_refused(board: Board) -> None:
     board.apply(board.bundle())
     write_command(board.slots.path("a") / "venv", "echo 'ImportError: libc' >&2; exit 1")
     with pytest.raises(UpdateError, match="ImportError: libc"):
@@ -269,7 +269,7 @@ def test_the_dead_man_brings_back_what_ran_when_nobody_follows_a_return(board: B
     done = board.updater().resume()
     assert done is not None
     assert (done.state, done.by) == ("rolled_back", "deadman")
-    assert done.reason.startswith("not gone back to 1.0: ")
+    assert done.reason.startswith("rollback to 1.0 failed: ")
     board.check_sound()
 
 
@@ -278,12 +278,12 @@ def test_after_models_going_back_is_to_the_models_before(board: Board) -> None:
     board.apply(board.models(counter=8))
     reloads, sets = board.service.reloads, ModelSets(board.slots.path("a"))
     done = board.go_back()
-    assert (done.state, done.by, done.reason) == ("rolled_back", "operator", "an operator went back to 7")
+    assert (done.state, done.by, done.reason) == ("rolled_back", "operator", "rolled back to 7 by an operator")
     assert (sets.current, board.service.reloads, board.service.restarts) == (7, reloads + 1, 0)
     assert board.updater().journal.committed_counter() == 8
     board.go_back()
     assert sets.current == 0
-    with pytest.raises(UpdateError, match="no version to go back to"):
+    with pytest.raises(UpdateError, match="no version to roll back to"):
         board.go_back()
 
 
@@ -293,7 +293,7 @@ def test_models_that_failed_in_between_do_not_take_the_place_of_those_before(boa
     assert board.apply(board.models(counter=67)).state == "committed"
     sets = ModelSets(board.slots.path("a"))
     assert not sets.path(66).exists()
-    assert board.go_back().reason == "an operator went back to 7"
+    assert board.go_back().reason == "rolled back to 7 by an operator"
     assert sets.current == 7
 
 
@@ -315,7 +315,7 @@ def test_models_whose_keeping_was_cut_off_stay(board: Board, monkeypatch: pytest
     assert (done.state, ModelSets(board.slots.path("a")).current) == ("committed", 7)
 
 
-def test_models_that_bring_the_daemon_down_are_gone_back_from(
+def test_models_that_bring_the_daemon_down_can_be_rolled_back(
     board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     board.apply(board.models())
@@ -334,21 +334,21 @@ def test_models_that_bring_the_daemon_down_are_gone_back_from(
         return ServiceState("activating" if board.service.failures else "active")
 
     monkeypatch.setattr(board.service, "standing", standing_now)
-    assert board.go_back().reason == "an operator went back to 7"
+    assert board.go_back().reason == "rolled back to 7 by an operator"
 
 
-def test_after_going_back_to_a_version_its_models_are_not_gone_back_from(board: Board) -> None:
+def test_after_a_rollback_of_a_version_its_models_are_not_rolled_back(board: Board) -> None:
     board.apply(board.models(counter=5))
     board.apply(board.bundle(counter=6))
-    assert board.go_back().reason == "an operator went back to 1.0"
-    assert board.go_back().reason == "an operator went back to 2.0"
+    assert board.go_back().reason == "rolled back to 1.0 by an operator"
+    assert board.go_back().reason == "rolled back to 2.0 by an operator"
 
 
 def test_an_operator_may_stop_going_back(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     board.apply(board.bundle())
     monkeypatch.setattr(board, "_sleep", _ordering_once(board, "rollback"))
     done = board.go_back()
-    assert (done.by, done.reason) == ("updater", "not gone back to 1.0: an operator has asked for it")
+    assert (done.by, done.reason) == ("updater", "rollback to 1.0 failed: an operator has asked for it")
     assert board.runs == "2.0"
 
 
@@ -369,18 +369,18 @@ def test_the_trial_is_compared_with_how_it_was_before_the_shadow(board: Board) -
 
 def test_a_trial_that_no_journal_tells_of_is_left_to_the_dead_man(board: Board) -> None:
     board.where.trial.write_text("state=trial\nnew=b\nold=a\n", encoding="ascii")
-    with pytest.raises(UpdateError, match="the dead-man ends that"):
+    with pytest.raises(UpdateError, match="the rollback watchdog ends that"):
         board.updater().receive(board.bundle())
-    with pytest.raises(UpdateError, match="the dead-man ends that"):
+    with pytest.raises(UpdateError, match="the rollback watchdog ends that"):
         board.go_back()
 
 
-def test_models_that_are_gone_back_to_and_not_well_are_left_again(board: Board) -> None:
+def test_models_that_are_not_well_after_a_rollback_are_left_again(board: Board) -> None:
     board.apply(board.models())
     board.apply(board.models(counter=8))
     board.service.hidden = True
     done = board.go_back()
-    assert done.reason.startswith("not gone back to 7: not well within 120 s: the daemon does not tell")
+    assert done.reason.startswith("rollback to 7 failed: not well within 120 s: the daemon does not tell")
     assert ModelSets(board.slots.path("a")).current == 8
 
 
@@ -561,12 +561,12 @@ def test_models_that_the_daemon_does_not_take_up_are_not_committed(board: Board)
     assert ModelSets(board.slots.path("a")).current == 0
 
 
-def test_models_that_the_daemon_refuses_are_not_gone_back_to(board: Board) -> None:
+def test_models_that_the_daemon_refuses_are_not_rolled_back_to(board: Board) -> None:
     assert board.apply(board.models(7)).state == "committed"
     assert board.apply(board.models(8)).state == "committed"
     board.service.refuses = "label `new` is none of the model's"
     done = board.go_back()
-    assert done.reason.startswith("not gone back to 7: the daemon refuses")
+    assert done.reason.startswith("rollback to 7 failed: the daemon refuses")
     assert ModelSets(board.slots.path("a")).current == board.service.models == 8
 
 
@@ -860,7 +860,7 @@ def test_a_defect_in_a_step_is_an_end_and_no_loop(board: Board, monkeypatch: pyt
     monkeypatch.setattr("agent.update.install.updater.stage_version", defective)
     done = board.apply(board.bundle())
     assert done.state == "refused"
-    assert done.reason == "a defect in Vedette: AttributeError: no such thing"
+    assert done.reason == "internal error (please report): AttributeError: no such thing"
 
 
 def _killed(_: float) -> None:
