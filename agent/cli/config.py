@@ -1,4 +1,4 @@
-"""`vedette config`: check, show, describe."""
+"""`vedette config`: check, show, migrate, describe."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FILE = click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_
 
 @click.group()
 def config() -> None:
-    """Check, show or describe the configuration."""
+    """Check, show, migrate or describe the configuration."""
 
 
 @config.command()
@@ -94,6 +94,36 @@ def _commanded(config: Config) -> tuple[Config, dict[Keys, str]]:
         return config, {}
     kept, _ = found.still_valid(config)
     return kept.apply_to(config), kept.remarks(config)
+
+
+@config.command()
+@_FILE
+@click.option("--dry-run", is_flag=True, help="Print what would be changed, and change nothing.")
+def migrate(file: Path, dry_run: bool) -> None:
+    """Rename keys of earlier versions in FILE, a configuration, a board's profile or a model's manifest.
+
+    Comments and order stay. The file as it was is kept as FILE.before.
+    """
+    from agent.config.renames import rewrite
+    from agent.config.toml import read_toml
+    from agent.errors import ConfigError
+    from agent.storage.copies import take_copy, write_like
+
+    before = read_toml(file, "the file")
+    try:
+        text, found = rewrite(file.read_bytes().decode("utf-8-sig"), before.lines)
+    except ConfigError as error:
+        raise ConfigError(str(error), str(file)) from None
+    for old in found:
+        click.echo(plain(f"{before.where(*old.keys)}: {old}"))
+    if not found:
+        click.echo(plain(f"{file}: no key of an earlier version"))
+    elif not dry_run:
+        target = file.resolve()
+        kept = target.with_name(f"{target.name}.before")
+        take_copy(target, kept, like_source=True)
+        write_like(target, text.encode(), target)
+        click.echo(plain(f"{file}: rewritten; as it was: {kept}"))
 
 
 @config.command()

@@ -95,7 +95,7 @@ def _selection(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--until", type=moment, metavar="WHEN", help=f"Only those put before: {when}"),
         click.option("--since", type=moment, metavar="WHEN", help=f"Only those put since: {when}"),
         click.option("--label", default="", help="Only of this label."),
-        click.option("--kind", default="", help="Only new, update, end, heard, detections or clips."),
+        click.option("--kind", default="", help="Only new, update, end, keyword, detections or clips."),
         click.option("--stream", default="", help="Only of this stream."),
         state_folder_option,
         click.option(

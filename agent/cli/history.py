@@ -88,6 +88,8 @@ class HistoryRow:
         stored = self.past.stored
         with suppress(msgspec.MsgspecError, ValueError):
             found: dict[str, Any] = msgspec.json.decode(messages.complete_spooled(stored, stored.put_at))
+            if found.get("kind") == "heard":  # the word of earlier versions
+                found["kind"] = "keyword"
             return found
         return {}
 
@@ -98,7 +100,7 @@ class HistoryRow:
 
     @property
     def kind(self) -> str:
-        """`new`, `update`, `end` or `heard`; of what is no event, the last level of its topic."""
+        """`new`, `update`, `end` or `keyword`; of what is no event, the last level of its topic."""
         return str(self.fields.get("kind", self.past.stored.topic.rpartition("/")[2]))
 
     @property

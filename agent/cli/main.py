@@ -21,7 +21,7 @@ _VERBS: dict[str, str] = {
     "demo": "A real clip through a real model to a real broker.",
     "watch": "Show what devices publish, live.",
     "command": "Command a device over the broker.",
-    "config": "Check, show or describe the configuration.",
+    "config": "Check, show, migrate or describe the configuration.",
     "doctor": "Say what is wrong with this board, and what to do.",
     "devices": "List the cameras and microphones of this machine.",
     "models": "List models, look inside one, and calibrate one.",
@@ -35,6 +35,9 @@ _VERBS: dict[str, str] = {
     "completion": "Print the completion script of a shell.",
 }
 """Name → help in a line: known without importing anything, so that `vedette --help` is instant."""
+
+_RENAMED = {"tell": "command"}
+"""New name by old verb."""
 
 
 @contextmanager
@@ -55,6 +58,8 @@ class _Verbs(click.Group):
         return list(_VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _RENAMED:
+            ctx.fail(f"`vedette {cmd_name}` is called `vedette {_RENAMED[cmd_name]}` now.")
         if cmd_name not in _VERBS:
             return None
         command = getattr(importlib.import_module(f"agent.cli.{cmd_name}"), cmd_name)

@@ -34,9 +34,9 @@ def run(path: Path, exit_when_done: bool, verbose: bool) -> None:
     from agent.config.load import Rereadable
 
     limit_malloc_arenas()
+    set_up_logging(verbose)
     file = Rereadable(path)
     config = file.read()
-    set_up_logging(verbose)
     from agent.daemon.daemon import Daemon
 
     daemon = Daemon(

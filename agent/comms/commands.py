@@ -168,6 +168,8 @@ def _command(verb: str, body: Any) -> Command:
 def _setting(stream: str, what: str, given: Given) -> Command:
     read = _READERS.get("zone" if what.startswith(ZONE) and len(what) > len(ZONE) else what)
     if read is None:
+        if what == "rung":
+            raise CommandError("'rung' is called 'variant' now: set that")
         known = ", ".join(name if name != "zone" else "zone/NAME" for name in _READERS)
         near = difflib.get_close_matches(what, _NEAR, 1)
         meant = f"did you mean {near[0]!r}? " if near else ""

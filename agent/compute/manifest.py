@@ -36,7 +36,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from agent.config.toml import Problem, TomlFile, parse_toml
+from agent.config.toml import Problem, TomlFile, parse_toml, with_new_keys
 from agent.errors import ConfigError, ModelError
 from agent.types import ChannelOrder
 
@@ -254,7 +254,7 @@ class Model(Struct, frozen=True, weakref=True):
 
 
 def read_manifest(text: str, path: str) -> TomlFile:
-    """Read a manifest, of which nothing is checked yet.
+    """Read a manifest, of which nothing is checked yet. Keys of earlier versions get their new names.
 
     Args:
         text: of the file.
@@ -264,7 +264,7 @@ def read_manifest(text: str, path: str) -> TomlFile:
         ModelError: it is not TOML, with the line.
     """
     try:
-        return parse_toml(text, path)
+        return with_new_keys(parse_toml(text, path))
     except ConfigError as error:
         raise ModelError(str(error)) from None
 

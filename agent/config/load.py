@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from msgspec import Struct
 from agent.board.identity import Board, read_board
 from agent.config import Config
 from agent.config.profiles import AUTO, Profile, choose, put_under
-from agent.config.toml import Keys, Problem, TomlFile, parse_toml, read_toml, to_toml
+from agent.config.toml import Keys, Problem, TomlFile, parse_toml, read_toml, to_toml, with_new_keys
 from agent.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 class ConfigFile(Struct, frozen=True):
@@ -54,19 +57,30 @@ class ConfigFile(Struct, frozen=True):
 
 
 class Rereadable:
-    """A file that is read again while its configuration is in use."""
+    """The daemon's configuration file, which is read again while its configuration is in use.
+
+    Keys of earlier versions count under their new names: a board in the field must start after an update.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._newest: ConfigFile | None = None
 
     def read(self) -> Config:
-        """What it says now.
+        """Read the file, and warn of keys of earlier versions.
 
         Raises:
             ConfigError: see `load`.
         """
-        self._newest = load(self._path)
+        self._newest = load(self._path, accept_old_keys=True)
+        if old := self._newest.file.old_keys:
+            log.warning(
+                "%s: keys of an earlier version are read under their new names: %s; rename them by "
+                "`vedette config migrate %s`",
+                self._path,
+                ", ".join(old),
+                self._path,
+            )
         return self._newest.config
 
     def where(self, *keys: str | int) -> str:
@@ -78,18 +92,20 @@ class Rereadable:
         return self._newest.about_board() if self._newest else ""
 
 
-def load(path: Path, root: Path = Path("/")) -> ConfigFile:
+def load(path: Path, root: Path = Path("/"), *, accept_old_keys: bool = False) -> ConfigFile:
     """Read and validate a file, over the profile that it wants or that fits this board.
 
     Args:
         path: of the file.
         root: of the file system, in which the board is read.
+        accept_old_keys: read keys of earlier versions under their new names instead of refusing them.
 
     Raises:
         ConfigError: it cannot be read, is not TOML, has an unknown key or a wrong value, or its profile does.
             Where there are several of these, its text has one line for each.
     """
-    return _validated(read_toml(path, "the configuration"), read_board(root))
+    file = read_toml(path, "the configuration")
+    return _validated(with_new_keys(file) if accept_old_keys else file, read_board(root))
 
 
 def parse(text: str, path: str) -> ConfigFile:

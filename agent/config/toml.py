@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import msgspec
 from msgspec import Struct
 
+from agent.config.renames import old_key, replace_old_keys
 from agent.errors import ConfigError, reason_of
 from agent.text import is_plain, without_login
 
@@ -41,11 +42,13 @@ class TomlFile(Struct, frozen=True):
         path: of the file.
         data: as TOML's types.
         lines: line number by key path, such as `("streams", "front", "zones", 0, "name")`.
+        old_keys: keys of earlier versions that were read under their new names, each with its line.
     """
 
     path: str
     data: dict[str, Any]
     lines: dict[Keys, int]
+    old_keys: tuple[str, ...] = ()
 
     def where(self, *keys: str | int) -> str:
         """`file:line` of a key, or of the nearest table above it."""
@@ -94,6 +97,14 @@ def read_toml(path: Path, what: str) -> TomlFile:
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8 at byte {error.start}: save it as UTF-8", str(path)) from error
     return parse_toml(text, str(path))
+
+
+def with_new_keys(file: TomlFile) -> TomlFile:
+    """Read keys of earlier versions under their new names; changes `data` and `lines`."""
+    lines = dict(file.lines)
+    found = replace_old_keys(file.data, file.lines)
+    told = (f"{old} (line {_line(lines, old.keys)})" for old in found)
+    return TomlFile(file.path, file.data, file.lines, tuple(told))
 
 
 def _read_file(path: Path, what: str) -> str:
@@ -237,7 +248,14 @@ def _unknown_keys(data: Any, kind: Any, at: Keys) -> Iterator[Problem]:
             if key in fields:
                 yield from _unknown_keys(value, fields[key], (*at, key))
             else:
-                yield (*at, key), f"unknown key `{_dotted((*at, key))}`{nearest(key, list(fields))}"
+                yield (*at, key), _unknown((*at, key), list(fields))
+
+
+def _unknown(keys: Keys, known: list[str]) -> str:
+    old = old_key(keys)
+    if old is not None and (not old.name or old.name in known):
+        return old.problem()
+    return f"unknown key `{_dotted(keys)}`{nearest(str(keys[-1]), known)}"
 
 
 def _wrong_values(data: dict[str, Any], kind: type[Struct]) -> Iterator[Problem]:

@@ -121,7 +121,7 @@ def _open_passwords(config: Config) -> list[str]:
 def loads(path: Path) -> bool:
     """Whether a daemon would start on a file at all, whatever becomes of its streams then."""
     try:
-        check_streams(load(path).config)
+        check_streams(load(path, accept_old_keys=True).config)
     except ConfigError:
         return False
     return True
@@ -211,7 +211,7 @@ def _check_clips_place(config: Config) -> None:
     try:
         clips_path(config.storage, folder_of(config.storage))
     except StorageError as error:
-        key = "clips_folder" if "clips_folder" in str(error) else "folder"
+        key = "clips_folder" if "clips_folder" in str(error) else "state_dir"
         raise ConfigError(str(error), keys=("storage", key)) from error
 
 

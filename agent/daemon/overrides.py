@@ -173,7 +173,12 @@ def decode(data: bytes) -> Overrides:
         raise StorageError(f"not readable as overrides: {error}") from error
     if file.check and file.check != _sum(file.streams):
         raise StorageError("not readable as overrides: it is not what its checksum says")
-    return Overrides(file.streams)
+    return Overrides({name: _with_new_names(some) for name, some in file.streams.items()})
+
+
+def _with_new_names(some: dict[str, Override]) -> dict[str, Override]:
+    """Read files of versions that said `rung` for `variant`."""
+    return {"variant" if what == "rung" else what: one for what, one in some.items()}
 
 
 class OverridesFile:

@@ -49,6 +49,9 @@ _open: WeakValueDictionary[tuple[str, str, str], Model] = WeakValueDictionary()
 _completions: dict[str, tuple[str, dict[str, Any], Completed]] = {}
 """By name or path: sha256 of the file, what its manifest says, and what was made of both: reading takes long."""
 
+_of_old_keys: dict[str, list[str]] = {}
+"""Remarks by name or path, for `tell`."""
+
 
 class Known(Struct, frozen=True):
     """A model and all that is known of it.
@@ -71,20 +74,31 @@ class Known(Struct, frozen=True):
         return self.completed.manifest
 
     def remarks(self) -> list[str]:
-        """What was found or guessed, in one line, and every doubt."""
-        return _remarks({} if self.stated is None else self.stated.data, self.completed)
+        """List what was found or guessed, in one line, every doubt, and old keys of the manifest."""
+        if self.stated is None:
+            return _remarks({}, self.completed)
+        return [*_remarks(self.stated.data, self.completed), *_old_keys(self.stated)]
 
 
 def tell(stream: str, name_or_path: str) -> None:
     """Log what was guessed of a stream's model, which is open, and warn of what is doubtful.
 
-    Nothing is known of a model whose manifest says everything.
+    Nothing is known of a model whose manifest says everything, but for its old keys.
     """
+    for remark in _of_old_keys.get(name_or_path, ()):
+        log.warning("stream %s: %s", stream, remark)
     if name_or_path in _completions:
         _, keys, completed = _completions[name_or_path]
         for remark in _remarks(keys, completed):
             log_it = log.warning if remark in completed.doubts else log.info
             log_it("stream %s: %s: %s", stream, name_or_path, remark)
+
+
+def _old_keys(stated: TomlFile) -> list[str]:
+    if not stated.old_keys:
+        return []
+    changed, rewrite = ", ".join(stated.old_keys), f"`vedette config migrate {stated.path}`"
+    return [f"{stated.path}: keys of an earlier version: {changed}; rename them by {rewrite}"]
 
 
 def _remarks(keys: dict[str, Any], completed: Completed) -> list[str]:
@@ -182,6 +196,7 @@ def look_up(
     content, stated = load_file(name_or_path)
     if stated is not None:
         _check_signatures(stated, content)
+        _of_old_keys[name_or_path] = _old_keys(stated)
     sha256, keys = hashlib.sha256(content).hexdigest(), ({} if stated is None else stated.data)
     if "sha256" in keys and says_all(keys) and not thorough:
         completed = Completed(msgspec.convert({"name": plain(Path(name_or_path).stem)} | keys, Manifest), {})

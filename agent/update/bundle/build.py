@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from agent.compute.manifest import Model
 from agent.config.load import load
+from agent.config.renames import migrations as migrations_of_keys
 from agent.errors import BundleError
 from agent.models.files import PREFIX, SUFFIX, golden_paths, load_file, manifest_path, read, read_text
 from agent.models.library import open_whole_model
@@ -125,13 +126,15 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
     _check_out(out)
     if plan.full:
         _check_means(plan)
-    name, version = plan.name, str(plan.counter)
+    name, version, migrations = plan.name, str(plan.counter), list(plan.migrations)
     sources = {f"config/{path.name}": _config(path) for path in plan.configs}
     for model in plan.models:
         tell(f"asking {model} for its golden answers")
         _add(sources, dict(gather(model)), work, model)
     if plan.full:
-        name, version = _add_wheels(sources, plan, work, tell)
+        own = _add_wheels(sources, plan, work, tell)
+        name, version = _named(own)
+        migrations = [*_of_old_keys(own), *migrations]
     files = {path: archive.listed(source) for path, source in sources.items()}
     kind: Any = "full" if plan.full else "models"
     described = Description(
@@ -143,7 +146,7 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
         target=plan.target,
         health=plan.health,
         shadow=plan.shadow,
-        migrations=list(plan.migrations),
+        migrations=migrations,
         files=files,
     )
     check(described)
@@ -193,8 +196,8 @@ def _check_means(plan: Plan) -> tuple[Target, Path]:
     return plan.target, lock
 
 
-def _add_wheels(sources: dict[str, Path], plan: Plan, work: Path, tell: Tell) -> tuple[str, str]:
-    """Put the wheels into the work folder; name and version of Vedette's own."""
+def _add_wheels(sources: dict[str, Path], plan: Plan, work: Path, tell: Tell) -> Path:
+    """Put the wheels into the work folder. Return Vedette's own."""
     (target, lock), own = _check_means(plan), plan.wheel
     if own is None:
         tell("building Vedette's own wheel")
@@ -203,10 +206,21 @@ def _add_wheels(sources: dict[str, Path], plan: Plan, work: Path, tell: Tell) ->
     fetched = work / "wheels"
     wheels.fetch(own, lock, target, plan.extras, fetched, tell)
     sources.update({f"wheels/{path.name}": path for path in (own, *sorted(fetched.glob("*.whl")))})
+    return own
+
+
+def _named(own: Path) -> tuple[str, str]:
     said = wheels.metadata(own)
     if not said["Name"] or not said["Version"]:
         raise BundleError(f"{own}: a wheel without a name or a version")
     return str(said["Name"]), str(said["Version"])
+
+
+def _of_old_keys(own: Path) -> list[Migration]:
+    """Rename old keys of a board's configuration, unless the wheel is of a version that wants them."""
+    if not wheels.has_file(own, "agent/config/renames.py"):
+        return []
+    return [Migration(operation, key, to) for operation, key, to in migrations_of_keys()]
 
 
 class BundleInspection(Struct, frozen=True):

@@ -163,6 +163,12 @@ def metadata(wheel: Path) -> Message:
         raise BundleError(f"{wheel}: not a wheel: {reason_of(error)}") from error
 
 
+def has_file(wheel: Path, name: str) -> bool:
+    """Return True if a wheel holds a file of that name."""
+    with zipfile.ZipFile(wheel) as file:
+        return name in file.namelist()
+
+
 def fetch(wheel: Path, lock: Path, target: Target, extras: Iterable[str], folder: Path, tell: Tell) -> None:
     """Fetch what a wheel needs on a board, as locked, each by its hash; nothing is run or built.
 

@@ -55,6 +55,12 @@ def test_an_unknown_verb_is_a_mistake_in_usage() -> None:
     assert "No such command 'wacht'" in shown.output
 
 
+def test_an_old_verb_is_refused_with_its_new_name() -> None:
+    result = CliRunner().invoke(vedette, ["tell", "porch", "snapshot"])
+    assert result.exit_code == 2
+    assert "`vedette command`" in result.output
+
+
 def test_an_error_is_one_line_and_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -126,6 +126,7 @@ def test_what_needs_nothing_takes_nothing(verb: str) -> None:
         ("record", b"1e9", "record takes 1 to 600 seconds, not '1e9'"),
         ("zone/", b"on", "'zone/' cannot be set; there are: enabled, threshold, variant, zone/NAME"),
         ("thresold", b"0.5", "'thresold' cannot be set; did you mean 'threshold'? there are: enabled"),
+        ("rung", b"416", "'rung' is called 'variant' now"),
         ("source", b"file:/etc/shadow", "'source' cannot be set; there are: enabled"),
         ("x\x1b[2J\n", b"on", r"'x\x1b[2J\n' cannot be set"),
         ("", b"on", "'' cannot be set"),

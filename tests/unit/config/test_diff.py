@@ -23,7 +23,7 @@ EVERY_MODE: tuple[Durability, ...] = ("event", "batch", "memory")
 durabilities = st.sampled_from(EVERY_MODE) | st.builds(DurabilityConfig, *[st.sampled_from(EVERY_MODE)] * 3)
 storages = st.builds(
     StorageConfig,
-    folder=st.sampled_from(["", "/a"]),
+    state_dir=st.sampled_from(["", "/a"]),
     clips_folder=st.sampled_from(["", "/b"]),
     spool_max_bytes=st.sampled_from([65536, 1 << 20]),
     history_max_bytes=st.sampled_from([0, 5]),

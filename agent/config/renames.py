@@ -1,0 +1,202 @@
+"""_Keys of earlier versions: how they are reported, read, and rewritten in a file.
+
+Users are told the new name. A daemon reads old keys as the new ones, so that a board in the field starts after an
+update. `vedette config migrate` rewrites a file, and a bundle carries the same changes (see `migrations`).
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from agent.errors import ConfigError
+
+_Keys = tuple[str | int, ...]
+
+RENAMED: Mapping[str, str] = {
+    "storage.folder": "state_dir",
+    "streams.*.ladder": "cascade",
+    "streams.*.rung": "variant",
+    "stream.ladder": "cascade",  # of a board's profile
+    "rungs": "variants",  # of a model's manifest
+}
+"""New name, in the same table, by old key; `*` matches any name. A row here is all that a renamed key needs."""
+
+REMOVED: Mapping[str, str] = {}
+"""What to know or do instead, by the key that was removed: `"mqtt.inflight": "the broker's limit counts"`."""
+
+_CONFIG = ("storage.", "streams.", "mqtt.", "device.", "health.", "selection.", "thermal.", "homeassistant.")
+
+
+class OldKey(Struct, frozen=True):
+    """A key of an earlier version.
+
+    Attributes:
+        keys: its path in the file.
+        name: what it is called now; empty: it was removed.
+        hint: what to know or do instead of a key that was removed.
+    """
+
+    keys: _Keys
+    name: str
+    hint: str = ""
+
+    @property
+    def new_keys(self) -> _Keys:
+        """The path of the key under its new name."""
+        return (*self.keys[:-1], self.name)
+
+    def problem(self) -> str:
+        """Say what to do about the key."""
+        if not self.name:
+            return f"`{_dotted(self.keys)}` was removed: {self.hint}"
+        return (
+            f"`{_dotted(self.keys)}` is called `{self.name}` now: rename it, or all such keys by "
+            "`vedette config migrate FILE`"
+        )
+
+    def __str__(self) -> str:
+        return f"{_dotted(self.keys)} → {self.name or 'removed'}"
+
+
+def old_key(keys: _Keys) -> OldKey | None:
+    """Look up a key that is unknown now. Return None if no earlier version knew it."""
+    for pattern, name in RENAMED.items():
+        if _matches(pattern, keys):
+            return OldKey(keys, name)
+    for pattern, hint in REMOVED.items():
+        if _matches(pattern, keys):
+            return OldKey(keys, "", hint)
+    return None
+
+
+def _matches(pattern: str, keys: _Keys) -> bool:
+    parts = pattern.split(".")
+    return len(parts) == len(keys) and all(part in ("*", key) for part, key in zip(parts, keys, strict=True))
+
+
+def replace_old_keys(data: dict[str, Any], lines: dict[_Keys, int]) -> list[OldKey]:
+    """Rename old keys of a file and drop those that were removed.
+
+    A key whose new name is set as well stays, and is reported as unknown.
+
+    Args:
+        data: tables of the file; changed in place.
+        lines: line number by key path, see `agent.config.toml.TomlFile`; changed in place.
+
+    Returns:
+        What was changed, in the order of the file's tables.
+    """
+    found = [one for pattern in (*RENAMED, *REMOVED) for one in _find(data, pattern)]
+    for old in found:
+        table = _table(data, old.keys[:-1])
+        value = table.pop(str(old.keys[-1]))
+        if old.name:
+            table[old.name] = value
+        moved = [keys for keys in lines if keys[: len(old.keys)] == old.keys]
+        for keys in moved:
+            line = lines.pop(keys)
+            if old.name:
+                lines[(*old.new_keys, *keys[len(old.keys) :])] = line
+    return found
+
+
+def _find(data: dict[str, Any], pattern: str) -> Iterator[OldKey]:
+    tables: list[tuple[_Keys, Any]] = [((), data)]
+    *above, last = pattern.split(".")
+    for part in above:
+        tables = [
+            ((*keys, name), table[name])
+            for keys, table in tables
+            if isinstance(table, dict)
+            for name in (table if part == "*" else [part])
+            if name in table
+        ]
+    for keys, table in tables:
+        if isinstance(table, dict) and last in table:
+            old = old_key((*keys, last))
+            if old is not None and old.name not in table:
+                yield old
+
+
+def _table(data: dict[str, Any], keys: _Keys) -> dict[str, Any]:
+    for key in keys:
+        data = data[str(key)]
+    return data
+
+
+def rewrite(text: str, lines: dict[_Keys, int]) -> tuple[str, list[OldKey]]:
+    """Rename old keys in the text of a file, and delete the lines of those that were removed.
+
+    Comments, order and layout stay.
+
+    Args:
+        text: TOML.
+        lines: line number by key path.
+
+    Returns:
+        The new text, and what was changed.
+
+    Raises:
+        ConfigError: a key stands where it cannot be renamed line by line, such as within an inline table.
+    """
+    data = tomllib.loads(text)
+    wanted = copy.deepcopy(data)
+    found = replace_old_keys(wanted, {})
+    rows: list[str | None] = [*text.split("\n")]
+    ends = [*sorted(number - 1 for number in lines.values()), len(rows)]
+    for old in found:
+        for keys, number in lines.items():
+            if keys[: len(old.keys)] == old.keys:
+                _edit(rows, number - 1, next(end for end in ends if end > number - 1), old)
+    rewritten = "\n".join(row for row in rows if row is not None)
+    if not _says(rewritten, wanted):
+        names = ", ".join(map(str, found))
+        raise ConfigError(f"cannot be rewritten line by line, change it by hand: {names}")
+    return rewritten, found
+
+
+def _edit(rows: list[str | None], row: int, end: int, old: OldKey) -> None:
+    """Change the line of an old key. One that was removed may have a value of several lines."""
+    if old.name:
+        rows[row] = _renamed(rows[row] or "", str(old.keys[-1]), old.name)
+        return
+    while end > row + 1 and (rows[end - 1] or "").split("#")[0].strip() == "":
+        end -= 1
+    rows[row:end] = [None] * (end - row)
+
+
+def _renamed(line: str, old: str, new: str) -> str:
+    """Replace the last `old` in a table's header, or left of the `=`."""
+    is_header = line.lstrip().startswith("[")
+    head, mark, rest = line.partition("]" if is_header else "=")
+    parts = list(re.finditer(rf"(?<![\w-])(['\"]?){re.escape(old)}\1(?![\w-])", head))
+    if not parts:
+        return line
+    return f"{head[: parts[-1].start()]}{new}{head[parts[-1].end() :]}{mark}{rest}"
+
+
+def _says(text: str, wanted: dict[str, Any]) -> bool:
+    try:
+        return tomllib.loads(text) == wanted
+    except tomllib.TOMLDecodeError:
+        return False
+
+
+def migrations() -> Iterator[tuple[Literal["rename", "remove"], str, str]]:
+    """List what changes in a configuration, as rules of a bundle: operation, key, and new key of a rename."""
+    for key, name in RENAMED.items():
+        if key.startswith(_CONFIG):
+            yield "rename", key, f"{key.rpartition('.')[0]}.{name}"
+    for key in REMOVED:
+        if key.startswith(_CONFIG):
+            yield "remove", key, ""
+
+
+def _dotted(keys: _Keys) -> str:
+    return ".".join(map(str, keys))
