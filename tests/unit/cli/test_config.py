@@ -686,7 +686,7 @@ FRONT = '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
 
 
 def test_a_file_is_migrated_in_place_and_kept_as_it_was(file: Path) -> None:
-    old = f'# Mine.\n{STREAM}rung = "416"  # large\n'
+    old = f'# Mine.\n{FRONT}rung = "416"  # large\n'
     file.write_text(old)
     file.chmod(0o640)
     shown = call("migrate", str(file), "--dry-run")
