@@ -21,6 +21,7 @@ _VERBS: dict[str, str] = {
     "demo": "A real clip through a real model to a real broker.",
     "watch": "Show what devices publish, live.",
     "command": "Command a device over the broker.",
+    "cleanup": "Delete what a device left at a broker under a former name.",
     "config": "Check, show, migrate or describe the configuration.",
     "doctor": "Say what is wrong with this board, and what to do.",
     "devices": "List the cameras and microphones of this machine.",

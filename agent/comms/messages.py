@@ -140,7 +140,6 @@ class LinkHealth(Struct, frozen=True):
         fallback: whether that is not the first of the configuration.
         connects: how often a broker has accepted us, since start.
         trouble: where and why the line was lost last, such as another client with our client id; empty: never.
-        intrusions: messages of somebody else on `…/state/…` of this device that were put right, over this line.
     """
 
     broker: str
@@ -148,7 +147,6 @@ class LinkHealth(Struct, frozen=True):
     fallback: bool = False
     connects: int = 0
     trouble: str = ""
-    intrusions: int = 0
 
 
 class ClipsHealth(Struct, frozen=True):

@@ -18,15 +18,12 @@ from agent.daemon.control import ConfigManager
 from agent.daemon.health import HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.overrides import OverridesFile
-from agent.daemon.published import FILE as PUBLISHED
-from agent.daemon.published import RetainedHistory
 from agent.daemon.runtime import Runtime, stop_streams
 from agent.daemon.shadow_manager import ShadowManager
 from agent.daemon.systemd import Notifier, SystemdStatus
 from agent.errors import ConfigError, StorageError, StreamError, VedetteError
 from agent.storage.files import OwnedFolder, remove_temporaries, state_folder, tighten
 from agent.storage.spool.spool import Spool
-from agent.storage.state_file import StateFile
 
 log = logging.getLogger(__name__)
 
@@ -178,8 +175,7 @@ class Daemon:
             try:
                 chooser = AutoBackend(self._config.selection, folder)
                 self._control = ConfigManager(self._config, OverridesFile(folder))
-                published = RetainedHistory(StateFile(folder / PUBLISHED))
-                self.house = Runtime(self._control.config, spool, self._where, chooser, published)
+                self.house = Runtime(self._control.config, spool, self._where, chooser)
                 self._control.attach(self.house)
                 self._orders = CommandHandler(
                     self._control, self.house, self._checkup, self._read_again, self._rouse
@@ -220,7 +216,6 @@ class Daemon:
                 self._do_reload()
             told = self._guard.check()
             self._control.folder_trouble = self._guard.trouble
-            self.house.published.look()
             if self._orders.process_pending():
                 self._rouse()
             self._control.look()

@@ -45,8 +45,7 @@ def link_health(state: LinkState) -> LinkHealth | None:
     """The line to the broker; None: there is none now."""
     if not state.connected:
         return None
-    how = state.broker, state.detail, state.is_fallback, state.connects
-    return LinkHealth(*how, state.trouble, state.intrusions)
+    return LinkHealth(state.broker, state.detail, state.is_fallback, state.connects, state.trouble)
 
 
 log = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ class HealthPublisher:
         link = house.line.publisher.state
         now = [
             *((name, s.standing[0], s.has_result, overridden(name)) for name, s in house.streams.items()),
-            (self._heat.hot, link.connects, link.intrusions > 0, house.recorder.stats.trouble),
+            (self._heat.hot, link.connects, house.recorder.stats.trouble),
             self._homeassistant.trouble,
             house.pending_restart,
             house.commands_off,

@@ -43,8 +43,7 @@ class HomeAssistant:
             has_temperature: whether the board tells one.
         """
         house = self._house
-        former = house.published.former_identifiers()
-        device = Device(house.topics, self._board, __version__, has_temperature, self._subjects(), former)
+        device = Device(house.topics, self._board, __version__, has_temperature, self._subjects())
         of = (house.config.homeassistant, house.line.publisher)
         if self._announcer is None or self._of is None or of[0] != self._of[0] or of[1] is not self._of[1]:
             self._begin(of, device)

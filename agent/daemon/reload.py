@@ -76,7 +76,6 @@ class ReloadPlan:
 
     def apply(self) -> None:
         """Swap what is different, and say so, unless it is a single stream."""
-        self._house.published.note(self._config, self._house.topics)
         self._swap_streams()
         if self._house.chooser is not None:
             self._house.chooser.configure(self._config.selection)

@@ -24,7 +24,6 @@ from agent.config.stream import StreamConfig
 from agent.config.toml import Where
 from agent.daemon.check import check_device, keys_of
 from agent.daemon.overrides import StreamSettings
-from agent.daemon.published import RetainedHistory
 from agent.daemon.stream import Stream, StreamServices
 from agent.errors import ModelError, StreamError, VedetteError
 from agent.storage.files import clips_path
@@ -110,7 +109,6 @@ class Runtime:
     Attributes:
         config: in use.
         topics: of the device.
-        published: under which names, and where.
         spool: where events wait.
         line: to the broker.
         streams: by name; also those that are disabled or have failed.
@@ -128,7 +126,6 @@ class Runtime:
         spool: Spool,
         where: Where | None = None,
         chooser: AutoBackend | None = None,
-        published: RetainedHistory | None = None,
     ) -> None:
         """Nothing runs and nothing is sent before `start`.
 
@@ -137,7 +134,6 @@ class Runtime:
             spool: open.
             where: tells where in the configuration's file a key stands, if there is one.
             chooser: of what runs the streams' models.
-            published: what runs before have published.
 
         Raises:
             ConfigError: the broker's configuration cannot be used, or what may run models is not known.
@@ -146,8 +142,6 @@ class Runtime:
         check_device(config)
         self.config, self.spool, self._where, self.chooser = config, spool, where, chooser
         self.topics = Topics(config.mqtt.prefix, device_name(config))
-        self.published = published or RetainedHistory()
-        self.published.note(config, self.topics)
         self.line = PublisherProxy(self.publisher(config.mqtt))
         self._clips = clips_path(config.storage)
         self._recorder: Recorder | None = None
@@ -179,7 +173,13 @@ class Runtime:
 
     def publisher(self, config: MqttConfig) -> Publisher:
         """A publisher of the house's events, to this broker."""
-        return Publisher(config, self.topics, self.spool, lambda: read_clock().synchronised, self.published)
+        return Publisher(
+            config,
+            self.topics,
+            self.spool,
+            lambda: read_clock().synchronised,
+            lambda name: name in self.streams,
+        )
 
     def stream(
         self, name: str, config: StreamConfig, among: Mapping[str, StreamConfig] | None = None
@@ -288,7 +288,6 @@ class Runtime:
 
     def write_anew(self) -> None:
         """Write again what is kept besides the spool: the state folder was deleted."""
-        self.published.write_anew()
         if self.chooser is not None:
             self.chooser.write_anew()
         if self._recorder is not None:

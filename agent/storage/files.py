@@ -108,8 +108,8 @@ _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _LOCK = "lock"
 STATE_MODE = 0o640
 """Of every file of the state folder: for its user, and for reading by its group."""
-_STATE_FILES = ("lock", "spool.*", "overrides.*", "published.*", "verdicts/*.json")
-_TEMPORARIES = (".overrides.*.tmp", ".published.*.tmp")
+_STATE_FILES = ("lock", "spool.*", "overrides.*", "verdicts/*.json")
+_TEMPORARIES = (".overrides.*.tmp",)
 """Files that `write_atomic` had not finished."""
 _KERNELS = ("/proc", "/sys")
 _VARIABLE = "STATE_DIRECTORY"

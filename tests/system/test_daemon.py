@@ -110,13 +110,13 @@ def test_files_of_an_older_version_are_for_the_group_alone_after_a_start(
 ) -> None:
     vedette = Vedette(tmp_path, broker, front=camera(model))
     vedette.state.mkdir()
-    for name in ("lock", "published.json"):
+    for name in ("lock", "overrides.json"):
         (vedette.state / name).write_text("")
         (vedette.state / name).chmod(0o644)
     with vedette:
         messages.wait(events)
         modes = {path.name: path.stat().st_mode & 0o777 for path in vedette.state.iterdir() if path.is_file()}
-    assert {"lock", "published.json", "spool.db"} < set(modes)
+    assert {"lock", "overrides.json", "spool.db"} < set(modes)
     assert set(modes.values()) == {0o640}
 
 

@@ -1,23 +1,26 @@
-"""What a device has left at a real broker under a former name, or of streams that are gone, goes."""
+"""What a device left at a real broker under a former name, or of streams that no longer exist, is deleted."""
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
+from typing import Any
 
 import paho.mqtt.publish as publish
 import pytest
+from click.testing import CliRunner, Result
 
+from agent.cli.main import vedette as program
 from agent.comms.topics import Topics
 from tests.support.house import person_model
 from tests.support.mosquitto import HOST, Mosquitto
 from tests.support.publishing import TOPICS, wait_for
 from tests.support.received import Messages
-from tests.support.running import Vedette, camera, events, hear
+from tests.support.running import Vedette, camera
 
 GATE = Topics("vedette", "gate")
 NODE = "homeassistant/device/porch/config"
+OTHER = "vedette/shed/status"
 
 
 @pytest.fixture
@@ -27,115 +30,99 @@ def vedette(tmp_path: Path, broker: Mosquitto) -> Vedette:
     return Vedette(tmp_path, broker, front=camera(model), back=camera(model))
 
 
-def lying(broker: Mosquitto) -> dict[str, bytes]:
-    """All that the broker retains."""
-    messages = broker.subscribe("#")
+def retained(broker: Mosquitto) -> dict[str, bytes]:
+    messages = broker.subscribe("#", qos=0)  # at QoS 1 the end overtakes what waits for acknowledgements
     publish.single("test/end", b"end", hostname=HOST, port=broker.port)
     messages.wait(lambda m: m.of("test/end"))
     messages.close()
     return {one.topic: one.payload for one in messages if one.retain}
 
 
-def told_all(messages: Messages, topics: Topics = TOPICS) -> None:
-    """Wait for one of each kind that is retained."""
+def leave(broker: Mosquitto, *topics: str, payload: bytes = b"7") -> None:
+    for topic in topics:
+        publish.single(topic, payload, retain=True, hostname=HOST, port=broker.port)
+
+
+def wait_announced(messages: Messages, topics: Topics = TOPICS) -> None:
     messages.wait(lambda m: all(m.of(topics.snapshot(name)) for name in ("front", "back")), 30)
     messages.wait(lambda m: m.of(f"homeassistant/device/{topics.device}/config"), 30)
+
+
+def cleanup(broker: Mosquitto, *words: str, answer: str = "") -> Result:
+    options = ["cleanup", "--host", HOST, "--port", str(broker.port), "--former-name", *words]
+    return CliRunner().invoke(program, options, input=answer)
 
 
 def test_a_stream_that_goes_while_the_daemon_is_down_leaves_nothing(vedette: Vedette, broker: Mosquitto) -> None:
     messages = broker.subscribe("#")
     with vedette:
-        told_all(messages)
+        wait_announced(messages)
         vedette.end()
-    publish.single(
-        TOPICS.zone_count("back", "yard", "person"), b"1", retain=True, hostname=HOST, port=broker.port
-    )
-    assert TOPICS.snapshot("back") in lying(broker)
-    assert TOPICS.count("back", "person") in lying(broker)
+    leave(broker, TOPICS.zone_count("back", "yard", "person"), TOPICS.state("back", "enabled"))
+    assert {TOPICS.snapshot("back"), TOPICS.count("back", "person")} <= set(retained(broker))
     del vedette.config["streams"]["back"]
     with vedette:
-        wait_for(lambda: not any(topic.startswith("vedette/porch/back/") for topic in lying(broker)))
-        assert TOPICS.snapshot("front") in lying(broker)
+        wait_for(lambda: not any(topic.startswith("vedette/porch/back/") for topic in retained(broker)))
+        assert TOPICS.snapshot("front") in retained(broker)
 
 
-def test_what_a_lost_memory_knows_nothing_of_goes_by_its_counts(vedette: Vedette, broker: Mosquitto) -> None:
-    for topic in (TOPICS.snapshot("attic"), TOPICS.count("attic", "cat"), TOPICS.snapshot("front")):
-        publish.single(topic, b"7", retain=True, hostname=HOST, port=broker.port)
+def test_stale_topics_of_an_unknown_stream_are_deleted_and_logged(vedette: Vedette, broker: Mosquitto) -> None:
+    leave(broker, TOPICS.snapshot("attic"), TOPICS.count("attic", "cat"), TOPICS.snapshot("front"))
     with vedette:
-        wait_for(lambda: not any(topic.startswith("vedette/porch/attic/") for topic in lying(broker)))
+        wait_for(lambda: not any(topic.startswith("vedette/porch/attic/") for topic in retained(broker)))
         assert vedette.said("deleted, since there is no stream attic")
-        assert TOPICS.snapshot("front") in lying(broker)
+        assert TOPICS.snapshot("front") in retained(broker)
 
 
-@pytest.mark.parametrize("away", [False, True])
-def test_a_renamed_device_leaves_nothing_under_its_old_name(vedette: Vedette, tmp_path: Path, away: bool) -> None:
-    with Mosquitto(tmp_path, persistence=True) as broker:
-        vedette.use(broker)
-        with vedette:
-            told_all(broker.subscribe("#"))
-            vedette.end()
-        vedette.config["device"]["name"] = "gate"
-        if away:  # when the new name is used first
-            broker.stop()
-            with vedette:
-                vedette.wait_said("broker")
-                vedette.end()
-            broker.start()
-        other = "vedette/shed/status"
-        publish.single(other, b"offline", retain=True, hostname=HOST, port=broker.port)
-        with vedette:
-            told_all(broker.subscribe("#"), GATE)
-            wait_for(
-                lambda: not any(topic.startswith("vedette/porch/") or topic == NODE for topic in lying(broker))
-            )
-            assert other in lying(broker)
-            wait_for(lambda: "porch" not in (vedette.state / "published.json").read_text())
-
-
-def test_a_name_that_another_device_has_taken_over_is_left_alone(vedette: Vedette, broker: Mosquitto) -> None:
+def test_a_former_name_is_deleted_on_request(vedette: Vedette, broker: Mosquitto) -> None:
     with vedette:
-        told_all(broker.subscribe("#"))
+        wait_announced(broker.subscribe("#"))
         vedette.end()
-    publish.single(TOPICS.status, b"online", retain=True, hostname=HOST, port=broker.port)
-    before = {topic: payload for topic, payload in lying(broker).items() if topic.startswith("vedette/porch/")}
+    leave(broker, OTHER, payload=b"offline")
     vedette.config["device"]["name"] = "gate"
     with vedette:
-        vedette.wait_said("vedette/porch: what this device has left under its former name is left alone")
-        after = lying(broker)
-    assert {topic: after.get(topic) for topic in before} == before
+        wait_announced(broker.subscribe("#"), GATE)
+        before = retained(broker)
+        former = {topic for topic in before if topic.startswith("vedette/porch/")} | {NODE}
+        shown = cleanup(broker, "porch", answer="n\n")
+        assert shown.exit_code == 1
+        assert all(topic in shown.output for topic in former)
+        assert former <= set(retained(broker)), "declined"
+        told = json.loads(cleanup(broker, "porch", "--json").output)
+        assert (set(told["topics"]), told["deleted"]) == (former, False)
+        assert "vedette/porch/front.occupancy.person" in told["entities"]
+        assert cleanup(broker, "porch", "--yes").exit_code == 0
+        after = retained(broker)
+        assert not former & set(after)
+        assert {OTHER, GATE.snapshot("front"), "homeassistant/device/gate/config"} <= set(after)
+    again = cleanup(broker, "porch")
+    assert (again.exit_code, "retains nothing" in again.output) == (0, True)
 
 
-def test_another_prefix_moves_everything(vedette: Vedette, broker: Mosquitto) -> None:
-    messages = broker.subscribe("#")
-    with vedette:
-        told_all(messages)
-        vedette.end()
-    vedette.config["mqtt"]["prefix"] = "farm"
-    with vedette:
-        wait_for(lambda: not any(topic.startswith("vedette/") for topic in lying(broker)), 30)
-        wait_for(lambda: b'"farm/porch"' in lying(broker).get(NODE, b""), 30)
-    bodies = messages.of(NODE)
-    assert b"" in bodies, "Home Assistant has removed the old device"
-    assert json.loads(bodies[-1])["dev"]["ids"] == ["farm/porch"]
+def test_a_name_under_which_a_device_is_online_is_left_alone(broker: Mosquitto) -> None:
+    leave(broker, TOPICS.status, payload=b"online")
+    leave(broker, TOPICS.count("front", "person"))
+    refused = cleanup(broker, "porch", "--yes")
+    assert refused.exit_code != 0
+    assert "vedette/porch" in str(refused.exception)
+    assert TOPICS.count("front", "person") in retained(broker)
 
 
-def test_a_prefix_of_home_assistant_that_changes_before_the_first_connection_leaves_nothing(
-    vedette: Vedette, tmp_path: Path
-) -> None:
-    with Mosquitto(tmp_path, persistence=True) as broker:
-        vedette.use(broker)
-        with vedette:
-            told_all(broker.subscribe("#"))
-            vedette.end()
-        broker.stop()
-        with vedette:
-            vedette.wait_said("broker")
-            time.sleep(1.0)
-            vedette.config["homeassistant"] = {"prefix": "ha"}
-            vedette.reload()
-            vedette.wait_said("reloaded: [homeassistant] prefix")
-            broker.start()
-            wait_for(lambda: NODE not in lying(broker), 30)
-            wait_for(lambda: "ha/device/porch/config" in lying(broker), 30)
-            hear(messages := broker.subscribe("vedette/#"), 1)
-            assert events(messages)
+def test_the_discovery_message_of_another_program_is_left_alone(broker: Mosquitto) -> None:
+    theirs = b'{"o": {"name": "other"}, "dev": {"ids": ["porch"]}, "cmps": {}}'
+    leave(broker, NODE, payload=theirs)
+    leave(broker, TOPICS.health)
+    assert cleanup(broker, "porch", "--yes").exit_code == 0
+    assert retained(broker) == {NODE: theirs}
+
+
+def test_a_broker_that_does_not_allow_the_deletion_is_told(tmp_path: Path) -> None:
+    acl = "user owner\ntopic readwrite #\nuser guest\ntopic read #\n"
+    secret = tmp_path / "secret"
+    secret.write_text("g\n")
+    with Mosquitto(tmp_path, users={"owner": "o", "guest": "g"}, acl=acl) as broker:
+        login: Any = {"username": "owner", "password": "o"}
+        publish.single(TOPICS.health, b"{}", retain=True, hostname=HOST, port=broker.port, auth=login)
+        refused = cleanup(broker, "porch", "--yes", "--username", "guest", "--password-file", str(secret))
+        assert refused.exit_code != 0
+        assert "1 topic left" in str(refused.exception)

@@ -16,7 +16,7 @@ from tests.support.mosquitto import Mosquitto
 from tests.support.operator import Operator
 from tests.support.publishing import TOPICS, wait_for
 from tests.support.received import Messages
-from tests.support.running import Vedette, camera, events, health, hear, kinds, left_open, states
+from tests.support.running import Vedette, camera, events, hear, kinds, left_open, states
 
 ENABLED = TOPICS.set("front", "enabled")
 
@@ -97,34 +97,6 @@ def test_under_mqtt_3_1_1_it_is_carried_out_when_it_is_sent_and_refused_at_the_n
         vedette.wait_said("is retained by the broker")
         hear(operator.messages, 3)
         assert operator.states("front", "enabled")[-1] == b"on"
-
-
-@pytest.mark.parametrize("protocol", ["auto", "3.1.1"])
-def test_a_state_that_somebody_else_tells_is_put_right_and_counted(
-    tmp_path: Path, broker: Mosquitto, operator: Operator, protocol: str
-) -> None:
-    vedette = Vedette(tmp_path, broker, front=camera(person_model(tmp_path)))
-    vedette.config["mqtt"]["protocol"] = protocol
-    state, gone = TOPICS.state("front", "enabled"), TOPICS.state("attic", "enabled")
-    with vedette:
-        hear(operator.messages, 3)
-        for topic in (state, gone):
-            operator.messages.client.publish(topic, b"off", qos=1, retain=True).wait_for_publish(5)
-        operator.messages.wait(lambda m: m.of(state)[-2:] == [b"off", b"on"] and m.of(gone) == [b"off", b""])
-        operator.messages.wait(lambda m: (h := health(m)) and h.link and h.link.intrusions == 2)
-        assert len(vedette.said("another client overwrote")) == 1
-        late = Operator(broker)
-        late.wait_state("front", "enabled", "on")
-        # What the device itself says, quickly one after the other, is no intrusion.
-        for value in ("off", "on") * 3:
-            operator.set("front", "enabled", value)
-            operator.wait_state("front", "enabled", value)
-        time.sleep(3.0)
-        newest = health(operator.messages)
-        assert newest is not None
-        assert newest.link is not None
-        assert newest.link.intrusions == 2
-        assert operator.states("front", "enabled") == [b"on", b"off", b"on", *(b"off", b"on") * 3]
 
 
 def settled_mb(operator: Operator) -> float:

@@ -165,10 +165,6 @@ class Announcer:
             return False
         body = self._answers.get()
         found = read(body, device)
-        if found.is_former:  # Home Assistant removes the old device, before the new one has the same topic
-            self._bury()
-            self._wire.ask(self.topic, self._answers.put)
-            return False
         self._is_settled = True
         self._is_ours = not found.owner and (self._config.enabled or bool(body))
         self._alive, self._gone, self._removed = found.alive, found.gone, set(found.gone)
@@ -187,7 +183,7 @@ class Announcer:
         self._due = self._clock() + _AGAIN_S
         trouble = (
             f"{self.topic} belongs to {found.owner}: left alone, and Home Assistant does not find this device; "
-            "give it another [device] name, or delete that message"
+            "set another [device] name, or delete that message (vedette cleanup, if a former device left it)"
         )
         if trouble != self.trouble:
             self.trouble = trouble

@@ -166,7 +166,6 @@ class Device(Struct, frozen=True):
         version: of Vedette.
         has_temperature: whether it has a thermal sensor.
         streams: see `StreamEntitySource`.
-        former: identifiers that it had before.
     """
 
     topics: Topics
@@ -174,7 +173,6 @@ class Device(Struct, frozen=True):
     version: str
     has_temperature: bool
     streams: tuple[StreamEntitySource, ...]
-    former: tuple[str, ...] = ()
 
     @property
     def identifier(self) -> str:

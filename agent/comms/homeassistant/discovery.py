@@ -406,13 +406,11 @@ class RetainedEntities(Struct, frozen=True):
         alive: platforms by id of the entities that are there.
         gone: of those that have been removed, and may not be forgotten yet.
         owner: who else has announced a device of that name; empty: it is ours, or nothing was there.
-        is_former: it is ours, of a time when the device had another identifier.
     """
 
     alive: dict[str, str] = {}
     gone: dict[str, str] = {}
     owner: str = ""
-    is_former: bool = False
 
 
 def is_of(body: bytes, identifier: str) -> bool:
@@ -424,6 +422,16 @@ def is_of(body: bytes, identifier: str) -> bool:
     return found.o.name == ORIGIN and found.dev.ids == (identifier,)
 
 
+def entity_ids(body: bytes) -> tuple[str, ...]:
+    """Return the unique ids of the entities in a message.
+
+    Raises:
+        ValueError: it is not a discovery message.
+    """
+    found = msgspec.json.decode(body, type=_Message)
+    return tuple(part.uniq_id for part in found.cmps.values() if part.uniq_id)
+
+
 def read(body: bytes, device: Device) -> RetainedEntities:
     """Understand a message that the broker retained: anyone may have written it."""
     if not body:
@@ -432,8 +440,6 @@ def read(body: bytes, device: Device) -> RetainedEntities:
         found = msgspec.json.decode(body, type=_Message)
     except (msgspec.MsgspecError, RecursionError):
         return RetainedEntities(owner="something that is no discovery of ours")
-    if found.o.name == ORIGIN and len(found.dev.ids) == 1 and found.dev.ids[0] in device.former:
-        return RetainedEntities(is_former=True)
     if found.o.name != ORIGIN or found.dev.ids != (device.identifier,):
         return RetainedEntities(
             owner=f"{found.o.name[:60] or 'somebody'}, device {', '.join(found.dev.ids)[:60] or '?'}"

@@ -9,14 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from agent.comms.mqtt.cleanup import PublishedNames, RetainedCleaner, StaleCounts
 from agent.comms.mqtt.connection import Connection, WakeupPipe
 from agent.comms.mqtt.endpoint import shown_host
-from agent.comms.mqtt.outbox import RetainedTopics
 from agent.comms.mqtt.paho_client import Protocol, Will
 from agent.comms.mqtt.reasons import UNSUPPORTED_PROTOCOL, RefusedError, UnansweredError
 from agent.comms.mqtt.tls import CertificateError, Synchronised, port, uses_tls
-from agent.comms.topics import Topics
 from agent.config.device import MqttConfig
 from agent.config.source_uri import is_local
 from agent.errors import BrokerError, ConfigError
@@ -86,11 +83,7 @@ class BrokerEndpoint:
 
     Attributes:
         where: `host:port`.
-        sweep, eraser: of what runs before have left there.
     """
-
-    sweep: StaleCounts
-    eraser: RetainedCleaner
 
     def __init__(
         self,
@@ -110,17 +103,6 @@ class BrokerEndpoint:
         self.where = address(config)
         self._config, self._client_id, self._will, self._synchronised = config, client_id, will, synchronised
         self._protocol = ProtocolChoice(config.protocol)
-
-    def clean(self, states: RetainedTopics, topics: Topics, memory: PublishedNames) -> None:
-        """Prepare to put right what runs before have left there.
-
-        Args:
-            states: of ours.
-            topics: of the device.
-            memory: of what runs before have published.
-        """
-        self.sweep = StaleCounts(states, topics, memory.has)
-        self.eraser = RetainedCleaner(states, topics, memory, self.where)
 
     def open(self, wake: WakeupPipe, left: Callable[[], float]) -> Connection:
         """A connection that it has accepted.
@@ -350,14 +332,9 @@ class BrokerFailover:
         return f"{self._current.how}{instead}"
 
     @property
-    def sweep(self) -> StaleCounts:
-        """Of the current one."""
-        return self._current.sweep
-
-    @property
-    def eraser(self) -> RetainedCleaner:
-        """Of the current one."""
-        return self._current.eraser
+    def number(self) -> int:
+        """Number of the one that is used or tried, from 0."""
+        return self._order.current
 
     def open(self, wake: WakeupPipe, left: Callable[[], float]) -> Connection:
         """A connection to the current one, or to the better one that has been found.

@@ -226,8 +226,8 @@ class Connection:
         """
         self._client.publish(topic, payload, 0, properties=reply_properties(correlation) if self._is_5 else None)
 
-    def look(self, pattern: str) -> RetainedSubscription:
-        """Ask for what the broker retains under a pattern."""
+    def subscribe_retained(self, pattern: str) -> RetainedSubscription:
+        """Subscribe to what the broker retains under a pattern."""
         return RetainedSubscription(self.subscriptions, pattern)
 
     def fits(self, topic: str, payload: bytes) -> bool:

@@ -105,16 +105,11 @@ class Subscription(Struct, frozen=True):
 
     Attributes:
         handler: gets what comes.
-        as_published, no_local: see `Subscriptions.add`.
-        largest: bytes of a payload that is handed on.
-        burst: messages that are taken at once.
+        as_published: see `Subscriptions.add`.
     """
 
     handler: Handler
     as_published: bool = False
-    no_local: bool = False
-    largest: int = LARGEST
-    burst: int = BURST
 
 
 class _Handler:
@@ -122,7 +117,7 @@ class _Handler:
 
     def __init__(self, pattern: str, hearing: Subscription, where: object) -> None:
         self.pattern, self._hearing, self._where = pattern, hearing, where
-        self.intake = RateLimiter(burst=hearing.burst)
+        self.intake = RateLimiter()
         self.is_subscribed = False
         self._told_refusal = self._told_size = False
 
@@ -134,7 +129,6 @@ class _Handler:
             self._answered,
             qos=1,
             as_published=self._hearing.as_published,
-            no_local=self._hearing.no_local,
         )
 
     def _answered(self, code: int) -> None:
@@ -162,11 +156,11 @@ class _Handler:
             log.warning("%s: flooded; nothing is taken from there for %.0f s", self.pattern, self.intake.shut_s)
 
     def _hand_on(self, received: IncomingMessage) -> None:
-        if len(received.payload) > self._hearing.largest:
+        if len(received.payload) > LARGEST:
             if not self._told_size:
                 self._told_size = True
-                size, most = len(received.payload), self._hearing.largest
-                log.warning("%.100r: dropped: %d bytes, at most %d are taken", received.topic, size, most)
+                size = len(received.payload)
+                log.warning("%.100r: dropped: %d bytes, at most %d are taken", received.topic, size, LARGEST)
             return
         try:
             self._hearing.handler(received)
@@ -252,11 +246,11 @@ class _Question:
         self._until = 0.0
 
     def begin(self, connection: Connection) -> None:
-        self._until, self._look = 0.0, connection.look(self._topic)
+        self._until, self._look = 0.0, connection.subscribe_retained(self._topic)
 
     def is_answered(self) -> bool:
         """Look at what has come, and pass it on."""
-        if self._look is None or (found := self._look.found()) is None:
+        if self._look is None or (found := self._look.received()) is None:
             return False
         now = self._clock()
         self._until = self._until or now + _NOTHING_S
@@ -286,13 +280,13 @@ class RetainedQuery:
         with self._lock:
             self._new.append(_Question(topic, answer, self._clock))
 
-    def begin(self, connection: Connection) -> None:
+    def restart(self) -> None:
         """Ask again on a new connection what has not been answered."""
         with self._lock:
             self._new, self._asked = [*self._asked, *self._new], []
 
-    def go_on(self, connection: Connection) -> None:
-        """Ask what is new, and look at what has come."""
+    def poll(self, connection: Connection) -> None:
+        """Ask new questions, and pass on the answers that have arrived."""
         with self._lock:
             new, self._new = self._new, []
         for question in new:

@@ -344,16 +344,6 @@ class RetainedTopics:
             self._due[topic] = None
             return True
 
-    def payload(self, topic: str) -> bytes | None:
-        """What a topic is set to; None: nobody has set it."""
-        with self._lock:
-            return self._payloads.get(topic)
-
-    def is_under_way(self, topic: str) -> bool:
-        """Whether a topic waits to be sent, or to be acknowledged. For the thread that sends."""
-        with self._lock:
-            return topic in self._due or topic in self._flight.values()
-
     def all(self) -> dict[str, bytes]:
         """Every topic with its payload."""
         with self._lock:

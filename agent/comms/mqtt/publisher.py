@@ -9,18 +9,18 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections.abc import Callable
 
 from agent.comms.mqtt import reasons
 from agent.comms.mqtt.brokers import RECONNECT_MAX_S, BrokerEndpoint, BrokerFailover
-from agent.comms.mqtt.cleanup import NOTHING, PublishedNames
-from agent.comms.mqtt.conflicts import DuplicateDevice, StateConflicts
+from agent.comms.mqtt.cleanup import StaleTopics
 from agent.comms.mqtt.connection import Connection, WakeupPipe
 from agent.comms.mqtt.endpoint import brokers_of, client_id, problems, remarks
 from agent.comms.mqtt.inbox import Answer, Handler, Inbox, RetainedQuery, Subscription
 from agent.comms.mqtt.outbox import EventSender, EventSource, ReplyQueue, RetainedTopics, TransientQueue
 from agent.comms.mqtt.reasons import RefusedError
 from agent.comms.mqtt.retry import Backoff, Pause
-from agent.comms.mqtt.session import ConnectionLoop, LinkLog, LinkState, Stop
+from agent.comms.mqtt.session import ConnectionLoop, DuplicateDevice, LinkLog, LinkState, Stop
 from agent.comms.mqtt.tls import CertificateError, Synchronised
 from agent.comms.topics import OFFLINE, ONLINE, Topics
 from agent.config.device import MqttConfig
@@ -38,7 +38,7 @@ class Publisher:
         topics: Topics,
         outgoing: EventSource,
         synchronised: Synchronised = lambda: None,
-        memory: PublishedNames = NOTHING,
+        has_stream: Callable[[str], bool] = lambda name: True,
     ) -> None:
         """Check the configuration; nothing is sent before `start`.
 
@@ -47,7 +47,7 @@ class Publisher:
             topics: of the device.
             outgoing: where the events wait.
             synchronised: see there; certificates are judged by the clock.
-            memory: of what runs before have published.
+            has_stream: True if there is a stream of that name; the topics of others are deleted.
 
         Raises:
             ConfigError: there is no host, or a file that the configuration names cannot be used.
@@ -60,13 +60,11 @@ class Publisher:
         self._states, self._samples = RetainedTopics(self), TransientQueue()
         client, will = client_id(topics), (topics.status, OFFLINE)
         brokers = [BrokerEndpoint(one, client, will, synchronised) for one in brokers_of(config)]
-        for broker in brokers:
-            broker.clean(self._states, topics, memory)
+        self._stale = [StaleTopics(self._states, topics, has_stream) for _ in brokers]
         self._brokers = BrokerFailover(brokers, config.fallback_after_s)
         longest_s = config.reconnect_max_s or RECONNECT_MAX_S
         self._events = EventSender(outgoing, self, longest_s)
         self._inbox, self._answers, self._inquiry = Inbox(self), ReplyQueue(), RetainedQuery()
-        self._intruder = StateConflicts(self._states, topics, self)
         self._outage, self._namesake = LinkLog(self, client), DuplicateDevice(topics.status, ONLINE)
         self._backoff, self._is_away = Backoff(longest_s), False
         self._wake, self._stop, self._stopping = WakeupPipe(), Stop(), threading.Event()
@@ -162,7 +160,6 @@ class Publisher:
             self._events.sent,
             self._events.acknowledged,
             self._samples.dropped,
-            self._intruder.count,
         )
 
     def stop(self, timeout_s: float) -> None:
@@ -221,10 +218,9 @@ class Publisher:
             return False
         self._outage.over(self._brokers.how)
         flows = (self._events, self._states, self._samples, self._inbox, self._answers)
-        looks = (self._brokers.sweep, self._brokers.eraser, self._inquiry, self._intruder)
-        ConnectionLoop(connection, self._topics.status, flows, looks, self._outage, self._namesake).run(
-            self._stop, self._config.keepalive_s / 4, self._brokers.is_better_there
-        )
+        status, stale = self._topics.status, self._stale[self._brokers.number]
+        loop = ConnectionLoop(connection, status, flows, stale, self._inquiry, self._outage, self._namesake)
+        loop.run(self._stop, self._config.keepalive_s / 4, self._brokers.is_better_there)
         return self._ended(connection)
 
     def _ended(self, connection: Connection) -> bool:

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from agent.comms.mqtt import reasons
-from agent.comms.mqtt.cleanup import RetainedCleaner, StaleCounts
-from agent.comms.mqtt.conflicts import DuplicateDevice, StateConflicts
+from agent.comms.mqtt.cleanup import StaleTopics
 from agent.comms.mqtt.connection import Connection, PubAck
 from agent.comms.mqtt.inbox import Inbox, RetainedQuery
 from agent.comms.mqtt.outbox import EventSender, ReplyQueue, RetainedTopics, TransientQueue
 from agent.comms.mqtt.reasons import TAKEN_OVER, in_words
+from agent.comms.mqtt.subscriptions import IncomingMessage
 from agent.comms.topics import OFFLINE, ONLINE, STOPPED
 
 # Says when the broker is lost and when it is back: once each, with the length.
@@ -151,6 +151,69 @@ class LinkLog:
         self.connected, self.detail = False, "stopped"
 
 
+_REPEAT_ONLINE_S = 2.0
+"""Minimum time between two repetitions of `online`, so that two devices do not flood the broker."""
+_SHUTDOWN_S = 2.0
+"""A broker that shuts down has closed the connection by then."""
+
+
+class DuplicateDevice:
+    """Notices another device with the same name, whose `offline` would count as this one's, and logs it once.
+
+    Two boards from one image are the usual case: their client ids differ, so the broker accepts both. A broker
+    that shuts down publishes this device's own will before it closes the connection: so the other device is
+    logged only if the connection still stands a moment later.
+    """
+
+    def __init__(self, status: str, online: bytes, clock: Callable[[], float] = time.monotonic) -> None:
+        """Prepare.
+
+        Args:
+            status: topic of this device's status.
+            online: payload of the status while this device is connected.
+            clock: monotonic, s.
+        """
+        self._status, self._online, self._clock = status, online, clock
+        self._is_contradicted = self._is_logged = self._is_leaving = False
+        self._repeated_at = -_REPEAT_ONLINE_S
+        self._suspect: tuple[float, bytes] | None = None
+
+    def restart(self, connection: Connection) -> None:
+        """Subscribe on a new connection. If the broker refuses that, nothing is noticed."""
+        self._is_contradicted, self._is_leaving, self._suspect = False, False, None
+        connection.subscriptions.add(self._status, self._on_message, lambda _: None, qos=1)
+
+    def end(self) -> None:
+        """Ignore what is published from now on: this device says that it leaves."""
+        self._is_leaving = True
+
+    def is_due(self) -> bool:
+        """Return True when `online` is to be published again; the caller does that."""
+        self._log_once()
+        if not self._is_contradicted or self._clock() - self._repeated_at < _REPEAT_ONLINE_S:
+            return False
+        self._is_contradicted, self._repeated_at = False, self._clock()
+        return True
+
+    def _on_message(self, received: IncomingMessage) -> None:
+        # A retained status was left by this run or an earlier one.
+        if self._is_leaving or received.retained or received.payload == self._online:
+            return
+        self._is_contradicted = True
+        if self._suspect is None:
+            self._suspect = self._clock(), received.payload
+
+    def _log_once(self) -> None:
+        if self._is_logged or self._suspect is None or self._clock() - self._suspect[0] < _SHUTDOWN_S:
+            return
+        self._is_logged = True
+        log.warning(
+            "another client published %r on %s: does another device have the same name? set [device] name",
+            self._suspect[1][:20].decode(errors="replace"),
+            self._status,
+        )
+
+
 _UNEASY_S, _SILENCE_S = 12.0, 60.0
 """A broker that acknowledges nothing for so long is spoken of, for a slow line may need that for a picture; and
 after the second it is not alive, whatever its pings say."""
@@ -196,7 +259,8 @@ class ConnectionLoop:
         connection: Connection,
         status: str,
         flows: tuple[EventSender, RetainedTopics, TransientQueue, Inbox, ReplyQueue],
-        looks: tuple[StaleCounts, RetainedCleaner, RetainedQuery, StateConflicts],
+        stale: StaleTopics,
+        query: RetainedQuery,
         outage: LinkLog,
         namesake: DuplicateDevice,
     ) -> None:
@@ -206,13 +270,14 @@ class ConnectionLoop:
             connection: open.
             status: topic of the device's status.
             flows: what to send, and what to hear.
-            looks: at what the broker retains: of runs before and former names, as somebody asks, and of others.
+            stale: topics that an earlier run left retained.
+            query: questions about what the broker retains.
             outage: is told that it is over.
             namesake: listens for another of our name.
         """
         self._connection, self._status, self._outage = connection, status, outage
         self._events, self._states, self._samples, self._inbox, self._answers = flows
-        (self._sweep, self._eraser, self._inquiry, self._intruder), self._namesake = looks, namesake
+        self._stale, self._query, self._duplicate = stale, query, namesake
         self._status_mid = 0
         self._heard_at = time.monotonic()
 
@@ -229,11 +294,9 @@ class ConnectionLoop:
         self._answers.restart()
         self._inbox.restart(self._connection)  # first: who hears that we are online may command us
         self._say(ONLINE)
-        self._namesake.begin(self._connection)
-        self._sweep.begin(self._connection)
-        self._eraser.begin(self._connection)
-        self._intruder.begin(self._connection)
-        self._inquiry.begin(self._connection)
+        self._duplicate.restart(self._connection)
+        self._stale.restart(self._connection)
+        self._query.restart()
         while not self._connection.lost and not self._is_done(stop) and not is_over():
             self._send()
             pause_s = min(longest_pause_s, _PAUSE_S, self._events.retry_in(), stop.drain_left())
@@ -267,7 +330,7 @@ class ConnectionLoop:
         self._states.send(self._connection, min(share, self._room()))
         self._events.send(self._connection, self._room())
         self._inbox.look(self._connection)
-        if not self._status_mid and not self._connection.lost and self._namesake.is_due():
+        if not self._status_mid and not self._connection.lost and self._duplicate.is_due():
             self._say(ONLINE)
 
     def _turn(self, timeout_s: float) -> None:
@@ -276,10 +339,8 @@ class ConnectionLoop:
         for acknowledged in self._connection.turn(timeout_s):
             self._take(acknowledged)
         self._events.settle()
-        self._sweep.go_on()
-        self._eraser.go_on()
-        self._intruder.go_on(self._connection)
-        self._inquiry.go_on(self._connection)
+        self._stale.poll()
+        self._query.poll(self._connection)
         self._outage.stable()
         silent_s = time.monotonic() - self._heard_at
         if silent_s > _UNEASY_S:
@@ -300,14 +361,14 @@ class ConnectionLoop:
     def _move(self, stop: Stop) -> None:
         """Here we are away from now on, but not stopped."""
         until = time.monotonic() + _MOVE_S
-        self._namesake.end()
+        self._duplicate.end()
         self._say(OFFLINE)
         while self._in_flight() and not self._connection.lost and not stop.is_asked and time.monotonic() < until:
             self._turn(0.1)
         self._connection.farewell(0.5)
 
     def _leave(self, stop: Stop) -> None:
-        self._namesake.end()
+        self._duplicate.end()
         self._say(STOPPED)
         while self._status_mid and not self._connection.lost and stop.left() > 0.0:
             self._turn(stop.left())
@@ -326,7 +387,6 @@ class LinkState(Struct, frozen=True):
         trouble: where and why the line was lost last; empty: never.
         sent, acknowledged: events, since the start.
         dropped_samples: messages at QoS 0 that were not sent.
-        intrusions: messages of somebody else on our own states that were put right.
     """
 
     connected: bool
@@ -338,4 +398,3 @@ class LinkState(Struct, frozen=True):
     sent: int
     acknowledged: int
     dropped_samples: int
-    intrusions: int = 0

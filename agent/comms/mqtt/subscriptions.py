@@ -68,7 +68,6 @@ class Subscriptions:
         *,
         qos: int,
         as_published: bool = False,
-        no_local: bool = False,
     ) -> None:
         """Subscribe.
 
@@ -79,14 +78,15 @@ class Subscriptions:
             qos: at most.
             as_published: a message that is sent to be retained says so also while it passes. Under MQTT 3.1.1
                 only what lies there already does: whether one that passes will stay is not told.
-            no_local: leave out what this connection publishes itself; 3.1.1 does not know that either.
 
         Raises:
             ValueError: that is no pattern.
         """
         self._unasked = 0
         if self._is_5:
-            _, mid = self._client.subscribe(pattern, options=SubscribeOptions(qos, no_local, as_published))
+            _, mid = self._client.subscribe(
+                pattern, options=SubscribeOptions(qos, retainAsPublished=as_published)
+            )
         else:
             _, mid = self._client.subscribe(pattern, qos)
         self._asked.setdefault(pattern, []).append(_Asked(take, answered))
@@ -142,15 +142,9 @@ class Subscriptions:
 _MOST = 1024 * 1024
 """Bytes of topics and payloads that come for one look: no more lies there, whatever a broker says."""
 
-_REFUSAL = 0x80
-
 
 class RetainedSubscription:
-    """A subscription for as long as the look lasts. For the thread that turns the connection.
-
-    Attributes:
-        refused: whether the broker does not let us look.
-    """
+    """A subscription to retained messages only. For the thread that turns the connection."""
 
     def __init__(self, subscriptions: Subscriptions, pattern: str) -> None:
         """Ask.
@@ -160,12 +154,12 @@ class RetainedSubscription:
             pattern: of the topics.
         """
         self._subscriptions, self._pattern = subscriptions, pattern
-        self._answered, self._bytes, self.refused = False, 0, False
+        self._answered, self._bytes = False, 0
         self._found: list[IncomingMessage] = []
         subscriptions.add(pattern, self._take, self._on_answer, qos=0)
 
-    def found(self) -> list[IncomingMessage] | None:
-        """What has come since the last time; None as long as the broker has not answered."""
+    def received(self) -> list[IncomingMessage] | None:
+        """Return the messages since the last call; None until the broker has answered the subscription."""
         if not self._answered:
             return None
         found, self._found = self._found, []
@@ -176,7 +170,7 @@ class RetainedSubscription:
         self._subscriptions.remove(self._pattern, self._take)
 
     def _on_answer(self, code: int) -> None:
-        self._answered, self.refused = True, code >= _REFUSAL
+        self._answered = True
 
     def _take(self, received: IncomingMessage) -> None:
         self._bytes += len(received.topic) + len(received.payload)

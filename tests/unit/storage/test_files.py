@@ -215,11 +215,11 @@ def test_every_file_of_the_state_folder_is_for_its_user_and_group(tmp_path: Path
         spool = Spool(tmp_path, StorageConfig())
         spool.put("vedette/porch/front/events", b"{}")
         spool.flush(5.0)
-        StateFile(tmp_path / "published.json").write(b"{}")
+        StateFile(tmp_path / "overrides.json").write(b"{}")
         MeasurementFiles(tmp_path).write("model", "0" * 64, b"{}")
         modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
         spool.close()
-    assert {"lock", "spool.db", "spool.db-wal", "spool.db-shm", "spool.seq", "published.json"} < set(modes)
+    assert {"lock", "spool.db", "spool.db-wal", "spool.db-shm", "spool.seq", "overrides.json"} < set(modes)
     assert set(modes.values()) == {0o640}
 
 
