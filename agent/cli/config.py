@@ -129,8 +129,7 @@ def migrate(file: Path, dry_run: bool) -> None:
 @config.command()
 def schema() -> None:
     """Print the JSON Schema of the configuration, with a description of every key, for editors."""
-    import msgspec
+    from agent.cli.json_output import print_json
+    from agent.cli.schema import config_schema
 
-    from agent.cli.config_view import schema as made
-
-    click.echo(msgspec.json.format(msgspec.json.encode(made()), indent=2))
+    print_json(config_schema(), indent=2)

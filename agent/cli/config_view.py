@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -14,8 +11,6 @@ from agent.comms.mqtt.endpoint import shown_host
 from agent.compute.infer.vetting.unprivileged import without_root
 from agent.compute.manifest import Manifest
 from agent.config import Config
-from agent.config import device as device_keys
-from agent.config import stream as stream_keys
 from agent.config.source_uri import mask
 from agent.config.stream import StreamConfig
 from agent.config.toml import Keys
@@ -129,43 +124,3 @@ def _left_open(stream: StreamConfig) -> list[Keys]:
         ("decode", key) for key in ("score_threshold", "iou_threshold") if getattr(stream.decode, key) is None
     ]
     return [*left, *([] if stream.variant else [("variant",)])]
-
-
-# The JSON Schema of the configuration, with what the structs' docstrings say of each key: for editors.
-
-_HEAD = "Attributes:"
-_ENTRY = re.compile(r"    (\w+(?:, \w+)*): (.*)")
-
-
-def schema() -> dict[str, Any]:
-    """The schema; every key has a `description`."""
-    made = msgspec.json.schema(Config)
-    for name, room in made["$defs"].items():
-        struct = struct_of(name)
-        if struct is None:
-            continue
-        about, told = described(struct)
-        room["description"] = about
-        for key, text in told.items():
-            room["properties"][key]["description"] = text
-    return made
-
-
-def struct_of(name: str) -> type[Struct] | None:
-    """The struct of the configuration of that name; None: there is none."""
-    found = {**vars(device_keys), **vars(stream_keys), "Config": Config}.get(name)
-    return found if inspect.isclass(found) and issubclass(found, Struct) else None
-
-
-def described(struct: type[Struct]) -> tuple[str, dict[str, str]]:
-    """What a docstring says of a struct, and of each of its fields; several that share an entry have the same."""
-    about, _, attributes = (inspect.getdoc(struct) or "").partition(f"\n{_HEAD}\n")
-    told: dict[str, str] = {}
-    keys: list[str] = []
-    for line in attributes.splitlines():
-        if (entry := _ENTRY.fullmatch(line)) is not None:
-            keys = entry[1].split(", ")
-            told |= dict.fromkeys(keys, entry[2])
-        elif line.strip():
-            told |= {key: f"{told[key]} {line.strip()}" for key in keys}
-    return " ".join(about.split()), told

@@ -20,17 +20,9 @@ def is_terminal() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb", "unknown")
 
 
-def follow(messages: Iterable[ReceivedMessage | None], title: str, *, in_place: bool = True) -> None:
-    """Show every message until there are no more.
-
-    Args:
-        messages: as they come.
-        title: above them.
-        in_place: whether a table may be drawn in a terminal. It is drawn anew in its place, and would be drawn
-        over
-            pictures that others show.
-    """
-    (_as_table if in_place and is_terminal() else _as_lines)(messages, title)
+def follow(messages: Iterable[ReceivedMessage | None], title: str) -> None:
+    """Show messages until there are no more: as a live table in a terminal, else as a line for each event."""
+    (_as_table if is_terminal() else _as_lines)(messages, title)
 
 
 def _as_table(messages: Iterable[ReceivedMessage | None], title: str) -> None:

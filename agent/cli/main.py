@@ -33,6 +33,7 @@ _VERBS: dict[str, str] = {
     "update": "Update this board by a signed bundle, and go back.",
     "bundle": "Build, sign and look into bundles, which update boards.",
     "fleet": "Update many boards over SSH, and ask them how they are.",
+    "guide": "Show the manual, or search it.",
     "completion": "Print the completion script of a shell.",
 }
 """Name → help in a line: known without importing anything, so that `vedette --help` is instant."""

@@ -21,7 +21,7 @@ _WIDTH = 160
 
 @click.group()
 def models() -> None:
-    """List models, look inside one, and calibrate one: learn when a depth or a size of it will do."""
+    """List models, inspect one, calibrate one, or describe their manifests."""
 
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
@@ -80,6 +80,15 @@ def inspect(file: str, as_json: bool, write: bool, path: str, force: bool) -> No
     else:
         _print_inspection(found)
     sys.exit(found.refused)
+
+
+@models.command()
+def schema() -> None:
+    """Print the JSON Schema of a manifest, with every key and every decoder's options, for editors."""
+    from agent.cli.json_output import print_json
+    from agent.cli.schema import manifest_schema
+
+    print_json(manifest_schema(), indent=2)
 
 
 models.add_command(calibrate)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,7 +14,7 @@ from agent.cli.access import broker_options, device_name
 from agent.cli.duration import duration
 
 if TYPE_CHECKING:
-    from agent.cli.pictures import SnapshotSaver
+    from agent.cli.snapshots import SnapshotSaver
     from agent.comms.consumer.client import BrokerOptions
     from agent.comms.consumer.subscribe import ReceivedMessage
 
@@ -26,76 +25,67 @@ def _level(context: click.Context, option: click.Parameter, text: str) -> str:
 
 @click.command()
 @broker_options
-@click.option("--device", default="+", callback=_level, help="Only this device.")
-@click.option("--json", "as_json", is_flag=True, help="Every message as a line of JSON.")
-@click.option("--fleet", is_flag=True, help="One row for each device, and no events; piped: once, at the end.")
-@click.option("--picture", is_flag=True, help="Show snapshots in the terminal, as well as it can.")
+@click.option("--device", default="+", callback=_level, help="Show only this device.")
+@click.option("--json", "as_json", is_flag=True, help="Print every message as a line of JSON.")
+@click.option(
+    "--fleet",
+    is_flag=True,
+    help="Show one row for each device and no events; printed once, at the end, when piped.",
+)
 @click.option(
     "--picture-dir",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Write the newest snapshot of each stream into this folder; it is made if need be.",
+    help="Write the newest snapshot of each stream into this folder; created if missing.",
 )
-@click.option("--for", "seconds", type=duration, metavar="DURATION", help="End after so long (20s, 2m).")
+@click.option(
+    "--for", "seconds", type=duration, metavar="DURATION", help="Stop after this time, such as 20s or 2m."
+)
 def watch(
     access: BrokerOptions,
     prefix: str,
     device: str,
     as_json: bool,
     fleet: bool,
-    picture: bool,
     picture_dir: Path | None,
     seconds: float | None,
 ) -> None:
-    """Show what devices publish, live. Ctrl-C ends it."""
+    """Show what devices publish, live, until Ctrl-C."""
     from agent.cli.live import follow, follow_fleet
     from agent.comms.consumer.subscribe import Subscriber
 
-    _check({"--json": as_json, "--fleet": fleet, "--picture": picture})
-    album = _album(picture, picture_dir)
-
+    if as_json and fleet:
+        raise click.UsageError("--json and --fleet cannot be combined: choose one")
+    saver = _snapshot_saver(picture_dir)
     subscriber = Subscriber(access, prefix=prefix, device=device)
     until = time.monotonic() + seconds if seconds is not None else None
     subscriber.start(*(() if seconds is None else (seconds,)))
-    messages = album.tap(subscriber.messages(until)) if album else subscriber.messages(until)
+    messages = saver.tap(subscriber.messages(until)) if saver else subscriber.messages(until)
     try:
         if as_json:
             _print_json(messages)
         elif fleet:
             follow_fleet(messages)
         else:
-            follow(messages, f"{access.where} {prefix}/{device}", in_place=not picture)
+            follow(messages, f"{access.where} {prefix}/{device}")
     except KeyboardInterrupt:
         pass
     finally:
         subscriber.stop()
 
 
-def _check(options: dict[str, bool]) -> None:
-    chosen = [name for name, on in options.items() if on]
-    if len(chosen) > 1:
-        raise click.UsageError(f"{' and '.join(chosen)} fill the output with different things: choose one")
-
-
-def _album(picture: bool, folder: Path | None) -> SnapshotSaver | None:
-    if not picture and folder is None:
+def _snapshot_saver(folder: Path | None) -> SnapshotSaver | None:
+    if folder is None:
         return None
-    from agent.cli.live import is_terminal
-    from agent.cli.pictures import SnapshotSaver, TerminalImage, graphics
+    from agent.cli.snapshots import SnapshotSaver
+    from agent.storage.files import make_folder
 
-    if picture and not is_terminal():
-        raise click.UsageError(
-            "--picture needs a terminal to show them in; --picture-dir DIR writes them to files"
-        )
-    if folder is not None:
-        from agent.storage.files import make_folder
-
-        make_folder(folder)
-    return SnapshotSaver(TerminalImage(graphics(os.environ)) if picture else None, folder)
+    make_folder(folder)
+    return SnapshotSaver(folder)
 
 
 def json_line(message: ReceivedMessage) -> str:
-    """A message as one line: its topic and its payload, JSON as it is, text as a string, a picture's size."""
+    """Return a message as one line of JSON: topic, retained flag, and payload (of a snapshot only its size)."""
     import msgspec
 
     from agent.errors import NO_JSON
@@ -104,7 +94,7 @@ def json_line(message: ReceivedMessage) -> str:
     if message.kind == "snapshot":
         body = {"jpeg_bytes": len(message.payload)}
     elif message.kind in ("events", "detections", "clips", "health"):
-        with suppress(*NO_JSON):  # anybody may publish there: what is no JSON stays text
+        with suppress(*NO_JSON):  # any client may publish there: what is no JSON stays text
             body = msgspec.json.decode(message.payload)
     line = {"topic": message.topic, "retained": message.retained, "payload": body}
     return msgspec.json.encode(line).decode(errors="replace")

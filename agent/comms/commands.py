@@ -36,7 +36,7 @@ class Command(Struct, frozen=True):
     """What is to be done.
 
     Attributes:
-        verb: see the table of README.md.
+        verb: see the guide page `commands`.
         stream: that it concerns; empty: the device.
         what: is to be set: `enabled`, `threshold`, `variant` or `zone/NAME`.
         value: of it: on or off as a truth value, a number or a name; None: what the file says.

@@ -6,9 +6,9 @@ import io
 from contextlib import suppress
 
 from agent.capture.image_size import read_size
-from agent.cli.pictures import file_name
 from agent.cli.roster import FleetTable, Roster
 from agent.cli.row import format_event
+from agent.cli.snapshots import file_name
 from agent.cli.table import EventTable
 from agent.cli.watch import json_line
 from agent.comms.commands import check_answer_topic, id_of, request_command, set_command

@@ -14,7 +14,19 @@ from agent.cli.main import vedette
 from agent.errors import StreamError
 
 ROOT = Path(__file__).parent.parent.parent.parent
-VERBS = ("run", "demo", "watch", "config", "doctor", "devices", "models", "events", "bundle", "completion")
+VERBS = (
+    "run",
+    "demo",
+    "watch",
+    "config",
+    "doctor",
+    "devices",
+    "models",
+    "events",
+    "bundle",
+    "guide",
+    "completion",
+)
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
@@ -89,6 +101,8 @@ READER_LEAVES = (
     "models list",
     "models inspect nanodet",
     "events schema",
+    "guide",
+    "guide models",
     "devices",
     "doctor",
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.cli.guide import TOPICS
 from agent.errors import BundleError
 from agent.update.bundle.description import Target
 from agent.update.bundle.wheels import (
@@ -140,7 +141,8 @@ def test_our_own_wheel_is_the_same_bytes_each_time(tmp_path: Path) -> None:
     assert first.name == second.name
     assert first.read_bytes() == second.read_bytes()
     with zipfile.ZipFile(first) as wheel:
-        assert {"agent/models/zoo/nanodet.tflite", "agent/firmware_configs/pi4b.toml"} <= set(wheel.namelist())
+        data = {"agent/models/zoo/nanodet.tflite", "agent/firmware_configs/pi4b.toml"}
+        assert data | {f"agent/guide/{topic}.md" for topic in TOPICS} <= set(wheel.namelist())
         assert [name for name in wheel.namelist() if name.startswith(("tests/", "scripts/"))] == []
 
 

@@ -1,0 +1,80 @@
+"""The schemas of configuration and manifest describe every key, as the structs' docstrings do."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from msgspec import Struct
+
+from agent.cli.main import vedette
+from agent.cli.schema import config_schema, described, manifest_schema, structs_by_name
+from agent.compute.decode.decoder import DECODERS
+from agent.compute.infer.audio_input import FRONTENDS
+
+SCHEMAS = {"config": config_schema(), "models": manifest_schema()}
+
+
+@pytest.mark.parametrize("verb", SCHEMAS)
+def test_every_table_and_every_key_has_a_description(verb: str) -> None:
+    tables = json.loads(CliRunner().invoke(vedette, [verb, "schema"]).output)["$defs"]
+    assert len(tables) > 10
+    about = {name: table.get("description", "") for name, table in tables.items()}
+    keys = {f"{name}.{key}": one for name, table in tables.items() for key, one in table["properties"].items()}
+    about |= {name: one.get("description", "") for name, one in keys.items()}
+    assert [name for name, text in about.items() if not text or "Attributes:" in text] == []
+
+
+@pytest.mark.parametrize("name", sorted({name for one in SCHEMAS.values() for name in one["$defs"]}))
+def test_no_docstring_describes_a_key_that_does_not_exist(name: str) -> None:
+    struct = structs_by_name()[name]
+    assert set(described(struct)[1]) == set(struct.__struct_fields__)
+
+
+def test_the_manifest_schema_has_the_options_of_every_decoder_and_front_end() -> None:
+    tables: dict[str, Any] = SCHEMAS["models"]["$defs"]
+    assert tables["OutputManifest"]["properties"]["decoder"]["enum"] == ["", *DECODERS]
+    assert tables["AudioManifest"]["properties"]["frontend"]["enum"] == list(FRONTENDS)
+    rules = [*tables["OutputManifest"]["allOf"], *tables["AudioManifest"]["allOf"]]
+    for rule in rules:
+        assert rule["then"]["properties"]["options"]["$ref"].removeprefix("#/$defs/") in tables
+
+
+class _Room(Struct):
+    """A room.
+
+    With two paragraphs.
+
+    Attributes:
+        wide, high: its size, m: without
+            the walls.
+        name: of it.
+    """
+
+    wide: float
+    high: float
+    name: str
+
+
+class _Cellar(_Room):
+    """A room below.
+
+    Attributes:
+        damp: share of water.
+    """
+
+    damp: float
+
+
+def test_entries_may_be_shared_and_go_on_in_the_next_line() -> None:
+    size = "its size, m: without the walls."
+    assert described(_Room) == (
+        "A room. With two paragraphs.",
+        {"wide": size, "high": size, "name": "of it."},
+    )
+
+
+def test_inherited_keys_are_described() -> None:
+    assert set(described(_Cellar)[1]) == {"wide", "high", "name", "damp"}
