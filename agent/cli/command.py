@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.cli.access import broker_options, device_name
-from agent.cli.duration import duration
+from agent.cli.options import broker_options, device_name, duration
 from agent.text import plain
 
 if TYPE_CHECKING:

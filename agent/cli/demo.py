@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.duration import duration
+from agent.cli.options import duration
 
 if TYPE_CHECKING:
     from agent.cli.demo_show import Show

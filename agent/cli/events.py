@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from agent.cli.duration import moment
+from agent.cli.options import moment
 from agent.cli.run import DEFAULT_CONFIG
 from agent.errors import StorageError
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.access import broker_options, device_name
-from agent.cli.duration import duration
+from agent.cli.options import broker_options, device_name, duration
 
 if TYPE_CHECKING:
     from agent.cli.snapshots import SnapshotSaver

@@ -20,8 +20,8 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
-from agent.cli.duration import duration, moment
 from agent.cli.main import vedette
+from agent.cli.options import duration, moment
 from agent.comms import messages
 from agent.comms.messages import ClipMessage
 from agent.config.device import StorageConfig
