@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.cli.access import broker_options, device_name, topic
+from agent.cli.options import broker_options, device_name, topic
 from agent.text import plain, plural
 
 if TYPE_CHECKING:

@@ -69,23 +69,17 @@ _OPTIONS = (
         help="File whose first line is the password.",
     ),
     click.option("--tls", is_flag=True, help="Encrypt the connection; implied by --ca-file and --cert-file."),
-    click.option(
-        "--ca-file", type=_FILE, callback=_or_empty, help="Trust this CA instead of the system's (PEM)."
-    ),
+    click.option("--ca-file", type=_FILE, callback=_or_empty, help="Trust this CA only (PEM)."),
     click.option("--cert-file", type=_FILE, callback=_or_empty, help="Client certificate (PEM)."),
     click.option("--key-file", type=_FILE, callback=_or_empty, help="Key of the client certificate (PEM)."),
-    click.option(
-        "--alpn", multiple=True, metavar="NAME", help="Protocol to offer in the TLS handshake, such as mqtt."
-    ),
+    click.option("--alpn", multiple=True, metavar="NAME", help="Protocol to offer in the TLS handshake."),
     click.option(
         "--transport",
         type=click.Choice(["tcp", "websockets"]),
         default="tcp",
         help="Use websockets for a broker behind a web server.",
     ),
-    click.option(
-        "--ws-path", default="/mqtt", show_default=True, callback=_ws_path, help="Path of the WebSocket."
-    ),
+    click.option("--ws-path", default="/mqtt", show_default=True, callback=_ws_path, help="WebSocket path."),
     click.option(
         "--prefix", default="vedette", show_default=True, callback=topic, help="First level of every topic."
     ),
@@ -160,6 +154,4 @@ def moment(text: str) -> float:
     try:
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):
-        raise click.BadParameter(
-            f"expected a time such as 2h, 7d, 2026-11-25 or 2026-11-25T08:30, found {text!r}"
-        ) from None
+        raise click.BadParameter(f"expected a time such as 2h, 7d or 2026-11-25T08:30, found {text!r}") from None

@@ -180,7 +180,7 @@ def test_a_folder_is_played_at_a_pace_that_one_can_follow(given: str, played: st
 def test_a_duration_is_seconds_or_minutes(written: str) -> None:
     result = CliRunner().invoke(demo, ["--for", written])
     assert result.exit_code == 2
-    assert "is not a duration: write 20s or 2m" in result.output
+    assert "expected a duration such as 20s or 2m" in result.output
 
 
 @pytest.mark.parametrize(

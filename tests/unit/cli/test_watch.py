@@ -73,10 +73,10 @@ def test_a_message_is_one_line_of_json(kind: Kind, payload: bytes, body: object)
 @pytest.mark.parametrize(
     ("option", "value", "why"),
     [
-        ("--prefix", "#", "is no topic"),
-        ("--prefix", "", "is no topic"),
-        ("--device", "a/b", "is no device"),
-        ("--device", "#", "is no topic"),
+        ("--prefix", "#", "expected a topic"),
+        ("--prefix", "", "expected a topic"),
+        ("--device", "a/b", "name of a device"),
+        ("--device", "#", "expected a topic"),
     ],
 )
 def test_what_is_no_topic_is_a_mistake_in_usage(option: str, value: str, why: str) -> None:
