@@ -17,7 +17,7 @@ from agent.config.renames import migrations as migrations_of_keys
 from agent.errors import BundleError
 from agent.models.files import PREFIX, SUFFIX, golden_paths, load_file, manifest_path, read, read_text
 from agent.models.library import open_whole_model
-from agent.storage.files import make_folder, refuse_special, what_is, write_atomic
+from agent.storage.files import make_folder, refuse_special, write_atomic
 from agent.text import plain
 from agent.update.bundle import archive, golden, signing, wheels
 from agent.update.bundle.description import (
@@ -157,7 +157,7 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
 
 
 def _check_out(out: Path) -> None:
-    """Refuse to replace anything but a plain file: as root that could be a device of the machine."""
+    """Refuse to replace anything but a plain file: for root that could be a device."""
     if not out.parent.is_dir():
         raise BundleError(f"{out}: there is no folder {out.parent}")
     for path in (out, signing.signature_of(out)):
@@ -168,7 +168,6 @@ def _config(path: Path) -> Path:
     if path.suffix != ".toml":
         raise BundleError(f"{path}: a configuration is a .toml file")
     check_path(f"config/{path.name}", str(path))
-    refuse_special(path)
     load(path)
     return path
 
@@ -276,7 +275,7 @@ def inspection(path: Path, signers: Path | None = None, revoked: Path | None = N
         archive.check(path, description)
     except BundleError as refused:
         error = str(refused)
-    signed = what_is(signature) == "a file"
+    signed = signature.is_file()
     return BundleInspection(plain(str(path)), file, description, signed, signer, error, signers is not None)
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from agent.errors import StorageError, TrustError, reason_of
-from agent.storage.files import read_regular, refuse_special, what_is, write_atomic
+from agent.storage.files import read_regular, refuse_special, write_atomic
 from agent.storage.tar import open_regular
 from agent.text import local_time
 
@@ -137,7 +137,7 @@ def check_key(key: Path) -> None:
         TrustError: says what it is, or how to make one.
     """
     refuse_special(key, TrustError)
-    if not what_is(key):
+    if not key.exists():
         raise TrustError(f"{key}: no such key; make one: ssh-keygen -t ed25519 -f {key}")
 
 
@@ -156,7 +156,7 @@ def verify(bundle: Path, signature: Path, places: Places) -> Signer:
     """
     signers, revoked = places.allowed_signers, places.revoked_keys
     for path in (bundle, signature, signers, *((revoked,) if revoked else ())):
-        refuse_special(path, TrustError)  # ssh-keygen would wait at a pipe, and read a device without an end
+        refuse_special(path, TrustError)  # ssh-keygen would block on a pipe
     _check_files(bundle, signature, signers)
     given = ("-f", str(signers), "-n", NAMESPACE, "-s", str(signature))
     found: list[str] = []
@@ -170,13 +170,13 @@ def verify(bundle: Path, signature: Path, places: Places) -> Signer:
 
 
 def _check_files(bundle: Path, signature: Path, signers: Path) -> None:
-    if not what_is(bundle):
+    if not bundle.exists():
         raise TrustError(f"{bundle}: no such file")
-    if not what_is(signature):
+    if not signature.exists():
         raise TrustError(f"{bundle}: no signature: {signature} is missing; copy it too, or `vedette bundle sign`")
     if signature.stat().st_size > _LARGEST:
         raise TrustError(f"{signature}: {signature.stat().st_size} bytes: too large for a signature")
-    if not what_is(signers) or not signers.stat().st_size:
+    if not signers.exists() or not signers.stat().st_size:
         raise TrustError(f"{signers}: missing or empty: nobody may sign yet; put a line `{LINE}` in")
 
 

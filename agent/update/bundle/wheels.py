@@ -16,7 +16,7 @@ from typing import Any
 
 import agent
 from agent.errors import BundleError, reason_of
-from agent.storage.files import make_folder, refuse_special, write_atomic
+from agent.storage.files import make_folder, write_atomic
 from agent.update.bundle.description import Target
 from agent.update.bundle.lockfile import Lock, Pin, about, check_installed, needed
 
@@ -95,8 +95,6 @@ def check_means(wheel: Path | None, lock: Path | None) -> Path:
     Raises:
         BundleError: a package is not installed, or there are no sources, see `find_clone`.
     """
-    if lock is not None:
-        refuse_special(lock)
     clone = find_clone() if wheel is None or lock is None else None
     check_installed("packaging", "pip", *(() if wheel else ("hatchling",)))
     if lock is None:
@@ -150,7 +148,6 @@ def metadata(wheel: Path) -> Message:
     Raises:
         BundleError: it is no wheel.
     """
-    refuse_special(wheel)
     try:
         with zipfile.ZipFile(wheel) as file:
             info = next(

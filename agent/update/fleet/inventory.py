@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-import stat
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,8 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from agent.config.toml import nearest
-from agent.errors import FleetError, StorageError, reason_of
-from agent.storage.files import kind_of, read_regular
+from agent.errors import FleetError, reason_of
 
 USER = "vedette-update"
 Size = Annotated[int, Meta(ge=1)] | Annotated[str, Meta(pattern=r"^(100|[1-9][0-9]?)%\Z")]
@@ -58,21 +55,6 @@ class Host(Struct, frozen=True, rename={"address": "ansible_host", **_ANSIBLE}):
 
 
 _Kind = TypeVar("_Kind", Policy, Host)
-_READ = ("ansible_host", *_ANSIBLE.values())
-_NEAR = (
-    "ansible_paramiko_private_key_file",
-    "ansible_private_key",
-    "ansible_private_key_file",
-    "ansible_ssh_host",
-    "ansible_ssh_port",
-    "ansible_ssh_private_key",
-    "ansible_ssh_private_key_passphrase",
-    "ansible_ssh_user",
-    "ansible_su_user",
-    "ansible_sudo_user",
-)
-"""Of Ansible, and so near to those that we read that they would be taken for misspelled."""
-_AS_NEAR = 0.65
 _WANTED = {
     "ansible_host": 'a name or an address in quotes, such as "192.168.1.20"',
     "ansible_port": "a whole number from 1 to 65535, without quotes",
@@ -91,8 +73,7 @@ _LONGEST = 60
 def hosts_and_policy(data: Mapping[str, Any]) -> tuple[dict[str, Host], Policy]:
     """What an inventory says of each board, and of all.
 
-    Keys that would be ours or that we read but for a typo are refused: the rest is Ansible's, and not ours
-    to judge.
+    An unknown key `vedette_…` is refused; all other keys are Ansible's.
 
     Args:
         data: the whole file.
@@ -151,63 +132,6 @@ def _check_keys(where: str, table: Iterable[str], ours: list[str]) -> None:
     for key in table:
         if key.startswith("vedette_") and key not in ours:
             raise FleetError(f"{where} {key} is unknown{nearest(key, ours)}")
-        if meant := _misspelled(key):
-            raise FleetError(f"{where} {key} is unknown; did you mean {meant!r}?")
-
-
-def _misspelled(key: str) -> str:
-    """The one that we read and that was meant; empty: it is that one, or something else."""
-    if key in _READ or key in _NEAR or not key.startswith("ansible_"):
-        return ""
-    rests = {name.removeprefix("ansible_"): name for name in _READ}
-    near = difflib.get_close_matches(key.removeprefix("ansible_"), rests, 1, _AS_NEAR)
-    return rests[near[0]] if near else ""
-
-
-# Files that an operator names: only plain ones, and up to a bound, since a pipe or a device may never end.
-
-
-def check_plain(path: Path, advice: str) -> None:
-    """Refuse what is there and is no file; a link to a file is one.
-
-    Args:
-        path: that somebody has named.
-        advice: what to do.
-
-    Raises:
-        FleetError: says what it is.
-    """
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise FleetError(f"{path}: cannot be read: {reason_of(error)}; {advice}") from error
-    if not stat.S_ISREG(found.st_mode):
-        raise FleetError(f"{path}: is {kind_of(found)}, and no plain file: {advice}")
-
-
-def read_plain(path: Path, largest: int, advice: str) -> bytes:
-    """All of a file.
-
-    Args:
-        path: that somebody has named.
-        largest: bytes that it may have.
-        advice: what to do where it cannot be used.
-
-    Raises:
-        FileNotFoundError: there is none.
-        FleetError: it is no file, too large, or cannot be read.
-    """
-    check_plain(path, advice)
-    try:
-        return read_regular(path.resolve(), largest)
-    except FileNotFoundError:
-        raise
-    except StorageError as error:
-        raise FleetError(f"{error}; {advice}") from error
-    except OSError as error:
-        raise FleetError(f"{path}: cannot be read: {reason_of(error)}; {advice}") from error
 
 
 def check_place(path: Path, others: Iterable[Path], advice: str) -> None:
@@ -221,7 +145,6 @@ def check_place(path: Path, others: Iterable[Path], advice: str) -> None:
     Raises:
         FleetError: says why.
     """
-    check_plain(path, advice)
     target = path.resolve()
     if target in [other.resolve() for other in others]:
         raise FleetError(f"{path}: would be written over: {advice}")
@@ -231,7 +154,6 @@ def check_place(path: Path, others: Iterable[Path], advice: str) -> None:
         raise FleetError(f"{path}: cannot be written: nothing may be put into {target.parent}; {advice}")
 
 
-_LARGEST = 4 * 1024**2
 _ADVICE = "name your inventory with --inventory, or begin with a copy of scripts/fleet/fleet.toml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ADDRESS = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:%\]_-]{0,254}")
@@ -292,8 +214,8 @@ def read_inventory(path: Path) -> Inventory:
         FleetError: it cannot be read, or a value cannot be used; names it.
     """
     try:
-        return parse(read_plain(path, _LARGEST, _ADVICE).decode(), path)
-    except FileNotFoundError as error:
+        return parse(path.read_text(encoding="utf-8"), path)
+    except OSError as error:
         raise FleetError(f"{path}: cannot be read: {reason_of(error)}; {_ADVICE}") from error
     except UnicodeDecodeError as error:
         raise FleetError(f"{path}: is no UTF-8 text") from error

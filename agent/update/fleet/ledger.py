@@ -10,13 +10,10 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from agent.errors import NO_JSON, FleetError
+from agent.errors import NO_JSON, FleetError, reason_of
 from agent.storage.copies import add_line, owned_file
-from agent.update.fleet.inventory import check_plain, read_plain
 from agent.update.fleet.policy import Batch, BoardOutcome
 
-_LARGEST = 64 * 1024**2
-"""Bytes of a ledger that is read: of thousands of boards, many times over."""
 _ADVICE = "name another --ledger"
 _BEGINNING = b'{"type":"begun",'
 
@@ -146,9 +143,8 @@ class Ledger:
         """Own it while the context lasts; it is made where there is none.
 
         Raises:
-            FleetError: it is no file. StorageError: another process owns it, or it cannot be written.
+            StorageError: another process owns it, or it cannot be written.
         """
-        check_plain(self.path, _ADVICE)
         with owned_file(self.path):
             yield
 
@@ -167,9 +163,11 @@ class Ledger:
             FleetError: it cannot be read, or is no ledger.
         """
         try:
-            lines = [line for line in read_plain(self.path, _LARGEST, _ADVICE).split(b"\n") if line]
+            lines = [line for line in self.path.read_bytes().split(b"\n") if line]
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise FleetError(f"{self.path}: cannot be read: {reason_of(error)}; {_ADVICE}") from error
         entries = [entry for line in lines for entry in _entry(line)]
         self.left_out = len(lines) - len(entries)
         if lines and not entries and not _is_begun(lines):

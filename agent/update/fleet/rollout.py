@@ -10,7 +10,7 @@ from agent.errors import FleetError
 from agent.update.bundle.archive import check, read_description
 from agent.update.bundle.signing import signature_of
 from agent.update.fleet.board_update import BoardUpdate, BundleInfo, Timeouts, Watch
-from agent.update.fleet.inventory import FleetBoard, Inventory, check_plain
+from agent.update.fleet.inventory import FleetBoard, Inventory
 from agent.update.fleet.ledger import (
     Begun,
     Done,
@@ -40,8 +40,7 @@ def _check_there(bundle: Path) -> None:
         bundle.name.encode()
     except UnicodeEncodeError as error:
         raise FleetError(f"{bundle}: its name is no UTF-8: rename it, and its signature") from error
-    check_plain(bundle, "name the bundle's file")
-    if not bundle.exists():
+    if not bundle.is_file():
         raise FleetError(f"{bundle}: there is no such file: `vedette bundle build` makes a bundle")
 
 

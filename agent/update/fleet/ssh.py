@@ -16,9 +16,9 @@ from typing import Literal
 
 from msgspec import Struct
 
-from agent.errors import FleetError
+from agent.errors import FleetError, reason_of
 from agent.storage.copies import add_line
-from agent.update.fleet.inventory import FleetBoard, read_plain
+from agent.update.fleet.inventory import FleetBoard
 
 Fault = Literal["unreachable", "failed"]
 
@@ -288,7 +288,6 @@ def _text(said: bytes | bytearray) -> str:
 
 
 _SCAN_S = 15.0
-_LARGEST = 16 * 1024**2
 
 
 class HostKey(Struct, frozen=True):
@@ -324,9 +323,13 @@ def unpinned(known_hosts: Path, boards: Iterable[FleetBoard]) -> list[FleetBoard
         FleetError: it cannot be read.
     """
     try:
-        text = read_plain(known_hosts, _LARGEST, "host keys are pinned there").decode("utf-8", "replace")
+        text = known_hosts.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         text = ""
+    except OSError as error:
+        raise FleetError(
+            f"{known_hosts}: cannot be read: {reason_of(error)}; host keys are pinned there"
+        ) from error
     lines = text.splitlines()
     fields = [line.split()[0] for line in lines if line.strip() and not line.startswith(("#", "@"))]
     known = {name for field in fields for name in field.split(",")}

@@ -200,14 +200,6 @@ def test_a_model_without_a_manifest_is_refused(tmp_path: Path) -> None:
     refused(ModelError, "no bundled model", *MODELS, "--model", "nano", "--out", tmp_path / "x")
 
 
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("option", ["--config", "--migrations", "--wheel", "--lock"])
-def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, option: str) -> None:
-    os.mkfifo(pipe := tmp_path / "pipe.toml")
-    why = r"pipe\.toml: is a pipe where a file is expected"
-    refused(BundleError, why, "build", "--counter", "1", option, pipe, "--out", tmp_path / "x")
-
-
 @needs_ssh_keygen
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("option", ["--signers", "--revoked"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -105,13 +104,3 @@ def test_a_first_line_that_the_power_cut_off_is_begun_anew(tmp_path: Path, lengt
     ledger.add(BEGUN)
     ledger.path.write_bytes(ledger.path.read_bytes()[:length])
     assert (ledger.read(), ledger.left_out) == ([], 1)
-
-
-@pytest.mark.timeout(10)
-def test_a_pipe_in_the_place_of_a_ledger_is_neither_read_nor_written(tmp_path: Path) -> None:
-    pipe = Ledger(tmp_path / "pipe")
-    os.mkfifo(pipe.path)
-    with pytest.raises(FleetError, match="is a pipe, and no plain file"):
-        pipe.read()
-    with pytest.raises(FleetError, match="is a pipe, and no plain file"), pipe.owned():
-        pass
