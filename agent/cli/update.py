@@ -14,9 +14,9 @@ import click
 from agent.text import PlainFormatter, plain
 
 if TYPE_CHECKING:
-    from agent.update.install.journal import Update
     from agent.update.install.paths import Paths
     from agent.update.install.service import Service
+    from agent.update.protocol import Update
 
 
 _FAILED = 1

@@ -19,12 +19,12 @@ import pytest
 
 from agent.storage import state_file
 from agent.update.bundle.description import HealthGate
-from agent.update.install.journal import Update
 from agent.update.install.paths import Paths
 from agent.update.install.rollback import Rollback
 from agent.update.install.service import ServiceState, boot_id
 from agent.update.install.slots import ModelSets, Slots, slot_of
 from agent.update.install.updater import Updater
+from agent.update.protocol import Update
 from tests.support.tiny_bundles import Key, make_key, models_bundle, tiny_bundle
 
 _PIDS = itertools.count(101)

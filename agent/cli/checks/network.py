@@ -24,7 +24,8 @@ from agent.config.device import MqttConfig
 from agent.config.source_uri import parse
 from agent.config.stream import StreamConfig
 from agent.errors import BrokerError, ConfigError, SourceError
-from agent.update.install.service import Vitals, read_vitals
+from agent.update.install.service import read_vitals
+from agent.update.protocol import Vitals
 
 SECTION = "broker and network"
 TRY_S = 5.0

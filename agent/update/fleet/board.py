@@ -7,78 +7,17 @@ import difflib
 import json
 import re
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Annotated
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from agent.errors import NO_JSON, FleetError
 from agent.text import plural
+from agent.update.protocol import UpdateStatus, Vitals
 
 _UPDATE = re.compile(r'\s*\{\s*"update"\s*:\s*')
 _LONGEST = 200
 STRANGE = "its answer is not that of vedette-ssh: install Vedette there anew"
-OVER = frozenset(("committed", "rolled_back", "refused"))
-
-
-class AtHand(Struct, frozen=True):
-    """The update that is not over, or the newest.
-
-    Attributes:
-        state: as in `agent.update.install.journal`. began_at: tells it from others.
-        version, bundle: of its bundle, empty while that is not verified. file: that it came from.
-        reason: in words. downtime_s: of the daemon.
-    """
-
-    state: str
-    began_at: datetime
-    version: str = ""
-    bundle: str = ""
-    file: str = ""
-    reason: str = ""
-    downtime_s: float | None = None
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more will come of it."""
-        return self.state in OVER
-
-
-class Versions(Struct, frozen=True):
-    """`vedette update status --json`.
-
-    Attributes:
-        version: that runs. slot: that it is in. previous: that a rollback returns to.
-        counter: the highest that was committed.
-        at_hand: the newest update; None: there was none.
-        models: the set in use; 0: none; -1: an older board, which does not tell it.
-        kind: of the bundle that `counter` is of; empty: it does not tell it.
-    """
-
-    version: str = ""
-    slot: str = ""
-    previous: str = ""
-    counter: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
-    at_hand: AtHand | None = None
-    models: Annotated[int, Meta(ge=-1, le=(1 << 63) - 1)] = -1
-    kind: str = ""
-
-
-class StreamState(Struct, frozen=True):
-    """`running`, `lost` …, and why."""
-
-    state: str = ""
-    detail: str = ""
-
-
-class Health(Struct, frozen=True):
-    """`health.json`: version, whether every stream is ready, memory, and the streams by name."""
-
-    version: str = ""
-    ready: bool = False
-    rss_mb: float = 0.0
-    streams: dict[str, StreamState] = {}
 
 
 class BoardState(Struct, frozen=True):
@@ -90,8 +29,8 @@ class BoardState(Struct, frozen=True):
         unclear: why its health cannot be told, though something is there; empty: it can.
     """
 
-    update: Versions
-    health: Health | None = None
+    update: UpdateStatus
+    health: Vitals | None = None
     unclear: str = ""
 
     def told(self) -> str:
@@ -121,7 +60,7 @@ def parse_state(text: str) -> BoardState | None:
         return None
     try:
         _, end = json.JSONDecoder().raw_decode(text, found.end())
-        update = msgspec.json.decode(text[found.end() : end], type=Versions)
+        update = msgspec.json.decode(text[found.end() : end], type=UpdateStatus)
     except NO_JSON:
         return None
     try:
@@ -130,12 +69,12 @@ def parse_state(text: str) -> BoardState | None:
         return BoardState(update, unclear="what its daemon tells cannot be read")
 
 
-def _health(text: str) -> Health | None:
+def _health(text: str) -> Vitals | None:
     told = msgspec.json.decode(text, type=_Told)
     if told.health_base64 is None:
-        return msgspec.json.decode(told.health, type=Health | None)
+        return msgspec.json.decode(told.health, type=Vitals | None)
     raw = base64.b64decode(told.health_base64, validate=True)
-    return msgspec.json.decode(raw, type=Health) if raw else None
+    return msgspec.json.decode(raw, type=Vitals) if raw else None
 
 
 # The commands of a board as whole texts: what its `vedette-ssh` does for the key of updates, and no more.

@@ -11,10 +11,11 @@ from pathlib import Path
 from msgspec import Struct
 
 from agent.errors import VedetteError, reason_of
-from agent.update.fleet.board import STRANGE, AtHand, Versions, parse_state
+from agent.update.fleet.board import STRANGE, parse_state
 from agent.update.fleet.inventory import FleetBoard
 from agent.update.fleet.policy import BoardOutcome, Kind
 from agent.update.fleet.ssh import BUNDLE, Fault, SshFailure, Transport
+from agent.update.protocol import Update, UpdateStatus
 
 Watch = Callable[[str, str], None]
 """Is given the name of a board and what it is at."""
@@ -106,7 +107,7 @@ class BoardUpdate:
             downtime_s,
         )
 
-    async def _update(self) -> AtHand | None:
+    async def _update(self) -> Update | None:
         """What became of it; None: the board has the version already."""
         self._tell("asking")
         found = await self._standing()
@@ -123,7 +124,7 @@ class BoardUpdate:
         await self._apply(began_at)
         return await self._follow(began_at)
 
-    def _has(self, found: Versions) -> bool:
+    def _has(self, found: UpdateStatus) -> bool:
         """Compare counter, version and models: a rollback does not lower a board's counter."""
         wanted = self._wanted
         over = found.at_hand is None or found.at_hand.over
@@ -132,7 +133,7 @@ class BoardUpdate:
         version = wanted.kind == "models" or found.version == wanted.version  # models' own runs nowhere
         return version and found.models in (-1, wanted.counter)
 
-    def _is_ours(self, at_hand: AtHand) -> bool:
+    def _is_ours(self, at_hand: Update) -> bool:
         """Whether an update is one that was cut off here; before it is verified, only its place is known."""
         return at_hand.bundle == self._wanted.sha256 or (
             not at_hand.bundle and at_hand.file.endswith(f"/{BUNDLE}")
@@ -165,7 +166,7 @@ class BoardUpdate:
         at_hand = (await self._standing()).at_hand
         return at_hand is not None and at_hand.began_at != before
 
-    async def _follow(self, before: datetime | None) -> AtHand:
+    async def _follow(self, before: datetime | None) -> Update:
         """Look until the update is over. The board may be away meanwhile, as when it starts anew."""
         until, away = time.monotonic() + self._over_s, ""
         while True:
@@ -183,7 +184,7 @@ class BoardUpdate:
                 raise self._too_long(at_hand, away)
             await asyncio.sleep(self._patience.look_s)
 
-    def _checked(self, done: AtHand) -> AtHand:
+    def _checked(self, done: Update) -> Update:
         """That it was our bundle: somebody else may have sent another one meanwhile."""
         if done.bundle and done.bundle != self._wanted.sha256:
             raise _GaveUpError(
@@ -191,7 +192,7 @@ class BoardUpdate:
             )
         return done
 
-    def _too_long(self, at_hand: AtHand | None, away: str) -> _GaveUpError:
+    def _too_long(self, at_hand: Update | None, away: str) -> _GaveUpError:
         if away:
             return _GaveUpError(
                 "unreachable", f"lost while it was updated, and not back yet; it goes on by itself: {away}"
@@ -199,9 +200,9 @@ class BoardUpdate:
         state = at_hand.state if at_hand else "not begun"
         return _GaveUpError("failed", f"the update is {state} after {self._over_s:.0f} s")
 
-    async def _standing(self) -> Versions:
+    async def _standing(self) -> UpdateStatus:
         """What the board tells of its versions."""
-        answers: list[Versions] = []
+        answers: list[UpdateStatus] = []
 
         async def ask() -> SshFailure | None:
             reply = await self._transport.ask(self._board, "status")

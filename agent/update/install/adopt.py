@@ -8,12 +8,13 @@ from pathlib import Path
 from agent.errors import UpdateError
 from agent.storage.copies import remove
 from agent.update.bundle.archive import check, read_description
-from agent.update.install.journal import BEFORE_SWITCH, Journal, State, Update
+from agent.update.install.journal import BEFORE_SWITCH, Journal
 from agent.update.install.paths import Paths
 from agent.update.install.slots import ModelSets, Slot, Slots
 from agent.update.install.stage import take_files
 from agent.update.install.switch import SlotSwitch
 from agent.update.install.watch import Orders
+from agent.update.protocol import State, Update
 
 _ANEW = "Vedette was installed anew"
 

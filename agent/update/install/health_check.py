@@ -15,8 +15,7 @@ from msgspec import Struct
 
 from agent.update.bundle.archive import read_description
 from agent.update.bundle.description import HealthGate, ShadowGate
-from agent.update.install.journal import Update
-from agent.update.install.service import ShadowVitals, Vitals
+from agent.update.protocol import ShadowVitals, Update, Vitals
 
 WELL = ("running", "degraded")
 """States of a stream that infers: where a device fails, the CPU answers."""

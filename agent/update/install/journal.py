@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Literal, get_args
+from typing import Literal
 
 import msgspec
-from msgspec import Struct
 
 from agent.errors import NO_JSON, StorageError, UpdateError
 from agent.storage.copies import add_line, keep_newest, read_lines, rename
 from agent.storage.state_file import StateFile
 from agent.update.install.paths import Paths
+from agent.update.protocol import FINAL, State, Update
 
 # The states of an update, and which may follow which: rules without I/O.
 #
@@ -25,21 +25,6 @@ from agent.update.install.paths import Paths
 # `switching` has changed nothing that runs: it is done again from the bundle. What is cut off in `switching` is
 # undone before the daemon starts. A trial goes on where it was.
 
-State = Literal[
-    "received",
-    "verified",
-    "staged",
-    "tested",
-    "shadow",
-    "switching",
-    "trial",
-    "committed",
-    "rolled_back",
-    "refused",
-]
-STATES: tuple[State, ...] = get_args(State)
-FINAL: frozenset[State] = frozenset(("committed", "rolled_back", "refused"))
-"""Nothing more comes of these."""
 BEFORE_SWITCH: frozenset[State] = frozenset(("received", "verified", "staged", "tested", "shadow"))
 """Nothing that runs has been changed."""
 
@@ -93,65 +78,6 @@ _LARGEST = 1024**2
 """Bytes of the history: some 2,000 updates."""
 _REASON = 1000
 """Letters of a reason that are kept: a daemon may say what it likes."""
-
-
-class Update(Struct, frozen=True, kw_only=True):
-    """An update, at hand or in the history.
-
-    Attributes:
-        state: see `states`.
-        version, counter, kind: as its bundle says; empty and 0 before that is verified.
-        bundle: sha256 of the file. file: that it came from, as it was given.
-        signer: who has signed it.
-        slot: that it is installed in. before: that ran before it; empty where it is not known yet.
-        from_version: that ran before it.
-        began_at, ended_at: UTC.
-        seconds: from one state to the next, by the state that they were spent in.
-        downtime_s: from the stop of the old daemon to the first inference of every stream of the new one; None:
-            it has not come to that, or nothing was stopped.
-        reason: why it was refused or rolled back; of a trial, what it waits for.
-        by: who decided: `updater`, `operator`, `deadman` (the rollback watchdog), or `settle` (the same at boot).
-        streams_before: streams that were well before, and what their inferences took, see `trial.Baseline`; None:
-            no daemon told.
-        failures_before: how often the service had ended by itself since it was started.
-        models_before: the set of models that was in use.
-        back: True for a rollback that an operator has asked for.
-        starts: how often it was begun; of a trial of models, how often the board was started during it.
-        boot_id: of the kernel that was counted last.
-        pid_before, reloads_before: see `trial.Reloaded`; the former of a version's trial, too.
-        agreement: of new models with those beside which they have run, 0..1 by stream; empty: they have not.
-    """
-
-    state: State
-    version: str = ""
-    counter: int = 0
-    kind: str = ""
-    bundle: str = ""
-    file: str = ""
-    signer: str = ""
-    slot: str = ""
-    before: str = ""
-    from_version: str = ""
-    began_at: datetime
-    ended_at: datetime | None = None
-    seconds: dict[str, float] = {}
-    downtime_s: float | None = None
-    reason: str = ""
-    by: str = "updater"
-    streams_before: dict[str, float | None] | None = None
-    failures_before: int = 0
-    models_before: int = 0
-    back: bool = False
-    starts: int = 0
-    boot_id: str = ""
-    pid_before: int = 0
-    reloads_before: int = -1
-    agreement: dict[str, float] = {}
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more will come of it."""
-        return self.state in FINAL
 
 
 class Journal:

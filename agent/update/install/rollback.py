@@ -11,7 +11,7 @@ from agent.models.files import read
 from agent.storage.copies import take_copy
 from agent.text import local_time
 from agent.update.install.health_check import GATE, baseline, reloaded
-from agent.update.install.journal import Journal, Update, now
+from agent.update.install.journal import Journal, now
 from agent.update.install.paths import Paths
 from agent.update.install.rehearse import Rehearsal
 from agent.update.install.service import Service, boot_id, read_vitals
@@ -19,6 +19,7 @@ from agent.update.install.slots import ModelSets, Slot, Slots, slot_of
 from agent.update.install.switch import ModelDeployment, SlotSwitch, VersionDeployment
 from agent.update.install.updater import Tell
 from agent.update.install.watch import Orders
+from agent.update.protocol import Update
 
 
 def already_rolled_back(journal: Journal) -> str:

@@ -3,56 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-
-from msgspec import Struct
 
 from agent.errors import StorageError, UpdateError
 from agent.text import local_time
-from agent.update.install.journal import Journal, Update
+from agent.update.install.journal import Journal
 from agent.update.install.paths import Paths
 from agent.update.install.slots import ModelSets, Slot, Slots
-
-
-class UpdateStatus(Struct, frozen=True):
-    """Of one board.
-
-    Attributes:
-        version: that runs. slot: that it is in; empty: nothing is installed.
-        previous: that a rollback returns to; empty: none. Never one that was refused or failed its trial.
-        counter: the highest that was committed; a bundle has to be above it.
-        at_hand: the update that is not over, or the newest; None: there was none.
-        trouble: why that is not known; empty: it is.
-        models: the set in use, which has the counter of the bundle that brought it; 0: none.
-        kind: of the bundle that `counter` is of; empty: the history does not tell it.
-    """
-
-    version: str
-    slot: str
-    previous: str
-    counter: int
-    at_hand: Update | None
-    trouble: str = ""
-    models: int = 0
-    kind: str = ""
-
-    def lines(self) -> Iterator[str]:
-        """For people."""
-        if not self.slot:
-            yield "nothing is installed in slots here: scripts/install does that"
-            return
-        yield f"version   {self.version or 'unknown'}, slot {self.slot}"
-        yield f"previous  {self.previous or 'none'}"
-        yield f"counter   {self.counter}"
-        if self.models:
-            yield f"models    {self.models}"
-        if self.trouble:
-            yield f"at hand   not known: {self.trouble}"
-        if self.at_hand is not None:
-            one = self.at_hand
-            why = f": {one.reason}" if one.reason else ""
-            yield f"{'last' if one.over else 'at hand':<9} {one.version or one.file} {one.state}{why}"
+from agent.update.protocol import Update, UpdateStatus
 
 
 def row(one: Update) -> str:

@@ -26,11 +26,11 @@ from agent.storage.copies import remove, rename, take_copy, write_like
 from agent.storage.files import read_regular, write_atomic
 from agent.update.bundle.description import HealthGate
 from agent.update.bundle.signing import signature_of
-from agent.update.install.journal import Update
 from agent.update.install.paths import Paths
 from agent.update.install.service import Service, read_vitals
 from agent.update.install.slots import ModelSets, Slot, Slots, slot_of
 from agent.update.install.stage import CONFIG
+from agent.update.protocol import Update
 
 _LARGEST = 4096
 _RESERVE = 256 * 1024

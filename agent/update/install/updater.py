@@ -23,7 +23,7 @@ from agent.storage.files import make_folder
 from agent.update.bundle.archive import check, read_description
 from agent.update.bundle.signing import signature_of, verify
 from agent.update.install.health_check import HealthTrial, Reloaded, Verdict, baseline, reloaded, terms
-from agent.update.install.journal import BEFORE_SWITCH, Journal, State, Update, after_cut, now
+from agent.update.install.journal import BEFORE_SWITCH, Journal, after_cut, now
 from agent.update.install.paths import Paths
 from agent.update.install.preflight import check as check_board
 from agent.update.install.preflight import read_facts
@@ -33,6 +33,7 @@ from agent.update.install.slots import ModelSets, Slot, Slots, slot_of
 from agent.update.install.stage import UNPACKED, stage_models, stage_version
 from agent.update.install.switch import BOOTS, Changes, Deployment, SlotSwitch
 from agent.update.install.watch import Comparison, Orders, Watch
+from agent.update.protocol import State, Update
 
 # Preparing: what an update does before anything that runs is changed. Each step gives what it has found out.
 

@@ -13,10 +13,10 @@ from agent.storage.copies import remove
 from agent.storage.state_file import ShadowOrder, StateFile
 from agent.update.bundle.description import Description, ShadowGate
 from agent.update.install.health_check import Seen, ShadowTrial, Verdict
-from agent.update.install.journal import Update
 from agent.update.install.paths import Paths
 from agent.update.install.service import Service, read_vitals
 from agent.update.install.slots import ModelSets, Slots, slot_of
+from agent.update.protocol import Update
 
 _LOOK_S = 1.0
 

@@ -19,7 +19,8 @@ from agent.comms.messages import LinkHealth
 from agent.config import Config
 from agent.config.device import FallbackConfig, MqttConfig
 from agent.config.stream import CaptureConfig, StreamConfig
-from agent.update.install.service import StreamVitals, Vitals, boot_id
+from agent.update.install.service import boot_id
+from agent.update.protocol import StreamVitals, Vitals
 from tests.support.mosquitto import HOST, Mosquitto
 
 

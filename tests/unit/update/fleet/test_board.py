@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from agent.update.fleet.board import parse_state
-from agent.update.install.journal import Update, now
-from agent.update.install.status import UpdateStatus
+from agent.update.install.journal import now
+from agent.update.protocol import Update, UpdateStatus
 
 
 def test_what_this_version_tells_is_understood() -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from agent.errors import UpdateError
 from agent.update.install.adopt import adopt
-from agent.update.install.journal import State
 from agent.update.install.slots import ModelSets
 from agent.update.install.status import standing
+from agent.update.protocol import State
 from tests.support.pretend_board import Board
 from tests.support.tiny_bundles import needs_ssh_keygen
 

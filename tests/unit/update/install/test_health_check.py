@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from agent.update.bundle.description import HealthGate
 from agent.update.install.health_check import Baseline, HealthTrial, Reloaded, Seen, Verdict, baseline
-from agent.update.install.service import StreamVitals, Vitals
+from agent.update.protocol import StreamVitals, Vitals
 
 GATE = HealthGate(steady_s=10, within_s=60, p95_factor=1.5, p95_floor_ms=5.0, memory_mb=200)
 WELL = Vitals("2.0", 7, "", 0.0, True, 100.0, {"front": StreamVitals("running", "", 10, 20.0)})

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from agent.update.bundle.description import HealthGate, ShadowGate
 from agent.update.install.health_check import Seen, ShadowTrial, Verdict
-from agent.update.install.service import ShadowVitals, StreamVitals, Vitals
+from agent.update.protocol import ShadowVitals, StreamVitals, Vitals
 
 GATE = ShadowGate(agreement=0.9, compared=50, within_s=600)
 HEALTH = HealthGate(p95_factor=1.5, p95_floor_ms=5.0)

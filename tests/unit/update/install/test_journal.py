@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from agent.errors import StorageError, UpdateError
-from agent.update.install.journal import Journal, Update, now
+from agent.update.install.journal import Journal, now
 from agent.update.install.paths import Paths
+from agent.update.protocol import Update
 
 
 @pytest.fixture

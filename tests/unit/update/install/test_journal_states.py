@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agent.errors import UpdateError
-from agent.update.install.journal import BEFORE_SWITCH, FINAL, STATES, State, after_cut, check_step
+from agent.update.install.journal import BEFORE_SWITCH, after_cut, check_step
+from agent.update.protocol import FINAL, STATES, State
 
 
 def may(before: State, after: State) -> bool:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.update.install.service import StreamVitals, boot_id, read_vitals
+from agent.update.install.service import boot_id, read_vitals
+from agent.update.protocol import StreamVitals
 
 
 def told(**changes: object) -> dict[str, object]:

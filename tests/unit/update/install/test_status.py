@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.update.install.status import UpdateStatus, standing
+from agent.update.install.status import standing
+from agent.update.protocol import UpdateStatus
 from tests.support.pretend_board import Board
 from tests.support.tiny_bundles import needs_ssh_keygen
 

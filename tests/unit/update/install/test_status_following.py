@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from agent.errors import UpdateError
-from agent.update.install.journal import Journal, Update, now
+from agent.update.install.journal import Journal, now
 from agent.update.install.paths import ROOT_VARIABLE, Paths, places
 from agent.update.install.status import follow
+from agent.update.protocol import Update
 
 
 @pytest.fixture

@@ -13,13 +13,14 @@ import pytest
 from agent.errors import StorageError, UpdateError
 from agent.update.bundle.description import Migration, ShadowGate
 from agent.update.bundle.signing import signature_of
-from agent.update.install.journal import Journal, Update
+from agent.update.install.journal import Journal
 from agent.update.install.rollback import Rollback
 from agent.update.install.service import ServiceState
 from agent.update.install.slots import Link, ModelSets, Slot, Slots
 from agent.update.install.status import standing
 from agent.update.install.switch import SlotSwitch, VersionDeployment
 from agent.update.install.watch import Orders
+from agent.update.protocol import Update
 from tests.support.pretend_board import CONFIG, GATE, Board, write_command
 from tests.support.tiny_bundles import make_key, needs_ssh_keygen
 

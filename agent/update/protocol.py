@@ -1,0 +1,203 @@
+"""Structs that boards report: `journal.json`, `vedette update status --json`, and a part of `health.json`.
+
+The updater, the fleet and `vedette doctor` read these. Other versions may write other fields: unknown ones are
+ignored, missing ones get their defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Annotated, Literal, get_args
+
+from msgspec import Meta, Struct
+
+State = Literal[
+    "received",
+    "verified",
+    "staged",
+    "tested",
+    "shadow",
+    "switching",
+    "trial",
+    "committed",
+    "rolled_back",
+    "refused",
+]
+STATES: tuple[State, ...] = get_args(State)
+FINAL: frozenset[State] = frozenset(("committed", "rolled_back", "refused"))
+"""An update in one of these states is over."""
+Int = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+"""What JSON encoders write: a larger number of a hostile board would break `vedette fleet status --json`."""
+
+
+class Update(Struct, frozen=True, kw_only=True):
+    """An update, current or in the history.
+
+    Attributes:
+        state: see `agent.update.install.journal`.
+        version, counter, kind: of its bundle; empty and 0 until the signature is verified.
+        bundle: sha256 of the bundle.
+        file: path of the bundle, as it was given.
+        signer: name of the key's owner, as in `allowed_signers`.
+        slot: that it is installed in; empty until that is known.
+        before: the slot that ran before it; empty until that is known.
+        from_version: version that ran before it.
+        began_at, ended_at: UTC.
+        seconds: time spent in each state.
+        downtime_s: from the stop of the old daemon to the first inference of every stream of the new one; None:
+            nothing was stopped, or not yet.
+        reason: why it was refused or rolled back; during a trial, what the trial waits for.
+        by: who decided: `updater`, `operator`, `deadman` (the rollback watchdog), `settle` (the same at boot).
+        streams_before: the streams that ran well before, with the 95th percentile of their inferences, ms; None:
+            no daemon reported.
+        failures_before: failures of the service since it was started.
+        models_before: number of the set of models that was in use.
+        back: True for a rollback that an operator has asked for.
+        starts: times that it was begun; during a trial of models, boots of the board.
+        boot_id: of the boot that was counted last.
+        pid_before, reloads_before: see `health_check.Reloaded`; the former also during a trial of a version.
+        agreement: of new models with those in use, 0..1 by stream; empty without a shadow.
+    """
+
+    state: State
+    version: str = ""
+    counter: Int = 0
+    kind: str = ""
+    bundle: str = ""
+    file: str = ""
+    signer: str = ""
+    slot: str = ""
+    before: str = ""
+    from_version: str = ""
+    began_at: datetime
+    ended_at: datetime | None = None
+    seconds: dict[str, float] = {}
+    downtime_s: float | None = None
+    reason: str = ""
+    by: str = "updater"
+    streams_before: dict[str, float | None] | None = None
+    failures_before: Int = 0
+    models_before: Int = 0
+    back: bool = False
+    starts: Int = 0
+    boot_id: str = ""
+    pid_before: Int = 0
+    reloads_before: Int = -1
+    agreement: dict[str, float] = {}
+
+    @property
+    def over(self) -> bool:
+        """True in a final state."""
+        return self.state in FINAL
+
+
+class UpdateStatus(Struct, frozen=True):
+    """`vedette update status --json`.
+
+    Attributes:
+        version: that runs.
+        slot: that it is in; empty: nothing is installed.
+        previous: version that a rollback returns to, never one that was refused or failed; empty: none.
+        counter: the highest that was committed; the next bundle has to be above it.
+        at_hand: the current update, or the newest; None: there was none.
+        trouble: why the current update is not known; empty: it is.
+        models: the set in use, which has the counter of its bundle; 0: none; -1: an older board.
+        kind: of the bundle that `counter` is of; empty: not in the history.
+    """
+
+    version: str = ""
+    slot: str = ""
+    previous: str = ""
+    counter: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
+    at_hand: Update | None = None
+    trouble: str = ""
+    models: Annotated[int, Meta(ge=-1, le=(1 << 63) - 1)] = -1
+    kind: str = ""
+
+    def lines(self) -> Iterator[str]:
+        """Yield the status as text."""
+        if not self.slot:
+            yield "nothing is installed in slots here: run scripts/install"
+            return
+        yield f"version   {self.version or 'unknown'}, slot {self.slot}"
+        yield f"previous  {self.previous or 'none'}"
+        yield f"counter   {self.counter}"
+        if self.models > 0:
+            yield f"models    {self.models}"
+        if self.trouble:
+            yield f"update    unknown: {self.trouble}"
+        if (one := self.at_hand) is not None:
+            why = f": {one.reason}" if one.reason else ""
+            yield f"{'last' if one.over else 'update':<9} {one.version or one.file} {one.state}{why}"
+
+
+class ShadowVitals(Struct, frozen=True):
+    """Comparison of a new model with the model of a stream.
+
+    Attributes:
+        compared: answers in which either has found something.
+        agreement: mean F1 of these, 0..1; None: there was none.
+        infer_p95_ms: 95th percentile of the new model's latest inferences; None: there were none.
+        present_p95_ms: the same for the stream's own model, on the same inputs.
+        failed: why the new model stopped; empty: it runs.
+    """
+
+    compared: Int = 0
+    agreement: float | None = None
+    infer_p95_ms: float | None = None
+    present_p95_ms: float | None = None
+    failed: str = ""
+
+
+class StreamVitals(Struct, frozen=True):
+    """Health of one stream.
+
+    Attributes:
+        state, detail: as in the health message.
+        inferred: inferences since the start.
+        infer_p95_ms: 95th percentile of the latest; None: there were none.
+        shadow: None: no new model runs beside the stream's own.
+    """
+
+    state: str = ""
+    detail: str = ""
+    inferred: Int = 0
+    infer_p95_ms: float | None = None
+    shadow: ShadowVitals | None = None
+
+
+class LinkVitals(Struct, frozen=True):
+    """Connection to the broker, `host:port`."""
+
+    broker: str = ""
+
+
+class Vitals(Struct, frozen=True):
+    """Health of the daemon, `health.json`.
+
+    Attributes:
+        version: of Vedette.
+        pid: of the daemon.
+        boot_id: of the boot in which this was written.
+        at_s: time of writing, CLOCK_BOOTTIME, s.
+        ready: True after the daemon has told systemd so.
+        rss_mb: resident memory, MB.
+        streams: by name.
+        shadow: the update whose new models run beside those in use; empty: none.
+        reloads: times that the configuration was read again; -1: not reported.
+        reload_refused: why the last reload failed; empty: it did not.
+        link: None: not connected.
+    """
+
+    version: str = ""
+    pid: Int = 0
+    boot_id: str = ""
+    at_s: float = 0.0
+    ready: bool = False
+    rss_mb: float = 0.0
+    streams: dict[str, StreamVitals] = {}
+    shadow: str = ""
+    reloads: Int = -1
+    reload_refused: str = ""
+    link: LinkVitals | None = None
