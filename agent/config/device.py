@@ -91,8 +91,8 @@ class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
             this machine.
         event_expiry_s: the broker keeps an event for so long for a subscriber that is away, s, counted from its
             arrival there; 0: as long as the broker likes. MQTT 5 only.
-        fallback: other brokers, in the order in which they are tried; see `FallbackConfig`. The first is returned
-            to when it is back.
+        fallback: other brokers, in the order in which they are tried; see `FallbackConfig`. While one is in use,
+            the first is tried again at each reconnect and every 10 minutes.
         fallback_after_s: a broker that cannot be reached is given so long before the next is tried, s; one that
             refuses us is not waited for.
     """

@@ -92,7 +92,7 @@ def _enter(config: MqttConfig) -> str:
     try:
         broker.open(wake, lambda: max(0.05, until - time.monotonic())).farewell(0.2)
     except BrokerError as error:
-        raise BrokerError(broker.said(error)) from error
+        raise BrokerError(broker.describe(error)) from error
     finally:
         wake.close()
     return broker.how

@@ -1,10 +1,10 @@
-"""The brokers in their order: opens the one that is used, moves on when it is away, and back when it returns."""
+"""The brokers in their order: connects to the current one, moves on when it is away, and returns to the first."""
 
 from __future__ import annotations
 
 import logging
 import math
-import threading
+import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -17,6 +17,8 @@ from agent.comms.mqtt.tls import CertificateError, Synchronised, port, uses_tls
 from agent.config.device import MqttConfig
 from agent.config.source_uri import is_local
 from agent.errors import BrokerError, ConfigError
+
+log = logging.getLogger(__name__)
 
 # Which version of MQTT to speak: 5 where the broker does, else 3.1.1.
 
@@ -146,33 +148,37 @@ class BrokerEndpoint:
         user = f" as user {self._config.username!r}" if self._config.username else ""
         return f"MQTT {self._protocol.current}{web}{tls}{user}"
 
-    def said(self, error: Exception) -> str:
-        """What an error is to a user."""
+    def answers(self) -> bool:
+        """Return True if it accepts a TCP connection."""
+        try:
+            with socket.create_connection((self._config.host, port(self._config)), timeout=_PROBE_S):
+                return True
+        except (OSError, ValueError):
+            return False
+
+    def describe(self, error: Exception) -> str:
+        """Return an error as a message."""
         if not isinstance(error, RefusedError):
             return str(error)
         user = f"user {self._config.username!r}" if self._config.username else "us (no user name is set)"
         return f"refuses {user}: {error}"
 
 
-# Which of several brokers is next: rules without I/O. Times are of a monotonic clock, s.
-#
-# The first is the one that subscribers expect us at. So it is given a while to come back before the next is
-# tried, and from the others a look is taken from time to time whether it is back. One that comes back and does
-# not stay is looked for more and more rarely: moving to and fro delays events and helps nobody.
-
 _STABLE_S = 10.0
-"""A connection that lasts so long was a real one."""
-_PROVEN_S = 600.0
-"""A broker that stays so long after it came back is not restless."""
-LOOK_FIRST_S, _LOOK_LAST_S = 60.0, 3600.0
-"""Between two looks for a better one."""
+"""A connection that lasts so long counts as a real one."""
+RETURN_EVERY_S = 600.0
+"""Interval at which the first broker is tried while a fallback is in use."""
+_PROBE_S = 2.0
 
 
 class FailoverPolicy:
-    """The place in the order.
+    """Decides which of several brokers is next, without I/O. Times are of a monotonic clock, s.
+
+    Subscribers expect the device at the first broker. So the first is given a while to come back before the next
+    is tried, and it is tried again at each reconnect and at intervals.
 
     Attributes:
-        current: number of the broker that is used or tried now; 0 is the preferred one.
+        current: number of the broker that is used or tried; 0 is the first.
     """
 
     def __init__(self, count: int, patience_s: float, now: float) -> None:
@@ -180,121 +186,58 @@ class FailoverPolicy:
 
         Args:
             count: of brokers.
-            patience_s: for the first, when it cannot be reached.
+            patience_s: how long the first may be unreachable before the next is tried.
             now: the time.
         """
         self._count, self._patience_s, self._down_since = count, patience_s, now
-        self._connected_at, self._look_s, self._look_at = now, LOOK_FIRST_S, math.inf
+        self._connected_at, self._return_at = now, math.inf
         self.current = 0
 
     def failed(self, now: float, *, at_once: bool = False) -> bool:
-        """The current one could not be reached; whether to try another now, else after a pause.
+        """Record that the current broker could not be reached.
 
         Args:
             now: the time.
-            at_once: waiting for it is no use.
+            at_once: do not wait for the first: it refuses this device.
+
+        Returns:
+            True to try another now; False to pause first.
         """
-        self._look_at = math.inf
-        is_given_time = self.current == 0 and not at_once and now - self._down_since < self._patience_s
-        if self._count == 1 or is_given_time:
+        self._return_at = math.inf
+        waits_for_first = self.current == 0 and not at_once and now - self._down_since < self._patience_s
+        if self._count == 1 or waits_for_first:
             return False
         self.current = (self.current + 1) % self._count
         return self.current != 0
 
-    def worked(self, now: float) -> None:
-        """The current one has accepted us."""
+    def connected(self, now: float) -> None:
+        """Record that the current broker has accepted the connection."""
         self._connected_at = now
-        self._look_at = now + self._look_s if self.current else math.inf
+        self.postpone_return(now)
 
     def lost(self, now: float) -> bool:
-        """The connection to the current one is lost; whether to try another now, else after a pause."""
-        lasted, self._look_at = now - self._connected_at, math.inf
-        if self.current == 0 and lasted >= _PROVEN_S:
-            self._look_s = LOOK_FIRST_S
-        if lasted < _STABLE_S:
+        """Record that the connection is lost. Return as `failed` does."""
+        if now - self._connected_at < _STABLE_S:
             return self.failed(now, at_once=self.current > 0)
         self._down_since = -math.inf if self.current else now
-        self.current = 0
+        self.current, self._return_at = 0, math.inf
         return False
 
-    def is_look_due(self, now: float) -> bool:
-        """Whether to look for a better one."""
-        return now >= self._look_at
+    def is_return_due(self, now: float) -> bool:
+        """Return True if the first broker is to be tried although a fallback is connected."""
+        return now >= self._return_at
 
-    def looked(self, now: float) -> None:
-        """None of the better ones is back."""
-        self._look_at = now + self._look_s
+    def postpone_return(self, now: float) -> None:
+        """Try the first broker an interval later."""
+        self._return_at = now + RETURN_EVERY_S if self.current else math.inf
 
-    def moved(self, to: int, now: float) -> None:
-        """A better one has accepted us. If it goes again soon, it is given more time the next time."""
-        self.current = to
-        self._look_s = min(_LOOK_LAST_S, self._look_s * 2)
-        self.worked(now)
-
-
-# The scout: looks, while a fallback is in use, whether a broker before it is back. Events go on meanwhile.
-#
-# It knocks with our own client id, since a broker may let no other in, and its connection is the one that is
-# moved to.
-
-log = logging.getLogger(__name__)
-
-_LOOK_S = 15.0
-"""For each broker, at most."""
-
-
-class PreferredBrokerProbe:
-    """One look. For the thread that keeps the line; the looking is done in a thread of its own."""
-
-    def __init__(self, brokers: Sequence[BrokerEndpoint]) -> None:
-        """Begin to look whether one of these is there; the first that is counts."""
-        self._brokers = brokers
-        self._found: tuple[int, Connection] | None = None
-        self._lock, self._is_given_up = threading.Lock(), False
-        self._thread = threading.Thread(target=self._look, name="mqtt-scout", daemon=True)
-        self._thread.start()
-
-    @property
-    def is_back(self) -> bool:
-        """Whether it has looked."""
-        return not self._thread.is_alive()
-
-    def found(self, timeout_s: float) -> tuple[int, Connection] | None:
-        """Number of the broker that has accepted us, if one has. What is found later, it gives back by itself.
-
-        Args:
-            timeout_s: for the look to end, at most.
-        """
-        self._thread.join(timeout_s)
-        with self._lock:
-            self._is_given_up = True
-            return self._found
-
-    def _look(self) -> None:
-        for number, broker in enumerate(self._brokers):
-            wake = WakeupPipe()
-            try:
-                connection = broker.open(wake, lambda: _LOOK_S)
-                with self._lock:
-                    if not self._is_given_up:
-                        self._found = number, connection
-                        return
-                connection.farewell(1.0)
-                return
-            except (BrokerError, ConfigError):
-                continue
-            except Exception:
-                log.exception("mqtt: a defect in Vedette; going on without a look at %s", broker.where)
-            finally:
-                wake.close()
-
-
-_SCOUT_S = 30.0
-"""A scout that is out when the connection is lost is waited for: two of us would throw each other out."""
+    def return_to_first(self) -> None:
+        """Make the first broker the current one; if it fails, the next is tried without patience."""
+        self.current, self._down_since, self._return_at = 0, -math.inf, math.inf
 
 
 class BrokerFailover:
-    """For the thread that keeps the line, save for `str` of it, `where` and `is_fallback`."""
+    """The brokers in their order. For the thread of the connection, except `str`, `number` and `is_fallback`."""
 
     def __init__(self, brokers: Sequence[BrokerEndpoint], patience_s: float) -> None:
         """Begin with the first.
@@ -304,21 +247,24 @@ class BrokerFailover:
             patience_s: see `FailoverPolicy`.
         """
         self._brokers = brokers
-        self._order = FailoverPolicy(len(brokers), patience_s, time.monotonic())
-        self._scout: PreferredBrokerProbe | None = None
-        self._better: tuple[int, Connection] | None = None
+        self._policy = FailoverPolicy(len(brokers), patience_s, time.monotonic())
 
     def __str__(self) -> str:
         return self._current.where
 
     @property
+    def number(self) -> int:
+        """Number of the broker that is used or tried, from 0."""
+        return self._policy.current
+
+    @property
     def _current(self) -> BrokerEndpoint:
-        return self._brokers[self._order.current]
+        return self._brokers[self._policy.current]
 
     @property
     def is_fallback(self) -> bool:
-        """Whether the one that is used or tried is not the first."""
-        return self._order.current > 0
+        """True if the broker that is used or tried is not the first."""
+        return self._policy.current > 0
 
     @property
     def reconnect_max_s(self) -> float:
@@ -327,78 +273,45 @@ class BrokerFailover:
 
     @property
     def how(self) -> str:
-        """How the current one is spoken with, and in place of which."""
+        """Protocol, encryption and user of the current broker, and in place of which it is used."""
         instead = f", in place of {self._brokers[0].where}" if self.is_fallback else ""
         return f"{self._current.how}{instead}"
 
-    @property
-    def number(self) -> int:
-        """Number of the one that is used or tried, from 0."""
-        return self._order.current
-
     def open(self, wake: WakeupPipe, left: Callable[[], float]) -> Connection:
-        """A connection to the current one, or to the better one that has been found.
+        """Connect to the current broker.
 
         Args:
-            wake: ends a wait of it.
-            left: time for that, s.
+            wake: ends a wait of the connection.
+            left: returns the time left for that, s.
 
         Raises:
             ConfigError: a file that the configuration names cannot be used.
-            BrokerError: it cannot be reached, or refuses us.
+            BrokerError: it cannot be reached, or refuses the connection.
         """
-        if self._better is None:
-            connection = self._current.open(wake, left)
-            self._order.worked(time.monotonic())
-            return connection
-        number, connection = self._better
-        self._better = None
-        connection.wake_by(wake)
-        self._order.moved(number, time.monotonic())
+        connection = self._current.open(wake, left)
+        self._policy.connected(time.monotonic())
         return connection
 
     def failed(self, error: BrokerError | ConfigError) -> bool:
-        """The current one could not be opened; whether to try the next now."""
+        """Record that the current broker could not be opened. Return True to try the next now."""
         hopeless = isinstance(error, RefusedError | CertificateError | ConfigError)
-        return self._order.failed(time.monotonic(), at_once=hopeless)
+        return self._policy.failed(time.monotonic(), at_once=hopeless)
 
-    def said(self, error: BrokerError | ConfigError) -> str:
-        """What such an error is to a user."""
-        return self._current.said(error)
+    def describe(self, error: BrokerError | ConfigError) -> str:
+        """Return an error of the current broker as a message."""
+        return self._current.describe(error)
 
     def lost(self) -> bool:
-        """The connection to the current one is lost; whether to try another now."""
-        return self._order.lost(time.monotonic())
+        """Record that the connection to the current broker is lost. Return True to try another now."""
+        return self._policy.lost(time.monotonic())
 
-    def is_better_there(self) -> bool:
-        """Whether one before the current one is back. Looks for it when it is time to."""
-        if self._better is None and self._scout is None and self._order.is_look_due(time.monotonic()):
-            self._scout = PreferredBrokerProbe(self._brokers[: self._order.current])
-        if self._scout is not None and self._scout.is_back:
-            self._recall(0.0)
-        return self._better is not None
-
-    def moves(self, left_s: float) -> bool:
-        """Whether a better one takes over now that a connection has ended. Waits for a look that is under way."""
-        if self._scout is not None:
-            self._recall(min(_SCOUT_S, left_s))
-        if self._better is None:
+    def should_return(self) -> bool:
+        """Return True to leave the fallback for the first broker, which is probed when that is due."""
+        if not self._policy.is_return_due(time.monotonic()):
             return False
-        log.info("broker %s is back: leaving %s", self._brokers[self._better[0]].where, self)
-        return True
-
-    def _recall(self, timeout_s: float) -> None:
-        assert self._scout is not None
-        self._better, self._scout = self._scout.found(timeout_s), None
-        if self._better is None:
-            self._order.looked(time.monotonic())
-
-    def close(self) -> None:
-        """Leave what has been found and not used."""
-        if self._scout is not None:
-            self._recall(0.0)
-        if self._better is not None:
-            wake = WakeupPipe()
-            self._better[1].wake_by(wake)
-            self._better[1].farewell(0.1)
-            wake.close()
+        if self._brokers[0].answers():
+            log.info("broker %s answers again: leaving %s", self._brokers[0].where, self)
+            self._policy.return_to_first()
+            return True
+        self._policy.postpone_return(time.monotonic())
+        return False

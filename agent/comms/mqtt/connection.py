@@ -176,7 +176,7 @@ class Connection:
         Raises:
             BrokerError: nobody there. `RefusedError`, `UnansweredError` and `CertificateError` are told apart.
         """
-        self.wake_by(wake)
+        self._waiter = Waiter(wake)
         deadline = time.monotonic() + timeout_s
         try:
             connect(self._client, self._config, self._protocol, timeout_s)
@@ -185,10 +185,6 @@ class Connection:
         except (OSError, ValueError) as error:
             raise BrokerError(reasons.of_opening(error, tls=uses_tls(self._config))) from error
         self._await_answer(min(deadline, time.monotonic() + patience_s))
-
-    def wake_by(self, wake: WakeupPipe) -> None:
-        """Let another one end a wait in `turn`."""
-        self._waiter = Waiter(wake)
 
     def _await_answer(self, deadline: float) -> None:
         while self._answer is None and not self.lost:

@@ -197,7 +197,6 @@ class Publisher:
                 # A broker that refuses us, or throws us out, is left in peace for longer.
                 limit_s = self._brokers.reconnect_max_s if self._is_away else math.inf
                 self._pause.wait(self._backoff.next_s(limit_s), by_clock=self._by_clock)
-        self._brokers.close()
 
     def _should_retry(self) -> bool:
         """When asked to stop, one more attempt is made only for events that wait."""
@@ -209,7 +208,7 @@ class Publisher:
             connection = self._brokers.open(self._wake, self._stop.left)
         except (ConfigError, BrokerError) as error:
             by_us = isinstance(error, RefusedError | ConfigError | CertificateError)
-            self._outage.lost(self._brokers.said(error), refused=by_us)
+            self._outage.lost(self._brokers.describe(error), refused=by_us)
             self._is_away = not by_us
             self._by_clock = isinstance(error, CertificateError) and error.by_clock
             return self._brokers.failed(error)
@@ -220,17 +219,17 @@ class Publisher:
         flows = (self._events, self._states, self._samples, self._inbox, self._answers)
         status, stale = self._topics.status, self._stale[self._brokers.number]
         loop = ConnectionLoop(connection, status, flows, stale, self._inquiry, self._outage, self._namesake)
-        loop.run(self._stop, self._config.keepalive_s / 4, self._brokers.is_better_there)
-        return self._ended(connection)
+        returns = loop.run(self._stop, self._config.keepalive_s / 4, self._brokers.should_return)
+        return self._ended(connection, returns=returns)
 
-    def _ended(self, connection: Connection) -> bool:
+    def _ended(self, connection: Connection, *, returns: bool) -> bool:
         if not self._outage.is_flapping:
             self._backoff.reset()
         if self._stopping.is_set():
             self._samples.drop()
             self._outage.leave()
             return False
-        if self._brokers.moves(self._stop.left()):
+        if returns:
             return True
         self._samples.drop()
         self._is_away = not connection.lost_code and not self._outage.is_flapping

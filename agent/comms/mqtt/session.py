@@ -281,13 +281,16 @@ class ConnectionLoop:
         self._status_mid = 0
         self._heard_at = time.monotonic()
 
-    def run(self, stop: Stop, longest_pause_s: float, is_over: Callable[[], bool] = lambda: False) -> None:
-        """Send until the connection is lost, until asked to stop, or until a better one is there.
+    def run(self, stop: Stop, longest_pause_s: float, should_return: Callable[[], bool]) -> bool:
+        """Send until the connection is lost, until asked to stop, or until the first broker is to be tried.
 
         Args:
             stop: what is left to send has until its deadline.
-            longest_pause_s: between two looks at the connection.
-            is_over: whether to go on elsewhere; what is in flight has a moment to arrive.
+            longest_pause_s: longest wait for the network, s.
+            should_return: True to leave this broker; what is in flight has a moment to arrive.
+
+        Returns:
+            True if `should_return` was.
         """
         self._events.restart()
         self._states.restart()
@@ -297,12 +300,14 @@ class ConnectionLoop:
         self._duplicate.restart(self._connection)
         self._stale.restart(self._connection)
         self._query.restart()
-        while not self._connection.lost and not self._is_done(stop) and not is_over():
+        returns = False
+        while not self._connection.lost and not self._is_done(stop) and not (returns := should_return()):
             self._send()
             pause_s = min(longest_pause_s, _PAUSE_S, self._events.retry_in(), stop.drain_left())
             self._turn(0.0 if self._can_send_more() else pause_s)
         if not self._connection.lost:
             self._leave(stop) if stop.is_asked else self._move(stop)
+        return returns
 
     def _say(self, status: bytes) -> None:
         self._status_mid = self._connection.publish(self._status, status, qos=1, retain=True)

@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.comms.mqtt.brokers import _LOOK_LAST_S, _PROVEN_S, _STABLE_S, LOOK_FIRST_S, FailoverPolicy
+from agent.comms.mqtt.brokers import RETURN_EVERY_S, FailoverPolicy
 
 PATIENCE_S = 10.0
 
@@ -43,7 +43,7 @@ def test_a_broker_that_refuses_us_is_not_waited_for() -> None:
 
 def test_a_short_restart_of_the_first_moves_nobody() -> None:
     it = order()
-    it.worked(1.0)
+    it.connected(1.0)
     assert not it.lost(1000.0)
     assert not it.failed(1005.0)
     assert it.current == 0
@@ -54,7 +54,7 @@ def test_a_first_that_never_stays_is_left_too() -> None:
     it = order()
     now = 0.0
     while it.current == 0:
-        it.worked(now)
+        it.connected(now)
         now += 1.0
         it.lost(now)
         assert now < 60.0
@@ -64,48 +64,27 @@ def test_a_first_that_never_stays_is_left_too() -> None:
 def test_when_a_fallback_is_lost_the_first_is_tried_first_and_without_patience() -> None:
     it = order()
     it.failed(20.0)
-    it.worked(21.0)
+    it.connected(21.0)
     assert not it.lost(500.0)
     assert it.current == 0
     assert it.failed(500.5)
     assert it.current == 1
 
 
-def test_a_look_is_due_only_on_a_fallback_and_more_rarely_when_the_first_does_not_stay() -> None:
+def test_on_a_fallback_the_first_is_tried_at_intervals() -> None:
     it = order()
-    it.worked(0.0)
-    assert not it.is_look_due(1e9)
-    pauses = []
-    now = 0.0
-    for _ in range(9):
-        it.lost(now + _STABLE_S)
-        it.failed(now + _STABLE_S + PATIENCE_S)
-        now += _STABLE_S + PATIENCE_S
-        it.worked(now)
-        low, high = 0.0, 1e6
-        while high - low > 0.1:
-            middle = (low + high) / 2
-            low, high = (low, middle) if it.is_look_due(now + middle) else (middle, high)
-        pauses.append(round(high))
-        now += high
-        it.looked(now)
-        assert not it.is_look_due(now + 1)
-        it.moved(0, now)
-    assert pauses == [min(_LOOK_LAST_S, LOOK_FIRST_S * 2**turn) for turn in range(9)]
-    it.lost(now + _PROVEN_S)
-    it.failed(now + _PROVEN_S + PATIENCE_S)
-    it.worked(now)
-    assert it.is_look_due(now + LOOK_FIRST_S), "it has stayed"
-
-
-def test_the_middle_one_is_moved_to_and_the_first_still_looked_for() -> None:
-    it = order()
+    it.connected(0.0)
+    assert not it.is_return_due(1e9), "it is in use"
     it.failed(20.0)
-    it.failed(20.0)
-    it.worked(20.0)
-    it.moved(1, 100.0)
+    it.connected(21.0)
+    assert not it.is_return_due(20.0 + RETURN_EVERY_S)
+    assert it.is_return_due(21.0 + RETURN_EVERY_S)
+    it.postpone_return(621.0)
+    assert not it.is_return_due(620.0 + RETURN_EVERY_S)
+    it.return_to_first()
+    assert it.current == 0
+    assert it.failed(700.0), "without patience: a fallback is there"
     assert it.current == 1
-    assert it.is_look_due(100.0 + 2 * LOOK_FIRST_S)
 
 
 @given(
@@ -118,11 +97,11 @@ def test_whatever_happens_a_broker_is_current_and_none_is_tried_twice_in_one_rou
     for step, pause in steps:
         now += pause
         if step == "work":
-            it.worked(now)
+            it.connected(now)
             in_a_row = 0
         else:
             at_once = it.lost(now) if step == "lose" else it.failed(now, at_once=step == "refuse")
             in_a_row = in_a_row + 1 if at_once else 0
         assert 0 <= it.current < count
         assert in_a_row < count
-        assert it.current > 0 or not it.is_look_due(math.nextafter(math.inf, 0))
+        assert it.current > 0 or not it.is_return_due(math.nextafter(math.inf, 0))
