@@ -48,7 +48,7 @@ class HomeAssistant:
         if self._announcer is None or self._of is None or of[0] != self._of[0] or of[1] is not self._of[1]:
             self._begin(of, device)
         assert self._announcer is not None
-        self._announcer.look(device)
+        self._announcer.update(device)
 
     @property
     def trouble(self) -> str:

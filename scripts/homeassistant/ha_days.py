@@ -189,27 +189,6 @@ def a_stream_goes(scene: Scene) -> None:
     scene.comes("each with its state", lambda: _none_is_unavailable(scene), 60.0)
 
 
-def a_stream_goes_while_home_assistant_is_away(scene: Scene) -> None:
-    """It cannot be removed then, and is when Home Assistant has started."""
-    scene.ha.stop()
-    scene.vedette.config["streams"].pop("back_yard")
-    scene.vedette.reload()
-    time.sleep(8.0)
-    scene.ha.start()
-    scene.comes(
-        "what was removed meanwhile is gone when it has started",
-        lambda: not [name for name in scene.ha.entities(DEVICE) if name.startswith("back_yard.")],
-        60.0,
-    )
-    scene.comes("all else is there", lambda: set(scene.states()) == set(scene.announced()), 30.0)
-    scene.comes("with its state", lambda: _none_is_unavailable(scene), 60.0)
-    last = scene.messages.of(CONFIG_TOPIC)
-    scene.comes(
-        "and no trace is left in the message", lambda: b"back_yard" not in scene.messages.of(CONFIG_TOPIC)[-1]
-    )
-    scene.proved("the message was small", len(last[-1]) < 32_000, f"{len(last[-1])} bytes")
-
-
 def a_stranger_has_the_name(scene: Scene) -> None:
     """What another program has announced under the device's name stays."""
     scene.vedette.end()
@@ -234,22 +213,6 @@ def it_is_switched_off(scene: Scene) -> None:
     scene.vedette.start()
     scene.comes("the device is gone", lambda: scene.ha.device(DEVICE) is None, 60.0)
     scene.proved("its message too", scene.messages.of(CONFIG_TOPIC)[-1] == b"")
-
-
-def it_is_switched_off_while_home_assistant_is_away(scene: Scene) -> None:
-    """What is deleted at the broker meanwhile, Home Assistant would show as unavailable for ever."""
-    scene.vedette.end()
-    scene.vedette.config["homeassistant"] = {}
-    scene.vedette.start()
-    scene.comes("announced anew", lambda: _is_there(scene), 60.0)
-    scene.ha.stop()
-    scene.vedette.config["homeassistant"] = {"enabled": False}
-    scene.vedette.reload()
-    scene.comes("its message is gone", lambda: scene.messages.of(CONFIG_TOPIC)[-1] == b"", 60.0)
-    scene.ha.start()
-    scene.proved("Home Assistant has kept the device", scene.ha.device(DEVICE) is not None)
-    scene.comes("until it goes", lambda: scene.ha.device(DEVICE) is None, 90.0)
-    scene.comes("its message too", lambda: scene.messages.of(CONFIG_TOPIC)[-1] == b"")
 
 
 def _is_there(scene: Scene) -> bool:
@@ -285,9 +248,7 @@ DAYS = (
     the_broker_restarts,
     home_assistant_starts,
     a_stream_goes,
-    a_stream_goes_while_home_assistant_is_away,
     a_stranger_has_the_name,
     it_is_switched_off,
-    it_is_switched_off_while_home_assistant_is_away,
     the_log_is_clean,
 )

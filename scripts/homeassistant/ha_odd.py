@@ -48,7 +48,7 @@ DEVICE = Device(
 def names_of_every_kind(scene: Scene) -> None:
     """Whatever streams, zones and labels are called, and whatever their model finds."""
     told = entities(DEVICE, (), 16).components
-    scene.say(topic("homeassistant", _TOPICS.device), message(DEVICE, told, {}, alive=False), retain=True)
+    scene.say(topic("homeassistant", _TOPICS.device), message(DEVICE, told, {}), retain=True)
     scene.say(_TOPICS.status, b"online", retain=True)
     scene.say(_TOPICS.health, encode(_health()), retain=True)
     ours = DEVICE.identifier

@@ -127,7 +127,7 @@ def test_switched_off_while_the_broker_is_away_it_takes_everything_back_when_tha
             vedette.wait_said("reloaded: ")
         time.sleep(1.0)
         broker.start()
-        vedette.wait_said("taken back")
+        vedette.wait_said("Home Assistant removes this device")
         wait_for(lambda: not retained(broker, TOPIC))
 
 

@@ -330,21 +330,17 @@ def topic(prefix: str, device: str) -> str:
     return f"{prefix}/device/{node(device)}/config"
 
 
-def message(
-    device: Device, components: Mapping[str, Component], gone: Mapping[str, str], *, alive: bool
-) -> bytes:
-    """The message.
+def message(device: Device, components: Mapping[str, Component], gone: Mapping[str, str]) -> bytes:
+    """Return the discovery message of a device.
 
     Args:
-        device: that it is about.
+        device: that is announced.
         components: of `entities`.
-        gone: platforms by id of entities that are no more; a component without anything else removes one.
-        alive: those that are gone are there once more. Only what Home Assistant has discovered since its own
-            start can be removed: this makes it discover what was removed while it was away.
+        gone: platforms by id of entities to remove: a component with nothing but its platform does that.
     """
-    # Those that are gone come first: of a message that comes too soon after another, Home Assistant may leave out
-    # what follows a component that it is still busy with.
-    buried = {name: _raised(device, name, kind) if alive else {"platform": kind} for name, kind in gone.items()}
+    # Removals come first: of a message that comes too soon after another, Home Assistant may leave out what
+    # follows a component that it is still busy with.
+    removals = {name: {"platform": kind} for name, kind in gone.items()}
     told = {name: {**one, "unique_id": _unique_id(device, name)} for name, one in components.items()}
     body = {
         "dev": {
@@ -356,20 +352,13 @@ def message(
         },
         "o": {"name": ORIGIN, "sw": device.version},
         "avty": [_short(one) for one in available(device.topics)],
-        "cmps": {name: _short(one) for name, one in {**buried, **told}.items()},
+        "cmps": {name: _short(one) for name, one in {**removals, **told}.items()},
     }
     return msgspec.json.encode(body)
 
 
 def _unique_id(device: Device, name: str) -> str:
     return f"{device.identifier}/{name}"
-
-
-def _raised(device: Device, name: str, platform: str) -> Component:
-    """An entity that hears and says nothing: enough to be discovered."""
-    nowhere = f"{device.identifier}/gone"
-    needs = {key: nowhere if key.endswith("topic") else ["-"] for key in _NEEDS[platform]}
-    return {"platform": platform, "unique_id": _unique_id(device, name), **needs}
 
 
 def _short(component: Component) -> Component:

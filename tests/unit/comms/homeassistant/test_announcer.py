@@ -69,7 +69,7 @@ class World:
         """Let time pass; gives the components of what was sent."""
         before = len(self.sent)
         for _ in range(int(seconds * 2)):
-            announcer.look(device)
+            announcer.update(device)
             self.now += 0.5
         return [json.loads(body)["cmps"] for body in self.sent[before:] if body]
 
@@ -147,31 +147,15 @@ def test_a_removed_entity_is_logged_by_the_run_that_removes_it(
     assert [line.endswith(" entities for Home Assistant") for line in caplog.messages] == [True]
 
 
-def test_after_a_start_of_home_assistant_what_is_gone_is_raised_removed_and_forgotten(world: World) -> None:
+def test_after_a_start_of_home_assistant_what_was_removed_is_left_out(world: World) -> None:
     announcer, left = world.announcer(), replace(DEVICE, streams=(FRONT,))
     world.live(announcer)
     world.live(announcer, left)
     world.birth()
-    began = world.now
-    raised, buried, forgotten = world.live(announcer, left)
-    assert not removed(raised)
-    assert raised["back.occupancy.person"]["uniq_id"] == "vedette/porch/back.occupancy.person"
-    assert "back.occupancy.person" in removed(buried)
-    assert not [name for name in forgotten if name.startswith("back.")]
-    assert world.now - began >= 10
+    (again,) = world.live(announcer, left)
+    assert not [name for name in again if name.startswith("back.")]
     world.birth()
-    assert len(world.live(announcer, left)) == 1, "as it was"
-
-
-def test_what_goes_while_that_is_under_way_is_not_forgotten(world: World) -> None:
-    announcer = world.announcer()
-    world.live(announcer)
-    world.live(announcer, replace(DEVICE, streams=(replace(FRONT, named=()), FRONT.__class__("back", "things"))))
-    world.birth()
-    world.live(announcer, replace(DEVICE, streams=(FRONT, replace(FRONT, name="back", named=()))), seconds=12)
-    *_, last = world.live(announcer, replace(DEVICE, streams=(FRONT,)))
-    assert {"back.fps", "back.state"} <= removed(last), "Home Assistant may have stopped meanwhile"
-    assert "back.occupancy.person" not in last, "it was removed when Home Assistant had started"
+    assert world.live(announcer, left) == [again]
 
 
 def test_two_messages_are_never_close_together(world: World) -> None:
@@ -233,21 +217,6 @@ def test_switched_off_it_takes_back_what_it_announced(world: World) -> None:
     assert world.sent[1:] == [b""]
 
 
-def test_a_home_assistant_that_was_away_then_removes_the_device_at_its_next_start(world: World) -> None:
-    (told,) = world.live(world.announcer())
-    announcer = world.announcer(HomeAssistantConfig(enabled=False))
-    world.live(announcer)
-    before = len(world.sent)
-    world.birth()
-    (raised,) = world.live(announcer)
-    assert set(raised) == set(told)
-    assert not removed(raised), "it has to discover what it is to remove"
-    assert world.sent[before + 1 :] == [b""]
-    assert not world.handlers, "once is enough"
-    world.live(announcer)
-    assert len(world.sent) == before + 2
-
-
 def test_when_the_message_of_another_program_is_deleted_ours_takes_its_place(world: World) -> None:
     world.kept[TOPIC] = b'{"o": {"name": "other"}, "dev": {"ids": ["x"]}, "cmps": {}}'
     announcer = world.announcer()
@@ -283,4 +252,4 @@ def test_labels_beyond_the_bound_are_told_once(world: World, caplog: pytest.LogC
     world.birth()
     world.live(announcer, many)
     (said,) = [said for said in caplog.messages if "max_labels" in said]
-    assert "stream front: car" in said
+    assert "stream front: no entity for car" in said

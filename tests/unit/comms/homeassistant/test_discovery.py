@@ -166,8 +166,8 @@ def test_there_are_no_more_than_so_many_labels_that_nobody_named() -> None:
     assert made.left_out == {"front": list(labels[3:])}
 
 
-def _body(made: Device, gone: dict[str, str] | None = None, *, alive: bool = False) -> dict[str, Any]:
-    return dict(json.loads(message(made, told(made), gone or {}, alive=alive)))
+def _body(made: Device, gone: dict[str, str] | None = None) -> dict[str, Any]:
+    return dict(json.loads(message(made, told(made), gone or {})))
 
 
 def test_the_message_says_who_it_is_about_and_when_that_is_there() -> None:
@@ -188,19 +188,11 @@ def test_what_is_gone_is_removed_by_its_platform_alone_and_comes_first() -> None
     assert next(iter(parts)) == "back.fps"
 
 
-def test_what_is_gone_can_be_raised_to_be_removed_again() -> None:
-    part = _body(device(FRONT), {"back.fps": "sensor"}, alive=True)["cmps"]["back.fps"]
-    assert part["uniq_id"] == "vedette/porch/back.fps"
-    assert part["stat_t"] == "vedette/porch/gone"
-
-
 @given(st.dictionaries(st.from_regex(r"[a-z.]{1,20}", fullmatch=True), st.sampled_from(sorted(_NEEDS))))
-def test_whatever_is_gone_can_be_raised(gone: dict[str, str]) -> None:
+def test_whatever_is_removed_is_read_as_removed(gone: dict[str, str]) -> None:
     made = device()
-    raised = read(message(made, {}, gone, alive=True), made)
-    assert (raised.alive, raised.gone) == (gone, {})
-    buried = read(message(made, {}, gone, alive=False), made)
-    assert (buried.alive, buried.gone) == ({}, gone)
+    found = read(message(made, {}, gone), made)
+    assert (found.alive, found.gone) == ({}, gone)
 
 
 def test_every_platform_that_there_is_can_be_raised() -> None:
@@ -211,7 +203,7 @@ def test_every_platform_that_there_is_can_be_raised() -> None:
 
 def test_a_message_of_ours_is_understood() -> None:
     made = device(FRONT)
-    found = read(message(made, told(made), {"back.fps": "sensor"}, alive=False), made)
+    found = read(message(made, told(made), {"back.fps": "sensor"}), made)
     assert found.alive == {name: one["platform"] for name, one in told(made).items()}
     assert found.gone == {"back.fps": "sensor"}
     assert not found.owner
@@ -308,7 +300,7 @@ def _expected(subject: StreamEntitySource) -> int:
 def test_no_name_of_a_stream_or_a_label_gets_into_a_template(subject: StreamEntitySource) -> None:
     templates = re.findall(
         r'"val_tpl":"((?:[^"\\]|\\.)*)"',
-        message(device(subject), told(device(subject)), {}, alive=False).decode(),
+        message(device(subject), told(device(subject)), {}).decode(),
     )
     assert templates
     assert not any("1/0" in one for one in templates)
