@@ -187,12 +187,12 @@ class StreamResult(Struct, frozen=True):
     stages: StageTimes
 
 
-class Will(Struct, frozen=True, gc=False):
-    """What is to be said about a thing if the process dies before it has said so itself.
+class OpenTrack(Struct, frozen=True, gc=False):
+    """The crash end of a track: its `end` event, which the next start publishes if this process dies first.
 
     Attributes:
-        key: the thing; a later will replaces an earlier one.
-        body: JSON of the event; None: nothing, it has been said.
+        key: of the track; a later crash end replaces an earlier one.
+        body: JSON of the event; None: the track has ended.
     """
 
     key: str

@@ -13,7 +13,7 @@ from pathlib import PurePath
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import Raw, Struct
 
 from agent.types import Clip, Detection, EventKind, Stored, Track
 
@@ -86,9 +86,9 @@ class SpoolHealth(Struct, frozen=True):
         waiting: events not yet acknowledged.
         bytes: that they take.
         dropped: events that went without having been delivered, ever.
-        on: `disk`, or `memory` while the disk fails or where it is so configured.
-        dropped_by: of these, by reason: `bytes` and `age`, the bounds of the spool; `memory`, they lay there only
-            when the daemon stopped (what a crash takes is not known); `unsendable`, no broker takes them.
+        on: `disk`, or `memory` while the disk fails.
+        dropped_by: of these, by reason: `bytes` and `age`, the bounds of the spool; `unsendable`, no broker takes
+            them; `memory`, counted by older versions only.
         first_seq: the first number that this run of the daemon gives out; see `EventMessage`.
     """
 
@@ -261,14 +261,13 @@ class EventMessage(Struct, frozen=True):
         latency_ms: see `Latency`.
         model, backend, variant: who computed it.
         seq: per device and without gaps: a gap is a loss, unless it ends before `first_seq`. It counts all that
-            the device sends through its spool: events of every stream, clips, and spooled detections.
+            the device sends through its spool: events and clips of every stream.
         first_seq: number with which the run of the daemon began that gave `seq`; 0: not known. A run after a
-            crash begins up to 10,000 above the one before where something is `batch` or `memory`, or where the
-            spool was damaged; the first run on a new card or state folder, and every run where everything is
-            `memory` or the disk takes nothing, at the µs of the clock (below 2^53). What lies between was never
-            given out, or lay in memory and is gone with that. Where the clock of a board is wrong then, or such a
-            disk is mended, a run may begin lower: a `first_seq` that was not seen before, with a `seq` below the
-            highest, begins a new count.
+            crash begins up to 10,000 above the one before with durability `batch`, or after damage to the spool.
+            The first run on a new card or state folder, and every run whose disk cannot be written, begins at the
+            µs of the clock (below 2^53). Numbers in between were never given out, or were lost with the memory.
+            If the clock is wrong then, or such a disk is replaced, a run may begin lower: an unknown `first_seq`
+            with a `seq` below the highest begins a new count.
     """
 
     id: str
@@ -287,11 +286,9 @@ class EventMessage(Struct, frozen=True):
 
 
 class DetectionsMessage(Struct, frozen=True):
-    """`<device>/<stream>/detections`, QoS 0 or 1: one frame, or piece of sound, that the model has looked at.
+    """`<device>/<stream>/detections`, QoS 0: one frame, or piece of sound, that the model has processed.
 
     Attributes:
-        id, spool_seq, first_seq: where `storage.durability.detections` sends them through the spool: a unique id,
-            and the numbers that are `seq` and `first_seq` of an event; absent at QoS 0.
         device, stream: where it was seen.
         seq: counts frames of the stream; of sound it is the number of the first sample.
         captured_at: UTC of the frame, or of the end of the sound.
@@ -311,9 +308,6 @@ class DetectionsMessage(Struct, frozen=True):
     model: ModelId
     backend: str
     variant: str
-    id: str | UnsetType = UNSET
-    spool_seq: int | UnsetType = UNSET
-    first_seq: int | UnsetType = UNSET
 
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
@@ -336,8 +330,8 @@ def encode(message: Struct) -> bytes:
 def complete_spooled(stored: Stored, now: float | None = None) -> bytes:
     """The JSON of a spooled message as it goes out.
 
-    Any message may be spooled that has an `id`, and `seq` or `spool_seq` for the number; a `latency_ms` gets the
-    time that it waited.
+    Any message may be spooled that has an `id`, and `seq` for the number; a `latency_ms` gets the time that it
+    waited. Detections of older versions, which may wait in a spool, have their number in `spool_seq`.
 
     Args:
         stored: the spooled message.

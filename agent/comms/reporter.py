@@ -11,20 +11,15 @@ from msgspec.structs import replace
 
 from agent.comms import messages
 from agent.comms.topics import Topics
-from agent.config.device import Kind
 from agent.config.stream import PublishConfig
-from agent.types import Event, StageTimes, StreamResult, Track, Will
+from agent.types import Event, OpenTrack, StageTimes, StreamResult, Track
 
 
 class EventSink(Protocol):
     """Where events go: what keeps them until the broker has them."""
 
-    def put(self, topic: str, body: bytes, will: Will | None = None, kind: Kind = "events") -> None:
-        """Take a message, and what is to be said of its track if the process dies; never blocks."""
-        ...
-
-    def takes(self, kind: Kind) -> bool:
-        """Whether messages of a kind go here; else they are samples."""
+    def put(self, topic: str, body: bytes, track: OpenTrack | None = None) -> None:
+        """Add an event and the crash end of its track; never blocks."""
         ...
 
 
@@ -88,17 +83,9 @@ class Reporter:
                     backend,
                     variant,
                 )
-                self._detections(message)
+                self._board.send(self._topics.detections(self._stream), messages.encode(message))
             if seen.events:
                 self._report(seen.events, at, seen.stages, backend, variant)
-
-    def _detections(self, message: messages.DetectionsMessage) -> None:
-        topic = self._topics.detections(self._stream)
-        if self._events.takes("detections"):
-            numbered = replace(message, id=messages.new_id(), spool_seq=0)
-            self._events.put(topic, messages.encode(numbered), None, "detections")
-        else:
-            self._board.send(topic, messages.encode(message))
 
     def events(
         self, events: Sequence[Event], at: datetime, stages: StageTimes, backend: str, variant: str
@@ -142,17 +129,15 @@ class Reporter:
         topic = self._topics.events(self._stream)
         latency = _latency(stages)
         for event in events:
-            body = self._body(event, at, latency)
-            kind: Kind = "updates" if event.kind == "update" else "events"
-            self._events.put(topic, body, self._will(event, at), kind)
+            self._events.put(topic, self._body(event, at, latency), self._crash_end(event, at))
 
-    def _will(self, event: Event, at: datetime) -> Will | None:
-        """What is to be said of a track if the process dies; a word is over when it is told."""
+    def _crash_end(self, event: Event, at: datetime) -> OpenTrack | None:
+        """Return the `end` of a track for the case that the process dies; a keyword has none."""
         if event.kind == "keyword":
             return None
         over = event.kind == "end"
         body = None if over else self._body(Event("end", event.track, "restart"), at, _NO_LATENCY)
-        return Will(event.track.id, body)
+        return OpenTrack(event.track.id, body)
 
     def _body(self, event: Event, at: datetime, latency: messages.Latency) -> bytes:
         return messages.encode(

@@ -7,9 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 Seconds = Annotated[float, Meta(gt=0.0, le=1e8)]
-Durability = Literal["event", "batch", "memory"]
-Kind = Literal["events", "updates", "detections"]
-"""Of a message that may go through the spool."""
+Durability = Literal["event", "batch"]
 Host = Annotated[str, Meta(min_length=1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Transport = Literal["tcp", "websockets"]
@@ -119,74 +117,42 @@ class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
     fallback_after_s: Annotated[float, Meta(ge=0.0, le=1e8)] = 10.0
 
 
-class DurabilityConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[storage.durability]`: how safe each kind of message is until the broker has it.
-
-    `event`: synced to the disk before it is sent: nothing is lost. `batch`: sent at once; what goes to the disk
-    goes there together, some seconds later and without a sync: a crash or a power cut loses what was put since
-    and not delivered. `memory`: never on the disk. Where a kind is `batch` or `memory`, the first run after a
-    crash begins up to 10,000 numbers higher, so that no number is used twice; each message tells with `first_seq`
-    what its run began with, and a gap before that is no loss on the way. Kinds are sent in one order, whatever
-    they are.
-
-    Attributes:
-        events: `new`, `end` and `heard`, and clips.
-        updates: `update` of a track. With `memory`, an end that is told after a crash shows the track as it was
-            when it began.
-        detections: of every frame, see `publish.detections`. `memory`: at QoS 0, without a number, only while the
-            broker is there; else they are sent at QoS 1 through the spool like events, which wears a card.
-    """
-
-    events: Durability = "event"
-    updates: Durability = "event"
-    detections: Durability = "memory"
-
-
 class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[storage]`: the state folder. A reload takes up new bounds at once.
+    """`[storage]`: the state folder. A reload applies new bounds and durability at once.
 
     Attributes:
-        state_dir: where state lives; `~` and `$STATE_DIRECTORY` are expanded. Empty: `$STATE_DIRECTORY`, else
-            `~/.local/state/vedette`. A change waits for a restart.
-        spool_max_bytes: payload bytes kept for a broker that is away; the oldest are dropped first.
-        spool_max_age_s: events older than this are dropped, s.
-        durability: of events and updates alike; or a table, see `DurabilityConfig`. A change from or to `memory`
-            for everything waits for a restart: without a database there, or with one, the spool is another.
-        history_max_bytes: payload bytes of events that the broker has and that are kept for `vedette events`; the
-            oldest go first. 0: none are kept.
-        history_max_age_s: events that the broker has are kept for so long, or up to an hour longer, s.
-        clips_folder: where clips go, in a folder for each stream; `~` and `$STATE_DIRECTORY` are expanded. Empty:
-            `clips` in the state folder. A change waits for a restart.
-        clips_max_bytes: of all clips in it; the oldest are deleted first. Left out: a tenth of the size of its
+        state_dir: folder for state; `~` and `$STATE_DIRECTORY` are expanded. Empty: `$STATE_DIRECTORY`, else
+            `~/.local/state/vedette`. A change waits for a restart. On a board whose disk is never written, use a
+            folder in memory, such as `/run/vedette`.
+        spool_max_bytes: bytes of events kept while the broker is away; the oldest are dropped first.
+        spool_max_age_s: age from which undelivered events are dropped, s.
+        durability: `event`: an event is synced to the disk before it is sent, so none is lost. `batch`: an event
+            is sent at once and written some seconds later with others, without a sync: that wears an SD card
+            less, and a crash or a power cut loses undelivered events since the last write. After a crash, numbers
+            begin up to 10,000 higher, so that none is used twice; `first_seq` of a message tells where its run
+            began, and a gap before it does not mean lost messages.
+        history_max_bytes: bytes of delivered events kept for `vedette events`; the oldest are deleted first.
+            0: none are kept.
+        history_max_age_s: age from which delivered events are deleted, or up to an hour later, s.
+        clips_folder: folder for clips, with a subfolder for each stream; `~` and `$STATE_DIRECTORY` are expanded.
+            Empty: `clips` in the state folder. A change waits for a restart.
+        clips_max_bytes: bytes of all clips; the oldest are deleted first. Left out: a tenth of the size of the
             file system, 1 GiB at most.
-        clips_max_age_s: clips older than this are deleted, s.
-        clips_keep_free_bytes: clips leave so much of the disk to others: the oldest are deleted for it, and when
-            that is not enough, no more are saved.
+        clips_max_age_s: age from which clips are deleted, s.
+        clips_keep_free_bytes: free space on the disk that clips leave to other programs, bytes: the oldest clips
+            are deleted for it, and when that is not enough, no more are saved.
     """
 
     state_dir: str = ""
     spool_max_bytes: Annotated[int, Meta(ge=65536)] = 64 * 1024 * 1024
     spool_max_age_s: Seconds = 7 * 86400.0
-    durability: Durability | DurabilityConfig = "event"
+    durability: Durability = "event"
     history_max_bytes: Annotated[int, Meta(ge=0)] = 16 * 1024 * 1024
     history_max_age_s: Seconds = 7 * 86400.0
     clips_folder: str = ""
     clips_max_bytes: Annotated[int, Meta(ge=1048576)] | None = None
     clips_max_age_s: Seconds = 30 * 86400.0
     clips_keep_free_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024
-
-    def of(self, kind: Kind) -> Durability:
-        """The durability of a kind."""
-        if isinstance(self.durability, DurabilityConfig):
-            durability: Durability = getattr(self.durability, kind)
-            return durability
-        return self.durability if kind != "detections" else "memory"
-
-    @property
-    def spooled(self) -> set[Durability]:
-        """Of all that goes through the spool."""
-        detections = {self.of("detections")} - {"memory"}
-        return {self.of("events"), self.of("updates"), *detections}
 
 
 class HealthConfig(Struct, frozen=True, forbid_unknown_fields=True):

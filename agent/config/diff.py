@@ -11,7 +11,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.config import Config
-from agent.config.device import StorageConfig
 
 Key = tuple[str, str]
 """Of the file: its table and its name."""
@@ -22,20 +21,17 @@ RESTART: tuple[Key, ...] = (
     ("storage", "state_dir"),
     ("storage", "clips_folder"),
 )
-"""Always; and `storage.durability` sometimes, see `keep_until_restart`."""
 
 RULE = (
     "a reload takes up everything but "
     + ", ".join(f"[{table}] {key}" for table, key in RESTART)
-    + ', and [storage] durability where it changes from or to "memory" for all: these wait for a restart'
+    + ": these wait for a restart"
 )
 """For people."""
 
 
 def keep_until_restart(running: Config, wanted: Config) -> tuple[Config, tuple[Key, ...]]:
     """The new configuration with what only a restart can change as it is in the old one.
-
-    Durability waits where the spool has no database and would need one, or the other way round.
 
     Args:
         running: in use.
@@ -45,8 +41,6 @@ def keep_until_restart(running: Config, wanted: Config) -> tuple[Config, tuple[K
         what can be used now; and the keys that wait, by table and name.
     """
     waiting = [one for one in RESTART if _value(running, one) != _value(wanted, one)]
-    if _is_memory_only(running.storage) != _is_memory_only(wanted.storage):
-        waiting.append(("storage", "durability"))
     held = wanted
     for table, key in waiting:
         room = replace(getattr(held, table), **{key: _value(running, (table, key))})
@@ -57,10 +51,6 @@ def keep_until_restart(running: Config, wanted: Config) -> tuple[Config, tuple[K
 def _value(config: Config, wanted: Key) -> object:
     table, key = wanted
     return getattr(getattr(config, table), key)
-
-
-def _is_memory_only(storage: StorageConfig) -> bool:
-    return storage.spooled == {"memory"}
 
 
 def names(keys: Iterable[Key]) -> tuple[str, ...]:

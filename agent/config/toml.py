@@ -295,9 +295,9 @@ def _in_words(what: str, data: Any, kind: Any, steps: Sequence[str]) -> str:
     """
     for step in steps:
         data, kind = _inner(data, step), _kind_inside(kind, step)
-    if what.startswith("Invalid enum value"):
+    if what.startswith(("Invalid enum value", "Expected `str`, got `object`")):
         choices = [str(choice) for one in _kinds(kind) if get_origin(one) is Literal for choice in get_args(one)]
-        found = what.removeprefix("Invalid enum value ")
+        found = "a table" if isinstance(data, dict) else what.removeprefix("Invalid enum value ")
         close = difflib.get_close_matches(found.strip("'"), choices, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         if choices:

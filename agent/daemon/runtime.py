@@ -258,7 +258,7 @@ class Runtime:
 
     def log_unclean_shutdown(self) -> None:
         """Say that the spool has ended what a killed process left open."""
-        if ended := self.spool.executed:
+        if ended := self.spool.crash_ends:
             log.info("unclean shutdown of the last run: ending %s", plural(ended, "open track"))
 
     def start(self) -> None:

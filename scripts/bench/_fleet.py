@@ -36,7 +36,7 @@ class Device:
 
     def __init__(self, name: str, port: int, folder: Path) -> None:
         self.topics = Topics(PREFIX, name)
-        self._spool = Spool(folder, StorageConfig(durability="memory"))
+        self._spool = Spool(folder, StorageConfig(durability="batch"))
         config = MqttConfig(host="127.0.0.1", port=port, prefix=PREFIX, reconnect_max_s=10.0)
         self.publisher = Publisher(config, self.topics, self._spool)
 

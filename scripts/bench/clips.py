@@ -39,12 +39,8 @@ class Sink:
     def __init__(self) -> None:
         self.totals: list[float] = []
 
-    def put(self, topic: str, body: bytes, will: object = None, kind: str = "events") -> None:
+    def put(self, topic: str, body: bytes, track: object = None) -> None:
         """An event."""
-
-    def takes(self, kind: str) -> bool:
-        """Detections are samples."""
-        return kind != "detections"
 
     def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
         """A count or a snapshot."""

@@ -30,11 +30,10 @@ from agent.comms.topics import Topics
 from agent.compute.gate.motion import MotionGate
 from agent.compute.track.association import iou
 from agent.compute.vision import VideoPerception
-from agent.config.device import Kind
 from agent.config.stream import DecodeConfig, GateConfig, PublishConfig
 from agent.daemon.pipeline import VideoPipeline
 from agent.models.library import open_model
-from agent.types import Frame, Will
+from agent.types import Frame, OpenTrack
 
 SAME_TIME, SAME_IOU = timedelta(seconds=0.5), 0.4
 
@@ -96,15 +95,11 @@ class Sink:
         self._updates = updates
         self._decoder = msgspec.json.Decoder(EventMessage)
 
-    def put(self, topic: str, body: bytes, will: Will | None = None, kind: Kind = "events") -> None:
+    def put(self, topic: str, body: bytes, track: OpenTrack | None = None) -> None:
         """An event."""
         event = self._decoder.decode(body)
         if self._updates or event.kind != "update":
             self.events.append(event)
-
-    def takes(self, kind: Kind) -> bool:
-        """Detections are not kept."""
-        return kind != "detections"
 
     def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
         """A count."""

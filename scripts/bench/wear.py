@@ -43,9 +43,8 @@ PACES = ("apart", "alone")
 IDLE_TARGET = 200_000.0
 VARIANTS = {
     f"{durability}{'' if history else '_no_history'}": (durability, history)
-    for durability in ("event", "batch", "memory")
+    for durability in ("event", "batch")
     for history in (HISTORY, 0)
-    if durability != "memory" or not history
 }
 
 

@@ -11,8 +11,7 @@ import msgspec
 import numpy as np
 
 from agent.comms.messages import EventMessage
-from agent.config.device import Kind
-from agent.types import Box, Frame, Will
+from agent.types import Box, Frame, OpenTrack
 from tests.support import tflite_builder as build
 
 MANIFEST = """
@@ -71,23 +70,17 @@ class FrameList:
 class Kept:
     """An event sink and a board that keep what they are given."""
 
-    def __init__(self, *taken: Kind) -> None:
-        self.taken = taken or ("events", "updates")
+    def __init__(self) -> None:
         self.puts: list[tuple[str, bytes]] = []
-        self.put_as: list[Kind] = []
-        self.wills: dict[str, bytes | None] = {}
+        self.crash_ends: dict[str, bytes | None] = {}
         self.retained: dict[str, bytes] = {}
         self.history: list[tuple[str, bytes]] = []
         self.sent: list[tuple[str, bytes]] = []
 
-    def put(self, topic: str, body: bytes, will: Will | None = None, kind: Kind = "events") -> None:
+    def put(self, topic: str, body: bytes, track: OpenTrack | None = None) -> None:
         self.puts.append((topic, body))
-        self.put_as.append(kind)
-        if will is not None:
-            self.wills[will.key] = will.body
-
-    def takes(self, kind: Kind) -> bool:
-        return kind in self.taken
+        if track is not None:
+            self.crash_ends[track.key] = track.body
 
     def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
         self.retained[topic] = payload

@@ -16,11 +16,11 @@ ROOT = Path(__file__).parent.parent.parent
 
 @contextmanager
 def process(
-    folder: Path, port: int, count: int, pause_s: float = 0.0, updates: Durability = "event"
+    folder: Path, port: int, count: int, pause_s: float = 0.0, durability: Durability = "event"
 ) -> Iterator[subprocess.Popen[str]]:
     """A device in a process of its own, which is killed at the end."""
     command = [sys.executable, "-m", "tests.support.publishing", str(folder), str(port), str(count), str(pause_s)]
-    command.append(updates)
+    command.append(durability)
     running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert running.stdout is not None

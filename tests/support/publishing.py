@@ -18,7 +18,7 @@ import msgspec
 from agent.comms import messages
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
-from agent.config.device import Durability, DurabilityConfig, MqttConfig, StorageConfig
+from agent.config.device import Durability, MqttConfig, StorageConfig
 from agent.storage.spool.spool import Spool
 from agent.types import EventKind, Stored, Track
 
@@ -117,24 +117,23 @@ def wait_for(what: object, timeout_s: float = 15.0) -> None:
         time.sleep(0.01)
 
 
-def main(folder: str, port: str, count: str, pause_s: str, updates: Durability) -> None:
-    """Publish `count` events, one every `pause_s`, saying each id once it is on the disk; with two updates each.
+def main(folder: str, port: str, count: str, pause_s: str, durability: Durability) -> None:
+    """Publish `count` events, one every `pause_s`, saying each id once it is on the disk.
 
     Args:
         folder, port: of the device, and of the broker.
         count, pause_s: how many, and how often.
-        updates: their durability; `event`: there are none.
+        durability: of the spool; with `batch` nothing waits for the disk.
     """
     config = MqttConfig(host="127.0.0.1", port=int(port), reconnect_max_s=0.5)
-    storage = StorageConfig(durability=DurabilityConfig(updates=updates))
+    storage = StorageConfig(durability=durability)
     with device(Path(folder), config, storage) as (spool, _):
         print("ready", flush=True)
         for _ in range(int(count)):
             made = messages.new_id()
             spool.put(EVENTS, event(made))
-            for _ in range(2 if updates != "event" else 0):
-                spool.put(EVENTS, event(kind="update"), None, "updates")
-            spool.flush(10.0)
+            if durability == "event":
+                spool.flush(10.0)
             print(made, flush=True)
             time.sleep(float(pause_s))
         time.sleep(60.0)

@@ -150,7 +150,7 @@ def test_a_device_that_was_killed_with_numbers_in_memory_is_no_loss_and_a_messag
     count = sqlite_count(file)
     with consumer(broker, tmp_path, f"sqlite:{file}") as running:
         for _ in range(3):
-            with process(state, broker.port, count=10_000, pause_s=0.002, updates="memory") as vedette:
+            with process(state, broker.port, count=10_000, pause_s=0.02, durability="batch") as vedette:
                 assert vedette.stdout is not None
                 for _ in range(60):
                     vedette.stdout.readline()

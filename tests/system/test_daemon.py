@@ -198,16 +198,16 @@ def test_a_reload_takes_up_what_it_can_and_says_what_waits_for_a_restart(
 ) -> None:
     both_see(messages)
     del vedette.config["streams"]["back"]
-    vedette.config["storage"] |= {"durability": "memory", "spool_max_bytes": 70_000, "clips_folder": "/elsewhere"}
+    vedette.config["storage"] |= {"spool_max_bytes": 70_000, "clips_folder": "/elsewhere"}
     vedette.config["device"]["name"] = "shed"
     vedette.reload()
     said = vedette.wait_said("reloaded: ")
     assert said.endswith(
         "reloaded: [storage] spool_max_bytes; stream back is gone; [device] name waits for a restart; "
-        "[storage] clips_folder, durability wait for a restart"
+        "[storage] clips_folder waits for a restart"
     )
     messages.wait(lambda m: "end" in kinds(m, "back"))
-    waiting = ("device.name", "storage.clips_folder", "storage.durability")
+    waiting = ("device.name", "storage.clips_folder")
     messages.wait(lambda m: (told := health(m)) is not None and told.waits_for_restart == waiting)
     hear(messages, 3)
     vedette.end()

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from agent.comms.mqtt import publisher as mqtt
 from agent.comms.mqtt.publisher import Publisher
-from agent.config.device import DurabilityConfig, MqttConfig, StorageConfig
+from agent.config.device import MqttConfig, StorageConfig
 from agent.storage.spool.history import History
 from tests.support.killed import process
 from tests.support.mosquitto import HOST, Mosquitto, free_port
@@ -497,16 +497,16 @@ def old_broker() -> Iterator[int]:
         thread.join(10)
 
 
-def test_kill_9_with_kinds_in_memory_leaves_a_gap_and_uses_no_number_twice(tmp_path: Path) -> None:
-    kinds = StorageConfig(durability=DurabilityConfig("event", "memory", "memory"))
+def test_kill_9_of_a_batch_leaves_a_gap_and_uses_no_number_twice(tmp_path: Path) -> None:
+    batch = StorageConfig(durability="batch")
     with Mosquitto(tmp_path, persistence=True) as broker:
         messages = broker.subscribe("vedette/#", lasting=True)
         for _ in range(3):
-            with process(tmp_path, broker.port, count=10_000, pause_s=0.002, updates="memory") as running:
+            with process(tmp_path, broker.port, count=10_000, pause_s=0.02, durability="batch") as running:
                 assert running.stdout is not None
                 stored = [running.stdout.readline().strip() for _ in range(60)]
             assert stored
-        with device(tmp_path, broker.config(), kinds) as (spool, _):
+        with device(tmp_path, broker.config(), batch) as (spool, _):
             wait_for(lambda: spool.stats().waiting == 0)
     events = in_order(events_of(messages.of(EVENTS)))
     numbers = [e.seq for e in events]
@@ -515,7 +515,6 @@ def test_kill_9_with_kinds_in_memory_leaves_a_gap_and_uses_no_number_twice(tmp_p
     behind = [e for before, e in pairwise(events) if e.seq > before.seq + 1000]
     assert len(behind) == 2, "one for each crash"
     assert [e.first_seq for e in behind] == [e.seq for e in behind], "a run begins behind each of them"
-    assert {e.kind for e in events} == {"new", "update"}
 
 
 def test_the_history_is_read_beside_a_device_that_publishes(broker: Mosquitto, tmp_path: Path) -> None:

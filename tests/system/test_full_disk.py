@@ -17,7 +17,7 @@ from agent.errors import StorageError, UpdateError
 from agent.storage.files import write_atomic
 from agent.storage.spool import writer
 from agent.storage.spool.spool import Spool
-from agent.types import Stored, Will
+from agent.types import OpenTrack, Stored
 from agent.update.install.stage import install
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import EVENTS, device, event, events_of, from_one, in_order, wait_for
@@ -104,7 +104,7 @@ def test_a_full_disk_is_said_once_and_nothing_is_lost(small: Path, caplog: pytes
 
 def put(spool: Spool, body: bytes, key: str, will: bytes | None) -> int:
     """Put an event with its will, and let it be acknowledged; gives its number."""
-    spool.put(EVENTS, body, Will(key, will))
+    spool.put(EVENTS, body, OpenTrack(key, will))
     wait_for(lambda: any(row.body == body for row in spool.peek(0, 1000)))
     seq = next(row.seq for row in spool.peek(0, 1000) if row.body == body)
     spool.settle([seq])
@@ -150,7 +150,7 @@ def test_an_end_that_a_full_disk_takes_with_it_is_told_by_its_will(small: Path) 
     for number in range(300):
         spool.put(EVENTS, b"%d" % number + BODY)
     wait_for(lambda: spool.stats().on == "memory")
-    spool.put(EVENTS, b"end a", Will("a", None))  # the broker is away
+    spool.put(EVENTS, b"end a", OpenTrack("a", None))  # the broker is away
     spool.close()
     filler.unlink()
     assert left(small) == [b"end a restart"]
@@ -173,7 +173,7 @@ def test_an_end_that_a_full_disk_could_not_note_is_not_told_again_after_a_kill(s
     for number in range(300):
         spool.put(EVENTS, b"%d" % number + BODY)
     wait_for(lambda: spool.stats().on == "memory")
-    spool.put(EVENTS, b"end a", Will("a", None))
+    spool.put(EVENTS, b"end a", OpenTrack("a", None))
     time.sleep(0.5)
     before = copied(small, "before")
     assert left(before) == [b"end a restart"], "it was not delivered yet"

@@ -1,4 +1,8 @@
-"""The spool's disk: its table and what stands in its way. Says once when it is lost and once when it is back."""
+"""The spool's disk: opens the table, detects failures and corruption, and recovers from them.
+
+An outage is logged once when it begins and once when it ends. What can be read of a corrupt database is kept, and
+the file is set aside for people to look at.
+"""
 
 from __future__ import annotations
 
@@ -26,25 +30,25 @@ from agent.types import Stored
 _ERRNO = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROFS}
 _UNTOLD = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 _ROOM = 64 * 1024
-"""Bytes that opening a spool takes, and some more."""
+"""Bytes that opening a spool needs, and some more."""
 
 
 def describe_error(error: Exception, folder: Path) -> str:
-    """In the system's words, and SQLite's behind them.
+    """Describe an error in the system's words, followed by SQLite's.
 
     Args:
         error: of SQLite or of the system.
-        folder: where it met that; where the error does not tell, it is tried what a file there meets.
+        folder: where it occurred; where SQLite does not tell the cause, writing a file there is tried.
     """
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    number = _found(folder) if code in _UNTOLD else _ERRNO.get(code)
+    number = _errno_of_writing(folder) if code in _UNTOLD else _ERRNO.get(code)
     if number is not None:
         return f"{os.strerror(number)} ({error})"
     return getattr(error, "strerror", None) or str(error)
 
 
-def _found(folder: Path) -> int | None:
-    """The number of the error that a new file meets; None: it meets none."""
+def _errno_of_writing(folder: Path) -> int | None:
+    """Return the error number of writing a new file; None: that works."""
     try:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             left = _ROOM
@@ -55,29 +59,27 @@ def _found(folder: Path) -> int | None:
     return None
 
 
-# A corrupt spool: what can be read of it is kept, and the file is set aside for people to look at.
-
 _BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 FILES = ("", "-wal", "-shm")
-"""What SQLite appends to the name of a database."""
+"""Suffixes of a database's files."""
 _KEPT = 2
-"""Corrupt databases kept; a dying card must not fill itself with them."""
+"""How many corrupt databases are kept; a dying card must not fill up with them."""
 
 
 def is_corrupt(error: Exception) -> bool:
-    """Whether an error says that the file is damaged, and not merely that it cannot be used now."""
+    """Return True if an error says that the file is damaged, not merely unusable for now."""
     return isinstance(error, sqlite3.Error) and (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _BROKEN
 
 
 def recover_rows(path: Path, highest: int) -> list[Stored]:
-    """The rows that wait in a corrupt database, up to the first that cannot be read; none if it cannot be opened.
+    """Return the waiting rows of a corrupt database, up to the first that cannot be read.
 
-    The counter and the newest row that can be read say how far they have been acknowledged: those before it that
+    The counter and the newest readable row say how far rows have been acknowledged. Acknowledged rows that
     neither knows of are sent again.
 
     Args:
         path: of the database.
-        highest: a number above is no row of ours.
+        highest: rows with a number above it are garbage.
     """
     rows: list[tuple[Stored, bool]] = []
     last = acked = 0
@@ -93,13 +95,13 @@ def recover_rows(path: Path, highest: int) -> list[Stored]:
     return [row for row, settled in rows if row.seq > acked and not settled]
 
 
-def salvage_wills(path: Path) -> list[StoredOpenTrack]:
-    """The wills of a corrupt database up to the first that cannot be read."""
-    wills: list[StoredOpenTrack] = []
+def recover_open_tracks(path: Path) -> list[StoredOpenTrack]:
+    """Return the crash ends of a corrupt database, up to the first that cannot be read."""
+    tracks: list[StoredOpenTrack] = []
     with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
         rows = connection.execute("SELECT key, topic, body FROM will")
-        wills.extend(StoredOpenTrack(*row) for row in rows if [*map(type, row)] == [str, str, bytes])
-    return wills
+        tracks.extend(StoredOpenTrack(*row) for row in rows if [*map(type, row)] == [str, str, bytes])
+    return tracks
 
 
 def _is_sound(row: tuple[object, ...], last: int, highest: int) -> bool:
@@ -108,14 +110,14 @@ def _is_sound(row: tuple[object, ...], last: int, highest: int) -> bool:
 
 
 def quarantine(path: Path, why: Literal["corrupt", "replaced"] = "corrupt") -> Path:
-    """Rename a database that is not to be used, and delete all but the newest that were renamed before.
+    """Rename a database that is not to be used, and delete all but the newest renamed ones.
 
     Args:
         path: of the database.
-        why: part of its new name; `replaced`: somebody has put it in the place of ours.
+        why: part of its new name; `replaced`: another program has put it there.
 
     Returns:
-        its new name.
+        its new path.
 
     Raises:
         OSError: the disk refuses.
@@ -125,12 +127,12 @@ def quarantine(path: Path, why: Literal["corrupt", "replaced"] = "corrupt") -> P
     for suffix in FILES:
         with suppress(FileNotFoundError):
             Path(f"{path}{suffix}").replace(f"{target}{suffix}")
-    _forget_old(path.parent.glob(f"{base}*"))
+    _delete_old(path.parent.glob(f"{base}*"))
     sync_folder(path.parent)
     return target
 
 
-def _forget_old(files: Iterable[Path]) -> None:
+def _delete_old(files: Iterable[Path]) -> None:
     found = [file for file in files if not file.name.endswith(FILES[1:])]
     for old in sorted(found)[:-_KEPT]:
         for suffix in FILES:
@@ -140,28 +142,29 @@ def _forget_old(files: Iterable[Path]) -> None:
 log = logging.getLogger(__name__)
 
 _REPAIR_AGAIN_S = 60.0
-"""A second corruption so soon after the first is the disk's fault: a third file would not help."""
+"""A second corruption within this time is the disk's fault, and another file would not help, s."""
 _STILL_OPEN = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_BUSY)
-"""After these the connection is good, and what is on the disk can be read. A full disk cannot open another."""
+"""After these errors the connection stays usable for reading. A full disk could not open another."""
 
 
 class SpoolDisk:
-    """Writes rows as long as it can. Only one thread may call it, except for `read`.
+    """Writes rows while the disk allows it. Only one thread may call it, except for `read`.
 
     Attributes:
-        failing: whether rows cannot be written now.
-        detached: rows that can be read lie in a file that has no name any more, and nothing is written to it.
-        void: wills of the process before are not to be executed: it ended well, and could only not delete them.
-        counted: as of the last time that it could be read.
+        failing: True while rows cannot be written.
+        detached: True while readable rows are in a deleted file, to which nothing is written.
+        stale: True if the crash ends of the previous process must not be put: it ended well, and could not delete
+            them.
+        counted: what waits, as of the last time that it could be read.
     """
 
     def __init__(self, path: Path, config: StorageConfig) -> None:
         self.path = path
         self._set(config)
-        self.failing, self._salvaged, self._given = False, list[Stored](), 0
+        self.failing, self._recovered, self._given = False, list[Stored](), 0
         self._inherited: list[StoredOpenTrack] | None = None
-        self.void = self.detached = False
-        self._barred = False  # the folder is not ours: nothing is written there, and no number is claimed
+        self.stale = self.detached = False
+        self._barred = False  # after `detach`: nothing is written, and no number is claimed
         self._refused = ""  # why `attach` failed the last time
         self._opened: tuple[tuple[Path, int, int], ...] = ()
         self.counted = Counted()
@@ -172,17 +175,17 @@ class SpoolDisk:
         try:
             self._open()
         except (sqlite3.Error, OSError) as error:
-            self.lost(error)
+            self.handle_error(error)
 
     def _set(self, config: StorageConfig) -> None:
         self._config = config
-        self._knows_all = config.spooled == {"event"}  # no number is sent before it lies on the disk
+        self._knows_all = config.durability == "event"  # no number is sent before it lies on the disk
 
     def configure(self, config: StorageConfig, given: int) -> None:
-        """Keep to other bounds from the next write on, and to another durability.
+        """Apply other bounds and another durability from the next write on.
 
         Args:
-            config: the bounds.
+            config: bounds and durability.
             given: highest number that was given out.
         """
         self._set(config)
@@ -191,7 +194,7 @@ class SpoolDisk:
         self.claim(given)
 
     def next_seq(self) -> int:
-        """The first number that has not been given out. See `Watermark` for when it leaves a gap."""
+        """Return the first number that has not been given out. `Watermark` tells when it leaves a gap."""
         known = self._table.last_seq if self._table else 0
         if (known or self._mark.is_new) and self._mark.trusted and not self.failing:
             return known + 1
@@ -204,7 +207,7 @@ class SpoolDisk:
         return number_from_clock()  # a new card may be in the place of one that has counted up to anything
 
     def claim(self, seq: int) -> None:
-        """Numbers up to this one, and some above it, may be given out that only memory knows."""
+        """Reserve numbers up to this one and some above it, where they may be sent before the disk knows them."""
         self._given = max(self._given, seq)
         if self.failing or not self._knows_all:
             self._is_claimed(seq)
@@ -219,13 +222,13 @@ class SpoolDisk:
         return True
 
     def read(self, after: int, limit: int, leave_out: Container[int]) -> list[Stored]:
-        """The first rows above a number, in order; none while the table is closed.
+        """Return the first rows above a number, in order; none while the table is closed.
 
         Raises:
             sqlite3.Error: they cannot be read.
         """
         rows: list[Stored] = []
-        with self._swap, suppress(sqlite3.ProgrammingError):  # closed between two looks
+        with self._swap, suppress(sqlite3.ProgrammingError):  # closed meanwhile
             while (table := self._table) is not None and len(rows) < limit:
                 found = table.read(after, limit)
                 rows += (row for row in found if row.seq not in leave_out)
@@ -234,46 +237,46 @@ class SpoolDisk:
                 after = found[-1].seq
         return rows
 
-    def write(self, batch: Commit) -> bool:
-        """See `SpoolTable.commit`. Whether it is done; it never raises."""
+    def write(self, commit: Commit) -> bool:
+        """Commit to the table; return False if that failed."""
         if self.detached or self._barred:
             return False
         try:
             table = self._table or self._open()
             if self._reopened:  # the commit that failed may yet have reached the disk: then these rows are in it
-                batch = batch._replace(delete={*batch.delete, *(row.seq for row in batch.insert)})
-            if batch.given:  # a spool that was never used leaves no mark
-                self._mark.reserve(batch.given)
-            table.commit(batch)
+                commit = commit._replace(delete={*commit.delete, *(row.seq for row in commit.insert)})
+            if commit.given:  # a spool that was never used leaves no mark
+                self._mark.reserve(commit.given)
+            table.commit(commit)
         except (sqlite3.Error, OSError) as error:
-            self.lost(error)
+            self.handle_error(error)
             return False
         self._reopened = False
         self.counted = table.counted
-        self._back(batch)
+        self._record_success(commit)
         return True
 
     def _open(self, saved: Sequence[StoredOpenTrack] = ()) -> SpoolTable:
         self._table = table = SpoolTable(self.path, self._config)
         if saved:
             table.restore(saved)
-        self._opened = tuple(_identified(self.path, self.path.with_name(f"{self.path.name}-wal")))
+        self._opened = tuple(_file_ids(self.path, self.path.with_name(f"{self.path.name}-wal")))
         self.counted = table.counted
         self._reopened = True
-        if self._inherited is None:  # the first one that could be opened: none of these wills is our own
-            self._inherited, self.void = table.wills(), self._mark.void
+        if self._inherited is None:  # the first that could be opened: all of these are of the previous process
+            self._inherited, self.stale = table.open_tracks(), self._mark.stale
         return table
 
     @property
     def is_gone(self) -> bool:
-        """True if the files that are open have been deleted or replaced. Any thread may ask.
+        """True if the open files have been deleted or replaced. Any thread may read it.
 
-        SQLite goes on writing to them without an error, and what it writes is lost with the process.
+        SQLite writes to deleted files without an error, and that is lost with the process.
         """
-        return self.detached or any(entry not in _identified(entry[0]) for entry in self._opened)
+        return self.detached or any(entry not in _file_ids(entry[0]) for entry in self._opened)
 
     def detach(self) -> None:
-        """Keep new rows in memory until `attach`: the files are gone, and there is no folder for others."""
+        """Keep new rows in memory until `attach`: the files are gone, and no others can be made."""
         self._barred = True
         self._keep_in_memory()
 
@@ -283,39 +286,41 @@ class SpoolDisk:
             self.failing, self._since = True, time.monotonic()
 
     def attach(self, given: int) -> bool:
-        """Write what the files held that are gone into new ones, and go on there.
+        """Write the content of the deleted files into new ones, and use those.
 
-        Files of the same names that somebody else has put there are set aside.
+        Files of the same names that another program has put there are set aside.
 
         Args:
             given: highest number that was given out.
 
         Returns:
-            False: that failed, and was told; it may be tried again.
+            False if that failed and was logged; it may be tried again.
         """
         self._barred = False
         try:
-            # First: where this fails, nothing has been set aside, and no file of ours is set aside the next time.
+            # First: where this fails, nothing has been set aside, and the next try sets no new file aside.
             self._mark.renew(given)
             if self._table is not None and self.is_gone:
                 if any(os.path.lexists(f"{self.path}{suffix}") for suffix in FILES):
                     aside = quarantine(self.path, "replaced")
-                    log.warning("spool %s: what lay in its place is set aside as %s", self.path, aside.name)
+                    log.warning(
+                        "spool %s: another file was in its place; it is set aside as %s", self.path, aside.name
+                    )
                 self._copy(self._table)
-                with self._swap:  # nobody is to find newer rows before these
+                with self._swap:  # no reader may find newer rows before these
                     self.close()  # before the new one is opened: SQLite deletes a journal by its name
                     self._open()
         except (sqlite3.Error, OSError, StorageError) as error:
             self._keep_in_memory()
             if str(error) != self._refused:
-                self._tell(error)
+                self._log_failure(error)
             self._refused = str(error)
             return False
         self.detached, self._refused = False, ""
         return True
 
     def _copy(self, table: SpoolTable) -> None:
-        """Copy a table to its path; if its own file cannot be read any more, say what is lost with it."""
+        """Copy a table to its path; if its own file cannot be read any more, log what is lost."""
         try:
             table.copy_to(self.path)
         except sqlite3.Error as error:
@@ -327,7 +332,7 @@ class SpoolDisk:
             else:
                 raise
 
-    def _tell(self, error: Exception) -> None:
+    def _log_failure(self, error: Exception) -> None:
         log.error(
             "spool %s: %s: events are kept in memory until it can be written%s",
             self.path,
@@ -335,63 +340,63 @@ class SpoolDisk:
             "" if isinstance(error, StorageError) else "; make room, or look at the disk",
         )
 
-    def lost(self, error: Exception) -> None:
-        """Take note of an error: repair what can be repaired, or fail until a write succeeds."""
+    def handle_error(self, error: Exception) -> None:
+        """Handle an error: repair a corrupt file, or fail until a write succeeds."""
         if is_corrupt(error) and self._repair(error):
             return
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code not in _STILL_OPEN:
             self.close()
-            with suppress(sqlite3.Error, OSError):  # what lies there should still be read, and goes first
+            with suppress(sqlite3.Error, OSError):  # rows on the disk should still be read, and go first
                 self._open()
         elif code == sqlite3.SQLITE_FULL and self._table is not None:
             self._table.fold()
-        # Before a number is given out that only memory knows.
+        # Before a number is sent that the disk does not know.
         if self._given:  # else `next_seq` does
             self._is_claimed(self._given)
         if not self.failing:
             self.failing, self._since = True, time.monotonic()
-            self._tell(error)
+            self._log_failure(error)
 
     def _repair(self, error: Exception) -> bool:
-        """Set the file aside and start a new one; whether that worked."""
+        """Set the file aside and start a new one; return False if that failed."""
         if time.monotonic() - self._repaired_at < _REPAIR_AGAIN_S:
             return False
         self._repaired_at = time.monotonic()
         self.close()
-        rows, wills = recover_rows(self.path, self._mark.after() - 1), salvage_wills(self.path)
+        rows, tracks = recover_rows(self.path, self._mark.after() - 1), recover_open_tracks(self.path)
         try:
             aside = quarantine(self.path)
-            self._salvaged = rows
-            self._open(wills)
+            self._recovered = rows
+            self._open(tracks)
         except (sqlite3.Error, OSError):
             return False
         events = plural(len(rows), "event")
         log.error("spool %s: %s: set aside as %s; %s saved", self.path, error, aside.name, events)
         return True
 
-    def left(self) -> tuple[list[Stored], list[StoredOpenTrack]]:
-        """Rows out of a corrupt file, and wills of the process before: each once."""
-        rows, self._salvaged = self._salvaged, []
-        wills = self._inherited or []
-        if wills:
+    def take_recovered(self) -> tuple[list[Stored], list[StoredOpenTrack]]:
+        """Return rows out of a corrupt file, and the crash ends of the previous process: each once."""
+        rows, self._recovered = self._recovered, []
+        tracks = self._inherited or []
+        if tracks:
             self._inherited = []
-        return rows, wills
+        return rows, tracks
 
-    def revoke_wills(self) -> None:
-        """What the wills there would say has been said, and they cannot be withdrawn: none is to be executed."""
-        if not self._mark.void and not self._barred:
+    def mark_stale(self) -> None:
+        """Mark the stored crash ends as stale, because the failing disk cannot delete them."""
+        if not self._mark.stale and not self._barred:
             with suppress(OSError):
-                self._mark.revoke_wills()
+                self._mark.mark_stale()
 
-    def _back(self, batch: Commit) -> None:
-        # Were it not noted now, the next start would leave a gap in the numbers, and no more.
+    def _record_success(self, commit: Commit) -> None:
+        # If this write fails, the next start only skips some sequence numbers.
         with suppress(OSError):
-            self._mark.trust(self._knows_all or batch.final)
+            self._mark.trust(self._knows_all or commit.final)
         if self.failing:
             self.failing = False
             seconds = time.monotonic() - self._since
-            events = plural(len(batch.insert), "event")
+            events = plural(len(commit.insert), "event")
             log.info("spool %s: back on the disk after %.0f s with %s", self.path, seconds, events)
 
     def close(self) -> None:
@@ -402,8 +407,8 @@ class SpoolDisk:
             table.close()
 
 
-def _identified(*paths: Path) -> list[tuple[Path, int, int]]:
-    """Device and number of those files that are there."""
+def _file_ids(*paths: Path) -> list[tuple[Path, int, int]]:
+    """Return path, device and inode of those files that exist."""
     found = []
     for path in paths:
         with suppress(OSError):

@@ -1,7 +1,7 @@
-"""What the spool's database holds, for people: read beside the daemon or without it, and never in its way.
+"""Read the spool's database for people, beside the daemon or without it.
 
-Every look opens the database anew and closes it: a reader that stayed would keep the journal from being emptied,
-and would not notice that a damaged file has been set aside.
+Every query opens the database and closes it: an open reader would keep the journal from being emptied, and would
+not notice that a damaged file has been set aside.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from agent.storage.spool.disk import is_corrupt
 from agent.types import Stored
 
 _CHUNK = 200
-"""Rows at a look."""
+"""Rows per query."""
 _SELECT = """
 WITH newest AS (SELECT acked FROM spool ORDER BY seq DESC LIMIT 1),
      mark AS (SELECT max(ifnull((SELECT value FROM counter WHERE name = 'acked'), 0),
@@ -34,7 +34,7 @@ class Past(Struct, frozen=True):
 
     Attributes:
         stored: as it was put, with its number.
-        acknowledged: whether it is noted that the broker has it. That is done up to ten seconds later.
+        acknowledged: True if the broker has it; that is recorded up to ten seconds later.
     """
 
     stored: Stored
@@ -42,38 +42,34 @@ class Past(Struct, frozen=True):
 
 
 class History:
-    """The messages of a state folder, those that wait and those that the broker has."""
+    """The messages of a state folder: those that wait and those that the broker has."""
 
     def __init__(self, folder: Path) -> None:
-        """Nothing is opened yet.
-
-        Args:
-            folder: the state folder.
-        """
+        """Name the database of a state folder; nothing is opened yet."""
         self._path = folder / "spool.db"
 
     def after(self, seq: int) -> Iterator[Past]:
-        """Messages above a number, in order.
+        """Yield messages above a number, in order.
 
         Raises:
             StorageError: the database is missing, damaged, or may not be read.
         """
-        while found := self._look(f"{_SELECT} WHERE seq > ? ORDER BY seq LIMIT {_CHUNK}", seq):
+        while found := self._query(f"{_SELECT} WHERE seq > ? ORDER BY seq LIMIT {_CHUNK}", seq):
             yield from found
             seq = found[-1].stored.seq
 
     def backwards(self) -> Iterator[Past]:
-        """All messages, the newest first.
+        """Yield all messages, the newest first.
 
         Raises:
-            StorageError: see `after`.
+            StorageError: the database is missing, damaged, or may not be read.
         """
         seq = 1 << 62
-        while found := self._look(f"{_SELECT} WHERE seq < ? ORDER BY seq DESC LIMIT {_CHUNK}", seq):
+        while found := self._query(f"{_SELECT} WHERE seq < ? ORDER BY seq DESC LIMIT {_CHUNK}", seq):
             yield from found
             seq = found[-1].stored.seq
 
-    def _look(self, statement: str, seq: int) -> list[Past]:
+    def _query(self, statement: str, seq: int) -> list[Past]:
         try:
             with closing(self._open()) as connection:
                 rows = connection.execute(statement, (seq,)).fetchall()
@@ -84,10 +80,10 @@ class History:
         return [Past(Stored(*row[:5]), bool(row[5])) for row in rows]
 
     def _open(self) -> sqlite3.Connection:
-        with self._path.open("rb"):  # SQLite does not tell why it cannot
+        with self._path.open("rb"):  # SQLite does not say why it cannot
             pass
-        # Whoever writes has a journal. Without one, the file may be read as it is, even in a folder where this
-        # user may not create what SQLite would put beside it.
+        # A writer has a journal. Without one, the file can be read as it is, even in a folder where this user may
+        # not create the files that SQLite puts beside it.
         has_journal = os.path.lexists(f"{self._path}-wal")
         how = "mode=ro" if has_journal else "mode=ro&immutable=1"
         return sqlite3.connect(f"file:{quote(str(self._path))}?{how}", uri=True, timeout=2.0)
@@ -96,8 +92,7 @@ class History:
 def _advice(error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         return (
-            "no such file: no history is kept here; look at [storage] state_dir and durability, or give the "
-            "folder by --folder"
+            "no such file: no history is kept here; look at [storage] state_dir, or give the folder by --folder"
         )
     if isinstance(error, PermissionError):
         return f"{reason_of(error)}; run this as root, or as the user that runs vedette"
@@ -107,7 +102,7 @@ def _advice(error: OSError) -> str:
 def _meaning(error: sqlite3.Error) -> str:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if is_corrupt(error):
-        return f"is damaged ({error}); the daemon sets it aside and starts a new one when it meets that"
+        return f"is damaged ({error}); the daemon sets it aside and starts a new one when it reads it"
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
         return f"cannot be opened ({error}); run this as root, or as the user that runs vedette"
     if code == sqlite3.SQLITE_ERROR:

@@ -1,4 +1,12 @@
-"""The spool's rows on disk: one SQLite file in WAL mode. Rules about when to write are the spool's."""
+"""The spool's rows on disk: one SQLite file in WAL mode, written so that an SD card wears little.
+
+A commit appends the pages that it changes to a journal, which is folded into the file when it is full. So pages
+are small, as most commits change a few hundred bytes. Free space in the file is used again and never given back.
+Deleted rows are overwritten only where their page is written anyway.
+
+Acknowledged rows stay as the history, for `vedette events`. They are deleted in pieces: to delete the oldest with
+each new one would wear a card as much as the new ones do.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +27,13 @@ from agent.storage.spool.pending import Commit, Reason, StoredOpenTrack, size
 from agent.storage.spool.watermark import CLOCK_SET
 from agent.types import Stored
 
-# The spool's database file: opened so that it wears a card little, checked, and brought up to date.
-#
-# A commit appends the pages that it changes to a journal, which is folded into the file when it is full. So pages
-# are small, as most commits change a few hundred bytes; and what is free in the file is used again and never
-# given back. Rows that are deleted are overwritten only where their page is written anyway.
-
 SIZE = "length(body) + length(CAST(topic AS BLOB))"
-"""Bytes that a row counts for, see `agent.storage.spool.pending.size`."""
+"""SQL for the bytes of a row, see `agent.storage.spool.pending.size`."""
 
 _PAGE, _FRAME = 512, 24
-"""Bytes of a page in a new file, and of what the journal writes before each."""
+"""Bytes of a page in a new file, and of its header in the journal."""
 _JOURNAL, _LEAST = 1 << 20, 1 << 16
-"""1 MiB, or less where there is little room: the journal must not be what fills a small partition."""
+"""Bounds of the journal's size, bytes: it must not fill a small partition."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spool (
     seq INTEGER PRIMARY KEY, topic TEXT NOT NULL, body BLOB NOT NULL, put_at REAL NOT NULL,
@@ -45,11 +47,10 @@ _LATER = ("acked", "settled", "first_seq")
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection for any thread, without transactions of its own.
+    """Open a connection for any thread, in autocommit mode.
 
     Raises:
-        sqlite3.Error: it cannot be opened.
-        OSError: so.
+        sqlite3.Error, OSError: it cannot be opened.
     """
     make_file(path)
     connection = sqlite3.connect(path, timeout=2.0, isolation_level=None, check_same_thread=False)
@@ -69,7 +70,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def make_file(path: Path) -> None:
-    """Make an empty file for a database, if there is none: SQLite makes it, and those beside it, 0644.
+    """Create an empty file for a database, if there is none; SQLite would create it with mode 0644.
 
     Raises:
         OSError: there is a link, which SQLite would follow.
@@ -81,13 +82,13 @@ def make_file(path: Path) -> None:
 
 
 def _journal_bytes(folder: Path) -> int:
-    """A sixteenth of the partition, within bounds."""
+    """Return a sixteenth of the partition, within bounds."""
     found = os.statvfs(folder)
     return min(_JOURNAL, max(_LEAST, found.f_blocks * found.f_frsize // 16))
 
 
 def prepare(connection: sqlite3.Connection) -> None:
-    """Check a file, and bring it up to date.
+    """Check a file and upgrade its schema.
 
     Raises:
         sqlite3.DatabaseError: it is damaged.
@@ -104,21 +105,18 @@ def prepare(connection: sqlite3.Connection) -> None:
             connection.execute(f"ALTER TABLE spool ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0")
 
 
-# What lies in the spool's table, counted.
-
-
 class Counts(NamedTuple):
     """Counts of a table, and how far it is acknowledged.
 
-    A row has been acknowledged if its number is at most `acked`, or if it is marked as settled itself: those that
-    overtook others. Each row carries the `acked` of the commit that wrote it, and the newest row's counts: so to
-    note an acknowledgement costs no page of its own where events follow each other.
+    A row is acknowledged if its number is at most `acked`, or if it is marked as settled, as one that overtook
+    others. Each row carries the `acked` of its commit, and that of the newest row counts: so an acknowledgement
+    costs no page of its own where events follow each other.
 
     Attributes:
-        rows, bytes: that wait.
+        rows, bytes: of what waits.
         kept: bytes of the history: rows that have been acknowledged.
         acked: every row up to this number has been acknowledged.
-        noted: the `acked` that a counter says, for when the newest row does not.
+        noted: the `acked` in the counter, for when the newest row does not carry it.
     """
 
     rows: int
@@ -128,16 +126,16 @@ class Counts(NamedTuple):
     noted: int
 
     def waits(self, rows: int, size: int) -> Counts:
-        """With more rows that wait, or fewer."""
+        """Return the counts with more rows that wait, or fewer."""
         return self._replace(rows=self.rows + rows, bytes=self.bytes + size)
 
     def keeps(self, size: int) -> Counts:
-        """With more bytes of history, or fewer."""
+        """Return the counts with more bytes of history, or fewer."""
         return self._replace(kept=self.kept + size)
 
 
 def newest(connection: sqlite3.Connection) -> tuple[int, int]:
-    """Number of the newest row and the `acked` that it carries; zeros where there is none."""
+    """Return the number of the newest row and the `acked` that it carries; zeros if there is none."""
     found: tuple[int, int] | None = connection.execute(
         "SELECT seq, acked FROM spool ORDER BY seq DESC LIMIT 1"
     ).fetchone()
@@ -145,7 +143,12 @@ def newest(connection: sqlite3.Connection) -> tuple[int, int]:
 
 
 def count(connection: sqlite3.Connection, noted: int) -> Counts:
-    """Count what a file holds, whose counter says `noted`."""
+    """Count what a file holds.
+
+    Args:
+        connection: of the file.
+        noted: `acked` in its counter.
+    """
     acked = max(noted, newest(connection)[1])
     found = connection.execute(
         f"SELECT seq <= ? OR settled AS done, count(*), sum({SIZE}) FROM spool GROUP BY done", (acked,)
@@ -154,22 +157,18 @@ def count(connection: sqlite3.Connection, noted: int) -> Counts:
     return Counts(*by_done.get(False, (0, 0)), by_done.get(True, (0, 0))[1], acked, noted)
 
 
-# The history: rows of the spool's table that stay when they have been acknowledged, for `vedette events`.
-#
-# They go in pieces: to delete the oldest with each new one would wear a card as much as the new ones do.
-
 _PIECE = 8
-"""Of its bytes, one in so many goes at once, or its age, or less:"""
+"""One piece is this fraction of the history's bytes or age, or at most `_PIECE_S`."""
 _PIECE_S = 3600.0
 
 
-def settle(connection: sqlite3.Connection, tally: Counts, batch: Commit) -> Counts:
-    """Note what has been acknowledged, before the new rows are inserted."""
-    if not batch.settled:
+def settle(connection: sqlite3.Connection, tally: Counts, commit: Commit) -> Counts:
+    """Record what has been acknowledged, before the new rows are inserted."""
+    if not commit.settled:
         return tally
-    acked, rows, size = _advance(connection, tally.acked, batch)
+    acked, rows, size = _advance(connection, tally.acked, commit)
     tally = tally._replace(acked=acked).waits(-rows, -size).keeps(size)
-    if ahead := [seq for seq in batch.settled if seq > acked]:
+    if ahead := [seq for seq in commit.settled if seq > acked]:
         found = connection.execute(
             "UPDATE spool SET settled = 1 WHERE seq IN (SELECT value FROM json_each(?)) AND NOT settled "
             f"RETURNING {SIZE}",
@@ -180,26 +179,26 @@ def settle(connection: sqlite3.Connection, tally: Counts, batch: Commit) -> Coun
     return tally
 
 
-def _advance(connection: sqlite3.Connection, acked: int, batch: Commit) -> tuple[int, int, int]:
-    """How far everything is acknowledged now; and how many rows that waited until now are so, and their bytes."""
+def _advance(connection: sqlite3.Connection, acked: int, commit: Commit) -> tuple[int, int, int]:
+    """Return the new `acked`, and how many waiting rows it settles, and their bytes."""
     count, freed = 0, 0
     statement = f"SELECT seq, settled, {SIZE} FROM spool WHERE seq > ? ORDER BY seq"
     with closing(connection.execute(statement, (acked,))) as rows:
         for seq, settled, size in rows:
             if not settled:
-                if seq not in batch.settled:
+                if seq not in commit.settled:
                     return acked, count, freed
                 count, freed = count + 1, freed + size
             acked = seq
-    for row in batch.insert:
-        if row.seq not in batch.settled:
+    for row in commit.insert:
+        if row.seq not in commit.settled:
             break
         acked = row.seq
     return acked, count, freed
 
 
 def shorten(connection: sqlite3.Connection, tally: Counts, config: StorageConfig) -> Counts:
-    """Delete the oldest of the history if it has become too large or too old."""
+    """Delete the oldest part of the history if it has become too large or too old."""
     room = config.history_max_bytes
     too_old = time.time() - config.history_max_age_s
     if tally.kept <= room and not _has_older(connection, tally.acked, too_old, config):
@@ -218,7 +217,7 @@ def shorten(connection: sqlite3.Connection, tally: Counts, config: StorageConfig
 
 
 def _has_older(connection: sqlite3.Connection, acked: int, too_old: float, config: StorageConfig) -> bool:
-    """Whether the oldest row is older than what may be kept, by more than a piece.
+    """Return True if the oldest row is older than what may be kept, by more than a piece.
 
     A row that was stamped before the clock was set has no known age.
     """
@@ -230,7 +229,7 @@ def _has_older(connection: sqlite3.Connection, acked: int, too_old: float, confi
 
 
 _DROPPED = "dropped_"
-"""Before a reason, in the name of its counter."""
+"""Prefix of a reason in the name of its counter."""
 
 
 class Counted(NamedTuple):
@@ -254,7 +253,7 @@ class SpoolTable:
     """
 
     def __init__(self, path: Path, config: StorageConfig) -> None:
-        """Open, create if need be, and check.
+        """Open the file, create it if need be, and check it.
 
         Args:
             path: of the file, in an existing folder.
@@ -274,7 +273,7 @@ class SpoolTable:
         sync_folder(path.parent)
 
     def configure(self, config: StorageConfig) -> None:
-        """Keep to other bounds from the next commit on."""
+        """Apply other bounds from the next commit on."""
         self._config = config
 
     def _count(self) -> None:
@@ -288,11 +287,11 @@ class SpoolTable:
 
     @property
     def counted(self) -> Counted:
-        """As of the last commit."""
+        """What waits and what was dropped, as of the last commit."""
         return Counted(self.tally.rows, self.tally.bytes, self.dropped)
 
     def read(self, after: int, limit: int) -> list[Stored]:
-        """The first rows above a number that wait, in order."""
+        """Return the first waiting rows above a number, in order."""
         with self._reading:
             found = self._reader.execute(
                 "SELECT seq, topic, body, put_at, first_seq FROM spool "
@@ -301,43 +300,43 @@ class SpoolTable:
             ).fetchall()
         return [Stored(*row) for row in found]
 
-    def commit(self, batch: Commit) -> None:
-        """Change everything or nothing, and keep the bounds."""
-        self._sync(batch.sync)
+    def commit(self, commit: Commit) -> None:
+        """Apply a commit as a whole, and keep the bounds."""
+        self._sync(commit.sync)
         with self._transaction():
-            tally = self._delete(self.tally, batch.delete)
+            tally = self._delete(self.tally, commit.delete)
             if self._config.history_max_bytes:
-                tally = self._insert(settle(self._writer, tally, batch), batch)
+                tally = self._insert(settle(self._writer, tally, commit), commit)
             else:
-                tally = self._delete(self._insert(tally, batch), batch.settled)
-            for will in batch.wills:
-                self._will(will)
+                tally = self._delete(self._insert(tally, commit), commit.settled)
+            for track in commit.tracks:
+                self._set_track(track)
             tally, trimmed = self._trim(tally)
             tally = shorten(self._writer, tally, self._config)
-            dropped = _sum(batch.dropped, trimmed)
-            tally = self._note(tally, batch.given, dropped)
+            dropped = _sum(commit.dropped, trimmed)
+            tally = self._note(tally, commit.given, dropped)
         self.tally, self.dropped = tally, _sum(self.dropped, dropped)
-        self.last_seq = max(self.last_seq, batch.given)
+        self.last_seq = max(self.last_seq, commit.given)
 
-    def wills(self) -> list[StoredOpenTrack]:
-        """Every will."""
+    def open_tracks(self) -> list[StoredOpenTrack]:
+        """Return the crash ends of open tracks."""
         return [StoredOpenTrack(*row) for row in self._writer.execute("SELECT key, topic, body FROM will")]
 
-    def restore(self, wills: Iterable[StoredOpenTrack]) -> None:
-        """Put wills back that were saved out of another file."""
+    def restore(self, tracks: Iterable[StoredOpenTrack]) -> None:
+        """Insert crash ends that were saved out of another file."""
         with self._transaction():
-            for will in wills:
-                self._will(will)
+            for track in tracks:
+                self._set_track(track)
 
-    def _will(self, will: StoredOpenTrack) -> None:
-        """They are few, and searched one by one: an index would be one more page to write."""
-        key, topic, body = will
+    def _set_track(self, track: StoredOpenTrack) -> None:
+        """Write one crash end. The table has no index, which would be one more page to write; it is small."""
+        key, topic, body = track
         if body is None:
             self._writer.execute("DELETE FROM will WHERE key = ?", (key,))
         elif not self._writer.execute(
             "UPDATE will SET topic = ?, body = ? WHERE key = ?", (topic, body, key)
         ).rowcount:
-            self._writer.execute("INSERT INTO will (key, topic, body) VALUES (?, ?, ?)", will)
+            self._writer.execute("INSERT INTO will (key, topic, body) VALUES (?, ?, ?)", track)
 
     def _sync(self, durable: bool) -> None:
         if durable is not self._syncs:
@@ -355,9 +354,9 @@ class SpoolTable:
                 self._writer.execute("ROLLBACK")
             raise
 
-    def _insert(self, tally: Counts, batch: Commit) -> Counts:
-        for row in batch.insert:
-            ahead = row.seq > tally.acked and row.seq in batch.settled and self._config.history_max_bytes > 0
+    def _insert(self, tally: Counts, commit: Commit) -> Counts:
+        for row in commit.insert:
+            ahead = row.seq > tally.acked and row.seq in commit.settled and self._config.history_max_bytes > 0
             self._writer.execute(
                 "INSERT INTO spool (seq, topic, body, put_at, acked, settled, first_seq) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -380,7 +379,7 @@ class SpoolTable:
         return tally
 
     def _trim(self, tally: Counts) -> tuple[Counts, dict[Reason, int]]:
-        """Drop the oldest rows that wait and are too old or too many; and how many by reason.
+        """Drop the oldest waiting rows that are too old or too many; return how many by reason.
 
         A row that was stamped before the clock was set has no known age.
         """
@@ -401,7 +400,7 @@ class SpoolTable:
         return tally, dropped
 
     def _note(self, tally: Counts, given: int, dropped: dict[Reason, int]) -> Counts:
-        """Write the counters that say what the newest row does not."""
+        """Write the counters that the newest row does not carry."""
         last, acked = newest(self._writer)
         if last < given:
             self._counter("seq", given)
@@ -416,22 +415,22 @@ class SpoolTable:
         self._writer.execute("INSERT OR REPLACE INTO counter VALUES (?, ?)", (name, value))
 
     def fold(self) -> None:
-        """Fold the journal into the database and empty it, if that is possible: it gives room on a full disk."""
+        """Fold the journal into the database and empty it, if possible: that frees room on a full disk."""
         with suppress(sqlite3.Error):
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def copy_to(self, path: Path) -> None:
-        """Write everything into a new file, also where this table's own file has lost its name."""
+        """Write everything into a new file, also where this table's own file has been deleted."""
         make_file(path)
         with closing(sqlite3.connect(path, timeout=2.0)) as copy:
             self._writer.backup(copy)
 
     def check_readable(self) -> None:
-        """Read every row; raises like the others where the file cannot be read any more."""
+        """Read every row, to raise where the file cannot be read any more."""
         self._writer.execute("SELECT sum(length(body)) FROM spool").fetchone()
 
     def close(self) -> None:
-        """Close; the last one to close folds the journal into the database."""
+        """Close; SQLite folds the journal into the database with the last connection."""
         with self._reading, suppress(sqlite3.Error):
             self._reader.close()
         with suppress(sqlite3.Error):

@@ -1,6 +1,6 @@
-"""The spool's writer: the thread that owns the disk, and decides what is written when and what may be sent.
+"""The spool's writer: the thread that owns the disk and decides what is written when and what may be sent.
 
-What the spool and it have in common is used with `lock` held. What the writer alone does, it does without.
+State that the spool shares with it is used with `lock` held.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from typing import Literal
 from agent.config.device import StorageConfig
 from agent.storage.spool.disk import SpoolDisk
 from agent.storage.spool.pending import LINGER_S, Commit, PendingRows, Reason
-from agent.storage.spool.table import Counted
-
-# Events that go without having been delivered: told once when it begins, and once when it is over.
 
 log = logging.getLogger(__name__)
 
+_CLOSE_S = 10.0
+"""Time for the last write; a disk that hangs longer does not hold up the daemon's end."""
+_RETRY_S = 5.0
+"""Time between two attempts to write to a disk that failed, s."""
+_EXPIRE_S = 60.0
+"""Time between two searches for rows that have become too old, s."""
 _QUIET_S = 600.0
-"""Nothing dropped for so long: it is over."""
+"""Time without a drop after which an outage of dropping is over, s."""
 _WORDS: dict[Reason, str] = {
     "bytes": "it is full (spool_max_bytes): the oldest events are dropped for each new one",
     "age": "events have waited for longer than spool_max_age_s and are dropped",
@@ -31,21 +34,21 @@ _WORDS: dict[Reason, str] = {
 
 
 class DropLog:
-    """The log's side of it, by the counts as they stand."""
+    """Logs dropped events once when dropping starts and once when it ends."""
 
     def __init__(self, known: Mapping[Reason, int]) -> None:
-        """Begin with what runs before have dropped."""
+        """Start with the counts of previous runs."""
         self._known = dict(known)
         self._before: dict[Reason, int] = {}
         self._since: dict[Reason, float] = {}
         self._last: dict[Reason, float] = {}
 
-    def look(self, counts: Mapping[Reason, int], *, final: bool = False) -> None:
-        """Tell what has begun or is over.
+    def update(self, counts: Mapping[Reason, int], *, final: bool = False) -> None:
+        """Log what has started or ended.
 
         Args:
             counts: of drops, ever.
-            final: there will be no other look.
+            final: no other update follows.
         """
         now = time.monotonic()
         for reason, words in _WORDS.items():
@@ -62,38 +65,8 @@ class DropLog:
                 )
 
 
-# Something that is called from a thread that must not end with it.
-
-
-class Hook:
-    """At most one function. May be exchanged by any thread."""
-
-    def __init__(self) -> None:
-        self._function: Callable[[], None] | None = None
-
-    def set(self, function: Callable[[], None] | None) -> None:
-        """Call this one from now on, or none."""
-        self._function = function
-
-    def call(self) -> None:
-        """Call it. That it fails is told and does no harm."""
-        if (function := self._function) is not None:
-            try:
-                function()
-            except Exception:
-                log.exception("spool: the hook failed")
-
-
-# The timetable of the spool's writer: when it writes, tries again, and looks for what has become too old.
-
-_RETRY_S = 5.0
-"""Between two attempts to write to a disk that failed."""
-_LOOK_S = 60.0
-"""Between two looks for rows that have become too old."""
-
-
 class WriteSchedule:
-    """All times are s of the monotonic clock. Its owner does the locking.
+    """When the writer writes, retries and expires rows. Times are s of the monotonic clock.
 
     Attributes:
         retry_at: when a disk that failed is tried again.
@@ -101,46 +74,42 @@ class WriteSchedule:
 
     def __init__(self) -> None:
         self.retry_at = self._wakes_at = self._wrote_at = 0.0
-        self._look_at = time.monotonic() + _LOOK_S
+        self._expire_at = time.monotonic() + _EXPIRE_S
 
     def pause(self, due_at: float) -> float:
-        """Seconds to sleep now; 0 or less: none.
+        """Return the seconds to sleep now; 0 or less: none.
 
         Args:
             due_at: when there is something to write; ∞: nothing is known yet.
         """
         now = time.monotonic()
-        pause_s = min(self._look_at, due_at) - now
+        pause_s = min(self._expire_at, due_at) - now
         if now < self._wrote_at + LINGER_S:
-            pause_s = min(pause_s, LINGER_S)  # what comes now and is patient need not wake us
+            pause_s = min(pause_s, LINGER_S)  # what comes now and may linger need not wake the writer
         self._wakes_at = now + pause_s
         return pause_s
 
     def is_late_for(self, due_at: float) -> bool:
-        """Whether the writer sleeps for so long that it has to be woken for what is due then."""
+        """Return True if the writer has to be woken for what is due then."""
         return due_at < self._wakes_at - LINGER_S
 
-    def look(self) -> bool:
-        """Whether it is time to look for what is too old; then the next look is a while from now."""
+    def start_expiry(self) -> bool:
+        """Return True if it is time to expire rows; the next time is a while from now."""
         now = time.monotonic()
-        if now < self._look_at:
+        if now < self._expire_at:
             return False
-        self._look_at = now + _LOOK_S
+        self._expire_at = now + _EXPIRE_S
         return True
 
-    def look_now(self) -> None:
-        """It is time to look, whenever the last look was."""
-        self._look_at = time.monotonic()
+    def expire_soon(self) -> None:
+        """Make the next `start_expiry` return True."""
+        self._expire_at = time.monotonic()
 
-    def wrote(self, *, done: bool) -> None:
-        """A write has been tried just now."""
+    def record_write(self, *, done: bool) -> None:
+        """Record that a write has been tried just now."""
         self._wrote_at = time.monotonic()
         if not done:
             self.retry_at = self._wrote_at + _RETRY_S
-
-
-_CLOSE_S = 10.0
-"""For the last write; a disk that hangs longer does not hold up the daemon's end."""
 
 
 class Writer:
@@ -149,46 +118,47 @@ class Writer:
     Attributes:
         config: in use.
         lock: of all that is not the writer's own.
-        done: is told after each write.
-        backlog: what the disk does not know yet.
-        disk: None: everything stays in memory.
-        timetable: see there.
-        hook: called when there is more to send.
+        done: notified after each write.
+        pending: what the disk does not know yet.
+        disk: that it writes to.
+        schedule: when to write.
+        on_stored: called when there is more to send; it must be quick.
         on_disk: what waits there.
         committed: up to this number everything has been written.
         wanted: up to this number everything is to be written now.
-        executed: how many events the last process left as its wills, as far as they are known.
+        crash_ends: how many events the previous process has left as crash ends, as far as known.
     """
 
-    def __init__(self, config: StorageConfig, disk: SpoolDisk | None, given: int) -> None:
-        """Nothing is written before `start`.
+    def __init__(self, config: StorageConfig, disk: SpoolDisk, given: int) -> None:
+        """Prepare; nothing is written before `start`.
 
         Args:
             config: bounds and durability.
             disk: open.
             given: highest number that was given out.
         """
-        self.config, self.disk, self.backlog = config, disk, PendingRows(config, given)
+        self.config, self.disk, self.pending = config, disk, PendingRows(config, given)
         self.lock = threading.Lock()
         self._work, self.done = threading.Condition(self.lock), threading.Condition(self.lock)
-        self.timetable, self.hook = WriteSchedule(), Hook()
+        self.schedule = WriteSchedule()
+        self.on_stored: Callable[[], None] | None = None
         self._trouble: Exception | None = None
         self._move: Literal["", "detach", "attach"] = ""
         self._next: StorageConfig | None = None
         self._closing = False
         self._announced = self.committed = self.wanted = given
-        self.on_disk = disk.counted if disk else Counted()
+        self.on_disk = disk.counted
         self._drops = DropLog(self.dropped)
-        self.executed = 0
+        self.crash_ends = 0
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
 
     def start(self) -> None:
-        """Begin with what the last process left."""
-        self._take_left()
+        """Adopt what the previous process left, and start the thread."""
+        self._adopt_recovered()
         self._thread.start()
 
     def stop(self) -> bool:
-        """Write what is left, and end; whether that came to an end."""
+        """Write what is left and end the thread; return False if it hangs."""
         with self.lock:
             self._closing = True
             self.wake()
@@ -196,23 +166,23 @@ class Writer:
         return not self._thread.is_alive()
 
     def wake(self) -> None:
-        """There is something to do, with the lock held."""
+        """Wake the thread. Call it with the lock held."""
         self._work.notify()
 
     def report(self, trouble: Exception) -> None:
-        """What the disk said to somebody who read."""
+        """Hand over an error that a reader has met."""
         with self.lock:
             self._trouble = trouble
             self.wake()
 
     def move(self, how: Literal["detach", "attach"]) -> None:
-        """See `Spool.detach` and `Spool.attach`."""
+        """Detach from the disk or attach to it, see `Spool.detach` and `Spool.attach`."""
         with self.lock:
             self._move = how
             self.wake()
 
     def configure(self, config: StorageConfig) -> None:
-        """See `Spool.configure`."""
+        """Apply other bounds and another durability."""
         with self.lock:
             self._next = config
             self.wake()
@@ -220,18 +190,13 @@ class Writer:
     @property
     def dropped(self) -> dict[Reason, int]:
         """Events that were dropped, ever, by reason."""
-        return dict(Counter(self.on_disk.dropped) + self.backlog.dropped)
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether nothing can be written now."""
-        return self.disk is None or self.disk.failing
+        return dict(Counter(self.on_disk.dropped) + self.pending.dropped)
 
     @property
     def ready(self) -> int:
-        """Up to this number events may be sent."""
-        # What could be sent once can be sent: also while a disk that is back takes what lay in memory.
-        return self.backlog.given if self.in_memory else max(self._announced, self.backlog.ready)
+        """Highest number up to which events may be sent."""
+        # What could be sent once stays so, also while a disk that is back takes the rows from memory.
+        return self.pending.given if self.disk.failing else max(self._announced, self.pending.ready)
 
     def _run(self) -> None:
         going_on = True
@@ -239,114 +204,110 @@ class Writer:
             try:
                 going_on = self._turn()
             except Exception:
-                log.exception("spool: a defect in Vedette; going on")
+                log.exception("spool: internal error (please report); going on")
                 time.sleep(1.0)
 
     def _turn(self) -> bool:
-        """Wait for work and do it; whether there will be more."""
+        """Wait for work and do it; return False when closing."""
         with self.lock:
-            while not self._has_news and (pause_s := self.timetable.pause(self._due_at)) > 0:
+            while not self._has_news and (pause_s := self.schedule.pause(self._due_at)) > 0:
                 self._work.wait(pause_s)
             config, self._next = self._next, None
             move, self._move = self._move, ""
         if move:
             self._carry_out(move)
         if config is not None:
-            self._take_up(config)
+            self._apply(config)
         with self.lock:
             closing, trouble, self._trouble = self._closing, self._trouble, None
-            batch = self._batch(looked=self._look(), final=closing)
-        if self.disk is not None:
-            self.disk.claim(self.backlog.given)
-            if trouble is not None:
-                self.disk.lost(trouble)
-            elif batch is not None:
-                self._write(self.disk, batch)
-            self._take_left()
-            if self.disk.failing:
-                self._revoke_wills(self.disk)
+            commit = self._start_commit(expired=self._expire(), final=closing)
+        self.disk.claim(self.pending.given)
+        if trouble is not None:
+            self.disk.handle_error(trouble)
+        elif commit is not None:
+            self._write(commit)
+        self._adopt_recovered()
+        if self.disk.failing:
+            self._mark_stale()
         self._announce()
         return not closing
 
     def _carry_out(self, move: Literal["detach", "attach"]) -> None:
-        if (disk := self.disk) is None:
-            return
         if move == "detach":
-            disk.detach()
-        elif disk.attach(self.backlog.given):
+            self.disk.detach()
+        elif self.disk.attach(self.pending.given):
             with self.lock:
-                self.timetable.retry_at = 0.0  # what has come meanwhile is written now
-                self.on_disk = disk.counted
-            self.hook.call()  # whoever has looked for rows meanwhile may have found none
+                self.schedule.retry_at = 0.0  # what has come meanwhile is written now
+                self.on_disk = self.disk.counted
+            self._call_on_stored()  # a reader may have found no rows meanwhile
 
-    def _revoke_wills(self, disk: SpoolDisk) -> None:
-        """A process that is killed while the disk fails must not have ended again what it has ended."""
+    def _mark_stale(self) -> None:
+        """Mark crash ends as stale where a kill would repeat ends: the failing disk cannot delete them."""
         with self.lock:
-            overtaken = self.backlog.is_overtaken
-        if overtaken:
-            disk.revoke_wills()
+            stale = self.pending.crash_ends_are_stale
+        if stale:
+            self.disk.mark_stale()
 
-    def _take_up(self, config: StorageConfig) -> None:
+    def _apply(self, config: StorageConfig) -> None:
         """The disk first: numbers that only memory knows are reserved there before they are given out."""
-        if self.disk is not None:
-            self.disk.configure(config, self.backlog.given)
+        self.disk.configure(config, self.pending.given)
         with self.lock:
             self.config = config
-            self.backlog.configure(config)
-            self.timetable.look_now()
+            self.pending.configure(config)
+            self.schedule.expire_soon()
 
     @property
     def _has_news(self) -> bool:
-        """Whether there is something to do at once."""
         return bool(self._closing or self._trouble or self._next or self._move) or self._announced < self.ready
 
     @property
     def _due_at(self) -> float:
         """When to write, s of the monotonic clock."""
-        if self.disk is None:
-            return math.inf
         if self.disk.failing:
-            return self.timetable.retry_at
-        return -math.inf if self.committed < self.wanted else self.backlog.due_at
+            return self.schedule.retry_at
+        return -math.inf if self.committed < self.wanted else self.pending.due_at
 
-    def _look(self) -> bool:
-        """From time to time, drop what is too old; whether it was time."""
-        if not self.timetable.look():
+    def _expire(self) -> bool:
+        """Drop what is too old; return False if it was not time."""
+        if not self.schedule.start_expiry():
             return False
-        self.backlog.expire(time.time() - self.config.spool_max_age_s)
+        self.pending.expire(time.time() - self.config.spool_max_age_s)
         return True
 
-    def _batch(self, *, looked: bool, final: bool) -> Commit | None:
-        """What to write now, if anything is due and the disk is to be tried."""
-        if (disk := self.disk) is None:
-            return None
-        is_due = final or (looked and not disk.failing) or time.monotonic() >= self._due_at
-        return self.backlog.take(final=final) if is_due else None
+    def _start_commit(self, *, expired: bool, final: bool) -> Commit | None:
+        """Return what to write now, or None while nothing is due."""
+        is_due = final or (expired and not self.disk.failing) or time.monotonic() >= self._due_at
+        return self.pending.start_commit(final=final) if is_due else None
 
-    def _write(self, disk: SpoolDisk, batch: Commit) -> None:
-        done = disk.write(batch)
+    def _write(self, commit: Commit) -> None:
+        done = self.disk.write(commit)
         with self.lock:
-            self.timetable.wrote(done=done)
-            self.backlog.committed(batch, done=done)
-            self.on_disk = disk.counted
+            self.schedule.record_write(done=done)
+            self.pending.finish_commit(commit, done=done)
+            self.on_disk = self.disk.counted
             if done:
-                self.committed = batch.given
+                self.committed = commit.given
             self.done.notify_all()
 
-    def _take_left(self) -> None:
-        """What the disk gave back: rows out of a corrupt file, and wills of the process before this one."""
-        if self.disk is None:
-            return
+    def _adopt_recovered(self) -> None:
+        """Take back rows out of a corrupt file, and put the crash ends of the previous process."""
         with self.lock:
             self.on_disk = self.disk.counted
-            rows, wills = self.disk.left()
-            self.backlog.restore(rows)
-            self.executed += self.backlog.adopt_crash_ends(wills, void=self.disk.void)
+            rows, tracks = self.disk.take_recovered()
+            self.pending.restore(rows)
+            self.crash_ends += self.pending.adopt_crash_ends(tracks, stale=self.disk.stale)
 
     def _announce(self) -> None:
         with self.lock:
             ready, announced, dropped = self.ready, self._announced, self.dropped
             self._announced = ready
-        self._drops.look(dropped, final=self._closing)
+        self._drops.update(dropped, final=self._closing)
         if ready > announced:
-            self.hook.call()
+            self._call_on_stored()
+
+    def _call_on_stored(self) -> None:
+        if (function := self.on_stored) is not None:
+            try:
+                function()
+            except Exception:
+                log.exception("spool: a listener for new events failed")

@@ -59,10 +59,10 @@ def folder(tmp_path: Path) -> Path:
         messages.ModelId("m", "0"),
         "cpu",
         "full",
-        "some-id",
-        0,
     )
-    spool.put(TOPICS.detections("front"), messages.encode(detections))
+    fields = msgspec.json.decode(messages.encode(detections))
+    older = {**fields, "id": "some-id", "spool_seq": 0}  # as an older version has put it
+    spool.put(TOPICS.detections("front"), msgspec.json.encode(older))
     spool.put(EVENTS, b"{damaged")
     spool.settle([1, 2, 3])
     spool.close()

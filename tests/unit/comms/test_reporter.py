@@ -4,12 +4,11 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from agent.comms.messages import DetectionsMessage, EventMessage, ModelId, complete_spooled
+from agent.comms.messages import EventMessage, ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
-from agent.config.device import Kind
 from agent.config.stream import PublishConfig
-from agent.types import Detection, Event, EventKind, StageTimes, Stored, StreamResult, Track, Will
+from agent.types import Detection, Event, EventKind, OpenTrack, StageTimes, StreamResult, Track
 from tests.support.house import Kept
 
 NOW = datetime.now(UTC)
@@ -80,7 +79,7 @@ def test_no_events_is_none_at_all() -> None:
     assert report(Kept(), PublishConfig(events=False), event("new")) == []
 
 
-def test_the_will_of_an_open_track_is_its_end_and_an_end_takes_it_back() -> None:
+def test_the_crash_end_of_an_open_track_is_its_end_and_an_end_takes_it_back() -> None:
     kept = Kept()
     speaking = reporter(kept, PublishConfig())
     for one in (
@@ -90,8 +89,8 @@ def test_the_will_of_an_open_track_is_its_end_and_an_end_takes_it_back() -> None
         event("end", track="front-2"),
     ):
         speaking.events([one], NOW, StageTimes(), "cpu", "full")
-    assert kept.wills["front-2"] is None
-    will = msgspec.json.decode(kept.wills["front-1"] or b"", type=EventMessage)
+    assert kept.crash_ends["front-2"] is None
+    will = msgspec.json.decode(kept.crash_ends["front-1"] or b"", type=EventMessage)
     assert (will.kind, will.reason, will.track.zones) == ("end", "restart", ("yard",))
     assert will.id not in {told.id for told in kept.events()}
 
@@ -110,17 +109,11 @@ def test_closing_ends_what_is_open_and_takes_nothing_more() -> None:
     assert set(kept.retained.values()) == {b"0"}
 
 
-def test_each_kind_is_put_as_what_it_is() -> None:
-    kept = Kept()
-    report(kept, PublishConfig(), event("new"), event("update"), event("end"), event("keyword", track="word"))
-    assert kept.put_as == ["events", "updates", "events", "events"]
-
-
 def test_detections_do_not_wait_for_the_events_of_their_frame() -> None:
     order: list[str] = []
 
     class Ordered(Kept):
-        def put(self, topic: str, body: bytes, will: Will | None = None, kind: Kind = "events") -> None:
+        def put(self, topic: str, body: bytes, track: OpenTrack | None = None) -> None:
             order.append(topic.rpartition("/")[2])
 
         def send(self, topic: str, payload: bytes) -> None:
@@ -131,25 +124,16 @@ def test_detections_do_not_wait_for_the_events_of_their_frame() -> None:
     assert order == ["detections", "events"]
 
 
-def test_detections_go_through_the_spool_with_an_id_where_it_takes_them() -> None:
+def test_detections_go_straight_to_the_broker() -> None:
+    kept = Kept()
     seen = StreamResult([], [Detection("dog", 0.5)], StageTimes())
-    for kept in (Kept(), Kept("events", "updates", "detections")):
-        reporter(kept, PublishConfig(detections=True)).seen(77, NOW, seen, "cpu", "full")
-        bodies = [*kept.sent, *kept.puts]
-        (topic, body) = bodies[0]
-        assert (len(bodies), topic) == (1, "vedette/porch/front/detections")
-        found = msgspec.json.decode(body)
-        assert found["seq"] == 77
-        if kept.sent:
-            assert not {"id", "spool_seq"} & found.keys()
-        else:
-            assert kept.put_as == ["detections"]
-            sent = msgspec.json.decode(complete_spooled(Stored(12, topic, body, 0.0)), type=DetectionsMessage)
-            assert (sent.seq, sent.spool_seq, len(str(sent.id))) == (77, 12, 32)
+    reporter(kept, PublishConfig(detections=True)).seen(77, NOW, seen, "cpu", "full")
+    ((topic, body),) = kept.sent
+    assert (topic, msgspec.json.decode(body)["seq"], kept.puts) == ("vedette/porch/front/detections", 77, [])
 
 
 def test_after_a_stop_only_ends_and_counts_of_nothing_are_published() -> None:
-    kept = Kept("events", "updates")
+    kept = Kept()
     speaking = reporter(kept, PublishConfig(detections=True))
     speaking.events([event("new")], NOW, StageTimes(), "cpu", "full")
     speaking.counts({"person": 1}, {("yard", "person"): 1})

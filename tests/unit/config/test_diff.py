@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -10,8 +9,6 @@ from msgspec.structs import replace
 from agent.config import Config
 from agent.config.device import (
     DeviceConfig,
-    Durability,
-    DurabilityConfig,
     HealthConfig,
     MqttConfig,
     StorageConfig,
@@ -19,8 +16,7 @@ from agent.config.device import (
 from agent.config.diff import describe_pending, keep_until_restart, names
 
 OLD = Config(device=DeviceConfig("porch"))
-EVERY_MODE: tuple[Durability, ...] = ("event", "batch", "memory")
-durabilities = st.sampled_from(EVERY_MODE) | st.builds(DurabilityConfig, *[st.sampled_from(EVERY_MODE)] * 3)
+durabilities = st.sampled_from(["event", "batch"])
 storages = st.builds(
     StorageConfig,
     state_dir=st.sampled_from(["", "/a"]),
@@ -48,32 +44,11 @@ def test_what_waits_stays_as_it_is_and_the_rest_of_its_table_is_new() -> None:
     held, waiting = keep_until_restart(OLD, wanted)
     assert held == replace(OLD, mqtt=MqttConfig(host="other"), storage=StorageConfig(spool_max_bytes=65536))
     assert names(waiting) == ("device.name", "mqtt.prefix", "storage.state_dir")
-    assert describe_pending([*waiting, ("storage", "durability")]) == [
+    assert describe_pending([*waiting, ("storage", "clips_folder")]) == [
         "[device] name waits for a restart",
         "[mqtt] prefix waits for a restart",
-        "[storage] state_dir, durability wait for a restart",
+        "[storage] state_dir, clips_folder wait for a restart",
     ]
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "waiting"),
-    [
-        ("event", "batch", False),
-        ("batch", "event", False),
-        ("event", DurabilityConfig(updates="memory"), False),
-        ("memory", DurabilityConfig("memory", "memory"), False),
-        ("event", "memory", True),
-        ("memory", "batch", True),
-        ("memory", DurabilityConfig("memory", "memory", "event"), True),
-    ],
-)
-def test_durability_waits_only_where_a_database_comes_or_goes(
-    old: Durability, new: Durability | DurabilityConfig, waiting: bool
-) -> None:
-    running, wanted = (replace(OLD, storage=StorageConfig(durability=one)) for one in (old, new))
-    assert keep_until_restart(running, wanted) == (
-        (running, (("storage", "durability"),)) if waiting else (wanted, ())
-    )
 
 
 @given(configs, configs)

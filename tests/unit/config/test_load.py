@@ -8,12 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.config import Config
-from agent.config.device import FallbackConfig, Kind, MqttConfig
+from agent.config.device import FallbackConfig, MqttConfig
 from agent.config.load import dump, load, parse
 from agent.config.stream import ClipsConfig, GateConfig, StreamConfig, ZoneConfig
 from agent.errors import ConfigError
 
-KINDS: tuple[Kind, ...] = ("events", "updates", "detections")
 NAME_RULE = "use letters, digits, - and _, up to 63 characters; begin with a letter or digit"
 SMALLEST = '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
 
@@ -97,16 +96,12 @@ def test_the_smallest_file_is_three_lines() -> None:
         ("[selection]\nby = 'x'", "v.toml:2: `selection.by`: expected one of latency, energy; found 'x'"),
         ("mqtt = 3", "v.toml:1: `mqtt`: expected `object`, got `int`"),
         (
-            "[storage]\ndurability = 'always'",
-            "v.toml:2: `storage.durability`: expected one of event, batch, memory; found 'always'",
+            "[storage]\ndurability = 'memory'",
+            "v.toml:2: `storage.durability`: expected one of event, batch; found 'memory'",
         ),
         (
-            "[storage.durability]\nupdates = 'always'",
-            "v.toml:2: `storage.durability.updates`: expected one of event, batch, memory; found 'always'",
-        ),
-        (
-            "[storage.durability]\nupdate = 'batch'",
-            "v.toml:2: unknown key `storage.durability.update`; did you mean 'updates'?",
+            "[storage.durability]\nupdates = 'batch'",
+            "v.toml:1: `storage.durability`: expected one of event, batch; found a table",
         ),
         ("streams = 3", "v.toml:1: `streams`: expected `object`, got `int`"),
         (
@@ -181,14 +176,3 @@ def test_where_falls_back_to_the_table_above() -> None:
 
 def test_the_schema_knows_every_room() -> None:
     assert "StreamConfig" in msgspec.json.schema(Config)["$defs"]
-
-
-def test_one_durability_is_that_of_events_and_updates_and_a_table_says_each() -> None:
-    storage = parse("[storage]\ndurability = 'batch'", "x").config.storage
-    assert [storage.of(kind) for kind in KINDS] == ["batch", "batch", "memory"]
-    assert storage.spooled == {"batch"}
-    storage = parse("[storage.durability]\nupdates = 'memory'\ndetections = 'event'", "x").config.storage
-    assert [storage.of(kind) for kind in KINDS] == ["event", "memory", "event"]
-    assert storage.spooled == {"event", "memory"}
-    config = Config(storage=storage)
-    assert parse(dump(config), "x").config == config

@@ -18,7 +18,7 @@ from agent.storage.files import OwnedFolder
 from agent.storage.spool import writer
 from agent.storage.spool.history import History
 from agent.storage.spool.spool import Spool
-from agent.types import Will
+from agent.types import OpenTrack
 from tests.support.publishing import from_one, wait_for
 from tests.support.spooling import TOPIC, filled, numbers
 
@@ -31,7 +31,7 @@ class State:
         self.written = 0
         self.folder = OwnedFolder(from_one(folder))
         self.spool = filled(folder, 4)
-        self.spool.put(TOPIC, b"new", Will("track", b"end"))
+        self.spool.put(TOPIC, b"new", OpenTrack("track", b"end"))
         self.spool.settle([1])
         assert self.spool.flush(5.0)
         self.guard = StateGuard(self.folder, self.spool, self._write)

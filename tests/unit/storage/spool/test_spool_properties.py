@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec import structs
 
-from agent.config.device import Durability, DurabilityConfig, Kind, StorageConfig
+from agent.config.device import Durability, StorageConfig
 from agent.storage.spool.history import History
 from agent.storage.spool.pending import size
 from agent.storage.spool.spool import Spool
@@ -22,10 +22,9 @@ from tests.support.publishing import from_one, wait_for
 
 LIMIT, ALL = 65536, 10**9
 TOPIC = "v/d/s/events"
-DURABILITIES: tuple[Durability, ...] = ("event", "batch", "memory")
-KINDS: tuple[Kind, ...] = ("events", "updates", "detections")
+DURABILITIES: tuple[Durability, ...] = ("event", "batch")
 
-durabilities = st.builds(DurabilityConfig, *[st.sampled_from(DURABILITIES)] * 3)
+durabilities = st.sampled_from(DURABILITIES)
 
 
 class SpoolMachine(RuleBasedStateMachine):
@@ -38,8 +37,8 @@ class SpoolMachine(RuleBasedStateMachine):
         seen: what a subscriber may have got, by number.
     """
 
-    @initialize(durability=st.just(DurabilityConfig()) | durabilities, history=st.sampled_from([0, 30_000, ALL]))
-    def begin(self, durability: DurabilityConfig, history: int) -> None:
+    @initialize(durability=durabilities, history=st.sampled_from([0, 30_000, ALL]))
+    def begin(self, durability: Durability, history: int) -> None:
         self.folder = from_one(Path(tempfile.mkdtemp()))
         self.config = StorageConfig(spool_max_bytes=LIMIT, durability=durability, history_max_bytes=history)
         self.spool = Spool(self.folder, self.config)
@@ -49,54 +48,44 @@ class SpoolMachine(RuleBasedStateMachine):
         self.seen: dict[int, bytes] = {}
         self.dropped = self.puts = 0
         self.keeps_all = history == ALL
-        self.last: int | None = None if self.config.spooled != {"event"} else 0
+        self.last: int | None = 0 if durability == "event" else None
 
-    @rule(kind=st.sampled_from(KINDS), bodies=st.lists(st.binary(max_size=9000), max_size=12))
-    def put(self, kind: Kind, bodies: list[bytes]) -> None:
-        if not self.spool.takes(kind):
-            return
+    @rule(bodies=st.lists(st.binary(max_size=9000), max_size=12))
+    def put(self, bodies: list[bytes]) -> None:
         for body in bodies:
-            self.add(kind, body)
+            self.add(body)
         assert self.spool.flush(20.0)
-        for in_memory in (True, False):
-            self.trim(in_memory)
+        self.trim()
 
-    def add(self, kind: Kind, body: bytes) -> None:
+    def add(self, body: bytes) -> None:
         self.puts += 1
         body += b" %d" % self.puts
-        self.spool.put(TOPIC, body, None, kind)
-        given = self.spool._backlog.given
+        self.spool.put(TOPIC, body)
+        given = self.spool._pending.given
         assert self.last is None or given == self.last + 1, "no gap"
-        self.last, self.rows[given] = given, (body, self.config.of(kind))
+        self.last, self.rows[given] = given, (body, self.config.durability)
 
-    def trim(self, in_memory: bool) -> None:
-        """What lies in memory only has the same bound for itself."""
-
-        def seqs() -> list[int]:
-            return [seq for seq, (_, durability) in self.rows.items() if (durability == "memory") == in_memory]
-
-        while sum(len(self.rows[seq][0]) + len(TOPIC) for seq in seqs()) > LIMIT:
-            del self.rows[min(seqs())]
+    def trim(self) -> None:
+        while sum(len(body) + len(TOPIC) for body, _ in self.rows.values()) > LIMIT:
+            del self.rows[min(self.rows)]
             self.dropped += 1
 
-    @rule(kind=st.sampled_from(KINDS), body=st.binary(max_size=100))
-    def put_and_go_on(self, kind: Kind, body: bytes) -> None:
+    @rule(body=st.binary(max_size=100))
+    def put_and_go_on(self, body: bytes) -> None:
         """It is settled or cut off before or after it is written."""
         has_room = sum(len(b) + len(TOPIC) for b, _ in self.rows.values()) + 200 < LIMIT
-        if has_room and self.spool.takes(kind):
-            self.add(kind, body)
+        if has_room:
+            self.add(body)
 
     @rule(durability=durabilities, history=st.sampled_from([0, 30_000, ALL]))
-    def configure(self, durability: DurabilityConfig, history: int) -> None:
-        """As a reload does; from and to memory alone it cannot be done."""
+    def configure(self, durability: Durability, history: int) -> None:
+        """As a reload does."""
         config = structs.replace(self.config, durability=durability, history_max_bytes=history)
-        if (config.spooled == {"memory"}) != (self.config.spooled == {"memory"}):
-            return
         self.spool.configure(config)
         self.keeps_all &= history == ALL
         wait_for(lambda: self.spool._writer.config is config)
         self.config = config
-        self.put("events", [b""])
+        self.put([b""])
 
     @rule(picks=st.lists(st.integers(0, 1000)))
     def settle(self, picks: list[int]) -> None:
@@ -110,9 +99,7 @@ class SpoolMachine(RuleBasedStateMachine):
     def settled(self, seqs: list[int]) -> None:
         self.spool.settle(seqs)
         for seq in seqs:
-            body, durability = self.rows.pop(seq)
-            if durability != "memory":
-                self.done[seq] = body
+            self.done[seq] = self.rows.pop(seq)[0]
 
     @rule(pick=st.integers(0, 1000))
     def drop(self, pick: int) -> None:
@@ -125,13 +112,7 @@ class SpoolMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.spool.close()
-        lost = [seq for seq, (_, durability) in self.rows.items() if durability == "memory"]
-        self.dropped += len(lost) if self.config.spooled != {"memory"} else -self.dropped
-        for seq in lost:
-            del self.rows[seq]
         self.spool = Spool(self.folder, self.config)
-        if self.config.spooled == {"memory"}:
-            self.last = None
 
     @rule()
     def power_cut(self) -> None:
@@ -148,14 +129,14 @@ class SpoolMachine(RuleBasedStateMachine):
         self.rows = {seq: (body, "event") for seq, body in found.items()}
         self.done = {seq: body for seq, body in self.done.items() if seq not in found}
         self.dropped = self.spool.stats().dropped
-        self.last = self.spool._backlog.given if self.config.spooled == {"event"} else None
+        self.last = self.spool._pending.given if self.config.durability == "event" else None
 
     def stop_the_clock(self, copy: Path) -> set[int]:
         """Copy the files between two commits; gives what may be peeked then and has to survive."""
         while True:
             with self.spool._lock:
-                if not self.spool._backlog._writing:
-                    ready, held = self.spool._writer.ready, {row.seq for row in self.spool._backlog.held.all()}
+                if not self.spool._pending._writing:
+                    ready, held = self.spool._writer.ready, {row.seq for row in self.spool._pending.rows}
                     if self.folder.exists():
                         shutil.copytree(self.folder, copy, dirs_exist_ok=True)
                     break
@@ -176,16 +157,11 @@ class SpoolMachine(RuleBasedStateMachine):
     def tell_the_history(self) -> None:
         assert self.spool.flush(20.0)
         self.spool.settle([])
-        if (
-            self.config.spooled == {"memory"}
-            or not self.spool._writer.disk
-            or not self.spool._writer.disk.counted.rows
-        ):
+        if not self.spool._writer.disk.counted.rows:
             return
         found = {past.stored.seq: past for past in History(self.folder).after(0)}
-        waits = {seq for seq, (_, durability) in self.rows.items() if durability != "memory"}
         noted = {seq for seq, past in found.items() if past.acknowledged}
-        assert waits <= found.keys() - noted
+        assert self.rows.keys() <= found.keys() - noted
         assert {seq: found[seq].stored.body for seq in noted}.items() <= self.done.items()
         assert sum(size(found[seq].stored) for seq in noted) <= self.config.history_max_bytes
         if self.keeps_all:
