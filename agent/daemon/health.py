@@ -28,7 +28,7 @@ from agent.daemon.shadow import ShadowReport
 from agent.daemon.shadow_manager import ShadowManager
 from agent.daemon.stream import Stream
 from agent.errors import StorageError, reason_of
-from agent.storage.files import write_passing
+from agent.storage.files import write_atomic
 from agent.storage.spool.spool import Spool
 
 # Vitals: what the health message tells of the spool and of the line.
@@ -236,7 +236,7 @@ class HealthFile:
             return
         self._written_s = now_s
         try:
-            write_passing(self._path, msgspec.json.encode(self._report(ready)))
+            write_atomic(self._path, msgspec.json.encode(self._report(ready)), follow=False, durable=False)
         except (StorageError, OSError) as error:
             if not self._failed:
                 log.warning("what is told to programs on this board gets old: %s", reason_of(error))

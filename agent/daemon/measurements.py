@@ -10,7 +10,7 @@ import platform
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +32,7 @@ from agent.compute.manifest import Model
 from agent.config.device import SelectionConfig
 from agent.errors import NO_JSON, StorageError, reason_of
 from agent.models.library import golden
-from agent.storage.files import SAFE, STATE_MODE, check_kind, read_regular
+from agent.storage.files import SAFE, STATE_MODE, check_kind, open_replacement, read_regular
 from agent.text import plain
 
 # What a measurement depends on: when any of it changes, the measurement is of another board.
@@ -182,11 +182,14 @@ class MeasurementFiles:
             self._state.mkdir(mode=0o750, parents=True, exist_ok=True)
             with _opened(self._state) as state:
                 owner = os.fstat(state)
-                new = _created(state, self._folder.name)
+                created = _created(state, self._folder.name)
                 with _inside(state, self._folder) as folder:
-                    if new and _is_empty(folder):
+                    if created and _is_empty(folder):
                         _give(folder, owner)
-                    _replace(folder, path.name, content, owner)
+                    new = f".{path.name}.{os.getpid()}.tmp"
+                    with open_replacement(path, STATE_MODE, folder=folder, temporary=new) as file:
+                        _give(file.fileno(), owner)
+                        file.write(content)
         except OSError as error:
             raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
         self._known[model, key] = content
@@ -241,25 +244,6 @@ def _is_empty(folder: int) -> bool:
     """Whether it is the one that was just created, or at least none that hides something from the new owner."""
     with os.scandir(folder) as inside:
         return not any(inside)
-
-
-def _replace(folder: int, name: str, content: bytes, owner: os.stat_result) -> None:
-    temporary = f".{name}.{os.getpid()}.tmp"
-    with suppress(FileNotFoundError):
-        os.unlink(temporary, dir_fd=folder)
-    try:
-        made = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE, STATE_MODE, dir_fd=folder)
-        with os.fdopen(made, "wb") as file:
-            _give(made, owner)
-            file.write(content)
-            file.flush()
-            os.fsync(made)
-        os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary, dir_fd=folder)
-        raise
-    os.fsync(folder)
 
 
 def _give(descriptor: int, owner: os.stat_result) -> None:

@@ -7,11 +7,11 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from agent.errors import StorageError, reason_of
-from agent.storage.files import check_kind, sync_folder, write_atomic
+from agent.storage.files import check_kind, open_replacement, sync_folder, write_atomic
 
 _LARGEST = 4 * 1024**2
 _CHUNK = 1024**2
@@ -110,24 +110,16 @@ def take_copy(source: Path, target: Path, *, like_source: bool = False) -> None:
     Raises:
         StorageError: it cannot be read, is no file, or the disk refuses.
     """
-    temporary = target.with_name(f".{target.name}.new")
     try:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # Not blocking: somebody else might have put a pipe there, which never ends.
+        # Not blocking: opening a pipe would wait for a writer.
         with os.fdopen(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            check_kind(os.fstat(file.fileno()), stat.S_IFREG, source)
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb") as copy:
-                if like_source:
-                    _make_like(descriptor, os.fstat(file.fileno()))
+            found = os.fstat(file.fileno())
+            check_kind(found, stat.S_IFREG, source)
+            like = found if like_source else None
+            with open_replacement(target, 0o600, like=like, temporary=f".{target.name}.new") as copy:
                 shutil.copyfileobj(file, copy, _CHUNK)
-                copy.flush()
-                os.fsync(copy.fileno())
-        temporary.replace(target)
-        sync_folder(target.parent)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise StorageError(f"{source}: cannot be copied to {target}: {reason_of(error)}") from error
 
 
@@ -145,19 +137,10 @@ def write_like(path: Path, data: bytes, like: Path) -> None:
         StorageError: the disk refuses; the old content is still there.
     """
     target = path.resolve()
-    temporary = target.with_name(f".{target.name}.new")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            _make_like(descriptor, like.stat())
+        with open_replacement(target, 0o600, like=like.stat(), temporary=f".{target.name}.new") as file:
             file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-        temporary.replace(target)
-        sync_folder(target.parent)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
 
 
@@ -183,11 +166,6 @@ def close_to_others(path: Path, group: int) -> bool:
         return not path.stat().st_mode & 0o007
     except OSError as error:
         raise StorageError(f"{path}: cannot be closed to other users: {reason_of(error)}") from error
-
-
-def _make_like(descriptor: int, like: os.stat_result) -> None:
-    os.fchown(descriptor, like.st_uid, like.st_gid)
-    os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
 
 
 def rename(source: Path, target: Path) -> None:

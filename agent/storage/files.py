@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from agent.config.device import StorageConfig
 from agent.errors import BundleError, InUseError, StorageError, VedetteError, reason_of
@@ -118,14 +119,17 @@ _SERVICE = Path("var/lib/vedette")
 """The state folder of the unit: systemd tells its name to the daemon only."""
 
 
-def write_atomic(path: Path, data: bytes, mode: int = 0o644, *, follow: bool = True) -> None:
-    """Replace a file: whoever reads it, whenever the power goes, finds the old content or the new.
+def write_atomic(
+    path: Path, data: bytes, mode: int = 0o644, *, follow: bool = True, durable: bool = True
+) -> None:
+    """Replace a file as a whole: a reader, also after a power cut, finds the old content or the new.
 
     Args:
         path: the file; its folder exists.
         data: the whole content.
         mode: permissions, before the umask.
         follow: replace what a symbolic link at `path` leads to; False: replace the link itself.
+        durable: sync it; False for a file that need not survive a power cut, such as one in memory.
 
     Raises:
         StorageError: it cannot be written, or is a device, a pipe or a folder; the old content is still there.
@@ -134,38 +138,59 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644, *, follow: bool = T
         target = path.resolve() if follow else path
         if not (target.is_file() or (target.is_symlink() and not follow)) and os.path.lexists(target):
             raise StorageError(f"{path}: cannot be written: not a file, but a device, a pipe or a folder")
-        _replace(target, data, mode)
+        with open_replacement(target, mode, durable=durable) as file:
+            file.write(data)
     except (OSError, RuntimeError) as error:  # a RuntimeError: links that lead to each other
         raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
 
 
-def write_passing(path: Path, data: bytes) -> None:
-    """Replace a file that need not outlive a power cut, such as one in memory: whoever reads finds old or new.
+@contextmanager
+def open_replacement(
+    path: Path,
+    mode: int = 0o644,
+    *,
+    folder: int | None = None,
+    like: os.stat_result | None = None,
+    temporary: str = "",
+    durable: bool = True,
+) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path` that replaces it when the context ends; after an error it is removed.
+
+    Args:
+        path: the file to replace; a link is replaced itself.
+        mode: permissions, before the umask.
+        folder: descriptor of the folder that it is in; None: as the path says.
+        like: give the file this owner, group and permissions.
+        temporary: name of the temporary file; one that a power cut has left is replaced. Empty: a new name each
+            time, for files that several processes write.
+        durable: sync the file and its folder.
 
     Raises:
-        StorageError: it cannot be written.
+        OSError: the disk refuses; the old content is still there.
     """
+    target = path if folder is None else Path(path.name)
+    new = target.with_name(temporary or f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        _replace(path, data, 0o644, durable=False)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
-
-
-def _replace(path: Path, data: bytes, mode: int, *, durable: bool = True) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE, mode)
+        if temporary:
+            with suppress(FileNotFoundError):
+                os.unlink(new, dir_fd=folder)
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE, mode, dir_fd=folder)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            if like is not None:
+                os.fchown(descriptor, like.st_uid, like.st_gid)
+                os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
+            yield file
             file.flush()
             if durable:
-                os.fsync(file.fileno())
-        temporary.replace(path)
+                os.fsync(descriptor)
+        os.replace(new, target, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            os.unlink(new, dir_fd=folder)
         raise
-    if durable:
+    if durable and folder is not None:
+        os.fsync(folder)
+    elif durable:
         sync_folder(path.parent)
 
 

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from agent.errors import NO_JSON, StorageError, reason_of
-from agent.storage.files import STATE_MODE, make_folder, read_regular, sync_folder, write_atomic, write_passing
+from agent.storage.files import STATE_MODE, make_folder, read_regular, sync_folder, write_atomic
 
 _LARGEST = 1024**2
 _ASIDE = ".damaged"
@@ -100,7 +100,7 @@ def give(path: Path, order: ShadowOrder) -> None:
         StorageError: it cannot be written.
     """
     make_folder(path.parent)
-    write_passing(path, msgspec.json.encode(order))
+    write_atomic(path, msgspec.json.encode(order), follow=False, durable=False)
     try:  # whatever the umask of an operator: the daemon is another user
         path.parent.chmod(0o755)
         path.chmod(0o644)

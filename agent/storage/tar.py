@@ -21,7 +21,7 @@ from typing import BinaryIO
 from msgspec import Struct
 
 from agent.errors import BundleError, StorageError, reason_of
-from agent.storage.files import sync_folder
+from agent.storage.files import open_replacement, sync_folder
 
 BLOCK = 512
 CHUNK = 1 << 20
@@ -92,20 +92,13 @@ def write_tarball(path: Path, members: Iterable[tuple[str, int, Iterable[bytes]]
     Raises:
         StorageError: it cannot be written, or a file has another size than was said.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("xb") as file:
+        with open_replacement(path) as file:
             for name, size, content in members:
                 _append(file, name, size, content)
             file.write(_END)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _append(file: BinaryIO, name: str, size: int, content: Iterable[bytes]) -> None:

@@ -24,7 +24,6 @@ from agent.storage.files import (
     state_folder,
     tighten,
     write_atomic,
-    write_passing,
 )
 from agent.storage.spool.spool import Spool
 from agent.storage.state_file import StateFile
@@ -43,18 +42,18 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
 
 def test_file_and_folder_are_synced_around_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    sync, rename = os.fsync, Path.replace
+    sync, rename = os.fsync, os.replace
 
     def note_sync(descriptor: int) -> None:
         order.append("folder" if Path(f"/proc/self/fd/{descriptor}").readlink().is_dir() else "file")
         sync(descriptor)
 
-    def note_rename(self: Path, target: Path) -> Path:
+    def note_rename(source: Path, target: Path, **folders: int | None) -> None:
         order.append("rename")
-        return rename(self, target)
+        rename(source, target, **folders)
 
     monkeypatch.setattr(os, "fsync", note_sync)
-    monkeypatch.setattr(Path, "replace", note_rename)
+    monkeypatch.setattr(os, "replace", note_rename)
     write_atomic(tmp_path / "state", b"x")
     assert order == ["file", "rename", "folder"]
 
@@ -202,12 +201,12 @@ def test_a_state_folder_that_is_not_ours_wants_write_access(
 
 
 def test_a_passing_file_is_replaced_as_a_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
-    write_passing(tmp_path / "health.json", b"old")
-    write_passing(tmp_path / "health.json", b"new")
+    write_atomic(tmp_path / "health.json", b"old", follow=False, durable=False)
+    write_atomic(tmp_path / "health.json", b"new", follow=False, durable=False)
     assert (tmp_path / "health.json").read_bytes() == b"new"
     assert [path.name for path in tmp_path.iterdir()] == ["health.json"]
     with pytest.raises(StorageError, match=r"gone/health\.json: cannot be written: No such file"):
-        write_passing(tmp_path / "gone" / "health.json", b"new")
+        write_atomic(tmp_path / "gone" / "health.json", b"new", follow=False, durable=False)
 
 
 def test_every_file_of_the_state_folder_is_for_its_user_and_group(tmp_path: Path) -> None:
