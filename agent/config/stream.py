@@ -164,7 +164,6 @@ class ClipsConfig(Struct, frozen=True, forbid_unknown_fields=True):
         fps: pictures per second, at most.
         max_width: wider pictures are made smaller, px.
         quality: JPEG quality.
-        ring_max_bytes: memory for pictures that are kept, at most.
     """
 
     events: bool = True
@@ -177,7 +176,6 @@ class ClipsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     fps: Annotated[float, Meta(ge=0.1, le=60.0)] = 5.0
     max_width: Annotated[int, Meta(ge=64, le=8192)] = 1280
     quality: Annotated[int, Meta(ge=1, le=100)] = 75
-    ring_max_bytes: Annotated[int, Meta(ge=65536)] = 16 * 1024 * 1024
 
 
 class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _TAKE_S = 0.5
 _CLOSE_S = 0.4
+_RING_BYTES = 16 * 1024 * 1024
+"""Memory for the pictures before a clip, bytes."""
 _WAKE_BYTES = 1024 * 1024
 """The recorder looks by itself often enough for what comes more slowly than this."""
 
@@ -54,7 +56,7 @@ class StreamClips:
         """
         self._stream, self._config, self._recorder, self._give_back = stream, config, recorder, give_back
         self._occasions = ClipTrigger(stream, config, only_zones=only_zones)
-        self._footage = FrameRing(config.before_s, config.ring_max_bytes, patient=keeps_all)
+        self._footage = FrameRing(config.before_s, _RING_BYTES, patient=keeps_all)
         self._stills = FrameEncoder(config.max_width, config.quality)
         self._slot = LatestFrame(keeps_all=keeps_all)
         self._lock = threading.Lock()

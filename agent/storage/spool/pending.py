@@ -20,6 +20,8 @@ Reason = Literal["bytes", "age", "memory", "unsendable"]
 `memory` is counted by older versions only."""
 LINGER_S = 5.0
 """How long a commit without a sync waits for more, s: each commit wears the card."""
+MAX_AGE_S = 7 * 86400.0
+"""Age from which undelivered events are dropped, s."""
 _MANY = 1000
 """So many changes are committed at once."""
 _SPARE = 1000

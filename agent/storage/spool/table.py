@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from agent.config.device import StorageConfig
 from agent.storage.files import STATE_MODE, sync_folder
-from agent.storage.spool.pending import Commit, Reason, StoredOpenTrack, size
+from agent.storage.spool.pending import MAX_AGE_S, Commit, Reason, StoredOpenTrack, size
 from agent.storage.spool.watermark import CLOCK_SET
 from agent.types import Stored
 
@@ -383,7 +383,7 @@ class SpoolTable:
 
         A row that was stamped before the clock was set has no known age.
         """
-        oldest, last, dropped = time.time() - self._config.spool_max_age_s, 0, dict[Reason, int]()
+        oldest, last, dropped = time.time() - MAX_AGE_S, 0, dict[Reason, int]()
         statement = f"SELECT seq, put_at, {SIZE} FROM spool WHERE seq > ? AND NOT settled ORDER BY seq"
         with closing(self._writer.execute(statement, (tally.acked,))) as rows:
             for seq, put_at, row_size in rows:

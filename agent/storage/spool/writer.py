@@ -15,7 +15,7 @@ from typing import Literal
 
 from agent.config.device import StorageConfig
 from agent.storage.spool.disk import SpoolDisk
-from agent.storage.spool.pending import LINGER_S, Commit, PendingRows, Reason
+from agent.storage.spool.pending import LINGER_S, MAX_AGE_S, Commit, PendingRows, Reason
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _QUIET_S = 600.0
 """Time without a drop after which an outage of dropping is over, s."""
 _WORDS: dict[Reason, str] = {
     "bytes": "it is full (spool_max_bytes): the oldest events are dropped for each new one",
-    "age": "events have waited for longer than spool_max_age_s and are dropped",
+    "age": "events have waited for more than 7 days and are dropped",
 }
 
 
@@ -271,7 +271,7 @@ class Writer:
         """Drop what is too old; return False if it was not time."""
         if not self.schedule.start_expiry():
             return False
-        self.pending.expire(time.time() - self.config.spool_max_age_s)
+        self.pending.expire(time.time() - MAX_AGE_S)
         return True
 
     def _start_commit(self, *, expired: bool, final: bool) -> Commit | None:

@@ -85,7 +85,7 @@ def test_the_oldest_go_in_pieces_when_there_are_too_many(tmp_path: Path) -> None
 
 
 def test_what_is_too_old_goes_and_what_waits_beside_it_stays(tmp_path: Path) -> None:
-    config = StorageConfig(history_max_age_s=1000.0, spool_max_age_s=1e6)
+    config = StorageConfig(history_max_age_s=1000.0)
     table, now = SpoolTable(tmp_path / "spool.db", config), time.time()
     table.commit(Commit(rows(1, 2, now - 5000) + rows(3, 2, now - 900), {1, 3}, (), 4))
     assert told(tmp_path) == {2: False, 3: True, 4: False}
