@@ -124,8 +124,8 @@ class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
         state_dir: folder for state; `~` and `$STATE_DIRECTORY` are expanded. Empty: `$STATE_DIRECTORY`, else
             `~/.local/state/vedette`. A change waits for a restart. On a board whose disk is never written, use a
             folder in memory, such as `/run/vedette`.
-        spool_max_bytes: bytes of events kept while the broker is away; the oldest are dropped first, and all that are
-            older than 7 days.
+        spool_max_bytes: bytes of events kept while the broker is away; the oldest are dropped first, and all that
+            are older than 7 days.
         durability: `event`: an event is synced to the disk before it is sent, so none is lost. `batch`: an event
             is sent at once and written some seconds later with others, without a sync: that wears an SD card
             less, and a crash or a power cut loses undelivered events since the last write. After a crash, numbers

@@ -27,8 +27,14 @@ RENAMED: Mapping[str, str] = {
 }
 """New name, in the same table, by old key; `*` matches any name. A row here is all that a renamed key needs."""
 
-REMOVED: Mapping[str, str] = {}
+REMOVED: Mapping[str, str] = {
+    "storage.spool_max_age_s": "undelivered events are kept for 7 days",
+    "streams.*.clips.ring_max_bytes": "the pictures before a clip take 16 MiB at most",
+}
 """What to know or do instead, by the key that was removed: `"mqtt.inflight": "the broker's limit counts"`."""
+
+NARROWED: Mapping[str, tuple[str, ...]] = {"storage.durability": ("event", "batch")}
+"""Values that are left, by key; a key with another value of an earlier version is dropped."""
 
 _CONFIG = ("storage.", "streams.", "mqtt.", "device.", "health.", "selection.", "thermal.", "homeassistant.")
 
@@ -92,7 +98,7 @@ def replace_old_keys(data: dict[str, Any], lines: dict[_Keys, int]) -> list[OldK
     Returns:
         What was changed, in the order of the file's tables.
     """
-    found = [one for pattern in (*RENAMED, *REMOVED) for one in _find(data, pattern)]
+    found = [one for pattern in (*RENAMED, *REMOVED, *NARROWED) for one in _find(data, pattern)]
     for old in found:
         table = _table(data, old.keys[:-1])
         value = table.pop(str(old.keys[-1]))
@@ -119,7 +125,8 @@ def _find(data: dict[str, Any], pattern: str) -> Iterator[OldKey]:
         ]
     for keys, table in tables:
         if isinstance(table, dict) and last in table:
-            old = old_key((*keys, last))
+            dropped = pattern in NARROWED and table[last] not in NARROWED[pattern]
+            old = OldKey((*keys, last), "") if dropped else old_key((*keys, last))
             if old is not None and old.name not in table:
                 yield old
 

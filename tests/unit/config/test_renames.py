@@ -100,6 +100,21 @@ def test_a_file_is_rewritten_with_its_comments_and_order() -> None:
     assert rewritten(OLD.replace("\n", "\r\n")) == NEW.replace("\n", "\r\n")
 
 
+@pytest.mark.parametrize(
+    ("storage", "durability"),
+    [
+        ('durability = "batch"', "batch"),
+        ('durability = "memory"', "event"),
+        ('durability = {updates = "batch"}', "event"),
+        ('[storage.durability]\nevents = "batch"\ndetections = "event"', "event"),
+    ],
+)
+def test_a_daemon_reads_a_durability_of_an_earlier_version(tmp_path: Path, storage: str, durability: str) -> None:
+    file = tmp_path / "v.toml"
+    file.write_text(f'[storage]\n{storage}\n[streams.front]\nsource = "test:"\nmodel = "nanodet"\n')
+    assert Rereadable(file).read().storage.durability == durability
+
+
 def test_a_manifest_of_an_earlier_version_is_read_and_rewritten() -> None:
     text = '[[rungs]]\nname = "a"\n\n[[rungs]]  # small\nname = "b"\n'
     manifest = read_manifest(text, "m.toml")
