@@ -48,13 +48,13 @@ def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
     They lie where [storage] clips_folder says; in a --folder, in its `clips`.
     """
     from agent.errors import StorageError
-    from agent.storage.clips.file import read_label
+    from agent.storage.clips.file import read_header
     from agent.storage.clips.retention import clips_in
 
     rows, damaged = list[_Row](), list[str]()
     for entry in clips_in(folder / "clips" if folder else _folder(path)):
         try:
-            row = _Row(entry, read_label(entry.path))
+            row = _Row(entry, read_header(entry.path))
         except StorageError as error:
             damaged.append(str(error))
             continue

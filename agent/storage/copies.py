@@ -1,4 +1,4 @@
-"""Files of an update that a power cut must not harm: copies, renames, and lines that are only added."""
+"""Durable copies, renames and appended lines, for the files of an update."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _CHUNK = 1024**2
 
 
 def add_line(path: Path, line: bytes) -> None:
-    """Add a line to a file, durably. What a power cut left of a line before is ended first.
+    """Append a line to a file and sync it. A line that a power cut has cut off is ended first.
 
     Args:
-        path: of the file; it is made where there is none.
-        line: without its end.
+        path: of the file; created if there is none.
+        line: without a newline.
 
     Raises:
         StorageError: the disk refuses.
@@ -43,7 +43,7 @@ def add_line(path: Path, line: bytes) -> None:
 
 
 def keep_newest(path: Path, largest: int) -> None:
-    """Drop the older half of a file's lines when it has become too large; whoever reads finds the old or the new.
+    """Drop the older half of a file's lines if it is too large; a reader finds the old or the new content.
 
     Raises:
         StorageError: the disk refuses.
@@ -53,7 +53,7 @@ def keep_newest(path: Path, largest: int) -> None:
             return
         with path.open("rb") as file:
             file.seek(-(largest // 2), os.SEEK_END)
-            file.readline()  # which is cut
+            file.readline()  # a partial line
             newest = file.read()
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
@@ -61,7 +61,7 @@ def keep_newest(path: Path, largest: int) -> None:
 
 
 def read_lines(path: Path) -> list[bytes]:
-    """Lines of a file, the newest 4 MiB; none where there is no file.
+    """Return the lines of a file, the newest 4 MiB; none if there is no file.
 
     Raises:
         StorageError: it cannot be read.
@@ -80,10 +80,10 @@ def read_lines(path: Path) -> list[bytes]:
 
 @contextmanager
 def owned_file(path: Path) -> Iterator[None]:
-    """Own a file that lines are added to while the context lasts; it is made where there is none.
+    """Lock a file that lines are appended to while the context lasts; it is created if there is none.
 
     Raises:
-        StorageError: another process owns it, or it cannot be written.
+        StorageError: another process has locked it, or it cannot be written.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -100,15 +100,15 @@ def owned_file(path: Path) -> Iterator[None]:
 
 
 def take_copy(source: Path, target: Path, *, like_source: bool = False) -> None:
-    """Copy a file so that it is there whole or not at all, whenever the power goes.
+    """Copy a file; after a power cut the target is complete or as before.
 
     Args:
-        source: of the copy.
-        target: is replaced.
-        like_source: with the same owner and permissions; else only its owner may read it.
+        source: a plain file.
+        target: replaced.
+        like_source: give it the same owner and permissions; False: only its owner may read it.
 
     Raises:
-        StorageError: it cannot be read, is no file, or the disk refuses.
+        StorageError: the source cannot be read or is not a plain file, or the disk refuses.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -126,10 +126,10 @@ def take_copy(source: Path, target: Path, *, like_source: bool = False) -> None:
 def write_like(path: Path, data: bytes, like: Path) -> None:
     """Replace a file as a whole, with the owner and permissions of another.
 
-    A configuration may hold passwords that not everybody may read, and has to be read by the daemon.
+    A configuration may hold passwords that not every user may read, and the daemon must be able to read it.
 
     Args:
-        path: of the file; of a link, what it leads to is replaced.
+        path: of the file; a link is followed.
         data: the whole content.
         like: the other file, or this one as it was.
 
@@ -145,14 +145,14 @@ def write_like(path: Path, data: bytes, like: Path) -> None:
 
 
 def close_to_others(path: Path, group: int) -> bool:
-    """Let only a file's owner and a group read it, if every user may.
+    """Let only a file's owner and a group read it.
 
     Args:
-        path: of the file; of a link, what it leads to.
+        path: of the file; a link is followed.
         group: that may read it.
 
     Returns:
-        True if every user could, and now cannot.
+        True if every user could read it before, and cannot now.
 
     Raises:
         StorageError: it cannot be changed.
@@ -169,7 +169,7 @@ def close_to_others(path: Path, group: int) -> bool:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename a file, durably.
+    """Rename a file and sync the folder.
 
     Raises:
         StorageError: the disk refuses.
@@ -182,7 +182,7 @@ def rename(source: Path, target: Path) -> None:
 
 
 def remove(*paths: Path) -> None:
-    """Delete files, durably; those that are not there are left out.
+    """Delete files and sync their folders; missing ones are ignored.
 
     Raises:
         StorageError: the disk refuses.
@@ -197,7 +197,7 @@ def remove(*paths: Path) -> None:
 
 
 def delete_folder(folder: Path) -> None:
-    """Delete a folder with all that is in it, if it is there.
+    """Delete a folder with its content, if it exists.
 
     Raises:
         StorageError: the disk refuses.

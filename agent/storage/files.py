@@ -1,4 +1,7 @@
-"""The state folder and files in it that survive being cut off at any instruction."""
+"""The state folder, and files that survive being cut off at any instruction.
+
+Files are read only where they are plain files: another user might have put a pipe there, which never ends.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,6 @@ from typing import BinaryIO
 from agent.config.device import StorageConfig
 from agent.errors import BundleError, InUseError, StorageError, VedetteError, reason_of
 
-# Small files of ours, read only where they are files: somebody else might have put a pipe, which never ends.
-
 SAFE = os.O_NOFOLLOW | os.O_CLOEXEC
 _KINDS = {
     stat.S_IFREG: "a file",
@@ -33,17 +34,17 @@ _KINDS = {
 
 
 def read_regular(path: Path, largest: int, folder: int | None = None, owners: Set[int] | None = None) -> bytes:
-    """All of a file.
+    """Read a whole plain file.
 
     Args:
         path: of the file.
         largest: bytes that it may have.
-        folder: descriptor of the folder that it lies in; None: as the path says.
-        owners: ids of the users whose it may be; None: anybody.
+        folder: descriptor of its folder; None: as the path says.
+        owners: ids of users who may own it; None: any.
 
     Raises:
         FileNotFoundError: there is none.
-        StorageError: it is no file, too large, or another user's.
+        StorageError: it is not a plain file, too large, or another user's.
         OSError: it cannot be read.
     """
     name = path if folder is None else path.name
@@ -60,10 +61,10 @@ def read_regular(path: Path, largest: int, folder: int | None = None, owners: Se
 
 
 def check_kind(found: os.stat_result, wanted: int, path: Path) -> None:
-    """Refuse what is not of the wanted kind, `S_IFREG` or `S_IFDIR`.
+    """Check that a path is of the wanted kind, `S_IFREG` or `S_IFDIR`.
 
     Raises:
-        StorageError: it is another kind.
+        StorageError: it is of another kind.
     """
     if stat.S_IFMT(found.st_mode) != wanted:
         expected = "a folder" if wanted == stat.S_IFDIR else "a file"
@@ -71,16 +72,16 @@ def check_kind(found: os.stat_result, wanted: int, path: Path) -> None:
 
 
 def kind_of(found: os.stat_result) -> str:
-    """What it is, in words: `a pipe`."""
+    """Return the kind of a file in words, such as `a pipe`."""
     return _KINDS.get(stat.S_IFMT(found.st_mode), "a file of another kind")
 
 
 def what_is(path: Path, *, follow: bool = True) -> str:
-    """What lies at a path, such as `a file`, `a folder` or `a pipe`; empty: nothing, or nobody may look.
+    """Return the kind of what is at a path, such as `a file`, `a folder` or `a pipe`; empty: nothing is found.
 
     Args:
-        path: that somebody gave.
-        follow: whether a link counts for what it leads to.
+        path: given by a user.
+        follow: follow links.
     """
     try:
         return kind_of(path.stat(follow_symlinks=follow))
@@ -89,12 +90,12 @@ def what_is(path: Path, *, follow: bool = True) -> str:
 
 
 def refuse_special(path: Path, error: type[VedetteError] = BundleError, *, follow: bool = True) -> None:
-    """Refuse what is there and no plain file, before it is read or replaced: pipes block, devices get lost.
+    """Refuse a pipe, a device or a folder, before it is read or replaced.
 
     Args:
-        path: that somebody gave; what is missing is not refused.
-        error: that is raised.
-        follow: whether a link counts for what it leads to.
+        path: given by a user; it may be missing.
+        error: class of the error that is raised.
+        follow: follow links.
     """
     found = what_is(path, follow=follow)
     if found not in ("", "a file"):
@@ -104,19 +105,19 @@ def refuse_special(path: Path, error: type[VedetteError] = BundleError, *, follo
 log = logging.getLogger(__name__)
 
 DISK_ERRORS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
-"""The disk is full, failing, or mounted read-only, as an SD card is when it dies: no mistake of the user's."""
+"""The disk is full, failing, or read-only, as an SD card becomes when it dies: not the user's mistake."""
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _LOCK = "lock"
 STATE_MODE = 0o640
-"""Of every file of the state folder: for its user, and for reading by its group."""
+"""Mode of every file of the state folder: written by its user, readable by its group."""
 _STATE_FILES = ("lock", "spool.*", "overrides.*", "verdicts/*.json")
 _TEMPORARIES = (".overrides.*.tmp",)
-"""Files that `write_atomic` had not finished."""
+"""Temporary files of `write_atomic`."""
 _KERNELS = ("/proc", "/sys")
 _VARIABLE = "STATE_DIRECTORY"
 _HOME = "~/.local/state/vedette"
 _SERVICE = Path("var/lib/vedette")
-"""The state folder of the unit: systemd tells its name to the daemon only."""
+"""State folder of the service; only its process gets the name from systemd."""
 
 
 def write_atomic(
@@ -195,17 +196,17 @@ def open_replacement(
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove temporary files that a power cut has left in a state folder. Call it as the folder's owner."""
+    """Remove temporary files that a power cut has left. Call it as the owner of the state folder."""
     for path in (path for pattern in _TEMPORARIES for path in folder.glob(pattern)):
         with suppress(OSError):
             path.unlink()
 
 
 def tighten(folder: Path) -> None:
-    """Give the files of a state folder `STATE_MODE` at most: older versions made some of them 0644.
+    """Restrict the files of a state folder to `STATE_MODE`: older versions created some with 0644.
 
-    Call it before the spool is opened: closing a database's file would give up SQLite's locks on it. A file of
-    another user, and one whose mode cannot be changed, stays as it is.
+    Call it before the spool is opened: closing a file of the database would release SQLite's locks on it. Files
+    of other users, and those whose mode cannot be changed, stay as they are.
     """
     for path in (path for pattern in _STATE_FILES for path in folder.glob(pattern)):
         with suppress(OSError):
@@ -219,7 +220,7 @@ def tighten(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names that were created, renamed or deleted in a folder survive a power cut.
+    """Sync a folder, so that created, renamed and deleted names survive a power cut.
 
     Raises:
         OSError: the disk refuses.
@@ -232,10 +233,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for files, and those above it, if need be.
+    """Create a folder and its parents, if need be, and check that it can be written.
 
     Raises:
-        StorageError: it cannot be made, or nothing may be written into it.
+        StorageError: it cannot be created or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -246,26 +247,27 @@ def make_folder(folder: Path) -> None:
 
 
 class OwnedFolder:
-    """A folder that no other process may own meanwhile; the kernel ends that with the process, however it ends.
+    """A folder locked by this process; the kernel releases the lock when the process ends.
 
     Attributes:
         path: of the folder.
     """
 
     def __init__(self, path: Path) -> None:
-        """Own a folder.
+        """Lock a folder.
 
         Raises:
-            InUseError: another process owns it; names its pid. StorageError: it cannot be used.
+            InUseError: another process has locked it; the message names its pid.
+            StorageError: it cannot be used.
         """
         self.path = path
         self._descriptor = _owned(path)
 
     @property
     def is_gone(self) -> bool:
-        """True if it was deleted, moved or replaced since, or its file system was unmounted.
+        """True if the folder was deleted, moved or replaced, or its file system was unmounted.
 
-        Our descriptor keeps the lock file's number from being given to another file, so both can be compared.
+        The open descriptor keeps the inode of the lock file from being reused, so both can be compared.
         """
         ours = os.fstat(self._descriptor)
         try:
@@ -275,11 +277,11 @@ class OwnedFolder:
         return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
 
     def renew(self) -> None:
-        """Make the folder again where it is gone, and own what is there now, if the next start would.
+        """Create the folder again if it is gone, and lock what is there now.
 
         Raises:
-            InUseError: another process owns that by now. StorageError: it cannot be made, or we are root and it
-                belongs to another user.
+            InUseError: another process has locked it.
+            StorageError: it cannot be created, or this process is root and it belongs to another user.
         """
         try:
             self.path.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -290,19 +292,20 @@ class OwnedFolder:
         os.close(before)
 
     def close(self) -> None:
-        """Own it no more."""
+        """Release the lock."""
         os.close(self._descriptor)
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[Path]:
-    """Own a folder while the context lasts, see `OwnedFolder`.
+    """Lock a folder while the context lasts, see `OwnedFolder`.
 
     Yields:
         the folder.
 
     Raises:
-        InUseError: another process owns it; names its pid. StorageError: it cannot be used.
+        InUseError: another process has locked it; the message names its pid.
+        StorageError: it cannot be used.
     """
     owned = OwnedFolder(folder)
     try:
@@ -322,7 +325,7 @@ def _owned(folder: Path) -> int:
 
 
 def _lock_file(path: Path) -> int:
-    """A descriptor to lock: where the disk takes nothing, of what is there: the file, or else the folder."""
+    """Return a descriptor to lock: of the lock file, or of the folder where the disk cannot create that."""
     try:
         descriptor = _opened_or_folder(path)
         found = os.fstat(descriptor)
@@ -359,7 +362,7 @@ def _lock(descriptor: int, folder: Path) -> None:
         ) from error
     except OSError as error:
         raise StorageError(f"{folder}: cannot be locked: {reason_of(error)}") from error
-    # The pid is for people. A full disk must not keep the daemon from starting.
+    # The pid is informative only: a full disk must not keep the daemon from starting.
     with suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -372,10 +375,10 @@ def _holder(descriptor: int) -> str:
 
 
 def state_folder(config: StorageConfig) -> Path:
-    """The state folder, created if need be. Where its disk takes nothing that is told, and what is there is used.
+    """Return the state folder, created if need be. If its disk cannot be written, log that and use it as it is.
 
     Raises:
-        StorageError: it has no place, or it cannot be created, or we may not write there, or we are root and it
+        StorageError: its path cannot be resolved, it cannot be created or written, or this process is root and it
             belongs to another user.
     """
     folder = state_path(config)
@@ -398,7 +401,7 @@ def state_folder(config: StorageConfig) -> Path:
 
 
 def _refuse_root(folder: Path) -> None:
-    """Refuse to write as root where another user may put links in place of files."""
+    """Refuse to write as root into a folder of another user, who may put links in place of files."""
     owner = folder.stat().st_uid
     if os.geteuid() or not owner:
         return
@@ -412,17 +415,17 @@ def _refuse_root(folder: Path) -> None:
 
 
 def check_state_folder(folder: Path, user: int | None = None, *, key: str = "state_dir") -> None:
-    """Refuse what `state_folder` would refuse, without creating or writing anything.
+    """Check what `state_folder` would check, without creating or writing anything.
 
-    A folder of another user passes for root: the daemon may run as that user.
+    Root accepts a folder of another user: the daemon may run as that user.
 
     Args:
         folder: see `folder_of`; or the folder of clips.
-        user: id of the user that the daemon runs as, for a process of root; None: the user of this process.
-        key: of `[storage]`, that sets this folder.
+        user: id of the daemon's user, for a process of root; None: the user of this process.
+        key: of `[storage]` that sets this folder.
 
     Raises:
-        StorageError: it cannot be used; its cause is a PermissionError where that is for want of a right.
+        StorageError: it cannot be used; the cause is a PermissionError where a right is missing.
     """
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     try:
@@ -431,7 +434,7 @@ def check_state_folder(folder: Path, user: int | None = None, *, key: str = "sta
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if os.statvfs(nearest).f_flag & os.ST_RDONLY:
             if nearest == folder:
-                return  # it runs from memory then
+                return  # the daemon runs from memory then
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         if not _may_write(nearest, user):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -440,10 +443,10 @@ def check_state_folder(folder: Path, user: int | None = None, *, key: str = "sta
 
 
 def _check_place(folder: Path, nearest: Path) -> None:
-    """Refuse a folder that no user can create.
+    """Check that a user could create a folder.
 
     Raises:
-        OSError: one of its names is too long, or it is in /proc or /sys, where the kernel keeps no files.
+        OSError: one of its names is too long, or it is in /proc or /sys.
     """
     longest = os.pathconf(nearest, "PC_NAME_MAX")
     if any(len(os.fsencode(part)) > longest for part in folder.relative_to(nearest).parts):
@@ -469,7 +472,7 @@ def _unusable(folder: Path, error: OSError, key: str = "state_dir") -> StorageEr
 
 
 def _advice(folder: Path, error: OSError, key: str = "state_dir") -> str:
-    """What is wrong with the folder, and what to do about it."""
+    """Say what is wrong with a folder, and what to do about it."""
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         there = (path for path in (folder, *folder.parents) if os.path.lexists(path) and not path.is_dir())
         found = next(there, folder)
@@ -482,23 +485,23 @@ def _advice(folder: Path, error: OSError, key: str = "state_dir") -> str:
 
 
 def state_path(config: StorageConfig) -> Path:
-    """Where the state folder is to be; nothing is created.
+    """Return the path of the state folder; nothing is created.
 
     Raises:
-        StorageError: it has no place.
+        StorageError: the path cannot be resolved.
     """
     return _expanded("state_dir", config.state_dir or _given() or _HOME)
 
 
 def clips_path(config: StorageConfig, state: Path | None = None) -> Path:
-    """Where clips are to be, as a full path; nothing is created.
+    """Return the full path of the folder of clips; nothing is created.
 
     Args:
         config: of the state folder and of clips.
-        state: the state folder, where it is not this process's own.
+        state: the state folder, if it is not this process's own.
 
     Raises:
-        StorageError: it has no place.
+        StorageError: the path cannot be resolved.
     """
     if config.clips_folder:
         return _expanded("clips_folder", config.clips_folder).absolute()
@@ -506,7 +509,7 @@ def clips_path(config: StorageConfig, state: Path | None = None) -> Path:
 
 
 def _given() -> str:
-    # systemd gives several folders as one text, separated by colons: ours is the first.
+    # systemd gives several folders separated by colons; the first counts.
     return os.environ.get(_VARIABLE, "").partition(":")[0]
 
 
@@ -528,7 +531,7 @@ def _expanded(key: str, folder: str) -> Path:
 
 
 def service_user(root: Path = Path("/")) -> int | None:
-    """Return the id of the user that the unit runs as, who owns its state folder; None: there is no unit here."""
+    """Return the id of the service's user, who owns its state folder; None: the service is not installed."""
     try:
         return (root / _SERVICE).stat().st_uid
     except OSError:
@@ -536,10 +539,10 @@ def service_user(root: Path = Path("/")) -> int | None:
 
 
 def folder_of(config: StorageConfig, root: Path = Path("/")) -> Path:
-    """The state folder of the daemon, for another program: the unit's, where this is a board with one.
+    """Return the daemon's state folder for another program: the service's, if it is installed.
 
     Raises:
-        StorageError: it has no place.
+        StorageError: the path cannot be resolved.
     """
     by_unit = not config.state_dir or _VARIABLE in config.state_dir
     if by_unit and not os.environ.get(_VARIABLE) and os.path.lexists(root / _SERVICE):

@@ -1,4 +1,8 @@
-"""A small file in the state folder that is read at the start and replaced as a whole."""
+"""Small files that are read at the start and replaced as a whole.
+
+`StateFile` is durable. The order to run new models beside those in use is not: the updater leaves it in memory
+for the daemon, and a power cut drops it.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +23,16 @@ _ASIDE = ".damaged"
 
 
 class StateFile:
-    """The file. It survives a power cut: what it holds then is the old content or the new."""
+    """A file in the state folder. After a power cut it holds the old content or the new."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> bytes | None:
-        """What was written last; None: there is no file.
+        """Return the content; None: there is no file.
 
         Raises:
-            StorageError: it is there and cannot be read, is far too large, or is no file.
+            StorageError: it cannot be read, is far too large, or is not a plain file.
         """
         try:
             return read_regular(self.path, _LARGEST)
@@ -38,10 +42,10 @@ class StateFile:
             raise StorageError(f"{self.path}: cannot be read: {reason_of(error)}") from error
 
     def write(self, content: bytes) -> None:
-        """Replace it; an empty content deletes it.
+        """Replace the content; an empty content deletes the file.
 
         Raises:
-            StorageError: the disk refuses; what was there is still there.
+            StorageError: the disk refuses; the old content is still there.
         """
         if content:
             write_atomic(self.path, content, STATE_MODE, follow=False)
@@ -53,10 +57,10 @@ class StateFile:
             raise StorageError(f"{self.path}: cannot be deleted: {reason_of(error)}") from error
 
     def set_aside(self) -> Path:
-        """Keep a damaged one for people to look at; gives where it lies.
+        """Keep a damaged file for people to look at, and return its new path.
 
-        It lies in its own place, too, until another is written: a power cut must not make it one that never was.
-        What is no file is moved away.
+        Its old name stays until another file is written: after a power cut, damage must not look like a missing
+        file. What is not a plain file is moved.
         """
         aside = self.path.with_name(self.path.name + _ASIDE)
         with suppress(OSError):
@@ -68,23 +72,19 @@ class StateFile:
         return aside
 
 
-# The order to run new models beside those in use: who updates the board leaves it, and the daemon follows it.
-#
-# It lies in memory: after a power cut there is none, and nothing runs beside.
-
 FILE = "vedette-update/shadow.json"
-"""Below the folder for what runs, `/run`."""
+"""Path of the order below `/run`."""
 _SHADOWORDER_LARGEST = 64 * 1024
 
 
 class ShadowOrder(Struct, frozen=True):
-    """What is to run beside.
+    """Order to run new models beside those in use.
 
     Attributes:
-        update: which update this is for: the sha256 of its bundle.
+        update: sha256 of the update's bundle.
         models: folder of the models in use, as configurations name it.
-        candidates: folder of the new ones; those of the same file name belong together.
-        every: of the pictures that are inferred, each so many-th is compared.
+        candidates: folder of the new models; they belong to those of the same file name.
+        every: compare one in `every` inferred pictures.
     """
 
     update: str
@@ -94,14 +94,14 @@ class ShadowOrder(Struct, frozen=True):
 
 
 def give(path: Path, order: ShadowOrder) -> None:
-    """Leave an order.
+    """Write an order.
 
     Raises:
         StorageError: it cannot be written.
     """
     make_folder(path.parent)
     write_atomic(path, msgspec.json.encode(order), follow=False, durable=False)
-    try:  # whatever the umask of an operator: the daemon is another user
+    try:  # independent of the operator's umask: the daemon is another user
         path.parent.chmod(0o755)
         path.chmod(0o644)
     except OSError as error:
@@ -109,7 +109,7 @@ def give(path: Path, order: ShadowOrder) -> None:
 
 
 def take_back(path: Path) -> None:
-    """Drop the order, if there is one.
+    """Delete the order, if there is one.
 
     Raises:
         StorageError: it cannot be deleted.
@@ -121,7 +121,7 @@ def take_back(path: Path) -> None:
 
 
 def read(path: Path) -> ShadowOrder | None:
-    """The order that is there; None: there is none that can be followed."""
+    """Return the order; None: there is none, or it is damaged."""
     try:
         return msgspec.json.decode(read_regular(path, _SHADOWORDER_LARGEST), type=ShadowOrder)
     except (OSError, StorageError, *NO_JSON):

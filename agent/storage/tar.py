@@ -1,7 +1,7 @@
-"""Tar files that can be written in one way only: plain files with a short name, and nothing else.
+"""A strict subset of tar: plain files with a short name, and nothing else.
 
-What a header may say besides the name and the size (owner, time, links, devices, pax and GNU extensions, holes)
-has no place in such a file. A reader need not understand it: a header is what `header` gives, or it is refused.
+Owners, times, links, devices, pax and GNU extensions and holes are not allowed. A reader need not know them: a
+header equals what `header` returns, or it is refused. `unpack` writes only expected files, all of them or none.
 
 Source of the format: POSIX.1-1988, "ustar", as in https://www.gnu.org/software/tar/manual/html_node/Standard.html
 """
@@ -46,11 +46,11 @@ _KIND = slice(156, 157)
 
 
 class ArchiveLimits(Struct, frozen=True):
-    """What a tar file may hold.
+    """Bounds of a tar file.
 
     Attributes:
-        files: at most.
-        size: of all of them together, bytes.
+        files: number of files.
+        size: of all files together, bytes.
     """
 
     files: int
@@ -61,9 +61,9 @@ class Member(Struct, frozen=True):
     """A file in a tar file.
 
     Attributes:
-        name: its path there, of a known alphabet, never absolute or upwards.
+        name: path in the tar file, printable, never absolute or upwards.
         size: bytes.
-        start: where its content begins, bytes from the start of the tar file.
+        start: offset of its content in the tar file, bytes.
     """
 
     name: str
@@ -72,10 +72,10 @@ class Member(Struct, frozen=True):
 
 
 def header(name: str, size: int) -> bytes:
-    """The one header of a file of that name and size.
+    """Return the header of a file.
 
     Raises:
-        ValueError: the name is too long, or not ASCII; or the size is.
+        ValueError: the name is too long or not ASCII, or the size is too large.
     """
     info = tarfile.TarInfo(name)
     info.size = size
@@ -83,14 +83,14 @@ def header(name: str, size: int) -> bytes:
 
 
 def write_tarball(path: Path, members: Iterable[tuple[str, int, Iterable[bytes]]]) -> None:
-    """Write a tar file, durably: all of it is there under its name, or nothing of it.
+    """Write a tar file as a whole, and sync it.
 
     Args:
         path: replaced.
         members: name, size and content of each, in order.
 
     Raises:
-        StorageError: it cannot be written, or a file has another size than was said.
+        StorageError: it cannot be written, or a content has another size than given.
     """
     try:
         with open_replacement(path) as file:
@@ -110,10 +110,10 @@ def _append(file: BinaryIO, name: str, size: int, content: Iterable[bytes]) -> N
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file for reading that is no link, pipe or device.
+    """Open a plain file for reading.
 
     Raises:
-        BundleError: it is one, is missing, or cannot be read.
+        BundleError: it is a link, a pipe or a device, is missing, or cannot be read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -128,15 +128,15 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def walk(file: BinaryIO, limits: ArchiveLimits) -> Iterator[Member]:
-    """The members of a tar file in order; whoever asks for the next may have read somewhere else.
+    """Yield the members of a tar file in order. The caller may seek meanwhile.
 
     Args:
-        file: of which nothing is believed; can be sought in.
-        limits: of what it may hold.
+        file: untrusted and seekable.
+        limits: bounds of its content.
 
     Raises:
-        BundleError: a member is none that `write_tarball` writes, is there twice (case is not told apart), has an
-            unsafe name, or is cut off; there are too many or too large ones; something comes after the end.
+        BundleError: a member is not one that `write_tarball` writes, is there twice (ignoring case), has an
+            unsafe name, or is cut off; there are too many or too large ones; or something follows the end.
     """
     end = file.seek(0, os.SEEK_END)
     at, total, seen = 0, 0, set[str]()
@@ -161,7 +161,7 @@ def walk(file: BinaryIO, limits: ArchiveLimits) -> Iterator[Member]:
 
 
 def chunks(file: BinaryIO, member: Member) -> Iterator[bytes]:
-    """The content of a member, in pieces of at most `CHUNK` bytes.
+    """Yield the content of a member, in pieces of at most `CHUNK` bytes.
 
     Raises:
         BundleError: it is cut off.
@@ -185,7 +185,7 @@ def _read(file: BinaryIO, at: int, size: int) -> bytes:
 
 
 def _member(block: bytes, at: int) -> Member:
-    """What a header says, if it is the one way to say it."""
+    """Decode a header, and refuse one that `header` would not return."""
     try:
         info = tarfile.TarInfo.frombuf(block, "ascii", "strict")
         same = header(info.name, info.size) == block
@@ -204,14 +204,11 @@ def _check_name(name: str, at: int) -> None:
         raise BundleError(f"at byte {at}: {name[:200]!r}: a name that could lead elsewhere")
 
 
-# Unpacks a tar file of a known kind into a fresh folder: only what is expected, and all of it or nothing.
-
-
 class ExpectedMember(Struct, frozen=True):
-    """What a file has to be.
+    """Expected content of a file.
 
     Attributes:
-        sha256: hex digest; empty: any, for what has been checked otherwise.
+        sha256: hex digest; empty: any, for a file that is checked otherwise.
         size: bytes.
     """
 
@@ -220,15 +217,15 @@ class ExpectedMember(Struct, frozen=True):
 
 
 def check(path: Path, files: Mapping[str, ExpectedMember], limits: ArchiveLimits) -> None:
-    """Refuse a tar file whose members are not those that are expected.
+    """Check that the members of a tar file are those that are expected.
 
     Args:
         path: of the tar file.
-        files: by name, every one that it has.
-        limits: of what it may hold.
+        files: all expected files, by name.
+        limits: bounds of its content.
 
     Raises:
-        BundleError: one is missing, was not expected, is of another size or hash; or see `walk`.
+        BundleError: one is missing, not expected, of another size or hash, or not valid, see `walk`.
     """
     with open_regular(path) as file:
         for _, content in _expected(file, files, limits):
@@ -237,16 +234,17 @@ def check(path: Path, files: Mapping[str, ExpectedMember], limits: ArchiveLimits
 
 
 def unpack(path: Path, files: Mapping[str, ExpectedMember], folder: Path, limits: ArchiveLimits) -> None:
-    """Unpack a tar file; each file and each folder is on disk when this returns.
+    """Unpack a tar file; every file and folder is synced when this returns.
 
     Args:
         path: of the tar file.
-        files: see `check`.
-        folder: is made, and taken away again when anything is wrong; its parent is there.
-        limits: of what it may hold.
+        files: all expected files, by name.
+        folder: created, and removed again after an error; its parent exists.
+        limits: bounds of its content.
 
     Raises:
-        BundleError: see `check`. StorageError: the folder is there already, or the disk refuses.
+        BundleError: its content is not as expected, see `check`.
+        StorageError: the folder exists already, or the disk refuses.
     """
     try:
         folder.mkdir(mode=0o755)
@@ -267,7 +265,7 @@ def unpack(path: Path, files: Mapping[str, ExpectedMember], folder: Path, limits
 def _expected(
     file: BinaryIO, files: Mapping[str, ExpectedMember], limits: ArchiveLimits
 ) -> Iterator[tuple[Member, Iterable[bytes]]]:
-    """Each member with its content, which is refused at its end when it is not the one expected."""
+    """Yield each member with its content, which raises at its end if it is not as expected."""
     missing = set(files)
     for member in walk(file, limits):
         if member.name not in files:

@@ -115,13 +115,13 @@ def resident(variant: str) -> None:
 
 def bytes_per_s(folder: Path) -> float:
     """Of the clips in a folder, kB for each second with pictures: five of them."""
-    from agent.storage.clips.file import label_of, rest_of
+    from agent.storage.clips.file import header_of, playable_part
     from agent.storage.clips.retention import clips_in
 
     size = pictures = 0
     for entry in clips_in(folder):
         with entry.path.open("rb") as file:
-            pictures += rest_of(file, label_of(file).head_bytes).frames
+            pictures += playable_part(file, header_of(file).head_bytes).frames
         size += entry.bytes
     return size / 1e3 / (pictures / 5) if pictures else 0.0
 

@@ -1,8 +1,8 @@
-"""One clip's file: pictures are appended as they come, and it has its name only when it is complete.
+"""The file of one clip: pictures are appended as they come, and it gets its name when it is complete.
 
-Until then it is `.NAME.part`, locked by whoever writes it. A crash or a power cut leaves that behind; the next
-start completes it up to where it is whole, or removes it when there is nothing in it. A complete one keeps that
-name besides its own until it is settled, so that the next start tells of it, should the crash come before that.
+Until then it is called `.NAME.part` and locked by its writer. After a crash or a power cut, the next start
+completes it up to the last whole cluster, or removes it if there is none. A complete clip keeps the partial name
+as a second name until it is settled, so that the next start publishes it if a crash came first.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from agent.storage.files import sync_folder
 from agent.types import Clip, ClipReason, EncodedFrame
 
 TAG = "VEDETTE"
-"""Name of the tag that holds the occasion, as JSON."""
+"""Name of the tag that holds the `ClipReason`, as JSON."""
 _MAX_CLUSTER = 256 * 1024 * 1024
-"""Bytes: a cluster that claims more is not ours."""
+"""A cluster that claims more is damaged, bytes."""
 _MAX_MS = 86400_000
-"""A clip is shorter than this."""
+"""A clip is shorter than this, ms."""
 _MAX_SIDE = 65535
-"""Pixels: no JPEG is larger."""
+"""No JPEG is larger, px."""
 _DATE = 0x4461
 _EPOCH = datetime(2001, 1, 1, tzinfo=UTC)
 
 
 class ClipHeader(Struct, frozen=True):
-    """What a clip says about itself in its head.
+    """What the head of a clip says.
 
     Attributes:
         occasion: why it was made.
         width, height: of its pictures, px.
         began_at: UTC of its first picture.
-        duration_s: None: it was not completed.
+        duration_s: length; None: the clip was not completed.
         head_bytes: length of the head.
     """
 
@@ -63,7 +63,7 @@ class PlayablePart(Struct, frozen=True):
         cues: of its whole clusters.
         end: offset after them.
         frames: pictures in them.
-        last_ms: time of the last of these.
+        last_ms: time of the last picture.
     """
 
     cues: tuple[mkv.Cue, ...]
@@ -72,35 +72,35 @@ class PlayablePart(Struct, frozen=True):
     last_ms: int
 
 
-def read_label(path: Path) -> ClipHeader:
-    """What a file says about itself.
+def read_header(path: Path) -> ClipHeader:
+    """Read the header of a clip.
 
     Raises:
-        StorageError: it cannot be read, or is no clip of Vedette's.
+        StorageError: it cannot be read, or is not a clip of Vedette's.
     """
     try:
         with path.open("rb") as file:
-            return label_of(file)
+            return header_of(file)
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
     except ValueError as error:
-        raise StorageError(f"{path}: is no clip of Vedette's, or {error}") from error
+        raise StorageError(f"{path}: is not a clip of Vedette's, or {error}") from error
 
 
-def label_of(file: BinaryIO) -> ClipHeader:
-    """What an open file says about itself.
+def header_of(file: BinaryIO) -> ClipHeader:
+    """Read the header of an open file.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not ours, or damaged.
+        ValueError: it is not a clip of Vedette's, or damaged.
     """
     try:
-        return _label(file)
+        return _header(file)
     except (ValueError, KeyError, OverflowError, struct.error, msgspec.MsgspecError) as error:
         raise ValueError("its head is damaged") from error
 
 
-def _label(file: BinaryIO) -> ClipHeader:
+def _header(file: BinaryIO) -> ClipHeader:
     parts = {part.id: part for part in _parts(file) if part.id != mkv.CLUSTER}
     info = _values(file, parts[mkv.INFO])
     (entry,) = _children(file, parts[mkv.TRACKS])
@@ -120,10 +120,10 @@ def _label(file: BinaryIO) -> ClipHeader:
     )
 
 
-def rest_of(file: BinaryIO, begin: int) -> PlayablePart:
-    """How much can be played: clusters from an offset on, up to the first that is not whole.
+def playable_part(file: BinaryIO, begin: int) -> PlayablePart:
+    """Find the clusters from an offset on, up to the first that is not whole.
 
-    A power cut may leave zeros where data was on its way, so each picture must begin and end like a JPEG.
+    A power cut may leave zeros instead of data, so each picture must begin and end like a JPEG.
     """
     cues, end, frames, last_ms = list[mkv.Cue](), begin, 0, 0
     for part in read_elements(file, begin, _length(file)):
@@ -138,7 +138,7 @@ def rest_of(file: BinaryIO, begin: int) -> PlayablePart:
 
 
 def _times(file: BinaryIO, cluster: Element) -> list[int] | None:
-    """Times of a cluster's pictures, ms; None: it is damaged."""
+    """Return the times of a cluster's pictures, ms; None: it is damaged."""
     base, times, end = 0, list[int](), cluster.body
     for part in _children(file, cluster):
         body = _body(file, part)
@@ -157,7 +157,7 @@ def _is_jpeg(data: bytes) -> bool:
 
 
 def _parts(file: BinaryIO) -> Iterator[Element]:
-    """Elements of the segment up to the first cluster."""
+    """Yield the elements of the segment up to the first cluster."""
     (segment,) = (part for part in read_elements(file, 0, _length(file)) if part.id == mkv.SEGMENT)
     for part in read_elements(file, segment.body, min(segment.end or _length(file), _length(file))):
         if part.id == mkv.CLUSTER:
@@ -194,16 +194,16 @@ def _length(file: BinaryIO) -> int:
 
 _MODE = 0o640
 _CLUSTER_MS = 2000
-"""Players jump to clusters, and a cut loses the last."""
+"""Longest cluster: players jump to clusters, and a power cut loses the last, ms."""
 
 
 class ClipIndex(Struct, frozen=True):
-    """What a complete file is to say.
+    """What the head and the end of a complete file contain.
 
     Attributes:
         cues: of its clusters.
         frames: pictures in it.
-        last_ms: time of the last.
+        last_ms: time of the last picture.
         end: offset after the clusters.
     """
 
@@ -214,14 +214,14 @@ class ClipIndex(Struct, frozen=True):
 
     @property
     def duration_ms(self) -> float:
-        """With the last picture as long as the mean of the others; a single one lasts a second."""
+        """Length, with the last picture as long as the mean of the others; a single picture lasts a second."""
         if self.frames < 2:
             return 1000.0
         return self.last_ms * self.frames / (self.frames - 1)
 
 
 class ClipFile:
-    """A clip that is being written. For one thread; every method may raise an OSError.
+    """A clip that is being written, by one thread. Every method may raise an OSError.
 
     Attributes:
         path: that it will have.
@@ -232,9 +232,9 @@ class ClipFile:
     def __init__(self, path: Path, occasion: ClipReason, first: EncodedFrame) -> None:
         """Create the file; its folder exists."""
         self.path, self._occasion, self._first = path, occasion, first
-        self._head = ClipHeader(occasion, first.width, first.height, first.captured_at, None, 0)
+        self._header = ClipHeader(occasion, first.width, first.height, first.captured_at, None, 0)
         self.part = part_of(path)
-        # Nothing waits in a buffer of ours: a crash then loses nothing that was written.
+        # Unbuffered, so that a crash loses nothing that was written.
         self._file = os.fdopen(
             os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE), "r+b", buffering=0
         )
@@ -242,17 +242,17 @@ class ClipFile:
         self.bytes = self.frames = self._last_ms = 0
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._write(_head_of(self._head))
+            self._write(_head_of(self._header))
         except BaseException:
             self.drop()
             raise
 
     def fits(self, picture: EncodedFrame) -> bool:
-        """Whether a picture is as large as those before it."""
+        """Return True if a picture has the size of the first one."""
         return (picture.width, picture.height) == (self._first.width, self._first.height)
 
     def append(self, pictures: Sequence[EncodedFrame]) -> None:
-        """Write pictures behind those before them."""
+        """Append pictures."""
         first_ns = self._first.captured_ns
         for some in _clusters(pictures):
             self._cues.append(mkv.Cue(mkv.milliseconds(some[0].captured_ns - first_ns), self.bytes))
@@ -261,16 +261,16 @@ class ClipFile:
             self._last_ms = mkv.milliseconds(some[-1].captured_ns - first_ns)
 
     def sync(self) -> None:
-        """Let what was written survive a power cut."""
+        """Sync what was written, so that it survives a power cut."""
         os.fdatasync(self._file.fileno())
 
     def finish(self, tracks: tuple[str, ...]) -> Clip:
         """Complete the file and give it its name."""
-        ending = ClipIndex(tuple(self._cues), self.frames, self._last_ms, self.bytes)
-        return _complete(self._file, self.path, self._head, ending, tracks)
+        index = ClipIndex(tuple(self._cues), self.frames, self._last_ms, self.bytes)
+        return _complete(self._file, self.path, self._header, index, tracks)
 
     def drop(self) -> None:
-        """Close it and remove it."""
+        """Close the file and remove it."""
         self._file.close()
         self.part.unlink(missing_ok=True)
 
@@ -280,86 +280,86 @@ class ClipFile:
 
 
 def part_of(path: Path) -> Path:
-    """The name of a clip that is not complete."""
+    """Return the path of a clip while it is not complete."""
     return path.with_name(f".{path.name}.part")
 
 
 def repair(part: Path) -> Clip | None:
-    """Complete a file that was cut off, or was not settled; None: it is being written by another process.
+    """Complete a clip that was cut off or not settled; return None if another process is writing it.
 
     Raises:
         OSError: it cannot be completed now.
-        ValueError: there is nothing in it that can be played.
+        ValueError: nothing in it can be played.
     """
     with part.open("r+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
-        label = label_of(file)
-        if len(_head_of(label)) != label.head_bytes:
-            raise ValueError("its head is damaged")  # another written over it would reach into the pictures
-        rest = rest_of(file, label.head_bytes)
-        if not rest.frames:
+        header = header_of(file)
+        if len(_head_of(header)) != header.head_bytes:
+            raise ValueError("its head is damaged")  # a new head would overwrite pictures
+        playable = playable_part(file, header.head_bytes)
+        if not playable.frames:
             raise ValueError("no picture in it is whole")
-        os.ftruncate(file.fileno(), rest.end)
-        tracks = (label.occasion.track,) if label.occasion.track else ()
-        ending = ClipIndex(rest.cues, rest.frames, rest.last_ms, rest.end)
+        os.ftruncate(file.fileno(), playable.end)
+        tracks = (header.occasion.track,) if header.occasion.track else ()
+        index = ClipIndex(playable.cues, playable.frames, playable.last_ms, playable.end)
         path = part.with_name(part.name.removeprefix(".").removesuffix(".part"))
         cut_off = not path.exists()
-        return msgspec.structs.replace(_complete(file, path, label, ending, tracks), repaired=cut_off)
+        return msgspec.structs.replace(_complete(file, path, header, index, tracks), repaired=cut_off)
 
 
 def settle(path: Path) -> None:
-    """A clip has been told of: it needs no other name.
+    """Remove the partial name of a clip that has been published.
 
     Raises:
-        OSError: that cannot be removed.
+        OSError: it cannot be removed.
     """
     part_of(path).unlink(missing_ok=True)
 
 
-def _complete(file: BinaryIO, path: Path, label: ClipHeader, ending: ClipIndex, tracks: tuple[str, ...]) -> Clip:
-    tail = mkv.cues(ending.cues)
-    size = ending.end + len(tail)
-    file.seek(ending.end)
+def _complete(file: BinaryIO, path: Path, header: ClipHeader, index: ClipIndex, tracks: tuple[str, ...]) -> Clip:
+    tail = mkv.cues(index.cues)
+    size = index.end + len(tail)
+    file.seek(index.end)
     _write_all(file, tail)
     os.fsync(file.fileno())  # the head must not promise what is not there
     file.seek(0)
-    _write_all(file, _head_of(label, mkv.Totals(ending.duration_ms, ending.frames, ending.end, size)))
+    _write_all(file, _head_of(header, mkv.Totals(index.duration_ms, index.frames, index.end, size)))
     os.fsync(file.fileno())
     file.close()
-    _name(path)
+    _give_name(path)
     sync_folder(path.parent)
-    ended: datetime = label.began_at + timedelta(milliseconds=ending.duration_ms)
+    ended: datetime = header.began_at + timedelta(milliseconds=index.duration_ms)
     return Clip(
         str(path),
-        label.occasion,
+        header.occasion,
         tracks,
-        label.began_at,
+        header.began_at,
         ended,
-        round(ending.duration_ms / 1e3, 3),
-        ending.frames,
+        round(index.duration_ms / 1e3, 3),
+        index.frames,
         size,
     )
 
 
-def _name(path: Path) -> None:
+def _give_name(path: Path) -> None:
     try:
         path.hardlink_to(part_of(path))
     except FileExistsError:  # it was not settled
         pass
-    except OSError:  # a file system without links, as of memory sticks: a crash may leave it untold
+    except OSError:  # a file system without links, as on memory sticks: a crash may leave it unpublished
         part_of(path).rename(path)
 
 
-def _head_of(label: ClipHeader, totals: mkv.Totals | None = None) -> bytes:
-    occasion = label.occasion
+def _head_of(header: ClipHeader, totals: mkv.Totals | None = None) -> bytes:
+    occasion = header.occasion
     tags = {
         "TITLE": f"{occasion.label or 'clip'} at {occasion.stream}",
         TAG: msgspec.json.encode(occasion).decode(),
     }
-    return mkv.head(label.width, label.height, label.began_at, tags, totals)
+    return mkv.head(header.width, header.height, header.began_at, tags, totals)
 
 
 def _clusters(pictures: Sequence[EncodedFrame]) -> Iterator[Sequence[EncodedFrame]]:
@@ -371,7 +371,7 @@ def _clusters(pictures: Sequence[EncodedFrame]) -> Iterator[Sequence[EncodedFram
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:
-    """Write everything: a file without a buffer may take only a part."""
+    """Write all of `data`: an unbuffered file may take only a part at once."""
     view = memoryview(data)
     while view:
         written = file.write(view)

@@ -1,11 +1,13 @@
-"""Matroska files of JPEG pictures: each picture keeps its own time, and a file that is cut off plays up to there.
+"""Matroska files of JPEG pictures: each picture has its own time, and a file that is cut off can be played.
 
-What a camera gives is never quite regular, and AVI has one rate for all pictures; MP4 is nothing before its index
-at the end is written. A Matroska file is a head, clusters of pictures, and at its end cues for jumping. Its head
-has the same length whatever it says, and is written over when the file is complete.
+A camera's pictures are never quite regular, and AVI has one rate for all; an MP4 cannot be played before the
+index at its end is written. A Matroska file is a head, clusters of pictures, and at its end cues for jumping. The
+head has a fixed length, and is overwritten when the file is complete. All parts are EBML elements: an id, a size
+and a body.
 
-Source: RFC 9559, https://www.rfc-editor.org/rfc/rfc9559, and for `V_MJPEG`
-https://www.ietf.org/archive/id/draft-ietf-cellar-codec-14.html.
+Sources: RFC 9559, https://www.rfc-editor.org/rfc/rfc9559, and for `V_MJPEG`
+https://www.ietf.org/archive/id/draft-ietf-cellar-codec-14.html; for EBML RFC 8794,
+https://www.rfc-editor.org/rfc/rfc8794.
 """
 
 from __future__ import annotations
@@ -19,23 +21,19 @@ from msgspec import Struct
 
 from agent.types import EncodedFrame
 
-# EBML, the binary form of Matroska: elements of an id, a size and a body, written and read.
-#
-# Source: RFC 8794, https://www.rfc-editor.org/rfc/rfc8794.
-
 VOID = 0xEC
 _UNKNOWN = (1 << 56) - 1
-"""Of a size of eight bytes: the element goes on to the end of the file."""
+"""Eight-byte size of an element that extends to the end of the file."""
 
 
 class Element(NamedTuple):
-    """Where an element lies.
+    """Position of an element.
 
     Attributes:
-        id: with its length marker, as tables of ids give it.
+        id: with its length marker, as in tables of ids.
         begin: offset of its id.
         body: offset of its body.
-        end: offset after its body; None: it has no size, and goes on to the end.
+        end: offset after its body; None: it extends to the end of the file.
     """
 
     id: int
@@ -45,37 +43,37 @@ class Element(NamedTuple):
 
 
 def element(number: int, body: bytes) -> bytes:
-    """An element of known size."""
+    """Encode an element of known size."""
     return id_bytes(number) + _size(len(body)) + body
 
 
 def id_bytes(number: int) -> bytes:
-    """An id as it is written: it begins with its own length marker."""
+    """Encode an id, which begins with its own length marker."""
     return number.to_bytes((number.bit_length() + 7) // 8, "big")
 
 
 def wide_size(size: int | None) -> bytes:
-    """A size in eight bytes, so that another can be written over it; None: not known yet."""
+    """Encode a size in eight bytes, so that it can be overwritten; None: not known yet."""
     return ((1 << 56) | (_UNKNOWN if size is None else size)).to_bytes(8, "big")
 
 
 def uint(number: int, value: int) -> bytes:
-    """An element with an unsigned integer, as short as it can be."""
+    """Encode an element with an unsigned integer, as short as possible."""
     return element(number, value.to_bytes(max(1, (value.bit_length() + 7) // 8), "big"))
 
 
 def wide_uint(number: int, value: int) -> bytes:
-    """An element with an unsigned integer in eight bytes."""
+    """Encode an element with an unsigned integer in eight bytes."""
     return element(number, value.to_bytes(8, "big"))
 
 
 def text(number: int, value: str) -> bytes:
-    """An element with UTF-8; what cannot be encoded becomes a question mark."""
+    """Encode an element with UTF-8; what cannot be encoded becomes a question mark."""
     return element(number, value.encode("utf-8", "replace"))
 
 
 def void(length: int) -> bytes:
-    """An element without meaning, of so many bytes in all; 2 to 128."""
+    """Encode a filling element of `length` bytes in all, 2 to 128."""
     return element(VOID, bytes(length - 2))
 
 
@@ -86,7 +84,7 @@ def _size(size: int) -> bytes:
 
 
 def read_elements(file: BinaryIO, begin: int, end: int) -> Iterator[Element]:
-    """The elements between two offsets, as far as they are whole; the file may be moved meanwhile.
+    """Yield the elements between two offsets, as far as they are whole. The caller may seek meanwhile.
 
     Raises:
         OSError: the file cannot be read.
@@ -103,7 +101,7 @@ def read_elements(file: BinaryIO, begin: int, end: int) -> Iterator[Element]:
 
 
 def _read_header(data: bytes, begin: int) -> Element | None:
-    """The element whose first bytes these are; None: they are none's."""
+    """Decode the header of an element; None: these bytes are none."""
     if not data or data[0] < 0x10:
         return None
     id_length = 9 - data[0].bit_length()
@@ -126,9 +124,9 @@ TAG, TARGETS, SIMPLE_TAG, TAG_NAME, TAG_STRING = 0x7373, 0x63C0, 0x67C8, 0x45A3,
 VIDEO, TRACK_ENTRY, WIDTH, HEIGHT = 0xE0, 0xAE, 0xB0, 0xBA
 
 BLOCK_HEAD = 4
-"""Bytes before the picture in a block: number of the track, time in the cluster, flags."""
+"""Bytes before the picture in a block: track number, time in the cluster, flags."""
 LAST_MS = 32767
-"""Time of a picture within its cluster at most, ms: sixteen bits with a sign."""
+"""Largest time of a picture within its cluster, ms: a signed 16-bit number."""
 _APP = "Vedette"
 _EPOCH = datetime(2001, 1, 1, tzinfo=UTC)
 _BLOCK_FLAGS = 0x80
@@ -136,18 +134,18 @@ _BLOCK_FLAGS = 0x80
 
 
 class Cue(NamedTuple):
-    """Where a cluster lies: time of its first picture, ms, and offset in the file."""
+    """A cluster: time of its first picture, ms, and offset in the file."""
 
     at_ms: int
     offset: int
 
 
 class Totals(Struct, frozen=True):
-    """What is known when a file is complete.
+    """Totals of a complete file.
 
     Attributes:
         duration_ms: from the first picture to the end of the last.
-        pictures: how many.
+        pictures: number of pictures.
         cues_at: offset of the cues.
         size: of the whole file, bytes.
     """
@@ -161,30 +159,30 @@ class Totals(Struct, frozen=True):
 def head(
     width: int, height: int, began_at: datetime, tags: dict[str, str], totals: Totals | None = None
 ) -> bytes:
-    """What a file begins with, of the same length with and without totals.
+    """Encode the head of a file, of the same length with and without totals.
 
     Args:
         width: of the pictures, px.
         height: of the pictures, px.
         began_at: UTC of the first picture.
-        tags: what the file says about itself, by name in capitals.
-        totals: None: the file is not complete.
+        tags: values by name in capitals.
+        totals: of a complete file; None: not complete yet.
     """
     info = _info(began_at, totals)
     tracks = _tracks(width, height, totals)
-    said = _tags(tags)
-    fixed = {INFO: info, TRACKS: tracks, TAGS: said}
+    tag_part = _tags(tags)
+    fixed = {INFO: info, TRACKS: tracks, TAGS: tag_part}
     offset, seeks = _seek_length(), b""
     for number, part in fixed.items():
         seeks += _seek(number, offset)
         offset += len(part)
     seeks += _seek(CUES, totals.cues_at - _segment_at()) if totals else void(len(_seek(CUES, 0)))
     segment = id_bytes(SEGMENT) + wide_size(totals.size - _segment_at() if totals else None)
-    return _ebml() + segment + element(SEEK_HEAD, seeks) + info + tracks + said
+    return _ebml() + segment + element(SEEK_HEAD, seeks) + info + tracks + tag_part
 
 
 def cluster(pictures: Sequence[EncodedFrame], first_ns: int) -> bytes:
-    """Pictures as a cluster; none more than `LAST_MS` after the first of them.
+    """Encode pictures as a cluster; none is more than `LAST_MS` after the first.
 
     Args:
         pictures: in order, at least one.
@@ -199,7 +197,7 @@ def cluster(pictures: Sequence[EncodedFrame], first_ns: int) -> bytes:
 
 
 def cues(found: Sequence[Cue]) -> bytes:
-    """The end of a file: where each cluster lies, so that players can jump."""
+    """Encode the end of a file: the offset of each cluster, so that players can jump."""
     points = b"".join(
         element(
             0xBB, uint(0xB3, cue.at_ms) + element(0xB7, uint(0xF7, 1) + uint(0xF1, cue.offset - _segment_at()))
@@ -210,7 +208,7 @@ def cues(found: Sequence[Cue]) -> bytes:
 
 
 def milliseconds(ns: int) -> int:
-    """The file's unit of time."""
+    """Convert ns to the file's unit of time."""
     return round(ns / 1e6)
 
 
@@ -232,12 +230,12 @@ _SEGMENT_HEAD = 12
 
 
 def _segment_at() -> int:
-    """Offset of the segment's body, which positions inside of it count from."""
+    """Return the offset of the segment's body, from which positions in it count."""
     return len(_ebml()) + _SEGMENT_HEAD
 
 
 def _seek(number: int, position: int) -> bytes:
-    """Where a part of the segment begins, from the segment's body on."""
+    """Encode where a part of the segment begins."""
     return element(0x4DBB, element(0x53AB, id_bytes(number)) + wide_uint(0x53AC, position))
 
 
@@ -277,7 +275,7 @@ def _tracks(width: int, height: int, totals: Totals | None) -> bytes:
 
 
 def _tags(tags: dict[str, str]) -> bytes:
-    said = b"".join(
+    simple = b"".join(
         element(SIMPLE_TAG, text(TAG_NAME, name) + text(TAG_STRING, value)) for name, value in tags.items()
     )
-    return element(TAGS, element(TAG, element(TARGETS, b"") + said))
+    return element(TAGS, element(TAG, element(TARGETS, b"") + simple))

@@ -1,6 +1,6 @@
-"""The shelf: where clips lie, what they are called, and which of them have to go.
+"""Where clips are stored, how they are named, and which of them are deleted.
 
-Only files that are called like a clip are ours to delete: anybody may keep others in the same folder.
+Only files named like a clip are deleted: other files may be kept in the same folder.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ SUFFIX = ".mkv"
 _TIME = "%Y-%m-%dT%H-%M-%SZ"
 _NAME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ)-[A-Za-z0-9_-]+" + re.escape(SUFFIX))
 _LONGEST = 48
-"""Letters of a label, or of a track's id, in a name."""
+"""Longest part of a name that comes from a label or a track's id, characters."""
 _CLOCK_WRONG = datetime(2025, 1, 1, tzinfo=UTC)
-"""A clip that is older than Vedette was made before the clock was set: how old it is cannot be known."""
+"""A clip with an earlier time was made before the clock was set, so its age is not known."""
 _FOLDER_MODE = 0o750
 _SHARE, _LEAST_BYTES, _MOST_BYTES = 0.1, 1 << 20, 1 << 30
-"""Of the file system for clips, where the configuration does not say; bounds of that."""
+"""Default of `clips_max_bytes`: share of the file system, and its bounds."""
 
 
 class Entry(Struct, frozen=True):
-    """A clip on the shelf.
+    """A stored clip.
 
     Attributes:
         path: of its file.
-        began_at: UTC, by its name.
+        began_at: UTC, from its name.
         bytes: of the file.
     """
 
@@ -49,13 +49,13 @@ class Entry(Struct, frozen=True):
 
 
 def clip_path(folder: Path, occasion: ClipReason, began_at: datetime, token: str = "") -> Path:
-    """Where a clip is to lie; whatever a label holds, it is a name of one level in the stream's folder.
+    """Return the path of a new clip: a safe name in the stream's folder, whatever its label contains.
 
     Args:
         folder: of all clips.
         occasion: what it is made for.
         began_at: UTC of the event or the command.
-        token: what makes the name unique where no track's id does.
+        token: makes the name unique where there is no track id.
     """
     when = began_at.astimezone(UTC).strftime(_TIME)
     parts = (when, _safe(occasion.label or occasion.reason), _safe(occasion.track or token))
@@ -63,17 +63,17 @@ def clip_path(folder: Path, occasion: ClipReason, began_at: datetime, token: str
 
 
 def folder_name(stream: str) -> str:
-    """Of a stream's folder: its name, which a configuration keeps to letters, digits, hyphens and underscores."""
+    """Return the name of a stream's folder: the stream's own, made safe where it is not from a configuration."""
     return stream if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", stream) else _safe(stream) or "stream"
 
 
 def _safe(text: str) -> str:
-    """Letters and digits of ASCII as they are, whatever lies between them a hyphen."""
+    """Replace everything but ASCII letters, digits and underscores by hyphens, and shorten it."""
     return re.sub(r"[^A-Za-z0-9_]+", "-", text)[:_LONGEST].strip("-")
 
 
 def make_folder(folder: Path) -> None:
-    """Create the folder of all clips, or that of a stream in it.
+    """Create the folder of all clips, or the folder of a stream in it.
 
     Raises:
         OSError: it cannot be created.
@@ -83,7 +83,7 @@ def make_folder(folder: Path) -> None:
 
 
 def clips_in(folder: Path) -> list[Entry]:
-    """The clips in the folders of all streams, oldest first; none where there is no folder.
+    """List the clips of all streams, oldest first; none where there is no folder.
 
     Raises:
         StorageError: it cannot be read.
@@ -115,7 +115,7 @@ def _folders(folder: Path) -> list[str]:
 
 
 def parts_in(folder: Path) -> list[Path]:
-    """Clips that are not complete.
+    """List clips that are not complete.
 
     Raises:
         OSError: the folder cannot be read.
@@ -131,12 +131,12 @@ def parts_in(folder: Path) -> list[Path]:
 
 
 class ClipStore:
-    """The clips of a folder, within their bounds. For one thread.
+    """The clips of a folder, kept within bounds. For one thread.
 
     Attributes:
         folder: of all clips.
-        bytes: of all clips, as far as is known.
-        deleted: clips that had to go since the start.
+        bytes: of all clips, as of the last scan.
+        deleted: clips deleted since the start.
     """
 
     def __init__(self, folder: Path, config: StorageConfig) -> None:
@@ -145,20 +145,20 @@ class ClipStore:
         self.bytes = self.deleted = 0
 
     def __len__(self) -> int:
-        """How many clips there are, as far as is known."""
+        """Return the number of clips, as of the last scan."""
         return len(self._entries)
 
     def configure(self, config: StorageConfig) -> None:
-        """Keep to other bounds from now on."""
+        """Apply other bounds."""
         self._config = config
 
     @property
     def max_bytes(self) -> int:
-        """Bytes of all clips at most, see `clips_max_bytes`."""
+        """Bound of the bytes of all clips, see `clips_max_bytes`."""
         return clips_max_bytes(self.folder, self._config)
 
-    def look(self) -> None:
-        """See what lies there.
+    def scan(self) -> None:
+        """List the clips on the disk.
 
         Raises:
             StorageError: the folder cannot be read.
@@ -167,37 +167,37 @@ class ClipStore:
         self.bytes = sum(entry.bytes for entry in self._entries)
 
     def expire(self, now: datetime) -> int:
-        """Delete what has become too old; how many."""
+        """Delete clips that are too old; return how many."""
         oldest = now.timestamp() - self._config.clips_max_age_s
         old = [e for e in self._entries if e.began_at >= _CLOCK_WRONG and e.began_at.timestamp() < oldest]
         return sum(self._delete(entry) for entry in old)
 
     def make_room(self, more: int, other: int = 0) -> int:
-        """Delete the oldest clips until more bytes fit; how many were deleted.
+        """Delete the oldest clips until more bytes fit; return how many.
 
         Args:
             more: bytes that are about to be written.
             other: bytes of clips that are being written.
 
         Raises:
-            StorageError: they do not fit even without a single clip.
+            StorageError: they do not fit even after every clip is deleted.
         """
         deleted = 0
-        while why := self._tight(more, other):
+        while why := self._why_full(more, other):
             if not self._entries:
                 raise StorageError(why)
             deleted += self._delete(self._entries[0])
         return deleted
 
-    def _tight(self, more: int, other: int) -> str:
-        """Why more bytes do not fit; empty: they do."""
+    def _why_full(self, more: int, other: int) -> str:
+        """Return why more bytes do not fit; empty: they do."""
         config, most = self._config, self.max_bytes
         if self.bytes + other + more > most:
             return f"{self.folder}: what is being recorded is larger than clips_max_bytes, {most}"
-        return is_tight(self.folder, config, shutil.disk_usage(self.folder).free, more)
+        return why_disk_is_full(self.folder, config, shutil.disk_usage(self.folder).free, more)
 
     def _delete(self, entry: Entry) -> bool:
-        """Whether it was there and could be deleted; either way it is off our list."""
+        """Delete a clip and forget it; return False if it was gone or could not be deleted."""
         self._entries.remove(entry)
         self.bytes -= entry.bytes
         try:
@@ -212,7 +212,7 @@ class ClipStore:
 
 
 def clips_max_bytes(folder: Path, config: StorageConfig) -> int:
-    """Return how many bytes all clips of a folder may have: as configured, or a share of its file system.
+    """Return the bound of the bytes of all clips: as configured, or a share of the file system.
 
     Args:
         folder: of all clips; it need not exist yet.
@@ -227,13 +227,13 @@ def clips_max_bytes(folder: Path, config: StorageConfig) -> int:
         return _MOST_BYTES
 
 
-def is_tight(folder: Path, config: StorageConfig, free: int, more: int) -> str:
-    """Why the disk has no room for more; empty: it has.
+def why_disk_is_full(folder: Path, config: StorageConfig, free: int, more: int) -> str:
+    """Return why the disk has no room for more; empty: it has.
 
     Args:
         folder: of all clips.
-        config: what clips have to leave to others.
-        free: bytes that are free for them.
+        config: free space that clips leave to other programs.
+        free: bytes that are free.
         more: bytes that are about to be written.
     """
     if free - more >= config.clips_keep_free_bytes:
@@ -249,10 +249,7 @@ _PROBE = bytes(4096)
 
 
 def check_writable(folder: Path) -> None:
-    """Write a little into a file without a name, which is gone before it reaches the disk itself.
-
-    Args:
-        folder: that a clip is to lie in.
+    """Check that a folder can be written, by writing 4 KiB into a file without a name.
 
     Raises:
         StorageError: nothing can be written there, with the reason.
@@ -266,21 +263,21 @@ def check_writable(folder: Path) -> None:
 
 
 def check_room(folder: Path, config: StorageConfig, more: int, at: Path | None = None) -> None:
-    """Whether more fits once every clip that is there has gone.
+    """Check that more bytes fit if every clip is deleted.
 
     Args:
         folder: of all clips.
-        at: a folder on the same disk that is there, where `folder` need not be.
-        config: what clips have to leave to others.
-        more: bytes that are about to come.
+        config: free space that clips leave to other programs.
+        more: bytes to be written.
+        at: an existing folder on the same disk, in case `folder` does not exist yet.
 
     Raises:
-        StorageError: it does not, or the folder cannot be read.
+        StorageError: they do not fit, or the folder cannot be read.
     """
     try:
         free = shutil.disk_usage(at or folder).free
     except OSError as error:
         raise StorageError(f"{folder}: cannot be read: {reason_of(error)}") from error
     clips = sum(entry.bytes for entry in clips_in(folder))
-    if why := is_tight(folder, config, free + clips, more):
+    if why := why_disk_is_full(folder, config, free + clips, more):
         raise StorageError(why)

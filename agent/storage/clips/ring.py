@@ -1,4 +1,4 @@
-"""Footage: the last pictures of a camera, encoded once, in memory that is bounded in seconds and in bytes."""
+"""Ring of the last pictures of a camera, encoded once, bounded in seconds and in bytes."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from collections import deque
 from agent.types import EncodedFrame
 
 _PATIENCE_S = 5.0
-"""A replay waits so long for the disk before a picture is lost."""
+"""How long a replay waits for the disk before a picture is lost, s."""
 
 
 class FrameRing:
-    """A ring of pictures. Every method may be called from any thread.
+    """A ring of pictures. Any thread may call every method.
 
     Attributes:
         bytes: of all pictures in it.
-        lost: pictures that were held and had to go.
+        lost: pictures that were held and had to be dropped.
     """
 
     def __init__(self, seconds: float, max_bytes: int, *, patient: bool = False) -> None:
-        """Prepare.
+        """Start empty.
 
         Args:
-            seconds: older pictures go, unless they are held.
-            max_bytes: when there are more, the oldest go, held or not.
-            patient: whoever adds pictures can wait for those that are held to be written.
+            seconds: age from which pictures are dropped, unless they are held.
+            max_bytes: bound; the oldest pictures are dropped for it, held or not.
+            patient: `add` waits for held pictures to be written, as a replay can.
         """
         self._kept_ns, self._max_bytes = round(seconds * 1e9), max_bytes
         self._pictures: deque[EncodedFrame] = deque()
@@ -34,19 +34,19 @@ class FrameRing:
         self._lock = threading.Lock()
         self._moved = threading.Condition(self._lock)
         self._held_ns: int | None = None
-        self._came_s = time.monotonic()
+        self._added_s = time.monotonic()
         self._newest_ns = -1
         self.bytes = 0
         self.lost = 0
 
     def add(self, picture: EncodedFrame) -> None:
-        """Take a picture in; one that was captured before the newest is left out."""
+        """Add a picture; one that was captured before the newest is ignored."""
         with self._lock:
             if picture.captured_ns <= self._newest_ns:
                 return
             if self._patient and self._held_ns is not None:
                 self._moved.wait_for(lambda: self._has_room(len(picture.jpeg)), _PATIENCE_S)
-            self._newest_ns, self._came_s = picture.captured_ns, time.monotonic()
+            self._newest_ns, self._added_s = picture.captured_ns, time.monotonic()
             self._pictures.append(picture)
             self.bytes += len(picture.jpeg)
             self._trim()
@@ -71,25 +71,25 @@ class FrameRing:
             self.bytes -= len(first.jpeg)
 
     def hold(self, from_ns: int | None) -> None:
-        """Pictures from here on are still to be written, so their age does not matter; None: there are none."""
+        """Keep pictures captured from `from_ns` on, whatever their age; None: no longer."""
         with self._lock:
             self._held_ns = from_ns
             self._trim()
             self._moved.notify_all()
 
     def between(self, from_ns: int, until_ns: int) -> list[EncodedFrame]:
-        """Pictures captured in this time, both ends included, in order."""
+        """Return the pictures captured in this time, both ends included, in order."""
         with self._lock:
             return [picture for picture in self._pictures if from_ns <= picture.captured_ns <= until_ns]
 
     def now_ns(self) -> int:
-        """The newest picture's time and what has passed since it came, ns; -1: none has come yet."""
+        """Return the newest capture plus the time since it was added, ns; -1: there was none yet."""
         with self._lock:
             if self._newest_ns < 0:
                 return -1
-            return self._newest_ns + round((time.monotonic() - self._came_s) * 1e9)
+            return self._newest_ns + round((time.monotonic() - self._added_s) * 1e9)
 
     @property
     def newest_ns(self) -> int:
-        """Capture of the newest picture, ns; -1: none has come yet."""
+        """Capture of the newest picture, ns; -1: there was none yet."""
         return self._newest_ns

@@ -103,7 +103,7 @@ def test_a_damaged_one_is_told_and_the_others_are_listed(config: str, tmp_path: 
     damaged.write_bytes(b"no clip")
     shown = call("-c", config)
     assert shown.exit_code == 1
-    assert f"{damaged}: is no clip of Vedette's" in shown.stderr
+    assert f"{damaged}: is not a clip of Vedette's" in shown.stderr
     assert "2 clips" in shown.stdout
 
 

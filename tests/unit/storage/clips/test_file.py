@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from agent.errors import StorageError
 from agent.storage.clips import file as clipfile
-from agent.storage.clips.file import ClipFile, read_label, repair, settle
+from agent.storage.clips.file import ClipFile, read_header, repair, settle
 from agent.types import ClipReason
 from tests.support.examples import examples
 from tests.support.stills import BEGAN, SECOND, picture, pictures, play
@@ -69,7 +69,7 @@ def test_one_that_was_cut_off_is_completed(tmp_path: Path) -> None:
     assert played.numbers == list(range(20))
     assert played.times_s == pytest.approx(TIMES, abs=0.002)
     assert played.length_s == pytest.approx(10.0, abs=0.1)
-    assert read_label(tmp_path / "clip.mkv").duration_s == 10.0
+    assert read_header(tmp_path / "clip.mkv").duration_s == 10.0
 
 
 def test_one_that_was_complete_and_not_told_of_is_as_it_was(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_disk_that_takes_nothing_is_an_error(tmp_path: Path) -> None:
 def test_a_damaged_clip_is_said_to_be_one(tmp_path: Path) -> None:
     path = tmp_path / "clip.mkv"
     path.write_bytes(b"RIFF....AVI ")
-    with pytest.raises(StorageError, match=r"clip\.mkv: is no clip of Vedette's"):
-        read_label(path)
+    with pytest.raises(StorageError, match=r"clip\.mkv: is not a clip of Vedette's"):
+        read_header(path)
     with pytest.raises(StorageError, match="No such file"):
-        read_label(tmp_path / "gone.mkv")
+        read_header(tmp_path / "gone.mkv")

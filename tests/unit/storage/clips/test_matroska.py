@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.storage.clips.file import ClipFile, read_label
+from agent.storage.clips.file import ClipFile, read_header
 from agent.storage.clips.matroska import Totals, head
 from agent.types import Clip, ClipReason
 from tests.support.stills import BEGAN, number_of, pictures, play
@@ -72,7 +72,7 @@ def test_a_clip_of_one_picture_plays(tmp_path: Path) -> None:
 
 def test_a_clip_says_what_it_was_made_for(tmp_path: Path) -> None:
     clip(tmp_path, [0.0, 0.5, 1.0])
-    label = read_label(tmp_path / "clip.mkv")
+    label = read_header(tmp_path / "clip.mkv")
     assert (label.occasion, label.began_at, label.duration_s) == (PERSON, BEGAN, 1.5)
     assert (label.width, label.height) == (64, 48)
 

@@ -38,7 +38,7 @@ def left(folder: Path) -> list[str]:
 
 def shelf(folder: Path, **config: float) -> ClipStore:
     made = ClipStore(folder, StorageConfig(**{"clips_keep_free_bytes": 0, **config}))  # type: ignore[arg-type]
-    made.look()
+    made.scan()
     return made
 
 
