@@ -21,7 +21,7 @@ from agent.update.install.service import Systemd
 from tests.support.pretend_board import Board, write_command
 from tests.support.tiny_bundles import model_files, needs_ssh_keygen
 
-pytestmark = needs_ssh_keygen
+pytestmark = [pytest.mark.board, needs_ssh_keygen]
 
 
 @pytest.fixture

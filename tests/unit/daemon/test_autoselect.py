@@ -105,7 +105,7 @@ def test_a_stream_starts_on_the_cpu_and_goes_over_when_it_is_known_what_is_best(
     session = opened(chooser, model)
     assert session.backend == "cpu"
     answers(session, 1)
-    wait_for(lambda: session.plan.kind == "delegate", 20.0)
+    wait_for(lambda: session.plan.kind == "delegate", 60.0)
     answers(session, 2)
     assert session.backend == f"external:{library}?mode=fast"
     assert session.degraded == ""
@@ -123,7 +123,7 @@ def test_a_stream_starts_on_the_cpu_and_goes_over_when_it_is_known_what_is_best(
 def test_what_was_measured_before_is_used_at_once(state: Path, library: Path, model: Model) -> None:
     chooser = AutoBackend(selection(library, after_s=LATE), state)
     session = opened(chooser, model)
-    wait_for(lambda: session.plan.kind == "delegate", 10.0)
+    wait_for(lambda: session.plan.kind == "delegate", 60.0)
     answers(session, 3)
     session.close()
     chooser.close()
@@ -142,7 +142,7 @@ def test_the_choice_changes_with_the_configuration(state: Path, library: Path, m
     assert isinstance(session._session, CpuSession)
     assert session.plan.threads == 1
     chooser.configure(selection(library, after_s=LATE))
-    wait_for(lambda: session.plan.kind == "delegate", 10.0)
+    wait_for(lambda: session.plan.kind == "delegate", 60.0)
     answers(session, 4)
     chooser.configure(by_energy)
     wait_for(lambda: session.plan.kind == "cpu", 10.0)
@@ -300,7 +300,7 @@ def test_what_cannot_be_kept_is_used_all_the_same(
     (tmp_path / "verdicts").write_text("in the way")
     chooser = AutoBackend(selection(library), tmp_path)
     session = opened(chooser, model)
-    wait_for(lambda: session.plan.kind == "delegate", 20.0)
+    wait_for(lambda: session.plan.kind == "delegate", 60.0)
     assert "it will be measured again after the next start" in caplog.text
     session.close()
     chooser.close()

@@ -33,7 +33,7 @@ class State:
         self.spool = filled(folder, 4)
         self.spool.put(TOPIC, b"new", OpenTrack("track", b"end"))
         self.spool.settle([1])
-        assert self.spool.flush(5.0)
+        assert self.spool.flush(20.0)
         self.guard = StateGuard(self.folder, self.spool, self._write)
 
     def _write(self) -> None:
@@ -93,7 +93,7 @@ def test_what_was_deleted_or_replaced_is_written_anew_and_nothing_is_lost(
     assert state.told == ""
     lose(state.path)
     state.spool.put(TOPIC, b"after")
-    assert state.spool.flush(5.0)
+    assert state.spool.flush(20.0)
     assert not state.mended()
     wait_for(state.mended)
     assert numbers(state.spool) == [2, 3, 4, 5, 6]
@@ -138,7 +138,7 @@ def test_while_it_cannot_be_made_again_events_are_kept_in_memory_and_that_is_sai
     state.path.parent.unlink()
     wait_for(state.mended)
     wait_for(lambda: state.mended() and state.spool.stats().on == "disk")
-    assert state.spool.flush(5.0)
+    assert state.spool.flush(20.0)
     assert numbers(state.spool) == [2, 4, 5, 6]
     assert state.told.endswith("; it was restored")
     errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
@@ -199,7 +199,7 @@ def test_what_lies_in_place_of_the_mark_is_named_once_and_nothing_is_set_aside(
     assert "where a file is expected: remove it" in caplog.text
     mark.rmdir() if mark.is_dir() else mark.unlink()
     wait_for(lambda: state.mended() and state.spool.stats().on == "disk")
-    assert state.spool.flush(5.0)
+    assert state.spool.flush(20.0)
     assert numbers(state.spool) == [2, 3, 4, 5]
 
 
@@ -218,5 +218,5 @@ def test_a_refused_folder_is_told_to_those_who_would_write_there(state: State) -
     shutil.rmtree(state.path)
     wait_for(lambda: state.mended() and state.spool.stats().on == "disk")
     assert state.guard.trouble == ""
-    assert state.spool.flush(5.0)
+    assert state.spool.flush(20.0)
     assert numbers(state.spool) == [2, 3, 4, 5, 6]

@@ -60,7 +60,8 @@ def run(
 
 
 def kill_worker() -> None:
-    (worker,) = psutil.Process().children()
+    # Other tests of this process may have left workers: the newest is LoadGen's.
+    worker = max(psutil.Process().children(), key=lambda child: child.create_time())
     worker.send_signal(signal.SIGSEGV)
 
 
@@ -111,11 +112,11 @@ def test_one_that_dies_at_once_does_not_hold_it_up_and_the_next_is_tested_as_eve
 
 @pytest.mark.usefixtures("loadgen")
 def test_ctrl_c_ends_it_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGINT)
+    before, children = signal.getsignal(signal.SIGINT), psutil.Process().children()
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "one", 5.0, "SingleStream", lambda: os.kill(os.getpid(), signal.SIGINT))
     assert signal.getsignal(signal.SIGINT) is before
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= set(children)
     assert run(tmp_path / "other").refused == ""
 
 

@@ -14,6 +14,8 @@ from agent.errors import UpdateError
 from agent.update.install.stage import install
 from tests.support.tiny_bundles import tiny_wheel
 
+pytestmark = pytest.mark.board
+
 PROGRAM = {
     "hello.py": "def main(): print('hello')\n",
     "entry_points.txt": "[console_scripts]\nhello = hello:main\n",
