@@ -102,9 +102,9 @@ def test_a_full_disk_is_said_once_and_nothing_is_lost(small: Path, caplog: pytes
     again.close()
 
 
-def put(spool: Spool, body: bytes, key: str, will: bytes | None) -> int:
-    """Put an event with its will, and let it be acknowledged; gives its number."""
-    spool.put(EVENTS, body, OpenTrack(key, will))
+def put(spool: Spool, body: bytes, key: str, crash_end: bytes | None) -> int:
+    """Put an event with its crash end, let it be acknowledged, and return its number."""
+    spool.put(EVENTS, body, OpenTrack(key, crash_end))
     wait_for(lambda: any(row.body == body for row in spool.peek(0, 1000)))
     seq = next(row.seq for row in spool.peek(0, 1000) if row.body == body)
     spool.settle([seq])

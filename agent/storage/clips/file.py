@@ -38,7 +38,7 @@ _EPOCH = datetime(2001, 1, 1, tzinfo=UTC)
 
 
 class ClipHeader(Struct, frozen=True):
-    """What the head of a clip says.
+    """Content of the head of a clip.
 
     Attributes:
         occasion: why it was made.
@@ -57,7 +57,7 @@ class ClipHeader(Struct, frozen=True):
 
 
 class PlayablePart(Struct, frozen=True):
-    """What can be played of a clip.
+    """The part of a clip that can be played.
 
     Attributes:
         cues: of its whole clusters.
@@ -198,7 +198,7 @@ _CLUSTER_MS = 2000
 
 
 class ClipIndex(Struct, frozen=True):
-    """What the head and the end of a complete file contain.
+    """Content of the head and the end of a complete file.
 
     Attributes:
         cues: of its clusters.

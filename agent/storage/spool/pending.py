@@ -90,7 +90,7 @@ class OpenTracks:
 
 
 class Commit(NamedTuple):
-    """What one commit changes.
+    """Changes of one commit.
 
     Attributes:
         insert: new rows, in order.

@@ -233,7 +233,7 @@ _DROPPED = "dropped_"
 
 
 class Counted(NamedTuple):
-    """What waits in a table, and what it has dropped, ever, by reason."""
+    """Counts of rows that wait in a table, and of rows that were dropped, ever, by reason."""
 
     rows: int = 0
     bytes: int = 0
@@ -287,7 +287,7 @@ class SpoolTable:
 
     @property
     def counted(self) -> Counted:
-        """What waits and what was dropped, as of the last commit."""
+        """Waiting and dropped rows, as of the last commit."""
         return Counted(self.tally.rows, self.tally.bytes, self.dropped)
 
     def read(self, after: int, limit: int) -> list[Stored]:
