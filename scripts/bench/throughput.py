@@ -6,7 +6,7 @@ answers. The variants take turns, each in a process of its own, with payloads of
 unacknowledged at most; the figures are medians over the rounds.
 
     house          Reporter → spool (durability "event", with its history) → publisher → acknowledged
-    batch, memory  the same with the other durabilities; shown, without a target
+    batch          the same with durability "batch"; shown, without a target
     paho           a bare loop that users write: publish at QoS 1, wait for a free place; nothing is kept on disk
     mosquitto_pub  `mosquitto_pub -l -q 1`, in C, from a file of lines: nothing is kept either
 """
@@ -39,7 +39,7 @@ TARGET = 3000.0
 def main() -> None:
     args = common.arguments(__doc__ or "").parse_args()
     rounds, count = (2, 12_000) if args.quick else (5, 40_000)
-    names = ("house", "batch", "memory", "paho", "mosquitto_pub")
+    names = ("house", "batch", "paho", "mosquitto_pub")
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder, common.mosquitto() as port:
         lines = Path(folder, "lines")
