@@ -114,7 +114,7 @@ def _filled(stream: StreamConfig, manifest: Manifest) -> StreamConfig:
         iou_threshold=output.iou_threshold if iou is None else iou,
     )
     hits = stream.track.min_hits or manifest.min_hits
-    variant = stream.variant if manifest.climbed(stream.variant) else manifest.variants[0].name
+    variant = stream.variant if manifest.exits(stream.variant) else manifest.variants[0].name
     return replace(stream, variant=variant, decode=decode, track=replace(stream.track, min_hits=hits))
 
 

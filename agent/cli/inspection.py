@@ -215,7 +215,7 @@ def _opened(known: Known, file: str) -> dict[str, _Ends]:
 def _fit(session: WorkerSession, model: Model) -> None:
     """Refuse a model that does not fit its decoder, or its front end."""
     if model.manifest.audio is None:
-        from agent.compute.cascade.resolution import Detector
+        from agent.compute.vision import Detector
 
         for variant in model.manifest.variants:
             Detector(session, model, variant.name, DecodeConfig())

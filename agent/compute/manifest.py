@@ -116,7 +116,7 @@ class GoldenManifest(Struct, frozen=True, forbid_unknown_fields=True):
 HIDDEN = "hidden"
 """Name of the output that a deeper variant goes on from."""
 AUTO = "auto"
-"""In the place of a variant's name: climb the cascade, also of sizes."""
+"""In place of a variant's name: the cascade picks an exit for each input."""
 PICTURE_HITS, SOUND_HITS = 3, 1
 """Detections that announce a track by default: one picture of many may deceive, and a bark fills one window."""
 
@@ -198,29 +198,32 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def cascade(self) -> tuple[Variant, ...]:
-        """Variants that an input may climb, shallow first; empty when nothing was learned about when to stop."""
-        variants = self.variants[::-1]
-        return variants if any(variant.confidence is not None for variant in variants) else ()
+        """Exits of a calibrated model, shallow first; empty for sizes, and for exits without thresholds."""
+        if not self.variants[0].after or all(variant.confidence is None for variant in self.variants):
+            return ()
+        return self.variants[::-1]
 
-    def climbed(self, variant: str) -> tuple[Variant, ...]:
-        """Variants that an input climbs if the configuration says so, shallow first; empty: one answers alone.
+    def exits(self, variant: str) -> tuple[Variant, ...]:
+        """Return the exits that an input may take, shallow first; empty if one variant answers alone.
 
         Args:
-            variant: its name; `auto`: the cascade; empty: the cascade of depths. Sizes share no memory, and
-                climbing them is to be asked for.
+            variant: `variant` of the stream: a variant's name; `auto` or empty: all exits of a calibrated model.
 
         Raises:
-            ModelError: `auto`, and there is no cascade.
+            ModelError: `auto`, and the model has no calibrated exits.
         """
-        if variant != AUTO:
-            return () if variant or not any(one.after for one in self.variants) else self.cascade
-        if not self.cascade:
-            raise ModelError(
-                f"model {self.name}: variant = {AUTO!r} needs to know when an answer is good enough: "
-                "learn that by "
-                f"`vedette models calibrate`, or name one of {', '.join(one.name for one in self.variants)}"
-            )
-        return self.cascade
+        if variant == AUTO and not self.cascade:
+            hint = self._without_exits()
+            raise ModelError(f"model {self.name}: variant = {AUTO!r} picks among exits, and {hint}")
+        return self.cascade if variant in ("", AUTO) else ()
+
+    def _without_exits(self) -> str:
+        names = ", ".join(one.name for one in self.variants)
+        if self.variants[0].after:
+            return f"its exits have no thresholds: run `vedette models calibrate`, or name one of {names}"
+        if len(self.variants) == 1:
+            return "this model has one variant: leave `variant` out"
+        return f"this model has sizes only: name one of {names}"
 
     def chain(self, name: str) -> tuple[Variant, ...]:
         """The variants that run for this one, in order: those whose hidden state it goes on from, and itself.

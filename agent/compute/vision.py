@@ -1,32 +1,123 @@
-"""The rooms of compute in a row, for pictures: gate → infer → decode → track. Frames in, events out."""
+"""Image inference of one stream: gate → infer → decode → track. Frames in, events out."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import datetime
 
 import cv2
+from msgspec import Struct
+from msgspec.structs import replace
 
-from agent.compute.cascade.resolution import Detector, DetectorResult, ResolutionCascade
+from agent.compute.decode.decoder import build_decoder
 from agent.compute.gate.motion import MotionGate
 from agent.compute.infer.backends import open_session
-from agent.compute.infer.session import Opener, SessionOptions
+from agent.compute.infer.image_input import ImageInput, Placement
+from agent.compute.infer.session import Opener, Session, SessionOptions
 from agent.compute.manifest import Model
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
-from agent.config.stream import StreamConfig
-from agent.types import WHOLE, Box, Event, Frame, StageTimes, StreamResult, Track
+from agent.config.stream import DecodeConfig, StreamConfig
+from agent.errors import ModelError
+from agent.types import WHOLE, Box, Detection, Event, Frame, StageTimes, StreamResult, Track
+
+
+class DetectorResult(Struct, frozen=True, gc=False):
+    """Detections in one frame and what they cost.
+
+    Attributes:
+        detections: strongest first.
+        prepare, infer, decode: durations, ns.
+    """
+
+    detections: list[Detection]
+    prepare: int
+    infer: int
+    decode: int
+
+
+class Detector:
+    """Runs one variant of an image model: resize, invoke, decode, map back to the frame. For one thread.
+
+    Attributes:
+        variant: its name.
+    """
+
+    def __init__(self, session: Session, model: Model, variant: str, config: DecodeConfig) -> None:
+        """Select the variant in the session and build its decoder.
+
+        Raises:
+            ModelError: there is no such variant, or it does not take one picture or fit its decoder.
+        """
+        if model.manifest.variant(variant).after:
+            raise ModelError(
+                f"{model.path}: variant {variant!r} continues another one's hidden state; "
+                "only models of sound can"
+            )
+        session.use(variant)
+        if len(session.inputs) != 1:
+            raise ModelError(
+                f"{model.path}: expected one input, a picture; found {len(session.inputs)}: "
+                f"{', '.join(map(str, session.inputs))}"
+            )
+        self.variant = variant
+        self._session = session
+        self._decoder = build_decoder(model.manifest, session.inputs, session.outputs, config)
+        self._image = ImageInput(session.inputs[0], model.manifest.input)
+
+    def run(self, frame: Frame, crop: Box) -> DetectorResult:
+        """Infer a crop of a frame. The session must have this variant selected.
+
+        Args:
+            frame: the picture.
+            crop: the part to infer, fractions of the frame.
+
+        Raises:
+            BackendError: the inference failed.
+        """
+        session = self._session
+        began = time.monotonic_ns()
+        placement = self._image.fill(session.input(0), frame.image, frame.order, crop)
+        prepared = time.monotonic_ns()
+        session.invoke()
+        inferred = time.monotonic_ns()
+        detections = self._decoder([session.output(index) for index in range(len(session.outputs))])
+        if not placement.whole:
+            detections = _placed(detections, placement)
+        return DetectorResult(detections, prepared - began, inferred - prepared, time.monotonic_ns() - inferred)
+
+
+def _placed(detections: Sequence[Detection], placement: Placement) -> list[Detection]:
+    """Map detections from fractions of the model's picture to fractions of the frame."""
+    return [
+        replace(
+            detection,
+            box=placement.to_frame(detection.box) if detection.box else None,
+            keypoints=tuple(
+                replace(k, x=placed[0], y=placed[1])
+                for k in detection.keypoints
+                for placed in (placement.point(k.x, k.y),)
+            ),
+            outline=tuple(placement.point(x, y) for x, y in detection.outline),
+        )
+        for detection in detections
+    ]
 
 
 class VideoPerception:
-    """One stream's eye. For one thread.
+    """One camera stream's model with its gate and tracker. For one thread.
 
     Attributes:
-        looked: part of the newest frame that was inferred, and its complexity.
+        model: that runs.
+        session: runs it.
+        tracker: of what was detected.
+        alarm: what is wrong with the model's answers; always empty for pictures.
+        last_crop: part of the newest frame that was inferred.
     """
 
     def __init__(self, stream: str, config: StreamConfig, model: Model, opener: Opener = open_session) -> None:
-        """Open the model and prepare every room.
+        """Open the model and build the stages.
 
         Args:
             stream: its name.
@@ -35,49 +126,41 @@ class VideoPerception:
             opener: opens it.
 
         Raises:
-            ModelError: the model is broken, cannot run here, does not fit its decoder, or has no cascade to
-                climb.
+            ModelError: the model is broken, cannot run here, does not fit its decoder, or `variant = "auto"`.
             ConfigError: a zone or a label cannot be used.
         """
         # Streams are what runs in parallel. OpenCV's own threads halve the time of a resize at best, wait for
         # each other by spinning, and cost half as much CPU again.
         cv2.setNumThreads(1)
         self.model, self.alarm = model, ""
-        self.looked: tuple[Box, float] = WHOLE, 1.0
+        self.last_crop: Box = WHOLE
         zones = Zones(config.zones)
-        climbed = model.manifest.climbed(config.variant)
-        variant = climbed[-1].name if climbed else model.manifest.variant(config.variant).name
+        variant = _variant(model, config)
         self.session = opener(model, config.backend, SessionOptions(variant=variant, threads=config.threads))
-        self._eye, self._keeps = self._opened(config)
+        self._detector = Detector(self.session, model, variant, config.decode)
+        self._crops = config.gate.crop
         self._gate = MotionGate(config.gate)
         self.tracker = Tracker(config.track, zones, stream)
 
-    def _opened(self, config: StreamConfig) -> tuple[ResolutionCascade | Detector, bool]:
-        """What looks, and whether what is known counts: it makes a picture hard, and belongs into its crop."""
-        if self.model.manifest.climbed(config.variant):
-            return ResolutionCascade(self.session, self.model, config), True
-        variant = self.model.manifest.variant(config.variant).name
-        return Detector(self.session, self.model, variant, config.decode), config.gate.crop
-
     def configure(self, config: StreamConfig) -> None:
-        """Take other thresholds, zones and another variant of what is open; tracks go on.
+        """Apply other thresholds, zones and another open variant; tracks continue.
 
         Raises:
             ModelError: the variant is not open.
         """
-        self._eye, self._keeps = self._opened(config)
+        self._detector = Detector(self.session, self.model, _variant(self.model, config), config.decode)
         self.tracker.use(Zones(config.zones))
 
     def process(self, frame: Frame) -> StreamResult:
-        """Take one frame through the rooms.
+        """Process one frame.
 
         Raises:
             BackendError: the inference failed.
         """
         began = time.monotonic_ns()
         tracker = self.tracker
-        keep, resting = tracker.boxes(frame.captured_ns) if self._keeps else ((), ())
-        sight = self._gate.evaluate(
+        keep, resting = tracker.boxes(frame.captured_ns) if self._crops else ((), ())
+        gate = self._gate.evaluate(
             frame.image,
             frame.captured_ns,
             watching=tracker.watching,
@@ -87,38 +170,32 @@ class VideoPerception:
         )
         gated = time.monotonic_ns()
         queue = began - frame.read_ns
-        if not sight.open:
+        if not gate.open:
             events = tracker.rest(frame.captured_ns, frame.captured_at)
             return StreamResult(events, None, StageTimes(queue, gated - began, track=time.monotonic_ns() - gated))
-        crop = sight.crop or WHOLE
-        look = self._eye.run(frame, crop, sight.complexity)
-        looked = time.monotonic_ns()
-        self.looked = crop, sight.complexity
-        events = tracker.update(look.detections, frame.captured_ns, frame.captured_at, crop)
-        track = time.monotonic_ns() - looked
-        stages = StageTimes(queue, gated - began, look.prepare, look.infer, look.decode, track)
-        return StreamResult(events, look.detections, stages)
+        self.last_crop = crop = gate.crop or WHOLE
+        result = self._detector.run(frame, crop)
+        decoded = time.monotonic_ns()
+        events = tracker.update(result.detections, frame.captured_ns, frame.captured_at, crop)
+        track = time.monotonic_ns() - decoded
+        stages = StageTimes(queue, gated - began, result.prepare, result.infer, result.decode, track)
+        return StreamResult(events, result.detections, stages)
 
-    def look_again(self, frame: Frame, crop: Box, complexity: float) -> DetectorResult:
-        """Look where another eye has looked; nothing is followed over time.
+    def infer_crop(self, frame: Frame, crop: Box) -> DetectorResult:
+        """Infer a crop of a frame without gate and tracker.
 
         Raises:
             BackendError: the inference failed.
         """
-        return self._eye.run(frame, crop, complexity)
+        return self._detector.run(frame, crop)
 
     @property
     def answered_by(self) -> tuple[str, str]:
         """Backend and variant of the newest answer."""
-        return self.session.backend, self._eye.variant
-
-    @property
-    def used(self) -> dict[str, int]:
-        """How often each variant gave the answer; empty where one answers alone."""
-        return self._eye.used if isinstance(self._eye, ResolutionCascade) else {}
+        return self.session.backend, self._detector.variant
 
     def tick(self, at_ns: int, at: datetime) -> list[Event]:
-        """Time passes and no frame comes: ends that are due."""
+        """Return the ends that are due although no frame comes."""
         return self.tracker.tick(at_ns, at)
 
     def finish(self, at_ns: int, at: datetime, reason: str) -> list[Event]:
@@ -126,9 +203,14 @@ class VideoPerception:
         return self.tracker.finish(at_ns, at, reason)
 
     def tracks(self) -> tuple[Track, ...]:
-        """The tracks alive now."""
+        """Return the tracks alive now."""
         return self.tracker.tracks()
 
     def close(self) -> None:
-        """Give the model's memory back."""
+        """Release the model."""
         self.session.close()
+
+
+def _variant(model: Model, config: StreamConfig) -> str:
+    exits = model.manifest.exits(config.variant)
+    return exits[-1].name if exits else model.manifest.variant(config.variant).name

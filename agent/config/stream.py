@@ -61,10 +61,10 @@ class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CascadeConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[streams.NAME.cascade]`: for a model of several depths with `variant` left open, or `variant = "auto"`.
+    """`[streams.NAME.cascade]`: for a model with calibrated exits and `variant` left open or `"auto"`.
 
     Attributes:
-        budget_ms: for all variants of one input together; none but the first is begun that would exceed it, ms.
+        budget_ms: for all exits of one input together, ms; a deeper exit that would exceed it does not run.
     """
 
     budget_ms: Annotated[float, Meta(gt=0.0, le=1e6)] = 100.0
@@ -185,8 +185,9 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
         source: URI, see `agent.capture.source`.
         model: name of a bundled model, or a path to a `.tflite` or to its manifest `.toml`.
         enabled: whether it runs.
-        variant: size or depth of the model. Empty: depths by how hard the input is, where the model has learned
-            that (`vedette models calibrate`), else its first. `auto`: also sizes, which takes the memory of all.
+        variant: size or exit of the model. Empty: the exit that each input needs, if the model's exits are
+            calibrated (`vedette models calibrate`), else its first variant. `auto`: the same, and an error if
+            they are not.
         backend: `auto`: what was measured to be best, see `SelectionConfig`, with the CPU standing by; `cpu`; or
             one that never falls back: a name that `vedette bench` lists, or `external:LIBRARY?key=value`, a
             TFLite delegate. With `,cpu` behind it the CPU stands by.

@@ -302,8 +302,8 @@ class StreamSettings(Struct, frozen=True):
     Attributes:
         enabled: whether it is to run.
         threshold: least score of a detection; None: the model cannot be opened, or not yet, and nothing tells it.
-        variant: its name, or `auto` while the model climbs; empty: the model cannot be opened.
-        variants: that may be set, `auto` among them where the model can climb.
+        variant: its name, or `auto` while a cascade picks exits; empty: the model cannot be opened.
+        variants: that may be set, `auto` among them for a model with calibrated exits.
         zones: whether each is on, by name.
         pictures: whether it sees, and has snapshots.
     """
@@ -330,8 +330,7 @@ def settings_of(config: StreamConfig) -> StreamSettings:
     zones = {zone.name: zone.enabled for zone in config.zones}
     try:
         manifest = open_manifest(config.model, wait_s=0.0)
-        climbs = bool(manifest.climbed(config.variant))
-        variant = AUTO if climbs else manifest.variant(config.variant).name
+        variant = AUTO if manifest.exits(config.variant) else manifest.variant(config.variant).name
     except ModelError:
         return StreamSettings(config.enabled, config.decode.score_threshold, config.variant, (), zones, True)
     wish, usual = config.decode.score_threshold, manifest.output.score_threshold
@@ -341,10 +340,8 @@ def settings_of(config: StreamConfig) -> StreamSettings:
 
 
 def _variants(manifest: Manifest) -> tuple[str, ...]:
-    """Pictures climb sizes, which stand alone; sound climbs depths, which go on from each other."""
     names = tuple(variant.name for variant in manifest.variants)
-    depths = any(variant.after for variant in manifest.variants)
-    return (AUTO, *names) if manifest.cascade and depths is (manifest.audio is not None) else names
+    return (AUTO, *names) if manifest.cascade else names
 
 
 def _switch(on: bool) -> str:

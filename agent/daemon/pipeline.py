@@ -251,7 +251,7 @@ class VideoPipeline(Pipeline[Frame]):
 
     def _compare(self, frame: Frame, result: StreamResult) -> None:
         if self.shadow is not None and result.detections is not None:
-            self.shadow.compare_frame(frame, self._vision.looked, result.detections, result.stages.infer)
+            self.shadow.compare_frame(frame, self._vision.last_crop, result.detections, result.stages.infer)
 
 
 class AudioPipeline(Pipeline[AudioChunk]):

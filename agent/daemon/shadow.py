@@ -67,11 +67,10 @@ class _Answer(Struct, frozen=True, gc=False):
 
 
 class _Crop(Struct, frozen=True, gc=False):
-    """A part of a frame that was inferred, and how complex it is, 0..1."""
+    """A part of a frame that was inferred."""
 
     frame: Frame
     crop: Box
-    complexity: float
 
 
 class _Span:
@@ -129,21 +128,19 @@ class Shadow:
         mean = round(agreed / compared, 4) if compared else None
         return ShadowReport(compared, mean, self._infer.p95_ms, self._present.p95_ms, self._failed)
 
-    def compare_frame(
-        self, frame: Frame, looked: tuple[Box, float], detections: list[Detection], infer_ns: int
-    ) -> None:
+    def compare_frame(self, frame: Frame, crop: Box, detections: list[Detection], infer_ns: int) -> None:
         """The stream has inferred a picture, which is copied if it is taken.
 
         Args:
             frame: the picture.
-            looked: see `agent.compute.vision.VideoPerception.looked`.
+            crop: part of it that was inferred.
             detections: what the stream's own model has found.
             infer_ns: what that took.
         """
         self._offered += 1
         if self._offered % self._every == 0 and self._has_room:
             kept = replace(frame, image=frame.image.copy())
-            self._give(_Crop(kept, *looked), _Answer(detections, infer_ns))
+            self._give(_Crop(kept, crop), _Answer(detections, infer_ns))
 
     def compare_audio(self, chunk: AudioChunk, detections: list[Detection] | None, infer_ns: int) -> None:
         """The stream has heard some sound.
@@ -204,7 +201,7 @@ class Shadow:
             self._compare()
 
     def _compare(self) -> None:
-        from agent.compute.cascade.resolution import detection_f1
+        from agent.compute.track.association import detection_f1
 
         (present, new), self._heard = self._heard, (_Span(), _Span())
         if present.inferred and new.inferred and (present.found or new.found):
@@ -217,5 +214,5 @@ def _answer(sense: Perception, given: _Crop | AudioChunk) -> _Answer:
         ear = cast("AudioPerception", sense)
         seen = ear.process(given)
         return _Answer(seen.detections, seen.stages.infer // max(1, ear.inferences))
-    look = cast("VideoPerception", sense).look_again(given.frame, given.crop, given.complexity)
-    return _Answer(look.detections, look.infer)
+    result = cast("VideoPerception", sense).infer_crop(given.frame, given.crop)
+    return _Answer(result.detections, result.infer)

@@ -116,7 +116,7 @@ def open_model(
 
     Args:
         name_or_path: see `agent.models.files.load_file`.
-        variant: its name, `auto` or empty, see `agent.compute.manifest.Manifest.climbed`.
+        variant: its name, `auto` or empty, see `agent.compute.manifest.Manifest.exits`.
         wait_s: for the runtime, if that must be asked, see `agent.compute.infer.runtime_shapes.ends_of`.
         vetting: see `agent.compute.infer.runtime_shapes.ends_of`.
 
@@ -275,8 +275,8 @@ def prefixed_errors(name_or_path: str) -> Iterator[None]:
 
 
 def _kept(manifest: Manifest, variant: str) -> tuple[Variant, ...]:
-    """The variants that may run: all of a cascade, else those that lead to the one asked for; deepest first."""
-    return manifest.climbed(variant)[::-1] or manifest.chain(variant)[::-1]
+    """The variants that may run: all of a cascade, else the chain of the one asked for; deepest first."""
+    return manifest.exits(variant)[::-1] or manifest.chain(variant)[::-1]
 
 
 def _completed(content: bytes, stated: TomlFile | None, name_or_path: str, ask: Callable[[], Ends]) -> Completed:

@@ -1,4 +1,4 @@
-"""Models of several sizes for tests: each looks away, and always sees what it was told to."""
+"""Models of several sizes for tests: each ignores its input and always sees what it was told to."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ Things = Sequence[tuple[float, Box]]
 
 _MANIFEST = """
 name = "sizes"
-[input]
-resize = "{resize}"
 [output]
 decoder = "ssd"
 labels = ["person"]
@@ -31,22 +29,12 @@ signature = "s{name}"
 """
 
 
-def sizes_model(
-    folder: Path,
-    seen: dict[str, Things],
-    confidence: float | None = 0.8,
-    *,
-    resize: str = "stretch",
-    extra: str = "",
-) -> Path:
+def sizes_model(folder: Path, seen: dict[str, Things]) -> Path:
     """Write a model; gives its manifest's path.
 
     Args:
         folder: where to.
         seen: by the side of the input picture in pixels, largest first.
-        confidence: learned for all but the largest; None: nothing was learned.
-        resize: see `agent.compute.manifest.InputManifest`.
-        extra: lines for each variant but the largest.
     """
     graphs = [_graph(int(side), things) for side, things in seen.items()]
     keys = [
@@ -58,11 +46,8 @@ def sizes_model(
         build.write(first.tensors, first.operations, first.inputs, first.outputs, keys, more=more)
     )
     variants = [_RUNG.format(name=side) for side in seen]
-    learned = f"confidence = {confidence}\n" if confidence is not None else ""
     path = folder / "sizes.toml"
-    path.write_text(
-        _MANIFEST.format(resize=resize) + variants[0] + "".join(r + learned + extra for r in variants[1:])
-    )
+    path.write_text(_MANIFEST + "".join(variants))
     return path
 
 

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import cv2
-import numpy as np
 import pytest
+import soundfile
 
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import wait_for
 from tests.support.running import ROOT, Vedette, camera, hear
 from tests.support.sizes import LEFT, RIGHT, sizes_model
+from tests.support.sound import RATE, cascade_model, quiet, word
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root gives up its rights")
 
@@ -73,15 +73,17 @@ def vedette(*args: str | Path) -> str:
     return done.stdout + done.stderr
 
 
-def pictures(folder: Path) -> Path:
-    folder.mkdir()
-    for number in range(4):
-        cv2.imwrite(str(folder / f"{number}.png"), np.full((32, 32, 3), 60 * number, np.uint8))
+def recordings(folder: Path) -> Path:
+    for label in ("low", "high", "silence"):
+        (folder / label).mkdir(parents=True)
+        for number in range(4):
+            samples = quiet(0.6) if label == "silence" else word(label, 0.5)
+            soundfile.write(folder / label / f"{number}.wav", samples, RATE)
     return folder
 
 
 def test_commands_of_root_open_no_model_as_root(tmp_path: Path, openers: Path) -> None:
-    """The file of the model and the pictures are root's alone."""
+    """The file of the model and the recordings are root's alone."""
     sizes = sizes_model(tmp_path, {"64": [(0.9, LEFT)], "32": [(0.9, LEFT), (0.6, RIGHT)]})
     config = tmp_path / "vedette.toml"
     config.write_text(f'[streams.front]\nsource = "test:"\nmodel = "{sizes}"\n')
@@ -89,7 +91,7 @@ def test_commands_of_root_open_no_model_as_root(tmp_path: Path, openers: Path) -
         wait_for(lambda: len(openers.read_text().split()) >= 2)  # the rest takes time, and `test_bench` sees it
         bench.kill()
     assert "1 thread" in vedette("profile", sizes, "--runs", "1", "--threads", "1")
-    assert "written to" in vedette("models", "calibrate", sizes, pictures(tmp_path / "pictures"))
+    assert "written to" in vedette("models", "calibrate", cascade_model(tmp_path), recordings(tmp_path / "words"))
     vedette("config", "check", config)
     found = openers.read_text().split()
     assert len(found) >= 5

@@ -1,1 +1,1 @@
-"""Models of several sizes or depths: which of them answers."""
+"""Models with several depths: which exit answers an input."""

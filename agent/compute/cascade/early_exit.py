@@ -1,7 +1,6 @@
-"""Climbs a model's depths for one input: runs them, hands the hidden state on, and asks the cascade when to stop.
+"""Runs the exits of one model for one input: each continues the hidden state of the one before.
 
-Depths go on from each other and repeat nothing. Sizes stand alone, and are for pictures: see
-`agent.compute.cascade.resolution`.
+`ExitPolicy` decides after each exit whether to go deeper. No layer runs twice.
 """
 
 from __future__ import annotations
@@ -63,17 +62,13 @@ class EarlyExitModel:
         """Prepare every variant that may run.
 
         Raises:
-            ModelError: a variant is missing in the file, or does not take what the one before gives, or stands
-                alone.
+            ModelError: a variant is missing in the file, or does not take what the one before gives, or `auto`
+                was asked for and the model has no calibrated exits.
         """
         self._session = session
-        cascade = manifest.climbed(config.variant)
+        cascade = manifest.exits(config.variant)
         deepest = cascade[-1].name if cascade else manifest.variant(config.variant).name
         chain = manifest.chain(deepest)
-        if cascade and len(chain) == 1:
-            raise ModelError(
-                f"model {manifest.name}: its variants are sizes, and sound climbs depths: name one of them"
-            )
         self._climbs = bool(cascade)
         # A variant that was asked for by name answers, however long it takes.
         self._policy = ExitPolicy(chain, round(config.cascade.budget_ms * 1e6) if cascade else _NO_BUDGET)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from agent.types import Box
+from agent.types import Box, Detection
 
 _REACH, _REACH_YOUNG = 1.0, 1.5
 """Largest distance of centres, in mean diagonals of the two boxes; a young track has no velocity yet."""
@@ -20,6 +20,9 @@ _ALIKE = 3.0
 """Boxes that do not overlap must be so alike in area, either way."""
 
 _POINT = 1e-9
+
+_SAME = 0.5
+"""Least overlap (IoU) of two boxes that stand for the same object."""
 
 
 class PredictedBox(Struct, frozen=True, gc=False):
@@ -97,6 +100,26 @@ def iou(a: Box, b: Box) -> float:
     shared = overlap(a, b)
     union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
     return shared / union if union > 0.0 else 0.0
+
+
+def detection_f1(found: Sequence[Detection], reference: Sequence[Detection]) -> float:
+    """Return the agreement of two answers to one picture, 0..1: F1 of one against the other, 1 if both are empty.
+
+    Detections match that have one label and an IoU of at least one half; without boxes the label decides.
+    """
+    left = list(reference)
+    for detection in found:
+        same = max(left, key=lambda other: _likeness(detection, other), default=None)
+        if same is not None and _likeness(detection, same) >= _SAME:
+            left.remove(same)
+    matched, total = len(reference) - len(left), len(found) + len(reference)
+    return 2.0 * matched / total if total else 1.0
+
+
+def _likeness(one: Detection, other: Detection) -> float:
+    if one.label != other.label:
+        return -1.0
+    return iou(one.box, other.box) if one.box and other.box else 1.0
 
 
 def overlap(a: Box, b: Box) -> float:

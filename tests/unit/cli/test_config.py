@@ -173,14 +173,11 @@ def test_a_zone_needs_three_corners(file: Path) -> None:
     assert "corners" in line
 
 
-def test_auto_without_a_cascade_is_told_at_its_line(file: Path, tmp_path: Path) -> None:
-    path = sizes_model(tmp_path, {"32": [], "16": []}, confidence=None)
+def test_auto_for_sizes_is_refused_at_its_line(file: Path, tmp_path: Path) -> None:
+    path = sizes_model(tmp_path, {"32": [], "16": []})
     (line,) = problems(file, f'[streams.front]\nsource = "test:"\nmodel = "{path}"\nvariant = "auto"\n')
     assert line.startswith(f"{file}:4: ")
-    assert "vedette models calibrate" in line
-    sizes_model(tmp_path, {"32": [], "16": []})
-    assert call("check", str(file)).exit_code == 0
-    assert 'variant = "auto"\n' in call("show", str(file)).stdout
+    assert "name one of 32, 16" in line
 
 
 def test_a_label_that_the_model_does_not_know(file: Path) -> None:

@@ -242,12 +242,12 @@ def test_a_word_that_has_been_told_is_no_news_and_asks_no_deeper_variant(tmp_pat
     assert hearing.used["12"] > before["12"] + 10, "and what comes then is news"
 
 
-def test_sound_climbs_depths_only(tmp_path: Path) -> None:
+def test_sound_takes_exits_and_no_sizes(tmp_path: Path) -> None:
     path = cascade_model(tmp_path)
     assert hear(ear(path, variant="auto"), STORY) == hear(ear(path), STORY)
     path.write_text(path.read_text().replace('after = "3"\n', ""))
     assert ear(path).used == {"12": 0}
-    with pytest.raises(ModelError, match="its variants are sizes, and sound climbs depths"):
+    with pytest.raises(ModelError, match="sizes only: name one of 12, 3"):
         ear(path, variant="auto")
 
 

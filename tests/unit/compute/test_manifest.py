@@ -58,22 +58,23 @@ def test_an_unknown_variant_names_the_known() -> None:
         manifest_from(data, "x.toml").variant("415")
 
 
-def climbed(variant: str, *variants: Mapping[str, object]) -> list[str]:
+def exits(variant: str, *variants: Mapping[str, object]) -> list[str]:
     manifest = manifest_from({"name": "x", "output": OUTPUT, "variants": list(variants)}, "x.toml")
-    return [one.name for one in manifest.climbed(variant)]
+    return [one.name for one in manifest.exits(variant)]
 
 
-def test_depths_climb_by_themselves_and_sizes_when_asked_to() -> None:
+def test_calibrated_exits_are_a_cascade_and_sizes_are_not() -> None:
     deep, shallow = {"name": "12", "after": "3"}, {"name": "3", "confidence": 0.9}
     large, small = {"name": "416"}, {"name": "256", "confidence": 0.9}
-    assert climbed("", deep, shallow) == climbed("auto", deep, shallow) == ["3", "12"]
-    assert climbed("auto", large, small) == ["256", "416"]
-    assert climbed("", large, small) == climbed("256", large, small) == climbed("12", deep, shallow) == []
-    assert climbed("", deep, {"name": "3"}) == [], "nothing was learned"
-    with pytest.raises(ModelError, match=r"`vedette models calibrate`, or name one of 416, 256$"):
-        climbed("auto", large, {"name": "256"})
+    assert exits("", deep, shallow) == exits("auto", deep, shallow) == ["3", "12"]
+    assert exits("", large, small) == exits("256", large, small) == exits("12", deep, shallow) == []
+    assert exits("", deep, {"name": "3"}) == [], "not calibrated"
+    with pytest.raises(ModelError, match=r"`vedette models calibrate`, or name one of 12, 3$"):
+        exits("auto", deep, {"name": "3"})
+    with pytest.raises(ModelError, match=r"sizes only: name one of 416, 256$"):
+        exits("auto", large, small)
 
 
 def test_no_variant_is_called_auto() -> None:
     with pytest.raises(ModelError, match=r"^x\.toml: `variants\[0\]\.name`: no variant can be called 'auto'"):
-        climbed("", {"name": "auto"})
+        exits("", {"name": "auto"})

@@ -37,14 +37,12 @@ def test_the_file_comes_before_the_manifest(tmp_path: Path) -> None:
     stream = StreamConfig("test:", model, variant="32", decode=DecodeConfig(score_threshold=0.25))
     assert settings_of(stream).state_payloads() == {"enabled": "on", "threshold": "0.25", "variant": "32"}
     assert settings_of(StreamConfig("test:", model)).variant == "64"
-    assert settings_of(StreamConfig("test:", model, variant="auto")).variant == "auto"
 
 
-@pytest.mark.parametrize("kind", ["sizes", "unlearned", "depths", "tones", "person"])
+@pytest.mark.parametrize("kind", ["sizes", "depths", "tones", "person"])
 def test_every_variant_that_is_offered_can_be_opened_and_no_other(tmp_path: Path, kind: str) -> None:
     model = {
         "sizes": lambda: sizes_model(tmp_path, SEEN),
-        "unlearned": lambda: sizes_model(tmp_path, SEEN, None),
         "depths": lambda: cascade_model(tmp_path),
         "tones": lambda: tone_model(tmp_path),
         "person": lambda: person_model(tmp_path),
@@ -52,7 +50,7 @@ def test_every_variant_that_is_offered_can_be_opened_and_no_other(tmp_path: Path
     source = "mic:default" if kind in ("depths", "tones") else "test:"
     settings = settings_of(StreamConfig(source, str(model)))
     assert settings.pictures is (source == "test:")
-    assert ("auto" in settings.variants) is (kind in ("sizes", "depths"))
+    assert ("auto" in settings.variants) is (kind == "depths")
     for variant in settings.variants:
         open_perception("front", StreamConfig(source, str(model), variant=variant)).close()
     assert settings_of(StreamConfig(source, str(model))).variant in settings.variants

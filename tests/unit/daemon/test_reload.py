@@ -87,15 +87,15 @@ def test_only_what_is_different_is_swapped(
 
 def test_another_way_to_choose_the_size_is_another_stream(house: Runtime, tmp_path: Path) -> None:
     sizes = StreamConfig(WALK, str(sizes_model(tmp_path, {"32": [], "16": []})))
-    for variant, names in (("", ["32"]), ("auto", ["32", "16"]), ("16", ["16"]), ("auto", ["32", "16"])):
+    for variant, names in (("", ["32"]), ("16", ["16"]), ("32", ["32"])):
         ReloadPlan(house, replace(house.config, streams={"front": replace(sizes, variant=variant)})).apply()
         front = all_see(house)["front"]
         assert front.model is not None
         assert [one.name for one in front.model.manifest.variants] == names
         assert front.health().variant in names
-    unlearned = sizes_model(tmp_path, {"32": [], "16": []}, confidence=None)
-    with pytest.raises(VedetteError, match=rf"^stream front: {unlearned}: model sizes: variant = 'auto' needs"):
-        ReloadPlan(house, house.config)
+    auto = replace(house.config, streams={"front": replace(sizes, variant="auto")})
+    with pytest.raises(VedetteError, match=rf"^stream front: {sizes.model}: model sizes: variant = 'auto' picks"):
+        ReloadPlan(house, auto)
     assert not front.over
 
 

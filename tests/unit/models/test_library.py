@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from agent.comms.topics import Topics
-from agent.compute.cascade.resolution import Detector
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.session import SessionOptions
 from agent.compute.tflite.read import read_modelfile
+from agent.compute.vision import Detector
 from agent.config.stream import DecodeConfig, StreamConfig
 from agent.daemon.stream import Stream, StreamServices
 from agent.errors import ModelError
@@ -112,7 +112,7 @@ def found(path: Path, *pictures: np.ndarray) -> list[list[Detection]]:
     session = open_session(model, "cpu", SessionOptions())
     size = Detector(session, model, "full", DecodeConfig())
     frames = (Frame(one, "front", 0, 0, datetime.now(UTC), "bgr", 0) for one in pictures)
-    return [size.run(frame, WHOLE, 1.0).detections for frame in frames]
+    return [size.run(frame, WHOLE).detections for frame in frames]
 
 
 def seen(path: Path) -> list[list[str]]:

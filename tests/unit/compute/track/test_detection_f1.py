@@ -1,42 +1,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from agent.compute.cascade.resolution import answer_confidence, detection_f1
+from agent.compute.track.association import detection_f1
 from agent.types import Box, Detection
 
 pytestmark = pytest.mark.numerics
 
-UNIT = st.floats(0.0, 1.0)
 BOX: Box = (0.2, 0.2, 0.6, 0.6)
-
-
-@pytest.mark.parametrize(
-    ("scores", "threshold", "sure"),
-    [
-        ([], 0.4, 1.0),
-        ([0.4], 0.4, 0.5),
-        ([0.2], 0.4, 0.75),
-        ([0.0], 0.4, 1.0),
-        ([0.7], 0.4, 0.75),
-        ([1.0], 0.4, 1.0),
-        ([1.0, 0.7, 0.0], 0.4, 0.75),
-        ([0.3], 0.0, 0.65),
-        ([1.0], 1.0, 0.5),
-        ([0.5], 1.0, 0.75),
-    ],
-)
-def test_an_answer_is_as_sure_as_its_least_sure_candidate(
-    scores: list[float], threshold: float, sure: float
-) -> None:
-    assert answer_confidence(scores, threshold) == pytest.approx(sure)
-
-
-@given(scores=st.lists(UNIT, max_size=5), more=UNIT, threshold=UNIT)
-def test_one_more_candidate_makes_nothing_surer(scores: list[float], more: float, threshold: float) -> None:
-    assert 0.5 <= answer_confidence([*scores, more], threshold) <= answer_confidence(scores, threshold) <= 1.0
 
 
 def person(x: float = 0.2, label: str = "person", box: Box | None = BOX) -> Detection:
