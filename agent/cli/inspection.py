@@ -205,7 +205,7 @@ def _opened(known: Known, file: str) -> dict[str, _Ends]:
         with prefixed_errors(file):
             _fit(session, model)
         for variant in model.manifest.variants:
-            session.use(variant.name)
+            session.select(variant.name)
             tensors[variant.signature] = session.inputs, session.outputs
     finally:
         session.close()

@@ -93,7 +93,7 @@ class AudioPerception:
         """
         self._climb = EarlyExitModel(self.session, self.model.manifest, config)
         if self._words is not None and self._climb.keyword is not None:
-            self._words.use(self._climb.keyword)
+            self._words.set_decoder(self._climb.keyword)
 
     def process(self, chunk: AudioChunk) -> StreamResult:
         """Take some sound through the rooms.

@@ -1,4 +1,4 @@
-"""What a tensor of a model looks like from outside. Shared by backends, image preparation and decoders."""
+"""Shape, dtype and quantisation of a model's tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class TensorSpec(Struct, frozen=True):
     outputs never are). Source: https://ai.google.dev/edge/litert/models/quantization_spec
 
     Attributes:
-        name: as in the signature, or the tensor's own name where there is no signature.
+        name: as in the signature, or the tensor's own name without a signature.
         shape: sizes, batch first.
         dtype: numpy name such as `uint8`, `int8`, `float32`.
         scale: quantisation scale, 0 when not quantised.
@@ -28,17 +28,17 @@ class TensorSpec(Struct, frozen=True):
 
     @property
     def quantised(self) -> bool:
-        """Whether stored values are integers that stand for reals."""
+        """True if stored values are quantised."""
         return self.scale != 0.0
 
     def real(self, stored: np.ndarray) -> np.ndarray:
-        """Dequantised copy as float32; floats pass through unchanged."""
+        """Return a dequantised float32 copy; floats are returned unchanged."""
         if not self.quantised:
             return stored
         return (stored.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
 
     def stored_threshold(self, real: float) -> float:
-        """The stored value that `real` corresponds to, so that a comparison needs no dequantising."""
+        """Return the stored value of `real`, so that a comparison needs no dequantising."""
         return real / self.scale + self.zero_point if self.quantised else real
 
     def __str__(self) -> str:

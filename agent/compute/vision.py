@@ -55,7 +55,7 @@ class Detector:
                 f"{model.path}: variant {variant!r} continues another one's hidden state; "
                 "only models of sound can"
             )
-        session.use(variant)
+        session.select(variant)
         if len(session.inputs) != 1:
             raise ModelError(
                 f"{model.path}: expected one input, a picture; found {len(session.inputs)}: "
@@ -149,7 +149,7 @@ class VideoPerception:
             ModelError: the variant is not open.
         """
         self._detector = Detector(self.session, self.model, _variant(self.model, config), config.decode)
-        self.tracker.use(Zones(config.zones))
+        self.tracker.set_zones(Zones(config.zones))
 
     def process(self, frame: Frame) -> StreamResult:
         """Process one frame.

@@ -521,7 +521,7 @@ class Stream(SupervisedThread):
 def _describe(config: StreamConfig, opened: Perception, detail: str) -> str:
     """Describe what runs: source, size and rate, model, variant, backend."""
     manifest = opened.model.manifest
-    variant = "auto" if manifest.climbed(config.variant) else manifest.variant(config.variant).name
+    variant = "auto" if manifest.exits(config.variant) else manifest.variant(config.variant).name
     model = f"{manifest.name} {variant}" if len(manifest.variants) > 1 else manifest.name
     source = f"{parse(config.source).masked} {detail}".rstrip()
     return f"{source}, {model} on {opened.session.backend}"

@@ -265,7 +265,7 @@ class _Run:
         """To the process and back: once on the CPU, and for each variant on anything else, as in the daemon."""
         self._whole.set_input(case)
         if self._session.backend == BackendSpec().backend:
-            self._session.invoke_whole()
+            self._session.invoke_chain()
         else:
             self._whole.invoke()
 

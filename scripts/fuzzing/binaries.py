@@ -83,13 +83,13 @@ def _run(data: bytes, file: ModelFile) -> None:
     )
     model = Model(data, "", Manifest("fuzzed", OutputManifest("classify"), variants=variants), "fuzzed.tflite")
     try:
-        Vetting(limits=_LIMITS).try_again(model, SessionOptions(threads=1))
+        Vetting(limits=_LIMITS).vet_again(model, SessionOptions(threads=1))
     except ModelError as error:
         RUN[_kind(error)] += 1
         return
     RUN["ran"] += 1
     try:
-        Vetting(limits=_LIMITS).try_again(model, SessionOptions(threads=2))
+        Vetting(limits=_LIMITS).vet_again(model, SessionOptions(threads=2))
     except ModelError as error:
         if " crashed " in str(error):
             raise AssertionError(f"ran, and then {error}") from error
@@ -99,7 +99,7 @@ def _run(data: bytes, file: ModelFile) -> None:
 def _kind(error: ModelError) -> str:
     """`crashed … (SIGSEGV)`, or the like; what the runtime itself refuses is one kind."""
     words = str(error).partition(": ")[2].partition(";")[0]
-    return words if words.startswith(("crashed", "hung", "cannot be tried")) else "refused by the runtime"
+    return words if words.startswith(("crashed", "hung", "cannot be vetted")) else "refused by the runtime"
 
 
 def modelfile_seeds() -> list[bytes]:
@@ -188,22 +188,22 @@ def bundle_seeds() -> list[bytes]:
 
 def answer(data: bytes) -> None:
     """What a worker process answers; tensors that are accepted can be mapped."""
-    said = protocol.answer_of(data)
-    stretch = said.stretch if isinstance(said, protocol.Opened) else said
-    if isinstance(stretch, protocol.TensorRegion):
-        memory = protocol.shared_memory()
+    said = protocol.decode_answer(data)
+    region = said.region if isinstance(said, protocol.Opened) else said
+    if isinstance(region, protocol.TensorRegion):
+        memory = protocol.create_shared_memory()
         try:
-            protocol.mapped(memory, stretch)
+            protocol.map_tensors(memory, region)
         finally:
             os.close(memory)
 
 
 def answer_seeds() -> list[bytes]:
     specs = TensorSpec("image", (1, 4, 4, 3), "uint8", 0.5, -1), TensorSpec("scores", (1, 8), "float32")
-    stretch = protocol.TensorRegion(specs[:1], specs[1:], 4096, protocol.size_of(specs))
+    region = protocol.TensorRegion(specs[:1], specs[1:], 4096, protocol.region_bytes(specs))
     made = (
-        stretch,
-        protocol.Opened("litert 2.3.0", 12, 3, stretch),
+        region,
+        protocol.Opened("litert 2.3.0", 12, 3, region),
         protocol.Usage(1.5, 40.0),
         TimingRun((1.5, 2.5), 4.0),
         protocol.Failed("no such operation", model=True),

@@ -35,7 +35,7 @@ TARGETS: dict[str, Target] = {
         "an answer of a worker process, JSON",
         binaries.answer,
         binaries.answer_seeds,
-        (protocol.NonsenseError,),
+        (protocol.InvalidMessageError,),
         JSON,
     ),
     "sound": Target(

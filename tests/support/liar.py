@@ -27,8 +27,8 @@ def spec(shape, dtype="float32", zero_point=0):
 
 
 def opened(inputs=spec([1, 4]), offset=0, size=4096):
-    stretch = '{{"inputs":[%s],"outputs":[],"offset":%d,"size":%d}}' % (inputs, offset, size)
-    return ('{{"type":"Opened","runtime":"r","nodes":1,"delegated":1,"stretch":%s}}' % stretch).encode()
+    region = '{{"inputs":[%s],"outputs":[],"offset":%d,"size":%d}}' % (inputs, offset, size)
+    return ('{{"type":"Opened","runtime":"r","nodes":1,"delegated":1,"region":%s}}' % region).encode()
 
 
 get(), get()

@@ -91,7 +91,7 @@ def test_a_model_that_crashes_the_runtime_fails_its_stream_and_no_other(
         vedette.end(signal.SIGTERM)
     with vedette:  # what ran once is not tried again
         messages.wait(lambda m: states(m) == {"front": "running", "back": "running"})
-        assert len(vedette.said("is tried in a process of its own first")) == 2  # of the same bytes once
+        assert len(vedette.said("testing it in a separate process first")) == 2  # of the same bytes once
 
 
 def test_the_log_tells_the_board_and_its_profile_once(

@@ -76,7 +76,7 @@ class EarlyExitModel:
         _check_chain(session, chain)
         for index, variant in enumerate(chain if self._climbs else ()):
             self._policy.record_latency(index, warm_latency_ns(session, variant.name))
-        session.use(chain[0].name)
+        session.select(chain[0].name)
         last = self._steps[-1].decoder
         self.keyword = last if isinstance(last, Keyword) else None
         self.answered = deepest
@@ -132,7 +132,7 @@ class EarlyExitModel:
 
     def _step(self, variant: Variant, manifest: Manifest, config: StreamConfig) -> _Exit:
         session = self._session
-        session.use(variant.name)
+        session.select(variant.name)
         decoder = build_decoder(manifest, session.inputs, session.outputs, config.decode)
         names = [spec.name for spec in session.outputs]
         return _Exit(variant, decoder, names.index(HIDDEN) if HIDDEN in names else None)
@@ -140,14 +140,14 @@ class EarlyExitModel:
     def _run(self, index: int, fill: Callable[[Array], None]) -> None:
         session, step = self._session, self._steps[index]
         if not step.variant.after:
-            session.use(step.variant.name)
+            session.select(step.variant.name)
             fill(session.input(0))
         else:
             before = self._steps[index - 1]
             assert before.hidden is not None
-            session.use(before.variant.name)
+            session.select(before.variant.name)
             hidden = session.output(before.hidden)
-            session.use(step.variant.name)
+            session.select(step.variant.name)
             np.copyto(session.input(0), hidden)
             del hidden
         session.invoke()
@@ -174,9 +174,9 @@ class EarlyExitModel:
 
 def _check_chain(session: Session, chain: tuple[Variant, ...]) -> None:
     for before, variant in pairwise(chain):
-        session.use(before.name)
+        session.select(before.name)
         given = next((spec for spec in session.outputs if spec.name == HIDDEN), None)
-        session.use(variant.name)
+        session.select(variant.name)
         taken = session.inputs[0]
         if given is None or (given.shape, given.dtype) != (taken.shape, taken.dtype):
             raise ModelError(

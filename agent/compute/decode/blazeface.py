@@ -131,7 +131,6 @@ class BlazeFace:
         self._base[:, 2:4] = 0.0
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
-        """See `Decoder`."""
         rows, scores = self._survivors(outputs)
         chosen = self._end.choose(np.zeros(scores.size, np.intp), scores)
         if chosen is not None:

@@ -72,7 +72,6 @@ class Classify:
         self._warned = False
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
-        """See `Decoder`."""
         stored = outputs[self._place]
         if self._activation == "softmax":
             probabilities = softmax(np.asarray(self._spec.real(stored), np.float32).reshape(-1))

@@ -63,7 +63,6 @@ class Keypoints:
         self._label = self._end.labels[0]
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
-        """See `Decoder`."""
         real = np.asarray(self._spec.real(outputs[self._place]), np.float32)
         rows = real.reshape(-1, _COLUMNS + 5) if self._several else real.reshape(1, _COLUMNS)
         points = rows[:, :_COLUMNS].reshape(-1, len(NAMES), 3)

@@ -127,7 +127,6 @@ class Keyword:
         return np.array(self._spec.real(outputs[self._place]), np.float32).reshape(-1)
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
-        """See `Decoder`."""
         return self.best(self.probabilities(outputs))
 
     def best(self, probabilities: Floats) -> list[Detection]:

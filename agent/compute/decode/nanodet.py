@@ -110,7 +110,6 @@ class NanoDet:
         self._zero = np.float32(reg.zero_point) * self._project.sum(axis=0)
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
-        """See `Decoder`."""
         indices, scores = self._sieve(outputs[self._scores][0])
         cells, classes = np.divmod(indices, self._classes)
         chosen = self._end.choose(classes, scores)

@@ -83,7 +83,6 @@ class Segment:
         self._classes = self._spec.shape[3] if len(self._spec.shape) == 4 else 0
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
-        """See `Decoder`."""
         classes, sure = self._read(outputs[self._place][0])
         found = [
             detection

@@ -94,7 +94,6 @@ class Ssd:
         self._labels = labels
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
-        """See `Decoder`."""
         boxes, classes, scores, counts = (
             np.asarray(spec.real(outputs[place]), np.float32).reshape(-1)
             for spec, place in zip(self._specs, self._places, strict=True)

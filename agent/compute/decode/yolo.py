@@ -143,7 +143,6 @@ class Yolo:
         self._end = BoxEnd(setting, setting.labels(), max(1, layout.classes), agnostic=options.agnostic)
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
-        """See `Decoder`."""
         table = outputs[self._place][0]
         if self._layout.columns_first:
             table = table.T

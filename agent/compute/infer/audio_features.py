@@ -1,6 +1,8 @@
-"""Log-mel rows out of a stream of samples, one per hop, so that a hop of sound costs a hop of work.
+"""Audio front ends: log-mel, MFCC, TensorFlow Lite Micro's, and raw samples.
 
-The training of a model and the daemon use this same code: what was trained is what runs.
+Each turns a stream of samples into rows, one per hop, so that a hop of sound costs a hop of work. Training and
+the daemon use the same code. Sources: MFCC, Davis and Mermelstein, IEEE Trans. ASSP 28 (1980), with the
+orthonormal DCT-II; TFLM's front end, https://github.com/tensorflow/tflite-micro, `experimental/microfrontend`.
 """
 
 from __future__ import annotations
@@ -20,27 +22,29 @@ from agent.types import Samples
 
 _FULL_SCALE = 32768.0
 _BLOCK = 128
-"""Most rows made at once; more samples are worked off in several goes."""
+"""Most rows computed at once."""
 
 _LONGEST = 32_768
-"""Samples of a window: its spectrum and the bands over it must fit into a small board's memory."""
+"""Most samples of a window: its spectrum and filters must fit into a small board's memory."""
 
 Span = Annotated[float, Meta(gt=0.0, le=1000.0)]
 Count = Annotated[int, Meta(ge=1)]
 
 
 class LogMelOptions(Struct, frozen=True, forbid_unknown_fields=True):
-    """How sound becomes rows.
+    """Options of the log-mel front end.
 
     Attributes:
         rate_hz: samples a second.
-        window_ms: length of sound that one row is made from, at most 1 s and 32,768 samples.
+        window_ms: length of sound in one row, at most 1 s and 32,768 samples.
         hop_ms: from one row to the next; at most a window.
-        mels: width of a row, in bands evenly spread over the mel scale.
-        low_hz, high_hz: where the lowest band begins and the highest ends; at least 1 Hz apart, and at most half
-            the rate.
-        offset: added to a band's energy before the logarithm, so that silence is a number too. An energy of 1 is
-            that of noise at full scale in one bin of the spectrum; 1e-7 lies 70 dB below.
+        mels: bands of a row, evenly spread over the mel scale.
+        low_hz, high_hz: start of the lowest and end of the highest band; at least 1 Hz apart, and at most half
+            the
+            rate.
+        offset: added to a band's energy before the logarithm, so that silence is finite. An energy of 1 is that
+            of
+            full-scale noise in one bin of the spectrum; 1e-7 lies 70 dB below.
     """
 
     rate_hz: Count = 8000
@@ -73,7 +77,7 @@ class LogMelOptions(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def build_logmel(audio: AudioManifest) -> LogMel:
-    """See `FRONTENDS`.
+    """Build the front end `logmel`.
 
     Raises:
         ModelError: an option is wrong.
@@ -82,7 +86,7 @@ def build_logmel(audio: AudioManifest) -> LogMel:
 
 
 class LogMel:
-    """See `FrontEnd`. The rows do not depend on how the stream is cut into pieces."""
+    """Log-mel front end. The rows do not depend on how the stream is cut into pieces."""
 
     is_stateful = False
 
@@ -100,11 +104,10 @@ class LogMel:
         self.reset()
 
     def reset(self) -> None:
-        """Forget what was heard: the next sample is the first of a stream."""
         self._have = 0
 
     def __call__(self, samples: NDArray[np.int16]) -> NDArray[np.float32]:
-        """The rows [n, mels] that these samples complete, natural logarithms of energy; never NaN or infinite.
+        """Return the rows [n, mels] that these samples complete: natural logarithms of energy, always finite.
 
         The first row of a stream comes with its first full window, and every hop of samples then gives one.
 
@@ -140,13 +143,13 @@ class LogMel:
 
 
 def _taper(window: int) -> NDArray[np.float32]:
-    """A periodic Hann window of unit energy, which also brings int16 to -1..1."""
+    """Return a periodic Hann window of unit energy that also scales int16 to -1..1."""
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(window) + 0.5) / window)
     return np.asarray(hann / (np.sqrt(np.square(hann).sum()) * _FULL_SCALE), np.float32)
 
 
 def mel_filters(options: LogMelOptions, size: int) -> NDArray[np.float32]:
-    """Triangles over the bins of a spectrum of `size` samples: [size / 2 + 1, mels].
+    """Return triangular filters over the spectrum of `size` samples: [size / 2 + 1, mels].
 
     A band narrower than the spectrum's bins takes the nearest one. The scale is O'Shaughnessy's, as HTK has it:
     mel = 2595 log10(1 + f / 700).
@@ -161,13 +164,8 @@ def mel_filters(options: LogMelOptions, size: int) -> NDArray[np.float32]:
     return np.asarray(filters, np.float32)
 
 
-# Mel-frequency cepstral coefficients: the cosine transform of a log-mel row.
-#
-# Source: Davis and Mermelstein, IEEE Trans. ASSP 28 (1980); the transform is the orthonormal DCT-II.
-
-
 class MfccOptions(LogMelOptions, frozen=True, forbid_unknown_fields=True):
-    """Those of `logmel`, and:
+    """Options of the MFCC front end: those of `logmel`, and:
 
     Attributes:
         coefficients: of each row, the first ones; at most as many as mels.
@@ -182,7 +180,7 @@ class MfccOptions(LogMelOptions, frozen=True, forbid_unknown_fields=True):
 
 
 def build_mfcc(audio: AudioManifest) -> Mfcc:
-    """See `FRONTENDS`.
+    """Build the front end `mfcc`.
 
     Raises:
         ModelError: an option is wrong.
@@ -191,7 +189,7 @@ def build_mfcc(audio: AudioManifest) -> Mfcc:
 
 
 class Mfcc:
-    """See `FrontEnd`."""
+    """MFCC front end: the cosine transform of log-mel rows."""
 
     is_stateful = False
 
@@ -207,29 +205,21 @@ class Mfcc:
         self.floor = float(self._logmel.floor * self._cosine[:, 0].sum())
 
     def __call__(self, samples: Samples) -> Rows:
-        """See `FrontEnd`."""
         return np.asarray(self._logmel(samples) @ self._cosine, np.float32)
 
     def reset(self) -> None:
-        """See `FrontEnd`."""
         self._logmel.reset()
 
-
-# TensorFlow Lite Micro's front end, through which microWakeWord's models hear: 40 values each 10 ms.
-#
-# Noise reduction, gain control and a logarithm in fixed point, by the library `pymicro-features`, extra
-# `[wakeword]`.
-# Source: https://github.com/tensorflow/tflite-micro, `experimental/microfrontend`
 
 _RATE_HZ, _HOP = 16_000, 160
 
 
 class MicroOptions(Struct, frozen=True, forbid_unknown_fields=True):
-    """There are none: its constants are those that the models were trained with."""
+    """No options: its constants are those that the models were trained with."""
 
 
 def build_micro(audio: AudioManifest) -> Micro:
-    """See `FRONTENDS`.
+    """Build the front end `micro`.
 
     Raises:
         ModelError: the library is missing, or another rate is asked for.
@@ -241,7 +231,10 @@ def build_micro(audio: AudioManifest) -> Micro:
 
 
 class Micro:
-    """See `FrontEnd`."""
+    """TensorFlow Lite Micro's front end, as microWakeWord's models need it: 40 values each 10 ms.
+
+    Noise reduction, gain control and a logarithm in fixed point, by `pymicro-features` (extra `[wakeword]`).
+    """
 
     columns = 40
     hop_s = _HOP / _RATE_HZ
@@ -259,10 +252,9 @@ class Micro:
         self._rest = b""
 
     def __call__(self, samples: Samples) -> Rows:
-        """See `FrontEnd`."""
         sound, at, rows = self._rest + samples.tobytes(), 0, []
         while at + 2 * _HOP <= len(sound):
-            # It takes what completes one window and no more, and says how much that was.
+            # It reads as many samples as complete one window.
             output = self._frontend.process_samples(sound[at : at + 2 * _HOP])
             at += 2 * output.samples_read
             if output.features:
@@ -271,26 +263,22 @@ class Micro:
         return np.array(rows, np.float32).reshape(-1, self.columns)
 
     def reset(self) -> None:
-        """See `FrontEnd`."""
         self._frontend.reset()
         self._rest = b""
 
 
-# No front end: the samples as reals in -1..1, for models such as YAMNet that begin with a waveform.
-
-
 class RawOptions(Struct, frozen=True, forbid_unknown_fields=True):
-    """There are none."""
+    """No options."""
 
 
 def build_raw(audio: AudioManifest) -> Raw:
-    """See `FRONTENDS`."""
+    """Build the front end `raw`."""
     options(audio, RawOptions)
     return Raw(audio.rate_hz)
 
 
 class Raw:
-    """See `FrontEnd`: a row is a sample."""
+    """The samples themselves in -1..1, one per row, for models such as YAMNet that take a waveform."""
 
     columns = 1
     floor = 0.0
@@ -300,8 +288,7 @@ class Raw:
         self.hop_s = 1.0 / rate_hz
 
     def __call__(self, samples: Samples) -> Rows:
-        """See `FrontEnd`."""
         return (samples.astype(np.float32) / np.float32(32768.0)).reshape(-1, 1)
 
     def reset(self) -> None:
-        """See `FrontEnd`."""
+        pass

@@ -1,4 +1,4 @@
-"""Rows into an input tensor: the newest ones, quantised as they come, and written when an inference is due."""
+"""Collects the rows of an audio front end, quantised, and writes the newest into the input tensor."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Chosen = TypeVar("Chosen", bound=Struct)
 
 
 class FrontEnd(Protocol):
-    """For one thread: it keeps what the next row needs of the samples before.
+    """Turns samples into rows of features. For one thread: it keeps the samples that the next row needs.
 
     Attributes:
         columns: values in a row.
         hop_s: from one row to the next, s.
         floor: value of a row in digital silence.
-        remembers: its rows depend on all that it has heard (a noise floor, a gain), so it must hear everything.
+        is_stateful: its rows depend on all earlier samples (a noise floor, a gain), so it must get every sample.
     """
 
     columns: int
@@ -39,15 +39,15 @@ class FrontEnd(Protocol):
     is_stateful: bool
 
     def __call__(self, samples: Samples) -> Rows:
-        """The rows that these samples complete, float32 [n, columns]; finite whatever comes in.
+        """Return the rows that these samples complete, float32 [n, columns], always finite.
 
         Args:
-            samples: int16 [n], any number, following those before.
+            samples: int16 [n], any number, continuing the previous ones.
         """
         ...
 
     def reset(self) -> None:
-        """What comes next does not follow what came before."""
+        """Forget the samples so far: the next ones do not continue them."""
         ...
 
 
@@ -61,10 +61,10 @@ FRONTENDS: Mapping[str, tuple[str, str]] = {
 
 
 def build_frontend(audio: AudioManifest) -> FrontEnd:
-    """The front end that a manifest names.
+    """Build the front end that a manifest names.
 
     Raises:
-        ModelError: there is none of that name, an option is wrong, or a library is missing.
+        ModelError: the name is unknown, an option is wrong, or a library is missing.
     """
     if audio.frontend not in FRONTENDS:
         near = difflib.get_close_matches(audio.frontend, FRONTENDS, 1)
@@ -75,7 +75,7 @@ def build_frontend(audio: AudioManifest) -> FrontEnd:
 
 
 def options_kind(name: str) -> type[Struct]:
-    """The struct of a front end's options.
+    """Return the struct of a front end's options.
 
     Args:
         name: one of `FRONTENDS`.
@@ -89,7 +89,7 @@ def _features() -> ModuleType:
 
 
 def options(audio: AudioManifest, kind: type[Chosen]) -> Chosen:
-    """The manifest's options as a front end's struct; `rate_hz` is added where it takes one.
+    """Convert the manifest's options to a front end's struct, with `rate_hz` if that has it.
 
     Raises:
         ModelError: an unknown option or a wrong type.
@@ -112,10 +112,10 @@ class AudioInput:
     """
 
     def __init__(self, spec: TensorSpec, audio: AudioManifest, frontend: FrontEnd) -> None:
-        """Prepare for a tensor.
+        """Prepare the buffer for a tensor.
 
         Raises:
-            ModelError: it does not hold whole rows of this front end, or is of a type that rows are not.
+            ModelError: the tensor does not hold whole rows of this front end, or has another dtype.
         """
         size = int(np.prod(spec.shape))
         columns = frontend.columns
@@ -133,15 +133,15 @@ class AudioInput:
             )
         self.every = max(1, round(audio.every_s / frontend.hop_s)) if audio.every_s else self.rows
         self._kind = np.dtype(spec.dtype)
-        self._line(spec, audio)
+        self._fold_scale(spec, audio)
         self._silence = np.float32(frontend.floor)
         self._floor = self._stored(np.full((1, columns), frontend.floor, np.float32))
-        # Each row lies twice in it, so that the newest ones are always one piece.
+        # Each row is stored twice, so that the newest ones are always contiguous.
         self._ring = np.empty((2 * self.rows, columns), self._kind)
         self.reset()
 
     def reset(self) -> None:
-        """As if there had been silence."""
+        """Fill the buffer with silence."""
         self._ring[:] = self._floor
         self._at = self._fresh = 0
 
@@ -157,13 +157,13 @@ class AudioInput:
         self._at = 0
 
     def feed(self, rows: Rows) -> Iterator[int]:
-        """Take rows; stops each time that an inference is due, for the caller to `fill` the tensor.
+        """Add rows. Yields whenever an inference is due, so that the caller can `fill` the tensor.
 
         Args:
-            rows: float32 [n, columns]; what is not finite counts as silence.
+            rows: float32 [n, columns]; values that are not finite count as silence.
 
         Yields:
-            how many of the rows are still to come.
+            number of rows that are still to be added.
         """
         stored = self._stored(rows)
         done = 0
@@ -178,7 +178,7 @@ class AudioInput:
 
     @property
     def newest(self) -> Array:
-        """The newest rows as the tensor takes them, [rows, columns]: a view."""
+        """View of the newest rows as the tensor takes them, [rows, columns]."""
         return self._ring[self._at : self._at + self.rows]
 
     def fill(self, tensor: Array) -> None:
@@ -197,8 +197,8 @@ class AudioInput:
                 self._ring[self._at : end] = self._ring[rows + self._at : rows + end] = part
                 self._at = end % rows
 
-    def _line(self, spec: TensorSpec, audio: AudioManifest) -> None:
-        """Normalising and quantising is one line: `stored = slope * row + offset`."""
+    def _fold_scale(self, spec: TensorSpec, audio: AudioManifest) -> None:
+        """Fold normalising and quantising into `stored = slope * row + offset`."""
         scale = audio.std * (spec.scale or 1.0)
         self._slope = np.float32(1.0 / scale)
         self._offset = np.float32(spec.zero_point - audio.mean / scale)
@@ -213,6 +213,6 @@ class AudioInput:
         real = rows if self._plain else rows * self._slope + self._offset
         if self._kind.kind == "f":
             return real
-        # Cutting by two ufuncs costs a fifth of what `np.clip` does.
+        # Two ufuncs cost a fifth of `np.clip`.
         cut = np.minimum(np.maximum(np.rint(real), self._least), self._most)
         return cut.astype(self._kind)

@@ -1,4 +1,4 @@
-"""What runs a model: `Backend.open` gives a `Session`. Backends never know a model family."""
+"""Opens sessions by the name of their backend. Backends never know a model family."""
 
 from __future__ import annotations
 
@@ -16,33 +16,32 @@ if TYPE_CHECKING:
 def open_session(model: Model, backend: str, options: SessionOptions, vetting: Vetting | None = None) -> Session:
     """Open a model on the named backend. An explicit name never falls back.
 
-    Here `auto` is the CPU: only `agent.daemon.autoselect` knows what was measured.
-
-    With `NAME,cpu` the CPU stands by, and answers when the other fails. Everything but the CPU runs in a process
-    of its own, for it may crash or hang; what runs in this process has run in another before.
+    `auto` is the CPU here; the daemon replaces it by what was measured. With `NAME,cpu` the CPU answers when NAME
+    fails. Every backend but the CPU runs in a worker process, because it may crash or hang. A model that runs in
+    this process has run in a vetting process before.
 
     Args:
         model: to run.
         backend: its name.
         options: see `SessionOptions`.
-        vetting: knows which models run; None: that of programs without a state folder.
+        vetting: of models for the CPU; None: without a record on disk.
 
     Raises:
         ModelError, BackendError: see `Backend.open` and `Vetting.open`.
     """
     if backend in BACKENDS:
         return BACKENDS[backend](vetting).open(model, options)
-    if (plan := fallback_spec(backend)) is not None:
+    if (spec := fallback_spec(backend)) is not None:
         from agent.compute.infer.failover import FailoverSession
 
-        return FailoverSession(model, plan, options, wait_s=0.0, vetting=vetting)
+        return FailoverSession(model, spec, options, wait_s=0.0, vetting=vetting)
     from agent.compute.infer.worker.session import WorkerSession
 
     return WorkerSession(model, resolve_backend(backend), options)
 
 
 def open_for_command(model: Model, backend: str, options: SessionOptions) -> Session:
-    """Open a model for a command, as `open_session` does; root's in a process that has none of root's rights.
+    """Open a model for a command like `open_session`, but for root in a worker without root's rights.
 
     Args:
         model: to run.
@@ -64,12 +63,12 @@ def open_for_command(model: Model, backend: str, options: SessionOptions) -> Ses
 
 
 def opens_at_once(backend: str) -> bool:
-    """True if the named backend opens models in this process, on the CPU, and waits for no device."""
+    """Return True if the backend opens without waiting for an accelerator (CPU, or CPU fallback)."""
     return backend in BACKENDS or backend.endswith(CPU_FALLBACK)
 
 
 def fallback_spec(backend: str) -> BackendSpec | None:
-    """How to open what the CPU stands by for; None: it does not.
+    """Resolve the accelerator of a backend with CPU fallback; None for a backend without one.
 
     Raises:
         BackendError: see `resolve_backend`.
@@ -79,7 +78,7 @@ def fallback_spec(backend: str) -> BackendSpec | None:
 
 
 def resolve_backend(backend: str) -> BackendSpec:
-    """How to open a model on the named backend.
+    """Find the named backend on this board.
 
     Raises:
         BackendError: there is no such backend, or it is not on this board.

@@ -1,7 +1,9 @@
-"""Measures ways to run a model, each in a process of its own: are its answers right, and how fast are they?
+"""Measures the backends that can run a model and chooses the best.
 
-Those that are to be compared take turns: what slows the board down for a moment slows all of them. Whatever goes
-wrong, a crash, a hang, wrong answers, is a reason and no exception.
+Each candidate runs in a worker process: the CPU with each number of threads, and each delegate that is found.
+    Its answers are checked first. Candidates that are compared take turns, so that what slows the board down
+    for a moment slows all of them. One that crashes, hangs, answers wrongly, takes no operation or is slower
+    than the CPU is refused with the reason; that is no exception.
 """
 
 from __future__ import annotations
@@ -41,24 +43,27 @@ from agent.compute.tflite.read import read_modelfile
 from agent.errors import BackendError, ModelError
 
 _TURN_S = 0.1
+"""Length of a turn, s."""
 _LEAST, _MOST = 10, 30
+"""Number of turns."""
 _PARTS = 5
-"""Where every one of so many parts of the turns has the same best way, more turns would hardly have another."""
+"""Stop if the same candidate is best in each of so many parts of the turns."""
 _FAR_SLOWER = 4.0
-"""Beyond so many times the reference's time nothing more is measured."""
+"""A candidate that takes so many times the reference's latency gets no further turn."""
 _HANGS_S, _HANGS = 2.0, 50.0
-"""An inference that takes longer than this, and than so many times the reference's, hangs."""
+"""Deadline of an inference: this, s, or so many times the reference's latency if that is longer."""
 
 Progress = Callable[[str], None]
 Judge = Callable[[Sequence[Measurement]], object]
-"""Says which of these is best, in any way that can be compared."""
+"""Returns which of these is best, as any comparable value."""
 
 
 class Candidate(Struct, frozen=True):
-    """A way to run a model.
+    """A backend to measure.
 
     Attributes:
-        plan: how. title: for people.
+        plan: how to open it.
+        title: for people.
     """
 
     plan: BackendSpec
@@ -66,7 +71,7 @@ class Candidate(Struct, frozen=True):
 
     @property
     def label(self) -> str:
-        """Such as `cpu, 2 threads`."""
+        """Label such as `cpu, 2 threads`."""
         threads = self.plan.threads
         return self.plan.backend + (f", {threads} thread{'s' * (threads != 1)}" if threads else "")
 
@@ -80,15 +85,15 @@ def benchmark(
     judge: Judge = lambda _: None,
     progress: Progress = lambda _: None,
 ) -> list[Measurement]:
-    """Measure ways to run a model, all of them open at the same time, until it is plain which is best.
+    """Measure candidates, all of them open at the same time, until it is clear which is best.
 
     Args:
         model: to run.
         ways: to be compared.
-        reference: what they must answer.
-        patience_s: for opening one and for its first inference, s.
-        judge: see `Judge`; without one there are as few turns as there may be.
-        progress: is told what is measured next; what it raises ends the race.
+        reference: right answers.
+        patience_s: timeout for opening one and for its first inference, s.
+        judge: see `Judge`; without one there is the least number of turns.
+        progress: called with the label of what is measured next; its errors end the benchmark.
     """
     with ExitStack() as open_:
         trials = []
@@ -99,18 +104,18 @@ def benchmark(
         while number < _LEAST or (number < _MOST and not _is_decided(trials, judge)):
             for trial in trials[:: -1 if number % 2 else 1]:
                 progress(trial.way.label)
-                trial.turn()
+                trial.measure()
             number += 1
-        return [trial.measured() for trial in trials]
+        return [trial.result() for trial in trials]
 
 
 def _is_decided(trials: Sequence[CandidateRun], judge: Judge) -> bool:
-    parts = [judge([trial.sampled(part) for trial in trials]) for part in range(_PARTS)]
+    parts = [judge([trial.partial_result(part) for trial in trials]) for part in range(_PARTS)]
     return all(best == parts[0] for best in parts)
 
 
 class CandidateRun:
-    """One way, open and answering rightly, or refused.
+    """One candidate: open and with right answers, or refused.
 
     Attributes:
         way: see `Candidate`.
@@ -126,34 +131,34 @@ class CandidateRun:
         except (BackendError, ModelError) as error:
             self._refuse(str(error))
 
-    def turn(self) -> None:
-        """Time it for a moment."""
+    def measure(self) -> None:
+        """Time inferences for `_TURN_S`."""
         session = self._session
         if session is None or self._is_far_slower():
             return
         try:
             if self.way.plan.kind == "cpu":
-                self._turns.append(session.timed(_TURN_S))
+                self._turns.append(session.time_model(_TURN_S))
             else:
-                self._turns.append(time_inference(self._whole, _TURN_S, lambda: session.usage().cpu_s))
+                self._turns.append(time_inference(self._chain, _TURN_S, lambda: session.usage().cpu_s))
         except BackendError as error:
             self._refuse(str(error))
 
-    def measured(self) -> Measurement:
-        """What is known of it by now."""
+    def result(self) -> Measurement:
+        """Return the measurement so far."""
         if self._session is None:
             return self._known
         try:
-            return replace(self._of(self._turns), rss_mb=self._session.usage().rss_mb)
+            return replace(self._summary(self._turns), rss_mb=self._session.usage().rss_mb)
         except BackendError as error:
             return replace(self._known, refused=str(error))
 
-    def sampled(self, part: int) -> Measurement:
-        """The same from one part of the turns alone, but for the memory."""
+    def partial_result(self, part: int) -> Measurement:
+        """Return the measurement from one part of the turns, without memory."""
         ends = [len(self._turns) * end // _PARTS for end in (part, part + 1)]
-        return self._of(self._turns[slice(*ends)])
+        return self._summary(self._turns[slice(*ends)])
 
-    def _of(self, turns: Sequence[TimingRun]) -> Measurement:
+    def _summary(self, turns: Sequence[TimingRun]) -> Measurement:
         if self._known.refused or not turns:
             return self._known
         times = np.concatenate([turn.ms for turn in turns])
@@ -165,14 +170,14 @@ class CandidateRun:
         )
 
     def close(self) -> None:
-        """End its process."""
+        """End the worker process."""
         session, self._session = self._session, None
         if session is not None:
             session.close()
 
     def _open(self, model: Model, patience_s: float) -> None:
         plan, reference, began = self.way.plan, self._reference, time.monotonic()
-        is_known = reference.p50_ms > 0.0  # else nobody knows yet what is long for this model on this board
+        is_known = reference.p50_ms > 0.0  # else the model's usual latency on this board is not known yet
         deadline_s = max(_HANGS_S, reference.p50_ms * _HANGS / 1e3) if is_known else patience_s
         options = SessionOptions(threads=plan.threads)
         session = WorkerSession(model, plan, options, deadline_s=deadline_s, patience_s=patience_s)
@@ -186,15 +191,15 @@ class CandidateRun:
         )
         if plan.kind == "delegate" and session.opened.delegated == 0:
             raise BackendError(f"takes none of the model's {session.opened.nodes} operations")
-        self._whole = ModelChain(session, model.manifest)
-        self._answer()
+        self._chain = ModelChain(session, model.manifest)
+        self._check_answers()
 
-    def _answer(self) -> None:
+    def _check_answers(self) -> None:
         reference, began = self._reference, time.monotonic()
-        answers = self._whole.run_cases(reference.inputs[:1])
+        answers = self._chain.run_cases(reference.inputs[:1])
         self._known = replace(self._known, first_ms=(time.monotonic() - began) * 1e3)
-        answers += self._whole.run_cases(reference.inputs[1:])
-        off = output_error(reference.answers, answers, self._whole.outputs)
+        answers += self._chain.run_cases(reference.inputs[1:])
+        off = output_error(reference.answers, answers, self._chain.outputs)
         self._known = replace(self._known, error=off if isfinite(off) else None)
         if reason := describe_error(off, reference.tolerance):
             raise BackendError(reason)
@@ -208,13 +213,8 @@ class CandidateRun:
         self.close()
 
 
-# Chooses how to run a model: measures every candidate of this board, and takes the best that answers rightly.
-#
-# Measured are the CPU with each number of threads, in turns, and each row of `delegates` that is found. A
-# candidate that crashes, hangs, answers wrongly, takes nothing over or is slower than the CPU is refused, with
-# the reason.
-
 _THREADS = 4
+"""Most threads of the CPU that are measured."""
 
 
 def survey(
@@ -228,18 +228,18 @@ def survey(
     software: bool = True,
     progress: Progress = lambda _: None,
 ) -> tuple[Measurement, ...]:
-    """Measure everything that may run a model.
+    """Measure every backend that may run a model.
 
     Args:
         model: to run.
-        found: candidates besides the CPU, see `finding.candidates`.
+        found: delegates besides the CPU, by `probe_delegates`.
         threads_max: the CPU is tried with 1 thread to so many.
-        inputs: that everything must answer as the CPU does.
+        inputs: returns the inputs that all candidates must answer as the CPU does.
         patience_s: see `benchmark`.
-        spare_mb: memory for processes, MB; where it is short, fewer numbers of threads take turns.
-        software: also measure a GPU that a software driver computes on the CPU; it takes minutes, and is slower
-            than the CPU itself.
-        progress: is told what is measured next; what it raises ends the survey.
+        spare_mb: memory for processes, MB; if it is short, fewer candidates take turns.
+        software: also measure a GPU whose driver computes on the CPU; that takes minutes and is slower than the
+            CPU itself.
+        progress: see `benchmark`.
 
     Raises:
         ModelError, BackendError: not even the CPU runs the model.
@@ -261,7 +261,7 @@ def survey(
         slow = driver if _is_gpu(one) else ""
         reason = one.missing or unsuited(one.name, file)
         if slow and not software:
-            reason = reason or f"the Vulkan driver {slow} is software, which computes on the CPU: not measured"
+            reason = reason or f"not measured: the Vulkan driver {slow} computes on the CPU"
         if reason or one.plan is None:
             result = Measurement(one.name, one.title, here=one.plan is not None, refused=reason)
         else:
@@ -286,13 +286,13 @@ def choose(
     spare_mb: float = math.inf,
     progress: Progress = lambda _: None,
 ) -> Selection:
-    """Measure and choose.
+    """Measure every backend that may run a model, and choose the best.
 
     Args:
         model: see `survey`.
         found: see `survey`.
-        cores: that this process may use.
-        by: what to look at.
+        cores: number of cores that this process may use.
+        by: what to compare.
         inputs: see `survey`.
         patience_s: see `survey`.
         spare_mb: see `survey`.
@@ -309,21 +309,20 @@ def choose(
 
 
 def _reference(model: Model, inputs: Inputs) -> Reference:
-    """The CPU's answers, of one thread, in a process of its own: a model may crash the runtime, too."""
-    # Nobody knows yet what is long for this model on this board.
+    """Return the CPU's answers with one thread, from a worker process, because a model may crash the runtime."""
     session = WorkerSession(model, BackendSpec(threads=1), SessionOptions(threads=1), deadline_s=PATIENCE_S)
     try:
-        whole = ModelChain(session, model.manifest)
-        cases = inputs(whole.inputs)
-        answers, allowed = whole.run_cases(cases), tolerance(model.manifest, whole.outputs)
+        chain = ModelChain(session, model.manifest)
+        cases = inputs(chain.inputs)
+        answers, allowed = chain.run_cases(cases), tolerance(model.manifest, chain.outputs)
         return Reference(cases, answers, allowed, session.usage().rss_mb)
     except MemoryError:
-        raise BackendError(f"{model.path}: too large to be measured in the memory of this board") from None
+        raise BackendError(f"{model.path}: too large to be measured with the memory of this board") from None
     finally:
         session.close()
 
 
 def _best_threads(measured: Sequence[Measurement]) -> list[int]:
-    """The best number of threads by latency and by energy; 0: none is."""
+    """Return the best number of threads by latency and by CPU time; 0: none."""
     found = (best_of(measured, by, WORTH_A_THREAD) for by in get_args(By))
     return [0 if one is None else one.threads for one in found]

@@ -1,4 +1,9 @@
-"""A model from its input to its deepest answer: depths in a row, each goes on from the hidden state before it."""
+"""Runs and times a whole model: all exits in a row, from the input to the deepest answer.
+
+Timed inferences have pauses between them, as those of a stream do. Back to back they are faster: threads that are
+still awake start at no cost. On some machines a second thread then saves a third of the time, and costs a fifth
+more in a stream.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +20,16 @@ from agent.types import Array
 
 
 class ModelChain:
-    """Runs a session so. Of sizes, and of a model without variants, it is the first variant alone.
+    """Runs the exits of a model in a row; for a model without exits, its first variant.
 
     Attributes:
-        session: that it runs; it stays on the deepest variant.
-        first, last: the shallowest variant and the deepest.
-        inputs: tensors of the first. outputs: of the last.
+        session: that it runs. The deepest variant stays selected.
+        first, last: names of the shallowest and of the deepest variant.
+        inputs, outputs: tensors of the first, and of the last variant.
     """
 
     def __init__(self, session: Session, manifest: Manifest) -> None:
-        """Look at every variant.
+        """Select every variant once.
 
         Raises:
             ModelError: a variant is missing in the file, or gives no hidden state for the next.
@@ -33,22 +38,22 @@ class ModelChain:
         self._variants = [variant.name for variant in manifest.chain("")]
         self._hidden = []
         self.first, self.last = self._variants[0], self._variants[-1]
-        session.use(self.first)
+        session.select(self.first)
         self.inputs = session.inputs
         for variant in self._variants[:-1]:
-            session.use(variant)
+            session.select(variant)
             names = [spec.name for spec in session.outputs]
             if HIDDEN not in names:
                 raise ModelError(f"model {manifest.name}: variant {variant!r} has no output called {HIDDEN!r}")
             self._hidden.append(names.index(HIDDEN))
-        session.use(self.last)
+        session.select(self.last)
         self.outputs = session.outputs
 
     def run_cases(self, cases: list[list[Array]]) -> list[list[Array]]:
-        """What it answers to each case, in reals.
+        """Return the dequantised outputs for each case.
 
         Args:
-            cases: for each an array for every input.
+            cases: per case one array per input.
 
         Raises:
             BackendError: an inference failed.
@@ -61,92 +66,83 @@ class ModelChain:
         return found
 
     def set_input(self, case: Sequence[Array]) -> None:
-        """Write an input.
+        """Write the inputs.
 
         Args:
-            case: an array for every input.
+            case: one array per input.
         """
-        self.session.use(self.first)
+        self.session.select(self.first)
         for index, array in enumerate(case):
             np.copyto(self.session.input(index), array)
 
     def invoke(self) -> None:
-        """Run it on what its input holds.
+        """Run all variants on what the input holds.
 
         Raises:
             BackendError: an inference failed.
         """
         session = self.session
-        session.use(self.first)
+        session.select(self.first)
         session.invoke()
         for variant, hidden in zip(self._variants[1:], self._hidden, strict=True):
             state = session.output(hidden)
-            session.use(variant)
+            session.select(variant)
             np.copyto(session.input(0), state)
             del state
             session.invoke()
 
 
-# One turn of a measurement: inferences apart from each other, as those of a stream are.
-#
-# Back to back they say something else: threads that were awake a moment ago are woken at no cost, and share the
-# cores in another way. There are machines where a second thread then saves a third of the time, and in a stream
-# costs a fifth more.
-
 _PAUSE_S = 0.01
+"""Pause between timed inferences, s."""
+_WARM_RUNS = 3
 
 
 class TimingRun(Struct, frozen=True, tag=True):
-    """What was measured.
+    """Times of a series of inferences.
 
     Attributes:
-        ms: of each inference that counts.
-        cpu_ms: CPU time of all of these.
+        ms: latency of each.
+        cpu_ms: CPU time of all together.
     """
 
     ms: tuple[float, ...]
     cpu_ms: float
 
 
-def time_inference(whole: ModelChain, seconds: float, cpu_s: Callable[[], float]) -> TimingRun:
-    """Run the model for so long on what its input holds, after one inference that does not count.
+def time_inference(chain: ModelChain, seconds: float, cpu_s: Callable[[], float]) -> TimingRun:
+    """Time inferences on what the input holds, after one that does not count.
 
     Args:
-        whole: the model.
-        seconds: for how long, s; the last inference may end later, and there is one in any case.
-        cpu_s: tells the CPU time that what runs it has used so far, s.
+        chain: the model.
+        seconds: for how long, s. At least one inference is timed; the last one may end later.
+        cpu_s: returns the CPU time used so far by the process that runs the model, s.
 
     Raises:
         BackendError: an inference failed.
     """
-    whole.invoke()  # the turn of another has left the caches cold
+    chain.invoke()  # what ran before has left the caches cold
     ms: list[float] = []
     used, now = cpu_s(), time.perf_counter()
     until = now + seconds
     while not ms or now < until:
         time.sleep(_PAUSE_S)
         began = time.perf_counter()
-        whole.invoke()
+        chain.invoke()
         now = time.perf_counter()
         ms.append((now - began) * 1e3)
     return TimingRun(tuple(ms), (cpu_s() - used) * 1e3)
 
 
-# Runs a variant before it is needed: the first inference is slow, and one that is interrupted is slower still.
-
-_RUNS = 3
-
-
 def warm_latency_ns(session: Session, variant: str) -> int:
-    """How long an inference takes once it is warm: the shortest of a few, ns. The session uses this variant then.
+    """Return the shortest of a few warm inferences of a variant, ns. The variant stays selected.
 
     Raises:
-        BackendError: it failed.
+        BackendError: an inference failed.
     """
-    session.use(variant)
+    session.select(variant)
     session.invoke()
     times = []
-    for _ in range(_RUNS):
+    for _ in range(_WARM_RUNS):
         began = time.monotonic_ns()
         session.invoke()
         times.append(time.monotonic_ns() - began)

@@ -1,7 +1,7 @@
-"""What might run a model on some board, as a table: where to look for it, what it needs, how it is opened.
+"""Table of delegates and accelerators, and probes for them on this board.
 
-A row that is found is only a candidate: `agent.compute.infer.benchmark` opens it in a process of its own, checks
-its answers and measures it. Nothing is loaded here.
+A delegate that is found is only a candidate: `agent.compute.infer.benchmark` opens it in a worker process, checks
+its answers and measures it. No library is loaded here, because it may end the process.
 
 Sources of names and options: each project's own documentation, given in its row.
 """
@@ -28,24 +28,24 @@ _EDGE_TPU = "edgetpu-custom-op"
 _ETHOS_U = "ethos-u"
 _VARIABLE = "VAR_HANDLE"
 _VULKAN = ("usr/lib/*-linux-gnu*/libvulkan_*.so",)
-"""Mesa's drivers, of which the loader takes the one that fits."""
+"""Mesa's drivers; the loader takes the one that fits."""
 
 
 class DelegateSpec(Struct, frozen=True):
-    """One way to run models.
+    """A delegate or accelerator.
 
     Attributes:
-        name: what the config and the messages call it.
+        name: in the config and in messages.
         title: for people.
         kind: see `BackendSpec`.
         library: file name of the delegate's library; of an accelerator, LiteRT's name for it.
-        needs: other files of which one must be there, each a name that the loader finds or a glob from `/`.
-        devices: globs of device nodes of which one must be there; empty: none is asked for.
-        settings: options of the delegate; `{library}` is the first of `needs` that was found. Of an accelerator
-            `precision`: `f32`.
-        parts: globs of other files that it is made of, such as the GPU's drivers.
-        suits: `any`, or models compiled for it only: the custom operation that those have; or `int8`.
-        hint: what to do when something is missing.
+        needs: other files of which one must exist, each a name that the loader finds or a path from `/`.
+        devices: globs of device nodes of which one must exist; empty: none is needed.
+        settings: options of the delegate; `{library}` is the first of `needs` that was found. Of an accelerator:
+            `precision`, `f32`.
+        parts: globs of its other files, such as the GPU's drivers.
+        suits: `any`, `int8`, or the custom operation of models that were compiled for it.
+        hint: what to do if something is missing.
     """
 
     name: str
@@ -180,20 +180,16 @@ ROWS = (
 
 
 def unsuited(name: str, file: ModelFile) -> str:
-    """Why this model is nothing for the row of that name; empty if it may be."""
+    """Return the reason why a delegate cannot run this model; empty if it may."""
     if any(op.name == _VARIABLE for _, op in file.steps()):
-        return "the model remembers what it was given, and the CPU could not go on from there if this failed"
+        return "the model is stateful, and the CPU could not continue its state after a failure"
     suits = next((row.suits for row in ROWS if row.name == name), "any")
     if suits == "int8" and not any(t.dtype in ("int8", "uint8") for g in file.subgraphs for t in g.tensors):
-        return "runs 8-bit models only, and this one is not"
+        return "runs 8-bit models only"
     if suits == _EDGE_TPU and _EDGE_TPU not in file.custom:
-        return "the model has not been compiled for it by edgetpu_compiler"
+        return "the model was not compiled by edgetpu_compiler"
     return ""
 
-
-# Shared libraries of this board: where the loader finds them, and whether it could load them.
-#
-# Nothing is loaded: a library may end the process that loads it.
 
 _FOLDERS = ("usr/local/lib", "usr/lib/*-linux-gnu*", "usr/lib", "usr/lib64", "lib")
 _LDCONFIG = "/sbin/ldconfig"
@@ -211,10 +207,10 @@ _KINDS = {
 
 
 class Libraries:
-    """Of one file system, as it is now."""
+    """Finds the shared libraries of a file system."""
 
     def __init__(self, root: Path) -> None:
-        """Nothing is looked for yet.
+        """Search nothing yet.
 
         Args:
             root: of the file system.
@@ -222,9 +218,9 @@ class Libraries:
         self._root = root
 
     def path(self, name: str) -> str:
-        """Full path of a library by its path or its file name; empty when there is none.
+        """Return the full path of a library by its path or file name; empty if there is none.
 
-        Of several with that name it is one that can be loaded, if there is one.
+        Of several with that name it prefers one that can be loaded.
         """
         if "/" in name:
             path = self._root / name.lstrip("/")
@@ -238,13 +234,13 @@ class Libraries:
 
     @cached_property
     def _listed(self) -> dict[str, list[str]]:
-        """What the loader knows besides the usual folders, by `/etc/ld.so.conf`."""
+        """Libraries that the loader knows besides those in the usual folders, by `/etc/ld.so.conf`."""
         listed: dict[str, list[str]] = {}
         if self._root != Path("/"):
             return listed
         try:
             done = subprocess.run([_LDCONFIG, "-p"], capture_output=True, timeout=_PATIENCE_S, check=False)
-        except (OSError, subprocess.TimeoutExpired):  # a system without glibc has none
+        except (OSError, subprocess.TimeoutExpired):  # there is none without glibc
             return listed
         for name, path in _LISTED.findall(done.stdout.decode(errors="replace")):
             listed.setdefault(name, []).append(path)
@@ -252,42 +248,38 @@ class Libraries:
 
 
 def load_problem(path: Path) -> str:
-    """Why the loader cannot load this file on this machine; empty if it may."""
+    """Return the reason why the loader cannot load a file on this machine; empty if it may."""
     try:
         if kind := _KINDS.get(stat.S_IFMT(path.stat().st_mode)):
-            return f"is {kind}, and no shared library"
+            return f"expected a shared library, found {kind}"
         with path.open("rb") as file:
             head = file.read(20)
     except OSError as error:
         return f"cannot be read: {reason_of(error)}"
     if head[:4] != b"\x7fELF" or len(head) < 20:
-        return "is no shared library"
+        return "not a shared library"
     (theirs,) = struct.unpack("<H", head[18:20])
     with Path("/proc/self/exe").open("rb") as file:
         (ours,) = struct.unpack("<H", file.read(20)[18:])
     if theirs == ours:
         return ""
     known = _MACHINES.get(theirs, f"machine {theirs}"), _MACHINES.get(ours, f"machine {ours}")
-    return f"is for {known[0]}, and this is {known[1]}"
+    return f"built for {known[0]}, but this machine is {known[1]}"
 
-
-# Looks for what may run a model on this board: device nodes and libraries, by the rows of `delegates`.
-#
-# Nothing is loaded: a library may end the process that loads it.
 
 EXTERNAL = "external:"
 _GPUS, _RENDER = ("gpu", "gpu-f32"), "dev/dri/renderD*"
-"""Rows that name no device, since Vulkan looks for it, and the nodes that Mesa's drivers open."""
+"""Rows without devices, because Vulkan finds them, and the nodes that Mesa's drivers open."""
 
 
 class DelegateProbe(Struct, frozen=True):
-    """A row on this board.
+    """A delegate on this board.
 
     Attributes:
-        name, title: of the row.
-        plan: how to open it; None: it is not here.
-        parts: paths of the files whose change makes every measurement old.
-        missing: why it is not here, and what to do.
+        name, title: of the delegate.
+        plan: how to open it; None: this board lacks it.
+        parts: paths of its files; measurements expire when one changes.
+        missing: what is missing, and what to do.
     """
 
     name: str
@@ -300,24 +292,24 @@ class DelegateProbe(Struct, frozen=True):
 def probe_delegates(
     names: Sequence[str] = (), root: Path = Path("/"), *, besides: Sequence[str] = ()
 ) -> list[DelegateProbe]:
-    """Every row, found or not; or those that are named, in that order.
+    """Probe every delegate, or those that are named, in that order.
 
     Args:
-        names: of rows, or `external:PATH?key=value`.
+        names: of delegates, or `external:PATH?key=value`.
         root: of the file system.
-        besides: other words that the caller takes, for the error.
+        besides: other names that the caller accepts, for the error.
 
     Raises:
-        BackendError: there is no such row.
+        BackendError: there is no such delegate.
     """
     rows = {row.name: row for row in ROWS}
     libraries = Libraries(root)
     found = []
     for name in names or rows:
         if name.startswith(EXTERNAL):
-            found.append(_external(name, libraries))
+            found.append(_probe_external(name, libraries))
         elif name in rows:
-            found.append(_looked_for(rows[name], root, libraries))
+            found.append(_probe(rows[name], root, libraries))
         else:
             known = (*besides, *rows, f"{EXTERNAL}PATH?key=value")
             raise BackendError(f"no backend {name!r}; known: {', '.join(known)}")
@@ -325,10 +317,10 @@ def probe_delegates(
 
 
 def device_nodes(name: str = "", root: Path = Path("/")) -> list[Path]:
-    """List the device nodes on this board of one row of `delegates`, or of every row.
+    """List the device nodes on this board of one delegate, or of all.
 
     Args:
-        name: of the row; empty: all.
+        name: of the delegate; empty: all.
         root: of the file system.
     """
     patterns = [pattern for row in ROWS if name in ("", row.name) for pattern in row.devices]
@@ -349,7 +341,7 @@ def _usb_node(root: Path, attribute: Path) -> Path:
     return root / f"dev/bus/usb/{bus:03d}/{device:03d}"
 
 
-def _looked_for(row: DelegateSpec, root: Path, libraries: Libraries) -> DelegateProbe:
+def _probe(row: DelegateSpec, root: Path, libraries: Libraries) -> DelegateProbe:
     def missing(what: str) -> DelegateProbe:
         return DelegateProbe(row.name, row.title, missing=f"{what}: {row.hint}" if row.hint else what)
 
@@ -379,7 +371,7 @@ def _looked_for(row: DelegateSpec, root: Path, libraries: Libraries) -> Delegate
     )
 
 
-def _external(name: str, libraries: Libraries) -> DelegateProbe:
+def _probe_external(name: str, libraries: Libraries) -> DelegateProbe:
     path, _, query = name.removeprefix(EXTERNAL).partition("?")
     title = f"external delegate {path}"
     library = libraries.path(path)
@@ -397,7 +389,7 @@ def _parts(row: DelegateSpec, root: Path, *libraries: str) -> tuple[str, ...]:
 
 
 def _exists(pattern: str, root: Path) -> bool:
-    """Whether a glob matches, or, with `FILE=text`, a file that begins so."""
+    """Return True if a glob matches, or with `FILE=text` a file that begins so."""
     pattern, _, text = pattern.partition("=")
     return any(not text or _begins(path, text) for path in root.glob(pattern))
 

@@ -1,15 +1,16 @@
-"""Pictures into input tensors, written straight into the tensor's own memory.
+"""Resizes, normalises and quantises pictures into the input tensor's own memory.
 
-The whole of normalising and quantising a pixel is one of 256 answers per channel, so it is a table:
-`q = round((pixel - mean) / std / scale) + zero_point`, or the float before rounding for a float input. Where
-there is a cheaper way, nothing is looked up: for the identity one `cv2.resize` is everything, the step from uint8
-to int8 flips a bit, and a float input is a multiplication and an addition.
+Normalising and quantising has 256 results per channel, kept in a table:
+`q = round((pixel - mean) / std / scale) + zero_point`, or the float before rounding for a float input. Cheaper
+ways
+replace the lookup: the identity is one `cv2.resize`, uint8 to int8 flips a bit, and a float input is a
+multiplication and an addition.
 
-Linear interpolation looks at two pixels by two, whatever the shrink, so that fine structure turns into noise.
-Where one side shrinks to a third or less and the other to a half or less, each is first interpolated to 2, 4, 8
-… times its final size and then halved, each time to the mean of two pixels. A frame of four times the final
-size or more is halved before that, which is cheaper. A smaller shrink costs time and
-gains nothing: `scripts/bench/run shrink`.
+Linear interpolation reads two by two pixels, whatever the ratio, so that fine structure turns into noise. If
+one side shrinks to a third or less and the other to a half or less, each is first interpolated to 2, 4, 8 …
+times its final size and then halved, each time to the mean of two pixels. A frame of at least four times the
+final size is halved before that, which is cheaper. For smaller ratios this costs time and gains nothing:
+`scripts/bench/run shrink`.
 """
 
 from __future__ import annotations
@@ -30,14 +31,13 @@ _PADDING = 114
 """Grey of letterbox bars, as YOLO's training uses."""
 _SHAPES = 8
 _FOLDED = 4
-"""Shrink of both sides from which a frame is first halved as it is: of what is left then, no pixel is skipped."""
+"""Ratio of both sides from which a frame is first halved: then no pixel is skipped."""
 _ALIASES, _OTHER_SIDE = 3, 2
-"""Shrink of a side from which linear interpolation alone would skip too many pixels, if the other shrinks so
-much."""
+"""Ratios of one side and of the other from which linear interpolation alone would skip too many pixels."""
 
 
 class Placement(Struct, frozen=True, gc=False):
-    """Where the model's input picture lies in the frame: `frame = offset + size * input`, as fractions."""
+    """Place of the model's picture in the frame: `frame = offset + size * input`, as fractions."""
 
     x: float = 0.0
     y: float = 0.0
@@ -46,17 +46,17 @@ class Placement(Struct, frozen=True, gc=False):
 
     @property
     def whole(self) -> bool:
-        """Whether the input picture is the whole frame."""
+        """True if the model's picture is the whole frame."""
         return self == _WHOLE
 
     def to_frame(self, box: Box) -> Box:
-        """A box of the input picture as a box of the frame, cut to it."""
+        """Map a box from the model's picture to the frame and clip it."""
         x0, y0 = self.point(box[0], box[1])
         x1, y1 = self.point(box[2], box[3])
         return (x0, y0, x1, y1)
 
     def point(self, x: float, y: float) -> tuple[float, float]:
-        """A point of the input picture as a point of the frame, cut to it."""
+        """Map a point from the model's picture to the frame and clip it."""
         return (
             min(1.0, max(0.0, self.x + self.width * x)),
             min(1.0, max(0.0, self.y + self.height * y)),
@@ -67,10 +67,10 @@ _WHOLE = Placement()
 
 
 class ImageInput:
-    """Fills one input tensor from frames. Keeps a scratch picture where the tensor cannot be written at once."""
+    """Fills one input tensor from frames. Keeps a scratch picture if the tensor cannot be written directly."""
 
     def __init__(self, spec: TensorSpec, manifest: InputManifest) -> None:
-        """Prepare for a tensor.
+        """Prepare the tables for a tensor.
 
         Raises:
             ModelError: the tensor does not take pictures, shape [1, H, W, 3] or [1, H, W, 1].
@@ -95,12 +95,12 @@ class ImageInput:
             crop: part of the frame to use.
 
         Returns:
-            Where the model's picture lies in the frame.
+            Place of the model's picture in the frame.
         """
-        part, placement = _cut(image, crop)
+        part, placement = _crop(image, crop)
         target = tensor[0]
-        straight = self._convert is None and self._channels == 3
-        canvas = target if straight else self._scratch
+        direct = self._convert is None and self._channels == 3
+        canvas = target if direct else self._scratch
         placement = self._resize(part, canvas, placement)
         if self._channels == 1:
             self._grey(target, order)
@@ -167,12 +167,12 @@ class Shrink:
             cv2.resize(picture, (width, height), dst=target)
             return
         for level in self._levels(rows, columns, height, width):
-            cv2.resize(picture, level.shape[1::-1], dst=level, interpolation=_way(picture, level))
+            cv2.resize(picture, level.shape[1::-1], dst=level, interpolation=_interpolation(picture, level))
             picture = level
-        cv2.resize(picture, (width, height), dst=target, interpolation=_way(picture, target))
+        cv2.resize(picture, (width, height), dst=target, interpolation=_interpolation(picture, target))
 
     def _half(self, picture: Image) -> Image:
-        """The mean of each 2×2 pixels; an odd last row or column is left out."""
+        """Average each 2×2 pixels; an odd last row or column is dropped."""
         height, width = picture.shape[0] // 2, picture.shape[1] // 2
         if (half := self._halves.get(picture.shape)) is None:
             if len(self._halves) > _SHAPES:  # crops have many
@@ -183,7 +183,7 @@ class Shrink:
         return half
 
     def _levels(self, rows: int, columns: int, height: int, width: int) -> list[Image]:
-        """The intermediate pictures, largest first; none where the target is reached at once."""
+        """Return the intermediate pictures, largest first; none if one step is enough."""
         shapes = []
         while rows > 1 or columns > 1:
             shapes.append((rows * height, columns * width, 3))
@@ -199,21 +199,21 @@ class Shrink:
 
 
 def _multiple(size: int, target: int) -> int:
-    """The power of two times `target` that a side is interpolated to; the shrink left to that is below 3."""
+    """Return the power of two times `target` to interpolate a side to, with a ratio below 3."""
     multiple = 1
     while size >= multiple * target * _ALIASES:
         multiple *= 2
     return multiple
 
 
-def _way(picture: Array, target: Array) -> int:
-    """OpenCV's averaging is fast where both sides are halved; of one side, interpolating is the same."""
+def _interpolation(picture: Array, target: Array) -> int:
+    """Average if both sides are halved, where OpenCV is fast; for one side linear interpolation is the same."""
     halved = picture.shape[0] == 2 * target.shape[0] and picture.shape[1] == 2 * target.shape[1]
     return cv2.INTER_AREA if halved else cv2.INTER_LINEAR
 
 
-def _cut(image: Image, crop: Box) -> tuple[Image, Placement]:
-    """The part of the picture inside `crop`, at whole pixels, at least one."""
+def _crop(image: Image, crop: Box) -> tuple[Image, Placement]:
+    """Cut `crop` out of the picture, in whole pixels, at least one."""
     if crop == WHOLE:
         return image, _WHOLE
     height, width = image.shape[:2]
@@ -228,20 +228,20 @@ def _is_identity(table: Array) -> bool:
 
 
 def _conversion(table: Array) -> Callable[[Image, Array], None]:
-    """The cheapest way to give every pixel its answer: from the scratch picture into the tensor."""
+    """Return the cheapest function that converts the scratch picture into the tensor."""
     alike = bool((table == table[:, :, :1]).all())
     if alike and table.dtype == np.float32:
-        # A line: its values at 0 and at 255 tell it all.
+        # The table is a line through its values at 0 and at 255.
         offset = np.float32(table[0, 0, 0])
         slope = np.float32((table[0, 255, 0] - offset) / 255)
         return lambda picture, target: _line(picture, slope, offset, target)
     if table.dtype == np.int8 and bool((table == np.arange(-128, 128)[None, :, None]).all()):
-        return _flip
+        return _flip_sign_bit
     lookup = np.ascontiguousarray(table[:, :, 0] if alike else table)
     return lambda picture, target: _look_up(picture, lookup, target)
 
 
-def _flip(picture: Image, target: Array) -> None:
+def _flip_sign_bit(picture: Image, target: Array) -> None:
     np.bitwise_xor(picture, 128, out=target.view(np.uint8))
 
 
@@ -255,7 +255,7 @@ def _line(picture: Image, slope: np.float32, offset: np.float32, target: Array) 
 
 
 def _table(spec: TensorSpec, manifest: InputManifest) -> Array:
-    """256 answers per channel in the tensor's type, [1, 256, channels]."""
+    """Return the 256 results per channel in the tensor's type, [1, 256, channels]."""
     if min(manifest.std) <= 0.0:
         raise ModelError(f"input {spec.name}: `std` must be positive, found {list(manifest.std)}")
     channels = spec.shape[3]

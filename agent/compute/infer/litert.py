@@ -3,6 +3,8 @@
 A variant is a signature, and a signature is a subgraph: all of them share one interpreter and its weights. The
 public Python API reaches only the first subgraph without copying, so the interpreter's wrapper is called
 directly; its `tensor` and `Invoke` take a subgraph in both runtimes.
+
+The runtime writes to file descriptor 2. `native_stderr` sends that to the log.
 """
 
 from __future__ import annotations
@@ -29,24 +31,25 @@ from agent.compute.tensors import TensorSpec
 from agent.errors import BackendError, ModelError
 from agent.types import Array
 
-_kept = threading.Event()
-_TURN_S = 1.0
+_keeps_stderr = threading.Event()
+_STDERR_WAIT_S = 1.0
 """Longest wait for another thread that redirects descriptor 2, s: PortAudio may hang while it does."""
 
 
 def keep_stderr() -> None:
-    """From now on leave descriptor 2 where it is: for a process whose descriptor 2 is a log of its own."""
-    _kept.set()
+    """Make `native_stderr` do nothing, in a process whose descriptor 2 is its own log already."""
+    _keeps_stderr.set()
 
 
 @contextmanager
 def native_stderr(log: logging.Logger) -> Iterator[None]:
-    """Send what is written to descriptor 2 to `log` at debug level, until the context ends.
+    """Log what is written to descriptor 2 in this context, at debug level.
 
-    Where another thread redirects descriptor 2 for longer than `_TURN_S`, leave it alone and catch nothing.
-    What Vedette logs meanwhile is not caught: see `agent.board.process.separate_stderr`.
+    Does nothing if another thread redirects descriptor 2 for longer than `_STDERR_WAIT_S`. The log's own output
+    is
+    not caught: see `agent.board.process.separate_stderr`.
     """
-    if _kept.is_set() or not STDERR_TURN.acquire(timeout=_TURN_S):
+    if _keeps_stderr.is_set() or not STDERR_TURN.acquire(timeout=_STDERR_WAIT_S):
         yield
         return
     try:
@@ -90,10 +93,10 @@ RUNTIMES: dict[Runtime, str] = {
 
 
 def load_runtime() -> tuple[Runtime, Any]:
-    """The best runtime that is installed: its name and its interpreter module.
+    """Import the preferred runtime that is installed; return its name and its interpreter module.
 
     Raises:
-        BackendError: there is none.
+        BackendError: no runtime is installed.
     """
     for name, module in RUNTIMES.items():
         try:
@@ -107,18 +110,18 @@ def load_runtime() -> tuple[Runtime, Any]:
 
 @functools.cache
 def runtime_version(name: Runtime) -> str:
-    """Name and version of a runtime that is installed."""  # kept: who drops root's rights may not read it again
+    """Return package and version of an installed runtime. Cached: after dropping root it may not be readable."""
     package = "ai-edge-litert" if name == "litert" else "tflite-runtime"
     return f"{package} {importlib.metadata.version(package)}"
 
 
 def default_threads(cores: int) -> int:
-    """One core stays free for capture and delivery; beyond four, small models only get slower."""
+    """Return the number of threads: one core stays free, and more than 4 make small models slower."""
     return min(4, max(1, cores - 1))
 
 
 def _too_large(needed: int) -> list[str]:
-    """Why tensors of so many bytes are refused; empty: they are not."""
+    """Return the reason to refuse tensors of so many bytes; empty: there is none."""
     board = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     most = min(protocol.TENSORS_BYTES, board // 3)
     if needed <= most:
@@ -130,15 +133,14 @@ class CpuBackend:
     """Runs models in this process."""
 
     def __init__(self, plan: BackendSpec = _CPU) -> None:
-        """Prepare.
+        """Prepare to open models.
 
         Args:
-            plan: with a delegate: only for a process that may crash, see `agent.compute.infer.worker.session`.
+            plan: backend; one with a delegate only in a worker process, which may crash.
         """
         self._plan = plan
 
     def open(self, model: Model, options: SessionOptions) -> CpuSession:
-        """See `Backend.open`."""
         from agent.compute.tflite.read import incompatibilities, read_modelfile
 
         runtime, module = load_runtime()
@@ -167,15 +169,15 @@ class CpuBackend:
         try:
             return [module.load_delegate(plan.library, dict(plan.settings))]
         except (OSError, ValueError) as error:
-            said = " ".join(str(error).removeprefix(f"Failed to load delegate from {plan.library}").split())
-            raise BackendError(f"{plan.library} cannot be loaded: {said or 'it refuses'}") from error
+            text = " ".join(str(error).removeprefix(f"Failed to load delegate from {plan.library}").split())
+            raise BackendError(f"{plan.library} cannot be loaded: {text or 'no reason given'}") from error
         except AttributeError as error:
             why = f"it has no {_CREATES}" if _CREATES in str(error) else str(error)
             raise BackendError(f"{plan.library} is no TFLite delegate: {why}") from error
 
 
 class _Graph(Struct, frozen=True):
-    """One subgraph, allocated: its tensors, and their indices in the interpreter."""
+    """An allocated subgraph: its tensors and their indices in the interpreter."""
 
     subgraph: int
     inputs: tuple[TensorSpec, ...]
@@ -185,43 +187,42 @@ class _Graph(Struct, frozen=True):
 
 
 class _Lease:
-    """Owner of the tensors' memory in the eyes of numpy: every live view holds a reference to it."""
+    """Numpy's owner of the tensors' memory: its reference count tells whether a view is alive."""
 
     def __init__(self, interpreter: Any) -> None:
         self.interpreter = interpreter
 
 
 class CpuSession:
-    """A model in an interpreter; see `Session`.
+    """Session of a model in an interpreter of this process.
 
     Attributes:
         nodes: operations of the first graph.
-        delegated: of those, how many the external delegate has taken, or without one XNNPACK; -1: not known,
-            for the variant is another graph.
+        delegated: operations of it that the external delegate runs, or without one XNNPACK; -1: not known,
+            because the variant is another graph.
     """
 
     def __init__(self, model: Model, interpreter: Any, variant: str, backend: str = "cpu") -> None:
         self._model, self.backend = model, backend
         self.degraded = ""
         self._interpreter = interpreter
-        # XNNPACK comes with the tensors' memory: what is delegated by now is an external delegate's.
+        # XNNPACK is applied when tensors are allocated: only an external delegate has taken operations by now.
         self.nodes, self.delegated = _delegated(interpreter)
         self._wrapper = interpreter._interpreter
         self._lease = _Lease(interpreter)
         self._graphs: dict[str, _Graph] = {}
-        self.use(variant or model.manifest.variants[0].name)
+        self.select(variant or model.manifest.variants[0].name)
         if backend == _CPU.backend:
             self.delegated = -1 if self._graph.subgraph else _delegated(interpreter)[1]
         self._idle_references = sys.getrefcount(self._lease)
 
-    def use(self, variant: str) -> None:
-        """See `Session.use`."""
+    def select(self, variant: str) -> None:
         if variant not in self._graphs:
             signature = self._model.manifest.variant(variant).signature
             try:
                 self._graphs[variant] = self._allocate(signature)
             except (ValueError, RuntimeError) as error:
-                if not self._graphs:  # `CpuBackend.open` says it
+                if not self._graphs:  # `CpuBackend.open` reports it
                     raise
                 text = f"variant {variant!r} cannot be run: {_first_line(error)}"
                 raise BackendError(f"{self._model.path}: {text}") from error
@@ -230,15 +231,12 @@ class CpuSession:
         self.inputs, self.outputs = self._graph.inputs, self._graph.outputs
 
     def input(self, index: int) -> Array:
-        """See `Session.input`."""
         return self._view(self._graph.input_indices[index])
 
     def output(self, index: int) -> Array:
-        """See `Session.output`."""
         return self._view(self._graph.output_indices[index])
 
     def invoke(self) -> None:
-        """See `Session.invoke`."""
         if sys.getrefcount(self._lease) != self._idle_references:
             raise BackendError("a view of a tensor is still alive: drop it before `invoke`")
         try:
@@ -247,7 +245,6 @@ class CpuSession:
             raise BackendError(f"{self._model.path}: inference failed: {_first_line(error)}") from error
 
     def close(self) -> None:
-        """See `Session.close`."""
         self._graphs.clear()
         del self._lease, self._wrapper, self._interpreter
 
@@ -271,7 +268,7 @@ class CpuSession:
 
 
 def _delegated(interpreter: Any) -> tuple[int, int]:
-    """Operations of the first graph, and how many of them lie between the ends of delegated pieces."""
+    """Count the operations of the first graph, and those of them that lie in delegated partitions."""
     details = interpreter._get_ops_details()
     nodes = [node for node in details if node["op_name"] != "DELEGATE"]
     makers = {int(tensor): node for node in nodes for tensor in node["outputs"]}
@@ -304,6 +301,6 @@ def _spec(name: str, details: dict[str, Any]) -> TensorSpec:
 
 
 def _first_line(error: Exception) -> str:
-    """What the runtime says first, without the number that it gives the operation, which hangs on."""
-    said = _NODE.sub("", str(error)).strip() or str(error).strip()
-    return said.splitlines()[0] if said else type(error).__name__
+    """Return the first line, without the number of the operation, which changes from run to run."""
+    text = _NODE.sub("", str(error)).strip() or str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""The null backend: the tensors of a model and no computing. For tests, and to measure everything else."""
+"""The null backend: a model's tensors without computing. For tests, and to measure everything else."""
 
 from __future__ import annotations
 
@@ -14,25 +14,23 @@ from agent.types import Array
 
 
 class NullBackend:
-    """Opens models whose every output is its zero point: nothing is detected."""
+    """Opens models whose outputs are always their zero points, so that nothing is detected."""
 
     def open(self, model: Model, options: SessionOptions) -> NullSession:
-        """See `Backend.open`."""
         return NullSession(model, read_modelfile(model.content), options.variant)
 
 
 class NullSession:
-    """A model that answers nothing, at once; see `Session`."""
+    """Session that returns zero points at once."""
 
     backend = "null"
     degraded = ""
 
     def __init__(self, model: Model, file: ModelFile, variant: str) -> None:
         self._model, self._file = model, file
-        self.use(variant or model.manifest.variants[0].name)
+        self.select(variant or model.manifest.variants[0].name)
 
-    def use(self, variant: str) -> None:
-        """See `Session.use`."""
+    def select(self, variant: str) -> None:
         signature = self._model.manifest.variant(variant).signature
         try:
             self.inputs, self.outputs = self._file.ends(signature)
@@ -43,18 +41,15 @@ class NullSession:
         self._outputs = [_memory(spec) for spec in self.outputs]
 
     def input(self, index: int) -> Array:
-        """See `Session.input`."""
         return self._inputs[index]
 
     def invoke(self) -> None:
-        """See `Session.invoke`."""
+        pass
 
     def output(self, index: int) -> Array:
-        """See `Session.output`."""
         return self._outputs[index]
 
     def close(self) -> None:
-        """See `Session.close`."""
         self._inputs, self._outputs = [], []
 
 

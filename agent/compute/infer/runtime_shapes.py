@@ -1,7 +1,7 @@
-"""Inputs and outputs of a model as the runtime has them, for files that do not tell them.
+"""Finds a model's tensors by opening it, for files whose shapes only the runtime knows.
 
-The runtime is asked once for each file, in processes of their own, beside whoever asks: it may crash or hang. A
-model that cannot be used is remembered as well as one that can.
+Each file is opened once, in a worker process and a thread of its own, because the runtime may crash or hang.
+Results and refusals are cached by the file's hash.
 """
 
 from __future__ import annotations
@@ -22,73 +22,71 @@ if TYPE_CHECKING:
 
 
 Ends = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
-"""Inputs and outputs."""
+"""Specs of the inputs and of the outputs."""
 
 _PATIENCE_S = 20.0
-"""For opening a model that the vetting has opened and run, s. Both together stay below the time after which
-a stream hangs, `agent.daemon.systemd.HANGS_S`."""
+"""Timeout for opening a vetted model, s. Vetting and opening together stay below the watchdog's timeout for
+streams."""
 _FAILED_FOR_S = 60.0
-"""How long an error counts that may pass, such as a lack of memory, s."""
+"""How long a temporary error, such as a lack of memory, is cached, s."""
 
-_asked: dict[str, tuple[Future[Ends], float]] = {}
-"""By sha256: what the runtime says, or will, and when it was asked, by the monotonic clock."""
+_results: dict[str, tuple[Future[Ends], float]] = {}
+"""By sha256: the result, and the monotonic time at which the model was opened, s."""
 _lock = threading.Lock()
 
 
 class NotYetError(ModelError):
-    """The runtime is still being asked, or nobody has asked it yet."""
+    """The model's tensors are not known yet."""
 
 
 def ends_of(content: bytes, sha256: str, path: str, wait_s: float | None, vetting: Vetting | None = None) -> Ends:
-    """Give inputs and outputs of a model as the runtime has them.
+    """Return the inputs and outputs that the runtime reports for a model.
 
     Args:
         content: the `.tflite` file.
         sha256: hex digest of it.
         path: of the model, for errors.
-        wait_s: time to wait, s; the asking goes on after that. None: as long as it takes. 0: do not ask, and
-            tell only what is known.
+        wait_s: time to wait, s; the model is still opened after that. None: as long as it takes. 0: return
+            cached results only.
         vetting: see `agent.compute.infer.backends.open_session`.
 
     Raises:
-        NotYetError: it is not known in that time.
-        ModelError: the model crashes the runtime or hangs. BackendError: the runtime cannot run it now.
+        NotYetError: they are not known in that time.
+        ModelError: the model crashes the runtime or hangs. BackendError: the model cannot be opened now.
     """
     model = Model(content, sha256, Manifest(name=plain(Path(path).stem)), path)
-    found = _future(model, vetting, asks=wait_s != 0)
+    found = _future(model, vetting, starts=wait_s != 0)
     try:
         if found is not None:
             return found.result(wait_s)
     except TimeoutError:
         pass
-    raise NotYetError(
-        "its inputs and outputs are not known yet: the runtime is being asked, which takes its time"
-    )
+    raise NotYetError("its inputs and outputs are not known yet: the runtime is still opening the model")
 
 
-def _future(model: Model, vetting: Vetting | None, *, asks: bool) -> Future[Ends] | None:
+def _future(model: Model, vetting: Vetting | None, *, starts: bool) -> Future[Ends] | None:
     sha256 = model.sha256
     with _lock:
-        if sha256 in _asked:
-            found, at = _asked[sha256]
-            if not asks or not _may_pass(found) or time.monotonic() - at < _FAILED_FOR_S:
+        if sha256 in _results:
+            found, at = _results[sha256]
+            if not starts or not _is_temporary(found) or time.monotonic() - at < _FAILED_FOR_S:
                 return found
-        elif not asks:
+        elif not starts:
             return None
         found = Future()
-        _asked[sha256] = found, time.monotonic()
+        _results[sha256] = found, time.monotonic()
     try:
-        threading.Thread(target=_ask, args=(model, vetting, found), name="tensors", daemon=True).start()
+        threading.Thread(target=_open, args=(model, vetting, found), name="tensors", daemon=True).start()
     except RuntimeError as error:  # no more threads
-        found.set_exception(BackendError(f"{model.path}: the runtime cannot be asked for its tensors: {error}"))
+        found.set_exception(BackendError(f"{model.path}: no thread to open it: {error}"))
     return found
 
 
-def _may_pass(found: Future[Ends]) -> bool:
+def _is_temporary(found: Future[Ends]) -> bool:
     return found.done() and isinstance(found.exception(), BackendError)
 
 
-def _ask(model: Model, vetting: Vetting | None, found: Future[Ends]) -> None:
+def _open(model: Model, vetting: Vetting | None, found: Future[Ends]) -> None:
     from agent.compute.infer.session import BackendSpec, SessionOptions
     from agent.compute.infer.vetting.vetting import VETTING
     from agent.compute.infer.worker.session import WorkerSession

@@ -1,4 +1,4 @@
-"""What runs a model: the session, how it is asked for, and what it promises."""
+"""The session and backend protocols: how a model is opened and run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SessionOptions(Struct, frozen=True):
     """How to open a model.
 
     Attributes:
-        variant: name of the first variant to use; empty: the manifest's first.
+        variant: name of the variant to select first; empty: the manifest's first.
         threads: of the CPU; 0: chosen by the number of cores.
     """
 
@@ -28,7 +28,7 @@ class SessionOptions(Struct, frozen=True):
 
 
 class BackendSpec(Struct, frozen=True):
-    """How a model is to be opened.
+    """A backend and its settings.
 
     Attributes:
         backend: what messages call it.
@@ -52,31 +52,31 @@ class Session(Protocol):
 
     @property
     def backend(self) -> str:
-        """Name of what runs it, for messages, such as `cpu`."""
+        """Name of the backend that answers, such as `cpu`."""
         ...
 
     @property
     def variant(self) -> str:
-        """Name of the variant in use."""
+        """Name of the selected variant."""
         ...
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Tensors of the variant in use."""
+        """Input tensors of the selected variant."""
         ...
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Tensors of the variant in use."""
+        """Output tensors of the selected variant."""
         ...
 
     @property
     def degraded(self) -> str:
-        """Why something else than what was asked for answers; empty: it does not."""
+        """Why the CPU answers instead of the requested backend; empty: it does not."""
         ...
 
-    def use(self, variant: str) -> None:
-        """Change to another variant of the model. Cheap after the first time.
+    def select(self, variant: str) -> None:
+        """Select a variant of the model. Cheap after the first time.
 
         Raises:
             ModelError: the model has no such variant.
@@ -84,34 +84,35 @@ class Session(Protocol):
         ...
 
     def input(self, index: int) -> Array:
-        """A view of an input tensor's own memory, to be written in place and dropped before `invoke`."""
+        """Return a view of an input tensor's own memory. Write it in place and drop it before `invoke`."""
         ...
 
     def invoke(self) -> None:
-        """Run the model once. The GIL is free meanwhile.
+        """Run the selected variant once, without the GIL.
 
         Raises:
-            BackendError: it failed, or a view of a tensor is still alive.
+            BackendError: the inference failed, or a view of a tensor is still alive.
         """
         ...
 
     def output(self, index: int) -> Array:
-        """A view of an output tensor's own memory, valid until it is dropped before the next `invoke`."""
+        """Return a view of an output tensor's own memory. Drop it before the next `invoke`."""
         ...
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Release the memory."""
         ...
 
 
 class Backend(Protocol):
-    """A way to run models."""
+    """Opens models."""
 
     def open(self, model: Model, options: SessionOptions) -> Session:
-        """Make a model ready to run.
+        """Open a model.
 
         Raises:
-            ModelError: the model is broken; BackendError: it is sound, but cannot run here.
+            ModelError: the model is broken.
+            BackendError: the model is sound, but cannot run here.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""A session that can be exchanged for a better one while it runs: what was measured to be best may come later."""
+"""A session that can be replaced while it runs, when a better backend has been measured."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from agent.types import Array
 
 
 class SwappableSession:
-    """See `Session`. A model that keeps a state inside itself begins with a new one after an exchange.
+    """Session that delegates to another one. A stateful model loses its state when that is replaced.
 
     Attributes:
-        plan: how what runs was opened.
-        closed: it has been.
+        plan: backend of the session that runs.
+        closed: whether `close` was called.
     """
 
     def __init__(self, session: Session, plan: BackendSpec) -> None:
@@ -24,7 +24,7 @@ class SwappableSession:
         self.closed = False
 
     def swap_to(self, session: Session, plan: BackendSpec) -> None:
-        """From any thread: take this one from the next input on; if it is too late for that, close it."""
+        """Use `session` from the next input on, or close it if this one is closed. Any thread may call this."""
         with self._lock:
             unused: Session | None = session
             if not self.closed:
@@ -35,62 +35,52 @@ class SwappableSession:
 
     @property
     def backend(self) -> str:
-        """See `Session`."""
         return self._session.backend
 
     @property
     def variant(self) -> str:
-        """See `Session`."""
         return self._session.variant
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """See `Session`."""
         return self._session.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """See `Session`."""
         return self._session.outputs
 
     @property
     def degraded(self) -> str:
-        """See `Session`."""
         return self._session.degraded
 
-    def use(self, variant: str) -> None:
-        """See `Session.use`."""
-        self._session.use(variant)
+    def select(self, variant: str) -> None:
+        self._session.select(variant)
 
     def input(self, index: int) -> Array:
-        """See `Session.input`."""
         if index == 0 and self._next is not None:
-            self._exchange()
+            self._swap()
         return self._session.input(index)
 
     def invoke(self) -> None:
-        """See `Session.invoke`."""
         self._session.invoke()
 
     def output(self, index: int) -> Array:
-        """See `Session.output`."""
         return self._session.output(index)
 
     def close(self) -> None:
-        """See `Session.close`."""
         with self._lock:
             self.closed, after, self._next = True, self._next, None
         if after is not None:
             after.close()
         self._session.close()
 
-    def _exchange(self) -> None:
+    def _swap(self) -> None:
         with self._lock:
             session, self._next = self._next, None
         if session is None:
             return
         try:
-            session.use(self._session.variant)
+            session.select(self._session.variant)
         except BaseException:
             session.close()
             raise

@@ -17,7 +17,7 @@ _PROPERTIES_BYTES, _TYPE_AT, _NAME_AT, _NAME_BYTES = 4096, 16, 20, 256
 
 
 def software_driver() -> str:
-    """Return the name of the software driver where Vulkan has nothing else; empty where it has a GPU, or nothing.
+    """Return the name of the software driver if Vulkan has no other; empty if it has a GPU, or no driver.
 
     Such a driver, Mesa's llvmpipe, computes on the CPU. Takes 0.2 to 0.5 s.
     """

@@ -38,7 +38,7 @@ class KeywordSpotter:
             stream: its name, the first part of every id.
             run: makes ids unique over restarts; default: random.
         """
-        self.use(decoder)
+        self.set_decoder(decoder)
         self._refractory_ns = round(decoder.options.refractory_s * 1e9)
         self._newest = np.zeros((decoder.options.mean_of, len(decoder.labels)), np.float32)
         self._share = np.float32(1.0 / decoder.options.mean_of)
@@ -48,7 +48,7 @@ class KeywordSpotter:
         self._told_ns: dict[int, int] = {}
         self.told: frozenset[int] = frozenset()
 
-    def use(self, decoder: Keyword) -> None:
+    def set_decoder(self, decoder: Keyword) -> None:
         """Take another decoder of the same labels and options; what has been told stays so."""
         self.decoder = decoder
         self._labels, self._threshold, self._wanted = decoder.labels, decoder.threshold, frozenset(decoder.wanted)

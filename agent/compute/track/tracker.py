@@ -227,7 +227,7 @@ class Tracker:
         self._alive = 0
         self._now_ns: int | None = None
 
-    def use(self, zones: Zones) -> None:
+    def set_zones(self, zones: Zones) -> None:
         """Take other zones from the next detections on; tracks go on, and stationary ones are checked at once."""
         self._zones = zones
         for target in self._all():

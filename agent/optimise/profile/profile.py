@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.compute.infer.worker.process import ChildProcess
-from agent.compute.infer.worker.protocol import ClosedError, Failed, NonsenseError
+from agent.compute.infer.worker.protocol import ClosedError, Failed, InvalidMessageError
 from agent.compute.manifest import Manifest, Model
 from agent.compute.tflite.model import CUSTOM, Operation, Subgraph, multiply_adds_of
 from agent.compute.tflite.read import read_modelfile
@@ -304,15 +304,15 @@ def _told(ask: Ask, model: Model, patience_s: float) -> Told:
 def _answer(ask: Ask, model: Model, patience_s: float) -> bytes:
     process = ChildProcess("agent.optimise.profile.worker")
     try:
-        process.put(msgspec.json.encode(ask), patience_s)
-        process.put(model.content, patience_s)
-        return process.get(patience_s, _LARGEST)
+        process.send(msgspec.json.encode(ask), patience_s)
+        process.send(model.content, patience_s)
+        return process.receive(patience_s, _LARGEST)
     except TimeoutError:
         late = f"took longer than {patience_s:g} s: give it fewer runs or more patience"
         raise BackendError(f"{model.path}: profiling {late}{process.last_log_line()}") from None
     except ClosedError:
         raise BackendError(f"{model.path}: the profiler {process.exit_reason()}") from None
-    except NonsenseError as error:
+    except InvalidMessageError as error:
         raise BackendError(f"{model.path}: the profiler answers nonsense: {error}") from None
     finally:
         process.end()

@@ -15,7 +15,7 @@ from agent.compute.infer.choice import golden_inputs
 from agent.compute.infer.litert import CpuBackend, CpuSession, default_threads, load_runtime, runtime_version
 from agent.compute.infer.session import SessionOptions
 from agent.compute.infer.worker import protocol
-from agent.compute.infer.worker.main import failed, give_up_root, init_child
+from agent.compute.infer.worker.main import describe_failure, drop_root_rights, init_child
 from agent.compute.manifest import Model
 from agent.compute.tflite.model import ModelFile
 from agent.compute.tflite.read import read_modelfile
@@ -40,12 +40,12 @@ def main(asked_by: int, answers_to: int, life: int) -> None:
         library()
         for late in ("numpy.ma", "numpy.random"):  # the other user need not be allowed to read them
             importlib.import_module(late)
-        give_up_root()
-        ask = msgspec.json.decode(protocol.get(asked_by), type=Ask)
-        said: object = _profiled(ask, protocol.get(asked_by, largest=protocol.LARGEST_REQUEST))
+        drop_root_rights()
+        ask = msgspec.json.decode(protocol.receive(asked_by), type=Ask)
+        said: object = _profiled(ask, protocol.receive(asked_by, largest=protocol.LARGEST_REQUEST))
     except Exception as error:
-        said = failed(error)
-    protocol.put(answers_to, msgspec.json.encode(said))
+        said = describe_failure(error)
+    protocol.send(answers_to, msgspec.json.encode(said))
     # Libraries that crash while they are taken down have done their work.
     os._exit(0)
 

@@ -273,14 +273,14 @@ def test_that_such_a_model_runs_is_remembered_from_one_start_to_the_next(
     path.write_bytes(classifier("int8", shape=(), described=True) + b"kept")
     caplog.set_level("INFO")
     for _ in range(2):
-        for known in (vetting.KNOWN, runtime_shapes._asked, library._completions):
+        for known in (vetting.KNOWN, runtime_shapes._results, library._completions):
             known.clear()  # as in a process that has just started
         record = Vetting(VettingRecord(tmp_path / "state"))
         made = Stream("front", StreamConfig(_WALK, str(path)), StreamServices(topics, kept, kept, vetting=record))
         made.prepare()
         made.discard()
         assert made.model is not None
-    assert caplog.text.count("is new here") == 1
+    assert caplog.text.count("new model, testing it") == 1
 
 
 def test_a_stop_ends_its_tracks(tmp_path: Path) -> None:

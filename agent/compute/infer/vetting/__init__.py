@@ -1,1 +1,1 @@
-"""Tries a model in a process of its own, without privileges, before the daemon opens it."""
+"""Tests an unknown model in an unprivileged process before the daemon opens it."""

@@ -1,8 +1,7 @@
-"""The process of `agent.compute.infer.vetting.process`: opens and runs each model that comes in a fork of itself.
+"""The vetting process: opens and runs each model in a fork of itself.
 
-The runtime is imported once; a fork then takes milliseconds. It may crash, hang or be taken over by the model: it
-has no more rights than this process, which are never root's, less memory and CPU time, and of the pipes only the
-one for its outcome.
+The runtime is imported once, so that a fork takes milliseconds. The model may crash, hang or take over the
+fork: that has limited memory and CPU time, never root's rights, and only the pipe for its outcome.
 """
 
 from __future__ import annotations
@@ -21,94 +20,100 @@ from agent.compute.infer.litert import CpuBackend, load_runtime, runtime_version
 from agent.compute.infer.session import SessionOptions
 from agent.compute.infer.vetting.process import Vet, VettingReply, requests
 from agent.compute.infer.worker import protocol
-from agent.compute.infer.worker.main import end_with, failed, give_up_root, init_child, trim_log
+from agent.compute.infer.worker.main import (
+    describe_failure,
+    drop_root_rights,
+    exit_with_parent,
+    init_child,
+    trim_log,
+)
 from agent.compute.manifest import Model
 from agent.errors import NO_JSON, BackendError, VedetteError
 from agent.types import Array
 
 _OPENED, _RAN, _FAILED = b"o", b"r", b"f"
-"""What a fork writes when the model is open, when it has run, and before an error."""
+"""Written by a fork when the model is open, when it has run, and before an error."""
 _LARGEST = 64 * 1024
-"""Bytes that a fork may write."""
+"""Most bytes that are read from a fork."""
 _MOST = 2**20
-"""Elements of an input that are filled: noise takes time and memory."""
+"""Most elements of an input that are filled, because noise takes time and memory."""
 
 
 _failures: msgspec.json.Decoder[protocol.Failed] = msgspec.json.Decoder(protocol.Failed)
 
 
 def main(asked_by: int, answers_to: int, life: int) -> None:
-    """Serve until the other end closes.
+    """Serve requests until the parent closes the pipe.
 
     Args:
-        asked_by: descriptor of the pipe from the other end.
+        asked_by: descriptor of the pipe from the parent.
         answers_to: descriptor of the pipe to it.
         life: see `agent.compute.infer.worker.main.init_child`.
     """
     init_child(life)
     runtime = _runtime()
-    give_up_root()
+    drop_root_rights()
     with contextlib.suppress(protocol.ClosedError):
         while True:
             request, content = (
-                requests.decode(protocol.get(asked_by)),
-                protocol.get(asked_by, largest=protocol.LARGEST_REQUEST),
+                requests.decode(protocol.receive(asked_by)),
+                protocol.receive(asked_by, largest=protocol.LARGEST_REQUEST),
             )
-            told = _tried(request, content, (asked_by, answers_to), life, runtime)
+            reply = _vet(request, content, (asked_by, answers_to), life, runtime)
             del content
             trim_log()
-            protocol.put(answers_to, protocol.encode(told))
+            protocol.send(answers_to, protocol.encode(reply))
     os._exit(0)
 
 
-def _tried(request: Vet, content: bytes, ours: tuple[int, ...], life: int, runtime: str) -> VettingReply:
-    """Fork, and tell how the fork ended."""
-    outcome, told = os.pipe()
+def _vet(request: Vet, content: bytes, ours: tuple[int, ...], life: int, runtime: str) -> VettingReply:
+    """Run a model in a fork and report how that ended."""
+    outcome, writer = os.pipe()
     pid = os.fork()
     if not pid:
         for descriptor in (outcome, *ours):
             os.close(descriptor)
-        _try(request, content, told, life)
-    os.close(told)
+        _run_in_fork(request, content, writer, life)
+    os.close(writer)
     with os.fdopen(outcome, "rb") as file:
-        said = file.read(_LARGEST)
+        written = file.read(_LARGEST)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    end_with(life)  # which followed the fork
-    return _understood(said, status, runtime)
+    exit_with_parent(life)  # the fork has taken the signal over
+    return _reply(written, status, runtime)
 
 
-def _try(request: Vet, content: bytes, told: int, life: int) -> None:
-    """In the fork; does not return."""
+def _run_in_fork(request: Vet, content: bytes, writer: int, life: int) -> None:
+    """Open and run the model; does not return."""
     try:
-        end_with(life)
+        exit_with_parent(life)
         _limit(request)
         model, options = (
             Model(content, "", request.manifest, request.path),
             SessionOptions(threads=request.threads),
         )
         session = CpuBackend().open(model, options)
-        os.write(told, _OPENED)
+        os.write(writer, _OPENED)
         for variant in request.manifest.variants:
-            session.use(variant.name)
-            with contextlib.suppress(BackendError):  # that this input is refused says nothing about others
+            session.select(variant.name)
+            with contextlib.suppress(BackendError):  # another input may be accepted
                 for index in range(len(session.inputs)):
                     _fill(session.input(index))
                 session.invoke()
-        os.write(told, _RAN)
+        os.write(writer, _RAN)
     except Exception as error:
-        os.write(told, _FAILED + protocol.encode(failed(error)))
+        os.write(writer, _FAILED + protocol.encode(describe_failure(error)))
     finally:
         os._exit(0)
 
 
 def _fill(tensor: Array) -> None:
-    """With noise in the range of pictures and sound; what holds no numbers stays as it is."""
-    some = tensor.reshape(-1)[:_MOST]
-    noise = np.frombuffer(random.Random(20).randbytes(some.size), np.uint8)
+    """Fill a tensor with noise in the range of pictures and sound, if it holds numbers."""
+    values = tensor.reshape(-1)[:_MOST]
+    noise = np.frombuffer(random.Random(20).randbytes(values.size), np.uint8)
     if tensor.dtype.kind == "f":
-        some[...] = noise / 255.0
+        values[...] = noise / 255.0
     elif tensor.dtype.kind in "iu":
-        some[...] = noise if tensor.dtype.kind == "u" else noise.astype(np.int16) - 128
+        values[...] = noise if tensor.dtype.kind == "u" else noise.astype(np.int16) - 128
 
 
 def _limit(request: Vet) -> None:
@@ -120,14 +125,14 @@ def _limit(request: Vet) -> None:
 
 
 def _data_kib() -> int:
-    """Memory of its own that this process has, as RLIMIT_DATA counts it, KiB."""
+    """Return this process's data memory, as RLIMIT_DATA counts it, KiB."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
     return next((int(line.split()[1]) for line in lines if line.startswith("VmData:")), 0)
 
 
-def _understood(said: bytes, status: int, runtime: str) -> VettingReply:
-    """What a fork wrote, which may be anything, and how it ended."""
-    stages, is_failed, error = said.partition(_FAILED)
+def _reply(written: bytes, status: int, runtime: str) -> VettingReply:
+    """Decode what a fork wrote, which may be anything, and its exit status."""
+    stages, is_failed, error = written.partition(_FAILED)
     problem = None
     if is_failed:
         try:
@@ -139,7 +144,7 @@ def _understood(said: bytes, status: int, runtime: str) -> VettingReply:
 
 
 def _runtime() -> str:
-    """Import the runtime, and give its name and version; without one every fork says so."""
+    """Import the runtime and return its name and version; without one every fork reports that."""
     with contextlib.suppress(VedetteError):
         return runtime_version(load_runtime()[0])
     return "the runtime"

@@ -1,6 +1,7 @@
-"""Asks the process that tries models (`main` beside this); see `agent.compute.infer.vetting.vetting`.
+"""Starts vetting processes (`agent.compute.infer.vetting.main`) and judges their answers.
 
-It is imported for the first unknown model only: most starts of the daemon need none of it.
+It is imported for the first unknown model only: most starts of the daemon do not need it. Sources of the memory
+    limits: proc_meminfo(5), cgroup-v2 (memory.max).
 """
 
 from __future__ import annotations
@@ -26,14 +27,12 @@ from agent.compute.manifest import Manifest, Model
 from agent.errors import NO_JSON, BackendError, ModelError, reason_of
 from agent.text import plain
 
-# Memory that a model may take while it is tried. Sources: proc_meminfo(5), cgroup-v2 (memory.max).
-
 _LEAST = 128 * 2**20
-"""Bytes that every model may take: small ones need some 60 MB with the stacks of their threads."""
+"""Least memory limit of a model, bytes: small models need some 60 MB with the stacks of their threads."""
 
 
 def spare_bytes(root: Path = Path("/")) -> int:
-    """Half of the memory that is available now, or of the limit of this process's cgroup if that is lower.
+    """Return half of the available memory, or of the limit of this process's cgroup if that is lower.
 
     Args:
         root: of the file system.
@@ -45,7 +44,7 @@ def spare_bytes(root: Path = Path("/")) -> int:
 
 
 def _available(root: Path) -> int:
-    """Memory that could be had without swapping; all that the board has where the kernel does not tell, bytes."""
+    """Return the memory available without swapping; all memory if the kernel does not report that, bytes."""
     for line in _read(root / "proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
@@ -53,7 +52,7 @@ def _available(root: Path) -> int:
 
 
 def _cgroup_limits(root: Path) -> list[int]:
-    """Limits of the cgroup and of those around it, bytes; one that limits nothing comes first."""
+    """Return the limits of the cgroup and of those around it, bytes, after one that limits nothing."""
     top, limits = root / "sys/fs/cgroup", [1 << 62]
     lines = _read(root / "proc/self/cgroup").splitlines()
     own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
@@ -71,16 +70,17 @@ def _read(path: Path) -> str:
 log = logging.getLogger(__name__)
 
 _MORE_MB = 1024
-"""Address space beyond the board's memory, MB: libraries and stacks reserve that much and use little of it."""
+"""Address space beyond the board's memory, MB: libraries and stacks reserve that much and use little."""
 _MANY_CORES = 4
-"""From so many on two models are tried at once, else one."""
+"""With at least so many cores two models are vetted at once, else one."""
 _MAIN = "agent.compute.infer.vetting.main"
 _LINGER_S = 2.0
-"""How long the process waits for another model, and an error for another who asks, s."""
+"""How long an idle process is kept for another model, and an error for another caller, s."""
 _CRASHES = (signal.SIGSEGV, signal.SIGILL, signal.SIGABRT, signal.SIGFPE, signal.SIGTRAP, signal.SIGSYS)
 _LASTING = (*_CRASHES, signal.SIGXCPU)
-"""Signals that a model causes. Others come from people and from the kernel: SIGKILL where memory runs out, SIGBUS
-where a disk fails, SIGTERM from systemd."""
+"""Signals that a model causes. Others come from outside: SIGKILL when memory runs out, SIGBUS from a failing
+disk,
+SIGTERM from systemd."""
 _NO_MEMORY = "bad_alloc"
 _ADVICE = "use another version of this model, or convert it again"
 
@@ -91,9 +91,9 @@ class Vet(Struct, frozen=True):
     Attributes:
         threads: see `SessionOptions`.
         manifest, path: of the model.
-        cpu_s: CPU time that it may take, s.
-        memory: address space that it may take, bytes.
-        data: memory of its own that it may take besides what the process has already, bytes.
+        cpu_s: limit of its CPU time, s.
+        memory: limit of its address space, bytes.
+        data: limit of its data memory beyond what the process has already, bytes.
     """
 
     threads: int
@@ -105,14 +105,15 @@ class Vet(Struct, frozen=True):
 
 
 class VettingReply(Struct, frozen=True):
-    """How it went.
+    """Result of vetting a model.
 
     Attributes:
         runtime: name and version.
-        opened: the model was opened. ran: all its graphs ran.
-        signal: that ended the fork; 0: none.
+        opened: whether the model was opened.
+        ran: whether all its graphs ran.
+        signal: number of the signal that ended the fork; 0: none.
         status: exit status of the fork.
-        failed: the error that it ended with; None: none.
+        failed: error that ended it; None: none.
     """
 
     runtime: str
@@ -128,13 +129,13 @@ _answers: msgspec.json.Decoder[VettingReply] = msgspec.json.Decoder(VettingReply
 
 
 class Trial(NamedTuple):
-    """A model to be tried.
+    """A model to be vetted.
 
     Attributes:
         model: see `Backend.open`.
-        options: as it will be opened with.
-        limits: for it.
-        record: keeps the outcome; None: nobody does.
+        options: with which it will be opened.
+        limits: for the fork.
+        record: stores the outcome; None: none does.
     """
 
     model: Model
@@ -144,16 +145,16 @@ class Trial(NamedTuple):
 
 
 class _Trials:
-    """What is being found out of models."""
+    """The vettings under way, and the idle processes."""
 
     def __init__(self) -> None:
         self._under_way: dict[Identity, Future[str]] = {}
         self._idle: list[tuple[ChildProcess, float]] = []
-        self._lock, self._dismisses = threading.Lock(), False
+        self._lock, self._ends_idle = threading.Lock(), False
         self._turns = threading.Semaphore(2 if (os.cpu_count() or 1) >= _MANY_CORES else 1)
 
     def outcome(self, trial: Trial) -> Future[str]:
-        """The outcome of a trial, which begins unless one of these bytes is under way or has just failed."""
+        """Start a trial, unless one of the same model is under way or has just failed; return its outcome."""
         key = identity(trial.model)
         with self._lock:
             if (found := self._under_way.get(key)) is not None:
@@ -162,7 +163,7 @@ class _Trials:
         try:
             threading.Thread(target=self._try, args=(trial, found), name="vetting", daemon=True).start()
         except RuntimeError as error:  # no more threads
-            found.set_exception(BackendError(f"{trial.model.path}: cannot be tried: {error}"))
+            found.set_exception(BackendError(f"{trial.model.path}: cannot be vetted: {error}"))
             self._forget(key)
         return found
 
@@ -176,7 +177,7 @@ class _Trials:
                 trial.record.write(trial.model, reason)
         except BaseException as error:
             found.set_exception(error)
-            time.sleep(_LINGER_S)  # whoever asks next gets the same answer
+            time.sleep(_LINGER_S)  # the next caller gets the same error
         else:
             found.set_result(reason)
         self._forget(key)
@@ -186,46 +187,47 @@ class _Trials:
             self._under_way.pop(key, None)
 
     def _run(self, trial: Trial) -> str:
-        """Why the model cannot be used; empty: it runs.
+        """Return the reason to refuse the model; empty: it runs.
 
         Raises:
-            ModelError: the runtime refuses it. BackendError: it could not be tried.
+            ModelError: the runtime refuses it.
+            BackendError: it cannot be vetted now.
         """
         path = trial.model.path
-        log.info("%s: is new here: it is tried in a process of its own first", path)
+        log.info("%s: new model, testing it in a separate process first", path)
         with self._lock:
             process = self._idle.pop()[0] if self._idle else None
         try:
             process = process or ChildProcess(_MAIN)
         except OSError as error:
-            raise BackendError(f"{path}: cannot be tried: no process: {reason_of(error)}") from error
+            raise BackendError(f"{path}: cannot be vetted: no process: {reason_of(error)}") from error
         try:
-            since, told = process.said, _asked(process, trial)
-            said = process.last_log_line(since)
+            since, reply = process.log_end, _request(process, trial)
+            log_line = process.last_log_line(since)
         except BaseException:
             process.end()
             raise
-        self._lay_aside(process)
-        return _reason(told, said, trial)
+        self._keep_idle(process)
+        return _refusal(reply, log_line, trial)
 
-    def _lay_aside(self, process: ChildProcess) -> None:
-        """Keep a process for the next model, for a moment."""
+    def _keep_idle(self, process: ChildProcess) -> None:
+        """Keep a process for the next model for `_LINGER_S`."""
         with self._lock:
             self._idle.append((process, time.monotonic() + _LINGER_S))
-            if self._dismisses:
+            if self._ends_idle:
                 return
-            self._dismisses = True
+            self._ends_idle = True
         with suppress(RuntimeError):  # no more threads: it ends with this process
-            threading.Thread(target=self._dismiss, name="vetting-end", daemon=True).start()
+            threading.Thread(target=self._end_idle, name="vetting-end", daemon=True).start()
 
-    def _dismiss(self) -> None:
-        """End processes that nobody has needed for a while, until none is left."""
-        while self._dismisses:
+    def _end_idle(self) -> None:
+        """End idle processes until none is left."""
+        while self._ends_idle:
             time.sleep(_LINGER_S)
             with self._lock:
                 due = [process for process, until in self._idle if until < time.monotonic()]
                 self._idle = [one for one in self._idle if one[0] not in due]
-                self._dismisses = bool(self._idle)
+                self._ends_idle = bool(self._idle)
             for process in due:
                 process.end()
 
@@ -234,62 +236,63 @@ _TRIALS = _Trials()
 
 
 def outcome(model: Model, options: SessionOptions, limits: VettingLimits, record: Record | None) -> Future[str]:
-    """Try a model, unless that is under way.
+    """Vet a model, unless that is under way.
 
     Args:
         model: see `Backend.open`.
-        options: as it will be opened with.
-        limits: for it.
-        record: keeps the outcome; None: nobody does.
+        options: with which it will be opened.
+        limits: for the fork.
+        record: stores the outcome; None: none does.
 
     Returns:
-        Why it cannot be used; empty: it runs. Its errors are those of `Vetting.check`.
+        Reason to refuse the model; empty: it runs. Raises the errors of `Vetting.check`.
     """
     return _TRIALS.outcome(Trial(model, options, limits, record))
 
 
-def _asked(process: ChildProcess, trial: Trial) -> VettingReply:
-    """Have the process try a model.
+def _request(process: ChildProcess, trial: Trial) -> VettingReply:
+    """Have the process vet a model.
 
     Raises:
-        BackendError: it died, hangs or answers nonsense, and is to be ended.
+        BackendError: the process died, hangs or answers nonsense; the caller ends it.
     """
     model, limits = trial.model, trial.limits
     memory, within_s = limits.memory or _address_space(), limits.within_s
     path = plain(model.path)
     request = Vet(trial.options.threads, model.manifest, path, limits.cpu_s, memory, spare_bytes())
     try:
-        process.put(protocol.encode(request), within_s)
-        process.put(model.content, within_s)
-        return _answers.decode(process.get(within_s))
+        process.send(protocol.encode(request), within_s)
+        process.send(model.content, within_s)
+        return _answers.decode(process.receive(within_s))
     except TimeoutError:
-        raise BackendError(f"{model.path}: cannot be tried: it was not done after {within_s:g} s") from None
+        raise BackendError(f"{model.path}: cannot be vetted: not finished after {within_s:g} s") from None
     except protocol.ClosedError:
-        raise BackendError(f"{model.path}: cannot be tried: its process {process.exit_reason()}") from None
-    except (protocol.NonsenseError, *NO_JSON) as error:
-        raise BackendError(f"{model.path}: cannot be tried: its process answers nonsense: {error}") from error
+        raise BackendError(f"{model.path}: cannot be vetted: its process {process.exit_reason()}") from None
+    except (protocol.InvalidMessageError, *NO_JSON) as error:
+        raise BackendError(f"{model.path}: cannot be vetted: its process answers nonsense: {error}") from error
 
 
-def _reason(told: VettingReply, said: str, trial: Trial) -> str:
-    """Why a model cannot be used, as it is kept; empty: it runs.
+def _refusal(reply: VettingReply, log_line: str, trial: Trial) -> str:
+    """Return the reason to refuse a model, as it is cached; empty: it runs.
 
     Raises:
-        ModelError: the runtime refuses it. BackendError: it ended for a reason that need not be the model.
+        ModelError: the runtime refuses it.
+        BackendError: the fork ended for a reason that need not be the model.
     """
-    if told.failed is not None:
-        raise (ModelError if told.failed.model else BackendError)(told.failed.text)
-    if told.ran:
+    if reply.failed is not None:
+        raise (ModelError if reply.failed.model else BackendError)(reply.failed.text)
+    if reply.ran:
         return ""
-    when = "when it was first run" if told.opened else "when it was opened"
-    if told.signal not in _LASTING or _NO_MEMORY in said:
-        how = signal_name(told.signal) if told.signal else f"exit status {told.status}"
-        text = f"its process ended {when} ({how}){said}; is memory short?"
-        raise BackendError(f"{trial.model.path}: cannot be tried: {text}")
-    if told.signal == signal.SIGXCPU:
-        return f"hung {told.runtime} {when}: it took over {trial.limits.cpu_s} s of CPU time; {_ADVICE}"
-    return f"crashed {told.runtime} {when} ({signal_name(told.signal)}){said}; {_ADVICE}"
+    when = "when it was first run" if reply.opened else "when it was opened"
+    if reply.signal not in _LASTING or _NO_MEMORY in log_line:
+        how = signal_name(reply.signal) if reply.signal else f"exit status {reply.status}"
+        text = f"its process ended {when} ({how}){log_line}; is memory short?"
+        raise BackendError(f"{trial.model.path}: cannot be vetted: {text}")
+    if reply.signal == signal.SIGXCPU:
+        return f"hung {reply.runtime} {when}: it took over {trial.limits.cpu_s} s of CPU time; {_ADVICE}"
+    return f"crashed {reply.runtime} {when} ({signal_name(reply.signal)}){log_line}; {_ADVICE}"
 
 
 def _address_space() -> int:
-    """Bytes."""
+    """Return the default limit of the address space, bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _MORE_MB * 2**20

@@ -1,9 +1,8 @@
-"""Work on untrusted models without root's rights: as the daemon's user, or else as `nobody`.
+"""Works on untrusted models without root's rights: as the daemon's user, or else as `nobody`.
 
-Processes of their own that open models call `drop_root` first, so that those do not run with root's rights.
-`without_root` has a fork do the rest of a command's work, such as parsing a model's file. What that needs of
-files that only root may read is read before, see `agent.models.files.preloaded`. Results come back as msgpack,
-typed: root takes nothing from a fork that it would have to trust.
+Worker processes call `drop_root` before they open a model. `without_root` has a fork do the rest of a command's
+work, such as parsing a model's file; files that only root may read are read before, see
+`agent.models.files.preloaded`. Results come back as typed msgpack, so that root need not trust the fork.
 """
 
 from __future__ import annotations
@@ -33,34 +32,34 @@ from agent.errors import NO_JSON, ModelError, VedetteError
 log = logging.getLogger(__name__)
 
 _STATE = Path("/var/lib/vedette")
-"""The daemon's own folder; its owner is the user that the daemon runs as."""
+"""The daemon's state folder; its owner is the daemon's user."""
 _NOBODY = 65534
 _GROUPS = ("video", "audio", "render")
-"""Of cameras, microphones and GPUs, as in the daemon's unit."""
+"""Groups of cameras, microphones and GPUs, as in the daemon's unit."""
 _LARGEST = 64 * 2**20
-"""Bytes of a result, besides models that the caller expects."""
+"""Largest result, bytes, without models that the caller expects."""
 _SETGID, _SETUID = 6, 7
 """Numbers of capabilities, see capabilities(7)."""
 _GROUP, _ANYBODY = stat.S_IRGRP | stat.S_IWGRP, stat.S_IROTH | stat.S_IWOTH
 _END_S = 5.0
-"""For a fork to end when it has told everything, s."""
+"""Longest wait for the end of a fork that has written its result, s."""
 _PART = 2**20
-"""Bytes that are read at once."""
+"""Bytes per read."""
 _NO_PROGRAM = 77
 """Exit status of a fork whose user may not run this Python."""
 
 _no_python_for_others = False
-"""A fork has found that its user may not run this Python: no further one is tried, and none is told of."""
+"""A fork's user may not run this Python: fork no more, and do not warn again."""
 
 T = TypeVar("T")
 
 
-class _Told(Struct, frozen=True):
-    """What a fork writes.
+class _ForkResult(Struct, frozen=True):
+    """Result of a fork.
 
     Attributes:
         result: of the work, msgpack.
-        kind, faults: of the error that it ended with.
+        kind, faults: type and texts of the error that ended it.
     """
 
     result: msgspec.Raw = msgspec.Raw(b"\xc0")
@@ -69,52 +68,50 @@ class _Told(Struct, frozen=True):
 
 
 def without_root(work: Callable[[], T], kind: Any, within_s: float = 300.0, model_bytes: int = 0) -> T:
-    """Do some work without root's rights. Whoever is not root does it at once, in this process.
+    """Do some work without root's rights: in a fork for root, else in this process.
 
-    Where the other user may not run this Python, as in a clone in root's home, it is done as root, and that is
-    said once in a process; so it is in programs of several threads. The runtime never opens a model as root then,
-    either: it does that in processes that have dropped root's rights.
+    If the other user may not run this Python, as in a clone in root's home, or if the process has other threads,
+    the work is done as root after a warning. Even then models are opened only by processes without root's rights.
 
     Args:
-        work: what to do. It sees everything as it is now, and changes nothing here but files.
+        work: what to do. It sees the process's memory as it is now; of its changes only those to files remain.
         kind: type of its result, which msgspec can write and read.
-        within_s: time that it may take, s.
+        within_s: timeout, s.
         model_bytes: size of the model that the result holds, bytes: the result may be larger by that.
 
     Raises:
-        VedetteError: as the work does, of the same kind. ModelError: it ended before it was done, took longer, or
-            gave more than a result may have.
+        VedetteError: as the work raises, of the same type.
+        ModelError: the fork ended early or took too long, or its result is too large.
     """
     if not is_root() or _no_python_for_others:
         return work()
-    if len(sys._current_frames()) > 1:  # a fork would have their locks, and wait for them for ever
+    if len(sys._current_frames()) > 1:  # a fork would inherit their locks and wait for ever
         log.warning("model files are parsed as root: other threads run in this process")
         return work()
     _import_all()
     sys.stdout.flush()
-    outcome, told = os.pipe()
+    outcome, writer = os.pipe()
     pid = os.fork()
     if not pid:
         os.close(outcome)
-        _do(work, told)
-    os.close(told)
+        _run_in_fork(work, writer)
+    os.close(writer)
     try:
-        said = _read(outcome, within_s, _LARGEST + model_bytes)
+        written = _read(outcome, within_s, _LARGEST + model_bytes)
     except BaseException:  # such as Ctrl-C, which the fork does not get
         _kill(pid)
         raise
     finally:
         os.close(outcome)
-        status = _ended(pid)
+        status = _wait_exit(pid)
     if status == _NO_PROGRAM:
-        _say_as_root()
+        _warn_as_root()
         return work()
-    result: T = _result(said, status, kind)
+    result: T = _decode(written, status, kind)
     return result
 
 
-def _say_as_root() -> None:
-    """Say why everything of this process is done as root from now on, and what to do."""
+def _warn_as_root() -> None:
     global _no_python_for_others
     _no_python_for_others = True
     log.warning(
@@ -126,7 +123,7 @@ def _say_as_root() -> None:
 
 
 def other_user() -> str:
-    """Return the name of the user that works in root's place: the daemon's, or `nobody`."""
+    """Return the name of the unprivileged user: the daemon's, or `nobody`."""
     return _name_of(_user()[0])
 
 
@@ -138,24 +135,24 @@ def _name_of(user: int) -> str:
 
 
 def _read(outcome: int, within_s: float, largest: int) -> bytes:
-    """Read until the other end closes, which a process that the fork has started may hold, too.
+    """Read until the other end closes. A process that the fork has started may keep it open.
 
     Raises:
-        ModelError: that takes longer, or it is more than a result may have.
+        ModelError: that takes too long, or gives too much.
     """
-    until, said = time.monotonic() + within_s, bytearray()
+    until, data = time.monotonic() + within_s, bytearray()
     while select.select([outcome], [], [], max(0.0, until - time.monotonic()))[0]:
         part = os.read(outcome, _PART)
         if not part:
-            return bytes(said)
-        said += part
-        if len(said) > largest:
-            raise ModelError(f"what was done without root's rights gave more than {largest >> 20} MB")
-    raise ModelError(f"what was done without root's rights took longer than {within_s:g} s")
+            return bytes(data)
+        data += part
+        if len(data) > largest:
+            raise ModelError(f"the process without root's rights returned more than {largest >> 20} MB")
+    raise ModelError(f"the process without root's rights took longer than {within_s:g} s")
 
 
-def _ended(pid: int) -> int:
-    """Wait for a fork that has told everything, and end it where it does not end; gives its exit code."""
+def _wait_exit(pid: int) -> int:
+    """Wait for a fork's end, kill it after `_END_S`, and return its exit code."""
     until = time.monotonic() + _END_S
     while time.monotonic() < until:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -167,33 +164,32 @@ def _ended(pid: int) -> int:
 
 
 def _kill(pid: int) -> None:
-    """End a fork and what it has started."""
+    """Kill a fork and what it has started."""
     os.kill(pid, signal.SIGKILL)
     with suppress(ProcessLookupError):  # killed before it had a process group of its own
         os.killpg(pid, signal.SIGKILL)
 
 
 def _close_others(kept: int) -> None:
-    """Close descriptors of root's files, all but standard input, output and error, and `kept`."""
+    """Close root's descriptors but for standard input, output and error, and `kept`."""
     os.closerange(3, kept)
     os.closerange(kept + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
-def _do(work: Callable[[], T], told: int) -> NoReturn:
-    """In the fork."""
+def _run_in_fork(work: Callable[[], T], writer: int) -> NoReturn:
     try:
-        os.setsid()  # no terminal of root's, into which it could type
-        _close_others(told)
+        os.setsid()  # detach from root's terminal, into which it could type
+        _close_others(writer)
         drop_root(device_groups())
         if not os.access(sys.executable, os.X_OK):
             os._exit(_NO_PROGRAM)
         try:
-            said = _Told(msgspec.Raw(msgspec.msgpack.encode(work())))
+            result = _ForkResult(msgspec.Raw(msgspec.msgpack.encode(work())))
         except VedetteError as error:
             faults = error.faults if isinstance(error, ModelError) else (str(error),)
-            said = _Told(kind=type(error).__name__, faults=faults)
-        with os.fdopen(told, "wb") as file:
-            file.write(msgspec.msgpack.encode(said))
+            result = _ForkResult(kind=type(error).__name__, faults=faults)
+        with os.fdopen(writer, "wb") as file:
+            file.write(msgspec.msgpack.encode(result))
         sys.stdout.flush()
         os._exit(0)
     except BaseException as error:
@@ -203,16 +199,16 @@ def _do(work: Callable[[], T], told: int) -> NoReturn:
         os._exit(1)
 
 
-def _result(said: bytes, status: int, kind: Any) -> Any:
+def _decode(written: bytes, status: int, kind: Any) -> Any:
     how = f"exit status {status}" if status >= 0 else f"signal {-status}"
     try:
-        if not said:
-            raise ModelError(f"what was done without root's rights ended before it was over, with {how}")
-        told = msgspec.msgpack.decode(said, type=_Told)
+        if not written:
+            raise ModelError(f"the process without root's rights ended early, with {how}")
+        told = msgspec.msgpack.decode(written, type=_ForkResult)
         if not told.kind:
             return msgspec.msgpack.decode(told.result, type=kind)
     except NO_JSON as error:
-        raise ModelError(f"what was done without root's rights gave nonsense: {error}") from error
+        raise ModelError(f"the process without root's rights returned nonsense: {error}") from error
     found = getattr(errors, told.kind, ModelError)
     if isinstance(found, type) and issubclass(found, ModelError):
         raise found(*told.faults)
@@ -221,10 +217,10 @@ def _result(said: bytes, status: int, kind: Any) -> Any:
 
 
 def is_root() -> bool:
-    """True if this process is root and may become somebody else.
+    """Return True if this process is root and may change to another user.
 
-    In a container without other users it may not; outside of that its root is an ordinary user. Nor may it where
-    the container has taken the capabilities for that away.
+    It may not in a container without other users, whose root is an ordinary user outside, nor in one without the
+    capabilities for that.
     """
     return os.geteuid() == 0 and all(map(_is_known, ("uid", "gid"), _user())) and _may_change_user()
 
@@ -239,7 +235,7 @@ def _may_change_user() -> bool:
 
 
 def _is_known(kind: str, number: int) -> bool:
-    """True if this user namespace has such a user or group; see user_namespaces(7)."""
+    """Return True if this user namespace has such a user or group, see user_namespaces(7)."""
     try:
         lines = Path(f"/proc/self/{kind}_map").read_text(encoding="ascii").splitlines()
         spans = [(int(first), int(count)) for first, _, count in map(str.split, lines)]
@@ -249,10 +245,10 @@ def _is_known(kind: str, number: int) -> bool:
 
 
 def drop_root(groups: list[int] | None = None) -> None:
-    """Become the daemon's user, or `nobody`, for good. Does nothing where this is not root.
+    """Change to the daemon's user, or `nobody`, for good. Does nothing without root's rights.
 
     Args:
-        groups: that it belongs to besides.
+        groups: supplementary groups of the process.
 
     Raises:
         OSError: the kernel refuses.
@@ -279,8 +275,8 @@ def _user() -> tuple[int, int]:
 def device_groups(root: Path = Path("/")) -> list[int]:
     """List the groups that may use cameras, microphones, GPUs and accelerators here.
 
-    They are those of the daemon's unit, and those of the nodes of accelerators: in a container the numbers are
-    the host's, and have no names.
+    These are the groups of the daemon's unit and those of the accelerators' device nodes: in a container the
+    latter are the host's numbers, without names.
 
     Args:
         root: of the file system.
@@ -297,7 +293,7 @@ def device_groups(root: Path = Path("/")) -> list[int]:
 
 
 def only_for_root(backend: str, root: Path = Path("/")) -> Path | None:
-    """Return a device node of a backend that only root may open, whatever groups others are in; None: none is.
+    """Return a device node of a backend that only root may open, whatever groups a user has; None: there is none.
 
     Args:
         backend: its name.
@@ -313,7 +309,7 @@ def only_for_root(backend: str, root: Path = Path("/")) -> Path | None:
 
 
 def _writers(node: Path) -> int:
-    """Return the group that may read and write a device node; 0: none but root's may."""
+    """Return the group that may read and write a device node; 0: only root's."""
     with suppress(OSError):
         status = node.stat()
         if status.st_mode & _GROUP == _GROUP:
@@ -322,7 +318,7 @@ def _writers(node: Path) -> int:
 
 
 def _import_all() -> None:
-    """Import what the work may need: the other user may not be allowed to read where it lies."""
+    """Import what the work may need, because the other user may not be allowed to read it."""
     import agent.compute
 
     for module in pkgutil.walk_packages(agent.compute.__path__, "agent.compute."):

@@ -1,10 +1,11 @@
-"""Vetting: a model is opened and run once in a process of its own before this process opens it.
+"""Vetting: a model is opened and run once in another process before this process opens it.
 
-A file that our reader accepts may still crash or hang the runtime. The exact bytes that this process will open go
-to `agent.compute.infer.vetting.process`, which has a fork run them. A crash there is an error of that model.
+A file that our reader accepts may still crash or hang the runtime. The exact bytes that this process will open
+are run by a fork of the vetting process (`agent.compute.infer.vetting.process`). A crash there is an error of
+that model.
 
-Outcomes are kept for the life of this process, and longer by a `Record`; a refusal is kept for `HOLDS_S`. What
-says nothing lasting about the model, such as a lack of memory, is kept nowhere: it is tried again the next time.
+Outcomes are cached in this process, and longer by a `Record`; a refusal expires after `HOLDS_S`. Temporary
+errors, such as a lack of memory, are not cached.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from agent.errors import ModelError
 
 Identity = tuple[str, int, tuple[str, ...]]
 HOLDS_S = 86_400.0
-"""How long a refusal counts, s: a failing memory or an overheated board may have been the reason."""
+"""How long a refusal is cached, s: failing memory or an overheated board may have caused it."""
 
 
 class Outcome(NamedTuple):
-    """How the trial of a model ended.
+    """Outcome of vetting a model.
 
     Attributes:
         reason: as `Record.read` gives it.
-        at_s: when it was found, s of the monotonic clock.
+        at_s: monotonic time, s.
     """
 
     reason: str
@@ -39,16 +40,16 @@ class Outcome(NamedTuple):
 
 
 KNOWN: dict[Identity, Outcome] = {}
-"""Outcomes of the trials of this process, and of models that ran before, by model."""
+"""Outcomes found in this process or read from its record, by model."""
 
 
 class VettingLimits(Struct, frozen=True):
-    """What one model may take.
+    """Limits for vetting one model.
 
     Attributes:
-        within_s: wall time, s; below the time after which the daemon takes a stream's thread for stuck.
-        cpu_s: CPU time, s. Unlike wall time it does not depend on what else the board does.
-        memory: address space, bytes; 0: as the board's memory allows.
+        within_s: wall time, s; less than the watchdog's timeout for a stream.
+        cpu_s: CPU time, s; unlike wall time it does not depend on the board's load.
+        memory: address space, bytes; 0: by the board's memory.
     """
 
     within_s: float = 120.0
@@ -60,19 +61,19 @@ _LIMITS = VettingLimits()
 
 
 class Record(Protocol):
-    """Keeps outcomes from one start of the program to the next."""
+    """Stores outcomes across restarts."""
 
     def read(self, model: Model) -> str | None:
-        """Why the model cannot be used; empty: it runs; None: not known."""
+        """Return the reason to refuse the model; empty: it runs; None: not known."""
         ...
 
     def write(self, model: Model, reason: str) -> None:
-        """Keep an outcome, as `read` gives it."""
+        """Store an outcome, as `read` returns it."""
         ...
 
 
 class Vetting:
-    """Opens models in this process that have run in another. Any thread may use it."""
+    """Opens models on the CPU of this process after vetting them. Any thread may use it."""
 
     def __init__(
         self,
@@ -80,12 +81,12 @@ class Vetting:
         limits: VettingLimits = _LIMITS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Nothing is started before the first unknown model.
+        """Start nothing before the first unknown model.
 
         Args:
-            record: keeps the outcomes; None: only this process does.
+            record: stores the outcomes; None: they are cached in this process only.
             limits: for each model.
-            clock: gives the time by which refusals expire, s of the monotonic clock.
+            clock: monotonic clock by which refusals expire, s.
         """
         self._record, self._limits, self._clock = record, limits, clock
 
@@ -93,7 +94,8 @@ class Vetting:
         """Open a model on the CPU in this process; an unknown model is vetted first.
 
         Raises:
-            ModelError: it crashed the runtime, or see `Backend.open`. BackendError: it could not be vetted now.
+            ModelError: the model is broken or crashed the runtime.
+            BackendError: it cannot be vetted or opened now.
         """
         self.check(model, options)
         return CpuBackend().open(model, options)
@@ -104,13 +106,15 @@ class Vetting:
         Args:
             model: see `Backend.open`.
             options: as it will be opened with.
-            within_s: to wait for the outcome, s; None: as long as it takes. The vetting goes on after that.
+            within_s: time to wait for the outcome, s; None: as long as it takes. The vetting continues after
+                that.
 
         Returns:
-            True: it runs. False: that is not known yet.
+            True if it runs, False if that is not known yet.
 
         Raises:
-            ModelError: it crashed the runtime, or cannot run. BackendError: it could not be vetted now.
+            ModelError: the model crashed the runtime, or cannot run.
+            BackendError: it cannot be vetted now.
         """
         reason = self._known(model)
         if reason is None:
@@ -124,8 +128,8 @@ class Vetting:
             raise ModelError(f"{model.path}: {reason}")
         return True
 
-    def try_again(self, model: Model, options: SessionOptions) -> None:
-        """Vet a model whatever is known of it, and keep no outcome.
+    def vet_again(self, model: Model, options: SessionOptions) -> None:
+        """Vet a model even if its outcome is known, and cache nothing.
 
         Raises:
             ModelError, BackendError: see `check`.
@@ -145,7 +149,7 @@ class Vetting:
         if found is not None and (not found.reason or self._clock() - found.at_s < HOLDS_S):
             return found.reason
         reason = None if self._record is None else self._record.read(model)
-        if reason == "":  # a refusal is read again each time: the record knows how long it holds
+        if reason == "":  # a refusal is read again each time, because the record decides when it expires
             KNOWN[key] = Outcome(reason, self._clock())
         return reason
 
@@ -155,6 +159,6 @@ VETTING = Vetting()
 
 
 def identity(model: Model) -> Identity:
-    """What an outcome is about: the file by its hash, how much of it was kept, and the signatures that run."""
+    """Return the key of an outcome: hash of the file, size of the content that is opened, and its signatures."""
     sha256 = model.sha256 or hashlib.sha256(model.content).hexdigest()
     return sha256, len(model.content), tuple(variant.signature for variant in model.manifest.variants)

@@ -1,1 +1,1 @@
-"""A model in a process of its own, which may crash or hang."""
+"""Runs a model in a worker process, which may crash or hang."""

@@ -1,6 +1,6 @@
-"""The worker process: runs a model, with its tensors in shared memory. See `worker.session`.
+"""The worker process of `WorkerSession`: runs one model, with its tensors in shared memory.
 
-It drops root's rights before the model comes, but for a device that only root may open.
+It drops root's rights before it receives the model, unless only root may open the device.
 """
 
 from __future__ import annotations
@@ -34,32 +34,33 @@ from agent.compute.manifest import Model
 from agent.errors import BackendError, ModelError, VedetteError
 from agent.types import Array
 
-# What a process that `agent.compute.infer.worker.process` starts does first, and between its answers.
-
 _OOM = "/proc/self/oom_score_adj"
 _EXPENDABLE = b"500"
-"""Of -1000 to 1000, see proc_pid_oom_score_adj(5): where memory runs out this ends before who started it."""
+"""Of -1000 to 1000, see proc_pid_oom_score_adj(5): without memory the kernel kills this process before its
+parent."""
 
 
 def init_child(life: int) -> None:
-    """Live as long as the other end does, and be the first to go where memory is short.
+    """Set up a process that `ChildProcess` started.
+
+    It ends with its parent, is killed before it if memory runs out, and logs nothing.
 
     Args:
-        life: descriptor of a pipe that the other end holds open as long as this process is to live.
+        life: descriptor of a pipe that the parent holds open until it ends.
     """
-    end_with(life)
+    exit_with_parent(life)
     with suppress(OSError), _opened(_OOM) as setting:
         os.write(setting, _EXPENDABLE)
-    # What ends a terminal's programs is the other end's to judge.
+    # Ctrl-C is the parent's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable()
     keep_stderr()
 
 
-def end_with(life: int) -> None:
-    """Have the kernel kill this process when the other end of a pipe is closed, whatever it hangs in.
+def exit_with_parent(life: int) -> None:
+    """Have the kernel kill this process when the other end of a pipe is closed, even in a driver call.
 
-    PR_SET_PDEATHSIG would not do: it goes by the parent's thread, which may end before.
+    PR_SET_PDEATHSIG would not do: it follows the parent's thread, which may end earlier.
 
     Args:
         life: see `init_child`.
@@ -72,14 +73,13 @@ def end_with(life: int) -> None:
 
 
 def trim_log() -> None:
-    """Have what is said next overwrite the oldest, when half of the room for it is full."""
+    """Continue the log from its start when it is half full."""
     if os.lseek(2, 0, os.SEEK_CUR) > LOG_BYTES // 2:
         os.lseek(2, 0, os.SEEK_SET)
 
 
 @contextmanager
 def _opened(setting: str) -> Iterator[int]:
-    """One of the kernel's, to be written; nothing on a disk."""
     descriptor = os.open(setting, os.O_WRONLY)
     try:
         yield descriptor
@@ -98,22 +98,22 @@ _NEEDED = {
         "ai_edge_litert.options",
     ),
 }
-"""Modules that are imported when a model is opened, by the kind of its plan."""
+"""Modules that opening a model imports, by the kind of its plan."""
 
 
 def main(asked_by: int, answers_to: int, life: int, tensors: int) -> None:
-    """Serve until the other end closes.
+    """Serve requests until the parent closes the pipe.
 
     Args:
-        asked_by: descriptor of the pipe from the other end.
+        asked_by: descriptor of the pipe from the parent.
         answers_to: descriptor of the pipe to it.
-        life: see `agent.compute.infer.worker.main.init_child`.
-        tensors: descriptor of the memory that is shared.
+        life: see `init_child`.
+        tensors: descriptor of the shared memory.
     """
     init_child(life)
     with contextlib.suppress(protocol.ClosedError):
         _Server(asked_by, answers_to, tensors).serve()
-    # Libraries that crash while they are taken down have done their work.
+    # Skip the libraries' cleanup, in which some crash.
     os._exit(0)
 
 
@@ -121,115 +121,115 @@ class _Server:
     def __init__(self, asked_by: int, answers_to: int, tensors: int) -> None:
         self._from, self._to, self._tensors = asked_by, answers_to, tensors
         self._end = 0
-        self._bound: dict[str, tuple[protocol.TensorRegion, list[Array], list[Array]]] = {}
+        self._mapped: dict[str, tuple[protocol.TensorRegion, list[Array], list[Array]]] = {}
 
     def serve(self) -> None:
         """Answer every message.
 
         Raises:
-            ClosedError: the other end is gone.
+            ClosedError: the parent has closed the pipe.
         """
-        self._tell(self._open)
+        self._reply(self._open)
         while True:
             message = self._receive()
             if message == protocol.RUN:
                 self._run()
             else:
-                self._tell(lambda message=message: self._asked(protocol.requests.decode(message)))
+                self._reply(lambda message=message: self._handle(protocol.requests.decode(message)))
 
     def _receive(self) -> bytes:
-        return protocol.get(self._from, largest=protocol.LARGEST_REQUEST)
+        return protocol.receive(self._from, largest=protocol.LARGEST_REQUEST)
 
     def _open(self) -> protocol.Answer:
         request = protocol.requests.decode(self._receive())
         assert isinstance(request, protocol.OpenModel)
         if not request.as_root:
-            give_up_root(request.plan)
+            drop_root_rights(request.plan)
         content = self._receive()
         model = Model(content, "", request.manifest, request.path)
         options = SessionOptions(request.variant, request.threads or request.plan.threads)
         self._manifest, self._path = model.manifest, request.path
-        self._session, runtime, nodes, delegated = opened(model, request.plan, options)
-        return protocol.Opened(runtime, nodes, delegated, self._use(request.variant))
+        self._session, runtime, nodes, delegated = open_model(model, request.plan, options)
+        return protocol.Opened(runtime, nodes, delegated, self._select(request.variant))
 
-    def _asked(self, request: protocol.Request) -> protocol.Answer:
+    def _handle(self, request: protocol.Request) -> protocol.Answer:
         if isinstance(request, protocol.SelectVariant):
-            return self._use(request.variant)
+            return self._select(request.variant)
         if isinstance(request, protocol.TimeModel):
             return self._time(request)
         used = resource.getrusage(resource.RUSAGE_SELF)
         return protocol.Usage(used.ru_utime + used.ru_stime, _resident_mb())
 
-    def _use(self, variant: str) -> protocol.TensorRegion:
+    def _select(self, variant: str) -> protocol.TensorRegion:
         session = self._session
-        session.use(variant)
-        if variant not in self._bound:
+        session.select(variant)
+        if variant not in self._mapped:
             specs = (*session.inputs, *session.outputs)
-            size = protocol.size_of(specs)
+            size = protocol.region_bytes(specs)
             if not protocol.fits(self._end, size):
                 raise BackendError(
-                    f"{self._path}: its tensors take {(self._end + size) / 1e6:.0f} MB; expected at most "
-                    f"{protocol.TENSORS_BYTES / 1e6:.0f} MB in a process of its own"
+                    f"{self._path}: its tensors take {(self._end + size) / 1e6:.0f} MB; a worker process "
+                    f"may have at most {protocol.TENSORS_BYTES / 1e6:.0f} MB"
                 )
-            stretch = protocol.TensorRegion(session.inputs, session.outputs, self._end, size)
-            arrays = protocol.mapped(self._tensors, stretch)
+            region = protocol.TensorRegion(session.inputs, session.outputs, self._end, size)
+            arrays = protocol.map_tensors(self._tensors, region)
             self._end += size
             count = len(session.inputs)
-            self._bound[variant] = (stretch, arrays[:count], arrays[count:])
-        return self._bound[variant][0]
+            self._mapped[variant] = (region, arrays[:count], arrays[count:])
+        return self._mapped[variant][0]
 
     def _time(self, request: protocol.TimeModel) -> TimingRun:
-        variant, whole = self._session.variant, self._whole
+        variant, chain = self._session.variant, self._chain
         try:
-            self._use(whole.first)
-            whole.set_input(self._bound[whole.first][1])
-            turn = TimingRun((), 0.0)
+            self._select(chain.first)
+            chain.set_input(self._mapped[chain.first][1])
+            run = TimingRun((), 0.0)
             if request.seconds:
-                turn = time_inference(whole, request.seconds, time.process_time)
+                run = time_inference(chain, request.seconds, time.process_time)
             else:
-                whole.invoke()
-            self._use(whole.last)
-            for index, taken in enumerate(self._bound[whole.last][2]):
-                np.copyto(taken, self._session.output(index))
-            return turn
+                chain.invoke()
+            self._select(chain.last)
+            for index, target in enumerate(self._mapped[chain.last][2]):
+                np.copyto(target, self._session.output(index))
+            return run
         finally:
-            self._session.use(variant)
+            self._session.select(variant)
 
     @cached_property
-    def _whole(self) -> ModelChain:
+    def _chain(self) -> ModelChain:
         return ModelChain(self._session, self._manifest)
 
     def _run(self) -> None:
-        _, inputs, outputs = self._bound[self._session.variant]
+        _, inputs, outputs = self._mapped[self._session.variant]
         session = self._session
         try:
-            for index, given in enumerate(inputs):
-                np.copyto(session.input(index), given)
+            for index, source in enumerate(inputs):
+                np.copyto(session.input(index), source)
             session.invoke()
-            for index, taken in enumerate(outputs):
-                np.copyto(taken, session.output(index))
+            for index, target in enumerate(outputs):
+                np.copyto(target, session.output(index))
         except Exception as error:
-            protocol.put(self._to, protocol.encode(failed(error)))
+            protocol.send(self._to, protocol.encode(describe_failure(error)))
         else:
-            protocol.put(self._to, protocol.RUN)
+            protocol.send(self._to, protocol.RUN)
         trim_log()
 
-    def _tell(self, answer: Any) -> None:
+    def _reply(self, handler: Any) -> None:
         try:
-            told = answer()
+            answer = handler()
         except protocol.ClosedError:
             raise
         except Exception as error:
-            told = failed(error)
-        protocol.put(self._to, protocol.encode(told))
+            answer = describe_failure(error)
+        protocol.send(self._to, protocol.encode(answer))
 
 
-def give_up_root(plan: BackendSpec = _CPU) -> None:
-    """Drop root's rights, if this process has them. Call before it takes a model's bytes.
+def drop_root_rights(plan: BackendSpec = _CPU) -> None:
+    """Drop root's rights, if this process has them. Call before receiving a model's bytes.
 
     Args:
-        plan: what is to be opened. The runtime and the modules and library for it are loaded before: the other
-            user need not be allowed to read where they lie.
+        plan: to be opened. Its modules and its library are loaded first, because the other user may not be
+            allowed to read them.
 
     Raises:
         OSError: the kernel refuses.
@@ -241,13 +241,13 @@ def give_up_root(plan: BackendSpec = _CPU) -> None:
         for module in _NEEDED[plan.kind]:
             importlib.import_module(module)
     if plan.kind == "delegate":
-        with contextlib.suppress(OSError):  # loading the delegate tells why, and then finds it loaded
+        with contextlib.suppress(OSError):  # loading the delegate later reports why
             ctypes.PyDLL(plan.library)
     drop_root([] if plan.kind == "cpu" else device_groups())
 
 
-def opened(model: Model, plan: BackendSpec, options: SessionOptions) -> tuple[Session, str, int, int]:
-    """The session, the runtime's name, and how many nodes there are and have been delegated (-1: unknown).
+def open_model(model: Model, plan: BackendSpec, options: SessionOptions) -> tuple[Session, str, int, int]:
+    """Open a model; return session, runtime, nodes and delegated nodes (-1: unknown).
 
     Raises:
         ModelError, BackendError: see `Backend.open`.
@@ -261,8 +261,8 @@ def opened(model: Model, plan: BackendSpec, options: SessionOptions) -> tuple[Se
     return cpu, runtime_version(load_runtime()[0]), cpu.nodes, cpu.delegated
 
 
-def failed(error: Exception) -> protocol.Failed:
-    """What to tell of an error."""
+def describe_failure(error: Exception) -> protocol.Failed:
+    """Describe an error for the parent."""
     text = str(error) if isinstance(error, VedetteError) else f"{type(error).__name__}: {error}"
     return protocol.Failed(
         text[: protocol.LONGEST_TEXT], isinstance(error, ModelError) and not isinstance(error, BackendError)

@@ -1,10 +1,10 @@
-"""What passes between a session in a worker process and that process: messages by pipe, tensors by shared memory.
+"""Protocol between a `WorkerSession` and its process: messages by pipe, tensors by shared memory.
 
 Each message is a length, u32 little-endian, and so many bytes: JSON, or nothing for "run" and "has run". Tensors
-lie in one anonymous file that both map; each variant has its own stretch of it.
+lie in one anonymous file that both processes map; each variant has its own region of it.
 
-The process runs an untrusted model in an untrusted library: lengths and answers that come from it are checked
-before anything is allocated or mapped, and it cannot change the size of the file.
+The process runs an untrusted model in an untrusted library. Its lengths and answers are checked before anything
+is allocated or mapped, and it cannot change the size of the file.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _LENGTH = struct.Struct("<I")
 LARGEST_REQUEST = 2 * 1024**3
 """Bytes of a message to the worker process: a model."""
 LARGEST_ANSWER = 1024**2
-"""Bytes of a message from it: names and shapes of a variant's tensors, or the times of one measurement."""
+"""Bytes of a message from the worker process: specs of a variant's tensors, or the times of one measurement."""
 LONGEST_TEXT = 500
 """Characters of an error's text."""
 TENSORS_BYTES = 512 * 1024**2
-"""Size of the shared file. Only what is written takes memory."""
+"""Size of the shared file. Only pages that are written take memory."""
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _MOST_DIMENSIONS = 16
 _LARGEST_INT = 2**31 - 1
@@ -45,7 +45,7 @@ _LARGEST_INT = 2**31 - 1
 _DTYPES = frozenset({np.dtype(code).name for code in "?bBhHiIlLqQefdFD"} | {"bool", "bool_"})
 """Names of numbers in all versions of numpy."""
 _SMALL = 4096
-"""Bytes of a message that goes in one write with its length."""
+"""Messages shorter than this are written together with their length, bytes."""
 _ALIGNED = 64
 RUN = b""
 """The message "run", and the answer "has run"."""
@@ -55,8 +55,11 @@ class OpenModel(Struct, frozen=True, tag=True):
     """The first message, followed by the model's bytes; answered by `Opened`.
 
     Attributes:
-        plan: how. variant: the first one. threads: see `Options`. manifest, path: of the model.
-        as_root: keep root's rights, for a device that nobody else may open.
+        plan: the backend.
+        variant: to select first.
+        threads: see `SessionOptions`.
+        manifest, path: of the model.
+        as_root: keep root's rights, for a device that only root may open.
     """
 
     plan: BackendSpec
@@ -68,31 +71,31 @@ class OpenModel(Struct, frozen=True, tag=True):
 
 
 class SelectVariant(Struct, frozen=True, tag=True):
-    """Change to a variant; answered by `TensorRegion`."""
+    """Select a variant; answered by `TensorRegion`."""
 
     variant: str
 
 
 class GetUsage(Struct, frozen=True, tag=True):
-    """Tell what was used; answered by `Usage`."""
+    """Report the process's usage; answered by `Usage`."""
 
 
 class TimeModel(Struct, frozen=True, tag=True):
-    """Run the whole model, from the first variant's input to the deepest one's output; answered by `TimingRun`.
+    """Run all exits of the model, as `ModelChain` does; answered by `TimingRun`.
 
     Attributes:
-        seconds: for how long, see `agent.compute.infer.chain.time_inference`, s; 0: once, at once and untimed.
+        seconds: see `agent.compute.infer.chain.time_inference`, s; 0: run once, untimed.
     """
 
     seconds: float
 
 
 class TensorRegion(Struct, frozen=True, tag=True):
-    """Where a variant's tensors lie.
+    """Region of the shared file that holds a variant's tensors.
 
     Attributes:
         inputs, outputs: of the variant.
-        offset, size: of the stretch, bytes.
+        offset, size: bytes.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -105,23 +108,24 @@ class Opened(Struct, frozen=True, tag=True):
     """The model is open.
 
     Attributes:
-        runtime: name and version of what runs it.
+        runtime: name and version.
         nodes: operations of the variant's graph.
-        delegated: of those, how many the delegate or accelerator has taken; -1: not known.
-        stretch: of the first variant.
+        delegated: operations that the delegate or accelerator runs; -1: not known.
+        region: of the first variant.
     """
 
     runtime: str
     nodes: int
     delegated: int
-    stretch: TensorRegion
+    region: TensorRegion
 
 
 class Usage(Struct, frozen=True, tag=True):
-    """What the process has used.
+    """Usage of the process.
 
     Attributes:
-        cpu_s: CPU time, s. rss_mb: resident memory, MB.
+        cpu_s: CPU time, s.
+        rss_mb: resident memory, MB.
     """
 
     cpu_s: float
@@ -129,10 +133,11 @@ class Usage(Struct, frozen=True, tag=True):
 
 
 class Failed(Struct, frozen=True, tag=True):
-    """It went wrong, and the process lives on.
+    """A request failed; the process continues.
 
     Attributes:
-        text: in one line. model: the model is to blame, and not the backend.
+        text: of the error, one line.
+        model: whether the model is to blame, not the backend.
     """
 
     text: str
@@ -147,23 +152,24 @@ answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
 
 
 class ClosedError(Exception):
-    """The other end is gone."""
+    """The other end has closed."""
 
 
-class NonsenseError(Exception):
-    """The other end sent what is no message, or no answer that can be true."""
+class InvalidMessageError(Exception):
+    """The other end sent no valid message, or an answer that cannot be true."""
 
 
-def put(descriptor: int, message: bytes, until: float | None = None) -> None:
+def send(descriptor: int, message: bytes, until: float | None = None) -> None:
     """Send a message.
 
     Args:
-        descriptor: of a pipe; one that does not block, for `until` to mean anything.
+        descriptor: of a pipe; it must be non-blocking for `until` to have effect.
         message: at most 4 GiB.
         until: s of the monotonic clock; None: as long as it takes.
 
     Raises:
-        ClosedError: nobody reads it. TimeoutError: it was not taken in time.
+        ClosedError: the other end has closed.
+        TimeoutError: the message was not read in time.
     """
     length = _LENGTH.pack(len(message))
     for part in (length + message,) if len(message) < _SMALL else (length, message):
@@ -177,22 +183,23 @@ def put(descriptor: int, message: bytes, until: float | None = None) -> None:
                 raise ClosedError from error
 
 
-def get(descriptor: int, until: float | None = None, watch: int = -1, largest: int = LARGEST_ANSWER) -> bytes:
+def receive(descriptor: int, until: float | None = None, watch: int = -1, largest: int = LARGEST_ANSWER) -> bytes:
     """Receive the next message.
 
     Args:
         descriptor: of a pipe.
         until: s of the monotonic clock; None: as long as it takes.
-        watch: another descriptor, which is readable when nothing will come any more; -1: none.
+        watch: descriptor that becomes readable when no message will come any more; -1: none.
         largest: bytes of the message, at most.
 
     Raises:
-        ClosedError: the other end is gone. TimeoutError: nothing came in time. NonsenseError: the message is
-            announced as larger than `largest`; nothing was allocated for it.
+        ClosedError: the other end has closed.
+        TimeoutError: the message did not come in time.
+        InvalidMessageError: the message is announced as larger than `largest`; nothing was allocated for it.
     """
     (length,) = _LENGTH.unpack(_read(descriptor, _LENGTH.size, until, watch))
     if length > largest:
-        raise NonsenseError(f"it announces a message of {length} bytes; expected at most {largest}")
+        raise InvalidMessageError(f"it announces a message of {length} bytes; expected at most {largest}")
     return _read(descriptor, length, until, watch)
 
 
@@ -209,9 +216,9 @@ def _read(descriptor: int, count: int, until: float | None, watch: int) -> bytes
     return bytes(buffer)
 
 
-def _wait(descriptor: int, what: int, until: float | None, watch: int = -1) -> None:
+def _wait(descriptor: int, events: int, until: float | None, watch: int = -1) -> None:
     poll = select.poll()
-    poll.register(descriptor, what)
+    poll.register(descriptor, events)
     if watch >= 0:
         poll.register(watch, select.POLLIN)
     ready = poll.poll(None if until is None else max(0.0, until - time.monotonic()) * 1e3)
@@ -221,55 +228,55 @@ def _wait(descriptor: int, what: int, until: float | None, watch: int = -1) -> N
         raise ClosedError
 
 
-def answer_of(message: bytes) -> Answer:
-    """Decode an answer of a worker process, and check where it says that tensors lie.
+def decode_answer(message: bytes) -> Answer:
+    """Decode an answer of a worker process and check its tensors.
 
     Raises:
-        NonsenseError: it is no answer, or its tensors do not lie where it says.
+        InvalidMessageError: the message is no answer, or its tensors do not fit into the shared file.
     """
     try:
         answer = answers.decode(message)
     except NO_JSON as error:
-        raise NonsenseError(str(error)[:LONGEST_TEXT]) from error
+        raise InvalidMessageError(str(error)[:LONGEST_TEXT]) from error
     if isinstance(answer, Opened):
-        _check(answer.stretch)
+        _check(answer.region)
     elif isinstance(answer, TensorRegion):
         _check(answer)
     return answer
 
 
-def _check(stretch: TensorRegion) -> None:
-    """Refuse what the shared file cannot hold: numpy and mmap would raise anything, or allocate it."""
-    for spec in (*stretch.inputs, *stretch.outputs):
+def _check(region: TensorRegion) -> None:
+    """Refuse what the shared file cannot hold: numpy and mmap would raise other errors, or allocate it."""
+    for spec in (*region.inputs, *region.outputs):
         if spec.dtype not in _DTYPES:
-            raise NonsenseError(f"a tensor's type is {spec.dtype[:50]!r}")
+            raise InvalidMessageError(f"a tensor's type is {spec.dtype[:50]!r}")
         if not _is_possible(spec.shape):
-            raise NonsenseError(f"a tensor's shape is {str(spec.shape)[:LONGEST_TEXT]}")
+            raise InvalidMessageError(f"a tensor's shape is {str(spec.shape)[:LONGEST_TEXT]}")
         if abs(spec.zero_point) > _LARGEST_INT:
-            raise NonsenseError(f"a tensor's zero point is {str(spec.zero_point)[:LONGEST_TEXT]}")
-    size = size_of((*stretch.inputs, *stretch.outputs))
-    if stretch.size != size or not fits(stretch.offset, size) or stretch.offset % mmap.ALLOCATIONGRANULARITY:
-        raise NonsenseError(
-            f"tensors of {size} bytes lie at {stretch.offset} in {stretch.size}, of {TENSORS_BYTES} bytes"
+            raise InvalidMessageError(f"a tensor's zero point is {str(spec.zero_point)[:LONGEST_TEXT]}")
+    size = region_bytes((*region.inputs, *region.outputs))
+    if region.size != size or not fits(region.offset, size) or region.offset % mmap.ALLOCATIONGRANULARITY:
+        raise InvalidMessageError(
+            f"tensors of {size} bytes lie at {region.offset} in {region.size}, of {TENSORS_BYTES} bytes"
         )
 
 
 def _is_possible(shape: Sequence[int]) -> bool:
-    """Return True if numpy can have an array of this shape: it multiplies the sides that are not 0, too."""
+    """Return True if numpy accepts the shape. It also multiplies the sides of an empty array that are not 0."""
     if len(shape) > _MOST_DIMENSIONS or not all(0 <= side <= _LARGEST_INT for side in shape):
         return False
     return math.prod(side for side in shape if side) <= TENSORS_BYTES
 
 
 def fits(offset: int, size: int) -> bool:
-    """True if a stretch of `size` bytes at `offset` lies within the shared file."""
+    """Return True if a region of `size` bytes at `offset` lies within the shared file."""
     return 0 <= offset <= TENSORS_BYTES - size
 
 
-def shared_memory() -> int:
+def create_shared_memory() -> int:
     """Create the file for the tensors of a session, and return its descriptor.
 
-    Its size is sealed: neither side can cut off what the other has mapped, which would end that with SIGBUS.
+    Its size is sealed: if one side could truncate it, the other would end with SIGBUS.
 
     Raises:
         OSError: no descriptor is left.
@@ -284,29 +291,30 @@ def shared_memory() -> int:
     return descriptor
 
 
-def mapped(descriptor: int, stretch: TensorRegion) -> list[Array]:
-    """Map a stretch of the shared file; gives its tensors, inputs first.
+def map_tensors(descriptor: int, region: TensorRegion) -> list[Array]:
+    """Map a region of the shared file and return its tensors, inputs first.
 
     Raises:
-        NonsenseError: the file's size is not sealed, or numpy refuses a tensor. OSError: it cannot be mapped.
+        InvalidMessageError: the file's size is not sealed, or numpy refuses a tensor. OSError: it cannot be
+            mapped.
     """
     if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
-        raise NonsenseError("the memory for tensors is not sealed")
+        raise InvalidMessageError("the memory for tensors is not sealed")
     try:
-        memory = mmap.mmap(descriptor, stretch.size, offset=stretch.offset)
-        return views(memory, (*stretch.inputs, *stretch.outputs))
+        memory = mmap.mmap(descriptor, region.size, offset=region.offset)
+        return views(memory, (*region.inputs, *region.outputs))
     except (ValueError, OverflowError) as error:
-        raise NonsenseError(f"its tensors cannot be mapped: {error}") from error
+        raise InvalidMessageError(f"its tensors cannot be mapped: {error}") from error
 
 
-def size_of(specs: Sequence[TensorSpec]) -> int:
-    """Bytes of a stretch that holds these, in whole pages."""
+def region_bytes(specs: Sequence[TensorSpec]) -> int:
+    """Return the size of a region that holds these tensors, bytes in whole pages."""
     size = sum(-(-_bytes(spec) // _ALIGNED) * _ALIGNED for spec in specs)
     return max(1, -(-size // mmap.ALLOCATIONGRANULARITY)) * mmap.ALLOCATIONGRANULARITY
 
 
 def views(memory: mmap.mmap, specs: Sequence[TensorSpec]) -> list[Array]:
-    """The tensors of a stretch, inputs first."""
+    """Return the tensors of a mapped region, inputs first."""
     found: list[Array] = []
     at = 0
     for spec in specs:
@@ -317,4 +325,4 @@ def views(memory: mmap.mmap, specs: Sequence[TensorSpec]) -> list[Array]:
 
 
 def _bytes(spec: TensorSpec) -> int:
-    return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize  # numpy's product would overflow
+    return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize  # numpy's own product would overflow

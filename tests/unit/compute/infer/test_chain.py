@@ -27,7 +27,7 @@ def test_each_depth_goes_on_from_the_one_before() -> None:
     for case, answer in zip(cases, found, strict=True):
         hidden = None
         for variant in ("3", "4", "6", "12"):
-            session.use(variant)
+            session.select(variant)
             session.input(0)[...] = case[0] if hidden is None else hidden
             session.invoke()
             names = [spec.name for spec in session.outputs]

@@ -80,7 +80,7 @@ def test_the_same_input_is_answered_and_the_device_comes_back(
     assert until(both, "stub") > 0
     assert both.degraded == ""
     assert "the CPU answers until it comes back" in caplog.text
-    assert "stub is back" in caplog.text
+    assert "stub is in use again" in caplog.text
     both.close()
 
 
@@ -138,8 +138,8 @@ def test_every_variant_is_answered_by_whoever_is_there() -> None:
         if turn == 9:
             assert both._device is not None
             os.kill(both._device.pid, signal.SIGKILL)
-        cpu.use(variant)
-        both.use(variant)
+        cpu.select(variant)
+        both.select(variant)
         assert (both.variant, both.inputs, both.outputs) == (cpu.variant, cpu.inputs, cpu.outputs)
         given = random.integers(-128, 128, cpu.inputs[0].shape).astype(np.int8)
         for one in (cpu, both):
@@ -158,18 +158,18 @@ def test_a_depth_goes_on_from_what_the_device_has_answered_before_it_died() -> N
     both = FailoverSession(model, BackendSpec("apart"), SessionOptions(), retry_s=60.0)
     given = np.random.default_rng(3).integers(-128, 128, _first_shape(cpu)).astype(np.int8)
     for one in (cpu, both):
-        one.use("4")
-        one.use("3")
+        one.select("4")
+        one.select("3")
         one.input(0)[...] = given
         one.invoke()
         if one is both:
             assert both._device is not None
             os.kill(both._device.pid, signal.SIGKILL)
         place = [spec.name for spec in one.outputs].index("hidden")
-        one.use("4")
-        one.use("3")
+        one.select("4")
+        one.select("3")
         hidden = one.output(place).copy()
-        one.use("4")
+        one.select("4")
         one.input(0)[...] = hidden
         one.invoke()
     assert both.backend == "cpu"
@@ -180,7 +180,7 @@ def test_a_depth_goes_on_from_what_the_device_has_answered_before_it_died() -> N
 
 
 def _first_shape(session: Session) -> tuple[int, ...]:
-    session.use("3")
+    session.select("3")
     return session.inputs[0].shape
 
 
@@ -190,6 +190,6 @@ def test_a_device_that_tells_of_other_tensors_is_refused(
     lying(tmp_path, monkeypatch, "put(opened())")
     both = FailoverSession(identity, BackendSpec("stub"), SessionOptions(), retry_s=60.0)
     answers(both, 1)
-    assert both.degraded == "stub tells of other tensors than the CPU: x float32[1,4]"
+    assert both.degraded == "stub has other tensors than the CPU: x float32[1,4]"
     assert "defect" not in caplog.text
     both.close()

@@ -44,10 +44,10 @@ def test_a_device_that_is_there_is_taken_once() -> None:
     opens = Opens()
     recovery = DeviceReopener(opens, "model: gpu", 0.01)
     assert "is being opened" in recovery.reason
-    recovery.begin(10.0)
-    assert recovery.has_any
-    assert recovery.take() is cast("object", opens.given[0])
-    assert (recovery.reason, recovery.take()) == ("", None)
+    recovery.start(10.0)
+    assert recovery.is_ready
+    assert recovery.take_ready() is cast("object", opens.given[0])
+    assert (recovery.reason, recovery.take_ready()) == ("", None)
     recovery.close()
     assert opens.given[0].closed == 0
 
@@ -58,10 +58,10 @@ def test_a_device_that_is_there_is_taken_once() -> None:
 def test_whatever_is_in_the_way_it_is_tried_again(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     opens = Opens(error, error, error)
     recovery = DeviceReopener(opens, "model: gpu", 0.01)
-    recovery.begin(10.0)
+    recovery.start(10.0)
     assert recovery.reason in str(error)
-    wait_for(lambda: recovery.has_any)
-    assert recovery.take() is not None
+    wait_for(lambda: recovery.is_ready)
+    assert recovery.take_ready() is not None
     assert caplog.text.count("the CPU answers until it comes back") == 1
     recovery.close()
 
@@ -70,37 +70,37 @@ def test_nobody_waits_for_a_device_that_hangs() -> None:
     opens = Opens()
     opens.gate.clear()
     recovery = DeviceReopener(opens, "model: gpu", 0.01)
-    recovery.begin(0.0)
-    assert (recovery.has_any, recovery.take()) == (False, None)
+    recovery.start(0.0)
+    assert (recovery.is_ready, recovery.take_ready()) == (False, None)
     recovery.close()
     opens.gate.set()
     wait_for(lambda: opens.given and opens.given[0].closed == 1)
-    assert not recovery.has_any
+    assert not recovery.is_ready
 
 
 def test_a_device_that_fails_soon_is_tried_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     opens = Opens()
     recovery = DeviceReopener(opens, "model: gpu", 0.01)
-    recovery.begin(10.0)
+    recovery.start(10.0)
     pauses = []
     for _ in range(5):
-        recovery.lost(recovery.take(), "it crashed")
+        recovery.reopen(recovery.take_ready(), "it crashed")
         pauses.append(recovery._pause_s)
-        wait_for(lambda: recovery.has_any)
+        wait_for(lambda: recovery.is_ready)
     assert pauses == [0.01, 0.02, 0.04, 0.08, 0.16]
     monkeypatch.setattr(module, "_STABLE_S", 0.0)
-    recovery.lost(recovery.take(), "it crashed after a long time")
+    recovery.reopen(recovery.take_ready(), "it crashed after a long time")
     assert recovery._pause_s == 0.01
-    wait_for(lambda: recovery.has_any)
+    wait_for(lambda: recovery.is_ready)
     recovery.close()
     assert all(device.closed == 1 for device in opens.given)
 
 
 def test_pauses_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LAST_S", 0.03)
+    monkeypatch.setattr(module, "_LONGEST_PAUSE_S", 0.03)
     opens = Opens(*[BackendError("gone")] * 6)
     recovery = DeviceReopener(opens, "model: gpu", 0.01)
-    recovery.begin(10.0)
-    wait_for(lambda: recovery.has_any)
+    recovery.start(10.0)
+    wait_for(lambda: recovery.is_ready)
     assert recovery._pause_s == 0.03
     recovery.close()

@@ -33,7 +33,7 @@ def is_closed(session: Session) -> bool:
 def test_the_other_takes_over_with_the_next_input_on_the_same_variant(speech: Model) -> None:
     first, second = cpu(speech), cpu(speech)
     session = SwappableSession(first, BackendSpec())
-    session.use("4")
+    session.select("4")
     session.swap_to(second, BackendSpec(threads=2))
     hidden = session.output(0)
     assert not is_closed(first)
@@ -66,5 +66,5 @@ def test_what_nobody_will_take_is_closed(speech: Model) -> None:
 def test_a_variant_that_is_none_is_refused(speech: Model) -> None:
     session = SwappableSession(cpu(speech), BackendSpec())
     with pytest.raises(ModelError, match="no variant"):
-        session.use("5")
+        session.select("5")
     session.close()

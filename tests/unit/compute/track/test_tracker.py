@@ -310,7 +310,7 @@ def test_a_stationary_track_that_is_always_called_otherwise_ends_and_begins_unde
 def test_other_zones_make_a_stationary_track_due_for_a_check() -> None:
     clip = Clip(stationary_after_s=5.0, min_hits=1)
     stand(clip, 6.0, person(0.7))
-    clip.tracker.use(Zones([RIGHT]))
+    clip.tracker.set_zones(Zones([RIGHT]))
     assert clip.tracker.check_due(round(clip.now_s * 1e9))
     assert told(clip.frame(person(0.7))) == [("update", "zone")]
 

@@ -71,7 +71,7 @@ def test_root_gives_up_every_right_and_the_daemons_user_is_preferred(tmp_path: P
     """
     no, error, daemon, said = alone(code, str(tmp_path))
     assert no == "False"
-    assert error == "what was done without root's rights ended before it was over, with exit status 1"
+    assert error == "the process without root's rights ended early, with exit status 1"
     assert daemon == "4711 4711 4711 4712 4712 4712"
     assert said == "without root: PermissionError: [Errno 1] Operation not permitted"
 
@@ -106,7 +106,7 @@ def test_a_death_is_an_error_and_a_python_that_others_may_not_start_is_roots() -
     print(without_root(os.geteuid, int))
     """
     death, user, again, said = alone(code)
-    assert death == "what was done without root's rights ended before it was over, with signal 9"
+    assert death == "the process without root's rights ended early, with signal 9"
     assert (user, again) == ("0", "0")
     assert said.startswith("model files are parsed as root: user nobody may not run /root/python; install Python")
 
@@ -129,7 +129,7 @@ def test_a_process_that_holds_the_pipe_holds_root_no_longer_than_it_may() -> Non
     print(time.monotonic() - began < 5.0)
     """
     left, slow, soon = alone(code)
-    assert left == slow == "what was done without root's rights took longer than 0.5 s"
+    assert left == slow == "the process without root's rights took longer than 0.5 s"
     assert soon == "True"
 
 
@@ -150,7 +150,7 @@ def test_a_result_has_a_bound_and_a_model_that_is_expected_comes_on_top() -> Non
     print(tried(lambda: bytes(large), bytes))
     print(len(without_root(lambda: bytes(large), bytes, model_bytes=large)) == large)
     """
-    assert alone(code) == ["what was done without root's rights gave more than 64 MB", "True"]
+    assert alone(code) == ["the process without root's rights returned more than 64 MB", "True"]
 
 
 @needs_root

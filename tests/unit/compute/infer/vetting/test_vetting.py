@@ -131,7 +131,7 @@ def test_one_that_is_not_done_in_time_is_not_held_against_it() -> None:
     """The board may be busy: only CPU time is the model's own."""
     slow = slow_model(4002)
     notes = Notes()
-    with pytest.raises(BackendError, match=r"cannot be tried: it was not done after 1 s$"):
+    with pytest.raises(BackendError, match=r"cannot be vetted: not finished after 1 s$"):
         Vetting(notes, VettingLimits(within_s=1.0)).check(slow, SessionOptions(threads=1))
     assert notes.kept == {}
 

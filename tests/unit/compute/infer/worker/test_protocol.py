@@ -39,11 +39,11 @@ def test_messages_arrive_whole_and_in_order(messages: list[bytes]) -> None:
 
     def send() -> None:
         for message in messages:
-            protocol.put(writer, message, until)
+            protocol.send(writer, message, until)
 
     sender = threading.Thread(target=send)
     sender.start()
-    assert [protocol.get(reader, until) for _ in messages] == messages
+    assert [protocol.receive(reader, until) for _ in messages] == messages
     sender.join()
     os.close(reader)
     os.close(writer)
@@ -51,50 +51,50 @@ def test_messages_arrive_whole_and_in_order(messages: list[bytes]) -> None:
 
 def test_what_nobody_reads_is_given_up_in_time(ends: tuple[int, int]) -> None:
     with pytest.raises(TimeoutError):
-        protocol.put(ends[1], bytes(1_000_000), time.monotonic() + 0.1)
+        protocol.send(ends[1], bytes(1_000_000), time.monotonic() + 0.1)
 
 
 def test_what_does_not_come_is_given_up_in_time(ends: tuple[int, int]) -> None:
     os.write(ends[1], b"\x08\0\0\0half")
     with pytest.raises(TimeoutError):
-        protocol.get(ends[0], time.monotonic() + 0.1)
+        protocol.receive(ends[0], time.monotonic() + 0.1)
 
 
 def test_a_closed_end_is_told(ends: tuple[int, int]) -> None:
     os.close(ends[1])
     with pytest.raises(protocol.ClosedError):
-        protocol.get(ends[0])
+        protocol.receive(ends[0])
 
 
 def test_nothing_is_waited_for_when_nothing_will_come(ends: tuple[int, int]) -> None:
     watch, gone = os.pipe()
     os.close(gone)
-    protocol.put(ends[1], b"first")
+    protocol.send(ends[1], b"first")
     until = time.monotonic() + 20.0
-    assert protocol.get(ends[0], until, watch) == b"first"
+    assert protocol.receive(ends[0], until, watch) == b"first"
     with pytest.raises(protocol.ClosedError):
-        protocol.get(ends[0], until, watch)
+        protocol.receive(ends[0], until, watch)
     os.close(watch)
     assert time.monotonic() < until
 
 
 def test_a_length_that_no_message_has_is_refused(ends: tuple[int, int]) -> None:
     os.write(ends[1], b"\xff\xff\xff\xff")
-    with pytest.raises(protocol.NonsenseError):
-        protocol.get(ends[0])
+    with pytest.raises(protocol.InvalidMessageError):
+        protocol.receive(ends[0])
 
 
 def test_nothing_is_allocated_for_a_message_that_is_announced_as_too_large(ends: tuple[int, int]) -> None:
     os.write(ends[1], (1_500_000_000).to_bytes(4, "little"))
     tracemalloc.start()
-    with pytest.raises(protocol.NonsenseError, match="1500000000 bytes; expected at most 1048576"):
-        protocol.get(ends[0], time.monotonic() + 5.0, largest=protocol.LARGEST_ANSWER)
+    with pytest.raises(protocol.InvalidMessageError, match="1500000000 bytes; expected at most 1048576"):
+        protocol.receive(ends[0], time.monotonic() + 5.0, largest=protocol.LARGEST_ANSWER)
     assert tracemalloc.get_traced_memory()[1] < 100_000
     tracemalloc.stop()
 
 
 def test_the_size_of_the_shared_memory_cannot_be_changed() -> None:
-    memory = protocol.shared_memory()
+    memory = protocol.create_shared_memory()
     for size in (0, protocol.TENSORS_BYTES - 4096, protocol.TENSORS_BYTES + 4096):
         with pytest.raises(PermissionError):
             os.ftruncate(memory, size)
@@ -107,8 +107,8 @@ def test_the_size_of_the_shared_memory_cannot_be_changed() -> None:
 def test_memory_of_another_kind_is_not_mapped() -> None:
     memory = os.memfd_create("open")
     os.ftruncate(memory, 4096)
-    with pytest.raises(protocol.NonsenseError, match="not sealed"):
-        protocol.mapped(memory, protocol.TensorRegion((), (), 0, 4096))
+    with pytest.raises(protocol.InvalidMessageError, match="not sealed"):
+        protocol.map_tensors(memory, protocol.TensorRegion((), (), 0, 4096))
     os.close(memory)
 
 
@@ -131,12 +131,12 @@ SPEC = TensorSpec("in", (1, 4), "float32")
     ],
 )
 def test_tensors_that_do_not_lie_where_it_says_are_refused(spec: TensorSpec, offset: int, size: int) -> None:
-    with pytest.raises(protocol.NonsenseError):
-        protocol.answer_of(protocol.encode(protocol.TensorRegion((spec,), (), offset, size)))
+    with pytest.raises(protocol.InvalidMessageError):
+        protocol.decode_answer(protocol.encode(protocol.TensorRegion((spec,), (), offset, size)))
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_answer_are_refused(data: bytes) -> None:
-    with pytest.raises(protocol.NonsenseError):
-        protocol.answer_of(data)
+    with pytest.raises(protocol.InvalidMessageError):
+        protocol.decode_answer(data)

@@ -50,7 +50,7 @@ def test_it_answers_as_the_cpu_does_at_every_variant() -> None:
     random = np.random.default_rng(1)
     for variant in ("3", "4", "3", "12", "6"):
         for one in (here, there):
-            one.use(variant)
+            one.select(variant)
         assert (here.inputs, here.outputs, here.variant) == (there.inputs, there.outputs, there.variant)
         given = random.integers(-128, 128, here.inputs[0].shape).astype(np.int8)
         for one in (here, there):
@@ -72,15 +72,15 @@ def test_a_delegate_runs_there_and_tells_what_it_has_taken(session: WorkerSessio
 
 def test_what_was_answered_is_read_without_the_process() -> None:
     session = WorkerSession(open_whole_model("small-speech"), CPU, SessionOptions())
-    session.use("3")
-    session.use("12")
-    session.use("3")
+    session.select("3")
+    session.select("12")
+    session.select("3")
     session.input(0)[...] = 1
     session.invoke()
     answers = [session.output(index).copy() for index in range(len(session.outputs))]
     os.kill(session.pid, signal.SIGKILL)
-    session.use("12")
-    session.use("3")
+    session.select("12")
+    session.select("3")
     assert all((session.output(index) == one).all() for index, one in enumerate(answers))
     with pytest.raises(BackendError, match="SIGKILL"):
         session.invoke()
@@ -131,24 +131,24 @@ def test_it_is_timed_there_and_goes_on_as_before() -> None:
     cases = golden_inputs(whole.inputs, 1)
     right = whole.run_cases(cases)
     for variant in ("12", "3"):
-        session.use(variant)
+        session.select(variant)
         for array in (session.input(0), session.output(0)):
             array[...] = 0
     whole.set_input(cases[0])
-    turn = session.timed(0.05)
-    session.use("12")
+    turn = session.time_model(0.05)
+    session.select("12")
     assert np.array_equal(right[0][0], whole.outputs[0].real(session.output(0)))
     assert len(turn.ms) <= 6
     assert 0.0 < min(turn.ms) <= max(turn.ms)
     assert turn.cpu_ms > 0.0
-    session.use("4")
+    session.select("4")
     session.output(0)[...] = 0
-    session.use("12")
+    session.select("12")
     session.output(0)[...] = 0
-    session.use("4")
-    session.invoke_whole()
+    session.select("4")
+    session.invoke_chain()
     assert session.variant == "4"
-    session.use("12")
+    session.select("12")
     assert np.array_equal(right[0][0], whole.outputs[0].real(session.output(0)))
     assert all(np.array_equal(*both) for both in zip(right[0], whole.run_cases(cases)[0], strict=True))
     session.close()
@@ -165,7 +165,7 @@ def test_it_is_timed_there_and_goes_on_as_before() -> None:
 def test_what_fails_while_it_is_timed_says_why(library: Path, identity: Model, mode: str, why: str) -> None:
     session = WorkerSession(identity, stub(library, mode, after=2), SessionOptions(), deadline_s=0.2)
     with pytest.raises(BackendError, match=why):
-        session.timed(0.1)
+        session.time_model(0.1)
     session.close()
 
 
@@ -187,7 +187,10 @@ def test_what_it_says_late_is_heard_although_it_said_much(library: Path, identit
     session = WorkerSession(identity, stub(library, "noisy"), SessionOptions())
     for _ in range(40_000):  # more than a memory of talk holds, twice
         session.invoke()
-    assert session._process.last_log_line() in ("; it said: all the time", "; it said: a delegate that talks")
+    assert session._process.last_log_line() in (
+        "; last log line: all the time",
+        "; last log line: a delegate that talks",
+    )
     session.close()
 
 
@@ -296,7 +299,7 @@ def test_times_that_cannot_be_true_are_refused(tmp_path: Path, monkeypatch: pyte
     lying(tmp_path, monkeypatch, 'put(opened())\nget()\nput(b\'{"type":"TimingRun","ms":[],"cpu_ms":0.0}\')')
     session = WorkerSession(open_model("small-speech"), BackendSpec("apart"), SessionOptions())
     with pytest.raises(BackendError, match="apart answers nonsense: it tells of 0 inferences"):
-        session.timed(0.1)
+        session.time_model(0.1)
     session.close()
 
 
