@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.compute.decode.decoder import DECODERS, options_kind
-from agent.compute.decode.defaults import Completed, complete, facts_of, lacks_labels, says_all, told
+from agent.compute.decode.defaults import Completed, complete, describe_sources, facts_of, lacks_labels, says_all
 from agent.compute.infer.audio_input import FRONTENDS
 from agent.compute.infer.audio_input import options_kind as frontend_options_kind
 from agent.compute.infer.choice import Inputs, golden_inputs
@@ -102,7 +102,7 @@ def _old_keys(stated: TomlFile) -> list[str]:
 
 
 def _remarks(keys: dict[str, Any], completed: Completed) -> list[str]:
-    found = told(completed.sources)
+    found = describe_sources(completed.sources)
     why = "its manifest leaves keys out" if keys else "it has no manifest"
     output = completed.manifest.output
     unnamed = [_NO_LABELS] if lacks_labels(output) and output.decoder != "keyword" else []

@@ -1,7 +1,7 @@
 """BlazeFace: faces with six keypoints, from MediaPipe's models for 128×128 (short range), 256×256 and 192×192.
 
-Anchors are cell centres of fixed size 1; offsets are pixels of the input. Instead of dropping the boxes that
-overlap the strongest, their average weighted by score is taken, which calms the box over time.
+Anchors are cell centres of fixed size 1; offsets are pixels of the input. Boxes that overlap the strongest are
+not dropped but averaged, weighted by score, which steadies the box over time.
 Source: google-ai-edge/mediapipe, `face_detection_short_range_common.pbtxt`, `ssd_anchors_calculator.cc`,
 `tensors_to_detections_calculator.cc`; BlazeFace, https://arxiv.org/abs/1907.05047
 """
@@ -20,7 +20,7 @@ from agent.compute.decode.decoder import (
     Shape,
     ShapeMismatchError,
     assign_outputs,
-    other_classes,
+    class_mismatch,
 )
 from agent.compute.decode.scores import Floats, ScoreFilter
 from agent.types import Array, Detection, Keypoint
@@ -28,15 +28,15 @@ from agent.types import Array, Detection, Keypoint
 POINTS = ("right_eye", "left_eye", "nose_tip", "mouth", "right_ear", "left_ear")
 _COLUMNS = 4 + 2 * len(POINTS)
 _STRIDES = {128: (8, 16, 16, 16), 256: (16, 32, 32, 32), 192: (4,)}
-"""Levels of the published models by the size of their input."""
+"""Strides of the published models by the size of their input."""
 
 
 class BlazeFaceOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
     """Options of `blazeface`.
 
     Attributes:
-        strides: input pixels per cell of each level; empty: the published model's of that input size.
-        logits: the sigmoid has yet to be done.
+        strides: input pixels per cell of each level; empty: those of the published model of that input size.
+        logits: whether the scores are logits, which need a sigmoid.
         blend: average overlapping boxes instead of dropping the weaker.
     """
 
@@ -49,10 +49,10 @@ OPTIONS = BlazeFaceOptions
 
 
 def anchors(size: int, strides: Sequence[int]) -> Floats:
-    """Centres of the anchors in fractions, float32 [n,2] as (x, y).
+    """Return the centres of the anchors in fractions, float32 [n,2] as (x, y).
 
-    Every level gives two anchors per cell, and those of levels with one stride stand cell by cell; a model with
-    a single level has one per cell (`interpolated_scale_aspect_ratio` 0).
+    Every level has two anchors per cell; levels with the same stride are interleaved cell by cell. A model with a
+    single level has one per cell (`interpolated_scale_aspect_ratio` 0).
     """
     each = 1 if len(strides) == 1 else 2
     levels = []
@@ -63,34 +63,34 @@ def anchors(size: int, strides: Sequence[int]) -> Floats:
     return np.concatenate(levels).astype(np.float32)
 
 
-def build(setting: DecoderContext) -> BlazeFace:
-    """A decoder for scores [1,n,1] and regressors [1,n,16], or both in two parts, coarse cells last.
+def build(context: DecoderContext) -> BlazeFace:
+    """Build a decoder for scores [1,n,1] and regressors [1,n,16], or both in two parts, coarse cells last.
 
     Raises:
-        MisfitError: the tensors are others, or there is more than one label.
+        ShapeMismatchError: the tensors do not fit, or there is more than one label.
     """
-    options = setting.options(BlazeFaceOptions)
-    height, width = setting.picture()
+    options = context.options(BlazeFaceOptions)
+    height, width = context.picture()
     strides = options.strides or _STRIDES.get(width, ())
     if height != width or not strides or min(strides) < 1:
         raise ShapeMismatchError(
             f"expected a square input of 128, 192 or 256 (or `strides`), found {width}x{height}"
         )
     centres = anchors(width, strides)
-    parts = _parts(len(centres), strides, setting)
+    parts = _parts(len(centres), strides, context)
     places = assign_outputs(
-        [*_roles("scores", parts, 1), *_roles("regressors", parts, _COLUMNS)], setting.outputs, options.tensors
+        [*_roles("scores", parts, 1), *_roles("regressors", parts, _COLUMNS)], context.outputs, options.tensors
     )
-    if len(setting.output.labels) > 1:
-        raise other_classes(len(setting.output.labels), 1, setting.outputs[places[0]])
-    return BlazeFace(setting, options, centres, places)
+    if len(context.output.labels) > 1:
+        raise class_mismatch(len(context.output.labels), 1, context.outputs[places[0]])
+    return BlazeFace(context, options, centres, places)
 
 
-def _parts(total: int, strides: Sequence[int], setting: DecoderContext) -> list[int]:
-    """Rows of each tensor: one for all, or one per size of cell."""
-    if any(spec.shape[1:2] == (total,) for spec in setting.outputs):
+def _parts(total: int, strides: Sequence[int], context: DecoderContext) -> list[int]:
+    """Return the rows of each tensor: one for all levels, or one per stride."""
+    if any(spec.shape[1:2] == (total,) for spec in context.outputs):
         return [total]
-    size = setting.picture()[1]
+    size = context.picture()[1]
     return [2 * strides.count(stride) * (size // stride) ** 2 for stride in dict.fromkeys(strides)]
 
 
@@ -104,34 +104,34 @@ def _roles(name: str, parts: Sequence[int], columns: int) -> list[OutputRole]:
 
 
 class BlazeFace:
-    """See the module.
+    """Decoder of a BlazeFace model.
 
     Attributes:
         scores_at: index of the first output with scores.
     """
 
     def __init__(
-        self, setting: DecoderContext, options: BlazeFaceOptions, centres: Floats, places: tuple[int, ...]
+        self, context: DecoderContext, options: BlazeFaceOptions, centres: Floats, places: tuple[int, ...]
     ) -> None:
         half, self.scores_at = len(places) // 2, places[0]
         self._places = tuple(zip(places[:half], places[half:], strict=True))
-        self._specs = setting.outputs
-        self._sieves = [
+        self._specs = context.outputs
+        self._filters = [
             ScoreFilter(
-                self._specs[s], (self._specs[s].shape[1],), setting.score_threshold, logits=options.logits
+                self._specs[s], (self._specs[s].shape[1],), context.score_threshold, logits=options.logits
             )
             for s, _ in self._places
         ]
         self._blend = options.blend
-        self._size = np.float32(setting.picture()[0])
-        self._end = BoxEnd(setting, setting.labels(("face",)), 1)
+        self._size = np.float32(context.picture()[0])
+        self._end = BoxEnd(context, context.labels(("face",)), 1)
         self._label = self._end.labels[0]
-        # A row: centre of the box, its size, points. All but the size are offsets from the anchor.
+        # A row holds the box's centre and size, and points. All but the size are offsets from the anchor.
         self._base = np.tile(centres, _COLUMNS // 2)
         self._base[:, 2:4] = 0.0
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
-        rows, scores = self._survivors(outputs)
+        rows, scores = self._candidates(outputs)
         chosen = self._end.choose(np.zeros(scores.size, np.intp), scores)
         if chosen is not None:
             rows, scores = rows[chosen], scores[chosen]
@@ -142,7 +142,7 @@ class BlazeFace:
         rows[:, :2] -= rows[:, 2:4] / 2
         rows[:, 2:4] += rows[:, :2]
         boxes = np.ascontiguousarray(rows[:, :4])
-        kept = self._end.kept(boxes, scores, None)
+        kept = self._end.suppress(boxes, scores, None)
         np.clip(rows, 0.0, 1.0, out=rows)
         faces = np.stack([self._face(i, boxes, rows, scores) for i in kept]) if kept else rows[:0]
         return [
@@ -152,10 +152,10 @@ class BlazeFace:
             )
         ]
 
-    def _survivors(self, outputs: Sequence[Array]) -> tuple[Floats, Floats]:
-        """Decoded rows [n,16] in fractions, boxes still as centre and size, and scores [n], of every part."""
+    def _candidates(self, outputs: Sequence[Array]) -> tuple[Floats, Floats]:
+        """Return decoded rows [n,16] in fractions, boxes as centre and size, and scores [n], of all tensors."""
         rows, scores, first = [], [], 0
-        for sieve, (score, reg) in zip(self._sieves, self._places, strict=True):
+        for sieve, (score, reg) in zip(self._filters, self._places, strict=True):
             indices, passed = sieve(outputs[score].reshape(-1))
             if indices.size:
                 stored = outputs[reg][0].take(indices, axis=0)
@@ -170,7 +170,7 @@ class BlazeFace:
         )
 
     def _face(self, best: int, boxes: Floats, rows: Floats, scores: Floats) -> Floats:
-        """The row of a kept box, blended with all that it overlaps."""
+        """Return the row of a chosen box, blended with those that it overlaps."""
         if not self._blend:
             return np.asarray(rows[best])
         near = overlaps(boxes[best], boxes) > self._end.iou_threshold
@@ -180,7 +180,7 @@ class BlazeFace:
 
 
 def overlaps(box: Floats, boxes: Floats) -> Floats:
-    """Intersection over union of one box [4] with boxes [n,4]; 0 where both are empty."""
+    """Return the intersection over union of one box [4] with boxes [n,4]; 0 if both are empty."""
     size = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
     inner = np.maximum(size, 0.0).prod(axis=1)
     union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - inner
@@ -188,6 +188,6 @@ def overlaps(box: Floats, boxes: Floats) -> Floats:
 
 
 def _points(values: Sequence[float]) -> tuple[Keypoint, ...]:
-    """The model gives no score per point."""
+    """Build keypoints with score 1, because the model gives none."""
     pairs = zip(POINTS, values[::2], values[1::2], strict=True)
     return tuple(Keypoint(name, x, y, 1.0) for name, x, y in pairs)

@@ -1,4 +1,7 @@
-"""From candidates to detections: what every decoder of boxes does at its end."""
+"""From candidate boxes to detections: selection and non-maximum suppression, which OpenCV computes.
+
+Source: https://docs.opencv.org/4.x/d6/d0f/group__dnn.html, `NMSBoxesBatched`
+"""
 
 from __future__ import annotations
 
@@ -9,26 +12,23 @@ from agent.compute.decode.decoder import DecoderContext, Labels
 from agent.compute.decode.scores import Floats, Indices, top_k
 from agent.types import Box, Detection
 
-# Non-maximum suppression: of boxes that overlap too much, only the strongest stays. The work is OpenCV's.
-#
-# Source: https://docs.opencv.org/4.x/d6/d0f/group__dnn.html, `NMSBoxesBatched`
-
 
 def suppress(
     boxes: Floats, scores: Floats, classes: Indices | None, iou_threshold: float, limit: int
 ) -> list[int]:
-    """Choose which boxes stay.
+    """Choose the boxes that remain after non-maximum suppression.
 
     Args:
-        boxes: float32 [n,4], `(x0, y0, x1, y1)` within 0..1 or NaN: OpenCV keeps classes apart by shifting their
-            boxes, and negative coordinates would reach into the neighbour.
-        scores: float32 [n], finite; a score of 0 never stays.
+        boxes: float32 [n,4], `(x0, y0, x1, y1)` within 0..1 or NaN: OpenCV separates classes by shifting their
+            boxes,
+            and negative coordinates would reach into the next class.
+        scores: float32 [n], finite; boxes of score 0 are dropped.
         classes: integers [n], not negative; only boxes of one class suppress each other. None: one class.
-        iou_threshold: overlap above which the weaker goes, 0..1.
-        limit: how many stay, at most.
+        iou_threshold: overlap above which the weaker box is dropped, 0..1.
+        limit: most boxes that remain.
 
     Returns:
-        Indices, strongest first. Boxes that are empty or NaN are left out.
+        Indices, strongest first. Boxes that are empty or NaN are dropped.
     """
     sizes = boxes[:, 2:] - boxes[:, :2]
     sound = (sizes > 0.0).all(axis=1)  # false for NaN
@@ -49,21 +49,21 @@ def suppress(
 
 
 CANDIDATES = 1000
-"""Boxes that go into suppression, at most: its time grows with their square, and noise may give any number."""
+"""Most boxes that go into suppression: its time grows with their square, and noise may give any number."""
 
 
 class BoxEnd:
-    """Candidates → the strongest of the wanted classes → suppression → detections."""
+    """Last stage of decoders of boxes: select wanted classes, suppress overlaps, build detections."""
 
-    def __init__(self, setting: DecoderContext, labels: Labels, classes: int, *, agnostic: bool = False) -> None:
+    def __init__(self, context: DecoderContext, labels: Labels, classes: int, *, agnostic: bool = False) -> None:
         self.labels = labels
-        self.iou_threshold = setting.iou_threshold
-        self.limit = setting.config.max_detections
+        self.iou_threshold = context.iou_threshold
+        self.limit = context.config.max_detections
         self._wanted = labels.mask(classes)
         self._agnostic = agnostic
 
     def choose(self, classes: Indices, scores: Floats) -> Indices | None:
-        """Which candidates are worth decoding; None for all."""
+        """Return the indices of the candidates worth decoding; None: all."""
         chosen: Indices | None = None
         if self._wanted is not None:
             chosen = np.flatnonzero(self._wanted.take(classes))
@@ -73,23 +73,23 @@ class BoxEnd:
             return chosen
         return best if chosen is None else chosen[best]
 
-    def kept(self, boxes: Floats, scores: Floats, classes: Indices | None) -> list[int]:
-        """Clip `boxes` to the picture in place, and choose which stay; see `suppress`."""
+    def suppress(self, boxes: Floats, scores: Floats, classes: Indices | None) -> list[int]:
+        """Clip `boxes` to the picture in place and return the indices that remain, strongest first."""
         if not (finite := np.isfinite(boxes)).all():
-            boxes[~finite.all(axis=1)] = np.nan  # or clipping would make infinite boxes sound
+            boxes[~finite.all(axis=1)] = np.nan  # else clipping would make infinite boxes valid
         np.maximum(boxes, 0.0, out=boxes)
         np.minimum(boxes, 1.0, out=boxes)
         return suppress(boxes, scores, None if self._agnostic else classes, self.iou_threshold, self.limit)
 
     def detections(self, boxes: Floats, scores: Floats, classes: Indices) -> list[Detection]:
-        """Detections of the boxes that stay, strongest first.
+        """Return the detections of the boxes that remain, strongest first.
 
         Args:
             boxes: float32 [n,4], `(x0, y0, x1, y1)` in fractions; clipped in place.
             scores: float32 [n].
             classes: integers [n].
         """
-        kept = self.kept(boxes, scores, classes)
+        kept = self.suppress(boxes, scores, classes)
         return [
             Detection(self.labels[number], min(1.0, score), box)
             for number, score, box in zip(
@@ -99,5 +99,5 @@ class BoxEnd:
 
 
 def tuples(boxes: Floats) -> list[Box]:
-    """Rows of float32 [n,4] as boxes."""
+    """Convert rows of float32 [n,4] to boxes."""
     return [(x0, y0, x1, y1) for x0, y0, x1, y1 in boxes.tolist()]

@@ -9,17 +9,17 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from agent.compute.decode.decoder import DecoderContext, DecoderOptions, Logits, activation, cast_scores
+from agent.compute.decode.decoder import DecoderContext, DecoderOptions, Logits, activation, assign_scores
 from agent.compute.decode.scores import Floats, ScoreFilter
 from agent.types import Array, Detection
 
 log = logging.getLogger(__name__)
 
 _CERTAIN = 1.05
-"""More than any probability, with room for rounding."""
+"""No probability is larger than this, with room for rounding."""
 _NO_PROBABILITY = (
-    "output %s gives a score of %.3g, which is no probability: if it is logits, say so in the manifest, "
-    '[output.options] logits = true (or "sigmoid" where several classes may be there)'
+    "output %s has a score of %.3g, which is not a probability: if these are logits, set in the manifest "
+    '[output.options] logits = true (or "sigmoid" if several classes may be present)'
 )
 
 
@@ -27,10 +27,10 @@ class ClassifyOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
     """Options of `classify`.
 
     Attributes:
-        logits: `true` or `"softmax"`: the output is logits, whose softmax is taken; `"sigmoid"`: each class
-            stands by itself, several may be there; `false`: it is probabilities. Left out: seen from the model,
-            see `agent.compute.decode.defaults`.
-        top_k: verdicts at most.
+        logits: `true` or `"softmax"`: the output is logits that need a softmax; `"sigmoid"`: logits of
+            independent classes, of which several may be present; `false`: probabilities. Left out: found from the
+            model, see `agent.compute.decode.defaults`.
+        top_k: most classes per inference.
     """
 
     logits: Logits = False
@@ -40,35 +40,35 @@ class ClassifyOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
 OPTIONS = ClassifyOptions
 
 
-def build(setting: DecoderContext) -> Classify:
-    """A decoder for scores [1,classes] or [1,1,1,classes].
+def build(context: DecoderContext) -> Classify:
+    """Build a decoder for scores [1,classes] or [1,1,1,classes].
 
     Raises:
-        MisfitError: the tensors are others.
+        ShapeMismatchError: the tensors do not fit.
     """
-    options = setting.options(ClassifyOptions)
+    options = context.options(ClassifyOptions)
     hints = ("score", "prob", "class", "softmax")
-    place = cast_scores(len(setting.labels()), setting.outputs, options.tensors, hints)
-    return Classify(setting, options, place)
+    place = assign_scores(len(context.labels()), context.outputs, options.tensors, hints)
+    return Classify(context, options, place)
 
 
 class Classify:
-    """See the module.
+    """Decoder of a classifier.
 
     Attributes:
         scores_at: index of the output with the scores.
     """
 
-    def __init__(self, setting: DecoderContext, options: ClassifyOptions, place: int) -> None:
+    def __init__(self, context: DecoderContext, options: ClassifyOptions, place: int) -> None:
         self._place = self.scores_at = place
-        self._spec = setting.outputs[place]
-        self._threshold = setting.score_threshold
+        self._spec = context.outputs[place]
+        self._threshold = context.score_threshold
         self._activation = activation(options.logits)
-        self._labels = setting.labels()
+        self._labels = context.labels()
         self._wanted = self._labels.mask(self._spec.shape[-1])
         sigmoids = self._activation == "sigmoid"
-        self._sieve = ScoreFilter(self._spec, self._spec.shape, setting.score_threshold, logits=sigmoids)
-        self._limit = min(options.top_k, setting.config.max_detections)
+        self._filter = ScoreFilter(self._spec, self._spec.shape, context.score_threshold, logits=sigmoids)
+        self._limit = min(options.top_k, context.config.max_detections)
         self._warned = False
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
@@ -78,7 +78,7 @@ class Classify:
             classes = np.flatnonzero(probabilities >= self._threshold)
             scores = probabilities[classes]
         else:
-            classes, scores = self._sieve(stored)
+            classes, scores = self._filter(stored)
         if self._wanted is not None:
             wanted = self._wanted.take(classes)
             classes, scores = classes[wanted], scores[wanted]
@@ -90,7 +90,7 @@ class Classify:
 
 
 def softmax(logits: Floats) -> Floats:
-    """Softmax over the last axis of float32 logits; those that are not finite count as never."""
+    """Return the softmax over the last axis of float32 logits; values that are not finite become 0."""
     with np.errstate(all="ignore"):
         sound = np.where(np.isfinite(logits), logits, -np.inf)
         powers = np.exp(sound - sound.max(axis=-1, keepdims=True))

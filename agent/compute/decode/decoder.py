@@ -1,4 +1,4 @@
-"""What turns outputs into detections, the table of what there is, and how one is built for a model."""
+"""The decoder protocol, the table of decoders, and the assignment of output tensors to their roles."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ _HOLES = ("", "???")
 
 
 _MOST_CLASSES = 1_000_000
-"""The whole of ImageNet has 21,841."""
+"""Refuse more classes than this; all of ImageNet has 21,841."""
 
 
 Activation = Literal["", "softmax", "sigmoid"]
-"""What makes probabilities of an output; empty: they are probabilities already."""
+"""Function that turns an output into probabilities; empty: the output is probabilities."""
 Logits = bool | Literal["softmax", "sigmoid"]
-"""In a manifest; `true` is the softmax."""
+"""Option of a manifest; `true` is the softmax."""
 
 
 def activation(logits: Logits) -> Activation:
-    """What an option `logits` asks for."""
+    """Return the activation that the option `logits` asks for."""
     return logits if isinstance(logits, str) else "softmax" if logits else ""
 
 
 class ShapeMismatchError(ModelError):
-    """The tensors do not fit the decoder; `build_decoder` adds which would."""
+    """The tensors do not fit the decoder. `build_decoder` adds which decoder would fit."""
 
 
 class DecoderOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """Options that every decoder takes.
 
     Attributes:
-        tensors: role → name of the output tensor, where shapes and names leave a doubt.
+        tensors: role → name of the output tensor, if shapes and names are ambiguous.
     """
 
     tensors: dict[str, str] = {}
@@ -63,7 +63,7 @@ class DetectorOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
 
 
 class DecoderContext(Struct, frozen=True):
-    """See the module.
+    """What a decoder is built from.
 
     Attributes:
         output: of the manifest.
@@ -79,17 +79,17 @@ class DecoderContext(Struct, frozen=True):
     @property
     def score_threshold(self) -> float:
         """Least score of a detection, 0..1."""
-        wish = self.config.score_threshold
-        return self.output.score_threshold if wish is None else wish
+        override = self.config.score_threshold
+        return self.output.score_threshold if override is None else override
 
     @property
     def iou_threshold(self) -> float:
-        """Overlap above which the weaker of two boxes goes, 0..1."""
-        wish = self.config.iou_threshold
-        return self.output.iou_threshold if wish is None else wish
+        """Overlap above which the weaker of two boxes is dropped, 0..1."""
+        override = self.config.iou_threshold
+        return self.output.iou_threshold if override is None else override
 
     def options(self, kind: type[OptionsT]) -> OptionsT:
-        """The manifest's options as a decoder's struct.
+        """Convert the manifest's options to a decoder's struct.
 
         Raises:
             ModelError: an unknown option or a wrong type.
@@ -101,10 +101,10 @@ class DecoderContext(Struct, frozen=True):
             raise ModelError(f"decoder {self.output.decoder!r}: options: {error}; known: {known}") from None
 
     def picture(self) -> tuple[int, int]:
-        """Height and width of the input picture.
+        """Return height and width of the input picture.
 
         Raises:
-            MisfitError: the first input is none.
+            ShapeMismatchError: the first input is no picture.
         """
         shape = self.inputs[0].shape if self.inputs else ()
         if len(shape) != 4 or shape[3] not in (1, 3, 4) or min(shape) < 1:
@@ -113,10 +113,10 @@ class DecoderContext(Struct, frozen=True):
         return shape[1], shape[2]
 
     def labels(self, default: tuple[str, ...] = ()) -> Labels:
-        """The model's labels and which of them are wanted.
+        """Return the model's labels and which of them are wanted.
 
         Raises:
-            ModelError: a wanted label is none of the model's.
+            ModelError: the model lacks a wanted label.
         """
         names = self.output.labels or default
         for wanted in self.config.labels:
@@ -127,7 +127,7 @@ class DecoderContext(Struct, frozen=True):
 
 
 class Labels:
-    """Class names by number, and which are wanted."""
+    """Class names by number, and which of them are wanted."""
 
     def __init__(self, names: tuple[str, ...], wanted: tuple[str, ...] = ()) -> None:
         self._names = names
@@ -137,19 +137,19 @@ class Labels:
         return len(self._names)
 
     def __getitem__(self, number: int) -> str:
-        """Name of a class; `class17` where the manifest has none."""
+        """Return the name of a class; `class17` if the manifest has none."""
         return self._names[number] if 0 <= number < len(self._names) else f"class{number}"
 
     def wanted(self, number: int) -> str | None:
-        """Name of a class; None when it is not wanted, or a hole in the list: empty, or TensorFlow's `???`."""
+        """Return the name of a class; None if it is not wanted, empty, or TensorFlow's `???`."""
         name = self[number]
         return None if name in _HOLES or (self._wanted and name not in self._wanted) else name
 
     def mask(self, count: int) -> NDArray[np.bool_] | None:
-        """Which of `count` classes are wanted; None for all.
+        """Return a mask of the wanted classes; None: all.
 
         Raises:
-            MisfitError: no model has so many; a broken file may say so, and looking at each would take for ever.
+            ShapeMismatchError: there are more classes than any model has, as in a broken file.
         """
         if count > _MOST_CLASSES:
             raise ShapeMismatchError(f"expected at most {_MOST_CLASSES:,} classes, found {count:,}")
@@ -158,18 +158,19 @@ class Labels:
 
 
 class Decoder(Protocol):
-    """Outputs of one inference → detections. For one thread: it reuses its scratch memory."""
+    """Decodes the outputs of one inference. For one thread: it reuses its scratch memory."""
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
         """Decode one inference.
 
         Args:
-            outputs: arrays in the order, shapes and types of the specs it was built for. They may be views of
+            outputs: arrays in the order, shapes and dtypes of the specs that it was built for. They may be
+                views of
                 the tensors' own memory: no reference is kept.
 
         Returns:
-            Strongest first. Boxes, keypoints and outlines are fractions of the model's input picture; the caller
-            maps them to the frame. What is not finite is left out.
+            Detections, strongest first, all finite. Boxes, keypoints and outlines are fractions of the model's
+            picture; the caller maps them to the frame.
         """
         ...
 
@@ -184,47 +185,48 @@ DECODERS: Mapping[str, str] = {
     "classify": "agent.compute.decode.classify",
     "keyword": "agent.compute.decode.keyword",
 }
-"""Name in a manifest → module, whose `build(setting)` gives the decoder. The most particular first, as `fitting`
+"""Name in a manifest → module whose `build(context)` returns the decoder. The most specific first: `find_fitting`
 tries them in this order."""
 
 
 def build_decoder(
     manifest: Manifest, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], config: DecodeConfig
 ) -> Decoder:
-    """The decoder that the manifest names, for these tensors.
+    """Build the decoder that the manifest names for these tensors.
 
     Raises:
-        ModelError: there is no such decoder, its options are wrong, a label of `config` is none of the model's,
-            or the tensors do not fit: says which was expected, what was found, and which decoder would fit.
+        ModelError: the decoder is unknown, its options are wrong, the model lacks a label of `config`, or the
+            tensors do not fit. The error names what was expected, what was found, and a decoder that would fit.
     """
-    setting = DecoderContext(manifest.output, tuple(inputs), tuple(outputs), config)
+    context = DecoderContext(manifest.output, tuple(inputs), tuple(outputs), config)
     name = manifest.output.decoder
     try:
-        return make(name, setting)
+        return create_decoder(name, context)
     except ShapeMismatchError as error:
-        other = fitting(setting.inputs, setting.outputs)
+        other = find_fitting(context.inputs, context.outputs)
         hint = f"; these tensors would fit decoder {other!r}" if other not in (None, name) else ""
         raise ModelError(f"model {manifest.name}: decoder {name!r}: {error}{hint}") from None
     except ModelError as error:
         raise ModelError(f"model {manifest.name}: {error}") from None
 
 
-def make(name: str, setting: DecoderContext) -> Decoder:
-    """A decoder by its name.
+def create_decoder(name: str, context: DecoderContext) -> Decoder:
+    """Build a decoder by its name.
 
     Raises:
-        MisfitError: the tensors do not fit it; ModelError: see `build_decoder`.
+        ShapeMismatchError: the tensors do not fit it.
+        ModelError: the decoder is unknown, or its options are wrong.
     """
     if name not in DECODERS:
         near = difflib.get_close_matches(name, DECODERS, 1)
         meant = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(DECODERS)}"
         raise ModelError(f"no decoder {name!r}{meant}")
-    decoder: Decoder = importlib.import_module(DECODERS[name]).build(setting)
+    decoder: Decoder = importlib.import_module(DECODERS[name]).build(context)
     return decoder
 
 
 def options_kind(name: str) -> type[DecoderOptions]:
-    """The struct of a decoder's options.
+    """Return the struct of a decoder's options.
 
     Args:
         name: one of `DECODERS`.
@@ -233,13 +235,15 @@ def options_kind(name: str) -> type[DecoderOptions]:
     return kind
 
 
-def fitting(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str | None:
-    """Name of the most particular decoder that these tensors fit without any options; None: none does."""
+def find_fitting(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str | None:
+    """Return the most specific decoder that these tensors fit without options; None: there is none."""
     for name in DECODERS:
-        if name == "keyword":  # the scores of `classify`; only a manifest tells that they are about sound
+        if name == "keyword":  # same tensors as `classify`; only a manifest says that they are about sound
             continue
         try:
-            make(name, DecoderContext(OutputManifest(name), tuple(inputs), tuple(outputs), DecodeConfig()))
+            create_decoder(
+                name, DecoderContext(OutputManifest(name), tuple(inputs), tuple(outputs), DecodeConfig())
+            )
         except ModelError:
             continue
         return name
@@ -249,16 +253,16 @@ def fitting(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str 
 Shape = tuple[int | None, ...]
 
 _MANY = 16
-"""Outputs that are tried against each other at most."""
+"""Most outputs whose assignments are compared."""
 
 
 class OutputRole(Struct, frozen=True):
-    """A part that a tensor plays.
+    """Role of an output tensor.
 
     Attributes:
         name: for messages and for the option `tensors`.
-        shapes: any of these; None for any size.
-        hints: words that its name often contains, in lower case.
+        shapes: possible shapes; None: any size.
+        hints: words that the tensor's name often contains, in lower case.
     """
 
     name: str
@@ -266,15 +270,15 @@ class OutputRole(Struct, frozen=True):
     hints: tuple[str, ...] = ()
 
     def fits(self, spec: TensorSpec) -> bool:
-        """Whether a tensor has one of the shapes."""
+        """Return True if a tensor has one of the shapes."""
         return any(
             len(shape) == len(spec.shape)
             and all(size is None or size == found for size, found in zip(shape, spec.shape, strict=True))
             for shape in self.shapes
         )
 
-    def hinted(self, spec: TensorSpec) -> bool:
-        """Whether a tensor's name suggests this part."""
+    def is_hinted(self, spec: TensorSpec) -> bool:
+        """Return True if the tensor's name suggests this role."""
         return any(hint in spec.name.lower() for hint in self.hints)
 
     def __str__(self) -> str:
@@ -285,38 +289,36 @@ class OutputRole(Struct, frozen=True):
 def assign_outputs(
     roles: Sequence[OutputRole], outputs: Sequence[TensorSpec], named: Mapping[str, str] | None = None
 ) -> tuple[int, ...]:
-    """Index of the output for each role: shapes must fit, then hints decide, then the order.
+    """Assign an output to each role and return their indices: by shapes, then hints, then order.
 
     Args:
         roles: of a decoder.
         outputs: of a model.
-        named: role → tensor name, as the manifest insists.
+        named: role → tensor name, from the manifest.
 
     Raises:
-        MisfitError: some role has no tensor.
+        ShapeMismatchError: a role has no tensor.
     """
     places = [_places(role, outputs, (named or {}).get(role.name)) for role in roles]
-    best = max(_assignments(places), key=lambda casting: _hints(casting, roles, outputs), default=None)
+    best = max(_assignments(places), key=lambda assignment: _hints(assignment, roles, outputs), default=None)
     if best is None:
-        raise ShapeMismatchError(
-            f"expected {_join(roles)}; the tensors left no choice that fits all: {_join(outputs)}"
-        )
+        raise ShapeMismatchError(f"expected {_join(roles)}; no assignment fits all outputs: {_join(outputs)}")
     return best
 
 
-def cast_scores(
+def assign_scores(
     labels: int, outputs: Sequence[TensorSpec], named: Mapping[str, str], hints: tuple[str, ...]
 ) -> int:
-    """Index of the output with one score per class, [1,classes] or [1,1,1,classes].
+    """Return the index of the output with one score per class, [1,classes] or [1,1,1,classes].
 
     Args:
-        labels: how many there are; 0: not known.
+        labels: their number; 0: not known.
         outputs: of a model.
         named: see `assign_outputs`.
         hints: see `OutputRole`.
 
     Raises:
-        MisfitError: there is none, or it has another number of classes.
+        ShapeMismatchError: there is no such output, or it has another number of classes.
     """
     count = labels or None
     try:
@@ -324,12 +326,12 @@ def cast_scores(
     except ShapeMismatchError:
         if not labels:
             raise
-    other = outputs[cast_scores(0, outputs, named, hints)]
-    raise other_classes(labels, other.shape[-1], other)
+    other = outputs[assign_scores(0, outputs, named, hints)]
+    raise class_mismatch(labels, other.shape[-1], other)
 
 
-def other_classes(labels: int, classes: int, spec: TensorSpec) -> ShapeMismatchError:
-    """The error for a manifest with another number of labels than the scores in `spec` have classes."""
+def class_mismatch(labels: int, classes: int, spec: TensorSpec) -> ShapeMismatchError:
+    """Return the error for a manifest whose number of labels differs from the classes in `spec`."""
     found = "1 class" if classes == 1 else f"{classes} classes"
     return ShapeMismatchError(f"expected a score for each of {labels} labels, found {found} in {spec}")
 
@@ -351,8 +353,8 @@ def _assignments(places: Sequence[Sequence[int]], taken: tuple[int, ...] = ()) -
             yield from _assignments(places, (*taken, place))
 
 
-def _hints(casting: Sequence[int], roles: Sequence[OutputRole], outputs: Sequence[TensorSpec]) -> int:
-    return sum(role.hinted(outputs[i]) for i, role in zip(casting, roles, strict=True))
+def _hints(assignment: Sequence[int], roles: Sequence[OutputRole], outputs: Sequence[TensorSpec]) -> int:
+    return sum(role.is_hinted(outputs[i]) for i, role in zip(assignment, roles, strict=True))
 
 
 def _join(items: Sequence[object]) -> str:

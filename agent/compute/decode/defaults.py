@@ -1,13 +1,12 @@
-"""Completes a manifest key by key: what it leaves out is taken from the model file, guessed, or a default.
+"""Completes a manifest key by key, and records the source of each key that is neither stated nor a default.
 
-In this order: the manifest; the TFLite Metadata inside the file; a guess from tensors, last operations and the
-decoder's published models; the defaults of `agent.compute.manifest`. The source of each key that is neither
-stated nor a default is kept, to be shown.
+The order is: the manifest; the TFLite Metadata in the file; a guess from tensors, last operations and the
+    decoder's published models; the defaults of `agent.compute.manifest`.
 
-Logits: the scores of classifiers, keywords and boxes are probabilities where the graph ends in SOFTMAX or
-LOGISTIC. Else a quantised output is taken for logits where its range exceeds 0..1, and a float output where the
-graph ends in a multiplication with weights (FULLY_CONNECTED, CONV_2D …). Logits of several classes get a softmax,
-those of one class or of boxes a sigmoid. `[output.options] logits` overrides this.
+The scores of classifiers, keywords and boxes are probabilities if the graph ends in SOFTMAX or LOGISTIC. Else
+they are logits if a quantised output's range exceeds 0..1, or if a float output comes from a multiplication
+with weights (FULLY_CONNECTED, CONV_2D …). Logits of several classes get a softmax, those of one class or of
+boxes a sigmoid. `[output.options] logits` overrides this.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from agent.compute.decode.decoder import DECODERS, DecoderContext, make, options_kind
+from agent.compute.decode.decoder import DECODERS, DecoderContext, create_decoder, options_kind
 from agent.compute.decode.metadata import (
     USUAL_INPUTS,
     USUAL_OUTPUTS,
     Metadata,
+    describe_specs,
     guess_input,
     guess_output,
     read_metadata,
-    some,
 )
 from agent.compute.manifest import InputManifest, Manifest, OutputManifest
 from agent.compute.tensors import TensorSpec
@@ -38,11 +37,11 @@ from agent.errors import ModelError
 
 Keys = tuple[str, ...]
 Ending = Literal["probabilities", "logits", ""]
-"""What the last operations make of an output; empty: they do not tell."""
+"""Kind of an output according to the last operations; empty: unknown."""
 
 METADATA = "from the metadata in the model file"
-_UNTOLD = (("name",), ("licence",), ("description",))
-"""Keys that change nothing of what the model does."""
+_DESCRIPTIVE = (("name",), ("licence",), ("description",))
+"""Keys that do not affect inference."""
 _PROBABILITIES = frozenset({"LOGISTIC", "SOFTMAX", "STABLEHLO_LOGISTIC"})
 _WEIGHTED = frozenset({"BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "LOG_SOFTMAX"})
 _PASSING = frozenset(
@@ -62,28 +61,29 @@ _PASSING = frozenset(
         "TRANSPOSE",
     }
 )
-"""Operations that give probabilities of probabilities, and logits of logits."""
+"""Operations that keep probabilities probabilities, and logits logits."""
 _SCORE_NAMES = ("class", "logit", "prob", "score", "softmax")
-"""Words in the name of an output that has a score for each class."""
+"""Words in the names of outputs with scores of classes."""
 _NAMED_BY_DECODER = ("blazeface", "keypoints")
-"""Decoders of one class, which they name themselves."""
+"""Decoders of a single class that need no label."""
 _STEPS = 32
 _SCORES = 2
-"""Place of the scores among the outputs of `TFLite_Detection_PostProcess`, whose second input they are."""
+"""Index of the scores among the outputs of `TFLite_Detection_PostProcess`, whose second input they are."""
 _BEYOND, _USED = 0.25, 0.55
-"""Shares of a pixel's values, and of the tensor's range, from and up to which a normalisation is doubtful."""
+"""A normalisation is doubtful from this share of pixel values outside, and up to this share of the range used."""
 _SLACK = 0.05
-"""So far beyond 0..1 the range of quantised probabilities may reach, by calibration."""
+"""The calibrated range of quantised probabilities may exceed 0..1 by so much."""
 
 
 class ModelFacts(Struct, frozen=True):
-    """What a model file tells about itself.
+    """Facts read from a model file.
 
     Attributes:
         metadata: see `Metadata`.
-        inputs: of the variant that takes the model's input. outputs: of the variant that answers by default.
-        endings: one for each output.
-        detections: names of the boxes, classes, scores and count, where an operation makes them; else empty.
+        inputs: of the variant that takes the model's input.
+        outputs: of the variant that answers by default.
+        endings: one per output.
+        detections: names of the boxes, classes, scores and count of `TFLite_Detection_PostProcess`; else empty.
     """
 
     metadata: Metadata
@@ -98,8 +98,8 @@ class Completed(Struct, frozen=True):
 
     Attributes:
         manifest: see `Manifest`.
-        sources: where keys came from that the manifest file leaves out, but for defaults.
-        doubts: what is likely wrong although it can be run, a line each.
+        sources: of the keys that the manifest file leaves out, but for defaults.
+        doubts: likely mistakes, a line each, although the model can run.
     """
 
     manifest: Manifest
@@ -108,11 +108,11 @@ class Completed(Struct, frozen=True):
 
 
 def facts_of(content: bytes, file: ModelFile, first: str = "", last: str = "") -> ModelFacts:
-    """Read what a model file tells.
+    """Read the facts from a model file.
 
     Args:
         content: the file.
-        file: the same, read.
+        file: the same file, parsed.
         first: signature of the variant that takes the model's input; empty: the first graph.
         last: signature of the variant that answers by default; empty: the first graph.
 
@@ -156,15 +156,15 @@ def complete(stated: Mapping[str, Any], facts: ModelFacts, name: str) -> Complet
     """Complete a manifest.
 
     Args:
-        stated: what the manifest file says, checked; empty: there is none.
+        stated: checked tables of the manifest file; empty: there is none.
         facts: of the model file.
-        name: what to call the model if the manifest does not say.
+        name: of the model if the manifest has none.
 
     Raises:
-        ModelError: something can neither be found nor guessed; says what the manifest must say.
+        ModelError: a key can neither be found nor guessed; the error names it.
     """
     if not facts.inputs:
-        raise ModelError(f"model {name}: it has no input, so there is nothing that it could look at")
+        raise ModelError(f"model {name}: it has no input")
     keys = _Keys(stated)
     keys.put(("name",), name, "the name of the file")
     _add_metadata(keys, facts)
@@ -173,13 +173,15 @@ def complete(stated: Mapping[str, Any], facts: ModelFacts, name: str) -> Complet
         _add_input(keys, facts.inputs[0])
     try:
         manifest = msgspec.convert(keys.data, Manifest)
-    except msgspec.ValidationError as error:  # the manifest was checked: so it comes from the model file
-        raise ModelError(f"the model file says what cannot be used: {error}; its manifest must say it") from None
+    except (
+        msgspec.ValidationError
+    ) as error:  # the manifest was checked, so that the value comes from the model file
+        raise ModelError(f"the model file has an unusable value: {error}; set it in the manifest") from None
     return Completed(manifest, keys.sources, tuple(_doubts(stated, keys, facts, manifest)))
 
 
 def says_all(stated: Mapping[str, Any]) -> bool:
-    """Whether a manifest leaves out nothing that could be found or guessed."""
+    """Return True if a manifest leaves out nothing that could be found or guessed."""
     output, picture = stated.get("output", {}), stated.get("input", {})
     decoder, options = output.get("decoder", ""), output.get("options", {})
     if decoder not in DECODERS or decoder == "ssd" or not {"labels", "score_threshold"} <= output.keys():
@@ -190,27 +192,25 @@ def says_all(stated: Mapping[str, Any]) -> bool:
 
 
 def lacks_labels(output: OutputManifest) -> bool:
-    """Return whether nothing names the classes of a model, and its decoder has no name for them either."""
+    """Return True if a model has no labels and its decoder does not name its class either."""
     return not output.labels and output.decoder not in _NAMED_BY_DECODER
 
 
 class _Keys:
-    """Keys of a manifest, to which others are added where they are not stated."""
+    """Keys of a manifest, to which keys that are not stated are added."""
 
     def __init__(self, stated: Mapping[str, Any]) -> None:
         self.data: dict[str, Any] = copy.deepcopy(dict(stated))
         self.sources: dict[Keys, str] = {}
 
     def has(self, *keys: str) -> bool:
-        """Whether a key is there."""
         return keys[-1] in self._table(keys)
 
     def get(self, *keys: str) -> Any:
-        """The value of a key, None if it is absent."""
         return self._table(keys).get(keys[-1])
 
     def put(self, keys: Keys, value: Any, source: str) -> None:
-        """Add a key, unless it is there."""
+        """Add a key with its source, unless it is present."""
         table = self._table(keys)
         if keys[-1] not in table:
             table[keys[-1]] = value
@@ -246,7 +246,7 @@ def _add_output(keys: _Keys, facts: ModelFacts) -> None:
         keys.data["output"].pop("decoder", None)
         decoder = guess_output(facts.inputs, facts.outputs).decoder
         if decoder in ("classify", "segment"):
-            _check_told(decoder, keys, facts)
+            _check_guess(decoder, keys, facts)
         if decoder == "classify" and "audio" in keys.data and _is_single_score(facts):
             decoder = "keyword"
         keys.put(("output", "decoder"), decoder, "guessed: its outputs fit")
@@ -260,32 +260,33 @@ def _add_output(keys: _Keys, facts: ModelFacts) -> None:
     _add_logits(keys, facts)
 
 
-def _check_told(decoder: str, keys: _Keys, facts: ModelFacts) -> None:
-    """Refuse a guess of `classify` or `segment` for which nothing but a shape speaks: landmarks have it, too.
+def _check_guess(decoder: str, keys: _Keys, facts: ModelFacts) -> None:
+    """Refuse a guess of `classify` or `segment` by the shape alone, because landmarks have the same shapes.
 
     Raises:
-        ModelError: there are several outputs and none has a score for each label, or a single one of `classify`
-            has neither labels nor a sign of scores.
+        ModelError: none of several outputs has a score per label, or the single one of `classify` has neither
+            labels
+            nor a sign of scores.
     """
     labels = len(keys.get("output", "labels") or ())
     if len(facts.outputs) > 1:
-        is_told = labels > 0 and any(spec.shape[-1:] == (labels,) for spec in facts.outputs)
+        is_plausible = labels > 0 and any(spec.shape[-1:] == (labels,) for spec in facts.outputs)
     else:
-        is_told = labels > 0 or decoder == "segment" or _gives_scores(facts)
-    if not is_told:
+        is_plausible = labels > 0 or decoder == "segment" or _gives_scores(facts)
+    if not is_plausible:
         raise ModelError(
-            f"nothing tells how to decode outputs {some(facts.outputs)}; if one has the scores of classes, its"
-            f' manifest must say [output] decoder = "{decoder}" and labels; Vedette cannot decode landmarks'
+            f"cannot guess how to decode outputs {describe_specs(facts.outputs)}; if one has scores of classes,"
+            f' its manifest must have [output] decoder = "{decoder}" and labels; landmarks cannot be decoded'
         )
 
 
 def _is_single_score(facts: ModelFacts) -> bool:
-    """Whether a model has one output, of one number: that of a wake word."""
+    """Return True if a model has a single output of one number, as a wake word has."""
     return len(facts.outputs) == 1 and facts.outputs[0].shape[-1:] == (1,)
 
 
 def _gives_scores(facts: ModelFacts) -> bool:
-    """Whether the name, the last operation or the range of the first output is that of scores."""
+    """Return True if the name, the last operation or the range of the first output suggests scores."""
     spec = facts.outputs[0]
     named = any(hint in spec.name.lower() for hint in _SCORE_NAMES)
     return named or _logits(spec, facts.endings[0] if facts.endings else "")[0] is False
@@ -301,7 +302,7 @@ def _add_ssd(keys: _Keys, facts: ModelFacts) -> None:
 
 
 def _add_logits(keys: _Keys, facts: ModelFacts) -> None:
-    """Say whether scores are logits, where the model tells it."""
+    """Add the key `logits` if the model shows whether scores are logits."""
     decoder = keys.get("output", "decoder")
     if decoder not in DECODERS or "logits" not in options_kind(decoder).__struct_fields__:
         return
@@ -317,7 +318,7 @@ def _add_logits(keys: _Keys, facts: ModelFacts) -> None:
 
 
 def _logits(spec: TensorSpec, ending: Ending) -> tuple[bool | None, str]:
-    """Whether an output has logits, and why; None: it cannot be told."""
+    """Return whether an output has logits (None: unknown), and the reason."""
     if ending == "probabilities":
         return False, f"{spec.name} comes from a softmax or a sigmoid"
     if limits := stored_range(spec):
@@ -329,7 +330,7 @@ def _logits(spec: TensorSpec, ending: Ending) -> tuple[bool | None, str]:
 
 
 def stored_range(spec: TensorSpec) -> tuple[float, float] | None:
-    """The least and the largest real that a quantised tensor can hold; None: it is not quantised."""
+    """Return the least and the largest real that a quantised tensor can hold; None: it is not quantised."""
     try:
         limits = np.iinfo(spec.dtype)
     except (TypeError, ValueError):
@@ -340,11 +341,11 @@ def stored_range(spec: TensorSpec) -> tuple[float, float] | None:
 
 
 def _scores_at(keys: _Keys, facts: ModelFacts) -> int | None:
-    """Index of the output with the scores; None: the decoder does not fit, which is said when it is built."""
+    """Return the index of the scores' output; None: the decoder does not fit, which `build_decoder` reports."""
     try:
         output = msgspec.convert(keys.data["output"], OutputManifest)
-        setting = DecoderContext(output, facts.inputs, facts.outputs, DecodeConfig())
-        place: int | None = getattr(make(output.decoder, setting), "scores_at", None)
+        context = DecoderContext(output, facts.inputs, facts.outputs, DecodeConfig())
+        place: int | None = getattr(create_decoder(output.decoder, context), "scores_at", None)
     except (msgspec.ValidationError, ModelError):
         return None
     return place
@@ -360,10 +361,7 @@ def _add_input(keys: _Keys, spec: TensorSpec) -> None:
     try:
         guess = guess_input(decoder, spec)
     except ModelError:
-        if (
-            "output",
-            "decoder",
-        ) in keys.sources:  # without one in a manifest nobody has said how the model is to be used
+        if ("output", "decoder") in keys.sources:  # a guessed decoder: nobody has said how to use the model
             raise
         return
     source = "guessed: pixels as they are, which is what its integers are for"
@@ -374,28 +372,28 @@ def _add_input(keys: _Keys, spec: TensorSpec) -> None:
 
 
 def _normalises(keys: _Keys) -> bool:
-    """Whether it is known what to do with pixels."""
+    """Return True if mean and std are known."""
     return keys.has("input", "mean") and keys.has("input", "std")
 
 
 def _doubts(stated: Mapping[str, Any], keys: _Keys, facts: ModelFacts, manifest: Manifest) -> Iterator[str]:
-    """Where the manifest says otherwise than the model file, or leaves out what cannot be guessed."""
+    """Yield where the manifest contradicts the model file, or lacks what cannot be guessed."""
     if "audio" not in stated and (found := _saturation(facts.inputs[0], manifest.input)):
         yield found
     metadata, picture = facts.metadata, stated.get("input", {})
     if "audio" not in stated and len(facts.inputs[0].shape) == 4 and not _normalises(keys):
-        yield f"[input] mean and std are left out: {facts.inputs[0].name} is given pixels as floats 0..255"
+        yield f"[input] mean and std are left out: {facts.inputs[0].name} gets pixels as floats 0..255"
     for key in ("mean", "std"):
         known = getattr(metadata, key)
         if known is not None and key in picture and not np.allclose(picture[key], known):
             yield f"[input] {key} = {list(picture[key])}, but the metadata in the model file says {list(known)}"
     yield from _logits_doubts(stated, keys, facts)
     if manifest.output.decoder == "keyword" and not manifest.output.labels:
-        yield '[output] labels are left out: what it hears is told as class0; say labels = ["the word"]'
+        yield '[output] labels are left out: the word is reported as class0; set labels = ["the word"]'
 
 
 def _logits_doubts(stated: Mapping[str, Any], keys: _Keys, facts: ModelFacts) -> Iterator[str]:
-    """Where the manifest says otherwise of logits than the model's last operations or its quantisation."""
+    """Yield where `logits` of the manifest contradicts the model's last operations or quantisation."""
     logits = stated.get("output", {}).get("options", {}).get("logits")
     at = None if logits is None else _scores_at(keys, facts)
     if at is None or at >= len(facts.endings):
@@ -407,10 +405,10 @@ def _logits_doubts(stated: Mapping[str, Any], keys: _Keys, facts: ModelFacts) ->
 
 
 def _saturation(spec: TensorSpec, manifest: InputManifest) -> str:
-    """What an integer input makes of pictures, in one line, where that can hardly be meant; empty: nothing.
+    """Describe an integer input whose normalisation is likely wrong; empty: it is not.
 
-    It is seen from all 256 values of a pixel: a quarter of them lie beyond the tensor's range and become one of
-    its ends, or all of them together fill only about half of it. A float input has no ends.
+    That is so if a quarter of a pixel's 256 values lie outside the tensor's range, or if all of them use only
+    about half of it.
     """
     if not spec.quantised or spec.dtype not in ("uint8", "int8") or spec.shape[-1:] not in ((1,), (3,)):
         return ""
@@ -422,9 +420,9 @@ def _saturation(spec: TensorSpec, manifest: InputManifest) -> str:
         used = (np.ptp(np.clip(stored, limits.min, limits.max), axis=0) / (limits.max - limits.min)).min()
     fault = ""
     if beyond >= _BEYOND:
-        fault = f"{beyond:.0%} of a pixel's values lie beyond its range, so that pictures are saturated"
+        fault = f"{beyond:.0%} of the pixel values lie outside its range, so that pictures are saturated"
     elif used <= _USED:
-        fault = f"pixels fill {used:.0%} of its range, so that pictures are flat"
+        fault = f"pixels use {used:.0%} of its range, so that pictures are flat"
     if not fault:
         return ""
     zero = spec.zero_point + (128 if spec.dtype == "int8" else 0)
@@ -435,14 +433,14 @@ def _saturation(spec: TensorSpec, manifest: InputManifest) -> str:
 
 
 def _short(values: tuple[float, float, float]) -> str:
-    """One number where all three are alike."""
+    """Return one number if all three are equal."""
     return f"{values[0]:.4g}" if len(set(values)) == 1 else str([round(value, 3) for value in values])
 
 
-def told(sources: Mapping[Keys, str]) -> str:
-    """In one line: which keys that matter were found or guessed, and from what."""
+def describe_sources(sources: Mapping[Keys, str]) -> str:
+    """Describe in one line which keys that affect inference were found or guessed, and from what."""
     by_source: dict[str, list[str]] = {}
     for keys, source in sources.items():
-        if keys not in _UNTOLD:
+        if keys not in _DESCRIPTIVE:
             by_source.setdefault(source, []).append(".".join(keys))
     return "; ".join(f"{', '.join(names)} ({source})" for source, names in by_source.items())

@@ -1,6 +1,7 @@
-"""TFLite Metadata: what some files say about their own normalisation and labels. Nothing in it is trusted.
+"""Reads TFLite Metadata (normalisation, labels) and guesses what a model without it needs.
 
-The metadata is a flatbuffer in a buffer of the model; label files are a zip archive behind the model.
+The metadata is a flatbuffer in a buffer of the model; label files are a zip archive behind the model. None of
+it is trusted. Guesses follow the published models of each decoder's family.
 Source: tensorflow/tflite-support, tensorflow_lite_support/metadata/metadata_schema.fbs
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.decode.decoder import DECODERS, fitting
+from agent.compute.decode.decoder import DECODERS, find_fitting
 from agent.compute.infer.audio_input import FRONTENDS
 from agent.compute.manifest import InputManifest, OutputManifest
 from agent.compute.tensors import TensorSpec
@@ -31,20 +32,20 @@ _NORMALISATION, _THRESHOLDING = 1, 3
 _LABEL_FILES = (2, 3)
 """Types of associated file: labels of an axis, and labels of values."""
 _LARGEST = 1024 * 1024
-"""Bytes of a label file; ImageNet's 21,000 names take 500 kB."""
+"""Largest label file, bytes; ImageNet's 21,000 names take 500 kB."""
 _BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError)
 
 Triple = tuple[float, float, float]
 
 
 class Metadata(Struct, frozen=True):
-    """What the metadata says; empty or None where it is silent.
+    """Contents of the metadata; empty or None where something is missing.
 
     Attributes:
         name, description, licence: of the model.
         labels: class names in order.
         mean, std: `(pixel - mean) / std` per channel.
-        score_threshold: as the author recommends.
+        score_threshold: recommended by the author.
     """
 
     name: str = ""
@@ -57,7 +58,7 @@ class Metadata(Struct, frozen=True):
 
 
 def read_metadata(content: bytes) -> Metadata | None:
-    """The metadata inside a file; None when there is none.
+    """Read the metadata in a model file; None if there is none.
 
     Raises:
         ModelError: the file or its metadata is damaged.
@@ -79,7 +80,7 @@ def read_metadata(content: bytes) -> Metadata | None:
 
 def _parse(data: memoryview, content: bytes) -> Metadata:
     if bytes(data[4:8]) != _IDENTIFIER:
-        raise ModelError(f"the metadata of the model is of an unknown kind, {bytes(data[4:8])!r}")
+        raise ModelError(f"the model's metadata has an unknown format, {bytes(data[4:8])!r}")
     root = ByteSource(data, "the metadata of the model").root()
     graph = next(iter(root.tables(3)), None)
     inputs, outputs = (graph.tables(2), graph.tables(3)) if graph else ([], [])
@@ -98,7 +99,7 @@ def _parse(data: memoryview, content: bytes) -> Metadata:
 
 
 def _units(tensors: Iterable[FlatTable], kind: int) -> Iterator[FlatTable]:
-    """Options of the processing units of one kind."""
+    """Yield the options of the processing units of one kind."""
     for tensor in tensors:
         for unit in tensor.tables(4):
             if unit.u8(0) == kind and (options := unit.table(1)):
@@ -106,7 +107,7 @@ def _units(tensors: Iterable[FlatTable], kind: int) -> Iterator[FlatTable]:
 
 
 def _triple(options: FlatTable, slot: int, *, nonzero: bool = False) -> Triple | None:
-    """One value per channel; a single value stands for all of them."""
+    """Return one value per channel; a single value counts for all."""
     values = [float(value) for value in options.array(slot, "<f4").tolist()]
     values = values * 3 if len(values) == 1 else values
     if len(values) != 3 or not all(math.isfinite(value) and (value or not nonzero) for value in values):
@@ -115,7 +116,7 @@ def _triple(options: FlatTable, slot: int, *, nonzero: bool = False) -> Triple |
 
 
 def _labels(outputs: Iterable[FlatTable], content: bytes) -> tuple[str, ...]:
-    """Lines of the first label file of an output; it is only read, so its path can do no harm."""
+    """Return the lines of an output's first label file. Its path is harmless, because nothing is extracted."""
     names = [f.string(0) for output in outputs for f in output.tables(6) if f.i8(2) in _LABEL_FILES]
     if not names:
         return ()
@@ -131,8 +132,6 @@ def _labels(outputs: Iterable[FlatTable], content: bytes) -> tuple[str, ...]:
     return tuple(line.strip() or "???" for line in lines)
 
 
-# What a model without a manifest most likely needs: conventions of the families that the decoders are for.
-
 _SIGNED = InputManifest(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5))
 USUAL_INPUTS = {
     "blazeface": replace(_SIGNED, resize="letterbox"),
@@ -142,48 +141,49 @@ USUAL_INPUTS = {
     "ssd": _SIGNED,
     "yolo": InputManifest(resize="letterbox", std=(255.0, 255.0, 255.0)),
 }
-"""What the published float models were trained with. Classifiers differ too much."""
+"""Normalisation of the published float models. Classifiers differ too much."""
 USUAL_OUTPUTS = {"blazeface": OutputManifest("blazeface", score_threshold=0.5, iou_threshold=0.3)}
 """Thresholds that differ from the manifest's defaults: MediaPipe's."""
 
 _SHOWN, _LONG = 2, 60
-"""Tensors in a message, and letters of each."""
+"""Tensors in a message, and characters of each."""
 _STRIDES = "; a blazeface or nanodet with other strides needs [output] decoder and [output.options] strides"
 
 
 def guess_output(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> OutputManifest:
-    """The output part of a manifest for these tensors.
+    """Guess the output part of a manifest for these tensors.
 
     Raises:
         UndecodableError: no decoder fits them.
     """
-    decoder = fitting(inputs, outputs)
+    decoder = find_fitting(inputs, outputs)
     if decoder is None:
         raise UndecodableError(
-            f"Vedette cannot decode outputs {some(outputs)}: none of its decoders ({', '.join(DECODERS)}) fits"
+            f"cannot decode outputs {describe_specs(outputs)}: none of the decoders ({', '.join(DECODERS)}) fits"
             f"{_STRIDES if any(len(spec.shape) == 3 for spec in outputs) else ''}"
         )
     return USUAL_OUTPUTS.get(decoder, OutputManifest(decoder))
 
 
-def some(specs: Sequence[TensorSpec]) -> str:
-    """The first tensors, and how many more there are."""
+def describe_specs(specs: Sequence[TensorSpec]) -> str:
+    """Describe the first tensors and the number of further ones."""
     more = f" and {len(specs) - _SHOWN} more" if len(specs) > _SHOWN else ""
     return f"{', '.join(str(spec)[:_LONG] for spec in specs[:_SHOWN]) or 'none'}{more}"
 
 
 def guess_input(decoder: str, spec: TensorSpec) -> InputManifest:
-    """The input part of a manifest for this decoder and input.
+    """Guess the input part of a manifest for this decoder and input.
 
-    A quantised input takes the pixels as they are, which is what its scale was calibrated for.
+    A quantised input takes the pixels as they are: its scale was calibrated for them.
 
     Raises:
-        ModelError: it cannot be guessed; says what a manifest must say. NormalisationError: that is mean and std.
+        NormalisationError: mean and std cannot be guessed.
+        ModelError: another key cannot be guessed. The errors name what a manifest must say.
     """
     if len(spec.shape) != 4:
         raise ModelError(
-            f"input {spec} is no picture; for sound its manifest must say [audio] rate_hz and frontend"
-            f" (one of {', '.join(FRONTENDS)}; raw for samples), and [output] labels to name what it hears"
+            f"input {spec} is not a picture; for sound its manifest must have [audio] rate_hz and frontend"
+            f" (one of {', '.join(FRONTENDS)}; raw for samples), and [output] labels"
         )
     usual = USUAL_INPUTS.get(decoder, InputManifest())
     if spec.quantised:
@@ -193,7 +193,7 @@ def guess_input(decoder: str, spec: TensorSpec) -> InputManifest:
         return replace(usual, mean=(0.0,) * 3, std=(1.0,) * 3)
     if decoder not in USUAL_INPUTS:
         raise NormalisationError(
-            f"the range of float input {spec} is unknown; its manifest must say [input] mean and std: "
+            f"the range of float input {spec} is unknown; its manifest must have [input] mean and std: "
             "mean = [127.5, 127.5, 127.5] and std = [127.5, 127.5, 127.5] for -1..1; 0 and 255 for 0..1"
         )
     return usual

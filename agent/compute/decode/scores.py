@@ -1,4 +1,4 @@
-"""Threshold comparisons on stored values: only what survives is turned into reals.
+"""Compares stored scores with a threshold and dequantises only those that pass.
 
 `real = scale * (stored - zero_point)` is monotone, so `real >= t` is `stored >= q` for a `q` found once.
 Source: https://ai.google.dev/edge/litert/models/quantization_spec
@@ -22,32 +22,32 @@ Indices = NDArray[np.intp]
 _LOGIT_LIMIT = 100.0
 """Raw scores are clipped to ±100 before the sigmoid, as MediaPipe does (`score_clipping_thresh`)."""
 _TABLED = 16
-"""Integers of so many bits are tried one by one; nothing in the format scores in wider ones."""
+"""Integer types up to so many bits are searched value by value; no model has scores in wider ones."""
 
 
 def sigmoid(logits: Floats) -> Floats:
-    """Logistic function of float32 logits, which are clipped first."""
+    """Return the logistic function of float32 logits, which are clipped first."""
     clipped = np.clip(logits, -_LOGIT_LIMIT, _LOGIT_LIMIT)
     return np.asarray(1.0 / (1.0 + np.exp(-clipped)), np.float32)
 
 
 def logit(score: float) -> float:
-    """Inverse of `sigmoid`, for 0..1."""
+    """Return the inverse of `sigmoid` for a score 0..1."""
     if score <= 0.0:
         return -_LOGIT_LIMIT
     return _LOGIT_LIMIT if score >= 1.0 else math.log(score / (1.0 - score))
 
 
 def stored_threshold(spec: TensorSpec, threshold: float) -> Any | None:
-    """The smallest stored value whose real is at least `threshold`, in its own type; None: there is none.
+    """Return the smallest stored value whose real is at least `threshold`, in its own dtype; None: there is none.
 
     Raises:
-        MisfitError: values of that type cannot be compared here: `int4`, `string`, or one that nobody knows.
+        ShapeMismatchError: numpy cannot compare values of the dtype, such as `int4` or `string`.
     """
     try:
         kind = np.dtype(spec.dtype)
     except TypeError:
-        raise ShapeMismatchError(f"expected scores in a type that numpy has, found {spec}") from None
+        raise ShapeMismatchError(f"expected scores of a numpy dtype, found {spec}") from None
     if kind.kind == "f":
         return kind.type(threshold)
     limits = np.iinfo(kind)
@@ -60,30 +60,30 @@ def stored_threshold(spec: TensorSpec, threshold: float) -> Any | None:
 
 
 _MOST = 1 << 27
-"""Scores of one tensor: half a gigabyte in float32."""
+"""Most scores of one tensor: half a gigabyte in float32."""
 
 
 class ScoreFilter:
-    """Finds the scores at or above a threshold in one tensor, or in a part of it that always has the same shape.
+    """Finds the scores at or above a threshold in a tensor, or in a part of it of constant shape.
 
-    The comparison writes into memory that is kept; looking for its few hits in words of eight is twice as fast
-    as looking at every one.
+    The comparison writes into preallocated memory. Searching it for hits in words of eight is twice as fast as
+    searching byte by byte.
     """
 
     def __init__(
         self, spec: TensorSpec, shape: tuple[int, ...], threshold: float, *, logits: bool = False, skip: int = 0
     ) -> None:
-        """Prepare.
+        """Allocate memory for arrays of one shape.
 
         Args:
             spec: of the tensor.
             shape: of the arrays to come.
             threshold: least score, 0..1.
-            logits: the stored scores have yet to go through a sigmoid.
-            skip: columns at the start of each row that are no scores.
+            logits: whether the stored scores are logits, which need a sigmoid.
+            skip: columns at the start of each row that are not scores.
 
         Raises:
-            MisfitError: the size of the tensor is known at run time only, or is more than any board computes.
+            ShapeMismatchError: the size of the tensor is not fixed, or larger than any board computes.
         """
         self._real = spec.real
         self._logits = logits
@@ -91,35 +91,33 @@ class ScoreFilter:
         self._float = np.dtype(spec.dtype).kind == "f"
         size = math.prod(shape)
         if min(shape, default=0) < 0 or size > _MOST:
-            raise ShapeMismatchError(
-                f"expected scores of a size that is known before, at most {_MOST:,}; found {spec}"
-            )
+            raise ShapeMismatchError(f"expected scores of a fixed size, at most {_MOST:,}; found {spec}")
         hits = np.zeros(-(-size // 8) * 8, np.bool_)
         self._hits = hits[:size].reshape(shape)
-        self._others = self._hits[:, :skip] if skip else self._hits[:0]
+        self._skipped = self._hits[:, :skip] if skip else self._hits[:0]
         self._words = hits.view(np.uint64)
         self._octets = hits.reshape(-1, 8)
-        self._live = np.empty(self._words.size, np.bool_)
+        self._nonzero = np.empty(self._words.size, np.bool_)
 
     def __call__(self, stored: Array) -> tuple[Indices, Floats]:
-        """Flat indices of the survivors, and their scores 0..1. What is not finite does not survive."""
+        """Return the flat indices of the finite scores that pass, and these scores, 0..1."""
         if self._threshold is None:
             return np.empty(0, np.intp), np.empty(0, np.float32)
         np.greater_equal(stored, self._threshold, out=self._hits)
-        self._others[...] = False
-        np.not_equal(self._words, 0, out=self._live)
-        words = self._live.nonzero()[0]
+        self._skipped[...] = False
+        np.not_equal(self._words, 0, out=self._nonzero)
+        words = self._nonzero.nonzero()[0]
         inner = self._octets.take(words, axis=0).reshape(-1).nonzero()[0]
         indices = words.take(inner >> 3) * 8 + (inner & 7)
-        survivors = stored.reshape(-1).take(indices) if stored.flags.c_contiguous else stored[self._hits]
-        if self._float and not (finite := np.isfinite(survivors)).all():
-            indices, survivors = indices[finite], survivors[finite]
-        scores = np.asarray(self._real(survivors), np.float32)
+        passed = stored.reshape(-1).take(indices) if stored.flags.c_contiguous else stored[self._hits]
+        if self._float and not (finite := np.isfinite(passed)).all():
+            indices, passed = indices[finite], passed[finite]
+        scores = np.asarray(self._real(passed), np.float32)
         return indices, sigmoid(scores) if self._logits else scores
 
 
 def top_k(scores: Floats, limit: int) -> Indices | None:
-    """Indices of the `limit` highest scores in no particular order; None when there are no more than that."""
+    """Return the indices of the `limit` highest scores, unordered; None if there are no more than that."""
     if scores.size <= limit:
         return None
     return np.argpartition(scores, scores.size - limit)[scores.size - limit :]

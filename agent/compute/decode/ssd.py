@@ -1,7 +1,7 @@
-"""SSD whose last operation is `TFLite_Detection_PostProcess`, as in EfficientDet-Lite and SSD-MobileNet.
+"""SSD models that end in `TFLite_Detection_PostProcess`, such as EfficientDet-Lite and SSD-MobileNet.
 
-It suppresses overlaps itself, and gives boxes [1,n,4] as `(y0, x0, y1, x1)` in fractions, classes [1,n] from 0,
-scores [1,n] and count [1]. Source: tensorflow/tensorflow, tensorflow/lite/kernels/detection_postprocess.cc
+The operation suppresses overlaps and gives boxes [1,n,4] as `(y0, x0, y1, x1)` in fractions, classes [1,n] from
+0, scores [1,n] and count [1]. Source: tensorflow/tensorflow, tensorflow/lite/kernels/detection_postprocess.cc
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class SsdOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
     """Options of `ssd`.
 
     Attributes:
-        label_offset: added to a class to get the number of its label; 1 where labels begin with the background.
-        logits: the sigmoid of the scores has yet to be done.
+        label_offset: added to a class to get the number of its label; 1 if the labels begin with the background.
+        logits: whether the scores are logits, which need a sigmoid.
     """
 
     label_offset: int = 0
@@ -49,26 +49,26 @@ _ROLES = (
 )
 
 
-def build(setting: DecoderContext) -> Ssd:
-    """A decoder for the four outputs, in any order.
+def build(context: DecoderContext) -> Ssd:
+    """Build a decoder for the four outputs, in any order.
 
     Raises:
-        MisfitError: the tensors are others.
+        ShapeMismatchError: the tensors do not fit.
     """
-    options = setting.options(SsdOptions)
-    boxes, classes, scores, count = assign_outputs(_ROLES, setting.outputs, options.tensors)
-    specs = [setting.outputs[i] for i in (boxes, classes, scores)]
+    options = context.options(SsdOptions)
+    boxes, classes, scores, count = assign_outputs(_ROLES, context.outputs, options.tensors)
+    specs = [context.outputs[i] for i in (boxes, classes, scores)]
     if len({spec.shape[1] for spec in specs}) > 1:
         raise ShapeMismatchError(
             f"expected as many boxes as classes and scores, found {', '.join(map(str, specs))}"
         )
-    told = options.tensors or any(_ROLES[1 + i].hinted(spec) for i, spec in enumerate(specs[1:]))
-    if not told:
-        numbers = [_number(spec) for spec in setting.outputs]
+    named = options.tensors or any(_ROLES[1 + i].is_hinted(spec) for i, spec in enumerate(specs[1:]))
+    if not named:
+        numbers = [_number(spec) for spec in context.outputs]
         # Classes are numbered next to boxes: 0 boxes, 1 classes, 2 scores, 3 count; by TensorFlow 2 backwards.
         backwards = numbers[boxes] > numbers[count]
         classes, scores = sorted((classes, scores), key=lambda place: numbers[place], reverse=backwards)
-    return Ssd(setting, setting.labels(), options, (boxes, classes, scores, count))
+    return Ssd(context, context.labels(), options, (boxes, classes, scores, count))
 
 
 def _number(spec: TensorSpec) -> int:
@@ -77,19 +77,19 @@ def _number(spec: TensorSpec) -> int:
 
 
 class Ssd:
-    """See the module.
+    """Decoder of an SSD.
 
     Attributes:
         scores_at: index of the output with the scores.
     """
 
     def __init__(
-        self, setting: DecoderContext, labels: Labels, options: SsdOptions, places: tuple[int, ...]
+        self, context: DecoderContext, labels: Labels, options: SsdOptions, places: tuple[int, ...]
     ) -> None:
         self._places = places
-        self._specs = [setting.outputs[i] for i in places]
-        self._threshold = setting.score_threshold
-        self._limit = setting.config.max_detections
+        self._specs = [context.outputs[i] for i in places]
+        self._threshold = context.score_threshold
+        self._limit = context.config.max_detections
         self._offset, self._logits, self.scores_at = options.label_offset, options.logits, places[2]
         self._labels = labels
 
@@ -110,7 +110,7 @@ class Ssd:
         return list(islice((d for d in detections if d is not None), self._limit))
 
     def _detection(self, number: float, score: float, corners: list[float]) -> Detection | None:
-        """None for an unwanted class, and for what is empty or not finite."""
+        """Return None for an unwanted class, and for a box that is empty or not finite."""
         if not all(map(math.isfinite, (number, score, *corners))):
             return None
         y0, x0, y1, x1 = (min(1.0, max(0.0, edge)) for edge in corners)

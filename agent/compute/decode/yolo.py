@@ -1,7 +1,8 @@
-"""YOLO heads whose boxes are decoded in the graph: v5 and v7, v6, v8 to v12, and those without suppression.
+"""YOLO models whose graphs decode the boxes: v5 and v7, v6, v8 to v12, and end-to-end models.
 
-Rows are `(cx, cy, w, h, classes…)`, in v5 with the objectness before the classes: [1,N,5+C]; since v8 [1,4+C,N].
-Heads that need no suppression give [1,n,6] as `(x0, y0, x1, y1, score, class)`. Boxes are in fractions or pixels.
+Rows are `(cx, cy, w, h, classes…)`, in v5 with the objectness before the classes: [1,N,5+C]; since v8
+[1,4+C,N]. End-to-end models, which need no suppression, give [1,n,6] as `(x0, y0, x1, y1, score, class)`. Boxes
+are in fractions or pixels.
 Source: https://docs.ultralytics.com/integrations/tflite/, ultralytics/yolov5 `export.py`
 """
 
@@ -27,18 +28,18 @@ from agent.compute.tensors import TensorSpec
 from agent.types import Array, Detection
 
 _PIXELS = 2.0
-"""A box that reaches beyond is in pixels: fractions stay near 1."""
+"""A larger coordinate means that boxes are in pixels: fractions stay near 1."""
 _COARSE = 0.1
-"""A tensor in larger steps cannot hold scores beside its pixels."""
+"""A quantised tensor with a larger scale cannot hold scores beside pixels."""
 
 
 class YoloOptions(DetectorOptions, frozen=True, forbid_unknown_fields=True):
     """Options of `yolo`.
 
     Attributes:
-        coordinates: of the boxes; `auto`: seen from their size.
-        objectness: whether a column of it stands before the classes; None: seen from the shape.
-        end_to_end: whether rows are final boxes `(x0, y0, x1, y1, score, class)`; None: seen from the shape.
+        coordinates: unit of the boxes; `auto`: found from their size.
+        objectness: whether a column of it precedes the classes; None: found from the shape.
+        end_to_end: whether rows are final boxes `(x0, y0, x1, y1, score, class)`; None: found from the shape.
         strides: input pixels per cell of each level.
     """
 
@@ -52,12 +53,12 @@ OPTIONS = YoloOptions
 
 
 class Layout(Struct, frozen=True):
-    """How the output tensor is to be read.
+    """Layout of the output tensor.
 
     Attributes:
         columns_first: [1,columns,N] instead of [1,N,columns].
         rows: N.
-        classes: how many.
+        classes: their number.
         first: column of the first class.
         end_to_end: see `YoloOptions`.
     """
@@ -69,33 +70,33 @@ class Layout(Struct, frozen=True):
     end_to_end: bool
 
 
-def build(setting: DecoderContext) -> Yolo:
-    """A decoder for one output of three dimensions.
+def build(context: DecoderContext) -> Yolo:
+    """Build a decoder for one output of three dimensions.
 
     Raises:
-        MisfitError: the tensor is another.
+        ShapeMismatchError: the tensor does not fit.
     """
-    options = setting.options(YoloOptions)
-    (place,) = assign_outputs((OutputRole("output", ((1, None, None),)),), setting.outputs, options.tensors)
-    spec = setting.outputs[place]
-    layout = _layout(setting, options, (spec.shape[1], spec.shape[2]))
+    options = context.options(YoloOptions)
+    (place,) = assign_outputs((OutputRole("output", ((1, None, None),)),), context.outputs, options.tensors)
+    spec = context.outputs[place]
+    layout = _layout(context, options, (spec.shape[1], spec.shape[2]))
     if layout is None:
-        labels = len(setting.labels())
+        labels = len(context.labels())
         expected = f"{4 + labels} or {5 + labels} columns for {labels} labels" if labels else "rows for each cell"
         raise ShapeMismatchError(f"expected [1,N,5+C] or [1,4+C,N] with {expected}, found {spec}")
     if spec.scale > _COARSE:
         raise ShapeMismatchError(
-            f"{spec} holds pixels and scores in steps of {spec.scale:.3g}, so no score survives: export with"
+            f"{spec} holds pixels and scores in steps of {spec.scale:.3g}, too coarse for scores: export with"
             " boxes in fractions, or with a float output"
         )
-    return Yolo(setting, options, layout, place)
+    return Yolo(context, options, layout, place)
 
 
-def _layout(setting: DecoderContext, options: YoloOptions, shape: tuple[int, int]) -> Layout | None:
-    """The reading that the number of cells or of labels confirms; None: none does."""
-    height, width = setting.picture()
+def _layout(context: DecoderContext, options: YoloOptions, shape: tuple[int, int]) -> Layout | None:
+    """Return the layout that the number of cells or of labels confirms; None: there is none."""
+    height, width = context.picture()
     cells = sum(-(-height // s) * -(-width // s) for s in options.strides if s > 0)
-    labels = len(setting.labels())
+    labels = len(context.labels())
     for rows, columns in (shape, shape[::-1]):
         first = _first_class(rows, columns, cells, labels, options)
         final = columns == 6 and rows < cells and first is None
@@ -107,7 +108,7 @@ def _layout(setting: DecoderContext, options: YoloOptions, shape: tuple[int, int
 
 
 def _first_class(rows: int, columns: int, cells: int, labels: int, options: YoloOptions) -> int | None:
-    """Column of the first class, 4 or 5; None when this is not the way to read the tensor."""
+    """Return the column of the first class, 4 or 5; None if these rows and columns do not fit."""
     for first in (4, 5):
         if options.objectness not in (None, first == 5):
             continue
@@ -118,9 +119,9 @@ def _first_class(rows: int, columns: int, cells: int, labels: int, options: Yolo
     return None
 
 
-def _sieve(setting: DecoderContext, spec: TensorSpec, layout: Layout) -> ScoreFilter:
-    """For the column of objectness or final scores, for class rows, or for whole rows less their box."""
-    threshold = setting.score_threshold
+def _filter(context: DecoderContext, spec: TensorSpec, layout: Layout) -> ScoreFilter:
+    """Build the filter of objectness, of class rows, or of rows without their box."""
+    threshold = context.score_threshold
     if layout.first == 5:
         return ScoreFilter(spec, (layout.rows,), threshold)
     if layout.columns_first:
@@ -129,18 +130,18 @@ def _sieve(setting: DecoderContext, spec: TensorSpec, layout: Layout) -> ScoreFi
 
 
 class Yolo:
-    """See the module."""
+    """Decoder of a YOLO model."""
 
-    def __init__(self, setting: DecoderContext, options: YoloOptions, layout: Layout, place: int) -> None:
+    def __init__(self, context: DecoderContext, options: YoloOptions, layout: Layout, place: int) -> None:
         self._place = place
-        self._spec = spec = setting.outputs[place]
+        self._spec = spec = context.outputs[place]
         self._layout = layout
-        height, width = setting.picture()
+        height, width = context.picture()
         self._size = np.array((width, height, width, height), np.float32)
         self._coordinates = options.coordinates
-        self._threshold = np.float32(setting.score_threshold)
-        self._sieve = _sieve(setting, spec, layout)
-        self._end = BoxEnd(setting, setting.labels(), max(1, layout.classes), agnostic=options.agnostic)
+        self._threshold = np.float32(context.score_threshold)
+        self._filter = _filter(context, spec, layout)
+        self._end = BoxEnd(context, context.labels(), max(1, layout.classes), agnostic=options.agnostic)
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
         table = outputs[self._place][0]
@@ -148,7 +149,9 @@ class Yolo:
             table = table.T
         if self._layout.end_to_end:
             return self._final(table)
-        rows, classes, scores = self._scored(table) if self._layout.first == 5 else self._sifted(table)
+        rows, classes, scores = (
+            self._filter_objectness(table) if self._layout.first == 5 else self._filter_classes(table)
+        )
         chosen = self._end.choose(classes, scores)
         if chosen is not None:
             rows, classes, scores = rows[chosen], classes[chosen], scores[chosen]
@@ -160,27 +163,27 @@ class Yolo:
             boxes[:, 2:] += boxes[:, :2]
         return self._end.detections(boxes, scores, classes)
 
-    def _sifted(self, table: Array) -> tuple[Indices, Indices, Floats]:
-        """Row, class and score of what passes, without objectness."""
+    def _filter_classes(self, table: Array) -> tuple[Indices, Indices, Floats]:
+        """Return row, class and score of what passes, without objectness."""
         if self._layout.columns_first:
-            indices, scores = self._sieve(table.T[4:])
+            indices, scores = self._filter(table.T[4:])
             classes, rows = np.divmod(indices, self._layout.rows)
             return rows, classes, scores
-        indices, scores = self._sieve(table)
+        indices, scores = self._filter(table)
         rows, columns = np.divmod(indices, 4 + self._layout.classes)
         return rows, columns - 4, scores
 
-    def _scored(self, table: Array) -> tuple[Indices, Indices, Floats]:
-        """Row, class and score of what passes; a score is objectness times class, so objectness sifts first."""
-        live, objectness = self._sieve(table[:, 4])
+    def _filter_objectness(self, table: Array) -> tuple[Indices, Indices, Floats]:
+        """Return row, class and score of what passes; the score is objectness times class."""
+        live, objectness = self._filter(table[:, 4])
         with np.errstate(all="ignore"):
             scores = self._real(table[live, 5:]) * objectness[:, None]
             inner, classes = np.nonzero((scores >= self._threshold) & np.isfinite(scores))
         return live[inner], classes, scores[inner, classes]
 
     def _final(self, table: Array) -> list[Detection]:
-        """Detections of rows that are boxes already; the model has suppressed overlaps itself."""
-        live, scores = self._sieve(table[:, 4])
+        """Return the detections of an end-to-end model, which has suppressed overlaps itself."""
+        live, scores = self._filter(table[:, 4])
         rows = self._real(table[live])
         sound = np.isfinite(rows).all(axis=1)
         rows, scores = rows[sound], scores[sound]
@@ -200,7 +203,7 @@ class Yolo:
         return np.array(self._spec.real(stored), np.float32)
 
     def _fractions(self, boxes: Floats) -> Floats:
-        """Boxes in fractions of the picture, whatever they were in."""
+        """Convert boxes to fractions of the picture."""
         pixels = self._coordinates == "pixels"
         if self._coordinates == "auto" and boxes.size:
             pixels = bool(np.max(boxes, initial=0.0, where=np.isfinite(boxes)) > _PIXELS)

@@ -13,7 +13,7 @@ from agent.compute.decode.decoder import (
     ShapeMismatchError,
     assign_outputs,
     build_decoder,
-    fitting,
+    find_fitting,
 )
 from agent.compute.manifest import Manifest, OutputManifest
 from agent.compute.tensors import TensorSpec
@@ -40,14 +40,14 @@ def test_the_fitting_decoder_is_found(name: str) -> None:
     image, outputs = FITS[name]
     if name == "yolo":
         outputs = (spec("out", 1, 6, 84),)
-    assert fitting((image,), outputs[:1] if name == "keyword" else outputs) == (
+    assert find_fitting((image,), outputs[:1] if name == "keyword" else outputs) == (
         "classify" if name == "keyword" else name
     )
 
 
 def test_nothing_fits_anything() -> None:
-    assert fitting((), ()) is None
-    assert fitting((picture(64),), (spec("out", 1, 2, 3, 4, 5),)) is None
+    assert find_fitting((), ()) is None
+    assert find_fitting((picture(64),), (spec("out", 1, 2, 3, 4, 5),)) is None
 
 
 @pytest.mark.parametrize("name", DECODERS)
