@@ -105,7 +105,7 @@ class AudioPerception:
         if chunk.first != self._next:
             self.reset()
         self._next = chunk.first + chunk.samples.size
-        sound = self._gate.look(chunk.samples)
+        sound = self._gate.evaluate(chunk.samples)
         gated = time.monotonic_ns()
         queue = began - chunk.read_ns if chunk.read_ns else 0
         # The gate takes a long sound for background: only the model can tell when it is over.

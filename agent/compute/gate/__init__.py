@@ -1,1 +1,1 @@
-"""Gate: is there anything to look at, and how hard is it?"""
+"""Gates: decide whether an input is worth an inference, and how complex it is."""

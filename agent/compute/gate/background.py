@@ -1,8 +1,8 @@
-"""The background: what the picture looks like while nothing moves. Pictures in, moving regions out.
+"""Background subtraction: learns a camera's background and finds moving regions.
 
-Each picture is halved until it is small, greyed and blurred; what then differs from a running average by more
-than this spot's usual unrest is moving. Three kinds of change are not movement: noise and flicker (learned per
-pixel), slow drift (averaged away), and light (one factor for the whole picture, or learned anew at once).
+Each picture is halved until it is small, converted to grey and blurred. A pixel moves if it differs from a
+running average by more than its usual noise. Three kinds of change are not movement: noise and flicker (learned
+per pixel), slow drift (averaged away), and light (one factor for the whole picture, or learned anew at once).
 """
 
 from __future__ import annotations
@@ -19,41 +19,42 @@ from agent.types import Box, Image
 Grey = NDArray[np.uint8]
 
 _WIDTH = 240
-"""The small picture is at most so wide, px, and at least half of it."""
+"""Greatest width of the small picture, px; it has at least half of that."""
 
 _TALL = 1000
-"""Pictures of so many rows are read at every second row: half the memory traffic, and detail enough is left."""
+"""From so many rows on every second row is read: half the memory traffic, with enough detail."""
 
 _SETTLE_S, _SETTLE_TRACKED_S = 5.0, 10.0
-"""Time constants at which a still thing becomes background: shorter while the model finds nothing in it."""
+"""Time constants at which a still object becomes background: shorter while the model finds nothing, s."""
 
-_UNREST_S = 20.0
-"""Time constant at which a spot's usual unrest is learned."""
+_NOISE_S = 20.0
+"""Time constant at which a pixel's usual noise is learned, s."""
 
-_UNREST_MAX = 8
-"""Grey levels; a spot where much goes on may not become blind."""
+_NOISE_MAX = 8
+"""Greatest noise of a pixel, grey levels, so that busy places do not become blind."""
 
-_UNREST_FACTOR = 4.0
+_NOISE_FACTOR = 4.0
 """Mean absolute deviations above which a difference is movement: 3.2 sigma of a Gaussian."""
 
 _RELEARN_SHARE, _RELEARN_GAIN, _RELEARN_STILL = 0.2, 1.2, 0.1
-"""Light: so much of the picture differs or by such a factor, and so little of that from the picture before."""
+"""The light has changed if so much of the picture differs, or by such a factor, and so little of that from the
+picture before."""
 
 _GAIN_MAX = 3.0
 _GAIN_STRIDE = 5
 _REGIONS_MAX = 32
 _CLOSE = np.ones((5, 5), np.uint8)
-"""Joins the pieces of one walker."""
+"""Joins the parts of one person."""
 
 
 class Background:
-    """Learns one camera's background. Everything of size is allocated when the picture's size is first seen."""
+    """Learns one camera's background. Its memory is allocated for the first picture of a size."""
 
     def __init__(self, sensitivity: float, min_area: float) -> None:
-        """Prepare.
+        """Start without a background.
 
         Args:
-            sensitivity: 0 tells only differences above 32 grey levels, 1 those above 3.
+            sensitivity: 0 finds differences above 32 grey levels, 1 those above 3.
             min_area: share of the frame that a moving region must cover.
         """
         self._floor = 32.0 * 0.1**sensitivity
@@ -61,7 +62,7 @@ class Background:
         self._shape: tuple[int, ...] = ()
 
     def fits(self, image: Image) -> bool:
-        """Whether pictures of this size have been learned."""
+        """Return True if the background has this picture's size."""
         return image.shape == self._shape
 
     def learn(self, image: Image) -> None:
@@ -83,12 +84,12 @@ class Background:
         self._restart()
 
     def moving(self, image: Image, dt_s: float, *, tracked: bool) -> tuple[Box, ...]:
-        """Regions that move, largest first, and learn from this picture.
+        """Return the moving regions, largest first, and learn from this picture.
 
         Args:
             image: H×W×3 uint8, of the size learned.
-            dt_s: since the picture before, s.
-            tracked: the model has found something: movement is then no unrest to be learned.
+            dt_s: time since the picture before, s.
+            tracked: whether the model has found something, whose movement is not learned as noise.
         """
         self._shrink(image)
         gain = self._gain()
@@ -103,19 +104,19 @@ class Background:
         return regions
 
     def _shrink(self, image: Image) -> None:
-        """Exact halves, because OpenCV averages 2×2 pixels with vector instructions, and nothing else."""
+        """Halve the picture exactly: OpenCV averages only 2×2 pixels with vector instructions."""
         picture = image[:: self._rows] if self._rows > 1 else image
         for half in self._halves:
             height, width = half.shape[:2]
             whole = picture[: 2 * height, : 2 * width]
             cv2.resize(whole, (width, height), dst=half, interpolation=cv2.INTER_AREA)
             picture = half
-        # The order of the channels does not matter for telling whether something changed.
+        # The order of the channels does not matter for differences.
         cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY, dst=self._raw)
         cv2.blur(self._raw, (3, 3), dst=self._grey)
 
     def _gain(self) -> float:
-        """By which factor the light changed: the median over a grid, which no walker moves."""
+        """Return the factor of the light: the median over a grid, which a moving object does not change."""
         now = self._grey[::_GAIN_STRIDE, ::_GAIN_STRIDE].ravel()
         # Deep shadow has no light to compare.
         usual = np.maximum(self._mean[::_GAIN_STRIDE, ::_GAIN_STRIDE].ravel(), 8.0)
@@ -128,7 +129,7 @@ class Background:
         cv2.convertScaleAbs(self._mean, dst=self._expected, alpha=gain)
         cv2.absdiff(self._grey, self._expected, dst=self._diff)
         # A brighter picture is a noisier one.
-        factor = _UNREST_FACTOR * max(1.0, gain)
+        factor = _NOISE_FACTOR * max(1.0, gain)
         cv2.convertScaleAbs(self._noise, dst=self._limit, alpha=factor, beta=self._floor)
         cv2.compare(self._diff, self._limit, cv2.CMP_GT, dst=self._mask)
 
@@ -145,10 +146,10 @@ class Background:
         return (box for _, box in found[:_REGIONS_MAX])
 
     def _light_changed(self, changed: int, gain: float) -> bool:
-        """Much is new, and yet nothing moves: a lamp, a cloud, an exposure, or the camera was turned."""
+        """Return True if much differs but nothing moves: a lamp, a cloud, the exposure, or a turned camera."""
         if changed < _RELEARN_SHARE * self._mask.size and 1 / _RELEARN_GAIN < gain < _RELEARN_GAIN:
             return False
-        # Both are free until the next picture; the difference and its mask are still to be learned from.
+        # Both are free until the next picture; the difference and its mask are still needed for learning.
         step, stepped = self._expected, self._raw
         cv2.absdiff(self._grey, self._before, dst=step)
         cv2.compare(step, self._limit, cv2.CMP_GT, dst=stepped)
@@ -160,16 +161,16 @@ class Background:
         self._pictures = 1
 
     def _update(self, dt_s: float, tracked: bool) -> None:
-        """Running averages; the first pictures count alike, so that the noise of one is not the background."""
+        """Update the running averages; the first pictures count equally, against the noise of one."""
         self._pictures += 1
         young = 1.0 / self._pictures
         settle_s = _SETTLE_TRACKED_S if tracked else _SETTLE_S
         cv2.accumulateWeighted(self._grey, self._mean, max(young, _weight(dt_s, settle_s)))
-        cv2.threshold(self._diff, _UNREST_MAX, 0, cv2.THRESH_TRUNC, dst=self._diff)
+        cv2.threshold(self._diff, _NOISE_MAX, 0, cv2.THRESH_TRUNC, dst=self._diff)
         still = cv2.bitwise_not(self._mask, dst=self._mask) if tracked else None
-        cv2.accumulateWeighted(self._diff, self._noise, max(young, _weight(dt_s, _UNREST_S)), mask=still)
+        cv2.accumulateWeighted(self._diff, self._noise, max(young, _weight(dt_s, _NOISE_S)), mask=still)
 
 
 def _weight(dt_s: float, constant_s: float) -> float:
-    """Share of the newest value in an average with this time constant, at whatever frame rate."""
+    """Return the weight of the newest value in an average with this time constant, at any frame rate."""
     return 1.0 - math.exp(-max(0.0, dt_s) / constant_s)

@@ -1,4 +1,4 @@
-"""The motion gate: is there anything to look at? Frames in, a `GateDecision` out: whether to infer, and why."""
+"""The motion gate: decides for each frame whether to infer, on which part, and how complex it is."""
 
 from __future__ import annotations
 
@@ -13,27 +13,25 @@ from agent.compute.track.association import overlap
 from agent.config.stream import GateConfig
 from agent.types import Box, Image
 
-# Moving regions: how hard they make the picture, and which part of it holds them all. Pure.
-
 _EASY_SIDE = 0.25
-"""A thing whose side is this share of the frame's is no harder than a larger one."""
+"""Objects with a side of at least this share of the frame's are the least complex."""
 
 _PADDING = 1.4
-"""The crop's side against the regions': context, which detectors need."""
+"""Ratio of the crop's side to the regions', for the context that detectors need."""
 
 _CROP_MIN, _CROP_MAX = 0.25, 0.7
-"""Smallest crop, as a share of the frame's sides, and the largest that is worth it."""
+"""Smallest crop, and largest that saves enough, as shares of the frame's sides."""
 
 _GRID = 16
-"""Crops snap to this fraction of the frame, so that they rest while their content moves a little."""
+"""Crops snap to this fraction of the frame, so that small movements do not shift them."""
 
 
 def complexity(boxes: Sequence[Box]) -> float:
-    """How hard the picture looks, 0 (nothing, or one near thing) to 1 (many, small, everywhere).
+    """Estimate how complex a picture is, 0 (nothing, or one near object) to 1 (many small ones everywhere).
 
-    `0.5 * smallness + 0.3 * number + 0.2 * spread`: smallness is 0 for a smallest thing with a side of a quarter
-    of the frame and 1 for a point; number is 1 - 1/n; spread is the share of the frame that their hull covers.
-    A rule of thumb: it orders pictures and promises no scale.
+    `0.5 * smallness + 0.3 * number + 0.2 * spread`: smallness is 0 if the smallest object has a side of a
+    quarter of the frame and 1 for a point; number is 1 - 1/n; spread is the share of the frame that their hull
+    covers. It is a rule of thumb that orders pictures.
     """
     if not boxes:
         return 0.0
@@ -45,16 +43,16 @@ def complexity(boxes: Sequence[Box]) -> float:
 
 
 def crop_around(boxes: Sequence[Box]) -> Box | None:
-    """The part of the frame that holds the boxes with some context, in the frame's aspect.
+    """Return the part of the frame that holds the boxes with some context, in the frame's aspect.
 
     Returns:
-        A box inside the frame, or None when there are no boxes or the part would not be clearly smaller.
+        A box inside the frame; None if there are no boxes or the part would not be clearly smaller.
     """
     if not boxes:
         return None
     x0, y0, x1, y1 = hull(boxes)
     side = max(_CROP_MIN, _PADDING * max(x1 - x0, y1 - y0))
-    # One step more than it needs: snapping the corner may shift it by up to one.
+    # One step more than needed, because snapping may shift the corner by up to one.
     side = (math.ceil(side * _GRID) + 1) / _GRID
     if side > _CROP_MAX:
         return None
@@ -63,7 +61,7 @@ def crop_around(boxes: Sequence[Box]) -> Box | None:
 
 
 def hull(boxes: Sequence[Box]) -> Box:
-    """The smallest box around all; at least one box is needed."""
+    """Return the smallest box around all; at least one box is needed."""
     return (
         min(box[0] for box in boxes),
         min(box[1] for box in boxes),
@@ -80,15 +78,15 @@ Reason = Literal["first", "motion", "track", "check", "hold", "keep-alive", "off
 
 
 class GateDecision(Struct, frozen=True):
-    """What the gate made of one picture.
+    """Decision on one picture.
 
     Attributes:
-        open: infer.
+        open: whether to infer.
         reason: `first` picture of this size, `motion`, a `track` moves, `check` of a stationary track, `hold`
             after motion, `keep-alive`, gate `off`; or `still`: closed.
-        complexity: 0..1, see `regions.complexity`; 1 where nothing is known (`first`, `keep-alive`, `off`).
-        regions: what moves, largest first.
-        crop: infer on this part only; None: on the whole frame.
+        complexity: 0..1, see `complexity`; 1 if unknown (`first`, `keep-alive`, `off`).
+        regions: that move, largest first.
+        crop: part to infer; None: the whole frame.
     """
 
     open: bool
@@ -125,35 +123,35 @@ class MotionGate:
         keep: Sequence[Box] = (),
         resting: Sequence[Box] = (),
     ) -> GateDecision:
-        """Look at one picture.
+        """Decide on one picture.
 
         Args:
-            image: H×W×3 uint8, any size; another size than before is learned anew.
-            now_ns: when it was captured, ns on any clock that does not jump back.
-            watching: something is followed that needs each picture: do not close.
-            check: something stationary is to be looked at again: open for this picture.
-            keep: boxes that a crop must hold besides what moves.
-            resting: boxes that a crop must hold only where something moves in them.
+            image: H×W×3 uint8, any size; a new size is learned anew.
+            now_ns: capture time, ns of a monotonic clock.
+            watching: a track needs each picture: do not close.
+            check: a stationary track needs an inference: open for this picture.
+            keep: boxes that a crop must hold besides moving regions.
+            resting: boxes that a crop must hold only if something moves in them.
         """
         if not self._config.motion:
             return _OFF
         regions = self._moving(image, now_ns, watching)
         if regions is None:
-            sight = _FIRST
+            decision = _FIRST
         elif (reason := self._reason(regions, now_ns, watching=watching, check=check)) is None:
-            sight = _KEEP_ALIVE if now_ns - self._opened_ns >= self._idle_ns else _STILL
+            decision = _KEEP_ALIVE if now_ns - self._opened_ns >= self._idle_ns else _STILL
         else:
             near = [box for box in resting if any(overlap(box, region) > 0.0 for region in regions)]
             crop = self._crop((*regions, *keep, *near), now_ns)
-            sight = GateDecision(True, reason, complexity((*regions, *keep, *resting)), regions, crop)
-        if sight.open:
+            decision = GateDecision(True, reason, complexity((*regions, *keep, *resting)), regions, crop)
+        if decision.open:
             self._opened_ns = now_ns
-            if sight.crop is None:
+            if decision.crop is None:
                 self._whole_ns = now_ns
-        return sight
+        return decision
 
     def _moving(self, image: Image, now_ns: int, watching: bool) -> tuple[Box, ...] | None:
-        """None for the first picture of its size."""
+        """Return the moving regions; None for the first picture of its size."""
         dt_s, self._before_ns = (now_ns - self._before_ns) / 1e9, now_ns
         if not self._background.fits(image):
             self._background.learn(image)
@@ -164,7 +162,7 @@ class MotionGate:
         return regions
 
     def _reason(self, regions: tuple[Box, ...], now_ns: int, *, watching: bool, check: bool) -> Reason | None:
-        """Return why the picture is worth a look; None: nothing moves, and nothing is followed."""
+        """Return the reason to infer; None: nothing moves, and no track needs it."""
         if regions:
             return "motion"
         if watching:
@@ -174,7 +172,7 @@ class MotionGate:
         return "hold" if now_ns - self._moved_ns < self._hold_ns else None
 
     def _crop(self, boxes: Sequence[Box], now_ns: int) -> Box | None:
-        """None too when the whole frame has not been looked at for long: a still thing may be elsewhere."""
+        """Return the crop; None too if the whole frame was not inferred for long."""
         if not self._config.crop or now_ns - self._whole_ns >= self._idle_ns:
             return None
         return crop_around(boxes)

@@ -1,8 +1,13 @@
-"""The voice gate: is there anything to hear, and how hard is it? Samples in, a `VoiceDecision` out.
+"""The voice gate: decides which samples are worth an inference, and how complex the speech is.
 
-Level and spectrum against a floor that follows the noise: per band it is the mean of what is heard while nothing
-stands out, and rises only slowly while something does, so that a fan is learned and a word is not. The idea is
-that of noise tracking for speech enhancement: Cohen, IEEE Trans. Speech and Audio Processing 11 (2003).
+It compares the level per band with a floor that follows the noise: the mean while nothing stands out, which
+    rises only slowly while something does, so that a fan is learned and a word is not. The idea is that of
+    noise tracking for
+speech enhancement: Cohen, IEEE Trans. Speech and Audio Processing 11 (2003).
+
+Speech is complex if it is little above the noise, flat like noise, changes fast, or is spoken fast. Syllables lie
+between dips of the level, as in de Jong and Wempe, Praat script to detect syllable nuclei and measure speech rate
+automatically, Behavior Research Methods 41 (2009).
 """
 
 from __future__ import annotations
@@ -15,17 +20,12 @@ from msgspec import Struct
 from agent.config.stream import GateConfig
 from agent.types import Array, Samples
 
-# How hard is a sound to understand? Little above the noise, flat like noise, changing fast, or spoken fast.
-#
-# Speech rate: syllables are what lies between dips of the level, as in de Jong and Wempe, Praat script to detect
-# syllable nuclei and measure speech rate automatically, Behavior Research Methods 41 (2009).
-
 _CLEAR_DB = 20.0
-"""Above its floor by so much, speech is as easy as in silence."""
+"""Speech so far above its floor is as easy as in silence, dB."""
 _FLUX_DB = 12.0
-"""Change between two blocks that is as fast as can be."""
+"""Change between two blocks that counts as the fastest, dB."""
 _CALM_HZ, _HASTY_HZ = 3.0, 8.0
-"""Syllables a second that make nothing harder, and that are as fast as can be."""
+"""Syllables a second that add no complexity, and that count as the fastest, Hz."""
 _NOISE, _FLAT, _CHANGE, _HASTE = 0.55, 0.15, 0.15, 0.15
 _NEWEST = 0.3
 
@@ -35,17 +35,17 @@ _MEMORY_S = 1.0
 
 
 class SpeechComplexity:
-    """One stream's, over time. For one thread."""
+    """Complexity of one stream's speech over time. For one thread."""
 
     def __init__(self, rate_hz: int) -> None:
         self._rate = SpeechRate(rate_hz)
         self._value = 0.5
 
-    def of(self, samples: Samples, above_db: float, flux_db: float, power: Array) -> float:
-        """Of the newest block in which something is heard, smoothed over a word: 0..1.
+    def update(self, samples: Samples, above_db: float, flux_db: float, power: Array) -> float:
+        """Return the complexity of the newest audible block, smoothed over a word, 0..1.
 
         Args:
-            samples: int16 [n], following those before.
+            samples: int16 [n], continuing the previous ones.
             above_db: level above the noise, dB.
             flux_db: mean change of the bands since the block before, dB.
             power: spectrum of the block.
@@ -54,30 +54,30 @@ class SpeechComplexity:
         share = power / (power.sum() + 1e-20)
         entropy = float(-(share * np.log(share + 1e-20)).sum() / np.log(share.size))
         change = min(1.0, flux_db / _FLUX_DB)
-        haste = min(1.0, max(0.0, (self._rate.of(samples) - _CALM_HZ) / (_HASTY_HZ - _CALM_HZ)))
+        haste = min(1.0, max(0.0, (self._rate.update(samples) - _CALM_HZ) / (_HASTY_HZ - _CALM_HZ)))
         now = min(1.0, _NOISE * noise + _FLAT * entropy + _CHANGE * change + _HASTE * haste)
         self._value += _NEWEST * (now - self._value)
         return self._value
 
     def pause(self) -> None:
-        """Nothing is heard: what comes next is another utterance."""
+        """Record silence: the next sound is another utterance."""
         self._rate.pause()
 
 
 class SpeechRate:
-    """Syllables a second over the last second or so. For one thread."""
+    """Syllables a second over about the last second. For one thread."""
 
     def __init__(self, rate_hz: int) -> None:
         self._size = max(1, round(_STEP_S * rate_hz))
-        self._kept = float(np.exp(-self._size / rate_hz / _MEMORY_S))
+        self._decay = float(np.exp(-self._size / rate_hz / _MEMORY_S))
         self._hz, self._in_syllable, self._extreme = 0.0, False, float("inf")
 
-    def of(self, samples: Samples) -> float:
-        """After these samples, int16 [n], too; what is left over of whole steps does not count."""
+    def update(self, samples: Samples) -> float:
+        """Add samples, int16 [n], and return the rate, Hz. A remainder of a step is ignored."""
         steps = samples[: len(samples) // self._size * self._size].reshape(-1, self._size).astype(np.float32)
         levels = 10.0 * np.log10(np.einsum("ij,ij->i", steps, steps) + 1.0)
         for level in levels.tolist():
-            self._hz *= self._kept
+            self._hz *= self._decay
             if not self._in_syllable:
                 self._extreme = min(self._extreme, level)
                 self._in_syllable = level > self._extreme + _DIP_DB
@@ -90,34 +90,34 @@ class SpeechRate:
         return self._hz
 
     def pause(self) -> None:
-        """Forget it."""
+        """Restart the count."""
         self._hz, self._in_syllable, self._extreme = 0.0, False, float("inf")
 
 
 VOICE_HZ = 3800.0
-"""Above this there is little of a voice."""
+"""Voices have little energy above this frequency."""
 _BLOCK_S = 0.096
 _LOW_HZ, _BANDS = 100.0, 8
 _RISE_DB_S, _FOLLOW = 2.0, 0.14
-"""While something is heard the floor rises by so many dB a second; else it goes this share of the way a block."""
+"""Rise of the floor while something is audible, dB a second; else its weight of the newest block."""
 _UNKNOWN_S = 1.0
-"""Open so long at first: what is heard then may be the noise, or a word."""
+"""Open for so long at first, s, because the first sound may be noise or a word."""
 _SMOOTH = 0.85
-"""Share of the newest block in a band's power: single blocks of noise jump by 10 dB."""
+"""Weight of the newest block in a band's power: single blocks of noise jump by 10 dB."""
 _QUIETEST_DB = -75.0
-"""Below this, of full scale in a band, is silence on any microphone."""
+"""Level of a band below which any microphone is silent, dB of full scale."""
 _LOUD_DB, _FAINT_DB = 14.0, 5.0
-"""Bands must rise so far above their floors: at sensitivity 0 and at 1."""
+"""Least level of bands above their floors at sensitivity 0 and 1, dB."""
 
 
 class VoiceDecision(Struct, frozen=True, gc=False):
-    """What the gate made of some samples.
+    """Decision on some samples.
 
     Attributes:
-        open: listen.
-        began: it has just opened: what came before should be heard, too.
-        heard: the newest block stands out, it is not only held open.
-        complexity: 0..1, how hard it is to understand; 1 where nothing is known.
+        open: whether to infer.
+        began: whether it has just opened, so that earlier sound is needed too.
+        heard: whether the newest block is audible; else the gate is only held open.
+        complexity: 0..1; 1 if unknown.
     """
 
     open: bool
@@ -130,18 +130,18 @@ _ALWAYS = VoiceDecision(True, False, True, 1.0)
 
 
 class VoiceGate:
-    """Decides for one stream what is worth listening to. For one thread."""
+    """Decides for one stream which sound is worth an inference. For one thread."""
 
     def __init__(
         self, config: GateConfig, rate_hz: int, high_hz: float = VOICE_HZ, *, judges: bool = True
     ) -> None:
-        """Prepare.
+        """Start without a noise floor.
 
         Args:
             config: of the stream.
             rate_hz: of the samples.
-            high_hz: nothing above opens it.
-            judges: whether anybody asks how hard it is to understand.
+            high_hz: frequencies above do not open it.
+            judges: whether to compute the complexity.
         """
         self._config = config
         self._size = round(_BLOCK_S * rate_hz)
@@ -156,15 +156,15 @@ class VoiceGate:
         self._floor: Array | None = None
         self._power: Array | None = None
         self._before: Array | None = None
-        self._open_left = self._since = 0
-        self._difficulty = SpeechComplexity(rate_hz) if judges else None
+        self._open_blocks = self._closed_blocks = 0
+        self._complexity = SpeechComplexity(rate_hz) if judges else None
         self._last = VoiceDecision(False, False, False, 1.0)
 
-    def look(self, samples: Samples) -> VoiceDecision:
-        """Look at the next samples.
+    def evaluate(self, samples: Samples) -> VoiceDecision:
+        """Decide on the next samples.
 
         Args:
-            samples: int16 [n], following those before.
+            samples: int16 [n], continuing the previous ones.
         """
         if not self._config.voice:
             return _ALWAYS
@@ -175,11 +175,11 @@ class VoiceGate:
             began = began or (self._last.open and not was_open)
         self._rest = samples[samples.size - samples.size % self._size :].copy()
         last = self._last
-        # Open for any block is open for all of them: a word that begins in the middle is not cut.
+        # Open for all blocks if it is for any, so that a word that begins in the middle is not cut.
         return VoiceDecision(last.open or began, began, last.heard, last.complexity)
 
     def reset(self) -> None:
-        """Sound was lost: what comes next does not follow what came before."""
+        """Record a gap: the next samples do not continue the previous ones."""
         self._rest = self._rest[:0]
         self._before = None
 
@@ -190,8 +190,8 @@ class VoiceGate:
         self._power = now if self._power is None else self._power + _SMOOTH * (now - self._power)
         bands: Array = np.maximum(10.0 * np.log10(self._power + 1e-12), _QUIETEST_DB)
         if self._floor is None:
-            # Whether that is noise or a word is not known yet.
-            self._floor, self._open_left = bands, max(self._hold, self._unknown)
+            # It may be noise or a word.
+            self._floor, self._open_blocks = bands, max(self._hold, self._unknown)
         floor = self._floor
         above = bands - floor
         # The loudest half: speech never fills all bands, and a hum fills one.
@@ -201,23 +201,23 @@ class VoiceGate:
         self._floor = floor + (np.minimum(step, self._rise_db) if heard else step)
         flux = 0.0 if self._before is None else float(np.add.reduce(np.abs(bands - self._before))) / _BANDS
         self._before = bands
-        self._since = 0 if self._open_left else self._since + 1
+        self._closed_blocks = 0 if self._open_blocks else self._closed_blocks + 1
         if heard:
-            self._open_left = self._hold
-        elif self._since >= self._idle:
-            self._open_left, self._since = 1, 0
+            self._open_blocks = self._hold
+        elif self._closed_blocks >= self._idle:
+            self._open_blocks, self._closed_blocks = 1, 0
         else:
-            self._open_left = max(0, self._open_left - 1)
+            self._open_blocks = max(0, self._open_blocks - 1)
         complexity = self._last.complexity
-        if self._difficulty is not None and heard:
-            complexity = self._difficulty.of(samples, above_db, flux, power)
-        elif self._difficulty is not None and not self._open_left:
-            self._difficulty.pause()
-        self._last = VoiceDecision(self._open_left > 0, False, heard, complexity)
+        if self._complexity is not None and heard:
+            complexity = self._complexity.update(samples, above_db, flux, power)
+        elif self._complexity is not None and not self._open_blocks:
+            self._complexity.pause()
+        self._last = VoiceDecision(self._open_blocks > 0, False, heard, complexity)
 
 
 def _band_matrix(size: int, rate_hz: int, high_hz: float) -> Array:
-    """Means over bands of equal ratio, float32 [bands, size // 2 + 1]."""
+    """Return the matrix that averages bands of equal ratio, float32 [bands, size // 2 + 1]."""
     high_hz = min(high_hz, 0.48 * rate_hz)
     edges = np.geomspace(_LOW_HZ, high_hz, _BANDS + 1) * size / rate_hz
     bins = np.arange(size // 2 + 1)
@@ -229,28 +229,25 @@ def _band_matrix(size: int, rate_hz: int, high_hz: float) -> Array:
     return normed
 
 
-# What was heard before the gate opened: the start of a word comes before anybody knows that it is one.
-
-
 class PreRoll:
-    """The newest samples, or rows, for when the gate opens.
+    """Buffer of the newest samples or rows while the gate is closed: a word begins before the gate opens.
 
     Attributes:
-        forgot: whether there were more than it holds.
+        forgot: whether older ones were dropped.
     """
 
     def __init__(self, size: int) -> None:
-        """Hold nothing.
+        """Start empty.
 
         Args:
-            size: samples or rows that are remembered.
+            size: capacity, samples or rows.
         """
         self._size, self.forgot = size, False
         self._parts: list[Array] = []
         self._held = 0
 
     def add(self, part: Array) -> None:
-        """Add some, and forget what is older than the size."""
+        """Add samples or rows, and drop those beyond the capacity."""
         self._parts.append(part.copy())
         self._held += len(part)
         while self._held - len(self._parts[0]) >= self._size:
@@ -258,57 +255,55 @@ class PreRoll:
             self.forgot = True
 
     def take(self, newest: Array) -> Array:
-        """All of it with the newest behind, and forget it."""
+        """Return the contents followed by `newest`, and empty the buffer."""
         parts = [*self._parts, newest]
         self.clear()
         return np.concatenate(parts)[-(self._size + len(newest)) :]
 
     def held(self) -> Array:
-        """All of it, which stays. At least one part must have been added."""
+        """Return the contents. At least one part must have been added."""
         return np.concatenate(self._parts)
 
     def clear(self) -> None:
-        """Forget it."""
+        """Empty the buffer."""
         self._parts, self._held, self.forgot = [], 0, False
 
-
-# Finds the pause after a word in the level of the sound, so that the next word is heard by itself.
 
 _PAUSE_STEP_S, _PAUSE_SMOOTH = 0.01, 5
 """The level is the mean power of 50 ms, taken every 10 ms."""
 _DEEP = 10.0**1.2
-"""A pause is 12 dB below the loudest sound before it: a held note sinks less, also with a tremolo."""
+"""A pause is 12 dB (power ratio) below the loudest sound before it: a held note with tremolo falls less."""
 _EARLY_S = 0.25
-"""A word is told at most so long after it has ended, s (p99 of the bundled model: 0.26)."""
+"""Longest time from the end of a word to its event, s (p99 of the bundled model: 0.26)."""
 _PAUSE_MEMORY_S = 1.2
-"""As far back as a pause is looked for, s: a word and the pause after it."""
+"""Length of sound that is searched for a pause, s: a word and the pause after it."""
 
 
 class Pauses:
-    """The newest sound of one stream, and where a word that was told has ended in it. For one thread."""
+    """Finds the pause after a word in the level of a stream's newest sound. For one thread."""
 
     def __init__(self, rate_hz: int) -> None:
         """Start without sound.
 
         Args:
-            rate_hz: samples a second.
+            rate_hz: sampling rate.
         """
         self._rate_hz, self._step = rate_hz, round(_PAUSE_STEP_S * rate_hz)
         self._sound = PreRoll(round(_PAUSE_MEMORY_S * rate_hz))
 
     def add(self, samples: Samples) -> None:
-        """Add sound, int16 [n], that follows the sound before."""
+        """Add samples, int16 [n], continuing the previous ones."""
         self._sound.add(samples)
 
     def find(self, since_s: float, late_s: float = 0.0) -> float | None:
         """Find the pause after a word.
 
         Args:
-            since_s: from the telling of the word to the end of the sound to look at, s.
-            late_s: sound that was added after this end, s.
+            since_s: time from the word's event to the end of the sound to search, s.
+            late_s: length of the sound added after this end, s.
 
         Returns:
-            how long before this end the pause was, s; None: there is no pause yet.
+            Time from the pause to this end, s; None: there is no pause yet.
         """
         powers = self._powers(late_s)
         first = max(0, powers.size - round((since_s + _EARLY_S) / _PAUSE_STEP_S))
@@ -320,16 +315,16 @@ class Pauses:
         return float(powers.size - 1 - quiet) * _PAUSE_STEP_S
 
     def reset(self) -> None:
-        """Forget the sound: the next does not follow it."""
+        """Drop the sound, because the next does not continue it."""
         self._sound.clear()
 
     def _powers(self, late_s: float) -> np.ndarray:
-        """Smoothed power of each step up to `late_s` before the end of the sound, float [n]."""
+        """Return the smoothed power of each step up to `late_s` before the end of the sound, float [n]."""
         sound = self._sound.held()
         end = sound.size - round(late_s * self._rate_hz)
         steps = max(0, end) // self._step
         blocks = sound[end - steps * self._step : end].reshape(steps, self._step)
-        # One unit of the last bit is silence: without it, zeros after a click would be a pause.
+        # Count one unit of the last bit as silence, else zeros after a click would be a pause.
         powers = blocks.var(axis=1, dtype=np.float32) + 1.0
         return (
             np.convolve(powers, np.full(_PAUSE_SMOOTH, 1.0 / _PAUSE_SMOOTH), "valid")

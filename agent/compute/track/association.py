@@ -1,8 +1,8 @@
-"""Which detection is which track: by overlap, and by distance where small fast things do not overlap. Pure.
+"""Associates detections with tracks: by overlap, or by distance for small fast objects.
 
-Greedy, best pair first: against the optimal assignment it loses only in knots that no box can untie, and it
-costs a sort. There is no second round for weak detections as in ByteTrack (Zhang et al., ECCV 2022): the
-decoder has already dropped what is below the stream's threshold.
+It is greedy, best pair first: worse than the optimal assignment only in crowds that no box can resolve, for the
+    cost of a sort. There is no second round for weak detections as in ByteTrack (Zhang et al., ECCV 2022),
+    because the decoder has dropped what is below the stream's threshold.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _REACH, _REACH_YOUNG = 1.0, 1.5
 """Largest distance of centres, in mean diagonals of the two boxes; a young track has no velocity yet."""
 
 _ALIKE = 3.0
-"""Boxes that do not overlap must be so alike in area, either way."""
+"""Largest ratio of the areas of boxes that do not overlap."""
 
 _POINT = 1e-9
 
@@ -26,7 +26,7 @@ _SAME = 0.5
 
 
 class PredictedBox(Struct, frozen=True, gc=False):
-    """Where a track should be by now, and whether its velocity is known."""
+    """Predicted place of a track, and whether its velocity is known."""
 
     box: Box
     settled: bool
@@ -35,12 +35,12 @@ class PredictedBox(Struct, frozen=True, gc=False):
 def associate(
     expected: Sequence[PredictedBox], found: Sequence[Box], iou_threshold: float
 ) -> list[tuple[int, int]]:
-    """Pairs of indices (expected, found), each index at most once; overlaps go before distances.
+    """Return pairs of indices (expected, found), each index at most once; overlaps precede distances.
 
     Args:
         expected: one per track.
         found: one per detection, of the same label.
-        iou_threshold: least overlap; less than this counts as none.
+        iou_threshold: least IoU that counts as an overlap.
     """
     taken: set[int] = set()
     given: set[int] = set()
@@ -54,11 +54,11 @@ def associate(
 
 
 def affinity(track: PredictedBox, box: Box, iou_threshold: float) -> float:
-    """1..2 for an overlap (1 + IoU), 0..1 for a small distance, 0 for strangers."""
+    """Return 1 + IoU for an overlap, 0..1 for a small distance, 0 for boxes that are too far apart."""
     ax0, ay0, ax1, ay1 = track.box
     bx0, by0, bx1, by1 = box
     aw, ah, bw, bh = ax1 - ax0, ay1 - ay0, bx1 - bx0, by1 - by0
-    # Half-sums instead of diagonals, and squares instead of roots: this runs for every pair of every frame.
+    # Without halves and roots, because this runs for every pair of every frame.
     dx, dy = ax0 + ax1 - bx0 - bx1, ay0 + ay1 - by0 - by1
     reach = _REACH if track.settled else _REACH_YOUNG
     far = reach * reach * ((aw + bw) * (aw + bw) + (ah + bh) * (ah + bh)) + _POINT
@@ -79,14 +79,14 @@ def affinity(track: PredictedBox, box: Box, iou_threshold: float) -> float:
 def _candidates(
     expected: Sequence[PredictedBox], found: Sequence[Box], iou_threshold: float
 ) -> list[tuple[float, int, int]]:
-    """Affinity and indices of every pair that may belong together, best first."""
+    """Return affinity and indices of every pair that may match, best first."""
     pairs = []
     sums = [(x0 + x1, x1 - x0 + y1 - y0) for x0, y0, x1, y1 in found]
     for i, track in enumerate(expected):
         x0, y0, x1, y1 = track.box
         middle, size = x0 + x1, x1 - x0 + y1 - y0
         for j, (other, other_size) in enumerate(sums):
-            # Most pairs are far apart, and this tells so for a fifth of the price.
+            # Most pairs are far apart; this test costs a fifth of `affinity`.
             if -_REACH_YOUNG * (size + other_size) <= middle - other <= _REACH_YOUNG * (size + other_size):
                 value = affinity(track, found[j], iou_threshold)
                 if value > 0.0:
@@ -96,7 +96,7 @@ def _candidates(
 
 
 def iou(a: Box, b: Box) -> float:
-    """Intersection over union, 0..1; 0 for boxes without area."""
+    """Return the intersection over union, 0..1; 0 for boxes without area."""
     shared = overlap(a, b)
     union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
     return shared / union if union > 0.0 else 0.0
@@ -123,7 +123,7 @@ def _likeness(one: Detection, other: Detection) -> float:
 
 
 def overlap(a: Box, b: Box) -> float:
-    """Area of the intersection."""
+    """Return the area of the intersection."""
     w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     return w * h if w > 0.0 and h > 0.0 else 0.0
 
@@ -132,33 +132,31 @@ def _strength(pair: tuple[float, int, int]) -> float:
     return -pair[0]
 
 
-# How a box moves on: an alpha-beta filter at constant velocity. Boxes in, where the box should be by now out.
-
 _ALPHA = 0.7
-"""Share of a surprise that is believed as position: detectors' boxes jitter little against people's steps."""
+"""Weight of the position's error: detected boxes jitter little against people's steps."""
 
 _BETA = _ALPHA**2 / (2.0 - _ALPHA)
-"""Share of it that is believed as velocity. Source: Benedict and Bordner, Synthesis of an Optimal Set of Radar
+"""Weight of the velocity's error. Source: Benedict and Bordner, Synthesis of an Optimal Set of Radar
 Track-While-Scan Smoothing Equations, IRE Trans. AC-7 (1962), eq. for the least transient error."""
 
 _FIRST_BETA = 0.8
-"""The first velocity comes from two boxes alone: most of it."""
+"""Weight of the first velocity, which comes from two boxes."""
 
 _MEMORY_S = 1.0
-"""Who is not seen is expected to go on for so long, s, and then to stand."""
+"""An unseen object is predicted to move for so long, s, and then to stand."""
 
 
 class AlphaBetaFilter:
-    """Position, size and velocity of one box. Units: fractions of the frame, s."""
+    """Alpha-beta filter of one box at constant velocity. Units: fractions of the frame, s."""
 
     __slots__ = ("_h", "_hits", "_seen_ns", "_vx", "_vy", "_w", "_x", "_y")
 
     def __init__(self, box: Box, at_ns: int) -> None:
-        """Begin at rest.
+        """Start at rest.
 
         Args:
-            box: where.
-            at_ns: when, ns on the clock of all later calls.
+            box: first position.
+            at_ns: its time, ns of the clock of all later calls.
         """
         x0, y0, x1, y1 = box
         self._x, self._y, self._w, self._h = (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
@@ -168,18 +166,18 @@ class AlphaBetaFilter:
 
     @property
     def settled(self) -> bool:
-        """Whether its velocity rests on more than two boxes."""
+        """True if the velocity rests on more than two boxes."""
         return self._hits > 2
 
     def predict(self, at_ns: int) -> Box:
-        """Where the box should be; may lie outside the frame."""
+        """Return the predicted box, which may lie outside the frame."""
         dt = min(_MEMORY_S, max(0.0, (at_ns - self._seen_ns) / 1e9))
         x, y = self._x + self._vx * dt, self._y + self._vy * dt
         w, h = self._w / 2, self._h / 2
         return (x - w, y - h, x + w, y + h)
 
     def correct(self, box: Box, at_ns: int) -> None:
-        """It was seen here."""
+        """Add a detected box."""
         dt = max(0.0, (at_ns - self._seen_ns) / 1e9)
         ahead = min(_MEMORY_S, dt)
         x0, y0, x1, y1 = box

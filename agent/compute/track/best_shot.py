@@ -1,4 +1,4 @@
-"""The best shot: is this frame the better picture of the newest event's track? Pure policy, at a bounded rate."""
+"""Decides when a frame is a better snapshot of the newest event's track, at a bounded rate."""
 
 from __future__ import annotations
 
@@ -8,50 +8,50 @@ from collections.abc import Iterable, Sequence
 from agent.types import Box, Event, Track
 
 _BETTER = 1.1
-"""A picture replaces an earlier one of the same track when its quality is so many times that one's."""
+"""A frame replaces an earlier one of the same track if its quality is so many times higher."""
 
 _CUT = 0.5
-"""Worth of a thing that the frame's edge cuts off."""
+"""Factor on the quality of an object at the frame's edge."""
 
-_LOOKS = 0.125
-"""Between two looks at frames without events, as a share of `every_s`."""
+_CHECKS = 0.125
+"""Interval between checks of frames without events, as a share of `every_s`."""
 
 _EDGE = 0.005
-"""A box so near to the frame's edge, as a share of it, touches it."""
+"""A box touches the frame's edge within this distance, as a share of the side."""
 
 
 class BestShot:
-    """Follows the track of the newest `new` event and tells when a frame shows it better than all before.
+    """Follows the track of the newest `new` event and finds frames that show it better than all before.
 
-    When that track has ended, the track of the next event takes its place.
+    After that track has ended it follows the track of the next event.
     """
 
     def __init__(self, every_s: float) -> None:
-        """Prepare.
+        """Start without a track.
 
         Args:
-            every_s: at most one frame in so long, s.
+            every_s: shortest time between two frames, s.
         """
         self._every_ns = round(every_s * 1e9)
         self._shot_ns: int | None = None
-        self._looked_ns: int | None = None
+        self._checked_ns: int | None = None
         self._id = ""
         self._hits = 0
         self._best = 0.0
 
     def is_due(self, now_ns: int) -> bool:
-        """Whether a frame without events is worth considering: a few times within `every_s` are enough.
+        """Return True if a frame without events is worth checking, a few times within `every_s`.
 
         Args:
             now_ns: its capture, ns.
         """
-        if self._looked_ns is not None and now_ns - self._looked_ns < self._every_ns * _LOOKS:
+        if self._checked_ns is not None and now_ns - self._checked_ns < self._every_ns * _CHECKS:
             return False
-        self._looked_ns = now_ns
+        self._checked_ns = now_ns
         return True
 
     def is_better(self, events: Iterable[Event], tracks: Sequence[Track], now_ns: int) -> bool:
-        """Whether to encode this frame now.
+        """Return True if this frame should be encoded now.
 
         Args:
             events: of this frame.
@@ -65,27 +65,27 @@ class BestShot:
         if track is None or track.hits <= self._hits:
             return False
         self._hits = track.hits
-        worth = quality(track)
+        now = quality(track)
         early = self._shot_ns is not None and now_ns - self._shot_ns < self._every_ns
-        if early or worth <= self._best * _BETTER:
+        if early or now <= self._best * _BETTER:
             return False
-        self._shot_ns, self._best = now_ns, worth
+        self._shot_ns, self._best = now_ns, now
         return True
 
     def _choose(self, events: Iterable[Event], alive: dict[str, Track]) -> None:
-        told = [event for event in events if event.kind != "end" and event.track.id in alive]
-        candidates = [event.track for event in told if event.kind == "new"]
+        current = [event for event in events if event.kind != "end" and event.track.id in alive]
+        candidates = [event.track for event in current if event.kind == "new"]
         if not candidates and self._id not in alive:
-            candidates = [event.track for event in told]
+            candidates = [event.track for event in current]
         if candidates:
             self._id = max(candidates, key=quality).id
             self._hits, self._best = 0, 0.0
 
 
 def quality(track: Track) -> float:
-    """How well a frame shows a track: score × side of the visible box, halved when the frame's edge cuts it.
+    """Return how well a frame shows a track, 0..1: score × side of the visible box, halved at the frame's edge.
 
-    0..1; a verdict on the whole picture shows all of it.
+    A track without a box counts its score alone.
     """
     if track.box is None:
         return track.score

@@ -1,8 +1,14 @@
-"""Words over time: probabilities of one inference after the other in, `heard` events out, each word once.
+"""Keywords over time: turns probabilities of consecutive inferences into `keyword` events, one per spoken word.
 
-A word is told when the mean of the last N answers exceeds the threshold. The same word is told again only after
-its mean has fallen to half the threshold, and at the earliest `refractory_s` after it was told before.
+A word gives an event when the mean of the last N answers exceeds the threshold. The next event of the same word
+needs a mean that has fallen to half the threshold in between, and comes at least `refractory_s` later.
 Source: Chen, Parada and Heigold, Small-footprint keyword spotting using deep neural networks, ICASSP 2014
+
+`StuckOutputDetector` finds models whose answers never change: a broken conversion, or a wrong front end. A
+constant answer alone is no fault, because a wake word's score may be 0 through minutes of other sound. After
+300 s of sound
+with one answer it checks the input: the model is stuck if that was constant too, or if made inputs over the whole
+range of the input tensor do not change an answer either.
 """
 
 from __future__ import annotations
@@ -23,53 +29,55 @@ _RELEASE = 0.5
 
 
 class KeywordSpotter:
-    """What one stream hears. For one thread.
+    """Finds the keywords of one stream. For one thread.
 
     Attributes:
         decoder: labels, threshold and options.
-        told: numbers of the labels that have been told and are not over yet.
+        told: numbers of the labels that have given an event and whose mean has not fallen since.
     """
 
     def __init__(self, decoder: Keyword, stream: str, *, run: str = "") -> None:
-        """Prepare.
+        """Start without answers.
 
         Args:
             decoder: see the class.
             stream: its name, the first part of every id.
-            run: makes ids unique over restarts; default: random.
+            run: part of every id, unique over restarts; default: random.
         """
         self.set_decoder(decoder)
         self._refractory_ns = round(decoder.options.refractory_s * 1e9)
         self._newest = np.zeros((decoder.options.mean_of, len(decoder.labels)), np.float32)
         self._share = np.float32(1.0 / decoder.options.mean_of)
-        self._heard = 0
+        self._answers = 0
         self._prefix = f"{stream}-{run or secrets.token_hex(4)}-"
         self._count = 0
         self._told_ns: dict[int, int] = {}
         self.told: frozenset[int] = frozenset()
 
     def set_decoder(self, decoder: Keyword) -> None:
-        """Take another decoder of the same labels and options; what has been told stays so."""
+        """Use another decoder of the same labels and options; `told` stays."""
         self.decoder = decoder
         self._labels, self._threshold, self._wanted = decoder.labels, decoder.threshold, frozenset(decoder.wanted)
 
     def update(self, probabilities: Floats, at_ns: int, at: datetime, span_s: float) -> list[Event]:
-        """One inference was made.
+        """Add the answer of one inference and return its event, if any.
 
         Args:
             probabilities: float32 [classes].
-            at_ns: of the last sample that it heard, ns.
+            at_ns: time of its last sample, ns.
             at: the same, UTC.
-            span_s: from one inference to the next.
+            span_s: time from one inference to the next, s.
         """
         count = len(self._newest)
-        self._newest[self._heard % count] = probabilities
-        self._heard += 1
-        whole = self._heard >= count
-        mean = np.add.reduce(self._newest) * self._share if whole else self._newest[: self._heard].mean(axis=0)
+        self._newest[self._answers % count] = probabilities
+        self._answers += 1
+        is_full = self._answers >= count
+        mean = (
+            np.add.reduce(self._newest) * self._share if is_full else self._newest[: self._answers].mean(axis=0)
+        )
         if self.told:
             self.told = frozenset(label for label in self.told if mean[label] > self._threshold * _RELEASE)
-        if not whole:
+        if not is_full:
             return []
         best = int(mean.argmax())
         if mean[best] <= self._threshold or best not in self._wanted or best in self.told:
@@ -81,8 +89,8 @@ class KeywordSpotter:
         return [self._event(best, float(mean[best]), at, span_s)]
 
     def reset(self) -> None:
-        """Start the mean anew: the next answer does not follow those before. What has been told stays so."""
-        self._heard = 0
+        """Restart the mean, because the next answer does not continue those before. `told` stays."""
+        self._answers = 0
 
     def _event(self, number: int, score: float, at: datetime, span_s: float) -> Event:
         self._count += 1
@@ -92,46 +100,40 @@ class KeywordSpotter:
         return Event("keyword", track, "word")
 
 
-# The alarm for a model whose answer never changes: a broken conversion or a front end that does not fit it.
-#
-# A constant answer alone is no fault: a wake word's score may be 0 through minutes of other sound. After 300 s of
-# sound with one answer the alarm asks for a reason. It goes off if the model's input was constant, too, or if
-# made inputs that span the whole range of its input tensor do not change an answer either.
-
-_LISTENED_S = 300.0
-"""Length of sound that stood out with one and the same answer, s."""
+_CONSTANT_S = 300.0
+"""Length of audible sound with one answer before the check, s."""
 _SHAPES, _HELD = 40, 12
-"""Made inputs: so many spectra, each through so many inputs in a row, as a model that remembers needs it."""
+"""Made inputs: number of spectra, and of consecutive inputs of each, as stateful models need."""
 _COARSE = 10
 _TEST_S = 1.0
-"""The test of a slow model ends after so long, s: the stream waits for it."""
+"""Longest test of a slow model, s: the stream waits for it."""
 _REAL_RANGE = 4.0
-"""Rows of a float model are normalised: they lie within some deviations."""
+"""Range of made inputs of float models, whose rows are normalised, standard deviations."""
 
 
 class StuckOutputDetector:
     """Watches the answers of one model. For one thread.
 
     Attributes:
-        text: what is wrong; empty while nothing is.
+        text: description of the fault; empty: there is none.
     """
 
     def __init__(self, every_s: float, moves: Callable[[], bool]) -> None:
-        """Prepare.
+        """Start without answers.
 
         Args:
-            every_s: from one answer to the next, s.
-            moves: tests whether the model's answers depend on its input at all. It is called once at most while
-                it returns True.
+            every_s: time from one answer to the next, s.
+            moves: tests whether the model's answers depend on its input; called at most once while it returns
+                True.
         """
         self.text = ""
-        self._most = max(2, round(_LISTENED_S / every_s))
+        self._limit = max(2, round(_CONSTANT_S / every_s))
         self._moves, self._tested = moves, False
         self._before = self._input = b""
-        self._same, self._input_moved = 0, False
+        self._repeats, self._input_moved = 0, False
 
     def update(self, scores: Floats, heard: Array) -> bool:
-        """Take note of an answer to sound that stood out; return True if the alarm has just gone off.
+        """Add an answer to audible sound; return True if a fault has just been found.
 
         Args:
             scores: the answer.
@@ -139,14 +141,14 @@ class StuckOutputDetector:
         """
         now = scores.tobytes()
         if now != self._before:
-            self._before, self._same, self.text = now, 0, ""
+            self._before, self._repeats, self.text = now, 0, ""
             return False
-        self._same += 1
-        if self._same == 1:
+        self._repeats += 1
+        if self._repeats == 1:
             self._input, self._input_moved = heard.tobytes(), False
         elif not self._input_moved:
             self._input_moved = heard.tobytes() != self._input
-        if self._same < self._most or self.text:
+        if self._repeats < self._limit or self.text:
             return False
         self.text = self._reason()
         return bool(self.text)
@@ -154,12 +156,12 @@ class StuckOutputDetector:
     def _reason(self) -> str:
         if not self._input_moved:
             return (
-                f"the model's input has not changed in {_LISTENED_S:.0f} s of sound: "
+                f"the model's input has not changed in {_CONSTANT_S:.0f} s of sound: "
                 "check frontend, mean and std in [audio] of its manifest"
             )
         if not self._tested and not self._moves():
             return (
-                f"the model gave one answer to {_LISTENED_S:.0f} s of sound and to every test input: "
+                f"the model gave one answer to {_CONSTANT_S:.0f} s of sound and to every test input: "
                 "its file is broken; convert it again"
             )
         self._tested = True
@@ -167,10 +169,10 @@ class StuckOutputDetector:
 
 
 def made_inputs(spec: TensorSpec) -> Iterator[Array]:
-    """Inputs that a sound model answers differently: spectra that swell, jump and fade, the same each time.
+    """Yield reproducible inputs that a sound model answers differently: spectra that swell, jump and fade.
 
     Args:
-        spec: of the input tensor; its last side longer than 1 is taken for the bands.
+        spec: of the input tensor; its last side longer than 1 counts as the bands.
     """
     random = np.random.default_rng(0)
     kind = np.dtype(spec.dtype)
@@ -192,7 +194,7 @@ def answers_move(ask: Callable[[Array], list[Floats]], spec: TensorSpec) -> bool
     """Return True if every output of a model changes with its input.
 
     Args:
-        ask: gives the outputs for one input.
+        ask: returns the outputs for one input.
         spec: of the input tensor.
     """
     until = time.monotonic() + _TEST_S

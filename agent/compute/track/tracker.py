@@ -1,12 +1,12 @@
-"""The tracker: detections over time. Detections in, `new`, `update` and `end` events out.
+"""The tracker: turns detections over time into `new`, `update` and `end` events.
 
-A thing is a candidate until it has been detected often enough, then announced; every announced one is ended
-exactly once, whatever happens. Detections without a box are verdicts on the whole picture: one track per label.
+An object is a candidate until it has been detected often enough, then it is announced. Every announced track ends
+exactly once. Detections without a box concern the whole picture: one track per label.
 
-A track that has not left its place for `stationary_after_s` is stationary. It needs no look at each picture: it
-is there until a look misses it. Such looks are made when something moves and every `stationary_check_s`; after
-a miss each picture is looked at, until the thing is found again or is lost. A detection of another label at its
-place is the same thing under another name: models waver between a car, a truck and a bus.
+A track that has not left its place for `stationary_after_s` is stationary. It does not need an inference of each
+picture: it is there until an inference misses it. Inferences are made when something moves and every
+    `stationary_check_s`; after a miss each picture is inferred until the object is found or lost. A detection
+    of another label at its place is the same object, because models waver between a car, a truck and a bus.
 """
 
 from __future__ import annotations
@@ -22,38 +22,36 @@ from agent.compute.track.zones import Zones
 from agent.config.stream import TrackConfig
 from agent.types import WHOLE, Box, Detection, Event, Track
 
-# A target: one tracked thing while it lives. Mutable and private to the tracker; outside it is a `Track`.
-
 _MOVED_IOU = 0.7
-"""A thing whose box overlaps less than this with an earlier one has moved meanwhile."""
+"""An object has moved if its box overlaps less than this with an earlier one."""
 
 _LEFT_IOU = 0.5
-"""A stationary thing has left its place when it overlaps less than this with it: boxes of a detector tremble."""
+"""A stationary object has left its place if its box overlaps less than this; detected boxes jitter."""
 
 _SMOOTHING = 0.25
-"""Weight of the newest box in the mean that is compared with the place: one odd box moves nothing."""
+"""Weight of the newest box in the mean that is compared with the place, so that one odd box has no effect."""
 
 _CLEARER = 0.1
-"""So much more score than when last told of: it is better seen."""
+"""Increase of the score since the newest event that gives an update."""
 
 
 class TrackState:
-    """What is known of one thing. `id` is empty until it is announced.
+    """State of one tracked object, private to the tracker. `id` is empty until it is announced.
 
     Attributes:
         id: see `Track`.
         detection: the newest.
         hits: number of detections.
         zones: that it stands in.
-        motion: None for a verdict on the whole picture.
-        due_ns: it is lost when not seen by then.
-        missed: it was looked for and not found since it was last seen.
-        told_ns: time of the newest event.
+        motion: filter of its box; None without a box.
+        due_ns: time at which it is lost unless seen before.
+        missed: whether an inference since its newest detection did not find it.
+        reported_ns: time of the newest event.
         stationary: see `Track`.
         seen_ns: time of the newest detection.
-        place_ns: since when it has been at its place.
-        check_ns: when a stationary target is to be looked at again.
-        renamed: number of looks in a row that found something of another label at its place.
+        place_ns: time since which it has been at its place.
+        check_ns: time at which a stationary object needs an inference.
+        renamed: consecutive inferences that found another label at its place.
     """
 
     __slots__ = (
@@ -62,8 +60,8 @@ class TrackState:
         "_last_seen",
         "_mean",
         "_place",
-        "_told_best",
-        "_told_box",
+        "_reported_best",
+        "_reported_box",
         "check_ns",
         "detection",
         "due_ns",
@@ -73,9 +71,9 @@ class TrackState:
         "motion",
         "place_ns",
         "renamed",
+        "reported_ns",
         "seen_ns",
         "stationary",
-        "told_ns",
         "zones",
     )
 
@@ -87,40 +85,40 @@ class TrackState:
         self.motion = None if detection.box is None else AlphaBetaFilter(detection.box, at_ns)
         self.due_ns = due_ns
         self.missed = False
-        self.told_ns = at_ns
+        self.reported_ns = at_ns
         self.stationary = False
         self.renamed = 0
         self.seen_ns = self.place_ns = self.check_ns = at_ns
         self._first_seen = self._last_seen = at
-        self._best = self._told_best = detection.score
-        self._told_box = self._place = self._mean = detection.box
+        self._best = self._reported_best = detection.score
+        self._reported_box = self._place = self._mean = detection.box
 
     def update(self, detection: Detection, at_ns: int, at: datetime, due_ns: int) -> None:
-        """Take the newest detection of it."""
+        """Add its newest detection."""
         self.detection = detection
         self.seen_ns = at_ns
         self.renamed = 0
         self.hits += 1
         if self.motion is not None and detection.box is not None:
             self.motion.correct(detection.box, at_ns)
-            self._follow(detection.box, at_ns)
+            self._update_place(detection.box, at_ns)
         self.due_ns = due_ns
         self.missed = False
         self._last_seen = at
         self._best = max(self._best, detection.score)
 
     def confirm(self, due_ns: int, check_ns: int) -> None:
-        """Take note that it is at its place, though it was called otherwise."""
+        """Record that it is at its place under another label."""
         self.renamed += 1
         self.missed = False
         self.due_ns, self.check_ns = due_ns, check_ns
 
-    def stay(self, at: datetime) -> None:
-        """Take note that a picture was taken in which nothing speaks against its being at its place."""
+    def mark_present(self, at: datetime) -> None:
+        """Record that it is at its place, because nothing moved there."""
         self._last_seen = at
 
-    def _follow(self, box: Box, at_ns: int) -> None:
-        """Compare the mean of its boxes with its place; once it has left that, it has a new one."""
+    def _update_place(self, box: Box, at_ns: int) -> None:
+        """Compare the mean of its boxes with its place; set a new place if it has left that."""
         mean, place = self._mean, self._place
         assert mean is not None
         assert place is not None
@@ -132,10 +130,10 @@ class TrackState:
             self._place, self.place_ns = mean, at_ns
 
     @property
-    def needs_looks(self) -> bool:
-        """Return True when each picture is to be looked at for it.
+    def needs_inference(self) -> bool:
+        """Return True if each picture must be inferred for it.
 
-        That is so while an announced target moves, after a stationary one was missed, and for a candidate until
+        That is so while an announced object moves, after a stationary one was missed, and for a candidate until
         it is missed.
         """
         if not self.id:
@@ -143,24 +141,24 @@ class TrackState:
         return self.missed or not self.stationary
 
     def change_reason(self) -> str:
-        """What there is to tell since the newest event: `moved`, `clearer`, or `still here`."""
-        box, told = self.detection.box, self._told_box
-        if box is not None and told is not None and iou(box, told) < _MOVED_IOU:
+        """Return the change since the newest event: `moved`, `clearer`, or `still here`."""
+        box, before = self.detection.box, self._reported_box
+        if box is not None and before is not None and iou(box, before) < _MOVED_IOU:
             return "moved"
-        return "clearer" if self._best >= self._told_best + _CLEARER else "still here"
+        return "clearer" if self._best >= self._reported_best + _CLEARER else "still here"
 
     def mark_reported(self, at_ns: int) -> None:
-        """An event tells how it stands now."""
-        self.told_ns = at_ns
-        self._told_box = self.detection.box
-        self._told_best = self._best
+        """Record that an event has reported its present state."""
+        self.reported_ns = at_ns
+        self._reported_box = self.detection.box
+        self._reported_best = self._best
 
     def expected(self, at_ns: int) -> Box | None:
-        """Where it should be by now."""
+        """Return its predicted box; None without a box."""
         return None if self.motion is None else self.motion.predict(at_ns)
 
     def track(self) -> Track:
-        """As it stands now."""
+        """Return its present state."""
         seen = self.detection
         return Track(
             self.id,
@@ -180,38 +178,38 @@ class TrackState:
 
 
 _Kind = tuple[str, bool]
-"""Label, and whether it has a box: only things of one kind are compared."""
+"""Label, and whether it has a box: only objects of one kind are compared."""
 
 _IN_SIGHT = 0.5
-"""Least share of a box inside the part looked at for its absence to mean something."""
+"""Least share of a box inside the inferred part for its absence to count as a miss."""
 
 _SAME_IOU = 0.7
-"""Least overlap with a stationary track for a detection of another label to be the same thing."""
+"""Least overlap of a stationary track with a detection of another label that is the same object."""
 
-_RENAMED_LOOKS, _RENAMED_NS = 20, 30_000_000_000
-"""What has been called otherwise in so many looks in a row, and for so long, has another name from then on."""
+_RENAMED_COUNT, _RENAMED_NS = 20, 30_000_000_000
+"""Consecutive inferences, and time, with another label after which that becomes a track of its own."""
 
 _COVERED = 0.15
-"""Least share of a stationary box that a passing thing covers for its absence to mean nothing."""
+"""Least share of a stationary box that a passing object must cover for its absence to be no miss."""
 
 _PASSING_NS = 2_000_000_000
-"""What has left its place more recently than this is passing."""
+"""An object that left its place more recently than this is passing."""
 
 
 class Tracker:
-    """Tracks the things of one stream. For one thread; times must not run backwards."""
+    """Tracks the objects of one stream. For one thread; times must not run backwards."""
 
     def __init__(
         self, config: TrackConfig, zones: Zones, stream: str, *, min_hits: int = PICTURE_HITS, run: str = ""
     ) -> None:
-        """Prepare.
+        """Start without tracks.
 
         Args:
             config: see `TrackConfig`.
             zones: of the stream.
             stream: its name, the first part of every id.
-            min_hits: where `config` leaves it open.
-            run: makes ids unique over restarts; default: random, because a board's clock may begin anew.
+            min_hits: if `config` leaves it open.
+            run: part of every id, unique over restarts; default: random, because a board's clock may restart.
         """
         self._config, self._zones = config, zones
         self._min_hits = config.min_hits or min_hits
@@ -228,9 +226,9 @@ class Tracker:
         self._now_ns: int | None = None
 
     def set_zones(self, zones: Zones) -> None:
-        """Take other zones from the next detections on; tracks go on, and stationary ones are checked at once."""
+        """Use other zones from the next detections on. Tracks continue; stationary ones are checked at once."""
         self._zones = zones
-        for target in self._all():
+        for target in self._states():
             target.check_ns = min(target.check_ns, self._now_ns or 0)
 
     @property
@@ -240,57 +238,57 @@ class Tracker:
 
     @property
     def watching(self) -> bool:
-        """Return True while each picture is worth a look, see `TrackState.needs_looks`.
+        """Return True while each picture must be inferred, see `TrackState.needs_inference`.
 
-        A gate that asks this never leaves a thing that stands still half announced.
+        A gate that follows this never leaves an object half announced.
         """
-        return any(target.needs_looks for target in self._all())
+        return any(target.needs_inference for target in self._states())
 
     def check_due(self, at_ns: int) -> bool:
-        """Return True when a stationary track has not been looked at for `stationary_check_s`.
+        """Return True if a stationary track has not been checked for `stationary_check_s`.
 
         Args:
             at_ns: now, on the clock of the captures, ns.
         """
-        return any(target.stationary and target.check_ns <= at_ns for target in self._all())
+        return any(target.stationary and target.check_ns <= at_ns for target in self._states())
 
     def boxes(self, at_ns: int) -> tuple[tuple[Box, ...], tuple[Box, ...]]:
-        """Return the newest boxes of what is to be looked for, candidates too, and of what needs no look now.
+        """Return the newest boxes of objects that need an inference, candidates too, and of those that need none.
 
         Args:
             at_ns: now, on the clock of the captures, ns.
         """
         wanted: list[Box] = []
         resting: list[Box] = []
-        for target in self._all():
+        for target in self._states():
             if target.detection.box is not None:
                 rests = target.stationary and not target.missed and target.check_ns > at_ns
                 (resting if rests else wanted).append(target.detection.box)
         return tuple(wanted), tuple(resting)
 
     def tracks(self) -> tuple[Track, ...]:
-        """The announced tracks that have not ended."""
-        return tuple(target.track() for target in self._all() if target.id)
+        """Return the announced tracks that have not ended."""
+        return tuple(target.track() for target in self._states() if target.id)
 
     def counts(self) -> dict[str, int]:
-        """Number of announced tracks alive, per label; a label once announced stays, with 0."""
+        """Return the number of announced tracks alive, per label; a label once announced stays, with 0."""
         return dict(self._counts)
 
     def zone_counts(self) -> dict[tuple[str, str], int]:
-        """Number of announced tracks alive, by zone and label; only what is not 0."""
+        """Return the number of announced tracks alive, by zone and label, without zeros."""
         standing = (
-            (zone, target.detection.label) for target in self._all() if target.id for zone in target.zones
+            (zone, target.detection.label) for target in self._states() if target.id for zone in target.zones
         )
         return dict(Counter(standing))
 
     def update(self, detections: Sequence[Detection], at_ns: int, at: datetime, seen: Box = WHOLE) -> list[Event]:
-        """One picture was inferred.
+        """Add the detections of one picture.
 
         Args:
-            detections: what was found in it.
+            detections: found in it.
             at_ns: its capture, ns.
             at: its capture, UTC.
-            seen: the part that was looked at; what lies outside is not missed.
+            seen: the part that was inferred; objects outside are not missed.
         """
         events: list[Event] = []
         if not detections and not self._targets:
@@ -298,7 +296,8 @@ class Tracker:
             return events
         passed_ns = 0 if self._now_ns is None else max(0, at_ns - self._now_ns)
         self._now_ns = at_ns
-        # A slow model may look less often than things are lost: what no look has missed yet may still be there.
+        # A slow model may infer less often than tracks are lost: one that no inference has missed may still be
+        #     there.
         self._end_due(at_ns, events, only_missed=True)
         found = _by_kind(detections)
         missed: list[TrackState] = []
@@ -310,12 +309,12 @@ class Tracker:
             for detection in unknown:
                 self._appear(kind, detection, missed, at_ns, at, events)
         for target in missed:
-            self._miss(target, at_ns, passed_ns, seen)
+            self._mark_missed(target, at_ns, passed_ns, seen)
         self._end_due(at_ns, events)
         return events
 
     def tick(self, at_ns: int, at: datetime) -> list[Event]:
-        """Time passed and nothing was inferred: the ends that are due."""
+        """Return the ends that are due although nothing was inferred."""
         events: list[Event] = []
         if self._targets:
             self._end_due(at_ns, events)
@@ -323,7 +322,7 @@ class Tracker:
         return events
 
     def rest(self, at_ns: int, at: datetime) -> list[Event]:
-        """Nothing moved in a picture, so it was not inferred: what is stationary is still at its place.
+        """Record a picture that was not inferred because nothing moved: stationary objects are still there.
 
         Args:
             at_ns: its capture, ns.
@@ -332,19 +331,19 @@ class Tracker:
         Returns:
             The ends that are due.
         """
-        for target in self._all():
+        for target in self._states():
             if target.stationary and not target.missed:
-                target.stay(at)
+                target.mark_present(at)
         return self.tick(at_ns, at)
 
     def finish(self, at_ns: int, at: datetime, reason: str) -> list[Event]:
-        """End every track, for instance because of a stall. The tracker can go on afterwards."""
+        """End every track, for instance because of a stall. The tracker can continue afterwards."""
         self._now_ns = at_ns
-        events = [self._ended(target, reason) for target in self._all() if target.id]
+        events = [self._end(target, reason) for target in self._states() if target.id]
         self._targets.clear()
         return events
 
-    def _all(self) -> Iterator[TrackState]:
+    def _states(self) -> Iterator[TrackState]:
         return (target for targets in self._targets.values() for target in targets)
 
     def _match(
@@ -355,12 +354,12 @@ class Tracker:
         at: datetime,
         events: list[Event],
     ) -> tuple[list[TrackState], list[Detection]]:
-        """Give detections to the targets of their kind; return the targets and the detections that are left."""
+        """Update the tracks of one kind; return the tracks and the detections without a match."""
         due_ns = at_ns + self._lost_ns
         pairs = self._pairs(targets, found, at_ns)
         for i, j in pairs:
             targets[i].update(found[j], at_ns, at, due_ns)
-            self._tell(targets[i], at_ns, events)
+            self._report(targets[i], at_ns, events)
         hit, used = {i for i, _ in pairs}, {j for _, j in pairs}
         return (
             [target for i, target in enumerate(targets) if i not in hit],
@@ -376,24 +375,24 @@ class Tracker:
         at: datetime,
         events: list[Event],
     ) -> None:
-        """Make a target of a detection, unless it is a stationary one under another name."""
+        """Start a track from a detection, unless it is a stationary object under another label."""
         known = self._renamed(detection, at_ns)
         if known is None:
             target = TrackState(detection, at_ns, at, at_ns + self._lost_ns)
             self._targets.setdefault(kind, []).append(target)
-            self._tell(target, at_ns, events)
+            self._report(target, at_ns, events)
         elif known in missed:
             missed.remove(known)
             known.confirm(at_ns + self._lost_ns, at_ns + self._check_ns)
 
     def _renamed(self, detection: Detection, at_ns: int) -> TrackState | None:
-        """Return the stationary target at whose place a detection lies; None: there is none."""
+        """Return the stationary track at whose place a detection lies; None: there is none."""
         box = detection.box
         if box is None:
             return None
-        for target in self._all():
+        for target in self._states():
             if target.stationary and target.detection.box and iou(target.detection.box, box) >= _SAME_IOU:
-                long = target.renamed >= _RENAMED_LOOKS and at_ns - target.seen_ns >= _RENAMED_NS
+                long = target.renamed >= _RENAMED_COUNT and at_ns - target.seen_ns >= _RENAMED_NS
                 return None if long else target
         return None
 
@@ -404,11 +403,11 @@ class Tracker:
             return []
         expected = [PredictedBox(t.motion.predict(at_ns), t.motion.settled) for t in targets if t.motion]
         boxes = [detection.box for detection in found if detection.box is not None]
-        # Verdicts on the whole picture have no boxes: the one target of its label.
+        # Without boxes there is one track per label.
         return associate(expected, boxes, self._config.iou_threshold) if expected else [(0, 0)]
 
-    def _tell(self, target: TrackState, at_ns: int, events: list[Event]) -> None:
-        """What its newest detection makes of a target: announced, in other zones, or due for an update."""
+    def _report(self, target: TrackState, at_ns: int, events: list[Event]) -> None:
+        """Add the event that a track's newest detection gives: new, other zones, or another update."""
         if not target.id and target.hits < self._min_hits:
             return
         label, box = target.detection.label, target.detection.box
@@ -419,25 +418,25 @@ class Tracker:
             events.append(Event("new", target.track(), "appeared"))
         elif changed:
             events.append(Event("update", target.track(), "zone"))
-        elif not (reason := self._news(target, at_ns)):
+        elif not (reason := self._update_reason(target, at_ns)):
             return
         else:
             events.append(Event("update", target.track(), reason))
         target.mark_reported(at_ns)
 
-    def _news(self, target: TrackState, at_ns: int) -> str:
-        """Follow whether an announced target is stationary; the reason for an update, empty: there is none."""
-        was_stationary, since_told_ns = target.stationary, at_ns - target.told_ns
+    def _update_reason(self, target: TrackState, at_ns: int) -> str:
+        """Update whether a track is stationary; return the reason for an update event; empty: none."""
+        was_stationary, since_reported_ns = target.stationary, at_ns - target.reported_ns
         target.stationary = 0 < self._stationary_ns <= at_ns - target.place_ns
         if target.stationary:
             target.check_ns = at_ns + self._check_ns
             if not was_stationary:
                 return "stationary"
-            return "still here" if 0 < self._stationary_update_ns <= since_told_ns else ""
+            return "still here" if 0 < self._stationary_update_ns <= since_reported_ns else ""
         if was_stationary:
             return "moved"
-        reason = target.change_reason() if since_told_ns >= self._update_ns else ""
-        # That a thing does not move is told once, when it is stationary.
+        reason = target.change_reason() if since_reported_ns >= self._update_ns else ""
+        # A standing object gives one event, when it becomes stationary.
         return "" if reason == "still here" and self._stationary_ns else reason
 
     def _announce(self, target: TrackState) -> None:
@@ -447,7 +446,7 @@ class Tracker:
         label = target.detection.label
         self._counts[label] = self._counts.get(label, 0) + 1
 
-    def _miss(self, target: TrackState, at_ns: int, passed_ns: int, seen: Box) -> None:
+    def _mark_missed(self, target: TrackState, at_ns: int, passed_ns: int, seen: Box) -> None:
         if seen != WHOLE and not _in_sight(target.expected(at_ns), seen):
             target.due_ns += passed_ns
         elif target.stationary and self._is_covered(target, at_ns):
@@ -459,7 +458,7 @@ class Tracker:
             target.missed = True
 
     def _is_covered(self, target: TrackState, at_ns: int) -> bool:
-        """Return True when something that passes, seen in this picture, is in front of a stationary target."""
+        """Return True if a passing object in this picture covers a stationary one."""
         box = target.detection.box
         if box is None:
             return False
@@ -469,7 +468,7 @@ class Tracker:
             and at_ns - other.place_ns < _PASSING_NS
             and other.detection.box is not None
             and overlap(box, other.detection.box) > least
-            for other in self._all()
+            for other in self._states()
         )
 
     def _end_due(self, at_ns: int, events: list[Event], *, only_missed: bool = False) -> None:
@@ -478,19 +477,19 @@ class Tracker:
                 due = [
                     t for t in targets if t.due_ns <= at_ns and (t.missed or not (only_missed or t.stationary))
                 ]
-                events.extend(self._ended(target, "lost") for target in due if target.id)
+                events.extend(self._end(target, "lost") for target in due if target.id)
                 targets[:] = [target for target in targets if target not in due]
             if not targets:
                 del self._targets[kind]
 
-    def _ended(self, target: TrackState, reason: str) -> Event:
+    def _end(self, target: TrackState, reason: str) -> Event:
         self._alive -= 1
         self._counts[target.detection.label] -= 1
         return Event("end", target.track(), reason)
 
 
 def _by_kind(detections: Iterable[Detection]) -> dict[_Kind, list[Detection]]:
-    """Detections that may be the same thing; of several verdicts with one label, the surest."""
+    """Group detections that may match; of several without a box and with one label keep the strongest."""
     found: dict[_Kind, list[Detection]] = {}
     for detection in detections:
         same = found.setdefault((detection.label, detection.box is not None), [])
@@ -502,7 +501,7 @@ def _by_kind(detections: Iterable[Detection]) -> dict[_Kind, list[Detection]]:
 
 
 def _in_sight(box: Box | None, seen: Box) -> bool:
-    """Whether a box lies mostly in the part that was looked at. A verdict on the whole picture never does."""
+    """Return True if a box lies mostly in the part that was inferred; False without a box."""
     if box is None:
         return False
     area = (box[2] - box[0]) * (box[3] - box[1])

@@ -1,4 +1,4 @@
-"""Zones: named polygons in the picture. Boxes in, names of the zones that they stand in out."""
+"""Zones: named polygons in the picture, and which of them a box stands in."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from agent.errors import ConfigError
 from agent.types import Box, Point
 
 _MARGIN = 0.01
-"""Who stands in a zone leaves it only so far outside (share of the frame), or its border would flicker."""
+"""Distance outside a zone at which a box leaves it, as a share of the frame; without it borders would flicker."""
 
 _LEAST_AREA = 1e-6
-"""Less is a line: a polygon of one pixel of a 1000×1000 picture."""
+"""Least area of a polygon: one pixel of a 1000×1000 picture."""
 
 
 class _Zone(Struct, frozen=True):
-    """A zone ready to be asked: corners as N×1×2 float32, their hull, and the labels that count."""
+    """A zone prepared for tests: corners as N×1×2 float32, their bounds, and the labels that count."""
 
     name: str
     corners: NDArray[np.float32]
@@ -33,28 +33,28 @@ class _Zone(Struct, frozen=True):
 
 
 class Zones:
-    """The zones of one stream."""
+    """The enabled zones of one stream."""
 
     def __init__(self, zones: Sequence[ZoneConfig]) -> None:
-        """Prepare.
+        """Check and prepare the zones.
 
         Raises:
             ConfigError: see `check_zones`.
         """
         check_zones(zones)
-        self._zones = tuple(_prepared(zone) for zone in zones if zone.enabled)
+        self._zones = tuple(_prepare(zone) for zone in zones if zone.enabled)
 
     def names_at(self, label: str, box: Box | None, held: Container[str] = ()) -> tuple[str, ...]:
-        """Names of the zones that a thing stands in, in config order. The border belongs to the zone.
+        """Return the names of the zones that a box stands in, in config order. The border belongs to the zone.
 
         Args:
             label: its class; a zone with labels counts only those.
-            box: its foot, the middle of the lower edge, is where it stands; without a box it stands nowhere.
-            held: zones that it stood in a moment ago: these it leaves only with a little distance.
+            box: stands where the middle of its lower edge is; None stands nowhere.
+            held: zones that it stood in before, which it leaves only at some distance.
         """
         if not self._zones or box is None:
             return ()
-        # Here and not above: who checks a configuration of sound does not load it.
+        # Imported here: checking a configuration of sound must not load it.
         import cv2
 
         x, y = _inside((box[0] + box[2]) / 2), _inside(box[3])
@@ -69,27 +69,28 @@ class Zones:
 
 
 def check_zones(zones: Sequence[ZoneConfig]) -> None:
-    """Whether these zones can be used.
+    """Check zones.
 
     Raises:
-        ConfigError: two have the same name, or a polygon has fewer than three corners, corners outside the
-            frame, no area, or crosses itself. One line that names the zone.
+        ConfigError: two zones have one name, or a polygon has fewer than three corners, corners outside the
+            frame, no
+            area, or crosses itself. The error names the zone.
     """
     names: set[str] = set()
     for zone in zones:
         if zone.name in names:
-            raise ConfigError(f"zone {zone.name!r} is there twice: give each zone of a stream its own name")
+            raise ConfigError(f"two zones are named {zone.name!r}: give each zone of a stream its own name")
         names.add(zone.name)
         if problem := _problem(zone.polygon):
             raise ConfigError(f"zone {zone.name!r}: {problem}")
 
 
 def _inside(value: float) -> float:
-    """Boxes may stick out of the frame; what is cut off below stands on its lower edge."""
+    """Clip a coordinate: a box that reaches below the frame stands on its lower edge."""
     return min(1.0, max(0.0, value))
 
 
-def _prepared(zone: ZoneConfig) -> _Zone:
+def _prepare(zone: ZoneConfig) -> _Zone:
     corners = np.array(zone.polygon, np.float32).reshape(-1, 1, 2)
     left, top = (float(v) - _MARGIN for v in corners.min(axis=(0, 1)))
     right, bottom = (float(v) + _MARGIN for v in corners.max(axis=(0, 1)))
@@ -97,7 +98,7 @@ def _prepared(zone: ZoneConfig) -> _Zone:
 
 
 def _problem(polygon: Sequence[Point]) -> str:
-    """What is wrong and what to do, or nothing."""
+    """Describe what is wrong and what to do; empty: nothing is."""
     if len(polygon) < 3:
         return f"`polygon` has {len(polygon)} corners: give at least three, such as [[0, 0], [1, 0], [1, 1]]"
     for x, y in polygon:
@@ -114,13 +115,13 @@ def _problem(polygon: Sequence[Point]) -> str:
 
 
 def _area(polygon: Sequence[Point]) -> float:
-    """Signed area by the shoelace formula."""
+    """Return the signed area by the shoelace formula."""
     following = (*polygon[1:], polygon[0])
     return math.fsum(a[0] * b[1] - b[0] * a[1] for a, b in zip(polygon, following, strict=True)) / 2
 
 
 def _crossing(polygon: Sequence[Point]) -> tuple[int, int] | None:
-    """Numbers (from 1) of the first corners of two sides that cross. Touching is allowed."""
+    """Return the numbers (from 1) of the first corners of two sides that cross. Touching is allowed."""
     count = len(polygon)
     sides = [(polygon[i], polygon[(i + 1) % count]) for i in range(count)]
     for i in range(count):
@@ -131,10 +132,10 @@ def _crossing(polygon: Sequence[Point]) -> tuple[int, int] | None:
 
 
 def _cross(a: Point, b: Point, c: Point, d: Point) -> bool:
-    """Whether each of two segments has the other's ends on both of its sides."""
+    """Return True if each of two segments has the other's ends on both of its sides."""
     return _turn(a, b, c) * _turn(a, b, d) < 0.0 and _turn(c, d, a) * _turn(c, d, b) < 0.0
 
 
 def _turn(a: Point, b: Point, c: Point) -> float:
-    """Positive when c lies left of the line from a to b, 0 on it."""
+    """Return a positive number if c lies left of the line from a to b, 0 on it."""
     return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])

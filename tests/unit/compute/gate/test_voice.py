@@ -25,7 +25,7 @@ def word(seconds: float, level: float = 6000.0) -> Samples:
 
 
 def heard(gate: VoiceGate, samples: Samples, step: int = 480) -> list[VoiceDecision]:
-    return [gate.look(samples[at : at + step]) for at in range(0, len(samples), step)]
+    return [gate.evaluate(samples[at : at + step]) for at in range(0, len(samples), step)]
 
 
 def test_silence_and_steady_noise_keep_it_closed() -> None:

@@ -22,7 +22,7 @@ def spoken(syllables_hz: float, seconds: float = 3.0) -> Samples:
 
 def rate(samples: Samples, step: int = 1536) -> float:
     counter = SpeechRate(RATE)
-    return float(np.mean([counter.of(samples[at : at + step]) for at in range(0, len(samples), step)][-10:]))
+    return float(np.mean([counter.update(samples[at : at + step]) for at in range(0, len(samples), step)][-10:]))
 
 
 @pytest.mark.parametrize("hz", [2.0, 4.0, 6.0, 8.0])
@@ -37,9 +37,9 @@ def test_what_does_not_rise_and_fall_is_no_speech() -> None:
 
 def test_a_pause_begins_anew() -> None:
     counter = SpeechRate(RATE)
-    assert counter.of(spoken(5.0)) > 3.0
+    assert counter.update(spoken(5.0)) > 3.0
     counter.pause()
-    assert counter.of(np.zeros(1536, np.int16)) == 0.0
+    assert counter.update(np.zeros(1536, np.int16)) == 0.0
 
 
 def test_fast_speech_is_harder() -> None:
@@ -47,7 +47,7 @@ def test_fast_speech_is_harder() -> None:
     for hz in (2.0, 6.0, 8.0):
         difficulty, samples = SpeechComplexity(RATE), spoken(hz)
         for at in range(0, len(samples), 1536):
-            value = difficulty.of(samples[at : at + 1536], 15.0, 3.0, np.linspace(1.0, 0.0, 100))
+            value = difficulty.update(samples[at : at + 1536], 15.0, 3.0, np.linspace(1.0, 0.0, 100))
         hardness.append(value)
     assert hardness == sorted(hardness)
     assert hardness[-1] - hardness[0] > 0.08
@@ -59,4 +59,4 @@ def test_fast_speech_is_harder() -> None:
 def test_it_is_within_bounds(above: float, flux: float, power: list[float]) -> None:
     difficulty = SpeechComplexity(RATE)
     for _ in range(5):
-        assert 0.0 <= difficulty.of(spoken(4.0, 0.1), above, flux, np.array(power)) <= 1.0
+        assert 0.0 <= difficulty.update(spoken(4.0, 0.1), above, flux, np.array(power)) <= 1.0
