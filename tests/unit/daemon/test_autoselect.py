@@ -277,7 +277,7 @@ def test_a_device_that_answered_with_no_numbers_is_remembered(
     found = surveys.found()
     made = surveys.measure_and_store(model, found, lambda _: None)
     assert made.measured[1].error is None
-    assert made.measured[1].refused == "answers wrongly: some answers are not finite numbers"
+    assert made.measured[1].refused == "answers wrongly: not all numbers are finite"
     assert surveys.load_valid(model, found) == made
 
 

@@ -39,7 +39,7 @@ REASONS = {
     "exit": "exit status 0",
     "hang": "hangs: an inference took longer than 3 s",
     "wrong": "answers wrongly",
-    "nan": "answers wrongly: some answers are not finite numbers",
+    "nan": "answers wrongly: not all numbers are finite",
     "slow": "slower than the CPU",
     "fail": "the device has gone",
 }
@@ -93,8 +93,8 @@ def test_threads_that_were_asked_for_and_refused_are_compared_by_the_best_of_the
 
 def test_what_is_wrong_is_told_in_one_sentence() -> None:
     assert describe_error(0.02, 0.02) == ""
-    assert describe_error(0.5, 0.02) == "answers wrongly: off by 50.0% where 2.0% are allowed"
-    assert describe_error(float("inf"), 0.02) == "answers wrongly: some answers are not finite numbers"
+    assert describe_error(0.5, 0.02) == "answers wrongly: error 50.0%, allowed 2.0%"
+    assert describe_error(float("inf"), 0.02) == "answers wrongly: not all numbers are finite"
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 1e4), st.floats(0.01, 1e4)), min_size=1, max_size=8))

@@ -82,9 +82,9 @@ def test_a_usb_device_is_known_by_its_vendor(tmp_path: Path) -> None:
 def test_a_library_of_another_machine_is_not_loaded(tmp_path: Path) -> None:
     board(tmp_path, "dev/galcore", "usr/lib/libvx_delegate.so", machine=40)
     (found,) = probe_delegates(["vx"], tmp_path)
-    assert "is for ARM (32-bit), and this is " in found.missing
+    assert "built for ARM (32-bit), but this machine is " in found.missing
     (tmp_path / "usr/lib/libvx_delegate.so").write_text("!<arch>")
-    assert "is no shared library" in probe_delegates(["vx"], tmp_path)[0].missing
+    assert "not a shared library" in probe_delegates(["vx"], tmp_path)[0].missing
 
 
 def test_an_external_delegate_by_its_path(tmp_path: Path) -> None:
@@ -100,12 +100,12 @@ def test_an_external_delegate_by_its_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (Path.mkdir, "is a folder, and no shared library"),
-        (os.mkfifo, "is a pipe, and no shared library"),
-        (lambda path: path.symlink_to("/dev/zero"), "is a device, and no shared library"),
+        (Path.mkdir, "expected a shared library, found a folder"),
+        (os.mkfifo, "expected a shared library, found a pipe"),
+        (lambda path: path.symlink_to("/dev/zero"), "expected a shared library, found a device"),
         (lambda path: path.symlink_to(path), "cannot be read: Too many levels of symbolic links"),
         (lambda path: path.symlink_to("nowhere"), "cannot be read: No such file or directory"),
-        (lambda path: path.write_bytes(b""), "is no shared library"),
+        (lambda path: path.write_bytes(b""), "not a shared library"),
         (lambda path: None, "no such file"),
     ],
     ids=["folder", "pipe", "device", "loop", "dangling", "empty", "nothing"],

@@ -158,7 +158,7 @@ def test_it_is_timed_there_and_goes_on_as_before() -> None:
     ("mode", "why"),
     [
         ("crash", "stub crashed: its process was killed by SIGSEGV"),
-        ("hang", r"stub hangs: timing it took longer than 0\.5 s"),
+        ("hang", r"stub hangs: timing the model took longer than 0\.5 s"),
         ("fail", "inference failed: the device has gone"),
     ],
 )
@@ -298,7 +298,7 @@ except PermissionError:
 def test_times_that_cannot_be_true_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lying(tmp_path, monkeypatch, 'put(opened())\nget()\nput(b\'{"type":"TimingRun","ms":[],"cpu_ms":0.0}\')')
     session = WorkerSession(open_model("small-speech"), BackendSpec("apart"), SessionOptions())
-    with pytest.raises(BackendError, match="apart answers nonsense: it tells of 0 inferences"):
+    with pytest.raises(BackendError, match="apart answers nonsense: 0 inferences"):
         session.time_model(0.1)
     session.close()
 
