@@ -42,5 +42,5 @@ class TensorSpec(Struct, frozen=True):
         return real / self.scale + self.zero_point if self.quantised else real
 
     def __str__(self) -> str:
-        quant = f" ×{self.scale:.6g}{-self.zero_point:+d}" if self.quantised else ""
+        quant = f" (scale {self.scale:.4g}, zero point {self.zero_point})" if self.quantised else ""
         return f"{self.name} {self.dtype}[{','.join(map(str, self.shape))}]{quant}"

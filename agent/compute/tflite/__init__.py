@@ -1,1 +1,1 @@
-"""Model files, read without a runtime."""
+"""Reads `.tflite` files without a runtime."""

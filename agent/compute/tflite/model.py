@@ -1,4 +1,8 @@
-"""What a `.tflite` file says about itself, as frozen structs; `agent.compute.tflite.read` reads them."""
+"""Contents of a `.tflite` file as structs, which `agent.compute.tflite.read` fills, and its multiply-adds.
+
+Names of operations and dtypes: tensorflow/tensorflow, tensorflow/compiler/mlir/lite/schema/schema.fbs, and its
+successor in google-ai-edge/LiteRT.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,10 @@ from agent.errors import ModelError
 
 CUSTOM = "CUSTOM"
 POSTPROCESS = "TFLite_Detection_PostProcess"
-_FOUND = ((1, -1, 4), (1, -1), (1, -1), (1,))
-"""Shapes of its outputs: boxes, classes, scores, count. Its file mostly leaves them empty: the operation has the
-number of boxes among its options."""
+_POSTPROCESS_SHAPES = ((1, -1, 4), (1, -1), (1, -1), (1,))
+"""Shapes of its outputs: boxes, classes, scores, count. Files mostly leave them empty, because the number of
+boxes is
+an option of the operation."""
 _MULTIPLY = {
     "BATCH_MATMUL",
     "BIDIRECTIONAL_SEQUENCE_LSTM",
@@ -31,7 +36,7 @@ _MULTIPLY = {
     "UNIDIRECTIONAL_SEQUENCE_LSTM",
     "UNIDIRECTIONAL_SEQUENCE_RNN",
 }
-"""Operations with kernels for float activations and integer weights; others only move or widen integers."""
+"""Operations with kernels for float activations and integer weights."""
 _INTEGERS = frozenset({"int8", "uint8", "int4", "int2", "uint4"})
 _ITEM_BYTES = {
     **dict.fromkeys(("bool", "int8", "uint8"), 1),
@@ -43,13 +48,13 @@ _ITEM_BYTES = {
 
 
 class Quantisation(Struct, frozen=True):
-    """How integers stand for reals.
+    """Quantisation of a tensor.
 
     Attributes:
         kind: `tensor`: one scale; `channel`: one per slice of `dimension`; `block`: one per `block` values.
-        scales, zero_points: how many of each; equal in a sound file.
+        scales, zero_points: number of each; equal in a valid file.
         scale, zero_point: the first.
-        dimension: that the scales of `channel` belong to.
+        dimension: of the scales of `channel`.
         block: values per scale of `block`.
     """
 
@@ -67,12 +72,12 @@ class TensorInfo(Struct, frozen=True):
 
     Attributes:
         name: may be empty.
-        shape: sizes that the runtime begins with; -1 where the file does not say them.
+        shape: initial sizes; -1 if the file does not state one.
         dtype: numpy name, or `int4`, `string` …
         buffer: index of its bytes; 0 for none.
-        size: bytes of its constant value, 0 when it is computed.
+        size: bytes of its constant value; 0 if it is computed.
         quantisation: see `Quantisation`.
-        open: whether a size, such as the batch, may be another at each inference.
+        open: whether a size, such as the batch, may change at each inference.
     """
 
     name: str
@@ -90,8 +95,8 @@ class Operation(Struct, frozen=True):
     Attributes:
         name: of the builtin, such as `CONV_2D`, or `CUSTOM`.
         custom: code of a custom operation.
-        version: of the kernel that it needs.
-        inputs, outputs: tensor indices; -1 for an optional input that is left out.
+        version: of its kernel.
+        inputs, outputs: tensor indices; -1 for an absent optional input.
     """
 
     name: str
@@ -102,7 +107,7 @@ class Operation(Struct, frozen=True):
 
 
 class Subgraph(Struct, frozen=True):
-    """One graph of a file: tensors, operations, and indices of the tensors that go in and out."""
+    """One graph of a file: tensors, operations, and indices of the input and output tensors."""
 
     name: str
     tensors: tuple[TensorInfo, ...]
@@ -112,7 +117,7 @@ class Subgraph(Struct, frozen=True):
 
 
 class Signature(Struct, frozen=True):
-    """A named way into a subgraph; its inputs and outputs map names to tensor indices."""
+    """A named entry of a subgraph; its inputs and outputs map names to tensor indices."""
 
     name: str
     subgraph: int
@@ -121,15 +126,15 @@ class Signature(Struct, frozen=True):
 
 
 class ModelFile(Struct, frozen=True):
-    """What a `.tflite` file says about itself.
+    """Contents of a `.tflite` file.
 
     Attributes:
         size: bytes of the file.
-        version: of the schema, 3 in every file of today.
-        description: as the converter wrote it.
+        version: of the schema, 3 at present.
+        description: written by the converter.
         subgraphs, signatures: see each.
         metadata: names of the metadata buffers.
-        weights: bytes of constants by dtype, shared ones once.
+        weights: bytes of constants by dtype; shared ones count once.
     """
 
     size: int
@@ -141,16 +146,16 @@ class ModelFile(Struct, frozen=True):
     weights: dict[str, int]
 
     def steps(self) -> Iterator[tuple[Subgraph, Operation]]:
-        """Every operation with its subgraph."""
+        """Yield every operation with its subgraph."""
         for graph in self.subgraphs:
             for operation in graph.operations:
                 yield graph, operation
 
     def ends(self, signature: str = "") -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """Inputs and outputs as a backend would show them, as far as the file tells; a size of -1 is not known.
+        """Return inputs and outputs as a backend reports them; a size of -1 is unknown.
 
         Args:
-            signature: that names them; empty: the first graph, whose tensors have names of their own.
+            signature: that names them; empty: the first graph, by the tensors' own names.
 
         Raises:
             ModelError: there is no such signature.
@@ -161,12 +166,12 @@ class ModelFile(Struct, frozen=True):
             outputs = {graph.tensors[i].name: i for i in graph.outputs}
             return _specs(graph, inputs), _specs(graph, outputs)
         known = next(known for known in self.signatures if known.name == signature)
-        # Backends keep signatures in sorted maps: so does this, whatever the file's order.
+        # Backends keep signatures in sorted maps.
         inputs, outputs = dict(sorted(known.inputs.items())), dict(sorted(known.outputs.items()))
         return _specs(graph, inputs), _specs(graph, outputs)
 
     def output_tensors(self, signature: str = "") -> tuple[int, ...]:
-        """Indices of the outputs in the graph, in the order of `ends`.
+        """Return the tensor indices of the outputs, in the order of `ends`.
 
         Raises:
             ModelError: there is no such signature.
@@ -178,7 +183,7 @@ class ModelFile(Struct, frozen=True):
         return tuple(index for _, index in sorted(known.outputs.items()))
 
     def graph(self, signature: str = "") -> Subgraph:
-        """The graph of a signature; the first for an empty name.
+        """Return the graph of a signature; the first for an empty name.
 
         Raises:
             ModelError: there is no such signature.
@@ -193,17 +198,17 @@ class ModelFile(Struct, frozen=True):
 
     @property
     def least_memory(self) -> int:
-        """Bytes that computed tensors take at the least while it runs: those of the largest step."""
+        """Least memory of computed tensors while the model runs, bytes: those of the largest operation."""
         return max((_bytes(graph, operation) for graph, operation in self.steps()), default=0)
 
     @property
     def int4(self) -> bool:
-        """Whether a tensor is of 4-bit integers."""
+        """True if a tensor holds 4-bit integers."""
         return any(t.dtype == "int4" for graph in self.subgraphs for t in graph.tensors)
 
     @property
     def dynamic_range(self) -> bool:
-        """Whether an operation multiplies float activations with integer weights."""
+        """True if an operation multiplies float activations with integer weights."""
         return any(_hybrid(graph, operation) for graph, operation in self.steps())
 
     @property
@@ -213,7 +218,7 @@ class ModelFile(Struct, frozen=True):
 
 
 def _bytes(graph: Subgraph, operation: Operation) -> int:
-    """Memory of the computed tensors of a step, as far as the file tells their shapes and types."""
+    """Return the memory of an operation's computed tensors of known shape and dtype, bytes."""
     tensors = (graph.tensors[i] for i in {*operation.inputs, *operation.outputs} if i >= 0)
     return sum(
         math.prod(tensor.shape) * _ITEM_BYTES.get(tensor.dtype, 0)
@@ -227,7 +232,7 @@ def _specs(graph: Subgraph, names: dict[str, int]) -> tuple[TensorSpec, ...]:
         index: shape
         for operation in graph.operations
         if operation.custom == POSTPROCESS
-        for index, shape in zip(operation.outputs, _FOUND, strict=False)
+        for index, shape in zip(operation.outputs, _POSTPROCESS_SHAPES, strict=False)
     }
     tensors = ((name, graph.tensors[i], found.get(i)) for name, i in names.items())
     return tuple(
@@ -246,14 +251,12 @@ def _hybrid(graph: Subgraph, operation: Operation) -> bool:
     return first.dtype == "float32" and any(t.size and t.dtype in _INTEGERS for t in rest)
 
 
-# What a graph costs: its multiply-adds, read off the shapes of its tensors.
-
 _WEIGHTED = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"}
-"""Operations whose every output is a sum over one slice of the weights."""
+"""Operations whose outputs are sums over one slice of the weights each."""
 
 
 def multiply_adds(file: ModelFile, signature: str = "") -> int:
-    """Multiply-adds of one graph: those of convolutions and matrix products, beside which the others are few.
+    """Return the multiply-adds of one graph's convolutions and matrix products; those of others are few.
 
     Args:
         file: the model.
@@ -267,7 +270,7 @@ def multiply_adds(file: ModelFile, signature: str = "") -> int:
 
 
 def multiply_adds_of(graph: Subgraph, operation: Operation) -> int:
-    """Multiply-adds of one operation of a graph; 0 where they are few, or cannot be told."""
+    """Return the multiply-adds of one operation; 0 if they are few or unknown."""
     shapes = [graph.tensors[i].shape if i >= 0 else () for i in operation.inputs]
     out = graph.tensors[operation.outputs[0]].shape if operation.outputs else ()
     if operation.name in _WEIGHTED and len(shapes) > 1 and out:
@@ -280,14 +283,9 @@ def multiply_adds_of(graph: Subgraph, operation: Operation) -> int:
 
 
 def _size(shape: tuple[int, ...]) -> int:
-    """Elements of a tensor; a size that is only known at run time counts as one."""
+    """Return the number of elements; an unknown size counts as one."""
     return math.prod(max(1, size) for size in shape)
 
-
-# Names of numbers in the TFLite schema: builtin operations and tensor types.
-#
-# Source: tensorflow/tensorflow, tensorflow/compiler/mlir/lite/schema/schema.fbs, and its successor in
-# google-ai-edge/LiteRT.
 
 _OPERATORS = """
 ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE EMBEDDING_LOOKUP FLOOR
@@ -325,4 +323,4 @@ uint32 uint16 int4 bfloat16 int2 uint4 float8_e4m3fn float8_e5m2
 OPERATORS = tuple(_OPERATORS.split())
 """Builtin operations by code."""
 TYPES = tuple(_TYPES.split())
-"""Tensor types by number; numpy's names where numpy has the type."""
+"""Tensor types by number, by numpy's names if numpy has the type."""

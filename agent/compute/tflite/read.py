@@ -1,4 +1,4 @@
-"""Reads a `.tflite` file without running it. Nothing in the file is trusted.
+"""Reads untrusted `.tflite` files without a runtime, finds incompatibilities, and extracts single signatures.
 
 Slot numbers are those of the public schema, tensorflow/compiler/mlir/lite/schema/schema.fbs in
 tensorflow/tensorflow, and of its successor in google-ai-edge/LiteRT for blockwise quantisation.
@@ -25,7 +25,7 @@ from agent.compute.tflite.model import (
 from agent.errors import ModelError
 
 Runtime = Literal["litert", "tflite-runtime"]
-"""As in `agent.compute.infer.litert`."""
+"""Same as in `agent.compute.infer.litert`."""
 
 _IDENTIFIER = b"TFL3"
 
@@ -37,11 +37,11 @@ _FOREIGN: tuple[tuple[bytes, str], ...] = (
     (b"\x1f\x8b", "gzip-compressed: unpack it"),
     (b"\x89HDF", "a Keras HDF5 file: convert it to TFLite"),
 )
-"""How files begin that are often taken for models, and what they are."""
+"""Starts of files that are often mistaken for models, and their descriptions."""
 
 
 def diagnose(content: bytes) -> str | None:
-    """What a file is that cannot be a TFLite model, in plain words; None when it may be one."""
+    """Describe a file that cannot be a TFLite model; None if it may be one."""
     if not content:
         return "the model file is empty"
     if content[4:8] == _IDENTIFIER:
@@ -50,7 +50,7 @@ def diagnose(content: bytes) -> str | None:
     for prefix, what in _FOREIGN:
         if start.startswith(prefix):
             return f"the model file is {what}"
-    return f"the model file is no TFLite model: expected identifier TFL3 at byte 4, found {content[4:8]!r}"
+    return f"the model file is not a TFLite model: expected identifier TFL3 at byte 4, found {content[4:8]!r}"
 
 
 _KNOWN: dict[Runtime, frozenset[str]] = {
@@ -61,16 +61,16 @@ _KNOWN["litert"] = _KNOWN["tflite-runtime"] | {
     "MaxPoolingWithArgmax2D",
     "MaxUnpooling2D",
 }
-"""Custom operations that a runtime brings along: the resolver of TensorFlow's lite/core/kernels/register.cc, and
+"""Custom operations of each runtime: the resolver of TensorFlow's lite/core/kernels/register.cc, and
 those that LiteRT's XNNPACK takes (tensorflow/lite/delegates/xnnpack/README.md)."""
 
 
 _LONG = 60
-"""Letters of a tensor's name in a message; the end tells more than the beginning."""
+"""Most characters of a tensor's name in a message, from its end, which is more specific."""
 
 
 def incompatibilities(modelfile: ModelFile, runtime: Runtime) -> list[str]:
-    """What the runtime would refuse about a model, or would get wrong without a word. Empty: nothing known."""
+    """List what the runtime would refuse in a model, or silently compute wrongly; empty: nothing is known."""
     found = [_unresolved(code) for code in modelfile.custom if code not in _KNOWN[runtime]]
     if unknown := dict.fromkeys(op.name for _, op in modelfile.steps() if op.name.startswith("#")):
         found.append(f"operation {', '.join(unknown)} is newer than this reader: update vedette and the runtime")
@@ -83,7 +83,7 @@ def incompatibilities(modelfile: ModelFile, runtime: Runtime) -> list[str]:
     if runtime == "tflite-runtime":
         kinds = {"INT4": modelfile.int4, "dynamic-range INT8 (float activations)": modelfile.dynamic_range}
         found += [
-            f"{kind} weights: tflite-runtime 2.14 computes wrong results from them unnoticed; use"
+            f"{kind} weights: tflite-runtime 2.14 silently computes wrong results from them; use"
             " ai-edge-litert, or quantise statically to INT8"
             for kind, there in kinds.items()
             if there
@@ -100,7 +100,10 @@ def _unresolved(code: str) -> str:
 
 
 def _bad_quantisation(tensor: TensorInfo) -> str:
-    """The checks of `ParseQuantization` in tensorflow/tensorflow, tensorflow/lite/core/interpreter_builder.cc."""
+    """Check as `ParseQuantization` does.
+
+    Source: tensorflow/tensorflow, tensorflow/lite/core/interpreter_builder.cc
+    """
     quantisation, shape = tensor.quantisation, tensor.shape
     if quantisation.scales != quantisation.zero_points:
         return f"{quantisation.scales} scales, but {quantisation.zero_points} zero points: convert again"
@@ -117,10 +120,10 @@ _BLOCKWISE = 2
 
 
 def read_modelfile(content: bytes) -> ModelFile:
-    """Read a file. Nothing in it is trusted.
+    """Read a model file.
 
     Raises:
-        ModelError: it is no TFLite model, or damaged.
+        ModelError: the file is not a TFLite model, or damaged.
     """
     if complaint := diagnose(content):
         raise ModelError(complaint)
@@ -137,7 +140,7 @@ def read_modelfile(content: bytes) -> ModelFile:
 
 
 def _buffer_size(source: ByteSource, buffer: FlatTable) -> int:
-    """Bytes of a constant. Those of files beyond 2 GB lie behind the flatbuffer, at an offset of the file."""
+    """Return the bytes of a constant. In files beyond 2 GB it lies behind the flatbuffer."""
     offset, size = buffer.u64(1), buffer.u64(2)
     if offset > 1:
         source.check(offset, size)
@@ -146,7 +149,7 @@ def _buffer_size(source: ByteSource, buffer: FlatTable) -> int:
 
 
 class _Code(NamedTuple):
-    """A kind of operation: builtin name, custom code, version."""
+    """Builtin name, custom code and version of an operation."""
 
     name: str
     custom: str
@@ -154,7 +157,7 @@ class _Code(NamedTuple):
 
 
 def _code(table: FlatTable) -> _Code:
-    # Codes below 127 are in the first field for old readers' sake, and in old files only there.
+    # Codes below 127 are also in the first field, and in old files only there.
     number = max(table.i8(0), table.i32(3))
     name = OPERATORS[number] if 0 <= number < len(OPERATORS) else f"#{number}"
     return _Code(name, table.string(1) if name == CUSTOM else "", table.i32(2, 1))
@@ -168,7 +171,7 @@ def _subgraph(table: FlatTable, codes: Sequence[_Code], sizes: Sequence[int]) ->
 
 
 def _tensor(table: FlatTable, sizes: Sequence[int]) -> TensorInfo:
-    # The runtime goes by the first; the second says which of these sizes callers may change.
+    # The runtime uses the first; the second tells which sizes callers may change.
     shape, signature = _numbers(table, 0), _numbers(table, 7)
     kind, buffer = table.i8(1), table.u32(2)
     return TensorInfo(
@@ -240,12 +243,6 @@ def _index(number: int, count: int, what: str) -> int:
     return number
 
 
-# One signature out of a file of several, so that the runtime prepares no memory for those that nobody asked for.
-#
-# The graphs of a file lie in one vector, and their signatures in another: both are cut to the one element.
-# Nothing moves, so every other offset stays as it is. Slots are the public schema's, see
-# `agent.compute.tflite.read`.
-
 _GRAPHS, _SIGNATURES = 2, 7
 _SIGNATURE_NAME, _SIGNATURE_GRAPH = 2, 4
 _CALLS = {"IF", "WHILE", "CALL", "CALL_ONCE"}
@@ -253,9 +250,10 @@ _CALLS = {"IF", "WHILE", "CALL", "CALL_ONCE"}
 
 
 def only_signature(content: bytes, name: str) -> bytes:
-    """The file with this signature and its graph alone; the same size, and its weights stay where they are.
+    """Return the file with one signature and its graph only, so that the runtime allocates no other graph.
 
-    A file whose graphs run each other is given back as it is.
+    The vectors of graphs and of signatures are cut to one element each. Nothing moves, so that all other
+    offsets stay valid. A file whose graphs run each other is returned unchanged.
 
     Raises:
         ModelError: the file is damaged, or has no such signature.
@@ -281,7 +279,7 @@ def _calls(operation: str) -> bool:
 
 
 def _keep(source: ByteSource, root: FlatTable, cut: bytearray, slot: int, index: int) -> None:
-    """Make the vector in a slot of the root one element long."""
+    """Cut the vector in a slot of the root to one element."""
     first, _ = root.vector(slot)
-    kept = source.follow(first + 4 * index)
-    struct.pack_into("<II", cut, first - 4, 1, kept - first)
+    element = source.follow(first + 4 * index)
+    struct.pack_into("<II", cut, first - 4, 1, element - first)

@@ -37,7 +37,7 @@ def test_ends_are_what_a_backend_would_show() -> None:
     model = read_modelfile(builder.add_model((1, 4), dtype="int8", scale=0.5, zero_point=-3, signature="serve"))
     for signature in ("", "serve"):
         (source,), (end,) = model.ends(signature)
-        assert str(source) == "image int8[1,4] ×0.5+3"
+        assert str(source) == "image int8[1,4] (scale 0.5, zero point -3)"
         assert end.name == "scores"
     with pytest.raises(ModelError, match="no signature 'x'; it has: serve"):
         model.ends("x")
@@ -165,7 +165,7 @@ def test_an_operation_from_the_future_is_named(monkeypatch: pytest.MonkeyPatch) 
         (b"\x1f\x8b" + bytes(20), "gzip"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
         (b"\x1c\0\0\0TFL2" + bytes(20), "b'TFL2'"),
-        (b"abc", "no TFLite model"),
+        (b"abc", "not a TFLite model"),
     ],
 )
 def test_what_is_no_model_is_named(content: bytes, words: str) -> None:
