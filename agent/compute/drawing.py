@@ -1,4 +1,11 @@
-"""Annotated pictures: tracks drawn into a copy of their frame, and JPEG bytes. No file, no window."""
+"""Draws tracks into pictures and encodes JPEGs.
+
+OpenCV 5 unpacks a whole font for its first character, which keeps over 8 MB: printable ASCII comes from a strip
+    of glyphs instead, and only other text uses OpenCV.
+
+Clips are made of newly encoded JPEGs of bounded size and rate. Cameras that give JPEGs are decoded for the model
+anyway, and OpenCV returns either pictures or packets, not both; packets of RTSP cameras depend on each other.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +22,6 @@ from numpy.typing import NDArray
 from agent.errors import BackendError
 from agent.types import ChannelOrder, EncodedFrame, Frame, Image, Keypoint, Point, Track
 
-# Letters on pictures.
-#
-# OpenCV 5 unpacks a whole font for its first letter, over 8 MB that stay: here is a strip of printable ASCII
-# instead. Text beyond ASCII is left to OpenCV, so that whoever needs it pays for it.
-
 _FIRST, _COUNT = 32, 95
 _FALLBACK = cv2.FONT_HERSHEY_SIMPLEX
 _FALLBACK_HEIGHT = 36.0
@@ -31,7 +33,7 @@ Colour = tuple[int, int, int]
 
 @functools.lru_cache(maxsize=128)
 def line(text: str, height: int) -> Mask:
-    """A line of text as a mask, `height` rows of uint8: 255 is ink. Not to be written to: it is kept."""
+    """Return a line of text as a cached mask, uint8 [height, width], 255 for ink. Do not write to it."""
     if not text:
         return np.zeros((height, 0), np.uint8)
     strip = _ascii(text) if text.isascii() and text.isprintable() else _any(text)
@@ -42,7 +44,7 @@ def line(text: str, height: int) -> Mask:
 
 
 def ink(picture: Image, mask: Mask, x: int, y: int, colour: Colour) -> None:
-    """Paint a mask into a picture, its corner at (x, y) ≥ 0; what lies outside is cut off."""
+    """Paint a mask into a picture with its corner at (x, y) ≥ 0, clipped to the picture."""
     part = picture[y : y + mask.shape[0], x : x + mask.shape[1]]
     share = mask[: part.shape[0], : part.shape[1], None].astype(np.uint16)
     part[:] = (part * (255 - share) + np.array(colour, np.uint16) * share + 127) // 255
@@ -62,7 +64,7 @@ def _any(text: str) -> Mask:
 
 @functools.cache
 def _glyphs() -> Mask:
-    """Characters × height × width."""
+    """Return the glyphs, uint8 [characters, height, width]."""
     packed = np.frombuffer(files("agent.compute").joinpath("glyphs.png").read_bytes(), np.uint8)
     strip = cv2.imdecode(packed, cv2.IMREAD_GRAYSCALE)
     assert strip is not None
@@ -71,8 +73,8 @@ def _glyphs() -> Mask:
 
 _Colour = tuple[int, int, int]
 
-# Blue, green, red. Okabe and Ito's palette, which colour-blind people can tell apart, without its black and with
-# four more (https://jfly.uni-koeln.de/color/).
+# Blue, green, red: Okabe and Ito's palette for colour-blind people (https://jfly.uni-koeln.de/color/), without
+#     black and with four more.
 _PALETTE: tuple[_Colour, ...] = (
     (0, 159, 230),
     (233, 180, 86),
@@ -91,7 +93,7 @@ _FILL = 0.25
 """Opacity of the inside of an outline."""
 
 _SURE = 0.3
-"""Keypoints below are guesses and not drawn."""
+"""Keypoints with a lower score are not drawn."""
 
 _LIMBS: tuple[tuple[str, str], ...] = (
     ("left_shoulder", "right_shoulder"),
@@ -107,11 +109,11 @@ _LIMBS: tuple[tuple[str, str], ...] = (
     ("right_hip", "right_knee"),
     ("right_knee", "right_ankle"),
 )
-"""Keypoint names of COCO that are joined by a line where a model gives both."""
+"""Keypoint names of COCO that are joined by a line if a model gives both."""
 
 
 class _Pen(Struct, frozen=True):
-    """Sizes that keep a drawing legible at the picture's size, px, and the order of its channels."""
+    """Sizes of lines and text for the picture's size, px, and the order of its channels."""
 
     width: int
     height: int
@@ -120,29 +122,29 @@ class _Pen(Struct, frozen=True):
     order: ChannelOrder
 
     def colour(self, label: str) -> _Colour:
-        """The same for a label in every picture and on every board."""
+        """Return the colour of a label, the same in every picture and on every board."""
         return self.ordered(_PALETTE[zlib.crc32(label.encode()) % len(_PALETTE)])
 
     def ordered(self, colour: _Colour) -> _Colour:
-        """A blue-green-red colour in the picture's order."""
+        """Return a blue-green-red colour in the picture's order."""
         return colour if self.order == "bgr" else (colour[2], colour[1], colour[0])
 
     def at(self, x: float, y: float) -> tuple[int, int]:
-        """A point of the frame in pixels."""
+        """Return a point of the frame in pixels."""
         return round(x * (self.width - 1)), round(y * (self.height - 1))
 
 
 def annotate(
     image: Image, tracks: Sequence[Track], *, order: ChannelOrder, title: str = "", in_place: bool = False
 ) -> Image:
-    """Draw boxes, outlines, keypoints and labels with scores into a copy.
+    """Draw boxes, outlines, keypoints and labels with scores into a copy of a picture.
 
     Args:
-        image: H×W×3 uint8; stays as it is, unless `in_place`.
-        tracks: what to draw; those without a box are listed at the top left.
+        image: H×W×3 uint8; unchanged unless `in_place`.
+        tracks: to draw; those without a box are listed at the top left.
         order: of the image's channels.
         title: first line at the top left.
-        in_place: nobody needs the image any more: draw into it, if it is in one piece.
+        in_place: draw into the image itself if it is contiguous.
 
     Returns:
         H×W×3 uint8.
@@ -152,13 +154,13 @@ def annotate(
     _fill_outlines(picture, tracks, pen)
     for track in tracks:
         _draw_shape(picture, track, pen)
-    # Labels last, or a neighbour's box would strike them out.
+    # Labels last, so that no other box crosses them.
     _write_labels(picture, tracks, title, pen)
     return picture
 
 
 def jpeg(image: Image, quality: int, order: ChannelOrder) -> bytes:
-    """A picture as a JPEG file.
+    """Encode a picture as a JPEG file.
 
     Args:
         image: H×W×3 uint8.
@@ -245,7 +247,7 @@ def _caption_height(pen: _Pen) -> int:
 
 
 def _caption(picture: Image, text: str, at: tuple[int, int], colour: _Colour, pen: _Pen) -> int:
-    """Text on a patch of colour, moved so that it lies in the picture. Its height, px."""
+    """Draw text on a patch of colour, moved into the picture; return its height, px."""
     high = _caption_height(pen)
     letters = line(text, high - 2 * pen.line)
     wide = letters.shape[1] + 4 * pen.line
@@ -258,48 +260,41 @@ def _caption(picture: Image, text: str, at: tuple[int, int], colour: _Colour, pe
 
 
 def _luminance(colour: _Colour, order: ChannelOrder) -> float:
-    """Brightness 0..255, ITU-R BT.601."""
+    """Return the brightness 0..255 by ITU-R BT.601."""
     blue, green, red = colour if order == "bgr" else colour[::-1]
     return 0.114 * blue + 0.587 * green + 0.299 * red
 
 
-# Stills: frames as the JPEGs that clips are made of.
-#
-# Cameras that give JPEGs (`format=MJPG`) are decoded for the model in any case, and OpenCV hands out either the
-# pictures or the packets, not both; and those of an RTSP camera hang on each other. So a still is encoded anew,
-# at a size and a rate that are bounded.
-
-
 class FrameEncoder:
-    """Makes stills of one stream. For one thread."""
+    """Encodes the frames of one stream's clips. For one thread."""
 
     def __init__(self, max_width: int, quality: int) -> None:
-        """Prepare.
+        """Set size and quality.
 
         Args:
-            max_width: wider frames are made smaller, px.
+            max_width: wider frames are resized to this width, px.
             quality: of the JPEG, 1..100.
         """
         self._max_width, self._quality = max_width, quality
         self._small: Image | None = None
 
     def encode(self, frame: Frame) -> EncodedFrame:
-        """The frame as a picture, which is even in width and height when it was made smaller.
+        """Encode a frame. Its width and height are even if it was resized.
 
         Raises:
-            BackendError: it cannot be encoded.
+            BackendError: OpenCV cannot encode it.
         """
-        image = self._shrunk(frame.image)
+        image = self._resize(frame.image)
         height, width = image.shape[:2]
         encoded = jpeg(image, self._quality, frame.order)
         return EncodedFrame(encoded, width, height, frame.captured_ns, frame.captured_at)
 
-    def _shrunk(self, image: Image) -> Image:
+    def _resize(self, image: Image) -> Image:
         height, width = image.shape[:2]
         if width <= self._max_width:
             return image
         size = (self._max_width // 2 * 2, max(2, round(height * self._max_width / width / 2) * 2))
-        # Averaging is worth its price from a half on, where single lines would be skipped.
+        # From a half on averaging is worth its cost, because linear interpolation would skip lines.
         how = cv2.INTER_AREA if width >= 2 * size[0] else cv2.INTER_LINEAR
         self._small = cv2.resize(image, size, dst=self._small, interpolation=how)  # type: ignore[assignment]
         assert self._small is not None

@@ -1,9 +1,8 @@
-"""The manifest: TOML beside a model file, which says what the model needs and its file does not say.
+"""The manifest: a TOML file beside a model file that states what the model needs.
 
-Every key may be left out. What the manifest leaves out is taken from the TFLite Metadata inside the model file,
-else guessed from its tensors and its last operations, else it has the default below: see
-`agent.compute.decode.defaults`. `vedette models inspect MODEL --write-manifest` writes all that was found, with
-the source of each key.
+Every key is optional. A missing one is taken from the TFLite Metadata in the model file, guessed from its
+tensors and last operations, or has the default below, see `agent.compute.decode.defaults`. `vedette models
+inspect MODEL --write-manifest` writes all keys with their sources.
 
 The manifest of YAMNet for classification, which scores 521 sounds; `unzip yamnet.tflite` gives its labels:
 
@@ -47,10 +46,10 @@ Resize = Literal["stretch", "letterbox"]
 
 
 class InputManifest(Struct, frozen=True, forbid_unknown_fields=True):
-    """How a picture becomes the input tensor.
+    """Preparation of a picture for the input tensor.
 
     Attributes:
-        order: channel order that the model was trained with.
+        order: channel order of the training.
         resize: `stretch` to the input's size, or `letterbox`: keep the aspect and pad with grey 114.
         mean, std: `(pixel - mean) / std`, per channel in `order`, in the tensor's real-valued domain.
     """
@@ -62,15 +61,15 @@ class InputManifest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AudioManifest(Struct, frozen=True, forbid_unknown_fields=True):
-    """How sound becomes the input tensor: samples → rows of a front end → the newest rows, quantised.
+    """Preparation of sound for the input tensor: samples → rows of a front end → the newest rows, quantised.
 
     Attributes:
         rate_hz: of the samples that the front end takes.
         frontend: name of a front end in `agent.compute.infer.audio_input`.
-        every_s: from one inference to the next, s; 0: whenever the tensor is full of new rows, for a model that
-            remembers what it has heard.
+        every_s: time from one inference to the next, s; 0: when the tensor is full of new rows, for a stateful
+            model.
         mean, std: `(row - mean) / std`, in the tensor's real-valued domain.
-        options: what this front end needs besides, checked by it.
+        options: of the front end, which checks them.
     """
 
     rate_hz: Annotated[int, Meta(ge=4000, le=192_000)]
@@ -82,14 +81,14 @@ class AudioManifest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class OutputManifest(Struct, frozen=True, forbid_unknown_fields=True):
-    """How the output tensors become detections.
+    """Decoding of the output tensors.
 
     Attributes:
-        decoder: name of a decoder in `agent.compute.decode`; empty: the one that the outputs fit.
-        labels: class names in order, of sounds each once; or in the file the name of a text file beside it.
-        score_threshold: detections below are dropped.
+        decoder: name of a decoder in `agent.compute.decode`; empty: guessed from the outputs.
+        labels: class names in order, those of sounds unique; in the file also the name of a text file beside it.
+        score_threshold: least score of a detection.
         iou_threshold: overlap above which non-maximum suppression drops the weaker of two boxes.
-        options: what this decoder needs besides, checked by the decoder.
+        options: of the decoder, which checks them.
     """
 
     decoder: str = ""
@@ -100,13 +99,13 @@ class OutputManifest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GoldenManifest(Struct, frozen=True, forbid_unknown_fields=True):
-    """Inputs that a device must answer as the CPU does before it may run the model.
+    """Inputs that an accelerator must answer as the CPU does before it is used.
 
     Attributes:
-        files: beside the manifest, pictures or recordings as the model will meet them; none: noisy shapes.
-        tolerance: root mean square of the difference, as a share of the answer's own deviation (of its size where
-            its numbers are alike, or it is only one), over the worst output; None: 0.1 of a quantised model, 0.02
-            of another.
+        files: beside the manifest, typical pictures or recordings; none: noisy shapes.
+        tolerance: largest root mean square of the difference, as a share of the answer's own deviation (of its
+            size if it is one number, or all are equal), of the worst output; None: 0.1 for a quantised model,
+            else 0.02.
     """
 
     files: tuple[str, ...] = ()
@@ -114,25 +113,26 @@ class GoldenManifest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 HIDDEN = "hidden"
-"""Name of the output that a deeper variant goes on from."""
+"""Name of the output that the next exit continues."""
 AUTO = "auto"
 """In place of a variant's name: the cascade picks an exit for each input."""
 PICTURE_HITS, SOUND_HITS = 3, 1
-"""Detections that announce a track by default: one picture of many may deceive, and a bark fills one window."""
+"""Default number of detections before a track is announced: one picture may deceive, but a bark fills one
+window."""
 
 
 class Variant(Struct, frozen=True, forbid_unknown_fields=True):
-    """One depth or size of a model that has several.
+    """An exit or a size of a model that has several.
 
     Attributes:
-        name: what the config, the commands and the messages call it.
-        signature: the signature of the file that runs it; empty for the model's only graph.
-        after: name of the variant whose hidden state it goes on from; empty: it takes the model's input itself.
-        depth: layers that its answer has gone through, for people.
-        multiply_adds: of this variant alone, without those that it goes on from.
-        confidence: at or above it no deeper variant is asked; None: it has the last word.
-        temperature: what the scores are divided by before the softmax, so that confidence means a share of hits.
-        complexity: an input up to this complexity, 0..1, may begin here; one above begins at a deeper variant.
+        name: in the configuration, commands and messages.
+        signature: of the model file; empty for its only graph.
+        after: name of the exit whose hidden state it continues; empty: it takes the model's input.
+        depth: layers up to its answer, for people.
+        multiply_adds: of this variant alone, without those that it continues.
+        confidence: of an exit: at or above it no deeper exit runs; None: its answer is always taken.
+        temperature: divisor of the scores before the softmax, so that a confidence is a share of right answers.
+        complexity: of an exit: answers to inputs above it, 0..1, are not taken here but at a deeper exit.
     """
 
     name: str
@@ -149,14 +149,14 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """A model's manifest.
 
     Attributes:
-        name: what the messages call the model; empty: as its file, without the suffix.
+        name: in messages; empty: the file's name without suffix.
         output: see `OutputManifest`.
-        input: for a model of pictures, see `InputManifest`.
-        audio: for a model of sound, see `AudioManifest`; None: it takes pictures.
+        input: of an image model, see `InputManifest`.
+        audio: of a sound model, see `AudioManifest`; None: the model takes pictures.
         file: name of the model file beside the manifest.
         sha256: of the model file; checked when it is loaded. Empty: not checked.
         licence: SPDX expression of the weights.
-        source: where the model came from.
+        source: origin of the model.
         description: for people.
         golden: see `GoldenManifest`.
         variants: largest or deepest first; the first is the default.
@@ -175,10 +175,10 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     variants: tuple[Variant, ...] = (Variant(name="full"),)
 
     def variant(self, name: str) -> Variant:
-        """The variant of that name; the first for an empty name.
+        """Return the variant of that name; the first for an empty name.
 
         Raises:
-            ModelError: there is none.
+            ModelError: there is no such variant.
         """
         for variant in self.variants:
             if name in ("", variant.name):
@@ -188,12 +188,12 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def min_hits(self) -> int:
-        """Detections that announce a track, where the stream leaves it open."""
+        """Number of detections before a track is announced, by default."""
         return PICTURE_HITS if self.audio is None else SOUND_HITS
 
     @property
     def has_tracks(self) -> bool:
-        """Whether it finds what is there for a while and can be counted; a word is over when it is told."""
+        """True if it finds objects or sounds that last and can be counted; False for keywords."""
         return self.output.decoder != "keyword"
 
     @property
@@ -226,28 +226,28 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
         return f"this model has sizes only: name one of {names}"
 
     def chain(self, name: str) -> tuple[Variant, ...]:
-        """The variants that run for this one, in order: those whose hidden state it goes on from, and itself.
+        """Return the variants that run for this one, in order: those that it continues, and itself.
 
         Raises:
-            ModelError: there is no such variant, or they go on from each other in a circle.
+            ModelError: there is no such variant, or the chain is a circle.
         """
         chain = [self.variant(name)]
         while chain[0].after:
             before = self.variant(chain[0].after)
             if before in chain:
-                raise ModelError(f"model {self.name}: variant {before.name!r} goes on from itself")
+                raise ModelError(f"model {self.name}: variant {before.name!r} continues itself")
             chain.insert(0, before)
         return tuple(chain)
 
 
 class Model(Struct, frozen=True, weakref=True):
-    """A model in memory: bytes, their hash, and the manifest.
+    """A model in memory.
 
     Attributes:
         content: the `.tflite` file.
         sha256: hex digest of `content`.
         manifest: see `Manifest`.
-        path: where it came from, for messages.
+        path: of its file, for messages.
     """
 
     content: bytes
@@ -257,14 +257,14 @@ class Model(Struct, frozen=True, weakref=True):
 
 
 def read_manifest(text: str, path: str) -> TomlFile:
-    """Read a manifest, of which nothing is checked yet. Keys of earlier versions get their new names.
+    """Parse a manifest without checking its keys. Keys of earlier versions get their new names.
 
     Args:
         text: of the file.
         path: of the file, for messages.
 
     Raises:
-        ModelError: it is not TOML, with the line.
+        ModelError: the text is not TOML; the error names the line.
     """
     try:
         return with_new_keys(parse_toml(text, path))
@@ -273,16 +273,16 @@ def read_manifest(text: str, path: str) -> TomlFile:
 
 
 def check_manifest(file: TomlFile) -> None:
-    """Refuse what no manifest says. Its `labels` are a list already.
+    """Check the keys and values of a manifest whose `labels` are a list already.
 
     Raises:
-        ModelError: every unknown key, wrong value and contradiction, each with file, line and key.
+        ModelError: names every unknown key, wrong value and contradiction, each with file, line and key.
     """
     contradictions = list(_contradictions(file.data))
     try:
         msgspec.convert(file.data, Manifest)
     except msgspec.ValidationError:
-        pass  # finding every fault takes 20 ms, and mostly there is none
+        pass  # collecting all faults takes 20 ms, so do it only if there is one
     else:
         if not contradictions:
             return
@@ -290,7 +290,7 @@ def check_manifest(file: TomlFile) -> None:
 
 
 def manifest_from(data: dict[str, Any], where: str) -> Manifest:
-    """Build a manifest from the tables of a complete one; see `check_manifest`.
+    """Check the tables of a complete manifest and build it.
 
     Args:
         data: the tables.
@@ -304,18 +304,18 @@ def manifest_from(data: dict[str, Any], where: str) -> Manifest:
 
 
 def _contradictions(data: dict[str, Any]) -> Iterator[Problem]:
-    """What is of the right type and makes no sense."""
+    """Yield values of the right type that make no sense."""
     variants, output = data.get("variants"), data.get("output")
     if variants == []:
         yield ("variants",), "`variants` is empty; leave it out for a model with one graph"
     for number, variant in enumerate(variants if isinstance(variants, list) else ()):
         if isinstance(variant, dict) and variant.get("name") == AUTO:
             keys = ("variants", number, "name")
-            yield keys, f"`variants[{number}].name`: no variant can be called {AUTO!r}: that asks for the cascade"
+            yield keys, f"`variants[{number}].name`: no variant can be called {AUTO!r}, which selects the cascade"
     yield from _same_names(variants if isinstance(variants, list) else [])
     labels = output.get("labels") if isinstance(output, dict) else None
     if "audio" in data and isinstance(labels, list):
-        # Lists of what pictures show have gaps, and two cranes; a sound is told by its label alone.
+        # Labels of image models have gaps and repeats (two cranes); a sound has only its label.
         counts = Counter(label for label in labels if isinstance(label, str) and label)
         if twice := [repr(label) for label, count in counts.items() if count > 1]:
             yield ("output", "labels"), f"`output.labels`: {', '.join(twice)} more than once"
