@@ -73,7 +73,7 @@ def test_what_was_guessed_of_a_model_and_is_doubtful_is_told(file: Path, tmp_pat
     guessed, doubtful, unnamed = result.stderr.splitlines()
     assert result.exit_code == 0
     assert guessed.startswith(f"{file}:3: {model}: its manifest leaves keys out: output.decoder (guessed: ")
-    assert "50% of a pixel's values lie beyond its range" in doubtful
+    assert "50% of the pixel values lie outside its range" in doubtful
     assert unnamed.startswith(f"{file}:3: {model}: [output] labels are left out: what it finds is")
     assert json.loads(call("check", str(file), "--json").output)["remarks"] == [guessed, doubtful, unnamed]
 
@@ -191,8 +191,8 @@ def test_a_label_that_the_model_does_not_know(file: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "why"),
     [
-        ('labels = ["persn"]', "clips.labels: the stream never tells of 'persn'"),
-        ('labels = ["cat"]', "clips.labels: the stream never tells of 'cat'; known: person"),
+        ('labels = ["persn"]', "clips.labels: the stream never reports 'persn'"),
+        ('labels = ["cat"]', "clips.labels: the stream never reports 'cat'; known: person"),
         ('zones = ["yard"]', "clips.zones: no zone is called 'yard'"),
         ("after_s = 61", "clips.after_s: 61 is more than max_s"),
     ],

@@ -158,7 +158,7 @@ def test_a_hard_input_begins_deeper(tmp_path: Path) -> None:
 def test_an_answer_that_never_moves_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.compute.track.keywords._LISTENED_S", 1.0)
+    monkeypatch.setattr("agent.compute.track.keywords._CONSTANT_S", 1.0)
     hearing = ear(tone_model(tmp_path, sharpness=0.0), gate=GateConfig(voice=False))
     caplog.set_level(logging.ERROR, module.__name__)
     hear(hearing, STORY)
@@ -167,7 +167,7 @@ def test_an_answer_that_never_moves_is_reported(
 
 
 def test_a_front_end_that_gives_one_value_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.compute.track.keywords._LISTENED_S", 1.0)
+    monkeypatch.setattr("agent.compute.track.keywords._CONSTANT_S", 1.0)
     manifest = (ZOO / "small-speech.toml").read_text().replace("mean = -9.0", "mean = 1e6")
     (tmp_path / "wrong.toml").write_text(manifest)
     (tmp_path / "small-speech.tflite").write_bytes((ZOO / "small-speech.tflite").read_bytes())
@@ -179,7 +179,7 @@ def test_a_front_end_that_gives_one_value_is_reported(tmp_path: Path, monkeypatc
 
 def test_a_wake_word_that_is_constant_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pymicro_wakeword", reason="the extra [wakeword] is not installed")
-    monkeypatch.setattr("agent.compute.track.keywords._LISTENED_S", 0.5)
+    monkeypatch.setattr("agent.compute.track.keywords._CONSTANT_S", 0.5)
     config = StreamConfig("mic:default", "wakeword/alexa", gate=GateConfig(voice=False))
     # This backend computes nothing: the score is 0 whatever comes in, as that of a broken model may be.
     null = NullBackend()
@@ -194,7 +194,7 @@ def test_a_wake_word_that_is_constant_is_reported(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("word", ["alexa", "hey_jarvis", "hey_mycroft", "okay_nabu"])
 def test_a_healthy_wake_word_that_is_not_said_is_not_reported(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pymicro_wakeword", reason="the extra [wakeword] is not installed")
-    monkeypatch.setattr("agent.compute.track.keywords._LISTENED_S", 0.5)
+    monkeypatch.setattr("agent.compute.track.keywords._CONSTANT_S", 0.5)
     tested: list[bool] = []
 
     def move(*args: Any) -> bool:
@@ -282,7 +282,7 @@ def test_what_was_heard_before_the_gate_closed_is_not_mixed_in(tmp_path: Path) -
 
 
 def test_a_muted_microphone_is_no_broken_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.compute.track.keywords._LISTENED_S", 1.0)
+    monkeypatch.setattr("agent.compute.track.keywords._CONSTANT_S", 1.0)
     hearing = ear(tone_model(tmp_path), gate=GateConfig(voice=False))
     hear(hearing, np.zeros(5 * 16_000, np.int16))
     assert hearing.alarm == ""

@@ -197,7 +197,7 @@ def test_what_was_guessed_is_logged_and_a_wild_normalisation_is_warned_of(
         record.message for record in caplog.records if record.name == "agent.models.library"
     )
     assert guessed.startswith(f"stream front: {path}: its manifest leaves keys out: output.decoder (guessed")
-    assert "99% of a pixel's values lie beyond its range" in doubtful
+    assert "99% of the pixel values lie outside its range" in doubtful
     assert "mean = 128 and std = 127.5" in doubtful
     assert unnamed.startswith(
         f"stream front: {path}: [output] labels are left out: what it finds is told as class0"

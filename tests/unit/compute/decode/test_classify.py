@@ -85,7 +85,7 @@ def test_scores_that_are_no_probabilities_are_warned_of_once(caplog: pytest.LogC
         (found,) = decode([np.array([[0.2, 7.5, 3.0, -1.0]], np.float32)])
         assert (found.label, found.score) == ("dog", 1.0)
     (record,) = caplog.records
-    assert "output p gives a score of 7.5" in record.message
+    assert "output p has a score of 7.5" in record.message
     caplog.clear()
     decoder("classify", picture(8), [spec("p", 1, 4)], LABELS)([np.array([[0.0, 1.0, 0.0, 0.0]], np.float32)])
     assert not caplog.records

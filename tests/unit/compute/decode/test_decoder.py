@@ -128,5 +128,5 @@ def test_a_role_without_a_tensor_is_a_misfit() -> None:
         assign_outputs((BOXES,), [])
     with pytest.raises(ShapeMismatchError, match="named 'z'"):
         assign_outputs((BOXES,), [spec("a", 1, 5)], {"boxes": "z"})
-    with pytest.raises(ShapeMismatchError, match="no choice that fits all"):
+    with pytest.raises(ShapeMismatchError, match="no assignment fits all"):
         assign_outputs((SCORES, BOXES), [spec("a", 1, 5)])

@@ -54,7 +54,7 @@ def test_a_file_without_metadata_is_guessed() -> None:
 
 
 def test_what_neither_file_nor_guess_says_is_asked_for() -> None:
-    with pytest.raises(ModelError, match=r"its manifest must say .*mean and std"):
+    with pytest.raises(ModelError, match=r"its manifest must have .*mean and std"):
         manifest_of(add_model(), [IMAGE], [SCORES], "m")
 
 
@@ -102,7 +102,7 @@ def test_a_label_bomb_is_refused() -> None:
 
 
 def test_metadata_of_another_kind_or_place_is_refused() -> None:
-    with pytest.raises(ModelError, match="unknown kind"):
+    with pytest.raises(ModelError, match="unknown format"):
         read_metadata(model(metadata(identifier=b"X999")))
 
 

@@ -22,7 +22,7 @@ def test_what_cannot_be_guessed_says_what_is_missing() -> None:
         guess_output([picture(64)], [spec("out", 1, 2, 3, 4, 5)])
     with pytest.raises(UndecodableError, match=r"other strides needs \[output\] decoder and"):
         guess_output([picture(64)], [spec("scores", 1, 7, 3), spec("reg", 1, 7, 32)])
-    with pytest.raises(ModelError, match=r"is no picture; for sound .* \[audio\] rate_hz"):
+    with pytest.raises(ModelError, match=r"is not a picture; for sound .* \[audio\] rate_hz"):
         guess_input("classify", spec("waveform", 1, 15600))
 
 

@@ -107,7 +107,7 @@ def test_stored_and_real_outputs_give_the_same(seed: int, kind: str) -> None:
 
 
 def test_pixels_and_scores_in_one_coarse_tensor_are_refused() -> None:
-    with pytest.raises(ModelError, match=r"no score survives"):
+    with pytest.raises(ModelError, match=r"too coarse for scores"):
         decoder("yolo", picture(SIZE), [spec("out", 1, 6, CELLS, dtype="int8", scale=2.5)])
 
 

@@ -178,7 +178,7 @@ ZONES = (ZoneConfig("door", ((0, 0), (1, 0), (1, 1))), ZoneConfig("yard", ((0, 0
     [
         (ClipsConfig(zones=("gate",)), ZONES, r"clips\.zones: no zone is called 'gate'; known: door, yard"),
         (ClipsConfig(zones=("gate",)), (), r"clips\.zones: .* the stream has no \[\[zones\]\]"),
-        (ClipsConfig(labels=("dog",)), (), r"clips\.labels: the stream never tells of 'dog'; known: person, cat"),
+        (ClipsConfig(labels=("dog",)), (), r"clips\.labels: the stream never reports 'dog'; known: person, cat"),
         (ClipsConfig(after_s=90), (), r"clips\.after_s: 90 is more than max_s, 60"),
     ],
 )

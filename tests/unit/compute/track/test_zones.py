@@ -81,7 +81,7 @@ def test_a_polygon_that_cannot_be_used_is_refused_in_one_line(polygon: tuple[Poi
 
 
 def test_two_zones_of_one_name_are_refused() -> None:
-    with pytest.raises(ConfigError, match="zone 'door' is there twice"):
+    with pytest.raises(ConfigError, match="two zones are named 'door'"):
         Zones([ZoneConfig("door", SQUARE), ZoneConfig("door", SQUARE)])
 
 
