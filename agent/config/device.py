@@ -82,7 +82,6 @@ class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
         keepalive_s: silence after which the broker calls us offline, s.
         reconnect_max_s: longest pause between two attempts to connect, s. Left out: 60, and 5 while a broker of
             the local network cannot be reached.
-        inflight: messages sent and not yet acknowledged, at most.
         commands: whether commands are taken from the broker. Left out: they are if this device logs in to it, and
             to every fallback, with `username` and `password_file` or with a client certificate, so that its
             access list can say who commands. A broker without that may let anybody on the network in, also one on
@@ -110,7 +109,6 @@ class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
     prefix: Prefix = "vedette"
     keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 30
     reconnect_max_s: Seconds | None = None
-    inflight: Annotated[int, Meta(ge=1, le=1000)] = 20
     commands: bool | None = None
     event_expiry_s: Annotated[int, Meta(ge=0, le=4_000_000_000)] = 7 * 86400
     fallback: tuple[FallbackConfig, ...] = ()

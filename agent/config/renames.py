@@ -28,10 +28,11 @@ RENAMED: Mapping[str, str] = {
 """New name, in the same table, by old key; `*` matches any name. A row here is all that a renamed key needs."""
 
 REMOVED: Mapping[str, str] = {
+    "mqtt.inflight": "at most 20 messages wait for an acknowledgement, or fewer if the broker says so",
     "storage.spool_max_age_s": "undelivered events are kept for 7 days",
     "streams.*.clips.ring_max_bytes": "the pictures before a clip take 16 MiB at most",
 }
-"""What to know or do instead, by the key that was removed: `"mqtt.inflight": "the broker's limit counts"`."""
+"""What to know or do instead, by the key that was removed."""
 
 NARROWED: Mapping[str, tuple[str, ...]] = {"storage.durability": ("event", "batch")}
 """Values that are left, by key; a key with another value of an earlier version is dropped."""

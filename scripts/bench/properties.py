@@ -22,7 +22,6 @@ VARIANTS: dict[str, tuple[Protocol, bool]] = {
     "properties": ("5", True),
 }
 """Protocol, and True for one with properties."""
-_WINDOW = 100
 
 
 def main() -> None:
@@ -61,7 +60,7 @@ def _event() -> bytes:
 def _cpu_us(port: int, variant: tuple[Protocol, bool], body: bytes, count: int) -> float:
     """CPU time from handing an event over to its acknowledgement, µs: the mean of many."""
     protocol, properties = variant
-    config = MqttConfig(host="127.0.0.1", port=port, inflight=_WINDOW)
+    config = MqttConfig(host="127.0.0.1", port=port)
     connection = Connection(config, "bench", protocol, ("bench/status", b"offline"))
     wake = WakeupPipe()
     connection.open(wake, 10.0, 10.0)

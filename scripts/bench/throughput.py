@@ -125,7 +125,7 @@ def house(port: str, count: str, durability: str) -> None:
 
     with tempfile.TemporaryDirectory(dir=common.ON_DISK) as folder:
         spool = Spool(Path(folder), StorageConfig(durability=durability))  # type: ignore[arg-type]
-        config = MqttConfig(host="127.0.0.1", port=int(port), inflight=INFLIGHT)
+        config = MqttConfig(host="127.0.0.1", port=int(port))
         publisher = Publisher(config, Topics("vedette", "bench"), spool)
         publisher.start()
         while not publisher.state.connected:

@@ -20,7 +20,7 @@ A, B = "1.0.1", "1.0.2"
 """Versions: the one that is installed, with counter 1, and the one to come, with counter 2."""
 PRINCIPAL = "prover"
 _SOURCES = ("agent", "firmware_configs", "pyproject.toml", "requirements.lock", "README.md", "LICENSE")
-ONLY_B = "inflight"
+ONLY_B = "event_expiry_s"
 """Key of `[mqtt]` that the configuration gets with B."""
 SEEN_FROM = 0.05
 """Share of blue from which on the model sees somebody: he is always there, in any pattern of a test."""

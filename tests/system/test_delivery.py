@@ -408,7 +408,7 @@ def test_a_topic_that_the_broker_refuses_waits_and_holds_up_no_other(
     acl = f"topic read #\ntopic write {EVENTS}\ntopic write {TOPICS.status}\n"
     with Mosquitto(tmp_path, acl=acl) as broker:
         messages = broker.subscribe("vedette/#")
-        with device(tmp_path, broker.config(inflight=5, reconnect_max_s=0.3)) as (spool, publisher):
+        with device(tmp_path, broker.config(reconnect_max_s=0.3)) as (spool, publisher):
             publisher.retain(TOPICS.health, b"{}")
             for _ in range(30):
                 spool.put(secret_topic, event(stream="secret"))
@@ -448,7 +448,7 @@ def test_what_is_too_large_for_the_broker_stops_nothing(tmp_path: Path, caplog: 
 def test_a_small_window_of_the_broker_is_respected(tmp_path: Path) -> None:
     with Mosquitto(tmp_path, lines=("max_inflight_messages 1",)) as broker:
         messages = broker.subscribe("vedette/#")
-        with device(tmp_path, broker.config(inflight=100)) as (spool, publisher):
+        with device(tmp_path, broker.config()) as (spool, publisher):
             publisher.retain(TOPICS.health, b"{}")
             for _ in range(100):
                 spool.put(EVENTS, event())

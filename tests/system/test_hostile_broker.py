@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from agent.board.thermal import resident_mb
 from agent.comms.mqtt import brokers, paho_client, session
+from agent.comms.mqtt import connection as connection_module
 from agent.config.device import MqttConfig
 from tests.support.hostile import (
     CONNACK_5,
@@ -139,13 +140,14 @@ def test_it_accepts_and_never_acknowledges(
     tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "_SILENCE_S", 0.5)
+    monkeypatch.setattr(connection_module, "_WINDOW", 3)
     counted: list[int] = []
 
     def swallow(connection: socket.socket) -> None:
         accepted(connection)
         counted.append(sum(packet.kind == 0x30 for packet in packets(connection)))
 
-    said = survived(tmp_path, broker, swallow, caplog, times=2, inflight=3)
+    said = survived(tmp_path, broker, swallow, caplog, times=2)
     assert "no acknowledgement for" in said
     assert counted == [3, 3], "no more than the window"
 

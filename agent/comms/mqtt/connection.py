@@ -119,8 +119,10 @@ class Waiter:
         return sock.fileno() in dict(self._poll.poll(0))
 
 
-_FIRST = 8
-"""Packets that may lie before the one that says why, at most: answers to what we have subscribed to, mostly."""
+_WINDOW = 20
+"""Maximum number of messages that wait for their acknowledgement."""
+_READ_FIRST = 8
+"""Packets that are read before writing, so that the broker's DISCONNECT reason is not missed."""
 
 
 class Connection:
@@ -147,7 +149,7 @@ class Connection:
         """
         self._config = config
         self.lost, self.lost_code = "", 0
-        self._offer, self.window, self.max_packet = ServerLimits(config.inflight), config.inflight, 0
+        self._offer, self.window, self.max_packet = ServerLimits(_WINDOW), _WINDOW, 0
         self._answer: int | None = None
         self._error = self._words = ""
         self._acknowledged: list[PubAck] = []
@@ -271,7 +273,7 @@ class Connection:
 
     def _read_first(self) -> None:
         """A broker that throws us out says why before it closes: that is read before a write fails."""
-        for _ in range(_FIRST):
+        for _ in range(_READ_FIRST):
             sock = self._client.socket()
             if sock is None or not self._waiter.is_readable(sock):
                 return
@@ -295,7 +297,7 @@ class Connection:
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         self._answer = int(reason.value)
         self._words = getattr(properties, "ReasonString", "")
-        self._offer = read_limits(properties, self._config.inflight)
+        self._offer = read_limits(properties, _WINDOW)
         self.window, self.max_packet = self._offer.window, self._offer.max_packet
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
