@@ -1,11 +1,8 @@
-"""One connection to a broker, from its opening to its end. Everything happens in the thread that turns it.
+"""One connection to a broker, from its opening to its end. Everything happens in the thread that calls `turn`.
 
-Each connection has a paho client of its own and a clean session. So paho has nothing to send again by itself:
-whoever uses a connection starts again with what has not been acknowledged.
-
-Nor does the broker keep anything for us while we are away, and there is no setting for that: a command that had
-waited would be carried out when nobody expects it, perhaps days later, or after newer ones on the way back from
-another broker. Who commands a device that is away sees so by its status, by `state/…`, and gets no answer.
+Each connection has a paho client of its own and a clean session. So paho sends nothing again by itself: the
+queues send again what has not been acknowledged. The broker keeps no commands for a device that is away, and
+there is no setting for that: a command would be carried out days later, or after newer ones.
 """
 
 from __future__ import annotations
@@ -29,11 +26,9 @@ from agent.comms.mqtt.tls import Synchronised, explained, uses_tls
 from agent.config.device import MqttConfig
 from agent.errors import BrokerError
 
-# What the broker answers to a message that is sent at QoS 1.
-
 
 class PubAck(Struct, frozen=True, gc=False):
-    """The broker's word on a message.
+    """The broker's answer to a message at QoS 1.
 
     Attributes:
         mid: as `Connection.publish` gave it.
@@ -45,15 +40,12 @@ class PubAck(Struct, frozen=True, gc=False):
 
     @property
     def is_refusal(self) -> bool:
-        """Whether the broker did not take it."""
+        """True if the broker has refused the message."""
         return self.code >= 0x80
 
 
-# Wakes a thread that waits for a socket.
-
-
 class WakeupPipe:
-    """Something to poll beside the socket. `set` may be called from any thread, and is cheap when it is set."""
+    """A pipe that wakes a thread from `poll`. `set` is thread-safe, and cheap when it is set already."""
 
     def __init__(self) -> None:
         self._in, self._out = socket.socketpair()
@@ -62,7 +54,7 @@ class WakeupPipe:
         self._is_set = False
 
     def fileno(self) -> int:
-        """What becomes readable."""
+        """Return the descriptor that becomes readable."""
         return self._out.fileno()
 
     def set(self) -> None:
@@ -73,39 +65,31 @@ class WakeupPipe:
                 self._in.send(b"\0")
 
     def clear(self) -> None:
-        """Be ready for the next; look for work only after this."""
+        """Reset it. Look for work only after this."""
         with suppress(BlockingIOError):
             self._out.recv(4096)
         self._is_set = False
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Close both ends."""
         self._in.close()
         self._out.close()
 
 
-# Waits for the network, or for the wake: whichever comes first.
-
-
 class Waiter:
-    """For one thread."""
+    """Waits for a socket or a `WakeupPipe`, whichever comes first. For one thread."""
 
     def __init__(self, wake: WakeupPipe) -> None:
-        """Prepare.
-
-        Args:
-            wake: ends a wait.
-        """
         self._wake, self._poll = wake, select.poll()
         self._poll.register(wake, select.POLLIN)
 
     def wait(self, sock: Any, timeout_s: float, *, to_write: bool) -> bool:
-        """Wait; whether there is something to read, be it the end. The wake is clear afterwards.
+        """Wait, and clear the wake. Return True if there is something to read, or the connection has ended.
 
         Args:
             sock: of the connection.
-            timeout_s: at most.
-            to_write: whether its taking more is waited for too.
+            timeout_s: maximum time.
+            to_write: also wait until the socket accepts data.
         """
         self._poll.register(sock, select.POLLIN | (select.POLLOUT if to_write else 0))
         found = dict(self._poll.poll(max(0, round(timeout_s * 1e3))))
@@ -114,7 +98,7 @@ class Waiter:
         return bool(found.get(sock.fileno(), 0) & ~select.POLLOUT)
 
     def is_readable(self, sock: Any) -> bool:
-        """Whether there is something to read now."""
+        """Return True if there is something to read now."""
         self._poll.register(sock, select.POLLIN)
         return sock.fileno() in dict(self._poll.poll(0))
 
@@ -129,7 +113,7 @@ class Connection:
     """A connection that is opened once.
 
     Attributes:
-        lost: why it has ended, in plain words; empty while it lasts.
+        lost: why it has ended; empty while it lasts.
         lost_code: MQTT 5 reason code that the broker ended it with; 0 without one.
         window, max_packet: unacknowledged messages, and bytes of a packet, that the broker takes, at most.
         subscriptions: of this connection.
@@ -139,10 +123,10 @@ class Connection:
         """Prepare a connection.
 
         Args:
-            config: where to.
-            client_id: who we are.
+            config: of the broker.
+            client_id: of this device.
             protocol: to speak.
-            will: topic and payload that the broker retains when we vanish; None: nothing.
+            will: topic and payload that the broker retains when the connection breaks; None: nothing.
 
         Raises:
             ConfigError: a file that the configuration names cannot be used.
@@ -172,11 +156,11 @@ class Connection:
         Args:
             wake: ends a wait in `turn`.
             timeout_s: at most; resolving the name may take longer.
-            patience_s: for the answer, at most.
-            synchronised: see there; asked when a certificate is not valid now.
+            patience_s: maximum time for the answer.
+            synchronised: True if the clock is; asked when a certificate is not valid now.
 
         Raises:
-            BrokerError: nobody there. `RefusedError`, `UnansweredError` and `CertificateError` are told apart.
+            BrokerError: the broker cannot be reached; its subclasses tell a refusal, silence and a certificate.
         """
         self._waiter = Waiter(wake)
         deadline = time.monotonic() + timeout_s
@@ -204,20 +188,20 @@ class Connection:
             raise BrokerError(self._offer.fault)
 
     def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False, kind: Kind = "state") -> int:
-        """Hand a message over, to be written in the next `turn`. Gives its number in this connection.
+        """Queue a message for the next `turn`. Return its number in this connection.
 
         Raises:
             ValueError: no broker can take it: a wildcard in the topic, or too large for the protocol.
         """
         properties: Any = self._properties.select(payload, kind) if self._properties is not None else None
         mid = self._client.publish(topic, payload, min(qos, self._offer.qos), retain, properties).mid
-        # Of the others paho says by itself that they are published; and numbers come round: what has waited for
-        # its answer so long is sent again on the next connection.
+        # paho reports QoS 0 as published by itself. Numbers repeat: a message that has waited for its answer that
+        # long is sent again on the next connection.
         (self._unanswered.add if qos else self._unanswered.discard)(mid)
         return mid
 
     def answer(self, topic: str, payload: bytes, correlation: bytes) -> None:
-        """Hand an answer over, at QoS 0; under MQTT 3.1.1 without its correlation data.
+        """Queue a reply at QoS 0; under MQTT 3.1.1 without its correlation data.
 
         Raises:
             ValueError: see `publish`.
@@ -229,16 +213,16 @@ class Connection:
         return RetainedSubscription(self.subscriptions, pattern)
 
     def fits(self, topic: str, payload: bytes) -> bool:
-        """Whether the broker takes a message of that size."""
+        """Return True if the broker accepts a message of that size."""
         return self._offer.fits(topic, payload)
 
     @property
     def is_clogged(self) -> bool:
-        """Whether the network has not taken yet what was handed over."""
+        """True if queued messages are not written yet."""
         return self._client.want_write()
 
     def turn(self, timeout_s: float) -> list[PubAck]:
-        """Write, wait for the network or the wake, read; gives what has been acknowledged.
+        """Write, wait for the network or the wake, read. Return the acknowledgements.
 
         The wake is clear afterwards: look for work only then.
         """
@@ -272,7 +256,7 @@ class Connection:
             self.drop("it floods us with messages that nobody asked for")
 
     def _read_first(self) -> None:
-        """A broker that throws us out says why before it closes: that is read before a write fails."""
+        """Read the reason that a broker gives before it closes, before a write fails."""
         for _ in range(_READ_FIRST):
             sock = self._client.socket()
             if sock is None or not self._waiter.is_readable(sock):
@@ -280,7 +264,7 @@ class Connection:
             self._client.loop_read()
 
     def farewell(self, timeout_s: float) -> None:
-        """Disconnect in order: the broker forgets the will."""
+        """Disconnect in order: the broker drops the will."""
         deadline = time.monotonic() + timeout_s
         self._client.disconnect()
         while not self.lost and (left := deadline - time.monotonic()) > 0:
@@ -288,7 +272,7 @@ class Connection:
         self.drop("we left")
 
     def drop(self, why: str) -> None:
-        """End it at once, without a word to the broker."""
+        """Close the socket at once."""
         self.lost = self.lost or why
         if (sock := self._client.socket()) is not None:
             with suppress(OSError):

@@ -168,7 +168,7 @@ class _Handler:
             # What a stranger sends must not end the line.
             log.exception("%.100r: a defect in Vedette; the message is dropped", received.topic)
 
-    def look(self, connection: Connection) -> None:
+    def update(self, connection: Connection) -> None:
         """Subscribe when it is due, and say that a flood is over."""
         if not self.is_subscribed and not self.intake.is_shut:
             self.subscribe(connection)
@@ -212,9 +212,9 @@ class Inbox:
         """Begin on a new connection: the broker knows of no subscription."""
         for listener in self._all():
             listener.is_subscribed = False
-        self.look(connection)
+        self.update(connection)
 
-    def look(self, connection: Connection) -> None:
+    def update(self, connection: Connection) -> None:
         """Subscribe to what is new, or may come again, and end what is ignored."""
         if self._gone:
             with self._lock:
@@ -222,7 +222,7 @@ class Inbox:
             for pattern in gone:
                 connection.subscriptions.remove(pattern)
         for listener in self._all():
-            listener.look(connection)
+            listener.update(connection)
 
     def _all(self) -> list[_Handler]:
         with self._lock:

@@ -183,8 +183,8 @@ class EventSender:
             self._ahead.extend(rows)
         return bool(rows)
 
-    def take(self, acknowledged: PubAck) -> bool:
-        """Take note of an acknowledgement; whether it was about an event."""
+    def acknowledge(self, acknowledged: PubAck) -> bool:
+        """Record an acknowledgement. Return True if it was for an event."""
         stored = self._flight.pop(acknowledged.mid, None)
         if stored is None:
             return False
@@ -384,8 +384,8 @@ class RetainedTopics:
                 return topic, self._payloads[topic]
             return None
 
-    def take(self, acknowledged: PubAck) -> bool:
-        """Take note of an acknowledgement; whether it was about a retained topic."""
+    def acknowledge(self, acknowledged: PubAck) -> bool:
+        """Record an acknowledgement. Return True if it was for a retained topic."""
         topic = self._flight.pop(acknowledged.mid, None)
         if topic is None:
             return False

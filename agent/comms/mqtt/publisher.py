@@ -1,4 +1,4 @@
-"""The publisher: keeps a connection to the broker for as long as the daemon lives, in a thread of its own.
+"""Keeps a connection to the broker for as long as the daemon lives, in a thread of its own.
 
 Events come from the spool and are settled when the broker has acknowledged them; retained topics are kept in
 memory; samples are sent or dropped. Nothing here writes to a disk, and nothing here blocks its callers.
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Publisher:
-    """The device's voice. Every method may be called from any thread, and none blocks save `stop`."""
+    """Publishes, and passes on what arrives. Thread-safe; only `stop` blocks."""
 
     def __init__(
         self,
@@ -43,14 +43,14 @@ class Publisher:
         """Check the configuration; nothing is sent before `start`.
 
         Args:
-            config: the broker, or several.
+            config: `[mqtt]`.
             topics: of the device.
-            outgoing: where the events wait.
-            synchronised: see there; certificates are judged by the clock.
+            outgoing: the events that wait.
+            synchronised: True if the clock is synchronised: certificates are judged by it.
             has_stream: True if there is a stream of that name; the topics of others are deleted.
 
         Raises:
-            ConfigError: there is no host, or a file that the configuration names cannot be used.
+            ConfigError: the host is not valid, or a file that the configuration names cannot be used.
         """
         for problem in problems(config):
             raise problem
@@ -76,67 +76,67 @@ class Publisher:
         return str(self._brokers)
 
     def start(self) -> None:
-        """Begin to connect; returns at once."""
+        """Start to connect, and return at once."""
         self._outgoing.on_stored(self._more)
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
         self._thread.start()
 
     def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
-        """Set a retained topic. Of several payloads the newest is sent, now or when the broker is back.
+        """Set a retained topic. Only the newest payload is sent, now or when the broker is back.
 
         Args:
             topic: of the device.
-            payload: its new one.
-            patient: it may wait up to a second to go together with something else, which costs less.
+            payload: an empty one deletes the topic.
+            patient: wait up to a second to send it with something else, which costs less.
         """
         if self._states.set(topic, payload) and not patient:
             self._wake.set()
 
     def retained(self) -> dict[str, bytes]:
-        """Every retained topic with its payload, for a publisher that takes over from this one."""
+        """Return the retained topics with their payloads, for the publisher that replaces this one."""
         return self._states.all()
 
     def ask(self, topic: str, answer: Answer) -> None:
-        """Find out what the broker retains under a topic, see `RetainedQuery.ask`."""
+        """Ask what the broker retains under a topic, see `RetainedQuery.ask`."""
         self._inquiry.ask(topic, answer)
         self._wake.set()
 
     def listen(self, pattern: str, handler: Handler, *, as_published: bool = False) -> None:
-        """Hand every message that comes for a pattern to a handler, now and on each connection to come.
+        """Subscribe a handler to a pattern, now and on each later connection.
 
         Args:
             pattern: of topics, with MQTT's wildcards; it must overlap no other.
-            handler: called in the thread that keeps the line, so it must be quick: take note, and return. It gets
-                no payload of more than `agent.comms.mqtt.inbox.LARGEST` bytes, and no flood.
+            handler: called in the connection's thread, so it must return quickly. It gets no payload of more than
+                `agent.comms.mqtt.inbox.LARGEST` bytes, and no flood.
             as_published: see `Subscriptions.add`.
         """
         self._inbox.listen(pattern, Subscription(handler, as_published))
         self._wake.set()
 
     def ignore(self, pattern: str) -> None:
-        """Listen no more."""
+        """Unsubscribe from a pattern."""
         self._inbox.ignore(pattern)
         self._wake.set()
 
     def answer(self, topic: str, payload: bytes, correlation: bytes = b"") -> None:
-        """Send an answer to a request, once at QoS 0; it is dropped when the connection is lost.
+        """Send the reply to a request, once at QoS 0; it is dropped when the connection is lost.
 
         Args:
-            topic: that the request has named.
-            payload: of the answer.
-            correlation: of the request.
+            topic: the request's response topic.
+            payload: of the reply.
+            correlation: the request's correlation data.
         """
         if self._outage.connected:
             self._answers.put(topic, payload, correlation)
             self._wake.set()
 
     def repeat(self, topic: str) -> None:
-        """Send a retained topic again, unchanged: somebody has a wrong idea of it."""
+        """Send a retained topic again, unchanged."""
         if self._states.repeat(topic):
             self._wake.set()
 
     def listened(self) -> dict[str, Subscription]:
-        """Every pattern that is listened to, for a publisher that takes over from this one."""
+        """Return the subscriptions by pattern, for the publisher that replaces this one."""
         return self._inbox.all()
 
     def send(self, topic: str, payload: bytes) -> None:
@@ -149,7 +149,7 @@ class Publisher:
 
     @property
     def state(self) -> LinkState:
-        """State now."""
+        """How the connection to the broker is now."""
         return LinkState(
             self._outage.connected,
             self._outage.detail,
@@ -163,10 +163,10 @@ class Publisher:
         )
 
     def stop(self, timeout_s: float) -> None:
-        """Send what waits, say `stopped`, disconnect. Returns in time also when the broker is dead.
+        """Send what waits, publish `stopped`, disconnect. Returns in time even if the broker does not answer.
 
         Args:
-            timeout_s: at most. Events that have not been acknowledged by then stay in the spool.
+            timeout_s: maximum time. Events that are not acknowledged by then stay in the spool.
         """
         if self._thread is None:
             return
@@ -188,8 +188,8 @@ class Publisher:
             try:
                 again = self._run_connection()
             except Exception:
-                log.exception("mqtt: a defect in Vedette; going on")
-                self._outage.lost("a defect in Vedette")
+                log.exception("mqtt: internal error (please report); reconnecting")
+                self._outage.lost("internal error")
                 again = False
             if self._stopping.is_set():
                 break
@@ -199,11 +199,11 @@ class Publisher:
                 self._pause.wait(self._backoff.next_s(limit_s), by_clock=self._by_clock)
 
     def _should_retry(self) -> bool:
-        """When asked to stop, one more attempt is made only for events that wait."""
+        """Return True if not stopping, or if events wait for one more attempt."""
         return not self._stopping.is_set() or bool(self._outgoing.peek(0, 1))
 
     def _run_connection(self) -> bool:
-        """One connection from its opening to its end; whether to go on to the next without a pause."""
+        """Run one connection to its end. Return True to open the next without a pause."""
         try:
             connection = self._brokers.open(self._wake, self._stop.left)
         except (ConfigError, BrokerError) as error:

@@ -1,4 +1,4 @@
-"""What is said over one connection that the broker has accepted: from `online` to `stopped`, or to its loss."""
+"""Runs one connection that the broker has accepted, from `online` to its end, and logs outages."""
 
 from __future__ import annotations
 
@@ -18,27 +18,25 @@ from agent.comms.mqtt.reasons import TAKEN_OVER, in_words
 from agent.comms.mqtt.subscriptions import IncomingMessage
 from agent.comms.topics import OFFLINE, ONLINE, STOPPED
 
-# Says when the broker is lost and when it is back: once each, with the length.
-
 log = logging.getLogger(__name__)
 
 _STABLE_S = 10.0
-"""A connection that lasts so long was a real one."""
+"""A connection that lasts so long counts as a real one."""
 _FLAPPING = 2
-"""So many short ones in a row are one outage, and being back is only believed after `_STABLE_S`."""
+"""So many short connections in a row are one outage, which ends only after `_STABLE_S`."""
 _MOST_SAID = 20
-"""Reasons in one outage: a broker may give each time another."""
+"""Maximum number of reasons logged in one outage: a broker may give another each time."""
 _TAKEN_OVER = in_words(TAKEN_OVER)
 
 
 class LinkLog:
-    """The state of the line, for the log and for people.
+    """Logs each outage once when it begins and once when it ends, with its length.
 
     Attributes:
-        connected: whether a broker has accepted us.
-        detail: why not, or to whom.
-        connects: how often one has.
-        trouble: where and why the line was lost last, or why there has been none yet; empty: never.
+        connected: True if a broker has accepted the connection.
+        detail: protocol and user of the connection, or why there is none.
+        connects: how often a broker has accepted a connection.
+        trouble: where and why the connection was lost last, or why there has been none yet; empty: never.
     """
 
     def __init__(self, where: object, client_id: str) -> None:
@@ -46,7 +44,7 @@ class LinkLog:
 
         Args:
             where: the broker that is used or tried, for messages.
-            client_id: who we are there.
+            client_id: of this device.
         """
         self._where, self._client_id = where, client_id
         self.connected, self.detail = False, "connecting"
@@ -60,16 +58,15 @@ class LinkLog:
 
     @property
     def is_flapping(self) -> bool:
-        """Whether connections do not last."""
+        """True if connections do not last."""
         return self._short >= _FLAPPING
 
     def lost(self, reason: str, *, refused: bool = False) -> None:
-        """The connection broke, or none came about.
+        """Record that the connection broke, or could not be opened.
 
         Args:
-            reason: in plain words.
-            refused: by the broker: somebody has to do something about it, so it is said also when
-                the outage began for another reason.
+            reason: for the log.
+            refused: the broker refuses this device: logged even if the outage began for another reason.
         """
         said = f"{self._where}: {reason}"
         if self.connected:
@@ -91,9 +88,9 @@ class LinkLog:
         if reason.startswith(_TAKEN_OVER):
             self._short, self._is_taken_over = max(self._short, _FLAPPING), True
         elif self._short == _FLAPPING + 1 and self._is_heard and not self._is_taken_over:
-            self._suspect()
+            self._warn_client_id()
 
-    def _suspect(self) -> None:
+    def _warn_client_id(self) -> None:
         log.warning(
             "broker %s: connections end right after they are made; does another device use the client id %s?",
             self._where,
@@ -101,7 +98,7 @@ class LinkLog:
         )
 
     def over(self, how: str) -> None:
-        """The broker has accepted us. That it is back is believed, and said, when it acknowledges something.
+        """Record that the broker has accepted the connection. It is logged with the first acknowledgement.
 
         Args:
             how: protocol and user.
@@ -111,16 +108,16 @@ class LinkLog:
         self._unsaid, self._is_heard = how, False
 
     def acknowledged(self) -> None:
-        """It has acknowledged something."""
+        """Record an acknowledgement."""
         self._is_heard = True
         if self._unsaid and self._short < _FLAPPING:
-            self._say()
+            self._log_connected()
 
     def silent(self, for_s: float) -> None:
-        """It has accepted us, and acknowledges nothing.
+        """Record that a connected broker acknowledges nothing.
 
         Args:
-            for_s: since when, s.
+            for_s: for how long, s.
         """
         if self._said:
             return  # of one outage with another
@@ -133,12 +130,12 @@ class LinkLog:
         )
 
     def stable(self) -> None:
-        """To be called now and then while the connection lasts."""
+        """Check whether the connection has become stable; call now and then while it lasts."""
         if self._unsaid and self._is_heard and time.monotonic() - self._connected_at >= _STABLE_S:
             self._short = 0
-            self._say()
+            self._log_connected()
 
-    def _say(self) -> None:
+    def _log_connected(self) -> None:
         how, self._unsaid = self._unsaid, ""
         if self._said:
             log.info("broker %s: back after %.1f s, %s", self._where, time.monotonic() - self._since, how)
@@ -147,7 +144,7 @@ class LinkLog:
         self._said, self._is_taken_over = set(), False
 
     def leave(self) -> None:
-        """We left: no outage."""
+        """Record that this device has disconnected: that is no outage."""
         self.connected, self.detail = False, "stopped"
 
 
@@ -215,14 +212,14 @@ class DuplicateDevice:
 
 
 _UNEASY_S, _SILENCE_S = 12.0, 60.0
-"""A broker that acknowledges nothing for so long is spoken of, for a slow line may need that for a picture; and
-after the second it is not alive, whatever its pings say."""
+"""Silence after which a warning is logged (a slow network may need that long for a snapshot), and after which the
+connection is dropped, whatever the broker's pings say."""
 _PAUSE_S = 1.0
-"""Longest wait for something to do: what is patient waits for it."""
+"""Maximum wait for something to do; patient retained topics wait for it."""
 _MOVE_S = 5.0
-"""For what is in flight when another broker is moved to; the rest is sent again there."""
+"""Time for what is in flight when the fallback is left; the rest is sent again over the next connection."""
 _RESERVE_S = 0.3
-"""Of the time for stopping, kept for saying `stopped`; or a third of it, if that is less."""
+"""Part of the time for stopping that is kept for publishing `stopped`; a third of it, if that is less."""
 
 
 class Stop:
@@ -233,26 +230,26 @@ class Stop:
         self._reserve_s = 0.0
 
     def ask(self, timeout_s: float) -> None:
-        """Be done in so long, s."""
+        """Ask to stop within `timeout_s`."""
         self._reserve_s = min(_RESERVE_S, timeout_s / 3)
         self._deadline = time.monotonic() + timeout_s
 
     @property
     def is_asked(self) -> bool:
-        """Whether anyone has asked."""
+        """True if a stop was asked for."""
         return self._deadline != math.inf
 
     def left(self) -> float:
-        """Seconds left; infinite when nobody has asked."""
+        """Return the seconds left; infinite if no stop was asked for."""
         return max(0.0, self._deadline - time.monotonic())
 
     def drain_left(self) -> float:
-        """Seconds left for draining."""
+        """Return the seconds left for draining."""
         return max(0.0, self.left() - self._reserve_s)
 
 
 class ConnectionLoop:
-    """Joins the flows on one connection."""
+    """Sends and receives over one connection, until it ends."""
 
     def __init__(
         self,
@@ -264,16 +261,16 @@ class ConnectionLoop:
         outage: LinkLog,
         namesake: DuplicateDevice,
     ) -> None:
-        """Begin with what the broker has accepted.
+        """Prepare.
 
         Args:
             connection: open.
             status: topic of the device's status.
-            flows: what to send, and what to hear.
+            flows: queues of what to send, and the subscriptions.
             stale: topics that an earlier run left retained.
             query: questions about what the broker retains.
-            outage: is told that it is over.
-            namesake: listens for another of our name.
+            outage: logs how the connection is.
+            namesake: notices another device of the same name.
         """
         self._connection, self._status, self._outage = connection, status, outage
         self._events, self._states, self._samples, self._inbox, self._answers = flows
@@ -295,8 +292,8 @@ class ConnectionLoop:
         self._events.restart()
         self._states.restart()
         self._answers.restart()
-        self._inbox.restart(self._connection)  # first: who hears that we are online may command us
-        self._say(ONLINE)
+        self._inbox.restart(self._connection)  # first: a client that sees `online` may send commands
+        self._publish_status(ONLINE)
         self._duplicate.restart(self._connection)
         self._stale.restart(self._connection)
         self._query.restart()
@@ -309,7 +306,7 @@ class ConnectionLoop:
             self._leave(stop) if stop.is_asked else self._move(stop)
         return returns
 
-    def _say(self, status: bytes) -> None:
+    def _publish_status(self, status: bytes) -> None:
         self._status_mid = self._connection.publish(self._status, status, qos=1, retain=True)
 
     def _is_done(self, stop: Stop) -> bool:
@@ -334,15 +331,15 @@ class ConnectionLoop:
         share = max(1, self._connection.window // 4) - self._states.in_flight
         self._states.send(self._connection, min(share, self._room()))
         self._events.send(self._connection, self._room())
-        self._inbox.look(self._connection)
+        self._inbox.update(self._connection)
         if not self._status_mid and not self._connection.lost and self._duplicate.is_due():
-            self._say(ONLINE)
+            self._publish_status(ONLINE)
 
     def _turn(self, timeout_s: float) -> None:
         if not self._in_flight():
             self._heard_at = time.monotonic()
         for acknowledged in self._connection.turn(timeout_s):
-            self._take(acknowledged)
+            self._acknowledge(acknowledged)
         self._events.settle()
         self._stale.poll()
         self._query.poll(self._connection)
@@ -353,43 +350,43 @@ class ConnectionLoop:
         if silent_s > _SILENCE_S:
             self._connection.drop(f"no acknowledgement for {_SILENCE_S:.0f} s")
 
-    def _take(self, acknowledged: PubAck) -> None:
+    def _acknowledge(self, acknowledged: PubAck) -> None:
         self._heard_at = time.monotonic()
         self._outage.acknowledged()
         if acknowledged.mid == self._status_mid:
             self._status_mid = 0
             if acknowledged.is_refusal:
                 log.warning("the broker refuses %s: %s", self._status, reasons.in_words(acknowledged.code))
-        elif not self._events.take(acknowledged):
-            self._states.take(acknowledged)
+        elif not self._events.acknowledge(acknowledged):
+            self._states.acknowledge(acknowledged)
 
     def _move(self, stop: Stop) -> None:
-        """Here we are away from now on, but not stopped."""
+        """Publish `offline`, and let what is in flight arrive."""
         until = time.monotonic() + _MOVE_S
         self._duplicate.end()
-        self._say(OFFLINE)
+        self._publish_status(OFFLINE)
         while self._in_flight() and not self._connection.lost and not stop.is_asked and time.monotonic() < until:
             self._turn(0.1)
         self._connection.farewell(0.5)
 
     def _leave(self, stop: Stop) -> None:
         self._duplicate.end()
-        self._say(STOPPED)
+        self._publish_status(STOPPED)
         while self._status_mid and not self._connection.lost and stop.left() > 0.0:
             self._turn(stop.left())
         self._connection.farewell(max(0.05, stop.left()))
 
 
 class LinkState(Struct, frozen=True):
-    """How the line to the broker is.
+    """How the connection to the broker is.
 
     Attributes:
-        connected: whether the broker has accepted us.
-        detail: why not, or how.
+        connected: True if the broker has accepted the connection.
+        detail: protocol and user of the connection, or why there is none.
         broker: `host:port` of the one that is used or tried.
-        is_fallback: whether that is not the first.
-        connects: how often a broker has accepted us, since the start.
-        trouble: where and why the line was lost last; empty: never.
+        is_fallback: True if that is not the first.
+        connects: how often a broker has accepted a connection, since the start.
+        trouble: where and why the connection was lost last; empty: never.
         sent, acknowledged: events, since the start.
         dropped_samples: messages at QoS 0 that were not sent.
     """

@@ -183,7 +183,7 @@ def test_a_defect_does_not_end_the_thread(
 ) -> None:
     monkeypatch.setattr(Connection, "open", lambda *_: 1 / 0)
     made = publisher(free_port())
-    wait_for(lambda: len([r for r in caplog.records if "a defect in Vedette" in r.getMessage()]) >= 2)
+    wait_for(lambda: len([r for r in caplog.records if "internal error" in r.getMessage()]) >= 2)
     made.stop(1.0)
 
 

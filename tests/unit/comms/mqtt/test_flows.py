@@ -72,8 +72,8 @@ def test_events_are_sent_in_order_within_the_room_and_settled_together() -> None
     assert line.numbers == [1, 2, 3, 4]
     assert (events.in_flight, events.sent, events.acknowledged) == (4, 4, 0)
     for mid in (1, 2):
-        assert events.take(PubAck(mid, 0x10))
-    assert not events.take(PubAck(2, 0)), "a repeated acknowledgement is no news"
+        assert events.acknowledge(PubAck(mid, 0x10))
+    assert not events.acknowledge(PubAck(2, 0)), "a repeated acknowledgement is no news"
     assert outgoing.settled == []
     events.settle()
     assert outgoing.settled == [1, 2]
@@ -86,11 +86,11 @@ def test_a_new_connection_begins_with_the_oldest_that_was_not_acknowledged() -> 
     outgoing, line = kept(6), Line()
     events = flow(outgoing)
     send(events, line, 4)
-    events.take(PubAck(2, 0))
+    events.acknowledge(PubAck(2, 0))
     events.settle()
     events.restart()
     line = Line()
-    assert not events.take(PubAck(1, 0)), "of the connection before"
+    assert not events.acknowledge(PubAck(1, 0)), "of the connection before"
     send(events, line, 99)
     assert line.numbers == [1, 3, 4, 5, 6]
 
@@ -120,7 +120,7 @@ def test_whatever_is_lost_or_refused_every_event_arrives(
             else:  # everything that is in flight on that topic is refused with it
                 for hold in events._holds.values():
                     hold.until = min(hold.until, time.monotonic()) if hold.until else 0.0
-            events.take(PubAck(mid, 0 if step == "acknowledge" else 0x97))
+            events.acknowledge(PubAck(mid, 0 if step == "acknowledge" else 0x97))
             events.settle()
         if not outgoing.rows:
             break
@@ -142,7 +142,7 @@ def test_a_refused_topic_waits_and_others_go_on(
     events = flow(outgoing)
     send(events, line, 4)
     for mid, code in ((1, 0x87), (2, 0), (3, 0x87), (4, 0)):
-        events.take(PubAck(mid, code))
+        events.acknowledge(PubAck(mid, code))
     events.settle()
     assert outgoing.settled == [2, 4]
     send(events, line, 99)
@@ -152,7 +152,7 @@ def test_a_refused_topic_waits_and_others_go_on(
     now[0] += 0.3
     send(events, line, 1)
     assert line.numbers[6:] == [1], "the oldest first"
-    events.take(PubAck(7, 0))
+    events.acknowledge(PubAck(7, 0))
     send(events, line, 99)
     assert line.numbers[7:] == [3, 5, 7]
     warned = [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -169,19 +169,19 @@ def test_one_event_alone_tries_a_refused_topic(monkeypatch: pytest.MonkeyPatch) 
     events = flow(outgoing)
     send(events, line, 2)
     for mid in (1, 2):
-        events.take(PubAck(mid, 0x87))
+        events.acknowledge(PubAck(mid, 0x87))
     for mid in (3, 4):
         now[0] += 0.5
         send(events, line, 99)
         send(events, line, 99)
         assert line.numbers[2:] == [1] * (mid - 2)
-        events.take(PubAck(mid, 0x87))
+        events.acknowledge(PubAck(mid, 0x87))
     now[0] += 0.5
     send(events, line, 99)
     events.restart()  # the connection was lost with the attempt on its way
     send(events, line, 99)
     assert line.numbers[4:] == [1, 1]
-    events.take(PubAck(6, 0))
+    events.acknowledge(PubAck(6, 0))
     send(events, line, 99)
     assert line.numbers[6:] == [2, 3, 4, 5]
 
@@ -211,7 +211,7 @@ def test_a_search_through_many_refused_events_is_cut_into_pieces(monkeypatch: py
     outgoing.rows[41] = Stored(41, OTHER, event(), 0.0)
     events = flow(outgoing)
     send(events, line, 1)
-    events.take(PubAck(1, 0x87))
+    events.acknowledge(PubAck(1, 0x87))
     for _ in range(10):
         assert events.is_waiting or len(line.published) == 2
         send(events, line, 1)
@@ -226,7 +226,7 @@ def test_events_that_come_back_late_from_a_disk_are_found(monkeypatch: pytest.Mo
     events = flow(outgoing)
     send(events, line, 99)
     for mid in range(1, 5):
-        events.take(PubAck(mid, 0))
+        events.acknowledge(PubAck(mid, 0))
     events.settle()
     outgoing.rows[2] = older
     send(events, line, 99)
@@ -262,8 +262,8 @@ def test_of_a_state_only_the_newest_is_sent_and_never_twice() -> None:
     assert states.is_waiting
     states.send(wire(line), 9)
     assert (line.published[1:], states.in_flight, states.is_waiting) == ([("b", b"x")], 2, False)
-    assert states.take(PubAck(1, 0))
-    assert not states.take(PubAck(1, 0))
+    assert states.acknowledge(PubAck(1, 0))
+    assert not states.acknowledge(PubAck(1, 0))
     states.restart()
     again = Line()
     states.send(wire(again), 9)
@@ -314,7 +314,7 @@ def test_a_refused_state_is_said_once_until_it_is_taken(caplog: pytest.LogCaptur
     for code in (0x87, 0x87, 0, 0x87):
         states.set("a", str(len(line.published)).encode())
         states.send(wire(line), 9)
-        states.take(PubAck(len(line.published), code))
+        states.acknowledge(PubAck(len(line.published), code))
     line.max_packet = 10
     states.set("b", bytes(100))
     states.send(wire(line), 9)
@@ -347,9 +347,9 @@ def test_a_topic_that_is_allowed_again_while_some_are_in_flight_forgets_none() -
     outgoing, line = kept(8), Line()
     events = flow(outgoing)
     send(events, line, 5)
-    events.take(PubAck(1, 0x87))
+    events.acknowledge(PubAck(1, 0x87))
     for mid in range(2, 6):
-        events.take(PubAck(mid, 0))
+        events.acknowledge(PubAck(mid, 0))
     events.settle()
     time.sleep(0.3)
     send(events, line, 99)

@@ -59,7 +59,7 @@ def test_every_connection_is_subscribed_anew_and_once(inbox: Inbox) -> None:
         client = Client()
         line = connection(client)
         inbox.restart(line)
-        inbox.look(line)
+        inbox.update(line)
         assert client.asked == [f"+{SET}"]
 
 
@@ -80,7 +80,7 @@ def test_what_is_listened_to_later_is_subscribed_on_the_same_connection(
     line = connection(client)
     inbox.restart(line)
     inbox.listen("homeassistant/status", Subscription(heard.append))
-    inbox.look(line)
+    inbox.update(line)
     assert client.asked == [f"+{SET}", "+homeassistant/status"]
     assert set(inbox.all()) == {SET, "homeassistant/status"}
     client.message("homeassistant/status", b"online")
@@ -95,11 +95,11 @@ def test_what_is_ignored_is_unsubscribed_and_may_be_listened_to_again(
     inbox.restart(line)
     inbox.ignore(SET)
     inbox.ignore("never/listened/to")
-    inbox.look(line)
+    inbox.update(line)
     client.message("vedette/porch/front/set/enabled", b"on")
     assert (heard, inbox.all()) == ([], {})
     inbox.listen(SET, Subscription(heard.append))
-    inbox.look(line)
+    inbox.update(line)
     client.message("vedette/porch/front/set/enabled", b"on")
     assert len(heard) == 1
     assert client.asked == [f"+{SET}", f"-{SET}", f"+{SET}"]
@@ -155,15 +155,15 @@ def test_a_flood_is_cut_off_at_the_broker_and_listened_to_again_when_it_is_over(
         client.message("vedette/porch/front/set/enabled", b"on")
     assert len(heard) == BURST
     assert client.asked == [f"+{SET}", f"-{SET}"]
-    inbox.look(line)
+    inbox.update(line)
     assert client.asked[-1] == f"-{SET}"
     now[0] += 10.1
-    inbox.look(line)
+    inbox.update(line)
     assert client.asked[-1] == f"+{SET}"
     client.message("vedette/porch/front/set/enabled", b"on")
     assert len(heard) == BURST + 1
     now[0] += 10.0
-    inbox.look(line)
+    inbox.update(line)
     assert [text.split(": ", 1)[1] for text in said(caplog)] == [
         "more messages come than are taken; the rest is dropped",
         "flooded; nothing is taken from there for 10 s",
