@@ -35,11 +35,11 @@ def check(file: Path, as_json: bool, verbose: bool) -> None:
     """
     from agent.cli.json_output import print_json
     from agent.config.diff import RESTART, RULE, names
-    from agent.daemon.check import loads, problems, remarks, warnings
+    from agent.daemon.check import can_start, problems, remarks, warnings
 
     found, unwise = problems(file), warnings(file)
     if as_json:
-        told = {"file": str(file), "ok": not found, "loads": not found or loads(file), "problems": found}
+        told = {"file": str(file), "ok": not found, "loads": not found or can_start(file), "problems": found}
         told["warnings"] = unwise
         told["wait_for_restart"] = names(RESTART)
         told["remarks"] = [] if found else remarks(file)

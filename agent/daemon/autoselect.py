@@ -1,8 +1,8 @@
-"""Opens the sessions of streams: an explicit backend as it is asked for, `auto` as it was measured to be best.
+"""Opens the sessions of streams: an explicit backend as configured, `auto` on the backend measured to be best.
 
-A stream never waits for this. It starts on the CPU; a device is opened beside it and taken over when it answers
-rightly, with the CPU standing by. A model that was never measured on this board is measured some time after the
-start, one at a time.
+A stream never waits for this. It starts on the CPU; a device is opened beside it and replaces it when its
+outputs are right, with the CPU as fallback. A model that was never measured on this board is measured some time
+after the start, one model at a time.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ log = logging.getLogger(__name__)
 
 
 class _ClosedError(Exception):
-    """The chooser is closed while it measures."""
+    """Closed during a measurement."""
 
 
 class _Candidate(Struct, frozen=True):
-    """A session that may get better. It may wait for long, and keeps no model in memory that nothing runs."""
+    """A session that may run better. Its references are weak: it may wait for long."""
 
     session: weakref.ref[SwappableSession]
     model: weakref.ref[Model]
@@ -47,28 +47,31 @@ class _Candidate(Struct, frozen=True):
 
 
 class AutoBackend:
-    """One for all streams of a device.
+    """Opens the sessions of all streams of a device, and improves those with `auto`.
 
     Attributes:
-        vetting: tries each model in a process of its own before it is opened in this one.
+        vetting: runs each model in a process of its own before it is opened in this one.
     """
 
     def __init__(self, selection: SelectionConfig, state: Path) -> None:
-        """Nothing is measured before a session is opened.
+        """Prepare; nothing is measured before a session is opened.
 
         Args:
             selection: see `SelectionConfig`.
             state: the state folder.
         """
-        self._surveys, self._vetted = StoredMeasurements(MeasurementFiles(state), selection), VettingRecord(state)
+        self._measurements, self._vetted = (
+            StoredMeasurements(MeasurementFiles(state), selection),
+            VettingRecord(state),
+        )
         self.vetting = Vetting(self._vetted)
-        self._jobs: queue.SimpleQueue[_Candidate | None] = queue.SimpleQueue()
+        self._queued: queue.SimpleQueue[_Candidate | None] = queue.SimpleQueue()
         self._waiting: deque[_Candidate] = deque()
         self._lock = threading.Lock()  # of the two below: streams open their models in threads of their own
         self._open: list[_Candidate] = []
         self._thread: threading.Thread | None = None
         self._rejected: set[str] = set()
-        self._closed = self._told_root = False
+        self._closed = self._warned_root = False
         self._due = time.monotonic() + selection.after_s
 
     def open(self, model: Model, backend: str, options: SessionOptions) -> Session:
@@ -78,15 +81,15 @@ class AutoBackend:
             ModelError, BackendError: see `agent.compute.infer.backends.open_session`.
         """
         if opens_at_once(backend):
-            self._tell_root(model)
+            self._warn_if_root(model)
         if (plan := fallback_spec(backend)) is not None:
             return self._failover(model, plan, options, wait_s=0.0)
         if backend != AUTO:
             return open_session(model, backend, options, self.vetting)
         self.vetting.check(model, options)  # first: also the runtime may end the process that imports it
-        found = self._surveys.found()
-        made = self._surveys.load_valid(model, found)
-        verdict = None if made is None else self._surveys.verdict(made, found, options.threads)
+        found = self._measurements.found()
+        made = self._measurements.load_valid(model, found)
+        verdict = None if made is None else self._measurements.verdict(made, found, options.threads)
         session = self._on_cpu(model, BackendSpec() if verdict is None else verdict.cpu, options)
         job = _Candidate(weakref.ref(session), weakref.ref(model), options)
         with self._lock:
@@ -95,54 +98,54 @@ class AutoBackend:
             self._queue(job)
         return session
 
-    def _tell_root(self, model: Model) -> None:
-        """Warn once that this process opens models as root. Those of packages are as good as their code."""
-        if os.geteuid() or self._told_root or is_packaged(model.path):
+    def _warn_if_root(self, model: Model) -> None:
+        """Warn once that this process opens models as root; models of installed packages are trusted."""
+        if os.geteuid() or self._warned_root or is_packaged(model.path):
             return
-        from agent.compute.infer.vetting.unprivileged import (  # the daemon is no root's, as a rule
+        from agent.compute.infer.vetting.unprivileged import (  # rarely needed: the daemon seldom runs as root
             is_root,
             other_user,
         )
 
-        self._told_root = True
+        self._warned_root = True
         first = f"user {other_user()} has opened and run it first" if is_root() else "there is no other user here"
         log.warning(
-            "%s: is opened as root (%s); start Vedette as another user, as its systemd unit does, so that models "
+            "%s: is opened as root (%s); run Vedette as another user, as its systemd unit does, so that models "
             "have no rights of root's",
             model.path,
             first,
         )
 
     def configure(self, selection: SelectionConfig) -> None:
-        """Take another configuration, and what others have measured: sessions change where that is better."""
-        self._surveys.selection = selection
+        """Use another configuration, and what other processes have measured."""
+        self._measurements.selection = selection
         with self._lock:
             jobs = list(self._open)
         for job in jobs:
             self._queue(job)
 
     def write_anew(self) -> None:
-        """Write again what was measured and tried: the state folder was deleted."""
-        self._surveys.write_anew()
+        """Write the results of measuring and vetting again: the state folder was deleted."""
+        self._measurements.write_anew()
         self._vetted.write_anew()
 
     def close(self) -> None:
-        """Measure nothing more."""
+        """Stop measuring."""
         self._closed = True
-        self._jobs.put(None)
+        self._queued.put(None)
 
     def _queue(self, job: _Candidate) -> None:
-        self._jobs.put(job)
+        self._queued.put(job)
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="selection", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="selection", daemon=True)
                 self._thread.start()
 
-    def _work(self) -> None:
-        """Open what is known at once, and measure the rest when a board that has just started has settled."""
+    def _run(self) -> None:
+        """Improve measured models at once; measure the others once the start of the board is over."""
         while not self._closed:
             try:
-                job = self._jobs.get(timeout=max(0.0, self._due - time.monotonic()) if self._waiting else None)
+                job = self._queued.get(timeout=max(0.0, self._due - time.monotonic()) if self._waiting else None)
             except queue.Empty:
                 self._try(self._waiting.popleft(), measure=True)
             else:
@@ -162,19 +165,19 @@ class AutoBackend:
             log.warning("%s: stays on the CPU: %s", model.path, error)
         except Exception:
             self._rejected.add(model.sha256)
-            log.exception("%s: stays on the CPU: a defect in Vedette", model.path)
+            log.exception("%s: stays on the CPU: internal error (please report)", model.path)
 
     def _upgrade(self, job: _Candidate, model: Model, *, measure: bool) -> None:
-        found = self._surveys.found()
-        made = self._surveys.load_valid(model, found)
+        found = self._measurements.found()
+        made = self._measurements.load_valid(model, found)
         if made is None and not measure:
             self._waiting.append(job)
             return
         if made is None:
-            log.info("%s: measuring what runs it best on this board", model.path)
-            made = self._surveys.measure_and_store(model, found, self._check_open)
-            _tell(model, self._surveys.verdict(made, found, job.options.threads))
-        self._exchange(job, model, self._surveys.verdict(made, found, job.options.threads))
+            log.info("%s: measuring the backends of this board", model.path)
+            made = self._measurements.measure_and_store(model, found, self._check_open)
+            _log_selection(model, self._measurements.verdict(made, found, job.options.threads))
+        self._exchange(job, model, self._measurements.verdict(made, found, job.options.threads))
 
     def _check_open(self, what: str) -> None:
         log.debug("measuring %s", what)
@@ -186,13 +189,13 @@ class AutoBackend:
         return SwappableSession(self.vetting.open(model, options), plan)
 
     def _failover(self, model: Model, plan: BackendSpec, options: SessionOptions, **more: float) -> Session:
-        # With it comes all that runs a model in another process, which most boards never need.
+        # Imports all that runs models in other processes, which most boards never need.
         from agent.compute.infer.failover import FailoverSession
 
         return FailoverSession(model, plan, options, inputs=golden(model), vetting=self.vetting, **more)
 
     def _exchange(self, job: _Candidate, model: Model, verdict: Selection) -> None:
-        """Have the session run as was chosen, if it does not yet."""
+        """Move the session to the selected backend, if it does not run there yet."""
         session, plan = job.session(), verdict.chosen
         if session is None or session.closed or session.plan == plan:
             return
@@ -203,8 +206,7 @@ class AutoBackend:
             session.swap_to(self._failover(model, plan, options), plan)
 
 
-def _tell(model: Model, verdict: Selection) -> None:
-    """What was chosen, and why nothing else."""
+def _log_selection(model: Model, verdict: Selection) -> None:
     by_cpu = verdict.by == "energy"
     for one in verdict.measured:
         what = f"{one.name} with {_plural(one.threads)}" if one.threads else one.name
@@ -215,7 +217,7 @@ def _tell(model: Model, verdict: Selection) -> None:
             log.info("%s: %s: %s", model.path, what, one.refused)
     plan = verdict.chosen
     on = f"the CPU with {_plural(plan.threads)}" if plan == verdict.cpu else plan.backend
-    log.info("%s: runs on %s from now on", model.path, on)
+    log.info("%s: now runs on %s", model.path, on)
 
 
 def _plural(threads: int) -> str:

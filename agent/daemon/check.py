@@ -1,4 +1,4 @@
-"""Checking a configuration down to its models, and its files and folders of recordings.
+"""Check a configuration: its values, its models, and sources that are files or folders.
 
 No camera, microphone, broker or state folder is opened.
 """
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 
 Step = tuple[Keys, Callable[[], object]]
-"""What is checked: its keys below the stream, and the check, which raises a `VedetteError`."""
+"""Keys below the stream, and the check of them, which raises a `VedetteError`."""
 
 
 def problems(path: Path) -> list[str]:
-    """Everything that is wrong with a file, a line each, with file and line number."""
+    """Return all problems of a configuration file, a line each, with file and line number."""
     try:
         file = load(path)
     except ConfigError as error:
@@ -50,13 +50,17 @@ def problems(path: Path) -> list[str]:
     if not file.config.streams:
         return [f"{path}: no [streams.NAME]: there is nothing to run"]
     return [
-        *(f"{file.where(*keys)}: {error}" for keys, error in _of_device(file) if not _is_of_another_user(error)),
-        *_of_streams(file),
+        *(
+            f"{file.where(*keys)}: {error}"
+            for keys, error in _device_problems(file)
+            if not _is_of_another_user(error)
+        ),
+        *_stream_problems(file),
     ]
 
 
 def remarks(path: Path) -> list[str]:
-    """What was guessed of the models of a file that has no problems, and what is doubtful, a line each."""
+    """Return what was guessed about the models of a valid file, and what is doubtful, a line each."""
     from agent.compute.infer.vetting.unprivileged import without_root
     from agent.models.files import preloaded
     from agent.models.library import look_up
@@ -75,7 +79,7 @@ def remarks(path: Path) -> list[str]:
 
 
 def warnings(path: Path) -> list[str]:
-    """Return what is unwise in a file that can be read, a line each: secrets that every user here may read."""
+    """Return what is unwise in a readable file, a line each, such as secrets that every user may read."""
     try:
         file = load(path)
     except ConfigError:
@@ -98,8 +102,8 @@ def warnings(path: Path) -> list[str]:
 
 
 def _not_checked(file: ConfigFile) -> Iterator[str]:
-    """What only the user of the unit can tell."""
-    found = list(_of_device(file))
+    """Yield the checks that only the service's user can make."""
+    found = list(_device_problems(file))
     for name, stream in file.config.streams.items():
         found += [(("streams", name, *keys), error) for keys, error in _first_problem(_source_steps(stream))]
     for keys, error in found:
@@ -108,18 +112,18 @@ def _not_checked(file: ConfigFile) -> Iterator[str]:
 
 
 def _open_passwords(config: Config) -> list[str]:
-    """Files with passwords of cameras that every user of this machine may read or change."""
+    """Return the files with passwords of cameras that every user of this machine may read or change."""
     found = dict[str, None]()
     for stream in config.streams.values():
         if (name := stream.capture.password_file) and not wants_credentials(name):
-            with suppress(ConfigError):  # it is told as a problem of the stream
+            with suppress(ConfigError):  # reported as a problem of the stream
                 path = expand(name, ConfigError)
                 found |= {str(path): None} if is_open_to_all(path) else {}
     return list(found)
 
 
-def loads(path: Path) -> bool:
-    """Whether a daemon would start on a file at all, whatever becomes of its streams then."""
+def can_start(path: Path) -> bool:
+    """Return True if a daemon starts on a file, even if all of its streams fail then."""
     try:
         check_streams(load(path, accept_old_keys=True).config)
     except ConfigError:
@@ -128,24 +132,24 @@ def loads(path: Path) -> bool:
 
 
 def check_streams(config: Config) -> None:
-    """Refuse a configuration without streams, or whose topics would be others'.
+    """Check that there are streams, and that their topics collide with no others.
 
     Raises:
-        ConfigError: there is nothing to run, a stream has a name that is taken, or see `check_prefixes`.
+        ConfigError: there is no stream, a name is reserved, or see `check_prefixes`.
     """
     if not config.streams:
         raise ConfigError("no [streams.NAME] in the configuration: there is nothing to run", keys=("streams",))
     if COMMANDS in config.streams:
-        text = f"no stream can be called {COMMANDS!r}: commands to the device stand there; choose another name"
+        text = f"no stream can be called {COMMANDS!r}: the topic of commands; choose another name"
         raise ConfigError(text, keys=("streams", COMMANDS))
     check_prefixes(config)
 
 
 def check_selection(selection: SelectionConfig) -> None:
-    """Refuse candidates that are none.
+    """Check the candidates of `[selection]`.
 
     Raises:
-        ConfigError: names the first.
+        ConfigError: a candidate is unknown.
     """
     if selection.candidates:
         from agent.compute.infer.delegates import probe_delegates
@@ -157,19 +161,19 @@ def check_selection(selection: SelectionConfig) -> None:
 
 
 def check_stream(name: str, stream: StreamConfig) -> None:
-    """Refuse a stream that cannot be used.
+    """Check one stream.
 
     Raises:
-        VedetteError: the first thing that is wrong with it.
+        VedetteError: its first problem.
     """
-    for _, step in (*_source_steps(stream), *_steps(name, stream, _open_sense)):
+    for _, step in (*_source_steps(stream), *_steps(name, stream, _open_perception)):
         step()
 
 
 def keys_of(error: VedetteError, name: str, stream: StreamConfig) -> Keys:
-    """Below the stream, the key that an error is about: its check fails in the same words. Empty: none does.
+    """Return the key below the stream that an error is about: the one whose check fails with the same message.
 
-    The runtime is not asked again about a model.
+    Empty: there is none. The TFLite runtime is not asked again about a model.
     """
     from agent.daemon.perception import prepare_perception
     from agent.models.library import open_model
@@ -184,7 +188,7 @@ def keys_of(error: VedetteError, name: str, stream: StreamConfig) -> Keys:
 
 
 def check_device(config: Config) -> None:
-    """Refuse a configuration that no daemon can start on, whatever its streams are.
+    """Check all that does not belong to a single stream.
 
     Raises:
         VedetteError: the first of `device_problems`.
@@ -194,7 +198,7 @@ def check_device(config: Config) -> None:
 
 
 def device_problems(config: Config) -> Iterator[VedetteError]:
-    """Everything outside of the streams that keeps a daemon from starting, but for its state folder."""
+    """Yield all problems outside of the streams that keep a daemon from starting, except of its state folder."""
     yield from problems_of_brokers(config.mqtt)
     for check in (
         partial(check_selection, config.selection),
@@ -231,12 +235,12 @@ def _check_clips(config: Config) -> None:
         raise ConfigError(str(error), keys=("storage", "clips_folder")) from error.__cause__
 
 
-def _of_device(file: ConfigFile) -> Iterator[tuple[Keys, VedetteError]]:
-    told = set[str]()
+def _device_problems(file: ConfigFile) -> Iterator[tuple[Keys, VedetteError]]:
+    seen = set[str]()
     for error in (*device_problems(file.config), *_folder_problems(file.config)):
-        if str(error) not in told:
+        if str(error) not in seen:
             yield getattr(error, "keys", ()), error
-        told.add(str(error))
+        seen.add(str(error))
 
 
 def _folder_problems(config: Config) -> Iterator[ConfigError]:
@@ -248,17 +252,17 @@ def _folder_problems(config: Config) -> Iterator[ConfigError]:
 
 
 def _is_of_another_user(error: VedetteError) -> bool:
-    """Whether an error says only what this user may not see, and the unit's user may."""
+    """Return True if only this user lacks access, and the service's user may have it."""
     user, cause = service_user(), error.__cause__
     if user is None:
         return False
     return isinstance(cause, KeyError) or (isinstance(cause, PermissionError) and os.geteuid() not in (0, user))
 
 
-def _of_streams(file: ConfigFile) -> Iterator[str]:
-    """What is wrong with each source, and the first that is wrong of the rest: steps need those before them."""
+def _stream_problems(file: ConfigFile) -> Iterator[str]:
+    """Yield the problems of each source, and the first of the other steps: each step needs those before it."""
     streams = file.config.streams
-    of_models = _of_models(streams)
+    of_models = _model_problems(streams)
     for name, stream in streams.items():
         found = [
             (keys, str(error))
@@ -270,14 +274,14 @@ def _of_streams(file: ConfigFile) -> Iterator[str]:
             yield f"{file.where('streams', name, *keys)}: {text}"
 
 
-def _of_models(streams: dict[str, StreamConfig]) -> dict[str, list[tuple[Keys, str]]]:
-    """From the zones to the opened model, with the keys of each problem. Root has another user do it."""
+def _model_problems(streams: dict[str, StreamConfig]) -> dict[str, list[tuple[Keys, str]]]:
+    """Return the problems from the zones to the opened model, by stream. Root runs this as another user."""
     from agent.compute.infer.vetting.unprivileged import without_root
     from agent.models.files import preloaded
 
     def found() -> dict[str, list[tuple[Keys, str]]]:
         return {
-            name: [(keys, str(error)) for keys, error in _first_problem(_steps(name, stream, _open_sense))]
+            name: [(keys, str(error)) for keys, error in _first_problem(_steps(name, stream, _open_perception))]
             for name, stream in streams.items()
         }
 
@@ -295,7 +299,7 @@ def _source_steps(stream: StreamConfig, check: Callable[[str], None] = check_the
 
 
 def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None = None) -> Iterator[Step]:
-    """From the zones to the opened model; `wait_s` as for `open_model`."""
+    """Yield the steps from the zones to the opened model; `wait_s` as for `open_model`."""
     from agent.compute.infer.backends import resolve_backend
     from agent.models.library import open_model
 
@@ -307,7 +311,7 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
     yield ("model",), lambda: open_model(stream.model, wait_s=wait_s)
     yield ("variant",), lambda: open_model(stream.model, stream.variant, wait_s)
     if any(_first_problem([(("source",), lambda: check_uri(stream.source))])):
-        return  # told already, at its own line: whether it gives what the model takes is not known
+        return  # reported at its own line; whether it fits the model is unknown
     plain = replace(stream, decode=replace(stream.decode, labels=()), clips=None)
     yield ("model",), lambda: _open(opens, name, plain)
     if stream.decode.labels:
@@ -316,7 +320,7 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
         yield ("clips",), lambda: _open(opens, name, stream)
 
 
-def _open_sense(name: str, stream: StreamConfig) -> Perception:
+def _open_perception(name: str, stream: StreamConfig) -> Perception:
     from agent.compute.infer.backends import open_for_command
     from agent.daemon.perception import open_perception
 
@@ -324,8 +328,8 @@ def _open_sense(name: str, stream: StreamConfig) -> Perception:
 
 
 def _open(opens: _Opens, name: str, stream: StreamConfig) -> None:
-    if (sense := opens(name, stream)) is not None:
-        sense.close()
+    if (opened := opens(name, stream)) is not None:
+        opened.close()
 
 
 def _first_problem(steps: Iterable[Step]) -> Iterator[tuple[Keys, VedetteError]]:

@@ -1,7 +1,7 @@
-"""Filming: joins a camera's frames and events to its clips: stills into the footage, recordings around events.
+"""Clips of one stream: keep a ring of encoded frames, and record around events.
 
-The stream's thread decides and hands frames over; encoding is done in the thread `clips-NAME`, writing in the
-recorder's. A frame that comes while one still waits to be encoded takes its place, unless it is a replay's.
+The stream's thread decides and hands frames over; the thread `clips-NAME` encodes them, the recorder's thread
+writes. A frame that comes while another waits to be encoded replaces it, except in a replay that waits.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _CLOSE_S = 0.4
 _RING_BYTES = 16 * 1024 * 1024
 """Memory for the pictures before a clip, bytes."""
 _WAKE_BYTES = 1024 * 1024
-"""The recorder looks by itself often enough for what comes more slowly than this."""
+"""Encoded bytes after which the recorder is woken; slower streams are served by its own polling."""
 
 
 class StreamClips:
-    """Clips of one stream. `record` may be called from any thread, the rest is for the stream's."""
+    """Clips of one stream. Any thread may call `record` and `end`; the rest is for the stream's thread."""
 
     def __init__(
         self,
@@ -44,36 +44,36 @@ class StreamClips:
         only_zones: bool = False,
         keeps_all: bool = False,
     ) -> None:
-        """Begin to keep pictures.
+        """Start the encoding thread.
 
         Args:
             stream: its name.
             config: of its clips.
             recorder: of the device.
-            give_back: takes frames back that were handed over; from another thread.
-            only_zones: whether things are published only if they have stood in a zone.
-            keeps_all: whether the source waits, so that no frame needs to be left out.
+            give_back: called from another thread with each frame that `add_frame` has taken.
+            only_zones: True if a track is published only once it has stood in a zone.
+            keeps_all: True if the source waits, so that no frame needs to be dropped.
         """
         self._stream, self._config, self._recorder, self._give_back = stream, config, recorder, give_back
-        self._occasions = ClipTrigger(stream, config, only_zones=only_zones)
-        self._footage = FrameRing(config.before_s, _RING_BYTES, patient=keeps_all)
-        self._stills = FrameEncoder(config.max_width, config.quality)
+        self._trigger = ClipTrigger(stream, config, only_zones=only_zones)
+        self._ring = FrameRing(config.before_s, _RING_BYTES, patient=keeps_all)
+        self._encoder = FrameEncoder(config.max_width, config.quality)
         self._slot = LatestFrame(keeps_all=keeps_all)
         self._lock = threading.Lock()
-        self._recording: ClipJob | None = None
+        self._job: ClipJob | None = None
         self._every_ns, self._due_ns = round(1e9 / config.fps), 0
         self._now_ns, self._now_s = 0, time.monotonic()
-        self._told = False
+        self._has_failed = False
         self._thread = threading.Thread(target=self._run, name=f"clips-{stream}", daemon=True)
         self._thread.start()
 
     def add_frame(self, frame: Frame, events: Sequence[Event]) -> bool:
-        """Take note of a frame and what happened in it; whether the frame was taken, and is given back later."""
+        """Process a frame and its events. Return True if it was taken; `give_back` is called with it later."""
         at_ns = frame.captured_ns
         with self._lock:
             self._now_ns, self._now_s = at_ns, time.monotonic()
-            begins = self._note(events, at_ns, frame.captured_at) if events else False
-        # One that comes a little early is taken: what no camera keeps to exactly must not halve the rate.
+            begins = self._trigger_on(events, at_ns, frame.captured_at) if events else False
+        # A frame may come a little early: cameras jitter, which must not halve the rate.
         if not begins and at_ns < self._due_ns - self._every_ns // 4:
             return False
         self._due_ns = max(self._due_ns + self._every_ns, at_ns)
@@ -85,67 +85,67 @@ class StreamClips:
         return True
 
     def add_events(self, events: Sequence[Event]) -> None:
-        """Take note of events that came without a frame."""
+        """Process events that came without a frame."""
         with self._lock:
-            self._note(events, self._time_ns(), datetime.now(UTC))
+            self._trigger_on(events, self._time_ns(), datetime.now(UTC))
 
     def record(self, seconds: float) -> str:
-        """Save what is kept and what comes in the next seconds; gives the path of the clip that this will be in.
+        """Save the newest seconds and the next ones; return the path of the clip.
 
         Raises:
             CommandError: it would be longer than the configuration allows.
             StorageError: it could not be saved, with the reason.
         """
         kept_s = max(1.0, self._config.before_s)
-        self._recorder.check(self._stream, round(self._footage.bytes * (1.0 + seconds / kept_s)))
+        self._recorder.check(self._stream, round(self._ring.bytes * (1.0 + seconds / kept_s)))
         with self._lock:
             now_ns, now = self._time_ns(), datetime.now(UTC)
-            begins = self._occasions.request(seconds, now_ns)
+            begins = self._trigger.request(seconds, now_ns)
             if begins is None and not self._move_end():
                 begins = ClipReason(self._stream, ASKED)
             if begins is not None:
                 self._begin(begins, now_ns, now)
-            assert self._recording is not None
-            return str(self._recording.path)
+            assert self._job is not None
+            return str(self._job.path)
 
     def close(self) -> None:
-        """Save what is being recorded as it is, and keep no more."""
+        """End a running recording, and stop encoding."""
         self._slot.close()
         self._thread.join(_CLOSE_S)
         self.end()
 
     def end(self) -> None:
-        """End the clip that is being made with what it has. Any thread may call this."""
+        """End a running recording with the frames that it has. Any thread may call this."""
         with self._lock:
-            if self._recording is not None:
-                self._recording.end()
+            if self._job is not None:
+                self._job.end()
 
     def _time_ns(self) -> int:
-        """By the clock of the frames."""
+        """Time now by the clock of the frames, ns."""
         return self._now_ns + round((time.monotonic() - self._now_s) * 1e9)
 
-    def _note(self, events: Sequence[Event], at_ns: int, at: datetime) -> bool:
-        """Whether a clip begins."""
-        begins = self._occasions.on_events(events, at_ns)
+    def _trigger_on(self, events: Sequence[Event], at_ns: int, at: datetime) -> bool:
+        """Begin or prolong a clip where the events ask for it. Return True if one begins."""
+        begins = self._trigger.on_events(events, at_ns)
         if begins is not None:
             self._begin(begins, at_ns, at)
         else:
             self._move_end()
         return begins is not None
 
-    def _begin(self, occasion: ClipReason, at_ns: int, at: datetime) -> None:
+    def _begin(self, reason: ClipReason, at_ns: int, at: datetime) -> None:
         from_ns = at_ns - round(self._config.before_s * 1e9)
-        until_ns = self._occasions.until_ns
-        self._recording = self._recorder.begin(self._footage, occasion, at, from_ns, until_ns)
-        self._recording.tracks = self._occasions.tracks
+        until_ns = self._trigger.until_ns
+        self._job = self._recorder.begin(self._ring, reason, at, from_ns, until_ns)
+        self._job.tracks = self._trigger.tracks
 
     def _move_end(self) -> bool:
-        """Whether the newest recording is still made, and ends when it should now."""
-        recording = self._recording
-        if recording is None or recording.over:
+        """Move the end of a running recording. Return False if none runs any more."""
+        job = self._job
+        if job is None or job.over:
             return False
-        recording.tracks = self._occasions.tracks
-        return recording.move_end(self._occasions.until_ns)
+        job.tracks = self._trigger.tracks
+        return job.move_end(self._trigger.until_ns)
 
     def _run(self) -> None:
         waiting = 0
@@ -154,24 +154,24 @@ class StreamClips:
             if frame is None:
                 continue
             try:
-                waiting += self._keep(frame)
+                waiting += self._encode(frame)
             except BackendError as error:
-                self._tell_once(str(error))
-            except Exception as error:  # else a replay would wait for ever
-                self._tell_once(f"a defect in Vedette: {type(error).__name__}: {error}")
+                self._log_once(str(error))
+            except Exception as error:  # else a replay would wait forever
+                self._log_once(f"internal error (please report): {type(error).__name__}: {error}")
             finally:
                 self._give_back(frame)
             if waiting > _WAKE_BYTES:
                 waiting = 0
                 self._recorder.wake()
 
-    def _tell_once(self, why: str) -> None:
-        if not self._told:
-            self._told = True
+    def _log_once(self, why: str) -> None:
+        if not self._has_failed:
+            self._has_failed = True
             log.error("stream %s: clips: %s", self._stream, why)
 
-    def _keep(self, frame: Frame) -> int:
-        """Encode a frame into the footage; its bytes."""
-        picture = self._stills.encode(frame)
-        self._footage.add(picture)
+    def _encode(self, frame: Frame) -> int:
+        """Add an encoded frame to the ring; return its size in bytes."""
+        picture = self._encoder.encode(frame)
+        self._ring.add(picture)
         return len(picture.jpeg)

@@ -1,4 +1,4 @@
-"""Orders: requests from the line, carried out one after the other in the daemon's thread, and answered."""
+"""Commands over MQTT: execute requests one after the other in the daemon's thread, and answer them."""
 
 from __future__ import annotations
 
@@ -22,32 +22,30 @@ from agent.daemon.control import ConfigManager
 from agent.daemon.runtime import Runtime
 from agent.errors import CommandError, VedetteError
 
-# A check-up: `vedette doctor` in a process of its own, for somebody who asks over the line.
-
 log = logging.getLogger(__name__)
 
 LONGEST_S = 300.0
-"""It takes some 10 s on a Pi 4; whoever hangs longer hangs for ever."""
+"""Longest run of `vedette doctor`, s. It takes some 10 s on a Pi 4."""
 _LARGEST = 256 * 1024
 _NICE = 10
 _STOP_S = 5.0
 
 Done = Callable[[dict[str, Any] | None, str], None]
-"""Gets the report, or None and why there is none."""
+"""Called with the report, or with None and the reason."""
 
 
 class DoctorProcess:
-    """One at a time. The examination may crash, hang or take much memory, and the daemon goes on."""
+    """Runs `vedette doctor --json` in a process of its own: it may crash, hang or take much memory."""
 
     def __init__(self, config: Path | None, longest_s: float = LONGEST_S) -> None:
         """Prepare.
 
         Args:
-            config: file that it checks as well; None: the usual one.
-            longest_s: after which it is ended, s.
+            config: configuration file to check; None: the default one.
+            longest_s: time after which the process is killed, s.
         """
-        # With -P: modules of the working folder, which may be anybody's, are not run. PYTHONPATH still counts, so
-        # that the examination finds what the daemon has found.
+        # With -P: no modules of the working directory, which may belong to another user, are run. PYTHONPATH
+        # still counts, so that the process finds the packages that the daemon has found.
         self._command = [
             sys.executable,
             "-P",
@@ -62,10 +60,10 @@ class DoctorProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, done: Done) -> None:
-        """Begin; `done` is called from another thread when it is over.
+        """Start the process; `done` is called from another thread when it has ended.
 
         Raises:
-            CommandError: one is under way.
+            CommandError: one is running.
         """
         if self._thread is not None and self._thread.is_alive():
             raise CommandError("the doctor is at work already; ask again when it is done")
@@ -73,7 +71,7 @@ class DoctorProcess:
         self._thread.start()
 
     def stop(self) -> None:
-        """End it, if it is under way."""
+        """Kill the process, if one is running."""
         if (process := self._process) is not None:
             process.kill()
 
@@ -83,8 +81,8 @@ class DoctorProcess:
         except CommandError as error:
             done(None, str(error))
         except Exception as error:
-            log.exception("doctor: a defect in Vedette")
-            done(None, f"a defect in Vedette: {error}")
+            log.exception("doctor: internal error (please report)")
+            done(None, f"internal error: {error}")
 
     def _report(self) -> dict[str, Any]:
         try:
@@ -97,7 +95,7 @@ class DoctorProcess:
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
         try:
-            said, _ = process.communicate(timeout=self._longest_s)
+            output, _ = process.communicate(timeout=self._longest_s)
         except subprocess.TimeoutExpired:
             raise CommandError(f"the doctor did not finish in {self._longest_s:.0f} s") from None
         finally:
@@ -105,92 +103,92 @@ class DoctorProcess:
             process.kill()
             with suppress(subprocess.TimeoutExpired):
                 process.communicate(timeout=_STOP_S)
-        return _read(said, process.returncode)
+        return _decode(output, process.returncode)
 
 
-def _read(said: bytes, code: int) -> dict[str, Any]:
+def _decode(output: bytes, code: int) -> dict[str, Any]:
     try:
-        if len(said) > _LARGEST:
-            raise ValueError(f"{len(said)} bytes of report")
-        return msgspec.json.decode(said, type=dict[str, Any])
+        if len(output) > _LARGEST:
+            raise ValueError(f"{len(output)} bytes of report")
+        return msgspec.json.decode(output, type=dict[str, Any])
     except (msgspec.MsgspecError, ValueError) as error:
         raise CommandError(f"the doctor ended with code {code} and gave no report: {error}") from error
 
 
 _AT_ONCE = 8
-"""Requests that are carried out before the daemon looks at its other duties."""
+"""Requests executed before the daemon turns to its other duties."""
 
 Reply = tuple[str, Mapping[str, Any]]
-"""What is to be said of something that was carried out: a remark, and further keys of the answer."""
+"""Answer to a command that succeeded: a remark, and further keys."""
 
 
 class CommandHandler:
-    """Of a house. Everything but the check-up happens in `work`."""
+    """Executes commands in `process_pending`; only `doctor` runs in a process of its own."""
 
     def __init__(
         self,
         control: ConfigManager,
-        house: Runtime,
-        checkup: DoctorProcess,
+        runtime: Runtime,
+        doctor: DoctorProcess,
         reload: Callable[[], str],
         wake: Callable[[], None],
     ) -> None:
-        """Prepare; nothing is heard before `listen`.
+        """Prepare; no command is received before `listen`.
 
         Args:
-            control: changes what can be set.
-            house: that is commanded.
-            checkup: examines the board.
-            reload: reads the configuration again and gives what is different, or raises a `VedetteError`.
-            wake: is called, from any thread, when there is something to do.
+            control: changes settings.
+            runtime: to command.
+            doctor: examines the board.
+            reload: reads the configuration again and returns the changes, or raises a `VedetteError`.
+            wake: called from any thread when a request has come.
         """
-        self._control, self._house, self._checkup, self._reload = control, house, checkup, reload
-        self._requests = Requests(house.topics, house.line.answer, wake)
+        self._control, self._runtime, self._doctor, self._reload = control, runtime, doctor, reload
+        self._requests = Requests(runtime.topics, runtime.mqtt.answer, wake)
         self._is_listening: bool | None = None
 
     def listen(self) -> None:
-        """Listen for commands, or no more, as the configuration in use wants it."""
-        house = self._house
-        if house.commands is self._is_listening:
+        """Subscribe to commands, or unsubscribe, as the configuration in use says."""
+        runtime = self._runtime
+        if runtime.commands is self._is_listening:
             return
-        was, self._is_listening = self._is_listening, house.commands
-        for pattern in house.topics.commands:
-            if house.commands:
-                house.line.listen(pattern, self._requests.take, as_published=True)
+        was, self._is_listening = self._is_listening, runtime.commands
+        for pattern in runtime.topics.commands:
+            if runtime.commands:
+                runtime.mqtt.listen(pattern, self._requests.take, as_published=True)
             elif was:
-                house.line.ignore(pattern)
-        if not house.commands and house.config.mqtt.commands is None:
-            log.info("commands are off: %s", house.commands_off)
+                runtime.mqtt.ignore(pattern)
+        if not runtime.commands and runtime.config.mqtt.commands is None:
+            log.info("commands are disabled: %s", runtime.commands_off)
 
     def process_pending(self) -> bool:
-        """Carry out some of what waits; whether there may be more."""
+        """Execute some of the waiting requests. Return True if there may be more."""
         for _ in range(_AT_ONCE):
             request = self._requests.next()
             if request is None:
                 return False
-            self._carry_out(request)
+            self._execute(request)
         return True
 
     def stop(self) -> None:
-        """End what is under way."""
-        self._checkup.stop()
+        """Kill a running `doctor`."""
+        self._doctor.stop()
 
-    def _carry_out(self, request: Request) -> None:
+    def _execute(self, request: Request) -> None:
         try:
             if request.command is None:
                 raise CommandError(request.refusal)
-            if not self._house.commands:
-                raise CommandError(f"commands are off: {self._house.commands_off}")
+            if not self._runtime.commands:
+                raise CommandError(f"commands are disabled: {self._runtime.commands_off}")
             if request.command.verb == "doctor":
                 self._examine(request)
                 return
-            remark, more = self._done(request.command)
+            remark, more = self._reply(request.command)
         except CommandError as error:
             self._refuse(request, str(error))
         except Exception as error:
-            # What one command brings to light must not end the streams.
-            log.exception("a command failed: a defect in Vedette")
-            self._refuse(request, f"a defect in Vedette: {type(error).__name__}: {error}")
+            # An internal error of one command must not end the streams.
+            log.exception("a command failed: internal error (please report)")
+            self._refuse(request, f"internal error: {type(error).__name__}: {error}")
         else:
             self._requests.answer(request, ok=True, reason=remark, more=more)
 
@@ -198,31 +196,31 @@ class CommandHandler:
         log.warning("command refused: %s", reason)
         self._requests.answer(request, ok=False, reason=reason)
         stream, what = request.place
-        if stream:  # whoever shows a switch has moved it
-            self._house.line.repeat(self._house.topics.state(stream, what))
+        if stream:  # a client that shows a switch has moved it already
+            self._runtime.mqtt.repeat(self._runtime.topics.state(stream, what))
 
-    def _done(self, command: Command) -> Reply:
-        streams, control = self._house.streams, self._control
+    def _reply(self, command: Command) -> Reply:
+        streams, control = self._runtime.streams, self._control
         if command.stream or command.verb in ("set", "snapshot", "record"):
-            control.check(command.stream)
+            control.check_stream(command.stream)
         if command.verb == "set":
             return control.set(command.stream, command.what, command.value), {}
         if command.verb == "snapshot":
             streams[command.stream].snapshot_now()
-            return "", {"topic": self._house.topics.snapshot(command.stream)}
+            return "", {"topic": self._runtime.topics.snapshot(command.stream)}
         if command.verb == "record":
-            return "", {"path": self._recorded(command)}
+            return "", {"path": self._record(command)}
         if command.verb == "reload":
-            return self._reloaded(), {}
+            return self._reload_config(), {}
         return "", self._status()
 
-    def _recorded(self, command: Command) -> str:
+    def _record(self, command: Command) -> str:
         try:
-            return self._house.streams[command.stream].record(command.seconds)
+            return self._runtime.streams[command.stream].record(command.seconds)
         except VedetteError as error:
             raise CommandError(str(error)) from error
 
-    def _reloaded(self) -> str:
+    def _reload_config(self) -> str:
         try:
             return self._reload()
         except VedetteError as error:
@@ -235,14 +233,14 @@ class CommandHandler:
             more = {} if report is None else {"report": report}
             self._requests.answer(request, ok=report is not None, reason=why, more=more)
 
-        self._checkup.start(done)
+        self._doctor.start(done)
         log.info("command: doctor")
 
     def _status(self) -> dict[str, Any]:
-        house = self._house
+        runtime = self._runtime
         streams = {}
-        for name, stream in house.streams.items():
-            (state, detail), one = stream.standing, house.settings[name]
+        for name, stream in runtime.streams.items():
+            (state, detail), one = stream.standing, runtime.settings[name]
             streams[name] = {
                 "state": state,
                 "detail": self._control.remark(name) or detail,
@@ -255,7 +253,7 @@ class CommandHandler:
             }
         return {
             "version": __version__,
-            "device": house.topics.device,
+            "device": runtime.topics.device,
             "streams": streams,
-            "waits_for_restart": names(house.pending_restart),
+            "waits_for_restart": names(runtime.pending_restart),
         }

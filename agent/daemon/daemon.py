@@ -1,4 +1,4 @@
-"""The daemon: opens the house and keeps it running: watches, reloads, stops."""
+"""The daemon: starts everything that runs on a configuration, watches it, reloads it and stops it."""
 
 from __future__ import annotations
 
@@ -106,17 +106,13 @@ class StateGuard:
 
 
 class Daemon:
-    """Everything that runs. `run` returns when it is over; the two requests may come from signal handlers.
+    """Run streams until told to stop. Signal handlers may call `request_stop` and `request_reload`.
 
     Attributes:
-        house: what runs; only while `run` does.
+        runtime: what runs on the configuration; set by `run`.
     """
 
-    house: Runtime
-    _homeassistant: HomeAssistant
-    _bulletin: HealthPublisher
-    _shadows: ShadowManager
-    _local: HealthFile
+    runtime: Runtime
 
     def __init__(
         self,
@@ -132,171 +128,175 @@ class Daemon:
 
         Args:
             config: what to run.
-            reload: gives the configuration anew when asked to reload.
-            where: tells where in its file a key stands, for errors.
-            board: that this is, in a line for the log; empty: not told.
-            file: that the configuration came from, for the doctor; None: it came from none.
-            exit_when_done: end when every stream's source has.
+            reload: returns the configuration read again.
+            where: returns file and line of a key, for errors.
+            board: describes the board, for the log; empty: it is not logged.
+            file: of the configuration, for `doctor`; None: there is none.
+            exit_when_done: return when the source of every stream has ended.
         """
         self._config, self._reload, self._where, self._exit_when_done = config, reload, where, exit_when_done
         self._board = board
-        self._checkup, self._service = DoctorProcess(file), SystemdStatus(Notifier())
+        self._doctor, self._systemd = DoctorProcess(file), SystemdStatus(Notifier())
         self._stop_asked = self._reload_asked = False
-        # Not an Event: a signal handler that sets one waits for ever if it interrupts the same Event's `wait`.
-        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        # Not an Event: a signal handler that sets one deadlocks if it interrupts the same Event's `wait`.
+        self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
 
-    def _rouse(self) -> None:
-        self._wake.put(None)
+    def _wake(self) -> None:
+        self._wakeups.put(None)
 
     def request_stop(self) -> None:
-        """End tracks, drain, say `stopped`, return from `run`."""
+        """End tracks, drain the queue, publish `stopped`, and return from `run`."""
         self._stop_asked = True
-        self._wake.put(None)
+        self._wake()
 
     def request_reload(self) -> None:
-        """Read the configuration again and swap what changed."""
+        """Read the configuration again and replace what changed."""
         self._reload_asked = True
-        self._wake.put(None)
+        self._wake()
 
     def run(self) -> None:
         """Run until asked to stop.
 
         Raises:
-            StreamError: every stream is over, and one has failed.
+            StreamError: every stream has ended, and one has failed.
             VedetteError: nothing could be started.
         """
-        from agent.daemon.autoselect import AutoBackend
-
         with closing(OwnedFolder(state_folder(self._config.storage))) as owned:
             folder = owned.path
             tighten(folder)
             remove_temporaries(folder)
             spool = Spool(folder, self._config.storage)
             try:
-                chooser = AutoBackend(self._config.selection, folder)
-                self._control = ConfigManager(self._config, OverridesFile(folder))
-                self.house = Runtime(self._control.config, spool, self._where, chooser)
-                self._control.attach(self.house)
-                self._orders = CommandHandler(
-                    self._control, self.house, self._checkup, self._read_again, self._rouse
-                )
-                self._homeassistant = HomeAssistant(self.house)
-                self._bulletin = HealthPublisher(self.house, self._control, self._homeassistant)
-                self._shadows = ShadowManager(self.house)
-                self._local = HealthFile(self.house, self._bulletin, self._shadows)
+                self._open(folder, spool)
                 self._guard = StateGuard(owned, spool, self._write_anew)
-                self.house.log_unclean_shutdown()
-                self.house.prepare()
+                self.runtime.log_unclean_shutdown()
+                self.runtime.prepare()
                 if self._board:
                     log.info(self._board)
-                self._live()
+                self._run()
             except ConfigError as error:
-                raise self._placed(error) from error
+                raise self._with_place(error) from error
             finally:
                 spool.close()
 
-    def _live(self) -> None:
+    def _open(self, folder: Path, spool: Spool) -> None:
+        """Make all parts; nothing runs yet."""
+        from agent.daemon.autoselect import AutoBackend
+
+        auto_backend = AutoBackend(self._config.selection, folder)
+        self._control = ConfigManager(self._config, OverridesFile(folder))
+        self.runtime = Runtime(self._control.config, spool, self._where, auto_backend)
+        self._control.attach(self.runtime)
+        self._commands = CommandHandler(self._control, self.runtime, self._doctor, self._read_again, self._wake)
+        self._homeassistant = HomeAssistant(self.runtime)
+        self._health = HealthPublisher(self.runtime, self._control, self._homeassistant)
+        self._shadows = ShadowManager(self.runtime)
+        self._health_file = HealthFile(self.runtime, self._health, self._shadows)
+
+    def _run(self) -> None:
         try:
-            self._orders.listen()  # first: who hears that we are online may command us
-            self.house.start()
+            self._commands.listen()  # before `online` is published: its receivers may send commands at once
+            self.runtime.start()
             self._watch()
         finally:
-            self._service.stopping()
-            self._orders.stop()
+            self._systemd.stopping()
+            self._commands.stop()
             self._shadows.close()
-            stop_streams(self.house.streams.values())
-            self._publish_health()
-            self.house.stop()
+            stop_streams(self.runtime.streams.values())
+            self._health.publish()
+            self.runtime.stop()
 
     def _watch(self) -> None:
-        """Publish health at its pace and at every change of state, until it is time to stop."""
+        """Process commands and reloads, and publish health when it is due, until it is time to stop."""
         while not self._stop_asked:
             if self._reload_asked:
                 self._reload_asked = False
-                self._do_reload()
-            told = self._guard.check()
-            self._control.folder_trouble = self._guard.trouble
-            if self._orders.process_pending():
-                self._rouse()
-            self._control.look()
-            self.house.state_trouble = "; ".join(filter(None, (told, self._control.unwritten)))
-            is_due = self._bulletin.due()
-            self._homeassistant.look(has_temperature=self._bulletin.has_temperature)
-            if is_due:
-                if self._bulletin.changed:  # what has started or stopped leaves much behind that is free
-                    trim_heap()
-                show_thread_names()
-                self._publish_health()
-            self._shadows.look()
-            self._tell_board(is_due)
-            if self._done():
-                self._tell_failure()
+                with suppress(VedetteError):  # it is logged, and reported in health.json
+                    self._read_again()
+            self._check_state()
+            if self._commands.process_pending():
+                self._wake()
+            self._control.poll()
+            self._report_health()
+            if self._is_done():
+                self._raise_failure()
                 return
             with suppress(queue.Empty):
-                self._wake.get(timeout=_POLL_S)
+                self._wakeups.get(timeout=_POLL_S)
+
+    def _check_state(self) -> None:
+        """Check that what is to be kept lies on the disk."""
+        restored = self._guard.check()
+        self._control.folder_trouble = self._guard.trouble
+        self.runtime.state_trouble = "; ".join(filter(None, (restored, self._control.unwritten)))
+
+    def _report_health(self) -> None:
+        is_due = self._health.due()
+        self._homeassistant.announce(has_temperature=self._health.has_temperature)
+        if is_due:
+            if self._health.changed:  # a stream that has started or stopped leaves much free memory behind
+                trim_heap()
+            show_thread_names()
+            self._health.publish()
+        self._shadows.poll()
+        self._report_to_board(is_due)
 
     def _write_anew(self) -> None:
         self._control.write_anew()
-        self.house.write_anew()
+        self.runtime.write_anew()
 
-    def _done(self) -> bool:
-        """Whether every stream is over, and that is reason enough to end."""
-        over = all(stream.over for stream in self.house.streams.values())
-        states = {stream.state for stream in self.house.streams.values()}
-        if self.house.disabled_by_operator:  # somebody may switch it on again
+    def _is_done(self) -> bool:
+        """True if every stream has ended, and the daemon should end with them."""
+        over = all(stream.over for stream in self.runtime.streams.values())
+        states = {stream.state for stream in self.runtime.streams.values()}
+        if self.runtime.disabled_by_operator:  # an operator may switch it on again
             return over and self._exit_when_done
         return over and (self._exit_when_done or ("failed" in states and states <= {"failed", "disabled"}))
 
-    def _tell_failure(self) -> None:
-        for stream in self.house.streams.values():
+    def _raise_failure(self) -> None:
+        for stream in self.runtime.streams.values():
             if stream.state == "failed":
-                raise StreamError(f"every stream is over; {stream.name}: {stream.detail}")
+                raise StreamError(f"every stream has ended; {stream.name}: {stream.detail}")
 
-    def _tell_board(self, is_due: bool) -> None:
-        """Tell programs on the board, and systemd: what it starts after us finds the file."""
-        was_ready = self._service.ready
-        self._local.look(ready=was_ready, is_due=is_due)
-        self._service.update(self.house.streams, connected=self.house.line.publisher.state.connected)
-        if self._service.ready is not was_ready:
-            self._local.look(ready=True, is_due=True)
+    def _report_to_board(self, is_due: bool) -> None:
+        """Write health.json, then notify systemd: units that it starts after this one find the file."""
+        was_ready = self._systemd.ready
+        self._health_file.write_if_due(ready=was_ready, is_due=is_due)
+        self._systemd.update(self.runtime.streams, connected=self.runtime.mqtt.publisher.state.connected)
+        if self._systemd.ready is not was_ready:
+            self._health_file.write_if_due(ready=True, is_due=True)
 
-    def _publish_health(self) -> None:
-        self._bulletin.publish()
-
-    def _placed(self, error: VedetteError) -> VedetteError:
-        """The same, with `file:line` where it tells of a key."""
+    def _with_place(self, error: VedetteError) -> VedetteError:
+        """Return the error with the file and line of its key, if it names one."""
         if self._where is None or not isinstance(error, ConfigError) or not error.keys:
             return error
         return ConfigError(str(error), self._where(*error.keys))
 
-    def _do_reload(self) -> None:
-        with suppress(VedetteError):
-            self._read_again()
-
     def _read_again(self) -> str:
-        """Swap what changed and say what; keep everything as it was when the new configuration cannot be used.
+        """Replace what changed in the configuration and describe it; if it is refused, change nothing.
 
         Raises:
-            VedetteError: it cannot be.
+            VedetteError: the new configuration cannot be used.
         """
         if self._reload is None:
-            raise ConfigError("this daemon runs on no file: there is nothing to read again")
-        self._service.reloading()
+            raise ConfigError("this daemon was started without a configuration file: there is none to reload")
+        self._systemd.reloading()
         try:
-            told = self._control.reload(self._reload())
+            changes = self._control.reload(self._reload())
         except VedetteError as error:
-            placed = self._placed(error)
-            told = "; ".join(str(placed).splitlines())
-            log.error("reload refused, running on as before: %s", told)
-            self._local.reloaded(refused=told)
+            placed = self._with_place(error)
+            reason = "; ".join(str(placed).splitlines())
+            log.error("reload refused, keeping the old configuration: %s", reason)
+            self._health_file.count_reload(refused=reason)
             raise placed from error
         except Exception as error:
-            # A defect that a new configuration brings out must not end what runs on the old one.
-            log.exception("reload refused, running on as before: a defect in Vedette")
-            self._local.reloaded(refused=f"a defect in Vedette: {type(error).__name__}: {error}")
-            raise VedetteError(f"a defect in Vedette: {type(error).__name__}: {error}") from error
+            # An internal error that a new configuration brings out must not end what runs on the old one.
+            log.exception("reload refused, keeping the old configuration: internal error (please report)")
+            reason = f"internal error: {type(error).__name__}: {error}"
+            self._health_file.count_reload(refused=reason)
+            raise VedetteError(reason) from error
         finally:
-            self._service.reloaded()
-        self._local.reloaded()
-        self._orders.listen()
-        return told
+            self._systemd.reloaded()
+        self._health_file.count_reload()
+        self._commands.listen()
+        return changes

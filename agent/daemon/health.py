@@ -1,4 +1,4 @@
-"""The bulletin: how a device is, published at its pace and at every change that somebody may wait for."""
+"""Health of the device: the MQTT message, sent periodically and at every change, and health.json."""
 
 from __future__ import annotations
 
@@ -31,126 +31,123 @@ from agent.errors import StorageError, reason_of
 from agent.storage.files import write_atomic
 from agent.storage.spool.spool import Spool
 
-# Vitals: what the health message tells of the spool and of the line.
+log = logging.getLogger(__name__)
+
+FILE = "health.json"
+EVERY_S = 2.0
+"""Time between two writes of health.json while nothing changes, s."""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def spool_health(spool: Spool) -> SpoolHealth:
-    """State of the spool now."""
+    """Return the state of the event queue now."""
     stats = spool.stats()
     dropped_by = {str(reason): count for reason, count in stats.dropped_by.items()}
     return SpoolHealth(stats.waiting, stats.bytes, stats.dropped, stats.on, dropped_by, spool.first_seq)
 
 
 def link_health(state: LinkState) -> LinkHealth | None:
-    """The line to the broker; None: there is none now."""
+    """Return the state of the connection to the broker; None while there is none."""
     if not state.connected:
         return None
     return LinkHealth(state.broker, state.detail, state.is_fallback, state.connects, state.trouble)
 
 
-log = logging.getLogger(__name__)
-
-
 class HealthPublisher:
-    """Of one daemon, for its thread.
+    """Publishes the device's health message. Call from the daemon's thread only.
 
     Attributes:
-        has_news: whether something was otherwise at the last look than at the one before.
-        streams: their health as it was published last.
+        changed: the state at the last `due` differed from the one that was published.
+        streams: their health as last published.
     """
 
-    def __init__(self, house: Runtime, control: ConfigManager, homeassistant: HomeAssistant) -> None:
-        self._house, self._control, self._homeassistant = house, control, homeassistant
+    def __init__(self, runtime: Runtime, control: ConfigManager, homeassistant: HomeAssistant) -> None:
+        self._runtime, self._control, self._homeassistant = runtime, control, homeassistant
         self._began, self._heat = time.monotonic(), Heat()
         self._resident_mb = 0.0
-        self._unread: set[str] = set()
-        self._told, self._told_at = "", 0.0
+        self._unreadable: set[str] = set()
+        self._published, self._published_at = "", 0.0
         self.changed = False
         self.streams: dict[str, messages.StreamHealth] = {}
 
     @property
     def has_temperature(self) -> bool:
-        """Whether the board tells one."""
+        """True if the board has a temperature sensor that can be read."""
         return self._heat.celsius is not None
 
     def due(self) -> bool:
-        """Look at the house; whether it is time to publish, which is taken as done."""
-        house, overridden = self._house, self._control.overridden
+        """Return True if the message is due: it is old, or something has changed. The caller publishes."""
+        runtime, overridden = self._runtime, self._control.overridden
         with self._reading("temperature"):
-            self._heat.look(house.config.thermal.warn_c)
-        link = house.line.publisher.state
+            self._heat.look(runtime.config.thermal.warn_c)
+        link = runtime.mqtt.publisher.state
         now = [
-            *((name, s.standing[0], s.has_result, overridden(name)) for name, s in house.streams.items()),
-            (self._heat.hot, link.connects, house.recorder.stats.trouble),
+            *((name, s.standing[0], s.has_result, overridden(name)) for name, s in runtime.streams.items()),
+            (self._heat.hot, link.connects, runtime.recorder.stats.trouble),
             self._homeassistant.trouble,
-            house.pending_restart,
-            house.commands_off,
-            house.state_trouble,
+            runtime.pending_restart,
+            runtime.commands_off,
+            runtime.state_trouble,
         ]
-        self.changed = str(now) != self._told
-        if not self.changed and time.monotonic() - self._told_at < house.config.health.every_s:
+        self.changed = str(now) != self._published
+        if not self.changed and time.monotonic() - self._published_at < runtime.config.health.every_s:
             return False
-        self._told, self._told_at = str(now), time.monotonic()
+        self._published, self._published_at = str(now), time.monotonic()
         return True
 
     def publish(self) -> None:
-        """Publish how everything is now."""
-        house, control = self._house, self._control
+        """Publish the health message."""
+        runtime, control = self._runtime, self._control
         with self._reading("memory"):
             self._resident_mb = resident_mb()
-        self.streams = {name: control.health(name, one.health()) for name, one in house.streams.items()}
+        self.streams = {name: control.with_settings(name, one.health()) for name, one in runtime.streams.items()}
         celsius = self._heat.celsius
         message = messages.HealthMessage(
             version=__version__,
             at=datetime.now(UTC),
             uptime_s=round(time.monotonic() - self._began, 1),
             streams=self.streams,
-            spool=spool_health(house.spool),
+            spool=spool_health(runtime.spool),
             rss_mb=round(self._resident_mb, 1),
             temperature_c=None if celsius is None else round(celsius, 1),
             hot=self._heat.hot,
-            link=link_health(house.line.publisher.state),
-            clips=_clips(house),
+            link=link_health(runtime.mqtt.publisher.state),
+            clips=_clips(runtime),
             homeassistant=self._homeassistant.trouble,
-            commands_off=house.commands_off,
-            waits_for_restart=names(house.pending_restart),
-            state_folder=house.state_trouble,
+            commands_off=runtime.commands_off,
+            waits_for_restart=names(runtime.pending_restart),
+            state_folder=runtime.state_trouble,
         )
-        house.line.retain(house.topics.health, messages.encode(message))
+        runtime.mqtt.retain(runtime.topics.health, messages.encode(message))
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:
-        """A reading inside may fail, as it does when files run out: the one before stays, and it is told once."""
+        """Keep the previous value if the reading inside fails, as without free file descriptors; log it once."""
         try:
             yield
         except OSError as error:
-            if what not in self._unread:
-                log.warning("%s: cannot be read: %s; health tells what was read last", what, reason_of(error))
-            self._unread.add(what)
+            if what not in self._unreadable:
+                log.warning("%s: cannot be read: %s; health repeats the last value", what, reason_of(error))
+            self._unreadable.add(what)
         else:
-            if what in self._unread:
+            if what in self._unreadable:
                 log.info("%s: can be read again", what)
-            self._unread.discard(what)
+            self._unreadable.discard(what)
 
 
-def _clips(house: Runtime) -> messages.ClipsHealth | None:
-    if all(stream.config.clips is None for stream in house.streams.values()):
+def _clips(runtime: Runtime) -> messages.ClipsHealth | None:
+    if all(stream.config.clips is None for stream in runtime.streams.values()):
         return None
-    return messages.ClipsHealth(**asdict(house.recorder.stats))
-
-
-FILE = "health.json"
-EVERY_S = 2.0
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+    return messages.ClipsHealth(**asdict(runtime.recorder.stats))
 
 
 class StreamReport(StreamHealth, frozen=True):
-    """A stream, as published last, with its state as of now.
+    """Health of a stream as last published, with its state as of now.
 
     Attributes:
         inferred: inferences since the stream was started.
-        infer_p95_ms: 19 of 20 of the newest inferences took no longer, ms; None: there was none yet.
-        shadow: of the new model that runs beside its own; None: none does.
+        infer_p95_ms: 95th percentile of the newest inference times, ms; None before the first one.
+        shadow: comparison with a new model that runs beside the stream's own; None: none does.
     """
 
     inferred: int = 0
@@ -164,16 +161,16 @@ class DaemonHealth(Struct, frozen=True):
     Attributes:
         version: of Vedette.
         pid: of the daemon.
-        boot_id: of the kernel, so that a file of another boot is known.
-        at_s: when this was written, s since the boot.
+        boot_id: of the kernel; tells a file of another boot.
+        at_s: time of writing, s since the boot.
         uptime_s: of the daemon, s.
-        ready: each stream has inferred, or cannot now: its source is lost, over or switched off.
+        ready: each stream has inferred, or cannot now: its source is lost or has ended, or it is switched off.
         rss_mb: resident memory of the daemon, MB.
         streams: by name.
-        link: to the broker; None: there is none now.
-        shadow: the update whose new models run beside those in use; empty: there is none.
-        reloads: how often the configuration was read again, or refused, since the start.
-        reload_refused: why it was refused the last time; empty: it was not.
+        link: connection to the broker; None: there is none now.
+        shadow: id of the update whose new models run beside those in use; empty: none do.
+        reloads: number of reloads since the start, refused ones included.
+        reload_refused: why the newest reload was refused; empty: it was not.
     """
 
     version: str
@@ -191,45 +188,45 @@ class DaemonHealth(Struct, frozen=True):
 
 
 class HealthFile:
-    """Writes the file, for the daemon's thread. Without a folder for what runs, nothing is written."""
+    """Writes health.json into the service's runtime directory; without one, nothing. For the daemon's thread."""
 
     def __init__(
         self,
-        house: Runtime,
-        bulletin: HealthPublisher,
+        runtime: Runtime,
+        health: HealthPublisher,
         shadows: ShadowManager,
         environment: Mapping[str, str] = os.environ,
     ) -> None:
         """Prepare.
 
         Args:
-            house: that it tells of.
-            bulletin: what is published of it.
-            shadows: of its streams.
-            environment: in which systemd names the folder.
+            runtime: that the file describes.
+            health: what was published about the streams.
+            shadows: new models that run beside the streams' own.
+            environment: holds RUNTIME_DIRECTORY, set by systemd.
         """
         folder = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
         self._path = Path(folder) / FILE if folder else None
-        self._house, self._bulletin, self._shadows = house, bulletin, shadows
+        self._runtime, self._health, self._shadows = runtime, health, shadows
         self._began_s, self._written_s = time.monotonic(), -1e9
         self._failed = False
         self._reloads, self._reload_refused = 0, ""
 
-    def reloaded(self, refused: str = "") -> None:
-        """The configuration was read again.
+    def count_reload(self, refused: str = "") -> None:
+        """Count a reload of the configuration.
 
         Args:
-            refused: why everything is as it was before; empty: it was taken up.
+            refused: why the old configuration stays in use; empty: it does not.
         """
         self._reloads += 1
         self._reload_refused = refused
 
-    def look(self, *, ready: bool, is_due: bool) -> None:
-        """Write it, if it is old or something has changed.
+    def write_if_due(self, *, ready: bool, is_due: bool) -> None:
+        """Write the file if it is old or `is_due`.
 
         Args:
-            ready: what the file says.
-            is_due: whether something has changed.
+            ready: value of the field.
+            is_due: True if something has changed.
         """
         now_s = time.monotonic()
         if self._path is None or (now_s - self._written_s < EVERY_S and not is_due):
@@ -239,7 +236,9 @@ class HealthFile:
             write_atomic(self._path, msgspec.json.encode(self._report(ready)), follow=False, durable=False)
         except (StorageError, OSError) as error:
             if not self._failed:
-                log.warning("what is told to programs on this board gets old: %s", reason_of(error))
+                log.warning(
+                    "%s: cannot be written: %s", self._path, reason_of(error).removeprefix(f"{self._path}: ")
+                )
             self._failed = True
         else:
             self._failed = False
@@ -253,8 +252,8 @@ class HealthFile:
             uptime_s=round(time.monotonic() - self._began_s, 3),
             ready=ready,
             rss_mb=round(resident_mb(), 1),
-            streams={name: self._stream(name, one) for name, one in self._house.streams.items()},
-            link=link_health(self._house.line.publisher.state),
+            streams={name: self._stream(name, one) for name, one in self._runtime.streams.items()},
+            link=link_health(self._runtime.mqtt.publisher.state),
             shadow=self._shadows.update,
             reloads=self._reloads,
             reload_refused=self._reload_refused,
@@ -262,11 +261,12 @@ class HealthFile:
 
     def _stream(self, name: str, stream: Stream) -> StreamReport:
         state, detail = stream.standing
-        told = self._bulletin.streams.get(name) or StreamHealth(state)
-        now = replace(told, state=state, detail=detail or (told.detail if told.state == state else ""))
+        published = self._health.streams.get(name) or StreamHealth(state)
+        detail = detail or (published.detail if published.state == state else "")
+        now = replace(published, state=state, detail=detail)
         return StreamReport(
             **asdict(now),
             inferred=stream.inferred,
             infer_p95_ms=stream.infer_p95_ms,
-            shadow=self._shadows.findings(name),
+            shadow=self._shadows.report(name),
         )

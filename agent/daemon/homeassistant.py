@@ -1,4 +1,4 @@
-"""The house as Home Assistant is to know it: what each stream may find and be told, by its model's manifest."""
+"""Announce the device to Home Assistant, with the entities that each stream's model makes possible."""
 
 from __future__ import annotations
 
@@ -19,70 +19,71 @@ from agent.daemon.stream import Stream
 from agent.errors import ModelError
 from agent.models.library import open_manifest
 
-_HOLES = ("", "???")
+_NO_LABELS = ("", "???")
+"""Labels in published lists that stand for no class."""
 _OWN_LABELS = {"blazeface": ("face",), "keypoints": ("person",)}
-"""By decoder: where the manifest names none."""
+"""Labels by decoder, where the manifest names none."""
 _NO_WORDS = ("unknown", "silence")
 _VERDICTS = ("classify",)
 
 
 class HomeAssistant:
-    """Announces a house. For the thread that watches it."""
+    """Announces the streams of a runtime. For the daemon's thread."""
 
-    def __init__(self, house: Runtime) -> None:
-        self._house = house
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
         self._board = read_board(Path("/")).model
-        self._known: dict[str, tuple[Stream, bool, StreamEntitySource]] = {}  # whether its model was open then
+        self._sources: dict[str, tuple[Stream, bool, StreamEntitySource]] = {}  # True: its model was open then
         self._announcer: Announcer | None = None
-        self._of: tuple[HomeAssistantConfig, Publisher] | None = None
+        self._announced_with: tuple[HomeAssistantConfig, Publisher] | None = None
 
-    def look(self, *, has_temperature: bool) -> None:
+    def announce(self, *, has_temperature: bool) -> None:
         """Announce what has changed.
 
         Args:
-            has_temperature: whether the board tells one.
+            has_temperature: True if the board has a temperature sensor.
         """
-        house = self._house
-        device = Device(house.topics, self._board, __version__, has_temperature, self._subjects())
-        of = (house.config.homeassistant, house.line.publisher)
-        if self._announcer is None or self._of is None or of[0] != self._of[0] or of[1] is not self._of[1]:
-            self._begin(of, device)
+        runtime = self._runtime
+        device = Device(runtime.topics, self._board, __version__, has_temperature, self._entity_sources())
+        config, publisher, before = runtime.config.homeassistant, runtime.mqtt.publisher, self._announced_with
+        if self._announcer is None or before is None or config != before[0] or publisher is not before[1]:
+            self._start_announcer((config, publisher), device)
         assert self._announcer is not None
         self._announcer.update(device)
 
     @property
     def trouble(self) -> str:
-        """Why Home Assistant does not find the device; empty: nothing speaks against it."""
+        """Why Home Assistant does not find the device; empty: no reason is known."""
         return self._announcer.trouble if self._announcer else ""
 
-    def _begin(self, of: tuple[HomeAssistantConfig, Publisher], device: Device) -> None:
-        """Anew, at the start and where another broker or another table is in use since a reload."""
-        before, old = self._of, self._announcer
+    def _start_announcer(self, used: tuple[HomeAssistantConfig, Publisher], device: Device) -> None:
+        """Replace the announcer: at the start, and after a reload with another broker or `[homeassistant]`."""
+        before, old = self._announced_with, self._announcer
         if old is not None and before is not None:
             old.leave()
-            if before[0].prefix != of[0].prefix:
+            if before[0].prefix != used[0].prefix:
                 old.withdraw()
-        self._of, self._announcer = of, Announcer(self._house.line, of[0], device)
+        self._announced_with, self._announcer = used, Announcer(self._runtime.mqtt, used[0], device)
 
-    def _subjects(self) -> tuple[StreamEntitySource, ...]:
-        streams = self._house.streams
-        self._known = {name: known for name, known in self._known.items() if streams.get(name) is known[0]}
+    def _entity_sources(self) -> tuple[StreamEntitySource, ...]:
+        streams = self._runtime.streams
+        self._sources = {name: known for name, known in self._sources.items() if streams.get(name) is known[0]}
         for name, stream in streams.items():
             is_open = stream.model is not None
-            if name not in self._known or self._known[name][1] is not is_open:
-                self._known[name] = stream, is_open, subject_of(name, stream.config)
-        return tuple(self._subject(name, stream) for name, stream in streams.items())
+            if name not in self._sources or self._sources[name][1] is not is_open:
+                self._sources[name] = stream, is_open, entity_source(name, stream.config)
+        return tuple(self._with_state(name, stream) for name, stream in streams.items())
 
-    def _subject(self, name: str, stream: Stream) -> StreamEntitySource:
-        """What has not changed, and what may have."""
-        house, known = self._house, self._known[name][2]
-        variants = house.settings[name].variants if name in house.settings else ()
+    def _with_state(self, name: str, stream: Stream) -> StreamEntitySource:
+        """Return a stream's entity source with what may change while the model stays the same."""
+        runtime, known = self._runtime, self._sources[name][2]
+        variants = runtime.settings[name].variants if name in runtime.settings else ()
         counted = tuple(Label(*pair) for pair in stream.counted)
-        return replace(known, counted=counted, variants=variants, commands=house.commands)
+        return replace(known, counted=counted, variants=variants, commands=runtime.commands)
 
 
-def subject_of(name: str, config: StreamConfig) -> StreamEntitySource:
-    """A stream of this configuration. The runtime is not asked about its model: that may take long."""
+def entity_source(name: str, config: StreamConfig) -> StreamEntitySource:
+    """Describe a stream's entities, without asking the TFLite runtime about its model, which may take long."""
     publish = config.publish
     known = StreamEntitySource(
         name,
@@ -110,7 +111,7 @@ def _kind(manifest: Manifest) -> Kind:
 
 def _labels(manifest: Manifest, config: StreamConfig, kind: Kind) -> tuple[str, ...]:
     output = manifest.output
-    none = output.options.get("ignore", _NO_WORDS) if kind == "words" else _HOLES
+    none = output.options.get("ignore", _NO_WORDS) if kind == "words" else _NO_LABELS
     labels = output.labels or _OWN_LABELS.get(output.decoder, ())
     asked = config.decode.labels
     return tuple(dict.fromkeys(one for one in labels if one not in none and (one in asked or not asked)))

@@ -1,4 +1,9 @@
-"""Surveys: what was measured of a model on this board, kept until something that it depends on changes."""
+"""Results of measuring and vetting models on this board, kept in the state folder.
+
+A measurement holds for the model, the runtime, the delegates and the board that it was made with. The outcome of
+vetting holds for the bytes of a model, the versions of Vedette and of the runtime, and the processor; a refusal
+lapses after a day, since failing memory or an overheated board may have caused it.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +40,13 @@ from agent.models.library import golden
 from agent.storage.files import SAFE, STATE_MODE, check_kind, open_replacement, read_regular
 from agent.text import plain
 
-# What a measurement depends on: when any of it changes, the measurement is of another board.
-
 
 class FileStamp(Struct, frozen=True):
-    """A file whose content is known for as long as the rest stays.
+    """Identity of a file: the digest of its content, and what `stat` returned when it was computed.
 
     Attributes:
-        size: bytes. modified_ns, changed_ns, inode: as `stat` tells.
+        size: in bytes.
+        modified_ns, changed_ns, inode: from `stat`.
         sha256: of the content; empty: it cannot be read.
     """
 
@@ -54,16 +58,18 @@ class FileStamp(Struct, frozen=True):
 
 
 class MeasurementKey(Struct, frozen=True):
-    """Of a measurement.
+    """What a measurement depends on.
 
     Attributes:
-        model: sha256 of its file.
+        model: sha256 of the model's file.
         variants: that may run.
-        golden: what its manifest says of golden inputs.
+        golden: golden inputs and tolerance of the manifest.
         runtime: name and version.
-        candidates: by name, how each is opened and the sha256 of all its files.
-        threads_max: with how many the CPU was tried.
-        kernel, cpu: of the board; cores: that could be used.
+        candidates: by name, a digest of the settings and files of each delegate.
+        threads_max: most threads that the CPU was measured with.
+        kernel: of the board.
+        cpu: of the board, with a digest of its features.
+        cores: that could be used.
     """
 
     model: str
@@ -77,26 +83,23 @@ class MeasurementKey(Struct, frozen=True):
     cores: int
 
     def differences(self, other: MeasurementKey) -> list[str]:
-        """Names of what is not the same."""
+        """Return the names of the fields that differ."""
         return [name for name in self.__struct_fields__ if getattr(self, name) != getattr(other, name)]
 
 
-def circumstances(
+def measurement_key(
     model: Model, found: Sequence[DelegateProbe], threads_max: int, files: Mapping[str, FileStamp]
 ) -> tuple[MeasurementKey, dict[str, FileStamp]]:
-    """Those of now.
+    """Return the key of a measurement made now, and the stamps of the delegates' files.
 
     Args:
         model: to be run.
-        found: what may run it.
+        found: delegates that may run it.
         threads_max: see `MeasurementKey`.
-        files: known from before; those that look the same are not read again.
-
-    Returns:
-        the circumstances, and what is known of the files now.
+        files: stamps from before; a file that `stat` describes the same is not read again.
     """
     board = read_board()
-    now = {path: _seen(Path(path), files.get(path)) for one in found for path in one.parts}
+    now = {path: _stamp(Path(path), files.get(path)) for one in found for path in one.parts}
     golden = model.manifest.golden
     return MeasurementKey(
         model.sha256,
@@ -118,7 +121,7 @@ def _digest(found: DelegateProbe, files: Mapping[str, FileStamp]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _seen(path: Path, before: FileStamp | None) -> FileStamp:
+def _stamp(path: Path, before: FileStamp | None) -> FileStamp:
     try:
         stat = path.stat()
         now = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
@@ -130,18 +133,17 @@ def _seen(path: Path, before: FileStamp | None) -> FileStamp:
         return FileStamp(0, 0, 0, 0, "")
 
 
-# What was measured of models on this board, a small file for each in the state folder.
-#
-# Root may write here for another user, whose folder it is and who may put links into it: none is followed.
-
 _LARGEST = 1024**2
 
 
 class MeasurementFiles:
-    """The files. Each is replaced as a whole, so that two processes may write the same."""
+    """A small file for each model in a folder of the state folder. Each is replaced as a whole.
+
+    Root may write here for the owner of the state folder, who may put links into it: no link is followed.
+    """
 
     def __init__(self, state: Path, folder: str = "verdicts") -> None:
-        """Nothing is created before the first is written.
+        """Prepare; the folder is made with the first file.
 
         Args:
             state: the state folder.
@@ -151,14 +153,14 @@ class MeasurementFiles:
         self._known: dict[tuple[str, str], bytes] = {}
 
     def read(self, model: str, key: str) -> bytes:
-        """What was written last; empty: nothing.
+        """Return the content of a file; empty: there is none.
 
         Args:
-            model: its name, for people who look into the folder.
-            key: hex digits that tell it from others of that name.
+            model: name of the model; part of the file's name.
+            key: hex digits; part of the file's name, which tells models of one name apart.
 
         Raises:
-            StorageError: it is there and cannot be read, is far too large, is no file, or is another user's.
+            StorageError: the file cannot be read, is too large, is not a plain file, or is another user's.
         """
         path = self.path(model, key)
         try:
@@ -172,10 +174,10 @@ class MeasurementFiles:
             raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
 
     def write(self, model: str, key: str, content: bytes) -> None:
-        """Replace it, and give it to the user whose the state folder is. The state folder is created if need be.
+        """Replace a file, owned by the state folder's owner. Make the folders where they are missing.
 
         Raises:
-            StorageError: it cannot be written; what was there is still there.
+            StorageError: it cannot be written; the old content is still there.
         """
         path = self.path(model, key)
         try:
@@ -195,22 +197,22 @@ class MeasurementFiles:
         self._known[model, key] = content
 
     def write_anew(self) -> None:
-        """Write again what was read or written since the start: the folder was deleted.
+        """Write all files again that were read or written since the start: the folder was deleted.
 
         Raises:
-            StorageError: one cannot be written.
+            StorageError: a file cannot be written.
         """
         for (model, key), content in list(self._known.items()):
             self.write(model, key, content)
 
     def path(self, model: str, key: str) -> Path:
-        """Where it lies."""
+        """Return the path of a file."""
         return self._folder / f"{re.sub(r'[^A-Za-z0-9_-]', '-', model)[:60]}-{key[:16]}.json"
 
 
 @contextmanager
 def _opened(state: Path) -> Iterator[int]:
-    """The state folder, a descriptor. It may be a link, but for root not one that somebody else has put there."""
+    """Open the state folder. It may be a link, but for root not another user's."""
     if os.geteuid() == 0 and state.is_symlink() and state.lstat().st_uid != 0:
         raise StorageError(f"{state}: is a link of another user, which root does not follow: name its target")
     descriptor = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -222,7 +224,7 @@ def _opened(state: Path) -> Iterator[int]:
 
 @contextmanager
 def _inside(state: int, path: Path) -> Iterator[int]:
-    """The folder of the verdicts, a descriptor."""
+    """Open the folder of the files; it must not be a link."""
     check_kind(os.stat(path.name, dir_fd=state, follow_symlinks=False), stat.S_IFDIR, path)
     descriptor = os.open(path.name, os.O_RDONLY | os.O_DIRECTORY | SAFE, dir_fd=state)
     try:
@@ -241,13 +243,13 @@ def _created(state: int, folder: str) -> bool:
 
 
 def _is_empty(folder: int) -> bool:
-    """Whether it is the one that was just created, or at least none that hides something from the new owner."""
+    """True if the folder is the new one, or at least holds nothing that a change of owner would expose."""
     with os.scandir(folder) as inside:
         return not any(inside)
 
 
 def _give(descriptor: int, owner: os.stat_result) -> None:
-    """What root measures is for the daemon, whose the state folder is."""
+    """Give what root has measured to the daemon's user, who owns the state folder."""
     if os.geteuid() == 0 and owner.st_uid != 0:
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
@@ -255,19 +257,19 @@ def _give(descriptor: int, owner: os.stat_result) -> None:
 log = logging.getLogger(__name__)
 
 _VERSION = 3
-"""Of what is measured and how: another one makes every survey old."""
+"""Version of the method of measuring; measurements of another version are void."""
 
 
 class StoredMeasurement(Struct, frozen=True):
-    """What was measured.
+    """The measurement of one model.
 
     Attributes:
-        version: see the module.
-        circumstances: that it depends on.
-        files: of the candidates, as they were found.
-        measured: everything that was tried, and what was found missing.
+        version: of the method.
+        circumstances: what the measurement depends on.
+        files: stamps of the delegates' files.
+        measured: every candidate that was tried, or is missing on this board.
         at: when, UTC.
-        busy: share of the processor that others used meanwhile, 0..1: above a quarter or so, times say little.
+        busy: share of the processor that other processes used, 0..1; above about 0.25 the times are unreliable.
     """
 
     version: int
@@ -279,41 +281,34 @@ class StoredMeasurement(Struct, frozen=True):
 
 
 class StoredMeasurements:
-    """Of the models of this board."""
+    """Makes and keeps the measurements of the models of this board."""
 
-    def __init__(self, verdicts: MeasurementFiles, selection: SelectionConfig) -> None:
-        self._verdicts, self.selection = verdicts, selection
+    def __init__(self, files: MeasurementFiles, selection: SelectionConfig) -> None:
+        self._files, self.selection = files, selection
 
     def found(self) -> list[DelegateProbe]:
-        """What may run models besides the CPU, as far as the configuration allows.
+        """Return the delegates of this board that the configuration allows.
 
         Raises:
-            BackendError: a candidate of the configuration is none.
+            BackendError: a configured candidate is unknown.
         """
         allowed = self.selection.candidates
         return [] if allowed == () else probe_delegates(allowed or ())
 
     def load_valid(self, model: Model, found: Sequence[DelegateProbe]) -> StoredMeasurement | None:
-        """The survey of this model that still holds.
-
-        One that is damaged, or that something has changed since, is none; the log says so.
-        """
+        """Return the measurement of a model if it still holds; log why one does not."""
         try:
             return self.load(model, found)
         except StorageError as error:
-            log.warning("%s; it is measured anew", error)
+            log.warning("%s; measuring again", error)
             return None
 
     def load(self, model: Model, found: Sequence[DelegateProbe]) -> StoredMeasurement | None:
-        """The same.
-
-        Raises:
-            StorageError: it is damaged.
-        """
+        """Like `load_valid`, but raise StorageError if the stored measurement is damaged."""
         before = self._read(model)
         if before is None:
             return None
-        now, _ = circumstances(model, found, self._threads_max, before.files)
+        now, _ = measurement_key(model, found, self._threads_max, before.files)
         if different := before.circumstances.differences(now):
             log.info("%s: %s changed since it was measured", model.path, ", ".join(different))
             return None
@@ -322,30 +317,30 @@ class StoredMeasurements:
     def measure_and_store(
         self, model: Model, found: Sequence[DelegateProbe], progress: Callable[[str], None]
     ) -> StoredMeasurement:
-        """Measure, and keep it. What cannot be kept is said, and used all the same.
+        """Measure a model and store the result. If it cannot be stored, log that and return it anyway.
 
         Args:
             model: to be run.
-            found: by `found`.
-            progress: is told what is measured next; what it raises ends the survey.
+            found: returned by `found`.
+            progress: called with a description before each candidate; an exception from it ends the measurement.
 
         Raises:
             ModelError, BackendError: not even the CPU runs the model.
         """
         made = self.measure(model, found, progress)
         try:
-            self.keep(model, made)
+            self.store(model, made)
         except StorageError as error:
-            log.warning("%s; it will be measured again after the next start", error)
+            log.warning("%s; measuring again after the next start", error)
         return made
 
     def measure(
         self, model: Model, found: Sequence[DelegateProbe], progress: Callable[[str], None]
     ) -> StoredMeasurement:
-        """The same, without keeping it."""
+        """Like `measure_and_store`, without storing the result."""
         from agent.compute.infer.benchmark import survey
 
-        now, files = circumstances(model, found, self._threads_max, {})
+        now, files = measurement_key(model, found, self._threads_max, {})
         busy = Busy()
         measured = survey(
             model,
@@ -358,23 +353,23 @@ class StoredMeasurements:
         )
         return StoredMeasurement(_VERSION, now, files, measured, datetime.now(UTC), round(busy.others(), 3))
 
-    def keep(self, model: Model, made: StoredMeasurement) -> None:
-        """Write it, for the next start.
+    def store(self, model: Model, made: StoredMeasurement) -> None:
+        """Write a measurement.
 
         Raises:
             StorageError: it cannot be written.
         """
-        self._verdicts.write(model.manifest.name, _key(model), msgspec.json.encode(made))
+        self._files.write(model.manifest.name, _key(model), msgspec.json.encode(made))
 
     def write_anew(self) -> None:
-        """Write again what is known, see `MeasurementFiles.write_anew`."""
+        """Write all files again, see `MeasurementFiles.write_anew`."""
         try:
-            self._verdicts.write_anew()
+            self._files.write_anew()
         except StorageError as error:
-            log.warning("%s; it will be measured again after the next start", error)
+            log.warning("%s; measuring again after the next start", error)
 
     def verdict(self, made: StoredMeasurement, found: Sequence[DelegateProbe], threads: int = 0) -> Selection:
-        """What is best, see `decide`."""
+        """Select the best backend, see `decide`."""
         return decide(made.measured, found, self.selection.by, threads)
 
     @property
@@ -383,7 +378,7 @@ class StoredMeasurements:
 
     def _read(self, model: Model) -> StoredMeasurement | None:
         name, key = model.manifest.name, _key(model)
-        content = self._verdicts.read(name, key)
+        content = self._files.read(name, key)
         try:
             made = msgspec.json.decode(content, type=StoredMeasurement) if content else None
             if made is None or made.version != _VERSION:
@@ -392,25 +387,25 @@ class StoredMeasurements:
         except NO_JSON as error:
             why = str(error)
         if why:
-            raise StorageError(f"{self._verdicts.path(name, key)}: damaged: {why}")
+            raise StorageError(f"{self._files.path(name, key)}: damaged: {why}")
         return made
 
 
 def _implausible(made: StoredMeasurement) -> str:
-    """Why this was never measured; empty if it may have been."""
+    """Return why this cannot be a measurement; empty if it can."""
     cpu, most = BackendSpec().backend, made.circumstances.threads_max
     for one in made.measured:
         if not (1 <= one.threads <= most if one.name == cpu else one.threads == 0):
-            return f"it tells of {one.name[:60]!r} with {one.threads} threads, where at most {most} were tried"
+            return f"{one.name[:60]!r} with {one.threads} threads; at most {most} were measured"
         if not one.refused and not (one.here and one.p50_ms > 0.0):
-            return f"it tells that {one.name[:60]!r} answers, and not in what time"
+            return f"{one.name[:60]!r} has no time"
     if all(one.refused for one in made.measured if one.name == cpu):
-        return "it does not tell that the CPU runs the model"
+        return "no measurement of the CPU"
     return ""
 
 
 def spare_memory_mb() -> float:
-    """Memory that measuring may take: half of what could be had now, MB."""
+    """Return the memory that measuring may use, MB: half of what is available."""
     return read_memory().available_mb / 2.0
 
 
@@ -419,57 +414,53 @@ def _key(model: Model) -> str:
     return hashlib.sha256(f"{model.sha256} {variants}".encode()).hexdigest()
 
 
-# Outcomes of vetting, kept in the state folder: a model that ran once on this board is opened at once.
-#
-# An outcome holds for the bytes of a model, the versions of Vedette and of the runtime, and the processor. One
-# that speaks against a model holds for a day: a failing memory or an overheated board may have been the reason.
-
 _VETTED_VERSION = 1
-"""Of this format and of what is run: another one makes every outcome old."""
+"""Version of the format and of the vetting; outcomes of another version are void."""
 _HOLDS = timedelta(seconds=HOLDS_S)
-_LONGEST = 500
-"""Characters of a reason."""
+_REASON_MAX = 500
+"""Most characters of a reason."""
 _FOLDER = "vetted"
 _RUNTIMES = ("ai-edge-litert", "tflite-runtime")
 
 
-class _Kept(Struct, frozen=True):
-    """An outcome.
+class _Outcome(Struct, frozen=True):
+    """Outcome of vetting one model.
 
     Attributes:
-        version: see the module.
-        about: what it holds for, a digest.
-        model: path of the model. at: when it was tried, UTC: both for people.
-        reason: why it cannot be used; empty: it runs.
+        version: of the format.
+        about: digest of what the outcome depends on.
+        model: path of the model, for information.
+        at: time of the vetting, UTC.
+        reason: why the model cannot be used; empty: it runs.
     """
 
     version: int
     about: str
     model: str
     at: Annotated[datetime, Meta(tz=True)]
-    reason: Annotated[str, Meta(max_length=_LONGEST)] = ""
+    reason: Annotated[str, Meta(max_length=_REASON_MAX)] = ""
 
 
 class VettingRecord:
-    """The outcomes of one board; see `agent.compute.infer.vetting.vetting.Record`. Any thread may use it."""
+    """Stored outcomes; see `agent.compute.infer.vetting.vetting.Record`. Any thread may use it."""
 
     def __init__(self, state: Path) -> None:
-        """Nothing is read or created before it is asked for.
+        """Prepare; nothing is read or made yet.
 
         Args:
             state: the state folder.
         """
-        self._files, self._said = MeasurementFiles(state, _FOLDER), False
+        self._files, self._has_failed = MeasurementFiles(state, _FOLDER), False
 
     def read(self, model: Model) -> str | None:
-        """Give what is known of a model: why it cannot be used; empty: it runs; None: it is to be tried."""
-        name, about = model.manifest.name, _about(model)
+        """Return why a model cannot be used; empty: it runs; None: it must be vetted."""
+        name, about = model.manifest.name, _digest_of(model)
         try:
             content = self._files.read(name, about)
-            kept = msgspec.json.decode(content, type=_Kept) if content else None
+            kept = msgspec.json.decode(content, type=_Outcome) if content else None
         except (StorageError, *NO_JSON) as error:
             path = self._files.path(name, about)
-            self._say(f"{path}: {str(error).removeprefix(f'{path}: ')}; {model.path} is tried again")
+            self._log_once(f"{path}: {str(error).removeprefix(f'{path}: ')}; vetting {model.path} again")
             return None
         if kept is None or (kept.version, kept.about) != (_VETTED_VERSION, about):
             return None
@@ -478,34 +469,34 @@ class VettingRecord:
         return plain(kept.reason)
 
     def write(self, model: Model, reason: str) -> None:
-        """Keep an outcome. Where the disk refuses, the model is tried again after the next start."""
-        name, about = model.manifest.name, _about(model)
-        kept = _Kept(_VETTED_VERSION, about, model.path, datetime.now(UTC), plain(reason)[:_LONGEST])
+        """Store an outcome. If that fails, the model is vetted again after the next start."""
+        name, about = model.manifest.name, _digest_of(model)
+        kept = _Outcome(_VETTED_VERSION, about, model.path, datetime.now(UTC), plain(reason)[:_REASON_MAX])
         try:
             self._files.write(name, about, msgspec.json.encode(kept))
         except StorageError as error:
-            self._say(f"{error}; new models are tried again after the next start")
+            self._log_once(f"{error}; new models are vetted again after the next start")
 
     def write_anew(self) -> None:
-        """Write again what is known, see `MeasurementFiles.write_anew`."""
+        """Write all files again, see `MeasurementFiles.write_anew`."""
         try:
             self._files.write_anew()
         except StorageError as error:
-            self._say(f"{error}; new models are tried again after the next start")
+            self._log_once(f"{error}; new models are vetted again after the next start")
 
-    def _say(self, text: str) -> None:
-        if not self._said:
-            self._said = True
+    def _log_once(self, text: str) -> None:
+        if not self._has_failed:
+            self._has_failed = True
             log.warning("%s", text)
 
 
-def _about(model: Model) -> str:
-    return hashlib.sha256("\n".join(map(str, (*identity(model), *_here()))).encode()).hexdigest()
+def _digest_of(model: Model) -> str:
+    return hashlib.sha256("\n".join(map(str, (*identity(model), *_environment()))).encode()).hexdigest()
 
 
 @functools.cache
-def _here() -> tuple[str, ...]:
-    """What an outcome depends on besides the model, none of which changes while this process runs."""
+def _environment() -> tuple[str, ...]:
+    """What an outcome depends on besides the model; it does not change while this process runs."""
     board = read_board()
     features = hashlib.sha256(" ".join(board.features).encode()).hexdigest()
     return __version__, *map(_installed, _RUNTIMES), platform.machine(), board.cpu, features

@@ -28,20 +28,20 @@ FILE = "overrides.json"
 """Name of their file in the state folder."""
 _FORMER_COPY = "overrides.copy.json"
 """Versions before 0.1.0 was released kept a second file beside it."""
-UNKNOWN_STATE = "off, since what commands had set is lost: maybe it was off; set enabled to on, off or default"
-"""Of a stream."""
+UNKNOWN_STATE = "off: settings made by commands are lost, maybe it was off; set enabled to on, off or default"
+"""Health detail of a stream."""
 
 Value = bool | float | str
 Basis = bool | int | float | str | None
 
 
 class Override(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One value.
+    """One value set by a command.
 
     Attributes:
         value: on or off, a number, or a name.
-        basis: what the file says of it.
-        lost: nobody has set it: what was set cannot be known any more, and this is the safe way.
+        basis: what the file said when the value was set, see `basis_of`.
+        lost: True if no operator set it: the setting was lost, and this is the safe value.
     """
 
     value: Value
@@ -50,75 +50,75 @@ class Override(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tr
 
 
 class Overrides(Struct, frozen=True, forbid_unknown_fields=True):
-    """All of a device.
+    """All overrides of a device.
 
     Attributes:
-        streams: overrides by stream and by what is set: `enabled`, `threshold`, `variant`, `zone/NAME`.
+        streams: overrides by stream and by setting: `enabled`, `threshold`, `variant`, `zone/NAME`.
     """
 
     streams: dict[str, dict[str, Override]] = {}
 
     def apply_to(self, config: Config) -> Config:
-        """The configuration that is to be used.
+        """Return the configuration with every override applied.
 
         Args:
-            config: of the file; every override is for a stream and a zone that it has, see `still`.
+            config: of the file; it has the stream and zone of every override, see `still_valid`.
         """
         streams = dict(config.streams)
         for name, what, override in self._each():
-            streams[name] = _with(streams[name], what, override.value)
+            streams[name] = _changed(streams[name], what, override.value)
         return replace(config, streams=streams)
 
     def still_valid(self, config: Config) -> tuple[Overrides, list[str]]:
-        """Those that still count under this file, and what is to be said of the others."""
+        """Return the overrides that still hold under this file, and a line about each of the others."""
         kept, dropped = Overrides(), []
         for name, what, override in self._each():
             stream = config.streams.get(name)
             if stream is None:
-                dropped.append(f"stream {name} is gone, and with it what a command set: {what}")
-            elif basis_of(stream, what) != override.basis or not _fits(what, override.value):
-                dropped.append(f"stream {name}: {what} is as the file says again, which has changed")
+                dropped.append(f"stream {name} was removed, and with it its setting by command: {what}")
+            elif basis_of(stream, what) != override.basis or not _is_valid(what, override.value):
+                dropped.append(f"stream {name}: the file has changed {what}, so the setting by command lapses")
             else:
                 kept = kept._put(name, what, override)
         return kept, dropped
 
     def set(self, config: Config, name: str, what: str, value: Value | None) -> Overrides:
-        """With one more.
+        """Return the overrides with one more, or one less.
 
         Args:
             config: of the file.
-            name: of a stream that it has.
-            what: is set; a zone is one that the stream has.
-            value: None: as the file says.
+            name: of a stream in `config`.
+            what: the setting; a zone is one of the stream's.
+            value: None: remove the override.
         """
         stream = config.streams[name]
         basis = basis_of(stream, what)
         assert basis is not None
-        if value is None or _with(stream, what, value) == stream:
+        if value is None or _changed(stream, what, value) == stream:
             rest = {key: one for key, one in self.streams.get(name, {}).items() if key != what}
             others = {key: some for key, some in self.streams.items() if key != name}
             return Overrides({**others, name: rest} if rest else others)
         return self._put(name, what, Override(value, basis))
 
-    def of(self, name: str) -> tuple[str, ...]:
-        """What operators have set of a stream, sorted."""
+    def keys_of(self, name: str) -> tuple[str, ...]:
+        """Return the settings of a stream that commands have set, sorted."""
         return tuple(sorted(what for what, one in self.streams.get(name, {}).items() if not one.lost))
 
     def keeps_off(self, name: str) -> bool:
-        """Whether a stream is off against the file."""
+        """Return True if an override switches the stream off."""
         one = self.streams.get(name, {}).get("enabled")
         return one is not None and one.value is False
 
     @property
     def lost(self) -> tuple[str, ...]:
-        """Streams that are off because nobody knows whether an operator had switched them off."""
+        """Streams that are off because it is unknown whether an operator had switched them off."""
         return tuple(name for name, what, one in self._each() if what == "enabled" and one.lost)
 
     def remarks(self, config: Config) -> dict[Keys, str]:
-        """Which keys of a configuration they have set.
+        """Return a remark for each key of a configuration that is overridden.
 
         Args:
-            config: of the file; every override counts under it, see `still`.
+            config: of the file; every override holds under it, see `still_valid`.
         """
         return {
             ("streams", name, *_keys(config.streams[name], what)): UNKNOWN_STATE
@@ -128,8 +128,8 @@ class Overrides(Struct, frozen=True, forbid_unknown_fields=True):
         }
 
     def encode(self) -> bytes:
-        """As JSON, with a checksum of what it says."""
-        file = _File(self.streams, _sum(self.streams))
+        """Return the content of the file: JSON with a checksum."""
+        file = _File(self.streams, _checksum(self.streams))
         return msgspec.json.format(msgspec.json.encode(file, order="sorted"), indent=1) + b"\n"
 
     def _put(self, name: str, what: str, override: Override) -> Overrides:
@@ -142,18 +142,18 @@ class Overrides(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _File(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is kept on the disk; whoever writes one by hand leaves the checksum out."""
+    """Content of the file. A file written by hand may leave the checksum out."""
 
     streams: dict[str, dict[str, Override]]
     check: str = ""
 
 
-def _sum(streams: dict[str, dict[str, Override]]) -> str:
+def _checksum(streams: dict[str, dict[str, Override]]) -> str:
     return hashlib.sha256(msgspec.json.encode(streams, order="sorted")).hexdigest()[:16]
 
 
 def all_off(config: Config) -> Overrides:
-    """What is safe where it is not known what was set: no camera sees that may have been switched off."""
+    """Switch every stream off: the safe choice where it is unknown which ones an operator had switched off."""
     overrides = Overrides()
     for name, stream in config.streams.items():
         if stream.enabled:
@@ -162,17 +162,17 @@ def all_off(config: Config) -> Overrides:
 
 
 def decode(data: bytes) -> Overrides:
-    """From JSON.
+    """Decode the content of the file.
 
     Raises:
-        StorageError: it is not what `Overrides.encode` gives.
+        StorageError: it is damaged.
     """
     try:
         file = msgspec.json.decode(data, type=_File)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StorageError(f"not readable as overrides: {error}") from error
-    if file.check and file.check != _sum(file.streams):
-        raise StorageError("not readable as overrides: it is not what its checksum says")
+    if file.check and file.check != _checksum(file.streams):
+        raise StorageError("not readable as overrides: the checksum does not match")
     return Overrides({name: _with_new_names(some) for name, some in file.streams.items()})
 
 
@@ -252,7 +252,7 @@ def _decoded_or_none(file: StateFile) -> Overrides | None:
 
 
 def basis_of(stream: StreamConfig, what: str) -> list[Basis] | None:
-    """What the file says of a key, so that a change shows; None: the stream has no such zone."""
+    """Return the file's values that an override depends on; None: the stream has no such zone."""
     if what == "enabled":
         return [stream.enabled]
     if what == "threshold":
@@ -274,13 +274,13 @@ def _keys(stream: StreamConfig, what: str) -> Keys:
     return (what,)
 
 
-def _fits(what: str, value: Value) -> bool:
+def _is_valid(what: str, value: Value) -> bool:
     if what == "threshold":
         return not isinstance(value, (bool, str)) and 0.0 <= value <= 1.0
     return isinstance(value, str if what == "variant" else bool)
 
 
-def _with(stream: StreamConfig, what: str, value: Value) -> StreamConfig:
+def _changed(stream: StreamConfig, what: str, value: Value) -> StreamConfig:
     if what == "enabled":
         return replace(stream, enabled=bool(value))
     if what == "threshold":
@@ -293,19 +293,16 @@ def _with(stream: StreamConfig, what: str, value: Value) -> StreamConfig:
     return replace(stream, zones=zones)
 
 
-# What an operator can set of a stream, and how it is set now.
-
-
 class StreamSettings(Struct, frozen=True):
-    """Of one stream.
+    """Settings of one stream that an operator can change.
 
     Attributes:
-        enabled: whether it is to run.
-        threshold: least score of a detection; None: the model cannot be opened, or not yet, and nothing tells it.
-        variant: its name, or `auto` while a cascade picks exits; empty: the model cannot be opened.
+        enabled: True if the stream is to run.
+        threshold: least score of a detection; None: not known before the model can be opened.
+        variant: its name, or `auto` for calibrated exits; empty: the model cannot be opened.
         variants: that may be set, `auto` among them for a model with calibrated exits.
-        zones: whether each is on, by name.
-        pictures: whether it sees, and has snapshots.
+        zones: True for each zone that is on, by name.
+        pictures: True if the stream has pictures, and so snapshots.
     """
 
     enabled: bool
@@ -316,7 +313,7 @@ class StreamSettings(Struct, frozen=True):
     pictures: bool
 
     def state_payloads(self) -> dict[str, str]:
-        """Payload of `state/<what>` by `what`."""
+        """Return the payload of `state/<what>` by `what`."""
         states = {"enabled": _switch(self.enabled)}
         if self.threshold is not None:
             states["threshold"] = f"{self.threshold:.6g}"
@@ -326,7 +323,7 @@ class StreamSettings(Struct, frozen=True):
 
 
 def settings_of(config: StreamConfig) -> StreamSettings:
-    """Those of a stream with this configuration. The runtime is not asked about its model: that may take long."""
+    """Return the settings of a stream, without asking the TFLite runtime about its model, which may take long."""
     zones = {zone.name: zone.enabled for zone in config.zones}
     try:
         manifest = open_manifest(config.model, wait_s=0.0)

@@ -1,4 +1,4 @@
-"""A stream's sense by its model: eyes for a model of pictures, ears for one of sound, each with its source."""
+"""Open the perception of a stream: `VideoPerception` for pictures, `AudioPerception` for sound."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 
 PREPARE_S = 3.0
-"""Most models are tried in less, also on small boards. The daemon's thread does not wait longer for one."""
+"""Longest wait of the daemon's thread for the vetting of a model, s; most need less, also on small boards."""
 Perception = Union["VideoPerception", "AudioPerception"]
 
 
 def open_perception(
     name: str, config: StreamConfig, model: Model | None = None, opener: Opener | None = None
 ) -> Perception:
-    """Open a stream's model and prepare every room of compute.
+    """Open a stream's model and prepare every step of its processing.
 
     Args:
         name: of the stream.
         config: of the stream.
-        model: already opened, else the configured one.
-        opener: of its session; None: the daemon's own choice is left out, and `auto` is the CPU.
+        model: opened before; None: open the configured one.
+        opener: of its session; None: without measured backends, so that `auto` is the CPU.
 
     Raises:
-        ConfigError: its source gives what its model does not take, or zones, labels or clips cannot be used.
+        ConfigError: the source does not fit the model, or zones, labels or clips cannot be used.
         SourceError, ModelError: see `agent.config.source_uri.parse`, `agent.models.library.open_model`.
     """
     model = model or open_model(config.model, config.variant)
@@ -59,7 +59,7 @@ def open_perception(
 
 @contextmanager
 def _closing(opener: Opener | None) -> Iterator[Opener]:
-    """An opener whose session is closed when what it was for fails: it may be a process."""
+    """Yield an opener whose sessions are closed if the block fails: a session may be a process."""
     from agent.compute.infer.backends import open_session
 
     with ExitStack() as opened:
@@ -80,9 +80,9 @@ def prepare_perception(
     opener: Opener | None = None,
     vetting: Vetting | None = None,
 ) -> Perception | None:
-    """Open what waits for no device; of what does, check all that can be checked without it.
+    """Open a perception that needs no device; of others, check all that can be checked without the device.
 
-    A model that is new here is tried in a process of its own first. This waits for that as long as `PREPARE_S`.
+    A model that is new on this board is vetted in a process of its own first, for at most `PREPARE_S` here.
 
     Args:
         name: see `open_perception`.
@@ -92,8 +92,8 @@ def prepare_perception(
         vetting: see `agent.compute.infer.backends.open_session`.
 
     Returns:
-        None: a device is to be opened, or a new model is still being tried, which may take its time or hang: that
-            is for the stream's own thread.
+        None: a device must be opened, or a new model is still being vetted. Both may take long or hang, so the
+            stream's own thread does them.
 
     Raises:
         ConfigError, SourceError, ModelError: see `open_perception`; BackendError: there is no such device here.
@@ -113,8 +113,8 @@ def prepare_perception(
     return None
 
 
-def is_tried(config: StreamConfig, model: Model, vetting: Vetting | None, wait_s: float) -> bool:
-    """True when a stream's model can be opened without a wait for other models that are tried before it.
+def is_vetted(config: StreamConfig, model: Model, vetting: Vetting | None, wait_s: float) -> bool:
+    """Return True if a stream's model has been vetted, which may have to wait for other models.
 
     Args:
         config: of the stream.

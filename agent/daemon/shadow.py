@@ -1,7 +1,8 @@
-"""A shadow: another model beside the one of a stream, on the same inputs. Nobody hears what it says.
+"""Shadow: run another model on a stream's inputs and compare the two; nothing of the shadow is published.
 
-It runs in a thread of its own, and its model in a process of its own: one that is slow, hangs or crashes takes
-nothing from the stream, which hands on what it has just inferred and leaves out what the shadow has no time for.
+The shadow runs in a thread of its own and its model in a process of its own: a slow, hanging or crashing model
+    does not disturb the stream, which offers each input after its own inference and skips those that the shadow
+    is too busy for.
 """
 
 from __future__ import annotations
@@ -31,20 +32,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PICTURES, _CHUNKS = 1, 1000
-"""That may wait. Sound must have no gap, so ten seconds of it and more may, while the model is being opened."""
+"""Inputs that may wait. Sound must have no gap, also while the model is being opened: ten seconds and more may
+wait."""
 _SPAN_S = 1.0
-"""Two models of sound need not infer at the same moments: what each has heard in such a span is compared."""
+"""Span of sound that is compared as one, s: two models need not infer at the same moments."""
 
 
 class ShadowReport(Struct, frozen=True):
-    """What was found of the two models so far.
+    """Comparison of a stream's model with another one that runs beside it; `health.json` holds it.
 
     Attributes:
-        compared: inputs in which either has found something.
-        agreement: mean over these of the F1 of the one against the other, 0..1; None: there was none.
-        infer_p95_ms: 95th percentile of the shadow's newest inferences, ms.
-        present_p95_ms: of the stream's own, on the same inputs.
-        failed: why it cannot go on; empty: it does.
+        compared: inputs in which either model found something.
+        agreement: mean F1 of one model's detections against the other's, 0..1; None without a comparison.
+        infer_p95_ms: 95th percentile of the other model's newest inference times, ms.
+        present_p95_ms: that of the stream's own model on the same inputs, ms.
+        failed: why the other model stopped; empty: it runs.
     """
 
     compared: int = 0
@@ -55,11 +57,11 @@ class ShadowReport(Struct, frozen=True):
 
 
 class _Answer(Struct, frozen=True, gc=False):
-    """Of a model.
+    """Result of one model.
 
     Attributes:
         detections: None: it did not infer.
-        infer_ns: what an inference took.
+        infer_ns: time of the inference, ns.
     """
 
     detections: list[Detection] | None
@@ -67,14 +69,14 @@ class _Answer(Struct, frozen=True, gc=False):
 
 
 class _Crop(Struct, frozen=True, gc=False):
-    """A part of a frame that was inferred."""
+    """The part of a frame that the stream inferred."""
 
     frame: Frame
     crop: Box
 
 
 class _Span:
-    """What one model has found: of sound, each label once in a span."""
+    """Detections of one model; of sound, each label once in a span."""
 
     def __init__(self) -> None:
         self.inferred, self.found = False, list[Detection]()
@@ -86,7 +88,7 @@ class _Span:
 
 
 class Shadow:
-    """Beside one stream: its thread offers, any thread asks."""
+    """Compares another model with a stream's own. Any thread may read the report."""
 
     def __init__(self, name: str, config: StreamConfig, model: Model, plan: BackendSpec, every: int = 1) -> None:
         """Prepare.
@@ -94,10 +96,11 @@ class Shadow:
         Args:
             name: of the stream.
             config: of the stream.
-            model: the other one.
-            plan: how it is to be opened.
-            every: of the pictures that are inferred, each so many-th is compared. Of sound everything is, since
-                what is heard depends on what was before.
+            model: to compare.
+            plan: backend that opens it.
+            every: compare each so many-th inferred picture. Sound is compared without gaps, since detections
+                depend
+                on what came before.
         """
         self._name, self._config, self._model, self._plan, self._every = name, config, model, plan, every
         waiting = _PICTURES if model.manifest.audio is None else _CHUNKS
@@ -106,98 +109,98 @@ class Shadow:
         self._span, self._heard = 0, (_Span(), _Span())
         self._offered, self._compared, self._agreed, self._failed = 0, 0, 0.0, ""
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name=f"shadow-{name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"shadow-{name}", daemon=True)
 
     def start(self) -> None:
         """Open the model, and compare from then on."""
         try:
             self._thread.start()
-        except RuntimeError as error:  # there may be no more of them
+        except RuntimeError as error:  # no more threads
             self._fail(str(error))
 
     def close(self) -> None:
-        """Compare nothing more. An inference that goes on is not waited for."""
+        """Stop comparing, without waiting for a running inference."""
         self._closed = True
-        with suppress(queue.Full):  # else it looks before the next one
+        with suppress(queue.Full):  # else the thread checks `_closed` before the next input
             self._inputs.put_nowait(None)
 
     @property
-    def findings(self) -> ShadowReport:
-        """So far."""
+    def report(self) -> ShadowReport:
+        """Comparison so far."""
         compared, agreed = self._compared, self._agreed
         mean = round(agreed / compared, 4) if compared else None
         return ShadowReport(compared, mean, self._infer.p95_ms, self._present.p95_ms, self._failed)
 
     def compare_frame(self, frame: Frame, crop: Box, detections: list[Detection], infer_ns: int) -> None:
-        """The stream has inferred a picture, which is copied if it is taken.
+        """Compare a frame that the stream has inferred; it is copied unless it is skipped.
 
         Args:
             frame: the picture.
-            crop: part of it that was inferred.
-            detections: what the stream's own model has found.
-            infer_ns: what that took.
+            crop: part of it that the stream inferred.
+            detections: of the stream's own model.
+            infer_ns: time of its inference, ns.
         """
         self._offered += 1
         if self._offered % self._every == 0 and self._has_room:
             kept = replace(frame, image=frame.image.copy())
-            self._give(_Crop(kept, crop), _Answer(detections, infer_ns))
+            self._enqueue(_Crop(kept, crop), _Answer(detections, infer_ns))
 
     def compare_audio(self, chunk: AudioChunk, detections: list[Detection] | None, infer_ns: int) -> None:
-        """The stream has heard some sound.
+        """Compare sound that the stream has processed.
 
         Args:
             chunk: the sound.
-            detections: what the stream's own model has found; None: it did not infer.
-            infer_ns: what an inference took.
+            detections: of the stream's own model; None: it did not infer.
+            infer_ns: time of one inference, ns.
         """
         if self._has_room:
-            self._give(chunk, _Answer(detections, infer_ns))
+            self._enqueue(chunk, _Answer(detections, infer_ns))
 
     @property
     def _has_room(self) -> bool:
         return not (self._failed or self._closed or self._inputs.full())
 
-    def _give(self, given: _Crop | AudioChunk, found: _Answer) -> None:
+    def _enqueue(self, item: _Crop | AudioChunk, own: _Answer) -> None:
         with suppress(queue.Full):  # it is being closed
-            self._inputs.put_nowait((given, found))
+            self._inputs.put_nowait((item, own))
 
-    def _work(self) -> None:
-        sense: Perception | None = None
+    def _run(self) -> None:
+        opened: Perception | None = None
         try:
-            sense = open_perception(self._name, self._config, self._model, self._open_apart)
+            opened = open_perception(self._name, self._config, self._model, self._open_worker)
             while (taken := self._inputs.get()) is not None and not self._closed:
-                given, found = taken
-                self._note(given, found, _answer(sense, given))
+                item, present = taken
+                self._add(item, present, _infer(opened, item))
         except VedetteError as error:
             self._fail(str(error))
         except Exception as error:
-            log.exception("stream %s: a defect in Vedette", self._name)
-            self._fail(f"a defect in Vedette: {type(error).__name__}: {error}")
+            log.exception("stream %s: internal error (please report)", self._name)
+            self._fail(f"internal error: {type(error).__name__}: {error}")
         finally:
-            if sense is not None:
-                sense.close()
+            if opened is not None:
+                opened.close()
 
-    def _open_apart(self, model: Model, _: str, options: SessionOptions) -> Session:
+    def _open_worker(self, model: Model, _: str, options: SessionOptions) -> Session:
         from agent.compute.infer.worker.session import WorkerSession
 
         return WorkerSession(model, self._plan, options)
 
     def _fail(self, reason: str) -> None:
         self._failed = reason
-        log.warning("stream %s: the model beside its own fails: %s", self._name, reason)
+        log.warning("stream %s: the new model that runs beside its own failed: %s", self._name, reason)
 
-    def _note(self, given: _Crop | AudioChunk, found: _Answer, own: _Answer) -> None:
+    def _add(self, item: _Crop | AudioChunk, present: _Answer, new: _Answer) -> None:
         """Compare pictures at once, and sound at the end of a span."""
-        if isinstance(given, AudioChunk):
-            span = int(given.first / (given.rate_hz * _SPAN_S))
+        if isinstance(item, AudioChunk):
+            span = int(item.first / (item.rate_hz * _SPAN_S))
             if span != self._span:
                 self._compare()
                 self._span = span
-        for answer, times, heard in zip((found, own), (self._present, self._infer), self._heard, strict=True):
+        for answer, times, heard in zip((present, new), (self._present, self._infer), self._heard, strict=True):
             if answer.detections is not None:
                 times.add(answer.infer_ns)
                 heard.add(answer.detections)
-        if not isinstance(given, AudioChunk):
+        if not isinstance(item, AudioChunk):
             self._compare()
 
     def _compare(self) -> None:
@@ -209,10 +212,10 @@ class Shadow:
             self._compared += 1
 
 
-def _answer(sense: Perception, given: _Crop | AudioChunk) -> _Answer:
-    if isinstance(given, AudioChunk):
-        ear = cast("AudioPerception", sense)
-        seen = ear.process(given)
-        return _Answer(seen.detections, seen.stages.infer // max(1, ear.inferences))
-    result = cast("VideoPerception", sense).infer_crop(given.frame, given.crop)
-    return _Answer(result.detections, result.infer)
+def _infer(opened: Perception, item: _Crop | AudioChunk) -> _Answer:
+    if isinstance(item, AudioChunk):
+        hearing = cast("AudioPerception", opened)
+        result = hearing.process(item)
+        return _Answer(result.detections, result.stages.infer // max(1, hearing.inferences))
+    found = cast("VideoPerception", opened).infer_crop(item.frame, item.crop)
+    return _Answer(found.detections, found.infer)

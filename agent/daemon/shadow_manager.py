@@ -1,4 +1,4 @@
-"""The shadows of a house: new models beside those in use, while whoever updates the board asks for it."""
+"""Runs new models beside those in use while an update asks for it, through an order file on the board."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from agent.models.library import open_model
 from agent.storage.state_file import FILE, ShadowOrder, read
 
 _OPEN_S = 20.0
-"""For the runtime to tell the tensors of a candidate, s: the daemon's thread waits, and its watchdog has 60 s."""
+"""Longest time to read a candidate's tensors, s: the daemon's thread waits, and its watchdog expires after 60
+s."""
 
 
 class _Case(Struct, frozen=True):
-    """What a shadow is for; another case needs another shadow. Its plan is None where a backend is asked for."""
+    """What a shadow was made for; when it changes, so does the shadow. `plan` is None for an explicit backend."""
 
     stream: Stream
     config: StreamConfig
@@ -33,45 +34,45 @@ class _Case(Struct, frozen=True):
 
 
 class ShadowManager:
-    """Follows the order that lies on the board, for the daemon's thread."""
+    """Starts and stops shadows as the order file says. For the daemon's thread."""
 
-    def __init__(self, house: Runtime, environment: Mapping[str, str] = os.environ) -> None:
-        """Nothing runs beside yet.
+    def __init__(self, runtime: Runtime, environment: Mapping[str, str] = os.environ) -> None:
+        """Prepare; no shadow runs before `poll`.
 
         Args:
-            house: whose streams get shadows.
-            environment: in which systemd names the folder for what runs; without one no order is looked for.
+            runtime: whose streams get shadows.
+            environment: holds RUNTIME_DIRECTORY, set by systemd; without it no order is read.
         """
         folder = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
         self._path = Path(folder).parent / FILE if folder else None
-        self._house = house
+        self._runtime = runtime
         self._seen: tuple[int, int] | None = None
         self._order: ShadowOrder | None = None
         self._running: dict[str, tuple[_Case, Shadow | ShadowReport | None]] = {}
 
     @property
     def update(self) -> str:
-        """The update whose order is followed; empty: there is none."""
+        """Id of the update that asks for shadows; empty: none does."""
         return self._order.update if self._order is not None else ""
 
-    def findings(self, name: str) -> ShadowReport | None:
-        """Of a stream; None: nothing runs beside it."""
+    def report(self, name: str) -> ShadowReport | None:
+        """Return the report of a stream's shadow; None: it has none."""
         _, shadow = self._running.get(name, (None, None))
-        return shadow.findings if isinstance(shadow, Shadow) else shadow
+        return shadow.report if isinstance(shadow, Shadow) else shadow
 
-    def look(self) -> None:
-        """Take what is ordered up, and let go of what is not any more."""
+    def poll(self) -> None:
+        """Read the order, start the shadows that it asks for and stop all others."""
         self._read()
-        streams = self._house.streams if self._order is not None else {}
+        streams = self._runtime.streams if self._order is not None else {}
         for name in [name for name in self._running if name not in streams]:
-            self._drop(name)
+            self._stop_shadow(name)
         for name, stream in streams.items():
-            self._see_to(name, stream)
+            self._update_stream(name, stream)
 
     def close(self) -> None:
-        """Let go of all."""
+        """Stop every shadow."""
         for name in list(self._running):
-            self._drop(name)
+            self._stop_shadow(name)
 
     def _read(self) -> None:
         if self._path is None:
@@ -84,31 +85,31 @@ class ShadowManager:
         if (seen := (found.st_ino, found.st_mtime_ns)) != self._seen:
             self._seen, self._order = seen, read(self._path)
 
-    def _see_to(self, name: str, stream: Stream) -> None:
+    def _update_stream(self, name: str, stream: Stream) -> None:
         session, order = stream.session, self._order
         if session is None or order is None:
-            self._drop(name)  # its stream does not run now
+            self._stop_shadow(name)  # its stream does not run now
             return
         plan = session.plan if isinstance(session, SwappableSession) else None
         case, (known, _) = _Case(stream, stream.config, plan, order), self._running.get(name, (None, None))
         if known is not None and known.stream is stream and known == case:
             return
-        self._drop(name)
-        shadow = _shadow(name, case)
+        self._stop_shadow(name)
+        shadow = _make_shadow(name, case)
         self._running[name] = case, shadow
         if isinstance(shadow, Shadow):
             shadow.start()
             stream.shadow = shadow
 
-    def _drop(self, name: str) -> None:
+    def _stop_shadow(self, name: str) -> None:
         case, shadow = self._running.pop(name, (None, None))
         if case is not None and isinstance(shadow, Shadow):
             case.stream.shadow = None
             shadow.close()
 
 
-def _shadow(name: str, case: _Case) -> Shadow | ShadowReport | None:
-    """With the new model of a stream, or why it cannot be had; None: there is none, or it is the one in use."""
+def _make_shadow(name: str, case: _Case) -> Shadow | ShadowReport | None:
+    """Return a shadow with a stream's new model, or why it cannot run; None: it has no new model."""
     present, config, order = case.stream.model, case.config, case.order
     path = Path(config.model)
     candidate = Path(order.candidates) / path.name

@@ -475,7 +475,7 @@ class Stream(SupervisedThread):
         while not self._stop.is_set():
             with suppress(NotYetError):
                 model = self.model or self._open_model(perception.PREPARE_S)
-                if self._perception or perception.is_tried(
+                if self._perception or perception.is_vetted(
                     self.config, model, self._services.vetting, perception.PREPARE_S
                 ):
                     return model

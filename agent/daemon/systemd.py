@@ -1,4 +1,8 @@
-"""The service: what systemd is told of the daemon, and when. Ready once every stream infers that can."""
+"""Notify systemd: ready once every stream infers that can, a status line, and the watchdog.
+
+Protocol: datagrams of lines, on a socket whose address is in the environment. Source:
+https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html
+"""
 
 from __future__ import annotations
 
@@ -12,54 +16,44 @@ from typing import Protocol
 from agent.daemon.stream import State
 from agent.errors import reason_of
 
-# What systemd is told of this process: ready, how it is in words, that it is alive.
-#
-# Datagrams of lines, on a socket whose address is in the environment. Source:
-# https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html
-
 log = logging.getLogger(__name__)
 
 _SOCKET, _PERIOD, _PID = "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"
 _SEND_S = 1.0
-"""systemd reads at once; what it does not take in that time is not worth waiting for."""
+"""Longest wait for systemd to read a datagram, s: it normally reads at once."""
 
 
 class Notifier:
-    """Of one process. Nothing is sent where nobody listens: started by hand, or by a unit that is not `notify`.
+    """Send notifications. Without a socket in the environment, as in a process started by hand, send nothing.
 
     Attributes:
-        watchdog_s: systemd ends us when it has heard no `alive` for so long, s; 0: it does not.
+        watchdog_s: systemd kills the process after so long without `alive`, s; 0: it does not.
     """
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
-        """Take the address and the period from the environment.
-
-        Args:
-            environment: of this process.
-        """
         self._address = environment.get(_SOCKET, "")
         self.watchdog_s = _period_s(environment) if self._address else 0.0
         self._failed = False
 
     def ready(self) -> None:
-        """Started, or done with reloading."""
+        """Report that the start, or a reload, has finished."""
         self._send("READY=1")
 
     def reloading(self) -> None:
-        """A reload has begun; `ready` ends it."""
+        """Report that a reload has begun; `ready` ends it."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
-        """The end has begun."""
+        """Report that the process is about to end."""
         self._send("STOPPING=1")
 
     def alive(self) -> None:
-        """Work advances."""
+        """Feed the watchdog."""
         self._send("WATCHDOG=1")
 
-    def status(self, words: str) -> None:
-        """How it is, in a line, for `systemctl status`."""
-        self._send(f"STATUS={' '.join(words.splitlines())}")
+    def status(self, text: str) -> None:
+        """Set the line that `systemctl status` shows."""
+        self._send(f"STATUS={' '.join(text.splitlines())}")
 
     def _send(self, lines: str) -> None:
         if not self._address:
@@ -70,17 +64,17 @@ class Notifier:
                 sender.sendto(lines.encode(), _path(self._address))
         except OSError as error:
             if not self._failed:
-                log.warning("%s=%s: systemd cannot be told: %s", _SOCKET, self._address, reason_of(error))
+                log.warning("%s=%s: systemd cannot be notified: %s", _SOCKET, self._address, reason_of(error))
             self._failed = True
 
 
 def _path(address: str) -> str:
-    """The address as the kernel takes it: a leading @ is one of the abstract namespace."""
+    """Replace a leading @ by NUL: an address in the abstract namespace."""
     return "\0" + address[1:] if address.startswith("@") else address
 
 
 def _period_s(environment: Mapping[str, str]) -> float:
-    """Of the watchdog, unless it is meant for another process."""
+    """Return the watchdog's period, s; 0 if it is meant for another process."""
     try:
         return int(environment.get(_PERIOD, "0")) / 1e6 if _is_ours(environment) else 0.0
     except ValueError:
@@ -92,31 +86,32 @@ def _is_ours(environment: Mapping[str, str]) -> bool:
 
 
 HANGS_S = 150.0
-"""A stream that is busy with one thing for so long hangs. What may take long has a limit of its own, below this:
-a device has two minutes to open a model (`agent.compute.infer.worker.session.PATIENCE_S`)."""
+"""A stream without progress for so long is stuck, s. Longer than any single step may take: a device has two
+minutes to open a model (`agent.compute.infer.worker.session.PATIENCE_S`)."""
 _FEEDS = 4
-"""Times that the watchdog is fed in one of its periods."""
+"""Notifications per watchdog period."""
 _NOT_AWAITED = ("lost", "ended", "failed", "disabled")
-"""A camera that is away is looked for all the time. To wait for it would take the others' watchdog and, when
-systemd loses its patience, the others."""
+"""States in which a stream is not awaited. A camera may stay away for days; waiting for it would let systemd's
+start
+timeout end the other streams."""
 
 
 class Watched(Protocol):
-    """A stream, as far as this is concerned: `agent.daemon.stream.Stream`."""
+    """The properties of a stream that readiness and the watchdog depend on; see `agent.daemon.stream.Stream`."""
 
     @property
     def standing(self) -> tuple[State, str]:
-        """State now and why."""
+        """State now and its reason."""
         ...
 
     @property
     def has_result(self) -> bool:
-        """Whether an inference has been made."""
+        """True if an inference was made."""
         ...
 
     @property
     def stalled_s(self) -> float:
-        """How long its thread has been busy with one and the same thing, s."""
+        """Time since the thread made progress, s."""
         ...
 
 
@@ -124,24 +119,24 @@ Streams = Mapping[str, Watched]
 
 
 def awaited(streams: Streams) -> list[str]:
-    """Names of streams whose first inference is yet to come, and will."""
+    """Return the names of streams whose first inference is still to come."""
     return [n for n, one in streams.items() if not one.has_result and one.standing[0] not in _NOT_AWAITED]
 
 
 def hanging(streams: Streams) -> list[str]:
-    """Names of streams whose thread does not come round any more."""
+    """Return the names of streams whose thread is stuck."""
     return [name for name, one in streams.items() if one.stalled_s > HANGS_S]
 
 
 def status_text(streams: Streams, *, ready: bool, connected: bool) -> str:
-    """How everything is, in a line for people."""
+    """Describe the state of all streams in one line."""
     standings = {name: one.standing for name, one in streams.items()}
     wanted = {name: standing for name, standing in standings.items() if standing[0] != "disabled"}
     run = sum(state in ("running", "degraded") for state, _ in wanted.values())
     said = [f"{run} of {len(wanted)} stream{'s' * (len(wanted) != 1)} running"]
     if not ready:
         said = [f"starting: waiting for the first inference of {', '.join(awaited(streams)) or 'any'}"]
-    said += [f"{name} hangs" for name in hanging(streams)]
+    said += [f"{name} stuck" for name in hanging(streams)]
     for name, (state, detail) in wanted.items():
         if state not in ("running", "starting"):
             said.append(f"{name} {state}{detail and f': {detail}'}")
@@ -149,56 +144,56 @@ def status_text(streams: Streams, *, ready: bool, connected: bool) -> str:
 
 
 class SystemdStatus:
-    """Of one daemon, for its thread.
+    """Keep systemd informed. Call from the daemon's thread.
 
     Attributes:
-        ready: whether systemd has been told that we are.
+        ready: True once systemd was notified that the service is ready.
     """
 
     def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier
         self.ready = False
-        self._said, self._fed_s = "", -1e9
+        self._status, self._fed_s = "", -1e9
         self._hanging: list[str] = []
 
     def update(self, streams: Streams, *, connected: bool) -> None:
-        """Tell what is to be told now.
+        """Notify systemd of what has changed, and feed the watchdog.
 
         Args:
-            streams: by name, as they are.
-            connected: whether a broker is there; which decides nothing.
+            streams: by name.
+            connected: True if a broker is connected; for the status line only.
         """
         if not self.ready and not awaited(streams):
             self.ready = True
             self._notifier.ready()
             log.info("ready: %s", status_text(streams, ready=True, connected=connected))
         self._feed(hanging(streams))
-        said = status_text(streams, ready=self.ready, connected=connected)
-        if said != self._said:
-            self._said = said
-            self._notifier.status(said)
+        status = status_text(streams, ready=self.ready, connected=connected)
+        if status != self._status:
+            self._status = status
+            self._notifier.status(status)
 
     def reloading(self) -> None:
-        """A reload begins; `reloaded` ends it, however it went."""
+        """Tell systemd that a reload has begun; `reloaded` ends it."""
         if self.ready:
             self._notifier.reloading()
 
     def reloaded(self) -> None:
-        """It is over."""
+        """Tell systemd that the reload has finished (READY=1)."""
         if self.ready:
             self._notifier.ready()
 
     def stopping(self) -> None:
-        """The end begins."""
+        """Tell systemd that the daemon is stopping."""
         self._notifier.stopping()
         self._notifier.status("stopping")
 
     def _feed(self, hanging: list[str]) -> None:
-        """Feed the watchdog, as long as everything moves."""
+        """Feed the watchdog while no stream is stuck."""
         now_s, watchdog_s = time.monotonic(), self._notifier.watchdog_s
         for name in set(hanging) - set(self._hanging):
-            then = "; systemd's watchdog will start the daemon again" if watchdog_s else ""
-            log.error("stream %s hangs: its thread has not come round for %.0f s%s", name, HANGS_S, then)
+            then = "; systemd's watchdog will restart the daemon" if watchdog_s else ""
+            log.error("stream %s is stuck: no progress for %.0f s%s", name, HANGS_S, then)
         self._hanging = hanging
         if watchdog_s and not hanging and now_s - self._fed_s >= watchdog_s / _FEEDS:
             self._fed_s = now_s

@@ -113,7 +113,7 @@ def test_the_file_counts_again_when_its_own_value_changes(vedette: Vedette, oper
     vedette.config["streams"]["front"]["decode"] = {"score_threshold": 0.3}
     vedette.reload()
     operator.wait_state("front", "threshold", "0.3")
-    assert vedette.said("stream front: threshold is as the file says again, which has changed")
+    assert vedette.said("stream front: the file has changed threshold")
     assert operator.states("back", "enabled")[-1] == b"off"
     assert operator.ask("set", stream="back", what="enabled", value=None)["ok"]
     operator.wait_state("back", "enabled", "on")
@@ -295,7 +295,7 @@ def test_when_nobody_can_tell_what_was_switched_off_every_camera_stays_off_until
             assert (one.detail, one.set_by_command) == (UNKNOWN_STATE, ())
         vedette.end(signal.SIGKILL)
         operator.messages.wait(lambda m: m.of(TOPICS.status)[-1] == b"offline")
-    assert "so every stream stays off" in vedette.wait_said("what commands had set is lost")
+    assert "so every stream stays off" in vedette.wait_said("settings made by commands are lost")
     assert (vedette.state / "overrides.json.damaged").exists()
     # What it saw before it was killed may come only now.
     assert not [e for e in events(operator.messages, "back") if e.kind != "end" and e.captured_at > killed]
@@ -357,7 +357,7 @@ def test_strangers_at_a_broker_on_this_machine_command_nothing(
         assert states(operator.messages)["front"] == "running"
         assert operator.messages.of(TOPICS.answer("status")) == []
         assert operator.states("front", "enabled") == []
-        assert len(vedette.said("commands are off: the broker ")) == 1
+        assert len(vedette.said("commands are disabled: the broker ")) == 1
         told = health(operator.messages)
         assert told is not None
         assert "commands = true" in told.commands_off

@@ -165,7 +165,7 @@ def test_a_reload_of_a_broken_file_changes_nothing_and_names_the_line(
     both_see(messages)
     vedette.file.write_text('[streams.front]\nsource = "test:"\nmodell = "nanodet"\n')
     vedette.process.send_signal(signal.SIGHUP)
-    said = vedette.wait_said("reload refused, running on as before")
+    said = vedette.wait_said("reload refused, keeping the old configuration")
     assert f"{vedette.file}:3: unknown key `streams.front.modell`; did you mean 'model'?" in said
     assert len(vedette.said("refused")) == 1
     hear(messages, 3, "front")
@@ -189,7 +189,7 @@ def test_a_reload_that_cannot_be_done_is_refused_as_a_whole(
     vedette.reload()
     said = vedette.wait_said("reload refused")
     assert why in said
-    assert f"running on as before: {line_of(vedette, f'{key} = ')}: [{room}] " in said
+    assert f"keeping the old configuration: {line_of(vedette, f'{key} = ')}: [{room}] " in said
     assert "end" not in kinds(messages, "back")
 
 
@@ -223,7 +223,7 @@ def test_a_reload_with_a_model_that_is_not_there_keeps_the_old_one(
     vedette.reload()
     vedette.wait_said("reload refused")
     (line,) = vedette.said("gone.tflite")
-    assert f"running on as before: {line_of(vedette, 'model = ')}: stream front: " in line
+    assert f"keeping the old configuration: {line_of(vedette, 'model = ')}: stream front: " in line
     hear(messages, 3)
     assert "end" not in kinds(messages)
 

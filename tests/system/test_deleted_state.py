@@ -68,7 +68,7 @@ def test_while_it_cannot_be_written_anew_events_flow_from_memory(vedette: Vedett
     messages.wait(lambda m: told(m).spool.on == "memory")
     assert "cannot be made again" in told(messages).state_folder
     operator.set("back", "enabled", "off")
-    messages.wait(lambda m: "what commands have set is not written yet" in told(m).state_folder)
+    messages.wait(lambda m: "settings made by commands are not on the disk yet" in told(m).state_folder)
     hear(messages, 5, "front")
     vedette.state.parent.unlink()
     messages.wait(lambda m: told(m).spool.on == "disk")

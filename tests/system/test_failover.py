@@ -80,7 +80,7 @@ def test_auto_goes_over_to_a_device_in_mid_stream(tmp_path: Path, broker: Mosqui
     seen = backends(messages)
     assert seen[0] == "cpu"
     assert seen[-1] == device
-    assert vedette.said(f"runs on {device} from now on")
+    assert vedette.said(f"now runs on {device}")
     assert {one.state for one in told(messages)} <= {"starting", "running", "ended"}
 
 

@@ -179,7 +179,7 @@ def test_a_file_with_several_errors_is_refused_in_one_line(
         both_see(messages)
         running.reload(ConfigError("f:1: this\nf:2: that"))
         wait_for(lambda: refusals(caplog))
-        assert refusals(caplog) == ["reload refused, running on as before: f:1: this; f:2: that"]
+        assert refusals(caplog) == ["reload refused, keeping the old configuration: f:1: this; f:2: that"]
 
 
 def test_without_a_file_a_reload_does_nothing(config: Config, messages: Messages) -> None:
@@ -201,7 +201,7 @@ def test_commands_are_listened_to_before_anybody_can_hear_that_it_is_online(
     start = Runtime.start
 
     def starting(house: Runtime) -> None:
-        listened.extend(house.line.publisher.listened())
+        listened.extend(house.mqtt.publisher.listened())
         start(house)
 
     monkeypatch.setattr(Runtime, "start", starting)
@@ -229,7 +229,7 @@ def test_one_that_failed_is_told_when_all_are_over(
         "gone": replace(camera, source=f"file:{tmp_path}/gone.mp4"),
     }
     with inside(replace(config, streams=streams), exit_when_done=True) as running:
-        assert "every stream is over; gone: " in str(running.wait())
+        assert "every stream has ended; gone: " in str(running.wait())
     assert stopped(messages)
     assert states(messages) == {"front": "ended", "gone": "failed"}
 
@@ -248,7 +248,7 @@ def test_a_failure_is_told_although_a_stop_comes_with_it(
     daemon = Daemon(replace(config, streams={"gone": replace(camera, source=f"file:{tmp_path}/gone.mp4")}))
 
     def publish() -> None:
-        if daemon.house.streams["gone"].over:
+        if daemon.runtime.streams["gone"].over:
             daemon.request_stop()
 
     monkeypatch.setattr(daemon, "_publish_health", publish)
@@ -340,7 +340,7 @@ def test_what_a_camera_still_sees_after_it_was_switched_off_is_not_published(
     mqtt, messages = replace(config.mqtt, commands=True), operator.messages
     with inside(replace(config, streams=cameras, mqtt=mqtt)) as running:
         both_see(messages)
-        front = running.daemon.house.streams["front"]
+        front = running.daemon.runtime.streams["front"]
         messages.wait(lambda m: m.of(TOPICS.snapshot("front")))
         inferences.hang(2)
         time.sleep(_PATIENT_S)  # what came of inferences before has been sent then

@@ -109,7 +109,7 @@ def test_a_full_run_folder_is_told_once_and_ends_nothing(
 ) -> None:
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "gone"))
     with Vedette(tmp_path, broker, front=camera(person_model(tmp_path))) as vedette:
-        vedette.wait_said("what is told to programs on this board gets old")
+        vedette.wait_said("health.json: cannot be written")
         systemd.wait("READY=1")
         systemd.wait("WATCHDOG=1", 12)
-        assert len(vedette.said("gets old")) == 1
+        assert len(vedette.said("cannot be written")) == 1

@@ -108,7 +108,7 @@ def _unread(name: str, error: StorageError) -> Finding:
 def _kept(surveys: StoredMeasurements, model: Model, made: StoredMeasurement) -> Iterator[Finding]:
     """Nothing, or why the daemon will not know of it."""
     try:
-        surveys.keep(model, made)
+        surveys.store(model, made)
     except StorageError as error:
         value = f"was measured, and cannot be kept: {error}"
         yield Finding(SECTION, model.path, value, "warning", f"let what is measured be kept: {error}")

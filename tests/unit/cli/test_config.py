@@ -499,7 +499,7 @@ def test_passwords_and_keys_in_sources_are_shown_only_when_asked_for(file: Path,
 def test_a_stream_cannot_be_called_as_the_commands_are(file: Path) -> None:
     text = '[streams.cmd]\nsource = "test:"\nmodel = "nanodet"\n'
     assert problems(file, text) == [
-        f"{file}:1: no stream can be called 'cmd': commands to the device stand there; choose another name"
+        f"{file}:1: no stream can be called 'cmd': the topic of commands; choose another name"
     ]
 
 

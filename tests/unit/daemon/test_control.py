@@ -88,7 +88,7 @@ def test_nothing_of_a_camera_that_is_switched_off_is_published_however_long_its_
     )
     storage = StorageConfig(clips_folder=str(tmp_path / "clips"))
     control, house = housed(Config({"front": front}, storage=storage, mqtt=MqttConfig(port=1)), file, spool)
-    monkeypatch.setattr(house.line, "send", lambda topic, payload: published.append(topic))
+    monkeypatch.setattr(house.mqtt, "send", lambda topic, payload: published.append(topic))
     house.recorder.start()
     old = house.streams["front"]
     old.start()
@@ -97,7 +97,7 @@ def test_nothing_of_a_camera_that_is_switched_off_is_published_however_long_its_
     old.snapshot_now()
     assert control.set("front", "enabled", False) == ""
     spool.flush(5.0)
-    retained, events = house.line.publisher.retained(), spool.peek(0, 1000)
+    retained, events = house.mqtt.publisher.retained(), spool.peek(0, 1000)
     assert retained[house.topics.snapshot("front")] == b""
     assert retained[house.topics.count("front", "person")] == b"0"
     assert (
@@ -106,7 +106,7 @@ def test_nothing_of_a_camera_that_is_switched_off_is_published_however_long_its_
     published.clear()
     inferences.answer()
     assert old.join(5.0)
-    assert house.line.publisher.retained() == retained
+    assert house.mqtt.publisher.retained() == retained
     assert published == []
     house.recorder.close(2.0)
     assert spool.peek(events[-1].seq, 1000) == []
@@ -126,11 +126,11 @@ def test_when_the_disk_refuses_it_is_done_all_the_same_and_said(
     control, house = housed(config, file, spool)
     monkeypatch.setattr(OverridesFile, "write", full)
     warning = control.set("front", "threshold", 0.7)
-    assert warning.startswith("done, but what commands have set is not written yet")
+    assert warning.startswith("done, but settings made by commands are not on the disk yet")
     assert "overrides.json: cannot be written" in warning
     assert house.settings["front"].threshold == 0.7
     assert house.streams["front"].config.decode.score_threshold == 0.7
-    assert "what commands have set is not written yet" in caplog.text
+    assert "settings made by commands are not on the disk yet" in caplog.text
 
 
 def test_what_the_disk_refused_is_written_as_soon_as_it_can_be(
@@ -144,12 +144,12 @@ def test_what_the_disk_refused_is_written_as_soon_as_it_can_be(
     file = OverridesFile(tmp_path / "disk")
     control, _ = housed(on(config), file, spool)
     for _ in range(2):
-        assert "is not written yet" in control.set("front", "enabled", False)
-        control.look()
+        assert "not on the disk yet" in control.set("front", "enabled", False)
+        control.poll()
     assert str(file.path) in control.unwritten
     assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
     file.path.parent.mkdir()
-    control.look()
+    control.poll()
     assert control.unwritten == ""
     assert not ConfigManager(on(config), file).config.streams["front"].enabled
 
@@ -161,7 +161,7 @@ def test_nothing_is_written_to_a_state_folder_that_is_refused(
     control, _ = housed(on(config), file, spool)
     control.folder_trouble = "belongs to the user nobody"
     assert "belongs to the user nobody" in control.set("front", "enabled", False)
-    control.look()
+    control.poll()
     assert not file.path.exists()
     control.write_anew()
     assert not ConfigManager(on(config), file).config.streams["front"].enabled
@@ -207,7 +207,7 @@ def test_a_variant_that_is_gone_from_its_model_does_not_keep_the_stream_from_run
     assert ConfigManager(config, file).config.streams["front"].variant == "32"
     sizes_model(tmp_path, {"64": [(0.9, LEFT)], "48": [(0.9, LEFT)]})
     assert ConfigManager(config, file).config.streams["front"].variant == ""
-    assert "variant '32' is gone from its model" in caplog.text
+    assert "its model has no variant '32' any more" in caplog.text
     assert file.read() == Overrides()
 
 
@@ -309,7 +309,7 @@ def test_what_is_unknown_is_kept_off_and_no_operator_has_set_it(
     control, house = housed(on(config), file, spool)
     assert house.disabled_by_operator == {"front", "back"}
     assert control.overridden("front") == ()
-    assert control.health("front", house.streams["front"].health()).detail == UNKNOWN_STATE
+    assert control.with_settings("front", house.streams["front"].health()).detail == UNKNOWN_STATE
     assert control.set("front", "enabled", False) == ""
     assert (control.overridden("front"), control.remark("front")) == (("enabled",), "")
     assert ConfigManager(on(config), file).remark("back") == UNKNOWN_STATE
@@ -325,11 +325,11 @@ def test_variants_that_only_the_runtime_tells_are_shown_when_it_has_told_them(
     front = replace(config.streams["front"], enabled=True, model=str(path))
     control, house = housed(replace(config, streams={"front": front}), file, spool)
     try:
-        control.look()
+        control.poll()
         assert house.settings["front"].variants == ()
         house.streams["front"].start()
         wait_for(lambda: house.streams["front"].has_result, 10.0)
-        control.look()
+        control.poll()
         assert list(house.settings["front"].variants) == ["full"]
     finally:
         stop_streams(house.streams.values())

@@ -58,9 +58,9 @@ def test_each_stream_is_told_with_what_it_has_inferred(
 ) -> None:
     wait_for(lambda: house.streams["front"].inferred >= 3 and house.streams["away"].standing[0] == "lost")
     local = HealthFile(house, bulletin, ShadowManager(house, {}), {"RUNTIME_DIRECTORY": f"{tmp_path}:/elsewhere"})
-    local.look(ready=False, is_due=False)
+    local.write_if_due(ready=False, is_due=False)
     bulletin.publish()
-    local.look(ready=True, is_due=True)
+    local.write_if_due(ready=True, is_due=True)
     told = report(tmp_path)
     assert (told.version, told.pid, told.ready, told.link) == (__version__, os.getpid(), True, None)
     assert {name: one.state for name, one in told.streams.items()} == {
@@ -86,7 +86,7 @@ def test_it_is_written_when_it_is_old_or_something_has_changed_and_not_all_the_t
     for later_s, is_due in ((0.0, False), (0.5, False), (0.5, True), (1.9, False), (0.2, False)):
         now_s[0] += later_s
         (tmp_path / "health.json").unlink(missing_ok=True)
-        local.look(ready=True, is_due=is_due)
+        local.write_if_due(ready=True, is_due=is_due)
         written.append((tmp_path / "health.json").exists())
     assert written == [True, False, True, False, True]
 
@@ -94,9 +94,11 @@ def test_it_is_written_when_it_is_old_or_something_has_changed_and_not_all_the_t
 def test_without_a_folder_nothing_is_written_and_without_a_disk_it_is_told_once(
     house: Runtime, bulletin: HealthPublisher, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    HealthFile(house, bulletin, ShadowManager(house, {}), {}).look(ready=True, is_due=True)
+    HealthFile(house, bulletin, ShadowManager(house, {}), {}).write_if_due(ready=True, is_due=True)
     gone = HealthFile(house, bulletin, ShadowManager(house, {}), {"RUNTIME_DIRECTORY": str(tmp_path / "gone")})
     for _ in range(3):
-        gone.look(ready=True, is_due=True)
-    assert len([said for said in caplog.messages if "gets old" in said and "gone/health.json" in said]) == 1
+        gone.write_if_due(ready=True, is_due=True)
+    assert (
+        len([said for said in caplog.messages if "cannot be written" in said and "gone/health.json" in said]) == 1
+    )
     assert not (tmp_path / "health.json").exists()

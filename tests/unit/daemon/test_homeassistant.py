@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from agent.comms.homeassistant.device import Kind, Label
 from agent.comms.homeassistant.discovery import STATES
 from agent.config.stream import DecodeConfig, StreamConfig, ZoneConfig
-from agent.daemon.homeassistant import subject_of
+from agent.daemon.homeassistant import entity_source
 from agent.daemon.stream import State
 from tests.support.house import person_model
 
@@ -30,7 +30,7 @@ def test_every_state_of_a_stream_is_an_option() -> None:
     ],
 )
 def test_a_bundled_model_tells_what_may_come(model: str, kind: Kind, some: set[str], others: set[str]) -> None:
-    made = subject_of("front", StreamConfig("test:", model))
+    made = entity_source("front", StreamConfig("test:", model))
     assert made.kind == kind
     assert some <= set(made.labels)
     assert not others & set(made.labels)
@@ -40,14 +40,14 @@ def test_a_bundled_model_tells_what_may_come(model: str, kind: Kind, some: set[s
 def test_labels_and_zones_that_the_configuration_names_are_there_from_the_start() -> None:
     zones = (ALL, replace(ALL, name="cars", labels=("car", "bus")))
     config = StreamConfig("test:", "nanodet", decode=DecodeConfig(labels=("person", "car")), zones=zones)
-    made = subject_of("front", config)
+    made = entity_source("front", config)
     assert made.labels == ("person", "car")
     places = [("", "person"), ("", "car"), ("all", "person"), ("all", "car"), ("cars", "car")]
     assert made.named == tuple(Label(*place) for place in places)
 
 
 def test_a_zone_that_names_labels_names_them_for_itself_only() -> None:
-    made = subject_of("front", StreamConfig("test:", "nanodet", zones=(replace(ALL, labels=("car",)),)))
+    made = entity_source("front", StreamConfig("test:", "nanodet", zones=(replace(ALL, labels=("car",)),)))
     assert made.named == (Label("all", "car"),)
 
 
@@ -65,7 +65,7 @@ def test_a_model_of_any_kind_is_told_by_its_manifest(
 ) -> None:
     path = person_model(tmp_path)
     path.write_text(f'name = "any"\n[output]\n{manifest}\n')
-    made = subject_of("front", StreamConfig("test:", str(path)))
+    made = entity_source("front", StreamConfig("test:", str(path)))
     assert (made.kind, made.labels) == (kind, labels)
 
 
@@ -73,10 +73,10 @@ def test_a_model_of_many_sounds_is_none_of_words(tmp_path: Path) -> None:
     path = person_model(tmp_path)
     audio = '[audio]\nrate_hz = 16000\nfrontend = "raw"\n'
     path.write_text(f'name = "any"\n{audio}[output]\ndecoder = "classify"\nlabels = ["Bark"]\n')
-    made = subject_of("yard", StreamConfig("mic:default", str(path)))
+    made = entity_source("yard", StreamConfig("mic:default", str(path)))
     assert (made.kind, made.labels) == ("sounds", ("Bark",))
 
 
 def test_a_model_that_is_not_there_leaves_open_what_it_finds(tmp_path: Path) -> None:
-    made = subject_of("front", StreamConfig("test:", str(tmp_path / "gone.tflite")))
+    made = entity_source("front", StreamConfig("test:", str(tmp_path / "gone.tflite")))
     assert (made.kind, made.labels) == (None, ())

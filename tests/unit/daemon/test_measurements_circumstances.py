@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from agent.compute.infer.delegates import DelegateProbe
 from agent.compute.infer.session import BackendSpec
 from agent.compute.manifest import GoldenManifest
-from agent.daemon.measurements import FileStamp, circumstances
+from agent.daemon.measurements import FileStamp, measurement_key
 from agent.models.library import open_model
 
 
@@ -26,21 +26,21 @@ def test_the_same_is_the_same_and_each_change_is_named(tmp_path: Path) -> None:
     library = tmp_path / "lib.so"
     library.write_bytes(b"one")
     model = open_model("small-speech", "3")
-    before, files = circumstances(model, found(library), 2, {})
-    again, files = circumstances(model, found(library), 2, files)
+    before, files = measurement_key(model, found(library), 2, {})
+    again, files = measurement_key(model, found(library), 2, files)
     assert before.differences(again) == []
     assert set(before.candidates) == {"stub"}
     assert "litert" in before.runtime or "tflite" in before.runtime
     for changed, names in (
-        (circumstances(model, found(library, mode="x"), 2, files)[0], ["candidates"]),
-        (circumstances(model, [], 2, files)[0], ["candidates"]),
-        (circumstances(model, found(library), 1, files)[0], ["threads_max"]),
-        (circumstances(open_model("small-speech", "4"), found(library), 2, files)[0], ["variants"]),
-        (circumstances(replace(model, sha256="0"), found(library), 2, files)[0], ["model"]),
+        (measurement_key(model, found(library, mode="x"), 2, files)[0], ["candidates"]),
+        (measurement_key(model, [], 2, files)[0], ["candidates"]),
+        (measurement_key(model, found(library), 1, files)[0], ["threads_max"]),
+        (measurement_key(open_model("small-speech", "4"), found(library), 2, files)[0], ["variants"]),
+        (measurement_key(replace(model, sha256="0"), found(library), 2, files)[0], ["model"]),
     ):
         assert before.differences(changed) == names
     manifest = replace(model.manifest, golden=GoldenManifest(tolerance=0.3))
-    other, _ = circumstances(replace(model, manifest=manifest), found(library), 2, files)
+    other, _ = measurement_key(replace(model, manifest=manifest), found(library), 2, files)
     assert before.differences(other) == ["golden"]
 
 
@@ -48,18 +48,18 @@ def test_a_library_is_read_again_only_when_it_was_touched(tmp_path: Path) -> Non
     library = tmp_path / "lib.so"
     library.write_bytes(b"one")
     model = open_model("small-speech", "3")
-    before, files = circumstances(model, found(library), 2, {})
+    before, files = measurement_key(model, found(library), 2, {})
     known = files[str(library)]
     believed = {str(library): replace(known, sha256="believed")}
-    assert circumstances(model, found(library), 2, believed)[1] == believed
+    assert measurement_key(model, found(library), 2, believed)[1] == believed
     os.utime(library, ns=(1, 1))  # touched, and the same
-    touched, after = circumstances(model, found(library), 2, files)
+    touched, after = measurement_key(model, found(library), 2, files)
     assert before.differences(touched) == []
     assert after[str(library)] != known
     library.write_bytes(b"two")
-    changed, _ = circumstances(model, found(library), 2, after)
+    changed, _ = measurement_key(model, found(library), 2, after)
     assert before.differences(changed) == ["candidates"]
     library.unlink()
-    gone, files = circumstances(model, found(library), 2, files)
+    gone, files = measurement_key(model, found(library), 2, files)
     assert before.differences(gone) == ["candidates"]
     assert files[str(library)] == FileStamp(0, 0, 0, 0, "")

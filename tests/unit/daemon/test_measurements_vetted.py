@@ -96,10 +96,10 @@ def test_another_runtime_or_processor_is_another_outcome(
     tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     VettingRecord(tmp_path).write(model, "")
-    here = measurements._here()
+    here = measurements._environment()
     for place in range(len(here)):
         other = (*here[:place], "another", *here[place + 1 :])
-        monkeypatch.setattr(measurements, "_here", lambda other=other: other)
+        monkeypatch.setattr(measurements, "_environment", lambda other=other: other)
         assert VettingRecord(tmp_path).read(model) is None
 
 

@@ -63,7 +63,7 @@ def test_back_to_the_file_leaves_nothing(settings: list[tuple[str, Value]]) -> N
 
 def test_what_the_file_says_anyway_is_no_override() -> None:
     off = Overrides().set(FILE, "front", "enabled", False)
-    assert off.of("front") == ("enabled",)
+    assert off.keys_of("front") == ("enabled",)
     assert off.set(FILE, "front", "enabled", True) == Overrides()
 
 
@@ -86,7 +86,7 @@ def test_the_file_counts_again_when_it_says_something_else(
     file = replace(FILE, streams={**FILE.streams, "front": replace(FRONT, **change)})
     kept, dropped = overrides.still_valid(file)
     assert kept == Overrides()
-    assert dropped == [f"stream front: {what} is as the file says again, which has changed"]
+    assert dropped == [f"stream front: the file has changed {what}, so the setting by command lapses"]
     assert kept.apply_to(file) == file
 
 
@@ -100,8 +100,8 @@ def test_what_else_changes_in_the_file_does_not_switch_a_camera_on() -> None:
 def test_a_stream_that_is_gone_takes_its_overrides_with_it() -> None:
     overrides = Overrides().set(FILE, "front", "enabled", False).set(FILE, "back", "enabled", True)
     kept, dropped = overrides.still_valid(Config({"back": FILE.streams["back"]}))
-    assert kept.of("back") == ("enabled",)
-    assert dropped == ["stream front is gone, and with it what a command set: enabled"]
+    assert kept.keys_of("back") == ("enabled",)
+    assert dropped == ["stream front was removed, and with it its setting by command: enabled"]
 
 
 @pytest.mark.parametrize(

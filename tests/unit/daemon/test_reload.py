@@ -72,7 +72,7 @@ def test_only_what_is_different_is_swapped(
     house: Runtime, camera: StreamConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     front, back = house.streams.values()
-    house.line.retain(house.topics.count("back", "person"), b"1")
+    house.mqtt.retain(house.topics.count("back", "person"), b"1")
     new = replace(house.config, streams={"front": camera, "side": camera})
     with caplog.at_level(logging.INFO, "agent.daemon.reload"):
         ReloadPlan(house, new).apply()
@@ -81,7 +81,7 @@ def test_only_what_is_different_is_swapped(
     assert house.streams["front"] is front
     assert not front.over
     assert back.over
-    assert house.line.publisher.retained()[house.topics.count("back", "person")] == b""
+    assert house.mqtt.publisher.retained()[house.topics.count("back", "person")] == b""
     assert caplog.messages == ["reloaded: stream side is new; stream back is gone"]
 
 
@@ -254,7 +254,7 @@ def test_a_stream_that_failed_is_tried_again_and_may_fail_again(
 ) -> None:
     late = replace(camera, model=str(tmp_path / "late.toml"))
     house.config = replace(house.config, streams={**house.config.streams, "late": late})
-    house.streams["late"], error = house.stream("late", late)
+    house.streams["late"], error = house.make_stream("late", late)
     assert error is not None
     with caplog.at_level(logging.INFO, "agent.daemon.reload"):
         ReloadPlan(house, house.config).apply()

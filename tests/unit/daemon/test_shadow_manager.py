@@ -47,27 +47,27 @@ class Board:
         model = str(person_model(folder / "models"))
         config = StreamConfig("test:?size=64x48&fps=50", model, gate=GateConfig(motion=False))
         self._spool = Spool(folder, StorageConfig())
-        self.house = Runtime(Config({"front": config}, mqtt=MqttConfig(port=1)), self._spool)
-        self.house.prepare()
-        self.front = self.house.streams["front"]
+        self.runtime = Runtime(Config({"front": config}, mqtt=MqttConfig(port=1)), self._spool)
+        self.runtime.prepare()
+        self.front = self.runtime.streams["front"]
         self.front.start()
         wait_for(lambda: self.front.inferred >= 3)
         self.environment = {"RUNTIME_DIRECTORY": str(folder / "run/vedette")}
-        self.shadows = ShadowManager(self.house, self.environment)
+        self.shadows = ShadowManager(self.runtime, self.environment)
 
     def ask(self, every: int = 1, update: str = "12ab") -> None:
         """Have what lies in `new` run beside."""
         give(self.order, ShadowOrder(update, str(self.folder / "models"), str(self.folder / "new"), every))
-        self.shadows.look()
+        self.shadows.poll()
 
     @property
     def compared(self) -> int:
-        found = self.shadows.findings("front")
+        found = self.shadows.report("front")
         return found.compared if found is not None else -1
 
     def close(self) -> None:
         self.shadows.close()
-        stop_streams(self.house.streams.values())
+        stop_streams(self.runtime.streams.values())
         self._spool.close()
 
 
@@ -103,7 +103,7 @@ def test_a_model_beside_another_is_compared_on_the_same_pictures(
     person_model(tmp_path / "new", 0.8, box)
     board.ask()
     wait_for(lambda: board.compared >= 10)
-    found = board.shadows.findings("front")
+    found = board.shadows.report("front")
     assert found is not None
     assert (found.agreement, found.failed) == (agreement, "")
     assert found.infer_p95_ms is not None
@@ -115,10 +115,10 @@ def test_it_is_told_to_programs_on_the_board(board: Board, tmp_path: Path) -> No
     person_model(tmp_path / "new", 0.8)
     board.ask()
     wait_for(lambda: board.compared >= 1)
-    control = ConfigManager(board.house.config, OverridesFile(tmp_path))
-    control.attach(board.house)
-    bulletin = HealthPublisher(board.house, control, HomeAssistant(board.house))
-    HealthFile(board.house, bulletin, board.shadows, board.environment).look(ready=True, is_due=True)
+    control = ConfigManager(board.runtime.config, OverridesFile(tmp_path))
+    control.attach(board.runtime)
+    bulletin = HealthPublisher(board.runtime, control, HomeAssistant(board.runtime))
+    HealthFile(board.runtime, bulletin, board.shadows, board.environment).write_if_due(ready=True, is_due=True)
     told = msgspec.json.decode((tmp_path / "run/vedette/health.json").read_bytes(), type=DaemonHealth)
     assert told.shadow == "12ab"
     shadow = told.streams["front"].shadow
@@ -138,9 +138,9 @@ def test_the_same_model_is_not_run_twice(board: Board, workers: list[WorkerSessi
     for file in (board.folder / "models").iterdir():
         shutil.copy(file, board.folder / "new")
     board.ask()
-    board.shadows.look()
+    board.shadows.poll()
     assert board.shadows.update == "12ab"
-    assert board.shadows.findings("front") is None
+    assert board.shadows.report("front") is None
     assert workers == []
 
 
@@ -149,15 +149,15 @@ def test_an_order_that_cannot_be_read_is_none(board: Board, tmp_path: Path, cont
     person_model(tmp_path / "new", 0.8)
     board.order.parent.mkdir()
     board.order.write_bytes(content)
-    board.shadows.look()
-    assert (board.shadows.update, board.shadows.findings("front")) == ("", None)
+    board.shadows.poll()
+    assert (board.shadows.update, board.shadows.report("front")) == ("", None)
 
 
 def test_models_of_other_folders_are_left_alone(board: Board, tmp_path: Path) -> None:
     person_model(tmp_path / "new", 0.8)
     give(board.order, ShadowOrder("12ab", str(tmp_path / "others"), str(tmp_path / "new")))
-    board.shadows.look()
-    assert board.shadows.findings("front") is None
+    board.shadows.poll()
+    assert board.shadows.report("front") is None
 
 
 def test_when_the_order_is_taken_back_its_process_ends(
@@ -167,8 +167,8 @@ def test_when_the_order_is_taken_back_its_process_ends(
     board.ask()
     wait_for(lambda: board.compared >= 1)
     take_back(board.order)
-    board.shadows.look()
-    assert (board.shadows.update, board.shadows.findings("front"), board.front.shadow) == ("", None, None)
+    board.shadows.poll()
+    assert (board.shadows.update, board.shadows.report("front"), board.front.shadow) == ("", None, None)
     wait_for(lambda: ended(workers[0].pid))
 
 
@@ -179,11 +179,11 @@ def test_one_that_crashes_takes_nothing_along(board: Board, tmp_path: Path, work
     os.kill(workers[0].pid, signal.SIGKILL)
 
     def failed() -> bool:
-        found = board.shadows.findings("front")
+        found = board.shadows.report("front")
         return found is not None and bool(found.failed)
 
     wait_for(failed)
-    found, before = board.shadows.findings("front"), board.front.inferred
+    found, before = board.shadows.report("front"), board.front.inferred
     assert found is not None
     assert "killed by SIGKILL" in found.failed
     wait_for(lambda: board.front.inferred > before + 5)
@@ -202,7 +202,7 @@ def test_one_that_cannot_be_opened_says_so(
     board.ask()
 
     def said() -> str:
-        found = board.shadows.findings("front")
+        found = board.shadows.report("front")
         return found.failed if found is not None else ""
 
     wait_for(lambda: said() != "")
@@ -216,18 +216,18 @@ def test_another_threshold_begins_anew(board: Board, tmp_path: Path) -> None:
     board.ask()
     wait_for(lambda: board.compared >= 20)
     board.front.adjust(replace(board.front.config, decode=DecodeConfig(score_threshold=0.85)))
-    board.shadows.look()
+    board.shadows.poll()
     wait_for(lambda: board.compared > 0)
-    found = board.shadows.findings("front")
+    found = board.shadows.report("front")
     assert found is not None
     assert found.agreement == 0.0  # one says 0.9, the other 0.8
 
 
 def test_without_a_folder_no_order_is_looked_for(board: Board, tmp_path: Path) -> None:
     person_model(tmp_path / "new", 0.8)
-    shadows = ShadowManager(board.house, {})
+    shadows = ShadowManager(board.runtime, {})
     board.ask()
-    shadows.look()
+    shadows.poll()
     assert shadows.update == ""
 
 
@@ -248,8 +248,8 @@ def test_a_model_of_sound_hears_all_that_the_other_hears(tmp_path: Path, sharpne
         wait_for(lambda: not shadow._inputs.full())
         shadow.compare_audio(chunk, seen.detections, seen.stages.infer)
     assert inferred
-    wait_for(lambda: shadow.findings.compared >= 2)
-    agreement = shadow.findings.agreement
+    wait_for(lambda: shadow.report.compared >= 2)
+    agreement = shadow.report.agreement
     assert agreement is not None
     assert (agreement >= least) if least else (agreement < 0.5)
     shadow.close()

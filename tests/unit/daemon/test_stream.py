@@ -34,7 +34,7 @@ from agent.daemon import perception
 from agent.daemon import stream as supervised
 from agent.daemon.autoselect import AutoBackend
 from agent.daemon.check import keys_of
-from agent.daemon.homeassistant import subject_of
+from agent.daemon.homeassistant import entity_source
 from agent.daemon.measurements import VettingRecord
 from agent.daemon.overrides import settings_of
 from agent.daemon.stream import Stream, StreamServices
@@ -120,7 +120,7 @@ def large_parts(made: Stream) -> dict[str, weakref.ref[Any]]:
         "gate and buffers": made._perception,
         "pipeline": made._pipeline,
         "clips": made._clips,
-        "footage": made._clips._footage,
+        "footage": made._clips._ring,
     }
     return {name: weakref.ref(part) for name, part in parts.items()}
 
@@ -242,7 +242,7 @@ def test_a_model_that_takes_long_to_open_holds_nobody_but_its_own_stream(
     made.prepare()
     assert (made.standing[0], made.model) == ("starting", None)
     assert settings_of(made.config).variants == ()
-    assert subject_of("front", made.config).labels == ()
+    assert entity_source("front", made.config).labels == ()
     assert keys_of(ModelError("something else"), "front", made.config) == ()
     made.start()
     assert time.monotonic() - began < 15.0  # the trial of this model takes minutes

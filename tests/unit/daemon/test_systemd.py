@@ -81,7 +81,7 @@ def test_only_a_stream_that_will_infer_is_waited_for(stream: Given, is_awaited: 
         (
             {"front": Given("running", has_result=True, stalled_s=200.0)},
             True,
-            "1 of 1 stream running; front hangs",
+            "1 of 1 stream running; front stuck",
         ),
     ],
 )
@@ -132,8 +132,7 @@ def test_a_stream_that_hangs_stops_the_watchdog_and_is_named_once(
     one.update(hung, connected=True)
     assert "WATCHDOG=1" not in systemd.lines
     assert [r.getMessage() for r in caplog.records] == [
-        "stream front hangs: its thread has not come round for 150 s; systemd's watchdog will start the daemon "
-        "again"
+        "stream front is stuck: no progress for 150 s; systemd's watchdog will restart the daemon"
     ]
 
 

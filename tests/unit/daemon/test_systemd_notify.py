@@ -56,5 +56,5 @@ def test_a_socket_that_is_gone_is_told_once_and_ends_nothing(
         notifier.ready()
         notifier.alive()
     assert [record.getMessage() for record in caplog.records] == [
-        f"NOTIFY_SOCKET={tmp_path / 'gone'}: systemd cannot be told: No such file or directory"
+        f"NOTIFY_SOCKET={tmp_path / 'gone'}: systemd cannot be notified: No such file or directory"
     ]

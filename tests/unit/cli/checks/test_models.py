@@ -19,7 +19,7 @@ from agent.config import Config
 from agent.config.device import SelectionConfig
 from agent.config.load import load
 from agent.config.stream import StreamConfig
-from agent.daemon.measurements import StoredMeasurement, StoredMeasurements, circumstances
+from agent.daemon.measurements import StoredMeasurement, StoredMeasurements, measurement_key
 from agent.errors import ModelError, StorageError
 from agent.models.library import open_model
 from agent.text import local_time
@@ -35,7 +35,7 @@ FOUND = [
 
 
 def survey(*measured: Measurement, busy: float = 0.02) -> StoredMeasurement:
-    now, files = circumstances(open_model("small-speech", "3"), [], 1, {})
+    now, files = measurement_key(open_model("small-speech", "3"), [], 1, {})
     return StoredMeasurement(1, now, files, measured, datetime(2026, 11, 20, 8, 30, tzinfo=UTC), busy)
 
 
