@@ -26,6 +26,7 @@ from agent.models.library import golden, open_model, open_whole_model
 (FOUND,) = probe_delegates(["gpu"])
 pytestmark = [
     pytest.mark.board,
+    pytest.mark.timeout(400),  # llvmpipe computes on the same cores as everything else
     pytest.mark.skipif(
         FOUND.plan is None or load_runtime()[0] != "litert", reason=f"no GPU backend: {FOUND.missing}"
     ),
