@@ -297,14 +297,3 @@ class ModelDeployment:
         """See `Deployment`."""
         self._sets(update).tidy(update.models_before)
         remove(self._where.incoming, signature_of(self._where.incoming))
-
-
-class Changes:
-    """Of both kinds, of one board."""
-
-    def __init__(self, where: Paths, service: Service, clock: Callable[[], float] = time.monotonic) -> None:
-        self._version, self._models = VersionDeployment(where, service, clock), ModelDeployment(where, service)
-
-    def of(self, update: Update) -> Deployment:
-        """The one that its bundle makes."""
-        return self._models if update.kind == "models" else self._version

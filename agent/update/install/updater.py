@@ -1,6 +1,7 @@
-"""Applying: takes an update from state to state, each on the disk before the next thing is done.
+"""The updater: takes an update from state to state. Each state is on disk before the work for the next begins.
 
-Whatever goes wrong before the switch leaves what runs alone, and the update is refused; afterwards it is undone.
+A failure before the switch refuses the update; a failure after the switch rolls it back.
+`Preparation` does the work before the switch, `Updater` decides, also after a power cut and on a full disk.
 """
 
 from __future__ import annotations
@@ -31,34 +32,32 @@ from agent.update.install.rehearse import Rehearsal
 from agent.update.install.service import Service, boot_id, read_vitals
 from agent.update.install.slots import ModelSets, Slot, Slots, slot_of
 from agent.update.install.stage import UNPACKED, stage_models, stage_version
-from agent.update.install.switch import BOOTS, Changes, Deployment, SlotSwitch
+from agent.update.install.switch import BOOTS, Deployment, ModelDeployment, SlotSwitch, VersionDeployment
 from agent.update.install.watch import Comparison, Orders, Watch
 from agent.update.protocol import State, Update
 
-# Preparing: what an update does before anything that runs is changed. Each step gives what it has found out.
-
 Tell = Callable[[str], None]
 Found = dict[str, Any]
-"""Fields of the update that are known now."""
+"""Fields of the update that a step has found out."""
 _CHUNK = 1024**2
 
 
 class Preparation:
-    """Of the update at hand."""
+    """Work on the current update that changes nothing that runs."""
 
     def __init__(self, where: Paths, tell: Tell) -> None:
         self._where, self._tell = where, tell
         self._slots, self._rehearsal = Slots(where.home), Rehearsal(where)
 
     def verify(self, counter: int) -> Found:
-        """Look at nothing but the signature, then at the rest, and whether this board can take it.
+        """Verify the signature, then the files, then that this board can take the bundle.
 
         Args:
             counter: the highest that was committed.
 
         Raises:
-            TrustError, BundleError, UpdateError: it is refused.
-            StorageError: the disk refuses.
+            TrustError, BundleError, UpdateError: the bundle is refused.
+            StorageError: a disk error.
         """
         self._tell("verifying the signature and every file")
         incoming = self._where.incoming
@@ -77,49 +76,48 @@ class Preparation:
         }
 
     def stage(self) -> Found:
-        """Put it beside what runs.
+        """Install the bundle beside what runs.
 
         Raises:
             BundleError, UpdateError: it cannot be installed.
-            StorageError: the disk refuses.
+            StorageError: a disk error.
         """
         wanted, running = read_description(self._where.incoming), self._running()
         if wanted.kind == "models":
-            self._tell(f"putting {len(wanted.models)} models beside those in use")
+            self._tell(f"installing {len(wanted.models)} models beside those in use")
             stage_models(self._where, wanted, running)
             return {"slot": running, "before": running}
         slot = self._slots.spare()
-        self._tell(f"installing version {wanted.version} into slot {slot}; what runs goes on")
+        self._tell(f"installing version {wanted.version} into slot {slot}; the present version keeps running")
         stage_version(self._where, wanted, slot)
         return {"slot": slot, "before": running}
 
     def rehearse(self, update: Update) -> Found:
-        """Run it beside what runs.
+        """Test the installed version or models beside what runs.
 
         Raises:
-            UpdateError: it fails.
+            UpdateError: a test fails.
         """
-        self._tell("testing it: its imports, the golden answers of its models, the configuration")
+        self._tell("testing: imports, golden answers of the models, configuration")
         home = self._slots.path(slot_of(update.slot))
         self._rehearsal.models(home, update.counter)
         self._rehearsal.config(home, update.counter)
         return {}
 
     def baseline(self) -> Found:
-        """How the daemon is now."""
+        """Record how well the daemon runs now."""
         before = baseline(read_vitals(self._where.health))
         return {"streams_before": before.streams if before.known else None}
 
     def reloaded(self) -> Found:
-        """Which daemon runs, and how often it has read its configuration again."""
+        """Record the daemon's pid and its number of reloads."""
         now = reloaded(read_vitals(self._where.health))
         return {"pid_before": now.pid, "reloads_before": now.count}
 
     def discard(self, update: Update) -> None:
-        """Give back the room that an update has taken beside what runs, before anything is switched.
+        """Free the space that the update has taken beside what runs; call it before the switch only.
 
-        What was there before it stays, and its bundle does: it may begin again. What cannot be deleted is
-        overwritten then.
+        The bundle stays, so that the update may begin again. What cannot be deleted is overwritten then.
         """
         with suppress(StorageError):
             if update.kind == "models" and (running := self._slots.of("current")):
@@ -128,11 +126,13 @@ class Preparation:
                 ModelSets(home).drop(update.counter)
             elif update.kind == "full":
                 spare = self._slots.spare()
-                if self._slots.path(spare).exists() and not self._slots.proved(spare):  # or it is what was before
+                if self._slots.path(spare).exists() and not self._slots.proved(
+                    spare
+                ):  # a proved slot holds the version before
                     self._slots.empty(spare)
 
     def clear(self, update: Update) -> None:
-        """Drop what nobody needs any more; what cannot be deleted is overwritten next time."""
+        """Delete the bundle and unused models; what cannot be deleted is overwritten next time."""
         with suppress(StorageError):
             if update.kind == "models" and update.slot and not update.back:
                 ModelSets(self._slots.path(slot_of(update.slot))).drop(update.counter)
@@ -146,7 +146,6 @@ class Preparation:
 
 
 def _profile() -> str:
-    """Name of this board's profile; empty: none fits."""
     try:
         profile = choose(AUTO, read_board())
     except ConfigError:
@@ -162,172 +161,16 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-# Ending: an update is refused, kept or taken back, and put into the history, on a disk that may be full.
-
-_ON_THE_WAY = "rolling back: "
-
-
-class UpdateFinish:
-    """Of the update at hand. Each gives it as it is in the history."""
-
-    def __init__(
-        self, where: Paths, journal: Journal, preparation: Preparation, orders: Orders, tell: Tell
-    ) -> None:
-        self._where, self._journal, self._preparation = where, journal, preparation
-        self._orders, self._tell = orders, tell
-
-    def refuse(self, update: Update, reason: str) -> Update:
-        """Before its switch: what it has staged goes, and what runs goes on.
-
-        Raises:
-            StorageError: not even that can be noted; it is to be tried again.
-        """
-        reason = reason.replace(str(self._where.incoming), update.file)  # which people know
-        self._tell(f"refused: {reason}")
-        self._preparation.discard(update)  # first: on a disk that is full it could not be noted
-        try:
-            refused = self._journal.step(update, "refused", reason=reason, by=self._orders.by)
-        except StorageError:
-            self._preparation.clear(update)
-            refused = self._journal.step(update, "refused", reason=reason, by=self._orders.by)
-        self._orders.done()
-        self._preparation.clear(refused)
-        return refused
-
-    def keep(self, update: Update, change: Deployment, reason: str) -> Update:
-        """After its trial: it stays.
-
-        Raises:
-            StorageError: the disk refuses; it is to be tried again.
-        """
-        change.keep(update)
-        state: State = "rolled_back" if update.back else "committed"
-        by = "operator" if update.back else self._orders.by
-        reason = f"rolled back to {update.version} by an operator" if update.back else reason
-        update = self._journal.step(update, state, reason=reason, by=by, downtime_s=update.downtime_s)
-        self._orders.done()
-        self._tell(reason if update.back else f"committed: {update.version}")
-        return update
-
-    def take_back(self, update: Update, change: Deployment, reason: str) -> Update:
-        """From its switch on: what ran before comes back. Why is told even if this is cut off, and done again.
-
-        Raises:
-            StorageError: the disk refuses; try again, as the rollback watchdog does.
-            UpdateError: the service does not start.
-        """
-        begun = update.reason.startswith(_ON_THE_WAY)
-        if begun:
-            reason = update.reason.removeprefix(_ON_THE_WAY)
-        else:
-            self._tell(f"{_ON_THE_WAY}{reason}")
-            with suppress(VedetteError):
-                if change.stand(update) == "on trial":  # else whoever took it back knows why
-                    update = self._journal.note(update, reason=f"{_ON_THE_WAY}{reason}", by=self._orders.by)
-        verdict = change.undo(update)
-        by = update.by if begun else self._orders.by
-        if verdict is not None and not begun:
-            by, reason = verdict.by, verdict.reason
-        if update.back:
-            by = verdict.by if verdict else "updater"
-            reason = f"rollback to {update.version} failed: {reason}"
-        self._preparation.clear(update)  # first: on a disk that is full it could not be noted
-        update = self._journal.step(update, "rolled_back", reason=reason, by=by, downtime_s=update.downtime_s)
-        self._orders.done()
-        SlotSwitch(self._where).take_up()
-        self._tell(f"rolled back to {update.from_version or 'what ran before'}: {reason}")
-        return update
-
-
-# Probation: what was switched to runs on trial until it is kept or taken back, whatever cuts that off.
-
-
-class Probation:
-    """Of the update at hand."""
-
-    def __init__(
-        self,
-        where: Paths,
-        journal: Journal,
-        ending: UpdateFinish,
-        changes: Changes,
-        watch: Watch,
-        orders: Orders,
-        tell: Tell,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._where, self._journal, self._ending, self._changes = where, journal, ending, changes
-        self._watch, self._orders, self._tell, self._clock = watch, orders, tell, clock
-
-    def go_on(self, update: Update) -> Update:
-        """From where the disk says that it is, to its end.
-
-        Raises:
-            StorageError: the disk refuses.
-            UpdateError: the service does not start.
-        """
-        change = self._changes.of(update)
-        stand = change.stand(update)
-        if stand == "kept":
-            if (asked := self._orders.take()) is None or asked.verdict != "commit":
-                self._orders.by = "updater"  # or an operator has: it was cut off behind that
-            return self._ending.keep(update, change, "")
-        if stand == "undone":
-            return self._ending.take_back(update, change, "it was cut off on the way back")
-        # It goes on, whatever it was to be taken back for when that was cut off.
-        update = self._counted(replace(update, reason=""))
-        if update.starts > BOOTS:
-            return self._ending.take_back(
-                update, change, f"the board was started {update.starts} times during the trial"
-            )
-        trial = self._trial(update)
-        # Who was started since counts its failures from 0.
-        failures = 0 if update.starts else update.failures_before
-        outcome = self._watch.until_over(
-            trial, failures, self._journal.telling(update, self._tell), self._asking(update, change)
-        )
-        if change.stopped_at is not None and trial.ready_at is not None:
-            update = replace(update, downtime_s=round(trial.ready_at - change.stopped_at, 2))
-        if outcome.verdict == "commit":
-            return self._ending.keep(update, change, outcome.reason)
-        return self._ending.take_back(update, change, outcome.reason)
-
-    def _counted(self, update: Update) -> Update:
-        """Count this boot against a model trial. For versions the rollback watchdog does that."""
-        if update.kind != "models" or update.boot_id == boot_id():
-            return update
-        return self._journal.note(update, starts=update.starts + 1, boot_id=boot_id())
-
-    def _trial(self, update: Update) -> HealthTrial:
-        gate, before = terms(update, self._where.incoming)
-        self._tell(f"on trial: it has to be well for {gate.steady_s:g} s on end within {gate.within_s:g} s")
-        version = update.version if update.kind == "full" else ""
-        # Who was started since has the models from its start, whatever its pid is.
-        is_asked = update.kind == "models" and not update.starts
-        reloaded = Reloaded(update.pid_before, update.reloads_before) if is_asked else None
-        is_replaced = update.kind == "full" and update.boot_id == boot_id()
-        replaced = update.pid_before if is_replaced else 0
-        return HealthTrial(gate, before, version, self._clock(), asked=reloaded, replaced=replaced)
-
-    def _asking(self, update: Update, change: Deployment) -> Callable[[], Verdict | None]:
-        """Return the decision of an operator or of the rollback watchdog."""
-
-        def asked() -> Verdict | None:
-            if change.stand(update) != "on trial":
-                return Verdict("roll back", "it was taken back by somebody else")
-            return self._orders.take()
-
-        return asked
-
-
 log = logging.getLogger(__name__)
 
 _STARTS = 5
-"""That an update may take before its switch: what is cut off more often brings the board down, or never ends."""
+"""Attempts before the switch: an update that is interrupted more often brings the board down, or never ends."""
+_ON_THE_WAY = "rolling back: "
+"""Prefix of the reason on disk while a rollback is not finished."""
 
 
 class Updater:
-    """Of one board; the caller owns its folder of state.
+    """The state machine of updates of one board; the caller owns the state folder.
 
     Attributes:
         journal: of the updates.
@@ -342,13 +185,13 @@ class Updater:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Nothing is looked at yet.
+        """Create an updater; nothing is read yet.
 
         Args:
-            where: things are.
+            where: paths of the board.
             service: that runs the daemon.
-            tell: is given what is done, line by line.
-            clock: that only goes forward, s.
+            tell: called with each step, in a line.
+            clock: monotonic, s.
             sleep: waits so many seconds.
         """
         self._where, self._service, self._tell, self._clock = where, service, tell, clock
@@ -356,27 +199,23 @@ class Updater:
         self._preparation = Preparation(where, tell)
         self._watch = Watch(where, service, clock=clock, sleep=sleep)
         self._orders = Orders(where)
-        self._ending = UpdateFinish(where, self.journal, self._preparation, self._orders, tell)
-        self._changes = Changes(where, service, clock)
-        probation = Probation(
-            where, self.journal, self._ending, self._changes, self._watch, self._orders, tell, clock
-        )
+        self._version, self._models = VersionDeployment(where, service, clock), ModelDeployment(where, service)
         self._steps: Mapping[State, Callable[[Update], Update]] = {
             "received": self._verify,
             "verified": self._stage,
             "staged": self._rehearse,
             "tested": self._begin,
             "shadow": self._compare,
-            "switching": self._take_back_cut,
-            "trial": probation.go_on,
+            "switching": self._undo_interrupted,
+            "trial": self._follow_trial,
         }
 
     def receive(self, bundle: Path) -> Update:
-        """Take a copy of a bundle and its signature: what is verified is what is used.
+        """Copy a bundle and its signature to where only root can write, and begin an update.
 
         Raises:
             UpdateError: there is no signature, or another update is at hand.
-            StorageError: the disk refuses.
+            StorageError: a disk error.
         """
         for file, lack in ((bundle, "there is no such file"), (signature_of(bundle), "the signature is missing")):
             if not file.is_file():
@@ -386,7 +225,7 @@ class Updater:
         make_folder(self._where.state)
         self._orders.forget()
         here = (self._where.incoming, signature_of(self._where.incoming))
-        remove(*here)  # of one that was cut off in here: nobody has room for two
+        remove(*here)  # of an interrupted call: there is no room for two
         try:
             take_copy(signature_of(bundle), signature_of(self._where.incoming))
             take_copy(bundle, self._where.incoming)
@@ -397,7 +236,7 @@ class Updater:
             raise
 
     def resume(self) -> Update | None:
-        """Go on with the update at hand, to its end; None: there was none.
+        """Continue the current update to its end; return None if there is none.
 
         Raises:
             VedetteError: the files of the updates cannot be read or written.
@@ -407,32 +246,32 @@ class Updater:
         update = self.journal.read()
         if update is None or update.over:
             if update is not None and update.state == "rolled_back" and not self._where.trial.exists():
-                SlotSwitch(self._where).take_up()  # it may have been cut off behind the history
+                SlotSwitch(self._where).take_up()  # a power cut after the history was written
             return None
         if after_cut(update.state) == "again":
-            update = self._begun(update)
+            update = self._restart(update)
         while not update.over:
             update = self._refused_by_operator(update) or self._step(update)
         return update
 
-    def _begun(self, update: Update) -> Update:
-        """From its bundle, and not for ever: what brings the board down each time is refused."""
+    def _restart(self, update: Update) -> Update:
+        """Begin again from the bundle, but refuse an update that brings the board down each time."""
         if update.starts:
             self._tell(f"the update was cut off while it was {update.state}: beginning again")
             self._preparation.discard(update)
         if update.starts >= _STARTS:
-            return self._ending.refuse(update, f"it was begun {update.starts} times, and was cut off each time")
+            return self._refuse(update, f"it was begun {update.starts} times, and was cut off each time")
         try:
             return self.journal.note(update, state="received", starts=update.starts + 1)
-        except StorageError as error:  # it would begin for ever, and never be counted
-            return self._ending.refuse(update, str(error))
+        except StorageError as error:  # else it would begin for ever, uncounted
+            return self._refuse(update, str(error))
 
     def _refused_by_operator(self, update: Update) -> Update | None:
-        """Before the switch that is the end of it; None: nobody has asked for that."""
+        """Refuse the update before its switch if an operator has ordered that; else return None."""
         if update.state not in BEFORE_SWITCH or (asked := self._orders.take()) is None:
             return None
         if asked.verdict == "roll back":
-            return self._ending.refuse(update, asked.reason)
+            return self._refuse(update, asked.reason)
         self._orders.by = "updater"
         return None
 
@@ -444,15 +283,15 @@ class Updater:
             if not isinstance(error, (VedetteError, OSError)):
                 log.exception("internal error (please report)")
                 reason = f"internal error (please report): {type(error).__name__}: {error}"
-            update = self.journal.read() or update  # a step may have failed after it was noted
+            update = self.journal.read() or update  # the step may have failed after its state was written
             if update.over:
                 return update
             if update.state in BEFORE_SWITCH:
-                return self._ending.refuse(update, reason)
-            change = self._changes.of(update)
+                return self._refuse(update, reason)
+            change = self._deployment(update)
             if update.state == "trial" and change.stand(update) == "kept":
-                raise  # nothing but the note of that is missing
-            return self._ending.take_back(update, change, reason)
+                raise  # only the final state is missing on disk
+            return self._roll_back(update, change, reason)
 
     def _verify(self, update: Update) -> Update:
         found = self._preparation.verify(self.journal.committed_counter())
@@ -466,12 +305,12 @@ class Updater:
 
     def _begin(self, update: Update) -> Update:
         if read_description(self._where.incoming).shadow is None:
-            return self._go(update)
-        before = self._preparation.baseline()  # that nothing beside it slows down
+            return self._switch(update)
+        before = self._preparation.baseline()  # before the new models slow it down
         return self.journal.step(update, "shadow", failures_before=self._service.standing().failures, **before)
 
     def _compare(self, update: Update) -> Update:
-        """Have the new models run beside those in use, and switch only if they hold."""
+        """Run the new models beside those in use, and switch only if they agree."""
         wanted = read_description(self._where.incoming)
         assert wanted.shadow is not None  # or it would not be in this state
         self._tell(f"beside those in use: {wanted.shadow.compared} answers of each stream are compared")
@@ -480,11 +319,11 @@ class Updater:
             wanted, wanted.shadow, self._watch, self.journal.telling(update, self._tell), self._orders.take
         )
         if outcome.verdict != "commit":
-            return self._ending.refuse(update, outcome.reason)
-        return self._go(replace(update, agreement=agreement))
+            return self._refuse(update, outcome.reason)
+        return self._switch(replace(update, agreement=agreement))
 
-    def _go(self, update: Update) -> Update:
-        """Note how it was, and change what runs, unless an operator has asked for the end."""
+    def _switch(self, update: Update) -> Update:
+        """Record the present state, and switch, unless an operator has ordered the end."""
         if ended := self._refused_by_operator(update):
             return ended
         self._orders.by = "updater"
@@ -501,10 +340,135 @@ class Updater:
             **before,
             **self._preparation.reloaded(),
         )
-        self._orders.done("confirm")  # of the models beside those in use, not of the trial
+        self._orders.done("confirm")  # the order was for the shadow, not for the trial
         self._tell(f"switching to {update.version}")
-        self._changes.of(update).go(update, read_description(self._where.incoming).health)
+        self._deployment(update).go(update, read_description(self._where.incoming).health)
         return self.journal.step(update, "trial")
 
-    def _take_back_cut(self, update: Update) -> Update:
-        return self._ending.take_back(update, self._changes.of(update), "it was cut off during the switch")
+    def _undo_interrupted(self, update: Update) -> Update:
+        return self._roll_back(update, self._deployment(update), "it was cut off during the switch")
+
+    def _follow_trial(self, update: Update) -> Update:
+        """Watch the trial until it is committed or rolled back, from wherever a power cut has left it.
+
+        Raises:
+            StorageError: a disk error.
+            UpdateError: the service does not start.
+        """
+        change = self._deployment(update)
+        stand = change.stand(update)
+        if stand == "kept":
+            if (asked := self._orders.take()) is None or asked.verdict != "commit":
+                self._orders.by = "updater"  # else an operator has committed it before the power cut
+            return self._commit(update, change, "")
+        if stand == "undone":
+            return self._roll_back(update, change, "it was cut off on the way back")
+        # An interrupted rollback that has changed nothing yet is forgotten: the trial continues.
+        update = self._count_boot(replace(update, reason=""))
+        if update.starts > BOOTS:
+            return self._roll_back(
+                update, change, f"the board was started {update.starts} times during the trial"
+            )
+        trial = self._trial(update)
+        # A daemon that was started since counts its failures from 0.
+        failures = 0 if update.starts else update.failures_before
+        outcome = self._watch.until_over(
+            trial, failures, self.journal.telling(update, self._tell), self._decisions(update, change)
+        )
+        if change.stopped_at is not None and trial.ready_at is not None:
+            update = replace(update, downtime_s=round(trial.ready_at - change.stopped_at, 2))
+        if outcome.verdict == "commit":
+            return self._commit(update, change, outcome.reason)
+        return self._roll_back(update, change, outcome.reason)
+
+    def _deployment(self, update: Update) -> Deployment:
+        return self._models if update.kind == "models" else self._version
+
+    def _count_boot(self, update: Update) -> Update:
+        """Count this boot against a model trial. For versions the rollback watchdog does that."""
+        if update.kind != "models" or update.boot_id == boot_id():
+            return update
+        return self.journal.note(update, starts=update.starts + 1, boot_id=boot_id())
+
+    def _trial(self, update: Update) -> HealthTrial:
+        gate, before = terms(update, self._where.incoming)
+        self._tell(f"on trial: it has to be well for {gate.steady_s:g} s on end within {gate.within_s:g} s")
+        version = update.version if update.kind == "full" else ""
+        # A daemon that was started since has the models from its start, whatever its pid is.
+        is_asked = update.kind == "models" and not update.starts
+        reloaded = Reloaded(update.pid_before, update.reloads_before) if is_asked else None
+        is_replaced = update.kind == "full" and update.boot_id == boot_id()
+        replaced = update.pid_before if is_replaced else 0
+        return HealthTrial(gate, before, version, self._clock(), asked=reloaded, replaced=replaced)
+
+    def _decisions(self, update: Update, change: Deployment) -> Callable[[], Verdict | None]:
+        """Return what reads the decision of an operator or of the rollback watchdog."""
+
+        def asked() -> Verdict | None:
+            if change.stand(update) != "on trial":
+                return Verdict("roll back", "it was rolled back outside of the updater")
+            return self._orders.take()
+
+        return asked
+
+    def _refuse(self, update: Update, reason: str) -> Update:
+        """End an update before its switch: delete what it has staged.
+
+        Raises:
+            StorageError: the state cannot be written; try again.
+        """
+        reason = reason.replace(str(self._where.incoming), update.file)  # the path that the operator gave
+        self._tell(f"refused: {reason}")
+        self._preparation.discard(update)  # first: a full disk takes no state
+        try:
+            refused = self.journal.step(update, "refused", reason=reason, by=self._orders.by)
+        except StorageError:
+            self._preparation.clear(update)
+            refused = self.journal.step(update, "refused", reason=reason, by=self._orders.by)
+        self._orders.done()
+        self._preparation.clear(refused)
+        return refused
+
+    def _commit(self, update: Update, change: Deployment, reason: str) -> Update:
+        """End a trial well.
+
+        Raises:
+            StorageError: a disk error; try again.
+        """
+        change.keep(update)
+        state: State = "rolled_back" if update.back else "committed"
+        by = "operator" if update.back else self._orders.by
+        reason = f"rolled back to {update.version} by an operator" if update.back else reason
+        update = self.journal.step(update, state, reason=reason, by=by, downtime_s=update.downtime_s)
+        self._orders.done()
+        self._tell(reason if update.back else f"committed: {update.version}")
+        return update
+
+    def _roll_back(self, update: Update, change: Deployment, reason: str) -> Update:
+        """Return to what ran before the switch. The reason goes to disk first, to survive a power cut.
+
+        Raises:
+            StorageError: a disk error; try again, as the rollback watchdog does.
+            UpdateError: the service does not start.
+        """
+        begun = update.reason.startswith(_ON_THE_WAY)
+        if begun:
+            reason = update.reason.removeprefix(_ON_THE_WAY)
+        else:
+            self._tell(f"{_ON_THE_WAY}{reason}")
+            with suppress(VedetteError):
+                if change.stand(update) == "on trial":  # else the watchdog has rolled back, and knows the reason
+                    update = self.journal.note(update, reason=f"{_ON_THE_WAY}{reason}", by=self._orders.by)
+        verdict = change.undo(update)
+        by = update.by if begun else self._orders.by
+        if verdict is not None and not begun:
+            by, reason = verdict.by, verdict.reason
+        if update.back:
+            by = verdict.by if verdict else "updater"
+            reason = f"rollback to {update.version} failed: {reason}"
+        self._preparation.clear(update)  # first: a full disk takes no state
+        update = self.journal.step(update, "rolled_back", reason=reason, by=by, downtime_s=update.downtime_s)
+        self._orders.done()
+        SlotSwitch(self._where).take_up()
+        self._tell(f"rolled back to {update.from_version or 'the version before'}: {reason}")
+        return update

@@ -408,7 +408,7 @@ def test_a_damaged_journal_is_set_aside_and_told_of(board: Board) -> None:
     told = standing(board.where)
     assert (told.version, told.at_hand) == ("2.0", None)
     assert "journal.json: is damaged" in told.trouble
-    assert any("not known" in line for line in told.lines())
+    assert any("unknown" in line for line in told.lines())
     assert board.updater().resume() is None
     assert board.where.journal.with_name("journal.json.damaged").exists()
     assert board.apply(board.bundle("3.0", counter=3)).state == "committed"
@@ -724,7 +724,7 @@ def test_a_commit_that_was_cut_off_is_told_of_whoever_decided_it(
     board.updater().receive(board.bundle())
     with monkeypatch.context() as cut:
         cut.setattr(board, "_sleep", _ordering(board, "confirm"))
-        cut.setattr("agent.update.install.updater.UpdateFinish.keep", _keep_and_die)
+        cut.setattr("agent.update.install.updater.Updater._commit", _keep_and_die)
         with pytest.raises(KeyboardInterrupt):
             board.updater().resume()
     board.restart_service()
