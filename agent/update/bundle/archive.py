@@ -1,4 +1,4 @@
-"""A bundle's file: `bundle.toml`, then its files in the order of their paths. Written, looked into, unpacked."""
+"""The file of a bundle, a tar: `bundle.toml`, then the other files sorted by path. Write, check and unpack it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from agent.update.bundle.description import (
 
 SUFFIX = ".vedette"
 _BEGINNING = NAME.encode().ljust(100, b"\0")
-"""The name in the first header: of what begins otherwise nothing is said to be damaged or cut off."""
+"""Name in the first tar header; a file that begins differently is reported as no bundle, not as damaged."""
 _LIMITS = tar.ArchiveLimits(FILES_MAX + 1, TOTAL_MAX + SIZE_MAX)
 
 
 def listed(path: Path) -> BundleFile:
-    """A file as it is listed in a bundle.
+    """Return hash and size of a file.
 
     Raises:
         BundleError: it cannot be read.
@@ -39,7 +39,7 @@ def listed(path: Path) -> BundleFile:
 
 
 def write(path: Path, description: Description, sources: Mapping[str, Path]) -> None:
-    """Write a bundle; of equal descriptions and files always the same bytes.
+    """Write a bundle, reproducibly: the same description and files give the same bytes.
 
     Args:
         path: replaced as a whole, or not at all.
@@ -61,7 +61,7 @@ def write(path: Path, description: Description, sources: Mapping[str, Path]) -> 
 
 
 def read_description(path: Path) -> Description:
-    """What a bundle says of itself. It is believed only after its signature is verified.
+    """Read the description of a bundle. Do not trust it before the signature is verified.
 
     Raises:
         BundleError: this is no bundle, or its description is wrong, see `description.parse`.
@@ -73,7 +73,7 @@ def read_description(path: Path) -> Description:
 
 
 def check(path: Path, description: Description) -> None:
-    """Refuse a bundle whose files are not those of its description: each once, of its size and its hash.
+    """Check that the files are those of the description: each once, with its size and hash.
 
     Raises:
         BundleError: names the file.
@@ -102,7 +102,7 @@ def unpack(path: Path, description: Description, folder: Path) -> None:
 
 
 def _expected(path: Path, description: Description) -> dict[str, ExpectedMember]:
-    """Also of `bundle.toml`: it has to be the one that was read."""
+    """Return the expected members, `bundle.toml` included: it has to be the one that was read."""
     own = _first(path)
     if parse(own) != description:
         raise BundleError(f"{NAME}: was changed after it had been read")

@@ -1,4 +1,4 @@
-"""Builds a bundle: gathers wheels, models and configurations, describes them, writes one file."""
+"""Build and inspect bundles: gather wheels, models and configurations into one file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from agent.update.bundle.description import (
 
 
 def gather(name_or_path: str) -> Iterator[tuple[str, bytes]]:
-    """The files of a model by their paths in a bundle; the CPU is asked for the golden answers.
+    """Yield the files of a model by their paths in a bundle; the golden answers are computed on the CPU.
 
     Args:
         name_or_path: see `agent.models.files.load_file`.
@@ -56,7 +56,7 @@ def gather(name_or_path: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _manifest(model: Model, name_or_path: str, stem: str) -> bytes:
-    """As it is, but for what it says of other files: the labels stand in it, and the hash is the model's."""
+    """Return the manifest with the labels inline and with the name and hash of the model file."""
     import tomli_w
 
     if name_or_path.startswith(PREFIX) or Path(name_or_path).suffix == SUFFIX:
@@ -69,7 +69,7 @@ def _manifest(model: Model, name_or_path: str, stem: str) -> bytes:
 
 
 def _told(value: Any) -> Any:
-    """Without what TOML cannot say: nothing."""
+    """Drop None, which TOML does not have."""
     if isinstance(value, dict):
         return {key: _told(one) for key, one in value.items() if one is not None}
     return [_told(one) for one in value] if isinstance(value, (list, tuple)) else value
@@ -79,7 +79,7 @@ Tell = Callable[[str], None]
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """What a bundle is to be.
+    """Contents of a bundle to build.
 
     Attributes:
         counter: above that of the one before.
@@ -110,7 +110,7 @@ class Plan(Struct, frozen=True, kw_only=True):
 
 
 def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
-    """Build a bundle; from the same things always the same bytes.
+    """Build a bundle, reproducibly: the same inputs give the same bytes.
 
     Args:
         plan: what it is to be.
@@ -129,7 +129,7 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
     name, version, migrations = plan.name, str(plan.counter), list(plan.migrations)
     sources = {f"config/{path.name}": _config(path) for path in plan.configs}
     for model in plan.models:
-        tell(f"asking {model} for its golden answers")
+        tell(f"computing the golden answers of {model}")
         _add(sources, dict(gather(model)), work, model)
     if plan.full:
         own = _add_wheels(sources, plan, work, tell)
@@ -223,7 +223,7 @@ def _of_old_keys(own: Path) -> list[Migration]:
 
 
 class BundleInspection(Struct, frozen=True):
-    """A bundle, looked into.
+    """Result of inspecting a bundle.
 
     Attributes:
         path: of the file.
@@ -244,7 +244,7 @@ class BundleInspection(Struct, frozen=True):
     asked: bool = False
 
     def summary(self) -> dict[str, str]:
-        """In words, by what they are about."""
+        """Return the result as labelled lines of text."""
         told = {"bundle": self.path}
         if self.file is not None:
             told |= {"size": f"{self.file.size / 1e6:.1f} MB", "sha256": self.file.sha256}
@@ -253,12 +253,14 @@ class BundleInspection(Struct, frozen=True):
         if self.signer is not None:
             return told | {"signed by": f"{self.signer.principal}, {self.signer.key}"}
         if self.asked:
-            return told | {"signed": "by nobody who may" if self.signature else "no"}
-        return told | {"signed": "yes, by whom was not asked: --signers FILE" if self.signature else "no"}
+            return told | {
+                "signed": "signature invalid, or the signer is not allowed" if self.signature else "no"
+            }
+        return told | {"signed": "yes (signer not checked; use --signers FILE)" if self.signature else "no"}
 
 
 def inspection(path: Path, signers: Path | None = None, revoked: Path | None = None) -> BundleInspection:
-    """Look into a bundle, and at each of its files.
+    """Inspect a bundle and each of its files.
 
     Args:
         path: of the bundle.

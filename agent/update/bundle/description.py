@@ -18,7 +18,7 @@ Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 
 
 class HealthGate(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a trial has to show before it is committed.
+    """Conditions for the commit of a trial.
 
     Attributes:
         steady_s: so long every stream has to be well.
@@ -36,7 +36,7 @@ class HealthGate(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ShadowGate(Struct, frozen=True, forbid_unknown_fields=True):
-    """What new models have to show beside those in use before they take their place.
+    """Conditions for new models that run beside those in use.
 
     How long an inference may take is said by `HealthGate.p95_factor` and `p95_floor_ms`.
 
@@ -73,7 +73,7 @@ Word = Annotated[str, Meta(pattern=WORD)]
 
 
 class Target(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a board must be.
+    """Requirements for the board.
 
     Attributes:
         arch: as `uname -m` tells it.
@@ -117,7 +117,7 @@ class BundleFile(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Description(Struct, frozen=True, forbid_unknown_fields=True):
-    """What a bundle says of itself.
+    """Description of a bundle, `bundle.toml`.
 
     Attributes:
         schema: of this description; always `SCHEMA`.
@@ -174,7 +174,7 @@ def parse(data: bytes) -> Description:
 
 
 def render(description: Description) -> bytes:
-    """`bundle.toml`; of equal descriptions always the same bytes.
+    """Render `bundle.toml`, reproducibly.
 
     Raises:
         BundleError: see `check`.
@@ -206,7 +206,7 @@ def check(description: Description) -> None:
 
 
 def check_path(path: str, where: str) -> None:
-    """Refuse what is no path of a file in a bundle.
+    """Refuse an invalid path of a file in a bundle.
 
     Args:
         path: in the bundle.

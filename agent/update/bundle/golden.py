@@ -1,4 +1,4 @@
-"""Golden answers of a bundle's models: made where it is built, and asked for again on the board."""
+"""Golden answers of models: computed when a bundle is built, compared on the board."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LARGEST = 512 << 20
 
 
 def make(content: bytes, manifest: Manifest) -> bytes:
-    """What the CPU answers to a noisy shape that is the same each time.
+    """Compute the answers of the CPU to a seeded input.
 
     Args:
         content: the `.tflite` file.
@@ -52,7 +52,7 @@ def make(content: bytes, manifest: Manifest) -> bytes:
 
 
 def compare(content: bytes, manifest: Manifest, golden: bytes) -> None:
-    """Ask a model the same again.
+    """Compare the answers of a model with the golden ones.
 
     Args:
         content: the `.tflite` file.
@@ -83,7 +83,7 @@ def compare(content: bytes, manifest: Manifest, golden: bytes) -> None:
 def _answered(
     content: bytes, manifest: Manifest, arrays: dict[str, Array] | None
 ) -> tuple[list[Array], list[Array], tuple[TensorSpec, ...]]:
-    """Inputs, answers in reals, and what the outputs are; in a process of its own, which a model may crash."""
+    """Return inputs, dequantised answers and output specs, from a worker process that the model may crash."""
     model = Model(content, hashlib.sha256(content).hexdigest(), manifest, manifest.name)
     session = WorkerSession(model, BackendSpec(threads=1), SessionOptions(threads=1), deadline_s=PATIENCE_S)
     try:
@@ -116,11 +116,8 @@ def _loaded(name: str, golden: bytes) -> dict[str, Array]:
         raise GoldenError(f"model {name}: golden answers that cannot be read: {error}; build it anew") from error
 
 
-# The self-test of models: run by the version that is to use them, as the user that its daemon will be.
-
-
 def selftest(models: Path) -> Iterator[str]:
-    """Answer the golden inputs of every model of a set; gives what was proved, in words.
+    """Compare every model of a set with its golden answers; yield a line of text for each.
 
     Args:
         models: the folder of the set.

@@ -1,4 +1,4 @@
-"""The lock file, and which of its lines a board needs: rules without I/O, for another machine than this one."""
+"""The lock file, and the packages of it that a board needs: markers are evaluated for the board."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Lock:
         self._lines.setdefault(canonicalize_name(requirement.name), []).append((requirement, locked))
 
     def pin(self, name: str, target: Target) -> Pin:
-        """The version of a package that a board needs.
+        """Return the locked version of a package for a board.
 
         Raises:
             BundleError: it is not locked for such a board.
@@ -82,7 +82,7 @@ class Lock:
 
 
 def needed(requirements: Iterable[str], extras: Iterable[str], target: Target) -> dict[str, frozenset[str]]:
-    """Which packages a wheel needs on such a board.
+    """Return the packages that a wheel needs on a board.
 
     Args:
         requirements: its lines `Requires-Dist`.
@@ -106,12 +106,12 @@ def needed(requirements: Iterable[str], extras: Iterable[str], target: Target) -
 
 
 def about(target: Target) -> str:
-    """A target in words."""
+    """Describe a target."""
     return f"{target.arch}, Python {target.python}, glibc {target.glibc}"
 
 
 def check_installed(*names: str) -> None:
-    """Refuse to build where what that takes is not installed.
+    """Refuse to build without the packages for it.
 
     Args:
         names: packages to import.
@@ -128,7 +128,7 @@ def check_installed(*names: str) -> None:
 
 
 def _environment(target: Target) -> Mapping[str, str]:
-    """What markers are asked about, see https://packaging.python.org/specifications/dependency-specifiers"""
+    """Environment for markers: https://packaging.python.org/specifications/dependency-specifiers"""
     return {
         "extra": "",
         "implementation_name": "cpython",

@@ -1,4 +1,4 @@
-"""Who signed a bundle: OpenSSH's own signatures, made and verified by `ssh-keygen -Y`.
+"""Signatures of bundles: OpenSSH's, made and verified by `ssh-keygen -Y`.
 
 Formats of both files: "ALLOWED SIGNERS" and "KEY REVOCATION LISTS" in https://man.openbsd.org/ssh-keygen
 """
@@ -20,15 +20,15 @@ from agent.storage.tar import open_regular
 from agent.text import local_time
 
 LINE = "NAME ssh-ed25519 AAAA…"
-"""How a line of it looks."""
+"""Format of a line of allowed signers."""
 _SIGNERS_LARGEST = 1 << 20
 _WRONG = re.compile(r":(?P<line>[0-9]+): (?P<why>invalid key|missing key|bad options: [^;]*)")
-"""What ssh-keygen says of a line that it cannot use."""
+"""Error of ssh-keygen about a line."""
 _PUBLIC = re.compile(rb"(?:ssh|ecdsa|sk)-[a-z0-9@.-]+\s+AAAA")
 
 
 def fault(signers: Path, told: str) -> str:
-    """What is wrong with a file of allowed signers.
+    """Describe what is wrong with a file of allowed signers; empty if nothing is.
 
     Args:
         signers: the file.
@@ -70,7 +70,7 @@ _OUT_OF_TIME = re.compile(r"key (?:has expired|is not yet valid): .*")
 
 
 class Places(Protocol):
-    """Where it is written who may sign."""
+    """Paths of the files of allowed and revoked keys."""
 
     @property
     def allowed_signers(self) -> Path:
@@ -82,14 +82,14 @@ class Places(Protocol):
 
 
 class Trusted(Struct, frozen=True):
-    """Such places, wherever they are."""
+    """Paths given by the caller."""
 
     allowed_signers: Path
     revoked_keys: Path | None = None
 
 
 class Signer(Struct, frozen=True):
-    """Who signed a bundle.
+    """Signer of a bundle.
 
     Attributes:
         principal: name, as it stands in the allowed signers.
@@ -101,7 +101,7 @@ class Signer(Struct, frozen=True):
 
 
 def signature_of(bundle: Path) -> Path:
-    """Where a bundle's signature is: beside it."""
+    """Return the path of a bundle's signature, beside it."""
     return Path(f"{bundle}{SUFFIX}")
 
 
@@ -131,7 +131,7 @@ def sign(bundle: Path, key: Path) -> Path:
 
 
 def check_key(key: Path) -> None:
-    """Refuse a key that is not there, or no file.
+    """Refuse a key that does not exist or is not a file.
 
     Raises:
         TrustError: says what it is, or how to make one.
@@ -142,7 +142,7 @@ def check_key(key: Path) -> None:
 
 
 def verify(bundle: Path, signature: Path, places: Places) -> Signer:
-    """Who signed a bundle, if it is someone who is trusted. Of the bundle only its raw bytes are read.
+    """Verify a signature and return its signer. Only the raw bytes of the bundle are read.
 
     Args:
         bundle: the file.
@@ -181,7 +181,7 @@ def _check_files(bundle: Path, signature: Path, signers: Path) -> None:
 
 
 def _principals(bundle: Path, signature: Path, signers: Path) -> list[str]:
-    """Names in the allowed signers that the key of the signature has, at the time of the clock."""
+    """Return the names of the signature's key in the allowed signers that are valid now."""
     done = _ssh_keygen("find-principals", "-s", str(signature), "-f", str(signers))
     if done.returncode == 0 and (names := [name for name in done.stdout.split("\n") if name]):
         return names
@@ -189,7 +189,7 @@ def _principals(bundle: Path, signature: Path, signers: Path) -> list[str]:
 
 
 def _refusal(told: str, signature: Path, signers: Path) -> str:
-    """What ssh-keygen's words mean for the operator."""
+    """Translate an error of ssh-keygen for the operator."""
     if late := _OUT_OF_TIME.search(told):
         now = local_time(datetime.now(UTC))
         return (
@@ -247,6 +247,6 @@ def _ran(command: list[str], stdin: int, patience_s: float | None) -> subprocess
 
 
 def _told(done: subprocess.CompletedProcess[str]) -> str:
-    """What ssh-keygen said, in a line, the reason before what follows from it."""
+    """Join the output of ssh-keygen in a line, stderr first."""
     lines = [line.strip() for line in (*done.stderr.split("\n"), *done.stdout.split("\n")) if line.strip()]
     return "; ".join(line for line in dict.fromkeys(lines) if not line.startswith("Signing data on"))

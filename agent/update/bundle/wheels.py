@@ -1,4 +1,4 @@
-"""The wheels of a bundle: Vedette's own, built from its sources, and those it needs, fetched for the board."""
+"""Wheels of a bundle: build Vedette's own from its sources, and download its dependencies for the board."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from agent.update.bundle.lockfile import Lock, Pin, about, check_installed, need
 
 LOCK = "requirements.lock"
 _OWN = Path(__file__).parent.parent.parent.parent
-"""Of a vedette that runs from its clone; of an installed one it is `site-packages`."""
+"""The clone, or `site-packages` of an installed vedette."""
 _VERSION = re.compile(r'^__version__ = "([^"]*)"', re.MULTILINE)
 
 
 def find_clone() -> Path:
-    """The clone that this vedette runs from; of one that was installed, the working folder, if that is a clone.
+    """Return the clone that this vedette runs from, else the working folder if it is a clone.
 
     Raises:
         BundleError: there is none, or it is one of another version.
@@ -143,7 +143,7 @@ def own_wheel(folder: Path) -> Path:
 
 
 def metadata(wheel: Path) -> Message:
-    """What a wheel says of itself.
+    """Read the METADATA of a wheel.
 
     Raises:
         BundleError: it is no wheel.
@@ -257,7 +257,7 @@ def _download(pins: list[Pin], target: Target, folder: Path) -> None:
 
 
 def _why(told: str, target: Target) -> str:
-    """What pip's words mean; empty: nothing that is known."""
+    """Translate an error of pip; empty if it is unknown."""
     if "DO NOT MATCH THE HASHES" in told:
         return "a wheel is not the one that was locked: it was changed after; look at it, then scripts/lock"
     if _NO_NETWORK.search(told):

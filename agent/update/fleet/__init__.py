@@ -1,4 +1,4 @@
-"""The fleet: on a workstation, takes many boards to a version by updates over SSH. No board uses it.
+"""Rollouts from a workstation to many boards over SSH. No board imports this package.
 
-What is decided (inventory, plan, judgement, ledger) knows nothing of SSH; the transport decides nothing.
+`policy`, `ledger` and `inventory` hold the rules and know nothing of SSH; `ssh` decides nothing.
 """

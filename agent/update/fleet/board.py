@@ -1,4 +1,4 @@
-"""What a board tells of itself: as much as a fleet needs, so that other versions are understood, too."""
+"""The answer of a board to `status`, and the commands that a board allows."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from agent.update.protocol import UpdateStatus, Vitals
 
 _UPDATE = re.compile(r'\s*\{\s*"update"\s*:\s*')
 _LONGEST = 200
-STRANGE = "its answer is not that of vedette-ssh: install Vedette there anew"
+STRANGE = "unexpected answer, not one of vedette-ssh: run scripts/install on the board"
 
 
 class BoardState(Struct, frozen=True):
-    """What `status` answers.
+    """Answer of a board to `status`.
 
     Attributes:
-        update: versions and the update at hand.
-        health: of the daemon; None: it does not run, or its health is unclear.
-        unclear: why its health cannot be told, though something is there; empty: it can.
+        update: versions and the current update.
+        health: None: the daemon does not run, or its health cannot be read.
+        unclear: why the health cannot be read; empty: it can, or there is none.
     """
 
     update: UpdateStatus
@@ -34,7 +34,7 @@ class BoardState(Struct, frozen=True):
     unclear: str = ""
 
     def told(self) -> str:
-        """The daemon in a few words."""
+        """Describe the daemon in a few words."""
         if self.health is None:
             return f"health unknown: {self.unclear}" if self.unclear else "daemon does not run"
         streams = self.health.streams
@@ -43,17 +43,17 @@ class BoardState(Struct, frozen=True):
 
 
 class _Told(Struct, frozen=True):
-    """What is told of health: as base64, or by older boards as it is."""
+    """Health as base64; older boards send it as plain JSON."""
 
     health_base64: str | None = None
     health: msgspec.Raw = msgspec.Raw(b"null")
 
 
 def parse_state(text: str) -> BoardState | None:
-    """What a board has answered; None: this is no such answer.
+    """Parse an answer to `status`; return None if it is not one.
 
-    The update comes first, and is told by root. Health comes from the daemon, which is not trusted with the
-    board's updates: whatever is in it changes nothing of what is told before it.
+    The update comes first and is written by root. The health is written by the daemon, which is not trusted:
+    nothing in it can change the update.
     """
     found = _UPDATE.match(text)
     if found is None:
@@ -66,7 +66,7 @@ def parse_state(text: str) -> BoardState | None:
     try:
         return BoardState(update, _health(text))
     except NO_JSON:
-        return BoardState(update, unclear="what its daemon tells cannot be read")
+        return BoardState(update, unclear="the daemon's health file is damaged")
 
 
 def _health(text: str) -> Vitals | None:
@@ -77,7 +77,7 @@ def _health(text: str) -> Vitals | None:
     return msgspec.json.decode(raw, type=Vitals) if raw else None
 
 
-# The commands of a board as whole texts: what its `vedette-ssh` does for the key of updates, and no more.
+# The commands that `vedette-ssh` on a board allows, compared as a whole.
 
 COMMANDS = (
     "status",
@@ -100,13 +100,13 @@ _AS_NEAR = 0.75
 
 
 def check_command(command: str) -> None:
-    """Refuse what no board would do, before one is asked.
+    """Refuse a command that no board allows.
 
     Args:
-        command: as it would be said to boards.
+        command: the whole command line.
 
     Raises:
-        FleetError: names those that there are.
+        FleetError: lists the allowed commands.
     """
     if command in COMMANDS:
         return
@@ -116,11 +116,11 @@ def check_command(command: str) -> None:
 
 
 def next_words(said: Sequence[str], begun: str) -> list[str]:
-    """Words that may follow.
+    """Return the words that may come next, for shell completion.
 
     Args:
-        said: of a command, so far.
-        begun: letters of the next one.
+        said: words of the command so far.
+        begun: first letters of the next word.
     """
     commands = [command.split() for command in COMMANDS]
     place = len(said)

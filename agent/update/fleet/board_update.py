@@ -1,4 +1,4 @@
-"""The errand: takes one board to a version, whatever happens to the connection; and what became of it."""
+"""Update of one board over a connection that may break: send, apply, follow, report the outcome."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from agent.update.fleet.ssh import BUNDLE, Fault, SshFailure, Transport
 from agent.update.protocol import Update, UpdateStatus
 
 Watch = Callable[[str, str], None]
-"""Is given the name of a board and what it is at."""
+"""Called with the name of a board and its current step."""
 _LONGEST = 1000
-"""Letters of a reason that are kept: a board may tell what it likes."""
+"""Longest reason, characters: a board may send any text."""
 _KINDS: dict[str, Kind] = {"committed": "updated", "refused": "refused", "rolled_back": "rolled_back"}
 
 
 class BundleInfo(Struct, frozen=True):
-    """What the boards are to have.
+    """The bundle of a rollout.
 
     Attributes:
         path: of the bundle. sha256: of the file. size: of it, bytes.
@@ -43,15 +43,14 @@ class BundleInfo(Struct, frozen=True):
 
 
 class Timeouts(Struct, frozen=True):
-    """How long a board is waited for, s.
+    """Timeouts for one board, s.
 
     Attributes:
-        send_s: for a bundle to arrive, each time.
-        over_s: for an update to be over, from when it is asked for, and beyond the time that its bundle grants a
-            shadow; who is away in between is looked for.
-        look_s: between two looks at an update.
-        tries: how often a lost connection is made again before the update is on its way.
-        pause_s: before the second try; doubled before each further one.
+        send_s: each attempt to send a bundle.
+        over_s: from the order to the end of the update, beyond the time that the bundle grants a shadow.
+        look_s: between two polls of an update.
+        tries: attempts to reach a board before its update has begun.
+        pause_s: before the second attempt; doubled before each further one.
     """
 
     send_s: float = 3600.0
@@ -68,7 +67,7 @@ class _GaveUpError(Exception):
 
 
 class BoardUpdate:
-    """To one board."""
+    """Updates one board."""
 
     def __init__(
         self, transport: Transport, board: FleetBoard, wanted: BundleInfo, watch: Watch, patience: Timeouts
@@ -79,10 +78,10 @@ class BoardUpdate:
         self._sent, self._version = 0, ""
 
     async def run(self) -> BoardOutcome:
-        """Take the board there. Whatever fails is the outcome.
+        """Update the board. A failure of this board is its outcome.
 
         Raises:
-            VedetteError: nothing can be done for any board. BrokenPipeError: nobody reads what is told.
+            VedetteError: no board can be updated, such as without ssh. BrokenPipeError: stdout is closed.
         """
         began = time.monotonic()
         kind: Kind = "current"
@@ -95,7 +94,7 @@ class BoardUpdate:
         except (VedetteError, BrokenPipeError):
             raise
         except Exception as error:
-            kind, reason = "failed", f"the errand broke off: {reason_of(error)}"
+            kind, reason = "failed", f"internal error (please report): {reason_of(error)}"
         return BoardOutcome(
             self._board.name,
             kind,
@@ -108,7 +107,7 @@ class BoardUpdate:
         )
 
     async def _update(self) -> Update | None:
-        """What became of it; None: the board has the version already."""
+        """Return the finished update; None if the board has the version already."""
         self._tell("asking")
         found = await self._standing()
         if self._has(found):
@@ -117,7 +116,7 @@ class BoardUpdate:
         if before is not None and not before.over:
             if not self._is_ours(before):
                 what = before.version or before.file
-                raise _GaveUpError("failed", f"another update is at hand there: {what} {before.state}")
+                raise _GaveUpError("failed", f"another update is running there: {what} {before.state}")
             return await self._follow(None)
         began_at = None if before is None else before.began_at
         await self._send()
@@ -134,13 +133,13 @@ class BoardUpdate:
         return version and found.models in (-1, wanted.counter)
 
     def _is_ours(self, at_hand: Update) -> bool:
-        """Whether an update is one that was cut off here; before it is verified, only its place is known."""
+        """Compare by hash; before the bundle is verified, only its path is known."""
         return at_hand.bundle == self._wanted.sha256 or (
             not at_hand.bundle and at_hand.file.endswith(f"/{BUNDLE}")
         )
 
     async def _send(self) -> None:
-        """Send the bundle; what has come is kept there when the connection is lost."""
+        """Send the bundle; the board keeps a partial one when the connection is lost."""
         self._tell("sending")
 
         async def send() -> SshFailure | None:
@@ -148,10 +147,10 @@ class BoardUpdate:
             self._sent += sent
             return reply.trouble
 
-        await self._trying(send)
+        await self._retry(send)
 
     async def _apply(self, before: datetime | None) -> None:
-        """Have the board begin; it goes on by itself from then on, with or without us."""
+        """Start the update; from then on the board continues without a connection."""
         self._tell("applying")
 
         async def apply() -> SshFailure | None:
@@ -160,14 +159,14 @@ class BoardUpdate:
                 return None
             return reply.trouble
 
-        await self._trying(apply)
+        await self._retry(apply)
 
     async def _has_begun(self, before: datetime | None) -> bool:
         at_hand = (await self._standing()).at_hand
         return at_hand is not None and at_hand.began_at != before
 
     async def _follow(self, before: datetime | None) -> Update:
-        """Look until the update is over. The board may be away meanwhile, as when it starts anew."""
+        """Poll until the update is over. The board may be unreachable meanwhile, as during a reboot."""
         until, away = time.monotonic() + self._over_s, ""
         while True:
             try:
@@ -185,7 +184,7 @@ class BoardUpdate:
             await asyncio.sleep(self._patience.look_s)
 
     def _checked(self, done: Update) -> Update:
-        """That it was our bundle: somebody else may have sent another one meanwhile."""
+        """Refuse the result of a bundle that another client sent meanwhile."""
         if done.bundle and done.bundle != self._wanted.sha256:
             raise _GaveUpError(
                 "failed", f"another bundle was applied there meanwhile: {done.version} {done.state}"
@@ -195,13 +194,13 @@ class BoardUpdate:
     def _too_long(self, at_hand: Update | None, away: str) -> _GaveUpError:
         if away:
             return _GaveUpError(
-                "unreachable", f"lost while it was updated, and not back yet; it goes on by itself: {away}"
+                "unreachable", f"unreachable during its update, which continues without a connection: {away}"
             )
         state = at_hand.state if at_hand else "not begun"
         return _GaveUpError("failed", f"the update is {state} after {self._over_s:.0f} s")
 
     async def _standing(self) -> UpdateStatus:
-        """What the board tells of its versions."""
+        """Ask the board for its versions."""
         answers: list[UpdateStatus] = []
 
         async def ask() -> SshFailure | None:
@@ -214,15 +213,15 @@ class BoardUpdate:
             answers.append(state.update)
             return None
 
-        await self._trying(ask)
+        await self._retry(ask)
         self._version = answers[-1].version
         return answers[-1]
 
-    async def _trying(self, work: Callable[[], Awaitable[SshFailure | None]]) -> None:
-        """Do it again where the connection is lost.
+    async def _retry(self, work: Callable[[], Awaitable[SshFailure | None]]) -> None:
+        """Retry while the connection fails.
 
         Raises:
-            _GaveUpError: it does not help.
+            _GaveUpError: the attempts are used up, or the board refuses.
         """
         pause_s = self._patience.pause_s
         for left in reversed(range(self._patience.tries)):

@@ -1,4 +1,4 @@
-"""The inventory: which boards there are, and how a rollout goes through them. Ansible reads the same file."""
+"""The inventory, `fleet.toml`: boards and the policy of rollouts. Ansible reads the same file."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from agent.errors import FleetError, reason_of
 
 USER = "vedette-update"
 Size = Annotated[int, Meta(ge=1)] | Annotated[str, Meta(pattern=r"^(100|[1-9][0-9]?)%\Z")]
-"""Of a batch: a number of boards, or a share of all of them, such as `"25%"`."""
+"""Size of a batch: a number of boards, or a share of all boards, such as `"25%"`."""
 _ANSIBLE = {"user": "ansible_user", "port": "ansible_port", "key": "ansible_ssh_private_key_file"}
 _OWN = {name: f"vedette_{name}" for name in ("canary", "batches", "stop_share", "at_once")}
 _ROLE = ("vedette_looks", "vedette_look_s")
-"""Of our role for Ansible, which reads them from the same file."""
+"""Keys of the Ansible role `vedette_board`."""
 
 
 class Policy(Struct, frozen=True, rename={**_OWN, **_ANSIBLE}):
@@ -46,7 +46,7 @@ class Policy(Struct, frozen=True, rename={**_OWN, **_ANSIBLE}):
 
 
 class Host(Struct, frozen=True, rename={"address": "ansible_host", **_ANSIBLE}):
-    """What is said of one board; what is not said goes by `Policy`, and its address is its name."""
+    """Settings of one board. Unset ones come from `Policy`; the address defaults to the name."""
 
     address: str = ""
     port: Annotated[int, Meta(ge=1, le=65535)] | None = None
@@ -71,7 +71,7 @@ _LONGEST = 60
 
 
 def hosts_and_policy(data: Mapping[str, Any]) -> tuple[dict[str, Host], Policy]:
-    """What an inventory says of each board, and of all.
+    """Parse the boards and the policy of an inventory.
 
     An unknown key `vedette_…` is refused; all other keys are Ansible's.
 
@@ -120,7 +120,7 @@ def _converted(where: str, table: dict[str, Any], kind: type[_Kind]) -> _Kind:
 
 
 def _shown(value: object) -> str:
-    """As it stands in the file, about."""
+    """Format a value like in the file."""
     try:
         text = str(value) if isinstance(value, float) else msgspec.json.encode(value).decode()
     except (TypeError, ValueError):
@@ -135,12 +135,12 @@ def _check_keys(where: str, table: Iterable[str], ours: list[str]) -> None:
 
 
 def check_place(path: Path, others: Iterable[Path], advice: str) -> None:
-    """Refuse a place where no file can be written, or that is another file's.
+    """Refuse a path that cannot be written, or that is another file.
 
     Args:
-        path: of the file, which need not be there yet.
-        others: that are not to be written over.
-        advice: what to do.
+        path: file to write; it need not exist.
+        others: files that must not be overwritten.
+        advice: added to the error.
 
     Raises:
         FleetError: says why.
@@ -157,11 +157,11 @@ def check_place(path: Path, others: Iterable[Path], advice: str) -> None:
 _ADVICE = "name your inventory with --inventory, or begin with a copy of scripts/fleet/fleet.toml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ADDRESS = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:%\]_-]{0,254}")
-"""An address that begins with a hyphen would be an option of ssh."""
+"""ssh would take an address with a leading hyphen as an option."""
 
 
 class FleetBoard(Struct, frozen=True):
-    """How a board is reached.
+    """Address and login of a board.
 
     Attributes:
         name: in the inventory; its host key is pinned under it.
@@ -179,7 +179,7 @@ class FleetBoard(Struct, frozen=True):
 
 
 class Inventory(Struct, frozen=True):
-    """A fleet.
+    """The boards of a fleet and its policy.
 
     Attributes:
         path: of the file; host keys lie beside it, in `known_hosts`.
@@ -197,7 +197,7 @@ class Inventory(Struct, frozen=True):
         return self.path.absolute().parent / "known_hosts"
 
     def chosen(self, names: tuple[str, ...]) -> dict[str, FleetBoard]:
-        """The boards of these names, or all of them.
+        """Return the boards of these names, or all boards.
 
         Raises:
             FleetError: there is no such board.

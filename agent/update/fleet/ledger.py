@@ -1,4 +1,4 @@
-"""The ledger of a rollout: a JSON object in each line, added as things happen, so that it can be gone on with."""
+"""The ledger of a rollout: one JSON object a line, written as things happen, so that a rollout can be resumed."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ class Begun(Struct, frozen=True, tag="begun"):
 
 
 class Resumed(Struct, frozen=True, tag="resumed"):
-    """It was gone on with; what had failed is tried again."""
+    """The rollout was resumed; failed boards are tried again."""
 
     at: datetime
 
 
 class Started(Struct, frozen=True, tag="started"):
-    """A board is being updated."""
+    """The update of a board was started."""
 
     at: datetime
     board: str
 
 
 class Ended(Struct, frozen=True, tag="ended"):
-    """What became of a board."""
+    """The update of a board ended."""
 
     at: datetime
     outcome: BoardOutcome
@@ -64,7 +64,7 @@ class Stopped(Struct, frozen=True, tag="stopped"):
 
 
 class Done(Struct, frozen=True, tag="done"):
-    """Every batch had its turn."""
+    """All batches were tried."""
 
     at: datetime
 
@@ -73,7 +73,7 @@ Entry = Begun | Resumed | Started | Ended | Stopped | Done
 
 
 class RolloutProgress(Struct, frozen=True):
-    """How far a rollout has come.
+    """Progress of a rollout.
 
     Attributes:
         begun: what it is.
@@ -89,21 +89,18 @@ class RolloutProgress(Struct, frozen=True):
 
     @property
     def left(self) -> tuple[Batch, ...]:
-        """The batches, with the boards that do not have the version yet; those that are through are empty."""
+        """The batches without the boards that have the version; finished batches are empty."""
         has = {name for name, one in self.outcomes.items() if one.is_good}
         return tuple(tuple(name for name in batch if name not in has) for batch in self.begun.batches)
 
     @property
     def complete(self) -> bool:
-        """Whether every board has the version."""
+        """True if every board has the version."""
         return not any(self.left)
 
 
 def replay(entries: Iterable[Entry]) -> RolloutProgress | None:
-    """How far a rollout has come, by its ledger; None: it has not begun.
-
-    Of several rollouts in one ledger the newest counts.
-    """
+    """Return the progress of the newest rollout in a ledger; None if there is none."""
     found: RolloutProgress | None = None
     for entry in entries:
         if isinstance(entry, Begun):
@@ -132,7 +129,7 @@ class Ledger:
 
     Attributes:
         path: of the file.
-        left_out: lines that the last `read` could not make anything of.
+        left_out: damaged lines that the last `read` ignored.
     """
 
     def __init__(self, path: Path) -> None:
@@ -140,7 +137,7 @@ class Ledger:
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """Own it while the context lasts; it is made where there is none.
+        """Lock the ledger while the context lasts; create it if it does not exist.
 
         Raises:
             StorageError: another process owns it, or it cannot be written.
@@ -157,7 +154,7 @@ class Ledger:
         add_line(self.path, msgspec.json.encode(entry))
 
     def read(self) -> list[Entry]:
-        """What is in it; nothing where there is no file. Lines that are damaged, or cut off, are left out.
+        """Return all entries; none without a file. Damaged lines are ignored.
 
         Raises:
             FleetError: it cannot be read, or is no ledger.
@@ -176,7 +173,7 @@ class Ledger:
 
 
 def _is_begun(lines: Sequence[bytes]) -> bool:
-    """Whether there is one line, which the power cut off before it was whole: nothing had been done yet."""
+    """True for a single incomplete line: a power cut before anything was done."""
     return len(lines) == 1 and (lines[0].startswith(_BEGINNING) or _BEGINNING.startswith(lines[0]))
 
 

@@ -1,4 +1,4 @@
-"""Asking: the same command to many boards at once."""
+"""Run the same command on many boards, some at a time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from agent.errors import VedetteError, reason_of
 from agent.update.fleet.inventory import FleetBoard
 from agent.update.fleet.ssh import Fault, Reply, Transport
 
-# At once: the same for many boards, some at a time.
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -21,13 +19,12 @@ Result = TypeVar("Result")
 async def run_parallel(
     items: Iterable[Item], work: Callable[[Item], Awaitable[Result]], *, at_once: int
 ) -> list[Result]:
-    """What came of each, in their order.
+    """Run `work` on each item; return the results in order.
 
     Args:
         items: such as boards.
-        work: on one of them. What is wrong with that one is to be its result: an exception is for what ends it
-            for all, comes out as it is, and the work on the others is cancelled.
-        at_once: on how many at the same time.
+        work: returns the failure of one item as its result. An exception cancels the other items and is raised.
+        at_once: items at the same time.
     """
     gate = asyncio.Semaphore(at_once)
 
@@ -44,7 +41,7 @@ async def run_parallel(
 
 
 class BoardAnswer(Struct, frozen=True, omit_defaults=True):
-    """Of one board.
+    """Answer of one board to a command.
 
     Attributes:
         board: its name.
@@ -69,7 +66,7 @@ async def ask_all(
     patience_s: float = 120.0,
     show: Callable[[BoardAnswer], None] = lambda answer: None,
 ) -> list[BoardAnswer]:
-    """What each board says to a command.
+    """Run a command on boards and return their answers.
 
     Args:
         transport: to them.
@@ -92,7 +89,7 @@ async def ask_all(
 
 
 async def _ask(transport: Transport, board: FleetBoard, command: str, patience_s: float) -> BoardAnswer:
-    """Whatever is wrong with this board or on the way to it is its answer."""
+    """Return a failure of this board or its connection as its answer."""
     try:
         return _answer(board, await transport.ask(board, command, patience_s))
     except VedetteError:

@@ -20,7 +20,7 @@ BAD: frozenset[Kind] = frozenset(("refused", "rolled_back", "failed"))
 
 
 class BoardOutcome(Struct, frozen=True, omit_defaults=True):
-    """Of one board.
+    """Outcome of an update on one board.
 
     Attributes:
         board: its name.
@@ -43,26 +43,26 @@ class BoardOutcome(Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_good(self) -> bool:
-        """Whether the board has the version."""
+        """True if the board has the version."""
         return self.kind in GOOD
 
 
 def counted(outcomes: Iterable[BoardOutcome]) -> dict[Kind, int]:
-    """How many of each kind; those of which there is none are left out."""
+    """Count the outcomes by kind, without the kinds that do not occur."""
     kinds = [one.kind for one in outcomes]
     return {kind: kinds.count(kind) for kind in KINDS if kind in kinds}
 
 
 def how_many(count: int) -> str:
-    """So many boards, in words."""
+    """Format a number of boards."""
     return "1 board" if count == 1 else f"{count} boards"
 
 
 def stop_reason(outcomes: Sequence[BoardOutcome], share: float, *, canary: bool) -> str:
-    """Why a rollout stops after a batch; empty: it goes on.
+    """Return why a rollout stops after a batch; empty if it continues.
 
-    A board that is away says nothing about a version. So it does not count, but for canaries, which all have to
-    show that the version is good, and where a whole batch is away: then something else is wrong.
+    An unreachable board says nothing about the version and does not count. But every canary has to show that the
+    version is good, and a whole batch out of reach means that something else is wrong.
 
     Args:
         outcomes: of each board of the batch.
@@ -87,7 +87,7 @@ Batch = tuple[str, ...]
 
 
 def plan(boards: Sequence[str], canary: Sequence[str], sizes: Sequence[Size]) -> tuple[Batch, ...]:
-    """Every board in one batch.
+    """Divide the boards into batches.
 
     Args:
         boards: names, in the order in which they are to come.

@@ -1,4 +1,4 @@
-"""The report: one HTML page about a rollout, with nothing beside it that it would need."""
+"""Report of a rollout: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ td.n, th.n {{ text-align: right; font-variant-numeric: tabular-nums }}
 
 
 def render(standing: RolloutProgress) -> str:
-    """The page.
+    """Render the page.
 
     Args:
         standing: how far the rollout has come.
@@ -47,10 +47,10 @@ def render(standing: RolloutProgress) -> str:
 
 
 def check_free(path: Path) -> None:
-    """Refuse to write over what is no such page: whatever it is, somebody may need it.
+    """Refuse to overwrite a file that is not a report.
 
     Raises:
-        FleetError: it is there, and something else.
+        FleetError: the file exists and is something else.
     """
     try:
         with path.open("rb") as file:
@@ -60,11 +60,11 @@ def check_free(path: Path) -> None:
     except OSError as error:
         raise FleetError(f"{path}: cannot be read: {reason_of(error)}; name another --report") from error
     if begins not in (b"", _BEGINNING):
-        raise FleetError(f"{path}: is there, and no report of a rollout: name another --report")
+        raise FleetError(f"{path}: exists and is not a report of a rollout: name another --report")
 
 
 def verdict(standing: RolloutProgress) -> str:
-    """How it went, in a sentence."""
+    """Summarise a rollout in a sentence."""
     count = sum(len(batch) for batch in standing.begun.batches)
     if standing.complete:
         return "the board has it" if count == 1 else f"all {count} boards have it"
@@ -119,7 +119,7 @@ def _row(name: str, one: BoardOutcome | None) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes for people: kB and MB are powers of 1000."""
+    """Format a number of bytes; kB and MB are powers of 1000."""
     if count < 1_000_000:
         return f"{count / 1000:.0f} kB"
     return f"{count / 1_000_000:.1f} MB"

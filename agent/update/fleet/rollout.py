@@ -1,4 +1,4 @@
-"""The rollout: takes the boards through the plan batch by batch, and writes the ledger as it goes."""
+"""A rollout: updates the boards batch by batch, and records each step in the ledger."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Show = Callable[[BoardOutcome], None]
 
 
 def _check_there(bundle: Path) -> None:
-    """Refuse what is no file, or has a name that no ledger can have in it.
+    """Refuse what is not a file, or has a name that is not UTF-8, which JSON cannot hold.
 
     Raises:
         FleetError: says what it is.
@@ -45,10 +45,10 @@ def _check_there(bundle: Path) -> None:
 
 
 def read_wanted(bundle: Path) -> BundleInfo:
-    """What a bundle brings, after a look at every file of it; who signed it is for the boards to judge.
+    """Read and check a bundle; the boards verify its signature.
 
     Raises:
-        FleetError: it is not there, or has no signature. BundleError: it is none.
+        FleetError: there is no such file, or no signature. BundleError: it is not a valid bundle.
     """
     _check_there(bundle)
     if not signature_of(bundle).is_file():
@@ -63,7 +63,7 @@ def read_wanted(bundle: Path) -> BundleInfo:
 
 
 class Rollout:
-    """Of one bundle, through one ledger."""
+    """Rollout of one bundle with one ledger."""
 
     def __init__(
         self,
@@ -72,20 +72,20 @@ class Rollout:
         ledger: Ledger,
         patience: Timeouts | None = None,
     ) -> None:
-        """Nothing is done yet.
+        """Create a rollout; nothing is done yet.
 
         Args:
-            inventory: of the boards, and how to go through them.
-            wanted: what they are to have.
-            ledger: that is written; what is in it of the same bundle is gone on with.
-            patience: with each board.
+            inventory: boards and policy.
+            wanted: the bundle.
+            ledger: an unfinished rollout of the same bundle in it is resumed.
+            patience: timeouts for each board.
         """
         self._inventory, self._wanted, self._ledger = inventory, wanted, ledger
         self._patience = patience or Timeouts()
         self._transport = Transport(inventory.known_hosts)
 
     def begin(self, boards: dict[str, FleetBoard]) -> RolloutProgress:
-        """Note the plan in the ledger, or find the one that is there and goes through the same boards.
+        """Write the plan to the ledger, or resume the one there if it has the same boards.
 
         Args:
             boards: that are to be updated.
@@ -99,7 +99,7 @@ class Rollout:
         return standing
 
     def planned(self, boards: dict[str, FleetBoard]) -> list[Batch]:
-        """The batches that it would go through, or is going through by the ledger. Nothing is written.
+        """Return the batches, of the ledger or of a new plan, without writing.
 
         Args:
             boards: that are to be updated.
@@ -110,7 +110,7 @@ class Rollout:
         return self._standing(boards)[0].begun.batches
 
     def _standing(self, boards: dict[str, FleetBoard]) -> tuple[RolloutProgress, bool]:
-        """Where it begins, and whether that is what the ledger tells."""
+        """Return the progress, and True if it comes from the ledger."""
         found = replay(self._ledger.read())
         if found is not None and not found.complete:
             self._check_same(found)
@@ -130,7 +130,7 @@ class Rollout:
             )
 
     async def run(self, standing: RolloutProgress, watch: Watch, show: Show) -> RolloutProgress:
-        """Go through what is left of the plan; gives how far it has come.
+        """Update the remaining batches; return the progress.
 
         Args:
             standing: as `begin` gave it.

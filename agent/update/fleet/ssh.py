@@ -1,4 +1,4 @@
-"""The transport: one command of a board, or a bundle to it, by the workstation's own ssh and rsync."""
+"""Transport to boards by the ssh and rsync of the workstation; host keys and the meaning of their errors."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ Fault = Literal["unreachable", "failed"]
 
 _SSH_FAILED = 255
 _LINK_CODES = frozenset((_SSH_FAILED, 10, 12, 30, 35))
-"""Of rsync: socket I/O, the protocol's stream broke off, and time-outs. See rsync(1), EXIT VALUES."""
+"""Exit codes for a failed connection, of ssh and of rsync: see rsync(1), EXIT VALUES."""
 _NEVER_WELL: tuple[tuple[str, str], ...] = (
     (
         r"REMOTE HOST IDENTIFICATION HAS CHANGED|host key .* has changed",
-        "another host key than the pinned one: if the board was set up anew, take its line out of known_hosts "
-        "and pin it again with `vedette fleet pin`; else somebody is in between",
+        "another host key than the pinned one: if the board was set up again, delete its line in known_hosts "
+        "and run `vedette fleet pin`; else the connection is intercepted",
     ),
     (
         r"No .* host key is known|Host key verification failed",
-        "its host key is not pinned: `vedette fleet pin` shows it and takes it",
+        "its host key is not pinned: run `vedette fleet pin`",
     ),
     (
         r"Permission denied \(",
-        "it takes none of our keys: put the public one into /etc/vedette/update_keys on the board",
+        "it accepts none of our keys: add the public key to /etc/vedette/update_keys on the board",
     ),
     (r"bad permissions|UNPROTECTED PRIVATE KEY", "the private key may be read by others: chmod 600 it"),
 )
@@ -47,10 +47,10 @@ _LONGEST = 300
 
 
 class SshFailure(Struct, frozen=True):
-    """What went wrong.
+    """Failure of ssh or rsync.
 
     Attributes:
-        fault: `unreachable`: the network, or the board is off. `failed`: trying again would not help.
+        fault: `unreachable`: no connection. `failed`: another attempt would not help.
         reason: in words.
     """
 
@@ -59,29 +59,29 @@ class SshFailure(Struct, frozen=True):
 
 
 def trouble(code: int, said: str) -> SshFailure | None:
-    """What is wrong with an exit code of ssh or rsync; None: nothing.
+    """Classify the end of ssh or rsync; None if it succeeded.
 
     Args:
-        code: of the program.
-        said: on stderr, by it and by the other end.
+        code: exit code.
+        said: stderr, of the program and of the board.
     """
     if code == 0:
         return None
     for pattern, reason in _NEVER_WELL:
         if re.search(pattern, said):
             return SshFailure("failed", reason)
-    if own := _OWN.findall(said):  # the board itself has answered
+    if own := _OWN.findall(said):  # written by the board itself
         return SshFailure("failed", own[-1][:_LONGEST])
-    if _FULL[0] in said:  # a board that knows how full says so itself
+    if _FULL[0] in said:  # without an explanation of the board
         return SshFailure("failed", _FULL[1])
     text = _first(said) or f"exit code {code}"
     return SshFailure("unreachable" if code in _LINK_CODES else "failed", text)
 
 
 def _first(said: str) -> str:
-    """The first line that says something: what follows it are consequences."""
+    """Return the first line with text: later ones are consequences."""
     lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("sudo: unable")]
-    lines.sort(key=lambda line: line.startswith("Warning: "))  # which ssh goes on after
+    lines.sort(key=lambda line: line.startswith("Warning: "))  # ssh continues after a warning
     return lines[0][:_LONGEST] if lines else ""
 
 
@@ -90,23 +90,23 @@ Tell = Callable[[str], None]
 _CONNECT_S, _ALIVE_S, _ALIVE_TIMES = 10, 10, 3
 _SENT = re.compile(r"^Total bytes sent: ([\d,]+)$", re.MULTILINE)
 _SAID_MOST = 64 * 1024
-"""Bytes of stderr that are kept: a board says a line or two."""
+"""Bytes of stderr that are kept."""
 _ANSWER_MOST = 1 << 20
-"""Bytes of stdout that are taken: the longest answer of a board, a history, has some thousands."""
+"""Limit of stdout, bytes; the longest answer, a history, has some thousands."""
 _PIECE = 16 * 1024
 _END_S = 5.0
 _RSYNC = ("--checksum", "--copy-links", "--partial", "--timeout=60", "--stats", "--no-human-readable")
-"""The other half is started by vedette-ssh, which knows exactly these. By a checksum: another bundle may have the
-same size and time."""
+"""vedette-ssh allows exactly these options. `--checksum`: another bundle may have the same size and time."""
 BUNDLE = "bundle.vedette"
-"""Its name on the board, whatever it is called here."""
+"""Name of the bundle on the board."""
 
 
 class Reply(Struct, frozen=True):
-    """What came of a command.
+    """Result of a command.
 
     Attributes:
-        code: its exit code. out, err: what it said.
+        code: exit code.
+        out, err: stdout and stderr.
     """
 
     code: int
@@ -115,31 +115,31 @@ class Reply(Struct, frozen=True):
 
     @property
     def trouble(self) -> SshFailure | None:
-        """See `trouble.trouble`."""
+        """Failure of the command; None if it succeeded."""
         return trouble(self.code, self.err)
 
 
 class Transport:
-    """To the boards of an inventory."""
+    """Runs commands on boards, and sends them bundles."""
 
     def __init__(self, known_hosts: Path) -> None:
-        """Nothing is connected yet.
+        """Create a transport; nothing is connected yet.
 
         Args:
-            known_hosts: the pinned host keys, by the names of boards.
+            known_hosts: file of the pinned host keys, under the names of boards.
         """
         self._known_hosts = known_hosts
 
     async def ask(
         self, board: FleetBoard, command: str, patience_s: float = 60.0, tell: Tell | None = None
     ) -> Reply:
-        """Have a board do one of the commands that its `vedette-ssh` allows.
+        """Run a command of `vedette-ssh` on a board.
 
         Args:
             board: to ask.
-            command: as `vedette-ssh` knows it.
-            patience_s: after that it counts as unreachable.
-            tell: is given each line of its output as it comes.
+            command: see `board.COMMANDS`.
+            patience_s: timeout, after which the board counts as unreachable.
+            tell: called with each line of stdout as it comes.
 
         Raises:
             FleetError: there is no ssh here.
@@ -147,15 +147,15 @@ class Transport:
         return await _run([*self.ssh(board), "--", board.name, command], patience_s, tell)
 
     async def send(self, board: FleetBoard, bundle: Path, patience_s: float) -> tuple[Reply, int]:
-        """Send a bundle and its signature; what the board has of it already is not sent.
+        """Send a bundle and its signature; rsync skips the parts that the board has.
 
         Args:
             board: to send it to.
             bundle: the file; its signature lies beside it.
-            patience_s: after that it counts as unreachable; what has come until then is kept there.
+            patience_s: timeout, after which the board counts as unreachable; it keeps what has arrived.
 
         Returns:
-            what came of it, and the bytes that were sent.
+            the result, and the bytes sent.
 
         Raises:
             FleetError: there is no rsync here.
@@ -171,7 +171,7 @@ class Transport:
         return reply, int(found[1].replace(",", "")) if found else 0
 
     def ssh(self, board: FleetBoard) -> list[str]:
-        """The words of ssh that come before `--`."""
+        """Build the arguments of ssh before `--`."""
         known = str(self._known_hosts).replace("%", "%%")
         options = {
             "BatchMode": "yes",
@@ -200,20 +200,20 @@ class Transport:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what would make rsync or ssh say or do other things."""
+    """Our environment without the variables that change what rsync and ssh do or print."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RSYNC_", "LC_"))}
     return {**kept, "LC_ALL": "C"}
 
 
 class _TooLongError(Exception):
-    """More has come than is taken."""
+    """The answer exceeds `_ANSWER_MOST`."""
 
 
 async def _run(words: Sequence[str], patience_s: float, tell: Tell | None = None) -> Reply:
     process = await _begin(words)
     try:
         async with asyncio.timeout(patience_s):
-            return await _hear(process, tell)
+            return await _communicate(process, tell)
     except TimeoutError:
         return Reply(255, "", f"no answer within {patience_s:.0f} s")
     except ExceptionGroup as errors:
@@ -225,7 +225,7 @@ async def _run(words: Sequence[str], patience_s: float, tell: Tell | None = None
 
 
 async def _begin(words: Sequence[str]) -> asyncio.subprocess.Process:
-    """In a session of its own: Ctrl-C is for us, and what it starts itself can be ended with it."""
+    """Start in a session of its own: Ctrl-C does not reach it, and its children can be killed with it."""
     pipe = asyncio.subprocess.PIPE
     try:
         return await asyncio.create_subprocess_exec(
@@ -241,7 +241,7 @@ async def _begin(words: Sequence[str]) -> asyncio.subprocess.Process:
         raise FleetError(f"there is no {words[0]} here: install {package}") from error
 
 
-async def _hear(process: asyncio.subprocess.Process, tell: Tell | None) -> Reply:
+async def _communicate(process: asyncio.subprocess.Process, tell: Tell | None) -> Reply:
     assert process.stdout is not None
     assert process.stderr is not None
     async with asyncio.TaskGroup() as group:
@@ -252,17 +252,17 @@ async def _hear(process: asyncio.subprocess.Process, tell: Tell | None) -> Reply
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill what still runs, with the ssh of an rsync: it keeps the pipes open as long as a board likes."""
+    """Kill the process group: the ssh of an rsync would keep the pipes open."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     with suppress(TimeoutError):
         await asyncio.wait_for(process.wait(), _END_S)
-    # Pipes that something on the way still holds open are closed now, and not by chance after the loop is.
+    # Close pipes that another process still holds open, else they are closed after the loop is.
     process._transport.close()  # type: ignore[attr-defined]  # asyncio has no other way
 
 
 async def _lines(stream: asyncio.StreamReader, tell: Tell | None) -> str:
-    """All of it; `tell` is given each line, however long, when its end has come."""
+    """Read to the end; call `tell` with each complete line."""
     said, begun = bytearray(), 0
     while piece := await stream.read(_PIECE):
         said += piece
@@ -291,10 +291,10 @@ _SCAN_S = 15.0
 
 
 class HostKey(Struct, frozen=True):
-    """What a board shows.
+    """Host key of a board.
 
     Attributes:
-        line: of known_hosts, under the board's name.
+        line: for known_hosts, under the board's name.
         fingerprint: as `ssh-keygen -l` prints it.
     """
 
@@ -303,21 +303,21 @@ class HostKey(Struct, frozen=True):
 
 
 def check_pinned(known_hosts: Path, boards: Iterable[FleetBoard]) -> None:
-    """Refuse boards whose host key is not known, before anything is done to any.
+    """Refuse boards whose host key is not pinned.
 
     Raises:
-        FleetError: names them, and tells what to do.
+        FleetError: names them.
     """
     if missing := unpinned(known_hosts, boards):
         raise FleetError(
             f"{known_hosts}: no host key of {', '.join(board.name for board in missing)}: "
-            f"`vedette fleet pin {missing[0].name}` shows it and takes it; compare it with what "
-            "`ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` prints on the board"
+            f"`vedette fleet pin {missing[0].name}` shows and pins it; compare it with the output "
+            "of `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the board"
         )
 
 
 def unpinned(known_hosts: Path, boards: Iterable[FleetBoard]) -> list[FleetBoard]:
-    """The boards without a line in known_hosts.
+    """Return the boards without a line in known_hosts.
 
     Raises:
         FleetError: it cannot be read.
@@ -338,13 +338,13 @@ def unpinned(known_hosts: Path, boards: Iterable[FleetBoard]) -> list[FleetBoard
 
 
 def _finds(known_hosts: Path, name: str) -> bool:
-    """Whether a line whose names are hashed is the board's."""
+    """Search a board in a file with hashed names."""
     asks = ["ssh-keygen", "-F", name, "-f", str(known_hosts)]
     return subprocess.run(asks, capture_output=True, timeout=_SCAN_S, check=False).returncode == 0
 
 
 def scan(board: FleetBoard) -> HostKey:
-    """The host key that a board shows now; whether it is the board's, somebody has to know.
+    """Return the host key that an address presents now; a person has to compare it with the board's.
 
     Raises:
         FleetError: it shows none.
@@ -353,13 +353,13 @@ def scan(board: FleetBoard) -> HostKey:
     said = _pinning_run(asks, board)
     lines = [line.split() for line in said.splitlines() if line and not line.startswith("#")]
     if not lines or len(lines[0]) < 3:
-        raise FleetError(f"{board.name}: {board.address} port {board.port} shows no host key: is it on?")
+        raise FleetError(f"{board.name}: {board.address} port {board.port} presents no host key: is it on?")
     line = " ".join((board.name, *lines[0][1:3]))
     return HostKey(line, _pinning_run(["ssh-keygen", "-l", "-f", "-"], board, line).strip())
 
 
 def pin(known_hosts: Path, key: HostKey) -> None:
-    """Trust a host key from now on.
+    """Pin a host key.
 
     Raises:
         StorageError: the disk refuses.
@@ -373,5 +373,5 @@ def _pinning_run(words: list[str], board: FleetBoard, given: str = "") -> str:
     except FileNotFoundError as error:
         raise FleetError(f"there is no {words[0]} here: install openssh-client") from error
     except subprocess.TimeoutExpired as error:
-        raise FleetError(f"{board.name}: {words[0]} does not end within {_SCAN_S:.0f} s") from error
+        raise FleetError(f"{board.name}: {words[0]} did not end within {_SCAN_S:.0f} s") from error
     return done.stdout.decode("utf-8", "replace")

@@ -219,7 +219,7 @@ def test_a_rollback_is_waited_for_as_long_as_a_board_may_take(
 def test_a_board_that_shows_no_host_key_cannot_be_pinned(folder: Path) -> None:
     error = say("pin", "porch", "--yes").exception
     assert isinstance(error, FleetError)
-    assert "porch: 127.0.0.1 port 1 shows no host key: is it on?" in str(error)
+    assert "porch: 127.0.0.1 port 1 presents no host key: is it on?" in str(error)
     assert not (folder / "known_hosts").exists()
 
 
@@ -286,4 +286,4 @@ def test_the_lines_tell_a_step_once(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_answer_of_something_else_is_no_status() -> None:
     (row,) = rows([BoardAnswer("porch", out="Debian GNU/Linux 12")])
     assert row.fault == "failed"
-    assert "is not that of vedette-ssh" in row.reason
+    assert "not one of vedette-ssh" in row.reason
