@@ -26,7 +26,12 @@ Host key verification failed.
         (255, "Host key verification failed.", "failed", "vedette fleet pin"),
         (255, "No ED25519 host key is known for porch and you have requested", "failed", "is not pinned"),
         (255, "x@y: Permission denied (publickey).", "failed", "/etc/vedette/update_keys"),
-        (255, "WARNING: UNPROTECTED PRIVATE KEY FILE!\nPermission denied (publickey)", "failed", "none of our keys"),
+        (
+            255,
+            "WARNING: UNPROTECTED PRIVATE KEY FILE!\nPermission denied (publickey)",
+            "failed",
+            "none of our keys",
+        ),
         (11, "rsync: write failed: No space left on device (28)", "failed", "its disk is full"),
         (12, "rsync: No space left on device (28)\nvedette-ssh: no room: 3 MB", "failed", "no room: 3 MB"),
         (126, "vedette-ssh: not allowed: id", "failed", "not allowed: id"),
