@@ -89,10 +89,10 @@ def _warn(lost: float, loss: float) -> None:
 
 
 def _calibrate(model: str, data: Path, loss: float) -> CalibrationResult:
-    from agent.optimise.calibrate.exits import ExitCalibrator, calibrate_exits, labelled
+    from agent.optimise.calibrate.exits import ExitCalibrator, calibrate_exits, find_labelled
 
     calibrator = ExitCalibrator(model)
-    recordings = labelled(data, calibrator.labels)
+    recordings = find_labelled(data, calibrator.labels)
     hidden = not sys.stderr.isatty()
     with click.progressbar(length=len(recordings), label="listening", file=sys.stderr, hidden=hidden) as bar:
         return calibrate_exits(calibrator, recordings, loss, lambda _: bar.update(1))

@@ -28,7 +28,7 @@ from agent.daemon.metrics import StreamMetrics
 from agent.daemon.perception import Perception, open_perception, prepare_perception
 from agent.daemon.pipeline import Pipeline
 from agent.errors import BackendError, CommandError, VedetteError
-from agent.models.library import open_model, tell
+from agent.models.library import log_guesses, open_model
 from agent.text import plural
 
 if TYPE_CHECKING:
@@ -290,7 +290,7 @@ class Stream(SupervisedThread):
         variant = self.config.variant
         model = open_model(self.config.model, variant, wait_s, self._services.vetting)
         self.model, self._variant = model, variant
-        tell(self.name, self.config.model)
+        log_guesses(self.name, self.config.model)
         return model
 
     @property

@@ -1,1 +1,1 @@
-"""The models of this device: bundled ones and files."""
+"""Models of this device: bundled ones and files."""

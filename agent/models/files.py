@@ -1,6 +1,8 @@
-"""Models on disk: a bundled one by its name, or any by its path. Everything that is read is untrusted.
+"""Model files and manifests on disk: bundled ones by name, others by path. All content is untrusted.
 
-A manifest is a TOML file of ours, or a JSON file of microWakeWord's: `wakeword/NAME` is one of its package's.
+A manifest is a TOML file, or a JSON file of microWakeWord, whose models run in our own session: `wakeword/NAME`
+    is one of the package `pymicro-wakeword`. Source of that format:
+    https://github.com/esphome/micro-wake-word-models
 """
 
 from __future__ import annotations
@@ -25,18 +27,13 @@ from agent.config.toml import Keys, TomlFile, to_toml
 from agent.errors import NO_JSON, ModelError, reason_of
 from agent.storage.files import write_atomic
 
-# Wake words of microWakeWord: its JSON manifests, as files or as the package `pymicro-wakeword` brings them.
-#
-# Only the models are used; they run in our own session. Source of the format:
-# https://github.com/esphome/micro-wake-word-models
-
 SUFFIX = ".json"
 PREFIX = "wakeword/"
 _PACKAGE = "pymicro_wakeword"
 
 
 class _Micro(Struct, frozen=True):
-    """What the manifest says of how the model runs; what is not used here may stand there."""
+    """How the model runs; other keys are ignored."""
 
     probability_cutoff: float
     sliding_window_size: int
@@ -44,7 +41,7 @@ class _Micro(Struct, frozen=True):
 
 
 class _File(Struct, frozen=True):
-    """The JSON file, version 2."""
+    """A JSON manifest of microWakeWord, version 2."""
 
     wake_word: str
     model: str
@@ -54,13 +51,13 @@ class _File(Struct, frozen=True):
 
 
 def packaged() -> tuple[str, ...]:
-    """Names of the wake words that the package brings, `wakeword/alexa` and so on; none without it."""
+    """Return the names of the packaged wake words, such as `wakeword/alexa`; none without the package."""
     folder = _folder()
     return tuple(PREFIX + path.stem for path in sorted(folder.glob(f"*{SUFFIX}"))) if folder else ()
 
 
 def packaged_path(name: str) -> Path:
-    """The manifest of a packaged wake word.
+    """Return the path of a packaged wake word's manifest.
 
     Raises:
         ModelError: the package is not installed, or has no such word.
@@ -75,14 +72,14 @@ def packaged_path(name: str) -> Path:
 
 
 def read_wakeword(content: bytes, where: str) -> Manifest:
-    """A manifest of ours from one of theirs. The format's models give probabilities.
+    """Convert a manifest of microWakeWord, whose models give probabilities.
 
     Args:
-        content: the JSON file.
+        content: of the JSON file.
         where: its path, for messages.
 
     Raises:
-        ModelError: it is none.
+        ModelError: it is no such manifest.
     """
     try:
         file = msgspec.json.decode(content, type=_File)
@@ -104,16 +101,16 @@ def _folder() -> Path | None:
 ZOO = Path(__file__).parent / "zoo"
 _MODEL, _MANIFEST = ".tflite", ".toml"
 _LARGEST = 2 * 1024**3
-"""Bytes of a model: offsets inside a flatbuffer have 31 bits."""
+"""Largest model, bytes: offsets inside a flatbuffer have 31 bits."""
 _MEMORY = Path("/proc/meminfo")
 _LARGEST_TEXT = 1024**2
-"""Bytes of a manifest or a list of labels; ImageNet's 21,000 names take 500 kB."""
+"""Largest manifest or list of labels, bytes; ImageNet's 21,000 names take 500 kB."""
 
 _preloaded: dict[str, tuple[bytes, TomlFile | None] | ModelError] = {}
 
 
 def bundled() -> tuple[str, ...]:
-    """Names of the models that come with Vedette, sorted."""
+    """Return the names of the models that come with Vedette, sorted."""
     return tuple(sorted(path.stem for path in ZOO.glob(f"*{_MANIFEST}")))
 
 
@@ -123,17 +120,17 @@ def is_packaged(name_or_path: str) -> bool:
 
 
 def load_file(path: str | Path) -> tuple[bytes, TomlFile | None]:
-    """Read a model file, and its manifest where there is one.
+    """Read a model file, and its manifest if there is one.
 
     Args:
         path: a bundled name, or a path to a `.tflite` or to its manifest, `.toml` or `.json`; a relative one
-            starts at the working folder. The manifest of a `.tflite` is the `.toml` of the same stem.
+            starts at the working directory. The manifest of a `.tflite` is the `.toml` of the same stem.
 
     Returns:
-        The model's bytes, and what its manifest says, which may be a part of what is needed; None: it has none.
+        The model's bytes, and its manifest, which may be incomplete; None: there is none.
 
     Raises:
-        ModelError: there is none of that name, it cannot be read, its hash is wrong, or see `check_manifest`.
+        ModelError: there is no such model, it cannot be read, its hash is wrong, or see `check_manifest`.
     """
     known = _preloaded.get(str(path))
     if isinstance(known, ModelError):
@@ -151,14 +148,14 @@ def load_file(path: str | Path) -> tuple[bytes, TomlFile | None]:
     else:
         manifest = _manifest(path)
         path = beside(path, manifest.data.get("file") or path.with_suffix(_MODEL).name, "file")
-    return _verified(path, manifest), manifest
+    return _read_verified(path, manifest), manifest
 
 
 def model_path(name_or_path: str) -> Path:
     """Find the `.tflite` file of a model.
 
     Raises:
-        ModelError: there is none of that name, or its manifest cannot be read.
+        ModelError: there is no such model, or its manifest cannot be read.
     """
     path = _resolve(name_or_path)
     if path.suffix == _MODEL:
@@ -169,12 +166,12 @@ def model_path(name_or_path: str) -> Path:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError as error:  # its folder may not be looked into
+    except OSError as error:  # its folder may be inaccessible
         raise ModelError(f"{path}: cannot be read: {reason_of(error)}") from error
 
 
 def _is_empty(path: Path) -> bool:
-    """Return whether a plain file has no bytes; False also where `read` tells what is wrong with it."""
+    """Return True if a plain file has no bytes. Other problems are reported by `read`."""
     try:
         found = path.stat()
     except (OSError, ValueError):
@@ -184,9 +181,9 @@ def _is_empty(path: Path) -> bool:
 
 @contextmanager
 def preloaded(paths: Iterable[str]) -> Iterator[int]:
-    """Read models now where this is root, and have `load_file` give them from memory while the context lasts.
+    """As root, read models now, so that `load_file` returns them from memory while the context lasts.
 
-    For a process that gives up the right to read them. What is wrong with one, `load_file` says.
+    For a process that gives up the right to read them. Problems of a model are raised by `load_file`.
 
     Yields:
         The size of the models that were read, bytes.
@@ -205,10 +202,10 @@ def preloaded(paths: Iterable[str]) -> Iterator[int]:
 
 
 def manifest_path(name_or_path: str) -> Path:
-    """Where a model's own manifest lies, a TOML file.
+    """Return the path of a model's TOML manifest.
 
     Raises:
-        ModelError: it has none.
+        ModelError: there is none.
     """
     path = _resolve(name_or_path)
     path = path.with_suffix(_MANIFEST) if path.suffix == _MODEL else path
@@ -218,10 +215,10 @@ def manifest_path(name_or_path: str) -> Path:
 
 
 def golden_paths(name_or_path: str, manifest: Manifest) -> list[Path]:
-    """Where the golden files of a model lie.
+    """Return the paths of a model's golden files.
 
     Raises:
-        ModelError: one is not beside the manifest.
+        ModelError: a file is not beside the manifest.
     """
     path = _resolve(name_or_path)
     return [beside(path, name, "golden.files") for name in manifest.golden.files]
@@ -248,8 +245,8 @@ def _resolve(name_or_path: str) -> Path:
 
 def _manifest(path: Path) -> TomlFile:
     if path.suffix == SUFFIX:
-        return TomlFile(str(path), _keys(read_wakeword(read(path, _LARGEST_TEXT), str(path))), {})
-    # Every key may be left out, so an empty file is a manifest, too.
+        return TomlFile(str(path), _as_dict(read_wakeword(read(path, _LARGEST_TEXT), str(path))), {})
+    # Every key may be left out, so an empty file is a valid manifest.
     manifest = read_manifest("" if _is_empty(path) else read_text(path), str(path))
     output = manifest.data.get("output")
     if isinstance(output, dict) and isinstance(labels := output.get("labels"), str):
@@ -260,14 +257,13 @@ def _manifest(path: Path) -> TomlFile:
     return manifest
 
 
-def _keys(manifest: Manifest) -> dict[str, Any]:
-    """All keys of a manifest that another format says in its own way."""
+def _as_dict(manifest: Manifest) -> dict[str, Any]:
     keys: dict[str, Any] = msgspec.to_builtins(manifest)
     return keys
 
 
 def _labels(manifest: TomlFile, path: Path, name: str) -> list[str]:
-    """One name per line; empty lines at the end do not count, others keep their number."""
+    """Read one label per line. Empty lines at the end do not count; others keep their number."""
     try:
         file = beside(path, name, "labels")
         if not file.exists():
@@ -281,15 +277,15 @@ def _labels(manifest: TomlFile, path: Path, name: str) -> list[str]:
 
 
 def beside(manifest: Path, name: str, key: str) -> Path:
-    """The file of that name in the manifest's folder, and nowhere else.
+    """Return the path of a file in the manifest's own folder.
 
     Args:
-        manifest: its path.
+        manifest: path of the manifest.
         name: of the file.
-        key: that names it, for messages.
+        key: that names the file, for messages.
 
     Raises:
-        ModelError: it would lie elsewhere.
+        ModelError: the file would lie in another folder.
     """
     folder = manifest.parent
     path = folder / name
@@ -301,7 +297,7 @@ def beside(manifest: Path, name: str, key: str) -> Path:
     raise ModelError(f"{manifest}: {key} = {name!r} must be a file in the manifest's own folder")
 
 
-def _verified(path: Path, manifest: TomlFile) -> bytes:
+def _read_verified(path: Path, manifest: TomlFile) -> bytes:
     content = read(path)
     found, expected = hashlib.sha256(content).hexdigest(), manifest.data.get("sha256")
     if expected and found != expected:
@@ -313,10 +309,10 @@ def _verified(path: Path, manifest: TomlFile) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """A manifest or a list of labels.
+    """Read a manifest or a list of labels.
 
     Raises:
-        ModelError: see `read`; or it is not UTF-8.
+        ModelError: see `read`; or the file is not UTF-8.
     """
     try:
         return read(path, _LARGEST_TEXT).decode("utf-8")
@@ -325,10 +321,11 @@ def read_text(path: Path) -> str:
 
 
 def read(path: Path, largest: int = _LARGEST) -> bytes:
-    """A whole file, at most `largest` bytes.
+    """Read a whole file of at most `largest` bytes.
 
     Raises:
-        ModelError: it is missing, empty, too large, also for the memory that is free, no file, or cannot be read.
+        ModelError: the file is missing, empty, larger than `largest` or the free memory, not plain, or
+            unreadable.
     """
     try:
         found = path.stat()
@@ -340,7 +337,7 @@ def read(path: Path, largest: int = _LARGEST) -> bytes:
         if not found.st_size:
             raise ModelError(f"{path}: the file is empty")
         if found.st_size > (free := _free_bytes()):
-            # Without this the kernel would end some process, and it might be the daemon.
+            # Without this check the kernel would kill some process, perhaps the daemon.
             raise ModelError(f"{path}: {found.st_size} bytes, and {free} bytes of memory are free on this board")
         with path.open("rb") as file:
             return file.read(found.st_size)
@@ -353,7 +350,7 @@ def read(path: Path, largest: int = _LARGEST) -> bytes:
 
 
 def _free_bytes() -> int:
-    """Memory that could be had without swapping; more than there is where the kernel does not tell."""
+    """Return the memory that is available without swapping, bytes; a huge number if the kernel does not tell."""
     try:
         lines = _MEMORY.read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -369,21 +366,22 @@ def _nearest(path: Path) -> str:
 
 
 def rewrite(name_or_path: str, path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Write a model's manifest anew, changed; remarks in it are lost.
+    """Write a changed copy of a model's manifest. Comments in it are lost.
 
     Args:
         name_or_path: the model, with a TOML manifest.
-        path: where to, replaced as a whole or not at all. The files that it names are copied beside it.
-        change: is given the parsed document.
+        path: of the copy, replaced as a whole or not at all. The files that it names are copied beside it.
+        change: changes the parsed document.
 
     Raises:
-        ModelError: it has none, or other files of these names are there. StorageError: it cannot be written.
+        ModelError: there is no manifest, or different files of these names are there.
+        StorageError: the copy cannot be written.
     """
     import tomli_w
 
     manifest = manifest_path(name_or_path)
     data = tomllib.loads(read_text(manifest))
-    model, *others = _named(manifest, data)
+    model, *others = _files_of(manifest, data)
     missing = list(_missing([model, *others], path.parent))
     data["file"] = model.name
     change(data)
@@ -402,19 +400,19 @@ def write_new(
     *,
     force: bool = False,
 ) -> Path:
-    """Write a complete manifest, with a comment on the source of each key; give its path.
+    """Write a complete manifest with a comment on the origin of each key. Return its path.
 
     Args:
         name_or_path: the model, see `agent.models.files.load_file`.
-        path: of the manifest, in the model's folder; empty: of the same stem.
+        path: of the manifest, in the model's folder; empty: the model's path with the suffix `.toml`.
         manifest: with every key.
         sha256: of the model.
-        sources: where keys came from that were found or guessed; the others were stated, or are defaults.
-        missing: keys that are to be filled in, with their tables: they are written as comments.
-        force: replace a manifest that is there.
+        sources: origin of the keys that were found or guessed; the others were stated, or are defaults.
+        missing: keys to be filled in by the user, with their tables; they are written as comments.
+        force: replace an existing manifest.
 
     Raises:
-        ModelError: a manifest is there, or the model is not. StorageError: it cannot be written.
+        ModelError: a manifest exists, or the model does not. StorageError: it cannot be written.
     """
     model = model_path(name_or_path)
     own = Path(path) if path else model.with_suffix(".toml")
@@ -427,19 +425,19 @@ def write_new(
             f"{own}: a manifest lies beside its model, and {files[0].name} is not in that folder: copy "
             f"{files[0]} there first, or leave --manifest out"
         )
-    keys = _told(msgspec.to_builtins(replace(manifest, file=_file_key(model, own), sha256=sha256)))
+    keys = _without_defaults(msgspec.to_builtins(replace(manifest, file=_file_key(model, own), sha256=sha256)))
     stated = load_file(name_or_path)[1]
     for table, key in missing:
         keys.get(table, {}).pop(key, None)
     text = to_toml(keys, _comments(keys, sources, stated.data if stated else {}))
     for table, key in reversed(missing):
-        text = text.replace(f"[{table}]\n", f"[{table}]\n{_to_fill_in(key)}\n", 1)
+        text = text.replace(f"[{table}]\n", f"[{table}]\n{_placeholder(key)}\n", 1)
     write_atomic(own, text.encode())
     return own
 
 
 def _file_key(model: Path, own: Path) -> str:
-    """Return what a manifest says of its file; empty: nothing, as TOML cannot hold a name that is not UTF-8.
+    """Return the value of a manifest's key `file`; empty: left out, since TOML holds UTF-8 names only.
 
     Raises:
         ModelError: the manifest must name the file and cannot.
@@ -454,27 +452,27 @@ def _file_key(model: Path, own: Path) -> str:
     return model.name
 
 
-def _to_fill_in(key: str) -> str:
-    """A line for a key that nothing tells."""
+def _placeholder(key: str) -> str:
+    """Return a comment line for an unknown key."""
     if key == "labels":
         return '# labels = "labels.txt"  # to be filled in: a file beside this one, a class in each line'
-    return f"# {key} = [127.5, 127.5, 127.5]  # to be filled in: this is for -1..1; the model's source tells it"
+    return f"# {key} = [127.5, 127.5, 127.5]  # to be filled in: this is for -1..1; see the model's source"
 
 
-def _told(keys: dict[str, Any]) -> dict[str, Any]:
-    """Without what is empty or a default of parts that few models have."""
+def _without_defaults(keys: dict[str, Any]) -> dict[str, Any]:
+    """Leave out empty values, and defaults of tables that few models have."""
     usual = msgspec.to_builtins(Manifest())
     rare = [key for key in ("golden", "variants") if keys[key] == usual[key]]
-    told = {key: value for key, value in keys.items() if key not in rare and value not in ("", None)}
-    if told.get("audio"):
-        told.pop("input")
-    return told
+    stated = {key: value for key, value in keys.items() if key not in rare and value not in ("", None)}
+    if stated.get("audio"):
+        stated.pop("input")
+    return stated
 
 
 def _comments(
     keys: Mapping[str, Any], sources: Mapping[tuple[str, ...], str], stated: Mapping[str, Any]
 ) -> dict[Keys, str]:
-    """Where each key came from that was not stated."""
+    """Return the origin of each key that was not stated."""
     comments: dict[Keys, str] = {}
     for table in ("input", "output", "audio"):
         for key in keys.get(table, {}):
@@ -485,18 +483,14 @@ def _comments(
 
 
 def check_place(name_or_path: str, path: Path) -> None:
-    """Refuse a place where `rewrite` would be refused.
-
-    Raises:
-        ModelError: see `rewrite`.
-    """
+    """Raise the ModelError that `rewrite` would raise for this path."""
     manifest = manifest_path(name_or_path)
-    for _ in _missing(_named(manifest, tomllib.loads(read_text(manifest))), path.parent):
+    for _ in _missing(_files_of(manifest, tomllib.loads(read_text(manifest))), path.parent):
         pass
 
 
 def set_variants(keys: Mapping[str, Mapping[str, float | None]]) -> Callable[[dict[str, Any]], None]:
-    """For `rewrite`: set keys of variants, by their name; None takes a key away."""
+    """Return a change for `rewrite` that sets keys of variants by their name; None removes a key."""
 
     def change(manifest: dict[str, Any]) -> None:
         for variant in manifest["variants"]:
@@ -508,21 +502,21 @@ def set_variants(keys: Mapping[str, Mapping[str, float | None]]) -> Callable[[di
     return change
 
 
-def _named(manifest: Path, data: Mapping[str, Any]) -> list[Path]:
-    """The files that a manifest names: its model, and its labels where they are a file."""
+def _files_of(manifest: Path, data: Mapping[str, Any]) -> list[Path]:
+    """Return the files that a manifest names: its model, and its labels if they are a file."""
     files = [beside(manifest, data.get("file") or manifest.with_suffix(".tflite").name, "file")]
     labels = data.get("output", {}).get("labels")
     return [*files, beside(manifest, labels, "labels")] if isinstance(labels, str) else files
 
 
 def _missing(files: list[Path], folder: Path) -> Iterator[Path]:
-    """Those that are not in the folder yet."""
+    """Yield the files that are not in the folder yet."""
     for file in files:
         there = folder / file.name
         if not there.exists():
             yield file
         elif not there.samefile(file) and read(there) != read(file):
             raise ModelError(
-                f"{there}: is another file than {file}, which the manifest names; "
-                "take another folder, or move it away"
+                f"{there}: differs from {file}, which the manifest names; "
+                "choose another folder, or move the file away"
             )

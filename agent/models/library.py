@@ -1,4 +1,8 @@
-"""Models by name or path, ready for a backend; streams that run the same variant of a model share its bytes."""
+"""Open models by name or path: read, complete the manifest, and share the bytes between streams of one variant.
+
+Golden inputs, by which a device is compared with the CPU, are made here too: from the files that the manifest
+    names.
+"""
 
 from __future__ import annotations
 
@@ -41,25 +45,26 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NO_LABELS = (
-    "[output] labels are left out: what it finds is told as class0, class1 and so on; name the classes in order, "
+    "[output] labels are left out: classes are published as class0, class1 and so on; name the classes in order, "
     'in a list, or by labels = "labels.txt" in a file beside the manifest, a line each'
 )
 
 _open: WeakValueDictionary[tuple[str, str, str], Model] = WeakValueDictionary()
 _completions: dict[str, tuple[str, dict[str, Any], Completed]] = {}
-"""By name or path: sha256 of the file, what its manifest says, and what was made of both: reading takes long."""
+"""Cache by name or path, since reading takes long: sha256 of the file, its manifest, and the completed
+manifest."""
 
 _of_old_keys: dict[str, list[str]] = {}
 """Remarks by name or path, for `tell`."""
 
 
 class Known(Struct, frozen=True):
-    """A model and all that is known of it.
+    """A model file with its manifest.
 
     Attributes:
-        content: the `.tflite` file.
-        sha256: hex digest of it.
-        stated: what its manifest says; None: it has none.
+        content: of the `.tflite` file.
+        sha256: hex digest of the content.
+        stated: the manifest as written; None: there is none.
         completed: see `agent.compute.decode.defaults.Completed`.
     """
 
@@ -70,7 +75,7 @@ class Known(Struct, frozen=True):
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest with every key."""
+        """The manifest with every key filled in."""
         return self.completed.manifest
 
     def remarks(self) -> list[str]:
@@ -80,11 +85,8 @@ class Known(Struct, frozen=True):
         return [*_remarks(self.stated.data, self.completed), *_old_keys(self.stated)]
 
 
-def tell(stream: str, name_or_path: str) -> None:
-    """Log what was guessed of a stream's model, which is open, and warn of what is doubtful.
-
-    Nothing is known of a model whose manifest says everything, but for its old keys.
-    """
+def log_guesses(stream: str, name_or_path: str) -> None:
+    """Log what was guessed about a stream's open model, and warn of doubts and of old keys."""
     for remark in _of_old_keys.get(name_or_path, ()):
         log.warning("stream %s: %s", stream, remark)
     if name_or_path in _completions:
@@ -112,35 +114,35 @@ def _remarks(keys: dict[str, Any], completed: Completed) -> list[str]:
 def open_model(
     name_or_path: str, variant: str = "", wait_s: float | None = None, vetting: Vetting | None = None
 ) -> Model:
-    """The model of that name or path with the variants that may run, and nothing of the others.
+    """Open a model with the variants that may run, and without the bytes of the others.
 
     Args:
         name_or_path: see `agent.models.files.load_file`.
         variant: its name, `auto` or empty, see `agent.compute.manifest.Manifest.exits`.
-        wait_s: for the runtime, if that must be asked, see `agent.compute.infer.runtime_shapes.ends_of`.
+        wait_s: longest wait for the runtime, see `agent.compute.infer.runtime_shapes.ends_of`.
         vetting: see `agent.compute.infer.runtime_shapes.ends_of`.
 
     Raises:
         NotYetError: the runtime has not answered in that time.
-        ModelError: there is none, it is broken, or nothing tells how to use it.
+        ModelError: there is no such model, it is broken, or its manifest must say more.
     """
     known = look_up(name_or_path, wait_s=wait_s, vetting=vetting)
     content, manifest = known.content, known.manifest
     with prefixed_errors(name_or_path):
-        kept = _kept(manifest, variant)
-        key = (name_or_path, known.sha256, " ".join(one.name for one in kept))
-        all_there_are, manifest = len(manifest.variants), replace(manifest, variants=kept)
+        running = _running_variants(manifest, variant)
+        key = (name_or_path, known.sha256, " ".join(one.name for one in running))
+        count, manifest = len(manifest.variants), replace(manifest, variants=running)
         before = _open.get(key)
-        if before is not None and before.manifest == manifest:  # it may have been written anew for the same file
+        if before is not None and before.manifest == manifest:  # the manifest may have changed for the same file
             return before
-        if len(kept) == 1 < all_there_are:
-            content = only_signature(content, kept[0].signature)
+        if len(running) == 1 < count:
+            content = only_signature(content, running[0].signature)
     _open[key] = model = Model(content, known.sha256, manifest, name_or_path)
     return model
 
 
 def open_model_without_root(name_or_path: str, variant: str = "") -> Model:
-    """Open a model for a command, as `open_model` does. Root reads its file, and has another user parse it.
+    """Like `open_model`, for a command of root's: root reads the file, and another user parses it.
 
     Args:
         name_or_path: see `open_model`.
@@ -153,11 +155,11 @@ def open_model_without_root(name_or_path: str, variant: str = "") -> Model:
 
     with preloaded([name_or_path]) as size:
         found = without_root(lambda: replace(open_model(name_or_path, variant), path=""), Model, model_bytes=size)
-    return replace(found, path=name_or_path)  # which need not be UTF-8, as what is sent must be
+    return replace(found, path=name_or_path)  # the path need not be UTF-8, unlike what is sent between processes
 
 
 def open_whole_model(name_or_path: str) -> Model:
-    """The model of that name or path with every variant.
+    """Open a model with every variant.
 
     Raises:
         ModelError: see `open_model`.
@@ -167,7 +169,7 @@ def open_whole_model(name_or_path: str) -> Model:
 
 
 def open_manifest(name_or_path: str, wait_s: float | None = None) -> Manifest:
-    """The manifest of the model of that name or path, with every variant.
+    """Return the completed manifest of a model, with every variant.
 
     Args:
         name_or_path: see `open_model`.
@@ -186,7 +188,7 @@ def look_up(
 
     Args:
         name_or_path: see `agent.models.files.load_file`.
-        thorough: look for doubts even where the manifest says everything, for exactly this file by its sha256.
+        thorough: look for doubts even if the manifest is complete and names the file's sha256.
         wait_s: see `open_model`.
         vetting: see `open_model`.
 
@@ -205,7 +207,7 @@ def look_up(
         if before is None or before[:2] != (sha256, keys):
             with prefixed_errors(name_or_path):
                 ask = partial(ends_of, content, sha256, name_or_path, wait_s, vetting)
-                completed = _completed(content, stated, name_or_path, ask)
+                completed = _complete_manifest(content, stated, name_or_path, ask)
                 before = sha256, copy.deepcopy(keys), completed
             _completions[name_or_path] = before
         completed = before[2]
@@ -215,13 +217,13 @@ def look_up(
 
 
 class Draft(Struct, frozen=True):
-    """What can be written into a manifest of a model.
+    """Content for a new manifest of a model.
 
     Attributes:
-        manifest: with every key that is known.
+        manifest: with every known key.
         sha256: of the model.
-        sources: where keys came from that were found or guessed.
-        missing: keys that nothing tells: of `[input]`, which has placeholders there, and `[output] labels`.
+        sources: origin of the keys that were found or guessed.
+        missing: unknown keys: of `[input]`, which has placeholders there, and `[output] labels`.
     """
 
     manifest: Manifest
@@ -231,7 +233,7 @@ class Draft(Struct, frozen=True):
 
 
 def draft(name_or_path: str) -> Draft:
-    """Find what can be written into a manifest, also where `[input] mean` and `std` are missing.
+    """Return the content for a new manifest, even if `[input] mean` and `std` are unknown.
 
     Raises:
         ModelError: see `open_model`.
@@ -248,22 +250,22 @@ def draft(name_or_path: str) -> Draft:
     pixels |= dict.fromkeys(missing, [127.5] * 3)
     sha256 = hashlib.sha256(content).hexdigest()
     ask = partial(ends_of, content, sha256, name_or_path, None)
-    found = _completed(content, TomlFile(name_or_path, keys, {}), name_or_path, ask)
+    found = _complete_manifest(content, TomlFile(name_or_path, keys, {}), name_or_path, ask)
     untold = (*(("input", key) for key in missing), *_unnamed(found.manifest))
     return Draft(found.manifest, sha256, found.sources, untold)
 
 
 def _unnamed(manifest: Manifest) -> tuple[tuple[str, str], ...]:
-    """The key of the labels where nothing tells them."""
+    """Return the key of the labels if they are unknown."""
     return (("output", "labels"),) if lacks_labels(manifest.output) else ()
 
 
 @contextmanager
 def prefixed_errors(name_or_path: str) -> Iterator[None]:
-    """Errors inside begin with the model that they are about.
+    """Prefix the model's name to errors inside.
 
     Raises:
-        ModelError: as inside, of the same kind.
+        ModelError: of the same class as the one inside.
     """
     try:
         yield
@@ -274,16 +276,18 @@ def prefixed_errors(name_or_path: str) -> Iterator[None]:
         raise type(error)(f"{name_or_path}: {first}", *more) from None
 
 
-def _kept(manifest: Manifest, variant: str) -> tuple[Variant, ...]:
-    """The variants that may run: all of a cascade, else the chain of the one asked for; deepest first."""
+def _running_variants(manifest: Manifest, variant: str) -> tuple[Variant, ...]:
+    """Return the variants that may run: a whole cascade, or the chain of one variant; deepest first."""
     return manifest.exits(variant)[::-1] or manifest.chain(variant)[::-1]
 
 
-def _completed(content: bytes, stated: TomlFile | None, name_or_path: str, ask: Callable[[], Ends]) -> Completed:
-    """Complete a manifest by what the file tells of its tensors; where that does not do, the runtime is asked.
+def _complete_manifest(
+    content: bytes, stated: TomlFile | None, name_or_path: str, ask: Callable[[], Ends]
+) -> Completed:
+    """Complete a manifest by what the file says about its tensors, or else by asking the runtime.
 
     Raises:
-        ModelError: the runtime cannot run it; else, something must be stated in the manifest.
+        ModelError: the runtime cannot run the model, or the manifest must say more.
     """
     keys, stem, file = ({} if stated is None else stated.data), Path(name_or_path).stem, read_modelfile(content)
     facts, name = facts_of(content, file, *_signatures(keys)), plain(stem)
@@ -303,7 +307,7 @@ def _completed(content: bytes, stated: TomlFile | None, name_or_path: str, ask: 
 
 
 def _complaint(error: ModelError, stated: TomlFile | None, stem: str) -> ModelError:
-    """An error of completing, of the same kind, that begins with the manifest where one can help."""
+    """Return the error with the path of the manifest that would help, in the same class."""
     if stated is not None:
         return type(error)(f"{stated.path}: {error}")
     if isinstance(error, UndecodableError):
@@ -312,7 +316,7 @@ def _complaint(error: ModelError, stated: TomlFile | None, stem: str) -> ModelEr
 
 
 def _signatures(keys: dict[str, object]) -> tuple[str, str]:
-    """Of the variant that takes the input, and of the one that answers by default."""
+    """Return the signatures of the variant that takes the input, and of the one that answers by default."""
     if not keys.get("variants"):
         return "", ""
     variants = msgspec.convert(keys["variants"], tuple[Variant, ...])
@@ -321,30 +325,30 @@ def _signatures(keys: dict[str, object]) -> tuple[str, str]:
 
 
 def check_runs(file: ModelFile) -> None:
-    """Refuse a model that the runtime of this machine cannot run, or gets wrong.
+    """Check that the runtime of this machine runs a model correctly.
 
     Raises:
-        ModelError: every reason.
+        ModelError: it does not; with every reason.
     """
     if (runtime := installed_runtime()) and (reasons := incompatibilities(file, runtime)):
         raise ModelError(f"refused: {reasons[0]}", *reasons[1:])
 
 
 def installed_runtime() -> Runtime | None:
-    """The runtime that models run on here, without loading it; None: there is none."""
+    """Return the installed TFLite runtime, without loading it; None: there is none."""
     packages: dict[Runtime, str] = {"litert": "ai_edge_litert", "tflite-runtime": "tflite_runtime"}
     return next((name for name, package in packages.items() if importlib.util.find_spec(package)), None)
 
 
 def _check_signatures(stated: TomlFile, content: bytes) -> None:
-    """Refuse several variants of which one does not say which signature of the file runs it.
+    """Check that each of several variants names its signature.
 
     Raises:
-        ModelError: each with file, line and key, and the signatures that there are.
+        ModelError: for each that does not: file, line and key, and the signatures of the file.
     """
     variants = stated.data.get("variants", ())
-    silent = [number for number, variant in enumerate(variants) if not variant.get("signature")]
-    if len(variants) < 2 or not silent:
+    unsigned = [number for number, variant in enumerate(variants) if not variant.get("signature")]
+    if len(variants) < 2 or not unsigned:
         return
     names = ", ".join(repr(one.name) for one in read_modelfile(content).signatures)
     what = f"choose one of {names}" if names else "the model file has none, so that it can have one variant only"
@@ -352,16 +356,16 @@ def _check_signatures(stated: TomlFile, content: bytes) -> None:
         *(
             f"{stated.where('variants', number)}: `variants[{number}].signature` is left out, and each of "
             f"several variants needs one: {what}"
-            for number in silent
+            for number in unsigned
         )
     )
 
 
 def _check_options(stated: TomlFile, decoder: str) -> None:
-    """Refuse a decoder or a front end that does not exist, and options in a manifest that it does not take.
+    """Check that a manifest's decoder and front end exist, and take its options.
 
     Raises:
-        ModelError: each with file, line and key.
+        ModelError: each problem with file, line and key.
     """
     output, audio = stated.data.get("output", {}), stated.data.get("audio", {})
     problems = _unknown(decoder, DECODERS, "decoder", ("output", "decoder")) or problems_of(
@@ -383,23 +387,22 @@ def _unknown(name: str, known: Collection[str], what: str, keys: tuple[str, str]
 
 
 def _rate(frontend: str, rate_hz: int) -> dict[str, int]:
-    """What a front end is told besides its options."""
+    """Return the rate if the front end takes it besides its options."""
     return {"rate_hz": rate_hz} if "rate_hz" in frontend_options_kind(frontend).__struct_fields__ else {}
 
-
-# Golden inputs of a model: its manifest's pictures and recordings, prepared as the model takes them.
 
 _Case = Callable[[Path, TensorSpec], Array]
 
 
 def golden(model: Model) -> Inputs:
-    """What a device has to answer as the CPU does.
+    """Return a function that makes the inputs on which a device must answer as the CPU does.
 
-    Shapes with noise over them where there are no golden files.
+    The inputs are the manifest's golden files as the model takes them; without such files, shapes with noise.
 
     Raises:
-        ModelError: a golden file is not beside the manifest; when it is called, one cannot be used, or the
-            inputs are too large.
+        ModelError: a golden file is not beside the manifest. From the function: a file cannot be used, or the
+            inputs
+            are too large.
     """
     files = golden_paths(model.path, model.manifest)
 
@@ -445,7 +448,7 @@ def _sound(audio: AudioManifest) -> _Case:
         tensor = np.empty(spec.shape, spec.dtype)
         rows.fill(tensor)
         for _ in rows.feed(frontend(samples)):
-            rows.fill(tensor)  # the newest window that is whole
+            rows.fill(tensor)  # the newest complete window
         return tensor
 
     return case

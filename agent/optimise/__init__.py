@@ -1,1 +1,1 @@
-"""What makes models faster or more exact, on a bench: nothing that the daemon loads."""
+"""Tools that make models faster or more accurate. The daemon loads none of them."""

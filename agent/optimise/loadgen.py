@@ -1,8 +1,8 @@
-"""MLPerf LoadGen's scenarios on one way to run a model: SingleStream for latency, Offline for throughput.
+"""MLPerf LoadGen's scenarios on one backend: SingleStream for latency, Offline for throughput.
 
-LoadGen (https://github.com/mlcommons/inference/tree/master/loadgen) says which input is to be run when, takes the
-time, and judges whether there was enough of it. The model runs in a process of its own: a crash is a reason. It
-comes with the extra `[loadgen]`.
+LoadGen (https://github.com/mlcommons/inference/tree/master/loadgen) decides which input runs when, takes the
+time, and judges whether the run was long enough. The model runs in a process of its own, since it may crash.
+Installed by the extra `[loadgen]`.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from agent.compute.manifest import Model
 from agent.errors import BackendError, ModelError, VedetteError, reason_of
 from agent.types import Array
 
-# What MLPerf LoadGen has written of a scenario: its detailed log has a line of JSON for each thing it knows.
-
 DETAIL = "mlperf_log_detail.txt"
 _LINE = ":::MLLOG "
+"""Prefix of a line of JSON in the detailed log."""
 
 
 class Scenario(Struct, frozen=True):
-    """What LoadGen found.
+    """Result of one scenario.
 
     Attributes:
-        name: `SingleStream`: one inference after the other, each on its own; `Offline`: many at once.
-        result: LoadGen's own word, `VALID` or `INVALID`, for the seconds that were asked for.
-        why: it is not valid, in LoadGen's words. too_short: it did not take the seconds that were asked for.
-        inferences: number of them.
+        name: `SingleStream`: one inference after the other; `Offline`: many at once.
+        result: LoadGen's verdict, `VALID` or `INVALID`, for the requested duration.
+        why: the result is invalid, in LoadGen's words.
+        too_short: the run was shorter than requested.
+        inferences: number of inferences.
         per_s: inferences per second.
-        p50_ms, p90_ms, p99_ms: latency; None: Offline has none.
-        required_s: what MLPerf asks for, s.
+        p50_ms, p90_ms, p99_ms: latency, ms; None for Offline.
+        required_s: duration that MLPerf requires, s.
     """
 
     name: str
@@ -61,11 +61,11 @@ class Scenario(Struct, frozen=True):
 
 
 def read_log(folder: Path, scenario: str, required_s: float) -> Scenario:
-    """What LoadGen found.
+    """Read the result of a scenario from LoadGen's log.
 
     Args:
-        folder: with its log files.
-        scenario: its name.
+        folder: of the log files.
+        scenario: name of the scenario.
         required_s: see `Scenario`.
 
     Raises:
@@ -102,22 +102,23 @@ def read_log(folder: Path, scenario: str, required_s: float) -> Scenario:
 _PACKAGE = "mlcommons-loadgen"
 _WARM_S, _WARM = 0.2, 3
 _FASTER = 1.2
-"""Offline runs a number that is told before: where that was too few, so many times the speed that was seen."""
+"""Offline runs a fixed number of inferences; if that was too short, retry with the measured rate times this."""
 _QUERIES = 1_000_000
-"""LoadGen holds all of them in memory, 320 bytes each, and of SingleStream twice as many as there is time for."""
+"""Most queries: LoadGen holds them in memory, 320 bytes each, and twice as many as needed in SingleStream."""
 _HANGS_S, _HANGS = 2.0, 50.0
-"""An inference that takes longer than this, and than so many times the first ones, hangs."""
+"""An inference hangs if it takes longer than this, s, and longer than this factor times the quickest."""
 
 
 class ScenarioResult(Struct, frozen=True):
-    """One way to run a model, tested.
+    """Results of one backend.
 
     Attributes:
-        name: of the way. threads: of the CPU; 0 where that says nothing.
+        name: of the backend.
+        threads: of the CPU; 0 for other backends.
         version: of LoadGen.
-        seconds: that each scenario was to take at least.
-        refused: why there are not all scenarios: the way crashed, hung or failed.
-        scenarios: one after the other.
+        seconds: requested duration of each scenario, s.
+        refused: why scenarios are missing: the backend crashed, hung or failed; empty: none is.
+        scenarios: in the order in which they ran.
     """
 
     name: str
@@ -129,13 +130,13 @@ class ScenarioResult(Struct, frozen=True):
 
 
 def check(logs: Path | None = None) -> str:
-    """The version of LoadGen.
+    """Return the version of LoadGen.
 
     Args:
-        logs: folder that is to be written to.
+        logs: folder for log files; None: do not check it.
 
     Raises:
-        VedetteError: it is not installed, or the folder cannot be written to.
+        VedetteError: LoadGen is not installed, or the folder cannot be written to.
     """
     if logs is not None:
         _make(logs)
@@ -161,15 +162,15 @@ def run_scenarios(
     *,
     patience_s: float = PATIENCE_S,
 ) -> ScenarioResult:
-    """Test a way to run a model in both scenarios.
+    """Run both scenarios on one backend.
 
     Args:
         model: to run.
-        plan: how.
-        inputs: that it is run on, in LoadGen's order.
-        seconds: that each scenario takes at least, s.
-        logs: folder for LoadGen's log files; each scenario has one of its own in it.
-        patience_s: for opening the model and for its first inference, s.
+        plan: backend to run it on.
+        inputs: of the model; LoadGen chooses among them.
+        seconds: least duration of each scenario, s.
+        logs: folder for LoadGen's log files, with a subfolder for each scenario.
+        patience_s: longest time to open the model, and of its first inference, s.
 
     Raises:
         VedetteError: LoadGen is not installed, or cannot write there. KeyboardInterrupt: after LoadGen has ended.
@@ -177,7 +178,7 @@ def run_scenarios(
     version, done = check(), list[Scenario]()
     options, reason = SessionOptions(threads=plan.threads), ""
     try:
-        # Nobody knows yet what is long for this model on this board.
+        # The usual time of this model on this board is still unknown.
         opened = WorkerSession(model, plan, options, deadline_s=patience_s, patience_s=patience_s)
         with closing(opened) as session:
             whole = ModelChain(session, model.manifest)
@@ -204,7 +205,7 @@ def _scenarios(run: _Run, seconds: float, quickest_s: float, logs: Path) -> Iter
 
 
 class _Run:
-    """LoadGen's system under test. What goes wrong in a callback is kept: LoadGen lets no exception through."""
+    """LoadGen's system under test. Keeps exceptions of callbacks, since LoadGen lets none through."""
 
     def __init__(self, session: WorkerSession, whole: ModelChain, cases: Sequence[list[Array]]) -> None:
         self._loadgen = importlib.import_module("mlperf_loadgen")
@@ -212,7 +213,7 @@ class _Run:
         self._failed: BaseException | None = None
 
     def warm_up(self) -> float:
-        """Run it for a moment; gives the shortest time of an inference, s."""
+        """Run for a moment; return the shortest time of an inference, s."""
         times: list[float] = []
         until = time.perf_counter() + _WARM_S
         while len(times) <= _WARM or time.perf_counter() < until:
@@ -222,12 +223,12 @@ class _Run:
         return min(times[1:])
 
     def test(self, scenario: str, seconds: float, expected_s: float, logs: Path) -> Scenario:
-        """Have LoadGen test it.
+        """Run one scenario.
 
         Args:
             scenario: its name.
-            seconds: at least, s.
-            expected_s: time of an inference, s.
+            seconds: least duration, s.
+            expected_s: expected time of an inference, s.
             logs: see `run_scenarios`.
 
         Raises:
@@ -235,11 +236,11 @@ class _Run:
         """
         loadgen, folder = self._loadgen, logs / scenario
         settings, required_s = self._settings(scenario, seconds, expected_s)
-        system = loadgen.ConstructSUT(self._issue, _nothing)
-        library = loadgen.ConstructQSL(len(self._cases), len(self._cases), _nothing, _nothing)
+        system = loadgen.ConstructSUT(self._issue, _do_nothing)
+        library = loadgen.ConstructQSL(len(self._cases), len(self._cases), _do_nothing, _do_nothing)
         try:
             with _interrupt_later(self):
-                # An audit.config in the current folder is not for us: no name is none.
+                # An empty name: no audit.config of the working directory is read.
                 loadgen.StartTestWithLogSettings(system, library, settings, self._logging(folder), "")
         finally:
             loadgen.DestroyQSL(library)
@@ -249,7 +250,7 @@ class _Run:
         return read_log(folder, scenario, required_s)
 
     def stop(self, reason: BaseException) -> None:
-        """Run nothing more: LoadGen ends as soon as it has been answered."""
+        """Run no more inferences: LoadGen ends once the issued queries are completed."""
         self._failed = self._failed or reason
 
     def _issue(self, samples: list[Any]) -> None:
@@ -262,7 +263,7 @@ class _Run:
             self._loadgen.QuerySamplesComplete([self._loadgen.QuerySampleResponse(sample.id, 0, 0)])
 
     def _infer(self, case: list[Array]) -> None:
-        """To the process and back: once on the CPU, and for each variant on anything else, as in the daemon."""
+        """Run one inference: one exchange with the process on the CPU, else one per variant."""
         self._whole.set_input(case)
         if self._session.backend == BackendSpec().backend:
             self._session.invoke_chain()
@@ -270,21 +271,21 @@ class _Run:
             self._whole.invoke()
 
     def _settings(self, scenario: str, seconds: float, expected_s: float) -> tuple[Any, float]:
-        """LoadGen's settings, and for how many seconds MLPerf has it run."""
+        """Return LoadGen's settings, and the duration that MLPerf requires, s."""
         settings = self._loadgen.TestSettings()
-        settings.FromConfig("", "vedette", scenario, 0)  # 0: MLPerf's own, which LoadGen has within
+        settings.FromConfig("", "vedette", scenario, 0)  # 0: the settings of MLPerf, which are built in
         required_s = settings.min_duration_ms / 1e3
         settings.scenario = getattr(self._loadgen.TestScenario, scenario)
         settings.mode = self._loadgen.TestMode.PerformanceOnly
         settings.min_duration_ms = round(seconds * 1e3)
-        settings.min_query_count = 1  # a slow model is not to take longer for it
+        settings.min_query_count = 1  # a slow model must not take longer because of it
         settings.single_stream_expected_latency_ns = expected_s * 1e9
         settings.offline_expected_qps = 1.0 / expected_s
         return settings, required_s
 
     def _logging(self, folder: Path) -> Any:
         _make(folder)
-        (folder / DETAIL).unlink(missing_ok=True)  # one of before is not to be taken for this one's
+        (folder / DETAIL).unlink(missing_ok=True)  # an earlier log must not be taken for this one's
         settings = self._loadgen.LogSettings()
         settings.log_output.outdir = str(folder)
         settings.enable_trace = False
@@ -302,7 +303,7 @@ def _make(folder: Path) -> None:
 
 @contextmanager
 def _interrupt_later(run: _Run) -> Iterator[None]:
-    """Ctrl-C ends the run instead of raising inside of LoadGen, which no exception may cross."""
+    """Make Ctrl-C end the run instead of raising inside LoadGen, which no exception may cross."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -313,5 +314,5 @@ def _interrupt_later(run: _Run) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _nothing(*_: object) -> None:
-    """The inputs are in memory all the time, and none waits."""
+def _do_nothing(*_: object) -> None:
+    """Callback to load, unload or flush inputs, which are in memory already."""

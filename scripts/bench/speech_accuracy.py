@@ -28,7 +28,7 @@ def main() -> None:
         right = np.zeros(len(pupil.variants))
         for number, (label, sound) in enumerate(words):
             loud = _digits.mixed(centred(sound), noise[number % len(noise)], snr_db, number)
-            said = [pupil.labels[int(np.argmax(scores))] for scores in pupil.answer_to(loud)]
+            said = [pupil.labels[int(np.argmax(scores))] for scores in pupil.predict_newest(loud)]
             right += [one == label for one in said]
         for variant, count in zip(pupil.variants, right, strict=True):
             figures[f"{condition.replace(' ', '')}_exit{variant}"] = float(count / len(words))

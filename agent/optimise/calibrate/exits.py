@@ -1,4 +1,4 @@
-"""Recordings with known words, put through every variant of a model, so that it can be learned when to stop."""
+"""Calibrate the exits of a sound model: run labelled recordings through every variant and find the thresholds."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from agent.compute.infer.session import SessionOptions
 from agent.config.stream import StreamConfig
 from agent.errors import ModelError
 from agent.models.library import open_whole_model, prefixed_errors
-from agent.optimise.calibrate.search import Calibration, Logits, Point, calibrate, tried
+from agent.optimise.calibrate.search import Calibration, Logits, Point, calibrate, evaluate
 from agent.types import Array, Samples
 
 SUFFIXES = (".wav", ".flac", ".ogg")
 _AFTER_S = 0.3
-"""A window that ends up to so long after a word, and holds all of it, must tell it."""
+"""A window that holds a whole word and ends at most this long after it must detect the word, s."""
 _PARTS = 4
-"""What is learned must hold in each quarter of the recordings."""
+"""The thresholds must hold in each quarter of the recordings."""
 _NEVER = 2.0
-"""A confidence that no answer reaches."""
+"""Confidence above that of any prediction."""
 _SHORTEST_S = 0.1
-"""No word is shorter."""
-_LEAST = 0.5
-"""Share of known inputs that the deepest variant must be right for, to be taught by."""
+"""Shortest recording of a word, s."""
+_ACCURACY_MIN = 0.5
+"""Accuracy of the deepest variant on labelled inputs below which nothing is calibrated."""
 _SILENT = 0.1
-"""Share of a recording that is taken for its background."""
+"""Share of a recording, its quietest part, that counts as background."""
 
 
 class LabelledClip(Struct, frozen=True):
-    """A recording and the number of its label."""
+    """A recording and the index of its label."""
 
     path: Path
     label: int
 
 
 class CalibrationResult(Struct, frozen=True):
-    """What was learned, and what it does on recordings that it was not learned from.
+    """Calibrated thresholds, and their effect on recordings that they were not calibrated on.
 
     Attributes:
         variants: names, shallow first.
         costs: multiply-adds of each variant by itself.
-        learned: from all recordings.
-        checked: thresholds from every other recording, tried on the others: what to expect.
-        checked_full: accuracy of the deepest variant alone on these others.
-        recordings: how many.
+        learned: calibration on all recordings.
+        checked: calibration on every other recording, evaluated on the rest: what to expect.
+        checked_full: accuracy of the deepest variant alone on the rest.
+        recordings: number of recordings.
     """
 
     variants: tuple[str, ...]
@@ -63,12 +63,12 @@ class CalibrationResult(Struct, frozen=True):
 
     @property
     def lost(self) -> float:
-        """Accuracy that is given away on recordings that nothing was learned from."""
+        """Accuracy lost on recordings that were not used for calibration."""
         return self.checked_full - self.checked.accuracy
 
     @property
     def keys(self) -> dict[str, dict[str, float | None]]:
-        """Keys for the manifest, by variant."""
+        """Return the keys for the manifest, by variant."""
         confidences = [*(round(found, 5) for found in self.learned.chosen.thresholds), None]
         temperatures = [round(found, 4) for found in self.learned.temperatures]
         return {
@@ -77,12 +77,11 @@ class CalibrationResult(Struct, frozen=True):
         }
 
 
-def labelled(folder: Path, labels: tuple[str, ...]) -> list[LabelledClip]:
-    """The recordings of a folder with one folder per label.
+def find_labelled(folder: Path, labels: tuple[str, ...]) -> list[LabelledClip]:
+    """Return the recordings of a folder with one subfolder per label. Hidden subfolders do not count.
 
     Raises:
-        ModelError: a label has no recording, or a folder is called as no label is. Those whose names begin with
-            a dot do not count.
+        ModelError: a label has no recording, or a subfolder is named after no label.
     """
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder; expected one with a folder per label: {', '.join(labels)}")
@@ -103,13 +102,13 @@ def labelled(folder: Path, labels: tuple[str, ...]) -> list[LabelledClip]:
 
 
 class ExitCalibrator:
-    """A model of sound with all its variants."""
+    """Runs a sound model with all its variants."""
 
     def __init__(self, model: str) -> None:
         """Open the model.
 
         Raises:
-            ModelError: it cannot be opened, takes no sound, or tells no words.
+            ModelError: it cannot be opened, takes no sound, or detects no keywords.
         """
         self._model = open_whole_model(model)
         manifest = self._model.manifest
@@ -119,46 +118,46 @@ class ExitCalibrator:
         chain = manifest.chain(manifest.variants[0].name)
         self.variants = tuple(variant.name for variant in chain)
         self.costs = tuple(float(variant.multiply_adds or 1) for variant in chain)
-        # Whatever was learned before must not decide what is learned from.
+        # Earlier thresholds must not influence the calibration.
         blank = replace(manifest, variants=tuple(replace(r, confidence=None) for r in manifest.variants))
         config = StreamConfig(source="wav:", model=model, variant=manifest.variants[0].name)
         self._session = open_for_command(replace(self._model, manifest=blank), "cpu", SessionOptions(threads=1))
-        self._climb = EarlyExitModel(self._session, blank, config)
-        assert self._climb.keyword is not None
-        self.told = self._climb.keyword.wanted
+        self._exits = EarlyExitModel(self._session, blank, config)
+        assert self._exits.keyword is not None
+        self.wanted = self._exits.keyword.wanted
         with prefixed_errors(model):
             self._frontend = build_frontend(manifest.audio)
             self._rows = AudioInput(self._session.inputs[0], manifest.audio, self._frontend)
         self._rate_hz = manifest.audio.rate_hz
 
-    def answers(self, recording: LabelledClip) -> Iterator[tuple[bool, list[Array]]]:
-        """What every variant says of each window as the recording passes by.
+    def predict_windows(self, recording: LabelledClip) -> Iterator[tuple[bool, list[Array]]]:
+        """Run every variant on each window of a recording.
 
         Yields:
-            whether the window holds the recording, or as much of it as fits; and the scores of each variant.
+            True if the window holds the recording, or as much of it as fits; and the scores of each variant.
 
         Raises:
-            SourceError: it cannot be read. ModelError: it is too short for a word.
+            SourceError: the recording cannot be read. ModelError: it is too short for a word.
         """
         samples = read_whole(recording.path, self._rate_hz)
         length_s = len(samples) / self._rate_hz
         if length_s < _SHORTEST_S:
             raise ModelError(
                 f"{recording.path}: {length_s:.3f} s of sound; expected at least {_SHORTEST_S} s: "
-                "record it anew, or take it away"
+                "record it again, or remove it"
             )
-        yield from self.answers_to(samples)
+        yield from self.predict_samples(samples)
 
-    def answer_to(self, samples: Samples) -> list[Array]:
-        """What every variant says of the newest window of int16 [n] at the model's rate."""
+    def predict_newest(self, samples: Samples) -> list[Array]:
+        """Run every variant on the newest window of samples, int16 [n] at the model's rate."""
         self._frontend.reset()
         self._rows.reset()
         for _ in self._rows.feed(self._frontend(samples)):
             pass
-        return self._climb.predict_all_exits(self._rows.fill)
+        return self._exits.predict_all_exits(self._rows.fill)
 
-    def answers_to(self, samples: Samples) -> Iterator[tuple[bool, list[Array]]]:
-        """The same for int16 [n] at the model's rate."""
+    def predict_samples(self, samples: Samples) -> Iterator[tuple[bool, list[Array]]]:
+        """Like `predict_windows`, for samples, int16 [n] at the model's rate."""
         hop_s, window = self._frontend.hop_s, self._rows.rows
         around = _background(samples, round(window * hop_s * self._rate_hz))
         self._frontend.reset()
@@ -172,59 +171,59 @@ class ExitCalibrator:
             if at >= window:
                 yield (
                     begins <= at < max(ends, begins + self._rows.every),
-                    self._climb.predict_all_exits(self._rows.fill),
+                    self._exits.predict_all_exits(self._rows.fill),
                 )
 
 
 def calibrate_exits(
-    pupil: ExitCalibrator,
+    calibrator: ExitCalibrator,
     recordings: list[LabelledClip],
     loss: float,
     progress: Callable[[int], None] = lambda _: None,
 ) -> CalibrationResult:
-    """Learn when to stop.
+    """Find the thresholds at which a shallow variant's prediction is used.
 
     Args:
-        pupil: the model.
+        calibrator: runs the model.
         recordings: of every label.
-        loss: accuracy that may be given away, 0..1.
-        progress: is told how many recordings have been heard.
+        loss: accuracy that may be lost, 0..1.
+        progress: called with the number of processed recordings.
 
     Raises:
-        ModelError: there is nothing to learn from, or the model does not know what it hears. SourceError: a
-            recording cannot be read.
+        ModelError: there are no usable recordings, or the model is wrong about most of them.
+        SourceError: a recording cannot be read.
     """
     logits: list[list[Array]] = []
-    heard: list[tuple[int, int, bool]] = []
+    windows: list[tuple[int, int, bool]] = []
     for number, recording in enumerate(recordings):
-        for whole, answer in pupil.answers(recording):
+        for whole, answer in calibrator.predict_windows(recording):
             logits.append(answer)
-            heard.append((number, recording.label, whole))
+            windows.append((number, recording.label, whole))
         progress(number + 1)
-    said: Logits = np.array(logits, np.float32)
-    numbers, labels, known = map(np.array, zip(*heard, strict=True))
-    costs, told = pupil.costs, pupil.told
-    learned = calibrate(said, labels, costs, loss, known, told, numbers % _PARTS)
-    _check_known(learned, recordings)
+    scores: Logits = np.array(logits, np.float32)
+    numbers, labels, known = map(np.array, zip(*windows, strict=True))
+    costs, wanted = calibrator.costs, calibrator.wanted
+    learned = calibrate(scores, labels, costs, loss, known, wanted, numbers % _PARTS)
+    _check_accuracy(learned, recordings)
     one, other = numbers % 2 == 0, numbers % 2 == 1
-    half = calibrate(said[one], labels[one], costs, loss, known[one], told, numbers[one] // 2 % _PARTS)
-    checked = tried(said[other], labels[other], costs, half, known[other], told)
+    half = calibrate(scores[one], labels[one], costs, loss, known[one], wanted, numbers[one] // 2 % _PARTS)
+    checked = evaluate(scores[other], labels[other], costs, half, known[other], wanted)
     never = replace(half, chosen=replace(half.chosen, thresholds=(_NEVER,) * (len(costs) - 1)))
-    full = tried(said[other], labels[other], costs, never, known[other], told).accuracy
-    return CalibrationResult(pupil.variants, costs, learned, checked, full, len(recordings))
+    full = evaluate(scores[other], labels[other], costs, never, known[other], wanted).accuracy
+    return CalibrationResult(calibrator.variants, costs, learned, checked, full, len(recordings))
 
 
-def _check_known(learned: Calibration, recordings: list[LabelledClip]) -> None:
-    if learned.full < _LEAST:
+def _check_accuracy(learned: Calibration, recordings: list[LabelledClip]) -> None:
+    if learned.full < _ACCURACY_MIN:
         raise ModelError(
-            f"the model does not know these recordings: {recordings[0].path.parent.parent}: its deepest variant "
-            f"alone is right for {learned.full:.1%} of them, expected at least {_LEAST:.0%}; check that each "
-            "lies in the folder of its label, and that it can be heard"
+            f"the model is wrong about most recordings: {recordings[0].path.parent.parent}: its deepest variant "
+            f"alone is right for {learned.full:.1%} of them, expected at least {_ACCURACY_MIN:.0%}; check that "
+            "each lies in the folder of its label, and that it can be heard"
         )
 
 
 def _background(samples: Samples, count: int) -> Samples:
-    """Noise as loud as the quietest part of a recording."""
+    """Return noise as loud as the quietest part of a recording."""
     size = max(1, len(samples) // 50)
     blocks = samples[: len(samples) // size * size].reshape(-1, size).astype(np.float64)
     levels = np.sort(np.sqrt(np.square(blocks).mean(axis=1)))

@@ -1,16 +1,16 @@
-"""When to stop climbing, learned from labelled answers: a temperature per variant, and the cheapest thresholds.
+"""Search the exit thresholds of a cascade: a temperature per variant, and the cheapest thresholds.
 
-Temperatures: the one that makes the answers' log-likelihood largest (Guo and others, On Calibration of Modern
-Neural Networks, ICML 2017). Thresholds: for a price of a multiply-add, the best one of each variant given those
-of the deeper ones is found exactly, from the deepest to the shallowest; a sweep over prices gives the curve of
-accuracy against cost, and the cheapest point that loses no more than allowed is taken.
+Temperatures maximise the log-likelihood of the labels (Guo et al., On Calibration of Modern Neural Networks,
+ICML 2017). Thresholds: for a given price of a multiply-add, the best threshold of each variant given those of
+the deeper ones is found exactly, from the deepest to the shallowest. A sweep over prices gives the curve of
+accuracy against cost, of which the cheapest point within the allowed loss is chosen.
 
-Most of what a stream hears is half a word or none. Such inputs have no right answer but that of the deepest
-variant: they are learned from as well, with less weight, and the cost is that of all inputs.
+Most windows of a stream hold half a word or none. For such inputs the prediction of the deepest variant counts as
+right. They are used with less weight, and the cost is that of all inputs.
 
-What holds for all inputs together may be luck: a choice must hold for each part of them by itself.
+A choice must hold for each part of the inputs by itself, since a fit to all of them together may be luck.
 
-Labels that nobody is told of (silence, other words) are one answer: which of them it is makes nothing better.
+Labels that are not published (silence, other words) count as one class: confusing them does no harm.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from agent.errors import ModelError
 from agent.types import Array
 
 Logits = NDArray[np.float32]
-"""Answers of every variant to every input, float32 [inputs, variants, classes]; shallow first."""
+"""Scores of every variant for every input, float32 [inputs, variants, classes]; shallow first."""
 
 _PRICES = np.concatenate(([0.0], np.geomspace(1e-3, 3.0, 150)))
-"""Errors that a whole climb is worth."""
+"""Errors that running all variants is worth."""
 _BETWEEN = 8
 _WEIGHT = 0.25
-"""Of an input without a label of its own, against one that has it."""
+"""Weight of an input without a label, relative to a labelled one."""
 _LOWEST, _HIGHEST, _STEPS = 0.05, 20.0, 60
 
 
 class Answers(NamedTuple):
-    """What every variant says to every input.
+    """Predictions of every variant for every input.
 
     Attributes:
-        confidence: of the answers, [inputs, variants]; shallow first.
-        right: whether they are right, or how far, 0..1, of the same shape.
-        known: which inputs have a label of their own, bool [inputs].
+        confidence: of the predictions, [inputs, variants]; shallow first.
+        right: correctness of the predictions, 0..1, of the same shape.
+        known: True for inputs with a label, bool [inputs].
     """
 
     confidence: Array
@@ -53,13 +53,13 @@ class Answers(NamedTuple):
 
 
 class Point(Struct, frozen=True):
-    """One choice of thresholds, and what it does on the data.
+    """One choice of thresholds, and its effect on the data.
 
     Attributes:
         thresholds: least confidence of each variant but the last.
-        accuracy: share of right answers to the inputs that have a label, 0..1.
-        cost: mean multiply-adds, as a share of those of a whole climb.
-        used: share of inputs that each variant answers.
+        accuracy: on labelled inputs, 0..1.
+        cost: mean multiply-adds, as a share of those of all variants.
+        used: share of inputs that end at each variant.
     """
 
     thresholds: tuple[float, ...]
@@ -69,12 +69,12 @@ class Point(Struct, frozen=True):
 
 
 class Calibration(Struct, frozen=True):
-    """What was learned.
+    """Result of a search.
 
     Attributes:
         temperatures: one per variant.
-        chosen: the point that was taken.
-        curve: the points to choose from, dear ones first.
+        chosen: the cheapest point within the allowed loss.
+        curve: all points, most expensive first.
         full: accuracy of the deepest variant alone.
         alone: accuracy of each variant alone.
     """
@@ -92,22 +92,22 @@ def calibrate(
     costs: Sequence[float],
     loss: float,
     known: Array | None = None,
-    told: Sequence[int] | None = None,
+    wanted: Sequence[int] | None = None,
     parts: Array | None = None,
 ) -> Calibration:
-    """Learn temperatures and thresholds.
+    """Find temperatures and thresholds.
 
     Args:
         logits: see `Logits`.
         labels: the right class of each input, int [inputs].
         costs: multiply-adds of each variant by itself.
-        loss: accuracy that may be given away, 0..1.
-        known: which inputs have a label, bool [inputs]; None: all.
-        told: numbers of the classes that make a difference, all others being one answer; None: all of them.
-        parts: number of the part that each input belongs to, int [inputs]; None: there is one.
+        loss: accuracy that may be lost, 0..1.
+        known: True for inputs with a label, bool [inputs]; None: all.
+        wanted: indices of the published classes, all others counting as one; None: all classes.
+        parts: index of the part that each input belongs to, int [inputs]; None: there is one part.
 
     Raises:
-        ModelError: there is nothing to learn from, or nothing to learn.
+        ModelError: there are no labelled inputs, or there is only one variant.
     """
     if logits.ndim != 3 or logits.shape[1] < 2 or len(costs) != logits.shape[1]:
         raise ModelError("a model of one variant has no thresholds to learn")
@@ -115,7 +115,7 @@ def calibrate(
         raise ModelError("there are no labelled answers to learn from")
     known = np.ones(len(labels), bool) if known is None else known
     temperatures = tuple(temperature(logits[known, variant], labels[known]) for variant in range(logits.shape[1]))
-    return search(_judged(logits, labels, temperatures, known, told), costs, loss, temperatures, parts)
+    return search(_predictions(logits, labels, temperatures, known, wanted), costs, loss, temperatures, parts)
 
 
 def search(
@@ -125,13 +125,13 @@ def search(
     temperatures: tuple[float, ...],
     parts: Array | None = None,
 ) -> Calibration:
-    """Learn thresholds only, from answers whose confidence and rightness are known.
+    """Find thresholds for predictions of known confidence and correctness.
 
     Args:
-        answers: to every input.
+        answers: for every input.
         costs: multiply-adds of each variant by itself.
-        loss: accuracy that may be given away, 0..1.
-        temperatures: that the confidences were found with.
+        loss: accuracy that may be lost, 0..1.
+        temperatures: used for the confidences.
         parts: see `calibrate`.
     """
     curve = _curve(answers, costs)
@@ -144,7 +144,7 @@ def search(
 
 
 def temperature(logits: Array, labels: Array) -> float:
-    """What to divide the logits [inputs, classes] of one variant by, so that a confidence is a share of hits."""
+    """Return the divisor of one variant's logits [inputs, classes] at which confidence matches accuracy."""
     grid = np.geomspace(_LOWEST, _HIGHEST, _STEPS)
     for _ in range(2):
         losses = [_loss(logits, labels, t) for t in grid]
@@ -153,22 +153,23 @@ def temperature(logits: Array, labels: Array) -> float:
     return float(grid[int(np.argmin([_loss(logits, labels, t) for t in grid]))])
 
 
-def tried(
+def evaluate(
     logits: Logits,
     labels: Array,
     costs: Sequence[float],
     learned: Calibration,
     known: Array | None = None,
-    told: Sequence[int] | None = None,
+    wanted: Sequence[int] | None = None,
 ) -> Point:
-    """What the chosen thresholds do on other data; arguments as for `calibrate`."""
+    """Evaluate the chosen thresholds on other data; arguments as for `calibrate`."""
     known = np.ones(len(labels), bool) if known is None else known
-    return point(_judged(logits, labels, learned.temperatures, known, told), costs, learned.chosen.thresholds)
+    answers = _predictions(logits, labels, learned.temperatures, known, wanted)
+    return point(answers, costs, learned.chosen.thresholds)
 
 
 def point(answers: Answers, costs: Sequence[float], thresholds: tuple[float, ...]) -> Point:
-    """What these thresholds do; arguments as for `search`."""
-    answered = _answered(answers, thresholds)
+    """Evaluate thresholds; arguments as for `search`."""
+    answered = _exit_of(answers, thresholds)
     used = np.bincount(answered, minlength=len(costs)) / len(answered)
     cost = np.cumsum(costs)[answered].mean() / np.sum(costs)
     accuracy = float(answers.right[np.arange(len(answered)), answered][answers.known].mean())
@@ -180,12 +181,12 @@ def _loss(logits: Array, labels: Array, t: float) -> float:
     return float(-np.log(np.maximum(scores[np.arange(len(labels)), labels], 1e-12)).mean())
 
 
-def _judged(
-    logits: Logits, labels: Array, temperatures: Sequence[float], known: Array, told: Sequence[int] | None
+def _predictions(
+    logits: Logits, labels: Array, temperatures: Sequence[float], known: Array, wanted: Sequence[int] | None
 ) -> Answers:
     scores = softmax(logits / np.asarray(temperatures, np.float32)[None, :, None])
-    if told is not None and len(told) < scores.shape[2]:
-        wanted, group = list(told), np.full(scores.shape[2], len(told))
+    if wanted is not None and len(wanted) < scores.shape[2]:
+        wanted, group = list(wanted), np.full(scores.shape[2], len(wanted))
         group[wanted] = np.arange(len(wanted))
         rest = scores.sum(axis=2, keepdims=True) - scores[..., wanted].sum(axis=2, keepdims=True)
         scores, labels = np.concatenate((scores[..., wanted], rest), axis=2), group[labels]
@@ -197,7 +198,7 @@ def _judged(
 def _curve(answers: Answers, costs: Sequence[float]) -> list[Point]:
     dear = np.asarray(costs, float)
     found = list(dict.fromkeys(_thresholds(answers, dear, price) for price in _PRICES))
-    # A price finds the corners of the curve's hull only: what lies between two of them is tried as well.
+    # Prices find the corners of the curve's hull only; points between two corners are added.
     for one, other in pairwise(found.copy()):
         steps = np.linspace(one, other, _BETWEEN + 2)[1:-1]
         found += [tuple(thresholds) for thresholds in steps.tolist()]
@@ -205,18 +206,18 @@ def _curve(answers: Answers, costs: Sequence[float]) -> list[Point]:
 
 
 def _thresholds(answers: Answers, costs: Array, price: float) -> tuple[float, ...]:
-    """The best for one price: each variant's given those of the deeper ones."""
+    """Return the best thresholds for one price: each variant's given those of the deeper ones."""
     confidence, wrong = answers.confidence, (1.0 - answers.right) * np.where(answers.known, 1.0, _WEIGHT)[:, None]
     whole = costs.sum()
-    later = wrong[:, -1] + price * costs[-1] / whole  # what it costs to go on, per input
+    later = wrong[:, -1] + price * costs[-1] / whole  # cost of the deeper variants, per input
     thresholds: list[float] = []
     for variant in range(confidence.shape[1] - 2, -1, -1):
         here = wrong[:, variant]
         order = np.argsort(-confidence[:, variant], kind="stable")
-        # Answers above the threshold stop here, those below go on: the sum over every place to cut.
+        # Inputs above the threshold stop here, those below continue: total cost for every place to cut.
         stop = np.concatenate(([0.0], np.cumsum(here[order])))
-        go_on = np.concatenate((np.cumsum(later[order][::-1])[::-1], [0.0]))
-        cut = int(np.argmin(stop + go_on))
+        proceed = np.concatenate((np.cumsum(later[order][::-1])[::-1], [0.0]))
+        cut = int(np.argmin(stop + proceed))
         threshold = _between(confidence[order, variant], cut)
         thresholds.insert(0, threshold)
         later = np.where(confidence[:, variant] >= threshold, here, later) + price * costs[variant] / whole
@@ -224,7 +225,7 @@ def _thresholds(answers: Answers, costs: Array, price: float) -> tuple[float, ..
 
 
 def _between(falling: Array, cut: int) -> float:
-    """A confidence that the first `cut` reach and the others do not; ties go on."""
+    """Return a confidence that the first `cut` reach and the others do not; ties continue."""
     if cut == 0:
         return 1.0
     if cut == len(falling):
@@ -232,15 +233,15 @@ def _between(falling: Array, cut: int) -> float:
     return float(min(1.0, (falling[cut - 1] + falling[cut]) / 2 + 1e-6))
 
 
-def _answered(answers: Answers, thresholds: Sequence[float]) -> Array:
-    """Number of the variant that answers each input."""
+def _exit_of(answers: Answers, thresholds: Sequence[float]) -> Array:
+    """Return the index of the variant at which each input ends."""
     stops = answers.confidence[:, :-1] >= np.asarray(thresholds)
     answered: Array = np.column_stack((stops, np.ones(len(stops), bool))).argmax(axis=1)
     return answered
 
 
 def _most_lost(answers: Answers, chosen: Point, parts: Array) -> float:
-    """Accuracy that is given away, in the part of the inputs where it is most."""
+    """Return the accuracy lost in the part of the inputs where the loss is greatest."""
     inputs = np.arange(len(parts))
-    gained = answers.right[inputs, _answered(answers, chosen.thresholds)].astype(float) - answers.right[:, -1]
+    gained = answers.right[inputs, _exit_of(answers, chosen.thresholds)].astype(float) - answers.right[:, -1]
     return -min(float(gained[answers.known & (parts == part)].mean()) for part in np.unique(parts[answers.known]))

@@ -1,6 +1,6 @@
-"""What could make an operation faster: rules on it, on its types and its place. The first that fits counts.
+"""Advice on what could make an operation faster: rules on its types and its place. The first match counts.
 
-What XNNPACK takes and what it does not is measured with ai-edge-litert 2.3, and is documented in
+What XNNPACK supports was measured with ai-edge-litert 2.3, and is documented in
 google-ai-edge/LiteRT, `tflite/delegates/xnnpack/README.md`.
 """
 
@@ -11,20 +11,18 @@ from typing import NamedTuple
 
 from agent.compute.tflite.model import CUSTOM, Operation, Subgraph, TensorInfo
 
-# One operation as the rules of `agent.optimise.profile.advice` see it: its types, shapes, and what runs it.
-
 _VECTOR = 16
 """Values that fill a vector of 128 bits, in INT8."""
 
 
 class OperatorContext(NamedTuple):
-    """What the rules look at.
+    """One operation as the rules see it.
 
     Attributes:
-        graph: that the operation is in.
-        operation: `None`: a kernel of XNNPACK whose operation cannot be told.
+        graph: that the operation belongs to.
+        operation: None: a kernel of XNNPACK whose operation is unknown.
         kernel: of XNNPACK; empty: the operation is not delegated.
-        pace: multiply-adds per second, as a share of the best in the same model; 0: not known.
+        pace: multiply-adds per second, as a share of the best in the same model; 0: unknown.
     """
 
     graph: Subgraph
@@ -34,12 +32,12 @@ class OperatorContext(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the operation; empty: not known."""
+        """Name of the operation; empty: unknown."""
         return self.operation.name if self.operation else ""
 
     @property
     def native(self) -> bool:
-        """Whether LiteRT's own kernel runs it, and not XNNPACK."""
+        """True if LiteRT's own kernel runs the operation, not XNNPACK."""
         return not self.kernel
 
     @property
@@ -49,33 +47,33 @@ class OperatorContext(NamedTuple):
 
     @property
     def weights(self) -> TensorInfo | None:
-        """The second input, where it is a constant."""
+        """The second input if it is a constant."""
         found = self._input(1)
         return found if found and found.size else None
 
     @property
     def dtype(self) -> str:
-        """Of the first input; empty: not known."""
+        """Type of the first input; empty: unknown."""
         return self.given.dtype if self.given else ""
 
     @property
     def bits4(self) -> bool:
-        """Whether the weights are INT4."""
+        """True if the weights are INT4."""
         return self.weights is not None and self.weights.dtype == "int4"
 
     @property
     def pointwise(self) -> bool:
-        """Whether it is a convolution of 1×1."""
+        """True for a 1×1 convolution."""
         return self.name == "CONV_2D" and self.weights is not None and self.weights.shape[1:3] == (1, 1)
 
     @property
     def channels(self) -> int:
-        """Of the first input; 0: not known."""
+        """Channels of the first input; 0: unknown."""
         return self.given.shape[-1] if self.given and self.given.shape else 0
 
     @property
     def odd(self) -> bool:
-        """Whether the number of channels, in or out, leaves vectors partly empty."""
+        """True if the number of input or output channels leaves vectors partly empty."""
         ends = [one.shape[-1] for one in (self.given, self.made) if one and one.shape]
         return any(channels % _VECTOR for channels in ends)
 
@@ -88,12 +86,12 @@ class OperatorContext(NamedTuple):
 
     @property
     def open_shape(self) -> bool:
-        """Whether a size is only known at run time."""
+        """True if a dimension is known at run time only."""
         return any(one.open or min(one.shape, default=0) < 0 for one in (self.given, self.made) if one)
 
     @property
     def at_an_end(self) -> bool:
-        """Whether it takes an input of the model, or makes an output."""
+        """True if the operation reads an input of the model, or makes an output."""
         if self.operation is None:
             return False
         return bool(
@@ -106,7 +104,7 @@ class OperatorContext(NamedTuple):
 
 
 _SLOW = 0.35
-"""At a smaller share of the model's best multiply-adds per second, it is not arithmetic that takes the time."""
+"""Share of the model's best pace below which an operation is not bound by arithmetic."""
 _FEW_CHANNELS = 4
 _FLOATS = ("float32", "float16")
 _INTEGERS = ("int8", "uint8", "int16", "int4")
@@ -131,7 +129,7 @@ _POINTWISE = ("ADD", "SUB", "MUL", "DIV", "LEAKY_RELU", "PRELU", "LOGISTIC", "TA
 
 
 def advice(case: OperatorContext) -> str:
-    """One line on what could make it faster, or why nothing can."""
+    """Return a line on what could make an operation faster, or why nothing can."""
     return next(text for fits, text in _RULES if fits(case))
 
 
@@ -255,7 +253,7 @@ _RULES: tuple[tuple[Callable[[OperatorContext], bool], str], ...] = (
     ),
     (
         lambda case: case.operation is None,
-        "its operation cannot be told: XNNPACK adds such kernels of its own, as where it quantises a float input",
+        "its operation is unknown: XNNPACK adds such kernels of its own, as where it quantises a float input",
     ),
     (lambda _: True, "nothing is known that would make it faster: fewer or smaller tensors"),
 )

@@ -1,6 +1,6 @@
-"""LiteRT's profiler: what each operation and each kernel of XNNPACK takes. Python has no API for it: by ctypes.
+"""LiteRT's profiler by ctypes: the time of each operation and each kernel of XNNPACK. It has no Python API.
 
-Only for a process that may crash: a library of another layout than is known here ends it. Sources, in
+For a process that may crash: a library with an unknown layout ends it. Sources, in
 google-ai-edge/LiteRT: `litert/c/litert_profiler.h`, `litert_profiler_event.h`, `litert_compiled_model.h`,
 `litert_model_types.h`, and for the options, which are TOML, `litert/c/options`. Tried with ai-edge-litert 2.3.
 """
@@ -57,7 +57,7 @@ class _Type(Structure):
 
 
 def _event(memory: int) -> type[Structure]:
-    """An event's layout; the fields on memory have changed in number over versions."""
+    """Return an event's layout; the number of memory fields differs between versions."""
     usage = c_uint64 * memory
     named = (("tag", c_char_p), ("kind", c_int), ("start_us", c_uint64), ("elapsed_us", c_uint64))
     rest = (("before", usage), ("after", usage), ("node", c_uint64), ("graph", c_uint64), ("source", c_int))
@@ -68,22 +68,22 @@ _LAYOUTS = tuple(_event(memory) for memory in (3, 2, 4))
 
 
 class Profiler:
-    """A model, compiled for the CPU with profiling on."""
+    """A model, compiled for the CPU with profiling enabled."""
 
     def __init__(self, content: bytes, signature: int, subgraph: int, threads: int) -> None:
-        """Compile the model. What is made here lives as long as the process.
+        """Compile the model. All objects live as long as the process.
 
         Args:
-            content: of the file.
-            signature: index of what to run.
-            subgraph: that belongs to it.
+            content: of the model file.
+            signature: index of the signature to run.
+            subgraph: index of its graph.
             threads: of the CPU.
 
         Raises:
-            BackendError: this LiteRT cannot profile, or does not take the model.
+            BackendError: this LiteRT cannot profile, or refuses the model.
         """
         self._library, self._subgraph, self._signature = library(), subgraph, c_size_t(signature)
-        self._kept: list[Any] = [ctypes.create_string_buffer(content, len(content))]
+        self._alive: list[Any] = [ctypes.create_string_buffer(content, len(content))]
         environment, options, model, self._compiled = c_void_p(), c_void_p(), c_void_p(), c_void_p()
         self._call("LiteRtCreateEnvironment", 0, None, byref(environment))
         self._call("LiteRtCreateOptions", byref(options))
@@ -91,7 +91,7 @@ class Profiler:
         self._add(options, "xnnpack", f"num_threads = {threads}\n")
         self._add(options, "runtime_options_string", "enable_profiling = true\n")
         size = c_size_t(len(content))
-        self._call("LiteRtCreateModelFromBuffer", environment, self._kept[0], size, byref(model))
+        self._call("LiteRtCreateModelFromBuffer", environment, self._alive[0], size, byref(model))
         self._call("LiteRtCreateCompiledModel", environment, model, options, byref(self._compiled))
         self._inputs = self._buffers(environment, model, "Input")
         self._outputs = self._buffers(environment, model, "Output")
@@ -99,24 +99,24 @@ class Profiler:
         self._call("LiteRtCompiledModelGetProfiler", self._compiled, byref(self._profiler))
 
     def run(self) -> list[ProfilerEvent]:
-        """Run the model once, and tell its steps in order.
+        """Run the model once, and return its steps in order.
 
         Raises:
-            BackendError: it failed, or the profiler says nothing that can be understood.
+            BackendError: the run failed, or the profiler's events cannot be read.
         """
         self._call("LiteRtResetProfiler", self._profiler)
         self._call("LiteRtStartProfiler", self._profiler)
-        given, taken = self._inputs, self._outputs
-        sizes = c_size_t(len(given)), c_size_t(len(taken))
-        self._call("LiteRtRunCompiledModel", self._compiled, self._signature, sizes[0], given, sizes[1], taken)
+        inputs, outputs = self._inputs, self._outputs
+        sizes = c_size_t(len(inputs)), c_size_t(len(outputs))
+        self._call("LiteRtRunCompiledModel", self._compiled, self._signature, sizes[0], inputs, sizes[1], outputs)
         self._call("LiteRtStopProfiler", self._profiler)
         count = c_int()
         self._call("LiteRtGetNumProfilerEvents", self._profiler, byref(count))
         if count.value < 1:
-            raise BackendError("LiteRT's profiler tells nothing; it is known to work in ai-edge-litert 2.3")
+            raise BackendError("LiteRT's profiler has no events; it is known to work in ai-edge-litert 2.3")
         memory = ctypes.create_string_buffer(count.value * max(map(ctypes.sizeof, _LAYOUTS)))
         self._call("LiteRtGetProfilerEvents", self._profiler, count, memory)
-        return self._steps(_understood(memory, count.value))
+        return self._steps(_read_events(memory, count.value))
 
     def _steps(self, events: Any) -> list[ProfilerEvent]:
         here = [event for event in events if event.graph == self._subgraph]
@@ -143,8 +143,8 @@ class Profiler:
 
     def _add(self, options: c_void_p, name: str, toml: str) -> None:
         text, made = ctypes.create_string_buffer(toml.encode()), c_void_p()
-        self._kept += [text, _nothing]
-        self._call("LiteRtCreateOpaqueOptions", name.encode(), text, _nothing, byref(made))
+        self._alive += [text, _keep_text]
+        self._call("LiteRtCreateOpaqueOptions", name.encode(), text, _keep_text, byref(made))
         self._call("LiteRtAddOpaqueOptions", options, made)
 
     def _buffers(self, environment: c_void_p, model: c_void_p, end: str) -> Any:
@@ -179,8 +179,8 @@ class Profiler:
         self._call("LiteRtUnlockTensorBuffer", buffer)
 
 
-_nothing = ctypes.CFUNCTYPE(None, c_void_p)(lambda _: None)
-"""Frees the text of an option: Python does."""
+_keep_text = ctypes.CFUNCTYPE(None, c_void_p)(lambda _: None)
+"""Destructor of an option's text, which Python frees."""
 
 
 @functools.cache
@@ -200,16 +200,16 @@ def library() -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-def _understood(memory: Any, count: int) -> Any:
-    """The events, in the first layout in which all of them make sense."""
+def _read_events(memory: Any, count: int) -> Any:
+    """Return the events in the first layout in which all of them are plausible."""
     for layout in _LAYOUTS:
-        # Not by its tag: a pointer that is none must not be followed.
+        # The tag is not checked: it may be an invalid pointer.
         events = ctypes.cast(memory, POINTER(layout * count)).contents
-        if all(_sane(event) for event in events):
+        if all(_is_plausible(event) for event in events):
             return events
-    raise BackendError("LiteRT's profiler tells its events in a layout that is not known here; 2.3's is")
+    raise BackendError("LiteRT's profiler uses an unknown event layout; that of ai-edge-litert 2.3 is known")
 
 
-def _sane(event: Any) -> bool:
+def _is_plausible(event: Any) -> bool:
     kind = int(event.kind)
     return 0 < kind < 1 << 10 and kind & (kind - 1) == 0 and event.source in _SOURCES

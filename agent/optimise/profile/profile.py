@@ -1,4 +1,9 @@
-"""What each operation of a model takes: measured in a process of its own, for LiteRT's profiler may crash."""
+"""Profile a model: the time of each operation, measured in another process, since LiteRT's profiler may crash.
+
+XNNPACK's kernels carry no number of their operation, so they are matched by kind and order. XNNPACK keeps the
+order of the operations, but fuses some, leaves some out, and makes several kernels of others. Names of kernels
+are those of `xnn_operator_type_to_string` in google/XNNPACK, src/operator-utils.c.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +22,10 @@ from agent.optimise.profile.advice import OperatorContext, advice
 from agent.optimise.profile.litert_profiler import ProfilerEvent
 from agent.text import plain
 
-# Which operation of a graph a kernel of XNNPACK belongs to: told by kind and place, for it bears no number.
-#
-# XNNPACK keeps the operations' order, but fuses some, leaves some out, and makes several kernels of others.
-# Names are those of `xnn_operator_type_to_string` in google/XNNPACK, src/operator-utils.c.
-
 _KERNELS_LARGEST = 2_000_000
-"""Kernels times operations beyond which the search would take seconds; then nothing is told."""
+"""Kernels times operations beyond which matching would take seconds; then no kernel is matched."""
 _WEIGHTED, _ADVANCE, _SHARED = 10, 3, 1
-"""What a pair counts: convolutions are anchors, and a further kernel of the same operation is second choice."""
+"""Scores of a match: convolutions are anchors; a further kernel of the same operation scores least."""
 
 _KINDS: dict[str, tuple[str, ...]] = {
     "Convolution": ("CONV_2D", "DEPTHWISE_CONV_2D"),
@@ -64,21 +64,21 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "Convert": ("QUANTIZE", "DEQUANTIZE"),
     "Clamp": ("RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "ADD", "SUB", "MUL", "DIV", "CONCATENATION"),
 }
-"""How a kernel's name begins → operations that it may belong to."""
+"""Operations that a kernel may belong to, by the beginning of its name."""
 
 _MULTIPLYING = {"Convolution", "Fully Connected", "Deconvolution", "Batch Matrix Multiply"}
 _SEVERAL = {"Copy", "Slice", "Clamp"}
-"""Kernels of which an operation may have more than one, or one behind its own."""
+"""Kernels of which an operation may have several, or one after its own."""
 
 
-def paired(kernels: Sequence[str], operations: Sequence[str]) -> list[int]:
-    """For each kernel the index of its operation, rising; -1: it cannot be told.
+def match_kernels(kernels: Sequence[str], operations: Sequence[str]) -> list[int]:
+    """Return for each kernel the index of its operation, ascending; -1: unknown.
 
-    The pairing is the one of greatest worth that crosses nowhere, found as the longest common subsequence is.
+    The matching has the greatest score without crossings, found like the longest common subsequence.
 
     Args:
-        kernels: names, in the order in which they run.
-        operations: names of those that the delegate has taken, in the graph's order.
+        kernels: names, in order of execution.
+        operations: names of the delegated operations, in the graph's order.
     """
     found = [-1] * len(kernels)
     if not kernels or not operations or len(kernels) * len(operations) > _KERNELS_LARGEST:
@@ -95,13 +95,13 @@ def paired(kernels: Sequence[str], operations: Sequence[str]) -> list[int]:
         else:
             kernel -= 1
             found[kernel] = operation - 1
-            if here == best[kernel][operation - 1] + _worth(kinds[kernel], operations[operation - 1]):
+            if here == best[kernel][operation - 1] + _score(kinds[kernel], operations[operation - 1]):
                 operation -= 1
     return found
 
 
 def _table(kinds: Sequence[str], operations: Sequence[str]) -> list[list[int]]:
-    """Worth of the best pairing of the first so many kernels and the first so many operations."""
+    """Return the scores of the best matchings of the first kernels with the first operations."""
     best = [[0] * (len(operations) + 1)]
     for kind in kinds:
         before, row = best[-1], [0]
@@ -109,35 +109,37 @@ def _table(kinds: Sequence[str], operations: Sequence[str]) -> list[list[int]]:
             one = max(before[place + 1], row[place])
             if name in _KINDS.get(kind, ()):
                 shared = before[place + 1] + _SHARED if kind in _SEVERAL else 0
-                one = max(one, before[place] + _worth(kind, name), shared)
+                one = max(one, before[place] + _score(kind, name), shared)
             row.append(one)
         best.append(row)
     return best
 
 
-def _worth(kind: str, operation: str) -> int:
+def _score(kind: str, operation: str) -> int:
     if operation not in _KINDS.get(kind, ()):
         return 0
     return _WEIGHTED if kind in _MULTIPLYING else _ADVANCE
 
 
 def _kind(name: str) -> str:
-    """A kernel's kind: its name up to the bracket with layout and types."""
+    """Return a kernel's name without the bracket with layout and types."""
     return name.partition(" (")[0]
 
 
 PATIENCE_S = 120.0
-_LARGEST = 16 * 1024**2
-"""Bytes of what the profiler tells: a line for each operation and each kernel of a model."""
+_REPLY_MAX = 16 * 1024**2
+"""Largest reply, bytes: a line for each operation and each kernel of a model."""
 _WORST = 3
 
 
-class Ask(Struct, frozen=True):
-    """What the process is to do; the model's bytes follow.
+class ProfileRequest(Struct, frozen=True):
+    """Request to the worker process; the model's bytes follow.
 
     Attributes:
-        manifest, path: of the model. variant: to profile. threads: 0: as `Options` has it.
-        runs: with the profiler, and as many without.
+        manifest, path: of the model.
+        variant: to profile.
+        threads: of the CPU; 0: the daemon's default.
+        runs: number of runs with the profiler, and as many without.
     """
 
     manifest: Manifest
@@ -147,13 +149,14 @@ class Ask(Struct, frozen=True):
     runs: int
 
 
-class Told(Struct, frozen=True, tag=True):
-    """What the process has measured.
+class ProfileReply(Struct, frozen=True, tag=True):
+    """Reply of the worker process.
 
     Attributes:
-        runtime: name and version. threads: that were used.
-        p50_ms: of an inference without the profiler, median.
-        events: steps of an inference in order, see `agent.optimise.profile.worker.quieter`.
+        runtime: name and version.
+        threads: that were used.
+        p50_ms: median time of an inference without the profiler, ms.
+        events: steps of an inference in order, see `agent.optimise.profile.worker.mean_steps`.
     """
 
     runtime: str
@@ -163,16 +166,18 @@ class Told(Struct, frozen=True, tag=True):
 
 
 class OperatorRow(Struct, frozen=True):
-    """One operation, or a kernel whose operation cannot be told.
+    """One operation, or a kernel whose operation is unknown.
 
     Attributes:
-        name: of the operation, as in the schema, or the code of a custom one; empty: not known.
+        name: of the operation, as in the schema, or the code of a custom one; empty: unknown.
         kernel: of XNNPACK; empty: the operation is not delegated.
-        tensor: name of its output. shape: of that.
-        node: its index in the graph; -1: not known.
-        ms: time that it took. share: of all operations, 0 to 1.
-        multiply_adds: of one inference; 0: few, or not known.
-        advice: in a line; only for the worst.
+        tensor: name of the output.
+        shape: of the output.
+        node: index in the graph; -1: unknown.
+        ms: time of the operation, ms.
+        share: of the time of all operations, 0..1.
+        multiply_adds: of one inference; 0: few, or unknown.
+        advice: in a line; for the slowest only.
     """
 
     name: str
@@ -187,13 +192,17 @@ class OperatorRow(Struct, frozen=True):
 
 
 class ModelProfile(Struct, frozen=True):
-    """A model's time, by operation.
+    """A model's time by operation.
 
     Attributes:
-        variant: that was run. runtime: name and version. threads: of the CPU. runs: that were measured.
-        p50_ms: of an inference without the profiler, median. total_ms: of all operations.
-        rows: in the order of execution.
-        worst: those that take longest, the longest first, with advice.
+        variant: that was run.
+        runtime: name and version.
+        threads: of the CPU.
+        runs: number of measured runs.
+        p50_ms: median time of an inference without the profiler, ms.
+        total_ms: of all operations, ms.
+        rows: operations in order of execution.
+        worst: the slowest operations, slowest first, with advice.
     """
 
     variant: str
@@ -215,37 +224,37 @@ def profile(
         model: to run.
         variant: its name; empty: the first.
         runs: at least 1.
-        threads: of the CPU; 0: as the daemon chooses by the number of cores.
-        patience_s: for all of it, s.
+        threads: of the CPU; 0: the daemon's default for the number of cores.
+        patience_s: longest time of the whole profile, s.
 
     Raises:
         ModelError: the model is broken, or has no such variant.
-        BackendError: it cannot run, this runtime has no profiler, or the process crashed or hung.
+        BackendError: the model cannot run, this runtime has no profiler, or the process crashed or hung.
     """
     variant = variant or model.manifest.variants[0].name
     signature = model.manifest.variant(variant).signature
-    told = _told(Ask(model.manifest, plain(model.path), variant, threads, runs), model, patience_s)
+    reply = _ask(ProfileRequest(model.manifest, plain(model.path), variant, threads, runs), model, patience_s)
     graph = read_modelfile(model.content).graph(signature)
-    rows = rows_of(told.events, graph)
+    rows = rows_of(reply.events, graph)
     total = sum(row.ms for row in rows)
     return ModelProfile(
-        variant, told.runtime, told.threads, runs, told.p50_ms, total, rows, worst_of(rows, graph)
+        variant, reply.runtime, reply.threads, runs, reply.p50_ms, total, rows, worst_of(rows, graph)
     )
 
 
 def rows_of(events: Sequence[ProfilerEvent], graph: Subgraph) -> tuple[OperatorRow, ...]:
-    """Steps by operation, in the order of execution; kernels of one operation together.
+    """Group the steps of an inference by operation, in order of execution.
 
     Args:
         events: steps of an inference.
         graph: that ran.
     """
     count = len(graph.operations)
-    steps = [event for event in events if event.node < count]  # those beyond are the delegate as a whole
+    steps = [event for event in events if event.node < count]  # higher numbers stand for the whole delegate
     alone = {event.node for event in steps if event.node >= 0}
     taken = [node for node in range(count) if node not in alone]
     kernels = [event.name for event in steps if event.node < 0]
-    places = iter(paired(kernels, [graph.operations[node].name for node in taken]))
+    places = iter(match_kernels(kernels, [graph.operations[node].name for node in taken]))
     together: dict[int, list[ProfilerEvent]] = {}
     for number, event in enumerate(steps):
         place = next(places) if event.node < 0 else -1
@@ -256,15 +265,16 @@ def rows_of(events: Sequence[ProfilerEvent], graph: Subgraph) -> tuple[OperatorR
 
 
 def worst_of(rows: Sequence[OperatorRow], graph: Subgraph) -> tuple[OperatorRow, ...]:
-    """The three rows that take longest, with advice."""
+    """Return the three slowest rows, with advice."""
     rates = [row.multiply_adds / row.ms for row in rows if row.multiply_adds and row.share >= 0.005 and row.ms]
     found = sorted(rows, key=lambda row: -row.ms)[:_WORST]
     return tuple(
-        msgspec.structs.replace(row, advice=advice(_case(row, graph, max(rates, default=0.0)))) for row in found
+        msgspec.structs.replace(row, advice=advice(_context(row, graph, max(rates, default=0.0))))
+        for row in found
     )
 
 
-def _case(row: OperatorRow, graph: Subgraph, best: float) -> OperatorContext:
+def _context(row: OperatorRow, graph: Subgraph, best: float) -> OperatorContext:
     operation = graph.operations[row.node] if row.node >= 0 else None
     return OperatorContext(
         graph, operation, row.kernel, row.multiply_adds / row.ms / best if best and row.ms else 0.0
@@ -289,30 +299,30 @@ def _name(operation: Operation) -> str:
     return operation.custom or CUSTOM if operation.name == CUSTOM else operation.name
 
 
-def _told(ask: Ask, model: Model, patience_s: float) -> Told:
-    answer = _answer(ask, model, patience_s)
+def _ask(request: ProfileRequest, model: Model, patience_s: float) -> ProfileReply:
+    answer = _exchange(request, model, patience_s)
     try:
-        said = msgspec.json.decode(answer, type=Told | Failed)
+        reply = msgspec.json.decode(answer, type=ProfileReply | Failed)
     except NO_JSON as error:
-        raise BackendError(f"{model.path}: the profiler answers nonsense: {error}") from error
-    if isinstance(said, Failed):
-        kind = ModelError if said.model else BackendError
-        raise kind(said.text if said.text.startswith(plain(model.path)) else f"{model.path}: {said.text}")
-    return said
+        raise BackendError(f"{model.path}: the profiler sent an invalid reply: {error}") from error
+    if isinstance(reply, Failed):
+        kind = ModelError if reply.model else BackendError
+        raise kind(reply.text if reply.text.startswith(plain(model.path)) else f"{model.path}: {reply.text}")
+    return reply
 
 
-def _answer(ask: Ask, model: Model, patience_s: float) -> bytes:
+def _exchange(request: ProfileRequest, model: Model, patience_s: float) -> bytes:
     process = ChildProcess("agent.optimise.profile.worker")
     try:
-        process.send(msgspec.json.encode(ask), patience_s)
+        process.send(msgspec.json.encode(request), patience_s)
         process.send(model.content, patience_s)
-        return process.receive(patience_s, _LARGEST)
+        return process.receive(patience_s, _REPLY_MAX)
     except TimeoutError:
         late = f"took longer than {patience_s:g} s: give it fewer runs or more patience"
         raise BackendError(f"{model.path}: profiling {late}{process.last_log_line()}") from None
     except ClosedError:
         raise BackendError(f"{model.path}: the profiler {process.exit_reason()}") from None
     except InvalidMessageError as error:
-        raise BackendError(f"{model.path}: the profiler answers nonsense: {error}") from None
+        raise BackendError(f"{model.path}: the profiler sent an invalid reply: {error}") from None
     finally:
         process.end()

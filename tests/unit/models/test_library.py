@@ -200,7 +200,7 @@ def test_what_was_guessed_is_logged_and_a_wild_normalisation_is_warned_of(
     assert "99% of the pixel values lie outside its range" in doubtful
     assert "mean = 128 and std = 127.5" in doubtful
     assert unnamed.startswith(
-        f"stream front: {path}: [output] labels are left out: what it finds is told as class0"
+        f"stream front: {path}: [output] labels are left out: classes are published as class0"
     )
 
 

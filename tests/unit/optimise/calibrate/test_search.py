@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.errors import ModelError
-from agent.optimise.calibrate.search import calibrate, temperature, tried
+from agent.optimise.calibrate.search import calibrate, evaluate, temperature
 
 pytestmark = pytest.mark.numerics
 
@@ -32,13 +32,13 @@ def test_the_choice_loses_no_more_than_allowed_and_nothing_allowed_is_cheaper(se
     assert all(p.cost >= learned.chosen.cost for p in learned.curve if p.accuracy >= learned.full - loss)
     assert sum(learned.chosen.used) == pytest.approx(1.0)
     assert 1 / 6 <= learned.chosen.cost <= 1.0
-    assert tried(*answers(seed), COSTS, learned) == learned.chosen
+    assert evaluate(*answers(seed), COSTS, learned) == learned.chosen
 
 
 def test_it_is_much_cheaper_than_going_deep_each_time() -> None:
     learned = calibrate(*answers(1, 4000), COSTS, 0.002)
     assert learned.chosen.cost < 0.8
-    other = tried(*answers(2, 4000), COSTS, learned)
+    other = evaluate(*answers(2, 4000), COSTS, learned)
     assert other.accuracy == pytest.approx(learned.chosen.accuracy, abs=0.03)
     assert other.cost == pytest.approx(learned.chosen.cost, abs=0.05)
     assert calibrate(*answers(1), COSTS, 1.0).chosen.cost < 0.2, "anything goes: nearly always the first variant"
@@ -68,7 +68,7 @@ def test_what_nobody_is_told_of_is_one_answer() -> None:
     logits, labels = answers(5, 3000)
     # The first variant takes classes 3 and 4 for each other, and else knows as much as the last one.
     logits[:, 0] = logits[:, 2][:, [0, 1, 2, 4, 3]]
-    told = calibrate(logits, labels, COSTS, 0.0, told=(0, 1, 2)).chosen
+    told = calibrate(logits, labels, COSTS, 0.0, wanted=(0, 1, 2)).chosen
     assert told.used[0] > 0.9
     assert calibrate(logits, labels, COSTS, 0.0).chosen.cost > 0.3
 

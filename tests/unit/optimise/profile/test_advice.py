@@ -76,7 +76,7 @@ def test_the_first_rule_that_fits(given: OperatorContext, wanted: str) -> None:
 
 def test_a_kernel_without_an_operation() -> None:
     graph = Subgraph("", (), (), (), ())
-    assert "cannot be told" in advice(OperatorContext(graph, None, "Convert (NC, F32, QD8)"))
+    assert "is unknown" in advice(OperatorContext(graph, None, "Convert (NC, F32, QD8)"))
 
 
 def test_an_operation_without_inputs_or_outputs_breaks_no_rule() -> None:

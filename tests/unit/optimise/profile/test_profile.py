@@ -15,7 +15,7 @@ from agent.errors import BackendError, ModelError
 from agent.models.library import open_model, open_whole_model
 from agent.optimise.profile.litert_profiler import Profiler, ProfilerEvent
 from agent.optimise.profile.profile import profile, rows_of, worst_of
-from agent.optimise.profile.worker import indices, quieter, turns
+from agent.optimise.profile.worker import indices, mean_steps, turns
 from tests.support.delegates import identity_model
 from tests.support.tflite_builder import Op, T, add_model, write
 
@@ -63,17 +63,17 @@ def test_the_slower_half_and_other_steps_are_left_out() -> None:
     def run(ms: float, name: str = "ADD") -> list[ProfilerEvent]:
         return [ProfilerEvent(name, 0, ms)]
 
-    assert quieter([run(1.0), run(9.0), run(2.0), run(90.0)]) == (ProfilerEvent("ADD", 0, 1.5),)
-    assert quieter([run(1.0), run(2.0, "MUL"), run(9.0)]) == (ProfilerEvent("ADD", 0, 1.0),)
-    assert quieter([run(3.0)]) == (ProfilerEvent("ADD", 0, 3.0),)
+    assert mean_steps([run(1.0), run(9.0), run(2.0), run(90.0)]) == (ProfilerEvent("ADD", 0, 1.5),)
+    assert mean_steps([run(1.0), run(2.0, "MUL"), run(9.0)]) == (ProfilerEvent("ADD", 0, 1.0),)
+    assert mean_steps([run(3.0)]) == (ProfilerEvent("ADD", 0, 3.0),)
 
 
 def test_a_step_that_was_held_up_once_counts_as_in_the_other_runs() -> None:
     times = [(1.0, 3.0), (1.0, 3.0), (5.0, 3.0), (1.0, 30.0), (1.0, 30.0), (1.0, 30.0)]
     runs = [[ProfilerEvent("ADD", 0, first), ProfilerEvent("MUL", 1, second)] for first, second in times]
-    assert quieter(runs) == (ProfilerEvent("ADD", 0, 1.0), ProfilerEvent("MUL", 1, 3.0))
+    assert mean_steps(runs) == (ProfilerEvent("ADD", 0, 1.0), ProfilerEvent("MUL", 1, 3.0))
     grains = [[ProfilerEvent("ADD", 0, ms)] for ms in (0.0, 0.0, 0.001, 0.001, 0.002, 0.002)]
-    assert quieter(grains)[0].ms == pytest.approx(0.001 / 3)
+    assert mean_steps(grains)[0].ms == pytest.approx(0.001 / 3)
 
 
 @pytest.mark.parametrize(("runs", "wanted"), [(1, [1]), (4, [1, 1, 1, 1]), (12, [3, 3, 2, 2, 2])])
@@ -140,7 +140,7 @@ _READ = "head -c 100000 </proc/self/fd/$4 >/dev/null; "
         ("echo INFO: well >&2; echo no luck >&2; kill -SEGV $$", "killed by SIGSEGV; last log line: no luck"),
         ("exit 3", "ended by itself with exit status 3"),
         ("exec sleep 20", "took longer than 0.5 s: give it fewer runs or more patience"),
-        (_READ + r"printf '\7\0\0\0rubbish' >/proc/self/fd/$5; exec sleep 20", "answers nonsense"),
+        (_READ + r"printf '\7\0\0\0rubbish' >/proc/self/fd/$5; exec sleep 20", "invalid reply"),
     ],
 )
 def test_a_process_that_crashes_or_hangs_is_an_error_with_the_reason(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.optimise.profile.profile import paired
+from agent.optimise.profile.profile import match_kernels
 
 CONV, DW, FC = "Convolution (NHWC, QC8) IGEMM", "Convolution (NHWC, QC8) DWConv", "Fully Connected (NC, QS8) GEMM"
 
@@ -25,11 +25,11 @@ CONV, DW, FC = "Convolution (NHWC, QC8) IGEMM", "Convolution (NHWC, QC8) DWConv"
     ],
 )
 def test_a_kernel_goes_to_its_operation(kernels: list[str], operations: list[str], wanted: list[int]) -> None:
-    assert paired(kernels, operations) == wanted
+    assert match_kernels(kernels, operations) == wanted
 
 
 def test_too_large_a_search_tells_nothing() -> None:
-    assert set(paired(["Multiply (ND)"] * 2000, ["MUL"] * 2000)) == {-1}
+    assert set(match_kernels(["Multiply (ND)"] * 2000, ["MUL"] * 2000)) == {-1}
 
 
 @given(
@@ -37,7 +37,7 @@ def test_too_large_a_search_tells_nothing() -> None:
     st.lists(st.sampled_from(["CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "CONCATENATION", "RELU"]), max_size=12),
 )
 def test_pairs_never_cross_and_convolutions_have_one_kernel(kernels: list[str], operations: list[str]) -> None:
-    found = paired(kernels, operations)
+    found = match_kernels(kernels, operations)
     assert len(found) == len(kernels)
     told = [place for place in found if place >= 0]
     assert told == sorted(told)
