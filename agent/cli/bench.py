@@ -25,16 +25,22 @@ if TYPE_CHECKING:
     "--backend",
     "backends",
     multiple=True,
-    help="Only these besides the CPU; may be given again. `cpu`: the CPU alone.",
+    help="Measure only these besides the CPU; repeatable. `cpu`: the CPU only.",
 )
 @click.option(
-    "--by", type=click.Choice(["latency", "energy"]), default="latency", show_default=True, help="What is best."
+    "--by",
+    type=click.Choice(["latency", "energy"]),
+    default="latency",
+    show_default=True,
+    help="Criterion of the choice.",
 )
-@click.option("--patience", default=120.0, show_default=True, help="For opening and the first inference, s.")
+@click.option(
+    "--patience", default=120.0, show_default=True, help="Time limit for opening and the first inference, s."
+)
 @click.option(
     "--picture",
     type=click.Path(path_type=Path),
-    help="Draw the latencies here, a PNG; needs matplotlib: pip install '.[charts]'.",
+    help="Draw the latencies into this PNG; needs matplotlib: pip install '.[charts]'.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--loadgen", is_flag=True, help="Run MLPerf LoadGen's SingleStream and Offline on the best way.")
@@ -43,7 +49,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(0.1, 3600.0),
     default=10.0,
     show_default=True,
-    help="For each of the two, at least.",
+    help="Least time for each of the two, s.",
 )
 @click.option("--loadgen-logs", type=click.Path(path_type=Path), help="Keep LoadGen's log files in this folder.")
 def bench(
@@ -58,7 +64,7 @@ def bench(
     loadgen_seconds: float,
     loadgen_logs: Path | None,
 ) -> None:
-    """Measure every way to run MODEL on this board: the CPU with 1 to 4 threads, and what else is found.
+    """Measure every way to run MODEL on this board: the CPU with 1 to 4 threads, and every accelerator found.
 
     Each runs in a process of its own, which may crash or hang. Its answers are compared with the CPU's before it
     is timed, with pauses as in a stream. Nothing is changed.
@@ -111,7 +117,7 @@ def bench(
 
 
 def _candidates(backends: Sequence[str]) -> list[DelegateProbe]:
-    """Look for what is to be measured besides the CPU."""
+    """List the backends to measure besides the CPU."""
     from agent.compute.infer.delegates import probe_delegates
     from agent.compute.infer.session import CPU
 
@@ -120,7 +126,7 @@ def _candidates(backends: Sequence[str]) -> list[DelegateProbe]:
 
 
 def _progress(what: str) -> None:
-    """Say what is measured now, on one line of a terminal; with nothing, clear it."""
+    """Show on one terminal line what is being measured; an empty text clears it."""
     if sys.stderr.isatty():
         click.echo(f"\r\x1b[K{f'measuring {plain(what)} …' if what else ''}", err=True, nl=False)
 
@@ -145,7 +151,7 @@ def _print(verdict: Selection, *, asked: bool, tested: list[ScenarioResult] | No
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column("")
     table.add_column("backend", overflow="fold")
-    for column in ("threads", "p50 ms", "p95 ms", "per s", "CPU ms", "first ms", "open s", "MB", "off by"):
+    for column in ("threads", "p50 ms", "p95 ms", "per s", "CPU ms", "1st run ms", "load s", "MB", "deviation"):
         table.add_column(column, justify="right")
     timed = [one for one in verdict.measured if one.p50_ms]
     for one in timed:
@@ -185,5 +191,4 @@ def _print(verdict: Selection, *, asked: bool, tested: list[ScenarioResult] | No
 
 
 def _refused(verdict: Selection, *, asked: bool) -> list[Measurement]:
-    """Those whose reason is worth telling."""
     return [one for one in verdict.measured if one.refused and (one.here or asked)]

@@ -1,4 +1,4 @@
-"""`vedette bundle`: on a workstation, build, sign and look into what boards are updated by."""
+"""`vedette bundle`: build, sign and inspect update bundles on a workstation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FILE = click.argument("file", type=_PATH)
 
 @click.group()
 def bundle() -> None:
-    """Build, sign and look into bundles, which update boards."""
+    """Build, sign and inspect the bundles that update boards."""
 
 
 def _boards(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -35,7 +35,6 @@ def _boards(_context: click.Context, _option: click.Parameter, incomplete: str) 
 
 
 def _models(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Bundled ones by name; else it is a file."""
     from click.shell_completion import CompletionItem
 
     from agent.models.files import bundled
@@ -46,35 +45,37 @@ def _models(_context: click.Context, _option: click.Parameter, incomplete: str) 
 
 @bundle.command()
 @click.option(
-    "--counter", type=click.IntRange(1, 2**53), help="Above that of the bundle before: boards refuse a lower one."
+    "--counter",
+    type=click.IntRange(1, 2**53),
+    help="Must exceed the previous bundle's: boards refuse a lower one.",
 )
 @click.option("--arch", type=click.Choice(["aarch64", "x86_64"]), default="aarch64", show_default=True)
-@click.option("--python", default="3.11", show_default=True, help="Of the board.")
-@click.option("--glibc", default="2.34", show_default=True, help="Of the board, at least.")
+@click.option("--python", default="3.11", show_default=True, help="Python version of the board.")
+@click.option("--glibc", default="2.34", show_default=True, help="Oldest glibc of the boards.")
+@click.option("--board", "boards", multiple=True, shell_complete=_boards, help="Board profile; repeatable.")
+@click.option("--model", "models", multiple=True, shell_complete=_models, help="Model, name or file; repeatable.")
 @click.option(
-    "--board", "boards", multiple=True, shell_complete=_boards, help="Board profile; may be given again."
+    "--config", "configs", multiple=True, type=_PATH, help="Configuration for a fresh install; repeatable."
 )
+@click.option("--migrations", type=_PATH, help="TOML file of [[migrations]] for the configuration.")
 @click.option(
-    "--model", "models", multiple=True, shell_complete=_models, help="Name or file; may be given again."
+    "--health", multiple=True, metavar="KEY=NUMBER", help="Limit of the trial, such as steady_s=30; repeatable."
 )
-@click.option("--config", "configs", multiple=True, type=_PATH, help="For a fresh install; may be given again.")
-@click.option("--migrations", type=_PATH, help="TOML file of [[migrations]] of the configuration.")
-@click.option("--health", multiple=True, metavar="KEY=NUMBER", help="Of the health gate, such as steady_s=30.")
 @click.option(
     "--shadow",
     multiple=True,
     metavar="KEY=NUMBER",
-    help="Of models: run them beside those in use first; such as agreement=0.9.",
+    help="Run new models beside those in use first, such as agreement=0.9; repeatable.",
 )
-@click.option("--extra", "extras", multiple=True, help="Of Vedette, such as wakeword; may be given again.")
-@click.option("--models-only", is_flag=True, help="Models for boards of any kind; nothing else.")
+@click.option("--extra", "extras", multiple=True, help="Extra of Vedette, such as wakeword; repeatable.")
+@click.option("--models-only", is_flag=True, help="Bundle models only, for boards of any kind.")
 @click.option("--wheel", type=_PATH, help="Vedette's wheel; default: built from the clone.")
-@click.option("--lock", type=_PATH, help="Lock file of what it needs; default: the clone's.")
-@click.option("--name", show_default="models", help="Of a bundle of models.")
-@click.option("--out", type=_PATH, help="Default: NAME-COUNTER[-ARCH-PYTHON].vedette here.")
+@click.option("--lock", type=_PATH, help="Lock file of the dependencies; default: the clone's.")
+@click.option("--name", show_default="models", help="Name of a bundle of models.")
+@click.option("--out", type=_PATH, help="File to write; default: NAME-COUNTER[-ARCH-PYTHON].vedette.")
 @click.option("--sign", "key", type=_PATH, help="Sign it with this key.")
 def build(out: Path | None, key: Path | None, **options: Any) -> None:
-    """Build a bundle: Vedette with all that it needs, models with golden answers, configurations.
+    """Build a bundle: Vedette with its dependencies, models with golden answers, configurations.
 
     Wheels are fetched for the board, as locked and each by its hash. The same sources give the same bytes.
     """
@@ -99,7 +100,7 @@ def build(out: Path | None, key: Path | None, **options: Any) -> None:
 @_FILE
 @click.option("--key", type=_PATH, required=True, help="Private key, or the public one of a key in ssh-agent.")
 def sign(file: Path, key: Path) -> None:
-    """Sign FILE with a key of ssh-keygen's; the signature is FILE.sig."""
+    """Sign FILE with a key made by ssh-keygen; the signature is written to FILE.sig."""
     from agent.update.bundle import archive
 
     archive.check(file, archive.read_description(file))
@@ -112,7 +113,7 @@ def sign(file: Path, key: Path) -> None:
 @click.option("--revoked", type=_THERE, help="File of revoked keys, together with --signers.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def inspect(file: Path, signers: Path | None, revoked: Path | None, as_json: bool) -> None:
-    """Check every file of the bundle FILE and show what is in it. Exits with 1 when a board would refuse it."""
+    """Check every file of the bundle FILE and list its content. Exits with 1 if a board would refuse it."""
     from agent.update.bundle.build import inspection
 
     if revoked is not None and signers is None:
@@ -153,7 +154,7 @@ def _plan(*, counter: int | None, models_only: bool, name: str | None, **given: 
 
 
 def _check_together(given: dict[str, Any], *, models_only: bool, name: str | None) -> None:
-    """Refuse options that say nothing of such a bundle."""
+    """Refuse options that do not apply to this kind of bundle."""
     from agent.errors import BundleError
 
     if not models_only:

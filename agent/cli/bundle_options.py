@@ -1,4 +1,4 @@
-"""What an operator asks of a bundle, option by option: read, or refused in words."""
+"""Parse the options of `vedette bundle build`."""
 
 from __future__ import annotations
 
@@ -103,7 +103,6 @@ def _gate(option: str, given: Sequence[str], kind: type[Gate]) -> Gate:
 
 
 def _in_words(error: msgspec.ValidationError, values: Mapping[str, str]) -> str:
-    """The value that is wrong, and what its key wants."""
     found = _WRONG.match(str(error))
     if found is None:
         return f"{' '.join(f'{key}={value}' for key, value in values.items())}: {error}"

@@ -1,4 +1,4 @@
-"""Charts as PNG files, by matplotlib, which comes with the extra `[charts]`."""
+"""Charts as PNG files, drawn by matplotlib (extra `[charts]`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 _LINE, _TITLE = 118, 90
-"""Letters that fit into the width."""
+"""Characters that fit into the width."""
 
 
 def check(path: Path) -> None:
@@ -152,12 +152,12 @@ def _name(one: Measurement, width: int) -> str:
 
 
 def _short(text: str, width: int) -> str:
-    """At most so many letters, and of what is longer both ends."""
+    """Shorten a text in its middle."""
     return text if len(text) <= width else f"{text[: width // 2 - 1]}…{text[-(width - width // 2) :]}"
 
 
 def _text(text: str) -> str:
-    """The same in a chart: nothing of it is taken for a command or a formula."""
+    """Escape a text so that matplotlib reads no formula in it."""
     return plain(text).replace("$", r"\$")
 
 

@@ -1,4 +1,4 @@
-"""`vedette clips`: the clips that lie on this device."""
+"""`vedette clips`: list the clips on this device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _Row(NamedTuple):
-    """A clip and what it says about itself."""
+    """A clip file and its header."""
 
     entry: Entry
     label: ClipHeader
@@ -37,15 +37,15 @@ def clips() -> None:
     type=click.Path(path_type=Path),
     default=DEFAULT_CONFIG,
     show_default=True,
-    help="The configuration file, which says where clips are.",
+    help="Configuration that says where the clips are.",
 )
 @state_folder_option
-@click.option("--stream", default="", help="Only those of this stream.")
+@click.option("--stream", default="", help="Show only this stream.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
-    """List the clips, the oldest first. Exits with 1 when one of them is damaged.
+    """List the clips, oldest first. Exits with 1 if one of them is damaged.
 
-    They lie where [storage] clips_folder says; in a --folder, in its `clips`.
+    They are in [storage] clips_folder, or in `clips` of the state folder --folder.
     """
     from agent.errors import StorageError
     from agent.storage.clips.file import read_header
@@ -67,7 +67,6 @@ def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
 
 
 def _folder(path: Path) -> Path:
-    """Where the daemon that uses a configuration puts its clips."""
     from agent.config.load import load
     from agent.storage.files import clips_path, folder_of
 

@@ -1,4 +1,4 @@
-"""`vedette command`: a command to a device over the broker, with its answer."""
+"""`vedette command`: send a command to a device over the broker and print its answer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _CODES = "Exit code: 0 done, 1 refused or no broker, 2 wrong usage, 3 no answer.
 @broker_options
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 @click.option(
-    "--timeout", "timeout_s", type=duration, metavar="DURATION", help="Give up after so long; default: 10s."
+    "--timeout", "timeout_s", type=duration, metavar="DURATION", help="Time to wait for the answer; default: 10s."
 )
 @click.argument("device", callback=device_name)
 @click.argument("words", nargs=-1, required=True, metavar="[STREAM] WHAT [VALUE]")
@@ -56,7 +56,7 @@ def command(
     device: str,
     words: tuple[str, ...],
 ) -> None:
-    """See `_HELP`."""
+    """Send a command; the help is `_HELP`."""
     from agent.comms.consumer.request import NoAnswerError, send_command
     from agent.comms.topics import Topics
 
@@ -72,7 +72,7 @@ def command(
 
 
 def _request(words: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
-    """Verb and body of a request."""
+    """Return verb and body of a request."""
     if len(words) == 1 and words[0] in _VERBS:
         return words[0], {}
     stream, *rest = words
@@ -101,7 +101,7 @@ def _print(verb: str, answer: CommandReply, *, as_json: bool) -> None:
 
 
 def _done(verb: str, answer: CommandReply) -> str:
-    """Say what was done, or, of a clip that is being recorded, where it will be."""
+    """Describe what was done; for `record`, where the clip will be."""
     if verb == "record" and not answer.reason:
         return f"recording; will be at {answer.body.get('path')}"
     more = [str(answer.body[key]) for key in ("topic", "path") if answer.body.get(key)]
@@ -131,7 +131,7 @@ def _print_status(body: dict[str, Any]) -> None:
 
 
 def _about(stream: dict[str, Any]) -> Iterator[str]:
-    """State of a stream with its reason, how it is set, and what commands have set of that."""
+    """Describe a stream: state, reason, settings, and which of them commands have set."""
     detail = stream.get("detail")
     yield f"{stream.get('state')}{f': {detail}' if detail else ''}"
     for key in ("threshold", "variant"):

@@ -27,9 +27,9 @@ def config() -> None:
 @config.command()
 @_FILE
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
-@click.option("-v", "--verbose", is_flag=True, help="Say also which keys take effect only after a restart.")
+@click.option("-v", "--verbose", is_flag=True, help="Also list the keys that take effect only after a restart.")
 def check(file: Path, as_json: bool, verbose: bool) -> None:
-    """Check FILE down to the models. Exits with 1 on any error.
+    """Check FILE and its models. Exits with 1 on any error.
 
     Opens the model of every stream, and sources that are files or folders; no camera, microphone or broker.
     """
@@ -58,8 +58,8 @@ def check(file: Path, as_json: bool, verbose: bool) -> None:
 
 @config.command()
 @_FILE
-@click.option("--json", "as_json", is_flag=True, help="As JSON instead of TOML.")
-@click.option("--secrets", is_flag=True, help="With the passwords and keys in the sources' URIs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of TOML.")
+@click.option("--secrets", is_flag=True, help="Show passwords and keys in the sources' URIs.")
 def show(file: Path, as_json: bool, secrets: bool) -> None:
     """Print FILE with every default, and with what the board's profile, commands and models say, filled in.
 
@@ -90,7 +90,7 @@ def _commanded(config: Config) -> tuple[Config, dict[Keys, str]]:
     try:
         found = OverridesFile(folder_of(config.storage, Path("/"))).read()
     except StorageError as error:
-        click.echo(f"what commands have set is not shown: {plain(str(error))}", err=True)
+        click.echo(f"settings made by commands are not shown: {plain(str(error))}", err=True)
         return config, {}
     kept, _ = found.still_valid(config)
     return kept.apply_to(config), kept.remarks(config)

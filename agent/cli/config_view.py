@@ -1,4 +1,4 @@
-"""The configuration as it will be used: with what each stream takes from its model's manifest."""
+"""The configuration in effect: with values from the models' manifests and from this machine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Effective(Struct, frozen=True):
 
 
 def resolved_config(config: Config) -> Effective:
-    """With the variant and the thresholds of every model that can be opened, and what depends on this machine."""
+    """Fill in variants and thresholds of models that can be opened, and values that depend on the machine."""
     config, remarks = _placed(config)
     streams = dict(config.streams)
     for name, stream in config.streams.items():
@@ -55,7 +55,6 @@ def resolved_config(config: Config) -> Effective:
 
 
 def _manifest(stream: StreamConfig) -> Manifest:
-    """Of the model, which root reads and does not parse."""
     with preloaded([stream.model]):
         return without_root(lambda: open_model(stream.model, stream.variant).manifest, Manifest)
 
@@ -85,7 +84,6 @@ def _without_logins(value: Any) -> Any:
 
 
 def _placed(config: Config) -> tuple[Config, dict[Keys, str]]:
-    """With the bytes for clips on this disk, where the file leaves them open."""
     if config.storage.clips_max_bytes is not None:
         return config, {}
     try:
@@ -97,7 +95,7 @@ def _placed(config: Config) -> tuple[Config, dict[Keys, str]]:
 
 
 def hidden(config: Config, shown: Config) -> dict[Keys, str]:
-    """Return remarks on sources that are shown otherwise than they are."""
+    """Return a remark for each source whose URI is masked."""
     return {
         ("streams", name, "source"): "the host alone; --secrets shows the whole"
         for name, stream in config.streams.items()
@@ -119,7 +117,7 @@ def _filled(stream: StreamConfig, manifest: Manifest) -> StreamConfig:
 
 
 def _left_open(stream: StreamConfig) -> list[Keys]:
-    """Keys below the stream that leave the value to the manifest."""
+    """Return the stream's keys that take their value from the manifest."""
     left = [
         ("decode", key) for key in ("score_threshold", "iou_threshold") if getattr(stream.decode, key) is None
     ]

@@ -1,4 +1,4 @@
-"""The console that tables are printed on: as wide as the terminal, and quiet when the reader of a pipe leaves."""
+"""The rich console for tables: as wide as the terminal, and silent when a pipe is closed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vedette demo`: the main job on this machine, with nothing to set up."""
+"""`vedette demo`: clip, model, broker and subscriber on this machine, without any setup."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     "seconds",
     type=duration,
     metavar="DURATION",
-    help="End after so long (20s, 2m); default: the clip's end.",
+    help="Stop after this time, such as 20s; default: the clip's end.",
 )
-@click.option("--hear", is_flag=True, help="Sound: digits, and with the extra [wakeword] wake words.")
+@click.option("--hear", is_flag=True, help="Use sound: digits, and with the extra [wakeword] wake words.")
 @click.option("--source", help="A camera, microphone or clip of your own, such as v4l2:/dev/video0.")
-@click.option("--model", help="A bundled model, or a file. [default: nanodet, or small-speech]")
+@click.option("--model", help="Bundled model or file. [default: nanodet, or small-speech]")
 @click.option(
     "--picture",
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("vedette-demo.jpg"),
     show_default=True,
-    help="Where the annotated picture goes.",
+    help="File for the annotated picture.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Events as JSON lines, and a summary as the last.")
+@click.option("--json", "as_json", is_flag=True, help="Print events as lines of JSON, and a summary as the last.")
 def demo(
     seconds: float | None, hear: bool, source: str | None, model: str | None, picture: Path, as_json: bool
 ) -> None:
-    """A real clip through a real INT8 model to a real (embedded) MQTT broker, as a subscriber sees it."""
+    """Play a clip through an INT8 model to an embedded MQTT broker, and print the received events."""
     from agent.cli.demo_show import Show, programme
 
     if not picture.absolute().parent.is_dir():
@@ -58,7 +58,7 @@ def demo(
 
 @contextmanager
 def _ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C, and being told to end, is an early end like any other; the second time it is the usual one."""
+    """End early on SIGINT or SIGTERM; the second signal has its usual effect."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def handle(number: int, frame: object) -> None:

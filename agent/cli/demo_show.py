@@ -1,4 +1,4 @@
-"""The main job in one process: the daemon on its streams, a broker, and a subscriber who tells what arrives."""
+"""The demo in one process: daemon, broker and subscriber."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _START_S = 10.0
 
 
 class EmbeddedBroker:
-    """Runs in a thread of its own while the `with` lasts. `port` is a free one."""
+    """The embedded broker: runs in a thread while the `with` block lasts. `port` is a free one."""
 
     def __init__(self) -> None:
         self.port = _free_port()
@@ -256,7 +256,7 @@ class Show:
     def _until_stopped(
         self, subscriber: Subscriber, daemon: Daemon, thread: threading.Thread
     ) -> Iterator[ReceivedMessage | None]:
-        """Everything until the daemon has said `stopped`: by itself, or because the time is over."""
+        """Yield messages until the daemon publishes `stopped`."""
         if self._seconds is not None:
             self._until = min(self._until, time.monotonic() + self._seconds)
         for message in subscriber.messages():
@@ -294,7 +294,7 @@ class Show:
 _ZOO = Path(__file__).parent.parent / "models" / "zoo"
 CLIP, SPOKEN = _ZOO / "walkers.mp4", _ZOO / "spoken.flac"
 _WAKE_WORDS = ("alexa", "okay_nabu")
-"""That the recording says, besides digits."""
+"""Wake words in the recording, besides digits."""
 _SNAPSHOT_S = 1.0
 """Least time between annotated pictures, s."""
 _PICTURE_S, _FPS = 1.0, 10.0

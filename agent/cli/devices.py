@@ -1,4 +1,4 @@
-"""`vedette devices`: the cameras and microphones of this machine, and the URI of each."""
+"""`vedette devices`: list cameras and microphones with the URI of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def devices(as_json: bool) -> None:
-    """List cameras and microphones that would work here, with the URI that a configuration needs."""
+    """List the cameras and microphones of this machine with the URI that a configuration needs."""
     from agent.capture import devices as room
     from agent.cli.json_output import print_json
 

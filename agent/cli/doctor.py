@@ -1,4 +1,4 @@
-"""`vedette doctor`: what this board is, what is wrong with it, and what to do."""
+"""`vedette doctor`: examine this board and say what to do."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ _NAME, _LEAST = 22, 20
     "--config",
     "path",
     type=click.Path(path_type=Path),
-    help=f"Check this configuration, too.  [default: {DEFAULT_CONFIG}, if it is there]",
+    help=f"Configuration to check.  [default: {DEFAULT_CONFIG}, if it is there]",
 )
-@click.option("--fresh", is_flag=True, help="Measure what runs each model best on this board, and keep it.")
+@click.option(
+    "--fresh", is_flag=True, help="Measure every way to run each model on this board, and keep the result."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @click.pass_context
 def doctor(ctx: click.Context, path: Path | None, fresh: bool, as_json: bool) -> None:
-    """Look at this board, and say what is wrong with it and what to do.
+    """Examine this board, and say what is wrong and what to do.
 
     Looks at the board, the runtime and whether it computes rightly, what could run models and what runs them
     best, cameras and microphones, heat and supply, storage and clock, and the configuration. Tries each broker
@@ -79,7 +81,6 @@ def print_report(report: Report) -> None:
 
 
 def _print_line(one: Finding, wide: int, width: int) -> None:
-    """The state, the name in its column, and the value, whose further lines begin below it."""
     lead = f"  {one.state:<7}  "
     head = f"{plain(one.name):<{wide}}  "
     indent = " " * (len(lead) + wide + 2)
@@ -101,7 +102,7 @@ def _print_advice(some: list[Finding], width: int) -> None:
 
 
 def _wrapped(text: str, first: str, other: str, width: int) -> list[str]:
-    """Lines of at most `width` columns; a path or a command is not broken at its hyphens."""
+    """Wrap to `width` columns without breaking paths and commands at hyphens."""
     lines = textwrap.wrap(
         text,
         max(width, len(other) + _LEAST),

@@ -1,4 +1,4 @@
-"""`vedette events`: what is published, and what has been."""
+"""`vedette events`: show and export published messages, and describe them."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _MARKS = ("lock", "spool.db", "clips")
-"""What the daemon makes in its state folder: one of these at least."""
+"""Files of which a state folder has at least one."""
 _CLIP = re.compile(r"\.?\d{4}-\d\d-\d\dT.*\.mkv(\.part)?")
 
 
 def state_folder_option(verb: F) -> F:
-    """Give a verb `folder`, the state folder, or None."""
+    """Add the option `--folder`, passed as `folder`: the state folder, or None."""
     return click.option(
         "--folder",
         type=click.Path(exists=True, file_okay=False, path_type=Path),
         callback=_checked,
-        help="The state folder, in place of the configured one.",
+        help="State folder, in place of the configured one.",
     )(verb)
 
 
@@ -46,7 +46,7 @@ def _checked(context: click.Context, option: click.Parameter, folder: Path | Non
 
 
 def _objection(folder: Path) -> str:
-    """Why this is no state folder; empty: it may be one."""
+    """Return why a folder is no state folder; empty if it may be one."""
     if not os.access(folder, os.R_OK | os.X_OK):  # whoever opens what is in it says what is missing
         return ""
     if any(os.path.lexists(folder / mark) for mark in _MARKS):
@@ -70,12 +70,12 @@ def _has_clips(folder: Path) -> bool:
 
 
 _LOOK_S, _PATIENCE = 0.5, 10
-"""Between two looks for new messages; and so many may fail in a row, as while a damaged database is replaced."""
+"""Pause between polls, s; and polls that may fail in a row, as while a damaged database is replaced."""
 
 
 @click.group()
 def events() -> None:
-    """Show or export what has been published; describe the messages."""
+    """Show or export published messages, or describe them."""
 
 
 @events.command()
@@ -89,14 +89,14 @@ def schema() -> None:
 
 
 def _selection(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say which messages, and where they are."""
+    """Add the options that select messages."""
     when = "2h, 7d, a date, or a time of ISO 8601."
     for option in (
-        click.option("--until", type=moment, metavar="WHEN", help=f"Only those put before: {when}"),
-        click.option("--since", type=moment, metavar="WHEN", help=f"Only those put since: {when}"),
-        click.option("--label", default="", help="Only of this label."),
-        click.option("--kind", default="", help="Only new, update, end, keyword, detections or clips."),
-        click.option("--stream", default="", help="Only of this stream."),
+        click.option("--until", type=moment, metavar="WHEN", help=f"Show only messages before: {when}"),
+        click.option("--since", type=moment, metavar="WHEN", help=f"Show only messages since: {when}"),
+        click.option("--label", default="", help="Show only this label."),
+        click.option("--kind", default="", help="Show only new, update, end, keyword, detections or clips."),
+        click.option("--stream", default="", help="Show only this stream."),
         state_folder_option,
         click.option(
             "-c",
@@ -137,12 +137,14 @@ def _items(messages: Iterable[Past], wanted: HistoryQuery) -> Iterator[HistoryRo
 
 
 @events.command()
-@click.option("-n", "count", type=click.IntRange(0), default=20, show_default=True, help="So many, at most.")
-@click.option("-f", "--follow", is_flag=True, help="Go on with new ones. Ctrl-C ends it.")
-@click.option("--json", "as_json", is_flag=True, help="Lines of JSON.")
+@click.option(
+    "-n", "count", type=click.IntRange(0), default=20, show_default=True, help="Number of messages at most."
+)
+@click.option("-f", "--follow", is_flag=True, help="Continue with new messages until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print lines of JSON.")
 @_selection
 def tail(count: int, follow: bool, as_json: bool, path: Path | None, folder: Path | None, **choice: Any) -> None:
-    """Show the newest messages of the spool: those that wait, and those that the broker has.
+    """Show the newest messages of the event queue, waiting and delivered ones.
 
     They are kept for as long as [storage] history_max_bytes and history_max_age_s say. What lies in memory only
     is not among them.
@@ -166,7 +168,7 @@ def tail(count: int, follow: bool, as_json: bool, path: Path | None, folder: Pat
 
 
 def _new(history: History, last: int) -> Iterator[Past]:
-    """Messages above a number as they come, without an end."""
+    """Yield messages above a number as they are put into the queue, for ever."""
     failed = 0
     while True:
         try:
@@ -183,10 +185,12 @@ def _new(history: History, last: int) -> Iterator[Past]:
 
 @events.command()
 @click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
-@click.option("-o", "--output", type=click.File("w", encoding="utf-8", lazy=True), default="-", help="A file.")
+@click.option(
+    "-o", "--output", type=click.File("w", encoding="utf-8", lazy=True), default="-", help="File to write."
+)
 @_selection
 def export(form: str, output: IO[str], path: Path | None, folder: Path | None, **choice: Any) -> None:
-    """Write the messages of the spool in the order of their numbers; see `tail`.
+    """Write the messages of the event queue in the order of their numbers; see `tail`.
 
     A line has what the subscriber gets, and whether it is noted that the broker has it. `publish` of the latency,
     the time that it waited, is 0: it is not kept.

@@ -1,4 +1,4 @@
-"""`vedette fleet`: on a workstation, many boards at once over SSH."""
+"""`vedette fleet`: update many boards over SSH from a workstation."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _ROLLBACK_S = 1200.0
 
 
 def _common(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Which inventory, which boards, and how it is told."""
+    """Add the options for inventory, boards and output."""
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="Lines of JSON, one for each board."),
-        click.option("--board", "names", multiple=True, help="This board only; may be given again."),
+        click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each board."),
+        click.option("--board", "names", multiple=True, help="Only this board; repeatable."),
         click.option(
             "-i",
             "--inventory",
@@ -38,7 +38,7 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
             type=_PATH,
             default="fleet.toml",
             show_default=True,
-            help="Of the boards; `known_hosts` lies beside it.",
+            help="Inventory of the boards; `known_hosts` is beside it.",
         ),
     ):
         command = option(command)
@@ -47,7 +47,7 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group()
 def fleet() -> None:
-    """Update many boards over SSH, and ask them how they are.
+    """Update many boards over SSH, and show their status.
 
     \b
     The inventory is TOML, and Ansible reads it, too:
@@ -87,7 +87,7 @@ def _next_words(context: click.Context, _argument: click.Parameter, incomplete: 
 @_common
 @click.pass_context
 def exec_(ctx: click.Context, words: tuple[str, ...], path: Path, names: tuple[str, ...], as_json: bool) -> None:
-    """Have every board do COMMAND: doctor, status, or update status, history, apply, confirm or rollback.
+    """Run COMMAND on every board: doctor, status, or update status, history, apply, confirm or rollback.
 
     Options come before COMMAND; whatever follows its first word is the board's:
 
@@ -111,7 +111,7 @@ def exec_(ctx: click.Context, words: tuple[str, ...], path: Path, names: tuple[s
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_context
 def rollback(ctx: click.Context, path: Path, names: tuple[str, ...], as_json: bool, yes: bool) -> None:
-    """Take every board, or those named, back to the version before.
+    """Roll every board, or those named, back to the previous version.
 
     A board that is at an update ends it. Boards that were rolled back since their last update stay there: the
     same command can be given again when some could not be reached.
@@ -134,9 +134,9 @@ def rollback(ctx: click.Context, path: Path, names: tuple[str, ...], as_json: bo
 @fleet.command()
 @click.argument("names", nargs=-1)
 @click.option("-i", "--inventory", "path", type=_PATH, default="fleet.toml", show_default=True)
-@click.option("--yes", is_flag=True, help="Take what the network shows, without a look at the boards.")
+@click.option("--yes", is_flag=True, help="Accept the keys that the network shows without asking.")
 def pin(names: tuple[str, ...], path: Path, yes: bool) -> None:
-    """Learn the host keys of boards, which are not asked again afterwards.
+    """Pin the host keys of boards.
 
     Compare each with what `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` prints on the board.
     """
@@ -158,11 +158,11 @@ def pin(names: tuple[str, ...], path: Path, yes: bool) -> None:
 @fleet.command()
 @click.argument("bundle", type=_PATH)
 @_common
-@click.option("--ledger", type=_PATH, help="What has been done; default: BUNDLE.ledger beside the inventory.")
-@click.option("--report", type=_PATH, help="HTML page at the end; default: the ledger's name with .html.")
+@click.option("--ledger", type=_PATH, help="Progress file; default: BUNDLE.ledger beside the inventory.")
+@click.option("--report", type=_PATH, help="HTML report; default: the ledger's name with .html.")
 @click.option("--dry-run", is_flag=True, help="Show the plan, and do nothing.")
 def rollout(**options: Any) -> None:
-    """Take every board to the version of BUNDLE: canary first, then in batches.
+    """Update every board to BUNDLE: canary first, then in batches.
 
     It stops when the canary, or more than a share of a batch, does not keep the version; boards that cannot be
     reached do not count. Done again it goes on where it was, with what is left and what has failed.
@@ -173,14 +173,14 @@ def rollout(**options: Any) -> None:
 
 
 def _check_ours_first(ctx: click.Context, words: tuple[str, ...]) -> None:
-    """No command of a board has an option of these names: they are meant for us."""
+    """Refuse our own options behind the board's command."""
     for word in words:
         if word.split("=")[0] in ("-i", "--inventory", "--board"):
             raise click.UsageError(f"{word} is no option of a board's command: put it before {words[0]}", ctx)
 
 
 def _boards(path: Path, names: tuple[str, ...]) -> tuple[Inventory, list[FleetBoard]]:
-    """The boards that are meant, each with a host key that is known."""
+    """Return the selected boards, each with a pinned host key."""
     from agent.update.fleet.inventory import read_inventory
     from agent.update.fleet.ssh import check_pinned
 

@@ -1,4 +1,4 @@
-"""What `vedette fleet rollout` does: the plan, the table while it goes on, the report at the end."""
+"""`vedette fleet rollout`: plan, live table and report."""
 
 from __future__ import annotations
 
@@ -90,7 +90,6 @@ def _go(rollout: Rollout, standing: RolloutProgress, title: str, ledger: Path, *
 
 
 def _show(rollout: Rollout, standing: RolloutProgress, title: str, *, err: bool) -> RolloutProgress:
-    """A table where there is a terminal for it, lines elsewhere."""
     if err or not is_terminal():
         lines = RolloutLines(err)
         return asyncio.run(rollout.run(standing, lines.watch, lines.show))
@@ -110,7 +109,7 @@ def _print_plan(batches: Sequence[Batch], *, as_json: bool) -> None:
 
 
 def _end(standing: RolloutProgress, ledger: Path, report: Path, *, as_json: bool) -> int:
-    """What came of it is told whatever becomes of the page about it."""
+    """Print the result even if the HTML report cannot be written."""
     trouble, code = "", _code(standing)
     try:
         write_atomic(report, render(standing).encode())
@@ -120,7 +119,7 @@ def _end(standing: RolloutProgress, ledger: Path, report: Path, *, as_json: bool
     places = f"ledger {ledger}{trouble}" if trouble else f"ledger {ledger}, report {report}"
     click.echo(click.format_filename(places), err=as_json or bool(trouble))
     if not standing.complete:
-        click.echo("do it again to go on with what is left", err=as_json)
+        click.echo("run the same command again to continue", err=as_json)
     return code
 
 

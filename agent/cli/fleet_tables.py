@@ -1,4 +1,4 @@
-"""What `vedette fleet` shows of boards: a live table in a terminal, and lines where there is none."""
+"""Output of `vedette fleet`: a live table in a terminal, else lines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LONGEST = 200
 
 
 class RolloutTable:
-    """The boards of a rollout: those at work first, then those in trouble, as many as there is room for."""
+    """Live table of a rollout: boards at work first, then failed ones, as many as fit."""
 
     def __init__(self, title: str, batches: Sequence[Batch], outcomes: dict[str, BoardOutcome]) -> None:
         self._title = title
@@ -42,18 +42,18 @@ class RolloutTable:
         self._steps: dict[str, tuple[str, float]] = {}
 
     def watch(self, board: str, step: str) -> None:
-        """A board is at something."""
+        """Show the step that a board is at."""
         began = self._steps.get(board, ("", time.monotonic()))[1]
         self._steps[board] = (step, began)
         self._outcomes.pop(board, None)
 
     def show(self, outcome: BoardOutcome) -> None:
-        """A board is through."""
+        """Show a board's outcome."""
         self._steps.pop(outcome.board, None)
         self._outcomes[outcome.board] = outcome
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The table as rich draws it."""
+        """Draw the table."""
         names = sorted(self._batches, key=self._rank)
         room = max(1, console.height - _AROUND)
         yield Text(f"{self._title}  {self._summary()}", "bold")
@@ -96,20 +96,20 @@ class RolloutTable:
 
 
 class RolloutLines:
-    """The same, a line for each thing that happens."""
+    """Like the table, but prints a line for each change."""
 
     def __init__(self, err: bool) -> None:
         self._err = err
         self._told: dict[str, str] = {}
 
     def watch(self, board: str, step: str) -> None:
-        """A board is at something."""
+        """Show the step that a board is at."""
         if self._told.get(board) != step:
             self._told[board] = step
             click.echo(f"{board:<16} {plain(step)[:_LONGEST]}", err=self._err)
 
     def show(self, outcome: BoardOutcome) -> None:
-        """A board is through."""
+        """Show a board's outcome."""
         why = f": {plain(outcome.reason)}" if outcome.reason else ""
         took = f"{outcome.seconds:.0f} s, {size(outcome.sent)} sent"
         kind = click.style(outcome.kind.replace("_", " "), fg=COLOURS[outcome.kind])
@@ -136,7 +136,7 @@ class BoardRow(Struct, frozen=True):
     state: BoardState | None
 
     def cells(self) -> tuple[str, ...]:
-        """In the order of the columns."""
+        """Return the cells in the order of the columns."""
         if self.state is None:
             return (self.board, "", "", "", self.fault, self.reason)
         update = self.state.update
@@ -148,7 +148,7 @@ class BoardRow(Struct, frozen=True):
 
 
 def rows(answers: Sequence[BoardAnswer]) -> list[BoardRow]:
-    """Of the answers to `status`."""
+    """Build the table of answers to `status`."""
     found = []
     for one in answers:
         state = None if one.fault else parse_state(one.out)
@@ -160,7 +160,7 @@ def rows(answers: Sequence[BoardAnswer]) -> list[BoardRow]:
 
 
 def print_rows(found: Sequence[BoardRow], *, as_json: bool) -> None:
-    """As lines of JSON, or as a table."""
+    """Print answers as lines of JSON or as a table."""
     if as_json:
         for row in found:
             print_json(row)

@@ -1,4 +1,4 @@
-"""Messages of the spool's history, as `vedette events` selects and shows them."""
+"""Select and format messages of the event queue for `vedette events`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ COLUMNS = (
     "path",
     "topic",
 )
-"""Of a CSV file. What has no such thing, such as the score of a clip, leaves it empty."""
+"""Columns of a CSV file; empty where a message has no such value."""
 
 
 class HistoryQuery(Struct, frozen=True):
@@ -63,7 +63,7 @@ class HistoryQuery(Struct, frozen=True):
     until: float = float("inf")
 
     def __contains__(self, item: HistoryRow) -> bool:
-        """Whether a message is one of them."""
+        """Return True if a message is selected."""
         return (
             self.since <= item.past.stored.put_at < self.until
             and self.stream in ("", item.stream)
@@ -84,7 +84,7 @@ class HistoryRow:
 
     @cached_property
     def fields(self) -> dict[str, Any]:
-        """What the subscriber gets, but for the time that it waits until then; nothing, of a damaged row."""
+        """Return the payload as delivered, except the waiting time; empty for a damaged row."""
         stored = self.past.stored
         with suppress(msgspec.MsgspecError, ValueError):
             found: dict[str, Any] = msgspec.json.decode(messages.complete_spooled(stored, stored.put_at))
@@ -95,33 +95,33 @@ class HistoryRow:
 
     @property
     def stream(self) -> str:
-        """Name of its stream."""
+        """Return the stream's name."""
         return str(self.fields.get("stream", ""))
 
     @property
     def kind(self) -> str:
-        """`new`, `update`, `end` or `keyword`; of what is no event, the last level of its topic."""
+        """Return `new`, `update`, `end` or `keyword`; for other messages the last topic level."""
         return str(self.fields.get("kind", self.past.stored.topic.rpartition("/")[2]))
 
     @property
     def labels(self) -> set[str]:
-        """What it is about."""
+        """Return the label."""
         things = [self.fields, self._track, *(self.fields.get("detections") or ())]
         return {str(thing["label"]) for thing in things if thing.get("label")}
 
     @property
     def _track(self) -> dict[str, Any]:
-        """The track of an event; of a clip that is only the track's id."""
+        """Return the track of an event; a clip has only the track's id."""
         track = self.fields.get("track") or {}
         return track if isinstance(track, dict) else {"id": track}
 
     def json(self) -> str:
-        """A line: the message, with its topic and whether it is acknowledged."""
+        """Return a line of JSON: message, topic, and whether the broker has acknowledged it."""
         told = {"topic": self.past.stored.topic, "acknowledged": self.past.acknowledged, **self.fields}
         return msgspec.json.encode(told).decode(errors="replace")
 
     def text(self) -> str:
-        """A line for people."""
+        """Return a line of text."""
         with suppress(msgspec.MsgspecError):
             return line(format_event(msgspec.convert(self.fields, messages.EventMessage, strict=False)))
         at = datetime.fromtimestamp(self.past.stored.put_at, UTC)
@@ -129,7 +129,7 @@ class HistoryRow:
         return plain(f"{told}  {self.fields.get('path', '')}").rstrip()
 
     def row(self) -> Iterator[str]:
-        """The cells of a CSV file, see `COLUMNS`."""
+        """Return the cells of a CSV row, see `COLUMNS`."""
         fields, track = self.fields, self._track
         flat = {
             **{name: fields.get(name) for name in COLUMNS},

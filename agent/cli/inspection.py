@@ -1,4 +1,4 @@
-"""What `vedette models` tells about a model, as structs that are printed or encoded."""
+"""Facts about a model file, as `vedette models` prints or encodes them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 _Ends = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 _CRASHED = re.compile(r"crashed\b.*?\b(SIG[A-Z]+)")
-"""What a worker and the vetting say of a model that kills them; the vetting keeps only this text."""
+"""Matches the message of a worker or a first run that a model has crashed."""
 _LONG = 60
-"""Letters of a value that are shown."""
+"""Characters of a value that are shown."""
 _RUNTIMES: tuple[Runtime, ...] = ("litert", "tflite-runtime")
 
 
@@ -94,11 +94,11 @@ class ModelInspection(Struct, frozen=True):
 
     @property
     def refused(self) -> bool:
-        """Whether something speaks against using it."""
+        """Return True if the model cannot be used."""
         return bool(self.crash or self.decoding_error) or any(self.refusals.values())
 
     def summary(self) -> dict[str, str]:
-        """Lines of a table; `incompatibilities`, `crash` and `decoding_error` are not among them."""
+        """Return the lines of a table, without `refusals`, `crash` and `decoding_error`."""
         lines = {"size": f"{self.size} bytes", "description": self.description, "quantisation": self.quantisation}
         lines["weights"] = ", ".join(f"{dtype} {size} bytes" for dtype, size in self.weights.items())
         lines["operations"] = ", ".join(f"{count} {name}" for name, count in self.operations.items())
@@ -117,7 +117,7 @@ class ModelInspection(Struct, frozen=True):
 
 
 def listed(name: str) -> Listed:
-    """A line for a bundled model or a file."""
+    """Describe a bundled model or a file in one line."""
     try:
         known = look_up(name)
         manifest = known.manifest
@@ -136,7 +136,6 @@ def listed(name: str) -> Listed:
 
 
 def _input(inputs: tuple[TensorSpec, ...], manifest: Manifest) -> str:
-    """What an input becomes before the model takes it."""
     return " → ".join((*_sound(manifest), *map(str, inputs[:1])))
 
 
@@ -175,7 +174,7 @@ def inspection(file: str) -> ModelInspection:
 
 
 def _judged(file: str, refused: dict[Runtime, list[str]]) -> tuple[Known | None, str, str, dict[str, _Ends]]:
-    """What is known of a model, that it crashes the runtime, why else it is of no use, and its tensors."""
+    """Return what is known of a model, its crash, its error, and its tensors by signature."""
     runtime = installed_runtime()
     if runtime and refused[runtime]:
         return None, "", "", {}  # that says it all
@@ -213,7 +212,6 @@ def _opened(known: Known, file: str) -> dict[str, _Ends]:
 
 
 def _fit(session: WorkerSession, model: Model) -> None:
-    """Refuse a model that does not fit its decoder, or its front end."""
     if model.manifest.audio is None:
         from agent.compute.vision import Detector
 
@@ -226,7 +224,6 @@ def _fit(session: WorkerSession, model: Model) -> None:
 
 
 def _value(manifest: Manifest, keys: str) -> str:
-    """A key's value, shortened."""
     value: Any = msgspec.to_builtins(manifest)
     for key in keys.split("."):
         value = value[key]
@@ -246,7 +243,7 @@ def _signatures(modelfile: ModelFile, opened: dict[str, _Ends]) -> dict[str, tup
 
 
 def _quantisation(modelfile: ModelFile) -> str:
-    """What an owner of the model would call it."""
+    """Name the kind of quantisation."""
     kinds = Counter(
         t.quantisation.kind
         for graph in modelfile.subgraphs

@@ -1,4 +1,4 @@
-"""What is published, as it comes: a live table in a terminal, and a line for each event where there is none."""
+"""Show messages as they arrive: a live table in a terminal, else a line for each event."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agent.text import local_time, plain
 
 
 def is_terminal() -> bool:
-    """Whether the output is a terminal that can do more than print."""
+    """Return True if stdout is a terminal with cursor control."""
     return sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb", "unknown")
 
 
@@ -61,7 +61,6 @@ def _missing(device: str, gap: SequenceGap) -> str:
 
 
 def _line(message: ReceivedMessage) -> str:
-    """An event or a device's status; empty for what else there is."""
     if (event := message.event()) is not None:
         return line(format_event(event))
     if message.kind == "status":
@@ -71,7 +70,7 @@ def _line(message: ReceivedMessage) -> str:
 
 
 def follow_fleet(messages: Iterable[ReceivedMessage | None]) -> None:
-    """Show a row for each device: live in a terminal; elsewhere once, when there are no more messages."""
+    """Show a row for each device: live in a terminal, else once after the last message."""
     from agent.cli.roster import FleetTable, lines
 
     roster = Roster()

@@ -1,4 +1,4 @@
-"""`vedette`: the verbs, each in a file of its own that is imported only when it is called."""
+"""`vedette`: each verb is a module that is imported only when it is called."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _VERBS: dict[str, str] = {
     "guide": "Show the manual, or search it.",
     "completion": "Print the completion script of a shell.",
 }
-"""Name → help in a line: known without importing anything, so that `vedette --help` is instant."""
+"""Name → help in one line; nothing is imported, so that `vedette --help` is instant."""
 
 _RENAMED = {"tell": "command"}
 """New name by old verb."""
@@ -44,7 +44,7 @@ _RENAMED = {"tell": "command"}
 
 @contextmanager
 def _reader_may_leave() -> Iterator[None]:
-    """End with code 0 and without a word when the reader of a pipe has gone, as after `| head`."""
+    """Exit with 0, silently, when the reader of a pipe is gone, as after `| head`."""
     try:
         yield
     except BrokenPipeError:
@@ -87,4 +87,4 @@ class _Verbs(click.Group):
 @click.command(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="vedette")
 def vedette() -> None:
-    """Vedette sees, hears and reports: cameras and microphones through TFLite models to MQTT, on ARM boards."""
+    """Run TFLite models on cameras and microphones, and publish what they detect over MQTT."""

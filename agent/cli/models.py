@@ -1,4 +1,4 @@
-"""`vedette models`: what there is, what is inside a file, and learning when a part of it will do."""
+"""`vedette models`: list, inspect and calibrate models, and describe manifests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead
 @click.argument("files", nargs=-1)
 @_JSON
 def list_(files: tuple[str, ...], as_json: bool) -> None:
-    """List the bundled models, and FILES besides. Exits with 1 when one of them cannot be used."""
+    """List the bundled models and FILES. Exits with 1 if one of them cannot be used."""
     from agent.cli.inspection import Listed, listed
     from agent.cli.json_output import print_json
     from agent.compute.infer.vetting.unprivileged import without_root
@@ -54,14 +54,14 @@ def list_(files: tuple[str, ...], as_json: bool) -> None:
     "--write-manifest",
     "write",
     is_flag=True,
-    help="Write a manifest beside the model, with every key that was found and its source.",
+    help="Write a manifest beside the model with every key that was found and its source.",
 )
 @click.option(
     "--manifest", "path", default="", metavar="TOML", help="Write the manifest to TOML, in the model's folder."
 )
-@click.option("--force", is_flag=True, help="Write it even where a manifest is already.")
+@click.option("--force", is_flag=True, help="Overwrite an existing manifest.")
 def inspect(file: str, as_json: bool, write: bool, path: str, force: bool) -> None:
-    """Look inside FILE (a .tflite, a manifest .toml, or the name of a bundled model) without running it.
+    """Inspect FILE: a .tflite, a manifest .toml, or the name of a bundled model.
 
     It is opened as a stream would open it, in a process of its own. Exits with 1 when a runtime refuses it, or
     when nothing tells how to decode it.
@@ -95,7 +95,7 @@ models.add_command(calibrate)
 
 
 def _or_faults(look: Callable[[], ModelInspection]) -> ModelInspection:
-    """What is found, or every fault in a line of its own, where there are several; then it exits with 1."""
+    """Return what is found; print several faults as one line each and exit with 1."""
     from agent.errors import ModelError
 
     try:
@@ -127,7 +127,7 @@ def _write_manifest(file: str, path: str, force: bool) -> None:
         tables = dict.fromkeys(table for table, _ in known.missing)
         keys = [" and ".join(key for at, key in known.missing if at == table) for table in tables]
         untold = ", nor ".join(f"[{table}] {names}" for table, names in zip(tables, keys, strict=True))
-        click.echo(f"vedette: {written}: nothing tells {untold}: fill in the lines that are comments", err=True)
+        click.echo(f"vedette: {written}: unknown: {untold}; fill in the commented lines", err=True)
 
 
 def _print_list(rows: list[Listed]) -> None:
@@ -162,11 +162,11 @@ def _print_inspection(found: ModelInspection) -> None:
     console.print(table)
     for runtime, reasons in found.refusals.items():
         for reason in reasons:
-            console.print(f"[red]{runtime} refuses:[/red] {_plain(reason)}")
+            console.print(f"[red]{runtime} cannot run it:[/red] {_plain(reason)}")
         if not reasons and not found.crash and not found.decoding_error:
-            console.print(f"[green]{runtime}:[/green] nothing known against it")
+            console.print(f"[green]{runtime}:[/green] compatible")
     if found.crash:
-        console.print(f"[red]refused:[/red] {_plain(found.crash)}")
+        console.print(f"[red]crashes:[/red] {_plain(found.crash)}")
     for doubt in found.doubts:
         console.print(f"[yellow]doubtful:[/yellow] {_plain(doubt)}")
     if found.decoding_error:
@@ -174,7 +174,7 @@ def _print_inspection(found: ModelInspection) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text of a file, whose brackets are no markup and whose control characters are no commands."""
+    """Escape rich markup and control characters."""
     from rich.markup import escape
 
     return escape(plain(text, keep="\n"))

@@ -1,4 +1,4 @@
-"""`vedette profile`: where the time of a model goes, operation by operation."""
+"""`vedette profile`: time of a model by operation."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _LONGEST_S = 3600.0
 @click.argument("model")
 @click.option("--variant", default="", help="Size or depth; default: the model's first.")
 @click.option("--runs", type=click.IntRange(min=1), default=50, show_default=True, help="Inferences to measure.")
-@click.option("--threads", type=click.IntRange(min=1), help="Of the CPU; default: as the daemon chooses.")
-@click.option("--patience", default=120.0, show_default=True, help="For all of it, s.")
-@click.option("--each", is_flag=True, help="Every operation in its order, instead of one row per kind.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: as the daemon chooses.")
+@click.option("--patience", default=120.0, show_default=True, help="Time limit, s.")
+@click.option("--each", is_flag=True, help="Show every operation in its order, instead of one row per kind.")
 @click.option(
     "--picture",
     type=click.Path(path_type=Path),
-    help="Draw the times here, a PNG; needs matplotlib: pip install '.[charts]'.",
+    help="Draw the times into this PNG; needs matplotlib: pip install '.[charts]'.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, of every operation, instead of a table.")
+@click.option("--json", "as_json", is_flag=True, help="Print every operation as JSON instead of a table.")
 def profile(
     model: str,
     variant: str,
@@ -129,7 +129,7 @@ def _each(found: ModelProfile) -> Table:
 
 
 def _output(row: OperatorRow) -> str:
-    """Name and shape of what it makes. Fused operations join their names by `;`: the last is the innermost."""
+    """Return name and shape of an operation's output; fused names are joined by `;`, the innermost last."""
     return f"{row.tensor.rpartition(';')[2]} {'×'.join(map(str, row.shape))}".strip()
 
 

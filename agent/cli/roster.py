@@ -1,4 +1,4 @@
-"""The devices of a fleet, as far as their messages tell. What is kept of strangers' messages is bounded."""
+"""State of every device, from its messages. What is kept of messages is bounded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agent.text import local_time, plain, plural
 COLUMNS = ("device", "status", "streams", "fps", "temp", "waiting", "last event", "version")
 RIGHT = ("streams", "fps", "temp", "waiting")
 MOST = 10_000
-"""Devices at most; of further names nothing is kept: anybody may make some up."""
+"""Devices at most: any client can invent names."""
 _LONGEST = 64
 """Characters of a cell."""
 _NONE = "–"
@@ -42,12 +42,12 @@ class DeviceStatus:
 
     @property
     def is_online(self) -> bool:
-        """Whether it is there, as far as the broker knows."""
+        """Return True if the device's status is `online`."""
         return self.status == "online"
 
     @property
     def trouble(self) -> str:
-        """Why somebody should look at it, in a word; empty: nothing is wrong."""
+        """Return what is wrong in a word; empty if nothing is."""
         if self.status == "offline":
             return "offline"
         if not self.is_online or self.health is None:
@@ -62,7 +62,7 @@ class DeviceStatus:
 
     @property
     def streams(self) -> tuple[int, int]:
-        """Streams that run, and all that it has."""
+        """Return the number of running streams, and of all."""
         health = self.health
         if health is None:
             return 0, 0
@@ -70,7 +70,7 @@ class DeviceStatus:
         return (up if self.is_online else 0), len(health.streams)
 
     def cells(self) -> dict[str, str]:
-        """Text by column."""
+        """Return the text of each column."""
         health, (up, of) = self.health, self.streams
         now = health if self.is_online else None  # of a device that is away nothing is true any more
         texts = (
@@ -93,7 +93,7 @@ class DeviceStatus:
 
 
 class Roster:
-    """All devices, by what they have published."""
+    """All devices that have published something."""
 
     def __init__(self) -> None:
         self._devices: dict[str, DeviceStatus] = {}
@@ -102,7 +102,7 @@ class Roster:
         return len(self._devices)
 
     def take(self, message: ReceivedMessage) -> list[SequenceGap]:
-        """Take in what came; gives the numbers that should have come before it."""
+        """Process a message and return the gap in `seq` before it, if any."""
         if message.kind not in ("status", "health", "events", "clips", "detections"):
             return []
         device = self._devices.get(message.device)
@@ -122,11 +122,11 @@ class Roster:
         return device.numbers.take(*numbers) if numbers else []
 
     def __iter__(self) -> Iterator[DeviceStatus]:
-        """Those with trouble first, then those that have stopped, then by name."""
+        """Return devices in trouble first, then stopped ones, then by name."""
         return iter(sorted(self._devices.values(), key=_urgency))
 
     def summary(self) -> str:
-        """One line about all of them."""
+        """Return one line about all devices."""
         devices = self._devices.values()
         online = sum(device.is_online for device in devices)
         up, of = (sum(device.streams[which] for device in devices) for which in (0, 1))
@@ -146,21 +146,21 @@ def _short(text: str) -> str:
 
 
 _AROUND = 4
-"""Lines around the rows: summary, header, rule, and what is left out."""
+"""Lines around the rows: summary, header, rule, and the number of devices not shown."""
 _WIDE = 100
 STATUS_COLOURS = {"online": "green", "stopped": "yellow", "offline": "red"}
 
 
 class FleetTable:
-    """The devices of a roster, as many as there is room for: those that somebody should look at come first."""
+    """Table of devices, as many as fit, those in trouble first."""
 
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
         self.height = 0
-        """Lines at most; 0: as many as the terminal has."""
+        """Set the height in lines; 0: as many as the terminal has."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The table as rich draws it."""
+        """Draw the table."""
         room = max(1, (self.height or console.height) - _AROUND)
         devices = list(self._roster)
         yield Text(self._roster.summary(), "bold")
@@ -180,14 +180,13 @@ def _table(devices: list[DeviceStatus], *, narrow: bool) -> Table:
 
 
 def _text(device: DeviceStatus, name: str, cell: str) -> Text:
-    """As `Text`: square brackets in a name are no markup."""
     if name == "status":
         return Text(cell, STATUS_COLOURS.get(device.status, "white"))
     return Text(cell, "red" if name == "streams" and device.trouble else "")
 
 
 def lines(roster: Roster) -> Iterator[str]:
-    """The whole roster as lines of text, without a terminal."""
+    """Return all devices as lines of text."""
     rows = [dict(zip(COLUMNS, COLUMNS, strict=True)), *(device.cells() for device in roster)]
     widths = {name: max(len(row[name]) for row in rows) for name in COLUMNS}
     for row in rows:

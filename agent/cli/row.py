@@ -1,4 +1,4 @@
-"""An event as a row: what `watch` and `demo` tell of it, in a table or as a line."""
+"""Format an event as a table row or a line, for `watch` and `demo`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from agent.text import TIME_WIDTH, local_time, plain
 
 COLUMNS = ("time", "stream", "event", "what", "score", "where %", "zones", "infer", "total")
 _WIDTHS = (TIME_WIDTH, 10, 19, 14, 5, 13, 10, 7, 7)
-"""Of a line, in characters; what is longer moves the rest."""
+"""Column widths of a line, in characters."""
 RIGHT = ("score", "infer", "total")
 _NONE = "–"
-"""Where there was no frame, and nothing to measure."""
+"""Shown where no time was measured."""
 
 
 def format_event(event: EventMessage) -> dict[str, str]:
-    """Text by column."""
+    """Return the text of each column."""
     track, latency = event.track, event.latency_ms
     texts = (
         local_time(event.captured_at),
@@ -31,15 +31,15 @@ def format_event(event: EventMessage) -> dict[str, str]:
 
 
 def _where(event: EventMessage) -> str:
-    """The box in percent of the frame; of a word, the depth of the model that heard it."""
+    """Return the box in percent of the frame; empty for a keyword."""
     if event.kind == "keyword":
-        return f"variant {event.variant}"
+        return ""
     box = event.track.box
     return "everywhere" if box is None else " ".join(f"{edge * 100:.0f}" for edge in box)
 
 
 def line(texts: dict[str, str]) -> str:
-    """A row, or the header, as a line of text."""
+    """Return a row, or the header, as a line of text."""
     padded = [
         texts[name].rjust(width) if name in RIGHT else texts[name].ljust(width)
         for name, width in zip(COLUMNS, _WIDTHS, strict=True)

@@ -21,10 +21,10 @@ DEFAULT_CONFIG = Path("/etc/vedette/vedette.toml")
     type=click.Path(path_type=Path),
     default=DEFAULT_CONFIG,
     show_default=True,
-    help="The configuration file.",
+    help="Configuration file.",
 )
-@click.option("--exit-when-done", is_flag=True, help="End when every source has ended (clips).")
-@click.option("-v", "--verbose", is_flag=True, help="Log what the libraries say, too.")
+@click.option("--exit-when-done", is_flag=True, help="Exit when every source has ended (files).")
+@click.option("-v", "--verbose", is_flag=True, help="Also log messages of libraries.")
 def run(path: Path, exit_when_done: bool, verbose: bool) -> None:
     """Run until SIGTERM. SIGHUP reads the configuration again and swaps what changed."""
     # For numpy, which is not imported yet: what is multiplied here is small, and threads for it would take memory

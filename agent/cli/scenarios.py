@@ -1,4 +1,4 @@
-"""MLPerf LoadGen's part of `vedette bench`: what it is to test, and its figures as a table."""
+"""MLPerf LoadGen in `vedette bench`: choose backends, run, print."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def outcomes(
 
 
 def print_outcome(one: ScenarioResult, console: Console) -> None:
-    """The table of one way, why something is not valid, and how far it is from what MLPerf asks for."""
+    """Print one backend's table and why a result is not valid."""
     from rich import box
     from rich.table import Table
 

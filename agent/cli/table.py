@@ -17,15 +17,15 @@ from agent.comms.messages import EventMessage
 from agent.text import plain
 
 _ROWS, _AROUND = 16, 7
-"""Rows at most, and lines of a terminal that are left for what stands around them."""
+"""Rows at most, and terminal lines reserved around them."""
 _WIDE = 100
-"""A terminal of fewer columns has narrower gaps, so that all columns fit into 80."""
+"""With fewer columns the gaps are narrower, so that all columns fit into 80."""
 _DATED = 125
-"""A terminal of fewer columns shows the time of day alone."""
+"""With fewer columns only the time of day is shown."""
 _BREAKS = ("stream", "event", "what", "zones")
-"""Columns whose text may go on in a second line where it is too long."""
+"""Columns whose text may wrap."""
 _LONGEST = 40
-"""Characters of a count; a number has less."""
+"""Longest count that is shown, in characters."""
 _FOOTER = 4
 """Lines of the footer at most."""
 _GAP = "   "
@@ -33,7 +33,7 @@ _COLOURS = {"new": "green", "update": "cyan", "end": "magenta", "keyword": "yell
 
 
 class EventTable:
-    """The newest events, and the state of every device and count. Several devices have a row each, above."""
+    """Live table of the newest events, above it a row for each device if there are several, below it counts."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -43,7 +43,7 @@ class EventTable:
         self._counts: dict[str, str] = {}
 
     def add(self, message: ReceivedMessage) -> None:
-        """Take in what came."""
+        """Process a message."""
         self._roster.take(message)
         if (event := message.event()) is not None:
             self._events.append(event)
@@ -55,7 +55,7 @@ class EventTable:
                 self._counts[key] = plain(message.payload[:_LONGEST].decode(errors="replace"))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The table as rich draws it."""
+        """Draw the table."""
         several = len(self._roster) > 1
         if several:
             self._fleet.height = console.height // 2 - 1
@@ -69,7 +69,7 @@ class EventTable:
         )
         room = (console.height - self._fleet.height - 1 if several else console.height) - _AROUND
         events = list(self._events)[-max(1, room) :]
-        # A house without zones has the room for something else.
+        # Without zones the column is left out.
         shown = [name for name in COLUMNS if name != "zones" or any(event.track.zones for event in events)]
         for name in shown:
             table.add_column(
@@ -86,7 +86,6 @@ class EventTable:
         yield self._footer(options.max_width)
 
     def _footer(self, width: int) -> Text:
-        """Devices and counts, in lines that break only between them."""
         lines, items = [Text()], list(self._items())
         for number, item in enumerate(items):
             if lines[-1] and lines[-1].cell_len + len(_GAP) + item.cell_len > width:
@@ -107,7 +106,7 @@ class EventTable:
             yield Text(f"{plain(key)}: {count}", "dim" if count == "0" else "bold")
 
     def _about(self, device: DeviceStatus) -> Iterator[Text]:
-        """The only device: its status, and of its health what its row in a fleet would say."""
+        """Yield status and health of the only device."""
         colour = STATUS_COLOURS.get(device.status, "white")
         yield Text(f"{plain(device.name)} ").append(device.status or "unknown", colour)
         if device.numbers.lost:
@@ -119,5 +118,4 @@ class EventTable:
 
 
 def _text(event: EventMessage, name: str, cell: str) -> Text:
-    """As `Text`: square brackets in a name are no markup."""
     return Text(cell, _COLOURS[event.kind] if name == "event" else "")

@@ -1,4 +1,4 @@
-"""`vedette update`: a new version or new models for this board, signed, on trial, and back if they fail."""
+"""`vedette update`: apply a signed bundle on trial, and roll back."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def update() -> None:
 @update.command()
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option(
-    "--here", is_flag=True, help="Do it in this process, which must not be cut off, instead of the unit's."
+    "--here",
+    is_flag=True,
+    help="Do the work in this process, which must not be interrupted, instead of the unit's.",
 )
 @click.pass_context
 def apply(ctx: click.Context, file: Path, here: bool) -> None:
@@ -59,7 +61,7 @@ def apply(ctx: click.Context, file: Path, here: bool) -> None:
 
 @update.command()
 def resume() -> None:
-    """Go on with an update that was cut off, to its end; does nothing where there is none."""
+    """Continue an interrupted update to its end; do nothing if there is none."""
     from agent.update.install.service import Systemd
 
     handler = logging.StreamHandler()
@@ -92,7 +94,7 @@ def _work(where: Paths, service: Service) -> Update | None:
 
 
 def _go_on(where: Paths, *, here: bool = False) -> Update | None:
-    """Have the unit do it, and show that until it is done; or do it here."""
+    """Let the unit do the work and show it until it is done; or do it in this process."""
     from agent.update.install.service import Systemd
     from agent.update.install.status import follow
 
@@ -102,7 +104,7 @@ def _go_on(where: Paths, *, here: bool = False) -> Update | None:
     try:
         return follow(where, _say, idle=Systemd().idle)
     except KeyboardInterrupt:
-        click.echo("it goes on by itself: see `vedette update status`", err=True)
+        click.echo("the update continues by itself: see `vedette update status`", err=True)
         raise
 
 
@@ -122,10 +124,12 @@ def status(as_json: bool) -> None:
 
 
 @update.command()
-@click.option("--json", "as_json", is_flag=True, help="Lines of JSON instead of a table.")
-@click.option("-n", "count", type=click.IntRange(1), default=20, show_default=True, help="The newest, so many.")
+@click.option("--json", "as_json", is_flag=True, help="Print lines of JSON instead of a table.")
+@click.option(
+    "-n", "count", type=click.IntRange(1), default=20, show_default=True, help="Number of newest updates to show."
+)
 def history(as_json: bool, count: int) -> None:
-    """Show what became of every update, and why."""
+    """Show the outcome of every update, with its reason."""
     from agent.cli.json_output import print_json
     from agent.update.install.journal import Journal
     from agent.update.install.status import row
@@ -179,7 +183,7 @@ def confirm() -> None:
 
 
 def _ordered(where: Paths, order: str, but: Collection[str] = ()) -> bool:
-    """Whether an update is at hand, in another state than these, and whoever goes on with it has been told."""
+    """Return True if there is an update in another state than these, and its process was notified."""
     from agent.errors import UpdateError
     from agent.update.install.journal import Journal
     from agent.update.install.service import Systemd
@@ -201,7 +205,7 @@ def _ordered(where: Paths, order: str, but: Collection[str] = ()) -> bool:
 @update.command(hidden=True)
 @click.argument("models", type=click.Path(path_type=Path))
 def selftest(models: Path) -> None:
-    """Answer the golden inputs of the models of a set, before it is used."""
+    """Answer the golden inputs of a set of models before it is used."""
     import agent.daemon.daemon  # noqa: F401  # what the daemon needs can be imported
     from agent.update.bundle.golden import selftest as prove
 
@@ -216,7 +220,7 @@ def selftest(models: Path) -> None:
 @click.option("--source", default="", help="File that the bundle is a copy of.")
 @click.option("--owned", is_flag=True, help="The caller has locked the folder of updates, and keeps it.")
 def adopt(slot: str, bundle: Path | None, source: str, owned: bool) -> None:
-    """Make a slot one that updates know, after scripts/install has filled it."""
+    """Register a slot that scripts/install has filled."""
     from agent import __version__
     from agent.update.install.adopt import adopt as take_in
     from agent.update.install.slots import slot_of

@@ -1,1 +1,1 @@
-"""The doctor: looks at a board and says what is wrong with it, and what to do."""
+"""The checks of `vedette doctor`, by section."""

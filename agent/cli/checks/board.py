@@ -1,4 +1,4 @@
-"""The board as the doctor sees it: processor, memory, kernel."""
+"""Check processor, memory, kernel, devices, accelerators, heat, supply and versions."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def findings(root: Path) -> Iterator[Finding]:
         root: of the file system.
     """
     board = read_board(root)
-    yield Finding(SECTION, "model", board.model or "it does not tell")
+    yield Finding(SECTION, "model", board.model or "not reported by this machine")
     soc = " ".join(filter(None, (board.soc, board.soc_id and f"({board.soc_id})")))
-    yield Finding(SECTION, "SoC", soc or "it does not tell")
+    yield Finding(SECTION, "SoC", soc or "not reported by this machine")
     yield Finding(SECTION, "processor", f"{board.cpu}; {board.cores} for Vedette")
     yield from of_features(board)
     yield from of_memory(read_memory(root))
@@ -47,7 +47,7 @@ def findings(root: Path) -> Iterator[Finding]:
 
 
 def of_features(board: Board) -> Iterator[Finding]:
-    """What the processor has for models, and what it lacks."""
+    """Report which instructions for models the processor has."""
     for feature in known_features(board.arch):
         there = has(feature, board.features)
         names = "+".join(feature.names)
@@ -58,7 +58,7 @@ def of_features(board: Board) -> Iterator[Finding]:
 
 
 def of_memory(memory: Memory) -> Iterator[Finding]:
-    """Whether there is enough."""
+    """Check available memory and swap."""
     if not memory.total_mb:
         yield Finding(SECTION, "memory", "/proc/meminfo cannot be read", "warning", "let vedette read /proc")
         return
@@ -108,7 +108,7 @@ def devices_findings(root: Path) -> Iterator[Finding]:
 
 
 def of_devices(found: Devices) -> Iterator[Finding]:
-    """A line each. That there is none is no problem: a stream may come from the network."""
+    """Report each device; none is no problem, because a stream may come from the network."""
     for kind, some in (("camera", found.cameras), ("microphone", found.microphones)):
         for device in some:
             yield Finding(DEVICES_SECTION, kind, f"{device.name}: {device.offers}; source {device.uri}")
@@ -133,14 +133,13 @@ def hardware_findings(root: Path) -> Iterator[Finding]:
 
 
 def of_candidates(found: Sequence[DelegateProbe]) -> Iterator[Finding]:
-    """What is here and what is missing, with the reason. A board without an accelerator is well."""
+    """Report each backend and what is missing; a board without an accelerator has no problem."""
     yield Finding(HARDWARE_SECTION, "cpu", "CPU (XNNPACK): always")
     for one in sorted(found, key=lambda one: one.plan is None):
         yield Finding(HARDWARE_SECTION, one.name, f"{one.title}: {_standing(one)}")
 
 
 def _standing(one: DelegateProbe) -> str:
-    """Where it is, or why it is not. How to install it is of no use to a board that does not have it."""
     if one.plan is not None:
         return f"found ({one.parts[0]})"
     return one.missing.partition(": ")[0] if one.missing.startswith("no device") else one.missing
@@ -151,7 +150,7 @@ _HOT_C = 80.0
 """Where a Raspberry Pi begins to slow its processors, and its kernel tells of no limit; source:
 https://www.raspberrypi.com/documentation/computers/raspberry-pi.html#frequency-management-and-thermal-control"""
 _NEAR_C = 10.0
-"""So far below the limit a summer's day suffices."""
+"""Warn so far below the limit, °C: a hot day may reach it."""
 _COOL = "cool the board: a heat sink or a fan, shade, and air through its case"
 _POWER = (
     "give the board more power: the maker's own supply (for a Pi 4 5.1 V and 3 A, for a Pi 5 5 A), a short thick"
@@ -171,9 +170,9 @@ def heat_findings(root: Path) -> Iterator[Finding]:
 
 
 def of_heat(zones: Sequence[Zone], brakes: Sequence[Brake]) -> Iterator[Finding]:
-    """The hottest zone, every other that is near its limit, and what is slowed."""
+    """Report the hottest zone, every zone near its limit, and what is throttled."""
     if not zones:
-        yield Finding(HEAT_SECTION, "temperature", "this kernel does not tell")
+        yield Finding(HEAT_SECTION, "temperature", "not reported by this kernel")
     for number, zone in enumerate(zones):
         finding = _of_zone(zone)
         if number == 0 or finding.state != "ok":
@@ -194,7 +193,7 @@ def _of_zone(zone: Zone) -> Finding:
 
 
 def of_frequencies(frequencies: Sequence[Frequency]) -> Iterator[Finding]:
-    """Whether the processors may run as fast as they can."""
+    """Check the frequency limits of the processors."""
     if not frequencies:
         yield Finding(HEAT_SECTION, "frequency", "this kernel does not scale it")
     for one in frequencies:
@@ -214,9 +213,9 @@ def of_frequencies(frequencies: Sequence[Frequency]) -> Iterator[Finding]:
 
 
 def of_supply(supply: Supply | None) -> Iterator[Finding]:
-    """What a Raspberry Pi's firmware complains of."""
+    """Report throttling flags of a Raspberry Pi's firmware."""
     if supply is None:
-        yield Finding(HEAT_SECTION, "supply", "this kernel does not tell")
+        yield Finding(HEAT_SECTION, "supply", "not reported by this kernel")
         return
     for what in supply.now:
         yield Finding(HEAT_SECTION, "supply", f"now: {what}", "problem", _remedy(supply.now))
@@ -228,7 +227,6 @@ def of_supply(supply: Supply | None) -> Iterator[Finding]:
 
 
 def _remedy(complaints: Sequence[str]) -> str:
-    """What slows a board that has too little power is not its heat."""
     return _POWER if UNDER_VOLTAGE in complaints else _COOL
 
 
@@ -248,12 +246,12 @@ _NEEDED = (
     ("paho-mqtt",),
     ("sounddevice",),
 )
-"""Distributions, each with others that bring the same module."""
+"""Distributions, each with alternatives that bring the same module."""
 Version = Callable[[str], str]
 
 
 def installed(distribution: str) -> str:
-    """The version of a distribution; empty: it is not installed."""
+    """Return the version of a distribution; empty if it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -274,7 +272,7 @@ def runtime_findings(version: Version = installed) -> Iterator[Finding]:
 
 
 def of_runtime(version: Version) -> Finding:
-    """What runs the models."""
+    """Report the TFLite runtime."""
     litert, older = version(_LITERT), version(_OLDER)
     if litert:
         beside = f"; {_OLDER} {older} is not used" if older else ""

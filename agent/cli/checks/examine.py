@@ -1,4 +1,4 @@
-"""The whole examination, section by section. One that fails is a finding, and the others go on."""
+"""Run every section; one that fails becomes a finding, and the others go on."""
 
 from __future__ import annotations
 
@@ -50,7 +50,6 @@ def findings(path: Path, asked: bool, root: Path) -> Iterator[Finding]:
 
 
 def _of_profile(path: Path, root: Path) -> Iterator[Finding]:
-    """Which settings suit the board; what is wrong with a file that cannot be read is told with the rest."""
     try:
         profile = load(path, root).profile if is_seen(path) else choose(AUTO, read_board(root))
     except ConfigError:
@@ -59,12 +58,12 @@ def _of_profile(path: Path, root: Path) -> Iterator[Finding]:
 
 
 def is_seen(path: Path) -> bool:
-    """Whether a file is there, in a folder that this user may look into."""
+    """Return True if a file exists in a folder that this user may read."""
     return os.access(path, os.F_OK)
 
 
 def unchecked(path: Path) -> Iterator[Finding]:
-    """Instead, where opening a model would end this process, too."""
+    """Report that models were not checked, because opening one would end this process."""
     yield Finding(SECTION, "file", f"{path} is not checked: its models cannot be opened, see above", "warning")
 
 

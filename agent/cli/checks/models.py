@@ -1,4 +1,4 @@
-"""What runs the models of this board best, as it was measured, and why the others do not."""
+"""Report measured backends for each model, and verify that bundled models compute correctly."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from agent.types import Array
 
 SECTION = "models on this hardware"
 _BUSY = 0.25
-"""Share of the processor: where others use more, what was measured says little."""
+"""Share of the processor used by others above which a measurement says little."""
 _FRESH = "vedette doctor --fresh measures it now"
 _AGAIN = "measure again while nothing else runs on the board: sudo systemctl stop vedette; vedette doctor --fresh"
 
 _MEASURE_S = 3600.0
-"""For measuring all that may run a model, s: each device has minutes to open it."""
+"""Time limit for measuring one model, s: an accelerator may take minutes to open it."""
 
 
 def findings(
@@ -69,7 +69,7 @@ def findings(
 def _of_model(
     surveys: StoredMeasurements, name: str, model: Model, fresh: bool, tell: Callable[[str], None]
 ) -> Iterator[Finding]:
-    """What was measured of one model, or why nothing was."""
+    """Report one model's measurement, or why there is none."""
     try:
         found = surveys.found()
         made = _measured(surveys, model, found, tell) if fresh else surveys.load(model, found)
@@ -93,7 +93,6 @@ def _measured(
 
 
 def _unusable(name: str, error: VedetteError, config: Config | None) -> Finding:
-    """A problem once: the section of the configuration tells of the models that a configuration names."""
     if config is not None and config.streams:
         return Finding(SECTION, without_login(name), "cannot be used: see the section of the configuration")
     return Finding(SECTION, name, str(error), "problem", f"see why {name} cannot be used: {error}")
@@ -106,7 +105,6 @@ def _unread(name: str, error: StorageError) -> Finding:
 
 
 def _kept(surveys: StoredMeasurements, model: Model, made: StoredMeasurement) -> Iterator[Finding]:
-    """Nothing, or why the daemon will not know of it."""
     try:
         surveys.store(model, made)
     except StorageError as error:
@@ -139,7 +137,7 @@ def of_survey(
 
 
 def _models(config: Config | None) -> list[tuple[str, str]]:
-    """Names and variants, each once."""
+    """Return each pair of name and variant once."""
     streams = config.streams.values() if config else ()
     wanted = [(one.model, one.variant) for one in streams if one.enabled and one.backend == AUTO]
     return list(dict.fromkeys(wanted)) or ([] if streams else [(name, "") for name in bundled()])
@@ -220,7 +218,6 @@ def golden_input(spec: TensorSpec) -> Array:
 
 
 def _hashed(numbers: Array) -> Array:
-    """A byte for each number."""
     return (numbers * np.uint64(_MULTIPLIER) & np.uint64(_MASK)) >> np.uint64(24)
 
 
@@ -233,9 +230,9 @@ SELFTEST_SECTION = "self-test"
 _STEPS, _STEPS_WITHOUT = 2, 32
 """Largest difference from the record with XNNPACK and without it, in steps of the last bit."""
 _PATIENCE_S = 30.0
-"""For opening a model, and for an inference: without XNNPACK one takes seconds on a small board."""
+"""Time limits for opening and for an inference, s: without XNNPACK one takes seconds on a small board."""
 _EACH_MB = 150
-"""Of memory for a process: LiteRT, numpy and a model, and something left for the daemon."""
+"""Memory for one process, MB: LiteRT, numpy, a model, and a reserve for the daemon."""
 _REINSTALL = (
     "install the runtime anew (pip install --force-reinstall ai-edge-litert); if it stays, the board is broken"
 )
@@ -263,14 +260,14 @@ class Tried(Struct, frozen=True):
 
 
 def run_all() -> list[Tried]:
-    """Run everything that is recorded, as much at the same time as the board has cores and memory for."""
+    """Run all recorded inputs, in parallel as cores and memory permit."""
     at_once = min(len(os.sched_getaffinity(0)), read_memory().available_mb // _EACH_MB)
     with ThreadPoolExecutor(max(1, at_once), thread_name_prefix="self-test") as pool:
         return list(pool.map(run, recorded()))
 
 
 def run(golden: Golden) -> Tried:
-    """Run a variant and compare; whatever goes wrong is an error of the result."""
+    """Run a variant and compare its answer; failures become the result's error."""
     name = f"{golden.model} {golden.variant}"
     try:
         model = open_alone(golden.model, golden.variant)
@@ -318,7 +315,7 @@ def selftest_findings(tried: Sequence[Tried], root: Path) -> Iterator[Finding]:
 
 
 def of_answer(one: Tried) -> Finding:
-    """Whether a variant answered rightly."""
+    """Report whether a variant answered as recorded."""
     if one.error:
         return Finding(SELFTEST_SECTION, one.name, one.error, "problem", _REINSTALL)
     allowed = _STEPS if one.delegated > 0 else _STEPS_WITHOUT

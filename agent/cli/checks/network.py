@@ -1,4 +1,4 @@
-"""Brokers and cameras on the network: each is tried, all at the same time, for a few seconds at most."""
+"""Try every broker and network camera at the same time, for a few seconds."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from agent.update.protocol import Vitals
 
 SECTION = "broker and network"
 TRY_S = 5.0
-"""For a broker or a camera to answer."""
+"""Time limit for an answer, s."""
 _PATIENCE_S = 3.0
-"""Beyond that, for a name that is looked up: the system gives no limit for it."""
+"""Additional time for name resolution, s, for which the system has no limit."""
 _FLOWING = ("running", "degraded")
 
 Job = Callable[[], Iterable[Finding]]
@@ -99,7 +99,7 @@ def _enter(config: MqttConfig) -> str:
 
 
 def _of_strangers(config: MqttConfig) -> Iterator[Finding]:
-    """Whether a broker that knows us lets in others whom it does not know: then these may command us."""
+    """Check whether a broker with login also accepts anonymous clients, who could send commands."""
     try:
         _enter(replace(config, username="", password_file="", cert_file="", key_file=""))
     except (ConfigError, BrokerError):
@@ -140,7 +140,7 @@ def _of_commands(config: Config) -> Finding:
 
 
 def _at_once(jobs: list[tuple[str, Job]]) -> Iterator[Finding]:
-    """What each job finds, in their order; one that has not come back in time is left behind."""
+    """Return each job's findings in order; jobs that exceed the time limit are abandoned."""
     found: dict[int, list[Finding]] = {}
 
     def run(number: int) -> None:

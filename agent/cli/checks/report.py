@@ -1,4 +1,4 @@
-"""What the doctor reports: findings, each with its state, and advice where it is not well."""
+"""The doctor's report: findings with state and advice."""
 
 from __future__ import annotations
 
@@ -46,6 +46,6 @@ class Report(Struct, frozen=True):
 
 
 def advice_of(findings: list[Finding]) -> list[str]:
-    """What to do, each once: first about problems, then about warnings."""
+    """Return every advice once, problems first."""
     ordered = [one.advice for state in ("problem", "warning") for one in findings if one.state == state]
     return list(dict.fromkeys(filter(None, ordered)))

@@ -1,4 +1,4 @@
-"""The folder where state is kept, and the clock."""
+"""Check the state folder, clips, stored settings and the clock."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from agent.text import local_time, plural
 
 SECTION = "storage and clock"
 _RESERVE = 4
-"""Times what may wait for the broker: below it the system itself may soon be short of room."""
+"""Factor on the size of the event queue; with less free space the system itself may run out."""
 _DAY_S = 86400.0
 _CLIPS = "clips folder"
 _SAY = "say of each stream whether it is to run: vedette command DEVICE STREAM enabled on (or off, or default)"
@@ -42,23 +42,23 @@ def findings(config: StorageConfig, root: Path, *, clips: bool = False) -> Itera
 
 
 def of_folder(config: StorageConfig, root: Path) -> Finding:
-    """Whether the state folder has room."""
+    """Check free space for the state folder."""
     try:
         disk = read_disk(folder_of(config, root))
     except StorageError as error:
         return Finding(SECTION, "state folder", str(error), "warning", str(error))
     if disk is None:
-        return Finding(SECTION, "state folder", "its file system does not tell", "warning")
+        return Finding(SECTION, "state folder", "not reported by its file system", "warning")
     return of_disk(disk, (config.spool_max_bytes + config.history_max_bytes) >> 20)
 
 
 def of_clips(config: StorageConfig, root: Path) -> Finding:
-    """Whether clips can be saved: their folder, or the nearest above it, can be written to and has room."""
+    """Check that the clips' folder can be written to and has free space."""
     try:
         folder = clips_path(config, folder_of(config, root))
         disk = read_disk(folder)
         if disk is None:
-            return Finding(SECTION, _CLIPS, f"{folder}: its file system does not tell", "warning")
+            return Finding(SECTION, _CLIPS, f"{folder}: not reported by its file system", "warning")
         if not disk.at.is_dir():
             raise StorageError(f"{disk.at}: is a file where clips need a folder")
         check_writable(disk.at)
@@ -79,7 +79,7 @@ def _clips_fault(what: str, cause: BaseException | None) -> Finding:
 
 
 def of_commands(config: StorageConfig, root: Path) -> Iterator[Finding]:
-    """What commands have set, where that is on the disk and ours to read."""
+    """Report settings made by commands, if this user may read them."""
     try:
         folder = folder_of(config, root)
     except StorageError:
@@ -139,7 +139,7 @@ def of_clock(clock: Clock, now_s: float, installed_s: float) -> Iterator[Finding
     if now_s < installed_s - _DAY_S:
         yield Finding(SECTION, "clock", f"{shown}: before Vedette was installed", "problem", advice)
     elif clock.synchronised is None:
-        yield Finding(SECTION, "clock", f"{shown}; the kernel does not tell whether it is synchronised")
+        yield Finding(SECTION, "clock", f"{shown}; the kernel does not report whether it is synchronised")
     elif clock.synchronised:
         yield Finding(SECTION, "clock", f"{shown}, synchronised")
     else:

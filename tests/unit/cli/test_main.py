@@ -52,7 +52,7 @@ def test_every_verb_has_help(verb: str) -> None:
 
 def test_the_help_tells_of_sound_and_of_calibrating() -> None:
     shown = CliRunner().invoke(vedette, ["--help"]).output
-    assert "cameras and microphones" in " ".join(shown.split())
+    assert "on cameras and microphones" in " ".join(shown.split())
     assert "calibrate" in shown
     assert "calibrate" in CliRunner().invoke(vedette, ["models", "--help"]).output.partition("Commands:")[0]
 

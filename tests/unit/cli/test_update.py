@@ -93,7 +93,7 @@ def test_who_looks_no_longer_is_told_that_it_goes_on(board: Board, monkeypatch: 
     monkeypatch.setattr(Systemd, "is_there", staticmethod(lambda: True))
     monkeypatch.setattr(Systemd, "hand_over", lambda _: None)
     monkeypatch.setattr("agent.update.install.status.follow", stop)
-    assert "it goes on by itself: see `vedette update status`" in run("apply", quick(board), code=130)
+    assert "the update continues by itself: see `vedette update status`" in run("apply", quick(board), code=130)
 
 
 def test_resuming_without_an_update_does_nothing(board: Board) -> None:

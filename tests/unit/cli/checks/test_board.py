@@ -22,7 +22,7 @@ def test_a_board_that_is_well(tmp_path: Path) -> None:
 def test_a_board_of_which_nothing_can_be_read(tmp_path: Path) -> None:
     found = {one.name: one for one in findings(tmp_path)}
     assert found["memory"].state == "warning"
-    assert found["model"].value == "it does not tell"
+    assert found["model"].value == "not reported by this machine"
 
 
 def test_a_processor_without_dot_products_is_told_and_no_problem(tmp_path: Path) -> None:
