@@ -126,7 +126,7 @@ def _write_manifest(file: str, path: str, force: bool) -> None:
     if known.missing:
         tables = dict.fromkeys(table for table, _ in known.missing)
         keys = [" and ".join(key for at, key in known.missing if at == table) for table in tables]
-        untold = ", nor ".join(f"[{table}] {names}" for table, names in zip(tables, keys, strict=True))
+        untold = ", ".join(f"[{table}] {names}" for table, names in zip(tables, keys, strict=True))
         click.echo(f"vedette: {written}: unknown: {untold}; fill in the commented lines", err=True)
 
 
