@@ -1,4 +1,4 @@
-"""Recordings: sound files, once or in a loop, at their own pace or as fast as they are taken."""
+"""Sound files as audio sources, and a resampler. soxr is imported only if rates differ."""
 
 from __future__ import annotations
 
@@ -15,20 +15,18 @@ from agent.config.source_uri import SourceUri, parse_sound
 from agent.errors import SourceError
 from agent.types import Samples
 
-# The resampler: a stream of sound at another rate, by soxr, which is imported where there is one to change.
-
 _SCALE = 32768.0
 
 
 class Resampler:
-    """Continues from block to block, so that it does not matter how sound is cut into blocks."""
+    """Resamples a stream of audio; the result does not depend on how the input is cut into blocks."""
 
     def __init__(self, from_hz: int, to_hz: int) -> None:
-        """Prepare.
+        """Prepare the resampler.
 
         Args:
-            from_hz: samples per second of what comes.
-            to_hz: of what goes.
+            from_hz: rate of the input, samples per second.
+            to_hz: rate of the output, samples per second.
 
         Raises:
             SourceError: soxr is missing.
@@ -39,31 +37,31 @@ class Resampler:
 
     @property
     def behind_s(self) -> float:
-        """How much sound has come and not gone yet, s: a filter must look ahead."""
+        """Length of input that has not come out yet, s: the filter looks ahead."""
         return max(0.0, self._came / self._from_hz - self._went / self._to_hz)
 
     def change(self, samples: Samples) -> Samples:
-        """The next sound, N int16, at the other rate; the first few times less than one would expect."""
+        """Resample N int16 samples. The first few calls return less than the ratio says."""
         self._came += len(samples)
         changed = samples if self._soxr is None else self._changed(samples, last=False)
         self._went += len(changed)
         return changed
 
     def rest(self) -> Samples:
-        """What is still held back, at the end."""
+        """Return what the filter still holds back, at the end."""
         none = np.empty(0, np.int16)
         rest = none if self._soxr is None else self._changed(none, last=True)
         self._went += len(rest)
         return rest
 
     def _changed(self, samples: Samples, *, last: bool) -> Samples:
-        # As float: of int16 soxr makes int16 with dither, and silence would not stay silent.
+        # As float: with int16 soxr adds dither, and silence would not stay silent.
         changed = self._soxr.resample_chunk(samples.astype(np.float32), last=last)
         return to_int16(changed, 1.0)
 
 
 def to_int16(samples: Any, scale: float = _SCALE) -> Samples:
-    """Samples of float32, ±1.0 unless scaled already, as int16: rounded, clipped, and 0 where it is no number."""
+    """Convert float32 samples to int16: round, clip, and replace NaN by 0. Unscaled samples are ±1.0."""
     scaled = np.nan_to_num(np.rint(samples * np.float32(scale)), nan=0.0)
     return cast(Samples, np.clip(scaled, -32768, 32767).astype(np.int16))
 
@@ -77,11 +75,11 @@ def _soxr() -> Any:
 
 _LIVE_BLOCK_S, _FAST_BLOCK_S = 0.03, 0.1
 _LEAST_HZ, _MOST_HZ, _MOST_CHANNELS = 4000, 384_000, 64
-"""What is recorded lies between: a header that says something else is broken, and costs more than it gives."""
+"""Plausible rates, Hz, and channels: a header outside these is damaged, and resampling it would cost much."""
 
 
 class AudioFile:
-    """A sound file."""
+    """An open sound file."""
 
     live = False
 
@@ -94,7 +92,7 @@ class AudioFile:
         self.about = f"{self.rate_hz} Hz, {_plural(file.channels, 'channel')}, {file.format} {file.subtype}"
 
     def read(self) -> Block | None:
-        """The next block; None at the end."""
+        """Return the next block, or None at the end."""
         frames = self._frames()
         if not len(frames):
             if self._seen < self._file.frames:
@@ -114,12 +112,12 @@ class AudioFile:
     def _frames(self) -> Any:
         try:
             return self._file.read(self._block, dtype="float32", always_2d=True)
-        except RuntimeError as error:  # soundfile's own are RuntimeErrors
+        except RuntimeError as error:  # soundfile raises RuntimeErrors
             raise SourceError(f"{self._shown}: expected more sound; the file is damaged: {error}") from None
 
 
 def read_whole(path: Path, rate_hz: int) -> Samples:
-    """All of a sound file, int16 [n], one channel, at another rate if need be.
+    """Read a whole sound file as int16 [n], one channel, resampled if needed.
 
     Raises:
         SourceError: see `open_recording`.
@@ -139,8 +137,8 @@ def open_recording(address: SourceUri, stall_s: float, rate_hz: int) -> AudioFil
     """Open a sound file.
 
     Raises:
-        SourceError: it is missing, cannot be read, is none, has no samples, is cut off, lacks the channel, or has
-            a rate or a number of channels that no recording has.
+        SourceError: it is missing, cannot be read, is no sound file, is empty or truncated, lacks the channel, or
+            has an implausible rate or number of channels.
     """
     path, shown = Path(address.target), address.masked
     _check_path(path, address)
@@ -191,7 +189,7 @@ def _check_header(file: Any, shown: str) -> None:
 
 
 def _promised(path: Path) -> int:
-    """How long a WAV must be at least for the samples that its header promises, bytes; 0: it does not tell."""
+    """Return how long a WAV file must be for the samples that its header announces, bytes; 0: not stated."""
     with path.open("rb") as file:
         if file.read(4) != b"RIFF":
             return 0
@@ -199,7 +197,7 @@ def _promised(path: Path) -> int:
         while len(head := file.read(8)) == 8:
             size = int.from_bytes(head[4:], "little")
             if head[:4] == b"data":
-                # A recorder that wrote to a pipe could not know, and says the most or nothing.
+                # A recorder that wrote to a pipe did not know the length, and wrote 0 or the maximum.
                 return 0 if size >= 0x7FFFF000 else file.tell() + size
             file.seek(size + size % 2, 1)
     return 0

@@ -1,4 +1,4 @@
-"""The cameras and microphones of this machine that would work now, and what is in the way of others."""
+"""Lists the cameras and microphones of this machine that would work now, and what prevents others."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from msgspec import Struct
 from agent.capture.portaudio import CHANNELS_MAX, PORTAUDIO, Input, not_found
 from agent.errors import SourceError
 
-# What V4L2 tells about a camera that is not in use: name, formats and sizes, by its ioctls.
-#
-# Layouts and numbers are those of the kernel's `linux/videodev2.h`; they are the same on 32 and 64 bits.
+# ioctl layouts and numbers of the kernel's `linux/videodev2.h`; the same on 32 and 64 bits.
 
 _QUERYCAP, _ENUM_FMT, _ENUM_FRAMESIZES = 0x80685600, 0xC0405602, 0xC02C564A
 _CAPABILITY = struct.Struct("=16s32s32sIII12x")
@@ -28,7 +26,7 @@ _FORMAT = struct.Struct("=III32sI16x")
 _SIZE = struct.Struct("=IIIIIIIII8x")
 
 _CAPTURE = {0x1: 1, 0x1000: 9}
-"""The capability to give pictures → type of its buffers: V4L2_CAP_VIDEO_CAPTURE and its multi-planar twin."""
+"""Buffer type by capability: V4L2_CAP_VIDEO_CAPTURE, and V4L2_CAP_VIDEO_CAPTURE_MPLANE."""
 _HAS_DEVICE_CAPS = 0x8000_0000
 _DISCRETE = 1
 _NO_CAMERAS = {"bcm2835-isp", "bcm2835-codec", "bcm2835_isp", "pispbe", "rpivid", "rpi-hevc-dec"}
@@ -37,13 +35,13 @@ _RAW = {"unicam", "rp1-cfe", "qcom-camss"}
 
 
 class Node(Struct, frozen=True):
-    """A device that gives pictures.
+    """A V4L2 device that gives pictures.
 
     Attributes:
         path: such as /dev/video0.
         name: of the camera.
         driver: of the kernel.
-        sizes: width and height by format of four characters; of a range the largest.
+        sizes: width and height by four-character format; for a range its largest.
     """
 
     path: str
@@ -53,12 +51,12 @@ class Node(Struct, frozen=True):
 
     @property
     def needs_libcamera(self) -> bool:
-        """Whether it is a bare sensor, of no use without libcamera."""
+        """True for a bare sensor, which only libcamera can use."""
         return self.driver in _RAW
 
 
 def query(path: Path) -> Node | None:
-    """What a device tells; None when it gives no pictures: a metadata node, a codec, a scaler.
+    """Query a device. Return None if it gives no pictures: a metadata node, a codec, a scaler.
 
     Raises:
         OSError: it cannot be opened.
@@ -75,7 +73,7 @@ def query(path: Path) -> Node | None:
         sizes = {name: list(_v4l2_sizes(descriptor, code)) for name, code in _formats(descriptor, kinds[0])}
         return Node(str(path), _text(card), _text(driver), sizes)
     except OSError:
-        return None  # it is no V4L2 device
+        return None  # no V4L2 device
     finally:
         os.close(descriptor)
 
@@ -120,7 +118,7 @@ class CaptureDevice(Struct, frozen=True):
     """A camera or a microphone.
 
     Attributes:
-        name: as it calls itself.
+        name: the device's own.
         offers: formats and sizes, or channels and rates, for people.
         uri: for `source` in a configuration.
     """
@@ -131,12 +129,12 @@ class CaptureDevice(Struct, frozen=True):
 
 
 class Devices(Struct, frozen=True):
-    """What was found.
+    """Devices of this machine.
 
     Attributes:
         cameras: that would work.
         microphones: that would work.
-        missing: what is in the way of others, and what to do; a sentence each.
+        missing: what prevents others and what to do, a sentence each.
     """
 
     cameras: list[CaptureDevice]
@@ -145,10 +143,10 @@ class Devices(Struct, frozen=True):
 
 
 def devices(root: Path = Path("/dev")) -> Devices:
-    """Look for cameras and microphones; none is started.
+    """Find cameras and microphones; none is started.
 
     Args:
-        root: where the devices are.
+        root: of the file system.
     """
     absent: list[str] = []
     cameras = [*_v4l2(root, absent), *_libcamera(absent)]
@@ -181,7 +179,7 @@ def _v4l2(root: Path, absent: list[str]) -> Iterator[CaptureDevice]:
 
 
 def _sizes(node: Node) -> str:
-    """Each format with its largest sizes."""
+    """List the largest sizes of each format."""
     parts = []
     for name, sizes in node.sizes.items():
         largest = sorted(sizes, key=lambda size: size[0] * size[1], reverse=True)
@@ -206,7 +204,7 @@ def _libcamera(absent: list[str]) -> list[CaptureDevice]:
     return [
         CaptureDevice(str(camera.get("Model", "?")), str(camera.get("Location", "")), f"libcamera:{number}")
         for number, camera in enumerate(found)
-        # USB cameras are listed twice, and go through V4L2.
+        # libcamera lists USB cameras too; those are opened through V4L2.
         if "usb" not in str(camera.get("Id", "")).lower()
     ]
 
@@ -223,10 +221,10 @@ def _microphones(absent: list[str]) -> list[CaptureDevice]:
 
 
 def _in_time(look: Callable[[], list[CaptureDevice]]) -> list[CaptureDevice]:
-    """What is found, unless the sound server hangs: PortAudio would wait for it for ever.
+    """Call `look` with a time limit: PortAudio waits for a sound server that hangs for ever.
 
     Raises:
-        SourceError: it does; or what `look` raises.
+        SourceError: the sound server hangs; or what `look` raises.
     """
     found: list[list[CaptureDevice]] = []
     failed: list[SourceError] = []
@@ -253,7 +251,7 @@ def _described(library: Any, found: list[Input]) -> list[CaptureDevice]:
         CaptureDevice(
             device.name,
             _offers(library, device),
-            # A name outlives a change of ports; where two have the same, only the number tells them apart.
+            # A name stays valid when ports change; two devices of one name need their numbers.
             f"mic:{quote(device.name, safe=' :(),._+/')}"
             if names.count(device.name) == 1
             else f"mic:{device.number}",

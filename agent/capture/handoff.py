@@ -1,4 +1,8 @@
-"""The hand-over from the thread that reads to the one that uses: what frames and sound have in common."""
+"""Queues from the thread that reads a source to the thread that processes it, and a pool of frame memory.
+
+A live queue never makes the reader wait and drops what is old; a lossless one, of a replay at `pace=fast`, makes
+the reader wait.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ T = TypeVar("T")
 
 
 class HandoffQueue(ABC, Generic[T]):
-    """Things on their way from one thread to another, in their order, with one end."""
+    """A closable queue between two threads."""
 
     def __init__(self) -> None:
         self._items: deque[T] = deque()
@@ -27,13 +31,13 @@ class HandoffQueue(ABC, Generic[T]):
 
     @abstractmethod
     def _next(self) -> T:
-        """Take from `_items`, which is not empty; called with the lock held."""
+        """Take from `_items`, which is not empty. Called with the lock held."""
 
     def take(self, timeout_s: float) -> T | None:
-        """The next; None when none came in time, or none will come any more.
+        """Return the next item; None if none came in time, or the queue is closed and empty.
 
         Raises:
-            SourceError: the one that this was closed with, after the last.
+            SourceError: the one that the queue was closed with, after the last item.
         """
         with self._changed:
             if not self._items and not self._closed:
@@ -45,34 +49,34 @@ class HandoffQueue(ABC, Generic[T]):
             return None
 
     def close(self, error: SourceError | None = None) -> None:
-        """No more are put. Those that wait can still be taken."""
+        """Refuse further items. Items in the queue can still be taken."""
         with self._changed:
             self._closed, self._error = True, error
             self._changed.notify_all()
 
     def clear(self) -> None:
-        """Nobody takes any more: free what waits."""
+        """Drop the items in the queue."""
         with self._changed:
             self._items.clear()
 
     @property
     def over(self) -> bool:
-        """Whether it was closed without an error and everything was taken."""
+        """True if the queue was closed without an error and everything was taken."""
         with self._changed:
             return self._closed and not self._items and self._error is None
 
 
 _HELD_S, _TAKEN_S = 5.0, 1.0
-"""Of live sound: held at most, and handed out at once at most."""
+"""Longest live audio that is kept, and longest that one `take` returns, s."""
 _ROOM, _LOW = 8, 2
-"""Blocks on a belt that keeps all; see `agent.capture.handoff`."""
+"""Chunks that a lossless queue holds, and at how few a waiting producer continues."""
 
 
 class AudioQueue(HandoffQueue[AudioChunk]):
-    """Sound on its way from one thread to another.
+    """Audio chunks between two threads.
 
-    A live belt hands out what has come since, up to a gap and up to 1 s, and of more than 5 s drops the oldest.
-    One that keeps all hands out block by block, and makes the giver wait when it is full.
+    A live queue returns all audio that has come since, up to a gap and up to 1 s, and drops the oldest beyond
+    5 s. A lossless queue returns chunk by chunk, and makes the producer wait while it is full.
     """
 
     def __init__(self, rate_hz: int, *, keeps_all: bool) -> None:
@@ -82,9 +86,9 @@ class AudioQueue(HandoffQueue[AudioChunk]):
         self._held = self._end = 0
 
     def put(self, chunk: AudioChunk) -> int:
-        """Hand sound on; how many samples, of it or of those before, nobody will take.
+        """Add a chunk. Return how many samples, of this chunk or of older ones, were dropped.
 
-        It is the chunk itself when the belt is closed, or when it begins before the end of what was put already.
+        The chunk itself is dropped if the queue is closed, or if it begins before the end of an earlier one.
         """
         with self._changed:
             if self._keeps_all and len(self._items) >= _ROOM:
@@ -115,7 +119,7 @@ class AudioQueue(HandoffQueue[AudioChunk]):
         return chunk
 
     def _joined(self, chunk: AudioChunk) -> AudioChunk:
-        """With what follows without a gap."""
+        """Join a chunk with those that follow it without a gap."""
         parts, end = [chunk], chunk.end
         while self._items and self._items[0].first == end and end - chunk.first < self._taken_max:
             parts.append(self._items.popleft())
@@ -124,65 +128,64 @@ class AudioQueue(HandoffQueue[AudioChunk]):
         return replace(parts[-1], samples=samples, first=chunk.first)
 
 
-# The pool of picture memory: in steady state no picture is allocated.
-
 _KEPT = 6
-"""One being read, up to four handed over at `pace=fast`, one in use."""
+"""Buffers kept: one being read, up to four queued at `pace=fast`, one in use."""
 
 
 class FrameBufferPool:
-    """Pictures' memory that is free. Its methods are single operations of a list and need no lock."""
+    """Frame memory to use again, so that no frame is allocated in steady state.
+
+    Each method is a single list operation and needs no lock.
+    """
 
     def __init__(self) -> None:
         self._free: list[Image] = []
         self._room = _KEPT
 
     def take(self) -> Image | None:
-        """Memory of some picture before; None when the reader has to allocate."""
+        """Return memory of an earlier frame, or None if the reader has to allocate."""
         try:
             return self._free.pop()
         except IndexError:
             return None
 
     def give(self, image: Image) -> None:
-        """Nobody looks at this picture any more."""
+        """Keep the memory of a frame that is no longer in use."""
         if len(self._free) < self._room:
             self._free.append(image)
 
     def close(self) -> None:
-        """Keep nothing any more: pictures that are given from now on are free for others."""
+        """Free the memory, also that of frames that are given back from now on."""
         self._room = 0
         self._free.clear()
 
 
-# The hand-over of frames from the thread that reads them to the one that uses them.
-
-_SLOT_ROOM, _SLOT_LOW = 4, 1
+_FRAMES_MAX, _FRAMES_LOW = 4, 1
 """Of a slot that keeps all: a giver that found it full goes on when it is nearly empty, not for every place. It
 then reads several frames in a row, and each costs less: it is woken less often, and its caches stay warm."""
 
 
 class LatestFrame(HandoffQueue[Frame]):
-    """Frames on their way from one thread to another, in the order of their capture.
+    """Frames between two threads, in the order of their capture.
 
-    A live slot holds the newest frame only; one that keeps all makes the giver wait when it is full.
+    A live queue holds the newest frame only; a lossless one makes the producer wait while it is full.
     """
 
     def __init__(self, *, keeps_all: bool) -> None:
         super().__init__()
         self._keeps_all = keeps_all
-        self._room = _SLOT_ROOM if keeps_all else 1
+        self._room = _FRAMES_MAX if keeps_all else 1
         self._newest_ns = -1
 
     def put(self, frame: Frame) -> Frame | None:
-        """Hand a frame on, and get the one back that nobody will take: the one before it, or itself.
+        """Add a frame. Return the frame that is dropped for it, if any.
 
-        It is itself when the slot is closed, or when it was captured before one that was put already: a reader
-        that hung and came back must not bring the past.
+        The frame itself is dropped if the queue is closed, or if it was captured before an earlier one: a reader
+        that hung and came back must not deliver old frames.
         """
         with self._changed:
             if self._keeps_all and len(self._items) >= self._room:
-                while len(self._items) > _SLOT_LOW and not self._closed:
+                while len(self._items) > _FRAMES_LOW and not self._closed:
                     self._changed.wait()
             if self._closed or frame.captured_ns < self._newest_ns:
                 return frame
@@ -194,6 +197,6 @@ class LatestFrame(HandoffQueue[Frame]):
 
     def _next(self) -> Frame:
         frame = self._items.popleft()
-        if self._keeps_all and len(self._items) == _SLOT_LOW:
+        if self._keeps_all and len(self._items) == _FRAMES_LOW:
             self._changed.notify()
         return frame

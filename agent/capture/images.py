@@ -1,4 +1,4 @@
-"""Pictures: the image files of a folder, in order of their names."""
+"""Sources without a camera: a folder of image files, and a moving test pattern."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ImageFolder(Source):
         self.about = f"{plural(len(self._paths), 'picture')} at {fps:g} fps"
 
     def grab(self) -> bool:
-        """Decode the next readable picture: only decoding tells whether it is readable."""
+        """Decode the next readable picture; files that cannot be decoded are skipped."""
         while self._next < len(self._paths) or self._again():
             path = self._paths[self._next]
             self._next += 1
@@ -50,7 +50,7 @@ class ImageFolder(Source):
         return False
 
     def picture(self, into: Image | None) -> Image:
-        """The picture held."""
+        """Return the held picture."""
         assert self._held is not None
         if into is None or into.shape != self._held.shape:
             return self._held
@@ -58,11 +58,11 @@ class ImageFolder(Source):
         return into
 
     def close(self) -> None:
-        """Free the device or file."""
+        """Do nothing: no file is open between two pictures."""
         self._held = None
 
     def _again(self) -> bool:
-        """At the end: whether it begins again."""
+        """Return True if the folder starts again."""
         if self._readable == 0:
             raise SourceError(
                 f"{self._shown}: expected pictures; none of the {len(self._paths)} files can be decoded"
@@ -83,7 +83,7 @@ class ImageFolder(Source):
 
 
 def open_pictures(address: SourceUri, stall_s: float) -> ImageFolder:
-    """The pictures of a folder.
+    """Open a folder of pictures.
 
     Raises:
         SourceError: there is no such folder, or no picture in it.
@@ -107,7 +107,7 @@ def _find(address: SourceUri) -> list[Path]:
 
 
 def read_picture(path: Path) -> Image | None:
-    """Return the picture of a file, H×W×3 uint8 BGR; None: it is none that can be decoded.
+    """Read a picture, H×W×3 uint8 BGR. Return None if it cannot be decoded.
 
     Raises:
         SourceError: the picture is too large; the message begins with the name of the file.
@@ -120,15 +120,13 @@ def read_picture(path: Path) -> Image | None:
         return None
 
 
-# A pattern that moves, always the same: a source for tests and for trying out, without any hardware.
-
 _SIZE, _PATTERN_FPS = (640, 480), 10.0
 _STEP = 4
 """Pixels that the square moves from one picture to the next."""
 
 
 class TestPattern(Source):
-    """A bright square that walks over a still gradient, left to right and top to bottom."""
+    """A bright square that moves over a still gradient, left to right and top to bottom; always the same."""
 
     order = "bgr"
 
@@ -144,14 +142,14 @@ class TestPattern(Source):
         self.about = f"{self._width}x{self._height} at {fps:g} fps"
 
     def grab(self) -> bool:
-        """Wait for the next picture and hold it; False at the end."""
+        """Advance to the next picture. Return False at the end."""
         if self._frames and self._number + 1 >= self._frames:
             return False
         self._number += 1
         return True
 
     def picture(self, into: Image | None) -> Image:
-        """The picture held."""
+        """Draw the held picture."""
         if into is None or into.shape != self._background.shape:
             into = np.empty_like(self._background)
         np.copyto(into, self._background)
@@ -160,7 +158,7 @@ class TestPattern(Source):
         return into
 
     def square(self, number: int) -> tuple[int, int, int]:
-        """Left, top and side of the square in the picture of that number, pixels."""
+        """Return left, top and side of the square in a picture, pixels."""
         side = max(4, min(self._width, self._height) // 6)
         along = number * _STEP
         columns, rows = self._width - side + 1, self._height - side + 1
@@ -171,7 +169,7 @@ class TestPattern(Source):
 
 
 def open_pattern(address: SourceUri, stall_s: float) -> TestPattern:
-    """The pattern of a `test:` URI."""
+    """Open the pattern of a `test:` URI."""
     return TestPattern(address)
 
 

@@ -1,4 +1,7 @@
-"""Captures: what files, streams and cameras share when OpenCV reads them."""
+"""Sources that OpenCV reads: V4L2 cameras, video files, and RTSP or HTTP streams.
+
+For a stream that does not open, the server is asked why, since FFmpeg does not pass its answer on.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +34,12 @@ holds back as many pictures as it has threads."""
 
 
 class Capture(Source):
-    """An open `cv2.VideoCapture`."""
+    """Pictures of an open `cv2.VideoCapture`."""
 
     order = "bgr"
 
     def __init__(self, capture: cv2.VideoCapture, shown: str) -> None:
-        """Take over an open capture.
+        """Wrap an open capture.
 
         Raises:
             SourceError: its pictures are too large; the capture is closed.
@@ -51,19 +54,19 @@ class Capture(Source):
         self.about = describe(capture)
 
     def grab(self) -> bool:
-        """Wait for the next picture and hold it; False at the end."""
+        """Wait for the next picture and hold it. Return False at the end."""
         if not self._capture.grab():
             raise SourceError(f"{self._shown}: expected the next picture; the device stopped sending")
         return True
 
     def picture(self, into: Image | None) -> Image:
-        """The picture held."""
+        """Return the held picture."""
         decoded, image = self._capture.retrieve(into)
         if not decoded:
             raise SourceError(f"{self._shown}: expected a picture that can be decoded; found a damaged one")
         height, width = image.shape[:2]
         if width * height > LARGEST_PIXELS:  # a stream may change its size
-            del image  # the error's traceback would keep its memory
+            del image  # the error's traceback would keep the picture's memory
             check_size(self._shown, width, height)
         return cast(Image, image)
 
@@ -73,7 +76,7 @@ class Capture(Source):
 
 
 def open_capture(target: str, backend: int, parameters: Sequence[int] = ()) -> cv2.VideoCapture | None:
-    """An open capture, or None; OpenCV does not say why."""
+    """Open a capture. Return None if OpenCV cannot; it does not say why."""
     _prepare()
     try:
         capture = cv2.VideoCapture(target, backend, list(parameters))
@@ -86,7 +89,7 @@ def open_capture(target: str, backend: int, parameters: Sequence[int] = ()) -> c
 
 
 def describe(capture: cv2.VideoCapture) -> str:
-    """Size and rate that the source really has."""
+    """Describe the size and rate that the source really has."""
     size = "{}x{}".format(*_size(capture))
     fps = capture.get(cv2.CAP_PROP_FPS)
     return f"{size} at {fps:g} fps" if 0 < fps <= 1000 else size
@@ -97,12 +100,12 @@ def _size(capture: cv2.VideoCapture) -> tuple[int, int]:
 
 
 def _prepare() -> None:
-    """Set what OpenCV reads at every opening, where the environment does not set it already.
+    """Set the options that OpenCV reads at every opening, unless the environment sets them.
 
-    OpenCV holds one lock of the process while FFmpeg opens a source, so one camera that keeps silent would hold
-    up all others, and files, for its whole time limit. Since its version 4.0, FFmpeg needs no such lock.
+    OpenCV holds one lock of the process while FFmpeg opens a source: one silent camera would hold up all other
+    cameras and files for its whole timeout. FFmpeg 4.0 and later need no such lock.
 
-    Lines of FFmpeg and OpenCV are kept out of ours: they repeat, name no stream, and could show credentials.
+    Logs of FFmpeg and OpenCV are switched off: they repeat, name no stream, and could show credentials.
     """
     os.environ.setdefault("OPENCV_FFMPEG_IS_THREAD_SAFE", "1")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -110,13 +113,11 @@ def _prepare() -> None:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
 
-# Cameras on USB or CSI through V4L2.
-
 log = logging.getLogger(__name__)
 
 
 def open_camera(address: SourceUri, stall_s: float) -> Capture:
-    """Open a V4L2 camera, and say so when it gives another size, rate or format than asked.
+    """Open a V4L2 camera, and warn if it gives another size, rate or format than asked.
 
     Raises:
         SourceError: it is missing, forbidden, busy, or no camera.
@@ -129,7 +130,7 @@ def open_camera(address: SourceUri, stall_s: float) -> Capture:
             f"{address.masked}: expected a camera; {device} gives no pictures: another program may use it"
             f" (fuser -v {device}), or it is the camera's second, data node"
         )
-    _ask(capture, address.options)
+    _request_format(capture, address.options)
     for name, asked, given in differences(capture, address.options):
         log.warning("%s: asked for %s %s; the camera gives %s", address.masked, name, asked, given)
     log.info("%s: %s %s", address.masked, describe(capture), _fourcc(capture))
@@ -144,7 +145,7 @@ def _check(device: Path, shown: str) -> None:
         raise SourceError(f"{shown}: this user may not open {device}; add it to the group video")
 
 
-def _ask(capture: cv2.VideoCapture, options: SourceOptions) -> None:
+def _request_format(capture: cv2.VideoCapture, options: SourceOptions) -> None:
     """Format first: it decides which sizes and rates there are. A refusal shows when reading back."""
     if options.format:
         capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*options.format))
@@ -156,7 +157,7 @@ def _ask(capture: cv2.VideoCapture, options: SourceOptions) -> None:
 
 
 def differences(capture: cv2.VideoCapture, options: SourceOptions) -> list[tuple[str, str, str]]:
-    """What the device does otherwise than asked: name, asked, given."""
+    """List what the device does not do as asked: name, asked value, given value."""
     size = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
     fps = capture.get(cv2.CAP_PROP_FPS)
     found = []
@@ -174,15 +175,13 @@ def _fourcc(capture: cv2.VideoCapture) -> str:
     return "".join(chr(code >> shift & 0x7F) for shift in (0, 8, 16, 24))
 
 
-# Clips: video files, once or in a loop, at their own pace or as fast as they are read.
-
 _DEFAULT_FPS = 25.0
 _COUNT_TOLERANCE = 0.02
-"""Containers without an index give a number of pictures that is only estimated from their length."""
+"""Share by which a frame count may be wrong: containers without an index only estimate it."""
 
 
 class VideoFile(Capture):
-    """A video file."""
+    """Pictures of a video file, once or in a loop."""
 
     def __init__(self, address: SourceUri) -> None:
         super().__init__(_open(address), address.masked)
@@ -194,14 +193,14 @@ class VideoFile(Capture):
         self.pace_s = self.period_s if address.options.pace == "realtime" else 0.0
 
     def grab(self) -> bool:
-        """Wait for the next picture and hold it; False at the end."""
+        """Wait for the next picture and hold it. Return False at the end."""
         if not self._capture.grab() and not self._again():
             return False
         self._read += 1
         return True
 
     def _again(self) -> bool:
-        """At the end: whether it begins again."""
+        """Return True if the file starts again."""
         if self._read == 0:
             raise SourceError(f"{self._shown}: expected pictures; found none that can be decoded; cut off?")
         self._warn_if_short()
@@ -262,9 +261,9 @@ def _found(path: Path) -> str:
 _PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 _LARGEST_HEAD = 16 * 1024
 _BEGINNING, _LARGEST_PICTURE = 64, 4 * 1024 * 1024
-"""Bytes of a body that are read: its beginning; and all of a picture whose length is not given."""
+"""Bytes of a body to read: its beginning; or a whole picture whose length is not given."""
 _LONGEST_NUMBER = 18
-"""Digits of a Content-Length that are believed: more exceed every file."""
+"""Most digits of a plausible Content-Length."""
 _REDIRECTS = ("301", "302", "303", "307", "308")
 _MOST_REDIRECTS = 5
 _PAGES = ("text/html", "application/xhtml+xml", "application/json", "text/plain")
@@ -287,10 +286,10 @@ class _Answer(Struct, frozen=True):
     """A server's answer.
 
     Attributes:
-        code: its status code; empty if it speaks another protocol.
-        fields: name, in small letters, and value of each line of its head.
-        body: its beginning, of a GET that succeeded.
-        ended: the server sent nothing behind that.
+        code: status code; empty if it is not HTTP or RTSP.
+        fields: lower-case name and value of each header line.
+        body: its beginning, after a GET that succeeded.
+        ended: whether the body ended there.
     """
 
     code: str
@@ -299,21 +298,21 @@ class _Answer(Struct, frozen=True):
     ended: bool = False
 
     def field(self, name: str) -> str:
-        """Return the first value of a field; empty: it is not there."""
+        """Return the first value of a header field; empty if it is missing."""
         return next((value for named, value in self.fields if named == name), "")
 
     @property
     def challenges(self) -> list[str]:
-        """How the server wants to be told who we are."""
+        """List the authentication methods that the server offers."""
         return [value for name, value in self.fields if name == "www-authenticate"]
 
 
 def why_unreachable(uri: str, timeout_s: float) -> str:
-    """Return why a stream cannot be opened, as one clause; never with its credentials.
+    """Return why a stream cannot be opened, as one clause without credentials.
 
     Args:
         uri: rtsp, rtsps, http or https, with a host.
-        timeout_s: at most, for the whole; resolving the name may take longer.
+        timeout_s: limit for the whole, s; resolving the name may take longer.
     """
     return objection(uri, timeout_s) or (
         f"{_where(urlsplit(uri), uri)} answers, but with nothing to decode in time; check the path and the "
@@ -324,15 +323,15 @@ def why_unreachable(uri: str, timeout_s: float) -> str:
 def objection(uri: str, timeout_s: float) -> str:
     """Ask a server for a stream without opening it: DESCRIBE, or a GET whose body is read only in part.
 
-    Redirections of HTTP are followed as FFmpeg follows them. An account goes to another address only where the
+    HTTP redirections are followed as FFmpeg follows them. Credentials go to another address only if the
     redirection names no host.
 
     Args:
         uri: rtsp, rtsps, http or https, with a host.
-        timeout_s: at most, for the whole; resolving the name may take longer.
+        timeout_s: limit for the whole, s; resolving the name may take longer.
 
     Returns:
-        what the server or the network has against it, as one clause without credentials; empty: nothing.
+        why the server or the network refuses it, as one clause without credentials; empty if it does not.
     """
     until, where = time.monotonic() + timeout_s, ""
     for _ in range(_MOST_REDIRECTS + 1):
@@ -342,18 +341,18 @@ def objection(uri: str, timeout_s: float) -> str:
         if isinstance(answer, str):
             return answer
         if not parts.scheme.startswith("http") or answer.code not in _REDIRECTS:
-            return _meaning(where, answer, has_account=parts.username is not None)
-        uri, wrong = _onward(uri, answer.field("location"))
+            return _explain_status(where, answer, has_account=parts.username is not None)
+        uri, wrong = _redirection(uri, answer.field("location"))
         if wrong:
             return f"{where} answers {answer.code}: it redirects to an address {wrong}"
     return f"{where} redirects again and again; check the path"
 
 
 def _answer(parts: SplitResult, uri: str, where: str, until: float) -> _Answer | str:
-    """The answer, or why there is none."""
+    """Return the server's answer, or why there is none."""
     try:
-        return _diagnosis_ask(parts, until)
-    except (socket.gaierror, UnicodeError):  # the latter: no name service takes such a name
+        return _send_request(parts, until)
+    except (socket.gaierror, UnicodeError):  # a UnicodeError: the host name cannot be encoded for DNS
         return f"no address is known for {where}; check the name and the network{_hint(uri)}"
     except ConnectionRefusedError:
         return f"nothing listens on {where}; check the port, and whether the camera is ready{_hint(uri)}"
@@ -365,7 +364,7 @@ def _answer(parts: SplitResult, uri: str, where: str, until: float) -> _Answer |
         return f"{where} cannot be reached: {error.strerror or type(error).__name__}"
 
 
-def _onward(uri: str, location: str) -> tuple[str, str]:
+def _redirection(uri: str, location: str) -> tuple[str, str]:
     """Return where a redirection leads, and what is wrong with that address; empty: nothing."""
     try:
         onward = urljoin(uri, location)
@@ -392,13 +391,13 @@ def _hint(uri: str) -> str:
     return _UNESCAPED if mask(uri).endswith("***") else ""
 
 
-def _meaning(where: str, answer: _Answer, *, has_account: bool) -> str:
-    """The status code in our words: the server's own may repeat the path that was asked for."""
+def _explain_status(where: str, answer: _Answer, *, has_account: bool) -> str:
+    """Describe a status code in our words: the server's own may repeat the requested path."""
     code = answer.code
     if not code:
         return f"{where} answers, but not in this protocol; check scheme and port"
     if code.startswith("2"):
-        return _content(where, answer)
+        return _body_problem(where, answer)
     if code == "401":
         why = "it wants a user name and a password"
         why += (
@@ -409,7 +408,7 @@ def _meaning(where: str, answer: _Answer, *, has_account: bool) -> str:
     return f"{where} answers {code}: {why}"
 
 
-def _content(where: str, answer: _Answer) -> str:
+def _body_problem(where: str, answer: _Answer) -> str:
     """Describe what is wrong with the beginning of a body; empty: nothing that it tells."""
     kind, body = answer.field("content-type").partition(";")[0].strip().lower(), answer.body
     if answer.field("transfer-encoding").lower() == "chunked":
@@ -431,8 +430,8 @@ def _content(where: str, answer: _Answer) -> str:
     return ""
 
 
-def _diagnosis_ask(parts: SplitResult, until: float) -> _Answer:
-    """The answer; a server that wants to know who we are is asked again, as it wants to be."""
+def _send_request(parts: SplitResult, until: float) -> _Answer:
+    """Return the answer; if the server asks for credentials, send them in the way that it asks for."""
     answer = _exchange(parts, "", until)
     if answer.code != "401" or parts.username is None or not answer.challenges:
         return answer
@@ -443,7 +442,7 @@ def _diagnosis_ask(parts: SplitResult, until: float) -> _Answer:
 
 
 def _request(parts: SplitResult) -> tuple[str, str]:
-    """The method, and what is asked for: without the account."""
+    """Return the method and the requested URL, without credentials."""
     if parts.scheme.startswith("rtsp"):
         return "DESCRIBE", parts._replace(netloc=_host(parts)).geturl()
     return "GET", parts._replace(scheme="", netloc="").geturl() or "/"
@@ -465,7 +464,7 @@ def _exchange(parts: SplitResult, authorization: str, until: float) -> _Answer:
         plain.settimeout(_left(until))
         if not parts.scheme.endswith("s"):
             return _read(plain, request, until)
-        # FFmpeg does not check certificates either: most cameras have signed their own.
+        # FFmpeg does not check certificates either: most cameras use self-signed ones.
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         with context.wrap_socket(plain, server_hostname=address[0]) as secure:
@@ -500,7 +499,7 @@ def _read(connection: socket.socket, request: bytes, until: float) -> _Answer:
 
 
 def _with_body(connection: socket.socket, answer: _Answer, body: bytes, until: float) -> _Answer:
-    """Read on until there is enough of the body to judge it by, or the time is over."""
+    """Read until the body can be judged, or the time is over."""
     is_picture = answer.field("content-type").lower().startswith("image/")
     length = answer.field("content-length")
     enough = _LARGEST_PICTURE if is_picture and not length else _BEGINNING
@@ -520,7 +519,7 @@ def _with_body(connection: socket.socket, answer: _Answer, body: bytes, until: f
 
 
 def _authorization(challenge: str, method: str, target: str, user: str, password: str) -> str:
-    """The answer to a challenge: Basic (RFC 7617), or Digest (RFC 7616; that of RFC 2069 has no qop)."""
+    """Answer a challenge: Basic (RFC 7617), or Digest (RFC 7616; that of RFC 2069 has no qop)."""
     kind, _, rest = challenge.partition(" ")
     if kind.lower() != "digest":
         return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
@@ -544,18 +543,16 @@ def _authorization(challenge: str, method: str, target: str, user: str, password
     return f"Digest {quoted}{bare}{named}"
 
 
-# Streams: RTSP and HTTP cameras through FFmpeg.
-
 _FFMPEG_OPTIONS = "rtsp_transport;tcp|analyzeduration;300000|probesize;100000"
 """TCP: a lost packet would smear the picture until the next key frame. Looking at 0.3 s (µs here) instead of 5 s
 of the stream opens a camera in 0.5 s instead of 2. The variable is the process's, so files get the same:
 AVI, MP4, MKV and TS open with it."""
 _ASK_S = 2.0
-"""For a server to say why it gives no stream, at most."""
+"""Longest time to ask a server why it gives no stream, s."""
 
 
 class NetworkStream(Capture):
-    """A stream from another machine."""
+    """Pictures of a stream from another machine."""
 
     def __init__(self, capture: cv2.VideoCapture, address: SourceUri, stall_s: float) -> None:
         super().__init__(capture, address.masked)
@@ -565,7 +562,7 @@ class NetworkStream(Capture):
         """Wait for the next picture and hold it."""
         began_s = time.monotonic()
         grabbed = self._capture.grab()
-        # When its time is up, FFmpeg may first give a picture that it held back: one from before the silence.
+        # After its timeout FFmpeg may first return a picture that it held back, from before the silence.
         if time.monotonic() - began_s >= self._stall_s:
             raise SourceError(f"{self._shown}: no picture for {self._stall_s:g} s")
         if not grabbed:
@@ -574,7 +571,7 @@ class NetworkStream(Capture):
         return True
 
     def _why_ended(self) -> str:
-        # The URL of a snapshot, a common mistake, opens like a stream and ends after its picture.
+        # A snapshot's URL, a common mistake, opens like a stream and ends after one picture.
         why = objection(self._target, min(self._stall_s, _ASK_S)) if self._grabbed == 1 else ""
         return why or "the server stopped sending"
 
@@ -583,7 +580,7 @@ def open_stream(address: SourceUri, stall_s: float) -> NetworkStream:
     """Open an RTSP or HTTP stream.
 
     Raises:
-        SourceError: nobody answers in `stall_s`, or what answers is no video.
+        SourceError: nobody answers within `stall_s`, or the answer is no video.
     """
     os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", _FFMPEG_OPTIONS)
     limit_ms = max(1, round(stall_s * 1000))

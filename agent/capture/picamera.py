@@ -1,4 +1,4 @@
-"""A Raspberry Pi's camera, through Picamera2."""
+"""Raspberry Pi cameras, through Picamera2."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SIZE = (1280, 720)
 
 
 class PiCamera(Source):
-    """A running Picamera2."""
+    """An open Picamera2."""
 
     # Picamera2 names formats from the last byte to the first: its "RGB888" lies in memory as B, G, R.
     order = "bgr"
@@ -28,16 +28,16 @@ class PiCamera(Source):
         self.about = about
 
     def grab(self) -> bool:
-        """Wait for the next picture and hold it; False at the end."""
+        """Wait for the next picture and hold it."""
         self._release()
         try:
             self._request = self._camera.capture_request()
-        except Exception as error:  # Picamera2 lets through whatever libcamera raises
+        except Exception as error:  # Picamera2 passes on whatever libcamera raises
             raise SourceError(f"{self._shown}: expected the next picture; the camera failed: {error}") from error
         return True
 
     def picture(self, into: Image | None) -> Image:
-        """The picture held."""
+        """Return the held picture."""
         image = cast(Image, self._request.make_array("main"))
         self._release()
         if into is None or into.shape != image.shape:
@@ -46,12 +46,12 @@ class PiCamera(Source):
         return into
 
     def close(self) -> None:
-        """Free the device or file."""
+        """Free the camera. May be called twice."""
         self._release()
         self._camera.close()
 
     def _release(self) -> None:
-        """Give the buffer back: the camera has only a few."""
+        """Return the buffer to the camera, which has only a few."""
         if self._request is not None:
             self._request.release()
             self._request = None
@@ -76,7 +76,7 @@ def open_picamera(address: SourceUri, stall_s: float) -> PiCamera:
     try:
         camera = library(number)
         _start(camera, size, fps)
-    except Exception as error:  # Picamera2 lets through whatever libcamera raises
+    except Exception as error:  # Picamera2 passes on whatever libcamera raises
         if camera is not None:
             camera.close()
         raise SourceError(

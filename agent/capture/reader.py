@@ -1,4 +1,4 @@
-"""The reader of pictures: takes them from an open source at its pace, stamps them, and hands them on."""
+"""Threads that read one opening of a source: pace, timestamp and deliver its pictures or its audio."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class OpenSource(Protocol):
     """A source that is open.
 
     Attributes:
-        about: what it gives, for people.
+        about: size and rate, for people.
     """
 
     about: str
@@ -37,18 +37,18 @@ S = TypeVar("S", bound=OpenSource)
 
 
 class SourceThread(ABC, Generic[S]):
-    """Reads in a thread of its own, so that whoever started it never waits for a device.
+    """Opens and reads a source in a thread, so that no other thread waits for a device.
 
     Attributes:
-        delivered: how often it has handed something on.
-        goes_on: the source has shown that it gives more than one picture; of sound it is always true.
+        delivered: number of deliveries.
+        goes_on: whether the source has given more than one picture; always true for audio.
         about: what the source gives, once it is open.
-        error: what it ended with.
-        over: it will deliver nothing more.
+        error: why it ended; None: at its end, or not yet.
+        over: whether it will deliver nothing more.
     """
 
     def __init__(self, uri: str, woken: threading.Event, name: str) -> None:
-        """Prepare.
+        """Prepare the thread.
 
         Args:
             uri: of the source, for messages.
@@ -68,16 +68,16 @@ class SourceThread(ABC, Generic[S]):
         self._thread.start()
 
     def waiting_s(self) -> float:
-        """For how long the source has owed us an answer, s; 0 while we are the ones who are busy."""
+        """Return for how long the source has not answered, s; 0 while this thread itself is busy."""
         asked_ns = self._asked_ns
         return (time.monotonic_ns() - asked_ns) / 1e9 if asked_ns else 0.0
 
     def abandon(self) -> None:
-        """Not wanted any more: it closes its source as soon as the source answers."""
+        """Close the source as soon as it answers, and deliver nothing more."""
         self._abandoned.set()
 
     def join(self, timeout_s: float) -> bool:
-        """Whether its thread has come to its end in time, with the source closed; or was never started."""
+        """Return True if the thread ended in time with the source closed, or was never started."""
         if self._thread.ident is None:
             return True
         self._thread.join(timeout_s)
@@ -85,7 +85,7 @@ class SourceThread(ABC, Generic[S]):
 
     @abstractmethod
     def _open(self) -> S:
-        """The source, open.
+        """Open the source.
 
         Raises:
             SourceError: it cannot be opened.
@@ -93,19 +93,18 @@ class SourceThread(ABC, Generic[S]):
 
     @abstractmethod
     def _read(self, source: S) -> None:
-        """Read to the end, or until it is abandoned; `_asked_ns` tells since when the source has been waited for.
+        """Read to the end or until abandoned. `_asked_ns` holds when the pending read began.
 
         Raises:
-            SourceError: it broke.
+            SourceError: the source broke.
         """
 
     def _count(self) -> None:
-        """Something was handed on."""
         self.delivered += 1
         if self.delivered == 1:
             self._woken.set()
 
-    def _said(self, error: Exception) -> str:
+    def _describe_error(self, error: Exception) -> str:
         """Describe a library's error; for a network source without its text, which may quote the address."""
         if mask(self._uri) == self._uri:
             return f"{type(error).__name__}: {error}"
@@ -119,31 +118,28 @@ class SourceThread(ABC, Generic[S]):
             self._read(source)
         except SourceError as error:
             self.error = error
-        except Exception as error:  # a library's own: this is where it becomes ours
-            self.error = SourceError(f"{mask(self._uri)}: {self._said(error)}")
+        except Exception as error:  # map a library's error to SourceError
+            self.error = SourceError(f"{mask(self._uri)}: {self._describe_error(error)}")
         self._asked_ns, self.over = 0, True
         self._woken.set()
-        # After the news: saying goodbye to a camera that is gone takes as long as waiting for its picture.
+        # After the report: closing a camera that is gone takes as long as waiting for its frame.
         if source is not None:
             with contextlib.suppress(Exception):
                 source.close()
 
 
-# Outages: when a source is lost and when it is back, each said once. Rules only: the clock is handed in.
-
-
 class FrameRateLimiter:
-    """Lets through so many pictures a second, evenly on average."""
+    """Limits pictures per second, evenly on average."""
 
     def __init__(self, max_fps: float) -> None:
         self._period_s = 1.0 / max_fps if max_fps > 0 else 0.0
         self._due_s = float("-inf")
 
     def passes(self, now_s: float) -> bool:
-        """Whether the picture of this moment is handed on.
+        """Return True if the current picture is handed on.
 
         Args:
-            now_s: of any clock that goes on, s.
+            now_s: of any monotonic clock, s.
         """
         if self._period_s == 0.0:
             return True
@@ -163,11 +159,11 @@ class Timestamps(NamedTuple):
 
 
 OnFrame = Callable[["FrameReader", Image, Timestamps, ChannelOrder], bool]
-"""Gets image, CLOCK_MONOTONIC in ns, UTC and order of each picture; False when no more are wanted."""
+"""Receives reader, image, timestamps and channel order of each picture; returns False to stop."""
 
 
 class FrameReader(SourceThread[Source]):
-    """One opening of a source of pictures."""
+    """Reads one opening of a picture source."""
 
     def __init__(
         self,
@@ -203,11 +199,11 @@ class FrameReader(SourceThread[Source]):
                 self.goes_on = True
                 self._woken.set()
             stamp = self._stamp(now_ns, recorded_s)
-            if self._thinning.passes(stamp.captured_ns / 1e9) and not self._hand_on(source, stamp):
+            if self._thinning.passes(stamp.captured_ns / 1e9) and not self._deliver_all(source, stamp):
                 return
 
     def _pace(self, due_s: float, pace_s: float) -> float:
-        """Wait until a picture is due; the time at which the next one is."""
+        """Wait until a picture is due. Return when the next one is."""
         now_s = time.monotonic()
         if due_s > now_s:
             self._asked_ns = 0
@@ -215,7 +211,7 @@ class FrameReader(SourceThread[Source]):
         return max(due_s, now_s - 1.0) + pace_s
 
     def _stamp(self, read_ns: int, recorded_s: float) -> Timestamps:
-        """Now; or, as far as recorded time is known and runs by itself, that time after the start."""
+        """Return the current time; for a replay at its own pace, its start plus the recorded time."""
         now = datetime.now(UTC)
         if recorded_s <= 0.0:
             self._origin = Timestamps(read_ns, now, read_ns)
@@ -223,7 +219,7 @@ class FrameReader(SourceThread[Source]):
         captured_ns = self._origin.captured_ns + round(recorded_s * 1e9)
         return Timestamps(captured_ns, self._origin.captured_at + timedelta(seconds=recorded_s), read_ns)
 
-    def _hand_on(self, source: Source, stamp: Timestamps) -> bool:
+    def _deliver_all(self, source: Source, stamp: Timestamps) -> bool:
         image = source.picture(self._pool.take())
         self._asked_ns = 0
         wanted = self._deliver(self, image, stamp, source.order)
@@ -231,16 +227,13 @@ class FrameReader(SourceThread[Source]):
         return wanted
 
 
-# The reader of sound: takes it from an open source, brings it to the wanted rate, stamps it, hands it on.
-
-
 class Sound(NamedTuple):
-    """Sound at the rate that is wanted.
+    """Audio at the wanted rate.
 
     Attributes:
         samples: N int16, N > 0.
-        lost: samples that are missing right before them.
-        captured_ns, captured_at, read_ns: of the last, see `AudioChunk`.
+        lost: samples missing right before these.
+        captured_ns, captured_at, read_ns: of the last sample, see `AudioChunk`.
     """
 
     samples: Samples
@@ -251,11 +244,11 @@ class Sound(NamedTuple):
 
 
 OnAudio = Callable[["AudioReader", Sound], bool]
-"""Gets each piece of sound; False when no more is wanted."""
+"""Receives each piece of audio; returns False to stop."""
 
 
 class AudioReader(SourceThread[SoundSource]):
-    """One opening of a source of sound."""
+    """Reads one opening of an audio source."""
 
     def __init__(
         self, uri: str, rate_hz: int, deliver: OnAudio, woken: threading.Event, *, stall_s: float, name: str
@@ -274,28 +267,28 @@ class AudioReader(SourceThread[SoundSource]):
             block = source.read()
             if block is None:
                 rest = self._resampler.rest()
-                self._hand_on(source, Block(rest))
+                self._deliver_all(source, Block(rest))
                 return
             if block.lost or source.rate_hz != self._from_hz:
-                self._begin_anew(source, block.lost)
-            if len(block.samples) and not self._hand_on(source, self._changed(block)):
+                self._restart(source, block.lost)
+            if len(block.samples) and not self._deliver_all(source, self._resampled(block)):
                 return
 
-    def _changed(self, block: Block) -> Block:
-        """At the rate that is wanted, with the time of what has come out instead of what went in."""
+    def _resampled(self, block: Block) -> Block:
+        """Resample a block, and move its timestamps by the resampler's delay."""
         samples = self._resampler.change(block.samples)
         behind_ns = round(self._resampler.behind_s * 1e9)
         return Block(samples, 0, block.captured_ns - behind_ns, block.read_ns)
 
-    def _begin_anew(self, source: SoundSource, lost: int) -> None:
-        """After a gap: what the filter held back is lost as well."""
+    def _restart(self, source: SoundSource, lost: int) -> None:
+        """Reset the resampler after a gap; what it held back is lost as well."""
         self.about = source.about
         lost_s = lost / self._from_hz + self._resampler.behind_s
         self._lost += max(1, round(lost_s * self._rate_hz))
         self._from_hz, self._resampler = source.rate_hz, Resampler(source.rate_hz, self._rate_hz)
 
-    def _hand_on(self, source: SoundSource, block: Block) -> bool:
-        """When it is due, and as far as there is any; False when no more is wanted."""
+    def _deliver_all(self, source: SoundSource, block: Block) -> bool:
+        """Deliver a block when it is due, unless it is empty. Return False to stop."""
         if not len(block.samples):
             return True
         self._went += len(block.samples)
@@ -312,7 +305,7 @@ class AudioReader(SourceThread[SoundSource]):
         return Sound(block.samples, self._lost, block.captured_ns, at, block.read_ns)
 
     def _replayed(self, block: Block, *, paced: bool) -> Sound:
-        """Stamped with recorded time from the start on; at its pace not before that time has come."""
+        """Stamp a replayed block with recorded time; with `pace=realtime`, wait until that time."""
         recorded_s = self._went / self._rate_hz
         captured_ns = self._began_ns + round(recorded_s * 1e9)
         if paced:

@@ -1,13 +1,23 @@
-"""Sources: a camera, a stream, a file or a folder, opened by its URI and read picture by picture.
+"""Sources of pictures and audio, opened by URI.
 
-v4l2:/dev/video0?size=1280x720&fps=30&format=MJPG   a camera on USB or CSI through V4L2
-libcamera:0?size=1280x720&fps=30                     a Raspberry Pi's camera through Picamera2
-rtsp://host:554/path   rtsps:// http:// https://     user and password: see `CaptureConfig`, or
-rtsp://user:password@… file:clip.mp4?pace=realtime|fast&loop=1 dir:images/?pace=fast|realtime&fps=10&loop=1
-jpg, png and bmp in order of their names test:?size=640x480&fps=10&frames=100&pace=fast       a moving pattern,
-always the same
+Pictures:
 
-Sound has sources of its own: see `agent.capture.source`.
+    v4l2:/dev/video0?size=1280x720&fps=30&format=MJPG   camera on USB or CSI, through V4L2
+    libcamera:0?size=1280x720&fps=30                    Raspberry Pi camera, through Picamera2
+    rtsp://user:password@host:554/path                  or rtsps:, http:, https:; see also `CaptureConfig`
+    file:clip.mp4?pace=realtime|fast&loop=1             video file
+    dir:images/?pace=fast|realtime&fps=10&loop=1        jpg, png and bmp in order of their names
+    test:?size=640x480&fps=10&frames=100&pace=fast      moving pattern, always the same
+
+Audio:
+
+    mic:default?rate=16000&channel=0                    the system's preferred microphone
+    mic:3                                               by number
+    mic:USB PnP Sound                                   by name, or a unique part of it
+    wav:speech.wav?pace=realtime|fast&loop=1&channel=left|right|mix|N     WAV, FLAC or OGG
+
+`rate` asks a microphone for another rate than the model's. Several channels are averaged unless `channel` names
+one.
 """
 
 from __future__ import annotations
@@ -29,17 +39,15 @@ from agent.config.stream import CaptureConfig
 from agent.errors import SourceError, reason_of
 from agent.types import Array, ChannelOrder, Image, Samples
 
-# Files and folders that a source names: where what the system says of them becomes a `SourceError`.
-
 SCHEMES = ("file", "dir", "wav")
 """Schemes of sources that are files or folders."""
 
 
 def status(address: SourceUri) -> os.stat_result | None:
-    """Return the status of the file or folder of a source; None: there is none.
+    """Return the status of a source's file or folder, or None if there is none.
 
     Raises:
-        SourceError: it cannot be looked at; its cause is a PermissionError where a right is missing.
+        SourceError: it cannot be accessed; the cause is a PermissionError if a right is missing.
     """
     try:
         return Path(address.target).stat()
@@ -50,7 +58,7 @@ def status(address: SourceUri) -> os.stat_result | None:
 
 
 def exists(address: SourceUri) -> bool:
-    """Return whether the file or folder of a source is there.
+    """Return True if a source's file or folder is there.
 
     Raises:
         SourceError: see `status`.
@@ -58,13 +66,10 @@ def exists(address: SourceUri) -> bool:
     return status(address) is not None
 
 
-# Logging in to a camera on the network: a user name and a password that do not stand in its URI.
-
-
 def with_login(address: SourceUri, config: CaptureConfig) -> SourceUri:
-    """Return the address with the configured user name and password in its target, which is never to be shown.
+    """Return the address with the configured user name and password in its target. Never show that target.
 
-    The password is read from its file now: it may have been changed since the last time.
+    The password file is read at each call, so that a changed password is used at the next opening.
 
     Raises:
         SourceError: the file cannot be read, or the URI and the configuration do not go together.
@@ -104,10 +109,10 @@ class Source(Protocol):
     """Pictures, one after the other. Used by one thread at a time.
 
     Attributes:
-        live: it goes on by itself, so only its newest picture counts.
+        live: whether it continues unread, so that only the newest picture counts.
         order: of the three channels.
-        pace_s: from one picture to the next when replayed at realtime, s; 0: as fast as it is read.
-        period_s: from one picture to the next where it was recorded, s; 0: unknown.
+        pace_s: time between pictures when replayed with `pace=realtime`, s; 0: as fast as they are read.
+        period_s: time between pictures when recorded, s; 0: unknown.
         about: size and rate, for people.
     """
 
@@ -118,15 +123,15 @@ class Source(Protocol):
     about: str
 
     def grab(self) -> bool:
-        """Wait for the next picture and hold it; False at the end of a finite source.
+        """Wait for the next picture and hold it. Return False at the end of a finite source.
 
         Raises:
-            SourceError: it broke.
+            SourceError: the source broke.
         """
         ...
 
     def picture(self, into: Image | None) -> Image:
-        """The picture held, H×W×3 uint8: in the memory of `into` where shape and kind allow, else in new memory.
+        """Return the held picture, H×W×3 uint8; in the memory of `into` if shape and type fit, else in new memory.
 
         Raises:
             SourceError: it cannot be decoded.
@@ -134,10 +139,10 @@ class Source(Protocol):
         ...
 
     def read(self, into: Image | None) -> Image | None:
-        """The next picture; None at the end. `grab` and `picture` in one.
+        """Return the next picture, or None at the end: `grab` and `picture` in one.
 
         Raises:
-            SourceError: it broke.
+            SourceError: the source broke.
         """
         return self.picture(into) if self.grab() else None
 
@@ -148,23 +153,23 @@ class Source(Protocol):
 
 Opener = Callable[[SourceUri, float], Source]
 _STALL_S, _RATE_HZ = 1.0, 16_000
-"""Stall time, s, and rate, Hz, that openers of files and folders are given and do not use."""
+"""Stall time, s, and rate, Hz: arguments that openers of files and folders ignore."""
 
 
 def check_uri(uri: str) -> None:
-    """Check everything that can be checked without opening.
+    """Check everything that can be checked without opening the source.
 
     Raises:
-        SourceError: what is wrong, and the nearest that is right.
+        SourceError: what is wrong, and the nearest correct value.
     """
     parse(uri)
 
 
 def check_there(uri: str) -> None:
-    """`check_uri`, and that a file or folder exists. A camera or a server may still come.
+    """Check a URI, and that its file or folder exists. A camera or a server may appear later.
 
     Raises:
-        SourceError: what is wrong; its cause is a PermissionError where that is for want of a right.
+        SourceError: what is wrong; its cause is a PermissionError if a right is missing.
     """
     address = parse(uri)
     if address.scheme in SCHEMES and not exists(address):
@@ -172,10 +177,10 @@ def check_there(uri: str) -> None:
 
 
 def check_opens(uri: str) -> None:
-    """Check that a file or folder can be opened, in the way that a stream opens it, and close it again.
+    """Open a file or folder as a stream does, and close it.
 
-    Nothing is opened that can block: no device, pipe, camera or microphone, and nothing on the network. Of a
-    video file the first picture is decoded.
+    Skips everything that can block: devices, pipes, cameras, microphones and the network. The first picture of a
+    video file is decoded.
 
     Raises:
         SourceError: see `check_there`; or the file or folder does not hold what its kind of source reads.
@@ -203,15 +208,15 @@ def check_login(uri: str, config: CaptureConfig) -> None:
 
 
 def open_source(uri: str, *, stall_s: float, login: CaptureConfig | None = None) -> Source:
-    """Open the source behind a URI.
+    """Open a source of pictures.
 
     Args:
         uri: see the module.
-        stall_s: opening, and waiting for a picture, may take so long where the source lets us limit it, s.
-        login: user name and password file for a source on the network; None: as the URI says.
+        stall_s: limit for opening and for each picture, s, if the source supports one.
+        login: user name and password file for a source on the network; None: those of the URI.
 
     Raises:
-        SourceError: the URI is wrong or one of sound, or the source cannot be opened.
+        SourceError: the URI is wrong or names audio, or the source cannot be opened.
     """
     address = parse_picture(uri)
     if login is not None:
@@ -219,24 +224,13 @@ def open_source(uri: str, *, stall_s: float, login: CaptureConfig | None = None)
     return cast(Opener, opener(address))(address, stall_s)
 
 
-# Sources of sound: a microphone or a file, opened by its URI and read block by block.
-#
-# mic:default?rate=16000&channel=0       the microphone that the system prefers
-# mic:3                                  by its number
-# mic:USB PnP Sound                      by its name, or a part of it that only one has
-# wav:speech.wav?pace=realtime|fast&loop=1&channel=left|right|mix|N     WAV, FLAC or OGG
-#
-# `rate` is what a microphone is asked for, if not for the rate that is wanted of it. Of several channels the mean
-# is taken, unless `channel` names one.
-
-
 class Block(NamedTuple):
-    """What a source gives at once.
+    """One block of audio from a source.
 
     Attributes:
-        samples: N int16, one channel; none where nothing came for a moment.
-        lost: samples that are missing right before them.
-        captured_ns, read_ns: of the last sample, see `AudioChunk`; of a recording 0, since it counts by itself.
+        samples: N int16, one channel; empty if nothing came for a moment.
+        lost: samples missing right before these.
+        captured_ns, read_ns: of the last sample, see `AudioChunk`; 0 for a recording, whose time is counted.
     """
 
     samples: Samples
@@ -246,12 +240,12 @@ class Block(NamedTuple):
 
 
 class SoundSource(Protocol):
-    """Sound, block by block. Used by one thread at a time.
+    """Audio, block by block. Used by one thread at a time.
 
     Attributes:
-        live: it goes on by itself.
-        paced: a recording that is to be played at its own pace.
-        rate_hz: samples per second of what it gives. May change between two blocks.
+        live: whether it continues unread.
+        paced: whether it is a recording to be replayed at its own pace.
+        rate_hz: samples per second; may change between two blocks.
         about: rate and channels, for people.
     """
 
@@ -261,10 +255,10 @@ class SoundSource(Protocol):
     about: str
 
     def read(self) -> Block | None:
-        """Wait for the next block, a fraction of a second at most; None at the end of a recording.
+        """Return the next block within a fraction of a second, or None at the end of a recording.
 
         Raises:
-            SourceError: it broke.
+            SourceError: the source broke.
         """
         ...
 
@@ -277,22 +271,22 @@ SoundOpener = Callable[[SourceUri, float, int], SoundSource]
 
 
 def open_sound(uri: str, rate_hz: int, *, stall_s: float) -> SoundSource:
-    """Open the source of sound behind a URI.
+    """Open a source of audio.
 
     Args:
         uri: see the module.
-        rate_hz: that is wanted; it may give another.
-        stall_s: a microphone that gives nothing for so long has failed, s.
+        rate_hz: preferred rate; the source may give another.
+        stall_s: a microphone that gives nothing for this long has failed, s.
 
     Raises:
-        SourceError: the URI is wrong or one of pictures, or the source cannot be opened.
+        SourceError: the URI is wrong or names pictures, or the source cannot be opened.
     """
     address = parse_sound(uri)
     return cast(SoundOpener, opener(address))(address, stall_s, rate_hz)
 
 
 def mono(frames: Array, channel: int | None) -> Array:
-    """One channel, N, of frames, N×C int16 or float32: the one of that number, or the mean of all, rounded."""
+    """Return one channel [N] of frames [N, C], int16 or float32: the given one, or the rounded mean of all."""
     if frames.shape[1] == 1 or channel is not None:
         picked: Array = np.ascontiguousarray(frames[:, channel or 0])
         return picked

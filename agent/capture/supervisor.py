@@ -1,4 +1,4 @@
-"""The keeper of a source: opens it, watches it, and opens it again until it is back, whatever it gives."""
+"""Supervises a source: opens it, watches it, and reopens it after failures and stalls."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ from agent.config.source_uri import SourceUri, is_local
 from agent.config.stream import CaptureConfig
 from agent.errors import SourceError
 
-# Outages: when a source is lost and when it is back, each said once. Rules only: the clock is handed in.
-
 CaptureState = Literal["starting", "running", "lost", "ended"]
 
 
 class SourceState:
-    """The state of one source.
+    """State of one source. Contains rules only: the time is passed in.
 
     Attributes:
         state: starting, until its first picture or first failure; running; lost; ended.
-        detail: why it is lost, or what it gives, for people.
+        detail: why it is lost, or size and rate, for people.
     """
 
     def __init__(self) -> None:
@@ -35,15 +33,15 @@ class SourceState:
         self._lost_s, self._explained = 0.0, False
 
     def mark_lost(self, now_s: float, reason: str, *, explains: bool = True) -> bool:
-        """Take note that the source gives nothing.
+        """Mark the source as lost.
 
         Args:
-            now_s: of any clock that goes on, s.
+            now_s: of any monotonic clock, s.
             reason: for people.
-            explains: False: the reason only says that nothing comes, and a more exact one may follow.
+            explains: False if the reason only says that nothing comes, and an exact one may follow.
 
         Returns:
-            True where this is news: the outage begins, or this is its first reason that explains it.
+            True if the outage begins, or if this is its first exact reason.
         """
         self.detail = reason
         is_news = self.state != "lost" or (explains and not self._explained)
@@ -53,39 +51,37 @@ class SourceState:
         return is_news
 
     def mark_running(self, now_s: float, about: str) -> str | None:
-        """It gives pictures: the news, if it had been lost."""
+        """Mark the source as running. Return a message if it had been lost."""
         news = f"back after {now_s - self._lost_s:.0f} s" if self.state == "lost" else None
         self.state, self.detail = "running", about
         return news
 
     def mark_ended(self) -> None:
-        """A finite source is over."""
+        """Mark a finite source as over."""
         self.state, self.detail = "ended", ""
 
 
 class ReopenBackoff:
-    """Pauses between attempts: each twice the last up to a limit, less a random part so boards do not meet."""
+    """Pauses between attempts to open, doubled up to a limit, less a random part so that boards spread out."""
 
     def __init__(self, first_s: float, last_s: float) -> None:
         self._first_s, self._last_s = min(first_s, last_s), last_s
         self._pause_s = self._first_s
 
     def next(self, chance: float) -> float:
-        """The pause before the next attempt, s.
+        """Return the pause before the next attempt, s.
 
         Args:
-            chance: 0..1, 1 for the whole pause and 0 for half of it.
+            chance: 0..1; 1 gives the whole pause, 0 half of it.
         """
         pause_s = self._pause_s
         self._pause_s = min(self._last_s, pause_s * 2)
         return pause_s * (0.5 + 0.5 * chance)
 
     def reset(self) -> None:
-        """It went well: the next pause is the first again."""
+        """Start again with the first pause, after a success."""
         self._pause_s = self._first_s
 
-
-# Whether a source's device has just been plugged in: then it is opened at once, and not when a pause is over.
 
 _SOUND = Path("/dev/snd")
 _CAPTURES = "pcmC*D*c"
@@ -93,20 +89,23 @@ _CAPTURES = "pcmC*D*c"
 
 
 class HotplugProbe:
-    """Of one source; a camera by its node, a microphone by any that is new, since its name says nothing of it."""
+    """Detects that a source's device was plugged in, so that it is opened at once.
+
+    A camera is found by its node; a microphone by any new capture node, since its name is not in the node's path.
+    """
 
     def __init__(self, address: SourceUri, sound: Path = _SOUND) -> None:
-        """Note what is there now.
+        """Record the nodes that are there now.
 
         Args:
-            address: of the source; one that is no device is never plugged in.
+            address: of the source; a source that is no device never appears.
             sound: folder of ALSA's nodes.
         """
         self._address, self._sound = address, sound
         self._nodes = self._found()
 
     def appeared(self) -> bool:
-        """Whether there is a device that was not there at the last look."""
+        """Return True if there is a node that was not there at the previous call."""
         before, self._nodes = self._nodes, self._found()
         return bool(self._nodes - before)
 
@@ -116,16 +115,16 @@ class HotplugProbe:
                 return set(self._sound.glob(_CAPTURES))
             device = Path(self._address.target)
             return {device} if self._address.scheme == "v4l2" and device.exists() else set()
-        except OSError:  # it is unplugged at this moment
+        except OSError:  # unplugged between two of these calls
             return set()
 
 
 _FIRST_PAUSE_S = 0.5
 _HANGING_MAX = 3
-"""Openings that hang, at most: each holds a thread and a device, and a fourth would hang as well."""
+"""Most openings that may hang: each holds a thread and a device, and a fourth would hang as well."""
 _STOP_S = 0.3
-_LOOK_S = 0.5
-"""Between two looks for a device that was unplugged."""
+_PROBE_S = 0.5
+"""Time between two checks for a device that was plugged in, s."""
 
 _REOPEN_MAX_S, _REOPEN_LOCAL_MAX_S = 30.0, 5.0
 """Longest pauses between two attempts to reopen, s, where the configuration does not say."""
@@ -147,11 +146,11 @@ class CaptureStats(Struct, frozen=True):
     """Running totals of one source.
 
     Attributes:
-        frames: captured and handed on: pictures, or for sound its samples. Pictures that `max_fps` left out do
+        frames: captured and handed on: pictures, or for audio its samples. Pictures that `max_fps` left out do
             not count.
-        dropped: lost on the way: pictures that were replaced by a newer one, samples that overran.
+        dropped: pictures that a newer one replaced, or samples that were lost.
         reopened: times that the source came back after it was opened again.
-        state, detail: see `agent.capture.supervisor.SourceState`.
+        state, detail: see `SourceState`.
     """
 
     frames: int
@@ -164,11 +163,11 @@ class CaptureStats(Struct, frozen=True):
 class SourceSupervisor:
     """Keeps one source open, in a thread of its own.
 
-    A live source that fails or stalls is opened again until it comes back; a finite one fails for good.
+    A live source that fails or stalls is reopened until it comes back; a finite one fails for good.
 
     Attributes:
-        current: the newest opening; whatever an older one still delivers is not wanted.
-        woken: for openings to set.
+        current: the newest opening; deliveries of older ones are refused.
+        woken: set by openings to wake the supervisor.
     """
 
     def __init__(
@@ -181,34 +180,34 @@ class SourceSupervisor:
         finish: Callable[[SourceError | None], None],
         on_change: OnChange,
     ) -> None:
-        """Prepare; nothing is opened yet.
+        """Prepare the supervisor; nothing is opened yet.
 
         Args:
             name: of the stream, for the thread.
             address: of the source.
             config: of the stream.
             open_next: makes an opening that has not been started.
-            finish: called once, when a finite source is over, with what it failed with.
+            finish: called once, when a finite source is over, with its error if it failed.
             on_change: see `OnChange`.
         """
         self._address = address
-        self._shown, self._live, self._config = address.masked, address.live, config
-        self._missed = f"{self._shown}: no {'sound' if address.sound else 'picture'} for {config.stall_s:g} s"
+        self._live, self._config = address.live, config
+        self._missed = f"{address.masked}: no {'sound' if address.sound else 'picture'} for {config.stall_s:g} s"
         self._open_next, self._finish_with, self._on_change = open_next, finish, on_change
-        self._outage = SourceState()
-        self._back_off = ReopenBackoff(_FIRST_PAUSE_S, longest_pause_s(address, config))
+        self._state = SourceState()
+        self._backoff = ReopenBackoff(_FIRST_PAUSE_S, longest_pause_s(address, config))
         self._stopped, self.woken = threading.Event(), threading.Event()
         self._reopened = self._opened = 0
         self.current: SourceThread[Any] | None = None
         self._hanging: list[SourceThread[Any]] = []
-        self._thread = threading.Thread(target=self._keep, name=f"capture-{name}", daemon=True)
+        self._thread = threading.Thread(target=self._supervise, name=f"capture-{name}", daemon=True)
 
     def start(self) -> None:
-        """Open the source and read it, in threads of their own."""
+        """Open and read the source in other threads."""
         self._thread.start()
 
     def stop(self, *, wait: bool = True) -> None:
-        """Close the source. Returns in 0.5 s even if it hangs: then it is closed when it answers.
+        """Close the source. Returns within 0.5 s; a source that hangs is closed when it answers.
 
         Args:
             wait: False: return at once.
@@ -225,20 +224,19 @@ class SourceSupervisor:
 
     @property
     def stopped(self) -> bool:
-        """Whether it was told to stop."""
+        """True if `stop` was called."""
         return self._stopped.is_set()
 
     @property
     def lost(self) -> bool:
-        """Whether the source gives nothing now, although it should."""
-        return self._outage.state == "lost"
+        """True if the source should give something and does not."""
+        return self._state.state == "lost"
 
     def stats(self, frames: int, dropped: int) -> CaptureStats:
         """Totals and state as of now."""
-        return CaptureStats(frames, dropped, self._reopened, self._outage.state, self._outage.detail)
+        return CaptureStats(frames, dropped, self._reopened, self._state.state, self._state.detail)
 
-    def _keep(self) -> None:
-        """Open, watch, and open again, until told to stop or a finite source is over."""
+    def _supervise(self) -> None:
         while not self._stopped.is_set():
             self.woken.clear()
             self._opened += 1
@@ -252,60 +250,60 @@ class SourceSupervisor:
             if not self._live:
                 self._finish(opening, reason)
                 return
-            self._lose(reason)
+            self._mark_lost(reason)
             if opening.delivered and time.monotonic() - began_s > self._config.stall_s:
-                self._back_off.reset()
+                self._backoff.reset()
             self._pause(opening)
 
     def _watch(self, opening: SourceThread[Any]) -> str:
-        """Until the opening is over, or hangs and is abandoned: why, empty at a clean end."""
+        """Wait until the opening is over, or abandon it if it hangs. Return why; empty at a clean end."""
         stall_s, seen, first = self._config.stall_s, 0, True
         while not self._stopped.is_set():
             over, waiting_s = opening.over, opening.waiting_s()
-            # A source that was lost and gives one picture for each opening is not back.
+            # One picture per opening does not end an outage.
             delivered = opening.delivered if opening.goes_on or not self.lost else 0
             if delivered > seen and waiting_s <= stall_s:
-                self._run(opening, again=first and self._opened > 1)
+                self._mark_running(opening, again=first and self._opened > 1)
                 first = False
             seen = delivered
             if over:
                 return str(opening.error or "")
             if waiting_s > stall_s:
-                # A live source may still answer: its library's own limit is stall_s, too, and frees the thread.
+                # The library's own limit is stall_s too: give it time to end by itself, which frees the thread.
                 if not self._live or waiting_s > 1.5 * stall_s + 1.0:
                     opening.abandon()
                     return self._missed
-                self._lose(self._missed)
+                self._mark_lost(self._missed)
             self.woken.wait(min(1.0, stall_s / 4))
             self.woken.clear()
         return ""
 
-    def _run(self, opening: SourceThread[Any], *, again: bool) -> None:
+    def _mark_running(self, opening: SourceThread[Any], *, again: bool) -> None:
         self._reopened += again
-        news = self._outage.mark_running(time.monotonic(), opening.about)
+        news = self._state.mark_running(time.monotonic(), opening.about)
         if news:
             self._on_change("running", news)
 
-    def _lose(self, reason: str) -> None:
-        if self._outage.mark_lost(time.monotonic(), reason, explains=reason != self._missed):
+    def _mark_lost(self, reason: str) -> None:
+        if self._state.mark_lost(time.monotonic(), reason, explains=reason != self._missed):
             self._on_change("lost", reason)
 
     def _finish(self, opening: SourceThread[Any], reason: str) -> None:
         if reason:
-            self._outage.mark_lost(time.monotonic(), reason)
+            self._state.mark_lost(time.monotonic(), reason)
             self._finish_with(opening.error or SourceError(reason))
         else:
-            self._outage.mark_ended()
+            self._state.mark_ended()
             self._finish_with(None)
 
     def _pause(self, opening: SourceThread[Any]) -> None:
-        """Before the next attempt, unless a device is plugged in; for as long as too many openings hang."""
+        """Wait before the next attempt: until the pause is over or the device appears, and few openings hang."""
         self._hanging = [hung for hung in (*self._hanging, opening) if not hung.join(0)]
-        plug, left_s = HotplugProbe(self._address), self._back_off.next(random.random())
-        while left_s > 0 and not self._stopped.wait(min(left_s, _LOOK_S)):
-            left_s -= _LOOK_S
-            if plug.appeared():  # its permissions may take a moment
-                self._back_off.reset()
+        plug, left_s = HotplugProbe(self._address), self._backoff.next(random.random())
+        while left_s > 0 and not self._stopped.wait(min(left_s, _PROBE_S)):
+            left_s -= _PROBE_S
+            if plug.appeared():  # udev may still have to set its permissions
+                self._backoff.reset()
                 left_s = min(left_s, _FIRST_PAUSE_S)
         while len(self._hanging) >= _HANGING_MAX and not self._stopped.wait(1.0):
             self._hanging = [hung for hung in self._hanging if not hung.join(0)]
