@@ -131,7 +131,7 @@ class Source(Protocol):
         ...
 
     def picture(self, into: Image | None) -> Image:
-        """Return the held picture, H×W×3 uint8; in the memory of `into` if shape and type fit, else in new memory.
+        """Return the held picture, H×W×3 uint8; in the memory of `into` if that fits, else in new memory.
 
         Raises:
             SourceError: it cannot be decoded.
