@@ -1,4 +1,7 @@
-"""Microphones, through PortAudio: whatever ALSA, PulseAudio or PipeWire offer."""
+"""Microphones through PortAudio, which uses ALSA, PulseAudio or PipeWire.
+
+A lock-free ring lies between PortAudio's callback and the thread that reads: neither waits for the other.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,15 @@ from agent.config.source_uri import SourceUri
 from agent.errors import SourceError
 from agent.types import Samples
 
-# The ring between a sound device's callback and the thread that reads: neither ever waits for the other.
-
 
 class _Mark(NamedTuple):
-    """How far the writer is: published as one object, so that the reader never sees half of it.
+    """Position of the writer, published as one object, so that the reader never sees half of an update.
 
     Attributes:
         written: frames stored since the beginning.
         lost: frames that were not stored, since the beginning.
-        at_ns: when the last that was stored was captured, CLOCK_MONOTONIC, ns.
-        read_ns: when it was handed to us.
+        at_ns: CLOCK_MONOTONIC at capture of the last stored frame, ns.
+        read_ns: CLOCK_MONOTONIC when it was received, ns.
     """
 
     written: int
@@ -37,12 +38,12 @@ class _Mark(NamedTuple):
 
 
 class RingRead(NamedTuple):
-    """What a reader takes.
+    """Result of one read.
 
     Attributes:
-        frames: N×C int16, its own memory, without a gap in it.
-        lost: frames missing right after them.
-        at_ns, read_ns: when the last of them was captured, and when it was handed to us, CLOCK_MONOTONIC.
+        frames: N×C int16 without a gap; a copy.
+        lost: frames missing right after these.
+        at_ns, read_ns: CLOCK_MONOTONIC when the last frame was captured, and when it was received, ns.
     """
 
     frames: Samples
@@ -52,25 +53,25 @@ class RingRead(NamedTuple):
 
 
 class AudioRing:
-    """Frames of C channels for one writer and one reader, without a lock.
+    """Ring of frames of C channels for one writer and one reader, without a lock.
 
-    What does not fit is dropped whole and counted, and so is all that follows until the reader has been here:
-    there is never more than one gap, and it lies behind everything that is stored.
+    A block that does not fit is dropped whole and counted, and so are all blocks until the next read: there is at
+    most one gap, and it lies behind everything that is stored.
     """
 
     def __init__(self, frames: int, channels: int) -> None:
-        """Room for so many frames: N×C int16, allocated here and never again."""
+        """Allocate room for a number of frames, N×C int16; nothing is allocated later."""
         self._memory = np.zeros((frames, channels), np.int16)
-        self._mark = _Mark(0, 0, 0, 0)  # set by the writer only
-        self._read = self._settled = 0  # set by the reader only
+        self._mark = _Mark(0, 0, 0, 0)  # written by the writer only
+        self._read = self._settled = 0  # written by the reader only
 
     def write(self, block: Samples, at_ns: int, read_ns: int) -> bool:
-        """Store a block, or drop it where there is no room. Never waits, and copies once.
+        """Store a block, or drop it if there is no room. Never waits, and copies once.
 
         Args:
             block: N×C int16.
-            at_ns: when its last frame was captured, CLOCK_MONOTONIC, ns.
-            read_ns: now.
+            at_ns: CLOCK_MONOTONIC at capture of its last frame, ns.
+            read_ns: the current time, ns.
         """
         mark, memory, count = self._mark, self._memory, len(block)
         size = len(memory)
@@ -86,12 +87,12 @@ class AudioRing:
         return True
 
     def count_lost(self, count: int) -> None:
-        """So many frames were lost before they came here. For the writer."""
+        """Count frames that were lost before they came here. Called by the writer."""
         mark = self._mark
         self._mark = _Mark(mark.written, mark.lost + count, mark.at_ns, mark.read_ns)
 
     def read(self) -> RingRead:
-        """Take everything that is there."""
+        """Return everything that is stored."""
         mark, memory, read = self._mark, self._memory, self._read
         count, size = mark.written - read, len(memory)
         frames = np.empty((count, memory.shape[1]), np.int16)
@@ -102,29 +103,29 @@ class AudioRing:
             frames[first:] = memory[: count - first]
         lost = mark.lost - self._settled
         self._read = mark.written
-        self._settled = mark.lost  # last: from here on the writer may store again
+        self._settled = mark.lost  # last: the writer may store again from here on
         return RingRead(frames, lost, mark.at_ns, mark.read_ns)
 
 
 log = logging.getLogger(__name__)
 
 _SYSTEM_S, _RING_S = 0.56, 4.0
-"""What the system keeps for us while we are held up, and what we keep. PortAudio is woken for each quarter of the
+"""Length of PortAudio's buffer and of the ring, s. PortAudio is woken for each quarter of the
 first, and being woken is nearly all that a silent microphone costs; sound comes that much later at most."""
 _AS_IT_COMES = 0
-"""Blocks of one size would hold back what does not fill the last one, for half a block on average."""
+"""Block size of PortAudio's choice: fixed blocks would delay audio by half a block on average."""
 _MOMENT_MS = 200
 _AGE_MAX_S = 1.0
 _NOTHING = np.empty(0, np.int16)
 
 
-class _Ear:
-    """Receives the sound of one open stream from PortAudio's thread, which never waits; the reader is woken.
+class _Receiver:
+    """Receives the audio of one open stream from PortAudio's thread, which never waits, and wakes the reader.
 
     Attributes:
-        ring: of the sound.
+        ring: of the audio.
         rate_hz: samples per second.
-        finished: nothing more comes.
+        finished: whether the stream has ended.
     """
 
     def __init__(self, form: Format) -> None:
@@ -136,24 +137,26 @@ class _Ear:
         self._poll.register(self._wake, select.POLLIN)
 
     def wait(self) -> bool:
-        """Wait a moment; True if something came."""
+        """Wait a moment. Return True if something came."""
         if not self._poll.poll(_MOMENT_MS):
             return False
         os.eventfd_read(self._wake)
         return True
 
-    def hear(self, data: Any, count: int, times: Any, status: Any) -> None:
-        """PortAudio's callback: copies, wakes, and is gone."""
+    def receive(self, data: Any, count: int, times: Any, status: Any) -> None:
+        """Copy a block and wake the reader: PortAudio's callback."""
         now_ns = time.monotonic_ns()
         age_s = times.currentTime - times.inputBufferAdcTime - count / self.rate_hz
         self._at_ns = max(self._at_ns, now_ns - round(min(max(age_s, 0.0), _AGE_MAX_S) * 1e9))
         if status.input_overflow:
-            self.ring.count_lost(count)  # how many the system has lost nobody tells: at least about a block
+            self.ring.count_lost(
+                count
+            )  # PortAudio does not say how many frames were lost; at least about one block
         self.ring.write(np.frombuffer(data, np.int16).reshape(count, -1), self._at_ns, now_ns)
         self._rouse()
 
     def finish(self) -> None:
-        """PortAudio's callback at the end of a stream."""
+        """Mark the stream as ended: PortAudio's callback."""
         self.finished = True
         self._rouse()
 
@@ -162,7 +165,7 @@ class _Ear:
             os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
-        """Give its number back: not before the last callback, for it may be somebody else's soon."""
+        """Free the number of this receiver. Call it after the last callback: the number is used again."""
         os.close(self._wake)
 
 
@@ -178,21 +181,21 @@ class Microphone:
         self._open()
 
     def read(self) -> Block | None:
-        """The next sound; none after a moment in which nothing came."""
+        """Return the next block; an empty one if nothing came for a moment."""
         if PORTAUDIO.asks_to_close:
             self._reopen()
-        if not self._ear.wait():
-            return self._silent()
-        heard = self._ear.ring.read()
+        if not self._receiver.wait():
+            return self._check_silence()
+        heard = self._receiver.ring.read()
         lost, self._lost = self._lost, heard.lost
         if not len(heard.frames):
             self._lost += lost
-            return self._silent()
+            return self._check_silence()
         self._last_s = time.monotonic()
         if heard.lost:
             self._meter.restart()
         elif (measured_hz := self._meter.add(len(heard.frames), heard.read_ns / 1e9)) is not None:
-            self._correct(measured_hz)
+            self._correct_rate(measured_hz)
         return Block(mono(heard.frames, self._channel), lost, heard.at_ns, heard.read_ns)
 
     def close(self) -> None:
@@ -207,10 +210,10 @@ class Microphone:
 
     def _leave(self) -> None:
         stream, self._stream = self._stream, None
-        PORTAUDIO.close(self._shown, self._stall_s, stream, self._ear.close)
+        PORTAUDIO.close(self._shown, self._stall_s, stream, self._receiver.close)
 
     def _reopen(self) -> None:
-        """Another microphone is missed, and is seen only when nobody has one open."""
+        """Close and reopen, so that PortAudio lists a device that another stream waits for."""
         gone_s = time.monotonic()
         self._leave()
         PORTAUDIO.gather()
@@ -222,16 +225,16 @@ class Microphone:
         form = find_format(library, device, self._address, self._wanted_hz)
         self.rate_hz, self._channel = form.rate_hz, form.channel
         self.about = f"{device.name}: {form.rate_hz} Hz, {form.channels} channel{'s' * (form.channels != 1)}"
-        self._ear = _Ear(form)
+        self._receiver = _Receiver(form)
         try:
-            return self._started(library, device.number, form, self._ear)
+            return self._started(library, device.number, form, self._receiver)
         except BaseException as error:
-            self._ear.close()
+            self._receiver.close()
             if not isinstance(error, library.PortAudioError):
                 raise
             raise SourceError(f"{self._shown}: {device.name} cannot be opened: {explain(error)}") from None
 
-    def _started(self, library: Any, number: int, form: Format, ear: _Ear) -> Any:
+    def _started(self, library: Any, number: int, form: Format, receiver: _Receiver) -> Any:
         stream = library.RawInputStream(
             samplerate=form.rate_hz,
             channels=form.channels,
@@ -239,8 +242,8 @@ class Microphone:
             device=number,
             blocksize=_AS_IT_COMES,
             latency=_SYSTEM_S,
-            callback=ear.hear,
-            finished_callback=ear.finish,
+            callback=receiver.receive,
+            finished_callback=receiver.finish,
         )
         try:
             stream.start()
@@ -249,16 +252,16 @@ class Microphone:
             raise
         return stream
 
-    def _silent(self) -> Block:
-        """Nothing came for a moment: whether that is bearable."""
-        if self._ear.finished:
+    def _check_silence(self) -> Block:
+        """Raise SourceError if nothing came for too long."""
+        if self._receiver.finished:
             raise SourceError(f"{self._shown}: the microphone is gone: unplugged, or its sound server ended")
         if time.monotonic() - self._last_s > self._stall_s:
             raise SourceError(f"{self._shown}: no sound for {self._stall_s:g} s")
         return Block(_NOTHING)
 
-    def _correct(self, measured_hz: int) -> None:
-        """The device lies about its rate: from here on what it really delivers is believed."""
+    def _correct_rate(self, measured_hz: int) -> None:
+        """Use the measured rate from here on: the device claims another."""
         log.error(
             "%s: claims %d samples per second and delivers about %d; taking it for %d Hz. If it sounds wrong, the"
             " driver or the cable loses sound",
@@ -268,7 +271,7 @@ class Microphone:
             measured_hz,
         )
         self.about = f"{self.about}, really {measured_hz} Hz"
-        self.rate_hz = self._ear.rate_hz = measured_hz
+        self.rate_hz = self._receiver.rate_hz = measured_hz
         self._meter = SampleRateEstimator(measured_hz)
 
 

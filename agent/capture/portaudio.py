@@ -1,8 +1,8 @@
-"""PortAudio, the one library of this process that hears microphones, shared by every stream that has one.
+"""PortAudio, shared by every stream of this process that has a microphone.
 
-It makes its list of devices when it is initialised, and shows what was plugged in later only when that is done
-again, which ends every stream. So it is done when nobody has a stream open; and when somebody misses a device and
-the cards of this machine have changed since, every stream is asked to be closed for a moment.
+PortAudio lists devices when it is initialised; doing that again, to see a device that was plugged in later, ends
+every stream. So it is done while no stream is open; and if a stream waits for a device and the machine's sound
+cards have changed, all streams are asked to close for a moment.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ log = logging.getLogger(__name__)
 
 _CARDS = Path("/proc/asound/cards")
 _GATHER_S = 1.0
-"""So long those who were asked to close wait for each other."""
+"""Longest time that streams which were asked to close wait for each other, s."""
 
 T = TypeVar("T")
 
 
 class Input(Struct, frozen=True):
-    """A device that hears.
+    """A device that records.
 
     Attributes:
-        number: PortAudio's; changes with what is plugged in.
-        name: as PortAudio tells it.
-        channels: at most; a sound server says 32 or more.
-        rate_hz: the one that it prefers.
+        number: PortAudio's; changes when devices are plugged in.
+        name: PortAudio's.
+        channels: most channels; a sound server says 32 or more.
+        rate_hz: preferred rate, Hz.
     """
 
     number: int
@@ -50,7 +50,7 @@ class Input(Struct, frozen=True):
     rate_hz: int
 
 
-class _Leaving(NamedTuple):
+class _ClosingStream(NamedTuple):
     """A stream that nobody wants any more, see `PortAudio.close`."""
 
     shown: str
@@ -65,21 +65,21 @@ class PortAudio:
         self._turn = threading.Condition(threading.Lock())
         self._library: Any = None
         self._users, self._asked, self._cards = 0, False, ""
-        self._leaving: deque[_Leaving] = deque()
+        self._leaving: deque[_ClosingStream] = deque()
 
     def open(self, shown: str, timeout_s: float, make: Callable[[Any, list[Input]], T]) -> T:
-        """Open a stream; whoever has one gives it back to `close`.
+        """Open a stream; give it back to `close`.
 
         Args:
             shown: what is opened, for messages.
-            timeout_s: wait for others who open or close so long, s.
-            make: gets sounddevice and what there is; opens the stream, or raises a `SourceError`.
+            timeout_s: longest wait for other threads that open or close, s.
+            make: receives sounddevice and the devices; opens the stream, or raises a `SourceError`.
 
         Raises:
             SourceError: PortAudio is missing, hangs in another stream, or what `make` raises.
         """
         with self._my_turn(shown, timeout_s):
-            library = self._fresh(shown)
+            library = self._refreshed(shown)
             try:
                 stream = make(library, inputs(library))
             except SourceError:
@@ -89,25 +89,25 @@ class PortAudio:
             return stream
 
     def look(self, shown: str, do: Callable[[Any, list[Input]], T]) -> T:
-        """Do something with sounddevice and what there is, while nobody opens or closes.
+        """Call a function with sounddevice and the devices, while no other thread opens or closes.
 
         Raises:
             SourceError: see `open`.
         """
         with self._my_turn(shown, _GATHER_S):
-            library = self._fresh(shown)
+            library = self._refreshed(shown)
             return do(library, inputs(library))
 
     def close(self, shown: str, timeout_s: float, stream: Any, closed: Callable[[], None]) -> None:
-        """Close a stream that `open` gave. Where PortAudio hangs in another one, that is done when it answers.
+        """Close a stream that `open` gave. If PortAudio hangs in another stream, it is closed when that answers.
 
         Args:
             shown: what is closed, for messages.
-            timeout_s: wait for others who open or close so long, s.
+            timeout_s: longest wait for other threads that open or close, s.
             stream: to be closed.
-            closed: is called when its callback can no longer be, from any thread.
+            closed: called, from any thread, when no callback of the stream can follow.
         """
-        self._leaving.append(_Leaving(shown, stream, closed))
+        self._leaving.append(_ClosingStream(shown, stream, closed))
         if self._turn.acquire(timeout=timeout_s):
             self._release()
         else:
@@ -115,11 +115,11 @@ class PortAudio:
 
     @property
     def asks_to_close(self) -> bool:
-        """Whether somebody misses a device that may have come since: then close, `gather`, and open again."""
+        """True if another stream waits for a device that may have come: then close, `gather`, and open again."""
         return self._asked
 
     def gather(self) -> None:
-        """Having closed, wait until everybody else has, too; not where PortAudio hangs."""
+        """Wait until every other stream is closed as well, unless PortAudio hangs."""
         if not self._turn.acquire(timeout=_GATHER_S):
             return
         try:
@@ -139,11 +139,11 @@ class PortAudio:
             self._release()
 
     def _release(self) -> None:
-        """Close the streams that others could not close meanwhile, and let the next one in."""
+        """Close the streams whose closing was put off, and release the lock."""
         while True:
             self._close_leaving()
             self._turn.release()
-            # One may have been left since, by somebody who found the turn taken.
+            # Another thread that found the lock taken may have added a stream since.
             if not self._leaving or not self._turn.acquire(blocking=False):
                 return
 
@@ -157,12 +157,12 @@ class PortAudio:
                 self._turn.notify_all()
                 leaving.closed()
 
-    def _fresh(self, shown: str) -> Any:
-        """The library, with a fresh list where that harms nobody."""
+    def _refreshed(self, shown: str) -> Any:
+        """Return the library, with a fresh list of devices if no stream is open."""
         if self._library is None:
             self._library = _import(shown)
         elif not self._users:
-            # Not by its _initialize, which sends descriptor 2 away meanwhile, and with it what others say.
+            # Not by its _initialize, which redirects descriptor 2 meanwhile, and so other threads' messages.
             self._library._terminate()
             self._library._lib.Pa_Initialize()
             self._library._initialized += 1
@@ -176,7 +176,7 @@ PORTAUDIO = PortAudio()
 
 
 def _close(shown: str, stream: Any) -> None:
-    """Close a stream, whatever sounddevice raises: its device is another program's then, or gone."""
+    """Close a stream and ignore every error: its device may be gone or in use by another program."""
     for how in (stream.abort, stream.close):
         try:
             how()
@@ -185,7 +185,7 @@ def _close(shown: str, stream: Any) -> None:
 
 
 def inputs(library: Any) -> list[Input]:
-    """What hears, in the order of the numbers."""
+    """List the devices that record, by number."""
     return [
         Input(number, str(device["name"]), device["max_input_channels"], round(device["default_samplerate"]))
         for number, device in enumerate(library.query_devices())
@@ -201,9 +201,9 @@ def _cards() -> str:
 
 
 def _import(shown: str) -> Any:
-    _quiet()
+    _silence_alsa()
     try:
-        with STDERR_TURN:  # it sends descriptor 2 away while it initialises PortAudio
+        with STDERR_TURN:  # it redirects descriptor 2 while it initialises PortAudio
             library = importlib.import_module("sounddevice")
     except ImportError as error:
         raise SourceError(f"{shown}: expected sounddevice; it cannot be imported: {error}") from None
@@ -211,13 +211,13 @@ def _import(shown: str) -> Any:
         raise SourceError(
             f"{shown}: expected PortAudio; it is not installed: sudo apt install libportaudio2"
         ) from None
-    # It would take PortAudio down at the process's end, and wait for ever for a sound server that hangs.
+    # Its exit handler would terminate PortAudio, and wait for ever for a sound server that hangs.
     with contextlib.suppress(AttributeError):
         atexit.unregister(library._exit_handler)
     return library
 
 
-def _quiet() -> None:
+def _silence_alsa() -> None:
     """No lines of ALSA and JACK on stderr for each device that they try: what takes them does nothing."""
     nothing = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p)
     for name, setters in (
@@ -230,10 +230,8 @@ def _quiet() -> None:
                 getattr(library, setter)(nothing)
 
 
-# The rate that a sound device really has, by the clock. Rules only: the clock is handed in.
-
 RATES_HZ = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 192000)
-"""What sound devices offer."""
+"""Rates that sound devices offer, Hz."""
 
 _TOLERANCE, _SAME = 0.05, 0.02
 _WINDOW_S, _BURSTS = 4.0, 50
@@ -242,9 +240,10 @@ begins or ends within one is wrong by its length."""
 
 
 class SampleRateEstimator:
-    """Counts what a device delivers, and tells when that is not what it claims.
+    """Measures the rate that a device delivers, and reports it if it is not the claimed one.
 
-    Two windows in a row must be off by more than 5 % and agree within 2 %: a hiccup is no rate.
+    Two windows in a row must differ from the claim by more than 5 % and agree within 2 %: a single hiccup does
+    not count. Contains rules only: the time is passed in.
     """
 
     def __init__(self, claimed_hz: float) -> None:
@@ -252,19 +251,19 @@ class SampleRateEstimator:
         self.restart()
 
     def restart(self) -> None:
-        """Sound was lost: what was counted so far tells nothing."""
+        """Start again after audio was lost."""
         self._began_s = self._last_s = self._pause_s = 0.0
         self._count = 0
 
     def add(self, count: int, now_s: float) -> int | None:
-        """The rate that it really has, once that is certain and not what it claims.
+        """Return the real rate, once it is certain and differs from the claimed one.
 
         Args:
-            count: samples that came.
-            now_s: when, on a clock that goes on, s.
+            count: number of samples received.
+            now_s: of any monotonic clock, s.
 
         Returns:
-            Hz; one of `RATES_HZ` where one is near. None: nothing to say.
+            Hz; one of `RATES_HZ` if one is near. None: nothing to report.
         """
         if not self._began_s:
             self._began_s = self._last_s = now_s
@@ -274,9 +273,9 @@ class SampleRateEstimator:
         self._last_s = now_s
         if now_s - self._began_s < max(_WINDOW_S, _BURSTS * self._pause_s):
             return None
-        return self._judge(self._count / (now_s - self._began_s))
+        return self._end_window(self._count / (now_s - self._began_s))
 
-    def _judge(self, measured_hz: float) -> int | None:
+    def _end_window(self, measured_hz: float) -> int | None:
         """At the end of a window."""
         self.restart()
         before_hz, self._before_hz = self._before_hz, measured_hz
@@ -288,7 +287,7 @@ class SampleRateEstimator:
 
 
 CHANNELS_MAX = 8
-"""What says that it has more is no microphone but a sound server, which mixes by itself."""
+"""Most channels of a microphone: a device with more is a sound server, which mixes by itself."""
 _INVALID_RATE, _UNAVAILABLE = -9997, -9985
 """PortAudio's paInvalidSampleRate and paDeviceUnavailable."""
 
@@ -297,9 +296,9 @@ class Format(Struct, frozen=True):
     """How a microphone is opened.
 
     Attributes:
-        rate_hz: that it is opened at.
-        channels: that it is opened with.
-        channel: of these, which is taken; None: the mean of all.
+        rate_hz: rate, Hz.
+        channels: number of channels.
+        channel: the channel that is used; None: the mean of all.
     """
 
     rate_hz: int
@@ -308,16 +307,16 @@ class Format(Struct, frozen=True):
 
 
 def choose(found: Sequence[Input], target: str, default: int, shown: str) -> Input:
-    """The microphone that is meant.
+    """Return the microphone that a URI names.
 
     Args:
-        found: what there is.
-        target: `default`, a number, a name, or a part of one; upper and lower case do not matter.
-        default: number of the one that PortAudio prefers; -1: none.
+        found: devices of this machine.
+        target: `default`, a number, a name, or a part of one; case does not matter.
+        default: number of PortAudio's preferred device; -1: none.
         shown: the URI, for messages.
 
     Raises:
-        SourceError: there is none of that name, or more than one; lists what there is.
+        SourceError: no device or several devices match; lists the devices.
     """
     name = target.casefold()
     chosen = [device for device in found if device.name.casefold() == name]
@@ -330,16 +329,16 @@ def choose(found: Sequence[Input], target: str, default: int, shown: str) -> Inp
 
 
 def find_format(library: Any, device: Input, address: SourceUri, wanted_hz: int) -> Format:
-    """How to open it: at the rate that is asked for or wanted, else at one near.
+    """Return how to open a device: at the requested or wanted rate, else at one near.
 
     Args:
         library: sounddevice.
-        device: which.
-        address: whose options ask for a rate and a channel.
-        wanted_hz: unless the address asks for another.
+        device: to be opened.
+        address: whose options may ask for a rate and a channel.
+        wanted_hz: rate if the address asks for none, Hz.
 
     Raises:
-        SourceError: it lacks the channel, cannot be opened now, or offers no rate that we know.
+        SourceError: it lacks the channel, cannot be opened now, or offers no rate that is known.
     """
     options, shown = address.options, address.masked
     form = _channels(device, options.channel, shown)
@@ -359,7 +358,7 @@ def find_format(library: Any, device: Input, address: SourceUri, wanted_hz: int)
 
 
 def explain(error: Exception) -> str:
-    """What PortAudio complains about, as one clause."""
+    """Describe a PortAudio error, as one clause."""
     reason = str(error.args[0] if error.args else error).replace("Error opening RawInputStream: ", "")
     detail = error.args[2][2] if len(error.args) > 2 else ""
     reason = f"{reason} ({detail})" if detail and detail not in reason else reason
@@ -369,11 +368,11 @@ def explain(error: Exception) -> str:
 
 
 NOT_PLUGGED = "none: is one plugged in, or should a sound server run?"
-"""What `not_found` says where nothing is broken."""
+"""Message of `not_found` if nothing is broken."""
 
 
 def not_found() -> str:
-    """Why there is no microphone at all, as far as one can see."""
+    """Explain why there is no microphone at all."""
     devices = sorted(Path("/dev/snd").glob("pcm*c"))
     if any(not os.access(device, os.R_OK | os.W_OK) for device in devices):
         return "none that this user may open: add it to the group audio, and log in again"
@@ -406,7 +405,7 @@ def _channels(device: Input, channel: int | None, shown: str) -> Format:
 
 
 def _rates(asked_hz: int, own_hz: int) -> Iterator[int]:
-    """What to try: as asked; then its own where that loses nothing; then the next higher, then the next lower."""
+    """List rates to try: the requested one; the device's own if that loses nothing; then higher, then lower."""
     tried = {asked_hz}
     yield asked_hz
     higher = [own_hz] if own_hz > asked_hz else []

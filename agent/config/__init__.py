@@ -1,4 +1,4 @@
-"""The configuration: one frozen struct per room. Reading a file is `agent.config.load`'s work.
+"""The configuration: one frozen struct per table. `agent.config.load` reads a file.
 
 Every field has a default except a stream's `source` and `model`, so the smallest file is three lines:
 
@@ -28,13 +28,13 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         streams: by name.
-        device: who we are.
+        device: name of this device, and the board's profile.
         mqtt: the broker, or several.
         storage: the state folder, and what is kept in it.
-        health: how often the device tells of itself.
-        selection: how streams with `backend = "auto"` find what runs their model best.
-        thermal: when it is too hot.
-        homeassistant: how the device announces itself there.
+        health: how often health is published.
+        selection: how streams with `backend = "auto"` choose their backend.
+        thermal: limit of the board's temperature.
+        homeassistant: how the device announces itself to Home Assistant.
     """
 
     streams: dict[Name, StreamConfig] = {}

@@ -1,4 +1,4 @@
-"""The configuration of what a device has once: name, broker, state folder, heat, how it chooses its hardware."""
+"""Configuration of the device: name, broker, storage, temperature limit, choice of backends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Port = Annotated[int, Meta(ge=0, le=65535)]
 Transport = Literal["tcp", "websockets"]
 MqttVersion = Literal["auto", "5", "3.1.1"]
 NAME = {"use": "use letters, digits, - and _, up to 63 characters; begin with a letter or digit"}
-"""What messages say of a wrong name instead of the pattern, see `agent.config.toml`; the others alike."""
+"""Text that replaces the pattern in messages, see `agent.config.toml`."""
 _PREFIX = {"use": "use one or more parts with / between them, none of them empty; leave out + and #"}
 _WS_PATH = {"use": "begin with /, and use printable ASCII characters without spaces"}
 _ALPN = {"use": "use 1 to 255 printable ASCII characters without spaces"}
@@ -23,13 +23,13 @@ Prefix = Annotated[str, Meta(pattern=r"^[^+#/\x00]+(/[^+#/\x00]+)*$", extra=_PRE
 
 
 class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[device]`: who we are.
+    """`[device]`: name and board profile.
 
     Attributes:
         name: in every topic; empty: the machine's host name. A change waits for a restart.
-        profile: settings that suit the board, for what this file leaves open, see `agent.config.profiles`.
-            `auto`: those of the board that this is; else the name of one, such as `pi4b`, the path of one, or
-            `none`.
+        profile: board profile that supplies what this file leaves open, see `agent.config.profiles`. `auto`:
+            the one
+            that fits this board; else a name such as `pi4b`, a path, or `none`.
     """
 
     name: Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,62})?$", extra=NAME)] = ""
@@ -37,16 +37,16 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FallbackConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[[mqtt.fallback]]`: another broker, for when those before it cannot be reached.
+    """`[[mqtt.fallback]]`: another broker, used while those before it cannot be reached.
 
-    What is left out is as in `[mqtt]`, where each key is explained; credentials and TLS are among that.
+    Keys that are left out are as in `[mqtt]`, which explains each, credentials and TLS included.
 
     Attributes:
-        host: where.
-        port, transport, ws_path: how it is reached; port 0 means the protocol's.
-        username, password_file: who we are there.
-        tls, ca_file, cert_file, key_file, alpn: how the connection is encrypted.
-        protocol: which MQTT is spoken.
+        host: name or address.
+        port, transport, ws_path: how to reach it; port 0: the protocol's default.
+        username, password_file: credentials.
+        tls, ca_file, cert_file, key_file, alpn: encryption.
+        protocol: MQTT version.
     """
 
     host: Host
@@ -77,21 +77,21 @@ class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
         cert_file, key_file: client certificate and key, PEM.
         alpn: protocols offered in the TLS handshake, for a broker that shares port 443 with others: `["mqtt"]`;
             `["x-amzn-mqtt-ca"]` for AWS IoT.
-        protocol: `auto` tries MQTT 5 first and falls back to 3.1.1.
+        protocol: `auto` tries MQTT 5 first, then 3.1.1.
         prefix: first level of every topic.
-        keepalive_s: silence after which the broker calls us offline, s.
+        keepalive_s: silence after which the broker reports the device offline, s.
         reconnect_max_s: longest pause between two attempts to connect, s. Left out: 60, and 5 while a broker of
             the local network cannot be reached.
         commands: whether commands are taken from the broker. Left out: they are if this device logs in to it, and
             to every fallback, with `username` and `password_file` or with a client certificate, so that its
             access list can say who commands. A broker without that may let anybody on the network in, also one on
             this machine.
-        event_expiry_s: the broker keeps an event for so long for a subscriber that is away, s, counted from its
-            arrival there; 0: as long as the broker likes. MQTT 5 only.
+        event_expiry_s: time that the broker keeps an event for a disconnected subscriber, s; 0: the broker's
+            choice. MQTT 5 only.
         fallback: other brokers, in the order in which they are tried; see `FallbackConfig`. While one is in use,
             the first is tried again at each reconnect and every 10 minutes.
-        fallback_after_s: a broker that cannot be reached is given so long before the next is tried, s; one that
-            refuses us is not waited for.
+        fallback_after_s: time without a connection until the next broker is tried, s; one that refuses the
+            connection is left at once.
     """
 
     host: Host = "localhost"
@@ -156,7 +156,7 @@ class HealthConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`[health]`.
 
     Attributes:
-        every_s: pause between two health messages, s; a change of state is published at once.
+        every_s: time between two health messages, s; a change of state is published at once.
     """
 
     every_s: Seconds = 30.0
@@ -166,23 +166,24 @@ class ThermalConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`[thermal]`.
 
     Attributes:
-        warn_c: temperature of the hottest zone from which on the log and the health say that it is hot, °C.
+        warn_c: temperature of the hottest zone above which the log and health report overheating, °C.
     """
 
     warn_c: Annotated[float, Meta(ge=0.0, le=150.0)] = 80.0
 
 
 class HomeAssistantConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[homeassistant]`: the device announces itself to Home Assistant, which then shows it without being told.
+    """`[homeassistant]`: announce the device to Home Assistant by MQTT discovery.
 
-    On by default: whoever has Home Assistant at this broker finds the device there; for all others it is one
-    retained message that nobody reads, under the device's own name, where one of another program is left alone.
+    On by default: without Home Assistant at the broker, it is one retained message that nobody reads. A discovery
+    message that another program wrote under this device's name is left alone.
 
     Attributes:
-        enabled: whether it does. Switched off, what it announced before is taken back.
+        enabled: whether to announce the device. If false, an earlier announcement is withdrawn.
         prefix: the discovery prefix in Home Assistant's MQTT options.
-        max_labels: without `decode.labels`, so many labels of a stream become entities, when they are first
-            seen; those that `decode.labels` or a zone names all do, at once.
+        max_labels: without `decode.labels`, this many labels of a stream become entities when they are first
+            seen;
+            labels that `decode.labels` or a zone names always do.
     """
 
     enabled: bool = True
@@ -191,14 +192,14 @@ class HomeAssistantConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SelectionConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[selection]`: how streams with `backend = "auto"` find what runs their model best on this board.
+    """`[selection]`: how streams with `backend = "auto"` choose the fastest backend of this board.
 
     Attributes:
-        by: what is best: `latency`, the time of an inference; or `energy`, the CPU time that it takes.
-        candidates: what is tried besides the CPU, first the one that wins a tie: names that `vedette bench`
-            lists, or `external:LIBRARY?key=value`; None: everything that is found.
-        threads_max: the CPU is tried with so many threads at most.
-        after_s: a model that has not been measured on this board yet is, so long after the start, s.
+        by: `latency`: least time of an inference; `energy`: least CPU time.
+        candidates: backends to try besides the CPU; the first wins a tie: names that `vedette bench` lists, or
+            `external:LIBRARY?key=value`; None: all that are found.
+        threads_max: most threads to try on the CPU.
+        after_s: time after the start until a model that is new on this board is measured, s.
     """
 
     by: Literal["latency", "energy"] = "latency"

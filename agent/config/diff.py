@@ -1,6 +1,6 @@
-"""What only a restart can change: a reload leaves that as it is, takes up the rest, and says which keys wait.
+"""Differences between two configurations: what a reload can change, and what waits for a restart.
 
-They decide where things are: under which topics the device is known, and which files are open.
+Only a restart changes under which topics the device publishes, and which folders it uses.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from agent.config import Config
 
 Key = tuple[str, str]
-"""Of the file: its table and its name."""
+"""Table and name of a key."""
 
 RESTART: tuple[Key, ...] = (
     ("device", "name"),
@@ -27,18 +27,18 @@ RULE = (
     + ", ".join(f"[{table}] {key}" for table, key in RESTART)
     + ": these wait for a restart"
 )
-"""For people."""
+"""The rule for people."""
 
 
 def keep_until_restart(running: Config, wanted: Config) -> tuple[Config, tuple[Key, ...]]:
-    """The new configuration with what only a restart can change as it is in the old one.
+    """Return the new configuration with the running values of keys that only a restart can change.
 
     Args:
-        running: in use.
-        wanted: of the file.
+        running: configuration in use.
+        wanted: configuration of the file.
 
     Returns:
-        what can be used now; and the keys that wait, by table and name.
+        what can be used now; and the keys that wait.
     """
     waiting = [one for one in RESTART if _value(running, one) != _value(wanted, one)]
     held = wanted
@@ -54,12 +54,12 @@ def _value(config: Config, wanted: Key) -> object:
 
 
 def names(keys: Iterable[Key]) -> tuple[str, ...]:
-    """As programs read them: `storage.state_dir`."""
+    """Return dotted names of keys, such as `storage.state_dir`."""
     return tuple(map(".".join, keys))
 
 
 def describe_pending(keys: Iterable[Key]) -> list[str]:
-    """A sentence for each table."""
+    """Return a sentence for each table with keys that wait."""
     by_table = dict[str, list[str]]()
     for table, key in keys:
         by_table.setdefault(table, []).append(key)
@@ -69,20 +69,16 @@ def describe_pending(keys: Iterable[Key]) -> list[str]:
     ]
 
 
-# Reloading: a new configuration is prepared beside what runs, and swapped in; or it is refused as a whole.
-#
-# Keys that only a restart can change do not come here with another value: see `agent.config.diff`.
-
 MODEL_FILE = "the model's file or manifest"
-"""In the place of keys: the configuration is the same, and what it names is not."""
+"""Stands for keys if the stream's configuration is the same, and the model file is not."""
 
 
 class ConfigDiff(Struct, frozen=True):
-    """What is different in a new configuration.
+    """What differs in a new configuration.
 
     Attributes:
-        tables: keys by table, such as `host` and `port` of `mqtt`; streams are not among them.
-        changed: keys by stream; `MODEL_FILE` in their place where only the model is another one.
+        tables: changed keys by table, such as `host` and `port` of `mqtt`; without streams.
+        changed: changed keys by stream; `MODEL_FILE` if only the model file is another one.
         added, removed: names of streams.
     """
 
@@ -93,7 +89,7 @@ class ConfigDiff(Struct, frozen=True):
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is."""
+        """True if nothing differs."""
         return not (self.tables or self.changed or self.added or self.removed)
 
     def __str__(self) -> str:
@@ -105,7 +101,7 @@ class ConfigDiff(Struct, frozen=True):
 
 
 def changes(old: Config, new: Config) -> ConfigDiff:
-    """What is different in the new one."""
+    """Compare two configurations."""
     tables = [table for table in _keys(old, new) if table != "streams"]
     both = [name for name in new.streams if name in old.streams]
     return ConfigDiff(

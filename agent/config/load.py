@@ -1,4 +1,4 @@
-"""Reading a configuration file: TOML to `Config`, over the board's profile, with every error at its place."""
+"""Load a configuration file: TOML to `Config`, over the board's profile, with file and line in every error."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ log = logging.getLogger(__name__)
 
 
 class ConfigFile(Struct, frozen=True):
-    """A configuration and where each of its keys stands.
+    """A configuration and the places of its keys.
 
     Attributes:
         file: as the user wrote it.
-        config: the validated content, with what the profile adds.
-        board: that it was read on; None: it was read without any.
-        profile: of the board; None: none is used.
-        inherited: keys whose value came from it.
+        config: validated content, with the profile's defaults.
+        board: the board; None if it was not read.
+        profile: of the board; None if none is used.
+        inherited: keys whose value came from the profile.
     """
 
     file: TomlFile
@@ -37,18 +37,18 @@ class ConfigFile(Struct, frozen=True):
     inherited: frozenset[Keys] = frozenset()
 
     def where(self, *keys: str | int) -> str:
-        """`file:line` of a key, in the profile if that says it; or of the nearest table above it."""
+        """Return `file:line` of a key, in the profile if it sets the key, or of the nearest table above."""
         if self.profile is not None and keys in self.inherited:
             return self.profile.where(*keys)
         return self.file.where(*keys)
 
     def about_board(self) -> str:
-        """The board and its profile, in a line."""
+        """Describe the board and its profile in a line."""
         told = (self.board.model or self.board.arch, self.board.cpu) if self.board else ()
         return f"board: {', '.join(told) or 'not asked for'}; profile: {self.profile or 'none'}"
 
     def remarks(self) -> dict[Keys, str]:
-        """Which profile was chosen, and which keys came from it."""
+        """Describe by key which profile was chosen, and what it set."""
         if self.profile is None:
             left_to_us = self.config.device.profile == AUTO
             return {("device", "profile"): "no profile fits this board"} if left_to_us else {}
@@ -84,11 +84,11 @@ class Rereadable:
         return self._newest.config
 
     def where(self, *keys: str | int) -> str:
-        """`file:line` of a key as it was read last."""
+        """Return `file:line` of a key as of the last reading."""
         return self._newest.where(*keys) if self._newest else str(self._path)
 
     def about_board(self) -> str:
-        """See `ConfigFile.about_board`; empty before it is read."""
+        """Describe the board, see `ConfigFile.about_board`; empty before the first reading."""
         return self._newest.about_board() if self._newest else ""
 
 
@@ -109,7 +109,7 @@ def load(path: Path, root: Path = Path("/"), *, accept_old_keys: bool = False) -
 
 
 def parse(text: str, path: str) -> ConfigFile:
-    """Validate the text of a file, without any profile; see `load`."""
+    """Validate the text of a file without a profile; see `load`."""
     return _validated(parse_toml(text, path), None)
 
 
@@ -123,7 +123,7 @@ def _validated(file: TomlFile, board: Board | None) -> ConfigFile:
 
 
 def _chosen(data: dict[str, Any], board: Board) -> tuple[Profile | None, list[Problem]]:
-    """The profile, or what is wrong with the key that names it."""
+    """Return the profile, or what is wrong with the key that names it."""
     device = data.get("device")
     wanted = device.get("profile", AUTO) if isinstance(device, dict) else AUTO
     try:
@@ -135,10 +135,10 @@ def _chosen(data: dict[str, Any], board: Board) -> tuple[Profile | None, list[Pr
 
 
 def dump(config: Config, remarks: Mapping[Keys, str] | None = None) -> str:
-    """The configuration as TOML, defaults included; `parse` of it gives the same configuration.
+    """Write a configuration as TOML, defaults included; `parse` reads it back unchanged.
 
     Args:
-        config: what to write.
-        remarks: comments by key, in one line each.
+        config: the configuration.
+        remarks: one-line comments by key.
     """
     return to_toml(msgspec.to_builtins(config), remarks or {})

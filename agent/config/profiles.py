@@ -1,7 +1,7 @@
-"""Board profiles: what suits a board, for everything that the user's own file leaves open.
+"""Board profiles: defaults for a kind of board, below the user's own file.
 
-A profile is a part of a configuration, checked by the same structs, with two tables more: `[board]` says which
-boards it is for, and `[stream]` holds for every stream. Those that come along are in `firmware_configs/`.
+A profile is a part of a configuration, checked by the same structs, with two more tables: `[board]` says which
+boards it fits, and `[stream]` applies to every stream. Bundled profiles are in `firmware_configs/`.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ Table = dict[str, Any]
 AUTO, NONE = "auto", "none"
 _BESIDE = Path(__file__).parent.parent
 _FOLDERS = (_BESIDE / "firmware_configs", _BESIDE.parent / "firmware_configs")
-"""Of an installed wheel, and of a clone."""
+"""Folders of an installed wheel, and of a clone."""
 
 
 class BoardTable(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[board]`: for which boards. A profile that names the board itself goes before one that names its SoC.
+    """`[board]`: which boards a profile fits. A profile for the board takes precedence over one for its SoC.
 
     Attributes:
         title: for people.
-        compatible: of the device tree, such as `raspberrypi,4-model-b`; globs.
-        soc_id: as `/sys/devices/soc0/soc_id` tells it, where the device tree names nothing of `compatible`.
-        arch: such as `aarch64`: for a board that nothing else fits.
+        compatible: globs of device tree names, such as `raspberrypi,4-model-b`.
+        soc_id: contents of `/sys/devices/soc0/soc_id`, for boards whose device tree does not match.
+        arch: such as `aarch64`: for boards that no other profile fits.
     """
 
     title: Annotated[str, Meta(min_length=1)]
@@ -45,10 +45,10 @@ class BoardTable(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StreamTable(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[stream]`: what every stream has unless its own table says otherwise; see `agent.config.StreamConfig`.
+    """`[stream]`: defaults of every stream; see `agent.config.stream.StreamConfig`.
 
-    `capture.max_fps` is not for a source that says its own, such as `v4l2:/dev/video0?fps=30`, nor for recordings
-    of which every picture counts, such as `file:clip.mp4?pace=fast`.
+    `capture.max_fps` does not apply to a source that names its own rate, such as `v4l2:/dev/video0?fps=30`, nor
+    to a recording of which every picture counts, such as `file:clip.mp4?pace=fast`.
     """
 
     threads: Annotated[int, Meta(ge=0, le=64)] = 0
@@ -59,7 +59,7 @@ class StreamTable(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ProfileTables(Struct, frozen=True, forbid_unknown_fields=True):
-    """A profile's file; all but `board` and `stream` as in `agent.config.Config`."""
+    """Content of a profile; all tables but `board` and `stream` are as in `agent.config.Config`."""
 
     board: BoardTable
     stream: StreamTable = StreamTable()
@@ -70,12 +70,12 @@ class ProfileTables(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Profile(Struct, frozen=True):
-    """A profile.
+    """A board profile.
 
     Attributes:
-        name: of its file, without `.toml`.
+        name: file name without `.toml`.
         title: of its boards.
-        file: what it says.
+        file: content.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Profile(Struct, frozen=True):
     file: TomlFile
 
     def where(self, *keys: str | int) -> str:
-        """`file:line` of a key of the configuration that came from here."""
+        """Return `file:line` of a configuration key that this profile sets."""
         return self.file.where(*(("stream", *keys[2:]) if keys[:1] == ("streams",) else keys))
 
     def __str__(self) -> str:
@@ -91,14 +91,14 @@ class Profile(Struct, frozen=True):
 
 
 def choose(wanted: str, board: Board) -> Profile | None:
-    """The profile for a board.
+    """Return the profile for a board.
 
     Args:
-        wanted: `auto`, `none`, the name of a profile, or a path of one, which has a `/` or ends in `.toml`.
-        board: this one.
+        wanted: `auto`, `none`, the name of a profile, or a path, which has a `/` or ends in `.toml`.
+        board: this board.
 
     Returns:
-        None: none is wanted, or none fits.
+        None if none is wanted, or none fits.
 
     Raises:
         ConfigError: there is no such profile (with `keys` of the configuration's key), or it is broken.
@@ -106,7 +106,7 @@ def choose(wanted: str, board: Board) -> Profile | None:
     if wanted == NONE:
         return None
     if wanted == AUTO:
-        return _fitting(board)
+        return _best_fit(board)
     if "/" in wanted or wanted.endswith(".toml"):
         if not Path(wanted).is_file():
             raise ConfigError(f"no such file: {Path(wanted).absolute()}", keys=("device", "profile"))
@@ -119,24 +119,23 @@ def choose(wanted: str, board: Board) -> Profile | None:
 
 
 def shipped() -> list[Path]:
-    """Files of the profiles that come along."""
+    """List the files of the bundled profiles."""
     return next((sorted(folder.glob("*.toml")) for folder in _FOLDERS if folder.is_dir()), [])
 
 
-def _fitting(board: Board) -> Profile | None:
-    """The one that fits best."""
+def _best_fit(board: Board) -> Profile | None:
     ranks = [(rank(profile, board), profile) for profile in map(_read, shipped())]
     fits = [(fit, profile) for fit, profile in ranks if fit is not None]
     return min(fits, key=lambda fit: fit[0])[1] if fits else None
 
 
 def rank(profile: Profile, board: Board) -> tuple[int, int] | None:
-    """How well a profile fits a board, the smaller the better; None: not at all."""
+    """Return how well a profile fits a board, the smaller the better; None if it does not."""
     table = profile.file.data["board"]
     wanted = table.get("compatible", ())
     for place, name in enumerate(board.compatible):
         if any(fnmatchcase(name, pattern) for pattern in wanted):
-            return 0, place  # a device tree tells the most special first
+            return 0, place  # a device tree lists the most specific first
     if board.soc_id in table.get("soc_id", ()):
         return 1, 0
     return (2, 0) if board.arch in table.get("arch", ()) else None
@@ -149,21 +148,21 @@ def _read(path: Path) -> Profile:
 
 
 def put_under(profile: Profile, data: Table) -> tuple[Table, frozenset[Keys]]:
-    """A configuration with what a profile says where it says nothing itself.
+    """Fill in from a profile what a configuration leaves open.
 
     Args:
-        profile: what goes below.
+        profile: defaults.
         data: of the user's file, checked.
 
     Returns:
-        Both in one, and the keys that came from the profile.
+        Both merged, and the keys that came from the profile.
     """
     below = {table: keys for table, keys in profile.file.data.items() if table not in ("board", "stream")}
     below["streams"] = {
         name: _for_source(stream["source"], profile.file.data.get("stream", {}))
         for name, stream in data.get("streams", {}).items()
     }
-    return merged(below, data), frozenset(keys for keys in _leaves(below) if not _says(data, keys))
+    return merged(below, data), frozenset(keys for keys in _leaves(below) if not _has(data, keys))
 
 
 def _for_source(source: str, stream: Table) -> Table:
@@ -171,14 +170,14 @@ def _for_source(source: str, stream: Table) -> Table:
         address = parse_uri(source)
         says = address.lossless or address.options.fps > 0.0
     except SourceError:
-        says = False  # told where sources are checked
+        says = False  # reported where sources are checked
     if says and "capture" in stream:
         stream = {**stream, "capture": {k: v for k, v in stream["capture"].items() if k != "max_fps"}}
     return stream
 
 
 def merged(below: Table, above: Table) -> Table:
-    """Two tables in one, table by table: what stands above is as it was, the rest is from below."""
+    """Merge two tables recursively; values of `above` win."""
     both = {**below, **above}
     for key in below.keys() & above.keys():
         if isinstance(below[key], dict) and isinstance(above[key], dict):
@@ -194,8 +193,8 @@ def _leaves(table: Table, at: Keys = ()) -> Iterator[Keys]:
             yield (*at, key)
 
 
-def _says(data: Any, keys: Keys) -> bool:
-    """Whether a table has a value at this path, or instead of a table on the way to it."""
+def _has(data: Any, keys: Keys) -> bool:
+    """Return True if a table has a value at this path, or in place of a table on the way to it."""
     for key in keys:
         if not isinstance(data, dict):
             return True

@@ -1,4 +1,4 @@
-"""Files that hold a password: named in the configuration, read when they are needed.
+"""Files that hold a password: named in the configuration, read when needed.
 
 In their names `$CREDENTIALS_DIRECTORY` is expanded, which systemd sets for a unit with `LoadCredential=`.
 """
@@ -16,7 +16,7 @@ from agent.errors import VedetteError, reason_of
 _VARIABLE = "CREDENTIALS_DIRECTORY"
 _OF_UNIT = "/run/credentials/vedette.service"
 _LONGEST = 0xFFFF
-"""Bytes of a password that MQTT can carry; nobody has a longer one elsewhere."""
+"""Most bytes of a password in MQTT."""
 _ANYBODY = 0o007
 _NO_FILE = "is a pipe, a device or a socket, and must be a file"
 
@@ -32,7 +32,7 @@ def expand(name: str, wrong: Wrong) -> Path:
     """
     try:
         path = Path(_with_folder(name, wrong)).expanduser()
-    except RuntimeError as error:  # a home that nobody has
+    except RuntimeError as error:  # the home of a user who does not exist
         raise wrong(f"= {name}: {error}; set it to a full path") from error
     with suppress(OSError, ValueError):
         if _is_endless(path.stat()):
@@ -41,14 +41,14 @@ def expand(name: str, wrong: Wrong) -> Path:
 
 
 def wants_credentials(name: str) -> bool:
-    """Return whether a file lies among the credentials of the unit, which no other program may see."""
+    """Return True if a path lies among the unit's credentials, which no other program may read."""
     return f"${_VARIABLE}" in name or f"${{{_VARIABLE}}}" in name
 
 
 def is_open_to_all(path: Path) -> bool:
-    """Return whether every user of this machine may read or change a plain file.
+    """Return True if every user of this machine may read or change a plain file.
 
-    Devices, pipes and folders hold no password, and their rights are to stay as they are.
+    Devices, pipes and folders hold no password, and their permissions must stay.
     """
     try:
         mode = path.stat().st_mode
@@ -75,7 +75,7 @@ def read_password(path: Path, wrong: Wrong) -> str:
             f"= {path}: its first line has more than {_LONGEST} bytes, which no password has: is it the file?"
         )
     try:
-        text = line.decode("utf-8-sig")  # editors of Windows begin a file with a mark
+        text = line.decode("utf-8-sig")  # Windows editors write a byte order mark
     except UnicodeDecodeError as error:
         raise wrong(f"= {path}: not UTF-8 at byte {error.start}") from None
     if not text:
@@ -86,7 +86,7 @@ def read_password(path: Path, wrong: Wrong) -> str:
 
 
 def _opened_at_once(path: str, flags: int) -> int:
-    """Open a file, and never wait for the writer of a pipe that was put there after its name was checked."""
+    """Open a file without waiting for the writer of a pipe that replaced it after the check."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -99,7 +99,7 @@ def _with_folder(name: str, wrong: Wrong) -> str:
     if not wants_credentials(name):
         return name
     folder = os.environ.get(_VARIABLE, "")
-    if not folder and os.access(_OF_UNIT, os.R_OK | os.X_OK):  # root, while the unit runs
+    if not folder and os.access(_OF_UNIT, os.R_OK | os.X_OK):  # root may see the unit's credentials while it runs
         folder = _OF_UNIT
     if not folder:
         missing = KeyError(_VARIABLE)

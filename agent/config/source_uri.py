@@ -1,4 +1,4 @@
-"""Source URIs: read and checked without opening anything, and masked before they are shown."""
+"""Source URIs: parsed and checked without opening anything, and masked before they are shown."""
 
 from __future__ import annotations
 
@@ -19,23 +19,21 @@ from msgspec import Struct
 from agent.config.stream import StreamConfig
 from agent.errors import ConfigError, SourceError
 
-# The options of a source: what stands behind the question mark of its URI.
-
 Pace = Literal["realtime", "fast"]
 
 
 class SourceOptions(Struct, frozen=True):
-    """Every option of every kind of source, read; a kind takes the few that it knows.
+    """Options of all kinds of source; each kind takes the few that its scheme lists.
 
     Attributes:
         size: width and height, pixels; None: the source's own.
         fps: pictures per second; 0: the source's own.
         format: four characters, such as MJPG; empty: the device's own.
-        pace: `realtime` plays as it was recorded, `fast` as fast as the consumer takes.
-        loop: begin again at the end.
-        frames: ends after so many pictures; 0: never.
-        rate: samples per second that a microphone is asked for, Hz; 0: as many as are wanted.
-        channel: of sound, from 0; None: the mean of all.
+        pace: `realtime` plays as recorded, `fast` as fast as the consumer takes.
+        loop: start again at the end.
+        frames: number of pictures; 0: no end.
+        rate: rate to ask a microphone for, Hz; 0: the wanted one.
+        channel: of audio, from 0; None: the mean of all.
     """
 
     size: tuple[int, int] | None = None
@@ -114,16 +112,16 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
 
 
 def read_options(pairs: Sequence[tuple[str, str]], keys: Sequence[str], pace: Pace, shown: str) -> SourceOptions:
-    """The options of a query.
+    """Parse the options of a query.
 
     Args:
-        pairs: keys and values as they stand in the query.
-        keys: that this kind of source knows.
-        pace: unless the query says otherwise.
+        pairs: keys and values of the query.
+        keys: that this kind of source takes.
+        pace: default of `pace`.
         shown: the URI, for messages.
 
     Raises:
-        SourceError: a key is unknown or stands twice, or a value is out of range.
+        SourceError: a key is unknown or repeated, or a value is out of range.
     """
     values: dict[str, Any] = {"pace": pace}
     seen: set[str] = set()
@@ -167,12 +165,12 @@ class Scheme(Struct, frozen=True):
     """One kind of source.
 
     Attributes:
-        opener: `module:function` that opens it; imported when it is needed and not before.
+        opener: `module:function` that opens it; imported only when used.
         target: what stands behind the colon, and an example of it.
         keys: of the query.
-        live: it goes on by itself: only the newest picture counts, and a loss is waited out.
-        sound: it gives sound instead of pictures.
-        network: it is on another machine: its URI may hold secrets, and its query belongs to its server.
+        live: whether it continues unread: only the newest picture counts, and an outage is waited out.
+        sound: whether it gives audio instead of pictures.
+        network: whether it is on another machine: its URI may hold secrets, and its query belongs to its server.
         pace: default of the key `pace`.
         pattern: of the target.
     """
@@ -242,15 +240,15 @@ SCHEMES: dict[str, Scheme] = {
 
 
 class SourceUri(Struct, frozen=True):
-    """A URI that was understood.
+    """A parsed URI.
 
     Attributes:
         scheme: key of `SCHEMES`.
         target: path, device or number; for a stream the whole URI, credentials included: never show it.
         options: of the query; a stream's query belongs to its server.
-        shown: the URI as messages show it, see `mask`.
+        masked: the URI for messages, see `mask`.
         live, sound: see `Scheme`.
-        host: of a stream; empty for what is on this machine.
+        host: of a stream; empty for a source on this machine.
     """
 
     scheme: str
@@ -262,25 +260,24 @@ class SourceUri(Struct, frozen=True):
     host: str = ""
 
     def __repr__(self) -> str:
-        return f"Address({self.masked})"  # no password in a log or a traceback
+        return f"Address({self.masked})"  # keeps passwords out of logs and tracebacks
 
     @property
     def on_network(self) -> bool:
-        """Return whether the source is on another machine, as far as its address tells."""
+        """True if the source is on another machine."""
         return SCHEMES[self.scheme].network
 
     @property
     def lossless(self) -> bool:
-        """Whether every picture or sample counts, however long the consumer takes."""
+        """True if every picture or sample counts, however long the consumer takes."""
         return not self.live and self.options.pace == "fast"
 
 
 def mask(uri: str) -> str:
-    """Return a URI as it may be shown: of an address on the network its scheme, host and port alone.
+    """Return a URI that may be shown: scheme, host and port of a network address, everything of other sources.
 
-    A user name, a password, a path and a query may hold a secret, each in a way of its own. Where it is not
-    certain which part is the host, as with an `@` behind it, `***` stands in its place. Files and devices stay as
-    they are.
+    A user name, a password, a path and a query may each hold a secret. If it is not certain which part is the
+    host, as with an `@` behind it, `***` takes its place.
     """
     name, colon, rest = uri.strip().partition(":")
     scheme = name.lower()
@@ -294,7 +291,7 @@ def mask(uri: str) -> str:
 
 
 def _is_account(rest: str) -> bool:
-    """Return whether the rest of a URI is a network address, which may have a user name before its host."""
+    """Return True if the rest of a URI is a network address, which may have a user name before its host."""
     found = _AUTHORITY.match(rest)
     if found is None:
         return _ACCOUNT.match(rest) is not None
@@ -310,7 +307,7 @@ def _shown_host(rest: str) -> str:
 
 
 def holds_secret(uri: str) -> bool:
-    """Return whether a URI has a password in it, or what looks like one in its path or query."""
+    """Return True if a URI has a password, or something like one in its path or query."""
     name, _, rest = uri.strip().partition(":")
     scheme, found = SCHEMES.get(name.lower()), _AUTHORITY.match(rest)
     if found is None or scheme is None or not scheme.network:
@@ -320,10 +317,10 @@ def holds_secret(uri: str) -> bool:
 
 
 def parse(uri: str) -> SourceUri:
-    """Understand a URI.
+    """Parse a URI.
 
     Raises:
-        SourceError: its scheme, target or query is not one of ours; names the nearest that is.
+        SourceError: scheme, target or query is unknown; names the nearest that is known.
     """
     shown = mask(uri)
     try:
@@ -352,16 +349,16 @@ def _can_be_resolved(host: str) -> bool:
 
 
 def opener(address: SourceUri) -> Callable[..., object]:
-    """The function that opens this kind of source; imports its module."""
+    """Import and return the function that opens this kind of source."""
     module, _, function = SCHEMES[address.scheme].opener.partition(":")
     return cast(Callable[..., object], getattr(importlib.import_module(module), function))
 
 
 def parse_picture(uri: str) -> SourceUri:
-    """Understand the URI of a source of pictures.
+    """Parse the URI of a source of pictures.
 
     Raises:
-        SourceError: see `parse`; or it gives sound.
+        SourceError: see `parse`; or the source gives audio.
     """
     address = parse(uri)
     if address.sound:
@@ -370,10 +367,10 @@ def parse_picture(uri: str) -> SourceUri:
 
 
 def parse_sound(uri: str) -> SourceUri:
-    """Understand the URI of a source of sound.
+    """Parse the URI of a source of audio.
 
     Raises:
-        SourceError: see `parse`; or it gives pictures.
+        SourceError: see `parse`; or the source gives pictures.
     """
     address = parse(uri)
     if not address.sound:
@@ -398,7 +395,7 @@ def _local(parts: SplitResult, scheme: Scheme, shown: str) -> SourceUri:
 
 
 def _unknown(uri: str, scheme: str) -> str:
-    """What to write instead."""
+    """Suggest the nearest scheme."""
     shown = mask(uri)
     if not scheme and shown != uri:
         return f"{shown}: expected a URI with a scheme, such as rtsp://HOST/PATH; found none"
@@ -411,17 +408,15 @@ def _unknown(uri: str, scheme: str) -> str:
     return f"{shown}: expected one of {', '.join(f'{name}:' for name in SCHEMES)}; found {scheme}:{hint}"
 
 
-# Devices that two streams cannot share: a camera gives its pictures to one reader at a time.
-
 _EXCLUSIVE = ("v4l2", "libcamera")
 
 
 def check_not_shared(name: str, streams: Mapping[str, StreamConfig]) -> None:
-    """Refuse a stream whose camera a stream before it has, by whatever path.
+    """Refuse a stream whose camera an earlier stream has, by whatever path: a camera has one reader at a time.
 
     Args:
         name: of the stream.
-        streams: all of the configuration, in their order; those that are disabled have no camera.
+        streams: all streams in order; disabled ones hold no camera.
 
     Raises:
         ConfigError: names the other stream.
@@ -440,9 +435,9 @@ def check_not_shared(name: str, streams: Mapping[str, StreamConfig]) -> None:
 
 
 def shared_microphones(streams: Mapping[str, StreamConfig]) -> dict[str, str]:
-    """Return streams whose microphone a stream before them has, with that one's name.
+    """Map each stream whose microphone an earlier stream has to that stream.
 
-    That works where a sound server or ALSA's dsnoop hands its sound to several.
+    This works if a sound server or ALSA's dsnoop hands its audio to several programs.
     """
     first, found = dict[str, str](), dict[str, str]()
     for name, stream in streams.items():
@@ -455,7 +450,7 @@ def shared_microphones(streams: Mapping[str, StreamConfig]) -> dict[str, str]:
 
 
 def _camera_of(stream: StreamConfig) -> str:
-    """Return what identifies a camera: its device number, or else its path without links; empty: it is none."""
+    """Return what identifies a camera: device number, or else path without links; empty for other sources."""
     address = _address(stream)
     if address is None or address.scheme not in _EXCLUSIVE:
         return ""
@@ -463,7 +458,7 @@ def _camera_of(stream: StreamConfig) -> str:
         return f"libcamera:{int(address.target)}"
     try:
         node = Path(address.target).stat()
-    except (OSError, ValueError):  # it is not plugged in
+    except (OSError, ValueError):  # not plugged in
         return os.path.realpath(address.target)
     return f"v4l2:{node.st_rdev}" if stat.S_ISCHR(node.st_mode) else os.path.realpath(address.target)
 
@@ -475,17 +470,15 @@ def _address(stream: StreamConfig) -> SourceUri | None:
         return None
 
 
-# Tell hosts of the local network from others, by their name or address alone.
-
 _LOCAL = (".local", ".lan", ".home.arpa", ".internal")
 """Ends of names that only a local network resolves: RFC 6762, RFC 8375, and what routers and ICANN set aside."""
 
 
 def is_local(host: str) -> bool:
-    """Return whether a host name or address is this machine, or in the local network as far as it tells.
+    """Return True if a host name or address is this machine, or in the local network as far as it says.
 
-    Private and link-local addresses are, names without a dot, and names that end as in `camera.local`. Nothing is
-    looked up.
+    That is true of private and link-local addresses, names without a dot, and names like `camera.local`.
+    Nothing is resolved.
     """
     try:
         address = ipaddress.ip_address(host.partition("%")[0])

@@ -1,4 +1,4 @@
-"""The configuration of one stream: what it takes in, how it looks or listens, and what it tells."""
+"""Configuration of one stream: source, model, gate, tracking, messages and clips."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$", extra=NA
 
 
 class CaptureConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[streams.NAME.capture]`.
+    """`[streams.NAME.capture]`: how the source is opened and watched.
 
     Attributes:
-        stall_s: no frame for so long → the source is closed and reopened, s; at least 0.1.
+        stall_s: time without a frame after which the source is closed and reopened, s; at least 0.1.
         reopen_max_s: longest pause between two attempts to reopen, s; at least 0.1. Left out: 5 for a camera of
-            the local network, 30 for other sources. A device that is plugged in is opened at once.
-        max_fps: frames per second handed on, at most; 0: all.
-        username: who we are at a camera on the network, where its URI names nobody.
-        password_file: file whose first line is the password there; `$CREDENTIALS_DIRECTORY`, which systemd sets,
+            the
+            local network, 30 for other sources. A device that is plugged in is opened at once.
+        max_fps: most frames per second handed on; 0: all.
+        username: user name for a network camera whose URI has none.
+        password_file: file whose first line is the camera's password; `$CREDENTIALS_DIRECTORY`, which systemd
+            sets,
             is expanded. It is read each time that the camera is opened.
     """
 
@@ -36,18 +38,18 @@ class CaptureConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[streams.NAME.gate]`.
+    """`[streams.NAME.gate]`: when inference is skipped.
 
     Attributes:
         motion: skip inference while nothing moves.
-        voice: skip inference while nothing is to be heard.
+        voice: skip inference during silence.
         sensitivity: 0 notices only large changes, 1 the smallest.
         min_area: share of the frame that a moving region must cover.
-        hold_s: stays open for so long after the last motion or sound, s.
-        max_idle_s: an inference at least so often, even when nothing moves or sounds, s.
-        pre_roll_s: what was heard for so long before the gate opened is listened to as well, s; at least what the
-            model hears at once.
-        crop: infer on the moving regions instead of the whole frame when they are small (far objects).
+        hold_s: time that the gate stays open after the last motion or sound, s.
+        max_idle_s: longest time between two inferences, even without motion or sound, s.
+        pre_roll_s: length of the audio before the gate opened that is processed as well, s; at least the model's
+            own window.
+        crop: infer on the moving regions instead of the whole frame if they are small (distant objects).
     """
 
     motion: bool = True
@@ -71,13 +73,13 @@ class CascadeConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DecodeConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[streams.NAME.decode]`.
+    """`[streams.NAME.decode]`: which results of the model count.
 
     Attributes:
         score_threshold: overrides the manifest's.
         iou_threshold: overrides the manifest's.
         labels: only these; empty: all.
-        max_detections: strongest kept per frame.
+        max_detections: most detections per frame; the strongest are kept.
     """
 
     score_threshold: Unit | None = None
@@ -87,17 +89,18 @@ class DecodeConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TrackConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[streams.NAME.track]`.
+    """`[streams.NAME.track]`: how detections become tracks.
 
     Attributes:
-        min_hits: detections before a track is announced by `new`; default: 3 of pictures, 1 of sound.
-        lost_after_s: not seen for so long → `end`, s.
-        iou_threshold: least overlap of a detection with where a track should be by now.
-        update_every_s: at most one `update` per track in so long, unless its zones change, s.
-        stationary_after_s: a track that has not left its place for so long is stationary: one `update` says so,
-            and it no longer keeps the motion gate open, s; 0: never.
-        stationary_check_s: look at each stationary track at least so often, even when nothing moves there, s.
-        stationary_update_s: one `update` per stationary track in so long, although nothing changed, s; 0: none.
+        min_hits: detections before a track is announced by `new`; default: 3 for pictures, 1 for audio.
+        lost_after_s: time without a detection until `end`, s.
+        iou_threshold: least overlap of a detection with a track's predicted box.
+        update_every_s: least time between two `update` events of a track, unless its zones change, s.
+        stationary_after_s: time without movement until a track is stationary, s; one `update` says so, and the
+            track
+            no longer keeps the motion gate open. 0: never.
+        stationary_check_s: longest time between two inferences on a stationary track, even without motion, s.
+        stationary_update_s: time between two `update` events of an unchanged stationary track, s; 0: none.
     """
 
     min_hits: Count | None = None
@@ -110,13 +113,13 @@ class TrackConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ZoneConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[[streams.NAME.zones]]`: a polygon that tracks stand in or not.
+    """`[[streams.NAME.zones]]`: a polygon in the frame.
 
     Attributes:
         name: in events and topics.
         polygon: at least three corners, fractions 0..1 of the frame.
         labels: only these count; empty: all.
-        enabled: whether anything stands in it.
+        enabled: whether tracks are assigned to it.
     """
 
     name: Name
@@ -126,15 +129,15 @@ class ZoneConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PublishConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[streams.NAME.publish]`.
+    """`[streams.NAME.publish]`: which messages the stream publishes.
 
     Attributes:
         events: `new`, `update`, `end` of tracks, QoS 1.
-        only_zones: leave out tracks that have not stood in a zone.
-        detections: every processed frame's detections, QoS 0; of words the best label with its score.
+        only_zones: leave out tracks that have never been in a zone.
+        detections: every processed frame's detections, QoS 0; for keywords the best label with its score.
         counts: number of live tracks per label, retained.
         snapshot: JPEG of the best frame of the newest event, retained.
-        snapshot_every_s: at most one snapshot in so long, s.
+        snapshot_every_s: least time between two snapshots, s.
         snapshot_quality: JPEG quality.
     """
 
@@ -148,21 +151,21 @@ class PublishConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ClipsConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[streams.NAME.clips]`: keep the last seconds of a camera, and save them around events.
+    """`[streams.NAME.clips]`: keep the last seconds of a camera in memory, and save clips around events.
 
-    The table turns that on, even an empty one. Where clips go and for how long, see `StorageConfig`.
+    The table enables this, even an empty one. `StorageConfig` says where clips go and for how long.
 
     Attributes:
         events: save a clip around each event; else only those that a command asks for.
-        labels: only around things of these; empty: all.
-        zones: only around things that have stood in one of these; empty: around all that are published.
-        min_score: only around things whose best score reached this.
-        before_s: how much of the time before the event, s.
-        after_s: how long after the end of the last event in it, s.
-        max_s: it ends so long after the event that it began with, at the latest, s; what comes so late that less
-            than `after_s` is left for it begins the next.
-        fps: pictures per second, at most.
-        max_width: wider pictures are made smaller, px.
+        labels: only for tracks with these labels; empty: all.
+        zones: only for tracks that have been in one of these zones; empty: for all that are published.
+        min_score: least best score of a track.
+        before_s: length of the clip before the event, s.
+        after_s: length of the clip after the end of its last event, s.
+        max_s: longest time from the first event to the clip's end, s; an event for which less than `after_s` is
+            left starts the next clip.
+        fps: most pictures per second.
+        max_width: wider pictures are scaled down, px.
         quality: JPEG quality.
     """
 
@@ -179,7 +182,7 @@ class ClipsConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[streams.NAME]`: one camera or file, one model.
+    """`[streams.NAME]`: one source, one model.
 
     Attributes:
         source: URI, see `agent.capture.source`.
@@ -213,7 +216,7 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def named(self) -> tuple[tuple[str, str], ...]:
-        """Zones and labels that it names, so that they are counted from the start; no zone: the whole picture."""
+        """Pairs of zone and label to count from the start; an empty zone is the whole picture."""
         asked = self.decode.labels
         return (
             *(("", label) for label in asked),

@@ -1,4 +1,4 @@
-"""A TOML file: read, and checked against a struct, with every error at its file, line and key."""
+"""TOML files, read and checked against a struct, with file, line and key in every error."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from agent.text import is_plain, without_login
 
 Keys = tuple[str | int, ...]
 Problem = tuple[Keys, str]
-"""The path of a key, and what is wrong with it."""
+"""Path of a key, and what is wrong with it."""
 Where = Callable[..., str]
-"""`file:line` of a key, whose path is given part by part."""
+"""Returns `file:line` of a key, whose path is given part by part."""
 
 _PART = re.compile(r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'""")
 _DOTTED = rf"((?:{_PART.pattern})(?:\s*\.\s*(?:{_PART.pattern}))*)"
 _HEADER = re.compile(rf"^\s*(\[\[?)\s*{_DOTTED}\s*\]\]?\s*(?:#.*)?$")
 _KEY = re.compile(rf"^\s*{_DOTTED}\s*=")
 _LONGEST = 80
-"""Characters of a wrong value that a message quotes."""
+"""Most characters of a wrong value that a message quotes."""
 _BOUND = re.compile(r"[<>]|of length")
-"""In what msgspec says of a value that is out of its bounds."""
+"""Occurs in msgspec's message about a value out of bounds."""
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?(?P<path>\$[^`]*)`)?$", re.DOTALL)
 
 
 class TomlFile(Struct, frozen=True):
-    """A file's content and where each of its keys stands.
+    """Content of a file, and the lines of its keys.
 
     Attributes:
         path: of the file.
-        data: as TOML's types.
+        data: tables as built-in types.
         lines: line number by key path, such as `("streams", "front", "zones", 0, "name")`.
         old_keys: keys of earlier versions that were read under their new names, each with its line.
     """
@@ -51,25 +51,25 @@ class TomlFile(Struct, frozen=True):
     old_keys: tuple[str, ...] = ()
 
     def where(self, *keys: str | int) -> str:
-        """`file:line` of a key, or of the nearest table above it."""
+        """Return `file:line` of a key, or of the nearest table above it."""
         line = _line(self.lines, keys)
         return f"{self.path}:{line}" if line else self.path
 
     def check(self, kind: type[Struct], more: Iterable[Problem] = ()) -> None:
-        """Refuse what is not of this kind; see `faults`.
+        """Check the content against a struct; see `faults`.
 
         Raises:
-            ConfigError: there are unknown keys, wrong values, or more; its text has one line for each.
+            ConfigError: there are unknown keys or wrong values, or `more` is not empty; one line for each.
         """
         if faults := self.faults(kind, more):
             raise ConfigError("\n".join(faults))
 
     def faults(self, kind: type[Struct], more: Iterable[Problem] = ()) -> list[str]:
-        """List unknown keys and wrong values, each with file, line and key. Unknown keys are taken out of `data`.
+        """List unknown keys and wrong values, each with file, line and key. Removes unknown keys from `data`.
 
         Args:
             kind: struct that `data` must be convertible to.
-            more: what has been found wrong already.
+            more: faults that are known already.
         """
         unknown = list(_unknown_keys(self.data, kind, ()))
         for keys, _ in unknown:
@@ -84,7 +84,7 @@ def read_toml(path: Path, what: str) -> TomlFile:
 
     Args:
         path: of the file.
-        what: it is, for the message when it cannot be read, such as `the configuration`.
+        what: name of the file in messages, such as `the configuration`.
 
     Raises:
         ConfigError: it is no plain file, cannot be read, or is not TOML.
@@ -108,14 +108,14 @@ def with_new_keys(file: TomlFile) -> TomlFile:
 
 
 def _read_file(path: Path, what: str) -> str:
-    """Read a plain file. A pipe or a device is refused before it is opened: it may never end."""
+    """Read a plain file. Refuse a pipe or a device before opening it: it may never end."""
     if stat.S_IFMT(path.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
         raise ConfigError(f"cannot read {what}: expected a plain file; found a pipe or a device", str(path))
-    return path.read_text(encoding="utf-8-sig")  # editors of Windows begin a file with a mark
+    return path.read_text(encoding="utf-8-sig")  # Windows editors write a byte order mark
 
 
 def parse_toml(text: str, path: str) -> TomlFile:
-    """The text of a file; see `read_toml`."""
+    """Parse the text of a file; see `read_toml`."""
     try:
         data = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
@@ -124,7 +124,7 @@ def parse_toml(text: str, path: str) -> TomlFile:
 
 
 def lines_of(text: str) -> Iterator[tuple[Keys, int]]:
-    """Where tables and keys begin. A key inside an inline table is found at the line of that table."""
+    """Yield the lines of tables and keys. A key inside an inline table has that table's line only."""
     table: Keys = ()
     counts: dict[Keys, int] = {}
     for number, line in enumerate(text.split("\n"), 1):
@@ -140,7 +140,7 @@ def lines_of(text: str) -> Iterator[tuple[Keys, int]]:
 
 
 def problems_of(table: dict[str, Any], kind: type[Struct], at: Keys) -> list[Problem]:
-    """Unknown keys of one table, or else its first wrong value.
+    """List unknown keys of one table, or else its first wrong value.
 
     Args:
         table: to be converted to `kind`.
@@ -153,28 +153,28 @@ def problems_of(table: dict[str, Any], kind: type[Struct], at: Keys) -> list[Pro
 
 
 def to_toml(table: Mapping[str, Any], remarks: Mapping[Keys, str]) -> str:
-    """Write tables as TOML. What is None is left out, for TOML has no null.
+    """Write tables as TOML, without keys whose value is None.
 
-    Characters that a terminal would obey or not show are written as TOML's escapes.
+    Characters that are not printable are written as TOML escapes.
 
     Args:
-        table: of builtin types.
-        remarks: comments by key; what cannot be printed in one line is replaced.
+        table: of built-in types.
+        remarks: comments by key; characters that are not printable are replaced.
     """
-    import tomli_w  # few commands write
+    import tomli_w  # slow import, and few commands write
 
     text = tomli_w.dumps(_without_none(table))
     where = dict(lines_of(text))
     lines = [_escaped(line) for line in text.split("\n")]
     for keys, remark in remarks.items():
-        while keys not in where:  # inside an inline table
+        while keys not in where:  # a key inside an inline table has no line
             keys = keys[:-1]
         lines[where[keys] - 1] += f"  # {''.join(one if is_plain(one) else '?' for one in remark)}"
     return "\n".join(lines)
 
 
 def _escaped(line: str) -> str:
-    """Escape what is not plain in a line of tomli_w, which writes every such character within double quotes."""
+    """Escape unprintable characters in a line of tomli_w, which has them only within double quotes."""
     if is_plain(line):
         return line
     return "".join(
@@ -194,7 +194,7 @@ def _inside(value: Any) -> Any:
 
 
 def nearest(name: str, known: Iterator[str] | list[str]) -> str:
-    """`; did you mean …?` when one of the known names is close, else what there is to choose from."""
+    """Return `; did you mean …?` if a known name is close, else the list of known names."""
     names = sorted(known)
     if not names:
         return "; no key is known there"
@@ -203,7 +203,7 @@ def nearest(name: str, known: Iterator[str] | list[str]) -> str:
 
 
 def _syntax_error(error: Exception, text: str, path: str) -> ConfigError:
-    """The error at its line: the file's last where it only shows at the end."""
+    """Make an error with the line; the file's last line if the error only shows at the end."""
     if not isinstance(error, tomllib.TOMLDecodeError):
         return ConfigError("not TOML: a number with too many digits, or brackets nested too deeply", path)
     what, _, where = str(error).partition(" (at ")
@@ -213,7 +213,7 @@ def _syntax_error(error: Exception, text: str, path: str) -> ConfigError:
 
 
 def _inside_arrays(table: Keys, counts: dict[Keys, int]) -> Keys:
-    """`[a.b]` under `[[a]]` belongs to the newest element of `a`."""
+    """Insert array indices: `[a.b]` under `[[a]]` belongs to the newest element of `a`."""
     path: Keys = ()
     for part in table[:-1]:
         path = (*path, part)
@@ -223,7 +223,7 @@ def _inside_arrays(table: Keys, counts: dict[Keys, int]) -> Keys:
 
 
 def _line(lines: dict[Keys, int], keys: Keys) -> int:
-    """The line of a key; else of the first key inside it, else of the nearest table above; 0: of none."""
+    """Return the line of a key, of the first key inside it, or of the nearest table above; 0 if there is none."""
     for end in range(len(keys), 0, -1):
         if keys[:end] in lines:
             return lines[keys[:end]]
@@ -234,7 +234,7 @@ def _line(lines: dict[Keys, int], keys: Keys) -> int:
 
 def _unknown_keys(data: Any, kind: Any, at: Keys) -> Iterator[Problem]:
     if get_origin(kind) in (Union, UnionType):
-        for one in get_args(kind):  # of which one at most is a table
+        for one in get_args(kind):  # at most one member is a struct
             yield from _unknown_keys(data, one, at)
     elif get_origin(kind) is dict and isinstance(data, dict):
         for key, value in data.items():
@@ -259,7 +259,7 @@ def _unknown(keys: Keys, known: list[str]) -> str:
 
 
 def _wrong_values(data: dict[str, Any], kind: type[Struct]) -> Iterator[Problem]:
-    """Values of the wrong type or out of range: the first of each table, by name where tables have names."""
+    """Yield values of the wrong type or out of range: the first of each table, or of each named table."""
     for field in msgspec.structs.fields(kind):
         if field.name not in data and not field.required:
             continue
@@ -285,13 +285,13 @@ def _wrong_value(data: Any, kind: Any, at: Keys) -> Iterator[Problem]:
 
 
 def _in_words(what: str, data: Any, kind: Any, steps: Sequence[str]) -> str:
-    """Say what is wrong with a value: with the values that it may have, or the characters, where that is known.
+    """Describe a wrong value, with the possible values or characters if those are known.
 
     Args:
-        what: is wrong, as msgspec says it.
-        data: that is checked.
-        kind: of `data`.
-        steps: from `data` to the value: keys, indices, and `...` for a key of a table whose keys have no names.
+        what: msgspec's message.
+        data: that was checked.
+        kind: type of `data`.
+        steps: path from `data` to the value: keys, indices, and `...` for any key of a mapping.
     """
     for step in steps:
         data, kind = _inner(data, step), _kind_inside(kind, step)
@@ -312,7 +312,7 @@ def _in_words(what: str, data: Any, kind: Any, steps: Sequence[str]) -> str:
 
 
 def _shown(data: Any) -> str:
-    """Say which value was found, if it is one that fits in a line."""
+    """Quote the value that was found, if it fits in a line."""
     if isinstance(data, str):
         return f"; found {without_login(data)[:_LONGEST]!r}"
     if isinstance(data, int | float):
@@ -321,19 +321,19 @@ def _shown(data: Any) -> str:
 
 
 def _inner(data: Any, step: str) -> Any:
-    """The element of a list or a table; None: there is none, or its key is not known."""
+    """Return an element of a list or a table, or None if its key is unknown."""
     if isinstance(data, list) and step.isdigit():
         return data[int(step)]
     return data.get(step) if isinstance(data, dict) else None
 
 
 def _kinds(kind: Any) -> tuple[Any, ...]:
-    """The members of a union, or the one kind."""
+    """Return the members of a union, or the one type."""
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
 def _kind_inside(kind: Any, step: str) -> Any:
-    """The kind of an element or a field; None: it is not known."""
+    """Return the type of an element or a field, or None if it is unknown."""
     for one in _kinds(kind):
         if step == "..." and get_origin(one) is dict:
             return get_args(one)[1]

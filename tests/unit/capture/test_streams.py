@@ -290,12 +290,12 @@ def test_a_grabber_that_has_stopped_keeps_no_picture() -> None:
         frames = [frame for frame in (grabber.take(1.0) for _ in range(8)) if frame is not None]
         for frame in frames[:-1]:
             grabber.give_back(frame)
-        until(lambda: len(grabber._slot._items) > 0)
+        until(lambda: len(grabber._queue._items) > 0)
     memory = [weakref.ref(frame.image) for frame in frames]
     grabber.give_back(frames.pop())
     del frame, frames
     assert [image for image in memory if image() is not None] == []
-    assert grabber._slot.take(0.0) is None
+    assert grabber._queue.take(0.0) is None
 
 
 def test_a_camera_that_is_plugged_in_is_not_waited_for(
