@@ -256,10 +256,9 @@ class EventMessage(Struct, frozen=True):
         reason: why it was sent, in a word or two.
         track: as it stood then.
         captured_at: UTC of the frame, or of the end of the sound. An `end` with the reason `restart` tells how
-            the
-            track stood at its newest event: the device crashed some time after that.
+            the track stood at its newest event: the device crashed some time after that.
         latency_ms: see `Latency`.
-        model, backend, variant: who computed it.
+        model, backend, variant: who computed it; `variant` is empty in messages of versions that said `rung`.
         seq: per device and without gaps: a gap is a loss, unless it ends before `first_seq`. It counts all that
             the device sends through its spool: events and clips of every stream.
         first_seq: number with which the run of the daemon began that gave `seq`; 0: not known. A run after a
@@ -280,7 +279,7 @@ class EventMessage(Struct, frozen=True):
     latency_ms: Latency
     model: ModelId
     backend: str
-    variant: str
+    variant: str = ""
     seq: int = 0
     first_seq: int = 0
 
@@ -307,7 +306,7 @@ class DetectionsMessage(Struct, frozen=True):
     latency_ms: Latency
     model: ModelId
     backend: str
-    variant: str
+    variant: str = ""
 
 
 _encoder = msgspec.json.Encoder(decimal_format="number")

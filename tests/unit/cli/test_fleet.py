@@ -123,7 +123,7 @@ def test_a_report_is_not_written_over_what_is_read(folder: Path, signed: Path) -
     assert "name another --ledger" in str(say("rollout", "x.vedette", "--ledger", "known_hosts").exception)
     assert "name another --report" in str(say("rollout", "x.vedette", "--report", ".").exception)
     (folder / "notes").write_text("of mine")
-    assert "is there, and no report" in str(say("rollout", "x.vedette", "--report", "notes").exception)
+    assert "is not a report of a rollout" in str(say("rollout", "x.vedette", "--report", "notes").exception)
     assert (folder / "notes").read_text() == "of mine"
 
 
