@@ -15,6 +15,7 @@ from typing import Protocol
 
 from agent.daemon.stream import State
 from agent.errors import reason_of
+from agent.text import plural
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +144,15 @@ def status_text(streams: Streams, *, ready: bool, connected: bool) -> str:
     return "; ".join(said if connected else [*said, "no broker"])
 
 
+def _summary(streams: Streams) -> str:
+    """Count the streams that run and name the others with their state; the log has said why."""
+    states = {name: one.standing[0] for name, one in streams.items()}
+    wanted = {name: state for name, state in states.items() if state != "disabled"}
+    run = [name for name, state in wanted.items() if state in ("running", "degraded")]
+    rest = [f"{name} {state}" for name, state in wanted.items() if name not in run]
+    return ", ".join([f"{len(run)} of {plural(len(wanted), 'stream')} running", *rest])
+
+
 class SystemdStatus:
     """Keep systemd informed. Call from the daemon's thread.
 
@@ -166,7 +176,7 @@ class SystemdStatus:
         if not self.ready and not awaited(streams):
             self.ready = True
             self._notifier.ready()
-            log.info("ready: %s", status_text(streams, ready=True, connected=connected))
+            log.info("ready: %s", _summary(streams))
         self._feed(hanging(streams))
         status = status_text(streams, ready=self.ready, connected=connected)
         if status != self._status:

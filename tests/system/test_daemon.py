@@ -110,8 +110,8 @@ def test_files_of_an_older_version_are_for_the_group_alone_after_a_start(
 ) -> None:
     vedette = Vedette(tmp_path, broker, front=camera(model))
     vedette.state.mkdir()
-    for name in ("lock", "overrides.json"):
-        (vedette.state / name).write_text("")
+    for name, content in (("lock", ""), ("overrides.json", '{"streams":{}}')):
+        (vedette.state / name).write_text(content)
         (vedette.state / name).chmod(0o644)
     with vedette:
         messages.wait(events)

@@ -251,7 +251,7 @@ def test_a_failure_is_told_although_a_stop_comes_with_it(
         if daemon.runtime.streams["gone"].over:
             daemon.request_stop()
 
-    monkeypatch.setattr(daemon, "_publish_health", publish)
+    monkeypatch.setattr(daemon, "_report_health", publish)
     with pytest.raises(VedetteError, match=r"gone\.mp4"):
         daemon.run()
 

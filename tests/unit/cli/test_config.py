@@ -74,7 +74,7 @@ def test_what_was_guessed_of_a_model_and_is_doubtful_is_told(file: Path, tmp_pat
     assert result.exit_code == 0
     assert guessed.startswith(f"{file}:3: {model}: its manifest leaves keys out: output.decoder (guessed: ")
     assert "50% of the pixel values lie outside its range" in doubtful
-    assert unnamed.startswith(f"{file}:3: {model}: [output] labels are left out: what it finds is")
+    assert unnamed.startswith(f"{file}:3: {model}: [output] labels are left out")
     assert json.loads(call("check", str(file), "--json").output)["remarks"] == [guessed, doubtful, unnamed]
 
 
@@ -528,7 +528,7 @@ def test_what_commands_have_set_is_shown_with_a_remark(file: Path, tmp_path: Pat
     (state / FILE).write_bytes(b"{")
     result = call("show", str(file))
     assert result.exit_code == 0
-    assert "what commands have set is not shown" in result.stderr
+    assert "settings made by commands are not shown" in result.stderr
     assert tomllib.loads(result.stdout)["streams"]["front"]["enabled"] is True
 
 
