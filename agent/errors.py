@@ -26,13 +26,13 @@ from agent.text import plain, without_logins
 
 
 def reason_of(error: Exception) -> str:
-    """What the system or a library says, without its number: `Permission denied`, not `[Errno 13] …`."""
+    """Return the message of the system or a library without number: `Permission denied`, not `[Errno 13] …`."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 NO_JSON = (ValueError, RecursionError)
-"""What msgspec raises for bytes that are not the JSON expected: its own errors and UnicodeDecodeError are
-ValueErrors, and the last is for brackets within brackets without an end."""
+"""Errors that msgspec raises for bytes that are not the JSON expected. Its own errors and UnicodeDecodeError are
+ValueErrors; RecursionError is for brackets nested too deeply."""
 
 
 class VedetteError(Exception):
@@ -102,7 +102,7 @@ class BrokerError(VedetteError):
 
 
 class CommandError(VedetteError):
-    """What an operator asked for is refused. The text is for them."""
+    """An operator's request is refused. The text is for the operator."""
 
 
 class BundleError(VedetteError):

@@ -1,4 +1,4 @@
-"""What flows between the rooms: frames, detections, tracks and events. Frozen, and free of any room's logic.
+"""Data passed between the packages: frames, detections, tracks and events. Frozen, without logic of a package.
 
 Boxes are `(x0, y0, x1, y1)` as fractions 0..1 of the whole frame, x to the right and y down.
 """
@@ -174,7 +174,7 @@ class StageTimes(Struct, frozen=True, gc=False):
 
 
 class StreamResult(Struct, frozen=True):
-    """What one frame gave.
+    """Result of one frame.
 
     Attributes:
         events: of the tracks.

@@ -1,4 +1,4 @@
-"""What this board is, as the kernel tells: device tree, SoC, processor, memory. Nothing here needs a privilege.
+"""Describe this board as the kernel reports it: device tree, SoC, processor, memory. Needs no privilege.
 
 Sources: https://docs.kernel.org/arch/arm64/cpu-feature-registers.html,
 https://docs.kernel.org/admin-guide/abi-testing.html (`/sys/devices/socX`), the Arm part numbers as in `lscpu`.
@@ -170,7 +170,7 @@ def known_features(arch: str) -> tuple[Feature, ...]:
 
 
 def has(feature: Feature, listed: Collection[str]) -> bool:
-    """Whether the processor has a feature.
+    """Return True if the processor has a feature.
 
     Args:
         feature: one of `known_features`.

@@ -20,7 +20,7 @@ def read_text(path: Path) -> str:
 
 
 def can_be_read(path: Path) -> bool:
-    """Whether a file can be read to its end, be it empty."""
+    """Return True if a file can be read to its end; an empty file counts."""
     try:
         path.read_bytes()
     except OSError:
@@ -46,7 +46,7 @@ def read_number(path: Path, base: int = 10) -> int | None:
 # Sources: https://man7.org/linux/man-pages/man2/adjtimex.2.html, and systemd-timesyncd.service(8) for its file.
 
 _TIME_ERROR = 5
-"""What adjtimex returns of a clock that nobody has set by another."""
+"""State (TIME_ERROR) that adjtimex returns while no time source has synchronised the clock."""
 _TIMEX = 512
 """Bytes, more than any `struct timex` has: all zero asks, and changes nothing."""
 
@@ -138,7 +138,7 @@ _FILES = ("scaling_cur_freq", "scaling_max_freq", "cpuinfo_max_freq")
 
 
 class Frequency(Struct, frozen=True):
-    """Of processors that run at the same frequency. MHz; 0 where the driver does not tell.
+    """Frequencies of a group of processors that share one clock, MHz; 0 where the driver does not tell.
 
     Attributes:
         processors: their numbers, such as `0 1 2 3`.
@@ -155,7 +155,7 @@ class Frequency(Struct, frozen=True):
 
 
 def read_frequencies(folder: Path) -> list[Frequency]:
-    """Of every group of processors; none where the kernel does not scale frequencies.
+    """Read the frequencies of every group of processors; empty where the kernel does not scale them.
 
     Args:
         folder: `/sys/devices/system/cpu/cpufreq`.

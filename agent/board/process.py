@@ -50,7 +50,7 @@ def install_handlers(stop: Callable[[], None], reload: Callable[[], None]) -> No
 # alone. Sources: https://man7.org/linux/man-pages/man3/mallopt.3.html and malloc_trim.3.html beside it.
 
 _ARENA_MAX, _ARENAS = -8, 2
-"""Of `mallopt`: M_ARENA_MAX, which malloc.h defines; and how many there may be."""
+"""Parameters of `mallopt`: M_ARENA_MAX as malloc.h defines it, and the number of arenas allowed."""
 
 
 def limit_malloc_arenas() -> bool:

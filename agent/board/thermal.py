@@ -21,7 +21,7 @@ THERMAL = Path("sys/class/thermal")
 _SLOWS = ("passive", "hot")
 """Types of trip points beyond which the kernel slows what is hot."""
 _PROCESSORS = ("cpufreq", "Processor")
-"""What the types of the processors' cooling devices begin with or contain: `cpufreq-cpu0`, older
+"""Prefixes or parts of the types of the processors' cooling devices: `cpufreq-cpu0`, older
 `thermal-cpufreq-0`; ACPI's `Processor`."""
 
 
@@ -131,7 +131,7 @@ class Busy:
         return min(1.0, max(0.0, (busy - own) / all_)) if all_ > 0 else 0.0
 
     def _ticks(self) -> tuple[int, int]:
-        """Of work, and of everything."""
+        """Return the ticks spent on work, and all ticks."""
         try:
             line = self._stat.read_text(encoding="ascii").partition("\n")[0]
             ticks = [int(part) for part in line.split()[1:9]]
@@ -157,7 +157,7 @@ _EVERY_S = 5.0
 
 
 def is_hot(was: bool, celsius: float | None, warn_c: float) -> bool:
-    """Whether a board is hot now.
+    """Return True if a board is hot now.
 
     Args:
         was: whether it was before.
@@ -223,13 +223,13 @@ class Heat:
 UNDER_VOLTAGE = "under-voltage"
 _BITS = (UNDER_VOLTAGE, "the frequency is capped", "throttled", "the soft temperature limit is reached")
 _EVER = 16
-"""The same bits again from here on: it has happened."""
+"""Shift of the bits that say the same has happened since the board started."""
 _FIRMWARE = "sys/devices/platform/soc*/*firmware*/get_throttled"
 """`soc/soc:firmware` up to a Pi 4; with addresses on a Pi 5."""
 
 
 class Supply(Struct, frozen=True):
-    """What the firmware complains of.
+    """Complaints of the firmware about the power supply and throttling.
 
     Attributes:
         now: at present. before: earlier, since the board has started.
@@ -240,7 +240,7 @@ class Supply(Struct, frozen=True):
 
 
 def read_supply(root: Path = Path("/")) -> Supply | None:
-    """What the firmware says; None where the kernel does not pass it on, as on every other board.
+    """Read the firmware's complaints; None where the kernel does not pass them on (any board but a Pi).
 
     Args:
         root: of the file system.
@@ -255,14 +255,14 @@ def read_supply(root: Path = Path("/")) -> Supply | None:
 
 
 def told(bits: int) -> Supply:
-    """What the bits of `get_throttled` say; others than the eight that are known are left out."""
+    """Decode the bits of `get_throttled`; bits other than the eight known ones are left out."""
     now = tuple(what for bit, what in enumerate(_BITS) if bits >> bit & 1)
     ever = tuple(what for bit, what in enumerate(_BITS) if bits >> bit + _EVER & 1)
     return Supply(now, tuple(what for what in ever if what not in now))
 
 
 def _alarms(root: Path) -> Iterator[int]:
-    """Of the upstream driver: whether the voltage was too low in the last two seconds."""
+    """Read the upstream driver's alarms: nonzero if the voltage was too low in the last two seconds."""
     for path in sorted(root.glob("sys/class/hwmon/hwmon*")):
         alarm = read_number(path / "in0_lcrit_alarm")
         if read_text(path / "name") == "rpi_volt" and alarm is not None:

@@ -161,8 +161,8 @@ class FrameBufferPool:
 
 
 _FRAMES_MAX, _FRAMES_LOW = 4, 1
-"""Of a slot that keeps all: a giver that found it full goes on when it is nearly empty, not for every place. It
-then reads several frames in a row, and each costs less: it is woken less often, and its caches stay warm."""
+"""Limits of a lossless queue: a producer that found it full continues when it is nearly empty, not at every free
+place. It then reads several frames in a row at less cost each: fewer wake-ups, and its caches stay warm."""
 
 
 class LatestFrame(HandoffQueue[Frame]):

@@ -80,7 +80,7 @@ def read_health(given: Sequence[str]) -> HealthGate:
 
 
 def read_shadow(given: Sequence[str]) -> ShadowGate | None:
-    """What a shadow has to show, of words like `agreement=0.9`; None: none is asked for.
+    """Parse the gates of a shadow from words like `agreement=0.9`. Return None if there are none.
 
     Raises:
         BundleError: one is no key of a gate, or its value is wrong.

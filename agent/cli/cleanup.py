@@ -50,7 +50,7 @@ def cleanup(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """See `_HELP`."""
+    """Run `vedette cleanup`; `_HELP` is its help text."""
     from agent.comms.consumer.former_name import FormerName
     from agent.comms.topics import Topics
 

@@ -141,7 +141,7 @@ _RATE_HZ = 16_000
 
 
 class Summary(Struct):
-    """What a demo came to.
+    """Result of a demo.
 
     Attributes:
         seconds: how long it ran.
@@ -213,7 +213,7 @@ class Show:
         self._until = 0.0
 
     def messages(self) -> Generator[ReceivedMessage | None]:
-        """What the subscriber receives; None now and then when nothing does.
+        """Yield the messages that the subscriber receives, and None now and then while there are none.
 
         Raises:
             VedetteError: a source or a model cannot be used.

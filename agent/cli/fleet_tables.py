@@ -122,7 +122,7 @@ _COLUMNS = ("board", "version", "counter", "previous", "daemon", "update")
 
 
 class BoardRow(Struct, frozen=True):
-    """Of one board.
+    """Row of one board.
 
     Attributes:
         board: its name.

@@ -56,7 +56,7 @@ class Listed(Struct, frozen=True):
 
 
 class ModelInspection(Struct, frozen=True):
-    """What `vedette models inspect` tells.
+    """Report of `vedette models inspect`.
 
     Attributes:
         file: as given.

@@ -24,7 +24,7 @@ _WELL = ("running", "starting", "ended", "disabled")
 
 
 class DeviceStatus:
-    """What one device has said last.
+    """Last messages of one device.
 
     Attributes:
         name: its topic level.

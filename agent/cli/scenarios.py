@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def ways(verdict: Selection, found: Sequence[DelegateProbe], backends: Sequence[str]) -> list[BackendSpec]:
-    """What is to be tested: the backends that were named and could be timed; without names what was chosen.
+    """Return the backends to test: those named that could be timed, or the chosen one if none is named.
 
     Args:
         verdict: of the bench.

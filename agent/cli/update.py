@@ -231,10 +231,10 @@ def adopt(slot: str, bundle: Path | None, source: str, owned: bool) -> None:
 
 
 def _places() -> Paths:
-    """Of this board.
+    """Return the update paths of this board.
 
     Raises:
-        StorageError: somebody else may not look into it.
+        StorageError: this user may not read the state folder.
     """
     from agent.errors import StorageError
     from agent.update.install.paths import places

@@ -33,14 +33,14 @@ _OTHERS = ("$", "homeassistant/")
 
 
 class Command(Struct, frozen=True):
-    """What is to be done.
+    """Describe one command to carry out.
 
     Attributes:
         verb: see the guide page `commands`.
-        stream: that it concerns; empty: the device.
-        what: is to be set: `enabled`, `threshold`, `variant` or `zone/NAME`.
-        value: of it: on or off as a truth value, a number or a name; None: what the file says.
-        seconds: to record.
+        stream: the stream that the command concerns; empty: the device.
+        what: the setting to change: `enabled`, `threshold`, `variant` or `zone/NAME`.
+        value: the new value: on or off as a truth value, a number or a name; None: what the file says.
+        seconds: length of the recording.
     """
 
     verb: Verb
@@ -57,7 +57,7 @@ class _Body(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Id(Struct, frozen=True):
-    """What is looked for in one that is refused."""
+    """Read only the id of a request that is refused, for the answer."""
 
     id: str = ""
 

@@ -1,7 +1,7 @@
-"""What is published: every message as a struct. Their JSON Schema is made from them.
+"""Define every published message as a struct. Their JSON Schema is made from these structs.
 
-What goes through the spool is encoded when it is put there and finished when it is sent: only then are its number
-and the time of publishing known.
+A message that goes through the spool is encoded when it is put there and finished when it is sent: only then are
+its number and the time of publishing known.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ class HealthMessage(Struct, frozen=True):
 
 
 SCHEMA_VERSION = 1
-"""Of everything that is published as JSON; under MQTT 5 every message carries it as the user property `schema`.
+"""Version of all published JSON; under MQTT 5 every message carries it as the user property `schema`.
 
 It is raised when a field goes, gets another type or unit, or means something else: a consumer that was written
 for an older one may then be wrong. A field or a message that is added does not raise it: consumers leave out what
@@ -235,7 +235,7 @@ class Latency(Struct, frozen=True, gc=False):
 
     @property
     def has_frame(self) -> bool:
-        """Whether a frame brought it about; an end at a loss or at shutdown has none, and only waits."""
+        """Return True if a frame caused the event; an end at a loss or at shutdown has none, and only waits."""
         return any((self.queue, self.gate, self.prepare, self.infer, self.decode, self.track))
 
 

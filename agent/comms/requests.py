@@ -61,7 +61,7 @@ class Request(Struct, frozen=True):
 
 
 class Requests:
-    """What waits. `take` is for the thread of the line; the rest for any."""
+    """Queue of waiting requests. Call `take` from the connection's thread; the rest from any thread."""
 
     def __init__(self, topics: Topics, answer: Answer, wake: Callable[[], None]) -> None:
         """Begin.
@@ -148,7 +148,7 @@ class Requests:
         return Request(command, "", place, answer_to, correlation, name, mark)
 
     def _is_repeated(self, request: Request, mark: _Mark) -> bool:
-        """Whether it has come before; if it has been answered, it is again."""
+        """Return True if the request has come before; if it was answered then, send that answer again."""
         now = time.monotonic()
         with self._lock:
             at, answer = self._known.get(mark, (-math.inf, b""))

@@ -7,7 +7,7 @@ from msgspec import Struct
 COMMANDS = "cmd"
 """Second level of what concerns the whole device: no stream may be called so."""
 ONLINE, OFFLINE, STOPPED = b"online", b"offline", b"stopped"
-"""What a status says."""
+"""Payloads of the status topic."""
 
 
 class Addressed(Struct, frozen=True):
@@ -117,7 +117,7 @@ class Topics(Struct, frozen=True):
         return topic.removeprefix(own).partition("/")[0] if topic.startswith(own) else ""
 
     def retained_of(self, stream: str) -> tuple[str, ...]:
-        """What the topics begin with that a stream leaves retained."""
+        """Return the beginnings of the topics that a stream leaves retained."""
         own = f"{self._own}/{stream}"
         return self.snapshot(stream), f"{own}/count/", f"{own}/zone/"
 

@@ -74,7 +74,7 @@ MODEL_FILE = "the model's file or manifest"
 
 
 class ConfigDiff(Struct, frozen=True):
-    """What differs in a new configuration.
+    """Differences between the current and a new configuration.
 
     Attributes:
         tables: changed keys by table, such as `host` and `port` of `mqtt`; without streams.

@@ -32,7 +32,7 @@ REMOVED: Mapping[str, str] = {
     "storage.spool_max_age_s": "undelivered events are kept for 7 days",
     "streams.*.clips.ring_max_bytes": "the pictures before a clip take 16 MiB at most",
 }
-"""What to know or do instead, by the key that was removed."""
+"""Hints by removed key: what to know or do instead."""
 
 NARROWED: Mapping[str, tuple[str, ...]] = {"storage.durability": ("event", "batch")}
 """Values that are left, by key; a key with another value of an earlier version is dropped."""

@@ -58,7 +58,7 @@ class FileStamp(Struct, frozen=True):
 
 
 class MeasurementKey(Struct, frozen=True):
-    """What a measurement depends on.
+    """Key of a measurement: everything that it depends on.
 
     Attributes:
         model: sha256 of the model's file.
@@ -496,7 +496,7 @@ def _digest_of(model: Model) -> str:
 
 @functools.cache
 def _environment() -> tuple[str, ...]:
-    """What an outcome depends on besides the model; it does not change while this process runs."""
+    """Describe what an outcome depends on besides the model; constant while this process runs."""
     board = read_board()
     features = hashlib.sha256(" ".join(board.features).encode()).hexdigest()
     return __version__, *map(_installed, _RUNTIMES), platform.machine(), board.cpu, features

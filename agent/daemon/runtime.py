@@ -1,4 +1,4 @@
-"""What runs on one configuration: the streams of a device, the event queue and the connection to the broker."""
+"""Runtime of one configuration: the streams of a device, the event queue and the connection to the broker."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def device_name(config: Config) -> str:
 
 
 class Runtime:
-    """What runs on one configuration.
+    """Runs everything of one configuration: streams, event queue and connection to the broker.
 
     Attributes:
         config: in use.

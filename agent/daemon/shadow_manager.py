@@ -25,7 +25,7 @@ s."""
 
 
 class _Case(Struct, frozen=True):
-    """What a shadow was made for; when it changes, so does the shadow. `plan` is None for an explicit backend."""
+    """Settings of a shadow; when they change, it is replaced. `plan` is None for an explicit backend."""
 
     stream: Stream
     config: StreamConfig

@@ -183,7 +183,7 @@ class SupervisedThread:
 
 
 class StreamServices(Struct, frozen=True):
-    """What all streams of a device share.
+    """Services that all streams of a device share.
 
     Attributes:
         topics: of the device.

@@ -28,7 +28,7 @@ STATES: tuple[State, ...] = get_args(State)
 FINAL: frozenset[State] = frozenset(("committed", "rolled_back", "refused"))
 """An update in one of these states is over."""
 Int = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
-"""What JSON encoders write: a larger number of a hostile board would break `vedette fleet status --json`."""
+"""Integer that JSON encoders can write: a larger one from a board would break `vedette fleet status --json`."""
 
 
 class Update(Struct, frozen=True, kw_only=True):

@@ -27,7 +27,7 @@ _BITS = struct.calcsize("P") * 8
 
 
 def findings(root: Path) -> Iterator[Finding]:
-    """What the board is.
+    """Report model, SoC, processor, memory and kernel of the board.
 
     Args:
         root: of the file system.
@@ -99,7 +99,7 @@ DEVICES_SECTION = "cameras and microphones"
 
 
 def devices_findings(root: Path) -> Iterator[Finding]:
-    """What is plugged in.
+    """Report the cameras and microphones that are plugged in.
 
     Args:
         root: of the file system.
@@ -159,7 +159,7 @@ _POWER = (
 
 
 def heat_findings(root: Path) -> Iterator[Finding]:
-    """What the kernel tells of heat, frequencies and supply.
+    """Report heat, processor frequencies and power supply as the kernel gives them.
 
     Args:
         root: of the file system.

@@ -127,7 +127,7 @@ def examine(
 
 
 def guarded(section: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """What a section finds, or that it cannot look: what a board does not have must not hide the rest.
+    """Run one section. If it raises, add a warning to its findings, so that the other sections still run.
 
     Args:
         section: its name.
@@ -158,5 +158,5 @@ def _has_clips(config: Config | None) -> bool:
 
 
 def _storage(config: Config | None) -> StorageConfig:
-    """Of the configuration; what it would be by itself where there is none."""
+    """Return the storage table of the configuration, or its defaults without a configuration."""
     return config.storage if config else StorageConfig()

@@ -115,7 +115,7 @@ def _kept(surveys: StoredMeasurements, model: Model, made: StoredMeasurement) ->
 def of_survey(
     model: Model, made: StoredMeasurement, verdict: Selection, found: Sequence[DelegateProbe]
 ) -> Iterator[Finding]:
-    """What was chosen, when, and what speaks against the others.
+    """Report the chosen backend, when it was measured, and the cost or refusal of the others.
 
     Args:
         model: that was measured.
@@ -182,7 +182,7 @@ class Golden(Struct, frozen=True):
 
 
 def recorded(path: Path = RECORD) -> list[Golden]:
-    """What was recorded.
+    """Read the recorded answers.
 
     Args:
         path: of the record.
@@ -303,7 +303,7 @@ def _compared(session: WorkerSession, golden: Golden, name: str) -> Tried:
 
 
 def selftest_findings(tried: Sequence[Tried], root: Path) -> Iterator[Finding]:
-    """Whether the answers are right, and whether XNNPACK gave them.
+    """Report whether each answer is right, and whether XNNPACK computed it.
 
     Args:
         tried: see `run_all`.
@@ -328,7 +328,7 @@ def of_answer(one: Tried) -> Finding:
 
 
 def of_xnnpack(tried: Sequence[Tried], hidden: Sequence[str]) -> Iterator[Finding]:
-    """Whether XNNPACK runs the models; without it they are many times slower, and nothing says so.
+    """Report whether XNNPACK runs the models; without it they are many times slower, with no other sign of it.
 
     Args:
         tried: what was run.

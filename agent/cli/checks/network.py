@@ -38,7 +38,7 @@ Job = Callable[[], Iterable[Finding]]
 
 
 def findings(config: Config, root: Path) -> Iterator[Finding]:
-    """Whether each broker lets this device in, and whether each camera on the network answers.
+    """Report whether each broker lets this device in, and whether each camera on the network answers.
 
     A running daemon is not disturbed: the brokers know us by another client id, and a camera that gives it
     pictures is left alone.

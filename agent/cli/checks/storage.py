@@ -99,7 +99,7 @@ def of_commands(config: StorageConfig, root: Path) -> Iterator[Finding]:
 
 
 def of_disk(disk: DiskUsage, spool_mb: int) -> Finding:
-    """Whether there is room.
+    """Report whether the disk of the state folder has room and is writable.
 
     Args:
         disk: that the state folder lies on.
@@ -125,7 +125,7 @@ def _room(disk: DiskUsage) -> str:
 
 
 def of_clock(clock: Clock, now_s: float, installed_s: float) -> Iterator[Finding]:
-    """Whether the clock is right.
+    """Report whether the clock is right and synchronised.
 
     Args:
         clock: as the kernel has it.

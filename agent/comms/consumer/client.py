@@ -58,7 +58,7 @@ class BrokerOptions(Struct, frozen=True):
 
     @property
     def config(self) -> MqttConfig:
-        """The same as a configuration, without the password."""
+        """Return these options as a configuration, without the password."""
         said = {key: value for key, value in structs.asdict(self).items() if key != "password"}
         return MqttConfig(**said)
 
@@ -69,17 +69,17 @@ class BrokerOptions(Struct, frozen=True):
 
     @property
     def uses_tls(self) -> bool:
-        """Whether the connection is encrypted."""
+        """Return True if the connection is encrypted."""
         return tls.uses_tls(self.config)
 
     @property
     def user(self) -> str:
-        """Who we are there, for messages."""
+        """Name this client for messages: its quoted user name, or a phrase for none."""
         return repr(self.username) if self.username else "a client without a user name"
 
 
 def as_options(text: str) -> str:
-    """What is said to one who has a configuration file, for one who has a command line: its keys are options."""
+    """Reword a message about configuration keys for the command line, where the keys are options."""
     text = text.replace(reasons.WITHOUT_TLS, _WITHOUT_TLS).replace(
         "are keys of their own", "are options of their own"
     )

@@ -23,7 +23,7 @@ _REFUSAL = 0x80
 
 
 class LeftBehind(Struct, frozen=True):
-    """What a broker retains of a former name.
+    """List what a broker still retains under the device's former name.
 
     Attributes:
         topics: retained topics, with Home Assistant's discovery message if that is this device's.

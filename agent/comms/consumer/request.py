@@ -32,11 +32,11 @@ class NoAnswerError(BrokerError):
 
 
 class CommandReply(Struct, frozen=True):
-    """What a device has answered.
+    """Describe a device's answer to a command.
 
     Attributes:
-        ok: whether it has done what it was asked to.
-        reason: why not, or what is to be said besides.
+        ok: True if the device has done what it was asked to.
+        reason: why it has not, or a remark on what it has done.
         body: the whole JSON object.
     """
 
@@ -46,13 +46,13 @@ class CommandReply(Struct, frozen=True):
 
 
 class _Health(Struct):
-    """What is read of a health message, see `HealthMessage`."""
+    """Read the one field needed of a health message, see `HealthMessage`."""
 
     commands_off: str = ""
 
 
 class _Said(Struct):
-    """What every answer has."""
+    """Read the fields that every answer has."""
 
     ok: bool
     reason: str

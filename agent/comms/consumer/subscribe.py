@@ -21,7 +21,7 @@ _START_S = 20.0
 
 
 class Numbered(Struct, frozen=True):
-    """What every message that went through the spool has; the number of a detection is `spool_seq`."""
+    """Read the numbers of a message that went through the spool; a detection's number is `spool_seq`."""
 
     seq: int = 0
     spool_seq: int = 0
@@ -175,10 +175,10 @@ class SequenceGap(NamedTuple):
 
 
 class SequenceTracker:
-    """Of one device, as they come.
+    """Track the sequence numbers of one device's messages in the order in which they arrive.
 
     Attributes:
-        lost: how many were lost on the way, since the first that came.
+        lost: number of messages lost on the way since the first that arrived.
     """
 
     def __init__(self) -> None:

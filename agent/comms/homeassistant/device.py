@@ -1,4 +1,4 @@
-"""What Home Assistant is to know: a device and its streams as facts, before they become entities."""
+"""Describe a device and its streams to Home Assistant: the facts, before they become entities."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _in_a_sentence(part: str) -> str:
 
 
 def _looks_hashed(text: str) -> bool:
-    """Whether it ends like one that was changed: then it is changed too, or the two could be the same."""
+    """Return True if `text` ends like a hashed id: it must be hashed too, or the two could be equal."""
     return bool(re.search(r"(^|_)[0-9a-f]{6}$", text))
 
 
@@ -71,7 +71,7 @@ def _digits(text: str) -> str:
 
 
 Kind = Literal["things", "verdicts", "sounds", "words"]
-"""What a model finds: things with a place, several at once; verdicts on the whole picture; sounds; or words."""
+"""Kind of a model's findings: several things, each with a place; verdicts on the whole picture; sounds; words."""
 
 
 class Label(Struct, frozen=True):
@@ -123,15 +123,15 @@ class StreamEntitySource(Struct, frozen=True):
         return ".".join((self.name, *parts))
 
     def occupancy_id(self, one: Label) -> str:
-        """Of the entity that tells whether something is there."""
+        """Return the id of the entity that tells whether something is there."""
         return self.id(f"{one.place}occupancy", slug(one.label))
 
     def count_id(self, one: Label) -> str:
-        """Of the entity that tells how many there are."""
+        """Return the id of the entity that tells how many there are."""
         return self.id(f"{one.place}count", slug(one.label))
 
     def told(self, known: Container[str], most: int) -> tuple[list[Label], list[str]]:
-        """What becomes entities, and labels that do not because there would be too many.
+        """Return the labels that become entities, and those that do not because there would be too many.
 
         Args:
             known: ids of entities that there are: what was once seen stays.

@@ -23,7 +23,7 @@ from agent.comms.topics import Topics
 Component = dict[str, Any]
 
 STATES = ("starting", "running", "degraded", "lost", "ended", "failed", "disabled")
-"""Of a stream, as `agent.daemon.stream.State`."""
+"""States of a stream, as `agent.daemon.stream.State`."""
 _WATCHING = ("running", "degraded")
 """In these it is known what is there: else "nobody" would be a guess, and its entities are unavailable."""
 _FRESH_MS = 60_000
@@ -290,7 +290,7 @@ _SHORT = {
 
 
 class Entities(Struct, frozen=True):
-    """What is to be announced.
+    """List the entities to announce.
 
     Attributes:
         components: by id.
@@ -389,7 +389,7 @@ class _Message(Struct, frozen=True):
 
 
 class RetainedEntities(Struct, frozen=True):
-    """What the broker retained.
+    """Describe the discovery message that the broker retained.
 
     Attributes:
         alive: platforms by id of the entities that are there.
@@ -403,7 +403,7 @@ class RetainedEntities(Struct, frozen=True):
 
 
 def is_of(body: bytes, identifier: str) -> bool:
-    """Whether it is a message of ours, about the device with this identifier."""
+    """Return True if `body` is a message of ours, about the device with this identifier."""
     try:
         found = msgspec.json.decode(body, type=_Message)
     except (msgspec.MsgspecError, RecursionError):

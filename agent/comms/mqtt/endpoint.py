@@ -147,7 +147,7 @@ def _said(fallback: FallbackConfig) -> dict[str, object]:
 
 
 def problems(config: MqttConfig) -> Iterator[ConfigError]:
-    """What is wrong with files and keys of each broker, with the keys' places."""
+    """Check the files and keys of each broker; yield an error, with the key's place, for each that is wrong."""
     for number, one in enumerate(brokers_of(config)):
         for check in _CHECKS if number else (*_CHECKS, check_prefix):
             try:
@@ -162,7 +162,7 @@ def _placed(error: ConfigError, number: int, host: str) -> ConfigError:
 
 
 def remarks(config: MqttConfig) -> list[str]:
-    """What is unwise, a line each."""
+    """Warn of files with secrets that every user may read or write, a line for each."""
     paths = {path: None for one in brokers_of(config) for path in open_to_all(one)}
     return [f"{path}: {OPEN}; chmod o= {path}" for path in paths]
 

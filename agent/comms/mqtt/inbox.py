@@ -52,7 +52,7 @@ class RateLimiter:
         self.dropped = 0
 
     def allow(self) -> Verdict:
-        """What to do with a message that has come now; `shut`: it is dropped, and let no more come."""
+        """Decide on a message that has come now; `shut`: drop it, and let no more come."""
         self._fill()
         if self._tokens >= 1.0:
             self._tokens -= 1.0
@@ -71,7 +71,7 @@ class RateLimiter:
 
     @property
     def is_shut(self) -> bool:
-        """Whether nothing is to come now."""
+        """Return True if no messages are to come now."""
         return self._clock() < self._until
 
     @property

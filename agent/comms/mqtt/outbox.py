@@ -70,7 +70,7 @@ class _Hold:
 
     @property
     def lets_through(self) -> bool:
-        """Whether an event may be sent to see if the refusal lasts."""
+        """Return True if an event may be sent to see if the refusal lasts."""
         return not self.until and not self.trying
 
 
@@ -122,7 +122,7 @@ class EventSender:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether there is something that could be sent now."""
+        """Return True if an event could be sent now, or there may be one to read."""
         return bool(self._ahead) or self._more
 
     def retry_in(self) -> float:
@@ -362,7 +362,7 @@ class RetainedTopics:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether there is something to send."""
+        """Return True if there are payloads to send."""
         return bool(self._due)
 
     def send(self, connection: Connection, room: int) -> None:

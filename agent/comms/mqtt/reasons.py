@@ -44,7 +44,7 @@ _WORDS = {
     0x9F: "we connect too often",
 }
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_EOF_WHILE_READING")
-"""What OpenSSL makes of an answer that is not TLS."""
+"""Names of the errors that OpenSSL reports for an answer that is not TLS."""
 WITHOUT_TLS = "if it speaks no TLS there, set [mqtt] tls = false and leave out ca_file and cert_file"
 _ALERTS = {
     "CERTIFICATE_REQUIRED": "it wants a client certificate; set [mqtt] cert_file and key_file",
@@ -56,25 +56,25 @@ _ALERTS = {
     "NO_APPLICATION_PROTOCOL": "it speaks none of the protocols of [mqtt] alpn",
     "UNRECOGNIZED_NAME": "it does not go by the name of [mqtt] host",
 }
-"""What the other side of TLS complains of, by the name that OpenSSL has for it; paho passes it on as text."""
+"""Explanations of TLS alerts from the broker, by OpenSSL's name of the alert; paho passes it on as text."""
 _LONGEST = 200
 _EXPIRED = (9, 10)
 """X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED: often it is the clock that is wrong."""
 
 
 def in_words(code: int) -> str:
-    """What an MQTT reason code means for a user."""
+    """Explain an MQTT reason code to a user."""
     return _WORDS.get(code, f"reason code {code:#04x}")
 
 
 def with_said(words: str, said: object) -> str:
-    """The same, and what the broker says of its own accord: a stranger's text, so in one line and short."""
+    """Append the broker's own text to `words`: it is untrusted, so in one line and short."""
     text = plain(str(said or "")[:_LONGEST])
     return f"{words} ('{text}')" if text else words
 
 
 def of_farewell(code: int, said: object) -> str:
-    """What the broker means by ending the connection in order."""
+    """Explain why the broker ended the connection with a DISCONNECT."""
     return with_said(in_words(code) if code else "the broker ended the connection", said)
 
 
@@ -103,7 +103,7 @@ def of_silence(words: str, *, tls: bool) -> str:
 
 
 def of_opening(error: Exception, *, tls: bool) -> str:
-    """What an error means for a user that came while the connection was opened.
+    """Explain to a user an error that came while the connection was opened.
 
     Args:
         error: of the network or of TLS.
@@ -133,12 +133,12 @@ def of_hanging_up(words: str, *, tls: bool) -> str:
 
 
 def of_alert(text: str) -> str:
-    """What a text of OpenSSL means if it is a complaint of the other side; empty: it is none."""
+    """Explain a text of OpenSSL if it names an alert from the broker; empty: it names none."""
     return next((words for name, words in _ALERTS.items() if f"ALERT_{name}" in text.upper()), "")
 
 
 def of_tls(error: Exception) -> str:
-    """What OpenSSL says, without its codes: `wrong version number`."""
+    """Return OpenSSL's reason without its codes: `wrong version number`."""
     reason = getattr(error, "reason", None)
     if not reason:
         return reason_of(error)
@@ -146,7 +146,7 @@ def of_tls(error: Exception) -> str:
 
 
 def of_error(error: Exception) -> str:
-    """What an error of the network or of TLS means for a user."""
+    """Explain an error of the network or of TLS to a user."""
     if isinstance(error, ssl.SSLCertVerificationError):
         text = f"its certificate is not accepted: {error.verify_message}"
         if error.verify_code in _EXPIRED:

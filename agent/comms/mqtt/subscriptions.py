@@ -109,7 +109,7 @@ class Subscriptions:
 
     @property
     def is_flooded(self) -> bool:
-        """Whether the broker sends on and on what nobody asked for."""
+        """Return True if the broker keeps sending messages that match no subscription."""
         return self._unasked > _MOST_UNASKED
 
     def _on_subscribe(self, client: Any, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:

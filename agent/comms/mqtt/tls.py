@@ -20,11 +20,11 @@ from agent.errors import BrokerError, ConfigError, reason_of
 
 
 class Credentials(Struct, frozen=True):
-    """What a connection needs besides an address.
+    """Hold the secrets that a connection needs besides an address.
 
     Attributes:
-        password: None: none is sent.
-        tls: None: not encrypted.
+        password: to send; None: no password is sent.
+        tls: None: the connection is not encrypted.
     """
 
     password: str | None = None
@@ -35,7 +35,7 @@ class Credentials(Struct, frozen=True):
 
 
 def uses_tls(config: MqttConfig) -> bool:
-    """Whether the connection is encrypted."""
+    """Return True if the connection is encrypted."""
     return config.tls or bool(config.ca_file or config.cert_file)
 
 
@@ -90,7 +90,7 @@ def _expanded(key: str, name: str) -> Path:
 
 
 def read_certificates(config: MqttConfig) -> ssl.SSLContext | None:
-    """What TLS needs; None where the connection is not encrypted.
+    """Load the certificates into a TLS context; None where the connection is not encrypted.
 
     Raises:
         ConfigError: see `read_credentials`.
@@ -146,7 +146,7 @@ _LOOK_S = 5.0
 _SHOWN = 5
 
 Synchronised = Callable[[], bool | None]
-"""Whether the clock is synchronised; None: nobody knows."""
+"""Function that returns True if the clock is synchronised; None: not known."""
 
 
 class CertificateError(BrokerError):
@@ -171,12 +171,12 @@ class Validity(Struct, frozen=True):
 def explained(
     error: ssl.SSLCertVerificationError, config: MqttConfig, synchronised: Synchronised
 ) -> CertificateError:
-    """What a refused certificate means for a user.
+    """Explain to a user why the broker's certificate is refused.
 
     Args:
-        error: OpenSSL's word on it.
+        error: the error that OpenSSL raised.
         config: of the broker.
-        synchronised: see there.
+        synchronised: tells whether the clock is synchronised.
     """
     code = error.verify_code
     if code in (_NOT_YET, _EXPIRED):

@@ -63,7 +63,7 @@ class DetectorOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
 
 
 class DecoderContext(Struct, frozen=True):
-    """What a decoder is built from.
+    """Inputs that a decoder is built from.
 
     Attributes:
         output: of the manifest.

@@ -1,4 +1,4 @@
-"""What the spool's disk does not know yet: new rows, acknowledged numbers, open tracks. Gives out the numbers."""
+"""State not yet on the spool's disk: new rows, acknowledged numbers, open tracks. Assigns the numbers."""
 
 from __future__ import annotations
 

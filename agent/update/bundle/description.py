@@ -56,12 +56,13 @@ class ShadowGate(Struct, frozen=True, forbid_unknown_fields=True):
 NAME = "bundle.toml"
 SCHEMA = 1
 SIZE_MAX = 1 << 20
-"""Of `bundle.toml`, in bytes: a file's entry takes 150."""
+"""Largest `bundle.toml`, bytes: a file's entry takes 150."""
 FILES_MAX = 4096
 TOTAL_MAX = 2 << 30
-"""Of all files together, in bytes."""
+"""Largest total size of all files, bytes."""
 _LINE_MAX, _DOTS_MAX = 1024, 64
-"""Of a line of `bundle.toml`: tomllib's time grows with the square of a dotted key's length."""
+"""Limits of a line of `bundle.toml`, bytes and dots: tomllib's time grows with the square of a dotted
+key's length."""
 
 WORD = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}\Z"
 PYTHON, GLIBC = r"^3\.[0-9]{1,2}\Z", r"^[0-9]{1,2}\.[0-9]{1,3}\Z"

@@ -74,11 +74,11 @@ class Places(Protocol):
 
     @property
     def allowed_signers(self) -> Path:
-        """Of OpenSSH's format."""
+        """Path of the allowed keys, in OpenSSH's format."""
 
     @property
     def revoked_keys(self) -> Path | None:
-        """Of OpenSSH's format, public keys or a KRL; it need not be there."""
+        """Path of the revoked keys, in OpenSSH's format: public keys or a KRL; the file may be absent."""
 
 
 class Trusted(Struct, frozen=True):

@@ -35,7 +35,7 @@ class Baseline(Struct, frozen=True):
 
 
 def baseline(vitals: Vitals | None) -> Baseline:
-    """Of the daemon as it is now. While it starts, nothing can be said of its streams."""
+    """Take the baseline from the daemon's vitals; an unknown one while the daemon is still starting."""
     if vitals is None or not vitals.ready:
         return Baseline()
     well = {name: one.infer_p95_ms for name, one in vitals.streams.items() if one.state in WELL and one.inferred}
@@ -55,12 +55,12 @@ class Reloaded(Struct, frozen=True):
 
 
 def reloaded(vitals: Vitals | None) -> Reloaded:
-    """Of the daemon as it is now."""
+    """Record the daemon's pid and reload count before it is asked to reload."""
     return Reloaded() if vitals is None else Reloaded(vitals.pid, vitals.reloads)
 
 
 class Seen(Struct, frozen=True):
-    """What is seen of the service at one moment.
+    """Observation of the service at one moment.
 
     Attributes:
         vitals: what the daemon tells; None: nothing, or it does not run.
@@ -74,7 +74,7 @@ class Seen(Struct, frozen=True):
 
 
 class Verdict(Struct, frozen=True):
-    """What a look says.
+    """Result of one evaluation of a trial.
 
     Attributes:
         verdict: `wait`, `commit` or `roll back`.
@@ -86,7 +86,7 @@ class Verdict(Struct, frozen=True):
 
 
 class HealthTrial:
-    """Of one version. Times are of a clock that only goes forward."""
+    """Judges the trial of one version, or of models once taken up. Times are of a monotonic clock."""
 
     def __init__(
         self,
@@ -144,12 +144,12 @@ class HealthTrial:
         return Verdict("wait", f"all is well; {left_s:.0f} s more of it are asked for")
 
     def _has_read(self, vitals: Vitals) -> bool:
-        """Whether the daemon that was asked to has read its configuration again since."""
+        """Return True if the daemon that was asked to reload has read its configuration again since."""
         asked = self._asked
         return asked is not None and vitals.pid == asked.pid and vitals.reloads > asked.count
 
     def _lacks(self, vitals: Vitals | None) -> Iterator[str]:
-        """What it is not well for."""
+        """Yield the reasons why the daemon is not healthy."""
         if vitals is None:
             yield "the daemon does not tell how it is"
             return
@@ -208,7 +208,7 @@ _STEPS = 10
 
 
 class ShadowTrial:
-    """Of the models of one bundle. Times are of a clock that only goes forward."""
+    """Judges the shadow run of one bundle's models. Times are of a monotonic clock."""
 
     def __init__(self, update: str, gate: ShadowGate, health: HealthGate, began_s: float) -> None:
         """Begin.
@@ -222,7 +222,7 @@ class ShadowTrial:
         self._update, self._gate, self._health, self._began_s = update, gate, health, began_s
         self._blind_since: float | None = began_s
         self.agreement: dict[str, float] = {}
-        """Of each stream that has shown enough."""
+        """Agreement of each stream that was compared often enough; filled when the verdict is `commit`."""
 
     def evaluate(self, now: float, seen: Seen) -> Verdict:
         """Judge what is seen now."""
@@ -297,7 +297,7 @@ GATE = HealthGate(steady_s=10.0, within_s=120.0, p95_factor=100.0, memory_mb=1_0
 
 
 def terms(update: Update, incoming: Path) -> tuple[HealthGate, Baseline]:
-    """What a trial is judged by: of a return, whether it is ready at all.
+    """Return the gate and baseline of a trial; a rollback only has to become ready.
 
     Args:
         update: that is on trial.

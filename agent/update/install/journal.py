@@ -42,8 +42,8 @@ _NEXT: Mapping[State, frozenset[State]] = {
 }
 
 Step = Literal["again", "undo", "follow", "nothing"]
-"""What to do with an update that was cut off: begin again with its bundle, undo the switch, go on with the trial,
-or nothing."""
+"""Step to take with an update that was cut off: begin again with its bundle, undo the switch, go on with the
+trial, or nothing."""
 
 _AFTER_CUT: Mapping[State, Step] = {
     "received": "again",
@@ -70,7 +70,7 @@ def check_step(before: State, after: State) -> None:
 
 
 def after_cut(state: State) -> Step:
-    """What to do with an update that was cut off in this state."""
+    """Return the step to take with an update that was cut off in this state."""
     return _AFTER_CUT[state]
 
 
@@ -81,7 +81,7 @@ _REASON = 1000
 
 
 class Journal:
-    """Of one board; one process at a time may write it."""
+    """Journal of one board's updates; only one process at a time may write it."""
 
     def __init__(self, where: Paths, clock: Callable[[], float] = time.monotonic) -> None:
         self._file, self._history = StateFile(where.journal), where.history
@@ -202,7 +202,7 @@ class Journal:
         return update
 
     def history(self) -> list[Update]:
-        """What became of every update, oldest first; lines that are damaged are left out.
+        """Return every update with its outcome, oldest first; damaged lines are left out.
 
         Raises:
             StorageError: it cannot be read.

@@ -24,7 +24,7 @@ class Paths(Struct, frozen=True):
 
     @property
     def home(self) -> Path:
-        """Of the two slots and the links to them."""
+        """Folder of the two slots and the links to them."""
         return self.root / "opt/vedette"
 
     @property
@@ -44,7 +44,7 @@ class Paths(Struct, frozen=True):
 
     @property
     def state(self) -> Path:
-        """Of the updates: only root may look into it."""
+        """Folder of the updates' state; only root may read it."""
         return self.root / "var/lib/vedette-update"
 
     @property
@@ -54,7 +54,7 @@ class Paths(Struct, frozen=True):
 
     @property
     def history(self) -> Path:
-        """What became of the updates before, a JSON object in each line."""
+        """File of earlier updates and their outcomes, one JSON object per line."""
         return self.state / "history.jsonl"
 
     @property
@@ -114,5 +114,5 @@ class Paths(Struct, frozen=True):
 
 
 def places() -> Paths:
-    """Of this board."""
+    """Return the paths of this board; an environment variable may move the root."""
     return Paths(Path(os.environ.get(ROOT_VARIABLE) or "/"))

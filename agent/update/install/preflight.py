@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 _SPACE_FACTOR = 4
 """A slot takes so many times what its bundle does: wheels are compressed, and Python compiles what is in them."""
 _RESERVE_MB = 64
-"""That is left for the spool and the system's log, whatever an update takes."""
+"""Space left free for the spool and the system's log, whatever an update takes, MB."""
 
 
 class BoardFacts(Struct, frozen=True, kw_only=True):
-    """What a board is, as far as it matters to a bundle.
+    """Properties of a board that decide whether a bundle can be installed.
 
     Attributes:
         arch: such as `aarch64`. glibc: such as `2.36`; empty: it has another libc.
@@ -49,7 +49,7 @@ class BoardFacts(Struct, frozen=True, kw_only=True):
 
 
 def read_facts(home: Path, profile: str, counter: int, *, has_current: bool) -> BoardFacts:
-    """Of this board.
+    """Read the facts of this board.
 
     Args:
         home: that the slots lie in.
@@ -83,7 +83,7 @@ def _named(version: str, places: str) -> Iterator[str]:
 
 
 def _is(path: str, version: str) -> bool:
-    """Whether it answers, and is this version: a name of a version manager may lead nowhere."""
+    """Return True if this Python runs and has this version: a version manager's shim may lead nowhere."""
     asks = [path, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
     try:
         done = subprocess.run(asks, capture_output=True, text=True, timeout=20, check=False)
@@ -109,7 +109,7 @@ def check(wanted: Description, facts: BoardFacts) -> None:
 
 
 def objections(wanted: Description, facts: BoardFacts) -> Iterator[str]:
-    """What stands in the way, in words."""
+    """Yield, in words, each reason why the bundle cannot be installed on this board."""
     target = wanted.target
     if target is not None:
         if target.arch != facts.arch:

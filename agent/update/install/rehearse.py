@@ -24,7 +24,7 @@ _CHECKED = "config/checked.toml"
 
 
 class Rehearsal:
-    """Of what is in a slot."""
+    """Rehearses the contents of a slot before they go live: models and configuration."""
 
     def __init__(self, where: Paths) -> None:
         self._where, self._slots = where, Slots(where.home)

@@ -42,7 +42,7 @@ class ServiceState(Struct, frozen=True):
 
 
 class Service(Protocol):
-    """What an update asks of whoever starts the daemon."""
+    """Controls the daemon's service on behalf of an update."""
 
     def restart(self) -> None:
         """Stop the daemon, and start what `current` leads to; does not wait until it is ready."""
@@ -64,17 +64,14 @@ class Systemd:
     """By `systemctl`. Its errors are `UpdateError`s with what it said."""
 
     def restart(self) -> None:
-        """See `Service`."""
         # A version that failed too often must not keep the next one from being started.
         self._run("reset-failed", UNIT, check=False)
         self._run("restart", "--no-block", UNIT)
 
     def reload(self) -> None:
-        """See `Service`."""
         self._run("reload", UNIT)
 
     def standing(self) -> ServiceState:
-        """See `Service`."""
         return self._standing(UNIT)
 
     def _standing(self, unit: str) -> ServiceState:
@@ -89,12 +86,10 @@ class Systemd:
         )
 
     def hand_over(self) -> None:
-        """See `Service`."""
         self._run("reset-failed", FOLLOWER, check=False)
         self._run("start", "--no-block", FOLLOWER)
 
     def idle(self) -> str:
-        """See `Service`."""
         found = self._standing(FOLLOWER)
         if found.active in ("active", "activating", "reloading", "deactivating") and not found.waits:
             return ""
@@ -102,7 +97,7 @@ class Systemd:
 
     @staticmethod
     def is_there() -> bool:
-        """Whether systemd runs here and knows the unit."""
+        """Return True if systemd runs here and knows the unit."""
         if shutil.which("systemctl") is None:
             return False
         asks = ["systemctl", "cat", FOLLOWER]
@@ -128,7 +123,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def read_vitals(path: Path) -> Vitals | None:
-    """What the daemon wrote last; None: there is nothing, or it is of before: no daemon keeps it now.
+    """Read the daemon's latest vitals; None if there are none or they are stale (old, or of an earlier boot).
 
     Args:
         path: of the file.
@@ -142,7 +137,7 @@ def read_vitals(path: Path) -> Vitals | None:
 
 
 def boot_id() -> str:
-    """Of the kernel that runs; empty: it does not tell."""
+    """Return the boot ID of the running kernel; empty if it cannot be read."""
     try:
         return _BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:

@@ -43,7 +43,7 @@ class Slots:
         self._home = home
 
     def path(self, slot: Slot) -> Path:
-        """Of a slot, whether it is there or not."""
+        """Return the path of a slot, which need not exist."""
         return self._home / "slots" / slot
 
     def of(self, link: Link) -> Slot | None:
@@ -103,7 +103,7 @@ class Slots:
             raise StorageError(f"{self.path(slot)}: is in use")
 
     def version(self, slot: Slot) -> str:
-        """Of what is installed in a slot; empty: nothing, or not all of it."""
+        """Return the version installed in a slot; empty if there is none, or the installation is incomplete."""
         try:
             return read_regular(self.path(slot) / READY, _LARGEST).decode("utf-8", "replace").strip()
         except (OSError, StorageError):
@@ -155,13 +155,13 @@ class Slots:
 
 
 class ModelSets:
-    """Of one slot."""
+    """Manages the model sets of one slot."""
 
     def __init__(self, slot: Path) -> None:
         self._slot, self._sets = slot, slot / "sets"
 
     def path(self, number: int) -> Path:
-        """Of a set, whether it is there or not."""
+        """Return the path of a set, which need not exist."""
         return self._sets / str(number)
 
     @property

@@ -149,7 +149,7 @@ def _tables(document: Any, parts: list[str]) -> Iterable[list[str]]:
 
 
 def _names(table: Any) -> list[str]:
-    """Of the tables in a table; what is no table, such as an array of them, has none."""
+    """Return the names of the tables in a table; anything else, such as an array of tables, has none."""
     return [str(name) for name, one in table.items() if isinstance(one, dict)] if isinstance(table, dict) else []
 
 
@@ -159,7 +159,7 @@ def _named(parts: list[str], found: list[str]) -> list[str]:
 
 
 def _at(document: Any, path: list[str]) -> Any:
-    """What stands at a path; None: nothing."""
+    """Return the value at a path; None if there is none."""
     for part in path:
         if not isinstance(document, dict) or part not in document:
             return None
@@ -259,7 +259,7 @@ def _take_models(home: Path, wanted: Description, unpacked: Path, *, use: bool =
 
 
 def _take_config(where: Paths, wanted: Description, home: Path, unpacked: Path) -> None:
-    """What the bundle brings as examples, and the board's own configuration as the new version needs it."""
+    """Store the bundle's configurations as examples, and the board's own one migrated to the new version."""
     make_folder(home / "config")
     for path in wanted.named("config", ""):
         example = home / "config" / f"{Path(path).name}.example"

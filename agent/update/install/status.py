@@ -15,7 +15,7 @@ from agent.update.protocol import Update, UpdateStatus
 
 
 def row(one: Update) -> str:
-    """What became of an update, in a line of the history."""
+    """Format an update and its outcome as one line of the history."""
     what = f"{one.from_version or '?'} → {one.version or Path(one.file).name}"
     if one.counter and one.version != str(one.counter):  # two builds may be called the same
         what += f" (counter {one.counter})"
@@ -60,7 +60,7 @@ def _models(slots: Slots, running: Slot) -> int:
 
 
 def _kind(journal: Journal, counter: int) -> str:
-    """Of the newest bundle of that counter that was committed."""
+    """Return the kind of the newest committed bundle with that counter."""
     for one in reversed(journal.history()):
         if one.state == "committed" and one.counter == counter and not one.back:
             return one.kind

@@ -36,7 +36,7 @@ _LARGEST = 4096
 _RESERVE = 256 * 1024
 """Bytes; random ones, which no file system makes smaller."""
 BOOTS = 3
-"""That a trial may take."""
+"""Most boots that a trial may take."""
 _SLACK_S = 120.0
 """The rollback watchdog waits so much longer than the trial may take: the updater comes first."""
 
@@ -54,7 +54,7 @@ class WatchdogVerdict(Struct, frozen=True):
 
 
 class SlotSwitch:
-    """Of one board."""
+    """Switches one board between its two slots."""
 
     def __init__(self, where: Paths) -> None:
         self._where, self._slots = where, Slots(where.home)
@@ -186,7 +186,7 @@ Stand = Literal["on trial", "kept", "undone"]
 
 
 class Deployment(Protocol):
-    """Of the update that is handed in, which has been tested."""
+    """Puts a tested update into use, and keeps or undoes it."""
 
     stopped_at: float | None
     """When the daemon was stopped for it, by this process; s."""
@@ -205,7 +205,7 @@ class Deployment(Protocol):
 
 
 class VersionDeployment:
-    """Of the version that runs."""
+    """Deploys a version: switches slots and restarts the daemon."""
 
     def __init__(self, where: Paths, service: Service, clock: Callable[[], float] = time.monotonic) -> None:
         self._where, self._service, self._clock = where, service, clock
@@ -213,25 +213,22 @@ class VersionDeployment:
         self.stopped_at: float | None = None
 
     def go(self, update: Update, gate: HealthGate) -> None:
-        """See `Deployment`."""
         new, allowed_s = slot_of(update.slot), gate.within_s + gate.steady_s
         self._switch.go(slot_of(update.before), new, self._config(update), allowed_s)
         self.stopped_at = self._clock()
         self._service.restart()
 
     def _config(self, update: Update) -> bytes | None:
-        """That the version needs; None: the one that there is."""
+        """Return the configuration migrated for the version; None if the present one stays."""
         migrated = self._slots.path(slot_of(update.slot)) / CONFIG
         return read(migrated) if migrated.exists() else None
 
     def stand(self, update: Update) -> Stand:
-        """See `Deployment`."""
         if self._slots.of("current") != update.slot or self._switch.is_going_back:
             return "undone"
         return "on trial" if self._switch.on_trial else "kept"
 
     def undo(self, update: Update) -> WatchdogVerdict | None:
-        """See `Deployment`."""
         verdict = self._switch.verdict()
         if verdict is None or self._switch.on_trial or self._slots.of("current") == update.slot:
             verdict, was_undone = None, self.stand(update) == "undone" and not self._switch.on_trial
@@ -241,7 +238,7 @@ class VersionDeployment:
         return verdict
 
     def _runs_again(self, update: Update) -> bool:
-        """Whether the version of before runs for certain: each new attempt need not start it once more."""
+        """Return True if the previous version certainly runs, so that a further attempt need not restart it."""
         vitals, standing = read_vitals(self._where.health), self._service.standing()
         old = self._slots.version(slot_of(update.before))
         differ = old != self._slots.version(slot_of(update.slot))
@@ -249,7 +246,6 @@ class VersionDeployment:
         return differ and runs and vitals is not None and vitals.version == old
 
     def keep(self, update: Update) -> None:
-        """See `Deployment`."""
         self._slots.prove(slot_of(update.before))
         self._switch.commit(slot_of(update.slot), slot_of(update.before))
         for old, new in (
@@ -261,7 +257,7 @@ class VersionDeployment:
 
 
 class ModelDeployment:
-    """Of the models in use."""
+    """Deploys models: switches the set of the running slot and reloads the daemon."""
 
     def __init__(self, where: Paths, service: Service) -> None:
         self._where, self._service, self._slots = where, service, Slots(where.home)
@@ -271,7 +267,6 @@ class ModelDeployment:
         return ModelSets(self._slots.path(slot_of(update.slot)))
 
     def go(self, update: Update, gate: HealthGate) -> None:
-        """See `Deployment`."""
         self._sets(update).point(update.counter)
         try:
             self._service.reload()
@@ -281,19 +276,16 @@ class ModelDeployment:
             self._service.restart()  # the models that are rolled back may be what keeps it from running
 
     def stand(self, update: Update) -> Stand:
-        """See `Deployment`."""
         if self._sets(update).current != update.counter:
             return "undone"
         return "on trial" if update.back or self._where.incoming.exists() else "kept"
 
     def undo(self, update: Update) -> WatchdogVerdict | None:
-        """See `Deployment`."""
         self._sets(update).point(update.models_before)
         with suppress(UpdateError):  # a daemon that does not run takes them at its start
             self._service.reload()
         return None
 
     def keep(self, update: Update) -> None:
-        """See `Deployment`."""
         self._sets(update).tidy(update.models_before)
         remove(self._where.incoming, signature_of(self._where.incoming))

@@ -29,7 +29,7 @@ class Judge(Protocol):
 
 
 class Watch:
-    """Of one trial, from the moment that it begins."""
+    """Watches one trial from its beginning until it is decided."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Watch:
 
 
 class Comparison:
-    """Of the models of one update."""
+    """Runs the new models of one update in the shadow of those in use."""
 
     def __init__(self, where: Paths, update: Update, clock: Callable[[], float] = time.monotonic) -> None:
         self._where, self._update, self._clock = where, update, clock
@@ -129,7 +129,7 @@ _ORDERS: dict[str, Verdict] = {
 
 
 class Orders:
-    """Of one board.
+    """Passes an operator's orders to the process that follows this board's trial.
 
     Attributes:
         by: who decided: `updater` until an order was taken, then `operator`.

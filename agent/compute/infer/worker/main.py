@@ -36,8 +36,8 @@ from agent.types import Array
 
 _OOM = "/proc/self/oom_score_adj"
 _EXPENDABLE = b"500"
-"""Of -1000 to 1000, see proc_pid_oom_score_adj(5): without memory the kernel kills this process before its
-parent."""
+"""OOM score adjustment, -1000 to 1000, see proc_pid_oom_score_adj(5): when memory runs out, the kernel kills this
+process before its parent."""
 
 
 def init_child(life: int) -> None:
