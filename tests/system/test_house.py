@@ -123,7 +123,7 @@ def test_a_day_in_the_house(config: Config, messages: Messages, camera: StreamCo
     assert all(left_open(messages, stream) == set() for stream in ("front", "back", "side"))
     assert len({event.track.id for event in events(messages)}) == 1
     assert messages.of(TOPICS.snapshot("back"))[-1] == b""
-    assert messages.of(TOPICS.status) == [b"online", b"stopped"]
+    messages.wait(lambda m: m.of(TOPICS.status) == [b"online", b"stopped"])
 
 
 def test_another_broker_gets_everything_that_is_retained(
