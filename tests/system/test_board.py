@@ -334,7 +334,7 @@ def test_a_switch_that_the_power_cut_off_is_undone_before_the_daemon_starts(
     board.up()
     board.wait_active()
     assert (slot(board), slot(board, "keeper")) == ("slots/a", "slots/a")
-    assert verdict(board) == {"by": "settle", "reason": "the power went during the switch"}
+    assert verdict(board) == {"by": "settle", "reason": "a power cut interrupted the switch"}
     assert "no module named agent" not in board.journal()
     hear(messages, 3)
 

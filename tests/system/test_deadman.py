@@ -150,7 +150,7 @@ def test_a_switch_that_was_cut_off_is_undone_at_boot(root: Root) -> None:
     root.begin(state="switching")
     root.boot("second", 3)
     root.tick("settle")
-    root.assert_old("the power went during the switch", by="settle")
+    root.assert_old("a power cut interrupted the switch", by="settle")
 
 
 def test_a_trial_goes_on_after_a_boot(root: Root) -> None:
@@ -249,7 +249,7 @@ def test_of_a_configuration_that_is_a_link_the_target_is_replaced_and_the_link_s
     assert (root.etc / "vedette.toml").is_symlink()
     assert elsewhere.read_text() == "old"
     assert [path.name for path in elsewhere.parent.iterdir()] == ["vedette.toml"]
-    root.assert_old("the power went during the switch", by="settle")
+    root.assert_old("a power cut interrupted the switch", by="settle")
 
 
 def test_a_target_that_cannot_be_written_does_not_keep_the_old_version_from_its_configuration(root: Root) -> None:
@@ -263,7 +263,7 @@ def test_a_target_that_cannot_be_written_does_not_keep_the_old_version_from_its_
     assert (done.returncode, f"{elsewhere}: cannot be written" in done.stderr) == (0, True)
     assert not (root.etc / "vedette.toml").is_symlink()
     assert elsewhere.read_text() == "new"
-    root.assert_old("the power went during the switch", by="settle")
+    root.assert_old("a power cut interrupted the switch", by="settle")
 
 
 @pytest.mark.parametrize("old", ["", "c", "../../etc", "a b"])

@@ -169,7 +169,7 @@ def test_a_version_that_brings_the_board_down_on_a_full_disk_has_its_boots_count
     updater = board.updater()
     up_to_switch(board, "2.0")
     monkeypatch.setattr(
-        "agent.update.install.updater.Probation.go_on", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        "agent.update.install.updater.Updater._follow_trial", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
         from_switch(board)
