@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from agent.backoff import Backoff
 from agent.capture.reader import SourceThread
 from agent.config.source_uri import SourceUri, is_local
 from agent.config.stream import CaptureConfig
@@ -59,28 +59,6 @@ class SourceState:
     def mark_ended(self) -> None:
         """Mark a finite source as over."""
         self.state, self.detail = "ended", ""
-
-
-class ReopenBackoff:
-    """Pauses between attempts to open, doubled up to a limit, less a random part so that boards spread out."""
-
-    def __init__(self, first_s: float, last_s: float) -> None:
-        self._first_s, self._last_s = min(first_s, last_s), last_s
-        self._pause_s = self._first_s
-
-    def next(self, chance: float) -> float:
-        """Return the pause before the next attempt, s.
-
-        Args:
-            chance: 0..1; 1 gives the whole pause, 0 half of it.
-        """
-        pause_s = self._pause_s
-        self._pause_s = min(self._last_s, pause_s * 2)
-        return pause_s * (0.5 + 0.5 * chance)
-
-    def reset(self) -> None:
-        """Start again with the first pause, after a success."""
-        self._pause_s = self._first_s
 
 
 _SOUND = Path("/dev/snd")
@@ -195,7 +173,7 @@ class SourceSupervisor:
         self._missed = f"{address.masked}: no {'sound' if address.sound else 'picture'} for {config.stall_s:g} s"
         self._open_next, self._finish_with, self._on_change = open_next, finish, on_change
         self._state = SourceState()
-        self._backoff = ReopenBackoff(_FIRST_PAUSE_S, longest_pause_s(address, config))
+        self._backoff = Backoff(_FIRST_PAUSE_S, longest_pause_s(address, config), jitter=0.5)
         self._stopped, self.woken = threading.Event(), threading.Event()
         self._reopened = self._opened = 0
         self.current: SourceThread[Any] | None = None
@@ -299,7 +277,7 @@ class SourceSupervisor:
     def _pause(self, opening: SourceThread[Any]) -> None:
         """Wait before the next attempt: until the pause is over or the device appears, and few openings hang."""
         self._hanging = [hung for hung in (*self._hanging, opening) if not hung.join(0)]
-        plug, left_s = HotplugProbe(self._address), self._backoff.next(random.random())
+        plug, left_s = HotplugProbe(self._address), self._backoff.next_s()
         while left_s > 0 and not self._stopped.wait(min(left_s, _PROBE_S)):
             left_s -= _PROBE_S
             if plug.appeared():  # udev may still have to set its permissions

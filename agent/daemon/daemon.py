@@ -10,6 +10,7 @@ from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from agent.backoff import Backoff
 from agent.board.process import show_thread_names, trim_heap
 from agent.config import Config
 from agent.config.toml import Where
@@ -27,7 +28,7 @@ from agent.storage.spool.spool import Spool
 
 log = logging.getLogger(__name__)
 
-_RETRY_S, _RETRY_FACTOR_MAX = 2.0, 8
+_RETRY_S, _RETRY_MAX_S = 2.0, 16.0
 """Pause after the first failed attempt to restore the state folder, s. It doubles up to this factor."""
 _POLL_S = 0.5
 """Time between two checks of the streams for a change that is worth a health message, s."""
@@ -52,7 +53,7 @@ class StateGuard:
         """
         self._folder, self._spool, self._write_anew = folder, spool, write_anew
         self._since: float | None = None
-        self._retry_at, self._factor = 0.0, 1
+        self._retry_at, self._backoff = 0.0, Backoff(_RETRY_S, _RETRY_MAX_S, jitter=0.0)
         self._is_written = False
         self._report = self.trouble = ""
 
@@ -63,8 +64,7 @@ class StateGuard:
             if self._since is None:
                 self._begin()
             if time.monotonic() >= self._retry_at:
-                self._retry_at = time.monotonic() + _RETRY_S * self._factor
-                self._factor = min(2 * self._factor, _RETRY_FACTOR_MAX)
+                self._retry_at = time.monotonic() + self._backoff.next_s()
                 self._restore(is_gone=is_gone)
         elif self._since is not None:
             self._end(time.monotonic() - self._since)
@@ -100,7 +100,8 @@ class StateGuard:
             self._report = f"{self._report.partition(';')[0]}; {why}"
 
     def _end(self, seconds: float) -> None:
-        self._since, self._retry_at, self._factor = None, 0.0, 1
+        self._since, self._retry_at = None, 0.0
+        self._backoff.reset()
         self._report = f"{self._report.partition(';')[0]}; it was restored"
         log.warning("%s was restored after %.0f s", self._folder.path, seconds)
 

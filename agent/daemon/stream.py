@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
+from agent.backoff import Backoff
 from agent.capture.source import check_login, check_uri
 from agent.capture.supervisor import CaptureStats
 from agent.comms.messages import ModelId, StreamHealth
@@ -146,7 +147,7 @@ class SupervisedThread:
         self.detail = ""
 
     def _run_repeatedly(self) -> None:
-        pause_s = _RESTART_FIRST_S
+        backoff = Backoff(_RESTART_FIRST_S, _RESTART_LAST_S, jitter=0.0)
         while True:
             began = time.monotonic()
             self.heartbeat()
@@ -156,10 +157,9 @@ class SupervisedThread:
             if not self._tries_again:
                 return
             if time.monotonic() - began > _RESTART_LAST_S:
-                pause_s = _RESTART_FIRST_S
-            if self._stop.wait(pause_s):
+                backoff.reset()
+            if self._stop.wait(backoff.next_s()):
                 return
-            pause_s = min(_RESTART_LAST_S, pause_s * 2)
 
     def _run_once(self) -> None:
         """Run until the source ends, the stream is told to stop, or an error."""

@@ -71,8 +71,8 @@ class ProtocolChoice:
 
 # One of the brokers: where it is, which MQTT it speaks, how it is reached, and how it is spoken of.
 
-RECONNECT_MAX_S, _LOCAL_MAX_S = 60.0, 5.0
-"""Longest pauses between two attempts, s, where the configuration does not say."""
+RECONNECT_FIRST_S, RECONNECT_MAX_S, _LOCAL_MAX_S = 1.0, 60.0, 5.0
+"""First and longest pauses between two attempts, s; the longest where the configuration does not say."""
 
 
 def address(config: MqttConfig) -> str:

@@ -17,10 +17,10 @@ from typing import Protocol
 
 import msgspec
 
+from agent.backoff import Backoff
 from agent.comms.messages import complete_spooled
 from agent.comms.mqtt import reasons
 from agent.comms.mqtt.connection import Connection, PubAck
-from agent.comms.mqtt.retry import Backoff
 from agent.types import Stored
 
 # Where the events come from: whatever keeps them until they are acknowledged. The spool does.
@@ -52,6 +52,7 @@ _AHEAD = 256
 """Events read at once."""
 _SCAN = 2000
 """Events looked at in one go for one that can be sent: the network must not wait for a search."""
+_RETRY_FIRST_S = 1.0
 _LOOK_S = 60.0
 """Between two looks for older events: after an outage of the disk they come back late."""
 
@@ -66,7 +67,8 @@ class _Hold:
     """
 
     def __init__(self, max_s: float) -> None:
-        self.backoff, self.since, self.until, self.trying = Backoff(max_s), time.monotonic(), 0.0, False
+        self.backoff, self.since = Backoff(_RETRY_FIRST_S, max_s), time.monotonic()
+        self.until, self.trying = 0.0, False
 
     @property
     def lets_through(self) -> bool:

@@ -11,15 +11,16 @@ import math
 import threading
 from collections.abc import Callable
 
+from agent.backoff import Backoff
 from agent.comms.mqtt import reasons
-from agent.comms.mqtt.brokers import RECONNECT_MAX_S, BrokerEndpoint, BrokerFailover
+from agent.comms.mqtt.brokers import RECONNECT_FIRST_S, RECONNECT_MAX_S, BrokerEndpoint, BrokerFailover
 from agent.comms.mqtt.cleanup import StaleTopics
 from agent.comms.mqtt.connection import Connection, WakeupPipe
 from agent.comms.mqtt.endpoint import brokers_of, client_id, problems, remarks
 from agent.comms.mqtt.inbox import Answer, Handler, Inbox, RetainedQuery, Subscription
 from agent.comms.mqtt.outbox import EventSender, EventSource, ReplyQueue, RetainedTopics, TransientQueue
 from agent.comms.mqtt.reasons import RefusedError
-from agent.comms.mqtt.retry import Backoff, Pause
+from agent.comms.mqtt.retry import Pause
 from agent.comms.mqtt.session import ConnectionLoop, DuplicateDevice, LinkLog, LinkState, Stop
 from agent.comms.mqtt.tls import CertificateError, Synchronised
 from agent.comms.topics import OFFLINE, ONLINE, Topics
@@ -66,7 +67,7 @@ class Publisher:
         self._events = EventSender(outgoing, self, longest_s)
         self._inbox, self._answers, self._inquiry = Inbox(self), ReplyQueue(), RetainedQuery()
         self._outage, self._namesake = LinkLog(self, client), DuplicateDevice(topics.status, ONLINE)
-        self._backoff, self._is_away = Backoff(longest_s), False
+        self._backoff, self._is_away = Backoff(RECONNECT_FIRST_S, longest_s), False
         self._wake, self._stop, self._stopping = WakeupPipe(), Stop(), threading.Event()
         self._pause = Pause(self._stopping, synchronised)
         self._thread: threading.Thread | None = None
@@ -235,5 +236,5 @@ class Publisher:
         self._is_away = not connection.lost_code and not self._outage.is_flapping
         self._outage.lost(connection.lost, refused=bool(connection.lost_code))
         if connection.lost_code == reasons.TAKEN_OVER:
-            self._backoff.harder()
+            self._backoff.skip(3)  # the other client suffers from each attempt
         return self._brokers.lost()

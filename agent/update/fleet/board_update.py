@@ -10,6 +10,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from agent.backoff import Backoff
 from agent.errors import VedetteError, reason_of
 from agent.update.fleet.board import STRANGE, parse_state
 from agent.update.fleet.inventory import FleetBoard
@@ -223,15 +224,14 @@ class BoardUpdate:
         Raises:
             _GaveUpError: the attempts are used up, or the board refuses.
         """
-        pause_s = self._patience.pause_s
+        backoff = Backoff(self._patience.pause_s, jitter=0.0)
         for left in reversed(range(self._patience.tries)):
             trouble = await work()
             if trouble is None:
                 return
             if trouble.fault == "failed" or not left:
                 raise _GaveUpError(trouble.fault, trouble.reason)
-            await asyncio.sleep(pause_s)
-            pause_s *= 2
+            await asyncio.sleep(backoff.next_s())
 
     def _tell(self, step: str) -> None:
         self._watch(self._board.name, step)

@@ -307,7 +307,7 @@ def test_a_camera_that_is_plugged_in_is_not_waited_for(
         pauses.set()
         return 60.0
 
-    monkeypatch.setattr("agent.capture.supervisor.ReopenBackoff.next", a_minute)
+    monkeypatch.setattr("agent.backoff.Backoff.next_s", a_minute)
     script.mood = "refuse"
     with grabbing(f"v4l2:{node}") as (grabber, _):
         assert pauses.wait(5)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.capture.reader import FrameRateLimiter
-from agent.capture.supervisor import ReopenBackoff, SourceState
+from agent.capture.supervisor import SourceState
 
 
 def test_an_outage_is_news_once_when_it_begins_and_once_when_it_ends() -> None:
@@ -36,17 +36,6 @@ def test_the_end_is_no_outage() -> None:
     outage.mark_running(0, "x")
     outage.mark_ended()
     assert (outage.state, outage.detail) == ("ended", "")
-
-
-def test_pauses_double_up_to_the_limit_and_begin_again() -> None:
-    back_off = ReopenBackoff(0.5, 3.0)
-    assert [back_off.next(1.0) for _ in range(5)] == [0.5, 1.0, 2.0, 3.0, 3.0]
-    back_off.reset()
-    assert back_off.next(0.0) == 0.25
-
-
-def test_the_limit_holds_for_the_first_pause_too() -> None:
-    assert ReopenBackoff(0.5, 0.1).next(1.0) == 0.1
 
 
 @pytest.mark.parametrize(("source_fps", "max_fps"), [(30, 10), (30, 25), (25, 7), (10, 30), (60, 1)])

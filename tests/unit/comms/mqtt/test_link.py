@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import select
 import socket
 import ssl
@@ -11,8 +10,6 @@ import threading
 import time
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from agent.comms.mqtt import reasons
 from agent.comms.mqtt import session as outage_module
@@ -20,29 +17,11 @@ from agent.comms.mqtt.brokers import ProtocolChoice
 from agent.comms.mqtt.connection import WakeupPipe
 from agent.comms.mqtt.paho_client import Protocol
 from agent.comms.mqtt.reasons import RefusedError, UnansweredError
-from agent.comms.mqtt.retry import Backoff
 from agent.comms.mqtt.session import LinkLog, Stop
 from agent.errors import BrokerError
 
 SILENT, CLOSED = UnansweredError("x", silent=True), UnansweredError("x", silent=False)
 TOO_NEW = RefusedError(reasons.UNSUPPORTED_PROTOCOL)
-
-
-@given(st.floats(0.01, 3600), st.integers(1, 60))
-def test_pauses_are_never_none_and_never_too_long(max_s: float, attempts: int) -> None:
-    backoff = Backoff(max_s)
-    for _ in range(attempts):
-        assert min(0.1, max_s) <= backoff.next_s() <= max(max_s, 0.1)
-
-
-def test_pauses_grow_with_jitter_until_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(random, "uniform", lambda low, high: high)
-    backoff = Backoff(60.0)
-    assert [backoff.next_s() for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
-    backoff.reset()
-    assert backoff.next_s() == 1
-    backoff.harder()
-    assert backoff.next_s() == 16
 
 
 def spoken(choice: ProtocolChoice) -> str:
