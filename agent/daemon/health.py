@@ -24,12 +24,12 @@ from agent.config.diff import names
 from agent.daemon.control import ConfigManager
 from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.runtime import Runtime
-from agent.daemon.shadow import ShadowReport
 from agent.daemon.shadow_manager import ShadowManager
 from agent.daemon.stream import Stream
 from agent.errors import StorageError, reason_of
 from agent.storage.files import write_atomic
 from agent.storage.spool.spool import Spool
+from agent.storage.state_file import ShadowReport
 
 log = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from agent.config.stream import StreamConfig
 from agent.daemon.metrics import LatencyWindow
 from agent.daemon.perception import Perception, open_perception
 from agent.errors import VedetteError
+from agent.storage.state_file import ShadowReport
 from agent.types import AudioChunk, Box, Detection, Frame
 
 if TYPE_CHECKING:
@@ -36,24 +37,6 @@ _PICTURES, _CHUNKS = 1, 1000
 wait."""
 _SPAN_S = 1.0
 """Span of sound that is compared as one, s: two models need not infer at the same moments."""
-
-
-class ShadowReport(Struct, frozen=True):
-    """Comparison of a stream's model with another one that runs beside it; `health.json` holds it.
-
-    Attributes:
-        compared: inputs in which either model found something.
-        agreement: mean F1 of one model's detections against the other's, 0..1; None without a comparison.
-        infer_p95_ms: 95th percentile of the other model's newest inference times, ms.
-        present_p95_ms: that of the stream's own model on the same inputs, ms.
-        failed: why the other model stopped; empty: it runs.
-    """
-
-    compared: int = 0
-    agreement: float | None = None
-    infer_p95_ms: float | None = None
-    present_p95_ms: float | None = None
-    failed: str = ""
 
 
 class _Answer(Struct, frozen=True, gc=False):

@@ -13,11 +13,11 @@ from agent.compute.infer.session import BackendSpec
 from agent.compute.infer.swappable import SwappableSession
 from agent.config.stream import StreamConfig
 from agent.daemon.runtime import Runtime
-from agent.daemon.shadow import Shadow, ShadowReport
+from agent.daemon.shadow import Shadow
 from agent.daemon.stream import Stream
 from agent.errors import VedetteError
 from agent.models.library import open_model
-from agent.storage.state_file import FILE, ShadowOrder, read
+from agent.storage.state_file import FILE, ShadowOrder, ShadowReport, read
 
 _OPEN_S = 20.0
 """Longest time to read a candidate's tensors, s: the daemon's thread waits, and its watchdog expires after 60

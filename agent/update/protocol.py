@@ -12,6 +12,8 @@ from typing import Annotated, Literal, get_args
 
 from msgspec import Meta, Struct
 
+from agent.storage.state_file import ShadowReport
+
 State = Literal[
     "received",
     "verified",
@@ -132,24 +134,6 @@ class UpdateStatus(Struct, frozen=True):
             yield f"{'last' if one.over else 'update':<9} {one.version or one.file} {one.state}{why}"
 
 
-class ShadowVitals(Struct, frozen=True):
-    """Comparison of a new model with the model of a stream.
-
-    Attributes:
-        compared: answers in which either has found something.
-        agreement: mean F1 of these, 0..1; None: there was none.
-        infer_p95_ms: 95th percentile of the new model's latest inferences; None: there were none.
-        present_p95_ms: the same for the stream's own model, on the same inputs.
-        failed: why the new model stopped; empty: it runs.
-    """
-
-    compared: Int = 0
-    agreement: float | None = None
-    infer_p95_ms: float | None = None
-    present_p95_ms: float | None = None
-    failed: str = ""
-
-
 class StreamVitals(Struct, frozen=True):
     """Health of one stream.
 
@@ -164,7 +148,7 @@ class StreamVitals(Struct, frozen=True):
     detail: str = ""
     inferred: Int = 0
     infer_p95_ms: float | None = None
-    shadow: ShadowVitals | None = None
+    shadow: ShadowReport | None = None
 
 
 class LinkVitals(Struct, frozen=True):

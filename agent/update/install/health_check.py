@@ -13,9 +13,10 @@ from typing import Literal
 
 from msgspec import Struct
 
+from agent.storage.state_file import ShadowReport
 from agent.update.bundle.archive import read_description
 from agent.update.bundle.description import HealthGate, ShadowGate
-from agent.update.protocol import ShadowVitals, Update, Vitals
+from agent.update.protocol import Update, Vitals
 
 WELL = ("running", "degraded")
 """States of a stream that infers: where a device fails, the CPU answers."""
@@ -268,7 +269,7 @@ class ShadowTrial:
             return f"stream {', '.join(begins)} has not inferred yet"
         return "no stream that infers uses one of the models that change"
 
-    def _refusals(self, name: str, one: ShadowVitals) -> Iterator[str]:
+    def _refusals(self, name: str, one: ShadowReport) -> Iterator[str]:
         if one.failed:
             yield f"stream {name}: the new model fails beside the one in use: {one.failed}"
         if one.compared < self._gate.compared:
@@ -287,7 +288,7 @@ class ShadowTrial:
                 f"allowed: {one.present_p95_ms:.1f} for the one in use"
             )
 
-    def _progress(self, name: str, one: ShadowVitals) -> str:
+    def _progress(self, name: str, one: ShadowReport) -> str:
         done = one.compared * _STEPS // self._gate.compared * 100 // _STEPS
         return f"stream {name}: {done} % of {self._gate.compared} answers in which something was found"
 

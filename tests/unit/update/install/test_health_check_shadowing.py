@@ -7,13 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from agent.storage.state_file import ShadowReport
 from agent.update.bundle.description import HealthGate, ShadowGate
 from agent.update.install.health_check import Seen, ShadowTrial, Verdict
-from agent.update.protocol import ShadowVitals, StreamVitals, Vitals
+from agent.update.protocol import StreamVitals, Vitals
 
 GATE = ShadowGate(agreement=0.9, compared=50, within_s=600)
 HEALTH = HealthGate(p95_factor=1.5, p95_floor_ms=5.0)
-GOOD = ShadowVitals(50, 0.95, 25.0, 20.0)
+GOOD = ShadowReport(50, 0.95, 25.0, 20.0)
 STREAM = StreamVitals("running", "", 10, 20.0, GOOD)
 
 
@@ -21,7 +22,7 @@ def judge() -> ShadowTrial:
     return ShadowTrial("12ab", GATE, HEALTH, began_s=0.0)
 
 
-def seen(shadow: ShadowVitals | None = GOOD, update: str = "12ab", **changes: object) -> Seen:
+def seen(shadow: ShadowReport | None = GOOD, update: str = "12ab", **changes: object) -> Seen:
     front = replace(STREAM, **{"shadow": shadow, **changes})
     return Seen(Vitals("1.0", 7, "", 0.0, True, 100.0, {"front": front}, update))
 
@@ -37,10 +38,10 @@ def test_models_that_agree_often_enough_and_in_time_may_go_on() -> None:
     [
         (replace(GOOD, agreement=0.62), "agrees by 0.62 with the one in use, in 50 answers; 0.9 is asked for"),
         (replace(GOOD, infer_p95_ms=30.1), "infers in 30.1 ms (p95), 30.0 are allowed: 20.0 for the one in use"),
-        (ShadowVitals(failed="killed by signal 11"), "fails beside the one in use: killed by signal 11"),
+        (ShadowReport(failed="killed by signal 11"), "fails beside the one in use: killed by signal 11"),
     ],
 )
-def test_what_does_not_hold_is_refused_at_once(shadow: ShadowVitals, why: str) -> None:
+def test_what_does_not_hold_is_refused_at_once(shadow: ShadowReport, why: str) -> None:
     outcome = judge().evaluate(1.0, seen(shadow))
     assert outcome.verdict == "roll back"
     assert outcome.reason.startswith("stream front: the new model ")
@@ -48,7 +49,7 @@ def test_what_does_not_hold_is_refused_at_once(shadow: ShadowVitals, why: str) -
 
 
 def test_a_little_time_is_not_looked_at() -> None:
-    assert judge().evaluate(1.0, seen(ShadowVitals(50, 1.0, 4.9, 0.5))).verdict == "commit"
+    assert judge().evaluate(1.0, seen(ShadowReport(50, 1.0, 4.9, 0.5))).verdict == "commit"
 
 
 def test_too_few_answers_are_waited_for_until_the_time_is_over() -> None:
@@ -104,7 +105,7 @@ def test_a_stream_that_has_not_inferred_yet_is_waited_for() -> None:
 def test_none_goes_on_that_has_not_shown_all(
     compared: int, agreement: float | None, infer_ms: float | None, present_ms: float | None
 ) -> None:
-    outcome = judge().evaluate(1.0, seen(ShadowVitals(compared, agreement, infer_ms, present_ms)))
+    outcome = judge().evaluate(1.0, seen(ShadowReport(compared, agreement, infer_ms, present_ms)))
     holds = compared >= 50 and (agreement or 0.0) >= 0.9
     in_time = infer_ms is None or present_ms is None or infer_ms <= max(5.0, 1.5 * present_ms)
     assert (outcome.verdict == "commit") == (holds and in_time)
