@@ -28,7 +28,7 @@ _COMPAT = (
     "unit/compute/infer/worker",
     "unit/config/test_load",
     "unit/daemon/test_daemon",
-    "unit/daemon/test_reload",
+    "unit/daemon/test_control_reload",
     "unit/daemon/test_systemd",
     "unit/storage/spool",
     "unit/storage/test_files",

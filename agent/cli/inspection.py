@@ -10,8 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.compute.manifest import Manifest, Model
-from agent.compute.tensors import TensorSpec
-from agent.compute.tflite.model import ModelFile
+from agent.compute.tflite.model import ModelFile, TensorSpec
 from agent.compute.tflite.read import Runtime, incompatibilities, read_modelfile
 from agent.config.stream import DecodeConfig, StreamConfig
 from agent.errors import ModelError

@@ -1,7 +1,7 @@
 """Draws tracks into pictures and encodes JPEGs.
 
 OpenCV 5 unpacks a whole font for its first character, which keeps over 8 MB: printable ASCII comes from a strip
-    of glyphs instead, and only other text uses OpenCV.
+of glyphs instead, and only other text uses OpenCV.
 
 Clips are made of newly encoded JPEGs of bounded size and rate. Cameras that give JPEGs are decoded for the model
 anyway, and OpenCV returns either pictures or packets, not both; packets of RTSP cameras depend on each other.
@@ -74,7 +74,7 @@ def _glyphs() -> Mask:
 _Colour = tuple[int, int, int]
 
 # Blue, green, red: Okabe and Ito's palette for colour-blind people (https://jfly.uni-koeln.de/color/), without
-#     black and with four more.
+# black and with four more.
 _PALETTE: tuple[_Colour, ...] = (
     (0, 159, 230),
     (233, 180, 86),

@@ -21,8 +21,7 @@ from msgspec.structs import replace
 
 from agent.compute.infer.backends import fallback_spec, open_session, opens_at_once
 from agent.compute.infer.choice import Selection
-from agent.compute.infer.session import AUTO, BackendSpec, Session, SessionOptions
-from agent.compute.infer.swappable import SwappableSession
+from agent.compute.infer.session import AUTO, BackendSpec, Session, SessionOptions, SwappableSession
 from agent.compute.infer.vetting.vetting import Vetting
 from agent.compute.manifest import Model
 from agent.config.device import SelectionConfig

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -19,7 +18,6 @@ from agent.comms.mqtt.endpoint import OPEN, check_prefixes
 from agent.comms.mqtt.endpoint import problems as problems_of_brokers
 from agent.comms.mqtt.endpoint import remarks as unwise
 from agent.comms.topics import COMMANDS
-from agent.compute.track.clip_trigger import check_clips
 from agent.compute.track.zones import check_zones
 from agent.config import Config
 from agent.config.device import SelectionConfig
@@ -28,15 +26,12 @@ from agent.config.secret_file import expand, is_open_to_all, wants_credentials
 from agent.config.source_uri import check_not_shared, holds_secret, shared_microphones
 from agent.config.stream import StreamConfig
 from agent.config.toml import Keys
+from agent.daemon.perception import Perception, check_clips, open_perception, prepare_perception
 from agent.errors import BackendError, ConfigError, StorageError, VedetteError
+from agent.models.library import look_up, open_model
 from agent.storage.files import check_state_folder, clips_path, folder_of, service_user
 
-if TYPE_CHECKING:
-    from agent.daemon.perception import Perception
-
-    _Opens = Callable[[str, StreamConfig], Perception | None]
-
-
+_Opens = Callable[[str, StreamConfig], Perception | None]
 Step = tuple[Keys, Callable[[], object]]
 """Keys below the stream, and the check of them, which raises a `VedetteError`."""
 
@@ -63,7 +58,6 @@ def remarks(path: Path) -> list[str]:
     """Return what was guessed about the models of a valid file, and what is doubtful, a line each."""
     from agent.compute.infer.vetting.unprivileged import without_root
     from agent.models.files import preloaded
-    from agent.models.library import look_up
 
     file = load(path)
     models = {stream.model for stream in file.config.streams.values()}
@@ -175,8 +169,6 @@ def keys_of(error: VedetteError, name: str, stream: StreamConfig) -> Keys:
 
     Empty: there is none. The TFLite runtime is not asked again about a model.
     """
-    from agent.daemon.perception import prepare_perception
-    from agent.models.library import open_model
 
     def prepare(name: str, stream: StreamConfig) -> Perception | None:
         return prepare_perception(name, stream, open_model(stream.model, stream.variant, 0.0))
@@ -301,7 +293,6 @@ def _source_steps(stream: StreamConfig, check: Callable[[str], None] = check_the
 def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None = None) -> Iterator[Step]:
     """Yield the steps from the zones to the opened model; `wait_s` as for `open_model`."""
     from agent.compute.infer.backends import resolve_backend
-    from agent.models.library import open_model
 
     for number in range(len(stream.zones)):
         yield ("zones", number), partial(check_zones, stream.zones[: number + 1])
@@ -322,7 +313,6 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
 
 def _open_perception(name: str, stream: StreamConfig) -> Perception:
     from agent.compute.infer.backends import open_for_command
-    from agent.daemon.perception import open_perception
 
     return open_perception(name, stream, opener=open_for_command)
 

@@ -20,7 +20,7 @@ from agent.daemon.health import HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.overrides import OverridesFile
 from agent.daemon.runtime import Runtime, stop_streams
-from agent.daemon.shadow_manager import ShadowManager
+from agent.daemon.shadow import ShadowManager
 from agent.daemon.systemd import Notifier, SystemdStatus
 from agent.errors import ConfigError, StorageError, StreamError, VedetteError
 from agent.storage.files import OwnedFolder, remove_temporaries, state_folder, tighten

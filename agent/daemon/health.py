@@ -24,7 +24,7 @@ from agent.config.diff import names
 from agent.daemon.control import ConfigManager
 from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.runtime import Runtime
-from agent.daemon.shadow_manager import ShadowManager
+from agent.daemon.shadow import ShadowManager
 from agent.daemon.stream import Stream
 from agent.errors import StorageError, reason_of
 from agent.storage.files import write_atomic

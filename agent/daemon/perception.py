@@ -1,14 +1,14 @@
-"""Open the perception of a stream: `VideoPerception` for pictures, `AudioPerception` for sound."""
+"""Checks and opens the perception of a stream: `VideoPerception` for pictures, `AudioPerception` for sound."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Union
 
 from agent.compute.manifest import Model
 from agent.config.source_uri import parse
-from agent.config.stream import StreamConfig
+from agent.config.stream import ClipsConfig, StreamConfig, ZoneConfig
 from agent.errors import ConfigError
 from agent.models.library import open_model, prefixed_errors
 
@@ -98,8 +98,7 @@ def prepare_perception(
     Raises:
         ConfigError, SourceError, ModelError: see `open_perception`; BackendError: there is no such device here.
     """
-    from agent.compute.infer.backends import opens_at_once, resolve_backend
-    from agent.compute.infer.null import NullBackend
+    from agent.compute.infer.backends import NullBackend, opens_at_once, resolve_backend
     from agent.compute.infer.session import SessionOptions
     from agent.compute.infer.vetting.vetting import VETTING
 
@@ -136,8 +135,29 @@ def is_vetted(config: StreamConfig, model: Model, vetting: Vetting | None, wait_
 
 def _check_clips(name: str, config: StreamConfig, model: Model) -> None:
     if config.clips is not None:
-        from agent.compute.track.clip_trigger import check_clips
-
         if model.manifest.audio is not None:
             raise ConfigError(f"stream {name}: clips are of pictures, and {config.model} takes sound")
         check_clips(config.clips, config.zones, config.decode.labels or model.manifest.output.labels)
+
+
+def check_clips(config: ClipsConfig, zones: Sequence[ZoneConfig], labels: Sequence[str]) -> None:
+    """Refuse a configuration that would never give a clip.
+
+    Args:
+        config: of the clips.
+        zones: of the stream.
+        labels: that its model reports; empty: not known.
+
+    Raises:
+        ConfigError: a zone or a label is unknown, or `after_s` is more than `max_s`.
+    """
+    known = [zone.name for zone in zones]
+    for name in config.zones:
+        if name not in known:
+            hint = f"known: {', '.join(known)}" if known else "the stream has no [[zones]]"
+            raise ConfigError(f"clips.zones: no zone is called {name!r}; {hint}")
+    for label in config.labels:
+        if labels and label not in labels:
+            raise ConfigError(f"clips.labels: the stream never reports {label!r}; known: {', '.join(labels)}")
+    if config.after_s > config.max_s:
+        raise ConfigError(f"clips.after_s: {config.after_s:g} is more than max_s, {config.max_s:g}")

@@ -1,4 +1,4 @@
-"""Pipelines: take the inputs of one stream through its stages: perceive, report, compare, record, snapshot.
+"""Takes the inputs of one stream through its stages: perceive, report, compare, record, snapshot, count.
 
 A pipeline also ends the tracks that are due while no input comes, and all of them when the stream is over.
 OpenCV is loaded for the first snapshot only: a board with nothing but microphones runs without it.
@@ -6,19 +6,21 @@ OpenCV is loaded for the first snapshot only: a board with nothing but microphon
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
+from msgspec import Struct
+
 from agent.comms.reporter import Reporter
-from agent.compute.track.best_shot import BestShot
 from agent.compute.track.tracker import Tracker
 from agent.config.stream import PublishConfig
-from agent.daemon.metrics import StreamMetrics
-from agent.types import AudioChunk, Event, Frame, StageTimes, StreamResult
+from agent.types import AudioChunk, Box, Event, Frame, StageTimes, StreamResult, Track
 
 if TYPE_CHECKING:
     from agent.compute.hearing import AudioPerception
@@ -29,6 +31,79 @@ if TYPE_CHECKING:
 
 _TAKE_S = 0.25
 """Longest wait for an input, s; then ends that are due, a stop and a lost source are handled."""
+
+_WINDOW = 256
+
+
+class LatencyWindow:
+    """The newest 256 inference times of a stream. One thread adds; any thread may read."""
+
+    def __init__(self) -> None:
+        self._ns, self._added = array("q", bytes(8 * _WINDOW)), 0
+
+    def add(self, nanoseconds: int) -> None:
+        """Add the time of one inference, ns."""
+        self._ns[self._added % _WINDOW] = nanoseconds
+        self._added += 1
+
+    @property
+    def p95_ms(self) -> float | None:
+        """95th percentile of the window, ms; None before the first inference."""
+        newest = sorted(self._ns[: min(self._added, _WINDOW)])
+        return round(newest[(len(newest) * 19 - 1) // 20] / 1e6, 3) if newest else None
+
+
+class Rates(Struct, frozen=True):
+    """Rates of one stream since the previous call.
+
+    Attributes:
+        fps: inputs handled per second.
+        inferences_per_s: inferences per second.
+        infer_ms: mean time of an inference, ms; 0 without one.
+    """
+
+    fps: float
+    inferences_per_s: float
+    infer_ms: float
+
+
+class StreamMetrics:
+    """Count what one stream handles. The stream's thread adds; one other thread may ask for rates.
+
+    Attributes:
+        frames: inputs handled since the start: pictures, or chunks of sound.
+        inferences: made since the start.
+        has_result: an inference was made in the current run.
+        latency: inference times of the current run.
+    """
+
+    def __init__(self) -> None:
+        self.frames = self.inferences = self._infer_ns = 0
+        self.has_result, self.latency = False, LatencyWindow()
+        self._before, self._at = (0, 0, 0), time.monotonic()
+
+    def begin_run(self) -> None:
+        """Start a new run: totals continue, latencies and `has_result` start anew."""
+        self.has_result, self.latency = False, LatencyWindow()
+
+    def add(self, result: StreamResult, inferences: int) -> None:
+        """Count one input and the inferences that were made for it."""
+        self.frames += 1
+        if result.detections is not None:
+            self.inferences += inferences
+            self._infer_ns += result.stages.infer
+            self.latency.add(result.stages.infer // max(1, inferences))
+            self.has_result = True
+
+    def rates(self) -> Rates:
+        """Return the rates since the previous call."""
+        now, totals = time.monotonic(), (self.frames, self.inferences, self._infer_ns)
+        frames, inferences, infer_ns = (new - old for new, old in zip(totals, self._before, strict=True))
+        seconds = max(1e-3, now - self._at)
+        self._before, self._at = totals, now
+        infer_ms = round(infer_ns / 1e6 / inferences, 3) if inferences else 0.0
+        return Rates(round(frames / seconds, 2), round(inferences / seconds, 2), infer_ms)
+
 
 T = TypeVar("T", Frame, AudioChunk)
 T_co = TypeVar("T_co", covariant=True)
@@ -175,6 +250,97 @@ class Pipeline(ABC, Generic[T]):
             self._report_counts()
             if self._clips is not None:
                 self._clips.add_events(events)
+
+
+_BETTER = 1.1
+"""A frame replaces an earlier one of the same track if its quality is so many times higher."""
+
+_CUT = 0.5
+"""Factor on the quality of an object at the frame's edge."""
+
+_CHECKS = 0.125
+"""Interval between checks of frames without events, as a share of `every_s`."""
+
+_EDGE = 0.005
+"""A box touches the frame's edge within this distance, as a share of the side."""
+
+
+class BestShot:
+    """Follows the track of the newest `new` event and finds frames that show it better than all before.
+
+    After that track has ended it follows the track of the next event.
+    """
+
+    def __init__(self, every_s: float) -> None:
+        """Start without a track.
+
+        Args:
+            every_s: shortest time between two frames, s.
+        """
+        self._every_ns = round(every_s * 1e9)
+        self._shot_ns: int | None = None
+        self._checked_ns: int | None = None
+        self._id = ""
+        self._hits = 0
+        self._best = 0.0
+
+    def is_due(self, now_ns: int) -> bool:
+        """Return True if a frame without events is worth checking, a few times within `every_s`.
+
+        Args:
+            now_ns: its capture, ns.
+        """
+        if self._checked_ns is not None and now_ns - self._checked_ns < self._every_ns * _CHECKS:
+            return False
+        self._checked_ns = now_ns
+        return True
+
+    def is_better(self, events: Iterable[Event], tracks: Sequence[Track], now_ns: int) -> bool:
+        """Return True if this frame should be encoded now.
+
+        Args:
+            events: of this frame.
+            tracks: alive after it.
+            now_ns: its capture, ns.
+        """
+        alive = {track.id: track for track in tracks}
+        self._choose(events, alive)
+        track = alive.get(self._id)
+        # Without a hit the track's box is that of an earlier frame.
+        if track is None or track.hits <= self._hits:
+            return False
+        self._hits = track.hits
+        now = quality(track)
+        early = self._shot_ns is not None and now_ns - self._shot_ns < self._every_ns
+        if early or now <= self._best * _BETTER:
+            return False
+        self._shot_ns, self._best = now_ns, now
+        return True
+
+    def _choose(self, events: Iterable[Event], alive: dict[str, Track]) -> None:
+        current = [event for event in events if event.kind != "end" and event.track.id in alive]
+        candidates = [event.track for event in current if event.kind == "new"]
+        if not candidates and self._id not in alive:
+            candidates = [event.track for event in current]
+        if candidates:
+            self._id = max(candidates, key=quality).id
+            self._hits, self._best = 0, 0.0
+
+
+def quality(track: Track) -> float:
+    """Return how well a frame shows a track, 0..1: score × side of the visible box, halved at the frame's edge.
+
+    A track without a box counts its score alone.
+    """
+    if track.box is None:
+        return track.score
+    x0, y0, x1, y1 = (min(1.0, max(0.0, value)) for value in track.box)
+    side = math.sqrt(max(0.0, x1 - x0) * max(0.0, y1 - y0))
+    return track.score * side * (_CUT if _cut_off((x0, y0, x1, y1)) else 1.0)
+
+
+def _cut_off(box: Box) -> bool:
+    return min(box[0], box[1]) < _EDGE or max(box[2], box[3]) > 1.0 - _EDGE
 
 
 class SnapshotStage:

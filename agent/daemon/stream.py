@@ -20,14 +20,13 @@ from agent.capture.supervisor import CaptureStats
 from agent.comms.messages import ModelId, StreamHealth
 from agent.comms.reporter import EventSink, Reporter, RetainedSink
 from agent.comms.topics import Topics
-from agent.compute.infer.runtime_shapes import NotYetError
+from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Model
 from agent.config.source_uri import parse
 from agent.config.stream import StreamConfig
 from agent.daemon import perception
-from agent.daemon.metrics import StreamMetrics
 from agent.daemon.perception import Perception, open_perception, prepare_perception
-from agent.daemon.pipeline import Pipeline
+from agent.daemon.pipeline import Pipeline, StreamMetrics
 from agent.errors import BackendError, CommandError, VedetteError
 from agent.models.library import log_guesses, open_model
 from agent.text import plural

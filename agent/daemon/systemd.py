@@ -93,8 +93,7 @@ _FEEDS = 4
 """Notifications per watchdog period."""
 _NOT_AWAITED = ("lost", "ended", "failed", "disabled")
 """States in which a stream is not awaited. A camera may stay away for days; waiting for it would let systemd's
-start
-timeout end the other streams."""
+start timeout end the other streams."""
 
 
 class Watched(Protocol):

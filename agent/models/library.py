@@ -26,11 +26,10 @@ from agent.compute.decode.decoder import DECODERS, options_kind
 from agent.compute.decode.defaults import Completed, complete, describe_sources, facts_of, lacks_labels, says_all
 from agent.compute.infer.audio_input import FRONTENDS
 from agent.compute.infer.audio_input import options_kind as frontend_options_kind
+from agent.compute.infer.backends import Ends, ends_of
 from agent.compute.infer.choice import Inputs, golden_inputs
-from agent.compute.infer.runtime_shapes import Ends, ends_of
 from agent.compute.manifest import AudioManifest, Manifest, Model, Variant
-from agent.compute.tensors import TensorSpec
-from agent.compute.tflite.model import ModelFile
+from agent.compute.tflite.model import ModelFile, TensorSpec
 from agent.compute.tflite.read import Runtime, incompatibilities, only_signature, read_modelfile
 from agent.config.toml import Problem, TomlFile, nearest, problems_of
 from agent.errors import ModelError, NormalisationError, SourceError, UndecodableError
@@ -119,8 +118,8 @@ def open_model(
     Args:
         name_or_path: see `agent.models.files.load_file`.
         variant: its name, `auto` or empty, see `agent.compute.manifest.Manifest.exits`.
-        wait_s: longest wait for the runtime, see `agent.compute.infer.runtime_shapes.ends_of`.
-        vetting: see `agent.compute.infer.runtime_shapes.ends_of`.
+        wait_s: longest wait for the runtime, see `agent.compute.infer.backends.ends_of`.
+        vetting: see `agent.compute.infer.backends.ends_of`.
 
     Raises:
         NotYetError: the runtime has not answered in that time.

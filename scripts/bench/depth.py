@@ -19,7 +19,7 @@ import common
 import numpy as np
 from msgspec import Struct
 
-from agent.compute.cascade.policy import ExitPolicy
+from agent.compute.cascade import ExitPolicy
 from agent.compute.hearing import AudioPerception
 from agent.compute.manifest import Manifest
 from agent.config.stream import StreamConfig

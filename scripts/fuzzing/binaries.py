@@ -21,8 +21,7 @@ from agent.compute.infer.session import SessionOptions
 from agent.compute.infer.vetting.vetting import Vetting, VettingLimits
 from agent.compute.infer.worker import protocol
 from agent.compute.manifest import Manifest, Model, OutputManifest, Variant
-from agent.compute.tensors import TensorSpec
-from agent.compute.tflite.model import ModelFile
+from agent.compute.tflite.model import ModelFile, TensorSpec
 from agent.compute.tflite.read import Runtime, incompatibilities, read_modelfile
 from agent.errors import ModelError, VedetteError
 from agent.update.bundle import archive

@@ -21,7 +21,7 @@ from agent.compute.infer.session import AUTO, BackendSpec, SessionOptions
 from agent.compute.infer.vetting.unprivileged import without_root
 from agent.compute.infer.worker.session import WorkerSession
 from agent.compute.manifest import Model
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 from agent.compute.tflite.read import only_signature
 from agent.config import Config
 from agent.daemon.measurements import MeasurementFiles, StoredMeasurement, StoredMeasurements

@@ -20,8 +20,7 @@ def suppress(
 
     Args:
         boxes: float32 [n,4], `(x0, y0, x1, y1)` within 0..1 or NaN: OpenCV separates classes by shifting their
-            boxes,
-            and negative coordinates would reach into the next class.
+            boxes, and negative coordinates would reach into the next class.
         scores: float32 [n], finite; boxes of score 0 are dropped.
         classes: integers [n], not negative; only boxes of one class suppress each other. None: one class.
         iou_threshold: overlap above which the weaker box is dropped, 0..1.

@@ -13,7 +13,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from agent.compute.manifest import Manifest, OutputManifest
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 from agent.config.stream import DecodeConfig
 from agent.errors import ModelError
 from agent.types import Array, Detection
@@ -164,9 +164,8 @@ class Decoder(Protocol):
         """Decode one inference.
 
         Args:
-            outputs: arrays in the order, shapes and dtypes of the specs that it was built for. They may be
-                views of
-                the tensors' own memory: no reference is kept.
+            outputs: arrays in the order, shapes and dtypes of the specs that it was built for. They may be views
+                of the tensors' own memory: no reference is kept.
 
         Returns:
             Detections, strongest first, all finite. Boxes, keypoints and outlines are fractions of the model's

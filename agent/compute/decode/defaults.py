@@ -1,7 +1,7 @@
 """Completes a manifest key by key, and records the source of each key that is neither stated nor a default.
 
 The order is: the manifest; the TFLite Metadata in the file; a guess from tensors, last operations and the
-    decoder's published models; the defaults of `agent.compute.manifest`.
+decoder's published models; the defaults of `agent.compute.manifest`.
 
 The scores of classifiers, keywords and boxes are probabilities if the graph ends in SOFTMAX or LOGISTIC. Else
 they are logits if a quantised output's range exceeds 0..1, or if a float output comes from a multiplication
@@ -30,8 +30,7 @@ from agent.compute.decode.metadata import (
     read_metadata,
 )
 from agent.compute.manifest import InputManifest, Manifest, OutputManifest
-from agent.compute.tensors import TensorSpec
-from agent.compute.tflite.model import POSTPROCESS, ModelFile, Subgraph
+from agent.compute.tflite.model import POSTPROCESS, ModelFile, Subgraph, TensorSpec
 from agent.config.stream import DecodeConfig
 from agent.errors import ModelError
 
@@ -265,8 +264,7 @@ def _check_guess(decoder: str, keys: _Keys, facts: ModelFacts) -> None:
 
     Raises:
         ModelError: none of several outputs has a score per label, or the single one of `classify` has neither
-            labels
-            nor a sign of scores.
+            labels nor a sign of scores.
     """
     labels = len(keys.get("output", "labels") or ())
     if len(facts.outputs) > 1:

@@ -20,8 +20,8 @@ from msgspec.structs import replace
 from agent.compute.decode.decoder import DECODERS, find_fitting
 from agent.compute.infer.audio_input import FRONTENDS
 from agent.compute.manifest import InputManifest, OutputManifest
-from agent.compute.tensors import TensorSpec
 from agent.compute.tflite.flatbuffer import ByteSource, FlatTable
+from agent.compute.tflite.model import TensorSpec
 from agent.errors import ModelError, NormalisationError, UndecodableError
 
 log = logging.getLogger(__name__)

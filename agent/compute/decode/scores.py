@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.compute.decode.decoder import ShapeMismatchError
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 from agent.types import Array
 
 Floats = NDArray[np.float32]

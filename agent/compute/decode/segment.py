@@ -1,8 +1,8 @@
 """Segmentation: every connected region of a class is a detection with an outline.
 
-For DeepLab and similar models: logits or probabilities [1,H,W,classes], or class numbers [1,H,W] if the argmax
-    is in the graph; a single class is a mask of logits. Source:
-    https://www.kaggle.com/models/tensorflow/deeplabv3
+For DeepLab and similar models: logits or probabilities [1,H,W,classes], or class numbers [1,H,W] if the argmax is
+in the graph; a single class is a mask of logits.
+Source: https://www.kaggle.com/models/tensorflow/deeplabv3
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from agent.compute.decode.decoder import (
     assign_outputs,
 )
 from agent.compute.decode.scores import sigmoid
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 from agent.types import Array, Detection
 
 

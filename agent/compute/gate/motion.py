@@ -1,17 +1,185 @@
-"""The motion gate: decides for each frame whether to infer, on which part, and how complex it is."""
+"""The motion gate: decides for each frame whether to infer, on which part, and how complex it is.
+
+It learns the camera's background. Each picture is halved until it is small, converted to grey and blurred. A
+pixel moves if it differs from a running average by more than its usual noise. Three kinds of change are not
+movement: noise and flicker (learned per pixel), slow drift (averaged away), and light (one factor for the whole
+picture, or learned anew at once).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
+import cv2
+import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
-from agent.compute.gate.background import Background
 from agent.compute.track.association import overlap
 from agent.config.stream import GateConfig
 from agent.types import Box, Image
+
+Grey = NDArray[np.uint8]
+
+_WIDTH = 240
+"""Greatest width of the small picture, px; it has at least half of that."""
+
+_TALL = 1000
+"""From so many rows on every second row is read: half the memory traffic, with enough detail."""
+
+_SETTLE_S, _SETTLE_TRACKED_S = 5.0, 10.0
+"""Time constants at which a still object becomes background: shorter while the model finds nothing, s."""
+
+_NOISE_S = 20.0
+"""Time constant at which a pixel's usual noise is learned, s."""
+
+_NOISE_MAX = 8
+"""Greatest noise of a pixel, grey levels, so that busy places do not become blind."""
+
+_NOISE_FACTOR = 4.0
+"""Mean absolute deviations above which a difference is movement: 3.2 sigma of a Gaussian."""
+
+_RELEARN_SHARE, _RELEARN_GAIN, _RELEARN_STILL = 0.2, 1.2, 0.1
+"""The light has changed if so much of the picture differs, or by such a factor, and so little of that from the
+picture before."""
+
+_GAIN_MAX = 3.0
+_GAIN_STRIDE = 5
+_REGIONS_MAX = 32
+_CLOSE = np.ones((5, 5), np.uint8)
+"""Joins the parts of one person."""
+
+
+class Background:
+    """Learns one camera's background. Its memory is allocated for the first picture of a size."""
+
+    def __init__(self, sensitivity: float, min_area: float) -> None:
+        """Start without a background.
+
+        Args:
+            sensitivity: 0 finds differences above 32 grey levels, 1 those above 3.
+            min_area: share of the frame that a moving region must cover.
+        """
+        self._floor = 32.0 * 0.1**sensitivity
+        self._min_area = min_area
+        self._shape: tuple[int, ...] = ()
+
+    def fits(self, image: Image) -> bool:
+        """Return True if the background has this picture's size."""
+        return image.shape == self._shape
+
+    def learn(self, image: Image) -> None:
+        """Forget everything and take this picture as the background."""
+        self._shape = image.shape
+        self._rows = 2 if image.shape[0] >= _TALL else 1
+        height, width = -(-image.shape[0] // self._rows), image.shape[1]
+        self._halves: list[Image] = []
+        while width > _WIDTH and height > 1:
+            height, width = height // 2, width // 2
+            self._halves.append(np.empty((height, width, 3), np.uint8))
+        size = (height, width)
+        self._raw, self._grey, self._before = (np.empty(size, np.uint8) for _ in range(3))
+        self._expected, self._limit, self._diff, self._mask = (np.empty(size, np.uint8) for _ in range(4))
+        self._mean = np.empty(size, np.float32)
+        self._noise = np.full(size, 1.0, np.float32)
+        self._min_pixels = max(4.0, self._min_area * height * width)
+        self._shrink(image)
+        self._restart()
+
+    def moving(self, image: Image, dt_s: float, *, tracked: bool) -> tuple[Box, ...]:
+        """Return the moving regions, largest first, and learn from this picture.
+
+        Args:
+            image: H×W×3 uint8, of the size learned.
+            dt_s: time since the picture before, s.
+            tracked: whether the model has found something, whose movement is not learned as noise.
+        """
+        self._shrink(image)
+        gain = self._gain()
+        self._compare(gain)
+        changed = cv2.countNonZero(self._mask)
+        regions = tuple(self._regions()) if changed >= self._min_pixels else ()
+        if self._light_changed(changed, gain):
+            self._restart()
+        else:
+            self._update(dt_s, tracked)
+        self._grey, self._before = self._before, self._grey
+        return regions
+
+    def _shrink(self, image: Image) -> None:
+        """Halve the picture exactly: OpenCV averages only 2×2 pixels with vector instructions."""
+        picture = image[:: self._rows] if self._rows > 1 else image
+        for half in self._halves:
+            height, width = half.shape[:2]
+            whole = picture[: 2 * height, : 2 * width]
+            cv2.resize(whole, (width, height), dst=half, interpolation=cv2.INTER_AREA)
+            picture = half
+        # The order of the channels does not matter for differences.
+        cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY, dst=self._raw)
+        cv2.blur(self._raw, (3, 3), dst=self._grey)
+
+    def _gain(self) -> float:
+        """Return the factor of the light: the median over a grid, which a moving object does not change."""
+        now = self._grey[::_GAIN_STRIDE, ::_GAIN_STRIDE].ravel()
+        # Deep shadow has no light to compare.
+        usual = np.maximum(self._mean[::_GAIN_STRIDE, ::_GAIN_STRIDE].ravel(), 8.0)
+        ratio = np.maximum(now, 8.0) / usual
+        middle = ratio.size // 2
+        gain = float(np.partition(ratio, middle)[middle])
+        return min(_GAIN_MAX, max(1.0 / _GAIN_MAX, gain))
+
+    def _compare(self, gain: float) -> None:
+        cv2.convertScaleAbs(self._mean, dst=self._expected, alpha=gain)
+        cv2.absdiff(self._grey, self._expected, dst=self._diff)
+        # A brighter picture is a noisier one.
+        factor = _NOISE_FACTOR * max(1.0, gain)
+        cv2.convertScaleAbs(self._noise, dst=self._limit, alpha=factor, beta=self._floor)
+        cv2.compare(self._diff, self._limit, cv2.CMP_GT, dst=self._mask)
+
+    def _regions(self) -> Iterator[Box]:
+        height, width = self._mask.shape
+        joined = cv2.morphologyEx(self._mask, cv2.MORPH_CLOSE, _CLOSE)
+        found = []
+        for contour in cv2.findContours(joined, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]:
+            x, y, w, h = cv2.boundingRect(contour)
+            pixels = cv2.countNonZero(joined[y : y + h, x : x + w])
+            if pixels >= self._min_pixels:
+                found.append((pixels, (x / width, y / height, (x + w) / width, (y + h) / height)))
+        found.sort(reverse=True)
+        return (box for _, box in found[:_REGIONS_MAX])
+
+    def _light_changed(self, changed: int, gain: float) -> bool:
+        """Return True if much differs but nothing moves: a lamp, a cloud, the exposure, or a turned camera."""
+        if changed < _RELEARN_SHARE * self._mask.size and 1 / _RELEARN_GAIN < gain < _RELEARN_GAIN:
+            return False
+        # Both are free until the next picture; the difference and its mask are still needed for learning.
+        step, stepped = self._expected, self._raw
+        cv2.absdiff(self._grey, self._before, dst=step)
+        cv2.compare(step, self._limit, cv2.CMP_GT, dst=stepped)
+        return cv2.countNonZero(stepped) <= _RELEARN_STILL * changed
+
+    def _restart(self) -> None:
+        np.copyto(self._mean, self._grey)
+        np.copyto(self._before, self._grey)
+        self._pictures = 1
+
+    def _update(self, dt_s: float, tracked: bool) -> None:
+        """Update the running averages; the first pictures count equally, against the noise of one."""
+        self._pictures += 1
+        young = 1.0 / self._pictures
+        settle_s = _SETTLE_TRACKED_S if tracked else _SETTLE_S
+        cv2.accumulateWeighted(self._grey, self._mean, max(young, _weight(dt_s, settle_s)))
+        cv2.threshold(self._diff, _NOISE_MAX, 0, cv2.THRESH_TRUNC, dst=self._diff)
+        still = cv2.bitwise_not(self._mask, dst=self._mask) if tracked else None
+        cv2.accumulateWeighted(self._diff, self._noise, max(young, _weight(dt_s, _NOISE_S)), mask=still)
+
+
+def _weight(dt_s: float, constant_s: float) -> float:
+    """Return the weight of the newest value in an average with this time constant, at any frame rate."""
+    return 1.0 - math.exp(-max(0.0, dt_s) / constant_s)
+
 
 _EASY_SIDE = 0.25
 """Objects with a side of at least this share of the frame's are the least complex."""

@@ -1,9 +1,8 @@
 """The voice gate: decides which samples are worth an inference, and how complex the speech is.
 
-It compares the level per band with a floor that follows the noise: the mean while nothing stands out, which
-    rises only slowly while something does, so that a fan is learned and a word is not. The idea is that of
-    noise tracking for
-speech enhancement: Cohen, IEEE Trans. Speech and Audio Processing 11 (2003).
+It compares the level per band with a floor that follows the noise: the mean while nothing stands out, which rises
+only slowly while something does, so that a fan is learned and a word is not. The idea is that of noise tracking
+for speech enhancement: Cohen, IEEE Trans. Speech and Audio Processing 11 (2003).
 
 Speech is complex if it is little above the noise, flat like noise, changes fast, or is spoken fast. Syllables lie
 between dips of the level, as in de Jong and Wempe, Praat script to detect syllable nuclei and measure speech rate

@@ -13,7 +13,7 @@ import numpy as np
 
 from agent.compute.infer.session import BackendSpec
 from agent.compute.manifest import Model
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import BackendError, ModelError
 from agent.types import Array

@@ -40,11 +40,9 @@ class LogMelOptions(Struct, frozen=True, forbid_unknown_fields=True):
         hop_ms: from one row to the next; at most a window.
         mels: bands of a row, evenly spread over the mel scale.
         low_hz, high_hz: start of the lowest and end of the highest band; at least 1 Hz apart, and at most half
-            the
-            rate.
+            the rate.
         offset: added to a band's energy before the logarithm, so that silence is finite. An energy of 1 is that
-            of
-            full-scale noise in one bin of the spectrum; 1e-7 lies 70 dB below.
+            of full-scale noise in one bin of the spectrum; 1e-7 lies 70 dB below.
     """
 
     rate_hz: Count = 8000

@@ -15,7 +15,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from agent.compute.manifest import AudioManifest
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 from agent.errors import ModelError
 from agent.types import Array, Samples
 

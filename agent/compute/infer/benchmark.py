@@ -1,9 +1,9 @@
 """Measures the backends that can run a model and chooses the best.
 
-Each candidate runs in a worker process: the CPU with each number of threads, and each delegate that is found.
-    Its answers are checked first. Candidates that are compared take turns, so that what slows the board down
-    for a moment slows all of them. One that crashes, hangs, answers wrongly, takes no operation or is slower
-    than the CPU is refused with the reason; that is no exception.
+Each candidate runs in a worker process: the CPU with each number of threads, and each delegate that is found. Its
+answers are checked first. Candidates that are compared take turns, so that what slows the board down for a moment
+slows all of them. One that crashes, hangs, answers wrongly, takes no operation or is slower than the CPU is
+refused with the reason; that is no exception.
 """
 
 from __future__ import annotations

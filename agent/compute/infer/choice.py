@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from agent.compute.infer.delegates import DelegateProbe
 from agent.compute.infer.session import BackendSpec
 from agent.compute.manifest import Manifest
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 from agent.errors import ModelError
 from agent.types import Array
 

@@ -20,7 +20,7 @@ from agent.compute.infer.session import BackendSpec, Session, SessionOptions
 from agent.compute.infer.vetting.vetting import VETTING, Vetting
 from agent.compute.infer.worker.session import DEADLINE_S, PATIENCE_S, WorkerSession
 from agent.compute.manifest import Model
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 from agent.errors import BackendError, ModelError, VedetteError, reason_of
 from agent.types import Array
 

@@ -1,10 +1,8 @@
 """Resizes, normalises and quantises pictures into the input tensor's own memory.
 
-Normalising and quantising has 256 results per channel, kept in a table:
-`q = round((pixel - mean) / std / scale) + zero_point`, or the float before rounding for a float input. Cheaper
-ways
-replace the lookup: the identity is one `cv2.resize`, uint8 to int8 flips a bit, and a float input is a
-multiplication and an addition.
+Normalising and quantising has 256 results per channel, kept in a table: the float `(pixel - mean) / std / scale
++ zero_point`, rounded for an integer input. Cheaper ways replace the lookup: the identity is one `cv2.resize`,
+uint8 to int8 flips a bit, and a float input is a multiplication and an addition.
 
 Linear interpolation reads two by two pixels, whatever the ratio, so that fine structure turns into noise. If
 one side shrinks to a third or less and the other to a half or less, each is first interpolated to 2, 4, 8 …
@@ -23,7 +21,7 @@ import numpy as np
 from msgspec import Struct
 
 from agent.compute.manifest import InputManifest
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 from agent.errors import ModelError
 from agent.types import WHOLE, Array, Box, ChannelOrder, Image
 

@@ -27,7 +27,7 @@ from agent.board.process import STDERR_TURN
 from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.worker import protocol
 from agent.compute.manifest import Model
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 from agent.errors import BackendError, ModelError
 from agent.types import Array
 
@@ -46,8 +46,7 @@ def native_stderr(log: logging.Logger) -> Iterator[None]:
     """Log what is written to descriptor 2 in this context, at debug level.
 
     Does nothing if another thread redirects descriptor 2 for longer than `_STDERR_WAIT_S`. The log's own output
-    is
-    not caught: see `agent.board.process.separate_stderr`.
+    is not caught: see `agent.board.process.separate_stderr`.
     """
     if _keeps_stderr.is_set() or not STDERR_TURN.acquire(timeout=_STDERR_WAIT_S):
         yield

@@ -16,8 +16,7 @@ from agent.errors import ModelError
 
 _WORK = 500_000
 """Most tables, vectors and strings read from one file: offsets may share targets, so that a small hostile file
-could
-describe a huge tree. The largest models in use have some 100,000."""
+could describe a huge tree. The largest models in use have some 100,000."""
 _GRAIN = 256
 """Bytes of a vector or string that cost one more unit of work."""
 

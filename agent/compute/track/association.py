@@ -1,8 +1,8 @@
 """Associates detections with tracks: by overlap, or by distance for small fast objects.
 
 It is greedy, best pair first: worse than the optimal assignment only in crowds that no box can resolve, for the
-    cost of a sort. There is no second round for weak detections as in ByteTrack (Zhang et al., ECCV 2022),
-    because the decoder has dropped what is below the stream's threshold.
+cost of a sort. There is no second round for weak detections as in ByteTrack (Zhang et al., ECCV 2022), because
+the decoder has dropped what is below the stream's threshold.
 """
 
 from __future__ import annotations

@@ -6,9 +6,8 @@ Source: Chen, Parada and Heigold, Small-footprint keyword spotting using deep ne
 
 `StuckOutputDetector` finds models whose answers never change: a broken conversion, or a wrong front end. A
 constant answer alone is no fault, because a wake word's score may be 0 through minutes of other sound. After
-300 s of sound
-with one answer it checks the input: the model is stuck if that was constant too, or if made inputs over the whole
-range of the input tensor do not change an answer either.
+300 s of sound with one answer it checks the input: the model is stuck if that was constant too, or if made inputs
+over the whole range of the input tensor do not change an answer either.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import numpy as np
 
 from agent.compute.decode.keyword import Keyword
 from agent.compute.decode.scores import Floats
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 from agent.types import Array, Event, Track
 
 _RELEASE = 0.5

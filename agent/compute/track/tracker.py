@@ -5,8 +5,8 @@ exactly once. Detections without a box concern the whole picture: one track per 
 
 A track that has not left its place for `stationary_after_s` is stationary. It does not need an inference of each
 picture: it is there until an inference misses it. Inferences are made when something moves and every
-    `stationary_check_s`; after a miss each picture is inferred until the object is found or lost. A detection
-    of another label at its place is the same object, because models waver between a car, a truck and a bus.
+`stationary_check_s`; after a miss each picture is inferred until the object is found or lost. A detection of
+another label at its place is the same object, because models waver between a car, a truck and a bus.
 """
 
 from __future__ import annotations
@@ -297,7 +297,7 @@ class Tracker:
         passed_ns = 0 if self._now_ns is None else max(0, at_ns - self._now_ns)
         self._now_ns = at_ns
         # A slow model may infer less often than tracks are lost: one that no inference has missed may still be
-        #     there.
+        # there.
         self._end_due(at_ns, events, only_missed=True)
         found = _by_kind(detections)
         missed: list[TrackState] = []

@@ -73,8 +73,7 @@ def check_zones(zones: Sequence[ZoneConfig]) -> None:
 
     Raises:
         ConfigError: two zones have one name, or a polygon has fewer than three corners, corners outside the
-            frame, no
-            area, or crosses itself. The error names the zone.
+            frame, no area, or crosses itself. The error names the zone.
     """
     names: set[str] = set()
     for zone in zones:

@@ -10,7 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.capture.audio_file import read_whole
-from agent.compute.cascade.early_exit import EarlyExitModel
+from agent.compute.cascade import EarlyExitModel
 from agent.compute.infer.audio_input import AudioInput, build_frontend
 from agent.compute.infer.backends import open_for_command
 from agent.compute.infer.session import SessionOptions

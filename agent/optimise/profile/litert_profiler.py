@@ -18,7 +18,7 @@ import numpy as np
 from msgspec import Struct
 
 from agent.compute.infer.choice import golden_inputs
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 from agent.errors import BackendError
 
 _CPU, _WRITE = 1, 1

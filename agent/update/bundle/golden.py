@@ -15,7 +15,7 @@ from agent.compute.infer.choice import describe_error, golden_inputs, output_err
 from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.worker.session import PATIENCE_S, WorkerSession
 from agent.compute.manifest import Manifest, Model
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 from agent.errors import GoldenError, VedetteError
 from agent.models.library import open_whole_model, prefixed_errors
 from agent.types import Array

@@ -24,8 +24,7 @@ from agent.compute.infer.backends import open_session
 from agent.compute.infer.choice import Measurement
 from agent.compute.infer.failover import FailoverSession
 from agent.compute.infer.litert import CpuSession
-from agent.compute.infer.session import Session, SessionOptions
-from agent.compute.infer.swappable import SwappableSession
+from agent.compute.infer.session import Session, SessionOptions, SwappableSession
 from agent.compute.manifest import Model
 from agent.config.device import SelectionConfig
 from agent.daemon.autoselect import AutoBackend

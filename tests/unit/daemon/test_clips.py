@@ -24,7 +24,7 @@ from agent.types import Clip, Event, Frame
 from tests.support.house import FrameList, Kept
 from tests.support.publishing import wait_for
 from tests.support.stills import SECOND, frames_of, image, play
-from tests.unit.compute.track.test_clip_trigger import event
+from tests.unit.daemon.test_clips_trigger import event
 from tests.unit.daemon.test_pipeline import house
 
 

@@ -18,7 +18,7 @@ from agent.daemon.health import DaemonHealth, HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.overrides import OverridesFile
 from agent.daemon.runtime import Runtime, stop_streams
-from agent.daemon.shadow_manager import ShadowManager
+from agent.daemon.shadow import ShadowManager
 from agent.storage.spool.spool import Spool
 from tests.support.house import person_model
 from tests.support.publishing import wait_for

@@ -15,7 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 from agent.comms.topics import Topics
-from agent.compute.infer import runtime_shapes
+from agent.compute.infer import backends
 from agent.compute.infer.vetting import vetting
 from agent.compute.infer.vetting.vetting import Vetting
 from agent.compute.vision import VideoPerception
@@ -273,7 +273,7 @@ def test_that_such_a_model_runs_is_remembered_from_one_start_to_the_next(
     path.write_bytes(classifier("int8", shape=(), described=True) + b"kept")
     caplog.set_level("INFO")
     for _ in range(2):
-        for known in (vetting.KNOWN, runtime_shapes._results, library._completions):
+        for known in (vetting.KNOWN, backends._results, library._completions):
             known.clear()  # as in a process that has just started
         record = Vetting(VettingRecord(tmp_path / "state"))
         made = Stream("front", StreamConfig(_WALK, str(path)), StreamServices(topics, kept, kept, vetting=record))

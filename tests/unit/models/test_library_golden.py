@@ -15,7 +15,7 @@ from agent.compute.infer.backends import open_session
 from agent.compute.infer.choice import golden_inputs
 from agent.compute.infer.session import SessionOptions
 from agent.compute.manifest import GoldenManifest, Model
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 from agent.errors import ModelError
 from agent.models.files import ZOO
 from agent.models.library import golden, open_model

@@ -14,7 +14,7 @@ import pytest
 
 from agent.compute.infer.choice import golden_inputs
 from agent.compute.infer.session import BackendSpec
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 from agent.errors import VedetteError
 from agent.models.library import open_model
 from agent.optimise.loadgen import ScenarioResult, check, run_scenarios

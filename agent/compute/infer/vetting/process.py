@@ -1,7 +1,7 @@
 """Starts vetting processes (`agent.compute.infer.vetting.main`) and judges their answers.
 
 It is imported for the first unknown model only: most starts of the daemon do not need it. Sources of the memory
-    limits: proc_meminfo(5), cgroup-v2 (memory.max).
+limits: proc_meminfo(5), cgroup-v2 (memory.max).
 """
 
 from __future__ import annotations
@@ -79,8 +79,7 @@ _LINGER_S = 2.0
 _CRASHES = (signal.SIGSEGV, signal.SIGILL, signal.SIGABRT, signal.SIGFPE, signal.SIGTRAP, signal.SIGSYS)
 _LASTING = (*_CRASHES, signal.SIGXCPU)
 """Signals that a model causes. Others come from outside: SIGKILL when memory runs out, SIGBUS from a failing
-disk,
-SIGTERM from systemd."""
+disk, SIGTERM from systemd."""
 _NO_MEMORY = "bad_alloc"
 _ADVICE = "use another version of this model, or convert it again"
 

@@ -25,7 +25,7 @@ from msgspec import Struct
 from agent.compute.infer.chain import TimingRun
 from agent.compute.infer.session import BackendSpec
 from agent.compute.manifest import Manifest
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 from agent.errors import NO_JSON
 from agent.types import Array
 

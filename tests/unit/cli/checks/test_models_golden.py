@@ -6,7 +6,7 @@ import pytest
 from agent.cli.checks.models import Golden, golden_input, open_alone, recorded
 from agent.compute.infer.litert import CpuBackend
 from agent.compute.infer.session import SessionOptions
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 
 
 def test_an_input_is_made_of_integers_and_the_same_for_ever() -> None:

@@ -16,7 +16,7 @@ from agent.compute.decode.decoder import (
     find_fitting,
 )
 from agent.compute.manifest import Manifest, OutputManifest
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 from agent.config.stream import DecodeConfig
 from agent.errors import ModelError
 from tests.support.decoding import assert_sound, decoder, picture, spec

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agent.compute.decode.defaults import ModelFacts, complete
 from agent.compute.decode.metadata import Metadata, read_metadata
 from agent.compute.manifest import Manifest
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 from agent.errors import ModelError
 from tests.support.decoding import spec
 from tests.support.examples import examples

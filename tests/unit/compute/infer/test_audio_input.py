@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agent.compute.infer.audio_features import Raw
 from agent.compute.infer.audio_input import AudioInput, Rows
 from agent.compute.manifest import AudioManifest
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 from agent.errors import ModelError
 from agent.types import Samples
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agent.compute.infer.backends import open_session
+from agent.compute.infer.backends import NullBackend, open_session
 from agent.compute.infer.litert import CpuBackend, default_threads, load_runtime, native_stderr
-from agent.compute.infer.null import NullBackend
 from agent.compute.infer.session import Backend, BackendSpec, SessionOptions
 from agent.compute.manifest import Manifest, Model, OutputManifest, Variant
 from agent.errors import BackendError, ModelError

@@ -25,7 +25,7 @@ from agent.compute.infer.choice import (
 from agent.compute.infer.delegates import DelegateProbe, probe_delegates
 from agent.compute.infer.session import BackendSpec
 from agent.compute.manifest import GoldenManifest, Manifest, OutputManifest
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 from agent.models.library import open_model
 from tests.support.delegates import COMPILER, NO_COMPILER, compiled, identity_model
 

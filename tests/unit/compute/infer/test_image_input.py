@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agent.compute.infer.image_input import ImageInput, Placement, Shrink
 from agent.compute.manifest import InputManifest
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 from agent.errors import ModelError
 from agent.types import Box, ChannelOrder
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agent.compute.decode.decoder import DecoderContext
 from agent.compute.decode.keyword import NO_WORD, Keyword, build
 from agent.compute.manifest import OutputManifest
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 from agent.compute.track.keywords import KeywordSpotter, StuckOutputDetector
 from agent.config.stream import DecodeConfig
 from agent.errors import ModelError

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from agent.compute.infer.worker import protocol
-from agent.compute.tensors import TensorSpec
+from agent.compute.tflite.model import TensorSpec
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.compute.cascade.early_exit import EarlyExitModel
+from agent.compute.cascade import EarlyExitModel
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.session import Session, SessionOptions
 from agent.compute.manifest import Model

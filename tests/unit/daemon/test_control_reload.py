@@ -17,7 +17,7 @@ from agent.config import Config
 from agent.config.device import DeviceConfig, HealthConfig, MqttConfig, SelectionConfig, StorageConfig
 from agent.config.diff import changes
 from agent.config.stream import StreamConfig, TrackConfig
-from agent.daemon.reload import ReloadPlan
+from agent.daemon.control import ReloadPlan
 from agent.daemon.runtime import Runtime, stop_streams
 from agent.daemon.stream import Stream
 from agent.errors import ConfigError, VedetteError
@@ -74,7 +74,7 @@ def test_only_what_is_different_is_swapped(
     front, back = house.streams.values()
     house.mqtt.retain(house.topics.count("back", "person"), b"1")
     new = replace(house.config, streams={"front": camera, "side": camera})
-    with caplog.at_level(logging.INFO, "agent.daemon.reload"):
+    with caplog.at_level(logging.INFO, "agent.daemon.control"):
         ReloadPlan(house, new).apply()
     assert house.config is new
     assert list(house.streams) == ["front", "side"]
@@ -208,7 +208,7 @@ def test_an_edited_manifest_swaps_the_streams_of_that_model(
 ) -> None:
     before = all_see(house)
     edit(camera.model, "score_threshold = 0.4", "score_threshold = 0.5")
-    with caplog.at_level(logging.INFO, "agent.daemon.reload"):
+    with caplog.at_level(logging.INFO, "agent.daemon.control"):
         ReloadPlan(house, house.config).apply()
         ReloadPlan(house, house.config).apply()
     assert all(stream.over and house.streams[name] is not stream for name, stream in before.items())
@@ -256,7 +256,7 @@ def test_a_stream_that_failed_is_tried_again_and_may_fail_again(
     house.config = replace(house.config, streams={**house.config.streams, "late": late})
     house.streams["late"], error = house.make_stream("late", late)
     assert error is not None
-    with caplog.at_level(logging.INFO, "agent.daemon.reload"):
+    with caplog.at_level(logging.INFO, "agent.daemon.control"):
         ReloadPlan(house, house.config).apply()
     assert house.streams["late"].state == "failed"
     assert [message.partition(": ")[0] for message in caplog.messages] == ["stream late", "reloaded"]
@@ -281,14 +281,14 @@ def test_new_bounds_of_the_spool_and_of_clips_are_taken_up_and_what_waits_is_sai
         house.spool.put("t", bytes(20_000))
     wait_for(lambda: house.spool.stats().waiting >= 10)
     small = StorageConfig(spool_max_bytes=65536)
-    with caplog.at_level(logging.INFO, "agent.daemon.reload"):
+    with caplog.at_level(logging.INFO, "agent.daemon.control"):
         ReloadPlan(house, replace(house.config, storage=small), waiting=(("device", "name"),)).apply()
         wait_for(lambda: house.spool.stats().bytes <= 65536)
         ReloadPlan(house, house.config, waiting=(("storage", "state_dir"), ("storage", "clips_folder"))).apply()
         waited = house.pending_restart
         ReloadPlan(house, house.config).apply()
     assert [len(waited), len(house.pending_restart)] == [2, 0]
-    told = [record for record in caplog.records if record.name == "agent.daemon.reload"]
+    told = [record for record in caplog.records if record.name == "agent.daemon.control"]
     assert [record.getMessage() for record in told] == [
         "reloaded: [storage] spool_max_bytes; [device] name waits for a restart",
         "reloaded: [storage] state_dir, clips_folder wait for a restart",

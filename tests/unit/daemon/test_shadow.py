@@ -24,8 +24,7 @@ from agent.daemon.health import DaemonHealth, HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.overrides import OverridesFile
 from agent.daemon.runtime import Runtime, stop_streams
-from agent.daemon.shadow import Shadow
-from agent.daemon.shadow_manager import ShadowManager
+from agent.daemon.shadow import Shadow, ShadowManager
 from agent.models.library import open_model
 from agent.storage.spool.spool import Spool
 from agent.storage.state_file import FILE, ShadowOrder, give, take_back

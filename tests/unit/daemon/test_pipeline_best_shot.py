@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from agent.compute.track.best_shot import BestShot, quality
+from agent.daemon.pipeline import BestShot, quality
 from agent.types import Box, Event, EventKind, Track
 
 pytestmark = pytest.mark.numerics

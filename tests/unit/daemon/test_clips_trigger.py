@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.track.clip_trigger import ClipTrigger, check_clips
 from agent.config.stream import ClipsConfig, ZoneConfig
+from agent.daemon.clips import ClipTrigger
+from agent.daemon.perception import check_clips
 from agent.errors import CommandError, ConfigError
 from agent.types import ClipReason, Event, EventKind, Track
 

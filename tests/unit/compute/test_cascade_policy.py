@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.cascade.policy import ExitPolicy
+from agent.compute.cascade import ExitPolicy
 from agent.compute.manifest import Variant
 
 RUNGS = (

@@ -1,1 +1,0 @@
-"""Models with several depths: which exit answers an input."""
