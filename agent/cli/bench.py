@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from agent.cli.output import console, open_table, print_json
 from agent.text import plain
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from agent.compute.infer.benchmark import Progress
     from agent.compute.infer.choice import Measurement, Selection
     from agent.compute.infer.delegates import DelegateProbe
+    from agent.compute.infer.session import BackendSpec
+    from agent.compute.manifest import Model
     from agent.optimise.loadgen import ScenarioResult
 
 
@@ -100,8 +109,6 @@ def bench(
     )
     tested: list[ScenarioResult] | None = None
     if loadgen:
-        from agent.cli.scenarios import outcomes, ways
-
         asked = ways(verdict, found, backends)
         tested = outcomes(opened, asked, loadgen_seconds, loadgen_logs, patience_s=patience, progress=_progress)
     _progress("")
@@ -134,8 +141,6 @@ def _progress(what: str) -> None:
 def _print_json(verdict: Selection, tested: list[ScenarioResult] | None) -> None:
     import msgspec
 
-    from agent.cli.json_output import print_json
-
     told: dict[str, Any] = msgspec.structs.asdict(verdict)
     if tested is not None:
         told["loadgen"] = tested
@@ -143,16 +148,8 @@ def _print_json(verdict: Selection, tested: list[ScenarioResult] | None) -> None
 
 
 def _print(verdict: Selection, *, asked: bool, tested: list[ScenarioResult] | None) -> None:
-    from rich import box
-    from rich.table import Table
-
-    from agent.cli.console import output
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("")
-    table.add_column("backend", overflow="fold")
-    for column in ("threads", "p50 ms", "p95 ms", "per s", "CPU ms", "1st run ms", "load s", "MB", "deviation"):
-        table.add_column(column, justify="right")
+    figures = ("threads", "p50 ms", "p95 ms", "per s", "CPU ms", "1st run ms", "load s", "MB", "deviation")
+    table = open_table("", "backend", *figures, right=figures)
     timed = [one for one in verdict.measured if one.p50_ms]
     for one in timed:
         chosen = (one.name, one.threads) == (verdict.chosen.backend, verdict.chosen.threads)
@@ -169,26 +166,98 @@ def _print(verdict: Selection, *, asked: bool, tested: list[ScenarioResult] | No
             f"{one.rss_mb:.0f}",
             "" if one.error is None else f"{one.error:.2%}",
         )
-    console = output(100, markup=False)
-    console.print(table)
+    out = console(100, markup=False)
+    out.print(table)
     for one in verdict.measured:
         if one.software:
-            console.print(
-                f"{plain(one.name)}: no GPU: the Vulkan driver {plain(one.software)} computes on the CPU"
-            )
+            out.print(f"{plain(one.name)}: no GPU: the Vulkan driver {plain(one.software)} computes on the CPU")
     for one in _refused(verdict, asked=asked):
-        console.print(f"{plain(one.name)}: {plain(one.refused)}")
+        out.print(f"{plain(one.name)}: {plain(one.refused)}")
     away = [one.name for one in verdict.measured if not one.here]
     if away and not asked:
-        console.print(f"not on this board: {', '.join(away)}; --backend NAME says what is missing")
+        out.print(f"not on this board: {', '.join(away)}; --backend NAME says what is missing")
     if tested is not None:
-        from agent.cli.scenarios import print_outcome
-
         for outcome in tested:
-            print_outcome(outcome, console)
+            print_outcome(outcome, out)
         if not tested:
-            console.print("nothing for LoadGen: none of the named backends could be measured")
+            out.print("nothing for LoadGen: none of the named backends could be measured")
 
 
 def _refused(verdict: Selection, *, asked: bool) -> list[Measurement]:
     return [one for one in verdict.measured if one.refused and (one.here or asked)]
+
+
+def ways(verdict: Selection, found: Sequence[DelegateProbe], backends: Sequence[str]) -> list[BackendSpec]:
+    """Return the backends that LoadGen tests: those named that could be timed, or the chosen one if none is."""
+    from agent.compute.infer.session import CPU
+
+    if not backends:
+        return [verdict.chosen]
+    timed = {one.name for one in verdict.measured if one.p50_ms}
+    processor = [verdict.cpu] if CPU in backends else []
+    return [*processor, *(one.plan for one in found if one.plan is not None and one.name in timed)]
+
+
+def outcomes(
+    model: Model,
+    plans: Sequence[BackendSpec],
+    seconds: float,
+    logs: Path | None,
+    *,
+    patience_s: float,
+    progress: Progress,
+) -> list[ScenarioResult]:
+    """Test backends with LoadGen, one after the other.
+
+    Args:
+        model: to run.
+        plans: backends.
+        seconds: for each of the two scenarios, s.
+        logs: folder that keeps LoadGen's files; None: they are deleted.
+        patience_s: limit for opening the model and for its first inference, s.
+        progress: called with what is tested next.
+
+    Raises:
+        VedetteError: LoadGen cannot run; see `agent.optimise.loadgen.run_scenarios`.
+    """
+    from agent.models.library import golden
+    from agent.optimise.loadgen import run_scenarios
+
+    with ExitStack() as stack:
+        folder = logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vedette-loadgen-")))
+        done = []
+        for plan in plans:
+            name = _way(plan.backend, plan.threads)
+            progress(f"{name}, by LoadGen")
+            there = folder / (re.sub(r"[^\w.]+", "-", name).strip("-.") or "way")
+            done.append(run_scenarios(model, plan, golden(model), seconds, there, patience_s=patience_s))
+        return done
+
+
+def print_outcome(one: ScenarioResult, out: Console) -> None:
+    """Print one backend's table and why a result is not valid."""
+    out.print(f"\nMLPerf LoadGen {one.version}: {plain(_way(one.name, one.threads))}, {one.seconds:g} s each")
+    columns = ("p50 ms", "p90 ms", "p99 ms", "per s", "inferences")
+    table = open_table("scenario", *columns, "result", right=columns)
+    for scenario in one.scenarios:
+        latencies = (scenario.p50_ms, scenario.p90_ms, scenario.p99_ms)
+        figures = ["–" if ms is None else f"{ms:.2f}" for ms in latencies]
+        table.add_row(scenario.name, *figures, f"{scenario.per_s:.1f}", str(scenario.inferences), scenario.result)
+    if one.scenarios:
+        out.print(table)
+    for remark in _remarks(one):
+        out.print(remark)
+
+
+def _remarks(one: ScenarioResult) -> list[str]:
+    said = [f"{scenario.name} is {scenario.result}: {scenario.why}" for scenario in one.scenarios if scenario.why]
+    if one.refused:
+        said.append(f"not tested further: {plain(one.refused)}")
+    required_s = max((scenario.required_s for scenario in one.scenarios), default=0.0)
+    if one.seconds < required_s:
+        said.append(f"MLPerf asks for {required_s:g} s each: these are to compare by, and not for a submission")
+    return said
+
+
+def _way(name: str, threads: int) -> str:
+    return f"{name} with {threads} thread{'s' * (threads != 1)}" if threads else name

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from agent.cli.output import print_json
 from agent.text import plain
 
 if TYPE_CHECKING:
+    import msgspec
     from click.shell_completion import CompletionItem
 
     from agent.update.bundle.build import BundleInspection, Plan
+    from agent.update.bundle.description import HealthGate, Migration, ShadowGate, Target
 
+Gate = TypeVar("Gate", "HealthGate", "ShadowGate")
 
 _PATH = click.Path(path_type=Path)
 _THERE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -89,7 +95,7 @@ def build(out: Path | None, key: Path | None, **options: Any) -> None:
     plan = _plan(**options)
     out = out or Path(_default_name(plan))
     with TemporaryDirectory(prefix="vedette-bundle-") as work:
-        building.build(plan, out, Path(work), _tell)
+        building.build(plan, out, Path(work), _print_step)
     if key is not None:
         _sign(out, key)
     told = plain(str(out))
@@ -120,8 +126,6 @@ def inspect(file: Path, signers: Path | None, revoked: Path | None, as_json: boo
         raise click.UsageError("--revoked goes with --signers")
     found = inspection(file, signers, revoked)
     if as_json:
-        from agent.cli.json_output import print_json
-
         print_json(found, indent=2)
     else:
         _print(found)
@@ -129,7 +133,6 @@ def inspect(file: Path, signers: Path | None, revoked: Path | None, as_json: boo
 
 
 def _plan(*, counter: int | None, models_only: bool, name: str | None, **given: Any) -> Plan:
-    from agent.cli.bundle_options import check_name, read_health, read_migrations, read_shadow, read_target
     from agent.errors import BundleError
     from agent.update.bundle.build import Plan
 
@@ -183,11 +186,11 @@ def _sign(file: Path, key: Path) -> Path:
     from agent.update.bundle import signing
 
     signing.check_key(key)
-    _tell(f"signing with {key}, which may want a passphrase or a touch")
+    _print_step(f"signing with {key}, which may want a passphrase or a touch")
     return signing.sign(file, key)
 
 
-def _tell(what: str) -> None:
+def _print_step(what: str) -> None:
     click.echo(f"{plain(what)} …", err=True)
 
 
@@ -199,3 +202,129 @@ def _print(found: BundleInspection) -> None:
             click.echo(f"{file.size:>11} {file.sha256[:12]} {path}")
     if found.error:
         click.echo(f"vedette: {plain(found.error)}", err=True)
+
+
+_WRONG = re.compile(
+    r"Expected `(?P<kind>int|float)`(?: (?P<sign>[<>]=?) (?P<bound>[0-9.]+))?(?:, got .*)?"
+    r" - at `\$\.(?P<key>\w+)`"
+)
+_BOUNDS = {"<=": "of at most", ">=": "of at least", ">": "above", "<": "below"}
+
+
+def read_target(arch: str, python: str, glibc: str, boards: Sequence[str]) -> Target:
+    """Parse the options that describe the boards.
+
+    Raises:
+        BundleError: a value is wrong.
+    """
+    import msgspec
+
+    from agent.errors import BundleError
+    from agent.update.bundle.description import GLIBC, PYTHON, Target
+
+    _check_boards(boards)
+    if not re.fullmatch(PYTHON, python):
+        raise BundleError(f"--python {python}: expected the version of the board's Python, such as 3.11 or 3.13")
+    if not re.fullmatch(GLIBC, glibc):
+        raise BundleError(f"--glibc {glibc}: expected the oldest that a board may have, such as 2.34")
+    try:
+        return msgspec.convert({"arch": arch, "python": python, "glibc": glibc, "boards": list(boards)}, Target)
+    except msgspec.ValidationError as error:
+        raise BundleError(f"--arch {arch}, --board {' '.join(boards)}: {error}") from error
+
+
+def check_name(name: str) -> str:
+    """Return the name of a bundle of models.
+
+    Raises:
+        BundleError: the name is not valid.
+    """
+    from agent.errors import BundleError
+    from agent.update.bundle.description import WORD
+
+    if not re.fullmatch(WORD, name):
+        raise BundleError(
+            f"--name {name}: expected at most 64 letters of A-Z, digits and ._+-, a letter or digit first"
+        )
+    return name
+
+
+def read_migrations(path: Path) -> list[Migration]:
+    """Read the tables `[[migrations]]` of a TOML file.
+
+    Raises:
+        ConfigError: the file cannot be read. BundleError: a migration is wrong.
+    """
+    import msgspec
+
+    from agent.config.toml import read_toml
+    from agent.errors import BundleError
+    from agent.update.bundle.description import Migration
+
+    kind = msgspec.defstruct("Migrations", [("migrations", list[Migration])], forbid_unknown_fields=True)
+    try:
+        found: Any = msgspec.convert(read_toml(path, "the migrations").data, kind)
+    except msgspec.ValidationError as error:
+        raise BundleError(f"{path}: {error}") from error
+    return list(found.migrations)
+
+
+def read_health(given: Sequence[str]) -> HealthGate:
+    """Parse the limits of a trial, such as `steady_s=30`.
+
+    Raises:
+        BundleError: a key is unknown, or its value is wrong.
+    """
+    from agent.update.bundle.description import HealthGate
+
+    return _gate("--health", given, HealthGate)
+
+
+def read_shadow(given: Sequence[str]) -> ShadowGate | None:
+    """Parse the limits of a shadow run, such as `agreement=0.9`. Return None if there are none.
+
+    Raises:
+        BundleError: a key is unknown, or its value is wrong.
+    """
+    from agent.update.bundle.description import ShadowGate
+
+    return _gate("--shadow", given, ShadowGate) if given else None
+
+
+def _gate(option: str, given: Sequence[str], kind: type[Gate]) -> Gate:
+    import msgspec
+
+    from agent.config.toml import nearest
+    from agent.errors import BundleError
+
+    known = [field.name for field in msgspec.structs.fields(kind)]
+    values: dict[str, str] = {}
+    for one in given:
+        key, sign, value = one.partition("=")
+        if not sign or key not in known:
+            raise BundleError(f"{option} {one}: expected KEY=NUMBER{nearest(key, known)}")
+        values[key] = value
+    try:
+        return msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise BundleError(f"{option} {_describe_invalid(error, values)}") from error
+
+
+def _describe_invalid(error: msgspec.ValidationError, values: Mapping[str, str]) -> str:
+    found = _WRONG.match(str(error))
+    if found is None:
+        return f"{' '.join(f'{key}={value}' for key, value in values.items())}: {error}"
+    number = "a whole number" if found["kind"] == "int" else "a number"
+    bound = f" {_BOUNDS[found['sign']]} {float(found['bound']):g}" if found["sign"] else ""
+    return f"{found['key']}={values[found['key']]}: expected {number}{bound}"
+
+
+def _check_boards(boards: Sequence[str]) -> None:
+    from agent.config.profiles import shipped
+    from agent.config.toml import nearest
+    from agent.errors import BundleError
+
+    known = [path.stem for path in shipped()]
+    for board in boards:
+        if board not in known:
+            raise BundleError(f"--board {board}: no such profile{nearest(board, known)}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from agent.cli.options import broker_options, device_name, topic
+from agent.cli.output import print_json
 from agent.text import plain, plural
 
 if TYPE_CHECKING:
@@ -81,7 +82,5 @@ def _show(name: str, where: str, found: LeftBehind) -> None:
 
 
 def _print_json(name: str, found: LeftBehind, *, deleted: bool) -> None:
-    from agent.cli.json_output import print_json
-
     body = {"former_name": name, "topics": found.topics, "entities": found.entities, "deleted": deleted}
     print_json(body)

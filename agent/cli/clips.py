@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from agent.cli.events import state_folder_option
+from agent.cli.options import state_folder_option
+from agent.cli.output import console, open_table, print_json
 from agent.cli.run import DEFAULT_CONFIG
 from agent.text import plain
 
@@ -75,8 +76,6 @@ def _folder(path: Path) -> Path:
 
 
 def _print_json(rows: list[_Row]) -> None:
-    from agent.cli.json_output import print_json
-
     found = [
         {
             "path": str(entry.path),
@@ -94,22 +93,17 @@ def _print_json(rows: list[_Row]) -> None:
 
 
 def _print_table(rows: list[_Row]) -> None:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    from agent.cli.console import output
     from agent.text import local_time, plural
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for column in ("began", "stream", "what", "length", "size", "path"):
-        table.add_column(column, overflow="fold", justify="right" if column in ("length", "size") else "left")
+    table = open_table("began", "stream", "what", "length", "size", "path", right=("length", "size"))
     for entry, label in rows:
         began, occasion = local_time(label.began_at), label.occasion
         length = "?" if label.duration_s is None else f"{label.duration_s:.1f} s"
         what = occasion.label or occasion.reason
         cells = (began, occasion.stream, what, length, f"{entry.bytes / 1e6:.1f} MB", str(entry.path))
         table.add_row(*(Text(plain(cell)) for cell in cells))
-    output(200).print(table)
+    console(200).print(table)
     total = sum(entry.bytes for entry, _ in rows)
     click.echo(f"{plural(len(rows), 'clip')}, {total / 1e6:.1f} MB")

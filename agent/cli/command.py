@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agent.cli.options import broker_options, device_name, duration
+from agent.cli.output import print_json
 from agent.text import plain
 
 if TYPE_CHECKING:
@@ -87,8 +88,6 @@ def _request(words: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
 
 def _print(verb: str, answer: CommandReply, *, as_json: bool) -> None:
     if as_json:
-        from agent.cli.json_output import print_json
-
         print_json(answer.body)
     elif not answer.ok:
         click.echo(f"refused: {plain(answer.reason)}", err=True)
@@ -111,7 +110,7 @@ def _done(verb: str, answer: CommandReply) -> str:
 def _print_report(report: Any) -> None:
     import msgspec
 
-    from agent.cli.checks.report import Report
+    from agent.cli.checks import Report
     from agent.cli.doctor import print_report
     from agent.errors import BrokerError
 

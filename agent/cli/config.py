@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from agent.cli.output import print_json
 from agent.cli.run import DEFAULT_CONFIG
 from agent.text import plain
 
 if TYPE_CHECKING:
+    from msgspec import Struct
+
+    from agent.compute.manifest import Manifest
     from agent.config import Config
+    from agent.config.stream import StreamConfig
     from agent.config.toml import Keys
 
 
@@ -33,7 +41,6 @@ def check(file: Path, as_json: bool, verbose: bool) -> None:
 
     Opens the model of every stream, and sources that are files or folders; no camera, microphone or broker.
     """
-    from agent.cli.json_output import print_json
     from agent.config.diff import RESTART, RULE, names
     from agent.daemon.check import can_start, problems, remarks, warnings
 
@@ -61,13 +68,11 @@ def check(file: Path, as_json: bool, verbose: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of TOML.")
 @click.option("--secrets", is_flag=True, help="Show passwords and keys in the sources' URIs.")
 def show(file: Path, as_json: bool, secrets: bool) -> None:
-    """Print FILE with every default, and with what the board's profile, commands and models say, filled in.
+    """Print the configuration in effect: FILE with defaults, board profile, commands and manifests filled in.
 
-    Of sources on the network the host alone is shown, as in the log, since their URIs may hold passwords: only
-    with --secrets is what is printed a file that can be used in place of FILE.
+    The URI of a network source may hold a password, so only its host is shown. Only with --secrets can the
+    output replace FILE.
     """
-    from agent.cli.config_view import hidden, masked, resolved_config
-    from agent.cli.json_output import print_json
     from agent.config.load import dump, load
 
     read = load(file)
@@ -82,7 +87,7 @@ def show(file: Path, as_json: bool, secrets: bool) -> None:
 
 
 def _commanded(config: Config) -> tuple[Config, dict[Keys, str]]:
-    """The configuration with what commands have set on this board, and remarks on that."""
+    """Apply the overrides that commands have set on this board. Return also a remark for each."""
     from agent.daemon.overrides import OverridesFile
     from agent.errors import StorageError
     from agent.storage.files import folder_of
@@ -98,11 +103,11 @@ def _commanded(config: Config) -> tuple[Config, dict[Keys, str]]:
 
 @config.command()
 @_FILE
-@click.option("--dry-run", is_flag=True, help="Print what would be changed, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the changes without making them.")
 def migrate(file: Path, dry_run: bool) -> None:
-    """Rename keys of earlier versions in FILE, a configuration, a board's profile or a model's manifest.
+    """Rename keys of earlier versions in FILE: a configuration, a board profile or a model's manifest.
 
-    Comments and order stay. The file as it was is kept as FILE.before.
+    Comments and order stay. The previous content is kept as FILE.before.
     """
     from agent.config.renames import rewrite
     from agent.config.toml import read_toml
@@ -123,13 +128,232 @@ def migrate(file: Path, dry_run: bool) -> None:
         kept = target.with_name(f"{target.name}.before")
         take_copy(target, kept, like_source=True)
         write_like(target, text.encode(), target)
-        click.echo(plain(f"{file}: rewritten; as it was: {kept}"))
+        click.echo(plain(f"{file}: rewritten; the previous content is in {kept}"))
 
 
 @config.command()
 def schema() -> None:
     """Print the JSON Schema of the configuration, with a description of every key, for editors."""
-    from agent.cli.json_output import print_json
-    from agent.cli.schema import config_schema
-
     print_json(config_schema(), indent=2)
+
+
+_ORIGIN = "from the model's manifest"
+_SHARE = "a tenth of the file system of the clips, 1 GiB at most"
+
+
+class Effective(NamedTuple):
+    """The configuration in effect, and by key where its value comes from or why it is not known."""
+
+    config: Config
+    remarks: dict[Keys, str]
+
+
+def resolved_config(config: Config) -> Effective:
+    """Fill in variants and thresholds of models that can be opened, and values that depend on the machine."""
+    from msgspec.structs import replace
+
+    from agent.errors import ModelError
+
+    config, remarks = _placed(config)
+    streams = dict(config.streams)
+    for name, stream in config.streams.items():
+        try:
+            manifest = _manifest(stream)
+        except ModelError as error:
+            remarks["streams", name, "model"] = (
+                f"cannot be opened, so its variant and thresholds are unknown: {error}"
+            )
+            continue
+        streams[name] = _filled(stream, manifest)
+        remarks |= {("streams", name, *keys): _ORIGIN for keys in _left_open(stream)}
+    return Effective(replace(config, streams=streams), remarks)
+
+
+def _manifest(stream: StreamConfig) -> Manifest:
+    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.compute.manifest import Manifest
+    from agent.models.files import preloaded
+    from agent.models.library import open_model
+
+    with preloaded([stream.model]):
+        return without_root(lambda: open_model(stream.model, stream.variant).manifest, Manifest)
+
+
+def masked(config: Config) -> Config:
+    """Return the configuration with the URIs of sources as the log shows them: of network sources only the host.
+
+    A password in an address at any other key is masked, too.
+    """
+    from msgspec.structs import replace
+
+    from agent.comms.mqtt.endpoint import shown_host
+    from agent.config.source_uri import mask
+
+    found: Config = _without_logins(config)
+    streams = {
+        name: replace(stream, source=mask(config.streams[name].source)) for name, stream in found.streams.items()
+    }
+    fallback = tuple(replace(one, host=shown_host(one.host)) for one in config.mqtt.fallback)
+    mqtt = replace(found.mqtt, host=shown_host(config.mqtt.host), fallback=fallback)
+    return replace(found, streams=streams, mqtt=mqtt)
+
+
+def _without_logins(value: Any) -> Any:
+    from msgspec import Struct
+    from msgspec.structs import replace
+
+    from agent.text import without_login
+
+    if isinstance(value, Struct):
+        return replace(value, **{name: _without_logins(getattr(value, name)) for name in value.__struct_fields__})
+    if isinstance(value, dict):
+        return {key: _without_logins(one) for key, one in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_without_logins, value))
+    return without_login(value) if isinstance(value, str) else value
+
+
+def _placed(config: Config) -> tuple[Config, dict[Keys, str]]:
+    from msgspec.structs import replace
+
+    from agent.errors import StorageError
+    from agent.storage.clips.retention import clips_max_bytes
+    from agent.storage.files import clips_path, folder_of
+
+    if config.storage.clips_max_bytes is not None:
+        return config, {}
+    try:
+        folder = clips_path(config.storage, folder_of(config.storage))
+    except StorageError:
+        return config, {}
+    storage = replace(config.storage, clips_max_bytes=clips_max_bytes(folder, config.storage))
+    return replace(config, storage=storage), {("storage", "clips_max_bytes"): _SHARE}
+
+
+def hidden(config: Config, shown: Config) -> dict[Keys, str]:
+    """Return a remark for each source whose URI is masked."""
+    return {
+        ("streams", name, "source"): "only the host; --secrets shows the whole URI"
+        for name, stream in config.streams.items()
+        if stream.source != shown.streams[name].source
+    }
+
+
+def _filled(stream: StreamConfig, manifest: Manifest) -> StreamConfig:
+    from msgspec.structs import replace
+
+    decode, output = stream.decode, manifest.output
+    score, iou = decode.score_threshold, decode.iou_threshold
+    decode = replace(
+        decode,
+        score_threshold=output.score_threshold if score is None else score,
+        iou_threshold=output.iou_threshold if iou is None else iou,
+    )
+    hits = stream.track.min_hits or manifest.min_hits
+    variant = stream.variant if manifest.exits(stream.variant) else manifest.variants[0].name
+    return replace(stream, variant=variant, decode=decode, track=replace(stream.track, min_hits=hits))
+
+
+def _left_open(stream: StreamConfig) -> list[Keys]:
+    """Return the stream's keys that take their value from the manifest."""
+    left = [
+        ("decode", key) for key in ("score_threshold", "iou_threshold") if getattr(stream.decode, key) is None
+    ]
+    return [*left, *([] if stream.variant else [("variant",)])]
+
+
+_HEAD = "Attributes:"
+_ENTRY = re.compile(r"    (\w+(?:, \w+)*): (.*)")
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def config_schema() -> dict[str, Any]:
+    """Return the schema of `vedette.toml`; every key has a `description`."""
+    from agent.config import Config
+
+    return _schema("Vedette configuration", Config)
+
+
+def manifest_schema() -> dict[str, Any]:
+    """Return the schema of a model's manifest, with the options of every decoder and front end."""
+    from agent.compute.decode import decoder
+    from agent.compute.infer import audio_input
+    from agent.compute.manifest import Manifest
+
+    decoders = {name: decoder.options_kind(name) for name in decoder.DECODERS}
+    frontends = {name: audio_input.options_kind(name) for name in audio_input.FRONTENDS}
+    made = _schema("Vedette model manifest", Manifest, *decoders.values(), *frontends.values())
+    output, audio = made["$defs"]["OutputManifest"], made["$defs"]["AudioManifest"]
+    labels = output["properties"]["labels"]
+    file = {"type": "string", "description": "a text file beside the manifest, one label a line"}
+    output["properties"]["labels"] = {
+        "description": labels.pop("description"),
+        "default": labels.pop("default"),
+        "anyOf": [labels, file],
+    }
+    output["properties"]["decoder"]["enum"] = ["", *decoders]
+    output["allOf"] = list(_options_by("decoder", decoders))
+    audio["properties"]["frontend"]["enum"] = list(frontends)
+    audio["allOf"] = list(_options_by("frontend", frontends))
+    return made
+
+
+def _options_by(key: str, kinds: Mapping[str, type[Struct]]) -> Iterator[dict[str, Any]]:
+    """Yield a rule for each name: where `key` has it, `options` is that name's struct."""
+    for name, kind in kinds.items():
+        yield {
+            "if": {"properties": {key: {"const": name}}, "required": [key]},
+            "then": {"properties": {"options": {"$ref": f"#/$defs/{kind.__name__}"}}},
+        }
+
+
+def _schema(title: str, root: type[Struct], *others: type[Struct]) -> dict[str, Any]:
+    import msgspec
+
+    (top, *_), definitions = msgspec.json.schema_components((root, *others), ref_template="#/$defs/{name}")
+    structs = structs_by_name()
+    for name, table in definitions.items():
+        table["description"], texts = described(structs[name])
+        for key, text in texts.items():
+            table["properties"][key]["description"] = text
+    return {"$schema": _DIALECT, "title": title, **top, "$defs": definitions}
+
+
+def structs_by_name() -> dict[str, type[Struct]]:
+    """Return every struct of this program that has been imported."""
+    from msgspec import Struct
+
+    def below(kind: type[Struct]) -> Iterator[type[Struct]]:
+        for inner in kind.__subclasses__():
+            yield inner
+            yield from below(inner)
+
+    return {kind.__name__: kind for kind in below(Struct) if kind.__module__.startswith("agent.")}
+
+
+def described(struct: type[Struct]) -> tuple[str, dict[str, str]]:
+    """Read a struct's docstring, and those of the structs that it extends.
+
+    Returns:
+        The description of the struct, and of each field by name; fields that share an entry share its text.
+    """
+    from msgspec import Struct
+
+    texts: dict[str, str] = {}
+    for kind in reversed(struct.__mro__):
+        if issubclass(kind, Struct) and kind is not Struct:
+            texts |= _entries((inspect.cleandoc(kind.__doc__ or "")).partition(f"\n{_HEAD}\n")[2])
+    about = (inspect.getdoc(struct) or "").partition(f"\n{_HEAD}\n")[0]
+    return " ".join(about.split()), texts
+
+
+def _entries(attributes: str) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    keys: list[str] = []
+    for line in attributes.splitlines():
+        if (entry := _ENTRY.fullmatch(line)) is not None:
+            keys = entry[1].split(", ")
+            texts |= dict.fromkeys(keys, entry[2])
+        elif line.strip():
+            texts |= {key: f"{texts[key]} {line.strip()}" for key in keys}
+    return texts

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from agent.cli.options import duration
+from agent.cli.output import print_json
 
 if TYPE_CHECKING:
     from agent.cli.demo_show import Show
@@ -75,8 +76,6 @@ def _ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
 
 
 def _print_json(messages: Iterable[ReceivedMessage | None], show: Show) -> None:
-    from agent.cli.json_output import print_json
-
     for message in messages:
         if message is not None and message.kind == "events":
             click.echo(message.payload.decode())

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from agent.cli.output import console, print_json
 from agent.text import plain
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 def devices(as_json: bool) -> None:
     """List the cameras and microphones of this machine with the URI that a configuration needs."""
     from agent.capture import devices as room
-    from agent.cli.json_output import print_json
 
     found = room.devices()
     if as_json:
@@ -40,11 +40,9 @@ def _print_table(title: str, some: list[CaptureDevice]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from agent.cli.console import output
-
     table = Table(title=title, title_justify="left")
     for column in ("name", "offers", "source"):
         table.add_column(column, overflow="fold")
     for device in some:
         table.add_row(*(Text(plain(cell)) for cell in (device.name, device.offers, device.uri)))
-    output(160).print(table)
+    console(160).print(table)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from agent.cli.output import print_json
 from agent.cli.run import DEFAULT_CONFIG
 from agent.text import plain
 
 if TYPE_CHECKING:
-    from agent.cli.checks.report import Finding, Report
+    from agent.cli.checks import Finding, Report
 
 
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
@@ -61,8 +62,6 @@ def doctor(ctx: click.Context, path: Path | None, fresh: bool, as_json: bool) ->
     if shown:
         click.echo("\r\x1b[K", err=True, nl=False)
     if as_json:
-        from agent.cli.json_output import print_json
-
         print_json(report, indent=2)
     else:
         print_report(report)
@@ -91,7 +90,7 @@ def _print_line(one: Finding, wide: int, width: int) -> None:
 
 
 def _print_advice(some: list[Finding], width: int) -> None:
-    from agent.cli.checks.report import advice_of
+    from agent.cli.checks import advice_of
 
     counts = {state: sum(one.state == state for one in some) for state in ("problem", "warning")}
     told = " and ".join(f"{count} {state}{'s' * (count != 1)}" for state, count in counts.items() if count)

@@ -2,71 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from agent.cli.options import moment
+from agent.cli.options import moment, state_folder_option
+from agent.cli.output import event_header, event_line, format_event
 from agent.cli.run import DEFAULT_CONFIG
 from agent.errors import StorageError
+from agent.text import local_time, plain
 
 if TYPE_CHECKING:
-    from agent.cli.history import HistoryQuery, HistoryRow
     from agent.storage.spool.history import History, Past
-
-
-# `--folder` of the verbs that look into a state folder, and a word when it is another one.
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-_MARKS = ("lock", "spool.db", "clips")
-"""Files of which a state folder has at least one."""
-_CLIP = re.compile(r"\.?\d{4}-\d\d-\d\dT.*\.mkv(\.part)?")
-
-
-def state_folder_option(verb: F) -> F:
-    """Add the option `--folder`, passed as `folder`: the state folder, or None."""
-    return click.option(
-        "--folder",
-        type=click.Path(exists=True, file_okay=False, path_type=Path),
-        callback=_checked,
-        help="State folder, in place of the configured one.",
-    )(verb)
-
-
-def _checked(context: click.Context, option: click.Parameter, folder: Path | None) -> Path | None:
-    if folder is not None and (why := _objection(folder)):
-        raise click.BadParameter(why, context, option)
-    return folder
-
-
-def _objection(folder: Path) -> str:
-    """Return why a folder is no state folder; empty if it may be one."""
-    if not os.access(folder, os.R_OK | os.X_OK):  # whoever opens what is in it says what is missing
-        return ""
-    if any(os.path.lexists(folder / mark) for mark in _MARKS):
-        return ""
-    full = folder.resolve()
-    if _has_clips(full):
-        return f"{folder} is the folder of a stream's clips: give the state folder, {full.parent.parent}"
-    if full.name == "clips" or any(_has_clips(stream) for stream in full.iterdir() if stream.is_dir()):
-        return (
-            f"{folder} is a folder of clips: give the state folder, {full.parent}; where [storage] clips_folder "
-            "is elsewhere, give the configuration with -c"
-        )
-    return f"{folder} is no state folder of vedette: it has none of {', '.join(_MARKS)}"
-
-
-def _has_clips(folder: Path) -> bool:
-    try:
-        return any(_CLIP.fullmatch(file.name) for file in folder.iterdir())
-    except OSError:
-        return False
 
 
 _LOOK_S, _PATIENCE = 0.5, 10
@@ -125,14 +80,10 @@ def _history(path: Path | None, folder: Path | None) -> History:
 
 
 def _wanted(choice: dict[str, Any]) -> HistoryQuery:
-    from agent.cli.history import HistoryQuery
-
     return HistoryQuery(**{name: value for name, value in choice.items() if value is not None})
 
 
 def _items(messages: Iterable[Past], wanted: HistoryQuery) -> Iterator[HistoryRow]:
-    from agent.cli.history import HistoryRow
-
     return (item for item in map(HistoryRow, messages) if item in wanted)
 
 
@@ -149,16 +100,12 @@ def tail(count: int, follow: bool, as_json: bool, path: Path | None, folder: Pat
     They are kept for as long as [storage] history_max_bytes and history_max_age_s say. What lies in memory only
     is not among them.
     """
-    from itertools import islice
-
-    from agent.cli.row import COLUMNS, line
-
     history, wanted = _history(path, folder), _wanted(choice)
     newest = next(history.backwards(), None)
     last = newest.stored.seq if newest else 0
     found = list(islice(_items(history.backwards(), wanted), count))
     if not as_json:
-        click.echo(line(dict(zip(COLUMNS, COLUMNS, strict=True))))
+        click.echo(event_header())
     for item in reversed([item for item in found if item.past.stored.seq <= last]):
         waits = "" if item.past.acknowledged else "  (waits)"
         click.echo(item.json() if as_json else item.text() + waits)
@@ -196,9 +143,6 @@ def export(form: str, output: IO[str], path: Path | None, folder: Path | None, *
     the time that it waited, is 0: it is not kept.
     """
     import csv
-    from itertools import chain
-
-    from agent.cli.history import COLUMNS
 
     items = _items(_history(path, folder).after(0), _wanted(choice))
     first = next(items, None)  # a database that cannot be read leaves an old file as it is
@@ -209,3 +153,140 @@ def export(form: str, output: IO[str], path: Path | None, folder: Path | None, *
         table.writerows(item.row() for item in found)
     else:
         output.writelines(item.json() + "\n" for item in found)
+
+
+COLUMNS = (
+    "seq",
+    "first_seq",
+    "id",
+    "acknowledged",
+    "captured_at",
+    "device",
+    "stream",
+    "kind",
+    "reason",
+    "label",
+    "track",
+    "score",
+    "best_score",
+    "hits",
+    "first_seen",
+    "last_seen",
+    "x0",
+    "y0",
+    "x1",
+    "y1",
+    "zones",
+    "latency_ms",
+    "model",
+    "backend",
+    "variant",
+    "path",
+    "topic",
+)
+"""Columns of a CSV file; empty where a message has no such value."""
+
+
+@dataclass(frozen=True)
+class HistoryQuery:
+    """Selects messages.
+
+    Attributes:
+        stream, kind, label: select only these; empty: all.
+        since, until: select what was queued at or after, and before, Unix time, s.
+    """
+
+    stream: str = ""
+    kind: str = ""
+    label: str = ""
+    since: float = float("-inf")
+    until: float = float("inf")
+
+    def __contains__(self, item: HistoryRow) -> bool:
+        """Return True if a message is selected."""
+        return (
+            self.since <= item.past.stored.put_at < self.until
+            and self.stream in ("", item.stream)
+            and self.kind in ("", item.kind)
+            and (not self.label or self.label in item.labels)
+        )
+
+
+class HistoryRow:
+    """A message of the event queue, to select and format."""
+
+    def __init__(self, past: Past) -> None:
+        self.past = past
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """Return the payload as delivered, except the waiting time; empty for a damaged row."""
+        import msgspec
+
+        from agent.comms import messages
+
+        stored = self.past.stored
+        with suppress(msgspec.MsgspecError, ValueError):
+            found: dict[str, Any] = msgspec.json.decode(messages.complete_spooled(stored, stored.put_at))
+            if found.get("kind") == "heard":  # as earlier versions wrote it
+                found["kind"] = "keyword"
+            return found
+        return {}
+
+    @property
+    def stream(self) -> str:
+        return str(self.fields.get("stream", ""))
+
+    @property
+    def kind(self) -> str:
+        """Return `new`, `update`, `end` or `keyword`; for other messages the last topic level."""
+        return str(self.fields.get("kind", self.past.stored.topic.rpartition("/")[2]))
+
+    @property
+    def labels(self) -> set[str]:
+        things = [self.fields, self._track, *(self.fields.get("detections") or ())]
+        return {str(thing["label"]) for thing in things if thing.get("label")}
+
+    @property
+    def _track(self) -> dict[str, Any]:
+        """Return the track of an event; a clip has only the track's id."""
+        track = self.fields.get("track") or {}
+        return track if isinstance(track, dict) else {"id": track}
+
+    def json(self) -> str:
+        """Return a line of JSON: message, topic, and whether the broker has acknowledged it."""
+        import msgspec
+
+        told = {"topic": self.past.stored.topic, "acknowledged": self.past.acknowledged, **self.fields}
+        return msgspec.json.encode(told).decode(errors="replace")
+
+    def text(self) -> str:
+        """Return a line of text."""
+        import msgspec
+
+        from agent.comms import messages
+
+        with suppress(msgspec.MsgspecError):
+            return event_line(format_event(msgspec.convert(self.fields, messages.EventMessage, strict=False)))
+        at = datetime.fromtimestamp(self.past.stored.put_at, UTC)
+        told = f"{local_time(at)}  {self.stream:10}  {self.kind:19}  {', '.join(sorted(self.labels)):14}"
+        return plain(f"{told}  {self.fields.get('path', '')}").rstrip()
+
+    def row(self) -> Iterator[str]:
+        """Return the cells of a CSV row, see `COLUMNS`."""
+        fields, track = self.fields, self._track
+        flat = {
+            **{name: fields.get(name) for name in COLUMNS},
+            **{name: track.get(name) for name in ("score", "best_score", "hits", "first_seen", "last_seen")},
+            **dict(zip(("x0", "y0", "x1", "y1"), track.get("box") or (), strict=False)),
+            "seq": self.past.stored.seq,
+            "acknowledged": str(self.past.acknowledged).lower(),
+            "topic": self.past.stored.topic,
+            "kind": self.kind,
+            "label": " ".join(sorted(self.labels)),
+            "track": track.get("id"),
+            "zones": " ".join(track.get("zones") or ()),
+            "latency_ms": (fields.get("latency_ms") or {}).get("total"),
+            "model": (fields.get("model") or {}).get("name"),
+        }
+        return ("" if flat[name] is None else str(flat[name]) for name in COLUMNS)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from agent.cli.output import console, open_table, print_json
 from agent.text import plain
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from agent.cli.fleet_tables import BoardRow
+    from agent.update.fleet.board import BoardState
     from agent.update.fleet.inventory import FleetBoard, Inventory
     from agent.update.fleet.parallel import BoardAnswer
 
@@ -66,8 +68,6 @@ def fleet() -> None:
 @click.pass_context
 def status(ctx: click.Context, path: Path, names: tuple[str, ...], as_json: bool) -> None:
     """Show which version each board runs, how its daemon is, and its newest update."""
-    from agent.cli.fleet_tables import print_rows, rows
-
     inventory, boards = _boards(path, names)
     found = rows(_ask(inventory, boards, "status"))
     print_rows(found, as_json=as_json)
@@ -210,8 +210,6 @@ def _ask(
 
 def _print_answer(one: BoardAnswer, *, as_json: bool) -> None:
     if as_json:
-        from agent.cli.json_output import print_json
-
         print_json(one)
         return
     state = "" if one.fault is None else f"  {one.fault}: {plain(one.reason)}"
@@ -223,3 +221,62 @@ def _print_answer(one: BoardAnswer, *, as_json: bool) -> None:
 def _code(told: Sequence[BoardAnswer | BoardRow]) -> int:
     faults = {one.fault for one in told}
     return _FAILED if "failed" in faults else _UNREACHABLE if "unreachable" in faults else 0
+
+
+_COLUMNS = ("board", "version", "counter", "previous", "daemon", "update")
+
+
+@dataclass(frozen=True)
+class BoardRow:
+    """Row of one board.
+
+    Attributes:
+        board: its name.
+        fault: empty: it has answered. reason: in words.
+        state: what it tells; None: nothing that is understood.
+    """
+
+    board: str
+    fault: str
+    reason: str
+    state: BoardState | None
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the cells in the order of the columns."""
+        if self.state is None:
+            return (self.board, "", "", "", self.fault, self.reason)
+        update = self.state.update
+        newest = ""
+        if (one := update.at_hand) is not None:
+            newest = f"{one.version or one.file} {one.state}{': ' if one.reason else ''}{one.reason}"
+        counter = str(update.counter) if update.counter else ""
+        return (self.board, update.version, counter, update.previous, self.state.told(), newest)
+
+
+def rows(answers: Sequence[BoardAnswer]) -> list[BoardRow]:
+    """Build the table of answers to `status`."""
+    from agent.update.fleet.board import STRANGE, parse_state
+
+    found = []
+    for one in answers:
+        state = None if one.fault else parse_state(one.out)
+        fault, reason = one.fault or "", one.reason
+        if not fault and state is None:
+            fault, reason = "failed", STRANGE
+        found.append(BoardRow(one.board, fault, reason, state))
+    return found
+
+
+def print_rows(found: Sequence[BoardRow], *, as_json: bool) -> None:
+    """Print answers as lines of JSON or as a table."""
+    from rich.text import Text
+
+    if as_json:
+        for row in found:
+            print_json(row)
+        return
+    table = open_table(*_COLUMNS)
+    for row in found:
+        colour = "red" if row.fault else ""
+        table.add_row(*(Text(plain(cell), colour) for cell in row.cells()))
+    console(160).print(table)

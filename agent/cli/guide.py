@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import click
 
+from agent.cli.output import console, print_json
+
 FOLDER = Path(__file__).parent.parent / "guide"
 TOPICS = (
     "start",
@@ -119,8 +121,6 @@ def _print_hits(hits: list[Hit], as_json: bool) -> None:
 
 
 def _print_json(value: Any) -> None:
-    from agent.cli.json_output import print_json
-
     print_json(value, indent=2)
 
 
@@ -130,9 +130,7 @@ def _print_page(text: str) -> None:
         return
     from rich.markdown import Markdown
 
-    from agent.cli.console import output
-
     os.environ.setdefault("LESS", "-FRX")  # colours, and no pager for what fits on the screen
-    console = output(100)
-    with console.pager(styles=True):
-        console.print(Markdown(text), width=min(console.width, 110))
+    out = console(100)
+    with out.pager(styles=True):
+        out.print(Markdown(text), width=min(out.width, 110))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
+from click.shell_completion import get_completion_class
 
 from agent import __version__
 
@@ -62,6 +63,8 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in _RENAMED:
             ctx.fail(f"`vedette {cmd_name}` is called `vedette {_RENAMED[cmd_name]}` now.")
+        if cmd_name == "completion":
+            return completion
         if cmd_name not in _VERBS:
             return None
         command = getattr(importlib.import_module(f"agent.cli.{cmd_name}"), cmd_name)
@@ -88,3 +91,15 @@ class _Verbs(click.Group):
 @click.version_option(__version__, prog_name="vedette")
 def vedette() -> None:
     """Run TFLite models on cameras and microphones, and publish what they detect over MQTT."""
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of SHELL.
+
+    For bash: vedette completion bash > ~/.local/share/bash-completion/completions/vedette
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(vedette, {}, "vedette", "_VEDETTE_COMPLETE").source())

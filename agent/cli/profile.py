@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from agent.cli.output import console, open_table, print_json
 from agent.text import plain
 
 if TYPE_CHECKING:
@@ -65,8 +66,6 @@ def profile(
         _LONGEST_S,
     )
     if as_json:
-        from agent.cli.json_output import print_json
-
         print_json(found)
     else:
         after = opened.manifest.variant(found.variant).after
@@ -78,33 +77,29 @@ def profile(
 
 
 def _print(what: str, found: ModelProfile, *, each: bool) -> None:
-    from agent.cli.console import output
-
-    console = output(140, markup=False)
+    out = console(140, markup=False)
     threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
-    console.print(plain(f"{what}: {threads}, {found.runtime}, {found.runs} runs"))
-    console.print(_each(found) if each else _by_kind(found))
+    out.print(plain(f"{what}: {threads}, {found.runtime}, {found.runs} runs"))
+    out.print(_each(found) if each else _by_kind(found))
     tiny = sum(row.ms < 1e-3 for row in found.rows)
     explained = found.total_ms / found.p50_ms
-    console.print(
+    out.print(
         f"the operations take {found.total_ms:.3f} ms, {explained:.0%} of an inference without the profiler "
         f"(p50 {found.p50_ms:.3f} ms){_GRAIN if tiny > len(found.rows) / 2 else ''}"
     )
     native = [row for row in found.rows if not row.kernel]
     if native:
         share = sum(row.share for row in native)
-        console.print(
-            f"{_NATIVE} to XNNPACK: {len(native)} of {len(found.rows)} operations, {share:.1%} of the time"
-        )
-    _print_worst(console, found)
+        out.print(f"{_NATIVE} to XNNPACK: {len(native)} of {len(found.rows)} operations, {share:.1%} of the time")
+    _print_worst(out, found)
 
 
-def _print_worst(console: Console, found: ModelProfile) -> None:
-    console.print("\nthe three worst")
+def _print_worst(out: Console, found: ModelProfile) -> None:
+    out.print("\nthe three worst")
     for number, row in enumerate(found.worst, 1):
         what = plain(f"{row.name or row.kernel} {_output(row)}").strip()
-        console.print(f"{number}. {what}: {row.ms:.3f} ms, {row.share:.1%}")
-        console.print(f"   {row.advice}")
+        out.print(f"{number}. {what}: {row.ms:.3f} ms, {row.share:.1%}")
+        out.print(f"   {row.advice}")
 
 
 def _by_kind(found: ModelProfile) -> Table:
@@ -134,16 +129,8 @@ def _output(row: OperatorRow) -> str:
 
 
 def _table(third: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("operation", overflow="fold")
-    table.add_column("kernel of XNNPACK", overflow="fold")
-    table.add_column(third, overflow="fold", justify="right" if third == "count" else "left")
-    for column in ("ms", "share", "sum", "M mult-adds", "G/s"):
-        table.add_column(column, justify="right")
-    return table
+    figures = ("ms", "share", "sum", "M mult-adds", "G/s")
+    return open_table("operation", "kernel of XNNPACK", third, *figures, right=(*figures, "count"))
 
 
 def _add(table: Table, name: str, kernel: str, third: str, rows: list[OperatorRow], cumulated: float) -> None:

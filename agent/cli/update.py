@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from agent.cli.output import print_json
 from agent.text import PlainFormatter, plain
 
 if TYPE_CHECKING:
@@ -112,7 +113,6 @@ def _go_on(where: Paths, *, here: bool = False) -> Update | None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def status(as_json: bool) -> None:
     """Show the version that runs, the version before, and the current update."""
-    from agent.cli.json_output import print_json
     from agent.update.install.status import standing
 
     told = standing(_places())
@@ -130,7 +130,6 @@ def status(as_json: bool) -> None:
 )
 def history(as_json: bool, count: int) -> None:
     """Show the outcome of every update, with its reason."""
-    from agent.cli.json_output import print_json
     from agent.update.install.journal import Journal
     from agent.update.install.status import row
 

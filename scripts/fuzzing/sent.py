@@ -6,11 +6,10 @@ import io
 from contextlib import suppress
 
 from agent.capture.image_size import read_size
+from agent.cli.live import EventTable
+from agent.cli.output import format_event
 from agent.cli.roster import FleetTable, Roster
-from agent.cli.row import format_event
-from agent.cli.snapshots import file_name
-from agent.cli.table import EventTable
-from agent.cli.watch import json_line
+from agent.cli.watch import file_name, json_line
 from agent.comms.commands import check_answer_topic, id_of, request_command, set_command
 from agent.comms.consumer.subscribe import Kind, ReceivedMessage
 from agent.comms.messages import complete_spooled

@@ -26,7 +26,7 @@ from results import Results, Row
 from scenes import Scene, scenes
 from settling import DEVICE, deliver, is_well, settle
 
-from agent.cli.bundle_options import read_health
+from agent.cli.bundle import read_health
 from tests.support.mosquitto import Mosquitto, free_port
 
 HOME = ROOT / "build/prove_update"

@@ -15,7 +15,7 @@ from agent.board.proc import CPUFREQ, Frequency, Memory, read_disk, read_frequen
 from agent.board.thermal import THERMAL, UNDER_VOLTAGE, Brake, Supply, Zone, read_brakes, read_supply, read_zones
 from agent.capture.devices import Devices, devices
 from agent.capture.portaudio import NOT_PLUGGED
-from agent.cli.checks.report import Finding
+from agent.cli.checks import Finding
 from agent.compute.infer.delegates import DelegateProbe, probe_delegates
 
 SECTION = "board"

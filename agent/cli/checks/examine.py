@@ -9,8 +9,7 @@ from pathlib import Path
 
 from agent import __version__
 from agent.board.identity import read_board
-from agent.cli.checks import board, models, network, storage
-from agent.cli.checks.report import Finding, Report
+from agent.cli.checks import Finding, Report, board, models, network, storage
 from agent.config import Config
 from agent.config.device import StorageConfig
 from agent.config.load import load

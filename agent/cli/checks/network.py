@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from agent.board.proc import read_clock
 from agent.capture.opencv import objection
 from agent.capture.source import with_login
-from agent.cli.checks.report import Finding
+from agent.cli.checks import Finding
 from agent.comms.mqtt.brokers import BrokerEndpoint, address
 from agent.comms.mqtt.connection import WakeupPipe
 from agent.comms.mqtt.endpoint import brokers_of, check_host, commands_off

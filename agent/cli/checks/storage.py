@@ -10,7 +10,7 @@ from pathlib import Path
 
 import agent
 from agent.board.proc import Clock, DiskUsage, read_clock, read_disk
-from agent.cli.checks.report import Finding
+from agent.cli.checks import Finding
 from agent.config.device import StorageConfig
 from agent.daemon.overrides import OverridesFile
 from agent.errors import StorageError

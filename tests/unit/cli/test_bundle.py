@@ -246,7 +246,7 @@ def test_a_folder_is_no_bundle(place: str) -> None:
 
 
 def test_a_health_gate_and_migrations_are_read(tmp_path: Path) -> None:
-    from agent.cli.bundle_options import read_health, read_migrations, read_shadow
+    from agent.cli.bundle import read_health, read_migrations, read_shadow
 
     assert read_shadow(["agreement=0.8", "every=3"]) == ShadowGate(agreement=0.8, every=3)
     assert read_shadow([]) is None

@@ -14,8 +14,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.cli.config import config
-from agent.cli.config_view import resolved_config
+from agent.cli.config import config, resolved_config
 from agent.config.diff import RULE
 from agent.config.load import load, parse
 from agent.config.toml import to_toml

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from agent.cli.checks import examine
-from agent.cli.checks.report import Finding, Report
+from agent.cli.checks import Finding, Report, examine
 from agent.cli.main import vedette
 
 WELL = Finding("board", "model", "Raspberry Pi 4 Model B")

@@ -13,7 +13,8 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from rich.console import Console
 
-from agent.cli.fleet_tables import RolloutLines, RolloutTable, rows
+from agent.cli.fleet import rows
+from agent.cli.fleet_rollout import RolloutLines, RolloutTable
 from agent.cli.main import vedette
 from agent.errors import BundleError, FleetError, StorageError
 from agent.update.bundle.signing import signature_of

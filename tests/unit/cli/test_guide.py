@@ -17,7 +17,7 @@ import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
-from agent.cli.bundle_options import read_migrations
+from agent.cli.bundle import read_migrations
 from agent.cli.guide import FOLDER, TOPICS, find, guide, page, summary
 from agent.cli.main import vedette
 from agent.comms.commands import request_command

@@ -9,9 +9,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from agent.cli.live import follow, follow_fleet
+from agent.cli.live import EventTable, follow, follow_fleet
 from agent.cli.roster import COLUMNS, MOST, DeviceStatus, FleetTable, Roster, lines
-from agent.cli.table import EventTable
 from agent.comms import messages as payload
 from agent.comms.consumer.subscribe import Kind, ReceivedMessage
 from tests.support.publishing import event

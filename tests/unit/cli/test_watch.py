@@ -14,9 +14,8 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from agent.cli.command import command
-from agent.cli.live import follow
-from agent.cli.row import COLUMNS, format_event
-from agent.cli.table import EventTable
+from agent.cli.live import EventTable, follow
+from agent.cli.output import EVENT_COLUMNS, format_event
 from agent.cli.watch import json_line, watch
 from agent.comms.consumer.client import BrokerOptions
 from agent.comms.consumer.subscribe import Kind, ReceivedMessage, Subscriber
@@ -181,7 +180,7 @@ def test_without_a_terminal_every_event_is_a_line_as_it_comes(capsys: pytest.Cap
     assert capsys.readouterr().out == ""
     title, header, status, *rows = lines
     assert title == "what is seen"
-    assert header.split() == [word for name in COLUMNS for word in name.split()]
+    assert header.split() == [word for name in EVENT_COLUMNS for word in name.split()]
     assert status.endswith("porch on\\x1bline")
     assert [row.split()[2] for row in rows] == [f"s{number}" for number in range(30)]
     assert all("new (appeared)" in row and row.index("person 1") == header.index("what") for row in rows)

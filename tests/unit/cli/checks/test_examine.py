@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli.checks import board, models
+from agent.cli.checks import Finding, Report, advice_of, board, models
 from agent.cli.checks.examine import examine, guarded
 from agent.cli.checks.models import Tried
-from agent.cli.checks.report import Finding, Report, advice_of
 from tests.support.boards import pi4
 from tests.support.mosquitto import HOST, Mosquitto
 

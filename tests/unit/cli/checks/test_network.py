@@ -13,8 +13,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from agent.cli.checks import network
-from agent.cli.checks.report import Finding
+from agent.cli.checks import Finding, network
 from agent.comms.messages import LinkHealth
 from agent.config import Config
 from agent.config.device import FallbackConfig, MqttConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent.board.proc import Clock, DiskUsage
-from agent.cli.checks.report import Finding
+from agent.cli.checks import Finding
 from agent.cli.checks.storage import findings, of_clips, of_clock, of_commands, of_disk, of_folder
 from agent.config import Config
 from agent.config.device import StorageConfig

@@ -13,9 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.capture.image_size import read_size
-from agent.cli import snapshots
-from agent.cli.snapshots import SnapshotSaver, file_name
-from agent.cli.watch import watch
+from agent.cli.watch import SnapshotSaver, file_name, watch
 from agent.comms.consumer.subscribe import ReceivedMessage
 from agent.errors import StorageError
 
@@ -76,7 +74,7 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_made_up_streams_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshots, "MAX_FILES", 3)
+    monkeypatch.setattr("agent.cli.watch.MAX_FILES", 3)
     kept = SnapshotSaver(tmp_path)
     for number in range(9):
         kept.save(snapshot(jpeg(), stream=f"s{number}"))

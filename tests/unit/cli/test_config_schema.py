@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 from msgspec import Struct
 
+from agent.cli.config import config_schema, described, manifest_schema, structs_by_name
 from agent.cli.main import vedette
-from agent.cli.schema import config_schema, described, manifest_schema, structs_by_name
 from agent.compute.decode.decoder import DECODERS
 from agent.compute.infer.audio_input import FRONTENDS
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.cli.config_view import resolved_config
+from agent.cli.config import resolved_config
 from agent.config import Config
 from agent.config.stream import DecodeConfig, StreamConfig, TrackConfig
 from tests.support.house import person_model

@@ -1,0 +1,121 @@
+"""Printing for all verbs: JSON, tables, and events as table rows or lines of text."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent.text import TIME_WIDTH, local_time, plain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from agent.comms.messages import EventMessage
+
+EVENT_COLUMNS = ("time", "stream", "event", "what", "score", "where %", "zones", "infer", "total")
+EVENT_RIGHT = ("score", "infer", "total")
+_WIDTHS = (TIME_WIDTH, 10, 19, 14, 5, 13, 10, 7, 7)
+"""Column widths of a line, in characters."""
+NO_VALUE = "–"
+
+
+def is_terminal() -> bool:
+    """Return True if stdout is a terminal with cursor control."""
+    return sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb", "unknown")
+
+
+def console(width: int, *, markup: bool = True) -> Console:
+    """Return a rich console that writes to stdout, as wide as the terminal.
+
+    Args:
+        width: columns where stdout is no terminal.
+        markup: interpret rich's markup, such as `[red]`.
+    """
+    from rich.console import Console
+
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would exit with 1; `agent.cli.main` exits with 0
+
+    return Output(width=None if sys.stdout.isatty() else width, highlight=False, markup=markup)
+
+
+def open_table(*columns: str, right: Collection[str] = ()) -> Table:
+    """Return a table without frame whose cells wrap; columns in `right` are right-aligned."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold", justify="right" if column in right else "left")
+    return table
+
+
+def print_json(value: Any, *, indent: int = 0) -> None:
+    r"""Print a value as JSON.
+
+    Bytes of a file name that are not UTF-8, which JSON cannot hold, are written as escapes, such as `\xff`.
+
+    Args:
+        value: what msgspec encodes.
+        indent: spaces of each level; 0: everything on one line.
+    """
+    import msgspec
+
+    try:
+        text = msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        text = msgspec.json.encode(_escaped(msgspec.to_builtins(value)))
+    click.echo((msgspec.json.format(text, indent=indent) if indent else text).decode())
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_escaped(key): _escaped(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(one) for one in value]
+    return plain(value) if isinstance(value, str) else value
+
+
+def format_event(event: EventMessage) -> dict[str, str]:
+    """Return the text of each column of `EVENT_COLUMNS`."""
+    track, latency = event.track, event.latency_ms
+    texts = (
+        local_time(event.captured_at),
+        event.stream,
+        f"{event.kind} ({event.reason})",
+        f"{track.label} {track.id.rsplit('-', 1)[-1]}",
+        f"{track.score:.2f}",
+        _where(event),
+        ", ".join(track.zones),
+        f"{latency.infer:.0f} ms" if latency.infer else NO_VALUE,
+        f"{latency.total:.0f} ms" if latency.has_frame else NO_VALUE,
+    )
+    return dict(zip(EVENT_COLUMNS, map(plain, texts), strict=True))
+
+
+def _where(event: EventMessage) -> str:
+    """Return the box in percent of the frame; empty for a keyword."""
+    if event.kind == "keyword":
+        return ""
+    box = event.track.box
+    return "everywhere" if box is None else " ".join(f"{edge * 100:.0f}" for edge in box)
+
+
+def event_line(texts: dict[str, str]) -> str:
+    """Return an event's texts as a line."""
+    padded = [
+        texts[name].rjust(width) if name in EVENT_RIGHT else texts[name].ljust(width)
+        for name, width in zip(EVENT_COLUMNS, _WIDTHS, strict=True)
+    ]
+    return "  ".join(padded).rstrip()
+
+
+def event_header() -> str:
+    """Return the column names as a line."""
+    return event_line(dict(zip(EVENT_COLUMNS, EVENT_COLUMNS, strict=True)))
