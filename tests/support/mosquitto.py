@@ -8,7 +8,9 @@ with Mosquitto(tmp_path, users={"cam": "secret"}, tls=True) as broker:
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -30,6 +32,7 @@ from tests.support.received import Messages
 
 HOST = "127.0.0.1"
 _START_S = 10.0
+_RANDOM = random.SystemRandom()  # hypothesis seeds the common one
 
 
 class Mosquitto:
@@ -208,10 +211,12 @@ class Mosquitto:
 
 
 def free_port() -> int:
-    """A loopback port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nothing listens on, outside those that the kernel gives to connections meanwhile."""
+    while True:
+        port = _RANDOM.randrange(10_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((HOST, port))
+            return port
 
 
 def _answers(port: int) -> bool:

@@ -19,6 +19,7 @@ from typing import Self
 
 import pytest
 
+from tests.support.mosquitto import free_port
 from tests.support.publishing import wait_for
 from tests.support.tiny_bundles import make_key
 
@@ -77,7 +78,7 @@ class SshBoards:
     def __enter__(self) -> Self:
         folder = self.folder.absolute()
         host, operator = make_key(folder / "host"), make_key(folder / "operator")
-        ports = {name: _free_port() for name in self._answers}
+        ports = {name: free_port() for name in self._answers}
         config, hosts = [_OPTIONS.format(folder=folder)], []
         config += [f"Port {port}" for port in ports.values()]
         for name, answer in self._answers.items():
@@ -106,12 +107,6 @@ class SshBoards:
     ) -> None:
         self._running.terminate()
         self._running.wait(10)
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def _listens(port: int) -> bool:
