@@ -15,9 +15,8 @@ from itertools import pairwise
 import numpy as np
 from msgspec import Struct
 
-from agent.compute.decode.decoder import Decoder, build_decoder
+from agent.compute.decode.decoder import Decoder, Floats, build_decoder
 from agent.compute.decode.keyword import Keyword
-from agent.compute.decode.scores import Floats
 from agent.compute.infer.chain import warm_latency_ns
 from agent.compute.infer.session import Session
 from agent.compute.manifest import HIDDEN, Manifest, Variant
@@ -32,20 +31,14 @@ _RETRY = 200
 
 
 class ExitPolicy:
-    """Early-exit policy of one stream. For one thread.
+    """Decides for one stream whether the next exit runs. For one thread.
 
     Attributes:
-        variants: the exits, shallow first.
+        variants: the exits, shallow first; an answer of the last is always taken.
         used: number of answers of each.
     """
 
     def __init__(self, variants: Sequence[Variant], budget_ns: int) -> None:
-        """Start without latencies.
-
-        Args:
-            variants: the exits, shallow first; an answer of the last is always taken.
-            budget_ns: for all exits of one input together, ns.
-        """
         self.variants = tuple(variants)
         self.used = [0] * len(self.variants)
         self._budget_ns = budget_ns
@@ -63,13 +56,7 @@ class ExitPolicy:
         return len(self.variants) - 1
 
     def needs_deeper(self, index: int, confidence: float, spent_ns: int) -> bool:
-        """Return True if the next exit should run after this one's answer.
-
-        Args:
-            index: of the exit that has answered.
-            confidence: of its answer, 0..1.
-            spent_ns: time spent on this input so far, ns.
-        """
+        """Return True if the next exit should run after an answer of this confidence, 0..1, and so many ns."""
         if index + 1 >= len(self.variants) or self.is_confident(index, confidence):
             return False
         return self.fits_budget(index + 1, spent_ns)
@@ -113,8 +100,6 @@ class Prediction(Struct, frozen=True):
 
 
 class _Exit(Struct, frozen=True):
-    """An exit with its decoder and the index of its hidden output."""
-
     variant: Variant
     decoder: Decoder
     hidden: int | None

@@ -126,28 +126,19 @@ class _Pen(Struct, frozen=True):
         return self.ordered(_PALETTE[zlib.crc32(label.encode()) % len(_PALETTE)])
 
     def ordered(self, colour: _Colour) -> _Colour:
-        """Return a blue-green-red colour in the picture's order."""
         return colour if self.order == "bgr" else (colour[2], colour[1], colour[0])
 
     def at(self, x: float, y: float) -> tuple[int, int]:
-        """Return a point of the frame in pixels."""
         return round(x * (self.width - 1)), round(y * (self.height - 1))
 
 
 def annotate(
     image: Image, tracks: Sequence[Track], *, order: ChannelOrder, title: str = "", in_place: bool = False
 ) -> Image:
-    """Draw boxes, outlines, keypoints and labels with scores into a copy of a picture.
+    """Draw boxes, outlines, keypoints and labels with scores into a copy of a picture, H×W×3 uint8.
 
-    Args:
-        image: H×W×3 uint8; unchanged unless `in_place`.
-        tracks: to draw; those without a box are listed at the top left.
-        order: of the image's channels.
-        title: first line at the top left.
-        in_place: draw into the image itself if it is contiguous.
-
-    Returns:
-        H×W×3 uint8.
+    Tracks without a box are listed at the top left, below `title`. With `in_place` a contiguous image is drawn on
+    itself.
     """
     picture = image if in_place and image.flags.c_contiguous else np.array(image, order="C")
     pen = _pen_for(picture, order)
@@ -160,12 +151,7 @@ def annotate(
 
 
 def jpeg(image: Image, quality: int, order: ChannelOrder) -> bytes:
-    """Encode a picture as a JPEG file.
-
-    Args:
-        image: H×W×3 uint8.
-        quality: 1..100.
-        order: of the image's channels.
+    """Encode a picture, H×W×3 uint8, as a JPEG file of quality 1..100.
 
     Raises:
         BackendError: OpenCV cannot encode it.
@@ -269,12 +255,7 @@ class FrameEncoder:
     """Encodes the frames of one stream's clips. For one thread."""
 
     def __init__(self, max_width: int, quality: int) -> None:
-        """Set size and quality.
-
-        Args:
-            max_width: wider frames are resized to this width, px.
-            quality: of the JPEG, 1..100.
-        """
+        """Set the width, px, to which wider frames are resized, and the quality of the JPEG, 1..100."""
         self._max_width, self._quality = max_width, quality
         self._small: Image | None = None
 

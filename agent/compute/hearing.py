@@ -48,12 +48,6 @@ class AudioPerception:
     def __init__(self, stream: str, config: StreamConfig, model: Model, opener: Opener = open_session) -> None:
         """Open the model and build the stages.
 
-        Args:
-            stream: its name.
-            config: of the stream.
-            model: that it runs.
-            opener: opens it.
-
         Raises:
             ModelError: the model is broken, cannot run here, or does not fit its front end or decoder.
             ConfigError: a label cannot be used, or a setting is for pictures only.
@@ -98,11 +92,7 @@ class AudioPerception:
             self._keywords.set_decoder(self._exits.keyword)
 
     def process(self, chunk: AudioChunk) -> StreamResult:
-        """Process one chunk.
-
-        Raises:
-            BackendError: the inference failed.
-        """
+        """Process one chunk. Raises BackendError if the inference fails."""
         began = time.monotonic_ns()
         if chunk.first != self._next:
             self.reset()
@@ -218,11 +208,7 @@ class AudioPerception:
         return events, found if self.inferences else None
 
     def _model_moves(self) -> bool:
-        """Test the model with made inputs: return True if its answers depend on them.
-
-        Raises:
-            BackendError: an inference failed.
-        """
+        """Test the model with made inputs: return True if its answers depend on them."""
         moved = answers_move(
             lambda made: self._exits.predict_all_exits(lambda tensor: np.copyto(tensor, made)), self._spec
         )

@@ -206,8 +206,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     def exits(self, variant: str) -> tuple[Variant, ...]:
         """Return the exits that an input may take, shallow first; empty if one variant answers alone.
 
-        Args:
-            variant: `variant` of the stream: a variant's name; `auto` or empty: all exits of a calibrated model.
+        For `auto` and an empty name these are all exits of a calibrated model.
 
         Raises:
             ModelError: `auto`, and the model has no calibrated exits.
@@ -257,11 +256,7 @@ class Model(Struct, frozen=True, weakref=True):
 
 
 def read_manifest(text: str, path: str) -> TomlFile:
-    """Parse a manifest without checking its keys. Keys of earlier versions get their new names.
-
-    Args:
-        text: of the file.
-        path: of the file, for messages.
+    """Parse the text of a manifest without checking its keys. Keys of earlier versions get their new names.
 
     Raises:
         ModelError: the text is not TOML; the error names the line.
@@ -290,15 +285,7 @@ def check_manifest(file: TomlFile) -> None:
 
 
 def manifest_from(data: dict[str, Any], where: str) -> Manifest:
-    """Check the tables of a complete manifest and build it.
-
-    Args:
-        data: the tables.
-        where: path of the file, for messages.
-
-    Raises:
-        ModelError: see `check_manifest`.
-    """
+    """Check the tables of a complete manifest as `check_manifest` does, and build it. `where` is its path."""
     check_manifest(TomlFile(where, data, {}))
     return msgspec.convert(data, Manifest)
 

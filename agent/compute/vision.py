@@ -67,11 +67,7 @@ class Detector:
         self._image = ImageInput(session.inputs[0], model.manifest.input)
 
     def run(self, frame: Frame, crop: Box) -> DetectorResult:
-        """Infer a crop of a frame. The session must have this variant selected.
-
-        Args:
-            frame: the picture.
-            crop: the part to infer, fractions of the frame.
+        """Infer a crop, in fractions of the frame. The session must have this variant selected.
 
         Raises:
             BackendError: the inference failed.
@@ -119,12 +115,6 @@ class VideoPerception:
     def __init__(self, stream: str, config: StreamConfig, model: Model, opener: Opener = open_session) -> None:
         """Open the model and build the stages.
 
-        Args:
-            stream: its name.
-            config: of the stream.
-            model: that it runs.
-            opener: opens it.
-
         Raises:
             ModelError: the model is broken, cannot run here, does not fit its decoder, or `variant = "auto"`.
             ConfigError: a zone or a label cannot be used.
@@ -152,11 +142,7 @@ class VideoPerception:
         self.tracker.set_zones(Zones(config.zones))
 
     def process(self, frame: Frame) -> StreamResult:
-        """Process one frame.
-
-        Raises:
-            BackendError: the inference failed.
-        """
+        """Process one frame. Raises BackendError if the inference fails."""
         began = time.monotonic_ns()
         tracker = self.tracker
         keep, resting = tracker.boxes(frame.captured_ns) if self._crops else ((), ())
@@ -182,11 +168,7 @@ class VideoPerception:
         return StreamResult(events, result.detections, stages)
 
     def infer_crop(self, frame: Frame, crop: Box) -> DetectorResult:
-        """Infer a crop of a frame without gate and tracker.
-
-        Raises:
-            BackendError: the inference failed.
-        """
+        """Infer a crop of a frame without gate and tracker. Raises BackendError if that fails."""
         return self._detector.run(frame, crop)
 
     @property

@@ -25,10 +25,11 @@ from agent.compute.infer.session import AUTO, BackendSpec, Session, SessionOptio
 from agent.compute.infer.vetting.vetting import Vetting
 from agent.compute.manifest import Model
 from agent.config.device import SelectionConfig
-from agent.daemon.measurements import MeasurementFiles, StoredMeasurements, VettingRecord
+from agent.daemon.measurements import StoredMeasurements, VettingRecord
 from agent.errors import VedetteError
 from agent.models.files import is_packaged
 from agent.models.library import golden
+from agent.storage.state_file import MeasurementFiles
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +54,7 @@ class AutoBackend:
     """
 
     def __init__(self, selection: SelectionConfig, state: Path) -> None:
-        """Prepare; nothing is measured before a session is opened.
-
-        Args:
-            selection: see `SelectionConfig`.
-            state: the state folder.
-        """
+        """Prepare; nothing is measured before a session is opened. `state` is the state folder."""
         self._measurements, self._vetted = (
             StoredMeasurements(MeasurementFiles(state), selection),
             VettingRecord(state),

@@ -41,18 +41,13 @@ ASKED = "asked"
 class ClipTrigger:
     """Starts and ends the clips of one stream. For one thread at a time.
 
+    With `only_zones`, tracks are published only after they have stood in a zone.
+
     Attributes:
         tracks: ids of the tracks of the newest clip.
     """
 
     def __init__(self, stream: str, config: ClipsConfig, *, only_zones: bool = False) -> None:
-        """Start without clips.
-
-        Args:
-            stream: its name.
-            config: of its clips.
-            only_zones: whether tracks are published only after they have stood in a zone.
-        """
         self._stream, self._config, self._only_zones = stream, config, only_zones
         self._after_ns, self._max_ns = round(config.after_s * 1e9), round(config.max_s * 1e9)
         self._known: set[str] = set()  # alive, and in a clip once
@@ -68,15 +63,7 @@ class ClipTrigger:
         return max(self._requested_ns, min(self._limit_ns, self._after_end_ns))
 
     def on_events(self, events: Iterable[Event], now_ns: int) -> ClipReason | None:
-        """Add events.
-
-        Args:
-            events: of the stream.
-            now_ns: their time, ns.
-
-        Returns:
-            Reason of a new clip; None: none starts.
-        """
+        """Add the stream's events of that time; return the reason of a new clip, None if none starts."""
         begins = None
         for event in events:
             track = event.track
@@ -161,7 +148,7 @@ class StreamClips:
             config: of its clips.
             recorder: of the device.
             give_back: called from another thread with each frame that `add_frame` has taken.
-            only_zones: True if a track is published only once it has stood in a zone.
+            only_zones: see `ClipTrigger`.
             keeps_all: True if the source waits, so that no frame needs to be dropped.
         """
         self._stream, self._config, self._recorder, self._give_back = stream, config, recorder, give_back

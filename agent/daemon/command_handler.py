@@ -38,12 +38,7 @@ class DoctorProcess:
     """Runs `vedette doctor --json` in a process of its own: it may crash, hang or take much memory."""
 
     def __init__(self, config: Path | None, longest_s: float = LONGEST_S) -> None:
-        """Prepare.
-
-        Args:
-            config: configuration file to check; None: the default one.
-            longest_s: time after which the process is killed, s.
-        """
+        """Set the configuration file to check, None for the default one, and when the process is killed, s."""
         # With -P: no modules of the working directory, which may belong to another user, are run. PYTHONPATH
         # still counts, so that the process finds the packages that the daemon has found.
         self._command = [
@@ -133,14 +128,9 @@ class CommandHandler:
         reload: Callable[[], str],
         wake: Callable[[], None],
     ) -> None:
-        """Prepare; no command is received before `listen`.
+        """Receive no command before `listen`; `wake` is called from any thread when one has come.
 
-        Args:
-            control: changes settings.
-            runtime: to command.
-            doctor: examines the board.
-            reload: reads the configuration again and returns the changes, or raises a `VedetteError`.
-            wake: called from any thread when a request has come.
+        `reload` reads the configuration again and returns the changes, or raises a `VedetteError`.
         """
         self._control, self._runtime, self._doctor, self._reload = control, runtime, doctor, reload
         self._requests = Requests(runtime.topics, runtime.mqtt.answer, wake)

@@ -29,6 +29,7 @@ from agent.daemon.overrides import (
     Value,
     all_off,
     basis_of,
+    settings_after,
     settings_of,
 )
 from agent.daemon.runtime import DRAIN_S, Runtime
@@ -53,12 +54,7 @@ class ConfigManager:
     """
 
     def __init__(self, config: Config, file: OverridesFile) -> None:
-        """Read the overrides of the previous run.
-
-        Args:
-            config: of the file.
-            file: of the overrides.
-        """
+        """Read the overrides of the previous run from their file. `config` is that of the configuration file."""
         self._file, self._from_file = file, config
         self._writes = RateLimiter(per_s=_WRITES_PER_S, burst=_WRITES)
         self._overrides = Overrides()
@@ -109,15 +105,12 @@ class ConfigManager:
         return replace(health, detail=self.remark(stream)) if self.remark(stream) else health
 
     def set(self, stream: str, what: str, value: Value | None) -> str:
-        """Change one setting of a stream.
+        """Change one setting of a stream; return a warning for the operator, empty if there is none.
 
         Args:
             stream: its name, as sent.
             what: `enabled`, `threshold`, `variant` or `zone/NAME`, as sent.
             value: of the type that `agent.comms.commands` returns; None: use the file's value.
-
-        Returns:
-            a warning for the operator; empty: none.
 
         Raises:
             CommandError: the setting cannot be changed, with the reason.
@@ -141,7 +134,8 @@ class ConfigManager:
         else:
             plan.apply()
         self._runtime.config = self.config = config
-        self._publish({**self._runtime.settings, stream: settings_of(config.streams[stream])})
+        known = self._runtime.settings
+        self._publish({**known, stream: settings_after(known[stream], config.streams[stream], what, value)})
         log.info("command: stream %s: %s", stream, _describe(what, value))
         return warning
 

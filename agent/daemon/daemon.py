@@ -37,20 +37,14 @@ _POLL_S = 0.5
 class StateGuard:
     """Restores the state folder when it is deleted or replaced under the daemon.
 
-    Call `check` from the daemon's thread; it costs a few microseconds.
+    Call `check` from the daemon's thread; it costs a few microseconds. `write_anew` writes all files but the
+    spool.
 
     Attributes:
         trouble: why the folder cannot be written now; empty: it can.
     """
 
     def __init__(self, folder: OwnedFolder, spool: Spool, write_anew: Callable[[], None]) -> None:
-        """Prepare.
-
-        Args:
-            folder: the state folder.
-            spool: of that folder.
-            write_anew: writes all other files of the folder again.
-        """
         self._folder, self._spool, self._write_anew = folder, spool, write_anew
         self._since: float | None = None
         self._retry_at, self._backoff = 0.0, Backoff(_RETRY_S, _RETRY_MAX_S, jitter=0.0)

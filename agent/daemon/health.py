@@ -197,14 +197,7 @@ class HealthFile:
         shadows: ShadowManager,
         environment: Mapping[str, str] = os.environ,
     ) -> None:
-        """Prepare.
-
-        Args:
-            runtime: that the file describes.
-            health: what was published about the streams.
-            shadows: new models that run beside the streams' own.
-            environment: holds RUNTIME_DIRECTORY, set by systemd.
-        """
+        """Prepare. The environment holds RUNTIME_DIRECTORY, set by systemd."""
         folder = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
         self._path = Path(folder) / FILE if folder else None
         self._runtime, self._health, self._shadows = runtime, health, shadows
@@ -213,21 +206,12 @@ class HealthFile:
         self._reloads, self._reload_refused = 0, ""
 
     def count_reload(self, refused: str = "") -> None:
-        """Count a reload of the configuration.
-
-        Args:
-            refused: why the old configuration stays in use; empty: it does not.
-        """
+        """Count a reload of the configuration, and why it was refused; empty: it was not."""
         self._reloads += 1
         self._reload_refused = refused
 
     def write_if_due(self, *, ready: bool, is_due: bool) -> None:
-        """Write the file if it is old or `is_due`.
-
-        Args:
-            ready: value of the field.
-            is_due: True if something has changed.
-        """
+        """Write the file, with this `ready`, if it is old or something has changed (`is_due`)."""
         now_s = time.monotonic()
         if self._path is None or (now_s - self._written_s < EVERY_S and not is_due):
             return

@@ -10,12 +10,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 import platform
-import re
-import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
@@ -35,10 +31,12 @@ from agent.compute.infer.session import BackendSpec
 from agent.compute.infer.vetting.vetting import HOLDS_S, identity
 from agent.compute.manifest import Model
 from agent.config.device import SelectionConfig
-from agent.errors import NO_JSON, StorageError, reason_of
+from agent.errors import NO_JSON, StorageError
 from agent.models.library import golden
-from agent.storage.files import SAFE, STATE_MODE, check_kind, open_replacement, read_regular
+from agent.storage.state_file import MeasurementFiles
 from agent.text import plain
+
+log = logging.getLogger(__name__)
 
 
 class FileStamp(Struct, frozen=True):
@@ -92,11 +90,7 @@ def measurement_key(
 ) -> tuple[MeasurementKey, dict[str, FileStamp]]:
     """Return the key of a measurement made now, and the stamps of the delegates' files.
 
-    Args:
-        model: to be run.
-        found: delegates that may run it.
-        threads_max: see `MeasurementKey`.
-        files: stamps from before; a file that `stat` describes the same is not read again.
+    A file that `stat` describes as its stamp in `files` does is not read again.
     """
     board = read_board()
     now = {path: _stamp(Path(path), files.get(path)) for one in found for path in one.parts}
@@ -132,129 +126,6 @@ def _stamp(path: Path, before: FileStamp | None) -> FileStamp:
     except OSError:
         return FileStamp(0, 0, 0, 0, "")
 
-
-_LARGEST = 1024**2
-
-
-class MeasurementFiles:
-    """A small file for each model in a folder of the state folder. Each is replaced as a whole.
-
-    Root may write here for the owner of the state folder, who may put links into it: no link is followed.
-    """
-
-    def __init__(self, state: Path, folder: str = "verdicts") -> None:
-        """Prepare; the folder is made with the first file.
-
-        Args:
-            state: the state folder.
-            folder: name of the folder in it.
-        """
-        self._state, self._folder = state, state / folder
-        self._known: dict[tuple[str, str], bytes] = {}
-
-    def read(self, model: str, key: str) -> bytes:
-        """Return the content of a file; empty: there is none.
-
-        Args:
-            model: name of the model; part of the file's name.
-            key: hex digits; part of the file's name, which tells models of one name apart.
-
-        Raises:
-            StorageError: the file cannot be read, is too large, is not a plain file, or is another user's.
-        """
-        path = self.path(model, key)
-        try:
-            with _opened(self._state) as state, _inside(state, self._folder) as folder:
-                owners = {0, os.geteuid(), os.fstat(state).st_uid}
-                content = self._known[model, key] = read_regular(path, _LARGEST, folder, owners)
-                return content
-        except FileNotFoundError:
-            return b""
-        except OSError as error:
-            raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
-
-    def write(self, model: str, key: str, content: bytes) -> None:
-        """Replace a file, owned by the state folder's owner. Make the folders where they are missing.
-
-        Raises:
-            StorageError: it cannot be written; the old content is still there.
-        """
-        path = self.path(model, key)
-        try:
-            self._state.mkdir(mode=0o750, parents=True, exist_ok=True)
-            with _opened(self._state) as state:
-                owner = os.fstat(state)
-                created = _created(state, self._folder.name)
-                with _inside(state, self._folder) as folder:
-                    if created and _is_empty(folder):
-                        _give(folder, owner)
-                    new = f".{path.name}.{os.getpid()}.tmp"
-                    with open_replacement(path, STATE_MODE, folder=folder, temporary=new) as file:
-                        _give(file.fileno(), owner)
-                        file.write(content)
-        except OSError as error:
-            raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
-        self._known[model, key] = content
-
-    def write_anew(self) -> None:
-        """Write all files again that were read or written since the start: the folder was deleted.
-
-        Raises:
-            StorageError: a file cannot be written.
-        """
-        for (model, key), content in list(self._known.items()):
-            self.write(model, key, content)
-
-    def path(self, model: str, key: str) -> Path:
-        """Return the path of a file."""
-        return self._folder / f"{re.sub(r'[^A-Za-z0-9_-]', '-', model)[:60]}-{key[:16]}.json"
-
-
-@contextmanager
-def _opened(state: Path) -> Iterator[int]:
-    """Open the state folder. It may be a link, but for root not another user's."""
-    if os.geteuid() == 0 and state.is_symlink() and state.lstat().st_uid != 0:
-        raise StorageError(f"{state}: is a link of another user, which root does not follow: name its target")
-    descriptor = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _inside(state: int, path: Path) -> Iterator[int]:
-    """Open the folder of the files; it must not be a link."""
-    check_kind(os.stat(path.name, dir_fd=state, follow_symlinks=False), stat.S_IFDIR, path)
-    descriptor = os.open(path.name, os.O_RDONLY | os.O_DIRECTORY | SAFE, dir_fd=state)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _created(state: int, folder: str) -> bool:
-    try:
-        os.mkdir(folder, 0o750, dir_fd=state)
-    except FileExistsError:
-        return False
-    os.fsync(state)
-    return True
-
-
-def _is_empty(folder: int) -> bool:
-    """True if the folder is the new one, or at least holds nothing that a change of owner would expose."""
-    with os.scandir(folder) as inside:
-        return not any(inside)
-
-
-def _give(descriptor: int, owner: os.stat_result) -> None:
-    """Give what root has measured to the daemon's user, who owns the state folder."""
-    if os.geteuid() == 0 and owner.st_uid != 0:
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
-
-
-log = logging.getLogger(__name__)
 
 _VERSION = 3
 """Version of the method of measuring; measurements of another version are void."""
@@ -319,10 +190,7 @@ class StoredMeasurements:
     ) -> StoredMeasurement:
         """Measure a model and store the result. If it cannot be stored, log that and return it anyway.
 
-        Args:
-            model: to be run.
-            found: returned by `found`.
-            progress: called with a description before each candidate; an exception from it ends the measurement.
+        `progress` is called with a description before each candidate; an exception from it ends the measurement.
 
         Raises:
             ModelError, BackendError: not even the CPU runs the model.
@@ -354,11 +222,7 @@ class StoredMeasurements:
         return StoredMeasurement(_VERSION, now, files, measured, datetime.now(UTC), round(busy.others(), 3))
 
     def store(self, model: Model, made: StoredMeasurement) -> None:
-        """Write a measurement.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
+        """Write a measurement. Raises StorageError if that fails."""
         self._files.write(model.manifest.name, _key(model), msgspec.json.encode(made))
 
     def write_anew(self) -> None:
@@ -445,11 +309,6 @@ class VettingRecord:
     """Stored outcomes; see `agent.compute.infer.vetting.vetting.Record`. Any thread may use it."""
 
     def __init__(self, state: Path) -> None:
-        """Prepare; nothing is read or made yet.
-
-        Args:
-            state: the state folder.
-        """
         self._files, self._has_failed = MeasurementFiles(state, _FOLDER), False
 
     def read(self, model: Model) -> str | None:

@@ -59,11 +59,7 @@ class Overrides(Struct, frozen=True, forbid_unknown_fields=True):
     streams: dict[str, dict[str, Override]] = {}
 
     def apply_to(self, config: Config) -> Config:
-        """Return the configuration with every override applied.
-
-        Args:
-            config: of the file; it has the stream and zone of every override, see `still_valid`.
-        """
+        """Return the file's configuration with every override applied; all of them are `still_valid`."""
         streams = dict(config.streams)
         for name, what, override in self._each():
             streams[name] = _changed(streams[name], what, override.value)
@@ -83,14 +79,7 @@ class Overrides(Struct, frozen=True, forbid_unknown_fields=True):
         return kept, dropped
 
     def set(self, config: Config, name: str, what: str, value: Value | None) -> Overrides:
-        """Return the overrides with one more, or one less.
-
-        Args:
-            config: of the file.
-            name: of a stream in `config`.
-            what: the setting; a zone is one of the stream's.
-            value: None: remove the override.
-        """
+        """Return the overrides with one more; without that setting if `value` is None. `config` is the file's."""
         stream = config.streams[name]
         basis = basis_of(stream, what)
         assert basis is not None
@@ -115,11 +104,7 @@ class Overrides(Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(name for name, what, one in self._each() if what == "enabled" and one.lost)
 
     def remarks(self, config: Config) -> dict[Keys, str]:
-        """Return a remark for each key of a configuration that is overridden.
-
-        Args:
-            config: of the file; every override holds under it, see `still_valid`.
-        """
+        """Return a remark for each overridden key of the file's configuration; all overrides hold under it."""
         return {
             ("streams", name, *_keys(config.streams[name], what)): UNKNOWN_STATE
             if one.lost
@@ -334,6 +319,15 @@ def settings_of(config: StreamConfig) -> StreamSettings:
     threshold = usual if wish is None else wish
     pictures = manifest.audio is None
     return StreamSettings(config.enabled, threshold, variant, _variants(manifest), zones, pictures)
+
+
+def settings_after(known: StreamSettings, config: StreamConfig, what: str, value: Value | None) -> StreamSettings:
+    """Return `settings_of` a stream after a command, from those before it where the model says nothing new."""
+    if known.variants and isinstance(value, float) and what == "threshold":
+        return replace(known, threshold=value)
+    if known.variants and isinstance(value, bool) and what != "enabled":
+        return replace(known, zones={**known.zones, what.removeprefix(ZONE): value})
+    return settings_of(config)
 
 
 def _variants(manifest: Manifest) -> tuple[str, ...]:

@@ -27,13 +27,9 @@ Perception = Union["VideoPerception", "AudioPerception"]
 def open_perception(
     name: str, config: StreamConfig, model: Model | None = None, opener: Opener | None = None
 ) -> Perception:
-    """Open a stream's model and prepare every step of its processing.
+    """Open a stream's model, unless that is open, and prepare every step of its processing.
 
-    Args:
-        name: of the stream.
-        config: of the stream.
-        model: opened before; None: open the configured one.
-        opener: of its session; None: without measured backends, so that `auto` is the CPU.
+    Without an opener `auto` is the CPU.
 
     Raises:
         ConfigError: the source does not fit the model, or zones, labels or clips cannot be used.
@@ -84,16 +80,9 @@ def prepare_perception(
 
     A model that is new on this board is vetted in a process of its own first, for at most `PREPARE_S` here.
 
-    Args:
-        name: see `open_perception`.
-        config: see `open_perception`.
-        model: see `open_perception`.
-        opener: see `open_perception`.
-        vetting: see `agent.compute.infer.backends.open_session`.
-
     Returns:
         None: a device must be opened, or a new model is still being vetted. Both may take long or hang, so the
-            stream's own thread does them.
+        stream's own thread does them.
 
     Raises:
         ConfigError, SourceError, ModelError: see `open_perception`; BackendError: there is no such device here.
@@ -113,13 +102,7 @@ def prepare_perception(
 
 
 def is_vetted(config: StreamConfig, model: Model, vetting: Vetting | None, wait_s: float) -> bool:
-    """Return True if a stream's model has been vetted, which may have to wait for other models.
-
-    Args:
-        config: of the stream.
-        model: that it runs.
-        vetting: see `prepare_perception`.
-        wait_s: at most, s.
+    """Wait up to `wait_s` for a model to be vetted, perhaps after other models; return True if it has been.
 
     Raises:
         ModelError: the model crashed the runtime, or cannot run. BackendError: it could not be tried now.
@@ -141,12 +124,7 @@ def _check_clips(name: str, config: StreamConfig, model: Model) -> None:
 
 
 def check_clips(config: ClipsConfig, zones: Sequence[ZoneConfig], labels: Sequence[str]) -> None:
-    """Refuse a configuration that would never give a clip.
-
-    Args:
-        config: of the clips.
-        zones: of the stream.
-        labels: that its model reports; empty: not known.
+    """Refuse clips that would never be recorded. Without `labels` it is unknown what the model reports.
 
     Raises:
         ConfigError: a zone or a label is unknown, or `after_s` is more than `max_s`.

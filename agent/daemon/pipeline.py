@@ -188,12 +188,9 @@ class Pipeline(ABC, Generic[T]):
     def run(
         self, stop: threading.Event, reason: str = "ended", before_each: Callable[[], None] = lambda: None
     ) -> None:
-        """Process inputs until the end. Tracks are always ended, whatever happens.
+        """Process inputs until the source ends, for that `reason`, or until `stop`. Tracks are always ended.
 
-        Args:
-            stop: checked between inputs.
-            reason: of the tracks' ends when the source ends by itself.
-            before_each: called before each wait for an input, in this thread.
+        `before_each` is called before each wait for an input, in this thread.
 
         Raises:
             VedetteError: the source or the inference failed.
@@ -268,15 +265,10 @@ _EDGE = 0.005
 class BestShot:
     """Follows the track of the newest `new` event and finds frames that show it better than all before.
 
-    After that track has ended it follows the track of the next event.
+    After that track has ended it follows the track of the next event. Frames are `every_s` apart, or more.
     """
 
     def __init__(self, every_s: float) -> None:
-        """Start without a track.
-
-        Args:
-            every_s: shortest time between two frames, s.
-        """
         self._every_ns = round(every_s * 1e9)
         self._shot_ns: int | None = None
         self._checked_ns: int | None = None
@@ -285,24 +277,14 @@ class BestShot:
         self._best = 0.0
 
     def is_due(self, now_ns: int) -> bool:
-        """Return True if a frame without events is worth checking, a few times within `every_s`.
-
-        Args:
-            now_ns: its capture, ns.
-        """
+        """Return True if a frame without events is worth checking, a few times within `every_s`."""
         if self._checked_ns is not None and now_ns - self._checked_ns < self._every_ns * _CHECKS:
             return False
         self._checked_ns = now_ns
         return True
 
     def is_better(self, events: Iterable[Event], tracks: Sequence[Track], now_ns: int) -> bool:
-        """Return True if this frame should be encoded now.
-
-        Args:
-            events: of this frame.
-            tracks: alive after it.
-            now_ns: its capture, ns.
-        """
+        """Return True if a frame with these events, and these tracks alive after it, should be encoded now."""
         alive = {track.id: track for track in tracks}
         self._choose(events, alive)
         track = alive.get(self._id)
@@ -356,13 +338,7 @@ class SnapshotStage:
         self._requested = True
 
     def process(self, frame: Frame, result: StreamResult, *, in_place: bool) -> None:
-        """Publish the frame if it is the best, or was asked for.
-
-        Args:
-            frame: the newest.
-            result: what was found in it.
-            in_place: True if its image may be drawn on.
-        """
+        """Publish the newest frame if it is the best, or was asked for; `in_place`: its image may be drawn on."""
         if self._is_best(frame, result) or self._requested:
             self._requested = False
             self._publish(frame, in_place=in_place)

@@ -82,15 +82,9 @@ class Shadow:
     """Compares another model with a stream's own. Any thread may read the report."""
 
     def __init__(self, name: str, config: StreamConfig, model: Model, plan: BackendSpec, every: int = 1) -> None:
-        """Prepare.
+        """Prepare to compare a model, opened by `plan`, on each `every`-th inferred picture of a stream.
 
-        Args:
-            name: of the stream.
-            config: of the stream.
-            model: to compare.
-            plan: backend that opens it.
-            every: compare each so many-th inferred picture. Sound is compared without gaps, since detections
-                depend on what came before.
+        Sound is compared without gaps, since detections depend on what came before.
         """
         self._name, self._config, self._model, self._plan, self._every = name, config, model, plan, every
         waiting = _PICTURES if model.manifest.audio is None else _CHUNKS
@@ -122,27 +116,14 @@ class Shadow:
         return ShadowReport(compared, mean, self._infer.p95_ms, self._present.p95_ms, self._failed)
 
     def compare_frame(self, frame: Frame, crop: Box, detections: list[Detection], infer_ns: int) -> None:
-        """Compare a frame that the stream has inferred; it is copied unless it is skipped.
-
-        Args:
-            frame: the picture.
-            crop: part of it that the stream inferred.
-            detections: of the stream's own model.
-            infer_ns: time of its inference, ns.
-        """
+        """Compare a frame whose crop the stream has inferred in `infer_ns`; it is copied unless it is skipped."""
         self._offered += 1
         if self._offered % self._every == 0 and self._has_room:
             kept = replace(frame, image=frame.image.copy())
             self._enqueue(_Crop(kept, crop), _Answer(detections, infer_ns))
 
     def compare_audio(self, chunk: AudioChunk, detections: list[Detection] | None, infer_ns: int) -> None:
-        """Compare sound that the stream has processed.
-
-        Args:
-            chunk: the sound.
-            detections: of the stream's own model; None: it did not infer.
-            infer_ns: time of one inference, ns.
-        """
+        """Compare sound that the stream has processed in `infer_ns` per inference; None: it did not infer."""
         if self._has_room:
             self._enqueue(chunk, _Answer(detections, infer_ns))
 
@@ -229,12 +210,7 @@ class ShadowManager:
     """Starts and stops shadows as the order file says. For the daemon's thread."""
 
     def __init__(self, runtime: Runtime, environment: Mapping[str, str] = os.environ) -> None:
-        """Prepare; no shadow runs before `poll`.
-
-        Args:
-            runtime: whose streams get shadows.
-            environment: holds RUNTIME_DIRECTORY, set by systemd; without it no order is read.
-        """
+        """Start no shadow before `poll`. Without RUNTIME_DIRECTORY in the environment no order is read."""
         folder = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
         self._path = Path(folder).parent / FILE if folder else None
         self._runtime = runtime

@@ -54,133 +54,6 @@ OnChange = Callable[[str, str], None]
 Input = Union["FrameStream", "AudioStream"]
 
 
-class SupervisedThread:
-    """Run `_run` in a thread of its own, and restart it after a failure that may pass.
-
-    Attributes:
-        name: of the stream.
-        state: of this thread; while it runs, the source's state may be more exact.
-        detail: the reason, in a line; empty: none.
-    """
-
-    def __init__(self, name: str, state: State) -> None:
-        self.name = name
-        self.state: State = state
-        self.detail = ""
-        self._tries_again = False
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._heartbeat_s = time.monotonic()
-        self._predecessors: Sequence[SupervisedThread] = ()
-
-    def start(self, predecessors: Sequence[SupervisedThread] = ()) -> None:
-        """Run in a thread of its own, unless the stream is disabled or failed.
-
-        Args:
-            predecessors: streams that this one replaces and whose threads hang. While `_hanging_max` or more of
-                them do, this one waits.
-        """
-        if self.state == "starting":
-            self.heartbeat()
-            self._predecessors = predecessors
-            self._thread = threading.Thread(target=self._supervise, name=f"stream-{self.name}", daemon=True)
-            self._thread.start()
-
-    def ask_to_stop(self) -> None:
-        """Begin to stop; `join` waits for it."""
-        self._stop.set()
-
-    def join(self, timeout_s: float) -> bool:
-        """Wait for the thread. Return True if it has stopped, with every track ended."""
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-        return self._thread is None or not self._thread.is_alive()
-
-    @property
-    def over(self) -> bool:
-        """True if the stream has ended, failed for good or is disabled."""
-        return self.state in ("ended", "failed", "disabled") and not self._tries_again
-
-    @property
-    def stalled_s(self) -> float:
-        """Age of the newest heartbeat, s; 0 without a running thread."""
-        is_alive = self._thread is not None and self._thread.is_alive()
-        return time.monotonic() - self._heartbeat_s if is_alive else 0.0
-
-    def heartbeat(self) -> None:
-        """Show that the thread makes progress: it calls this between inputs, and the watchdog reads the age."""
-        self._heartbeat_s = time.monotonic()
-
-    @property
-    def _hanging_max(self) -> int:
-        """Number of hanging predecessors at which this thread waits before it begins."""
-        return HANGING_MAX
-
-    def _run(self) -> None:
-        """Run until the source ends or `_stop` is set.
-
-        Raises:
-            VedetteError: the run failed; after a BackendError it is tried again.
-        """
-        raise NotImplementedError
-
-    def _close(self) -> None:
-        """Free what a run holds, however it ended."""
-        raise NotImplementedError
-
-    def _supervise(self) -> None:
-        self._wait_for_predecessors()
-        if self._stop.is_set():
-            self._close()  # what was prepared
-        else:
-            self._run_repeatedly()
-
-    def _wait_for_predecessors(self) -> None:
-        """Wait without a heartbeat: after that many hanging threads only a restart of the daemon may help."""
-        while len(self._predecessors) >= self._hanging_max and not self._stop.is_set():
-            hanging = plural(len(self._predecessors), "earlier inference")
-            self.detail = f"waiting for {hanging} of this stream to end"
-            self._stop.wait(_POLL_S)
-            self._predecessors = [one for one in self._predecessors if not one.join(0.0)]
-        self._predecessors = ()
-        self.detail = ""
-
-    def _run_repeatedly(self) -> None:
-        backoff = Backoff(_RESTART_FIRST_S, _RESTART_LAST_S, jitter=0.0)
-        while True:
-            began = time.monotonic()
-            self.heartbeat()
-            self._run_once()
-            self._close()
-            self.heartbeat()
-            if not self._tries_again:
-                return
-            if time.monotonic() - began > _RESTART_LAST_S:
-                backoff.reset()
-            if self._stop.wait(backoff.next_s()):
-                return
-
-    def _run_once(self) -> None:
-        """Run until the source ends, the stream is told to stop, or an error."""
-        try:
-            self._run()
-        except VedetteError as error:
-            # Broken input stays broken: a reload or a restart tries it again.
-            self._fail(str(error), again=isinstance(error, BackendError))
-            log.error("stream %s: %s", self.name, self.detail)
-        except Exception as error:
-            # An internal error of one stream must not end the others.
-            self._fail(f"{type(error).__name__}: {error}", again=True)
-            log.exception("stream %s: internal error (please report); starting the stream again", self.name)
-        else:
-            self._tries_again = False
-            self.state, self.detail = "ended", ""
-
-    def _fail(self, detail: str, *, again: bool) -> None:
-        self._tries_again = again  # first: a failed stream that does not try again is over
-        self.state, self.detail = "failed", detail
-
-
 class StreamServices(Struct, frozen=True):
     """Services that all streams of a device share.
 
@@ -236,18 +109,26 @@ def _open_clips(name: str, config: StreamConfig, recorder: Recorder, frames: Fra
     return StreamClips(name, config.clips, recorder, give_back, only_zones=only_zones, keeps_all=keeps_all)
 
 
-class Stream(SupervisedThread):
-    """One entry of `[streams]`, running.
+class Stream:
+    """One entry of `[streams]`, run in a thread of its own and restarted after a failure that may pass.
 
     Attributes:
+        name: of the stream.
+        state: of the thread; while it runs, the source's state may be more exact, see `standing`.
+        detail: the reason, in a line; empty: none.
         config: in use.
         model: that it runs; None before it was opened.
         shadow: compares another model with its own; None: none does.
     """
 
     def __init__(self, name: str, config: StreamConfig, services: StreamServices) -> None:
-        super().__init__(name, "starting" if config.enabled else "disabled")
-        self.config, self._services = config, services
+        self.name, self.config, self._services = name, config, services
+        self.state: State = "starting" if config.enabled else "disabled"
+        self.detail, self._tries_again = "", False
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._heartbeat_s = time.monotonic()
+        self._predecessors: Sequence[Stream] = ()
         # Large objects exist only while the stream runs; the metrics stay.
         self._perception: Perception | None = None
         self._pipeline: Pipeline[Any] | None = None
@@ -353,11 +234,43 @@ class Stream(SupervisedThread):
             raise CommandError(f"stream {self.name} is {self.standing[0]}, so there is nothing to record")
         return clips.record(seconds)
 
+    def start(self, predecessors: Sequence[Stream] = ()) -> None:
+        """Run in a thread of its own, unless the stream is disabled or failed.
+
+        It waits while `_hanging_max` or more of its predecessors, the replaced streams, hang.
+        """
+        if self.state == "starting":
+            self.heartbeat()
+            self._predecessors = predecessors
+            self._thread = threading.Thread(target=self._supervise, name=f"stream-{self.name}", daemon=True)
+            self._thread.start()
+
     def ask_to_stop(self) -> None:
         """Begin to stop; `join` waits for it. From now on only ends of tracks are published."""
-        super().ask_to_stop()
+        self._stop.set()
         if (reporter := self._reporter) is not None:
             reporter.stop()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread. Return True if it has stopped, with every track ended."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        return self._thread is None or not self._thread.is_alive()
+
+    @property
+    def over(self) -> bool:
+        """True if the stream has ended, failed for good or is disabled."""
+        return self.state in ("ended", "failed", "disabled") and not self._tries_again
+
+    @property
+    def stalled_s(self) -> float:
+        """Age of the newest heartbeat, s; 0 without a running thread."""
+        is_alive = self._thread is not None and self._thread.is_alive()
+        return time.monotonic() - self._heartbeat_s if is_alive else 0.0
+
+    def heartbeat(self) -> None:
+        """Show that the thread makes progress: it calls this between inputs, and the watchdog reads the age."""
+        self._heartbeat_s = time.monotonic()
 
     def abandon(self) -> None:
         """Give up a thread that hangs in a library: end the tracks, free the source, publish nothing more.
@@ -438,6 +351,58 @@ class Stream(SupervisedThread):
             backend=backend,
             variant=variant,
         )
+
+    def _supervise(self) -> None:
+        self._wait_for_predecessors()
+        if self._stop.is_set():
+            self._close()  # what was prepared
+        else:
+            self._run_repeatedly()
+
+    def _wait_for_predecessors(self) -> None:
+        """Wait without a heartbeat: after that many hanging threads only a restart of the daemon may help."""
+        while len(self._predecessors) >= self._hanging_max and not self._stop.is_set():
+            hanging = plural(len(self._predecessors), "earlier inference")
+            self.detail = f"waiting for {hanging} of this stream to end"
+            self._stop.wait(_POLL_S)
+            self._predecessors = [one for one in self._predecessors if not one.join(0.0)]
+        self._predecessors = ()
+        self.detail = ""
+
+    def _run_repeatedly(self) -> None:
+        backoff = Backoff(_RESTART_FIRST_S, _RESTART_LAST_S, jitter=0.0)
+        while True:
+            began = time.monotonic()
+            self.heartbeat()
+            self._run_once()
+            self._close()
+            self.heartbeat()
+            if not self._tries_again:
+                return
+            if time.monotonic() - began > _RESTART_LAST_S:
+                backoff.reset()
+            if self._stop.wait(backoff.next_s()):
+                return
+
+    def _run_once(self) -> None:
+        """Run until the source ends, the stream is told to stop, or an error."""
+        try:
+            self._run()
+        except VedetteError as error:
+            # Broken input stays broken: a reload or a restart tries it again.
+            self._fail(str(error), again=isinstance(error, BackendError))
+            log.error("stream %s: %s", self.name, self.detail)
+        except Exception as error:
+            # An internal error of one stream must not end the others.
+            self._fail(f"{type(error).__name__}: {error}", again=True)
+            log.exception("stream %s: internal error (please report); starting the stream again", self.name)
+        else:
+            self._tries_again = False
+            self.state, self.detail = "ended", ""
+
+    def _fail(self, detail: str, *, again: bool) -> None:
+        self._tries_again = again  # first: a failed stream that does not try again is over
+        self.state, self.detail = "failed", detail
 
     @property
     def _hanging_max(self) -> int:

@@ -166,12 +166,7 @@ class SystemdStatus:
         self._hanging: list[str] = []
 
     def update(self, streams: Streams, *, connected: bool) -> None:
-        """Notify systemd of what has changed, and feed the watchdog.
-
-        Args:
-            streams: by name.
-            connected: True if a broker is connected; for the status line only.
-        """
+        """Notify systemd of what has changed, and feed the watchdog. `connected` is for the status line only."""
         if not self.ready and not awaited(streams):
             self.ready = True
             self._notifier.ready()

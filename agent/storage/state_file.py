@@ -1,14 +1,16 @@
 """Small files that are read at the start and replaced as a whole.
 
-`StateFile` is durable. The order to run new models beside those in use is not: the updater leaves it in memory
-for the daemon, and a power cut drops it.
+`StateFile` and `MeasurementFiles` are durable. The order to run new models beside those in use is not: the
+updater leaves it in memory for the daemon, and a power cut drops it.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +18,16 @@ import msgspec
 from msgspec import Meta, Struct
 
 from agent.errors import NO_JSON, StorageError, reason_of
-from agent.storage.files import STATE_MODE, make_folder, read_regular, sync_folder, write_atomic
+from agent.storage.files import (
+    SAFE,
+    STATE_MODE,
+    check_kind,
+    make_folder,
+    open_replacement,
+    read_regular,
+    sync_folder,
+    write_atomic,
+)
 
 _LARGEST = 1024**2
 _ASIDE = ".damaged"
@@ -70,6 +81,118 @@ class StateFile:
             else:
                 self.path.replace(aside)
         return aside
+
+
+class MeasurementFiles:
+    """A small file for each model in a folder of the state folder. Each is replaced as a whole.
+
+    Root may write here for the owner of the state folder, who may put links into it: no link is followed.
+    """
+
+    def __init__(self, state: Path, folder: str = "verdicts") -> None:
+        """Name a folder in the state folder; it is made with the first file."""
+        self._state, self._folder = state, state / folder
+        self._known: dict[tuple[str, str], bytes] = {}
+
+    def read(self, model: str, key: str) -> bytes:
+        """Return the content of a model's file; empty: there is none.
+
+        The file's name holds the model's and the first digits of `key`, hex, which tells models of one name
+        apart.
+
+        Raises:
+            StorageError: the file cannot be read, is too large, is not a plain file, or is another user's.
+        """
+        path = self.path(model, key)
+        try:
+            with _opened(self._state) as state, _inside(state, self._folder) as folder:
+                owners = {0, os.geteuid(), os.fstat(state).st_uid}
+                content = self._known[model, key] = read_regular(path, _LARGEST, folder, owners)
+                return content
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
+
+    def write(self, model: str, key: str, content: bytes) -> None:
+        """Replace a file, owned by the state folder's owner. Make the folders where they are missing.
+
+        Raises:
+            StorageError: it cannot be written; the old content is still there.
+        """
+        path = self.path(model, key)
+        try:
+            self._state.mkdir(mode=0o750, parents=True, exist_ok=True)
+            with _opened(self._state) as state:
+                owner = os.fstat(state)
+                created = _created(state, self._folder.name)
+                with _inside(state, self._folder) as folder:
+                    if created and _is_empty(folder):
+                        _give_to_owner(folder, owner)
+                    new = f".{path.name}.{os.getpid()}.tmp"
+                    with open_replacement(path, STATE_MODE, folder=folder, temporary=new) as file:
+                        _give_to_owner(file.fileno(), owner)
+                        file.write(content)
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
+        self._known[model, key] = content
+
+    def write_anew(self) -> None:
+        """Write all files again that were read or written since the start: the folder was deleted.
+
+        Raises:
+            StorageError: a file cannot be written.
+        """
+        for (model, key), content in list(self._known.items()):
+            self.write(model, key, content)
+
+    def path(self, model: str, key: str) -> Path:
+        """Return the path of a file."""
+        return self._folder / f"{re.sub(r'[^A-Za-z0-9_-]', '-', model)[:60]}-{key[:16]}.json"
+
+
+@contextmanager
+def _opened(state: Path) -> Iterator[int]:
+    """Open the state folder. It may be a link, but for root not another user's."""
+    if os.geteuid() == 0 and state.is_symlink() and state.lstat().st_uid != 0:
+        raise StorageError(f"{state}: is a link of another user, which root does not follow: name its target")
+    descriptor = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _inside(state: int, path: Path) -> Iterator[int]:
+    """Open the folder of the files; it must not be a link."""
+    check_kind(os.stat(path.name, dir_fd=state, follow_symlinks=False), stat.S_IFDIR, path)
+    descriptor = os.open(path.name, os.O_RDONLY | os.O_DIRECTORY | SAFE, dir_fd=state)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _created(state: int, folder: str) -> bool:
+    try:
+        os.mkdir(folder, 0o750, dir_fd=state)
+    except FileExistsError:
+        return False
+    os.fsync(state)
+    return True
+
+
+def _is_empty(folder: int) -> bool:
+    """True if the folder is the new one, or at least holds nothing that a change of owner would expose."""
+    with os.scandir(folder) as inside:
+        return not any(inside)
+
+
+def _give_to_owner(descriptor: int, owner: os.stat_result) -> None:
+    """Give what root has measured to the daemon's user, who owns the state folder."""
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 FILE = "vedette-update/shadow.json"

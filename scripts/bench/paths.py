@@ -73,6 +73,7 @@ def wait_event(device: str, port: int, daemon: subprocess.Popen[bytes]) -> None:
     """Profile two seconds, and on until an event has come and had time to be acknowledged."""
     messages = events(port, device)
     next(messages)
+    time.sleep(5)  # what vetted the model has ended
     daemon.send_signal(signal.SIGUSR1)
     began = time.monotonic_ns()
     while next(messages) < began + 2e9:

@@ -24,8 +24,9 @@ from agent.compute.infer.delegates import probe_delegates
 from agent.compute.infer.session import SessionOptions
 from agent.config.device import SelectionConfig
 from agent.daemon.autoselect import AutoBackend
-from agent.daemon.measurements import MeasurementFiles, StoredMeasurements
+from agent.daemon.measurements import StoredMeasurements
 from agent.models.library import open_model
+from agent.storage.state_file import MeasurementFiles
 from tests.support.delegates import compiled, identity_model
 
 REASONS = {

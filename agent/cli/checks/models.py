@@ -24,10 +24,11 @@ from agent.compute.manifest import Model
 from agent.compute.tflite.model import TensorSpec
 from agent.compute.tflite.read import only_signature
 from agent.config import Config
-from agent.daemon.measurements import MeasurementFiles, StoredMeasurement, StoredMeasurements
+from agent.daemon.measurements import StoredMeasurement, StoredMeasurements
 from agent.errors import ModelError, StorageError, VedetteError
 from agent.models.files import ZOO, bundled
 from agent.models.library import open_model_without_root, open_whole_model
+from agent.storage.state_file import MeasurementFiles
 from agent.text import local_time, without_login
 from agent.types import Array
 

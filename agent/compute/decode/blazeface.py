@@ -16,13 +16,14 @@ from agent.compute.decode.boxes import BoxEnd, tuples
 from agent.compute.decode.decoder import (
     DecoderContext,
     DecoderOptions,
+    Floats,
     OutputRole,
+    ScoreFilter,
     Shape,
     ShapeMismatchError,
     assign_outputs,
     class_mismatch,
 )
-from agent.compute.decode.scores import Floats, ScoreFilter
 from agent.types import Array, Detection, Keypoint
 
 POINTS = ("right_eye", "left_eye", "nose_tip", "mouth", "right_ear", "left_ear")
@@ -104,11 +105,7 @@ def _roles(name: str, parts: Sequence[int], columns: int) -> list[OutputRole]:
 
 
 class BlazeFace:
-    """Decoder of a BlazeFace model.
-
-    Attributes:
-        scores_at: index of the first output with scores.
-    """
+    """Decoder of a BlazeFace model. `scores_at` is the index of the first output with scores."""
 
     def __init__(
         self, context: DecoderContext, options: BlazeFaceOptions, centres: Floats, places: tuple[int, ...]

@@ -8,8 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from agent.compute.decode.decoder import DecoderContext, Labels
-from agent.compute.decode.scores import Floats, Indices, top_k
+from agent.compute.decode.decoder import DecoderContext, Floats, Indices, Labels, top_k
 from agent.types import Box, Detection
 
 
@@ -81,13 +80,7 @@ class BoxEnd:
         return suppress(boxes, scores, None if self._agnostic else classes, self.iou_threshold, self.limit)
 
     def detections(self, boxes: Floats, scores: Floats, classes: Indices) -> list[Detection]:
-        """Return the detections of the boxes that remain, strongest first.
-
-        Args:
-            boxes: float32 [n,4], `(x0, y0, x1, y1)` in fractions; clipped in place.
-            scores: float32 [n].
-            classes: integers [n].
-        """
+        """Return the detections of the boxes that remain, strongest first. `boxes`, in fractions, are clipped."""
         kept = self.suppress(boxes, scores, classes)
         return [
             Detection(self.labels[number], min(1.0, score), box)

@@ -9,8 +9,15 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from agent.compute.decode.decoder import DecoderContext, DecoderOptions, Logits, activation, assign_scores
-from agent.compute.decode.scores import Floats, ScoreFilter
+from agent.compute.decode.decoder import (
+    DecoderContext,
+    DecoderOptions,
+    Logits,
+    ScoreFilter,
+    activation,
+    assign_scores,
+    softmax,
+)
 from agent.types import Array, Detection
 
 log = logging.getLogger(__name__)
@@ -53,11 +60,7 @@ def build(context: DecoderContext) -> Classify:
 
 
 class Classify:
-    """Decoder of a classifier.
-
-    Attributes:
-        scores_at: index of the output with the scores.
-    """
+    """Decoder of a classifier. `scores_at` is the index of the output with the scores."""
 
     def __init__(self, context: DecoderContext, options: ClassifyOptions, place: int) -> None:
         self._place = self.scores_at = place
@@ -87,11 +90,3 @@ class Classify:
             self._warned = True
             log.warning(_NO_PROBABILITY, self._spec.name, float(scores[best[0]]))
         return [Detection(self._labels[int(classes[i])], min(1.0, float(scores[i]))) for i in best]
-
-
-def softmax(logits: Floats) -> Floats:
-    """Return the softmax over the last axis of float32 logits; values that are not finite become 0."""
-    with np.errstate(all="ignore"):
-        sound = np.where(np.isfinite(logits), logits, -np.inf)
-        powers = np.exp(sound - sound.max(axis=-1, keepdims=True))
-        return np.asarray(np.nan_to_num(powers / powers.sum(axis=-1, keepdims=True)), np.float32)

@@ -107,13 +107,10 @@ class Completed(Struct, frozen=True):
 
 
 def facts_of(content: bytes, file: ModelFile, first: str = "", last: str = "") -> ModelFacts:
-    """Read the facts from a model file.
+    """Read the facts from a model file and its parsed contents.
 
-    Args:
-        content: the file.
-        file: the same file, parsed.
-        first: signature of the variant that takes the model's input; empty: the first graph.
-        last: signature of the variant that answers by default; empty: the first graph.
+    `first` and `last` are the signatures of the variants that take the input and answer by default; empty: the
+    first graph.
 
     Raises:
         ModelError: the metadata is damaged, or there is no such signature.
@@ -152,12 +149,7 @@ def _ending(graph: Subgraph, tensor: int) -> Ending:
 
 
 def complete(stated: Mapping[str, Any], facts: ModelFacts, name: str) -> Completed:
-    """Complete a manifest.
-
-    Args:
-        stated: checked tables of the manifest file; empty: there is none.
-        facts: of the model file.
-        name: of the model if the manifest has none.
+    """Complete the checked tables of a manifest file, empty if there is none, for a model of that name.
 
     Raises:
         ModelError: a key can neither be found nor guessed; the error names it.
@@ -196,7 +188,7 @@ def lacks_labels(output: OutputManifest) -> bool:
 
 
 class _Keys:
-    """Keys of a manifest, to which keys that are not stated are added."""
+    """Keys of a manifest, to which missing ones are added."""
 
     def __init__(self, stated: Mapping[str, Any]) -> None:
         self.data: dict[str, Any] = copy.deepcopy(dict(stated))
@@ -260,12 +252,7 @@ def _add_output(keys: _Keys, facts: ModelFacts) -> None:
 
 
 def _check_guess(decoder: str, keys: _Keys, facts: ModelFacts) -> None:
-    """Refuse a guess of `classify` or `segment` by the shape alone, because landmarks have the same shapes.
-
-    Raises:
-        ModelError: none of several outputs has a score per label, or the single one of `classify` has neither
-            labels nor a sign of scores.
-    """
+    """Refuse a guess of `classify` or `segment` by the shape alone, because landmarks have the same shapes."""
     labels = len(keys.get("output", "labels") or ())
     if len(facts.outputs) > 1:
         is_plausible = labels > 0 and any(spec.shape[-1:] == (labels,) for spec in facts.outputs)
@@ -279,12 +266,10 @@ def _check_guess(decoder: str, keys: _Keys, facts: ModelFacts) -> None:
 
 
 def _is_single_score(facts: ModelFacts) -> bool:
-    """Return True if a model has a single output of one number, as a wake word has."""
     return len(facts.outputs) == 1 and facts.outputs[0].shape[-1:] == (1,)
 
 
 def _gives_scores(facts: ModelFacts) -> bool:
-    """Return True if the name, the last operation or the range of the first output suggests scores."""
     spec = facts.outputs[0]
     named = any(hint in spec.name.lower() for hint in _SCORE_NAMES)
     return named or _logits(spec, facts.endings[0] if facts.endings else "")[0] is False
@@ -370,7 +355,6 @@ def _add_input(keys: _Keys, spec: TensorSpec) -> None:
 
 
 def _normalises(keys: _Keys) -> bool:
-    """Return True if mean and std are known."""
     return keys.has("input", "mean") and keys.has("input", "std")
 
 
@@ -431,7 +415,6 @@ def _saturation(spec: TensorSpec, manifest: InputManifest) -> str:
 
 
 def _short(values: tuple[float, float, float]) -> str:
-    """Return one number if all three are equal."""
     return f"{values[0]:.4g}" if len(set(values)) == 1 else str([round(value, 3) for value in values])
 
 

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from agent.compute.decode.boxes import BoxEnd, tuples
-from agent.compute.decode.decoder import DecoderContext, DecoderOptions, OutputRole, assign_outputs
-from agent.compute.decode.scores import Floats
+from agent.compute.decode.decoder import DecoderContext, DecoderOptions, Floats, OutputRole, assign_outputs
 from agent.config.stream import Unit
 from agent.types import Array, Detection, Keypoint
 

@@ -11,9 +11,16 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from agent.compute.decode.classify import softmax
-from agent.compute.decode.decoder import DecoderContext, DecoderOptions, Logits, activation, assign_scores
-from agent.compute.decode.scores import Floats, sigmoid
+from agent.compute.decode.decoder import (
+    DecoderContext,
+    DecoderOptions,
+    Floats,
+    Logits,
+    activation,
+    assign_scores,
+    sigmoid,
+    softmax,
+)
 from agent.compute.manifest import HIDDEN
 from agent.types import Array, Detection
 
@@ -77,12 +84,7 @@ class Keyword:
         self._words = np.array(self.wanted, np.intp)
 
     def probabilities(self, outputs: Sequence[Array], temperature: float = 1.0) -> Floats:
-        """Return the probability of each label, float32 [classes]; values that are not finite become 0.
-
-        Args:
-            outputs: as for `Decoder`.
-            temperature: divisor of the logits.
-        """
+        """Return the probability of each label, float32 [classes]; values that are not finite become 0."""
         stored = outputs[self._place].reshape(-1)
         if self._byte:
             answers = self._table(temperature).take(stored.view(np.uint8))
@@ -98,9 +100,6 @@ class Keyword:
         """Return the most probable word, or -1 for none, and its probability.
 
         All labels that are not wanted words together count as one answer.
-
-        Args:
-            scores: probabilities, float32 [classes].
         """
         words = scores[self._words]
         none = float(np.add.reduce(scores)) - float(np.add.reduce(words))

@@ -15,12 +15,13 @@ from agent.compute.decode.boxes import BoxEnd
 from agent.compute.decode.decoder import (
     DecoderContext,
     DetectorOptions,
+    Floats,
     OutputRole,
+    ScoreFilter,
     ShapeMismatchError,
     assign_outputs,
     class_mismatch,
 )
-from agent.compute.decode.scores import Floats, ScoreFilter
 from agent.types import Array, Detection
 
 
@@ -60,17 +61,7 @@ def build(context: DecoderContext) -> NanoDet:
 
 
 def _places(cells: int, labels: int, context: DecoderContext, options: NanoDetOptions) -> tuple[int, ...]:
-    """Return the indices of the scores and of the distances among the outputs.
-
-    Args:
-        cells: rows of each.
-        labels: their number; 0: not known.
-        context: of the decoder.
-        options: of the decoder.
-
-    Raises:
-        ShapeMismatchError: a tensor is missing, or has another number of classes.
-    """
+    """Return the indices of the scores and of the distances among the outputs; 0 `labels`: unknown."""
     roles = (
         OutputRole("scores", ((1, cells, labels or None),), ("score", "cls", "class")),
         OutputRole("reg", ((1, cells, 4 * options.bins or None),), ("reg", "box", "dist")),
@@ -89,11 +80,7 @@ def _places(cells: int, labels: int, context: DecoderContext, options: NanoDetOp
 
 
 class NanoDet:
-    """Decoder of a NanoDet model.
-
-    Attributes:
-        scores_at: index of the output with the scores.
-    """
+    """Decoder of a NanoDet model. `scores_at` is the index of the output with the scores."""
 
     def __init__(self, context: DecoderContext, options: NanoDetOptions, places: Sequence[int]) -> None:
         self._scores, self._reg = places

@@ -12,15 +12,17 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
-from agent.compute.decode.classify import softmax
 from agent.compute.decode.decoder import (
     DecoderContext,
     DecoderOptions,
+    Floats,
+    Indices,
     OutputRole,
     ShapeMismatchError,
     assign_outputs,
+    sigmoid,
+    softmax,
 )
-from agent.compute.decode.scores import Floats, Indices, sigmoid
 from agent.config.stream import Unit
 from agent.types import Array, Detection, Image, Point
 
@@ -68,11 +70,7 @@ def build(context: DecoderContext) -> Segment:
 
 
 class Segment:
-    """Decoder of a segmentation model.
-
-    Attributes:
-        scores_at: index of the output with the mask.
-    """
+    """Decoder of a segmentation model. `scores_at` is the index of the output with the mask."""
 
     def __init__(self, context: DecoderContext, options: SegmentOptions, place: int) -> None:
         self._place = self.scores_at = place

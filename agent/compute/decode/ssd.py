@@ -20,8 +20,8 @@ from agent.compute.decode.decoder import (
     OutputRole,
     ShapeMismatchError,
     assign_outputs,
+    sigmoid,
 )
-from agent.compute.decode.scores import sigmoid
 from agent.compute.tflite.model import TensorSpec
 from agent.types import Array, Detection
 
@@ -77,11 +77,7 @@ def _number(spec: TensorSpec) -> int:
 
 
 class Ssd:
-    """Decoder of an SSD.
-
-    Attributes:
-        scores_at: index of the output with the scores.
-    """
+    """Decoder of an SSD. `scores_at` is the index of the output with the scores."""
 
     def __init__(
         self, context: DecoderContext, labels: Labels, options: SsdOptions, places: tuple[int, ...]

@@ -19,11 +19,13 @@ from agent.compute.decode.boxes import BoxEnd
 from agent.compute.decode.decoder import (
     DecoderContext,
     DetectorOptions,
+    Floats,
+    Indices,
     OutputRole,
+    ScoreFilter,
     ShapeMismatchError,
     assign_outputs,
 )
-from agent.compute.decode.scores import Floats, Indices, ScoreFilter
 from agent.compute.tflite.model import TensorSpec
 from agent.types import Array, Detection
 

@@ -56,12 +56,7 @@ class Background:
     """Learns one camera's background. Its memory is allocated for the first picture of a size."""
 
     def __init__(self, sensitivity: float, min_area: float) -> None:
-        """Start without a background.
-
-        Args:
-            sensitivity: 0 finds differences above 32 grey levels, 1 those above 3.
-            min_area: share of the frame that a moving region must cover.
-        """
+        """Set the sensitivity, 0 for differences of 32 grey levels to 1 for 3, and a region's least share."""
         self._floor = 32.0 * 0.1**sensitivity
         self._min_area = min_area
         self._shape: tuple[int, ...] = ()
@@ -89,12 +84,9 @@ class Background:
         self._restart()
 
     def moving(self, image: Image, dt_s: float, *, tracked: bool) -> tuple[Box, ...]:
-        """Return the moving regions, largest first, and learn from this picture.
+        """Return the moving regions, largest first, and learn from this picture, which has the size learned.
 
-        Args:
-            image: H×W×3 uint8, of the size learned.
-            dt_s: time since the picture before, s.
-            tracked: whether the model has found something, whose movement is not learned as noise.
+        With `tracked`, the movement of what the model has found is not learned as noise.
         """
         self._shrink(image)
         gain = self._gain()

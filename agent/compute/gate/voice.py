@@ -134,14 +134,7 @@ class VoiceGate:
     def __init__(
         self, config: GateConfig, rate_hz: int, high_hz: float = VOICE_HZ, *, judges: bool = True
     ) -> None:
-        """Start without a noise floor.
-
-        Args:
-            config: of the stream.
-            rate_hz: of the samples.
-            high_hz: frequencies above do not open it.
-            judges: whether to compute the complexity.
-        """
+        """Start without a noise floor. Frequencies above `high_hz` do not open it; `judges` adds complexity."""
         self._config = config
         self._size = round(_BLOCK_S * rate_hz)
         self._window = np.hanning(self._size).astype(np.float32) / 32768.0
@@ -160,11 +153,7 @@ class VoiceGate:
         self._last = VoiceDecision(False, False, False, 1.0)
 
     def evaluate(self, samples: Samples) -> VoiceDecision:
-        """Decide on the next samples.
-
-        Args:
-            samples: int16 [n], continuing the previous ones.
-        """
+        """Decide on the next samples, int16 [n], which continue the previous ones."""
         if not self._config.voice:
             return _ALWAYS
         samples = np.concatenate((self._rest, samples)) if self._rest.size else samples
@@ -229,18 +218,13 @@ def _band_matrix(size: int, rate_hz: int, high_hz: float) -> Array:
 
 
 class PreRoll:
-    """Buffer of the newest samples or rows while the gate is closed: a word begins before the gate opens.
+    """Buffer of the newest `size` samples or rows while the gate is closed: a word begins before the gate opens.
 
     Attributes:
-        forgot: whether older ones were dropped.
+        forgot: True if older ones were dropped.
     """
 
     def __init__(self, size: int) -> None:
-        """Start empty.
-
-        Args:
-            size: capacity, samples or rows.
-        """
         self._size, self.forgot = size, False
         self._parts: list[Array] = []
         self._held = 0
@@ -282,11 +266,6 @@ class Pauses:
     """Finds the pause after a word in the level of a stream's newest sound. For one thread."""
 
     def __init__(self, rate_hz: int) -> None:
-        """Start without sound.
-
-        Args:
-            rate_hz: sampling rate.
-        """
         self._rate_hz, self._step = rate_hz, round(_PAUSE_STEP_S * rate_hz)
         self._sound = PreRoll(round(_PAUSE_MEMORY_S * rate_hz))
 
@@ -295,14 +274,9 @@ class Pauses:
         self._sound.add(samples)
 
     def find(self, since_s: float, late_s: float = 0.0) -> float | None:
-        """Find the pause after a word.
+        """Return the time from the pause after a word to the end of the searched sound, s; None: there is none.
 
-        Args:
-            since_s: time from the word's event to the end of the sound to search, s.
-            late_s: length of the sound added after this end, s.
-
-        Returns:
-            Time from the pause to this end, s; None: there is no pause yet.
+        The search covers `since_s` from the word's event on, and ends `late_s` before the newest sound.
         """
         powers = self._powers(late_s)
         first = max(0, powers.size - round((since_s + _EARLY_S) / _PAUSE_STEP_S))

@@ -75,11 +75,7 @@ class LogMelOptions(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def build_logmel(audio: AudioManifest) -> LogMel:
-    """Build the front end `logmel`.
-
-    Raises:
-        ModelError: an option is wrong.
-    """
+    """Build the front end `logmel`. Raises ModelError if an option is wrong."""
     return LogMel(options(audio, LogMelOptions))
 
 
@@ -108,9 +104,7 @@ class LogMel:
         """Return the rows [n, mels] that these samples complete: natural logarithms of energy, always finite.
 
         The first row of a stream comes with its first full window, and every hop of samples then gives one.
-
-        Args:
-            samples: mono, int16 [any length]; need not be contiguous.
+        `samples` are int16 [any length] and need not be contiguous.
         """
         stream = np.concatenate((self._kept[: self._have], samples))
         count = max(0, (len(stream) - self.options.window) // self.options.hop + 1)
@@ -178,11 +172,7 @@ class MfccOptions(LogMelOptions, frozen=True, forbid_unknown_fields=True):
 
 
 def build_mfcc(audio: AudioManifest) -> Mfcc:
-    """Build the front end `mfcc`.
-
-    Raises:
-        ModelError: an option is wrong.
-    """
+    """Build the front end `mfcc`. Raises ModelError if an option is wrong."""
     return Mfcc(options(audio, MfccOptions))
 
 
@@ -217,11 +207,7 @@ class MicroOptions(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def build_micro(audio: AudioManifest) -> Micro:
-    """Build the front end `micro`.
-
-    Raises:
-        ModelError: the library is missing, or another rate is asked for.
-    """
+    """Build the front end `micro`. Raises ModelError if the library is missing, or another rate is asked for."""
     options(audio, MicroOptions)
     if audio.rate_hz != _RATE_HZ:
         raise ModelError(f"front end 'micro' takes {_RATE_HZ} Hz, the manifest says rate_hz = {audio.rate_hz}")

@@ -39,11 +39,7 @@ class FrontEnd(Protocol):
     is_stateful: bool
 
     def __call__(self, samples: Samples) -> Rows:
-        """Return the rows that these samples complete, float32 [n, columns], always finite.
-
-        Args:
-            samples: int16 [n], any number, continuing the previous ones.
-        """
+        """Return the finite rows, float32 [n, columns], that these samples, int16 [n], complete."""
         ...
 
     def reset(self) -> None:
@@ -75,11 +71,7 @@ def build_frontend(audio: AudioManifest) -> FrontEnd:
 
 
 def options_kind(name: str) -> type[Struct]:
-    """Return the struct of a front end's options.
-
-    Args:
-        name: one of `FRONTENDS`.
-    """
+    """Return the struct of the options of a front end in `FRONTENDS`."""
     kind: type[Struct] = getattr(_features(), FRONTENDS[name][1])
     return kind
 
@@ -146,24 +138,17 @@ class AudioInput:
         self._at = self._fresh = 0
 
     def forget(self, keep: int) -> None:
-        """Replace every row but the newest ones by silence.
-
-        Args:
-            keep: how many of the newest rows stay.
-        """
+        """Replace every row but the newest `keep` by silence."""
         newest = self.newest.copy()
         newest[: max(0, self.rows - keep)] = self._floor
         self._ring[: self.rows] = self._ring[self.rows :] = newest
         self._at = 0
 
     def feed(self, rows: Rows) -> Iterator[int]:
-        """Add rows. Yields whenever an inference is due, so that the caller can `fill` the tensor.
-
-        Args:
-            rows: float32 [n, columns]; values that are not finite count as silence.
+        """Add rows, float32 [n, columns]; values that are not finite count as silence.
 
         Yields:
-            number of rows that are still to be added.
+            The number of rows still to be added, whenever an inference is due and the tensor can be filled.
         """
         stored = self._stored(rows)
         done = 0

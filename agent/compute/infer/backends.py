@@ -30,13 +30,7 @@ def open_session(model: Model, backend: str, options: SessionOptions, vetting: V
 
     `auto` is the CPU here; the daemon replaces it by what was measured. With `NAME,cpu` the CPU answers when NAME
     fails. Every backend but the CPU runs in a worker process, because it may crash or hang. A model that runs in
-    this process has run in a vetting process before.
-
-    Args:
-        model: to run.
-        backend: its name.
-        options: see `SessionOptions`.
-        vetting: of models for the CPU; None: without a record on disk.
+    this process has run in a vetting process before; without `vetting` its outcome is not recorded on disk.
 
     Raises:
         ModelError, BackendError: see `Backend.open` and `Vetting.open`.
@@ -53,16 +47,7 @@ def open_session(model: Model, backend: str, options: SessionOptions, vetting: V
 
 
 def open_for_command(model: Model, backend: str, options: SessionOptions) -> Session:
-    """Open a model for a command like `open_session`, but for root in a worker without root's rights.
-
-    Args:
-        model: to run.
-        backend: its name.
-        options: see `SessionOptions`.
-
-    Raises:
-        ModelError, BackendError: see `open_session`.
-    """
+    """Open a model for a command like `open_session`, but for root in a worker without root's rights."""
     from agent.compute.infer.vetting.unprivileged import is_root
 
     if not opens_at_once(backend) or not is_root():
@@ -181,18 +166,11 @@ class NotYetError(ModelError):
 
 
 def ends_of(content: bytes, sha256: str, path: str, wait_s: float | None, vetting: Vetting | None = None) -> Ends:
-    """Return the inputs and outputs that the runtime reports for a model.
+    """Return the inputs and outputs that the runtime reports for a `.tflite` file of this digest and path.
 
     Each file is opened once, in a worker process and a thread of its own, because the runtime may crash or hang.
-    Results and refusals are cached by the file's hash.
-
-    Args:
-        content: the `.tflite` file.
-        sha256: hex digest of it.
-        path: of the model, for errors.
-        wait_s: time to wait, s; the model is still opened after that. None: as long as it takes. 0: return
-            cached results only.
-        vetting: see `open_session`.
+    Results and refusals are cached by the file's hash. After `wait_s` the file is still being opened; None waits
+    as long as it takes, 0 returns cached results only.
 
     Raises:
         NotYetError: they are not known in that time.

@@ -237,8 +237,7 @@ def survey(
         inputs: returns the inputs that all candidates must answer as the CPU does.
         patience_s: see `benchmark`.
         spare_mb: memory for processes, MB; if it is short, fewer candidates take turns.
-        software: also measure a GPU whose driver computes on the CPU; that takes minutes and is slower than the
-            CPU itself.
+        software: also measure a GPU whose driver computes on the CPU: that takes minutes.
         progress: see `benchmark`.
 
     Raises:
@@ -286,21 +285,7 @@ def choose(
     spare_mb: float = math.inf,
     progress: Progress = lambda _: None,
 ) -> Selection:
-    """Measure every backend that may run a model, and choose the best.
-
-    Args:
-        model: see `survey`.
-        found: see `survey`.
-        cores: number of cores that this process may use.
-        by: what to compare.
-        inputs: see `survey`.
-        patience_s: see `survey`.
-        spare_mb: see `survey`.
-        progress: see `survey`.
-
-    Raises:
-        ModelError, BackendError: not even the CPU runs the model.
-    """
+    """Measure every backend that may run a model as `survey` does, on up to so many cores; choose the best."""
     threads_max = min(_THREADS, cores)
     measured = survey(
         model, found, threads_max, inputs=inputs, patience_s=patience_s, spare_mb=spare_mb, progress=progress

@@ -50,10 +50,7 @@ class ModelChain:
         self.outputs = session.outputs
 
     def run_cases(self, cases: list[list[Array]]) -> list[list[Array]]:
-        """Return the dequantised outputs for each case.
-
-        Args:
-            cases: per case one array per input.
+        """Return the dequantised outputs for each case, which has one array per input.
 
         Raises:
             BackendError: an inference failed.
@@ -66,11 +63,7 @@ class ModelChain:
         return found
 
     def set_input(self, case: Sequence[Array]) -> None:
-        """Write the inputs.
-
-        Args:
-            case: one array per input.
-        """
+        """Write the inputs, one array each."""
         self.session.select(self.first)
         for index, array in enumerate(case):
             np.copyto(self.session.input(index), array)
@@ -116,9 +109,6 @@ def time_inference(chain: ModelChain, seconds: float, cpu_s: Callable[[], float]
         chain: the model.
         seconds: for how long, s. At least one inference is timed; the last one may end later.
         cpu_s: returns the CPU time used so far by the process that runs the model, s.
-
-    Raises:
-        BackendError: an inference failed.
     """
     chain.invoke()  # what ran before has left the caches cold
     ms: list[float] = []

@@ -118,18 +118,12 @@ def output_error(reference: list[list[Array]], answers: list[list[Array]], specs
 
 
 def _deviation(answer: Array) -> float:
-    """Return the deviation of an answer, or its size if it is one number, or all are equal."""
     size, deviation = float(np.abs(answer).max(initial=0.0)), float(answer.std())
     return deviation if deviation > _ALIKE * size else size
 
 
 def describe_error(off: float, allowed: float) -> str:
-    """Describe wrong answers; empty: they are right.
-
-    Args:
-        off: by `output_error`.
-        allowed: by `tolerance`.
-    """
+    """Describe answers whose `output_error` exceeds the `tolerance`; empty: they are right."""
     if not isfinite(off):
         return "answers wrongly: not all numbers are finite"
     return f"answers wrongly: error {off:.1%}, allowed {allowed:.1%}" if off > allowed else ""
@@ -181,13 +175,9 @@ class Selection(Struct, frozen=True):
 def decide(
     measured: Sequence[Measurement], found: Sequence[DelegateProbe], by: By, threads: int = 0
 ) -> Selection:
-    """Choose the best of the measured backends.
+    """Choose the best of the backends that `benchmark.survey` has measured.
 
-    Args:
-        measured: by `benchmark.survey`.
-        found: the delegates among them.
-        by: what to compare.
-        threads: of the CPU in any case, even if it was refused with them; 0: the best number.
+    The CPU runs with `threads` in any case, even if it was refused with them; 0: with the best number.
     """
     processor = [one for one in measured if one.name == BackendSpec().backend]
     asked = [one for one in processor if one.threads == threads]
@@ -217,7 +207,6 @@ def best_of(measured: Sequence[Measurement], by: By, worth: float) -> Measuremen
 
 
 def _refuse_slower(one: Measurement, cpu: Measurement, by: By) -> Measurement:
-    """Refuse a measurement that is no better than the CPU's."""
     if one.refused or one.name == cpu.name or cost(one, by) <= _WORTH * cost(cpu, by):
         return one
     return replace(one, refused=f"slower than the CPU: {cost(one, by):.2f} ms against {cost(cpu, by):.2f}")

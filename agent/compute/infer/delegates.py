@@ -207,14 +207,9 @@ _KINDS = {
 
 
 class Libraries:
-    """Finds the shared libraries of a file system."""
+    """Finds the shared libraries of the file system at `root`."""
 
     def __init__(self, root: Path) -> None:
-        """Search nothing yet.
-
-        Args:
-            root: of the file system.
-        """
         self._root = root
 
     def path(self, name: str) -> str:
@@ -292,15 +287,10 @@ class DelegateProbe(Struct, frozen=True):
 def probe_delegates(
     names: Sequence[str] = (), root: Path = Path("/"), *, besides: Sequence[str] = ()
 ) -> list[DelegateProbe]:
-    """Probe every delegate, or those that are named, in that order.
-
-    Args:
-        names: of delegates, or `external:PATH?key=value`.
-        root: of the file system.
-        besides: other names that the caller accepts, for the error.
+    """Probe every delegate, or those that are named, or `external:PATH?key=value`, in that order.
 
     Raises:
-        BackendError: there is no such delegate.
+        BackendError: there is no such delegate. The error also names `besides`, which the caller accepts.
     """
     rows = {row.name: row for row in ROWS}
     libraries = Libraries(root)
@@ -317,12 +307,7 @@ def probe_delegates(
 
 
 def device_nodes(name: str = "", root: Path = Path("/")) -> list[Path]:
-    """List the device nodes on this board of one delegate, or of all.
-
-    Args:
-        name: of the delegate; empty: all.
-        root: of the file system.
-    """
+    """List the device nodes of one delegate on this board, or of all."""
     patterns = [pattern for row in ROWS if name in ("", row.name) for pattern in row.devices]
     found: list[Path] = []
     for pattern in dict.fromkeys((*patterns, _RENDER) if name in ("", *_GPUS) else patterns):

@@ -40,13 +40,7 @@ class DeviceReopener:
     """
 
     def __init__(self, opens: Callable[[], WorkerSession], name: str, retry_s: float) -> None:
-        """Open nothing before `start`.
-
-        Args:
-            opens: returns the device if its answers are right, else raises.
-            name: of the device.
-            retry_s: pause before the first retry, s.
-        """
+        """Open nothing before `start`. `opens` returns the device if its answers are right, else raises."""
         self.reason = f"{name} is being opened"
         self._opens, self._name, self._retry_s = opens, name, retry_s
         self._ready: WorkerSession | None = None
@@ -55,21 +49,12 @@ class DeviceReopener:
         self._pause_s, self._taken_at = 0.0, time.monotonic()
 
     def start(self, wait_s: float) -> None:
-        """Begin to open the device.
-
-        Args:
-            wait_s: time to wait for the first result, s.
-        """
+        """Begin to open the device, and wait up to so long for the first result, s."""
         self._start_thread()
         self._tried.wait(wait_s)
 
     def reopen(self, session: WorkerSession | None, reason: str) -> None:
-        """Close a failed device and open it again after a pause.
-
-        Args:
-            session: that has failed.
-            reason: of the failure.
-        """
+        """Close a failed session and open the device again after a pause."""
         if session is not None:
             self._to_close.append(session)
         stable = time.monotonic() - self._taken_at > _STABLE_S
@@ -279,11 +264,6 @@ class FailoverSession:
         self._cpu.invoke()
 
     def _check(self, device: WorkerSession) -> None:
-        """Compare the device's newest answer with the CPU's.
-
-        Raises:
-            BackendError: the answer is wrong.
-        """
         self._checked = time.monotonic()
         self._invoke_cpu(device)
         outputs = range(len(self.outputs))
@@ -312,11 +292,7 @@ class FailoverSession:
             self._device, self._checked = device, time.monotonic()
 
     def _select_on(self, device: WorkerSession) -> None:
-        """Select the CPU's variant on the device.
-
-        Raises:
-            ModelError: the device lacks it, or has other tensors.
-        """
+        """Select the CPU's variant on the device. Raises ModelError if it lacks that or has other tensors."""
         device.select(self.variant)
         self._check_alike((*device.inputs, *device.outputs), (*self.inputs, *self.outputs))
 
@@ -326,11 +302,7 @@ class FailoverSession:
             raise BackendError(f"{self._plan.backend} has other tensors than the CPU: {found}")
 
     def _open_device(self) -> WorkerSession:
-        """Open the device and check its answers.
-
-        Raises:
-            BackendError: the device cannot be opened, fails or answers wrongly.
-        """
+        """Open the device and check its answers. Raises BackendError if it fails or answers wrongly."""
         options = SessionOptions(self._first_variant, self._options.threads)
         session = WorkerSession(self._model, self._plan, options, deadline_s=self._deadline_s)
         try:

@@ -84,16 +84,9 @@ class ImageInput:
         self._shrink = Shrink()
 
     def fill(self, tensor: Array, image: Image, order: ChannelOrder, crop: Box = WHOLE) -> Placement:
-        """Write a picture into the tensor.
+        """Write a picture, H×W×3 uint8, into a view of the tensor's memory, [1, H, W, C].
 
-        Args:
-            tensor: view of the tensor's memory, [1, H, W, C].
-            image: H×W×3 uint8.
-            order: channel order of `image`.
-            crop: part of the frame to use.
-
-        Returns:
-            Place of the model's picture in the frame.
+        Only `crop` of the frame is used. Returns the place of the model's picture in the frame.
         """
         part, placement = _crop(image, crop)
         target = tensor[0]
@@ -150,12 +143,7 @@ class Shrink:
         return self._memory.nbytes + sum(half.nbytes for half in self._halves.values())
 
     def __call__(self, picture: Image, target: Array) -> None:
-        """Resize a picture.
-
-        Args:
-            picture: H×W×3 uint8.
-            target: h×w×3 uint8, any view; it is overwritten.
-        """
+        """Resize a picture, H×W×3 uint8, into `target`, h×w×3 uint8, any view."""
         height, width = target.shape[:2]
         while picture.shape[0] >= _FOLDED * height and picture.shape[1] >= _FOLDED * width:
             picture = self._half(picture)

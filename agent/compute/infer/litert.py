@@ -132,11 +132,7 @@ class CpuBackend:
     """Runs models in this process."""
 
     def __init__(self, plan: BackendSpec = _CPU) -> None:
-        """Prepare to open models.
-
-        Args:
-            plan: backend; one with a delegate only in a worker process, which may crash.
-        """
+        """Set the backend; one with a delegate only in a worker process, which may crash."""
         self._plan = plan
 
     def open(self, model: Model, options: SessionOptions) -> CpuSession:

@@ -32,31 +32,19 @@ class ByteSource:
         self._work = _WORK
 
     def unpack(self, form: struct.Struct, at: int) -> int:
-        """Return the number at a byte position.
-
-        Raises:
-            ModelError: it lies outside the file.
-        """
+        """Return the number at a byte position. Raises ModelError if it lies outside the file."""
         self.check(at, form.size)
         value: int = form.unpack_from(self.content, at)[0]
         return value
 
     def slice(self, at: int, size: int) -> memoryview:
-        """Return `size` bytes from a byte position.
-
-        Raises:
-            ModelError: some lie outside the file, or the file needs too much work.
-        """
+        """Return `size` bytes. Raises ModelError if some lie outside the file, or it needs too much work."""
         self.check(at, size)
         self.spend(size // _GRAIN)
         return self.content[at : at + size]
 
     def check(self, at: int, size: int) -> None:
-        """Check that `size` bytes from a byte position exist.
-
-        Raises:
-            ModelError: some lie outside the file.
-        """
+        """Check that `size` bytes exist. Raises ModelError if some lie outside the file."""
         if not 0 <= at <= len(self.content) - size:
             raise self.outside(at + size)
 
@@ -65,11 +53,7 @@ class ByteSource:
         return at + self.unpack(_U32, at)
 
     def spend(self, extra: int = 0) -> None:
-        """Spend one unit of work and `extra` more.
-
-        Raises:
-            ModelError: none is left.
-        """
+        """Spend one unit of work and `extra` more. Raises ModelError if none is left."""
         self._work -= 1 + extra
         if self._work < 0:
             raise ModelError(f"{self.what} describes more than it can hold: it is damaged or hostile")
@@ -151,12 +135,7 @@ class FlatTable:
         return count
 
     def array(self, slot: int, dtype: str) -> NDArray[np.generic]:
-        """Read a vector of numbers, empty by default.
-
-        Args:
-            slot: of the vector.
-            dtype: little-endian numpy name, such as `<i4`.
-        """
+        """Read a vector of numbers of a little-endian dtype such as `<i4`; empty by default."""
         at, count = self.vector(slot)
         kind = np.dtype(dtype)
         return np.frombuffer(self._source.slice(at, count * kind.itemsize), kind)

@@ -193,8 +193,7 @@ class ModelFile(Struct, frozen=True):
     def ends(self, signature: str = "") -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Return inputs and outputs as a backend reports them; a size of -1 is unknown.
 
-        Args:
-            signature: that names them; empty: the first graph, by the tensors' own names.
+        Without a signature they are those of the first graph, by the tensors' own names.
 
         Raises:
             ModelError: there is no such signature.
@@ -210,11 +209,7 @@ class ModelFile(Struct, frozen=True):
         return _specs(graph, inputs), _specs(graph, outputs)
 
     def output_tensors(self, signature: str = "") -> tuple[int, ...]:
-        """Return the tensor indices of the outputs, in the order of `ends`.
-
-        Raises:
-            ModelError: there is no such signature.
-        """
+        """Return the tensor indices of the outputs, in the order of `ends`."""
         graph = self.graph(signature)
         if not signature:
             return tuple({graph.tensors[i].name: i for i in graph.outputs}.values())
@@ -222,11 +217,7 @@ class ModelFile(Struct, frozen=True):
         return tuple(index for _, index in sorted(known.outputs.items()))
 
     def graph(self, signature: str = "") -> Subgraph:
-        """Return the graph of a signature; the first for an empty name.
-
-        Raises:
-            ModelError: there is no such signature.
-        """
+        """Return the graph of a signature; the first for an empty name. Raises ModelError if there is none."""
         if not signature:
             return self.subgraphs[0]
         for known in self.signatures:
@@ -295,15 +286,7 @@ _WEIGHTED = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"}
 
 
 def multiply_adds(file: ModelFile, signature: str = "") -> int:
-    """Return the multiply-adds of one graph's convolutions and matrix products; those of others are few.
-
-    Args:
-        file: the model.
-        signature: of the graph; empty: the first.
-
-    Raises:
-        ModelError: there is no such signature.
-    """
+    """Return the multiply-adds of one graph's convolutions and matrix products; those of others are few."""
     graph = file.graph(signature)
     return sum(multiply_adds_of(graph, operation) for operation in graph.operations)
 

@@ -37,10 +37,7 @@ def associate(
 ) -> list[tuple[int, int]]:
     """Return pairs of indices (expected, found), each index at most once; overlaps precede distances.
 
-    Args:
-        expected: one per track.
-        found: one per detection, of the same label.
-        iou_threshold: least IoU that counts as an overlap.
+    `found` are detections of one label; an IoU of at least `iou_threshold` counts as an overlap.
     """
     taken: set[int] = set()
     given: set[int] = set()
@@ -147,17 +144,11 @@ _MEMORY_S = 1.0
 
 
 class AlphaBetaFilter:
-    """Alpha-beta filter of one box at constant velocity. Units: fractions of the frame, s."""
+    """Alpha-beta filter of one box at constant velocity, at rest at first. Units: fractions of the frame, s."""
 
     __slots__ = ("_h", "_hits", "_seen_ns", "_vx", "_vy", "_w", "_x", "_y")
 
     def __init__(self, box: Box, at_ns: int) -> None:
-        """Start at rest.
-
-        Args:
-            box: first position.
-            at_ns: its time, ns of the clock of all later calls.
-        """
         x0, y0, x1, y1 = box
         self._x, self._y, self._w, self._h = (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
         self._vx = self._vy = 0.0

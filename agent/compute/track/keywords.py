@@ -19,8 +19,8 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
+from agent.compute.decode.decoder import Floats
 from agent.compute.decode.keyword import Keyword
-from agent.compute.decode.scores import Floats
 from agent.compute.tflite.model import TensorSpec
 from agent.types import Array, Event, Track
 
@@ -36,13 +36,7 @@ class KeywordSpotter:
     """
 
     def __init__(self, decoder: Keyword, stream: str, *, run: str = "") -> None:
-        """Start without answers.
-
-        Args:
-            decoder: see the class.
-            stream: its name, the first part of every id.
-            run: part of every id, unique over restarts; default: random.
-        """
+        """Start without answers. Ids begin with the stream's name and `run`, unique over restarts."""
         self.set_decoder(decoder)
         self._refractory_ns = round(decoder.options.refractory_s * 1e9)
         self._newest = np.zeros((decoder.options.mean_of, len(decoder.labels)), np.float32)
@@ -59,13 +53,9 @@ class KeywordSpotter:
         self._labels, self._threshold, self._wanted = decoder.labels, decoder.threshold, frozenset(decoder.wanted)
 
     def update(self, probabilities: Floats, at_ns: int, at: datetime, span_s: float) -> list[Event]:
-        """Add the answer of one inference and return its event, if any.
+        """Add the probabilities, float32 [classes], of an inference; return its event, if any.
 
-        Args:
-            probabilities: float32 [classes].
-            at_ns: time of its last sample, ns.
-            at: the same, UTC.
-            span_s: time from one inference to the next, s.
+        `at_ns` and `at` are the time of its last sample, `span_s` that from one inference to the next.
         """
         count = len(self._newest)
         self._newest[self._answers % count] = probabilities
@@ -111,20 +101,13 @@ _REAL_RANGE = 4.0
 
 
 class StuckOutputDetector:
-    """Watches the answers of one model. For one thread.
+    """Watches the answers of one model, which come every `every_s`. For one thread.
 
     Attributes:
         text: description of the fault; empty: there is none.
     """
 
     def __init__(self, every_s: float, moves: Callable[[], bool]) -> None:
-        """Start without answers.
-
-        Args:
-            every_s: time from one answer to the next, s.
-            moves: tests whether the model's answers depend on its input; called at most once while it returns
-                True.
-        """
         self.text = ""
         self._limit = max(2, round(_CONSTANT_S / every_s))
         self._moves, self._tested = moves, False
@@ -132,12 +115,7 @@ class StuckOutputDetector:
         self._repeats, self._input_moved = 0, False
 
     def update(self, scores: Floats, heard: Array) -> bool:
-        """Add an answer to audible sound; return True if a fault has just been found.
-
-        Args:
-            scores: the answer.
-            heard: the model's input, of any type and shape.
-        """
+        """Add an answer to audible sound, and the model's input; return True if a fault has just been found."""
         now = scores.tobytes()
         if now != self._before:
             self._before, self._repeats, self.text = now, 0, ""
@@ -170,8 +148,7 @@ class StuckOutputDetector:
 def made_inputs(spec: TensorSpec) -> Iterator[Array]:
     """Yield reproducible inputs that a sound model answers differently: spectra that swell, jump and fade.
 
-    Args:
-        spec: of the input tensor; its last side longer than 1 counts as the bands.
+    The last side of the tensor that is longer than 1 counts as the bands.
     """
     random = np.random.default_rng(0)
     kind = np.dtype(spec.dtype)
@@ -190,12 +167,7 @@ def made_inputs(spec: TensorSpec) -> Iterator[Array]:
 
 
 def answers_move(ask: Callable[[Array], list[Floats]], spec: TensorSpec) -> bool:
-    """Return True if every output of a model changes with its input.
-
-    Args:
-        ask: returns the outputs for one input.
-        spec: of the input tensor.
-    """
+    """Return True if every output of a model changes with its input; `ask` returns the outputs for one input."""
     until = time.monotonic() + _TEST_S
     seen: list[set[bytes]] = []
     for made in made_inputs(spec):

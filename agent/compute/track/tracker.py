@@ -204,12 +204,8 @@ class Tracker:
     ) -> None:
         """Start without tracks.
 
-        Args:
-            config: see `TrackConfig`.
-            zones: of the stream.
-            stream: its name, the first part of every id.
-            min_hits: if `config` leaves it open.
-            run: part of every id, unique over restarts; default: random, because a board's clock may restart.
+        Ids begin with the stream's name and `run`, unique over restarts; default: random, because a board's clock
+        may restart.
         """
         self._config, self._zones = config, zones
         self._min_hits = config.min_hits or min_hits
@@ -245,19 +241,11 @@ class Tracker:
         return any(target.needs_inference for target in self._states())
 
     def check_due(self, at_ns: int) -> bool:
-        """Return True if a stationary track has not been checked for `stationary_check_s`.
-
-        Args:
-            at_ns: now, on the clock of the captures, ns.
-        """
+        """Return True if a stationary track has not been checked for `stationary_check_s`."""
         return any(target.stationary and target.check_ns <= at_ns for target in self._states())
 
     def boxes(self, at_ns: int) -> tuple[tuple[Box, ...], tuple[Box, ...]]:
-        """Return the newest boxes of objects that need an inference, candidates too, and of those that need none.
-
-        Args:
-            at_ns: now, on the clock of the captures, ns.
-        """
+        """Return the newest boxes of objects that need an inference, also candidates, and of the others."""
         wanted: list[Box] = []
         resting: list[Box] = []
         for target in self._states():
@@ -282,14 +270,7 @@ class Tracker:
         return dict(Counter(standing))
 
     def update(self, detections: Sequence[Detection], at_ns: int, at: datetime, seen: Box = WHOLE) -> list[Event]:
-        """Add the detections of one picture.
-
-        Args:
-            detections: found in it.
-            at_ns: its capture, ns.
-            at: its capture, UTC.
-            seen: the part that was inferred; objects outside are not missed.
-        """
+        """Add the detections of one picture. Objects outside `seen`, the inferred part, are not missed."""
         events: list[Event] = []
         if not detections and not self._targets:
             self._now_ns = at_ns
@@ -322,15 +303,7 @@ class Tracker:
         return events
 
     def rest(self, at_ns: int, at: datetime) -> list[Event]:
-        """Record a picture that was not inferred because nothing moved: stationary objects are still there.
-
-        Args:
-            at_ns: its capture, ns.
-            at: its capture, UTC.
-
-        Returns:
-            The ends that are due.
-        """
+        """Record that nothing moved: stationary objects are still there. Return the ends that are due."""
         for target in self._states():
             if target.stationary and not target.missed:
                 target.mark_present(at)
@@ -458,7 +431,6 @@ class Tracker:
             target.missed = True
 
     def _is_covered(self, target: TrackState, at_ns: int) -> bool:
-        """Return True if a passing object in this picture covers a stationary one."""
         box = target.detection.box
         if box is None:
             return False
@@ -501,7 +473,6 @@ def _by_kind(detections: Iterable[Detection]) -> dict[_Kind, list[Detection]]:
 
 
 def _in_sight(box: Box | None, seen: Box) -> bool:
-    """Return True if a box lies mostly in the part that was inferred; False without a box."""
     if box is None:
         return False
     area = (box[2] - box[0]) * (box[3] - box[1])

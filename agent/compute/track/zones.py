@@ -114,7 +114,6 @@ def _problem(polygon: Sequence[Point]) -> str:
 
 
 def _area(polygon: Sequence[Point]) -> float:
-    """Return the signed area by the shoelace formula."""
     following = (*polygon[1:], polygon[0])
     return math.fsum(a[0] * b[1] - b[0] * a[1] for a, b in zip(polygon, following, strict=True)) / 2
 
@@ -131,7 +130,6 @@ def _crossing(polygon: Sequence[Point]) -> tuple[int, int] | None:
 
 
 def _cross(a: Point, b: Point, c: Point, d: Point) -> bool:
-    """Return True if each of two segments has the other's ends on both of its sides."""
     return _turn(a, b, c) * _turn(a, b, d) < 0.0 and _turn(c, d, a) * _turn(c, d, b) < 0.0
 
 

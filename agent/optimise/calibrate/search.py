@@ -23,7 +23,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from agent.compute.decode.classify import softmax
+from agent.compute.decode.decoder import softmax
 from agent.errors import ModelError
 from agent.types import Array
 

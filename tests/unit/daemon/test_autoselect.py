@@ -28,9 +28,10 @@ from agent.compute.infer.session import Session, SessionOptions, SwappableSessio
 from agent.compute.manifest import Model
 from agent.config.device import SelectionConfig
 from agent.daemon.autoselect import AutoBackend
-from agent.daemon.measurements import MeasurementFiles, StoredMeasurement, StoredMeasurements
+from agent.daemon.measurements import StoredMeasurement, StoredMeasurements
 from agent.errors import BackendError
 from agent.models.library import open_model
+from agent.storage.state_file import MeasurementFiles
 from tests.support.delegates import COMPILER, NO_COMPILER, compiled, identity_model
 from tests.support.publishing import wait_for
 

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import pytest
 
+from agent.comms.topics import Topics
+from agent.config.stream import StreamConfig
 from agent.daemon import stream as module
-from agent.daemon.stream import State, SupervisedThread
+from agent.daemon.stream import HANGING_MAX, State, Stream, StreamServices
 from agent.errors import BackendError, ModelError
+from tests.support.house import Kept
 from tests.support.publishing import wait_for
 
 
-class Run(SupervisedThread):
+class Run(Stream):
     """Ends as it is told to, attempt by attempt; after that it runs until it is stopped."""
 
     def __init__(self, *ends: Exception | None, state: State = "starting") -> None:
-        super().__init__("front", state)
+        kept = Kept()
+        services = StreamServices(Topics("vedette", "porch"), kept, kept)
+        super().__init__("front", StreamConfig("test:", "nanodet"), services)
+        self.state = state
         self.ends, self.attempts, self.closed = list(ends), 0, 0
+
+    @property
+    def _hanging_max(self) -> int:
+        return HANGING_MAX
 
     def _run(self) -> None:
         self.attempts += 1

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from agent.config.device import StorageConfig
-from agent.daemon.measurements import MeasurementFiles
 from agent.errors import InUseError, StorageError
 from agent.storage.files import (
     OwnedFolder,
@@ -26,7 +25,7 @@ from agent.storage.files import (
     write_atomic,
 )
 from agent.storage.spool.spool import Spool
-from agent.storage.state_file import StateFile
+from agent.storage.state_file import MeasurementFiles, StateFile
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -43,13 +43,7 @@ _failures: msgspec.json.Decoder[protocol.Failed] = msgspec.json.Decoder(protocol
 
 
 def main(asked_by: int, answers_to: int, life: int) -> None:
-    """Serve requests until the parent closes the pipe.
-
-    Args:
-        asked_by: descriptor of the pipe from the parent.
-        answers_to: descriptor of the pipe to it.
-        life: see `agent.compute.infer.worker.main.init_child`.
-    """
+    """Serve requests until the parent closes the pipe. The arguments are descriptors, see `ChildProcess`."""
     init_child(life)
     runtime = _runtime()
     drop_root_rights()

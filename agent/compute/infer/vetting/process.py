@@ -32,14 +32,7 @@ _LEAST = 128 * 2**20
 
 
 def spare_bytes(root: Path = Path("/")) -> int:
-    """Return half of the available memory, or of the limit of this process's cgroup if that is lower.
-
-    Args:
-        root: of the file system.
-
-    Returns:
-        Bytes, at least `_LEAST`.
-    """
+    """Return half of the available memory or, if that is lower, of this cgroup's limit; at least `_LEAST`."""
     return max(_LEAST, min(_available(root), *_cgroup_limits(root)) // 2)
 
 
@@ -131,8 +124,7 @@ class Trial(NamedTuple):
     """A model to be vetted.
 
     Attributes:
-        model: see `Backend.open`.
-        options: with which it will be opened.
+        model, options: to be opened, see `Backend.open`.
         limits: for the fork.
         record: stores the outcome; None: none does.
     """
@@ -186,12 +178,6 @@ class _Trials:
             self._under_way.pop(key, None)
 
     def _run(self, trial: Trial) -> str:
-        """Return the reason to refuse the model; empty: it runs.
-
-        Raises:
-            ModelError: the runtime refuses it.
-            BackendError: it cannot be vetted now.
-        """
         path = trial.model.path
         log.info("%s: new model, testing it in a separate process first", path)
         with self._lock:
@@ -235,26 +221,15 @@ _TRIALS = _Trials()
 
 
 def outcome(model: Model, options: SessionOptions, limits: VettingLimits, record: Record | None) -> Future[str]:
-    """Vet a model, unless that is under way.
+    """Vet a model unless that is under way, and return why it is refused; empty: it runs.
 
-    Args:
-        model: see `Backend.open`.
-        options: with which it will be opened.
-        limits: for the fork.
-        record: stores the outcome; None: none does.
-
-    Returns:
-        Reason to refuse the model; empty: it runs. Raises the errors of `Vetting.check`.
+    The future raises the errors of `Vetting.check`. `record` stores the outcome.
     """
     return _TRIALS.outcome(Trial(model, options, limits, record))
 
 
 def _request(process: ChildProcess, trial: Trial) -> VettingReply:
-    """Have the process vet a model.
-
-    Raises:
-        BackendError: the process died, hangs or answers nonsense; the caller ends it.
-    """
+    """Have the process vet a model. Raises BackendError if it fails; the caller ends it."""
     model, limits = trial.model, trial.limits
     memory, within_s = limits.memory or _address_space(), limits.within_s
     path = plain(model.path)
@@ -272,12 +247,7 @@ def _request(process: ChildProcess, trial: Trial) -> VettingReply:
 
 
 def _refusal(reply: VettingReply, log_line: str, trial: Trial) -> str:
-    """Return the reason to refuse a model, as it is cached; empty: it runs.
-
-    Raises:
-        ModelError: the runtime refuses it.
-        BackendError: the fork ended for a reason that need not be the model.
-    """
+    """Return why the model is refused, for the record; empty: it runs. Raises where it need not be at fault."""
     if reply.failed is not None:
         raise (ModelError if reply.failed.model else BackendError)(reply.failed.text)
     if reply.ran:

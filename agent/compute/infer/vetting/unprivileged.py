@@ -135,11 +135,7 @@ def _name_of(user: int) -> str:
 
 
 def _read(outcome: int, within_s: float, largest: int) -> bytes:
-    """Read until the other end closes. A process that the fork has started may keep it open.
-
-    Raises:
-        ModelError: that takes too long, or gives too much.
-    """
+    """Read until the other end closes. A process that the fork has started may keep it open."""
     until, data = time.monotonic() + within_s, bytearray()
     while select.select([outcome], [], [], max(0.0, until - time.monotonic()))[0]:
         part = os.read(outcome, _PART)
@@ -245,10 +241,7 @@ def _is_known(kind: str, number: int) -> bool:
 
 
 def drop_root(groups: list[int] | None = None) -> None:
-    """Change to the daemon's user, or `nobody`, for good. Does nothing without root's rights.
-
-    Args:
-        groups: supplementary groups of the process.
+    """Change to the daemon's user, or `nobody`, with these groups, for good. Does nothing without root's rights.
 
     Raises:
         OSError: the kernel refuses.
@@ -277,9 +270,6 @@ def device_groups(root: Path = Path("/")) -> list[int]:
 
     These are the groups of the daemon's unit and those of the accelerators' device nodes: in a container the
     latter are the host's numbers, without names.
-
-    Args:
-        root: of the file system.
     """
     import grp
 
@@ -293,12 +283,7 @@ def device_groups(root: Path = Path("/")) -> list[int]:
 
 
 def only_for_root(backend: str, root: Path = Path("/")) -> Path | None:
-    """Return a device node of a backend that only root may open, whatever groups a user has; None: there is none.
-
-    Args:
-        backend: its name.
-        root: of the file system.
-    """
+    """Return a device node of a backend that only root may open, whatever a user's groups; None: none."""
     from agent.compute.infer.delegates import device_nodes
 
     for node in device_nodes(backend, root):

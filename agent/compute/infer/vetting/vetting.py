@@ -73,7 +73,10 @@ class Record(Protocol):
 
 
 class Vetting:
-    """Opens models on the CPU of this process after vetting them. Any thread may use it."""
+    """Opens models on the CPU of this process after vetting them. Any thread may use it.
+
+    Without a record, outcomes are cached in this process only. `clock` is monotonic, s; refusals expire by it.
+    """
 
     def __init__(
         self,
@@ -81,13 +84,6 @@ class Vetting:
         limits: VettingLimits = _LIMITS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start nothing before the first unknown model.
-
-        Args:
-            record: stores the outcomes; None: they are cached in this process only.
-            limits: for each model.
-            clock: monotonic clock by which refusals expire, s.
-        """
         self._record, self._limits, self._clock = record, limits, clock
 
     def open(self, model: Model, options: SessionOptions) -> CpuSession:
@@ -101,16 +97,9 @@ class Vetting:
         return CpuBackend().open(model, options)
 
     def check(self, model: Model, options: SessionOptions, within_s: float | None = None) -> bool:
-        """Vet a model unless its outcome is known.
+        """Vet a model unless its outcome is known. Return True if it runs, False if that is not known in time.
 
-        Args:
-            model: see `Backend.open`.
-            options: as it will be opened with.
-            within_s: time to wait for the outcome, s; None: as long as it takes. The vetting continues after
-                that.
-
-        Returns:
-            True if it runs, False if that is not known yet.
+        The vetting continues after `within_s`; None waits as long as it takes.
 
         Raises:
             ModelError: the model crashed the runtime, or cannot run.

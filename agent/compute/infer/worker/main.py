@@ -41,12 +41,9 @@ process before its parent."""
 
 
 def init_child(life: int) -> None:
-    """Set up a process that `ChildProcess` started.
+    """Set up a process that `ChildProcess` started: it is killed if memory runs out, and logs nothing.
 
-    It ends with its parent, is killed before it if memory runs out, and logs nothing.
-
-    Args:
-        life: descriptor of a pipe that the parent holds open until it ends.
+    It ends with its parent, which holds the other end of the pipe `life` open.
     """
     exit_with_parent(life)
     with suppress(OSError), _opened(_OOM) as setting:
@@ -61,9 +58,6 @@ def exit_with_parent(life: int) -> None:
     """Have the kernel kill this process when the other end of a pipe is closed, even in a driver call.
 
     PR_SET_PDEATHSIG would not do: it follows the parent's thread, which may end earlier.
-
-    Args:
-        life: see `init_child`.
     """
     fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(life, fcntl.F_SETSIG, signal.SIGKILL)
@@ -102,14 +96,7 @@ _NEEDED = {
 
 
 def main(asked_by: int, answers_to: int, life: int, tensors: int) -> None:
-    """Serve requests until the parent closes the pipe.
-
-    Args:
-        asked_by: descriptor of the pipe from the parent.
-        answers_to: descriptor of the pipe to it.
-        life: see `init_child`.
-        tensors: descriptor of the shared memory.
-    """
+    """Serve requests until the parent closes the pipe. The arguments are descriptors, see `ChildProcess`."""
     init_child(life)
     with contextlib.suppress(protocol.ClosedError):
         _Server(asked_by, answers_to, tensors).serve()
@@ -124,11 +111,6 @@ class _Server:
         self._mapped: dict[str, tuple[protocol.TensorRegion, list[Array], list[Array]]] = {}
 
     def serve(self) -> None:
-        """Answer every message.
-
-        Raises:
-            ClosedError: the parent has closed the pipe.
-        """
         self._reply(self._open)
         while True:
             message = self._receive()
@@ -227,9 +209,7 @@ class _Server:
 def drop_root_rights(plan: BackendSpec = _CPU) -> None:
     """Drop root's rights, if this process has them. Call before receiving a model's bytes.
 
-    Args:
-        plan: to be opened. Its modules and its library are loaded first, because the other user may not be
-            allowed to read them.
+    The plan's modules and library are loaded first, because the other user may not be allowed to read them.
 
     Raises:
         OSError: the kernel refuses.

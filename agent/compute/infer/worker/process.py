@@ -81,11 +81,7 @@ class ChildProcess:
         protocol.send(self._to, message, time.monotonic() + within_s)
 
     def receive(self, within_s: float, largest: int = protocol.LARGEST_ANSWER) -> bytes:
-        """Receive the next message of the process.
-
-        Args:
-            within_s: for the whole message, s.
-            largest: bytes of the message, at most.
+        """Receive the next message of the process, of at most so many bytes.
 
         Raises:
             ClosedError: the process has ended, or closed its end.
@@ -111,11 +107,7 @@ class ChildProcess:
         return os.lseek(self._log, 0, os.SEEK_CUR)  # both processes share the position
 
     def last_log_line(self, since: int = 0) -> str:
-        """Quote its last log line as the end of a sentence; empty if there is none.
-
-        Args:
-            since: earlier value of `log_end`; lines before it are ignored.
-        """
+        """Quote the last log line after position `since` as the end of a sentence; empty if there is none."""
         until = self.log_end
         begin = max(since if since <= until else 0, until - _TAIL_BYTES)
         lines = os.pread(self._log, until - begin, begin).decode(errors="replace").split("\n")

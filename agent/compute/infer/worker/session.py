@@ -48,12 +48,12 @@ class WorkerSession:
         deadline_s: float = DEADLINE_S,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        """Start the process and open the model there.
+        """Start the process and open the model there, with the threads of the plan unless the options have some.
 
         Args:
             model: to run.
             plan: the backend.
-            options: see `SessionOptions`; without `threads` those of the plan count.
+            options: see `SessionOptions`.
             deadline_s: see the class.
             patience_s: timeout for opening the model and for the first inference of each variant, s.
 
@@ -110,18 +110,11 @@ class WorkerSession:
         return self._mapped.outputs[index]
 
     def usage(self) -> protocol.Usage:
-        """Return what the process has used so far.
-
-        Raises:
-            BackendError: the process has ended.
-        """
+        """Return what the process has used so far. Raises BackendError if it has ended."""
         return self._request(protocol.GetUsage(), protocol.Usage, self._patience_s)
 
     def time_model(self, seconds: float) -> TimingRun:
-        """Time inferences of all exits of the model, in the worker process.
-
-        Args:
-            seconds: see `agent.compute.infer.chain.time_inference`.
+        """Time inferences of all exits of the model in the worker process, see `time_inference`.
 
         Raises:
             BackendError: an inference failed or hung.
@@ -134,11 +127,7 @@ class WorkerSession:
         return run
 
     def invoke_chain(self) -> None:
-        """Run all exits of the model once.
-
-        Raises:
-            BackendError: the inference failed or hung.
-        """
+        """Run all exits of the model once. Raises BackendError if that fails or hangs."""
         self._request(protocol.TimeModel(0.0), TimingRun, self.deadline_s, what="an inference")
 
     @property
@@ -173,11 +162,7 @@ class WorkerSession:
         return answer
 
     def _exchange(self, messages: Sequence[bytes], within_s: float, what: str) -> bytes:
-        """Send messages and return the answer; kill the process if none comes in time.
-
-        Raises:
-            BackendError: the process died, hangs or sends nonsense.
-        """
+        """Send messages and return the answer; kill the process if none comes in time."""
         if self._process.ended:
             raise BackendError(f"{self._path}: {self.backend} has ended")
         try:
@@ -226,8 +211,6 @@ def _needs_root(model: Model, plan: BackendSpec) -> bool:
 
 
 class _Mapped:
-    """A variant's tensors as this process maps them."""
-
     def __init__(self, descriptor: int, region: protocol.TensorRegion) -> None:
         self.region, self.has_run = region, False
         arrays = protocol.map_tensors(descriptor, region)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agent.compute.decode.classify import softmax
+from agent.compute.decode.decoder import softmax
 from agent.config.stream import DecodeConfig
 from agent.errors import ModelError
 from tests.support.decoding import decoder, picture, spec

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.daemon.measurements import MeasurementFiles
 from agent.errors import StorageError
+from agent.storage.state_file import MeasurementFiles
 
 KEY = "0123456789abcdef" * 4
 

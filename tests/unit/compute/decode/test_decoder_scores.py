@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.decode.decoder import ShapeMismatchError
-from agent.compute.decode.scores import ScoreFilter, logit, sigmoid, stored_threshold, top_k
+from agent.compute.decode.decoder import ScoreFilter, ShapeMismatchError, logit, sigmoid, stored_threshold, top_k
 from tests.support.decoding import spec
 
 pytestmark = pytest.mark.numerics
